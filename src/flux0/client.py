@@ -1,0 +1,222 @@
+"""The composition root: wires adapters and middleware to the use cases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from inspect import iscoroutinefunction
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast, final
+
+from flux0 import options
+from flux0._version import __version__
+from flux0.adapters.sse import SSEParser
+from flux0.caller import Caller, Defaults
+from flux0.domain.errors import InvalidArgument
+from flux0.domain.headers import Headers
+from flux0.domain.retrying import RetryConfig
+from flux0.flows import Middleware, chain
+from flux0.ports import AsyncTransport, Timeout, Transport
+from flux0.resources import AgentsResource, SessionsResource
+from flux0.usecases.turn import Turn
+
+if TYPE_CHECKING:
+    from flux0.adapters.httpx import AsyncHttpClient, HttpClient
+    from flux0.middleware.logging import DebugLogger
+
+DEFAULT_SERVER_URL = "http://127.0.0.1:8080"
+DEFAULT_MAX_EVENT_BYTES = 16 * 1024 * 1024
+DEFAULT_MAX_BODY_BYTES = 64 * 1024 * 1024
+
+_USER_AGENT = Headers((("user-agent", f"flux0-client/{__version__}"),))
+
+
+@final
+class Flux0:
+    """A client of a flux0 server, for synchronous and asynchronous code.
+
+    It may be shared by threads, and by event loops one after another. Use it as a context manager,
+    or call `close`; what is forgotten is closed when the client is garbage collected or the
+    process or event loop ends.
+
+    Args:
+        server_url: where the server is; by default `FLUX0_SERVER_URL`, else http://127.0.0.1:8080.
+        transport: sends the requests of synchronous methods, and of the others too if it can.
+        async_transport: sends the requests of asynchronous methods.
+        client: an `httpx.Client`, or anything with the same `build_request` and `send`, to send
+            synchronous requests with. It is never closed here.
+        async_client: an `httpx.AsyncClient`, likewise.
+        retry_config: what is tried again.
+        timeout_ms: how long a call may take, in milliseconds; for a stream, until its headers.
+        stream_idle_timeout_ms: how long a stream may be silent, in milliseconds.
+        headers: header fields to send with every request.
+        middleware: layers of the user's own, the outermost first.
+        debug_logger: is told of every exchange; by default, if `FLUX0_DEBUG` is 1, the logger
+            `flux0`.
+        max_event_bytes: the largest event that a stream may have.
+        max_body_bytes: the largest body that is read whole.
+    """
+
+    agents: AgentsResource
+    sessions: SessionsResource
+
+    def __init__(
+        self,
+        server_url: str | None = None,
+        *,
+        transport: Transport | AsyncTransport | None = None,
+        async_transport: AsyncTransport | None = None,
+        client: HttpClient | None = None,
+        async_client: AsyncHttpClient | None = None,
+        retry_config: RetryConfig | None = None,
+        timeout_ms: int | None = None,
+        stream_idle_timeout_ms: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        middleware: Iterable[Middleware] = (),
+        debug_logger: DebugLogger | None = None,
+        max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
+        max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    ) -> None:
+        # Imported late: cattrs takes longer to import than all of this package.
+        from flux0.adapters.json import JsonCodec  # noqa: PLC0415
+        from flux0.middleware.errors import ErrorPolicy  # noqa: PLC0415
+
+        codec = JsonCodec()
+        options.size("max_event_bytes", max_event_bytes)
+        options.size("max_body_bytes", max_body_bytes)
+        layers: list[Middleware] = list(middleware)
+        logger = debug_logger if debug_logger is not None else _environment_logger()
+        if logger is not None:
+            from flux0.middleware.logging import DebugLogging  # noqa: PLC0415
+
+            layers.append(DebugLogging(logger, monotonic))
+        layers.append(ErrorPolicy(codec, max_body_bytes))
+
+        timeout = Timeout()
+        if stream_idle_timeout_ms is not None:
+            idle = options.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
+            timeout = Timeout(idle=idle)
+        if timeout_ms is not None:
+            timeout = options.within(timeout, timeout_ms)
+        if server_url is None:
+            server_url = os.environ.get("FLUX0_SERVER_URL") or DEFAULT_SERVER_URL
+        defaults = Defaults(
+            server_url=options.server_url(server_url),
+            headers=_USER_AGENT.merge(Headers.checked(headers or {}, "headers")),
+            timeout=timeout,
+            retries=retry_config,
+            max_body_bytes=max_body_bytes,
+        )
+        self._caller = Caller(
+            chain(layers),
+            codec,
+            defaults,
+            *_transports(transport, async_transport, client, async_client),
+        )
+        self.agents = AgentsResource(self._caller)
+        self.sessions = SessionsResource(
+            self._caller, lambda: Turn(SSEParser(max_event_bytes=max_event_bytes), codec)
+        )
+
+    def close(self) -> None:
+        """Close the connections that synchronous calls opened, and refuse further calls.
+
+        Those of asynchronous calls are closed by `close_async`, or when their event loop ends.
+        """
+        self._caller.close()
+
+    async def close_async(self) -> None:
+        """Close every connection of this client and refuse further calls."""
+        await self._caller.close_async()
+
+    def __enter__(self) -> Flux0:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Flux0:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close_async()
+
+
+def _transports(
+    transport: Transport | AsyncTransport | None,
+    async_transport: AsyncTransport | None,
+    client: HttpClient | None,
+    async_client: AsyncHttpClient | None,
+) -> tuple[Transport | None, AsyncTransport | None]:
+    """Return what synchronous and asynchronous calls go over, either of which may be missing."""
+    if client is not None:
+        _refuse_both("client", "transport", transport)
+        _require_method("client", client, "build_request")
+        _require_method("client", client, "send", asynchronous=False)
+    if async_client is not None:
+        _refuse_both("async_client", "async_transport", async_transport)
+        _require_method("async_client", async_client, "build_request")
+        _require_method("async_client", async_client, "send", asynchronous=True)
+    if transport is not None and not hasattr(transport, "send_async"):
+        _require_method("transport", transport, "send", asynchronous=False)
+    if async_transport is not None:
+        _require_method("async_transport", async_transport, "send_async", asynchronous=True)
+
+    sync_side: Any = transport if hasattr(transport, "send") else None
+    async_side: Any = async_transport
+    if async_side is None and async_client is None and hasattr(transport, "send_async"):
+        async_side = transport
+    if (
+        (transport is None and async_transport is None)
+        or client is not None
+        or async_client is not None
+    ):
+        from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx
+
+        over_httpx = HttpxTransport(client, async_client)
+        if transport is None and (client is not None or async_transport is None):
+            sync_side = over_httpx
+        if async_side is None:
+            async_side = over_httpx
+    return cast("Transport | None", sync_side), cast("AsyncTransport | None", async_side)
+
+
+def _refuse_both(argument: str, other: str, value: object) -> None:
+    if value is not None:
+        raise InvalidArgument(argument, f"cannot be passed together with {other}")
+
+
+def _require_method(
+    argument: str, value: object, name: str, *, asynchronous: bool | None = None
+) -> None:
+    method = getattr(value, name, None)
+    if method is None:
+        raise InvalidArgument(argument, f"has no method {name}: {value!r}")
+    if asynchronous is not None and iscoroutinefunction(method) is not asynchronous:
+        kind = "asynchronous" if asynchronous else "synchronous"
+        raise InvalidArgument(argument, f"must be {kind}, and {name} of {value!r} is not")
+
+
+def _environment_logger() -> DebugLogger | None:
+    if os.environ.get("FLUX0_DEBUG", "").lower() not in ("1", "true", "yes", "on"):
+        return None
+    import logging  # noqa: PLC0415 - only where it is asked for
+
+    logger = logging.getLogger("flux0")
+    logger.setLevel(logging.DEBUG)
+    if not logger.hasHandlers():  # Asked for by the environment, so it must be seen.
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
+        logger.addHandler(handler)
+    return logger

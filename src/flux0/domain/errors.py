@@ -1,0 +1,261 @@
+"""Everything that flux0 raises. All of it is a `Flux0Error`, and all of it pickles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from flux0.domain.headers import Headers
+
+
+class Flux0Error(Exception):
+    """The base of every error that this library raises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The message is rebuilt as it was, not by calling __init__ again: subclasses take more.
+        return _restore, (type(self), self.args, self._picklable_state())
+
+    def _picklable_state(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+def _restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]) -> Flux0Error:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class InvalidArgument(Flux0Error, ValueError):
+    """A call's argument was refused before anything was sent; `argument` is its name."""
+
+    def __init__(self, argument: str, problem: str) -> None:
+        super().__init__(f"{argument} {problem}")
+        self.argument = argument
+
+
+class ClientClosed(Flux0Error, RuntimeError):
+    """A client or a stream was used after it was closed."""
+
+
+class MissingDependency(Flux0Error, ImportError):
+    """A part of flux0 needs a package that is not installed; the message names the extra."""
+
+
+# --- the server answered, with something other than success
+
+
+@frozen
+class ValidationError:
+    """One thing that the server found wrong with a request; `loc` leads to it."""
+
+    loc: tuple[str | int, ...]
+    msg: str
+    type: str
+    input: Any = None
+    ctx: Mapping[str, Any] | None = None
+
+
+@frozen
+class HTTPValidationErrorData:
+    """What a 422 says in detail; empty where the server sent plain text instead."""
+
+    detail: tuple[ValidationError, ...] = ()
+
+
+class APIError(Flux0Error):
+    """The server, or a proxy before it, answered with a status other than 2xx.
+
+    Attributes:
+        status_code: the HTTP status.
+        message: the server's own words, or the start of the body, or the status's name.
+        body: the whole body as text.
+        headers: the answer's header fields.
+        raw_response: the HTTP library's own response object; None after unpickling.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status_code: int,
+        body: str,
+        headers: Headers,
+        raw_response: Any = None,
+    ) -> None:
+        super().__init__(f"{status_code}: {message}")
+        self.message = message
+        self.status_code = status_code
+        self.body = body
+        self.headers = headers
+        self.raw_response = raw_response
+
+    def _picklable_state(self) -> dict[str, Any]:
+        return {**self.__dict__, "raw_response": None}
+
+
+class BadRequestError(APIError):
+    """400: among others, the answer for an unknown session when its events are asked for."""
+
+
+class AuthenticationError(APIError):
+    """401: no credentials, or wrong ones."""
+
+
+class PermissionDeniedError(APIError):
+    """403: known, but not allowed."""
+
+
+class NotFoundError(APIError):
+    """404: no such agent, session or route."""
+
+
+class ConflictError(APIError):
+    """409: the request does not fit the state of things."""
+
+
+class HTTPValidationError(APIError):
+    """422: the server refused the arguments; `data.detail` says which, where it told."""
+
+    def __init__(
+        self, message: str, *, data: HTTPValidationErrorData | None = None, **rest: Any
+    ) -> None:
+        super().__init__(message, **rest)
+        self.data = data if data is not None else HTTPValidationErrorData()
+
+
+class RateLimitError(APIError):
+    """429: too many requests; `headers` may hold a `Retry-After`."""
+
+
+class ServerError(APIError):
+    """5xx: the server, or a proxy before it, failed."""
+
+
+_BY_STATUS: Mapping[int, type[APIError]] = {
+    400: BadRequestError,
+    401: AuthenticationError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    409: ConflictError,
+    422: HTTPValidationError,
+    429: RateLimitError,
+}
+
+
+def api_error_class(status_code: int) -> type[APIError]:
+    """Return the class of error for a status other than 2xx."""
+    if status_code >= 500:  # noqa: PLR2004 - the first status of the server-error range
+        return ServerError
+    return _BY_STATUS.get(status_code, APIError)
+
+
+# --- the server was not reached, or did not speak HTTP to the end
+
+
+class TransportError(Flux0Error):
+    """The exchange with the server failed; `__cause__` is the HTTP library's own exception."""
+
+
+class ConnectError(TransportError):
+    """No connection came about: name not found, refused, unreachable. Nothing was sent."""
+
+
+class TLSError(ConnectError):
+    """The server's certificate or its TLS was refused. Nothing was sent."""
+
+
+class TransportTimeout(TransportError):
+    """Something took longer than its timeout."""
+
+
+class ConnectTimeout(TransportTimeout, ConnectError):
+    """No connection came about in time. Nothing was sent."""
+
+
+class PoolTimeout(TransportTimeout, ConnectError):
+    """No connection of the pool became free in time. Nothing was sent."""
+
+
+class ReadTimeout(TransportTimeout):
+    """The server fell silent while it was being read."""
+
+
+class WriteTimeout(TransportTimeout):
+    """The server took the request too slowly."""
+
+
+class ConnectionInterrupted(TransportError):
+    """The connection broke off after it was made; the server may have acted on the request."""
+
+
+class ProtocolError(TransportError):
+    """What came back is not HTTP, or breaks its own framing or compression."""
+
+
+class ResponseTooLarge(Flux0Error):
+    """A body grew past the limit that was set for it, in bytes."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the response's body is larger than {limit:,} bytes")
+        self.limit = limit
+
+
+# --- what came back was not what the server promises
+
+
+class DecodeError(Flux0Error):
+    """A body or an event was not JSON, or JSON of the wrong shape.
+
+    Attributes:
+        field: the place that was wrong, such as `data[0].created_at`; empty where it is the whole.
+        body: the start of what was read.
+    """
+
+    def __init__(self, problem: str, *, field: str = "", body: str = "") -> None:
+        where = f"{field}: " if field else ""
+        shown = f" in {body!r}" if body else ""
+        super().__init__(f"{where}{problem}{shown}")
+        self.field = field
+        self.body = body
+
+
+class StreamError(Flux0Error):
+    """A turn's stream went wrong.
+
+    Attributes:
+        correlation_id: names the turn, for listing what the server stored; None if none came.
+        event_count: how many events came before.
+    """
+
+    def __init__(
+        self, message: str, *, correlation_id: str | None = None, event_count: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.correlation_id = correlation_id
+        self.event_count = event_count
+
+
+class StreamInterrupted(StreamError):
+    """The stream ended before the turn did. The server may have stored more, or less, than came."""
+
+
+class StreamIdleTimeout(StreamError):
+    """Nothing came for the stream's idle timeout; the server falls silent when an agent crashes."""
+
+
+class EventTooLarge(StreamError):
+    """One event grew past the limit that was set for it."""
+
+    def __init__(
+        self, limit: int, *, correlation_id: str | None = None, event_count: int = 0
+    ) -> None:
+        super().__init__(
+            f"an event of the stream is larger than {limit:,} bytes",
+            correlation_id=correlation_id,
+            event_count=event_count,
+        )
+        self.limit = limit

@@ -1,0 +1,79 @@
+"""Flows: code that describes I/O instead of doing it, written once for sync and async.
+
+A flow is a generator. It yields an effect, is sent the outcome or has the failure raised at the
+`yield`, and returns its result. Use cases and middleware are flows; a driver (`flux0.drivers`)
+performs their effects.
+
+A middleware is `(request, send) -> Flow[Response]`: it calls `send` as often as it likes, each time
+with `yield from`, and returns the response or raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, TypeAlias, TypeVar
+
+from attrs import frozen
+
+from flux0.ports import Request, Response
+
+T = TypeVar("T")
+
+
+@frozen
+class Send:
+    """Send `request` over the transport; the outcome is the `Response`."""
+
+    request: Request
+
+
+@frozen
+class ReadBody:
+    """Read `response` to its end and release it; the outcome is the body as bytes.
+
+    Raises `ResponseTooLarge` past `limit` bytes.
+    """
+
+    response: Response[Any]
+    limit: int
+
+
+@frozen
+class Close:
+    """Release `response` without reading on; the outcome is None."""
+
+    response: Response[Any]
+
+
+@frozen
+class Sleep:
+    """Wait for `seconds`; the outcome is None."""
+
+    seconds: float
+
+
+Effect: TypeAlias = Send | ReadBody | Close | Sleep
+Flow: TypeAlias = Generator[Effect, Any, T]
+SendFlow: TypeAlias = Callable[[Request], Flow[Response[Any]]]
+Middleware: TypeAlias = Callable[[Request, SendFlow], Flow[Response[Any]]]
+
+
+def send_once(request: Request) -> Flow[Response[Any]]:
+    """Hand `request` to the transport: the innermost flow of every chain."""
+    response: Response[Any] = yield Send(request)
+    return response
+
+
+def chain(middleware: Iterable[Middleware]) -> SendFlow:
+    """Return one flow out of `middleware`, the first of which is the outermost."""
+    send: SendFlow = send_once
+    for layer in reversed(tuple(middleware)):
+        send = _around(layer, send)
+    return send
+
+
+def _around(layer: Middleware, inner: SendFlow) -> SendFlow:
+    def send(request: Request) -> Flow[Response[Any]]:
+        return layer(request, inner)
+
+    return send

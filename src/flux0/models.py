@@ -1,0 +1,179 @@
+"""Every model and error of flux0 in one place, and the names that the generated client used.
+
+The names in the second part are aliases for code that moves over from the generated `flux0_client`.
+"""
+
+from __future__ import annotations
+
+from flux0.domain.enums import EventSource, EventType, SessionStatus
+from flux0.domain.errors import (
+    APIError,
+    AuthenticationError,
+    BadRequestError,
+    ClientClosed,
+    ConflictError,
+    ConnectError,
+    ConnectionInterrupted,
+    ConnectTimeout,
+    DecodeError,
+    EventTooLarge,
+    Flux0Error,
+    HTTPValidationError,
+    HTTPValidationErrorData,
+    InvalidArgument,
+    MissingDependency,
+    NotFoundError,
+    PermissionDeniedError,
+    PoolTimeout,
+    ProtocolError,
+    RateLimitError,
+    ReadTimeout,
+    ResponseTooLarge,
+    ServerError,
+    StreamError,
+    StreamIdleTimeout,
+    StreamInterrupted,
+    TLSError,
+    TransportError,
+    TransportTimeout,
+    ValidationError,
+    WriteTimeout,
+)
+from flux0.domain.models import (
+    Agent,
+    Agents,
+    ConsumptionOffsets,
+    ContentPart,
+    ControlOptions,
+    Event,
+    EventData,
+    Events,
+    MessageData,
+    MessagePart,
+    Participant,
+    ReasoningPart,
+    Session,
+    Sessions,
+    StatusData,
+    ToolCall,
+    ToolCallPart,
+    ToolData,
+    ToolResult,
+)
+from flux0.domain.stream_events import (
+    ChunkEvent,
+    JSONPatchOperation,
+    StatusEvent,
+    StreamEvent,
+    UnknownEvent,
+)
+
+AgentDTO = Agent
+AgentsDTO = Agents
+ChunkEventDTO = ChunkEvent
+ConsumptionOffsetsDTO = ConsumptionOffsets
+ContentPartDTO = ContentPart
+EmittedEventDTO = StatusEvent
+EventDTO = Event
+EventDTOData = EventData
+EventsDTO = Events
+EventSourceDTO = EventSource
+EventTypeDTO = EventType
+JSONPatchOperationDTO = JSONPatchOperation
+MessageEventDataDTO = MessageData
+Part = MessagePart
+ReasoningPartDTO = ReasoningPart
+SessionDTO = Session
+SessionsDTO = Sessions
+SessionStream = StreamEvent
+StatusEventDataDTO = StatusData
+StatusEventDataStatusField = SessionStatus
+ToolCallDTO = ToolCall
+ToolEventDataDTO = ToolData
+ToolPartDTO = ToolCallPart
+ToolResultDTO = ToolResult
+
+__all__ = [
+    "APIError",
+    "Agent",
+    "AgentDTO",
+    "Agents",
+    "AgentsDTO",
+    "AuthenticationError",
+    "BadRequestError",
+    "ChunkEvent",
+    "ChunkEventDTO",
+    "ClientClosed",
+    "ConflictError",
+    "ConnectError",
+    "ConnectTimeout",
+    "ConnectionInterrupted",
+    "ConsumptionOffsets",
+    "ConsumptionOffsetsDTO",
+    "ContentPart",
+    "ContentPartDTO",
+    "ControlOptions",
+    "DecodeError",
+    "EmittedEventDTO",
+    "Event",
+    "EventDTO",
+    "EventDTOData",
+    "EventData",
+    "EventSource",
+    "EventSourceDTO",
+    "EventTooLarge",
+    "EventType",
+    "EventTypeDTO",
+    "Events",
+    "EventsDTO",
+    "Flux0Error",
+    "HTTPValidationError",
+    "HTTPValidationErrorData",
+    "InvalidArgument",
+    "JSONPatchOperation",
+    "JSONPatchOperationDTO",
+    "MessageData",
+    "MessageEventDataDTO",
+    "MessagePart",
+    "MissingDependency",
+    "NotFoundError",
+    "Part",
+    "Participant",
+    "PermissionDeniedError",
+    "PoolTimeout",
+    "ProtocolError",
+    "RateLimitError",
+    "ReadTimeout",
+    "ReasoningPart",
+    "ReasoningPartDTO",
+    "ResponseTooLarge",
+    "ServerError",
+    "Session",
+    "SessionDTO",
+    "SessionStatus",
+    "SessionStream",
+    "Sessions",
+    "SessionsDTO",
+    "StatusData",
+    "StatusEvent",
+    "StatusEventDataDTO",
+    "StatusEventDataStatusField",
+    "StreamError",
+    "StreamEvent",
+    "StreamIdleTimeout",
+    "StreamInterrupted",
+    "TLSError",
+    "ToolCall",
+    "ToolCallDTO",
+    "ToolCallPart",
+    "ToolData",
+    "ToolEventDataDTO",
+    "ToolPartDTO",
+    "ToolResult",
+    "ToolResultDTO",
+    "TransportError",
+    "TransportTimeout",
+    "UnknownEvent",
+    "ValidationError",
+    "WriteTimeout",
+]

@@ -1,0 +1,205 @@
+"""What the core asks of the world, and the values that cross the line.
+
+An adapter implements one of these protocols over one outside library and lets nothing of that
+library through but `Response.raw_response` and the `__cause__` of an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Generic, Protocol, TypeVar
+
+from attrs import frozen
+
+from flux0.domain.headers import Headers
+from flux0.domain.retrying import RetryConfig
+from flux0.domain.stream_events import StreamEvent
+
+T = TypeVar("T")
+Body_co = TypeVar("Body_co", covariant=True)
+
+
+@frozen
+class Timeout:
+    """How long to wait, in seconds; None waits without end.
+
+    `read` is the longest silence before the headers and within a body that is read whole; `idle`
+    is the longest silence within the body of a streaming response.
+    """
+
+    connect: float | None = 10.0
+    read: float | None = 60.0
+    write: float | None = 60.0
+    pool: float | None = 10.0
+    idle: float | None = 600.0
+
+
+@frozen
+class Request:
+    """One HTTP request, whole.
+
+    `url` is absolute and already percent-encoded. `operation` is the call's name for people, such
+    as `agents.list`; `route` its path with placeholders. `stream` says that the body of a
+    successful answer is read piece by piece, as it arrives. `retries` is the policy of this call.
+    """
+
+    method: str
+    url: str
+    headers: Headers
+    body: bytes | None = None
+    stream: bool = False
+    timeout: Timeout = Timeout()
+    operation: str = ""
+    route: str = ""
+    retries: RetryConfig | None = None
+
+
+class ByteStream(Protocol):
+    """The body of a response, decompressed, not read yet.
+
+    Iterating yields non-empty pieces, each as soon as its bytes arrive, and ends only where the
+    response's framing says that the body is whole. The connection is released at the end, on an
+    error, on `close`, and when the stream is garbage collected.
+
+    Raises:
+        ReadTimeout: nothing came for the request's `idle` (streaming) or `read` timeout.
+        ConnectionInterrupted: the connection broke off, or ended early.
+        ProtocolError: framing or compression is broken.
+    """
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Return the one iterator of the pieces."""
+        ...
+
+    def close(self) -> None:
+        """Release the connection, at once and without raising; harmless when repeated."""
+        ...
+
+
+class AsyncByteStream(Protocol):
+    """A `ByteStream` for asynchronous code, with the same duties and errors."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Return the one iterator of the pieces."""
+        ...
+
+    async def close_async(self) -> None:
+        """Release the connection, even when cancelled; harmless when repeated."""
+        ...
+
+
+@frozen
+class Response(Generic[Body_co]):
+    """The head of an answer, with its body still to be read.
+
+    Whoever holds a response reads `body` to its end or closes it. `raw_response` is the HTTP
+    library's own response.
+    """
+
+    status_code: int
+    headers: Headers
+    body: Body_co
+    raw_response: Any = None
+
+
+class Transport(Protocol):
+    """Sends requests, for synchronous code. One transport may be used by many threads at once."""
+
+    def send(self, request: Request) -> Response[ByteStream]:
+        """Send `request` once and return the answer when its headers are in, whatever its status.
+
+        No redirect is followed and nothing is sent twice.
+
+        Raises:
+            ConnectError: no connection came about, so nothing was sent (`ConnectTimeout`,
+                `PoolTimeout` and `TLSError` among them).
+            ReadTimeout, WriteTimeout: the server was too slow.
+            ConnectionInterrupted: the connection broke off before the headers were in.
+            ProtocolError: the answer is not HTTP.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close what this transport opened itself; what the user passed in stays open."""
+        ...
+
+
+class AsyncTransport(Protocol):
+    """Sends requests, for asynchronous code, under asyncio and trio."""
+
+    async def send_async(self, request: Request) -> Response[AsyncByteStream]:
+        """Do as `Transport.send` does; a cancelled call leaves no connection behind."""
+        ...
+
+    async def close_async(self) -> None:
+        """Close what this transport opened itself; what the user passed in stays open."""
+        ...
+
+
+@frozen
+class ServerSentEvent:
+    """One dispatched event of a `text/event-stream` (WHATWG HTML, "Interpreting an event stream").
+
+    `event` is `"message"` where the stream named none; `id` is the last event id in force; `retry`
+    is the reconnection time in milliseconds that this block set, or None.
+    """
+
+    event: str
+    data: str
+    id: str = ""
+    retry: int | None = None
+
+
+class EventStreamParser(Protocol):
+    """Turns the bytes of an event stream into events, however the bytes are split."""
+
+    @property
+    def last_event_id(self) -> str:
+        """The last event id in force: that of the last block a blank line ended, or empty."""
+        ...
+
+    @property
+    def retry(self) -> int | None:
+        """The last valid reconnection time in milliseconds, or None."""
+        ...
+
+    @property
+    def pending(self) -> bool:
+        """Whether bytes are held that no blank line has completed: a block or line cut short."""
+        ...
+
+    def feed(self, data: bytes) -> list[ServerSentEvent]:
+        """Take the next bytes, of any size, and return the events they complete.
+
+        Raises:
+            EventTooLarge: one event grew past the parser's limit.
+        """
+        ...
+
+
+class Codec(Protocol):
+    """Turns the server's JSON into models and back.
+
+    Every method raises `DecodeError` for text that is not JSON and for JSON of the wrong shape.
+    Fields that a model does not know are ignored.
+    """
+
+    def decode(self, model: type[T], body: bytes) -> T:
+        """Return the model that `body` holds as JSON; `object` gives plain JSON."""
+        ...
+
+    def decode_event(self, event: ServerSentEvent) -> StreamEvent:
+        """Return what one event of a turn's stream says."""
+        ...
+
+    def encode(self, value: Any) -> bytes:
+        """Return a model or plain JSON as the server reads it."""
+        ...
+
+    def from_dict(self, model: type[T], data: Any) -> T:
+        """Return the model that plain JSON stands for."""
+        ...
+
+    def to_dict(self, value: Any) -> Any:
+        """Return the plain JSON that the server uses for `value`."""
+        ...

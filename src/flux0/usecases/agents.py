@@ -1,0 +1,34 @@
+"""What can be done with agents."""
+
+from __future__ import annotations
+
+from flux0.domain.models import Agent, Agents
+from flux0.flows import Flow
+from flux0.usecases import arguments
+from flux0.usecases.call import Call
+
+_ROUTE = "/api/agents"
+_LONGEST_NAME = 100
+
+
+def list_agents(call: Call) -> Flow[Agents]:
+    """Return every agent of the server; there is no paging."""
+    return call.fetch(Agents, call.request("agents.list", "GET", _ROUTE))
+
+
+def create_agent(call: Call, *, name: str, type_: str, description: str | None) -> Flow[Agent]:
+    """Create an agent, of a type that the server has code for, and return it."""
+    body = {
+        "name": arguments.text("name", name, longest=_LONGEST_NAME),
+        "type": arguments.text("type_", type_, longest=_LONGEST_NAME),
+    }
+    if (checked := arguments.optional_text("description", description)) is not None:
+        body["description"] = checked
+    return call.fetch(Agent, call.request("agents.create", "POST", _ROUTE, body=body))
+
+
+def retrieve_agent(call: Call, *, agent_id: str) -> Flow[Agent]:
+    """Return one agent."""
+    path = f"{_ROUTE}/{arguments.path_segment('agent_id', agent_id)}"
+    request = call.request("agents.retrieve", "GET", f"{_ROUTE}/{{agent_id}}", path=path)
+    return call.fetch(Agent, request)

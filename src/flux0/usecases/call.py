@@ -1,0 +1,67 @@
+"""One call's way to the server and back: what every use case shares."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+from attrs import frozen
+
+from flux0.domain.headers import Headers
+from flux0.domain.retrying import RetryConfig
+from flux0.flows import Flow, ReadBody, SendFlow
+from flux0.ports import Codec, Request, Timeout
+
+T = TypeVar("T")
+
+_JSON = (("accept", "application/json"),)
+_JSON_BODY = (*_JSON, ("content-type", "application/json"))
+_STREAM = (("accept", "text/event-stream"), ("content-type", "application/json"))
+
+
+@frozen
+class Call:
+    """Where one call goes, through what, and with which options.
+
+    `server_url` has no trailing slash; `max_body_bytes` bounds a body that is read whole.
+    """
+
+    send: SendFlow
+    codec: Codec
+    server_url: str
+    headers: Headers
+    timeout: Timeout
+    max_body_bytes: int
+    retries: RetryConfig | None = None
+
+    def request(
+        self,
+        operation: str,
+        method: str,
+        route: str,
+        *,
+        path: str | None = None,
+        query: tuple[tuple[str, str], ...] = (),
+        body: Any = None,
+        stream: bool = False,
+    ) -> Request:
+        """Return the request of this call; `path` is `route` with its placeholders filled in."""
+        url = f"{self.server_url}{route if path is None else path}"
+        own = _STREAM if stream else _JSON if body is None else _JSON_BODY
+        return Request(
+            method=method,
+            url=f"{url}?{urlencode(query)}" if query else url,
+            headers=Headers(own).merge(self.headers),
+            body=None if body is None else self.codec.encode(body),
+            stream=stream,
+            timeout=self.timeout,
+            operation=operation,
+            route=route,
+            retries=self.retries,
+        )
+
+    def fetch(self, model: type[T], request: Request) -> Flow[T]:
+        """Send `request` and return the model that the answer's body holds."""
+        response = yield from self.send(request)
+        body = yield ReadBody(response, self.max_body_bytes)
+        return self.codec.decode(model, body)

@@ -1,0 +1,130 @@
+"""What can be done with sessions and their events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from flux0.domain.enums import EventSource, EventType
+from flux0.domain.errors import DecodeError
+from flux0.domain.models import Events, Session, Sessions
+from flux0.flows import Flow, ReadBody
+from flux0.ports import Request, Response
+from flux0.usecases import arguments
+from flux0.usecases.call import Call
+
+_ROUTE = "/api/sessions"
+_SESSION = f"{_ROUTE}/{{session_id}}"
+_LONGEST_TITLE = 200
+
+
+def create_session(
+    call: Call, *, agent_id: str, allow_greeting: bool, id: str | None, title: str | None
+) -> Flow[Session]:
+    """Open a session with an agent and return it.
+
+    An `id` that exists already gives a second session of that id: nothing here is idempotent.
+    """
+    body = {"agent_id": arguments.text("agent_id", agent_id)}
+    if id is not None:
+        body["id"] = arguments.text("id", id)
+    if (checked := arguments.optional_text("title", title, longest=_LONGEST_TITLE)) is not None:
+        body["title"] = checked
+    query = (
+        (("allow_greeting", "true"),) if arguments.flag("allow_greeting", allow_greeting) else ()
+    )
+    request = call.request("sessions.create", "POST", _ROUTE, query=query, body=body)
+    return call.fetch(Session, request)
+
+
+def list_sessions(call: Call, *, agent_id: str | None) -> Flow[Sessions]:
+    """Return the sessions of the user that the cookie names, of one agent or of all."""
+    query = () if agent_id is None else (("agent_id", arguments.text("agent_id", agent_id)),)
+    return call.fetch(Sessions, call.request("sessions.list", "GET", _ROUTE, query=query))
+
+
+def retrieve_session(call: Call, *, session_id: str) -> Flow[Session]:
+    """Return one session."""
+    path = f"{_ROUTE}/{arguments.path_segment('session_id', session_id)}"
+    return call.fetch(Session, call.request("sessions.retrieve", "GET", _SESSION, path=path))
+
+
+def list_events(
+    call: Call,
+    *,
+    session_id: str,
+    min_offset: int | None,
+    source: EventSource | str | None,
+    correlation_id: str | None,
+    types: Iterable[EventType | str] | None,
+) -> Flow[Events]:
+    """Return a session's stored events by offset, those that pass every filter given.
+
+    The released server reads `types` from the body of the GET, a later one from the query, and
+    each ignores the other. So both are sent, and what comes back is filtered once more.
+    """
+    path = f"{_ROUTE}/{arguments.path_segment('session_id', session_id)}/events"
+    query: list[tuple[str, str]] = []
+    if min_offset is not None:
+        query.append(("min_offset", str(arguments.offset("min_offset", min_offset))))
+    if source is not None:
+        query.append(("source", arguments.choice("source", EventSource, source)))
+    if correlation_id is not None:
+        query.append(("correlation_id", arguments.text("correlation_id", correlation_id)))
+    wanted = None if types is None else arguments.choices("types", EventType, types)
+    if wanted is not None:
+        query.extend(("types", name) for name in wanted)
+    request = call.request(
+        "sessions.list_events",
+        "GET",
+        f"{_SESSION}/events",
+        path=path,
+        query=tuple(query),
+        body=wanted,
+    )
+    return _fetch_events(call, request, wanted)
+
+
+def create_event(
+    call: Call,
+    *,
+    session_id: str,
+    type_: EventType | str,
+    source: EventSource | str,
+    content: str,
+) -> Flow[Response[Any]]:
+    """Send a message and return the response whose body is the turn's stream of events."""
+    path = f"{_ROUTE}/{arguments.path_segment('session_id', session_id)}/events/stream"
+    body = {
+        "type": arguments.choice("type_", EventType, type_),
+        "source": arguments.choice("source", EventSource, source),
+        "content": arguments.text("content", content),
+    }
+    request = call.request(
+        "sessions.create_event",
+        "POST",
+        f"{_SESSION}/events/stream",
+        path=path,
+        body=body,
+        stream=True,
+    )
+    return _open_stream(call, request)
+
+
+def _fetch_events(call: Call, request: Request, wanted: tuple[str, ...] | None) -> Flow[Events]:
+    events = yield from call.fetch(Events, request)
+    if wanted is None:
+        return events
+    return Events(tuple(event for event in events if event.type in wanted))
+
+
+def _open_stream(call: Call, request: Request) -> Flow[Response[Any]]:
+    response = yield from call.send(request)
+    content_type = response.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != "text/event-stream":
+        body: bytes = yield ReadBody(response, call.max_body_bytes)
+        raise DecodeError(
+            f"expected text/event-stream, got {content_type or 'no content type'}",
+            body=body[:200].decode("utf-8", "replace"),
+        )
+    return response

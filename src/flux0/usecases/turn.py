@@ -1,0 +1,97 @@
+"""A turn's stream as a state machine: bytes in, events out; end or failure in, verdict out.
+
+    OPEN --feed--> OPEN       an event was complete and readable, or none was complete yet
+    OPEN --feed--> BROKEN     an event could not be read; the events before it are handed out first
+    OPEN --end---> FINISHED   the body was whole, and so was the last event
+    OPEN --end---> BROKEN     the body ended within an event
+    OPEN --fail--> BROKEN     the transport failed, or fell silent
+
+It does no I/O: the streams of `flux0.streams` pump it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flux0.domain.errors import (
+    DecodeError,
+    EventTooLarge,
+    Flux0Error,
+    ReadTimeout,
+    StreamIdleTimeout,
+    StreamInterrupted,
+    TransportError,
+)
+from flux0.domain.stream_events import StreamEvent, UnknownEvent
+from flux0.ports import Codec, EventStreamParser
+
+
+class Turn:
+    """One turn as it streams in.
+
+    Attributes:
+        correlation_id: names the turn; None until an event has told it.
+        event_count: how many events came so far.
+        failure: what broke the turn; to be raised once the events before it are handed out.
+    """
+
+    def __init__(self, parser: EventStreamParser, codec: Codec) -> None:
+        self._parser = parser
+        self._decode = codec.decode_event
+        self.correlation_id: str | None = None
+        self.event_count = 0
+        self.failure: Flux0Error | None = None
+
+    def feed(self, data: bytes) -> Sequence[StreamEvent]:
+        """Return the events that `data` completes; check `failure` when they are handed out."""
+        events: list[StreamEvent] = []
+        try:
+            for event in self._parser.feed(data):
+                events.append(self._decode(event))  # noqa: PERF401 - those before a failure count
+        except DecodeError as error:
+            self.failure = error
+        except EventTooLarge as error:
+            self.failure = EventTooLarge(
+                error.limit,
+                correlation_id=self.correlation_id,
+                event_count=self.event_count,
+            )
+        self.event_count += len(events)
+        if self.correlation_id is None:
+            self.correlation_id = _correlation_id(events)
+        return events
+
+    def end(self) -> None:
+        """Take the end of the body, which is a failure within an event."""
+        if self._parser.pending:
+            self.failure = self._interrupted("the stream ended within an event")
+
+    def fail(self, error: TransportError) -> None:
+        """Take a failure of the transport."""
+        if isinstance(error, ReadTimeout):
+            failure: Flux0Error = StreamIdleTimeout(
+                f"the stream was silent for too long {self._so_far()}",
+                correlation_id=self.correlation_id,
+                event_count=self.event_count,
+            )
+        else:
+            failure = self._interrupted(f"the stream was cut off: {error}")
+        failure.__cause__ = error.__cause__ or error
+        self.failure = failure
+
+    def _interrupted(self, problem: str) -> StreamInterrupted:
+        return StreamInterrupted(
+            f"{problem} {self._so_far()}",
+            correlation_id=self.correlation_id,
+            event_count=self.event_count,
+        )
+
+    def _so_far(self) -> str:
+        return f"(after {self.event_count} events of turn {self.correlation_id})"
+
+
+def _correlation_id(events: Sequence[StreamEvent]) -> str | None:
+    for event in events:
+        if not isinstance(event, UnknownEvent):
+            return event.correlation_id
+    return None
