@@ -1,0 +1,191 @@
+"""A real flux0 server in a process of its own, for tests to talk to, release, cut off and kill."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+_AGENT_FOLDER = Path(__file__).parent
+_HOST = "127.0.0.1"
+_START_SECONDS = 60.0
+_STOP_SECONDS = 3.0
+_CANCEL_SECONDS = 10.0
+_ANSWER_SECONDS = 1.0
+_POLL_SECONDS = 0.02
+_PORTS_TO_TRY = 5
+_TAIL_CHARACTERS = 4000
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on right now."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Flux0Server:
+    """A context manager: the server with the scripted agent, on a free port.
+
+    The module `scripted_agent` tells what its agents understand. The store is in memory, and holds
+    nothing but one agent, `agent_id`, at the start.
+
+    Args:
+        python: the Python that has flux0-server installed.
+        directory: a folder for the server's output and the signals to its agent; the server's
+            current folder, so that it reads nobody else's `flux0.toml` and `.env`.
+        choose_port: returns a port to try.
+    """
+
+    def __init__(
+        self, python: str, directory: Path, choose_port: Callable[[], int] = free_port
+    ) -> None:
+        self._python = python
+        self._directory = directory
+        self._choose_port = choose_port
+        self._output = directory / "output.txt"
+        self._port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The server's address, without a path."""
+        return f"http://{_HOST}:{self._port}"
+
+    @property
+    def port(self) -> int:
+        """The port on 127.0.0.1."""
+        return self._port
+
+    @property
+    def agent_id(self) -> str:
+        """The id of an agent of type `scripted` that is there from the start."""
+        return (self._directory / "agent_id").read_text(encoding="utf-8")
+
+    @property
+    def output(self) -> str:
+        """The last of what the server has printed."""
+        return self._output.read_text(encoding="utf-8", errors="replace")[-_TAIL_CHARACTERS:]
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the server and return once it answers.
+
+        Raises:
+            RuntimeError: it ended, or was not there after 60 seconds; with the last of its output.
+        """
+        for _ in range(_PORTS_TO_TRY):
+            self._port = self._choose_port()
+            self._launch()
+            try:
+                self._until(self._is_up, _START_SECONDS, "the flux0 server did not answer")
+            except RuntimeError:
+                self.kill()
+                # Between the choice of a port and its use, somebody else may have taken it.
+                if "address already in use" not in self.output:
+                    raise
+            else:
+                return
+        raise RuntimeError(f"no free port in {_PORTS_TO_TRY} attempts:\n{self.output}")
+
+    def release(self, name: str) -> None:
+        """Let the step `{"wait": name}` go on, whether a turn has reached it or not.
+
+        A name stays released: take a new one for each turn.
+        """
+        (self._directory / f"{name}.released").touch()
+
+    def wait_cancelled(self, name: str) -> None:
+        """Return once the server has cancelled a turn that was at the step `{"wait": name}`.
+
+        Raises:
+            RuntimeError: that has not happened within 10 seconds, or the server has ended.
+        """
+        cancelled = self._directory / f"{name}.cancelled"
+        self._until(cancelled.exists, _CANCEL_SECONDS, f"no turn was cancelled while at {name!r}")
+
+    def kill(self) -> None:
+        """End the server at once, in the middle of whatever it is doing."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> None:
+        """End the server, politely where it lets us: it waits for hanging agents for ever."""
+        if self._process is not None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_SECONDS)
+            self.kill()
+
+    def _launch(self) -> None:
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("FLUX0_", "PYTHON"))
+        }
+        environment |= {
+            "FLUX0_MODULES": "scripted_agent",
+            "FLUX0_PORT": str(self._port),
+            "PYTHONPATH": str(_AGENT_FOLDER),
+            "PYTHONUNBUFFERED": "1",
+            "SCRIPTED_AGENT_DIR": str(self._directory),
+        }
+        # A file takes any amount of output; a full pipe that nobody reads would stop the server.
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(
+                [self._python, "-m", "flux0_server.main"],
+                cwd=self._directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _is_up(self) -> bool:
+        """Whether this server answers; another one on this port would not know our agent."""
+        connection = http.client.HTTPConnection(_HOST, self._port, timeout=_ANSWER_SECONDS)
+        try:
+            connection.request("GET", f"/api/agents/{self.agent_id}")
+            answer = json.load(connection.getresponse())
+            return bool(answer["id"] == self.agent_id)
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+            return False
+        finally:
+            connection.close()
+
+    def _until(self, condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self._process is not None
+            status = self._process.poll()
+            if status is not None:
+                raise RuntimeError(f"{otherwise}: it ended with status {status}:\n{self.output}")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{otherwise} within {seconds:g} s:\n{self.output}")
+            # There is no event to wait for: the other side is a process of a library we do not own.
+            time.sleep(_POLL_SECONDS)
