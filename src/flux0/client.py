@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
 from inspect import iscoroutinefunction
-from time import monotonic
+from time import monotonic, sleep
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast, final
 
@@ -15,8 +16,14 @@ from flux0.adapters.sse import SSEParser
 from flux0.caller import Caller, Defaults
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
-from flux0.domain.retrying import RetryConfig
+from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig
+from flux0.drivers import AsyncDriver, Driver
+from flux0.event_loop import sleep as sleep_async
 from flux0.flows import Middleware, chain
+from flux0.middleware.bodies import WholeBody
+from flux0.middleware.errors import ErrorPolicy
+from flux0.middleware.headers import ComputedHeaders
+from flux0.middleware.retry import Clocks, Retry, RetryBudget, RetryDetails
 from flux0.ports import AsyncTransport, Timeout, Transport
 from flux0.resources import AgentsResource, SessionsResource
 from flux0.usecases.turn import Turn
@@ -47,11 +54,16 @@ class Flux0:
         client: an `httpx.Client`, or anything with the same `build_request` and `send`, to send
             synchronous requests with. It is never closed here.
         async_client: an `httpx.AsyncClient`, likewise.
-        retry_config: what is tried again.
-        timeout_ms: how long a call may take, in milliseconds; for a stream, until its headers.
+        retry_config: what is tried again; by default a GET up to three times, and a POST only
+            where the server surely did nothing with it.
+        timeout_ms: how long a call may take with all its retries, in milliseconds; for a stream,
+            until its headers. By default only single waits are limited, to a minute at most.
         stream_idle_timeout_ms: how long a stream may be silent, in milliseconds.
-        headers: header fields to send with every request.
-        middleware: layers of the user's own, the outermost first.
+        headers: header fields to send with every request. A function as a value is called for
+            each attempt, such as one that returns a token and refreshes it.
+        middleware: layers of the user's own, the outermost first. They are around the retries: each
+            sees a call once, however often it is tried.
+        on_retry: is told of each retry before its wait.
         debug_logger: is told of every exchange; by default, if `FLUX0_DEBUG` is 1, the logger
             `flux0`.
         max_event_bytes: the largest event that a stream may have.
@@ -72,47 +84,57 @@ class Flux0:
         retry_config: RetryConfig | None = None,
         timeout_ms: int | None = None,
         stream_idle_timeout_ms: int | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | Callable[[], str]] | None = None,
         middleware: Iterable[Middleware] = (),
+        on_retry: Callable[[RetryDetails], None] | None = None,
         debug_logger: DebugLogger | None = None,
         max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     ) -> None:
         # Imported late: cattrs takes longer to import than all of this package.
         from flux0.adapters.json import JsonCodec  # noqa: PLC0415
-        from flux0.middleware.errors import ErrorPolicy  # noqa: PLC0415
 
         codec = JsonCodec()
         options.size("max_event_bytes", max_event_bytes)
         options.size("max_body_bytes", max_body_bytes)
-        layers: list[Middleware] = list(middleware)
-        logger = debug_logger if debug_logger is not None else _environment_logger()
-        if logger is not None:
-            from flux0.middleware.logging import DebugLogging  # noqa: PLC0415
-
-            layers.append(DebugLogging(logger, monotonic))
-        layers.append(ErrorPolicy(codec, max_body_bytes))
-
+        fixed, computed = _split(headers or {})
         timeout = Timeout()
         if stream_idle_timeout_ms is not None:
             idle = options.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
             timeout = Timeout(idle=idle)
-        if timeout_ms is not None:
-            timeout = options.within(timeout, timeout_ms)
         if server_url is None:
             server_url = os.environ.get("FLUX0_SERVER_URL") or DEFAULT_SERVER_URL
         defaults = Defaults(
             server_url=options.server_url(server_url),
-            headers=_USER_AGENT.merge(Headers.checked(headers or {}, "headers")),
+            headers=_USER_AGENT.merge(Headers.checked(fixed, "headers")),
             timeout=timeout,
-            retries=retry_config,
+            call_timeout=None if timeout_ms is None else options.seconds("timeout_ms", timeout_ms),
+            retries=(
+                DEFAULT_RETRIES
+                if retry_config is None
+                else options.retries("retry_config", retry_config)
+            ),
             max_body_bytes=max_body_bytes,
         )
+
+        layers: list[Middleware] = [*middleware, _retry(on_retry)]
+        if computed:
+            layers.append(ComputedHeaders(computed))
+        logger = debug_logger if debug_logger is not None else _environment_logger()
+        if logger is not None:
+            from flux0.middleware.logging import Logging  # noqa: PLC0415
+
+            layers.append(Logging(logger, monotonic))
+        layers += (WholeBody(max_body_bytes), ErrorPolicy(codec, max_body_bytes))
+
+        sync_side, async_side = _transports(transport, async_transport, client, async_client)
         self._caller = Caller(
             chain(layers),
             codec,
             defaults,
-            *_transports(transport, async_transport, client, async_client),
+            None if sync_side is None else Driver(sync_side, sleep, monotonic),
+            AsyncDriver(async_side, sleep_async, monotonic),
+            monotonic,
         )
         self.agents = AgentsResource(self._caller)
         self.sessions = SessionsResource(
@@ -158,8 +180,8 @@ def _transports(
     async_transport: AsyncTransport | None,
     client: HttpClient | None,
     async_client: AsyncHttpClient | None,
-) -> tuple[Transport | None, AsyncTransport | None]:
-    """Return what synchronous and asynchronous calls go over, either of which may be missing."""
+) -> tuple[Transport | None, AsyncTransport]:
+    """Return what synchronous calls go over, if they can, and what asynchronous calls do."""
     if client is not None:
         _refuse_both("client", "transport", transport)
         _require_method("client", client, "build_request")
@@ -177,19 +199,49 @@ def _transports(
     async_side: Any = async_transport
     if async_side is None and async_client is None and hasattr(transport, "send_async"):
         async_side = transport
-    if (
-        (transport is None and async_transport is None)
-        or client is not None
-        or async_client is not None
-    ):
+    nothing_given = transport is None and async_transport is None
+    if nothing_given or client is not None or async_client is not None:
         from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx
 
         over_httpx = HttpxTransport(client, async_client)
-        if transport is None and (client is not None or async_transport is None):
+        if client is not None or nothing_given:
             sync_side = over_httpx
-        if async_side is None:
+        if async_client is not None or (async_side is None and transport is None):
             async_side = over_httpx
-    return cast("Transport | None", sync_side), cast("AsyncTransport | None", async_side)
+    if async_side is None:
+        from flux0.adapters.threads import ThreadedTransport  # noqa: PLC0415 - loads anyio
+
+        async_side = ThreadedTransport(sync_side)
+    return cast("Transport | None", sync_side), cast("AsyncTransport", async_side)
+
+
+def _split(
+    headers: Mapping[str, str | Callable[[], str]],
+) -> tuple[dict[str, str], dict[str, Callable[[], str]]]:
+    """Return the header fields with fixed values, and those whose values are computed."""
+    fixed = {name: value for name, value in headers.items() if not callable(value)}
+    return fixed, {name: value for name, value in headers.items() if callable(value)}
+
+
+def _retry(on_retry: Callable[[RetryDetails], None] | None) -> Retry:
+    def tell(details: RetryDetails) -> None:
+        from flux0.middleware.logging import log_retry  # noqa: PLC0415 - retries are rare
+
+        log_retry(details)
+        if on_retry is not None:
+            on_retry(details)
+
+    return Retry(RetryBudget(), Clocks(monotonic, _now, _random), tell)
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def _random() -> float:
+    from random import random  # noqa: PLC0415 - slow to import, and retries are rare
+
+    return random()  # noqa: S311 - it spreads retries, and guards nothing
 
 
 def _refuse_both(argument: str, other: str, value: object) -> None:

@@ -1,22 +1,131 @@
-"""The two drivers: they perform what flows describe, one by blocking, one by awaiting."""
+"""The two drivers: they perform what flows describe, one by blocking, one by awaiting.
+
+Both hold a call to its deadline. Asynchronous code is interrupted when it passes. Synchronous code
+cannot be: its waits are shortened to what is left, and the clock is read after each of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from flux0.domain.errors import ResponseTooLarge
+from attrs import evolve, frozen
+
+from flux0.domain.errors import ReadTimeout, ResponseTooLarge
 from flux0.flows import Close, Effect, Flow, ReadBody, Send, Sleep
-from flux0.ports import AsyncByteStream, AsyncTransport, ByteStream, Response, Transport
+from flux0.ports import AsyncTransport, Request, Timeout, Transport
 
 T = TypeVar("T")
+Clock = Callable[[], float]
+
+
+@frozen
+class Driver:
+    """Drives flows for synchronous code, over `transport`, with `sleep` and `clock` in seconds."""
+
+    transport: Transport
+    sleep: Callable[[float], None]
+    clock: Clock
+
+    def run(self, flow: Flow[T]) -> T:
+        """Drive `flow` to its end and return its result."""
+        try:
+            effect = next(flow)
+            while True:
+                try:
+                    outcome = self._perform(effect)
+                except BaseException as error:  # noqa: BLE001 - the flow decides, and cleans up
+                    effect = flow.throw(error)
+                else:
+                    effect = flow.send(outcome)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def _perform(self, effect: Effect) -> object:
+        match effect:
+            case Send(request):
+                return self.transport.send(_shortened(request, self.clock))
+            case ReadBody(response):
+                pieces = _Pieces(effect, self.clock)
+                try:
+                    for piece in response.body:
+                        pieces.add(piece)
+                finally:
+                    response.body.close()
+                return pieces.joined()
+            case Close(response):
+                response.body.close()
+                return None
+            case Sleep(seconds):
+                self.sleep(seconds)
+                return None
+
+
+@frozen
+class AsyncDriver:
+    """Drives flows for asynchronous code."""
+
+    transport: AsyncTransport
+    sleep: Callable[[float], Awaitable[None]]
+    clock: Clock
+
+    async def run(self, flow: Flow[T]) -> T:
+        """Drive `flow` to its end and return its result."""
+        try:
+            effect = next(flow)
+            while True:
+                try:
+                    outcome = await self._perform(effect)
+                except BaseException as error:  # noqa: BLE001 - as above, cancellation included
+                    effect = flow.throw(error)
+                else:
+                    effect = flow.send(outcome)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    async def _perform(self, effect: Effect) -> object:
+        match effect:
+            case Send(request):
+                sending = self.transport.send_async(_shortened(request, self.clock))
+                return await self._before(request.deadline, sending)
+            case ReadBody(response, _, deadline):
+                try:
+                    return await self._before(deadline, self._read(effect))
+                finally:
+                    await response.body.close_async()
+            case Close(response):
+                await response.body.close_async()
+                return None
+            case Sleep(seconds):
+                await self.sleep(seconds)
+                return None
+
+    async def _read(self, effect: ReadBody) -> bytes:
+        pieces = _Pieces(effect, self.clock)
+        async for piece in effect.response.body:
+            pieces.add(piece)
+        return pieces.joined()
+
+    async def _before(self, deadline: float | None, waiting: Awaitable[T]) -> T:
+        """Return what `waiting` gives, or raise when the deadline passes first."""
+        if deadline is None:
+            return await waiting
+        from anyio import move_on_after  # noqa: PLC0415 - slow to import; comes with httpx
+
+        with move_on_after(deadline - self.clock()):
+            return await waiting
+        raise _too_late()
 
 
 class _Pieces:
-    """The pieces of a body, and the check of their sum."""
+    """The pieces of a body, and the checks of their sum and of the time they take."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, effect: ReadBody, clock: Clock) -> None:
+        self._limit = effect.limit
+        self._deadline = effect.deadline
+        self._clock = clock
         self._size = 0
         self._pieces: list[bytes] = []
 
@@ -24,91 +133,37 @@ class _Pieces:
         self._size += len(piece)
         if self._size > self._limit:
             raise ResponseTooLarge(self._limit)
+        if self._deadline is not None and self._clock() > self._deadline:
+            raise _too_late()
         self._pieces.append(piece)
 
     def joined(self) -> bytes:
         return b"".join(self._pieces)
 
 
-def run(flow: Flow[T], transport: Transport, sleep: Callable[[float], None]) -> T:
-    """Drive `flow` to its end over `transport` and return its result."""
-    try:
-        effect = next(flow)
-        while True:
-            try:
-                outcome = _perform(effect, transport, sleep)
-            except BaseException as error:  # noqa: BLE001 - the flow decides, and must get to clean up
-                effect = flow.throw(error)
-            else:
-                effect = flow.send(outcome)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
+def _shortened(request: Request, clock: Clock) -> Request:
+    """Return `request` with no timeout longer than what is left of the call's time."""
+    if request.deadline is None:
+        return request
+    left = request.deadline - clock()
+    if left <= 0:
+        raise _too_late()
+    given = request.timeout
+    return evolve(
+        request,
+        timeout=Timeout(
+            connect=_shorter(given.connect, left),
+            read=_shorter(given.read, left),
+            write=_shorter(given.write, left),
+            pool=_shorter(given.pool, left),
+            idle=given.idle,
+        ),
+    )
 
 
-def _perform(effect: Effect, transport: Transport, sleep: Callable[[float], None]) -> object:
-    match effect:
-        case Send(request):
-            return transport.send(request)
-        case ReadBody(response, limit):
-            return _read(response, limit)
-        case Close(response):
-            response.body.close()
-            return None
-        case Sleep(seconds):
-            sleep(seconds)
-            return None
+def _shorter(timeout: float | None, left: float) -> float:
+    return left if timeout is None else min(timeout, left)
 
 
-def _read(response: Response[ByteStream], limit: int) -> bytes:
-    pieces = _Pieces(limit)
-    try:
-        for piece in response.body:
-            pieces.add(piece)
-    finally:
-        response.body.close()
-    return pieces.joined()
-
-
-async def run_async(
-    flow: Flow[T], transport: AsyncTransport, sleep: Callable[[float], Awaitable[None]]
-) -> T:
-    """Drive `flow` to its end over `transport` and return its result."""
-    try:
-        effect = next(flow)
-        while True:
-            try:
-                outcome = await _perform_async(effect, transport, sleep)
-            except BaseException as error:  # noqa: BLE001 - as above; a cancelled flow closes what it holds
-                effect = flow.throw(error)
-            else:
-                effect = flow.send(outcome)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-
-
-async def _perform_async(
-    effect: Effect, transport: AsyncTransport, sleep: Callable[[float], Awaitable[None]]
-) -> object:
-    match effect:
-        case Send(request):
-            return await transport.send_async(request)
-        case ReadBody(response, limit):
-            return await _read_async(response, limit)
-        case Close(response):
-            await response.body.close_async()
-            return None
-        case Sleep(seconds):
-            await sleep(seconds)
-            return None
-
-
-async def _read_async(response: Response[AsyncByteStream], limit: int) -> bytes:
-    pieces = _Pieces(limit)
-    try:
-        async for piece in response.body:
-            pieces.add(piece)
-    finally:
-        await response.body.close_async()
-    return pieces.joined()
+def _too_late() -> ReadTimeout:
+    return ReadTimeout("the call took longer than its timeout_ms")

@@ -31,11 +31,12 @@ class Send:
 class ReadBody:
     """Read `response` to its end and release it; the outcome is the body as bytes.
 
-    Raises `ResponseTooLarge` past `limit` bytes.
+    Raises `ResponseTooLarge` past `limit` bytes, and `ReadTimeout` past `deadline`.
     """
 
     response: Response[Any]
     limit: int
+    deadline: float | None = None
 
 
 @frozen

@@ -5,10 +5,8 @@ from __future__ import annotations
 from math import isfinite
 from urllib.parse import urlsplit
 
-from attrs import evolve
-
 from flux0.domain.errors import InvalidArgument
-from flux0.ports import Timeout
+from flux0.domain.retrying import RetryConfig
 
 
 def server_url(url: object) -> str:
@@ -52,22 +50,6 @@ def size(argument: str, number: object) -> int:
     return number
 
 
-def within(timeout: Timeout, timeout_ms: object) -> Timeout:
-    """Return `timeout` with no wait before the headers longer than `timeout_ms`."""
-    whole = seconds("timeout_ms", timeout_ms)
-    return evolve(
-        timeout,
-        connect=_shorter(timeout.connect, whole),
-        read=whole,
-        write=whole,
-        pool=_shorter(timeout.pool, whole),
-    )
-
-
-def _shorter(default: float | None, limit: float) -> float:
-    return limit if default is None else min(default, limit)
-
-
 def _is_base_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
@@ -76,3 +58,14 @@ def _is_base_url(url: str) -> bool:
         return False
     plain = url.isprintable() and not any(character in url for character in " ?#\\")
     return named and plain and parts.scheme in ("http", "https")
+
+
+def retries(argument: str, config: object) -> RetryConfig:
+    """Return a retry policy.
+
+    Raises:
+        InvalidArgument: it is anything else; names `argument`.
+    """
+    if not isinstance(config, RetryConfig):
+        raise InvalidArgument(argument, f"must be a RetryConfig, and is {config!r}")
+    return config

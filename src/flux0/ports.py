@@ -40,7 +40,9 @@ class Request:
 
     `url` is absolute and already percent-encoded. `operation` is the call's name for people, such
     as `agents.list`; `route` its path with placeholders. `stream` says that the body of a
-    successful answer is read piece by piece, as it arrives. `retries` is the policy of this call.
+    successful answer is read piece by piece, as it arrives. `retries` is the policy of this call,
+    `attempt` counts from 1, and `deadline` is when the whole call must be over, by the clock of
+    whoever drives it. A transport heeds none of the three: its timeouts are set to fit.
     """
 
     method: str
@@ -52,6 +54,8 @@ class Request:
     operation: str = ""
     route: str = ""
     retries: RetryConfig | None = None
+    attempt: int = 1
+    deadline: float | None = None
 
 
 class ByteStream(Protocol):
@@ -92,8 +96,9 @@ class AsyncByteStream(Protocol):
 class Response(Generic[Body_co]):
     """The head of an answer, with its body still to be read.
 
-    Whoever holds a response reads `body` to its end or closes it. `raw_response` is the HTTP
-    library's own response.
+    From a transport, `body` is a stream, which whoever holds the response reads to its end or
+    closes. Once it was read whole, `body` is the bytes. `raw_response` is the HTTP library's own
+    response.
     """
 
     status_code: int

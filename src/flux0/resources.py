@@ -8,6 +8,7 @@ from flux0.caller import Caller
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.models import Agent, Agents, Events, Session, Sessions
 from flux0.domain.retrying import RetryConfig
+from flux0.open_turns import OpenTurns
 from flux0.streams import AsyncEventStream, EventStream
 from flux0.usecases import agents, sessions
 from flux0.usecases.turn import Turn
@@ -122,6 +123,7 @@ class SessionsResource:
     def __init__(self, caller: Caller, new_turn: Callable[[], Turn]) -> None:
         self._caller = caller
         self._new_turn = new_turn
+        self._open_turns = OpenTurns()
 
     def create(
         self,
@@ -182,7 +184,7 @@ class SessionsResource:
         timeout_ms: int | None = None,
         http_headers: Mapping[str, str] | None = None,
     ) -> Sessions:
-        """Return the sessions of the user whom the cookie `flux0_user_sub` names, or the anonymous."""
+        """Return the sessions of the user whom the cookie `flux0_user_sub` names."""
         call = self._caller.call(retries, server_url, timeout_ms, http_headers)
         return self._caller.run(sessions.list_sessions(call, agent_id=agent_id))
 
@@ -236,17 +238,26 @@ class SessionsResource:
         server_url: str | None = None,
         timeout_ms: int | None = None,
         http_headers: Mapping[str, str] | None = None,
+        stream_idle_timeout_ms: int | None = None,
     ) -> EventStream:
         """Send a message and return the stream of the turn that answers it.
 
-        The server takes messages of users alone. It answers an unknown session with 400, that is
-        `BadRequestError`. `timeout_ms` is the time until the answer's headers.
+        A turn that this client still has open on the session is closed first. The server takes
+        messages of users alone, and answers an unknown session with 400, that is
+        `BadRequestError`. `timeout_ms` is the time until the answer's headers, and
+        `stream_idle_timeout_ms` the longest silence after them.
         """
-        call = self._caller.call(retries, server_url, timeout_ms, http_headers)
+        call = self._caller.call(
+            retries, server_url, timeout_ms, http_headers, stream_idle_timeout_ms
+        )
         flow = sessions.create_event(
             call, session_id=session_id, type_=type_, source=source, content=content
         )
-        return EventStream(self._caller.run(flow), self._new_turn())
+        session = (call.server_url, session_id)
+        self._open_turns.close(session)
+        stream = EventStream(self._caller.run(flow), self._new_turn())
+        self._open_turns.add(session, stream)
+        return stream
 
     async def create_event_async(
         self,
@@ -259,13 +270,20 @@ class SessionsResource:
         server_url: str | None = None,
         timeout_ms: int | None = None,
         http_headers: Mapping[str, str] | None = None,
+        stream_idle_timeout_ms: int | None = None,
     ) -> AsyncEventStream:
         """Do as `create_event` does."""
-        call = self._caller.call(retries, server_url, timeout_ms, http_headers)
+        call = self._caller.call(
+            retries, server_url, timeout_ms, http_headers, stream_idle_timeout_ms
+        )
         flow = sessions.create_event(
             call, session_id=session_id, type_=type_, source=source, content=content
         )
-        return AsyncEventStream(await self._caller.run_async(flow), self._new_turn())
+        session = (call.server_url, session_id)
+        await self._open_turns.close_async(session)
+        stream = AsyncEventStream(await self._caller.run_async(flow), self._new_turn())
+        self._open_turns.add(session, stream)
+        return stream
 
     def list_events(
         self,

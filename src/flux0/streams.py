@@ -203,8 +203,8 @@ class AsyncEventStream(_Stream[AsyncByteStream]):
             await self.close_async()
         return True
 
-    def _abandon(self) -> None:
-        """Let go of the body, which then releases its connection, where nothing can be awaited."""
+    def close_soon(self) -> None:
+        """Have the event loop release the connection, from code that cannot await."""
         if not self._finished:
             self._closed = True
             self._pieces = self._body = _Abandoned()
@@ -223,7 +223,7 @@ class _Loop:
         return self._stream.__anext__()
 
     def __del__(self) -> None:
-        self._stream._abandon()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        self._stream.close_soon()
 
 
 class _Abandoned:

@@ -12,7 +12,16 @@ if TYPE_CHECKING:
 
 
 class Flux0Error(Exception):
-    """The base of every error that this library raises."""
+    """The base of every error that this library raises.
+
+    `attempts` says how many times the request was tried before the error was raised.
+    """
+
+    attempts: int = 1
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if self.attempts == 1 else f"{text} (after {self.attempts} attempts)"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The message is rebuilt as it was, not by calling __init__ again: subclasses take more.

@@ -1,20 +1,38 @@
-"""When and how long a call is tried again, as values."""
+"""When a failed call is tried again, and after how long: values and the pure decision."""
 
 from __future__ import annotations
 
+import re
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from math import inf, log
 from typing import Any
 
 from attrs import Attribute, field, frozen
 
-from flux0.domain.errors import InvalidArgument
+from flux0.domain.errors import (
+    APIError,
+    ConnectError,
+    ConnectionInterrupted,
+    Flux0Error,
+    InvalidArgument,
+    PoolTimeout,
+    TLSError,
+    TransportError,
+)
 
 
 def _non_negative(_: object, attribute: Attribute[Any], value: Any) -> None:
-    if value < 0:
-        raise InvalidArgument(attribute.name, f"must not be negative, and is {value}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < inf:
+        raise InvalidArgument(attribute.name, f"must be a number of 0 or more, and is {value!r}")
 
 
-def _known_strategy(_: object, __: object, value: str) -> None:
+def _attempts(_: object, attribute: Attribute[Any], value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise InvalidArgument(attribute.name, f"must be an integer of 1 or more, and is {value!r}")
+
+
+def _known_strategy(_: object, __: object, value: Any) -> None:
     if value not in ("backoff", "none"):
         raise InvalidArgument("strategy", f"must be 'backoff' or 'none', and is {value!r}")
 
@@ -23,7 +41,8 @@ def _known_strategy(_: object, __: object, value: str) -> None:
 class BackoffStrategy:
     """Waits that grow from `initial_interval` by `exponent` up to `max_interval`.
 
-    Intervals are in milliseconds. No retry begins `max_elapsed_time` or more after the first try.
+    Each wait is a random part of that ("full jitter"). Intervals are in milliseconds. No retry
+    begins `max_elapsed_time` or more after the first attempt began.
     """
 
     initial_interval: int = field(default=500, validator=_non_negative)
@@ -31,15 +50,107 @@ class BackoffStrategy:
     exponent: float = field(default=1.5, validator=_non_negative)
     max_elapsed_time: int = field(default=3_600_000, validator=_non_negative)
 
+    def ceiling(self, attempt: int) -> float:
+        """Return the longest wait after `attempt`, which counts from 1, in milliseconds."""
+        if self.initial_interval == 0 or self.exponent == 0:
+            return min(self.initial_interval, self.max_interval) if attempt == 1 else 0.0
+        # Compared as logarithms: the power itself overflows after some thousand attempts.
+        growth = (attempt - 1) * log(self.exponent)
+        if self.max_interval == 0 or growth >= log(self.max_interval / self.initial_interval):
+            return self.max_interval
+        return self.initial_interval * self.exponent ** (attempt - 1)
+
 
 @frozen
 class RetryConfig:
     """What is tried again: `strategy` is `"backoff"` or `"none"`.
 
     `retry_connection_errors` covers connections that could not be made, were reset, or died in the
-    pool.
+    pool. `max_attempts` counts the first attempt; None sets no limit but the time. A POST is tried
+    again only where the server surely did nothing, unless `retry_posts` says to treat it as a GET.
     """
 
     strategy: str = field(default="backoff", validator=_known_strategy)
     backoff: BackoffStrategy = BackoffStrategy()
     retry_connection_errors: bool = True
+    max_attempts: int | None = field(default=None, validator=_attempts, kw_only=True)
+    retry_posts: bool = field(default=False, kw_only=True)
+
+
+DEFAULT_RETRIES = RetryConfig(max_attempts=3)
+
+_TOO_MANY_REQUESTS = 429
+_RETRIED_STATUSES = frozenset({408, _TOO_MANY_REQUESTS, 500, 502, 503, 504})
+
+
+@frozen
+class Failure:
+    """What is known when an attempt has failed.
+
+    `repeatable` says that doing the request twice does no harm; `elapsed` and `left` are the
+    seconds since the first attempt began and until the call must be over.
+    """
+
+    error: Flux0Error
+    attempt: int
+    repeatable: bool
+    elapsed: float
+    left: float = inf
+
+
+def wait_before_retry(
+    config: RetryConfig, failure: Failure, *, jitter: float, now: datetime
+) -> float | None:
+    """Return the seconds to wait before the next attempt, or None where there is to be none.
+
+    `jitter` is a random number from 0 to 1, `now` the time that a `Retry-After` date is read by. No
+    wait is longer than `max_interval`, whatever the server asks for.
+    """
+    if config.strategy == "none" or not _worth_it(config, failure):
+        return None
+    if config.max_attempts is not None and failure.attempt >= config.max_attempts:
+        return None
+    backoff = config.backoff
+    asked = retry_after(failure.error, now)
+    if asked is None:
+        wait = jitter * backoff.ceiling(failure.attempt) / 1000
+    else:
+        wait = min(asked, backoff.max_interval / 1000)
+    in_time = failure.elapsed + wait < backoff.max_elapsed_time / 1000 and wait < failure.left
+    return wait if in_time else None
+
+
+def _worth_it(config: RetryConfig, failure: Failure) -> bool:
+    error = failure.error
+    if isinstance(error, APIError):
+        if error.status_code == _TOO_MANY_REQUESTS:
+            return True  # The server says that it took nothing.
+        return failure.repeatable and error.status_code in _RETRIED_STATUSES
+    if not isinstance(error, TransportError) or not config.retry_connection_errors:
+        return False
+    if isinstance(error, ConnectError):
+        # A certificate does not mend, and more attempts do not relieve a full pool.
+        return not isinstance(error, (TLSError, PoolTimeout))
+    return failure.repeatable and isinstance(error, ConnectionInterrupted)
+
+
+_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]+)?", re.ASCII)
+
+
+def retry_after(error: Flux0Error, now: datetime) -> float | None:
+    """Return the seconds that an answer's `Retry-After` asks to wait, or None where it is no use.
+
+    It is a number of seconds or an HTTP date (RFC 9110, section 10.2.3). Nonsense, infinity, and
+    what is negative or past are no use.
+    """
+    value = error.headers.get("retry-after", "").strip() if isinstance(error, APIError) else ""
+    if _SECONDS.fullmatch(value):
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except (ValueError, IndexError, OverflowError):
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=timezone.utc)
+    wait = (date - now).total_seconds()
+    return wait if wait >= 0 else None

@@ -32,7 +32,7 @@ class ErrorPolicy:
         if 200 <= response.status_code < 300:  # noqa: PLR2004 - the range of success
             return response
         try:
-            body: bytes = yield ReadBody(response, self._max_body_bytes)
+            body: bytes = yield ReadBody(response, self._max_body_bytes, request.deadline)
         except Flux0Error:
             body = b""  # The status says more than why its explanation did not arrive.
         raise self._error(response, body)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from flux0.flows import Flow, SendFlow
+from flux0.middleware.retry import RetryDetails
 from flux0.ports import Request, Response
 
 _LONGEST_BODY = 1000
@@ -20,8 +21,8 @@ class DebugLogger(Protocol):
         ...
 
 
-class DebugLogging:
-    """Tells a logger of each request, its answer or its failure, and how long that took.
+class Logging:
+    """Tells a logger of each attempt: method, URL, status or failure, and duration.
 
     Header values are shown by allow-list, bodies are cut, and credentials in a URL are left out.
     """
@@ -32,47 +33,55 @@ class DebugLogging:
 
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Return what the next layer returns."""
-        url = _without_credentials(request.url)
-        self._logger.debug(
-            "%s %s headers=%s body=%s",
-            request.method,
-            url,
-            request.headers.redacted(),
-            _cut(request.body),
-        )
+        where = f"{request.method} {without_credentials(request.url)}"
+        debug = self._logger.debug
+        shown = request.headers.redacted()
+        debug("%s attempt=%d headers=%s body=%s", where, request.attempt, shown, _cut(request.body))
         began = self._clock()
         try:
             response = yield from send(request)
         except Exception as error:
-            self._logger.debug(
-                "%s %s failed after %.1f ms: %s: %s",
-                request.method,
-                url,
-                1000 * (self._clock() - began),
-                type(error).__name__,
-                error,
-            )
+            took = 1000 * (self._clock() - began)
+            debug("%s failed after %.1f ms: %s: %s", where, took, type(error).__name__, error)
             raise
-        self._logger.debug(
-            "%s %s answered %d in %.1f ms headers=%s",
-            request.method,
-            url,
+        debug(
+            "%s answered %d in %.1f ms headers=%s body=%s",
+            where,
             response.status_code,
             1000 * (self._clock() - began),
             response.headers.redacted(),
+            _cut(response.body),
         )
         return response
 
 
-def _without_credentials(url: str) -> str:
+def log_retry(details: RetryDetails) -> None:
+    """Tell the logger `flux0` that a request is about to be tried again."""
+    import logging  # noqa: PLC0415 - slow to import, and retries are rare
+
+    logging.getLogger("flux0").info(
+        "%s %s: attempt %d failed (%s: %s), trying again in %.0f ms",
+        details.method,
+        without_credentials(details.url),
+        details.attempt,
+        type(details.cause).__name__,
+        details.cause,
+        details.delay_ms,
+    )
+
+
+def without_credentials(url: str) -> str:
+    """Return `url` with a user name and password in it left out."""
     parts = urlsplit(url)
     if "@" not in parts.netloc:
         return url
     return parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}").geturl()
 
 
-def _cut(body: bytes | None) -> str:
+def _cut(body: object) -> str:
     if body is None:
         return "none"
+    if not isinstance(body, bytes):
+        return "a stream"
     text = body[:_LONGEST_BODY].decode("utf-8", "replace")
     return text if len(body) <= _LONGEST_BODY else f"{text}... ({len(body):,} bytes)"

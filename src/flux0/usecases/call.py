@@ -9,7 +9,7 @@ from attrs import frozen
 
 from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryConfig
-from flux0.flows import Flow, ReadBody, SendFlow
+from flux0.flows import Flow, SendFlow
 from flux0.ports import Codec, Request, Timeout
 
 T = TypeVar("T")
@@ -23,7 +23,8 @@ _STREAM = (("accept", "text/event-stream"), ("content-type", "application/json")
 class Call:
     """Where one call goes, through what, and with which options.
 
-    `server_url` has no trailing slash; `max_body_bytes` bounds a body that is read whole.
+    `server_url` has no trailing slash; `max_body_bytes` bounds a body that is read whole;
+    `deadline` is when the call must be over, by the driver's clock.
     """
 
     send: SendFlow
@@ -32,7 +33,8 @@ class Call:
     headers: Headers
     timeout: Timeout
     max_body_bytes: int
-    retries: RetryConfig | None = None
+    retries: RetryConfig
+    deadline: float | None = None
 
     def request(
         self,
@@ -58,10 +60,10 @@ class Call:
             operation=operation,
             route=route,
             retries=self.retries,
+            deadline=self.deadline,
         )
 
     def fetch(self, model: type[T], request: Request) -> Flow[T]:
         """Send `request` and return the model that the answer's body holds."""
         response = yield from self.send(request)
-        body = yield ReadBody(response, self.max_body_bytes)
-        return self.codec.decode(model, body)
+        return self.codec.decode(model, response.body)

@@ -122,7 +122,7 @@ def _open_stream(call: Call, request: Request) -> Flow[Response[Any]]:
     response = yield from call.send(request)
     content_type = response.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "text/event-stream":
-        body: bytes = yield ReadBody(response, call.max_body_bytes)
+        body: bytes = yield ReadBody(response, call.max_body_bytes, call.deadline)
         raise DecodeError(
             f"expected text/event-stream, got {content_type or 'no content type'}",
             body=body[:200].decode("utf-8", "replace"),

@@ -1,0 +1,30 @@
+"""Header fields whose values are computed for each attempt, such as a token that is refreshed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import evolve
+
+from flux0.domain.headers import Headers
+from flux0.flows import Flow, SendFlow
+from flux0.ports import Request, Response
+
+
+class ComputedHeaders:
+    """Calls each function when a request is about to be sent, and sends what it returns.
+
+    The functions run in the thread or task that makes the call and must not block for long. What
+    they raise reaches the caller as it is; a value that is no header value is an
+    `InvalidArgument`. A field that the call itself sets wins.
+    """
+
+    def __init__(self, values: Mapping[str, Callable[[], str]]) -> None:
+        self._values = dict(values)
+
+    def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        """Return what the next layer returns."""
+        computed = {name: value() for name, value in self._values.items()}
+        headers = Headers.checked(computed, "headers").merge(request.headers)
+        return send(evolve(request, headers=headers))

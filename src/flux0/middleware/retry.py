@@ -1,0 +1,125 @@
+"""The retry policy: tries a failed request again, where that cannot do it twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from threading import Lock
+from typing import Any
+
+from attrs import evolve, frozen
+
+from flux0.domain.errors import APIError, Flux0Error, TransportError
+from flux0.domain.retrying import DEFAULT_RETRIES, Failure, wait_before_retry
+from flux0.flows import Flow, SendFlow, Sleep
+from flux0.ports import Request, Response
+
+
+@frozen
+class RetryDetails:
+    """What is about to be tried again.
+
+    `attempt` is the one that failed, counted from 1; `delay_ms` the wait before the next.
+    """
+
+    operation: str
+    method: str
+    url: str
+    attempt: int
+    delay_ms: float
+    cause: Flux0Error
+
+
+class RetryBudget:
+    """A token bucket that keeps many clients' retries from multiplying an outage.
+
+    Each retry takes one token, each success gives back `refill`; without a whole token nothing is
+    tried again. One client has one budget, shared by its threads.
+    """
+
+    def __init__(self, capacity: float = 100.0, refill: float = 0.1) -> None:
+        self._capacity = capacity
+        self._refill = refill
+        self._tokens = capacity
+        self._lock = Lock()
+
+    def take(self) -> bool:
+        """Take a token for a retry; False when there is none."""
+        with self._lock:
+            if self._tokens < 1:
+                return False
+            self._tokens -= 1
+            return True
+
+    def give(self) -> None:
+        """Take note of a success."""
+        if self._tokens < self._capacity:
+            with self._lock:
+                self._tokens = min(self._capacity, self._tokens + self._refill)
+
+
+@frozen
+class Clocks:
+    """The time: `monotonic` in seconds, for durations; `now` for dates; `random` from 0 to 1."""
+
+    monotonic: Callable[[], float]
+    now: Callable[[], datetime]
+    random: Callable[[], float]
+
+
+class Retry:
+    """Repeats a request after failures that a second attempt may mend.
+
+    A streaming request is repeated only until its headers are in, and even with `retry_posts` only
+    where the server surely did nothing. The error of the last attempt is raised, with `attempts`.
+    """
+
+    def __init__(
+        self, budget: RetryBudget, clocks: Clocks, on_retry: Callable[[RetryDetails], None]
+    ) -> None:
+        self._budget = budget
+        self._clocks = clocks
+        self._on_retry = on_retry
+
+    def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        """Return the response of the first attempt that succeeds."""
+        began = self._clocks.monotonic()
+        while True:
+            try:
+                response = yield from send(request)
+            except (APIError, TransportError) as error:
+                error.attempts = request.attempt
+                wait = self._wait(request, error, began)
+                if wait is None:
+                    raise
+                self._on_retry(
+                    RetryDetails(
+                        operation=request.operation,
+                        method=request.method,
+                        url=request.url,
+                        attempt=request.attempt,
+                        delay_ms=wait * 1000,
+                        cause=error,
+                    )
+                )
+            else:
+                self._budget.give()
+                return response
+            yield Sleep(wait)
+            request = evolve(request, attempt=request.attempt + 1)
+
+    def _wait(self, request: Request, error: Flux0Error, began: float) -> float | None:
+        config = request.retries or DEFAULT_RETRIES
+        now = self._clocks.monotonic()
+        failure = Failure(
+            error=error,
+            attempt=request.attempt,
+            repeatable=request.method == "GET" or (config.retry_posts and not request.stream),
+            elapsed=now - began,
+        )
+        if request.deadline is not None:
+            failure = evolve(failure, left=request.deadline - now)
+        wait = wait_before_retry(
+            config, failure, jitter=self._clocks.random(), now=self._clocks.now()
+        )
+        return wait if wait is not None and self._budget.take() else None
