@@ -1,0 +1,445 @@
+"""Messages rebuilt from a turn's stream: recorded turns, the rules one by one, and the cost."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+import pytest
+
+from flux0.domain.accumulator import MessageAccumulator
+from flux0.domain.enums import EventSource, EventType, SessionStatus
+from flux0.domain.finalizing import TurnMessage, tool_results
+from flux0.domain.models import (
+    ContentPart,
+    ControlOptions,
+    MessageData,
+    Participant,
+    ReasoningPart,
+    StatusData,
+    ToolCall,
+    ToolCallPart,
+    ToolData,
+    ToolResult,
+)
+from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent, UnknownEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+AGENT = {"agent_id": "a1", "agent_name": "Drizzle"}
+NAMED = Participant(id="a1", name="Drizzle")
+CASES: list[dict[str, Any]] = json.loads(
+    (Path(__file__).parents[1] / "data" / "accumulator_cases.json").read_text("utf-8")
+)
+
+
+def add(path: str, value: Any) -> JSONPatchOperation:
+    return JSONPatchOperation("add", path, value)
+
+
+def replace(path: str, value: Any) -> JSONPatchOperation:
+    return JSONPatchOperation("replace", path, value)
+
+
+def chunk(*patches: JSONPatchOperation, event_id: str = "e1", **metadata: Any) -> ChunkEvent:
+    return ChunkEvent("turn", event_id, 0, patches, {**AGENT, **metadata})
+
+
+def after(*chunks: ChunkEvent) -> MessageAccumulator:
+    accumulator = MessageAccumulator()
+    for event in chunks:
+        accumulator.feed(event)
+    return accumulator
+
+
+def message(*parts: Any, **metadata: Any) -> TurnMessage:
+    return TurnMessage(
+        "e1", "turn", EventType.MESSAGE, MessageData(parts, participant=NAMED), metadata
+    )
+
+
+# --- recorded turns
+
+
+def events_of(wire: str) -> Iterator[ChunkEvent | StatusEvent]:
+    for block in wire.split("\n\n")[:-1]:
+        fields = dict(line.split(": ", 1) for line in block.split("\n"))
+        data = json.loads(fields["data"])
+        if fields["event"] == "status":
+            status = StatusData(data["data"]["status"])
+            yield StatusEvent(data["id"], data["correlation_id"], EventSource.AI_AGENT, status)
+        else:
+            patches = tuple(
+                JSONPatchOperation(op["op"], op["path"], op.get("value"), op.get("from"))
+                for op in data["patches"]
+            )
+            yield ChunkEvent(
+                data["correlation_id"], data["event_id"], data["seq"], patches, data["metadata"]
+            )
+
+
+def listed(value: object) -> Any:
+    """A value in the JSON form in which the server lists it."""
+    if isinstance(value, dict):
+        return {key: listed(item) for key, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [listed(item) for item in cast("list[Any]", value)]
+    cls = type(value)
+    if not attrs.has(cls):
+        return value
+    fields = {name: listed(getattr(value, name)) for name in attrs.fields_dict(cls)}
+    kind = getattr(value, "type", None)
+    return fields if kind is None else {"type": kind, **fields}
+
+
+def compared(event: dict[str, Any]) -> str:
+    """What a stored event and a rebuilt one share, as text: there 1, 1.0 and true differ."""
+    shared = {key: event[key] for key in ("type", "data", "metadata", "correlation_id")}
+    return json.dumps(shared, sort_keys=True)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case["name"]) for case in CASES if case["client_derivable"]],
+)
+def test_a_recorded_turn_gives_the_events_that_the_server_stored(case: dict[str, Any]) -> None:
+    accumulator = MessageAccumulator()
+    for event in events_of(case["wire"]):
+        accumulator.feed(event)
+    rebuilt = [compared(listed(event)) for event in accumulator.finish()]
+    expected = [
+        compared(event)
+        for event in case["persisted"]
+        if event["source"] == "ai_agent" and event["type"] != "status"
+    ]
+    if not case["order_derivable"]:
+        rebuilt.sort()
+        expected.sort()
+    assert rebuilt == expected
+    assert accumulator.problems == ()
+
+
+# --- what is stored, rule by rule
+
+
+@pytest.mark.parametrize(
+    ("root", "part"),
+    [
+        ("text", ContentPart("text")),
+        (["a", "b"], ContentPart("ab")),
+        ([""], ContentPart("")),
+        (["a", 1], ContentPart(["a", 1])),
+        ([["a"]], ContentPart([["a"]])),
+        ({"a": [None]}, ContentPart({"a": [None]})),
+        ([float("nan"), {"a": float("-inf")}], ContentPart([None, {"a": None}])),
+        ("", None),
+        ([], None),
+        ({}, None),
+        (0, None),
+        (5, None),
+        (True, None),
+    ],
+)
+def test_the_root_becomes_one_part_or_nothing(root: Any, part: ContentPart | None) -> None:
+    accumulator = after(chunk(add("", root)))
+    expected = () if part is None else (message(part),)
+    assert accumulator.finish() == accumulator.messages == expected
+
+
+def test_the_first_chunk_says_who_speaks_and_how() -> None:
+    accumulator = after(
+        chunk(add("/-", "a"), kind="reasoning", node="n", odd=[float("nan")]),
+        chunk(add("/-", "b"), kind="other", agent_name="Sunny", late=True),
+    )
+    assert accumulator.finish() == (message(ReasoningPart("ab"), node="n", odd=[None]),)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "participant"),
+    [
+        ({"agent_name": "N"}, Participant(id="", name="N")),
+        ({"agent_id": None, "agent_name": True}, Participant(id="None", name="True")),
+    ],
+)
+def test_the_participant_is_text_whatever_the_metadata_hold(
+    metadata: dict[str, Any], participant: Participant
+) -> None:
+    (event,) = after(ChunkEvent("turn", "e1", 0, (add("/-", "a"),), metadata)).finish()
+    assert isinstance(event.data, MessageData)
+    assert event.data.participant == participant
+
+
+def test_nothing_is_stored_of_a_message_without_an_agents_name() -> None:
+    accumulator = after(ChunkEvent("turn", "e1", 0, (add("/-", "a"),), {"agent_id": "a1"}))
+    assert accumulator.finish() == accumulator.messages == ()
+
+
+def tool_call(**fields: Any) -> dict[str, Any]:
+    return {"type": "tool_call", "tool_call_id": "c1", "tool_name": "search", "args": {}, **fields}
+
+
+def test_a_tool_call_shows_its_arguments_as_text_until_they_are_json() -> None:
+    accumulator = after(chunk(add("/tool_calls/0", tool_call(args=[]))))
+    seen: list[Any] = []
+    for piece in ('{"days"', ": [1, ", "NaN]}"):
+        accumulator.feed(chunk(add("/tool_calls/0/args/-", piece)))
+        (event,) = accumulator.messages
+        assert isinstance(event.data, MessageData)
+        (part,) = event.data.parts
+        assert isinstance(part, ToolCallPart)
+        seen.append(part.args)
+    assert seen == ['{"days"', '{"days": [1, ', {"days": [1, None]}]
+    call = ToolCallPart("c1", "search", {"days": [1, None]})
+    assert accumulator.finish() == (attrs.evolve(message(call), metadata=None),)
+
+
+def test_nothing_is_stored_of_arguments_that_never_became_json() -> None:
+    accumulator = after(chunk(add("/tool_calls", [tool_call(args=['{"a":'])])))
+    assert len(accumulator.messages) == 1
+    assert accumulator.finish() == ()
+
+
+def test_a_tool_call_of_another_type_stays_a_mapping() -> None:
+    (event,) = after(chunk(add("/tool_calls", [tool_call(type="function", more=1)]))).finish()
+    assert isinstance(event.data, MessageData)
+    assert event.data.parts == (tool_call(type="function"),)
+
+
+def test_a_tool_result_becomes_a_tool_event() -> None:
+    fields = {"tool_call_id": "c1", "tool_name": "search", "args": {"q": 1}, "error": "bad"}
+    (event,) = after(
+        chunk(
+            add("/tool_call_results/0", {**fields, "data": {"result": [float("inf")]}}),
+            add("/tool_call_results/1", {**fields, "tool_call_id": "c2", "data": "text"}),
+            kind="other",
+            node="n",
+        )
+    ).finish()
+    first, second = (
+        ToolCall(call, "search", {"q": 1}, ToolResult(data, {}, ControlOptions("auto")))
+        for call, data in (("c1", [None]), ("c2", None))
+    )
+    assert event == TurnMessage("e1", "turn", EventType.TOOL, ToolData((first, second)))
+    text = message(ContentPart("no result"))
+    assert tool_results([text, event]) == {"c1": first, "c2": second}
+
+
+@pytest.mark.parametrize("nothing", [[], {}, ""])
+def test_no_results_are_a_tool_event_but_no_calls_are_nothing(nothing: Any) -> None:
+    (event,) = after(chunk(add("/tool_call_results", nothing))).finish()
+    assert event.data == ToolData(())
+    assert after(chunk(add("/tool_calls", nothing))).finish() == ()
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        {"tool_calls": None},
+        {"tool_calls": 1},
+        {"tool_calls": ["text"]},
+        {"tool_calls": "text"},
+        {"tool_calls": {"a": {}}},
+        {"tool_calls": [{"type": "tool_call"}]},
+        {"tool_calls": [tool_call(args="{}")]},
+        {"tool_calls": [tool_call(args=[1])]},
+        {"tool_calls": [tool_call(args=["[" * 200_000])]},
+        {"tool_calls": [tool_call(), tool_call(args=None)]},
+        {"tool_call_results": [tool_call()]},
+        {"tool_call_results": [tool_call(data={})]},
+        {"tool_call_results": None},
+    ],
+)
+def test_nothing_is_stored_of_what_the_server_cannot_read(root: Any) -> None:
+    assert after(chunk(add("", root))).finish() == ()
+
+
+# --- several messages, and messages in the making
+
+
+def test_messages_come_in_the_order_in_which_they_began() -> None:
+    accumulator = after(
+        chunk(add("/-", "A"), event_id="a"),
+        chunk(add("/-", ""), event_id="nothing yet"),
+        chunk(add("/-", "B"), event_id="b"),
+        chunk(add("/-", "A"), event_id="a"),
+        chunk(replace("", []), event_id="nothing yet"),
+    )
+    contents = [
+        (event.event_id, event.data.parts)
+        for event in accumulator.messages
+        if isinstance(event.data, MessageData)
+    ]
+    assert contents == [("a", (ContentPart("AA"),)), ("b", (ContentPart("B"),))]
+    assert accumulator.finish() == accumulator.messages
+
+
+def test_other_events_add_nothing() -> None:
+    accumulator = MessageAccumulator()
+    status = StatusEvent("", "turn", EventSource.AI_AGENT, StatusData(SessionStatus.TYPING))
+    assert accumulator.feed(status) == ""
+    assert accumulator.feed(UnknownEvent("new", "{}")) == ""
+    assert accumulator.finish() == accumulator.messages == ()
+
+
+def test_a_message_that_was_handed_out_does_not_change() -> None:
+    program = [
+        chunk(add("/-", "a")),
+        chunk(add("/-", {"list": [1]})),
+        chunk(add("/1/list/-", 2)),
+        chunk(replace("", {"tool_calls": [tool_call(args={"a": [1]}, tool_name=["odd"])]})),
+        chunk(add("/tool_calls/0/args/a/-", 2), add("/tool_calls/0/tool_name/-", 2)),
+        chunk(
+            replace("", {"tool_call_results": [tool_call(args=[[1]], data={"result": {"a": []}})]})
+        ),
+        chunk(
+            add("/tool_call_results/0/args/0/-", 2),
+            add("/tool_call_results/0/data/result/a/-", 2),
+        ),
+        chunk(replace("", ["x"])),
+        chunk(add("/-", "y")),
+    ]
+    before = repr(program)
+    accumulator = MessageAccumulator()
+    seen: list[tuple[Any, str]] = []
+    for event in program:
+        accumulator.feed(event)
+        results = (accumulator.messages, accumulator.finish())
+        seen += [(handed_out, repr(handed_out)) for handed_out in results]
+    assert len({text for _, text in seen}) == len(program)
+    assert [repr(handed_out) for handed_out, _ in seen] == [text for _, text in seen]
+    assert repr(program) == before
+
+
+def test_a_message_that_did_not_change_is_not_built_again() -> None:
+    accumulator = after(chunk(add("/-", {"a": 1})), chunk(add("/-", "B"), event_id="b"))
+    first, second = accumulator.messages
+    accumulator.feed(chunk(add("/-", "C"), event_id="b"))
+    still, changed = accumulator.messages
+    assert still is first
+    assert changed != second
+
+
+# --- the text that an event adds
+
+
+@pytest.mark.parametrize(
+    ("operations", "texts"),
+    [
+        ([add("/-", "a"), add("/-", "b")], ["a", "b"]),
+        ([add("/0", "a"), add("/1", "b"), add("/0", "c")], ["a", "b", ""]),
+        ([add("", "a"), replace("", "ab"), replace("", "x"), add("", "xy")], ["a", "b", "", "y"]),
+        ([add("", ["a", "b"]), add("/-", "c"), replace("", "abcd")], ["ab", "c", "d"]),
+        ([add("", []), add("/-", 1), add("/-", "a"), replace("", "ab")], ["", "", "a", "b"]),
+        ([add("/a", "a"), add("/0", "b"), replace("", "c")], ["", "", "c"]),
+        ([add("/-", "a"), replace("/0", "ab"), add("/-", "c")], ["a", "", "c"]),
+        ([add("/tool_calls/0", tool_call(args=[])), add("/tool_calls/0/args/-", "{")], ["", ""]),
+        ([add("/-", "a"), JSONPatchOperation("copy", "/-", from_="/0")], ["a", ""]),
+        ([add("/-", "a"), JSONPatchOperation("move", "", from_="/0")], ["a", ""]),
+    ],
+)
+def test_feeding_gives_the_text_that_was_added_at_the_end(
+    operations: list[JSONPatchOperation], texts: list[str]
+) -> None:
+    accumulator = MessageAccumulator()
+    assert [accumulator.feed(chunk(operation)) for operation in operations] == texts
+    reasoning = MessageAccumulator()
+    for operation in operations:
+        assert reasoning.feed(chunk(operation, kind="reasoning")) == ""
+    assert MessageAccumulator().feed(chunk(*operations)) == "".join(texts)
+
+
+# --- chunks that do not apply
+
+
+def test_a_chunk_that_does_not_apply_is_reported_and_the_rest_goes_on() -> None:
+    failing = replace("/5", "x")
+    accumulator = after(chunk(add("/-", "a")))
+    event = attrs.evolve(chunk(add("/-", "b"), failing, add("/-", "never")), seq=7)
+    assert accumulator.feed(event) == "b"
+    assert accumulator.feed(chunk(add("/-", "c"))) == "c"
+    (problem,) = accumulator.problems
+    assert (problem.event_id, problem.seq, problem.index) == ("e1", 7, 1)
+    assert problem.operation is failing
+    assert "5" in problem.reason
+    assert accumulator.finish() == (message(ContentPart("abc")),)
+
+
+def test_of_a_chunk_with_what_is_no_operation_nothing_is_applied() -> None:
+    accumulator = after(chunk(add("/-", "a")))
+    unknown = JSONPatchOperation("append", "/0", "x")
+    assert accumulator.feed(chunk(add("/-", "b"), unknown)) == ""
+    assert [(problem.index, problem.operation) for problem in accumulator.problems] == [
+        (1, unknown)
+    ]
+    assert accumulator.finish() == (message(ContentPart("a")),)
+
+
+def test_a_failing_first_operation_leaves_no_document() -> None:
+    accumulator = after(chunk(replace("/a/b", 1)), chunk(add("/-", "text")))
+    assert len(accumulator.problems) == 1
+    assert accumulator.finish() == (message(ContentPart("text")),)
+
+
+# --- cost
+
+
+def steps(work: Callable[[], object]) -> int:
+    """How many lines of Python and calls into C `work` takes."""
+    count = 0
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal count
+        count += 1
+        return trace
+
+    def profile(frame: Any, event: str, arg: Any) -> None:
+        nonlocal count
+        count += event == "c_call"
+
+    tracing, profiling = sys.gettrace(), sys.getprofile()
+    sys.settrace(trace)
+    sys.setprofile(profile)
+    try:
+        work()
+    finally:
+        sys.setprofile(profiling)
+        sys.settrace(tracing)
+    return count
+
+
+HEADER = chunk(add("/tool_calls/0", tool_call(args=[])))
+TEXT = chunk(add("/-", "word "))
+
+
+@pytest.mark.parametrize(
+    ("start", "event", "is_watched"),
+    [
+        pytest.param(TEXT, TEXT, True, id="text"),
+        pytest.param(TEXT, chunk(add("/-", {"a": 1})), False, id="items"),
+        pytest.param(TEXT, chunk(add("/0", "word ")), False, id="inserted"),
+        pytest.param(TEXT, chunk(replace("/0", "word ")), False, id="replaced"),
+        pytest.param(TEXT, chunk(replace("/0/a", "word ")), False, id="failing"),
+        pytest.param(TEXT, chunk(JSONPatchOperation("move", "/-", from_="/0")), False, id="moved"),
+        pytest.param(HEADER, chunk(add("/tool_calls/0/args/-", "1")), False, id="arguments"),
+        pytest.param(HEADER, chunk(add("/tool_calls/0/args/x/y", "1")), False, id="dropped"),
+    ],
+)
+def test_the_cost_of_a_chunk_does_not_grow_with_the_message(
+    start: ChunkEvent, event: ChunkEvent, is_watched: bool
+) -> None:
+    def run(count: int) -> int:
+        accumulator = after(start)
+
+        def feed() -> None:
+            for _ in range(count):
+                accumulator.feed(event)
+                if is_watched:
+                    _ = accumulator.messages
+
+        return steps(feed)
+
+    assert run(400) < 2.1 * run(200)
