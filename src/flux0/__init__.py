@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from flux0._version import __version__
 from flux0.client import Flux0
+from flux0.conversation import AsyncConversation, Conversation
+from flux0.domain.accumulator import MessageAccumulator
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.errors import (
+    AgentError,
     APIError,
     DecodeError,
     Flux0Error,
@@ -29,11 +32,16 @@ from flux0.domain.errors import (
 )
 from flux0.domain.retrying import BackoffStrategy, RetryConfig
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, UnknownEvent
+from flux0.middleware.retry import RetryDetails
 from flux0.streams import AsyncEventStream, EventStream
 
 if TYPE_CHECKING:
     from flux0 import models
+    from flux0.adapters.aiohttp import AiohttpTransport
     from flux0.adapters.httpx import HttpxTransport
+    from flux0.adapters.httpx2 import Httpx2Transport
+    from flux0.adapters.requests import RequestsTransport
+    from flux0.adapters.urllib3 import Urllib3Transport
     from flux0.ports import Codec
 
 T = TypeVar("T")
@@ -41,8 +49,14 @@ T = TypeVar("T")
 EventTypeDTO = EventType
 EventSourceDTO = EventSource
 
-# Name: the adapter module it is in, and the extra that installs its library.
-_TRANSPORTS = {"HttpxTransport": ("httpx", None)}
+# The adapter module that each transport is in, which is its extra's name too.
+_TRANSPORTS = {
+    "AiohttpTransport": "aiohttp",
+    "Httpx2Transport": "httpx2",
+    "HttpxTransport": "httpx",
+    "RequestsTransport": "requests",
+    "Urllib3Transport": "urllib3",
+}
 
 
 def to_dict(model: object) -> Any:
@@ -67,11 +81,11 @@ def __getattr__(name: str) -> Any:
         return import_module("flux0.models")
     if name not in _TRANSPORTS:
         raise AttributeError(f"module 'flux0' has no attribute {name!r}")
-    module, extra = _TRANSPORTS[name]
+    module = _TRANSPORTS[name]
     try:
         return getattr(import_module(f"flux0.adapters.{module}"), name)
     except ModuleNotFoundError as error:
-        package = "flux0-client" if extra is None else f"flux0-client[{extra}]"
+        package = "flux0-client" if module == "httpx" else f"flux0-client[{module}]"
         raise MissingDependency(
             f"{name} needs the package {error.name}: pip install '{package}'"
         ) from error
@@ -79,9 +93,13 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "APIError",
+    "AgentError",
+    "AiohttpTransport",
+    "AsyncConversation",
     "AsyncEventStream",
     "BackoffStrategy",
     "ChunkEvent",
+    "Conversation",
     "DecodeError",
     "EventSource",
     "EventSourceDTO",
@@ -91,9 +109,13 @@ __all__ = [
     "Flux0",
     "Flux0Error",
     "HTTPValidationError",
+    "Httpx2Transport",
     "HttpxTransport",
+    "MessageAccumulator",
     "MissingDependency",
+    "RequestsTransport",
     "RetryConfig",
+    "RetryDetails",
     "SessionStatus",
     "StatusEvent",
     "StreamError",
@@ -101,6 +123,7 @@ __all__ = [
     "StreamInterrupted",
     "TransportError",
     "UnknownEvent",
+    "Urllib3Transport",
     "__version__",
     "from_dict",
     "models",

@@ -14,8 +14,10 @@ from flux0 import options
 from flux0._version import __version__
 from flux0.adapters.sse import SSEParser
 from flux0.caller import Caller, Defaults
+from flux0.conversation import AsyncConversation, Conversation
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
+from flux0.domain.models import Agent, Session
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig
 from flux0.drivers import AsyncDriver, Driver
 from flux0.event_loop import sleep as sleep_async
@@ -139,6 +141,40 @@ class Flux0:
         self.agents = AgentsResource(self._caller)
         self.sessions = SessionsResource(
             self._caller, lambda: Turn(SSEParser(max_event_bytes=max_event_bytes), codec)
+        )
+
+    def conversation(
+        self,
+        *,
+        agent: Agent | str | None = None,
+        session: Session | str | None = None,
+        user: str | None = None,
+        title: str | None = None,
+    ) -> Conversation:
+        """Open a session with an agent, or take one up, and return the conversation.
+
+        Args:
+            agent: the agent to talk to, or its id.
+            session: the session to go on with, or its id; in place of `agent`.
+            user: who is talking, as the server's cookie `flux0_user_sub` names them; by default
+                everybody is the one anonymous user.
+            title: the new session's title, at most 200 characters.
+        """
+        return Conversation.open(
+            self.sessions, agent=agent, session=session, user=user, title=title
+        )
+
+    async def conversation_async(
+        self,
+        *,
+        agent: Agent | str | None = None,
+        session: Session | str | None = None,
+        user: str | None = None,
+        title: str | None = None,
+    ) -> AsyncConversation:
+        """Do as `conversation` does."""
+        return await AsyncConversation.open(
+            self.sessions, agent=agent, session=session, user=user, title=title
         )
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.errors import (
+    AgentError,
     APIError,
     AuthenticationError,
     BadRequestError,
@@ -39,6 +40,7 @@ from flux0.domain.errors import (
     ValidationError,
     WriteTimeout,
 )
+from flux0.domain.finalizing import TurnMessage
 from flux0.domain.models import (
     Agent,
     Agents,
@@ -97,6 +99,7 @@ __all__ = [
     "APIError",
     "Agent",
     "AgentDTO",
+    "AgentError",
     "Agents",
     "AgentsDTO",
     "AuthenticationError",
@@ -173,6 +176,7 @@ __all__ = [
     "ToolResultDTO",
     "TransportError",
     "TransportTimeout",
+    "TurnMessage",
     "UnknownEvent",
     "ValidationError",
     "WriteTimeout",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from urllib.parse import urlsplit
 
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.retrying import RetryConfig
+
+_LONGEST_WAIT_MS = 2**31 - 1  # More is an OverflowError in socket.settimeout.
 
 
 def server_url(url: object) -> str:
@@ -26,13 +27,12 @@ def seconds(argument: str, milliseconds: object) -> float:
     """Return a duration in milliseconds as seconds.
 
     Raises:
-        InvalidArgument: it is not a finite number above 0; names `argument`.
+        InvalidArgument: it is not a number above 0, or more than 24 days; names `argument`.
     """
     if (
         isinstance(milliseconds, bool)
         or not isinstance(milliseconds, (int, float))
-        or not isfinite(milliseconds)
-        or milliseconds <= 0
+        or not 0 < milliseconds <= _LONGEST_WAIT_MS
     ):
         problem = f"must be a number of milliseconds above 0, and is {milliseconds!r}"
         raise InvalidArgument(argument, problem)

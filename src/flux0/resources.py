@@ -254,8 +254,17 @@ class SessionsResource:
             call, session_id=session_id, type_=type_, source=source, content=content
         )
         session = (call.server_url, session_id)
+
+        def list_stored(correlation_id: str) -> Events:
+            return self.list_events(
+                session_id=session_id,
+                correlation_id=correlation_id,
+                server_url=server_url,
+                http_headers=http_headers,
+            )
+
         self._open_turns.close(session)
-        stream = EventStream(self._caller.run(flow), self._new_turn())
+        stream = EventStream(self._caller.run(flow), self._new_turn(), list_stored)
         self._open_turns.add(session, stream)
         return stream
 
@@ -280,8 +289,18 @@ class SessionsResource:
             call, session_id=session_id, type_=type_, source=source, content=content
         )
         session = (call.server_url, session_id)
+
+        async def list_stored(correlation_id: str) -> Events:
+            return await self.list_events_async(
+                session_id=session_id,
+                correlation_id=correlation_id,
+                server_url=server_url,
+                http_headers=http_headers,
+            )
+
         await self._open_turns.close_async(session)
-        stream = AsyncEventStream(await self._caller.run_async(flow), self._new_turn())
+        response = await self._caller.run_async(flow)
+        stream = AsyncEventStream(response, self._new_turn(), list_stored)
         self._open_turns.add(session, stream)
         return stream
 

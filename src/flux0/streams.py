@@ -6,13 +6,18 @@ be left and taken up again; without one, leaving a loop early releases the conne
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Generic, TypeVar, final
 
-from flux0.domain.errors import ClientClosed, TransportError
+from flux0.domain.enums import SessionStatus
+from flux0.domain.errors import AgentError, ClientClosed, Flux0Error, StreamError, TransportError
+from flux0.domain.finalizing import TurnMessage
 from flux0.domain.headers import Headers
+from flux0.domain.models import Events, ToolCall
 from flux0.domain.stream_events import StreamEvent
+from flux0.domain.tool_calls import joined_tool_calls
+from flux0.domain.transcript import Transcript
 from flux0.ports import AsyncByteStream, ByteStream, Response
 from flux0.usecases.turn import Turn
 
@@ -27,11 +32,15 @@ class _Stream(Generic[Body]):
         raw_response: the HTTP library's own response.
     """
 
-    def __init__(self, response: Response[Body], turn: Turn) -> None:
+    def __init__(
+        self, response: Response[Body], turn: Turn, list_stored: Callable[[str], Any]
+    ) -> None:
         self.headers: Headers = response.headers
         self.raw_response: Any = response.raw_response
         self._body = response.body
         self._turn = turn
+        self._list_stored = list_stored
+        self._transcript = Transcript()
         self._batch: Iterator[StreamEvent] = iter(())
         self._entered = False
         self._closed = False
@@ -52,14 +61,56 @@ class _Stream(Generic[Body]):
         """Whether the stream was read to its end, and the end was a whole one."""
         return self._finished
 
+    @property
+    def messages(self) -> tuple[TurnMessage, ...]:
+        """The turn's messages as they stand after the last event that was handed out.
+
+        A tool call shows up while its arguments are on their way, as text.
+        """
+        return self._transcript.messages
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The tools that the agent has asked for so far, each with its result once there is one."""
+        return joined_tool_calls(self.messages)
+
+    @property
+    def status(self) -> SessionStatus | str | None:
+        """The last status that was handed out; None before the first."""
+        return self._transcript.status
+
+    @property
+    def error(self) -> AgentError | None:
+        """What the agent reported to have gone wrong, not raised; None if it reported nothing."""
+        event = self._transcript.error
+        if event is None:
+            return None
+        error = AgentError(
+            event.data.data, correlation_id=self.correlation_id, event_count=self.event_count
+        )
+        error.offer(self.messages, self._stored)
+        return error
+
+    def _raise_error(self) -> None:
+        if (error := self.error) is not None:
+            raise error
+
+    def _stored(self) -> Any:
+        if self.correlation_id is None:
+            raise Flux0Error("no event has named the turn yet, so its events cannot be listed")
+        return self._list_stored(self.correlation_id)
+
     def _enter(self) -> None:
         self._is_over()
         self._entered = True
 
     def _is_over(self) -> bool:
         """Whether nothing more can be pulled; raises if that is for a bad reason."""
-        if self._turn.failure is not None:
-            raise self._turn.failure
+        failure = self._turn.failure
+        if failure is not None:
+            if isinstance(failure, StreamError):
+                failure.offer(self.messages, self._stored)
+            raise failure
         if self._finished:
             return True
         if self._closed:
@@ -69,6 +120,8 @@ class _Stream(Generic[Body]):
     def _take(self, data: bytes | None) -> bool:
         """Take the next piece of the body, or its end; say whether it was the last."""
         if data is None:
+            if self._closed:  # Which a body may take for its end.
+                raise ClientClosed("the stream was closed while it was read")
             self._turn.end()
             self._finished = self._turn.failure is None
         else:
@@ -96,8 +149,10 @@ class EventStream(_Stream[ByteStream]):
         ClientClosed: the stream was closed before its end.
     """
 
-    def __init__(self, response: Response[ByteStream], turn: Turn) -> None:
-        super().__init__(response, turn)
+    def __init__(
+        self, response: Response[ByteStream], turn: Turn, list_stored: Callable[[str], Events]
+    ) -> None:
+        super().__init__(response, turn, list_stored)
         self._pieces = iter(response.body)
 
     def __enter__(self) -> EventStream:
@@ -113,10 +168,13 @@ class EventStream(_Stream[ByteStream]):
         self.close()
 
     def __iter__(self) -> Iterator[StreamEvent]:
+        take = self._transcript.take
         try:
             while True:
                 # The batch is shared: another loop goes on where this one was left.
-                yield from self._batch
+                for event in self._batch:
+                    take(event)
+                    yield event
                 if not self._advance():
                     return
         finally:
@@ -126,9 +184,37 @@ class EventStream(_Stream[ByteStream]):
     def __next__(self) -> StreamEvent:
         while True:
             for event in self._batch:
+                self._transcript.take(event)
                 return event
             if not self._advance():
                 raise StopIteration
+
+    def text(self) -> Iterator[str]:
+        """Iterate over the text of the answer as it grows, without the agent's reasoning.
+
+        Raises `AgentError` as soon as the agent reports an error, besides what iterating over the
+        events raises.
+        """
+        for _ in self:
+            if self._transcript.text:
+                yield self._transcript.text
+            self._raise_error()
+
+    def final_messages(self) -> tuple[TurnMessage, ...]:
+        """Read to the end and return the messages and tool results that the server stores.
+
+        The server decides what it stores when the agent calls a message ready, which no stream
+        tells; `stored_events` asks it. Raises as `text` does.
+        """
+        self._raise_error()
+        for _ in self:
+            self._raise_error()
+        return self._transcript.finish()
+
+    def stored_events(self) -> Events:
+        """Return the events of this turn that the server has stored by now."""
+        events: Events = self._stored()
+        return events
 
     def close(self) -> None:
         """Release the connection; harmless when repeated."""
@@ -156,8 +242,13 @@ class EventStream(_Stream[ByteStream]):
 class AsyncEventStream(_Stream[AsyncByteStream]):
     """An `EventStream` for asynchronous code, with the same behaviour and errors."""
 
-    def __init__(self, response: Response[AsyncByteStream], turn: Turn) -> None:
-        super().__init__(response, turn)
+    def __init__(
+        self,
+        response: Response[AsyncByteStream],
+        turn: Turn,
+        list_stored: Callable[[str], Awaitable[Events]],
+    ) -> None:
+        super().__init__(response, turn, list_stored)
         self._pieces = aiter(response.body)
 
     async def __aenter__(self) -> AsyncEventStream:
@@ -178,9 +269,34 @@ class AsyncEventStream(_Stream[AsyncByteStream]):
     async def __anext__(self) -> StreamEvent:
         while True:
             for event in self._batch:
+                self._transcript.take(event)
                 return event
             if not await self._advance():
                 raise StopAsyncIteration
+
+    def text(self) -> AsyncIterator[str]:
+        """Do as `EventStream.text` does."""
+        return _TextLoop(self, owned=self._entered)
+
+    async def final_messages(self) -> tuple[TurnMessage, ...]:
+        """Do as `EventStream.final_messages` does."""
+        self._raise_error()
+        async for _ in self:
+            self._raise_error()
+        return self._transcript.finish()
+
+    async def stored_events(self) -> Events:
+        """Return the events of this turn that the server has stored by now."""
+        events: Events = await self._stored()
+        return events
+
+    async def next_text(self) -> str:
+        """Return the next piece of the answer's text; `StopAsyncIteration` at the end."""
+        while True:
+            await self.__anext__()
+            if self._transcript.text:
+                return self._transcript.text
+            self._raise_error()
 
     async def close_async(self) -> None:
         """Release the connection; harmless when repeated."""
@@ -224,6 +340,24 @@ class _Loop:
 
     def __del__(self) -> None:
         self._stream.close_soon()
+
+
+class _TextLoop:
+    """One `async for` over a stream's text; `owned` says that an `async with` owns the stream."""
+
+    def __init__(self, stream: AsyncEventStream, *, owned: bool) -> None:
+        self._stream = stream
+        self._owned = owned
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        return await self._stream.next_text()
+
+    def __del__(self) -> None:
+        if not self._owned:
+            self._stream.close_soon()
 
 
 class _Abandoned:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
 if TYPE_CHECKING:
+    from flux0.domain.finalizing import TurnMessage
     from flux0.domain.headers import Headers
 
 
@@ -33,7 +34,7 @@ class Flux0Error(Exception):
 
 def _restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]) -> Flux0Error:
     error = cls.__new__(cls, *args)
-    error.args = args
+    super(Flux0Error, error).__init__(*args)  # Which an ImportError needs, for its `msg`.
     error.__dict__.update(state)
     return error
 
@@ -238,6 +239,7 @@ class StreamError(Flux0Error):
     Attributes:
         correlation_id: names the turn, for listing what the server stored; None if none came.
         event_count: how many events came before.
+        messages: what was rebuilt of the turn's messages so far.
     """
 
     def __init__(
@@ -246,6 +248,28 @@ class StreamError(Flux0Error):
         super().__init__(message)
         self.correlation_id = correlation_id
         self.event_count = event_count
+        self.messages: tuple[TurnMessage, ...] = ()
+        self._list_stored: Callable[[], Any] | None = None
+
+    def offer(
+        self, messages: tuple[TurnMessage, ...], list_stored: Callable[[], Any] | None
+    ) -> None:
+        """Take what the stream had rebuilt, and its way to list what the server stored."""
+        self.messages = messages
+        self._list_stored = list_stored
+
+    def stored_events(self) -> Any:
+        """Return the events of this turn that the server has stored by now, as `Events`.
+
+        Of an asynchronous stream's error it is an awaitable of them. An error that was unpickled,
+        or whose stream had no event to name the turn, raises `Flux0Error`.
+        """
+        if self._list_stored is None:
+            raise Flux0Error("this error does not know the stream that it came from")
+        return self._list_stored()
+
+    def _picklable_state(self) -> dict[str, Any]:
+        return {**self.__dict__, "_list_stored": None}
 
 
 class StreamInterrupted(StreamError):
@@ -254,6 +278,20 @@ class StreamInterrupted(StreamError):
 
 class StreamIdleTimeout(StreamError):
     """Nothing came for the stream's idle timeout; the server falls silent when an agent crashes."""
+
+
+class AgentError(StreamError):
+    """The agent reported an error; `data` is what it said about it, as JSON, or None."""
+
+    def __init__(
+        self, data: Any, *, correlation_id: str | None = None, event_count: int = 0
+    ) -> None:
+        super().__init__(
+            f"the agent reported an error: {data}",
+            correlation_id=correlation_id,
+            event_count=event_count,
+        )
+        self.data = data
 
 
 class EventTooLarge(StreamError):

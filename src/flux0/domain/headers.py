@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from attrs import field, frozen
@@ -53,21 +54,25 @@ class Headers(Mapping[str, str]):
         """Return `headers` from a user as header fields.
 
         Raises:
-            InvalidArgument: a name is not a token, a value is not text or could end the line;
-                names `argument`.
+            InvalidArgument: they are no mapping, a name is not a token, a value is not text or
+                holds what HTTP does not allow there (RFC 9110, section 5.5); names `argument`.
         """
+        if not isinstance(headers, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass what they like
+            raise InvalidArgument(
+                argument, f"must be a mapping of texts, and is of type {type(headers).__name__}"
+            )
         for name, value in headers.items():
-            if not isinstance(name, str) or not _is_token(name):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass what they like
+            if not isinstance(name, str) or not _is_token(name):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
                 raise InvalidArgument(argument, f"has {name!r}, which is not a header name")
             if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
                 raise InvalidArgument(
                     argument, f"has a value of type {type(value).__name__} for {name!r}, not a text"
                 )
-            if any(character in value for character in "\r\n\0"):
-                raise InvalidArgument(argument, f"has a line break or NUL in the value of {name!r}")
-            if not _is_latin_1(value):
+            if not _FIELD_VALUE.fullmatch(value):
                 raise InvalidArgument(
-                    argument, f"has characters in the value of {name!r} that HTTP cannot carry"
+                    argument,
+                    f"has a line break, a control character, white space at an end, or what "
+                    f"Latin-1 lacks in the value of {name!r}",
                 )
         return cls(tuple(headers.items()))
 
@@ -104,13 +109,10 @@ class Headers(Mapping[str, str]):
 
 
 _TCHAR = "!#$%&'*+-.^_`|~"  # RFC 9110, section 5.6.2, besides letters and digits
+_FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
 
 
 def _is_token(name: str) -> bool:
     return bool(name) and all(
         character.isascii() and (character.isalnum() or character in _TCHAR) for character in name
     )
-
-
-def _is_latin_1(value: str) -> bool:
-    return max(value, default="") <= "\xff"

@@ -80,7 +80,7 @@ def _summary(data: HTTPValidationErrorData) -> str:
 
 def _plain(response: Response[Any], text: str) -> str:
     """Return a short plain text that a server or a proxy sent; markup tells a reader nothing."""
-    content_type = response.headers.get("content-type", "")
+    content_type = response.headers.get("content-type", "").lower()
     return text.strip()[:_LONGEST_MESSAGE] if content_type.startswith("text/plain") else ""
 
 

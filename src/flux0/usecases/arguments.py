@@ -11,6 +11,8 @@ from flux0.domain.errors import InvalidArgument
 
 E = TypeVar("E", bound=OpenEnum)
 
+_LARGEST_OFFSET = 2**63 - 1
+
 
 def text(argument: str, value: object, *, longest: int | None = None) -> str:
     """Return `value` if it is a text that is not empty, of at most `longest` characters."""
@@ -22,6 +24,8 @@ def text(argument: str, value: object, *, longest: int | None = None) -> str:
         raise InvalidArgument(
             argument, f"must have at most {longest} characters, and has {len(value)}"
         )
+    if not _is_unicode(value):
+        raise InvalidArgument(argument, "has lone surrogates, which UTF-8 cannot carry")
     return value
 
 
@@ -31,15 +35,12 @@ def optional_text(argument: str, value: object, *, longest: int | None = None) -
 
 
 def path_segment(argument: str, value: object) -> str:
-    """Return an id as one percent-encoded segment of a path; it can reach no other route."""
+    """Return an id as one percent-encoded segment of a path."""
     checked = text(argument, value)
     if checked in (".", ".."):
         # Percent-encoding does not help: RFC 3986 has clients remove dot segments in either form.
         raise InvalidArgument(argument, f"must be an id, and is {checked!r}")
-    try:
-        return quote(checked, safe="")
-    except UnicodeEncodeError:
-        raise InvalidArgument(argument, "has characters that UTF-8 cannot encode") from None
+    return quote(checked, safe="")
 
 
 def choice(argument: str, kind: type[E], value: object) -> str:
@@ -65,7 +66,9 @@ def offset(argument: str, value: object) -> int:
             argument, f"must be an integer, and is of type {type(value).__name__}"
         )
     if value < 0:
-        raise InvalidArgument(argument, f"must not be negative, and is {value}")
+        raise InvalidArgument(argument, "must not be negative")
+    if value > _LARGEST_OFFSET:
+        raise InvalidArgument(argument, f"must be at most {_LARGEST_OFFSET}")
     return value
 
 
@@ -74,3 +77,11 @@ def flag(argument: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise InvalidArgument(argument, f"must be True or False, and is {value!r}")
     return value
+
+
+def _is_unicode(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
