@@ -20,9 +20,11 @@ from cattrs import (
     Converter,
     IterableValidationError,
     IterableValidationNote,
+    StructureHandlerNotFoundError,
 )
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
+from flux0.domain.construction import mutable_twin
 from flux0.domain.enums import EventSource, EventType, OpenEnum, SessionStatus
 from flux0.domain.errors import DecodeError, InvalidArgument
 from flux0.domain.models import (
@@ -84,14 +86,29 @@ class JsonCodec:
         return json.dumps(self.to_dict(value), separators=(",", ":")).encode("ascii")
 
     def from_dict(self, model: type[T], data: Any) -> T:
-        """Return the model that plain JSON stands for."""
-        if not attrs.has(model):
+        """Return the model that plain JSON stands for.
+
+        Raises:
+            InvalidArgument: `model` is not a model.
+        """
+        if not isinstance(model, type) or not attrs.has(model):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass what they like
             raise InvalidArgument("model", f"must be a class of flux0.models, and is {model!r}")
-        return cast("T", self._structure(cast("type[Any]", model), data, ""))
+        try:
+            return cast("T", self._structure(cast("type[Any]", model), data, ""))
+        except StructureHandlerNotFoundError as error:
+            problem = f"must be a class of flux0.models, and is {model!r} ({error})"
+            raise InvalidArgument("model", problem) from error
 
     def to_dict(self, value: Any) -> Any:
-        """Return the plain JSON that the server uses for `value`."""
-        return self._converter.unstructure(value)
+        """Return the plain JSON that the server uses for `value`.
+
+        Raises:
+            InvalidArgument: it is nested too deeply for Python's recursion limit.
+        """
+        try:
+            return self._converter.unstructure(value)
+        except RecursionError as error:
+            raise InvalidArgument("value", "is nested too deeply") from error
 
     def _structure(self, model: type[T], data: Any, body: str) -> T:
         try:
@@ -99,6 +116,10 @@ class JsonCodec:
         except (BaseValidationError, _WrongType) as error:
             place, problem = _first_problem(error)
             raise DecodeError(problem, field=place, body=body) from error
+
+
+_MutableChunk = mutable_twin(ChunkEvent)
+_MutableOperation = mutable_twin(JSONPatchOperation)
 
 
 def _load(text: str) -> Any:
@@ -124,12 +145,15 @@ def _chunk(data: Any) -> ChunkEvent | None:
         seq = data["seq"]
         metadata = data["metadata"]
         timestamp = data["timestamp"]
+        operations = data["patches"]
         patches: list[JSONPatchOperation] = []
-        for patch in data["patches"]:
+        for patch in operations:
             op, path = patch["op"], patch["path"]
             if type(op) is not str or type(path) is not str:
                 return None
-            patches.append(JSONPatchOperation(op, path, patch["value"]))
+            operation = _MutableOperation(op, path, patch["value"])
+            operation.__class__ = JSONPatchOperation
+            patches.append(operation)
             if len(patch) != _USUAL_KEYS:
                 return None
     except (KeyError, TypeError, IndexError):
@@ -138,11 +162,14 @@ def _chunk(data: Any) -> ChunkEvent | None:
         type(correlation_id) is str
         and type(event_id) is str
         and type(seq) is int
+        and type(operations) is list
         and type(metadata) is dict
         and type(timestamp) is float
     ):
         known = cast("dict[str, Any]", metadata)
-        return ChunkEvent(correlation_id, event_id, seq, tuple(patches), known, timestamp)
+        chunk = _MutableChunk(correlation_id, event_id, seq, tuple(patches), known, timestamp)
+        chunk.__class__ = ChunkEvent
+        return cast("ChunkEvent", chunk)
     return None
 
 
@@ -211,12 +238,13 @@ def _datetime(value: Any, _: Any) -> datetime:
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError:
-        raise _WrongType("a date and time", f"{value!r}") from None
+        raise _WrongType("a date and time", f"{value[:_EXCERPT]!r}") from None
     return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=timezone.utc)
 
 
 def _datetime_text(value: datetime) -> str:
-    return value.isoformat().replace("+00:00", "Z")
+    text = value.isoformat()
+    return f"{text[:-6]}Z" if text.endswith("+00:00") else text
 
 
 def _open_enum(kind: type[OpenEnum]) -> Callable[[Any, Any], OpenEnum | str]:
@@ -346,7 +374,7 @@ def _first_problem(error: BaseException) -> tuple[str, str]:
             if isinstance(note, IterableValidationNote):
                 place += f"[{note.index}]"
             elif isinstance(note, AttributeValidationNote):
-                place += f".{note.name}"
+                place += f".{note.name.rstrip('_')}"  # `from_` stands for a JSON `from`.
     problem = "is missing" if isinstance(error, KeyError) else str(error)
     return place.lstrip("."), problem
 

@@ -53,6 +53,8 @@ class MessageAccumulator:
         draft = self._drafts.get(event.event_id)
         if draft is None:
             draft = self._drafts[event.event_id] = _Draft(event)
+        elif (text := draft.append(event.patches)) is not None:
+            return text
         text = ""
         index = 0
         try:
@@ -104,6 +106,25 @@ class _Draft:
         self._joined = 0
         self._message: TurnMessage | None = None
         self._stale = False
+
+    def append(self, operations: tuple[JSONPatchOperation, ...]) -> str | None:
+        """Do as `apply` does if this is one text for the end of a list; else return None.
+
+        Nearly every chunk of a long answer is that, so it is spared all checks for what else it
+        may be.
+        """
+        operation, root = operations[0] if len(operations) == 1 else None, self._root
+        if (
+            operation is None
+            or operation.path != "/-"
+            or operation.op != "add"
+            or type(operation.value) is not str
+            or type(root) is not list
+        ):
+            return None
+        root.append(operation.value)
+        self._stale = True
+        return "" if self._is_reasoning else operation.value
 
     def apply(self, operation: JSONPatchOperation) -> str:
         """Apply one operation, and return the text that it added at the end of the answer."""
