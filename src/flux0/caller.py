@@ -19,7 +19,7 @@ from flux0.usecases.call import Call
 T = TypeVar("T")
 
 
-@frozen
+@frozen(eq=False)
 class Defaults:
     """What holds for every call that does not say otherwise; `call_timeout` is in seconds."""
 

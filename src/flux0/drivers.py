@@ -19,7 +19,7 @@ T = TypeVar("T")
 Clock = Callable[[], float]
 
 
-@frozen
+@frozen(eq=False)
 class Driver:
     """Drives flows for synchronous code, over `transport`, with `sleep` and `clock` in seconds."""
 
@@ -62,7 +62,7 @@ class Driver:
                 return None
 
 
-@frozen
+@frozen(eq=False)
 class AsyncDriver:
     """Drives flows for asynchronous code."""
 

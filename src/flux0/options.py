@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
 
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.retrying import RetryConfig
@@ -51,6 +50,8 @@ def size(argument: str, number: object) -> int:
 
 
 def _is_base_url(url: str) -> bool:
+    from urllib.parse import urlsplit  # noqa: PLC0415 - not needed to import this package
+
     try:
         parts = urlsplit(url)
         named = bool(parts.hostname) and parts.port != 0

@@ -5,7 +5,6 @@ The rules were measured against the released server (flux0-stream 0.1.0b2).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -131,6 +130,8 @@ def _args(args: Any, *, partial: bool) -> Any:
     if not isinstance(args, list):
         raise TypeError("args are neither a list nor an object")
     text = "".join(cast("list[str]", args))
+    import json  # noqa: PLC0415 - not needed to import this package
+
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

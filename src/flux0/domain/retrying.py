@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from math import inf, log
 from typing import Any
 
@@ -35,6 +34,11 @@ def _attempts(_: object, attribute: Attribute[Any], value: Any) -> None:
 def _known_strategy(_: object, __: object, value: Any) -> None:
     if value not in ("backoff", "none"):
         raise InvalidArgument("strategy", f"must be 'backoff' or 'none', and is {value!r}")
+
+
+def _a_backoff(_: object, __: object, value: Any) -> None:
+    if not isinstance(value, BackoffStrategy):
+        raise InvalidArgument("backoff", f"must be a BackoffStrategy, and is {value!r}")
 
 
 @frozen
@@ -71,7 +75,7 @@ class RetryConfig:
     """
 
     strategy: str = field(default="backoff", validator=_known_strategy)
-    backoff: BackoffStrategy = BackoffStrategy()
+    backoff: BackoffStrategy = field(default=BackoffStrategy(), validator=_a_backoff)
     retry_connection_errors: bool = True
     max_attempts: int | None = field(default=None, validator=_attempts, kw_only=True)
     retry_posts: bool = field(default=False, kw_only=True)
@@ -146,6 +150,8 @@ def retry_after(error: Flux0Error, now: datetime) -> float | None:
     value = error.headers.get("retry-after", "").strip() if isinstance(error, APIError) else ""
     if _SECONDS.fullmatch(value):
         return float(value)
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415 - slow to import, rarely needed
+
     try:
         date = parsedate_to_datetime(value)
     except (ValueError, IndexError, OverflowError):

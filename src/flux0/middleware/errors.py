@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Any, cast
 
 from flux0.domain.errors import (
@@ -85,6 +84,8 @@ def _plain(response: Response[Any], text: str) -> str:
 
 
 def _phrase(status: int) -> str:
+    from http import HTTPStatus  # noqa: PLC0415 - slow to import, rarely needed
+
     try:
         return HTTPStatus(status).phrase
     except ValueError:

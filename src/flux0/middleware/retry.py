@@ -58,7 +58,7 @@ class RetryBudget:
                 self._tokens = min(self._capacity, self._tokens + self._refill)
 
 
-@frozen
+@frozen(eq=False)
 class Clocks:
     """The time: `monotonic` in seconds, for durations; `now` for dates; `random` from 0 to 1."""
 

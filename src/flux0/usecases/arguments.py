@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TypeVar, cast
-from urllib.parse import quote
 
 from flux0.domain.enums import OpenEnum
 from flux0.domain.errors import InvalidArgument
@@ -40,6 +39,8 @@ def path_segment(argument: str, value: object) -> str:
     if checked in (".", ".."):
         # Percent-encoding does not help: RFC 3986 has clients remove dot segments in either form.
         raise InvalidArgument(argument, f"must be an id, and is {checked!r}")
+    from urllib.parse import quote  # noqa: PLC0415 - not needed to import this package
+
     return quote(checked, safe="")
 
 

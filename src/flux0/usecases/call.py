@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any, TypeVar
-from urllib.parse import urlencode
 
 from attrs import frozen
 
@@ -19,7 +18,7 @@ _JSON_BODY = (*_JSON, ("content-type", "application/json"))
 _STREAM = (("accept", "text/event-stream"), ("content-type", "application/json"))
 
 
-@frozen
+@frozen(eq=False)
 class Call:
     """Where one call goes, through what, and with which options.
 
@@ -49,10 +48,14 @@ class Call:
     ) -> Request:
         """Return the request of this call; `path` is `route` with its placeholders filled in."""
         url = f"{self.server_url}{route if path is None else path}"
+        if query:
+            from urllib.parse import urlencode  # noqa: PLC0415 - not needed to import this package
+
+            url = f"{url}?{urlencode(query)}"
         own = _STREAM if stream else _JSON if body is None else _JSON_BODY
         return Request(
             method=method,
-            url=f"{url}?{urlencode(query)}" if query else url,
+            url=url,
             headers=Headers(own).merge(self.headers),
             body=None if body is None else self.codec.encode(body),
             stream=stream,

@@ -65,9 +65,7 @@ class Turn:
         """Take the end of the body, which is a failure within an event."""
         self.feed(b"")  # A parser may have kept an event that is too large for the next feed.
         if self.failure is None and self._parser.pending:
-            # A parser that handed out events first has yet to say that the next is too large.
-            self.feed(b"")
-            self.failure = self.failure or self._interrupted("the stream ended within an event")
+            self.failure = self._interrupted("the stream ended within an event")
 
     def fail(self, error: TransportError) -> None:
         """Take a failure of the transport."""

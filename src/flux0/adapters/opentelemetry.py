@@ -1,0 +1,91 @@
+"""Tracing over OpenTelemetry, as a middleware.
+
+After the semantic conventions for HTTP client spans (version 1.23 and later).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from attrs import evolve
+from opentelemetry import propagate, trace
+from opentelemetry.trace import SpanKind, StatusCode
+
+from flux0._version import __version__
+from flux0.domain.errors import APIError
+from flux0.domain.headers import Headers
+
+if TYPE_CHECKING:
+    from flux0.flows import Flow, SendFlow
+    from flux0.middleware.retry import RetryDetails
+    from flux0.ports import Request, Response
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class OpenTelemetry:
+    """Makes one client span for each call, with its retries as events of the span.
+
+    The span of a stream ends when its headers are in. Its context is sent along, so that the
+    server's spans can be children of it. Pass `on_retry` to the client as well:
+
+        telemetry = OpenTelemetry()
+        Flux0(middleware=[telemetry], on_retry=telemetry.on_retry)
+    """
+
+    def __init__(self, tracer_provider: trace.TracerProvider | None = None) -> None:
+        self._tracer = trace.get_tracer("flux0", __version__, tracer_provider)
+
+    def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        """Return what the next layer returns."""
+        with self._tracer.start_as_current_span(
+            f"{request.method} {request.route}",
+            kind=SpanKind.CLIENT,
+            attributes=_attributes(request),
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                response = yield from send(_with_context(request))
+            except Exception as error:
+                kind = type(error).__qualname__
+                if isinstance(error, APIError):
+                    kind = str(error.status_code)
+                    span.set_attribute("http.response.status_code", error.status_code)
+                span.set_attribute("error.type", kind)
+                span.set_status(StatusCode.ERROR, str(error))
+                raise
+            span.set_attribute("http.response.status_code", response.status_code)
+            return response
+
+    def on_retry(self, details: RetryDetails) -> None:
+        """Add a retry to the span of the call that it belongs to."""
+        trace.get_current_span().add_event(
+            "retry",
+            {
+                "http.request.resend_count": details.attempt,
+                "error.type": type(details.cause).__qualname__,
+                "flux0.retry.delay_ms": details.delay_ms,
+            },
+        )
+
+
+def _attributes(request: Request) -> dict[str, str | int]:
+    parts = urlsplit(request.url)
+    netloc = parts.netloc.rpartition("@")[2]  # Without credentials.
+    return {
+        "http.request.method": request.method,
+        "url.full": parts._replace(netloc=netloc).geturl(),
+        "url.template": request.route,
+        "server.address": parts.hostname or "",
+        "server.port": parts.port or _DEFAULT_PORTS[parts.scheme],
+        "flux0.operation": request.operation,
+    }
+
+
+def _with_context(request: Request) -> Request:
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    headers = Headers(tuple(carrier.items())).merge(request.headers)
+    return evolve(request, headers=headers)

@@ -1,0 +1,112 @@
+"""Tracing: what a user finds in their spans."""
+
+from __future__ import annotations
+
+import pytest
+from attrs import evolve, frozen
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+from pytest_httpserver import HTTPServer
+
+from flux0 import APIError, BackoffStrategy, Flux0, RetryConfig, TransportError
+from flux0.adapters.opentelemetry import OpenTelemetry
+
+AGENT = {
+    "id": "vUfk4PgjTm",
+    "name": "Drizzle",
+    "type": "weather",
+    "created_at": "2025-01-21T23:44:48Z",
+}
+
+
+@frozen
+class Tracing:
+    """A client whose spans are kept."""
+
+    flux0: Flux0
+    exporter: InMemorySpanExporter
+
+    def span(self) -> ReadableSpan:
+        (span,) = self.exporter.get_finished_spans()
+        return span
+
+
+def traced(url: str, retries: RetryConfig | None = None) -> Tracing:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    telemetry = OpenTelemetry(provider)
+    client = Flux0(url, middleware=[telemetry], on_retry=telemetry.on_retry, retry_config=retries)
+    return Tracing(client, exporter)
+
+
+def test_a_call_is_one_client_span_by_the_http_conventions(httpserver: HTTPServer) -> None:
+    httpserver.expect_request("/api/agents/vUfk4PgjTm").respond_with_json(AGENT)
+    tracing = traced(f"http://user:secret@{httpserver.host}:{httpserver.port}")
+    with tracing.flux0 as flux0:
+        flux0.agents.retrieve(agent_id="vUfk4PgjTm")
+    span = tracing.span()
+    assert span.name == "GET /api/agents/{agent_id}"
+    assert span.kind is SpanKind.CLIENT
+    assert dict(span.attributes or {}) == {
+        "http.request.method": "GET",
+        "url.full": httpserver.url_for("/api/agents/vUfk4PgjTm"),
+        "url.template": "/api/agents/{agent_id}",
+        "server.address": httpserver.host,
+        "server.port": httpserver.port,
+        "flux0.operation": "agents.retrieve",
+        "http.response.status_code": 200,
+    }
+    assert span.status.status_code is StatusCode.UNSET
+
+
+def test_the_server_learns_the_spans_context(httpserver: HTTPServer) -> None:
+    httpserver.expect_request("/api/agents").respond_with_json({"data": []})
+    tracing = traced(httpserver.url_for(""))
+    with tracing.flux0 as flux0:
+        flux0.agents.list()
+    context = tracing.span().get_span_context()
+    assert context is not None
+    request, _ = httpserver.log[0]
+    trace_id, span_id = request.headers["traceparent"].split("-")[1:3]
+    assert (trace_id, span_id) == (f"{context.trace_id:032x}", f"{context.span_id:016x}")
+
+
+def test_an_error_of_the_server_marks_the_span(httpserver: HTTPServer) -> None:
+    httpserver.expect_request("/api/agents").respond_with_json({"detail": "no"}, status=403)
+    tracing = traced(httpserver.url_for(""))
+    with tracing.flux0 as flux0, pytest.raises(APIError):
+        flux0.agents.list()
+    span = tracing.span()
+    assert span.status.status_code is StatusCode.ERROR
+    assert (span.attributes or {})["error.type"] == "403"
+    assert (span.attributes or {})["http.response.status_code"] == 403
+
+
+def test_a_failure_of_the_transport_names_its_kind() -> None:
+    tracing = traced("http://127.0.0.1:1", RetryConfig("none"))
+    with tracing.flux0 as flux0, pytest.raises(TransportError):
+        flux0.agents.list()
+    assert (tracing.span().attributes or {})["error.type"] == "ConnectError"
+
+
+def test_retries_are_events_of_the_one_span(httpserver: HTTPServer) -> None:
+    httpserver.expect_ordered_request("/api/agents").respond_with_data("", status=503)
+    httpserver.expect_ordered_request("/api/agents").respond_with_json({"data": []})
+    quick = RetryConfig("backoff", evolve(BackoffStrategy(), initial_interval=1))
+    tracing = traced(httpserver.url_for(""), quick)
+    with tracing.flux0 as flux0:
+        flux0.agents.list()
+    (event,) = tracing.span().events
+    assert event.name == "retry"
+    assert (event.attributes or {})["error.type"] == "ServerError"
+    assert (event.attributes or {})["http.request.resend_count"] == 1
+
+
+def test_a_default_port_is_told_too() -> None:
+    tracing = traced("https://flux0.invalid", RetryConfig("none"))
+    with tracing.flux0 as flux0, pytest.raises(TransportError):
+        flux0.agents.list()
+    assert (tracing.span().attributes or {})["server.port"] == 443
