@@ -18,6 +18,9 @@ from flux0.ports import AsyncTransport, Request, Timeout, Transport
 T = TypeVar("T")
 Clock = Callable[[], float]
 
+# Seconds for the transport's own timeout to come first, since it knows what it waited for.
+_GRACE = 0.1
+
 
 @frozen(eq=False)
 class Driver:
@@ -114,7 +117,7 @@ class AsyncDriver:
             return await waiting
         from anyio import move_on_after  # noqa: PLC0415 - slow to import; comes with httpx
 
-        with move_on_after(deadline - self.clock()):
+        with move_on_after(deadline + _GRACE - self.clock()):
             return await waiting
         raise _too_late()
 

@@ -1,0 +1,241 @@
+"""The table of docs/errors.md is true over every transport, for calls and for streams."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import re
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from attrs import frozen
+
+from flux0 import Flux0, RetryConfig, TransportError, models
+from flux0.domain.errors import Flux0Error
+from flux0.testing.answers import Answer, Close, Hold, Reset, Send, answer, cut, head, size
+from flux0.testing.byte_server import ByteServer
+from unit.transports import TRANSPORTS, TransportUnderTest
+
+TABLE = Path(__file__).parents[2] / "docs" / "errors.md"
+ROW = re.compile(r"^\| ([^|`]+) \| `(\w+)` \| `(\w+)` \|$", re.MULTILINE)
+
+# A connection that cannot be made is waited for so long, in milliseconds.
+SOON = 150
+LIMIT = 100_000
+BOMB = gzip.compress(b"data: " + bytes(20 * LIMIT))
+
+
+@frozen
+class Row:
+    """One row of the table."""
+
+    fault: str
+    call: str
+    stream: str
+
+
+ROWS = [Row(*match.groups()) for match in ROW.finditer(TABLE.read_text("utf-8"))]
+
+
+@contextmanager
+def somewhere(url: str) -> Iterator[str]:
+    yield url
+
+
+@contextmanager
+def refusing() -> Iterator[str]:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+
+@contextmanager
+def full() -> Iterator[str]:
+    """A port whose queue of connections is full."""
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            waiting = sockets.enter_context(socket.socket())
+            waiting.settimeout(0)
+            waiting.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def serving(*steps: Answer, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    with ByteServer(*steps, tls=tls) as server:
+        yield server.url
+
+
+@contextmanager
+def untrusted() -> Iterator[str]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    with serving(answer(), tls=context) as url:
+        yield url
+
+
+def body(data: bytes, kind: str, **options: Any) -> Answer:
+    return answer(data, headers=[("Content-Type", kind)], **options)
+
+
+def cut_short(content: Callable[..., Answer], framing: str) -> Answer:
+    whole = content(framing=framing)
+    # Until close only what is missing tells; in the other framings, the end itself is missing.
+    return cut(whole, size(whole) - (3 if framing != "until-close" else 2))
+
+
+def reset_within(content: Callable[..., Answer]) -> Answer:
+    return (*content(framing="chunked")[:-1], Reset())
+
+
+def corrupt(content: Callable[..., Answer]) -> Answer:
+    return tuple(
+        Send(step.data.replace(b"\x1f\x8b\x08", b"\x1f\x8b\xff"))
+        if isinstance(step, Send)
+        else step
+        for step in content(gzip=True)
+    )
+
+
+def bomb(kind: str) -> Answer:
+    return answer(BOMB, headers=[("Content-Type", kind), ("Content-Encoding", "gzip")])
+
+
+# What a server does, given what it would rightly answer and the type of that.
+FAULTS: dict[str, Callable[[Callable[..., Answer], str], Any]] = {
+    "the name is not found": lambda *_: somewhere("http://flux0.invalid"),
+    "the connection is refused": lambda *_: refusing(),
+    "connecting takes too long": lambda *_: full(),
+    "the certificate is not trusted": lambda *_: untrusted(),
+    "the headers do not come": lambda *_: serving((Hold(),)),
+    "the answer is not HTTP": lambda *_: serving((Send(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), Close())),
+    "the header block is too large": lambda *_: serving(
+        (head("200 OK", [(f"X-{n}", "x" * 1000) for n in range(1000)]), Close())
+    ),
+    "the connection ends before the answer": lambda *_: serving((Close(),)),
+    "the body is cut short (chunked)": lambda c, _: serving(cut_short(c, "chunked")),
+    "the body is cut short (content-length)": lambda c, _: serving(cut_short(c, "content-length")),
+    "the body is cut short (until close)": lambda c, _: serving(cut_short(c, "until-close")),
+    "the connection is reset within the body": lambda c, _: serving(reset_within(c)),
+    "the gzip is corrupt": lambda c, _: serving(corrupt(c)),
+    "the gzip grows without end": lambda _, kind: serving(bomb(kind)),
+    "the body, or an event, is too large": lambda _, kind: serving(
+        body(b"data: " + bytes(2 * LIMIT), kind)
+    ),
+    "the JSON is broken": lambda _, kind: serving(body(b'event: chunk\ndata: {"a"\n\n', kind)),
+    "the server falls silent within the body": lambda c, _: serving(
+        (*c(framing="chunked")[:-1], Hold())
+    ),
+    "the answer is an HTML page": lambda *_: serving(body(b"<html>Log in</html>", "text/html")),
+    "the proxy answers 502": lambda *_: serving(
+        body(b"<html>Bad gateway</html>", "text/html", status="502 Bad Gateway")
+    ),
+}
+
+CHUNK = (
+    b'event: chunk\ndata: {"correlation_id": "RID(1)::2", "event_id": "m", "seq": 0, "patches": '
+    b'[{"op": "add", "path": "/-", "value": "Hi"}], "metadata": {}, "timestamp": 1.5}\n\n'
+)
+
+
+def agents(**options: Any) -> Answer:
+    return body(b'{"data": [    ]}', "application/json", **options)
+
+
+def turn(**options: Any) -> Answer:
+    return body(CHUNK + CHUNK, "text/event-stream", **options)
+
+
+def client(url: str, transport: TransportUnderTest) -> Flux0:
+    return Flux0(
+        url,
+        **transport.arguments(),
+        retry_config=RetryConfig("none"),
+        timeout_ms=SOON,
+        stream_idle_timeout_ms=SOON,
+        max_body_bytes=LIMIT,
+        max_event_bytes=LIMIT,
+    )
+
+
+def call(url: str, transport: TransportUnderTest) -> None:
+    with client(url, transport) as flux0:
+        flux0.agents.list()
+
+
+def stream(url: str, transport: TransportUnderTest) -> None:
+    with (
+        client(url, transport) as flux0,
+        flux0.sessions.create_event(session_id="s", content="Hello") as events,
+    ):
+        for _ in events:
+            pass
+
+
+async def call_async(url: str, transport: TransportUnderTest) -> None:
+    async with client(url, transport) as flux0:
+        await flux0.agents.list_async()
+
+
+async def stream_async(url: str, transport: TransportUnderTest) -> None:
+    async with (
+        client(url, transport) as flux0,
+        await flux0.sessions.create_event_async(session_id="s", content="Hello") as events,
+    ):
+        async for _ in events:
+            pass
+
+
+def raised(transport: TransportUnderTest, url: str, *, streaming: bool) -> Flux0Error:
+    try:
+        if transport.synchronous:
+            (stream if streaming else call)(url, transport)
+        else:
+            asyncio.run((stream_async if streaming else call_async)(url, transport))
+    except Flux0Error as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def test_the_table_and_the_faults_here_are_the_same() -> None:
+    assert [row.fault for row in ROWS] == list(FAULTS)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.fault)
+@pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
+def test_a_call_raises_what_the_table_says(row: Row, transport: TransportUnderTest) -> None:
+    with FAULTS[row.fault](agents, "application/json") as url:
+        error = raised(transport, url, streaming=False)
+    assert type(error).__name__ == row.call
+    if isinstance(error, TransportError):
+        assert error.__cause__ is not None
+        assert not isinstance(error.__cause__, Flux0Error)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.fault)
+@pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
+def test_a_stream_raises_what_the_table_says(row: Row, transport: TransportUnderTest) -> None:
+    with FAULTS[row.fault](turn, "text/event-stream") as url:
+        error = raised(transport, url, streaming=True)
+    assert type(error).__name__ == row.stream
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
+def test_a_stream_that_breaks_off_says_how_far_it_came(transport: TransportUnderTest) -> None:
+    whole = turn(framing="chunked")
+    with serving(cut(whole, size(whole) - 40)) as url:
+        error = raised(transport, url, streaming=True)
+    assert isinstance(error, models.StreamInterrupted)
+    assert error.correlation_id == "RID(1)::2"
+    assert error.event_count in (1, 2)
+    assert error.__cause__ is not None
+    assert not isinstance(error.__cause__, Flux0Error)
