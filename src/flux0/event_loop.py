@@ -7,12 +7,14 @@ its loop still runs: on use elsewhere it would fail, and left behind it would wa
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
+Loop: TypeAlias = Any  # asyncio.AbstractEventLoop, or trio's token of a run
 
 
 async def sleep(seconds: float) -> None:
@@ -26,41 +28,58 @@ async def sleep(seconds: float) -> None:
         await trio.sleep(seconds)
 
 
-def close_soon(close: Callable[[], Awaitable[None]]) -> None:
-    """Have the running loop call `close`, from where nothing can be awaited, such as `__del__`.
+def running_loop() -> Loop:
+    """Return what stands for the running loop."""
+    trio = _running_trio()
+    if trio is not None:
+        return trio.lowlevel.current_trio_token()
+    import asyncio  # noqa: PLC0415 - as above
 
-    Without a running loop nothing is left to do: a loop that ended has closed its resources.
+    return asyncio.get_running_loop()
+
+
+def close_soon(loop: Loop, close: Callable[[], Awaitable[None]]) -> None:
+    """Have `loop` call `close`, from where nothing can be awaited: a finalizer, in any thread.
+
+    Nothing is done if the loop has ended, for it has closed its resources.
     """
 
     async def closing() -> None:
         with suppress(Exception):  # There is nobody left to tell.
             await close()
 
+    if hasattr(loop, "run_sync_soon"):
+        import trio  # noqa: PLC0415 - loaded already, as this is its token
+
+        with suppress(trio.RunFinishedError):
+            loop.run_sync_soon(trio.lowlevel.spawn_system_task, closing)
+    else:
+        # The loop holds what the task waits for, and that holds the task until it is done.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(lambda: loop.create_task(closing()))
+
+
+async def shielded(close: Callable[[], Awaitable[None]]) -> None:
+    """Await `close`, which goes on to its end even if the caller is cancelled."""
     trio = _running_trio()
     if trio is not None:
-        trio.lowlevel.spawn_system_task(closing)
+        with trio.CancelScope(shield=True):
+            await close()
         return
     import asyncio  # noqa: PLC0415 - as above
 
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    # The loop holds what the task waits for, and that holds the task until it is done.
-    loop.create_task(closing())  # noqa: RUF006
+    await asyncio.shield(close())
 
 
 async def unwind(generator: AsyncGenerator[Any, None]) -> None:
     """End a generator that stands in the middle of others, those within it included.
 
-    Closing the outermost leaves the inner ones to the garbage collector. asyncio then closes them;
-    trio warns. So under trio it is cancelled where it waits, which ends the innermost first.
+    Closing the outermost would leave the inner ones to the garbage collector, of which trio
+    warns. Cancelled where it waits, the innermost ends first.
     """
-    trio = _running_trio()
-    if trio is None:
-        await generator.aclose()
-        return
-    with trio.CancelScope() as scope:
+    from anyio import CancelScope  # noqa: PLC0415 - not needed where nothing is left early
+
+    with CancelScope() as scope:
         scope.cancel()
         async for _ in generator:
             pass
@@ -72,30 +91,33 @@ class PerLoop(Generic[T]):
     def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
         self._make = make
         self._close = close
-        self._guarded: WeakKeyDictionary[Any, tuple[T, AsyncGenerator[None, None]]]
-        self._guarded = WeakKeyDictionary()
+        self._known: MutableMapping[Loop, tuple[T, AsyncGenerator[None, None]]]
+        self._known = WeakKeyDictionary()
+        # Not __del__, which comes too late for guards that are garbage together with this.
+        weakref.finalize(self, _close_soon_all, self._known).atexit = False
 
     async def get(self) -> T:
         """Return the resource of the running loop."""
-        loop = _running_loop()
-        known = self._guarded.get(loop)
+        loop = running_loop()
+        known = self._known.get(loop)
         if known is not None:
             return known[0]
         resource = self._make()
         guard = _guard(resource, self._close)
-        self._guarded[loop] = (resource, guard)
+        self._known[loop] = (resource, guard)
         await guard.asend(None)
         return resource
 
     async def close_async(self) -> None:
         """Close the running loop's resource; those of other loops are closed as those end."""
-        known = self._guarded.pop(_running_loop(), None)
+        known = self._known.pop(running_loop(), None)
         if known is not None:
             await known[1].aclose()
 
-    def __del__(self) -> None:
-        for _, guard in self._guarded.values():
-            close_soon(guard.aclose)
+
+def _close_soon_all(known: MutableMapping[Loop, tuple[Any, AsyncGenerator[None, None]]]) -> None:
+    for loop, (_, guard) in list(known.items()):
+        close_soon(loop, guard.aclose)
 
 
 async def _guard(resource: T, close: Callable[[T], Awaitable[None]]) -> AsyncGenerator[None, None]:
@@ -104,15 +126,6 @@ async def _guard(resource: T, close: Callable[[T], Awaitable[None]]) -> AsyncGen
         yield
     finally:
         await close(resource)
-
-
-def _running_loop() -> object:
-    trio = _running_trio()
-    if trio is not None:
-        return trio.lowlevel.current_trio_token()
-    import asyncio  # noqa: PLC0415 - as above
-
-    return asyncio.get_running_loop()
 
 
 def _running_trio() -> Any:

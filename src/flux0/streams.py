@@ -276,7 +276,7 @@ class AsyncEventStream(_Stream[AsyncByteStream]):
 
     def text(self) -> AsyncIterator[str]:
         """Do as `EventStream.text` does."""
-        return _TextLoop(self, owned=self._entered)
+        return _TextLoop(self)
 
     async def final_messages(self) -> tuple[TurnMessage, ...]:
         """Do as `EventStream.final_messages` does."""
@@ -325,6 +325,11 @@ class AsyncEventStream(_Stream[AsyncByteStream]):
             self._closed = True
             self._pieces = self._body = _Abandoned()
 
+    def leave(self) -> None:
+        """Take note that a loop over this stream was left, which ends one that no block owns."""
+        if not self._entered:
+            self.close_soon()
+
 
 class _Loop:
     """One `async for` over a stream that no `async with` owns: leaving it leaves the stream."""
@@ -339,15 +344,14 @@ class _Loop:
         return self._stream.__anext__()
 
     def __del__(self) -> None:
-        self._stream.close_soon()
+        self._stream.leave()
 
 
 class _TextLoop:
-    """One `async for` over a stream's text; `owned` says that an `async with` owns the stream."""
+    """One `async for` over a stream's text."""
 
-    def __init__(self, stream: AsyncEventStream, *, owned: bool) -> None:
+    def __init__(self, stream: AsyncEventStream) -> None:
         self._stream = stream
-        self._owned = owned
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self
@@ -356,8 +360,7 @@ class _TextLoop:
         return await self._stream.next_text()
 
     def __del__(self) -> None:
-        if not self._owned:
-            self._stream.close_soon()
+        self._stream.leave()
 
 
 class _Abandoned:

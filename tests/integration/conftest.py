@@ -1,19 +1,24 @@
-"""The real server for the integration tests; see server.py and scripted_agent.py."""
+"""The real server and the ways to it; see server.py, scripted_agent.py, transports.py, modes.py."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 
-from integration.server import Flux0Server
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from flux0 import Flux0
+from integration.modes import MakeClient, in_mode, run
+from integration.relay import Relay
+from integration.server import Flux0Server, free_port
+from integration.transports import WAYS, Way
 
 _VARIABLE = "FLUX0_TEST_SERVER_PYTHON"
+_TIMEOUT_MS = 20_000
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +51,64 @@ def own_server(
         yield lambda: servers.enter_context(
             Flux0Server(server_python, tmp_path_factory.mktemp("own_server"))
         )
+
+
+@pytest.fixture
+def relay(server: Flux0Server) -> Iterator[Relay]:
+    """Another address of the server, which counts the connections that are made to it."""
+    with Relay(server.port) as running:
+        yield running
+
+
+@pytest.fixture(params=WAYS, ids=str)
+def way(request: pytest.FixtureRequest) -> Way:
+    """The transport and the kind of code that this test runs with."""
+    return cast("Way", request.param)
+
+
+@pytest.fixture
+def make_client(server: Flux0Server, way: Way) -> MakeClient:
+    """Makes clients that go the test's way to the shared server, and never wait for ever."""
+
+    def make(**options: Any) -> Flux0:
+        defaults: dict[str, Any] = {
+            "server_url": server.url,
+            "transport": way.make_transport(),
+            "timeout_ms": _TIMEOUT_MS,
+            "stream_idle_timeout_ms": _TIMEOUT_MS,
+        }
+        return in_mode(way.mode, Flux0(**{**defaults, **options}))
+
+    return make
+
+
+@pytest.fixture
+def session_id(server: Flux0Server) -> str:
+    """A new session with the scripted agent."""
+    with Flux0(server.url) as flux0:
+        return flux0.sessions.create(agent_id=server.agent_id).id
+
+
+@pytest.fixture
+def nowhere() -> str:
+    """The address of a server that does not exist, so that sending anything fails."""
+    return f"http://127.0.0.1:{free_port()}"
+
+
+@pytest.fixture
+def fresh_name() -> str:
+    """A name for a wait or an event that no turn has used; the server mixes up events of one id."""
+    return uuid4().hex
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is asynchronous code in the kind of code that its way names."""
+    test = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(test):
+        return None
+    given = pyfuncitem.funcargs
+    arguments = {name: given[name] for name in inspect.signature(test).parameters}
+    way = cast("Way", given["way"])
+    run(way.mode, lambda: test(**arguments))
+    return True

@@ -7,7 +7,7 @@ import gzip
 import re
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,19 +44,19 @@ ROWS = [Row(*match.groups()) for match in ROW.finditer(TABLE.read_text("utf-8"))
 
 
 @contextmanager
-def somewhere(url: str) -> Iterator[str]:
+def somewhere(url: str) -> Generator[str, None, None]:
     yield url
 
 
 @contextmanager
-def refusing() -> Iterator[str]:
+def refusing() -> Generator[str, None, None]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
 
 
 @contextmanager
-def full() -> Iterator[str]:
+def full() -> Generator[str, None, None]:
     """A port whose queue of connections is full."""
     with ExitStack() as sockets:
         listener = sockets.enter_context(socket.socket())
@@ -70,15 +70,16 @@ def full() -> Iterator[str]:
 
 
 @contextmanager
-def serving(*steps: Answer, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+def serving(*steps: Answer, tls: ssl.SSLContext | None = None) -> Generator[str, None, None]:
     with ByteServer(*steps, tls=tls) as server:
         yield server.url
 
 
 @contextmanager
-def untrusted() -> Iterator[str]:
+def untrusted() -> Generator[str, None, None]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    certificate = trustme.CA().issue_cert("127.0.0.1")
+    certificate.configure_cert(context)  # pyright: ignore[reportUnknownMemberType] - of pyOpenSSL
     with serving(answer(), tls=context) as url:
         yield url
 
@@ -112,31 +113,39 @@ def bomb(kind: str) -> Answer:
 
 # What a server does, given what it would rightly answer and the type of that.
 FAULTS: dict[str, Callable[[Callable[..., Answer], str], Any]] = {
-    "the name is not found": lambda *_: somewhere("http://flux0.invalid"),
-    "the connection is refused": lambda *_: refusing(),
-    "connecting takes too long": lambda *_: full(),
-    "the certificate is not trusted": lambda *_: untrusted(),
-    "the headers do not come": lambda *_: serving((Hold(),)),
-    "the answer is not HTTP": lambda *_: serving((Send(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), Close())),
-    "the header block is too large": lambda *_: serving(
+    "the name is not found": lambda _content, _kind: somewhere("http://flux0.invalid"),
+    "the connection is refused": lambda _content, _kind: refusing(),
+    "connecting takes too long": lambda _content, _kind: full(),
+    "the certificate is not trusted": lambda _content, _kind: untrusted(),
+    "the headers do not come": lambda _content, _kind: serving((Hold(),)),
+    "the answer is not HTTP": lambda _content, _kind: serving(
+        (Send(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), Close())
+    ),
+    "the header block is too large": lambda _content, _kind: serving(
         (head("200 OK", [(f"X-{n}", "x" * 1000) for n in range(1000)]), Close())
     ),
-    "the connection ends before the answer": lambda *_: serving((Close(),)),
-    "the body is cut short (chunked)": lambda c, _: serving(cut_short(c, "chunked")),
-    "the body is cut short (content-length)": lambda c, _: serving(cut_short(c, "content-length")),
-    "the body is cut short (until close)": lambda c, _: serving(cut_short(c, "until-close")),
-    "the connection is reset within the body": lambda c, _: serving(reset_within(c)),
-    "the gzip is corrupt": lambda c, _: serving(corrupt(c)),
-    "the gzip grows without end": lambda _, kind: serving(bomb(kind)),
-    "the body, or an event, is too large": lambda _, kind: serving(
+    "the connection ends before the answer": lambda _content, _kind: serving((Close(),)),
+    "the body is cut short (chunked)": lambda c, _kind: serving(cut_short(c, "chunked")),
+    "the body is cut short (content-length)": lambda c, _kind: serving(
+        cut_short(c, "content-length")
+    ),
+    "the body is cut short (until close)": lambda c, _kind: serving(cut_short(c, "until-close")),
+    "the connection is reset within the body": lambda c, _kind: serving(reset_within(c)),
+    "the gzip is corrupt": lambda c, _kind: serving(corrupt(c)),
+    "the gzip grows without end": lambda _content, kind: serving(bomb(kind)),
+    "the body, or an event, is too large": lambda _content, kind: serving(
         body(b"data: " + bytes(2 * LIMIT), kind)
     ),
-    "the JSON is broken": lambda _, kind: serving(body(b'event: chunk\ndata: {"a"\n\n', kind)),
-    "the server falls silent within the body": lambda c, _: serving(
+    "the JSON is broken": lambda _content, kind: serving(
+        body(b'event: chunk\ndata: {"a"\n\n', kind)
+    ),
+    "the server falls silent within the body": lambda c, _kind: serving(
         (*c(framing="chunked")[:-1], Hold())
     ),
-    "the answer is an HTML page": lambda *_: serving(body(b"<html>Log in</html>", "text/html")),
-    "the proxy answers 502": lambda *_: serving(
+    "the answer is an HTML page": lambda _content, _kind: serving(
+        body(b"<html>Log in</html>", "text/html")
+    ),
+    "the proxy answers 502": lambda _content, _kind: serving(
         body(b"<html>Bad gateway</html>", "text/html", status="502 Bad Gateway")
     ),
 }

@@ -1,0 +1,22 @@
+"""The command line: `python -m flux0`, and the script `flux0`."""
+
+from __future__ import annotations
+
+import sys
+
+_EXTRA = {"rich", "typer"}
+
+
+def main() -> None:
+    """Run the command line, or say how to install what it needs."""
+    try:
+        from flux0.cli.app import app  # noqa: PLC0415 - may be missing, which is to be said kindly
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
+        sys.exit(f"The command line needs {error.name}: pip install 'flux0-client[cli]'")
+    app(prog_name="flux0")
+
+
+if __name__ == "__main__":
+    main()

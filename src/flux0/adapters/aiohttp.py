@@ -1,0 +1,399 @@
+"""The transport over aiohttp, for asynchronous code under asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from math import inf
+from traceback import walk_tb
+from typing import Final
+from weakref import WeakSet
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import StreamWriter
+from aiohttp.http_exceptions import HttpProcessingError
+from yarl import URL  # aiohttp's own type of URL
+
+from flux0.adapters._decompression import Inflater
+from flux0.domain.errors import (
+    ClientClosed,
+    ConnectError,
+    ConnectionInterrupted,
+    ConnectTimeout,
+    Flux0Error,
+    PoolTimeout,
+    ProtocolError,
+    ReadTimeout,
+    TLSError,
+    TransportError,
+    WriteTimeout,
+)
+from flux0.domain.headers import Headers
+from flux0.event_loop import PerLoop
+from flux0.ports import AsyncByteStream, Request, Response
+
+# A turn holds its connection for as long as the agent thinks, so a busy process needs many.
+_MAX_CONNECTIONS: Final = 1000
+# Less than the 5 seconds after which a flux0 server closes a connection that nobody uses.
+_KEEPALIVE_SECONDS: Final = 4.0
+_MAX_HEADER_BYTES: Final = 64 * 1024
+# Up to this size a body fits into the buffer of a connection, so that writing it never waits.
+_SMALL_BODY_BYTES: Final = 32 * 1024
+_WRITE_BYTES: Final = 64 * 1024
+_LOOK_SECONDS: Final = 1.0
+
+
+class AiohttpTransport:
+    """Sends requests over aiohttp, with a session of the user's or sessions made when first needed.
+
+    A session passed in keeps its connector, proxy, certificates, cookies and middleware, belongs to
+    the event loop that it was made in, and is never closed here. One made here takes nothing from
+    the environment and keeps no cookies. Timeouts are the request's: aiohttp has a single one for
+    waiting for a free connection and for making it, and that is `pool`; `connect` limits each
+    address that is tried. Redirects are not followed, and aiohttp's own retries are off.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession | None = None) -> None:
+        self._session = session
+        self._own_sessions = PerLoop(_OwnSession, _OwnSession.close)
+        given = () if session is None else session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - those of a request replace them
+        self._middlewares: tuple[aiohttp.ClientMiddlewareType, ...] = (_unrepeated, *given)
+
+    async def send_async(self, request: Request) -> Response[AsyncByteStream]:
+        """Send `request` once; see `AsyncTransport.send_async`."""
+        loop = _running_loop()
+        if self._session is None:
+            own = await self._own_sessions.get()
+            response = await self._send(own.session, request)
+            if not response.closed:  # As it is when the body came along with the headers.
+                own.responses.add(response)
+        else:
+            _check_usable(self._session, loop)
+            response = await self._send(self._session, request)
+        body = _Body(request, response, loop, self)
+        return Response(response.status, _response_headers(response), body, response)
+
+    async def close_async(self) -> None:
+        """Close the running loop's session, unless it is the user's."""
+        await self._own_sessions.close_async()
+
+    async def _send(
+        self, session: aiohttp.ClientSession, request: Request
+    ) -> aiohttp.ClientResponse:
+        timeout = request.timeout
+        try:
+            return await session.request(
+                request.method,
+                _url(request),
+                headers=_request_headers(request),
+                data=_data(request),
+                allow_redirects=False,
+                raise_for_status=False,
+                auto_decompress=False,
+                middlewares=self._middlewares,
+                timeout=aiohttp.ClientTimeout(
+                    connect=timeout.pool, sock_connect=timeout.connect, sock_read=timeout.read
+                ),
+            )
+        except _RAISED as error:
+            raise _translated(error) from error
+
+
+class _OwnSession:
+    """A session made here, and those of its responses that may still be read."""
+
+    def __init__(self) -> None:
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=_MAX_CONNECTIONS, keepalive_timeout=_KEEPALIVE_SECONDS
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            max_line_size=_MAX_HEADER_BYTES,
+            max_field_size=_MAX_HEADER_BYTES,
+        )
+        self.responses: WeakSet[aiohttp.ClientResponse] = WeakSet()
+
+    async def close(self) -> None:
+        # aiohttp closes their connections, but warns of them if they outlive the event loop.
+        for response in tuple(self.responses):
+            _release(response)
+        await self.session.close()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        message = "aiohttp works under asyncio only: use HttpxTransport under trio"
+        raise Flux0Error(message) from None
+
+
+def _check_usable(session: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop) -> None:
+    if session.closed:
+        raise ClientClosed("the aiohttp session is closed")
+    if session._loop is not loop:  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - its public name is deprecated
+        raise Flux0Error("the aiohttp session belongs to another event loop")
+
+
+def _url(request: Request) -> URL:
+    try:
+        url = URL(request.url, encoded=True)
+        url.port  # noqa: B018 - checked when first looked at
+    except ValueError as error:
+        raise ConnectError(f"{request.url!r} is not a URL: {error}") from error
+    return url
+
+
+async def _unrepeated(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Turn the errors that make aiohttp send a request again into some that do not."""
+    try:
+        return await handler(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise _translated(error) from error
+
+
+def _request_headers(request: Request) -> list[tuple[str, str]]:
+    pairs = list(request.headers.pairs)
+    if "accept-encoding" not in request.headers:
+        pairs.append(("accept-encoding", "gzip"))  # What is undone here, and no more.
+    return pairs
+
+
+def _response_headers(response: aiohttp.ClientResponse) -> Headers:
+    fields = response.raw_headers
+    try:
+        return Headers(tuple((name.decode(), value.decode()) for name, value in fields))
+    except UnicodeDecodeError:
+        return Headers(
+            tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
+        )
+
+
+def _data(request: Request) -> bytes | aiohttp.Payload | None:
+    body = request.body
+    if body is None or len(body) <= _SMALL_BODY_BYTES:
+        return body
+    return _LargeBody(body, request.timeout.write)
+
+
+class _LargeBody(aiohttp.Payload):
+    """A body whose writing may have to wait for the server, which aiohttp would do without end."""
+
+    def __init__(self, body: bytes, silence: float | None) -> None:
+        super().__init__(body)
+        self._size = len(body)
+        self._body = body
+        self._silence = silence
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return self._body.decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        try:
+            for start in range(0, len(self._body), _WRITE_BYTES):
+                piece = self._body[start : start + _WRITE_BYTES]
+                await asyncio.wait_for(writer.write(piece), self._silence)
+            await asyncio.wait_for(writer.drain(), self._silence)
+        except BaseException as error:
+            # Closing alone would wait until the server has taken what is written.
+            if isinstance(writer, StreamWriter) and writer.transport is not None:
+                writer.transport.abort()
+            if isinstance(error, asyncio.TimeoutError):
+                raise WriteTimeout("the server did not take the request's body") from error
+            raise
+
+
+class _Body:
+    """The body of a response."""
+
+    def __init__(
+        self,
+        request: Request,
+        response: aiohttp.ClientResponse,
+        loop: asyncio.AbstractEventLoop,
+        transport: AiohttpTransport,
+    ) -> None:
+        streaming = request.stream and 200 <= response.status < 300  # noqa: PLR2004 - success
+        silence = request.timeout.idle if streaming else request.timeout.read
+        self._silence = inf if silence is None else silence
+        self._retained: list[bytes] | None = None if streaming else []
+        self._response = response
+        self._content = response.content
+        self._loop = loop
+        self._transport = transport  # Its session must outlive the body.
+        self._inflater = _inflater(response)
+        self._inflated: Iterator[bytes] = iter(())
+        self._closed = False
+        self._wait_ends = inf
+        self._timer: asyncio.TimerHandle | None = None
+        connection = response.connection
+        self._protocol = None if connection is None else connection.protocol
+        if self._protocol is not None:
+            # Its timeout also runs while nobody reads; ours begins anew with each wait.
+            self._protocol.read_timeout = None
+            self._protocol.start_timeout()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            piece = await self._next()
+        except TransportError:
+            _release(self._response)
+            raise
+        if not piece:
+            raise StopAsyncIteration
+        if self._retained is not None:
+            self._retained.append(piece)
+        return piece
+
+    async def close_async(self) -> None:
+        self._closed = True
+        _release(self._response)
+
+    def __del__(self) -> None:
+        if not self._response.closed:
+            # Garbage is collected in any thread. A loop that is closed has closed its connections.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(_release, self._response)
+
+    async def _next(self) -> bytes:
+        """Return the next piece, decompressed, or an empty one at the end."""
+        while True:
+            for piece in self._inflated:
+                return piece
+            data = await self._receive()
+            if not data:
+                self._end()
+                return b""
+            if self._inflater is None:
+                return data
+            self._inflated = self._inflater.feed(data)
+
+    async def _receive(self) -> bytes:
+        """Return what has arrived, after waiting for it if need be, or nothing at the end."""
+        content = self._content
+        try:
+            if self._closed:
+                raise aiohttp.ClientConnectionError("the body is closed")
+            data = content.read_nowait()
+            if data or content.at_eof():
+                return data
+            self._wait_ends = self._loop.time() + self._silence
+            self._look(content.total_bytes)
+            try:
+                return await content.readany()
+            finally:
+                if self._timer is not None:
+                    self._timer.cancel()
+        except _RAISED as error:
+            # What came before the failure is handed out first.
+            data = b"" if self._closed else content._read_nowait(-1)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            if data:
+                return data
+            raise _translated(error) from error
+
+    def _look(self, seen: int) -> None:
+        """End the wait for bytes if it is time to, or look again later.
+
+        aiohttp closes a connection whose framing breaks without telling those who read the body.
+        """
+        content = self._content
+        if content.total_bytes != seen:  # They came at the same time as the timer.
+            return
+        now = self._loop.time()
+        failure = None if self._protocol is None else self._protocol.exception()
+        if failure is not None:
+            content.set_exception(failure)
+        elif now >= self._wait_ends:
+            content.set_exception(aiohttp.SocketTimeoutError("nothing came for too long"))
+        else:
+            when = min(self._wait_ends, now + _LOOK_SECONDS)
+            self._timer = self._loop.call_at(when, self._look, seen)
+
+    def _end(self) -> None:
+        """Take the end of the body."""
+        if self._inflater is not None:
+            self._inflater.end()
+        headers = self._response.headers
+        if (
+            self._protocol is not None
+            and "Content-Length" not in headers
+            and "Transfer-Encoding" not in headers
+        ):
+            # aiohttp takes every end of such a connection for the end of the body.
+            error = self._protocol.exception()
+            if isinstance(error, OSError):
+                raise _translated(error) from error
+        if self._retained is not None:
+            # As `ClientResponse.read` does, so that users find the body in `raw_response`.
+            self._response._body = b"".join(self._retained)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+
+def _inflater(response: aiohttp.ClientResponse) -> Inflater | None:
+    coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if coding in ("identity", ""):
+        return None
+    if coding in ("gzip", "x-gzip", "deflate"):
+        return Inflater()
+    raise ProtocolError(f"the body is encoded as {coding!r}, which was not asked for")
+
+
+def _release(response: aiohttp.ClientResponse) -> None:
+    """Give up the connection, unless the whole body is in, and end whoever waits for more."""
+    if response.closed:
+        return
+    if response.content.exception() is None:
+        response.content.set_exception(aiohttp.ClientConnectionError("the body is closed"))
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()  # Closing would wait for the other side to end its TLS.
+    response.close()
+
+
+# UnicodeError: the resolver was given a host name that the standard library cannot encode.
+_RAISED = (aiohttp.ClientError, HttpProcessingError, asyncio.TimeoutError, UnicodeError)
+
+_TRANSLATIONS: tuple[tuple[type[Exception], type[TransportError]], ...] = (
+    (aiohttp.ConnectionTimeoutError, ConnectTimeout),
+    (asyncio.TimeoutError, ReadTimeout),
+    (aiohttp.ClientSSLError, TLSError),
+    (aiohttp.ServerFingerprintMismatch, TLSError),
+    (aiohttp.ClientConnectorError, ConnectError),
+    (aiohttp.ClientHttpProxyError, ConnectError),
+    (aiohttp.InvalidURL, ConnectError),
+    (aiohttp.NonHttpUrlClientError, ConnectError),
+    (UnicodeError, ConnectError),
+    (aiohttp.ClientConnectionError, ConnectionInterrupted),
+    (aiohttp.ClientPayloadError, ConnectionInterrupted),
+)
+
+
+def _translated(error: BaseException) -> TransportError:
+    kind = next((to for raised, to in _TRANSLATIONS if isinstance(error, raised)), ProtocolError)
+    if kind is ConnectTimeout and _waited_for_free_connection(error):
+        kind = PoolTimeout
+    elif isinstance(error.__cause__, WriteTimeout):
+        kind = WriteTimeout
+    elif isinstance(error, aiohttp.ClientPayloadError) and "not completed" not in str(error):
+        kind = ProtocolError
+    return kind(str(error) or type(error).__name__)
+
+
+def _waited_for_free_connection(error: BaseException) -> bool:
+    """Whether a timeout of aiohttp's pool passed before a connection was being made.
+
+    aiohttp raises the same for both; where they differ is the function that was interrupted.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame, _ in walk_tb(cause.__traceback__):
+            if frame.f_code.co_name == "_wait_for_available_connection":
+                return True
+        cause = cause.__cause__ or cause.__context__
+    return False

@@ -1,0 +1,1 @@
+"""The command line, a user of the client like any other; needs the extra `cli`."""

@@ -1,0 +1,47 @@
+"""For tests of code that uses flux0; nothing here is loaded by `import flux0`."""
+
+from flux0.testing.calls import Call, ExpectedCall
+from flux0.testing.fake_clock import ClockStandsStill, FakeClock
+from flux0.testing.fake_transport import FakeTransport
+from flux0.testing.faults import Drop, Fault, Refuse, Respond, Split, Stall, Truncate
+from flux0.testing.steps import (
+    AgentStep,
+    CallTool,
+    Fail,
+    FallSilent,
+    GiveResult,
+    Pause,
+    Reason,
+    Reply,
+    Report,
+    Say,
+    SendChunk,
+    UserMessage,
+)
+
+__all__ = [
+    "AgentStep",
+    "Call",
+    "CallTool",
+    "ClockStandsStill",
+    "Drop",
+    "ExpectedCall",
+    "Fail",
+    "FakeClock",
+    "FakeTransport",
+    "FallSilent",
+    "Fault",
+    "GiveResult",
+    "Pause",
+    "Reason",
+    "Refuse",
+    "Reply",
+    "Report",
+    "Respond",
+    "Say",
+    "SendChunk",
+    "Split",
+    "Stall",
+    "Truncate",
+    "UserMessage",
+]

@@ -1,0 +1,125 @@
+"""What a `ByteServer` does once it has read a request, as values: steps, and HTTP made of them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Literal, TypeAlias, get_args
+
+from attrs import frozen
+
+Framing: TypeAlias = Literal["chunked", "content-length", "until-close"]
+FRAMINGS: tuple[Framing, ...] = get_args(Framing)
+
+_GZIP = 16 + zlib.MAX_WBITS
+
+
+@frozen
+class Send:
+    """Write `data`."""
+
+    data: bytes
+
+
+@frozen
+class Hold:
+    """Stay silent, the connection open, until the server is released or the client is gone."""
+
+
+@frozen
+class Close:
+    """Write nothing more: the client reads all that was sent, then the end (FIN)."""
+
+
+@frozen
+class Reset:
+    """Break the connection off (RST)."""
+
+
+Step: TypeAlias = Send | Hold | Close | Reset
+Answer: TypeAlias = tuple[Step, ...]
+
+
+def answer(
+    *pieces: bytes | Hold,
+    status: str = "200 OK",
+    headers: Iterable[tuple[str, str]] = (),
+    framing: Framing = "content-length",
+    gzip: bool = False,
+) -> Answer:
+    """Return the steps of an HTTP/1.1 answer, with the head and each piece written on its own.
+
+    With `gzip` every piece is flushed, so that it can be decompressed as soon as it is there.
+    """
+    encoded = list(_gzipped(pieces) if gzip else pieces)
+    fields = [*headers]
+    if gzip:
+        fields.append(("Content-Encoding", "gzip"))
+    end: Answer = ()
+    if framing == "chunked":
+        fields.append(("Transfer-Encoding", "chunked"))
+        encoded = [_chunk(piece) if isinstance(piece, bytes) else piece for piece in encoded]
+        end = (Send(b"0\r\n\r\n"),)
+    elif framing == "content-length":
+        length = sum(len(piece) for piece in encoded if isinstance(piece, bytes))
+        fields.append(("Content-Length", str(length)))
+    else:
+        fields.append(("Connection", "close"))
+        end = (Close(),)
+    body = (Send(piece) if isinstance(piece, bytes) else piece for piece in encoded)
+    return (head(status, fields), *body, *end)
+
+
+def head(status: str, fields: Iterable[tuple[str, str]]) -> Send:
+    """Write a status line and header fields."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
+    return Send(f"HTTP/1.1 {status}\r\n{lines}\r\n".encode("latin-1"))
+
+
+def byte_by_byte(steps: Answer) -> Answer:
+    """Return the same answer with every byte written on its own."""
+    return tuple(_single_bytes(steps))
+
+
+def cut(steps: Answer, size: int) -> Answer:
+    """Return what is left of an answer when its server dies after `size` bytes."""
+    return (*_first(steps, size), Close())
+
+
+def body_size(steps: Answer) -> int:
+    """Return how many bytes an answer has after its head, framing included."""
+    return sum(len(step.data) for step in steps[1:] if isinstance(step, Send))
+
+
+def size(steps: Answer) -> int:
+    """Return how many bytes an answer has."""
+    return sum(len(step.data) for step in steps if isinstance(step, Send))
+
+
+def _gzipped(pieces: Iterable[bytes | Hold]) -> Iterator[bytes | Hold]:
+    compressor = zlib.compressobj(wbits=_GZIP)
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            yield compressor.compress(piece) + compressor.flush(zlib.Z_SYNC_FLUSH)
+        else:
+            yield piece
+    yield compressor.flush()
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def _single_bytes(steps: Answer) -> Iterator[Step]:
+    for step in steps:
+        if isinstance(step, Send):
+            yield from (Send(bytes((byte,))) for byte in step.data)
+        else:
+            yield step
+
+
+def _first(steps: Answer, size: int) -> Iterator[Send]:
+    for step in steps:
+        if isinstance(step, Send):
+            yield Send(step.data[:size])
+            size -= min(size, len(step.data))

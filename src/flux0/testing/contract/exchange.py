@@ -1,0 +1,163 @@
+"""The contract's part on requests and on the heads of answers."""
+
+# ruff: noqa: S101, PLR2004 - a test suite asserts
+
+from __future__ import annotations
+
+import pytest
+
+from flux0.domain.headers import Headers
+from flux0.ports import Request, Timeout
+from flux0.testing.answers import Close, Send, answer, head
+from flux0.testing.contract.base import PATIENT, Contract, Serve, get
+from flux0.testing.contract.probe import Probe
+
+_OK = answer(b"ok")
+
+
+class ExchangeContract(Contract):
+    """A request goes out as told, and an answer comes back as it is."""
+
+    @pytest.mark.parametrize(
+        "target",
+        [
+            "/api/agents/..%2Fagents%3Fx",
+            "/api/a%20b/%25/%C3%A9?types=%5B%22a%22%5D&q=1+2%26&empty=",
+        ],
+    )
+    def test_the_target_is_sent_as_given(self, probe: Probe, serve: Serve, target: str) -> None:
+        """Percent-encodings of path and query are left alone."""
+        server = serve(_OK)
+        assert probe.fetch(get(f"{server.url}{target}")) == b"ok"
+        assert [request.target for request in server.requests] == [target]
+
+    @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
+    def test_method_and_body_are_sent_as_given(
+        self, probe: Probe, serve: Serve, method: str
+    ) -> None:
+        """Any method may have a body, which goes out with its length; GET too."""
+        server = serve(_OK)
+        body = bytes(range(256)) * 300
+        request = Request(method, f"{server.url}/x", Headers(), body=body, timeout=PATIENT)
+        assert probe.fetch(request) == b"ok"
+        (received,) = server.requests
+        assert (received.method, received.body) == (method, body)
+        assert received.headers.get_all("content-length") == (str(len(body)),)
+        assert "transfer-encoding" not in received.headers
+
+    def test_a_get_without_body_announces_none(self, probe: Probe, serve: Serve) -> None:
+        """No length, no coding and no type of a body that is not there."""
+        server = serve(_OK)
+        probe.fetch(get(server.url))
+        (received,) = server.requests
+        assert not {"content-length", "transfer-encoding", "content-type"} & set(received.headers)
+
+    def test_a_post_without_body_has_length_zero(self, probe: Probe, serve: Serve) -> None:
+        """RFC 9110, section 8.6: a length of zero, or none."""
+        server = serve(_OK)
+        probe.fetch(Request("POST", server.url, Headers(), timeout=PATIENT))
+        (received,) = server.requests
+        assert received.headers.get("content-length", "0") == "0"
+        assert "transfer-encoding" not in received.headers
+
+    def test_headers_are_sent_as_given(self, probe: Probe, serve: Serve) -> None:
+        """Given fields replace the library's own; a repeated one keeps all its values."""
+        server = serve(_OK)
+        given = (
+            ("accept", "text/event-stream"),
+            ("user-agent", "contract/1"),
+            ("content-type", "application/json"),
+            ("cookie", "flux0_user_sub=me"),
+            ("authorization", "Bearer secret"),
+            ("x-tag", "a"),
+            ("x-tag", "b"),
+        )
+        probe.fetch(Request("POST", server.url, Headers(given), body=b"{}", timeout=PATIENT))
+        (received,) = server.requests
+        expected = {**dict(given), "x-tag": "a, b"}
+        assert {name: received.headers[name] for name in expected} == expected
+        assert received.headers["host"] == f"{server.host}:{server.port}"
+
+    def test_cookies_are_not_kept(self, probe: Probe, serve: Serve) -> None:
+        """Who the user is must not depend on what was answered before."""
+        server = serve(answer(b"", headers=[("Set-Cookie", "flux0_user_sub=other; Path=/")]))
+        probe.fetch(get(server.url))
+        probe.fetch(get(server.url))
+        assert "cookie" not in server.requests[1].headers
+
+    def test_redirects_are_not_followed(self, probe: Probe, serve: Serve) -> None:
+        """A redirect is an answer like any other."""
+        server = serve(
+            answer(b"moved", status="307 Temporary Redirect", headers=[("Location", "/elsewhere")])
+        )
+        exchange = probe.send(get(server.url))
+        assert exchange.status_code == 307
+        assert exchange.headers["location"] == "/elsewhere"
+        assert exchange.read() == b"moved"
+        assert len(server.requests) == 1
+
+    @pytest.mark.parametrize("status", [200, 201, 299, 400, 404, 418, 422, 429, 500, 503, 599])
+    def test_every_status_is_returned(self, probe: Probe, serve: Serve, status: int) -> None:
+        """Nothing is raised for a status, known or not."""
+        exchange = probe.send(get(serve(answer(b"why", status=f"{status} Because")).url))
+        assert exchange.status_code == status
+        assert exchange.read() == b"why"
+
+    def test_an_interim_answer_is_skipped(self, probe: Probe, serve: Serve) -> None:
+        """A 100 comes before the answer and is none."""
+        server = serve((head("100 Continue", []), *_OK))
+        exchange = probe.send(get(server.url))
+        assert (exchange.status_code, exchange.read()) == (200, b"ok")
+
+    @pytest.mark.parametrize(
+        ("method", "status", "fields"),
+        [
+            ("GET", "204 No Content", []),
+            ("GET", "304 Not Modified", [("Content-Length", "5")]),
+            ("HEAD", "200 OK", [("Content-Length", "5"), ("Content-Encoding", "gzip")]),
+        ],
+    )
+    def test_an_answer_may_have_no_body(
+        self, probe: Probe, serve: Serve, method: str, status: str, fields: list[tuple[str, str]]
+    ) -> None:
+        """These end with their head, whatever it says (RFC 9112, section 6.3)."""
+        server = serve((head(status, fields),))
+        for _ in range(2):
+            exchange = probe.send(Request(method, server.url, Headers(), timeout=PATIENT))
+            assert (exchange.status_code, exchange.read()) == (int(status[:3]), b"")
+        assert server.connections == 1
+
+    def test_headers_come_back_whole(self, probe: Probe, serve: Serve) -> None:
+        """Names compare without case, and repeated fields are kept apart."""
+        fields = [("X-Request-ID", "7"), ("Set-Cookie", "a=1, b"), ("set-cookie", "c=2")]
+        exchange = probe.send(get(serve(answer(b"", headers=fields)).url))
+        assert exchange.headers["x-request-id"] == exchange.headers["X-REQUEST-ID"] == "7"
+        assert exchange.headers.get_all("SET-COOKIE") == ("a=1, b", "c=2")
+        assert exchange.read() == b""
+
+    def test_the_librarys_own_response_comes_along(self, probe: Probe, serve: Serve) -> None:
+        """Users reach what this library does not show through `raw_response`."""
+        exchange = probe.send(get(serve(_OK).url))
+        assert exchange.raw_response is not None
+        assert exchange.read() == b"ok"
+
+    @pytest.mark.parametrize(
+        "start",
+        [
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n",
+            b"HTTP/1.1 200 \r\ncontent-length:2\r\n\r\n",
+            b"HTTP/1.0 200 OK\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nX-Name: caf\xe9\r\nContent-Length: 2\r\n\r\n",
+        ],
+        ids=["usual", "terse", "old", "latin-1"],
+    )
+    def test_heads_differ(self, probe: Probe, serve: Serve, start: bytes) -> None:
+        """All of these are in use, and arrive in any pieces."""
+        server = serve((Send(start[:30]), Send(start[30:]), Send(b"ok"), Close()))
+        assert probe.fetch(get(server.url)) == b"ok"
+
+    def test_timeouts_may_be_off(self, probe: Probe, serve: Serve) -> None:
+        """None waits without end."""
+        timeout = Timeout(connect=None, read=None, write=None, pool=None, idle=None)
+        for stream in (False, True):
+            assert probe.fetch(get(serve(_OK).url, stream=stream, timeout=timeout)) == b"ok"

@@ -1,0 +1,260 @@
+"""The contract's part on connections: each is given back or closed, however a body is left."""
+
+# ruff: noqa: S101 - a test suite asserts
+
+from __future__ import annotations
+
+import gc
+from contextlib import suppress
+from threading import Event
+
+import pytest
+from anyio import CancelScope
+from attrs import evolve
+
+from flux0.domain.errors import (
+    ClientClosed,
+    ConnectError,
+    ConnectionInterrupted,
+    PoolTimeout,
+    TransportError,
+)
+from flux0.testing.answers import Close, Hold, answer
+from flux0.testing.contract.base import PATIENT, Contract, Drive, Serve, get
+from flux0.testing.contract.faults import SHORT, fails
+from flux0.testing.contract.probe import LoopProbe, Probe
+
+_OK = answer(b"ok")
+_SILENT = answer(b"first", Hold(), b"second", framing="chunked")
+_MANY = 20
+
+streams = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+
+
+class ReleaseContract(Contract):
+    """The server sees at once that a client is done with a connection."""
+
+    @streams
+    def test_a_body_read_to_its_end(self, probe: Probe, serve: Serve, *, stream: bool) -> None:
+        """The next request takes the same connection."""
+        server = serve(answer(b"a", b"b", framing="chunked", gzip=True))
+        for _ in range(3):
+            assert probe.fetch(get(server.url, stream=stream)) == b"ab"
+        assert server.connections == 1
+
+    def test_a_body_read_and_closed(self, probe: Probe, serve: Serve) -> None:
+        """Closing afterwards, even twice, does no harm."""
+        server = serve(_OK)
+        for _ in range(3):
+            exchange = probe.send(get(server.url))
+            assert exchange.read() == b"ok"
+            exchange.close()
+            exchange.close()
+        assert server.connections == 1
+
+    @streams
+    def test_a_body_not_read(self, probe: Probe, serve: Serve, *, stream: bool) -> None:
+        """Closing it closes the connection; twice does no harm."""
+        server = serve(_SILENT)
+        exchange = probe.send(get(server.url, stream=stream))
+        exchange.close()
+        server.wait_until_gone()
+        exchange.close()
+
+    @streams
+    def test_a_body_half_read(self, probe: Probe, serve: Serve, *, stream: bool) -> None:
+        """Closing it closes the connection; twice does no harm."""
+        server = serve(_SILENT)
+        exchange = probe.send(get(server.url, stream=stream))
+        assert exchange.read_exactly(5) == b"first"
+        exchange.close()
+        server.wait_until_gone()
+        exchange.close()
+
+    def test_reading_on_after_closing(self, probe: Probe, serve: Serve) -> None:
+        """A body that was closed before its end does not look like one that has ended."""
+        exchange = probe.send(get(serve(_SILENT).url, stream=True))
+        assert exchange.read_exactly(5) == b"first"
+        exchange.close()
+        with pytest.raises(TransportError):
+            exchange.next()
+
+    def test_reading_after_closing(self, probe: Probe, serve: Serve) -> None:
+        """Nor does one that was not read at all."""
+        exchange = probe.send(get(serve(_SILENT).url, stream=True))
+        exchange.close()
+        with pytest.raises(TransportError):
+            exchange.next()
+
+    @streams
+    def test_a_body_not_read_is_forgotten(
+        self, probe: Probe, serve: Serve, *, stream: bool
+    ) -> None:
+        """The garbage collector closes the connection."""
+        server = serve(_SILENT)
+        probe.send(get(server.url, stream=stream)).forget()
+        server.wait_until_gone()
+
+    @streams
+    def test_a_body_half_read_is_forgotten(
+        self, probe: Probe, serve: Serve, *, stream: bool
+    ) -> None:
+        """The garbage collector closes the connection."""
+        server = serve(_SILENT)
+        exchange = probe.send(get(server.url, stream=stream))
+        assert exchange.read_exactly(5) == b"first"
+        exchange.forget()
+        server.wait_until_gone()
+
+    def test_a_body_is_forgotten_in_a_cycle(self, probe: Probe, serve: Serve) -> None:
+        """The garbage collector runs whenever it likes, and in any thread."""
+        server = serve(_SILENT)
+        exchange = probe.send(get(server.url, stream=True))
+        assert exchange.read_exactly(5) == b"first"
+        cycle = exchange.take()
+        cycle.append(cycle)
+        del cycle
+        gc.collect()
+        server.wait_until_gone()
+
+    def test_closing_ends_a_read_elsewhere(self, probe: Probe, serve: Serve) -> None:
+        """Another thread or task that waits for the next piece gets an error, at once."""
+        server = serve(_SILENT)
+        exchange = probe.send(get(server.url, stream=True))
+        assert exchange.read_exactly(5) == b"first"
+        waiting = exchange.start_next()
+        exchange.close()
+        with pytest.raises(TransportError):
+            waiting.outcome()
+        server.wait_until_gone()
+
+    def test_a_connection_that_died_in_the_pool(self, probe: Probe, serve: Serve) -> None:
+        """The next request succeeds over a new one, or fails as one that may be sent again."""
+        server = serve((*_OK, Hold(), Close()), _OK)
+        assert probe.fetch(get(server.url)) == b"ok"
+        server.release()
+        try:
+            body = probe.fetch(get(server.url))
+        except (ConnectionInterrupted, ConnectError):
+            body = probe.fetch(get(server.url))
+        assert body == b"ok"
+
+    def test_many_at_once(self, probe: Probe, serve: Serve) -> None:
+        """Threads or tasks share one transport, and each has its own connection."""
+        server = serve(answer(b"first", Hold(), b"second", framing="chunked"))
+        sending = [probe.start(get(f"{server.url}/{number}")) for number in range(_MANY)]
+        server.wait_for_requests(_MANY)
+        exchanges = [step.outcome() for step in sending]
+        server.release()
+        reading = [exchange.start_read() for exchange in exchanges]
+        assert [step.outcome() for step in reading] == [b"firstsecond"] * _MANY
+        assert {request.target for request in server.requests} == {
+            f"/{number}" for number in range(_MANY)
+        }
+
+    def test_closing_the_transport(self, probe: Probe, serve: Serve) -> None:
+        """Its idle connections are closed; twice does no harm."""
+        server = serve(_OK)
+        assert probe.fetch(get(server.url)) == b"ok"
+        probe.close()
+        server.wait_until_gone()
+        probe.close()
+
+    def test_using_a_closed_transport(self, probe: Probe, serve: Serve) -> None:
+        """It opens anew, or says that it is closed."""
+        server = serve(_OK)
+        assert probe.fetch(get(server.url)) == b"ok"
+        probe.close()
+        with suppress(ClientClosed):
+            assert probe.fetch(get(server.url)) == b"ok"
+
+    def test_closing_the_transport_ends_a_read(self, probe: Probe, serve: Serve) -> None:
+        """Whoever waits for the next piece of a body gets an error instead of waiting on."""
+        server = serve(_SILENT)
+        exchange = probe.send(get(server.url, stream=True))
+        assert exchange.read_exactly(5) == b"first"
+        waiting = exchange.start_next()
+        probe.close()
+        with pytest.raises(TransportError):
+            waiting.outcome()
+        server.wait_until_gone()
+
+
+class CancellationContract(Contract):
+    """What is cancelled leaves no connection behind."""
+
+    def test_waiting_for_the_headers(self, probe: LoopProbe, serve: Serve) -> None:
+        """The call ends, and so does its connection."""
+        server = serve((Hold(),))
+        sending = probe.start(get(server.url))
+        server.wait_for_requests(1)
+        sending.cancel()
+        server.wait_until_gone()
+
+    @streams
+    def test_waiting_for_a_piece(self, probe: LoopProbe, serve: Serve, *, stream: bool) -> None:
+        """Who reads closes the body while being cancelled."""
+        server = serve(_SILENT)
+        exchange = probe.send(get(server.url, stream=stream))
+        assert exchange.read_exactly(5) == b"first"
+        body, pieces = exchange.take()
+        begun = Event()
+
+        async def read() -> None:
+            try:
+                begun.set()
+                await anext(pieces)
+            finally:
+                await body.close_async()
+
+        reading = probe.run(read)
+        begun.wait()
+        reading.cancel()
+        server.wait_until_gone()
+
+    def test_what_was_cancelled_has_not_ended(self, probe: LoopProbe, serve: Serve) -> None:
+        """Reading on goes on, or fails; it does not look like the end of the body."""
+        server = serve(_SILENT)
+        exchange = probe.send(get(server.url, stream=True))
+        assert exchange.read_exactly(5) == b"first"
+        body, pieces = exchange.take()
+
+        async def read() -> bytes | None:
+            with CancelScope() as scope:
+                scope.cancel()
+                await anext(pieces)
+            server.release()
+            try:
+                return await anext(pieces, None)
+            finally:
+                await body.close_async()
+
+        with suppress(TransportError):
+            assert probe.run(read).outcome() == b"second"
+
+
+class LimitedPoolContract(Contract):
+    """For a transport whose library can limit the connections of its pool."""
+
+    def make_limited_transport(self) -> object:
+        """Return a transport that opens one connection at most."""
+        raise NotImplementedError
+
+    def test_no_connection_becomes_free(self, drive: Drive, serve: Serve) -> None:
+        """`Timeout.pool` is the limit; afterwards the pool is whole."""
+        server = serve(_SILENT)
+        probe = drive(self.make_limited_transport())
+        exchange = probe.send(get(server.url, stream=True))
+        timeout = evolve(PATIENT, pool=SHORT)
+        fails(probe, get(server.url, timeout=timeout), PoolTimeout)
+        exchange.close()
+        server.release()
+        assert probe.fetch(get(server.url)) == b"firstsecond"
+
+    def test_a_forgotten_body_gives_its_place_back(self, drive: Drive, serve: Serve) -> None:
+        """The pool does not run dry of what its users left behind."""
+        server = serve(_SILENT)
+        probe = drive(self.make_limited_transport())
+        for _ in range(3):
+            probe.send(get(server.url, stream=True)).forget()
+        server.wait_until_gone()

@@ -1,0 +1,118 @@
+"""Turns as messages, and sessions as conversations, on the real server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from flux0 import EventType, StreamIdleTimeout
+from flux0.models import AgentError, ContentPart, Event, MessageData, TurnMessage
+from integration.modes import MakeClient
+from integration.server import Flux0Server
+from integration.transports import Way
+from integration.turns import new_user, perform, rest_of
+
+WEATHER: dict[str, Any] = {"id": "c1", "name": "get_weather", "args": {"location": "Paris"}}
+TURN: list[dict[str, Any]] = [
+    {"status": "processing"},
+    {"reason": "Let me see.", "pieces": 3},
+    {"tool_call": WEATHER},
+    {"tool_result": {**WEATHER, "result": {"sky": "foggy"}}},
+    {"text": "It is foggy.", "pieces": 4},
+]
+
+
+def said(message: Event | TurnMessage) -> tuple[object, ...]:
+    """What a message is, apart from its ids."""
+    return (message.correlation_id, message.type, message.data, message.metadata)
+
+
+async def test_the_messages_of_a_turn_are_those_that_the_server_stores(
+    make_client: MakeClient, session_id: str
+) -> None:
+    async with make_client() as flux0:
+        stream = await perform(flux0, session_id, *TURN)
+        messages = await stream.final_messages()
+        stored = await stream.stored_events()
+        (tool,) = stream.tool_calls
+    assert [said(message) for message in messages] == [
+        said(event)
+        for event in stored
+        if event.source == "ai_agent" and event.type != EventType.STATUS
+    ]
+    assert len(messages) == 4
+    assert tool.result is not None
+    assert tool.result.data == {"sky": "foggy"}
+    assert (stream.status, stream.error, stream.finished) == ("processing", None, True)
+
+
+async def test_a_turn_can_be_read_as_text(make_client: MakeClient, session_id: str) -> None:
+    async with make_client() as flux0:
+        stream = await perform(flux0, session_id, *TURN)
+        assert [piece async for piece in stream.text()] == ["It ", "is ", "fog", "gy."]
+        assert stream.finished
+
+
+async def test_an_agents_error_is_raised_where_its_words_are_wanted(
+    make_client: MakeClient, session_id: str
+) -> None:
+    script: list[dict[str, Any]] = [{"text": "Well"}, {"error": {"exception": "bad"}}]
+    async with make_client() as flux0:
+        with pytest.raises(AgentError) as caught:
+            await (await perform(flux0, session_id, *script)).final_messages()
+        assert caught.value.data == {"exception": "bad"}
+        text = (await perform(flux0, session_id, *script)).text()
+        assert await anext(text) == "Well"
+        with pytest.raises(AgentError, match="bad"):
+            await anext(text)
+        # Whoever reads events gets this one as an event.
+        assert len(await rest_of(await perform(flux0, session_id, *script))) == 2
+
+
+async def test_a_stream_that_breaks_tells_what_came_and_what_is_stored(
+    make_client: MakeClient, session_id: str, fresh_name: str, way: Way
+) -> None:
+    half = {"op": "add", "path": "/-", "value": "Half"}
+    async with make_client(stream_idle_timeout_ms=500) as flux0:
+        stream = await perform(
+            flux0,
+            session_id,
+            {"text": "Whole"},
+            {"chunk": {"event_id": fresh_name, "seq": 0, "patches": [half]}},
+            {"crash": "boom"},
+        )
+        with pytest.raises(StreamIdleTimeout) as caught:
+            await stream.final_messages()
+        stored = caught.value.stored_events()
+        events = stored if way.mode == "sync" else await stored
+    contents = [message.data for message in caught.value.messages]
+    assert [data.parts for data in contents if isinstance(data, MessageData)] == [
+        (ContentPart("Whole"),),
+        (ContentPart("Half"),),
+    ]
+    assert [event.source for event in events] == ["user", "ai_agent"]
+    assert events[1].data.parts == (ContentPart("Whole"),)
+
+
+async def test_a_conversation_is_one_users_session(
+    make_client: MakeClient, server: Flux0Server
+) -> None:
+    user = new_user()["cookie"].removeprefix("flux0_user_sub=")
+    async with make_client() as flux0:
+        chat = await flux0.conversation_async(agent=server.agent_id, user=user, title="Fog")
+        assert chat.session.title == "Fog"
+        for content in ("One", "Two"):
+            turn = await chat.send(json.dumps([{"text": content}]))
+            messages = await turn.final_messages()
+        again = await flux0.conversation_async(session=chat.session.id, user=user)
+        history = await again.history()
+        # What is stored already is not told twice.
+        assert await again.history(messages) == history
+        mine = await flux0.sessions.list_async(http_headers={"cookie": f"flux0_user_sub={user}"})
+    assert [message.data.parts for message in history if isinstance(message.data, MessageData)] == [
+        (ContentPart(content),)
+        for content in ('[{"text": "One"}]', "One", '[{"text": "Two"}]', "Two")
+    ]
+    assert [session.id for session in mine] == [chat.session.id]

@@ -1,0 +1,196 @@
+"""Turns that are left before their end, which cancels the agent, on the real server."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+from collections.abc import Awaitable, Callable
+
+import anyio
+import pytest
+
+from flux0 import (
+    AsyncEventStream,
+)
+from flux0.models import (
+    ClientClosed,
+)
+from integration.modes import MakeClient, at_once, call_blocking
+from integration.server import Flux0Server
+from integration.transports import WAYS, Way
+from integration.turns import appended, perform, rest_of
+
+only_sync = pytest.mark.parametrize(
+    "way", [way for way in WAYS if way.mode == "sync"], ids=str, indirect=True
+)
+only_async = pytest.mark.parametrize(
+    "way", [way for way in WAYS if way.mode != "sync"], ids=str, indirect=True
+)
+
+
+Leave = Callable[[AsyncEventStream], Awaitable[None]]
+
+
+class Oops(Exception):
+    """What goes wrong in a user's own code."""
+
+
+async def by_break(stream: AsyncEventStream) -> None:
+    async for _ in stream:
+        break
+
+
+async def by_break_in_a_block(stream: AsyncEventStream) -> None:
+    async with stream:
+        async for _ in stream:
+            break
+
+
+async def go_wrong(stream: AsyncEventStream) -> None:
+    async for _ in stream:
+        raise Oops
+
+
+async def go_wrong_in_a_block(stream: AsyncEventStream) -> None:
+    async with stream:
+        await go_wrong(stream)
+
+
+async def by_an_exception(stream: AsyncEventStream) -> None:
+    with pytest.raises(Oops):
+        await go_wrong(stream)
+
+
+async def by_an_exception_in_a_block(stream: AsyncEventStream) -> None:
+    with pytest.raises(Oops):
+        await go_wrong_in_a_block(stream)
+
+
+async def by_closing(stream: AsyncEventStream) -> None:
+    await anext(stream)
+    await stream.close_async()
+    await stream.close_async()
+
+
+async def by_closing_unread(stream: AsyncEventStream) -> None:
+    await stream.close_async()
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        by_break,
+        by_break_in_a_block,
+        by_an_exception,
+        by_an_exception_in_a_block,
+        by_closing,
+        by_closing_unread,
+    ],
+)
+async def test_leaving_a_turn_cancels_the_agent(
+    make_client: MakeClient,
+    server: Flux0Server,
+    way: Way,
+    session_id: str,
+    fresh_name: str,
+    leave: Leave,
+) -> None:
+    async with make_client() as flux0:
+        stream = await perform(flux0, session_id, {"text": "Hi"}, {"wait": fresh_name})
+        await leave(stream)
+        # The stream is still there: it is not the garbage collector that closes it.
+        await call_blocking(way.mode, server.wait_cancelled, fresh_name)
+        assert not stream.finished
+        with pytest.raises(ClientClosed):
+            await anext(stream)
+        another = await perform(flux0, session_id, {"text": "Still here"})
+        assert [appended(event) for event in await rest_of(another)] == ["Still here"]
+
+
+@pytest.mark.parametrize("reads", [0, 1])
+async def test_forgetting_a_turn_cancels_the_agent(
+    make_client: MakeClient,
+    server: Flux0Server,
+    way: Way,
+    session_id: str,
+    fresh_name: str,
+    reads: int,
+) -> None:
+    async def forget() -> None:
+        stream = await perform(flux0, session_id, {"text": "Hi"}, {"wait": fresh_name})
+        for _ in range(reads):
+            await anext(stream)
+
+    async with make_client() as flux0:
+        await forget()
+        gc.collect()
+        await call_blocking(way.mode, server.wait_cancelled, fresh_name)
+        assert await flux0.agents.list_async()
+
+
+@only_async
+async def test_cancelling_a_task_cancels_the_agent(
+    make_client: MakeClient, server: Flux0Server, way: Way, session_id: str, fresh_name: str
+) -> None:
+    async with make_client() as flux0:
+        with anyio.CancelScope() as scope:
+            async for _ in await perform(flux0, session_id, {"text": "Hi"}, {"wait": fresh_name}):
+                scope.cancel()
+        assert scope.cancelled_caught
+        await call_blocking(way.mode, server.wait_cancelled, fresh_name)
+        assert await flux0.agents.list_async()
+
+
+@only_sync
+async def test_interrupting_a_program_cancels_the_agent(
+    make_client: MakeClient, server: Flux0Server, session_id: str, fresh_name: str
+) -> None:
+    interrupt = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT))
+
+    async def interrupted() -> None:
+        async for _ in await perform(flux0, session_id, {"text": "Hi"}, {"wait": fresh_name}):
+            interrupt.start()
+
+    async with make_client() as flux0:
+        with pytest.raises(KeyboardInterrupt):
+            await interrupted()
+        interrupt.join()
+        server.wait_cancelled(fresh_name)
+        assert await flux0.agents.list_async()
+
+
+async def test_a_turn_may_be_left_while_somebody_waits_for_it(
+    make_client: MakeClient, server: Flux0Server, way: Way, session_id: str, fresh_name: str
+) -> None:
+    async def wait() -> None:
+        with pytest.raises(ClientClosed):
+            await anext(stream)
+
+    async def leave() -> None:
+        if way.mode != "sync":
+            await anyio.wait_all_tasks_blocked()
+        await stream.close_async()
+        await call_blocking(way.mode, server.wait_cancelled, fresh_name)
+
+    async with make_client() as flux0:
+        stream = await perform(flux0, session_id, {"text": "Hi"}, {"wait": fresh_name})
+        assert appended(await anext(stream)) == "Hi"
+        await at_once(way.mode, wait, leave)
+
+
+async def test_a_block_may_be_read_in_several_loops(
+    make_client: MakeClient, session_id: str
+) -> None:
+    script = [{"text": str(number)} for number in range(5)]
+    async with make_client() as flux0:
+        async with await perform(flux0, session_id, *script) as stream:
+            said = [appended(await anext(stream))]
+            async for event in stream:
+                said.append(appended(event))
+                if len(said) == 3:
+                    break
+            said += [appended(event) for event in await rest_of(stream)]
+            assert await rest_of(stream) == []
+        assert said == ["0", "1", "2", "3", "4"]

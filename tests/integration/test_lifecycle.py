@@ -1,0 +1,272 @@
+"""How clients are set up, shared, closed and forgotten, on the real server."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flux0 import Flux0, HTTPValidationError, RetryConfig
+from flux0.models import ClientClosed, ConnectError, Flux0Error, ReadTimeout
+from integration.modes import MakeClient, call_blocking, in_mode
+from integration.server import Flux0Server
+from integration.transports import TRANSPORTS, WAYS, Way
+from integration.turns import appended, new_user, perform, rest_of
+
+only_httpx = pytest.mark.parametrize(
+    "way", [way for way in WAYS if way.transport == "httpx"], ids=str, indirect=True
+)
+
+
+# --- closing
+
+
+async def test_a_closed_client_refuses_every_call(make_client: MakeClient, session_id: str) -> None:
+    async with make_client() as flux0:
+        assert await flux0.agents.list_async()
+    agents, sessions = flux0.agents, flux0.sessions
+    calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
+        agents.list_async,
+        lambda: agents.create_async(name="Drizzle", type_="scripted"),
+        lambda: agents.retrieve_async(agent_id="abcdefghij"),
+        sessions.list_async,
+        lambda: sessions.create_async(agent_id="abcdefghij"),
+        lambda: sessions.retrieve_async(session_id=session_id),
+        lambda: sessions.list_events_async(session_id=session_id),
+        lambda: sessions.create_event_async(session_id=session_id, content="Hi"),
+    ]
+    for call in calls:
+        with pytest.raises(ClientClosed):
+            await call()
+    await flux0.close_async()
+
+
+async def test_a_client_that_was_never_used_is_closed_too(make_client: MakeClient) -> None:
+    flux0 = make_client()
+    flux0.close()
+    with pytest.raises(ClientClosed):
+        await flux0.agents.list_async()
+
+
+async def test_closing_a_client_ends_its_turns(
+    make_client: MakeClient, server: Flux0Server, way: Way, session_id: str, fresh_name: str
+) -> None:
+    async with make_client() as flux0:
+        stream = await perform(flux0, session_id, {"text": "Hi"}, {"wait": fresh_name})
+        assert appended(await anext(stream)) == "Hi"
+    await call_blocking(way.mode, server.wait_cancelled, fresh_name)
+    with pytest.raises(Flux0Error):
+        await anext(stream)
+    await stream.close_async()
+
+
+@only_httpx
+async def test_a_client_of_the_users_own_is_used_and_stays_open(
+    server: Flux0Server, way: Way
+) -> None:
+    options: dict[str, Any] = {
+        "headers": new_user(),
+        "limits": httpx.Limits(max_connections=1),
+        "trust_env": False,
+    }
+    with httpx.Client(**options) as client:
+        async_client = httpx.AsyncClient(**options)
+        async with in_mode(
+            way.mode, Flux0(server.url, client=client, async_client=async_client)
+        ) as flux0:
+            session = await flux0.sessions.create_async(agent_id=server.agent_id)
+            # The one connection has to be free again each time.
+            for number in range(30):
+                with pytest.raises(HTTPValidationError):
+                    await flux0.sessions.create_event_async(
+                        session_id=session.id, content="Hi", source="system"
+                    )
+                async for event in await perform(flux0, session.id, {"text": str(number)}):
+                    assert appended(event) == str(number)
+                    break
+        assert (client.is_closed, async_client.is_closed) == (False, False)
+        url = f"{server.url}/api/sessions"
+        if way.mode == "sync":
+            answer = client.get(url)
+        else:
+            answer = await async_client.get(url)
+            await async_client.aclose()
+    assert [listed["id"] for listed in answer.json()["data"]] == [session.id]
+
+
+# --- options
+
+
+async def test_the_environment_says_where_the_server_is(
+    make_client: MakeClient, server: Flux0Server, nowhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
+    async with make_client(server_url=None) as flux0:
+        assert await flux0.agents.retrieve_async(agent_id=server.agent_id)
+    monkeypatch.setenv("FLUX0_SERVER_URL", nowhere)
+    async with make_client(server_url=f"{server.url}/") as flux0:
+        assert await flux0.agents.retrieve_async(agent_id=server.agent_id)
+
+
+async def test_a_call_may_go_to_another_server(
+    make_client: MakeClient, server: Flux0Server, nowhere: str, session_id: str
+) -> None:
+    there: dict[str, Any] = {"server_url": server.url}
+    async with make_client(server_url=nowhere) as flux0:
+        agent = await flux0.agents.retrieve_async(agent_id=server.agent_id, **there)
+        assert agent in await flux0.agents.list_async(**there)
+        stream = await flux0.sessions.create_event_async(
+            session_id=session_id, content='[{"text": "Hi"}]', **there
+        )
+        assert [appended(event) for event in await rest_of(stream)] == ["Hi"]
+
+
+async def test_a_call_may_have_headers_of_its_own(
+    make_client: MakeClient, server: Flux0Server
+) -> None:
+    ann, bob = new_user(), new_user()
+    async with make_client(headers=ann) as flux0:
+        anns = await flux0.sessions.create_async(agent_id=server.agent_id)
+        bobs = await flux0.sessions.create_async(agent_id=server.agent_id, http_headers=bob)
+        assert (await flux0.sessions.list_async()).data == (anns,)
+        assert (await flux0.sessions.list_async(http_headers=bob)).data == (bobs,)
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """The address of a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+async def test_no_call_waits_longer_than_it_may(
+    make_client: MakeClient, silent_server: str
+) -> None:
+    async with make_client(server_url=silent_server) as flux0:
+        with pytest.raises(ReadTimeout):
+            await flux0.agents.list_async(timeout_ms=150)
+        with pytest.raises(ReadTimeout):
+            await flux0.sessions.create_event_async(
+                session_id="abcdefghij", content="Hi", timeout_ms=150
+            )
+    async with make_client(server_url=silent_server, timeout_ms=150) as flux0:
+        with pytest.raises(ReadTimeout):
+            await flux0.sessions.list_async()
+
+
+async def test_a_server_that_is_not_there_cannot_be_connected_to(
+    make_client: MakeClient, nowhere: str
+) -> None:
+    async with make_client(server_url=nowhere, retry_config=RetryConfig("none")) as flux0:
+        with pytest.raises(ConnectError) as caught:
+            await flux0.agents.list_async()
+        assert caught.value.__cause__ is not None
+        with pytest.raises(ConnectError):
+            await perform(flux0, "abcdefghij", {"text": "Hi"})
+
+
+# --- logs
+
+_SECRETS = ("s3cret-token", "s3cret-password", base64.b64encode(b"ann:s3cret-password").decode())
+
+
+def with_credentials(url: str) -> str:
+    return url.replace("http://", f"http://ann:{_SECRETS[1]}@")
+
+
+class Logger:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def debug(self, msg: str, *args: Any) -> None:
+        self.text += f"{msg % args}\n"
+
+
+@pytest.mark.parametrize("in_url", [True, False])
+async def test_a_logger_is_told_of_each_exchange_but_no_credentials(
+    make_client: MakeClient, server: Flux0Server, session_id: str, in_url: bool
+) -> None:
+    logger = Logger()
+    options: dict[str, Any] = (
+        {"server_url": with_credentials(server.url)}
+        if in_url
+        else {"headers": {"authorization": f"Bearer {_SECRETS[0]}"}}
+    )
+    async with make_client(debug_logger=logger, **options) as flux0:
+        await flux0.agents.list_async(http_headers={"cookie": f"flux0_user_sub={_SECRETS[0]}"})
+        await rest_of(await perform(flux0, session_id, {"text": "Hi there"}))
+        with pytest.raises(HTTPValidationError):
+            await flux0.agents.retrieve_async(agent_id="short")
+    for told in (
+        f"GET http://{'***@' if in_url else ''}127.0.0.1",
+        "/api/agents answered 200",
+        f"/api/sessions/{session_id}/events/stream answered 200",
+        "Hi there",
+        "422",
+    ):
+        assert told in logger.text
+    assert [secret for secret in _SECRETS if secret in logger.text] == []
+
+
+# --- programs of their own
+
+
+def run_program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python that takes every warning for an error."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-X", "dev", *arguments],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+_LIST_AGENTS = """
+from flux0 import Flux0
+with Flux0(headers={"authorization": "Bearer s3cret-token"}) as flux0:
+    print(len(flux0.agents.list()))
+"""
+
+
+def test_the_environment_turns_logs_on(server: Flux0Server) -> None:
+    url = with_credentials(server.url)
+    program = run_program("-c", _LIST_AGENTS, FLUX0_SERVER_URL=url, FLUX0_DEBUG="1")
+    assert (program.returncode, program.stdout.strip().isdecimal()) == (0, True)
+    assert "GET http://***@127.0.0.1" in program.stderr
+    assert "/api/agents answered 200" in program.stderr
+    assert [secret for secret in _SECRETS if secret in program.stderr] == []
+
+
+def test_without_it_nothing_is_logged(server: Flux0Server) -> None:
+    program = run_program("-c", _LIST_AGENTS, FLUX0_SERVER_URL=server.url, FLUX0_DEBUG="")
+    assert (program.returncode, program.stderr) == (0, "")
+
+
+def test_a_program_that_closes_nothing_ends_in_silence(server: Flux0Server, way: Way) -> None:
+    program = run_program(
+        "-m", "integration.forgetful", way.transport, way.mode, server.url, server.agent_id
+    )
+    assert (program.stderr, program.stdout, program.returncode) == ("", "", 0)
+
+
+@pytest.mark.parametrize(
+    "transport", [name for name, (_, modes) in TRANSPORTS.items() if modes != ("sync",)]
+)
+def test_one_loop_after_another_may_share_a_client(server: Flux0Server, transport: str) -> None:
+    program = run_program(
+        "-m", "integration.forgetful", transport, "loops", server.url, server.agent_id
+    )
+    assert (program.stderr, program.stdout, program.returncode) == ("", "", 0)

@@ -1,0 +1,153 @@
+"""What users may pass and what is refused, by name, before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from flux0.domain.enums import EventSource, EventType
+from flux0.domain.errors import InvalidArgument
+from flux0.usecases import arguments
+
+
+def refusal(check: Callable[..., object], *given: Any, **options: Any) -> str:
+    """Return why `check` refuses the value of an argument called `thing`."""
+    with pytest.raises(InvalidArgument) as caught:
+        check("thing", *given, **options)
+    assert caught.value.argument == "thing"
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["a", " ", "é", "\N{GRINNING FACE}", "\0", "a" * 100_000])
+def test_a_text_is_taken_as_it_is(value: str) -> None:
+    assert arguments.text("thing", value) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("", "thing must not be empty"),
+        (1, "thing must be a text, and is of type int"),
+        (None, "thing must be a text, and is of type NoneType"),
+        (b"a", "thing must be a text, and is of type bytes"),
+        (["a"], "thing must be a text, and is of type list"),
+        ("\ud800", "thing has lone surrogates, which UTF-8 cannot carry"),
+        ("\udc80 from a file name", "thing has lone surrogates, which UTF-8 cannot carry"),
+    ],
+)
+@pytest.mark.parametrize("check", [arguments.text, arguments.path_segment])
+def test_what_is_no_text_is_refused(
+    check: Callable[..., object], value: object, problem: str
+) -> None:
+    assert refusal(check, value) == problem
+
+
+def test_a_text_may_have_a_longest_length() -> None:
+    assert arguments.text("thing", "a" * 5, longest=5) == "a" * 5
+    assert refusal(arguments.text, "a" * 6, longest=5) == (
+        "thing must have at most 5 characters, and has 6"
+    )
+
+
+def test_an_optional_text_may_be_none_or_empty() -> None:
+    assert arguments.optional_text("thing", None) is None
+    assert arguments.optional_text("thing", "") == ""
+    assert arguments.optional_text("thing", "abc", longest=3) == "abc"
+    assert "at most 3" in refusal(arguments.optional_text, "abcd", longest=3)
+    assert "must be a text" in refusal(arguments.optional_text, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "segment"),
+    [
+        ("zv3h4j5Fjv", "zv3h4j5Fjv"),
+        ("a-b_c~d.e", "a-b_c~d.e"),
+        ("../agents", "..%2Fagents"),
+        ("a/b?c", "a%2Fb%3Fc"),
+        ("a#b", "a%23b"),
+        ("%2F", "%252F"),
+        ("%2e%2e", "%252e%252e"),
+        ("...", "..."),
+        ("a;b=c", "a%3Bb%3Dc"),
+        ("a b+c", "a%20b%2Bc"),
+        ("a\r\nb", "a%0D%0Ab"),
+        ("é", "%C3%A9"),
+        ("\N{GRINNING FACE}", "%F0%9F%98%80"),
+        ("\\", "%5C"),
+    ],
+)
+def test_an_id_becomes_one_segment_of_a_path(value: str, segment: str) -> None:
+    assert arguments.path_segment("thing", value) == segment
+
+
+@pytest.mark.parametrize("value", [".", ".."])
+def test_an_id_cannot_be_a_dot_segment(value: str) -> None:
+    assert refusal(arguments.path_segment, value) == f"thing must be an id, and is {value!r}"
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(EventSource.USER, "user"), ("ai_agent", "ai_agent"), ("satellite", "satellite")],
+)
+def test_a_choice_is_a_member_or_a_name_known_or_not(value: object, name: str) -> None:
+    chosen = arguments.choice("thing", EventSource, value)
+
+    assert chosen == name
+    assert type(chosen) is str
+
+
+@pytest.mark.parametrize("value", ["", None, 1, ["user"], "\ud800"])
+def test_a_choice_that_is_no_name_is_refused(value: object) -> None:
+    assert refusal(arguments.choice, EventSource, value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["message", EventType.TOOL],
+        (EventType.MESSAGE, EventType.TOOL),
+        iter(["message", "tool", EventType.MESSAGE]),
+        {"message": 1, "tool": 2},
+        ["message", "message", "tool"],
+    ],
+)
+def test_choices_are_names_without_repetition(values: object) -> None:
+    assert arguments.choices("thing", EventType, values) == ("message", "tool")
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ("message", "must be a list of names, and is 'message'"),
+        (EventType.MESSAGE, "must be a list of names"),
+        (1, "must be a list of names, and is 1"),
+        (None, "must be a list of names, and is None"),
+        ([], "must not be empty; leave it out for no filter"),
+        (iter(()), "must not be empty"),
+        ([1], "must be a text, and is of type int"),
+        (b"ab", "must be a text, and is of type int"),
+        (["message", ""], "must not be empty"),
+        (["message", "\ud800"], "has lone surrogates"),
+    ],
+)
+def test_choices_that_are_no_list_of_names_are_refused(values: object, problem: str) -> None:
+    assert refusal(arguments.choices, EventType, values).startswith(f"thing {problem}")
+
+
+@pytest.mark.parametrize("value", [0, 1, 2**63 - 1])
+def test_an_offset_counts_from_0(value: int) -> None:
+    assert arguments.offset("thing", value) == value
+
+
+@pytest.mark.parametrize("value", [-1, -(10**400), 2**63, 10**400, True, 1.0, "1", None])
+def test_an_offset_that_is_none_is_refused(value: object) -> None:
+    assert refusal(arguments.offset, value).startswith("thing must ")
+
+
+def test_a_flag_is_true_or_false() -> None:
+    assert arguments.flag("thing", True) is True  # noqa: FBT003 - the value itself
+    assert arguments.flag("thing", False) is False  # noqa: FBT003 - the value itself
+    for value in (1, 0, None, "true"):
+        assert refusal(arguments.flag, value) == (f"thing must be True or False, and is {value!r}")

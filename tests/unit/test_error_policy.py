@@ -1,0 +1,237 @@
+"""Every answer other than a success becomes an error that says what the server said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+
+from flux0.adapters.json import JsonCodec
+from flux0.domain.errors import (
+    APIError,
+    AuthenticationError,
+    BadRequestError,
+    ConflictError,
+    ConnectionInterrupted,
+    HTTPValidationError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    ServerError,
+    ValidationError,
+)
+from flux0.domain.headers import Headers
+from flux0.drivers import Driver
+from flux0.flows import chain
+from flux0.middleware.errors import ErrorPolicy
+from flux0.ports import Request, Response
+from unit.in_memory import JSON, Step, recorded_answer, script, tape
+
+REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents", Headers())
+LIMIT = 100_000
+TEXT = {"content-type": "text/plain; charset=utf-8"}
+HTML = {"content-type": "text/html"}
+
+
+def send(response: Response[Any]) -> Response[Any]:
+    """Send a request through the policy to a server that answers with this."""
+    send_flow = chain([ErrorPolicy(JsonCodec(), LIMIT)])
+    return Driver(script(response), sleep, monotonic).run(send_flow(REQUEST))
+
+
+def refused(status: int, *body: Step | str, headers: Mapping[str, str] = JSON) -> APIError:
+    """Return the error that an answer becomes, having seen that the answer was released."""
+    recorded = tape(*(step.encode() if isinstance(step, str) else step for step in body))
+    response = recorded_answer(recorded, status=status, headers=headers)
+
+    with pytest.raises(APIError) as caught:
+        send(response)
+
+    error = caught.value
+    assert recorded.releases
+    assert error.status_code == status
+    assert error.headers is response.headers
+    assert error.raw_response is response.raw_response
+    assert str(error) == f"{status}: {error.message}"
+    return error
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 299])
+def test_a_success_is_passed_on_with_its_body_unread(status: int) -> None:
+    recorded = tape(b"{}")
+    response = recorded_answer(recorded, status=status)
+
+    assert send(response) is response
+    assert recorded.reads == recorded.releases == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (100, APIError),
+        (199, APIError),
+        (304, APIError),
+        (307, APIError),
+        (400, BadRequestError),
+        (401, AuthenticationError),
+        (403, PermissionDeniedError),
+        (404, NotFoundError),
+        (405, APIError),
+        (409, ConflictError),
+        (422, HTTPValidationError),
+        (429, RateLimitError),
+        (500, ServerError),
+        (503, ServerError),
+    ],
+)
+def test_a_status_becomes_its_error_with_the_server_s_words(
+    status: int, kind: type[APIError]
+) -> None:
+    error = refused(status, '{"detail": "Agent ', 'not found"}')
+
+    assert type(error) is kind
+    assert error.message == "Agent not found"
+    assert error.body == '{"detail": "Agent not found"}'
+
+
+DETAIL: list[dict[str, Any]] = [
+    {
+        "type": "string_too_long",
+        "loc": ["body", "title"],
+        "msg": "String should have at most 200 characters",
+        "input": "x",
+        "ctx": {"max_length": 200},
+    },
+    {"type": "missing", "loc": ["body", 0, "agent_id"], "msg": "Field required", "input": {}},
+]
+
+
+def refused_422(body: str) -> HTTPValidationError:
+    error = refused(422, body)
+    assert isinstance(error, HTTPValidationError)
+    return error
+
+
+def test_a_422_with_a_list_says_what_is_wrong_where() -> None:
+    error = refused_422(json.dumps({"detail": DETAIL}))
+
+    assert error.data.detail == (
+        ValidationError(
+            loc=("body", "title"),
+            msg="String should have at most 200 characters",
+            type="string_too_long",
+            input="x",
+            ctx={"max_length": 200},
+        ),
+        ValidationError(
+            loc=("body", 0, "agent_id"), msg="Field required", type="missing", input={}
+        ),
+    )
+    assert error.message == (
+        "body.title: String should have at most 200 characters; body.0.agent_id: Field required"
+    )
+
+
+def test_a_422_with_a_text_has_no_list() -> None:
+    error = refused_422('{"detail": "No runner has that type"}')
+
+    assert error.message == "No runner has that type"
+    assert error.data.detail == ()
+
+
+def test_a_list_of_another_status_is_told_in_words() -> None:
+    error = refused(400, json.dumps({"detail": DETAIL}))
+
+    assert type(error) is BadRequestError
+    assert error.message.startswith("body.title: String should have")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *("{}", "[]", "null", '"detail"', "NaN", "1"),
+        *('{"detail": null}', '{"detail": ""}', '{"detail": {}}', '{"detail": []}'),
+        *('{"detail": {"msg": "x"}}', '{"detail": 7}', '{"detail": [7]}'),
+        *('{"detail": ["x"]}', '{"detail": [{"msg": "x"}]}', '{"detail": [{"loc": 1}]}'),
+        *('{"error": "x"}', '{"detail"', "", "\x00", "[" * 50_000),
+    ],
+)
+def test_json_that_says_nothing_leaves_the_status_s_name(body: str) -> None:
+    error = refused_422(body)
+
+    assert error.message.startswith("Unprocessable")
+    assert error.body == body
+    assert error.data.detail == ()
+
+
+@pytest.mark.parametrize("headers", [TEXT, {"Content-Type": "Text/Plain"}])
+def test_a_plain_text_is_the_message(headers: dict[str, str]) -> None:
+    assert refused(500, "Internal Server Error\n", headers=headers).message == (
+        "Internal Server Error"
+    )
+
+
+def test_a_long_plain_text_is_cut_in_the_message_alone() -> None:
+    error = refused(502, "x" * 10_000, headers=TEXT)
+
+    assert error.message == "x" * 500
+    assert error.body == "x" * 10_000
+
+
+@pytest.mark.parametrize(
+    ("status", "name"), [(404, "Not Found"), (504, "Gateway Timeout"), (599, "unknown status")]
+)
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [("<html><h1>nginx</h1></html>", HTML), ("", HTML), (" \n", TEXT), ("", JSON), ("x", {})],
+)
+def test_what_people_cannot_read_leaves_the_status_s_name(
+    status: int, name: str, body: str, headers: dict[str, str]
+) -> None:
+    error = refused(status, body, headers=headers)
+
+    assert error.message == name
+    assert error.body == body
+
+
+def test_bytes_that_are_no_text_are_replaced() -> None:
+    assert refused(500, b"\xff\xfe", headers=TEXT).body == "\ufffd\ufffd"
+
+
+def test_a_body_that_does_not_arrive_leaves_the_status() -> None:
+    error = refused(503, b'{"detail": "ov', ConnectionInterrupted("reset"))
+
+    assert error.message == "Service Unavailable"
+    assert error.body == ""
+    assert error.__cause__ is None
+
+
+def test_a_body_over_the_limit_leaves_the_status() -> None:
+    error = refused(404, b"x" * LIMIT, b"x", b"never read")
+
+    assert (error.message, error.body) == ("Not Found", "")
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, GeneratorExit])
+def test_an_interruption_is_no_failure_of_the_server_s(
+    interruption: type[BaseException],
+) -> None:
+    recorded = tape(interruption())
+
+    with pytest.raises(interruption):
+        send(recorded_answer(recorded, status=500))
+
+    assert recorded.releases
+
+
+def test_redirects_are_errors_that_name_no_other_place() -> None:
+    location = "http://evil.example/"
+
+    error = refused(307, "", headers={"location": location})
+
+    assert type(error) is APIError
+    assert error.message == "Temporary Redirect"
+    assert error.headers["location"] == location

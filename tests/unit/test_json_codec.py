@@ -1,0 +1,481 @@
+"""The codec: what is no JSON, JSON of the wrong shape, and the chunks' short path."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from flux0 import from_dict, to_dict
+from flux0.adapters.json import JsonCodec
+from flux0.domain.errors import DecodeError, InvalidArgument
+from flux0.domain.models import (
+    Agent,
+    Agents,
+    ContentPart,
+    ControlOptions,
+    Events,
+    Listing,
+    StatusData,
+)
+from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent, UnknownEvent
+from flux0.models import EventSource, HTTPValidationErrorData, SessionStatus, ValidationError
+from flux0.ports import ServerSentEvent
+
+CODEC = JsonCodec()
+
+
+def agent(**changes: Any) -> dict[str, Any]:
+    return {"id": "i", "name": "n", "type": "t", "created_at": "2026-11-24T22:38:57Z", **changes}
+
+
+def without(data: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name != key}
+
+
+def chunk(**changes: Any) -> dict[str, Any]:
+    return {
+        "correlation_id": "RID(1)::2",
+        "event_id": "r9Sslo7BYr",
+        "seq": 0,
+        "patches": [{"op": "add", "path": "/-", "value": "Hi"}],
+        "metadata": {"agent_id": "a", "agent_name": "Drizzle"},
+        "timestamp": 1795559230.7,
+        **changes,
+    }
+
+
+def status(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": "",
+        "source": "ai_agent",
+        "type": "status",
+        "correlation_id": "RID(1)::2",
+        "data": {"type": "status", "status": "processing", "data": {"detail": "x"}},
+        "metadata": None,
+        **changes,
+    }
+
+
+def streamed(name: str, data: object) -> Any:
+    return CODEC.decode_event(ServerSentEvent(name, json.dumps(data)))
+
+
+# --- bodies
+
+
+@pytest.mark.parametrize(
+    ("data", "field", "problem"),
+    [
+        ([], "", "expected an object, got a list"),
+        ("text", "", "expected an object, got a text"),
+        (None, "", "expected an object, got null"),
+        ({}, "data", "is missing"),
+        ({"data": {}}, "data", "expected a list, got an object"),
+        ({"data": None}, "data", "expected a list, got null"),
+        ({"data": [agent(), 1]}, "data[1]", "expected an object, got a number"),
+        ({"data": [agent(name=1)]}, "data[0].name", "expected a text, got a number"),
+        ({"data": [agent(name=None)]}, "data[0].name", "expected a text, got null"),
+        ({"data": [agent(description=[])]}, "data[0].description", "expected a text, got a list"),
+        ({"data": [agent(created_at=1.5)]}, "data[0].created_at", "a date and time, got a number"),
+        ({"data": [agent(created_at="x")]}, "data[0].created_at", "a date and time, got 'x'"),
+        ({"data": [without(agent(), "type")]}, "data[0].type", "is missing"),
+        ({"data": [agent(), without(agent(id=1), "name")]}, "data[1].id", "expected a text"),
+    ],
+)
+def test_a_body_of_the_wrong_shape_names_the_place(data: Any, field: str, problem: str) -> None:
+    body = json.dumps(data)
+
+    with pytest.raises(DecodeError, match=problem.replace("[", r"\[")) as caught:
+        CODEC.decode(Agents, body.encode())
+
+    assert caught.value.field == field
+    assert caught.value.body == body[:200]
+
+
+def event(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": "i",
+        "correlation_id": "c",
+        "type": "message",
+        "source": "user",
+        "offset": 0,
+        "data": {"type": "message", "parts": []},
+        "deleted": False,
+        "created_at": "2026-11-24T22:38:57Z",
+        **changes,
+    }
+
+
+MESSAGE: dict[str, Any] = {"type": "message", "parts": []}
+NOTHING: dict[str, Any] = {}
+CALL: dict[str, Any] = {"tool_call_id": "1", "tool_name": "n", "args": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"offset": 1.0}, "offset"),
+        ({"offset": True}, "offset"),
+        ({"offset": "1"}, "offset"),
+        ({"deleted": 0}, "deleted"),
+        ({"type": 1}, "type"),
+        ({"source": None}, "source"),
+        ({"metadata": []}, "metadata"),
+        ({"data": "text"}, "data"),
+        ({"data": {**MESSAGE, "parts": "text"}}, "data.parts"),
+        ({"data": {**MESSAGE, "parts": ["text"]}}, "data.parts[0]"),
+        ({"data": {**MESSAGE, "parts": [{"type": "content"}]}}, "data.parts[0].content"),
+        ({"data": {**MESSAGE, "tags": ["a", 1]}}, "data.tags[1]"),
+        ({"data": {**MESSAGE, "flagged": "no"}}, "data.flagged"),
+        ({"data": {**MESSAGE, "participant": "me"}}, "data.participant"),
+        ({"data": {"type": "status"}}, "data.status"),
+        ({"data": {"type": "status", "status": ["x"]}}, "data.status"),
+        (
+            {"data": {"type": "tool_call_result", "tool_calls": [NOTHING]}},
+            "data.tool_calls[0].tool_ca",
+        ),
+        (
+            {"data": {"type": "tool_call_result", "tool_calls": [CALL, {**CALL, "args": 1}]}},
+            "data.tool_calls[1].args",
+        ),
+    ],
+)
+def test_an_event_of_the_wrong_shape_names_the_place(changes: Any, field: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        CODEC.decode(Events, json.dumps({"data": [event(), event(**changes)]}).encode())
+
+    assert caught.value.field.startswith(f"data[1].{field}")
+    assert str(caught.value).startswith(caught.value.field)
+
+
+def test_a_long_value_is_not_repeated_whole() -> None:
+    with pytest.raises(DecodeError) as caught:
+        CODEC.from_dict(Agent, agent(created_at="9" * 10_000))
+
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" ",
+        b"<html>",
+        b"{",
+        b'{"a": 1} {}',
+        b"undefined",
+        b'"\xff"',
+        b"[" * 100_000,
+        b"[" * 100_000 + b"]" * 100_000,
+        b"9" * 5000,
+    ],
+)
+def test_what_is_no_json_is_a_decode_error_with_the_start_of_the_body(body: bytes) -> None:
+    for model in (Agents, object):
+        with pytest.raises(DecodeError, match="not JSON") as caught:
+            CODEC.decode(model, body)
+
+        assert caught.value.body == body[:200].decode("utf-8", "replace")
+        assert caught.value.field == ""
+        assert caught.value.__cause__ is not None
+
+
+def test_a_body_may_begin_with_a_byte_order_mark() -> None:
+    assert CODEC.decode(Agents, b'\xef\xbb\xbf{"data": []}') == Agents(())
+
+
+def test_plain_json_is_had_by_asking_for_object() -> None:
+    assert CODEC.decode(object, b'[1, {"a": null}]') == [1, {"a": None}]
+    assert math.isnan(CODEC.decode(float, b"NaN"))
+
+
+def test_not_a_number_may_be_on_the_wire_where_any_json_may_be() -> None:
+    part = CODEC.decode(ContentPart, b'{"type": "content", "content": [NaN, -Infinity]}')
+
+    assert math.isnan(part.content[0])
+    assert part.content[1] == -math.inf
+    assert CODEC.encode(part) == b'{"type":"content","content":[NaN,-Infinity]}'
+
+
+def test_what_is_sent_is_ascii_and_without_needless_space() -> None:
+    assert CODEC.encode({"a": ["é", EventSource.USER]}) == b'{"a":["\\u00e9","user"]}'
+
+
+def test_the_details_of_a_422_are_read_whole() -> None:
+    detail = {
+        "type": "string_too_short",
+        "loc": ["body", 0, "title"],
+        "msg": "too short",
+        "input": "x",
+        "ctx": {"min_length": 3},
+        "url": "https://errors.pydantic.dev",
+    }
+
+    read = CODEC.decode(HTTPValidationErrorData, json.dumps({"detail": [detail]}).encode())
+
+    assert read.detail == (
+        ValidationError(
+            loc=("body", 0, "title"),
+            msg="too short",
+            type="string_too_short",
+            input="x",
+            ctx={"min_length": 3},
+        ),
+    )
+    with pytest.raises(DecodeError, match="a text or an integer, got a boolean") as caught:
+        CODEC.from_dict(HTTPValidationErrorData, {"detail": [{**detail, "loc": ["body", True]}]})
+    assert caught.value.field == "detail[0].loc[1]"
+
+
+# --- from_dict and to_dict
+
+
+@attrs.frozen
+class Stranger:
+    value: complex
+
+
+@pytest.mark.parametrize("model", [42, "Agent", dict, ControlOptions("auto"), Listing, Stranger])
+def test_what_is_no_model_is_refused_by_name(model: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"flux0\.models") as caught:
+        from_dict(model, {"value": 1, "data": [1]})
+
+    assert caught.value.argument == "model"
+
+
+def test_a_value_that_is_nested_too_deeply_to_write_is_refused() -> None:
+    content: list[Any] = []
+    for _ in range(100_000):
+        content = [content]
+
+    with pytest.raises(InvalidArgument, match="nested too deeply"):
+        to_dict(ContentPart(content))
+
+    while content:  # Python's own clean-up of it would recurse as well.
+        content = content.pop()
+
+
+def test_what_is_inside_a_message_is_not_mixed_up_with_models() -> None:
+    content = {"type": "status", "status": "processing", "parts": [{"type": "content"}]}
+
+    part = from_dict(ContentPart, {"type": "content", "content": content})
+
+    assert part.content == content
+    assert to_dict(part) == {"type": "content", "content": content}
+
+
+# --- events of a stream
+
+
+def test_a_chunk_is_read() -> None:
+    assert streamed("chunk", chunk()) == ChunkEvent(
+        correlation_id="RID(1)::2",
+        event_id="r9Sslo7BYr",
+        seq=0,
+        patches=(JSONPatchOperation("add", "/-", "Hi"),),
+        metadata={"agent_id": "a", "agent_name": "Drizzle"},
+        timestamp=1795559230.7,
+    )
+
+
+def test_a_status_is_read() -> None:
+    read = streamed("status", status())
+
+    assert read == StatusEvent(
+        id="",
+        correlation_id="RID(1)::2",
+        source=EventSource.AI_AGENT,
+        data=StatusData(SessionStatus.PROCESSING, data={"detail": "x"}),
+        metadata=None,
+    )
+    assert read.status is SessionStatus.PROCESSING
+
+
+@pytest.mark.parametrize("data", [{"detail": "x"}, "a text", 1, None])
+def test_a_status_may_carry_anything(data: object) -> None:
+    sent = status(data={"type": "status", "status": "error", "data": data})
+
+    assert streamed("status", sent).data.data == data
+
+
+@pytest.mark.parametrize("name", ["message", "weather", ""])
+@pytest.mark.parametrize("data", ["", "no JSON", "{}"])
+def test_an_event_of_an_unknown_name_keeps_its_text(name: str, data: str) -> None:
+    read = CODEC.decode_event(ServerSentEvent(name, data, "7"))
+
+    assert read == UnknownEvent(event=name, data=data, id="7")
+
+
+@pytest.mark.parametrize("name", ["chunk", "status"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "no JSON",
+        '{"a": 1',
+        "{} {}",
+        "\ufeff{}",
+        "[" * 100_000,
+        f" {'[' * 100_000}",
+        "9" * 5000,
+        f" {'9' * 5000}",
+        f"{'1' * 300} x",
+    ],
+)
+def test_an_event_that_is_no_json_is_a_decode_error(name: str, text: str) -> None:
+    with pytest.raises(DecodeError, match="not JSON") as caught:
+        CODEC.decode_event(ServerSentEvent(name, text))
+
+    assert caught.value.body == text[:200]
+
+
+def test_white_space_around_an_event_s_json_is_no_matter() -> None:
+    text = json.dumps(chunk())
+
+    read = CODEC.decode_event(ServerSentEvent("chunk", f" {text}\n\n"))
+
+    assert read == streamed("chunk", chunk())
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"correlation_id": None}, "correlation_id"),
+        ({"event_id": 1}, "event_id"),
+        ({"seq": "0"}, "seq"),
+        ({"seq": False}, "seq"),
+        ({"patches": ""}, "patches"),
+        ({"patches": {}}, "patches"),
+        ({"patches": None}, "patches"),
+        ({"patches": [None]}, "patches[0]"),
+        ({"patches": [["op", "path"]]}, "patches[0]"),
+        ({"patches": ["op"]}, "patches[0]"),
+        ({"patches": [{"op": "add", "path": 1, "value": 1}]}, "patches[0].path"),
+        ({"patches": [{"op": 1, "path": "", "value": 1}]}, "patches[0].op"),
+        ({"patches": [{"path": "", "value": 1}]}, "patches[0].op"),
+        ({"patches": [{"op": "move", "path": "", "from": 1}]}, "patches[0].from"),
+        ({"metadata": None}, "metadata"),
+        ({"metadata": []}, "metadata"),
+        ({"timestamp": "now"}, "timestamp"),
+        ({"timestamp": True}, "timestamp"),
+    ],
+)
+def test_a_chunk_of_the_wrong_shape_names_the_place(changes: Any, field: str) -> None:
+    sent = chunk(**changes)
+
+    with pytest.raises(DecodeError) as caught:
+        streamed("chunk", sent)
+
+    assert caught.value.field == field
+    assert caught.value.body == json.dumps(sent)[:200]
+
+
+@pytest.mark.parametrize("data", [None, [], "text", 1, True])
+@pytest.mark.parametrize("name", ["chunk", "status"])
+def test_an_event_that_is_no_object_is_a_decode_error(name: str, data: object) -> None:
+    with pytest.raises(DecodeError, match="expected an object"):
+        streamed(name, data)
+
+
+@pytest.mark.parametrize("key", ["correlation_id", "event_id", "seq", "patches", "metadata"])
+def test_a_chunk_that_lacks_something_names_it(key: str) -> None:
+    with pytest.raises(DecodeError, match="is missing") as caught:
+        streamed("chunk", without(chunk(), key))
+
+    assert caught.value.field == key
+
+
+def test_a_chunk_needs_no_timestamp() -> None:
+    assert streamed("chunk", without(chunk(), "timestamp")).timestamp is None
+    assert streamed("chunk", chunk(timestamp=None)).timestamp is None
+    assert streamed("chunk", chunk(timestamp=12)).timestamp == 12
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        {"op": "add", "path": "/-", "value": None},
+        {"op": "replace", "path": "/a", "value": [1]},
+        {"op": "test", "path": "/a", "value": {"b": 1}},
+        {"op": "remove", "path": "/a"},
+        {"op": "move", "path": "/a", "from": "/b"},
+        {"op": "copy", "path": "/a", "from": "/b"},
+        {"op": "increment", "path": "/a", "value": 2},
+    ],
+)
+def test_operations_of_every_kind_come_back_as_they_were(operation: dict[str, Any]) -> None:
+    sent = chunk(patches=[operation])
+
+    read = streamed("chunk", sent)
+
+    (patch,) = read.patches
+    assert (patch.op, patch.path) == (operation["op"], operation["path"])
+    assert (patch.value, patch.from_) == (operation.get("value"), operation.get("from"))
+    assert to_dict(read) == sent
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=3,
+)
+
+
+@st.composite
+def mutated_chunks(draw: st.DrawFn) -> Any:
+    """A chunk in which a few things were replaced, taken away, added or swapped."""
+    mutant = chunk(
+        patches=[
+            {"op": "add", "path": "/-", "value": "Hi"},
+            {"op": "move", "path": "/a", "from": "/b"},
+        ]
+    )
+    for _ in range(draw(st.integers(0, 3))):
+        place, key = draw(st.sampled_from(list(places(mutant))))
+        change = draw(st.sampled_from(["replace", "delete", "add"]))
+        if change == "replace":
+            place[key] = draw(JSON)
+        elif change == "delete":
+            del place[key]
+        elif isinstance(key, int):
+            place.append(copy.deepcopy(place[key]))
+        else:
+            place[draw(st.sampled_from(["from", "value", "op", "new"]))] = draw(JSON)
+    return mutant
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each container in some JSON with each of its keys or indexes."""
+    kind = type(value)
+    keys: Iterable[Any] = range(len(value)) if kind is list else list(value) if kind is dict else ()
+    for key in keys:
+        yield value, key
+        yield from places(value[key])
+
+
+def outcome(decode: Any) -> tuple[str, object]:
+    try:
+        return "read", repr(decode())  # The repr tells 1, 1.0 and True apart.
+    except DecodeError as error:
+        return error.field, str(error).partition(" in '")[0]
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.one_of(mutated_chunks(), JSON))
+@example(chunk(patches=""))
+@example(chunk(patches={}))
+@example(chunk(timestamp=math.inf))
+def test_the_short_path_reads_chunks_as_the_long_one_does(data: Any) -> None:
+    short = outcome(lambda: streamed("chunk", data))
+    long = outcome(lambda: from_dict(ChunkEvent, json.loads(json.dumps(data))))
+
+    assert short == long

@@ -1,0 +1,437 @@
+"""Models against the server's own document, recorded events, and everything hypothesis makes up."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flux0 import from_dict, models, to_dict
+from flux0.domain.enums import OpenEnum
+from flux0.domain.errors import DecodeError
+from flux0.domain.models import (
+    Agent,
+    Agents,
+    ConsumptionOffsets,
+    ContentPart,
+    ControlOptions,
+    Event,
+    Events,
+    MessageData,
+    Participant,
+    ReasoningPart,
+    Session,
+    Sessions,
+    StatusData,
+    ToolCall,
+    ToolCallPart,
+    ToolData,
+    ToolResult,
+)
+from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent
+from flux0.models import EventSource, EventType, SessionStatus
+from flux0.resources import AgentsResource, SessionsResource
+
+DATA = Path(__file__).parents[1] / "data"
+SCHEMAS: dict[str, dict[str, Any]] = json.loads((DATA / "openapi.json").read_text("utf-8"))[
+    "components"
+]["schemas"]
+TURNS: list[dict[str, Any]] = json.loads((DATA / "accumulator_cases.json").read_text("utf-8"))
+
+# Where the document's name for a thing is not the name that `flux0.models` has for it.
+RENAMED = {
+    "HTTPValidationError": "HTTPValidationErrorData",
+    "JsonPatchOperationDTO": "JSONPatchOperationDTO",
+}
+# What is no model here: the arguments of a method, and the lines of an event stream.
+ARGUMENTS: dict[str, Callable[..., Any]] = {
+    "AgentCreationParamsDTO": AgentsResource.create,
+    "SessionCreationParamsDTO": SessionsResource.create,
+    "EventCreationParamsDTO": SessionsResource.create_event,
+}
+FRAMES = {
+    "ChunkEventStream": ChunkEvent,
+    "EmittedEventStream": StatusEvent,
+    "SessionStream": None,
+}
+
+
+def model_of(schema: str) -> Any:
+    return getattr(models, RENAMED.get(schema, schema))
+
+
+@pytest.mark.parametrize("schema", sorted(SCHEMAS.keys() - ARGUMENTS.keys() - FRAMES.keys()))
+def test_every_schema_has_its_model_with_every_property(schema: str) -> None:
+    model, described = model_of(schema), SCHEMAS[schema]
+
+    if "enum" in described:
+        assert issubclass(model, OpenEnum)
+        assert [member.value for member in model] == described["enum"]
+        return
+    fields = {field.name: field for field in attrs.fields(model)}
+    for name, form in described["properties"].items():
+        if name == "type" and name not in fields:
+            assert model.type == form.get("const", "status")
+        else:
+            assert name in fields
+    demanded = {name for name, field in fields.items() if field.default is attrs.NOTHING}
+    assert demanded <= set(described.get("required", ())), "stricter than the server's document"
+
+
+@pytest.mark.parametrize(("schema", "method"), ARGUMENTS.items())
+def test_every_property_of_a_request_is_a_parameter(
+    schema: str, method: Callable[..., Any]
+) -> None:
+    parameters = {name.rstrip("_") for name in inspect.signature(method).parameters}
+
+    assert SCHEMAS[schema]["properties"].keys() <= parameters
+
+
+@pytest.mark.parametrize("frame", ["ChunkEventStream", "EmittedEventStream"])
+def test_every_event_of_the_stream_has_its_model(frame: str) -> None:
+    model, properties = FRAMES[frame], SCHEMAS[frame]["properties"]
+
+    assert model is not None
+    assert model.event == properties["event"]["const"]
+    assert model_of(properties["data"]["$ref"].rpartition("/")[2]) is model
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "APIError",
+        "AgentDTO",
+        "AgentsDTO",
+        "ChunkEventDTO",
+        "ConsumptionOffsetsDTO",
+        "ContentPartDTO",
+        "ControlOptions",
+        "EmittedEventDTO",
+        "EventDTO",
+        "EventDTOData",
+        "EventSourceDTO",
+        "EventTypeDTO",
+        "EventsDTO",
+        "HTTPValidationError",
+        "HTTPValidationErrorData",
+        "JSONPatchOperationDTO",
+        "MessageEventDataDTO",
+        "Part",
+        "ReasoningPartDTO",
+        "SessionDTO",
+        "SessionStream",
+        "SessionsDTO",
+        "StatusEventDataDTO",
+        "StatusEventDataStatusField",
+        "ToolCallDTO",
+        "ToolEventDataDTO",
+        "ToolPartDTO",
+        "ToolResultDTO",
+        "ValidationError",
+    ],
+)
+def test_the_names_of_the_generated_client_are_there(name: str) -> None:
+    assert name in models.__all__
+    assert hasattr(models, name)
+
+
+@pytest.mark.parametrize("turn", TURNS, ids=[turn["name"] for turn in TURNS])
+def test_stored_events_come_back_as_the_server_sent_them(turn: dict[str, Any]) -> None:
+    listed = {"data": turn["persisted"]}
+
+    assert to_dict(from_dict(Events, listed)) == listed
+
+
+def stored(**changes: Any) -> dict[str, Any]:
+    event: dict[str, Any] = {
+        "id": "i",
+        "correlation_id": "c",
+        "type": "message",
+        "source": "user",
+        "offset": 0,
+        "data": {"type": "message", "parts": [{"type": "content", "content": "hi"}]},
+        "deleted": False,
+        "created_at": "2026-11-24T22:38:57.617650Z",
+    }
+    return {**event, **changes}
+
+
+def test_an_event_is_typed_all_the_way_down() -> None:
+    event = from_dict(Event, stored())
+
+    assert event.type is EventType.MESSAGE
+    assert event.source is EventSource.USER
+    assert event.data == MessageData(parts=(ContentPart("hi"),))
+    assert event.created_at == datetime(2026, 11, 24, 22, 38, 57, 617650, timezone.utc)
+    assert event.metadata is None
+
+
+def test_unknown_fields_are_ignored_at_every_level() -> None:
+    data = {
+        "type": "message",
+        "parts": [{"type": "content", "content": "hi", "new": 1}],
+        "participant": {"id": "p", "name": "n", "new": 1},
+        "new": 1,
+    }
+
+    assert from_dict(Event, stored(new=1, data=data)).data == MessageData(
+        parts=(ContentPart("hi"),), participant=Participant("p", "n")
+    )
+
+
+def test_unknown_names_come_through_as_they_are() -> None:
+    new_part = {"type": "hologram", "voxels": [1, 2]}
+    new_data = {"type": "weather", "sun": True}
+
+    with_part = from_dict(Event, stored(data={"type": "message", "parts": [new_part]}))
+    with_data = from_dict(Event, stored(data=new_data, type="weather", source="satellite"))
+    status = from_dict(StatusData, {"type": "status", "status": "dreaming"})
+
+    assert isinstance(with_part.data, MessageData)
+    assert with_part.data.parts == (new_part,)
+    assert with_data.data == new_data
+    assert (with_data.type, with_data.source) == ("weather", "satellite")
+    assert status.status == "dreaming"
+    assert to_dict(with_data)["data"] == new_data
+
+
+@pytest.mark.parametrize("untyped", [{}, {"type": None}, {"type": ["message"]}, {"type": 1}])
+def test_data_and_parts_without_a_usable_type_come_through_as_they_are(untyped: Any) -> None:
+    assert from_dict(Event, stored(data=untyped)).data == untyped
+    assert from_dict(MessageData, {"parts": [untyped]}).parts == (untyped,)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-11-24T22:38:57Z", (22, 38, 57, 0)),
+        ("2026-11-24T22:38:57z", (22, 38, 57, 0)),
+        ("2026-11-24T22:38:57+00:00", (22, 38, 57, 0)),
+        ("2026-11-25T00:38:57+02:00", (22, 38, 57, 0)),
+        ("2026-11-24T13:38:57.25-09:00", (22, 38, 57, 250000)),
+        ("2026-11-24T22:38:57", (22, 38, 57, 0)),
+        ("2026-11-24 22:38:57.6", (22, 38, 57, 600000)),
+        ("2026-11-24T22:38Z", (22, 38, 0, 0)),
+        ("2026-11-24", (0, 0, 0, 0)),
+        *(
+            (f"2026-11-24T22:38:57.{'123456789'[:digits]}Z", (22, 38, 57, microseconds))
+            for digits, microseconds in enumerate(
+                [100000, 120000, 123000, 123400, 123450, 123456, 123456, 123456, 123456], start=1
+            )
+        ),
+    ],
+)
+def test_times_are_aware_and_taken_as_utc_where_no_zone_is_given(
+    text: str, expected: tuple[int, int, int, int]
+) -> None:
+    moment = from_dict(Event, stored(created_at=text)).created_at
+
+    assert moment.utcoffset() is not None
+    assert moment == datetime(2026, 11, 24, *expected, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "Z", "now", "2026-13-01T00:00:00Z", "2026-11-24T25:00:00Z"),
+        *("0000-01-01T00:00:00Z", "10000-01-01T00:00:00Z", "2026-11-24T22:38:57+99:00", "\ud800"),
+    ],
+)
+def test_what_is_no_time_is_a_decode_error(text: str) -> None:
+    with pytest.raises(DecodeError, match="date and time") as caught:
+        from_dict(Event, stored(created_at=text))
+
+    assert caught.value.field == "created_at"
+
+
+@pytest.mark.parametrize(
+    ("offset", "text"),
+    [
+        (timedelta(0), "2026-11-24T22:38:57Z"),
+        (timedelta(hours=2), "2026-11-24T22:38:57+02:00"),
+        (timedelta(seconds=30), "2026-11-24T22:38:57+00:00:30"),
+    ],
+)
+def test_times_are_written_as_the_server_writes_them(offset: timedelta, text: str) -> None:
+    moment = datetime(2026, 11, 24, 22, 38, 57, tzinfo=timezone(offset))
+
+    written = to_dict(Agent(id="i", name="n", type="t", created_at=moment))
+
+    assert written["created_at"] == text
+    assert from_dict(Agent, written).created_at == moment
+
+
+def some_agents(*names: str) -> Agents:
+    moment = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    return Agents(tuple(Agent(id=name, name=name, type="t", created_at=moment) for name in names))
+
+
+def test_a_listing_is_a_sequence() -> None:
+    agents = some_agents("a", "b", "c")
+    first, second, third = agents
+
+    assert len(agents) == 3
+    assert (agents[0], agents[-1]) == (first, third)
+    assert agents[1:] == (second, third) == agents.data[1:]
+    assert second in agents
+    assert some_agents("d")[0] not in agents
+    assert list(reversed(agents)) == [third, second, first]
+    assert (agents.index(third), agents.count(first)) == (2, 1)
+    with pytest.raises(IndexError):
+        agents[3]
+
+
+def test_a_listing_is_true_when_it_holds_something() -> None:
+    assert some_agents("a")
+    assert not some_agents()
+
+
+def test_listings_are_equal_when_they_are_of_one_kind_and_hold_the_same() -> None:
+    assert some_agents("a") == some_agents("a")
+    assert some_agents("a") != some_agents("b")
+    empty: list[object] = [Agents(()), Sessions(()), Events(()), ()]
+    assert [one == Agents(()) for one in empty] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (some_agents("a"), "data"),
+        (some_agents("a")[0], "id"),
+        (MessageData(parts=()), "parts"),
+        (ContentPart("hi"), "content"),
+        (JSONPatchOperation("add", "/-", "hi"), "value"),
+    ],
+)
+def test_models_cannot_be_changed(model: object, name: str) -> None:
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        setattr(model, name, None)
+
+
+def test_names_that_the_server_uses_print_and_format_as_their_text() -> None:
+    assert str(EventType.TOOL) == f"{EventType.TOOL}" == f"{'tool'}"
+    assert json.dumps([SessionStatus.READY, EventSource.AI_AGENT]) == '["ready", "ai_agent"]'
+    assert f"{EventType.TOOL:>6}" == "  tool"
+
+
+def plain_json() -> st.SearchStrategy[Any]:
+    scalars = (
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+    )
+    return st.recursive(
+        scalars,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=5,
+    )
+
+
+# Longer recursive strategies would be built again for each use.
+JSON = plain_json()
+OBJECT = st.dictionaries(st.text(max_size=5), JSON, max_size=3)
+MAYBE_TEXT = st.none() | st.text(max_size=5)
+TEXT = st.text(max_size=5)
+WHOLE = st.integers(0, 2**53)
+ZONES = st.integers(-24 * 60 + 1, 24 * 60 - 1).map(lambda m: timezone(timedelta(minutes=m)))
+MOMENTS = st.datetimes(timezones=ZONES | st.just(timezone.utc))
+
+
+def is_new(data: dict[str, Any]) -> bool:
+    known = {"content", "reasoning", "tool_call", "message", "status", "tool_call_result"}
+    name = data.get("type")
+    return not isinstance(name, str) or name not in known
+
+
+def several(items: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(items, max_size=3).map(tuple)
+
+
+NEW = OBJECT.filter(is_new)
+PARTS = (
+    st.builds(ContentPart, JSON)
+    | st.builds(ReasoningPart, JSON)
+    | st.builds(ToolCallPart, TEXT, TEXT, JSON)
+    | NEW
+)
+MESSAGES = st.builds(
+    MessageData,
+    several(PARTS),
+    st.none() | st.builds(Participant, MAYBE_TEXT, MAYBE_TEXT),
+    st.none() | st.booleans(),
+    st.none() | several(TEXT),
+)
+STATUSES = st.builds(StatusData, st.sampled_from(SessionStatus) | TEXT, st.none() | WHOLE, JSON)
+RESULTS = st.builds(ToolResult, JSON, OBJECT, st.builds(ControlOptions, TEXT))
+CALLS = st.builds(ToolCall, TEXT, TEXT, OBJECT, st.none() | RESULTS, MAYBE_TEXT)
+EVENTS = st.builds(
+    Event,
+    TEXT,
+    TEXT,
+    st.sampled_from(EventType) | TEXT,
+    st.sampled_from(EventSource) | TEXT,
+    WHOLE,
+    MESSAGES | STATUSES | st.builds(ToolData, several(CALLS)) | NEW,
+    st.booleans(),
+    MOMENTS,
+    st.none() | OBJECT,
+)
+AGENTS = st.builds(Agent, TEXT, TEXT, TEXT, MOMENTS, MAYBE_TEXT)
+SESSIONS = st.builds(
+    Session,
+    TEXT,
+    TEXT,
+    TEXT,
+    MOMENTS,
+    st.builds(ConsumptionOffsets, st.none() | WHOLE),
+    MAYBE_TEXT,
+)
+PATCHES = (
+    st.builds(JSONPatchOperation, st.sampled_from(["add", "replace", "test", "new"]), TEXT, JSON)
+    | st.builds(JSONPatchOperation, st.just("remove"), TEXT)
+    | st.builds(
+        JSONPatchOperation, st.sampled_from(["move", "copy"]), TEXT, st.none(), from_=MAYBE_TEXT
+    )
+)
+CHUNKS = st.builds(
+    ChunkEvent,
+    TEXT,
+    TEXT,
+    WHOLE,
+    several(PATCHES),
+    OBJECT,
+    st.none() | st.floats(allow_nan=False, allow_infinity=False),
+)
+STREAMED_STATUSES = st.builds(
+    StatusEvent,
+    TEXT,
+    TEXT,
+    st.sampled_from(EventSource) | TEXT,
+    STATUSES,
+    st.none() | OBJECT,
+)
+
+
+@settings(deadline=None)
+@given(
+    st.one_of(
+        st.builds(Agents, several(AGENTS)),
+        st.builds(Sessions, several(SESSIONS)),
+        st.builds(Events, several(EVENTS)),
+        CHUNKS,
+        STREAMED_STATUSES,
+    )
+)
+def test_every_model_survives_the_way_to_json_and_back(model: object) -> None:
+    text = json.dumps(to_dict(model))
+
+    again = from_dict(type(model), json.loads(text))
+
+    assert again == model
+    assert json.dumps(to_dict(again)) == text

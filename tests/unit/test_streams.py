@@ -1,0 +1,712 @@
+"""Both streams over scripted bodies: what they hand out, how they end, and when they let go."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import anyio
+import pytest
+
+from flux0.domain.errors import (
+    AgentError,
+    ClientClosed,
+    ConnectionInterrupted,
+    DecodeError,
+    EventTooLarge,
+    Flux0Error,
+    ReadTimeout,
+    StreamError,
+    StreamIdleTimeout,
+    StreamInterrupted,
+)
+from flux0.domain.finalizing import TurnMessage
+from flux0.domain.models import ContentPart, Events, MessageData, MessagePart, ToolResult
+from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
+from flux0.models import SessionStatus
+from flux0.streams import AsyncEventStream, EventStream
+from integration.modes import in_mode
+from integration.transports import Mode
+from unit.in_memory import (
+    CORRELATION_ID,
+    SSE,
+    Hang,
+    Tape,
+    chunk,
+    frame,
+    in_both_loops,
+    in_every_mode,
+    new_turn,
+    recorded_answer,
+    status,
+    tape,
+)
+
+E = TypeVar("E", bound=Exception)
+T = TypeVar("T")
+
+NO_EVENTS = Events(())
+BROKEN = b"event: chunk\ndata: {no JSON}\n\n"
+
+
+def open_sync(recorded: Tape, asked: list[str] | None = None) -> EventStream:
+    def list_stored(correlation_id: str) -> Events:
+        if asked is not None:
+            asked.append(correlation_id)
+        return NO_EVENTS
+
+    return EventStream(recorded_answer(recorded, headers=SSE), new_turn(), list_stored)
+
+
+def open_async(recorded: Tape, asked: list[str] | None = None) -> AsyncEventStream:
+    async def list_stored(correlation_id: str) -> Events:
+        if asked is not None:
+            asked.append(correlation_id)
+        return NO_EVENTS
+
+    return AsyncEventStream(recorded_answer(recorded, headers=SSE), new_turn(), list_stored)
+
+
+def opened(mode: Mode, recorded: Tape, asked: list[str] | None = None) -> AsyncEventStream:
+    """Return a stream of either kind, to be used as an asynchronous one."""
+    if mode == "sync":
+        stream = cast("Any", open_sync(recorded, asked))
+        return cast("AsyncEventStream", in_mode(mode, stream))
+    return open_async(recorded, asked)
+
+
+async def come(value: Any) -> Any:
+    """Return what a method of either kind gives."""
+    return await value if hasattr(value, "__await__") else value
+
+
+async def each(values: Any) -> AsyncIterator[Any]:
+    """Iterate over an iterator of either kind."""
+    if hasattr(values, "__aiter__"):
+        async for value in values:
+            yield value
+    else:
+        for value in values:
+            yield value
+
+
+def value_of(event: StreamEvent) -> object:
+    assert isinstance(event, ChunkEvent)
+    return event.patches[0].value
+
+
+def only(items: Sequence[T]) -> T:
+    (item,) = items
+    return item
+
+
+def parts_of(message: TurnMessage) -> tuple[MessagePart, ...]:
+    assert isinstance(message.data, MessageData)
+    return message.data.parts
+
+
+async def values(stream: AsyncEventStream) -> list[object]:
+    """Return what the chunks of the rest of a stream append."""
+    return [value_of(event) async for event in stream]
+
+
+async def ends_in(kind: type[E], stream: AsyncEventStream) -> tuple[list[object], E]:
+    """Read a stream to its failure; return what came before, and the failure."""
+    seen: list[object] = []
+    try:
+        async for event in stream:
+            seen.append(value_of(event))  # noqa: PERF401 - what came before counts
+    except kind as failure:
+        return seen, failure
+    raise AssertionError("the stream did not fail")
+
+
+# --- reading
+
+
+@in_every_mode
+async def test_a_stream_is_read_to_its_end(mode: Mode) -> None:
+    recorded = tape(status("processing"), chunk("a") + chunk("b"), chunk("c"))
+
+    async with opened(mode, recorded) as stream:
+        assert (stream.finished, stream.status) == (False, None)
+        assert (stream.event_count, stream.correlation_id) == (0, None)
+        events = [event async for event in stream]
+
+        assert isinstance(events[0], StatusEvent)
+        assert [value_of(event) for event in events[1:]] == ["a", "b", "c"]
+        assert stream.finished
+        assert recorded.releases, "the connection is free before the block ends"
+        assert [event async for event in stream] == []
+    assert (stream.event_count, stream.correlation_id) == (4, CORRELATION_ID)
+    assert stream.status is SessionStatus.PROCESSING
+    assert stream.headers["content-type"].startswith("text/event-stream")
+    assert stream.raw_response is not None
+
+
+@in_every_mode
+async def test_an_event_is_handed_out_before_more_is_read(mode: Mode) -> None:
+    recorded = tape(chunk("a"), chunk("b")[:5], chunk("b")[5:], chunk("c"))
+    reads: list[int] = []
+
+    async with opened(mode, recorded) as stream:
+        async for _ in stream:
+            reads.append(recorded.reads)  # noqa: PERF401 - read while the stream is
+
+    assert reads == [1, 3, 4]
+
+
+@in_every_mode
+async def test_a_stream_is_an_iterator_of_its_own(mode: Mode) -> None:
+    recorded = tape(chunk("a"), chunk("b") + chunk("c"))
+    stream = opened(mode, recorded)
+
+    first, second = await anext(stream), await anext(stream)
+    assert [value_of(first), value_of(second)] == ["a", "b"]
+    assert recorded.releases == 0
+    assert value_of(await anext(stream)) == "c"
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+    assert recorded.releases
+    assert stream.finished
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+@in_every_mode
+async def test_an_empty_stream_is_a_finished_one(mode: Mode) -> None:
+    stream = opened(mode, tape())
+
+    assert await values(stream) == []
+    assert stream.finished
+    assert await values(stream) == []
+
+
+# --- failures
+
+
+@in_every_mode
+async def test_the_events_before_a_broken_one_come_first(mode: Mode) -> None:
+    recorded = tape(chunk("a") + chunk("b") + BROKEN + chunk("c"), chunk("d"))
+    stream = opened(mode, recorded)
+
+    seen, failure = await ends_in(DecodeError, stream)
+
+    assert seen == ["a", "b"]
+    assert failure.body == "{no JSON}"
+    assert recorded.releases
+    assert recorded.reads == 1
+    assert not stream.finished
+
+
+@in_every_mode
+async def test_the_connection_is_released_before_a_failure_is_met(mode: Mode) -> None:
+    recorded = tape(chunk("a") + BROKEN)
+    stream = opened(mode, recorded)
+
+    await anext(stream)
+
+    assert recorded.releases
+
+
+@in_every_mode
+async def test_a_stream_that_is_cut_short_says_what_it_had(mode: Mode) -> None:
+    asked: list[str] = []
+    recorded = tape(chunk("a"), chunk("b") + chunk("c")[:-1])
+    stream = opened(mode, recorded, asked)
+
+    seen, failure = await ends_in(StreamInterrupted, stream)
+
+    assert seen == ["a", "b"]
+    assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 2)
+    assert parts_of(only(failure.messages)) == (ContentPart("ab"),)
+    assert await come(failure.stored_events()) is NO_EVENTS
+    assert asked == [CORRELATION_ID]
+    assert recorded.releases
+
+
+@in_every_mode
+async def test_a_connection_that_breaks_off_is_an_interruption(mode: Mode) -> None:
+    recorded = tape(chunk("a"), ConnectionInterrupted("reset by peer"), chunk("b"))
+    stream = opened(mode, recorded)
+
+    seen, failure = await ends_in(StreamInterrupted, stream)
+
+    assert seen == ["a"]
+    assert isinstance(failure.__cause__, ConnectionInterrupted)
+    assert recorded.releases
+
+
+@in_every_mode
+async def test_a_silence_is_an_idle_timeout(mode: Mode) -> None:
+    recorded = tape(chunk("a"), ReadTimeout("silent"))
+
+    seen, failure = await ends_in(StreamIdleTimeout, opened(mode, recorded))
+
+    assert seen == ["a"]
+    assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 1)
+    assert recorded.releases
+
+
+@in_every_mode
+async def test_an_event_over_the_limit_is_too_large(mode: Mode) -> None:
+    recorded = tape(chunk("a") + b"data: " + b"x" * 2000, b"x" * 2000, b"never read")
+
+    seen, failure = await ends_in(EventTooLarge, opened(mode, recorded))
+
+    assert seen == ["a"]
+    assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 1)
+    assert recorded.reads == 2
+    assert recorded.releases
+
+
+@in_every_mode
+async def test_a_failure_is_raised_again_however_the_stream_is_used(mode: Mode) -> None:
+    stream = opened(mode, tape(chunk("a"), ConnectionInterrupted("reset")))
+    _, failure = await ends_in(StreamInterrupted, stream)
+
+    assert (await ends_in(StreamInterrupted, stream)) == ([], failure)
+    with pytest.raises(StreamInterrupted):
+        await anext(stream)
+    with pytest.raises(StreamInterrupted):
+        async with stream:
+            raise AssertionError("entered")
+    assert not stream.finished
+
+
+@in_every_mode
+async def test_a_failure_before_any_event_has_nothing_stored_to_list(mode: Mode) -> None:
+    _, failure = await ends_in(StreamInterrupted, opened(mode, tape(b"event: chu")))
+
+    assert (failure.correlation_id, failure.event_count, failure.messages) == (None, 0, ())
+    with pytest.raises(Flux0Error, match="no event has named the turn"):
+        await come(failure.stored_events())
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError])
+def test_an_interruption_of_a_read_closes_the_stream(interruption: type[BaseException]) -> None:
+    recorded = tape(chunk("a"), interruption(), chunk("b"))
+    stream = open_sync(recorded)
+
+    with stream:
+        next(stream)
+        with pytest.raises(interruption):
+            next(stream)
+        assert recorded.releases
+        with pytest.raises(ClientClosed):
+            next(stream)
+
+
+@in_both_loops
+async def test_an_interruption_of_an_asynchronous_read_closes_the_stream(mode: Mode) -> None:
+    recorded = tape(chunk("a"), KeyboardInterrupt(), chunk("b"))
+    stream = open_async(recorded)
+
+    await anext(stream)
+    with pytest.raises(KeyboardInterrupt):
+        await anext(stream)
+
+    assert recorded.releases
+    with pytest.raises(ClientClosed):
+        await anext(stream)
+
+
+@in_both_loops
+async def test_a_cancelled_read_closes_the_stream(mode: Mode) -> None:
+    recorded = tape(chunk("a"), Hang())
+
+    async with open_async(recorded) as stream:
+        await anext(stream)
+        with anyio.move_on_after(0) as scope:
+            await anext(stream)
+
+        assert scope.cancelled_caught
+        assert recorded.releases
+        with pytest.raises(ClientClosed):
+            await anext(stream)
+
+
+# --- leaving
+
+
+@in_every_mode
+async def test_inside_its_block_a_loop_may_be_left_and_taken_up_again(mode: Mode) -> None:
+    recorded = tape(chunk("a") + chunk("b"), chunk("c"), chunk("d"))
+
+    async with opened(mode, recorded) as stream:
+        async for event in stream:
+            assert value_of(event) == "a"
+            break
+        async for event in stream:
+            if value_of(event) == "c":
+                break
+        assert recorded.releases == 0
+        assert await values(stream) == ["d"]
+        assert stream.finished
+
+
+@in_every_mode
+async def test_the_end_of_its_block_closes_the_stream(mode: Mode) -> None:
+    recorded = tape(chunk("a"), chunk("b"))
+
+    async with opened(mode, recorded) as stream:
+        await anext(stream)
+
+    assert recorded.releases
+    assert recorded.reads == 1
+    with pytest.raises(ClientClosed, match="closed before its end"):
+        await anext(stream)
+    with pytest.raises(ClientClosed):
+        async with stream:
+            raise AssertionError("entered")
+
+
+@in_every_mode
+async def test_an_error_in_its_block_closes_the_stream(mode: Mode) -> None:
+    recorded = tape(chunk("a"), chunk("b"))
+
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - leaving is what is tested
+        async with opened(mode, recorded) as stream:
+            async for _ in stream:
+                raise ZeroDivisionError
+
+    assert recorded.releases
+
+
+@in_every_mode
+async def test_without_a_block_leaving_the_loop_closes_the_stream_at_once(mode: Mode) -> None:
+    recorded = tape(chunk("a") + chunk("b"), chunk("c"))
+    stream = opened(mode, recorded)
+
+    async for _ in stream:
+        break
+
+    assert recorded.releases
+    assert not stream.finished
+    assert value_of(await anext(stream)) == "b", "what has arrived is not lost"
+    with pytest.raises(ClientClosed):
+        await anext(stream)
+
+
+@in_every_mode
+async def test_without_a_block_an_error_in_the_loop_closes_the_stream(mode: Mode) -> None:
+    recorded = tape(chunk("a"), chunk("b"))
+    stream = opened(mode, recorded)
+
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - leaving is what is tested
+        async for _ in stream:
+            raise ZeroDivisionError
+
+    assert recorded.releases
+
+
+@in_every_mode
+async def test_a_block_takes_over_from_a_loop_that_began_before(mode: Mode) -> None:
+    recorded = tape(chunk("a"), chunk("b"), chunk("c"))
+    stream = opened(mode, recorded)
+    loop = aiter(stream)
+    assert value_of(await anext(loop)) == "a"
+
+    async with stream:
+        assert value_of(await anext(loop)) == "b"
+        del loop
+        gc.collect()
+        assert await values(stream) == ["c"]
+
+
+async def close(stream: AsyncEventStream) -> None:
+    await stream.close_async()
+
+
+@in_every_mode
+async def test_closing_ends_a_stream_and_is_harmless_when_repeated(mode: Mode) -> None:
+    recorded = tape(chunk("a"), chunk("b"))
+    stream = opened(mode, recorded)
+    await anext(stream)
+
+    await close(stream)
+    await close(stream)
+
+    assert recorded.releases
+    with pytest.raises(ClientClosed):
+        await anext(stream)
+
+
+@in_every_mode
+async def test_closing_a_finished_stream_changes_nothing(mode: Mode) -> None:
+    stream = opened(mode, tape(chunk("a")))
+    await values(stream)
+
+    await close(stream)
+
+    assert stream.finished
+    async with stream:
+        assert await values(stream) == []
+
+
+@in_every_mode
+async def test_a_stream_that_is_forgotten_lets_go_of_its_connection(mode: Mode) -> None:
+    recorded = tape(chunk("a"), chunk("b"))
+    stream = opened(mode, recorded)
+    await anext(stream)
+
+    del stream
+    gc.collect()
+
+    assert recorded.releases
+
+
+def closed_meanwhile(
+    outcome: Callable[[], bytes | None],
+) -> tuple[Tape, list[AsyncEventStream]]:
+    """Return a tape on which the streams in a list are closed while the second piece is read."""
+    streams: list[AsyncEventStream] = []
+
+    def close_and_go_on() -> bytes | None:
+        for stream in streams:
+            with pytest.raises(StopIteration):
+                stream.close_async().send(None)
+        return outcome()
+
+    return tape(chunk("a"), close_and_go_on), streams
+
+
+def end() -> None:
+    return None
+
+
+def fail() -> None:
+    raise ConnectionInterrupted("the socket is gone")
+
+
+@in_every_mode
+async def test_a_stream_closed_while_it_is_read_is_closed_and_not_finished(mode: Mode) -> None:
+    recorded, streams = closed_meanwhile(end)  # Some sockets take a close for the end.
+    stream = opened(mode, recorded)
+    streams.append(stream)
+
+    _, failure = await ends_in(ClientClosed, stream)
+
+    assert "while it was read" in str(failure)
+    assert not stream.finished
+    streams.clear()
+
+
+@in_every_mode
+async def test_a_stream_closed_while_it_is_read_did_not_fail(mode: Mode) -> None:
+    recorded, streams = closed_meanwhile(fail)
+    stream = opened(mode, recorded)
+    streams.append(stream)
+
+    _, failure = await ends_in(ClientClosed, stream)
+
+    assert isinstance(failure.__cause__, ConnectionInterrupted)
+    with pytest.raises(ClientClosed):
+        await anext(stream)
+    streams.clear()
+
+
+def test_a_stream_can_be_closed_where_nothing_can_be_awaited() -> None:
+    recorded = tape(chunk("a"))
+    stream = open_async(recorded)
+
+    stream.close_soon()
+    stream.close_soon()
+
+    assert recorded.releases
+
+
+@in_both_loops
+async def test_a_stream_closed_soon_is_closed(mode: Mode) -> None:
+    stream = open_async(tape(chunk("a")))
+
+    stream.close_soon()
+
+    with pytest.raises(ClientClosed):
+        await anext(stream)
+    await stream.close_async()
+
+
+@in_both_loops
+async def test_a_finished_stream_closed_soon_stays_finished(mode: Mode) -> None:
+    stream = open_async(tape(chunk("a")))
+    await values(stream)
+
+    stream.close_soon()
+
+    assert stream.finished
+    assert await values(stream) == []
+
+
+@in_both_loops
+async def test_what_is_left_of_an_abandoned_stream_has_no_more_pieces(mode: Mode) -> None:
+    streams: list[AsyncEventStream] = []
+
+    def leave_and_go_on() -> bytes:
+        streams.pop().close_soon()
+        return chunk("b")
+
+    stream = open_async(tape(chunk("a"), leave_and_go_on))
+    streams.append(stream)
+
+    assert value_of(await anext(stream)) == "a"
+    assert value_of(await anext(stream)) == "b"
+    with pytest.raises(ClientClosed):
+        await anext(stream)
+
+
+# --- what the turn says
+
+
+def call(tool: str) -> dict[str, Any]:
+    return {
+        "tool_calls": [
+            {"type": "tool_call", "tool_call_id": "1", "tool_name": tool, "args": {"city": "SF"}}
+        ]
+    }
+
+
+def operation(op: str, path: str, value: object, event_id: str) -> bytes:
+    return frame(
+        "chunk",
+        {
+            "correlation_id": CORRELATION_ID,
+            "event_id": event_id,
+            "seq": 0,
+            "patches": [{"op": op, "path": path, "value": value}],
+            "metadata": {"agent_id": "a", "agent_name": "Drizzle"},
+            "timestamp": 1795559230.7,
+        },
+    )
+
+
+RESULT = {
+    "tool_call_results": [
+        {
+            "tool_call_id": "1",
+            "tool_name": "weather",
+            "args": {"city": "SF"},
+            "data": {"result": "sunny"},
+        }
+    ]
+}
+
+
+@in_every_mode
+async def test_messages_and_tool_calls_grow_with_the_events(mode: Mode) -> None:
+    recorded = tape(
+        operation("add", "", call("weather"), "t"),
+        operation("add", "", RESULT, "r"),
+        chunk("It is ") + chunk("sunny."),
+    )
+
+    async with opened(mode, recorded) as stream:
+        assert (*stream.messages, *stream.tool_calls) == ()
+        await anext(stream)
+        asked = only(stream.tool_calls)
+        assert (asked.tool_call_id, asked.tool_name, asked.args) == ("1", "weather", {"city": "SF"})
+        assert asked.result is None
+        await anext(stream)
+        answered = only(stream.tool_calls)
+        assert isinstance(answered.result, ToolResult)
+        assert answered.result.data == "sunny"
+        await anext(stream)
+        assert parts_of(stream.messages[-1]) == (ContentPart("It is "),)
+        final = await come(stream.final_messages())
+
+    assert [message.event_id for message in final] == ["t", "r", "e"]
+    assert parts_of(final[-1]) == (ContentPart("It is sunny."),)
+    assert stream.finished
+
+
+@in_every_mode
+async def test_text_comes_as_it_grows(mode: Mode) -> None:
+    recorded = tape(
+        status("typing"), chunk("It "), chunk({"no": "text"}), chunk("is"), status("processing")
+    )
+    stream = opened(mode, recorded)
+
+    assert [text async for text in each(stream.text())] == ["It ", "is"]
+    assert stream.finished
+
+
+@in_every_mode
+async def test_an_agent_s_error_ends_the_text_and_the_final_messages(mode: Mode) -> None:
+    def failing() -> Tape:
+        return tape(chunk("It "), status("error", {"detail": "no weather"}), chunk("is"))
+
+    async with opened(mode, failing()) as stream:
+        assert (stream.error, stream.status) == (None, None)
+        texts: list[str] = []
+        with pytest.raises(AgentError, match="no weather") as caught:  # noqa: PT012 - of a loop
+            async for text in each(stream.text()):
+                texts.append(text)  # noqa: PERF401 - what came before counts
+        assert texts == ["It "]
+        assert caught.value.data == {"detail": "no weather"}
+        assert caught.value.messages == stream.messages != ()
+        assert stream.error is not None
+        with pytest.raises(AgentError):
+            await come(stream.final_messages())
+        assert value_of(await anext(stream)) == "is", "the events themselves go on"
+
+    stream = opened(mode, failing())
+    with pytest.raises(AgentError):
+        await come(stream.final_messages())
+
+
+@in_every_mode
+async def test_an_agent_s_error_is_no_failure_of_the_stream(mode: Mode) -> None:
+    asked: list[str] = []
+    async with opened(mode, tape(status("error")), asked) as stream:
+        assert len([event async for event in stream]) == 1
+        assert stream.finished
+        assert stream.status is SessionStatus.ERROR
+        error = stream.error
+        assert isinstance(error, StreamError)
+        assert error.data is None
+        assert await come(error.stored_events()) is NO_EVENTS
+        assert await come(stream.stored_events()) is NO_EVENTS
+
+    assert asked == [CORRELATION_ID] * 2
+
+
+def test_leaving_the_text_of_a_stream_without_a_block_closes_it() -> None:
+    recorded = tape(chunk("a"), chunk("b"))
+
+    for text in open_sync(recorded).text():
+        assert text == "a"
+        break
+
+    assert recorded.releases
+
+
+@in_both_loops
+async def test_leaving_the_text_of_an_asynchronous_stream_without_a_block_closes_it(
+    mode: Mode,
+) -> None:
+    recorded = tape(chunk("a"), chunk("b"))
+    stream = open_async(recorded)
+
+    async for text in stream.text():
+        assert text == "a"
+        break
+
+    assert recorded.releases
+    with pytest.raises(ClientClosed):
+        await anext(stream)
+
+
+def test_inside_a_block_the_text_may_be_left_and_taken_up_again() -> None:
+    with open_sync(tape(chunk("a"), chunk("b"))) as stream:
+        for _ in stream.text():
+            break
+        assert list(stream.text()) == ["b"]
+
+
+@in_both_loops
+async def test_inside_a_block_asynchronous_text_may_be_left_and_taken_up_again(mode: Mode) -> None:
+    async with open_async(tape(chunk("a"), chunk("b"))) as stream:
+        async for _ in stream.text():
+            break
+        assert [text async for text in aiter(stream.text())] == ["b"]

@@ -1,0 +1,195 @@
+"""A turn as a state machine: bytes in, events out; end or failure in, verdict out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from flux0.domain.errors import (
+    ConnectionInterrupted,
+    ConnectTimeout,
+    DecodeError,
+    EventTooLarge,
+    ProtocolError,
+    ReadTimeout,
+    StreamIdleTimeout,
+    StreamInterrupted,
+    TransportError,
+)
+from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent, UnknownEvent
+from flux0.usecases.turn import Turn
+from unit.in_memory import CORRELATION_ID, chunk, frame, new_turn, status
+
+BROKEN = b"event: chunk\ndata: {no JSON}\n\n"
+UNKNOWN = frame("weather", {"sun": True})
+
+
+def values(events: Sequence[StreamEvent]) -> list[object]:
+    """Return what the chunks among some events append."""
+    return [event.patches[0].value for event in events if isinstance(event, ChunkEvent)]
+
+
+def fed(data: bytes) -> Turn:
+    turn = new_turn()
+    turn.feed(data)
+    return turn
+
+
+def test_each_feed_returns_the_events_that_it_completes() -> None:
+    turn = new_turn()
+    data = status("processing") + chunk("a") + chunk("b")
+    middle = data.index(b"b", data.index(b'"a"')) + 1
+
+    first, second, last = turn.feed(data[:middle]), turn.feed(b""), turn.feed(data[middle:])
+
+    assert [type(event) for event in (*first, *second, *last)] == [
+        StatusEvent,
+        ChunkEvent,
+        ChunkEvent,
+    ]
+    assert second == []
+    assert turn.event_count == 3
+    turn.end()
+    assert turn.failure is None
+
+
+def test_a_turn_of_nothing_is_a_whole_one() -> None:
+    turn = new_turn()
+
+    turn.end()
+
+    assert turn.failure is None
+    assert (turn.event_count, turn.correlation_id) == (0, None)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        chunk("a") + b"event: chunk\n",
+        chunk("a") + b"data: {}\n",
+        chunk("a") + b"x",
+        chunk("a")[:-1],
+        b"\xef\xbb",
+    ],
+)
+def test_an_end_within_an_event_is_an_interruption(data: bytes) -> None:
+    turn = fed(data)
+
+    turn.end()
+
+    failure = turn.failure
+    assert isinstance(failure, StreamInterrupted)
+    assert "ended within an event" in str(failure)
+    assert failure.event_count == turn.event_count
+    assert failure.correlation_id == turn.correlation_id
+
+
+def test_a_comment_at_the_end_is_no_event_cut_short() -> None:
+    turn = fed(chunk("a") + b": bye\n")
+
+    turn.end()
+
+    assert turn.failure is None
+
+
+def test_the_turn_is_named_by_the_first_event_that_tells_and_keeps_its_name() -> None:
+    turn = new_turn()
+
+    turn.feed(UNKNOWN)
+    assert turn.correlation_id is None
+    turn.feed(UNKNOWN + chunk("a", correlation_id="first") + chunk("b", correlation_id="other"))
+    turn.feed(chunk("c", correlation_id="third"))
+
+    assert turn.correlation_id == "first"
+
+
+def test_unknown_events_come_through() -> None:
+    (event,) = new_turn().feed(UNKNOWN)
+
+    assert event == UnknownEvent("weather", '{"sun": true}')
+
+
+def test_the_events_before_a_broken_one_are_handed_out() -> None:
+    turn = new_turn()
+
+    events = turn.feed(chunk("a") + chunk("b") + BROKEN + chunk("c"))
+
+    assert values(events) == ["a", "b"]
+    assert isinstance(turn.failure, DecodeError)
+    assert turn.failure.body == "{no JSON}"
+    assert (turn.event_count, turn.correlation_id) == (2, CORRELATION_ID)
+
+
+def test_an_event_of_the_wrong_shape_breaks_the_turn_and_names_the_place() -> None:
+    turn = fed(frame("status", {"id": "", "correlation_id": "c", "source": "ai_agent"}))
+
+    assert isinstance(turn.failure, DecodeError)
+    assert turn.failure.field == "data"
+
+
+def test_an_event_over_the_limit_breaks_the_turn_and_says_where_it_was() -> None:
+    turn = new_turn(max_event_bytes=1000)
+    turn.feed(chunk("a"))
+
+    assert turn.feed(b"data: " + b"x" * 2000) == []
+
+    failure = turn.failure
+    assert isinstance(failure, EventTooLarge)
+    assert (failure.limit, failure.correlation_id, failure.event_count) == (1000, CORRELATION_ID, 1)
+    assert "1,000 bytes" in str(failure)
+
+
+@pytest.mark.parametrize("more", [None, b"x"])
+def test_the_events_before_one_over_the_limit_are_handed_out(more: bytes | None) -> None:
+    turn = new_turn(max_event_bytes=1000)
+
+    events = turn.feed(chunk("a") + chunk("b") + b"data: " + b"x" * 2000)
+    assert values(events) == ["a", "b"]
+    if more is None:
+        turn.end()
+    else:
+        assert turn.feed(more) == []
+
+    failure = turn.failure
+    assert isinstance(failure, EventTooLarge)
+    assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 2)
+
+
+def test_a_silence_is_an_idle_timeout() -> None:
+    turn = fed(chunk("a"))
+    error = ReadTimeout("silent")
+    error.__cause__ = cause = OSError("timed out")
+
+    turn.fail(error)
+
+    failure = turn.failure
+    assert isinstance(failure, StreamIdleTimeout)
+    assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 1)
+    assert CORRELATION_ID in str(failure)
+    assert failure.__cause__ is cause
+
+
+@pytest.mark.parametrize("kind", [ConnectionInterrupted, ProtocolError, ConnectTimeout])
+def test_any_other_failure_of_the_transport_is_an_interruption(kind: type[TransportError]) -> None:
+    turn = fed(chunk("a") + chunk("b"))
+    error = kind("reset by peer")
+
+    turn.fail(error)
+
+    failure = turn.failure
+    assert isinstance(failure, StreamInterrupted)
+    assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 2)
+    assert "reset by peer" in str(failure)
+    assert "after 2 events" in str(failure)
+    assert failure.__cause__ is error
+
+
+def test_a_failure_within_an_event_loses_that_event_alone() -> None:
+    turn = new_turn()
+    events: list[StreamEvent] = [*turn.feed(chunk("a")), *turn.feed(chunk("b")[:-1])]
+
+    turn.fail(ConnectionInterrupted("reset"))
+
+    assert values(events) == ["a"]
+    assert turn.event_count == 1
