@@ -99,7 +99,7 @@ class Flux0:
         codec = JsonCodec()
         options.size("max_event_bytes", max_event_bytes)
         options.size("max_body_bytes", max_body_bytes)
-        fixed, computed = _split(headers or {})
+        fixed, computed = _split({} if headers is None else headers)
         timeout = Timeout()
         if stream_idle_timeout_ms is not None:
             idle = options.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
@@ -108,7 +108,7 @@ class Flux0:
             server_url = os.environ.get("FLUX0_SERVER_URL") or DEFAULT_SERVER_URL
         defaults = Defaults(
             server_url=options.server_url(server_url),
-            headers=_USER_AGENT.merge(Headers.checked(fixed, "headers")),
+            headers=fixed,
             timeout=timeout,
             call_timeout=None if timeout_ms is None else options.seconds("timeout_ms", timeout_ms),
             retries=(
@@ -228,8 +228,11 @@ def _transports(
         _require_method("async_client", async_client, "send", asynchronous=True)
     if transport is not None and not hasattr(transport, "send_async"):
         _require_method("transport", transport, "send", asynchronous=False)
+    elif transport is not None and not hasattr(transport, "send"):  # It would serve nothing.
+        _refuse_both("transport", "async_client, being asynchronous", async_client)
+        _refuse_both("transport", "async_transport, being asynchronous", async_transport)
     if async_transport is not None:
-        _require_method("async_transport", async_transport, "send_async", asynchronous=True)
+        _require_method("async_transport", async_transport, "send_async")
 
     sync_side: Any = transport if hasattr(transport, "send") else None
     async_side: Any = async_transport
@@ -253,10 +256,18 @@ def _transports(
 
 def _split(
     headers: Mapping[str, str | Callable[[], str]],
-) -> tuple[dict[str, str], dict[str, Callable[[], str]]]:
+) -> tuple[Headers, dict[str, Callable[[], str]]]:
     """Return the header fields with fixed values, and those whose values are computed."""
+    if not isinstance(headers, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass what they like
+        raise InvalidArgument(
+            "headers", f"must be a mapping, and is of type {type(headers).__name__}"
+        )
     fixed = {name: value for name, value in headers.items() if not callable(value)}
-    return fixed, {name: value for name, value in headers.items() if callable(value)}
+    computed = {name: value for name, value in headers.items() if callable(value)}
+    names = Headers.checked(dict.fromkeys(computed, ""), "headers")
+    # A computed value would lose against the one that is sent by default.
+    own = Headers() if "user-agent" in names else _USER_AGENT
+    return own.merge(Headers.checked(fixed, "headers")), computed
 
 
 def _retry(on_retry: Callable[[RetryDetails], None] | None) -> Retry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import final
+from typing import cast, final
 
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.finalizing import TurnMessage
@@ -41,7 +41,7 @@ class Conversation:
         title: str | None,
     ) -> Conversation:
         """Open a session with `agent`, or take up `session`."""
-        _require_one(agent, session)
+        _check(agent, session, title)
         if isinstance(session, str):
             session = sessions.retrieve(session_id=session, http_headers=user_headers(user))
         elif session is None:
@@ -88,7 +88,7 @@ class AsyncConversation:
         title: str | None,
     ) -> AsyncConversation:
         """Open a session with `agent`, or take up `session`."""
-        _require_one(agent, session)
+        _check(agent, session, title)
         if isinstance(session, str):
             session = await sessions.retrieve_async(
                 session_id=session, http_headers=user_headers(user)
@@ -121,15 +121,24 @@ def user_headers(user: str | None) -> dict[str, str] | None:
     """
     if user is None:
         return None
+    if not isinstance(user, str):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass what they like
+        raise InvalidArgument("user", f"must be a text, and is of type {type(user).__name__}")
     if not user or not user.isascii() or not user.isprintable() or _NOT_IN_COOKIES & set(user):
         raise InvalidArgument("user", f"cannot be sent in a cookie: {user!r}")
     return {"cookie": f"{_COOKIE}={user}"}
 
 
-def _require_one(agent: object, session: object) -> None:
+def _check(agent: object, session: object, title: object) -> None:
     if (agent is None) is (session is None):
         raise InvalidArgument("agent", "or else session must be passed, and not both")
+    if session is None:
+        return
+    if title is not None:
+        raise InvalidArgument("title", "is for a new session, and session is one that exists")
+    if not isinstance(session, (Session, str)):
+        problem = f"must be a Session or its id, and is of type {type(session).__name__}"
+        raise InvalidArgument("session", problem)
 
 
 def _agent_id(agent: Agent | str | None) -> str:
-    return agent.id if isinstance(agent, Agent) else str(agent)
+    return agent.id if isinstance(agent, Agent) else cast("str", agent)

@@ -1,7 +1,7 @@
 """The two drivers: they perform what flows describe, one by blocking, one by awaiting.
 
 Both hold a call to its deadline. Asynchronous code is interrupted when it passes. Synchronous code
-cannot be: its waits are shortened to what is left, and the clock is read after each of them.
+cannot be: its waits are shortened to what is left as it sends, and the clock is read after each.
 """
 
 from __future__ import annotations
@@ -48,7 +48,11 @@ class Driver:
     def _perform(self, effect: Effect) -> object:
         match effect:
             case Send(request):
-                return self.transport.send(_shortened(request, self.clock))
+                response = self.transport.send(_shortened(request, self.clock))
+                if _is_over(request.deadline, self.clock):
+                    response.body.close()
+                    raise _too_late()
+                return response
             case ReadBody(response):
                 pieces = _Pieces(effect, self.clock)
                 try:
@@ -136,11 +140,13 @@ class _Pieces:
         self._size += len(piece)
         if self._size > self._limit:
             raise ResponseTooLarge(self._limit)
-        if self._deadline is not None and self._clock() > self._deadline:
-            raise _too_late()
         self._pieces.append(piece)
+        if _is_over(self._deadline, self._clock):
+            raise _too_late()
 
     def joined(self) -> bytes:
+        if _is_over(self._deadline, self._clock):
+            raise _too_late()
         return b"".join(self._pieces)
 
 
@@ -166,6 +172,10 @@ def _shortened(request: Request, clock: Clock) -> Request:
 
 def _shorter(timeout: float | None, left: float) -> float:
     return left if timeout is None else min(timeout, left)
+
+
+def _is_over(deadline: float | None, clock: Clock) -> bool:
+    return deadline is not None and clock() > deadline
 
 
 def _too_late() -> ReadTimeout:

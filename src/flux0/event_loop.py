@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeAlias, TypeVar
-from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
 Loop: TypeAlias = Any  # asyncio.AbstractEventLoop, or trio's token of a run
@@ -91,8 +90,7 @@ class PerLoop(Generic[T]):
     def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
         self._make = make
         self._close = close
-        self._known: MutableMapping[Loop, tuple[T, AsyncGenerator[None, None]]]
-        self._known = WeakKeyDictionary()
+        self._known: _Known[T] = {}
         # Not __del__, which comes too late for guards that are garbage together with this.
         weakref.finalize(self, _close_soon_all, self._known).atexit = False
 
@@ -103,29 +101,35 @@ class PerLoop(Generic[T]):
         if known is not None:
             return known[0]
         resource = self._make()
-        guard = _guard(resource, self._close)
+        guard = _guard(self._known, loop, resource, self._close)
         self._known[loop] = (resource, guard)
         await guard.asend(None)
         return resource
 
     async def close_async(self) -> None:
         """Close the running loop's resource; those of other loops are closed as those end."""
-        known = self._known.pop(running_loop(), None)
+        known = self._known.get(running_loop())
         if known is not None:
             await known[1].aclose()
 
 
-def _close_soon_all(known: MutableMapping[Loop, tuple[Any, AsyncGenerator[None, None]]]) -> None:
-    for loop, (_, guard) in list(known.items()):
-        close_soon(loop, guard.aclose)
+_Known: TypeAlias = dict[Loop, tuple[T, AsyncGenerator[None, None]]]
 
 
-async def _guard(resource: T, close: Callable[[T], Awaitable[None]]) -> AsyncGenerator[None, None]:
+async def _guard(
+    known: _Known[T], loop: Loop, resource: T, close: Callable[[T], Awaitable[None]]
+) -> AsyncGenerator[None, None]:
     # Both loops close the asynchronous generators that are left when they end.
     try:
         yield
     finally:
+        del known[loop]
         await close(resource)
+
+
+def _close_soon_all(known: _Known[Any]) -> None:
+    for loop, (_, guard) in tuple(known.items()):
+        close_soon(loop, guard.aclose)
 
 
 def _running_trio() -> Any:

@@ -26,7 +26,11 @@ class OpenTurns:
         self._streams[session] = stream
 
     def close(self, session: Session) -> None:
-        """Close the stream that is open on `session`, if there is one, from synchronous code."""
+        """Close the stream that is open on `session`, if there is one, from synchronous code.
+
+        An asynchronous one is closed when its event loop gets to it, which may be too late for the
+        turn that follows.
+        """
         stream = self._streams.pop(session, None)
         if isinstance(stream, EventStream):
             stream.close()

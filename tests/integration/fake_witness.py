@@ -23,6 +23,9 @@ STREAM = f"{EVENTS}/stream"
 # How long a stream has to say nothing to count as silent. Nothing has to be fast enough for it.
 _SILENCE_SECONDS = 0.3
 
+# The server leaves a connection unusable after a 500, and does not say so.
+_ALONE = (("connection", "close"),)
+
 _IDS = re.compile(
     r'"(?:id|agent_id|user_id|event_id|correlation_id)": ?"([^"]+)"|^id: (.+)$', re.MULTILINE
 )
@@ -90,7 +93,7 @@ class Witness:
         request = Request(
             question.method,
             self._url + path,
-            Headers(tuple(question.headers.items())),
+            Headers((*question.headers.items(), *_ALONE)),
             body,
             stream=True,
             timeout=Timeout(idle=_SILENCE_SECONDS),

@@ -196,7 +196,7 @@ def test_sessions_of_one_id_are_two_sessions(servers: Servers) -> None:
         "flux0_user_sub",
         "FLUX0_USER_SUB=alice",
         "flux0_user_sub=alice; flux0_user_sub=bob",
-        "flux0_user_sub= alice ",
+        "flux0_user_sub= alice ;a=b",
         "flux0_user_sub=a%20b",
         'flux0_user_sub="a\\"b"',
         "=alice",

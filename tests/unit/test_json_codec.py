@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -455,9 +455,8 @@ def mutated_chunks(draw: st.DrawFn) -> Any:
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
     """Yield each container in some JSON with each of its keys or indexes."""
-    kind = type(value)
-    keys: Iterable[Any] = range(len(value)) if kind is list else list(value) if kind is dict else ()
-    for key in keys:
+    keys: dict[str, Callable[[Any], Iterable[Any]]] = {"list": lambda items: range(len(items)), "dict": list}
+    for key in keys.get(type(value).__name__, lambda _: ())(value):
         yield value, key
         yield from places(value[key])
 

@@ -16,14 +16,13 @@ from io import BufferedReader
 from threading import Lock
 from traceback import walk_tb
 from typing import Any, Final
-from weakref import WeakSet, finalize
+from weakref import finalize
 
 from urllib3 import HTTPResponse as Urllib3Response
 from urllib3 import exceptions
 
 from flux0.adapters._decompression import Inflater
 from flux0.domain.errors import (
-    ClientClosed,
     ConnectError,
     ConnectionInterrupted,
     ConnectTimeout,
@@ -66,52 +65,59 @@ class ResponseBody:
     """The body of a response, as `ByteStream` says.
 
     Args:
-        response: its content not loaded.
+        reading: where the pieces come from.
         retain: is given the body once it was read whole, for users to find in `raw_response`.
         transport: has the pools that must outlive this body.
     """
 
     def __init__(
-        self, response: Urllib3Response, retain: Callable[[bytes], None] | None, transport: object
+        self, reading: Reading, retain: Callable[[bytes], None] | None, transport: object
     ) -> None:
-        self._response = response
+        self._reading = reading
         self._retain = retain
         self._transport = transport
-        self._socket = _socket(response)
-        self._reading = Lock()
-        self._giving_back = Lock()
-        self._closed = False
-
-    def set_timeout(self, silence: float | None) -> None:
-        """Have no read wait longer than `silence`, in seconds."""
-        if self._socket is not None:
-            self._socket.settimeout(silence)
+        # Not __del__, which comes too late for a socket that is garbage together with this.
+        finalize(self, reading.close).atexit = False
 
     def __iter__(self) -> Iterator[bytes]:
         if self._retain is None:
-            yield from self._decompressed()
+            yield from self._reading.pieces()
             return
         retained: list[bytes] = []
-        for piece in self._decompressed():
+        for piece in self._reading.pieces():
             retained.append(piece)
             yield piece
         self._retain(b"".join(retained))
 
     def close(self) -> None:
         """Release the connection; whoever waits for the next piece is woken and raises."""
-        self._closed = True
-        self._shut_down()
-        # A reader that is at work releases the connection itself, and must not be waited for.
-        if self._reading.acquire(blocking=False):
-            try:
-                self._release()
-            finally:
-                self._reading.release()
+        self._reading.close()
 
-    def __del__(self) -> None:
-        self.close()
 
-    def _decompressed(self) -> Iterator[bytes]:
+class Reading:
+    """The reading of one response, which another thread or a garbage collector may end.
+
+    Args:
+        response: its content not loaded.
+        under_way: has all readings of a transport that are not over yet.
+    """
+
+    def __init__(self, response: Urllib3Response, under_way: set[Reading]) -> None:
+        self._response = response
+        self._under_way = under_way
+        self._socket = _socket(response)
+        self._busy = Lock()
+        self._giving_back = Lock()
+        self._closed = False
+        under_way.add(self)
+
+    def set_timeout(self, silence: float | None) -> None:
+        """Have no piece waited for longer than `silence`, in seconds."""
+        if self._socket is not None:
+            self._socket.settimeout(silence)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the pieces, decompressed."""
         try:
             inflater = _inflater(self._response)
             if inflater is None:
@@ -124,12 +130,23 @@ class ResponseBody:
             self.close()
             raise
 
+    def close(self) -> None:
+        """Close the connection, unless it was given back, and free its place in the pool."""
+        self._closed = True
+        self._shut_down()
+        # A reader that is at work is woken by that and comes here itself; do not wait for it.
+        if self._busy.acquire(blocking=False):
+            try:
+                self._release()
+            finally:
+                self._busy.release()
+
     def _received(self) -> Iterator[bytes]:
         pieces = _pieces(self._response)
-        reading = self._reading
+        busy = self._busy
         while True:
             try:
-                with reading:
+                with busy:
                     piece = b"" if self._closed else next(pieces, b"")
                     if not piece and not self._closed:
                         self._give_back()
@@ -147,12 +164,13 @@ class ResponseBody:
             self._socket = None
         _file(self._response).close()
         self._response.release_conn()
+        self._under_way.discard(self)
 
     def _release(self) -> None:
-        """Close the connection, unless it was given back, and free its place in the pool."""
         with suppress(OSError, exceptions.HTTPError):
             self._response.close()
             self._response.release_conn()
+        self._under_way.discard(self)
 
     def _shut_down(self) -> None:
         with self._giving_back:
@@ -161,41 +179,6 @@ class ResponseBody:
                 # TypeError: TLS within TLS is no socket. A reader there waits for its timeout.
                 with suppress(OSError, TypeError):
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-
-
-class OwnConnections:
-    """The connections that a transport opened itself, to be closed with it.
-
-    Args:
-        transport: closed for them, by `close`, when it is garbage collected, or at exit.
-        close_idle: closes the connections that no body uses.
-    """
-
-    def __init__(self, transport: object, close_idle: Callable[[], None]) -> None:
-        self._close_idle = finalize(transport, close_idle)
-        self._bodies: WeakSet[ResponseBody] = WeakSet()
-        self._guard = Lock()
-
-    def check_open(self) -> None:
-        """Raise `ClientClosed` if they are closed."""
-        if not self._close_idle.alive:
-            raise ClientClosed("the transport is closed")
-
-    def used_by(self, body: ResponseBody) -> None:
-        """Have `body` closed with them; raises `ClientClosed` if that is now."""
-        with self._guard:
-            self._bodies.add(body)
-        if not self._close_idle.alive:
-            body.close()
-            raise ClientClosed("the transport was closed while a request was on its way")
-
-    def close(self) -> None:
-        """Close them all; harmless when repeated."""
-        self._close_idle()
-        with self._guard:
-            bodies = list(self._bodies)
-        for body in bodies:
-            body.close()
 
 
 def _file(response: Urllib3Response) -> Any:

@@ -20,7 +20,7 @@ from urllib3.exceptions import HTTPError
 from flux0.adapters._urllib3_response import (
     ACCEPT_ENCODING,
     Blocks,
-    OwnConnections,
+    Reading,
     ResponseBody,
     translated,
 )
@@ -54,30 +54,31 @@ class RequestsTransport:
     """
 
     def __init__(self, session: requests.Session | None = None) -> None:
-        self._own: OwnConnections | None = None
-        if session is None:
-            session = _make_session()
-            self._own = OwnConnections(self, session.close)
-        self._session = session
+        self._own = session is None
+        self._session = _make_session() if session is None else session
+        self._readings: set[Reading] = set()
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
-        if self._own is not None:
-            self._own.check_open()
         response = _send(self._session, request)
         streaming = request.stream and 200 <= response.status_code < 300  # noqa: PLR2004 - success
-        retain = None if streaming else partial(_retain, response)
-        body = ResponseBody(_raw(response), retain, self)
+        reading = Reading(_raw(response), self._readings)
         if streaming:
-            body.set_timeout(request.timeout.idle)
-        if self._own is not None:
-            self._own.used_by(body)
-        return Response(response.status_code, _headers(response), body, response)
+            reading.set_timeout(request.timeout.idle)
+        retain = None if streaming else partial(_retain, response)
+        return Response(
+            response.status_code,
+            _headers(response),
+            ResponseBody(reading, retain, self),
+            response,
+        )
 
     def close(self) -> None:
-        """Close the connections, unless the session is the user's."""
-        if self._own is not None:
-            self._own.close()
+        """Close the connections, and what is read over them, unless the session is the user's."""
+        if self._own:
+            self._session.close()
+            for reading in list(self._readings):
+                reading.close()
 
 
 def _make_session() -> requests.Session:

@@ -12,7 +12,7 @@ import urllib3
 from flux0.adapters._urllib3_response import (
     ACCEPT_ENCODING,
     Blocks,
-    OwnConnections,
+    Reading,
     ResponseBody,
     translated,
 )
@@ -35,20 +35,18 @@ class Urllib3Transport:
     """
 
     def __init__(self, pool_manager: urllib3.PoolManager | None = None) -> None:
-        self._own: OwnConnections | None = None
-        if pool_manager is None:
-            pool_manager = urllib3.PoolManager(maxsize=_MAX_CONNECTIONS, block=True)
-            self._own = OwnConnections(self, pool_manager.clear)
-        self._pool_manager = pool_manager
+        self._own = pool_manager is None
+        self._pool_manager = pool_manager or urllib3.PoolManager(
+            maxsize=_MAX_CONNECTIONS, block=True
+        )
+        self._readings: set[Reading] = set()
         self._last_pool: tuple[str, urllib3.HTTPConnectionPool] | None = None
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
-        if self._own is not None:
-            self._own.check_open()
         headers = _headers(request, self._pool_manager)
         url = _take_userinfo(request.url, headers)
-        open_url = self._pool_manager.urlopen if self._own is None else self._open_url
+        open_url = self._open_url if self._own else self._pool_manager.urlopen
         timeout = request.timeout
         try:
             answered = open_url(
@@ -66,19 +64,25 @@ class Urllib3Transport:
             raise translated(error) from error
         response = cast("urllib3.HTTPResponse", answered)
         streaming = request.stream and 200 <= response.status < 300  # noqa: PLR2004 - success
+        reading = Reading(response, self._readings)
+        if streaming:
+            reading.set_timeout(timeout.idle)
         # As `HTTPResponse.read` does, so that users find the body in `raw_response`.
         retain = None if streaming else partial(setattr, response, "_body")
-        body = ResponseBody(response, retain, self)
-        if streaming:
-            body.set_timeout(timeout.idle)
-        if self._own is not None:
-            self._own.used_by(body)
-        return Response(response.status, Headers(tuple(response.headers.items())), body, response)
+        return Response(
+            response.status,
+            Headers(tuple(response.headers.items())),
+            ResponseBody(reading, retain, self),
+            response,
+        )
 
     def close(self) -> None:
-        """Close the connections, unless the pool manager is the user's."""
-        if self._own is not None:
-            self._own.close()
+        """Close the connections, and what is read over them, unless the manager is the user's."""
+        if self._own:
+            self._last_pool = None
+            self._pool_manager.clear()  # A pool that nobody holds closes its connections.
+            for reading in list(self._readings):
+                reading.close()
 
     def _open_url(self, method: str, url: str, **options: Any) -> urllib3.BaseHTTPResponse:
         """Do as `PoolManager.urlopen` does, which takes a URL apart anew each time."""

@@ -24,13 +24,10 @@ _INTERRUPTED = 130
 
 _DEMO_MESSAGE = "What's the weather like in San Francisco?"
 
-_SETTINGS = {"help_option_names": ["-h", "--help"]}
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings=_SETTINGS,
-)
+# The server makes up ids that may begin with a hyphen, and then look like options.
+_TAKES_AN_ID = {"ignore_unknown_options": True}
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 agents = typer.Typer(no_args_is_help=True, help="List the server's agents, or create one.")
 sessions = typer.Typer(no_args_is_help=True, help="List your sessions, or create one.")
 
@@ -84,7 +81,7 @@ def flux0(
 def chat(
     message: Annotated[
         str | None,
-        typer.Argument(help="What to say; without it, you are asked."),
+        typer.Argument(metavar="MESSAGE", help="What to say; without it, you are asked."),
     ] = None,
     *,
     server_url: ServerUrl = DEFAULT_SERVER_URL,
@@ -112,7 +109,7 @@ def chat(
         typer.Option(
             "--idle-timeout",
             metavar="SECONDS",
-            help="Give up when the agent is silent for so long. [default: 600]",
+            help="Give up when the agent is silent for so long; by default 600.",
         ),
     ] = None,
     demo: Annotated[
@@ -131,7 +128,6 @@ def chat(
     and "exit". With --session it begins with what was said so far.
 
     Examples:
-
     flux0 chat "What's the weather in SF?"
     flux0 chat --agent-type weather
     flux0 chat --session qH-klmX3cz "And tomorrow?"
@@ -170,16 +166,25 @@ def demo() -> None:
         Chat(flux0, conversation, DEFAULT_SERVER_URL).demonstrate(_DEMO_MESSAGE)
 
 
-@app.command()
+@app.command(context_settings=_TAKES_AN_ID)
 def events(
     session: Annotated[str, typer.Argument(metavar="SESSION", help="The session's id.")],
     *,
     types: Annotated[
         list[EventType] | None,
-        typer.Option("--type", help="Only events of this type; may be repeated."),
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help="Only message, tool, status or custom events; may be repeated.",
+        ),
     ] = None,
     source: Annotated[
-        EventSource | None, typer.Option("--source", help="Only events from here.")
+        EventSource | None,
+        typer.Option(
+            "--source",
+            metavar="SOURCE",
+            help="Only events of the user, the ai_agent or the system.",
+        ),
     ] = None,
     correlation_id: Annotated[
         str | None, typer.Option("--correlation-id", metavar="ID", help="Only events of this turn.")
@@ -194,6 +199,7 @@ def events(
 ) -> None:
     """List the events that the server has stored of a session, turn by turn.
 
+    Examples:
     flux0 events qH-klmX3cz
     flux0 events qH-klmX3cz --type message --type tool --json
     """
@@ -230,6 +236,7 @@ def create_agent(
 ) -> None:
     """Create an agent.
 
+    Example:
     flux0 agents create Drizzle weather --description "Knows the weather"
     """
     with _client(server_url) as flux0:
@@ -252,7 +259,7 @@ def list_sessions(
         _show(flux0.sessions.list(agent_id=agent), as_json=as_json)
 
 
-@sessions.command("create")
+@sessions.command("create", context_settings=_TAKES_AN_ID)
 def create_session(
     agent_id: Annotated[str, typer.Argument(metavar="AGENT_ID", help="The agent to talk to.")],
     *,
@@ -265,6 +272,7 @@ def create_session(
 ) -> None:
     """Open a session with an agent.
 
+    Example:
     flux0 sessions create f1KizRKqjY --title "The weather"
     """
     with _client(server_url, user) as flux0:

@@ -68,6 +68,8 @@ class Chat:
             else:
                 self._blocks.message(event.data, event.id)
         self._blocks.end()
+        if events:
+            self._output.write("\n")
 
     def say(self, message: str) -> bool:
         """Send a message and write the turn as it comes; return whether the agent had no error."""
@@ -145,5 +147,5 @@ def _chosen_agent(flux0: Flux0, agent_id: str | None, agent_type: str | None) ->
         return agents[0]
     if not agents:
         raise typer.BadParameter("The server has no agent yet; --agent-type TYPE creates one.")
-    listed = "".join(f"\n{agent.id}  {agent.type}  {one_line(agent.name)}" for agent in agents)
-    raise typer.BadParameter(f"The server has several agents; pass --agent ID of one:{listed}")
+    listed = "".join(f"\n{one_line(f'{agent.id} {agent.name} ({agent.type})')}" for agent in agents)
+    raise typer.BadParameter(f"The server has several agents; pass --agent ID for one of{listed}")

@@ -59,12 +59,13 @@ def _show_events(output: Output, events: Events) -> None:
     """Write turn by turn, each below its correlation id."""
     if not events:
         print_note("There are none.")
-    for correlation_id, turn in groupby(events, lambda event: event.correlation_id):
+    for correlation_id, grouped in groupby(events, lambda event: event.correlation_id):
+        turn = list(grouped)
+        output.heading(f"{correlation_id}  {_day_and_time(turn[0].created_at)}")
         rows = [
-            (f"{event.offset:>4}", event.source, event.type, data_in_words(event.data))
+            (str(event.offset), event.source, event.type, data_in_words(event.data))
             for event in turn
         ]
-        output.heading(correlation_id)
         output.grid(_EVENT_COLUMNS, rows)
 
 

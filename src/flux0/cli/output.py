@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from io import TextIOWrapper
 from typing import Any, cast
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.control import Control
 from rich.segment import ControlType, Segment, Segments
 from rich.style import Style
@@ -82,19 +82,19 @@ class Output:
         table = _table(header_style=BOLD)
         for column in columns:
             table.add_column(column, overflow="fold", no_wrap=column in {"ID", "CREATED"})
-        for row in rows:
-            table.add_row(*map(one_line, row))
-        self._console.print(table)
+        self._print_table(table, rows)
 
     def grid(self, widths: Sequence[int], rows: Iterable[Sequence[str]]) -> None:
-        """Write a table without a head, whose columns but the last are at least so wide."""
+        """Write a table without a head, whose columns but the last are at least so wide.
+
+        The first column is aligned to the right.
+        """
         table = _table(show_header=False)
-        for width in widths:
-            table.add_column(min_width=width, no_wrap=True)
+        for number, width in enumerate(widths):
+            justify: JustifyMethod = "left" if number else "right"
+            table.add_column(min_width=width, justify=justify, no_wrap=True)
         table.add_column(overflow="fold")
-        for row in rows:
-            table.add_row(*map(one_line, row))
-        self._console.print(table)
+        self._print_table(table, rows)
 
     def heading(self, text: str) -> None:
         """Write a line above what belongs to it."""
@@ -103,6 +103,18 @@ class Output:
     def json(self, model: object, *, indent: int | None = None) -> None:
         """Write a model in the server's JSON form, on a line of its own."""
         self._append(f"{_json(model, indent)}\n", PLAIN)
+
+    def _print_table(self, table: Table, rows: Iterable[Sequence[str]]) -> None:
+        for row in rows:
+            table.add_row(*map(one_line, row))
+        if self._wrap is not None:
+            self._console.print(table)
+            return
+        with self._console.capture() as capture:
+            self._console.print(table)
+        # Cells are filled up with white space, at the end of a line too.
+        for line in capture.get().splitlines():
+            self._append(f"{line.rstrip()}\n", PLAIN)
 
     def _append(self, text: str, style: Style) -> None:
         # A segment is written as it is, whereas text would lose white space at its end.

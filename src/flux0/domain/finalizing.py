@@ -84,6 +84,7 @@ def tool_results(events: Iterable[Event | TurnMessage]) -> dict[str, ToolCall]:
         for event in events
         if isinstance(event.data, ToolData)
         for call in event.data.tool_calls
+        if isinstance(call.tool_call_id, str)  # pyright: ignore[reportUnnecessaryIsInstance] - an agent's chunks may say anything
     }
 
 

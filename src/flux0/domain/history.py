@@ -22,21 +22,24 @@ def joined_history(
     comes after what is, in its own order.
     """
     history = [event for event in stored if event.type in MESSAGE_TYPES]
-    unmatched = list(history)
+    unmatched: dict[str, list[Event]] = {}
+    for event in history:
+        unmatched.setdefault(event.correlation_id, []).append(event)
     rest: list[TurnMessage] = []
     for message in live:
-        twin = next((event for event in unmatched if _are_one(event, message)), None)
+        turn = unmatched.get(message.correlation_id, [])
+        twin = next((event for event in turn if _are_one(event, message)), None)
         if twin is None:
             rest.append(message)
         else:
-            unmatched.remove(twin)
+            turn.remove(twin)
     return (*history, *rest)
 
 
 def _are_one(event: Event, message: TurnMessage) -> bool:
+    """Whether an event of the same turn is this message."""
     return (
-        event.correlation_id == message.correlation_id
-        and event.type == message.type
+        event.type == message.type
         and event.data == message.data
         and event.metadata == message.metadata
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
-from math import inf, log
+from math import inf
 from typing import Any
 
 from attrs import Attribute, field, frozen
@@ -20,10 +20,19 @@ from flux0.domain.errors import (
     TransportError,
 )
 
+_LARGEST = 10**12  # In milliseconds 31 years; time.sleep refuses some centuries.
+
 
 def _non_negative(_: object, attribute: Attribute[Any], value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < inf:
-        raise InvalidArgument(attribute.name, f"must be a number of 0 or more, and is {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _LARGEST:
+        raise InvalidArgument(
+            attribute.name, f"must be a number from 0 to {_LARGEST:,}, and is {value!r}"
+        )
+
+
+def _flag(_: object, attribute: Attribute[Any], value: Any) -> None:
+    if not isinstance(value, bool):
+        raise InvalidArgument(attribute.name, f"must be True or False, and is {value!r}")
 
 
 def _attempts(_: object, attribute: Attribute[Any], value: Any) -> None:
@@ -56,13 +65,13 @@ class BackoffStrategy:
 
     def ceiling(self, attempt: int) -> float:
         """Return the longest wait after `attempt`, which counts from 1, in milliseconds."""
-        if self.initial_interval == 0 or self.exponent == 0:
-            return min(self.initial_interval, self.max_interval) if attempt == 1 else 0.0
-        # Compared as logarithms: the power itself overflows after some thousand attempts.
-        growth = (attempt - 1) * log(self.exponent)
-        if self.max_interval == 0 or growth >= log(self.max_interval / self.initial_interval):
+        if self.initial_interval == 0:
+            return 0.0
+        try:
+            growth = float(self.exponent) ** (attempt - 1)
+        except OverflowError:  # As 1.5 does after some 1,750 attempts.
             return self.max_interval
-        return self.initial_interval * self.exponent ** (attempt - 1)
+        return min(self.initial_interval * growth, self.max_interval)
 
 
 @frozen
@@ -76,9 +85,9 @@ class RetryConfig:
 
     strategy: str = field(default="backoff", validator=_known_strategy)
     backoff: BackoffStrategy = field(default=BackoffStrategy(), validator=_a_backoff)
-    retry_connection_errors: bool = True
+    retry_connection_errors: bool = field(default=True, validator=_flag)
     max_attempts: int | None = field(default=None, validator=_attempts, kw_only=True)
-    retry_posts: bool = field(default=False, kw_only=True)
+    retry_posts: bool = field(default=False, validator=_flag, kw_only=True)
 
 
 DEFAULT_RETRIES = RetryConfig(max_attempts=3)
@@ -138,16 +147,18 @@ def _worth_it(config: RetryConfig, failure: Failure) -> bool:
     return failure.repeatable and isinstance(error, ConnectionInterrupted)
 
 
-_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]+)?", re.ASCII)
+_SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
 def retry_after(error: Flux0Error, now: datetime) -> float | None:
     """Return the seconds that an answer's `Retry-After` asks to wait, or None where it is no use.
 
-    It is a number of seconds or an HTTP date (RFC 9110, section 10.2.3). Nonsense, infinity, and
-    what is negative or past are no use.
+    It is a number of seconds or an HTTP date (RFC 9110, section 10.2.3). Nonsense, and what is
+    negative or past, are no use.
     """
     value = error.headers.get("retry-after", "").strip() if isinstance(error, APIError) else ""
+    if not value:
+        return None
     if _SECONDS.fullmatch(value):
         return float(value)
     from email.utils import parsedate_to_datetime  # noqa: PLC0415 - slow to import, rarely needed

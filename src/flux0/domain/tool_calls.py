@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from flux0.domain.finalizing import TurnMessage, tool_results
 from flux0.domain.models import Event, MessageData, ToolCall, ToolCallPart
@@ -16,9 +16,16 @@ def joined_tool_calls(messages: Iterable[Event | TurnMessage]) -> tuple[ToolCall
     known = tuple(messages)
     results = tool_results(known)
     return tuple(
-        results.get(part.tool_call_id) or ToolCall(part.tool_call_id, part.tool_name, part.args)
+        _joined(part, results)
         for message in known
         if isinstance(message.data, MessageData)
         for part in message.data.parts
         if isinstance(part, ToolCallPart)
     )
+
+
+def _joined(part: ToolCallPart, results: Mapping[str, ToolCall]) -> ToolCall:
+    call_id = part.tool_call_id
+    if isinstance(call_id, str) and call_id in results:  # pyright: ignore[reportUnnecessaryIsInstance] - an agent's chunks may say anything
+        return results[call_id]
+    return ToolCall(call_id, part.tool_name, part.args)

@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from flux0.domain.errors import APIError, Flux0Error, TransportError
+from flux0.domain.errors import Flux0Error
 from flux0.domain.retrying import DEFAULT_RETRIES, Failure, wait_before_retry
 from flux0.flows import Flow, SendFlow, Sleep
 from flux0.ports import Request, Response
@@ -33,29 +33,31 @@ class RetryDetails:
 class RetryBudget:
     """A token bucket that keeps many clients' retries from multiplying an outage.
 
-    Each retry takes one token, each success gives back `refill`; without a whole token nothing is
-    tried again. One client has one budget, shared by its threads.
+    It holds `capacity` retries, and is full to begin with. Each retry takes one,
+    `successes_per_retry` calls that succeed give one back; without a whole one nothing is tried
+    again. One client has one budget, shared by its threads.
     """
 
-    def __init__(self, capacity: float = 100.0, refill: float = 0.1) -> None:
-        self._capacity = capacity
-        self._refill = refill
-        self._tokens = capacity
+    def __init__(self, capacity: int = 100, successes_per_retry: int = 10) -> None:
+        # Counted in successes: sums of fractions would never come to a whole retry.
+        self._price = successes_per_retry
+        self._full = capacity * successes_per_retry
+        self._left = self._full
         self._lock = Lock()
 
     def take(self) -> bool:
-        """Take a token for a retry; False when there is none."""
+        """Take a retry; False when there is none."""
         with self._lock:
-            if self._tokens < 1:
+            if self._left < self._price:
                 return False
-            self._tokens -= 1
+            self._left -= self._price
             return True
 
     def give(self) -> None:
         """Take note of a success."""
-        if self._tokens < self._capacity:
+        if self._left < self._full:
             with self._lock:
-                self._tokens = min(self._capacity, self._tokens + self._refill)
+                self._left = min(self._full, self._left + 1)
 
 
 @frozen(eq=False)
@@ -87,7 +89,7 @@ class Retry:
         while True:
             try:
                 response = yield from send(request)
-            except (APIError, TransportError) as error:
+            except Flux0Error as error:
                 error.attempts = request.attempt
                 wait = self._wait(request, error, began)
                 if wait is None:

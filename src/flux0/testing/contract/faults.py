@@ -234,6 +234,13 @@ class BrokenAnswerContract(Contract):
         server = serve(answer(bytes(data), headers=[("Content-Encoding", "gzip")]))
         fails(probe, get(server.url), ProtocolError, read=True)
 
+    def test_the_coding_was_not_asked_for(self, probe: Probe, serve: Serve) -> None:
+        """What nobody can decode is not handed over as if it were decoded."""
+        server = serve(answer(b"?", Hold(), b"?", headers=[("Content-Encoding", "x-unheard-of")]))
+        error = failure(probe, get(server.url), read=True)
+        assert type(error) is ProtocolError
+        server.wait_until_gone()
+
     def test_a_chunk_has_no_length(self, probe: Probe, serve: Serve) -> None:
         """The framing itself breaks within the body."""
         first, *_ = answer(framing="chunked")

@@ -1,0 +1,288 @@
+"""Reading of httpx's responses and errors."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from functools import partial
+from types import AsyncGeneratorType
+from typing import Protocol, cast
+
+import httpx
+
+from flux0.adapters._decompression import Inflater
+from flux0.domain.errors import (
+    ConnectError,
+    ConnectionInterrupted,
+    ConnectTimeout,
+    PoolTimeout,
+    ProtocolError,
+    ReadTimeout,
+    TLSError,
+    TransportError,
+    WriteTimeout,
+)
+from flux0.event_loop import close_soon, running_loop, shielded, unwind
+from flux0.ports import Request
+
+# What httpx lets out. UnicodeError: the standard library cannot encode the name of the host.
+# SSLError: anyio lets it pass when what comes is not decryptable.
+RAISED = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, ssl.SSLError, UnicodeError)
+
+_TRANSLATIONS: tuple[tuple[type[Exception], type[TransportError]], ...] = (
+    (httpx.ConnectTimeout, ConnectTimeout),
+    (httpx.PoolTimeout, PoolTimeout),
+    (httpx.ReadTimeout, ReadTimeout),
+    (httpx.WriteTimeout, WriteTimeout),
+    (httpx.ConnectError, ConnectError),
+    (httpx.ProxyError, ConnectError),
+    (httpx.UnsupportedProtocol, ConnectError),
+    (httpx.InvalidURL, ConnectError),
+    (UnicodeError, ConnectError),
+    (httpx.NetworkError, ConnectionInterrupted),
+)
+
+# What h11 and httpcore say when a connection ends where HTTP goes on.
+_ENDED_EARLY = ("closed connection", "Server disconnected", "ConnectionTerminated")
+
+
+def translated(error: Exception) -> TransportError:
+    """Return the error of ours that one of `RAISED` stands for."""
+    kind = next((to for raised, to in _TRANSLATIONS if isinstance(error, raised)), ProtocolError)
+    text = str(error) or type(error).__name__
+    if kind is ConnectError and _is_tls(error):
+        kind = TLSError
+    elif kind is ProtocolError and any(words in text for words in _ENDED_EARLY):
+        kind = ConnectionInterrupted
+    return kind(text)
+
+
+def _is_tls(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class _Decoder(Protocol):
+    """Undoes the coding of a body; see `Inflater`."""
+
+    def feed(self, data: bytes) -> Iterator[bytes]: ...
+
+    def end(self) -> None: ...
+
+
+class Reading:
+    """What is known of a response while its body is read.
+
+    Attributes:
+        response: httpx's response.
+        decoder: what its pieces go through, or None.
+        raw: whether httpx is not to decode them.
+        ended: whether the whole body was read.
+        closed: whether it was left.
+    """
+
+    def __init__(self, request: Request, built: httpx.Request, response: httpx.Response) -> None:
+        self.response = response
+        self.ended = False
+        self.closed = False
+        coding = response.headers.get("content-encoding", "").strip().lower()
+        self.decoder, self.raw = _decoder(coding, built.headers.get("accept-encoding", ""))
+        streaming = request.stream and response.is_success
+        self._retained: list[bytes] | None = None if streaming else []
+        if streaming and "timeout" in built.extensions:
+            # httpcore looks the read timeout up once more when it begins to read the body.
+            built.extensions["timeout"]["read"] = request.timeout.idle
+
+    def may_go_on(self) -> bool:
+        """Whether there is more to read; raises if the body was left before its end."""
+        if self.closed and not self.ended:
+            raise ConnectionInterrupted("the body was closed before its end")
+        return not self.ended
+
+    def take(self, piece: bytes) -> bytes:
+        """Take note of the next piece."""
+        if self._retained is not None:
+            self._retained.append(piece)
+        return piece
+
+    def end(self) -> None:
+        """Take note that the response has ended; raises if its body has not."""
+        if self.closed:  # Closing it in another thread may have been what ended it.
+            raise ConnectionInterrupted("the body was closed while it was read")
+        if self.decoder is not None:
+            self.decoder.end()
+        self.ended = True
+        if self._retained is not None:
+            # As `Response.read` does, so that users find the body in `raw_response`.
+            self.response._content = b"".join(self._retained)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def _decoder(coding: str, accepted: str) -> tuple[_Decoder | None, bool]:
+    """Return what decodes a body, and whether it is to be read raw."""
+    if coding in ("", "identity"):
+        return None, True
+    if coding in ("gzip", "x-gzip", "deflate"):
+        # httpx takes one without its end for a whole one, and builds all that a piece grows to.
+        return Inflater(), True
+    if all(name.strip() in accepted for name in coding.split(",")):
+        return None, False
+    return _NotAskedFor(coding), True
+
+
+class _NotAskedFor:
+    """A coding that httpx, not knowing it, would pass on as it is."""
+
+    def __init__(self, coding: str) -> None:
+        self._coding = coding
+
+    def feed(self, data: bytes) -> Iterator[bytes]:  # noqa: ARG002 - nobody knows what it means
+        raise ProtocolError(f"the body is encoded as {self._coding!r}, which was not asked for")
+
+    def end(self) -> None:
+        """Be content with a body of no bytes."""
+
+
+class SyncBody:
+    """The body of a response, pulled by synchronous code."""
+
+    def __init__(self, reading: Reading, transport: object) -> None:
+        response = reading.response
+        self._reading = reading
+        self._transport = transport  # Its client must outlive the body.
+        self._raw = response.iter_raw() if reading.raw else response.iter_bytes()
+        self._decoded: Iterator[bytes] = iter(())
+        self._busy = threading.Lock()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        reading = self._reading
+        with self._busy:
+            try:
+                piece = self._pull() if reading.may_go_on() else None
+            except BaseException as error:
+                reading.closed = True
+                _close(reading.response)
+                if isinstance(error, RAISED):
+                    raise translated(error) from error
+                raise
+        if piece is None:
+            raise StopIteration
+        return piece
+
+    def _pull(self) -> bytes | None:
+        """Return the next piece, or None at the end."""
+        reading = self._reading
+        while True:
+            for piece in self._decoded:
+                return reading.take(piece)
+            data = next(self._raw, None)
+            if data is None:
+                reading.end()
+                return None
+            if reading.decoder is None:
+                return reading.take(data)
+            self._decoded = reading.decoder.feed(data)
+
+    def close(self) -> None:
+        """Release the connection; see `ByteStream.close`."""
+        reading = self._reading
+        reading.closed = True
+        if self._busy.acquire(blocking=False):
+            try:
+                _close(reading.response)
+            finally:
+                self._busy.release()
+        else:
+            # Another thread is reading, and would wait on if its socket were closed under it.
+            _shut_down(reading.response)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _close(response: httpx.Response) -> None:
+    with suppress(*RAISED):
+        response.close()
+
+
+def _shut_down(response: httpx.Response) -> None:
+    stream = response.extensions.get("network_stream")
+    # Other exchanges share a connection of HTTP/2.
+    if stream is not None and response.http_version != "HTTP/2":
+        with suppress(OSError):
+            # Not that of SSLSocket, which would drop the TLS layer under the reader.
+            socket.socket.shutdown(stream.get_extra_info("socket"), socket.SHUT_RDWR)
+
+
+class AsyncBody:
+    """The body of a response, pulled by asynchronous code."""
+
+    def __init__(self, reading: Reading, transport: object) -> None:
+        response = reading.response
+        self._reading = reading
+        self._transport = transport
+        raw = response.aiter_raw() if reading.raw else response.aiter_bytes()
+        self._raw = cast("AsyncGeneratorType[bytes, None]", raw)
+        self._decoded: Iterator[bytes] = iter(())
+        # Not __del__, which comes too late for a generator that is garbage together with this.
+        release = partial(_release, response, self._raw)
+        self._forgotten = weakref.finalize(self, close_soon, running_loop(), release)
+        self._forgotten.atexit = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        reading = self._reading
+        try:
+            piece = await self._pull() if reading.may_go_on() else None
+        except BaseException as error:
+            reading.closed = True
+            if isinstance(error, Exception):
+                await self.close_async()
+            if isinstance(error, RAISED):
+                raise translated(error) from error
+            raise
+        if piece is None:
+            self._forgotten.detach()
+            raise StopAsyncIteration
+        return piece
+
+    async def _pull(self) -> bytes | None:
+        """Return the next piece, or None at the end."""
+        reading = self._reading
+        while True:
+            for piece in self._decoded:
+                return reading.take(piece)
+            data = await anext(self._raw, None)
+            if data is None:
+                reading.end()
+                return None
+            if reading.decoder is None:
+                return reading.take(data)
+            self._decoded = reading.decoder.feed(data)
+
+    async def close_async(self) -> None:
+        """Release the connection; see `AsyncByteStream.close_async`."""
+        reading = self._reading
+        reading.closed = True
+        self._forgotten.detach()
+        if not reading.response.is_closed:
+            await shielded(partial(_release, reading.response, self._raw))
+
+
+async def _release(response: httpx.Response, raw: AsyncGeneratorType[bytes, None]) -> None:
+    if not raw.ag_running:  # If it is, another task waits, and gets an error from what follows.
+        with suppress(*RAISED):
+            await unwind(raw)
+    with suppress(*RAISED):
+        await response.aclose()

@@ -1,0 +1,353 @@
+"""Both drivers: outcomes into flows, failures thrown into flows, bodies released, deadlines kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import anyio
+import pytest
+from attrs import evolve
+
+from flux0.domain.errors import (
+    ConnectError,
+    ConnectionInterrupted,
+    ReadTimeout,
+    ResponseTooLarge,
+)
+from flux0.domain.headers import Headers
+from flux0.drivers import AsyncDriver, Driver
+from flux0.flows import Close, Flow, ReadBody, Send, Sleep, chain, send_once
+from flux0.ports import Request, Response, Timeout
+from integration.modes import run
+from integration.transports import ASYNC, SYNC, Mode
+from unit.in_memory import (
+    Hang,
+    Script,
+    answer,
+    in_both_loops,
+    in_every_mode,
+    recorded_answer,
+    script,
+    tape,
+)
+
+REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents", Headers())
+
+
+class Clock:
+    """A clock that shows these times in turn, and the last of them from then on."""
+
+    def __init__(self, times: Iterable[float]) -> None:
+        self._times = list(times)
+
+    def __call__(self) -> float:
+        return self._times.pop(0) if len(self._times) > 1 else self._times[0]
+
+
+async def drive(
+    mode: Mode,
+    flow: Flow[Any],
+    transport: Script,
+    *,
+    times: Iterable[float] = (0.0,),
+    slept: list[float] | None = None,
+) -> Any:
+    """Drive a flow to its end; note how long it slept."""
+    naps: list[float] = [] if slept is None else slept
+    clock = Clock(times)
+    if mode == "sync":
+        return Driver(transport, naps.append, clock).run(flow)
+
+    async def sleep(seconds: float) -> None:
+        naps.append(seconds)
+
+    return await AsyncDriver(transport, sleep, clock).run(flow)
+
+
+@in_every_mode
+async def test_effects_are_performed_and_their_outcomes_sent(mode: Mode) -> None:
+    first, second = tape(b"one ", b"two"), tape(b"three")
+    transport = script(recorded_answer(first), recorded_answer(second))
+    slept: list[float] = []
+
+    def flow() -> Flow[tuple[object, ...]]:
+        response: Response[Any] = yield Send(REQUEST)
+        body = yield ReadBody(response, 7)
+        nothing = yield Sleep(0.25)
+        response = yield Send(REQUEST)
+        nothing_either = yield Close(response)
+        return body, nothing, nothing_either
+
+    result = await drive(mode, flow(), transport, slept=slept)
+
+    assert result == (b"one two", None, None)
+    assert transport.requests == [REQUEST, REQUEST]
+    assert slept == [0.25]
+    assert first.releases
+    assert second.releases
+    assert second.reads == 0
+
+
+@in_every_mode
+async def test_a_flow_may_end_without_any_effect(mode: Mode) -> None:
+    def flow() -> Flow[int]:
+        return 7
+        yield Sleep(1)
+
+    def failing() -> Flow[int]:
+        raise ZeroDivisionError
+        yield Sleep(1)
+
+    assert await drive(mode, flow(), script()) == 7
+    with pytest.raises(ZeroDivisionError):
+        await drive(mode, failing(), script())
+
+
+@in_every_mode
+async def test_a_failure_is_raised_where_the_flow_waits(mode: Mode) -> None:
+    transport = script(ConnectError("refused"), answer(b"at last"))
+
+    def flow() -> Flow[object]:
+        try:
+            yield Send(REQUEST)
+        except ConnectError:
+            response: Response[Any] = yield Send(REQUEST)
+            return (yield ReadBody(response, 100))
+        raise AssertionError("nothing was raised")
+
+    assert await drive(mode, flow(), transport) == b"at last"
+
+
+@in_every_mode
+async def test_a_failure_that_the_flow_does_not_handle_is_the_caller_s(mode: Mode) -> None:
+    error = ConnectError("refused")
+
+    with pytest.raises(ConnectError) as caught:
+        await drive(mode, send_once(REQUEST), script(error))
+
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("failure", [ConnectError("refused"), KeyboardInterrupt()])
+@pytest.mark.parametrize("mode", SYNC + ASYNC)
+def test_a_flow_may_perform_effects_as_it_cleans_up(mode: Mode, failure: BaseException) -> None:
+    held = tape(b"x")
+    transport = script(recorded_answer(held), failure)
+
+    def flow() -> Flow[None]:
+        response: Response[Any] = yield Send(REQUEST)
+        try:
+            yield Send(REQUEST)
+        finally:
+            yield Close(response)
+            assert held.releases
+
+    with pytest.raises(type(failure)):
+        run(mode, lambda: drive(mode, flow(), transport))
+
+    assert held.releases
+
+
+@in_every_mode
+async def test_what_the_flow_raises_instead_is_what_the_caller_gets(mode: Mode) -> None:
+    def flow() -> Flow[None]:
+        try:
+            yield Send(REQUEST)
+        except ConnectError as error:
+            raise ZeroDivisionError from error
+
+    with pytest.raises(ZeroDivisionError):
+        await drive(mode, flow(), script(ConnectError("refused")))
+
+
+@in_both_loops
+async def test_a_cancelled_flow_gets_to_close_what_it_holds(mode: Mode) -> None:
+    held, hanging = tape(b"x"), tape(b"x", Hang())
+
+    def flow() -> Flow[None]:
+        response: Response[Any] = yield Send(REQUEST)
+        other: Response[Any] = yield Send(REQUEST)
+        try:
+            yield ReadBody(other, 100)
+        finally:
+            yield Close(response)
+
+    with anyio.move_on_after(0.01) as scope:
+        await drive(mode, flow(), script(recorded_answer(held), recorded_answer(hanging)))
+
+    assert scope.cancelled_caught
+    assert held.releases
+    assert hanging.releases
+
+
+@in_every_mode
+async def test_a_body_may_be_as_large_as_its_limit_and_no_larger(mode: Mode) -> None:
+    def flow() -> Flow[object]:
+        response: Response[Any] = yield Send(REQUEST)
+        return (yield ReadBody(response, 4))
+
+    assert await drive(mode, flow(), script(answer(b"ab", b"cd"))) == b"abcd"
+    assert await drive(mode, flow(), script(answer())) == b""
+
+    large = tape(b"ab", b"cde", b"never read")
+    with pytest.raises(ResponseTooLarge) as caught:
+        await drive(mode, flow(), script(recorded_answer(large)))
+    assert caught.value.limit == 4
+    assert large.reads == 2
+    assert large.releases
+
+
+@in_every_mode
+async def test_a_body_that_breaks_off_is_released(mode: Mode) -> None:
+    broken = tape(b"ab", ConnectionInterrupted("reset"))
+
+    def flow() -> Flow[object]:
+        response: Response[Any] = yield Send(REQUEST)
+        return (yield ReadBody(response, 4))
+
+    with pytest.raises(ConnectionInterrupted):
+        await drive(mode, flow(), script(recorded_answer(broken)))
+    assert broken.releases
+
+
+# --- deadlines
+
+
+def fetch(request: Request) -> Flow[object]:
+    """Send a request and read its answer, both before the request's deadline."""
+    response: Response[Any] = yield Send(request)
+    return (yield ReadBody(response, 100, request.deadline))
+
+
+@in_every_mode
+async def test_no_wait_is_longer_than_what_is_left_of_the_call(mode: Mode) -> None:
+    given = Timeout(connect=1, read=60, write=None, pool=None, idle=600)
+    request = evolve(REQUEST, timeout=given, deadline=105.0)
+    transport = script(answer(b"x"))
+
+    assert await drive(mode, fetch(request), transport, times=[100.0]) == b"x"
+
+    (sent,) = transport.requests
+    assert sent.timeout == Timeout(connect=1, read=5, write=5, pool=5, idle=600)
+
+
+@in_every_mode
+async def test_nothing_is_sent_after_the_deadline(mode: Mode) -> None:
+    transport = script()
+
+    with pytest.raises(ReadTimeout, match="timeout_ms"):
+        await drive(mode, fetch(evolve(REQUEST, deadline=5.0)), transport, times=[5.0])
+
+    assert transport.requests == []
+
+
+def test_an_answer_after_the_deadline_is_released() -> None:
+    late = tape(b"x")
+    driver = Driver(script(recorded_answer(late)), lambda _: None, Clock([0.0, 6.0]))
+
+    with pytest.raises(ReadTimeout, match="timeout_ms"):
+        driver.run(fetch(evolve(REQUEST, deadline=5.0)))
+
+    assert late.reads == 0
+    assert late.releases
+
+
+@pytest.mark.parametrize(("readings", "reads"), [(2, 1), (3, 2), (4, 3)])
+def test_a_body_that_comes_too_slowly_is_released(readings: int, reads: int) -> None:
+    slow = tape(b"a", b"b")
+    # The clock is read before sending and after, for each piece and at the end.
+    clock = Clock([0.0] * readings + [6.0])
+
+    with pytest.raises(ReadTimeout, match="timeout_ms"):
+        Driver(script(recorded_answer(slow)), lambda _: None, clock).run(
+            fetch(evolve(REQUEST, deadline=5.0))
+        )
+
+    assert slow.reads == reads
+    assert slow.releases
+
+
+@in_both_loops
+async def test_an_asynchronous_read_is_interrupted_at_the_deadline(mode: Mode) -> None:
+    hanging = tape(b"a", Hang())
+    transport = script(recorded_answer(hanging))
+    # In time for the sending, and over as soon as the reading begins.
+    times = [0.0, 0.0, 6.0]
+
+    with pytest.raises(ReadTimeout, match="timeout_ms"):
+        await drive(mode, fetch(evolve(REQUEST, deadline=5.0)), transport, times=times)
+
+    assert hanging.releases
+
+
+@in_both_loops
+async def test_an_asynchronous_send_is_interrupted_at_the_deadline(mode: Mode) -> None:
+    never = tape()
+
+    with pytest.raises(ReadTimeout, match="timeout_ms"):
+        await drive(
+            mode,
+            fetch(evolve(REQUEST, deadline=5.0)),
+            script(recorded_answer(never)),
+            times=[0.0, 6.0],
+        )
+
+    assert never.reads == 0
+
+
+@in_both_loops
+async def test_an_outer_cancellation_is_no_deadline(mode: Mode) -> None:
+    hanging = tape(Hang())
+    transport = script(recorded_answer(hanging))
+
+    with anyio.move_on_after(0.01) as scope:
+        await drive(mode, fetch(evolve(REQUEST, deadline=5.0)), transport)
+
+    assert scope.cancelled_caught
+    assert hanging.releases
+
+
+# --- layers
+
+
+def test_layers_are_around_each_other_the_first_outermost() -> None:
+    seen: list[str] = []
+
+    def layer(name: str) -> Any:
+        def send_through(request: Request, send: Any) -> Flow[Response[Any]]:
+            seen.append(f"{name} in")
+            response = yield from send(evolve(request, operation=f"{request.operation}{name}"))
+            seen.append(f"{name} out")
+            return evolve(response, status_code=response.status_code + 1)
+
+        return send_through
+
+    transport = script(answer(status=200))
+    response = Driver(transport, lambda _: None, Clock([0.0])).run(
+        chain([layer("a"), layer("b")])(REQUEST)
+    )
+
+    assert seen == ["a in", "b in", "b out", "a out"]
+    assert transport.requests[0].operation == "ab"
+    assert response.status_code == 202
+
+
+def test_a_layer_may_answer_by_itself_or_send_twice() -> None:
+    own = answer(status=304)
+
+    def cached(request: Request, send: Any) -> Flow[Response[Any]]:
+        return own
+        yield from send(request)
+
+    def twice(request: Request, send: Any) -> Flow[Response[Any]]:
+        first = yield from send(request)
+        yield Close(first)
+        return (yield from send(request))
+
+    transport = script(answer(status=500), answer(status=200))
+    driver = Driver(transport, lambda _: None, Clock([0.0]))
+
+    assert driver.run(chain([cached])(REQUEST)) is own
+    assert transport.requests == []
+    assert driver.run(chain([twice])(REQUEST)).status_code == 200

@@ -1,0 +1,126 @@
+"""The two faces of every method: the synchronous and the asynchronous twin agree."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from pkgutil import walk_packages
+from typing import Any
+
+import pytest
+
+import flux0
+from flux0 import AsyncConversation, AsyncEventStream, Conversation, EventStream, Flux0
+from flux0.adapters.httpx import HttpxTransport
+from flux0.resources import AgentsResource, SessionsResource
+
+# What the asynchronous twin's annotations have where the synchronous one's have the key.
+ASYNC_NAMES = {
+    "EventStream": "AsyncEventStream",
+    "Conversation": "AsyncConversation",
+    "Iterator[str]": "AsyncIterator[str]",
+}
+OPTIONS = ("retries", "server_url", "timeout_ms", "http_headers")
+
+
+def methods(kind: type[Any]) -> dict[str, Any]:
+    """Return the public methods that a class has itself, by name."""
+    return {
+        name: member
+        for name, member in vars(kind).items()
+        if inspect.isfunction(member) and not name.startswith("_")
+    }
+
+
+RESOURCES: list[type[Any]] = [AgentsResource, SessionsResource]
+TWINS = [
+    pytest.param(method, getattr(kind, f"{name}_async", None), id=f"{kind.__name__}.{name}")
+    for kind in (*RESOURCES, Flux0, HttpxTransport)
+    for name, method in methods(kind).items()
+    if not name.endswith("_async")
+] + [
+    pytest.param(method, methods(twin).get(name), id=f"{kind.__name__}.{name}")
+    for kind, twin in ((Conversation, AsyncConversation),)
+    for name, method in methods(kind).items()
+]
+
+
+def asynchronous(annotation: str) -> str:
+    return ASYNC_NAMES.get(annotation, annotation)
+
+
+@pytest.mark.parametrize(("method", "twin"), TWINS)
+def test_twins_have_the_same_parameters(
+    method: Callable[..., Any], twin: Callable[..., Any] | None
+) -> None:
+    assert twin is not None, "it has no asynchronous twin"
+    assert inspect.iscoroutinefunction(twin)
+    assert not inspect.iscoroutinefunction(method)
+    one, other = inspect.signature(method), inspect.signature(twin)
+
+    assert list(other.parameters.values()) == list(one.parameters.values())
+
+
+@pytest.mark.parametrize("kind", RESOURCES)
+def test_twins_of_a_resource_return_the_same_or_the_asynchronous_counterpart(
+    kind: type[Any],
+) -> None:
+    for name, method in methods(kind).items():
+        if not name.endswith("_async"):
+            one = inspect.signature(method)
+            other = inspect.signature(getattr(kind, f"{name}_async"))
+            assert other.return_annotation == asynchronous(one.return_annotation), name
+
+
+def test_the_streams_have_the_same_methods_and_attributes() -> None:
+    def public(kind: type[Any]) -> set[str]:
+        return {name for name in dir(kind) if not name.startswith("_")}
+
+    # What only asynchronous code needs.
+    assert public(AsyncEventStream) - public(EventStream) == {"close_async", "close_soon"}
+    assert public(EventStream) - public(AsyncEventStream) == {"close"}
+    for name in public(EventStream) & public(AsyncEventStream):
+        one, other = getattr(EventStream, name), getattr(AsyncEventStream, name)
+        if inspect.isfunction(one):
+            signatures = inspect.signature(one), inspect.signature(other)
+            assert signatures[0].parameters == signatures[1].parameters, name
+            expected = asynchronous(signatures[0].return_annotation)
+            assert signatures[1].return_annotation == expected, name
+
+
+@pytest.mark.parametrize("kind", RESOURCES)
+def test_every_method_of_a_resource_takes_the_options_of_a_call_by_name(kind: type[Any]) -> None:
+    for name, method in methods(kind).items():
+        parameters = dict(inspect.signature(method).parameters)
+        parameters.pop("self")
+
+        assert set(OPTIONS) <= parameters.keys(), name
+        assert all(parameters[option].default is None for option in OPTIONS), name
+        assert all(given.kind is inspect.Parameter.KEYWORD_ONLY for given in parameters.values())
+
+
+def public_things() -> list[Any]:
+    things: list[Any] = []
+    for module in walk_packages(flux0.__path__, "flux0."):
+        if any(part.startswith("_") for part in module.name.split(".")) or (
+            module.name.startswith(("flux0.testing", "flux0.adapters"))
+        ):
+            continue  # Each of them loads a library that may not be there.
+        loaded = import_module(module.name)
+        for name, thing in vars(loaded).items():
+            own = getattr(thing, "__module__", None) == module.name and callable(thing)
+            if own and not name.startswith("_"):
+                things.append(pytest.param(thing, id=f"{module.name}.{name}"))
+    return things
+
+
+@pytest.mark.parametrize("thing", public_things())
+def test_everything_public_says_what_it_is(thing: Any) -> None:
+    assert thing.__doc__
+    if inspect.isclass(thing):
+        for name, member in vars(thing).items():
+            function = member.fget if isinstance(member, property) else member
+            function = getattr(function, "__func__", function)
+            if inspect.isfunction(function) and not name.startswith("_"):
+                assert function.__doc__, name

@@ -1,0 +1,171 @@
+"""What the log says of an exchange, and what it never says."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from attrs import define, evolve, field
+
+from flux0.domain.errors import ConnectError
+from flux0.domain.headers import Headers
+from flux0.drivers import Driver
+from flux0.flows import chain
+from flux0.middleware.bodies import WholeBody
+from flux0.middleware.logging import Logging, log_retry
+from flux0.middleware.retry import RetryDetails
+from flux0.ports import Request, Response
+from unit.in_memory import JSON, SSE, answer, script
+
+REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents?a=1", Headers())
+
+
+@define
+class Notes:
+    """A logger that keeps what it is told."""
+
+    lines: list[str] = field(factory=list[str])
+
+    def debug(self, msg: str, *args: Any) -> None:
+        self.lines.append(msg % args)
+
+
+class Clock:
+    """A clock on which every look takes a quarter of a second."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        self._now += 0.25
+        return self._now
+
+
+def log_of(request: Request, outcome: Response[Any] | BaseException) -> list[str]:
+    """Return what is logged of one exchange."""
+    notes = Notes()
+    layers = chain([Logging(notes, Clock()), WholeBody(10**6)])
+    driver = Driver(script(outcome), lambda _: None, lambda: 0.0)
+    if isinstance(outcome, BaseException):
+        with pytest.raises(type(outcome)):
+            driver.run(layers(request))
+    else:
+        driver.run(layers(request))
+    return notes.lines
+
+
+def test_an_exchange_is_told_in_two_lines() -> None:
+    request = evolve(REQUEST, method="POST", body=b'{"name": "n"}', attempt=2)
+
+    asked, answered = log_of(request, answer(b'{"data"', b": []}", status=201))
+
+    assert asked == (
+        "POST http://127.0.0.1:8080/api/agents?a=1 attempt=2 headers={} body={\"name\": \"n\"}"
+    )
+    assert answered == (
+        "POST http://127.0.0.1:8080/api/agents?a=1 answered 201 in 250.0 ms "
+        "headers={'content-type': 'application/json'} body={\"data\": []}"
+    )
+
+
+def test_a_failure_is_told_with_its_kind() -> None:
+    asked, failed = log_of(REQUEST, ConnectError("refused"))
+
+    assert asked.endswith("body=none")
+    assert failed == (
+        "GET http://127.0.0.1:8080/api/agents?a=1 failed after 250.0 ms: ConnectError: refused"
+    )
+
+
+def test_an_interruption_by_the_user_is_no_failure() -> None:
+    assert len(log_of(REQUEST, KeyboardInterrupt())) == 1
+
+
+def test_a_stream_is_not_read_to_be_logged() -> None:
+    _, answered = log_of(evolve(REQUEST, stream=True), answer(b"never read", headers=SSE))
+
+    assert answered.endswith("body=a stream")
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [(1000, "x" * 1000), (1001, f"{'x' * 1000}... (1,001 bytes)")]
+)
+def test_long_bodies_are_cut(size: int, shown: str) -> None:
+    body = b"x" * size
+
+    asked, answered = log_of(evolve(REQUEST, body=body), answer(body))
+
+    assert asked.endswith(f"body={shown}")
+    assert answered.endswith(f"body={shown}")
+
+
+def test_bodies_that_are_no_text_are_replaced() -> None:
+    assert log_of(evolve(REQUEST, body=b"\xff"), answer())[0].endswith("body=\ufffd")
+
+
+def test_credentials_in_header_fields_are_not_logged() -> None:
+    fields = Headers(
+        (
+            ("Authorization", "Bearer secret"),
+            ("cookie", "flux0_user_sub=secret"),
+            ("X-Api-Key", "secret"),
+            ("X-Made-Up", "secret"),
+            ("user-agent", "test"),
+        )
+    )
+
+    lines = log_of(
+        evolve(REQUEST, headers=fields), answer(headers={**JSON, "Set-Cookie": "a=secret"})
+    )
+
+    assert "secret" not in "".join(lines)
+    assert "'user-agent': 'test'" in lines[0]
+    assert "'authorization': '***'" in lines[0]
+    assert "'set-cookie': '***'" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://me:secret@example.org:8080/a?b#c", "http://***@example.org:8080/a?b#c"),
+        ("http://secret@example.org/a", "http://***@example.org/a"),
+        ("http://me:se@cret@example.org", "http://***@example.org"),
+        ("https://me:secret@[::1]:8080/", "https://***@[::1]:8080/"),
+        ("http://example.org/a@b?c=d@e", "http://example.org/a@b?c=d@e"),
+    ],
+)
+def test_credentials_in_a_url_are_not_logged(
+    url: str, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for outcome in (answer(), ConnectError("refused")):
+        lines = log_of(evolve(REQUEST, url=url), outcome)
+        assert [line.startswith(f"GET {shown} ") for line in lines] == [True, True]
+
+    with caplog.at_level(logging.INFO, logger="flux0"):
+        log_retry(retry_of(url))
+    assert f"GET {shown}: " in caplog.text
+    assert "secret" not in caplog.text
+
+
+def retry_of(url: str) -> RetryDetails:
+    return RetryDetails(
+        operation="agents.list",
+        method="GET",
+        url=url,
+        attempt=2,
+        delay_ms=750.4,
+        cause=ConnectError("refused"),
+    )
+
+
+def test_a_retry_is_told_to_the_logger_of_the_package(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="flux0"):
+        log_retry(retry_of("http://example.org/api/agents"))
+
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("flux0", "INFO")
+    assert record.getMessage() == (
+        "GET http://example.org/api/agents: attempt 2 failed (ConnectError: refused), "
+        "trying again in 750 ms"
+    )
