@@ -91,6 +91,10 @@ def __getattr__(name: str) -> Any:
         ) from error
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 __all__ = [
     "APIError",
     "AgentError",

@@ -141,7 +141,7 @@ class AsyncTransport(Protocol):
         ...
 
 
-@frozen
+@frozen(weakref_slot=False)
 class ServerSentEvent:
     """One dispatched event of a `text/event-stream` (WHATWG HTML, "Interpreting an event stream").
 

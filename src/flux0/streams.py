@@ -21,10 +21,10 @@ from flux0.domain.transcript import Transcript
 from flux0.ports import AsyncByteStream, ByteStream, Response
 from flux0.usecases.turn import Turn
 
-Body = TypeVar("Body")
+T = TypeVar("T")
 
 
-class _Stream(Generic[Body]):
+class _Stream:
     """What both streams know about their turn.
 
     Attributes:
@@ -33,11 +33,10 @@ class _Stream(Generic[Body]):
     """
 
     def __init__(
-        self, response: Response[Body], turn: Turn, list_stored: Callable[[str], Any]
+        self, response: Response[Any], turn: Turn, list_stored: Callable[[str], Any]
     ) -> None:
         self.headers: Headers = response.headers
         self.raw_response: Any = response.raw_response
-        self._body = response.body
         self._turn = turn
         self._list_stored = list_stored
         self._transcript = Transcript()
@@ -135,7 +134,7 @@ class _Stream(Generic[Body]):
 
 
 @final
-class EventStream(_Stream[ByteStream]):
+class EventStream(_Stream):
     """The events of one turn, each handed out when its bytes arrive.
 
     Leaving it early closes the connection, and that cancels the agent: what it was saying is not
@@ -154,6 +153,7 @@ class EventStream(_Stream[ByteStream]):
     ) -> None:
         super().__init__(response, turn, list_stored)
         self._pieces = iter(response.body)
+        self._close_body = response.body.close
 
     def __enter__(self) -> EventStream:
         self._enter()
@@ -196,9 +196,9 @@ class EventStream(_Stream[ByteStream]):
         events raises.
         """
         for _ in self:
+            self._raise_error()
             if self._transcript.text:
                 yield self._transcript.text
-            self._raise_error()
 
     def final_messages(self) -> tuple[TurnMessage, ...]:
         """Read to the end and return the messages and tool results that the server stores.
@@ -219,7 +219,7 @@ class EventStream(_Stream[ByteStream]):
     def close(self) -> None:
         """Release the connection; harmless when repeated."""
         self._closed = True
-        self._body.close()
+        self._close_body()
 
     def _advance(self) -> bool:
         """Pull the next piece of the body; say whether there was one to pull."""
@@ -239,7 +239,7 @@ class EventStream(_Stream[ByteStream]):
 
 
 @final
-class AsyncEventStream(_Stream[AsyncByteStream]):
+class AsyncEventStream(_Stream):
     """An `EventStream` for asynchronous code, with the same behaviour and errors."""
 
     def __init__(
@@ -250,6 +250,7 @@ class AsyncEventStream(_Stream[AsyncByteStream]):
     ) -> None:
         super().__init__(response, turn, list_stored)
         self._pieces = aiter(response.body)
+        self._close_body: Callable[[], Awaitable[None]] = response.body.close_async
 
     async def __aenter__(self) -> AsyncEventStream:
         self._enter()
@@ -264,7 +265,7 @@ class AsyncEventStream(_Stream[AsyncByteStream]):
         await self.close_async()
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        return self if self._entered else _Loop(self)
+        return self if self._entered else _Loop(self.__anext__, self._leave)
 
     async def __anext__(self) -> StreamEvent:
         while True:
@@ -276,7 +277,7 @@ class AsyncEventStream(_Stream[AsyncByteStream]):
 
     def text(self) -> AsyncIterator[str]:
         """Do as `EventStream.text` does."""
-        return _TextLoop(self)
+        return _Loop(self._next_text, self._leave)
 
     async def final_messages(self) -> tuple[TurnMessage, ...]:
         """Do as `EventStream.final_messages` does."""
@@ -290,18 +291,17 @@ class AsyncEventStream(_Stream[AsyncByteStream]):
         events: Events = await self._stored()
         return events
 
-    async def next_text(self) -> str:
-        """Return the next piece of the answer's text; `StopAsyncIteration` at the end."""
-        while True:
-            await self.__anext__()
-            if self._transcript.text:
-                return self._transcript.text
-            self._raise_error()
-
     async def close_async(self) -> None:
         """Release the connection; harmless when repeated."""
         self._closed = True
-        await self._body.close_async()
+        await self._close_body()
+
+    async def _next_text(self) -> str:
+        while True:
+            await self.__anext__()
+            self._raise_error()
+            if self._transcript.text:
+                return self._transcript.text
 
     async def _advance(self) -> bool:
         """Pull the next piece of the body; say whether there was one to pull."""
@@ -321,56 +321,34 @@ class AsyncEventStream(_Stream[AsyncByteStream]):
 
     def close_soon(self) -> None:
         """Have the event loop release the connection, from code that cannot await."""
-        if not self._finished:
+        if not self._closed:
             self._closed = True
-            self._pieces = self._body = _Abandoned()
+            del self._pieces  # Its body releases the connection when nobody holds it any more.
+            self._close_body = _nothing
 
-    def leave(self) -> None:
-        """Take note that a loop over this stream was left, which ends one that no block owns."""
+    def _leave(self) -> None:
         if not self._entered:
             self.close_soon()
 
 
-class _Loop:
-    """One `async for` over a stream that no `async with` owns: leaving it leaves the stream."""
+class _Loop(Generic[T]):
+    """One `async for` over a stream; leaving it leaves the stream, unless a block owns that."""
 
-    def __init__(self, stream: AsyncEventStream) -> None:
-        self._stream = stream
+    def __init__(
+        self, advance: Callable[[], Coroutine[Any, Any, T]], leave: Callable[[], None]
+    ) -> None:
+        self._advance = advance
+        self._leave = leave
 
-    def __aiter__(self) -> AsyncIterator[StreamEvent]:
+    def __aiter__(self) -> AsyncIterator[T]:
         return self
 
-    def __anext__(self) -> Coroutine[Any, Any, StreamEvent]:
-        return self._stream.__anext__()
+    def __anext__(self) -> Coroutine[Any, Any, T]:
+        return self._advance()
 
     def __del__(self) -> None:
-        self._stream.leave()
+        self._leave()
 
 
-class _TextLoop:
-    """One `async for` over a stream's text."""
-
-    def __init__(self, stream: AsyncEventStream) -> None:
-        self._stream = stream
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self
-
-    async def __anext__(self) -> str:
-        return await self._stream.next_text()
-
-    def __del__(self) -> None:
-        self._stream.leave()
-
-
-class _Abandoned:
-    """The body of a stream that was left."""
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        raise StopAsyncIteration
-
-    async def close_async(self) -> None:
-        """Nothing is left to release."""
+async def _nothing() -> None:
+    """Close what was let go of already."""

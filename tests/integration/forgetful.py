@@ -63,6 +63,9 @@ def main() -> None:
 
     def in_loop(mode: str, make: Callable[[], Flux0]) -> None:
         async def in_this_loop() -> None:
+            if mode == "asyncio":
+                # In development mode it complains when a busy machine is slow to import.
+                asyncio.get_running_loop().slow_callback_duration = 60
             await use_async(make(), agent_id)
 
         if mode == "asyncio":

@@ -2,40 +2,67 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import ssl
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any, ClassVar
 
 import aiohttp
+import pytest
+import trio
+from attrs import frozen
 
 from flux0.adapters.aiohttp import AiohttpTransport
-from flux0.ports import AsyncByteStream, Request, Response
+from flux0.domain.errors import (
+    ClientClosed,
+    ConnectError,
+    ConnectionInterrupted,
+    Flux0Error,
+    ProtocolError,
+    TransportError,
+)
+from flux0.domain.headers import Headers
+from flux0.ports import AsyncByteStream, Request, Response, Timeout
+from flux0.testing.answers import Close, Hold, Reset, Send, answer, cut, head, size
+from flux0.testing.byte_server import ByteServer
 from flux0.testing.contract import AsyncTransportContract, LimitedPoolContract
+
+OK = answer(b"ok")
+SILENT = answer(b"first", Hold(), b"second", framing="chunked")
+SHORT = 0.1
+TIMEOUT = Timeout()
+
+debug = pytest.mark.parametrize("debug", [False, True], ids=["usual", "debug"])
 
 
 class TestAiohttpTransport(LimitedPoolContract, AsyncTransportContract):
-    backends = ("asyncio",)
+    backends: ClassVar[Any] = ("asyncio",)
 
     def make_transport(self) -> AiohttpTransport:
         return AiohttpTransport()
 
-    def make_trusting_transport(self, ca_file: str) -> _Configured:
-        return _Configured(ssl_context=ssl.create_default_context(cafile=ca_file))
+    def make_trusting_transport(self, ca_file: str) -> Configured:
+        context = ssl.create_default_context(cafile=ca_file)
+        return Configured(partial(aiohttp.TCPConnector, ssl=context))
 
-    def make_limited_transport(self) -> _Configured:
-        return _Configured(limit=1)
+    def make_limited_transport(self) -> Configured:
+        return Configured(partial(aiohttp.TCPConnector, limit=1))
 
 
-class _Configured:
+class Configured:
     """Makes a session in the loop that uses it, and closes it as its user would."""
 
-    def __init__(self, *, limit: int = 100, ssl_context: ssl.SSLContext | None = None) -> None:
-        self._limit = limit
-        self._ssl: ssl.SSLContext | bool = True if ssl_context is None else ssl_context
+    def __init__(self, connector: Callable[[], aiohttp.TCPConnector]) -> None:
+        self._connector = connector
         self._made: tuple[aiohttp.ClientSession, AiohttpTransport] | None = None
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         if self._made is None:
-            connector = aiohttp.TCPConnector(limit=self._limit, ssl=self._ssl)
-            session = aiohttp.ClientSession(connector=connector)
+            session = aiohttp.ClientSession(connector=self._connector())
             self._made = session, AiohttpTransport(session)
         return await self._made[1].send_async(request)
 
@@ -44,3 +71,399 @@ class _Configured:
             session, transport = self._made
             await transport.close_async()
             await session.close()
+
+
+def get(url: str, *, stream: bool = False, timeout: Timeout = TIMEOUT) -> Request:
+    return Request("GET", url, Headers(), stream=stream, timeout=timeout)
+
+
+def post(url: str, body: bytes) -> Request:
+    return Request("POST", url, Headers((("content-type", "application/json"),)), body=body)
+
+
+@asynccontextmanager
+async def own() -> AsyncGenerator[AiohttpTransport]:
+    transport = AiohttpTransport()
+    yield transport
+    await transport.close_async()
+
+
+async def read(body: AsyncByteStream) -> bytes:
+    return b"".join([piece async for piece in body])
+
+
+async def fetch(transport: AiohttpTransport, request: Request) -> bytes:
+    return await read((await transport.send_async(request)).body)
+
+
+async def begun(transport: AiohttpTransport, url: str) -> Response[AsyncByteStream]:
+    """Return a stream of which the first piece was read, and more will come."""
+    response = await transport.send_async(get(url, stream=True))
+    assert await anext(aiter(response.body)) == b"first"
+    return response
+
+
+@frozen
+class Gone:
+    """Waits in a thread, while the loop runs on, until the client has closed its connections."""
+
+    server: ByteServer
+
+    async def __call__(self) -> None:
+        await asyncio.to_thread(self.server.wait_until_gone)
+
+
+# --- the user's session
+
+
+def test_the_users_session_stays_open_and_as_it_is() -> None:
+    seen: list[str] = []
+
+    async def note(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        seen.append(request.method)
+        return await handler(request)
+
+    async def run(url: str) -> None:
+        async with aiohttp.ClientSession(
+            headers={"X-Own": "yes"}, cookies={"own": "1"}, middlewares=(note,)
+        ) as session:
+            transport = AiohttpTransport(session)
+            assert await fetch(transport, get(url)) == b"ok"
+            await transport.close_async()
+            assert not session.closed
+            assert await fetch(transport, get(url)) == b"ok"
+
+    with ByteServer(OK) as server:
+        asyncio.run(run(server.url.replace("127.0.0.1", "localhost")))
+        assert server.connections == 1
+        assert [request.headers["x-own"] for request in server.requests] == ["yes", "yes"]
+        assert [request.headers["cookie"] for request in server.requests] == ["own=1", "own=1"]
+    assert seen == ["GET", "GET"]
+
+
+def test_what_a_session_does_with_answers_does_not_count() -> None:
+    """Statuses, redirects, timeouts and compression are the core's to judge."""
+
+    async def run(url: str) -> None:
+        async with aiohttp.ClientSession(
+            raise_for_status=True,
+            auto_decompress=True,
+            timeout=aiohttp.ClientTimeout(total=SHORT / 1000),
+            headers={"Accept-Encoding": "br"},
+        ) as session:
+            response = await AiohttpTransport(session).send_async(get(url))
+            assert response.status_code == 503
+            assert await read(response.body) == b"busy"
+
+    with ByteServer(answer(b"busy", status="503 Busy", gzip=True)) as server:
+        asyncio.run(run(server.url))
+        assert server.requests[0].headers["accept-encoding"] == "gzip"
+
+
+def test_a_session_that_is_closed() -> None:
+    async def run() -> None:
+        async with aiohttp.ClientSession() as session:
+            transport = AiohttpTransport(session)
+        with pytest.raises(ClientClosed):
+            await transport.send_async(get("http://127.0.0.1:1"))
+
+    asyncio.run(run())
+
+
+def test_a_session_of_another_loop() -> None:
+    async def run() -> None:
+        async with aiohttp.ClientSession() as session:
+            transport = AiohttpTransport(session)
+            elsewhere = transport.send_async(get("http://127.0.0.1:1"))
+            with pytest.raises(Flux0Error, match="another event loop"):
+                await asyncio.to_thread(asyncio.run, elsewhere)
+
+    asyncio.run(run())
+
+
+def test_trio_is_told_what_to_use_instead() -> None:
+    async def run() -> None:
+        transport = AiohttpTransport()
+        with pytest.raises(Flux0Error, match="HttpxTransport"):
+            await transport.send_async(get("http://127.0.0.1:1"))
+        await transport.close_async()
+
+    trio.run(run)
+
+
+# --- requests
+
+
+def test_a_get_is_not_sent_again_after_a_dead_connection() -> None:
+    """aiohttp itself would repeat it."""
+
+    async def run(url: str) -> None:
+        async with own() as transport:
+            assert await fetch(transport, get(url)) == b"ok"
+            with pytest.raises(ConnectionInterrupted) as caught:
+                await transport.send_async(get(url))
+            assert isinstance(caught.value.__cause__, aiohttp.ServerDisconnectedError)
+
+    with ByteServer(OK, (Close(),), OK) as server:
+        asyncio.run(run(server.url))
+        assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:65536/", "http:///", "ftp://127.0.0.1/"])
+def test_an_address_that_is_none(url: str) -> None:
+    async def run() -> None:
+        async with own() as transport:
+            with pytest.raises(ConnectError) as caught:
+                await transport.send_async(get(url))
+            assert isinstance(caught.value.__cause__, ValueError | aiohttp.ClientError)
+
+    asyncio.run(run())
+
+
+def test_only_what_can_be_undone_is_asked_for_unless_the_user_asks() -> None:
+    async def run(url: str) -> None:
+        async with own() as transport:
+            await fetch(transport, get(url))
+            headers = Headers((("Accept-Encoding", "identity"),))
+            await fetch(transport, Request("GET", url, headers))
+
+    with ByteServer(OK) as server:
+        asyncio.run(run(server.url))
+        asked = [request.headers["accept-encoding"] for request in server.requests]
+    assert asked == ["gzip", "identity"]
+
+
+def test_a_body_of_megabytes() -> None:
+    """aiohttp warns of those that it is given as bytes, and a middleware may want to see it."""
+    body = b'"' + b"x" * 3_000_000 + b'"'
+    signed: list[bytes] = []
+
+    async def sign(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        assert isinstance(request.body, aiohttp.Payload)
+        signed.append(await request.body.as_bytes())
+        return await handler(request)
+
+    async def run(url: str) -> None:
+        async with aiohttp.ClientSession(middlewares=(sign,)) as session:
+            assert await fetch(AiohttpTransport(session), post(url, body)) == b"ok"
+
+    with ByteServer(OK) as server:
+        asyncio.run(run(server.url))
+        (received,) = server.requests
+    assert received.body == body
+    assert signed == [body]
+    assert received.headers.get_all("content-type") == ("application/json",)
+
+
+def test_the_connection_is_reset_within_a_large_request() -> None:
+    async def run(url: str) -> None:
+        async with own() as transport:
+            with pytest.raises(ConnectionInterrupted) as caught:
+                await transport.send_async(post(url, bytes(32_000_000)))
+            assert isinstance(caught.value.__cause__, aiohttp.ClientError)
+
+    with ByteServer(unasked=(Reset(),)) as server:
+        asyncio.run(run(server.url))
+
+
+@debug
+def test_a_large_request_is_cancelled_while_it_is_sent(*, debug: bool) -> None:
+    """The connection is closed at once, whatever the server has not taken yet."""
+
+    async def run(url: str, gone: Gone) -> None:
+        async with own() as transport:
+            sending = asyncio.ensure_future(transport.send_async(post(url, bytes(32_000_000))))
+            await asyncio.wait([sending], timeout=SHORT)
+            sending.cancel()
+            with suppress(asyncio.CancelledError):
+                await sending
+            await gone()
+
+    with ByteServer(unasked=(Send(b""), Hold())) as server:
+        # A `Hold` that reads would take it all, so the listener's queue is where it stays.
+        asyncio.run(run(server.url, Gone(server)), debug=debug)
+
+
+# --- bodies
+
+
+def test_the_body_is_in_the_raw_response() -> None:
+    async def run(url: str) -> None:
+        async with own() as transport:
+            response = await transport.send_async(get(url))
+            assert await read(response.body) == b'{"detail": "no"}'
+            await response.body.close_async()
+            assert isinstance(response.raw_response, aiohttp.ClientResponse)
+            assert await response.raw_response.read() == b'{"detail": "no"}'
+            assert await response.raw_response.json(content_type=None) == {"detail": "no"}
+
+    steps = answer(b'{"detail":', b' "no"}', status="404 Not Found", framing="chunked", gzip=True)
+    with ByteServer(steps) as server:
+        asyncio.run(run(server.url))
+
+
+def test_a_body_until_close_is_reset() -> None:
+    """aiohttp takes that for its end."""
+
+    async def run(server: ByteServer) -> None:
+        async with own() as transport:
+            response = await begun(transport, server.url)
+            server.release()
+            with pytest.raises(ConnectionInterrupted) as caught:
+                await read(response.body)
+            assert isinstance(caught.value.__cause__, ConnectionResetError)
+
+    with ByteServer((head("200 OK", []), Send(b"first"), Hold(), Reset())) as server:
+        asyncio.run(run(server))
+
+
+def test_what_came_before_the_end_of_a_connection_is_handed_over() -> None:
+    """However late it is read."""
+    steps = answer(b"first", b"second", framing="chunked")
+
+    async def run(url: str, gone: Gone) -> None:
+        async with own() as transport:
+            response = await transport.send_async(get(url, stream=True))
+            await gone()
+            assert await anext(aiter(response.body)) == b"firstsecond"
+            with pytest.raises(ConnectionInterrupted):
+                await read(response.body)
+
+    with ByteServer(cut(steps, size(steps) - 1)) as server:
+        asyncio.run(run(server.url, Gone(server)))
+
+
+def test_a_reader_may_take_longer_than_a_server_may_be_silent() -> None:
+    """aiohttp's own timeout would pass while nobody waits, and with it what came before."""
+
+    async def run(server: ByteServer) -> None:
+        async with own() as transport:
+            timeout = Timeout(idle=SHORT)
+            response = await transport.send_async(get(server.url, stream=True, timeout=timeout))
+            assert await anext(aiter(response.body)) == b"first"
+            await asyncio.sleep(3 * SHORT)
+            server.release()
+            assert await read(response.body) == b"second"
+
+    with ByteServer(SILENT) as server:
+        asyncio.run(run(server))
+
+
+def test_a_loop_that_was_blocked_does_not_make_the_server_silent() -> None:
+    """Bytes that came in time count, though the timer and they are noticed together."""
+
+    async def run(server: ByteServer) -> None:
+        async with own() as transport:
+            timeout = Timeout(idle=2 * SHORT)
+            response = await transport.send_async(get(server.url, stream=True, timeout=timeout))
+            assert await anext(aiter(response.body)) == b"first"
+            reading = asyncio.ensure_future(read(response.body))
+            await asyncio.sleep(0)
+            server.release()
+            time.sleep(4 * SHORT)  # As code does that computes something.
+            assert await reading == b"second"
+
+    with ByteServer(SILENT) as server:
+        asyncio.run(run(server))
+
+
+def test_framing_that_breaks_while_nobody_reads() -> None:
+    async def run(server: ByteServer, gone: Gone) -> None:
+        async with own() as transport:
+            response = await begun(transport, server.url)
+            server.release()
+            await gone()
+            with pytest.raises(ProtocolError):
+                await read(response.body)
+
+    start, first, *_ = answer(b"first", framing="chunked")
+    with ByteServer((start, first, Hold(), Send(b"xyz\r\n"), Hold())) as server:
+        asyncio.run(run(server, Gone(server)))
+
+
+def test_after_its_end_a_body_has_no_more_pieces() -> None:
+    async def run(url: str) -> None:
+        async with own() as transport:
+            body = (await transport.send_async(get(url))).body
+            assert await read(body) == b"ok"
+            await body.close_async()
+            assert await read(body) == b""
+
+    with ByteServer(OK) as server:
+        asyncio.run(run(server.url))
+
+
+def test_after_a_failure_a_body_does_not_seem_to_end() -> None:
+    async def run(url: str) -> None:
+        async with own() as transport:
+            body = (await transport.send_async(get(url))).body
+            for _ in range(2):
+                with pytest.raises(TransportError):
+                    await read(body)
+
+    with ByteServer(answer(b"?", headers=[("Content-Encoding", "x-unknown")])) as server:
+        asyncio.run(run(server.url))
+
+
+# --- what is left behind
+
+
+@debug
+@pytest.mark.parametrize("cycle", [False, True], ids=["plain", "cycle"])
+def test_a_stream_that_outlives_its_loop(*, debug: bool, cycle: bool) -> None:
+    """aiohttp warns of connections that are collected open; pytest makes a failure of it."""
+    kept: list[Any] = []
+
+    async def run(url: str) -> None:
+        kept.append(await begun(AiohttpTransport(), url))
+        if cycle:
+            kept.append(kept)
+
+    with ByteServer(SILENT) as server:
+        asyncio.run(run(server.url), debug=debug)
+        server.wait_until_gone()
+    kept = []
+    gc.collect()
+
+
+@debug
+def test_a_stream_of_the_users_session_that_outlives_its_loop(*, debug: bool) -> None:
+    kept: list[Any] = []
+
+    async def run(url: str) -> None:
+        async with aiohttp.ClientSession() as session:
+            kept.append(await begun(AiohttpTransport(session), url))
+
+    with ByteServer(SILENT) as server:
+        asyncio.run(run(server.url))
+        server.wait_until_gone()
+    kept.clear()
+    gc.collect()
+
+
+@debug
+def test_a_transport_that_is_forgotten(*, debug: bool) -> None:
+    async def run(url: str, gone: Gone) -> None:
+        assert await fetch(AiohttpTransport(), get(url)) == b"ok"
+        gc.collect()
+        await gone()
+
+    with ByteServer(OK) as server:
+        asyncio.run(run(server.url, Gone(server)), debug=debug)
+
+
+def test_one_transport_serves_loop_after_loop() -> None:
+    transport = AiohttpTransport()
+
+    async def run(url: str) -> None:
+        assert await fetch(transport, get(url)) == b"ok"
+
+    with ByteServer(OK) as server:
+        for _ in range(2):
+            asyncio.run(run(server.url))
+            server.wait_until_gone()
+        assert server.connections == 2

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import gzip
+import json
+import socket
 import ssl
+import threading
+import warnings
+import weakref
+import zlib
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
+import anyio
 import httpx
+import pytest
+from attrs import evolve
 
 from flux0.adapters.httpx import HttpxTransport
+from flux0.domain.errors import (
+    ClientClosed,
+    ConnectionInterrupted,
+    ProtocolError,
+    TransportError,
+    WriteTimeout,
+)
+from flux0.domain.headers import Headers
+from flux0.event_loop import running_loop
+from flux0.ports import Request, Timeout
+from flux0.testing.answers import Hold, answer, cut, head, size
+from flux0.testing.byte_server import ByteServer
 from flux0.testing.contract import (
     AsyncTransportContract,
     LimitedPoolContract,
     TransportContract,
 )
+
+OK = answer(b"ok")
+HALF = answer(b"first", Hold(), b"second", framing="chunked")
 
 
 class TestHttpxTransport(LimitedPoolContract, TransportContract):
@@ -19,10 +48,10 @@ class TestHttpxTransport(LimitedPoolContract, TransportContract):
         return HttpxTransport()
 
     def make_trusting_transport(self, ca_file: str) -> HttpxTransport:
-        return _Configured(httpx.Client(verify=ssl.create_default_context(cafile=ca_file)))
+        return configured(verify=ssl.create_default_context(cafile=ca_file))
 
     def make_limited_transport(self) -> HttpxTransport:
-        return _Configured(httpx.Client(limits=httpx.Limits(max_connections=1)))
+        return configured(limits=httpx.Limits(max_connections=1))
 
 
 class TestAsyncHttpxTransport(LimitedPoolContract, AsyncTransportContract):
@@ -30,32 +59,439 @@ class TestAsyncHttpxTransport(LimitedPoolContract, AsyncTransportContract):
         return HttpxTransport()
 
     def make_trusting_transport(self, ca_file: str) -> HttpxTransport:
-        context = ssl.create_default_context(cafile=ca_file)
-        return _AsyncConfigured(httpx.AsyncClient(verify=context))
+        return configured(verify=ssl.create_default_context(cafile=ca_file))
 
     def make_limited_transport(self) -> HttpxTransport:
-        return _AsyncConfigured(httpx.AsyncClient(limits=httpx.Limits(max_connections=1)))
+        return configured(limits=httpx.Limits(max_connections=1))
 
 
-class _Configured(HttpxTransport):
-    """Closes the client that it was given, as its user would."""
+class Configured(HttpxTransport):
+    """Closes the clients that it was given, as their user would."""
 
-    def __init__(self, client: httpx.Client) -> None:
-        super().__init__(client)
-        self._given = client
+    def __init__(self, client: httpx.Client, async_client: httpx.AsyncClient | None = None) -> None:
+        super().__init__(client, async_client)
+        self.given = (client, async_client)
 
     def close(self) -> None:
         super().close()
-        self._given.close()
-
-
-class _AsyncConfigured(HttpxTransport):
-    """Closes the client that it was given, as its user would."""
-
-    def __init__(self, client: httpx.AsyncClient) -> None:
-        super().__init__(async_client=client)
-        self._given = client
+        client, _ = self.given
+        client.close()
 
     async def close_async(self) -> None:
         await super().close_async()
-        await self._given.aclose()
+        _, async_client = self.given
+        if async_client is not None:
+            await async_client.aclose()
+
+
+def configured(**options: Any) -> Configured:
+    return Configured(httpx.Client(**options), httpx.AsyncClient(**options))
+
+
+# --- what the tests below share
+
+Fetch = Callable[[HttpxTransport, Request], bytes]
+Run = Callable[[Callable[[], Awaitable[Any]]], Any]
+
+
+def fetch(transport: HttpxTransport, request: Request) -> bytes:
+    return b"".join(transport.send(request).body)
+
+
+async def fetch_async(transport: HttpxTransport, request: Request) -> bytes:
+    response = await transport.send_async(request)
+    return b"".join([piece async for piece in response.body])
+
+
+def get(url: str, *, stream: bool = False) -> Request:
+    return Request("GET", url, Headers(), stream=stream)
+
+
+@pytest.fixture(params=["threads", "asyncio", "trio"])
+def once(request: pytest.FixtureRequest) -> Fetch:
+    """Sends one request, reads its body and closes the transport, in a new event loop if in any."""
+
+    def send(transport: HttpxTransport, sent: Request) -> bytes:
+        try:
+            return fetch(transport, sent)
+        finally:
+            transport.close()
+
+    async def send_async(transport: HttpxTransport, sent: Request) -> bytes:
+        try:
+            return await fetch_async(transport, sent)
+        finally:
+            await transport.close_async()
+
+    if request.param == "threads":
+        return send
+    return lambda transport, sent: anyio.run(send_async, transport, sent, backend=request.param)
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Runs a coroutine in a new event loop."""
+    return lambda main: anyio.run(main, backend=request.param)
+
+
+# --- requests and answers
+
+
+def test_header_values_of_latin_1_are_sent(once: Fetch) -> None:
+    with ByteServer(OK) as server:
+        once(HttpxTransport(), evolve(get(server.url), headers=Headers((("x-name", "café"),))))
+        assert server.requests[0].headers["x-name"] == "café"
+
+
+def test_a_head_cut_short_is_an_interruption(once: Fetch) -> None:
+    whole = head("200 OK", [("Content-Length", "0")])
+    cuts = [cut((whole,), length) for length in range(size((whole,)))]
+    with ByteServer(*cuts) as server:
+        for _ in cuts:
+            with pytest.raises(ConnectionInterrupted):
+                once(HttpxTransport(), get(server.url))
+
+
+def test_a_body_that_is_not_taken_is_a_write_timeout(once: Fetch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        request = Request(
+            "POST",
+            f"http://127.0.0.1:{deaf.getsockname()[1]}",
+            Headers(),
+            bytes(64_000_000),
+            timeout=Timeout(write=0.1),
+        )
+        with pytest.raises(WriteTimeout):
+            once(HttpxTransport(), request)
+
+
+def twice_compressed(data: bytes) -> bytes:
+    return gzip.compress(zlib.compress(data))
+
+
+@pytest.mark.parametrize(
+    ("coding", "encode"),
+    [
+        ("deflate", zlib.compress),
+        ("deflate, gzip", twice_compressed),
+    ],
+    ids=["deflate", "both"],
+)
+def test_other_codings_are_decoded(
+    once: Fetch, coding: str, encode: Callable[[bytes], bytes]
+) -> None:
+    steps = answer(encode(b"text" * 100), headers=[("Content-Encoding", coding)])
+    with ByteServer(steps) as server:
+        assert once(HttpxTransport(), get(server.url)) == b"text" * 100
+
+
+def test_no_bytes_need_no_decoding(once: Fetch) -> None:
+    with ByteServer(answer(headers=[("Content-Encoding", "x-unheard-of")])) as server:
+        assert once(HttpxTransport(), get(server.url)) == b""
+
+
+def test_a_broken_deflate_is_a_protocol_error(once: Fetch) -> None:
+    steps = answer(b"not compressed", headers=[("Content-Encoding", "deflate")])
+    with ByteServer(steps) as server, pytest.raises(ProtocolError):
+        once(HttpxTransport(), get(server.url))
+
+
+def test_an_error_can_be_read_again_from_the_raw_response() -> None:
+    detail = {"detail": "no such thing"}
+    steps = answer(json.dumps(detail).encode(), status="404 Not Found", gzip=True)
+    request = get("", stream=True)
+    with ByteServer(steps) as server:
+        sync_response = HttpxTransport().send(evolve(request, url=server.url))
+        list(sync_response.body)
+
+        async def main() -> Any:
+            response = await HttpxTransport().send_async(evolve(request, url=server.url))
+            assert [piece async for piece in response.body]
+            return response.raw_response
+
+        for raw in (sync_response.raw_response, anyio.run(main)):
+            assert raw.json() == detail
+            assert raw.text == json.dumps(detail)
+            assert raw.read() == raw.content
+
+
+# --- a client of the user's
+
+
+def test_its_headers_and_authentication_are_used(once: Fetch) -> None:
+    options: Any = {"headers": {"x-team": "blue", "accept": "text/html"}, "auth": ("me", "secret")}
+    request = evolve(get(""), headers=Headers((("accept", "application/json"),)))
+    with ByteServer(OK) as server:
+        once(configured(**options), evolve(request, url=server.url))
+        (received,) = server.requests
+        assert received.headers["x-team"] == "blue"
+        assert received.headers["authorization"].startswith("Basic ")
+        assert received.headers["accept"] == "application/json"
+
+
+def test_its_hooks_are_called_and_what_they_raise_is_not_touched(once: Fetch) -> None:
+    def hook(request: httpx.Request) -> None:
+        raise RuntimeError(f"no {request.method}")
+
+    async def hook_async(request: httpx.Request) -> None:
+        hook(request)
+
+    with ByteServer(OK) as server, httpx.Client(event_hooks={"request": [hook]}) as client:
+        async_client = httpx.AsyncClient(event_hooks={"request": [hook_async]})
+        with pytest.raises(RuntimeError, match="no GET"):
+            once(Configured(client, async_client), get(server.url))
+
+
+def test_it_is_not_closed_and_keeps_its_cookies() -> None:
+    with ByteServer(answer(headers=[("Set-Cookie", "a=1")])) as server, httpx.Client() as client:
+        for _ in range(2):
+            transport = HttpxTransport(client)
+            fetch(transport, get(server.url))
+            transport.close()
+            del transport
+        assert not client.is_closed
+        assert server.connections == 1
+        assert server.requests[1].headers["cookie"] == "a=1"
+
+
+def test_the_asynchronous_one_is_not_closed_and_keeps_its_cookies(run: Run) -> None:
+    async def main() -> None:
+        async with httpx.AsyncClient() as client:
+            for _ in range(2):
+                transport = HttpxTransport(async_client=client)
+                await fetch_async(transport, get(server.url))
+                await transport.close_async()
+                del transport
+            assert not client.is_closed
+
+    with ByteServer(answer(headers=[("Set-Cookie", "a=1")])) as server:
+        run(main)
+        assert server.connections == 1
+        assert server.requests[1].headers["cookie"] == "a=1"
+
+
+def test_one_that_is_closed_says_so(once: Fetch) -> None:
+    client, async_client = httpx.Client(), httpx.AsyncClient()
+    client.close()
+    anyio.run(async_client.aclose)
+    with pytest.raises(ClientClosed):
+        once(HttpxTransport(client, async_client), get("http://127.0.0.1:9"))
+
+
+def test_one_of_an_event_loop_that_is_over_says_so() -> None:
+    with ByteServer(OK, OK) as server:
+        transport = HttpxTransport(async_client=httpx.AsyncClient())
+        asyncio.run(fetch_async(transport, get(server.url)))
+        with pytest.raises(ClientClosed, match="event loop"):
+            asyncio.run(fetch_async(transport, get(server.url)))
+        with warnings.catch_warnings():  # The client cannot be closed any more.
+            warnings.simplefilter("ignore", ResourceWarning)
+            del transport
+            gc.collect()
+
+
+class Minimal:
+    """Has what `HttpxTransport` asks of a client, and no more; its requests know no timeouts."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    def build_request(
+        self,
+        method: str,
+        url: str,
+        *,
+        content: bytes | None,
+        headers: httpx.Headers,
+        timeout: httpx.Timeout,
+    ) -> httpx.Request:
+        return httpx.Request(method, url, content=content, headers=headers)
+
+    def send(
+        self, request: httpx.Request, *, stream: bool, follow_redirects: bool
+    ) -> httpx.Response:
+        return self._client.send(request, stream=stream, follow_redirects=follow_redirects)
+
+
+def test_all_that_is_used_is_build_request_and_send() -> None:
+    with ByteServer(OK) as server, httpx.Client() as client:
+        transport = HttpxTransport(Minimal(client))
+        assert fetch(transport, get(server.url, stream=True)) == b"ok"
+        transport.close()
+        assert fetch(transport, get(server.url)) == b"ok"
+
+
+class Shared(httpx.BaseTransport):
+    """Answers with a body that waits, and that came over a connection with more users."""
+
+    def __init__(self, **extensions: Any) -> None:
+        self._extensions = extensions
+        self.read = threading.Event()
+        self.released = threading.Event()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=Waiting(self), extensions=self._extensions)
+
+
+class Waiting(httpx.SyncByteStream):
+    def __init__(self, transport: Shared) -> None:
+        self._transport = transport
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._transport.read.set()
+        self._transport.released.wait(10)
+        yield from ()
+
+
+class NetworkStream:
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def get_extra_info(self, info: str) -> object:
+        return {"socket": self._connection}[info]
+
+
+def closed_while_read(shared: Shared) -> None:
+    with httpx.Client(transport=shared) as client:
+        body = HttpxTransport(client).send(get("http://flux0.invalid")).body
+        errors: list[TransportError] = []
+
+        def read() -> None:
+            try:
+                list(body)
+            except TransportError as error:
+                errors.append(error)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        shared.read.wait(10)
+        body.close()
+        shared.released.set()
+        reader.join()
+        assert [type(error) for error in errors] == [ConnectionInterrupted]
+
+
+def test_a_body_without_a_socket_can_be_closed_while_it_is_read() -> None:
+    closed_while_read(Shared())
+
+
+def test_closing_does_not_touch_the_other_streams_of_a_connection() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        stream = NetworkStream(ours)
+        closed_while_read(Shared(http_version=b"HTTP/2", network_stream=stream))
+        ours.sendall(b"x")
+        assert theirs.recv(1) == b"x"
+        closed_while_read(Shared(http_version=b"HTTP/1.1", network_stream=stream))
+        assert theirs.recv(1) == b""
+
+
+# --- clients of our own
+
+
+def test_a_forgotten_transport_closes_its_connections() -> None:
+    with ByteServer(OK) as server:
+        transport = HttpxTransport()
+        assert fetch(transport, get(server.url)) == b"ok"
+        del transport
+        server.wait_until_gone()
+
+
+def test_a_forgotten_transport_closes_its_connections_in_its_loop(run: Run) -> None:
+    async def main() -> None:
+        transport = HttpxTransport()
+        assert await fetch_async(transport, get(server.url)) == b"ok"
+        del transport
+        await anyio.to_thread.run_sync(server.wait_until_gone)
+
+    with ByteServer(OK) as server:
+        run(main)
+
+
+def test_a_body_outlives_its_transport() -> None:
+    with ByteServer(HALF) as server:
+        pieces = iter(HttpxTransport().send(get(server.url)).body)
+        assert next(pieces) == b"first"
+        server.release()
+        assert next(pieces) == b"second"
+        assert next(pieces, None) is None
+        assert next(pieces, None) is None
+
+
+def test_an_asynchronous_body_outlives_its_transport(run: Run) -> None:
+    async def main() -> None:
+        pieces = aiter((await HttpxTransport().send_async(get(server.url))).body)
+        assert await anext(pieces) == b"first"
+        server.release()
+        assert await anext(pieces) == b"second"
+        assert await anext(pieces, None) is None
+        assert await anext(pieces, None) is None
+
+    with ByteServer(HALF) as server:
+        run(main)
+
+
+def test_one_transport_serves_one_event_loop_after_another() -> None:
+    transport = HttpxTransport()
+    loops: list[weakref.ref[Any]] = []
+
+    async def main() -> None:
+        loops.append(weakref.ref(running_loop()))
+        assert await fetch_async(transport, get(server.url)) == b"ok"
+
+    with ByteServer(OK) as server:
+        for backend in ("asyncio", "trio", "asyncio", "trio"):
+            anyio.run(main, backend=backend)
+            server.wait_until_gone()
+        assert server.connections == 4
+    gc.collect()
+    assert [loop() for loop in loops] == [None] * 4, "what is over is kept"
+
+
+def test_a_body_may_be_kept_beyond_its_event_loop(run: Run) -> None:
+    transport = HttpxTransport()
+    kept: list[Any] = []
+
+    async def main() -> None:
+        body = (await transport.send_async(get(server.url, stream=True))).body
+        pieces = aiter(body)
+        assert await anext(pieces) == b"first"
+        kept.extend((body, pieces))
+
+    with ByteServer(HALF) as server:
+        run(main)
+        server.wait_until_gone()
+    kept.clear()
+    gc.collect()
+
+
+def test_closing_goes_on_when_its_task_is_cancelled() -> None:
+    async def main() -> None:
+        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=1)) as client:
+            transport = HttpxTransport(async_client=client)
+            for pauses in range(1, 8):
+                body = (await transport.send_async(get(server.url, stream=True))).body
+                assert await anext(aiter(body)) == b"first"
+                closing = asyncio.ensure_future(body.close_async())
+                for _ in range(pauses):
+                    await asyncio.sleep(0)
+                closing.cancel()
+                await asyncio.wait([closing])
+                await asyncio.to_thread(server.wait_until_gone)
+
+    with ByteServer(HALF) as server:
+        asyncio.run(main())
+
+
+def test_a_cancelled_task_leaves_no_connection_behind() -> None:
+    async def main() -> None:
+        transport = HttpxTransport()
+        sending = asyncio.ensure_future(transport.send_async(get(server.url)))
+        await asyncio.to_thread(server.wait_for_requests, 1)
+        sending.cancel()
+        await asyncio.wait([sending])
+        await asyncio.to_thread(server.wait_until_gone)
+        assert sending.cancelled()
+
+    with ByteServer((Hold(),)) as server:
+        asyncio.run(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import attrs
@@ -453,10 +453,15 @@ def mutated_chunks(draw: st.DrawFn) -> Any:
     return mutant
 
 
+def kind_of(value: object) -> str:
+    return type(value).__name__
+
+
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
     """Yield each container in some JSON with each of its keys or indexes."""
-    keys: dict[str, Callable[[Any], Iterable[Any]]] = {"list": lambda items: range(len(items)), "dict": list}
-    for key in keys.get(type(value).__name__, lambda _: ())(value):
+    kind = kind_of(value)
+    keys: Iterable[Any] = range(len(value)) if kind == "list" else value if kind == "dict" else ()
+    for key in keys:
         yield value, key
         yield from places(value[key])
 

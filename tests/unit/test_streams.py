@@ -634,7 +634,9 @@ async def test_text_comes_as_it_grows(mode: Mode) -> None:
 @in_every_mode
 async def test_an_agent_s_error_ends_the_text_and_the_final_messages(mode: Mode) -> None:
     def failing() -> Tape:
-        return tape(chunk("It "), status("error", {"detail": "no weather"}), chunk("is"))
+        return tape(
+            chunk("It "), status("error", {"detail": "no weather"}), chunk("is"), chunk("rainy")
+        )
 
     async with opened(mode, failing()) as stream:
         assert (stream.error, stream.status) == (None, None)
@@ -648,7 +650,9 @@ async def test_an_agent_s_error_ends_the_text_and_the_final_messages(mode: Mode)
         assert stream.error is not None
         with pytest.raises(AgentError):
             await come(stream.final_messages())
-        assert value_of(await anext(stream)) == "is", "the events themselves go on"
+        with pytest.raises(AgentError):
+            await anext(each(stream.text()))
+        assert value_of(await anext(stream)) == "rainy", "the events themselves go on"
 
     stream = opened(mode, failing())
     with pytest.raises(AgentError):

@@ -1,15 +1,37 @@
-"""Undoing of a response's `content-encoding`, for libraries that let a truncated one pass."""
+"""Undoing of a body's `Content-Encoding`, for libraries that take one cut short for a whole one."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from flux0.domain.errors import ConnectionInterrupted, ProtocolError
 
 _GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS  # The first bytes tell which of the two it is.
 _LARGEST_PIECE: Final = 1 << 20
+
+
+class Decoder(Protocol):
+    """Decodes one body, as far as its bytes have come."""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield what `data` completes, in pieces; raises `ProtocolError`."""
+        ...
+
+    def end(self) -> None:
+        """Take the end of the body; raises `ConnectionInterrupted` if it comes too early."""
+        ...
+
+
+def decoder_for(coding: str) -> Decoder | None:
+    """Return what decodes a body with this `Content-Encoding`, or None if nothing needs to."""
+    coding = coding.strip().lower()
+    if coding in ("", "identity"):
+        return None
+    if coding in ("gzip", "x-gzip", "deflate"):
+        return Inflater()
+    return _NotAskedFor(coding)
 
 
 class Inflater:
@@ -51,3 +73,16 @@ class Inflater:
         """
         if self._begun and not self._member.eof:
             raise ConnectionInterrupted("the body ended within its compressed data")
+
+
+class _NotAskedFor:
+    """A coding that nobody here can undo; a body of no bytes may have it."""
+
+    def __init__(self, coding: str) -> None:
+        self._coding = coding
+
+    def feed(self, data: bytes) -> Iterator[bytes]:  # noqa: ARG002 - nobody knows what it means
+        raise ProtocolError(f"the body is encoded as {self._coding!r}, which was not asked for")
+
+    def end(self) -> None:
+        pass

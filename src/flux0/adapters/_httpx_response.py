@@ -44,6 +44,7 @@ _TRANSLATIONS: tuple[tuple[type[Exception], type[TransportError]], ...] = (
     (httpx.InvalidURL, ConnectError),
     (UnicodeError, ConnectError),
     (httpx.NetworkError, ConnectionInterrupted),
+    (ssl.SSLError, ConnectionInterrupted),
 )
 
 # What h11 and httpcore say when a connection ends where HTTP goes on.

@@ -58,7 +58,7 @@ class Blocks:
     @classmethod
     def of(cls, body: bytes | None) -> bytes | Blocks | None:
         """Return `body` as it is to be sent; a small one needs no blocks."""
-        return body if body is None or len(body) <= _BLOCK_BYTES else cls(body)
+        return cls(body) if isinstance(body, bytes) and len(body) > _BLOCK_BYTES else body
 
 
 class ResponseBody:

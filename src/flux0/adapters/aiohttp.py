@@ -7,16 +7,15 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from math import inf
 from traceback import walk_tb
-from typing import Final
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Final, cast
+from weakref import WeakSet, finalize
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http import StreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL  # aiohttp's own type of URL
 
-from flux0.adapters._decompression import Inflater
+from flux0.adapters._decompression import decoder_for
 from flux0.domain.errors import (
     ClientClosed,
     ConnectError,
@@ -33,6 +32,9 @@ from flux0.domain.errors import (
 from flux0.domain.headers import Headers
 from flux0.event_loop import PerLoop
 from flux0.ports import AsyncByteStream, Request, Response
+
+if TYPE_CHECKING:
+    from aiohttp.http import StreamWriter
 
 # A turn holds its connection for as long as the agent thinks, so a busy process needs many.
 _MAX_CONNECTIONS: Final = 1000
@@ -116,7 +118,7 @@ class _OwnSession:
         self.responses: WeakSet[aiohttp.ClientResponse] = WeakSet()
 
     async def close(self) -> None:
-        # aiohttp closes their connections, but warns of them if they outlive the event loop.
+        # aiohttp closes their connections, but does not tell those who are reading.
         for response in tuple(self.responses):
             _release(response)
         await self.session.close()
@@ -200,8 +202,9 @@ class _LargeBody(aiohttp.Payload):
             await asyncio.wait_for(writer.drain(), self._silence)
         except BaseException as error:
             # Closing alone would wait until the server has taken what is written.
-            if isinstance(writer, StreamWriter) and writer.transport is not None:
-                writer.transport.abort()
+            transport = cast("StreamWriter", writer).transport
+            if transport is not None:
+                transport.abort()
             if isinstance(error, asyncio.TimeoutError):
                 raise WriteTimeout("the server did not take the request's body") from error
             raise
@@ -225,8 +228,9 @@ class _Body:
         self._content = response.content
         self._loop = loop
         self._transport = transport  # Its session must outlive the body.
-        self._inflater = _inflater(response)
-        self._inflated: Iterator[bytes] = iter(())
+        self._decoder = decoder_for(response.headers.get("Content-Encoding", ""))
+        self._decoded: Iterator[bytes] = iter(())
+        self._ended = False
         self._closed = False
         self._wait_ends = inf
         self._timer: asyncio.TimerHandle | None = None
@@ -236,17 +240,24 @@ class _Body:
             # Its timeout also runs while nobody reads; ours begins anew with each wait.
             self._protocol.read_timeout = None
             self._protocol.start_timeout()
+        # Not __del__, which comes too late for a connection that is garbage together with this.
+        self._forgotten = finalize(self, _release_soon, loop, response)
+        self._forgotten.atexit = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
+        if self._ended:
+            raise StopAsyncIteration
         try:
             piece = await self._next()
         except TransportError:
-            _release(self._response)
+            await self.close_async()
             raise
         if not piece:
+            self._ended = True
+            self._forgotten.detach()
             raise StopAsyncIteration
         if self._retained is not None:
             self._retained.append(piece)
@@ -254,26 +265,21 @@ class _Body:
 
     async def close_async(self) -> None:
         self._closed = True
+        self._forgotten.detach()
         _release(self._response)
-
-    def __del__(self) -> None:
-        if not self._response.closed:
-            # Garbage is collected in any thread. A loop that is closed has closed its connections.
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(_release, self._response)
 
     async def _next(self) -> bytes:
         """Return the next piece, decompressed, or an empty one at the end."""
         while True:
-            for piece in self._inflated:
+            for piece in self._decoded:
                 return piece
             data = await self._receive()
             if not data:
                 self._end()
                 return b""
-            if self._inflater is None:
+            if self._decoder is None:
                 return data
-            self._inflated = self._inflater.feed(data)
+            self._decoded = self._decoder.feed(data)
 
     async def _receive(self) -> bytes:
         """Return what has arrived, after waiting for it if need be, or nothing at the end."""
@@ -318,8 +324,8 @@ class _Body:
 
     def _end(self) -> None:
         """Take the end of the body."""
-        if self._inflater is not None:
-            self._inflater.end()
+        if self._decoder is not None:
+            self._decoder.end()
         headers = self._response.headers
         if (
             self._protocol is not None
@@ -335,15 +341,6 @@ class _Body:
             self._response._body = b"".join(self._retained)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
-def _inflater(response: aiohttp.ClientResponse) -> Inflater | None:
-    coding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    if coding in ("identity", ""):
-        return None
-    if coding in ("gzip", "x-gzip", "deflate"):
-        return Inflater()
-    raise ProtocolError(f"the body is encoded as {coding!r}, which was not asked for")
-
-
 def _release(response: aiohttp.ClientResponse) -> None:
     """Give up the connection, unless the whole body is in, and end whoever waits for more."""
     if response.closed:
@@ -354,6 +351,15 @@ def _release(response: aiohttp.ClientResponse) -> None:
     if connection is not None and connection.transport is not None:
         connection.transport.abort()  # Closing would wait for the other side to end its TLS.
     response.close()
+
+
+def _release_soon(loop: asyncio.AbstractEventLoop, response: aiohttp.ClientResponse) -> None:
+    """Have `loop` give up the connection, from any thread: garbage is collected in any."""
+    with suppress(RuntimeError):  # The loop is closed.
+        try:
+            loop.call_soon_threadsafe(_release, response)
+        except RuntimeError:
+            response.release()
 
 
 # UnicodeError: the resolver was given a host name that the standard library cannot encode.
@@ -370,19 +376,21 @@ _TRANSLATIONS: tuple[tuple[type[Exception], type[TransportError]], ...] = (
     (aiohttp.NonHttpUrlClientError, ConnectError),
     (UnicodeError, ConnectError),
     (aiohttp.ClientConnectionError, ConnectionInterrupted),
-    (aiohttp.ClientPayloadError, ConnectionInterrupted),
 )
+
+# What aiohttp says of a body whose connection ended before it.
+_ENDED_EARLY = "payload is not completed"
 
 
 def _translated(error: BaseException) -> TransportError:
-    kind = next((to for raised, to in _TRANSLATIONS if isinstance(error, raised)), ProtocolError)
+    text = str(error) or type(error).__name__
+    broken = ConnectionInterrupted if _ENDED_EARLY in text else ProtocolError
+    kind = next((to for raised, to in _TRANSLATIONS if isinstance(error, raised)), broken)
     if kind is ConnectTimeout and _waited_for_free_connection(error):
         kind = PoolTimeout
     elif isinstance(error.__cause__, WriteTimeout):
         kind = WriteTimeout
-    elif isinstance(error, aiohttp.ClientPayloadError) and "not completed" not in str(error):
-        kind = ProtocolError
-    return kind(str(error) or type(error).__name__)
+    return kind(text)
 
 
 def _waited_for_free_connection(error: BaseException) -> bool:

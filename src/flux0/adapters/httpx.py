@@ -181,7 +181,7 @@ def _build(client: HttpClient | AsyncHttpClient, request: Request) -> httpx.Requ
 
 def _check_open(client: HttpClient | AsyncHttpClient, error: RuntimeError) -> None:
     if getattr(client, "is_closed", False) or "loop is closed" in str(error):
-        raise ClientClosed("the httpx client, or the event loop it was used in, is closed") from error
+        raise ClientClosed("the httpx client, or its event loop, is closed") from error
 
 
 def _answer(response: httpx.Response, body: Body) -> Response[Body]:

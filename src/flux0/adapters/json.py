@@ -15,7 +15,6 @@ from typing import Any, TypeVar, cast, get_args, get_origin
 
 import attrs
 from cattrs import (
-    AttributeValidationNote,
     BaseValidationError,
     Converter,
     IterableValidationError,
@@ -373,8 +372,8 @@ def _first_problem(error: BaseException) -> tuple[str, str]:
         for note in getattr(error, "__notes__", ()):
             if isinstance(note, IterableValidationNote):
                 place += f"[{note.index}]"
-            elif isinstance(note, AttributeValidationNote):
-                place += f".{note.name.rstrip('_')}"  # `from_` stands for a JSON `from`.
+            else:  # An AttributeValidationNote, in which `from_` stands for a JSON `from`.
+                place += f".{note.name.rstrip('_')}"
     problem = "is missing" if isinstance(error, KeyError) else str(error)
     return place.lstrip("."), problem
 

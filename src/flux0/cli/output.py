@@ -26,8 +26,10 @@ _ERASE_TO_END_OF_LINE = (ControlType.ERASE_IN_LINE, 0)
 # As wide as nothing is that is written: whoever reads a pipe does not want lines folded.
 _NO_WIDTH = 1_000_000
 
-_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
-_VISIBLE |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
+_VISIBLE = {
+    **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))},
+    **str.maketrans({"\n": "\n", "\t": "\t", "\r": ""}),
+}
 
 
 def plain(text: str) -> str:

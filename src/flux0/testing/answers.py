@@ -22,6 +22,13 @@ class Send:
 
 
 @frozen
+class SendBelowTLS:
+    """Write `data` as it is on a secured connection: there it is noise."""
+
+    data: bytes
+
+
+@frozen
 class Hold:
     """Stay silent, the connection open, until the server is released or the client is gone."""
 
@@ -36,7 +43,7 @@ class Reset:
     """Break the connection off (RST)."""
 
 
-Step: TypeAlias = Send | Hold | Close | Reset
+Step: TypeAlias = Send | SendBelowTLS | Hold | Close | Reset
 Answer: TypeAlias = tuple[Step, ...]
 
 

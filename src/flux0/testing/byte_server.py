@@ -16,7 +16,7 @@ from typing import final
 from attrs import frozen
 
 from flux0.domain.headers import Headers
-from flux0.testing.answers import Answer, Close, Hold, Reset, Send
+from flux0.testing.answers import Answer, Close, Hold, Reset, Send, SendBelowTLS
 
 # Seconds to wait for what takes milliseconds; only a failing test waits so long.
 PATIENCE = 10.0
@@ -222,6 +222,8 @@ class _Conversation:
             match step:
                 case Send(data):
                     self._connection.sendall(data)
+                case SendBelowTLS(data):
+                    socket.socket.sendall(self._connection, data)
                 case Hold():
                     self._hold()
                 case Close():

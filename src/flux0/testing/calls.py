@@ -35,8 +35,13 @@ class Call:
     body: Any
     arguments: Mapping[str, Any]
 
+    @property
+    def name(self) -> str:
+        """The operation; of a request that is none, its method and path."""
+        return self.operation or f"{self.method} {self.path}"
+
     def __str__(self) -> str:
-        return _shown(self.operation or f"{self.method} {self.path}", self.arguments)
+        return _shown(self.name, self.arguments)
 
 
 @frozen
@@ -53,7 +58,7 @@ class ExpectedCall:
         """Return what is not as expected about `call`, one line each."""
         lines: list[str] = []
         if call.operation != self.operation:
-            lines.append(f"expected {self.operation}, got {call.operation or call.method}")
+            lines.append(f"expected {self.operation}, got {call.name}")
         for name, expected in self.arguments.items():
             actual = call.arguments.get(name, _MISSING)
             if actual is _MISSING:

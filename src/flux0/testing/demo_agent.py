@@ -24,13 +24,14 @@ _PACE = 0.03  # Seconds between pieces.
 _THINKING = 0.5
 _TOOL = 0.8
 
-_PLACE = re.compile(r"\bin ((?:\w+[ '-]?){1,4})\W*$")
+_NAME = r"[^\Wa-z\d_]\w*"  # A word that begins with a capital.
+_PLACE = re.compile(rf"\bin ({_NAME}(?:[ '-]{_NAME})*)")
 
 
 def weather_agent(message: UserMessage) -> Iterator[AgentStep]:
     """Answer as a friendly agent does that knows of nothing but the weather."""
     named = _PLACE.search(message.content)
-    place = named[1].strip() if named else "San Francisco"
+    place = named[1] if named else "San Francisco"
     yield Report(SessionStatus.PROCESSING, {"detail": "Thinking"})
     yield Pause(_THINKING)
     yield _at_a_pace(Reason, f"They want to know about {place}. I had better look it up.")

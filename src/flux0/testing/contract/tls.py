@@ -12,8 +12,8 @@ import pytest
 import trustme
 from attrs import evolve
 
-from flux0.domain.errors import ConnectTimeout, TLSError, TransportError
-from flux0.testing.answers import Hold, Send, answer
+from flux0.domain.errors import ConnectionInterrupted, ConnectTimeout, TLSError, TransportError
+from flux0.testing.answers import Hold, Send, SendBelowTLS, answer
 from flux0.testing.contract.base import PATIENT, Contract, Drive, Serve, get
 from flux0.testing.contract.faults import SHORT, fails
 from flux0.testing.contract.probe import Probe
@@ -74,6 +74,17 @@ class TLSContract(Contract):
         fails(probe, get(url, timeout=evolve(PATIENT, connect=SHORT)), ConnectTimeout)
         server.wait_until_gone()
 
+    def test_the_encryption_breaks_within_a_body(
+        self, drive: Drive, serve: Serve, authority: trustme.CA, ca_file: str
+    ) -> None:
+        """By then the server has the request."""
+        noise = SendBelowTLS(b"\x17\x03\x03\x00\x20" + bytes(32))
+        start, *_ = answer(framing="chunked")
+        server = serve((start, noise), tls=_context(authority, "127.0.0.1"))
+        probe = drive(self.make_trusting_transport(ca_file))
+        fails(probe, get(server.url), ConnectionInterrupted, read=True)
+        server.wait_until_gone()
+
     def test_closing_ends_a_read_under_tls(
         self, drive: Drive, serve: Serve, authority: trustme.CA, ca_file: str
     ) -> None:
@@ -91,5 +102,6 @@ class TLSContract(Contract):
 
 def _context(authority: trustme.CA, name: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(name).configure_cert(context)
+    certificate = authority.issue_cert(name)
+    certificate.configure_cert(context)  # pyright: ignore[reportUnknownMemberType] - it also takes a type of pyOpenSSL
     return context

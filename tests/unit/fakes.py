@@ -1,0 +1,83 @@
+"""Raw requests to a fake, and turns over a client of one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import frozen
+
+from flux0 import Flux0
+from flux0.domain.headers import Headers
+from flux0.models import Event, StreamEvent
+from flux0.ports import Request, Timeout
+from flux0.testing import FakeTransport
+
+JSON = {"content-type": "application/json"}
+URL = "http://127.0.0.1:8080"
+
+
+def request(
+    method: str,
+    path: str,
+    body: Any = None,
+    headers: Mapping[str, str] = JSON,
+    **options: Any,
+) -> Request:
+    """Return a request to a fake; a body that is not bytes is sent as JSON."""
+    if body is not None and not isinstance(body, bytes):
+        body = json.dumps(body).encode()
+    return Request(method, f"{URL}{path}", Headers(tuple(headers.items())), body, **options)
+
+
+@frozen
+class Answer:
+    """What a fake answered, read to its end."""
+
+    status_code: int
+    headers: Headers
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def detail(self) -> Any:
+        return self.json["detail"]
+
+
+def ask(
+    fake: FakeTransport,
+    method: str,
+    path: str,
+    body: Any = None,
+    headers: Mapping[str, str] = JSON,
+) -> Answer:
+    """Send a request and read the answer."""
+    response = fake.send(request(method, path, body, headers))
+    return Answer(response.status_code, response.headers, b"".join(response.body))
+
+
+def new_session(fake: FakeTransport, **more: Any) -> str:
+    """Open a session with the fake's agent, and return its id."""
+    session_id = ask(fake, "POST", "/api/sessions", {"agent_id": fake.agent_id, **more}).json["id"]
+    assert isinstance(session_id, str)
+    return session_id
+
+
+def message_to(session_id: str, content: str = "Hi", *, idle: float | None = 600.0) -> Request:
+    """Return the request that sends a message and streams the turn."""
+    path = f"/api/sessions/{session_id}/events/stream"
+    body = {"type": "message", "source": "user", "content": content}
+    return request("POST", path, body, stream=True, timeout=Timeout(idle=idle))
+
+
+def turn(fake: FakeTransport, content: str = "Hi") -> tuple[list[StreamEvent], list[Event]]:
+    """Have a turn in a new session; return what is streamed, and what is stored of the agent."""
+    session_id = new_session(fake)
+    with Flux0(transport=fake) as flux0:
+        events = list(flux0.sessions.create_event(session_id=session_id, content=content))
+        stored = flux0.sessions.list_events(session_id=session_id, source="ai_agent")
+    return events, list(stored)

@@ -1,0 +1,291 @@
+"""Faults by script: what a client makes of calls that fail and of streams that break."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flux0 import Flux0, RetryConfig, StreamIdleTimeout, StreamInterrupted
+from flux0.domain.errors import (
+    ConnectError,
+    ConnectionInterrupted,
+    ConnectTimeout,
+    InvalidArgument,
+    RateLimitError,
+    ReadTimeout,
+    ServerError,
+    TLSError,
+)
+from flux0.models import ChunkEvent, StatusEvent
+from flux0.ports import Timeout
+from flux0.testing import (
+    Drop,
+    FakeTransport,
+    Fault,
+    Pause,
+    Refuse,
+    Report,
+    Respond,
+    Say,
+    Split,
+    Stall,
+    Truncate,
+)
+from unit.fakes import ask, message_to, new_session, request
+
+ONCE = RetryConfig(strategy="none")
+
+
+def client(fake: FakeTransport) -> Flux0:
+    """Return a client that tries everything once."""
+    return Flux0(transport=fake, retry_config=ONCE)
+
+
+# --- calls that fail
+
+
+def test_the_next_calls_get_a_status() -> None:
+    fake = FakeTransport()
+    fake.inject(Respond(429, retry_after=3), times=2)
+    with client(fake) as flux0:
+        for _ in range(2):
+            with pytest.raises(RateLimitError, match="Too Many Requests") as caught:
+                flux0.agents.list()
+            assert caught.value.headers["retry-after"] == "3"
+            assert caught.value.headers["content-type"] == "application/json"
+        assert len(flux0.agents.list()) == 1
+    fake.assert_all_used()
+    fake.assert_no_open_streams()
+
+
+@pytest.mark.parametrize(
+    ("fault", "body", "headers"),
+    [
+        (Respond(503, {"why": 1}), b'{"detail": {"why": 1}}', {"content-type": "application/json"}),
+        (
+            Respond(502, body=b"<p>", headers={"Via": "proxy"}, retry_after="Fri"),
+            b"<p>",
+            {"content-type": "text/html", "via": "proxy", "retry-after": "Fri"},
+        ),
+        (
+            Respond(500, body=b"Oh", headers={"Content-Type": "text/plain"}),
+            b"Oh",
+            {"content-type": "text/plain", "content-length": "2"},
+        ),
+    ],
+)
+def test_an_answer_may_be_of_any_kind(fault: Respond, body: bytes, headers: dict[str, str]) -> None:
+    fake = FakeTransport()
+    fake.inject(fault)
+    answer = ask(fake, "GET", "/api/agents")
+    assert (answer.status_code, answer.body) == (fault.status_code, body)
+    assert dict(answer.headers).items() >= headers.items()
+
+
+def test_a_fault_waits_for_its_operation() -> None:
+    fake = FakeTransport()
+    fake.inject(Respond(500), operation="agents.list")
+    fake.inject(Respond(503))
+    with client(fake) as flux0:
+        with pytest.raises(ServerError, match="503"):
+            flux0.sessions.list()
+        flux0.sessions.list()
+        with pytest.raises(ServerError, match="500"):
+            flux0.agents.list()
+        flux0.agents.list()
+
+
+@pytest.mark.parametrize("kind", [ConnectError, ConnectTimeout, TLSError])
+def test_connections_are_refused(kind: type[ConnectError]) -> None:
+    fake = FakeTransport()
+    fake.inject(Refuse(kind))
+    with client(fake) as flux0:
+        with pytest.raises(kind):
+            flux0.agents.create(name="N", type_="fake")
+        assert len(flux0.agents.list()) == 1
+
+
+@pytest.mark.parametrize(("after_acting", "agents"), [(False, 1), (True, 2)])
+def test_connections_are_dropped(after_acting: bool, agents: int) -> None:
+    fake = FakeTransport()
+    fake.inject(Drop(after_acting=after_acting))
+    with client(fake) as flux0:
+        with pytest.raises(ConnectionInterrupted):
+            flux0.agents.create(name="N", type_="fake")
+        assert len(flux0.agents.list()) == agents
+    fake.assert_no_open_streams()
+
+
+def test_a_turn_whose_connection_is_dropped_is_cancelled() -> None:
+    fake = FakeTransport()
+    session_id = new_session(fake)
+    fake.inject(Drop(after_acting=True), operation="sessions.create_event")
+    with client(fake) as flux0:
+        with pytest.raises(ConnectionInterrupted):
+            flux0.sessions.create_event(session_id=session_id, content="Hi")
+        assert [event.source for event in flux0.sessions.list_events(session_id=session_id)] == [
+            "user"
+        ]
+    fake.assert_no_open_streams()
+
+
+def test_no_answer_comes_until_the_timeout() -> None:
+    fake = FakeTransport()
+    fake.inject(Stall())
+    began = fake.clock.now()
+    with pytest.raises(ReadTimeout):
+        fake.send(request("GET", "/api/agents", timeout=Timeout(read=2.5)))
+    assert fake.clock.now() - began == 2.5
+
+
+def test_waiting_for_no_answer_without_an_end_is_refused() -> None:
+    fake = FakeTransport()
+    fake.inject(Stall())
+    with pytest.raises(AssertionError, match="no timeout"):
+        fake.send(request("GET", "/api/agents", timeout=Timeout(read=None)))
+
+
+def test_a_client_tries_again() -> None:
+    fake = FakeTransport()
+    fake.inject(Refuse())
+    fake.inject(Respond(503, retry_after=0))
+    with Flux0(transport=fake) as flux0:
+        assert len(flux0.agents.list()) == 1
+    assert [call.operation for call in fake.calls] == ["agents.list"] * 3
+
+
+# --- bodies that break
+
+
+STEPS = [Report("processing"), Say("Hello there", pieces=4), Report("typing")]
+
+
+def read(*faults: Fault) -> tuple[list[Any], BaseException | None, FakeTransport]:
+    """Have a turn that faults befall; return its events, how it failed, and the fake."""
+    fake = FakeTransport(STEPS)
+    session_id = new_session(fake)
+    fake.inject(*faults)
+    events: list[Any] = []
+    failure = None
+    with client(fake) as flux0:
+        try:
+            events.extend(flux0.sessions.create_event(session_id=session_id, content="Hi"))
+        except (StreamInterrupted, StreamIdleTimeout) as error:
+            failure = error
+    fake.assert_no_open_streams()
+    return events, failure, fake
+
+
+@pytest.mark.parametrize("events", range(7))
+def test_a_stream_is_cut_off_after_some_events(events: int) -> None:
+    received, failure, _ = read(Truncate(after_events=events))
+    assert len(received) == events
+    assert isinstance(failure, StreamInterrupted)
+    assert failure.event_count == events
+
+
+@pytest.mark.parametrize(("events", "stored"), [(0, 0), (1, 1), (5, 1), (6, 3)])
+def test_what_a_cut_off_turn_stores(events: int, stored: int) -> None:
+    *_, fake = read(Truncate(after_events=events))
+    (call,) = (call for call in fake.calls if call.operation == "sessions.create_event")
+    listed = ask(fake, "GET", f"/api/sessions/{call.arguments['session_id']}/events?min_offset=1")
+    assert len(listed.json["data"]) == stored
+
+
+def whole() -> bytes:
+    """Return the bytes of the turn."""
+    fake = FakeTransport(STEPS)
+    return b"".join(fake.send(message_to(new_session(fake))).body)
+
+
+@given(st.data())
+def test_a_stream_is_cut_off_at_any_byte(data: st.DataObject) -> None:
+    body = whole()
+    size = data.draw(st.integers(0, len(body)))
+    clean = data.draw(st.booleans())
+    received, failure, _ = read(Truncate(after_bytes=size, clean=clean))
+    assert len(received) == body[:size].count(b"\n\n")
+    ends_well = clean and (not size or body[:size].endswith(b"\n\n"))
+    assert (failure is None) is ends_well
+
+
+@pytest.mark.parametrize("fault", [Stall(after_events=2), Stall(after_bytes=700)])
+def test_a_stream_stalls(fault: Stall) -> None:
+    received, failure, fake = read(fault)
+    assert [type(event) for event in received] == [StatusEvent, ChunkEvent]
+    assert isinstance(failure, StreamIdleTimeout)
+    assert fake.clock.now() == 1767225600.0 + 600
+
+
+def test_a_list_is_cut_off_or_stalls() -> None:
+    fake = FakeTransport()
+    fake.inject(Truncate(after_bytes=5))
+    fake.inject(Stall(after_bytes=5))
+    with client(fake) as flux0:
+        with pytest.raises(ConnectionInterrupted):
+            flux0.agents.list()
+        with pytest.raises(ReadTimeout, match="60 s"):
+            flux0.agents.list()
+
+
+def test_an_error_that_is_cut_off_is_still_its_status() -> None:
+    fake = FakeTransport()
+    fake.inject(Respond(503), Truncate(after_bytes=3))
+    with client(fake) as flux0, pytest.raises(ServerError, match="503"):
+        flux0.agents.list()
+
+
+def test_a_cut_behind_the_end_is_told() -> None:
+    fake = FakeTransport()
+    session_id = new_session(fake)
+    fake.inject(Truncate(after_events=2))
+    response = fake.send(message_to(session_id))
+    with pytest.raises(AssertionError, match="the body was over before"):
+        list(response.body)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=5))
+def test_pieces_of_any_sizes_say_the_same(sizes: list[int]) -> None:
+    fake = FakeTransport(STEPS)
+    session_id = new_session(fake)
+    fake.inject(Split(sizes))
+    pieces = list(fake.send(message_to(session_id)).body)
+    assert b"".join(pieces) == whole()
+    expected = (sizes * len(pieces))[: len(pieces)]
+    assert [*map(len, pieces)][:-1] == expected[:-1]
+    assert len(pieces[-1]) <= expected[-1]
+    assert read(Split(sizes))[0] == read()[0]
+
+
+def test_a_pause_sends_what_there_is() -> None:
+    fake = FakeTransport([Report("typing"), Pause(1), Pause(1), Report("typing")])
+    session_id = new_session(fake)
+    fake.inject(Split(10_000))
+    first, second = fake.send(message_to(session_id)).body
+    assert first == second
+
+
+def test_a_stream_is_split_and_cut_off() -> None:
+    received, failure, _ = read(Split(7), Truncate(after_events=3))
+    assert len(received) == 3
+    assert isinstance(failure, StreamInterrupted)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Truncate,
+        lambda: Truncate(after_events=1, after_bytes=1),
+        lambda: Stall(after_events=1, after_bytes=1),
+        lambda: Split(0),
+        lambda: Split(()),
+        lambda: Split((5, -1)),
+    ],
+)
+def test_faults_that_make_no_sense(make: Callable[[], Fault]) -> None:
+    with pytest.raises(InvalidArgument):
+        make()

@@ -1,0 +1,391 @@
+"""A fake as a transport: for any kind of code, with its scripts, and with what it remembers."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from unittest.mock import ANY
+
+import pytest
+
+from flux0 import EventType, Flux0
+from flux0.domain.errors import ConnectionInterrupted
+from flux0.domain.headers import Headers
+from flux0.models import ChunkEvent, ContentPart, MessageData, ToolData
+from flux0.ports import AsyncTransport, Request, Transport
+from flux0.testing import (
+    CallTool,
+    ExpectedCall,
+    FakeTransport,
+    GiveResult,
+    Reason,
+    Refuse,
+    Report,
+    Say,
+    Split,
+    Stall,
+)
+from integration.modes import Mode, in_mode
+from unit.fakes import JSON, message_to, new_session, request
+from unit.in_memory import in_both_loops, in_every_mode
+
+
+def test_a_fake_is_a_transport_of_both_kinds() -> None:
+    fake = FakeTransport()
+    sync: Transport = fake
+    asynchronous: AsyncTransport = fake
+    assert sync is asynchronous
+
+
+@in_every_mode
+async def test_a_whole_conversation(mode: Mode) -> None:
+    call = CallTool("get_weather", {"location": "San Francisco"})
+    fake = FakeTransport(
+        [Reason("Let me see."), call, GiveResult(call, "fog"), Say("It is foggy.")]
+    )
+    async with in_mode(mode, Flux0(transport=fake)) as flux0:
+        (agent,) = await flux0.agents.list_async()
+        session = await flux0.sessions.create_async(agent_id=agent.id, title="Weather")
+        async with await flux0.sessions.create_event_async(
+            session_id=session.id, content="How is the weather?"
+        ) as stream:
+            events = [event async for event in stream]
+            assert stream.finished
+        stored = await flux0.sessions.list_events_async(session_id=session.id)
+        assert (await flux0.sessions.retrieve_async(session_id=session.id)).title == "Weather"
+        assert len(await flux0.sessions.list_async()) == 1
+        assert (await flux0.agents.retrieve_async(agent_id=agent.id)) == agent
+        assert (await flux0.agents.create_async(name="New", type_="fake")).name == "New"
+    assert len(events) == 6
+    assert [type(event.data) for event in stored] == [
+        MessageData,
+        MessageData,
+        MessageData,
+        ToolData,
+        MessageData,
+    ]
+    fake.assert_no_open_streams()
+
+
+@in_both_loops
+async def test_leaving_an_asynchronous_loop_leaves_the_turn(_: Mode) -> None:
+    fake = FakeTransport([Say("Hello", pieces=5)])
+    flux0 = Flux0(transport=fake)
+    session = await flux0.sessions.create_async(agent_id=fake.agent_id)
+    async for event in await flux0.sessions.create_event_async(session_id=session.id, content="Hi"):
+        assert isinstance(event, ChunkEvent)
+        break
+    gc.collect()
+    fake.assert_no_open_streams()
+    await flux0.close_async()
+    fake.assert_no_open_streams()
+
+
+def test_importing_flux0_loads_nothing_of_it_and_it_loads_no_http_library() -> None:
+    program = """
+import sys
+import flux0
+assert "flux0.testing" not in sys.modules
+import flux0.testing
+loaded = {name.partition(".")[0] for name in sys.modules}
+print(*sorted(loaded & {"aiohttp", "anyio", "cattrs", "httpx", "pytest", "requests", "urllib3"}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == ""
+
+
+def test_many_threads_share_a_fake() -> None:
+    fake = FakeTransport([Say("Hello there", pieces=11)])
+
+    with Flux0(transport=fake) as flux0:
+
+        def talk(user: int) -> list[Any]:
+            cookie = {"cookie": f"flux0_user_sub={user}"}
+            for _ in range(5):
+                session = flux0.sessions.create(agent_id=fake.agent_id, http_headers=cookie)
+                with flux0.sessions.create_event(session_id=session.id, content="Hi") as stream:
+                    list(stream)
+            return [
+                event.data.parts
+                for session in flux0.sessions.list(http_headers=cookie)
+                for event in flux0.sessions.list_events(session_id=session.id, source="ai_agent")
+                if isinstance(event.data, MessageData)
+            ]
+
+        with ThreadPoolExecutor(8) as threads:
+            talks = list(threads.map(talk, range(8)))
+    assert talks == [[(ContentPart("Hello there"),)] * 5] * 8
+    fake.assert_no_open_streams()
+
+
+# --- scripts
+
+
+def said(flux0: Flux0, session_id: str, content: str = "Hi") -> str:
+    return "".join(flux0.sessions.create_event(session_id=session_id, content=content).text())
+
+
+def test_scripts_answer_one_turn_each_and_then_the_reply_does() -> None:
+    fake = FakeTransport("default")
+    session_id = new_session(fake)
+    with Flux0(transport=fake) as flux0:
+        assert said(flux0, session_id) == "default"
+        fake.script("one", [Say("two")])
+        fake.script(lambda message: [Say(message.content)])
+        assert [said(flux0, session_id) for _ in range(4)] == ["one", "two", "Hi", "default"]
+    fake.assert_all_used()
+
+
+def test_scripts_go_by_the_order_of_the_messages() -> None:
+    fake = FakeTransport()
+    fake.script("first", "second")
+    bodies = [fake.send(message_to(new_session(fake))).body for _ in range(2)]
+    texts = [b"".join(body) for body in reversed(bodies)]
+    assert [b"second" in texts[0], b"first" in texts[1]] == [True, True]
+
+
+def test_a_script_that_ends_with_completed_is_used_up() -> None:
+    fake = FakeTransport()
+    fake.script([Say("Hello"), Report("completed")])
+    list(fake.send(message_to(new_session(fake))).body)
+    fake.assert_all_used()
+
+
+def test_what_was_not_used_is_told() -> None:
+    fake = FakeTransport()
+    fake.script("used", [Report("typing"), Report("processing"), Say("Hi")], [], "not used")
+    fake.inject(Refuse(), Stall(), times=2, operation="agents.list")
+    fake.expect("sessions.create")
+    fake.expect("sessions.create_event")
+    fake.expect("sessions.create_event")
+    fake.expect("agents.create", name="N")
+    session_id = new_session(fake)
+    list(fake.send(message_to(session_id)).body)
+    body = iter(fake.send(message_to(session_id)).body)
+    next(body)
+    next(body)
+    with pytest.raises(AssertionError) as caught:
+        fake.assert_all_used()
+    assert str(caught.value).splitlines() == [
+        "not all was used:",
+        "script 2: its turn was left after 1 step",
+        "script 3: no turn has used it",
+        "script 4: no turn has used it",
+        "never happened: Refuse(raises=<class 'flux0.domain.errors.ConnectError'>), "
+        "Stall(after_events=None, after_bytes=None) for 2 calls of agents.list",
+        "never called: agents.create(name='N')",
+    ]
+
+
+def test_a_fault_for_any_call_that_was_not_used_is_told() -> None:
+    fake = FakeTransport()
+    fake.inject(Split(1))
+    with pytest.raises(AssertionError, match=r"Split\(sizes=\(1,\)\) for 1 calls$"):
+        fake.assert_all_used()
+
+
+def test_a_script_left_within_its_second_step_has_done_two() -> None:
+    fake = FakeTransport()
+    fake.script([Report("typing"), Report("processing"), Say("Hello", pieces=2), Say("x")])
+    body = iter(fake.send(message_to(new_session(fake))).body)
+    for _ in range(3):
+        next(body)
+    with pytest.raises(AssertionError, match="left after 2 steps"):
+        fake.assert_all_used()
+
+
+# --- streams that are left open
+
+
+def test_a_stream_that_is_open_is_told() -> None:
+    fake = FakeTransport()
+    session_id = new_session(fake)
+    response = fake.send(message_to(session_id))
+    with pytest.raises(AssertionError, match=r"left open:\nsessions.create_event\(.*content='Hi'"):
+        fake.assert_no_open_streams()
+    assert list(response.body)
+    fake.assert_no_open_streams()
+
+
+def test_an_answer_that_is_not_read_is_told() -> None:
+    fake = FakeTransport()
+    response = fake.send(request("GET", "/api/agents"))
+    with pytest.raises(AssertionError, match="agents.list"):
+        fake.assert_no_open_streams()
+    response.body.close()
+    fake.assert_no_open_streams()
+
+
+def test_letting_go_of_a_stream_is_no_way_to_close_it() -> None:
+    fake = FakeTransport()
+    session_id = new_session(fake)
+    with Flux0(transport=fake) as flux0:
+        stream = flux0.sessions.create_event(session_id=session_id, content="Hi")
+        next(stream)
+        del stream
+        gc.collect()
+        with pytest.raises(AssertionError, match="left open"):
+            fake.assert_no_open_streams()
+
+
+def test_leaving_a_loop_closes_its_stream() -> None:
+    fake = FakeTransport([Say("Hello", pieces=5)])
+    session_id = new_session(fake)
+    with Flux0(transport=fake) as flux0:
+        for event in flux0.sessions.create_event(session_id=session_id, content="Hi"):
+            assert isinstance(event, ChunkEvent)
+            break
+        gc.collect()
+        fake.assert_no_open_streams()
+
+
+def test_closing_the_client_breaks_off_what_was_left_open() -> None:
+    fake = FakeTransport([Say("Hello", pieces=5)])
+    session_id = new_session(fake)
+    response = fake.send(message_to(session_id))
+    next(iter(response.body))
+    fake.close()
+    fake.close()
+    with pytest.raises(ConnectionInterrupted, match="closed"):
+        next(iter(response.body))
+    with pytest.raises(AssertionError, match="left open"):
+        fake.assert_no_open_streams()
+
+
+def test_a_fake_goes_on_when_a_client_is_closed() -> None:
+    fake = FakeTransport()
+    session_id = new_session(fake)
+    for _ in range(2):
+        with Flux0(transport=fake) as flux0:
+            assert said(flux0, session_id) == "Hello"
+
+
+def test_a_body_that_has_ended_stays_so() -> None:
+    body = iter(FakeTransport().send(request("GET", "/api/agents")).body)
+    assert len(list(body)) == 1
+    assert list(body) == []
+
+
+# --- calls
+
+
+def test_calls_are_remembered_with_what_they_say() -> None:
+    fake = FakeTransport()
+    session_id = new_session(fake)
+    with Flux0(transport=fake, headers={"x-mine": "yes"}) as flux0:
+        said(flux0, session_id, "How are you?")
+        flux0.sessions.list_events(session_id=session_id, min_offset=1, types=["message"])
+    created, message, listed = fake.calls
+    assert (created.operation, created.method, created.path) == (
+        "sessions.create",
+        "POST",
+        "/api/sessions",
+    )
+    assert message.body == {"type": "message", "source": "user", "content": "How are you?"}
+    assert message.arguments == {**message.body, "session_id": session_id}
+    assert message.headers["X-Mine"] == "yes"
+    assert str(message) == (
+        f"sessions.create_event(session_id='{session_id}', type='message', source='user', "
+        "content='How are you?')"
+    )
+    assert listed.query == {"min_offset": "1", "types": "message"}
+    assert listed.body == ["message"]
+    assert listed.arguments == {"session_id": session_id, "min_offset": "1", "types": ["message"]}
+
+
+@pytest.mark.parametrize("body", [b"\xff", b"{", b"[" * 100_000])
+def test_a_body_that_is_not_json_is_remembered_as_bytes(body: bytes) -> None:
+    fake = FakeTransport()
+    fake.send(Request("POST", "http://fake/nope?a=b", Headers(tuple(JSON.items())), body))
+    (call,) = fake.calls
+    assert (call.operation, call.body, call.arguments) == ("", body, {"a": "b"})
+    assert str(call) == "POST /nope(a='b')"
+
+
+def test_a_call_that_was_made_is_found() -> None:
+    fake = FakeTransport()
+    session_id = new_session(fake)
+    with Flux0(transport=fake) as flux0:
+        said(flux0, session_id, "first")
+        said(flux0, session_id, "second")
+        flux0.sessions.list_events(session_id=session_id, min_offset=3, types=["tool", "message"])
+    assert fake.assert_called("sessions.create_event").body["content"] == "second"
+    assert fake.assert_called("sessions.create_event", content="first") == fake.calls[1]
+    fake.assert_called("sessions.create_event", content=ANY, type=EventType.MESSAGE)
+    fake.assert_called("sessions.list_events", min_offset=3, types=("tool", "message"))
+    fake.assert_called("sessions.list_events", min_offset="3")
+
+
+def test_a_call_that_was_not_made_is_explained_by_the_nearest_one() -> None:
+    fake = FakeTransport()
+    with pytest.raises(AssertionError, match=r"agents.list\(\) was not called\nno call was made"):
+        fake.assert_called("agents.list")
+    session_id = new_session(fake)
+    with Flux0(transport=fake) as flux0:
+        said(flux0, session_id, "Hello there")
+        said(flux0, session_id, "Something else")
+    with pytest.raises(AssertionError) as caught:
+        fake.assert_called("sessions.create_event", content="Hello, there", title="T", type={1})
+    assert str(caught.value).splitlines() == [
+        "sessions.create_event(content='Hello, there', title='T', type={1}) was not called",
+        f"nearest: sessions.create_event(session_id='{session_id}', type='message', source='user', "
+        "content='Hello there')",
+        "  content: expected 'Hello, there', got 'Hello there'",
+        "  title: expected 'T', got nothing",
+        "  type: expected {1}, got 'message'",
+    ]
+
+
+def test_an_unexpected_call_is_explained_by_the_nearest_expected_one() -> None:
+    fake = FakeTransport()
+    fake.expect("agents.list")
+    fake.expect("agents.create", name="Drizzle")
+    with Flux0(transport=fake) as flux0:
+        with pytest.raises(AssertionError) as caught:
+            flux0.agents.create(name="Dazzle", type_="fake")
+        assert str(caught.value).splitlines() == [
+            "unexpected: agents.create(name='Dazzle', type='fake')",
+            "nearest expected: agents.create(name='Drizzle')",
+            "  name: expected 'Drizzle', got 'Dazzle'",
+        ]
+        with pytest.raises(AssertionError, match=r"expected agents.list, got sessions.list"):
+            flux0.sessions.list()
+        flux0.agents.create(name="Drizzle", type_="fake")
+        flux0.agents.list()
+        with pytest.raises(AssertionError, match="no more calls are expected"):
+            flux0.agents.list()
+    fake.assert_all_used()
+
+
+def test_a_call_without_a_route_is_told_by_its_method() -> None:
+    fake = FakeTransport()
+    fake.expect("agents.list")
+    with pytest.raises(AssertionError, match="expected agents.list, got PUT /api/agents"):
+        fake.send(request("PUT", "/api/agents"))
+
+
+def test_an_expected_call_shows_what_it_wants() -> None:
+    assert str(ExpectedCall("agents.create", {"name": "N"})) == "agents.create(name='N')"
+
+
+# --- the time of a client that waits
+
+
+async def _sleep(fake: FakeTransport) -> None:
+    await fake.sleep_async(2.5)
+
+
+def test_a_client_may_sleep_on_the_fakes_clock() -> None:
+    fake = FakeTransport()
+    began = fake.monotonic()
+    fake.sleep(1.5)
+    coroutine: Coroutine[Any, Any, None] = _sleep(fake)
+    with pytest.raises(StopIteration):
+        coroutine.send(None)  # Nothing is awaited.
+    assert fake.monotonic() - began == 4.0

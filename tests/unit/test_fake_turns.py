@@ -1,0 +1,556 @@
+"""What a fake agent's steps come to: on the stream, in the store, and on the clock."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from flux0 import Flux0, StreamIdleTimeout
+from flux0.domain.errors import ReadTimeout
+from flux0.models import (
+    AgentError,
+    APIError,
+    ChunkEvent,
+    ContentPart,
+    MessageData,
+    ReasoningPart,
+    StatusEvent,
+    ToolCallPart,
+    ToolData,
+)
+from flux0.testing import (
+    AgentStep,
+    CallTool,
+    ClockStandsStill,
+    Fail,
+    FakeClock,
+    FakeTransport,
+    FallSilent,
+    GiveResult,
+    Pause,
+    Reason,
+    Report,
+    Say,
+    SendChunk,
+    UserMessage,
+)
+from flux0.testing.demo_agent import demo_transport
+from unit.fakes import ask, message_to, new_session, turn
+
+
+def add(path: str, value: Any) -> dict[str, Any]:
+    return {"op": "add", "path": path, "value": value}
+
+
+def parts(*steps: AgentStep) -> list[Any]:
+    """Return the parts of the messages that are stored of a turn."""
+    _, stored = turn(FakeTransport(steps))
+    return [
+        part for event in stored if isinstance(event.data, MessageData) for part in event.data.parts
+    ]
+
+
+# --- steps in words
+
+
+def test_a_text_is_said_and_stored() -> None:
+    (event,), (stored,) = turn(FakeTransport("Hello there"))
+    assert isinstance(event, ChunkEvent)
+    assert event.patches[0].value == "Hello there"
+    assert event.metadata == {"agent_id": "a000000001", "agent_name": "Fake"}
+    assert stored.data == MessageData(
+        (ContentPart("Hello there"),),
+        participant=stored.data.participant,  # type: ignore[union-attr]
+    )
+    assert stored.correlation_id == event.correlation_id
+    assert stored.metadata == {}
+
+
+def test_the_bytes_are_those_of_the_server() -> None:
+    fake = FakeTransport([Report("typing", {"x": "é"}, event_id="e1"), Say("é")])
+    assert list(fake.send(message_to(new_session(fake))).body) == [
+        b"event: status\nid: e1\ndata: "
+        b'{"id": "e1", "source": "ai_agent", "type": "status", '
+        b'"correlation_id": "RID(r000000001)::t000000001", '
+        b'"data": {"type": "status", "status": "typing", "data": {"x": "\\u00e9"}}, '
+        b'"metadata": null}\n\n',
+        b"event: chunk\ndata: "
+        b'{"correlation_id": "RID(r000000001)::t000000001", "event_id": "m000000001", "seq": 0, '
+        b'"patches": [{"op": "add", "path": "/-", "value": "\\u00e9"}], '
+        b'"metadata": {"agent_id": "a000000001", "agent_name": "Fake"}, '
+        b'"timestamp": 1767225600.0}\n\n',
+    ]
+
+
+@pytest.mark.parametrize("step", [Say, Reason])
+def test_words_come_in_pieces(step: type[Say | Reason]) -> None:
+    events, (stored,) = turn(FakeTransport([step("Hello there", pieces=3)]))
+    assert [event.patches[0].value for event in events if isinstance(event, ChunkEvent)] == [
+        "Hel",
+        "lo t",
+        "here",
+    ]
+    part: Any = ContentPart if step is Say else ReasoningPart
+    assert isinstance(stored.data, MessageData)
+    assert stored.data.parts == (part("Hello there"),)
+
+
+def test_pieces_have_pauses_between_them() -> None:
+    fake = FakeTransport([Say("abc", pieces=3, pause=2), Report("typing")])
+    events, (message, status) = turn(fake)
+    times = [event.timestamp for event in events if isinstance(event, ChunkEvent)]
+    assert times == [1767225600.0, 1767225602.0, 1767225604.0]
+    assert (status.created_at - message.created_at).total_seconds() == 0
+    assert fake.clock.now() == 1767225604.0
+
+
+def test_a_tool_is_called_and_gives_its_result() -> None:
+    call = CallTool("get_weather", {"location": "San Francisco"}, id="c1")
+    fake = FakeTransport([call, GiveResult(call, {"celsius": 16})])
+    _, (asked, given) = turn(fake)
+    assert isinstance(asked.data, MessageData)
+    assert asked.data.parts == (ToolCallPart("c1", "get_weather", {"location": "San Francisco"}),)
+    assert isinstance(given.data, ToolData)
+    (used,) = given.data.tool_calls
+    assert (used.tool_call_id, used.tool_name, used.args) == ("c1", call.name, call.args)
+    assert used.result is not None
+    assert (used.result.data, used.result.control.mode) == ({"celsius": 16}, "auto")
+    assert used.error is None
+
+
+def test_statuses_are_reported_and_stored() -> None:
+    events, stored = turn(FakeTransport([Report("typing", [1], acknowledged_offset=3), Fail("x")]))
+    assert [event.data for event in stored] == [
+        event.data for event in events if isinstance(event, StatusEvent)
+    ]
+    assert [event.data.status for event in events if isinstance(event, StatusEvent)] == [
+        "typing",
+        "error",
+    ]
+
+
+def test_a_failure_is_an_error_to_whoever_reads_the_text() -> None:
+    fake = FakeTransport([Say("I am"), Fail({"exception": "lost"}), Say("here")])
+    session_id = new_session(fake)
+    with Flux0(transport=fake) as flux0:
+        text = flux0.sessions.create_event(session_id=session_id, content="Hi").text()
+        assert next(text) == "I am"
+        with pytest.raises(AgentError, match="lost"):
+            next(text)
+
+
+def test_a_turn_may_end_before_the_agent_does() -> None:
+    done: list[str] = []
+
+    def agent(message: UserMessage) -> Iterator[AgentStep]:
+        yield Say("Hello")
+        yield Report("completed")
+        done.append(message.content)
+
+    (event,), _ = turn(FakeTransport(agent), "Hi")
+    assert isinstance(event, ChunkEvent)
+    assert done == ["Hi"]
+
+
+def test_an_agent_sees_who_says_what() -> None:
+    seen: list[UserMessage] = []
+
+    def agent(message: UserMessage) -> list[AgentStep]:
+        seen.append(message)
+        return [Say(message.content.upper())]
+
+    fake = FakeTransport(agent, agent_name="Echo", agent_types=["echo"])
+    (event,), (stored,) = turn(fake, "hi")
+    (message,) = seen
+    assert isinstance(stored.data, MessageData)
+    assert stored.data.parts == (ContentPart("HI"),)
+    assert (message.agent_id, message.agent_name) == (fake.agent_id, "Echo")
+    assert (message.agent_type, message.user_id) == ("echo", "u000000001")
+    assert isinstance(event, ChunkEvent)
+    assert (message.session_id, message.correlation_id) == ("s000000001", event.correlation_id)
+
+
+def test_an_agents_bug_is_seen_by_the_test() -> None:
+    def agent(_: UserMessage) -> Iterator[AgentStep]:
+        yield Say("Hello")
+        raise LookupError("a bug")
+
+    fake = FakeTransport(agent)
+    body = iter(fake.send(message_to(new_session(fake))).body)
+    next(body)
+    with pytest.raises(LookupError, match="a bug"):
+        next(body)
+    fake.assert_no_open_streams()
+
+
+def test_a_step_has_to_be_one() -> None:
+    fake = FakeTransport(lambda _: ["Hello"])  # type: ignore[list-item, return-value]
+    with pytest.raises(TypeError, match="'Hello'"):
+        list(fake.send(message_to(new_session(fake))).body)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Say(""),
+        lambda: Say("abc", pieces=4),
+        lambda: Reason("abc", pieces=0),
+        lambda: Say("abc", pause=-1),
+        lambda: Pause(-1),
+        lambda: FakeTransport(""),
+        lambda: SendChunk("e1", [{"op": "add", "value": 1}]),
+        lambda: SendChunk("e1", [{"path": "/-", "value": 1}]),
+        lambda: SendChunk("e1", [{"op": "add", "path": "/-"}]),
+    ],
+)
+def test_steps_that_make_no_sense(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"pieces|pause|seconds|patches"):
+        make()
+
+
+# --- what is stored
+
+
+READY = Report("ready", event_id="e1")
+
+
+def raw(*patches: dict[str, Any], seq: int = 0, **metadata: Any) -> SendChunk:
+    return SendChunk("e1", patches, seq, metadata)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([raw(add("/-", "x"))], []),
+        ([READY, raw(add("/-", "x")), READY, READY], [ContentPart("x")]),
+        ([raw(add("/-", "x")), READY, raw(add("/-", "y")), READY], [*map(ContentPart, "xy")]),
+        ([raw(add("/a", 1), seq=5), READY], []),
+        (
+            [raw(add("/a", 1)), raw(add("/b", 2), seq=2), raw(add("/c", 3), seq=1), READY],
+            [ContentPart({"a": 1, "c": 3})],
+        ),
+        ([raw(add("/a", 1), seq=5, kind="reasoning"), raw(add("/a", 2)), READY],
+         [ReasoningPart({"a": 2})]),
+        ([raw(add("/-", "x"), {"op": "remove", "path": "/9"}), raw(add("/-", "y")), READY],
+         [ContentPart("xy")]),
+        ([raw(add("/a", 1), {"op": "move", "path": "/b", "from": "/a"}), READY],
+         [ContentPart({"b": 1})]),
+        ([raw(add("/-", "x"), agent_name=None), READY], []),
+    ],
+)  # fmt: skip
+def test_chunks_become_messages(steps: list[AgentStep], expected: list[Any]) -> None:
+    assert parts(*steps) == expected
+
+
+def test_chunks_that_do_not_apply_are_not_sent() -> None:
+    steps = [raw(add("/-", "x"), {"op": "remove", "path": "/9"}), raw(add("/a", 1), seq=9)]
+    events, _ = turn(FakeTransport(steps))
+    assert events == []
+
+
+def test_metadata_add_to_the_agents() -> None:
+    steps = [raw(add("/-", "x"), mood="good", agent_id=None), READY]
+    (event,), (stored,) = turn(FakeTransport(steps))
+    assert isinstance(event, ChunkEvent)
+    assert event.metadata == {"agent_name": "Fake", "mood": "good"}
+    assert stored.metadata == {"mood": "good"}
+
+
+def test_what_json_has_no_number_for_is_listed_as_null() -> None:
+    (event,), (stored,) = turn(FakeTransport([Report("typing", [float("nan")])]))
+    assert isinstance(event, StatusEvent)
+    assert math.isnan(event.data.data[0])
+    assert stored.data.data == [None]  # type: ignore[union-attr]
+
+
+TOOL_CALL: dict[str, Any] = {
+    "type": "tool_call",
+    "tool_call_id": "c1",
+    "tool_name": "n",
+    "args": {},
+}
+TOOL_RESULT: dict[str, Any] = {**TOOL_CALL, "data": {"result": 1}}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [Report("bogus")],
+        [Say("\ud800")],
+        [raw(add("/tool_calls", [{**TOOL_CALL, "type": "x"}])), READY],
+        [raw(add("/tool_calls", [{**TOOL_CALL, "tool_name": None}])), READY],
+        [raw(add("/tool_call_results", [{**TOOL_RESULT, "tool_call_id": 5}])), READY],
+        [raw(add("/tool_call_results", [{**TOOL_RESULT, "args": []}])), READY],
+    ],
+)
+def test_one_event_that_cannot_be_listed_spoils_its_session(steps: list[AgentStep]) -> None:
+    fake = FakeTransport(steps)
+    session_id = new_session(fake)
+    list(fake.send(message_to(session_id)).body)
+    answer = ask(fake, "GET", f"/api/sessions/{session_id}/events")
+    assert (answer.status_code, answer.body) == (500, b"Internal Server Error")
+    assert ask(fake, "GET", f"/api/sessions/{session_id}/events?source=user").status_code == 200
+
+
+# --- leaving
+
+
+class Witness:
+    """An agent that tells how it ended."""
+
+    def __init__(self) -> None:
+        self.cancelled: list[str] = []
+
+    def __call__(self, message: UserMessage) -> Iterator[AgentStep]:
+        try:
+            yield Report("processing")
+            yield Report("typing")
+            yield Say("Hello")
+        except GeneratorExit:
+            self.cancelled.append(message.content)
+            raise
+
+
+def kinds(fake: FakeTransport, session_id: str) -> list[str]:
+    events = ask(fake, "GET", f"/api/sessions/{session_id}/events").json["data"]
+    return [event["data"].get("status", event["type"]) for event in events]
+
+
+def test_a_turn_that_is_left_is_cancelled_and_stores_no_more() -> None:
+    agent = Witness()
+    fake = FakeTransport(agent)
+    session_id = new_session(fake)
+    response = fake.send(message_to(session_id))
+    next(iter(response.body))
+    assert agent.cancelled == []
+    response.body.close()
+    response.body.close()
+    assert agent.cancelled == ["Hi"]
+    assert kinds(fake, session_id) == ["message", "processing"]
+
+
+def test_the_last_message_is_stored_only_if_the_end_is_read() -> None:
+    fake = FakeTransport("Hello")
+    session_id = new_session(fake)
+    body = fake.send(message_to(session_id)).body
+    next(iter(body))
+    body.close()
+    assert kinds(fake, session_id) == ["message"]
+
+
+def test_a_turn_that_is_left_before_it_began() -> None:
+    fake = FakeTransport(Witness())
+    fake.send(message_to(new_session(fake))).body.close()
+    fake.assert_no_open_streams()
+
+
+def test_a_second_turn_silences_the_first() -> None:
+    agent = Witness()
+    fake = FakeTransport(agent)
+    session_id = new_session(fake)
+    first = fake.send(message_to(session_id, "first"))
+    next(iter(first.body))
+    second = fake.send(message_to(session_id, "second"))
+    assert agent.cancelled == ["first"]
+    assert len(list(second.body)) == 3
+    with pytest.raises(ReadTimeout):
+        next(iter(first.body))
+
+
+def test_leaving_the_first_of_two_turns_ends_the_second() -> None:
+    agent = Witness()
+    fake = FakeTransport(agent)
+    session_id = new_session(fake)
+    first = fake.send(message_to(session_id, "first"))
+    second = fake.send(message_to(session_id, "second"))
+    next(iter(second.body))
+    first.body.close()
+    assert agent.cancelled == ["second"]
+    with pytest.raises(ReadTimeout):
+        next(iter(second.body))
+
+
+def test_an_agent_may_cancel_itself() -> None:
+    bodies: list[Any] = []
+
+    def agent(_: UserMessage) -> Iterator[AgentStep]:
+        yield Report("processing")
+        bodies[0].close()
+        yield Report("typing")
+
+    fake = FakeTransport(agent)
+    session_id = new_session(fake)
+    bodies.append(fake.send(message_to(session_id)).body)
+    bodies.append(fake.send(message_to(session_id)).body)
+    next(bodies[1])
+    with pytest.raises(ReadTimeout):
+        next(bodies[1])
+    assert kinds(fake, session_id) == ["message", "message", "processing", "typing"]
+
+
+# --- time
+
+
+def test_pauses_pass_at_once() -> None:
+    fake = FakeTransport([Report("typing"), Pause(30), Say("Hello")])
+    _, (status, message) = turn(fake)
+    assert (message.created_at - status.created_at).total_seconds() == 30
+
+
+def test_a_pause_longer_than_the_idle_timeout_ends_the_stream() -> None:
+    fake = FakeTransport([Report("typing"), Pause(20), Pause(11), Say("Hello")])
+    session_id = new_session(fake)
+    began = fake.clock.now()
+    with Flux0(transport=fake, stream_idle_timeout_ms=30_000) as flux0:
+        stream = flux0.sessions.create_event(session_id=session_id, content="Hi")
+        next(stream)
+        with pytest.raises(StreamIdleTimeout):
+            next(stream)
+    assert fake.clock.now() - began == 30
+    fake.assert_no_open_streams()
+
+
+def test_silence_passes_the_idle_timeout_at_once() -> None:
+    fake = FakeTransport([Say("Hello"), FallSilent(), Say("Never")])
+    body = fake.send(message_to(new_session(fake))).body
+    pieces: list[bytes] = []
+    with pytest.raises(ReadTimeout, match="600 s"):
+        pieces.extend(body)
+    assert fake.clock.now() == 1767225600.0 + 600
+
+
+def test_a_wait_without_an_end_is_refused() -> None:
+    fake = FakeTransport([FallSilent()])
+    body = fake.send(message_to(new_session(fake), idle=None)).body
+    with pytest.raises(AssertionError, match="no timeout"):
+        next(iter(body))
+
+
+def test_an_agent_does_not_wait_for_its_reader() -> None:
+    fake = FakeTransport([Report("typing"), Pause(5), Report("processing"), Pause(5), Say("x")])
+    session_id = new_session(fake)
+    body = iter(fake.send(message_to(session_id)).body)
+    next(body)
+    fake.clock.advance(7)
+    next(body)
+    assert fake.clock.now() == 1767225607.0
+    assert b'"timestamp": 1767225610.0' in next(body)
+    assert fake.clock.now() == 1767225610.0
+
+
+def test_a_clock_that_the_test_moves() -> None:
+    clock = FakeClock(moves_by_itself=False)
+    fake = FakeTransport([Report("typing"), Pause(5), Say("Hello"), FallSilent()], clock=clock)
+    body = iter(fake.send(message_to(new_session(fake))).body)
+    next(body)
+    with pytest.raises(ClockStandsStill, match=r"another 5 s.*advance\(5\)"):
+        next(body)
+    clock.advance(5)
+    assert b"Hello" in next(body)
+    # Silence is not something to wait for: nothing could end it but the timeout.
+    with pytest.raises(ReadTimeout):
+        next(body)
+
+
+def test_waits_are_real_if_somebody_sleeps() -> None:
+    slept: list[float] = []
+    fake = FakeTransport(
+        [Pause(2), Say("ab", 2, pause=0.5)], clock=FakeClock(0, sleep=slept.append)
+    )
+    turn(fake)
+    assert slept == [2, 0.5]
+    assert fake.clock.now() == 2.5
+
+
+def test_a_clock_never_goes_back() -> None:
+    clock = FakeClock(100)
+    clock.move_to(50)
+    assert clock.now() == 100
+
+
+# --- the demo
+
+
+@pytest.mark.parametrize(
+    ("question", "place"),
+    [
+        ("What's the weather in New York?", "New York"),
+        ("Is it warm in Rome today?", "Rome"),
+        ("Is it windy in Saint-Étienne?", "Saint-Étienne"),
+        ("Hello", "San Francisco"),
+    ],
+)
+def test_the_demo_agent_looks_the_weather_up(question: str, place: str) -> None:
+    slept: list[float] = []
+    fake = demo_transport(sleep=slept.append, start=1_000_000_000)
+    session_id = new_session(fake)
+    with Flux0(transport=fake) as flux0:
+        stream = flux0.sessions.create_event(session_id=session_id, content=question)
+        pieces = list(stream.text())
+        (call,) = stream.tool_calls
+        assert call.args == {"location": place}
+        assert len(pieces) > 10
+        assert f"in {place}" in "".join(pieces)
+        assert [type(message.data) for message in stream.messages] == [
+            MessageData,
+            MessageData,
+            ToolData,
+            MessageData,
+        ]
+    assert 1 < sum(slept) < 5
+
+
+def test_the_demo_takes_no_time_by_default() -> None:
+    (*_,), stored = turn(demo_transport())
+    assert len(stored) == 6
+
+
+# --- cost
+
+
+def calls_made(work: Callable[[], object]) -> int:
+    """Return how many functions `work` calls."""
+    calls = 0
+
+    def count(_: FrameType, event: str, __: object) -> None:
+        nonlocal calls
+        calls += event in {"call", "c_call"}
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+def test_a_turn_costs_as_much_as_it_has_events() -> None:
+    def cost(events: int) -> int:
+        fake = FakeTransport([Say("x" * events, pieces=events)])
+        session_id = new_session(fake)
+        pieces: list[bytes] = []
+        calls = calls_made(lambda: pieces.extend(fake.send(message_to(session_id)).body))
+        assert len(pieces) == events
+        return calls
+
+    assert cost(10_000) < 2.1 * cost(5_000)
+
+
+def test_a_long_text_is_stored_whole() -> None:
+    _, (stored,) = turn(FakeTransport([Say("x" * 10_000, pieces=10_000)]))
+    assert isinstance(stored.data, MessageData)
+    assert stored.data.parts == (ContentPart("x" * 10_000),)
+
+
+def test_an_error_has_no_raw_response() -> None:
+    with Flux0(transport=FakeTransport()) as flux0, pytest.raises(APIError) as caught:
+        flux0.agents.retrieve(agent_id="0123456789")
+    assert caught.value.raw_response is None
+    assert json.loads(caught.value.body)["detail"].endswith("not found")

@@ -1,0 +1,105 @@
+"""What importing the package costs, what is reached lazily, and what is said of what is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+from importlib.resources import files
+
+import pytest
+
+import flux0
+from flux0.domain.errors import MissingDependency
+
+TRANSPORTS = {
+    "AiohttpTransport": ("aiohttp", "flux0-client[aiohttp]"),
+    "Httpx2Transport": ("httpx2", "flux0-client[httpx2]"),
+    "HttpxTransport": ("httpx", "flux0-client"),
+    "RequestsTransport": ("requests", "flux0-client[requests]"),
+    "Urllib3Transport": ("urllib3", "flux0-client[urllib3]"),
+}
+
+# The HTTP libraries, the event loops, and what is slow to import.
+NOT_LOADED = [
+    *("aiohttp", "httpx", "httpx2", "httpcore", "requests", "urllib3", "h11", "http.client"),
+    *("anyio", "asyncio", "trio", "socket", "ssl", "concurrent.futures"),
+    *("cattrs", "logging", "email", "opentelemetry", "rich", "typer", "urllib.parse"),
+    *("flux0.adapters.json", "flux0.cli", "flux0.models", "flux0.testing"),
+]
+
+
+def printed(code: str) -> list[str]:
+    """Run code in a new interpreter; return the lines that it printed."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_importing_the_package_loads_little() -> None:
+    loaded = printed(
+        "import sys\n"
+        "before = set(sys.modules)\n"  # An interpreter may be set up to load some of them itself.
+        "from flux0 import Flux0, EventType\n"
+        f"print(*[name for name in {NOT_LOADED} if name in sys.modules and name not in before])"
+    )
+
+    assert loaded == [""]
+
+
+def test_models_are_reached_through_the_package() -> None:
+    assert printed("import flux0; print(flux0.models.AgentDTO.__name__)") == ["Agent"]
+
+
+@pytest.mark.parametrize("name", sorted(set(flux0.__all__) - TRANSPORTS.keys()))
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(flux0, name) is not None
+
+
+def test_every_transport_is_a_public_name() -> None:
+    assert {name for name in flux0.__all__ if name.endswith("Transport")} == TRANSPORTS.keys()
+
+
+def test_a_transport_is_loaded_when_it_is_asked_for() -> None:
+    lines = printed(
+        "import sys, flux0\n"
+        "print('httpx' in sys.modules)\n"
+        "from flux0 import HttpxTransport\n"
+        "print(HttpxTransport.__module__, 'httpx' in sys.modules)"
+    )
+
+    assert lines == ["False", "flux0.adapters.httpx True"]
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_a_transport_whose_library_is_missing_says_what_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, package = TRANSPORTS[name]
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, f"flux0.adapters.{library}", raising=False)
+
+    with pytest.raises(MissingDependency) as caught:
+        getattr(flux0, name)
+
+    problem = f"{name} needs the package {library}: pip install '{package}'"
+    assert str(caught.value) == problem
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+def test_what_is_not_there_is_no_attribute() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Flux1'"):
+        flux0.Flux1  # noqa: B018 - raising is what it does
+    assert not hasattr(flux0, "transport")
+
+
+def test_dir_lists_what_is_loaded_lazily_as_well() -> None:
+    assert {*flux0.__all__, "__name__"} <= set(dir(flux0))
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert flux0.__version__ == version("flux0-client")
+
+
+def test_the_package_is_marked_as_typed() -> None:
+    assert files("flux0").joinpath("py.typed").is_file()

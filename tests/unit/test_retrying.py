@@ -1,0 +1,327 @@
+"""Which failures are tried again, and after how long: the decision alone, without a clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from email.utils import format_datetime
+from math import inf
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from flux0.domain import errors
+from flux0.domain.errors import (
+    APIError,
+    ClientClosed,
+    ConnectError,
+    ConnectionInterrupted,
+    ConnectTimeout,
+    DecodeError,
+    Flux0Error,
+    InvalidArgument,
+    PoolTimeout,
+    ProtocolError,
+    ReadTimeout,
+    ResponseTooLarge,
+    TLSError,
+    TransportError,
+    TransportTimeout,
+    WriteTimeout,
+    api_error_class,
+)
+from flux0.domain.headers import Headers
+from flux0.domain.retrying import (
+    DEFAULT_RETRIES,
+    BackoffStrategy,
+    Failure,
+    RetryConfig,
+    retry_after,
+    wait_before_retry,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+ENDLESS = RetryConfig(backoff=BackoffStrategy(max_elapsed_time=10**12))
+REFUSED = ConnectError("refused")
+
+
+def status_error(status: int, retry_after: str | None = None) -> APIError:
+    fields = () if retry_after is None else (("Retry-After", retry_after),)
+    kind = api_error_class(status)
+    return kind("no", status_code=status, body="", headers=Headers(fields))
+
+
+def decide(
+    config: RetryConfig,
+    error: Flux0Error,
+    *,
+    attempt: int = 1,
+    repeatable: bool = True,
+    elapsed: float = 0.0,
+    left: float = inf,
+    jitter: float = 1.0,
+) -> float | None:
+    failure = Failure(error, attempt, repeatable, elapsed, left)
+    return wait_before_retry(config, failure, jitter=jitter, now=NOW)
+
+
+# --- what is tried again
+
+ALWAYS = [REFUSED, ConnectTimeout("slow"), status_error(429)]
+WHERE_REPEATABLE = [
+    ConnectionInterrupted("reset"),
+    *(status_error(status) for status in (408, 500, 502, 503, 504)),
+]
+NEVER = [
+    *(kind("no") for kind in (TLSError, PoolTimeout, ReadTimeout, WriteTimeout, ProtocolError)),
+    *(kind("no") for kind in (TransportError, TransportTimeout, ClientClosed, DecodeError)),
+    *(status_error(status) for status in (300, 307, 400, 401, 403, 404, 405, 409, 418, 422, 425)),
+    *(status_error(status) for status in (501, 505, 507, 520, 599)),
+    ResponseTooLarge(1),
+    InvalidArgument("id", "is bad"),
+    Flux0Error("no"),
+]
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+@pytest.mark.parametrize(
+    "error",
+    [*ALWAYS, *WHERE_REPEATABLE, *NEVER],
+    ids=lambda error: f"{type(error).__name__}-{error}",
+)
+def test_a_failure_is_tried_again_where_that_may_help_and_does_no_harm(
+    error: Flux0Error, repeatable: bool
+) -> None:
+    again = error in ALWAYS or (repeatable and error in WHERE_REPEATABLE)
+    without_connection_errors = RetryConfig(retry_connection_errors=False)
+
+    for config in (DEFAULT_RETRIES, RetryConfig()):
+        assert (decide(config, error, repeatable=repeatable) is not None) is again
+    assert decide(RetryConfig("none"), error, repeatable=repeatable) is None
+    wait = decide(without_connection_errors, error, repeatable=repeatable)
+    assert (wait is not None) is (again and isinstance(error, APIError))
+
+
+def test_every_way_in_which_a_transport_fails_has_been_decided_on() -> None:
+    def below(kind: type[TransportError]) -> set[type[TransportError]]:
+        return {kind}.union(*map(below, kind.__subclasses__()))
+
+    decided = {type(error) for error in (*ALWAYS, *WHERE_REPEATABLE, *NEVER)}
+
+    assert {kind for kind in below(TransportError) if kind.__module__ == errors.__name__} <= decided
+
+
+def test_the_number_of_attempts_is_limited_where_it_is_set() -> None:
+    three = RetryConfig(max_attempts=3)
+
+    assert [decide(three, REFUSED, attempt=n) is not None for n in (1, 2, 3, 4)] == [
+        *(True, True),
+        *(False, False),
+    ]
+    assert decide(RetryConfig(max_attempts=1), REFUSED) is None
+    assert decide(ENDLESS, REFUSED, attempt=10**9) is not None
+    assert DEFAULT_RETRIES.max_attempts == 3
+
+
+# --- after how long
+
+
+def test_waits_grow_up_to_the_longest() -> None:
+    backoff = BackoffStrategy()
+
+    assert [backoff.ceiling(attempt) for attempt in (1, 2, 3, 4)] == [500, 750, 1125, 1687.5]
+    assert backoff.ceiling(12) < 60_000
+    assert backoff.ceiling(13) == backoff.ceiling(10**9) == 60_000
+    assert BackoffStrategy(initial_interval=0, exponent=2).ceiling(10**9) == 0
+    assert BackoffStrategy(exponent=0.5).ceiling(3) == 125
+    assert [BackoffStrategy(exponent=0).ceiling(attempt) for attempt in (1, 2, 3)] == [500, 0, 0]
+    assert [BackoffStrategy(max_interval=0).ceiling(attempt) for attempt in (1, 99)] == [0, 0]
+
+
+def test_a_wait_is_a_random_part_of_its_ceiling() -> None:
+    for jitter, wait in ((0.0, 0.0), (0.5, 0.375), (1.0, 0.75)):
+        assert decide(DEFAULT_RETRIES, REFUSED, attempt=2, jitter=jitter) == wait
+
+
+MILLISECONDS = st.integers(0, 10**12) | st.floats(0, 1e12)
+ATTEMPTS = st.integers(1, 10**9)
+BACKOFFS: st.SearchStrategy[BackoffStrategy] = st.builds(
+    BackoffStrategy,
+    initial_interval=MILLISECONDS,
+    max_interval=MILLISECONDS,
+    exponent=st.floats(0, 10) | MILLISECONDS,
+    max_elapsed_time=MILLISECONDS,
+)
+
+
+@given(BACKOFFS, ATTEMPTS)
+@example(BackoffStrategy(10**12, 10**12, 10**12), 10**9)
+@example(BackoffStrategy(5e-324, 1, 1e12), 10**9)  # type: ignore[arg-type]
+@example(BackoffStrategy(10**12, 5e-324, 0.5), 2000)  # type: ignore[arg-type]
+def test_no_wait_is_longer_than_the_longest_however_many_went_before(
+    backoff: BackoffStrategy, attempt: int
+) -> None:
+    ceiling, following = backoff.ceiling(attempt), backoff.ceiling(attempt + 1)
+
+    assert 0 <= ceiling <= backoff.max_interval
+    assert backoff.ceiling(1) == min(backoff.initial_interval, backoff.max_interval)
+    if backoff.exponent >= 1:
+        assert ceiling <= following
+    if backoff.exponent <= 1:
+        assert ceiling >= following
+
+
+RETRY_AFTERS = (
+    st.none()
+    | st.integers(-10, 10**30).map(str)
+    | st.timedeltas(timedelta(days=-1), timedelta(days=1)).map(lambda d: format_datetime(NOW + d))
+)
+
+
+@given(
+    backoff=BACKOFFS,
+    asked=RETRY_AFTERS,
+    attempt=ATTEMPTS,
+    elapsed=st.floats(0, 1e9),
+    left=st.just(inf) | st.floats(-10, 1e9),
+    jitter=st.floats(0, 1),
+)
+def test_no_wait_goes_past_the_end_of_the_call(
+    backoff: BackoffStrategy,
+    asked: str | None,
+    attempt: int,
+    elapsed: float,
+    left: float,
+    jitter: float,
+) -> None:
+    wait = decide(
+        RetryConfig(backoff=backoff),
+        status_error(429, asked),
+        attempt=attempt,
+        elapsed=elapsed,
+        left=left,
+        jitter=jitter,
+    )
+
+    if wait is not None:
+        assert 0 <= wait <= backoff.max_interval / 1000
+        assert wait < left
+        assert elapsed + wait < backoff.max_elapsed_time / 1000
+
+
+def test_the_end_of_the_call_itself_is_too_late() -> None:
+    backoff = BackoffStrategy(initial_interval=1000, max_elapsed_time=3000)
+    config = RetryConfig(backoff=backoff)
+
+    assert decide(config, REFUSED, elapsed=1.99) == 1
+    assert decide(config, REFUSED, elapsed=2.0) is None
+    assert decide(config, REFUSED, left=1.01) == 1
+    assert decide(config, REFUSED, left=1.0) is None
+    assert decide(config, REFUSED, left=-1.0, jitter=0) is None
+    assert decide(RetryConfig(backoff=BackoffStrategy(max_elapsed_time=0)), REFUSED) is None
+
+
+# --- Retry-After
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        *[("0", 0.0), ("7", 7.0), (" 7\t", 7.0), ("1.5", 1.5), ("007", 7.0)],
+        *[("9" * 10, 9999999999.0), ("9" * 400, inf)],
+        *[("", None), (" ", None), ("-5", None), ("+5", None), ("inf", None), ("Infinity", None)],
+        *[
+            ("nan", None),
+            ("1e3", None),
+            ("0x10", None),
+            ("1_0", None),
+            ("\u0665", None),
+            ("5s", None),
+        ],
+        *[("5, 10", None), (".5", None), ("5.", None), ("soon", None), ("1 Jan", None)],
+        ("Thu, 01 Jan 2026 00:00:30 GMT", 30.0),
+        ("Thursday, 01-Jan-26 00:00:30 GMT", 30.0),
+        ("Thu Jan  1 00:00:30 2026", 30.0),
+        ("Thu, 01 Jan 2026 00:00:30", 30.0),
+        ("Thu, 01 Jan 2026 00:00:30 -0100", 3630.0),
+        ("Thu, 01 Jan 2026 00:00:00 GMT", 0.0),
+        ("Wed, 31 Dec 2025 23:59:59 GMT", None),
+        ("Thu, 31 Feb 2026 00:00:30 GMT", None),
+        ("Thu, 01 Jan 99999 00:00:30 GMT", None),
+        ("Thu, 01 Jan 2026 00:00:30 +999999", None),
+        ("2026-01-01T00:00:30Z", None),
+    ],
+)
+def test_a_retry_after_is_seconds_or_a_date(value: str, seconds: float | None) -> None:
+    assert retry_after(status_error(503, value), NOW) == seconds
+
+
+def test_without_a_retry_after_nothing_is_asked_for() -> None:
+    assert retry_after(status_error(503), NOW) is None
+    assert retry_after(REFUSED, NOW) is None
+
+
+@given(st.text() | st.text(alphabet="0123456789:;,.+- ADFJMOSTWZaegnu") | RETRY_AFTERS)
+def test_no_retry_after_does_harm(value: str | None) -> None:
+    seconds = retry_after(status_error(429, value), NOW)
+
+    assert seconds is None or seconds >= 0
+
+
+@given(st.integers(-(10**8), 10**8))
+def test_a_date_is_as_far_away_as_it_says(seconds: int) -> None:
+    date = format_datetime(NOW + timedelta(seconds=seconds), usegmt=True)
+
+    assert retry_after(status_error(429, date), NOW) == (seconds if seconds >= 0 else None)
+
+
+def test_what_the_server_asks_for_takes_the_place_of_the_backoff() -> None:
+    config = RetryConfig(backoff=BackoffStrategy(max_interval=10_000, max_elapsed_time=20_000))
+
+    for status in (429, 503):
+        assert decide(config, status_error(status, "7"), attempt=3, jitter=0.1) == 7
+        assert decide(config, status_error(status, "0"), attempt=3) == 0
+        assert decide(config, status_error(status, "99999"), attempt=3) == 10
+        assert decide(config, status_error(status, "9" * 400), attempt=3) == 10
+        assert decide(config, status_error(status, "soon"), attempt=1) == 0.5
+        assert decide(config, status_error(status, "7"), elapsed=13.5) is None
+        assert decide(config, status_error(status, "7"), left=6.5) is None
+
+
+# --- values that are refused
+
+
+@pytest.mark.parametrize(
+    "value", [-1, 10**12 + 1, 10**400, 1e13, inf, math.nan, 1j, Decimal(1), "1", False]
+)
+@pytest.mark.parametrize(
+    "argument", ["initial_interval", "max_interval", "exponent", "max_elapsed_time"]
+)
+def test_a_backoff_that_makes_no_sense_is_refused(argument: str, value: Any) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        BackoffStrategy(**{argument: value})
+
+    assert caught.value.argument == argument
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (lambda: RetryConfig(None), "strategy"),  # type: ignore[arg-type]
+        (lambda: RetryConfig(backoff=BackoffStrategy), "backoff"),  # type: ignore[arg-type]
+        (lambda: RetryConfig(backoff={"exponent": 2}), "backoff"),  # type: ignore[arg-type]
+        (lambda: RetryConfig(retry_connection_errors=None), "retry_connection_errors"),  # type: ignore[arg-type]
+        (lambda: RetryConfig(retry_posts="no"), "retry_posts"),  # type: ignore[arg-type]
+        (lambda: RetryConfig(retry_posts=1), "retry_posts"),  # type: ignore[arg-type]
+        (lambda: RetryConfig(max_attempts="3"), "max_attempts"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_policy_of_the_wrong_kind_is_refused(make: Callable[[], Any], argument: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        make()
+
+    assert caught.value.argument == argument

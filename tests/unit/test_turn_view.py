@@ -1,0 +1,239 @@
+"""How a turn is shown while it streams in, where standard output is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from flux0 import ChunkEvent, StatusEvent, UnknownEvent
+from flux0.cli.blocks import Blocks
+from flux0.cli.output import Output
+from flux0.cli.turn_view import TurnView
+from flux0.models import (
+    ContentPart,
+    JSONPatchOperation,
+    MessageData,
+    StatusData,
+    StreamEvent,
+    ToolCall,
+    ToolCallPart,
+    ToolData,
+)
+
+_AGENT = {"agent_id": "a", "agent_name": "Drizzle"}
+
+View = Callable[..., str]
+
+
+@pytest.fixture
+def view(capsys: pytest.CaptureFixture[str]) -> View:
+    """Shows events, and returns what was written; with `end`, the turn is over then."""
+    turn = TurnView(Blocks(Output()))
+
+    def show(*events: StreamEvent, end: bool = False) -> str:
+        for event in events:
+            turn.show(event)
+        if end:
+            turn.end()
+        return capsys.readouterr().out
+
+    return show
+
+
+def chunk(
+    path: str, value: Any, event_id: str = "m", *more: tuple[str, Any], op: str = "add", **metadata: str
+) -> ChunkEvent:
+    patches = ((path, value), *more)
+    return ChunkEvent(
+        correlation_id="t",
+        event_id=event_id,
+        seq=0,
+        patches=tuple(JSONPatchOperation(op, path, value) for path, value in patches),
+        metadata={**_AGENT, **metadata},
+    )
+
+
+def text(value: str, event_id: str = "m", **metadata: str) -> ChunkEvent:
+    return chunk("/-", value, event_id, **metadata)
+
+
+def status(name: str, data: Any = None) -> StatusEvent:
+    return StatusEvent("", "t", "ai_agent", StatusData(name, data=data))
+
+
+def call(args: Any, event_id: str = "c", number: int = 0, **more: Any) -> ChunkEvent:
+    item = {
+        "type": "tool_call",
+        "tool_call_id": f"call-{number}",
+        "tool_name": "get_weather",
+        "args": args,
+        **more,
+    }
+    return chunk(f"/tool_calls/{number}", item, event_id)
+
+
+def piece(args: str, number: int = 0) -> ChunkEvent:
+    return chunk(f"/tool_calls/{number}/args/-", args, "c")
+
+
+def result(value: Any, event_id: str = "r", number: int = 0) -> ChunkEvent:
+    item = {
+        "tool_call_id": f"call-{number}",
+        "tool_name": "get_weather",
+        "args": {},
+        "data": {"result": value},
+    }
+    return chunk("/tool_call_results", [item], event_id)
+
+
+# --- text
+
+
+def test_text_is_written_as_it_comes(view: View) -> None:
+    assert view(text("Hel")) == "Hel"
+    assert view(text("lo")) == "lo"
+    assert view(end=True) == "\n"
+
+
+def test_reasoning_is_written_as_it_comes_and_set_apart(view: View) -> None:
+    assert view(text("Let me ", kind="reasoning"), text("see", kind="reasoning")) == "Let me see"
+    assert view(text("It rains", "n"), end=True) == "\n\nIt rains\n"
+
+
+def test_two_messages_are_set_apart(view: View) -> None:
+    assert view(text("One"), text("Two", "n"), text("!", "n"), end=True) == "One\n\nTwo!\n"
+
+
+def test_interleaved_messages_are_never_mixed(view: View) -> None:
+    events = text("a1 "), text("b1 ", "n"), text("a2"), text("b2", "n")
+    assert view(*events, end=True) == "a1 \n\nb1 \n\na2\n\nb2\n"
+
+
+def test_several_patches_of_one_chunk_count(view: View) -> None:
+    assert view(chunk("/-", "a", "m", ("/-", "b")), text("c"), end=True) == "abc\n"
+
+
+@pytest.mark.parametrize("kind", ["", "reasoning"])
+def test_text_that_is_rewritten_is_written_again_when_the_message_is_over(
+    view: View, kind: str
+) -> None:
+    assert view(text("It rain", kind=kind)) == "It rain"
+    assert view(chunk("/0", "It snows", op="replace", kind=kind)) == ""
+    assert view(text(".", "n")) == "\n\nIt snows\n\n."
+    assert view(text("!", kind=kind), end=True) == "\n\n!\n"
+
+
+def test_what_a_rewriting_adds_to_reasoning_is_written_when_the_message_is_over(view: View) -> None:
+    assert view(text("It rain", kind="reasoning")) == "It rain"
+    assert view(chunk("", ["It rains"], kind="reasoning", op="replace")) == ""
+    assert view(end=True) == "s\n"
+
+
+def test_structured_content_is_written_as_json_when_the_message_is_over(view: View) -> None:
+    assert view(chunk("/sky", "foggy"), chunk("/celsius", 16)) == ""
+    assert view(end=True) == '{\n  "sky": "foggy",\n  "celsius": 16\n}\n'
+
+
+def test_a_message_that_comes_to_nothing_is_not_written(view: View) -> None:
+    assert view(chunk("/-", ""), end=True) == ""
+
+
+def test_control_characters_are_made_visible(view: View) -> None:
+    assert view(text("a\x1b[31m\x9b\x07b\r\nc\td"), end=True) == "a\\x1b[31m\\x9b\\x07b\nc\td\n"
+
+
+# --- tools
+
+
+def test_a_call_is_written_once_its_arguments_are_there(view: View) -> None:
+    assert view(call([]), piece('{"location": "San '), piece("Fran")) == ""
+    assert view(piece('cisco"}')) == '• get_weather(location="San Francisco")'
+    assert view(end=True) == "\n"
+
+
+def test_arguments_that_come_at_once_are_written_at_once(view: View) -> None:
+    assert view(call({"days": [1, 2], "where": None})) == "• get_weather(days=[1, 2], where=null)"
+
+
+def test_long_arguments_are_cut_before_all_of_them_have_come(view: View) -> None:
+    assert view(call([]), piece('{"code": "')) == ""
+    assert view(piece("x" * 391)) == f'• get_weather({{"code": "{"x" * 390}… (1 more characters))'
+    assert view(piece("y" * 1000), piece('"}'), end=True) == "\n"
+
+
+def test_arguments_that_never_became_json_are_written_when_the_message_is_over(view: View) -> None:
+    assert view(call([]), piece('{"a": ')) == ""
+    assert view(status("typing")) == '• get_weather({"a": )\n\n· typing'
+
+
+def test_several_calls_of_a_message_are_written_one_by_one(view: View) -> None:
+    assert view(call({})) == "• get_weather()"
+    assert view(call([], number=1), piece("{", 1)) == ""
+    assert view(piece("}", 1)) == "\n• get_weather()"
+
+
+def test_a_call_of_an_unknown_type_is_written_as_json(view: View) -> None:
+    assert view(call({}, type="magic")) == ""
+    assert '"type": "magic"' in view(end=True)
+
+
+def test_a_result_is_written_below_its_call(view: View) -> None:
+    assert view(call({}), result({"sky": "foggy"})) == '• get_weather()\n  {"sky": "foggy"}'
+    assert view(text("Foggy")) == "\n\nFoggy"
+
+
+def test_a_result_that_is_not_below_its_call_is_written_with_its_name(view: View) -> None:
+    calls = view(call({}), call({}, number=1), result("a\nb"))
+    assert calls == "• get_weather()\n• get_weather()\n  get_weather: a\n  b"
+
+
+def test_a_result_of_null_is_written_when_the_message_is_over(view: View) -> None:
+    assert view(call({}), result(None)) == "• get_weather()"
+    assert view(end=True) == "\n  null\n"
+
+
+def test_a_long_result_is_cut(view: View) -> None:
+    assert view(call({}), result("x" * 2000)).endswith("x… (800 more characters)")
+
+
+def test_a_tool_that_failed_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = ToolCall("call-0", "get_weather", {}, error="no such place")
+    Blocks(Output()).message(ToolData((failed,)), "r")
+    assert capsys.readouterr().out == "  get_weather: no such place"
+
+
+# --- statuses and the rest
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (None, ""),
+        ("thinking", ": thinking"),
+        ({"detail": "thinking"}, ": thinking"),
+        ({"detail": 1}, ': {"detail": 1}'),
+        ({"step": 1, "of": 2}, ': {"step": 1, "of": 2}'),
+    ],
+)
+def test_a_status_is_written_with_what_the_agent_added(view: View, data: Any, words: str) -> None:
+    assert view(status("processing", data), end=True) == f"· processing{words}\n"
+
+
+def test_a_status_begins_a_line_of_its_own(view: View) -> None:
+    events = status("processing"), text("Hi"), status("typing"), status("error", "boom")
+    assert view(*events, end=True) == "· processing\nHi\n\n· typing\n· error: boom\n"
+
+
+def test_an_unknown_event_is_written_with_its_data(view: View) -> None:
+    assert view(UnknownEvent("progress", "half"), end=True) == "· progress: half\n"
+
+
+def test_a_stored_message_is_written_part_by_part(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = Blocks(Output())
+    parts = ContentPart("a"), ContentPart("b"), ToolCallPart("1", "look", {}), {"type": "new"}
+    blocks.message(MessageData(parts), "m")
+    blocks.message(StatusData("typing"), "s")
+    expected = 'a\n\nb\n\n• look()\n\n{\n  "type": "new"\n}'
+    assert capsys.readouterr().out == expected
