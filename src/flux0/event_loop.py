@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -48,14 +49,37 @@ def close_soon(loop: Loop, close: Callable[[], Awaitable[None]]) -> None:
             await close()
 
     if hasattr(loop, "run_sync_soon"):
-        import trio  # noqa: PLC0415 - loaded already, as this is its token
-
-        with suppress(trio.RunFinishedError):
-            loop.run_sync_soon(trio.lowlevel.spawn_system_task, closing)
+        _spawn_in_trio(loop, closing)
     else:
+        _spawn_in_asyncio(loop, closing)
+
+
+def _spawn_in_trio(token: Loop, closing: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    trio = sys.modules["trio"]
+
+    def spawn() -> None:
+        with suppress(RuntimeError):  # The run takes no more tasks, and closes all it has.
+            trio.lowlevel.spawn_system_task(closing)
+
+    if _running_trio() is not None and trio.lowlevel.current_trio_token() is token:
+        spawn()
+    else:
+        with suppress(trio.RunFinishedError):
+            token.run_sync_soon(spawn)
+
+
+def _spawn_in_asyncio(loop: Loop, closing: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio = sys.modules["asyncio"]
+
+    def spawn() -> None:
         # The loop holds what the task waits for, and that holds the task until it is done.
+        loop.create_task(closing())
+
+    if asyncio._get_running_loop() is loop:  # noqa: SLF001 - the one that does not raise
+        spawn()
+    else:
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(lambda: loop.create_task(closing()))
+            loop.call_soon_threadsafe(spawn)
 
 
 async def shielded(close: Callable[[], Awaitable[None]]) -> None:
@@ -92,7 +116,7 @@ class PerLoop(Generic[T]):
         self._close = close
         self._known: _Known[T] = {}
         # Not __del__, which comes too late for guards that are garbage together with this.
-        weakref.finalize(self, _close_soon_all, self._known).atexit = False
+        weakref.finalize(self, _close_soon_all, self._known, close).atexit = False
 
     async def get(self) -> T:
         """Return the resource of the running loop."""
@@ -101,35 +125,42 @@ class PerLoop(Generic[T]):
         if known is not None:
             return known[0]
         resource = self._make()
-        guard = _guard(self._known, loop, resource, self._close)
+        guard = _guard(self._known, loop, self._close)
         self._known[loop] = (resource, guard)
         await guard.asend(None)
         return resource
 
     async def close_async(self) -> None:
         """Close the running loop's resource; those of other loops are closed as those end."""
-        known = self._known.get(running_loop())
-        if known is not None:
-            await known[1].aclose()
+        await _close(self._known, running_loop(), self._close)
 
 
 _Known: TypeAlias = dict[Loop, tuple[T, AsyncGenerator[None, None]]]
 
 
 async def _guard(
-    known: _Known[T], loop: Loop, resource: T, close: Callable[[T], Awaitable[None]]
+    known: _Known[T], loop: Loop, close: Callable[[T], Awaitable[None]]
 ) -> AsyncGenerator[None, None]:
     # Both loops close the asynchronous generators that are left when they end.
     try:
         yield
     finally:
-        del known[loop]
+        left = known.pop(loop, None)
+        if left is not None:
+            await close(left[0])
+
+
+async def _close(known: _Known[T], loop: Loop, close: Callable[[T], Awaitable[None]]) -> None:
+    left = known.pop(loop, None)
+    if left is not None:
+        resource, guard = left
+        await guard.aclose()  # At once, for it finds nothing left to close.
         await close(resource)
 
 
-def _close_soon_all(known: _Known[Any]) -> None:
-    for loop, (_, guard) in tuple(known.items()):
-        close_soon(loop, guard.aclose)
+def _close_soon_all(known: _Known[T], close: Callable[[T], Awaitable[None]]) -> None:
+    for loop in tuple(known):
+        close_soon(loop, partial(_close, known, loop, close))
 
 
 def _running_trio() -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.retrying import RetryConfig
 

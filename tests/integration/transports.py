@@ -7,7 +7,7 @@ from typing import Final, Literal, TypeAlias
 
 from attrs import frozen
 
-from flux0 import HttpxTransport
+from flux0 import AiohttpTransport, HttpxTransport, RequestsTransport, Urllib3Transport
 from flux0.ports import AsyncTransport, Transport
 
 Mode: TypeAlias = Literal["sync", "asyncio", "trio"]
@@ -17,7 +17,10 @@ ASYNC: Final[tuple[Mode, ...]] = ("asyncio", "trio")
 
 # Name: what makes the transport, and the kinds of code that it serves.
 TRANSPORTS: Mapping[str, tuple[Callable[[], Transport | AsyncTransport], tuple[Mode, ...]]] = {
+    "aiohttp": (AiohttpTransport, ("asyncio",)),
     "httpx": (HttpxTransport, SYNC + ASYNC),
+    "requests": (RequestsTransport, SYNC + ASYNC),
+    "urllib3": (Urllib3Transport, SYNC + ASYNC),
 }
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import ssl
+import struct
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -14,6 +16,7 @@ from typing import Any, ClassVar
 import aiohttp
 import pytest
 import trio
+import trustme
 from attrs import frozen
 
 from flux0.adapters.aiohttp import AiohttpTransport
@@ -28,7 +31,7 @@ from flux0.domain.errors import (
 from flux0.domain.headers import Headers
 from flux0.ports import AsyncByteStream, Request, Response, Timeout
 from flux0.testing.answers import Close, Hold, Reset, Send, answer, cut, head, size
-from flux0.testing.byte_server import ByteServer
+from flux0.testing.byte_server import PATIENCE, ByteServer
 from flux0.testing.contract import AsyncTransportContract, LimitedPoolContract
 
 OK = answer(b"ok")
@@ -222,6 +225,44 @@ def test_an_address_that_is_none(url: str) -> None:
     asyncio.run(run())
 
 
+def test_percent_encodings_are_not_made_uniform() -> None:
+    target = "/a%3ab/%c3%a9%41?q=%2F+x%20&z=%7e"
+
+    async def run(url: str) -> None:
+        async with own() as transport:
+            await fetch(transport, get(f"{url}{target}"))
+
+    with ByteServer(OK) as server:
+        asyncio.run(run(server.url))
+        assert [request.target for request in server.requests] == [target]
+
+
+def test_cookies_of_a_named_host_are_not_kept_either() -> None:
+    """aiohttp keeps none of an address; those of names it would."""
+
+    async def run(url: str) -> None:
+        async with own() as transport:
+            for _ in range(2):
+                await fetch(transport, get(url))
+
+    with ByteServer(answer(b"", headers=[("Set-Cookie", "flux0_user_sub=me; Path=/")])) as server:
+        asyncio.run(run(server.url.replace("127.0.0.1", "localhost")))
+        assert not any("cookie" in request.headers for request in server.requests)
+
+
+def test_a_header_field_may_be_longer_than_aiohttp_would_take() -> None:
+    policy = "default-src " + "x" * 20_000
+
+    async def run(url: str) -> None:
+        async with own() as transport:
+            response = await transport.send_async(get(url))
+            assert response.headers["content-security-policy"] == policy
+            assert await read(response.body) == b"ok"
+
+    with ByteServer(answer(b"ok", headers=[("Content-Security-Policy", policy)])) as server:
+        asyncio.run(run(server.url))
+
+
 def test_only_what_can_be_undone_is_asked_for_unless_the_user_asks() -> None:
     async def run(url: str) -> None:
         async with own() as transport:
@@ -260,32 +301,46 @@ def test_a_body_of_megabytes() -> None:
 
 
 def test_the_connection_is_reset_within_a_large_request() -> None:
-    async def run(url: str) -> None:
+    async def run(listener: socket.socket) -> None:
         async with own() as transport:
+            sending = asyncio.ensure_future(transport.send_async(large(listener)))
+            connection, _ = await asyncio.to_thread(listener.accept)
+            with connection:
+                await asyncio.to_thread(connection.recv, 1)
+                linger = struct.pack("ii", 1, 0)  # So that closing resets.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             with pytest.raises(ConnectionInterrupted) as caught:
-                await transport.send_async(post(url, bytes(32_000_000)))
+                await sending
             assert isinstance(caught.value.__cause__, aiohttp.ClientError)
 
-    with ByteServer(unasked=(Reset(),)) as server:
-        asyncio.run(run(server.url))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asyncio.run(run(listener))
 
 
 @debug
 def test_a_large_request_is_cancelled_while_it_is_sent(*, debug: bool) -> None:
-    """The connection is closed at once, whatever the server has not taken yet."""
+    """It is not waited for until the server has taken what is written; asyncio would warn."""
 
-    async def run(url: str, gone: Gone) -> None:
+    async def run(listener: socket.socket) -> socket.socket:
         async with own() as transport:
-            sending = asyncio.ensure_future(transport.send_async(post(url, bytes(32_000_000))))
-            await asyncio.wait([sending], timeout=SHORT)
+            sending = asyncio.ensure_future(transport.send_async(large(listener)))
+            connection, _ = await asyncio.to_thread(listener.accept)
+            await asyncio.to_thread(connection.recv, 1)
             sending.cancel()
             with suppress(asyncio.CancelledError):
                 await sending
-            await gone()
+            return connection
 
-    with ByteServer(unasked=(Send(b""), Hold())) as server:
-        # A `Hold` that reads would take it all, so the listener's queue is where it stays.
-        asyncio.run(run(server.url, Gone(server)), debug=debug)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        asyncio.run(run(listener), debug=debug),
+    ):
+        gc.collect()
+
+
+def large(listener: socket.socket) -> Request:
+    """A request that does not fit into the buffers on the way."""
+    return post(f"http://127.0.0.1:{listener.getsockname()[1]}/", bytes(32_000_000))
 
 
 # --- bodies
@@ -315,7 +370,7 @@ def test_a_body_until_close_is_reset() -> None:
             server.release()
             with pytest.raises(ConnectionInterrupted) as caught:
                 await read(response.body)
-            assert isinstance(caught.value.__cause__, ConnectionResetError)
+            assert isinstance(caught.value.__cause__, aiohttp.ClientOSError)
 
     with ByteServer((head("200 OK", []), Send(b"first"), Hold(), Reset())) as server:
         asyncio.run(run(server))
@@ -454,6 +509,36 @@ def test_a_transport_that_is_forgotten(*, debug: bool) -> None:
 
     with ByteServer(OK) as server:
         asyncio.run(run(server.url, Gone(server)), debug=debug)
+
+
+def test_leaving_does_not_wait_for_the_other_side_to_end_its_tls() -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.configure_cert(context)  # pyright: ignore[reportUnknownMemberType] - it also takes a type of pyOpenSSL
+    trusting = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+
+    def serve(listener: socket.socket) -> None:
+        plain, _ = listener.accept()
+        plain.settimeout(PATIENCE)
+        with context.wrap_socket(plain, server_side=True) as connection:
+            connection.recv(65536)
+            for step in SILENT[:2]:
+                assert isinstance(step, Send)
+                connection.sendall(step.data)
+            while socket.socket.recv(connection, 65536):  # Below TLS, which it does not end.
+                pass
+
+    async def run(listener: socket.socket) -> None:
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        serving = asyncio.ensure_future(asyncio.to_thread(serve, listener))
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusting)) as session:
+            response = await begun(AiohttpTransport(session), url)
+            await response.body.close_async()
+            await serving
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asyncio.run(run(listener))
 
 
 def test_one_transport_serves_loop_after_loop() -> None:

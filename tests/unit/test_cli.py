@@ -554,3 +554,256 @@ def test_one_can_talk_to_the_demo_agent(run: Run) -> None:
     result = run("chat", "--demo", "How is it in Oslo?", "--server-url", "http://127.0.0.1:1")
     assert result.exit_code == 0
     assert "foggy in Oslo" in result.stdout
+
+
+# --- a process of its own
+
+
+def finished(
+    environment: Mapping[str, str], *arguments: str, input: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run Python to its end."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environment,
+        input=input,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=_SECONDS,
+        check=False,
+    )
+
+
+def test_output_that_is_piped_is_plain_text(environment: Mapping[str, str]) -> None:
+    done = finished({**environment, "TERM": "xterm-256color"}, "-m", "flux0", "chat", "weather")
+    assert (done.returncode, done.stdout) == (0, TURN_SHOWN)
+    assert "\x1b" not in done.stderr
+
+
+def started(environment: Mapping[str, str], *arguments: str) -> subprocess.Popen[str]:
+    """Start a command that can be talked to."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "flux0", *arguments],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+
+
+def read_until(stream: IO[str] | None, text: str) -> str:
+    """Read what comes until `text` has; the end of the stream before that is a failure."""
+    assert stream is not None
+    read = ""
+    while not read.endswith(text):
+        more = os.read(stream.fileno(), 1).decode()
+        assert more, read
+        read += more
+    return read
+
+
+@pytest.fixture
+def bound() -> Iterator[Callable[[subprocess.Popen[str]], subprocess.Popen[str]]]:
+    """Kills a process that is still there when its time is over, so that reading from it ends."""
+    timers: list[threading.Timer] = []
+
+    def bind(process: subprocess.Popen[str]) -> subprocess.Popen[str]:
+        timers.append(threading.Timer(_SECONDS, process.kill))
+        timers[-1].start()
+        return process
+
+    yield bind
+    for timer in timers:
+        timer.cancel()
+        timer.join()
+
+
+Bound = Callable[["subprocess.Popen[str]"], "subprocess.Popen[str]"]
+
+
+def test_text_is_written_as_it_comes_and_ctrl_c_leaves_the_turn(
+    environment: Mapping[str, str], bound: Bound, fake: FakeTransport, server: FakeOverHTTP
+) -> None:
+    fake.script([Say("Once upon"), FallSilent()])
+    with bound(started(environment, "chat", "Hi")) as process:
+        read_until(process.stdout, "Once upon")
+        process.send_signal(signal.SIGINT)
+        rest, problems = process.communicate()
+    assert (process.returncode, rest) == (130, "\n")
+    assert problems.splitlines()[1:] == []
+    assert server.left.wait(_SECONDS)
+
+
+def test_ctrl_c_ends_a_turn_and_the_conversation_goes_on(
+    environment: Mapping[str, str], bound: Bound, fake: FakeTransport, server: FakeOverHTTP
+) -> None:
+    fake.script([Say("Once upon"), FallSilent()])
+    with bound(started(environment, "chat")) as process:
+        assert process.stdin is not None
+        process.stdin.write("one\n")
+        process.stdin.flush()
+        read_until(process.stdout, "Once upon")
+        process.send_signal(signal.SIGINT)
+        rest, notes = process.communicate("two\n")
+    assert (process.returncode, rest) == (0, "\n\nYou said two.\n\n")
+    assert notes.splitlines()[1:] == ["The turn was ended."]
+    assert server.left.wait(_SECONDS)
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_reader_who_leaves_is_no_problem(
+    environment: Mapping[str, str], bound: Bound, fake: FakeTransport, options: tuple[str, ...]
+) -> None:
+    fake.script([Say("word " * 100, pieces=100)])
+    with bound(started(environment, "chat", "Hi", *options)) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert len(process.stderr.read().splitlines()) == (0 if options else 1)
+    assert process.returncode == 1
+
+
+# --- a terminal
+
+
+class Terminal:
+    """A terminal of 40 columns that this process's standard streams are connected to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, server_url: str) -> None:
+        self._master, slave = pty.openpty()
+        attributes = termios.tcgetattr(slave)
+        attributes[3] &= ~termios.ECHO
+        termios.tcsetattr(slave, termios.TCSANOW, attributes)
+        self._streams = (os.fdopen(slave, "r"), os.fdopen(os.dup(slave), "w"))
+        monkeypatch.setattr(sys, "stdin", self._streams[0])
+        monkeypatch.setattr(sys, "stdout", self._streams[1])
+        for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in {"TERM": "xterm", "COLUMNS": "40", "LINES": "20"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("FLUX0_SERVER_URL", server_url)
+        self._shown = ""
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def wait_for(self, text: str) -> None:
+        """Return once `text` is shown."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: text in self._shown, _SECONDS), self._shown
+
+    def run(self, *arguments: str) -> int:
+        """Run a command and return its exit code."""
+        with pytest.raises(SystemExit) as leaving:
+            app(arguments)
+        assert isinstance(leaving.value.code, int)
+        return leaving.value.code
+
+    def close(self) -> str:
+        """Return all that was shown, with escape sequences that begin with `~`."""
+        for stream in self._streams:
+            stream.close()
+        self._reader.join()
+        os.close(self._master)
+        return self._shown.replace("\r\n", "\n").replace("\x1b[", "~")
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = os.read(self._master, 1000)
+            except OSError:  # How Linux says that nobody is left on the other side.
+                return
+            with self._changed:
+                self._shown += data.decode()
+                self._changed.notify_all()
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch, server: FakeOverHTTP) -> Terminal:
+    return Terminal(monkeypatch, server.url)
+
+
+def test_a_terminal_gets_styles(terminal: Terminal) -> None:
+    assert terminal.run("chat", "weather") == 0
+    assert terminal.close() == (
+        "~2m· processing: Thinking~0m\n"
+        "~2;3mLet~0m~2;3m me~0m~2;3m see.~0m\n\n"
+        '~36m• get_weather(location="SF")~0m\n  {"sky": "foggy"}\n\n'
+        "~2m· typing~0m\n"
+        "It is foggy.\n"
+    )
+
+
+def test_a_terminal_gets_lines_that_are_broken_between_words(
+    terminal: Terminal, fake: FakeTransport
+) -> None:
+    text = "It will be foggy in the morning and sunny in the afternoon."
+    fake.script([Say(text, pieces=59)])
+    assert terminal.run("chat", "Hi") == 0
+    shown = terminal.close()
+    assert "\x1b" not in shown
+    # The beginning of a word that did not fit is taken back, and said again on the next line.
+    assert shown == "It will be foggy in the morning and sunn~4D~0K\nsunny in the afternoon.\n"
+
+
+def test_a_table_fits_the_terminal(terminal: Terminal, client: Flux0, talk: str) -> None:
+    client.agents.create(name="Echo", type_="echo", description="word " * 20)
+    assert terminal.run("agents", "list") == 0
+    assert terminal.run("events", talk) == 0
+    shown = terminal.close()
+    plain = re.sub(r"~[\d;]*m", "", shown)
+    assert max(map(len, plain.splitlines())) <= 40
+    assert plain.count("word") == 20
+
+
+def test_a_terminal_that_can_do_nothing_gets_plain_text(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    assert terminal.run("chat", "weather") == 0
+    assert terminal.close() == TURN_SHOWN
+
+
+def test_somebody_at_a_terminal_is_prompted(
+    terminal: Terminal, fake: FakeTransport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.script([Fail("boom")], "fine")
+    terminal.type("one\ntwo\n\x04")
+    assert terminal.run("chat") == 0  # They saw that a turn had failed.
+    assert terminal.close() == "> ~1;31m· error: boom~0m\n\n> fine\n\n> \n"
+    assert "Ctrl-D" in capsys.readouterr().err
+
+
+def test_ctrl_c_at_the_prompt_leaves(terminal: Terminal) -> None:
+    def interrupt() -> None:
+        terminal.wait_for("> ")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    somebody = threading.Thread(target=interrupt)
+    somebody.start()
+    assert terminal.run("chat") == 130
+    somebody.join()
+    assert terminal.close() == "> \n"
+
+
+def test_ctrl_c_in_a_turn_leads_back_to_the_prompt(
+    terminal: Terminal, fake: FakeTransport, server: FakeOverHTTP
+) -> None:
+    fake.script([Say("Once upon"), FallSilent()], "fine")
+
+    def interrupt() -> None:
+        terminal.wait_for("Once upon")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        assert server.left.wait(_SECONDS)
+        terminal.type("two\nexit\n")
+
+    somebody = threading.Thread(target=interrupt)
+    somebody.start()
+    terminal.type("one\n")
+    assert terminal.run("chat") == 0
+    somebody.join()
+    assert terminal.close() == "> Once upon\n\n> fine\n\n> "

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux0 import Flux0, RetryConfig, StreamIdleTimeout, StreamInterrupted
+from flux0 import BackoffStrategy, Flux0, RetryConfig, StreamIdleTimeout, StreamInterrupted
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -23,6 +23,7 @@ from flux0.domain.errors import (
 from flux0.models import ChunkEvent, StatusEvent
 from flux0.ports import Timeout
 from flux0.testing import (
+    AgentStep,
     Drop,
     FakeTransport,
     Fault,
@@ -153,7 +154,8 @@ def test_a_client_tries_again() -> None:
     fake = FakeTransport()
     fake.inject(Refuse())
     fake.inject(Respond(503, retry_after=0))
-    with Flux0(transport=fake) as flux0:
+    at_once = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
+    with Flux0(transport=fake, retry_config=at_once) as flux0:
         assert len(flux0.agents.list()) == 1
     assert [call.operation for call in fake.calls] == ["agents.list"] * 3
 
@@ -161,7 +163,7 @@ def test_a_client_tries_again() -> None:
 # --- bodies that break
 
 
-STEPS = [Report("processing"), Say("Hello there", pieces=4), Report("typing")]
+STEPS: list[AgentStep] = [Report("processing"), Say("Hello there", pieces=4), Report("typing")]
 
 
 def read(*faults: Fault) -> tuple[list[Any], BaseException | None, FakeTransport]:
@@ -211,6 +213,16 @@ def test_a_stream_is_cut_off_at_any_byte(data: st.DataObject) -> None:
     assert len(received) == body[:size].count(b"\n\n")
     ends_well = clean and (not size or body[:size].endswith(b"\n\n"))
     assert (failure is None) is ends_well
+
+
+def test_a_pause_is_no_event() -> None:
+    fake = FakeTransport([Report("typing"), Pause(1), Report("typing"), Report("typing")])
+    session_id = new_session(fake)
+    fake.inject(Truncate(after_events=2))
+    pieces: list[bytes] = []
+    with pytest.raises(ConnectionInterrupted):
+        pieces.extend(fake.send(message_to(session_id)).body)
+    assert len(pieces) == 2
 
 
 @pytest.mark.parametrize("fault", [Stall(after_events=2), Stall(after_bytes=700)])
@@ -269,9 +281,10 @@ def test_a_pause_sends_what_there_is() -> None:
     assert first == second
 
 
-def test_a_stream_is_split_and_cut_off() -> None:
-    received, failure, _ = read(Split(7), Truncate(after_events=3))
-    assert len(received) == 3
+@pytest.mark.parametrize("events", [0, 3])
+def test_a_stream_is_split_and_cut_off(events: int) -> None:
+    received, failure, _ = read(Split(7), Truncate(after_events=events))
+    assert len(received) == events
     assert isinstance(failure, StreamInterrupted)
 
 

@@ -239,7 +239,7 @@ def test_sessions_are_those_of_the_user_and_the_agent() -> None:
     fake = FakeTransport()
     with Flux0(transport=fake) as flux0:
         other = flux0.agents.create(name="Other", type_="fake")
-        users = {}
+        users: dict[str, tuple[set[str], int]] = {}
         for cookie in ("", "flux0_user_sub=alice", 'a=b; flux0_user_sub="alice"', "x"):
             headers = {"cookie": cookie}
             for agent_id in (fake.agent_id, other.id):
@@ -259,8 +259,8 @@ def test_sessions_are_those_of_the_user_and_the_agent() -> None:
     ("query", "body", "status", "detail"),
     [
         ("", {"agent_id": UNKNOWN}, 400, f"Agent with ID {UNKNOWN} not found"),
-        ("", {"agent_id": "a", "id": "s"}, 422, [too_short(["body", n], n[0]) for n in ("agent_id",)]
-         + [too_short(["body", "id"], "s")]),
+        ("", {"agent_id": "a", "id": "s"}, 422,
+         [too_short(["body", "agent_id"], "a"), too_short(["body", "id"], "s")]),
         ("", {"agent_id": UNKNOWN, "title": "t" * 201}, 422,
          [too_long(["body", "title"], "t" * 201, 200)]),
         ("?allow_greeting=maybe", {}, 422, [

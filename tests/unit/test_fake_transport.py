@@ -29,24 +29,22 @@ from flux0.testing import (
     Split,
     Stall,
 )
-from integration.modes import Mode, in_mode
+from integration.modes import in_mode
+from integration.transports import Mode
 from unit.fakes import JSON, message_to, new_session, request
 from unit.in_memory import in_both_loops, in_every_mode
 
 
 def test_a_fake_is_a_transport_of_both_kinds() -> None:
     fake = FakeTransport()
-    sync: Transport = fake
-    asynchronous: AsyncTransport = fake
-    assert sync is asynchronous
+    both: tuple[Transport, AsyncTransport] = (fake, fake)
+    assert len(set(both)) == 1
 
 
 @in_every_mode
 async def test_a_whole_conversation(mode: Mode) -> None:
     call = CallTool("get_weather", {"location": "San Francisco"})
-    fake = FakeTransport(
-        [Reason("Let me see."), call, GiveResult(call, "fog"), Say("It is foggy.")]
-    )
+    fake = FakeTransport([Reason("Hm."), call, GiveResult(call, "fog"), Say("It is foggy.")])
     async with in_mode(mode, Flux0(transport=fake)) as flux0:
         (agent,) = await flux0.agents.list_async()
         session = await flux0.sessions.create_async(agent_id=agent.id, title="Weather")
@@ -72,7 +70,7 @@ async def test_a_whole_conversation(mode: Mode) -> None:
 
 
 @in_both_loops
-async def test_leaving_an_asynchronous_loop_leaves_the_turn(_: Mode) -> None:
+async def test_leaving_an_asynchronous_loop_leaves_the_turn(mode: Mode) -> None:
     fake = FakeTransport([Say("Hello", pieces=5)])
     flux0 = Flux0(transport=fake)
     session = await flux0.sessions.create_async(agent_id=fake.agent_id)
@@ -216,7 +214,7 @@ def test_a_stream_that_is_open_is_told() -> None:
 def test_an_answer_that_is_not_read_is_told() -> None:
     fake = FakeTransport()
     response = fake.send(request("GET", "/api/agents"))
-    with pytest.raises(AssertionError, match="agents.list"):
+    with pytest.raises(AssertionError, match=r"agents\.list"):
         fake.assert_no_open_streams()
     response.body.close()
     fake.assert_no_open_streams()
@@ -366,7 +364,7 @@ def test_an_unexpected_call_is_explained_by_the_nearest_expected_one() -> None:
 def test_a_call_without_a_route_is_told_by_its_method() -> None:
     fake = FakeTransport()
     fake.expect("agents.list")
-    with pytest.raises(AssertionError, match="expected agents.list, got PUT /api/agents"):
+    with pytest.raises(AssertionError, match=r"expected agents\.list, got PUT /api/agents"):
         fake.send(request("PUT", "/api/agents"))
 
 

@@ -190,7 +190,7 @@ def test_an_agents_bug_is_seen_by_the_test() -> None:
 
 
 def test_a_step_has_to_be_one() -> None:
-    fake = FakeTransport(lambda _: ["Hello"])  # type: ignore[list-item, return-value]
+    fake = FakeTransport(lambda _: ["Hello"])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="'Hello'"):
         list(fake.send(message_to(new_session(fake))).body)
 
@@ -255,7 +255,7 @@ def test_chunks_that_do_not_apply_are_not_sent() -> None:
 
 
 def test_metadata_add_to_the_agents() -> None:
-    steps = [raw(add("/-", "x"), mood="good", agent_id=None), READY]
+    steps: list[AgentStep] = [raw(add("/-", "x"), mood="good", agent_id=None), READY]
     (event,), (stored,) = turn(FakeTransport(steps))
     assert isinstance(event, ChunkEvent)
     assert event.metadata == {"agent_name": "Fake", "mood": "good"}

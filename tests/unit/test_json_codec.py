@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from flux0 import from_dict, to_dict
 from flux0.adapters.json import JsonCodec
-from flux0.domain.errors import DecodeError, InvalidArgument
+from flux0.domain.errors import DecodeError, Flux0Error, InvalidArgument
 from flux0.domain.models import (
     Agent,
     Agents,
@@ -238,17 +238,22 @@ def test_the_details_of_a_422_are_read_whole() -> None:
 # --- from_dict and to_dict
 
 
+@pytest.mark.parametrize("model", [42, "Agent", dict, ControlOptions("auto"), Listing])
+def test_what_is_no_model_is_refused_by_name(model: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"flux0\.models") as caught:
+        from_dict(model, {"data": [1]})
+
+    assert caught.value.argument == "model"
+
+
 @attrs.frozen
 class Stranger:
     value: complex
 
 
-@pytest.mark.parametrize("model", [42, "Agent", dict, ControlOptions("auto"), Listing, Stranger])
-def test_what_is_no_model_is_refused_by_name(model: Any) -> None:
-    with pytest.raises(InvalidArgument, match=r"flux0\.models") as caught:
-        from_dict(model, {"value": 1, "data": [1]})
-
-    assert caught.value.argument == "model"
+def test_a_class_of_somebody_else_s_fails_in_the_library_s_own_words() -> None:
+    with pytest.raises(Flux0Error, match="complex"):
+        from_dict(Stranger, {"value": 1})
 
 
 def test_a_value_that_is_nested_too_deeply_to_write_is_refused() -> None:

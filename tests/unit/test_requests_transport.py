@@ -54,7 +54,8 @@ def fetch(transport: RequestsTransport, url: str, *headers: tuple[str, str]) -> 
 
 def server_context(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.configure_cert(context)  # pyright: ignore[reportUnknownMemberType] - of pyOpenSSL
     return context
 
 
@@ -64,7 +65,11 @@ def test_a_users_session_keeps_what_it_has_and_stays_open() -> None:
     session.auth = ("me", "password")
     session.params = {"tenant": "7"}
     seen: list[int] = []
-    session.hooks["response"] = lambda response, **_: seen.append(response.status_code)
+
+    def see(response: requests.Response, **_: Any) -> None:
+        seen.append(response.status_code)
+
+    session.hooks["response"] = see
     cookie = answer(b"ok", headers=[("Set-Cookie", "flux0_user_sub=me; Path=/")])
     with ByteServer(cookie) as server:
         transport = RequestsTransport(session)
@@ -137,8 +142,11 @@ def test_a_status_that_an_adapter_would_give_up_on_is_an_answer() -> None:
 
 
 def test_a_hook_may_raise_for_the_status() -> None:
+    def raise_for_status(response: requests.Response, **_: Any) -> None:
+        response.raise_for_status()
+
     session = requests.Session()
-    session.hooks["response"] = lambda response, **_: response.raise_for_status()
+    session.hooks["response"] = raise_for_status
     with ByteServer(answer(b"no", status="404 Not Found"), OK) as server:
         transport = RequestsTransport(session)
         response = transport.send(get(server.url))
@@ -148,9 +156,13 @@ def test_a_hook_may_raise_for_the_status() -> None:
 
 
 def test_a_hook_may_read_the_body() -> None:
-    session = requests.Session()
     seen: list[str] = []
-    session.hooks["response"] = lambda response, **_: seen.append(response.text)
+
+    def read(response: requests.Response, **_: Any) -> None:
+        seen.append(response.text)
+
+    session = requests.Session()
+    session.hooks["response"] = read
     with ByteServer(answer(b"ok", gzip=True, headers=[("X-A", "b")])) as server:
         transport = RequestsTransport(session)
         for _ in range(2):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from math import inf
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Final, cast
-from weakref import WeakSet, finalize
+from weakref import finalize
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -59,21 +59,21 @@ class AiohttpTransport:
 
     def __init__(self, session: aiohttp.ClientSession | None = None) -> None:
         self._session = session
-        self._own_sessions = PerLoop(_OwnSession, _OwnSession.close)
+        self._own_sessions = PerLoop(_make_session, aiohttp.ClientSession.close)
         given = () if session is None else session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - those of a request replace them
         self._middlewares: tuple[aiohttp.ClientMiddlewareType, ...] = (_unrepeated, *given)
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Send `request` once; see `AsyncTransport.send_async`."""
         loop = _running_loop()
-        if self._session is None:
-            own = await self._own_sessions.get()
-            response = await self._send(own.session, request)
-            if not response.closed:  # As it is when the body came along with the headers.
-                own.responses.add(response)
-        else:
-            _check_usable(self._session, loop)
-            response = await self._send(self._session, request)
+        session = self._session
+        if session is None:
+            session = await self._own_sessions.get()
+        elif session.closed:
+            raise ClientClosed("the aiohttp session is closed")
+        elif session._loop is not loop:  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - its public name is deprecated
+            raise Flux0Error("the aiohttp session belongs to another event loop")
+        response = await self._send(session, request)
         body = _Body(request, response, loop, self)
         return Response(response.status, _response_headers(response), body, response)
 
@@ -103,25 +103,15 @@ class AiohttpTransport:
             raise _translated(error) from error
 
 
-class _OwnSession:
-    """A session made here, and those of its responses that may still be read."""
-
-    def __init__(self) -> None:
-        self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=_MAX_CONNECTIONS, keepalive_timeout=_KEEPALIVE_SECONDS
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            max_line_size=_MAX_HEADER_BYTES,
-            max_field_size=_MAX_HEADER_BYTES,
-        )
-        self.responses: WeakSet[aiohttp.ClientResponse] = WeakSet()
-
-    async def close(self) -> None:
-        # aiohttp closes their connections, but does not tell those who are reading.
-        for response in tuple(self.responses):
-            _release(response)
-        await self.session.close()
+def _make_session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=_MAX_CONNECTIONS, keepalive_timeout=_KEEPALIVE_SECONDS
+        ),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        max_line_size=_MAX_HEADER_BYTES,
+        max_field_size=_MAX_HEADER_BYTES,
+    )
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:
@@ -130,13 +120,6 @@ def _running_loop() -> asyncio.AbstractEventLoop:
     except RuntimeError:
         message = "aiohttp works under asyncio only: use HttpxTransport under trio"
         raise Flux0Error(message) from None
-
-
-def _check_usable(session: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop) -> None:
-    if session.closed:
-        raise ClientClosed("the aiohttp session is closed")
-    if session._loop is not loop:  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - its public name is deprecated
-        raise Flux0Error("the aiohttp session belongs to another event loop")
 
 
 def _url(request: Request) -> URL:
@@ -195,16 +178,14 @@ class _LargeBody(aiohttp.Payload):
         return self._body.decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
+        transport = cast("StreamWriter", writer).transport
         try:
             for start in range(0, len(self._body), _WRITE_BYTES):
                 piece = self._body[start : start + _WRITE_BYTES]
                 await asyncio.wait_for(writer.write(piece), self._silence)
             await asyncio.wait_for(writer.drain(), self._silence)
         except BaseException as error:
-            # Closing alone would wait until the server has taken what is written.
-            transport = cast("StreamWriter", writer).transport
-            if transport is not None:
-                transport.abort()
+            _abort(transport)  # Closing would wait until the server has taken what is written.
             if isinstance(error, asyncio.TimeoutError):
                 raise WriteTimeout("the server did not take the request's body") from error
             raise
@@ -307,7 +288,8 @@ class _Body:
     def _look(self, seen: int) -> None:
         """End the wait for bytes if it is time to, or look again later.
 
-        aiohttp closes a connection whose framing breaks without telling those who read the body.
+        aiohttp does not always tell who reads a body that its connection is closed: not where the
+        framing breaks, nor where the session is closed.
         """
         content = self._content
         if content.total_bytes != seen:  # They came at the same time as the timer.
@@ -348,9 +330,14 @@ def _release(response: aiohttp.ClientResponse) -> None:
     if response.content.exception() is None:
         response.content.set_exception(aiohttp.ClientConnectionError("the body is closed"))
     connection = response.connection
-    if connection is not None and connection.transport is not None:
-        connection.transport.abort()  # Closing would wait for the other side to end its TLS.
+    # Closing would wait for the other side to end its TLS.
+    _abort(None if connection is None else connection.transport)
     response.close()
+
+
+def _abort(transport: asyncio.Transport | None) -> None:
+    if transport is not None:  # The connection may be lost already.
+        transport.abort()
 
 
 def _release_soon(loop: asyncio.AbstractEventLoop, response: aiohttp.ClientResponse) -> None:

@@ -95,7 +95,9 @@ class _UserinfoAuth(AuthBase):
 
     def __call__(self, prepared: requests.PreparedRequest) -> requests.PreparedRequest:
         name, password = get_auth_from_url(prepared.url or "")
-        return HTTPBasicAuth(name, password)(prepared) if name or password else prepared
+        if name or password:
+            HTTPBasicAuth(name, password)(prepared)
+        return prepared
 
 
 def _send(session: requests.Session, request: Request) -> requests.Response:

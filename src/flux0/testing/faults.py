@@ -151,18 +151,23 @@ def _split(pieces: Iterator[bytes | float], sizes: tuple[int, ...]) -> Iterator[
     wanted = cycle(sizes)
     size = next(wanted)
     held = bytearray()
-    for piece in pieces:
-        if isinstance(piece, bytes):
-            held += piece
-            while len(held) >= size:
-                yield bytes(held[:size])
-                del held[:size]
-                size = next(wanted)
-        else:
-            if held:  # Nothing follows for now that it could wait for.
-                yield bytes(held)
-                held.clear()
-                size = next(wanted)
-            yield piece
+    try:
+        for piece in pieces:
+            if isinstance(piece, bytes):
+                held += piece
+                while len(held) >= size:
+                    yield bytes(held[:size])
+                    del held[:size]
+                    size = next(wanted)
+            else:
+                if held:  # Nothing follows for now that it could wait for.
+                    yield bytes(held)
+                    held.clear()
+                    size = next(wanted)
+                yield piece
+    except ConnectionInterrupted:
+        if held:
+            yield bytes(held)
+        raise
     if held:
         yield bytes(held)

@@ -1,0 +1,137 @@
+"""Header fields that are computed for each attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from flux0 import Flux0, RetryConfig
+from flux0.domain.errors import ConnectError, InvalidArgument
+from flux0.domain.headers import Headers
+from flux0.domain.retrying import BackoffStrategy
+from flux0.flows import chain
+from flux0.middleware.headers import ComputedHeaders
+from flux0.ports import Request
+from integration.modes import in_mode
+from integration.transports import Mode
+from unit.driving import Time, drive, drive_sync
+from unit.in_memory import answer, in_every_mode, script
+
+REQUEST = Request("GET", "http://h/", Headers((("Accept", "a/b"), ("X-Own", "kept"))))
+
+
+def sent(values: dict[str, Callable[[], Any]], request: Request = REQUEST) -> Headers:
+    """Return the header fields that a request is sent with."""
+    transport = script(answer())
+    drive_sync(chain([ComputedHeaders(values)])(request), transport, Time())
+    return transport.requests[0].headers
+
+
+def test_what_a_function_returns_is_sent_with_the_rest() -> None:
+    headers = sent({"Authorization": lambda: "Bearer 1", "x-empty": lambda: ""})
+
+    assert dict(headers) == {
+        "accept": "a/b",
+        "x-own": "kept",
+        "authorization": "Bearer 1",
+        "x-empty": "",
+    }
+
+
+def test_a_field_of_the_call_wins() -> None:
+    assert sent({"x-OWN": lambda: "computed"}).get_all("x-own") == ("kept",)
+
+
+def test_nothing_else_of_the_request_changes() -> None:
+    transport = script(answer())
+    request = evolve(REQUEST, method="POST", body=b"{}", stream=True, operation="o", attempt=2)
+
+    layers = chain([ComputedHeaders({"x-new": lambda: "1"})])
+    drive_sync(layers(request), transport, Time())
+
+    assert evolve(transport.requests[0], headers=request.headers) == request
+
+
+@in_every_mode
+async def test_an_error_of_the_function_reaches_the_caller_and_nothing_is_sent(mode: Mode) -> None:
+    class LoggedOutError(Exception):
+        pass
+
+    def refuse() -> str:
+        raise LoggedOutError
+
+    transport = script(answer())
+
+    with pytest.raises(LoggedOutError):
+        await drive(mode, chain([ComputedHeaders({"a": refuse})])(REQUEST), transport, Time())
+    assert transport.requests == []
+
+
+@pytest.mark.parametrize("value", ["a\r\nb: c", "a\x00", " a", "€", None, 7, b"a", ["a"]])
+def test_what_is_no_header_value_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidArgument, match="'x-computed'") as caught:
+        sent({"x-computed": lambda: value})
+
+    assert caught.value.argument == "headers"
+
+
+# --- over a client
+
+
+def test_a_client_takes_fixed_and_computed_fields_and_a_call_wins_over_both() -> None:
+    transport = script(*(answer(b'{"data": []}') for _ in range(2)))
+    headers: dict[str, str | Callable[[], str]] = {
+        "x-tenant": "acme",
+        "authorization": lambda: "Bearer 1",
+    }
+
+    with Flux0(transport=transport, headers=headers) as flux0:
+        flux0.agents.list()
+        flux0.agents.list(http_headers={"X-Tenant": "other", "Authorization": "Basic 2"})
+
+    given = [
+        (sent.headers["x-tenant"], sent.headers["authorization"]) for sent in transport.requests
+    ]
+    assert given == [("acme", "Bearer 1"), ("other", "Basic 2")]
+
+
+@in_every_mode
+async def test_a_client_computes_a_field_for_each_attempt(mode: Mode) -> None:
+    numbers = count(1)
+    transport = script(ConnectError("no"), answer(status=503), answer(b'{"data": []}'))
+    headers = {"authorization": lambda: f"Bearer {next(numbers)}"}
+    at_once = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
+
+    client = Flux0(transport=transport, headers=headers, retry_config=at_once)
+    async with in_mode(mode, client) as flux0:
+        await flux0.agents.list_async()
+
+    assert [request.headers["authorization"] for request in transport.requests] == [
+        "Bearer 1",
+        "Bearer 2",
+        "Bearer 3",
+    ]
+
+
+@pytest.mark.parametrize("value", ["mine/1", lambda: "mine/1"])
+def test_the_user_agent_can_be_replaced(value: str | Callable[[], str]) -> None:
+    transport = script(answer(b'{"data": []}'))
+
+    with Flux0(transport=transport, headers={"User-Agent": value}) as flux0:
+        flux0.agents.list()
+
+    assert transport.requests[0].headers.get_all("user-agent") == ("mine/1",)
+
+
+@pytest.mark.parametrize(
+    "headers", [{"a b": lambda: "x"}, {1: lambda: "x"}, {"a": 1}, [("a", "x")]]
+)
+def test_what_are_no_header_fields_are_refused_by_the_client(headers: Any) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        Flux0(headers=headers)
+
+    assert caught.value.argument == "headers"

@@ -1,0 +1,184 @@
+"""A call that has a deadline is over by then, through all layers and attempts."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import anyio
+import pytest
+from attrs import define, evolve
+
+from flux0 import BackoffStrategy, Flux0, RetryConfig
+from flux0.adapters.json import JsonCodec
+from flux0.domain.errors import ConnectionInterrupted, ReadTimeout, ServerError
+from flux0.domain.headers import Headers
+from flux0.flows import Flow, chain
+from flux0.middleware.bodies import WholeBody
+from flux0.middleware.errors import ErrorPolicy
+from flux0.middleware.retry import Clocks, Retry, RetryBudget
+from flux0.ports import Request, Response
+from integration.transports import Mode
+from unit.driving import Slow, Time, drive
+from unit.in_memory import (
+    Script,
+    Step,
+    answer,
+    in_both_loops,
+    in_every_mode,
+    recorded_answer,
+    script,
+    tape,
+)
+
+REQUEST = Request("GET", "http://h/api/agents", Headers())
+
+
+def whole(request: Request) -> Flow[Response[Any]]:
+    return chain([WholeBody(100), ErrorPolicy(JsonCodec(), 100)])(request)
+
+
+def after(time: Time, seconds: float, piece: bytes | None) -> Step:
+    """Return a step of a body that takes some seconds of a clock."""
+
+    def wait_and_go_on() -> bytes | None:
+        time.now += seconds
+        return piece
+
+    return wait_and_go_on
+
+
+# --- the timeouts of a transport
+
+
+@in_every_mode
+async def test_without_a_deadline_a_request_is_sent_as_it_is(mode: Mode) -> None:
+    transport = script(answer())
+
+    await drive(mode, whole(REQUEST), transport, Time())
+
+    assert transport.requests == [REQUEST]
+
+
+@in_every_mode
+async def test_each_attempt_has_less_time_than_the_one_before(mode: Mode) -> None:
+    time = Time()
+    transport = Slow(
+        [ConnectionInterrupted("reset"), answer(status=503), answer(b"ok")], time=time, seconds=2.0
+    )
+    config = RetryConfig(backoff=BackoffStrategy(initial_interval=1000, exponent=1))
+    clocks = Clocks(time.monotonic, lambda: datetime.now(timezone.utc), lambda: 1.0)
+    layers = chain(
+        [Retry(RetryBudget(), clocks, lambda _: None), lambda request, _: whole(request)]
+    )
+
+    response = await drive(
+        mode, layers(evolve(REQUEST, retries=config, deadline=time.now + 9)), transport, time
+    )
+
+    assert response.body == b"ok"
+    assert [request.timeout.read for request in transport.requests] == [9.0, 6.0, 3.0]
+
+
+# --- what is too slow
+
+
+@in_every_mode
+async def test_a_body_that_drips_is_not_read_to_its_end(mode: Mode) -> None:
+    time = Time()
+    recorded = tape(*(after(time, 1.0, b"x") for _ in range(9)))
+
+    with pytest.raises(ReadTimeout, match="timeout_ms"):
+        await drive(
+            mode,
+            whole(evolve(REQUEST, deadline=time.now + 2.5)),
+            script(recorded_answer(recorded)),
+            time,
+        )
+
+    assert recorded.reads == 3
+    assert recorded.releases
+
+
+@in_every_mode
+async def test_the_end_of_a_body_can_come_too_late(mode: Mode) -> None:
+    time = Time()
+    recorded = tape(b"whole", after(time, 3.0, None))
+
+    with pytest.raises(ReadTimeout):
+        await drive(
+            mode,
+            whole(evolve(REQUEST, deadline=time.now + 2.5)),
+            script(recorded_answer(recorded)),
+            time,
+        )
+
+    assert recorded.releases
+
+
+@in_every_mode
+async def test_without_a_deadline_a_body_may_take_as_long_as_it_likes(mode: Mode) -> None:
+    time = Time()
+    body = answer(*(after(time, 1000.0, b"x") for _ in range(9)))
+
+    response = await drive(mode, whole(REQUEST), script(body), time)
+
+    assert response.body == b"x" * 9
+
+
+@in_every_mode
+async def test_the_status_of_an_error_counts_though_its_explanation_is_too_slow(mode: Mode) -> None:
+    time = Time()
+    recorded = tape(after(time, 3.0, b'{"detail": "late"}'))
+
+    with pytest.raises(ServerError, match="503: Service Unavailable"):
+        await drive(
+            mode,
+            whole(evolve(REQUEST, deadline=time.now + 2.5)),
+            script(recorded_answer(recorded, status=503)),
+            time,
+        )
+
+    assert recorded.releases
+
+
+# --- over a client
+
+
+@define
+class Silent(Script):
+    """A server that takes a request and never answers."""
+
+    cancelled: bool = False
+
+    async def send_async(self, request: Request) -> Response[Any]:
+        self.requests.append(request)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.cancelled = True
+        raise AssertionError("for ever is over")
+
+
+@in_both_loops
+async def test_a_call_is_interrupted_and_not_tried_again(mode: Mode) -> None:
+    transport = Silent([])
+
+    async with Flux0(transport=transport, timeout_ms=50) as flux0:
+        with pytest.raises(ReadTimeout, match="timeout_ms") as caught:
+            await flux0.agents.list_async()
+
+    assert caught.value.attempts == 1
+    assert len(transport.requests) == 1
+    assert transport.cancelled
+
+
+@in_both_loops
+async def test_the_beginning_of_a_turn_is_interrupted(mode: Mode) -> None:
+    transport = Silent([])
+
+    async with Flux0(transport=transport) as flux0:
+        with pytest.raises(ReadTimeout, match="timeout_ms"):
+            await flux0.sessions.create_event_async(session_id="s", content="Hi", timeout_ms=50)
+
+    assert transport.cancelled

@@ -1,0 +1,325 @@
+"""A synchronous transport in asynchronous code: the loop goes on, and nothing is left open."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+
+import anyio
+import pytest
+from anyio import to_thread
+from attrs import define, field
+
+from flux0 import Flux0
+from flux0.adapters.threads import ThreadedTransport, _Abandonable  # pyright: ignore[reportPrivateUsage] - its races can be had only one by one
+from flux0.domain.errors import ConnectError, ConnectionInterrupted, ReadTimeout
+from flux0.domain.headers import Headers
+from flux0.ports import Request, Response
+from integration.transports import Mode
+from unit.in_memory import JSON, SSE, chunk, in_both_loops
+
+REQUEST = Request("GET", "http://h/api/agents", Headers())
+# More than anyio runs threads by default.
+MANY = 60
+TOO_LONG = 20.0
+
+
+def wait(event: threading.Event) -> None:
+    assert event.wait(TOO_LONG), "it never happened"
+
+
+async def happens(event: threading.Event) -> None:
+    """Wait for what happens in a thread, while the event loop goes on."""
+    await to_thread.run_sync(wait, event)
+
+
+Step = bytes | BaseException | Callable[[], bytes]
+
+
+@define(eq=False)
+class Body:
+    """A synchronous body, in whose reading things happen."""
+
+    steps: list[Step]
+    closes: int = 0
+    closed: threading.Event = field(factory=threading.Event)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if not self.steps:
+            raise StopIteration
+        step = self.steps.pop(0)
+        if isinstance(step, BaseException):
+            raise step
+        return step() if callable(step) else step
+
+    def close(self) -> None:
+        self.closes += 1
+        self.closed.set()
+
+
+@define(eq=False)
+class Library:
+    """A transport for synchronous code alone, in whose sending things happen."""
+
+    body: Body = field(factory=lambda: Body([]))
+    sending: Callable[[], None] = lambda: None
+    content: dict[str, str] = field(factory=lambda: JSON)
+    closed_in: list[threading.Thread] = field(factory=list[threading.Thread])
+
+    def send(self, request: Request) -> Response[Body]:
+        self.sending()
+        return Response(200, Headers(tuple(self.content.items())), self.body, raw_response=request)
+
+    def close(self) -> None:
+        self.closed_in.append(threading.current_thread())
+
+
+class Door:
+    """What a thread waits before until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self) -> None:
+        self.reached.set()
+        wait(self.opened)
+
+
+# --- sending
+
+
+@in_both_loops
+async def test_the_event_loop_goes_on_while_a_request_is_sent(mode: Mode) -> None:
+    door = Door()
+    transport = ThreadedTransport(Library(sending=door))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(transport.send_async, REQUEST)
+        await happens(door.reached)
+        door.opened.set()  # Which the thread waits for, and a loop that stands still never does.
+
+
+@in_both_loops
+async def test_the_response_is_that_of_the_transport(mode: Mode) -> None:
+    response = await ThreadedTransport(Library(Body([b"a", b"b"]))).send_async(REQUEST)
+
+    assert (response.status_code, response.headers) == (200, Headers(tuple(JSON.items())))
+    assert response.raw_response is REQUEST
+    assert [piece async for piece in response.body] == [b"a", b"b"]
+
+
+@in_both_loops
+async def test_many_requests_are_sent_at_once(mode: Mode) -> None:
+    together = threading.Barrier(MANY, timeout=TOO_LONG)
+
+    def meet() -> None:
+        together.wait()
+
+    transport = ThreadedTransport(Library(sending=meet))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(MANY):
+            tasks.start_soon(transport.send_async, REQUEST)
+
+    assert not together.broken
+
+
+@in_both_loops
+async def test_a_transport_sees_the_context_of_the_task(mode: Mode) -> None:
+    user: ContextVar[str] = ContextVar("user", default="nobody")
+    seen: list[str] = []
+    user.set("ada")
+
+    await ThreadedTransport(Library(sending=lambda: seen.append(user.get()))).send_async(REQUEST)
+
+    assert seen == ["ada"]
+
+
+@in_both_loops
+async def test_a_failure_to_send_is_the_caller_s(mode: Mode) -> None:
+    for failure in (ConnectError("refused"), TypeError("a bug")):
+
+        def fail(failure: Exception = failure) -> None:
+            raise failure
+
+        library = Library(sending=fail)
+        with pytest.raises(type(failure)) as caught:
+            await ThreadedTransport(library).send_async(REQUEST)
+        assert caught.value is failure
+        assert library.body.closes == 0
+
+
+@in_both_loops
+async def test_a_call_that_is_cancelled_returns_at_once_and_leaves_nothing_open(mode: Mode) -> None:
+    door = Door()
+    library = Library(sending=door)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ThreadedTransport(library).send_async, REQUEST)
+        await happens(door.reached)
+        tasks.cancel_scope.cancel()
+
+    assert not library.body.closed.is_set()
+    door.opened.set()
+    await happens(library.body.closed)
+
+
+@pytest.mark.parametrize("first", ["the result", "nobody waits"])
+def test_a_result_that_nobody_waits_for_is_discarded_once(first: str) -> None:
+    discarded: list[str] = []
+    sending = _Abandonable(lambda: "result", discarded.append)
+
+    if first == "the result":
+        assert sending() == "result"
+        assert discarded == []
+        sending.abandon()
+    else:
+        sending.abandon()
+        sending()
+
+    assert discarded == ["result"]
+
+
+# --- reading
+
+
+@in_both_loops
+async def test_the_event_loop_goes_on_while_a_body_is_read(mode: Mode) -> None:
+    door = Door()
+
+    def piece() -> bytes:
+        door()
+        return b"late"
+
+    response = await ThreadedTransport(Library(Body([b"a", piece]))).send_async(REQUEST)
+    read: list[bytes] = []
+
+    async def read_all() -> None:
+        read.extend([piece async for piece in response.body])
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(read_all)
+        await happens(door.reached)
+        door.opened.set()
+    assert read == [b"a", b"late"]
+
+
+@in_both_loops
+async def test_many_bodies_are_read_at_once(mode: Mode) -> None:
+    together = threading.Barrier(MANY, timeout=TOO_LONG)
+
+    def piece() -> bytes:
+        together.wait()
+        return b"x"
+
+    async def read() -> None:
+        response = await ThreadedTransport(Library(Body([piece]))).send_async(REQUEST)
+        assert [piece async for piece in response.body] == [b"x"]
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(MANY):
+            tasks.start_soon(read)
+
+    assert not together.broken
+
+
+@in_both_loops
+async def test_a_failure_to_read_closes_the_body(mode: Mode) -> None:
+    for failure in (ConnectionInterrupted("reset"), TypeError("a bug")):
+        body = Body([b"a", failure])
+        response = await ThreadedTransport(Library(body)).send_async(REQUEST)
+
+        with pytest.raises(type(failure)) as caught:
+            async for _ in response.body:
+                pass
+        assert caught.value is failure
+        assert body.closes
+
+
+@in_both_loops
+async def test_a_read_that_is_cancelled_returns_at_once_and_closes_the_body(mode: Mode) -> None:
+    reached, ended = threading.Event(), threading.Event()
+
+    def piece() -> bytes:
+        reached.set()
+        wait(body.closed)  # As a socket's read ends when the socket is shut down.
+        ended.set()
+        raise ConnectionInterrupted("closed")
+
+    body = Body([piece])
+    response = await ThreadedTransport(Library(body)).send_async(REQUEST)
+
+    async def read() -> None:
+        await anext(aiter(response.body))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(read)
+        await happens(reached)
+        tasks.cancel_scope.cancel()
+
+    await happens(ended)
+
+
+@in_both_loops
+async def test_closing_a_body_closes_it(mode: Mode) -> None:
+    body = Body([b"a", b"b"])
+    response = await ThreadedTransport(Library(body)).send_async(REQUEST)
+    await anext(aiter(response.body))
+
+    await response.body.close_async()
+
+    assert body.closes == 1
+
+
+@in_both_loops
+async def test_closing_the_transport_does_not_stop_the_event_loop_either(mode: Mode) -> None:
+    library = Library()
+
+    await ThreadedTransport(library).close_async()
+
+    (thread,) = library.closed_in
+    assert thread is not threading.current_thread()
+
+
+# --- over a client
+
+
+@in_both_loops
+async def test_a_client_with_a_synchronous_transport_has_asynchronous_methods(mode: Mode) -> None:
+    body = Body([b'{"data": []}'])
+    library = Library(body)
+
+    async with Flux0(transport=library) as flux0:
+        assert list(await flux0.agents.list_async()) == []
+
+    assert body.closes
+    assert library.closed_in
+
+
+@in_both_loops
+async def test_a_turn_that_is_left_closes_its_body(mode: Mode) -> None:
+    body = Body([chunk("a"), chunk("b"), chunk("c")])
+
+    async with Flux0(transport=Library(body, content=SSE)) as flux0:
+        async with await flux0.sessions.create_event_async(session_id="s", content="Hi") as stream:
+            await anext(stream)
+            await anext(stream)
+            assert not body.closes
+        assert body.closes
+
+
+@in_both_loops
+async def test_a_call_that_takes_too_long_is_over_though_its_thread_is_not(mode: Mode) -> None:
+    door = Door()
+    library = Library(sending=door)
+
+    async with Flux0(transport=library) as flux0:
+        with pytest.raises(ReadTimeout):
+            await flux0.agents.list_async(timeout_ms=200)
+        door.opened.set()
+        await happens(library.body.closed)
