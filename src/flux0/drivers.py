@@ -67,6 +67,8 @@ class Driver:
             case Sleep(seconds):
                 self.sleep(seconds)
                 return None
+            case _:
+                raise _no_effect(effect)
 
 
 @frozen(eq=False)
@@ -108,6 +110,8 @@ class AsyncDriver:
             case Sleep(seconds):
                 await self.sleep(seconds)
                 return None
+            case _:
+                raise _no_effect(effect)
 
     async def _read(self, effect: ReadBody) -> bytes:
         pieces = _Pieces(effect, self.clock)
@@ -176,6 +180,10 @@ def _shorter(timeout: float | None, left: float) -> float:
 
 def _is_over(deadline: float | None, clock: Clock) -> bool:
     return deadline is not None and clock() > deadline
+
+
+def _no_effect(value: object) -> TypeError:
+    return TypeError(f"a flow yields effects, and those of other flows by yield from: {value!r}")
 
 
 def _too_late() -> ReadTimeout:

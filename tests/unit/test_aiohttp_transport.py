@@ -317,6 +317,23 @@ def test_the_connection_is_reset_within_a_large_request() -> None:
         asyncio.run(run(listener))
 
 
+def test_the_connection_is_lost_before_a_large_body_begins() -> None:
+    """As it may be where a trace takes its time."""
+
+    async def wait(*_: object) -> None:
+        await asyncio.sleep(SHORT)
+
+    async def run(url: str) -> None:
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(wait)
+        async with aiohttp.ClientSession(trace_configs=[trace]) as session:
+            with pytest.raises(ConnectionInterrupted):
+                await AiohttpTransport(session).send_async(post(url, bytes(1_000_000)))
+
+    with ByteServer(unasked=(Close(),)) as server:
+        asyncio.run(run(server.url))
+
+
 @debug
 def test_a_large_request_is_cancelled_while_it_is_sent(*, debug: bool) -> None:
     """It is not waited for until the server has taken what is written; asyncio would warn."""

@@ -14,6 +14,7 @@ import requests
 import trustme
 import urllib3
 from requests.adapters import BaseAdapter, HTTPAdapter
+from requests.auth import HTTPDigestAuth
 
 from flux0.adapters.requests import RequestsTransport
 from flux0.domain.errors import (
@@ -171,6 +172,33 @@ def test_a_hook_may_read_the_body() -> None:
             assert response.headers["x-a"] == "b"
         assert seen == ["ok", "ok"]
         assert server.connections == 1
+
+
+def test_a_hook_that_closes_the_response_leaves_no_body() -> None:
+    def close(response: requests.Response, **_: Any) -> None:
+        response.close()
+
+    session = requests.Session()
+    session.hooks["response"] = close
+    with ByteServer(OK) as server, pytest.raises(ConnectionInterrupted):
+        fetch(RequestsTransport(session), server.url)
+
+
+def test_digest_authentication_of_the_session_answers_its_challenge() -> None:
+    session = requests.Session()
+    session.auth = HTTPDigestAuth("me", "password")
+    challenge = answer(
+        b"who?",
+        status="401 Unauthorized",
+        headers=[("WWW-Authenticate", 'Digest realm="r", nonce="n", qop="auth"')],
+    )
+    body = bytes(range(256)) * 300
+    with ByteServer(challenge, OK) as server:
+        request = Request("POST", server.url, Headers(), body, timeout=PATIENT)
+        response = RequestsTransport(session).send(request)
+        assert (response.status_code, b"".join(response.body)) == (200, b"ok")
+        assert [request.body for request in server.requests] == [body, body]
+        assert server.requests[1].headers["authorization"].startswith("Digest")
 
 
 def test_a_hook_that_fails_by_itself_is_an_error() -> None:

@@ -6,6 +6,7 @@ The transport over requests reads by the same code.
 from __future__ import annotations
 
 import gc
+import signal
 import socket
 import ssl
 from base64 import b64encode
@@ -217,12 +218,28 @@ def test_the_body_of_an_error_is_in_the_raw_response() -> None:
         assert response.raw_response.json() == {"detail": "no"}
 
 
-def test_a_body_keeps_its_transport_alive() -> None:
+def test_a_body_outlives_its_transport() -> None:
     with ByteServer(answer(b"first", Hold(), b"second", framing="chunked")) as server:
         body = Urllib3Transport().send(get(server.url, stream=True)).body
         gc.collect()
         server.release()
         assert b"".join(body) == b"firstsecond"
+
+
+def test_an_interrupted_read_does_not_look_like_an_end() -> None:
+    with ByteServer(answer(b"first", Hold(), framing="chunked")) as server:
+        pieces = iter(Urllib3Transport().send(get(server.url, stream=True)).body)
+        assert next(pieces) == b"first"
+        previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, SHORT)
+            with pytest.raises(KeyboardInterrupt):
+                next(pieces)
+        finally:
+            signal.signal(signal.SIGALRM, previous)
+        server.wait_until_gone()
+        with pytest.raises(ConnectionInterrupted):
+            next(pieces)
 
 
 def test_a_stream_may_have_no_idle_timeout() -> None:

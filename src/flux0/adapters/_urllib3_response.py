@@ -67,31 +67,35 @@ class ResponseBody:
     Args:
         reading: where the pieces come from.
         retain: is given the body once it was read whole, for users to find in `raw_response`.
-        transport: has the pools that must outlive this body.
     """
 
-    def __init__(
-        self, reading: Reading, retain: Callable[[bytes], None] | None, transport: object
-    ) -> None:
+    def __init__(self, reading: Reading, retain: Callable[[bytes], None] | None) -> None:
         self._reading = reading
-        self._retain = retain
-        self._transport = transport
+        self._pieces = reading.pieces() if retain is None else _retaining(reading, retain)
         # Not __del__, which comes too late for a socket that is garbage together with this.
         finalize(self, reading.close).atexit = False
 
     def __iter__(self) -> Iterator[bytes]:
-        if self._retain is None:
-            yield from self._reading.pieces()
-            return
-        retained: list[bytes] = []
-        for piece in self._reading.pieces():
-            retained.append(piece)
-            yield piece
-        self._retain(b"".join(retained))
+        return self
+
+    def __next__(self) -> bytes:
+        for piece in self._pieces:
+            return piece
+        if self._reading.ended:
+            raise StopIteration
+        raise ConnectionInterrupted("the body was left before its end")
 
     def close(self) -> None:
         """Release the connection; whoever waits for the next piece is woken and raises."""
         self._reading.close()
+
+
+def _retaining(reading: Reading, retain: Callable[[bytes], None]) -> Iterator[bytes]:
+    pieces: list[bytes] = []
+    for piece in reading.pieces():
+        pieces.append(piece)
+        yield piece
+    retain(b"".join(pieces))
 
 
 class Reading:
@@ -100,6 +104,9 @@ class Reading:
     Args:
         response: its content not loaded.
         under_way: has all readings of a transport that are not over yet.
+
+    Attributes:
+        ended: whether the body was read whole.
     """
 
     def __init__(self, response: Urllib3Response, under_way: set[Reading]) -> None:
@@ -109,6 +116,7 @@ class Reading:
         self._busy = Lock()
         self._giving_back = Lock()
         self._closed = False
+        self.ended = False
         under_way.add(self)
 
     def set_timeout(self, silence: float | None) -> None:
@@ -122,13 +130,14 @@ class Reading:
             inflater = _inflater(self._response)
             if inflater is None:
                 yield from self._received()
-                return
-            for data in self._received():
-                yield from inflater.feed(data)
-            inflater.end()
-        except TransportError:
+            else:
+                for data in self._received():
+                    yield from inflater.feed(data)
+                inflater.end()
+        except BaseException:  # An interrupt leaves the framing unknown.
             self.close()
             raise
+        self.ended = True
 
     def close(self) -> None:
         """Close the connection, unless it was given back, and free its place in the pool."""
@@ -187,7 +196,7 @@ def _file(response: Urllib3Response) -> Any:
 
 
 def _socket(response: Urllib3Response) -> socket.socket | None:
-    # urllib3 lends it only while it may be used again, and then not to all that read from it.
+    # Not that of `response.connection`, which has none if it will be closed after this answer.
     buffer = getattr(_file(response), "fp", None)
     return getattr(getattr(buffer, "raw", None), "_sock", None)
 
@@ -206,6 +215,8 @@ def _pieces(response: Urllib3Response) -> Iterator[bytes]:
     file = _file(response)
     if not isinstance(file, HTTPResponse):
         yield from _until_end(file)
+    elif file.isclosed():  # By a hook of the user's.
+        raise IncompleteRead(b"")
     elif file.chunked:
         yield from _chunks(file.fp)
     elif file.length is not None:
@@ -229,7 +240,8 @@ def _is_cut_off(file: HTTPResponse) -> bool:
 
 
 def _until_end(file: Any) -> Iterator[bytes]:
-    while piece := file.read1(_LARGEST_PIECE):
+    read = getattr(file, "read1", file.read)
+    while piece := read(_LARGEST_PIECE):
         yield piece
 
 

@@ -178,14 +178,14 @@ class _LargeBody(aiohttp.Payload):
         return self._body.decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        transport = cast("StreamWriter", writer).transport
+        socket = cast("StreamWriter", writer).transport  # None if the connection is lost already.
         try:
             for start in range(0, len(self._body), _WRITE_BYTES):
                 piece = self._body[start : start + _WRITE_BYTES]
                 await asyncio.wait_for(writer.write(piece), self._silence)
             await asyncio.wait_for(writer.drain(), self._silence)
         except BaseException as error:
-            _abort(transport)  # Closing would wait until the server has taken what is written.
+            _abort(socket)  # Closing would wait until the server has taken what is written.
             if isinstance(error, asyncio.TimeoutError):
                 raise WriteTimeout("the server did not take the request's body") from error
             raise
@@ -215,14 +215,16 @@ class _Body:
         self._closed = False
         self._wait_ends = inf
         self._timer: asyncio.TimerHandle | None = None
-        connection = response.connection
+        connection = response.connection  # None if the body came along with the head.
         self._protocol = None if connection is None else connection.protocol
+        # aiohttp forgets it when the connection is lost, but it too is to be closed then.
+        self._socket = None if connection is None else connection.transport
         if self._protocol is not None:
             # Its timeout also runs while nobody reads; ours begins anew with each wait.
             self._protocol.read_timeout = None
             self._protocol.start_timeout()
         # Not __del__, which comes too late for a connection that is garbage together with this.
-        self._forgotten = finalize(self, _release_soon, loop, response)
+        self._forgotten = finalize(self, _release_soon, loop, response, self._socket)
         self._forgotten.atexit = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -247,7 +249,7 @@ class _Body:
     async def close_async(self) -> None:
         self._closed = True
         self._forgotten.detach()
-        _release(self._response)
+        _release(self._response, self._socket)
 
     async def _next(self) -> bytes:
         """Return the next piece, decompressed, or an empty one at the end."""
@@ -323,30 +325,32 @@ class _Body:
             self._response._body = b"".join(self._retained)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
-def _release(response: aiohttp.ClientResponse) -> None:
+def _release_soon(
+    loop: asyncio.AbstractEventLoop,
+    response: aiohttp.ClientResponse,
+    socket: asyncio.Transport | None,
+) -> None:
+    """Have `loop` give up the connection, from any thread: garbage is collected in any."""
+    with suppress(RuntimeError):  # The loop is closed.
+        try:
+            loop.call_soon_threadsafe(_release, response, socket)
+        except RuntimeError:
+            response.release()
+
+
+def _release(response: aiohttp.ClientResponse, socket: asyncio.Transport | None) -> None:
     """Give up the connection, unless the whole body is in, and end whoever waits for more."""
     if response.closed:
         return
     if response.content.exception() is None:
         response.content.set_exception(aiohttp.ClientConnectionError("the body is closed"))
-    connection = response.connection
-    # Closing would wait for the other side to end its TLS.
-    _abort(None if connection is None else connection.transport)
+    _abort(socket)  # Closing would wait for the other side to end its TLS.
     response.close()
 
 
-def _abort(transport: asyncio.Transport | None) -> None:
-    if transport is not None:  # The connection may be lost already.
-        transport.abort()
-
-
-def _release_soon(loop: asyncio.AbstractEventLoop, response: aiohttp.ClientResponse) -> None:
-    """Have `loop` give up the connection, from any thread: garbage is collected in any."""
-    with suppress(RuntimeError):  # The loop is closed.
-        try:
-            loop.call_soon_threadsafe(_release, response)
-        except RuntimeError:
-            response.release()
+def _abort(socket: asyncio.Transport | None) -> None:
+    if socket is not None:
+        socket.abort()
 
 
 # UnicodeError: the resolver was given a host name that the standard library cannot encode.

@@ -69,7 +69,7 @@ class RequestsTransport:
         return Response(
             response.status_code,
             _headers(response),
-            ResponseBody(reading, retain, self),
+            ResponseBody(reading, retain),
             response,
         )
 

@@ -72,7 +72,7 @@ class Urllib3Transport:
         return Response(
             response.status,
             Headers(tuple(response.headers.items())),
-            ResponseBody(reading, retain, self),
+            ResponseBody(reading, retain),
             response,
         )
 

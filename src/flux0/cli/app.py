@@ -157,7 +157,8 @@ def chat(
 def demo() -> None:
     """Show a turn with reasoning, a tool call and an answer.
 
-    The agent is in memory, so no server is needed. Talk to it with: flux0 chat --demo
+    The agent is in memory, so no server is needed. To talk to it yourself:
+    flux0 chat --demo
     """
     with _client(DEFAULT_SERVER_URL, demo=True) as flux0:
         from flux0.cli.chat import Chat  # noqa: PLC0415 - not for --help

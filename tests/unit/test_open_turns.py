@@ -1,0 +1,181 @@
+"""A session has one turn at a time: a client closes the open one before it begins another."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+from attrs import define, field
+
+from flux0 import AsyncEventStream, EventStream, Flux0, RetryConfig
+from flux0.domain.errors import ClientClosed, ConnectError, InvalidArgument
+from flux0.ports import Request, Response
+from integration.modes import in_mode
+from integration.transports import Mode
+from unit.in_memory import (
+    SSE,
+    Script,
+    Tape,
+    chunk,
+    in_both_loops,
+    in_every_mode,
+    recorded_answer,
+    tape,
+)
+
+OTHER_SERVER = "http://127.0.0.1:9090"
+NO_RETRIES = RetryConfig("none")
+
+
+@define
+class Turns(Script):
+    """A server with some turns, that notes at each message which turns are closed by then."""
+
+    tapes: list[Tape] = field(factory=list[Tape], kw_only=True)
+    closed: list[list[bool]] = field(factory=list[list[bool]], kw_only=True)
+
+    def send(self, request: Request) -> Response[Any]:
+        self.closed.append([bool(recorded.releases) for recorded in self.tapes])
+        return super().send(request)
+
+
+def turns(number: int) -> Turns:
+    tapes = [tape(chunk("a"), chunk("b")) for _ in range(number)]
+    return Turns([recorded_answer(recorded, headers=SSE) for recorded in tapes], tapes=tapes)
+
+
+async def begin(flux0: Flux0, session_id: str = "s", **options: Any) -> AsyncEventStream:
+    return await flux0.sessions.create_event_async(session_id=session_id, content="Hi", **options)
+
+
+@in_every_mode
+async def test_a_second_turn_closes_the_first_before_it_begins(mode: Mode) -> None:
+    transport = turns(3)
+
+    async with in_mode(mode, Flux0(transport=transport)) as flux0:
+        first = await begin(flux0)
+        await anext(first)
+        second = await begin(flux0)
+        with pytest.raises(ClientClosed):
+            await anext(first)
+        assert len([event async for event in second]) == 2
+        await begin(flux0)
+
+    assert transport.closed == [
+        [False, False, False],
+        [True, False, False],
+        [True, True, False],
+    ]
+
+
+@in_every_mode
+async def test_other_sessions_and_servers_are_left_alone(mode: Mode) -> None:
+    transport = turns(3)
+
+    async with in_mode(mode, Flux0(transport=transport)) as flux0:
+        streams = [
+            await begin(flux0, "one"),
+            await begin(flux0, "two"),
+            await begin(flux0, "one", server_url=OTHER_SERVER),
+        ]
+        for stream in streams:
+            assert len([event async for event in stream]) == 2
+
+    assert not any(map(any, transport.closed))
+
+
+@in_every_mode
+async def test_one_server_may_be_named_in_two_ways(mode: Mode) -> None:
+    transport = turns(2)
+
+    async with in_mode(mode, Flux0(OTHER_SERVER, transport=transport)) as flux0:
+        first = await begin(flux0)
+        second = await begin(flux0, server_url=f"{OTHER_SERVER}/")
+        assert first is not second
+
+    assert transport.closed[1] == [True, False]
+
+
+@in_every_mode
+async def test_a_turn_that_was_read_to_its_end_stays_finished(mode: Mode) -> None:
+    async with in_mode(mode, Flux0(transport=turns(2))) as flux0:
+        first = await begin(flux0)
+        assert len([event async for event in first]) == 2
+        await begin(flux0)
+
+        assert first.finished
+        assert [event async for event in first] == []
+
+
+@in_every_mode
+async def test_a_message_that_is_refused_here_closes_nothing(mode: Mode) -> None:
+    transport = turns(1)
+
+    async with in_mode(mode, Flux0(transport=transport)) as flux0:
+        first = await begin(flux0)
+        with pytest.raises(InvalidArgument):
+            await flux0.sessions.create_event_async(session_id="s", content="")
+
+        assert len([event async for event in first]) == 2
+
+
+@in_every_mode
+async def test_a_message_that_does_not_arrive_leaves_no_turn_open(mode: Mode) -> None:
+    transport = turns(2)
+    transport.answers.insert(1, ConnectError("refused"))
+
+    async with in_mode(mode, Flux0(transport=transport)) as flux0:
+        await begin(flux0)
+        with pytest.raises(ConnectError):
+            await begin(flux0, retries=NO_RETRIES)
+        stream = await begin(flux0)
+
+        assert len([event async for event in stream]) == 2
+
+
+@in_every_mode
+async def test_a_turn_that_is_forgotten_is_not_held(mode: Mode) -> None:
+    transport = turns(1)
+
+    async with in_mode(mode, Flux0(transport=transport)) as flux0:
+        stream = await begin(flux0)
+        await anext(stream)
+        forgotten = weakref.ref(stream)
+        del stream
+        gc.collect()
+
+        assert forgotten() is None
+        assert transport.tapes[0].releases
+
+
+# --- both kinds of code in one client
+
+
+@in_both_loops
+async def test_an_asynchronous_turn_closes_a_synchronous_one(mode: Mode) -> None:
+    transport = turns(2)
+
+    async with Flux0(transport=transport) as flux0:
+        first: EventStream = flux0.sessions.create_event(session_id="s", content="Hi")
+        second = await begin(flux0)
+        with pytest.raises(ClientClosed):
+            next(first)
+        assert len([event async for event in second]) == 2
+
+    assert transport.closed == [[False, False], [True, False]]
+
+
+@in_both_loops
+async def test_a_synchronous_turn_has_an_asynchronous_one_closed(mode: Mode) -> None:
+    transport = turns(2)
+
+    async with Flux0(transport=transport) as flux0:
+        first = await begin(flux0)
+        second = flux0.sessions.create_event(session_id="s", content="Hi")
+        with pytest.raises(ClientClosed):
+            await anext(first)
+        assert len(list(second)) == 2
+
+    assert transport.closed == [[False, False], [True, False]]
