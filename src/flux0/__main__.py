@@ -11,11 +11,13 @@ def main() -> None:
     """Run the command line, or say how to install what it needs."""
     try:
         from flux0.cli.app import app  # noqa: PLC0415 - may be missing, which is to be said kindly
+
+        app(prog_name="flux0")
     except ModuleNotFoundError as error:
-        if error.name not in _EXTRA:
+        package = str(error.name).partition(".")[0]
+        if package not in _EXTRA:
             raise
-        sys.exit(f"The command line needs {error.name}: pip install 'flux0-client[cli]'")
-    app(prog_name="flux0")
+        sys.exit(f"The command line needs {package}: pip install 'flux0-client[cli]'")
 
 
 if __name__ == "__main__":

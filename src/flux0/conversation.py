@@ -131,13 +131,13 @@ def user_headers(user: str | None) -> dict[str, str] | None:
 def _check(agent: object, session: object, title: object) -> None:
     if (agent is None) is (session is None):
         raise InvalidArgument("agent", "or else session must be passed, and not both")
-    if session is None:
-        return
-    if title is not None:
-        raise InvalidArgument("title", "is for a new session, and session is one that exists")
-    if not isinstance(session, (Session, str)):
-        problem = f"must be a Session or its id, and is of type {type(session).__name__}"
-        raise InvalidArgument("session", problem)
+    if session is not None and title is not None:
+        raise InvalidArgument("title", "is for a new session, and cannot be passed with session")
+    for argument, value, kind in (("agent", agent, Agent), ("session", session, Session)):
+        if value is not None and not isinstance(value, (kind, str)):
+            raise InvalidArgument(
+                argument, f"must be {kind.__name__} or its id, and is of type {type(value)}"
+            )
 
 
 def _agent_id(agent: Agent | str | None) -> str:

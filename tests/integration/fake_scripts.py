@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from flux0.testing import (
     AgentStep,
     CallTool,
     Fail,
+    FakeClock,
     FakeTransport,
     FallSilent,
     GiveResult,
@@ -26,7 +28,11 @@ from flux0.testing.demo_agent import weather_agent
 def scripted_fake(agent_id: str) -> FakeTransport:
     """Return a fake whose agent is like the scripted one of the real server."""
     return FakeTransport(
-        scripted_reply, agent_id=agent_id, agent_name="Scripted", agent_types=("scripted",)
+        scripted_reply,
+        agent_id=agent_id,
+        agent_name="Scripted",
+        agent_types=("scripted",),
+        clock=FakeClock(time.time()),
     )
 
 

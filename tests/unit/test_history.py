@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flux0.domain.enums import EventSource, EventType, SessionStatus
@@ -122,6 +122,7 @@ def test_what_is_stored_keeps_the_server_s_order() -> None:
     assert joined_history(history, messages) == (*history, messages[1])
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.builds(live, st.sampled_from("ab"), turn=st.sampled_from(["t1", "t2"])), max_size=8

@@ -11,7 +11,7 @@ from math import inf
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flux0.domain import errors
@@ -158,6 +158,7 @@ BACKOFFS: st.SearchStrategy[BackoffStrategy] = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(BACKOFFS, ATTEMPTS)
 @example(BackoffStrategy(10**12, 10**12, 10**12), 10**9)
 @example(BackoffStrategy(5e-324, 1, 1e12), 10**9)  # type: ignore[arg-type]
@@ -182,6 +183,7 @@ RETRY_AFTERS = (
 )
 
 
+@settings(deadline=None)
 @given(
     backoff=BACKOFFS,
     asked=RETRY_AFTERS,
@@ -265,6 +267,7 @@ def test_without_a_retry_after_nothing_is_asked_for() -> None:
     assert retry_after(REFUSED, NOW) is None
 
 
+@settings(deadline=None)
 @given(st.text() | st.text(alphabet="0123456789:;,.+- ADFJMOSTWZaegnu") | RETRY_AFTERS)
 def test_no_retry_after_does_harm(value: str | None) -> None:
     seconds = retry_after(status_error(429, value), NOW)
@@ -272,6 +275,7 @@ def test_no_retry_after_does_harm(value: str | None) -> None:
     assert seconds is None or seconds >= 0
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**8), 10**8))
 def test_a_date_is_as_far_away_as_it_says(seconds: int) -> None:
     date = format_datetime(NOW + timedelta(seconds=seconds), usegmt=True)

@@ -43,7 +43,12 @@ def view(capsys: pytest.CaptureFixture[str]) -> View:
 
 
 def chunk(
-    path: str, value: Any, event_id: str = "m", *more: tuple[str, Any], op: str = "add", **metadata: str
+    path: str,
+    value: Any,
+    event_id: str = "m",
+    *more: tuple[str, Any],
+    op: str = "add",
+    **metadata: str,
 ) -> ChunkEvent:
     patches = ((path, value), *more)
     return ChunkEvent(

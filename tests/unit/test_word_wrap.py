@@ -88,7 +88,11 @@ words = st.text("abc日", min_size=1, max_size=6)
 gaps = st.sampled_from([" ", "  ", "\n"])
 
 
-@given(text=st.lists(st.tuples(words, gaps), max_size=30), size=st.integers(1, 9), width=st.integers(12, 30))
+@given(
+    text=st.lists(st.tuples(words, gaps), max_size=30),
+    size=st.integers(1, 9),
+    width=st.integers(12, 30),
+)
 def test_no_word_is_cut_or_lost_however_the_text_comes(
     text: list[tuple[str, str]], size: int, width: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""Reading of httpx's responses and errors."""
+"""Reading of the responses and errors of httpx, and of libraries that are made like it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from functools import partial
 from types import AsyncGeneratorType
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import httpx
+from attrs import frozen
 
-from flux0.adapters._decompression import Inflater
+from flux0.adapters._decompression import Decoder, decoder_for
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -29,37 +29,57 @@ from flux0.domain.errors import (
 from flux0.event_loop import close_soon, running_loop, shielded, unwind
 from flux0.ports import Request
 
-# What httpx lets out. UnicodeError: the standard library cannot encode the name of the host.
-# SSLError: anyio lets it pass when what comes is not decryptable.
-RAISED = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, ssl.SSLError, UnicodeError)
-
-_TRANSLATIONS: tuple[tuple[type[Exception], type[TransportError]], ...] = (
-    (httpx.ConnectTimeout, ConnectTimeout),
-    (httpx.PoolTimeout, PoolTimeout),
-    (httpx.ReadTimeout, ReadTimeout),
-    (httpx.WriteTimeout, WriteTimeout),
-    (httpx.ConnectError, ConnectError),
-    (httpx.ProxyError, ConnectError),
-    (httpx.UnsupportedProtocol, ConnectError),
-    (httpx.InvalidURL, ConnectError),
-    (UnicodeError, ConnectError),
-    (httpx.NetworkError, ConnectionInterrupted),
-    (ssl.SSLError, ConnectionInterrupted),
-)
+if TYPE_CHECKING:
+    import httpx
 
 # What h11 and httpcore say when a connection ends where HTTP goes on.
 _ENDED_EARLY = ("closed connection", "Server disconnected", "ConnectionTerminated")
 
 
-def translated(error: Exception) -> TransportError:
-    """Return the error of ours that one of `RAISED` stands for."""
-    kind = next((to for raised, to in _TRANSLATIONS if isinstance(error, raised)), ProtocolError)
-    text = str(error) or type(error).__name__
-    if kind is ConnectError and _is_tls(error):
-        kind = TLSError
-    elif kind is ProtocolError and any(words in text for words in _ENDED_EARLY):
-        kind = ConnectionInterrupted
-    return kind(text)
+@frozen
+class Errors:
+    """What one library raises, and what it stands for."""
+
+    raised: tuple[type[Exception], ...]
+    _translations: tuple[tuple[type[Exception], type[TransportError]], ...]
+
+    @classmethod
+    def of(cls, library: Any) -> Errors:
+        """Return the errors of a module that has the names of httpx."""
+        return cls(
+            raised=(
+                library.HTTPError,
+                library.InvalidURL,
+                library.StreamError,
+                # anyio lets it pass when what comes is not decryptable.
+                ssl.SSLError,
+                # The standard library cannot encode the name of the host.
+                UnicodeError,
+            ),
+            translations=(
+                (library.ConnectTimeout, ConnectTimeout),
+                (library.PoolTimeout, PoolTimeout),
+                (library.ReadTimeout, ReadTimeout),
+                (library.WriteTimeout, WriteTimeout),
+                (library.ConnectError, ConnectError),
+                (library.ProxyError, ConnectError),
+                (library.UnsupportedProtocol, ConnectError),
+                (library.InvalidURL, ConnectError),
+                (UnicodeError, ConnectError),
+                (library.NetworkError, ConnectionInterrupted),
+            ),
+        )
+
+    def translated(self, error: Exception) -> TransportError:
+        """Return the error of ours that one of `raised` stands for."""
+        pairs = self._translations
+        kind = next((to for raised, to in pairs if isinstance(error, raised)), ProtocolError)
+        text = str(error) or type(error).__name__
+        if kind is ConnectError and _is_tls(error):
+            kind = TLSError
+        elif kind is ProtocolError and any(words in text for words in _ENDED_EARLY):
+            kind = ConnectionInterrupted
+        return kind(text)
 
 
 def _is_tls(error: BaseException | None) -> bool:

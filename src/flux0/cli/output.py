@@ -8,9 +8,7 @@ from collections.abc import Iterable, Sequence
 from io import TextIOWrapper
 from typing import Any, cast
 
-from rich.console import Console, JustifyMethod
-from rich.control import Control
-from rich.segment import ControlType, Segment, Segments
+from rich.console import COLOR_SYSTEMS, Console, JustifyMethod
 from rich.style import Style
 from rich.table import Table
 
@@ -22,7 +20,6 @@ DIM = Style(dim=True)
 BOLD = Style(bold=True)
 RED = Style(color="red", bold=True)
 
-_ERASE_TO_END_OF_LINE = (ControlType.ERASE_IN_LINE, 0)
 # As wide as nothing is that is written: whoever reads a pipe does not want lines folded.
 _NO_WIDTH = 1_000_000
 
@@ -51,8 +48,9 @@ class Output:
 
     def __init__(self) -> None:
         self._console = _console(stderr=False)
-        is_terminal = self._console.file.isatty() and not self._console.is_dumb_terminal
-        self._wrap = WordWrap() if is_terminal else None
+        obeys = not (self._console.is_dumb_terminal or self._console.legacy_windows)
+        self._wrap = WordWrap() if obeys and self._console.file.isatty() else None
+        self._color_system = COLOR_SYSTEMS.get(self._console.color_system or "") if obeys else None
         self.line_is_open = False
 
     def write(self, text: str, style: Style = PLAIN, *, indent: str = "") -> None:
@@ -64,15 +62,11 @@ class Output:
         if self._wrap is None:
             self._append(text, style)
             return
-        shown: list[str] = []
-        for piece in self._wrap.feed(text, self._console.width, indent):
-            if isinstance(piece, str):
-                shown.append(piece)
-            else:
-                self._append("".join(shown), style)
-                self._console.control(Control.move(x=-piece), Control(_ERASE_TO_END_OF_LINE))
-                shown.clear()
-        self._append("".join(shown), style)
+        pieces = [
+            piece if isinstance(piece, str) else f"\x1b[{piece}D\x1b[K"
+            for piece in self._wrap.feed(text, self._console.width, indent)
+        ]
+        self._append("".join(pieces), style)
 
     def end_line(self) -> None:
         """Begin a new line, unless at the beginning of one."""
@@ -119,8 +113,11 @@ class Output:
             self._append(f"{line.rstrip()}\n", PLAIN)
 
     def _append(self, text: str, style: Style) -> None:
-        # A segment is written as it is, whereas text would lose white space at its end.
-        self._console.print(Segments([Segment(text, style)]), end="", soft_wrap=True)
+        if self._console.no_color:
+            style = style.without_color
+        # By one call, and not by rich, which writes again what Ctrl-C has interrupted it in.
+        self._console.file.write(style.render(text, color_system=self._color_system))
+        self._console.file.flush()
 
 
 def print_note(text: str) -> None:

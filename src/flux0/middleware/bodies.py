@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import evolve
-
 from flux0.flows import Flow, ReadBody, SendFlow
 from flux0.ports import Request, Response
 
@@ -22,4 +20,4 @@ class WholeBody:
         if request.stream:
             return response
         body: bytes = yield ReadBody(response, self._max_body_bytes, request.deadline)
-        return evolve(response, body=body)
+        return Response(response.status_code, response.headers, body, response.raw_response)

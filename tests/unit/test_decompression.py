@@ -1,0 +1,79 @@
+"""Bodies that are decompressed here come out as they went in, or not at all."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flux0.adapters._decompression import decoder_for
+from flux0.domain.errors import ConnectionInterrupted, ProtocolError
+
+bodies = st.binary(max_size=200) | st.binary(max_size=20).map(lambda data: data * 50)
+
+
+def decoded(coding: str, *data: bytes) -> bytes:
+    """Return what `data`, arriving in these pieces, decodes to."""
+    decoder = decoder_for(coding)
+    assert decoder is not None
+    body = b"".join(piece for part in data for piece in decoder.feed(part))
+    decoder.end()
+    return body
+
+
+def split(data: bytes, size: int) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+@pytest.mark.parametrize("coding", ["", "identity", " Identity "])
+def test_nothing_needs_to_be_done_for_identity(coding: str) -> None:
+    assert decoder_for(coding) is None
+
+
+@given(members=st.lists(bodies, min_size=1, max_size=3), size=st.integers(1, 100))
+def test_gzip_in_members_and_pieces(members: list[bytes], size: int) -> None:
+    compressed = b"".join(map(gzip.compress, members))
+    assert decoded(" GZip", *split(compressed, size)) == b"".join(members)
+
+
+@given(body=bodies, size=st.integers(1, 100))
+def test_deflate_in_pieces(body: bytes, size: int) -> None:
+    assert decoded("deflate", *split(zlib.compress(body), size)) == body
+
+
+@given(body=bodies, data=st.data())
+def test_every_beginning_of_a_body_is_one_cut_short(body: bytes, data: st.DataObject) -> None:
+    compressed = gzip.compress(body)
+    length = data.draw(st.integers(1, len(compressed) - 1))
+    with pytest.raises(ConnectionInterrupted):
+        decoded("gzip", compressed[:length])
+
+
+@given(body=bodies, rest=st.binary(min_size=10, max_size=30))
+def test_what_follows_a_body_is_another_member_or_broken(body: bytes, rest: bytes) -> None:
+    with pytest.raises((ProtocolError, ConnectionInterrupted)):
+        decoded("gzip", gzip.compress(body), b"\x00" + rest)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "gzip, gzip"])
+def test_no_bytes_at_all_are_no_body(coding: str) -> None:
+    assert decoded(coding) == b""
+
+
+@pytest.mark.parametrize("coding", ["br", "gzip, gzip", "x-unknown"])
+def test_a_coding_that_is_not_known_is_named(coding: str) -> None:
+    with pytest.raises(ProtocolError, match=coding):
+        decoded(coding, b"data")
+
+
+@pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 1, 3 << 20])
+def test_pieces_are_of_a_mebibyte_at_most(size: int) -> None:
+    decoder = decoder_for("gzip")
+    assert decoder is not None
+    pieces = list(decoder.feed(gzip.compress(bytes(size))))
+    decoder.end()
+    assert sum(map(len, pieces)) == size
+    assert max(map(len, pieces)) <= 1 << 20
