@@ -19,7 +19,7 @@ from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.models import Agent, Session
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig
-from flux0.drivers import AsyncDriver, Driver
+from flux0.drivers import AsyncDriver, Clock, Driver
 from flux0.event_loop import sleep as sleep_async
 from flux0.flows import Middleware, chain
 from flux0.middleware.bodies import WholeBody
@@ -119,25 +119,25 @@ class Flux0:
             max_body_bytes=max_body_bytes,
         )
 
-        layers: list[Middleware] = [*middleware, _retry(on_retry)]
+        sync_side, async_side = _transports(transport, async_transport, client, async_client)
+        # A transport that is not real keeps its own time, so that no test waits.
+        clock: Clock = getattr(sync_side or async_side, "monotonic", monotonic)
+        layers: list[Middleware] = [*middleware, _retry(on_retry, clock)]
         if computed:
             layers.append(ComputedHeaders(computed))
         logger = debug_logger if debug_logger is not None else _environment_logger()
         if logger is not None:
             from flux0.middleware.logging import Logging  # noqa: PLC0415
 
-            layers.append(Logging(logger, monotonic))
+            layers.append(Logging(logger, clock))
         layers += (WholeBody(max_body_bytes), ErrorPolicy(codec, max_body_bytes))
-
-        sync_side, async_side = _transports(transport, async_transport, client, async_client)
-        self._caller = Caller(
-            chain(layers),
-            codec,
-            defaults,
-            None if sync_side is None else Driver(sync_side, sleep, monotonic),
-            AsyncDriver(async_side, sleep_async, monotonic),
-            monotonic,
+        driver = None
+        if sync_side is not None:
+            driver = Driver(sync_side, getattr(sync_side, "sleep", sleep), clock)
+        async_driver = AsyncDriver(
+            async_side, getattr(async_side, "sleep_async", sleep_async), clock
         )
+        self._caller = Caller(chain(layers), codec, defaults, driver, async_driver, clock)
         self.agents = AgentsResource(self._caller)
         self.sessions = SessionsResource(
             self._caller, lambda: Turn(SSEParser(max_event_bytes=max_event_bytes), codec)
@@ -270,7 +270,7 @@ def _split(
     return own.merge(Headers.checked(fixed, "headers")), computed
 
 
-def _retry(on_retry: Callable[[RetryDetails], None] | None) -> Retry:
+def _retry(on_retry: Callable[[RetryDetails], None] | None, clock: Clock) -> Retry:
     def tell(details: RetryDetails) -> None:
         from flux0.middleware.logging import log_retry  # noqa: PLC0415 - retries are rare
 
@@ -278,7 +278,7 @@ def _retry(on_retry: Callable[[RetryDetails], None] | None) -> Retry:
         if on_retry is not None:
             on_retry(details)
 
-    return Retry(RetryBudget(), Clocks(monotonic, _now, _random), tell)
+    return Retry(RetryBudget(), Clocks(clock, _now, _random), tell)
 
 
 def _now() -> datetime:

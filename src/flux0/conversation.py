@@ -135,9 +135,8 @@ def _check(agent: object, session: object, title: object) -> None:
         raise InvalidArgument("title", "is for a new session, and cannot be passed with session")
     for argument, value, kind in (("agent", agent, Agent), ("session", session, Session)):
         if value is not None and not isinstance(value, (kind, str)):
-            raise InvalidArgument(
-                argument, f"must be {kind.__name__} or its id, and is of type {type(value)}"
-            )
+            wanted, given = kind.__name__, type(value).__name__
+            raise InvalidArgument(argument, f"must be of type {wanted} or str, and is {given}")
 
 
 def _agent_id(agent: Agent | str | None) -> str:

@@ -108,7 +108,11 @@ class Response(Generic[Body_co]):
 
 
 class Transport(Protocol):
-    """Sends requests, for synchronous code. One transport may be used by many threads at once."""
+    """Sends requests, for synchronous code. One transport may be used by many threads at once.
+
+    One whose time is not real may have `monotonic()` and `sleep(seconds)` of its own, and for
+    asynchronous code `sleep_async(seconds)`: the client then goes by them.
+    """
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once and return the answer when its headers are in, whatever its status.

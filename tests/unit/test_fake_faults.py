@@ -297,8 +297,9 @@ def test_a_stream_is_split_and_cut_off(events: int) -> None:
         lambda: Split(0),
         lambda: Split(()),
         lambda: Split((5, -1)),
+        lambda: FakeTransport().inject(Refuse(), times=0),
     ],
 )
-def test_faults_that_make_no_sense(make: Callable[[], Fault]) -> None:
+def test_faults_that_make_no_sense(make: Callable[[], object]) -> None:
     with pytest.raises(InvalidArgument):
         make()

@@ -116,6 +116,11 @@ def test_what_an_agent_is_told_by() -> None:
     }
 
 
+def test_an_agent_whose_id_no_request_could_name_is_impossible() -> None:
+    with pytest.raises(ValueError, match="agent_id must have 10 characters: 'short'"):
+        FakeTransport(agent_id="short")
+
+
 def test_an_agent_without_a_type_is_impossible() -> None:
     with pytest.raises(ValueError, match="agent_types"):
         FakeTransport(agent_types=())

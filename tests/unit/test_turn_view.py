@@ -141,6 +141,11 @@ def test_structured_content_is_written_as_json_when_the_message_is_over(view: Vi
     assert view(end=True) == '{\n  "sky": "foggy",\n  "celsius": 16\n}\n'
 
 
+def test_content_that_only_looks_like_a_tools_is_content(view: View) -> None:
+    assert view(chunk("/tool_callers", 2)) == ""
+    assert view(end=True) == '{\n  "tool_callers": 2\n}\n'
+
+
 def test_a_message_that_comes_to_nothing_is_not_written(view: View) -> None:
     assert view(chunk("/-", ""), end=True) == ""
 
@@ -237,8 +242,14 @@ def test_an_unknown_event_is_written_with_its_data(view: View) -> None:
 
 def test_a_stored_message_is_written_part_by_part(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = Blocks(Output())
-    parts = ContentPart("a"), ContentPart("b"), ToolCallPart("1", "look", {}), {"type": "new"}
+    parts = (
+        ContentPart("a"),
+        ContentPart(""),
+        ContentPart("b"),
+        ToolCallPart("1", "look", {}),
+        {"type": "new"},
+    )
     blocks.message(MessageData(parts), "m")
     blocks.message(StatusData("typing"), "s")
-    expected = 'a\n\nb\n\n• look()\n\n{\n  "type": "new"\n}'
+    expected = 'a\n\n\nb\n\n• look()\n\n{\n  "type": "new"\n}'
     assert capsys.readouterr().out == expected

@@ -11,6 +11,10 @@ from flux0.domain.errors import ConnectionInterrupted, ProtocolError
 _GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS  # The first bytes tell which of the two it is.
 _LARGEST_PIECE: Final = 1 << 20
 
+_COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate"})
+# The codings that are undone here, or need not be.
+KNOWN_CODINGS: Final = _COMPRESSED | {"", "identity"}
+
 
 class Decoder(Protocol):
     """Decodes one body, as far as its bytes have come."""
@@ -27,11 +31,9 @@ class Decoder(Protocol):
 def decoder_for(coding: str) -> Decoder | None:
     """Return what decodes a body with this `Content-Encoding`, or None if nothing needs to."""
     coding = coding.strip().lower()
-    if coding in ("", "identity"):
-        return None
-    if coding in ("gzip", "x-gzip", "deflate"):
-        return Inflater()
-    return _NotAskedFor(coding)
+    if coding not in KNOWN_CODINGS:
+        return _NotAskedFor(coding)
+    return Inflater() if coding in _COMPRESSED else None
 
 
 class Inflater:

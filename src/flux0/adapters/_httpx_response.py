@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from attrs import frozen
 
-from flux0.adapters._decompression import Decoder, decoder_for
+from flux0.adapters._decompression import KNOWN_CODINGS, decoder_for
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -41,7 +41,7 @@ class Errors:
     """What one library raises, and what it stands for."""
 
     raised: tuple[type[Exception], ...]
-    _translations: tuple[tuple[type[Exception], type[TransportError]], ...]
+    translations: tuple[tuple[type[Exception], type[TransportError]], ...]
 
     @classmethod
     def of(cls, library: Any) -> Errors:
@@ -67,12 +67,13 @@ class Errors:
                 (library.InvalidURL, ConnectError),
                 (UnicodeError, ConnectError),
                 (library.NetworkError, ConnectionInterrupted),
+                (ssl.SSLError, ConnectionInterrupted),
             ),
         )
 
     def translated(self, error: Exception) -> TransportError:
         """Return the error of ours that one of `raised` stands for."""
-        pairs = self._translations
+        pairs = self.translations
         kind = next((to for raised, to in pairs if isinstance(error, raised)), ProtocolError)
         text = str(error) or type(error).__name__
         if kind is ConnectError and _is_tls(error):
@@ -90,31 +91,28 @@ def _is_tls(error: BaseException | None) -> bool:
     return False
 
 
-class _Decoder(Protocol):
-    """Undoes the coding of a body; see `Inflater`."""
-
-    def feed(self, data: bytes) -> Iterator[bytes]: ...
-
-    def end(self) -> None: ...
-
-
 class Reading:
     """What is known of a response while its body is read.
 
     Attributes:
-        response: httpx's response.
+        response: the library's response.
+        errors: what it may raise.
         decoder: what its pieces go through, or None.
-        raw: whether httpx is not to decode them.
+        raw: whether the library is not to decode them.
         ended: whether the whole body was read.
         closed: whether it was left.
     """
 
-    def __init__(self, request: Request, built: httpx.Request, response: httpx.Response) -> None:
+    def __init__(
+        self, request: Request, built: httpx.Request, response: httpx.Response, errors: Errors
+    ) -> None:
         self.response = response
+        self.errors = errors
         self.ended = False
         self.closed = False
-        coding = response.headers.get("content-encoding", "").strip().lower()
-        self.decoder, self.raw = _decoder(coding, built.headers.get("accept-encoding", ""))
+        coding = response.headers.get("content-encoding", "")
+        self.raw = not _is_left_to_library(coding, built.headers.get("accept-encoding", ""))
+        self.decoder = decoder_for(coding) if self.raw else None
         streaming = request.stream and response.is_success
         self._retained: list[bytes] | None = None if streaming else []
         if streaming and "timeout" in built.extensions:
@@ -145,29 +143,12 @@ class Reading:
             self.response._content = b"".join(self._retained)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
-def _decoder(coding: str, accepted: str) -> tuple[_Decoder | None, bool]:
-    """Return what decodes a body, and whether it is to be read raw."""
-    if coding in ("", "identity"):
-        return None, True
-    if coding in ("gzip", "x-gzip", "deflate"):
-        # httpx takes one without its end for a whole one, and builds all that a piece grows to.
-        return Inflater(), True
-    if all(name.strip() in accepted for name in coding.split(",")):
-        return None, False
-    return _NotAskedFor(coding), True
-
-
-class _NotAskedFor:
-    """A coding that httpx, not knowing it, would pass on as it is."""
-
-    def __init__(self, coding: str) -> None:
-        self._coding = coding
-
-    def feed(self, data: bytes) -> Iterator[bytes]:  # noqa: ARG002 - nobody knows what it means
-        raise ProtocolError(f"the body is encoded as {self._coding!r}, which was not asked for")
-
-    def end(self) -> None:
-        """Be content with a body of no bytes."""
+def _is_left_to_library(coding: str, accepted: str) -> bool:
+    """Whether a body's coding is one that its library asked for, and that is not known here."""
+    # Those it takes without their end for whole ones, and builds all that a piece grows to.
+    if coding.strip().lower() in KNOWN_CODINGS:
+        return False
+    return all(name.strip().lower() in accepted for name in coding.split(","))
 
 
 class SyncBody:
@@ -191,9 +172,9 @@ class SyncBody:
                 piece = self._pull() if reading.may_go_on() else None
             except BaseException as error:
                 reading.closed = True
-                _close(reading.response)
-                if isinstance(error, RAISED):
-                    raise translated(error) from error
+                _close(reading)
+                if isinstance(error, reading.errors.raised):
+                    raise reading.errors.translated(error) from error
                 raise
         if piece is None:
             raise StopIteration
@@ -219,7 +200,7 @@ class SyncBody:
         reading.closed = True
         if self._busy.acquire(blocking=False):
             try:
-                _close(reading.response)
+                _close(reading)
             finally:
                 self._busy.release()
         else:
@@ -230,9 +211,9 @@ class SyncBody:
         self.close()
 
 
-def _close(response: httpx.Response) -> None:
-    with suppress(*RAISED):
-        response.close()
+def _close(reading: Reading) -> None:
+    with suppress(*reading.errors.raised):
+        reading.response.close()
 
 
 def _shut_down(response: httpx.Response) -> None:
@@ -255,8 +236,8 @@ class AsyncBody:
         self._raw = cast("AsyncGeneratorType[bytes, None]", raw)
         self._decoded: Iterator[bytes] = iter(())
         # Not __del__, which comes too late for a generator that is garbage together with this.
-        release = partial(_release, response, self._raw)
-        self._forgotten = weakref.finalize(self, close_soon, running_loop(), release)
+        self._release = partial(_release, response, self._raw, reading.errors.raised)
+        self._forgotten = weakref.finalize(self, close_soon, running_loop(), self._release)
         self._forgotten.atexit = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -270,8 +251,8 @@ class AsyncBody:
             reading.closed = True
             if isinstance(error, Exception):
                 await self.close_async()
-            if isinstance(error, RAISED):
-                raise translated(error) from error
+            if isinstance(error, reading.errors.raised):
+                raise reading.errors.translated(error) from error
             raise
         if piece is None:
             self._forgotten.detach()
@@ -298,12 +279,16 @@ class AsyncBody:
         reading.closed = True
         self._forgotten.detach()
         if not reading.response.is_closed:
-            await shielded(partial(_release, reading.response, self._raw))
+            await shielded(self._release)
 
 
-async def _release(response: httpx.Response, raw: AsyncGeneratorType[bytes, None]) -> None:
+async def _release(
+    response: httpx.Response,
+    raw: AsyncGeneratorType[bytes, None],
+    raised: tuple[type[Exception], ...],
+) -> None:
     if not raw.ag_running:  # If it is, another task waits, and gets an error from what follows.
-        with suppress(*RAISED):
+        with suppress(*raised):
             await unwind(raw)
-    with suppress(*RAISED):
+    with suppress(*raised):
         await response.aclose()

@@ -28,7 +28,7 @@ def show(output: Output, listed: Listed) -> None:
             _show_sessions(output, [listed])
         case Sessions():
             _show_sessions(output, listed)
-        case Events():
+        case _:
             _show_events(output, listed)
 
 

@@ -27,8 +27,8 @@ from flux0.testing.validation import Checks, Choice, Refusal, ServerFailure, Tex
 
 Agent: TypeAlias = Callable[[UserMessage], Iterable[AgentStep]]
 
-_ID_LENGTH: Final = 10
-_ID = Text(shortest=_ID_LENGTH, longest=_ID_LENGTH)
+ID_LENGTH: Final = 10
+_ID = Text(shortest=ID_LENGTH, longest=ID_LENGTH)
 _TYPES = tuple(kind.value for kind in EventType)
 _SOURCES = tuple(source.value for source in EventSource)
 
@@ -270,7 +270,7 @@ class FakeServer:
 
 def _path_id(target: Target, name: str, checks: Checks) -> str:
     value = target.arguments[name]
-    checks.text(("path", name), value, shortest=_ID_LENGTH, longest=_ID_LENGTH)
+    checks.text(("path", name), value, shortest=ID_LENGTH, longest=ID_LENGTH)
     return value
 
 

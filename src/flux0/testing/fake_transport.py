@@ -14,7 +14,7 @@ from flux0.testing.calls import Call, ExpectedCall, call_of, nearest_call, neare
 from flux0.testing.fake_answer import FakeAnswer
 from flux0.testing.fake_body import AsyncFakeBody, End, FakeBody, OpenBody
 from flux0.testing.fake_clock import FakeClock
-from flux0.testing.fake_server import Agent, FakeServer
+from flux0.testing.fake_server import ID_LENGTH, Agent, FakeServer
 from flux0.testing.fake_turn import FakeTurn
 from flux0.testing.faults import Drop, Fault, Refuse, Respond, Stall, with_faults
 from flux0.testing.scripts import Script
@@ -65,6 +65,8 @@ class FakeTransport:
         types = tuple(agent_types)
         if not types:
             raise InvalidArgument("agent_types", "must not be empty")
+        if agent_id is not None and len(agent_id) != ID_LENGTH:
+            raise InvalidArgument("agent_id", f"must have {ID_LENGTH} characters: {agent_id!r}")
         self.clock = FakeClock() if clock is None else clock
         self._lock = RLock()
         self._agent = steps_of(reply)
@@ -94,6 +96,8 @@ class FakeTransport:
         Faults that were injected first happen first. An operation is named as the client names it,
         such as `sessions.create_event`; without one, any call will do.
         """
+        if times < 1:
+            raise InvalidArgument("times", f"must be 1 or more, and is {times}")
         with self._lock:
             self._planned.append(_PlannedFaults(faults, times, operation))
 
@@ -156,7 +160,7 @@ class FakeTransport:
         return Response(answer.status_code, answer.headers, FakeBody(body))
 
     def close(self) -> None:
-        """Break off what is still open. The fake itself goes on, as a server would."""
+        """Break off what is still open, of any client. The fake goes on, as a server would."""
         with self._lock:
             for body, call in list(self._open.items()):
                 self._left_open.append(call)

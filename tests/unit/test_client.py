@@ -1,0 +1,296 @@
+"""How a client is set up: where it calls, with which options, and when it refuses to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from flux0 import Flux0, RetryConfig, __version__
+from flux0.domain.errors import ClientClosed, EventTooLarge, InvalidArgument
+from flux0.ports import Request
+from integration.modes import in_mode
+from integration.transports import Mode
+from unit.in_memory import SSE, Script, answer, chunk, in_every_mode, script
+
+NO_AGENTS = b'{"data": []}'
+DEFAULT_URL = "http://127.0.0.1:8080/api/agents"
+
+
+def agents(number: int = 1) -> Script:
+    return script(*(answer(NO_AGENTS) for _ in range(number)))
+
+
+def request_of(flux0: Flux0, transport: Script, **options: Any) -> Request:
+    """Make a call, and return its request."""
+    flux0.agents.list(**options)
+    return transport.requests[-1]
+
+
+# --- where
+
+
+@pytest.mark.parametrize(
+    ("environment", "argument", "url"),
+    [
+        (None, None, "http://127.0.0.1:8080"),
+        ("", None, "http://127.0.0.1:8080"),
+        ("https://example.org/base/", None, "https://example.org/base"),
+        ("https://example.org", "http://127.0.0.1:9000/", "http://127.0.0.1:9000"),
+        ("no URL", "http://127.0.0.1:9000", "http://127.0.0.1:9000"),
+    ],
+)
+def test_the_server_is_the_argument_s_else_the_environment_s_else_the_default(
+    environment: str | None, argument: str | None, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FLUX0_SERVER_URL", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("FLUX0_SERVER_URL", environment)
+    transport = agents(2)
+
+    with Flux0(argument, transport=transport) as flux0:
+        assert request_of(flux0, transport).url == f"{url}/api/agents"
+        call = request_of(flux0, transport, server_url="https://other.example/")
+        assert call.url == "https://other.example/api/agents"
+
+
+def test_a_bad_server_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUX0_SERVER_URL", "127.0.0.1:8080")
+
+    with pytest.raises(InvalidArgument) as caught:
+        Flux0()
+
+    assert caught.value.argument == "server_url"
+
+
+# --- options
+
+
+def test_without_options_a_call_has_the_defaults() -> None:
+    transport = agents()
+
+    with Flux0(transport=transport) as flux0:
+        request = request_of(flux0, transport)
+
+    timeout = request.timeout
+    assert (timeout.connect, timeout.pool, timeout.read, timeout.write) == (10, 10, 60, 60)
+    assert timeout.idle == 600
+    assert request.deadline is None
+    assert request.retries is not None
+    assert request.retries.max_attempts == 3
+    assert request.headers["user-agent"] == f"flux0-client/{__version__}"
+
+
+@pytest.mark.parametrize(
+    ("client", "call", "seconds"),
+    [
+        (20_000, None, 20),
+        (20_000, 5_000, 5),
+        (5_000, 120_000, 120),
+        (None, 5_000, 5),
+        (None, 0.5, 0),
+    ],
+)
+def test_the_time_of_a_call_is_its_own_else_the_client_s(
+    client: int | None, call: int | None, seconds: float
+) -> None:
+    transport = agents()
+
+    with Flux0(transport=transport, timeout_ms=client, retry_config=RetryConfig("none")) as flux0:
+        request = request_of(flux0, transport, timeout_ms=call)
+
+    timeout = request.timeout
+    for wait, longest in (
+        (timeout.read, seconds),
+        (timeout.write, seconds),
+        (timeout.connect, min(seconds, 10)),
+        (timeout.pool, min(seconds, 10)),
+    ):
+        assert wait is not None
+        assert longest - 1 < wait <= longest
+    assert timeout.idle == 600
+    assert request.deadline is not None
+
+
+def test_the_silence_of_a_stream_is_limited_by_the_call_else_the_client() -> None:
+    transport = script(*(answer(headers=SSE) for _ in range(2)))
+
+    with Flux0(transport=transport, stream_idle_timeout_ms=2_000, timeout_ms=1_000) as flux0:
+        for idle in (None, 3_500):
+            flux0.sessions.create_event(session_id="s", content="Hi", stream_idle_timeout_ms=idle)
+
+    assert [request.timeout.idle for request in transport.requests] == [2, 3.5]
+
+
+def test_the_retries_are_the_call_s_else_the_client_s() -> None:
+    transport = agents(2)
+    client, call = RetryConfig(max_attempts=7), RetryConfig("none")
+
+    with Flux0(transport=transport, retry_config=client) as flux0:
+        assert request_of(flux0, transport).retries is client
+        assert request_of(flux0, transport, retries=call).retries is call
+
+
+BAD_OPTIONS: list[tuple[str, Any]] = [
+    *(("timeout_ms", value) for value in (0, -1, "5", True)),
+    *(("stream_idle_timeout_ms", value) for value in (0, float("inf"))),
+    *(("server_url", value) for value in ("", 8080, "ftp://example.org")),
+]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *BAD_OPTIONS,
+        ("retry_config", "none"),
+        ("headers", {"a": "b\r\nc: d"}),
+        ("max_event_bytes", 0),
+        ("max_body_bytes", 1.5),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_by_the_client(option: str, value: Any) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        Flux0(**{option: value})
+
+    assert caught.value.argument == option
+
+
+@in_every_mode
+async def test_an_option_that_makes_no_sense_is_refused_by_the_call(mode: Mode) -> None:
+    transport = script()
+
+    async with in_mode(mode, Flux0(transport=transport)) as flux0:
+        for option, value in (
+            *BAD_OPTIONS,
+            ("retries", {"strategy": "none"}),
+            ("http_headers", {"a b": "c"}),
+            ("http_headers", "a: b"),
+        ):
+            with pytest.raises(InvalidArgument) as caught:
+                await flux0.sessions.create_event_async(
+                    session_id="s", content="Hi", **{option: value}
+                )
+            assert caught.value.argument == option
+
+    assert transport.requests == []
+
+
+@in_every_mode
+async def test_a_stream_has_the_client_s_limit_for_its_events(mode: Mode) -> None:
+    transport = script(answer(chunk("a"), chunk("x" * 1000), headers=SSE))
+
+    async with in_mode(mode, Flux0(transport=transport, max_event_bytes=1000)) as flux0:
+        stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
+        await anext(stream)
+        with pytest.raises(EventTooLarge) as caught:
+            await anext(stream)
+
+    assert caught.value.limit == 1000
+
+
+# --- closing
+
+
+@in_every_mode
+async def test_a_closed_client_refuses_every_call_and_closing_again_is_harmless(mode: Mode) -> None:
+    transport = script()
+    flux0 = in_mode(mode, Flux0(transport=transport))
+    async with flux0:
+        pass
+    await flux0.close_async()
+
+    calls: list[Callable[[], Any]] = [
+        lambda: flux0.agents.list_async(),
+        lambda: flux0.agents.create_async(name="n", type_="t"),
+        lambda: flux0.agents.retrieve_async(agent_id="a"),
+        lambda: flux0.sessions.create_async(agent_id="a"),
+        lambda: flux0.sessions.list_async(),
+        lambda: flux0.sessions.retrieve_async(session_id="s"),
+        lambda: flux0.sessions.create_event_async(session_id="s", content="Hi"),
+        lambda: flux0.sessions.list_events_async(session_id="s"),
+        lambda: flux0.conversation_async(agent="a"),
+    ]
+    for call in calls:
+        with pytest.raises(ClientClosed, match="closed"):
+            await call()
+    assert transport.requests == []
+
+
+# --- the log that the environment asks for
+
+
+@pytest.fixture
+def logger(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
+    """The package's logger, as it was before anybody set it up."""
+    logger = logging.getLogger("flux0")
+    kept = (logger.level, logger.handlers[:], logger.propagate)
+    logger.handlers.clear()
+    yield logger
+    logger.setLevel(kept[0])
+    logger.handlers[:] = kept[1]
+    logger.propagate = kept[2]
+
+
+@pytest.mark.parametrize("value", ["1", "true", "YES", "on"])
+def test_the_environment_asks_for_a_log_on_standard_error(
+    value: str,
+    logger: logging.Logger,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logger.propagate = False
+    monkeypatch.setenv("FLUX0_DEBUG", value)
+    transport = agents(2)
+
+    for _ in range(2):
+        with Flux0(transport=transport, headers={"authorization": "secret"}) as flux0:
+            flux0.agents.list()
+
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4, "two clients, and still one handler"
+    assert f"flux0 GET {DEFAULT_URL} attempt=1" in lines[0]
+    assert "'authorization': '***'" in lines[0]
+    assert f"flux0 GET {DEFAULT_URL} answered 200" in lines[1]
+
+
+def test_whoever_handles_the_log_already_goes_on_to_do_so(
+    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FLUX0_DEBUG", "1")
+    transport = agents()
+
+    with Flux0(transport=transport) as flux0:
+        flux0.agents.list()
+
+    assert logger.handlers == []
+    assert [record.levelname for record in caplog.records] == ["DEBUG", "DEBUG"]
+
+
+@pytest.mark.parametrize("value", ["", "0", "false", "no", "2"])
+def test_otherwise_nothing_is_logged(
+    value: str,
+    logger: logging.Logger,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "flux0")
+    monkeypatch.setenv("FLUX0_DEBUG", value)
+
+    with Flux0(transport=agents()) as flux0:
+        flux0.agents.list()
+
+    assert caplog.records == []
+
+
+def test_a_logger_of_the_user_s_is_told_instead(
+    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "mine")
+    monkeypatch.setenv("FLUX0_DEBUG", "1")
+
+    with Flux0(transport=agents(), debug_logger=logging.getLogger("mine")) as flux0:
+        flux0.agents.list()
+
+    assert {record.name for record in caplog.records} == {"mine"}

@@ -1,0 +1,284 @@
+"""Which transport a client makes its calls over, whatever it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from flux0 import Flux0
+from flux0.domain.errors import ClientClosed, Flux0Error, InvalidArgument
+from flux0.ports import Request, Response
+from flux0.testing.answers import answer as written
+from flux0.testing.byte_server import ByteServer
+from integration.modes import in_mode, run
+from integration.transports import ASYNC, SYNC, Mode
+from unit.in_memory import answer, in_both_loops, in_every_mode
+
+NO_AGENTS = b'{"data": []}'
+
+
+class Named:
+    """A transport that notes its name when it is asked for something."""
+
+    closes: int = 0
+
+    def __init__(self, name: str, served: list[str]) -> None:
+        self._name = name
+        self._served = served
+
+    def _answer(self) -> Response[Any]:
+        self._served.append(self._name)
+        return answer(NO_AGENTS)
+
+
+class Sync(Named):
+    """A transport for synchronous code."""
+
+    def send(self, request: Request) -> Response[Any]:
+        return self._answer()
+
+    def close(self) -> None:
+        self.closes += 1
+
+
+class Async(Named):
+    """A transport for asynchronous code."""
+
+    async def send_async(self, request: Request) -> Response[Any]:
+        return self._answer()
+
+    async def close_async(self) -> None:
+        self.closes += 1
+
+
+class Both(Sync, Async):
+    """A transport for both."""
+
+
+def client(served: list[str]) -> httpx.Client:
+    return httpx.Client(transport=answering("client", served))
+
+
+def async_client(served: list[str]) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=answering("async_client", served))
+
+
+def answering(name: str, served: list[str]) -> httpx.MockTransport:
+    def respond(request: httpx.Request) -> httpx.Response:
+        served.append(name)
+        return httpx.Response(200, stream=httpx.ByteStream(NO_AGENTS))
+
+    return httpx.MockTransport(respond)
+
+
+GIVEN: dict[str, Callable[[list[str]], dict[str, Any]]] = {
+    "transport=sync": lambda served: {"transport": Sync("sync", served)},
+    "transport=async": lambda served: {"transport": Async("async", served)},
+    "transport=both": lambda served: {"transport": Both("both", served)},
+    "async_transport=async": lambda served: {"async_transport": Async("other", served)},
+    "async_transport=both": lambda served: {"async_transport": Both("other", served)},
+    "client": lambda served: {"client": client(served)},
+    "async_client": lambda served: {"async_client": async_client(served)},
+}
+
+
+def arguments(given: str, served: list[str]) -> dict[str, Any]:
+    """Return the client's arguments that `given` names."""
+    made: dict[str, Any] = {}
+    for name in filter(None, given.split(", ")):
+        made.update(GIVEN[name](served))
+    return made
+
+
+@pytest.fixture
+def network() -> Iterator[ByteServer]:
+    """A server on the network, which only a transport that the client made itself reaches."""
+    with ByteServer(written(NO_AGENTS)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("mode", SYNC + ASYNC)
+@pytest.mark.parametrize(
+    ("given", "sync_by", "async_by"),
+    [
+        ("", "network", "network"),
+        ("transport=sync", "sync", "sync"),
+        ("transport=async", "nothing", "async"),
+        ("transport=both", "both", "both"),
+        ("async_transport=async", "nothing", "other"),
+        ("async_transport=both", "nothing", "other"),
+        ("client", "client", "network"),
+        ("async_client", "network", "async_client"),
+        ("client, async_client", "client", "async_client"),
+        ("client, async_transport=async", "client", "other"),
+        ("transport=sync, async_transport=async", "sync", "other"),
+        ("transport=both, async_transport=async", "both", "other"),
+        ("transport=sync, async_client", "sync", "async_client"),
+        ("transport=both, async_client", "both", "async_client"),
+    ],
+)
+def test_each_kind_of_call_goes_over_what_was_given_for_it(
+    mode: Mode, given: str, sync_by: str, async_by: str, network: ByteServer
+) -> None:
+    served: list[str] = []
+    expected = sync_by if mode == "sync" else async_by
+
+    async def test() -> None:
+        flux0 = Flux0(network.url, **arguments(given, served))
+        async with in_mode(mode, flux0) as either:
+            if expected == "nothing":
+                with pytest.raises(Flux0Error, match="use the _async methods"):
+                    await either.agents.list_async()
+            else:
+                assert list(await either.agents.list_async()) == []
+
+    run(mode, test)
+
+    assert served == [name for name in (expected,) if name not in ("network", "nothing")]
+    assert len(network.requests) == (expected == "network")
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("given", "argument"),
+    [
+        ("transport=sync, client", "client"),
+        ("transport=both, client", "client"),
+        ("transport=async, client", "client"),
+        ("async_transport=async, async_client", "async_client"),
+        ("transport=async, async_transport=async", "transport"),
+        ("transport=async, async_client", "transport"),
+    ],
+)
+def test_two_for_the_same_calls_are_refused(given: str, argument: str) -> None:
+    with pytest.raises(InvalidArgument, match="cannot be passed together") as caught:
+        Flux0(**arguments(given, []))
+
+    assert caught.value.argument == argument
+
+
+class NoBuilder:
+    def send(self, request: object) -> None: ...
+
+
+class AsyncSend:
+    async def send(self, request: object) -> None: ...
+
+    def build_request(self, *args: object, **options: object) -> None: ...
+
+
+class SyncSend:
+    def send(self, request: object) -> None: ...
+
+    def build_request(self, *args: object, **options: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "problem"),
+    [
+        ("transport", object(), "has no method send"),
+        ("transport", "http://127.0.0.1:8080", "has no method send"),
+        ("transport", AsyncSend(), "must be synchronous"),
+        ("transport", httpx.AsyncClient(), "must be synchronous"),
+        ("async_transport", object(), "has no method send_async"),
+        ("async_transport", Sync("sync", []), "has no method send_async"),
+        ("client", object(), "has no method build_request"),
+        ("client", NoBuilder(), "has no method build_request"),
+        ("client", AsyncSend(), "must be synchronous"),
+        ("client", httpx.AsyncClient(), "must be synchronous"),
+        ("async_client", object(), "has no method build_request"),
+        ("async_client", SyncSend(), "must be asynchronous"),
+        ("async_client", httpx.Client(), "must be asynchronous"),
+    ],
+)
+def test_what_cannot_do_the_work_is_refused(argument: str, value: object, problem: str) -> None:
+    with pytest.raises(InvalidArgument, match=problem) as caught:
+        Flux0(**{argument: value})  # type: ignore[arg-type]
+
+    assert caught.value.argument == argument
+
+
+class Delegating:
+    """A transport whose `send_async` is no `async def`, and returns what one does."""
+
+    def __init__(self, transport: Async) -> None:
+        self._transport = transport
+        self.send_async = transport.send_async
+        self.close_async = transport.close_async
+
+
+@in_both_loops
+async def test_a_transport_may_delegate(mode: Mode) -> None:
+    served: list[str] = []
+
+    for argument in ("transport", "async_transport"):
+        transport = Delegating(Async("async", served))
+        async with Flux0(**{argument: transport}) as flux0:  # type: ignore[arg-type]
+            await flux0.agents.list_async()
+
+    assert served == ["async", "async"]
+
+
+# --- closing
+
+
+def test_closing_a_client_closes_the_synchronous_transport() -> None:
+    sync, asynchronous = Sync("sync", []), Async("async", [])
+    flux0 = Flux0(transport=sync, async_transport=asynchronous)
+
+    flux0.close()
+
+    assert (sync.closes, asynchronous.closes) == (1, 0)
+    with pytest.raises(ClientClosed):
+        flux0.agents.list()
+
+
+def test_closing_a_client_of_asynchronous_transports_waits_for_nothing() -> None:
+    asynchronous = Async("async", [])
+    flux0 = Flux0(transport=asynchronous)
+
+    flux0.close()
+
+    assert asynchronous.closes == 0
+    with pytest.raises(ClientClosed):
+        flux0.agents.list()
+
+
+@in_both_loops
+async def test_closing_a_client_asynchronously_closes_both_transports(mode: Mode) -> None:
+    sync, asynchronous = Sync("sync", []), Async("async", [])
+    flux0 = Flux0(transport=sync, async_transport=asynchronous)
+
+    await flux0.close_async()
+
+    assert (sync.closes, asynchronous.closes) == (1, 1)
+    with pytest.raises(ClientClosed):
+        await flux0.agents.list_async()
+
+
+@in_every_mode
+async def test_a_block_closes_the_transport_whatever_happens_in_it(mode: Mode) -> None:
+    transport = Both("both", [])
+
+    with pytest.raises(ZeroDivisionError):
+        async with in_mode(mode, Flux0(transport=transport)):
+            raise ZeroDivisionError
+
+    assert transport.closes
+
+
+@in_every_mode
+async def test_clients_of_the_user_s_stay_open(mode: Mode) -> None:
+    served: list[str] = []
+    given = arguments("client, async_client", served)
+
+    async with in_mode(mode, Flux0(**given)) as flux0:
+        await flux0.agents.list_async()
+
+    assert not given["client"].is_closed
+    assert not given["async_client"].is_closed

@@ -1,0 +1,299 @@
+"""Conversations: one session, one turn at a time, one user."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from flux0 import AsyncConversation, Flux0
+from flux0.domain.errors import BadRequestError, ClientClosed, InvalidArgument, NotFoundError
+from flux0.domain.finalizing import TurnMessage
+from flux0.domain.models import (
+    ConsumptionOffsets,
+    Event,
+    MessageData,
+    Session,
+    ToolData,
+)
+from flux0.testing import AgentStep, CallTool, FakeTransport, GiveResult, Reason, Report, Say
+from integration.modes import in_mode
+from integration.transports import Mode
+from unit.in_memory import in_every_mode
+from unit.test_streams import come
+
+WEATHER = CallTool("weather", {"city": "SF"})
+TURN: list[AgentStep] = [
+    Report("processing"),
+    Reason("Hm"),
+    WEATHER,
+    GiveResult(WEATHER, "sunny"),
+    Say("Sunny."),
+]
+
+
+def client(mode: Mode, fake: FakeTransport, **options: Any) -> Flux0:
+    return in_mode(mode, Flux0(transport=fake, **options))
+
+
+def operations(fake: FakeTransport) -> list[str]:
+    return [call.operation for call in fake.calls]
+
+
+def cookies(fake: FakeTransport) -> set[str | None]:
+    return {call.headers.get("cookie") for call in fake.calls}
+
+
+def said(messages: tuple[Event | TurnMessage, ...]) -> list[object]:
+    """Return the contents of messages, and the results of tools."""
+    contents: list[object] = []
+    for message in messages:
+        if isinstance(message.data, MessageData):
+            contents += [getattr(part, "content", part) for part in message.data.parts]
+        elif isinstance(message.data, ToolData):
+            contents += [call.result and call.result.data for call in message.data.tool_calls]
+    return contents
+
+
+# --- opening
+
+
+@in_every_mode
+async def test_a_conversation_with_an_agent_is_a_new_session(mode: Mode) -> None:
+    fake = FakeTransport()
+
+    async with client(mode, fake) as flux0:
+        (agent,) = await flux0.agents.list_async()
+        for given in (agent, agent.id):
+            chat = await flux0.conversation_async(agent=given, title="Fog")
+            assert chat.session.title == "Fog"
+            fake.assert_called("sessions.create", agent_id=agent.id, title="Fog")
+        untitled = await flux0.conversation_async(agent=agent)
+        assert untitled.session.title is None
+        assert len(await flux0.sessions.list_async()) == 3
+
+
+@in_every_mode
+async def test_a_conversation_goes_on_with_a_session(mode: Mode) -> None:
+    fake = FakeTransport()
+
+    async with client(mode, fake) as flux0:
+        session = await flux0.sessions.create_async(agent_id=fake.agent_id)
+        by_value = await flux0.conversation_async(session=session)
+        assert by_value.session is session
+        assert operations(fake) == ["sessions.create"]
+        by_id = await flux0.conversation_async(session=session.id)
+        assert by_id.session == session
+        assert operations(fake) == ["sessions.create", "sessions.retrieve"]
+
+
+@in_every_mode
+async def test_who_is_not_there_cannot_be_talked_to(mode: Mode) -> None:
+    async with client(mode, FakeTransport()) as flux0:
+        with pytest.raises(BadRequestError, match="not found"):
+            await flux0.conversation_async(agent="0123456789")
+        with pytest.raises(NotFoundError):
+            await flux0.conversation_async(session="0123456789")
+
+
+SESSION = Session(
+    id="0123456789",
+    agent_id="0123456789",
+    user_id="u",
+    created_at=datetime(2026, 1, 1, tzinfo=timezone.utc),
+    consumption_offsets=ConsumptionOffsets(),
+)
+
+
+@in_every_mode
+async def test_what_makes_no_sense_is_refused_before_anything_is_sent(mode: Mode) -> None:
+    fake = FakeTransport()
+    given: list[tuple[dict[str, Any], str]] = [
+        ({}, "agent"),
+        ({"agent": "a", "session": "s"}, "agent"),
+        ({"agent": SESSION}, "agent"),
+        ({"agent": 7}, "agent"),
+        ({"agent": ""}, "agent_id"),
+        ({"session": 7}, "session"),
+        ({"session": ""}, "session_id"),
+        ({"session": SESSION, "title": "Fog"}, "title"),
+        ({"agent": "a", "title": "x" * 201}, "title"),
+    ]
+
+    async with client(mode, fake) as flux0:
+        for options, argument in given:
+            with pytest.raises(InvalidArgument) as caught:
+                await flux0.conversation_async(**options)
+            assert caught.value.argument == argument
+
+    assert fake.calls == ()
+
+
+# --- one user
+
+
+@in_every_mode
+async def test_every_call_of_a_conversation_says_who_the_user_is(mode: Mode) -> None:
+    fake = FakeTransport()
+
+    async with client(mode, fake) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id, user="ada")
+        stream = await chat.send("Hi")
+        await come(stream.final_messages())
+        await come(stream.stored_events())
+        await chat.history()
+        again = await flux0.conversation_async(session=chat.session.id, user="ada")
+        assert again.session.user_id == chat.session.user_id
+
+    assert operations(fake) == [
+        *("sessions.create", "sessions.create_event"),
+        *("sessions.list_events", "sessions.list_events", "sessions.retrieve"),
+    ]
+    assert cookies(fake) == {"flux0_user_sub=ada"}
+
+
+@in_every_mode
+async def test_users_are_kept_apart(mode: Mode) -> None:
+    fake = FakeTransport()
+
+    async with client(mode, fake) as flux0:
+        users = ("ada", "bob@example.org", "a=b%20c!#$&'()*+-./:<>?[]^_`{|}~", None)
+        chats = [await flux0.conversation_async(agent=fake.agent_id, user=user) for user in users]
+
+    assert len({chat.session.user_id for chat in chats}) == len(users)
+
+
+@in_every_mode
+async def test_without_a_user_there_is_no_cookie(mode: Mode) -> None:
+    fake = FakeTransport()
+
+    async with client(mode, fake) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id)
+        await come((await chat.send("Hi")).final_messages())
+        await chat.history()
+
+    assert cookies(fake) == {None}
+
+
+BAD_USERS: list[Any] = [
+    *(
+        "",
+        " ",
+        "a b",
+        "a;b",
+        "a,b",
+        'a"b',
+        "a\\b",
+        "a\r\nb",
+        "a\tb",
+        "a\x00",
+        "\x7f",
+        "é",
+        "\ud800",
+    ),
+    *(7, b"ada", True, ["ada"]),
+]
+
+
+@in_every_mode
+async def test_a_user_that_no_cookie_can_carry_is_refused(mode: Mode) -> None:
+    fake = FakeTransport()
+    ways: list[dict[str, Any]] = [
+        {"agent": fake.agent_id},
+        {"session": "0123456789"},
+        {"session": SESSION},
+    ]
+
+    async with client(mode, fake) as flux0:
+        for user in BAD_USERS:
+            for options in ways:
+                with pytest.raises(InvalidArgument) as caught:
+                    await flux0.conversation_async(user=user, **options)
+                assert caught.value.argument == "user"
+
+    assert fake.calls == ()
+
+
+# --- turns
+
+
+@in_every_mode
+async def test_a_message_is_answered_by_a_turn(mode: Mode) -> None:
+    fake = FakeTransport([Say("Hello, Ada", pieces=2)])
+
+    async with client(mode, fake) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id)
+        stream = await chat.send("Hi")
+        assert [text async for text in stream.text()] == ["Hello", ", Ada"]
+
+    fake.assert_called("sessions.create_event", session_id=chat.session.id, content="Hi")
+    fake.assert_no_open_streams()
+
+
+@in_every_mode
+async def test_a_message_closes_the_turn_that_is_still_open(mode: Mode) -> None:
+    fake = FakeTransport()
+    fake.script([Say("One", pieces=3)], [Say("Two", pieces=3)])
+
+    async with client(mode, fake) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id)
+        first = await chat.send("1")
+        await anext(first)
+        second = await chat.send("2")
+        with pytest.raises(ClientClosed):
+            await anext(first)
+        assert said(await come(second.final_messages())) == ["Two"]
+        assert said(await chat.history()) == ["1", "2", "Two"]
+
+
+async def finished_turn(chat: AsyncConversation, content: str) -> tuple[TurnMessage, ...]:
+    messages: tuple[TurnMessage, ...] = await come((await chat.send(content)).final_messages())
+    return messages
+
+
+# --- looking back
+
+
+@in_every_mode
+async def test_the_history_has_what_was_said_in_order(mode: Mode) -> None:
+    fake = FakeTransport()
+    fake.script(TURN, "Bye")
+
+    async with client(mode, fake) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id)
+        assert await chat.history() == ()
+        await finished_turn(chat, "How is it?")
+        await finished_turn(chat, "Thanks")
+        history = await chat.history()
+
+    asked, thought, called, *rest = said(history)
+    assert asked == "How is it?"
+    assert getattr(thought, "reasoning", None) == "Hm"
+    assert getattr(called, "tool_name", None) == "weather"
+    assert rest == ["sunny", "Sunny.", "Thanks", "Bye"]
+    assert fake.assert_called("sessions.list_events").body == ["message", "tool"]
+
+
+@in_every_mode
+async def test_a_live_turn_is_joined_without_doubles(mode: Mode) -> None:
+    fake = FakeTransport()
+    fake.script("Once", [Say("Twice"), Say("Twice"), Say("Not yet", pieces=2)])
+
+    async with client(mode, fake) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id)
+        before = await finished_turn(chat, "1")
+        stream = await chat.send("2")
+        assert said(await chat.history(before)) == ["1", "Once", "2"]
+        for expected in (
+            ["1", "Once", "2", "Twice"],
+            ["1", "Once", "2", "Twice", "Twice"],
+            ["1", "Once", "2", "Twice", "Twice", "Not"],
+            ["1", "Once", "2", "Twice", "Twice", "Not yet"],
+        ):
+            await anext(stream)
+            assert said(await chat.history(stream.messages)) == expected
+        final = await come(stream.final_messages())
+        history = await chat.history()
+        assert said(history) == ["1", "Once", "2", "Twice", "Twice", "Not yet"]
+        assert await chat.history((*before, *final)) == history

@@ -1,0 +1,146 @@
+"""The httpx2 transport: the contract, and that it is httpx2 all through.
+
+What the transports over httpx and httpx2 have in common is tested with httpx.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import ssl
+from contextlib import aclosing, closing
+from typing import Any
+
+import httpx2
+import pytest
+
+from flux0.adapters.httpx2 import Httpx2Transport
+from flux0.domain.errors import ClientClosed, ConnectError
+from flux0.domain.headers import Headers
+from flux0.ports import Request
+from flux0.testing.answers import answer
+from flux0.testing.byte_server import ByteServer
+from flux0.testing.contract import (
+    AsyncTransportContract,
+    LimitedPoolContract,
+    TransportContract,
+)
+
+OK = answer(b"ok")
+
+
+class TestHttpx2Transport(LimitedPoolContract, TransportContract):
+    def make_transport(self) -> Httpx2Transport:
+        return Httpx2Transport()
+
+    def make_trusting_transport(self, ca_file: str) -> Httpx2Transport:
+        return configured(verify=ssl.create_default_context(cafile=ca_file))
+
+    def make_limited_transport(self) -> Httpx2Transport:
+        return configured(limits=httpx2.Limits(max_connections=1))
+
+
+class TestAsyncHttpx2Transport(LimitedPoolContract, AsyncTransportContract):
+    def make_transport(self) -> Httpx2Transport:
+        return Httpx2Transport()
+
+    def make_trusting_transport(self, ca_file: str) -> Httpx2Transport:
+        return configured(verify=ssl.create_default_context(cafile=ca_file))
+
+    def make_limited_transport(self) -> Httpx2Transport:
+        return configured(limits=httpx2.Limits(max_connections=1))
+
+
+class Configured(Httpx2Transport):
+    """Closes the clients that it was given, as their user would."""
+
+    def __init__(self, client: httpx2.Client, async_client: httpx2.AsyncClient) -> None:
+        super().__init__(client, async_client)
+        self.given = (client, async_client)
+
+    def close(self) -> None:
+        super().close()
+        self.given[0].close()
+
+    async def close_async(self) -> None:
+        await super().close_async()
+        await self.given[1].aclose()
+
+
+def configured(**options: Any) -> Configured:
+    return Configured(httpx2.Client(**options), httpx2.AsyncClient(**options))
+
+
+def get(url: str) -> Request:
+    return Request("GET", url, Headers())
+
+
+async def fetch_async(transport: Httpx2Transport, request: Request) -> Any:
+    response = await transport.send_async(request)
+    assert b"".join([piece async for piece in response.body])
+    return response.raw_response
+
+
+def test_the_raw_response_is_httpx2s_and_can_be_read_again() -> None:
+    detail = {"detail": "no such thing"}
+    steps = answer(json.dumps(detail).encode(), status="404 Not Found", gzip=True)
+
+    async def run(url: str) -> Any:
+        transport = Httpx2Transport()
+        try:
+            return await fetch_async(transport, get(url))
+        finally:
+            await transport.close_async()
+
+    with ByteServer(steps) as server:
+        transport = Httpx2Transport()
+        response = transport.send(get(server.url))
+        assert b"".join(response.body)
+        transport.close()
+        for raw in (response.raw_response, asyncio.run(run(server.url))):
+            assert isinstance(raw, httpx2.Response)
+            assert raw.json() == detail
+
+
+def test_the_cause_of_an_error_is_httpx2s() -> None:
+    with pytest.raises(ConnectError) as caught:
+        Httpx2Transport().send(get("http://127.0.0.1:1"))
+    assert isinstance(caught.value.__cause__, httpx2.ConnectError)
+
+
+def test_other_codings_are_decoded_by_httpx2() -> None:
+    coded = answer(
+        gzip.compress(gzip.compress(b"text")), headers=[("Content-Encoding", "gzip, gzip")]
+    )
+    with ByteServer(coded) as server:
+        transport = Httpx2Transport()
+        assert b"".join(transport.send(get(server.url)).body) == b"text"
+        transport.close()
+
+
+def test_a_client_of_the_users_stays_open_and_as_it_is() -> None:
+    given = httpx2.Client(headers={"x-team": "blue"})
+    with ByteServer(OK) as server, closing(given) as client:
+        transport = Httpx2Transport(client)
+        assert b"".join(transport.send(get(server.url)).body) == b"ok"
+        transport.close()
+        assert not client.is_closed
+        assert server.requests[0].headers["x-team"] == "blue"
+    with pytest.raises(ClientClosed, match="httpx2"):
+        transport.send(get(server.url))
+
+
+def test_an_asynchronous_client_of_the_users_stays_open_and_as_it_is() -> None:
+    async def run(url: str) -> None:
+        async with aclosing(httpx2.AsyncClient(headers={"x-team": "blue"})) as client:
+            transport = Httpx2Transport(async_client=client)
+            await fetch_async(transport, get(url))
+            await transport.close_async()
+            assert not client.is_closed
+        with pytest.raises(ClientClosed, match="httpx2"):
+            await transport.send_async(get(url))
+
+    with ByteServer(OK) as server:
+        asyncio.run(run(server.url))
+        assert server.requests[0].headers["x-team"] == "blue"
