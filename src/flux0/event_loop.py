@@ -166,4 +166,10 @@ def _close_soon_all(known: _Known[T], close: Callable[[T], Awaitable[None]]) -> 
 def _running_trio() -> Any:
     """Return the trio module if the caller runs under it; never imports it."""
     trio = sys.modules.get("trio")
-    return trio if trio is not None and trio.lowlevel.in_trio_run() else None
+    if trio is not None:
+        # Not in_trio_run, which is newer, and true for asyncio's tasks as well where trio is a
+        # guest of asyncio.
+        with suppress(RuntimeError):
+            trio.lowlevel.current_task()
+            return trio
+    return None

@@ -33,7 +33,7 @@ class Hang:
 
 # What reading a body gives next: bytes, an error, or whatever a function does and returns, where
 # None is the end.
-Step = bytes | BaseException | Callable[[], bytes | None] | Hang
+Step = bytes | BaseException | Callable[[], bytes | Hang | None] | Hang
 
 
 @define

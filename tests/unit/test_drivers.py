@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import anyio
@@ -161,9 +161,20 @@ async def test_what_the_flow_raises_instead_is_what_the_caller_gets(mode: Mode) 
         await drive(mode, flow(), script(ConnectError("refused")))
 
 
+def hang_and_cancel(scope: anyio.CancelScope) -> Callable[[], Hang]:
+    """Return a step of a body that cancels the reader, who would wait for ever else."""
+
+    def step() -> Hang:
+        scope.cancel()
+        return Hang()
+
+    return step
+
+
 @in_both_loops
 async def test_a_cancelled_flow_gets_to_close_what_it_holds(mode: Mode) -> None:
-    held, hanging = tape(b"x"), tape(b"x", Hang())
+    scope = anyio.CancelScope()
+    held, hanging = tape(b"x"), tape(b"x", hang_and_cancel(scope))
 
     def flow() -> Flow[None]:
         response: Response[Any] = yield Send(REQUEST)
@@ -173,12 +184,30 @@ async def test_a_cancelled_flow_gets_to_close_what_it_holds(mode: Mode) -> None:
         finally:
             yield Close(response)
 
-    with anyio.move_on_after(0.01) as scope:
+    with scope:
         await drive(mode, flow(), script(recorded_answer(held), recorded_answer(hanging)))
 
     assert scope.cancelled_caught
     assert held.releases
     assert hanging.releases
+
+
+@in_every_mode
+async def test_a_flow_that_yields_what_is_no_effect_is_told_so_where_it_does(mode: Mode) -> None:
+    held = tape(b"x")
+    transport = script(recorded_answer(held))
+
+    def flow() -> Flow[None]:
+        response: Response[Any] = yield Send(REQUEST)
+        try:
+            yield response  # type: ignore[misc]  # pyright: ignore[reportReturnType] - the mistake
+        finally:
+            yield Close(response)
+
+    with pytest.raises(TypeError, match="yields effects"):
+        await drive(mode, flow(), transport)
+
+    assert held.releases
 
 
 @in_every_mode
@@ -298,10 +327,11 @@ async def test_an_asynchronous_send_is_interrupted_at_the_deadline(mode: Mode) -
 
 @in_both_loops
 async def test_an_outer_cancellation_is_no_deadline(mode: Mode) -> None:
-    hanging = tape(Hang())
+    scope = anyio.CancelScope()
+    hanging = tape(hang_and_cancel(scope))
     transport = script(recorded_answer(hanging))
 
-    with anyio.move_on_after(0.01) as scope:
+    with scope:
         await drive(mode, fetch(evolve(REQUEST, deadline=5.0)), transport)
 
     assert scope.cancelled_caught

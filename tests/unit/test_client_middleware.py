@@ -1,0 +1,221 @@
+"""The layers around a client's calls, the user's own among them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from flux0 import BackoffStrategy, Flux0, RetryConfig, RetryDetails
+from flux0.domain.errors import APIError, ConnectError, Flux0Error, ServerError
+from flux0.domain.models import Agents
+from flux0.flows import Flow, Middleware, SendFlow, Sleep
+from flux0.ports import Request, Response
+from integration.modes import in_mode
+from integration.transports import Mode
+from unit.in_memory import SSE, Script, answer, chunk, in_every_mode, recorded_answer, script, tape
+
+AT_ONCE = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
+NO_AGENTS = b'{"data": []}'
+
+
+class Diary:
+    """What happens in each layer, in order."""
+
+    def __init__(self) -> None:
+        self.entries: list[str] = []
+
+    def layer(self, name: str) -> Middleware:
+        def note(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+            self.entries.append(f"{name}: {request.operation} {request.attempt}")
+            response = yield from send(request)
+            self.entries.append(f"{name}: {response.body!r}")
+            return response
+
+        return note
+
+    def compute(self) -> str:
+        self.entries.append("headers")
+        return "computed"
+
+    def told(self, details: RetryDetails) -> None:
+        self.entries.append(f"retry: {type(details.cause).__name__}")
+
+    def debug(self, msg: str, *args: Any) -> None:
+        verb = next(word for word in ("attempt", "failed", "answered") if word in msg)
+        self.entries.append(f"log: {verb} {args[-1]}")
+
+
+class Wire(Script):
+    """A transport that writes a diary."""
+
+    def __init__(self, diary: Diary, *answers: Response[Any] | BaseException) -> None:
+        super().__init__(list(answers))
+        self._diary = diary
+
+    def send(self, request: Request) -> Response[Any]:
+        self._diary.entries.append(f"transport: {request.headers['x-computed']}")
+        return super().send(request)
+
+
+@in_every_mode
+async def test_the_layers_are_in_the_order_that_the_documentation_tells(mode: Mode) -> None:
+    diary = Diary()
+    client = Flux0(
+        transport=Wire(diary, answer(status=503), ConnectError("refused"), answer(NO_AGENTS)),
+        middleware=[diary.layer("first"), diary.layer("second")],
+        on_retry=diary.told,
+        headers={"x-computed": diary.compute},
+        debug_logger=diary,
+        retry_config=AT_ONCE,
+    )
+
+    async with in_mode(mode, client) as flux0:
+        await flux0.agents.list_async()
+
+    assert diary.entries == [
+        "first: agents.list 1",
+        "second: agents.list 1",
+        *("headers", "log: attempt none", "transport: computed"),
+        "log: failed 503: Service Unavailable",
+        "retry: ServerError",
+        *("headers", "log: attempt none", "transport: computed"),
+        "log: failed refused",
+        "retry: ConnectError",
+        *("headers", "log: attempt none", "transport: computed"),
+        'log: answered {"data": []}',
+        f"second: {NO_AGENTS!r}",
+        f"first: {NO_AGENTS!r}",
+    ]
+
+
+# --- what a layer of the user's can do
+
+
+async def list_through(mode: Mode, layer: Middleware, transport: Script) -> Agents:
+    async with in_mode(mode, Flux0(transport=transport, middleware=[layer])) as flux0:
+        return await flux0.agents.list_async()
+
+
+@in_every_mode
+async def test_a_layer_can_change_the_request_and_the_response(mode: Mode) -> None:
+    def change(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        response = yield from send(evolve(request, url="http://other.example/"))
+        return evolve(response, body=NO_AGENTS)
+
+    transport = script(answer(b"no JSON"))
+
+    assert list(await list_through(mode, change, transport)) == []
+    assert [request.url for request in transport.requests] == ["http://other.example/"]
+
+
+@in_every_mode
+async def test_a_layer_can_answer_by_itself(mode: Mode) -> None:
+    def cached(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        yield from ()
+        return evolve(answer(), body=NO_AGENTS)
+
+    transport = script()
+
+    assert list(await list_through(mode, cached, transport)) == []
+    assert transport.requests == []
+
+
+@in_every_mode
+async def test_a_layer_can_handle_errors_wait_and_send_again(mode: Mode) -> None:
+    caught: list[APIError] = []
+
+    def patient(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        try:
+            return (yield from send(evolve(request, retries=RetryConfig("none"))))
+        except ServerError as error:
+            caught.append(error)
+        yield Sleep(0)
+        return (yield from send(request))
+
+    transport = script(answer(status=503), answer(NO_AGENTS))
+
+    assert list(await list_through(mode, patient, transport)) == []
+    assert [error.attempts for error in caught] == [1]
+    assert len(transport.requests) == 2
+
+
+@in_every_mode
+async def test_what_a_layer_raises_reaches_the_caller(mode: Mode) -> None:
+    class RefusedError(Exception):
+        pass
+
+    def refuse(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        raise RefusedError
+
+    def refuse_the_answer(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        yield from send(request)
+        raise RefusedError
+
+    transport = script(answer(NO_AGENTS))
+
+    for layer in (refuse, refuse_the_answer):
+        with pytest.raises(RefusedError):
+            await list_through(mode, layer, transport)
+    assert len(transport.requests) == 1
+
+
+@in_every_mode
+async def test_a_layer_that_forgets_to_pass_effects_on_is_told_so(mode: Mode) -> None:
+    def forgetful(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        response: Response[Any] = yield send(request)  # type: ignore[misc]  # pyright: ignore[reportReturnType] - the mistake
+        return response
+
+    with pytest.raises(TypeError, match="yield from"):
+        await list_through(mode, forgetful, script())
+
+
+@in_every_mode
+async def test_a_layer_sees_the_bytes_of_an_answer_and_the_stream_of_a_turn(mode: Mode) -> None:
+    bodies: list[Any] = []
+
+    def look(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        response = yield from send(request)
+        bodies.append(response.body)
+        return response
+
+    recorded = tape(chunk("a"))
+    transport = script(answer(NO_AGENTS), recorded_answer(recorded, headers=SSE))
+
+    async with in_mode(mode, Flux0(transport=transport, middleware=[look])) as flux0:
+        await flux0.agents.list_async()
+        stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
+        assert recorded.reads == 0
+        assert len([event async for event in stream]) == 1
+
+    assert bodies[0] == NO_AGENTS
+    assert not isinstance(bodies[1], bytes)
+
+
+@in_every_mode
+async def test_a_layer_can_tell_the_calls_apart(mode: Mode) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def look(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        seen.append((request.operation, request.route))
+        return (yield from send(request))
+
+    transport = script(*(answer(status=404) for _ in range(4)))
+
+    async with in_mode(mode, Flux0(transport=transport, middleware=[look])) as flux0:
+        for call in (
+            flux0.agents.list_async(),
+            flux0.agents.retrieve_async(agent_id="a/1"),
+            flux0.sessions.list_events_async(session_id="s/1"),
+            flux0.sessions.create_event_async(session_id="s/1", content="Hi"),
+        ):
+            with pytest.raises(Flux0Error):
+                await call
+
+    assert seen == [
+        ("agents.list", "/api/agents"),
+        ("agents.retrieve", "/api/agents/{agent_id}"),
+        ("sessions.list_events", "/api/sessions/{session_id}/events"),
+        ("sessions.create_event", "/api/sessions/{session_id}/events/stream"),
+    ]
