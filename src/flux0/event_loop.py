@@ -14,6 +14,8 @@ from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
+_GRACE = 0.1  # seconds
+
 Loop: TypeAlias = Any  # asyncio.AbstractEventLoop, or trio's token of a run
 
 
@@ -116,7 +118,7 @@ class PerLoop(Generic[T]):
         self._close = close
         self._known: _Known[T] = {}
         # Not __del__, which comes too late for guards that are garbage together with this.
-        weakref.finalize(self, _close_soon_all, self._known, close).atexit = False
+        weakref.finalize(self, _close_all_later, self._known, close).atexit = False
 
     async def get(self) -> T:
         """Return the resource of the running loop."""
@@ -147,7 +149,7 @@ async def _guard(
     finally:
         left = known.pop(loop, None)
         if left is not None:
-            await close(left[0])
+            await shielded(partial(close, left[0]))  # trio cancels what it closes.
 
 
 async def _close(known: _Known[T], loop: Loop, close: Callable[[T], Awaitable[None]]) -> None:
@@ -158,9 +160,15 @@ async def _close(known: _Known[T], loop: Loop, close: Callable[[T], Awaitable[No
         await close(resource)
 
 
-def _close_soon_all(known: _Known[T], close: Callable[[T], Awaitable[None]]) -> None:
+async def _close_later(known: _Known[T], loop: Loop, close: Callable[[T], Awaitable[None]]) -> None:
+    # asyncio cuts short what goes on when it ends. If that is now, the guard closes in its stead.
+    await sleep(_GRACE)
+    await _close(known, loop, close)
+
+
+def _close_all_later(known: _Known[T], close: Callable[[T], Awaitable[None]]) -> None:
     for loop in tuple(known):
-        close_soon(loop, partial(_close, known, loop, close))
+        close_soon(loop, partial(_close_later, known, loop, close))
 
 
 def _running_trio() -> Any:

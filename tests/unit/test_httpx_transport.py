@@ -53,6 +53,15 @@ class TestHttpxTransport(LimitedPoolContract, TransportContract):
     def make_limited_transport(self) -> HttpxTransport:
         return configured(limits=httpx.Limits(max_connections=1))
 
+    def test_a_body_outlives_its_transport(self) -> None:
+        with ByteServer(HALF) as server:
+            pieces = iter(HttpxTransport().send(get(server.url)).body)
+            assert next(pieces) == b"first"
+            server.release()
+            assert next(pieces) == b"second"
+            assert next(pieces, None) is None
+            assert next(pieces, None) is None
+
 
 class TestAsyncHttpxTransport(LimitedPoolContract, AsyncTransportContract):
     def make_transport(self) -> HttpxTransport:
@@ -63,6 +72,18 @@ class TestAsyncHttpxTransport(LimitedPoolContract, AsyncTransportContract):
 
     def make_limited_transport(self) -> HttpxTransport:
         return configured(limits=httpx.Limits(max_connections=1))
+
+    def test_an_asynchronous_body_outlives_its_transport(self, run: Run) -> None:
+        async def main() -> None:
+            pieces = aiter((await HttpxTransport().send_async(get(server.url))).body)
+            assert await anext(pieces) == b"first"
+            server.release()
+            assert await anext(pieces) == b"second"
+            assert await anext(pieces, None) is None
+            assert await anext(pieces, None) is None
+
+        with ByteServer(HALF) as server:
+            run(main)
 
 
 class Configured(HttpxTransport):
@@ -405,29 +426,6 @@ def test_a_forgotten_transport_closes_its_connections_in_its_loop(run: Run) -> N
         await anyio.to_thread.run_sync(server.wait_until_gone)
 
     with ByteServer(OK) as server:
-        run(main)
-
-
-def test_a_body_outlives_its_transport() -> None:
-    with ByteServer(HALF) as server:
-        pieces = iter(HttpxTransport().send(get(server.url)).body)
-        assert next(pieces) == b"first"
-        server.release()
-        assert next(pieces) == b"second"
-        assert next(pieces, None) is None
-        assert next(pieces, None) is None
-
-
-def test_an_asynchronous_body_outlives_its_transport(run: Run) -> None:
-    async def main() -> None:
-        pieces = aiter((await HttpxTransport().send_async(get(server.url))).body)
-        assert await anext(pieces) == b"first"
-        server.release()
-        assert await anext(pieces) == b"second"
-        assert await anext(pieces, None) is None
-        assert await anext(pieces, None) is None
-
-    with ByteServer(HALF) as server:
         run(main)
 
 

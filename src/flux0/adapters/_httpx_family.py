@@ -164,12 +164,9 @@ class WholeBody:
         return _Pieces(iter((self._body,)))
 
 
-class _Pieces:
+class _Pieces(AsyncIterator[bytes]):
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
 
     async def __anext__(self) -> bytes:
         for piece in self._pieces:

@@ -16,7 +16,7 @@ from typing import final
 from attrs import frozen
 
 from flux0.domain.headers import Headers
-from flux0.testing.answers import Answer, Close, Hold, Reset, Send, SendBelowTLS
+from flux0.testing.answers import Answer, Close, Hold, Send, SendBelowTLS
 
 # Seconds to wait for what takes milliseconds; only a failing test waits so long.
 PATIENCE = 10.0
@@ -230,7 +230,7 @@ class _Conversation:
                     _shut_down(self._connection, socket.SHUT_WR)
                     while True:  # Closing at once would reset what the client has not read yet.
                         self._receive()
-                case Reset():
+                case _:  # Reset
                     linger = struct.pack("ii", 1, 0)
                     self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     raise _Over

@@ -237,8 +237,8 @@ class LimitedPoolContract(Contract):
     """For a transport whose library can limit the connections of its pool."""
 
     def make_limited_transport(self) -> object:
-        """Return a transport that opens one connection at most."""
-        raise NotImplementedError
+        """Return a new transport that opens one connection at most."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how to limit its pool")
 
     def test_no_connection_becomes_free(self, drive: Drive, serve: Serve) -> None:
         """`Timeout.pool` is the limit; afterwards the pool is whole."""

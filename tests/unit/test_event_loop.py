@@ -1,0 +1,208 @@
+"""What adapters need of asyncio and trio."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+import trio
+
+from flux0.event_loop import PerLoop, close_soon, running_loop, shielded, sleep
+
+Run = Callable[[Callable[[], Awaitable[Any]]], Any]
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Runs a coroutine in a new event loop."""
+    return lambda main: anyio.run(main, backend=request.param)
+
+
+class Resource:
+    """Knows how often it was closed, and says when."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+        self.closing = threading.Event()
+
+    async def aclose(self) -> None:
+        await sleep(0)
+        self.closed += 1
+        self.closing.set()
+
+
+def per_loop() -> PerLoop[Resource]:
+    return PerLoop(Resource, Resource.aclose)
+
+
+def test_sleeping_lets_others_go_on(run: Run) -> None:
+    async def main() -> list[str]:
+        said: list[str] = []
+
+        async def other() -> None:
+            said.append("other")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(other)
+            await sleep(0.001)
+            said.append("main")
+        return said
+
+    assert run(main) == ["other", "main"]
+
+
+def test_asyncio_does_without_trio(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        assert running_loop() is asyncio.get_running_loop()
+
+    monkeypatch.delitem(sys.modules, "trio")
+    asyncio.run(main())
+
+
+def test_each_loop_has_its_resource_until_it_ends() -> None:
+    resources = per_loop()
+
+    async def main() -> Resource:
+        first = await resources.get()
+        assert await resources.get() is first
+        assert not first.closed
+        return first
+
+    used: list[Resource] = [
+        anyio.run(main, backend=backend) for backend in ("asyncio", "trio", "asyncio", "trio")
+    ]
+    assert len(set(used)) == 4
+    assert [resource.closed for resource in used] == [1, 1, 1, 1]
+
+
+def test_a_resource_can_be_closed_before(run: Run) -> None:
+    resources = per_loop()
+
+    async def main() -> tuple[Resource, Resource]:
+        first = await resources.get()
+        await resources.close_async()
+        await resources.close_async()
+        assert first.closed == 1
+        return first, await resources.get()
+
+    assert [resource.closed for resource in run(main)] == [1, 1]
+
+
+def test_what_is_forgotten_is_closed_in_its_loop(run: Run) -> None:
+    async def main() -> None:
+        resources = per_loop()
+        resource = await resources.get()
+        del resources
+        await anyio.to_thread.run_sync(resource.closing.wait, 10)
+        assert resource.closed == 1
+
+    run(main)
+
+
+def test_what_is_forgotten_in_another_thread_is_closed_in_its_loop(run: Run) -> None:
+    async def main() -> None:
+        held = [per_loop()]
+        resource = await held[0].get()
+        await anyio.to_thread.run_sync(held.clear)
+        await anyio.to_thread.run_sync(resource.closing.wait, 10)
+        assert resource.closed == 1
+
+    run(main)
+
+
+def test_what_is_forgotten_at_the_very_end_is_closed(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> Resource:
+        return await per_loop().get()
+
+    assert run(main).closed == 1
+    assert caplog.messages == []
+
+
+def test_what_is_garbage_in_a_cycle_is_closed(run: Run) -> None:
+    async def main() -> None:
+        cycle: list[Any] = [per_loop()]
+        cycle.append(cycle)
+        resource = await cycle[0].get()
+        del cycle
+        gc.collect()
+        await anyio.to_thread.run_sync(resource.closing.wait, 10)
+        assert resource.closed == 1
+
+    run(main)
+
+
+def test_nothing_is_closed_in_a_loop_that_is_over(run: Run) -> None:
+    async def loop() -> Any:
+        return running_loop()
+
+    resource = Resource()
+    close_soon(run(loop), resource.aclose)
+    assert not resource.closed
+
+
+def test_closing_may_fail_without_anybody_to_tell(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = threading.Event()
+
+    async def fail() -> None:
+        begun.set()
+        raise OSError
+
+    async def main() -> None:
+        close_soon(running_loop(), fail)
+        await anyio.to_thread.run_sync(begun.wait, 10)
+        await sleep(0)
+
+    run(main)
+    gc.collect()
+    assert caplog.messages == []
+
+
+def test_a_run_of_trio_that_is_just_ending_takes_no_more_tasks() -> None:
+    resource = Resource()
+
+    async def main() -> None:
+        # What is queued now comes after the system's tasks were told to end.
+        token = trio.lowlevel.current_trio_token()
+        for _ in range(3):
+            token.run_sync_soon(partial(close_soon, token, resource.aclose))
+
+    trio.run(main)
+    gc.collect()
+
+
+def test_what_is_shielded_goes_on_when_its_task_is_cancelled(run: Run) -> None:
+    resource = Resource()
+
+    async def main() -> None:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await shielded(resource.aclose)
+        await anyio.to_thread.run_sync(resource.closing.wait, 10)
+
+    run(main)
+    assert resource.closed == 1
+
+
+def test_what_is_shielded_goes_on_when_asyncio_cancels() -> None:
+    async def main() -> None:
+        resource = Resource()
+        task = asyncio.ensure_future(shielded(resource.aclose))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.to_thread(resource.closing.wait, 10)
+        assert resource.closed == 1
+
+    asyncio.run(main())
