@@ -121,7 +121,9 @@ class Flux0:
 
         sync_side, async_side = _transports(transport, async_transport, client, async_client)
         # A transport that is not real keeps its own time, so that no test waits.
-        clock: Clock = getattr(sync_side or async_side, "monotonic", monotonic)
+        clock: Clock = getattr(
+            async_side if sync_side is None else sync_side, "monotonic", monotonic
+        )
         layers: list[Middleware] = [*middleware, _retry(on_retry, clock)]
         if computed:
             layers.append(ComputedHeaders(computed))
@@ -236,7 +238,7 @@ def _transports(
 
     sync_side: Any = transport if hasattr(transport, "send") else None
     async_side: Any = async_transport
-    if async_side is None and async_client is None and hasattr(transport, "send_async"):
+    if async_side is None and hasattr(transport, "send_async"):
         async_side = transport
     nothing_given = transport is None and async_transport is None
     if nothing_given or client is not None or async_client is not None:

@@ -149,7 +149,7 @@ def test_what_the_server_refuses_is_one_line(run: Run) -> None:
 
 def test_an_agent_that_crashes_is_given_up(run: Run, session_id: str) -> None:
     crashing = script({"text": "Well"}, {"crash": "boom"})
-    result = run("chat", crashing, "--session", session_id, "--idle-timeout", "0.5")
+    result = run("chat", crashing, "--session", session_id, "--idle-timeout", "1")
     assert (result.exit_code, result.stdout) == (1, "Well\n")
     assert "silent for too long" in result.stderr
 

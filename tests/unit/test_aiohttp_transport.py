@@ -558,6 +558,21 @@ def test_leaving_does_not_wait_for_the_other_side_to_end_its_tls() -> None:
         asyncio.run(run(listener))
 
 
+def test_more_turns_at_once_than_aiohttp_has_connections_by_default() -> None:
+    many = 110
+
+    async def run(server: ByteServer) -> None:
+        async with own() as transport:
+            request = get(server.url, stream=True)
+            turns = [asyncio.ensure_future(fetch(transport, request)) for _ in range(many)]
+            await asyncio.to_thread(server.wait_for_requests, many)
+            server.release()
+            assert await asyncio.gather(*turns) == [b"firstsecond"] * many
+
+    with ByteServer(SILENT) as server:
+        asyncio.run(run(server))
+
+
 def test_one_transport_serves_loop_after_loop() -> None:
     transport = AiohttpTransport()
 

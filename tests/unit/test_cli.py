@@ -92,7 +92,7 @@ Run = Callable[..., Result]
 def run(environment: Mapping[str, str]) -> Run:
     """Runs a command, with `input` as its standard input."""
 
-    def invoke(*arguments: str, input: str = "") -> Result:
+    def invoke(*arguments: str, input: str | bytes = "") -> Result:
         result = CliRunner().invoke(app, arguments, input=input, env=dict(environment))
         # Anything else that is raised would be a traceback for whoever uses the command.
         assert isinstance(result.exception, (SystemExit, type(None))), result.exception
@@ -388,7 +388,7 @@ def test_a_turn_that_is_cut_off_is_a_failure_after_what_was_said(
 
 def test_an_agent_that_falls_silent_is_given_up(run: Run, fake: FakeTransport) -> None:
     fake.script([Say("Hm"), FallSilent()])
-    result = run("chat", "Hi", "--idle-timeout", "0.2")
+    result = run("chat", "Hi", "--idle-timeout", "1")
     assert (result.exit_code, result.stdout) == (1, "Hm\n")
     assert "silent for too long" in result.stderr
 
@@ -480,7 +480,7 @@ def test_what_the_server_refuses_is_one_line(run: Run, fake: FakeTransport) -> N
         (["chat", ""], "content"),
         (["sessions", "list", "--user", "a b"], "user cannot be sent in a cookie"),
         (["agents", "list", "--server-url", "example.com"], "server_url must be like http://"),
-        (["chat", "Hi", "--idle-timeout", "0"], "stream_idle_timeout_ms"),
+        (["chat", "Hi", "--idle-timeout", "0"], "--idle-timeout"),
         (["events", "x", "--min-offset", "-1"], "--min-offset"),
         (["events", "x", "--type", "nonsense"], "--type"),
         (["agents", "create", "Echo"], "TYPE"),
@@ -500,6 +500,10 @@ def test_a_wrong_use_ends_with_2(run: Run, command: list[str], problem: str) -> 
 def test_each_line_of_the_input_is_a_turn(run: Run) -> None:
     result = run("chat", input="one\n\n  two \nexit\nthree\n")
     assert (result.exit_code, result.stdout) == (0, "You said one.\n\nYou said two.\n\n")
+
+
+def test_a_line_that_is_not_in_the_encoding_is_read_all_the_same(run: Run) -> None:
+    assert run("chat", input=b"caf\xe9\n").stdout == "You said caf\ufffd.\n\n"
 
 
 def test_a_conversation_ends_with_the_input(run: Run) -> None:

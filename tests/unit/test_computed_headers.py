@@ -86,6 +86,7 @@ def test_a_client_takes_fixed_and_computed_fields_and_a_call_wins_over_both() ->
     transport = script(*(answer(b'{"data": []}') for _ in range(2)))
     headers: dict[str, str | Callable[[], str]] = {
         "x-tenant": "acme",
+        "x-kept": "kept",
         "authorization": lambda: "Bearer 1",
     }
 
@@ -93,10 +94,11 @@ def test_a_client_takes_fixed_and_computed_fields_and_a_call_wins_over_both() ->
         flux0.agents.list()
         flux0.agents.list(http_headers={"X-Tenant": "other", "Authorization": "Basic 2"})
 
-    given = [
-        (sent.headers["x-tenant"], sent.headers["authorization"]) for sent in transport.requests
+    names = ("x-tenant", "authorization", "x-kept", "accept")
+    assert [[sent.headers[name] for name in names] for sent in transport.requests] == [
+        ["acme", "Bearer 1", "kept", "application/json"],
+        ["other", "Basic 2", "kept", "application/json"],
     ]
-    assert given == [("acme", "Bearer 1"), ("other", "Basic 2")]
 
 
 @in_every_mode

@@ -215,17 +215,19 @@ class _Body:
         self._closed = False
         self._wait_ends = inf
         self._timer: asyncio.TimerHandle | None = None
-        connection = response.connection  # None if the body came along with the head.
+        self._socket: asyncio.Transport | None = None
+        self._forgotten: finalize[..., _Body] | None = None
+        connection = response.connection
         self._protocol = None if connection is None else connection.protocol
-        # aiohttp forgets it when the connection is lost, but it too is to be closed then.
-        self._socket = None if connection is None else connection.transport
-        if self._protocol is not None:
+        if self._protocol is not None:  # Otherwise the whole body came along with the head.
             # Its timeout also runs while nobody reads; ours begins anew with each wait.
             self._protocol.read_timeout = None
             self._protocol.start_timeout()
-        # Not __del__, which comes too late for a connection that is garbage together with this.
-        self._forgotten = finalize(self, _release_soon, loop, response, self._socket)
-        self._forgotten.atexit = False
+            # aiohttp forgets it when the connection is lost, but it too is to be closed then.
+            self._socket = self._protocol.transport
+            # Not __del__, which comes too late for a connection that is garbage together with this.
+            self._forgotten = finalize(self, _release_soon, loop, response, self._socket)
+            self._forgotten.atexit = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -240,7 +242,7 @@ class _Body:
             raise
         if not piece:
             self._ended = True
-            self._forgotten.detach()
+            await self.close_async()
             raise StopAsyncIteration
         if self._retained is not None:
             self._retained.append(piece)
@@ -248,7 +250,8 @@ class _Body:
 
     async def close_async(self) -> None:
         self._closed = True
-        self._forgotten.detach()
+        if self._forgotten is not None:
+            self._forgotten.detach()
         _release(self._response, self._socket)
 
     async def _next(self) -> bytes:

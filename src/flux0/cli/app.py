@@ -59,7 +59,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def flux0(
+def root(
     *,
     version: Annotated[
         bool,
@@ -105,10 +105,11 @@ def chat(
     ] = None,
     user: User = None,
     idle_timeout: Annotated[
-        float | None,
+        int | None,
         typer.Option(
             "--idle-timeout",
             metavar="SECONDS",
+            min=1,
             help="Give up when the agent is silent for so long; by default 600.",
         ),
     ] = None,
@@ -289,7 +290,7 @@ def _client(
     server_url: str,
     user: str | None = None,
     *,
-    idle_timeout: float | None = None,
+    idle_timeout: int | None = None,
     demo: bool = False,
 ) -> Generator[Flux0, None, None]:
     """Give out a client; what goes wrong ends as a line on standard error and an exit code."""
@@ -301,7 +302,7 @@ def _client(
         with Flux0(
             server_url,
             transport=_demo_transport() if demo else None,
-            stream_idle_timeout_ms=None if idle_timeout is None else round(idle_timeout * 1000),
+            stream_idle_timeout_ms=None if idle_timeout is None else idle_timeout * 1000,
             headers=user_headers(user),
         ) as client:
             yield client

@@ -6,6 +6,8 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from io import TextIOWrapper
+from typing import cast
 
 import typer
 
@@ -56,7 +58,6 @@ class Chat:
         self._server_url = server_url
         self._output = Output()
         self._blocks = Blocks(self._output)
-        self._is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
 
     def show_history(self) -> None:
         """Write what was said so far."""
@@ -102,7 +103,8 @@ class Chat:
         told of failures: False where a turn failed and nobody sits at the terminal.
         """
         went_well = True
-        for message in self._lines():
+        is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        for message in self._lines(is_interactive=is_interactive):
             try:
                 went_well &= self.say(message)
             except KeyboardInterrupt:
@@ -111,12 +113,13 @@ class Chat:
                 went_well = False
                 print_problem(error_in_words(error, self._server_url))
             self._output.write("\n")
-        return went_well or self._is_interactive
+        return went_well or is_interactive
 
-    def _lines(self) -> Iterator[str]:
+    def _lines(self, *, is_interactive: bool) -> Iterator[str]:
         """Yield the lines that say anything, until one says farewell or the input ends."""
+        cast("TextIOWrapper", sys.stdin).reconfigure(errors="replace")
         prompt = ""
-        if self._is_interactive:
+        if is_interactive:
             prompt = _PROMPT
             print_note("Ctrl-C ends a turn; a second one, Ctrl-D or exit leaves.")
             with contextlib.suppress(ImportError):

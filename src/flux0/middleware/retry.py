@@ -90,9 +90,9 @@ class Retry:
             try:
                 response = yield from send(request)
             except Flux0Error as error:
-                error.attempts = request.attempt
                 wait = self._wait(request, error, began)
                 if wait is None:
+                    error.attempts = request.attempt
                     raise
                 self._on_retry(
                     RetryDetails(

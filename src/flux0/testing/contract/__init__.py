@@ -1,13 +1,21 @@
 """The transport contract: what every transport must do, as tests to run against one's own.
 
 Subclass `TransportContract` or `AsyncTransportContract` in a test module under a name that begins
-with `Test`, and say how to make the transport::
+with `Test`, and say how to make the transport, and how to make one that trusts an authority::
 
     class TestMyTransport(TransportContract):
         def make_transport(self) -> MyTransport:
             return MyTransport()
 
-It needs pytest, trio (for asynchronous transports) and trustme (for TLS).
+        def make_trusting_transport(self, ca_file: str) -> MyTransport:
+            return MyTransport(ca_file)
+
+Whose library can limit the connections of a pool subclasses `LimitedPoolContract` as well, and has
+`make_limited_transport` allow one connection. `backends` says where asynchronous transports run.
+
+The tests talk to servers of their own on 127.0.0.1, which write exactly the bytes that a test says.
+They need pytest, trustme, and trio for asynchronous transports. The queue of a port that is full,
+which `ConnectTimeout` is tested with, is Linux's.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ from flux0.testing.answers import (
 from flux0.testing.contract.base import PATIENT, Contract, Serve, get
 from flux0.testing.contract.probe import Probe
 
-SHORT = 0.1  # Seconds to wait for what never comes.
+SHORT = 0.2  # Seconds to wait for what never comes.
 
 
 def fails(probe: Probe, request: Request, *kinds: type[TransportError], read: bool = False) -> None:

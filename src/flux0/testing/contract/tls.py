@@ -79,10 +79,14 @@ class TLSContract(Contract):
     ) -> None:
         """By then the server has the request."""
         noise = SendBelowTLS(b"\x17\x03\x03\x00\x20" + bytes(32))
-        start, *_ = answer(framing="chunked")
-        server = serve((start, noise), tls=_context(authority, "127.0.0.1"))
-        probe = drive(self.make_trusting_transport(ca_file))
-        fails(probe, get(server.url), ConnectionInterrupted, read=True)
+        steps = (*answer(b"first", Hold(), framing="chunked")[:-1], noise)
+        server = serve(steps, tls=_context(authority, "127.0.0.1"))
+        exchange = drive(self.make_trusting_transport(ca_file)).send(get(server.url))
+        assert exchange.read_exactly(5) == b"first"
+        server.release()
+        with pytest.raises(ConnectionInterrupted) as caught:
+            exchange.read()
+        assert isinstance(caught.value.__cause__, Exception)
         server.wait_until_gone()
 
     def test_closing_ends_a_read_under_tls(

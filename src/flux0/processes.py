@@ -1,0 +1,50 @@
+"""What synchronous adapters need where a process forks.
+
+A forked child has its parent's connections, and its locks as they were at that moment. It must not
+use either: the connections are the parent's still, and nobody is left to release the locks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import getpid
+from typing import Generic, TypeVar
+
+from flux0.domain.errors import ConnectionInterrupted
+
+T = TypeVar("T")
+
+
+class PerProcess(Generic[T]):
+    """One resource for each process, made when first asked for.
+
+    What was inherited is kept, since it would be closed where it is garbage.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._made: dict[int, T] = {}
+
+    def get(self) -> T:
+        """Return the resource of the running process."""
+        pid = getpid()
+        made = self._made.get(pid)
+        if made is None:
+            made = self._made.setdefault(pid, self._make())  # Another thread may have been first.
+        return made
+
+
+class Home:
+    """The process that something was made in."""
+
+    def __init__(self) -> None:
+        self._pid = getpid()
+
+    def is_left(self) -> bool:
+        """Whether the running process is another, forked from it."""
+        return getpid() != self._pid
+
+    def check(self) -> None:
+        """Raise if the running process is another: reading there would take the parent's bytes."""
+        if getpid() != self._pid:
+            raise ConnectionInterrupted("the body belongs to the process that this one forked from")
