@@ -45,6 +45,6 @@ class Home:
         return getpid() != self._pid
 
     def check(self) -> None:
-        """Raise if the running process is another: reading there would take the parent's bytes."""
-        if getpid() != self._pid:
+        """Raise if the running process is another: it would take bytes of the parent's."""
+        if self.is_left():
             raise ConnectionInterrupted("the body belongs to the process that this one forked from")

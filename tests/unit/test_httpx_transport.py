@@ -20,6 +20,7 @@ import httpx
 import pytest
 from attrs import evolve
 
+from flux0 import Flux0
 from flux0.adapters.httpx import HttpxTransport
 from flux0.domain.errors import (
     ClientClosed,
@@ -493,3 +494,30 @@ def test_a_cancelled_task_leaves_no_connection_behind() -> None:
 
     with ByteServer((Hold(),)) as server:
         asyncio.run(main())
+
+
+def test_a_response_that_was_read_already_is_read_again() -> None:
+    """As a transport without sockets gives it, or a hook that reads leaves it."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"data": []})
+
+    with (
+        httpx.Client(transport=httpx.MockTransport(answer)) as client,
+        Flux0("http://flux0.invalid", client=client) as flux0,
+    ):
+        assert list(flux0.agents.list()) == []
+
+
+def test_a_response_that_was_read_already_is_read_again_by_asynchronous_code() -> None:
+    async def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"data": []})
+
+    async def main() -> int:
+        async with (
+            httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client,
+            Flux0("http://flux0.invalid", async_client=client) as flux0,
+        ):
+            return len(await flux0.agents.list_async())
+
+    assert asyncio.run(main()) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
@@ -13,6 +14,7 @@ from flux0.domain.errors import ClientClosed
 from flux0.domain.headers import Headers
 from flux0.event_loop import PerLoop
 from flux0.ports import AsyncByteStream, ByteStream, Request, Response
+from flux0.processes import PerProcess
 
 if TYPE_CHECKING:
     import httpx
@@ -44,8 +46,9 @@ class HttpxFamilyTransport:
     def __init__(self, client: Any, async_client: Any) -> None:
         self._client = client
         self._async_client = async_client
-        self._own_client = _OwnClient(self)
         library = self.library
+        self._own_clients = PerProcess(partial(_OwnClient, library))
+        weakref.finalize(self, _close, self._own_clients)
         self._own_async_clients: PerLoop[Any]
         self._own_async_clients = PerLoop(
             lambda: library.AsyncClient(**_options(library)), library.AsyncClient.aclose
@@ -53,7 +56,8 @@ class HttpxFamilyTransport:
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
-        client = self._client or self._own_client.get()
+        own = None if self._client is not None else self._own_clients.get()
+        client = self._client if own is None else own.get()
         try:
             built = self._build(client, request)
             response = client.send(built, stream=True, follow_redirects=False)
@@ -63,13 +67,13 @@ class HttpxFamilyTransport:
             self._check_open(client, error)
             raise
         body = SyncBody(Reading(request, built, response, self.errors), self)
-        if self._client is None:
-            self._own_client.reads(body)
+        if own is not None:
+            own.reads(body)
         return _answer(response, body)
 
     def close(self) -> None:
         """Close the synchronous client and all that is read over it, unless it is the user's."""
-        self._own_client.close()
+        _close(self._own_clients)
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Send `request` once; see `AsyncTransport.send_async`."""
@@ -113,12 +117,11 @@ class HttpxFamilyTransport:
 class _OwnClient:
     """The synchronous client that is made here, when first needed and again after closing."""
 
-    def __init__(self, owner: HttpxFamilyTransport) -> None:
-        self._library = owner.library
+    def __init__(self, library: Any) -> None:
+        self._library = library
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
         self._bodies: weakref.WeakSet[SyncBody] = weakref.WeakSet()
-        weakref.finalize(owner, self.close)
 
     def get(self) -> httpx.Client:
         with self._lock:
@@ -140,6 +143,10 @@ class _OwnClient:
             body.close()
         if client is not None:
             client.close()
+
+
+def _close(own_clients: PerProcess[_OwnClient]) -> None:
+    own_clients.get().close()
 
 
 def _options(library: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from flux0.domain.errors import (
 )
 from flux0.event_loop import close_soon, running_loop, shielded, unwind
 from flux0.ports import Request
+from flux0.processes import Home
 
 if TYPE_CHECKING:
     import httpx
@@ -111,7 +112,10 @@ class Reading:
         self.ended = False
         self.closed = False
         coding = response.headers.get("content-encoding", "")
-        self.raw = not _is_left_to_library(coding, built.headers.get("accept-encoding", ""))
+        # A hook, or a transport of the user's without sockets, has read the body already.
+        self.raw = not response.is_stream_consumed and not _is_left_to_library(
+            coding, built.headers.get("accept-encoding", "")
+        )
         self.decoder = decoder_for(coding) if self.raw else None
         streaming = request.stream and response.is_success
         self._retained: list[bytes] | None = None if streaming else []
@@ -161,11 +165,13 @@ class SyncBody:
         self._raw = response.iter_raw() if reading.raw else response.iter_bytes()
         self._decoded: Iterator[bytes] = iter(())
         self._busy = threading.Lock()
+        self._home = Home()
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
+        self._home.check()
         reading = self._reading
         with self._busy:
             try:
@@ -196,6 +202,8 @@ class SyncBody:
 
     def close(self) -> None:
         """Release the connection; see `ByteStream.close`."""
+        if self._home.is_left():
+            return
         reading = self._reading
         reading.closed = True
         if self._busy.acquire(blocking=False):

@@ -33,6 +33,7 @@ from flux0.domain.errors import (
     TransportError,
     WriteTimeout,
 )
+from flux0.processes import Home
 
 ACCEPT_ENCODING: Final = "gzip, deflate"  # What is undone here, and no more.
 
@@ -79,6 +80,7 @@ class ResponseBody:
         return self
 
     def __next__(self) -> bytes:
+        self._reading.home.check()
         for piece in self._pieces:
             return piece
         if self._reading.ended:
@@ -106,6 +108,7 @@ class Reading:
         under_way: has all readings of a transport that are not over yet.
 
     Attributes:
+        home: the process that may read it.
         ended: whether the body was read whole.
     """
 
@@ -116,6 +119,7 @@ class Reading:
         self._busy = Lock()
         self._giving_back = Lock()
         self._closed = False
+        self.home = Home()
         self.ended = False
         under_way.add(self)
 
@@ -141,6 +145,8 @@ class Reading:
 
     def close(self) -> None:
         """Close the connection, unless it was given back, and free its place in the pool."""
+        if self.home.is_left():
+            return
         self._closed = True
         self._shut_down()
         # A reader that is at work is woken by that and comes here itself; do not wait for it.

@@ -34,6 +34,7 @@ from flux0.domain.errors import (
 )
 from flux0.domain.headers import Headers
 from flux0.ports import ByteStream, Request, Response
+from flux0.processes import PerProcess
 
 T = TypeVar("T")
 
@@ -55,14 +56,14 @@ class RequestsTransport:
 
     def __init__(self, session: requests.Session | None = None) -> None:
         self._own = session is None
-        self._session = _make_session() if session is None else session
-        self._readings: set[Reading] = set()
+        self._sessions = PerProcess(partial(_Session, session))
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
-        response = _send(self._session, request)
+        session = self._sessions.get()
+        response = _send(session.requests, request)
         streaming = request.stream and 200 <= response.status_code < 300  # noqa: PLR2004 - success
-        reading = Reading(_raw(response), self._readings)
+        reading = Reading(_raw(response), session.readings)
         if streaming:
             reading.set_timeout(request.timeout.idle)
         retain = None if streaming else partial(_retain, response)
@@ -76,9 +77,25 @@ class RequestsTransport:
     def close(self) -> None:
         """Close the connections, and what is read over them, unless the session is the user's."""
         if self._own:
-            self._session.close()
-            for reading in list(self._readings):
-                reading.close()
+            self._sessions.get().close()
+
+
+class _Session:
+    """The connections of one process.
+
+    Attributes:
+        requests: the session of the user's, or one made here.
+        readings: what is read over it.
+    """
+
+    def __init__(self, session: requests.Session | None) -> None:
+        self.requests = _make_session() if session is None else session
+        self.readings: set[Reading] = set()
+
+    def close(self) -> None:
+        self.requests.close()
+        for reading in list(self.readings):
+            reading.close()
 
 
 def _make_session() -> requests.Session:

@@ -18,6 +18,7 @@ from flux0.adapters._urllib3_response import (
 )
 from flux0.domain.headers import Headers
 from flux0.ports import ByteStream, Request, Response
+from flux0.processes import PerProcess
 
 # A turn holds its connection for as long as the agent thinks, so a busy process needs many.
 _MAX_CONNECTIONS: Final = 1000
@@ -36,17 +37,14 @@ class Urllib3Transport:
 
     def __init__(self, pool_manager: urllib3.PoolManager | None = None) -> None:
         self._own = pool_manager is None
-        self._pool_manager = pool_manager or urllib3.PoolManager(
-            maxsize=_MAX_CONNECTIONS, block=True
-        )
-        self._readings: set[Reading] = set()
-        self._last_pool: tuple[str, urllib3.HTTPConnectionPool] | None = None
+        self._pools = PerProcess(partial(_Pools, pool_manager))
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
-        headers = _headers(request, self._pool_manager)
+        pools = self._pools.get()
+        headers = _headers(request, pools.manager)
         url = _take_userinfo(request.url, headers)
-        open_url = self._open_url if self._own else self._pool_manager.urlopen
+        open_url = pools.open_url if self._own else pools.manager.urlopen
         timeout = request.timeout
         try:
             answered = open_url(
@@ -64,7 +62,7 @@ class Urllib3Transport:
             raise translated(error) from error
         response = cast("urllib3.HTTPResponse", answered)
         streaming = request.stream and 200 <= response.status < 300  # noqa: PLR2004 - success
-        reading = Reading(response, self._readings)
+        reading = Reading(response, pools.readings)
         if streaming:
             reading.set_timeout(timeout.idle)
         # As `HTTPResponse.read` does, so that users find the body in `raw_response`.
@@ -79,18 +77,35 @@ class Urllib3Transport:
     def close(self) -> None:
         """Close the connections, and what is read over them, unless the manager is the user's."""
         if self._own:
-            self._last_pool = None
-            self._pool_manager.clear()  # A pool that nobody holds closes its connections.
-            for reading in list(self._readings):
-                reading.close()
+            self._pools.get().close()
 
-    def _open_url(self, method: str, url: str, **options: Any) -> urllib3.BaseHTTPResponse:
+
+class _Pools:
+    """The connections of one process.
+
+    Attributes:
+        manager: the user's, or one made here.
+        readings: what is read over it.
+    """
+
+    def __init__(self, manager: urllib3.PoolManager | None) -> None:
+        self.manager = manager or urllib3.PoolManager(maxsize=_MAX_CONNECTIONS, block=True)
+        self.readings: set[Reading] = set()
+        self._last: tuple[str, urllib3.HTTPConnectionPool] | None = None
+
+    def close(self) -> None:
+        self._last = None
+        self.manager.clear()  # A pool that nobody holds closes its connections.
+        for reading in list(self.readings):
+            reading.close()
+
+    def open_url(self, method: str, url: str, **options: Any) -> urllib3.BaseHTTPResponse:
         """Do as `PoolManager.urlopen` does, which takes a URL apart anew each time."""
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc}"
-        last = self._last_pool
+        last = self._last
         if last is None or last[0] != origin:
-            last = self._last_pool = origin, self._pool_manager.connection_from_url(origin)
+            last = self._last = origin, self.manager.connection_from_url(origin)
         path = parts.path or "/"
         target = f"{path}?{parts.query}" if parts.query else path
         return last[1].urlopen(method, target, assert_same_host=False, **options)

@@ -1,9 +1,12 @@
 """For tests of code that uses flux0; nothing here is loaded by `import flux0`."""
 
 from flux0.testing.calls import Call, ExpectedCall
+from flux0.testing.cassette import CassetteError
 from flux0.testing.fake_clock import ClockStandsStill, FakeClock
 from flux0.testing.fake_transport import FakeTransport
 from flux0.testing.faults import Drop, Fault, Refuse, Respond, Split, Stall, Truncate
+from flux0.testing.recording import RecordingTransport
+from flux0.testing.replaying import ReplayTransport
 from flux0.testing.steps import (
     AgentStep,
     CallTool,
@@ -23,6 +26,7 @@ __all__ = [
     "AgentStep",
     "Call",
     "CallTool",
+    "CassetteError",
     "ClockStandsStill",
     "Drop",
     "ExpectedCall",
@@ -34,7 +38,9 @@ __all__ = [
     "GiveResult",
     "Pause",
     "Reason",
+    "RecordingTransport",
     "Refuse",
+    "ReplayTransport",
     "Reply",
     "Report",
     "Respond",

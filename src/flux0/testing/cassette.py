@@ -269,9 +269,10 @@ class _Node:
         )
 
     def fields(self) -> dict[str, object]:
-        if not isinstance(self.value, dict):
+        value = self.value
+        if not isinstance(value, dict):
             raise self.must_be("an object")
-        return cast("dict[str, object]", self.value)
+        return cast("dict[str, object]", value)
 
     def at(self, key: str) -> _Node:
         place = f"{self.place}.{key}" if self.place else key
@@ -281,9 +282,10 @@ class _Node:
         return _Node(fields[key], self.path, place)
 
     def items(self) -> Iterator[_Node]:
-        if not isinstance(self.value, list):
+        values = self.value
+        if not isinstance(values, list):
             raise self.must_be("a list")
-        for index, value in enumerate(cast("list[object]", self.value)):
+        for index, value in enumerate(cast("list[object]", values)):
             yield _Node(value, self.path, f"{self.place}[{index}]")
 
     def text(self) -> str:
@@ -306,22 +308,23 @@ class _Node:
 
     def data(self) -> bytes:
         fields = self.fields()
-        if "json" in fields:
-            return _compact(fields["json"]).encode()
-        if "base64" in fields:
-            try:
+        try:
+            if "json" in fields:
+                return _compact(fields["json"]).encode()
+            if "base64" in fields:
                 return b64decode(self.at("base64").text(), validate=True)
-            except ValueError:
-                raise self.at("base64").must_be("Base64") from None
-        return self.at("text").text().encode()
+            return self.at("text").text().encode()
+        except ValueError:  # Base64 that is none, NaN, half a surrogate.
+            raise self.must_be("what can be sent") from None
 
 
 def _exchange(node: _Node) -> Exchange:
     request = node.at("request")
     response = _response(node.at("response")) if "response" in node.fields() else None
     how = node.at("end").at("how")
-    if how.text() not in {WHOLE, CLOSED, *ERRORS} or (how.value == WHOLE and response is None):
-        raise how.must_be(f"one of {', '.join((WHOLE, CLOSED, *ERRORS))}")
+    ways = (CLOSED, *ERRORS) if response is None else (WHOLE, CLOSED, *ERRORS)
+    if how.text() not in ways:
+        raise how.must_be(f"one of {', '.join(ways)}")
     return Exchange(
         RecordedRequest(
             request.at("method").text(),

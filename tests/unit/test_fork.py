@@ -1,0 +1,258 @@
+"""A client that was used before `os.fork` works in the child, and goes on in the parent.
+
+Nothing that the child does with it reaches the parent's connections.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import coverage
+import pytest
+import trustme
+from attrs import define
+
+from flux0 import EventStream, Flux0
+from flux0.domain.errors import StreamInterrupted
+from flux0.testing.answers import Answer, Hold, answer
+from flux0.testing.byte_server import PATIENCE, ByteServer
+from unit.in_memory import JSON, SSE, chunk, status
+from unit.transports import TRANSPORTS, TransportUnderTest
+
+# Python says so of every fork beside threads, and the server of these tests has some.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+SYNCHRONOUS = [each for each in TRANSPORTS if each.synchronous]
+if sys.version_info >= (3, 11):  # As httpx2 is.
+    SYNCHRONOUS.append(TransportUnderTest("Httpx2Transport"))
+
+AGENTS = answer(b'{"data": []}', headers=JSON.items())
+TURN = answer(
+    status("typing"), Hold(), chunk("a"), chunk("b"), headers=SSE.items(), framing="chunked"
+)
+
+over_every_transport = pytest.mark.parametrize("over", SYNCHRONOUS, ids=str)
+
+
+@define
+class Parent:
+    """A process with a stream under way and a connection in the pool."""
+
+    server: ByteServer
+    flux0: Flux0
+    stream: EventStream
+
+    def is_undisturbed(self) -> None:
+        """Check that the pool's connection is used again, and that the stream goes on."""
+        before = self.server.connections
+        assert list(self.flux0.agents.list()) == []
+        assert self.server.connections == before
+        self.server.release()
+        assert len(list(self.stream)) == 2
+        assert self.stream.finished
+
+
+@contextmanager
+def parent(
+    over: TransportUnderTest, *then: Answer, tls: ssl.SSLContext | None = None
+) -> Iterator[Parent]:
+    with (
+        ByteServer(TURN, AGENTS, *then, AGENTS, tls=tls) as server,
+        Flux0(server.url, **over.arguments()) as flux0,
+    ):
+        stream = begin(flux0)
+        next(stream)
+        flux0.agents.list()
+        assert server.connections == 2
+        yield Parent(server, flux0, stream)
+
+
+def begin(flux0: Flux0) -> EventStream:
+    return flux0.sessions.create_event(session_id="s", content="Hi")
+
+
+def in_child(act: Callable[[], object]) -> None:
+    """Call `act` in a forked child, and check that it neither raises nor hangs."""
+    child = os.fork()
+    if child == 0:
+        _end_after(act)
+    _, result = os.waitpid(child, 0)
+    assert result == 0, "the child failed, or was ended because it hung"
+
+
+def _end_after(act: Callable[[], object]) -> None:
+    code = 1
+    try:
+        signal.alarm(int(PATIENCE))
+        act()
+        gc.collect()
+        code = 0
+    except BaseException:  # noqa: BLE001 - nothing may go on as the parent's test
+        traceback.print_exc()
+    finally:
+        measured = coverage.Coverage.current()
+        if measured is not None:
+            measured.save()
+        os._exit(code)
+
+
+@over_every_transport
+def test_a_child_has_connections_of_its_own(over: TransportUnderTest) -> None:
+    with parent(over) as here:
+
+        def use_and_close() -> None:
+            here.flux0.agents.list()
+            here.flux0.agents.list()
+            here.flux0.close()
+
+        in_child(use_and_close)
+        assert here.server.connections == 3
+        here.is_undisturbed()
+
+
+@over_every_transport
+def test_a_child_closes_the_client_at_once(over: TransportUnderTest) -> None:
+    with parent(over) as here:
+        in_child(here.flux0.close)
+        here.is_undisturbed()
+
+
+@over_every_transport
+def test_a_child_cannot_read_its_parents_stream(over: TransportUnderTest) -> None:
+    with parent(over) as here:
+
+        def read() -> None:
+            with pytest.raises(StreamInterrupted, match="forked"):
+                next(here.stream)
+
+        in_child(read)
+        here.is_undisturbed()
+
+
+@over_every_transport
+def test_a_child_begins_another_turn_of_the_session(over: TransportUnderTest) -> None:
+    """Which closes the one that is open."""
+    with parent(over, TURN) as here:
+
+        def begin_another() -> None:
+            begin(here.flux0).close()
+
+        in_child(begin_another)
+        here.is_undisturbed()
+
+
+@over_every_transport
+def test_a_child_forgets_everything(over: TransportUnderTest) -> None:
+    with parent(over) as here:
+        kept = [here.flux0, here.stream]
+        in_child(kept.clear)
+        here.is_undisturbed()
+
+
+@over_every_transport
+def test_a_grandchild_has_connections_of_its_own(over: TransportUnderTest) -> None:
+    with parent(over) as here:
+
+        def fork_again() -> None:
+            here.flux0.agents.list()
+            in_child(here.flux0.agents.list)
+            here.flux0.agents.list()
+
+        in_child(fork_again)
+        assert here.server.connections == 4
+        here.is_undisturbed()
+
+
+@over_every_transport
+def test_a_thread_reads_while_the_process_forks(over: TransportUnderTest) -> None:
+    """It holds the locks of the stream, which nobody releases in the child."""
+    with parent(over) as here, ThreadPoolExecutor(1) as threads:
+        thread = threads.submit(threading.get_ident).result()
+        reader = threads.submit(list, here.stream)
+        while sys._current_frames()[thread].f_code.co_name not in ("read", "readinto"):
+            os.sched_yield()
+
+        def use_and_close() -> None:
+            here.flux0.agents.list()
+            with pytest.raises(StreamInterrupted):
+                next(here.stream)
+            here.stream.close()
+            here.flux0.close()
+
+        in_child(use_and_close)
+        here.server.release()
+        assert len(reader.result()) == 2
+
+
+@over_every_transport
+def test_the_connections_are_secured(
+    over: TransportUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing TLS says so to the other side, which ends it."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.setenv(variable, str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.configure_cert(context)  # pyright: ignore[reportUnknownMemberType] - of pyOpenSSL
+
+    with parent(over, tls=context) as here:
+
+        def use_and_close() -> None:
+            here.flux0.agents.list()
+            here.stream.close()
+            here.flux0.close()
+
+        in_child(use_and_close)
+        here.is_undisturbed()
+
+
+SCRIPT = """
+import os, sys
+import flux0
+
+client = flux0.Flux0(sys.argv[1], transport=getattr(flux0, sys.argv[2])())
+stream = client.sessions.create_event(session_id="s", content="Hi")
+next(stream)
+client.agents.list()
+child = os.fork()
+if child == 0:
+    client.agents.list()
+    sys.exit()
+assert os.waitpid(child, 0)[1] == 0
+client.agents.list()
+print("the child is gone", flush=True)
+print(len(list(stream)))
+"""
+
+
+@over_every_transport
+def test_a_child_ends_as_any_python_does(over: TransportUnderTest) -> None:
+    with ByteServer(TURN, AGENTS) as server:
+        with subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, server.url, over.name],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as script:
+            assert script.stdout is not None
+            said = script.stdout.readline()
+            server.release()
+            rest, complaints = script.communicate(timeout=PATIENCE)
+
+        assert complaints == ""
+        assert (said, rest) == ("the child is gone\n", "2\n")
+        assert server.connections == 3
+        server.wait_until_gone()

@@ -1,0 +1,529 @@
+"""Recording: the program notices nothing, and the cassette lacks nothing but credentials."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import anyio
+import pytest
+
+from flux0 import (
+    AiohttpTransport,
+    ChunkEvent,
+    Flux0,
+    HttpxTransport,
+    RequestsTransport,
+    StreamInterrupted,
+)
+from flux0.domain.errors import ConnectError, ConnectionInterrupted, ReadTimeout, TransportError
+from flux0.models import APIError
+from flux0.ports import Request
+from flux0.testing import (
+    Drop,
+    FakeTransport,
+    FallSilent,
+    Pause,
+    RecordingTransport,
+    Refuse,
+    Report,
+    Respond,
+    Say,
+    Stall,
+    Truncate,
+)
+from flux0.testing.cassette import CLOSED, WHOLE, End, Exchange, read_cassette
+from flux0.testing.demo_agent import demo_transport
+from integration.modes import in_mode, run
+from integration.server import free_port
+from integration.transports import ASYNC, SYNC, Mode
+from unit.cassettes import ONCE, record, talk
+from unit.fake_over_http import FakeOverHTTP
+from unit.fakes import message_to, new_session, request
+from unit.in_memory import Script, answer, chunk, recorded_answer, script, tape
+
+modes = pytest.mark.parametrize("mode", SYNC + ASYNC)
+loops = pytest.mark.parametrize("mode", ASYNC)
+
+
+def ways(path: Path) -> list[str]:
+    """Return how each exchange of a cassette ended."""
+    return [exchange.end.how for exchange in read_cassette(path)]
+
+
+def recorded(path: Path, position: int = -1) -> Any:
+    """Return the pieces of a recorded body."""
+    response = read_cassette(path)[position].response
+    assert response is not None
+    return [piece.data for piece in response.pieces]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "folder" / "cassette.json"
+
+
+# --- over real sockets
+
+
+@modes
+def test_a_program_notices_nothing(mode: Mode, path: Path) -> None:
+    with FakeOverHTTP(demo_transport()) as server:
+
+        async def without() -> None:
+            async with in_mode(mode, Flux0(server.url)) as flux0:
+                came.append(await talk(flux0))
+
+        async def with_recording() -> None:
+            came.append(await record(mode, server.url, path))
+
+        came: list[Any] = []
+        run(mode, without)
+        run(mode, with_recording)
+    # A fake's ids go on from one session to the next, and its clock does.
+    assert [type(one) for one in came[0]] == [type(one) for one in came[1]]
+    assert [len(came[0][index]) for index in (2, 3, 4)] == [50, 4, 4]
+    assert [len(came[1][index]) for index in (2, 3, 4)] == [50, 4, 4]
+    assert came[0][5:] == came[1][5:]
+    assert ways(path) == [WHOLE] * 5
+    agents, _, turn, listed, missing = read_cassette(path)
+    assert agents.request.path == "/api/agents"
+    assert turn.request.path.endswith("/events/stream")
+    assert (listed.request.query, listed.request.body) == ("types=message", b'["message"]')
+    assert missing.response is not None
+    assert missing.response.status_code == 404
+    assert len(recorded(path, 2)) > 1  # In pieces, as they came.
+    assert len(recorded(path, 3)) == 1
+
+
+@modes
+def test_failures_are_recorded_with_what_came_before_them(mode: Mode, path: Path) -> None:
+    fake = FakeTransport([Say("Hello there", pieces=5)])
+    session_id = new_session(fake)
+
+    async def test() -> None:
+        nowhere = f"http://127.0.0.1:{free_port()}"
+        transport = RecordingTransport(HttpxTransport(), path)
+        async with in_mode(
+            mode, Flux0(server.url, transport=transport, retry_config=ONCE)
+        ) as flux0:
+            with pytest.raises(ConnectError):
+                await flux0.agents.list_async(server_url=nowhere)
+            for fault, error in (
+                (Respond(500, body=b"<html>"), APIError),
+                (Truncate(after_events=2), StreamInterrupted),
+            ):
+                fake.inject(fault)
+                with pytest.raises(error):
+                    await read_all(flux0, session_id)
+            async with await flux0.sessions.create_event_async(
+                session_id=session_id, content="Hi"
+            ) as stream:
+                await anext(stream)
+
+    with FakeOverHTTP(fake) as server:
+        run(mode, test)
+    refused, failed, broken, left = read_cassette(path)
+    assert (refused.response, refused.end.how) == (None, "ConnectError")
+    assert failed.response is not None
+    assert (failed.response.status_code, failed.end.how) == (500, WHOLE)
+    assert broken.response is not None
+    assert b"".join(recorded(path, 2)).count(b"event: chunk") == 2
+    assert broken.end.how in {"ConnectionInterrupted", "ProtocolError"}
+    assert left.response is not None
+    assert left.end.how == CLOSED
+    assert b"event: chunk" in recorded(path)[0]
+
+
+async def read_all(flux0: Flux0, session_id: str) -> None:
+    async with await flux0.sessions.create_event_async(session_id=session_id, content="") as stream:
+        async for _ in stream:
+            pass
+
+
+@modes
+def test_a_timeout_is_recorded(mode: Mode, path: Path) -> None:
+    fake = FakeTransport([Report("typing"), FallSilent()])
+    session_id = new_session(fake)
+
+    async def test() -> None:
+        transport = RecordingTransport(HttpxTransport(), path)
+        async with in_mode(mode, Flux0(server.url, transport=transport)) as flux0:
+            stream = await flux0.sessions.create_event_async(
+                session_id=session_id, content="Hi", stream_idle_timeout_ms=50
+            )
+            with pytest.raises(Exception, match="nothing came"):
+                async for _ in stream:
+                    pass
+
+    with FakeOverHTTP(fake) as server:
+        run(mode, test)
+    (silent,) = read_cassette(path)
+    assert silent.end.how == "ReadTimeout"
+    assert silent.end.after >= 0.05
+    assert len(recorded(path)) == 1
+
+
+@modes
+def test_no_secret_is_in_the_file(mode: Mode, path: Path) -> None:
+    fake = FakeTransport()
+    fake.inject(
+        Respond(
+            503,
+            headers={
+                "set-cookie": "token=TOPSECRET",
+                "location": "http://u:TOPSECRET@h/",
+                "x-new": "TOPSECRET",
+                "x-request-id": "shown",
+            },
+        )
+    )
+    secrets = {
+        "authorization": "Bearer TOPSECRET",
+        "cookie": "flux0_user_sub=TOPSECRET",
+        "X-API-Key": "TOPSECRET",
+        "proxy-authorization": "TOPSECRET",
+    }
+
+    async def test() -> None:
+        url = server.url.replace("http://", "http://TOPSECRET:TOPSECRET@")
+        transport = RecordingTransport(HttpxTransport(), path)
+        async with in_mode(
+            mode,
+            Flux0(
+                url,
+                transport=transport,
+                retry_config=ONCE,
+                headers={"x-token": lambda: "TOPSECRET"},
+            ),
+        ) as flux0:
+            with pytest.raises(APIError):
+                await flux0.agents.list_async(http_headers=secrets)
+            await flux0.agents.list_async(http_headers=secrets)
+            with pytest.raises(ConnectError):
+                await flux0.agents.list_async(
+                    server_url=f"http://TOPSECRET@127.0.0.1:{free_port()}", http_headers=secrets
+                )
+
+    with FakeOverHTTP(fake) as server:
+        run(mode, test)
+    assert fake.calls[-1].headers["X-API-Key"] == "TOPSECRET"
+    text = path.read_text("utf-8")
+    assert "TOPSECRET" not in text
+    assert "127.0.0.1" not in text
+    assert '"x-request-id": "shown"' in text
+    for name in [*secrets, "x-token", "set-cookie", "location", "x-new"]:
+        assert f'"{name.lower()}": "***"' in text
+
+
+# --- what it can do is what the other transport can do
+
+
+def can(transport: object) -> set[str]:
+    names = {"send", "send_async", "monotonic", "sleep", "sleep_async"}
+    return {name for name in names if hasattr(transport, name)}
+
+
+@pytest.mark.parametrize(
+    "kind", [HttpxTransport, AiohttpTransport, RequestsTransport, FakeTransport]
+)
+def test_it_can_do_what_the_other_transport_can(path: Path, kind: Callable[[], Any]) -> None:
+    transport = kind()
+    assert can(RecordingTransport(transport, path)) == can(transport)
+
+
+@loops
+def test_a_synchronous_transport_serves_asynchronous_code(mode: Mode, path: Path) -> None:
+    async def test() -> None:
+        transport = RecordingTransport(RequestsTransport(), path)
+        async with Flux0(server.url, transport=transport) as flux0:
+            assert len(await flux0.agents.list_async()) == 1
+
+    with FakeOverHTTP(FakeTransport()) as server:
+        run(mode, test)
+    assert ways(path) == [WHOLE]
+
+
+def test_an_asynchronous_transport_serves_asynchronous_code(path: Path) -> None:
+    async def test() -> None:
+        transport = RecordingTransport(AiohttpTransport(), path)
+        async with Flux0(server.url, transport=transport) as flux0:
+            assert len(await flux0.agents.list_async()) == 1
+
+    with FakeOverHTTP(FakeTransport()) as server:
+        run("asyncio", test)
+    assert ways(path) == [WHOLE]
+
+
+@modes
+def test_time_that_is_not_real_is_recorded_and_kept(mode: Mode, path: Path) -> None:
+    async def test() -> None:
+        fake = FakeTransport([Report("typing"), Pause(5), Say("Hello"), Pause(0.25)])
+        fake.inject(Respond(429, retry_after=7))
+        transport = RecordingTransport(fake, path)
+        async with in_mode(mode, Flux0(transport=transport)) as flux0:
+            before = fake.clock.now()
+            session = await flux0.sessions.create_async(agent_id=fake.agent_id)
+            assert fake.clock.now() - before == 7
+            await transport.sleep_async(1)
+            async for _ in await flux0.sessions.create_event_async(
+                session_id=session.id, content="Hi"
+            ):
+                pass
+
+    run(mode, test)
+    turn = read_cassette(path)[-1]
+    assert turn.response is not None
+    assert [piece.after for piece in turn.response.pieces] == [0, 5]
+    assert turn.end == End(WHOLE, 5.25)
+
+
+# --- when it is written
+
+
+def test_an_exchange_is_in_the_file_as_soon_as_it_has_ended(path: Path) -> None:
+    fake = FakeTransport()
+    session_id = new_session(fake)
+    transport = RecordingTransport(fake, path)
+    body = iter(transport.send(request("GET", "/api/agents")).body)
+    next(body)
+    assert not path.exists()
+    assert next(body, None) is None
+    assert ways(path) == [WHOLE]
+    assert next(body, None) is None
+    fake.inject(Refuse())
+    with pytest.raises(ConnectError):
+        transport.send(request("GET", "/api/agents"))
+    assert ways(path) == [WHOLE, "ConnectError"]
+    streaming = transport.send(message_to(session_id)).body
+    transport.send(request("GET", "/api/agents")).body.close()
+    assert ways(path) == [WHOLE, "ConnectError", CLOSED]
+    list(streaming)
+    assert ways(path) == [WHOLE, "ConnectError", WHOLE, CLOSED]  # As they were sent.
+    transport.close()
+    assert ways(path) == [WHOLE, "ConnectError", WHOLE, CLOSED]
+
+
+def test_a_new_recording_takes_the_place_of_the_old_one(path: Path) -> None:
+    for _ in range(2):
+        with Flux0(transport=RecordingTransport(FakeTransport(), path)) as flux0:
+            flux0.agents.list()
+    assert ways(path) == [WHOLE]
+
+
+def test_what_is_open_at_the_close_counts_as_left_there(path: Path) -> None:
+    transport = RecordingTransport(script(answer(b"one", b"two")), path)
+    pieces = iter(transport.send(request("GET", "/")).body)
+    next(pieces)
+    transport.close()
+    assert (ways(path), recorded(path)) == ([CLOSED], [b"one"])
+    assert list(pieces) == [b"two"]
+    assert (ways(path), recorded(path)) == ([WHOLE], [b"onetwo"])
+
+
+@modes
+def test_closing_closes_the_other_transport_and_writes_though_that_fails(
+    mode: Mode, path: Path
+) -> None:
+    class Failing(Script):
+        def close(self) -> None:
+            super().close()
+            raise OSError("cannot")
+
+        async def close_async(self) -> None:
+            self.close()
+
+    async def test() -> None:
+        failing = Failing([answer(b"one")])
+        transport = RecordingTransport(failing, path)
+        held = transport.send(request("GET", "/"))
+        with pytest.raises(OSError, match="cannot"):
+            if mode == "sync":
+                transport.close()
+            else:
+                await transport.close_async()
+        assert failing.closes == 1
+        assert ways(path) == [CLOSED]
+        del held
+
+    run(mode, test)
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="file"):
+        RecordingTransport(FakeTransport(), tmp_path / "file" / "folder" / "c.json")
+
+
+@modes
+def test_a_body_is_released_though_the_file_cannot_be_written(mode: Mode, tmp_path: Path) -> None:
+    async def test() -> None:
+        reel = tape(b"one")
+        transport = RecordingTransport(script(recorded_answer(reel)), tmp_path)
+        with pytest.raises(OSError, match=tmp_path.name):
+            if mode == "sync":
+                transport.send(request("GET", "/")).body.close()
+            else:
+                await (await transport.send_async(request("GET", "/"))).body.close_async()
+        assert reel.releases
+
+    run(mode, test)
+
+
+# --- how exchanges end
+
+
+class OwnTimeout(ReadTimeout):
+    """An error of a transport that a user wrote."""
+
+
+def test_an_error_of_ones_own_goes_by_the_name_of_its_kind(path: Path) -> None:
+    transport = RecordingTransport(script(OwnTimeout("too late"), TransportError("no")), path)
+    for error in (OwnTimeout, TransportError):
+        with pytest.raises(error):
+            transport.send(request("GET", "/"))
+    assert ways(path) == ["ReadTimeout", "TransportError"]
+
+
+@modes
+def test_an_error_within_a_body_ends_it_and_closing_it_then_changes_nothing(
+    mode: Mode, path: Path
+) -> None:
+    async def test() -> None:
+        parts = answer(b"one", ConnectionInterrupted("broken"))
+        transport = RecordingTransport(script(parts), path)
+        if mode == "sync":
+            body = transport.send(request("GET", "/")).body
+            with pytest.raises(ConnectionInterrupted, match="broken"):
+                list(body)
+            body.close()
+        else:
+            async_body = (await transport.send_async(request("GET", "/"))).body
+            with pytest.raises(ConnectionInterrupted, match="broken"):
+                [piece async for piece in async_body]
+            await async_body.close_async()
+
+    run(mode, test)
+    assert (ways(path), recorded(path)) == (["ConnectionInterrupted"], [b"one"])
+
+
+@loops
+def test_a_cancelled_call_counts_as_left(mode: Mode, path: Path) -> None:
+    async def test() -> None:
+        transport = RecordingTransport(script(answer(b"one"), answer(b"one")), path)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await transport.send_async(request("GET", "/"))
+        held = await transport.send_async(request("GET", "/"))
+        pieces = aiter(held.body)
+        await anext(pieces)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await anext(pieces)
+        await held.body.close_async()
+
+    run(mode, test)
+    cancelled, left = read_cassette(path)
+    assert (cancelled.response, cancelled.end.how) == (None, CLOSED)
+    assert left.response is not None
+    assert (left.end.how, recorded(path)) == (CLOSED, [b"one"])
+
+
+@loops
+def test_leaving_an_asynchronous_loop_releases_the_connection(mode: Mode, path: Path) -> None:
+    async def test() -> None:
+        fake = FakeTransport([Say("Hello", pieces=5)])
+        async with Flux0(transport=RecordingTransport(fake, path)) as flux0:
+            session = await flux0.sessions.create_async(agent_id=fake.agent_id)
+            async for event in await flux0.sessions.create_event_async(
+                session_id=session.id, content="Hi"
+            ):
+                assert isinstance(event, ChunkEvent)
+                break
+            gc.collect()
+            fake.assert_no_open_streams()
+
+    run(mode, test)
+    assert ways(path) == [WHOLE, CLOSED]
+    assert len(recorded(path)) == 1
+
+
+# --- many at once
+
+
+def test_many_threads_share_a_recording(path: Path) -> None:
+    fake = FakeTransport([Say("Hello there", pieces=11)])
+    barrier = Barrier(8)
+
+    def one_turn(number: int) -> list[bytes]:
+        session_id = new_session(fake)
+        barrier.wait()
+        return list(transport.send(message_to(session_id, str(number))).body)
+
+    transport = RecordingTransport(fake, path)
+    with ThreadPoolExecutor(8) as threads:
+        bodies = list(threads.map(one_turn, range(8)))
+    assert ways(path) == [WHOLE] * 8
+    by_content = {content(one): recorded(path, at) for at, one in enumerate(read_cassette(path))}
+    assert by_content == {str(number): body for number, body in enumerate(bodies)}
+    assert [content(one) for one in read_cassette(path)] == [
+        call.body["content"] for call in fake.calls if call.operation == "sessions.create_event"
+    ] or len(by_content) == 8
+
+
+def content(exchange: Exchange) -> Any:
+    assert exchange.request.body is not None
+    return json.loads(exchange.request.body)["content"]
+
+
+@loops
+def test_streams_that_are_read_in_turns_keep_their_pieces_apart(mode: Mode, path: Path) -> None:
+    async def test() -> None:
+        answers = (answer(*(chunk(f"{name}{n}") for n in range(3))) for name in "abc")
+        transport = RecordingTransport(script(*answers), path)
+        sent = [await transport.send_async(request("GET", f"/{n}")) for n in range(3)]
+        bodies = [aiter(one.body) for one in sent]
+        for _ in range(4):
+            for body in reversed(bodies):
+                await anext(body, None)
+
+    run(mode, test)
+    assert [one.request.path for one in read_cassette(path)] == ["/0", "/1", "/2"]
+    for position, name in enumerate("abc"):
+        assert recorded(path, position) == [b"".join(chunk(f"{name}{n}") for n in range(3))]
+
+
+# --- cost
+
+
+def test_the_cost_of_a_turn_is_linear(path: Path) -> None:
+    few, many = (calls_made(path, events) for events in (1000, 10_000))
+    assert len(recorded(path)) == 10_000
+    assert many < 10.5 * few
+
+
+def calls_made(path: Path, events: int) -> int:
+    """Return how many functions are called for recording a turn of so many events."""
+    fake = FakeTransport([Say("x" * events, pieces=events)])
+    session_id = new_session(fake)
+    transport = RecordingTransport(fake, path)
+    calls = 0
+
+    def count(frame: Any, event: str, arg: Any) -> None:
+        nonlocal calls
+        calls += event in {"call", "c_call"}
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        list(transport.send(message_to(session_id)).body)
+    finally:
+        sys.setprofile(before)
+    return calls
