@@ -54,7 +54,8 @@ class AiohttpTransport:
     the event loop that it was made in, and is never closed here. One made here takes nothing from
     the environment and keeps no cookies. Timeouts are the request's: aiohttp has a single one for
     waiting for a free connection and for making it, and that is `pool`; `connect` limits each
-    address that is tried. Redirects are not followed, and aiohttp's own retries are off.
+    address that is tried. Redirects are not followed, and aiohttp's own retries are off. It writes
+    the values of header fields in UTF-8.
     """
 
     def __init__(self, session: aiohttp.ClientSession | None = None) -> None:
