@@ -31,6 +31,9 @@ from flux0.resources import AgentsResource, SessionsResource
 from flux0.usecases.turn import Turn
 
 if TYPE_CHECKING:
+    import httpx2
+
+    from flux0.adapters._httpx_family import HttpxFamilyTransport
     from flux0.adapters.httpx import AsyncHttpClient, HttpClient
     from flux0.middleware.logging import DebugLogger
 
@@ -53,8 +56,8 @@ class Flux0:
         server_url: where the server is; by default `FLUX0_SERVER_URL`, else http://127.0.0.1:8080.
         transport: sends the requests of synchronous methods, and of the others too if it can.
         async_transport: sends the requests of asynchronous methods.
-        client: an `httpx.Client`, or anything with the same `build_request` and `send`, to send
-            synchronous requests with. It is never closed here.
+        client: an `httpx.Client` or `httpx2.Client`, or anything with the same `build_request` and
+            `send`, to send synchronous requests with. It is never closed here.
         async_client: an `httpx.AsyncClient`, likewise.
         retry_config: what is tried again; by default a GET up to three times, and a POST only
             where the server surely did nothing with it.
@@ -81,8 +84,8 @@ class Flux0:
         *,
         transport: Transport | AsyncTransport | None = None,
         async_transport: AsyncTransport | None = None,
-        client: HttpClient | None = None,
-        async_client: AsyncHttpClient | None = None,
+        client: HttpClient | httpx2.Client | None = None,
+        async_client: AsyncHttpClient | httpx2.AsyncClient | None = None,
         retry_config: RetryConfig | None = None,
         timeout_ms: int | None = None,
         stream_idle_timeout_ms: int | None = None,
@@ -216,8 +219,8 @@ class Flux0:
 def _transports(
     transport: Transport | AsyncTransport | None,
     async_transport: AsyncTransport | None,
-    client: HttpClient | None,
-    async_client: AsyncHttpClient | None,
+    client: HttpClient | httpx2.Client | None,
+    async_client: AsyncHttpClient | httpx2.AsyncClient | None,
 ) -> tuple[Transport | None, AsyncTransport]:
     """Return what synchronous calls go over, if they can, and what asynchronous calls do."""
     if client is not None:
@@ -241,10 +244,10 @@ def _transports(
     if async_side is None and hasattr(transport, "send_async"):
         async_side = transport
     nothing_given = transport is None and async_transport is None
-    if nothing_given or client is not None or async_client is not None:
-        from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx
-
-        over_httpx = HttpxTransport(client, async_client)
+    if client is not None and async_client is not None:  # They may be of two libraries.
+        sync_side, async_side = _over_httpx(client, None), _over_httpx(None, async_client)
+    elif nothing_given or client is not None or async_client is not None:
+        over_httpx = _over_httpx(client, async_client)
         if client is not None or nothing_given:
             sync_side = over_httpx
         if async_client is not None or (async_side is None and transport is None):
@@ -254,6 +257,21 @@ def _transports(
 
         async_side = ThreadedTransport(sync_side)
     return cast("Transport | None", sync_side), cast("AsyncTransport", async_side)
+
+
+def _over_httpx(
+    client: HttpClient | httpx2.Client | None,
+    async_client: AsyncHttpClient | httpx2.AsyncClient | None,
+) -> HttpxFamilyTransport:
+    """Return a transport over these clients' library: httpx2 if they are of that, else httpx."""
+    classes = (*type(client).__mro__, *type(async_client).__mro__)
+    if any(given.__module__.partition(".")[0] == "httpx2" for given in classes):
+        from flux0.adapters.httpx2 import Httpx2Transport  # noqa: PLC0415 - loads httpx2
+
+        return Httpx2Transport(cast("Any", client), cast("Any", async_client))
+    from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx
+
+    return HttpxTransport(cast("Any", client), cast("Any", async_client))
 
 
 def _split(

@@ -7,7 +7,13 @@ from typing import Final, Literal, TypeAlias
 
 from attrs import frozen
 
-from flux0 import AiohttpTransport, HttpxTransport, RequestsTransport, Urllib3Transport
+from flux0 import (
+    AiohttpTransport,
+    Httpx2Transport,
+    HttpxTransport,
+    RequestsTransport,
+    Urllib3Transport,
+)
 from flux0.ports import AsyncTransport, Transport
 
 Mode: TypeAlias = Literal["sync", "asyncio", "trio"]
@@ -19,6 +25,7 @@ ASYNC: Final[tuple[Mode, ...]] = ("asyncio", "trio")
 TRANSPORTS: Mapping[str, tuple[Callable[[], Transport | AsyncTransport], tuple[Mode, ...]]] = {
     "aiohttp": (AiohttpTransport, ("asyncio",)),
     "httpx": (HttpxTransport, SYNC + ASYNC),
+    "httpx2": (Httpx2Transport, SYNC + ASYNC),
     "requests": (RequestsTransport, SYNC + ASYNC),
     "urllib3": (Urllib3Transport, SYNC + ASYNC),
 }

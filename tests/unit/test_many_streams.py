@@ -1,11 +1,15 @@
-"""Many streams at once over one client, in tasks and in threads, and what a full pool does."""
+"""Many streams at once over one client, in tasks and in threads, and what a full pool does.
+
+Nothing is left open afterwards, and nothing warns.
+"""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Barrier
 from typing import Any
 
 import aiohttp
@@ -17,7 +21,6 @@ import urllib3
 from flux0 import (
     AiohttpTransport,
     AsyncEventStream,
-    EventStream,
     Flux0,
     HttpxTransport,
     RetryConfig,
@@ -25,65 +28,252 @@ from flux0 import (
 )
 from flux0.domain.errors import PoolTimeout
 from flux0.testing.answers import Hold, answer
-from flux0.testing.byte_server import ByteServer
-from integration.modes import call_blocking, run
+from flux0.testing.byte_server import PATIENCE, ByteServer
+from integration.modes import call_blocking, in_mode, run
 from integration.transports import Mode
 from unit.in_memory import SSE, chunk, status
 from unit.transports import TRANSPORTS, TransportUnderTest
 
 STREAMS = 500
+LEFT_EARLY = 100
 THREADS = 30
 SHORT_MS = 100  # To wait for what never comes.
 
 TURN = answer(
     status("typing"), Hold(), chunk("a"), chunk("b"), headers=SSE.items(), framing="chunked"
 )
+AFTER_HOLD = 2
 
-ASYNCHRONOUS: list[tuple[Mode, Callable[[], Any]]] = [
+Limited = tuple[dict[str, Any], Callable[[], Awaitable[None]]]  # Options, and what closes them.
+
+ASYNCHRONOUS: list[tuple[Mode, type]] = [
     ("asyncio", HttpxTransport),
     ("trio", HttpxTransport),
     ("asyncio", AiohttpTransport),
 ]
 SYNCHRONOUS = [each for each in TRANSPORTS if each.synchronous]
 
-Test = Callable[[ByteServer, Flux0], Awaitable[None]]
-
-
-def over_every_loop(test: Test) -> Callable[[Mode, Callable[[], Any]], None]:
-    """Run a test of an asynchronous client; afterwards it has left nothing open, and no warning."""
-
-    @pytest.mark.parametrize(("mode", "make_transport"), ASYNCHRONOUS)
-    def run_test(mode: Mode, make_transport: Callable[[], Any]) -> None:
-        with patient_server() as server:
-
-            async def serve() -> None:
-                async with Flux0(server.url, async_transport=make_transport()) as flux0:
-                    await test(server, flux0)
-                    # What follows is for the client to do, not for the end of it.
-                    await call_blocking(mode, server.wait_until_gone)
-
-            run(mode, serve)
-
-    return run_test
+over_every_loop = pytest.mark.parametrize(("mode", "transport"), ASYNCHRONOUS)
 
 
 @contextmanager
-def patient_server() -> Iterator[ByteServer]:
-    """Serve turns that go on when they are released, and check that none of them is left."""
+def holding_server() -> Iterator[ByteServer]:
+    """Serve turns that go on once they are released; in the end nobody may be connected."""
     with ByteServer(TURN, patience=30.0) as server:
         yield server
-        server.wait_until_gone()
         gc.collect()
+        server.wait_until_gone()
 
 
-async def begin(flux0: Flux0, number: int = 0) -> AsyncEventStream:
-    stream = await flux0.sessions.create_event_async(session_id=f"s{number}", content="Hi")
+async def begin(flux0: Flux0, number: int = 0, **options: Any) -> AsyncEventStream:
+    stream = await flux0.sessions.create_event_async(
+        session_id=f"s{number}", content="Hi", **options
+    )
     await anext(stream)
     return stream
 
 
-async def in_tasks(act: Callable[[int], Awaitable[object]]) -> None:
-    """Call `act` in as many tasks as there are to be streams."""
+async def in_tasks(count: int, act: Callable[[int], Coroutine[Any, Any, object]]) -> None:
     async with anyio.create_task_group() as tasks:
-        for number in range(STREAMS):
+        for number in range(count):
             tasks.start_soon(act, number)
+
+
+# --- all are read
+
+
+@over_every_loop
+def test_tasks_share_a_client(mode: Mode, transport: type) -> None:
+    with holding_server() as server:
+
+        async def test() -> None:
+            streams: list[AsyncEventStream] = []
+
+            async def read(number: int) -> None:
+                stream = await begin(flux0, number)
+                streams.append(stream)
+                if len(streams) == STREAMS:
+                    assert server.open_connections == STREAMS
+                    server.release()
+                async for _ in stream:
+                    pass
+
+            async with Flux0(server.url, async_transport=transport()) as flux0:
+                await in_tasks(STREAMS, read)
+
+            assert [stream.event_count for stream in streams] == [1 + AFTER_HOLD] * STREAMS
+            assert all(stream.finished for stream in streams)
+
+        run(mode, test)
+
+
+@pytest.mark.parametrize("over", SYNCHRONOUS, ids=str)
+def test_threads_share_a_client(over: TransportUnderTest) -> None:
+    with holding_server() as server, Flux0(server.url, **over.arguments()) as flux0:
+        all_open = Barrier(THREADS, server.release, timeout=PATIENCE)
+
+        def read(number: int) -> int:
+            stream = flux0.sessions.create_event(session_id=f"s{number}", content="Hi")
+            next(stream)
+            all_open.wait()
+            return len(list(stream))
+
+        with ThreadPoolExecutor(THREADS) as threads:
+            assert list(threads.map(read, range(THREADS))) == [AFTER_HOLD] * THREADS
+        assert server.connections == THREADS
+        flux0.close()
+
+
+# --- all are left early, while the client stays open
+
+
+@over_every_loop
+def test_tasks_are_cancelled(mode: Mode, transport: type) -> None:
+    with holding_server() as server:
+
+        async def test() -> None:
+            reading = 0
+
+            async with Flux0(server.url, async_transport=transport()) as flux0:
+                with anyio.CancelScope() as scope:
+
+                    async def read(number: int) -> None:
+                        nonlocal reading
+                        stream = await begin(flux0, number)
+                        reading += 1
+                        if reading == LEFT_EARLY:
+                            scope.cancel()
+                        async for _ in stream:
+                            pass
+
+                    await in_tasks(LEFT_EARLY, read)
+                await call_blocking(mode, server.wait_until_gone)
+            assert reading == LEFT_EARLY
+
+        run(mode, test)
+
+
+@over_every_loop
+def test_sending_is_cancelled(mode: Mode, transport: type) -> None:
+    """Some connections are being made then, some have sent, and some wait for the headers."""
+    with ByteServer((Hold(),), patience=30.0) as server:
+
+        async def test() -> None:
+            async with Flux0(server.url, async_transport=transport()) as flux0:
+                async with anyio.create_task_group() as tasks:
+                    for number in range(LEFT_EARLY):
+                        tasks.start_soon(begin, flux0, number)
+                    await call_blocking(mode, server.wait_for_requests, 1)
+                    tasks.cancel_scope.cancel()
+                await call_blocking(mode, server.wait_until_gone)
+
+        run(mode, test)
+
+
+@over_every_loop
+def test_time_runs_out(mode: Mode, transport: type) -> None:
+    with holding_server() as server:
+
+        async def test() -> None:
+            ran_out: list[int] = []
+
+            async def read(number: int) -> None:
+                async with await begin(flux0, number) as stream:
+                    with anyio.move_on_after(SHORT_MS / 1000) as scope:
+                        await anext(stream)
+                if scope.cancelled_caught:
+                    ran_out.append(number)
+
+            async with Flux0(server.url, async_transport=transport()) as flux0:
+                await in_tasks(LEFT_EARLY, read)
+                await call_blocking(mode, server.wait_until_gone)
+            assert len(ran_out) == LEFT_EARLY
+
+        run(mode, test)
+
+
+@over_every_loop
+@pytest.mark.parametrize("how", ["block", "break", "forget"])
+def test_blocks_and_loops_are_left(mode: Mode, transport: type, how: str) -> None:
+    with holding_server() as server:
+
+        async def test() -> None:
+            async def leave(number: int) -> None:
+                stream = await flux0.sessions.create_event_async(
+                    session_id=f"s{number}", content="Hi"
+                )
+                if how == "block":
+                    async with stream:
+                        await anext(stream)
+                elif how == "break":
+                    async for _ in stream:
+                        break
+
+            async with Flux0(server.url, async_transport=transport()) as flux0:
+                await in_tasks(LEFT_EARLY, leave)
+                gc.collect()
+                await call_blocking(mode, server.wait_until_gone)
+
+        run(mode, test)
+
+
+# --- a full pool
+
+
+def limited_httpx() -> Limited:
+    client = httpx.Client(limits=httpx.Limits(max_connections=1))
+
+    async def close() -> None:
+        client.close()
+
+    return {"client": client}, close
+
+
+def limited_async_httpx() -> Limited:
+    client = httpx.AsyncClient(limits=httpx.Limits(max_connections=1))
+    return {"async_client": client}, client.aclose
+
+
+def limited_urllib3() -> Limited:
+    manager = urllib3.PoolManager(maxsize=1, block=True)
+
+    async def close() -> None:
+        manager.clear()
+
+    return {"transport": Urllib3Transport(manager)}, close
+
+
+def limited_aiohttp() -> Limited:
+    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1))
+    return {"async_transport": AiohttpTransport(session)}, session.close
+
+
+@pytest.mark.parametrize(
+    ("mode", "limited"),
+    [
+        ("sync", limited_httpx),
+        ("asyncio", limited_async_httpx),
+        ("trio", limited_async_httpx),
+        ("sync", limited_urllib3),
+        ("asyncio", limited_urllib3),
+        ("asyncio", limited_aiohttp),
+    ],
+)
+def test_no_connection_becomes_free(mode: Mode, limited: Callable[[], Limited]) -> None:
+    with holding_server() as server:
+
+        async def test() -> None:
+            options, close = limited()
+            async with in_mode(mode, Flux0(server.url, **options)) as flux0:
+                left = await begin(flux0)
+                with pytest.raises(PoolTimeout):
+                    await begin(flux0, 1, timeout_ms=SHORT_MS, retries=RetryConfig("none"))
+                assert len(server.requests) == 1
+
+                async with left:
+                    pass
+                server.release()
+                assert len([event async for event in await begin(flux0, 1)]) == AFTER_HOLD
+            await close()
+
+        run(mode, test)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import sys
@@ -21,13 +20,12 @@ from flux0 import (
     Flux0,
     HttpxTransport,
     RequestsTransport,
+    StreamIdleTimeout,
     StreamInterrupted,
 )
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ReadTimeout, TransportError
 from flux0.models import APIError
-from flux0.ports import Request
 from flux0.testing import (
-    Drop,
     FakeTransport,
     FallSilent,
     Pause,
@@ -36,7 +34,6 @@ from flux0.testing import (
     Report,
     Respond,
     Say,
-    Stall,
     Truncate,
 )
 from flux0.testing.cassette import CLOSED, WHOLE, End, Exchange, read_cassette
@@ -65,6 +62,15 @@ def recorded(path: Path, position: int = -1) -> Any:
     return [piece.data for piece in response.pieces]
 
 
+def awaitable(function: Callable[[], None]) -> Callable[[], Awaitable[None]]:
+    """Return a function that does not block as asynchronous code calls it."""
+
+    async def call() -> None:
+        function()
+
+    return call
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "new" / "folder" / "cassette.json"
@@ -75,23 +81,19 @@ def path(tmp_path: Path) -> Path:
 
 @modes
 def test_a_program_notices_nothing(mode: Mode, path: Path) -> None:
-    with FakeOverHTTP(demo_transport()) as server:
+    async def without() -> None:
+        async with in_mode(mode, Flux0(server.url)) as flux0:
+            came.append(await talk(flux0))
 
-        async def without() -> None:
-            async with in_mode(mode, Flux0(server.url)) as flux0:
-                came.append(await talk(flux0))
+    async def with_recording() -> None:
+        came.append(await record(mode, server.url, path))
 
-        async def with_recording() -> None:
-            came.append(await record(mode, server.url, path))
-
-        came: list[Any] = []
-        run(mode, without)
-        run(mode, with_recording)
-    # A fake's ids go on from one session to the next, and its clock does.
-    assert [type(one) for one in came[0]] == [type(one) for one in came[1]]
-    assert [len(came[0][index]) for index in (2, 3, 4)] == [50, 4, 4]
-    assert [len(came[1][index]) for index in (2, 3, 4)] == [50, 4, 4]
-    assert came[0][5:] == came[1][5:]
+    came: list[Any] = []
+    for program in (without, with_recording):
+        with FakeOverHTTP(demo_transport()) as server:  # Each of which says the very same.
+            run(mode, program)
+    assert came[0] == came[1]
+    assert len(came[0][2]) > 10
     assert ways(path) == [WHOLE] * 5
     agents, _, turn, listed, missing = read_cassette(path)
     assert agents.request.path == "/api/agents"
@@ -143,7 +145,9 @@ def test_failures_are_recorded_with_what_came_before_them(mode: Mode, path: Path
 
 
 async def read_all(flux0: Flux0, session_id: str) -> None:
-    async with await flux0.sessions.create_event_async(session_id=session_id, content="") as stream:
+    async with await flux0.sessions.create_event_async(
+        session_id=session_id, content="Hi"
+    ) as stream:
         async for _ in stream:
             pass
 
@@ -159,7 +163,7 @@ def test_a_timeout_is_recorded(mode: Mode, path: Path) -> None:
             stream = await flux0.sessions.create_event_async(
                 session_id=session_id, content="Hi", stream_idle_timeout_ms=50
             )
-            with pytest.raises(Exception, match="nothing came"):
+            with pytest.raises(StreamIdleTimeout):
                 async for _ in stream:
                     pass
 
@@ -344,11 +348,9 @@ def test_closing_closes_the_other_transport_and_writes_though_that_fails(
         failing = Failing([answer(b"one")])
         transport = RecordingTransport(failing, path)
         held = transport.send(request("GET", "/"))
+        close = awaitable(transport.close) if mode == "sync" else transport.close_async
         with pytest.raises(OSError, match="cannot"):
-            if mode == "sync":
-                transport.close()
-            else:
-                await transport.close_async()
+            await close()
         assert failing.closes == 1
         assert ways(path) == [CLOSED]
         del held
@@ -367,11 +369,12 @@ def test_a_body_is_released_though_the_file_cannot_be_written(mode: Mode, tmp_pa
     async def test() -> None:
         reel = tape(b"one")
         transport = RecordingTransport(script(recorded_answer(reel)), tmp_path)
+        if mode == "sync":
+            close = awaitable(transport.send(request("GET", "/")).body.close)
+        else:
+            close = (await transport.send_async(request("GET", "/"))).body.close_async
         with pytest.raises(OSError, match=tmp_path.name):
-            if mode == "sync":
-                transport.send(request("GET", "/")).body.close()
-            else:
-                await (await transport.send_async(request("GET", "/"))).body.close_async()
+            await close()
         assert reel.releases
 
     run(mode, test)
@@ -473,9 +476,6 @@ def test_many_threads_share_a_recording(path: Path) -> None:
     assert ways(path) == [WHOLE] * 8
     by_content = {content(one): recorded(path, at) for at, one in enumerate(read_cassette(path))}
     assert by_content == {str(number): body for number, body in enumerate(bodies)}
-    assert [content(one) for one in read_cassette(path)] == [
-        call.body["content"] for call in fake.calls if call.operation == "sessions.create_event"
-    ] or len(by_content) == 8
 
 
 def content(exchange: Exchange) -> Any:

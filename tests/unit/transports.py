@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -35,3 +36,8 @@ TRANSPORTS = [
     TransportUnderTest("Urllib3Transport"),
     TransportUnderTest("AiohttpTransport", argument="async_transport", synchronous=False),
 ]
+if sys.version_info >= (3, 11):  # As httpx2 needs; see conftest.py, which says what is left out.
+    TRANSPORTS += [
+        TransportUnderTest("Httpx2Transport"),
+        TransportUnderTest("Httpx2Transport", synchronous=False),
+    ]

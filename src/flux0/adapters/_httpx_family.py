@@ -57,7 +57,7 @@ class HttpxFamilyTransport:
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
         own = None if self._client is not None else self._own_clients.get()
-        client = self._client if own is None else own.get()
+        client: Any = self._client if own is None else own.get()
         try:
             built = self._build(client, request)
             response = client.send(built, stream=True, follow_redirects=False)

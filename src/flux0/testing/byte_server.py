@@ -68,7 +68,8 @@ class ByteServer:
         # Sockets, since a thread can wait for them and for a client at once. Readable once set.
         self._released, self._release = socket.socketpair()
         self._stopped, self._stop = socket.socketpair()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        # A connection that finds the queue full is reset, and clients make hundreds at once.
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.host, self.port = self._listener.getsockname()
         scheme = "http" if tls is None else "https"
         self.url = f"{scheme}://{self.host}:{self.port}"

@@ -50,15 +50,13 @@ class StrictMatcher:
             return self._left.popleft()
         lines = [f"{_call(request)} is not what comes next in {self._path}"]
         following = self._left[0] if self._left else None
-        nearest = _nearest(request, self._tracks)
-        if following is None:
-            lines.append(f"all of its exchanges were played, {len(self._tracks)} in number")
-        else:
+        if following is not None:
             lines += (f"next: {following}", *_differences(following, request))
-        if nearest is not None and nearest is not following:
-            lines += (f"nearest: {nearest}", *_differences(nearest, request))
-            if not nearest.played and _key(nearest.exchange.request) == _key(request):
-                lines.append('  no difference but its turn: matching="loose" takes any order')
+        elif self._tracks:
+            lines.append(f"all exchanges were played, {len(self._tracks)} in number")
+        nearest = _nearest(request, self._tracks)
+        if nearest is None or nearest is not following:
+            lines += _compared(nearest, request)
         raise AssertionError("\n".join((*lines, _stale(self._path))))
 
 
@@ -89,11 +87,7 @@ class LooseMatcher:
             ]
         else:
             lines = [f"{_call(request)} is not in {self._path}"]
-            nearest = _nearest(request, self._tracks)
-            if nearest is None:
-                lines.append("no exchange is in there")
-            else:
-                lines += (f"nearest: {nearest}", *_differences(nearest, request))
+            lines += _compared(_nearest(request, self._tracks), request)
         raise AssertionError("\n".join((*lines, _stale(self._path))))
 
 
@@ -143,6 +137,18 @@ def _nearest(request: RecordedRequest, tracks: Iterable[Track]) -> Track | None:
         return other.operation == call.operation, -differences, alike, not track.played
 
     return max(tracks, key=likeness, default=None)
+
+
+def _compared(nearest: Track | None, request: RecordedRequest) -> list[str]:
+    """Return what to tell of the exchange that is most like `request`."""
+    if nearest is None:
+        return ["it has no exchange"]
+    differences = list(_differences(nearest, request))
+    if not differences and nearest.played:
+        differences = ["  no difference, but it was played"]
+    elif not differences:
+        differences = ['  no difference but its turn: matching="loose" takes any order']
+    return [f"nearest: {nearest}", *differences]
 
 
 def _differences(track: Track, request: RecordedRequest) -> Iterator[str]:

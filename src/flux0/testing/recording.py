@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Iterator
 from os import PathLike
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from types import MethodType
+from typing import Any, TypeVar, cast
 
 from attrs import define, evolve, field
 
@@ -32,12 +32,25 @@ from flux0.testing.cassette import (
 _DIGITS = 6  # Of a second: a microsecond is less than what any exchange takes.
 
 
-class _Send(Protocol):
-    def __call__(self, request: Request) -> Response[ByteStream]: ...
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-class _SendAsync(Protocol):
-    def __call__(self, request: Request) -> Awaitable[Response[AsyncByteStream]]: ...
+class _Available:
+    """A method that is there only where the other transport has one of its name."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method = method
+
+    def __get__(self, recording: RecordingTransport | None, owner: type) -> Any:
+        if recording is None:
+            return self._method
+        # Its AttributeError is the answer to the hasattr by which a client decides.
+        getattr(recording.transport, self._method.__name__)
+        return MethodType(self._method, recording)
+
+
+def _if_available(method: Method) -> Method:
+    return cast("Method", _Available(method))
 
 
 class RecordingTransport:
@@ -55,83 +68,76 @@ class RecordingTransport:
     Args:
         transport: what sends the requests, such as an `HttpxTransport`. Closing closes it.
         path: the cassette. A file that is there is replaced; folders that are not there are made.
+
+    Attributes:
+        transport: the other transport.
     """
 
     def __init__(self, transport: Transport | AsyncTransport, path: str | PathLike[str]) -> None:
-        self._transport: Any = transport
+        self.transport: Any = transport
         self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._clock: Callable[[], float] = getattr(transport, "monotonic", time.monotonic)
         self._lock = Lock()
         self._tapes: list[_Tape] = []
 
-    # What the other transport lacks is an AttributeError here too: a client goes by that.
-
-    @property
-    def send(self) -> _Send:
-        """As `Transport.send`, where the other transport has that."""
-        return partial(self._send, self._transport.send)
-
-    @property
-    def send_async(self) -> _SendAsync:
-        """As `AsyncTransport.send_async`, where the other transport has that."""
-        return partial(self._send_async, self._transport.send_async)
-
-    @property
-    def monotonic(self) -> Callable[[], float]:
-        """The clock of a transport whose time is not real."""
-        clock: Callable[[], float] = self._transport.monotonic
-        return clock
-
-    @property
-    def sleep(self) -> Callable[[float], None]:
-        """Waits on the clock of a transport whose time is not real."""
-        sleep: Callable[[float], None] = self._transport.sleep
-        return sleep
-
-    @property
-    def sleep_async(self) -> Callable[[float], Awaitable[None]]:
-        """Waits on the clock of a transport whose time is not real."""
-        sleep_async: Callable[[float], Awaitable[None]] = self._transport.sleep_async
-        return sleep_async
-
-    def close(self) -> None:
-        """Close the other transport, and write what is still open as well."""
-        try:
-            self._transport.close()
-        finally:
-            self._write(ended=False)
-
-    async def close_async(self) -> None:
-        """Do as `close` does."""
-        try:
-            await self._transport.close_async()
-        finally:
-            self._write(ended=False)
-
-    # --- within
-
-    def _send(self, send: _Send, request: Request) -> Response[ByteStream]:
+    @_if_available
+    def send(self, request: Request) -> Response[ByteStream]:
+        """Send `request` over the other transport; see `Transport.send`."""
         tape = self._begin(request)
         try:
-            response = send(request)
+            response: Response[ByteStream] = self.transport.send(request)
         except BaseException as error:
             tape.fail(error)
             raise
         tape.answer(response)
         return evolve(response, body=_Body(response.body, tape))
 
-    async def _send_async(
-        self, send_async: _SendAsync, request: Request
-    ) -> Response[AsyncByteStream]:
+    def close(self) -> None:
+        """Close the other transport, and write what is still open as well."""
+        try:
+            self.transport.close()
+        finally:
+            self._write(ended=False)
+
+    @_if_available
+    async def send_async(self, request: Request) -> Response[AsyncByteStream]:
+        """Send `request` over the other transport; see `AsyncTransport.send_async`."""
         tape = self._begin(request)
         try:
-            response = await send_async(request)
+            response: Response[AsyncByteStream] = await self.transport.send_async(request)
         except BaseException as error:
             tape.fail(error)
             raise
         tape.answer(response)
         return evolve(response, body=_AsyncBody(response.body, tape))
+
+    async def close_async(self) -> None:
+        """Do as `close` does."""
+        try:
+            await self.transport.close_async()
+        finally:
+            self._write(ended=False)
+
+    # --- the time, if that of the other transport is not real
+
+    @_if_available
+    def monotonic(self) -> float:
+        """Return the other transport's time, in seconds."""
+        now: float = self.transport.monotonic()
+        return now
+
+    @_if_available
+    def sleep(self, seconds: float) -> None:
+        """Let `seconds` of the other transport's time pass."""
+        self.transport.sleep(seconds)
+
+    @_if_available
+    async def sleep_async(self, seconds: float) -> None:
+        """Let `seconds` of the other transport's time pass."""
+        await self.transport.sleep_async(seconds)
+
+    # --- within
 
     def _begin(self, request: Request) -> _Tape:
         tape = _Tape(RecordedRequest.of(request), self._clock, self._write)

@@ -1,0 +1,644 @@
+"""Replaying: what was recorded happens again, and what was not is explained."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from flux0 import (
+    BackoffStrategy,
+    Flux0,
+    HttpxTransport,
+    RetryConfig,
+    StreamIdleTimeout,
+    StreamInterrupted,
+)
+from flux0.domain.errors import (
+    ConnectError,
+    ConnectionInterrupted,
+    Flux0Error,
+    InvalidArgument,
+    ReadTimeout,
+)
+from flux0.ports import AsyncTransport, Request, Transport
+from flux0.testing import (
+    CassetteError,
+    Drop,
+    FakeTransport,
+    FallSilent,
+    Fault,
+    Pause,
+    RecordingTransport,
+    Refuse,
+    Report,
+    ReplayTransport,
+    Respond,
+    Say,
+    Split,
+    Stall,
+    Truncate,
+)
+from flux0.testing.cassette import CLOSED, End, Exchange, Piece
+from flux0.testing.demo_agent import demo_transport
+from flux0.testing.replaying import Matching
+from integration.modes import in_mode, run
+from integration.transports import ASYNC, SYNC, Mode
+from unit.cassettes import LIST_AGENTS, ONCE, asking, record, talk, written
+from unit.fake_over_http import FakeOverHTTP
+from unit.fakes import request
+
+modes = pytest.mark.parametrize("mode", SYNC + ASYNC)
+loops = pytest.mark.parametrize("mode", ASYNC)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "cassette.json"
+
+
+def asked(exchange: Exchange) -> Request:
+    """Return the request that a recorded exchange answers."""
+    recorded = exchange.request
+    body = json.loads(recorded.body) if recorded.body else None
+    return request(recorded.method, f"{recorded.path}?{recorded.query}", body)
+
+
+def explanation(replay: ReplayTransport, exchange: Exchange) -> list[str]:
+    """Return what is told of a request that cannot be answered, but for how to record anew."""
+    with pytest.raises(AssertionError) as caught:
+        replay.send(asked(exchange))
+    *lines, last = str(caught.value).splitlines()
+    assert last.startswith("The program or the cassette has changed. If the cassette is stale, re")
+    assert last.endswith(".json').")
+    return lines
+
+
+# --- the whole client
+
+
+@modes
+@pytest.mark.parametrize("recorded_in", SYNC + ASYNC)
+@pytest.mark.parametrize("matching", ["strict", "loose"])
+def test_a_program_gets_again_what_it_got(
+    mode: Mode, recorded_in: Mode, matching: Matching, path: Path
+) -> None:
+    came: list[Any] = []
+
+    async def recording() -> None:
+        came.append(await record(recorded_in, server.url, path))
+
+    async def replaying() -> None:
+        async with in_mode(mode, Flux0(transport=replay, retry_config=ONCE)) as flux0:
+            came.append(await talk(flux0))
+
+    with FakeOverHTTP(demo_transport()) as server:
+        run(recorded_in, recording)
+    replay = ReplayTransport(path, matching)
+    run(mode, replaying)
+    assert came[0] == came[1]
+    replay.assert_all_used()
+
+
+def test_a_replay_is_a_transport_of_both_kinds(path: Path) -> None:
+    replay = ReplayTransport(written(path))
+    recording = RecordingTransport(replay, path)
+    all_of_them: tuple[Transport, AsyncTransport, Transport, AsyncTransport] = (
+        *(replay, replay),
+        *(recording, recording),
+    )
+    assert len(set(all_of_them)) == 2
+
+
+def test_a_replay_may_be_recorded(path: Path, tmp_path: Path) -> None:
+    recording = RecordingTransport(ReplayTransport(written(path, LIST_AGENTS)), tmp_path / "2")
+    with Flux0(transport=recording) as flux0:
+        assert len(flux0.agents.list()) == 0
+    assert len(ReplayTransport(tmp_path / "2").send(asked(LIST_AGENTS)).headers) == 2
+
+
+def outcome(flux0: Flux0, session_id: str) -> Any:
+    """Have a turn that may fail; return all that can be seen of it."""
+    events: list[Any] = []
+    try:
+        for event in flux0.sessions.create_event(session_id=session_id, content="Hi"):
+            events.append(event)  # noqa: PERF402 - they count if it fails as well
+    except Flux0Error as error:
+        events.append((type(error), *sorted(vars(error))))
+        events.append(getattr(error, "status_code", None))
+        events.append(getattr(error, "body", None))
+        events.append(getattr(error, "event_count", None))
+    return events
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Refuse(),
+        Drop(),
+        Drop(after_acting=True),
+        Stall(),
+        Stall(after_events=2),
+        Truncate(after_events=2),
+        Truncate(after_bytes=100),
+        Truncate(after_bytes=100, clean=True),
+        Respond(429, retry_after=3),
+        Respond(422, [{"loc": ["body", 0], "msg": "no", "type": "t"}]),
+        Respond(502, body=b"<html>\xff</html>"),
+        Respond(503, body=b""),
+        Respond(302, headers={"location": "http://elsewhere"}),
+        Split(1),
+        Split((7, 100)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("tries", [1, 2])
+def test_every_fault_happens_again(fault: Fault, tries: int, path: Path) -> None:
+    def play(transport: Transport) -> list[Any]:
+        retries = RetryConfig(
+            strategy="backoff" if tries > 1 else "none",
+            backoff=BackoffStrategy(initial_interval=0),
+            retry_connection_errors=True,
+        )
+        with Flux0(transport=transport, retry_config=retries) as flux0:
+            session = flux0.sessions.create(agent_id=fake.agent_id)
+            # Nothing else than the fault happens to the call; another attempt may succeed.
+            if isinstance(transport, RecordingTransport):
+                fake.inject(fault, operation="sessions.create_event")
+            return [*outcome(flux0, session.id), *outcome(flux0, session.id)]
+
+    fake = FakeTransport([Report("typing"), Pause(1), Say("Hé", pieces=2)])
+    came = play(RecordingTransport(fake, path))
+    replay = ReplayTransport(path)
+    assert play(replay) == came
+    replay.assert_all_used()
+
+
+@modes
+def test_streams_that_broke_off_on_a_connection_break_off_again(mode: Mode, path: Path) -> None:
+    fake = FakeTransport([Say("Hello there", pieces=5)])
+    came: list[Any] = []
+
+    async def program(transport: Any) -> None:
+        async with in_mode(
+            mode, Flux0(server.url, transport=transport, retry_config=ONCE)
+        ) as flux0:
+            session = await flux0.sessions.create_async(agent_id=fake.agent_id)
+            stream = await flux0.sessions.create_event_async(session_id=session.id, content="Hi")
+            with pytest.raises(StreamInterrupted) as caught:
+                async for _ in stream:
+                    pass
+            cause = type(caught.value.__cause__)
+            came.append((str(caught.value), stream.messages, cause))
+
+    with FakeOverHTTP(fake) as server:
+        fake.inject(Truncate(after_events=3), operation="sessions.create_event")
+        run(mode, lambda: program(RecordingTransport(HttpxTransport(), path)))
+    run(mode, lambda: program(ReplayTransport(path)))
+    assert came[0] == came[1]
+
+
+def test_a_silence_lasts_as_long_as_it_did(path: Path) -> None:
+    def play(transport: Any) -> float:
+        with Flux0(transport=transport, stream_idle_timeout_ms=30_000) as flux0:
+            session = flux0.sessions.create(agent_id=fake.agent_id)
+            before: float = transport.monotonic()
+            with pytest.raises(StreamIdleTimeout):
+                list(flux0.sessions.create_event(session_id=session.id, content="Hi"))
+            return transport.monotonic() - before
+
+    fake = FakeTransport([Report("typing"), Pause(5), Report("typing"), FallSilent()])
+    assert play(RecordingTransport(fake, path)) == 35
+    assert play(ReplayTransport(path)) == pytest.approx(35)
+
+
+# --- matching
+
+
+AGENTS = [asking("/api/agents", b'{"name":"%d","type":"fake"}' % number) for number in range(4)]
+
+
+def test_strict_matching_takes_the_recorded_order_alone(path: Path) -> None:
+    replay = ReplayTransport(written(path, *AGENTS[:3]))
+    replay.send(asked(AGENTS[0]))
+    assert explanation(replay, AGENTS[2]) == [
+        f"agents.create(name='2', type='fake') is not what comes next in {path}",
+        "next: exchange 2, agents.create(name='1', type='fake')",
+        "  body name: recorded '1', got '2'",
+        "nearest: exchange 3, agents.create(name='2', type='fake')",
+        '  no difference but its turn: matching="loose" takes any order',
+    ]
+    assert explanation(replay, AGENTS[0]) == [
+        f"agents.create(name='0', type='fake') is not what comes next in {path}",
+        "next: exchange 2, agents.create(name='1', type='fake')",
+        "  body name: recorded '1', got '0'",
+        "nearest: exchange 1, agents.create(name='0', type='fake')",
+        "  no difference, but it was played",
+    ]
+    replay.send(asked(AGENTS[1]))
+    replay.send(asked(AGENTS[2]))
+    assert explanation(replay, AGENTS[3]) == [
+        f"agents.create(name='3', type='fake') is not what comes next in {path}",
+        "all exchanges were played, 3 in number",
+        "nearest: exchange 1, agents.create(name='0', type='fake')",
+        "  body name: recorded '0', got '3'",
+    ]
+
+
+def test_loose_matching_takes_any_order(path: Path) -> None:
+    replay = ReplayTransport(written(path, *AGENTS[:3]), "loose")
+    for position in (2, 0, 1):
+        replay.send(asked(AGENTS[position]))
+    assert explanation(replay, AGENTS[3]) == [
+        f"agents.create(name='3', type='fake') is not in {path}",
+        "nearest: exchange 1, agents.create(name='0', type='fake')",
+        "  body name: recorded '0', got '3'",
+    ]
+
+
+def test_loose_matching_plays_what_is_unique_any_number_of_times_and_the_rest_once(
+    path: Path,
+) -> None:
+    assert AGENTS[0].response is not None
+    answers = [
+        evolve(AGENTS[0], response=evolve(AGENTS[0].response, pieces=(Piece(0, data),)))
+        for data in (b"1", b"2")
+    ]
+    replay = ReplayTransport(written(path, answers[0], LIST_AGENTS, answers[1]), "loose")
+    for _ in range(3):
+        assert b"".join(replay.send(asked(LIST_AGENTS)).body) == b'{"data":[]}'
+    came = [b"".join(replay.send(asked(AGENTS[0])).body) for _ in range(2)]
+    assert came == [b"1", b"2"]
+    assert explanation(replay, AGENTS[0]) == [
+        f"agents.create(name='0', type='fake') was made more often than {path} has it",
+        "exchanges 1, 3 were played",
+    ]
+
+
+@pytest.mark.parametrize("matching", ["strict", "loose"])
+def test_an_empty_cassette_says_so(path: Path, matching: Matching) -> None:
+    lines = explanation(ReplayTransport(written(path), matching), LIST_AGENTS)
+    assert lines[0].startswith("agents.list() is not ")
+    assert lines[1:] == ["it has no exchange"]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "differences"),
+    [
+        (asking("/a"), asking("/b"), ["path: recorded '/a', got '/b'"]),
+        (asking("/a"), asking("/a", method="PUT"), ["method: recorded 'POST', got 'PUT'"]),
+        (
+            asking("/a", query="x=1&y=2&y=3&z="),
+            asking("/a", query="x=2&y=2&w=%20"),
+            [
+                "query x: recorded '1', got '2'",
+                "query y: recorded ['2', '3'], got '2'",
+                "query z: recorded '', got nothing",
+                "query w: recorded nothing, got ' '",
+            ],
+        ),
+        (
+            asking("/a", b'{"a":1,"b":true,"c":{"d":[1,2]}}'),
+            asking("/a", b'{"a":1.0,"b":1,"c":{"d":[2,1]}}'),
+            [
+                "body a: recorded 1, got 1.0",
+                "body b: recorded True, got 1",
+                "body c: recorded {'d': [1, 2]}, got {'d': [2, 1]}",
+            ],
+        ),
+        (asking("/a", b'["x"]'), asking("/a"), ["body: recorded ['x'], got nothing"]),
+        (asking("/a"), asking("/a", b'{"a":1}'), ["body: recorded nothing, got {'a': 1}"]),
+        (asking("/a", b"null"), asking("/a"), ["body: recorded None, got nothing"]),
+    ],
+)
+@pytest.mark.parametrize("matching", ["strict", "loose"])
+def test_what_is_different_is_told(
+    path: Path, matching: Matching, recorded: Exchange, given: Exchange, differences: list[str]
+) -> None:
+    replay = ReplayTransport(written(path, recorded), matching)
+    with pytest.raises(AssertionError) as caught:
+        replay.send(
+            Request(
+                given.request.method,
+                f"http://h{given.request.path}?{given.request.query}",
+                given.request.headers,
+                given.request.body,
+            )
+        )
+    told = [line[2:] for line in str(caught.value).splitlines() if line.startswith("  ")]
+    assert told == differences
+
+
+@pytest.mark.parametrize("matching", ["strict", "loose"])
+def test_what_is_no_difference(path: Path, matching: Matching) -> None:
+    recorded = asking("/a", '{"a":"é","b":[1,{"c":null}]}'.encode(), query="x=1&y=%C3%A9")
+    headers = request("GET", "/", headers={"authorization": "other"}).headers
+    body = b'{ "b": [1, {"c": null}], "a": "\\u00e9" }'
+    for url in ("http://h/a?x=1&y=%c3%a9", "https://u:p@other:1/a?y=%C3%A9&x=1"):
+        replay = ReplayTransport(written(path, recorded), matching)
+        replay.send(Request("POST", url, headers, body))
+        replay.assert_all_used()
+
+
+@pytest.mark.parametrize("body", [b"\xff", b"{", b"[" * 100_000], ids=["binary", "text", "deep"])
+def test_bodies_that_are_no_json_are_compared_as_they_are(path: Path, body: bytes) -> None:
+    replay = ReplayTransport(written(path, asking("/a", body), asking("/a", body)))
+    headers = LIST_AGENTS.request.headers
+    replay.send(Request("POST", "http://h/a", headers, body))
+    with pytest.raises(AssertionError, match="  body: recorded b"):
+        replay.send(Request("POST", "http://h/a", headers, body + b"x"))
+
+
+def test_the_nearest_exchange_is_of_the_same_operation_first(path: Path) -> None:
+    session = asking("/api/sessions", b'{"agent_id":"a000000001"}')
+    turn = asking("/api/sessions/s1/events/stream", b'{"type":"message","content":"Hi"}')
+    replay = ReplayTransport(written(path, session, turn, LIST_AGENTS), "loose")
+    other = asking("/api/sessions/s2/events/stream", b'{"type":"message","content":"Hello","x":1}')
+    assert explanation(replay, other) == [
+        f"sessions.create_event(session_id='s2', type='message', content='Hello', x=1) is not in "
+        f"{path}",
+        "nearest: exchange 2, sessions.create_event(session_id='s1', type='message', content='Hi')",
+        "  path: recorded '/api/sessions/s1/events/stream', got '/api/sessions/s2/events/stream'",
+        "  body content: recorded 'Hi', got 'Hello'",
+        "  body x: recorded nothing, got 1",
+    ]
+
+
+@modes
+def test_a_changed_program_is_told_what_changed_and_how_to_record_anew(
+    mode: Mode, path: Path
+) -> None:
+    async def recording() -> None:
+        await record(mode, server.url, path, "How is the weather?")
+
+    async def replaying() -> None:
+        async with in_mode(mode, Flux0(transport=ReplayTransport(path))) as flux0:
+            await talk(flux0, "How was the weather?")
+
+    with FakeOverHTTP(demo_transport()) as server:
+        run(mode, recording)
+    with pytest.raises(AssertionError) as caught:
+        run(mode, replaying)
+    call = "sessions.create_event(session_id='s000000001', type='message', source='user', content="
+    assert str(caught.value).splitlines() == [
+        f"{call}'How was the weather?') is not what comes next in {path}",
+        f"next: exchange 3, {call}'How is the weather?')",
+        "  body content: recorded 'How is the weather?', got 'How was the weather?'",
+        "The program or the cassette has changed. If the cassette is stale, record it anew by "
+        f"running this code over RecordingTransport(transport, {str(path)!r}).",
+    ]
+
+
+def test_what_was_not_used_is_told(path: Path) -> None:
+    replay = ReplayTransport(written(path, LIST_AGENTS, *AGENTS[:2]))
+    replay.send(asked(LIST_AGENTS))
+    with pytest.raises(AssertionError) as caught:
+        replay.assert_all_used()
+    assert str(caught.value).splitlines() == [
+        f"not all of {path} was played:",
+        "exchange 2, agents.create(name='0', type='fake')",
+        "exchange 3, agents.create(name='1', type='fake')",
+    ]
+
+
+def test_what_cannot_be_replayed_is_told_at_once(path: Path) -> None:
+    with pytest.raises(CassetteError, match="there is no cassette"):
+        ReplayTransport(path)
+    matching: Any = "lose"
+    with pytest.raises(InvalidArgument, match='matching must be "strict" or "loose", and is'):
+        ReplayTransport(written(path), matching)
+
+
+# --- where the recorded program had left
+
+
+@modes
+def test_reading_on_where_the_recorded_program_left_is_explained(mode: Mode, path: Path) -> None:
+    async def program(transport: Any, events: int) -> None:
+        async with in_mode(mode, Flux0(transport=transport)) as flux0:
+            session = await flux0.sessions.create_async(agent_id=fake.agent_id)
+            async with await flux0.sessions.create_event_async(
+                session_id=session.id, content="Hi"
+            ) as stream:
+                for _ in range(events):
+                    await anext(stream)
+
+    fake = FakeTransport([Say("Hello", pieces=3, pause=0.5)])
+    run(mode, lambda: program(RecordingTransport(fake, path), 2))
+    run(mode, lambda: program(ReplayTransport(path), 2))
+    with pytest.raises(AssertionError) as caught:
+        run(mode, lambda: program(ReplayTransport(path), 3))
+    assert str(caught.value).splitlines() == [
+        f"{path} has no more of exchange 2, sessions.create_event(session_id='s000000001', "
+        "type='message', source='user', content='Hi'): the program left it there, 0.5 s into the "
+        "answer",
+        f"To have the rest of it, record it anew by running this code over "
+        f"RecordingTransport(transport, {str(path)!r}).",
+    ]
+
+
+def test_waiting_for_an_answer_that_was_not_awaited_is_explained(path: Path) -> None:
+    left = evolve(LIST_AGENTS, response=None, end=End(CLOSED, 2.5))
+    replay = ReplayTransport(written(path, left))
+    with pytest.raises(AssertionError, match=r"agents.list\(\).*there, 2.5 s after the request"):
+        replay.send(asked(left))
+
+
+@modes
+@pytest.mark.parametrize("within_the_body", [False, True])
+def test_a_call_that_ran_out_of_time_does_so_again(
+    mode: Mode, within_the_body: object, path: Path
+) -> None:
+    left = evolve(LIST_AGENTS, end=End(CLOSED, 5.1))
+    if not within_the_body:
+        left = evolve(left, response=None)
+
+    async def test() -> None:
+        replay = ReplayTransport(written(path, left))
+        async with in_mode(mode, Flux0(transport=replay, retry_config=ONCE)) as flux0:
+            with pytest.raises(ReadTimeout, match="timeout_ms"):
+                await flux0.agents.list_async(timeout_ms=5000)
+        replay = ReplayTransport(written(path, left))
+        async with in_mode(mode, Flux0(transport=replay, retry_config=ONCE)) as flux0:
+            with pytest.raises(AssertionError, match="the program left it there"):
+                await flux0.agents.list_async(timeout_ms=6000)
+
+    run(mode, test)
+
+
+@loops
+def test_a_deadline_that_passes_while_recording_passes_again(mode: Mode, path: Path) -> None:
+    async def program(transport: Any) -> None:
+        async with Flux0(transport=transport, retry_config=ONCE, timeout_ms=100) as flux0:
+            with pytest.raises(ReadTimeout):
+                await flux0.agents.list_async(server_url=server.url)
+
+    fake = FakeTransport()
+    with FakeOverHTTP(fake) as server:
+        fake.inject(Stall(after_bytes=5))
+        run(mode, lambda: program(RecordingTransport(HttpxTransport(), path)))
+    run(mode, lambda: program(ReplayTransport(path)))
+
+
+# --- time
+
+
+def test_time_passes_as_it_did_and_nothing_waits(path: Path) -> None:
+    replay = ReplayTransport(written(path, LIST_AGENTS))
+    began = replay.monotonic()
+    response = replay.send(asked(LIST_AGENTS))
+    assert replay.monotonic() - began == 0.25
+    pieces = iter(response.body)
+    next(pieces)
+    assert replay.monotonic() - began == 0.75
+    replay.sleep(1)
+    assert next(pieces, None) is None
+    assert replay.clock.now() - began == 1.75
+
+
+def test_it_may_take_real_time(path: Path) -> None:
+    waits: list[float] = []
+    replay = ReplayTransport(written(path, LIST_AGENTS), sleep=waits.append)
+    list(replay.send(asked(LIST_AGENTS)).body)
+    assert waits == [0.25, 0.5]
+
+
+def test_timeouts_that_are_shorter_now_change_nothing(path: Path) -> None:
+    with Flux0(transport=ReplayTransport(written(path, LIST_AGENTS)), timeout_ms=800) as flux0:
+        assert len(flux0.agents.list()) == 0
+
+
+@modes
+def test_a_client_waits_between_attempts_on_its_clock(mode: Mode, path: Path) -> None:
+    async def test() -> None:
+        fake = FakeTransport()
+        fake.inject(Respond(503, retry_after=20))
+        for transport in (RecordingTransport(fake, path), ReplayTransport(path)):
+            began = transport.monotonic()
+            async with in_mode(mode, Flux0(transport=transport)) as flux0:
+                assert len(await flux0.agents.list_async()) == 1
+            assert transport.monotonic() - began == 20
+            if isinstance(transport, RecordingTransport):
+                transport.close()
+
+    written(path)
+    run(mode, test)
+
+
+# --- bodies
+
+
+def test_closing_breaks_off_what_is_open_and_the_replay_goes_on(path: Path) -> None:
+    replay = ReplayTransport(written(path, LIST_AGENTS, LIST_AGENTS))
+    body = replay.send(asked(LIST_AGENTS)).body
+    replay.close()
+    replay.close()
+    with pytest.raises(ConnectionInterrupted, match="closed"):
+        next(iter(body))
+    assert len(list(replay.send(asked(LIST_AGENTS)).body)) == 1
+
+
+def test_an_error_is_raised_once_and_says_where_it_comes_from(path: Path) -> None:
+    broken = evolve(LIST_AGENTS, end=End("ReadTimeout", 60.0))
+    refused = evolve(LIST_AGENTS, response=None, end=End("ConnectError", 1.0))
+    replay = ReplayTransport(written(path, broken, refused))
+    began = replay.clock.now()
+    pieces = iter(replay.send(asked(broken)).body)
+    next(pieces)
+    with pytest.raises(ReadTimeout, match=f"recorded in {path}"):
+        next(pieces)
+    with pytest.raises(ConnectionInterrupted, match="closed"):
+        next(pieces)
+    with pytest.raises(ConnectError, match=f"recorded in {path}"):
+        replay.send(asked(refused))
+    assert replay.clock.now() - began == 61.25
+
+
+def test_nothing_is_kept_of_a_body_that_is_let_go(path: Path) -> None:
+    replay = ReplayTransport(written(path, LIST_AGENTS))
+    replay.send(asked(LIST_AGENTS))
+    gc.collect()
+    assert not replay._open
+
+
+# --- many at once
+
+
+def test_many_threads_share_a_loose_replay(path: Path) -> None:
+    def talks(transport: Transport) -> list[Any]:
+        with Flux0(transport=transport) as flux0:
+
+            def one_turn(number: int) -> Any:
+                session = flux0.sessions.create(agent_id=fake.agent_id, title=str(number))
+                stream = flux0.sessions.create_event(session_id=session.id, content=str(number))
+                return "".join(stream.text())
+
+            with ThreadPoolExecutor(8) as threads:
+                return list(threads.map(one_turn, range(40)))
+
+    fake = FakeTransport(lambda message: [Say(f"{message.content}, you said", pieces=5)])
+    said = talks(RecordingTransport(fake, path))
+    assert said == [f"{number}, you said" for number in range(40)]
+    replay = ReplayTransport(path, "loose")
+    assert talks(replay) == said
+    replay.assert_all_used()
+
+
+@pytest.mark.parametrize("matching", ["strict", "loose"])
+def test_the_cost_of_finding_an_exchange_does_not_grow_with_their_number(
+    path: Path, matching: Matching
+) -> None:
+    few, many = (calls_made(path, matching, number) for number in (100, 1000))
+    assert many < 10.5 * few
+
+
+@pytest.mark.parametrize("matching", ["strict", "loose"])
+def test_the_cost_of_a_turn_is_linear(path: Path, matching: Matching) -> None:
+    few, many = (calls_made(path, matching, 1, pieces=number) for number in (1000, 10_000))
+    assert many < 10.5 * few
+
+
+def calls_made(path: Path, matching: Matching, number: int, *, pieces: int = 1) -> int:
+    """Return how many functions are called for replaying so many exchanges of so many pieces."""
+    assert LIST_AGENTS.response is not None
+    response = evolve(LIST_AGENTS.response, pieces=(Piece(0, b"x"),) * pieces)
+    exchange = evolve(LIST_AGENTS, response=response)
+    written(path, *[exchange] * number)
+    calls = 0
+
+    def count(frame: Any, event: str, arg: Any) -> None:
+        nonlocal calls
+        calls += event in {"call", "c_call"}
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        replay = ReplayTransport(path, matching)
+        for _ in range(number):
+            assert len(list(replay.send(asked(exchange)).body)) == pieces
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+def test_a_replay_needs_no_http_library(path: Path) -> None:
+    program = f"""
+import sys
+from flux0 import Flux0
+from flux0.testing import ReplayTransport
+with Flux0(transport=ReplayTransport({str(written(path, LIST_AGENTS))!r})) as flux0:
+    flux0.agents.list()
+loaded = {{name.partition(".")[0] for name in sys.modules}}
+print(*sorted(loaded & {{"aiohttp", "anyio", "httpx", "pytest", "requests", "urllib3"}}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == ""
