@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-# httpx2 needs Python 3.11.
-collect_ignore = [] if sys.version_info >= (3, 11) else ["test_httpx2_transport.py"]
+collect_ignore: list[str] = []
+if sys.version_info < (3, 11):  # As httpx2 needs.
+    collect_ignore.append("test_httpx2_transport.py")
+if not hasattr(os, "fork"):
+    collect_ignore.append("test_fork.py")
 
 
 def pytest_report_collectionfinish() -> list[str]:

@@ -168,18 +168,27 @@ def test_closing_may_fail_without_anybody_to_tell(
     assert caplog.messages == []
 
 
-def test_a_run_of_trio_that_is_just_ending_takes_no_more_tasks() -> None:
+def close_at_the_end(pauses: int) -> None:
+    """Have a run of trio close something so many rounds after its main task has ended."""
+
     async def main() -> None:
         token = trio.lowlevel.current_trio_token()
 
-        def again() -> None:
-            close_soon(token, Resource().aclose)
-            with suppress(trio.RunFinishedError):  # So far on, after the system's tasks ended.
-                token.run_sync_soon(again)
+        def later(left: int) -> None:
+            if left:
+                with suppress(trio.RunFinishedError):
+                    token.run_sync_soon(later, left - 1)
+            else:
+                close_soon(token, Resource().aclose)
 
-        again()
+        later(pauses)
 
     trio.run(main)
+
+
+def test_a_run_of_trio_that_is_just_ending_takes_no_more_tasks() -> None:
+    for pauses in range(12):
+        close_at_the_end(pauses)
 
 
 def test_what_is_shielded_goes_on_when_its_task_is_cancelled(run: Run) -> None:

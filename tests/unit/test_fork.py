@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +66,7 @@ class Parent:
 @contextmanager
 def parent(
     over: TransportUnderTest, *then: Answer, tls: ssl.SSLContext | None = None
-) -> Iterator[Parent]:
+) -> Generator[Parent, None, None]:
     with (
         ByteServer(TURN, AGENTS, *then, AGENTS, tls=tls) as server,
         Flux0(server.url, **over.arguments()) as flux0,
@@ -180,7 +180,7 @@ def test_a_thread_reads_while_the_process_forks(over: TransportUnderTest) -> Non
     with parent(over) as here, ThreadPoolExecutor(1) as threads:
         thread = threads.submit(threading.get_ident).result()
         reader = threads.submit(list, here.stream)
-        while sys._current_frames()[thread].f_code.co_name not in ("read", "readinto"):
+        while _function(thread) not in ("read", "readinto"):  # Of a socket.
             os.sched_yield()
 
         def use_and_close() -> None:
@@ -193,6 +193,12 @@ def test_a_thread_reads_while_the_process_forks(over: TransportUnderTest) -> Non
         in_child(use_and_close)
         here.server.release()
         assert len(reader.result()) == 2
+
+
+def _function(thread: int) -> str:
+    """Return the name of the function that a thread is in."""
+    frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] - documented, for debugging
+    return frames[thread].f_code.co_name
 
 
 @over_every_transport

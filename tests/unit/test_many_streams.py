@@ -6,7 +6,7 @@ Nothing is left open afterwards, and nothing warns.
 from __future__ import annotations
 
 import gc
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Barrier
@@ -57,7 +57,7 @@ over_every_loop = pytest.mark.parametrize(("mode", "transport"), ASYNCHRONOUS)
 
 
 @contextmanager
-def holding_server() -> Iterator[ByteServer]:
+def holding_server() -> Generator[ByteServer, None, None]:
     """Serve turns that go on once they are released; in the end nobody may be connected."""
     with ByteServer(TURN, patience=30.0) as server:
         yield server

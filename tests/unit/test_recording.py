@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -241,6 +242,12 @@ def can(transport: object) -> set[str]:
 def test_it_can_do_what_the_other_transport_can(path: Path, kind: Callable[[], Any]) -> None:
     transport = kind()
     assert can(RecordingTransport(transport, path)) == can(transport)
+
+
+def test_it_is_a_transport_by_its_class_as_well() -> None:
+    for method in can(FakeTransport):
+        theirs = inspect.signature(getattr(FakeTransport, method))
+        assert inspect.signature(getattr(RecordingTransport, method)) == theirs
 
 
 @loops

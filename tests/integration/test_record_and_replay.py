@@ -1,0 +1,119 @@
+"""Programs recorded on the real server, and replayed without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flux0 import Flux0, StreamIdleTimeout
+from flux0.models import APIError, BadRequestError, HTTPValidationError, NotFoundError
+from flux0.testing import RecordingTransport, ReplayTransport
+from flux0.testing.cassette import read_cassette
+from integration.modes import MakeClient
+from integration.server import Flux0Server
+from integration.transports import Way
+from integration.turns import new_user, perform, rest_of
+
+CALL: dict[str, Any] = {"id": "c1", "name": "get_weather", "args": {"location": "Zürich"}}
+SCRIPT = (
+    {"status": "processing", "data": {"detail": "Let me see"}},
+    {"reason": "They ask about the weather.", "pieces": 3},
+    {"tool_call": CALL},
+    {"tool_result": {**CALL, "result": [{"sky": "neblig"}]}},
+    {"error": "The wind is not known."},
+    {"text": "Es ist neblig in Zürich.", "pieces": 5},
+)
+
+
+async def test_a_program_gets_again_what_the_server_said(
+    make_client: MakeClient, server: Flux0Server, way: Way, nowhere: str, tmp_path: Path
+) -> None:
+    user = new_user()
+
+    async def program(flux0: Flux0) -> list[Any]:
+        agents = await flux0.agents.list_async()
+        session = await flux0.sessions.create_async(
+            agent_id=server.agent_id, title="Zürich", http_headers=user
+        )
+        async with await perform(flux0, session.id, *SCRIPT) as stream:
+            events = await rest_of(stream)
+            stored = await stream.stored_events()
+        said = await flux0.sessions.list_events_async(session_id=session.id, types=["message"])
+        listed = await flux0.sessions.list_async(http_headers=user)
+        return [agents, session, events, stream.messages, stream.tool_calls, stored, said, listed]
+
+    path = tmp_path / "cassette.json"
+    async with make_client(transport=RecordingTransport(way.make_transport(), path)) as flux0:
+        came = await program(flux0)
+    assert len(came[2]) > 8
+    assert len(came[-1]) == 1
+
+    replay = ReplayTransport(path)
+    async with make_client(transport=replay, server_url=nowhere) as flux0:
+        assert await program(flux0) == came
+    replay.assert_all_used()
+
+    text = path.read_text("utf-8")
+    assert user["cookie"].partition("=")[2] not in text
+    assert '"cookie": "***"' in text
+    assert '"title": "Zürich"' in text  # JSON, as the server spells it, is kept as JSON.
+    assert '"base64"' not in text
+
+
+@pytest.mark.parametrize("matching", ["strict", "loose"])
+async def test_errors_of_the_server_come_again(
+    make_client: MakeClient, way: Way, nowhere: str, tmp_path: Path, matching: Any
+) -> None:
+    async def program(flux0: Flux0) -> list[Any]:
+        seen: list[Any] = []
+        for failing, error in (
+            (flux0.agents.retrieve_async(agent_id="0123456789"), NotFoundError),
+            (flux0.agents.retrieve_async(agent_id="short"), HTTPValidationError),
+            (perform(flux0, "0123456789", {"text": "Hi"}), BadRequestError),
+        ):
+            with pytest.raises(APIError) as caught:
+                await failing
+            assert type(caught.value) is error
+            seen.append((str(caught.value), caught.value.body, getattr(caught.value, "data", None)))
+        return seen
+
+    path = tmp_path / "cassette.json"
+    async with make_client(transport=RecordingTransport(way.make_transport(), path)) as flux0:
+        came = await program(flux0)
+    replay = ReplayTransport(path, matching)
+    async with make_client(transport=replay, server_url=nowhere) as flux0:
+        assert await program(flux0) == came
+    replay.assert_all_used()
+
+
+async def test_a_turn_that_falls_silent_or_is_left_does_so_again(
+    make_client: MakeClient,
+    server: Flux0Server,
+    way: Way,
+    nowhere: str,
+    tmp_path: Path,
+    fresh_name: str,
+) -> None:
+    async def program(flux0: Flux0) -> list[Any]:
+        session = await flux0.sessions.create_async(agent_id=server.agent_id)
+        silent = await perform(flux0, session.id, {"text": "One"}, {"wait": fresh_name})
+        events = [await anext(silent)]
+        with pytest.raises(StreamIdleTimeout) as caught:
+            await anext(silent)
+        async with await perform(flux0, session.id, {"text": "Two"}, {"wait": fresh_name}) as left:
+            events.append(await anext(left))
+        return [events, caught.value.event_count, caught.value.messages, left.messages]
+
+    path = tmp_path / "cassette.json"
+    recording = RecordingTransport(way.make_transport(), path)
+    async with make_client(transport=recording, stream_idle_timeout_ms=300) as flux0:
+        came = await program(flux0)
+    assert [one.end.how for one in read_cassette(path)] == ["whole", "ReadTimeout", "closed"]
+    replay = ReplayTransport(path)
+    began = replay.monotonic()
+    async with make_client(transport=replay, server_url=nowhere) as flux0:
+        assert await program(flux0) == came
+    replay.assert_all_used()
+    assert replay.monotonic() - began >= 0.3
