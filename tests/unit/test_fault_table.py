@@ -26,7 +26,7 @@ TABLE = Path(__file__).parents[2] / "docs" / "errors.md"
 ROW = re.compile(r"^\| ([^|`]+) \| `(\w+)` \| `(\w+)` \|$", re.MULTILINE)
 
 # How long a client waits, in milliseconds: for what never comes, and for all else, which does.
-SOON = 500
+SOON = 300
 PATIENT = 60_000
 WAITED_FOR = {
     "connecting takes too long",
