@@ -37,7 +37,7 @@ from flux0.testing import (
     Say,
     Truncate,
 )
-from flux0.testing.cassette import CLOSED, WHOLE, End, Exchange, read_cassette
+from flux0.testing.cassette import CLOSED, WHOLE, End, Exchange, Piece, read_cassette
 from flux0.testing.demo_agent import demo_transport
 from integration.modes import in_mode, run
 from integration.server import free_port
@@ -320,6 +320,19 @@ def test_an_exchange_is_in_the_file_as_soon_as_it_has_ended(path: Path) -> None:
     assert ways(path) == [WHOLE, "ConnectError", WHOLE, CLOSED]  # As they were sent.
     transport.close()
     assert ways(path) == [WHOLE, "ConnectError", WHOLE, CLOSED]
+
+
+def test_nothing_is_kept_or_written_again_of_what_has_ended(path: Path) -> None:
+    transport = RecordingTransport(FakeTransport(), path)
+    body = transport.send(request("GET", "/api/agents")).body
+    assert len(list(body)) == 1
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if type(thing) is Piece]
+    path.unlink()
+    body.close()
+    assert not path.exists()
+    transport.close()
+    assert ways(path) == [WHOLE]
 
 
 def test_a_new_recording_takes_the_place_of_the_old_one(path: Path) -> None:
