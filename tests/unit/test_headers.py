@@ -94,6 +94,12 @@ def test_a_name_that_is_no_token_is_refused(name: Any) -> None:
     assert caught.value.argument == "headers"
 
 
+@pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding"])
+def test_what_frames_a_body_is_not_the_users_to_set(name: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"^http_headers has '{name}', which the transport"):
+        Headers.checked({name: "1"}, "http_headers")
+
+
 @pytest.mark.parametrize("headers", [[("a", "b")], "a: b", 1, {"a"}])
 def test_what_is_no_mapping_is_refused(headers: Any) -> None:
     with pytest.raises(InvalidArgument, match="must be a mapping") as caught:

@@ -8,6 +8,9 @@ import pytest
 from sybil import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
 
+from flux0.testing.demo_agent import demo_transport
+from unit.fake_over_http import FakeOverHTTP
+
 pytest_plugins = ["pytester"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
@@ -61,10 +64,14 @@ def test_a_stream_that_somebody_keeps_open_fails_its_test(pytester: pytest.Pytes
     pytester.runpytest_inprocess().assert_outcomes(passed=1, errors=1)
 
 
-def test_the_samples_of_the_page_on_testing_pass(pytester: pytest.Pytester) -> None:
+def test_the_samples_of_the_page_on_testing_pass(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     examples = list(Document.parse(str(PAGE), PythonCodeBlockParser()).examples())
     pytester.makepyfile(
         **{f"test_{number}": str(one.parsed) for number, one in enumerate(examples)}
     )
-    result = pytester.runpytest_inprocess()
+    with FakeOverHTTP(demo_transport()) as server:  # For the sample that records.
+        monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
+        result = pytester.runpytest_inprocess()
     result.assert_outcomes(passed=4)  # The others assert when they are imported.

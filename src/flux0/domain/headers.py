@@ -31,6 +31,10 @@ _SHOWN = frozenset(
 )
 
 
+# A wrong one would break the request off, or smuggle in another.
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
+
+
 @frozen(repr=False)
 class Headers(Mapping[str, str]):
     """Header fields in the order they were given; names compare without case.
@@ -64,6 +68,8 @@ class Headers(Mapping[str, str]):
         for name, value in headers.items():
             if not isinstance(name, str) or not _is_token(name):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
                 raise InvalidArgument(argument, f"has {name!r}, which is not a header name")
+            if name.lower() in _FRAMING:
+                raise InvalidArgument(argument, f"has {name!r}, which the transport sets")
             if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
                 raise InvalidArgument(
                     argument, f"has a value of type {type(value).__name__} for {name!r}, not a text"
