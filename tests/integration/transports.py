@@ -7,13 +7,7 @@ from typing import Final, Literal, TypeAlias
 
 from attrs import frozen
 
-from flux0 import (
-    AiohttpTransport,
-    Httpx2Transport,
-    HttpxTransport,
-    RequestsTransport,
-    Urllib3Transport,
-)
+import flux0
 from flux0.ports import AsyncTransport, Transport
 
 Mode: TypeAlias = Literal["sync", "asyncio", "trio"]
@@ -21,13 +15,14 @@ Mode: TypeAlias = Literal["sync", "asyncio", "trio"]
 SYNC: Final[tuple[Mode, ...]] = ("sync",)
 ASYNC: Final[tuple[Mode, ...]] = ("asyncio", "trio")
 
-# Name: what makes the transport, and the kinds of code that it serves.
+# Name: what makes the transport, and the kinds of code that it serves. A library is loaded when its
+# transport is made, since not every one is there on every Python.
 TRANSPORTS: Mapping[str, tuple[Callable[[], Transport | AsyncTransport], tuple[Mode, ...]]] = {
-    "aiohttp": (AiohttpTransport, ("asyncio",)),
-    "httpx": (HttpxTransport, SYNC + ASYNC),
-    "httpx2": (Httpx2Transport, SYNC + ASYNC),
-    "requests": (RequestsTransport, SYNC + ASYNC),
-    "urllib3": (Urllib3Transport, SYNC + ASYNC),
+    "aiohttp": (lambda: flux0.AiohttpTransport(), ("asyncio",)),
+    "httpx": (lambda: flux0.HttpxTransport(), SYNC + ASYNC),
+    "httpx2": (lambda: flux0.Httpx2Transport(), SYNC + ASYNC),
+    "requests": (lambda: flux0.RequestsTransport(), SYNC + ASYNC),
+    "urllib3": (lambda: flux0.Urllib3Transport(), SYNC + ASYNC),
 }
 
 

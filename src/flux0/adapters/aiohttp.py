@@ -373,8 +373,7 @@ _TRANSLATIONS: tuple[tuple[type[Exception], type[TransportError]], ...] = (
     (aiohttp.ClientConnectionError, ConnectionInterrupted),
 )
 
-# What aiohttp says of a body whose connection ended before it.
-_ENDED_EARLY = "payload is not completed"
+_ENDED_EARLY = "payload is not completed"  # aiohttp, of a body whose connection ended before it
 
 
 def _translated(error: BaseException) -> TransportError:
