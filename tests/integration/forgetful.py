@@ -17,7 +17,7 @@ from collections.abc import Callable
 import trio
 
 from flux0 import Flux0
-from integration.transports import TRANSPORTS
+from integration.transports import TRANSPORTS, make_transport
 
 _CONTENT = json.dumps([{"text": "Hi"}, {"text": "there"}, {"hang": True}])
 _LEFT_BEHIND: list[object] = []
@@ -56,10 +56,10 @@ async def use_async(flux0: Flux0, agent_id: str) -> None:
 def main() -> None:
     """Do what the arguments say."""
     transport, what, url, agent_id = sys.argv[1:]
-    make_transport, modes = TRANSPORTS[transport]
+    _, modes = TRANSPORTS[transport]
 
     def make_client() -> Flux0:
-        return Flux0(url, transport=make_transport())
+        return Flux0(url, transport=make_transport(transport))
 
     def in_loop(mode: str, make: Callable[[], Flux0]) -> None:
         async def in_this_loop() -> None:

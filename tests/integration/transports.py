@@ -15,15 +15,21 @@ Mode: TypeAlias = Literal["sync", "asyncio", "trio"]
 SYNC: Final[tuple[Mode, ...]] = ("sync",)
 ASYNC: Final[tuple[Mode, ...]] = ("asyncio", "trio")
 
-# Name: what makes the transport, and the kinds of code that it serves. A library is loaded when its
+# Name: the transport's class, and the kinds of code that it serves. A library is loaded when its
 # transport is made, since not every one is there on every Python.
-TRANSPORTS: Mapping[str, tuple[Callable[[], Transport | AsyncTransport], tuple[Mode, ...]]] = {
-    "aiohttp": (lambda: flux0.AiohttpTransport(), ("asyncio",)),
-    "httpx": (lambda: flux0.HttpxTransport(), SYNC + ASYNC),
-    "httpx2": (lambda: flux0.Httpx2Transport(), SYNC + ASYNC),
-    "requests": (lambda: flux0.RequestsTransport(), SYNC + ASYNC),
-    "urllib3": (lambda: flux0.Urllib3Transport(), SYNC + ASYNC),
+TRANSPORTS: Mapping[str, tuple[str, tuple[Mode, ...]]] = {
+    "aiohttp": ("AiohttpTransport", ("asyncio",)),
+    "httpx": ("HttpxTransport", SYNC + ASYNC),
+    "httpx2": ("Httpx2Transport", SYNC + ASYNC),
+    "requests": ("RequestsTransport", SYNC + ASYNC),
+    "urllib3": ("Urllib3Transport", SYNC + ASYNC),
 }
+
+
+def make_transport(name: str) -> Transport | AsyncTransport:
+    """Return a new transport, with its defaults."""
+    kind: Callable[[], Transport | AsyncTransport] = getattr(flux0, TRANSPORTS[name][0])
+    return kind()
 
 
 @frozen
@@ -38,7 +44,7 @@ class Way:
 
     def make_transport(self) -> Transport | AsyncTransport:
         """Return a transport of its own, with the transport's defaults."""
-        return TRANSPORTS[self.transport][0]()
+        return make_transport(self.transport)
 
 
 WAYS = tuple(Way(name, mode) for name, (_, modes) in TRANSPORTS.items() for mode in modes)

@@ -388,10 +388,7 @@ def _translated(error: BaseException) -> TransportError:
 
 
 def _waited_for_free_connection(error: BaseException) -> bool:
-    """Whether a timeout of aiohttp's pool passed before a connection was being made.
-
-    aiohttp raises the same for both; where they differ is the function that was interrupted.
-    """
+    """Whether a timeout passed in aiohttp's pool, by the function that it interrupted."""
     cause: BaseException | None = error
     while cause is not None:
         for frame, _ in walk_tb(cause.__traceback__):
