@@ -12,9 +12,11 @@ import ssl
 from contextlib import aclosing, closing
 from typing import Any
 
+import httpx
 import httpx2
 import pytest
 
+from flux0 import APIError, Flux0
 from flux0.adapters.httpx2 import Httpx2Transport
 from flux0.domain.errors import ClientClosed, ConnectError
 from flux0.domain.headers import Headers
@@ -144,3 +146,36 @@ def test_an_asynchronous_client_of_the_users_stays_open_and_as_it_is() -> None:
     with ByteServer(OK) as server:
         asyncio.run(run(server.url))
         assert server.requests[0].headers["x-team"] == "blue"
+
+
+def empty_listing(request: httpx2.Request) -> httpx2.Response:
+    return httpx2.Response(200, json={"data": []})
+
+
+def refusal(request: httpx2.Request) -> httpx2.Response:
+    return httpx2.Response(403, json={"detail": "no"})
+
+
+def test_a_client_takes_clients_of_httpx2_for_what_they_are() -> None:
+    with (
+        httpx2.Client(transport=httpx2.MockTransport(refusal)) as client,
+        Flux0("http://flux0.invalid", client=client) as flux0,
+        pytest.raises(APIError) as caught,
+    ):
+        flux0.agents.list()
+    assert isinstance(caught.value.raw_response, httpx2.Response)
+
+
+def test_the_two_clients_may_be_of_two_libraries() -> None:
+    async def main() -> int:
+        async with (
+            httpx2.AsyncClient(transport=httpx2.MockTransport(empty_listing)) as async_client,
+            Flux0("http://flux0.invalid", client=client, async_client=async_client) as flux0,
+        ):
+            return len(flux0.agents.list()) + len(await flux0.agents.list_async())
+
+    def agents(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"data": []})
+
+    with httpx.Client(transport=httpx.MockTransport(agents)) as client:
+        assert asyncio.run(main()) == 0

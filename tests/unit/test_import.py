@@ -47,6 +47,11 @@ def test_importing_the_package_loads_little() -> None:
     assert loaded == [""]
 
 
+def test_models_are_loaded_when_they_are_first_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(vars(flux0), "models", raising=False)
+    assert flux0.models.AgentDTO is flux0.models.Agent
+
+
 def test_models_are_reached_through_the_package() -> None:
     assert printed("import flux0; print(flux0.models.AgentDTO.__name__)") == ["Agent"]
 
