@@ -158,7 +158,7 @@ def refusal(request: httpx2.Request) -> httpx2.Response:
 
 def test_a_client_takes_clients_of_httpx2_for_what_they_are() -> None:
     with (
-        httpx2.Client(transport=httpx2.MockTransport(refusal)) as client,
+        closing(httpx2.Client(transport=httpx2.MockTransport(refusal))) as client,
         Flux0("http://flux0.invalid", client=client) as flux0,
         pytest.raises(APIError) as caught,
     ):
@@ -169,7 +169,9 @@ def test_a_client_takes_clients_of_httpx2_for_what_they_are() -> None:
 def test_the_two_clients_may_be_of_two_libraries() -> None:
     async def main() -> int:
         async with (
-            httpx2.AsyncClient(transport=httpx2.MockTransport(empty_listing)) as async_client,
+            aclosing(
+                httpx2.AsyncClient(transport=httpx2.MockTransport(empty_listing))
+            ) as async_client,
             Flux0("http://flux0.invalid", client=client, async_client=async_client) as flux0,
         ):
             return len(flux0.agents.list()) + len(await flux0.agents.list_async())
