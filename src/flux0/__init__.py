@@ -14,9 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flux0._version import __version__
-from flux0.client import Flux0
-from flux0.conversation import AsyncConversation, Conversation
-from flux0.domain.accumulator import MessageAccumulator
+from flux0.client.conversation import AsyncConversation, Conversation
+from flux0.client.flux0 import Flux0
+from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.errors import (
     AgentError,
@@ -30,10 +30,10 @@ from flux0.domain.errors import (
     StreamInterrupted,
     TransportError,
 )
+from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.retrying import BackoffStrategy, RetryConfig
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, UnknownEvent
 from flux0.middleware.retry import RetryDetails
-from flux0.streams import AsyncEventStream, EventStream
 
 if TYPE_CHECKING:
     from flux0 import models

@@ -1,8 +1,7 @@
 """Flows: code that describes I/O instead of doing it, written once for sync and async.
 
-A flow is a generator. It yields an effect, is sent the outcome or has the failure raised at the
-`yield`, and returns its result. Use cases and middleware are flows; a driver (`flux0.drivers`)
-performs their effects.
+A flow is a generator. It yields an effect and gets the outcome back; a failure is raised at the
+`yield`. Use cases and middleware are flows. A driver (`flux0.client.drivers`) performs the effects.
 
 A middleware is `(request, send) -> Flow[Response]`: it calls `send` as often as it likes, each time
 with `yield from`, and returns the response or raises.

@@ -40,7 +40,7 @@ from flux0.domain.errors import (
     ValidationError,
     WriteTimeout,
 )
-from flux0.domain.finalizing import TurnMessage
+from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import (
     Agent,
     Agents,

@@ -15,8 +15,8 @@ import pytest
 from sybil import Document, Example
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-from flux0.testing.demo_agent import demo_transport
-from unit.fake_over_http import FakeOverHTTP
+from flux0.cli.demo_agent import demo_transport
+from support.fake_over_http import FakeOverHTTP
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -12,10 +12,10 @@ from uuid import uuid4
 import pytest
 
 from flux0 import Flux0
-from integration.modes import MakeClient, in_mode, run
-from integration.relay import Relay
-from integration.server import Flux0Server, free_port
-from integration.transports import WAYS, Way
+from support.modes import MakeClient, in_mode, run
+from support.relay import Relay
+from support.server import Flux0Server, free_port
+from support.transports import WAYS, Way
 
 _VARIABLE = "FLUX0_TEST_SERVER_PYTHON"
 _TIMEOUT_MS = 20_000

@@ -8,8 +8,8 @@ import pytest
 
 from flux0 import HTTPValidationError
 from flux0.models import Agent, InvalidArgument, NotFoundError
-from integration.modes import MakeClient
-from integration.server import Flux0Server
+from support.modes import MakeClient
+from support.server import Flux0Server
 
 
 async def test_the_agents_of_the_server_are_listed(

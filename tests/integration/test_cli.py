@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from flux0.cli.app import app
-from integration.server import Flux0Server
+from support.server import Flux0Server
 
 _SECONDS = 30.0
 

@@ -9,10 +9,10 @@ import pytest
 
 from flux0 import EventType, StreamIdleTimeout
 from flux0.models import AgentError, ContentPart, Event, MessageData, TurnMessage
-from integration.modes import MakeClient
-from integration.server import Flux0Server
-from integration.transports import Way
-from integration.turns import new_user, perform, rest_of
+from support.modes import MakeClient
+from support.server import Flux0Server
+from support.transports import Way
+from support.turns import new_user, perform, rest_of
 
 WEATHER: dict[str, Any] = {"id": "c1", "name": "get_weather", "args": {"location": "Paris"}}
 TURN: list[dict[str, Any]] = [

@@ -8,8 +8,8 @@ import pytest
 
 from flux0 import EventSource, EventType, Flux0, HTTPValidationError
 from flux0.models import BadRequestError, Event, InvalidArgument
-from integration.modes import MakeClient
-from integration.turns import perform, rest_of
+from support.modes import MakeClient
+from support.turns import perform, rest_of
 
 # A turn with each type of event, in the order in which they are stored.
 WEATHER = {"id": "c1", "name": "get_weather", "args": {"location": "San Francisco"}}

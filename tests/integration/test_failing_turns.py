@@ -19,10 +19,10 @@ from flux0.models import (
     InvalidArgument,
     NotFoundError,
 )
-from integration.modes import MakeClient
-from integration.relay import Relay
-from integration.server import Flux0Server
-from integration.turns import appended, perform, stored_by_agent
+from support.modes import MakeClient
+from support.relay import Relay
+from support.server import Flux0Server
+from support.turns import appended, perform, stored_by_agent
 
 # --- what is refused
 

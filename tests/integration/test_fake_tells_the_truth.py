@@ -26,9 +26,9 @@ from flux0.testing import (
     Say,
     SendChunk,
 )
-from integration.fake_scripts import scripted_fake
-from integration.fake_witness import EVENTS, STREAM, Answer, Question, Witness, get, post
-from integration.server import Flux0Server
+from support.fake_scripts import scripted_fake
+from support.fake_witness import EVENTS, STREAM, Answer, Question, Witness, get, post
+from support.server import Flux0Server
 
 Servers = tuple[Witness, Witness]
 

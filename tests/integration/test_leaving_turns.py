@@ -17,10 +17,10 @@ from flux0 import (
 from flux0.models import (
     ClientClosed,
 )
-from integration.modes import MakeClient, at_once, call_blocking
-from integration.server import Flux0Server
-from integration.transports import WAYS, Way
-from integration.turns import appended, perform, rest_of
+from support.modes import MakeClient, at_once, call_blocking
+from support.server import Flux0Server
+from support.transports import WAYS, Way
+from support.turns import appended, perform, rest_of
 
 only_sync = pytest.mark.parametrize(
     "way", [way for way in WAYS if way.mode == "sync"], ids=str, indirect=True

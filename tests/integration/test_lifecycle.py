@@ -16,10 +16,10 @@ import pytest
 
 from flux0 import Flux0, HTTPValidationError, RetryConfig
 from flux0.models import ClientClosed, ConnectError, Flux0Error, ReadTimeout
-from integration.modes import MakeClient, call_blocking, in_mode
-from integration.server import Flux0Server
-from integration.transports import WAYS, Way
-from integration.turns import appended, new_user, perform, rest_of
+from support.modes import MakeClient, call_blocking, in_mode
+from support.server import Flux0Server
+from support.transports import WAYS, Way
+from support.turns import appended, new_user, perform, rest_of
 
 only_httpx = pytest.mark.parametrize(
     "way", [way for way in WAYS if way.transport == "httpx"], ids=str, indirect=True
@@ -263,7 +263,7 @@ QUIET_WAYS = [way for way in WAYS if way != Way("httpx2", "asyncio")]
 @pytest.mark.parametrize("way", QUIET_WAYS, ids=str)
 def test_a_program_that_closes_nothing_ends_in_silence(server: Flux0Server, way: Way) -> None:
     program = run_program(
-        "-m", "integration.forgetful", way.transport, way.mode, server.url, server.agent_id
+        "-m", "support.forgetful", way.transport, way.mode, server.url, server.agent_id
     )
     assert (program.stderr, program.stdout, program.returncode) == ("", "", 0)
 
@@ -273,6 +273,6 @@ def test_a_program_that_closes_nothing_ends_in_silence(server: Flux0Server, way:
 )
 def test_one_loop_after_another_may_share_a_client(server: Flux0Server, transport: str) -> None:
     program = run_program(
-        "-m", "integration.forgetful", transport, "loops", server.url, server.agent_id
+        "-m", "support.forgetful", transport, "loops", server.url, server.agent_id
     )
     assert (program.stderr, program.stdout, program.returncode) == ("", "", 0)

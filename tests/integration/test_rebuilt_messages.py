@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flux0 import ChunkEvent, Flux0, MessageAccumulator, from_dict, to_dict
 from flux0.models import Event, TurnMessage
-from integration.server import Flux0Server
+from support.server import Flux0Server
 
 _KEYS = st.sampled_from(["a", "b", "tool_calls", "0", "1", "2", "-", "x~1y", "m~0n"])
 _PATHS = st.one_of(

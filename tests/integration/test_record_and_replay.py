@@ -10,11 +10,11 @@ import pytest
 from flux0 import Flux0, StreamIdleTimeout
 from flux0.models import APIError, BadRequestError, HTTPValidationError, NotFoundError
 from flux0.testing import RecordingTransport, ReplayTransport
-from flux0.testing.cassette import read_cassette
-from integration.modes import MakeClient
-from integration.server import Flux0Server
-from integration.transports import Way
-from integration.turns import new_user, perform, rest_of
+from flux0.testing.cassettes.cassette import read_cassette
+from support.modes import MakeClient
+from support.server import Flux0Server
+from support.transports import Way
+from support.turns import new_user, perform, rest_of
 
 CALL: dict[str, Any] = {"id": "c1", "name": "get_weather", "args": {"location": "Zürich"}}
 SCRIPT = (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from integration.server import Flux0Server, free_port
+from support.server import Flux0Server, free_port
 
 if TYPE_CHECKING:
     from pathlib import Path

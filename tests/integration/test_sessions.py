@@ -8,9 +8,9 @@ import pytest
 
 from flux0 import HTTPValidationError
 from flux0.models import BadRequestError, InvalidArgument, NotFoundError
-from integration.modes import MakeClient
-from integration.server import Flux0Server
-from integration.turns import new_user
+from support.modes import MakeClient
+from support.server import Flux0Server
+from support.turns import new_user
 
 
 async def test_a_session_is_created_and_found_again(

@@ -22,9 +22,9 @@ from integration import (
     test_sessions,
     test_turns,
 )
-from integration.fake_scripts import scripted_fake
-from integration.modes import MakeClient, in_mode
-from integration.transports import ASYNC, SYNC, Way
+from support.fake_scripts import scripted_fake
+from support.modes import MakeClient, in_mode
+from support.transports import ASYNC, SYNC, Way
 
 _SUITES = (
     test_agents,

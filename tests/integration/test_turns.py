@@ -22,10 +22,10 @@ from flux0.models import (
     ToolCallPart,
     ToolData,
 )
-from integration.modes import MakeClient, at_once, call_blocking
-from integration.server import Flux0Server
-from integration.transports import Way
-from integration.turns import appended, perform, rest_of, stored_by_agent
+from support.modes import MakeClient, at_once, call_blocking
+from support.server import Flux0Server
+from support.transports import Way
+from support.turns import appended, perform, rest_of, stored_by_agent
 
 # --- what comes
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 import pytest
 
-from flux0.domain.accumulator import MessageAccumulator
 from flux0.domain.enums import EventSource, EventType, SessionStatus
-from flux0.domain.finalizing import TurnMessage, tool_results
+from flux0.domain.messages.accumulator import MessageAccumulator
+from flux0.domain.messages.finalizing import TurnMessage, tool_results
 from flux0.domain.models import (
     ContentPart,
     ControlOptions,

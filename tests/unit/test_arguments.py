@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from flux0.domain import arguments
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.errors import InvalidArgument
-from flux0.usecases import arguments
 
 
 def refusal(check: Callable[..., object], *given: Any, **options: Any) -> str:

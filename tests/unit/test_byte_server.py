@@ -11,7 +11,8 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import trustme
 
-from flux0.testing.answers import (
+from flux0.testing.contract.byte_server import ByteServer, ReceivedRequest
+from flux0.testing.fake.answers import (
     Answer,
     Close,
     Framing,
@@ -25,7 +26,6 @@ from flux0.testing.answers import (
     cut,
     size,
 )
-from flux0.testing.byte_server import ByteServer, ReceivedRequest
 
 GET = b"GET /a%20b?c HTTP/1.1\r\nHost: x\r\nX-Tag: 1\r\nx-tag: 2\r\n\r\n"
 OK = answer(b"ok")

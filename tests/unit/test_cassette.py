@@ -18,7 +18,7 @@ from flux0.domain.headers import Headers
 from flux0.models import Flux0Error
 from flux0.ports import Request
 from flux0.testing import CassetteError
-from flux0.testing.cassette import (
+from flux0.testing.cassettes.cassette import (
     CLOSED,
     ERRORS,
     WHOLE,
@@ -32,7 +32,7 @@ from flux0.testing.cassette import (
     read_cassette,
     write_cassette,
 )
-from unit.cassettes import LIST_AGENTS, asking, written
+from support.cassettes import LIST_AGENTS, asking, written
 
 SSE = Headers((("content-type", "text/event-stream; charset=utf-8"),))
 

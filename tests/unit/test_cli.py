@@ -34,7 +34,7 @@ from flux0.testing import (
     Truncate,
     UserMessage,
 )
-from unit.fake_over_http import FakeOverHTTP
+from support.fake_over_http import FakeOverHTTP
 
 _SECONDS = 20.0  # Far more than anything here takes.
 

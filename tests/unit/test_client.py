@@ -11,9 +11,9 @@ import pytest
 from flux0 import Flux0, RetryConfig, __version__
 from flux0.domain.errors import ClientClosed, EventTooLarge, InvalidArgument
 from flux0.ports import Request
-from integration.modes import in_mode
-from integration.transports import Mode
-from unit.in_memory import SSE, Script, answer, chunk, in_every_mode, script
+from support.in_memory import SSE, Script, answer, chunk, in_every_mode, script
+from support.modes import in_mode
+from support.transports import Mode
 
 NO_AGENTS = b'{"data": []}'
 DEFAULT_URL = "http://127.0.0.1:8080/api/agents"

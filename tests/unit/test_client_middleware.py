@@ -12,9 +12,18 @@ from flux0.domain.errors import APIError, ConnectError, Flux0Error, ServerError
 from flux0.domain.models import Agents
 from flux0.flows import Flow, Middleware, SendFlow, Sleep
 from flux0.ports import Request, Response
-from integration.modes import in_mode
-from integration.transports import Mode
-from unit.in_memory import SSE, Script, answer, chunk, in_every_mode, recorded_answer, script, tape
+from support.in_memory import (
+    SSE,
+    Script,
+    answer,
+    chunk,
+    in_every_mode,
+    recorded_answer,
+    script,
+    tape,
+)
+from support.modes import in_mode
+from support.transports import Mode
 
 AT_ONCE = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
 NO_AGENTS = b'{"data": []}'

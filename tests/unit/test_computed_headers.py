@@ -16,10 +16,10 @@ from flux0.domain.retrying import BackoffStrategy
 from flux0.flows import chain
 from flux0.middleware.headers import ComputedHeaders
 from flux0.ports import Request
-from integration.modes import in_mode
-from integration.transports import Mode
-from unit.driving import Time, drive, drive_sync
-from unit.in_memory import answer, in_every_mode, script
+from support.driving import Time, drive, drive_sync
+from support.in_memory import answer, in_every_mode, script
+from support.modes import in_mode
+from support.transports import Mode
 
 REQUEST = Request("GET", "http://h/", Headers((("Accept", "a/b"), ("X-Own", "kept"))))
 

@@ -9,7 +9,7 @@ import pytest
 
 from flux0 import AsyncConversation, Flux0
 from flux0.domain.errors import BadRequestError, ClientClosed, InvalidArgument, NotFoundError
-from flux0.domain.finalizing import TurnMessage
+from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import (
     ConsumptionOffsets,
     Event,
@@ -18,9 +18,9 @@ from flux0.domain.models import (
     ToolData,
 )
 from flux0.testing import AgentStep, CallTool, FakeTransport, GiveResult, Reason, Report, Say
-from integration.modes import in_mode
-from integration.transports import Mode
-from unit.in_memory import in_every_mode
+from support.in_memory import in_every_mode
+from support.modes import in_mode
+from support.transports import Mode
 from unit.test_streams import come
 
 WEATHER = CallTool("weather", {"city": "SF"})

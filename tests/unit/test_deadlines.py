@@ -18,9 +18,8 @@ from flux0.middleware.bodies import WholeBody
 from flux0.middleware.errors import ErrorPolicy
 from flux0.middleware.retry import Clocks, Retry, RetryBudget
 from flux0.ports import Request, Response
-from integration.transports import Mode
-from unit.driving import Slow, Time, drive, drive_sync
-from unit.in_memory import (
+from support.driving import Slow, Time, drive, drive_sync
+from support.in_memory import (
     Hang,
     Script,
     Step,
@@ -31,6 +30,7 @@ from unit.in_memory import (
     script,
     tape,
 )
+from support.transports import Mode
 
 REQUEST = Request("GET", "http://h/api/agents", Headers())
 

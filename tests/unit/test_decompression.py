@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux0.adapters._decompression import decoder_for
+from flux0.adapters.support.decompression import decoder_for
 from flux0.domain.errors import ConnectionInterrupted, ProtocolError
 
 bodies = st.binary(max_size=200) | st.binary(max_size=20).map(lambda data: data * 50)

@@ -9,6 +9,7 @@ import anyio
 import pytest
 from attrs import evolve
 
+from flux0.client.drivers import AsyncDriver, Driver
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -16,12 +17,9 @@ from flux0.domain.errors import (
     ResponseTooLarge,
 )
 from flux0.domain.headers import Headers
-from flux0.drivers import AsyncDriver, Driver
 from flux0.flows import Close, Flow, Middleware, ReadBody, Send, SendFlow, Sleep, chain, send_once
 from flux0.ports import Request, Response, Timeout
-from integration.modes import run
-from integration.transports import ASYNC, SYNC, Mode
-from unit.in_memory import (
+from support.in_memory import (
     Hang,
     Script,
     answer,
@@ -31,6 +29,8 @@ from unit.in_memory import (
     script,
     tape,
 )
+from support.modes import run
+from support.transports import ASYNC, SYNC, Mode
 
 REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents", Headers())
 

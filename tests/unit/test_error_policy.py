@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from flux0.adapters.json import JsonCodec
+from flux0.client.drivers import Driver
 from flux0.domain.errors import (
     APIError,
     AuthenticationError,
@@ -24,11 +25,10 @@ from flux0.domain.errors import (
     ValidationError,
 )
 from flux0.domain.headers import Headers
-from flux0.drivers import Driver
 from flux0.flows import chain
 from flux0.middleware.errors import ErrorPolicy
 from flux0.ports import Request, Response
-from unit.in_memory import JSON, Step, recorded_answer, script, tape
+from support.in_memory import JSON, Step, recorded_answer, script, tape
 
 REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents", Headers())
 LIMIT = 100_000

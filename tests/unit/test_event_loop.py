@@ -14,7 +14,7 @@ import anyio
 import pytest
 import trio
 
-from flux0.event_loop import PerLoop, close_soon, running_loop, shielded, sleep
+from flux0.adapters.support.event_loop import PerLoop, close_soon, running_loop, shielded, sleep
 
 Run = Callable[[Callable[[], Awaitable[Any]]], Any]
 

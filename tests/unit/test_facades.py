@@ -13,7 +13,7 @@ import pytest
 import flux0
 from flux0 import AsyncConversation, AsyncEventStream, Conversation, EventStream, Flux0
 from flux0.adapters.httpx import HttpxTransport
-from flux0.resources import AgentsResource, SessionsResource
+from flux0.client.resources import AgentsResource, SessionsResource
 
 # What the asynchronous twin's annotations have where the synchronous one's have the key.
 ASYNC_NAMES = {

@@ -36,7 +36,7 @@ from flux0.testing import (
     Stall,
     Truncate,
 )
-from unit.fakes import ask, message_to, new_session, request
+from support.fakes import ask, message_to, new_session, request
 
 ONCE = RetryConfig(strategy="none")
 

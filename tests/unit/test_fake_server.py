@@ -9,7 +9,7 @@ import pytest
 from flux0 import Flux0
 from flux0.models import BadRequestError, HTTPValidationError, NotFoundError
 from flux0.testing import CallTool, FakeTransport, GiveResult, Report, Say
-from unit.fakes import JSON, ask, message_to, new_session, request
+from support.fakes import JSON, ask, message_to, new_session, request
 
 UNKNOWN = "0123456789"
 

@@ -29,10 +29,10 @@ from flux0.testing import (
     Split,
     Stall,
 )
-from integration.modes import in_mode
-from integration.transports import Mode
-from unit.fakes import JSON, message_to, new_session, request
-from unit.in_memory import in_both_loops, in_every_mode
+from support.fakes import JSON, message_to, new_session, request
+from support.in_memory import in_both_loops, in_every_mode
+from support.modes import in_mode
+from support.transports import Mode
 
 
 def test_a_fake_is_a_transport_of_both_kinds() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flux0 import Flux0, StreamIdleTimeout
+from flux0.cli.demo_agent import demo_transport
 from flux0.domain.errors import ReadTimeout
 from flux0.models import (
     AgentError,
@@ -40,8 +41,7 @@ from flux0.testing import (
     SendChunk,
     UserMessage,
 )
-from flux0.testing.demo_agent import demo_transport
-from unit.fakes import ask, message_to, new_session, turn
+from support.fakes import ask, message_to, new_session, turn
 
 
 def add(path: str, value: Any) -> dict[str, Any]:

@@ -25,10 +25,10 @@ from attrs import define
 
 from flux0 import EventStream, Flux0
 from flux0.domain.errors import StreamInterrupted
-from flux0.testing.answers import Answer, Hold, answer
-from flux0.testing.byte_server import PATIENCE, ByteServer
-from unit.in_memory import JSON, SSE, chunk, status
-from unit.transports import TRANSPORTS, TransportUnderTest
+from flux0.testing.contract.byte_server import PATIENCE, ByteServer
+from flux0.testing.fake.answers import Answer, Hold, answer
+from support.in_memory import JSON, SSE, chunk, status
+from support.transports_under_test import TRANSPORTS, TransportUnderTest
 
 # Python says so of every fork beside threads, and the server of these tests has some.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

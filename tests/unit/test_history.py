@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flux0.domain.enums import EventSource, EventType, SessionStatus
-from flux0.domain.finalizing import TurnMessage
-from flux0.domain.history import joined_history
+from flux0.domain.messages.finalizing import TurnMessage
+from flux0.domain.messages.history import joined_history
 from flux0.domain.models import (
     ContentPart,
     Event,

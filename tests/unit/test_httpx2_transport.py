@@ -21,13 +21,13 @@ from flux0.adapters.httpx2 import Httpx2Transport
 from flux0.domain.errors import ClientClosed, ConnectError
 from flux0.domain.headers import Headers
 from flux0.ports import Request
-from flux0.testing.answers import answer
-from flux0.testing.byte_server import ByteServer
 from flux0.testing.contract import (
     AsyncTransportContract,
     LimitedPoolContract,
     TransportContract,
 )
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.fake.answers import answer
 
 OK = answer(b"ok")
 

@@ -22,6 +22,7 @@ from attrs import evolve
 
 from flux0 import Flux0
 from flux0.adapters.httpx import HttpxTransport
+from flux0.adapters.support.event_loop import running_loop
 from flux0.domain.errors import (
     ClientClosed,
     ConnectionInterrupted,
@@ -30,15 +31,14 @@ from flux0.domain.errors import (
     WriteTimeout,
 )
 from flux0.domain.headers import Headers
-from flux0.event_loop import running_loop
 from flux0.ports import Request, Timeout
-from flux0.testing.answers import Hold, answer, cut, head, size
-from flux0.testing.byte_server import ByteServer
 from flux0.testing.contract import (
     AsyncTransportContract,
     LimitedPoolContract,
     TransportContract,
 )
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.fake.answers import Hold, answer, cut, head, size
 
 OK = answer(b"ok")
 HALF = answer(b"first", Hold(), b"second", framing="chunked")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux0.domain.json_patch import (
+from flux0.domain.messages.json_patch import (
     GROWTH_LIMIT,
     JSON,
     PatchError,

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from attrs import define, evolve, field
 
+from flux0.client.drivers import Driver
 from flux0.domain.errors import ConnectError
 from flux0.domain.headers import Headers
-from flux0.drivers import Driver
 from flux0.flows import chain
 from flux0.middleware.bodies import WholeBody
 from flux0.middleware.logging import Logging, log_retry
 from flux0.middleware.retry import RetryDetails
 from flux0.ports import Request, Response
-from unit.in_memory import JSON, SSE, answer, script
+from support.in_memory import JSON, SSE, answer, script
 
 REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents?a=1", Headers())
 

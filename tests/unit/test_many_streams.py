@@ -27,12 +27,12 @@ from flux0 import (
     Urllib3Transport,
 )
 from flux0.domain.errors import PoolTimeout
-from flux0.testing.answers import Hold, answer
-from flux0.testing.byte_server import PATIENCE, ByteServer
-from integration.modes import call_blocking, in_mode, run
-from integration.transports import Mode
-from unit.in_memory import SSE, chunk, status
-from unit.transports import TRANSPORTS, TransportUnderTest
+from flux0.testing.contract.byte_server import PATIENCE, ByteServer
+from flux0.testing.fake.answers import Hold, answer
+from support.in_memory import SSE, chunk, status
+from support.modes import call_blocking, in_mode, run
+from support.transports import Mode
+from support.transports_under_test import TRANSPORTS, TransportUnderTest
 
 STREAMS = 500
 LEFT_EARLY = 100

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flux0 import from_dict, models, to_dict
+from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.domain.enums import OpenEnum
 from flux0.domain.errors import DecodeError
 from flux0.domain.models import (
@@ -38,7 +39,6 @@ from flux0.domain.models import (
 )
 from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent
 from flux0.models import EventSource, EventType, SessionStatus
-from flux0.resources import AgentsResource, SessionsResource
 
 DATA = Path(__file__).parents[1] / "data"
 SCHEMAS: dict[str, dict[str, Any]] = json.loads((DATA / "openapi.json").read_text("utf-8"))[

@@ -12,9 +12,7 @@ from attrs import define, field
 from flux0 import AsyncEventStream, EventStream, Flux0, RetryConfig
 from flux0.domain.errors import ClientClosed, ConnectError, InvalidArgument
 from flux0.ports import Request, Response
-from integration.modes import in_mode
-from integration.transports import Mode
-from unit.in_memory import (
+from support.in_memory import (
     SSE,
     Script,
     Tape,
@@ -24,6 +22,8 @@ from unit.in_memory import (
     recorded_answer,
     tape,
 )
+from support.modes import in_mode
+from support.transports import Mode
 
 OTHER_SERVER = "http://127.0.0.1:9090"
 NO_RETRIES = RetryConfig("none")

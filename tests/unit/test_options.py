@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from flux0 import BackoffStrategy, RetryConfig, options
+from flux0 import BackoffStrategy, RetryConfig
+from flux0.domain import options
 from flux0.domain.errors import InvalidArgument
 
 

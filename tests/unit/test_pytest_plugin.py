@@ -8,8 +8,8 @@ import pytest
 from sybil import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-from flux0.testing.demo_agent import demo_transport
-from unit.fake_over_http import FakeOverHTTP
+from flux0.cli.demo_agent import demo_transport
+from support.fake_over_http import FakeOverHTTP
 
 pytest_plugins = ["pytester"]
 

@@ -24,6 +24,7 @@ from flux0 import (
     StreamIdleTimeout,
     StreamInterrupted,
 )
+from flux0.cli.demo_agent import demo_transport
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ReadTimeout, TransportError
 from flux0.models import APIError
 from flux0.testing import (
@@ -37,15 +38,14 @@ from flux0.testing import (
     Say,
     Truncate,
 )
-from flux0.testing.cassette import CLOSED, WHOLE, End, Exchange, Piece, read_cassette
-from flux0.testing.demo_agent import demo_transport
-from integration.modes import in_mode, run
-from integration.server import free_port
-from integration.transports import ASYNC, SYNC, Mode
-from unit.cassettes import ONCE, record, talk
-from unit.fake_over_http import FakeOverHTTP
-from unit.fakes import message_to, new_session, request
-from unit.in_memory import Script, answer, chunk, recorded_answer, script, tape
+from flux0.testing.cassettes.cassette import CLOSED, WHOLE, End, Exchange, Piece, read_cassette
+from support.cassettes import ONCE, record, talk
+from support.fake_over_http import FakeOverHTTP
+from support.fakes import message_to, new_session, request
+from support.in_memory import Script, answer, chunk, recorded_answer, script, tape
+from support.modes import in_mode, run
+from support.server import free_port
+from support.transports import ASYNC, SYNC, Mode
 
 modes = pytest.mark.parametrize("mode", SYNC + ASYNC)
 loops = pytest.mark.parametrize("mode", ASYNC)

@@ -21,6 +21,7 @@ from flux0 import (
     StreamIdleTimeout,
     StreamInterrupted,
 )
+from flux0.cli.demo_agent import demo_transport
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -46,15 +47,14 @@ from flux0.testing import (
     Stall,
     Truncate,
 )
-from flux0.testing.cassette import CLOSED, End, Exchange, Piece, read_cassette
-from flux0.testing.demo_agent import demo_transport
-from flux0.testing.fake_body import OpenBody
-from flux0.testing.replaying import Matching
-from integration.modes import in_mode, run
-from integration.transports import ASYNC, SYNC, Mode
-from unit.cassettes import LIST_AGENTS, ONCE, asking, record, talk, written
-from unit.fake_over_http import FakeOverHTTP
-from unit.fakes import request
+from flux0.testing.cassettes.cassette import CLOSED, End, Exchange, Piece, read_cassette
+from flux0.testing.cassettes.replaying import Matching
+from flux0.testing.fake.body import OpenBody
+from support.cassettes import LIST_AGENTS, ONCE, asking, record, talk, written
+from support.fake_over_http import FakeOverHTTP
+from support.fakes import request
+from support.modes import in_mode, run
+from support.transports import ASYNC, SYNC, Mode
 
 modes = pytest.mark.parametrize("mode", SYNC + ASYNC)
 loops = pytest.mark.parametrize("mode", ASYNC)

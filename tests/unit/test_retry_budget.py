@@ -9,7 +9,7 @@ import pytest
 from flux0 import BackoffStrategy, Flux0, RetryConfig
 from flux0.domain.errors import ConnectError
 from flux0.middleware.retry import RetryBudget
-from unit.in_memory import answer, script
+from support.in_memory import answer, script
 
 ENDLESS = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
 

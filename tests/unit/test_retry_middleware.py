@@ -32,9 +32,9 @@ from flux0.middleware.bodies import WholeBody
 from flux0.middleware.errors import ErrorPolicy
 from flux0.middleware.retry import Clocks, Retry, RetryBudget
 from flux0.ports import Request, Response
-from integration.transports import Mode
-from unit.driving import Slow, Time, drive, drive_sync
-from unit.in_memory import SSE, Script, answer, in_every_mode, recorded_answer, script, tape
+from support.driving import Slow, Time, drive, drive_sync
+from support.in_memory import SSE, Script, answer, in_every_mode, recorded_answer, script, tape
+from support.transports import Mode
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 LIMIT = 1000

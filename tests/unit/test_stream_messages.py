@@ -24,11 +24,11 @@ from flux0.domain.errors import (
     StreamIdleTimeout,
     StreamInterrupted,
 )
-from flux0.domain.finalizing import TurnMessage
+from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import ToolCall
-from integration.modes import run
-from integration.transports import ASYNC, SYNC, Mode
-from unit.in_memory import CORRELATION_ID, Step, chunk, in_every_mode, status, tape
+from support.in_memory import CORRELATION_ID, Step, chunk, in_every_mode, status, tape
+from support.modes import run
+from support.transports import ASYNC, SYNC, Mode
 from unit.test_accumulator import CASES, compared
 from unit.test_streams import NO_EVENTS, come, open_sync, opened, parts_of
 

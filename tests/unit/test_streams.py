@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import anyio
 import pytest
 
+from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.domain.errors import (
     AgentError,
     ClientClosed,
@@ -21,14 +22,11 @@ from flux0.domain.errors import (
     StreamIdleTimeout,
     StreamInterrupted,
 )
-from flux0.domain.finalizing import TurnMessage
+from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import ContentPart, Events, MessageData, MessagePart, ToolResult
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
 from flux0.models import SessionStatus
-from flux0.streams import AsyncEventStream, EventStream
-from integration.modes import in_mode
-from integration.transports import Mode
-from unit.in_memory import (
+from support.in_memory import (
     CORRELATION_ID,
     SSE,
     Hang,
@@ -42,6 +40,8 @@ from unit.in_memory import (
     status,
     tape,
 )
+from support.modes import in_mode
+from support.transports import Mode
 
 E = TypeVar("E", bound=Exception)
 T = TypeVar("T")

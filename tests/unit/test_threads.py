@@ -16,8 +16,8 @@ from flux0.adapters.threads import ThreadedTransport, _Abandonable  # pyright: i
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ReadTimeout
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
-from integration.transports import Mode
-from unit.in_memory import JSON, SSE, chunk, in_both_loops
+from support.in_memory import JSON, SSE, chunk, in_both_loops
+from support.transports import Mode
 
 REQUEST = Request("GET", "http://h/api/agents", Headers())
 # More than anyio runs threads by default.

@@ -6,7 +6,8 @@ from datetime import datetime, timezone
 from typing import Any
 
 from flux0.domain.enums import EventSource, EventType
-from flux0.domain.finalizing import TurnMessage
+from flux0.domain.messages.finalizing import TurnMessage
+from flux0.domain.messages.tool_calls import joined_tool_calls
 from flux0.domain.models import (
     ContentPart,
     ControlOptions,
@@ -18,7 +19,6 @@ from flux0.domain.models import (
     ToolData,
     ToolResult,
 )
-from flux0.domain.tool_calls import joined_tool_calls
 
 SUNNY = ToolResult({"sky": "sunny"}, {}, ControlOptions("auto"))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from flux0.domain.enums import EventSource, SessionStatus
-from flux0.domain.finalizing import TurnMessage
+from flux0.domain.messages.finalizing import TurnMessage
+from flux0.domain.messages.transcript import Transcript
 from flux0.domain.models import ContentPart, MessageData, StatusData, ToolCallPart
 from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent, UnknownEvent
-from flux0.domain.transcript import Transcript
 
 
 def chunk(value: Any, *, path: str = "/-", event_id: str = "m", **metadata: Any) -> ChunkEvent:

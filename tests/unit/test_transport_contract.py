@@ -15,13 +15,13 @@ from attrs import evolve, field, frozen
 from flux0.adapters.httpx import HttpxTransport
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, TransportError
 from flux0.ports import AsyncByteStream, ByteStream, Request, Response
-from flux0.testing.byte_server import ByteServer
 from flux0.testing.contract import (
     AsyncTransportContract,
     LimitedPoolContract,
     TransportContract,
 )
 from flux0.testing.contract.base import PATIENT
+from flux0.testing.contract.byte_server import ByteServer
 
 
 class Impatient(TransportContract):

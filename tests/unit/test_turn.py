@@ -19,7 +19,7 @@ from flux0.domain.errors import (
 )
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent, UnknownEvent
 from flux0.usecases.turn import Turn
-from unit.in_memory import CORRELATION_ID, chunk, frame, new_turn, status
+from support.in_memory import CORRELATION_ID, chunk, frame, new_turn, status
 
 BROKEN = b"event: chunk\ndata: {no JSON}\n\n"
 UNKNOWN = frame("weather", {"sun": True})

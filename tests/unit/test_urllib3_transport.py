@@ -16,7 +16,7 @@ import trustme
 import urllib3
 from attrs import evolve
 
-from flux0.adapters._urllib3_response import Blocks
+from flux0.adapters.support.urllib3_response import Blocks
 from flux0.adapters.urllib3 import Urllib3Transport
 from flux0.domain.errors import (
     ConnectError,
@@ -27,9 +27,20 @@ from flux0.domain.errors import (
 )
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
-from flux0.testing.answers import Answer, Close, Framing, Hold, Reset, Send, answer, cut, head, size
-from flux0.testing.byte_server import ByteServer
 from flux0.testing.contract import LimitedPoolContract, TransportContract
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.fake.answers import (
+    Answer,
+    Close,
+    Framing,
+    Hold,
+    Reset,
+    Send,
+    answer,
+    cut,
+    head,
+    size,
+)
 
 PATIENT = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
 SHORT = 0.1  # Seconds to wait for what never comes.

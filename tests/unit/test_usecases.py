@@ -18,7 +18,7 @@ from flux0.middleware.bodies import WholeBody
 from flux0.ports import Request, Response, Timeout
 from flux0.usecases import agents, sessions
 from flux0.usecases.call import Call
-from unit.in_memory import SSE, answer, play, read, sent
+from support.in_memory import SSE, answer, play, read, sent
 
 AGENT = {
     "id": "t-2DtXTicj",

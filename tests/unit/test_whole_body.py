@@ -13,10 +13,8 @@ from flux0.domain.headers import Headers
 from flux0.flows import Flow, chain
 from flux0.middleware.bodies import WholeBody
 from flux0.ports import Request, Response
-from integration.modes import in_mode
-from integration.transports import Mode
-from unit.driving import Time, drive
-from unit.in_memory import (
+from support.driving import Time, drive
+from support.in_memory import (
     SSE,
     Hang,
     Step,
@@ -27,6 +25,8 @@ from unit.in_memory import (
     script,
     tape,
 )
+from support.modes import in_mode
+from support.transports import Mode
 
 REQUEST = Request("GET", "http://h/api/agents", Headers())
 

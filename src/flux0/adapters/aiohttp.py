@@ -15,7 +15,8 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL  # aiohttp's own type of URL
 
-from flux0.adapters._decompression import decoder_for
+from flux0.adapters.support.decompression import decoder_for
+from flux0.adapters.support.event_loop import PerLoop
 from flux0.domain.errors import (
     ClientClosed,
     ConnectError,
@@ -30,7 +31,6 @@ from flux0.domain.errors import (
     WriteTimeout,
 )
 from flux0.domain.headers import Headers
-from flux0.event_loop import PerLoop
 from flux0.ports import AsyncByteStream, Request, Response
 
 if TYPE_CHECKING:

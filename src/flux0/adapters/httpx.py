@@ -6,8 +6,8 @@ from typing import ClassVar, Protocol
 
 import httpx
 
-from flux0.adapters._httpx_family import HttpxFamilyTransport, WholeBody
-from flux0.adapters._httpx_response import Errors
+from flux0.adapters.support.httpx_family import HttpxFamilyTransport, WholeBody
+from flux0.adapters.support.httpx_response import Errors
 
 
 class HttpClient(Protocol):

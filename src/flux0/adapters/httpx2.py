@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import httpx2
 
-from flux0.adapters._httpx_family import HttpxFamilyTransport, WholeBody
-from flux0.adapters._httpx_response import Errors
+from flux0.adapters.support.httpx_family import HttpxFamilyTransport, WholeBody
+from flux0.adapters.support.httpx_response import Errors
 
 
 class _WholeBody(WholeBody, httpx2.AsyncByteStream):

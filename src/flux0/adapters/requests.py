@@ -17,7 +17,8 @@ from requests.utils import get_auth_from_url
 from urllib3 import HTTPResponse, Retry  # What requests is made of, and lets through.
 from urllib3.exceptions import HTTPError
 
-from flux0.adapters._urllib3_response import (
+from flux0.adapters.support.processes import PerProcess
+from flux0.adapters.support.urllib3_response import (
     ACCEPT_ENCODING,
     Blocks,
     Reading,
@@ -34,7 +35,6 @@ from flux0.domain.errors import (
 )
 from flux0.domain.headers import Headers
 from flux0.ports import ByteStream, Request, Response
-from flux0.processes import PerProcess
 
 T = TypeVar("T")
 

@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 import urllib3
 
-from flux0.adapters._urllib3_response import (
+from flux0.adapters.support.processes import PerProcess
+from flux0.adapters.support.urllib3_response import (
     ACCEPT_ENCODING,
     Blocks,
     Reading,
@@ -18,7 +19,6 @@ from flux0.adapters._urllib3_response import (
 )
 from flux0.domain.headers import Headers
 from flux0.ports import ByteStream, Request, Response
-from flux0.processes import PerProcess
 
 # A turn holds its connection for as long as the agent thinks, so a busy process needs many.
 _MAX_CONNECTIONS: Final = 1000

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flux0 import EventSource, EventType, Flux0, Flux0Error, __version__
-from flux0.client import DEFAULT_SERVER_URL
-from flux0.conversation import user_headers
+from flux0.client.conversation import user_headers
+from flux0.client.flux0 import DEFAULT_SERVER_URL
 from flux0.models import InvalidArgument
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ def _client(
 
 
 def _demo_transport() -> Transport:
-    from flux0.testing.demo_agent import demo_transport  # noqa: PLC0415 - not for a real server
+    from flux0.cli.demo_agent import demo_transport  # noqa: PLC0415 - not for a real server
 
     return demo_transport(sleep=time.sleep, start=time.time())
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from flux0.domain.finalizing import TurnMessage
     from flux0.domain.headers import Headers
+    from flux0.domain.messages.finalizing import TurnMessage
 
 
 class Flux0Error(Exception):

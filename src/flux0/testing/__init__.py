@@ -1,13 +1,12 @@
 """For tests of code that uses flux0; nothing here is loaded by `import flux0`."""
 
-from flux0.testing.calls import Call, ExpectedCall
-from flux0.testing.cassette import CassetteError
-from flux0.testing.fake_clock import ClockStandsStill, FakeClock
-from flux0.testing.fake_transport import FakeTransport
-from flux0.testing.faults import Drop, Fault, Refuse, Respond, Split, Stall, Truncate
-from flux0.testing.recording import RecordingTransport
-from flux0.testing.replaying import ReplayTransport
-from flux0.testing.steps import (
+from flux0.testing.cassettes.cassette import CassetteError
+from flux0.testing.cassettes.recording import RecordingTransport
+from flux0.testing.cassettes.replaying import ReplayTransport
+from flux0.testing.fake.calls import Call, ExpectedCall
+from flux0.testing.fake.clock import ClockStandsStill, FakeClock
+from flux0.testing.fake.faults import Drop, Fault, Refuse, Respond, Split, Stall, Truncate
+from flux0.testing.fake.steps import (
     AgentStep,
     CallTool,
     Fail,
@@ -21,6 +20,7 @@ from flux0.testing.steps import (
     SendChunk,
     UserMessage,
 )
+from flux0.testing.fake.transport import FakeTransport
 
 __all__ = [
     "AgentStep",

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from flux0.client import Flux0
-from flux0.testing.fake_transport import FakeTransport
+from flux0.client.flux0 import Flux0
+from flux0.testing.fake.transport import FakeTransport
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from flux0.domain import arguments
 from flux0.domain.models import Agent, Agents
 from flux0.flows import Flow
-from flux0.usecases import arguments
 from flux0.usecases.call import Call
 
 _ROUTE = "/api/agents"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from flux0.domain import arguments
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.errors import DecodeError
 from flux0.domain.models import Events, Session, Sessions
 from flux0.flows import Flow, ReadBody
 from flux0.ports import Request, Response
-from flux0.usecases import arguments
 from flux0.usecases.call import Call
 
 _ROUTE = "/api/sessions"

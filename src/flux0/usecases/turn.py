@@ -6,7 +6,7 @@
     OPEN --end---> BROKEN     the body ended within an event
     OPEN --fail--> BROKEN     the transport failed, or fell silent
 
-It does no I/O: the streams of `flux0.streams` pump it.
+It does no I/O: the streams of `flux0.client.streams` pump it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The client: `Flux0` and everything that it hands out."""

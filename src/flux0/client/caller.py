@@ -1,0 +1,113 @@
+"""How a client makes its calls: options into a `Call`, flows through a driver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from attrs import evolve, frozen
+
+from flux0.client.drivers import AsyncDriver, Clock, Driver
+from flux0.domain import options
+from flux0.domain.errors import ClientClosed, Flux0Error
+from flux0.domain.headers import Headers
+from flux0.domain.retrying import RetryConfig
+from flux0.flows import Flow, SendFlow
+from flux0.ports import Codec, Timeout
+from flux0.usecases.call import Call
+
+T = TypeVar("T")
+
+
+@frozen(eq=False)
+class Defaults:
+    """What holds for every call that does not say otherwise; `call_timeout` is in seconds."""
+
+    server_url: str
+    headers: Headers
+    timeout: Timeout
+    call_timeout: float | None
+    retries: RetryConfig
+    max_body_bytes: int
+
+
+class Caller:
+    """Makes calls over a pair of transports until it is closed."""
+
+    def __init__(
+        self,
+        send: SendFlow,
+        codec: Codec,
+        defaults: Defaults,
+        driver: Driver | None,
+        async_driver: AsyncDriver,
+        clock: Clock,
+    ) -> None:
+        self.codec = codec
+        self._defaults = defaults
+        self._send = send
+        self._driver = driver
+        self._async_driver = async_driver
+        self._clock = clock
+        self._closed = False
+
+    def call(
+        self,
+        retries: RetryConfig | None,
+        server_url: str | None,
+        timeout_ms: int | None,
+        http_headers: Mapping[str, str] | None,
+        stream_idle_timeout_ms: int | None = None,
+    ) -> Call:
+        """Return the way of one call with these options, or the client's where they are None."""
+        if self._closed:
+            raise ClientClosed("this Flux0 client is closed")
+        defaults = self._defaults
+        headers = defaults.headers
+        if http_headers is not None:
+            headers = headers.merge(Headers.checked(http_headers, "http_headers"))
+        timeout = defaults.timeout
+        if stream_idle_timeout_ms is not None:
+            idle = options.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
+            timeout = evolve(timeout, idle=idle)
+        whole = defaults.call_timeout
+        if timeout_ms is not None:
+            whole = options.seconds("timeout_ms", timeout_ms)
+        if whole is not None:  # It replaces the default silences, the longer ones as well.
+            timeout = evolve(timeout, read=whole, write=whole)
+        return Call(
+            send=self._send,
+            codec=self.codec,
+            server_url=(
+                defaults.server_url if server_url is None else options.server_url(server_url)
+            ),
+            headers=headers,
+            timeout=timeout,
+            max_body_bytes=defaults.max_body_bytes,
+            retries=defaults.retries if retries is None else options.retries("retries", retries),
+            deadline=None if whole is None else self._clock() + whole,
+        )
+
+    def run(self, flow: Flow[T]) -> T:
+        """Drive `flow` over the synchronous transport."""
+        if self._driver is None:
+            raise Flux0Error(
+                "this client has an asynchronous transport only: use the _async methods, "
+                "or pass transport="
+            )
+        return self._driver.run(flow)
+
+    async def run_async(self, flow: Flow[T]) -> T:
+        """Drive `flow` over the asynchronous transport."""
+        return await self._async_driver.run(flow)
+
+    def close(self) -> None:
+        """Refuse further calls and close the synchronous transport."""
+        self._closed = True
+        if self._driver is not None:
+            self._driver.transport.close()
+
+    async def close_async(self) -> None:
+        """Refuse further calls and close both transports."""
+        self.close()
+        await self._async_driver.transport.close_async()

@@ -1,0 +1,156 @@
+"""What the server makes of a message once its agent calls it ready.
+
+The rules were measured against the released server (flux0-stream 0.1.0b2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from attrs import frozen
+
+from flux0.domain.enums import EventType
+from flux0.domain.messages.json_patch import JSON, copied
+from flux0.domain.models import (
+    ContentPart,
+    ControlOptions,
+    Event,
+    MessageData,
+    Participant,
+    ReasoningPart,
+    ToolCall,
+    ToolCallPart,
+    ToolData,
+    ToolResult,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from flux0.domain.stream_events import ChunkEvent
+
+# The `kind` in a chunk's metadata that makes a message one of reasoning.
+REASONING = "reasoning"
+
+
+@frozen
+class TurnMessage:
+    """A message or tool event of a turn, rebuilt from its stream.
+
+    `event_id` is the stream's own; the stored event has another `id`, and the same `type`, `data`,
+    `metadata` and `correlation_id`.
+    """
+
+    event_id: str
+    correlation_id: str
+    type: EventType
+    data: MessageData | ToolData
+    metadata: Mapping[str, Any] | None = None
+
+
+def finalize(
+    first: ChunkEvent, root: JSON, text: str | None, *, partial: bool = False
+) -> TurnMessage | None:
+    """Return the event that the server stores for a message, or None where it stores nothing.
+
+    Args:
+        first: the message's first chunk, whose metadata count for all of it.
+        root: the document that the chunks made; nothing of it is shared with the result.
+        text: the document's texts joined, where it is a list of nothing but texts.
+        partial: the message is still growing: arguments of a tool call that are not JSON yet are
+            given as the text that came so far, where the server would store nothing.
+    """
+    if not root or "agent_name" not in first.metadata:
+        return None
+    try:
+        data, metadata = _finalized(first, root, text, partial=partial)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        # The server fails on what does not have the right shape, and stores nothing.
+        return None
+    return TurnMessage(
+        event_id=first.event_id,
+        correlation_id=first.correlation_id,
+        type=EventType.TOOL if isinstance(data, ToolData) else EventType.MESSAGE,
+        data=data,
+        metadata=metadata,
+    )
+
+
+def tool_results(events: Iterable[Event | TurnMessage]) -> dict[str, ToolCall]:
+    """Return the calls that the tool events among `events` hold, by `tool_call_id`."""
+    return {
+        call.tool_call_id: call
+        for event in events
+        if isinstance(event.data, ToolData)
+        for call in event.data.tool_calls
+        if isinstance(call.tool_call_id, str)  # pyright: ignore[reportUnnecessaryIsInstance] - an agent's chunks may say anything
+    }
+
+
+# Wrong shapes surface below as KeyError or TypeError, as they do in the server.
+
+
+def _finalized(
+    first: ChunkEvent, root: JSON, text: str | None, *, partial: bool
+) -> tuple[MessageData | ToolData, Mapping[str, Any] | None]:
+    metadata = dict(first.metadata)
+    agent_id, agent_name = metadata.pop("agent_id", ""), metadata.pop("agent_name")
+    participant = Participant(id=str(agent_id), name=str(agent_name))
+    is_reasoning = metadata.pop("kind", None) == REASONING
+    if isinstance(root, dict) and "tool_calls" in root:
+        calls: Any = root["tool_calls"]
+        parts = tuple(_tool_call_part(call, partial=partial) for call in calls)
+        if not parts:
+            raise ValueError("a message without parts")
+        return MessageData(parts, participant), None
+    if isinstance(root, dict) and "tool_call_results" in root:
+        results: Any = root["tool_call_results"]
+        return ToolData(tuple(_tool_call(result) for result in results)), None
+    if not isinstance(root, (str, list, dict)):
+        raise TypeError("a message that is a number")
+    content = _listed(root) if text is None else text
+    part = ReasoningPart(content) if is_reasoning else ContentPart(content)
+    return MessageData((part,), participant), _listed(metadata)
+
+
+def _tool_call_part(item: Any, *, partial: bool) -> ToolCallPart | Mapping[str, Any]:
+    part = {
+        "tool_call_id": _listed(item["tool_call_id"]),
+        "tool_name": _listed(item["tool_name"]),
+        "args": _listed(_args(item["args"], partial=partial)),
+    }
+    if item["type"] == ToolCallPart.type:
+        return ToolCallPart(**part)
+    return {"type": _listed(item["type"]), **part}
+
+
+def _args(args: Any, *, partial: bool) -> Any:
+    if isinstance(args, dict):
+        return cast("Any", args)
+    if not isinstance(args, list):
+        raise TypeError("args are neither a list nor an object")
+    text = "".join(cast("list[str]", args))
+    import json  # noqa: PLC0415 - not needed to import this package
+
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        if partial:
+            return text
+        raise
+
+
+def _tool_call(item: Any) -> ToolCall:
+    data = item["data"]["result"] if isinstance(item["data"], dict) else None
+    return ToolCall(
+        tool_call_id=_listed(item["tool_call_id"]),
+        tool_name=_listed(item["tool_name"]),
+        args=_listed(item["args"]),
+        result=ToolResult(data=_listed(data), metadata={}, control=ControlOptions(mode="auto")),
+    )
+
+
+def _listed(value: Any) -> Any:
+    """Return a copy of JSON as the server lists it: with null for what JSON has no number for."""
+    return copied(value, finite=True)

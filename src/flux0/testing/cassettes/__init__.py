@@ -1,0 +1,1 @@
+"""Recorded exchanges: writing them, and answering from them."""

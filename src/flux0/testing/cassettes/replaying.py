@@ -1,0 +1,155 @@
+"""A transport that goes nowhere: it plays what `RecordingTransport` has recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from os import PathLike
+from pathlib import Path
+from threading import RLock
+from typing import Literal, TypeAlias, get_args
+
+from flux0.domain.errors import InvalidArgument, ReadTimeout
+from flux0.ports import AsyncByteStream, ByteStream, Request, Response
+from flux0.testing.cassettes.cassette import (
+    CLOSED,
+    ERRORS,
+    WHOLE,
+    End,
+    RecordedRequest,
+    RecordedResponse,
+    how_to_record,
+    read_cassette,
+)
+from flux0.testing.cassettes.matching import LooseMatcher, Matcher, StrictMatcher, Track
+from flux0.testing.fake.body import AsyncFakeBody, FakeBody, OpenBody
+from flux0.testing.fake.clock import FakeClock
+
+Matching: TypeAlias = Literal["strict", "loose"]
+
+
+class ReplayTransport:
+    """A `Transport` and an `AsyncTransport` that answer as a cassette says.
+
+    What was recorded happens again: heads, pieces of bodies, errors, and the time between them,
+    whatever a request's timeouts are. The time passes on a clock of its own, so nothing waits.
+
+    A request matches a recorded one of the same method, path, query and body; bodies are compared
+    as JSON, and header fields are not compared. One that matches none, or not in its turn, is an
+    AssertionError that tells what is different. So is reading on where the program that was
+    recorded had left an answer.
+
+    Args:
+        path: the cassette.
+        matching: "strict" wants the requests in the order in which they were recorded; "loose"
+            takes them in any order, each once, though one that no other is like any number of
+            times.
+        sleep: is called with the seconds of each wait. With `time.sleep` everything takes as long
+            as when it was recorded; it then blocks asynchronous code too.
+
+    Attributes:
+        clock: the time.
+
+    Raises:
+        CassetteError: there is no such file, or this version cannot read it.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        matching: Matching = "strict",
+        *,
+        sleep: Callable[[float], object] | None = None,
+    ) -> None:
+        if matching not in get_args(Matching):
+            raise InvalidArgument("matching", f'must be "strict" or "loose", and is {matching!r}')
+        self.clock = FakeClock(sleep=sleep)
+        self._path = Path(path)
+        exchanges = enumerate(read_cassette(self._path), start=1)
+        self._tracks = tuple(Track(number, exchange) for number, exchange in exchanges)
+        kind = StrictMatcher if matching == "strict" else LooseMatcher
+        self._match: Matcher = kind(self._path, self._tracks)
+        self._lock = RLock()
+        self._open: set[OpenBody] = set()
+
+    def assert_all_used(self) -> None:
+        """Raise AssertionError if some exchange of the cassette was not played."""
+        unused = [str(track) for track in self._tracks if not track.played]
+        if unused:
+            raise AssertionError("\n".join((f"not all of {self._path} was played:", *unused)))
+
+    # --- the transport
+
+    def send(self, request: Request) -> Response[ByteStream]:
+        """Answer `request`; see `Transport.send`."""
+        response, body = self._play(request)
+        return Response(response.status_code, response.headers, FakeBody(body))
+
+    def close(self) -> None:
+        """Break off what is still open, of any client. The replay goes on, as a server would."""
+        with self._lock:
+            for body in tuple(self._open):
+                body.end("closed")
+
+    async def send_async(self, request: Request) -> Response[AsyncByteStream]:
+        """Answer `request`; see `AsyncTransport.send_async`."""
+        response, body = self._play(request)
+        return Response(response.status_code, response.headers, AsyncFakeBody(body))
+
+    async def close_async(self) -> None:
+        """Do as `close` does."""
+        self.close()
+
+    # --- the time, for a client that waits between attempts
+
+    def monotonic(self) -> float:
+        """Return the time of the replay's clock, in seconds."""
+        return self.clock.now()
+
+    def sleep(self, seconds: float) -> None:
+        """Let `seconds` pass on the replay's clock."""
+        self.clock.wait_until(self.clock.now() + seconds)
+
+    async def sleep_async(self, seconds: float) -> None:
+        """Let `seconds` pass on the replay's clock."""
+        self.sleep(seconds)
+
+    # --- within
+
+    def _play(self, request: Request) -> tuple[RecordedResponse, OpenBody]:
+        with self._lock:
+            track = self._match(RecordedRequest.of(request))
+            track.played = True
+        sent = self.clock.now()
+        response, end = track.exchange.response, track.exchange.end
+        if response is None:
+            self.clock.wait_until(sent + end.after)
+            raise self._failure(request, track)
+        began = sent + response.after
+        self.clock.wait_until(began)
+        pieces = self._pieces(request, track, response, began)
+        body = OpenBody(pieces, None, self.clock, self._lock, lambda _: self._open.discard(body))
+        with self._lock:
+            self._open.add(body)
+        return response, body
+
+    def _pieces(
+        self, request: Request, track: Track, response: RecordedResponse, began: float
+    ) -> Iterator[bytes | float]:
+        for piece in response.pieces:
+            yield began + piece.after
+            yield piece.data
+        yield began + track.exchange.end.after
+        if track.exchange.end.how != WHOLE:
+            raise self._failure(request, track)
+
+    def _failure(self, request: Request, track: Track) -> Exception:
+        end: End = track.exchange.end
+        if end.how != CLOSED:
+            return ERRORS[end.how](f"recorded in {self._path}")
+        if request.deadline is not None and self.clock.now() > request.deadline:
+            return ReadTimeout("the call took longer than its timeout_ms")  # Why it was left.
+        return AssertionError(
+            f"{self._path} has no more of {track}: the program left it there, {end.after:g} s "
+            f"{'after the request' if track.exchange.response is None else 'into the answer'}\n"
+            f"To have the rest of it, record it anew {how_to_record(self._path)}."
+        )

@@ -1,0 +1,250 @@
+"""A server for tests that writes exactly the bytes it is told, and sees what clients do."""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from types import TracebackType
+from typing import final
+
+from attrs import frozen
+
+from flux0.domain.headers import Headers
+from flux0.testing.fake.answers import Answer, Close, Hold, Send, SendBelowTLS
+
+# Seconds to wait for what takes milliseconds; only a failing test waits so long.
+PATIENCE = 10.0
+
+
+@frozen
+class ReceivedRequest:
+    """One request as it arrived: `target` and `headers` as written, `body` whole."""
+
+    method: str
+    target: str
+    headers: Headers
+    body: bytes
+
+
+@final
+class ByteServer:
+    """Serves on a port of 127.0.0.1 while its `with` block runs.
+
+    The first request is answered by the first of `answers`, and so on; the last one answers all
+    that follow.
+
+    Args:
+        answers: what is done after each request.
+        unasked: what is done first on every connection.
+        tls: how to secure connections.
+        patience: how long the methods that wait do so, in seconds.
+
+    Attributes:
+        host, port, url: where it is.
+    """
+
+    def __init__(
+        self,
+        *answers: Answer,
+        unasked: Answer = (),
+        tls: ssl.SSLContext | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
+        self._answers = answers
+        self._unasked = unasked
+        self._tls = tls
+        self._patience = patience
+        self._changed = threading.Condition()
+        self._requests: list[ReceivedRequest] = []
+        self._sockets: set[socket.socket] = set()
+        self._connections = 0
+        self._threads: list[threading.Thread] = []
+        # Sockets, since a thread can wait for them and for a client at once. Readable once set.
+        self._released, self._release = socket.socketpair()
+        self._stopped, self._stop = socket.socketpair()
+        # A connection that finds the queue full is reset, and clients make hundreds at once.
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.host, self.port = self._listener.getsockname()
+        scheme = "http" if tls is None else "https"
+        self.url = f"{scheme}://{self.host}:{self.port}"
+
+    def __enter__(self) -> ByteServer:
+        self._run(self._accept)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop.send(b"x")
+        self.release()
+        self._threads[0].join()
+        with self._changed:
+            for connection in self._sockets:
+                _shut_down(connection, socket.SHUT_RDWR)
+        for thread in self._threads[1:]:
+            thread.join()
+        for end in (self._released, self._release, self._stopped, self._stop, self._listener):
+            end.close()
+
+    @property
+    def requests(self) -> tuple[ReceivedRequest, ...]:
+        """The requests that have arrived, in order."""
+        with self._changed:
+            return tuple(self._requests)
+
+    @property
+    def connections(self) -> int:
+        """How many connections were ever made."""
+        with self._changed:
+            return self._connections
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open still."""
+        with self._changed:
+            return len(self._sockets)
+
+    def release(self) -> None:
+        """Let every `Hold` pass, now and from now on."""
+        self._release.send(b"x")
+
+    def wait_for_requests(self, count: int) -> None:
+        """Wait until `count` requests have arrived, whole.
+
+        Raises:
+            AssertionError: they do not come.
+        """
+        self._wait(lambda: len(self._requests) >= count, f"{count} requests")
+
+    def wait_until_gone(self, *, but: int = 0) -> None:
+        """Wait until the clients have closed all their connections, or all but that many.
+
+        Raises:
+            AssertionError: they do not.
+        """
+        self._wait(lambda: len(self._sockets) <= but, "the client to close its connections")
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        with self._changed:
+            met = self._changed.wait_for(condition, self._patience)
+            seen = f"{len(self._requests)} requests, {len(self._sockets)} open connections"
+        if not met:
+            raise AssertionError(f"waited {self._patience} s for {what}; there are {seen}")
+
+    def _run(self, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._listener, self._stopped], [], [])
+            if self._stopped in ready:
+                return
+            plain, _ = self._listener.accept()
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            accepted = self._secured(plain)
+            with self._changed:
+                self._connections += 1
+                self._sockets.add(accepted)
+            self._run(partial(self._converse, accepted))
+
+    def _secured(self, plain: socket.socket) -> socket.socket:
+        if self._tls is None:
+            return plain
+        return self._tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+
+    def _converse(self, connection: socket.socket) -> None:
+        # OSError: the client broke off, or refused the certificate.
+        with suppress(OSError, _Over):
+            conversation = _Conversation(connection, self._released)
+            conversation.follow(self._unasked)
+            if isinstance(connection, ssl.SSLSocket):
+                connection.do_handshake()
+            while True:
+                request = conversation.read_request()
+                with self._changed:
+                    answer = self._answers[min(len(self._requests), len(self._answers) - 1)]
+                    self._requests.append(request)
+                    self._changed.notify_all()
+                conversation.follow(answer)
+        connection.close()
+        with self._changed:
+            self._sockets.discard(connection)
+            self._changed.notify_all()
+
+
+class _Over(Exception):
+    """The connection has ended, from either side."""
+
+
+class _Conversation:
+    """One connection: reads requests and follows steps until it is over."""
+
+    def __init__(self, connection: socket.socket, released: socket.socket) -> None:
+        self._connection = connection
+        self._released = released
+        self._unread = b""
+
+    def read_request(self) -> ReceivedRequest:
+        while b"\r\n\r\n" not in self._unread:
+            self._receive()
+        head, _, self._unread = self._unread.partition(b"\r\n\r\n")
+        request_line, *lines = head.decode("latin-1").split("\r\n")
+        method, target, _ = request_line.split(" ")
+        fields = (line.split(":", 1) for line in lines)
+        headers = Headers(tuple((name, value.strip()) for name, value in fields))
+        return ReceivedRequest(method, target, headers, self._read_body(headers))
+
+    def _read_body(self, headers: Headers) -> bytes:
+        size = int(headers.get("content-length", "0"))
+        while len(self._unread) < size:
+            self._receive()
+        body, self._unread = self._unread[:size], self._unread[size:]
+        return body
+
+    def _receive(self) -> None:
+        data = self._connection.recv(65536)
+        if not data:
+            raise _Over
+        self._unread += data
+
+    def follow(self, steps: Answer) -> None:
+        for step in steps:
+            match step:
+                case Send(data):
+                    self._connection.sendall(data)
+                case SendBelowTLS(data):
+                    socket.socket.sendall(self._connection, data)
+                case Hold():
+                    self._hold()
+                case Close():
+                    _shut_down(self._connection, socket.SHUT_WR)
+                    while True:  # Closing at once would reset what the client has not read yet.
+                        self._receive()
+                case _:  # Reset
+                    linger = struct.pack("ii", 1, 0)
+                    self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    raise _Over
+
+    def _hold(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._connection, self._released], [], [])
+            if self._released in ready:
+                return
+            self._receive()
+
+
+def _shut_down(connection: socket.socket, how: int) -> None:
+    # The plain socket's method: that of SSLSocket would drop the TLS layer under a reader.
+    with suppress(OSError):
+        socket.socket.shutdown(connection, how)

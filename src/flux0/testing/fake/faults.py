@@ -1,0 +1,173 @@
+"""What may go wrong between a client and a fake server, as values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from http import HTTPStatus
+from itertools import cycle
+from math import inf
+from typing import Any, TypeAlias
+
+from attrs import Attribute, field, frozen
+
+from flux0.domain.errors import ConnectError, ConnectionInterrupted, InvalidArgument
+from flux0.domain.headers import Headers
+from flux0.testing.fake.answer import FakeAnswer, whole_answer
+
+
+@frozen
+class Respond:
+    """The call never reaches the server: something before it answers with a status.
+
+    The body is `{"detail": detail}`, the detail being the status's name by default, or the `body`
+    that is given. `retry_after` becomes the header field of that name: seconds, or a date.
+    """
+
+    status_code: int
+    detail: Any = None
+    retry_after: float | str | None = None
+    headers: Mapping[str, str] = field(factory=dict[str, str])
+    body: bytes | None = None
+
+    def answer(self) -> FakeAnswer:
+        """Return the answer."""
+        body, content_type = self.body, "text/html"
+        if body is None:
+            detail = HTTPStatus(self.status_code).phrase if self.detail is None else self.detail
+            body, content_type = json.dumps({"detail": detail}).encode(), "application/json"
+        own = Headers(tuple(self.headers.items()))
+        if self.retry_after is not None:
+            own = own.merge(Headers((("retry-after", str(self.retry_after)),)))
+        plain = whole_answer(self.status_code, content_type, body)
+        return FakeAnswer(self.status_code, plain.headers.merge(own), body)
+
+
+@frozen
+class Refuse:
+    """No connection comes about; `raises` tells in which way."""
+
+    raises: type[ConnectError] = ConnectError
+
+
+@frozen
+class Drop:
+    """The connection breaks off before an answer is there.
+
+    The server may have got the request and done what it says: it has with `after_acting`.
+    """
+
+    after_acting: bool = False
+
+
+@frozen
+class Stall:
+    """Nothing more comes, until the client's timeout has passed on the fake's clock.
+
+    That is after so many events, or so many bytes, of the body; or, by default, before the headers
+    and before the server has done anything.
+    """
+
+    after_events: int | None = None
+    after_bytes: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.after_events is not None and self.after_bytes is not None:
+            raise InvalidArgument("after_bytes", "cannot be passed together with after_events")
+
+
+@frozen
+class Truncate:
+    """The body is cut off after so many events, or so many bytes.
+
+    The connection breaks off there; or, if `clean`, the body ends as if it were whole.
+    """
+
+    after_events: int | None = None
+    after_bytes: int | None = None
+    clean: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if (self.after_events is None) is (self.after_bytes is None):
+            raise InvalidArgument("after_bytes", "or after_events is needed, and not both")
+
+
+def _sizes(sizes: int | Iterable[int]) -> tuple[int, ...]:
+    return (sizes,) if isinstance(sizes, int) else tuple(sizes)
+
+
+def _positive(_: object, attribute: Attribute[Any], sizes: tuple[int, ...]) -> None:
+    if not sizes or min(sizes) < 1:
+        raise InvalidArgument(attribute.name, f"must be numbers of bytes above 0: {sizes}")
+
+
+@frozen
+class Split:
+    """The body arrives in pieces of so many bytes; of several sizes, each is taken in turn.
+
+    A size may be larger than an event: a piece then holds several, unless there is a pause.
+    """
+
+    sizes: tuple[int, ...] = field(converter=_sizes, validator=_positive)
+
+
+Fault: TypeAlias = Respond | Refuse | Drop | Stall | Truncate | Split
+
+
+def with_faults(
+    pieces: Iterator[bytes | float], faults: Iterable[Fault]
+) -> Iterator[bytes | float]:
+    """Return a body's pieces, and moments to wait for, with what `faults` do to them."""
+    for fault in faults:
+        if isinstance(fault, (Stall, Truncate)):
+            pieces = _cut_off(pieces, fault)
+    for fault in faults:
+        if isinstance(fault, Split):
+            pieces = _split(pieces, fault.sizes)
+    return pieces
+
+
+def _cut_off(pieces: Iterator[bytes | float], fault: Stall | Truncate) -> Iterator[bytes | float]:
+    left = fault.after_bytes if fault.after_events is None else fault.after_events
+    while left:
+        piece = next(pieces, None)
+        if piece is None:
+            raise AssertionError(f"{fault} did not happen: the body was over before")
+        if isinstance(piece, bytes):
+            if fault.after_events is None:
+                piece = piece[:left]
+                left -= len(piece)
+            else:
+                left -= 1
+        yield piece
+    if isinstance(fault, Stall):
+        while True:
+            yield inf
+    if not fault.clean:
+        raise ConnectionInterrupted("the connection broke off within the body")
+
+
+def _split(pieces: Iterator[bytes | float], sizes: tuple[int, ...]) -> Iterator[bytes | float]:
+    wanted = cycle(sizes)
+    size = next(wanted)
+    held = bytearray()
+    try:
+        for piece in pieces:
+            if isinstance(piece, bytes):
+                held += piece
+                while len(held) >= size:
+                    yield bytes(held[:size])
+                    del held[:size]
+                    size = next(wanted)
+            else:
+                if held:  # Nothing follows for now that it could wait for.
+                    yield bytes(held)
+                    held.clear()
+                    size = next(wanted)
+                yield piece
+    except ConnectionInterrupted:
+        if held:
+            yield bytes(held)
+        raise
+    if held:
+        yield bytes(held)

@@ -1,0 +1,73 @@
+"""Recording and replaying in tests: exchanges made by hand, and programs that talk to a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve
+
+from flux0 import Flux0, Flux0Error, HttpxTransport, RetryConfig
+from flux0.domain.headers import Headers
+from flux0.testing import RecordingTransport
+from flux0.testing.cassettes.cassette import (
+    WHOLE,
+    End,
+    Exchange,
+    Piece,
+    RecordedRequest,
+    RecordedResponse,
+    formatted,
+    write_cassette,
+)
+from support.modes import in_mode
+from support.transports import Mode
+
+ONCE = RetryConfig(strategy="none")
+
+LIST_AGENTS = Exchange(
+    RecordedRequest("GET", "/api/agents", "", Headers((("accept", "application/json"),)), None),
+    RecordedResponse(
+        0.25,
+        200,
+        Headers((("content-type", "application/json"), ("set-cookie", "***"))),
+        (Piece(0.5, b'{"data":[]}'),),
+    ),
+    End(WHOLE, 0.5),
+)
+
+
+def asking(
+    path: str, body: bytes | None = None, *, method: str = "POST", query: str = ""
+) -> Exchange:
+    """Return an exchange with this request."""
+    return evolve(LIST_AGENTS, request=RecordedRequest(method, path, query, Headers(), body))
+
+
+def written(path: Path, *exchanges: Exchange) -> Path:
+    """Write a cassette, and return its path."""
+    write_cassette(path, map(formatted, exchanges))
+    return path
+
+
+async def talk(flux0: Flux0, content: str = "How is the weather?") -> list[Any]:
+    """Do a little of everything, and return all that came of it."""
+    agents = await flux0.agents.list_async()
+    session = await flux0.sessions.create_async(agent_id=agents[0].id, title="Wetter, schönes")
+    async with await flux0.sessions.create_event_async(
+        session_id=session.id, content=content
+    ) as stream:
+        events: list[Any] = [event async for event in stream]
+    stored = await flux0.sessions.list_events_async(session_id=session.id, types=["message"])
+    try:
+        await flux0.agents.retrieve_async(agent_id="0123456789")
+    except Flux0Error as error:
+        return [agents, session, events, stream.messages, stored, repr(error), vars(error)["body"]]
+    raise AssertionError("there is no such agent")
+
+
+async def record(mode: Mode, url: str, path: Path, content: str = "How is the weather?") -> Any:
+    """Record `talk` over httpx and return what it returned."""
+    transport = RecordingTransport(HttpxTransport(), path)
+    async with in_mode(mode, Flux0(url, transport=transport, retry_config=ONCE)) as flux0:
+        return await talk(flux0, content)

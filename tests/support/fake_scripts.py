@@ -1,0 +1,117 @@
+"""The same turns for the real server's scripted agent and for a fake: scripts there and back."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from flux0.cli.demo_agent import weather_agent
+from flux0.testing import (
+    AgentStep,
+    CallTool,
+    Fail,
+    FakeClock,
+    FakeTransport,
+    FallSilent,
+    GiveResult,
+    Pause,
+    Reason,
+    Report,
+    Say,
+    SendChunk,
+    UserMessage,
+)
+
+
+def scripted_fake(agent_id: str) -> FakeTransport:
+    """Return a fake whose agent is like the scripted one of the real server."""
+    return FakeTransport(
+        scripted_reply,
+        agent_id=agent_id,
+        agent_name="Scripted",
+        agent_types=("scripted",),
+        clock=FakeClock(time.time()),
+    )
+
+
+def as_script(steps: Iterable[AgentStep]) -> list[dict[str, Any]]:
+    """Return what `scripted_agent.py` performs as `steps`."""
+    return [_as_script(step) for step in steps]
+
+
+def _as_script(step: AgentStep) -> dict[str, Any]:  # noqa: PLR0911 - one return for each step
+    match step:
+        case Say(text, pieces, 0.0):
+            return {"text": text, "pieces": pieces}
+        case Reason(text, pieces, 0.0):
+            return {"reason": text, "pieces": pieces}
+        case CallTool(name, args, id):
+            return {"tool_call": {"id": id, "name": name, "args": args}}
+        case GiveResult(CallTool(name, args, id), result):
+            return {"tool_result": {"id": id, "name": name, "args": args, "result": result}}
+        case Report(status, data, event_id, acknowledged_offset):
+            rest = {
+                "data": data,
+                "event_id": event_id,
+                "acknowledged_offset": acknowledged_offset,
+            }
+            given = {key: value for key, value in rest.items() if value is not None}
+            return {"status": str(status), **given}
+        case Fail(data):
+            return {"error": data}
+        case Pause(seconds):
+            return {"pause_ms": 1000 * seconds}
+        case FallSilent():
+            return {"hang": True}
+        case SendChunk(event_id, patches, seq, metadata):
+            chunk = {
+                "event_id": event_id,
+                "seq": seq,
+                "patches": list(patches),
+                "metadata": metadata,
+            }
+            return {"chunk": chunk}
+        case _:
+            raise AssertionError(f"the scripted agent has no word for {step}")
+
+
+def scripted_reply(message: UserMessage) -> Iterator[AgentStep]:
+    """Do as `scripted_agent.py` does with a message, except for its steps that wait."""
+    try:
+        script: list[dict[str, Any]] = json.loads(message.content)
+    except ValueError:
+        yield from weather_agent(message)
+        return
+    ends = True
+    for step in script:
+        ends = ends and step.get("end") is not False
+        yield from _from_script(step)
+    if not ends:
+        yield FallSilent()
+
+
+def _from_script(step: dict[str, Any]) -> Iterator[AgentStep]:
+    match step:
+        case {"text": text}:
+            yield Say(text, step.get("pieces", 1))
+        case {"reason": text}:
+            yield Reason(text, step.get("pieces", 1))
+        case {"tool_call": arguments}:
+            yield CallTool(**arguments)
+        case {"tool_result": result}:
+            call = {name: value for name, value in result.items() if name != "result"}
+            yield GiveResult(CallTool(**call), result["result"])
+        case {"status": _}:
+            yield Report(**step)
+        case {"error": data}:
+            yield Fail(data)
+        case {"chunk": chunk}:
+            yield SendChunk(**chunk)
+        case {"pause_ms": milliseconds}:
+            yield Pause(milliseconds / 1000)
+        case {"crash": _} | {"hang": _}:
+            yield FallSilent()
+        case _:
+            assert step == {"end": False}

@@ -1,0 +1,153 @@
+"""Asks the real server and the fake the same, in words in which both can answer the same."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import frozen
+
+from flux0.domain.errors import ReadTimeout
+from flux0.domain.headers import Headers
+from flux0.ports import ByteStream, Request, Response, Timeout, Transport
+from flux0.testing import AgentStep
+from support.fake_scripts import as_script
+
+JSON = {"content-type": "application/json"}
+
+EVENTS = "/api/sessions/SESSION/events"
+STREAM = f"{EVENTS}/stream"
+
+# How long a stream has to say nothing to count as silent. Nothing has to be fast enough for it.
+_SILENCE_SECONDS = 0.3
+
+# The server leaves a connection unusable after a 500, and does not say so.
+_ALONE = (("connection", "close"),)
+
+_IDS = re.compile(
+    r'"(?:id|agent_id|user_id|event_id|correlation_id)": ?"([^"]+)"|^id: (.+)$', re.MULTILINE
+)
+_TIMES = re.compile(r'(?<="timestamp": )[0-9.]+|(?<="created_at":")[^"]+Z(?=")')
+_COMPARED = frozenset({"allow", "content-type", "location", "server", "transfer-encoding"})
+
+
+@frozen
+class Question:
+    """A request. AGENT and SESSION in its path and its body stand for a server's own ids.
+
+    A body that is not bytes is sent as JSON.
+    """
+
+    method: str
+    path: str
+    body: Any = None
+    headers: Mapping[str, str] = JSON
+
+
+def get(path: str, body: Any = None, **headers: str) -> Question:
+    return Question("GET", path, body, {**JSON, **headers})
+
+
+def post(path: str, body: Any = None, **headers: str) -> Question:
+    return Question("POST", path, body, {**JSON, **headers})
+
+
+@frozen
+class Answer:
+    """What a server answers, with what has to be different taken out."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    body: str
+    silent: bool
+
+    @property
+    def data(self) -> Any:
+        """What a list holds."""
+        return json.loads(self.body)["data"]
+
+
+class Witness:
+    """One of the two servers, and the ids by which it knows what both have."""
+
+    def __init__(self, transport: Transport, url: str, agent_id: str) -> None:
+        self._transport = transport
+        self._url = url
+        self._agent_id = agent_id
+        self._names = {agent_id: "AGENT"}
+
+    def ask(self, question: Question) -> Answer:
+        """Send a request and read the answer to its end, or until it falls silent."""
+        return self.read(self.send(question))
+
+    def send(self, question: Question) -> Response[ByteStream]:
+        """Send a request."""
+        path, body = question.path, question.body
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        for own, name in self._names.items():
+            path = path.replace(name, own)
+            body = body and body.replace(name.encode(), own.encode())
+        request = Request(
+            question.method,
+            self._url + path,
+            Headers((*question.headers.items(), *_ALONE)),
+            body,
+            stream=True,
+            timeout=Timeout(idle=_SILENCE_SECONDS),
+        )
+        return self._transport.send(request)
+
+    def read(self, response: Response[ByteStream]) -> Answer:
+        """Read what is left of an answer."""
+        pieces: list[bytes] = []
+        silent = False
+        try:
+            pieces.extend(response.body)
+        except ReadTimeout:
+            silent = True
+        finally:
+            response.body.close()
+        headers = {
+            name: self._named(value.replace(self._url, "URL"))
+            for name, value in response.headers.items()
+            if name in _COMPARED
+        }
+        return Answer(response.status_code, headers, self._comparable(b"".join(pieces)), silent)
+
+    def read_one(self, response: Response[ByteStream]) -> str:
+        """Read one piece of an answer."""
+        return self._comparable(next(iter(response.body)))
+
+    def new_session(self) -> None:
+        """Open a session with the agent that is there from the start."""
+        response = self.send(post("/api/sessions", {"agent_id": "AGENT"}))
+        session_id = json.loads(b"".join(response.body))["id"]
+        self._names = {self._agent_id: "AGENT", session_id: "SESSION"}
+
+    def begin(self, *steps: AgentStep) -> Response[ByteStream]:
+        """Send a message that has the agent do `steps`."""
+        content = json.dumps(as_script(steps))
+        return self.send(post(STREAM, {"type": "message", "source": "user", "content": content}))
+
+    def events(self) -> Answer:
+        """List what the session has stored."""
+        return self.ask(get(EVENTS))
+
+    def _comparable(self, body: bytes) -> str:
+        """Name ids by the order in which they come, and take times out."""
+
+        def named(found: re.Match[str]) -> str:
+            own = found[1] or found[2]
+            name = self._names.setdefault(own, f"ID({len(self._names)})")
+            return found[0].replace(own, name)
+
+        return self._named(_IDS.sub(named, _TIMES.sub("TIME", body.decode("utf-8"))))
+
+    def _named(self, text: str) -> str:
+        """Name what a text calls by one's own ids, such as "Agent with ID ... not found"."""
+        for own, name in list(self._names.items())[:2]:
+            text = text.replace(own, name)
+        return text

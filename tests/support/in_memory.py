@@ -1,0 +1,231 @@
+"""Stand-ins in memory for a server's answers: bodies, responses and a transport, all scripted."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from typing import Any
+
+import anyio
+import pytest
+from attrs import define, field, frozen
+
+from flux0.adapters.json import JsonCodec
+from flux0.adapters.sse import SSEParser
+from flux0.domain.headers import Headers
+from flux0.flows import Flow, ReadBody, Send
+from flux0.ports import Request, Response
+from flux0.usecases.turn import Turn
+from support.modes import run
+from support.transports import ASYNC, SYNC, Mode
+
+JSON = {"content-type": "application/json"}
+SSE = {"content-type": "text/event-stream; charset=utf-8"}
+
+CORRELATION_ID = "RID(1)::2"
+
+
+@frozen
+class Hang:
+    """A step of a body at which an asynchronous reader waits for ever."""
+
+
+# What reading a body gives next: bytes, an error, or whatever a function does and returns, where
+# None is the end.
+Step = bytes | BaseException | Callable[[], bytes | Hang | None] | Hang
+
+
+@define
+class Tape:
+    """The script of a body, how often it was read, and how often it was closed or collected."""
+
+    steps: list[Step]
+    reads: int = 0
+    releases: int = 0
+
+    def next(self) -> bytes | Hang | None:
+        """Return the next piece, or None at the end; raise the next error."""
+        assert not self.releases, "a body was read after it was closed"
+        self.reads += 1
+        step = self.steps.pop(0) if self.steps else None
+        if isinstance(step, BaseException):
+            raise step
+        return step() if callable(step) else step
+
+
+def tape(*steps: Step) -> Tape:
+    return Tape(list(steps))
+
+
+class Body:
+    """The body that a tape describes, for both kinds of code; it lets go when it is collected."""
+
+    def __init__(self, tape: Tape) -> None:
+        self._tape = tape
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        piece = self._tape.next()
+        assert not isinstance(piece, Hang), "synchronous code would hang"
+        if piece is None:
+            raise StopIteration
+        return piece
+
+    def close(self) -> None:
+        self._tape.releases += 1
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await anyio.lowlevel.checkpoint()
+        piece = self._tape.next()
+        while isinstance(piece, Hang):
+            await anyio.sleep_forever()
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    async def close_async(self) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._tape.releases += 1
+
+
+def answer(*steps: Step, status: int = 200, headers: Mapping[str, str] = JSON) -> Response[Any]:
+    """Return a response whose body has these steps."""
+    return recorded_answer(tape(*steps), status=status, headers=headers)
+
+
+def recorded_answer(
+    recorded: Tape, *, status: int = 200, headers: Mapping[str, str] = JSON
+) -> Response[Any]:
+    """Return a response whose body is that of a tape."""
+    return Response(status, Headers(tuple(headers.items())), Body(recorded), raw_response=object())
+
+
+@define
+class Script:
+    """A transport that gives one answer after another, and keeps the requests."""
+
+    answers: list[Response[Any] | BaseException]
+    requests: list[Request] = field(factory=list[Request])
+    closes: int = 0
+
+    def send(self, request: Request) -> Response[Any]:
+        self.requests.append(request)
+        given = self.answers.pop(0)
+        if isinstance(given, BaseException):
+            raise given
+        return given
+
+    async def send_async(self, request: Request) -> Response[Any]:
+        await anyio.lowlevel.checkpoint()
+        return self.send(request)
+
+    def close(self) -> None:
+        self.closes += 1
+
+    async def close_async(self) -> None:
+        self.closes += 1
+
+
+def script(*answers: Response[Any] | BaseException) -> Script:
+    return Script(list(answers))
+
+
+def play(flow: Flow[Any], *outcomes: object) -> tuple[list[object], Any]:
+    """Drive a flow by hand, giving it one outcome, or raising one error, for each of its effects.
+
+    Returns the effects and the result.
+    """
+    effects: list[object] = []
+    try:
+        effects.append(next(flow))
+        for outcome in outcomes:
+            given = (
+                flow.throw(outcome) if isinstance(outcome, BaseException) else flow.send(outcome)
+            )
+            effects.append(given)
+    except StopIteration as stop:
+        return effects, stop.value
+    raise AssertionError(f"the flow wants more: {effects[-1]}")
+
+
+def sent(effect: object) -> Request:
+    assert isinstance(effect, Send)
+    return effect.request
+
+
+def read(effect: object) -> ReadBody:
+    assert isinstance(effect, ReadBody)
+    return effect
+
+
+# --- turns
+
+
+def new_turn(max_event_bytes: int = 1000) -> Turn:
+    return Turn(SSEParser(max_event_bytes=max_event_bytes), JsonCodec())
+
+
+def frame(name: str, data: object) -> bytes:
+    """Return one event of a stream as the server writes it."""
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+def chunk(value: object, *, event_id: str = "e", correlation_id: str = CORRELATION_ID) -> bytes:
+    """Return a chunk that appends `value` to a message."""
+    return frame(
+        "chunk",
+        {
+            "correlation_id": correlation_id,
+            "event_id": event_id,
+            "seq": 0,
+            "patches": [{"op": "add", "path": "/-", "value": value}],
+            "metadata": {"agent_id": "a", "agent_name": "Drizzle"},
+            "timestamp": 1795559230.7,
+        },
+    )
+
+
+def status(name: str, data: object = None) -> bytes:
+    """Return a status event."""
+    return frame(
+        "status",
+        {
+            "id": "",
+            "source": "ai_agent",
+            "type": "status",
+            "correlation_id": CORRELATION_ID,
+            "data": {"type": "status", "status": name, "data": data},
+            "metadata": None,
+        },
+    )
+
+
+# --- one test for both kinds of code
+
+Test = Callable[[Mode], Coroutine[Any, Any, None]]
+
+
+def _in_modes(test: Test, modes: tuple[Mode, ...]) -> Callable[[Mode], None]:
+    @pytest.mark.parametrize("mode", modes)
+    def run_test(mode: Mode) -> None:
+        run(mode, functools.partial(test, mode))
+
+    return run_test
+
+
+def in_every_mode(test: Test) -> Callable[[Mode], None]:
+    """Run an asynchronous test under asyncio and trio, and as synchronous code."""
+    return _in_modes(test, SYNC + ASYNC)
+
+
+def in_both_loops(test: Test) -> Callable[[Mode], None]:
+    """Run an asynchronous test under asyncio and trio."""
+    return _in_modes(test, ASYNC)
