@@ -31,9 +31,8 @@ from flux0.domain.errors import (
     TransportError,
 )
 from flux0.domain.messages.accumulator import MessageAccumulator
-from flux0.domain.retrying import BackoffStrategy, RetryConfig
+from flux0.domain.retrying import BackoffStrategy, RetryConfig, RetryDetails
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, UnknownEvent
-from flux0.middleware.retry import RetryDetails
 
 if TYPE_CHECKING:
     from flux0 import models

@@ -39,20 +39,13 @@ class ReadBody:
 
 
 @frozen
-class Close:
-    """Release `response` without reading on; the outcome is None."""
-
-    response: Response[Any]
-
-
-@frozen
 class Sleep:
     """Wait for `seconds`; the outcome is None."""
 
     seconds: float
 
 
-Effect: TypeAlias = Send | ReadBody | Close | Sleep
+Effect: TypeAlias = Send | ReadBody | Sleep
 Flow: TypeAlias = Generator[Effect, Any, T]
 SendFlow: TypeAlias = Callable[[Request], Flow[Response[Any]]]
 Middleware: TypeAlias = Callable[[Request, SendFlow], Flow[Response[Any]]]

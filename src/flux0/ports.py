@@ -6,10 +6,13 @@ library through but `Response.raw_response` and the `__cause__` of an error.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from typing import Any, Generic, Protocol, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import datetime
+from threading import Lock
+from typing import Any, Generic, Protocol, TypeVar, final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryConfig
@@ -24,7 +27,8 @@ class Timeout:
     """How long to wait, in seconds; None waits without end.
 
     `read` is the longest silence before the headers and within a body that is read whole; `idle`
-    is the longest silence within the body of a streaming response.
+    is the longest silence within the body of a streaming response. `connect` limits each address
+    that is tried, and `pool` the wait for a free connection.
     """
 
     connect: float | None = 10.0
@@ -34,6 +38,39 @@ class Timeout:
     idle: float | None = 600.0
 
 
+@final
+class Interrupt:
+    """Ends a synchronous exchange whose head is still to come, from another thread.
+
+    A transport that can be woken says how with `on_fire`, as soon as it knows the socket, and calls
+    `clear` when the head is in, or sending has failed: from then on the socket may be another's.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._wake: Callable[[], object] | None = None
+        self.fired = False
+
+    def on_fire(self, wake: Callable[[], object]) -> None:
+        """Have `wake` called, which is quick and does not raise, or call it if it is due."""
+        with self._lock:
+            self._wake = wake
+            if self.fired:
+                wake()
+
+    def clear(self) -> None:
+        """Forget how to wake the transport."""
+        with self._lock:
+            self._wake = None
+
+    def fire(self) -> None:
+        """End the exchange, or if the socket is not known yet, as soon as it is."""
+        with self._lock:
+            self.fired = True
+            if self._wake is not None:
+                self._wake()
+
+
 @frozen
 class Request:
     """One HTTP request, whole.
@@ -41,8 +78,9 @@ class Request:
     `url` is absolute and already percent-encoded. `operation` is the call's name for people, such
     as `agents.list`; `route` its path with placeholders. `stream` says that the body of a
     successful answer is read piece by piece, as it arrives. `retries` is the policy of this call,
-    `attempt` counts from 1, and `deadline` is when the whole call must be over, by the clock of
-    whoever drives it. A transport heeds none of the three: its timeouts are set to fit.
+    `attempt` counts from 1, and `deadline` is when the whole call must be over, by the client's
+    `Time`. A transport heeds none of the three: its timeouts are set to fit. A synchronous
+    transport heeds `interrupt`, if it can be woken while it waits.
     """
 
     method: str
@@ -56,14 +94,25 @@ class Request:
     retries: RetryConfig | None = None
     attempt: int = 1
     deadline: float | None = None
+    interrupt: Interrupt | None = field(default=None, eq=False, repr=False)
+
+    def streams(self, status_code: int) -> bool:
+        """Return whether the body of an answer with this status is read as it arrives."""
+        return self.stream and is_success(status_code)
+
+
+def is_success(status_code: int) -> bool:
+    """Return whether a status is one of success, 2xx."""
+    return 200 <= status_code < 300  # noqa: PLR2004 - RFC 9110, section 15.3
 
 
 class ByteStream(Protocol):
     """The body of a response, decompressed, not read yet.
 
-    Iterating yields non-empty pieces, each as soon as its bytes arrive, and ends only where the
-    response's framing says that the body is whole. The connection is released at the end, on an
-    error, on `close`, and when the stream is garbage collected.
+    Iterating yields each piece as soon as its bytes arrive, and ends only where the response's
+    framing says that the body is whole. A piece is empty if what arrived holds no content yet, such
+    as the first bytes of compressed data. The connection is released at the end, on an error, on
+    `close`, and when the stream is garbage collected.
 
     Raises:
         ReadTimeout: nothing came for the request's `idle` (streaming) or `read` timeout.
@@ -107,11 +156,50 @@ class Response(Generic[Body_co]):
     raw_response: Any = None
 
 
+class Time(ABC):
+    """The time that a client goes by: durations, dates, waiting, and the chance in waiting.
+
+    A client goes by real time, unless its transport has a `Time` as its attribute `time`. One whose
+    time is not real, such as a fake, brings that along, so that no test waits for a retry.
+    """
+
+    @abstractmethod
+    def monotonic(self) -> float:
+        """Return seconds that never go back, for measuring durations."""
+
+    @abstractmethod
+    def utc_now(self) -> datetime:
+        """Return the date and time, in UTC, for reading dates such as that of a `Retry-After`."""
+
+    @abstractmethod
+    def sleep(self, seconds: float) -> None:
+        """Wait for `seconds`."""
+
+    @abstractmethod
+    async def sleep_async(self, seconds: float) -> None:
+        """Wait for `seconds` without blocking the event loop."""
+
+    @abstractmethod
+    def jitter(self) -> float:
+        """Return a random number from 0 to 1, by which a wait before a retry is shortened."""
+
+    def alarm(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:  # noqa: ARG002 - see below
+        """Have `act` called when `monotonic` is `moment`; return a function that cancels it.
+
+        It is called from another thread. A time that passes only while somebody waits by it needs
+        no alarm, and this one never goes off.
+        """
+        return _nothing
+
+
+def _nothing() -> None:
+    """Cancel an alarm that never goes off."""
+
+
 class Transport(Protocol):
     """Sends requests, for synchronous code. One transport may be used by many threads at once.
 
-    One whose time is not real may have `monotonic()` and `sleep(seconds)` of its own, and for
-    asynchronous code `sleep_async(seconds)`: the client then goes by them.
+    A transport whose time is not real has a `Time` as its attribute `time`.
     """
 
     def send(self, request: Request) -> Response[ByteStream]:
@@ -120,8 +208,10 @@ class Transport(Protocol):
         No redirect is followed and nothing is sent twice.
 
         Raises:
-            ConnectError: no connection came about, so nothing was sent (`ConnectTimeout`,
-                `PoolTimeout` and `TLSError` among them).
+            ConnectError: no connection came about, and it is known that no byte of the request
+                was sent (`ConnectTimeout`, `PoolTimeout` and `TLSError` among them). A client sends
+                the request again, even a POST, so where the transport cannot tell it raises one of
+                the others.
             ReadTimeout, WriteTimeout: the server was too slow.
             ConnectionInterrupted: the connection broke off before the headers were in.
             ProtocolError: the answer is not HTTP.
@@ -137,7 +227,11 @@ class AsyncTransport(Protocol):
     """Sends requests, for asynchronous code, under asyncio and trio."""
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        """Do as `Transport.send` does; a cancelled call leaves no connection behind."""
+        """Send `request` once and return the answer when its headers are in, whatever its status.
+
+        No redirect is followed and nothing is sent twice. Raises as `Transport.send` does. A
+        cancelled call leaves no connection behind.
+        """
         ...
 
     async def close_async(self) -> None:
@@ -161,16 +255,6 @@ class ServerSentEvent:
 
 class EventStreamParser(Protocol):
     """Turns the bytes of an event stream into events, however the bytes are split."""
-
-    @property
-    def last_event_id(self) -> str:
-        """The last event id in force: that of the last block a blank line ended, or empty."""
-        ...
-
-    @property
-    def retry(self) -> int | None:
-        """The last valid reconnection time in milliseconds, or None."""
-        ...
 
     @property
     def pending(self) -> bool:

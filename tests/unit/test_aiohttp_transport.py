@@ -32,8 +32,8 @@ from flux0.domain.errors import (
 from flux0.domain.headers import Headers
 from flux0.ports import AsyncByteStream, Request, Response, Timeout
 from flux0.testing.contract import AsyncTransportContract, LimitedPoolContract
+from flux0.testing.contract.answers import Close, Hold, Reset, Send, answer, cut, head, size
 from flux0.testing.contract.byte_server import PATIENCE, ByteServer
-from flux0.testing.fake.answers import Close, Hold, Reset, Send, answer, cut, head, size
 
 OK = answer(b"ok")
 SILENT = answer(b"first", Hold(), b"second", framing="chunked")

@@ -37,7 +37,7 @@ def test_a_text_is_taken_as_it_is(value: str) -> None:
         ("\udc80 from a file name", "thing has lone surrogates, which UTF-8 cannot carry"),
     ],
 )
-@pytest.mark.parametrize("check", [arguments.text, arguments.path_segment])
+@pytest.mark.parametrize("check", [arguments.text, arguments.identifier])
 def test_what_is_no_text_is_refused(
     check: Callable[..., object], value: object, problem: str
 ) -> None:
@@ -79,12 +79,12 @@ def test_an_optional_text_may_be_none_or_empty() -> None:
     ],
 )
 def test_an_id_becomes_one_segment_of_a_path(value: str, segment: str) -> None:
-    assert arguments.path_segment("thing", value) == segment
+    assert arguments.identifier("thing", value) == segment
 
 
 @pytest.mark.parametrize("value", [".", ".."])
 def test_an_id_cannot_be_a_dot_segment(value: str) -> None:
-    assert refusal(arguments.path_segment, value) == f"thing must be an id, and is {value!r}"
+    assert refusal(arguments.identifier, value) == f"thing must be an id, and is {value!r}"
 
 
 @pytest.mark.parametrize(

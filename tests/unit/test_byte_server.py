@@ -11,8 +11,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import trustme
 
-from flux0.testing.contract.byte_server import ByteServer, ReceivedRequest
-from flux0.testing.fake.answers import (
+from flux0.testing.contract.answers import (
     Answer,
     Close,
     Framing,
@@ -26,6 +25,7 @@ from flux0.testing.fake.answers import (
     cut,
     size,
 )
+from flux0.testing.contract.byte_server import ByteServer, ReceivedRequest
 
 GET = b"GET /a%20b?c HTTP/1.1\r\nHost: x\r\nX-Tag: 1\r\nx-tag: 2\r\n\r\n"
 OK = answer(b"ok")

@@ -11,8 +11,8 @@ import pytest
 from flux0 import Flux0
 from flux0.domain.errors import ClientClosed, Flux0Error, InvalidArgument
 from flux0.ports import Request, Response
+from flux0.testing.contract.answers import answer as written
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.fake.answers import answer as written
 from support.in_memory import answer, in_both_loops, in_every_mode
 from support.modes import in_mode, run
 from support.transports import ASYNC, SYNC, Mode

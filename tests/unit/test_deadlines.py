@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from typing import Any
 
 import anyio
@@ -16,7 +15,7 @@ from flux0.domain.headers import Headers
 from flux0.flows import Flow, chain
 from flux0.middleware.bodies import WholeBody
 from flux0.middleware.errors import ErrorPolicy
-from flux0.middleware.retry import Clocks, Retry, RetryBudget
+from flux0.middleware.retry import Retry, RetryBudget
 from flux0.ports import Request, Response
 from support.driving import Slow, Time, drive, drive_sync
 from support.in_memory import (
@@ -68,10 +67,7 @@ async def test_each_attempt_has_less_time_than_the_one_before(mode: Mode) -> Non
         [ConnectionInterrupted("reset"), answer(status=503), answer(b"ok")], time=time, seconds=2.0
     )
     config = RetryConfig(backoff=BackoffStrategy(initial_interval=1000, exponent=1))
-    clocks = Clocks(time.monotonic, lambda: datetime.now(timezone.utc), lambda: 1.0)
-    layers = chain(
-        [Retry(RetryBudget(), clocks, lambda _: None), lambda request, _: whole(request)]
-    )
+    layers = chain([Retry(RetryBudget(), time, lambda _: None), lambda request, _: whole(request)])
 
     response = await drive(
         mode, layers(evolve(REQUEST, retries=config, deadline=time.now + 9)), transport, time

@@ -17,8 +17,9 @@ from flux0.domain.errors import (
     ResponseTooLarge,
 )
 from flux0.domain.headers import Headers
-from flux0.flows import Close, Flow, Middleware, ReadBody, Send, SendFlow, Sleep, chain, send_once
+from flux0.flows import Flow, Middleware, ReadBody, Send, SendFlow, Sleep, chain, send_once
 from flux0.ports import Request, Response, Timeout
+from support.driving import Time
 from support.in_memory import (
     Hang,
     Script,
@@ -35,13 +36,14 @@ from support.transports import ASYNC, SYNC, Mode
 REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents", Headers())
 
 
-class Clock:
+class Clock(Time):
     """A clock that shows these times in turn, and the last of them from then on."""
 
     def __init__(self, times: Iterable[float]) -> None:
+        super().__init__()
         self._times = list(times)
 
-    def __call__(self) -> float:
+    def monotonic(self) -> float:
         return self._times.pop(0) if len(self._times) > 1 else self._times[0]
 
 
@@ -54,15 +56,12 @@ async def drive(
     slept: list[float] | None = None,
 ) -> Any:
     """Drive a flow to its end; note how long it slept."""
-    naps: list[float] = [] if slept is None else slept
     clock = Clock(times)
+    if slept is not None:
+        clock.waits = slept
     if mode == "sync":
-        return Driver(transport, naps.append, clock).run(flow)
-
-    async def sleep(seconds: float) -> None:
-        naps.append(seconds)
-
-    return await AsyncDriver(transport, sleep, clock).run(flow)
+        return Driver(transport, clock).run(flow)
+    return await AsyncDriver(transport, clock).run(flow)
 
 
 @in_every_mode
@@ -76,17 +75,15 @@ async def test_effects_are_performed_and_their_outcomes_sent(mode: Mode) -> None
         body = yield ReadBody(response, 7)
         nothing = yield Sleep(0.25)
         response = yield Send(REQUEST)
-        nothing_either = yield Close(response)
-        return body, nothing, nothing_either
+        return body, nothing, (yield ReadBody(response, 5))
 
     result = await drive(mode, flow(), transport, slept=slept)
 
-    assert result == (b"one two", None, None)
+    assert result == (b"one two", None, b"three")
     assert transport.requests == [REQUEST, REQUEST]
     assert slept == [0.25]
     assert first.releases
     assert second.releases
-    assert second.reads == 0
 
 
 @in_every_mode
@@ -140,7 +137,7 @@ def test_a_flow_may_perform_effects_as_it_cleans_up(mode: Mode, failure: BaseExc
         try:
             yield Send(REQUEST)
         finally:
-            yield Close(response)
+            yield ReadBody(response, 100)
             assert held.releases
 
     with pytest.raises(type(failure)):
@@ -172,23 +169,18 @@ def hang_and_cancel(scope: anyio.CancelScope) -> Callable[[], Hang]:
 
 
 @in_both_loops
-async def test_a_cancelled_flow_gets_to_close_what_it_holds(mode: Mode) -> None:
+async def test_a_cancelled_body_is_released(mode: Mode) -> None:
     scope = anyio.CancelScope()
-    held, hanging = tape(b"x"), tape(b"x", hang_and_cancel(scope))
+    hanging = tape(b"x", hang_and_cancel(scope))
 
     def flow() -> Flow[None]:
         response: Response[Any] = yield Send(REQUEST)
-        other: Response[Any] = yield Send(REQUEST)
-        try:
-            yield ReadBody(other, 100)
-        finally:
-            yield Close(response)
+        yield ReadBody(response, 100)
 
     with scope:
-        await drive(mode, flow(), script(recorded_answer(held), recorded_answer(hanging)))
+        await drive(mode, flow(), script(recorded_answer(hanging)))
 
     assert scope.cancelled_caught
-    assert held.releases
     assert hanging.releases
 
 
@@ -202,7 +194,7 @@ async def test_a_flow_that_yields_what_is_no_effect_is_told_so_where_it_does(mod
         try:
             yield response  # type: ignore[misc]  # pyright: ignore[reportReturnType] - the mistake
         finally:
-            yield Close(response)
+            yield ReadBody(response, 100)
 
     with pytest.raises(TypeError, match="yields effects"):
         await drive(mode, flow(), transport)
@@ -273,7 +265,7 @@ async def test_nothing_is_sent_after_the_deadline(mode: Mode) -> None:
 
 def test_an_answer_after_the_deadline_is_released() -> None:
     late = tape(b"x")
-    driver = Driver(script(recorded_answer(late)), lambda _: None, Clock([0.0, 6.0]))
+    driver = Driver(script(recorded_answer(late)), Clock([0.0, 6.0]))
 
     with pytest.raises(ReadTimeout, match="timeout_ms"):
         driver.run(fetch(evolve(REQUEST, deadline=5.0)))
@@ -289,9 +281,7 @@ def test_a_body_that_comes_too_slowly_is_released(readings: int, reads: int) -> 
     clock = Clock([0.0] * readings + [6.0])
 
     with pytest.raises(ReadTimeout, match="timeout_ms"):
-        Driver(script(recorded_answer(slow)), lambda _: None, clock).run(
-            fetch(evolve(REQUEST, deadline=5.0))
-        )
+        Driver(script(recorded_answer(slow)), clock).run(fetch(evolve(REQUEST, deadline=5.0)))
 
     assert slow.reads == reads
     assert slow.releases
@@ -354,9 +344,7 @@ def test_layers_are_around_each_other_the_first_outermost() -> None:
         return send_through
 
     transport = script(answer(status=200))
-    response = Driver(transport, lambda _: None, Clock([0.0])).run(
-        chain([layer("a"), layer("b")])(REQUEST)
-    )
+    response = Driver(transport, Clock([0.0])).run(chain([layer("a"), layer("b")])(REQUEST))
 
     assert seen == ["a in", "b in", "b out", "a out"]
     assert transport.requests[0].operation == "ab"
@@ -372,11 +360,11 @@ def test_a_layer_may_answer_by_itself_or_send_twice() -> None:
 
     def twice(request: Request, send: SendFlow) -> Flow[Response[Any]]:
         first = yield from send(request)
-        yield Close(first)
+        yield ReadBody(first, 100)
         return (yield from send(request))
 
     transport = script(answer(status=500), answer(status=200))
-    driver = Driver(transport, lambda _: None, Clock([0.0]))
+    driver = Driver(transport, Clock([0.0]))
 
     assert driver.run(chain([cached])(REQUEST)) is own
     assert transport.requests == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -28,6 +27,7 @@ from flux0.domain.headers import Headers
 from flux0.flows import chain
 from flux0.middleware.errors import ErrorPolicy
 from flux0.ports import Request, Response
+from support.driving import Time
 from support.in_memory import JSON, Step, recorded_answer, script, tape
 
 REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents", Headers())
@@ -39,7 +39,7 @@ HTML = {"content-type": "text/html"}
 def send(response: Response[Any]) -> Response[Any]:
     """Send a request through the policy to a server that answers with this."""
     send_flow = chain([ErrorPolicy(JsonCodec(), LIMIT)])
-    return Driver(script(response), sleep, monotonic).run(send_flow(REQUEST))
+    return Driver(script(response), Time()).run(send_flow(REQUEST))
 
 
 def refused(status: int, *body: Step | str, headers: Mapping[str, str] = JSON) -> APIError:

@@ -376,14 +376,14 @@ def test_an_expected_call_shows_what_it_wants() -> None:
 
 
 async def _sleep(fake: FakeTransport) -> None:
-    await fake.sleep_async(2.5)
+    await fake.time.sleep_async(2.5)
 
 
 def test_a_client_may_sleep_on_the_fakes_clock() -> None:
     fake = FakeTransport()
-    began = fake.monotonic()
-    fake.sleep(1.5)
+    began = fake.time.monotonic()
+    fake.time.sleep(1.5)
     coroutine: Coroutine[Any, Any, None] = _sleep(fake)
     with pytest.raises(StopIteration):
         coroutine.send(None)  # Nothing is awaited.
-    assert fake.monotonic() - began == 4.0
+    assert fake.time.monotonic() - began == 4.0

@@ -18,8 +18,8 @@ from attrs import frozen
 
 from flux0 import Flux0, RetryConfig, TransportError, models
 from flux0.domain.errors import Flux0Error
+from flux0.testing.contract.answers import Answer, Close, Hold, Reset, Send, answer, cut, head, size
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.fake.answers import Answer, Close, Hold, Reset, Send, answer, cut, head, size
 from support.transports_under_test import TRANSPORTS, TransportUnderTest
 
 TABLE = Path(__file__).parents[2] / "docs" / "errors.md"

@@ -25,8 +25,8 @@ from attrs import define
 
 from flux0 import EventStream, Flux0
 from flux0.domain.errors import StreamInterrupted
+from flux0.testing.contract.answers import Answer, Hold, answer
 from flux0.testing.contract.byte_server import PATIENCE, ByteServer
-from flux0.testing.fake.answers import Answer, Hold, answer
 from support.in_memory import JSON, SSE, chunk, status
 from support.transports_under_test import TRANSPORTS, TransportUnderTest
 

@@ -61,7 +61,7 @@ def test_merging_replaces_all_fields_of_a_name_and_keeps_the_rest() -> None:
     ],
 )
 def test_a_value_that_http_allows_is_taken_as_it_is(value: str) -> None:
-    assert Headers.checked({"X-Name": value}, "headers").pairs == (("X-Name", value),)
+    assert arguments.headers("headers", {"X-Name": value}).pairs == (("X-Name", value),)
 
 
 @pytest.mark.parametrize(
@@ -74,14 +74,14 @@ def test_a_value_that_http_allows_is_taken_as_it_is(value: str) -> None:
 )
 def test_a_value_that_http_does_not_allow_is_refused(value: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"^http_headers has .*'X-Name'") as caught:
-        Headers.checked({"Accept": "*/*", "X-Name": value}, "http_headers")
+        arguments.headers("http_headers", {"Accept": "*/*", "X-Name": value})
 
     assert caught.value.argument == "http_headers"
 
 
 def test_a_refused_value_is_not_repeated() -> None:
     with pytest.raises(InvalidArgument) as caught:
-        Headers.checked({"Authorization": "Bearer secret\n"}, "headers")
+        arguments.headers("headers", {"Authorization": "Bearer secret\n"})
 
     assert "secret" not in str(caught.value)
 
@@ -89,7 +89,7 @@ def test_a_refused_value_is_not_repeated() -> None:
 @pytest.mark.parametrize("name", ["", "a b", "a:", "a\n", "ä", "(x)", "a\0", 1, None, b"accept"])
 def test_a_name_that_is_no_token_is_refused(name: Any) -> None:
     with pytest.raises(InvalidArgument, match="not a header name") as caught:
-        Headers.checked({name: "x"}, "headers")
+        arguments.headers("headers", {name: "x"})
 
     assert caught.value.argument == "headers"
 
@@ -97,13 +97,13 @@ def test_a_name_that_is_no_token_is_refused(name: Any) -> None:
 @pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding"])
 def test_what_frames_a_body_is_not_the_users_to_set(name: str) -> None:
     with pytest.raises(InvalidArgument, match=f"^http_headers has '{name}', which the transport"):
-        Headers.checked({name: "1"}, "http_headers")
+        arguments.headers("http_headers", {name: "1"})
 
 
 @pytest.mark.parametrize("headers", [[("a", "b")], "a: b", 1, {"a"}])
 def test_what_is_no_mapping_is_refused(headers: Any) -> None:
     with pytest.raises(InvalidArgument, match="must be a mapping") as caught:
-        Headers.checked(headers, "headers")
+        arguments.headers("headers", headers)
 
     assert caught.value.argument == "headers"
 

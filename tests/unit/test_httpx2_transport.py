@@ -26,8 +26,8 @@ from flux0.testing.contract import (
     LimitedPoolContract,
     TransportContract,
 )
+from flux0.testing.contract.answers import answer
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.fake.answers import answer
 
 OK = answer(b"ok")
 

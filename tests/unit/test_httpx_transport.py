@@ -37,8 +37,8 @@ from flux0.testing.contract import (
     LimitedPoolContract,
     TransportContract,
 )
+from flux0.testing.contract.answers import Hold, answer, cut, head, size
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.fake.answers import Hold, answer, cut, head, size
 
 OK = answer(b"ok")
 HALF = answer(b"first", Hold(), b"second", framing="chunked")

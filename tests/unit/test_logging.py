@@ -11,11 +11,12 @@ from attrs import define, evolve, field
 from flux0.client.drivers import Driver
 from flux0.domain.errors import ConnectError
 from flux0.domain.headers import Headers
+from flux0.domain.retrying import RetryDetails
 from flux0.flows import chain
 from flux0.middleware.bodies import WholeBody
 from flux0.middleware.logging import Logging, log_retry
-from flux0.middleware.retry import RetryDetails
 from flux0.ports import Request, Response
+from support.driving import Time
 from support.in_memory import JSON, SSE, answer, script
 
 REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents?a=1", Headers())
@@ -31,22 +32,19 @@ class Notes:
         self.lines.append(msg % args)
 
 
-class Clock:
+class Clock(Time):
     """A clock on which every look takes a quarter of a second."""
 
-    def __init__(self) -> None:
-        self._now = 0.0
-
-    def __call__(self) -> float:
-        self._now += 0.25
-        return self._now
+    def monotonic(self) -> float:
+        self.now += 0.25
+        return self.now
 
 
 def log_of(request: Request, outcome: Response[Any] | BaseException) -> list[str]:
     """Return what is logged of one exchange."""
     notes = Notes()
     layers = chain([Logging(notes, Clock()), WholeBody(10**6)])
-    driver = Driver(script(outcome), lambda _: None, lambda: 0.0)
+    driver = Driver(script(outcome), Time())
     if isinstance(outcome, BaseException):
         with pytest.raises(type(outcome)):
             driver.run(layers(request))

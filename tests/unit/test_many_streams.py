@@ -27,8 +27,8 @@ from flux0 import (
     Urllib3Transport,
 )
 from flux0.domain.errors import PoolTimeout
+from flux0.testing.contract.answers import Hold, answer
 from flux0.testing.contract.byte_server import PATIENCE, ByteServer
-from flux0.testing.fake.answers import Hold, answer
 from support.in_memory import SSE, chunk, status
 from support.modes import call_blocking, in_mode, run
 from support.transports import Mode

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flux0 import BackoffStrategy, RetryConfig
-from flux0.domain import options
+from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument
 
 
@@ -27,7 +27,7 @@ from flux0.domain.errors import InvalidArgument
     ],
 )
 def test_a_server_url_is_what_routes_are_appended_to(url: str, base: str) -> None:
-    assert options.server_url(url) == base
+    assert arguments.server_url(url) == base
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_server_url_is_what_routes_are_appended_to(url: str, base: str) -> Non
 )
 def test_what_is_no_server_url_is_refused(url: object) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        options.server_url(url)
+        arguments.server_url(url)
 
     assert caught.value.argument == "server_url"
 
@@ -62,7 +62,7 @@ def test_what_is_no_server_url_is_refused(url: object) -> None:
     ("milliseconds", "seconds"), [(1, 0.001), (1500, 1.5), (0.5, 0.0005), (2**31 - 1, 2147483.647)]
 )
 def test_a_duration_is_turned_into_seconds(milliseconds: float, seconds: float) -> None:
-    assert options.seconds("timeout_ms", milliseconds) == seconds
+    assert arguments.seconds("timeout_ms", milliseconds) == seconds
 
 
 @pytest.mark.parametrize(
@@ -71,26 +71,26 @@ def test_a_duration_is_turned_into_seconds(milliseconds: float, seconds: float) 
 )
 def test_what_is_no_duration_is_refused(milliseconds: object) -> None:
     with pytest.raises(InvalidArgument, match="milliseconds") as caught:
-        options.seconds("timeout_ms", milliseconds)
+        arguments.seconds("timeout_ms", milliseconds)
 
     assert caught.value.argument == "timeout_ms"
 
 
 def test_a_limit_is_a_positive_integer() -> None:
-    assert options.size("max_event_bytes", 1) == 1
+    assert arguments.size("max_event_bytes", 1) == 1
     for number in (0, -1, 1.0, True, "1", None):
         with pytest.raises(InvalidArgument, match="bytes") as caught:
-            options.size("max_event_bytes", number)
+            arguments.size("max_event_bytes", number)
         assert caught.value.argument == "max_event_bytes"
 
 
 def test_retries_are_a_policy() -> None:
     policy = RetryConfig("none")
 
-    assert options.retries("retries", policy) is policy
+    assert arguments.instance("retries", RetryConfig, policy) is policy
     for other in ("none", None, 3, {"strategy": "none"}, RetryConfig):
         with pytest.raises(InvalidArgument, match="RetryConfig") as caught:
-            options.retries("retries", other)
+            arguments.instance("retries", RetryConfig, other)
         assert caught.value.argument == "retries"
 
 

@@ -211,10 +211,10 @@ def test_a_silence_lasts_as_long_as_it_did(path: Path) -> None:
     def play(transport: Any) -> float:
         with Flux0(transport=transport, stream_idle_timeout_ms=30_000) as flux0:
             session = flux0.sessions.create(agent_id=fake.agent_id)
-            before: float = transport.monotonic()
+            before: float = transport.time.monotonic()
             with pytest.raises(StreamIdleTimeout):
                 list(flux0.sessions.create_event(session_id=session.id, content="Hi"))
-            after: float = transport.monotonic()
+            after: float = transport.time.monotonic()
             return after - before
 
     fake = FakeTransport([Report("typing"), Pause(5), Report("typing"), FallSilent()])
@@ -506,13 +506,13 @@ def test_a_deadline_that_passes_while_recording_passes_again(mode: Mode, path: P
 
 def test_time_passes_as_it_did_and_nothing_waits(path: Path) -> None:
     replay = ReplayTransport(written(path, LIST_AGENTS))
-    began = replay.monotonic()
+    began = replay.time.monotonic()
     response = replay.send(asked(LIST_AGENTS))
-    assert replay.monotonic() - began == 0.25
+    assert replay.time.monotonic() - began == 0.25
     pieces = iter(response.body)
     next(pieces)
-    assert replay.monotonic() - began == 0.75
-    replay.sleep(1)
+    assert replay.time.monotonic() - began == 0.75
+    replay.time.sleep(1)
     assert next(pieces, None) is None
     assert replay.clock.now() - began == 1.75
 
@@ -536,10 +536,10 @@ def test_a_client_waits_between_attempts_on_its_clock(mode: Mode, path: Path) ->
         fake.inject(Respond(503, retry_after=20))
         for make in (lambda: RecordingTransport(fake, path), lambda: ReplayTransport(path)):
             transport = make()
-            began = transport.monotonic()
+            began = transport.time.monotonic()
             async with in_mode(mode, Flux0(transport=transport)) as flux0:
                 assert len(await flux0.agents.list_async()) == 1
-            assert transport.monotonic() - began == 20
+            assert transport.time.monotonic() - began == 20
 
     run(mode, test)
 

@@ -28,8 +28,8 @@ from flux0.domain.errors import (
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
 from flux0.testing.contract import TransportContract
+from flux0.testing.contract.answers import Hold, Reset, answer, head
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.fake.answers import Hold, Reset, answer, head
 
 PATIENT = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
 OK = answer(b"ok")

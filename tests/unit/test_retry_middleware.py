@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,12 @@ from flux0.domain.headers import Headers
 from flux0.flows import Flow, SendFlow, chain
 from flux0.middleware.bodies import WholeBody
 from flux0.middleware.errors import ErrorPolicy
-from flux0.middleware.retry import Clocks, Retry, RetryBudget
+from flux0.middleware.retry import Retry, RetryBudget
 from flux0.ports import Request, Response
 from support.driving import Slow, Time, drive, drive_sync
 from support.in_memory import SSE, Script, answer, in_every_mode, recorded_answer, script, tape
 from support.transports import Mode
 
-NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 LIMIT = 1000
 STEADY = RetryConfig(backoff=BackoffStrategy(initial_interval=1000, exponent=1))
 AT_ONCE = RetryConfig(backoff=BackoffStrategy(initial_interval=0), max_attempts=3)
@@ -56,8 +54,8 @@ class Policy:
     told: list[RetryDetails] = field(factory=list[RetryDetails])
 
     def flow(self, request: Request) -> Flow[Response[Any]]:
-        clocks = Clocks(self.time.monotonic, lambda: NOW, lambda: self.jitter)
-        retry = Retry(self.budget, clocks, self.told.append)
+        self.time.random = self.jitter
+        retry = Retry(self.budget, self.time, self.told.append)
         return chain([retry, WholeBody(LIMIT), ErrorPolicy(JsonCodec(), LIMIT)])(request)
 
     async def send(self, mode: Mode, request: Request) -> Any:
@@ -303,10 +301,9 @@ def test_an_error_in_a_layer_within_is_raised_at_once() -> None:
         raise TypeError("a bug")
 
     told: list[RetryDetails] = []
-    clocks = Clocks(Time().monotonic, lambda: NOW, lambda: 1.0)
 
     with pytest.raises(TypeError, match="a bug"):
-        next(chain([Retry(RetryBudget(), clocks, told.append), buggy])(GET))
+        next(chain([Retry(RetryBudget(), Time(), told.append), buggy])(GET))
     assert len(calls) == 1
     assert told == []
 

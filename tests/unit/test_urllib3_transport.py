@@ -28,8 +28,7 @@ from flux0.domain.errors import (
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
 from flux0.testing.contract import LimitedPoolContract, TransportContract
-from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.fake.answers import (
+from flux0.testing.contract.answers import (
     Answer,
     Close,
     Framing,
@@ -41,6 +40,7 @@ from flux0.testing.fake.answers import (
     head,
     size,
 )
+from flux0.testing.contract.byte_server import ByteServer
 
 PATIENT = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
 SHORT = 0.1  # Seconds to wait for what never comes.

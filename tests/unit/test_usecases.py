@@ -17,7 +17,7 @@ from flux0.flows import Flow, chain, send_once
 from flux0.middleware.bodies import WholeBody
 from flux0.ports import Request, Response, Timeout
 from flux0.usecases import agents, sessions
-from flux0.usecases.call import Call
+from flux0.usecases.call import ApiCall
 from support.in_memory import SSE, answer, play, read, sent
 
 AGENT = {
@@ -35,7 +35,7 @@ SESSION = {
     "consumption_offsets": {"client": 0},
     "title": None,
 }
-WAY = Call(
+WAY = ApiCall(
     send=send_once,
     codec=JsonCodec(),
     server_url="http://127.0.0.1:8080/base",
@@ -222,7 +222,7 @@ def test_types_are_sent_in_the_query_and_in_the_body_and_filtered_once_more() ->
     assert [event.offset for event in listed] == [0, 2, 4]
 
 
-def create_event(way: Call = WAY, **changes: Any) -> Flow[Any]:
+def create_event(way: ApiCall = WAY, **changes: Any) -> Flow[Any]:
     given: dict[str, Any] = {
         "session_id": "s/1",
         "type_": EventType.MESSAGE,
@@ -311,7 +311,7 @@ def test_options_of_the_call_are_in_its_request() -> None:
 
 def test_header_fields_of_the_user_s_win() -> None:
     fields = Headers((("Accept", "text/x-special"), ("content-TYPE", "application/json; v=2")))
-    way = Call(
+    way = ApiCall(
         send=send_once,
         codec=WAY.codec,
         server_url=WAY.server_url,

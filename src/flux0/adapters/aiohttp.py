@@ -202,7 +202,7 @@ class _Body:
         loop: asyncio.AbstractEventLoop,
         transport: AiohttpTransport,
     ) -> None:
-        streaming = request.stream and 200 <= response.status < 300  # noqa: PLR2004 - success
+        streaming = request.streams(response.status)
         silence = request.timeout.idle if streaming else request.timeout.read
         self._silence = inf if silence is None else silence
         self._retained: list[bytes] | None = None if streaming else []

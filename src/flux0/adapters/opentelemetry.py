@@ -17,8 +17,8 @@ from flux0.domain.errors import APIError
 from flux0.domain.headers import Headers
 
 if TYPE_CHECKING:
+    from flux0.domain.retrying import RetryDetails
     from flux0.flows import Flow, SendFlow
-    from flux0.middleware.retry import RetryDetails
     from flux0.ports import Request, Response
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -62,7 +62,7 @@ class RequestsTransport:
         """Send `request` once; see `Transport.send`."""
         session = self._sessions.get()
         response = _send(session.requests, request)
-        streaming = request.stream and 200 <= response.status_code < 300  # noqa: PLR2004 - success
+        streaming = request.streams(response.status_code)
         reading = Reading(_raw(response), session.readings)
         if streaming:
             reading.set_timeout(request.timeout.idle)

@@ -61,7 +61,7 @@ class Urllib3Transport:
         except (urllib3.exceptions.HTTPError, UnicodeError) as error:
             raise translated(error) from error
         response = cast("urllib3.HTTPResponse", answered)
-        streaming = request.stream and 200 <= response.status < 300  # noqa: PLR2004 - success
+        streaming = request.streams(response.status)
         reading = Reading(response, pools.readings)
         if streaming:
             reading.set_timeout(timeout.idle)

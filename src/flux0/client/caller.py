@@ -1,4 +1,4 @@
-"""How a client makes its calls: options into a `Call`, flows through a driver."""
+"""How a client makes its calls: options into a `ApiCall`, flows through a driver."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TypeVar
 
 from attrs import evolve, frozen
 
-from flux0.client.drivers import AsyncDriver, Clock, Driver
-from flux0.domain import options
+from flux0.client.drivers import AsyncDriver, Driver
+from flux0.domain import arguments
 from flux0.domain.errors import ClientClosed, Flux0Error
 from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryConfig
 from flux0.flows import Flow, SendFlow
-from flux0.ports import Codec, Timeout
-from flux0.usecases.call import Call
+from flux0.ports import Codec, Time, Timeout
+from flux0.usecases.call import ApiCall
 
 T = TypeVar("T")
 
@@ -41,14 +41,14 @@ class Caller:
         defaults: Defaults,
         driver: Driver | None,
         async_driver: AsyncDriver,
-        clock: Clock,
+        time: Time,
     ) -> None:
         self.codec = codec
         self._defaults = defaults
         self._send = send
         self._driver = driver
         self._async_driver = async_driver
-        self._clock = clock
+        self._time = time
         self._closed = False
 
     def call(
@@ -58,34 +58,36 @@ class Caller:
         timeout_ms: int | None,
         http_headers: Mapping[str, str] | None,
         stream_idle_timeout_ms: int | None = None,
-    ) -> Call:
+    ) -> ApiCall:
         """Return the way of one call with these options, or the client's where they are None."""
         if self._closed:
             raise ClientClosed("this Flux0 client is closed")
         defaults = self._defaults
         headers = defaults.headers
         if http_headers is not None:
-            headers = headers.merge(Headers.checked(http_headers, "http_headers"))
+            headers = headers.merge(arguments.headers("http_headers", http_headers))
         timeout = defaults.timeout
         if stream_idle_timeout_ms is not None:
-            idle = options.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
+            idle = arguments.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
             timeout = evolve(timeout, idle=idle)
         whole = defaults.call_timeout
         if timeout_ms is not None:
-            whole = options.seconds("timeout_ms", timeout_ms)
+            whole = arguments.seconds("timeout_ms", timeout_ms)
         if whole is not None:  # It replaces the default silences, the longer ones as well.
             timeout = evolve(timeout, read=whole, write=whole)
-        return Call(
+        return ApiCall(
             send=self._send,
             codec=self.codec,
             server_url=(
-                defaults.server_url if server_url is None else options.server_url(server_url)
+                defaults.server_url if server_url is None else arguments.server_url(server_url)
             ),
             headers=headers,
             timeout=timeout,
             max_body_bytes=defaults.max_body_bytes,
-            retries=defaults.retries if retries is None else options.retries("retries", retries),
-            deadline=None if whole is None else self._clock() + whole,
+            retries=defaults.retries
+            if retries is None
+            else arguments.instance("retries", RetryConfig, retries),
+            deadline=None if whole is None else self._time.monotonic() + whole,
         )
 
     def run(self, flow: Flow[T]) -> T:

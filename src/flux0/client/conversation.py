@@ -7,14 +7,13 @@ from typing import cast, final
 
 from flux0.client.resources import SessionsResource
 from flux0.client.streams import AsyncEventStream, EventStream
+from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import MESSAGE_TYPES, joined_history
 from flux0.domain.models import Agent, Event, Session
 
 _COOKIE = "flux0_user_sub"
-# RFC 6265, section 4.1.1, besides control characters.
-_NOT_IN_COOKIES = frozenset(' ",;\\')
 
 
 @final
@@ -121,11 +120,7 @@ def user_headers(user: str | None) -> dict[str, str] | None:
     """
     if user is None:
         return None
-    if not isinstance(user, str):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass what they like
-        raise InvalidArgument("user", f"must be a text, and is of type {type(user).__name__}")
-    if not user or not user.isascii() or not user.isprintable() or _NOT_IN_COOKIES & set(user):
-        raise InvalidArgument("user", f"cannot be sent in a cookie: {user!r}")
-    return {"cookie": f"{_COOKIE}={user}"}
+    return {"cookie": f"{_COOKIE}={arguments.user('user', user)}"}
 
 
 def _check(agent: object, session: object, title: object) -> None:

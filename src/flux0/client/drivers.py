@@ -1,7 +1,7 @@
 """The two drivers: they perform what flows describe, one by blocking, one by awaiting.
 
-Both hold a call to its deadline. Asynchronous code is interrupted when it passes. Synchronous code
-cannot be: its waits are shortened to what is left as it sends, and the clock is read after each.
+Both hold a call to its deadline. Asynchronous code is cancelled when it passes. Synchronous code
+waits no longer than what is left, and is woken from another thread where bytes keep dripping in.
 """
 
 from __future__ import annotations
@@ -11,12 +11,20 @@ from typing import TypeVar
 
 from attrs import evolve, frozen
 
-from flux0.domain.errors import ReadTimeout, ResponseTooLarge
-from flux0.flows import Close, Effect, Flow, ReadBody, Send, Sleep
-from flux0.ports import AsyncTransport, Request, Timeout, Transport
+from flux0.domain.errors import ReadTimeout, ResponseTooLarge, TransportError
+from flux0.flows import Effect, Flow, ReadBody, Send, Sleep
+from flux0.ports import (
+    AsyncTransport,
+    ByteStream,
+    Interrupt,
+    Request,
+    Response,
+    Time,
+    Timeout,
+    Transport,
+)
 
 T = TypeVar("T")
-Clock = Callable[[], float]
 
 # Seconds for the transport's own timeout to come first, since it knows what it waited for.
 _GRACE = 0.1
@@ -24,11 +32,10 @@ _GRACE = 0.1
 
 @frozen(eq=False)
 class Driver:
-    """Drives flows for synchronous code, over `transport`, with `sleep` and `clock` in seconds."""
+    """Drives flows for synchronous code, over `transport` and by `time`."""
 
     transport: Transport
-    sleep: Callable[[float], None]
-    clock: Clock
+    time: Time
 
     def run(self, flow: Flow[T]) -> T:
         """Drive `flow` to its end and return its result."""
@@ -48,36 +55,63 @@ class Driver:
     def _perform(self, effect: Effect) -> object:
         match effect:
             case Send(request):
-                response = self.transport.send(_shortened(request, self.clock))
-                if _is_over(request.deadline, self.clock):
-                    response.body.close()
-                    raise _too_late()
-                return response
-            case ReadBody(response):
-                pieces = _Pieces(effect, self.clock)
+                return self._send(request)
+            case ReadBody(response, _, deadline):
+                stop = response.body.close
                 try:
-                    for piece in response.body:
-                        pieces.add(piece)
+                    return self._in_time(deadline, stop, lambda: self._read(effect))
                 finally:
-                    response.body.close()
-                return pieces.joined()
-            case Close(response):
-                response.body.close()
-                return None
+                    stop()
             case Sleep(seconds):
-                self.sleep(seconds)
+                self.time.sleep(seconds)
                 return None
             case _:
                 raise _no_effect(effect)
 
+    def _send(self, request: Request) -> Response[ByteStream]:
+        deadline = request.deadline
+        if deadline is None:
+            return self.transport.send(request)
+        interrupt = Interrupt()
+        limited = evolve(_limited(request, deadline - self.time.monotonic()), interrupt=interrupt)
+        response = self._in_time(deadline, interrupt.fire, lambda: self.transport.send(limited))
+        if self.time.monotonic() > deadline:
+            response.body.close()
+            raise _too_late()
+        return response
+
+    def _read(self, effect: ReadBody) -> bytes:
+        size, pieces = 0, list[bytes]()
+        for piece in effect.response.body:
+            size += len(piece)
+            pieces.append(piece)
+            _check(effect, size, self.time)
+        _check(effect, size, self.time)
+        return b"".join(pieces)
+
+    def _in_time(
+        self, deadline: float | None, stop: Callable[[], object], work: Callable[[], T]
+    ) -> T:
+        """Return what `work` gives; have `stop` called from another thread when time is up."""
+        if deadline is None:
+            return work()
+        cancel = self.time.alarm(deadline + _GRACE, stop)
+        try:
+            return work()
+        except TransportError as error:
+            if self.time.monotonic() > deadline + _GRACE:
+                raise _too_late() from error
+            raise
+        finally:
+            cancel()
+
 
 @frozen(eq=False)
 class AsyncDriver:
-    """Drives flows for asynchronous code."""
+    """Drives flows for asynchronous code, over `transport` and by `time`."""
 
     transport: AsyncTransport
-    sleep: Callable[[float], Awaitable[None]]
-    clock: Clock
+    time: Time
 
     async def run(self, flow: Flow[T]) -> T:
         """Drive `flow` to its end and return its result."""
@@ -97,68 +131,51 @@ class AsyncDriver:
     async def _perform(self, effect: Effect) -> object:
         match effect:
             case Send(request):
-                sending = self.transport.send_async(_shortened(request, self.clock))
-                return await self._before(request.deadline, sending)
+                deadline = request.deadline
+                if deadline is not None:
+                    request = _limited(request, deadline - self.time.monotonic())
+                return await self._in_time(deadline, self.transport.send_async(request))
             case ReadBody(response, _, deadline):
                 try:
-                    return await self._before(deadline, self._read(effect))
+                    return await self._in_time(deadline, self._read(effect))
                 finally:
                     await response.body.close_async()
-            case Close(response):
-                await response.body.close_async()
-                return None
             case Sleep(seconds):
-                await self.sleep(seconds)
+                await self.time.sleep_async(seconds)
                 return None
             case _:
                 raise _no_effect(effect)
 
     async def _read(self, effect: ReadBody) -> bytes:
-        pieces = _Pieces(effect, self.clock)
+        size, pieces = 0, list[bytes]()
         async for piece in effect.response.body:
-            pieces.add(piece)
-        return pieces.joined()
+            size += len(piece)
+            pieces.append(piece)
+            _check(effect, size, self.time)
+        _check(effect, size, self.time)
+        return b"".join(pieces)
 
-    async def _before(self, deadline: float | None, waiting: Awaitable[T]) -> T:
-        """Return what `waiting` gives, or raise when the deadline passes first."""
+    async def _in_time(self, deadline: float | None, work: Awaitable[T]) -> T:
+        """Return what `work` gives, or cancel it when time is up."""
         if deadline is None:
-            return await waiting
+            return await work
         from anyio import move_on_after  # noqa: PLC0415 - slow to import; comes with httpx
 
-        with move_on_after(deadline + _GRACE - self.clock()):
-            return await waiting
+        with move_on_after(deadline + _GRACE - self.time.monotonic()):
+            return await work
         raise _too_late()
 
 
-class _Pieces:
-    """The pieces of a body, and the checks of their sum and of the time they take."""
-
-    def __init__(self, effect: ReadBody, clock: Clock) -> None:
-        self._limit = effect.limit
-        self._deadline = effect.deadline
-        self._clock = clock
-        self._size = 0
-        self._pieces: list[bytes] = []
-
-    def add(self, piece: bytes) -> None:
-        self._size += len(piece)
-        if self._size > self._limit:
-            raise ResponseTooLarge(self._limit)
-        self._pieces.append(piece)
-        if _is_over(self._deadline, self._clock):
-            raise _too_late()
-
-    def joined(self) -> bytes:
-        if _is_over(self._deadline, self._clock):
-            raise _too_late()
-        return b"".join(self._pieces)
+def _check(effect: ReadBody, size: int, time: Time) -> None:
+    """Raise if a body has grown too large, or takes too long."""
+    if size > effect.limit:
+        raise ResponseTooLarge(effect.limit)
+    if effect.deadline is not None and time.monotonic() > effect.deadline:
+        raise _too_late()
 
 
-def _shortened(request: Request, clock: Clock) -> Request:
-    """Return `request` with no timeout longer than what is left of the call's time."""
-    if request.deadline is None:
-        return request
-    left = request.deadline - clock()
+def _limited(request: Request, left: float) -> Request:
+    """Return `request` with no timeout longer than `left`, the seconds that the call has."""
     if left <= 0:
         raise _too_late()
     given = request.timeout
@@ -176,10 +193,6 @@ def _shortened(request: Request, clock: Clock) -> Request:
 
 def _shorter(timeout: float | None, left: float) -> float:
     return left if timeout is None else min(timeout, left)
-
-
-def _is_over(deadline: float | None, clock: Clock) -> bool:
-    return deadline is not None and clock() > deadline
 
 
 def _no_effect(value: object) -> TypeError:

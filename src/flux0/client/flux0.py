@@ -1,32 +1,22 @@
-"""The composition root: wires adapters and middleware to the use cases."""
+"""The client that users make."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timezone
-from inspect import iscoroutinefunction
-from time import monotonic, sleep
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast, final
+from typing import TYPE_CHECKING, final
 
-from flux0._version import __version__
 from flux0.adapters.sse import SSEParser
-from flux0.adapters.support.event_loop import sleep as sleep_async
-from flux0.client.caller import Caller, Defaults
+from flux0.client.caller import Defaults
 from flux0.client.conversation import AsyncConversation, Conversation
-from flux0.client.drivers import AsyncDriver, Clock, Driver
 from flux0.client.resources import AgentsResource, SessionsResource
-from flux0.domain import options
-from flux0.domain.errors import InvalidArgument
-from flux0.domain.headers import Headers
+from flux0.client.transports import choose_transports
+from flux0.client.wiring import split_headers, wire
+from flux0.domain import arguments
 from flux0.domain.models import Agent, Session
-from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig
-from flux0.flows import Middleware, chain
-from flux0.middleware.bodies import WholeBody
-from flux0.middleware.errors import ErrorPolicy
-from flux0.middleware.headers import ComputedHeaders
-from flux0.middleware.retry import Clocks, Retry, RetryBudget, RetryDetails
+from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig, RetryDetails
+from flux0.flows import Middleware
 from flux0.ports import AsyncTransport, Timeout, Transport
 from flux0.usecases.turn import Turn
 
@@ -34,14 +24,11 @@ if TYPE_CHECKING:
     import httpx2
 
     from flux0.adapters.httpx import AsyncHttpClient, HttpClient
-    from flux0.adapters.support.httpx_family import HttpxFamilyTransport
     from flux0.middleware.logging import DebugLogger
 
 DEFAULT_SERVER_URL = "http://127.0.0.1:8080"
 DEFAULT_MAX_EVENT_BYTES = 16 * 1024 * 1024
 DEFAULT_MAX_BODY_BYTES = 64 * 1024 * 1024
-
-_USER_AGENT = Headers((("user-agent", f"flux0-client/{__version__}"),))
 
 
 @final
@@ -100,49 +87,38 @@ class Flux0:
         from flux0.adapters.json import JsonCodec  # noqa: PLC0415
 
         codec = JsonCodec()
-        options.size("max_event_bytes", max_event_bytes)
-        options.size("max_body_bytes", max_body_bytes)
-        fixed, computed = _split({} if headers is None else headers)
+        arguments.size("max_event_bytes", max_event_bytes)
+        arguments.size("max_body_bytes", max_body_bytes)
+        fixed, computed = split_headers({} if headers is None else headers)
         timeout = Timeout()
         if stream_idle_timeout_ms is not None:
-            idle = options.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
+            idle = arguments.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
             timeout = Timeout(idle=idle)
         if server_url is None:
             server_url = os.environ.get("FLUX0_SERVER_URL") or DEFAULT_SERVER_URL
         defaults = Defaults(
-            server_url=options.server_url(server_url),
+            server_url=arguments.server_url(server_url),
             headers=fixed,
             timeout=timeout,
-            call_timeout=None if timeout_ms is None else options.seconds("timeout_ms", timeout_ms),
+            call_timeout=None
+            if timeout_ms is None
+            else arguments.seconds("timeout_ms", timeout_ms),
             retries=(
                 DEFAULT_RETRIES
                 if retry_config is None
-                else options.retries("retry_config", retry_config)
+                else arguments.instance("retry_config", RetryConfig, retry_config)
             ),
             max_body_bytes=max_body_bytes,
         )
-
-        sync_side, async_side = _transports(transport, async_transport, client, async_client)
-        # A transport that is not real keeps its own time, so that no test waits.
-        clock: Clock = getattr(
-            async_side if sync_side is None else sync_side, "monotonic", monotonic
+        self._caller = wire(
+            *choose_transports(transport, async_transport, client, async_client),
+            codec,
+            defaults,
+            middleware=middleware,
+            computed_headers=computed,
+            on_retry=on_retry,
+            debug_logger=debug_logger,
         )
-        layers: list[Middleware] = [*middleware, _retry(on_retry, clock)]
-        if computed:
-            layers.append(ComputedHeaders(computed))
-        logger = debug_logger if debug_logger is not None else _environment_logger()
-        if logger is not None:
-            from flux0.middleware.logging import Logging  # noqa: PLC0415
-
-            layers.append(Logging(logger, clock))
-        layers += (WholeBody(max_body_bytes), ErrorPolicy(codec, max_body_bytes))
-        driver = None
-        if sync_side is not None:
-            driver = Driver(sync_side, getattr(sync_side, "sleep", sleep), clock)
-        async_driver = AsyncDriver(
-            async_side, getattr(async_side, "sleep_async", sleep_async), clock
-        )
-        self._caller = Caller(chain(layers), codec, defaults, driver, async_driver, clock)
         self.agents = AgentsResource(self._caller)
         self.sessions = SessionsResource(
             self._caller, lambda: Turn(SSEParser(max_event_bytes=max_event_bytes), codec)
@@ -214,128 +190,3 @@ class Flux0:
         traceback: TracebackType | None,
     ) -> None:
         await self.close_async()
-
-
-def _transports(
-    transport: Transport | AsyncTransport | None,
-    async_transport: AsyncTransport | None,
-    client: HttpClient | httpx2.Client | None,
-    async_client: AsyncHttpClient | httpx2.AsyncClient | None,
-) -> tuple[Transport | None, AsyncTransport]:
-    """Return what synchronous calls go over, if they can, and what asynchronous calls do."""
-    if client is not None:
-        _refuse_both("client", "transport", transport)
-        _require_method("client", client, "build_request")
-        _require_method("client", client, "send", asynchronous=False)
-    if async_client is not None:
-        _refuse_both("async_client", "async_transport", async_transport)
-        _require_method("async_client", async_client, "build_request")
-        _require_method("async_client", async_client, "send", asynchronous=True)
-    if transport is not None and not hasattr(transport, "send_async"):
-        _require_method("transport", transport, "send", asynchronous=False)
-    elif transport is not None and not hasattr(transport, "send"):  # It would serve nothing.
-        _refuse_both("transport", "async_client, being asynchronous", async_client)
-        _refuse_both("transport", "async_transport, being asynchronous", async_transport)
-    if async_transport is not None:
-        _require_method("async_transport", async_transport, "send_async")
-
-    sync_side: Any = transport if hasattr(transport, "send") else None
-    async_side: Any = async_transport
-    if async_side is None and hasattr(transport, "send_async"):
-        async_side = transport
-    nothing_given = transport is None and async_transport is None
-    if client is not None and async_client is not None:  # They may be of two libraries.
-        sync_side, async_side = _over_httpx(client, None), _over_httpx(None, async_client)
-    elif nothing_given or client is not None or async_client is not None:
-        over_httpx = _over_httpx(client, async_client)
-        if client is not None or nothing_given:
-            sync_side = over_httpx
-        if async_client is not None or (async_side is None and transport is None):
-            async_side = over_httpx
-    if async_side is None:
-        from flux0.adapters.threads import ThreadedTransport  # noqa: PLC0415 - loads anyio
-
-        async_side = ThreadedTransport(sync_side)
-    return cast("Transport | None", sync_side), cast("AsyncTransport", async_side)
-
-
-def _over_httpx(
-    client: HttpClient | httpx2.Client | None,
-    async_client: AsyncHttpClient | httpx2.AsyncClient | None,
-) -> HttpxFamilyTransport:
-    """Return a transport over these clients' library: httpx2 if they are of that, else httpx."""
-    classes = (*type(client).__mro__, *type(async_client).__mro__)
-    if any(given.__module__.partition(".")[0] == "httpx2" for given in classes):
-        from flux0.adapters.httpx2 import Httpx2Transport  # noqa: PLC0415 - loads httpx2
-
-        return Httpx2Transport(cast("Any", client), cast("Any", async_client))
-    from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx
-
-    return HttpxTransport(cast("Any", client), cast("Any", async_client))
-
-
-def _split(
-    headers: Mapping[str, str | Callable[[], str]],
-) -> tuple[Headers, dict[str, Callable[[], str]]]:
-    """Return the header fields with fixed values, and those whose values are computed."""
-    if not isinstance(headers, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass what they like
-        raise InvalidArgument(
-            "headers", f"must be a mapping, and is of type {type(headers).__name__}"
-        )
-    fixed = {name: value for name, value in headers.items() if not callable(value)}
-    computed = {name: value for name, value in headers.items() if callable(value)}
-    names = Headers.checked(dict.fromkeys(computed, ""), "headers")
-    # A computed value would lose against the one that is sent by default.
-    own = Headers() if "user-agent" in names else _USER_AGENT
-    return own.merge(Headers.checked(fixed, "headers")), computed
-
-
-def _retry(on_retry: Callable[[RetryDetails], None] | None, clock: Clock) -> Retry:
-    def tell(details: RetryDetails) -> None:
-        from flux0.middleware.logging import log_retry  # noqa: PLC0415 - retries are rare
-
-        log_retry(details)
-        if on_retry is not None:
-            on_retry(details)
-
-    return Retry(RetryBudget(), Clocks(clock, _now, _random), tell)
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)
-
-
-def _random() -> float:
-    from random import random  # noqa: PLC0415 - slow to import, and retries are rare
-
-    return random()  # noqa: S311 - it spreads retries, and guards nothing
-
-
-def _refuse_both(argument: str, other: str, value: object) -> None:
-    if value is not None:
-        raise InvalidArgument(argument, f"cannot be passed together with {other}")
-
-
-def _require_method(
-    argument: str, value: object, name: str, *, asynchronous: bool | None = None
-) -> None:
-    method = getattr(value, name, None)
-    if method is None:
-        raise InvalidArgument(argument, f"has no method {name}: {value!r}")
-    if asynchronous is not None and iscoroutinefunction(method) is not asynchronous:
-        kind = "asynchronous" if asynchronous else "synchronous"
-        raise InvalidArgument(argument, f"must be {kind}, and {name} of {value!r} is not")
-
-
-def _environment_logger() -> DebugLogger | None:
-    if os.environ.get("FLUX0_DEBUG", "").lower() not in ("1", "true", "yes", "on"):
-        return None
-    import logging  # noqa: PLC0415 - only where it is asked for
-
-    logger = logging.getLogger("flux0")
-    logger.setLevel(logging.DEBUG)
-    if not logger.hasHandlers():  # Asked for by the environment, so it must be seen.
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
-        logger.addHandler(handler)
-    return logger

@@ -1,58 +1,85 @@
-"""Checks of what users pass, made before anything is sent."""
+"""Every check of what users pass, made before anything is sent.
+
+Each function returns the value as the library uses it, or raises `InvalidArgument`, which names the
+argument and says what to pass instead.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar, cast
+import re
+from collections.abc import Iterable, Mapping
+from typing import TypeGuard, TypeVar, cast
 
 from flux0.domain.enums import OpenEnum
 from flux0.domain.errors import InvalidArgument
+from flux0.domain.headers import Headers
 
+T = TypeVar("T")
 E = TypeVar("E", bound=OpenEnum)
 
 _LARGEST_OFFSET = 2**63 - 1
+_LONGEST_WAIT_MS = 2**31 - 1  # More is an OverflowError in socket.settimeout.
+_LONGEST_INTERVAL_MS = 10**12  # 31 years; time.sleep refuses some centuries.
+
+# The released server undoes percent-encoding before it routes, so that these reach other routes.
+_NOT_IN_IDS = frozenset("/\\?#%")
+# RFC 6265, section 4.1.1, besides control characters.
+_NOT_IN_COOKIES = frozenset(' ",;\\')
+# RFC 9110: section 5.6.2 for names, section 5.5 for values.
+_FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
+# A wrong one would break the request off, or smuggle in another.
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
 
 
 def text(argument: str, value: object, *, longest: int | None = None) -> str:
-    """Return `value` if it is a text that is not empty, of at most `longest` characters."""
+    """Return `value` if it is a str that is not empty, of at most `longest` characters."""
     if not isinstance(value, str):
-        raise InvalidArgument(argument, f"must be a text, and is of type {type(value).__name__}")
+        raise InvalidArgument(argument, f"must be a str, not {_kind(value)}")
     if not value:
         raise InvalidArgument(argument, "must not be empty")
     if longest is not None and len(value) > longest:
-        raise InvalidArgument(
-            argument, f"must have at most {longest} characters, and has {len(value)}"
-        )
-    if not _is_unicode(value):
-        raise InvalidArgument(argument, "has lone surrogates, which UTF-8 cannot carry")
+        raise InvalidArgument(argument, f"must have at most {longest} characters, not {len(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(argument, "has lone surrogates, which UTF-8 cannot carry") from None
     return value
 
 
 def optional_text(argument: str, value: object, *, longest: int | None = None) -> str | None:
-    """Return `value` if it is None or a text of at most `longest` characters."""
+    """Return `value` if it is None or a str of at most `longest` characters."""
     return None if value is None else "" if value == "" else text(argument, value, longest=longest)
 
 
-def path_segment(argument: str, value: object) -> str:
+def identifier(argument: str, value: object) -> str:
     """Return an id as one percent-encoded segment of a path."""
     checked = text(argument, value)
-    if checked in (".", ".."):
-        # Percent-encoding does not help: RFC 3986 has clients remove dot segments in either form.
-        raise InvalidArgument(argument, f"must be an id, and is {checked!r}")
+    if not checked.strip(".") or not checked.isprintable() or _NOT_IN_IDS & set(checked):
+        problem = f"is not an id: {checked!r} holds what is not allowed in a path"
+        raise InvalidArgument(argument, problem)
     from urllib.parse import quote  # noqa: PLC0415 - not needed to import this package
 
     return quote(checked, safe="")
 
 
+def user(argument: str, value: object) -> str:
+    """Return the name of a user, which a cookie carries to the server."""
+    checked = text(argument, value)
+    if not checked.isascii() or not checked.isprintable() or _NOT_IN_COOKIES & set(checked):
+        raise InvalidArgument(argument, f"cannot be sent in a cookie: {checked!r}")
+    return checked
+
+
 def choice(argument: str, kind: type[E], value: object) -> str:
-    """Return the text of an open enum's member, or of a name that it does not know yet."""
+    """Return the text of an open enum's member, or of a name that the enum does not know yet."""
     return str(kind.of(text(argument, value)))
 
 
 def choices(argument: str, kind: type[E], values: object) -> tuple[str, ...]:
-    """Return the texts of several members of an open enum."""
+    """Return the texts of several members of an open enum, each once."""
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise InvalidArgument(argument, f"must be a list of names, and is {values!r}")
+        raise InvalidArgument(argument, f"must be a list of names, not {values!r}")
     names = cast("Iterable[object]", values)
     checked = tuple(dict.fromkeys(choice(argument, kind, name) for name in names))
     if not checked:
@@ -60,29 +87,124 @@ def choices(argument: str, kind: type[E], values: object) -> tuple[str, ...]:
     return checked
 
 
-def offset(argument: str, value: object) -> int:
-    """Return `value` if it is an integer of 0 or more."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidArgument(
-            argument, f"must be an integer, and is of type {type(value).__name__}"
-        )
-    if value < 0:
-        raise InvalidArgument(argument, "must not be negative")
-    if value > _LARGEST_OFFSET:
-        raise InvalidArgument(argument, f"must be at most {_LARGEST_OFFSET}")
+def instance(argument: str, kind: type[T], value: object) -> T:
+    """Return `value` if it is of class `kind`."""
+    if not isinstance(value, kind):
+        raise InvalidArgument(argument, f"must be a {kind.__name__}, not {_kind(value)}")
     return value
 
 
 def flag(argument: str, value: object) -> bool:
     """Return `value` if it is True or False."""
     if not isinstance(value, bool):
-        raise InvalidArgument(argument, f"must be True or False, and is {value!r}")
+        raise InvalidArgument(argument, f"must be True or False, not {value!r}")
     return value
 
 
-def _is_unicode(value: str) -> bool:
+def offset(argument: str, value: object) -> int:
+    """Return the offset of an event: an int of 0 or more."""
+    return _integer(argument, value, smallest=0, largest=_LARGEST_OFFSET)
+
+
+def size(argument: str, value: object) -> int:
+    """Return a limit in bytes: an int of 1 or more."""
+    return _integer(argument, value, smallest=1)
+
+
+def attempts(argument: str, value: object) -> int | None:
+    """Return a number of attempts, an int of 1 or more, or None for no limit."""
+    return None if value is None else _integer(argument, value, smallest=1)
+
+
+def interval(argument: str, value: object) -> float:
+    """Return a number that is not negative, such as an interval in milliseconds."""
+    if not _is_number(value) or not 0 <= value <= _LONGEST_INTERVAL_MS:
+        raise InvalidArgument(
+            argument, f"must be a number from 0 to {_LONGEST_INTERVAL_MS:,}, not {value!r}"
+        )
+    return value
+
+
+def seconds(argument: str, milliseconds: object) -> float:
+    """Return a timeout in milliseconds, above 0 and below 25 days, as seconds."""
+    if not _is_number(milliseconds) or not 0 < milliseconds <= _LONGEST_WAIT_MS:
+        problem = f"must be a number of milliseconds above 0, not {milliseconds!r}"
+        raise InvalidArgument(argument, problem)
+    return milliseconds / 1000
+
+
+def server_url(url: object) -> str:
+    """Return the URL that routes are appended to, without a trailing slash."""
+    if not isinstance(url, str):
+        raise InvalidArgument("server_url", f"must be a str, not {_kind(url)}")
+    if not _is_base_url(url):
+        problem = f"must be like http://127.0.0.1:8080, not {without_credentials(url)!r}"
+        raise InvalidArgument("server_url", problem)
+    return url.rstrip("/")
+
+
+def headers(argument: str, fields: object) -> Headers:
+    """Return header fields from a mapping of str to str (RFC 9110, section 5)."""
+    if not isinstance(fields, Mapping):
+        raise InvalidArgument(argument, f"must be a mapping of str to str, not {_kind(fields)}")
+    given = cast("Mapping[object, object]", fields)
+    return Headers(tuple(_field(argument, name, value) for name, value in given.items()))
+
+
+def without_credentials(url: str) -> str:
+    """Return `url` with `***` in place of a user name and password, as it may be shown."""
+    scheme, mark, rest = url.partition("//")
+    authority, slash, path = rest.partition("/")
+    return (
+        f"{scheme}{mark}***@{authority.rpartition('@')[2]}{slash}{path}"
+        if "@" in authority
+        else url
+    )
+
+
+def _field(argument: str, name: object, value: object) -> tuple[str, str]:
+    if not isinstance(name, str) or not _FIELD_NAME.fullmatch(name):
+        raise InvalidArgument(argument, f"has {name!r}, which is not a header name")
+    if name.lower() in _FRAMING:
+        raise InvalidArgument(argument, f"has {name!r}, which the transport sets")
+    if not isinstance(value, str):
+        raise InvalidArgument(
+            argument, f"has the value of {name!r}, which must be a str, not {_kind(value)}"
+        )
+    if not _FIELD_VALUE.fullmatch(value):
+        problem = (
+            f"has the value of {name!r}, which holds a line break, a control character, "
+            f"white space at an end, or a character that is not in Latin-1"
+        )
+        raise InvalidArgument(argument, problem)
+    return name, value
+
+
+def _integer(argument: str, value: object, *, smallest: int, largest: int | None = None) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidArgument(argument, f"must be an int, not {value!r}")
+    if value < smallest:
+        raise InvalidArgument(argument, f"must be {smallest} or more, not {value}")
+    if largest is not None and value > largest:
+        raise InvalidArgument(argument, f"must be at most {largest}")
+    return value
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_base_url(url: str) -> bool:
+    from urllib.parse import urlsplit  # noqa: PLC0415 - not needed to import this package
+
     try:
-        value.encode()
-    except UnicodeEncodeError:
+        parts = urlsplit(url)
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # A port that is not a number, or brackets that do not match.
         return False
-    return True
+    plain = url.isprintable() and not any(character in url for character in " ?#\\")
+    return named and plain and parts.scheme in ("http", "https")
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 from attrs import field, frozen
-
-from flux0.domain.errors import InvalidArgument
 
 # What may be shown in logs and reprs. Anything else may carry a credential.
 _SHOWN = frozenset(
@@ -31,10 +28,6 @@ _SHOWN = frozenset(
 )
 
 
-# A wrong one would break the request off, or smuggle in another.
-_FRAMING = frozenset({"content-length", "transfer-encoding"})
-
-
 @frozen(repr=False)
 class Headers(Mapping[str, str]):
     """Header fields in the order they were given; names compare without case.
@@ -52,35 +45,6 @@ class Headers(Mapping[str, str]):
             key = name.lower()
             joined[key] = f"{joined[key]}, {value}" if key in joined else value
         object.__setattr__(self, "_joined", joined)
-
-    @classmethod
-    def checked(cls, headers: Mapping[str, str], argument: str) -> Headers:
-        """Return `headers` from a user as header fields.
-
-        Raises:
-            InvalidArgument: they are no mapping, a name is not a token, a value is not text or
-                holds what HTTP does not allow there (RFC 9110, section 5.5); names `argument`.
-        """
-        if not isinstance(headers, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass what they like
-            raise InvalidArgument(
-                argument, f"must be a mapping of texts, and is of type {type(headers).__name__}"
-            )
-        for name, value in headers.items():
-            if not isinstance(name, str) or not _is_token(name):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
-                raise InvalidArgument(argument, f"has {name!r}, which is not a header name")
-            if name.lower() in _FRAMING:
-                raise InvalidArgument(argument, f"has {name!r}, which the transport sets")
-            if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
-                raise InvalidArgument(
-                    argument, f"has a value of type {type(value).__name__} for {name!r}, not a text"
-                )
-            if not _FIELD_VALUE.fullmatch(value):
-                raise InvalidArgument(
-                    argument,
-                    f"has a line break, a control character, white space at an end, or what "
-                    f"Latin-1 lacks in the value of {name!r}",
-                )
-        return cls(tuple(headers.items()))
 
     def merge(self, other: Headers) -> Headers:
         """Return these fields with those of `other` in place of fields of the same names."""
@@ -112,13 +76,3 @@ class Headers(Mapping[str, str]):
 
     def __repr__(self) -> str:
         return f"Headers({self.redacted()!r})"
-
-
-_TCHAR = "!#$%&'*+-.^_`|~"  # RFC 9110, section 5.6.2, besides letters and digits
-_FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
-
-
-def _is_token(name: str) -> bool:
-    return bool(name) and all(
-        character.isascii() and (character.isalnum() or character in _TCHAR) for character in name
-    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime, timezone
 from math import inf
-from typing import Any
+from typing import Any, TypeAlias
 
 from attrs import Attribute, field, frozen
 
+from flux0.domain import arguments
 from flux0.domain.errors import (
     APIError,
     ConnectError,
@@ -20,34 +22,27 @@ from flux0.domain.errors import (
     TransportError,
 )
 
-_LARGEST = 10**12  # In milliseconds 31 years; time.sleep refuses some centuries.
+Validator: TypeAlias = Callable[[Any, "Attribute[Any]", Any], None]
 
 
-def _non_negative(_: object, attribute: Attribute[Any], value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _LARGEST:
-        raise InvalidArgument(
-            attribute.name, f"must be a number from 0 to {_LARGEST:,}, and is {value!r}"
-        )
+def _validator(check: Callable[[str, object], object]) -> Validator:
+    def validate(_: object, attribute: Attribute[Any], value: object) -> None:
+        check(attribute.name, value)
+
+    return validate
 
 
-def _flag(_: object, attribute: Attribute[Any], value: Any) -> None:
-    if not isinstance(value, bool):
-        raise InvalidArgument(attribute.name, f"must be True or False, and is {value!r}")
-
-
-def _attempts(_: object, attribute: Attribute[Any], value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InvalidArgument(attribute.name, f"must be an integer of 1 or more, and is {value!r}")
-
-
-def _known_strategy(_: object, __: object, value: Any) -> None:
+def _strategy(argument: str, value: object) -> None:
     if value not in ("backoff", "none"):
-        raise InvalidArgument("strategy", f"must be 'backoff' or 'none', and is {value!r}")
+        raise InvalidArgument(argument, f"must be 'backoff' or 'none', not {value!r}")
 
 
-def _a_backoff(_: object, __: object, value: Any) -> None:
-    if not isinstance(value, BackoffStrategy):
-        raise InvalidArgument("backoff", f"must be a BackoffStrategy, and is {value!r}")
+def _backoff(argument: str, value: object) -> None:
+    arguments.instance(argument, BackoffStrategy, value)
+
+
+_interval = _validator(arguments.interval)
+_flag = _validator(arguments.flag)
 
 
 @frozen
@@ -58,10 +53,10 @@ class BackoffStrategy:
     begins `max_elapsed_time` or more after the first attempt began.
     """
 
-    initial_interval: int = field(default=500, validator=_non_negative)
-    max_interval: int = field(default=60_000, validator=_non_negative)
-    exponent: float = field(default=1.5, validator=_non_negative)
-    max_elapsed_time: int = field(default=3_600_000, validator=_non_negative)
+    initial_interval: int = field(default=500, validator=_interval)
+    max_interval: int = field(default=60_000, validator=_interval)
+    exponent: float = field(default=1.5, validator=_interval)
+    max_elapsed_time: int = field(default=3_600_000, validator=_interval)
 
     def ceiling(self, attempt: int) -> float:
         """Return the longest wait after `attempt`, which counts from 1, in milliseconds."""
@@ -83,10 +78,12 @@ class RetryConfig:
     again only where the server surely did nothing, unless `retry_posts` says to treat it as a GET.
     """
 
-    strategy: str = field(default="backoff", validator=_known_strategy)
-    backoff: BackoffStrategy = field(default=BackoffStrategy(), validator=_a_backoff)
+    strategy: str = field(default="backoff", validator=_validator(_strategy))
+    backoff: BackoffStrategy = field(default=BackoffStrategy(), validator=_validator(_backoff))
     retry_connection_errors: bool = field(default=True, validator=_flag)
-    max_attempts: int | None = field(default=None, validator=_attempts, kw_only=True)
+    max_attempts: int | None = field(
+        default=None, validator=_validator(arguments.attempts), kw_only=True
+    )
     retry_posts: bool = field(default=False, validator=_flag, kw_only=True)
 
 
@@ -94,6 +91,21 @@ DEFAULT_RETRIES = RetryConfig(max_attempts=3)
 
 _TOO_MANY_REQUESTS = 429
 _RETRIED_STATUSES = frozenset({408, _TOO_MANY_REQUESTS, 500, 502, 503, 504})
+
+
+@frozen
+class RetryDetails:
+    """What is about to be tried again.
+
+    `attempt` is the one that failed, counted from 1; `delay_ms` the wait before the next.
+    """
+
+    operation: str
+    method: str
+    url: str
+    attempt: int
+    delay_ms: float
+    cause: Flux0Error
 
 
 @frozen

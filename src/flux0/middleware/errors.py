@@ -13,7 +13,7 @@ from flux0.domain.errors import (
     api_error_class,
 )
 from flux0.flows import Flow, ReadBody, SendFlow
-from flux0.ports import Codec, Request, Response
+from flux0.ports import Codec, Request, Response, is_success
 
 _LONGEST_MESSAGE = 500
 
@@ -28,7 +28,7 @@ class ErrorPolicy:
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Return the response of a success; raise an `APIError` for any other status."""
         response = yield from send(request)
-        if 200 <= response.status_code < 300:  # noqa: PLR2004 - the range of success
+        if is_success(response.status_code):
             return response
         try:
             body: bytes = yield ReadBody(response, self._max_body_bytes, request.deadline)

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import evolve
 
-from flux0.domain.headers import Headers
+from flux0.domain import arguments
 from flux0.flows import Flow, SendFlow
 from flux0.ports import Request, Response
 
@@ -26,5 +26,5 @@ class ComputedHeaders:
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Return what the next layer returns."""
         computed = {name: value() for name, value in self._values.items()}
-        headers = Headers.checked(computed, "headers").merge(request.headers)
+        headers = arguments.headers("headers", computed).merge(request.headers)
         return send(evolve(request, headers=headers))

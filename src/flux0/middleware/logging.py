@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
+from flux0.domain.arguments import without_credentials
+from flux0.domain.retrying import RetryDetails
 from flux0.flows import Flow, SendFlow
-from flux0.middleware.retry import RetryDetails
-from flux0.ports import Request, Response
+from flux0.ports import Request, Response, Time
 
 _LONGEST_BODY = 1000
 
@@ -27,9 +26,9 @@ class Logging:
     Header values are shown by allow-list, bodies are cut, and credentials in a URL are left out.
     """
 
-    def __init__(self, logger: DebugLogger, clock: Callable[[], float]) -> None:
+    def __init__(self, logger: DebugLogger, time: Time) -> None:
         self._logger = logger
-        self._clock = clock
+        self._time = time
 
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Return what the next layer returns."""
@@ -37,18 +36,18 @@ class Logging:
         debug = self._logger.debug
         shown = request.headers.redacted()
         debug("%s attempt=%d headers=%s body=%s", where, request.attempt, shown, _cut(request.body))
-        began = self._clock()
+        began = self._time.monotonic()
         try:
             response = yield from send(request)
         except Exception as error:
-            took = 1000 * (self._clock() - began)
+            took = 1000 * (self._time.monotonic() - began)
             debug("%s failed after %.1f ms: %s: %s", where, took, type(error).__name__, error)
             raise
         debug(
             "%s answered %d in %.1f ms headers=%s body=%s",
             where,
             response.status_code,
-            1000 * (self._clock() - began),
+            1000 * (self._time.monotonic() - began),
             response.headers.redacted(),
             _cut(response.body),
         )
@@ -68,14 +67,6 @@ def log_retry(details: RetryDetails) -> None:
         details.cause,
         details.delay_ms,
     )
-
-
-def without_credentials(url: str) -> str:
-    """Return `url` with a user name and password in it left out."""
-    parts = urlsplit(url)
-    if "@" not in parts.netloc:
-        return url
-    return parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}").geturl()
 
 
 def _cut(body: object) -> str:

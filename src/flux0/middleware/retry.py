@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
 from threading import Lock
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from flux0.domain.errors import Flux0Error
-from flux0.domain.retrying import DEFAULT_RETRIES, Failure, wait_before_retry
+from flux0.domain.retrying import DEFAULT_RETRIES, Failure, RetryDetails, wait_before_retry
 from flux0.flows import Flow, SendFlow, Sleep
-from flux0.ports import Request, Response
-
-
-@frozen
-class RetryDetails:
-    """What is about to be tried again.
-
-    `attempt` is the one that failed, counted from 1; `delay_ms` the wait before the next.
-    """
-
-    operation: str
-    method: str
-    url: str
-    attempt: int
-    delay_ms: float
-    cause: Flux0Error
+from flux0.ports import Request, Response, Time
 
 
 class RetryBudget:
@@ -60,15 +44,6 @@ class RetryBudget:
                 self._left = min(self._full, self._left + 1)
 
 
-@frozen(eq=False)
-class Clocks:
-    """The time: `monotonic` in seconds, for durations; `now` for dates; `random` from 0 to 1."""
-
-    monotonic: Callable[[], float]
-    now: Callable[[], datetime]
-    random: Callable[[], float]
-
-
 class Retry:
     """Repeats a request after failures that a second attempt may mend.
 
@@ -77,15 +52,15 @@ class Retry:
     """
 
     def __init__(
-        self, budget: RetryBudget, clocks: Clocks, on_retry: Callable[[RetryDetails], None]
+        self, budget: RetryBudget, time: Time, on_retry: Callable[[RetryDetails], None]
     ) -> None:
         self._budget = budget
-        self._clocks = clocks
+        self._time = time
         self._on_retry = on_retry
 
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Return the response of the first attempt that succeeds."""
-        began = self._clocks.monotonic()
+        began = self._time.monotonic()
         while True:
             try:
                 response = yield from send(request)
@@ -112,7 +87,7 @@ class Retry:
 
     def _wait(self, request: Request, error: Flux0Error, began: float) -> float | None:
         config = request.retries or DEFAULT_RETRIES
-        now = self._clocks.monotonic()
+        now = self._time.monotonic()
         failure = Failure(
             error=error,
             attempt=request.attempt,
@@ -122,6 +97,6 @@ class Retry:
         if request.deadline is not None:
             failure = evolve(failure, left=request.deadline - now)
         wait = wait_before_retry(
-            config, failure, jitter=self._clocks.random(), now=self._clocks.now()
+            config, failure, jitter=self._time.jitter(), now=self._time.utc_now()
         )
         return wait if wait is not None and self._budget.take() else None

@@ -5,18 +5,18 @@ from __future__ import annotations
 from flux0.domain import arguments
 from flux0.domain.models import Agent, Agents
 from flux0.flows import Flow
-from flux0.usecases.call import Call
+from flux0.usecases.call import ApiCall
 
 _ROUTE = "/api/agents"
 _LONGEST_NAME = 100
 
 
-def list_agents(call: Call) -> Flow[Agents]:
+def list_agents(call: ApiCall) -> Flow[Agents]:
     """Return every agent of the server; there is no paging."""
     return call.fetch(Agents, call.request("agents.list", "GET", _ROUTE))
 
 
-def create_agent(call: Call, *, name: str, type_: str, description: str | None) -> Flow[Agent]:
+def create_agent(call: ApiCall, *, name: str, type_: str, description: str | None) -> Flow[Agent]:
     """Create an agent, of a type that the server has code for, and return it."""
     body = {
         "name": arguments.text("name", name, longest=_LONGEST_NAME),
@@ -27,8 +27,8 @@ def create_agent(call: Call, *, name: str, type_: str, description: str | None) 
     return call.fetch(Agent, call.request("agents.create", "POST", _ROUTE, body=body))
 
 
-def retrieve_agent(call: Call, *, agent_id: str) -> Flow[Agent]:
+def retrieve_agent(call: ApiCall, *, agent_id: str) -> Flow[Agent]:
     """Return one agent."""
-    path = f"{_ROUTE}/{arguments.path_segment('agent_id', agent_id)}"
+    path = f"{_ROUTE}/{arguments.identifier('agent_id', agent_id)}"
     request = call.request("agents.retrieve", "GET", f"{_ROUTE}/{{agent_id}}", path=path)
     return call.fetch(Agent, request)

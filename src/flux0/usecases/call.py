@@ -19,7 +19,7 @@ _STREAM = (("accept", "text/event-stream"), ("content-type", "application/json")
 
 
 @frozen(eq=False)
-class Call:
+class ApiCall:
     """Where one call goes, through what, and with which options.
 
     `server_url` has no trailing slash; `max_body_bytes` bounds a body that is read whole;

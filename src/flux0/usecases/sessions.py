@@ -11,7 +11,7 @@ from flux0.domain.errors import DecodeError
 from flux0.domain.models import Events, Session, Sessions
 from flux0.flows import Flow, ReadBody
 from flux0.ports import Request, Response
-from flux0.usecases.call import Call
+from flux0.usecases.call import ApiCall
 
 _ROUTE = "/api/sessions"
 _SESSION = f"{_ROUTE}/{{session_id}}"
@@ -19,7 +19,7 @@ _LONGEST_TITLE = 200
 
 
 def create_session(
-    call: Call, *, agent_id: str, allow_greeting: bool, id: str | None, title: str | None
+    call: ApiCall, *, agent_id: str, allow_greeting: bool, id: str | None, title: str | None
 ) -> Flow[Session]:
     """Open a session with an agent and return it.
 
@@ -37,20 +37,20 @@ def create_session(
     return call.fetch(Session, request)
 
 
-def list_sessions(call: Call, *, agent_id: str | None) -> Flow[Sessions]:
+def list_sessions(call: ApiCall, *, agent_id: str | None) -> Flow[Sessions]:
     """Return the sessions of the user that the cookie names, of one agent or of all."""
     query = () if agent_id is None else (("agent_id", arguments.text("agent_id", agent_id)),)
     return call.fetch(Sessions, call.request("sessions.list", "GET", _ROUTE, query=query))
 
 
-def retrieve_session(call: Call, *, session_id: str) -> Flow[Session]:
+def retrieve_session(call: ApiCall, *, session_id: str) -> Flow[Session]:
     """Return one session."""
-    path = f"{_ROUTE}/{arguments.path_segment('session_id', session_id)}"
+    path = f"{_ROUTE}/{arguments.identifier('session_id', session_id)}"
     return call.fetch(Session, call.request("sessions.retrieve", "GET", _SESSION, path=path))
 
 
 def list_events(
-    call: Call,
+    call: ApiCall,
     *,
     session_id: str,
     min_offset: int | None,
@@ -63,7 +63,7 @@ def list_events(
     The released server reads `types` from the body of the GET, a later one from the query, and
     each ignores the other. So both are sent, and what comes back is filtered once more.
     """
-    path = f"{_ROUTE}/{arguments.path_segment('session_id', session_id)}/events"
+    path = f"{_ROUTE}/{arguments.identifier('session_id', session_id)}/events"
     query: list[tuple[str, str]] = []
     if min_offset is not None:
         query.append(("min_offset", str(arguments.offset("min_offset", min_offset))))
@@ -86,7 +86,7 @@ def list_events(
 
 
 def create_event(
-    call: Call,
+    call: ApiCall,
     *,
     session_id: str,
     type_: EventType | str,
@@ -94,7 +94,7 @@ def create_event(
     content: str,
 ) -> Flow[Response[Any]]:
     """Send a message and return the response whose body is the turn's stream of events."""
-    path = f"{_ROUTE}/{arguments.path_segment('session_id', session_id)}/events/stream"
+    path = f"{_ROUTE}/{arguments.identifier('session_id', session_id)}/events/stream"
     body = {
         "type": arguments.choice("type_", EventType, type_),
         "source": arguments.choice("source", EventSource, source),
@@ -111,14 +111,14 @@ def create_event(
     return _open_stream(call, request)
 
 
-def _fetch_events(call: Call, request: Request, wanted: tuple[str, ...] | None) -> Flow[Events]:
+def _fetch_events(call: ApiCall, request: Request, wanted: tuple[str, ...] | None) -> Flow[Events]:
     events = yield from call.fetch(Events, request)
     if wanted is None:
         return events
     return Events(tuple(event for event in events if event.type in wanted))
 
 
-def _open_stream(call: Call, request: Request) -> Flow[Response[Any]]:
+def _open_stream(call: ApiCall, request: Request) -> Flow[Response[Any]]:
     response = yield from call.send(request)
     content_type = response.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "text/event-stream":

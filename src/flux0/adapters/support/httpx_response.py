@@ -117,7 +117,7 @@ class Reading:
             coding, built.headers.get("accept-encoding", "")
         )
         self.decoder = decoder_for(coding) if self.raw else None
-        streaming = request.stream and response.is_success
+        streaming = request.streams(response.status_code)
         self._retained: list[bytes] | None = None if streaming else []
         if streaming and "timeout" in built.extensions:
             # httpcore looks the read timeout up once more when it begins to read the body.

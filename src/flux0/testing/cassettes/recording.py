@@ -13,7 +13,15 @@ from typing import Any, TypeVar, cast
 from attrs import define, evolve, field
 
 from flux0.domain.errors import TransportError
-from flux0.ports import AsyncByteStream, AsyncTransport, ByteStream, Request, Response, Transport
+from flux0.ports import (
+    AsyncByteStream,
+    AsyncTransport,
+    ByteStream,
+    Request,
+    Response,
+    Time,
+    Transport,
+)
 from flux0.testing.cassettes.cassette import (
     CLOSED,
     ERRORS,
@@ -77,7 +85,9 @@ class RecordingTransport:
         self.transport: Any = transport
         self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._clock: Callable[[], float] = getattr(transport, "monotonic", time.monotonic)
+        given = getattr(transport, "time", None)
+        self._time = given if isinstance(given, Time) else None
+        self._clock = time.monotonic if self._time is None else self._time.monotonic
         self._lock = Lock()
         self._tapes: list[_Tape] = []
 
@@ -119,23 +129,10 @@ class RecordingTransport:
         finally:
             self._write(ended=False)
 
-    # --- the time, if that of the other transport is not real
-
-    @_if_available
-    def monotonic(self) -> float:
-        """Return the other transport's time, in seconds."""
-        now: float = self.transport.monotonic()
-        return now
-
-    @_if_available
-    def sleep(self, seconds: float) -> None:
-        """Let `seconds` of the other transport's time pass."""
-        self.transport.sleep(seconds)
-
-    @_if_available
-    async def sleep_async(self, seconds: float) -> None:
-        """Let `seconds` of the other transport's time pass."""
-        await self.transport.sleep_async(seconds)
+    @property
+    def time(self) -> Time | None:
+        """The time that a client goes by, if that of the other transport is not real."""
+        return self._time
 
     # --- within
 

@@ -99,19 +99,10 @@ class ReplayTransport:
         """Do as `close` does."""
         self.close()
 
-    # --- the time, for a client that waits between attempts
-
-    def monotonic(self) -> float:
-        """Return the time of the replay's clock, in seconds."""
-        return self.clock.now()
-
-    def sleep(self, seconds: float) -> None:
-        """Let `seconds` pass on the replay's clock."""
-        self.clock.wait_until(self.clock.now() + seconds)
-
-    async def sleep_async(self, seconds: float) -> None:
-        """Let `seconds` pass on the replay's clock."""
-        self.sleep(seconds)
+    @property
+    def time(self) -> FakeClock:
+        """The time that a client goes by: the replay's clock."""
+        return self.clock
 
     # --- within
 

@@ -13,9 +13,9 @@ import pytest
 
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
+from flux0.testing.contract.answers import Answer
 from flux0.testing.contract.byte_server import PATIENCE, ByteServer
 from flux0.testing.contract.probe import Probe
-from flux0.testing.fake.answers import Answer
 
 # Long enough never to be reached, so that a hang shows as a hang.
 PATIENT = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)

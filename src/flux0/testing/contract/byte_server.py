@@ -16,7 +16,7 @@ from typing import final
 from attrs import frozen
 
 from flux0.domain.headers import Headers
-from flux0.testing.fake.answers import Answer, Close, Hold, Send, SendBelowTLS
+from flux0.testing.contract.answers import Answer, Close, Hold, Send, SendBelowTLS
 
 # Seconds to wait for what takes milliseconds; only a failing test waits so long.
 PATIENCE = 10.0

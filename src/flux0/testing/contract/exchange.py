@@ -8,9 +8,9 @@ import pytest
 
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
+from flux0.testing.contract.answers import Close, Send, answer, head
 from flux0.testing.contract.base import PATIENT, Contract, Serve, get
 from flux0.testing.contract.probe import Probe
-from flux0.testing.fake.answers import Close, Send, answer, head
 
 _OK = answer(b"ok")
 

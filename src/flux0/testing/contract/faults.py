@@ -26,9 +26,7 @@ from flux0.domain.errors import (
 )
 from flux0.domain.headers import Headers
 from flux0.ports import Request
-from flux0.testing.contract.base import PATIENT, Contract, Serve, get
-from flux0.testing.contract.probe import Probe
-from flux0.testing.fake.answers import (
+from flux0.testing.contract.answers import (
     Answer,
     Close,
     Framing,
@@ -41,6 +39,8 @@ from flux0.testing.fake.answers import (
     head,
     size,
 )
+from flux0.testing.contract.base import PATIENT, Contract, Serve, get
+from flux0.testing.contract.probe import Probe
 
 SHORT = 0.2  # Seconds to wait for what never comes.
 

@@ -9,9 +9,9 @@ from gzip import compress
 
 import pytest
 
+from flux0.testing.contract.answers import FRAMINGS, Framing, Hold, Send, answer, byte_by_byte
 from flux0.testing.contract.base import Contract, Serve, get
 from flux0.testing.contract.probe import Probe
-from flux0.testing.fake.answers import FRAMINGS, Framing, Hold, Send, answer, byte_by_byte
 
 framings = pytest.mark.parametrize("framing", FRAMINGS)
 codings = pytest.mark.parametrize("gzip", [False, True], ids=["identity", "gzip"])

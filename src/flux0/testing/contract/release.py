@@ -19,10 +19,10 @@ from flux0.domain.errors import (
     PoolTimeout,
     TransportError,
 )
+from flux0.testing.contract.answers import Close, Hold, answer
 from flux0.testing.contract.base import PATIENT, Contract, Drive, Serve, get
 from flux0.testing.contract.faults import SHORT, fails
 from flux0.testing.contract.probe import LoopProbe, Probe
-from flux0.testing.fake.answers import Close, Hold, answer
 
 _OK = answer(b"ok")
 _SILENT = answer(b"first", Hold(), b"second", framing="chunked")

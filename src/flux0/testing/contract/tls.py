@@ -13,10 +13,10 @@ import trustme
 from attrs import evolve
 
 from flux0.domain.errors import ConnectionInterrupted, ConnectTimeout, TLSError, TransportError
+from flux0.testing.contract.answers import Hold, Send, SendBelowTLS, answer
 from flux0.testing.contract.base import PATIENT, Contract, Drive, Serve, get
 from flux0.testing.contract.faults import SHORT, fails
 from flux0.testing.contract.probe import Probe
-from flux0.testing.fake.answers import Hold, Send, SendBelowTLS, answer
 
 
 class TLSContract(Contract):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timezone
+from random import Random
 from threading import Lock
+
+from flux0.ports import Time
 
 _START = 1_767_225_600.0  # 2026-01-01T00:00:00Z
 
@@ -12,7 +16,7 @@ class ClockStandsStill(AssertionError):
     """Something waits on a clock that only the test moves, and the test is what waits."""
 
 
-class FakeClock:
+class FakeClock(Time):
     """A clock that passes only when it is told to, so that no test waits.
 
     Args:
@@ -33,11 +37,32 @@ class FakeClock:
         self._now = float(start)
         self._moves_by_itself = moves_by_itself
         self._sleep = sleep
+        self._random = Random(0)  # noqa: S311 - it spreads retries, alike in every run
         self._lock = Lock()
 
     def now(self) -> float:
         """Return the time in seconds since 1970, UTC."""
         return self._now
+
+    def monotonic(self) -> float:
+        """Return the time in seconds; see `Time.monotonic`."""
+        return self._now
+
+    def utc_now(self) -> datetime:
+        """Return the date and time, in UTC."""
+        return datetime.fromtimestamp(self._now, timezone.utc)
+
+    def sleep(self, seconds: float) -> None:
+        """Let `seconds` pass, as a wait."""
+        self.wait_until(self._now + seconds)
+
+    async def sleep_async(self, seconds: float) -> None:
+        """Let `seconds` pass, as a wait."""
+        self.sleep(seconds)
+
+    def jitter(self) -> float:
+        """Return a number from 0 to 1, the same in every run."""
+        return self._random.random()
 
     def advance(self, seconds: float) -> None:
         """Let `seconds` pass."""

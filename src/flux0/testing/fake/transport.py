@@ -175,19 +175,10 @@ class FakeTransport:
         """Do as `close` does."""
         self.close()
 
-    # --- the time, for a client that waits between attempts
-
-    def monotonic(self) -> float:
-        """Return the time of the fake's clock, in seconds."""
-        return self.clock.now()
-
-    def sleep(self, seconds: float) -> None:
-        """Let `seconds` pass on the fake's clock."""
-        self.clock.wait_until(self.clock.now() + seconds)
-
-    async def sleep_async(self, seconds: float) -> None:
-        """Let `seconds` pass on the fake's clock."""
-        self.sleep(seconds)
+    @property
+    def time(self) -> FakeClock:
+        """The time that a client goes by: the fake's clock."""
+        return self.clock
 
     # --- within
 

@@ -1,0 +1,83 @@
+"""Real time, with alarms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from threading import Condition, Thread
+from typing import Final
+
+from flux0.adapters.support.event_loop import sleep
+from flux0.adapters.support.processes import PerProcess
+from flux0.ports import Time
+
+_LONGEST_NAP: Final = 3600.0  # More than some systems wait at most for is an OverflowError.
+
+
+class SystemTime(Time):
+    """The time of the machine."""
+
+    def __init__(self) -> None:
+        self._alarms = PerProcess(_Alarms)
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back; see `Time.monotonic`."""
+        return time.monotonic()
+
+    def utc_now(self) -> datetime:
+        """Return the date and time, in UTC."""
+        return datetime.now(timezone.utc)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for `seconds`."""
+        time.sleep(seconds)
+
+    async def sleep_async(self, seconds: float) -> None:
+        """Wait for `seconds` under asyncio or trio."""
+        await sleep(seconds)
+
+    def jitter(self) -> float:
+        """Return a random number from 0 to 1."""
+        from random import random  # noqa: PLC0415 - slow to import, and retries are rare
+
+        return random()  # noqa: S311 - it spreads retries, and guards nothing
+
+    def alarm(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:
+        """Have `act` called when `monotonic` is `moment`; return a function that cancels it."""
+        return self._alarms.get().add(moment, act)
+
+
+class _Alarms:
+    """The alarms of one process, all of which one thread watches while there are any."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._alarms: dict[object, tuple[float, Callable[[], object]]] = {}
+        self._next = float("inf")
+        self._thread: Thread | None = None
+
+    def add(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:
+        alarm = object()
+        with self._changed:
+            self._alarms[alarm] = moment, act
+            if self._thread is None:
+                self._next = moment
+                self._thread = Thread(target=self._watch, name="flux0-alarms", daemon=True)
+                self._thread.start()
+            elif moment < self._next:
+                self._changed.notify()
+        return lambda: self._alarms.pop(alarm, None)
+
+    def _watch(self) -> None:
+        while True:
+            now = time.monotonic()
+            for alarm, (moment, _) in tuple(self._alarms.items()):
+                if moment <= now and (due := self._alarms.pop(alarm, None)) is not None:
+                    due[1]()
+            with self._changed:
+                if not self._alarms:
+                    self._thread = None
+                    return
+                self._next = min((moment for moment, _ in tuple(self._alarms.values())), default=0)
+                self._changed.wait(min(self._next - time.monotonic(), _LONGEST_NAP))

@@ -1,0 +1,99 @@
+"""Wires a client's transports, middleware and use cases together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from flux0._version import __version__
+from flux0.adapters.time import SystemTime
+from flux0.client.caller import Caller, Defaults
+from flux0.client.drivers import AsyncDriver, Driver
+from flux0.domain import arguments
+from flux0.domain.headers import Headers
+from flux0.domain.retrying import RetryDetails
+from flux0.flows import Middleware, chain
+from flux0.middleware.bodies import WholeBody
+from flux0.middleware.errors import ErrorPolicy
+from flux0.middleware.headers import ComputedHeaders
+from flux0.middleware.retry import Retry, RetryBudget
+from flux0.ports import AsyncTransport, Codec, Time, Transport
+
+if TYPE_CHECKING:
+    from flux0.middleware.logging import DebugLogger
+
+_USER_AGENT = Headers((("user-agent", f"flux0-client/{__version__}"),))
+
+
+def wire(
+    transport: Transport | None,
+    async_transport: AsyncTransport,
+    codec: Codec,
+    defaults: Defaults,
+    *,
+    middleware: Iterable[Middleware],
+    computed_headers: Mapping[str, Callable[[], str]],
+    on_retry: Callable[[RetryDetails], None] | None,
+    debug_logger: DebugLogger | None,
+) -> Caller:
+    """Return what makes a client's calls; without `transport` it makes no synchronous ones."""
+    time = _time_of(async_transport if transport is None else transport)
+    layers: list[Middleware] = [*middleware, Retry(RetryBudget(), time, _teller(on_retry))]
+    if computed_headers:
+        layers.append(ComputedHeaders(computed_headers))
+    logger = debug_logger if debug_logger is not None else _environment_logger()
+    if logger is not None:
+        from flux0.middleware.logging import Logging  # noqa: PLC0415 - only where it is asked for
+
+        layers.append(Logging(logger, time))
+    layers += (WholeBody(defaults.max_body_bytes), ErrorPolicy(codec, defaults.max_body_bytes))
+    driver = None if transport is None else Driver(transport, time)
+    async_time = _time_of(async_transport) if transport is None else time
+    return Caller(
+        chain(layers), codec, defaults, driver, AsyncDriver(async_transport, async_time), time
+    )
+
+
+def split_headers(
+    headers: Mapping[str, str | Callable[[], str]],
+) -> tuple[Headers, dict[str, Callable[[], str]]]:
+    """Return the header fields with fixed values, and those whose values are computed."""
+    if not isinstance(headers, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass what they like
+        arguments.headers("headers", headers)
+    fixed = {name: value for name, value in headers.items() if not callable(value)}
+    computed = {name: value for name, value in headers.items() if callable(value)}
+    names = arguments.headers("headers", dict.fromkeys(computed, ""))
+    # A computed value would lose against the one that is sent by default.
+    own = Headers() if "user-agent" in names else _USER_AGENT
+    return own.merge(arguments.headers("headers", fixed)), computed
+
+
+def _time_of(transport: object) -> Time:
+    own = getattr(transport, "time", None)
+    return own if isinstance(own, Time) else SystemTime()
+
+
+def _teller(on_retry: Callable[[RetryDetails], None] | None) -> Callable[[RetryDetails], None]:
+    def tell(details: RetryDetails) -> None:
+        from flux0.middleware.logging import log_retry  # noqa: PLC0415 - retries are rare
+
+        log_retry(details)
+        if on_retry is not None:
+            on_retry(details)
+
+    return tell
+
+
+def _environment_logger() -> DebugLogger | None:
+    if os.environ.get("FLUX0_DEBUG", "").lower() not in ("1", "true", "yes", "on"):
+        return None
+    import logging  # noqa: PLC0415 - only where it is asked for
+
+    logger = logging.getLogger("flux0")
+    logger.setLevel(logging.DEBUG)
+    if not logger.hasHandlers():  # Asked for by the environment, so it must be seen.
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
+        logger.addHandler(handler)
+    return logger
