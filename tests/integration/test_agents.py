@@ -69,14 +69,16 @@ async def test_an_id_that_cannot_be_one_is_refused_in_detail(make_client: MakeCl
     assert problem.input == "short"
 
 
-@pytest.mark.parametrize("agent_id", ["../agents", "a/b?c", "a#b", "a%2Fb", "\n", "x" * 5000])
+@pytest.mark.parametrize("agent_id", ["a b+c", "a;b=c", "é", "x" * 5000])
 async def test_an_id_reaches_no_other_route(make_client: MakeClient, agent_id: str) -> None:
     async with make_client() as flux0:
         with pytest.raises((NotFoundError, HTTPValidationError)):
             await flux0.agents.retrieve_async(agent_id=agent_id)
 
 
-@pytest.mark.parametrize("agent_id", ["", ".", "..", "\ud800"])
+@pytest.mark.parametrize(
+    "agent_id", ["", ".", "../agents", "a/b?c", "a#b", "a%2Fb", "\n", "\ud800"]
+)
 async def test_what_no_url_can_hold_as_an_id_is_not_sent(
     make_client: MakeClient, agent_id: str, nowhere: str
 ) -> None:

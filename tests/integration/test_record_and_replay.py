@@ -112,8 +112,8 @@ async def test_a_turn_that_falls_silent_or_is_left_does_so_again(
         came = await program(flux0)
     assert [one.end.how for one in read_cassette(path)] == ["whole", "ReadTimeout", "closed"]
     replay = ReplayTransport(path)
-    began = replay.monotonic()
+    began = replay.time.monotonic()
     async with make_client(transport=replay, server_url=nowhere) as flux0:
         assert await program(flux0) == came
     replay.assert_all_used()
-    assert replay.monotonic() - began >= 0.3
+    assert replay.time.monotonic() - began >= 0.3

@@ -29,10 +29,10 @@ def test_a_text_is_taken_as_it_is(value: str) -> None:
     ("value", "problem"),
     [
         ("", "thing must not be empty"),
-        (1, "thing must be a text, and is of type int"),
-        (None, "thing must be a text, and is of type NoneType"),
-        (b"a", "thing must be a text, and is of type bytes"),
-        (["a"], "thing must be a text, and is of type list"),
+        (1, "thing must be a str, not int"),
+        (None, "thing must be a str, not NoneType"),
+        (b"a", "thing must be a str, not bytes"),
+        (["a"], "thing must be a str, not list"),
         ("\ud800", "thing has lone surrogates, which UTF-8 cannot carry"),
         ("\udc80 from a file name", "thing has lone surrogates, which UTF-8 cannot carry"),
     ],
@@ -47,7 +47,7 @@ def test_what_is_no_text_is_refused(
 def test_a_text_may_have_a_longest_length() -> None:
     assert arguments.text("thing", "a" * 5, longest=5) == "a" * 5
     assert refusal(arguments.text, "a" * 6, longest=5) == (
-        "thing must have at most 5 characters, and has 6"
+        "thing must have at most 5 characters, not 6"
     )
 
 
@@ -56,35 +56,23 @@ def test_an_optional_text_may_be_none_or_empty() -> None:
     assert arguments.optional_text("thing", "") == ""
     assert arguments.optional_text("thing", "abc", longest=3) == "abc"
     assert "at most 3" in refusal(arguments.optional_text, "abcd", longest=3)
-    assert "must be a text" in refusal(arguments.optional_text, 0)
+    assert "must be a str" in refusal(arguments.optional_text, 0)
+
+
+@pytest.mark.parametrize("value", ["zv3h4j5Fjv", "a-b_c~d.e", "a;b=c", "a b+c", "é"])
+def test_an_id_is_taken_as_it_is(value: str) -> None:
+    assert arguments.identifier("thing", value) == value
 
 
 @pytest.mark.parametrize(
-    ("value", "segment"),
+    "value",
     [
-        ("zv3h4j5Fjv", "zv3h4j5Fjv"),
-        ("a-b_c~d.e", "a-b_c~d.e"),
-        ("../agents", "..%2Fagents"),
-        ("a/b?c", "a%2Fb%3Fc"),
-        ("a#b", "a%23b"),
-        ("%2F", "%252F"),
-        ("%2e%2e", "%252e%252e"),
-        ("...", "..."),
-        ("a;b=c", "a%3Bb%3Dc"),
-        ("a b+c", "a%20b%2Bc"),
-        ("a\r\nb", "a%0D%0Ab"),
-        ("é", "%C3%A9"),
-        ("\N{GRINNING FACE}", "%F0%9F%98%80"),
-        ("\\", "%5C"),
+        *(".", "..", "...", "../agents", "a/b", "a?b", "a#b", "a\\b", "%2F", "%2e%2e", "a%b"),
+        *("a\r\nb", "a\0", "\x7f", "a\u2028b"),
     ],
 )
-def test_an_id_becomes_one_segment_of_a_path(value: str, segment: str) -> None:
-    assert arguments.identifier("thing", value) == segment
-
-
-@pytest.mark.parametrize("value", [".", ".."])
-def test_an_id_cannot_be_a_dot_segment(value: str) -> None:
-    assert refusal(arguments.identifier, value) == f"thing must be an id, and is {value!r}"
+def test_an_id_cannot_lead_to_another_route(value: str) -> None:
+    assert refusal(arguments.identifier, value).startswith(f"thing is not an id: {value!r}")
 
 
 @pytest.mark.parametrize(
@@ -120,14 +108,14 @@ def test_choices_are_names_without_repetition(values: object) -> None:
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ("message", "must be a list of names, and is 'message'"),
+        ("message", "must be a list of names, not 'message'"),
         (EventType.MESSAGE, "must be a list of names"),
-        (1, "must be a list of names, and is 1"),
-        (None, "must be a list of names, and is None"),
+        (1, "must be a list of names, not 1"),
+        (None, "must be a list of names, not None"),
         ([], "must not be empty; leave it out for no filter"),
         (iter(()), "must not be empty"),
-        ([1], "must be a text, and is of type int"),
-        (b"ab", "must be a text, and is of type int"),
+        ([1], "must be a str, not int"),
+        (b"ab", "must be a str, not int"),
         (["message", ""], "must not be empty"),
         (["message", "\ud800"], "has lone surrogates"),
     ],
@@ -150,4 +138,4 @@ def test_a_flag_is_true_or_false() -> None:
     assert arguments.flag("thing", True) is True  # noqa: FBT003 - the value itself
     assert arguments.flag("thing", False) is False  # noqa: FBT003 - the value itself
     for value in (1, 0, None, "true"):
-        assert refusal(arguments.flag, value) == (f"thing must be True or False, and is {value!r}")
+        assert refusal(arguments.flag, value) == (f"thing must be True or False, not {value!r}")

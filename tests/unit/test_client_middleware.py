@@ -215,9 +215,9 @@ async def test_a_layer_can_tell_the_calls_apart(mode: Mode) -> None:
     async with in_mode(mode, Flux0(transport=transport, middleware=[look])) as flux0:
         for call in (
             flux0.agents.list_async(),
-            flux0.agents.retrieve_async(agent_id="a/1"),
-            flux0.sessions.list_events_async(session_id="s/1"),
-            flux0.sessions.create_event_async(session_id="s/1", content="Hi"),
+            flux0.agents.retrieve_async(agent_id="a1"),
+            flux0.sessions.list_events_async(session_id="s1"),
+            flux0.sessions.create_event_async(session_id="s1", content="Hi"),
         ):
             with pytest.raises(Flux0Error):
                 await call

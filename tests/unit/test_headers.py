@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 

@@ -536,10 +536,12 @@ def test_a_client_waits_between_attempts_on_its_clock(mode: Mode, path: Path) ->
         fake.inject(Respond(503, retry_after=20))
         for make in (lambda: RecordingTransport(fake, path), lambda: ReplayTransport(path)):
             transport = make()
-            began = transport.time.monotonic()
+            time = transport.time
+            assert time is not None
+            began = time.monotonic()
             async with in_mode(mode, Flux0(transport=transport)) as flux0:
                 assert len(await flux0.agents.list_async()) == 1
-            assert transport.time.monotonic() - began == 20
+            assert time.monotonic() - began == 20
 
     run(mode, test)
 

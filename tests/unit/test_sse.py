@@ -71,7 +71,7 @@ def read_whole(stream: bytes) -> Outcome:
     return Outcome(events, last_event_id, retry, pending or rest != "")
 
 
-def shown(parser: EventStreamParser, events: list[ServerSentEvent]) -> Outcome:
+def shown(parser: SSEParser, events: list[ServerSentEvent]) -> Outcome:
     return Outcome(events, parser.last_event_id, parser.retry, parser.pending)
 
 

@@ -91,12 +91,29 @@ def test_an_agent_is_created_without_a_null_description(
 
 
 def test_an_agent_is_retrieved_by_an_encoded_id() -> None:
-    request, agent = ask(agents.retrieve_agent(WAY, agent_id="../a?b"), AGENT)
+    request, agent = ask(agents.retrieve_agent(WAY, agent_id="a b;c"), AGENT)
 
     assert request.method == "GET"
-    assert request.url == "http://127.0.0.1:8080/base/api/agents/..%2Fa%3Fb"
+    assert request.url == "http://127.0.0.1:8080/base/api/agents/a%20b%3Bc"
     assert (request.operation, request.route) == ("agents.retrieve", "/api/agents/{agent_id}")
     assert agent.id == "t-2DtXTicj"
+
+
+@pytest.mark.parametrize(
+    ("value", "segment"),
+    [
+        ("zv3h4j5Fjv", "zv3h4j5Fjv"),
+        ("a-b_c~d.e", "a-b_c~d.e"),
+        ("a;b=c", "a%3Bb%3Dc"),
+        ("a b+c", "a%20b%2Bc"),
+        ("é", "%C3%A9"),
+        ("\N{GRINNING FACE}", "%F0%9F%98%80"),
+    ],
+)
+def test_an_id_becomes_one_segment_of_a_path(value: str, segment: str) -> None:
+    request, _ = ask(agents.retrieve_agent(WAY, agent_id=value), AGENT)
+
+    assert request.url == f"http://127.0.0.1:8080/base/api/agents/{segment}"
 
 
 # --- sessions
@@ -137,10 +154,10 @@ def test_sessions_are_listed(agent_id: str | None, query: str) -> None:
 
 
 def test_a_session_is_retrieved_by_an_encoded_id() -> None:
-    request, session = ask(sessions.retrieve_session(WAY, session_id="a/b"), SESSION)
+    request, session = ask(sessions.retrieve_session(WAY, session_id="a b"), SESSION)
 
     assert request.method == "GET"
-    assert request.url == "http://127.0.0.1:8080/base/api/sessions/a%2Fb"
+    assert request.url == "http://127.0.0.1:8080/base/api/sessions/a%20b"
     assert (request.operation, request.route) == ("sessions.retrieve", "/api/sessions/{session_id}")
     assert session.consumption_offsets.client == 0
 
@@ -170,7 +187,7 @@ def stored(*types: str) -> dict[str, Any]:
 
 def list_events(**changes: Any) -> Flow[Any]:
     given: dict[str, Any] = {
-        "session_id": "s/1",
+        "session_id": "s 1",
         "min_offset": None,
         "source": None,
         "correlation_id": None,
@@ -183,7 +200,7 @@ def test_all_events_are_listed_where_no_filter_is_given() -> None:
     request, listed = ask(list_events(), stored("message", "status", "new"))
 
     assert request.method == "GET"
-    assert request.url == "http://127.0.0.1:8080/base/api/sessions/s%2F1/events"
+    assert request.url == "http://127.0.0.1:8080/base/api/sessions/s%201/events"
     assert request.operation == "sessions.list_events"
     assert request.route == "/api/sessions/{session_id}/events"
     assert request.body is None
@@ -224,7 +241,7 @@ def test_types_are_sent_in_the_query_and_in_the_body_and_filtered_once_more() ->
 
 def create_event(way: ApiCall = WAY, **changes: Any) -> Flow[Any]:
     given: dict[str, Any] = {
-        "session_id": "s/1",
+        "session_id": "s 1",
         "type_": EventType.MESSAGE,
         "source": EventSource.USER,
         "content": "What's the weather in SF?",
@@ -240,7 +257,7 @@ def test_a_message_is_sent_and_the_response_handed_out_with_its_stream_unread() 
     (send,) = effects
     request = sent(send)
     assert request.method == "POST"
-    assert request.url == "http://127.0.0.1:8080/base/api/sessions/s%2F1/events/stream"
+    assert request.url == "http://127.0.0.1:8080/base/api/sessions/s%201/events/stream"
     assert request.operation == "sessions.create_event"
     assert request.route == "/api/sessions/{session_id}/events/stream"
     assert request.stream

@@ -59,8 +59,9 @@ def split_headers(
     headers: Mapping[str, str | Callable[[], str]],
 ) -> tuple[Headers, dict[str, Callable[[], str]]]:
     """Return the header fields with fixed values, and those whose values are computed."""
-    if not isinstance(headers, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass what they like
-        arguments.headers("headers", headers)
+    given: object = headers
+    if not isinstance(given, Mapping):
+        arguments.headers("headers", given)
     fixed = {name: value for name, value in headers.items() if not callable(value)}
     computed = {name: value for name, value in headers.items() if callable(value)}
     names = arguments.headers("headers", dict.fromkeys(computed, ""))

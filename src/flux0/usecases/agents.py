@@ -8,6 +8,7 @@ from flux0.flows import Flow
 from flux0.usecases.call import ApiCall
 
 _ROUTE = "/api/agents"
+_AGENT = f"{_ROUTE}/{{agent_id}}"
 _LONGEST_NAME = 100
 
 
@@ -29,6 +30,5 @@ def create_agent(call: ApiCall, *, name: str, type_: str, description: str | Non
 
 def retrieve_agent(call: ApiCall, *, agent_id: str) -> Flow[Agent]:
     """Return one agent."""
-    path = f"{_ROUTE}/{arguments.identifier('agent_id', agent_id)}"
-    request = call.request("agents.retrieve", "GET", f"{_ROUTE}/{{agent_id}}", path=path)
-    return call.fetch(Agent, request)
+    ids = {"agent_id": arguments.identifier("agent_id", agent_id)}
+    return call.fetch(Agent, call.request("agents.retrieve", "GET", _AGENT, ids=ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from attrs import frozen
@@ -41,13 +42,13 @@ class ApiCall:
         method: str,
         route: str,
         *,
-        path: str | None = None,
+        ids: Mapping[str, str] | None = None,
         query: tuple[tuple[str, str], ...] = (),
         body: Any = None,
         stream: bool = False,
     ) -> Request:
-        """Return the request of this call; `path` is `route` with its placeholders filled in."""
-        url = f"{self.server_url}{route if path is None else path}"
+        """Return the request of this call; `ids` go where `route` has their names."""
+        url = f"{self.server_url}{route if ids is None else _filled(route, ids)}"
         if query:
             from urllib.parse import urlencode  # noqa: PLC0415 - not needed to import this package
 
@@ -70,3 +71,9 @@ class ApiCall:
         """Send `request` and return the model that the answer's body holds."""
         response = yield from self.send(request)
         return self.codec.decode(model, response.body)
+
+
+def _filled(route: str, ids: Mapping[str, str]) -> str:
+    from urllib.parse import quote  # noqa: PLC0415 - not needed to import this package
+
+    return route.format_map({name: quote(id_, safe="") for name, id_ in ids.items()})

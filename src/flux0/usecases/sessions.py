@@ -27,7 +27,7 @@ def create_session(
     """
     body = {"agent_id": arguments.text("agent_id", agent_id)}
     if id is not None:
-        body["id"] = arguments.text("id", id)
+        body["id"] = arguments.identifier("id", id)
     if (checked := arguments.optional_text("title", title, longest=_LONGEST_TITLE)) is not None:
         body["title"] = checked
     query = (
@@ -45,8 +45,8 @@ def list_sessions(call: ApiCall, *, agent_id: str | None) -> Flow[Sessions]:
 
 def retrieve_session(call: ApiCall, *, session_id: str) -> Flow[Session]:
     """Return one session."""
-    path = f"{_ROUTE}/{arguments.identifier('session_id', session_id)}"
-    return call.fetch(Session, call.request("sessions.retrieve", "GET", _SESSION, path=path))
+    ids = {"session_id": arguments.identifier("session_id", session_id)}
+    return call.fetch(Session, call.request("sessions.retrieve", "GET", _SESSION, ids=ids))
 
 
 def list_events(
@@ -63,7 +63,7 @@ def list_events(
     The released server reads `types` from the body of the GET, a later one from the query, and
     each ignores the other. So both are sent, and what comes back is filtered once more.
     """
-    path = f"{_ROUTE}/{arguments.identifier('session_id', session_id)}/events"
+    ids = {"session_id": arguments.identifier("session_id", session_id)}
     query: list[tuple[str, str]] = []
     if min_offset is not None:
         query.append(("min_offset", str(arguments.offset("min_offset", min_offset))))
@@ -78,7 +78,7 @@ def list_events(
         "sessions.list_events",
         "GET",
         f"{_SESSION}/events",
-        path=path,
+        ids=ids,
         query=tuple(query),
         body=wanted,
     )
@@ -94,7 +94,7 @@ def create_event(
     content: str,
 ) -> Flow[Response[Any]]:
     """Send a message and return the response whose body is the turn's stream of events."""
-    path = f"{_ROUTE}/{arguments.identifier('session_id', session_id)}/events/stream"
+    ids = {"session_id": arguments.identifier("session_id", session_id)}
     body = {
         "type": arguments.choice("type_", EventType, type_),
         "source": arguments.choice("source", EventSource, source),
@@ -104,7 +104,7 @@ def create_event(
         "sessions.create_event",
         "POST",
         f"{_SESSION}/events/stream",
-        path=path,
+        ids=ids,
         body=body,
         stream=True,
     )
