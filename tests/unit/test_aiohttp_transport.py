@@ -32,7 +32,7 @@ from flux0.domain.errors import (
 from flux0.domain.headers import Headers
 from flux0.ports import AsyncByteStream, Request, Response, Timeout
 from flux0.testing.contract import AsyncTransportContract, LimitedPoolContract
-from flux0.testing.contract.answers import Close, Hold, Reset, Send, answer, cut, head, size
+from flux0.testing.contract.answers import Disconnect, Hold, Reset, Write, answer, cut, head, size
 from flux0.testing.contract.byte_server import PATIENCE, ByteServer
 
 OK = answer(b"ok")
@@ -210,7 +210,7 @@ def test_a_get_is_not_sent_again_after_a_dead_connection() -> None:
                 await transport.send_async(get(url))
             assert isinstance(caught.value.__cause__, aiohttp.ServerDisconnectedError)
 
-    with ByteServer(OK, (Close(),), OK) as server:
+    with ByteServer(OK, (Disconnect(),), OK) as server:
         asyncio.run(run(server.url))
         assert len(server.requests) == 2
 
@@ -331,7 +331,7 @@ def test_the_connection_is_lost_before_a_large_body_begins() -> None:
             with pytest.raises(ConnectionInterrupted):
                 await AiohttpTransport(session).send_async(post(url, bytes(1_000_000)))
 
-    with ByteServer(unasked=(Close(),)) as server:
+    with ByteServer(unasked=(Disconnect(),)) as server:
         asyncio.run(run(server.url))
 
 
@@ -390,7 +390,7 @@ def test_a_body_until_close_is_reset() -> None:
                 await read(response.body)
             assert isinstance(caught.value.__cause__, aiohttp.ClientOSError)
 
-    with ByteServer((head("200 OK", []), Send(b"first"), Hold(), Reset())) as server:
+    with ByteServer((head("200 OK", []), Write(b"first"), Hold(), Reset())) as server:
         asyncio.run(run(server))
 
 
@@ -454,7 +454,7 @@ def test_framing_that_breaks_while_nobody_reads() -> None:
                 await read(response.body)
 
     start, first, *_ = answer(b"first", framing="chunked")
-    with ByteServer((start, first, Hold(), Send(b"xyz\r\n"), Hold())) as server:
+    with ByteServer((start, first, Hold(), Write(b"xyz\r\n"), Hold())) as server:
         asyncio.run(run(server, Gone(server)))
 
 
@@ -542,7 +542,7 @@ def test_leaving_does_not_wait_for_the_other_side_to_end_its_tls() -> None:
         with context.wrap_socket(plain, server_side=True) as connection:
             connection.recv(65536)
             for step in SILENT[:2]:
-                assert isinstance(step, Send)
+                assert isinstance(step, Write)
                 connection.sendall(step.data)
             while socket.socket.recv(connection, 65536):  # Below TLS, which it does not end.
                 pass

@@ -13,12 +13,12 @@ import trustme
 
 from flux0.testing.contract.answers import (
     Answer,
-    Close,
+    Disconnect,
     Framing,
     Hold,
     Reset,
-    Send,
-    SendBelowTLS,
+    Write,
+    WriteBelowTLS,
     answer,
     body_size,
     byte_by_byte,
@@ -79,10 +79,10 @@ def test_an_answer_is_written_as_its_framing_says(
 
 def test_every_piece_of_a_gzip_can_be_decompressed_when_it_is_there() -> None:
     start, *pieces = answer(b"one", b"two", gzip=True)
-    assert isinstance(start, Send)
+    assert isinstance(start, Write)
     assert b"Content-Encoding: gzip\r\n" in start.data
     decompressor = zlib.decompressobj(wbits=31)
-    sent = [piece.data for piece in pieces if isinstance(piece, Send)]
+    sent = [piece.data for piece in pieces if isinstance(piece, Write)]
     assert [decompressor.decompress(data) for data in sent] == [b"one", b"two", b""]
     assert decompressor.eof
 
@@ -123,7 +123,7 @@ def test_requests_are_answered_in_turn_and_then_all_alike() -> None:
 
 
 def test_a_hold_is_silent_until_it_is_released() -> None:
-    with ByteServer((Send(b"a"), Hold(), Send(b"b"))) as server, connected(server) as connection:
+    with ByteServer((Write(b"a"), Hold(), Write(b"b"))) as server, connected(server) as connection:
         connection.sendall(GET)
         assert exactly(connection, 1) == b"a"
         connection.settimeout(0.05)
@@ -137,7 +137,7 @@ def test_a_hold_is_silent_until_it_is_released() -> None:
 
 
 def test_a_hold_ends_when_the_client_is_gone() -> None:
-    with ByteServer((Hold(), Send(b"never"))) as server:
+    with ByteServer((Hold(), Write(b"never"))) as server:
         with connected(server) as connection:
             connection.sendall(GET)
             server.wait_for_requests(1)
@@ -148,7 +148,7 @@ def test_a_hold_ends_when_the_client_is_gone() -> None:
 
 def test_what_is_not_asked_for_comes_before_the_request() -> None:
     with (
-        ByteServer(answer(b"ok"), unasked=(Send(b"hello"),)) as server,
+        ByteServer(answer(b"ok"), unasked=(Write(b"hello"),)) as server,
         connected(server) as connection,
     ):
         assert exactly(connection, 5) == b"hello"
@@ -157,7 +157,7 @@ def test_what_is_not_asked_for_comes_before_the_request() -> None:
 
 
 def test_closing_lets_the_client_read_what_was_sent() -> None:
-    with ByteServer((Send(b"bye"), Close())) as server, connected(server) as connection:
+    with ByteServer((Write(b"bye"), Disconnect())) as server, connected(server) as connection:
         connection.sendall(GET)
         assert all_of(connection) == b"bye"
 
@@ -187,7 +187,7 @@ def test_connections_can_be_secured() -> None:
     certificate = authority.issue_cert("127.0.0.1")
     certificate.configure_cert(context)  # pyright: ignore[reportUnknownMemberType] - it also takes a type of pyOpenSSL
     trusting = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
-    steps = (*OK, SendBelowTLS(b"noise noise noise"))
+    steps = (*OK, WriteBelowTLS(b"noise noise noise"))
     with ByteServer(steps, tls=context) as server:
         assert server.url == f"https://127.0.0.1:{server.port}"
         with (
@@ -202,7 +202,7 @@ def test_connections_can_be_secured() -> None:
 
 def test_leaving_ends_a_connection_whose_client_does_not_read() -> None:
     with ExitStack() as clients:
-        with ByteServer((Hold(), Send(bytes(64_000_000)))) as server:
+        with ByteServer((Hold(), Write(bytes(64_000_000)))) as server:
             deaf = clients.enter_context(connected(server))
             deaf.sendall(GET)
             server.wait_for_requests(1)

@@ -18,7 +18,17 @@ from attrs import frozen
 
 from flux0 import Flux0, RetryConfig, TransportError, models
 from flux0.domain.errors import Flux0Error
-from flux0.testing.contract.answers import Answer, Close, Hold, Reset, Send, answer, cut, head, size
+from flux0.testing.contract.answers import (
+    Answer,
+    Disconnect,
+    Hold,
+    Reset,
+    Write,
+    answer,
+    cut,
+    head,
+    size,
+)
 from flux0.testing.contract.byte_server import ByteServer
 from support.transports_under_test import TRANSPORTS, TransportUnderTest
 
@@ -106,8 +116,8 @@ def reset_within(content: Callable[..., Answer]) -> Answer:
 
 def corrupt(content: Callable[..., Answer]) -> Answer:
     return tuple(
-        Send(step.data.replace(b"\x1f\x8b\x08", b"\x1f\x8b\xff"))
-        if isinstance(step, Send)
+        Write(step.data.replace(b"\x1f\x8b\x08", b"\x1f\x8b\xff"))
+        if isinstance(step, Write)
         else step
         for step in content(gzip=True)
     )
@@ -125,12 +135,12 @@ FAULTS: dict[str, Callable[[Callable[..., Answer], str], Any]] = {
     "the certificate is not trusted": lambda _content, _kind: untrusted(),
     "the headers do not come": lambda _content, _kind: serving((Hold(),)),
     "the answer is not HTTP": lambda _content, _kind: serving(
-        (Send(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), Close())
+        (Write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), Disconnect())
     ),
     "the header block is too large": lambda _content, _kind: serving(
-        (head("200 OK", [(f"X-{n}", "x" * 1000) for n in range(1000)]), Close())
+        (head("200 OK", [(f"X-{n}", "x" * 1000) for n in range(1000)]), Disconnect())
     ),
-    "the connection ends before the answer": lambda _content, _kind: serving((Close(),)),
+    "the connection ends before the answer": lambda _content, _kind: serving((Disconnect(),)),
     "the body is cut short (chunked)": lambda c, _kind: serving(cut_short(c, "chunked")),
     "the body is cut short (content-length)": lambda c, _kind: serving(
         cut_short(c, "content-length")

@@ -30,11 +30,11 @@ from flux0.ports import Request, Timeout
 from flux0.testing.contract import LimitedPoolContract, TransportContract
 from flux0.testing.contract.answers import (
     Answer,
-    Close,
+    Disconnect,
     Framing,
     Hold,
     Reset,
-    Send,
+    Write,
     answer,
     cut,
     head,
@@ -262,8 +262,8 @@ def test_a_stream_may_have_no_idle_timeout() -> None:
         assert list(pieces) == [b"second"]
 
 
-@pytest.mark.parametrize("end", [Close(), Reset()], ids=["closed", "reset"])
-def test_a_server_that_leaves_within_tls_may_have_acted(end: Close | Reset) -> None:
+@pytest.mark.parametrize("end", [Disconnect(), Reset()], ids=["closed", "reset"])
+def test_a_server_that_leaves_within_tls_may_have_acted(end: Disconnect | Reset) -> None:
     """Only what happens before the request may count as not sent."""
     authority = trustme.CA()
     with ByteServer((end,), tls=server_context(authority)) as server:
@@ -275,7 +275,7 @@ def test_a_server_that_leaves_within_tls_may_have_acted(end: Close | Reset) -> N
 
 def test_tls_that_breaks_off_within_a_body_is_an_interruption() -> None:
     authority = trustme.CA()
-    steps = (*answer(b"first", framing="chunked")[:2], Close())
+    steps = (*answer(b"first", framing="chunked")[:2], Disconnect())
     with ByteServer(steps, tls=server_context(authority)) as server:
         trusted = authority.cert_pem.bytes().decode()
         transport = Urllib3Transport(urllib3.PoolManager(ca_cert_data=trusted))
@@ -298,12 +298,12 @@ def test_a_head_that_is_cut_off_is_never_a_whole_answer(framing: Framing) -> Non
 
 
 def test_a_body_until_close_needs_no_notice() -> None:
-    with ByteServer((head("200 OK", []), Send(b"body"), Close())) as server:
+    with ByteServer((head("200 OK", []), Write(b"body"), Disconnect())) as server:
         assert fetch(Urllib3Transport(), server.url) == b"body"
 
 
 def test_an_old_servers_body_may_be_empty() -> None:
-    with ByteServer((Send(b"HTTP/1.0 200 OK\r\n\r\n"), Close())) as server:
+    with ByteServer((Write(b"HTTP/1.0 200 OK\r\n\r\n"), Disconnect())) as server:
         assert fetch(Urllib3Transport(), server.url) == b""
 
 
@@ -313,7 +313,7 @@ def test_an_old_servers_body_may_be_empty() -> None:
     ids=["binary", "icy", "version"],
 )
 def test_what_is_not_http_is_a_protocol_error_even_when_cut_off(garbage: bytes) -> None:
-    with ByteServer((Send(garbage), Close())) as server, pytest.raises(ProtocolError):
+    with ByteServer((Write(garbage), Disconnect())) as server, pytest.raises(ProtocolError):
         Urllib3Transport().send(get(server.url))
 
 
@@ -328,7 +328,7 @@ def test_what_is_not_http_is_a_protocol_error_even_when_cut_off(garbage: bytes) 
     ],
 )
 def test_a_body_that_cannot_be_told_is_a_protocol_error(fields: list[tuple[str, str]]) -> None:
-    assert type(body_error((head("200 OK", fields), Send(b"body"), Close()))) is ProtocolError
+    assert type(body_error((head("200 OK", fields), Write(b"body"), Disconnect()))) is ProtocolError
 
 
 @pytest.mark.parametrize(
@@ -345,12 +345,12 @@ def test_a_body_that_cannot_be_told_is_a_protocol_error(fields: list[tuple[str, 
 )
 def test_chunks_that_do_not_fit_are_a_protocol_error(body: bytes) -> None:
     chunked = head("200 OK", [("Transfer-Encoding", "chunked")])
-    assert type(body_error((chunked, Send(body), Close()))) is ProtocolError
+    assert type(body_error((chunked, Write(body), Disconnect()))) is ProtocolError
 
 
 def test_chunks_may_have_extensions_and_a_trailer() -> None:
     body = b"00004 ; a=b\r\nbody\r\n2;c\r\n!!\r\n000;d\r\nX-A: b\r\nX-C: d\r\n\r\n"
-    steps = (head("200 OK", [("Transfer-Encoding", "Chunked")]), Send(body))
+    steps = (head("200 OK", [("Transfer-Encoding", "Chunked")]), Write(body))
     with ByteServer(steps) as server:
         transport = Urllib3Transport()
         assert [fetch(transport, server.url) for _ in range(2)] == [b"body!!", b"body!!"]
@@ -359,7 +359,7 @@ def test_chunks_may_have_extensions_and_a_trailer() -> None:
 
 def test_a_chunk_is_handed_over_before_it_is_whole() -> None:
     chunked = head("200 OK", [("Transfer-Encoding", "chunked")])
-    with ByteServer((chunked, Send(b"9\r\nfirst"), Hold(), Send(b"last\r\n0\r\n\r\n"))) as server:
+    with ByteServer((chunked, Write(b"9\r\nfirst"), Hold(), Write(b"last\r\n0\r\n\r\n"))) as server:
         pieces = iter(Urllib3Transport().send(get(server.url)).body)
         assert next(pieces) == b"first"
         server.release()

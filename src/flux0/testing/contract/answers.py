@@ -15,14 +15,14 @@ _GZIP = 16 + zlib.MAX_WBITS
 
 
 @frozen
-class Send:
+class Write:
     """Write `data`."""
 
     data: bytes
 
 
 @frozen
-class SendBelowTLS:
+class WriteBelowTLS:
     """Write `data` as it is on a secured connection: there it is noise."""
 
     data: bytes
@@ -34,7 +34,7 @@ class Hold:
 
 
 @frozen
-class Close:
+class Disconnect:
     """Write nothing more: the client reads all that was sent, then the end (FIN)."""
 
 
@@ -43,7 +43,7 @@ class Reset:
     """Break the connection off (RST)."""
 
 
-Step: TypeAlias = Send | SendBelowTLS | Hold | Close | Reset
+Step: TypeAlias = Write | WriteBelowTLS | Hold | Disconnect | Reset
 Answer: TypeAlias = tuple[Step, ...]
 
 
@@ -66,21 +66,21 @@ def answer(
     if framing == "chunked":
         fields.append(("Transfer-Encoding", "chunked"))
         encoded = [_chunk(piece) if isinstance(piece, bytes) else piece for piece in encoded]
-        end = (Send(b"0\r\n\r\n"),)
+        end = (Write(b"0\r\n\r\n"),)
     elif framing == "content-length":
         length = sum(len(piece) for piece in encoded if isinstance(piece, bytes))
         fields.append(("Content-Length", str(length)))
     else:
         fields.append(("Connection", "close"))
-        end = (Close(),)
-    body = (Send(piece) if isinstance(piece, bytes) else piece for piece in encoded)
+        end = (Disconnect(),)
+    body = (Write(piece) if isinstance(piece, bytes) else piece for piece in encoded)
     return (head(status, fields), *body, *end)
 
 
-def head(status: str, fields: Iterable[tuple[str, str]]) -> Send:
+def head(status: str, fields: Iterable[tuple[str, str]]) -> Write:
     """Write a status line and header fields."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
-    return Send(f"HTTP/1.1 {status}\r\n{lines}\r\n".encode("latin-1"))
+    return Write(f"HTTP/1.1 {status}\r\n{lines}\r\n".encode("latin-1"))
 
 
 def byte_by_byte(steps: Answer) -> Answer:
@@ -90,17 +90,17 @@ def byte_by_byte(steps: Answer) -> Answer:
 
 def cut(steps: Answer, size: int) -> Answer:
     """Return what is left of an answer when its server dies after `size` bytes."""
-    return (*_first(steps, size), Close())
+    return (*_first(steps, size), Disconnect())
 
 
 def body_size(steps: Answer) -> int:
     """Return how many bytes an answer has after its head, framing included."""
-    return sum(len(step.data) for step in steps[1:] if isinstance(step, Send))
+    return sum(len(step.data) for step in steps[1:] if isinstance(step, Write))
 
 
 def size(steps: Answer) -> int:
     """Return how many bytes an answer has."""
-    return sum(len(step.data) for step in steps if isinstance(step, Send))
+    return sum(len(step.data) for step in steps if isinstance(step, Write))
 
 
 def _gzipped(pieces: Iterable[bytes | Hold]) -> Iterator[bytes | Hold]:
@@ -119,14 +119,14 @@ def _chunk(data: bytes) -> bytes:
 
 def _single_bytes(steps: Answer) -> Iterator[Step]:
     for step in steps:
-        if isinstance(step, Send):
-            yield from (Send(bytes((byte,))) for byte in step.data)
+        if isinstance(step, Write):
+            yield from (Write(bytes((byte,))) for byte in step.data)
         else:
             yield step
 
 
-def _first(steps: Answer, size: int) -> Iterator[Send]:
+def _first(steps: Answer, size: int) -> Iterator[Write]:
     for step in steps:
-        if isinstance(step, Send):
-            yield Send(step.data[:size])
+        if isinstance(step, Write):
+            yield Write(step.data[:size])
             size -= min(size, len(step.data))

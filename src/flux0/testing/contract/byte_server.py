@@ -16,7 +16,7 @@ from typing import final
 from attrs import frozen
 
 from flux0.domain.headers import Headers
-from flux0.testing.contract.answers import Answer, Close, Hold, Send, SendBelowTLS
+from flux0.testing.contract.answers import Answer, Disconnect, Hold, Write, WriteBelowTLS
 
 # Seconds to wait for what takes milliseconds; only a failing test waits so long.
 PATIENCE = 10.0
@@ -166,7 +166,7 @@ class ByteServer:
     def _converse(self, connection: socket.socket) -> None:
         # OSError: the client broke off, or refused the certificate.
         with suppress(OSError, _Over):
-            conversation = _Conversation(connection, self._released)
+            conversation = _Connection(connection, self._released)
             conversation.follow(self._unasked)
             if isinstance(connection, ssl.SSLSocket):
                 connection.do_handshake()
@@ -187,7 +187,7 @@ class _Over(Exception):
     """The connection has ended, from either side."""
 
 
-class _Conversation:
+class _Connection:
     """One connection: reads requests and follows steps until it is over."""
 
     def __init__(self, connection: socket.socket, released: socket.socket) -> None:
@@ -221,13 +221,13 @@ class _Conversation:
     def follow(self, steps: Answer) -> None:
         for step in steps:
             match step:
-                case Send(data):
+                case Write(data):
                     self._connection.sendall(data)
-                case SendBelowTLS(data):
+                case WriteBelowTLS(data):
                     socket.socket.sendall(self._connection, data)
                 case Hold():
                     self._hold()
-                case Close():
+                case Disconnect():
                     _shut_down(self._connection, socket.SHUT_WR)
                     while True:  # Closing at once would reset what the client has not read yet.
                         self._receive()

@@ -28,11 +28,11 @@ from flux0.domain.headers import Headers
 from flux0.ports import Request
 from flux0.testing.contract.answers import (
     Answer,
-    Close,
+    Disconnect,
     Framing,
     Hold,
     Reset,
-    Send,
+    Write,
     answer,
     body_size,
     cut,
@@ -136,13 +136,13 @@ class SilenceContract(Contract):
     ) -> None:
         """`Timeout.read` has no say in the body of a stream."""
         server = serve(answer(b"first", Hold(), b"second", framing="chunked"))
-        exchange = probe.send(get(server.url, stream=True, timeout=evolve(PATIENT, read=SHORT)))
-        assert exchange.read_exactly(5) == b"first"
-        following = exchange.start_next()
+        reply = probe.send(get(server.url, stream=True, timeout=evolve(PATIENT, read=SHORT)))
+        assert reply.read_exactly(5) == b"first"
+        following = reply.start_next()
         assert following.lasts(3 * SHORT)
         server.release()
         assert following.outcome() == b"second"
-        assert exchange.read() == b""
+        assert reply.read() == b""
 
     def test_the_explanation_of_an_error_stops(self, probe: Probe, serve: Serve) -> None:
         """Only a success is a stream: `Timeout.read` is the limit of any other body."""
@@ -173,18 +173,18 @@ class BrokenAnswerContract(Contract):
     )
     def test_the_answer_is_not_http(self, probe: Probe, serve: Serve, garbage: bytes) -> None:
         """Somebody else listens on that port."""
-        server = serve((Send(garbage), Close()))
+        server = serve((Write(garbage), Disconnect()))
         fails(probe, get(server.url), ProtocolError)
         server.wait_until_gone()
 
     def test_the_head_is_too_large(self, probe: Probe, serve: Serve) -> None:
         """A head without an end must not fill the memory."""
         fields = [(f"X-{number}", "x" * 1000) for number in range(1000)]
-        fails(probe, get(serve((head("200 OK", fields), Close())).url), ProtocolError)
+        fails(probe, get(serve((head("200 OK", fields), Disconnect())).url), ProtocolError)
 
-    @pytest.mark.parametrize("step", [Close(), Reset()], ids=["closed", "reset"])
+    @pytest.mark.parametrize("step", [Disconnect(), Reset()], ids=["closed", "reset"])
     def test_the_connection_ends_before_the_answer(
-        self, probe: Probe, serve: Serve, step: Close | Reset
+        self, probe: Probe, serve: Serve, step: Disconnect | Reset
     ) -> None:
         """The server may have acted on the request."""
         fails(probe, get(serve((step,)).url), ConnectionInterrupted)
@@ -244,13 +244,13 @@ class BrokenAnswerContract(Contract):
     def test_a_chunk_has_no_length(self, probe: Probe, serve: Serve) -> None:
         """The framing itself breaks within the body."""
         first, *_ = answer(framing="chunked")
-        steps = (first, Send(b"5\r\nfirst\r\n"), Hold(), Send(b"xyz\r\nsecond\r\n"), Close())
+        steps = (first, Write(b"5\r\nfirst\r\n"), Hold(), Write(b"xyz\r\nsecond\r\n"), Disconnect())
         server = serve(steps)
-        exchange = probe.send(get(server.url))
-        assert exchange.read_exactly(5) == b"first"
+        reply = probe.send(get(server.url))
+        assert reply.read_exactly(5) == b"first"
         server.release()
         with pytest.raises(ProtocolError) as caught:
-            exchange.read()
+            reply.read()
         assert caught.value.__cause__ is not None
 
     @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -260,26 +260,26 @@ class BrokenAnswerContract(Contract):
         """What came before the reset may be handed over, the end may not."""
         steps: Answer = (*answer(b"first", Hold(), framing="chunked")[:-1], Reset())
         server = serve(steps)
-        exchange = probe.send(get(server.url, stream=stream))
-        assert exchange.read_exactly(5) == b"first"
+        reply = probe.send(get(server.url, stream=stream))
+        assert reply.read_exactly(5) == b"first"
         server.release()
         with pytest.raises(ConnectionInterrupted) as caught:
-            exchange.read()
+            reply.read()
         assert caught.value.__cause__ is not None
 
     def test_a_small_body_that_grows_is_not_built_whole(self, probe: Probe, serve: Serve) -> None:
         """200 MB in 200 kB of gzip: whoever reads with a limit needs memory for little more."""
         server = serve(answer(_bomb(megabytes=200), headers=[("Content-Encoding", "gzip")]))
-        exchange = probe.send(get(server.url))
+        reply = probe.send(get(server.url))
         tracemalloc.start()
         try:
-            read = len(exchange.read_exactly(4_000_000))
+            read = len(reply.read_exactly(4_000_000))
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
         assert read >= 4_000_000  # noqa: PLR2004
         assert peak < 32_000_000  # noqa: PLR2004
-        exchange.close()
+        reply.close()
 
 
 def _bomb(megabytes: int) -> bytes:

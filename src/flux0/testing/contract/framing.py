@@ -9,7 +9,7 @@ from gzip import compress
 
 import pytest
 
-from flux0.testing.contract.answers import FRAMINGS, Framing, Hold, Send, answer, byte_by_byte
+from flux0.testing.contract.answers import FRAMINGS, Framing, Hold, Write, answer, byte_by_byte
 from flux0.testing.contract.base import Contract, Serve, get
 from flux0.testing.contract.probe import Probe
 
@@ -48,8 +48,8 @@ class FramingContract(Contract):
         self, probe: Probe, serve: Serve, framing: Framing, *, gzip: bool
     ) -> None:
         """No bytes are a body too, and yield no piece."""
-        exchange = probe.send(get(serve(answer(framing=framing, gzip=gzip)).url, stream=True))
-        assert exchange.next() is None
+        reply = probe.send(get(serve(answer(framing=framing, gzip=gzip)).url, stream=True))
+        assert reply.next() is None
 
     @framings
     @codings
@@ -70,15 +70,15 @@ class FramingContract(Contract):
         """A piece is not held back until more arrives, nor until the body ends."""
         steps = answer(b"first", Hold(), b"second", framing=framing, gzip=gzip)
         server = serve(steps)
-        exchange = probe.send(get(server.url, stream=stream))
-        assert exchange.read_exactly(5) == b"first"
+        reply = probe.send(get(server.url, stream=stream))
+        assert reply.read_exactly(5) == b"first"
         server.release()
-        assert exchange.read() == b"second"
+        assert reply.read() == b"second"
 
     def test_chunks_may_say_more(self, probe: Probe, serve: Serve) -> None:
         """Extensions of chunks and trailers are no part of the body (RFC 9112, section 7.1)."""
         start, *_ = answer(framing="chunked")
-        body = Send(b'2;a=1;b="x"\r\nok\r\n0;end\r\nX-Trailer: yes\r\n\r\n')
+        body = Write(b'2;a=1;b="x"\r\nok\r\n0;end\r\nX-Trailer: yes\r\n\r\n')
         server = serve((start, body))
         for _ in range(2):
             assert probe.fetch(get(server.url)) == b"ok"

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @frozen
-class Step(Generic[T]):
+class Pending(Generic[T]):
     """Something that a transport is busy with, on the side."""
 
     future: Future[T]
@@ -46,7 +46,7 @@ class Step(Generic[T]):
         self.future.cancel()
 
 
-class Exchange(ABC):
+class Reply(ABC):
     """An answer whose body is still to be read.
 
     Attributes:
@@ -61,19 +61,19 @@ class Exchange(ABC):
         self._pieces: Any = pieces
 
     @abstractmethod
-    def start_next(self) -> Step[bytes | None]:
+    def start_next(self) -> Pending[bytes | None]:
         """Begin to wait for the next piece, or None for the end."""
 
     @abstractmethod
-    def start_read(self) -> Step[bytes]:
+    def start_read(self) -> Pending[bytes]:
         """Begin to read what is left of the body."""
 
     @abstractmethod
-    def start_close(self) -> Step[None]:
+    def start_close(self) -> Pending[None]:
         """Begin to close the body."""
 
     @abstractmethod
-    def start_forget(self) -> Step[None]:
+    def start_forget(self) -> Pending[None]:
         """Begin to drop the references to the body, where it was read."""
 
     def take(self) -> list[Any]:
@@ -110,18 +110,18 @@ class Probe(ABC):
     """A transport, and the threads or the loop that its calls run in."""
 
     @abstractmethod
-    def start(self, request: Request) -> Step[Exchange]:
+    def start(self, request: Request) -> Pending[Reply]:
         """Begin to send `request`."""
 
     @abstractmethod
-    def start_close(self) -> Step[None]:
+    def start_close(self) -> Pending[None]:
         """Begin to close the transport."""
 
     @abstractmethod
     def stop(self) -> None:
         """End the loop, if there is one."""
 
-    def send(self, request: Request) -> Exchange:
+    def send(self, request: Request) -> Reply:
         """Send `request` and return its answer."""
         return self.start(request).outcome()
 
@@ -141,18 +141,18 @@ class ThreadProbe(Probe):
         self._transport = transport
         self._patience = patience
 
-    def start(self, request: Request) -> Step[Exchange]:
+    def start(self, request: Request) -> Pending[Reply]:
         """Begin to send `request`."""
-        return self.run(lambda: _ThreadExchange(self._transport.send(request), self))
+        return self.run(lambda: _ThreadReply(self._transport.send(request), self))
 
-    def start_close(self) -> Step[None]:
+    def start_close(self) -> Pending[None]:
         """Begin to close the transport."""
         return self.run(self._transport.close)
 
     def stop(self) -> None:
         """Do nothing: the threads have ended with their steps."""
 
-    def run(self, step: Callable[[], T]) -> Step[T]:
+    def run(self, step: Callable[[], T]) -> Pending[T]:
         """Begin `step` in a thread."""
         future: Future[T] = Future()
 
@@ -163,24 +163,24 @@ class ThreadProbe(Probe):
                 future.set_exception(error)
 
         Thread(target=run, daemon=True).start()
-        return Step(future, self._patience)
+        return Pending(future, self._patience)
 
 
-class _ThreadExchange(Exchange):
+class _ThreadReply(Reply):
     def __init__(self, response: Response[ByteStream], probe: ThreadProbe) -> None:
         super().__init__(response, iter(response.body))
         self._run = probe.run
 
-    def start_next(self) -> Step[bytes | None]:
+    def start_next(self) -> Pending[bytes | None]:
         return self._run(lambda: next(self._pieces, None))
 
-    def start_read(self) -> Step[bytes]:
+    def start_read(self) -> Pending[bytes]:
         return self._run(lambda: b"".join(self._pieces))
 
-    def start_close(self) -> Step[None]:
+    def start_close(self) -> Pending[None]:
         return self._run(self._body.close)
 
-    def start_forget(self) -> Step[None]:
+    def start_forget(self) -> Pending[None]:
         return self._run(self._forget)
 
     def _forget(self) -> None:
@@ -197,15 +197,15 @@ class LoopProbe(Probe):
         self._portal: BlockingPortal
         self._portal = self._running.enter_context(start_blocking_portal(backend))
 
-    def start(self, request: Request) -> Step[Exchange]:
+    def start(self, request: Request) -> Pending[Reply]:
         """Begin to send `request`."""
 
-        async def send() -> Exchange:
-            return _LoopExchange(await self._transport.send_async(request), self)
+        async def send() -> Reply:
+            return _LoopReply(await self._transport.send_async(request), self)
 
         return self.run(send)
 
-    def start_close(self) -> Step[None]:
+    def start_close(self) -> Pending[None]:
         """Begin to close the transport."""
         return self.run(self._transport.close_async)
 
@@ -213,32 +213,32 @@ class LoopProbe(Probe):
         """End the loop."""
         self._running.close()
 
-    def run(self, step: Callable[[], Awaitable[T]]) -> Step[T]:
+    def run(self, step: Callable[[], Awaitable[T]]) -> Pending[T]:
         """Begin `step` in a task."""
-        return Step(self._portal.start_task_soon(step), self._patience)
+        return Pending(self._portal.start_task_soon(step), self._patience)
 
 
-class _LoopExchange(Exchange):
+class _LoopReply(Reply):
     def __init__(self, response: Response[AsyncByteStream], probe: LoopProbe) -> None:
         super().__init__(response, aiter(response.body))
         self._run = probe.run
 
-    def start_next(self) -> Step[bytes | None]:
+    def start_next(self) -> Pending[bytes | None]:
         return self._run(self._next)
 
     async def _next(self) -> bytes | None:
         return await anext(self._pieces, None)
 
-    def start_read(self) -> Step[bytes]:
+    def start_read(self) -> Pending[bytes]:
         return self._run(self._read)
 
     async def _read(self) -> bytes:
         return b"".join([piece async for piece in self._pieces])
 
-    def start_close(self) -> Step[None]:
+    def start_close(self) -> Pending[None]:
         return self._run(self._body.close_async)
 
-    def start_forget(self) -> Step[None]:
+    def start_forget(self) -> Pending[None]:
         return self._run(self._forget)
 
     async def _forget(self) -> None:

@@ -19,7 +19,7 @@ from flux0.domain.errors import (
     PoolTimeout,
     TransportError,
 )
-from flux0.testing.contract.answers import Close, Hold, answer
+from flux0.testing.contract.answers import Disconnect, Hold, answer
 from flux0.testing.contract.base import PATIENT, Contract, Drive, Serve, get
 from flux0.testing.contract.faults import SHORT, fails
 from flux0.testing.contract.probe import LoopProbe, Probe
@@ -46,45 +46,45 @@ class ReleaseContract(Contract):
         """Closing afterwards, even twice, does no harm."""
         server = serve(_OK)
         for _ in range(3):
-            exchange = probe.send(get(server.url))
-            assert exchange.read() == b"ok"
-            exchange.close()
-            exchange.close()
+            reply = probe.send(get(server.url))
+            assert reply.read() == b"ok"
+            reply.close()
+            reply.close()
         assert server.connections == 1
 
     @streams
     def test_a_body_not_read(self, probe: Probe, serve: Serve, *, stream: bool) -> None:
         """Closing it closes the connection; twice does no harm."""
         server = serve(_SILENT)
-        exchange = probe.send(get(server.url, stream=stream))
-        exchange.close()
+        reply = probe.send(get(server.url, stream=stream))
+        reply.close()
         server.wait_until_gone()
-        exchange.close()
+        reply.close()
 
     @streams
     def test_a_body_half_read(self, probe: Probe, serve: Serve, *, stream: bool) -> None:
         """Closing it closes the connection; twice does no harm."""
         server = serve(_SILENT)
-        exchange = probe.send(get(server.url, stream=stream))
-        assert exchange.read_exactly(5) == b"first"
-        exchange.close()
+        reply = probe.send(get(server.url, stream=stream))
+        assert reply.read_exactly(5) == b"first"
+        reply.close()
         server.wait_until_gone()
-        exchange.close()
+        reply.close()
 
     def test_reading_on_after_closing(self, probe: Probe, serve: Serve) -> None:
         """A body that was closed before its end does not look like one that has ended."""
-        exchange = probe.send(get(serve(_SILENT).url, stream=True))
-        assert exchange.read_exactly(5) == b"first"
-        exchange.close()
+        reply = probe.send(get(serve(_SILENT).url, stream=True))
+        assert reply.read_exactly(5) == b"first"
+        reply.close()
         with pytest.raises(TransportError):
-            exchange.next()
+            reply.next()
 
     def test_reading_after_closing(self, probe: Probe, serve: Serve) -> None:
         """Nor does one that was not read at all."""
-        exchange = probe.send(get(serve(_SILENT).url, stream=True))
-        exchange.close()
+        reply = probe.send(get(serve(_SILENT).url, stream=True))
+        reply.close()
         with pytest.raises(TransportError):
-            exchange.next()
+            reply.next()
 
     @streams
     def test_a_body_not_read_is_forgotten(
@@ -101,17 +101,17 @@ class ReleaseContract(Contract):
     ) -> None:
         """The garbage collector closes the connection."""
         server = serve(_SILENT)
-        exchange = probe.send(get(server.url, stream=stream))
-        assert exchange.read_exactly(5) == b"first"
-        exchange.forget()
+        reply = probe.send(get(server.url, stream=stream))
+        assert reply.read_exactly(5) == b"first"
+        reply.forget()
         server.wait_until_gone()
 
     def test_a_body_is_forgotten_in_a_cycle(self, probe: Probe, serve: Serve) -> None:
         """The garbage collector runs whenever it likes, and in any thread."""
         server = serve(_SILENT)
-        exchange = probe.send(get(server.url, stream=True))
-        assert exchange.read_exactly(5) == b"first"
-        cycle = exchange.take()
+        reply = probe.send(get(server.url, stream=True))
+        assert reply.read_exactly(5) == b"first"
+        cycle = reply.take()
         cycle.append(cycle)
         del cycle
         gc.collect()
@@ -120,17 +120,17 @@ class ReleaseContract(Contract):
     def test_closing_ends_a_read_elsewhere(self, probe: Probe, serve: Serve) -> None:
         """Another thread or task that waits for the next piece gets an error, at once."""
         server = serve(_SILENT)
-        exchange = probe.send(get(server.url, stream=True))
-        assert exchange.read_exactly(5) == b"first"
-        waiting = exchange.start_next()
-        exchange.close()
+        reply = probe.send(get(server.url, stream=True))
+        assert reply.read_exactly(5) == b"first"
+        waiting = reply.start_next()
+        reply.close()
         with pytest.raises(TransportError):
             waiting.outcome()
         server.wait_until_gone()
 
     def test_a_connection_that_died_in_the_pool(self, probe: Probe, serve: Serve) -> None:
         """The next request succeeds over a new one, or fails as one that may be sent again."""
-        server = serve((*_OK, Hold(), Close()), _OK)
+        server = serve((*_OK, Hold(), Disconnect()), _OK)
         assert probe.fetch(get(server.url)) == b"ok"
         server.release()
         try:
@@ -144,9 +144,9 @@ class ReleaseContract(Contract):
         server = serve(answer(b"first", Hold(), b"second", framing="chunked"))
         sending = [probe.start(get(f"{server.url}/{number}")) for number in range(_MANY)]
         server.wait_for_requests(_MANY)
-        exchanges = [step.outcome() for step in sending]
+        replies = [step.outcome() for step in sending]
         server.release()
-        reading = [exchange.start_read() for exchange in exchanges]
+        reading = [reply.start_read() for reply in replies]
         assert [step.outcome() for step in reading] == [b"firstsecond"] * _MANY
         assert {request.target for request in server.requests} == {
             f"/{number}" for number in range(_MANY)
@@ -171,9 +171,9 @@ class ReleaseContract(Contract):
     def test_closing_the_transport_ends_a_read(self, probe: Probe, serve: Serve) -> None:
         """Whoever waits for the next piece of a body gets an error instead of waiting on."""
         server = serve(_SILENT)
-        exchange = probe.send(get(server.url, stream=True))
-        assert exchange.read_exactly(5) == b"first"
-        waiting = exchange.start_next()
+        reply = probe.send(get(server.url, stream=True))
+        assert reply.read_exactly(5) == b"first"
+        waiting = reply.start_next()
         probe.close()
         with pytest.raises(TransportError):
             waiting.outcome()
@@ -195,9 +195,9 @@ class CancellationContract(Contract):
     def test_waiting_for_a_piece(self, probe: LoopProbe, serve: Serve, *, stream: bool) -> None:
         """Who reads closes the body while being cancelled."""
         server = serve(_SILENT)
-        exchange = probe.send(get(server.url, stream=stream))
-        assert exchange.read_exactly(5) == b"first"
-        body, pieces = exchange.take()
+        reply = probe.send(get(server.url, stream=stream))
+        assert reply.read_exactly(5) == b"first"
+        body, pieces = reply.take()
         begun = Event()
 
         async def read() -> None:
@@ -215,9 +215,9 @@ class CancellationContract(Contract):
     def test_what_was_cancelled_has_not_ended(self, probe: LoopProbe, serve: Serve) -> None:
         """Reading on goes on, or fails; it does not look like the end of the body."""
         server = serve(_SILENT)
-        exchange = probe.send(get(server.url, stream=True))
-        assert exchange.read_exactly(5) == b"first"
-        body, pieces = exchange.take()
+        reply = probe.send(get(server.url, stream=True))
+        assert reply.read_exactly(5) == b"first"
+        body, pieces = reply.take()
 
         async def read() -> bytes | None:
             with CancelScope() as scope:
@@ -244,10 +244,10 @@ class LimitedPoolContract(Contract):
         """`Timeout.pool` is the limit; afterwards the pool is whole."""
         server = serve(_SILENT)
         probe = drive(self.make_limited_transport())
-        exchange = probe.send(get(server.url, stream=True))
+        reply = probe.send(get(server.url, stream=True))
         timeout = evolve(PATIENT, pool=SHORT)
         fails(probe, get(server.url, timeout=timeout), PoolTimeout)
-        exchange.close()
+        reply.close()
         server.release()
         assert probe.fetch(get(server.url)) == b"firstsecond"
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from flux0.ports import AsyncTransport, Transport
-from flux0.testing.contract.exchange import ExchangeContract
 from flux0.testing.contract.faults import (
     BrokenAnswerContract,
     ConnectFaultContract,
     SilenceContract,
 )
 from flux0.testing.contract.framing import FramingContract
+from flux0.testing.contract.heads import HeadContract
 from flux0.testing.contract.probe import LoopProbe, Probe, ThreadProbe
 from flux0.testing.contract.release import (
     CancellationContract,
@@ -20,7 +20,7 @@ from flux0.testing.contract.tls import TLSContract
 
 
 class _Parts(
-    ExchangeContract,
+    HeadContract,
     FramingContract,
     ConnectFaultContract,
     SilenceContract,

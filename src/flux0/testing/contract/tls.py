@@ -13,7 +13,7 @@ import trustme
 from attrs import evolve
 
 from flux0.domain.errors import ConnectionInterrupted, ConnectTimeout, TLSError, TransportError
-from flux0.testing.contract.answers import Hold, Send, SendBelowTLS, answer
+from flux0.testing.contract.answers import Hold, Write, WriteBelowTLS, answer
 from flux0.testing.contract.base import PATIENT, Contract, Drive, Serve, get
 from flux0.testing.contract.faults import SHORT, fails
 from flux0.testing.contract.probe import Probe
@@ -41,7 +41,7 @@ class TLSContract(Contract):
     def test_a_trusted_server(
         self, drive: Drive, serve: Serve, authority: trustme.CA, ca_file: str
     ) -> None:
-        """An exchange as without TLS."""
+        """The same as without TLS."""
         server = serve(answer(b"secret", framing="chunked"), tls=_context(authority, "127.0.0.1"))
         probe = drive(self.make_trusting_transport(ca_file))
         assert probe.fetch(get(server.url, stream=True)) == b"secret"
@@ -64,7 +64,7 @@ class TLSContract(Contract):
 
     def test_a_server_without_tls(self, probe: Probe, serve: Serve) -> None:
         """It answers in plain HTTP."""
-        server = serve(unasked=(Send(b"HTTP/1.1 400 Bad Request\r\n\r\n"), Hold()))
+        server = serve(unasked=(Write(b"HTTP/1.1 400 Bad Request\r\n\r\n"), Hold()))
         fails(probe, get(f"https://{server.host}:{server.port}"), TLSError)
 
     def test_a_silent_server(self, probe: Probe, serve: Serve) -> None:
@@ -78,14 +78,14 @@ class TLSContract(Contract):
         self, drive: Drive, serve: Serve, authority: trustme.CA, ca_file: str
     ) -> None:
         """By then the server has the request."""
-        noise = SendBelowTLS(b"\x17\x03\x03\x00\x20" + bytes(32))
+        noise = WriteBelowTLS(b"\x17\x03\x03\x00\x20" + bytes(32))
         steps = (*answer(b"first", Hold(), framing="chunked")[:-1], noise)
         server = serve(steps, tls=_context(authority, "127.0.0.1"))
-        exchange = drive(self.make_trusting_transport(ca_file)).send(get(server.url))
-        assert exchange.read_exactly(5) == b"first"
+        reply = drive(self.make_trusting_transport(ca_file)).send(get(server.url))
+        assert reply.read_exactly(5) == b"first"
         server.release()
         with pytest.raises(ConnectionInterrupted) as caught:
-            exchange.read()
+            reply.read()
         assert isinstance(caught.value.__cause__, Exception)
         server.wait_until_gone()
 
@@ -95,10 +95,10 @@ class TLSContract(Contract):
         """As without TLS: the waiting thread or task gets an error, at once."""
         steps = answer(b"first", Hold(), framing="chunked")
         server = serve(steps, tls=_context(authority, "127.0.0.1"))
-        exchange = drive(self.make_trusting_transport(ca_file)).send(get(server.url, stream=True))
-        assert exchange.read_exactly(5) == b"first"
-        waiting = exchange.start_next()
-        exchange.close()
+        reply = drive(self.make_trusting_transport(ca_file)).send(get(server.url, stream=True))
+        assert reply.read_exactly(5) == b"first"
+        waiting = reply.start_next()
+        reply.close()
         server.wait_until_gone()
         with pytest.raises(TransportError):
             waiting.outcome()

@@ -8,14 +8,14 @@ import pytest
 
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
-from flux0.testing.contract.answers import Close, Send, answer, head
+from flux0.testing.contract.answers import Disconnect, Write, answer, head
 from flux0.testing.contract.base import PATIENT, Contract, Serve, get
 from flux0.testing.contract.probe import Probe
 
 _OK = answer(b"ok")
 
 
-class ExchangeContract(Contract):
+class HeadContract(Contract):
     """A request goes out as told, and an answer comes back as it is."""
 
     @pytest.mark.parametrize(
@@ -90,24 +90,24 @@ class ExchangeContract(Contract):
         server = serve(
             answer(b"moved", status="307 Temporary Redirect", headers=[("Location", "/elsewhere")])
         )
-        exchange = probe.send(get(server.url))
-        assert exchange.status_code == 307
-        assert exchange.headers["location"] == "/elsewhere"
-        assert exchange.read() == b"moved"
+        reply = probe.send(get(server.url))
+        assert reply.status_code == 307
+        assert reply.headers["location"] == "/elsewhere"
+        assert reply.read() == b"moved"
         assert len(server.requests) == 1
 
     @pytest.mark.parametrize("status", [200, 201, 299, 400, 404, 418, 422, 429, 500, 503, 599])
     def test_every_status_is_returned(self, probe: Probe, serve: Serve, status: int) -> None:
         """Nothing is raised for a status, known or not."""
-        exchange = probe.send(get(serve(answer(b"why", status=f"{status} Because")).url))
-        assert exchange.status_code == status
-        assert exchange.read() == b"why"
+        reply = probe.send(get(serve(answer(b"why", status=f"{status} Because")).url))
+        assert reply.status_code == status
+        assert reply.read() == b"why"
 
     def test_an_interim_answer_is_skipped(self, probe: Probe, serve: Serve) -> None:
         """A 100 comes before the answer and is none."""
         server = serve((head("100 Continue", []), *_OK))
-        exchange = probe.send(get(server.url))
-        assert (exchange.status_code, exchange.read()) == (200, b"ok")
+        reply = probe.send(get(server.url))
+        assert (reply.status_code, reply.read()) == (200, b"ok")
 
     @pytest.mark.parametrize(
         ("method", "status", "fields"),
@@ -123,23 +123,23 @@ class ExchangeContract(Contract):
         """These end with their head, whatever it says (RFC 9112, section 6.3)."""
         server = serve((head(status, fields),))
         for _ in range(2):
-            exchange = probe.send(Request(method, server.url, Headers(), timeout=PATIENT))
-            assert (exchange.status_code, exchange.read()) == (int(status[:3]), b"")
+            reply = probe.send(Request(method, server.url, Headers(), timeout=PATIENT))
+            assert (reply.status_code, reply.read()) == (int(status[:3]), b"")
         assert server.connections == 1
 
     def test_headers_come_back_whole(self, probe: Probe, serve: Serve) -> None:
         """Names compare without case, and repeated fields are kept apart."""
         fields = [("X-Request-ID", "7"), ("Set-Cookie", "a=1, b"), ("set-cookie", "c=2")]
-        exchange = probe.send(get(serve(answer(b"", headers=fields)).url))
-        assert exchange.headers["x-request-id"] == exchange.headers["X-REQUEST-ID"] == "7"
-        assert exchange.headers.get_all("SET-COOKIE") == ("a=1, b", "c=2")
-        assert exchange.read() == b""
+        reply = probe.send(get(serve(answer(b"", headers=fields)).url))
+        assert reply.headers["x-request-id"] == reply.headers["X-REQUEST-ID"] == "7"
+        assert reply.headers.get_all("SET-COOKIE") == ("a=1, b", "c=2")
+        assert reply.read() == b""
 
     def test_the_librarys_own_response_comes_along(self, probe: Probe, serve: Serve) -> None:
         """Users reach what this library does not show through `raw_response`."""
-        exchange = probe.send(get(serve(_OK).url))
-        assert exchange.raw_response is not None
-        assert exchange.read() == b"ok"
+        reply = probe.send(get(serve(_OK).url))
+        assert reply.raw_response is not None
+        assert reply.read() == b"ok"
 
     @pytest.mark.parametrize(
         "start",
@@ -153,7 +153,7 @@ class ExchangeContract(Contract):
     )
     def test_heads_differ(self, probe: Probe, serve: Serve, start: bytes) -> None:
         """All of these are in use, and arrive in any pieces."""
-        server = serve((Send(start[:30]), Send(start[30:]), Send(b"ok"), Close()))
+        server = serve((Write(start[:30]), Write(start[30:]), Write(b"ok"), Disconnect()))
         assert probe.fetch(get(server.url)) == b"ok"
 
     def test_timeouts_may_be_off(self, probe: Probe, serve: Serve) -> None:
