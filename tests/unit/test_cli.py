@@ -760,7 +760,7 @@ def test_a_terminal_gets_lines_that_are_broken_between_words(
     shown = terminal.close()
     assert "\x1b" not in shown
     # The beginning of a word that did not fit is taken back, and said again on the next line.
-    assert shown == "It will be foggy in the morning and sunn~4D~K\nsunny in the afternoon.\n"
+    assert shown == "It will be foggy in the morning and sunn~37G~K\nsunny in the afternoon.\n"
 
 
 def test_a_terminal_without_colors_gets_the_other_styles(

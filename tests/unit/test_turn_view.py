@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from flux0 import ChunkEvent, StatusEvent, UnknownEvent
-from flux0.cli.blocks import Blocks
+from flux0 import ChunkEvent, MessageAccumulator, StatusEvent, UnknownEvent
 from flux0.cli.output import Output
-from flux0.cli.turn_view import TurnView
+from flux0.cli.turn_view import Blocks, TurnView
 from flux0.models import (
     ContentPart,
     JSONPatchOperation,
@@ -27,13 +26,20 @@ _AGENT = {"agent_id": "a", "agent_name": "Drizzle"}
 View = Callable[..., str]
 
 
+def new_blocks() -> Blocks:
+    output = Output()
+    return Blocks(output, output)
+
+
 @pytest.fixture
 def view(capsys: pytest.CaptureFixture[str]) -> View:
     """Shows events, and returns what was written; with `end`, the turn is over then."""
-    turn = TurnView(Blocks(Output()))
+    accumulator = MessageAccumulator()
+    turn = TurnView(new_blocks(), lambda: accumulator.messages)
 
     def show(*events: StreamEvent, end: bool = False) -> str:
         for event in events:
+            accumulator.feed(event)
             turn.show(event)
         if end:
             turn.end()
@@ -130,10 +136,11 @@ def test_text_that_is_rewritten_is_written_again_when_the_message_is_over(
     assert view(text("!", kind=kind), end=True) == "\n\n!\n"
 
 
-def test_what_a_rewriting_adds_to_reasoning_is_written_when_the_message_is_over(view: View) -> None:
-    assert view(text("It rain", kind="reasoning")) == "It rain"
-    assert view(chunk("", ["It rains"], kind="reasoning", op="replace")) == ""
-    assert view(end=True) == "s\n"
+@pytest.mark.parametrize("kind", ["", "reasoning"])
+def test_what_a_rewriting_adds_is_written_as_it_comes(view: View, kind: str) -> None:
+    assert view(text("It rain", kind=kind)) == "It rain"
+    assert view(chunk("", ["It rains"], kind=kind, op="replace")) == "s"
+    assert view(end=True) == "\n"
 
 
 def test_structured_content_is_written_as_json_when_the_message_is_over(view: View) -> None:
@@ -210,7 +217,7 @@ def test_a_long_result_is_cut(view: View) -> None:
 
 def test_a_tool_that_failed_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     failed = ToolCall("call-0", "get_weather", {}, error="no such place")
-    Blocks(Output()).message(ToolData((failed,)), "r")
+    new_blocks().message(ToolData((failed,)), "r")
     assert capsys.readouterr().out == "  get_weather: no such place"
 
 
@@ -241,7 +248,7 @@ def test_an_unknown_event_is_written_with_its_data(view: View) -> None:
 
 
 def test_a_stored_message_is_written_part_by_part(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = Blocks(Output())
+    blocks = new_blocks()
     parts = (
         ContentPart("a"),
         ContentPart(""),

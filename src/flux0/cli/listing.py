@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import groupby
 from typing import TypeAlias
@@ -13,60 +13,45 @@ from flux0.models import Agent, Agents, Events, Session, Sessions
 
 Listed: TypeAlias = Agent | Agents | Session | Sessions | Events
 
-# As wide as the widest source and the widest type that the server has today.
-_EVENT_COLUMNS = (4, len("ai_agent"), len("message"))
+# The columns of each table, with their importance.
+_AGENT = {"ID": 5, "TYPE": 2, "NAME": 4, "CREATED": 1, "DESCRIPTION": 3}
+_SESSION = {"ID": 4, "AGENT": 3, "CREATED": 1, "TITLE": 2}
+_EVENT = {"OFFSET": 1, "SOURCE": 3, "TYPE": 2, "DATA": 4}
 
 
 def show(output: Output, listed: Listed) -> None:
-    """Write agents or sessions as a table, and events in few words."""
+    """Write agents or sessions as a table, and events turn by turn, in few words."""
+    if not isinstance(listed, (Agent, Session)) and not listed:
+        print_note("There are none.")
+        return
     match listed:
         case Agent():
-            _show_agents(output, [listed])
+            output.table(_AGENT, [_agent(listed)])
         case Agents():
-            _show_agents(output, listed)
+            output.table(_AGENT, map(_agent, listed))
         case Session():
-            _show_sessions(output, [listed])
+            output.table(_SESSION, [_session(listed)])
         case Sessions():
-            _show_sessions(output, listed)
+            output.table(_SESSION, map(_session, listed))
         case _:
-            _show_events(output, listed)
+            output.table(_EVENT, _events(listed), head=False)
 
 
-def _show_agents(output: Output, agents: Sequence[Agent]) -> None:
-    rows = [
-        (agent.id, agent.type, agent.name, _day_and_time(agent.created_at), agent.description or "")
-        for agent in agents
-    ]
-    _show_table(output, ("ID", "TYPE", "NAME", "CREATED", "DESCRIPTION"), rows)
+def _agent(agent: Agent) -> Sequence[str]:
+    created = _day_and_time(agent.created_at)
+    return (agent.id, agent.type, agent.name, created, agent.description or "")
 
 
-def _show_sessions(output: Output, sessions: Sequence[Session]) -> None:
-    rows = [
-        (session.id, session.agent_id, _day_and_time(session.created_at), session.title or "")
-        for session in sessions
-    ]
-    _show_table(output, ("ID", "AGENT", "CREATED", "TITLE"), rows)
+def _session(session: Session) -> Sequence[str]:
+    return (session.id, session.agent_id, _day_and_time(session.created_at), session.title or "")
 
 
-def _show_table(output: Output, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    if rows:
-        output.table(columns, rows)
-    else:
-        print_note("There are none.")
-
-
-def _show_events(output: Output, events: Events) -> None:
-    """Write turn by turn, each below its correlation id."""
-    if not events:
-        print_note("There are none.")
-    for correlation_id, grouped in groupby(events, lambda event: event.correlation_id):
-        turn = list(grouped)
-        output.heading(f"{correlation_id}  {_day_and_time(turn[0].created_at)}")
-        rows = [
-            (str(event.offset), event.source, event.type, data_in_words(event.data))
-            for event in turn
-        ]
-        output.grid(_EVENT_COLUMNS, rows)
+def _events(events: Events) -> Iterator[Sequence[str]]:
+    for correlation_id, turn in groupby(events, lambda event: event.correlation_id):
+        for number, event in enumerate(turn):
+            if not number:
+                yield (f"{correlation_id} {_day_and_time(event.created_at)}",)
+            yield (str(event.offset), event.source, event.type, data_in_words(event.data))
 
 
 def _day_and_time(moment: datetime) -> str:

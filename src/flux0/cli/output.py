@@ -1,27 +1,25 @@
-"""Writing to standard output and standard error: text, tables, JSON, problems."""
+"""Writing to standard output and standard error: blocks of text, tables, JSON, problems."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import TextIOWrapper
-from typing import Any, cast
+from typing import cast
 
-from rich.console import COLOR_SYSTEMS, Console, JustifyMethod
+from rich.cells import cell_len, set_cell_size
+from rich.console import COLOR_SYSTEMS, Console
 from rich.style import Style
-from rich.table import Table
-
-from flux0 import to_dict
-from flux0.cli.word_wrap import WordWrap
+from rich.text import Text
 
 PLAIN = Style()
 DIM = Style(dim=True)
 BOLD = Style(bold=True)
 RED = Style(color="red", bold=True)
 
-# As wide as nothing is that is written: whoever reads a pipe does not want lines folded.
-_NO_WIDTH = 1_000_000
+_GAP = "  "  # Between the columns of a table.
+_NARROWEST = 11  # In cells: what the last column of a table needs, since its words can be wrapped.
 
 _VISIBLE = {
     **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))},
@@ -29,88 +27,134 @@ _VISIBLE = {
 }
 
 
-def plain(text: str) -> str:
-    """Return text of the server's with control characters made visible: a terminal obeys them."""
+def visible(text: str) -> str:
+    """Return text of the server's with its control characters escaped: a terminal obeys them."""
     return text.translate(_VISIBLE)
 
 
 def one_line(text: str) -> str:
-    """Return text with each stretch of white space made one space."""
-    return " ".join(plain(text).split())
+    """Return visible text with each stretch of white space made one space."""
+    return " ".join(visible(text).split())
 
 
 class Output:
-    """Standard output as a text that grows. Only a terminal gets styles and lines that are broken.
+    """Standard output, or standard error, as a text that grows.
+
+    Only a terminal gets styles, and line breaks between words that do not fit its width.
 
     Attributes:
-        line_is_open: whether something was written since the last line break.
+        is_terminal: whether somebody looks on, rather than a program or a file.
     """
 
-    def __init__(self) -> None:
-        self._console = _console(stderr=False)
+    def __init__(self, *, stderr: bool = False) -> None:
+        self._console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+        self.is_terminal = self._console.file.isatty()
         obeys = not (self._console.is_dumb_terminal or self._console.legacy_windows)
-        self._wrap = WordWrap() if obeys and self._console.file.isatty() else None
+        self._wraps = obeys and self.is_terminal
         self._color_system = COLOR_SYSTEMS.get(self._console.color_system or "") if obeys else None
-        self.line_is_open = False
+        self._indent = ""  # Of the lines that the text of the open line goes on in.
+        self._line = ""  # What a terminal shows of the open line, without its mark or indent.
+        self._line_is_open = False
+        self._block = ("", "")  # The kind of what was written last, and the id of its message.
 
-    def write(self, text: str, style: Style = PLAIN, *, indent: str = "") -> None:
-        """Append text, at once; lines that have to be broken go on after `indent`."""
-        text = plain(text)
-        if not text:
+    def begin(self, kind: str, message_id: str = "") -> None:
+        """Begin a block on a new line; text of the message that is open goes on where it was left.
+
+        A blank line is between what people read as different things.
+        """
+        last, last_message = self._block
+        if message_id and (kind, message_id) == (last, last_message):
             return
-        self.line_is_open = not text.endswith("\n")
-        if self._wrap is None:
-            self._append(text, style)
-            return
-        pieces = [
-            piece if isinstance(piece, str) else f"\x1b[{piece}D\x1b[K"
-            for piece in self._wrap.feed(text, self._console.width, indent)
-        ]
-        self._append("".join(pieces), style)
+        self.end_line()
+        if last in {"text", "reasoning"} or (last == "tool" != kind):
+            self.write("\n")
+        self._block = (kind, message_id)
+
+    def end(self) -> None:
+        """End the line, and the block."""
+        self.end_line()
+        self._block = ("", "")
+
+    def write(self, text: str, style: Style = PLAIN, *, mark: str = "") -> None:
+        """Append text, at once.
+
+        Args:
+            text: what to append; control characters but line breaks and tabs are escaped.
+            style: its style on a terminal.
+            mark: what the line begins with; further lines of the text are indented as far.
+        """
+        if mark:
+            self.end_line()
+            self._indent = " " * cell_len(mark)
+        text = visible(text)
+        if mark or text:
+            self._append(mark + self._laid_out(text), style)
+            self._line_is_open = not text.endswith("\n")
 
     def end_line(self) -> None:
         """Begin a new line, unless at the beginning of one."""
-        if self.line_is_open:
+        if self._line_is_open:
+            self._indent = ""
             self.write("\n")
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Write a table whose last columns give way when it is too wide for the terminal."""
-        table = _table(header_style=BOLD)
-        for column in columns:
-            table.add_column(column, overflow="fold", no_wrap=column in {"ID", "CREATED"})
-        self._print_table(table, rows)
+    def table(
+        self, columns: Mapping[str, int], rows: Iterable[Sequence[str]], *, head: bool = True
+    ) -> None:
+        """Write a table. On a narrow terminal the least important columns are left out.
 
-    def grid(self, widths: Sequence[int], rows: Iterable[Sequence[str]]) -> None:
-        """Write a table without a head, whose columns but the last are at least so wide.
-
-        The first column is aligned to the right.
+        Args:
+            columns: the columns' names, each with its importance.
+            rows: the cells; a row of one cell is a heading. The last column is wrapped.
+            head: whether the names of the columns are written.
         """
-        table = _table(show_header=False)
-        for number, width in enumerate(widths):
-            justify: JustifyMethod = "left" if number else "right"
-            table.add_column(min_width=width, justify=justify, no_wrap=True)
-        table.add_column(overflow="fold")
-        self._print_table(table, rows)
+        lines = [tuple(map(one_line, row)) for row in ([tuple(columns)] if head else []) + [*rows]]
+        widths = [
+            max(map(cell_len, column))
+            for column in zip(*(line for line in lines if len(line) > 1), strict=True)
+        ]
+        kept, importance = list(range(len(widths))), tuple(columns.values())
+        while self._wraps and len(kept) > 1 and self._console.width < _least_width(widths, kept):
+            kept.remove(min(kept, key=importance.__getitem__))
+        for line in lines:
+            if len(line) == 1:
+                self.write(f"{line[0]}\n", DIM)
+                continue
+            *others, last = kept
+            cells = (set_cell_size(line[column], widths[column]) for column in others)
+            mark = "".join(cell + _GAP for cell in cells)
+            style = BOLD if head and line is lines[0] else PLAIN
+            self.write(line[last], style, mark=mark if line[last] else mark.rstrip())
+            self.end_line()
 
-    def heading(self, text: str) -> None:
-        """Write a line above what belongs to it."""
-        self.write(f"{one_line(text)}\n", DIM)
+    def json(self, data: object, *, indent: int | None = None) -> None:
+        """Write JSON on a line of its own, or on several that are indented."""
+        try:
+            text = json.dumps(data, indent=indent, allow_nan=False)
+        except (
+            ValueError
+        ):  # The server sends NaN, which is no JSON; when it lists it, it says null.
+            data = json.loads(json.dumps(data), parse_constant=lambda _: None)
+            text = json.dumps(data, indent=indent)
+        self._append(f"{text}\n", PLAIN)
 
-    def json(self, model: object, *, indent: int | None = None) -> None:
-        """Write a model in the server's JSON form, on a line of its own."""
-        self._append(f"{_json(model, indent)}\n", PLAIN)
+    def _laid_out(self, text: str) -> str:
+        """Return what to append so that a terminal breaks lines between words.
 
-    def _print_table(self, table: Table, rows: Iterable[Sequence[str]]) -> None:
-        for row in rows:
-            table.add_row(*map(one_line, row))
-        if self._wrap is not None:
-            self._console.print(table)
-            return
-        with self._console.capture() as capture:
-            self._console.print(table)
-        # Cells are filled up with white space, at the end of a line too.
-        for line in capture.get().splitlines():
-            self._append(f"{line.rstrip()}\n", PLAIN)
+        What is shown of a word that turns out not to fit is taken back, and shown again on the
+        next line, so that nothing has to wait for the end of a word.
+        """
+        if not self._wraps:
+            return text.replace("\n", f"\n{self._indent}")
+        shown, column = self._line, len(self._indent)
+        room = max(self._console.width - column, 1)
+        text = shown + text.replace("\t", "    ")
+        lines = [line.plain for line in Text(text).wrap(self._console, room, overflow="fold")]
+        blank = text[len(text.rstrip()) :].rpartition("\n")[2]  # Some of it may not fit.
+        self._line = lines[-1].rstrip() + blank
+        if len(lines[0].rstrip()) < len(shown.rstrip()):
+            lines[0], shown = f"\x1b[{column + cell_len(lines[0]) + 1}G\x1b[K", ""
+        lines[0] = lines[0][len(shown) :]
+        return f"\n{self._indent}".join(lines)
 
     def _append(self, text: str, style: Style) -> None:
         if self._console.no_color:
@@ -121,38 +165,24 @@ class Output:
 
 
 def print_note(text: str) -> None:
-    """Write something about the conversation, rather than of it, to standard error."""
-    _console(stderr=True).print(one_line(text), style=DIM, soft_wrap=True)
+    """Write a line about the conversation, rather than of it, to standard error."""
+    Output(stderr=True).write(f"{one_line(text)}\n", DIM)
 
 
 def print_problem(text: str) -> None:
     """Write one line that says what went wrong to standard error."""
-    console = _console(stderr=True)
-    console.print("Error: ", style=RED, end="", soft_wrap=True)
-    console.print(one_line(text), soft_wrap=True)
+    output = Output(stderr=True)
+    output.write("Error: ", RED)
+    output.write(f"{one_line(text)}\n")
 
 
 def escape_unencodable() -> None:
     """Have characters escaped that the terminal's encoding lacks, where Python would fail."""
     for stream in (sys.stdout, sys.stderr):
-        cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")
+        if stream is not None:  # As it is where a shell has closed it.
+            cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")
 
 
-def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
-    if not console.file.isatty():
-        console.width = _NO_WIDTH
-    return console
-
-
-def _table(**options: Any) -> Table:
-    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), **options)
-
-
-def _json(model: object, indent: int | None) -> str:
-    data = to_dict(model)
-    try:
-        return json.dumps(data, indent=indent, allow_nan=False)
-    except ValueError:  # The server sends NaN, which is no JSON; when it lists it, it says null.
-        data = json.loads(json.dumps(data), parse_constant=lambda _: None)
-        return json.dumps(data, indent=indent)
+def _least_width(widths: Sequence[int], kept: Sequence[int]) -> int:
+    *others, last = (widths[column] for column in kept)
+    return sum(others) + len(_GAP) * len(others) + min(last, _NARROWEST)

@@ -1,155 +1,186 @@
-"""Showing a turn while it streams in."""
+"""Showing a conversation: text, reasoning, tool calls, statuses; whole, or while it streams in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from attrs import Factory, define
+from rich.style import Style
 
-from flux0 import ChunkEvent, MessageAccumulator, SessionStatus, StatusEvent
-from flux0.cli.blocks import Blocks
-from flux0.cli.wording import LONGEST_ARGS, Item, content_in_words, items_of
-from flux0.models import ContentPart, ReasoningPart, StreamEvent, ToolCall, ToolCallPart
+from flux0 import ChunkEvent, SessionStatus, StatusEvent
+from flux0.cli.output import BOLD, DIM, PLAIN, RED, Output
+from flux0.cli.wording import (
+    LONGEST_ARGS,
+    Item,
+    call_in_words,
+    content_in_words,
+    items_of,
+    result_in_words,
+    status_in_words,
+)
+from flux0.models import (
+    ContentPart,
+    EventData,
+    ReasoningPart,
+    StreamEvent,
+    ToolCall,
+    ToolCallPart,
+    TurnMessage,
+)
 
-_REASONING = "reasoning"
-_TOOLS = "/tool_call"  # What begins the paths of tools' calls, and of their results.
+_REASONING = Style(dim=True, italic=True)
+_CALL = Style(color="cyan")
+_INDENT = "  "
+
+# The paths of text that is appended or replaced, and of tools' calls and results.
+_TEXT = re.compile(r"(/(-|\d+))?")
+_TOOLS = "/tool_call"
 
 
-@define(eq=False)
-class _Message:
-    """What is shown of one message.
+class Blocks:
+    """Writes blocks one below the other, with a blank line where something else begins.
 
-    Attributes:
-        id: names it in the stream.
-        is_reasoning: whether the agent thinks it rather than says it.
-        texts: what was shown of its text.
-        tools: which of its tools' calls or results were shown, by their places in it.
-        is_waiting: whether it has a tool call that is not shown yet.
-        is_behind: whether anything came that was not shown as it came.
+    Args:
+        answer: where what the agent answers goes.
+        aside: where all else goes.
     """
 
-    id: str
-    is_reasoning: bool
-    texts: list[str] = Factory(list[str])
-    tools: set[int] = Factory(set[int])
-    is_waiting: bool = False
-    is_behind: bool = False
+    def __init__(self, answer: Output, aside: Output) -> None:
+        self._answer = answer
+        self._aside = aside
+        self._last_call = ""
+
+    def user(self, text: str) -> None:
+        """Write what the user said."""
+        self._aside.begin("user")
+        self._aside.write(text, BOLD, mark="> ")
+
+    def status(self, status: str, data: Any) -> None:
+        """Write what the agent is doing, with what it says about that."""
+        self._aside.begin("status")
+        style = RED if status == SessionStatus.ERROR else DIM
+        self._aside.write(status_in_words(status, data), style, mark="· ")
+
+    def message(self, data: EventData, message_id: str) -> None:
+        """Write all of a message, or of the results of tools."""
+        for place, item in enumerate(items_of(data)):
+            self.item(item, f"{message_id}/{place}")
+
+    def item(self, item: Item, message_id: str) -> None:
+        """Write a part of a message, or the result of a tool.
+
+        Content, and so reasoning, goes on where that of the same message was left.
+        """
+        match item:
+            case ToolCallPart():
+                self._aside.begin("tool")
+                self._last_call = item.tool_call_id
+                self._aside.write(call_in_words(item), _CALL, mark="• ")
+            case ToolCall():
+                self._aside.begin("tool")
+                name = "" if item.tool_call_id == self._last_call else f"{item.tool_name}: "
+                style = PLAIN if item.error is None else RED
+                self._aside.write(name + result_in_words(item), style, mark=_INDENT)
+            case ReasoningPart(reasoning):
+                self._aside.begin("reasoning", message_id)
+                self._aside.write(content_in_words(reasoning), _REASONING)
+            case _:
+                content = item.content if isinstance(item, ContentPart) else item
+                self._answer.begin("text", message_id)
+                self._answer.write(content_in_words(content))
+
+    def end(self) -> None:
+        """End the line, and begin anew with whatever comes next."""
+        self._answer.end()
+        self._aside.end()
 
 
 class TurnView:
-    """Writes the events of one turn as they come, each at the cost of what it brings.
+    """Writes a turn while it streams in.
 
-    Text is appended. A tool's call is written once its arguments are there, or enough of them to
-    fill a line or two; a result once there is one. What cannot be appended, such as structured
-    content, is written when the message is over: another one begins, a status comes, or the turn
-    ends.
+    Text is appended as it comes. A tool's call is written once its arguments are there, or enough
+    of them to fill a line or two; a result once there is one. What cannot be appended, such as
+    structured content, is written when the message is over: another one begins, a status comes, or
+    the turn ends.
+
+    Args:
+        blocks: what to write with.
+        messages: returns the turn's messages as they stand after the event that is shown.
     """
 
-    def __init__(self, blocks: Blocks) -> None:
+    def __init__(self, blocks: Blocks, messages: Callable[[], Iterable[TurnMessage]]) -> None:
         self._blocks = blocks
-        self._accumulator = MessageAccumulator()
-        self._messages: dict[str, _Message] = {}
-        self._current: _Message | None = None
+        self._messages = messages
+        self._current = ""  # The message that the last chunk was of.
+        self._shown: dict[tuple[str, int], str] = {}  # The text that is shown, by message and part.
+        self._is_waiting = False  # Whether a tool's call or result has come that is not shown yet.
 
     def show(self, event: StreamEvent) -> None:
         """Write what an event adds."""
         if isinstance(event, ChunkEvent):
-            self._chunk(event)
+            if event.event_id != self._current:
+                self._show_new(is_over=True)
+                self._current = event.event_id
+            if self._is_worth_a_look(event):
+                self._show_new(is_over=False)
             return
-        self._catch_up()
-        if not isinstance(event, StatusEvent):
-            self._blocks.status(event.event, event.data)
-        elif event.status == SessionStatus.ERROR:
-            self._blocks.error(event.status, event.data.data)
-        else:
+        self._show_new(is_over=True)
+        if isinstance(event, StatusEvent):
             self._blocks.status(event.status, event.data.data)
+        else:
+            self._blocks.status(event.event, event.data)
 
     def end(self) -> None:
         """Write what is left, and end the line."""
-        self._catch_up()
+        self._show_new(is_over=True)
         self._blocks.end()
 
-    def _chunk(self, event: ChunkEvent) -> None:
-        message = self._messages.get(event.event_id)
-        if message is None:
-            is_reasoning = event.metadata.get("kind") == _REASONING
-            message = self._messages[event.event_id] = _Message(event.event_id, is_reasoning)
-        if message is not self._current:
-            self._catch_up()
-            self._current = message
-        text = self._accumulator.feed(event)
-        if message.is_reasoning:
-            text = _appended(event)
-        if text:
-            self._append(message, text)
-        if len(event.patches) > 1 or not text:
-            message.is_behind = True
-            if _concerns_tools(event, message):
-                self._show_new(message, is_over=False)
+    def _is_worth_a_look(self, event: ChunkEvent) -> bool:
+        """Whether a chunk may bring what can be shown at once.
 
-    def _append(self, message: _Message, text: str) -> None:
-        message.texts.append(text)
-        if message.is_reasoning:
-            self._blocks.reasoning(text, message.id)
-        else:
-            self._blocks.text(text, message.id)
+        Most pieces of structured content and of long arguments bring nothing, and rebuilding the
+        message for each of them would cost more the longer it is.
+        """
+        return any(
+            _TEXT.fullmatch(patch.path)
+            or (
+                patch.path.startswith(_TOOLS)
+                and (self._is_waiting or not isinstance(patch.value, str))
+            )
+            for patch in event.patches
+        )
 
-    def _catch_up(self) -> None:
-        message = self._current
-        if message is not None and message.is_behind:
-            message.is_behind = False
-            self._show_new(message, is_over=True)
-
-    def _show_new(self, message: _Message, *, is_over: bool) -> None:
-        message.is_waiting = False
-        for place, item in enumerate(self._items(message)):
+    def _show_new(self, *, is_over: bool) -> None:
+        self._is_waiting = False
+        items = (items_of(each.data) for each in self._messages() if each.event_id == self._current)
+        for place, item in enumerate(next(items, ())):
+            key = (self._current, place)
             if isinstance(item, (ContentPart, ReasoningPart)):
-                if is_over:
-                    self._show_content(message, item)
-            elif place in message.tools:
-                continue
-            elif is_over or _says_enough(item):
-                message.tools.add(place)
-                self._blocks.item(item, message.id)
-            else:
-                message.is_waiting = True
+                self._show_content(item, key, is_over=is_over)
+            elif key not in self._shown:
+                if is_over or _says_enough(item):
+                    self._shown[key] = ""
+                    self._blocks.item(item, self._current)
+                else:
+                    self._is_waiting = True
 
-    def _show_content(self, message: _Message, part: ContentPart | ReasoningPart) -> None:
+    def _show_content(
+        self, part: ContentPart | ReasoningPart, key: tuple[str, int], *, is_over: bool
+    ) -> None:
         content = part.content if isinstance(part, ContentPart) else part.reasoning
-        text, shown = content_in_words(content), "".join(message.texts)
-        if text == shown:
+        if not is_over and not isinstance(content, str):
             return
-        if text.startswith(shown):
-            self._append(message, text[len(shown) :])
-        else:  # It was rewritten. What is on the terminal stays there, so it is said again.
-            self._blocks.item(part, f"{message.id}/rewritten")
-            message.texts = [text]
-
-    def _items(self, message: _Message) -> Sequence[Item]:
-        messages = self._accumulator.messages
-        found = (items_of(each.data) for each in messages if each.event_id == message.id)
-        return next(found, ())
-
-
-def _appended(event: ChunkEvent) -> str:
-    """Return the text that a chunk appends, if that is all it does."""
-    texts = [
-        patch.value
-        for patch in event.patches
-        if patch.op == "add" and patch.path == "/-" and isinstance(patch.value, str)
-    ]
-    return "".join(texts) if len(texts) == len(event.patches) else ""
-
-
-def _concerns_tools(event: ChunkEvent, message: _Message) -> bool:
-    """Whether a chunk may bring a tool's call or result that can be shown.
-
-    A piece of the arguments of a call that is shown brings nothing.
-    """
-    return any(
-        patch.path.startswith(_TOOLS) and (message.is_waiting or not isinstance(patch.value, str))
-        for patch in event.patches
-    )
+        shown, text = self._shown.get(key, ""), content_in_words(content)
+        message_id = self._current
+        if not text.startswith(shown):
+            if not is_over:
+                return
+            # It was rewritten. What is on the terminal stays there, so it is said again.
+            shown, message_id = "", f"{message_id}/rewritten"
+        if text != shown:
+            self._blocks.item(type(part)(text[len(shown) :]), message_id)
+        self._shown[key] = text
 
 
 def _says_enough(item: Item) -> bool:
