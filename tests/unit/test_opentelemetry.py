@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+
 import pytest
 from attrs import evolve, frozen
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -12,6 +15,7 @@ from pytest_httpserver import HTTPServer
 
 from flux0 import APIError, BackoffStrategy, Flux0, RetryConfig, TransportError
 from flux0.adapters.opentelemetry import OpenTelemetry
+from flux0.domain.errors import MissingDependency
 
 AGENT = {
     "id": "vUfk4PgjTm",
@@ -110,3 +114,15 @@ def test_a_default_port_is_told_too() -> None:
     with tracing.flux0 as flux0, pytest.raises(TransportError):
         flux0.agents.list()
     assert (tracing.span().attributes or {})["server.port"] == 443
+
+
+def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    monkeypatch.delitem(sys.modules, "flux0.adapters.opentelemetry")
+
+    with pytest.raises(MissingDependency) as caught:
+        import_module("flux0.adapters.opentelemetry")
+
+    message = "OpenTelemetry needs the package opentelemetry: pip install"
+    assert str(caught.value) == f"{message} 'flux0-client[opentelemetry]'"
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)

@@ -1,6 +1,6 @@
 """Tracing over OpenTelemetry, as a middleware.
 
-After the semantic conventions for HTTP client spans (version 1.23 and later).
+Spans follow the semantic conventions for HTTP client spans (version 1.23 and later).
 """
 
 from __future__ import annotations
@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from attrs import evolve
-from opentelemetry import propagate, trace
-from opentelemetry.trace import SpanKind, StatusCode
 
 from flux0._version import __version__
-from flux0.domain.errors import APIError
+from flux0.domain.errors import APIError, MissingDependency
 from flux0.domain.headers import Headers
+
+try:
+    from opentelemetry import propagate, trace
+    from opentelemetry.trace import SpanKind, StatusCode
+except ModuleNotFoundError as error:
+    raise MissingDependency(
+        f"OpenTelemetry needs the package {error.name}: pip install 'flux0-client[opentelemetry]'"
+    ) from error
 
 if TYPE_CHECKING:
     from flux0.domain.retrying import RetryDetails
@@ -27,8 +33,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 class OpenTelemetry:
     """Makes one client span for each call, with its retries as events of the span.
 
-    The span of a stream ends when its headers are in. Its context is sent along, so that the
-    server's spans can be children of it. Pass `on_retry` to the client as well:
+    The span of a stream ends when its headers are in. The request carries the span's context, so
+    that the server's spans can be its children. Pass `on_retry` to the client as well:
 
         telemetry = OpenTelemetry()
         Flux0(middleware=[telemetry], on_retry=telemetry.on_retry)

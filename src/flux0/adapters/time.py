@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timezone
+from os import urandom
 from threading import Condition, Thread
 from typing import Final
 
@@ -12,7 +14,7 @@ from flux0.adapters.support.event_loop import sleep
 from flux0.adapters.support.processes import PerProcess
 from flux0.ports import Time
 
-_LONGEST_NAP: Final = 3600.0  # More than some systems wait at most for is an OverflowError.
+_LONGEST_NAP: Final = 3600.0  # A wait of more than some systems can wait is an OverflowError.
 
 
 class SystemTime(Time):
@@ -39,9 +41,7 @@ class SystemTime(Time):
 
     def jitter(self) -> float:
         """Return a random number from 0 to 1."""
-        from random import random  # noqa: PLC0415 - slow to import, and retries are rare
-
-        return random()  # noqa: S311 - it spreads retries, and guards nothing
+        return int.from_bytes(urandom(4), "big") / 0xFFFFFFFF
 
     def alarm(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:
         """Have `act` called when `monotonic` is `moment`; return a function that cancels it."""
@@ -49,12 +49,12 @@ class SystemTime(Time):
 
 
 class _Alarms:
-    """The alarms of one process, all of which one thread watches while there are any."""
+    """The alarms of one process; one thread watches them while there are any."""
 
     def __init__(self) -> None:
         self._changed = Condition()
         self._alarms: dict[object, tuple[float, Callable[[], object]]] = {}
-        self._next = float("inf")
+        self._next = 0.0
         self._thread: Thread | None = None
 
     def add(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:
@@ -62,22 +62,26 @@ class _Alarms:
         with self._changed:
             self._alarms[alarm] = moment, act
             if self._thread is None:
-                self._next = moment
-                self._thread = Thread(target=self._watch, name="flux0-alarms", daemon=True)
-                self._thread.start()
+                thread = Thread(target=self._watch, name="flux0-alarms", daemon=True)
+                with suppress(RuntimeError):  # An interpreter that is ending starts no thread.
+                    thread.start()
+                    self._thread = thread
             elif moment < self._next:
                 self._changed.notify()
+        # Without the lock, since a finalizer may call it.
         return lambda: self._alarms.pop(alarm, None)
 
     def _watch(self) -> None:
         while True:
             now = time.monotonic()
-            for alarm, (moment, _) in tuple(self._alarms.items()):
-                if moment <= now and (due := self._alarms.pop(alarm, None)) is not None:
-                    due[1]()
+            for alarm, (moment, act) in self._alarms.copy().items():
+                if moment <= now and self._alarms.pop(alarm, None) is not None:
+                    with suppress(Exception):  # One that fails must not stop the others.
+                        act()
             with self._changed:
-                if not self._alarms:
+                moments = [moment for moment, _ in self._alarms.copy().values()]
+                if not moments:
                     self._thread = None
                     return
-                self._next = min((moment for moment, _ in tuple(self._alarms.values())), default=0)
+                self._next = min(moments)
                 self._changed.wait(min(self._next - time.monotonic(), _LONGEST_NAP))
