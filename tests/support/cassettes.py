@@ -8,45 +8,54 @@ from typing import Any
 from attrs import evolve
 
 from flux0 import Flux0, Flux0Error, HttpxTransport, RetryConfig
-from flux0.domain.headers import Headers
 from flux0.testing import RecordingTransport
 from flux0.testing.cassettes.cassette import (
     WHOLE,
-    End,
-    Exchange,
+    CassetteFile,
+    Content,
     Piece,
+    RecordedEnd,
+    RecordedExchange,
     RecordedRequest,
     RecordedResponse,
-    formatted,
-    write_cassette,
+    kept,
 )
 from support.modes import in_mode
 from support.transports import Mode
 
 ONCE = RetryConfig(strategy="none")
 
-LIST_AGENTS = Exchange(
-    RecordedRequest("GET", "/api/agents", "", Headers((("accept", "application/json"),)), None),
+
+def piece(after: float, data: bytes, *, as_json: bool = False) -> Piece:
+    """Return a piece of a body."""
+    return Piece(after=after, **kept(data, as_json=as_json))
+
+
+LIST_AGENTS = RecordedExchange(
+    RecordedRequest("GET", "/api/agents", {"accept": "application/json"}),
+    RecordedEnd(WHOLE, 0.5),
     RecordedResponse(
         0.25,
         200,
-        Headers((("content-type", "application/json"), ("set-cookie", "***"))),
-        (Piece(0.5, b'{"data":[]}'),),
+        {"content-type": "application/json", "set-cookie": "***"},
+        (piece(0.5, b'{"data":[]}', as_json=True),),
     ),
-    End(WHOLE, 0.5),
 )
 
 
 def asking(
     path: str, body: bytes | None = None, *, method: str = "POST", query: str = ""
-) -> Exchange:
+) -> RecordedExchange:
     """Return an exchange with this request."""
-    return evolve(LIST_AGENTS, request=RecordedRequest(method, path, query, Headers(), body))
+    content = None if body is None else Content(**kept(body, as_json=True, exact=False))
+    return evolve(LIST_AGENTS, request=RecordedRequest(method, path, {}, query, content))
 
 
-def written(path: Path, *exchanges: Exchange) -> Path:
+def written(path: Path, *exchanges: RecordedExchange) -> Path:
     """Write a cassette, and return its path."""
-    write_cassette(path, map(formatted, exchanges))
+    file = CassetteFile(path)
+    for exchange in exchanges:
+        file.append(exchange)
     return path
 
 

@@ -29,6 +29,7 @@ from flux0.domain.errors import (
     InvalidArgument,
     ReadTimeout,
 )
+from flux0.domain.headers import Headers
 from flux0.ports import AsyncTransport, Request, Transport
 from flux0.testing import (
     CassetteError,
@@ -46,11 +47,18 @@ from flux0.testing import (
     Split,
     Stall,
     Truncate,
+    cassette,
 )
-from flux0.testing.cassettes.cassette import CLOSED, End, Exchange, Piece, read_cassette
+from flux0.testing.cassettes.cassette import (
+    CLOSED,
+    RecordedEnd,
+    RecordedExchange,
+    read_cassette,
+)
+from flux0.testing.cassettes.modes import CassetteMode
 from flux0.testing.cassettes.replaying import Matching
 from flux0.testing.fake.body import OpenBody
-from support.cassettes import LIST_AGENTS, ONCE, asking, record, talk, written
+from support.cassettes import LIST_AGENTS, ONCE, asking, piece, record, talk, written
 from support.fake_over_http import FakeOverHTTP
 from support.fakes import request
 from support.modes import in_mode, run
@@ -65,14 +73,14 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "cassette.json"
 
 
-def asked(exchange: Exchange) -> Request:
+def asked(exchange: RecordedExchange) -> Request:
     """Return the request that a recorded exchange answers."""
     recorded = exchange.request
-    body = json.loads(recorded.body) if recorded.body else None
+    body = json.loads(recorded.body.data) if recorded.body else None
     return request(recorded.method, f"{recorded.path}?{recorded.query}", body)
 
 
-def explanation(replay: ReplayTransport, exchange: Exchange) -> list[str]:
+def explanation(replay: ReplayTransport, exchange: RecordedExchange) -> list[str]:
     """Return what is told of a request that cannot be answered, but for how to record anew."""
     with pytest.raises(AssertionError) as caught:
         replay.send(asked(exchange))
@@ -280,7 +288,7 @@ def test_loose_matching_plays_what_is_unique_any_number_of_times_and_the_rest_on
 ) -> None:
     assert AGENTS[0].response is not None
     answers = [
-        evolve(AGENTS[0], response=evolve(AGENTS[0].response, pieces=(Piece(0, data),)))
+        evolve(AGENTS[0], response=evolve(AGENTS[0].response, pieces=(piece(0, data),)))
         for data in (b"1", b"2")
     ]
     replay = ReplayTransport(written(path, answers[0], LIST_AGENTS, answers[1]), "loose")
@@ -292,6 +300,72 @@ def test_loose_matching_plays_what_is_unique_any_number_of_times_and_the_rest_on
         f"agents.create(name='0', type='fake') was made more often than {path} has it",
         "exchanges 1, 3 were played",
     ]
+
+
+@pytest.mark.parametrize("matching", ["strict", "loose"])
+def test_what_has_to_match_may_be_told(path: Path, matching: Matching) -> None:
+    cassette = written(path, *AGENTS[:2], LIST_AGENTS)
+    replay = ReplayTransport(
+        cassette, matching, match=lambda call: (call.operation, call.arguments.get("type"))
+    )
+    for exchange in (AGENTS[2], AGENTS[3], LIST_AGENTS):
+        replay.send(asked(exchange))
+    replay.assert_all_used()
+    assert explanation(replay, AGENTS[0])
+
+
+# --- modes
+
+
+@pytest.mark.parametrize(
+    ("mode", "ci", "exists", "expected"),
+    [
+        ("once", "", False, RecordingTransport),
+        ("once", "1", True, ReplayTransport),
+        ("once", "true", False, RecordingTransport),
+        ("none", "", True, ReplayTransport),
+        ("all", "true", True, RecordingTransport),
+        (None, "", False, RecordingTransport),
+        (None, "false", False, RecordingTransport),
+        (None, "", True, ReplayTransport),
+        (None, "true", True, ReplayTransport),
+    ],
+)
+def test_the_mode_says_whether_a_cassette_is_recorded(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: CassetteMode | None,
+    ci: str,
+    exists: object,
+    expected: type,
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    if exists:
+        written(path)
+    assert type(cassette(path, FakeTransport, mode=mode)) is expected
+
+
+@pytest.mark.parametrize("mode", ["none", None])
+def test_a_cassette_that_is_not_there_is_not_recorded_in_ci(
+    path: Path, monkeypatch: pytest.MonkeyPatch, mode: CassetteMode | None
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(CassetteError, match="there is no cassette"):
+        cassette(path, mode=mode)
+
+
+def test_a_cassette_is_recorded_over_httpx_by_default(path: Path) -> None:
+    with FakeOverHTTP(FakeTransport()) as server:
+        for url, name in ((server.url, "Fake"), ("http://127.0.0.1:1", "fake")):
+            transport = cassette(path, mode="once", scrub=str.lower, match=lambda call: call.path)
+            with Flux0(url, transport=transport) as flux0:
+                assert [agent.name for agent in flux0.agents.list()] == [name]
+
+
+def test_a_mode_has_to_be_one(path: Path) -> None:
+    mode: Any = "new_episodes"
+    with pytest.raises(InvalidArgument, match='mode must be "once", "none" or "all", not'):
+        cassette(path, mode=mode)
 
 
 @pytest.mark.parametrize("matching", ["strict", "loose"])
@@ -332,7 +406,11 @@ def test_an_empty_cassette_says_so(path: Path, matching: Matching) -> None:
 )
 @pytest.mark.parametrize("matching", ["strict", "loose"])
 def test_what_is_different_is_told(
-    path: Path, matching: Matching, recorded: Exchange, given: Exchange, differences: list[str]
+    path: Path,
+    matching: Matching,
+    recorded: RecordedExchange,
+    given: RecordedExchange,
+    differences: list[str],
 ) -> None:
     replay = ReplayTransport(written(path, recorded), matching)
     with pytest.raises(AssertionError) as caught:
@@ -340,8 +418,8 @@ def test_what_is_different_is_told(
             Request(
                 given.request.method,
                 f"http://h{given.request.path}?{given.request.query}",
-                given.request.headers,
-                given.request.body,
+                Headers(),
+                None if given.request.body is None else given.request.body.data,
             )
         )
     told = [line[2:] for line in str(caught.value).splitlines() if line.startswith("  ")]
@@ -362,10 +440,9 @@ def test_what_is_no_difference(path: Path, matching: Matching) -> None:
 @pytest.mark.parametrize("body", [b"\xff", b"{", b"[" * 100_000], ids=["binary", "text", "deep"])
 def test_bodies_that_are_no_json_are_compared_as_they_are(path: Path, body: bytes) -> None:
     replay = ReplayTransport(written(path, asking("/a", body), asking("/a", body)))
-    headers = LIST_AGENTS.request.headers
-    replay.send(Request("POST", "http://h/a", headers, body))
+    replay.send(Request("POST", "http://h/a", Headers(), body))
     with pytest.raises(AssertionError, match="  body: recorded b"):
-        replay.send(Request("POST", "http://h/a", headers, body + b"x"))
+        replay.send(Request("POST", "http://h/a", Headers(), body + b"x"))
 
 
 def test_the_nearest_exchange_is_of_the_same_operation_first(path: Path) -> None:
@@ -426,7 +503,7 @@ def test_what_cannot_be_replayed_is_told_at_once(path: Path) -> None:
     with pytest.raises(CassetteError, match="there is no cassette"):
         ReplayTransport(path)
     matching: Any = "lose"
-    with pytest.raises(InvalidArgument, match='matching must be "strict" or "loose", and is'):
+    with pytest.raises(InvalidArgument, match='matching must be "strict" or "loose", not'):
         ReplayTransport(written(path), matching)
 
 
@@ -459,7 +536,7 @@ def test_reading_on_where_the_recorded_program_left_is_explained(mode: Mode, pat
 
 
 def test_waiting_for_an_answer_that_was_not_awaited_is_explained(path: Path) -> None:
-    left = evolve(LIST_AGENTS, response=None, end=End(CLOSED, 2.5))
+    left = evolve(LIST_AGENTS, response=None, end=RecordedEnd(CLOSED, 2.5))
     replay = ReplayTransport(written(path, left))
     with pytest.raises(AssertionError, match=r"agents.list\(\).*there, 2.5 s after the request"):
         replay.send(asked(left))
@@ -470,7 +547,7 @@ def test_waiting_for_an_answer_that_was_not_awaited_is_explained(path: Path) -> 
 def test_a_call_that_ran_out_of_time_does_so_again(
     mode: Mode, within_the_body: object, path: Path
 ) -> None:
-    left = evolve(LIST_AGENTS, end=End(CLOSED, 5.1))
+    left = evolve(LIST_AGENTS, end=RecordedEnd(CLOSED, 5.1))
     if not within_the_body:
         left = evolve(left, response=None)
 
@@ -560,8 +637,8 @@ def test_closing_breaks_off_what_is_open_and_the_replay_goes_on(path: Path) -> N
 
 
 def test_an_error_is_raised_once_and_says_where_it_comes_from(path: Path) -> None:
-    broken = evolve(LIST_AGENTS, end=End("ReadTimeout", 60.0))
-    refused = evolve(LIST_AGENTS, response=None, end=End("ConnectError", 1.0))
+    broken = evolve(LIST_AGENTS, end=RecordedEnd("ReadTimeout", 60.0))
+    refused = evolve(LIST_AGENTS, response=None, end=RecordedEnd("ConnectError", 1.0))
     replay = ReplayTransport(written(path, broken, refused))
     began = replay.clock.now()
     pieces = iter(replay.send(asked(broken)).body)
@@ -628,7 +705,7 @@ def test_the_cost_of_a_turn_is_linear(path: Path, matching: Matching) -> None:
 def calls_made(path: Path, matching: Matching, number: int, *, pieces: int = 1) -> int:
     """Return how many functions are called for replaying so many exchanges of so many pieces."""
     assert LIST_AGENTS.response is not None
-    response = evolve(LIST_AGENTS.response, pieces=(Piece(0, b"x"),) * pieces)
+    response = evolve(LIST_AGENTS.response, pieces=(piece(0, b"x"),) * pieces)
     exchange = evolve(LIST_AGENTS, response=response)
     written(path, *[exchange] * number)
     calls = 0

@@ -1,6 +1,7 @@
 """For tests of code that uses flux0; nothing here is loaded by `import flux0`."""
 
 from flux0.testing.cassettes.cassette import CassetteError
+from flux0.testing.cassettes.modes import CassetteMode, cassette
 from flux0.testing.cassettes.recording import RecordingTransport
 from flux0.testing.cassettes.replaying import ReplayTransport
 from flux0.testing.fake.calls import Call, ExpectedCall
@@ -27,6 +28,7 @@ __all__ = [
     "Call",
     "CallTool",
     "CassetteError",
+    "CassetteMode",
     "ClockStandsStill",
     "Drop",
     "ExpectedCall",
@@ -50,4 +52,5 @@ __all__ = [
     "Stall",
     "Truncate",
     "UserMessage",
+    "cassette",
 ]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 from urllib.parse import parse_qs
 
 from attrs import define
 
+from flux0.domain.headers import Headers
 from flux0.ports import Request
-from flux0.testing.cassettes.cassette import Exchange, RecordedRequest, how_to_record
+from flux0.testing.cassettes.cassette import RecordedExchange, RecordedRequest, how_to_record
 from flux0.testing.fake.calls import Call, call_of
 
 _NOTHING = object()
@@ -25,55 +26,70 @@ class Track:
     """An exchange of a cassette, by its number from 1, and whether it has been played."""
 
     number: int
-    exchange: Exchange
+    exchange: RecordedExchange
     played: bool = False
 
     def __str__(self) -> str:
         return f"exchange {self.number}, {_call(self.exchange.request)}"
 
 
-# Returns the exchange for a request, or raises an AssertionError that tells why there is none.
-Matcher: TypeAlias = Callable[[RecordedRequest], Track]
+class Matcher:
+    """Finds the tracks of a cassette that requests are answered with.
 
+    Args:
+        path: the cassette, for messages.
+        tracks: its exchanges.
+        strict: whether they are played in their order alone; otherwise in any order, each once, but
+            one that matches no other any number of times.
+        match: returns the part of a call that has to be equal; by default all of it, but the host
+            and the header fields.
+    """
 
-class StrictMatcher:
-    """Plays the tracks of a cassette in their order alone."""
-
-    def __init__(self, path: Path, tracks: Sequence[Track]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tracks: Sequence[Track],
+        *,
+        strict: bool,
+        match: Callable[[Call], object] | None,
+    ) -> None:
         self._path = path
         self._tracks = tracks
-        self._left = deque(tracks)
+        self._strict = strict
+        self._match = match
+        self._next = 0
+        self._alike: dict[str, list[Track]] = {}
+        self._left: dict[str, deque[Track]] = {}
+        if not strict:
+            for track in tracks:
+                self._alike.setdefault(self._key(track.exchange.request), []).append(track)
+            self._left = {key: deque(alike) for key, alike in self._alike.items()}
 
-    def __call__(self, request: RecordedRequest) -> Track:
-        """Return the next track if it matches."""
-        if self._left and _key(self._left[0].exchange.request) == _key(request):
-            return self._left.popleft()
+    def find(self, request: RecordedRequest) -> Track:
+        """Return the track for a request, and count it as played.
+
+        Raises:
+            AssertionError: there is none; says what is different.
+        """
+        track = self._next_track(request) if self._strict else self._any_track(request)
+        track.played = True
+        return track
+
+    def _next_track(self, request: RecordedRequest) -> Track:
+        following = self._tracks[self._next] if self._next < len(self._tracks) else None
+        if following and self._key(following.exchange.request) == self._key(request):
+            self._next += 1
+            return following
         lines = [f"{_call(request)} is not what comes next in {self._path}"]
-        following = self._left[0] if self._left else None
         if following is not None:
             lines += (f"next: {following}", *_differences(following, request))
         elif self._tracks:
             lines.append(f"all exchanges were played, {len(self._tracks)} in number")
-        nearest = _nearest(request, self._tracks)
-        if nearest is None or nearest is not following:
-            lines += _compared(nearest, request)
-        raise AssertionError("\n".join((*lines, _stale(self._path))))
+        nearest = self._nearest(request)
+        raise self._refusal(lines, request, None if nearest is following else nearest)
 
-
-class LooseMatcher:
-    """Plays the tracks of a cassette in any order, each once; one that is unique, any time."""
-
-    def __init__(self, path: Path, tracks: Sequence[Track]) -> None:
-        self._path = path
-        self._tracks = tracks
-        self._alike: dict[str, list[Track]] = {}
-        for track in tracks:
-            self._alike.setdefault(_key(track.exchange.request), []).append(track)
-        self._left = {key: deque(alike) for key, alike in self._alike.items()}
-
-    def __call__(self, request: RecordedRequest) -> Track:
-        """Return the first track that matches and was not played, or the only one that matches."""
-        key = _key(request)
+    def _any_track(self, request: RecordedRequest) -> Track:
+        key = self._key(request)
         alike = self._alike.get(key, [])
         if len(alike) == 1:
             return alike[0]
@@ -85,28 +101,56 @@ class LooseMatcher:
                 f"{_call(request)} was made more often than {self._path} has it",
                 f"exchanges {numbers} were played",
             ]
-        else:
-            lines = [f"{_call(request)} is not in {self._path}"]
-            lines += _compared(_nearest(request, self._tracks), request)
-        raise AssertionError("\n".join((*lines, _stale(self._path))))
+            raise self._refusal(lines, request, None)
+        lines = [f"{_call(request)} is not in {self._path}"]
+        raise self._refusal(lines, request, self._nearest(request))
+
+    def _key(self, request: RecordedRequest) -> str:
+        """Return a text that requests share which match each other."""
+        if self._match is not None:
+            return _spelled(self._match(_call(request)))
+        query = parse_qs(request.query, keep_blank_values=True)
+        return _spelled([request.method, request.path, query, _decoded(request)])
+
+    def _nearest(self, request: RecordedRequest) -> Track | None:
+        call = _call(request)
+
+        def likeness(track: Track) -> tuple[bool, int, float, bool]:
+            other = _call(track.exchange.request)
+            texts = (str(other)[:_LONGEST_COMPARED], str(call)[:_LONGEST_COMPARED])
+            alike = SequenceMatcher(None, *texts).ratio()
+            differences = len(list(_differences(track, request)))
+            return other.operation == call.operation, -differences, alike, not track.played
+
+        return max(self._tracks, key=likeness, default=None)
+
+    def _refusal(
+        self, lines: list[str], request: RecordedRequest, nearest: Track | None
+    ) -> AssertionError:
+        if not self._tracks:
+            lines.append("it has no exchange")
+        if nearest is not None:
+            differences = list(_differences(nearest, request))
+            if not differences and nearest.played:
+                differences = ["  no difference, but it was played"]
+            elif not differences:
+                differences = ['  no difference but its turn: matching="loose" takes any order']
+            lines += (f"nearest: {nearest}", *differences)
+        lines.append(
+            "The program or the cassette has changed. If the cassette is stale, record it anew "
+            f"{how_to_record(self._path)}."
+        )
+        return AssertionError("\n".join(lines))
 
 
-def _key(request: RecordedRequest) -> str:
-    """Return a text that requests share which match each other."""
-    query = parse_qs(request.query, keep_blank_values=True)
-    return json.dumps(
-        [request.method, request.path, _spelled(query), _spelled(_decoded(request.body))]
-    )
-
-
-def _decoded(body: bytes | None) -> object:
-    """Return the JSON of a body, or its bytes if it is none."""
-    if body is None:
+def _decoded(request: RecordedRequest) -> object:
+    """Return the JSON of a request's body, or its bytes if they are not JSON."""
+    if request.body is None:
         return _NOTHING
     try:
-        return json.loads(body)
+        return json.loads(request.body.data)
     except (ValueError, RecursionError):
-        return body
+        return request.body.data
 
 
 def _spelled(value: object) -> str:
@@ -114,41 +158,11 @@ def _spelled(value: object) -> str:
     return json.dumps(value, sort_keys=True, default=repr)
 
 
-def _stale(path: Path) -> str:
-    return (
-        "The program or the cassette has changed. If the cassette is stale, record it anew "
-        f"{how_to_record(path)}."
-    )
-
-
 def _call(request: RecordedRequest) -> Call:
     url = f"http://recorded{request.path}?{request.query}"
-    return call_of(Request(request.method, url, request.headers, request.body))
-
-
-def _nearest(request: RecordedRequest, tracks: Iterable[Track]) -> Track | None:
-    call = _call(request)
-
-    def likeness(track: Track) -> tuple[bool, int, float, bool]:
-        other = _call(track.exchange.request)
-        texts = (str(other)[:_LONGEST_COMPARED], str(call)[:_LONGEST_COMPARED])
-        alike = SequenceMatcher(None, *texts).ratio()
-        differences = len(list(_differences(track, request)))
-        return other.operation == call.operation, -differences, alike, not track.played
-
-    return max(tracks, key=likeness, default=None)
-
-
-def _compared(nearest: Track | None, request: RecordedRequest) -> list[str]:
-    """Return what to tell of the exchange that is most like `request`."""
-    if nearest is None:
-        return ["it has no exchange"]
-    differences = list(_differences(nearest, request))
-    if not differences and nearest.played:
-        differences = ["  no difference, but it was played"]
-    elif not differences:
-        differences = ['  no difference but its turn: matching="loose" takes any order']
-    return [f"nearest: {nearest}", *differences]
+    headers = Headers(tuple(request.headers.items()))
+    body = None if request.body is None else request.body.data
+    return call_of(Request(request.method, url, headers, body))
 
 
 def _differences(track: Track, request: RecordedRequest) -> Iterator[str]:
@@ -159,7 +173,7 @@ def _differences(track: Track, request: RecordedRequest) -> Iterator[str]:
         {"method": request.method, "path": request.path},
     )
     yield from _by_name(_query(recorded), _query(request), "query ")
-    bodies = (_decoded(recorded.body), _decoded(request.body))
+    bodies = (_decoded(recorded), _decoded(request))
     if all(isinstance(body, dict) for body in bodies):
         yield from _by_name(*cast("tuple[dict[str, Any], dict[str, Any]]", bodies), "body ")
     else:

@@ -1,12 +1,13 @@
-"""A transport that writes down what passes through it, for `ReplayTransport` to play again."""
+"""A transport that sends over another one, and records each exchange in a cassette."""
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from os import PathLike
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from types import MethodType
 from typing import Any, TypeVar, cast
 
@@ -26,16 +27,13 @@ from flux0.testing.cassettes.cassette import (
     CLOSED,
     ERRORS,
     WHOLE,
-    End,
-    Exchange,
-    Piece,
-    RecordedRequest,
+    CassetteFile,
+    RecordedEnd,
+    RecordedExchange,
     RecordedResponse,
-    formatted,
     is_json,
-    redacted,
-    write_cassette,
 )
+from flux0.testing.cassettes.scrubbing import Scrub, recorded_pieces, recorded_request
 
 _DIGITS = 6  # Of a second: a microsecond is less than what any exchange takes.
 
@@ -67,29 +65,44 @@ class RecordingTransport:
     It can send what the other can: synchronous requests, asynchronous ones, or both, from any
     number of threads and tasks. A cassette holds no value of a header field that may be a
     credential, and no host, user name or password of a URL; paths, queries and bodies are kept as
-    they are.
+    they are, but for what `scrub` leaves out.
 
-    The file is written anew, whole or not at all, each time an exchange ends: it never lacks one
-    that has ended. That is meant for the hundreds of exchanges of a test, not for a day's traffic.
-    What is still open when the transport is closed counts as left there.
+    Each exchange is in the file as soon as it has ended, and the file is whole then. Exchanges that
+    are still open when the transport is closed count as left there.
+
+    A cassette that exists is kept while this one is recorded, in a file `NAME.new` next to it.
+    Closing the transport puts the new one in its place, unless something has failed: a request
+    without a response, a body that broke off, or a status of 500 or more. Delete a cassette before
+    to record such failures in its place.
 
     Args:
         transport: what sends the requests, such as an `HttpxTransport`. Closing closes it.
-        path: the cassette. A file that is there is replaced; folders that are not there are made.
+        path: the cassette. Folders that are missing are made.
+        scrub: is given each text in a body or a query, and returns what is recorded in its place.
 
     Attributes:
         transport: the other transport.
     """
 
-    def __init__(self, transport: Transport | AsyncTransport, path: str | PathLike[str]) -> None:
+    def __init__(
+        self,
+        transport: Transport | AsyncTransport,
+        path: str | PathLike[str],
+        *,
+        scrub: Scrub | None = None,
+    ) -> None:
         self.transport: Any = transport
         self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._scrub = scrub
         given = getattr(transport, "time", None)
         self._time = given if isinstance(given, Time) else None
         self._clock = time.monotonic if self._time is None else self._time.monotonic
-        self._lock = Lock()
-        self._tapes: list[_Tape] = []
+        self._lock = RLock()
+        self._file: CassetteFile | None = None
+        self._sent = 0
+        self._open: list[_Tape] = []
+        self._failed = False
 
     @_if_available
     def send(self, request: Request) -> Response[ByteStream]:
@@ -104,11 +117,11 @@ class RecordingTransport:
         return evolve(response, body=_Body(response.body, tape))
 
     def close(self) -> None:
-        """Close the other transport, and write what is still open as well."""
+        """Close the other transport, and have the new cassette take the place of an older one."""
         try:
             self.transport.close()
         finally:
-            self._write(ended=False)
+            self._finish()
 
     @_if_available
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
@@ -123,11 +136,11 @@ class RecordingTransport:
         return evolve(response, body=_AsyncBody(response.body, tape))
 
     async def close_async(self) -> None:
-        """Do as `close` does."""
+        """Close the other transport, and have the new cassette take the place of an older one."""
         try:
             await self.transport.close_async()
         finally:
-            self._write(ended=False)
+            self._finish()
 
     @property
     def time(self) -> Time | None:
@@ -137,47 +150,73 @@ class RecordingTransport:
     # --- within
 
     def _begin(self, request: Request) -> _Tape:
-        tape = _Tape(RecordedRequest.of(request), self._clock, self._write)
         with self._lock:
-            self._tapes.append(tape)
+            self._sent += 1
+            tape = _Tape(request, self._sent, self._clock, self._ended)
+            self._open.append(tape)
         return tape
 
-    def _write(self, *, ended: bool = True) -> None:
+    def _ended(self, tape: _Tape) -> None:
         with self._lock:
-            tapes = [tape for tape in self._tapes if tape.has_ended or not ended]
-            write_cassette(self._path, [tape.formatted() for tape in tapes])
+            if tape not in self._open:  # Two threads may end it at once.
+                return
+            self._open.remove(tape)
+            self._write(tape)
+
+    def _write(self, tape: _Tape) -> None:
+        exchange = tape.exchange(self._scrub)
+        if self._file is None:
+            is_new = not self._path.exists()
+            self._file = CassetteFile(self._path if is_new else _beside(self._path))
+        self._file.append(exchange)
+        self._failed = self._failed or exchange.failed
+
+    def _finish(self) -> None:
+        with self._lock:
+            for tape in self._open:  # It is written again if it goes on.
+                self._write(tape)
+            if self._file is None or self._file.path == self._path:
+                return
+            if not self._failed:
+                self._file.move_to(self._path)
+                return
+        warnings.warn(
+            f"{self._path} stays as it was, since something failed while it was recorded anew; see "
+            f"{_beside(self._path)}. To record failures, delete {self._path} before.",
+            stacklevel=3,
+        )
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
 
 
 @define(eq=False)
 class _Tape:
     """One exchange while it goes on; `on_end` is called once it has ended."""
 
-    _request: RecordedRequest
+    _request: Request
+    _number: int
     _clock: Callable[[], float]
-    _on_end: Callable[[], None]
+    _on_end: Callable[[_Tape], None]
     _began: float = field(init=False)
     _response: RecordedResponse | None = None
-    _pieces: list[Piece] = field(factory=list[Piece])
-    _end: End | None = None
-    _formatted: bytes | None = None
+    _pieces: list[tuple[float, bytes]] = field(factory=list[tuple[float, bytes]])
+    _end: RecordedEnd | None = None
 
     def __attrs_post_init__(self) -> None:
         self._began = self._clock()
 
-    @property
-    def has_ended(self) -> bool:
-        return self._end is not None
-
     def answer(self, response: Response[Any]) -> None:
-        headers = redacted(response.headers)
+        headers = response.headers.redacted()
         self._response = RecordedResponse(self._elapsed(), response.status_code, headers, ())
         self._began = self._clock()
 
     def add(self, data: bytes) -> None:
-        self._pieces.append(Piece(self._elapsed(), data))
+        self._pieces.append((self._elapsed(), data))
 
     def fail(self, error: BaseException) -> None:
-        """End by an error; one that a transport has no business with is a cancellation."""
+        """End by an error; one that is not a transport's own is a cancellation."""
         if isinstance(error, TransportError):
             kinds = (kind.__name__ for kind in type(error).__mro__)
             self.end(next(kind for kind in kinds if kind in ERRORS))
@@ -185,30 +224,21 @@ class _Tape:
             self.end(CLOSED)
 
     def end(self, how: str) -> None:
-        """End, unless this has ended: whoever closes what they have read is not leaving it."""
+        """End, unless this has ended: closing a body that was read whole does not leave it."""
         if self._end is None:
-            self._end = End(how, self._elapsed())
-            self._on_end()
+            self._end = RecordedEnd(how, self._elapsed())
+            self._on_end(self)
+            self._pieces.clear()
 
-    def formatted(self) -> bytes:
-        """Return the exchange as the file has it, as far as it has come."""
-        if self._formatted is not None:
-            return self._formatted
-        if self._end is None:
-            return formatted(self._exchange(End(CLOSED, self._elapsed())))
-        self._formatted = formatted(self._exchange(self._end))
-        self._pieces.clear()
-        return self._formatted
-
-    def _exchange(self, end: End) -> Exchange:
-        response = self._response
+    def exchange(self, scrub: Scrub | None) -> RecordedExchange:
+        """Return what has come of the request so far."""
+        response, end = self._response, self._end or RecordedEnd(CLOSED, self._elapsed())
         if response is not None:
-            pieces = tuple(self._pieces)
-            if pieces and end.how == WHOLE and is_json(response.headers):
-                # Nobody reads JSON before all of it is there; together it is readable.
-                pieces = (Piece(pieces[-1].after, b"".join(piece.data for piece in pieces)),)
+            as_json = is_json(response.headers) and end.how == WHOLE
+            pieces = recorded_pieces(self._pieces, scrub, as_json=as_json)
             response = evolve(response, pieces=pieces)
-        return Exchange(self._request, response, end)
+        request = recorded_request(self._request, scrub)
+        return RecordedExchange(request, end, response, self._number)
 
     def _elapsed(self) -> float:
         return round(self._clock() - self._began, _DIGITS)

@@ -9,19 +9,20 @@ from threading import RLock
 from typing import Literal, TypeAlias, get_args
 
 from flux0.domain.errors import InvalidArgument, ReadTimeout
+from flux0.domain.headers import Headers
 from flux0.ports import AsyncByteStream, ByteStream, Request, Response
 from flux0.testing.cassettes.cassette import (
     CLOSED,
     ERRORS,
     WHOLE,
-    End,
-    RecordedRequest,
     RecordedResponse,
     how_to_record,
     read_cassette,
 )
-from flux0.testing.cassettes.matching import LooseMatcher, Matcher, StrictMatcher, Track
+from flux0.testing.cassettes.matching import Matcher, Track
+from flux0.testing.cassettes.scrubbing import Scrub, recorded_request
 from flux0.testing.fake.body import AsyncFakeBody, FakeBody, OpenBody
+from flux0.testing.fake.calls import Call
 from flux0.testing.fake.clock import FakeClock
 
 Matching: TypeAlias = Literal["strict", "loose"]
@@ -34,17 +35,20 @@ class ReplayTransport:
     whatever a request's timeouts are. The time passes on a clock of its own, so nothing waits.
 
     A request matches a recorded one of the same method, path, query and body; bodies are compared
-    as JSON, and header fields are not compared. One that matches none, or not in its turn, is an
-    AssertionError that tells what is different. So is reading on where the program that was
-    recorded had left an answer.
+    as JSON, and header fields are not compared. A request that matches none, or not in its turn, is
+    an AssertionError that tells what is different. Reading on where the recorded program had left
+    an answer is one too.
 
     Args:
         path: the cassette.
-        matching: "strict" wants the requests in the order in which they were recorded; "loose"
-            takes them in any order, each once, though one that no other is like any number of
-            times.
+        matching: "strict" wants the requests in the order in which they were recorded. "loose"
+            takes them in any order, each once; a request that matches no other recorded one is
+            taken any number of times.
+        match: returns the part of a `Call` that has to be equal, such as
+            `lambda call: call.operation`, if some of its content changes from run to run.
+        scrub: what the recording was given as `scrub`, if anything.
         sleep: is called with the seconds of each wait. With `time.sleep` everything takes as long
-            as when it was recorded; it then blocks asynchronous code too.
+            as when it was recorded.
 
     Attributes:
         clock: the time.
@@ -58,16 +62,19 @@ class ReplayTransport:
         path: str | PathLike[str],
         matching: Matching = "strict",
         *,
+        match: Callable[[Call], object] | None = None,
+        scrub: Scrub | None = None,
         sleep: Callable[[float], object] | None = None,
     ) -> None:
         if matching not in get_args(Matching):
-            raise InvalidArgument("matching", f'must be "strict" or "loose", and is {matching!r}')
+            raise InvalidArgument("matching", f'must be "strict" or "loose", not {matching!r}')
         self.clock = FakeClock(sleep=sleep)
         self._path = Path(path)
         exchanges = enumerate(read_cassette(self._path), start=1)
         self._tracks = tuple(Track(number, exchange) for number, exchange in exchanges)
-        kind = StrictMatcher if matching == "strict" else LooseMatcher
-        self._match: Matcher = kind(self._path, self._tracks)
+        strict = matching == "strict"
+        self._matcher = Matcher(self._path, self._tracks, strict=strict, match=match)
+        self._scrub = scrub
         self._lock = RLock()
         self._open: set[OpenBody] = set()
 
@@ -82,7 +89,7 @@ class ReplayTransport:
     def send(self, request: Request) -> Response[ByteStream]:
         """Answer `request`; see `Transport.send`."""
         response, body = self._play(request)
-        return Response(response.status_code, response.headers, FakeBody(body))
+        return Response(response.status_code, _headers(response), FakeBody(body))
 
     def close(self) -> None:
         """Break off what is still open, of any client. The replay goes on, as a server would."""
@@ -93,7 +100,7 @@ class ReplayTransport:
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Answer `request`; see `AsyncTransport.send_async`."""
         response, body = self._play(request)
-        return Response(response.status_code, response.headers, AsyncFakeBody(body))
+        return Response(response.status_code, _headers(response), AsyncFakeBody(body))
 
     async def close_async(self) -> None:
         """Do as `close` does."""
@@ -108,8 +115,7 @@ class ReplayTransport:
 
     def _play(self, request: Request) -> tuple[RecordedResponse, OpenBody]:
         with self._lock:
-            track = self._match(RecordedRequest.of(request))
-            track.played = True
+            track = self._matcher.find(recorded_request(request, self._scrub))
         sent = self.clock.now()
         response, end = track.exchange.response, track.exchange.end
         if response is None:
@@ -134,7 +140,7 @@ class ReplayTransport:
             raise self._failure(request, track)
 
     def _failure(self, request: Request, track: Track) -> Exception:
-        end: End = track.exchange.end
+        end = track.exchange.end
         if end.how != CLOSED:
             return ERRORS[end.how](f"recorded in {self._path}")
         if request.deadline is not None and self.clock.now() > request.deadline:
@@ -144,3 +150,7 @@ class ReplayTransport:
             f"{'after the request' if track.exchange.response is None else 'into the answer'}\n"
             f"To have the rest of it, record it anew {how_to_record(self._path)}."
         )
+
+
+def _headers(response: RecordedResponse) -> Headers:
+    return Headers(tuple(response.headers.items()))
