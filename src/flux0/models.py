@@ -8,6 +8,7 @@ from __future__ import annotations
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.errors import (
     AgentError,
+    AgentNotFound,
     APIError,
     AuthenticationError,
     BadRequestError,
@@ -100,6 +101,7 @@ __all__ = [
     "Agent",
     "AgentDTO",
     "AgentError",
+    "AgentNotFound",
     "Agents",
     "AgentsDTO",
     "AuthenticationError",

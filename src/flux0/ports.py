@@ -147,13 +147,26 @@ class Response(Generic[Body_co]):
 
     From a transport, `body` is a stream, which whoever holds the response reads to its end or
     closes. Once it was read whole, `body` is the bytes. `raw_response` is the HTTP library's own
-    response.
+    response. `ends_by_closing` says that nothing but the end of the connection ends the body, as in
+    HTTP/1.0: a server that was killed then looks as if it had finished.
     """
 
     status_code: int
     headers: Headers
     body: Body_co
     raw_response: Any = None
+    ends_by_closing: bool = False
+
+
+def is_framed(headers: Headers) -> bool:
+    """Return whether the header fields of an HTTP/1 answer tell where its body ends.
+
+    By a length, by chunks (RFC 9112, section 6), or by compression, which has an end of its own.
+    """
+    return any(name in headers for name in _FRAMING)
+
+
+_FRAMING = ("content-length", "transfer-encoding", "content-encoding")
 
 
 class Time(ABC):

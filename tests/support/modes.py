@@ -99,7 +99,9 @@ class _InSync:
         async def call_async(*args: Any, **options: Any) -> Any:
             return call(*args, **options)
 
-        awaited = inspect.iscoroutinefunction(getattr(_ASYNC[type(self._real)], name))
+        method = getattr(_ASYNC[type(self._real)], name)
+        opens = inspect.signature(method).return_annotation == "AsyncOpening"
+        awaited = opens or inspect.iscoroutinefunction(method)
         return call_async if awaited else call
 
     async def __aenter__(self) -> Self:

@@ -12,6 +12,7 @@ import pytest
 from flux0 import models
 from flux0.domain import errors
 from flux0.domain.errors import (
+    AgentNotFound,
     APIError,
     AuthenticationError,
     BadRequestError,
@@ -77,6 +78,7 @@ MAKERS: dict[type[Flux0Error], Callable[[Any], Any]] = {
     DecodeError: lambda kind: kind("words", field="data[0].id", body="{"),
     ResponseTooLarge: lambda kind: kind(16),
     InvalidArgument: lambda kind: kind("agent_id", "must not be empty"),
+    AgentNotFound: lambda kind: kind("type 'x'", ()),
     Flux0Error: lambda kind: kind("words"),
 }
 
@@ -230,7 +232,19 @@ def test_an_error_says_how_often_the_request_was_tried() -> None:
 
     error.attempts = 3
 
-    assert str(error) == "refused (after 3 attempts)"
+    assert str(error) == "refused (3 attempts)"
+
+
+def test_an_error_says_what_was_called() -> None:
+    error = ConnectError("refused")
+
+    error.concern("agents.list", "GET", "http://ada:secret@h:1/api/agents")
+    error.concern("another", "POST", "http://other")
+    error.attempts = 3
+
+    assert str(error) == "GET http://***@h:1/api/agents: refused (3 attempts)"
+    assert (error.operation, error.method) == ("agents.list", "GET")
+    assert "secret" not in repr(vars(error))
 
 
 def test_a_validation_error_without_details_has_an_empty_list_of_them() -> None:

@@ -50,7 +50,7 @@ def test_a_client_has_one_budget_for_all_its_calls() -> None:
     transport = script(*(ConnectError("refused") for _ in range(104)))
 
     with Flux0(transport=transport, retry_config=ENDLESS) as flux0:
-        with pytest.raises(ConnectError, match="after 101 attempts"):
+        with pytest.raises(ConnectError, match="101 attempts"):
             flux0.agents.list()
         with pytest.raises(ConnectError) as caught:
             flux0.sessions.list()
@@ -58,7 +58,7 @@ def test_a_client_has_one_budget_for_all_its_calls() -> None:
         transport.answers[:0] = [answer(b'{"data": []}') for _ in range(10)]
         for _ in range(10):
             flux0.agents.list()
-        with pytest.raises(ConnectError, match="after 2 attempts"):
+        with pytest.raises(ConnectError, match="2 attempts"):
             flux0.agents.list()
     assert transport.answers == []
 

@@ -128,7 +128,7 @@ async def test_the_last_error_is_raised_and_says_how_many_attempts_there_were(mo
 
     assert isinstance(error, ConnectError)
     assert error.attempts == 3
-    assert str(error) == "refused (after 3 attempts)"
+    assert str(error) == f"GET {GET.url}: refused (3 attempts)"
     assert [details.attempt for details in policy.told] == [1, 2]
     assert len(policy.time.waits) == 2
 
@@ -139,7 +139,7 @@ async def test_an_error_of_the_only_attempt_does_not_speak_of_attempts(mode: Mod
 
     error = await policy.fails(mode, evolve(GET, retries=RetryConfig("none")))
 
-    assert (error.attempts, str(error), policy.told, policy.time.waits) == (1, "refused", [], [])
+    assert (error.attempts, error.args, policy.told, policy.time.waits) == (1, ("refused",), [], [])
 
 
 @in_every_mode

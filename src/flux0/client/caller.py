@@ -1,4 +1,4 @@
-"""How a client makes its calls: options into a `ApiCall`, flows through a driver."""
+"""How a client makes its calls: options into an `ApiCall`, flows through a driver."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ class Defaults:
 
 
 class Caller:
-    """Makes calls over a pair of transports until it is closed."""
+    """Makes calls over a pair of transports until it is closed.
+
+    Attributes:
+        time: the time that calls go by.
+    """
 
     def __init__(
         self,
@@ -43,52 +47,52 @@ class Caller:
         async_driver: AsyncDriver,
         time: Time,
     ) -> None:
-        self.codec = codec
-        self._defaults = defaults
-        self._send = send
+        self.time = time
         self._driver = driver
         self._async_driver = async_driver
-        self._time = time
         self._closed = False
+        self._call_timeout = defaults.call_timeout
+        # The call of somebody who passes no options: nearly every one.
+        self._usual = ApiCall(
+            send=send,
+            codec=codec,
+            server_url=defaults.server_url,
+            headers=defaults.headers,
+            timeout=defaults.timeout,
+            max_body_bytes=defaults.max_body_bytes,
+            retries=defaults.retries,
+        )
 
     def call(
         self,
-        retries: RetryConfig | None,
-        server_url: str | None,
-        timeout_ms: int | None,
-        http_headers: Mapping[str, str] | None,
+        *,
+        retries: RetryConfig | None = None,
+        server_url: str | None = None,
+        timeout_ms: int | None = None,
+        http_headers: Mapping[str, str] | None = None,
         stream_idle_timeout_ms: int | None = None,
     ) -> ApiCall:
         """Return the way of one call with these options, or the client's where they are None."""
         if self._closed:
             raise ClientClosed("this Flux0 client is closed")
-        defaults = self._defaults
-        headers = defaults.headers
+        call = self._usual
+        if retries is not None:
+            call = evolve(call, retries=arguments.instance("retries", RetryConfig, retries))
+        if server_url is not None:
+            call = evolve(call, server_url=arguments.server_url(server_url))
         if http_headers is not None:
-            headers = headers.merge(arguments.headers("http_headers", http_headers))
-        timeout = defaults.timeout
+            headers = call.headers.merge(arguments.headers("http_headers", http_headers))
+            call = evolve(call, headers=headers)
         if stream_idle_timeout_ms is not None:
             idle = arguments.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
-            timeout = evolve(timeout, idle=idle)
-        whole = defaults.call_timeout
+            call = evolve(call, timeout=evolve(call.timeout, idle=idle))
+        whole = self._call_timeout
         if timeout_ms is not None:
             whole = arguments.seconds("timeout_ms", timeout_ms)
         if whole is not None:  # It replaces the default silences, the longer ones as well.
-            timeout = evolve(timeout, read=whole, write=whole)
-        return ApiCall(
-            send=self._send,
-            codec=self.codec,
-            server_url=(
-                defaults.server_url if server_url is None else arguments.server_url(server_url)
-            ),
-            headers=headers,
-            timeout=timeout,
-            max_body_bytes=defaults.max_body_bytes,
-            retries=defaults.retries
-            if retries is None
-            else arguments.instance("retries", RetryConfig, retries),
-            deadline=None if whole is None else self._time.monotonic() + whole,
-        )
+            timeout = evolve(call.timeout, read=whole, write=whole)
+            call = evolve(call, timeout=timeout, deadline=self.time.monotonic() + whole)
+        return call
 
     def run(self, flow: Flow[T]) -> T:
         """Drive `flow` over the synchronous transport."""

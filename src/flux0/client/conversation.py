@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import cast, final
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, final
 
+from flux0.client.options import TurnOptions, show_options
 from flux0.client.resources import SessionsResource
-from flux0.client.streams import AsyncEventStream, EventStream
+from flux0.client.streams import AsyncEventStream, AsyncOpening, EventStream
 from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument
+from flux0.domain.headers import Headers
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import MESSAGE_TYPES, joined_history
+from flux0.domain.messages.reply import Reply
 from flux0.domain.models import Agent, Event, Session
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _COOKIE = "flux0_user_sub"
 
 
+class _Talk:
+    """What both kinds of conversation know.
+
+    Attributes:
+        session: the session as it was when the conversation began.
+    """
+
+    def __init__(self, sessions: SessionsResource, session: Session, user: str | None) -> None:
+        self._sessions = sessions
+        self._user = user
+        self.session = session
+
+    def __repr__(self) -> str:
+        user = "" if self._user is None else f", user={self._user!r}"
+        return f"{type(self).__name__}(session={self.session.id!r}{user})"
+
+    def _options(self, options: TurnOptions) -> TurnOptions:
+        """Return options of a call with the user in them."""
+        headers = user_headers(self._user, options.get("http_headers"))
+        return {**options, "http_headers": headers}
+
+
 @final
-class Conversation:
+class Conversation(_Talk):
     """A session as a user has it: send a message, read the turn, look back.
 
     Sending closes a turn that is still open, which cancels the agent. Get one from
     `Flux0.conversation`.
     """
-
-    def __init__(self, sessions: SessionsResource, session: Session, user: str | None) -> None:
-        self._sessions = sessions
-        self._headers = user_headers(user)
-        self.session = session
 
     @classmethod
     def open(
@@ -40,20 +63,29 @@ class Conversation:
         title: str | None,
     ) -> Conversation:
         """Open a session with `agent`, or take up `session`."""
-        _check(agent, session, title)
+        agent_id = _check(agent, session, title)
+        headers = user_headers(user)
         if isinstance(session, str):
-            session = sessions.retrieve(session_id=session, http_headers=user_headers(user))
+            session = sessions.retrieve(session_id=session, http_headers=headers)
         elif session is None:
-            session = sessions.create(
-                agent_id=_agent_id(agent), title=title, http_headers=user_headers(user)
-            )
+            session = sessions.create(agent_id=agent_id, title=title, http_headers=headers)
         return cls(sessions, session, user)
 
-    def send(self, content: str) -> EventStream:
+    @show_options(TurnOptions)
+    def send(self, content: str, **options: Unpack[TurnOptions]) -> EventStream:
         """Send a message and return the stream of the turn that answers it."""
         return self._sessions.create_event(
-            session_id=self.session.id, content=content, http_headers=self._headers
+            session_id=self.session.id, content=content, **self._options(options)
         )
+
+    @show_options(TurnOptions)
+    def ask(self, content: str, **options: Unpack[TurnOptions]) -> Reply:
+        """Send a message, read the turn to its end, and return what the agent said.
+
+        Raises as `EventStream.final_messages` does.
+        """
+        with self.send(content, **options) as stream:
+            return Reply(stream.final_messages(), stream.tool_calls)
 
     def history(self, live: Iterable[TurnMessage] = ()) -> tuple[Event | TurnMessage, ...]:
         """Return the session's messages and tool results, in order.
@@ -62,19 +94,14 @@ class Conversation:
         are not stored yet come last.
         """
         stored = self._sessions.list_events(
-            session_id=self.session.id, types=MESSAGE_TYPES, http_headers=self._headers
+            session_id=self.session.id, types=MESSAGE_TYPES, http_headers=user_headers(self._user)
         )
         return joined_history(stored, live)
 
 
 @final
-class AsyncConversation:
+class AsyncConversation(_Talk):
     """A `Conversation` for asynchronous code. Get one from `Flux0.conversation_async`."""
-
-    def __init__(self, sessions: SessionsResource, session: Session, user: str | None) -> None:
-        self._sessions = sessions
-        self._headers = user_headers(user)
-        self.session = session
 
     @classmethod
     async def open(
@@ -87,52 +114,70 @@ class AsyncConversation:
         title: str | None,
     ) -> AsyncConversation:
         """Open a session with `agent`, or take up `session`."""
-        _check(agent, session, title)
+        agent_id = _check(agent, session, title)
+        headers = user_headers(user)
         if isinstance(session, str):
-            session = await sessions.retrieve_async(
-                session_id=session, http_headers=user_headers(user)
-            )
+            session = await sessions.retrieve_async(session_id=session, http_headers=headers)
         elif session is None:
             session = await sessions.create_async(
-                agent_id=_agent_id(agent), title=title, http_headers=user_headers(user)
+                agent_id=agent_id, title=title, http_headers=headers
             )
         return cls(sessions, session, user)
 
-    async def send(self, content: str) -> AsyncEventStream:
-        """Send a message and return the stream of the turn that answers it."""
-        return await self._sessions.create_event_async(
-            session_id=self.session.id, content=content, http_headers=self._headers
+    @show_options(TurnOptions)
+    def send(self, content: str, **options: Unpack[TurnOptions]) -> AsyncOpening:
+        """Send a message and return the stream of the turn that answers it.
+
+        Await it for the stream, or use it in `async with` as it is.
+        """
+        return self._sessions.create_event_async(
+            session_id=self.session.id, content=content, **self._options(options)
         )
 
+    @show_options(TurnOptions)
+    async def ask(self, content: str, **options: Unpack[TurnOptions]) -> Reply:
+        """Send a message, read the turn to its end, and return what the agent said.
+
+        Raises as `EventStream.final_messages` does.
+        """
+        stream: AsyncEventStream
+        async with self.send(content, **options) as stream:
+            return Reply(await stream.final_messages(), stream.tool_calls)
+
     async def history(self, live: Iterable[TurnMessage] = ()) -> tuple[Event | TurnMessage, ...]:
-        """Do as `Conversation.history` does."""
+        """Return the session's messages and tool results, in order.
+
+        `live` are messages of a turn that still streams in (`stream.messages`); those of them that
+        are not stored yet come last.
+        """
         stored = await self._sessions.list_events_async(
-            session_id=self.session.id, types=MESSAGE_TYPES, http_headers=self._headers
+            session_id=self.session.id, types=MESSAGE_TYPES, http_headers=user_headers(self._user)
         )
         return joined_history(stored, live)
 
 
-def user_headers(user: str | None) -> dict[str, str] | None:
-    """Return the header field that names a user to the server, or None for the anonymous one.
+def user_headers(
+    user: str | None, others: Mapping[str, str] | None = None
+) -> Mapping[str, str] | None:
+    """Return header fields with the cookie that names a user; the anonymous one has none.
 
     Raises:
-        InvalidArgument: the name is empty or no cookie can carry it.
+        InvalidArgument: the name is empty, or no cookie can carry it.
     """
     if user is None:
-        return None
-    return {"cookie": f"{_COOKIE}={arguments.user('user', user)}"}
+        return others
+    own = Headers((("cookie", f"{_COOKIE}={arguments.user('user', user)}"),))
+    return own if others is None else arguments.headers("http_headers", others).merge(own)
 
 
-def _check(agent: object, session: object, title: object) -> None:
+def _check(agent: object, session: object, title: object) -> str:
+    """Return the id of the agent to open a session with, if there is one."""
     if (agent is None) is (session is None):
         raise InvalidArgument("agent", "or else session must be passed, and not both")
     if session is not None and title is not None:
         raise InvalidArgument("title", "is for a new session, and cannot be passed with session")
     for argument, value, kind in (("agent", agent, Agent), ("session", session, Session)):
         if value is not None and not isinstance(value, (kind, str)):
-            wanted, given = kind.__name__, type(value).__name__
-            raise InvalidArgument(argument, f"must be of type {wanted} or str, and is {given}")
-
-
-def _agent_id(agent: Agent | str | None) -> str:
-    return agent.id if isinstance(agent, Agent) else cast("str", agent)
+            problem = f"must be a {kind.__name__} or a str, not {type(value).__name__}"
+            raise InvalidArgument(argument, problem)
+    return agent.id if isinstance(agent, Agent) else str(agent)

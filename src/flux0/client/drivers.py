@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from attrs import evolve, frozen
 
-from flux0.domain.errors import ReadTimeout, ResponseTooLarge, TransportError
+from flux0.domain.errors import ResponseTooLarge, TransportError, out_of_time
 from flux0.flows import Effect, Flow, ReadBody, Send, Sleep
 from flux0.ports import (
     AsyncTransport,
@@ -77,7 +77,7 @@ class Driver:
         response = self._in_time(deadline, interrupt.fire, lambda: self.transport.send(limited))
         if self.time.monotonic() > deadline:
             response.body.close()
-            raise _too_late()
+            raise out_of_time()
         return response
 
     def _read(self, effect: ReadBody) -> bytes:
@@ -100,7 +100,7 @@ class Driver:
             return work()
         except TransportError as error:
             if self.time.monotonic() > deadline + _GRACE:
-                raise _too_late() from error
+                raise out_of_time() from error
             raise
         finally:
             cancel()
@@ -163,7 +163,7 @@ class AsyncDriver:
 
         with move_on_after(deadline + _GRACE - self.time.monotonic()):
             return await work
-        raise _too_late()
+        raise out_of_time()
 
 
 def _check(effect: ReadBody, size: int, time: Time) -> None:
@@ -171,13 +171,13 @@ def _check(effect: ReadBody, size: int, time: Time) -> None:
     if size > effect.limit:
         raise ResponseTooLarge(effect.limit)
     if effect.deadline is not None and time.monotonic() > effect.deadline:
-        raise _too_late()
+        raise out_of_time()
 
 
 def _limited(request: Request, left: float) -> Request:
     """Return `request` with no timeout longer than `left`, the seconds that the call has."""
     if left <= 0:
-        raise _too_late()
+        raise out_of_time()
     given = request.timeout
     return evolve(
         request,
@@ -197,7 +197,3 @@ def _shorter(timeout: float | None, left: float) -> float:
 
 def _no_effect(value: object) -> TypeError:
     return TypeError(f"a flow yields effects, and those of other flows by yield from: {value!r}")
-
-
-def _too_late() -> ReadTimeout:
-    return ReadTimeout("the call took longer than its timeout_ms")

@@ -121,7 +121,8 @@ class Flux0:
         )
         self.agents = AgentsResource(self._caller)
         self.sessions = SessionsResource(
-            self._caller, lambda: Turn(SSEParser(max_event_bytes=max_event_bytes), codec)
+            self._caller,
+            lambda idle: Turn(SSEParser(max_event_bytes=max_event_bytes), codec, idle=idle),
         )
 
     def conversation(
@@ -153,7 +154,15 @@ class Flux0:
         user: str | None = None,
         title: str | None = None,
     ) -> AsyncConversation:
-        """Do as `conversation` does."""
+        """Open a session with an agent, or take one up, and return the conversation.
+
+        Args:
+            agent: the agent to talk to, or its id.
+            session: the session to go on with, or its id; in place of `agent`.
+            user: who is talking, as the server's cookie `flux0_user_sub` names them; by default
+                everybody is the one anonymous user.
+            title: the new session's title, at most 200 characters.
+        """
         return await AsyncConversation.open(
             self.sessions, agent=agent, session=session, user=user, title=title
         )

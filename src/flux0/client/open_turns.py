@@ -1,46 +1,116 @@
 """Which turns a client has open, so that a session never has two.
 
-The server runs one turn a session. A second one silences the first for ever, and closing the
-first after that kills the second (measured, 0.1.0b4). So the first is closed before.
+The server runs one turn a session. A second one silences the first for ever, and closing the first
+after that kills the second (measured, 0.1.0b4). So messages on one session take turns: each waits
+until the one before is on its way, closes its stream, and goes out then.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
+from flux0.adapters.support.processes import PerProcess
 from flux0.client.streams import AsyncEventStream, EventStream
+from flux0.domain.errors import out_of_time
 
-Session: TypeAlias = tuple[str, str]  # the server's URL and the session's id
+if TYPE_CHECKING:
+    import anyio
+
+L = TypeVar("L")
+
+SessionKey: TypeAlias = tuple[str, str]  # the server's URL and the session's id
+
+_ANOTHER_MESSAGE = "the stream was closed by another message on its session"
 
 
 class OpenTurns:
-    """The streams that this client has handed out and somebody still holds."""
+    """The streams that a client has handed out and somebody still holds.
+
+    Threads wait for threads and tasks for tasks. A thread and a task that send on one session at
+    the very same time do not wait for each other.
+    """
 
     def __init__(self) -> None:
-        self._streams: WeakValueDictionary[Session, EventStream | AsyncEventStream]
+        self._streams: WeakValueDictionary[SessionKey, EventStream | AsyncEventStream]
         self._streams = WeakValueDictionary()
+        self._threads = PerProcess(lambda: _Locks[Lock](Lock))
+        self._tasks: _Locks[anyio.Lock] = _Locks(_task_lock)
 
-    def add(self, session: Session, stream: EventStream | AsyncEventStream) -> None:
+    @contextmanager
+    def opening(self, session: SessionKey, left: float | None) -> Iterator[None]:
+        """Wait for other threads that send on `session`, and close the stream that is open on it.
+
+        An asynchronous stream is closed when its event loop gets to it, which may be too late for
+        the turn that follows. Raises `ReadTimeout` where the wait takes longer than `left` seconds.
+        """
+        with self._threads.get().of(session) as lock:
+            if not lock.acquire(timeout=-1 if left is None else max(left, 0)):
+                raise out_of_time()
+            try:
+                stream = self._streams.pop(session, None)
+                if isinstance(stream, EventStream):
+                    stream.close(_ANOTHER_MESSAGE)
+                elif stream is not None:
+                    stream.close_soon(_ANOTHER_MESSAGE)
+                yield
+            finally:
+                lock.release()
+
+    @asynccontextmanager
+    async def opening_async(self, session: SessionKey, left: float | None) -> AsyncIterator[None]:
+        """Wait for other tasks that send on `session`, and close the stream that is open on it.
+
+        Raises `ReadTimeout` where the wait takes longer than `left` seconds.
+        """
+        from anyio import move_on_after  # noqa: PLC0415 - slow to import; comes with httpx
+
+        with self._tasks.of(session) as lock:
+            with move_on_after(left) as scope:
+                await lock.acquire()
+            if scope.cancelled_caught:
+                raise out_of_time()
+            try:
+                stream = self._streams.pop(session, None)
+                if isinstance(stream, EventStream):
+                    stream.close(_ANOTHER_MESSAGE)
+                elif stream is not None:
+                    await stream.close_async(_ANOTHER_MESSAGE)
+                yield
+            finally:
+                lock.release()
+
+    def add(self, session: SessionKey, stream: EventStream | AsyncEventStream) -> None:
         """Take note of the stream that is now open on `session`."""
         self._streams[session] = stream
 
-    def close(self, session: Session) -> None:
-        """Close the stream that is open on `session`, if there is one, from synchronous code.
 
-        An asynchronous one is closed when its event loop gets to it, which may be too late for the
-        turn that follows.
-        """
-        stream = self._streams.pop(session, None)
-        if isinstance(stream, EventStream):
-            stream.close()
-        elif stream is not None:
-            stream.close_soon()
+class _Locks(Generic[L]):
+    """A lock for each session that somebody sends on just now."""
 
-    async def close_async(self, session: Session) -> None:
-        """Close the stream that is open on `session`, if there is one."""
-        stream = self._streams.pop(session, None)
-        if isinstance(stream, EventStream):
-            stream.close()
-        elif stream is not None:
-            await stream.close_async()
+    def __init__(self, make: Callable[[], L]) -> None:
+        self._make = make
+        self._lock = Lock()
+        self._used: dict[SessionKey, tuple[L, int]] = {}
+
+    @contextmanager
+    def of(self, session: SessionKey) -> Iterator[L]:
+        with self._lock:
+            lock, users = self._used.get(session) or (self._make(), 0)
+            self._used[session] = lock, users + 1
+        try:
+            yield lock
+        finally:
+            with self._lock:
+                lock, users = self._used.pop(session)
+                if users > 1:
+                    self._used[session] = lock, users - 1
+
+
+def _task_lock() -> anyio.Lock:
+    from anyio import Lock as TaskLock  # noqa: PLC0415 - slow to import; comes with httpx
+
+    return TaskLock()

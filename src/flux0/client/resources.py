@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from flux0.client.caller import Caller
 from flux0.client.open_turns import OpenTurns
-from flux0.client.streams import AsyncEventStream, EventStream
+from flux0.client.options import CallOptions, TurnOptions, show_options
+from flux0.client.streams import AsyncEventStream, AsyncOpening, EventStream
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.models import Agent, Agents, Events, Session, Sessions
-from flux0.domain.retrying import RetryConfig
+from flux0.flows import Flow
+from flux0.ports import Response
 from flux0.usecases import agents, sessions
+from flux0.usecases.call import ApiCall
 from flux0.usecases.turn import Turn
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class AgentsResource:
@@ -23,40 +31,50 @@ class AgentsResource:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
-    def list(
-        self,
-        *,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
-    ) -> Agents:
+    @show_options(CallOptions)
+    def list(self, **options: Unpack[CallOptions]) -> Agents:
         """Return every agent of the server."""
-        call = self._caller.call(retries, server_url, timeout_ms, http_headers)
+        call = self._caller.call(**options)
         return self._caller.run(agents.list_agents(call))
 
-    async def list_async(
-        self,
-        *,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
-    ) -> Agents:
-        """Do as `list` does."""
-        call = self._caller.call(retries, server_url, timeout_ms, http_headers)
+    @show_options(CallOptions)
+    async def list_async(self, **options: Unpack[CallOptions]) -> Agents:
+        """Return every agent of the server."""
+        call = self._caller.call(**options)
         return await self._caller.run_async(agents.list_agents(call))
 
+    @show_options(CallOptions)
+    def first(
+        self, *, type_: str | None = None, name: str | None = None, **options: Unpack[CallOptions]
+    ) -> Agent:
+        """Return the first agent, of this type and of this name where they are given.
+
+        Raises:
+            AgentNotFound: there is none; the message names those that there are.
+        """
+        call = self._caller.call(**options)
+        return self._caller.run(agents.first_agent(call, type_=type_, name=name))
+
+    @show_options(CallOptions)
+    async def first_async(
+        self, *, type_: str | None = None, name: str | None = None, **options: Unpack[CallOptions]
+    ) -> Agent:
+        """Return the first agent, of this type and of this name where they are given.
+
+        Raises:
+            AgentNotFound: there is none; the message names those that there are.
+        """
+        call = self._caller.call(**options)
+        return await self._caller.run_async(agents.first_agent(call, type_=type_, name=name))
+
+    @show_options(CallOptions)
     def create(
         self,
         *,
         name: str,
         type_: str,
         description: str | None = None,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
+        **options: Unpack[CallOptions],
     ) -> Agent:
         """Create an agent and return it.
 
@@ -65,52 +83,42 @@ class AgentsResource:
             type_: names the code that runs it; the server must have it.
             description: what it is for.
         """
-        call = self._caller.call(retries, server_url, timeout_ms, http_headers)
+        call = self._caller.call(**options)
         return self._caller.run(
             agents.create_agent(call, name=name, type_=type_, description=description)
         )
 
+    @show_options(CallOptions)
     async def create_async(
         self,
         *,
         name: str,
         type_: str,
         description: str | None = None,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
+        **options: Unpack[CallOptions],
     ) -> Agent:
-        """Do as `create` does."""
-        call = self._caller.call(retries, server_url, timeout_ms, http_headers)
+        """Create an agent and return it.
+
+        Args:
+            name: what people call it, at most 100 characters.
+            type_: names the code that runs it; the server must have it.
+            description: what it is for.
+        """
+        call = self._caller.call(**options)
         return await self._caller.run_async(
             agents.create_agent(call, name=name, type_=type_, description=description)
         )
 
-    def retrieve(
-        self,
-        *,
-        agent_id: str,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
-    ) -> Agent:
+    @show_options(CallOptions)
+    def retrieve(self, *, agent_id: str, **options: Unpack[CallOptions]) -> Agent:
         """Return one agent; raises `NotFoundError` where there is none of that id."""
-        call = self._caller.call(retries, server_url, timeout_ms, http_headers)
+        call = self._caller.call(**options)
         return self._caller.run(agents.retrieve_agent(call, agent_id=agent_id))
 
-    async def retrieve_async(
-        self,
-        *,
-        agent_id: str,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
-    ) -> Agent:
-        """Do as `retrieve` does."""
-        call = self._caller.call(retries, server_url, timeout_ms, http_headers)
+    @show_options(CallOptions)
+    async def retrieve_async(self, *, agent_id: str, **options: Unpack[CallOptions]) -> Agent:
+        """Return one agent; raises `NotFoundError` where there is none of that id."""
+        call = self._caller.call(**options)
         return await self._caller.run_async(agents.retrieve_agent(call, agent_id=agent_id))
 
 
@@ -120,11 +128,12 @@ class SessionsResource:
     Each takes `retries`, `server_url`, `timeout_ms` and `http_headers` for that one call.
     """
 
-    def __init__(self, caller: Caller, new_turn: Callable[[], Turn]) -> None:
+    def __init__(self, caller: Caller, new_turn: Callable[[float | None], Turn]) -> None:
         self._caller = caller
         self._new_turn = new_turn
         self._open_turns = OpenTurns()
 
+    @show_options(CallOptions)
     def create(
         self,
         *,
@@ -132,10 +141,7 @@ class SessionsResource:
         allow_greeting: bool = False,
         id: str | None = None,
         title: str | None = None,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
+        **options: Unpack[CallOptions],
     ) -> Session:
         """Open a session with an agent and return it.
 
@@ -148,13 +154,14 @@ class SessionsResource:
             id: exactly 10 characters; the server makes one up by default.
             title: at most 200 characters.
         """
-        call = self._caller.call(retries, server_url, timeout_ms, http_headers)
+        call = self._caller.call(**options)
         return self._caller.run(
             sessions.create_session(
                 call, agent_id=agent_id, allow_greeting=allow_greeting, id=id, title=title
             )
         )
 
+    @show_options(CallOptions)
     async def create_async(
         self,
         *,
@@ -162,71 +169,53 @@ class SessionsResource:
         allow_greeting: bool = False,
         id: str | None = None,
         title: str | None = None,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
+        **options: Unpack[CallOptions],
     ) -> Session:
-        """Do as `create` does."""
-        call = self._caller.call(retries, server_url, timeout_ms, http_headers)
+        """Open a session with an agent and return it.
+
+        Calling it twice with one `id` makes two sessions; the server does not mind.
+
+        Args:
+            agent_id: the agent to talk to; `BadRequestError` where there is none of that id.
+            allow_greeting: whether the agent runs at once. The released server (0.1.0b4) neither
+                streams nor stores what it then says.
+            id: exactly 10 characters; the server makes one up by default.
+            title: at most 200 characters.
+        """
+        call = self._caller.call(**options)
         return await self._caller.run_async(
             sessions.create_session(
                 call, agent_id=agent_id, allow_greeting=allow_greeting, id=id, title=title
             )
         )
 
-    def list(
-        self,
-        *,
-        agent_id: str | None = None,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
-    ) -> Sessions:
+    @show_options(CallOptions)
+    def list(self, *, agent_id: str | None = None, **options: Unpack[CallOptions]) -> Sessions:
         """Return the sessions of the user whom the cookie `flux0_user_sub` names."""
-        call = self._caller.call(retries, server_url, timeout_ms, http_headers)
+        call = self._caller.call(**options)
         return self._caller.run(sessions.list_sessions(call, agent_id=agent_id))
 
+    @show_options(CallOptions)
     async def list_async(
-        self,
-        *,
-        agent_id: str | None = None,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
+        self, *, agent_id: str | None = None, **options: Unpack[CallOptions]
     ) -> Sessions:
-        """Do as `list` does."""
-        call = self._caller.call(retries, server_url, timeout_ms, http_headers)
+        """Return the sessions of the user whom the cookie `flux0_user_sub` names."""
+        call = self._caller.call(**options)
         return await self._caller.run_async(sessions.list_sessions(call, agent_id=agent_id))
 
-    def retrieve(
-        self,
-        *,
-        session_id: str,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
-    ) -> Session:
+    @show_options(CallOptions)
+    def retrieve(self, *, session_id: str, **options: Unpack[CallOptions]) -> Session:
         """Return one session; raises `NotFoundError` where there is none of that id."""
-        call = self._caller.call(retries, server_url, timeout_ms, http_headers)
+        call = self._caller.call(**options)
         return self._caller.run(sessions.retrieve_session(call, session_id=session_id))
 
-    async def retrieve_async(
-        self,
-        *,
-        session_id: str,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
-    ) -> Session:
-        """Do as `retrieve` does."""
-        call = self._caller.call(retries, server_url, timeout_ms, http_headers)
+    @show_options(CallOptions)
+    async def retrieve_async(self, *, session_id: str, **options: Unpack[CallOptions]) -> Session:
+        """Return one session; raises `NotFoundError` where there is none of that id."""
+        call = self._caller.call(**options)
         return await self._caller.run_async(sessions.retrieve_session(call, session_id=session_id))
 
+    @show_options(TurnOptions)
     def create_event(
         self,
         *,
@@ -234,11 +223,7 @@ class SessionsResource:
         content: str,
         type_: EventType | str = EventType.MESSAGE,
         source: EventSource | str = EventSource.USER,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
-        stream_idle_timeout_ms: int | None = None,
+        **options: Unpack[TurnOptions],
     ) -> EventStream:
         """Send a message and return the stream of the turn that answers it.
 
@@ -247,63 +232,74 @@ class SessionsResource:
         `BadRequestError`. `timeout_ms` is the time until the answer's headers, and
         `stream_idle_timeout_ms` the longest silence after them.
         """
-        call = self._caller.call(
-            retries, server_url, timeout_ms, http_headers, stream_idle_timeout_ms
-        )
-        flow = sessions.create_event(
-            call, session_id=session_id, type_=type_, source=source, content=content
-        )
-        session = (call.server_url, session_id)
-
-        def list_stored(correlation_id: str) -> Events:
-            return self.list_events(
-                session_id=session_id,
-                correlation_id=correlation_id,
-                server_url=server_url,
-                http_headers=http_headers,
-            )
-
-        self._open_turns.close(session)
-        stream = EventStream(self._caller.run(flow), self._new_turn(), list_stored)
-        self._open_turns.add(session, stream)
+        call, flow, stored = self._prepare(session_id, type_, source, content, options)
+        session = call.server_url, session_id
+        list_stored = partial(self.list_events, **stored)
+        with self._open_turns.opening(session, self._left(call)):
+            response = self._caller.run(flow)
+            turn = self._new_turn(call.timeout.idle)
+            stream = EventStream(response, turn, list_stored, self._caller.time.monotonic)
+            self._open_turns.add(session, stream)
         return stream
 
-    async def create_event_async(
+    @show_options(TurnOptions)
+    def create_event_async(
         self,
         *,
         session_id: str,
         content: str,
         type_: EventType | str = EventType.MESSAGE,
         source: EventSource | str = EventSource.USER,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
-        stream_idle_timeout_ms: int | None = None,
+        **options: Unpack[TurnOptions],
+    ) -> AsyncOpening:
+        """Send a message and return the stream of the turn that answers it.
+
+        A turn that this client still has open on the session is closed first. The server takes
+        messages of users alone, and answers an unknown session with 400, that is
+        `BadRequestError`. `timeout_ms` is the time until the answer's headers, and
+        `stream_idle_timeout_ms` the longest silence after them.
+        """
+        return AsyncOpening(self._open(session_id, type_, source, content, options))
+
+    async def _open(
+        self,
+        session_id: str,
+        type_: EventType | str,
+        source: EventSource | str,
+        content: str,
+        options: TurnOptions,
     ) -> AsyncEventStream:
-        """Do as `create_event` does."""
-        call = self._caller.call(
-            retries, server_url, timeout_ms, http_headers, stream_idle_timeout_ms
-        )
+        call, flow, stored = self._prepare(session_id, type_, source, content, options)
+        session = call.server_url, session_id
+        list_stored = partial(self.list_events_async, **stored)
+        async with self._open_turns.opening_async(session, self._left(call)):
+            response = await self._caller.run_async(flow)
+            turn = self._new_turn(call.timeout.idle)
+            stream = AsyncEventStream(response, turn, list_stored, self._caller.time.monotonic)
+            self._open_turns.add(session, stream)
+        return stream
+
+    def _prepare(
+        self,
+        session_id: str,
+        type_: EventType | str,
+        source: EventSource | str,
+        content: str,
+        options: TurnOptions,
+    ) -> tuple[ApiCall, Flow[Response[Any]], dict[str, Any]]:
+        """Return a turn's call, the flow that begins it, and how its events are listed."""
+        call = self._caller.call(**options)
         flow = sessions.create_event(
             call, session_id=session_id, type_=type_, source=source, content=content
         )
-        session = (call.server_url, session_id)
+        stored = {"session_id": session_id, "server_url": call.server_url}
+        return call, flow, {**stored, "http_headers": options.get("http_headers")}
 
-        async def list_stored(correlation_id: str) -> Events:
-            return await self.list_events_async(
-                session_id=session_id,
-                correlation_id=correlation_id,
-                server_url=server_url,
-                http_headers=http_headers,
-            )
+    def _left(self, call: ApiCall) -> float | None:
+        """Return the seconds that a call has left, or None for no limit."""
+        return None if call.deadline is None else call.deadline - self._caller.time.monotonic()
 
-        await self._open_turns.close_async(session)
-        response = await self._caller.run_async(flow)
-        stream = AsyncEventStream(response, self._new_turn(), list_stored)
-        self._open_turns.add(session, stream)
-        return stream
-
+    @show_options(CallOptions)
     def list_events(
         self,
         *,
@@ -312,10 +308,7 @@ class SessionsResource:
         source: EventSource | str | None = None,
         correlation_id: str | None = None,
         types: Iterable[EventType | str] | None = None,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
+        **options: Unpack[CallOptions],
     ) -> Events:
         """Return a session's stored events by offset, those that pass every filter given.
 
@@ -326,7 +319,7 @@ class SessionsResource:
             correlation_id: the turn that the event belongs to.
             types: any of these types.
         """
-        call = self._caller.call(retries, server_url, timeout_ms, http_headers)
+        call = self._caller.call(**options)
         return self._caller.run(
             sessions.list_events(
                 call,
@@ -338,6 +331,7 @@ class SessionsResource:
             )
         )
 
+    @show_options(CallOptions)
     async def list_events_async(
         self,
         *,
@@ -346,13 +340,18 @@ class SessionsResource:
         source: EventSource | str | None = None,
         correlation_id: str | None = None,
         types: Iterable[EventType | str] | None = None,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
+        **options: Unpack[CallOptions],
     ) -> Events:
-        """Do as `list_events` does."""
-        call = self._caller.call(retries, server_url, timeout_ms, http_headers)
+        """Return a session's stored events by offset, those that pass every filter given.
+
+        Args:
+            session_id: the session; `BadRequestError` where there is none of that id.
+            min_offset: leave out events before this offset.
+            source: who caused the event.
+            correlation_id: the turn that the event belongs to.
+            types: any of these types.
+        """
+        call = self._caller.call(**options)
         return await self._caller.run_async(
             sessions.list_events(
                 call,

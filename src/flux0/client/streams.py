@@ -6,17 +6,14 @@ be left and taken up again; without one, leaving a loop early releases the conne
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from types import TracebackType
 from typing import Any, Generic, TypeVar, final
 
-from flux0.domain.enums import SessionStatus
-from flux0.domain.errors import AgentError, ClientClosed, Flux0Error, StreamError, TransportError
-from flux0.domain.headers import Headers
+from flux0.client.stream_state import LEFT, StreamInUse, StreamState
+from flux0.domain.errors import Flux0Error, TransportError
 from flux0.domain.messages.finalizing import TurnMessage
-from flux0.domain.messages.tool_calls import joined_tool_calls
-from flux0.domain.messages.transcript import Transcript
-from flux0.domain.models import Events, ToolCall
+from flux0.domain.models import Events
 from flux0.domain.stream_events import StreamEvent
 from flux0.ports import AsyncByteStream, ByteStream, Response
 from flux0.usecases.turn import Turn
@@ -24,117 +21,8 @@ from flux0.usecases.turn import Turn
 T = TypeVar("T")
 
 
-class _Stream:
-    """What both streams know about their turn.
-
-    Attributes:
-        headers: the header fields of the server's answer.
-        raw_response: the HTTP library's own response.
-    """
-
-    def __init__(
-        self, response: Response[Any], turn: Turn, list_stored: Callable[[str], Any]
-    ) -> None:
-        self.headers: Headers = response.headers
-        self.raw_response: Any = response.raw_response
-        self._turn = turn
-        self._list_stored = list_stored
-        self._transcript = Transcript()
-        self._batch: Iterator[StreamEvent] = iter(())
-        self._entered = False
-        self._closed = False
-        self._finished = False
-
-    @property
-    def correlation_id(self) -> str | None:
-        """The id that all events of this turn share; None until the first event that has one."""
-        return self._turn.correlation_id
-
-    @property
-    def event_count(self) -> int:
-        """How many events have arrived so far."""
-        return self._turn.event_count
-
-    @property
-    def finished(self) -> bool:
-        """Whether the stream was read to its end, and the end was a whole one."""
-        return self._finished
-
-    @property
-    def messages(self) -> tuple[TurnMessage, ...]:
-        """The turn's messages as they stand after the last event that was handed out.
-
-        A tool call shows up while its arguments are on their way, as text.
-        """
-        return self._transcript.messages
-
-    @property
-    def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The tools that the agent has asked for so far, each with its result once there is one."""
-        return joined_tool_calls(self.messages)
-
-    @property
-    def status(self) -> SessionStatus | str | None:
-        """The last status that was handed out; None before the first."""
-        return self._transcript.status
-
-    @property
-    def error(self) -> AgentError | None:
-        """What the agent reported to have gone wrong, not raised; None if it reported nothing."""
-        event = self._transcript.error
-        if event is None:
-            return None
-        error = AgentError(
-            event.data.data, correlation_id=self.correlation_id, event_count=self.event_count
-        )
-        error.offer(self.messages, self._stored)
-        return error
-
-    def _raise_error(self) -> None:
-        if (error := self.error) is not None:
-            raise error
-
-    def _stored(self) -> Any:
-        if self.correlation_id is None:
-            raise Flux0Error("no event has named the turn yet, so its events cannot be listed")
-        return self._list_stored(self.correlation_id)
-
-    def _enter(self) -> None:
-        self._is_over()
-        self._entered = True
-
-    def _is_over(self) -> bool:
-        """Whether nothing more can be pulled; raises if that is for a bad reason."""
-        failure = self._turn.failure
-        if failure is not None:
-            if isinstance(failure, StreamError):
-                failure.offer(self.messages, self._stored)
-            raise failure
-        if self._finished:
-            return True
-        if self._closed:
-            raise ClientClosed("the stream was closed before its end")
-        return False
-
-    def _take(self, data: bytes | None) -> bool:
-        """Take the next piece of the body, or its end; say whether it was the last."""
-        if data is None:
-            if self._closed:  # Which a body may take for its end.
-                raise ClientClosed("the stream was closed while it was read")
-            self._turn.end()
-            self._finished = self._turn.failure is None
-        else:
-            self._batch = iter(self._turn.feed(data))
-        return self._finished or self._turn.failure is not None
-
-    def _fail(self, error: TransportError) -> None:
-        if self._closed:  # By another thread or task, which is what made the transport fail.
-            raise ClientClosed("the stream was closed while it was read") from error
-        self._turn.fail(error)
-
-
 @final
-class EventStream(_Stream):
+class EventStream(StreamState):
     """The events of one turn, each handed out when its bytes arrive.
 
     Leaving it early closes the connection, and that cancels the agent: what it was saying is not
@@ -149,9 +37,13 @@ class EventStream(_Stream):
     """
 
     def __init__(
-        self, response: Response[ByteStream], turn: Turn, list_stored: Callable[[str], Events]
+        self,
+        response: Response[ByteStream],
+        turn: Turn,
+        list_stored: Callable[..., Events],
+        clock: Callable[[], float],
     ) -> None:
-        super().__init__(response, turn, list_stored)
+        super().__init__(response, turn, list_stored, clock)
         self._pieces = iter(response.body)
         self._close_body = response.body.close
 
@@ -169,6 +61,7 @@ class EventStream(_Stream):
 
     def __iter__(self) -> Iterator[StreamEvent]:
         take = self._transcript.take
+        own = True
         try:
             while True:
                 # The batch is shared: another loop goes on where this one was left.
@@ -177,8 +70,11 @@ class EventStream(_Stream):
                     yield event
                 if not self._advance():
                     return
+        except StreamInUse:
+            own = False
+            raise
         finally:
-            if not self._entered:
+            if own and not self._entered:
                 self.close()
 
     def __next__(self) -> StreamEvent:
@@ -209,46 +105,71 @@ class EventStream(_Stream):
         self._raise_error()
         for _ in self:
             self._raise_error()
+        self.confirm()
         return self._transcript.finish()
+
+    def confirm(self) -> None:
+        """Make sure that a stream which has ended was whole, and be `finished`.
+
+        Where nothing but the end of the connection ended it, this lists what the server has stored.
+
+        Raises:
+            StreamInterrupted: the server has not stored what the stream said.
+            Flux0Error: the stream has not ended yet.
+        """
+        if self._must_be_confirmed():
+            try:
+                self._compare(self.stored_events())
+            except Flux0Error as error:
+                self._turn.doubt(f"the stream ended, and what is stored cannot be listed: {error}")
+            self._check()
 
     def stored_events(self) -> Events:
         """Return the events of this turn that the server has stored by now."""
         events: Events = self._stored()
         return events
 
-    def close(self) -> None:
-        """Release the connection; harmless when repeated."""
-        self._closed = True
+    def close(self, reason: str = LEFT) -> None:
+        """Release the connection; whoever reads on is told the reason. Harmless when repeated."""
+        self._closed = self._closed or reason
         self._close_body()
 
     def _advance(self) -> bool:
         """Pull the next piece of the body; say whether there was one to pull."""
-        if self._is_over():
-            return False
+        if not self._reading.acquire(blocking=False):
+            raise StreamInUse
         try:
-            last = self._take(next(self._pieces, None))
+            self._check()
+            if self._ended:
+                return False
+            began = self._clock()
+            piece = next(self._pieces, None)
+            last = self._take(piece, self._clock() - began)
         except TransportError as error:
             self._fail(error)
             last = True
         except BaseException:
             self.close()
             raise
+        finally:
+            self._reading.release()
         if last:
             self.close()
         return True
 
 
 @final
-class AsyncEventStream(_Stream):
+class AsyncEventStream(StreamState):
     """An `EventStream` for asynchronous code, with the same behaviour and errors."""
 
     def __init__(
         self,
         response: Response[AsyncByteStream],
         turn: Turn,
-        list_stored: Callable[[str], Awaitable[Events]],
+        list_stored: Callable[..., Awaitable[Events]],
+        clock: Callable[[], float],
     ) -> None:
-        super().__init__(response, turn, list_stored)
+        super().__init__(response, turn, list_stored, clock)
         self._pieces = aiter(response.body)
         self._close_body: Callable[[], Awaitable[None]] = response.body.close_async
 
@@ -276,24 +197,49 @@ class AsyncEventStream(_Stream):
                 raise StopAsyncIteration
 
     def text(self) -> AsyncIterator[str]:
-        """Do as `EventStream.text` does."""
+        """Iterate over the text of the answer as it grows, without the agent's reasoning.
+
+        Raises `AgentError` as soon as the agent reports an error, besides what iterating over the
+        events raises.
+        """
         return _Loop(self._next_text, self._leave)
 
     async def final_messages(self) -> tuple[TurnMessage, ...]:
-        """Do as `EventStream.final_messages` does."""
+        """Read to the end and return the messages and tool results that the server stores.
+
+        The server decides what it stores when the agent calls a message ready, which no stream
+        tells; `stored_events` asks it. Raises as `text` does.
+        """
         self._raise_error()
         async for _ in self:
             self._raise_error()
+        await self.confirm()
         return self._transcript.finish()
+
+    async def confirm(self) -> None:
+        """Make sure that a stream which has ended was whole, and be `finished`.
+
+        Where nothing but the end of the connection ended it, this lists what the server has stored.
+
+        Raises:
+            StreamInterrupted: the server has not stored what the stream said.
+            Flux0Error: the stream has not ended yet.
+        """
+        if self._must_be_confirmed():
+            try:
+                self._compare(await self.stored_events())
+            except Flux0Error as error:
+                self._turn.doubt(f"the stream ended, and what is stored cannot be listed: {error}")
+            self._check()
 
     async def stored_events(self) -> Events:
         """Return the events of this turn that the server has stored by now."""
         events: Events = await self._stored()
         return events
 
-    async def close_async(self) -> None:
-        """Release the connection; harmless when repeated."""
-        self._closed = True
+    async def close_async(self, reason: str = LEFT) -> None:
+        """Release the connection; whoever reads on is told the reason. Harmless when repeated."""
+        self._closed = self._closed or reason
         await self._close_body()
 
     async def _next_text(self) -> str:
@@ -305,24 +251,31 @@ class AsyncEventStream(_Stream):
 
     async def _advance(self) -> bool:
         """Pull the next piece of the body; say whether there was one to pull."""
-        if self._is_over():
-            return False
+        if not self._reading.acquire(blocking=False):
+            raise StreamInUse
         try:
-            last = self._take(await anext(self._pieces, None))
+            self._check()
+            if self._ended:
+                return False
+            began = self._clock()
+            piece = await anext(self._pieces, None)
+            last = self._take(piece, self._clock() - began)
         except TransportError as error:
             self._fail(error)
             last = True
         except BaseException:
             await self.close_async()
             raise
+        finally:
+            self._reading.release()
         if last:
             await self.close_async()
         return True
 
-    def close_soon(self) -> None:
+    def close_soon(self, reason: str = LEFT) -> None:
         """Have the event loop release the connection, from code that cannot await."""
         if not self._closed:
-            self._closed = True
+            self._closed = reason
             del self._pieces  # Its body releases the connection when nobody holds it any more.
             self._close_body = _nothing
 
@@ -352,3 +305,28 @@ class _Loop(Generic[T]):
 
 async def _nothing() -> None:
     """Close what was let go of already."""
+
+
+@final
+class AsyncOpening:
+    """A turn that is about to begin: await it for its stream, or use it in `async with`."""
+
+    def __init__(self, opening: Coroutine[Any, Any, AsyncEventStream]) -> None:
+        self._opening = opening
+        self._stream: AsyncEventStream | None = None
+
+    def __await__(self) -> Generator[Any, Any, AsyncEventStream]:
+        return self._opening.__await__()
+
+    async def __aenter__(self) -> AsyncEventStream:
+        self._stream = await self._opening
+        return await self._stream.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._stream is not None:
+            await self._stream.close_async()

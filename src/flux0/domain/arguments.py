@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeGuard, TypeVar, cast
 
 from flux0.domain.enums import OpenEnum
-from flux0.domain.errors import InvalidArgument
+from flux0.domain.errors import InvalidArgument, without_credentials
 from flux0.domain.headers import Headers
 
 T = TypeVar("T")
@@ -146,17 +146,6 @@ def headers(argument: str, fields: object) -> Headers:
         raise InvalidArgument(argument, f"must be a mapping of str to str, not {_kind(fields)}")
     given = cast("Mapping[object, object]", fields)
     return Headers(tuple(_field(argument, name, value) for name, value in given.items()))
-
-
-def without_credentials(url: str) -> str:
-    """Return `url` with `***` in place of a user name and password, as it may be shown."""
-    scheme, mark, rest = url.partition("//")
-    authority, slash, path = rest.partition("/")
-    return (
-        f"{scheme}{mark}***@{authority.rpartition('@')[2]}{slash}{path}"
-        if "@" in authority
-        else url
-    )
 
 
 def _field(argument: str, name: object, value: object) -> tuple[str, str]:

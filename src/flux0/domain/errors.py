@@ -10,19 +10,45 @@ from attrs import frozen
 if TYPE_CHECKING:
     from flux0.domain.headers import Headers
     from flux0.domain.messages.finalizing import TurnMessage
+    from flux0.domain.models import Agent
+
+
+def without_credentials(url: str) -> str:
+    """Return `url` with `***` in place of a user name and password, as it may be shown."""
+    scheme, mark, rest = url.partition("//")
+    authority, slash, path = rest.partition("/")
+    return (
+        f"{scheme}{mark}***@{authority.rpartition('@')[2]}{slash}{path}"
+        if "@" in authority
+        else url
+    )
 
 
 class Flux0Error(Exception):
     """The base of every error that this library raises.
 
-    `attempts` says how many times the request was tried before the error was raised.
+    Attributes:
+        operation: the call that failed, such as `agents.list`; empty where nothing was to be sent.
+        method: the request's method.
+        url: the request's URL, without credentials.
+        attempts: how many times the request was tried.
     """
 
+    operation: str = ""
+    method: str = ""
+    url: str = ""
     attempts: int = 1
+
+    def concern(self, operation: str, method: str, url: str) -> None:
+        """Take note of the request that failed, unless it is known already."""
+        if not self.operation:
+            self.operation, self.method, self.url = operation, method, without_credentials(url)
 
     def __str__(self) -> str:
         text = super().__str__()
-        return text if self.attempts == 1 else f"{text} (after {self.attempts} attempts)"
+        if self.url:
+            text = f"{self.method} {self.url}: {text}"
+        return text if self.attempts == 1 else f"{text} ({self.attempts} attempts)"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The message is rebuilt as it was, not by calling __init__ again: subclasses take more.
@@ -53,6 +79,18 @@ class ClientClosed(Flux0Error, RuntimeError):
 
 class MissingDependency(Flux0Error, ImportError):
     """A part of flux0 needs a package that is not installed; the message names the extra."""
+
+
+class AgentNotFound(Flux0Error, LookupError):
+    """The server has no agent as was asked for; `agents` are those that it has."""
+
+    def __init__(self, wanted: str, agents: tuple[Agent, ...]) -> None:
+        known = ", ".join(f"{agent.name!r} of type {agent.type!r}" for agent in agents)
+        super().__init__(
+            f"the server has no agent{f' of {wanted}' if wanted else ''}; "
+            f"it has {known or 'none at all'}; make one with agents.create(name=..., type_=...)"
+        )
+        self.agents = agents
 
 
 # --- the server answered, with something other than success
@@ -192,6 +230,11 @@ class PoolTimeout(TransportTimeout, ConnectError):
 
 class ReadTimeout(TransportTimeout):
     """The server fell silent while it was being read."""
+
+
+def out_of_time() -> ReadTimeout:
+    """Return the error of a call that takes longer than its `timeout_ms`."""
+    return ReadTimeout("the call took longer than its timeout_ms")
 
 
 class WriteTimeout(TransportTimeout):

@@ -37,21 +37,35 @@ class Headers(Mapping[str, str]):
     """
 
     pairs: tuple[tuple[str, str], ...] = ()
-    _joined: dict[str, str] = field(init=False, eq=False, hash=False)
+    _by_name: dict[str, str] | None = field(default=None, init=False, eq=False, hash=False)
 
-    def __attrs_post_init__(self) -> None:
-        joined: dict[str, str] = {}
-        for name, value in self.pairs:
-            key = name.lower()
-            joined[key] = f"{joined[key]}, {value}" if key in joined else value
-        object.__setattr__(self, "_joined", joined)
+    @property
+    def _joined(self) -> dict[str, str]:
+        """The values by lower-case name, made when first looked at."""
+        joined = self._by_name
+        if joined is None:
+            joined = {}
+            for name, value in self.pairs:
+                key = name.lower()
+                joined[key] = f"{joined[key]}, {value}" if key in joined else value
+            object.__setattr__(self, "_by_name", joined)
+        return joined
 
     def merge(self, other: Headers) -> Headers:
-        """Return these fields with those of `other` in place of fields of the same names."""
+        """Return these fields with those of `other` in place of fields of the same names.
+
+        Of cookies both are sent, and those of `other` in place of cookies of the same names.
+        """
         if not other.pairs:
             return self
-        kept = (pair for pair in self.pairs if pair[0].lower() not in other._joined)
-        return Headers((*kept, *other.pairs))
+        names = other._joined
+        kept = (pair for pair in self.pairs if pair[0].lower() not in names)
+        added = other.pairs
+        if "cookie" in names and (own := self._joined.get("cookie")) is not None:
+            both = {**_cookies(own), **_cookies(names["cookie"])}
+            rest = (pair for pair in added if pair[0].lower() != "cookie")
+            added = (*rest, ("cookie", "; ".join(both.values())))
+        return Headers((*kept, *added))
 
     def get_all(self, name: str) -> tuple[str, ...]:
         """Return each value of `name`, in order."""
@@ -76,3 +90,9 @@ class Headers(Mapping[str, str]):
 
     def __repr__(self) -> str:
         return f"Headers({self.redacted()!r})"
+
+
+def _cookies(value: str) -> dict[str, str]:
+    """Return the cookies of a field by their names (RFC 6265, section 4.2.1)."""
+    cookies = (cookie.strip() for cookie in value.split(";"))
+    return {cookie.partition("=")[0]: cookie for cookie in cookies if cookie}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from flux0.domain.arguments import without_credentials
+from flux0.domain.errors import without_credentials
 from flux0.domain.retrying import RetryDetails
 from flux0.flows import Flow, SendFlow
 from flux0.ports import Request, Response, Time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flux0.domain import arguments
+from flux0.domain.errors import AgentNotFound
 from flux0.domain.models import Agent, Agents
 from flux0.flows import Flow
 from flux0.usecases.call import ApiCall
@@ -15,6 +16,19 @@ _LONGEST_NAME = 100
 def list_agents(call: ApiCall) -> Flow[Agents]:
     """Return every agent of the server; there is no paging."""
     return call.fetch(Agents, call.request("agents.list", "GET", _ROUTE))
+
+
+def first_agent(call: ApiCall, *, type_: str | None, name: str | None) -> Flow[Agent]:
+    """Return the first agent of a type and a name, where they are given."""
+    wanted = {"type": type_, "name": name}
+    for argument, value in (("type_", type_), ("name", name)):
+        arguments.optional_text(argument, value)
+    known = yield from list_agents(call)
+    for agent in known:
+        if type_ in (None, agent.type) and name in (None, agent.name):
+            return agent
+    given = " and ".join(f"{key} {value!r}" for key, value in wanted.items() if value is not None)
+    raise AgentNotFound(given, known.data)
 
 
 def create_agent(call: ApiCall, *, name: str, type_: str, description: str | None) -> Flow[Agent]:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from attrs import frozen
 
+from flux0.domain.errors import DecodeError
 from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryConfig
 from flux0.flows import Flow, SendFlow
@@ -70,7 +71,11 @@ class ApiCall:
     def fetch(self, model: type[T], request: Request) -> Flow[T]:
         """Send `request` and return the model that the answer's body holds."""
         response = yield from self.send(request)
-        return self.codec.decode(model, response.body)
+        try:
+            return self.codec.decode(model, response.body)
+        except DecodeError as error:
+            error.concern(request.operation, request.method, request.url)
+            raise
 
 
 def _filled(route: str, ids: Mapping[str, str]) -> str:

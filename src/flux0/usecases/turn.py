@@ -1,10 +1,12 @@
 """A turn's stream as a state machine: bytes in, events out; end or failure in, verdict out.
 
     OPEN --feed--> OPEN       an event was complete and readable, or none was complete yet
-    OPEN --feed--> BROKEN     an event could not be read; the events before it are handed out first
+    OPEN --feed--> BROKEN     an event could not be read, or none came for the idle timeout; the
+                              events before are handed out first
     OPEN --end---> FINISHED   the body was whole, and so was the last event
     OPEN --end---> BROKEN     the body ended within an event
     OPEN --fail--> BROKEN     the transport failed, or fell silent
+    FINISHED --doubt--> BROKEN    the server has not stored what the turn said
 
 It does no I/O: the streams of `flux0.client.streams` pump it.
 """
@@ -12,6 +14,7 @@ It does no I/O: the streams of `flux0.client.streams` pump it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from flux0.domain.errors import (
     DecodeError,
@@ -29,21 +32,34 @@ from flux0.ports import Codec, EventStreamParser
 class Turn:
     """One turn as it streams in.
 
+    Args:
+        parser: makes server-sent events of the bytes.
+        codec: makes the turn's events of those.
+        idle: the longest wait for an event, in seconds, whatever else comes; None sets no limit.
+
     Attributes:
         correlation_id: names the turn; None until an event has told it.
         event_count: how many events came so far.
         failure: what broke the turn; to be raised once the events before it are handed out.
     """
 
-    def __init__(self, parser: EventStreamParser, codec: Codec) -> None:
+    def __init__(
+        self, parser: EventStreamParser, codec: Codec, *, idle: float | None = None
+    ) -> None:
         self._parser = parser
         self._decode = codec.decode_event
+        self._idle = inf if idle is None else idle
+        self._waited = 0.0
         self.correlation_id: str | None = None
         self.event_count = 0
         self.failure: Flux0Error | None = None
 
-    def feed(self, data: bytes) -> Sequence[StreamEvent]:
-        """Return the events that `data` completes; check `failure` when they are handed out."""
+    def feed(self, data: bytes, waited: float = 0.0) -> Sequence[StreamEvent]:
+        """Return the events that `data` completes; check `failure` when they are handed out.
+
+        `waited` is how long it took to come, in seconds. Comments keep a connection alive, but an
+        agent that sends nothing else has crashed: the wait is counted until an event comes.
+        """
         events: list[StreamEvent] = []
         try:
             for event in self._parser.feed(data):
@@ -57,6 +73,9 @@ class Turn:
                 event_count=self.event_count,
             )
         self.event_count += len(events)
+        self._waited = 0.0 if events else self._waited + waited
+        if self._waited > self._idle and self.failure is None:
+            self.failure = self._silent()
         if self.correlation_id is None:
             self.correlation_id = _correlation_id(events)
         return events
@@ -65,24 +84,29 @@ class Turn:
         """Take the end of the body, which is a failure within an event."""
         self.feed(b"")  # A parser may have kept an event that is too large for the next feed.
         if self.failure is None and self._parser.pending:
-            self.failure = self._interrupted("the stream ended within an event")
+            self.failure = self._cut_short("the stream ended within an event")
 
     def fail(self, error: TransportError) -> None:
         """Take a failure of the transport."""
-        if isinstance(error, ReadTimeout):
-            failure: Flux0Error = StreamIdleTimeout(
-                f"the stream was silent for too long {self._so_far()}",
-                correlation_id=self.correlation_id,
-                event_count=self.event_count,
-            )
-        else:
-            failure = self._interrupted(f"the stream was cut off: {error}")
+        silent = isinstance(error, ReadTimeout)
+        failure = self._silent() if silent else self._cut_short(f"the stream was cut off: {error}")
         failure.__cause__ = error.__cause__ or error
         self.failure = failure
 
-    def _interrupted(self, problem: str) -> StreamInterrupted:
+    def doubt(self, problem: str) -> None:
+        """Take what is known against an end that looked whole."""
+        self.failure = self._cut_short(problem)
+
+    def _cut_short(self, problem: str) -> StreamInterrupted:
         return StreamInterrupted(
             f"{problem} {self._so_far()}",
+            correlation_id=self.correlation_id,
+            event_count=self.event_count,
+        )
+
+    def _silent(self) -> StreamIdleTimeout:
+        return StreamIdleTimeout(
+            f"no event came for too long {self._so_far()}",
             correlation_id=self.correlation_id,
             event_count=self.event_count,
         )
