@@ -20,24 +20,77 @@ from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.errors import (
     AgentError,
+    AgentNotFound,
     APIError,
+    AuthenticationError,
+    BadRequestError,
+    ClientClosed,
+    ConflictError,
+    ConnectError,
+    ConnectionInterrupted,
+    ConnectTimeout,
     DecodeError,
+    EventTooLarge,
     Flux0Error,
     HTTPValidationError,
+    HTTPValidationErrorData,
+    InvalidArgument,
     MissingDependency,
+    NotFoundError,
+    PermissionDeniedError,
+    PoolTimeout,
+    ProtocolError,
+    RateLimitError,
+    ReadTimeout,
+    ResponseTooLarge,
+    ServerError,
     StreamError,
     StreamIdleTimeout,
     StreamInterrupted,
+    TLSError,
     TransportError,
+    TransportTimeout,
+    ValidationError,
+    WriteTimeout,
 )
+from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import MessageAccumulator
+from flux0.domain.messages.finalizing import TurnMessage
+from flux0.domain.messages.reply import Reply
+from flux0.domain.models import (
+    Agent,
+    Agents,
+    ConsumptionOffsets,
+    ContentPart,
+    ControlOptions,
+    Event,
+    EventData,
+    Events,
+    MessageData,
+    MessagePart,
+    Participant,
+    ReasoningPart,
+    Session,
+    Sessions,
+    StatusData,
+    ToolCall,
+    ToolCallPart,
+    ToolData,
+    ToolResult,
+)
 from flux0.domain.retrying import BackoffStrategy, RetryConfig, RetryDetails
-from flux0.domain.stream_events import ChunkEvent, StatusEvent, UnknownEvent
+from flux0.domain.stream_events import (
+    ChunkEvent,
+    JSONPatchOperation,
+    StatusEvent,
+    StreamEvent,
+    UnknownEvent,
+)
 
 if TYPE_CHECKING:
     from flux0 import models
     from flux0.adapters.aiohttp import AiohttpTransport
-    from flux0.adapters.httpx import HttpxTransport
+    from flux0.adapters.httpx import AsyncHttpClient, HttpClient, HttpxTransport
     from flux0.adapters.httpx2 import Httpx2Transport
     from flux0.adapters.requests import RequestsTransport
     from flux0.adapters.urllib3 import Urllib3Transport
@@ -48,9 +101,11 @@ T = TypeVar("T")
 EventTypeDTO = EventType
 EventSourceDTO = EventSource
 
-# The adapter module that each transport is in, which is its extra's name too.
-_TRANSPORTS = {
+# What is loaded when it is asked for, by the adapter's module, which is its extra's name too.
+_LATE = {
     "AiohttpTransport": "aiohttp",
+    "AsyncHttpClient": "httpx",
+    "HttpClient": "httpx",
     "Httpx2Transport": "httpx2",
     "HttpxTransport": "httpx",
     "RequestsTransport": "requests",
@@ -78,55 +133,111 @@ def _codec() -> Codec:
 def __getattr__(name: str) -> Any:
     if name == "models":
         return import_module("flux0.models")
-    if name not in _TRANSPORTS:
+    if name not in _LATE:
         raise AttributeError(f"module 'flux0' has no attribute {name!r}")
-    module = _TRANSPORTS[name]
+    module = _LATE[name]
     try:
         return getattr(import_module(f"flux0.adapters.{module}"), name)
     except ModuleNotFoundError as error:
-        package = "flux0-client" if module == "httpx" else f"flux0-client[{module}]"
-        raise MissingDependency(
-            f"{name} needs the package {error.name}: pip install '{package}'"
-        ) from error
+        return _missing(name, str(error.name), module)
+
+
+def _missing(name: str, library: str, extra: str) -> type[Any]:
+    """Return what stands for a transport whose library is not installed, until it is used."""
+    package = "flux0-client" if extra == "httpx" else f"flux0-client[{extra}]"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MissingDependency(f"{name} needs the package {library}: pip install '{package}'")
+
+    return type(name, (), {"__module__": __name__, "__init__": refuse})
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)
 
 
 __all__ = [
     "APIError",
+    "Agent",
     "AgentError",
+    "AgentNotFound",
+    "Agents",
     "AiohttpTransport",
     "AsyncConversation",
     "AsyncEventStream",
+    "AsyncHttpClient",
+    "AuthenticationError",
     "BackoffStrategy",
+    "BadRequestError",
     "ChunkEvent",
+    "ClientClosed",
+    "ConflictError",
+    "ConnectError",
+    "ConnectTimeout",
+    "ConnectionInterrupted",
+    "ConsumptionOffsets",
+    "ContentPart",
+    "ControlOptions",
     "Conversation",
     "DecodeError",
+    "Event",
+    "EventData",
     "EventSource",
     "EventSourceDTO",
     "EventStream",
+    "EventTooLarge",
     "EventType",
     "EventTypeDTO",
+    "Events",
     "Flux0",
     "Flux0Error",
     "HTTPValidationError",
+    "HTTPValidationErrorData",
+    "Headers",
+    "HttpClient",
     "Httpx2Transport",
     "HttpxTransport",
+    "InvalidArgument",
+    "JSONPatchOperation",
     "MessageAccumulator",
+    "MessageData",
+    "MessagePart",
     "MissingDependency",
+    "NotFoundError",
+    "Participant",
+    "PermissionDeniedError",
+    "PoolTimeout",
+    "ProtocolError",
+    "RateLimitError",
+    "ReadTimeout",
+    "ReasoningPart",
+    "Reply",
     "RequestsTransport",
+    "ResponseTooLarge",
     "RetryConfig",
     "RetryDetails",
+    "ServerError",
+    "Session",
     "SessionStatus",
+    "Sessions",
+    "StatusData",
     "StatusEvent",
     "StreamError",
+    "StreamEvent",
     "StreamIdleTimeout",
     "StreamInterrupted",
+    "TLSError",
+    "ToolCall",
+    "ToolCallPart",
+    "ToolData",
+    "ToolResult",
     "TransportError",
+    "TransportTimeout",
+    "TurnMessage",
     "UnknownEvent",
     "Urllib3Transport",
+    "ValidationError",
+    "WriteTimeout",
     "__version__",
     "from_dict",
     "models",

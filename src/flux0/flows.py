@@ -9,7 +9,7 @@ with `yield from`, and returns the response or raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from typing import Any, TypeAlias, TypeVar
 
 from attrs import frozen
@@ -45,7 +45,18 @@ class Sleep:
     seconds: float
 
 
-Effect: TypeAlias = Send | ReadBody | Sleep
+@frozen
+class Await:
+    """Await `awaitable`; the outcome is what it gives.
+
+    Synchronous code cannot, and raises `InvalidArgument`, which names `argument`.
+    """
+
+    awaitable: Awaitable[Any]
+    argument: str
+
+
+Effect: TypeAlias = Send | ReadBody | Sleep | Await
 Flow: TypeAlias = Generator[Effect, Any, T]
 SendFlow: TypeAlias = Callable[[Request], Flow[Response[Any]]]
 Middleware: TypeAlias = Callable[[Request, SendFlow], Flow[Response[Any]]]

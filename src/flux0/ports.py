@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar, final
 
 from attrs import field, frozen
 
+from flux0.domain.errors import without_credentials
 from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.stream_events import StreamEvent
@@ -84,7 +85,7 @@ class Request:
     """
 
     method: str
-    url: str
+    url: str = field(repr=without_credentials)
     headers: Headers
     body: bytes | None = None
     stream: bool = False

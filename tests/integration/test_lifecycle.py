@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ async def test_a_closed_client_refuses_every_call(make_client: MakeClient, sessi
     async with make_client() as flux0:
         assert await flux0.agents.list_async()
     agents, sessions = flux0.agents, flux0.sessions
-    calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
+    calls: list[Callable[[], Awaitable[object]]] = [
         agents.list_async,
         lambda: agents.create_async(name="Drizzle", type_="scripted"),
         lambda: agents.retrieve_async(agent_id="abcdefghij"),

@@ -7,12 +7,13 @@ waits no longer than what is left, and is woken from another thread where bytes 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from inspect import iscoroutine
 from typing import TypeVar
 
 from attrs import evolve, frozen
 
-from flux0.domain.errors import ResponseTooLarge, TransportError, out_of_time
-from flux0.flows import Effect, Flow, ReadBody, Send, Sleep
+from flux0.domain.errors import InvalidArgument, ResponseTooLarge, TransportError, out_of_time
+from flux0.flows import Await, Effect, Flow, ReadBody, Send, Sleep
 from flux0.ports import (
     AsyncTransport,
     ByteStream,
@@ -65,6 +66,10 @@ class Driver:
             case Sleep(seconds):
                 self.time.sleep(seconds)
                 return None
+            case Await(awaitable, argument):
+                if iscoroutine(awaitable):
+                    awaitable.close()  # Which would warn that nobody awaits it.
+                raise InvalidArgument(argument, "is asynchronous: call an _async method")
             case _:
                 raise _no_effect(effect)
 
@@ -143,6 +148,8 @@ class AsyncDriver:
             case Sleep(seconds):
                 await self.time.sleep_async(seconds)
                 return None
+            case Await(awaitable):
+                return await awaitable
             case _:
                 raise _no_effect(effect)
 

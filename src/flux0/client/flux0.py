@@ -12,8 +12,9 @@ from flux0.client.caller import Defaults
 from flux0.client.conversation import AsyncConversation, Conversation
 from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.client.transports import choose_transports
-from flux0.client.wiring import split_headers, wire
+from flux0.client.wiring import HeaderFunction, split_headers, wire
 from flux0.domain import arguments
+from flux0.domain.errors import without_credentials
 from flux0.domain.models import Agent, Session
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig, RetryDetails
 from flux0.flows import Middleware
@@ -41,18 +42,21 @@ class Flux0:
 
     Args:
         server_url: where the server is; by default `FLUX0_SERVER_URL`, else http://127.0.0.1:8080.
-        transport: sends the requests of synchronous methods, and of the others too if it can.
+        transport: sends the requests of synchronous methods, and those of the others too, in worker
+            threads if it is synchronous alone.
         async_transport: sends the requests of asynchronous methods.
         client: an `httpx.Client` or `httpx2.Client`, or anything with the same `build_request` and
-            `send`, to send synchronous requests with. It is never closed here.
-        async_client: an `httpx.AsyncClient`, likewise.
+            `send`, to send requests with. It serves asynchronous methods too, in worker threads,
+            and is never closed here.
+        async_client: an `httpx.AsyncClient`, likewise, for asynchronous methods.
         retry_config: what is tried again; by default a GET up to three times, and a POST only
             where the server surely did nothing with it.
         timeout_ms: how long a call may take with all its retries, in milliseconds; for a stream,
             until its headers. By default only single waits are limited, to a minute at most.
         stream_idle_timeout_ms: how long a stream may be silent, in milliseconds.
         headers: header fields to send with every request. A function as a value is called for
-            each attempt, such as one that returns a token and refreshes it.
+            each attempt, such as one that returns a token and refreshes it; one that is
+            asynchronous serves asynchronous calls alone.
         middleware: layers of the user's own, the outermost first. They are around the retries: each
             sees a call once, however often it is tried.
         on_retry: is told of each retry before its wait.
@@ -76,7 +80,7 @@ class Flux0:
         retry_config: RetryConfig | None = None,
         timeout_ms: int | None = None,
         stream_idle_timeout_ms: int | None = None,
-        headers: Mapping[str, str | Callable[[], str]] | None = None,
+        headers: Mapping[str, str | HeaderFunction] | None = None,
         middleware: Iterable[Middleware] = (),
         on_retry: Callable[[RetryDetails], None] | None = None,
         debug_logger: DebugLogger | None = None,
@@ -96,8 +100,9 @@ class Flux0:
             timeout = Timeout(idle=idle)
         if server_url is None:
             server_url = os.environ.get("FLUX0_SERVER_URL") or DEFAULT_SERVER_URL
+        self._server_url = arguments.server_url(server_url)
         defaults = Defaults(
-            server_url=arguments.server_url(server_url),
+            server_url=self._server_url,
             headers=fixed,
             timeout=timeout,
             call_timeout=None
@@ -177,6 +182,9 @@ class Flux0:
     async def close_async(self) -> None:
         """Close every connection of this client and refuse further calls."""
         await self._caller.close_async()
+
+    def __repr__(self) -> str:
+        return f"Flux0({without_credentials(self._server_url)!r})"
 
     def __enter__(self) -> Flux0:
         return self

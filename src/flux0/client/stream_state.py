@@ -56,6 +56,15 @@ class StreamState:
         self._ended = False
         self._reading = Lock()
 
+    def __repr__(self) -> str:
+        failed = self._turn.failure is not None
+        state = (
+            "broken" if failed else "ended" if self._ended else "closed" if self._closed else "open"
+        )
+        return (
+            f"<{type(self).__name__} {state}, {self.event_count} events of {self.correlation_id}>"
+        )
+
     @property
     def correlation_id(self) -> str | None:
         """The id that all events of this turn share; None until the first event that has one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inspect import iscoroutinefunction
+from inspect import isclass, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, cast
 
 from flux0.domain.errors import InvalidArgument
@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from flux0.adapters.httpx import AsyncHttpClient, HttpClient
     from flux0.adapters.support.httpx_family import HttpxFamilyTransport
 
+# What goes over a library's own client, by the library.
+_TRANSPORTS = {
+    "aiohttp": "AiohttpTransport",
+    "httpx": "HttpxTransport",
+    "httpx2": "Httpx2Transport",
+    "requests": "RequestsTransport",
+    "urllib3": "Urllib3Transport",
+}
+
 
 def choose_transports(
     transport: Transport | AsyncTransport | None,
@@ -21,69 +30,102 @@ def choose_transports(
     client: HttpClient | httpx2.Client | None,
     async_client: AsyncHttpClient | httpx2.AsyncClient | None,
 ) -> tuple[Transport | None, AsyncTransport]:
-    """Return what synchronous calls go over, if they can, and what asynchronous calls do."""
-    if client is not None:
-        _refuse_both("client", "transport", transport)
-        _require_method("client", client, "build_request")
-        _require_method("client", client, "send", asynchronous=False)
-    if async_client is not None:
-        _refuse_both("async_client", "async_transport", async_transport)
-        _require_method("async_client", async_client, "build_request")
-        _require_method("async_client", async_client, "send", asynchronous=True)
-    if transport is not None and not hasattr(transport, "send_async"):
-        _require_method("transport", transport, "send", asynchronous=False)
-    elif transport is not None and not hasattr(transport, "send"):  # It would serve nothing.
-        _refuse_both("transport", "async_client, being asynchronous", async_client)
-        _refuse_both("transport", "async_transport, being asynchronous", async_transport)
-    if async_transport is not None:
-        _require_method("async_transport", async_transport, "send_async")
+    """Return what synchronous calls go over, if they can, and what asynchronous calls do.
+
+    What was given serves both kinds of calls, in worker threads where it must. What is asynchronous
+    serves asynchronous calls alone.
+    """
+    _check_client("client", client, asynchronous=False)
+    _check_client("async_client", async_client, asynchronous=True)
+    _check_transport("transport", transport, ("send", "send_async"))
+    _check_transport("async_transport", async_transport, ("send_async",))
+    if client is not None and transport is not None:
+        raise InvalidArgument("client", "cannot be passed together with transport")
+    if async_client is not None and async_transport is not None:
+        raise InvalidArgument("async_client", "cannot be passed together with async_transport")
+    given_async = async_transport is not None or async_client is not None
+    if transport is not None and not hasattr(transport, "send") and given_async:
+        problem = "is asynchronous, and cannot be passed together with another such transport"
+        raise InvalidArgument("transport", problem)
 
     sync_side: Any = transport if hasattr(transport, "send") else None
     async_side: Any = async_transport
-    if async_side is None and hasattr(transport, "send_async"):
+    if client is not None:
+        sync_side = _over_httpx(client)
+    if async_client is not None:
+        async_side = _over_httpx(async_client, asynchronous=True)
+    elif async_side is None and hasattr(transport, "send_async"):
         async_side = transport
-    nothing_given = transport is None and async_transport is None
-    if client is not None and async_client is not None:  # They may be of two libraries.
-        sync_side, async_side = _over_httpx(client, None), _over_httpx(None, async_client)
-    elif nothing_given or client is not None or async_client is not None:
-        over_httpx = _over_httpx(client, async_client)
-        if client is not None or nothing_given:
-            sync_side = over_httpx
-        if async_client is not None or (async_side is None and transport is None):
-            async_side = over_httpx
-    if async_side is None:
+    if sync_side is None and async_side is None:
+        from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx
+
+        sync_side = async_side = HttpxTransport()
+    elif async_side is None:
         from flux0.adapters.threads import ThreadedTransport  # noqa: PLC0415 - loads anyio
 
         async_side = ThreadedTransport(sync_side)
     return cast("Transport | None", sync_side), cast("AsyncTransport", async_side)
 
 
-def _over_httpx(
-    client: HttpClient | httpx2.Client | None,
-    async_client: AsyncHttpClient | httpx2.AsyncClient | None,
-) -> HttpxFamilyTransport:
-    """Return a transport over these clients' library: httpx2 if they are of that, else httpx."""
-    classes = (*type(client).__mro__, *type(async_client).__mro__)
-    if any(given.__module__.partition(".")[0] == "httpx2" for given in classes):
+def _over_httpx(client: Any, *, asynchronous: bool = False) -> HttpxFamilyTransport:
+    """Return a transport over this client's library: httpx2 if it is of that, else httpx."""
+    given = (None, client) if asynchronous else (client, None)
+    if _library(client) == "httpx2":
         from flux0.adapters.httpx2 import Httpx2Transport  # noqa: PLC0415 - loads httpx2
 
-        return Httpx2Transport(cast("Any", client), cast("Any", async_client))
+        return Httpx2Transport(*given)
     from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx
 
-    return HttpxTransport(cast("Any", client), cast("Any", async_client))
+    return HttpxTransport(*given)
 
 
-def _refuse_both(argument: str, other: str, value: object) -> None:
-    if value is not None:
-        raise InvalidArgument(argument, f"cannot be passed together with {other}")
+def _check_client(argument: str, value: object, *, asynchronous: bool) -> None:
+    if value is None:
+        return
+    _refuse_class(argument, value)
+    library = _library(value)
+    if library is not None and not library.startswith("httpx"):
+        raise InvalidArgument(
+            argument, f"is of {library}: pass transport=flux0.{_TRANSPORTS[library]}(it)"
+        )
+    for name in ("build_request", "send"):
+        if not hasattr(value, name):
+            problem = f"must be like an httpx.Client: a {_kind(value)} has no method {name}"
+            raise InvalidArgument(argument, problem)
+    if iscoroutinefunction(cast("Any", value).send) != asynchronous:
+        other = "client" if asynchronous else "async_client"
+        kind = "synchronous" if asynchronous else "asynchronous"
+        raise InvalidArgument(argument, f"is {kind}: pass it as {other}=")
 
 
-def _require_method(
-    argument: str, value: object, name: str, *, asynchronous: bool | None = None
-) -> None:
-    method = getattr(value, name, None)
-    if method is None:
-        raise InvalidArgument(argument, f"has no method {name}: {value!r}")
-    if asynchronous is not None and iscoroutinefunction(method) is not asynchronous:
-        kind = "asynchronous" if asynchronous else "synchronous"
-        raise InvalidArgument(argument, f"must be {kind}, and {name} of {value!r} is not")
+def _check_transport(argument: str, value: object, methods: tuple[str, ...]) -> None:
+    if value is None:
+        return
+    _refuse_class(argument, value)
+    library = _library(value)
+    if library is not None:
+        asynchronous = library == "aiohttp" or iscoroutinefunction(getattr(value, "send", None))
+        name = "async_client" if asynchronous else "client"
+        way = f"pass it as {name}=, or {argument}=" if library.startswith("httpx") else "pass "
+        raise InvalidArgument(
+            argument, f"is a {_kind(value)} of {library}: {way}flux0.{_TRANSPORTS[library]}(it)"
+        )
+    if not any(hasattr(value, method) for method in methods):
+        raise InvalidArgument(argument, f"must have a method {' or '.join(methods)}: {value!r}")
+    if iscoroutinefunction(getattr(value, "send", None)):
+        raise InvalidArgument(argument, "has an asynchronous send; that is called send_async")
+
+
+def _refuse_class(argument: str, value: object) -> None:
+    if isclass(value):
+        raise InvalidArgument(argument, f"is the class {value.__name__}: pass {value.__name__}()")
+
+
+def _library(value: object) -> str | None:
+    """Return the HTTP library that a value's class, or one of its bases, is of."""
+    bases = (base.__module__.partition(".")[0] for base in type(value).__mro__)
+    return next((library for library in bases if library in _TRANSPORTS), None)
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from inspect import isclass, iscoroutinefunction
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from flux0._version import __version__
 from flux0.adapters.time import SystemTime
 from flux0.client.caller import Caller, Defaults
 from flux0.client.drivers import AsyncDriver, Driver
 from flux0.domain import arguments
+from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryDetails
 from flux0.flows import Middleware, chain
@@ -23,6 +25,8 @@ from flux0.ports import AsyncTransport, Codec, Time, Transport
 if TYPE_CHECKING:
     from flux0.middleware.logging import DebugLogger
 
+HeaderFunction: TypeAlias = Callable[[], "str | Awaitable[str]"]
+
 _USER_AGENT = Headers((("user-agent", f"flux0-client/{__version__}"),))
 
 
@@ -33,13 +37,16 @@ def wire(
     defaults: Defaults,
     *,
     middleware: Iterable[Middleware],
-    computed_headers: Mapping[str, Callable[[], str]],
+    computed_headers: Mapping[str, HeaderFunction],
     on_retry: Callable[[RetryDetails], None] | None,
     debug_logger: DebugLogger | None,
 ) -> Caller:
     """Return what makes a client's calls; without `transport` it makes no synchronous ones."""
     time = _time_of(async_transport if transport is None else transport)
-    layers: list[Middleware] = [*middleware, Retry(RetryBudget(), time, _teller(on_retry))]
+    layers: list[Middleware] = [
+        *_checked(middleware),
+        Retry(RetryBudget(), time, _teller(on_retry)),
+    ]
     if computed_headers:
         layers.append(ComputedHeaders(computed_headers))
     logger = debug_logger if debug_logger is not None else _environment_logger()
@@ -56,8 +63,8 @@ def wire(
 
 
 def split_headers(
-    headers: Mapping[str, str | Callable[[], str]],
-) -> tuple[Headers, dict[str, Callable[[], str]]]:
+    headers: Mapping[str, str | HeaderFunction],
+) -> tuple[Headers, dict[str, HeaderFunction]]:
     """Return the header fields with fixed values, and those whose values are computed."""
     given: object = headers
     if not isinstance(given, Mapping):
@@ -68,6 +75,22 @@ def split_headers(
     # A computed value would lose against the one that is sent by default.
     own = Headers() if "user-agent" in names else _USER_AGENT
     return own.merge(arguments.headers("headers", fixed)), computed
+
+
+def _checked(middleware: object) -> Iterable[Middleware]:
+    """Return the layers of the user's own."""
+    if callable(middleware) or not isinstance(middleware, Iterable):
+        raise InvalidArgument("middleware", f"must be a list of layers: pass [{middleware!r}]")
+    layers = tuple(cast("Iterable[Middleware]", middleware))
+    for layer in layers:
+        if isclass(layer) or not callable(layer):
+            raise InvalidArgument("middleware", f"has a layer that is not a function: {layer!r}")
+        if iscoroutinefunction(layer) or iscoroutinefunction(type(layer).__call__):
+            problem = (
+                f"has a layer that is an async def: {layer!r}; a layer is a generator function"
+            )
+            raise InvalidArgument("middleware", problem)
+    return layers
 
 
 def _time_of(transport: object) -> Time:

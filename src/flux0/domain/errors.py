@@ -34,6 +34,10 @@ class Flux0Error(Exception):
         attempts: how many times the request was tried.
     """
 
+    def __init_subclass__(cls) -> None:
+        if cls.__module__ == __name__:
+            cls.__module__ = "flux0"  # Where users import it from.
+
     operation: str = ""
     method: str = ""
     url: str = ""

@@ -20,6 +20,7 @@ from flux0.domain.errors import (
     PoolTimeout,
     TLSError,
     TransportError,
+    without_credentials,
 )
 
 Validator: TypeAlias = Callable[[Any, "Attribute[Any]", Any], None]
@@ -102,7 +103,7 @@ class RetryDetails:
 
     operation: str
     method: str
-    url: str
+    url: str = field(repr=without_credentials)
     attempt: int
     delay_ms: float
     cause: Flux0Error

@@ -16,6 +16,11 @@ from flux0.flows import Flow, ReadBody, SendFlow
 from flux0.ports import Codec, Request, Response, is_success
 
 _LONGEST_MESSAGE = 500
+# What the server says of a route that it does not have; its words for anything else are others.
+_NOT_FOUND = "Not Found"
+_NO_ROUTE = (
+    "Not Found: no such route; server_url is the address before /api, such as http://host:8080"
+)
 
 
 class ErrorPolicy:
@@ -48,7 +53,7 @@ class ErrorPolicy:
             "raw_response": response.raw_response,
         }
         if isinstance(detail, str) and detail:
-            return kind(detail, **facts)
+            return kind(_NO_ROUTE if detail == _NOT_FOUND else detail, **facts)
         data = self._validation(detail)
         if data.detail:
             if kind is HTTPValidationError:
