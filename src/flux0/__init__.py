@@ -139,15 +139,16 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f"flux0.adapters.{module}"), name)
     except ModuleNotFoundError as error:
-        return _missing(name, str(error.name), module)
+        return _missing(name, module, error)
 
 
-def _missing(name: str, library: str, extra: str) -> type[Any]:
-    """Return what stands for a transport whose library is not installed, until it is used."""
+def _missing(name: str, extra: str, cause: ModuleNotFoundError) -> type[Any]:
+    """Return what stands for a class whose library is not installed, until it is used."""
     package = "flux0-client" if extra == "httpx" else f"flux0-client[{extra}]"
 
     def refuse(*_: object, **__: object) -> None:
-        raise MissingDependency(f"{name} needs the package {library}: pip install '{package}'")
+        problem = f"{name} needs the package {cause.name}: pip install '{package}'"
+        raise MissingDependency(problem) from cause
 
     return type(name, (), {"__module__": __name__, "__init__": refuse})
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx
 import pytest
+import requests
+import urllib3
 
 from flux0 import Flux0
 from flux0.domain.errors import ClientClosed, Flux0Error, InvalidArgument
@@ -110,8 +112,8 @@ def network() -> Iterator[ByteServer]:
         ("transport=both", "both", "both"),
         ("async_transport=async", "nothing", "other"),
         ("async_transport=both", "nothing", "other"),
-        ("client", "client", "network"),
-        ("async_client", "network", "async_client"),
+        ("client", "client", "client"),
+        ("async_client", "nothing", "async_client"),
         ("client, async_client", "client", "async_client"),
         ("client, async_transport=async", "client", "other"),
         ("transport=sync, async_transport=async", "sync", "other"),
@@ -181,19 +183,29 @@ class SyncSend:
 @pytest.mark.parametrize(
     ("argument", "value", "problem"),
     [
-        ("transport", object(), "has no method send"),
-        ("transport", "http://127.0.0.1:8080", "has no method send"),
-        ("transport", AsyncSend(), "must be synchronous"),
-        ("transport", httpx.AsyncClient(), "must be synchronous"),
-        ("async_transport", object(), "has no method send_async"),
-        ("async_transport", Sync("sync", []), "has no method send_async"),
+        ("transport", object(), "must have a method send or send_async"),
+        ("transport", "http://127.0.0.1:8080", "must have a method send or send_async"),
+        ("transport", AsyncSend(), "that is called send_async"),
+        (
+            "transport",
+            httpx.Client(),
+            r"pass it as client=, or transport=flux0.HttpxTransport\(it\)",
+        ),
+        ("transport", httpx.AsyncClient(), "pass it as async_client="),
+        ("transport", requests.Session(), r"pass flux0.RequestsTransport\(it\)"),
+        ("transport", urllib3.PoolManager(), r"pass flux0.Urllib3Transport\(it\)"),
+        ("transport", Sync, r"is the class Sync: pass Sync\(\)"),
+        ("async_transport", object(), "must have a method send_async"),
+        ("async_transport", Sync("sync", []), "must have a method send_async"),
         ("client", object(), "has no method build_request"),
         ("client", NoBuilder(), "has no method build_request"),
-        ("client", AsyncSend(), "must be synchronous"),
-        ("client", httpx.AsyncClient(), "must be synchronous"),
+        ("client", AsyncSend(), "pass it as async_client="),
+        ("client", httpx.AsyncClient(), "pass it as async_client="),
+        ("client", httpx.Client, r"is the class Client: pass Client\(\)"),
+        ("client", requests.Session(), r"pass transport=flux0.RequestsTransport\(it\)"),
         ("async_client", object(), "has no method build_request"),
-        ("async_client", SyncSend(), "must be asynchronous"),
-        ("async_client", httpx.Client(), "must be asynchronous"),
+        ("async_client", SyncSend(), "pass it as client="),
+        ("async_client", httpx.Client(), "pass it as client="),
     ],
 )
 def test_what_cannot_do_the_work_is_refused(argument: str, value: object, problem: str) -> None:

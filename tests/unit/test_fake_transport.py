@@ -175,7 +175,7 @@ def test_what_was_not_used_is_told() -> None:
         "script 2: its turn was left after 1 step",
         "script 3: no turn has used it",
         "script 4: no turn has used it",
-        "never happened: Refuse(raises=<class 'flux0.domain.errors.ConnectError'>), "
+        "never happened: Refuse(raises=<class 'flux0.ConnectError'>), "
         "Stall(after_events=None, after_bytes=None) for 2 calls of agents.list",
         "never called: agents.create(name='N')",
     ]

@@ -10,6 +10,7 @@ from importlib.resources import files
 import pytest
 
 import flux0
+from flux0 import models
 from flux0.domain.errors import MissingDependency
 
 TRANSPORTS = {
@@ -84,8 +85,11 @@ def test_a_transport_whose_library_is_missing_says_what_to_install(
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, f"flux0.adapters.{library}", raising=False)
 
+    assert hasattr(flux0, name)
+    kind = getattr(flux0, name)
+    assert (kind.__module__, kind.__name__) == ("flux0", name)
     with pytest.raises(MissingDependency) as caught:
-        getattr(flux0, name)
+        kind()
 
     problem = f"{name} needs the package {library}: pip install '{package}'"
     assert str(caught.value) == problem
@@ -98,8 +102,30 @@ def test_what_is_not_there_is_no_attribute() -> None:
     assert not hasattr(flux0, "transport")
 
 
-def test_dir_lists_what_is_loaded_lazily_as_well() -> None:
-    assert {*flux0.__all__, "__name__"} <= set(dir(flux0))
+def test_dir_lists_the_public_names() -> None:
+    assert dir(flux0) == sorted(flux0.__all__)
+
+
+def test_without_the_libraries_of_the_extras_the_package_can_be_looked_at() -> None:
+    lines = printed(
+        "import sys\n"
+        "for name in ('aiohttp', 'httpx', 'httpx2', 'requests', 'urllib3', 'opentelemetry'):\n"
+        "    sys.modules[name] = None\n"
+        "from flux0 import *\n"
+        "import flux0, inspect, pydoc\n"
+        "print(len(inspect.getmembers(flux0)) == len(flux0.__all__))\n"
+        "print('AiohttpTransport' in pydoc.render_doc(flux0))"
+    )
+
+    assert lines == ["True", "True"]
+
+
+def test_everything_among_the_models_is_in_the_package_but_the_old_names() -> None:
+    old = {name for name in models.__all__ if getattr(models, name) is not vars(flux0).get(name)}
+
+    assert {name for name in old if "DTO" not in name} == {
+        *("Part", "SessionStream", "StatusEventDataStatusField"),
+    }
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

@@ -76,8 +76,8 @@ def data_in_words(data: EventData) -> str:
 def error_in_words(error: Flux0Error, server_url: str) -> str:
     """Return what went wrong, and where it is likely to help, what to look at."""
     if isinstance(error, ConnectError):
-        return f"No connection to {server_url}: {error}. Is the server running?"
-    return str(error)
+        return f"No connection to {server_url}: {error.problem}. Is the server running?"
+    return error.problem
 
 
 def items_of(data: EventData) -> Sequence[Item]:

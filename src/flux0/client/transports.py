@@ -108,7 +108,7 @@ def _check_transport(argument: str, value: object, methods: tuple[str, ...]) -> 
         name = "async_client" if asynchronous else "client"
         way = f"pass it as {name}=, or {argument}=" if library.startswith("httpx") else "pass "
         raise InvalidArgument(
-            argument, f"is a {_kind(value)} of {library}: {way}flux0.{_TRANSPORTS[library]}(it)"
+            argument, f"is of class {_kind(value)}: {way}flux0.{_TRANSPORTS[library]}(it)"
         )
     if not any(hasattr(value, method) for method in methods):
         raise InvalidArgument(argument, f"must have a method {' or '.join(methods)}: {value!r}")

@@ -43,13 +43,18 @@ class Flux0Error(Exception):
     url: str = ""
     attempts: int = 1
 
+    @property
+    def problem(self) -> str:
+        """What went wrong, without the request."""
+        return super().__str__()
+
     def concern(self, operation: str, method: str, url: str) -> None:
         """Take note of the request that failed, unless it is known already."""
         if not self.operation:
             self.operation, self.method, self.url = operation, method, without_credentials(url)
 
     def __str__(self) -> str:
-        text = super().__str__()
+        text = self.problem
         if self.url:
             text = f"{self.method} {self.url}: {text}"
         return text if self.attempts == 1 else f"{text} ({self.attempts} attempts)"

@@ -106,7 +106,7 @@ class Turn:
 
     def _silent(self) -> StreamIdleTimeout:
         return StreamIdleTimeout(
-            f"no event came for too long {self._so_far()}",
+            f"the stream was silent for too long {self._so_far()}",
             correlation_id=self.correlation_id,
             event_count=self.event_count,
         )
