@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime
 from threading import Lock
-from typing import Any, Generic, Protocol, TypeVar, final
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, final
 
 from attrs import field, frozen
 
@@ -253,8 +253,7 @@ class AsyncTransport(Protocol):
         ...
 
 
-@frozen(weakref_slot=False)
-class ServerSentEvent:
+class ServerSentEvent(NamedTuple):
     """One dispatched event of a `text/event-stream` (WHATWG HTML, "Interpreting an event stream").
 
     `event` is `"message"` where the stream named none; `id` is the last event id in force; `retry`

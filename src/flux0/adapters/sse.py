@@ -8,37 +8,34 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from flux0.domain.construction import mutable_twin
 from flux0.domain.errors import EventTooLarge, InvalidArgument
 from flux0.ports import ServerSentEvent
-
-_MutableEvent: Final = mutable_twin(ServerSentEvent)
 
 _BOM: Final = b"\xef\xbb\xbf"
 _LF: Final = 0x0A
 _CR: Final = 0x0D
-_COLON: Final = 0x3A
-_NUL: Final = 0x00
-_FIELDS: Final = frozenset((b"data", b"event", b"id", b"retry"))
 
-# Python at its strictest converts no longer digit string, and nobody waits 10**640 milliseconds.
+# Python's strictest setting converts no more digits; and nobody waits 10**640 milliseconds.
 _MAX_RETRY_DIGITS: Final = 640
+
+# Makes an event in half the time that the class itself needs, with its names and defaults.
+_new: Final = tuple.__new__
 
 
 class SSEParser:
     """An incremental parser of one event stream; an `EventStreamParser`.
 
-    What comes out depends on the bytes alone, not on how they were split. An event is returned by
-    the feed that brings the CR or LF of its blank line; a CR is not held back to see whether LF
-    follows. Cost is linear in the bytes, however small the pieces, and only the unfinished event is
-    kept. A `retry` of more than 640 digits, leading zeros aside, is ignored.
+    The result depends on the bytes alone, not on how they were split. An event is returned by the
+    feed that brings the CR or LF of its blank line, even if an LF may still follow the CR. The cost
+    is linear in the bytes, however small the pieces, and only the unfinished event is kept. A
+    `retry` of more than 640 digits, without leading zeros, is ignored.
 
-    `max_event_bytes` limits one event; None lifts the limit. What counts are all lines since the
-    last blank line, comments and unknown fields too, each with one byte for its end, and the
-    unfinished line. As soon as they pass the limit, `feed` raises `EventTooLarge`, reads nothing
-    from there on, and raises again whenever it is called; `pending` is then True. Only where the
-    same feed completed other events before, it returns those, and the next feed raises, even one of
-    no bytes: so where `pending` is True at the end of the input, feed `b""`.
+    `max_event_bytes` limits one event; None lifts the limit. All bytes since the last blank line
+    count, also those of comments and unknown fields, and the end of each line as one byte. As soon
+    as they pass the limit, `feed` raises `EventTooLarge`, reads nothing more, and raises again
+    whenever it is called; `pending` is then True. If the same feed completed other events before,
+    it returns them, and the next feed raises, even one of no bytes. So feed `b""` at the end of the
+    input if `pending` is True.
 
     Raises:
         InvalidArgument: `max_event_bytes` is not positive.
@@ -46,163 +43,185 @@ class SSEParser:
 
     def __init__(self, *, max_event_bytes: int | None = 16 * 1024 * 1024) -> None:
         if max_event_bytes is not None and max_event_bytes <= 0:
-            raise InvalidArgument("max_event_bytes", f"must be positive, and is {max_event_bytes}")
+            raise InvalidArgument("max_event_bytes", f"must be positive, not {max_event_bytes}")
         self._limit = sys.maxsize if max_event_bytes is None else max_event_bytes
         self._too_large = False
-        # What may yet become the byte order mark; None once that is settled.
+        # The bytes that may become the byte order mark; None once that is decided.
         self._start: bytes | None = b""
-        self._after_cr = False
-        # The unfinished line; appending to a bytearray costs the same however long it is.
-        self._line = bytearray()
-        # The whole lines since the last blank line: how much they are, and what they said.
-        self._block_bytes = 0
-        self._block_has_fields = False
-        self._event = ""
-        self._data: list[str] = []
-        self._block_retry: int | None = None
-        self._id = ""  # the last event id as of the next blank line
+        # False at the start, after a CR, and for good when an event was too large.
+        self._settled = False
+        # The unfinished block, with LF as the end of each line. Its last LF is held apart: another
+        # one ends the block. Appending to a bytearray costs the same however long it is.
+        self._held = bytearray()
+        self._held_lf = b""
+        self._within_line = False
         self._last_event_id = ""
         self._retry: int | None = None
+        # The start of an event that is a name and one line of data, with the last such name.
+        self._usual_start = b"event: message\ndata: "
+        self._usual_name = "message"
 
     @property
     def last_event_id(self) -> str:
-        """The last event id in force: that of the last block a blank line ended, or empty."""
+        """The last event id in force: that of the last block that a blank line ended, or empty."""
         return self._last_event_id
 
     @property
     def retry(self) -> int | None:
         """The last valid reconnection time in milliseconds, or None; its line alone sets it."""
-        return self._retry
+        return _last_retry(self._held_lines()[:-1], self._retry)
 
     @property
     def pending(self) -> bool:
-        """Whether the stream, ending here, would be cut short within a line or a block.
+        """Whether the stream would be cut short within a line or a block if it ended here.
 
         A comment is complete with its line. A part of a byte order mark is a part of a line.
         """
-        return self._block_has_fields or bool(self._line) or bool(self._start) or self._too_large
+        *lines, rest = self._held_lines()
+        has_fields = any(not line.startswith(":") for line in lines)
+        return has_fields or bool(rest) or bool(self._start) or self._too_large
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
-        """Take the next bytes, of any number, and return the events they complete.
+        """Take the next bytes, of any number, and return the events that they complete.
 
         Raises:
             EventTooLarge: one event grew past the limit.
         """
-        if self._too_large:
-            raise EventTooLarge(self._limit)
-        if self._start is not None:
-            data = self._without_bom(data)
-        if self._after_cr and data:
-            data = data.removeprefix(b"\n")
-            self._after_cr = False
-        if not data:
-            return []
-        held = self._block_bytes + len(self._line)
-        near_limit = held + len(data) > self._limit
-        if not held and not near_limit and _CR not in data:
-            # Servers mostly send, and HTTP libraries hand over, one event at a time: a name and one
-            # line of data. The lines below would say the same of it, for half as much again.
-            head, _, rest = data.partition(b"\ndata: ")
-            if head[:7] == b"event: " and _LF not in head:
-                value, _, end = rest.partition(b"\n")
-                if end == b"\n":
-                    event = head[7:].decode("utf-8", "replace") or "message"
-                    text = value.decode("utf-8", "replace")
-                    dispatched = _MutableEvent(event, text, self._last_event_id)
-                    dispatched.__class__ = ServerSentEvent
-                    return [dispatched]
-        lines = data.splitlines()  # of bytes: at CR, LF and CRLF, and nowhere else
-        rest = b""
-        if data[-1] == _CR:
-            self._after_cr = True
-        elif data[-1] != _LF:
-            rest = lines.pop()
-        if lines and self._line:
-            lines[0] = b"".join((self._line, lines[0]))
-            self._line.clear()
-        if rest:
-            self._line += rest
-        if near_limit:
-            return self._interpret_within_limit(lines)
-        return self._interpret(lines)
-
-    def _without_bom(self, data: bytes) -> bytes:
-        start = (self._start or b"") + data
-        if len(start) < len(_BOM) and _BOM.startswith(start):
-            self._start = start
-            return b""
-        self._start = None
-        return start.removeprefix(_BOM)
-
-    def _interpret_within_limit(self, lines: list[bytes]) -> list[ServerSentEvent]:
-        """Do as `_interpret` does, up to the line that makes its event too large."""
-        size = self._block_bytes
-        fitting = 0
-        for line in lines:
-            size = size + len(line) + 1 if line else 0
-            if size > self._limit:
-                break
-            fitting += 1
+        held = self._held
+        if self._within_line and _LF not in data and _CR not in data:
+            held += data  # Small pieces mostly are more of an unfinished line.
+            if len(held) <= self._limit:
+                return []
+            data = b""
+        self._within_line = False
+        if not self._settled:
+            data = self._settle(data)
+        if _CR in data:
+            self._settled = data[-1] != _CR
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if len(held) + len(data) >= self._limit:
+            data = self._within_limit(data)
+        events: list[ServerSentEvent] = []
+        if not held:
+            data = self._read(data, events)
         else:
-            size += len(self._line)
-        events = self._interpret(lines[:fitting])
-        if size > self._limit:
-            self._too_large = True
-            self._line.clear()
-            self._data.clear()
+            data = self._held_lf + data
+            if _block_end(data, 0) >= 0:
+                data = bytes(held) + data
+                held.clear()
+                self._held_lf = b""
+                data = self._read(data, events)
+        if data:
+            line = data.removesuffix(b"\n")
+            held += line
+            self._held_lf = data[len(line) :]
+            self._within_line = not self._held_lf
+        if self._too_large:
+            self._retry = self.retry
+            self._within_line = False
+            held.clear()
             if not events:
                 raise EventTooLarge(self._limit)
         return events
 
-    def _interpret(self, lines: list[bytes]) -> list[ServerSentEvent]:
-        """Do what whole lines say; this is the hot loop, and calls nothing of ours but the rare."""
-        events: list[ServerSentEvent] = []
-        data_lines = self._data
-        for line in lines:
-            if not line:
-                self._last_event_id = self._id
-                if data_lines:
-                    dispatched = _MutableEvent(
-                        self._event or "message",
-                        "\n".join(data_lines),
-                        self._last_event_id,
-                        self._block_retry,
+    def _settle(self, data: bytes) -> bytes:
+        """Return `data` without a byte order mark, and without the LF of a CRLF that was cut."""
+        if self._too_large:
+            raise EventTooLarge(self._limit)
+        if self._start is None:
+            self._settled = bool(data)
+            return data.removeprefix(b"\n")
+        start = self._start + data
+        if len(start) < len(_BOM) and _BOM.startswith(start):
+            self._start = start
+            return b""
+        self._start = None
+        self._settled = True
+        return start.removeprefix(_BOM)
+
+    def _within_limit(self, data: bytes) -> bytes:
+        """Return the held bytes and `data`, but only up to where a block passes the limit."""
+        data = bytes(self._held) + self._held_lf + data
+        self._held.clear()
+        self._held_lf = b""
+        start = 0
+        for lines in data.split(b"\n\n"):
+            block = lines.lstrip(b"\n")
+            start += len(lines) - len(block)
+            end = start + len(block)
+            if len(block) + (end < len(data)) > self._limit:  # Its last LF counts too.
+                self._too_large, self._settled = True, False
+                return data[: start + self._limit]
+            start = end + 2
+        return data
+
+    def _read(self, data: bytes, events: list[ServerSentEvent]) -> bytes:
+        """Append to `events` what the whole blocks say, and return the unfinished one."""
+        usual, place = self._usual_start, 0
+        while place < len(data):
+            # Servers mostly send one line of data with the name that the last event had.
+            if data.startswith(usual, place):
+                start = place + len(usual)
+                end = data.find(b"\n", start)
+                if data[end + 1 : end + 2] == b"\n":
+                    text = data[start:end].decode("utf-8", "replace")
+                    events.append(
+                        _new(ServerSentEvent, (self._usual_name, text, self._last_event_id, None))
                     )
-                    dispatched.__class__ = ServerSentEvent
-                    events.append(dispatched)
-                    data_lines.clear()
-                self._event = ""
-                self._block_retry = None
-                self._block_bytes = 0
-                self._block_has_fields = False
-                continue
-            # Nearly every line is `name: value`. Any other is cut again at its first colon, after
-            # which no space can follow if the name is a known one.
-            name, _, value = line.partition(b": ")
-            if name not in _FIELDS:
-                name, _, value = line.partition(b":")
-            if name == b"data":
-                data_lines.append(value.decode("utf-8", "replace"))
-            elif name == b"event":
-                self._event = value.decode("utf-8", "replace")
-            elif name == b"id":
-                if _NUL not in value:
-                    self._id = value.decode("utf-8", "replace")
-            elif name == b"retry" and value.isdigit():
-                self._set_retry(value)
-        if lines and lines[-1]:
-            self._measure_block(lines)
-        return events
+                    place = end + 2
+                    continue
+                if end < 0:
+                    return data[place:]
+            end = _block_end(data, place)
+            if end < 0:
+                return data[place:].lstrip(b"\n")
+            self._interpret(data[place:end], events)
+            usual, place = self._usual_start, end + 2
+        return b""
 
-    def _set_retry(self, digits: bytes) -> None:
-        digits = digits.lstrip(b"0") or b"0"
-        if len(digits) <= _MAX_RETRY_DIGITS:
-            self._retry = self._block_retry = int(digits)
+    def _interpret(self, block: bytes, events: list[ServerSentEvent]) -> None:
+        """Append to `events` what the lines of one block say."""
+        name = ""
+        data: list[str] = []
+        lines = block.decode("utf-8", "replace").split("\n")
+        for line in lines:
+            field, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if field == "data":
+                data.append(value)
+            elif field == "event":
+                name = value
+            elif field == "id" and "\0" not in value:
+                self._last_event_id = value
+        retry = _last_retry(lines, None)
+        if retry is not None:
+            self._retry = retry
+        if data:
+            name = name or "message"
+            events.append(ServerSentEvent(name, "\n".join(data), self._last_event_id, retry))
+        start, separator, _ = block.partition(b"\ndata: ")
+        if separator and start.startswith(b"event: ") and _LF not in start:
+            self._usual_start, self._usual_name = start + separator, name
 
-    def _measure_block(self, lines: list[bytes]) -> None:
-        """Add the lines after the last blank line to the block that is open."""
-        for line in reversed(lines):
-            if not line:
-                break
-            self._block_bytes += len(line) + 1
-            self._block_has_fields = self._block_has_fields or line[0] != _COLON
+    def _held_lines(self) -> list[str]:
+        return (self._held + self._held_lf).decode("utf-8", "replace").split("\n")
+
+
+def _block_end(data: bytes, place: int) -> int:
+    """Return where the LF is that a blank line follows, from `place` on; -1 if there is none."""
+    # One byte is found many times as fast as two.
+    end = data.find(b"\n", place)
+    while end >= 0 and data[end + 1 : end + 2] != b"\n":
+        end = data.find(b"\n", end + 1)
+    return end
+
+
+def _last_retry(lines: list[str], otherwise: int | None) -> int | None:
+    for line in reversed(lines):
+        if line.startswith("retry:"):
+            digits = line[6:].removeprefix(" ")
+            if digits.isascii() and digits.isdigit():
+                digits = digits.lstrip("0") or "0"
+                if len(digits) <= _MAX_RETRY_DIGITS:
+                    return int(digits)
+    return otherwise
