@@ -44,6 +44,13 @@ def test_deflate_in_pieces(body: bytes, size: int) -> None:
     assert decoded("deflate", *split(zlib.compress(body), size)) == body
 
 
+@given(body=bodies, size=st.integers(1, 100))
+def test_deflate_without_its_header(body: bytes, size: int) -> None:
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    compressed = compressor.compress(body) + compressor.flush()
+    assert decoded("deflate", *split(compressed, size)) == body
+
+
 @given(body=bodies, data=st.data())
 def test_every_beginning_of_a_body_is_one_cut_short(body: bytes, data: st.DataObject) -> None:
     compressed = gzip.compress(body)

@@ -6,7 +6,6 @@ What the transports over httpx and httpx2 have in common is tested with httpx.
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import ssl
 from contextlib import aclosing, closing
@@ -109,16 +108,6 @@ def test_the_cause_of_an_error_is_httpx2s() -> None:
     with pytest.raises(ConnectError) as caught:
         Httpx2Transport().send(get("http://127.0.0.1:1"))
     assert isinstance(caught.value.__cause__, httpx2.ConnectError)
-
-
-def test_other_codings_are_decoded_by_httpx2() -> None:
-    coded = answer(
-        gzip.compress(gzip.compress(b"text")), headers=[("Content-Encoding", "gzip, gzip")]
-    )
-    with ByteServer(coded) as server:
-        transport = Httpx2Transport()
-        assert b"".join(transport.send(get(server.url)).body) == b"text"
-        transport.close()
 
 
 def test_a_client_of_the_users_stays_open_and_as_it_is() -> None:

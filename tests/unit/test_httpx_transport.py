@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import gzip
 import json
 import socket
 import ssl
@@ -187,22 +186,14 @@ def test_a_body_that_is_not_taken_is_a_write_timeout(once: Fetch) -> None:
             once(HttpxTransport(), request)
 
 
-def twice_compressed(data: bytes) -> bytes:
-    return gzip.compress(zlib.compress(data))
+def raw_deflate(data: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return compressor.compress(data) + compressor.flush()
 
 
-@pytest.mark.parametrize(
-    ("coding", "encode"),
-    [
-        ("deflate", zlib.compress),
-        ("deflate, gzip", twice_compressed),
-    ],
-    ids=["deflate", "both"],
-)
-def test_other_codings_are_decoded(
-    once: Fetch, coding: str, encode: Callable[[bytes], bytes]
-) -> None:
-    steps = answer(encode(b"text" * 100), headers=[("Content-Encoding", coding)])
+@pytest.mark.parametrize("encode", [zlib.compress, raw_deflate])
+def test_deflate_is_decoded(once: Fetch, encode: Callable[[bytes], bytes]) -> None:
+    steps = answer(encode(b"text" * 100), headers=[("Content-Encoding", "deflate")])
     with ByteServer(steps) as server:
         assert once(HttpxTransport(), get(server.url)) == b"text" * 100
 

@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
+import httpcore
 import httpx
 
-from flux0.adapters.support.httpx_family import HttpxFamilyTransport, WholeBody
-from flux0.adapters.support.httpx_response import Errors
+from flux0.adapters.support.httpx_family import (
+    AsyncHttpClient,
+    HttpClient,
+    HttpxFamilyTransport,
+    WholeBody,
+)
 
-
-class HttpClient(Protocol):
-    """The part of `httpx.Client` that is used."""
-
-    def build_request(
-        self,
-        method: str,
-        url: str,
-        *,
-        content: bytes | None,
-        headers: httpx.Headers,
-        timeout: httpx.Timeout,
-    ) -> httpx.Request:
-        """Return a request with the client's own defaults in it."""
-        ...
-
-    def send(
-        self, request: httpx.Request, *, stream: bool, follow_redirects: bool
-    ) -> httpx.Response:
-        """Send a request."""
-        ...
-
-
-class AsyncHttpClient(Protocol):
-    """The part of `httpx.AsyncClient` that is used."""
-
-    def build_request(
-        self,
-        method: str,
-        url: str,
-        *,
-        content: bytes | None,
-        headers: httpx.Headers,
-        timeout: httpx.Timeout,
-    ) -> httpx.Request:
-        """Return a request with the client's own defaults in it."""
-        ...
-
-    async def send(
-        self, request: httpx.Request, *, stream: bool, follow_redirects: bool
-    ) -> httpx.Response:
-        """Send a request."""
-        ...
+__all__ = ["AsyncHttpClient", "HttpClient", "HttpxTransport"]
 
 
 class _WholeBody(WholeBody, httpx.AsyncByteStream):
@@ -67,7 +30,7 @@ class HttpxTransport(HttpxFamilyTransport):
     """
 
     library: ClassVar = httpx
-    errors = Errors.of(httpx)
+    core: ClassVar = httpcore
     whole_body = _WholeBody
 
     def __init__(

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import httpcore2
 import httpx2
 
-from flux0.adapters.support.httpx_family import HttpxFamilyTransport, WholeBody
-from flux0.adapters.support.httpx_response import Errors
+from flux0.adapters.support.httpx_family import (
+    AsyncHttpClient,
+    HttpClient,
+    HttpxFamilyTransport,
+    WholeBody,
+)
 
 
 class _WholeBody(WholeBody, httpx2.AsyncByteStream):
@@ -23,12 +28,10 @@ class Httpx2Transport(HttpxFamilyTransport):
     """
 
     library: ClassVar = httpx2
-    errors = Errors.of(httpx2)
+    core: ClassVar = httpcore2
     whole_body = _WholeBody
 
     def __init__(
-        self,
-        client: httpx2.Client | None = None,
-        async_client: httpx2.AsyncClient | None = None,
+        self, client: HttpClient | None = None, async_client: AsyncHttpClient | None = None
     ) -> None:
         super().__init__(client, async_client)

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 from flux0.domain.errors import ConnectionInterrupted, ProtocolError
 
 _GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS  # The first bytes tell which of the two it is.
+_RAW: Final = -zlib.MAX_WBITS
 _LARGEST_PIECE: Final = 1 << 20
 
 _COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate"})
@@ -33,18 +34,23 @@ def decoder_for(coding: str) -> Decoder | None:
     coding = coding.strip().lower()
     if coding not in KNOWN_CODINGS:
         return _NotAskedFor(coding)
-    return Inflater() if coding in _COMPRESSED else None
+    if coding not in _COMPRESSED:
+        return None
+    return Inflater(may_be_raw=coding == "deflate")
 
 
 class Inflater:
     """Decompresses one body of gzip or deflate, as far as its bytes have come.
 
-    Gzip may have several members (RFC 1952, section 2.2).
+    Gzip may have several members (RFC 1952, section 2.2). Some servers send deflate without its
+    header; `may_be_raw` says that this may be so.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, may_be_raw: bool = False) -> None:
         self._member = zlib.decompressobj(_GZIP_OR_ZLIB)
         self._begun = False
+        self._may_be_raw = may_be_raw
+        self._start = b""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield what `data` completes, in pieces of at most 1 MiB, whatever it grows to.
@@ -53,6 +59,14 @@ class Inflater:
             ProtocolError: it is not compressed as it should be.
         """
         self._begun = True
+        if self._may_be_raw:
+            data = self._start = self._start + data
+            if len(data) < 2:  # noqa: PLR2004 - the size of both headers that tell
+                return
+            self._may_be_raw = False
+            zlib_header = data[0] & 15 == 8 and int.from_bytes(data[:2], "big") % 31 == 0  # noqa: PLR2004 - RFC 1950
+            if not zlib_header and not data.startswith(b"\x1f\x8b"):
+                self._member = zlib.decompressobj(_RAW)
         more = True
         while more:
             if self._member.eof:

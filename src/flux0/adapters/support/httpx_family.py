@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from _thread import start_new_thread
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import suppress
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from inspect import iscoroutinefunction
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
+from flux0.adapters.support.bodies import run
 from flux0.adapters.support.event_loop import PerLoop
-from flux0.adapters.support.httpx_response import AsyncBody, Errors, Reading, SyncBody
+from flux0.adapters.support.httpx_connection import AsyncBackend, Backend, current, instrument
+from flux0.adapters.support.httpx_exchange import Exchange
+from flux0.adapters.support.httpx_response import AsyncBody, SyncBody
 from flux0.adapters.support.processes import PerProcess
-from flux0.domain.errors import ClientClosed
+from flux0.domain.errors import ClientClosed, ConnectError, Flux0Error, InvalidArgument
 from flux0.domain.headers import Headers
-from flux0.ports import AsyncByteStream, ByteStream, Request, Response
-
-if TYPE_CHECKING:
-    import httpx
+from flux0.ports import AsyncByteStream, ByteStream, Request, Response, is_success
 
 Body = TypeVar("Body")
 
@@ -28,6 +31,36 @@ _LIMITS: Final = {
     # A flux0 server closes a connection that nobody uses for 5 seconds. Being first avoids a race.
     "keepalive_expiry": 4.0,
 }
+# What is undone here, with limits, and no more: the library has none.
+_ACCEPT_ENCODING: Final = ("accept-encoding", "gzip, deflate")
+
+
+class HttpClient(Protocol):
+    """The part of `httpx.Client`, or `httpx2.Client`, that is used."""
+
+    def build_request(
+        self, method: str, url: Any, *, content: Any, headers: Any, timeout: Any
+    ) -> Any:
+        """Return a request of the library with the client's own defaults in it."""
+        ...
+
+    def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> Any:
+        """Send a request and return the library's response."""
+        ...
+
+
+class AsyncHttpClient(Protocol):
+    """The part of `httpx.AsyncClient`, or `httpx2.AsyncClient`, that is used."""
+
+    def build_request(
+        self, method: str, url: Any, *, content: Any, headers: Any, timeout: Any
+    ) -> Any:
+        """Return a request of the library with the client's own defaults in it."""
+        ...
+
+    async def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> Any:
+        """Send a request and return the library's response."""
+        ...
 
 
 class HttpxFamilyTransport:
@@ -35,99 +68,165 @@ class HttpxFamilyTransport:
 
     Attributes:
         library: the module whose clients are used; it has the names of httpx.
-        errors: what it raises.
+        core: the module that it makes its connections with; it has the names of httpcore.
         whole_body: a `WholeBody` that is one of the library's asynchronous streams.
     """
 
     library: ClassVar[Any]
-    errors: ClassVar[Errors]
+    core: ClassVar[Any]
     whole_body: ClassVar[type[WholeBody]]
 
-    def __init__(self, client: Any, async_client: Any) -> None:
+    def __init__(self, client: HttpClient | None, async_client: AsyncHttpClient | None) -> None:
+        library, core = self.library, self.core
+        _check("client", client, library, asynchronous=False)
+        _check("async_client", async_client, library, asynchronous=True)
         self._client = client
         self._async_client = async_client
-        library = self.library
-        self._own_clients = PerProcess(partial(_OwnClient, library))
-        weakref.finalize(self, _close, self._own_clients)
-        self._own_async_clients: PerLoop[Any]
-        self._own_async_clients = PerLoop(
-            lambda: library.AsyncClient(**_options(library)), library.AsyncClient.aclose
+        self._own_clients = PerProcess(partial(_OwnClient, library, core))
+        weakref.finalize(self, _forget, weakref.ref(self), self._own_clients)
+        self._own_async_clients: PerLoop[Any] = PerLoop(
+            lambda: instrument(library.AsyncClient(**_options(library)), AsyncBackend, core),
+            library.AsyncClient.aclose,
         )
+
+    @property
+    def serves_sync(self) -> bool:
+        """Whether synchronous calls go out over the clients that were given, or none was given."""
+        return self._client is not None or self._async_client is None
+
+    @property
+    def serves_async(self) -> bool:
+        """Whether asynchronous calls do."""
+        return self._async_client is not None or self._client is None
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
+        if not self.serves_sync:
+            raise Flux0Error(
+                "the transport was given an asynchronous client only: use the methods that end in "
+                "_async, or pass it a synchronous client too"
+            )
         own = None if self._client is not None else self._own_clients.get()
         client: Any = self._client if own is None else own.get()
+        exchange = self._exchange(client, request)
+        exchange.request.extensions["trace"] = exchange.trace
+
+        async def send() -> Any:
+            return client.send(exchange.request, stream=True, follow_redirects=False)
+
+        token = current.set(exchange)
         try:
-            built = self._build(client, request)
-            response = client.send(built, stream=True, follow_redirects=False)
-        except self.errors.raised as error:
-            raise self.errors.translated(error) from error
-        except RuntimeError as error:
-            self._check_open(client, error)
-            raise
-        body = SyncBody(Reading(request, built, response, self.errors), self)
+            response = run(self._send(client, exchange, send()))
+        finally:
+            current.reset(token)
+            if request.interrupt is not None:
+                request.interrupt.clear()
+        body = SyncBody(request, exchange, response, self)
         if own is not None:
             own.reads(body)
         return _answer(response, body)
 
     def close(self) -> None:
         """Close the synchronous client and all that is read over it, unless it is the user's."""
-        _close(self._own_clients)
+        self._own_clients.get().close()
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Send `request` once; see `AsyncTransport.send_async`."""
+        if not self.serves_async:
+            raise Flux0Error(
+                "the transport was given a synchronous client only: pass it an asynchronous one "
+                "too, or the transport to Flux0, which sends asynchronous calls over it in threads"
+            )
         client = self._async_client or await self._own_async_clients.get()
+        exchange = self._exchange(client, request)
+        exchange.request.extensions["trace"] = exchange.trace_async
+        if request.body is not None:
+            exchange.request.stream = self.whole_body(request.body)
+        token = current.set(exchange)
         try:
-            built = self._build(client, request)
-            if request.body is not None:
-                built.stream = self.whole_body(request.body)
-            response = await client.send(built, stream=True, follow_redirects=False)
-        except self.errors.raised as error:
-            raise self.errors.translated(error) from error
-        except RuntimeError as error:
-            self._check_open(client, error)
-            raise
-        return _answer(response, AsyncBody(Reading(request, built, response, self.errors), self))
+            sending = client.send(exchange.request, stream=True, follow_redirects=False)
+            response = await self._send(client, exchange, sending)
+        finally:
+            current.reset(token)
+        return _answer(response, AsyncBody(request, exchange, response, self))
 
     async def close_async(self) -> None:
         """Close the running loop's client, unless it is the user's."""
         await self._own_async_clients.close_async()
 
-    def _build(self, client: Any, request: Request) -> Any:
-        timeout = request.timeout
-        return client.build_request(
-            request.method,
-            request.url,
-            content=request.body,
-            headers=self.library.Headers(request.headers.pairs, encoding="latin-1"),
-            timeout=self.library.Timeout(
-                connect=timeout.connect, read=timeout.read, write=timeout.write, pool=timeout.pool
-            ),
+    def _exchange(self, client: Any, request: Request) -> Exchange:
+        if getattr(client, "is_closed", False):
+            raise self._closed()
+        library, timeout, headers = self.library, request.timeout, request.headers
+        pairs = (
+            headers.pairs if "accept-encoding" in headers else (*headers.pairs, _ACCEPT_ENCODING)
         )
+        try:
+            built = client.build_request(
+                request.method,
+                request.url,
+                content=request.body,
+                headers=library.Headers(pairs, encoding="latin-1"),
+                timeout=library.Timeout(
+                    connect=timeout.connect,
+                    read=timeout.read,
+                    write=timeout.write,
+                    pool=timeout.pool,
+                ),
+            )
+        except library.InvalidURL as error:
+            raise ConnectError(str(error)) from error
+        if built.url.userinfo and "authorization" in headers:
+            # The library would put what is in the URL in place of the header.
+            built.url = built.url.copy_with(userinfo=b"")
+        return Exchange(library, self.core, built, request.interrupt)
 
-    def _check_open(self, client: Any, error: RuntimeError) -> None:
-        if getattr(client, "is_closed", False) or "loop is closed" in str(error):
-            name = self.library.__name__
-            raise ClientClosed(
-                f"the {name} client, or the event loop it was used in, is closed"
-            ) from error
+    async def _send(self, client: Any, exchange: Exchange, sending: Awaitable[Any]) -> Any:
+        """Return the library's response."""
+        library = self.library
+        try:
+            return await sending
+        except library.HTTPStatusError as error:
+            # A hook has called `raise_for_status`.
+            if error.request is exchange.request and not is_success(error.response.status_code):
+                return error.response
+            raise
+        except RuntimeError as error:
+            if getattr(client, "is_closed", False) or "loop is closed" in str(error):
+                raise self._closed() from error
+            raise
+        except Exception as error:
+            translated = exchange.translated(error)
+            if translated is not None:
+                raise translated from error
+            if exchange.head is not None and isinstance(
+                error, (library.RemoteProtocolError, library.InvalidURL)
+            ):
+                # It is a redirect, whose location the library cannot read.
+                status, fields = exchange.head
+                return library.Response(status, headers=fields, request=exchange.request)
+            raise
+
+    def _closed(self) -> ClientClosed:
+        name = self.library.__name__
+        return ClientClosed(f"the {name} client, or the event loop it was used in, is closed")
 
 
 class _OwnClient:
     """The synchronous client that is made here, when first needed and again after closing."""
 
-    def __init__(self, library: Any) -> None:
+    def __init__(self, library: Any, core: Any) -> None:
         self._library = library
+        self._core = core
         self._lock = threading.Lock()
-        self._client: httpx.Client | None = None
+        self._client: Any = None
         self._bodies: weakref.WeakSet[SyncBody] = weakref.WeakSet()
 
-    def get(self) -> httpx.Client:
+    def get(self) -> Any:
         with self._lock:
             if self._client is None:
-                client: httpx.Client = self._library.Client(**_options(self._library))
-                self._client = client
+                client = self._library.Client(**_options(self._library))
+                self._client = instrument(client, Backend, self._core)
             return self._client
 
     def reads(self, body: SyncBody) -> None:
@@ -145,8 +244,15 @@ class _OwnClient:
             client.close()
 
 
-def _close(own_clients: PerProcess[_OwnClient]) -> None:
-    own_clients.get().close()
+def _forget(
+    transport: weakref.ref[HttpxFamilyTransport], own_clients: PerProcess[_OwnClient]
+) -> None:
+    own = own_clients.get()
+    if transport() is not None:  # Python ends, and nobody holds a lock.
+        own.close()
+    else:  # The collector may have run while this thread holds a lock.
+        with suppress(RuntimeError):
+            start_new_thread(own.close, ())
 
 
 def _options(library: Any) -> dict[str, Any]:
@@ -156,7 +262,25 @@ def _options(library: Any) -> dict[str, Any]:
     return {"limits": library.Limits(**_LIMITS), "cookies": cookies}
 
 
-def _answer(response: httpx.Response, body: Body) -> Response[Body]:
+def _check(argument: str, client: object, library: Any, *, asynchronous: bool) -> None:
+    """Refuse what is no client of the library, or is one of the other kind."""
+    if client is None:
+        return
+    name = library.__name__
+    wanted = f"{name}.{'AsyncClient' if asynchronous else 'Client'}"
+    if isinstance(client, type):
+        raise InvalidArgument(argument, f"must be a client, not a class: pass {wanted}()")
+    others = {base.__module__.partition(".")[0] for base in type(client).__mro__}
+    send = getattr(client, "send", None)
+    of_other = {"httpx", "httpx2"} & others - {name}
+    if of_other or send is None or not hasattr(client, "build_request"):
+        raise InvalidArgument(argument, f"must be an {wanted}, or have its methods: {client!r}")
+    if iscoroutinefunction(send) is not asynchronous:
+        kind = "asynchronous" if asynchronous else "synchronous"
+        raise InvalidArgument(argument, f"must be {kind}, such as an {wanted}: {client!r}")
+
+
+def _answer(response: Any, body: Body) -> Response[Body]:
     headers = Headers(tuple(response.headers.multi_items()))
     return Response(response.status_code, headers, body, response)
 
@@ -168,10 +292,10 @@ class WholeBody:
         self._body = body
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return _Pieces(iter((self._body,)))
+        return _Once(iter((self._body,)))
 
 
-class _Pieces(AsyncIterator[bytes]):
+class _Once(AsyncIterator[bytes]):
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
 

@@ -1,302 +1,213 @@
-"""Reading of the responses and errors of httpx, and of libraries that are made like it."""
+"""Reading of the responses of httpx, and of libraries that are made like it."""
 
 from __future__ import annotations
 
-import socket
-import ssl
-import threading
-import weakref
+from _thread import start_new_thread
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from functools import partial
 from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, cast
+from weakref import finalize
 
-from attrs import frozen
-
-from flux0.adapters.support.decompression import KNOWN_CODINGS, decoder_for
+from flux0.adapters.support.bodies import PulledBody, run
 from flux0.adapters.support.event_loop import close_soon, running_loop, shielded, unwind
+from flux0.adapters.support.httpx_exchange import Exchange, shut_down
 from flux0.adapters.support.processes import Home
-from flux0.domain.errors import (
-    ConnectError,
-    ConnectionInterrupted,
-    ConnectTimeout,
-    PoolTimeout,
-    ProtocolError,
-    ReadTimeout,
-    TLSError,
-    TransportError,
-    WriteTimeout,
-)
-from flux0.ports import Request
+from flux0.domain.errors import TransportError
+from flux0.ports import Request, is_success
 
 if TYPE_CHECKING:
     import httpx
 
-# What h11 and httpcore say when a connection ends where HTTP goes on.
-_ENDED_EARLY = ("closed connection", "Server disconnected", "ConnectionTerminated")
 
+class _Reading(PulledBody):
+    """The reading of a response.
 
-@frozen
-class Errors:
-    """What one library raises, and what it stands for."""
-
-    raised: tuple[type[Exception], ...]
-    translations: tuple[tuple[type[Exception], type[TransportError]], ...]
-
-    @classmethod
-    def of(cls, library: Any) -> Errors:
-        """Return the errors of a module that has the names of httpx."""
-        return cls(
-            raised=(
-                library.HTTPError,
-                library.InvalidURL,
-                library.StreamError,
-                # anyio lets it pass when what comes is not decryptable.
-                ssl.SSLError,
-                # The standard library cannot encode the name of the host.
-                UnicodeError,
-            ),
-            translations=(
-                (library.ConnectTimeout, ConnectTimeout),
-                (library.PoolTimeout, PoolTimeout),
-                (library.ReadTimeout, ReadTimeout),
-                (library.WriteTimeout, WriteTimeout),
-                (library.ConnectError, ConnectError),
-                (library.ProxyError, ConnectError),
-                (library.UnsupportedProtocol, ConnectError),
-                (library.InvalidURL, ConnectError),
-                (UnicodeError, ConnectError),
-                (library.NetworkError, ConnectionInterrupted),
-                (ssl.SSLError, ConnectionInterrupted),
-            ),
-        )
-
-    def translated(self, error: Exception) -> TransportError:
-        """Return the error of ours that one of `raised` stands for."""
-        pairs = self.translations
-        kind = next((to for raised, to in pairs if isinstance(error, raised)), ProtocolError)
-        text = str(error) or type(error).__name__
-        if kind is ConnectError and _is_tls(error):
-            kind = TLSError
-        elif kind is ProtocolError and any(words in text for words in _ENDED_EARLY):
-            kind = ConnectionInterrupted
-        return kind(text)
-
-
-def _is_tls(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ssl.SSLError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-class Reading:
-    """What is known of a response while its body is read.
-
-    Attributes:
-        response: the library's response.
-        errors: what it may raise.
-        decoder: what its pieces go through, or None.
-        raw: whether the library is not to decode them.
-        ended: whether the whole body was read.
-        closed: whether it was left.
+    It goes below the library's response, which would decompress without a limit.
     """
 
     def __init__(
-        self, request: Request, built: httpx.Request, response: httpx.Response, errors: Errors
+        self, request: Request, exchange: Exchange, response: httpx.Response, transport: object
     ) -> None:
-        self.response = response
-        self.errors = errors
-        self.ended = False
-        self.closed = False
-        coding = response.headers.get("content-encoding", "")
-        # A hook, or a transport of the user's without sockets, has read the body already.
-        self.raw = not response.is_stream_consumed and not _is_left_to_library(
-            coding, built.headers.get("accept-encoding", "")
-        )
-        self.decoder = decoder_for(coding) if self.raw else None
-        streaming = request.streams(response.status_code)
-        self._retained: list[bytes] | None = None if streaming else []
-        if streaming and "timeout" in built.extensions:
+        # A hook, or a transport of the user's without sockets, may have read it.
+        self._was_read = response.is_stream_consumed
+        super().__init__("" if self._was_read else response.headers.get("content-encoding", ""))
+        self._exchange = exchange
+        self._response = response
+        self._transport = transport  # Its client must outlive the body.
+        failed = not is_success(response.status_code)
+        # Users read the body of an error again, from `raw_response`.
+        self._retained: list[bytes] | None = [] if failed and not self._was_read else None
+        # A hook that raised for the status has lost the body.
+        self.ended = failed and response.is_closed and not self._was_read
+        timeouts = exchange.request.extensions.get("timeout")
+        if timeouts is not None and request.streams(response.status_code):
             # httpcore looks the read timeout up once more when it begins to read the body.
-            built.extensions["timeout"]["read"] = request.timeout.idle
+            timeouts["read"] = request.timeout.idle
 
-    def may_go_on(self) -> bool:
-        """Whether there is more to read; raises if the body was left before its end."""
-        if self.closed and not self.ended:
-            raise ConnectionInterrupted("the body was closed before its end")
-        return not self.ended
+    def _took(self, data: bytes | None) -> bytes | None:
+        if data is not None and self._retained is not None:
+            self._retained.append(data)
+        return data
 
-    def take(self, piece: bytes) -> bytes:
-        """Take note of the next piece."""
-        if self._retained is not None:
-            self._retained.append(piece)
-        return piece
+    def _what_was_read(self) -> Any:
+        """Return a stream of what was read, for the library to read it again."""
+        return self._exchange.library.ByteStream(b"".join(self._retained or ()))
 
-    def end(self) -> None:
-        """Take note that the response has ended; raises if its body has not."""
-        if self.closed:  # Closing it in another thread may have been what ended it.
-            raise ConnectionInterrupted("the body was closed while it was read")
-        if self.decoder is not None:
-            self.decoder.end()
-        self.ended = True
-        if self._retained is not None:
-            # As `Response.read` does, so that users find the body in `raw_response`.
-            self.response._content = b"".join(self._retained)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    def _translated(self, error: BaseException) -> TransportError | None:
+        library = self._exchange.library
+        if isinstance(error, (library.RequestError, library.StreamError)):
+            return self._exchange.failed(error)
+        return self._exchange.translated(error)
 
 
-def _is_left_to_library(coding: str, accepted: str) -> bool:
-    """Whether a body's coding is one that its library asked for, and that is not known here."""
-    # Those it takes without their end for whole ones, and builds all that a piece grows to.
-    if coding.strip().lower() in KNOWN_CODINGS:
-        return False
-    return all(name.strip().lower() in accepted for name in coding.split(","))
+class _SyncReading(_Reading):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        response = self._response
+        self._raw: Iterator[bytes]
+        self._raw = response.iter_bytes() if self._was_read else iter(cast("Any", response.stream))
+        self.home = Home()
+
+    async def _receive(self) -> bytes | None:
+        return self._took(next(self._raw, None))
+
+    async def _finish(self) -> None:
+        response: Any = self._response
+        if self._retained is None:
+            response.close()
+        else:
+            response.stream.close()
+            response.stream = self._what_was_read()
+            with suppress(self._exchange.library.RequestError):
+                response.read()
+
+    async def _give_up(self, error: BaseException) -> TransportError | None:
+        self.release()
+        return self._translated(error)
+
+    def close(self) -> None:
+        """Release the connection, without a lock that is not its own.
+
+        The collector may call this anywhere, even while the same thread holds a lock of the pool's.
+        So all that may take one is left to another thread.
+        """
+        if self.home.is_left():
+            _keep(self)  # Garbage would be closed, with locks that nobody releases in this process.
+            return
+        self.closed = True
+        response = self._response
+        if self.ended or response.is_closed:
+            return
+        stream = response.extensions.get("network_stream")
+        # Other exchanges share a connection of HTTP/2.
+        if stream is not None and response.http_version != "HTTP/2":
+            shut_down(stream)
+        if self.reading.acquire(blocking=False):  # Who reads already wakes, and releases it.
+            try:
+                start_new_thread(self.release, ())
+            except RuntimeError:  # Python is about to end.
+                _keep(self)
+
+    def release(self) -> None:
+        """Release the connection, from where no lock is held."""
+        with suppress(Exception):  # The connection is given up, however it takes that.
+            self._response.close()
 
 
 class SyncBody:
     """The body of a response, pulled by synchronous code."""
 
-    def __init__(self, reading: Reading, transport: object) -> None:
-        response = reading.response
-        self._reading = reading
-        self._transport = transport  # Its client must outlive the body.
-        self._raw = response.iter_raw() if reading.raw else response.iter_bytes()
-        self._decoded: Iterator[bytes] = iter(())
-        self._busy = threading.Lock()
-        self._home = Home()
+    def __init__(self, *args: Any) -> None:
+        self._reading = _SyncReading(*args)
+        # Not __del__: what is garbage together with this would be closed first, with its locks.
+        finalize(self, self._reading.close).atexit = False
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        self._home.check()
         reading = self._reading
-        with self._busy:
-            try:
-                piece = self._pull() if reading.may_go_on() else None
-            except BaseException as error:
-                reading.closed = True
-                _close(reading)
-                if isinstance(error, reading.errors.raised):
-                    raise reading.errors.translated(error) from error
-                raise
+        reading.home.check()
+        try:
+            piece = run(reading.pull())
+        finally:
+            if reading.closed:  # In another thread, just when nothing was waited for.
+                reading.close()
         if piece is None:
             raise StopIteration
         return piece
 
-    def _pull(self) -> bytes | None:
-        """Return the next piece, or None at the end."""
-        reading = self._reading
-        while True:
-            for piece in self._decoded:
-                return reading.take(piece)
-            data = next(self._raw, None)
-            if data is None:
-                reading.end()
-                return None
-            if reading.decoder is None:
-                return reading.take(data)
-            self._decoded = reading.decoder.feed(data)
-
     def close(self) -> None:
         """Release the connection; see `ByteStream.close`."""
-        if self._home.is_left():
-            return
-        reading = self._reading
-        reading.closed = True
-        if self._busy.acquire(blocking=False):
-            try:
-                _close(reading)
-            finally:
-                self._busy.release()
+        self._reading.close()
+
+
+def _keep(reading: _SyncReading) -> None:
+    """Keep what is not to be garbage: finalizers are kept, and this class is never garbage."""
+    finalize(_SyncReading, id, reading).atexit = False
+
+
+class _AsyncReading(_Reading):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        response = self._response
+        raw = response.aiter_bytes() if self._was_read else aiter(cast("Any", response.stream))
+        self._raw = cast("AsyncGeneratorType[bytes, None]", raw)
+
+    async def _receive(self) -> bytes | None:
+        return self._took(await anext(self._raw, None))
+
+    async def _finish(self) -> None:
+        response: Any = self._response
+        if self._retained is None:
+            await response.aclose()
         else:
-            # Another thread is reading, and would wait on if its socket were closed under it.
-            _shut_down(reading.response)
+            await response.stream.aclose()
+            response.stream = self._what_was_read()
+            with suppress(self._exchange.library.RequestError):
+                await response.aread()
 
-    def __del__(self) -> None:
-        self.close()
+    async def _give_up(self, error: BaseException) -> TransportError | None:
+        if isinstance(error, Exception):
+            await self.close()
+        return self._translated(error)
 
+    async def close(self) -> None:
+        """Release the connection, even when cancelled."""
+        self.closed = True
+        if not self._response.is_closed:
+            await shielded(self.release)
 
-def _close(reading: Reading) -> None:
-    with suppress(*reading.errors.raised):
-        reading.response.close()
-
-
-def _shut_down(response: httpx.Response) -> None:
-    stream = response.extensions.get("network_stream")
-    # Other exchanges share a connection of HTTP/2.
-    if stream is not None and response.http_version != "HTTP/2":
-        with suppress(OSError):
-            # Not that of SSLSocket, which would drop the TLS layer under the reader.
-            socket.socket.shutdown(stream.get_extra_info("socket"), socket.SHUT_RDWR)
+    async def release(self) -> None:
+        """Release the connection."""
+        with suppress(Exception):  # As above.
+            if not self._raw.ag_running:  # If it is, who waits gets an error from what follows.
+                await unwind(self._raw)
+        with suppress(Exception):
+            await self._response.aclose()
 
 
 class AsyncBody:
     """The body of a response, pulled by asynchronous code."""
 
-    def __init__(self, reading: Reading, transport: object) -> None:
-        response = reading.response
-        self._reading = reading
-        self._transport = transport
-        raw = response.aiter_raw() if reading.raw else response.aiter_bytes()
-        self._raw = cast("AsyncGeneratorType[bytes, None]", raw)
-        self._decoded: Iterator[bytes] = iter(())
-        # Not __del__, which comes too late for a generator that is garbage together with this.
-        self._release = partial(_release, response, self._raw, reading.errors.raised)
-        self._forgotten = weakref.finalize(self, close_soon, running_loop(), self._release)
+    def __init__(self, *args: Any) -> None:
+        self._reading = _AsyncReading(*args)
+        # Not __del__, for the reason above.
+        self._forgotten = finalize(self, close_soon, running_loop(), self._reading.release)
         self._forgotten.atexit = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        reading = self._reading
-        try:
-            piece = await self._pull() if reading.may_go_on() else None
-        except BaseException as error:
-            reading.closed = True
-            if isinstance(error, Exception):
-                await self.close_async()
-            if isinstance(error, reading.errors.raised):
-                raise reading.errors.translated(error) from error
-            raise
+        piece = await self._reading.pull()
         if piece is None:
             self._forgotten.detach()
             raise StopAsyncIteration
         return piece
 
-    async def _pull(self) -> bytes | None:
-        """Return the next piece, or None at the end."""
-        reading = self._reading
-        while True:
-            for piece in self._decoded:
-                return reading.take(piece)
-            data = await anext(self._raw, None)
-            if data is None:
-                reading.end()
-                return None
-            if reading.decoder is None:
-                return reading.take(data)
-            self._decoded = reading.decoder.feed(data)
-
     async def close_async(self) -> None:
         """Release the connection; see `AsyncByteStream.close_async`."""
-        reading = self._reading
-        reading.closed = True
         self._forgotten.detach()
-        if not reading.response.is_closed:
-            await shielded(self._release)
-
-
-async def _release(
-    response: httpx.Response,
-    raw: AsyncGeneratorType[bytes, None],
-    raised: tuple[type[Exception], ...],
-) -> None:
-    if not raw.ag_running:  # If it is, another task waits, and gets an error from what follows.
-        with suppress(*raised):
-            await unwind(raw)
-    with suppress(*raised):
-        await response.aclose()
+        await self._reading.close()

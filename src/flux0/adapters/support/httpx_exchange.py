@@ -1,0 +1,151 @@
+"""What is known of one exchange over httpx, or a library made like it, and of how it failed."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from flux0.domain.errors import (
+    ConnectError,
+    ConnectionInterrupted,
+    ConnectTimeout,
+    PoolTimeout,
+    ProtocolError,
+    ReadTimeout,
+    TLSError,
+    TransportError,
+    TransportTimeout,
+    WriteTimeout,
+)
+from flux0.ports import Interrupt
+
+# What h11 and httpcore say when a connection ends where HTTP goes on.
+_ENDED_EARLY = ("closed connection", "Server disconnected", "ConnectionTerminated")
+_CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
+
+
+class Exchange:
+    """One exchange, as httpcore tells of it by the request's extension `trace`.
+
+    Attributes:
+        library, core: such as the modules httpx and httpcore.
+        request: the library's request.
+        sent: whether it began to go out.
+        head: the status and the header fields of the answer, once they are in.
+        received: how many bytes have come before.
+    """
+
+    def __init__(self, library: Any, core: Any, request: Any, interrupt: Interrupt | None) -> None:
+        self.library = library
+        self.core = core
+        self.request = request
+        self.sent = False
+        self.head: tuple[int, list[tuple[bytes, bytes]]] | None = None
+        self.received = 0
+        self._interrupt = interrupt
+        self._others = request.extensions.get("trace")
+        self._traced = False
+        self._failure: object = None
+
+    def trace(self, event: str, info: dict[str, Any]) -> None:
+        """Take note of an event, and tell whom else the request was to tell."""
+        self._note(event, info)
+        if self._others is not None:
+            self._others(event, info)
+
+    async def trace_async(self, event: str, info: dict[str, Any]) -> None:
+        """Do as `trace`, for asynchronous clients."""
+        self._note(event, info)
+        if self._others is not None:
+            await self._others(event, info)
+
+    def _note(self, event: str, info: dict[str, Any]) -> None:
+        self._traced = True
+        protocol, _, step = event.partition(".")
+        if step == "send_request_headers.started":
+            # A tunnel through a proxy is asked for by a request of its own.
+            self.sent = self.sent or info["request"].method != b"CONNECT"
+            if protocol == "http2" and self._interrupt is not None:
+                self._interrupt.clear()  # Other exchanges share the connection.
+        elif step == "receive_response_headers.complete" and self.sent:
+            values = info["return_value"]  # After the version, and with the reason, in HTTP/1.1.
+            self.head = (values[0] if protocol == "http2" else values[1]), values[-1]
+        elif step in _CONNECTED:
+            self.use(info["return_value"])
+        elif step.endswith(".failed"):
+            self._failure = info["exception"]
+
+    def use(self, stream: Any) -> None:
+        """Take note of the connection that the answer will come over."""
+        if self._interrupt is not None:
+            self._interrupt.on_fire(partial(shut_down, stream))
+
+    def translated(self, error: BaseException) -> TransportError | None:
+        """Return the error of ours for what was raised; None if the user's own code raised it."""
+        library, core, cause = self.library, self.core, error.__cause__
+        of_core = isinstance(
+            cause,
+            (
+                core.TimeoutException,
+                core.NetworkError,
+                core.ProtocolError,
+                core.ProxyError,
+                core.UnsupportedProtocol,
+            ),
+        )
+        if isinstance(error, library.RequestError):
+            # That of a request which a hook sends is the hook's. A transport of the user's, which
+            # nothing traces, speaks by these errors too.
+            known = _request_of(error) is self.request and (of_core or not self._traced)
+        else:
+            known = error is self._failure and isinstance(error, Exception)
+        if not known:
+            return None
+        # These come before anything is traced.
+        early = isinstance(cause, (core.PoolTimeout, core.UnsupportedProtocol))
+        return self.failed(error, sent=self.sent or not (self._traced or early))
+
+    def failed(self, error: BaseException, *, sent: bool = True) -> TransportError:
+        """Return the error of ours for one of the library's."""
+        library = self.library
+        text = str(error) or type(error).__name__
+        kind: type[TransportError] = ProtocolError
+        if isinstance(error, library.TimeoutException):
+            kinds = (
+                ((library.ReadTimeout, ReadTimeout), (library.WriteTimeout, WriteTimeout))
+                if sent
+                else ((library.PoolTimeout, PoolTimeout), (Exception, ConnectTimeout))
+            )
+            kind = next((to for raised, to in kinds if isinstance(error, raised)), TransportTimeout)
+        elif not sent:
+            kind = TLSError if _refuses_tls(error) else ConnectError
+        elif isinstance(error, (library.NetworkError, library.ProxyError, OSError)) or any(
+            words in text for words in _ENDED_EARLY
+        ):
+            kind = ConnectionInterrupted
+        return kind(text)
+
+
+def shut_down(stream: Any) -> None:
+    """End a connection without closing it, so that whoever reads from it wakes."""
+    with suppress(OSError):
+        # Not the method of SSLSocket, which would drop the TLS layer under the reader.
+        socket.socket.shutdown(stream.get_extra_info("socket"), socket.SHUT_RDWR)
+
+
+def _request_of(error: Any) -> object:
+    try:
+        return error.request
+    except RuntimeError:  # It has none.
+        return None
+
+
+def _refuses_tls(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLError):  # Not where the other side only ends the connection.
+            return not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+        error = error.__cause__ or error.__context__
+    return False
