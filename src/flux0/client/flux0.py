@@ -22,9 +22,7 @@ from flux0.ports import AsyncTransport, Timeout, Transport
 from flux0.usecases.turn import Turn
 
 if TYPE_CHECKING:
-    import httpx2
-
-    from flux0.adapters.httpx import AsyncHttpClient, HttpClient
+    from flux0.adapters.support.httpx_family import AsyncHttpClient, HttpClient
     from flux0.middleware.logging import DebugLogger
 
 DEFAULT_SERVER_URL = "http://127.0.0.1:8080"
@@ -75,8 +73,8 @@ class Flux0:
         *,
         transport: Transport | AsyncTransport | None = None,
         async_transport: AsyncTransport | None = None,
-        client: HttpClient | httpx2.Client | None = None,
-        async_client: AsyncHttpClient | httpx2.AsyncClient | None = None,
+        client: HttpClient | None = None,
+        async_client: AsyncHttpClient | None = None,
         retry_config: RetryConfig | None = None,
         timeout_ms: int | None = None,
         stream_idle_timeout_ms: int | None = None,

@@ -9,10 +9,11 @@ from flux0.domain.errors import InvalidArgument
 from flux0.ports import AsyncTransport, Transport
 
 if TYPE_CHECKING:
-    import httpx2
-
-    from flux0.adapters.httpx import AsyncHttpClient, HttpClient
-    from flux0.adapters.support.httpx_family import HttpxFamilyTransport
+    from flux0.adapters.support.httpx_family import (
+        AsyncHttpClient,
+        HttpClient,
+        HttpxFamilyTransport,
+    )
 
 # What goes over a library's own client, by the library.
 _TRANSPORTS = {
@@ -27,8 +28,8 @@ _TRANSPORTS = {
 def choose_transports(
     transport: Transport | AsyncTransport | None,
     async_transport: AsyncTransport | None,
-    client: HttpClient | httpx2.Client | None,
-    async_client: AsyncHttpClient | httpx2.AsyncClient | None,
+    client: HttpClient | None,
+    async_client: AsyncHttpClient | None,
 ) -> tuple[Transport | None, AsyncTransport]:
     """Return what synchronous calls go over, if they can, and what asynchronous calls do.
 
@@ -48,13 +49,16 @@ def choose_transports(
         problem = "is asynchronous, and cannot be passed together with another such transport"
         raise InvalidArgument("transport", problem)
 
-    sync_side: Any = transport if hasattr(transport, "send") else None
+    # A transport for both kinds of calls may have been given a client for one of them only.
+    serves_sync = hasattr(transport, "send") and getattr(transport, "serves_sync", True)
+    serves_async = hasattr(transport, "send_async") and getattr(transport, "serves_async", True)
+    sync_side: Any = transport if serves_sync else None
     async_side: Any = async_transport
     if client is not None:
         sync_side = _over_httpx(client)
     if async_client is not None:
         async_side = _over_httpx(async_client, asynchronous=True)
-    elif async_side is None and hasattr(transport, "send_async"):
+    elif async_side is None and serves_async:
         async_side = transport
     if sync_side is None and async_side is None:
         from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx

@@ -35,6 +35,12 @@ _LIMITS: Final = {
 _ACCEPT_ENCODING: Final = ("accept-encoding", "gzip, deflate")
 
 
+class HttpResponse(Protocol):
+    """What a response of httpx or httpx2 is known by; nothing is asked of it by this type."""
+
+    status_code: int
+
+
 class HttpClient(Protocol):
     """The part of `httpx.Client`, or `httpx2.Client`, that is used."""
 
@@ -44,7 +50,7 @@ class HttpClient(Protocol):
         """Return a request of the library with the client's own defaults in it."""
         ...
 
-    def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> Any:
+    def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> HttpResponse:
         """Send a request and return the library's response."""
         ...
 
@@ -58,7 +64,7 @@ class AsyncHttpClient(Protocol):
         """Return a request of the library with the client's own defaults in it."""
         ...
 
-    async def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> Any:
+    async def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> HttpResponse:
         """Send a request and return the library's response."""
         ...
 
