@@ -8,7 +8,7 @@ import pytest
 from attrs import evolve
 
 from flux0 import BackoffStrategy, Flux0, RetryConfig, RetryDetails
-from flux0.domain.errors import APIError, ConnectError, Flux0Error, ServerError
+from flux0.domain.errors import APIError, ConnectError, Flux0Error, InvalidArgument, ServerError
 from flux0.domain.models import Agents
 from flux0.flows import Flow, Middleware, SendFlow, Sleep
 from flux0.ports import Request, Response
@@ -228,3 +228,28 @@ async def test_a_layer_can_tell_the_calls_apart(mode: Mode) -> None:
         ("sessions.list_events", "/api/sessions/{session_id}/events"),
         ("sessions.create_event", "/api/sessions/{session_id}/events/stream"),
     ]
+
+
+async def an_async_def(request: Request, send: SendFlow) -> Any: ...
+
+
+class AnAsyncCall:
+    async def __call__(self, request: Request, send: SendFlow) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("middleware", "problem"),
+    [
+        (an_async_def, "must be a list of layers"),
+        (3, "must be a list of layers"),
+        ([3], "not a function"),
+        ([AnAsyncCall], "not a function"),
+        ([an_async_def], "an async def"),
+        ([AnAsyncCall()], "an async def"),
+    ],
+)
+def test_what_is_no_layer_is_refused_at_once(middleware: Any, problem: str) -> None:
+    with pytest.raises(InvalidArgument, match=problem) as caught:
+        Flux0(transport=script(), middleware=middleware)
+
+    assert caught.value.argument == "middleware"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
+import anyio
 import pytest
 from attrs import evolve
 
@@ -16,8 +17,9 @@ from flux0.domain.retrying import BackoffStrategy
 from flux0.flows import chain
 from flux0.middleware.headers import ComputedHeaders
 from flux0.ports import Request
+from flux0.testing import FakeTransport
 from support.driving import Time, drive, drive_sync
-from support.in_memory import answer, in_every_mode, script
+from support.in_memory import answer, in_both_loops, in_every_mode, script
 from support.modes import in_mode
 from support.transports import Mode
 
@@ -137,3 +139,19 @@ def test_what_are_no_header_fields_are_refused_by_the_client(headers: Any) -> No
         Flux0(headers=headers)
 
     assert caught.value.argument == "headers"
+
+
+@in_both_loops
+async def test_an_asynchronous_function_serves_asynchronous_calls(mode: Mode) -> None:
+    fake = FakeTransport()
+
+    async def token() -> str:
+        await anyio.lowlevel.checkpoint()
+        return "Bearer t"
+
+    async with Flux0(transport=fake, headers={"authorization": token}) as flux0:
+        await flux0.agents.list_async()
+        with pytest.raises(InvalidArgument, match="is asynchronous: call an _async method"):
+            flux0.agents.list()
+
+    assert [call.headers["authorization"] for call in fake.calls] == ["Bearer t"]

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from flux0 import AsyncConversation, Flux0
-from flux0.domain.errors import BadRequestError, ClientClosed, InvalidArgument, NotFoundError
+from flux0.domain.errors import (
+    AgentNotFound,
+    BadRequestError,
+    ClientClosed,
+    InvalidArgument,
+    NotFoundError,
+)
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import (
     ConsumptionOffsets,
@@ -18,7 +24,8 @@ from flux0.domain.models import (
     ToolData,
 )
 from flux0.testing import AgentStep, CallTool, FakeTransport, GiveResult, Reason, Report, Say
-from support.in_memory import in_every_mode
+from support.in_memory import answer as json_answer
+from support.in_memory import in_both_loops, in_every_mode, script
 from support.modes import in_mode
 from support.transports import Mode
 from unit.test_streams import come
@@ -297,3 +304,90 @@ async def test_a_live_turn_is_joined_without_doubles(mode: Mode) -> None:
         history = await chat.history()
         assert said(history) == ["1", "Once", "2", "Twice", "Twice", "Not yet"]
         assert await chat.history((*before, *final)) == history
+
+
+# --- asking
+
+
+@in_every_mode
+async def test_an_answer_is_asked_for_in_one_line(mode: Mode) -> None:
+    fake = FakeTransport(TURN)
+
+    async with client(mode, fake) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id, user="ada")
+        reply = await come(chat.ask("Weather?", timeout_ms=5000))
+
+        assert (reply.text, str(reply)) == ("Sunny.", "Sunny.")
+        assert [call.result and call.result.data for call in reply.tool_calls] == ["sunny"]
+        assert len(reply.messages) == 4
+        if mode != "sync":
+            assert repr(chat) == f"AsyncConversation(session={chat.session.id!r}, user='ada')"
+    fake.assert_no_open_streams()
+
+
+@in_both_loops
+async def test_a_turn_is_opened_with_and_without_await(mode: Mode) -> None:
+    fake = FakeTransport([Say("Hi.")])
+
+    async with Flux0(transport=fake) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id)
+        for _ in range(2):
+            async with await chat.send("Hi") as stream:
+                assert len(await stream.final_messages()) == 1
+            async with chat.send("Hi") as stream:
+                assert len(await stream.final_messages()) == 1
+            async with flux0.sessions.create_event_async(
+                session_id=chat.session.id, content="Hi"
+            ) as stream:
+                await anext(stream)
+        fake.assert_no_open_streams()
+        with pytest.raises(BadRequestError):
+            async with flux0.sessions.create_event_async(session_id="x" * 10, content="Hi"):
+                raise AssertionError("entered")
+
+
+# --- cookies
+
+
+@in_every_mode
+async def test_other_cookies_of_the_client_are_sent_as_well(mode: Mode) -> None:
+    fake = FakeTransport()
+
+    async with client(mode, fake, headers={"Cookie": "a=1; flux0_user_sub=eve"}) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id, user="ada")
+        await come(chat.ask("Hi", http_headers={"cookie": "b=2; a=3"}))
+
+    assert [call.headers.get("cookie") for call in fake.calls] == [
+        "a=1; flux0_user_sub=ada",
+        "a=3; flux0_user_sub=ada; b=2",
+    ]
+
+
+# --- the first agent
+
+
+@in_every_mode
+async def test_the_first_agent_is_found_or_the_others_are_named(mode: Mode) -> None:
+    fake = FakeTransport()
+
+    async with client(mode, fake) as flux0:
+        (existing,) = await flux0.agents.list_async()
+        made = await flux0.agents.create_async(name="Helper", type_=existing.type)
+
+        assert (await flux0.agents.first_async()).id == fake.agent_id
+        assert await flux0.agents.first_async(name="Helper") == made
+        assert (await flux0.agents.first_async(type_=existing.type)).id == fake.agent_id
+        with pytest.raises(AgentNotFound, match="no agent of type 'x' and name 'Helper'") as caught:
+            await flux0.agents.first_async(type_="x", name="Helper")
+        assert made in caught.value.agents
+        assert "'Helper' of type" in str(caught.value)
+        with pytest.raises(InvalidArgument, match="name must be a str"):
+            await flux0.agents.first_async(name=cast("str", 3))
+
+
+def test_a_server_without_agents_says_how_to_make_one() -> None:
+    with (
+        Flux0(transport=script(json_answer(b'{"data": []}'))) as flux0,
+        pytest.raises(AgentNotFound, match=r"none at all; make one with agents.create\(name="),
+    ):
+        flux0.agents.first()

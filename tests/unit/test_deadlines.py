@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -16,7 +18,7 @@ from flux0.flows import Flow, chain
 from flux0.middleware.bodies import WholeBody
 from flux0.middleware.errors import ErrorPolicy
 from flux0.middleware.retry import Retry, RetryBudget
-from flux0.ports import Request, Response
+from flux0.ports import Interrupt, Request, Response
 from support.driving import Slow, Time, drive, drive_sync
 from support.in_memory import (
     Hang,
@@ -204,3 +206,63 @@ async def test_the_beginning_of_a_turn_is_interrupted(mode: Mode) -> None:
             await flux0.sessions.create_event_async(session_id="s", content="Hi", timeout_ms=50)
 
     assert transport.cancelled
+
+
+class Woken(Script):
+    """A server whose head or body never ends, and a transport that can be woken as it waits."""
+
+    def send(self, request: Request) -> Response[Any]:
+        woken = threading.Event()
+        assert request.interrupt is not None
+        request.interrupt.on_fire(woken.set)
+        assert woken.wait(20)
+        request.interrupt.clear()
+        raise ConnectionInterrupted("the socket was shut down")
+
+
+class Dripping:
+    """A body that can be closed while it is read."""
+
+    def __init__(self) -> None:
+        self._closed = threading.Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        assert self._closed.wait(20)
+        raise ConnectionInterrupted("the body was closed")
+        yield b""
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+def test_a_synchronous_wait_for_the_head_is_ended_from_another_thread() -> None:
+    with (
+        Flux0(transport=Woken([]), timeout_ms=1) as flux0,
+        pytest.raises(ReadTimeout, match="timeout_ms") as caught,
+    ):
+        flux0.agents.list()
+
+    assert isinstance(caught.value.__cause__, ConnectionInterrupted)
+
+
+def test_a_synchronous_wait_for_the_body_is_ended_from_another_thread() -> None:
+    response = Response(200, Headers(), Dripping())
+
+    with (
+        Flux0(transport=script(response), timeout_ms=1) as flux0,
+        pytest.raises(ReadTimeout, match="timeout_ms"),
+    ):
+        flux0.agents.list()
+
+
+def test_an_interrupt_that_was_fired_early_wakes_as_soon_as_it_can() -> None:
+    woken: list[str] = []
+    interrupt = Interrupt()
+
+    interrupt.fire()
+    interrupt.on_fire(lambda: woken.append("late"))
+    interrupt.clear()
+    interrupt.fire()
+
+    assert woken == ["late"]
+    assert interrupt.fired

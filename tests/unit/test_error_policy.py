@@ -235,3 +235,9 @@ def test_redirects_are_errors_that_name_no_other_place() -> None:
     assert type(error) is APIError
     assert error.message == "Temporary Redirect"
     assert error.headers["location"] == location
+
+
+def test_a_route_that_the_server_does_not_have_is_explained() -> None:
+    error = refused(404, '{"detail":"Not Found"}')
+
+    assert error.message.startswith("Not Found: no such route; server_url is the address before")

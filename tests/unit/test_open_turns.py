@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from typing import Any
 
+import anyio
 import pytest
 from attrs import define, field
 
 from flux0 import AsyncEventStream, EventStream, Flux0, RetryConfig
-from flux0.domain.errors import ClientClosed, ConnectError, InvalidArgument
+from flux0.domain.errors import ClientClosed, ConnectError, InvalidArgument, ReadTimeout
 from flux0.ports import Request, Response
 from support.in_memory import (
     SSE,
@@ -22,7 +24,7 @@ from support.in_memory import (
     recorded_answer,
     tape,
 )
-from support.modes import in_mode
+from support.modes import at_once, in_mode
 from support.transports import Mode
 
 OTHER_SERVER = "http://127.0.0.1:9090"
@@ -179,3 +181,73 @@ async def test_a_synchronous_turn_has_an_asynchronous_one_closed(mode: Mode) -> 
         assert len(list(second)) == 2
 
     assert transport.closed == [[False, False], [True, False]]
+
+
+@define
+class Slow(Turns):
+    """A server that answers a message only when it is told to, and notes how many wait."""
+
+    answers_now: threading.Semaphore = field(factory=lambda: threading.Semaphore(0), kw_only=True)
+    sending: int = field(default=0, kw_only=True)
+
+    def send(self, request: Request) -> Response[Any]:
+        self.sending += 1
+        assert self.answers_now.acquire(timeout=20)
+        return super().send(request)
+
+    async def send_async(self, request: Request) -> Response[Any]:
+        self.sending += 1
+        while not self.answers_now.acquire(blocking=False):
+            await anyio.lowlevel.checkpoint()
+        return Turns.send(self, request)
+
+
+@in_every_mode
+async def test_messages_at_the_same_time_take_turns(mode: Mode) -> None:
+    tapes = [tape(chunk("a"), chunk("b")) for _ in range(3)]
+    transport = Slow([recorded_answer(each, headers=SSE) for each in tapes], tapes=tapes)
+    streams: list[AsyncEventStream] = []
+
+    async with in_mode(mode, Flux0(transport=transport)) as flux0:
+
+        async def say() -> None:
+            streams.append(await begin(flux0))
+            # Whoever is first to be answered is also the first whose stream is closed.
+            assert transport.sending == len(streams)
+
+        async def answer() -> None:
+            for _ in range(3):
+                transport.answers_now.release()
+
+        await at_once(mode, say, say, say, answer)
+        for stream in streams[:2]:
+            with pytest.raises(ClientClosed, match="closed by another message on its session"):
+                await anext(stream)
+        assert len([event async for event in streams[2]]) == 2
+
+    assert transport.closed == [
+        [False, False, False],
+        [True, False, False],
+        [True, True, False],
+    ]
+
+
+@in_every_mode
+async def test_a_message_that_waits_for_another_keeps_to_its_timeout(mode: Mode) -> None:
+    transport = Slow([recorded_answer(tape(chunk("a")), headers=SSE)])
+
+    async with in_mode(mode, Flux0(transport=transport)) as flux0:
+
+        async def first() -> None:
+            await begin(flux0)
+
+        async def second() -> None:
+            while not transport.sending:
+                await anyio.lowlevel.checkpoint() if mode != "sync" else None
+            with pytest.raises(ReadTimeout, match="timeout_ms"):
+                await begin(flux0, timeout_ms=1)
+            transport.answers_now.release()
+
+        await at_once(mode, first, second)
+
+    assert len(transport.requests) == 1

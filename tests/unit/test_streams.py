@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any, TypeVar, cast
 
 import anyio
 import pytest
 
+from flux0.client.stream_state import StreamInUse
 from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.domain.errors import (
     AgentError,
@@ -717,3 +719,58 @@ async def test_inside_a_block_asynchronous_text_may_be_left_and_taken_up_again(m
         async for _ in stream.text():
             break
         assert [text async for text in aiter(stream.text())] == ["b"]
+
+
+# --- two readers
+
+
+def test_a_second_reader_is_refused_in_words_and_the_first_goes_on() -> None:
+    refused: list[Exception] = []
+
+    def second() -> None:
+        for read in (lambda: next(stream), lambda: list(stream), lambda: list(stream.text())):
+            try:
+                read()
+            except Flux0Error as error:
+                refused.append(error)
+
+    def read_by_another() -> bytes:
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(second).result()
+        return chunk("b")
+
+    recorded = tape(chunk("a"), read_by_another)
+    stream = open_sync(recorded)
+
+    assert [value_of(event) for event in stream] == ["a", "b"]
+
+    assert stream.finished
+    assert [type(error) for error in refused] == [StreamInUse] * 3
+    assert "another thread or task is reading this stream" in str(refused[0])
+
+
+@in_both_loops
+async def test_a_second_task_is_refused_in_words_and_the_first_goes_on(mode: Mode) -> None:
+    def read_by_another() -> bytes:
+        with pytest.raises(StreamInUse, match="another thread or task is reading this stream"):
+            stream.__anext__().send(None)
+        return chunk("b")
+
+    stream = open_async(tape(chunk("a"), read_by_another))
+
+    assert [value_of(event) async for event in stream] == ["a", "b"]
+    assert stream.finished
+
+
+def test_its_repr_tells_how_far_it_is() -> None:
+    stream = open_sync(tape(chunk("a")))
+    assert repr(stream) == "<EventStream open, 0 events of None>"
+    list(stream)
+    assert repr(stream) == f"<EventStream ended, 1 events of {stream.correlation_id}>"
+    stream = open_sync(tape(chunk("a")))
+    stream.close()
+    assert repr(stream) == "<EventStream closed, 0 events of None>"
+    stream = open_sync(tape(b"event: chunk\ndata: {\n\n"))
+    with pytest.raises(DecodeError):
+        next(stream)
+    assert repr(stream) == "<EventStream broken, 0 events of None>"

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from flux0.adapters.json import JsonCodec
+from flux0.adapters.sse import SSEParser
 from flux0.domain.errors import (
     ConnectionInterrupted,
     ConnectTimeout,
@@ -193,3 +195,17 @@ def test_a_failure_within_an_event_loses_that_event_alone() -> None:
 
     assert values(events) == ["a"]
     assert turn.event_count == 1
+
+
+def test_what_is_no_event_does_not_keep_a_silent_agent_alive() -> None:
+    turn = Turn(SSEParser(), JsonCodec(), idle=5)
+
+    assert turn.feed(b": still here\n", waited=3) == []
+    assert len(turn.feed(chunk("a"), waited=1.5)) == 1
+    for _ in range(2):
+        turn.feed(b": still here\n", waited=2.5)
+        assert turn.failure is None
+    turn.feed(b"", waited=0.1)
+
+    assert isinstance(turn.failure, StreamIdleTimeout)
+    assert turn.failure.event_count == 1
