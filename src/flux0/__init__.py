@@ -17,89 +17,26 @@ from flux0._version import __version__
 from flux0.client.conversation import AsyncConversation, Conversation
 from flux0.client.flux0 import Flux0
 from flux0.client.streams import AsyncEventStream, EventStream
-from flux0.domain.enums import EventSource, EventType, SessionStatus
-from flux0.domain.errors import (
-    AgentError,
-    AgentNotFound,
-    APIError,
-    AuthenticationError,
-    BadRequestError,
-    ClientClosed,
-    ConflictError,
-    ConnectError,
-    ConnectionInterrupted,
-    ConnectTimeout,
-    DecodeError,
-    EventTooLarge,
-    Flux0Error,
-    HTTPValidationError,
-    HTTPValidationErrorData,
-    InvalidArgument,
-    MissingDependency,
-    NotFoundError,
-    PermissionDeniedError,
-    PoolTimeout,
-    ProtocolError,
-    RateLimitError,
-    ReadTimeout,
-    ResponseTooLarge,
-    ServerError,
-    StreamError,
-    StreamIdleTimeout,
-    StreamInterrupted,
-    TLSError,
-    TransportError,
-    TransportTimeout,
-    ValidationError,
-    WriteTimeout,
-)
+from flux0.domain.errors import MissingDependency
 from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import MessageAccumulator
-from flux0.domain.messages.finalizing import TurnMessage
-from flux0.domain.messages.reply import Reply
-from flux0.domain.models import (
-    Agent,
-    Agents,
-    ConsumptionOffsets,
-    ContentPart,
-    ControlOptions,
-    Event,
-    EventData,
-    Events,
-    MessageData,
-    MessagePart,
-    Participant,
-    ReasoningPart,
-    Session,
-    Sessions,
-    StatusData,
-    ToolCall,
-    ToolCallPart,
-    ToolData,
-    ToolResult,
-)
 from flux0.domain.retrying import BackoffStrategy, RetryConfig, RetryDetails
-from flux0.domain.stream_events import (
-    ChunkEvent,
-    JSONPatchOperation,
-    StatusEvent,
-    StreamEvent,
-    UnknownEvent,
-)
+from flux0.models import *  # noqa: F403 - each of the names below
 
 if TYPE_CHECKING:
     from flux0 import models
     from flux0.adapters.aiohttp import AiohttpTransport
-    from flux0.adapters.httpx import AsyncHttpClient, HttpClient, HttpxTransport
+    from flux0.adapters.httpx import (
+        AsyncHttpClient,
+        HttpClient,
+        HttpxTransport,
+    )
     from flux0.adapters.httpx2 import Httpx2Transport
     from flux0.adapters.requests import RequestsTransport
     from flux0.adapters.urllib3 import Urllib3Transport
     from flux0.ports import Codec
 
 T = TypeVar("T")
-
-EventTypeDTO = EventType
-EventSourceDTO = EventSource
 
 # What is loaded when it is asked for, by the adapter's module, which is its extra's name too.
 _LATE = {
@@ -131,8 +68,6 @@ def _codec() -> Codec:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "models":
-        return import_module("flux0.models")
     if name not in _LATE:
         raise AttributeError(f"module 'flux0' has no attribute {name!r}")
     module = _LATE[name]
@@ -157,7 +92,7 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-__all__ = [
+__all__ = [  # noqa: F405 - the models
     "APIError",
     "Agent",
     "AgentError",

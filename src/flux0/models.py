@@ -42,6 +42,7 @@ from flux0.domain.errors import (
     WriteTimeout,
 )
 from flux0.domain.messages.finalizing import TurnMessage
+from flux0.domain.messages.reply import Reply
 from flux0.domain.models import (
     Agent,
     Agents,
@@ -151,6 +152,7 @@ __all__ = [
     "ReadTimeout",
     "ReasoningPart",
     "ReasoningPartDTO",
+    "Reply",
     "ResponseTooLarge",
     "ServerError",
     "Session",

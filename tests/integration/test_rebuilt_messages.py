@@ -6,8 +6,7 @@ import json
 from typing import Any
 from uuid import uuid4
 
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from flux0 import ChunkEvent, Flux0, MessageAccumulator, from_dict, to_dict
 from flux0.models import Event, TurnMessage

@@ -24,8 +24,7 @@ from flux0.domain.models import (
     ToolData,
 )
 from flux0.testing import AgentStep, CallTool, FakeTransport, GiveResult, Reason, Report, Say
-from support.in_memory import answer as json_answer
-from support.in_memory import in_both_loops, in_every_mode, script
+from support.in_memory import answer as json_answer, in_both_loops, in_every_mode, script
 from support.modes import in_mode
 from support.transports import Mode
 from unit.test_streams import come

@@ -6,8 +6,7 @@ import gzip
 import zlib
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from flux0.adapters.support.decompression import decoder_for
 from flux0.domain.errors import ConnectionInterrupted, ProtocolError

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.messages.finalizing import TurnMessage

@@ -7,8 +7,7 @@ from copy import deepcopy
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from flux0.domain.messages.json_patch import (
     GROWTH_LIMIT,

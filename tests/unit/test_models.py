@@ -11,8 +11,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from flux0 import from_dict, models, to_dict
 from flux0.client.resources import AgentsResource, SessionsResource

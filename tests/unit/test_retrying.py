@@ -11,8 +11,7 @@ from math import inf
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from flux0.domain import errors
 from flux0.domain.errors import (

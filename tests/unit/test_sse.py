@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 from attrs import frozen
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from flux0.adapters.sse import SSEParser
 from flux0.domain.errors import EventTooLarge, InvalidArgument

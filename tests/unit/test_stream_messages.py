@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 from attrs import frozen
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from flux0 import to_dict
 from flux0.domain.errors import (

@@ -10,8 +10,7 @@ from collections.abc import Generator
 from unittest import mock
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from rich.cells import cell_len
 
 from flux0.cli.output import Output

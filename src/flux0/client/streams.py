@@ -7,7 +7,6 @@ be left and taken up again; without one, leaving a loop early releases the conne
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
-from types import TracebackType
 from typing import Any, Generic, TypeVar, final
 
 from flux0.client.stream_state import LEFT, StreamInUse, StreamState
@@ -51,12 +50,7 @@ class EventStream(StreamState):
         self._enter()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __iter__(self) -> Iterator[StreamEvent]:
@@ -177,12 +171,7 @@ class AsyncEventStream(StreamState):
         self._enter()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close_async()
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
@@ -322,11 +311,6 @@ class AsyncOpening:
         self._stream = await self._opening
         return await self._stream.__aenter__()
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._stream is not None:
             await self._stream.close_async()

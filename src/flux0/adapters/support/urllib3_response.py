@@ -18,8 +18,7 @@ from traceback import walk_tb
 from typing import Any, Final
 from weakref import finalize
 
-from urllib3 import HTTPResponse as Urllib3Response
-from urllib3 import exceptions
+from urllib3 import HTTPResponse as Urllib3Response, exceptions
 
 from flux0.adapters.support.decompression import Inflater
 from flux0.adapters.support.processes import Home
