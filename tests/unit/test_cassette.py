@@ -163,7 +163,7 @@ def test_every_error_of_a_transport_has_its_name() -> None:
         for below in kind.__subclasses__():
             yield from kinds(below)
 
-    own = {kind for kind in kinds(TransportError) if kind.__module__ == "flux0.domain.errors"}
+    own = {kind for kind in kinds(TransportError) if kind.__module__ == "flux0"}
     assert set(ERRORS.values()) == own
     assert all(kind.__name__ == name for name, kind in ERRORS.items())
 

@@ -26,7 +26,7 @@ NOT_LOADED = [
     *("aiohttp", "httpx", "httpx2", "httpcore", "requests", "urllib3", "h11", "http.client"),
     *("anyio", "asyncio", "trio", "socket", "ssl", "concurrent.futures"),
     *("cattrs", "logging", "email", "opentelemetry", "rich", "typer", "urllib.parse"),
-    *("flux0.adapters.json", "flux0.cli", "flux0.models", "flux0.testing"),
+    *("flux0.adapters.json", "flux0.cli", "flux0.testing"),
 ]
 
 
