@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.abc import AbstractResolver
 from attrs import evolve
 from yarl import URL
 
@@ -505,7 +506,7 @@ def test_which_timeout_it_was() -> None:
 
 
 def test_a_resolver_that_takes_too_long() -> None:
-    class Slow(aiohttp.abc.AbstractResolver):
+    class Slow(AbstractResolver):
         async def resolve(self, *_: Any, **__: Any) -> Any:
             await asyncio.sleep(60)
 

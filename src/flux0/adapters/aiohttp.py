@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, Final, TypeAlias, cast
-from urllib.request import getproxies, proxy_bypass
 from weakref import finalize
 
 import aiohttp
@@ -19,8 +18,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL  # aiohttp's own type of URL
 
 from flux0.adapters.support.aiohttp_wire import RequestBody, Wire
-from flux0.adapters.support.decompression import decoder_for
+from flux0.adapters.support.bodies import PulledBody
 from flux0.adapters.support.event_loop import PerLoop
+from flux0.adapters.support.proxies import environment_proxy
 from flux0.domain.errors import (
     ClientClosed,
     ConnectError,
@@ -36,7 +36,7 @@ from flux0.domain.errors import (
     WriteTimeout,
 )
 from flux0.domain.headers import Headers
-from flux0.ports import AsyncByteStream, Request, Response
+from flux0.ports import AsyncByteStream, Request, Response, is_framed, is_success
 
 # A turn holds its connection for as long as the agent thinks, so a busy process needs many.
 _MAX_CONNECTIONS: Final = 1000
@@ -48,65 +48,58 @@ _MAX_HEADER_BYTES: Final = 64 * 1024
 class AiohttpTransport:
     """Sends requests over aiohttp, with a session of the user's or sessions made when first needed.
 
-    A session passed in keeps its connector, proxy, certificates, cookies, middleware and traces,
+    A session passed in keeps its connector, proxy, certificates, cookies, middlewares and traces,
     belongs to the event loop that it was made in, and is never closed here. One made here obeys the
-    proxies that the environment names, and keeps no cookies; to go without those proxies, pass
-    `aiohttp.ClientSession()`. Timeouts are the request's: aiohttp has a single one for waiting for
-    a free connection and for making it, and that is `pool`; `connect` limits each address that is
+    proxies that the environment names, which `AiohttpTransport(aiohttp.ClientSession())` does not,
+    and keeps no cookies. Timeouts are the request's: aiohttp has a single one for waiting for a
+    free connection and for making it, and that is `pool`; `connect` limits each address that is
     tried. Redirects are not followed, and aiohttp's own retries are off.
 
     Raises:
-        InvalidArgument: `session` is something else, such as a wrapper that sends by itself.
+        InvalidArgument: `session` is not a session; it may be something that wraps one.
     """
 
     def __init__(self, session: aiohttp.ClientSession | None = None) -> None:
-        if session is not None and not isinstance(cast("object", session), aiohttp.ClientSession):
-            problem = f"is {session!r}, and must be an aiohttp.ClientSession"
-            raise InvalidArgument("session", f"{problem}: pass the one that it wraps")
+        if session is not None:
+            if not isinstance(cast("object", session), aiohttp.ClientSession):
+                problem = f"is {session!r}, and must be an aiohttp.ClientSession"
+                raise InvalidArgument("session", f"{problem}: pass the one that it wraps")
+            if _TOLD not in session.trace_configs:
+                session.trace_configs.insert(0, _TELLING)
+                session.trace_configs.append(_TOLD)
         self._session = session
         self._own_sessions = PerLoop(_make_session, aiohttp.ClientSession.close)
-        self._proxies: dict[URL, str | None] = {}
-        if session is not None and _TOLD not in session.trace_configs:
-            session.trace_configs.insert(0, _TELLING)
-            session.trace_configs.append(_TOLD)
+        self._proxy = cache(environment_proxy)
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Send `request` once; see `AsyncTransport.send_async`."""
-        _check_loop()
-        url = _url(request)
-        session = self._session
-        proxy = None
+        url = _url(request.url)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            message = "aiohttp works under asyncio only: use HttpxTransport under trio"
+            raise Flux0Error(message) from None
+        session, proxy = self._session, None
         if session is None:
             session = await self._own_sessions.get()
-            proxy = self._proxy(url.origin())
+            proxy = self._proxy(url.scheme, url.host or "", url.port or 0)
         elif session.closed:
             raise ClientClosed("the aiohttp session is closed")
         exchange = _Exchange(request, url)
         response = await exchange.run(session, proxy)
         wire = exchange.body.wire
         if response.connection is not None and response.connection.transport is not None:
-            wire = Wire.of(response.connection.transport)
-        body = _Body(request, response, wire, self)
-        fields = (
-            (name.decode("latin-1"), value.decode("latin-1"))
-            for name, value in response.raw_headers
+            wire = Wire.of(response.connection.transport)  # Another, if the user's code sent it.
+        pairs = (
+            (str(name, "latin-1"), str(value, "latin-1")) for name, value in response.raw_headers
         )
-        return Response(response.status, Headers(tuple(fields)), body, response)
+        headers = Headers(tuple(pairs))
+        body = _Body(request, response, wire, self, ends_by_closing=not is_framed(headers))
+        return Response(response.status, headers, body, response, body.ends_by_closing)
 
     async def close_async(self) -> None:
         """Close the running loop's session, unless it is the user's."""
         await self._own_sessions.close_async()
-
-    def _proxy(self, origin: URL) -> str | None:
-        """Return the proxy that the environment names for requests to `origin`."""
-        if origin not in self._proxies:
-            proxies = getproxies()
-            proxy = proxies.get(origin.scheme) or proxies.get("all")
-            if proxy is None or proxy_bypass(f"{origin.host}:{origin.port}"):
-                self._proxies[origin] = None
-            else:
-                self._proxies[origin] = proxy if "://" in proxy else f"http://{proxy}"
-        return self._proxies[origin]
 
 
 def _make_session() -> aiohttp.ClientSession:
@@ -119,32 +112,15 @@ def _make_session() -> aiohttp.ClientSession:
     )
 
 
-def _check_loop() -> None:
+def _url(text: str) -> URL:
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        message = "aiohttp works under asyncio only: use HttpxTransport under trio"
-        raise Flux0Error(message) from None
-
-
-def _url(request: Request) -> URL:
-    try:
-        url = URL(request.url, encoded=True)
-        url.port  # noqa: B018 - checked when first looked at
-        if url.scheme not in ("http", "https") or not url.raw_host:
-            raise ValueError("it begins with http:// or https:// and the name of a server")
+        url = URL(text, encoded=True)
+        if url.scheme in ("http", "https") and url.raw_host and url.port is not None:
+            return url
+        problem = ValueError("it does not begin with http:// or https:// and a server's name")
     except ValueError as error:
-        raise ConnectError(f"the URL leads nowhere: {error}") from error
-    return url
-
-
-def _middlewares(session: aiohttp.ClientSession) -> Sequence[aiohttp.ClientMiddlewareType]:
-    """Return a session's own middlewares, which those of a request replace.
-
-    aiohttp has no public name for them. Without its own around them and inside of them, a request
-    could be sent twice, and what they raise could not be told from what aiohttp raises.
-    """
-    return session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        problem = error
+    raise ConnectError(f"the URL leads nowhere: {problem}") from problem
 
 
 class _Exchange:
@@ -163,6 +139,10 @@ class _Exchange:
         self, session: aiohttp.ClientSession, proxy: str | None
     ) -> aiohttp.ClientResponse:
         """Send the request and return the answer when its head is in."""
+        # Those of a request replace the session's, for which aiohttp has no public name. Without
+        # ours around and inside of them, a request could be sent twice, and what they raise could
+        # not be told from what aiohttp raises.
+        theirs = session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         timeout = self._request.timeout
         _EXCHANGE.set(self)
         try:
@@ -176,7 +156,7 @@ class _Exchange:
                 raise_for_status=False,
                 auto_decompress=False,
                 proxy=proxy,
-                middlewares=(self._outermost, *_middlewares(session), self._innermost),
+                middlewares=(self._outermost, *theirs, self._innermost),
                 max_line_size=_MAX_HEADER_BYTES,
                 max_field_size=_MAX_HEADER_BYTES,
                 timeout=aiohttp.ClientTimeout(
@@ -184,10 +164,10 @@ class _Exchange:
                 ),
             )
         except _Theirs as carrier:
-            theirs = carrier.error
+            error = carrier.error
         finally:
             _EXCHANGE.set(None)
-        raise theirs  # Outside of the block, so that it is as it was.
+        raise error  # Outside of the block, so that it is as it was.
 
     def _headers(self) -> list[tuple[str, str]]:
         headers = self._request.headers
@@ -309,8 +289,6 @@ _CONNECTING: Final = (
 _CONNECTED: Final = ("connection_create_end", "connection_reuseconn")
 _SENDING: Final = ("request_headers_sent", "request_chunk_sent")
 
-_FRAMING: Final = ("Content-Length", "Transfer-Encoding")
-
 # The exchange whose request is handed to aiohttp right now.
 _EXCHANGE: ContextVar[_Exchange | None] = ContextVar("flux0_aiohttp_exchange", default=None)
 
@@ -337,8 +315,11 @@ def _trace(*, telling: bool) -> aiohttp.TraceConfig:
 _TELLING: Final = _trace(telling=True)
 _TOLD: Final = _trace(telling=False)
 
+# RuntimeError: the connection was closed, which aiohttp has not told the reader yet.
+_RAISED: Final = (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError)
 
-class _Body:
+
+class _Body(PulledBody):
     """The body of a response."""
 
     def __init__(
@@ -347,148 +328,123 @@ class _Body:
         response: aiohttp.ClientResponse,
         wire: Wire | None,
         transport: AiohttpTransport,
+        *,
+        ends_by_closing: bool,
     ) -> None:
-        streaming = request.streams(response.status)
-        self._silence = request.timeout.idle if streaming else request.timeout.read
-        self._retained: list[bytes] | None = None if streaming else []
+        super().__init__(response.headers.get("Content-Encoding", ""))
+        timeout = request.timeout
+        self._silence = timeout.idle if request.streams(response.status) else timeout.read
+        self._expired = False
+        self.ends_by_closing = ends_by_closing
+        self._loop = asyncio.get_running_loop()
         self._response = response
         self._content = response.content
         self._wire = wire
         self._transport = transport  # Its session must outlive the body.
-        self._decoder = decoder_for(response.headers.get("Content-Encoding", ""))
-        self._decoded: Iterator[bytes] = iter(())
-        self._ended = self._closed = self._expired = False
-        self._forgotten: finalize[..., _Body] | None = None
-        connection = response.connection
-        if connection is not None and connection.protocol is not None and wire is not None:
+        # Users read the body of an error again, from `raw_response`.
+        self._retained: list[bytes] | None = None if is_success(response.status) else []
+        # Not __del__, which comes too late for a connection that is garbage together with this.
+        self._forgotten = finalize(self, _release_soon, self._loop, response, wire)
+        self._forgotten.atexit = False
+        protocol = None if response.connection is None else response.connection.protocol
+        if protocol is not None and wire is not None:  # Otherwise the whole body is there.
             # aiohttp's timeout also runs while nobody reads; ours begins anew with each wait.
-            connection.protocol.read_timeout = None
-            connection.protocol.start_timeout()
+            protocol.read_timeout = None
+            protocol.start_timeout()
             wire.watch(response.content)
-            # Not __del__, which comes too late for a connection that is garbage together with this.
-            loop = asyncio.get_running_loop()
-            self._forgotten = finalize(self, _release_soon, loop, response, wire)
-            self._forgotten.atexit = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        if self._ended:
-            raise StopAsyncIteration
-        try:
-            piece = await self._next()
-        except TransportError:
-            await self.close_async()
-            raise
+        piece = await self.pull()
         if piece is None:
-            self._ended = True
-            await self.close_async()
             raise StopAsyncIteration
         if self._retained is not None:
             self._retained.append(piece)
         return piece
 
     async def close_async(self) -> None:
-        self._closed = True
-        if self._forgotten is not None:
-            self._forgotten.detach()
+        self.closed = True
+        self._release()
+
+    def _release(self) -> None:
+        self._forgotten.detach()
         _release(self._response, self._wire)
 
-    async def _next(self) -> bytes | None:
-        """Return the next piece, decompressed, which may be empty, or None at the end."""
-        for piece in self._decoded:
-            return piece
-        data = await self._receive()
-        if not data:
-            self._end()
-            return None
-        if self._decoder is None:
-            return data
-        self._decoded = self._decoder.feed(data)
-        return next(self._decoded, b"")
-
-    async def _receive(self) -> bytes:
-        """Return what has arrived, after waiting for it if need be, or nothing at the end."""
-        content = self._content
+    async def _receive(self) -> bytes | None:
         try:
-            if self._closed:
-                raise aiohttp.ClientConnectionError("the body is closed")
-            data = content.read_nowait()
-            if data or content.at_eof():
-                return data
-            if self._silence is None:
-                return await content.readany()
-            loop = asyncio.get_running_loop()
-            timer = loop.call_later(self._silence, self._expire, content.total_bytes)
-            try:
-                return await content.readany()
-            finally:
-                timer.cancel()
-        except (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError) as error:
-            data = b"" if self._closed else _withheld(content)
-            if data:
-                return data
-            raise self._failed(error) from error
+            data = self._content.read_nowait()
+            if not data and not self._content.at_eof():
+                data = await self._wait()
+        except _RAISED:
+            data = b"" if self.closed else _withheld(self._content)
+            if not data:
+                raise
+        lost = None if self._wire is None else self._wire.failure
+        # aiohttp takes every end of a connection for that of a body which ends with it.
+        if not data and isinstance(lost, OSError) and self.ends_by_closing:
+            raise lost
+        return data or None
+
+    async def _wait(self) -> bytes:
+        if self._silence is None:
+            return await self._content.readany()
+        seen = self._content.total_bytes
+        timer = self._loop.call_later(self._silence, self._expire, seen)
+        try:
+            return await self._content.readany()
+        finally:
+            timer.cancel()
 
     def _expire(self, seen: int) -> None:
         if self._content.total_bytes == seen:  # Otherwise bytes came at the same time.
             self._expired = True
             self._content.set_exception(aiohttp.SocketTimeoutError("nothing came for too long"))
 
-    def _failed(self, error: Exception) -> TransportError:
-        kind: type[TransportError] = ConnectionInterrupted
-        if self._expired:
-            kind = ReadTimeout
-        elif self._wire is not None and isinstance(self._wire.failure, HttpProcessingError):
-            kind = ProtocolError
-        return kind(str(error) or type(error).__name__)
-
-    def _end(self) -> None:
-        """Take the end of the body."""
-        if self._decoder is not None:
-            self._decoder.end()
-        lost = None if self._wire is None else self._wire.failure
-        if isinstance(lost, OSError) and self._response.headers.keys().isdisjoint(_FRAMING):
-            # aiohttp takes every end of such a connection for the end of the body.
-            raise ConnectionInterrupted(str(lost)) from lost
+    async def _finish(self) -> None:
+        self._release()
         if self._retained is not None:
-            # So that users find the body in `raw_response`.
-            body, loop = b"".join(self._retained), asyncio.get_running_loop()
-            content = aiohttp.StreamReader(BaseProtocol(loop), len(body), loop=loop)
+            body = b"".join(self._retained)
+            content = aiohttp.StreamReader(BaseProtocol(self._loop), len(body), loop=self._loop)
             content.feed_data(body)
             content.feed_eof()
             self._response.content = content
 
+    async def _give_up(self, error: BaseException) -> TransportError | None:
+        self._release()
+        if not isinstance(error, _RAISED):
+            return None
+        kind: type[TransportError] = ReadTimeout if self._expired else ConnectionInterrupted
+        if self._wire is not None and isinstance(self._wire.failure, HttpProcessingError):
+            kind = ProtocolError
+        return kind(str(error) or type(error).__name__)
+
 
 def _withheld(content: aiohttp.StreamReader) -> bytes:
-    """Return what came before a failure, which aiohttp withholds once it has failed."""
+    """Return what came before a failure, which aiohttp withholds from then on."""
     failure = content.exception()
-    if failure is None:
-        return b""
     content.set_exception(cast("Exception", None))
-    try:
-        return content.read_nowait()
-    finally:
-        content.set_exception(failure)
+    data = content.read_nowait()
+    content.set_exception(cast("Exception", failure))
+    return data
 
 
 def _release_soon(
-    loop: asyncio.AbstractEventLoop, response: aiohttp.ClientResponse, wire: Wire
+    loop: asyncio.AbstractEventLoop, response: aiohttp.ClientResponse, wire: Wire | None
 ) -> None:
     """Have `loop` give up the connection, from any thread: garbage is collected in any."""
     try:
         loop.call_soon_threadsafe(_release, response, wire)
     except RuntimeError:  # The loop is closed.
-        wire.shut_down()
+        if wire is not None:
+            wire.shut_down()
         with suppress(RuntimeError):
             response.release()
 
 
 def _release(response: aiohttp.ClientResponse, wire: Wire | None) -> None:
     """Give up the connection, unless the whole body is in, and end whoever waits for more."""
-    if wire is not None:
-        wire.watch(None)
     if not response.closed:
         if wire is not None:
             wire.abort()  # Closing would wait for the other side to end its TLS.

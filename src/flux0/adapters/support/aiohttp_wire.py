@@ -66,10 +66,10 @@ class Wire:
 
     def begin(self) -> None:
         """Take note that a request goes out, and that the head of an answer is awaited."""
-        self._recoding, self._head, self._overhead = True, b"", 0
+        self._recoding, self._head, self._content, self._overhead = True, b"", None, 0
 
-    def watch(self, content: aiohttp.StreamReader | None) -> None:
-        """Tell the reader of this content of every failure; None: nobody reads any more."""
+    def watch(self, content: aiohttp.StreamReader) -> None:
+        """Tell the reader of this content of every failure."""
         self._content = content
         self._seen = self._overhead = 0
         if self._ended:
@@ -115,6 +115,8 @@ class Wire:
     def _take(self, data: bytes) -> None:
         self._handler.data_received(data)
         content = self._content
+        if content is not None and content.is_eof():  # What comes now is another's.
+            self._content = content = None
         if content is not None and content.total_bytes != self._seen:
             self._seen, self._overhead = content.total_bytes, 0
         elif content is not None or self._head is not None:
