@@ -1,4 +1,4 @@
-"""The command line: `python -m flux0`, and the script `flux0`."""
+"""The command line: `python -m flux0`, and the script `flux0-client`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def main() -> None:
     try:
         from flux0.cli.app import app  # noqa: PLC0415 - may be missing, which is to be said kindly
 
-        app(prog_name="flux0")
+        app(prog_name="flux0-client")
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         if package not in _EXTRA:

@@ -44,6 +44,7 @@ def start(server: Flux0Server) -> Iterator[Callable[..., subprocess.Popen[bytes]
         process = subprocess.Popen(
             [sys.executable, "-m", "flux0", *arguments],
             env=environment,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -69,7 +70,15 @@ WEATHER = script(
     {"status": "typing"},
     {"text": "It is foggy.", "pieces": 4},
 )
-SAID = 'Let me see.\n\n• get_weather(location="SF")\n  {"sky": "foggy"}\n\n'
+ASIDE = """\
+· processing: Thinking
+Let me see.
+
+• get_weather(location="SF")
+  {"sky": "foggy"}
+
+· typing
+"""
 
 
 def test_a_turn_is_shown_and_its_session_can_be_taken_up(
@@ -78,12 +87,15 @@ def test_a_turn_is_shown_and_its_session_can_be_taken_up(
     options = ("--agent", server.agent_id, "--user", fresh_name)
     turn = run("chat", WEATHER, *options)
     assert turn.exit_code == 0
-    assert turn.stdout == f"· processing: Thinking\n{SAID}· typing\nIt is foggy.\n"
+    assert turn.stdout == "It is foggy.\n"
     (session,) = json.loads(run("sessions", "list", "--user", fresh_name, "--json").stdout)["data"]
-    assert turn.stderr == f"Session {session['id']} with Scripted.\n"
+    assert turn.stderr == f"Session {session['id']} with Scripted.\n{ASIDE}"
+    assert json.loads(run("sessions", "get", session["id"], "--json").stdout) == session
     bye = script({"text": "Bye."})
     later = run("chat", "--session", session["id"], "--user", fresh_name, input=bye)
-    assert later.stdout == f"> {WEATHER}\n{SAID}It is foggy.\n\nBye.\n\n"
+    assert later.stdout == "Bye.\n"
+    lines = run("chat", "--lines", "--session", session["id"], input=f"{bye}\n{bye}\n")
+    assert lines.stdout == "Bye.\n\n" * 2
 
 
 def test_the_events_of_a_turn_are_those_of_its_stream(
@@ -99,6 +111,10 @@ def test_the_events_of_a_turn_are_those_of_its_stream(
     stored = json.loads(run("events", session_id, "--json", *options).stdout)["data"]
     assert [event["data"].get("status") for event in stored] == ["processing", None, "typing"]
     assert stored[0]["data"] == streamed[0]["data"]
+    assert {(event["session_id"], event["correlation_id"]) for event in streamed} == {
+        (session_id, turn)
+    }
+    assert {event["event"] for event in streamed} == {"status", "chunk"}
     assert "get_weather" in run("events", session_id).stdout
 
 
@@ -106,6 +122,7 @@ def test_agents_are_created_listed_and_talked_to(run: Run, server: Flux0Server) 
     made = run("agents", "create", "Echo", "scripted", "--description", "Says it", "--json")
     agent = json.loads(made.stdout)
     assert agent in json.loads(run("agents", "list", "--json").stdout)["data"]
+    assert json.loads(run("agents", "get", agent["id"], "--json").stdout) == agent
     assert f"{agent['id']}  scripted  Echo" in run("agents", "list").stdout
     first = run("chat", script({"text": "Hi"}), "--agent-type", "scripted")
     assert (first.exit_code, first.stdout) == (0, "Hi\n")
@@ -130,14 +147,22 @@ def test_sessions_belong_to_users(run: Run, server: Flux0Server, fresh_name: str
 )
 def test_an_agents_error_is_a_failure(run: Run, session_id: str, error: Any, words: str) -> None:
     result = run("chat", script({"text": "Well"}, {"error": error}), "--session", session_id)
-    assert (result.exit_code, result.stdout) == (1, f"Well\n\n· {words}\n")
+    assert (result.exit_code, result.stdout) == (1, "Well\n")
+    assert result.stderr.endswith(f"\n· {words}\n")
 
 
 def test_what_the_server_refuses_is_one_line(run: Run) -> None:
     for command, words in (
-        (["chat", "Hi", "--session", "x" * 10], "Error: 404: "),
-        (["events", "x" * 10], "Error: 400: "),
-        (["events", "x"], "Error: 422: "),
+        (["chat", "Hi", "--session", "x" * 10], "Error: No session has the id 'xxxxxxxxxx'."),
+        (["chat", "Hi", "--agent", "x" * 10], "Error: No agent has the id 'xxxxxxxxxx'."),
+        (["sessions", "get", "x" * 10], "Error: No session has the id 'xxxxxxxxxx'."),
+        (["sessions", "get", "x"], "Error: No session has the id 'x': ids have 10 characters."),
+        (["sessions", "create", "x" * 10], "Error: No agent has the id 'xxxxxxxxxx'."),
+        (["sessions", "create", "x"], "Error: No agent has the id 'x': ids have 10 characters."),
+        (["agents", "get", "x" * 10], "Error: No agent has the id 'xxxxxxxxxx'."),
+        (["agents", "get", "x"], "Error: No agent has the id 'x': ids have 10 characters."),
+        (["events", "x" * 10], "Error: No session has the id 'xxxxxxxxxx'."),
+        (["events", "x"], "Error: No session has the id 'x': ids have 10 characters."),
         (["agents", "create", "Echo", "nonsense"], "Error: 422: "),
         (["chat", "Hi", "--agent-type", "nonsense"], "Error: 422: "),
     ):

@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from flux0 import Flux0, __main__, __version__
 from flux0.cli.app import app
+from flux0.models import ContentPart, MessageData
 from flux0.testing import (
     AgentStep,
     CallTool,
@@ -47,7 +48,7 @@ TURN: tuple[Any, ...] = (
     Report("typing"),
     Say("It is foggy.", pieces=4),
 )
-TURN_SHOWN = """\
+TURN_ASIDE = """\
 · processing: Thinking
 Let me see.
 
@@ -55,13 +56,26 @@ Let me see.
   {"sky": "foggy"}
 
 · typing
-It is foggy.
 """
+TURN_SAID = "It is foggy.\n"
 
 
 def reply(message: UserMessage) -> Iterable[AgentStep]:
     """Answer a text with itself, and what a test has prepared with that."""
     return TURN if message.content == "weather" else (Say(f"You said {message.content}."),)
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Gives every test the same terminal and the same Ctrl-C, wherever the tests run."""
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE", "FLUX0_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm", "COLUMNS": "100", "LINES": "20"}.items():
+        monkeypatch.setenv(name, value)
+    # It is ignored where the tests run in the background, and then so it is in their processes.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -80,7 +94,7 @@ def server(fake: FakeTransport) -> Iterator[FakeOverHTTP]:
 @pytest.fixture
 def environment(server: FakeOverHTTP) -> Mapping[str, str]:
     """The environment of a process with `server` as its server, and nothing else out of ours."""
-    ours = ("PATH", "HOME", "COVERAGE_PROCESS_START", "COVERAGE_FILE")
+    ours = ("PATH", "HOME", "PYTHONPATH", "COVERAGE_PROCESS_START", "COVERAGE_FILE")
     kept = {name: value for name, value in os.environ.items() if name in ours}
     return {**kept, "FLUX0_SERVER_URL": server.url}
 
@@ -121,8 +135,8 @@ def session_id(client: Flux0, agent_id: str) -> str:
 
 
 def words(text: str) -> str:
-    """Return a text without its line breaks and the boxes around it."""
-    return " ".join(re.sub("[─│╭╮╰╯]", " ", text).split())
+    """Return a text without its styles, its line breaks and the boxes around it."""
+    return " ".join(re.sub("\x1b\\[[0-9;]*m|[─│╭╮╰╯]", " ", text).split())
 
 
 # --- help, version, and how it starts
@@ -135,16 +149,20 @@ def test_the_version_is_printed(run: Run) -> None:
 @pytest.mark.parametrize(
     ("command", "mentions"),
     [
-        ((), ["chat", "demo", "events", "agents", "sessions", "flux0 demo"]),
-        (("chat",), ["--session", "--agent-type", "--idle-timeout", "flux0 chat", "Ctrl-C"]),
-        (("demo",), ["no server", "flux0 chat --demo"]),
-        (("events",), ["--type", "--source", "--correlation-id", "--min-offset", "flux0 events"]),
-        (("agents",), ["list", "create"]),
+        ((), ["chat", "demo", "events", "agents", "sessions", "flux0-client demo", "--header"]),
+        (("chat",), ["--session", "--agent-type", "--idle-timeout", "--lines", "--json"]),
+        (("chat",), ["flux0-client chat", "Ctrl-C", "--server-url", "--user", "FLUX0_TOKEN"]),
+        (("demo",), ["no server", "flux0-client chat --demo"]),
+        (("events",), ["--type", "--source", "--correlation-id", "--min-offset"]),
+        (("events",), ["flux0-client events", "--user"]),
+        (("agents",), ["list", "get", "create"]),
         (("agents", "list"), ["--server-url", "--json"]),
-        (("agents", "create"), ["--description", "flux0 agents create"]),
-        (("sessions",), ["list", "create"]),
+        (("agents", "get"), ["AGENT", "--json"]),
+        (("agents", "create"), ["--description", "flux0-client agents create"]),
+        (("sessions",), ["list", "get", "create"]),
         (("sessions", "list"), ["--agent", "--user"]),
-        (("sessions", "create"), ["--title", "flux0 sessions create"]),
+        (("sessions", "get"), ["SESSION", "--user"]),
+        (("sessions", "create"), ["--title", "flux0-client sessions create"]),
     ],
 )
 def test_help_explains_each_command(
@@ -173,7 +191,7 @@ def test_without_the_extra_one_line_says_what_to_install(
     code = (
         "import runpy, sys\n"
         f"sys.modules['{package}'] = None\n"
-        "sys.argv = ['flux0', 'agents', 'list']\n"
+        "sys.argv = ['flux0-client', 'agents', 'list']\n"
         "runpy.run_module('flux0', run_name='__main__')\n"
     )
     done = finished(environment, "-c", code)
@@ -191,7 +209,7 @@ def test_another_missing_module_is_not_blamed_on_the_extra(monkeypatch: pytest.M
 def test_the_package_is_a_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["flux0", "--version"])
+    monkeypatch.setattr(sys, "argv", ["flux0-client", "--version"])
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(__main__.__file__, run_name="__main__")
     assert __version__ in capsys.readouterr().out
@@ -228,6 +246,9 @@ def test_an_agent_is_created(run: Run, client: Flux0) -> None:
     agent = client.agents.retrieve(agent_id=json.loads(made.stdout)["id"])
     assert (agent.name, agent.type, agent.description) == ("Echo", "echo", "Says it again")
     assert "Echo" in run("agents", "create", "Echo", "echo").stdout
+    shown = run("agents", "get", agent.id).stdout
+    assert shown.splitlines()[1].startswith(f"{agent.id}  echo  Echo")
+    assert run("agents", "get", agent.id, "--json").stdout == made.stdout
 
 
 def test_sessions_are_created_and_listed_for_a_user(run: Run, agent_id: str) -> None:
@@ -238,6 +259,8 @@ def test_sessions_are_created_and_listed_for_a_user(run: Run, agent_id: str) -> 
     assert head.split() == ["ID", "AGENT", "CREATED", "TITLE"]
     assert row.split()[:2] == [session["id"], agent_id]
     assert row.endswith("My day")
+    assert run("sessions", "get", session["id"], "--json").stdout == made.stdout
+    assert run("sessions", "get", session["id"]).stdout.splitlines()[1] == row
     nobodys = run("sessions", "list")
     assert (nobodys.stdout, nobodys.stderr) == ("", "There are none.\n")
     assert json.loads(run("sessions", "list", "--json").stdout) == {"data": []}
@@ -318,19 +341,27 @@ def test_events_that_are_not_known_are_listed_as_json(
 
 
 def test_an_id_that_begins_with_a_hyphen_is_no_option(run: Run) -> None:
-    for command in (["events", "-helpmeABC"], ["sessions", "create", "-helpmeABC"]):
-        result = run(*command)
+    for command in ("events", "agents get", "sessions get", "sessions create"):
+        result = run(*command.split(), "-helpmeABC")
         assert (result.exit_code, result.stdout) == (1, "")
-        assert "-helpmeABC" in result.stderr
+        assert "has the id '-helpmeABC'" in result.stderr
     assert "-helpmeABC" in run("chat", "--session", "-helpmeABC", "Hi").stderr
 
 
 # --- one turn
 
 
-def test_a_turn_is_shown_with_all_it_has(run: Run, session_id: str) -> None:
+def test_a_turn_that_is_piped_is_the_answer_and_all_else_is_beside_it(
+    run: Run, session_id: str, agent_id: str
+) -> None:
     result = run("chat", "weather", "--session", session_id)
-    assert (result.exit_code, result.stdout) == (0, TURN_SHOWN)
+    assert (result.exit_code, result.stdout) == (0, TURN_SAID)
+    assert result.stderr == f"Session {session_id} with agent {agent_id}.\n{TURN_ASIDE}"
+
+
+def test_several_messages_are_set_apart(run: Run, fake: FakeTransport) -> None:
+    fake.script([Say("One", pieces=3), Report("typing"), Say("Two"), Reason("Hm"), Say("Three")])
+    assert run("chat", "Hi").stdout == "One\n\nTwo\n\nThree\n"
 
 
 def test_the_session_is_named_beside_the_turn(run: Run, client: Flux0) -> None:
@@ -339,16 +370,22 @@ def test_the_session_is_named_beside_the_turn(run: Run, client: Flux0) -> None:
     assert result.stderr == f"Session {session.id} with Drizzle.\n"
 
 
-def test_a_turn_is_printed_as_one_line_of_json_per_event(run: Run, session_id: str) -> None:
+def test_a_turn_is_printed_as_one_line_of_json_per_event(
+    run: Run, client: Flux0, session_id: str
+) -> None:
     result = run("chat", "--json", "weather", "--session", session_id)
     events = [json.loads(line) for line in result.stdout.splitlines()]
+    chunk = "chunk"
+    assert [event["event"] for event in events] == ["status", *[chunk] * 7, "status", *[chunk] * 4]
     assert [event["data"]["status"] for event in events if "data" in event] == [
         "processing",
         "typing",
     ]
     assert events[-1]["patches"][0]["op"] == "add"
-    assert len(events) == 13
-    assert result.stderr == ""
+    stored = client.sessions.list_events(session_id=session_id)
+    assert {event["session_id"] for event in events} == {session_id}
+    assert {event["correlation_id"] for event in events} == {stored[0].correlation_id}
+    assert result.stderr.startswith(f"Session {session_id} with ")
 
 
 def test_json_has_null_for_what_json_has_no_number_for(
@@ -372,7 +409,7 @@ def test_an_agents_error_is_a_failure(
     fake.script([Say("Well"), Fail({"exception": "boom"})])
     result = run("chat", "Hi", *options)
     assert result.exit_code == 1
-    assert "boom" in result.stdout
+    assert "boom" in (result.stdout if options else result.stderr)
 
 
 def test_a_turn_that_is_cut_off_is_a_failure_after_what_was_said(
@@ -391,6 +428,100 @@ def test_an_agent_that_falls_silent_is_given_up(run: Run, fake: FakeTransport) -
     result = run("chat", "Hi", "--idle-timeout", "1")
     assert (result.exit_code, result.stdout) == (1, "Hm\n")
     assert "silent for too long" in result.stderr
+
+
+# --- what is said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "input", "said"),
+    [
+        (("one",), "", "one"),
+        ((), "one\ntwo\n", "one\ntwo"),
+        (("Summarize this:",), "one\ntwo\n", "Summarize this:\n\none\ntwo"),
+        ((), b"caf\xe9", "caf\ufffd"),
+        (("--lines",), "one\n\n  two \n", "one|two"),
+        (("--lines",), b"caf\xe9\n", "caf\ufffd"),
+    ],
+)
+def test_the_message_is_what_is_passed_and_what_is_piped_in(
+    run: Run, client: Flux0, arguments: tuple[str, ...], input: str | bytes, said: str
+) -> None:
+    assert run("chat", *arguments, input=input).exit_code == 0
+    (session,) = client.sessions.list()
+    events = client.sessions.list_events(session_id=session.id, source="user")
+    parts = [event.data.parts[0] for event in events if isinstance(event.data, MessageData)]
+    assert "|".join(part.content for part in parts if isinstance(part, ContentPart)) == said
+
+
+@pytest.mark.parametrize("message", ["", "  \n", "lone \udc80"])
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_message_that_cannot_be_sent_is_refused_before_anything_is(
+    run: Run, fake: FakeTransport, message: str, piped: bool
+) -> None:
+    if piped and not message.strip():
+        result = run("chat", input=message)
+    else:
+        result = run("chat", message, input="context" if piped else "")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Error: MESSAGE ")
+    assert fake.calls == ()
+
+
+@pytest.mark.parametrize("command", ["chat", "chat Hi"])
+def test_standard_streams_may_be_closed(
+    environment: Mapping[str, str], server: FakeOverHTTP, command: str
+) -> None:
+    closed = f"exec {sys.executable} -m flux0 {command} <&- 2>&-"
+    done = subprocess.run(
+        ["/bin/sh", "-c", closed],
+        env=environment,
+        capture_output=True,
+        timeout=_SECONDS,
+        check=False,
+    )
+    said = command == "chat Hi"
+    assert (done.returncode, done.stdout) == (0 if said else 2, b"You said Hi.\n" if said else b"")
+
+
+# --- who asks, and where
+
+
+def test_options_of_every_command_may_stand_before_it_or_behind_it(
+    run: Run, server: FakeOverHTTP, agent_id: str
+) -> None:
+    nowhere = ("--server-url", "http://127.0.0.1:1")
+    here = ("--server-url", server.url)
+    for before, behind in ((("--user", "ann"), ()), ((), ("--user", "ann"))):
+        assert run(*before, "sessions", "create", agent_id, *behind).exit_code == 0
+    for before, behind in ((here, ()), ((), here), (nowhere, here)):
+        user = (*before, "--user", "bob", "sessions", "list", "--user", "ann", *behind, "--json")
+        assert len(json.loads(run(*user).stdout)["data"]) == 2
+    assert run(*nowhere, "sessions", "list").exit_code == 1
+
+
+def test_headers_are_sent(run: Run, fake: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("--header", "X-One: a:b", "agents", "list", "--header", "x-one:c", "--header", "X-Two: d")
+    run("--header", "Cookie: a=b", "--user", "ann", "agents", "list")
+    monkeypatch.setenv("FLUX0_TOKEN", "secret\n")
+    run("agents", "list")
+    run("agents", "list", "--header", "Authorization: Basic mine")
+    sent = [call.headers for call in fake.calls]
+    assert (sent[0]["x-one"], sent[0]["x-two"], "authorization" in sent[0]) == (
+        "a:b, c",
+        "d",
+        False,
+    )
+    assert sent[1]["cookie"] == "flux0_user_sub=ann; a=b"
+    assert [headers["authorization"] for headers in sent[2:]] == ["Bearer secret", "Basic mine"]
+
+
+@pytest.mark.parametrize("header", ["secret", ": secret", "a b: secret", "a: secret\nb: c"])
+def test_a_header_that_is_none_is_refused_and_not_shown(run: Run, header: str) -> None:
+    result = run("agents", "list", "--header", header)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Error: --header ")
+    assert "secret" not in result.stderr
 
 
 # --- whom one talks to
@@ -446,40 +577,71 @@ def test_options_that_contradict_each_other_are_refused(
     assert fake.calls == ()
 
 
-def test_json_needs_a_message(run: Run) -> None:
-    result = run("chat", "--json")
+def test_lines_are_instead_of_a_message(run: Run, fake: FakeTransport) -> None:
+    result = run("chat", "Hi", "--lines")
     assert result.exit_code == 2
-    assert "--json: needs a MESSAGE." in words(result.stderr)
+    assert "--lines: takes the messages from standard input." in words(result.stderr)
+    assert fake.calls == ()
 
 
 # --- problems
 
 
 def test_a_server_that_is_not_there_is_one_line(run: Run) -> None:
-    for command in (["agents", "list"], ["chat"]):
+    for command in (["agents", "list"], ["chat", "Hi"]):
         result = run(*command, "--server-url", "http://127.0.0.1:1")
         assert (result.exit_code, result.stdout) == (1, "")
         (line,) = result.stderr.splitlines()
-        assert line.startswith("Error: No connection to http://127.0.0.1:1: ")
-        assert line.endswith(" Is the server running?")
+        assert line.startswith("Error: No connection to http://127.0.0.1:1/api/agents: ")
+        assert line.endswith(". Is the server running?")
+
+
+@pytest.mark.parametrize("id", ["x" * 10, "x", "a/b", "\x1b[31mABCDE"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "agents get ID",
+        "sessions get ID",
+        "sessions create ID",
+        "events ID",
+        "chat Hi --agent ID",
+        "chat Hi --session ID",
+    ],
+)
+def test_an_id_that_nothing_has_is_named(run: Run, command: str, id: str) -> None:
+    result = run(*(id if word == "ID" else word for word in command.split()))
+    kind = "agent" if "agent" in command or "create" in command else "session"
+    hint = "" if len(id) == 10 else ": ids have 10 characters"
+    assert result.stderr == f"Error: No {kind} has the id {id!r}{hint}.\n"
+    assert result.stdout == ""
+    assert result.exit_code in {1, 2}
 
 
 def test_what_the_server_refuses_is_one_line(run: Run, fake: FakeTransport) -> None:
-    unknown = run("chat", "Hi", "--session", "x" * 10)
-    assert (unknown.exit_code, unknown.stderr) == (
-        1,
-        "Error: 404: Session with ID xxxxxxxxxx not found\n",
-    )
-    fake.inject(Respond(400, "one\ntwo \x1b[31m"))
-    assert run("agents", "list").stderr == "Error: 400: one two \\x1b[31m\n"
+    fake.inject(Respond(400, "one\ntwo \x1b[31m"), times=2)
+    for command in (["agents", "list"], ["agents", "get", "x" * 10]):
+        (line,) = run(*command).stderr.splitlines()
+        assert line.startswith("Error: ")
+        assert line.endswith("one two \\x1b[31m")
+
+
+def test_something_else_that_answers_is_no_server(
+    run: Run, fake: FakeTransport, server: FakeOverHTTP
+) -> None:
+    fake.inject(Respond(200, body=b"<html>"))
+    result = run("agents", "list")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: What answers at {server.url}/api/agents is no flux0")
 
 
 @pytest.mark.parametrize(
     ("command", "problem"),
     [
-        (["chat", ""], "content"),
-        (["sessions", "list", "--user", "a b"], "user cannot be sent in a cookie"),
-        (["agents", "list", "--server-url", "example.com"], "server_url must be like http://"),
+        (["chat", ""], "MESSAGE"),
+        (["sessions", "list", "--user", "a b"], "--user cannot be sent in a cookie"),
+        (["agents", "list", "--server-url", "example.com"], "--server-url must be like http://"),
+        (["agents", "create", "", "echo"], "NAME must not be empty"),
+        (["agents", "create", "Echo", ""], "TYPE must not be empty"),
         (["chat", "Hi", "--idle-timeout", "0"], "--idle-timeout"),
         (["events", "x", "--min-offset", "-1"], "--min-offset"),
         (["events", "x", "--type", "nonsense"], "--type"),
@@ -494,48 +656,34 @@ def test_a_wrong_use_ends_with_2(run: Run, command: list[str], problem: str) -> 
     assert problem in words(result.stderr)
 
 
-# --- a conversation, where nobody sits at a terminal
+# --- a message in each line
 
 
 def test_each_line_of_the_input_is_a_turn(run: Run) -> None:
-    result = run("chat", input="one\n\n  two \nexit\nthree\n")
-    assert (result.exit_code, result.stdout) == (0, "You said one.\n\nYou said two.\n\n")
+    result = run("chat", "--lines", input="one\n\n  two \nexit")
+    assert result.exit_code == 0
+    assert result.stdout == "You said one.\n\nYou said two.\n\nYou said exit.\n\n"
 
 
-def test_a_line_that_is_not_in_the_encoding_is_read_all_the_same(run: Run) -> None:
-    assert run("chat", input=b"caf\xe9\n").stdout == "You said caf\ufffd.\n\n"
+def test_each_line_of_the_input_is_a_turn_in_json(run: Run, session_id: str) -> None:
+    result = run("chat", "--lines", "--json", "--session", session_id, input="one\ntwo\n")
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [event["session_id"] for event in events] == [session_id] * 2
+    assert len({event["correlation_id"] for event in events}) == 2
 
 
-def test_a_conversation_ends_with_the_input(run: Run) -> None:
-    assert run("chat", input="one").stdout == "You said one.\n\n"
-
-
-def test_a_conversation_goes_on_after_a_turn_that_failed(run: Run, fake: FakeTransport) -> None:
+def test_other_lines_are_said_after_a_turn_that_failed(run: Run, fake: FakeTransport) -> None:
     fake.script([Fail("boom")], "fine")
-    result = run("chat", input="one\ntwo\n")
-    assert result.exit_code == 1
-    assert result.stdout == "· error: boom\n\nfine\n\n"
+    result = run("chat", "--lines", input="one\ntwo\n")
+    assert (result.exit_code, result.stdout) == (1, "\nfine\n\n")
+    assert "· error: boom\n" in result.stderr
 
 
-def test_a_conversation_goes_on_after_the_server_has_failed(run: Run, fake: FakeTransport) -> None:
+def test_other_lines_are_said_after_the_server_has_failed(run: Run, fake: FakeTransport) -> None:
     fake.inject(Respond(503, "busy"), operation="sessions.create_event")
-    result = run("chat", input="one\ntwo\n")
+    result = run("chat", "--lines", input="one\ntwo\n")
     assert (result.exit_code, result.stdout) == (1, "\nYou said two.\n\n")
-    assert "Error: 503: busy" in result.stderr
-
-
-def test_a_session_that_is_taken_up_begins_with_its_history(run: Run, talk: str) -> None:
-    result = run("chat", "--session", talk, input="again\n")
-    assert result.stdout == (
-        "> weather\nLet me see.\n\n"
-        '• get_weather(location="SF")\n  {"sky": "foggy"}\n\nIt is foggy.\n\n'
-        "> bye\nYou said bye.\n\n"
-        "You said again.\n\n"
-    )
-
-
-def test_a_session_that_is_new_has_no_history(run: Run, session_id: str) -> None:
-    assert run("chat", "--session", session_id, input="Hi\n").stdout == "You said Hi.\n\n"
+    assert "busy" in result.stderr
 
 
 # --- the demo
@@ -543,8 +691,9 @@ def test_a_session_that_is_new_has_no_history(run: Run, session_id: str) -> None
 
 def test_the_demo_needs_no_server(run: Run) -> None:
     result = run("demo")
-    assert (result.exit_code, result.stderr) == (0, "")
-    question, *_ = blocks = result.stdout.split("\n")
+    assert (result.exit_code, result.stdout.count("\n")) == (0, 1)
+    assert result.stdout.startswith("It is 16 °C and foggy in San Francisco")
+    question, *_ = blocks = result.stderr.split("\n")
     assert question.startswith("> What's the weather")
     assert '• get_weather(location="San Francisco")' in blocks
     assert "  " + json.dumps({"celsius": 16, "sky": "foggy"}) in blocks
@@ -576,16 +725,18 @@ def finished(
 
 def test_output_that_is_piped_is_plain_text(environment: Mapping[str, str]) -> None:
     done = finished({**environment, "TERM": "xterm-256color"}, "-m", "flux0", "chat", "weather")
-    assert (done.returncode, done.stdout) == (0, TURN_SHOWN)
+    assert (done.returncode, done.stdout) == (0, TURN_SAID)
     assert "\x1b" not in done.stderr
 
 
-def started(environment: Mapping[str, str], *arguments: str) -> subprocess.Popen[str]:
-    """Start a command that can be talked to."""
+def started(
+    environment: Mapping[str, str], *arguments: str, stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[str]:
+    """Start a command."""
     return subprocess.Popen(
         [sys.executable, "-m", "flux0", *arguments],
         env=environment,
-        stdin=subprocess.PIPE,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
@@ -647,19 +798,19 @@ def test_text_is_written_as_it_comes_and_ctrl_c_leaves_the_turn(
     assert problems.splitlines()[1:] == []
 
 
-def test_ctrl_c_ends_a_turn_and_the_conversation_goes_on(
+def test_ctrl_c_ends_all_lines(
     environment: Mapping[str, str], bound: Bound, fake: FakeTransport, server: FakeOverHTTP
 ) -> None:
     fake.script([Say("Once upon"), FallSilent()])
-    with bound(started(environment, "chat")) as process:
+    with bound(started(environment, "chat", "--lines", stdin=subprocess.PIPE)) as process:
         assert process.stdin is not None
-        process.stdin.write("one\n")
+        process.stdin.write("one\ntwo\n")
         process.stdin.flush()
         read_until(process.stdout, "Once upon")
         press_ctrl_c(lambda: process.send_signal(signal.SIGINT), until=server.left)
-        rest, notes = process.communicate("two\n")
-    assert (process.returncode, rest) == (0, "\n\nYou said two.\n\n")
-    assert notes.splitlines()[1:] == ["The turn was ended."]
+        rest, problems = process.communicate()
+    assert (process.returncode, rest) == (130, "\n")
+    assert problems.splitlines()[1:] == []
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
@@ -671,7 +822,7 @@ def test_a_reader_who_leaves_is_no_problem(
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None
-        assert len(process.stderr.read().splitlines()) == (0 if options else 1)
+        assert len(process.stderr.read().splitlines()) == 1
     assert process.returncode == 1
 
 
@@ -686,12 +837,12 @@ class Terminal:
         attributes = termios.tcgetattr(slave)
         attributes[3] &= ~termios.ECHO
         termios.tcsetattr(slave, termios.TCSANOW, attributes)
-        self._streams = (os.fdopen(slave, "r"), os.fdopen(os.dup(slave), "w"))
+        self._streams = (
+            os.fdopen(slave, "r", encoding="utf-8"),
+            os.fdopen(os.dup(slave), "w", encoding="utf-8"),
+        )
         self._monkeypatch = monkeypatch
-        for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in {"TERM": "xterm", "COLUMNS": "40", "LINES": "20"}.items():
-            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("COLUMNS", "40")
         monkeypatch.setenv("FLUX0_SERVER_URL", server_url)
         self._shown = ""
         self._changed = threading.Condition()
@@ -706,12 +857,19 @@ class Terminal:
         with self._changed:
             assert self._changed.wait_for(lambda: text in self._shown, _SECONDS), self._shown
 
-    def run(self, *arguments: str) -> int:
-        """Run a command and return its exit code."""
+    def run(self, *arguments: str, piped: bool = False) -> int:
+        """Run a command and return its exit code; with `piped`, it only reads from here."""
         self._monkeypatch.setattr(sys, "stdin", self._streams[0])
-        self._monkeypatch.setattr(sys, "stdout", self._streams[1])
-        with pytest.raises(SystemExit) as leaving:
-            app(arguments)
+        if not piped:
+            self._monkeypatch.setattr(sys, "stdout", self._streams[1])
+        before = signal.signal(signal.SIGALRM, _give_up)
+        signal.alarm(int(_SECONDS))
+        try:
+            with pytest.raises(SystemExit) as leaving:
+                app(arguments)
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
         assert isinstance(leaving.value.code, int)
         return leaving.value.code
 
@@ -733,6 +891,10 @@ class Terminal:
             with self._changed:
                 self._shown += data.decode()
                 self._changed.notify_all()
+
+
+def _give_up(*_: object) -> None:
+    raise AssertionError("the command does not end")
 
 
 @pytest.fixture
@@ -773,14 +935,23 @@ def test_a_terminal_without_colors_gets_the_other_styles(
     assert '\n• get_weather(location="SF")\n' in shown
 
 
-def test_a_table_fits_the_terminal(terminal: Terminal, client: Flux0, talk: str) -> None:
-    client.agents.create(name="Echo", type_="echo", description="word " * 20)
+@pytest.mark.parametrize("columns", [40, 25, 12])
+def test_a_table_fits_the_terminal(
+    terminal: Terminal, client: Flux0, talk: str, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    echo = client.agents.create(name="Echo", type_="echo", description="word " * 20)
     assert terminal.run("agents", "list") == 0
+    assert terminal.run("sessions", "get", talk) == 0
     assert terminal.run("events", talk) == 0
-    shown = terminal.close()
-    plain = re.sub(r"~[\d;]*m", "", shown)
-    assert max(map(len, plain.splitlines())) <= 40
-    assert plain.count("word") == 20
+    plain = re.sub(r"~[\d;]*m", "", terminal.close())
+    lines = plain.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert [line.split()[0] for line in lines].count(echo.id) == 1
+    assert [line.split()[0] for line in lines].count(talk) == 1
+    if columns == 40:
+        assert plain.count("word") == 20
+        assert "0  user      message  weather" in lines
 
 
 def test_a_terminal_that_can_do_nothing_gets_plain_text(
@@ -788,17 +959,54 @@ def test_a_terminal_that_can_do_nothing_gets_plain_text(
 ) -> None:
     monkeypatch.setenv("TERM", "dumb")
     assert terminal.run("chat", "weather") == 0
-    assert terminal.close() == TURN_SHOWN
+    assert terminal.close() == TURN_ASIDE + TURN_SAID
 
 
 def test_somebody_at_a_terminal_is_prompted(
     terminal: Terminal, fake: FakeTransport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.script([Fail("boom")], "fine")
-    terminal.type("one\ntwo\n\x04")
+    terminal.type("one\n\ntwo\n\x04")
     assert terminal.run("chat") == 0  # They saw that a turn had failed.
-    assert terminal.close() == "> ~1;31m· error: boom~0m\n\n> fine\n\n> \n"
+    assert terminal.close() == "> ~1;31m· error: boom~0m\n\n> > fine\n\n> \n"
     assert "Ctrl-D" in capsys.readouterr().err
+
+
+def test_somebody_whose_output_is_piped_is_prompted_beside_it(
+    terminal: Terminal, capsys: pytest.CaptureFixture[str], talk: str
+) -> None:
+    terminal.type("one\nexit\n")
+    assert terminal.run("chat", "--session", talk, piped=True) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "You said one.\n\n"
+    assert shown.err.splitlines()[2:] == ["> > "]  # Whoever types ends the lines.
+    assert terminal.close() == ""
+
+
+def test_a_conversation_in_json_needs_a_message(
+    terminal: Terminal, fake: FakeTransport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert terminal.run("chat", "--json") == 2
+    assert terminal.close() == ""
+    assert "--json: needs a MESSAGE." in words(capsys.readouterr().err)
+    assert fake.calls == ()
+
+
+def test_a_session_that_is_taken_up_begins_with_its_history(terminal: Terminal, talk: str) -> None:
+    terminal.type("again\nexit\n")
+    assert terminal.run("chat", "--session", talk) == 0
+    assert re.sub(r"~[\d;]*m", "", terminal.close()) == (
+        "> weather\nLet me see.\n\n"
+        '• get_weather(location="SF")\n  {"sky": "foggy"}\n\nIt is foggy.\n\n'
+        "> bye\nYou said bye.\n\n"
+        "> You said again.\n\n> "
+    )
+
+
+def test_a_session_that_is_new_has_no_history(terminal: Terminal, session_id: str) -> None:
+    terminal.type("Hi\nquit\n")
+    assert terminal.run("chat", "--session", session_id) == 0
+    assert terminal.close() == "> You said Hi.\n\n> "
 
 
 def test_ctrl_c_at_the_prompt_leaves(terminal: Terminal) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from flux0 import ChunkEvent, MessageAccumulator, StatusEvent, UnknownEvent
 from flux0.cli.output import Output
-from flux0.cli.turn_view import Blocks, TurnView
+from flux0.cli.turn_view import TurnView
 from flux0.models import (
     ContentPart,
     JSONPatchOperation,
@@ -26,23 +26,23 @@ _AGENT = {"agent_id": "a", "agent_name": "Drizzle"}
 View = Callable[..., str]
 
 
-def new_blocks() -> Blocks:
+def new_view() -> TurnView:
     output = Output()
-    return Blocks(output, output)
+    return TurnView(output, output)
 
 
 @pytest.fixture
 def view(capsys: pytest.CaptureFixture[str]) -> View:
     """Shows events, and returns what was written; with `end`, the turn is over then."""
     accumulator = MessageAccumulator()
-    turn = TurnView(new_blocks(), lambda: accumulator.messages)
+    turn = new_view()
 
     def show(*events: StreamEvent, end: bool = False) -> str:
         for event in events:
             accumulator.feed(event)
-            turn.show(event)
+            turn.show(event, accumulator)
         if end:
-            turn.end()
+            turn.end(accumulator)
         return capsys.readouterr().out
 
     return show
@@ -217,7 +217,7 @@ def test_a_long_result_is_cut(view: View) -> None:
 
 def test_a_tool_that_failed_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     failed = ToolCall("call-0", "get_weather", {}, error="no such place")
-    new_blocks().message(ToolData((failed,)), "r")
+    new_view().message(ToolData((failed,)), "r")
     assert capsys.readouterr().out == "  get_weather: no such place"
 
 
@@ -248,7 +248,7 @@ def test_an_unknown_event_is_written_with_its_data(view: View) -> None:
 
 
 def test_a_stored_message_is_written_part_by_part(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = new_blocks()
+    view = new_view()
     parts = (
         ContentPart("a"),
         ContentPart(""),
@@ -256,7 +256,7 @@ def test_a_stored_message_is_written_part_by_part(capsys: pytest.CaptureFixture[
         ToolCallPart("1", "look", {}),
         {"type": "new"},
     )
-    blocks.message(MessageData(parts), "m")
-    blocks.message(StatusData("typing"), "s")
+    view.message(MessageData(parts), "m")
+    view.message(StatusData("typing"), "s")
     expected = 'a\n\n\nb\n\n• look()\n\n{\n  "type": "new"\n}'
     assert capsys.readouterr().out == expected

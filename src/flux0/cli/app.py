@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
 from flux0 import EventSource, EventType, Flux0, Flux0Error, __version__, to_dict
+from flux0.cli.wording import Listed, error_in_words
 from flux0.client.conversation import user_headers
 from flux0.client.flux0 import DEFAULT_SERVER_URL
 from flux0.models import InvalidArgument
-
-if TYPE_CHECKING:
-    from flux0.cli.listing import Listed
-    from flux0.ports import Transport
 
 _FAILED = 1
 _WRONG_USE = 2
@@ -27,29 +27,33 @@ _DEMO_MESSAGE = "What's the weather like in San Francisco?"
 # The server makes up ids that may begin with a hyphen, and then look like options.
 _TAKES_AN_ID = {"ignore_unknown_options": True}
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-agents = typer.Typer(no_args_is_help=True, help="List the server's agents, or create one.")
-sessions = typer.Typer(no_args_is_help=True, help="List your sessions, or create one.")
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+agents = typer.Typer(no_args_is_help=True, help="List the server's agents, show or create one.")
+sessions = typer.Typer(no_args_is_help=True, help="List your sessions, show or create one.")
+app.add_typer(agents, name="agents")
+app.add_typer(sessions, name="sessions")
 
-ServerUrl = Annotated[
-    str,
-    typer.Option(
-        "--server-url", metavar="URL", envvar="FLUX0_SERVER_URL", help="Where the server is."
-    ),
-]
-User = Annotated[
-    str | None,
-    typer.Option(
-        "--user",
-        metavar="NAME",
-        help="Who you are; sessions belong to their users. Without it, everybody is one"
-        " anonymous user.",
-    ),
-]
-Json = Annotated[
-    bool,
-    typer.Option("--json", help="Print one JSON document, in the server's form."),
-]
+
+def _option(name: str, metavar: str | None, help: str, **more: Any) -> Any:
+    return typer.Option(name, metavar=metavar, help=help, **more)
+
+
+def _argument(metavar: str, help: str) -> Any:
+    return typer.Argument(metavar=metavar, help=help)
+
+
+_WHERE = f"Where the server is; by default FLUX0_SERVER_URL, else {DEFAULT_SERVER_URL}."
+_WHO = "Who you are: sessions belong to users. By default the one anonymous user."
+_FIELD = "Send this header field; may be repeated. FLUX0_TOKEN is sent as a bearer token."
+
+# The options of every command, which may stand before it too.
+Server = Annotated[str | None, _option("--server-url", "URL", _WHERE)]
+User = Annotated[str | None, _option("--user", "NAME", _WHO)]
+Header = Annotated[list[str] | None, _option("--header", "'NAME: VALUE'", _FIELD)]
+
+Json = Annotated[bool, _option("--json", None, "Print one JSON document, in the server's form.")]
+AgentId = Annotated[str, _argument("AGENT", "The agent's id.")]
+SessionId = Annotated[str, _argument("SESSION", "The session's id.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -58,273 +62,276 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+_VERSION = _option("--version", None, "Print the version.", callback=_print_version, is_eager=True)
+
+
 @app.callback()
 def root(
+    context: typer.Context,
+    server: Server = None,
+    user: User = None,
+    header: Header = None,
     *,
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
-        ),
-    ] = False,
+    _version: Annotated[bool, _VERSION] = False,
 ) -> None:
     """Talk to the agents of a flux0 server, and look at what it keeps.
 
-    flux0 demo                       See a turn, with no server at all.
-    flux0 chat "What's the weather?" Send one message.
-    flux0 chat                       Have a conversation.
-    flux0 events qH-klmX3cz          See what the server has stored of it.
+    flux0-client demo                       See a turn, with no server at all.
+    flux0-client chat "What's the weather?" Send one message.
+    flux0-client chat                       Have a conversation.
+    flux0-client events qH-klmX3cz          See what the server has stored of it.
     """
+    context.obj = (server, user, header or [])
+
+
+_SAID = "What to say; by default what is piped in, else you are asked."
+_TYPE = "Talk to the first agent of this type, which is created if there is none."
+_IDLE = "Give up when the agent is silent for so long; by default 600."
 
 
 @app.command()
 def chat(
-    message: Annotated[
-        str | None,
-        typer.Argument(metavar="MESSAGE", help="What to say; without it, you are asked."),
-    ] = None,
+    context: typer.Context,
+    message: Annotated[str | None, _argument("MESSAGE", _SAID)] = None,
     *,
-    server_url: ServerUrl = DEFAULT_SERVER_URL,
-    agent: Annotated[
-        str | None,
-        typer.Option(
-            "--agent", metavar="ID", help="The agent to talk to; by default the only one."
-        ),
-    ] = None,
-    agent_type: Annotated[
-        str | None,
-        typer.Option(
-            "--agent-type",
-            metavar="TYPE",
-            help="Talk to the first agent of this type, which is created if there is none.",
-        ),
-    ] = None,
-    session: Annotated[
-        str | None,
-        typer.Option("--session", metavar="ID", help="Go on with this session."),
-    ] = None,
-    user: User = None,
-    idle_timeout: Annotated[
-        int | None,
-        typer.Option(
-            "--idle-timeout",
-            metavar="SECONDS",
-            min=1,
-            help="Give up when the agent is silent for so long; by default 600.",
-        ),
-    ] = None,
-    demo: Annotated[
-        bool, typer.Option("--demo", help="Talk to a demo agent in memory, without a server.")
-    ] = False,
+    agent: Annotated[str | None, _option("--agent", "ID", "By default the only one.")] = None,
+    agent_type: Annotated[str | None, _option("--agent-type", "TYPE", _TYPE)] = None,
+    session: Annotated[str | None, _option("--session", "ID", "Go on with this session.")] = None,
+    lines: Annotated[bool, _option("--lines", None, "Each line piped in is a message.")] = False,
+    idle_timeout: Annotated[int | None, _option("--idle-timeout", "SECONDS", _IDLE, min=1)] = None,
     as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print each event as one line of JSON; needs a MESSAGE."),
+        bool, _option("--json", None, "Print each event as a line of JSON.")
     ] = False,
+    demo: Annotated[bool, _option("--demo", None, "Talk to a demo agent, with no server.")] = False,
+    server: Server = None,
+    user: User = None,
+    header: Header = None,
 ) -> None:
     """Talk to an agent: one turn for a MESSAGE, or a conversation.
 
-    Text is shown as it comes, with reasoning, statuses and tool calls.
+    A terminal shows all of a turn as it comes. Output that is piped is the answer's text alone;
+    reasoning, statuses, tools and the session's id go to standard error.
+
+    What is piped in is the message, or its context if there is a MESSAGE.
 
     In a conversation Ctrl-C ends a turn; a second one leaves, as do Ctrl-D
     and "exit". With --session it begins with what was said so far.
 
     Examples:
-    flux0 chat "What's the weather in SF?"
-    flux0 chat --agent-type weather
-    flux0 chat --session qH-klmX3cz "And tomorrow?"
+    flux0-client chat "What's the weather in SF?"
+    flux0-client chat "Summarize this." < report.txt > summary.txt
+    flux0-client chat --session qH-klmX3cz "And tomorrow?"
     """
     if sum(choice is not None for choice in (agent, agent_type, session)) > 1:
         raise typer.BadParameter("--agent, --agent-type and --session exclude each other.")
-    if as_json and message is None:
-        raise typer.BadParameter("needs a MESSAGE.", param_hint="--json")
-    with _client(server_url, user, idle_timeout=idle_timeout, demo=demo) as flux0:
-        from flux0.cli.chat import Chat, begin  # noqa: PLC0415 - not for --help
+    if lines and message is not None:
+        raise typer.BadParameter("takes the messages from standard input.", param_hint="--lines")
+    explain = partial(error_in_words, ids={"agent": agent, "session": session})
+    with _client(context, server, user, header, explain, idle_timeout, demo=demo) as flux0:
+        from flux0.cli.chat import Chat, begin, is_asked, whole_message  # noqa: PLC0415 - slow
 
-        conversation = begin(
-            flux0, agent_id=agent, agent_type=agent_type, session_id=session, quiet=as_json
-        )
-        talk = Chat(flux0, conversation, server_url)
-        if message is None:
-            if session is not None:
-                talk.show_history()
-            went_well = talk.converse()
-        else:
-            went_well = talk.say_in_json(message) if as_json else talk.say(message)
-        if not went_well:
+        interactive = message is None and is_asked()
+        if as_json and interactive:
+            raise typer.BadParameter("needs a MESSAGE.", param_hint="--json")
+        if not interactive and not lines:
+            message = whole_message(message)
+        conversation = begin(flux0, agent_id=agent, agent_type=agent_type, session_id=session)
+        talk = Chat(flux0, conversation, explain, as_json=as_json)
+        if not (talk.converse(interactive=interactive) if message is None else talk.say(message)):
             raise typer.Exit(_FAILED)
 
 
 @app.command()
-def demo() -> None:
+def demo(context: typer.Context) -> None:
     """Show a turn with reasoning, a tool call and an answer.
 
     The agent is in memory, so no server is needed. To talk to it yourself:
-    flux0 chat --demo
+    flux0-client chat --demo
     """
-    with _client(DEFAULT_SERVER_URL, demo=True) as flux0:
-        from flux0.cli.chat import Chat  # noqa: PLC0415 - not for --help
+    with _client(context, demo=True) as flux0:
+        from flux0.cli.chat import Chat  # noqa: PLC0415 - slow
 
         conversation = flux0.conversation(agent=flux0.agents.list()[0])
-        Chat(flux0, conversation, DEFAULT_SERVER_URL).demonstrate(_DEMO_MESSAGE)
+        Chat(flux0, conversation).demonstrate(_DEMO_MESSAGE)
 
 
-@app.command(context_settings=_TAKES_AN_ID)
+def _shows(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], None]:
+    """Make a command of a function: it shows what the function gets from the server.
+
+    The command takes the function's parameters but the client, and the options of every command.
+    """
+
+    def register(get: Callable[..., Listed]) -> None:
+        def command(
+            context: typer.Context,
+            *,
+            as_json: Json = False,
+            server: Server = None,
+            user: User = None,
+            header: Header = None,
+            **given: Any,
+        ) -> None:
+            explain = partial(error_in_words, ids=given)
+            with _client(context, server, user, header, explain) as flux0:
+                from flux0.cli.listing import show  # noqa: PLC0415 - loads rich
+                from flux0.cli.output import Output  # noqa: PLC0415
+
+                model = get(flux0, **given)
+                if as_json:
+                    Output().json(to_dict(model), indent=2)
+                else:
+                    show(Output(), model)
+
+        _, *own = inspect.signature(get, eval_str=True).parameters.values()
+        signature = inspect.signature(command, eval_str=True)
+        context, *added, _ = signature.parameters.values()
+        command.__doc__ = get.__doc__
+        vars(command)["__signature__"] = signature.replace(parameters=[context, *own, *added])
+        group.command(name, context_settings=_TAKES_AN_ID)(command)
+
+    return register
+
+
+_KIND = "Only message, tool, status or custom events; may be repeated."
+_SOURCE = "Only events of the user, the ai_agent or the system."
+_TURN = "Only events of this turn."
+_FROM = "Only events from this offset on."
+
+
+@_shows(app, "events")
 def events(
-    session: Annotated[str, typer.Argument(metavar="SESSION", help="The session's id.")],
+    flux0: Flux0,
+    session: SessionId,
     *,
-    types: Annotated[
-        list[EventType] | None,
-        typer.Option(
-            "--type",
-            metavar="TYPE",
-            help="Only message, tool, status or custom events; may be repeated.",
-        ),
-    ] = None,
-    source: Annotated[
-        EventSource | None,
-        typer.Option(
-            "--source",
-            metavar="SOURCE",
-            help="Only events of the user, the ai_agent or the system.",
-        ),
-    ] = None,
-    correlation_id: Annotated[
-        str | None, typer.Option("--correlation-id", metavar="ID", help="Only events of this turn.")
-    ] = None,
-    min_offset: Annotated[
-        int | None,
-        typer.Option("--min-offset", metavar="N", min=0, help="Only events from this offset on."),
-    ] = None,
-    server_url: ServerUrl = DEFAULT_SERVER_URL,
-    user: User = None,
-    as_json: Json = False,
-) -> None:
+    types: Annotated[list[EventType] | None, _option("--type", "TYPE", _KIND)] = None,
+    source: Annotated[EventSource | None, _option("--source", "SOURCE", _SOURCE)] = None,
+    correlation_id: Annotated[str | None, _option("--correlation-id", "ID", _TURN)] = None,
+    min_offset: Annotated[int | None, _option("--min-offset", "N", _FROM, min=0)] = None,
+) -> Listed:
     """List the events that the server has stored of a session, turn by turn.
 
     Examples:
-    flux0 events qH-klmX3cz
-    flux0 events qH-klmX3cz --type message --type tool --json
+    flux0-client events qH-klmX3cz
+    flux0-client events qH-klmX3cz --type message --type tool --json
     """
-    with _client(server_url, user) as flux0:
-        listed = flux0.sessions.list_events(
-            session_id=session,
-            types=types or None,
-            source=source,
-            correlation_id=correlation_id,
-            min_offset=min_offset,
-        )
-        _show(listed, as_json=as_json)
+    return flux0.sessions.list_events(
+        session_id=session,
+        types=types or None,
+        source=source,
+        correlation_id=correlation_id,
+        min_offset=min_offset,
+    )
 
 
-@agents.command("list")
-def list_agents(server_url: ServerUrl = DEFAULT_SERVER_URL, *, as_json: Json = False) -> None:
+@_shows(agents, "list")
+def list_agents(flux0: Flux0) -> Listed:
     """List all agents of the server."""
-    with _client(server_url) as flux0:
-        _show(flux0.agents.list(), as_json=as_json)
+    return flux0.agents.list()
 
 
-@agents.command("create")
+@_shows(agents, "get")
+def get_agent(flux0: Flux0, agent: AgentId) -> Listed:
+    """Show one agent."""
+    return flux0.agents.retrieve(agent_id=agent)
+
+
+@_shows(agents, "create")
 def create_agent(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What people call it.")],
-    type_: Annotated[
-        str, typer.Argument(metavar="TYPE", help="The code that runs it; the server must have it.")
-    ],
+    flux0: Flux0,
+    name: Annotated[str, _argument("NAME", "What people call it.")],
+    type_: Annotated[str, _argument("TYPE", "The code that runs it; the server must have it.")],
     *,
-    description: Annotated[
-        str | None, typer.Option("--description", metavar="TEXT", help="What it is for.")
-    ] = None,
-    server_url: ServerUrl = DEFAULT_SERVER_URL,
-    as_json: Json = False,
-) -> None:
+    description: Annotated[str | None, _option("--description", "TEXT", "What it is for.")] = None,
+) -> Listed:
     """Create an agent.
 
     Example:
-    flux0 agents create Drizzle weather --description "Knows the weather"
+    flux0-client agents create Drizzle weather --description "Knows the weather"
     """
-    with _client(server_url) as flux0:
-        created = flux0.agents.create(name=name, type_=type_, description=description)
-        _show(created, as_json=as_json)
+    return flux0.agents.create(name=name, type_=type_, description=description)
 
 
-@sessions.command("list")
+@_shows(sessions, "list")
 def list_sessions(
+    flux0: Flux0,
     *,
-    agent: Annotated[
-        str | None, typer.Option("--agent", metavar="ID", help="Only sessions with this agent.")
-    ] = None,
-    server_url: ServerUrl = DEFAULT_SERVER_URL,
-    user: User = None,
-    as_json: Json = False,
-) -> None:
+    agent: Annotated[str | None, _option("--agent", "ID", "Only those with this agent.")] = None,
+) -> Listed:
     """List your sessions."""
-    with _client(server_url, user) as flux0:
-        _show(flux0.sessions.list(agent_id=agent), as_json=as_json)
+    return flux0.sessions.list(agent_id=agent)
 
 
-@sessions.command("create", context_settings=_TAKES_AN_ID)
+@_shows(sessions, "get")
+def get_session(flux0: Flux0, session: SessionId) -> Listed:
+    """Show one session."""
+    return flux0.sessions.retrieve(session_id=session)
+
+
+@_shows(sessions, "create")
 def create_session(
-    agent_id: Annotated[str, typer.Argument(metavar="AGENT_ID", help="The agent to talk to.")],
+    flux0: Flux0,
+    agent: AgentId,
     *,
-    title: Annotated[
-        str | None, typer.Option("--title", metavar="TEXT", help="What it is about.")
-    ] = None,
-    server_url: ServerUrl = DEFAULT_SERVER_URL,
-    user: User = None,
-    as_json: Json = False,
-) -> None:
+    title: Annotated[str | None, _option("--title", "TEXT", "What it is about.")] = None,
+) -> Listed:
     """Open a session with an agent.
 
     Example:
-    flux0 sessions create f1KizRKqjY --title "The weather"
+    flux0-client sessions create f1KizRKqjY --title "The weather"
     """
-    with _client(server_url, user) as flux0:
-        _show(flux0.sessions.create(agent_id=agent_id, title=title), as_json=as_json)
-
-
-app.add_typer(agents, name="agents")
-app.add_typer(sessions, name="sessions")
+    return flux0.sessions.create(agent_id=agent, title=title)
 
 
 @contextmanager
 def _client(
-    server_url: str,
+    context: typer.Context,
+    server: str | None = None,
     user: str | None = None,
-    *,
+    header: list[str] | None = None,
+    explain: Callable[[Flux0Error], str] = error_in_words,
     idle_timeout: int | None = None,
+    *,
     demo: bool = False,
 ) -> Generator[Flux0, None, None]:
-    """Give out a client; what goes wrong ends as a line on standard error and an exit code."""
+    """Give out a client; what goes wrong ends as a line on standard error and an exit code.
+
+    Of an option that stands before the command and behind it, the latter counts.
+    """
     from flux0.cli.output import escape_unencodable, print_problem  # noqa: PLC0415 - loads rich
-    from flux0.cli.wording import error_in_words  # noqa: PLC0415
 
     escape_unencodable()
+    root_server, root_user, root_header = context.obj
     try:
         with Flux0(
-            server_url,
+            server or root_server,
             transport=_demo_transport() if demo else None,
             stream_idle_timeout_ms=None if idle_timeout is None else idle_timeout * 1000,
-            headers=user_headers(user),
+            headers=_headers(user or root_user, [*root_header, *(header or ())]),
         ) as client:
             yield client
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None
     except Flux0Error as error:
-        print_problem(error_in_words(error, server_url))
+        print_problem(explain(error))
         code = _WRONG_USE if isinstance(error, InvalidArgument) else _FAILED
         raise typer.Exit(code) from error
 
 
-def _demo_transport() -> Transport:
+def _headers(user: str | None, given: list[str]) -> Mapping[str, str]:
+    """Return the header fields to send; those of the same name are joined, as HTTP has it."""
+    fields = dict(user_headers(user) or {})
+    for text in given:
+        name, colon, value = map(str.strip, text.partition(":"))
+        if not colon:
+            raise InvalidArgument("headers", "must be like 'NAME: VALUE'")
+        name, joint = name.lower(), "; " if name.lower() == "cookie" else ", "
+        fields[name] = f"{fields[name]}{joint}{value}" if name in fields else value
+    if token := os.environ.get("FLUX0_TOKEN", "").strip():
+        fields.setdefault("authorization", f"Bearer {token}")
+    return fields
+
+
+def _demo_transport() -> Any:
     from flux0.cli.demo_agent import demo_transport  # noqa: PLC0415 - not for a real server
 
     return demo_transport(sleep=time.sleep, start=time.time())
-
-
-def _show(model: Listed, *, as_json: bool) -> None:
-    from flux0.cli.listing import show  # noqa: PLC0415 - loads rich
-    from flux0.cli.output import Output  # noqa: PLC0415
-
-    if as_json:
-        Output().json(to_dict(model), indent=2)
-    else:
-        show(Output(), model)

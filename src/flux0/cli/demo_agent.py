@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from flux0.domain.enums import SessionStatus
-from flux0.testing.fake.clock import FakeClock
-from flux0.testing.fake.steps import (
+from flux0 import SessionStatus
+from flux0.testing import (
     AgentStep,
     CallTool,
+    FakeClock,
+    FakeTransport,
     GiveResult,
     Pause,
     Reason,
@@ -17,7 +18,6 @@ from flux0.testing.fake.steps import (
     Say,
     UserMessage,
 )
-from flux0.testing.fake.transport import FakeTransport
 
 _PIECE = 4  # Characters, about as many as a token of a language model.
 _PACE = 0.03  # Seconds between pieces.

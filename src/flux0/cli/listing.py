@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import groupby
-from typing import TypeAlias
 
 from flux0.cli.output import Output, print_note
-from flux0.cli.wording import data_in_words
+from flux0.cli.wording import Listed, data_in_words
 from flux0.models import Agent, Agents, Events, Session, Sessions
-
-Listed: TypeAlias = Agent | Agents | Session | Sessions | Events
 
 # The columns of each table, with their importance.
 _AGENT = {"ID": 5, "TYPE": 2, "NAME": 4, "CREATED": 1, "DESCRIPTION": 3}

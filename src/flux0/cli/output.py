@@ -76,20 +76,17 @@ class Output:
         self._block = ("", "")
 
     def write(self, text: str, style: Style = PLAIN, *, mark: str = "") -> None:
-        """Append text, at once.
+        """Append text, at once; with a mark, on a line of its own that begins with the mark.
 
-        Args:
-            text: what to append; control characters but line breaks and tabs are escaped.
-            style: its style on a terminal.
-            mark: what the line begins with; further lines of the text are indented as far.
+        Further lines are indented as far. Control characters but line breaks and tabs are escaped.
         """
         if mark:
             self.end_line()
             self._indent = " " * cell_len(mark)
         text = visible(text)
         if mark or text:
-            self._append(mark + self._laid_out(text), style)
             self._line_is_open = not text.endswith("\n")
+            self._append(mark + self._laid_out(text), style)
 
     def end_line(self) -> None:
         """Begin a new line, unless at the beginning of one."""
@@ -100,12 +97,10 @@ class Output:
     def table(
         self, columns: Mapping[str, int], rows: Iterable[Sequence[str]], *, head: bool = True
     ) -> None:
-        """Write a table. On a narrow terminal the least important columns are left out.
+        """Write a table, whose columns have a name and an importance.
 
-        Args:
-            columns: the columns' names, each with its importance.
-            rows: the cells; a row of one cell is a heading. The last column is wrapped.
-            head: whether the names of the columns are written.
+        On a narrow terminal the least important columns are left out, and the last one that stays
+        is wrapped. A row of one cell is a heading. Without `head`, the names are not written.
         """
         lines = [tuple(map(one_line, row)) for row in ([tuple(columns)] if head else []) + [*rows]]
         widths = [
