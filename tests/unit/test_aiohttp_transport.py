@@ -19,7 +19,6 @@ import trio
 import trustme
 from attrs import frozen
 
-from flux0.adapters import aiohttp as aiohttp_adapter
 from flux0.adapters.aiohttp import AiohttpTransport
 from flux0.domain.errors import (
     ClientClosed,
@@ -585,8 +584,3 @@ def test_one_transport_serves_loop_after_loop() -> None:
             asyncio.run(run(server.url))
             server.wait_until_gone()
         assert server.connections == 2
-
-
-def test_a_connection_that_has_no_socket_any_more_is_let_go() -> None:
-    # Whether a peer's end takes the socket away first is up to the loop, so it is asked directly.
-    aiohttp_adapter._abort(None)  # pyright: ignore[reportPrivateUsage]

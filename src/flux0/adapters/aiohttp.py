@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from base64 import b64encode
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from math import inf
-from traceback import walk_tb
-from typing import TYPE_CHECKING, Final, cast
+from contextvars import ContextVar
+from functools import cache, partial
+from types import SimpleNamespace
+from typing import Any, Final, TypeAlias, cast
 from weakref import finalize
 
 import aiohttp
-from aiohttp.abc import AbstractStreamWriter
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL  # aiohttp's own type of URL
 
-from flux0.adapters.support.decompression import decoder_for
+from flux0.adapters.support.aiohttp_wire import RequestBody, Wire
+from flux0.adapters.support.bodies import PulledBody
 from flux0.adapters.support.event_loop import PerLoop
+from flux0.adapters.support.proxies import environment_proxy
 from flux0.domain.errors import (
     ClientClosed,
     ConnectError,
     ConnectionInterrupted,
     ConnectTimeout,
     Flux0Error,
+    InvalidArgument,
     PoolTimeout,
     ProtocolError,
     ReadTimeout,
@@ -31,77 +36,70 @@ from flux0.domain.errors import (
     WriteTimeout,
 )
 from flux0.domain.headers import Headers
-from flux0.ports import AsyncByteStream, Request, Response
-
-if TYPE_CHECKING:
-    from aiohttp.http import StreamWriter
+from flux0.ports import AsyncByteStream, Request, Response, is_framed, is_success
 
 # A turn holds its connection for as long as the agent thinks, so a busy process needs many.
 _MAX_CONNECTIONS: Final = 1000
 # Less than the 5 seconds after which a flux0 server closes a connection that nobody uses.
 _KEEPALIVE_SECONDS: Final = 4.0
 _MAX_HEADER_BYTES: Final = 64 * 1024
-# Up to this size a body fits into the buffer of a connection, so that writing it never waits.
-_SMALL_BODY_BYTES: Final = 32 * 1024
-_WRITE_BYTES: Final = 64 * 1024
-_LOOK_SECONDS: Final = 1.0
 
 
 class AiohttpTransport:
     """Sends requests over aiohttp, with a session of the user's or sessions made when first needed.
 
-    A session passed in keeps its connector, proxy, certificates, cookies and middleware, belongs to
-    the event loop that it was made in, and is never closed here. One made here takes nothing from
-    the environment and keeps no cookies. Timeouts are the request's: aiohttp has a single one for
-    waiting for a free connection and for making it, and that is `pool`; `connect` limits each
-    address that is tried. Redirects are not followed, and aiohttp's own retries are off. It writes
-    the values of header fields in UTF-8.
+    A session passed in keeps its connector, proxy, certificates, cookies, middlewares and traces,
+    belongs to the event loop that it was made in, and is never closed here. One made here obeys the
+    proxies that the environment names, which `AiohttpTransport(aiohttp.ClientSession())` does not,
+    and keeps no cookies. Timeouts are the request's: aiohttp has a single one for waiting for a
+    free connection and for making it, and that is `pool`; `connect` limits each address that is
+    tried. Redirects are not followed, and aiohttp's own retries are off.
+
+    Raises:
+        InvalidArgument: `session` is not a session; it may be something that wraps one.
     """
 
     def __init__(self, session: aiohttp.ClientSession | None = None) -> None:
+        if session is not None:
+            if not isinstance(cast("object", session), aiohttp.ClientSession):
+                problem = f"is {session!r}, and must be an aiohttp.ClientSession"
+                raise InvalidArgument("session", f"{problem}: pass the one that it wraps")
+            if _TOLD not in session.trace_configs:
+                session.trace_configs.insert(0, _TELLING)
+                session.trace_configs.append(_TOLD)
         self._session = session
         self._own_sessions = PerLoop(_make_session, aiohttp.ClientSession.close)
-        given = () if session is None else session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - those of a request replace them
-        self._middlewares: tuple[aiohttp.ClientMiddlewareType, ...] = (_unrepeated, *given)
+        self._proxy = cache(environment_proxy)
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Send `request` once; see `AsyncTransport.send_async`."""
-        loop = _running_loop()
-        session = self._session
+        url = _url(request.url)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            message = "aiohttp works under asyncio only: use HttpxTransport under trio"
+            raise Flux0Error(message) from None
+        session, proxy = self._session, None
         if session is None:
             session = await self._own_sessions.get()
+            proxy = self._proxy(url.scheme, url.host or "", url.port or 0)
         elif session.closed:
             raise ClientClosed("the aiohttp session is closed")
-        elif session._loop is not loop:  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - its public name is deprecated
-            raise Flux0Error("the aiohttp session belongs to another event loop")
-        response = await self._send(session, request)
-        body = _Body(request, response, loop, self)
-        return Response(response.status, _response_headers(response), body, response)
+        exchange = _Exchange(request, url)
+        response = await exchange.run(session, proxy)
+        wire = exchange.body.wire
+        if response.connection is not None and response.connection.transport is not None:
+            wire = Wire.of(response.connection.transport)  # Another, if the user's code sent it.
+        pairs = (
+            (str(name, "latin-1"), str(value, "latin-1")) for name, value in response.raw_headers
+        )
+        headers = Headers(tuple(pairs))
+        body = _Body(request, response, wire, self, ends_by_closing=not is_framed(headers))
+        return Response(response.status, headers, body, response, body.ends_by_closing)
 
     async def close_async(self) -> None:
         """Close the running loop's session, unless it is the user's."""
         await self._own_sessions.close_async()
-
-    async def _send(
-        self, session: aiohttp.ClientSession, request: Request
-    ) -> aiohttp.ClientResponse:
-        timeout = request.timeout
-        try:
-            return await session.request(
-                request.method,
-                _url(request),
-                headers=_request_headers(request),
-                data=_data(request),
-                allow_redirects=False,
-                raise_for_status=False,
-                auto_decompress=False,
-                middlewares=self._middlewares,
-                timeout=aiohttp.ClientTimeout(
-                    connect=timeout.pool, sock_connect=timeout.connect, sock_read=timeout.read
-                ),
-            )
-        except _RAISED as error:
-            raise _translated(error) from error
 
 
 def _make_session() -> aiohttp.ClientSession:
@@ -110,289 +108,344 @@ def _make_session() -> aiohttp.ClientSession:
             limit=_MAX_CONNECTIONS, keepalive_timeout=_KEEPALIVE_SECONDS
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
-        max_line_size=_MAX_HEADER_BYTES,
-        max_field_size=_MAX_HEADER_BYTES,
+        trace_configs=[_TOLD],
     )
 
 
-def _running_loop() -> asyncio.AbstractEventLoop:
+def _url(text: str) -> URL:
     try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        message = "aiohttp works under asyncio only: use HttpxTransport under trio"
-        raise Flux0Error(message) from None
-
-
-def _url(request: Request) -> URL:
-    try:
-        url = URL(request.url, encoded=True)
-        url.port  # noqa: B018 - checked when first looked at
+        url = URL(text, encoded=True)
+        if url.scheme in ("http", "https") and url.raw_host and url.port is not None:
+            return url
+        problem = ValueError("it does not begin with http:// or https:// and a server's name")
     except ValueError as error:
-        raise ConnectError(f"{request.url!r} is not a URL: {error}") from error
-    return url
+        problem = error
+    raise ConnectError(f"the URL leads nowhere: {problem}") from problem
 
 
-async def _unrepeated(
-    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-) -> aiohttp.ClientResponse:
-    """Turn the errors that make aiohttp send a request again into some that do not."""
-    try:
-        return await handler(request)
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise _translated(error) from error
+class _Exchange:
+    """One request on its way to the head of its answer, and what is known of it."""
 
+    def __init__(self, request: Request, url: URL) -> None:
+        self._request = request
+        self._url = url
+        self.body = RequestBody(request.body or b"", request.timeout.write)
+        self._sent = False
+        self._failure: Exception | None = None  # What aiohttp itself has raised last.
+        self._step = ""  # What aiohttp does, by the name of its last trace event.
+        self._telling = False  # Whether it is telling the user's traces of an event.
 
-def _request_headers(request: Request) -> list[tuple[str, str]]:
-    pairs = list(request.headers.pairs)
-    if "accept-encoding" not in request.headers:
-        pairs.append(("accept-encoding", "gzip"))  # What is undone here, and no more.
-    return pairs
-
-
-def _response_headers(response: aiohttp.ClientResponse) -> Headers:
-    fields = response.raw_headers
-    try:
-        return Headers(tuple((name.decode(), value.decode()) for name, value in fields))
-    except UnicodeDecodeError:
-        return Headers(
-            tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
-        )
-
-
-def _data(request: Request) -> bytes | aiohttp.Payload | None:
-    body = request.body
-    if body is None or len(body) <= _SMALL_BODY_BYTES:
-        return body
-    return _LargeBody(body, request.timeout.write)
-
-
-class _LargeBody(aiohttp.Payload):
-    """A body whose writing may have to wait for the server, which aiohttp would do without end."""
-
-    def __init__(self, body: bytes, silence: float | None) -> None:
-        super().__init__(body)
-        self._size = len(body)
-        self._body = body
-        self._silence = silence
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        return self._body.decode(encoding, errors)
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        socket = cast("StreamWriter", writer).transport  # None if the connection is lost already.
+    async def run(
+        self, session: aiohttp.ClientSession, proxy: str | None
+    ) -> aiohttp.ClientResponse:
+        """Send the request and return the answer when its head is in."""
+        # Those of a request replace the session's, for which aiohttp has no public name. Without
+        # ours around and inside of them, a request could be sent twice, and what they raise could
+        # not be told from what aiohttp raises.
+        theirs = session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        timeout = self._request.timeout
+        _EXCHANGE.set(self)
         try:
-            for start in range(0, len(self._body), _WRITE_BYTES):
-                piece = self._body[start : start + _WRITE_BYTES]
-                await asyncio.wait_for(writer.write(piece), self._silence)
-            await asyncio.wait_for(writer.drain(), self._silence)
-        except BaseException as error:
-            _abort(socket)  # Closing would wait until the server has taken what is written.
-            if isinstance(error, asyncio.TimeoutError):
-                raise WriteTimeout("the server did not take the request's body") from error
+            return await session.request(
+                self._request.method,
+                self._url.with_user(None),
+                headers=self._headers(),
+                skip_auto_headers=("Content-Type",) if self._request.body is None else None,
+                data=self.body,
+                allow_redirects=False,
+                raise_for_status=False,
+                auto_decompress=False,
+                proxy=proxy,
+                middlewares=(self._outermost, *theirs, self._innermost),
+                max_line_size=_MAX_HEADER_BYTES,
+                max_field_size=_MAX_HEADER_BYTES,
+                timeout=aiohttp.ClientTimeout(
+                    connect=timeout.pool, sock_connect=timeout.connect, sock_read=timeout.read
+                ),
+            )
+        except _Theirs as carrier:
+            error = carrier.error
+        finally:
+            _EXCHANGE.set(None)
+        raise error  # Outside of the block, so that it is as it was.
+
+    def _headers(self) -> list[tuple[str, str]]:
+        headers = self._request.headers
+        pairs = [pair for pair in headers.pairs if pair[0].lower() != "authorization"]
+        if "accept-encoding" not in headers:
+            pairs.append(("accept-encoding", "gzip"))  # What is undone here, and no more.
+        return pairs
+
+    async def _outermost(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Complete the request, and keep the errors of the user's middlewares as they are."""
+        _EXCHANGE.set(None)  # A middleware may send requests of its own.
+        authorization = self._request.headers.get("authorization")
+        if authorization is not None:
+            request.headers["Authorization"] = authorization
+        elif self._url.user is not None and "Authorization" not in request.headers:
+            login = b64encode(f"{self._url.user}:{self._url.password or ''}".encode())
+            request.headers["Authorization"] = f"Basic {login.decode()}"
+        if self._request.body is None and request.method in request.GET_METHODS:
+            del request.headers["Content-Length"]
+        try:
+            return await handler(request)
+        except Exception as error:
+            if error is self._failure:
+                raise self._translated(error) from error
+            # aiohttp would send a GET again, or make another error of it.
+            if isinstance(error, (OSError, aiohttp.ServerDisconnectedError)):
+                raise _Theirs(error) from error
             raise
 
+    async def _innermost(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Have aiohttp send the request; take note of whether it did, and of what it raises."""
+        if request.loop is not asyncio.get_running_loop():
+            raise Flux0Error("the aiohttp session belongs to another event loop")
+        if "Expect" in request.headers:
+            problem = "has expect, for whose 100 Continue aiohttp waits without end"
+            raise InvalidArgument("headers", problem)
+        body = self.body
+        while True:
+            body.prepare()
+            self._telling = False
+            known = request.body is body  # A middleware may have replaced it.
+            try:
+                response = await handler(request)
+                if not known or body.begun or not body.reused:
+                    return response
+                response.close()  # It was there before the request was.
+            except Exception as error:
+                if body.unfit:
+                    continue
+                if self._telling:
+                    raise self._of_trace(error) from None
+                self._failure = error
+                raise
+            finally:
+                self._sent = self._sent or body.begun or not known
 
-class _Body:
+    def _of_trace(self, error: Exception) -> BaseException:
+        """Return what the user's trace has raised, which aiohttp wraps while it connects."""
+        if self._step in _SENDING:
+            return self.body.failure or error
+        wrappers: tuple[type[Exception], ...] = (aiohttp.ConnectionTimeoutError,)
+        if self._step.startswith("dns"):
+            wrappers += (aiohttp.ClientConnectorDNSError,)
+        return (isinstance(error, wrappers) and error.__cause__) or error
+
+    def note(self, step: str, *, telling: bool) -> None:
+        """Take note of what aiohttp does, and of whether the user's traces are yet to be told."""
+        self._step, self._telling = step, telling
+        if step in ("connection_reuseconn", "connection_create_start"):
+            self.body.reused = step == "connection_reuseconn"
+
+    def _translated(self, error: Exception) -> Exception:
+        """Return the error of ours that one of aiohttp's stands for, or itself if there is none."""
+        if isinstance(self.body.failure, WriteTimeout):
+            return self.body.failure
+        unsent = not self._sent and self._step in _CONNECTING
+        kinds = _UNSENT if unsent else _SENT
+        kind = next((to for raised, to in kinds if isinstance(error, raised)), None)
+        if kind is ConnectTimeout and self._step == "connection_queued_start":
+            kind = PoolTimeout
+        return error if kind is None else kind(str(error) or type(error).__name__)
+
+
+class _Theirs(Exception):
+    """Carries an error of the user's past aiohttp."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+# What aiohttp raises before a byte is sent, and after; the first that fits counts.
+_Kinds: TypeAlias = tuple[tuple[type[Exception], type[TransportError]], ...]
+_UNSENT: Final[_Kinds] = (
+    (asyncio.TimeoutError, ConnectTimeout),
+    (aiohttp.ClientSSLError, TLSError),
+    (aiohttp.ServerFingerprintMismatch, TLSError),
+    (aiohttp.ClientError, ConnectError),
+    (HttpProcessingError, ConnectError),  # Of a proxy.
+    (OSError, ConnectError),
+    (UnicodeError, ConnectError),  # The standard library cannot encode the name of the host.
+)
+_SENT: Final[_Kinds] = (
+    (asyncio.TimeoutError, ReadTimeout),
+    (aiohttp.ClientConnectionError, ConnectionInterrupted),
+    (aiohttp.ClientError, ProtocolError),
+    (OSError, ConnectionInterrupted),
+)
+
+# aiohttp's trace events: before it has a connection, once it has one, and while it sends.
+_CONNECTING: Final = (
+    *("connection_queued_start", "connection_queued_end", "connection_create_start"),
+    *("dns_resolvehost_start", "dns_resolvehost_end", "dns_cache_hit", "dns_cache_miss"),
+)
+_CONNECTED: Final = ("connection_create_end", "connection_reuseconn")
+_SENDING: Final = ("request_headers_sent", "request_chunk_sent")
+
+# The exchange whose request is handed to aiohttp right now.
+_EXCHANGE: ContextVar[_Exchange | None] = ContextVar("flux0_aiohttp_exchange", default=None)
+
+
+class _TraceContext(SimpleNamespace):
+    def __init__(self, **given: Any) -> None:
+        super().__init__(exchange=_EXCHANGE.get(), **given)
+
+
+def _trace(*, telling: bool) -> aiohttp.TraceConfig:
+    config = aiohttp.TraceConfig(_TraceContext)
+
+    async def tell(step: str, _session: object, context: Any, _params: object) -> None:
+        if context.exchange is not None:  # Otherwise the request is the user's own.
+            context.exchange.note(step, telling=telling)
+
+    for step in (*_CONNECTING, *_CONNECTED, *_SENDING):
+        getattr(config, f"on_{step}").append(partial(tell, step))
+    config.freeze()
+    return config
+
+
+# One is told before the user's own traces, the other after them.
+_TELLING: Final = _trace(telling=True)
+_TOLD: Final = _trace(telling=False)
+
+# RuntimeError: the connection was closed, which aiohttp has not told the reader yet.
+_RAISED: Final = (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError)
+
+
+class _Body(PulledBody):
     """The body of a response."""
 
     def __init__(
         self,
         request: Request,
         response: aiohttp.ClientResponse,
-        loop: asyncio.AbstractEventLoop,
+        wire: Wire | None,
         transport: AiohttpTransport,
+        *,
+        ends_by_closing: bool,
     ) -> None:
-        streaming = request.streams(response.status)
-        silence = request.timeout.idle if streaming else request.timeout.read
-        self._silence = inf if silence is None else silence
-        self._retained: list[bytes] | None = None if streaming else []
+        super().__init__(response.headers.get("Content-Encoding", ""))
+        timeout = request.timeout
+        self._silence = timeout.idle if request.streams(response.status) else timeout.read
+        self._expired = False
+        self.ends_by_closing = ends_by_closing
+        self._loop = asyncio.get_running_loop()
         self._response = response
         self._content = response.content
-        self._loop = loop
+        self._wire = wire
         self._transport = transport  # Its session must outlive the body.
-        self._decoder = decoder_for(response.headers.get("Content-Encoding", ""))
-        self._decoded: Iterator[bytes] = iter(())
-        self._ended = False
-        self._closed = False
-        self._wait_ends = inf
-        self._timer: asyncio.TimerHandle | None = None
-        self._socket: asyncio.Transport | None = None
-        self._forgotten: finalize[..., _Body] | None = None
-        connection = response.connection
-        self._protocol = None if connection is None else connection.protocol
-        if self._protocol is not None:  # Otherwise the whole body came along with the head.
-            # Its timeout also runs while nobody reads; ours begins anew with each wait.
-            self._protocol.read_timeout = None
-            self._protocol.start_timeout()
-            # aiohttp forgets it when the connection is lost, but it too is to be closed then.
-            self._socket = self._protocol.transport
-            # Not __del__, which comes too late for a connection that is garbage together with this.
-            self._forgotten = finalize(self, _release_soon, loop, response, self._socket)
-            self._forgotten.atexit = False
+        # Users read the body of an error again, from `raw_response`.
+        self._retained: list[bytes] | None = None if is_success(response.status) else []
+        # Not __del__, which comes too late for a connection that is garbage together with this.
+        self._forgotten = finalize(self, _release_soon, self._loop, response, wire)
+        self._forgotten.atexit = False
+        protocol = None if response.connection is None else response.connection.protocol
+        if protocol is not None and wire is not None:  # Otherwise the whole body is there.
+            # aiohttp's timeout also runs while nobody reads; ours begins anew with each wait.
+            protocol.read_timeout = None
+            protocol.start_timeout()
+            wire.watch(response.content)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        if self._ended:
-            raise StopAsyncIteration
-        try:
-            piece = await self._next()
-        except TransportError:
-            await self.close_async()
-            raise
-        if not piece:
-            self._ended = True
-            await self.close_async()
+        piece = await self.pull()
+        if piece is None:
             raise StopAsyncIteration
         if self._retained is not None:
             self._retained.append(piece)
         return piece
 
     async def close_async(self) -> None:
-        self._closed = True
-        if self._forgotten is not None:
-            self._forgotten.detach()
-        _release(self._response, self._socket)
+        self.closed = True
+        self._release()
 
-    async def _next(self) -> bytes:
-        """Return the next piece, decompressed, or an empty one at the end."""
-        while True:
-            for piece in self._decoded:
-                return piece
-            data = await self._receive()
-            if not data:
-                self._end()
-                return b""
-            if self._decoder is None:
-                return data
-            self._decoded = self._decoder.feed(data)
+    def _release(self) -> None:
+        self._forgotten.detach()
+        _release(self._response, self._wire)
 
-    async def _receive(self) -> bytes:
-        """Return what has arrived, after waiting for it if need be, or nothing at the end."""
-        content = self._content
+    async def _receive(self) -> bytes | None:
         try:
-            if self._closed:
-                raise aiohttp.ClientConnectionError("the body is closed")
-            data = content.read_nowait()
-            if data or content.at_eof():
-                return data
-            self._wait_ends = self._loop.time() + self._silence
-            self._look(content.total_bytes)
-            try:
-                return await content.readany()
-            finally:
-                if self._timer is not None:
-                    self._timer.cancel()
-        except _RAISED as error:
-            # What came before the failure is handed out first.
-            data = b"" if self._closed else content._read_nowait(-1)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-            if data:
-                return data
-            raise _translated(error) from error
+            data = self._content.read_nowait()
+            if not data and not self._content.at_eof():
+                data = await self._wait()
+        except _RAISED:
+            data = b"" if self.closed else _withheld(self._content)
+            if not data:
+                raise
+        lost = None if self._wire is None else self._wire.failure
+        # aiohttp takes every end of a connection for that of a body which ends with it.
+        if not data and isinstance(lost, OSError) and self.ends_by_closing:
+            raise lost
+        return data or None
 
-    def _look(self, seen: int) -> None:
-        """End the wait for bytes if it is time to, or look again later.
+    async def _wait(self) -> bytes:
+        if self._silence is None:
+            return await self._content.readany()
+        seen = self._content.total_bytes
+        timer = self._loop.call_later(self._silence, self._expire, seen)
+        try:
+            return await self._content.readany()
+        finally:
+            timer.cancel()
 
-        aiohttp does not always tell who reads a body that its connection is closed: not where the
-        framing breaks, nor where the session is closed.
-        """
-        content = self._content
-        if content.total_bytes != seen:  # They came at the same time as the timer.
-            return
-        now = self._loop.time()
-        failure = None if self._protocol is None else self._protocol.exception()
-        if failure is not None:
-            content.set_exception(failure)
-        elif now >= self._wait_ends:
-            content.set_exception(aiohttp.SocketTimeoutError("nothing came for too long"))
-        else:
-            when = min(self._wait_ends, now + _LOOK_SECONDS)
-            self._timer = self._loop.call_at(when, self._look, seen)
+    def _expire(self, seen: int) -> None:
+        if self._content.total_bytes == seen:  # Otherwise bytes came at the same time.
+            self._expired = True
+            self._content.set_exception(aiohttp.SocketTimeoutError("nothing came for too long"))
 
-    def _end(self) -> None:
-        """Take the end of the body."""
-        if self._decoder is not None:
-            self._decoder.end()
-        headers = self._response.headers
-        if (
-            self._protocol is not None
-            and "Content-Length" not in headers
-            and "Transfer-Encoding" not in headers
-        ):
-            # aiohttp takes every end of such a connection for the end of the body.
-            error = self._protocol.exception()
-            if isinstance(error, OSError):
-                raise _translated(error) from error
+    async def _finish(self) -> None:
+        self._release()
         if self._retained is not None:
-            # As `ClientResponse.read` does, so that users find the body in `raw_response`.
-            self._response._body = b"".join(self._retained)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            body = b"".join(self._retained)
+            content = aiohttp.StreamReader(BaseProtocol(self._loop), len(body), loop=self._loop)
+            content.feed_data(body)
+            content.feed_eof()
+            self._response.content = content
+
+    async def _give_up(self, error: BaseException) -> TransportError | None:
+        self._release()
+        if not isinstance(error, _RAISED):
+            return None
+        kind: type[TransportError] = ReadTimeout if self._expired else ConnectionInterrupted
+        if self._wire is not None and isinstance(self._wire.failure, HttpProcessingError):
+            kind = ProtocolError
+        return kind(str(error) or type(error).__name__)
+
+
+def _withheld(content: aiohttp.StreamReader) -> bytes:
+    """Return what came before a failure, which aiohttp withholds from then on."""
+    failure = content.exception()
+    content.set_exception(cast("Exception", None))
+    data = content.read_nowait()
+    content.set_exception(cast("Exception", failure))
+    return data
 
 
 def _release_soon(
-    loop: asyncio.AbstractEventLoop,
-    response: aiohttp.ClientResponse,
-    socket: asyncio.Transport | None,
+    loop: asyncio.AbstractEventLoop, response: aiohttp.ClientResponse, wire: Wire | None
 ) -> None:
     """Have `loop` give up the connection, from any thread: garbage is collected in any."""
-    with suppress(RuntimeError):  # The loop is closed.
-        try:
-            loop.call_soon_threadsafe(_release, response, socket)
-        except RuntimeError:
+    try:
+        loop.call_soon_threadsafe(_release, response, wire)
+    except RuntimeError:  # The loop is closed.
+        if wire is not None:
+            wire.shut_down()
+        with suppress(RuntimeError):
             response.release()
 
 
-def _release(response: aiohttp.ClientResponse, socket: asyncio.Transport | None) -> None:
+def _release(response: aiohttp.ClientResponse, wire: Wire | None) -> None:
     """Give up the connection, unless the whole body is in, and end whoever waits for more."""
-    if response.closed:
-        return
-    if response.content.exception() is None:
-        response.content.set_exception(aiohttp.ClientConnectionError("the body is closed"))
-    _abort(socket)  # Closing would wait for the other side to end its TLS.
-    response.close()
-
-
-def _abort(socket: asyncio.Transport | None) -> None:
-    if socket is not None:
-        socket.abort()
-
-
-# UnicodeError: the resolver was given a host name that the standard library cannot encode.
-_RAISED = (aiohttp.ClientError, HttpProcessingError, asyncio.TimeoutError, UnicodeError)
-
-_TRANSLATIONS: tuple[tuple[type[Exception], type[TransportError]], ...] = (
-    (aiohttp.ConnectionTimeoutError, ConnectTimeout),
-    (asyncio.TimeoutError, ReadTimeout),
-    (aiohttp.ClientSSLError, TLSError),
-    (aiohttp.ServerFingerprintMismatch, TLSError),
-    (aiohttp.ClientConnectorError, ConnectError),
-    (aiohttp.ClientHttpProxyError, ConnectError),
-    (aiohttp.InvalidURL, ConnectError),
-    (aiohttp.NonHttpUrlClientError, ConnectError),
-    (UnicodeError, ConnectError),
-    (aiohttp.ClientConnectionError, ConnectionInterrupted),
-)
-
-_ENDED_EARLY = "payload is not completed"  # aiohttp, of a body whose connection ended before it
-
-
-def _translated(error: BaseException) -> TransportError:
-    text = str(error) or type(error).__name__
-    broken = ConnectionInterrupted if _ENDED_EARLY in text else ProtocolError
-    kind = next((to for raised, to in _TRANSLATIONS if isinstance(error, raised)), broken)
-    if kind is ConnectTimeout and _waited_for_free_connection(error):
-        kind = PoolTimeout
-    elif isinstance(error.__cause__, WriteTimeout):
-        kind = WriteTimeout
-    return kind(text)
-
-
-def _waited_for_free_connection(error: BaseException) -> bool:
-    """Whether a timeout passed in aiohttp's pool, by the function that it interrupted."""
-    cause: BaseException | None = error
-    while cause is not None:
-        for frame, _ in walk_tb(cause.__traceback__):
-            if frame.f_code.co_name == "_wait_for_available_connection":
-                return True
-        cause = cause.__cause__ or cause.__context__
-    return False
+    if not response.closed:
+        if wire is not None:
+            wire.abort()  # Closing would wait for the other side to end its TLS.
+        response.close()

@@ -1,0 +1,248 @@
+"""What goes over one connection of aiohttp: the request's body, and the bytes that answer it."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+from collections.abc import Awaitable, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_exceptions import HttpProcessingError
+
+from flux0.domain.errors import WriteTimeout
+
+if TYPE_CHECKING:
+    from aiohttp.client_proto import ResponseHandler
+    from aiohttp.http import StreamWriter
+
+# What may come beside the content: interim answers and a head; chunk extensions; trailers.
+_MAX_OVERHEAD: Final = 256 * 1024
+# Up to this size a body fits into the buffer of a connection, so that writing it never waits.
+_SMALL_BODY_BYTES: Final = 32 * 1024
+_WRITE_BYTES: Final = 64 * 1024
+_HEAD_END: Final = b"\r\n\r\n"
+
+
+class Wire:
+    """Stands between a connection and aiohttp: the one's protocol and the other's transport.
+
+    Attributes:
+        failure: what aiohttp says of the connection's end, or of an answer that is not HTTP.
+    """
+
+    def __init__(self, transport: asyncio.Transport, handler: ResponseHandler) -> None:
+        self._transport = transport
+        self._handler = handler
+        self._recoding = False  # Whether what aiohttp writes next begins with a head.
+        self._head: bytes | None = None  # The beginning of a head that is awaited.
+        self._content: aiohttp.StreamReader | None = None
+        self._seen = self._overhead = 0
+        self._ended = False
+        self.failure: BaseException | None = None
+
+    @classmethod
+    def of(cls, transport: asyncio.Transport) -> Wire:
+        """Return the one of a connection, which aiohttp has opened."""
+        protocol: object = transport.get_protocol()
+        if isinstance(protocol, cls):
+            return protocol
+        handler = cast("ResponseHandler", protocol)
+        wire = cls(transport, handler)
+        transport.set_protocol(cast("asyncio.Protocol", wire))
+        handler.connection_made(cast("asyncio.Transport", wire))
+        return wire
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_fit(self) -> bool:
+        """Return whether the connection is open, with no byte on it that was not asked for."""
+        closing = self._transport.is_closing()
+        return not (closing or self._handler.should_close or _is_readable(self._transport))
+
+    def begin(self) -> None:
+        """Take note that a request goes out, and that the head of an answer is awaited."""
+        self._recoding, self._head, self._content, self._overhead = True, b"", None, 0
+
+    def watch(self, content: aiohttp.StreamReader) -> None:
+        """Tell the reader of this content of every failure."""
+        self._content = content
+        self._seen = self._overhead = 0
+        if self._ended:
+            self._end()
+
+    def shut_down(self) -> None:
+        """Close the connection where its event loop has ended, which would close it otherwise."""
+        with suppress(OSError):
+            self._transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+    # --- for aiohttp
+
+    def write(self, data: bytes) -> None:
+        """Write `data`; a head in Latin-1, as other libraries do, and not in UTF-8."""
+        if self._recoding:
+            self._recoding = False
+            end = data.find(_HEAD_END)
+            with suppress(UnicodeError):
+                data = data[:end].decode().encode("latin-1") + data[end:]
+        self._transport.write(data)
+
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        """Write all `pieces`."""
+        self.write(b"".join(pieces))
+
+    # --- for asyncio
+
+    def data_received(self, data: bytes) -> None:
+        """Hand over what came: a head apart from its body, which may break what came at once."""
+        while self._head is not None and data:
+            seen = len(self._head)
+            self._head += data
+            found = self._head.find(_HEAD_END, max(0, seen - 3))
+            end = found + len(_HEAD_END) - seen if found >= 0 else len(data)
+            self._take(data[:end])
+            data = data[end:]
+            if found >= 0:
+                interim = self._head[9:10] == b"1" and self._head[9:12] != b"101"
+                self._head = b"" if interim else None
+        if data:
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        self._handler.data_received(data)
+        content = self._content
+        if content is not None and content.is_eof():  # What comes now is another's.
+            self._content = content = None
+        if content is not None and content.total_bytes != self._seen:
+            self._seen, self._overhead = content.total_bytes, 0
+        elif content is not None or self._head is not None:
+            self._overhead += len(data)
+            if self._overhead > _MAX_OVERHEAD:
+                what = "head" if content is None else "framing"
+                problem = f"the answer's {what} takes more than {_MAX_OVERHEAD} bytes"
+                self._handler.set_exception(HttpProcessingError(code=400, message=problem))
+                self._transport.abort()
+        if isinstance(self._handler.exception(), HttpProcessingError):
+            self._end()
+
+    def eof_received(self) -> None:
+        """Take the end of what the server sends."""
+        self._handler.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take the end of the connection."""
+        self._handler.connection_lost(exc)
+        self._end()
+
+    def pause_writing(self) -> None:
+        """Have aiohttp write no more for now."""
+        self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Have aiohttp write again."""
+        self._handler.resume_writing()
+
+    def _end(self) -> None:
+        """Take note that no more content comes, and tell its reader, as aiohttp does not always."""
+        self._ended = True
+        if self.failure is None:
+            self.failure = self._handler.exception()
+        content = self._content
+        if content is not None and not content.is_eof() and content.exception() is None:
+            closed = aiohttp.ClientConnectionError("the connection was closed")
+            content.set_exception(self.failure or closed)
+
+
+def _is_readable(transport: asyncio.Transport) -> bool:
+    """Return whether bytes have come, or the end, which the event loop has not looked at yet."""
+    if not hasattr(select, "poll"):  # On Windows, where the event loop is always reading.
+        return False
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket"), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+class RequestBody(aiohttp.Payload):
+    """A request's body, maybe empty: aiohttp asks for it just before it writes the first byte.
+
+    Attributes:
+        reused: whether the connection is one from the pool.
+        begun: whether any byte may have been sent.
+        unfit: whether the connection is none to send anything over.
+        failure: what ended the writing.
+        wire: the connection that it went out over.
+    """
+
+    def __init__(self, body: bytes, silence: float | None) -> None:
+        super().__init__(body)
+        self._body = body
+        self._silence = silence
+        self.reused = self.begun = self.unfit = False
+        self.failure: Exception | None = None
+        self.wire: Wire | None = None
+
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        return len(self._body)
+
+    @property
+    def autoclose(self) -> bool:
+        """Whether nothing needs to be closed, where a middleware replaces it."""
+        return True
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return the body as text, for a middleware that signs it."""
+        return self._body.decode(encoding, errors)
+
+    def prepare(self) -> None:
+        """Get ready to be sent, for the first time or once more."""
+        self.reused = self.begun = self.unfit = False
+        self.failure = self.wire = None
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write the body, and with it the head; raises `WriteTimeout`."""
+        transport = cast("StreamWriter", writer).transport  # None if the connection is lost.
+        self.wire = None if transport is None else Wire.of(transport)
+        self.unfit = self.reused and (self.wire is None or not self.wire.is_fit())
+        if self.unfit:
+            raise aiohttp.ClientConnectionError("the pooled connection has come to its end")
+        self.begun = True
+        if self.wire is not None:
+            self.wire.begin()
+        try:
+            await self._write(writer)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self.failure = self.failure or error
+            if self.wire is not None:
+                self.wire.abort()  # Closing would wait until the server has taken what is written.
+            raise
+
+    async def _write(self, writer: AbstractStreamWriter) -> None:
+        if len(self._body) <= _SMALL_BODY_BYTES:
+            if self._body:
+                await writer.write(self._body)
+            return
+        for start in range(0, len(self._body), _WRITE_BYTES):
+            await self._in_time(writer.write(self._body[start : start + _WRITE_BYTES]))
+        await self._in_time(writer.drain())
+
+    async def _in_time(self, writing: Awaitable[None]) -> None:
+        if self._silence is None:
+            await writing
+            return
+        timer = asyncio.get_running_loop().call_later(self._silence, self._expire)
+        try:
+            await writing
+        finally:
+            timer.cancel()
+
+    def _expire(self) -> None:
+        self.failure = WriteTimeout("the server did not take the request's body")
+        if self.wire is not None:
+            self.wire.abort()
