@@ -447,7 +447,7 @@ _steps = st.one_of(
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=st.lists(_steps, max_size=8))
 def test_any_turn(servers: Servers, steps: list[AgentStep]) -> None:

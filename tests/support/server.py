@@ -146,7 +146,7 @@ class Flux0Server:
         environment = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("FLUX0_", "PYTHON"))
+            if not name.startswith(("COVERAGE_", "FLUX0_", "PYTHON"))
         }
         environment |= {
             "FLUX0_MODULES": "scripted_agent",

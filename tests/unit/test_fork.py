@@ -34,8 +34,6 @@ from support.transports_under_test import TRANSPORTS, TransportUnderTest
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 SYNCHRONOUS = [each for each in TRANSPORTS if each.synchronous]
-if sys.version_info >= (3, 11):  # As httpx2 is.
-    SYNCHRONOUS.append(TransportUnderTest("Httpx2Transport"))
 
 AGENTS = answer(b'{"data": []}', headers=JSON.items())
 TURN = answer(
@@ -177,7 +175,7 @@ def test_a_grandchild_has_connections_of_its_own(over: TransportUnderTest) -> No
 @over_every_transport
 def test_a_thread_reads_while_the_process_forks(over: TransportUnderTest) -> None:
     """It holds the locks of the stream, which nobody releases in the child."""
-    with parent(over) as here, ThreadPoolExecutor(1) as threads:
+    with ThreadPoolExecutor(1) as threads, parent(over) as here:
         thread = threads.submit(threading.get_ident).result()
         reader = threads.submit(list, here.stream)
         while _function(thread) not in ("read", "readinto"):  # Of a socket.

@@ -1,0 +1,70 @@
+"""What all tests share: the same surroundings wherever they run, and how many of them run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+
+import pytest
+import trustme
+from hypothesis import HealthCheck, settings
+
+# How fast a busy machine is says nothing about the code. CI draws the same examples every time.
+settings.register_profile(
+    "flux0",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "flux0"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thin",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run one in N of the parameter sets of each test; which ones differs by Python",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep one in N of the parameter sets of each function, and at least one of each.
+
+    A function that several suites inherit counts once, so that the Pythons share its transports.
+    """
+    families: defaultdict[object, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        function: object = item.function
+        families[getattr(function, "__func__", function)].append(item)
+    thin: int = config.getoption("--thin")
+    left_out: set[pytest.Item] = set()
+    for family in families.values():
+        step = min(thin, len(family))
+        kept = sorted(family, key=lambda item: item.nodeid)[sys.version_info.minor % step :: step]
+        left_out |= set(family) - set(kept)
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C work here and in child processes: it is ignored in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_authorities(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let clients trust one authority by default: to load all that there are takes them long."""
+    file = tmp_path_factory.mktemp("tls") / "authority.pem"
+    trustme.CA().cert_pem.write_to_path(str(file))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(file))
+        yield
