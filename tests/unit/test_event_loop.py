@@ -6,16 +6,21 @@ import asyncio
 import gc
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import pytest
 import trio
 
+from flux0 import AiohttpTransport, Flux0, HttpxTransport
 from flux0.adapters.support.event_loop import PerLoop, close_soon, running_loop, shielded, sleep
+from flux0.testing.contract.answers import Hold, answer
+from flux0.testing.contract.byte_server import ByteServer
+from support.in_memory import JSON, SSE, chunk
 
+T = TypeVar("T")
 Run = Callable[[Callable[[], Awaitable[Any]]], Any]
 
 
@@ -29,10 +34,12 @@ class Resource:
     """Knows how often it was closed, and says when."""
 
     def __init__(self) -> None:
+        self.begun = False
         self.closed = 0
         self.closing = threading.Event()
 
     async def aclose(self) -> None:
+        self.begun = True
         await sleep(0)
         self.closed += 1
         self.closing.set()
@@ -216,3 +223,69 @@ def test_what_is_shielded_goes_on_when_asyncio_cancels() -> None:
         assert resource.closed == 1
 
     asyncio.run(main())
+
+
+# --- event loops that end without closing their asynchronous generators
+
+
+def run_carelessly(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a new loop, and close that as little as one can."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(coroutine)
+    finally:
+        loop.close()
+
+
+def test_the_resource_of_a_loop_that_was_only_closed_is_closed_at_the_next_use() -> None:
+    resources = per_loop()
+    first = run_carelessly(resources.get())
+    assert not first.closed
+    second = run_carelessly(resources.get())
+    assert first.begun
+    assert not second.begun
+
+
+def test_the_resource_of_a_loop_that_was_only_closed_is_closed_when_it_is_forgotten() -> None:
+    resources = per_loop()
+    resource = run_carelessly(resources.get())
+    del resources
+    assert resource.begun
+
+
+@pytest.mark.parametrize("transport", [AiohttpTransport, HttpxTransport])
+# Python says so of the transports of a loop that was closed under them.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_loops_that_are_only_closed_leave_no_connections(
+    transport: type[AiohttpTransport | HttpxTransport],
+) -> None:
+    with ByteServer(answer(b'{"data": []}', headers=JSON.items())) as server:
+        flux0 = Flux0(server.url, transport=transport())
+        for _ in range(20):
+            run_carelessly(flux0.agents.list_async())
+        gc.collect()
+        server.wait_until_gone(but=1)
+        del flux0
+        gc.collect()
+        server.wait_until_gone()
+        assert server.connections == 20
+
+
+@pytest.mark.parametrize("transport", [AiohttpTransport, HttpxTransport])
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_stream_of_a_loop_that_was_only_closed_is_ended(
+    transport: type[AiohttpTransport | HttpxTransport],
+) -> None:
+    async def begin(flux0: Flux0) -> Any:
+        stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
+        await anext(stream)
+        return stream
+
+    turn = answer(chunk("a"), Hold(), headers=SSE.items(), framing="chunked")
+    with ByteServer(turn) as server:
+        flux0 = Flux0(server.url, transport=transport())
+        stream = run_carelessly(begin(flux0))
+        assert server.open_connections == 1
+        del stream, flux0
+        gc.collect()
+        server.wait_until_gone()

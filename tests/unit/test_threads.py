@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -12,10 +14,12 @@ from anyio import to_thread
 from attrs import define, field
 
 from flux0 import Flux0
-from flux0.adapters.threads import ThreadedTransport, _Abandonable  # pyright: ignore[reportPrivateUsage] - its races can be had only one by one
+from flux0.adapters.threads import ThreadedTransport, _Sending  # pyright: ignore[reportPrivateUsage] - its races can be had only one by one
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ReadTimeout
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
+from flux0.testing.contract.answers import Hold, answer
+from flux0.testing.contract.byte_server import ByteServer
 from support.in_memory import JSON, SSE, chunk, in_both_loops
 from support.transports import Mode
 
@@ -109,7 +113,7 @@ async def test_the_response_is_that_of_the_transport(mode: Mode) -> None:
     response = await ThreadedTransport(Library(Body([b"a", b"b"]))).send_async(REQUEST)
 
     assert (response.status_code, response.headers) == (200, Headers(tuple(JSON.items())))
-    assert response.raw_response is REQUEST
+    assert response.raw_response == REQUEST
     assert [piece async for piece in response.body] == [b"a", b"b"]
 
 
@@ -169,20 +173,91 @@ async def test_a_call_that_is_cancelled_returns_at_once_and_leaves_nothing_open(
     await happens(library.body.closed)
 
 
-@pytest.mark.parametrize("first", ["the result", "nobody waits"])
-def test_a_result_that_nobody_waits_for_is_discarded_once(first: str) -> None:
-    discarded: list[str] = []
-    sending = _Abandonable(lambda: "result", discarded.append)
+@pytest.mark.parametrize("first", ["the answer", "nobody waits"])
+def test_an_answer_that_nobody_waits_for_is_closed_once(first: str) -> None:
+    library = Library()
+    sending = _Sending(library, REQUEST)
 
-    if first == "the result":
-        assert sending() == "result"
-        assert discarded == []
+    if first == "the answer":
+        sending()
+        assert not library.body.closes
         sending.abandon()
     else:
         sending.abandon()
         sending()
 
-    assert discarded == ["result"]
+    assert library.body.closes == 1
+
+
+@in_both_loops
+async def test_a_call_that_is_cancelled_wakes_its_thread(mode: Mode) -> None:
+    reached, woken = threading.Event(), threading.Event()
+
+    @define
+    class Waiting(Library):
+        def send(self, request: Request) -> Response[Body]:
+            assert request.interrupt is not None
+            request.interrupt.on_fire(woken.set)
+            reached.set()
+            wait(woken)
+            raise ConnectionInterrupted("shut down")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ThreadedTransport(Waiting()).send_async, REQUEST)
+        await happens(reached)
+        assert not woken.is_set()
+        tasks.cancel_scope.cancel()
+
+    assert woken.is_set()
+
+
+LEAVE = """
+import sys
+import anyio
+import flux0
+
+async def main(url, name, path):
+    client = flux0.Flux0(url, transport=getattr(flux0, name)(), timeout_ms=3_600_000)
+    async with anyio.create_task_group() as tasks:
+        async def call():
+            if path == "send":
+                await client.agents.list_async()
+            else:
+                stream = await client.sessions.create_event_async(session_id="s", content="Hi")
+                print("begun", flush=True)
+                await anext(stream)
+        tasks.start_soon(call)
+        await anyio.to_thread.run_sync(sys.stdin.readline)
+        tasks.cancel_scope.cancel()
+
+anyio.run(main, *sys.argv[2:], backend=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("transport", ["RequestsTransport", "Urllib3Transport"])
+@pytest.mark.parametrize("path", ["send", "read"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_process_ends_though_a_thread_may_still_wait(
+    backend: str, transport: str, path: str
+) -> None:
+    """The server never answers, and the timeout is an hour."""
+    silent = (Hold(),) if path == "send" else answer(Hold(), headers=SSE.items(), framing="chunked")
+    with (
+        ByteServer(silent) as server,
+        subprocess.Popen(
+            [sys.executable, "-c", LEAVE, backend, server.url, transport, path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        server.wait_for_requests(1)
+        if path == "read":
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+        _, complaints = process.communicate("leave\n", timeout=TOO_LONG)
+        assert (process.returncode, complaints) == (0, "")
 
 
 # --- reading

@@ -1,23 +1,26 @@
-"""Asynchronous use of a synchronous transport, in worker threads over anyio."""
+"""Asynchronous use of a synchronous transport, in threads."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from threading import Lock
-from typing import Generic, TypeVar
+from contextvars import copy_context
+from threading import Lock, Thread
+from typing import TypeVar
 
-from anyio import CapacityLimiter, to_thread
+from anyio import Event
+from attrs import evolve
 
-from flux0.ports import AsyncByteStream, ByteStream, Request, Response, Transport
+from flux0.adapters.support.event_loop import call_soon, running_loop
+from flux0.ports import AsyncByteStream, ByteStream, Interrupt, Request, Response, Transport
 
 T = TypeVar("T")
 
 
 class ThreadedTransport:
-    """Sends and reads in a worker thread each, so that the event loop is never blocked.
+    """Sends and reads in a thread each, so that the event loop is never blocked.
 
-    A cancelled call returns at once. Its thread ends when the library lets go of it, and what it
-    then holds is closed.
+    A cancelled call returns at once. Its thread is woken if the transport can be, closes what it
+    holds, and does not keep the process alive.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -25,22 +28,59 @@ class ThreadedTransport:
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Send `request` once; see `AsyncTransport.send_async`."""
-        sending = _Abandonable(lambda: self._transport.send(request), _close)
+        sending = _Sending(self._transport, request)
         try:
             response = await _in_thread(sending)
         except BaseException:
             sending.abandon()
             raise
         body = _ThreadedBody(response.body)
-        return Response(response.status_code, response.headers, body, response.raw_response)
+        return Response(
+            response.status_code,
+            response.headers,
+            body,
+            response.raw_response,
+            response.ends_by_closing,
+        )
 
     async def close_async(self) -> None:
         """Close the synchronous transport."""
         await _in_thread(self._transport.close)
 
 
+class _Sending:
+    """Sends a request; the answer is closed, instead of lost, when nobody waits for it any more."""
+
+    def __init__(self, transport: Transport, request: Request) -> None:
+        self._transport = transport
+        self._interrupt = request.interrupt or Interrupt()
+        self._request = evolve(request, interrupt=self._interrupt)
+        self._lock = Lock()
+        self._abandoned = False
+        self._response: Response[ByteStream] | None = None
+
+    def __call__(self) -> Response[ByteStream]:
+        response = self._transport.send(self._request)
+        with self._lock:
+            self._response = response
+            abandoned = self._abandoned
+        if abandoned:
+            response.body.close()
+        return response
+
+    def abandon(self) -> None:
+        """End the sending, or close what has come of it."""
+        with self._lock:
+            self._abandoned = True
+            response = self._response
+        if response is None:
+            self._interrupt.fire()
+        else:
+            response.body.close()
+
+
 class _ThreadedBody:
-    """The body of a response, each piece of it pulled in a worker thread."""
+    """The body of a response, each piece of it pulled in a thread."""
 
     def __init__(self, body: ByteStream) -> None:
         self._body = body
@@ -63,35 +103,24 @@ class _ThreadedBody:
         self._body.close()
 
 
-class _Abandonable(Generic[T]):
-    """A function whose result is discarded, instead of lost, when nobody waits for it any more."""
-
-    def __init__(self, function: Callable[[], T], discard: Callable[[T], None]) -> None:
-        self._function = function
-        self._discard = discard
-        self._lock = Lock()
-        self._abandoned = False
-        self._results: list[T] = []
-
-    def __call__(self) -> T:
-        result = self._function()
-        with self._lock:
-            self._results.append(result)
-            if self._abandoned:
-                self._discard(result)
-        return result
-
-    def abandon(self) -> None:
-        with self._lock:
-            self._abandoned = True
-            for result in self._results:
-                self._discard(result)
-
-
-def _close(response: Response[ByteStream]) -> None:
-    response.body.close()
-
-
 async def _in_thread(function: Callable[[], T]) -> T:
-    # A limiter of its own: threads wait for agents, and must not starve others of threads.
-    return await to_thread.run_sync(function, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+    """Return what `function` returns in a thread of its own.
+
+    Not in one of anyio's, for which the interpreter waits at its end.
+    """
+    loop, done = running_loop(), Event()
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:  # noqa: BLE001 - the caller's, whatever it is
+            errors.append(error)
+        call_soon(loop, done.set)
+
+    Thread(target=copy_context().run, args=(work,), name="flux0-call", daemon=True).start()
+    await done.wait()
+    if errors:
+        raise errors.pop()
+    return results[0]

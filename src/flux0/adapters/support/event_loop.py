@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -40,48 +40,36 @@ def running_loop() -> Loop:
     return asyncio.get_running_loop()
 
 
-def close_soon(loop: Loop, close: Callable[[], Awaitable[None]]) -> None:
-    """Have `loop` call `close`, from where nothing can be awaited: a finalizer, in any thread.
+def call_soon(loop: Loop, act: Callable[[], object]) -> None:
+    """Have `loop` call `act`, from any thread, and from a finalizer: no lock is taken.
 
-    Nothing is done if the loop has ended, for it has closed its resources.
+    Nothing is done if the loop has ended.
     """
+    with suppress(RuntimeError):  # What both libraries raise then.
+        (loop.run_sync_soon if hasattr(loop, "run_sync_soon") else loop.call_soon_threadsafe)(act)
+
+
+def close_soon(loop: Loop, close: Callable[[], Awaitable[None]]) -> None:
+    """Have `loop` await what `close` returns, from where nothing can be awaited, as `call_soon`."""
 
     async def closing() -> None:
         with suppress(Exception):  # There is nobody left to tell.
             await close()
 
-    if hasattr(loop, "run_sync_soon"):
-        _spawn_in_trio(loop, closing)
-    else:
-        _spawn_in_asyncio(loop, closing)
-
-
-def _spawn_in_trio(token: Loop, closing: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    trio = sys.modules["trio"]
-
-    def spawn() -> None:
+    def spawn_in_trio() -> None:
         with suppress(RuntimeError):  # The run takes no more tasks, and closes all it has.
-            trio.lowlevel.spawn_system_task(closing)
+            sys.modules["trio"].lowlevel.spawn_system_task(closing)
 
-    if _running_trio() is not None and trio.lowlevel.current_trio_token() is token:
-        spawn()
-    else:
-        with suppress(trio.RunFinishedError):
-            token.run_sync_soon(spawn)
-
-
-def _spawn_in_asyncio(loop: Loop, closing: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio = sys.modules["asyncio"]
-
-    def spawn() -> None:
+    def spawn_in_asyncio() -> None:
         # The loop holds what the task waits for, and that holds the task until it is done.
         loop.create_task(closing())
 
-    if asyncio._get_running_loop() is loop:  # noqa: SLF001 - the one that does not raise
-        spawn()
+    if hasattr(loop, "run_sync_soon"):
+        call_soon(loop, spawn_in_trio)
+    elif _is_running_asyncio(loop):
+        spawn_in_asyncio()  # At once, so that a loop that is about to end cancels the task.
     else:
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(spawn)
+        call_soon(loop, spawn_in_asyncio)
 
 
 async def shielded(close: Callable[[], Awaitable[None]]) -> None:
@@ -126,6 +114,7 @@ class PerLoop(Generic[T]):
         known = self._known.get(loop)
         if known is not None:
             return known[0]
+        _let_go(self._known, self._close)
         resource = self._make()
         guard = _guard(self._known, loop, self._close)
         self._known[loop] = (resource, guard)
@@ -167,8 +156,27 @@ async def _close_later(known: _Known[T], loop: Loop, close: Callable[[T], Awaita
 
 
 def _close_all_later(known: _Known[T], close: Callable[[T], Awaitable[None]]) -> None:
+    _let_go(known, close)
     for loop in tuple(known):
         close_soon(loop, partial(_close_later, known, loop, close))
+
+
+def _let_go(known: _Known[T], close: Callable[[T], Awaitable[None]]) -> None:
+    """Close the resources of loops that were closed with their asynchronous generators open."""
+    for loop in tuple(known):
+        if hasattr(loop, "is_closed") and loop.is_closed():
+            resource, _ = known.pop(loop)
+            closing = close(resource).__await__()
+            with suppress(Exception):  # What would wait for the loop; its sockets are garbage then.
+                next(closing)
+            closing.close()
+
+
+def _is_running_asyncio(loop: Loop) -> bool:
+    try:
+        return sys.modules["asyncio"].get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 def _running_trio() -> Any:
