@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from typing import Any, Generic, TypeVar, final
 
+from flux0.client.relay import heartbeat_seconds, relay, relay_async
 from flux0.client.stream_state import LEFT, StreamInUse, StreamState
 from flux0.domain.errors import Flux0Error, TransportError
 from flux0.domain.messages.finalizing import TurnMessage
@@ -118,6 +119,16 @@ class EventStream(StreamState):
                 self._turn.doubt(f"the stream ended, and what is stored cannot be listed: {error}")
             self._check()
 
+    def relay(self, *, heartbeat_ms: int | None = 15_000) -> Iterator[bytes]:
+        """Iterate over the turn as server-sent events, for a page that a browser shows.
+
+        The events are in the server's own form, as bytes, each as soon as it comes. A comment comes
+        in silences of `heartbeat_ms` milliseconds, or never if that is None. An error is a last
+        event named `error`, whose data is JSON with `type` and `message`. Leaving the iteration
+        closes the stream, which cancels the agent.
+        """
+        return relay(self, heartbeat_seconds(heartbeat_ms))
+
     def stored_events(self) -> Events:
         """Return the events of this turn that the server has stored by now."""
         events: Events = self._stored()
@@ -220,6 +231,16 @@ class AsyncEventStream(StreamState):
             except Flux0Error as error:
                 self._turn.doubt(f"the stream ended, and what is stored cannot be listed: {error}")
             self._check()
+
+    def relay(self, *, heartbeat_ms: int | None = 15_000) -> AsyncIterator[bytes]:
+        """Iterate over the turn as server-sent events, for a page that a browser shows.
+
+        The events are in the server's own form, as bytes, each as soon as it comes. A comment comes
+        in silences of `heartbeat_ms` milliseconds, or never if that is None. An error is a last
+        event named `error`, whose data is JSON with `type` and `message`. Leaving the iteration
+        closes the stream, which cancels the agent.
+        """
+        return relay_async(self, heartbeat_seconds(heartbeat_ms))
 
     async def stored_events(self) -> Events:
         """Return the events of this turn that the server has stored by now."""

@@ -40,6 +40,24 @@ def running_loop() -> Loop:
     return asyncio.get_running_loop()
 
 
+def start(run: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
+    """Have the running loop call `run` beside its caller; return a function that cancels it."""
+    trio = _running_trio()
+    if trio is None:
+        import asyncio  # noqa: PLC0415 - as above
+
+        return asyncio.get_running_loop().create_task(run()).cancel
+    scope = trio.CancelScope()
+
+    async def in_scope() -> None:
+        with scope:
+            await run()
+
+    trio.lowlevel.spawn_system_task(in_scope)
+    cancel: Callable[[], object] = scope.cancel
+    return cancel
+
+
 def call_soon(loop: Loop, act: Callable[[], object]) -> None:
     """Have `loop` call `act`, from any thread, and from a finalizer: no lock is taken.
 
