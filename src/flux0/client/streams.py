@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from typing import Any, Generic, TypeVar, final
 
-from flux0.client.relay import heartbeat_seconds, relay, relay_async
 from flux0.client.stream_state import LEFT, StreamInUse, StreamState
 from flux0.domain.errors import Flux0Error, TransportError
 from flux0.domain.messages.finalizing import TurnMessage
@@ -127,6 +126,8 @@ class EventStream(StreamState):
         event named `error`, whose data is JSON with `type` and `message`. Leaving the iteration
         closes the stream, which cancels the agent.
         """
+        from flux0.client.relay import heartbeat_seconds, relay  # noqa: PLC0415 - few need it
+
         return relay(self, heartbeat_seconds(heartbeat_ms))
 
     def stored_events(self) -> Events:
@@ -240,6 +241,8 @@ class AsyncEventStream(StreamState):
         event named `error`, whose data is JSON with `type` and `message`. Leaving the iteration
         closes the stream, which cancels the agent.
         """
+        from flux0.client.relay import heartbeat_seconds, relay_async  # noqa: PLC0415 - few do
+
         return relay_async(self, heartbeat_seconds(heartbeat_ms))
 
     async def stored_events(self) -> Events:

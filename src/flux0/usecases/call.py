@@ -15,9 +15,9 @@ from flux0.ports import Codec, Request, Timeout
 
 T = TypeVar("T")
 
-_JSON = (("accept", "application/json"),)
-_JSON_BODY = (*_JSON, ("content-type", "application/json"))
-_STREAM = (("accept", "text/event-stream"), ("content-type", "application/json"))
+_JSON = Headers((("accept", "application/json"),))
+_JSON_BODY = Headers((*_JSON.pairs, ("content-type", "application/json")))
+_STREAM = Headers((("accept", "text/event-stream"), ("content-type", "application/json")))
 
 
 @frozen(eq=False)
@@ -58,7 +58,7 @@ class ApiCall:
         return Request(
             method=method,
             url=url,
-            headers=Headers(own).merge(self.headers),
+            headers=own.merge(self.headers),
             body=None if body is None else self.codec.encode(body),
             stream=stream,
             timeout=self.timeout,
