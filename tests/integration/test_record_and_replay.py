@@ -76,7 +76,9 @@ async def test_errors_of_the_server_come_again(
             with pytest.raises(APIError) as caught:
                 await failing
             assert type(caught.value) is error
-            seen.append((str(caught.value), caught.value.body, getattr(caught.value, "data", None)))
+            seen.append(
+                (caught.value.problem, caught.value.body, getattr(caught.value, "data", None))
+            )
         return seen
 
     path = tmp_path / "cassette.json"
