@@ -24,16 +24,18 @@ _AHEAD: Final = 64  # Events that are read before the browser takes them.
 
 def relay(stream: EventStream, heartbeat: float | None) -> Iterator[bytes]:
     """Yield the events of `stream`, and a comment whenever none came for `heartbeat` seconds."""
-    pieces: Queue[bytes | None] = Queue(_AHEAD)
+    pieces: Queue[bytes | Exception | None] = Queue(_AHEAD)
 
     def read() -> None:
+        end: Exception | None = None
         try:
             for event in stream:
                 pieces.put(event.to_sse())
         except Flux0Error as error:
             pieces.put(error_event(error))
-        finally:
-            pieces.put(None)
+        except Exception as error:  # noqa: BLE001 - raised where the page is served
+            end = error
+        pieces.put(end)
 
     reader = Thread(target=read, name="flux0-relay", daemon=True)
     reader.start()
@@ -43,6 +45,8 @@ def relay(stream: EventStream, heartbeat: float | None) -> Iterator[bytes]:
                 piece = pieces.get(timeout=heartbeat)
             except Empty:
                 piece = HEARTBEAT
+            if isinstance(piece, Exception):
+                raise piece
             if piece is None:
                 return
             yield piece
@@ -57,9 +61,9 @@ def relay(stream: EventStream, heartbeat: float | None) -> Iterator[bytes]:
 
 async def relay_async(stream: AsyncEventStream, heartbeat: float | None) -> AsyncIterator[bytes]:
     """Yield the events of `stream`, and a comment whenever none came for `heartbeat` seconds."""
-    from anyio import EndOfStream, create_memory_object_stream, move_on_after  # noqa: PLC0415 - slow
+    import anyio  # noqa: PLC0415 - slow to import; comes with httpx
 
-    put, take = create_memory_object_stream[bytes](_AHEAD)
+    put, take = anyio.create_memory_object_stream[bytes | Exception](_AHEAD)
 
     async def read() -> None:
         async with put:
@@ -68,22 +72,29 @@ async def relay_async(stream: AsyncEventStream, heartbeat: float | None) -> Asyn
                     await put.send(event.to_sse())
             except Flux0Error as error:
                 await put.send(error_event(error))
+            except anyio.BrokenResourceError:
+                pass  # The page has left.
+            except Exception as error:  # noqa: BLE001 - raised where the page is served
+                await put.send(error)
+            finally:
+                await stream.close_async()
 
     # Not a task group: a web server may close this generator from another task than it iterates in.
     cancel = start(read)
     try:
         while True:
-            piece = HEARTBEAT
+            piece: bytes | Exception = HEARTBEAT
             try:
-                with move_on_after(heartbeat):
+                with anyio.move_on_after(heartbeat):
                     piece = await take.receive()
-            except EndOfStream:
+            except anyio.EndOfStream:
                 return
+            if isinstance(piece, Exception):
+                raise piece
             yield piece
     finally:
         cancel()
         take.close()
-        stream.close_soon()
 
 
 def heartbeat_seconds(heartbeat_ms: int | None) -> float | None:

@@ -41,6 +41,19 @@ class ChunkEvent:
     metadata: Mapping[str, Any]
     timestamp: float | None = None
 
+    def to_sse(self) -> bytes:
+        """Return the event as the server writes it on a stream."""
+        data: dict[str, Any] = {
+            "correlation_id": self.correlation_id,
+            "event_id": self.event_id,
+            "seq": self.seq,
+            "patches": [_operation(patch) for patch in self.patches],
+            "metadata": self.metadata,
+        }
+        if self.timestamp is not None:
+            data["timestamp"] = self.timestamp
+        return _written(self.event, data)
+
 
 @frozen
 class StatusEvent:
@@ -59,6 +72,26 @@ class StatusEvent:
         """The status itself, out of `data`."""
         return self.data.status
 
+    def to_sse(self) -> bytes:
+        """Return the event as the server writes it on a stream."""
+        offset = self.data.acknowledged_offset
+        return _written(
+            self.event,
+            {
+                "id": self.id,
+                "source": self.source,
+                "type": self.type,
+                "correlation_id": self.correlation_id,
+                "data": {
+                    "type": self.data.type,
+                    "status": self.data.status,
+                    **({} if offset is None else {"acknowledged_offset": offset}),
+                    "data": self.data.data,
+                },
+                "metadata": self.metadata,
+            },
+        )
+
 
 @frozen
 class UnknownEvent:
@@ -68,5 +101,34 @@ class UnknownEvent:
     data: str
     id: str = ""
 
+    def to_sse(self) -> bytes:
+        """Return the event as the server writes it on a stream."""
+        return _framed(self.event, self.data, self.id)
+
 
 StreamEvent: TypeAlias = ChunkEvent | StatusEvent | UnknownEvent
+
+
+def _operation(patch: JSONPatchOperation) -> dict[str, Any]:
+    operation: dict[str, Any] = {"op": patch.op, "path": patch.path}
+    if patch.from_ is not None:
+        operation["from"] = patch.from_
+    if patch.op not in {"remove", "move", "copy"}:
+        operation["value"] = patch.value
+    return operation
+
+
+def _written(name: str, data: dict[str, Any]) -> bytes:
+    import json  # noqa: PLC0415 - not needed to import this package
+
+    return _framed(name, json.dumps(data), "")
+
+
+def _framed(name: str, data: str, id: str) -> bytes:
+    # A name or an id with a line break would begin a field of its own; no stream brings one.
+    lines = [
+        f"event: {name}",
+        *([f"id: {id}"] if id else []),
+        *(f"data: {line}" for line in data.split("\n")),
+    ]
+    return "\n".join((*lines, "\n")).encode()
