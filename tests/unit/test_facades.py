@@ -20,6 +20,7 @@ ASYNC_NAMES = {
     "EventStream": "AsyncEventStream",
     "Conversation": "AsyncConversation",
     "Iterator[str]": "AsyncIterator[str]",
+    "Iterator[bytes]": "AsyncIterator[bytes]",
 }
 OPTIONS = ("retries", "server_url", "timeout_ms", "http_headers")
 
