@@ -6,23 +6,23 @@ Something else than the web server's own wait has to read for that: a thread, or
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from queue import Empty, Queue
 from threading import Thread
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from flux0.adapters.support.event_loop import start
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error
-
-if TYPE_CHECKING:
-    from flux0.client.streams import AsyncEventStream, EventStream
+from flux0.domain.stream_events import StreamEvent
 
 HEARTBEAT: Final = b": still here\n\n"
 _AHEAD: Final = 64  # Events that are read before the browser takes them.
 
 
-def relay(stream: EventStream, heartbeat: float | None) -> Iterator[bytes]:
+def relay(
+    stream: Iterable[StreamEvent], close: Callable[[], object], heartbeat: float | None
+) -> Iterator[bytes]:
     """Yield the events of `stream`, and a comment whenever none came for `heartbeat` seconds."""
     pieces: Queue[bytes | Exception | None] = Queue(_AHEAD)
 
@@ -51,7 +51,7 @@ def relay(stream: EventStream, heartbeat: float | None) -> Iterator[bytes]:
                 return
             yield piece
     finally:
-        stream.close()
+        close()
         while reader.is_alive():  # It may wait for room, and ends once it has some.
             try:
                 pieces.get(timeout=0.1)
@@ -59,7 +59,11 @@ def relay(stream: EventStream, heartbeat: float | None) -> Iterator[bytes]:
                 continue
 
 
-async def relay_async(stream: AsyncEventStream, heartbeat: float | None) -> AsyncIterator[bytes]:
+async def relay_async(
+    stream: AsyncIterable[StreamEvent],
+    close: Callable[[], Awaitable[object]],
+    heartbeat: float | None,
+) -> AsyncIterator[bytes]:
     """Yield the events of `stream`, and a comment whenever none came for `heartbeat` seconds."""
     import anyio  # noqa: PLC0415 - slow to import; comes with httpx
 
@@ -77,7 +81,7 @@ async def relay_async(stream: AsyncEventStream, heartbeat: float | None) -> Asyn
             except Exception as error:  # noqa: BLE001 - raised where the page is served
                 await put.send(error)
             finally:
-                await stream.close_async()
+                await close()
 
     # Not a task group: a web server may close this generator from another task than it iterates in.
     cancel = start(read)

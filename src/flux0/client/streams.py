@@ -128,7 +128,7 @@ class EventStream(StreamState):
         """
         from flux0.client.relay import heartbeat_seconds, relay  # noqa: PLC0415 - few need it
 
-        return relay(self, heartbeat_seconds(heartbeat_ms))
+        return relay(self, self.close, heartbeat_seconds(heartbeat_ms))
 
     def stored_events(self) -> Events:
         """Return the events of this turn that the server has stored by now."""
@@ -243,7 +243,7 @@ class AsyncEventStream(StreamState):
         """
         from flux0.client.relay import heartbeat_seconds, relay_async  # noqa: PLC0415 - few do
 
-        return relay_async(self, heartbeat_seconds(heartbeat_ms))
+        return relay_async(self, self.close_async, heartbeat_seconds(heartbeat_ms))
 
     async def stored_events(self) -> Events:
         """Return the events of this turn that the server has stored by now."""
