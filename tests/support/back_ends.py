@@ -1,0 +1,93 @@
+"""Back ends that stand between a browser and the flux0 server: one on ASGI, one on WSGI.
+
+Each has the server's own route for a turn, so that the client itself can play the browser.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+
+from flux0 import Flux0
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+_HEARTBEAT_MS = 20
+
+
+@contextmanager
+def asgi(client: Flux0) -> Iterator[str]:
+    """Serve turns of `client` by Starlette and uvicorn; yield the address."""
+
+    async def turn(request: Request) -> StreamingResponse:
+        message = await request.json()
+        stream = await client.sessions.create_event_async(
+            session_id=request.path_params["session_id"], content=message["content"]
+        )
+        pieces = stream.relay(heartbeat_ms=_HEARTBEAT_MS)
+        return StreamingResponse(pieces, media_type="text/event-stream")
+
+    route = Route("/api/sessions/{session_id}/events/stream", turn, methods=["POST"])
+    config = uvicorn.Config(Starlette(routes=[route]), port=0, log_level="warning", lifespan="off")
+    server = uvicorn.Server(config)
+    started = threading.Event()
+    startup = server.startup
+
+    async def start(sockets: Any = None) -> None:
+        await startup(sockets)
+        started.set()
+
+    server.startup = start  # type: ignore[method-assign]
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert started.wait(20)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+class _ThreadingServer(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def wsgi(client: Flux0) -> Iterator[str]:
+    """Serve turns of `client` by a WSGI application in threads; yield the address."""
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        message = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+        session_id = environ["PATH_INFO"].split("/")[3]
+        stream = client.sessions.create_event(session_id=session_id, content=message["content"])
+        start_response("200 OK", [("content-type", "text/event-stream")])
+        return stream.relay(heartbeat_ms=_HEARTBEAT_MS)
+
+    with make_server(
+        "127.0.0.1", 0, application, server_class=_ThreadingServer, handler_class=_Quiet
+    ) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
