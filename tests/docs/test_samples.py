@@ -39,6 +39,7 @@ def samples() -> list[Any]:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:flux0_client is the old name")
 @pytest.mark.parametrize("example", samples())
 def test_a_sample_runs(example: Example, server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLUX0_SERVER_URL", server_url)

@@ -1,0 +1,18 @@
+"""The old import name of `flux0`, for code that was written for the generated client."""
+
+from __future__ import annotations
+
+import warnings
+
+from flux0 import Flux0 as Flux0, __version__ as __version__
+from flux0_client import models as models
+from flux0_client.models import *  # noqa: F403 - the generated package had them too
+
+Flux0Client = Flux0
+
+warnings.warn(
+    "flux0_client is the old name of the package flux0: import Flux0 and models from flux0,"
+    " as docs/moving-over.md tells",
+    DeprecationWarning,
+    stacklevel=2,
+)

@@ -1,0 +1,60 @@
+"""The import name of the generated client, which hands on the names of `flux0`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from importlib import import_module
+
+import pytest
+
+import flux0
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import flux0_client
+from flux0_client import httpclient, models, utils
+
+
+def test_whoever_imports_it_is_warned_where_they_do() -> None:
+    code = "import sys\nfrom flux0_client import Flux0Client"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "<string>:2: DeprecationWarning: flux0_client is the old name" in done.stderr
+
+
+def test_its_names_are_those_of_the_package() -> None:
+    assert flux0_client.Flux0 is flux0_client.Flux0Client is flux0.Flux0
+    assert flux0_client.__version__ == flux0.__version__
+    assert (utils.RetryConfig, utils.BackoffStrategy) == (flux0.RetryConfig, flux0.BackoffStrategy)
+    assert httpclient.HttpClient is flux0.HttpClient
+    assert httpclient.AsyncHttpClient is flux0.AsyncHttpClient
+    assert models.ChunkEventStream is flux0.ChunkEvent
+    assert models.EmittedEventStream is flux0.StatusEvent
+
+
+@pytest.mark.parametrize("name", flux0.models.__all__)
+def test_it_has_every_model(name: str) -> None:
+    model = getattr(flux0.models, name)
+    assert getattr(flux0_client, name) is model
+    assert getattr(models, name) is model
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("agentdto", "AgentDTO"),
+        ("apierror", "APIError"),
+        ("chunkeventstream", "ChunkEventStream"),
+        ("emittedeventstream", "EmittedEventStream"),
+        ("eventsourcedto", "EventSourceDTO"),
+        ("httpvalidationerror", "HTTPValidationErrorData"),
+        ("messageeventdatadto", "Part"),
+        ("sessionstream", "SessionStream"),
+        ("validationerror", "ValidationError"),
+    ],
+)
+def test_its_models_have_their_modules(module: str, name: str) -> None:
+    found = import_module(f"flux0_client.models.{module}")
+    assert getattr(models, module) is found
+    assert getattr(found, name) is getattr(models, name)
