@@ -7,6 +7,8 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from types import MethodType
+from typing import cast
 
 import pytest
 import trustme
@@ -40,9 +42,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     families: defaultdict[object, list[pytest.Item]] = defaultdict(list)
     for item in items:
         assert isinstance(item, pytest.Function)
-        function: object = item.function
-        families[getattr(function, "__func__", function)].append(item)
-    thin: int = config.getoption("--thin")
+        function: object = item.obj
+        families[function.__func__ if isinstance(function, MethodType) else function].append(item)
+    thin = cast("int", config.getoption("--thin"))
     left_out: set[pytest.Item] = set()
     for family in families.values():
         step = min(thin, len(family))
