@@ -35,7 +35,9 @@ def cassette(
         mode: "once" replays a cassette that exists, and records one that does not; "none" only
             replays; "all" only records. The default is "none" where the environment variable `CI`
             is set, and "once" elsewhere.
-        matching, match, scrub: see `ReplayTransport` and `RecordingTransport`.
+        matching: see `ReplayTransport`.
+        match: see `ReplayTransport`.
+        scrub: see `ReplayTransport` and `RecordingTransport`.
 
     Raises:
         CassetteError: there is no such file and none is recorded, or this version cannot read it.

@@ -44,7 +44,8 @@ class FakeTransport:
     Args:
         reply: what agents answer: a text, steps of `flux0.testing`, or a function of the
             `UserMessage` that returns steps or, as a generator, yields them.
-        agent_id, agent_name: of the agent that is there from the start. An id has 10 characters.
+        agent_id: the id of the agent that is there from the start; it has 10 characters.
+        agent_name: the name of that agent.
         agent_types: the types of which agents can be created; that agent is of the first.
         clock: the fake's time; by default it moves by itself, so that nothing ever waits.
 
