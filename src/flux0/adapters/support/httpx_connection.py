@@ -99,7 +99,7 @@ class _Connection:
     def _hold(self, data: bytes) -> bytes:
         """Take what has arrived, and return what to hand over."""
         exchange = current.get()
-        if exchange is not None and exchange.head is None:
+        if exchange is not None and not exchange.answered:
             exchange.received += len(data)
             if exchange.received > _MAX_BYTES_BEFORE_BODY:
                 raise self._core.RemoteProtocolError("too much came before the body of the answer")

@@ -34,7 +34,7 @@ class Exchange:
         library, core: such as the modules httpx and httpcore.
         request: the library's request.
         sent: whether it began to go out.
-        head: the status and the header fields of the answer, once they are in.
+        answered: whether the head of the answer is in.
         received: how many bytes have come before.
     """
 
@@ -43,12 +43,13 @@ class Exchange:
         self.core = core
         self.request = request
         self.sent = False
-        self.head: tuple[int, list[tuple[bytes, bytes]]] | None = None
+        self.answered = False
         self.received = 0
         self._interrupt = interrupt
         self._others = request.extensions.get("trace")
         self._traced = False
         self._failure: object = None
+        self._withheld: list[tuple[bytes, bytes]] = []
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
         """Take note of an event, and tell whom else the request was to tell."""
@@ -71,12 +72,28 @@ class Exchange:
             if protocol == "http2" and self._interrupt is not None:
                 self._interrupt.clear()  # Other exchanges share the connection.
         elif step == "receive_response_headers.complete" and self.sent:
-            values = info["return_value"]  # After the version, and with the reason, in HTTP/1.1.
-            self.head = (values[0] if protocol == "http2" else values[1]), values[-1]
+            self.answered = True
+            self._withhold_location(info["return_value"][-1])
         elif step in _CONNECTED:
             self.use(info["return_value"])
         elif step.endswith(".failed"):
             self._failure = info["exception"]
+
+    def _withhold_location(self, fields: list[tuple[bytes, bytes]]) -> None:
+        """Take a location away that the library cannot read: it would drop the whole answer."""
+        location = [field for field in fields if field[0].lower() == b"location"]
+        try:
+            if location:
+                self.request.url.join(self.library.Headers(location)["location"])
+        except (self.library.InvalidURL, ValueError):
+            self._withheld = location
+            fields[:] = [field for field in fields if field not in location]
+
+    def complete(self, response: Any) -> Any:
+        """Put back into the library's response what was taken away, and return it."""
+        if self._withheld:
+            response.headers = self.library.Headers([*response.headers.raw, *self._withheld])
+        return response
 
     def use(self, stream: Any) -> None:
         """Take note of the connection that the answer will come over."""
@@ -144,8 +161,9 @@ def _request_of(error: Any) -> object:
 
 
 def _refuses_tls(error: BaseException | None) -> bool:
+    """Return whether TLS was refused. The subclasses stand for a connection that only ended."""
     while error is not None:
-        if isinstance(error, ssl.SSLError):  # Not where the other side only ends the connection.
-            return not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+        if type(error) in (ssl.SSLError, ssl.SSLCertVerificationError):
+            return True
         error = error.__cause__ or error.__context__
     return False

@@ -191,7 +191,7 @@ class HttpxFamilyTransport:
         """Return the library's response."""
         library = self.library
         try:
-            return await sending
+            return exchange.complete(await sending)
         except library.HTTPStatusError as error:
             # A hook has called `raise_for_status`.
             if error.request is exchange.request and not is_success(error.response.status_code):
@@ -203,15 +203,9 @@ class HttpxFamilyTransport:
             raise
         except Exception as error:
             translated = exchange.translated(error)
-            if translated is not None:
-                raise translated from error
-            if exchange.head is not None and isinstance(
-                error, (library.RemoteProtocolError, library.InvalidURL)
-            ):
-                # It is a redirect, whose location the library cannot read.
-                status, fields = exchange.head
-                return library.Response(status, headers=fields, request=exchange.request)
-            raise
+            if translated is None:
+                raise
+            raise translated from error
 
     def _closed(self) -> ClientClosed:
         name = self.library.__name__
@@ -287,8 +281,9 @@ def _check(argument: str, client: object, library: Any, *, asynchronous: bool) -
 
 
 def _answer(response: Any, body: Body) -> Response[Body]:
-    headers = Headers(tuple(response.headers.multi_items()))
-    return Response(response.status_code, headers, body, response)
+    fields = response.headers.raw
+    headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
+    return Response(response.status_code, Headers(headers), body, response)
 
 
 class WholeBody:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from _thread import start_new_thread
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from types import AsyncGeneratorType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import finalize
 
 from flux0.adapters.support.bodies import PulledBody, run
@@ -18,6 +19,11 @@ from flux0.ports import Request, is_success
 
 if TYPE_CHECKING:
     import httpx
+
+_OVER_HTTP2: Final = (
+    "a turn comes over HTTP/2, where the server does not notice that it is left early: "
+    "use a client without http2=True"
+)
 
 
 class _Reading(PulledBody):
@@ -40,10 +46,11 @@ class _Reading(PulledBody):
         self._retained: list[bytes] | None = [] if failed and not self._was_read else None
         # A hook that raised for the status has lost the body.
         self.ended = failed and response.is_closed and not self._was_read
-        timeouts = exchange.request.extensions.get("timeout")
-        if timeouts is not None and request.streams(response.status_code):
+        if request.streams(response.status_code):
+            if response.http_version == "HTTP/2":
+                warnings.warn(_OVER_HTTP2, RuntimeWarning, stacklevel=2)
             # httpcore looks the read timeout up once more when it begins to read the body.
-            timeouts["read"] = request.timeout.idle
+            exchange.request.extensions.get("timeout", {})["read"] = request.timeout.idle
 
     def _took(self, data: bytes | None) -> bytes | None:
         if data is not None and self._retained is not None:

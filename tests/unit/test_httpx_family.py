@@ -1,0 +1,762 @@
+"""What the transports over httpx and httpx2 promise beyond the contract.
+
+Most tests run synchronously, under asyncio and under trio.
+"""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import random
+import ssl
+import sys
+import threading
+import zlib
+from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+import trustme
+from attrs import evolve, frozen
+
+import flux0
+from flux0 import BackoffStrategy, Flux0, RetryConfig
+from flux0.domain.errors import (
+    APIError,
+    ClientClosed,
+    ConnectError,
+    ConnectionInterrupted,
+    ConnectTimeout,
+    Flux0Error,
+    InvalidArgument,
+    ProtocolError,
+    ReadTimeout,
+    TLSError,
+    TransportError,
+    TransportTimeout,
+)
+from flux0.domain.headers import Headers
+from flux0.ports import Interrupt, Request, Timeout
+from flux0.testing.contract.answers import Answer, Disconnect, Hold, Reset, Write, answer, head
+from flux0.testing.contract.byte_server import ByteServer
+from support.proxy import Proxy
+
+OK = answer(b"ok")
+SOON = Timeout(connect=0.2, read=0.2)
+FAST = RetryConfig(backoff=BackoffStrategy(1, 1, 1, 10_000), max_attempts=3)
+
+
+@frozen
+class Over:
+    """One library, used synchronously or in an event loop of this kind."""
+
+    library: Any
+    loop: str | None
+
+    def __str__(self) -> str:
+        return f"{self.library.__name__}-{self.loop or 'sync'}"
+
+    def transport(self, **options: Any) -> Any:
+        """Return a transport over a client with these options, or over its own without any."""
+        transport = getattr(flux0, f"{self.library.__name__.title()}Transport")
+        if not options:
+            return transport()
+        if self.loop is None:
+            return transport(self.library.Client(**options))
+        return transport(async_client=self.library.AsyncClient(**options))
+
+    def act(self, act: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function as this kind of client calls it: as it is, or as a coroutine."""
+        if self.loop is None:
+            return act
+
+        async def act_async(*args: Any) -> Any:
+            return act(*args)
+
+        return act_async
+
+    def fetch(self, request: Request, over: Any = None, **options: Any) -> tuple[int, bytes]:
+        """Send a request, read the answer, and return its status and body."""
+
+        async def fetch(transport: Any) -> tuple[int, bytes]:
+            response = await self.send(transport, request)
+            return response.status_code, b"".join(await self.pieces(response))
+
+        fetched: tuple[int, bytes]
+        fetched = self.run(self.transport(**options) if over is None else over, fetch)
+        return fetched
+
+    async def send(self, transport: Any, request: Request) -> Any:
+        """Send a request and return the response."""
+        if self.loop is None:
+            return transport.send(request)
+        return await transport.send_async(request)
+
+    async def pieces(self, response: Any, into: list[bytes] | None = None) -> list[bytes]:
+        """Return the pieces of a body, and put them where they are seen if reading fails."""
+        pieces: list[bytes] = [] if into is None else into
+        if self.loop is None:
+            for piece in response.body:
+                pieces.append(piece)  # noqa: PERF402 - one after the other, since it may fail
+        else:
+            async for piece in response.body:
+                pieces.append(piece)  # noqa: PERF401
+        return pieces
+
+    async def create(self, client: Flux0) -> None:
+        """Create a session, which is a POST that must not be sent twice."""
+        if self.loop is None:
+            client.sessions.create(agent_id="a")
+        else:
+            await client.sessions.create_async(agent_id="a")
+
+    def run(self, transport: Any, use: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Return what `use` returns, and close the transport and its client."""
+
+        async def main() -> Any:
+            try:
+                return await use(transport)
+            finally:
+                await transport.close_async()
+                if transport._async_client is not None:
+                    await transport._async_client.aclose()
+
+        if self.loop is not None:
+            return anyio.run(main, backend=self.loop)
+        try:
+            use(transport).send(None)  # type: ignore[attr-defined]
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            transport.close()
+            if transport._client is not None:
+                transport._client.close()
+        raise AssertionError("a synchronous test has awaited something")
+
+    def create_session(self, url: str, **options: Any) -> None:
+        """Have a client with these options create a session."""
+
+        async def create(transport: Any) -> None:
+            await self.create(Flux0(url, transport=transport, retry_config=FAST))
+
+        self.run(self.transport(**options), create)
+
+
+LIBRARIES: list[Any] = [httpx]
+if sys.version_info >= (3, 11):  # As httpx2 needs.
+    import httpx2
+
+    LIBRARIES.append(httpx2)
+LOOPS = (None, "asyncio", "trio")
+
+
+@pytest.fixture(params=[Over(library, loop) for library in LIBRARIES for loop in LOOPS], ids=str)
+def over(request: pytest.FixtureRequest) -> Over:
+    over: Over = request.param
+    return over
+
+
+@pytest.fixture(params=[Over(library, None) for library in LIBRARIES], ids=str)
+def sync(request: pytest.FixtureRequest) -> Over:
+    over: Over = request.param
+    return over
+
+
+def get(url: str, *, stream: bool = False, **headers: str) -> Request:
+    pairs = tuple((name.replace("_", "-"), value) for name, value in headers.items())
+    return Request("GET", url, Headers(pairs), stream=stream)
+
+
+def post(url: str) -> Request:
+    return Request("POST", url, Headers(), b"{}")
+
+
+class Secured:
+    """Certificates of a server at 127.0.0.1, and who trusts them."""
+
+    def __init__(self) -> None:
+        authority = trustme.CA()
+        self.server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(self.server)  # pyright: ignore[reportUnknownMemberType] - of pyOpenSSL
+        self.trusting = ssl.create_default_context()
+        authority.configure_trust(self.trusting)  # pyright: ignore[reportUnknownMemberType]
+
+
+@pytest.fixture(scope="module")
+def secured() -> Secured:
+    return Secured()
+
+
+# --- what was sent is sent once
+
+
+BREAKS: dict[str, Answer] = {
+    "closed": (Disconnect(),),
+    "reset": (Reset(),),
+    "closed within the head": (Write(b"HTTP/1.1 200 OK\r\n"), Disconnect()),
+    "reset within the head": (Write(b"HTTP/1.1 200 OK\r\n"), Reset()),
+    "not HTTP": (Write(b"SSH-2.0\r\n\r\n"), Disconnect()),
+}
+
+
+@pytest.mark.parametrize("tunnel", [False, True], ids=["forwarded", "tunnelled"])
+@pytest.mark.parametrize("pooled", [False, True], ids=["fresh", "pooled"])
+@pytest.mark.parametrize("breaks", BREAKS)
+def test_a_post_through_a_proxy_is_sent_once(
+    over: Over, breaks: str, secured: Secured, *, pooled: bool, tunnel: bool
+) -> None:
+    async def use(transport: Any) -> None:
+        client = Flux0(server.url, transport=transport, retry_config=FAST)
+        if pooled:
+            await over.pieces(await over.send(transport, get(server.url)))
+        with pytest.raises(TransportError) as caught:
+            await over.create(client)
+        assert not isinstance(caught.value, ConnectError)
+
+    tls = secured.server if tunnel else None
+    with ByteServer(*[OK] * pooled, BREAKS[breaks], tls=tls) as server, Proxy() as proxy:
+        over.run(over.transport(proxy=proxy.url, verify=secured.trusting), use)
+        assert [request.method for request in server.requests] == ["GET"] * pooled + ["POST"]
+        assert proxy.requests
+
+
+def test_a_proxy_that_refuses_a_tunnel_sends_nothing(over: Over) -> None:
+    with Proxy(refusal="407 Who Are You") as proxy:
+        with pytest.raises(ConnectError, match="407"):
+            over.fetch(post("https://127.0.0.1:9"), proxy=proxy.url)
+        assert {request.method for request in proxy.requests} == {"CONNECT"}
+
+
+@pytest.mark.parametrize(
+    ("does", "kind"),
+    [
+        ((Disconnect(),), ConnectError),
+        ((Reset(),), ConnectError),
+        ((Write(b"nonsense\r\n\r\n"), Disconnect()), ConnectError),
+        ((Hold(),), ConnectTimeout),
+    ],
+    ids=["closed", "reset", "nonsense", "silence"],
+)
+def test_a_proxy_that_breaks_before_the_tunnel_sends_nothing(
+    over: Over, does: Answer, kind: type[ConnectError]
+) -> None:
+    with ByteServer(does) as proxy:
+        with pytest.raises(ConnectError) as caught:
+            over.fetch(evolve(post("https://127.0.0.1:9"), timeout=SOON), proxy=proxy.url)
+        assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("cut", [Disconnect(), Reset()], ids=["closed", "reset"])
+def test_a_handshake_that_is_cut_sends_nothing(over: Over, cut: Disconnect | Reset) -> None:
+    with ByteServer(unasked=(cut,)) as server, pytest.raises(ConnectError) as caught:
+        over.fetch(post(server.url.replace("http:", "https:")))
+    assert type(caught.value) is ConnectError
+
+
+def test_a_certificate_that_is_not_trusted_is_refused(over: Over, secured: Secured) -> None:
+    with ByteServer(OK, tls=secured.server) as server, pytest.raises(TLSError):
+        over.fetch(post(server.url))
+
+
+def test_a_url_that_is_none_is_refused(over: Over) -> None:
+    for url in ("http://[", "gopher://127.0.0.1"):
+        with pytest.raises(ConnectError) as caught:
+            over.fetch(post(url))
+        assert isinstance(caught.value.__cause__, Exception)
+
+
+@pytest.mark.parametrize("location", ["http://[", "http://a b:c/", "http://a:99999999", "\xff"])
+def test_a_redirect_that_leads_nowhere_is_an_answer(over: Over, location: str) -> None:
+    moved = answer(b"moved", status="302 Found", headers=[("Location", location), ("X-A", "b")])
+    for options in ({}, {"trust_env": False}):
+        with ByteServer(moved) as server:
+            assert over.fetch(post(server.url), **options) == (302, b"moved")
+            with pytest.raises(APIError) as caught:
+                over.create_session(server.url, **options)
+            assert caught.value.status_code == 302
+            assert caught.value.body == "moved"
+            assert dict(caught.value.headers)["x-a"] == "b"
+            assert caught.value.headers["location"] == location
+            assert len(server.requests) == 2
+
+
+# --- code of the user's
+
+
+class Stop(Exception):
+    """Raised by code of the user's."""
+
+
+def nested(over: Over) -> Exception:
+    """Return an error of the library's, from a request of the user's own."""
+    try:
+        over.library.Client().get("http://127.0.0.1:1")
+    except over.library.ConnectError as error:
+        failure: Exception = error
+        return failure
+    raise AssertionError("somebody listens there")
+
+
+RAISED: dict[str, Callable[[Over], Exception]] = {
+    "its own": lambda _: Stop("stop"),
+    "OSError": lambda _: OSError("the disk is full"),
+    "UnicodeError": lambda _: UnicodeError("no such letter"),
+    "RuntimeError": lambda _: RuntimeError("stop"),
+    "TimeoutError": lambda _: TimeoutError("redis"),
+    "SSLError": lambda _: ssl.SSLError("of something else"),
+    "of a nested call": nested,
+    "of the library": lambda over: over.library.ReadTimeout("of something else"),
+    "InvalidURL": lambda over: over.library.InvalidURL("of something else"),
+}
+
+
+def raising(over: Over, error: Exception, where: str) -> dict[str, Any]:
+    """Return options of a client with code that raises `error`."""
+
+    def act(*_: object) -> None:
+        raise error
+
+    class Auth(over.library.Auth):  # type: ignore[misc, name-defined]
+        def auth_flow(self, request: Any) -> Generator[Any, Any, None]:
+            if where == "auth, before":
+                raise error
+            yield request
+            raise error
+
+    if where.startswith("auth"):
+        return {"auth": Auth()}
+    if where == "transport":
+        base = over.library.BaseTransport if over.loop is None else over.library.AsyncBaseTransport
+        name = "handle_request" if over.loop is None else "handle_async_request"
+        transport = type("Raising", (base,), {name: over.act(act)})
+        return {"transport": transport()}
+    return {"event_hooks": {where: [over.act(act)]}}
+
+
+@pytest.mark.parametrize("raised", RAISED)
+@pytest.mark.parametrize("where", ["request", "response", "auth, before", "auth, after"])
+def test_what_the_users_code_raises_is_raised_as_it_is(over: Over, where: str, raised: str) -> None:
+    error = RAISED[raised](over)
+    with ByteServer(OK) as server:
+        with pytest.raises(type(error)) as caught:
+            over.create_session(server.url, **raising(over, error, where))
+        assert caught.value is error
+        assert len(server.requests) == (where in ("response", "auth, after"))
+
+
+@pytest.mark.parametrize("raised", ["its own", "OSError", "UnicodeError", "RuntimeError"])
+def test_what_the_users_transport_raises_is_raised_as_it_is(over: Over, raised: str) -> None:
+    error = RAISED[raised](over)
+    with pytest.raises(type(error)) as caught:
+        over.create_session("http://flux0.invalid", **raising(over, error, "transport"))
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        ("ConnectError", ConnectionInterrupted),
+        ("ConnectTimeout", TransportTimeout),
+        ("PoolTimeout", TransportTimeout),
+        ("ReadTimeout", ReadTimeout),
+        ("ProxyError", ConnectionInterrupted),
+        ("UnsupportedProtocol", ProtocolError),
+    ],
+)
+def test_a_transport_that_nothing_traces_proves_nothing(
+    over: Over, raised: str, kind: type[TransportError]
+) -> None:
+    """It may have sent the request before, so that a POST is not sent again."""
+    error = getattr(over.library, raised)("says the transport")
+    with pytest.raises(TransportError, match="says the transport") as caught:
+        over.fetch(post("http://flux0.invalid"), **raising(over, error, "transport"))
+    assert type(caught.value) is kind
+    assert caught.value.__cause__ is error
+
+
+def test_raise_for_status_in_a_hook_raises_the_error_of_that_status(over: Over) -> None:
+    hook = over.act(lambda response: response.raise_for_status())
+    with ByteServer(answer(b"no", status="404 Not Found")) as server:
+        with pytest.raises(APIError) as caught:
+            over.create_session(server.url, event_hooks={"response": [hook]})
+        assert caught.value.status_code == 404
+        assert type(caught.value.raw_response) is over.library.Response
+        assert len(server.requests) == 1
+
+
+def test_a_hook_may_read_the_body(over: Over) -> None:
+    def read(response: Any) -> None:
+        response.read()
+
+    async def read_async(response: Any) -> None:
+        await response.aread()
+
+    hook = read if over.loop is None else read_async
+    for status in (200, 404):
+        steps = answer(b"text", status=f"{status} So", gzip=True)
+        with ByteServer(steps) as server:
+            body = over.fetch(get(server.url), event_hooks={"response": [hook]})
+            assert body == (status, b"text")
+
+
+def test_a_status_error_of_another_request_is_the_hooks_own(over: Over) -> None:
+    other = over.library.Request("GET", "http://flux0.invalid")
+    error = over.library.HTTPStatusError(
+        "not mine", request=other, response=over.library.Response(404, request=other)
+    )
+    with ByteServer(OK) as server, pytest.raises(over.library.HTTPStatusError) as caught:
+        over.fetch(get(server.url), **raising(over, error, "response"))
+    assert caught.value is error
+
+
+def test_a_trace_of_the_users_goes_on(over: Over) -> None:
+    seen: list[str] = []
+
+    def trace(event: str, info: object) -> None:
+        seen.append(event)
+
+    base = over.library.Client if over.loop is None else over.library.AsyncClient
+
+    class Tracing(base):  # type: ignore[misc, valid-type]
+        def build_request(self, *args: Any, **options: Any) -> Any:
+            return super().build_request(*args, **options, extensions={"trace": over.act(trace)})
+
+    transport = over.transport(trust_env=False)
+    attribute = "_client" if over.loop is None else "_async_client"
+    setattr(transport, attribute, Tracing())
+    with ByteServer(OK) as server:
+        assert over.fetch(get(server.url), transport) == (200, b"ok")
+    assert "connection.connect_tcp.complete" in seen
+    assert "http11.send_request_headers.started" in seen
+
+
+def test_a_hook_that_replaces_the_trace_leaves_nothing_proven(over: Over) -> None:
+    def replace(request: Any) -> None:
+        request.extensions["trace"] = over.act(lambda *_: None)
+
+    with pytest.raises(TransportError) as caught:
+        over.fetch(post("http://127.0.0.1:1"), event_hooks={"request": [over.act(replace)]})
+    assert type(caught.value) is ConnectionInterrupted
+
+
+# --- what is asked for
+
+
+@pytest.mark.parametrize("options", [{}, {"headers": {"accept-encoding": "br, zstd"}}])
+def test_only_what_is_undone_here_is_asked_for(over: Over, options: dict[str, Any]) -> None:
+    with ByteServer(OK) as server:
+        over.fetch(get(server.url), **options)
+        over.fetch(get(server.url, accept_encoding="identity"), **options)
+        asked = [request.headers["accept-encoding"] for request in server.requests]
+    assert asked == ["gzip, deflate", "identity"]
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip"])
+def test_what_was_not_asked_for_is_refused(over: Over, coding: str) -> None:
+    steps = answer(b"coded", headers=[("Content-Encoding", coding)])
+    with ByteServer(steps) as server, pytest.raises(ProtocolError, match="not asked for"):
+        over.fetch(get(server.url), trust_env=False)
+
+
+@pytest.mark.parametrize(
+    ("userinfo", "authorization", "sent"),
+    [
+        ("me:secret@", {}, "Basic bWU6c2VjcmV0"),
+        ("me@", {}, "Basic bWU6"),
+        ("me:secret@", {"authorization": "Bearer token"}, "Bearer token"),
+    ],
+)
+def test_an_authorization_wins_over_that_of_the_url(
+    over: Over, userinfo: str, authorization: dict[str, str], sent: str
+) -> None:
+    with ByteServer(OK) as server:
+        request = get(server.url.replace("//", f"//{userinfo}"))
+        over.fetch(evolve(request, headers=Headers(tuple(authorization.items()))))
+        assert server.requests[0].headers.get_all("authorization") == (sent,)
+
+
+# --- connections
+
+
+def surplus(steps: Answer) -> Answer:
+    """Return an answer with another behind it, in the same write."""
+    first, *rest = steps
+    assert isinstance(first, Write)
+    whole = first.data + b"".join(step.data for step in rest if isinstance(step, Write))
+    return (Write(whole + b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nanother's"[:-2]),)
+
+
+@pytest.mark.parametrize("framing", ["chunked", "content-length"])
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+def test_a_connection_with_something_left_over_is_not_used_again(
+    over: Over,
+    secured: Secured,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    framing: Any,
+    *,
+    secure: bool,
+) -> None:
+    long = b"x" * 40_000  # More than one record of TLS, so that the surplus has one of its own.
+
+    async def use(transport: Any) -> None:
+        for body in (b"mine", long, b"last"):
+            response = await over.send(transport, get(server.url))
+            assert b"".join(await over.pieces(response)) == body
+
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    tls = None
+    if secure:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(tls)  # pyright: ignore[reportUnknownMemberType]
+    answers = [surplus(answer(body, framing=framing)) for body in (b"mine", long)]
+    with ByteServer(*answers, answer(b"last"), tls=tls) as server:
+        over.run(over.transport(), use)
+        assert server.connections == 3
+
+
+def test_a_connection_is_used_again(over: Over) -> None:
+    async def use(transport: Any) -> None:
+        for _ in range(3):
+            response = await over.send(transport, get(server.url))
+            assert b"".join(await over.pieces(response)) == b"ok"
+
+    with ByteServer(OK) as server:
+        over.run(over.transport(), use)
+        assert server.connections == 1
+
+
+def test_interim_answers_are_limited(over: Over) -> None:
+    interim = head("103 Early Hints", [("Link", "x" * 1000)])
+    with ByteServer((interim,) * 20 + OK, (interim,) * 1000 + OK) as server:
+        assert over.fetch(get(server.url)) == (200, b"ok")
+        with pytest.raises(ProtocolError, match="too much"):
+            over.fetch(get(server.url))
+
+
+def test_our_own_connections_are_the_ones_that_are_used(over: Over) -> None:
+    """This fails if the library no longer looks where `instrument` puts them."""
+
+    async def use(transport: Any) -> None:
+        response = await over.send(transport, get(server.url))
+        await over.pieces(response)
+        stream = response.raw_response.extensions["network_stream"]
+        assert type(stream).__module__ == "flux0.adapters.support.httpx_connection"
+
+    with ByteServer(OK) as server:
+        over.run(over.transport(), use)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+def test_an_interrupt_wakes_a_call_over_a_client_of_the_users(
+    sync: Over, secured: Secured, *, secure: bool
+) -> None:
+    """Over a connection that was made for it."""
+    interrupt = Interrupt()
+    tls = secured.server if secure else None
+    with ByteServer((Write(b"HTTP/1.1 200"), Hold()), tls=tls) as server:
+        transport = sync.transport(verify=secured.trusting)
+
+        def wake() -> None:
+            server.wait_for_requests(1)
+            interrupt.fire()
+
+        waker = threading.Thread(target=wake)
+        waker.start()
+        with pytest.raises(ConnectionInterrupted):
+            sync.fetch(evolve(post(server.url), interrupt=interrupt), transport)
+        waker.join()
+        server.wait_until_gone()
+
+
+def test_a_second_reader_is_refused_and_the_first_goes_on(sync: Over) -> None:
+    with (
+        ByteServer(answer(b"a", Hold(), b"b", framing="chunked")) as server,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        transport = sync.transport()
+        body = iter(transport.send(get(server.url, stream=True)).body)
+        assert next(body) == b"a"
+        readers = [threads.submit(next, body) for _ in range(2)]
+        refused, reading = wait(readers, return_when=FIRST_COMPLETED)
+        with pytest.raises(Flux0Error, match="reading this body"):
+            refused.pop().result()
+        server.release()
+        assert reading.pop().result() == b"b"
+        transport.close()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_a_second_asynchronous_reader_is_refused_and_the_first_goes_on(loop: str) -> None:
+    async def main() -> None:
+        transport = flux0.HttpxTransport()
+        body = aiter((await transport.send_async(get(server.url, stream=True))).body)
+        assert await anext(body) == b"a"
+        async with anyio.create_task_group() as tasks:
+            got: list[bytes] = []
+
+            async def read() -> None:
+                got.append(await anext(body))
+
+            tasks.start_soon(read)
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(Flux0Error, match="reading this body"):
+                await anext(body)
+            server.release()
+        assert got == [b"b"]
+        await transport.close_async()
+
+    with ByteServer(answer(b"a", Hold(), b"b", framing="chunked")) as server:
+        anyio.run(main, backend=loop)
+
+
+def test_a_turn_over_http_2_warns(over: Over) -> None:
+    def handle(_: object) -> Any:
+        content = over.library.ByteStream(b"data")
+        return over.library.Response(200, stream=content, extensions={"http_version": b"HTTP/2"})
+
+    transport = over.library.MockTransport(handle)
+    with pytest.warns(RuntimeWarning, match="without http2=True"):
+        body = over.fetch(get("http://flux0.invalid", stream=True), transport=transport)
+    assert body == (200, b"data")
+
+
+# --- bodies
+
+
+def test_what_came_before_a_failure_is_handed_out(over: Over) -> None:
+    whole = gzip.compress(b"first") + zlib.compress(b"not gzip")[1:]
+    start, *_ = answer(framing="chunked")
+    broken: Answer = (start, Write(b"5\r\nfirst\r\nnonsense\r\n"), Disconnect())
+    coded = answer(whole, headers=[("Content-Encoding", "gzip")])
+
+    async def use(transport: Any) -> None:
+        for _ in range(2):
+            pieces: list[bytes] = []
+            response = await over.send(transport, get(server.url))
+            with pytest.raises(ProtocolError):
+                await over.pieces(response, pieces)
+            assert b"".join(pieces) == b"first"
+
+    with ByteServer(broken, coded) as server:
+        over.run(over.transport(), use)
+
+
+def test_bytes_without_content_give_control_back(over: Over) -> None:
+    async def use(transport: Any) -> bytes:
+        request = get(server.url, stream=True)
+        if over.loop is None:
+            response = transport.send(request)
+            piece: bytes = next(iter(response.body))
+            response.body.close()
+        else:
+            response = await transport.send_async(request)
+            piece = await anext(aiter(response.body))
+            await response.body.close_async()
+        return piece
+
+    empty = answer(
+        gzip.compress(b""), Hold(), framing="chunked", headers=[("Content-Encoding", "gzip")]
+    )
+    with ByteServer(empty) as server:
+        assert over.run(over.transport(), use) == b""
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own", "user's"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_collector_may_close_streams_at_any_moment(
+    sync: Over, threads: int, *, own: bool
+) -> None:
+    """Also while its thread holds the lock of the pool: a finalizer takes none."""
+    chance = random.Random(1)  # noqa: S311 - not a secret
+    held = answer(
+        b"data: 1\n\n", Hold(), framing="chunked", headers=[("Content-Type", "text/event-stream")]
+    )
+    with ByteServer(held) as turns, ByteServer(answer(b'{"data": []}')) as agents:
+        transport = sync.transport() if own else sync.transport(trust_env=False)
+        client = Flux0(agents.url, transport=transport)
+
+        def use() -> None:
+            for number in range(15):
+                body = transport.send(get(turns.url, stream=True)).body
+                next(iter(body))
+                cycle: list[Any] = [body]
+                cycle.append(cycle)
+                gc.set_threshold(chance.randint(1, 400), 1, 1)
+                del cycle, body
+                assert list(client.agents.list()) == [], number
+
+        before = gc.get_threshold()
+        users = [threading.Thread(target=use, daemon=True) for _ in range(threads)]
+        try:
+            for user in users:
+                user.start()
+            for user in users:
+                user.join(30)
+        finally:
+            gc.set_threshold(*before)
+        assert not any(user.is_alive() for user in users), "a thread waits for itself"
+        gc.collect()
+        turns.wait_until_gone()
+        client.close()
+        if not own:
+            transport._client.close()
+
+
+# --- what is not a client
+
+
+def test_what_is_no_client_is_refused() -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"client": 3}, "must be an httpx.Client"),
+        ({"client": httpx.Client}, "pass httpx.Client()"),
+        ({"client": httpx.AsyncClient()}, "must be synchronous"),
+        ({"async_client": httpx.Client()}, "must be asynchronous"),
+        ({"async_client": httpx.AsyncClient}, "pass httpx.AsyncClient()"),
+    ]
+    for arguments, problem in wrong:
+        with pytest.raises(InvalidArgument) as caught:
+            flux0.HttpxTransport(**arguments)
+        assert problem in str(caught.value)
+        assert [caught.value.argument] == list(arguments)
+
+
+def test_a_transport_with_one_kind_of_client_says_what_it_serves() -> None:
+    with httpx.Client() as client:
+        transport = flux0.HttpxTransport(client)
+        assert (transport.serves_sync, transport.serves_async) == (True, False)
+        with pytest.raises(Flux0Error, match="synchronous client only"):
+            anyio.run(transport.send_async, get("http://flux0.invalid"))
+    transport = flux0.HttpxTransport(async_client=httpx.AsyncClient())
+    assert (transport.serves_sync, transport.serves_async) == (False, True)
+    with pytest.raises(Flux0Error, match="asynchronous client only"):
+        transport.send(get("http://flux0.invalid"))
+    transport = flux0.HttpxTransport()
+    assert (transport.serves_sync, transport.serves_async) == (True, True)
+
+
+def test_a_synchronous_client_serves_asynchronous_calls_in_threads() -> None:
+    async def main() -> None:
+        async with Flux0(server.url, transport=flux0.HttpxTransport(client)) as both:
+            assert list(await both.agents.list_async()) == []
+
+    with (
+        ByteServer(answer(b'{"data": []}')) as server,
+        httpx.Client(headers={"x-team": "blue"}) as client,
+    ):
+        anyio.run(main)
+        assert server.requests[0].headers["x-team"] == "blue"
+
+
+def test_a_client_that_is_closed_says_so(over: Over) -> None:
+    transport = over.transport(trust_env=False)
+    with ByteServer(OK) as server:
+        over.fetch(get(server.url), transport)
+        with pytest.raises(ClientClosed, match=over.library.__name__):
+            over.fetch(get(server.url), transport)
