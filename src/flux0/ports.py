@@ -50,7 +50,7 @@ class Interrupt:
     def __init__(self) -> None:
         self._lock = Lock()
         self._wake: Callable[[], object] | None = None
-        self.fired = False
+        self.fired: bool = False
 
     def on_fire(self, wake: Callable[[], object]) -> None:
         """Have `wake` called, which is quick and does not raise, or call it if it is due."""

@@ -181,7 +181,7 @@ class HTTPValidationError(APIError):
         self, message: str, *, data: HTTPValidationErrorData | None = None, **rest: Any
     ) -> None:
         super().__init__(message, **rest)
-        self.data = data if data is not None else HTTPValidationErrorData()
+        self.data: HTTPValidationErrorData = HTTPValidationErrorData() if data is None else data
 
 
 class RateLimitError(APIError):

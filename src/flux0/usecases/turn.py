@@ -51,7 +51,7 @@ class Turn:
         self._idle = inf if idle is None else idle
         self._waited = 0.0
         self.correlation_id: str | None = None
-        self.event_count = 0
+        self.event_count: int = 0
         self.failure: Flux0Error | None = None
 
     def feed(self, data: bytes, waited: float = 0.0) -> Sequence[StreamEvent]:

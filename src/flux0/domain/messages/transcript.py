@@ -20,14 +20,14 @@ class Transcript:
     def __init__(self) -> None:
         self._accumulator = MessageAccumulator()
         self._accumulate = self._accumulator.feed
-        self.text = ""
+        self.text: str = ""
         self.status: SessionStatus | str | None = None
         self.error: StatusEvent | None = None
 
     def take(self, event: StreamEvent) -> None:
         """Take in the next event."""
         if type(event) is StatusEvent:
-            self.text = ""
+            self.text: str = ""
             self.status = event.data.status
             if self.status == SessionStatus.ERROR:
                 self.error = event
