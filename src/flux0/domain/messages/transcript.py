@@ -27,7 +27,7 @@ class Transcript:
     def take(self, event: StreamEvent) -> None:
         """Take in the next event."""
         if type(event) is StatusEvent:
-            self.text: str = ""
+            self.text = ""
             self.status = event.data.status
             if self.status == SessionStatus.ERROR:
                 self.error = event
