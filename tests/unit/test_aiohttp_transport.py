@@ -146,6 +146,78 @@ def test_the_users_session_stays_open_and_as_it_is() -> None:
     assert seen == ["GET", "GET"]
 
 
+def test_a_middleware_may_read_the_body() -> None:
+    """As one does that logs; aiohttp keeps it for whoever reads it again."""
+    seen: list[bytes] = []
+
+    async def log(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        response = await handler(request)
+        seen.append(await response.read())
+        return response
+
+    async def run(url: str) -> None:
+        async with aiohttp.ClientSession(middlewares=(log,)) as session:
+            for body in (b"ok", b""):
+                assert await fetch(AiohttpTransport(session), get(url)) == body
+
+    with ByteServer(OK, answer(b"")) as server:
+        asyncio.run(run(server.url))
+    assert seen == [b"ok", b""]
+
+
+BASIC = "Basic YWRhOnNlY3JldA=="  # ada:secret
+
+
+@pytest.mark.parametrize(
+    ("login", "given", "options", "sent"),
+    [
+        ("ada:secret@", None, {}, BASIC),
+        ("ada:secret@", "Bearer mine", {}, "Bearer mine"),
+        ("ada%3Asecret@", None, {}, "Basic YWRhOnNlY3JldDo="),
+        ("ada:s%65cret@", None, {}, BASIC),
+        ("ada@", None, {}, "Basic YWRhOg=="),
+        ("ada:secret@", None, {"headers": {"Authorization": "Bearer session"}}, "Bearer session"),
+        ("", "Bearer mine", {"headers": {"Authorization": "Bearer session"}}, "Bearer mine"),
+        (
+            "ada:secret@",
+            "Bearer mine",
+            {"headers": {"Authorization": "Bearer session"}},
+            "Bearer mine",
+        ),
+        ("", None, {"headers": {"Authorization": "Bearer session"}}, "Bearer session"),
+        ("", None, {}, None),
+    ],
+)
+def test_the_explicit_login_wins(
+    login: str, given: str | None, options: dict[str, Any], sent: str | None
+) -> None:
+    async def run(url: str) -> None:
+        headers = Headers(() if given is None else (("authorization", given),))
+        request = Request("GET", url.replace("//", f"//{login}"), headers)
+        async with aiohttp.ClientSession(**options) as session:
+            assert await fetch(AiohttpTransport(session), request) == b"ok"
+
+    with ByteServer(OK) as server:
+        asyncio.run(run(server.url))
+        assert server.requests[0].headers.get("authorization") == sent
+        assert server.requests[0].headers["host"] == f"127.0.0.1:{server.port}"
+
+
+@pytest.mark.filterwarnings("ignore:(BasicAuth|The 'auth' parameter) is deprecated")
+def test_the_explicit_login_wins_over_that_of_a_session() -> None:
+    async def run(url: str) -> None:
+        async with aiohttp.ClientSession(auth=aiohttp.BasicAuth("ada", "secret")) as session:
+            for headers in (Headers(), Headers((("authorization", "Bearer mine"),))):
+                await fetch(AiohttpTransport(session), Request("GET", url, headers))
+
+    with ByteServer(OK) as server:
+        asyncio.run(run(server.url))
+        sent = [request.headers["authorization"] for request in server.requests]
+    assert sent == [BASIC, "Bearer mine"]
+
+
 def test_what_a_session_does_with_answers_does_not_count() -> None:
     """Statuses, redirects, timeouts and compression are the core's to judge."""
 

@@ -260,3 +260,37 @@ def test_a_child_ends_as_any_python_does(over: TransportUnderTest) -> None:
         assert (said, rest) == ("the child is gone\n", "2\n")
         assert server.connections == 3
         server.wait_until_gone()
+
+
+IMPORTS = """
+import sys
+import flux0
+
+client = flux0.Flux0(sys.argv[1], transport=getattr(flux0, sys.argv[2])())
+before = set(sys.modules)
+client.agents.list()
+try:
+    client.agents.list()
+except flux0.APIError:
+    pass
+with client.sessions.create_event(session_id="s", content="Hi") as stream:
+    list(stream)
+    stream.messages
+client.close()
+print(sorted(set(sys.modules) - before))
+"""
+
+
+@over_every_transport
+def test_a_call_imports_nothing(over: TransportUnderTest) -> None:
+    """An import takes a lock, which nobody would release in a child forked at that moment."""
+    turn = answer(chunk("a"), headers=SSE.items(), framing="chunked")
+    missing = answer(b'{"detail": "no"}', headers=JSON.items(), status="404 Not Found")
+    with ByteServer(AGENTS, missing, turn) as server:
+        done = subprocess.run(
+            [sys.executable, "-c", IMPORTS, server.url, over.name],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert (done.stdout, done.stderr) == ("[]\n", "")

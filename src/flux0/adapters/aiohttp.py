@@ -334,7 +334,7 @@ class _Body(PulledBody):
         super().__init__(response.headers.get("Content-Encoding", ""))
         timeout = request.timeout
         self._silence = timeout.idle if request.streams(response.status) else timeout.read
-        self._expired = False
+        self._begun = self._expired = False
         self.ends_by_closing = ends_by_closing
         self._loop = asyncio.get_running_loop()
         self._response = response
@@ -377,6 +377,9 @@ class _Body(PulledBody):
             data = self._content.read_nowait()
             if not data and not self._content.at_eof():
                 data = await self._wait()
+            elif not data and not self._begun:
+                data = await self._response.read()  # A middleware may have read it.
+            self._begun = True
         except _RAISED:
             data = b"" if self.closed else _withheld(self._content)
             if not data:

@@ -42,6 +42,10 @@ class Wire:
         self._content: aiohttp.StreamReader | None = None
         self._seen = self._overhead = 0
         self._ended = False
+        # What else asyncio tells is aiohttp's alone.
+        self.eof_received = handler.eof_received
+        self.pause_writing = handler.pause_writing
+        self.resume_writing = handler.resume_writing
         self.failure: BaseException | None = None
 
     @classmethod
@@ -129,22 +133,10 @@ class Wire:
         if isinstance(self._handler.exception(), HttpProcessingError):
             self._end()
 
-    def eof_received(self) -> None:
-        """Take the end of what the server sends."""
-        self._handler.eof_received()
-
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the end of the connection."""
         self._handler.connection_lost(exc)
         self._end()
-
-    def pause_writing(self) -> None:
-        """Have aiohttp write no more for now."""
-        self._handler.pause_writing()
-
-    def resume_writing(self) -> None:
-        """Have aiohttp write again."""
-        self._handler.resume_writing()
 
     def _end(self) -> None:
         """Take note that no more content comes, and tell its reader, as aiohttp does not always."""
@@ -194,6 +186,10 @@ class RequestBody(aiohttp.Payload):
     def autoclose(self) -> bool:
         """Whether nothing needs to be closed, where a middleware replaces it."""
         return True
+
+    def read(self) -> bytes:
+        """Return the bytes, for a recorder such as vcrpy, which takes this for a file."""
+        return self._body
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return the body as text, for a middleware that signs it."""
