@@ -99,17 +99,17 @@ class Proxy:
                 self._run(partial(self._serve, plain))
 
     def _serve(self, plain: socket.socket) -> None:
-        client = plain
-        with contextlib.suppress(
-            OSError
-        ):  # Either side broke off, or the client did not shake hands.
+        # OSError: either side broke off, or the client did not shake hands.
+        with contextlib.suppress(OSError), contextlib.ExitStack() as ending:
+            ending.callback(_end, plain)
+            client = plain
             if self._tls is not None:
                 client = self._keep(self._tls.wrap_socket(plain, server_side=True))
-            self._converse(client)
-        _end(client)
+                ending.callback(_end, client)
+            self._converse(client, ending)
 
-    def _converse(self, client: socket.socket) -> None:
-        server, origin, unread = None, "", b""
+    def _converse(self, client: socket.socket, ending: contextlib.ExitStack) -> None:
+        server, origin, unread = client, "", b""
         while True:
             while b"\r\n\r\n" not in unread:
                 data = client.recv(65536)
@@ -127,15 +127,15 @@ class Proxy:
                 client.sendall(f"HTTP/1.1 {self._refusal}\r\nContent-Length: 0\r\n\r\n".encode())
                 return
             if method == "CONNECT":
-                server = self._connect(f"//{target}")
+                server = self._connect(f"//{target}", ending)
                 client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 self._run(partial(_pass_on, server, client))
                 server.sendall(unread)
                 _pass_on(client, server)
                 return
             url = urlsplit(target)
-            if server is None or url.netloc != origin:
-                server, origin = self._connect(target), url.netloc
+            if url.netloc != origin:
+                server, origin = self._connect(target, ending), url.netloc
                 self._run(partial(_pass_on, server, client))
             path = f"{url.path or '/'}?{url.query}" if url.query else url.path or "/"
             start = "\r\n".join((f"{method} {path} {version}", *lines))
@@ -149,10 +149,11 @@ class Proxy:
                 left -= len(piece)
                 server.sendall(piece)
 
-    def _connect(self, url: str) -> socket.socket:
+    def _connect(self, url: str, ending: contextlib.ExitStack) -> socket.socket:
         parts = urlsplit(url)
         server = socket.create_connection((parts.hostname or "", parts.port or 80), _PATIENCE)
         server.settimeout(None)
+        ending.callback(_end, server)
         return self._keep(server)
 
 

@@ -16,7 +16,6 @@ import trustme
 import urllib3
 from attrs import evolve
 
-from flux0.adapters.support.urllib3_response import Blocks
 from flux0.adapters.urllib3 import Urllib3Transport
 from flux0.domain.errors import (
     ConnectError,
@@ -41,6 +40,7 @@ from flux0.testing.contract.answers import (
     size,
 )
 from flux0.testing.contract.byte_server import ByteServer
+from support.proxy import Proxy
 
 PATIENT = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
 SHORT = 0.1  # Seconds to wait for what never comes.
@@ -145,6 +145,66 @@ def test_a_proxy_of_the_manager_is_used() -> None:
         assert request.headers.get_all("accept") == ("application/json",)
 
 
+def proxies(monkeypatch: pytest.MonkeyPatch, **given: str) -> None:
+    """Set the environment's proxies: these, and no others."""
+    for name in ("http", "https", "all", "no"):
+        for spelled in (f"{name}_proxy", f"{name}_proxy".upper()):
+            monkeypatch.delenv(spelled, raising=False)
+    for name, url in given.items():
+        monkeypatch.setenv(name, url)
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "all_proxy"])
+@pytest.mark.parametrize("scheme", ["http://me:p%40@", ""], ids=["url", "bare"])
+def test_a_proxy_of_the_environment_is_used(
+    monkeypatch: pytest.MonkeyPatch, name: str, scheme: str
+) -> None:
+    with Proxy() as proxy, ByteServer(OK) as server:
+        proxies(monkeypatch, **{name: proxy.url.replace("http://", scheme)})
+        transport = Urllib3Transport()
+        assert [fetch(transport, f"{server.url}/x?a=%2F") for _ in range(2)] == [b"ok", b"ok"]
+        first, _ = proxy.requests
+        credentials = b64encode(b"me:p@").decode()
+        assert first.target == f"{server.url}/x?a=%2F"
+        assert first.headers.get("proxy-authorization") == (
+            (scheme and f"Basic {credentials}") or None
+        )
+        assert server.connections == 1
+        transport.close()
+        server.wait_until_gone()
+
+
+def test_a_proxy_of_the_environment_tunnels(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy() as proxy, ByteServer(unasked=(Disconnect(),)) as server:
+        proxies(monkeypatch, HTTPS_PROXY=proxy.url)
+        with pytest.raises(ConnectError):
+            Urllib3Transport().send(get(f"https://{server.host}:{server.port}"))
+        assert [request.method for request in proxy.requests] == ["CONNECT"]
+
+
+@pytest.mark.parametrize("no_proxy", ["127.0.0.1", "*"])
+def test_no_proxy_is_used_where_the_environment_says_so(
+    monkeypatch: pytest.MonkeyPatch, no_proxy: str
+) -> None:
+    with Proxy() as proxy, ByteServer(OK) as server:
+        proxies(monkeypatch, HTTP_PROXY=proxy.url, NO_PROXY=no_proxy)
+        assert fetch(Urllib3Transport(), server.url) == b"ok"
+        assert proxy.requests == ()
+
+
+def test_a_manager_of_the_user_looks_at_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy() as proxy, ByteServer(OK) as server:
+        proxies(monkeypatch, HTTP_PROXY=proxy.url)
+        assert fetch(Urllib3Transport(urllib3.PoolManager()), server.url) == b"ok"
+        assert proxy.requests == ()
+
+
+def test_a_proxy_that_urllib3_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    proxies(monkeypatch, ALL_PROXY="socks5://127.0.0.1:1")
+    with pytest.raises(ConnectError, match="socks5"):
+        Urllib3Transport().send(get("http://flux0.invalid/"))
+
+
 # http.client leaves the socket of a tunnel that failed to the garbage collector in some Pythons.
 leaves_a_socket = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
@@ -210,15 +270,6 @@ def test_messages_do_not_quote_the_url() -> None:
 def test_a_port_that_cannot_be_is_a_connect_error() -> None:
     with pytest.raises(ConnectError):
         Urllib3Transport().send(get("http://127.0.0.1:99999/"))
-
-
-def test_a_large_request_is_written_in_blocks_each_with_its_own_timeout() -> None:
-    body = bytes(range(256)) * 1000
-    blocks = Blocks.of(body)
-    assert isinstance(blocks, Blocks)
-    assert [len(block) for block in blocks] == [65536, 65536, 65536, 59392]
-    assert b"".join(blocks) == body  # It can be sent anew, as digest authentication does.
-    assert Blocks.of(body[:65536]) == body[:65536]
 
 
 def test_the_body_of_an_error_is_in_the_raw_response() -> None:

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from functools import partial
 from http.cookiejar import DefaultCookiePolicy
 from io import BytesIO
-from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Final
 
 import requests
 from requests import exceptions
-from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase, HTTPBasicAuth
-from requests.utils import get_auth_from_url
-from urllib3 import HTTPResponse, Retry  # What requests is made of, and lets through.
+from requests.adapters import BaseAdapter, HTTPAdapter
+from urllib3 import HTTPHeaderDict, HTTPResponse  # What requests is made of, and lets through.
 from urllib3.exceptions import HTTPError
 
 from flux0.adapters.support.processes import PerProcess
+from flux0.adapters.support.urllib3_connection import noted, require, watch
 from flux0.adapters.support.urllib3_response import (
     ACCEPT_ENCODING,
-    Blocks,
     Reading,
     ResponseBody,
+    in_blocks,
+    split_userinfo,
     translated,
 )
-from flux0.domain.errors import (
-    ConnectError,
-    ConnectionInterrupted,
-    ConnectTimeout,
-    ProtocolError,
-    ReadTimeout,
-    TransportError,
-)
+from flux0.domain.errors import ConnectError, InvalidArgument, ProtocolError, ReadTimeout
 from flux0.domain.headers import Headers
-from flux0.ports import ByteStream, Request, Response
-
-T = TypeVar("T")
+from flux0.ports import ByteStream, Request, Response, is_success
 
 # So many are kept for the next requests; more can be in use at a time.
 _KEPT_CONNECTIONS: Final = 100
@@ -46,15 +35,19 @@ class RequestsTransport:
     """Sends requests over requests, through a session of the user's or one made here.
 
     A session passed in keeps its proxies, certificates, authentication, cookies, headers, hooks and
-    adapters, and is never closed here. One made here takes proxies and certificates from the
-    environment, as requests does, but no passwords from `.netrc`, and keeps no cookies.
+    adapters, and is never closed here. Its connections are watched, to know what was sent. One made
+    here takes proxies and certificates from the environment, as requests does, but no passwords
+    from `.netrc`, and keeps no cookies. What hooks, authentication and adapters raise is raised as
+    it is.
 
     Timeouts are the request's, but requests does not limit the wait for a connection of a pool
-    that blocks, and writes with the timeout for connecting, which is then the longest that each
-    64 KiB of a body may take. Redirects are not followed, and the retries of adapters are off.
+    that blocks. Redirects are not followed, and a session whose adapters retry is refused.
     """
 
     def __init__(self, session: requests.Session | None = None) -> None:
+        require("session", session, requests.Session)
+        for adapter in () if session is None else session.adapters.values():
+            _refuse_retries(adapter)
         self._own = session is None
         self._sessions = PerProcess(partial(_Session, session))
 
@@ -62,17 +55,14 @@ class RequestsTransport:
         """Send `request` once; see `Transport.send`."""
         session = self._sessions.get()
         response = _send(session.requests, request)
-        streaming = request.streams(response.status_code)
-        reading = Reading(_raw(response), session.readings)
-        if streaming:
+        status = response.status_code
+        headers = _headers(response)
+        # The content of an error is read here, and users find it in the response all the same.
+        retain = None if is_success(status) else partial(_retain, response)
+        reading = Reading(_raw(response), session.readings, retain)
+        if request.streams(status):
             reading.set_timeout(request.timeout.idle)
-        retain = None if streaming else partial(_retain, response)
-        return Response(
-            response.status_code,
-            _headers(response),
-            ResponseBody(reading, retain),
-            response,
-        )
+        return Response(status, headers, ResponseBody(reading), response)
 
     def close(self) -> None:
         """Close the connections, and what is read over them, unless the session is the user's."""
@@ -101,142 +91,136 @@ class _Session:
 def _make_session() -> requests.Session:
     session = requests.Session()
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-    session.auth = _UserinfoAuth()
+    session.auth = lambda prepared: prepared  # Without any, requests looks into .netrc.
     for prefix in ("https://", "http://"):
         session.mount(prefix, HTTPAdapter(pool_maxsize=_KEPT_CONNECTIONS))
     return session
 
 
-class _UserinfoAuth(AuthBase):
-    """Sends what the URL names; without an auth, requests puts .netrc over any other header."""
-
-    def __call__(self, prepared: requests.PreparedRequest) -> requests.PreparedRequest:
-        name, password = get_auth_from_url(prepared.url or "")
-        if name or password:
-            HTTPBasicAuth(name, password)(prepared)
-        return prepared
+def _refuse_retries(adapter: BaseAdapter) -> None:
+    if isinstance(adapter, HTTPAdapter):
+        retries = adapter.max_retries
+        if retries.total or retries.total is None or retries.status_forcelist:
+            problem = "has an adapter with max_retries, and might send a request twice: mount one "
+            raise InvalidArgument("session", f"{problem}without, and see RetryConfig for retries")
 
 
 def _send(session: requests.Session, request: Request) -> requests.Response:
-    try:
-        prepared = _prepared(session, request)
-        location = _HiddenLocation()
-        prepared.register_hook("response", location.hide)
-        url: str = prepared.url
-        # A `verify` of the session would give way to the environment, were it not named here.
-        settings = session.merge_environment_settings(url, {}, True, session.verify, None)  # noqa: FBT003
-        response = _without_retries(session, url).send(
-            prepared,
-            timeout=(request.timeout.connect, request.timeout.read),
-            allow_redirects=False,
-            **settings,
-        )
-    except requests.HTTPError as error:
-        if error.response is None:
-            raise _translated(error) from error
-        return error.response  # A hook calls raise_for_status.
-    except (requests.RequestException, HTTPError, OSError, UnicodeError) as error:
-        raise _translated(error) from error
-    location.show(response)
+    prepared = _prepared(session, request)
+    # A `verify` of the session would give way to the environment, were it not named here.
+    settings = session.merge_environment_settings(prepared.url, {}, True, session.verify, None)  # noqa: FBT003
+    _watch(session, prepared, settings)
+    head = _Head(prepared)
+    with noted(request) as exchange:
+        try:
+            response = session.send(
+                prepared,
+                timeout=(request.timeout.connect, request.timeout.read),
+                allow_redirects=False,
+                **settings,
+            )
+        except BaseException as error:
+            if head.response is not None and not _is_of(error, prepared):
+                head.response.close()  # What hooks raise is theirs.
+                raise
+            if isinstance(error, requests.HTTPError) and error.response is not None:
+                return error.response  # A hook calls raise_for_status.
+            if isinstance(error, exceptions.Timeout) and not _wraps(error):
+                raise ReadTimeout(
+                    str(error) or "timed out"
+                ) from error  # Of an adapter not of requests.
+            known = isinstance(error, (exceptions.RequestException, HTTPError))
+            if known or error is exchange.unconnected:
+                raise translated(error, exchange) from error
+            raise
+        finally:
+            head.response = None  # Which would be a cycle: it has the request, and that the hooks.
+    head.show_location(response)
     return response
 
 
 def _prepared(session: requests.Session, request: Request) -> Any:
-    prepared: Any = session.prepare_request(
-        requests.Request(
-            request.method,
-            request.url,
-            headers={"accept-encoding": ACCEPT_ENCODING, **request.headers},
-            data=request.body,
-        )
-    )
-    prepared.body = Blocks.of(prepared.body)
-    url: str = prepared.url
-    if not url.startswith(request.url):
-        # requests undoes encodings that it takes to be needless, such as that of dots.
-        given = urlsplit(request.url)
-        parts = urlsplit(url)._replace(path=given.path)
-        if not session.params:
-            parts = parts._replace(query=given.query)
-        prepared.url = parts.geturl()
+    url, authorization = split_userinfo(request.url)
+    # A header field that was asked for counts more than what the session knows.
+    own = {**authorization, **request.headers}
+    headers = {**ACCEPT_ENCODING, **own}
+    given = requests.Request(request.method, url, headers, data=in_blocks(request.body))
+    try:
+        prepared: Any = session.prepare_request(given)
+    except exceptions.InvalidHeader as error:
+        raise ProtocolError(str(error)) from error
+    except (exceptions.InvalidURL, exceptions.MissingSchema) as error:
+        raise ConnectError(str(error)) from error
+    prepared.headers.update({name: own[name] for name in own if name.lower() == "authorization"})
     return prepared
 
 
-class _HiddenLocation:
-    """Keeps a redirect's location from requests, which would read the body and close it."""
+def _watch(session: requests.Session, prepared: Any, settings: Any) -> None:
+    """Have the connections that the request may go over note it; nothing is sent here."""
+    verify, cert, proxies = settings["verify"], settings["cert"], settings["proxies"]
+    try:
+        adapter = session.get_adapter(prepared.url)
+        _refuse_retries(adapter)
+        if isinstance(adapter, HTTPAdapter):
+            pool = adapter.get_connection_with_tls_context(prepared, verify, proxies, cert)
+            adapter.cert_verify(pool, prepared.url, verify, cert)  # type: ignore[no-untyped-call]
+            watch(pool)
+    except (HTTPError, OSError) as error:  # Errors of requests are OSErrors, too.
+        raise ConnectError(str(error)) from error
 
-    def __init__(self) -> None:
+
+class _Head:
+    """Watches the head of the answer go through the hooks.
+
+    Attributes:
+        response: the answer, as the adapter gave it, if there is one.
+    """
+
+    def __init__(self, prepared: requests.PreparedRequest) -> None:
+        self.response: requests.Response | None = None
         self._location: str | None = None
+        hooks: list[Any] = prepared.hooks["response"]
+        hooks.insert(0, self._note)
+        hooks.append(self._hide_location)
 
-    def hide(self, response: requests.Response, **_: Any) -> None:
+    def _note(self, response: requests.Response, **_: Any) -> None:
+        self.response = response
+
+    def _hide_location(self, response: requests.Response, **_: Any) -> None:
+        # requests would read the body of a redirect, however long, and close it.
         self._location = response.headers.pop("location", None)
 
-    def show(self, response: requests.Response) -> None:
+    def show_location(self, response: requests.Response) -> None:
         if self._location is not None:
             response.headers["location"] = self._location
 
 
-def _without_retries(session: requests.Session, url: str) -> requests.Session:
-    """Return `session`, or one that shares all it has but sends only once."""
-    adapter = session.get_adapter(url)
-    if not isinstance(adapter, HTTPAdapter):
-        return session
-    retries = adapter.max_retries
-    if not retries.total and retries.total is not None and not retries.status_forcelist:
-        return session
-    sending_once = _copied(adapter)
-    sending_once.max_retries = Retry(0, read=False)
-    borrowed = _copied(session)
-    borrowed.adapters = OrderedDict({"": sending_once})
-    return borrowed
-
-
-def _copied(original: T) -> T:
-    """Return a copy that shares the attributes; copy.copy() would open pools of its own."""
-    copy = object.__new__(type(original))
-    copy.__dict__.update(original.__dict__)
-    return copy
-
-
-def _raw(response: requests.Response) -> HTTPResponse:
+def _raw(response: requests.Response) -> Any:
     """Return what the body is read from."""
-    if vars(response)["_content"] is not False:  # A hook has read it.
-        return HTTPResponse(BytesIO(response.content), preload_content=False)
     raw: Any = response.raw
-    # An adapter that is not made on urllib3 may give any file.
-    return raw if isinstance(raw, HTTPResponse) else HTTPResponse(raw, preload_content=False)
+    # A hook may have read it, which nothing public of requests tells. An adapter may give any file.
+    if vars(response)["_content"] is not False or not hasattr(raw, "read1"):
+        return HTTPResponse(BytesIO(response.content), preload_content=False)
+    if hasattr(raw, "release_conn"):
+        return raw
+    return HTTPResponse(raw, preload_content=False)
 
 
 def _headers(response: requests.Response) -> Headers:
-    raw: object = response.raw
-    fields = raw.headers if isinstance(raw, HTTPResponse) else response.headers
-    return Headers(tuple(fields.items()))
+    fields = getattr(response.raw, "headers", None)  # Those of urllib3 keep repeated ones apart.
+    return Headers(
+        tuple((fields if isinstance(fields, HTTPHeaderDict) else response.headers).items())
+    )
 
 
 def _retain(response: requests.Response, body: bytes) -> None:
-    # As `Response.content` does, so that users find the body in `raw_response`.
-    vars(response).update(_content=body, _content_consumed=True)
+    response.raw = BytesIO(body)
 
 
-_TRANSLATIONS: tuple[tuple[type[Exception], type[TransportError]], ...] = (
-    (exceptions.InvalidURL, ConnectError),
-    (exceptions.InvalidSchema, ConnectError),
-    (exceptions.MissingSchema, ConnectError),
-    (exceptions.ConnectTimeout, ConnectTimeout),
-    (exceptions.Timeout, ReadTimeout),
-    (exceptions.ConnectionError, ConnectionInterrupted),
-    (exceptions.RequestException, ProtocolError),
-)
-
-
-def _translated(error: Exception) -> TransportError:
-    if isinstance(error, requests.RequestException) and not _wraps(error):
-        kind = next(to for raised, to in _TRANSLATIONS if isinstance(error, raised))
-        return kind(str(error) or type(error).__name__)
-    if type(error) is OSError:  # A file of certificates is not where the session says.
-        return ConnectError(str(error))
-    return translated(error)
+def _is_of(error: BaseException, prepared: requests.PreparedRequest) -> bool:
+    """Whether an error of requests is about this request, which authentication may send again."""
+    return getattr(getattr(error, "request", None), "url", None) == prepared.url
 
 
 def _wraps(error: Exception) -> bool:
-    return any(isinstance(each, Exception) for each in (*error.args, error.__cause__))
+    return any(isinstance(each, Exception) for each in error.args)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, cast
-from urllib.parse import unquote, urlsplit
+from io import SEEK_CUR, BytesIO
+from typing import Any, Final
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import urllib3
+from urllib3.util import make_headers, parse_url
 
 from flux0.adapters.support.processes import PerProcess
+from flux0.adapters.support.urllib3_connection import noted, require, watch
 from flux0.adapters.support.urllib3_response import (
     ACCEPT_ENCODING,
-    Blocks,
     Reading,
     ResponseBody,
+    in_blocks,
+    split_userinfo,
     translated,
 )
+from flux0.domain.errors import ConnectError
 from flux0.domain.headers import Headers
-from flux0.ports import ByteStream, Request, Response
+from flux0.ports import ByteStream, Request, Response, is_success
 
 # A turn holds its connection for as long as the agent thinks, so a busy process needs many.
-_MAX_CONNECTIONS: Final = 1000
+_POOL: Final[dict[str, Any]] = {"maxsize": 1000, "block": True}
 _NO_RETRIES: Final = urllib3.Retry(total=False, redirect=False)
 
 
@@ -29,50 +35,48 @@ class Urllib3Transport:
     """Sends requests over urllib3, through a pool manager of the user's or one made here.
 
     A manager passed in, such as a `ProxyManager`, keeps its proxy, certificates, limits and default
-    headers, and is never closed here. Timeouts are the request's, but `pool` counts only where the
-    pools block, as those made here do, and urllib3 writes with the timeout for connecting, which
-    is then the longest that each 64 KiB of a body may take. Redirects are not followed, and
-    urllib3's own retries are off.
+    headers, and is never closed here. Its connections are watched, to know what was sent. One made
+    here takes proxies from the environment, when it first sends; `Urllib3Transport(PoolManager())`
+    takes none. Timeouts are the request's, but `pool` counts only where the pools block, as those
+    made here do. Redirects are not followed, and urllib3's own retries are off.
     """
 
     def __init__(self, pool_manager: urllib3.PoolManager | None = None) -> None:
+        require("pool_manager", pool_manager, urllib3.PoolManager)
         self._own = pool_manager is None
         self._pools = PerProcess(partial(_Pools, pool_manager))
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
         pools = self._pools.get()
-        headers = _headers(request, pools.manager)
-        url = _take_userinfo(request.url, headers)
-        open_url = pools.open_url if self._own else pools.manager.urlopen
+        url, authorization = split_userinfo(request.url)
         timeout = request.timeout
         try:
-            answered = open_url(
-                request.method,
-                url,
-                redirect=False,
-                body=Blocks.of(request.body),
-                headers=headers,
-                retries=_NO_RETRIES,
-                preload_content=False,
-                timeout=urllib3.Timeout(connect=timeout.connect, read=timeout.read),
-                pool_timeout=timeout.pool,
-            )
-        except (urllib3.exceptions.HTTPError, UnicodeError) as error:
-            raise translated(error) from error
-        response = cast("urllib3.HTTPResponse", answered)
-        streaming = request.streams(response.status)
-        reading = Reading(response, pools.readings)
-        if streaming:
+            urlopen = pools.opening(url)
+        except urllib3.exceptions.HTTPError as error:
+            raise ConnectError(str(error)) from error
+        with noted(request) as exchange:
+            try:
+                response = urlopen(
+                    request.method,
+                    redirect=False,
+                    body=in_blocks(request.body),
+                    headers=_headers(request, pools.manager, authorization),
+                    retries=_NO_RETRIES,
+                    preload_content=False,
+                    timeout=urllib3.Timeout(connect=timeout.connect, read=timeout.read),
+                    pool_timeout=timeout.pool,
+                )
+            except Exception as error:
+                if isinstance(error, urllib3.exceptions.HTTPError) or error is exchange.unconnected:
+                    raise translated(error, exchange) from error
+                raise
+        raw, retain = (response, None) if is_success(response.status) else _readable(response)
+        reading = Reading(response, pools.readings, retain)
+        if request.streams(response.status):
             reading.set_timeout(timeout.idle)
-        # As `HTTPResponse.read` does, so that users find the body in `raw_response`.
-        retain = None if streaming else partial(setattr, response, "_body")
-        return Response(
-            response.status,
-            Headers(tuple(response.headers.items())),
-            ResponseBody(reading, retain),
-            response,
-        )
+        headers = Headers(tuple(response.headers.items()))
+        return Response(response.status, headers, ResponseBody(reading), raw)
 
     def close(self) -> None:
         """Close the connections, and what is read over them, unless the manager is the user's."""
@@ -88,47 +92,79 @@ class _Pools:
         readings: what is read over it.
     """
 
-    def __init__(self, manager: urllib3.PoolManager | None) -> None:
-        self.manager = manager or urllib3.PoolManager(maxsize=_MAX_CONNECTIONS, block=True)
+    def __init__(self, given: urllib3.PoolManager | None) -> None:
+        self.manager = urllib3.PoolManager(**_POOL) if given is None else given
         self.readings: set[Reading] = set()
+        self._proxies = getproxies() if given is None else {}
+        self._proxied: dict[str, urllib3.PoolManager] = {}
+        self._direct = given is None
         self._last: tuple[str, urllib3.HTTPConnectionPool] | None = None
 
     def close(self) -> None:
         self._last = None
-        self.manager.clear()  # A pool that nobody holds closes its connections.
+        for manager in (self.manager, *self._proxied.values()):
+            manager.clear()  # A pool that nobody holds closes its connections.
         for reading in list(self.readings):
             reading.close()
 
-    def open_url(self, method: str, url: str, **options: Any) -> urllib3.BaseHTTPResponse:
-        """Do as `PoolManager.urlopen` does, which takes a URL apart anew each time."""
+    def opening(self, url: str) -> Callable[..., Any]:
+        """Return the `urlopen` for a URL, of which the method and the rest are missing."""
         parts = urlsplit(url)
+        manager = self._manager_for(parts)
+        if manager is not self.manager or not self._direct:
+            watch(manager.connection_from_url(url))
+            return partial(_urlopen, manager, url)
+        # As PoolManager.urlopen does, which takes a URL apart anew each time.
         origin = f"{parts.scheme}://{parts.netloc}"
         last = self._last
         if last is None or last[0] != origin:
-            last = self._last = origin, self.manager.connection_from_url(origin)
+            last = self._last = origin, manager.connection_from_url(origin)
+        watch(last[1])
         path = parts.path or "/"
         target = f"{path}?{parts.query}" if parts.query else path
-        return last[1].urlopen(method, target, assert_same_host=False, **options)
+        return partial(_urlopen, last[1], target, assert_same_host=False)
+
+    def _manager_for(self, url: SplitResult) -> urllib3.PoolManager:
+        proxy = self._proxies.get(url.scheme) or self._proxies.get("all")
+        if not proxy or proxy_bypass(url.netloc):
+            return self.manager
+        made = self._proxied.get(proxy)
+        if made is None:
+            parsed = parse_url(proxy if "://" in proxy else f"http://{proxy}")
+            auth = make_headers(proxy_basic_auth=unquote(parsed.auth)) if parsed.auth else None
+            made = urllib3.ProxyManager(parsed._replace(auth=None).url, proxy_headers=auth, **_POOL)
+            made = self._proxied.setdefault(proxy, made)
+        return made
 
 
-def _headers(request: Request, pool_manager: urllib3.PoolManager) -> dict[str, str]:
-    headers = {"Accept-Encoding": ACCEPT_ENCODING}
-    for name, value in (*pool_manager.headers.items(), *request.headers.items()):
-        # ProxyManager gives way to fields that are spelled like its own.
-        headers[name.title()] = value
+def _urlopen(opener: Any, url: str, method: str, **options: Any) -> Any:
+    return opener.urlopen(method, url, **options)
+
+
+def _headers(
+    request: Request, manager: urllib3.PoolManager, authorization: dict[str, str]
+) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    # ProxyManager gives way to fields that are spelled like its own.
+    for fields in (manager.headers, ACCEPT_ENCODING, authorization, request.headers):
+        headers.update((name.title(), value) for name, value in fields.items())
     if request.body is not None:
         headers["Content-Length"] = str(len(request.body))
     return headers
 
 
-def _take_userinfo(url: str, headers: dict[str, str]) -> str:
-    """Return `url` without the credentials in it, which urllib3 ignores; they go to `headers`."""
-    if "@" not in url:
-        return url
-    parts = urlsplit(url)
-    userinfo, at, host = parts.netloc.rpartition("@")
-    if at:
-        name, _, password = userinfo.partition(":")
-        credentials = f"{unquote(name)}:{unquote(password)}".encode()
-        headers["Authorization"] = f"Basic {b64encode(credentials).decode()}"
-    return parts._replace(netloc=host).geturl()
+def _readable(response: Any) -> tuple[urllib3.HTTPResponse, Callable[[bytes], object]]:
+    """Return a response for users to read, and what takes its content, once that was read here."""
+    content = BytesIO()
+    copy = urllib3.HTTPResponse(
+        content,
+        response.headers,
+        response.status,
+        response.version,
+        response.reason,
+        preload_content=False,
+        decode_content=False,
+        enforce_content_length=False,
+        request_url=response.url,
+    )
+    return copy, lambda data: content.seek(-content.write(data), SEEK_CUR)

@@ -1,31 +1,30 @@
-"""Reading of urllib3's responses and errors, for the transports over urllib3 and over requests.
-
-A body is read from the buffer below http.client, and its framing undone here (RFC 9112, sections 6
-and 7). Of what is above, only `read1` hands over what has arrived without waiting for more. It
-costs three times as much for each chunk, and takes a connection that ends within the last chunk
-for a whole body.
-"""
+"""Reading of responses, and what errors mean, for the transports over urllib3 and over requests."""
 
 from __future__ import annotations
 
-import socket
+import ssl
+from _thread import start_new_thread
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from http.client import BadStatusLine, HTTPException, HTTPResponse, IncompleteRead
-from io import BufferedReader
-from threading import Lock
-from traceback import walk_tb
+from http.client import HTTPException, IncompleteRead
+from io import BytesIO
+from threading import Lock, RLock
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 from weakref import finalize
 
-from urllib3 import HTTPResponse as Urllib3Response, exceptions
+from urllib3 import BaseHTTPResponse, exceptions
 
-from flux0.adapters.support.decompression import Inflater
+from flux0.adapters.support.decompression import Decoder, decoder_for
+from flux0.adapters.support.http_answer import shut_down
 from flux0.adapters.support.processes import Home
+from flux0.adapters.support.urllib3_connection import Exchange, NotingConnection
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
     ConnectTimeout,
+    Flux0Error,
     PoolTimeout,
     ProtocolError,
     ReadTimeout,
@@ -34,151 +33,151 @@ from flux0.domain.errors import (
     WriteTimeout,
 )
 
-ACCEPT_ENCODING: Final = "gzip, deflate"  # What is undone here, and no more.
+ACCEPT_ENCODING: Final = {"Accept-Encoding": "gzip, deflate"}  # What is undone here, and no more.
 
-_BLOCK_BYTES: Final = 64 * 1024
 _LARGEST_PIECE: Final = 64 * 1024
-_LONGEST_LINE: Final = 64 * 1024
-_HTTP_1_1: Final = 11
+_LARGEST_BLOCK: Final = 64 * 1024
 
 
-class Blocks:
-    """A request's body, to be sent in blocks, each within urllib3's timeout.
+def in_blocks(body: bytes | None) -> bytes | BytesIO | None:
+    """Return a request's body as it is to be written: a large one in blocks, each in its time."""
+    return body if body is None or len(body) <= _LARGEST_BLOCK else BytesIO(body)
 
-    urllib3 writes with the timeout for connecting, and all of a body that is `bytes` within one.
-    """
 
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def __iter__(self) -> Iterator[bytes]:
-        for start in range(0, len(self._body), _BLOCK_BYTES):
-            yield self._body[start : start + _BLOCK_BYTES]
-
-    @classmethod
-    def of(cls, body: bytes | None) -> bytes | Blocks | None:
-        """Return `body` as it is to be sent; a small one needs no blocks."""
-        return cls(body) if isinstance(body, bytes) and len(body) > _BLOCK_BYTES else body
+def split_userinfo(url: str) -> tuple[str, dict[str, str]]:
+    """Return `url` without the credentials in it, and the header field that they stand for."""
+    parts = urlsplit(url)
+    userinfo, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    name, _, password = userinfo.partition(":")
+    credentials = b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+    return parts._replace(netloc=host).geturl(), {"Authorization": f"Basic {credentials}"}
 
 
 class ResponseBody:
-    """The body of a response, as `ByteStream` says.
+    """The body of a response, as `ByteStream` says."""
 
-    Args:
-        reading: where the pieces come from.
-        retain: is given the body once it was read whole, for users to find in `raw_response`.
-    """
-
-    def __init__(self, reading: Reading, retain: Callable[[bytes], None] | None) -> None:
+    def __init__(self, reading: Reading) -> None:
         self._reading = reading
-        self._pieces = reading.pieces() if retain is None else _retaining(reading, retain)
         # Not __del__, which comes too late for a socket that is garbage together with this.
-        finalize(self, reading.close).atexit = False
+        finalize(self, reading.abandon).atexit = False
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        self._reading.home.check()
-        for piece in self._pieces:
-            return piece
-        if self._reading.ended:
+        piece = self._reading.next()
+        if piece is None:
             raise StopIteration
-        raise ConnectionInterrupted("the body was left before its end")
+        return piece
 
     def close(self) -> None:
         """Release the connection; whoever waits for the next piece is woken and raises."""
         self._reading.close()
 
 
-def _retaining(reading: Reading, retain: Callable[[bytes], None]) -> Iterator[bytes]:
-    pieces: list[bytes] = []
-    for piece in reading.pieces():
-        pieces.append(piece)
-        yield piece
-    retain(b"".join(pieces))
-
-
 class Reading:
     """The reading of one response, which another thread or a garbage collector may end.
+
+    Over a connection that does not note, such as a recorder's, the library reads as it does: its
+    timeout stays that for the head, and closing wakes nobody.
 
     Args:
         response: its content not loaded.
         under_way: has all readings of a transport that are not over yet.
-
-    Attributes:
-        home: the process that may read it.
-        ended: whether the body was read whole.
+        retain: is given the content once it was read whole.
     """
 
-    def __init__(self, response: Urllib3Response, under_way: set[Reading]) -> None:
+    def __init__(
+        self,
+        response: Any,
+        under_way: set[Reading],
+        retain: Callable[[bytes], object] | None = None,
+    ) -> None:
+        connection = getattr(response, "connection", None)
+        answer = connection.answer if isinstance(connection, NotingConnection) else None
+        received = _read_by_library(response) if answer is None else answer.pieces()
+        # A recorder's response is none of urllib3's, and was decompressed when it was recorded.
+        ours = isinstance(response, BaseHTTPResponse)
+        decoder = decoder_for(response.headers.get("content-encoding", "") if ours else "")
+        self._pieces = received if decoder is None else _decoded(received, decoder)
+        self._wire = None if answer is None else answer.wire
         self._response = response
         self._under_way = under_way
-        self._socket = _socket(response)
+        self._retain = retain
+        self._content: list[bytes] = []
         self._busy = Lock()
-        self._giving_back = Lock()
+        # Reentrant: a collector may run anywhere, even where this same reading is being closed.
+        self._giving_back = RLock()
+        self._home = Home()
         self._closed = False
-        self.home = Home()
-        self.ended = False
+        self._ended = False
         under_way.add(self)
 
     def set_timeout(self, silence: float | None) -> None:
         """Have no piece waited for longer than `silence`, in seconds."""
-        if self._socket is not None:
-            self._socket.settimeout(silence)
+        if self._wire is not None:
+            self._wire.settimeout(silence)
 
-    def pieces(self) -> Iterator[bytes]:
-        """Yield the pieces, decompressed."""
+    def next(self) -> bytes | None:
+        """Return the next piece, decompressed, or None at the end."""
+        self._home.check()
+        if not self._busy.acquire(blocking=False):
+            raise Flux0Error("another thread is reading this body")
         try:
-            inflater = _inflater(self._response)
-            if inflater is None:
-                yield from self._received()
-            else:
-                for data in self._received():
-                    yield from inflater.feed(data)
-                inflater.end()
-        except BaseException:  # An interrupt leaves the framing unknown.
-            self.close()
-            raise
-        self.ended = True
+            piece = None if self._closed else next(self._pieces, None)
+            if piece is not None:
+                if self._retain is not None:
+                    self._content.append(piece)
+            elif not self._ended:
+                self._end()
+        except BaseException as error:  # An interrupt leaves the framing unknown.
+            closed = self._closed
+            self._shut_down()
+            self._release()
+            if not isinstance(error, (HTTPException, OSError, exceptions.HTTPError)):
+                raise
+            if closed:
+                raise ConnectionInterrupted("the body was closed while it was read") from error
+            raise _broken_off(error) from error
+        finally:
+            self._busy.release()
+        return piece
 
     def close(self) -> None:
-        """Close the connection, unless it was given back, and free its place in the pool."""
-        if self.home.is_left():
+        """See `ResponseBody.close`."""
+        if self._home.is_left():
             return
-        self._closed = True
         self._shut_down()
-        # A reader that is at work is woken by that and comes here itself; do not wait for it.
+        # A reader that is at work is woken by that and releases it; do not wait for it.
         if self._busy.acquire(blocking=False):
             try:
                 self._release()
             finally:
                 self._busy.release()
 
-    def _received(self) -> Iterator[bytes]:
-        pieces = _pieces(self._response)
-        busy = self._busy
-        while True:
-            try:
-                with busy:
-                    piece = b"" if self._closed else next(pieces, b"")
-                    if not piece and not self._closed:
-                        self._give_back()
-            except (HTTPException, OSError) as error:
-                raise _broken_off(error) from error
-            if self._closed:
-                raise ConnectionInterrupted("the body was closed before its end")
-            if not piece:
-                return
-            yield piece
+    def abandon(self) -> None:
+        """Close the connection, and leave its place in the pool to a thread that holds no lock.
 
-    def _give_back(self) -> None:
+        A collector comes here, in any thread, which may be in the midst of the pool's own lock.
+        """
+        if self in self._under_way and not self._home.is_left():
+            self._shut_down()
+            with suppress(RuntimeError):  # The interpreter is ending.
+                start_new_thread(self.close, ())
+
+    def _end(self) -> None:
         """Return the connection to its pool: the body was read whole."""
+        if self._closed:
+            raise ConnectionInterrupted("the body was closed before its end")
         with self._giving_back:
-            self._socket = None
-        _file(self._response).close()
+            self._wire = None
+        self._ended = True
         self._response.release_conn()
         self._under_way.discard(self)
+        if self._retain is not None:
+            self._retain(b"".join(self._content))
 
     def _release(self) -> None:
         with suppress(OSError, exceptions.HTTPError):
@@ -187,188 +186,77 @@ class Reading:
         self._under_way.discard(self)
 
     def _shut_down(self) -> None:
+        self._closed = True
         with self._giving_back:
-            if self._socket is not None:
-                # The plain socket's method: that of SSLSocket drops the TLS layer under a reader.
-                # TypeError: TLS within TLS is no socket. A reader there waits for its timeout.
-                with suppress(OSError, TypeError):
-                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            if self._wire is not None:
+                shut_down(self._wire)
 
 
-def _file(response: Urllib3Response) -> Any:
-    """Return the response of http.client, or the file that something has put in its place."""
-    return response._fp  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+def _decoded(received: Iterator[bytes], decoder: Decoder) -> Iterator[bytes]:
+    for data in received:
+        yield from decoder.feed(data)
+    decoder.end()
 
 
-def _socket(response: Urllib3Response) -> socket.socket | None:
-    # Not that of `response.connection`, which has none if it will be closed after this answer.
-    buffer = getattr(_file(response), "fp", None)
-    return getattr(getattr(buffer, "raw", None), "_sock", None)
-
-
-def _inflater(response: Urllib3Response) -> Inflater | None:
-    coding = response.headers.get("content-encoding", "identity").strip().lower()
-    if coding in ("identity", ""):
-        return None
-    if coding in ("gzip", "x-gzip", "deflate"):
-        return Inflater()
-    raise ProtocolError(f"the body is encoded as {coding!r}, which was not asked for")
-
-
-def _pieces(response: Urllib3Response) -> Iterator[bytes]:
-    """Yield what arrives, when it arrives, up to the end that the framing gives the body."""
-    file = _file(response)
-    if not isinstance(file, HTTPResponse):
-        yield from _until_end(file)
-    elif file.isclosed():  # By a hook of the user's.
-        raise IncompleteRead(b"")
-    elif file.chunked:
-        yield from _chunks(file.fp)
-    elif file.length is not None:
-        yield from _sized(file.fp, file.length)
-    elif "transfer-encoding" in response.headers or "content-length" in response.headers:
-        raise HTTPException("the framing of the body is unknown")
-    elif _is_cut_off(file):
-        raise IncompleteRead(b"")
-    else:
-        yield from _until_end(file.fp)
-
-
-def _is_cut_off(file: HTTPResponse) -> bool:
-    """Whether the connection ended where it should go on after a head without framing.
-
-    http.client takes a head that was cut off for a whole one. Closing without notice is how such
-    a body ends in HTTP/1.0 alone.
-    """
-    announced = "close" in (file.getheader("connection") or "").lower()
-    return file.version == _HTTP_1_1 and not announced and not file.fp.peek(1)
-
-
-def _until_end(file: Any) -> Iterator[bytes]:
-    read = getattr(file, "read1", file.read)
-    while piece := read(_LARGEST_PIECE):
+def _read_by_library(response: Any) -> Iterator[bytes]:
+    options = {"decode_content": False} if isinstance(response, BaseHTTPResponse) else {}
+    while piece := response.read1(_LARGEST_PIECE, **options):
         yield piece
 
 
-def _sized(buffer: BufferedReader, size: int) -> Iterator[bytes]:
-    while size:
-        piece = buffer.read1(min(size, _LARGEST_PIECE))
-        if not piece:
-            raise IncompleteRead(b"", size)
-        size -= len(piece)
-        yield piece
-
-
-def _chunks(buffer: BufferedReader) -> Iterator[bytes]:
-    while size := _chunk_size(buffer):
-        # As _sized does, but without a generator for each chunk.
-        while size:
-            piece = buffer.read1(size if size < _LARGEST_PIECE else _LARGEST_PIECE)
-            if not piece:
-                raise IncompleteRead(b"", size)
-            size -= len(piece)
-            yield piece
-        if _line(buffer).strip():
-            raise HTTPException("a chunk is longer than it says")
-    while _line(buffer).strip():
-        pass  # The fields of the trailer.
-
-
-def _chunk_size(buffer: BufferedReader) -> int:
-    digits = _line(buffer).split(b";", 1)[0].strip()
-    if not digits.isalnum():  # int() takes signs and underscores, too.
-        raise HTTPException(f"a chunk has the size {digits[:20]!r}")
-    try:
-        return int(digits, 16)
-    except ValueError:
-        raise HTTPException(f"a chunk has the size {digits[:20]!r}") from None
-
-
-def _line(buffer: BufferedReader) -> bytes:
-    line = buffer.readline(_LONGEST_LINE)
-    if line.endswith(b"\n"):
-        return line
-    if len(line) < _LONGEST_LINE:
-        raise IncompleteRead(line)
-    raise HTTPException("a line between chunks is too long")
-
-
-def _broken_off(error: HTTPException | OSError) -> TransportError:
+def _broken_off(error: BaseException) -> TransportError:
     """Return what a failure to read a body means."""
-    if isinstance(error, TimeoutError):
+    innermost = _chain(error)[-1]
+    if isinstance(innermost, TimeoutError):
         return ReadTimeout("nothing came for too long")
-    if isinstance(error, IncompleteRead):
+    if isinstance(innermost, IncompleteRead):
         return ConnectionInterrupted("the connection ended within the body")
-    kind = ProtocolError if isinstance(error, HTTPException) else ConnectionInterrupted
-    return kind(_text(error))
+    return _sent_kind(innermost)(_text(innermost))
 
 
-def translated(error: BaseException) -> TransportError:
+def translated(error: BaseException, exchange: Exchange) -> TransportError:
     """Return what a failure to send a request, or to get the head of its answer, means.
 
-    `error` is urllib3's, or wraps one. The message is that of the innermost error: those around it
-    quote the URL, which may hold a credential.
+    `error` is the library's, or wraps one. The message is that of the innermost error: those
+    around it quote the URL, which may hold a credential.
     """
-    chain = tuple(_chain(error))
-    return _kind(chain)(_text(chain[-1]))
+    errors = _chain(error)
 
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what it wraps, in whichever way, down to the innermost."""
-    while error is not None:
-        yield error
-        inner = (getattr(error, "reason", None), *reversed(error.args), error.__cause__)
-        error = next((each for each in inner if isinstance(each, BaseException)), None)
-
-
-def _kind(chain: tuple[BaseException, ...]) -> type[TransportError]:
     def has(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(each, kinds) for each in chain)
+        return any(isinstance(each, kinds) for each in errors)
 
-    kind: type[TransportError]
-    if has(exceptions.EmptyPoolError):
-        kind = PoolTimeout
-    elif has(*_NOT_CONNECTED) or any(_is_from_connecting(each) for each in chain):
-        if has(exceptions.NewConnectionError):  # Which is a ConnectTimeoutError, whatever it says.
-            kind = ConnectError
-        elif has(exceptions.ConnectTimeoutError, TimeoutError):
+    kind = _sent_kind(errors[-1])
+    # urllib3 raises the two before a request has any connection.
+    waited = has(exceptions.EmptyPoolError, exceptions.ClosedPoolError)
+    if not exchange.sent and (waited or exchange.unconnected is not None):
+        kind = ConnectError
+        if has(exceptions.EmptyPoolError):
+            kind = PoolTimeout
+        elif has(TimeoutError):
             kind = ConnectTimeout
-        else:
-            kind = TLSError if has(exceptions.SSLError) else ConnectError
-    elif has(exceptions.ReadTimeoutError):
-        kind = ReadTimeout
-    elif has(TimeoutError):
+        elif has(exceptions.SSLError) and not has(*_CUT):
+            kind = TLSError
+    elif has(TimeoutError) and not has(exceptions.ReadTimeoutError):
         kind = WriteTimeout
-    else:
-        kind = ConnectionInterrupted if _ended_early(chain[-1]) else ProtocolError
-    return kind
+    return kind(_text(errors[-1]))
 
 
-_NOT_CONNECTED = (
-    exceptions.ClosedPoolError,
-    exceptions.ConnectTimeoutError,
-    exceptions.LocationValueError,
-    exceptions.ProxyError,
-    UnicodeError,  # The standard library cannot encode the host's name.
-)
+# The other side ends the connection while TLS is agreed on: it refuses nothing.
+_CUT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)
 
 
-def _is_from_connecting(error: BaseException) -> bool:
-    """Whether a connection was still being made, TLS and a proxy's tunnel included.
-
-    urllib3 raises the same errors for a handshake and for an answer.
-    """
-    return any(
-        frame.f_code.co_name == "connect" and frame.f_globals["__name__"] == "urllib3.connection"
-        for frame, _ in walk_tb(error.__traceback__)
-    )
+def _sent_kind(error: BaseException) -> type[TransportError]:
+    if isinstance(error, TimeoutError):
+        return ReadTimeout
+    return ConnectionInterrupted if isinstance(error, (OSError, IncompleteRead)) else ProtocolError
 
 
-def _ended_early(error: BaseException) -> bool:
-    if isinstance(error, BadStatusLine) and not isinstance(error, ConnectionError):
-        line = str(error)
-        return "HTTP/".startswith(line[:5]) and not line.endswith("\n")
-    return isinstance(error, (OSError, IncompleteRead))
+def _chain(error: BaseException | None) -> tuple[BaseException, ...]:
+    """Return an error and what it wraps, in whichever way, down to the innermost."""
+    if error is None:
+        return ()
+    inner = (getattr(error, "reason", None), *reversed(error.args), error.__cause__)
+    return (error, *_chain(next((each for each in inner if isinstance(each, BaseException)), None)))
 
 
 def _text(error: BaseException) -> str:

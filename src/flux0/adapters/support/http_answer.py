@@ -1,0 +1,192 @@
+"""An answer of http.client whose framing is read here (RFC 9112, sections 6 and 7).
+
+What http.client itself reads may wait for more than has arrived, takes a connection that ends
+within a head or the last chunk for a whole answer, and takes an interim answer for the answer.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from http.client import HTTPException, HTTPResponse, IncompleteRead
+from time import monotonic
+from typing import Any, Final
+
+_LARGEST_HEAD: Final = 256 * 1024  # Heads of interim answers included.
+_LARGEST_PIECE: Final = 64 * 1024
+_LONGEST_LINE: Final = 16 * 1024  # The size of a chunk, and what a server says beside it.
+_LARGEST_TRAILER: Final = 64 * 1024
+
+_SWITCHING: Final = 101
+_FIRST_FINAL: Final = 200
+
+
+class Answer(HTTPResponse):
+    """The answer to one request.
+
+    Args:
+        wire: the socket that the bytes come over, below any TLS within TLS.
+        read: what http.client reads the answer from.
+
+    Attributes:
+        ended: when the head came or, once it was read, the end of the body.
+    """
+
+    fp: Any
+
+    def __init__(self, wire: socket.socket, read: Any, *args: Any, **options: Any) -> None:
+        super().__init__(read, *args, **options)
+        self.wire = wire
+        self.ended = monotonic()
+
+    def begin(self) -> None:
+        """Read the head, and skip those of interim answers (RFC 9110, section 15.2)."""
+        file = self.fp
+        self.fp = _Head(file)
+        try:
+            super().begin()
+            while self.status < _FIRST_FINAL:
+                if self.status == _SWITCHING:
+                    raise HTTPException("the server switches to a protocol that nobody asked for")
+                self.headers = self.msg = None  # type: ignore[assignment] # http.client's "not begun"
+                super().begin()
+        finally:
+            if self.fp is not None:
+                self.fp = file
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield what arrives, when it arrives, up to the end that the framing gives the body.
+
+        A piece is empty where what arrived holds no content.
+        """
+        if self.fp is None:  # A hook of the user's has closed it.
+            raise IncompleteRead(b"")
+        if self.length is not None:
+            yield from self._sized(self.length)
+        elif self.chunked:
+            yield from self._chunked()
+        elif "transfer-encoding" in self.headers or "content-length" in self.headers:
+            raise HTTPException("the framing of the body is unknown")
+        else:
+            while piece := self.fp.read1(_LARGEST_PIECE):
+                yield piece
+        self.ended = monotonic()
+        self.close()
+
+    def _sized(self, left: int) -> Iterator[bytes]:
+        while left:
+            piece = self._arrived()
+            self._refuse_more(piece[left:])
+            yield piece[:left]
+            left -= min(left, len(piece))
+
+    def _chunked(self) -> Iterator[bytes]:
+        chunks = _Chunks()
+        while not chunks.ended:
+            nothing = True
+            for piece in chunks.feed(self._arrived()):
+                nothing = False
+                yield piece
+            if nothing and not chunks.ended:
+                yield b""
+        self._refuse_more(chunks.rest)
+
+    def _arrived(self) -> bytes:
+        data: bytes = self.fp.read1(_LARGEST_PIECE)
+        if not data:
+            raise IncompleteRead(b"")
+        return data
+
+    def _refuse_more(self, data: bytes) -> None:
+        """Have the connection not used again if more came than the answer."""
+        if data:
+            shut_down(self.wire)
+
+
+def shut_down(wire: socket.socket) -> None:
+    """End a connection, and wake who reads from it; takes no lock, and never raises."""
+    # The plain socket's method: that of SSLSocket drops the TLS layer under a reader.
+    with suppress(OSError):
+        socket.socket.shutdown(wire, socket.SHUT_RDWR)
+
+
+class _Head:
+    """The file that a head is read from: it ends where its blank line is, and not anywhere."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._left = _LARGEST_HEAD
+        self._begun = False
+
+    def readline(self, limit: int) -> bytes:
+        line: bytes = self._file.readline(limit)
+        self._left -= len(line)
+        if self._left < 0:
+            raise HTTPException(f"the head of the answer has more than {_LARGEST_HEAD:,} bytes")
+        # What is no HTTP, or nothing at all, is left to http.client.
+        begun = self._begun or (line != b"" and b"HTTP/".startswith(line[:5]))
+        if begun and not line.endswith(b"\n") and len(line) < limit:
+            raise IncompleteRead(line)
+        self._begun = line not in (b"\r\n", b"\n")
+        return line
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Chunks:
+    """Takes chunks apart as their bytes come.
+
+    Attributes:
+        ended: whether the last chunk and the trailer were there.
+        rest: the start of a line that is not whole; at the end, what came after the body.
+    """
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.rest = b""
+        self._left = 0  # Bytes of the chunk that are still to come.
+        self._trailer_left = _LARGEST_TRAILER
+        self._take_line = _Chunks._size  # Not bound, which would be a cycle.
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield the content in `data`."""
+        data = self.rest + data
+        at = 0
+        while not self.ended:
+            if self._left:
+                piece = data[at : at + self._left]
+                at += len(piece)
+                self._left -= len(piece)
+                if piece:
+                    yield piece
+                if self._left:
+                    break
+            end = data.find(b"\n", at)
+            if (end if end >= 0 else len(data)) - at > _LONGEST_LINE:
+                raise HTTPException(f"a line between chunks has more than {_LONGEST_LINE:,} bytes")
+            if end < 0:
+                break
+            self._take_line(self, data[at:end])
+            at = end + 1
+        self.rest = data[at:]
+
+    def _size(self, line: bytes) -> None:
+        digits = line.partition(b";")[0].strip()
+        # int() takes signs and underscores, too.
+        if not digits.isalnum() or digits.strip(b"0123456789abcdefABCDEF"):
+            raise HTTPException(f"a chunk has the size {digits[:20]!r}")
+        self._left = int(digits, 16)
+        self._take_line = _Chunks._chunk_end if self._left else _Chunks._trailer
+
+    def _chunk_end(self, line: bytes) -> None:
+        if line.strip():
+            raise HTTPException("a chunk is longer than it says")
+        self._take_line = _Chunks._size
+
+    def _trailer(self, line: bytes) -> None:
+        self._trailer_left -= len(line)
+        if self._trailer_left < 0:
+            raise HTTPException(f"the trailer has more than {_LARGEST_TRAILER:,} bytes")
+        self.ended = not line.strip()

@@ -1,0 +1,191 @@
+"""Connections of urllib3 that note what happens, for the transports over urllib3 and requests.
+
+Neither library's errors say whether a request was sent: both wrap what breaks in the same classes.
+So their pools are given connections that note it where it happens.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from functools import cache, partial
+from http.client import HTTPConnection as PlainConnection
+from queue import Empty, Full, LifoQueue
+from time import monotonic
+from typing import Any, Final, cast
+
+import urllib3
+from urllib3.connection import HTTPConnection
+
+from flux0.adapters.support.http_answer import Answer, shut_down
+from flux0.domain.errors import InvalidArgument, MissingDependency
+from flux0.ports import Request
+
+# Seconds after which a server, or a NAT on the way, may have forgotten a connection.
+_LONGEST_REST: Final = 4.0
+_LIBRARIES: Final = ("aiohttp", "httpx", "httpx2", "requests", "urllib3")
+
+
+class Exchange:
+    """What is known of one request while it is sent.
+
+    Attributes:
+        sent: whether any of it may have left.
+        unconnected: what kept the last connection from being made, or None.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.sent = False
+        self.unconnected: BaseException | None = None
+        self.write_timeout = request.timeout.write
+        self._interrupt = request.interrupt
+
+    def wait_on(self, wire: socket.socket) -> None:
+        """Let an interrupt of the request end the connection that it waits for."""
+        if self._interrupt is not None:
+            self._interrupt.on_fire(partial(shut_down, wire))
+
+    def wait_no_more(self) -> None:
+        """Keep the interrupt from a connection that has served its turn."""
+        if self._interrupt is not None:
+            self._interrupt.clear()
+
+
+_EXCHANGE: ContextVar[Exchange | None] = ContextVar("flux0_exchange", default=None)
+
+
+@contextmanager
+def noted(request: Request) -> Generator[Exchange, None, None]:
+    """Have connections note what happens in the block, which sends `request`."""
+    exchange = Exchange(request)
+    token = _EXCHANGE.set(exchange)
+    try:
+        yield exchange
+    finally:
+        _EXCHANGE.reset(token)
+        exchange.wait_no_more()
+
+
+class NotingConnection(HTTPConnection):
+    """Mixed into a pool's own class of connections.
+
+    Attributes:
+        answer: the last answer that began to come over it.
+    """
+
+    answer: Answer | None = None
+    _sock: Any = None
+    _wire: Any = None
+
+    @property
+    def sock(self) -> Any:
+        """The socket, or the TLS within TLS that stands for one."""
+        return self._sock
+
+    @sock.setter
+    def sock(self, sock: Any) -> None:
+        self._sock = sock
+        if isinstance(sock, socket.socket):
+            self._wire = sock
+            if exchange := _EXCHANGE.get():
+                exchange.wait_on(sock)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it may be used again, which a pool asks before it does so."""
+        rested = 0.0 if self.answer is None else monotonic() - self.answer.ended
+        return rested < _LONGEST_REST and super().is_connected
+
+    def connect(self) -> None:
+        """Connect, with the tunnel of a proxy and TLS."""
+        try:
+            super().connect()
+        except BaseException as error:
+            if exchange := _EXCHANGE.get():
+                exchange.unconnected = error
+            raise
+
+    def request(self, *args: Any, **options: Any) -> None:
+        """Send a request, over a connection that is made by then."""
+        if exchange := _EXCHANGE.get():
+            if self.is_closed:
+                self.connect()
+            exchange.sent = True
+            exchange.wait_on(self._wire)
+            self.timeout = exchange.write_timeout  # urllib3 writes with that for connecting.
+        super().request(*args, **options)
+
+    def response_class(self, sock: Any, *args: Any, **options: Any) -> Answer:  # type: ignore[override]
+        """Return what http.client reads an answer by."""
+        self.answer = Answer(self._wire, sock, *args, **options)
+        return self.answer
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own
+        """Wait for the head of the answer."""
+        response = super().getresponse()
+        if exchange := _EXCHANGE.get():
+            exchange.wait_no_more()
+        return response
+
+
+def watch(pool: Any) -> None:
+    """Have `pool` make connections that note, and drop those that rest in it and do not.
+
+    Where the connections are made or used in another way than urllib3's, such as by a recorder,
+    nothing is noted: then nobody knows whether a request was sent.
+    """
+    kind: Any = pool.ConnectionCls
+    if issubclass(kind, NotingConnection):
+        if _is_urllib3s(cast("Any", type(pool)).ConnectionCls):
+            return
+        del pool.ConnectionCls  # A recorder has come since.
+    elif _is_urllib3s(kind):
+        pool.ConnectionCls = _noting(kind)
+        if pool.pool is not None:
+            _drop_resting(pool.pool)
+
+
+def _is_urllib3s(kind: Any) -> bool:
+    own = HTTPConnection
+    return (
+        issubclass(kind, own)
+        and kind.request is own.request
+        and kind.getresponse is own.getresponse
+    )
+
+
+@cache
+def _noting(kind: Any) -> type[Any]:
+    return type("NotingConnection", (NotingConnection, kind), {})
+
+
+def _drop_resting(resting: LifoQueue[Any]) -> None:
+    taken = 0
+    with suppress(Empty):
+        while True:
+            if connection := resting.get_nowait():
+                connection.close()
+            taken += 1
+    with suppress(Full):  # Of a pool that does not block, another thread may have filled the place.
+        for _ in range(taken):
+            resting.put_nowait(None)
+
+
+def require(argument: str, value: object, kind: type[Any]) -> None:
+    """Raise if a transport cannot work: over `value`, or over what is installed as urllib3."""
+    installed: Any = HTTPConnection
+    if not issubclass(installed, PlainConnection):
+        raise MissingDependency(
+            "urllib3-future has taken the place of urllib3, and does not tell what was sent: "
+            "install urllib3 again, or use HttpxTransport"
+        )
+    if isinstance(value, type):
+        raise InvalidArgument(argument, f"is the class {value.__name__}: pass {value.__name__}()")
+    if value is not None and not isinstance(value, kind):
+        library = type(value).__module__.partition(".")[0]
+        other = library in _LIBRARIES and not kind.__module__.startswith(library)
+        way = f": pass it to {library.title()}Transport" if other else ""
+        given = f"{library}.{type(value).__name__}"
+        raise InvalidArgument(argument, f"must be a {kind.__name__}, not a {given}{way}")

@@ -1,0 +1,630 @@
+"""Over urllib3 and requests: what was sent is known, and what users' code raises is theirs."""
+
+from __future__ import annotations
+
+import gc
+import ssl
+from base64 import b64encode
+from collections.abc import Callable
+from pathlib import Path
+from queue import LifoQueue
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+import requests
+import trustme
+import urllib3
+from attrs import frozen
+from requests.adapters import BaseAdapter, HTTPAdapter
+from requests.auth import AuthBase, HTTPDigestAuth
+from urllib3.connection import HTTPConnection
+
+from flux0 import BackoffStrategy, Flux0, RequestsTransport, RetryConfig, Urllib3Transport
+from flux0.adapters.support import http_answer, urllib3_connection
+from flux0.domain.errors import (
+    ConnectError,
+    ConnectionInterrupted,
+    Flux0Error,
+    InvalidArgument,
+    MissingDependency,
+    NotFoundError,
+    ProtocolError,
+    ReadTimeout,
+    TLSError,
+    TransportError,
+)
+from flux0.domain.headers import Headers
+from flux0.ports import Request, Timeout, Transport
+from flux0.testing.contract.answers import Answer, Disconnect, Hold, Reset, Write, answer, head
+from flux0.testing.contract.byte_server import PATIENCE, ByteServer
+from support.proxy import Proxy
+
+PATIENT = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
+EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
+AGENTS = answer(b'{"data": []}', headers=[("Content-Type", "application/json")])
+BROKEN = answer(b"no", status="404 Not Found")
+OK = answer(b"ok")
+
+
+Call = Callable[[str], bytes]
+
+
+@frozen
+class Library:
+    """How the two libraries are told the same."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def make(self, *, ca_file: str | None = None, proxy: str | None = None) -> Transport:
+        return self.make_with_user(ca_file=ca_file, proxy=proxy)[0]
+
+    def make_with_user(
+        self, *, ca_file: str | None = None, proxy: str | None = None
+    ) -> tuple[Transport, Call]:
+        """Return a transport, and how its user sends a GET over the same connections."""
+        if self.name == "requests":
+            session = requests.Session()
+            session.trust_env = False
+            session.verify = ca_file or True
+            session.proxies = {"http": proxy, "https": proxy} if proxy else {}
+            return RequestsTransport(session), lambda url: session.get(url).content
+        options: dict[str, Any] = {} if ca_file is None else {"ca_certs": ca_file}
+        manager = (
+            urllib3.PoolManager(**options)
+            if proxy is None
+            else urllib3.ProxyManager(proxy, **options)
+        )
+        return Urllib3Transport(manager), lambda url: manager.request("GET", url).data
+
+
+over_both = pytest.mark.parametrize("library", [Library("urllib3"), Library("requests")], ids=str)
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def ca_file(authority: trustme.CA, tmp_path: Path) -> str:
+    path = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+@pytest.fixture
+def tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)  # pyright: ignore[reportUnknownMemberType] - of pyOpenSSL
+    return context
+
+
+def get(url: str, *, stream: bool = False) -> Request:
+    return Request("GET", url, Headers(), stream=stream, timeout=PATIENT)
+
+
+def fetch(transport: Transport, url: str) -> bytes:
+    return b"".join(transport.send(get(url)).body)
+
+
+def client(url: str, transport: Transport, **options: Any) -> Flux0:
+    return Flux0(url, transport=transport, retry_config=EAGER, **options)
+
+
+def failure_of_post(url: str, transport: Transport) -> BaseException:
+    """Return what a POST raises."""
+    with client(url, transport) as flux0, pytest.raises(BaseException) as caught:  # noqa: PT011 - looked at
+        flux0.sessions.create(agent_id="a")
+    return caught.value
+
+
+# --- through a proxy
+
+
+@over_both
+@pytest.mark.parametrize("step", [Disconnect(), Reset()], ids=["closed", "reset"])
+@pytest.mark.parametrize("secure", [False, True], ids=["forwarded", "tunnelled"])
+def test_a_server_behind_a_proxy_gets_a_post_once(
+    library: Library,
+    step: Disconnect | Reset,
+    ca_file: str,
+    tls: ssl.SSLContext,
+    *,
+    secure: bool,
+) -> None:
+    with Proxy() as proxy, ByteServer(AGENTS, (step,), tls=tls if secure else None) as server:
+        with client(server.url, library.make(ca_file=ca_file, proxy=proxy.url)) as flux0:
+            assert len(flux0.agents.list()) == 0
+            with pytest.raises(ConnectionInterrupted) as caught:
+                flux0.sessions.create(agent_id="a")
+            with pytest.raises(ConnectionInterrupted):
+                flux0.sessions.create_event(session_id="s", content="Hi")
+        assert caught.value.attempts == 1
+        assert [each.method for each in server.requests] == ["GET", "POST", "POST"]
+        assert [each.method for each in proxy.requests[:1]] == ["CONNECT" if secure else "GET"]
+
+
+# Python leaves the socket of a tunnel or a handshake that failed to the garbage collector.
+leaves_a_socket = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+
+@leaves_a_socket
+@over_both
+def test_a_proxy_that_refuses_the_tunnel_let_nothing_through(library: Library) -> None:
+    with Proxy(refusal="407 Proxy Authentication Required") as proxy:
+        caught = failure_of_post("https://flux0.invalid", library.make(proxy=proxy.url))
+        assert isinstance(caught, ConnectError)
+        assert "407" in str(caught)
+        assert caught.attempts == 3
+        assert [each.target for each in proxy.requests] == ["flux0.invalid:443"] * 3
+        del caught
+        gc.collect()
+
+
+@over_both
+def test_a_tunnel_through_a_secured_proxy(
+    library: Library, ca_file: str, tls: ssl.SSLContext
+) -> None:
+    """TLS within TLS, of which no plain socket knows."""
+    held = answer(b"first", Hold(), framing="chunked")
+    with Proxy(tls=tls) as proxy, ByteServer(OK, held, tls=tls) as server:
+        transport = library.make(ca_file=ca_file, proxy=proxy.url)
+        assert fetch(transport, server.url) == b"ok"
+        body = transport.send(get(server.url, stream=True)).body
+        pieces = iter(body)
+        assert next(pieces) == b"first"
+        failures: list[BaseException] = []
+
+        def read() -> None:
+            with pytest.raises(TransportError) as caught:
+                next(pieces)
+            failures.append(caught.value)
+
+        reading = Thread(target=read)
+        reading.start()
+        body.close()
+        reading.join(PATIENCE)
+        assert [type(failure) for failure in failures] == [ConnectionInterrupted]
+        server.wait_until_gone()
+
+
+# --- while a connection is made
+
+
+@leaves_a_socket
+@over_both
+@pytest.mark.parametrize("step", [Disconnect(), Reset()], ids=["closed", "reset"])
+def test_a_handshake_that_is_cut_is_tried_again(library: Library, step: Any) -> None:
+    with ByteServer(unasked=(step,)) as server:
+        caught = failure_of_post(f"https://{server.host}:{server.port}", library.make())
+        assert isinstance(caught, ConnectError)
+        assert (type(caught), caught.attempts) == (ConnectError, 3)
+        assert server.connections == 3
+        del caught
+        gc.collect()
+
+
+@over_both
+def test_a_server_that_refuses_tls_is_not_tried_again(library: Library) -> None:
+    without_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with ByteServer(tls=without_certificate) as server:
+        with client(server.url, library.make()) as flux0, pytest.raises(TLSError) as caught:
+            flux0.agents.list()
+        assert (caught.value.attempts, server.connections) == (1, 1)
+
+
+# --- connections that are not used again
+
+
+@over_both
+def test_a_connection_that_rested_is_not_used_again(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    for module in (urllib3_connection, http_answer):
+        monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    with ByteServer(OK) as server:
+        transport = library.make()
+        for waited, connections in ((0.0, 1), (3.9, 1), (3.9, 1), (4.1, 2), (3.9, 2)):
+            now[0] += waited
+            assert fetch(transport, server.url) == b"ok"
+            assert server.connections == connections
+
+
+@over_both
+def test_a_long_body_is_no_rest(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    for module in (urllib3_connection, http_answer):
+        monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    with ByteServer(answer(b"a", b"b", framing="chunked")) as server:
+        transport = library.make()
+        for _ in range(2):
+            pieces = iter(transport.send(get(server.url, stream=True)).body)
+            assert next(pieces) == b"a"
+            now[0] += 600
+            assert b"".join(pieces) == b"b"
+        assert server.connections == 1
+
+
+@over_both
+@pytest.mark.parametrize("framing", ["chunked", "content-length"])
+def test_a_connection_with_more_than_the_answer_is_not_used_again(
+    library: Library, framing: Any
+) -> None:
+    evil = answer(b"another's", framing=framing)
+    both = Write(b"".join(step.data for step in (*answer(b"ok", framing=framing), *evil)))  # type: ignore[union-attr]
+    with ByteServer((both,), OK) as server:
+        transport = library.make()
+        assert [fetch(transport, server.url) for _ in range(2)] == [b"ok", b"ok"]
+        assert server.connections == 2
+
+
+@over_both
+def test_a_protocol_that_nobody_asked_for(library: Library) -> None:
+    with ByteServer((head("101 Switching Protocols", []), *OK), OK) as server:
+        transport = library.make()
+        with pytest.raises(ProtocolError, match="switches"):
+            transport.send(get(server.url))
+        assert fetch(transport, server.url) == b"ok"
+        assert server.connections == 2
+
+
+@over_both
+@pytest.mark.parametrize("proxied", [False, True], ids=["direct", "proxied"])
+def test_connections_from_before_are_not_used(library: Library, *, proxied: bool) -> None:
+    """Of those that the user's code left in the pool, nobody would know what happens on them."""
+    with ByteServer(OK) as server, Proxy() as proxy:
+        url = proxy.url if proxied else None
+        transport, theirs = library.make_with_user(proxy=url)
+        for _ in range(2):
+            assert theirs(server.url) == b"ok"
+        assert server.connections == 1
+        assert fetch(transport, server.url) == b"ok"
+        assert server.connections == 2
+        assert theirs(server.url) == b"ok"
+        assert server.connections == 2
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_the_place_of_a_connection_from_before_stays(*, block: bool) -> None:
+    with ByteServer(answer(b"first", Hold(), b"second", framing="chunked")) as server:
+        manager = urllib3.PoolManager(maxsize=2, block=block)
+        server.release()
+        assert manager.request("GET", server.url).data == b"firstsecond"
+        transport = Urllib3Transport(manager)
+        bodies = [transport.send(get(server.url)).body for _ in range(2)]
+        assert [b"".join(body) for body in bodies] == [b"firstsecond"] * 2
+        assert server.connections == 3
+
+
+def test_a_pool_that_its_user_closed() -> None:
+    with ByteServer(OK) as server:
+        manager = urllib3.PoolManager()
+        manager.connection_from_url(server.url).close()
+        with pytest.raises(ConnectError, match="closed"):
+            Urllib3Transport(manager).send(get(server.url))
+
+
+# --- the collector
+
+
+class _CollectingQueue(LifoQueue[Any]):
+    """A pool's queue in whose lock the collector runs."""
+
+    def _put(self, item: Any) -> None:
+        gc.collect()
+        super()._put(item)
+
+    def _get(self) -> Any:
+        gc.collect()
+        return super()._get()
+
+
+def _collecting(pool: type[urllib3.HTTPConnectionPool]) -> type[urllib3.HTTPConnectionPool]:
+    return type("CollectingPool", (pool,), {"QueueCls": _CollectingQueue})
+
+
+@pytest.mark.parametrize("name", ["urllib3", "requests"])
+def test_the_collector_runs_within_the_pools_lock(name: str) -> None:
+    manager = urllib3.PoolManager(maxsize=2, block=True)
+    manager.pool_classes_by_scheme = {"http": _collecting(urllib3.HTTPConnectionPool)}
+    adapter = HTTPAdapter()
+    adapter.poolmanager = manager
+    session = requests.Session()
+    session.mount("http://", adapter)
+    transport = RequestsTransport(session) if name == "requests" else Urllib3Transport(manager)
+
+    def work(url: str) -> None:
+        for _ in range(3):
+            cycle: list[Any] = [transport.send(get(url, stream=True)).body]
+            cycle.append(cycle)
+            assert next(iter(cycle[0])) == b"a"
+            del cycle
+            assert fetch(transport, url) == b"ab"
+
+    with ByteServer(answer(b"a", b"b", framing="chunked")) as server:
+        working = Thread(target=work, args=(server.url,), daemon=True)
+        working.start()
+        working.join(PATIENCE)
+        assert not working.is_alive(), "the collector waits for a lock that its own thread holds"
+        manager.clear()
+        server.wait_until_gone()
+
+
+# --- what the user's code raises
+
+
+USERS_ERRORS = [
+    OSError("the disk is full"),
+    UnicodeError("not a letter"),
+    requests.ConnectionError("redis is down"),
+    requests.ReadTimeout("redis is slow"),
+    urllib3.exceptions.ProtocolError("redis is odd"),
+    KeyError("tenant"),
+]
+whatever_is_raised = pytest.mark.parametrize("raised", USERS_ERRORS, ids=lambda e: type(e).__name__)
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def act(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return act
+
+
+def raising_nothing(*_: Any) -> None:
+    pass
+
+
+def post_over(session: requests.Session, url: str) -> BaseException:
+    return failure_of_post(url, RequestsTransport(session))
+
+
+@whatever_is_raised
+def test_a_hook_of_the_users_raises(raised: Exception) -> None:
+    session = requests.Session()
+    session.hooks["response"] = raising(raised)
+    with ByteServer(OK) as server:
+        assert post_over(session, server.url) is raised
+        assert len(server.requests) == 1
+
+
+@whatever_is_raised
+def test_a_hook_of_the_users_raises_at_a_redirect(raised: Exception) -> None:
+    session = requests.Session()
+    session.hooks["response"] = raising(raised)
+    moved = answer(b"", status="302 Found", headers=[("Location", "http://[")])
+    with ByteServer(moved) as server:
+        assert post_over(session, server.url) is raised
+        assert len(server.requests) == 1
+
+
+@whatever_is_raised
+def test_an_authentication_of_the_users_raises(raised: Exception) -> None:
+    class Auth(AuthBase):
+        def __call__(self, _: Any) -> Any:
+            raise raised
+
+    session = requests.Session()
+    session.auth = Auth()
+    with ByteServer(OK) as server:
+        assert post_over(session, server.url) is raised
+        assert server.requests == ()
+
+
+@pytest.mark.parametrize("base", [BaseAdapter, HTTPAdapter])
+@pytest.mark.parametrize("raised", [USERS_ERRORS[0], USERS_ERRORS[1], USERS_ERRORS[5]])
+def test_an_adapter_of_the_users_raises(base: type[BaseAdapter], raised: Exception) -> None:
+    adapter = type("Adapter", (base,), {"send": raising(raised), "close": raising_nothing})
+    session = requests.Session()
+    session.mount("http://", adapter())
+    with ByteServer(OK) as server:
+        assert post_over(session, server.url) is raised
+        assert server.requests == ()
+
+
+def test_a_hook_that_sends_a_request_of_its_own() -> None:
+    """That one fails to connect, which says nothing of the first."""
+    session = requests.Session()
+
+    def report(response: requests.Response, **_: Any) -> None:
+        session.post("http://127.0.0.1:1/", hooks={"response": []})
+
+    session.hooks["response"] = report
+    with ByteServer(OK) as server:
+        raised = post_over(session, server.url)
+        assert isinstance(raised, requests.ConnectionError)
+        assert len(server.requests) == 1
+
+
+def test_a_hook_that_raises_for_the_status_is_no_error_of_the_users() -> None:
+    session = requests.Session()
+
+    def raise_for_status(response: requests.Response, **_: Any) -> None:
+        response.raise_for_status()
+
+    session.hooks["response"] = raise_for_status
+    with ByteServer(BROKEN) as server:
+        raised = post_over(session, server.url)
+        assert isinstance(raised, NotFoundError)
+        assert raised.body == "no"
+
+
+def test_the_second_request_of_digest_authentication_breaks() -> None:
+    session = requests.Session()
+    session.auth = HTTPDigestAuth("me", "password")
+    challenge = answer(
+        b"who?",
+        status="401 Unauthorized",
+        headers=[("WWW-Authenticate", 'Digest realm="r", nonce="n", qop="auth"')],
+    )
+    with ByteServer(challenge, (Reset(),)) as server:
+        assert isinstance(post_over(session, server.url), ConnectionInterrupted)
+        assert len(server.requests) == 2
+
+
+def test_a_manager_of_the_users_raises() -> None:
+    full = OSError("the disk is full")
+
+    class Manager(urllib3.PoolManager):
+        urlopen = raising(full)
+
+    with ByteServer(OK) as server, client(server.url, Urllib3Transport(Manager())) as flux0:
+        with pytest.raises(OSError, match="disk") as caught:
+            flux0.sessions.create(agent_id="a")
+        assert caught.value is full
+
+
+# --- connections of others
+
+
+class _Unwatched(HTTPConnection):
+    """Sends in a way of its own, of which nothing is noted."""
+
+    def request(self, *args: Any, **options: Any) -> None:
+        super().request(*args, **options)
+
+
+@over_both
+def test_a_recorder_comes_and_goes(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorders put their own class of connections in place of urllib3's, in all pools."""
+    held = answer(b"first", b"second", framing="chunked", gzip=True)
+    with ByteServer(held) as server:
+        transport = library.make()
+        for _ in range(2):
+            assert fetch(transport, server.url) == b"firstsecond"
+            with monkeypatch.context() as recording:
+                recording.setattr(urllib3.HTTPConnectionPool, "ConnectionCls", _Unwatched)
+                transport.close()
+                assert fetch(transport, server.url) == b"firstsecond"
+
+
+@over_both
+@pytest.mark.parametrize(
+    ("steps", "kind"),
+    [
+        ((Reset(),), ConnectionInterrupted),
+        ((*answer(b"a", framing="chunked")[:1], Disconnect()), ConnectionInterrupted),
+        ((*answer(framing="chunked")[:1], Write(b"x\r\n"), Disconnect()), ConnectionInterrupted),
+        (answer(b"a", Hold(), framing="chunked"), ReadTimeout),
+    ],
+    ids=["reset", "cut", "chunk", "silent"],
+)
+def test_of_a_connection_that_notes_nothing_nobody_knows(
+    library: Library,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: Answer,
+    kind: type[TransportError],
+) -> None:
+    monkeypatch.setattr(urllib3.HTTPConnectionPool, "ConnectionCls", _Unwatched)
+    with ByteServer(steps) as server, client(server.url, library.make()) as flux0:
+        with pytest.raises(kind):
+            flux0.sessions.create(agent_id="a", timeout_ms=300)
+        assert len(server.requests) == 1
+    caught = failure_of_post("http://127.0.0.1:1", library.make())
+    assert isinstance(caught, ConnectionInterrupted)
+    assert caught.attempts == 1
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "way_out"),
+    [
+        (Urllib3Transport, requests.Session(), "RequestsTransport"),
+        (Urllib3Transport, urllib3.PoolManager, "PoolManager()"),
+        (Urllib3Transport, urllib3.HTTPConnectionPool("127.0.0.1"), "must be a PoolManager"),
+        (RequestsTransport, urllib3.PoolManager(), "Urllib3Transport"),
+        (RequestsTransport, requests.Session, "Session()"),
+        (RequestsTransport, HTTPAdapter(), "must be a Session"),
+    ],
+)
+def test_a_wrong_object_is_refused(make: Any, given: Any, way_out: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        make(given)
+    assert way_out in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [Urllib3Transport, RequestsTransport])
+def test_another_package_in_urllib3s_place_is_refused(
+    make: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(urllib3_connection, "HTTPConnection", object)
+    with pytest.raises(MissingDependency, match="urllib3-future"):
+        make()
+
+
+# --- credentials
+
+
+@over_both
+def test_a_header_that_was_asked_for_wins(library: Library) -> None:
+    with ByteServer(OK) as server:
+        url = f"http://me:password@{server.host}:{server.port}/"
+        fields = Headers((("authorization", "Bearer token"),))
+        library.make().send(Request("GET", url, fields, timeout=PATIENT)).body.close()
+        (request,) = server.requests
+        assert request.headers.get_all("authorization") == ("Bearer token",)
+
+
+@over_both
+def test_a_name_without_password(library: Library) -> None:
+    with ByteServer(OK) as server:
+        assert fetch(library.make(), f"http://me@{server.host}:{server.port}/") == b"ok"
+        (request,) = server.requests
+        assert request.headers["authorization"] == f"Basic {b64encode(b'me:').decode()}"
+
+
+@over_both
+def test_only_what_is_undone_is_asked_for(library: Library) -> None:
+    session = requests.Session()
+    session.headers["Accept-Encoding"] = "br, zstd"
+    manager = urllib3.PoolManager(headers={"accept-encoding": "br, zstd"})
+    theirs = RequestsTransport(session) if library.name == "requests" else Urllib3Transport(manager)
+    with ByteServer(OK) as server:
+        for transport in (theirs, library.make()):
+            assert fetch(transport, server.url) == b"ok"
+        asked_for = {request.headers["accept-encoding"] for request in server.requests}
+        assert asked_for == {"gzip, deflate"}
+
+
+@over_both
+def test_a_body_may_be_expected(library: Library) -> None:
+    """It is sent at once, whether or not the server says `100 Continue`."""
+    fields = Headers((("expect", "100-continue"),))
+    with ByteServer(OK) as server:
+        request = Request("POST", server.url, fields, b"{}", timeout=PATIENT)
+        assert b"".join(library.make().send(request).body) == b"ok"
+        assert server.requests[0].body == b"{}"
+
+
+@over_both
+def test_two_readers_of_one_body(library: Library) -> None:
+    with ByteServer(answer(b"first", Hold(), b"second", framing="chunked")) as server:
+        body = library.make().send(get(server.url)).body
+        pieces = iter(body)
+        assert next(pieces) == b"first"
+        outcomes: list[Any] = []
+        refused = Event()
+
+        def read() -> None:
+            try:
+                outcomes.append(next(pieces))
+            except Flux0Error as error:
+                outcomes.append(str(error))
+                refused.set()
+
+        reading = [Thread(target=read) for _ in range(2)]
+        for reader in reading:
+            reader.start()
+        assert refused.wait(PATIENCE)
+        server.release()
+        for reader in reading:
+            reader.join(PATIENCE)
+        assert outcomes == ["another thread is reading this body", b"second"]
+        assert list(pieces) == []
