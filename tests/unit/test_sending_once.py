@@ -329,7 +329,9 @@ def _collecting(pool: type[urllib3.HTTPConnectionPool]) -> type[urllib3.HTTPConn
 
 
 @pytest.mark.parametrize("name", ["urllib3", "requests"])
-def test_the_collector_runs_within_the_pools_lock(name: str, request: pytest.FixtureRequest) -> None:
+def test_the_collector_runs_within_the_pools_lock(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     gc.freeze()  # So that collecting takes no time for what was there before.
     request.addfinalizer(gc.unfreeze)
     manager = urllib3.PoolManager(maxsize=2, block=True)
