@@ -1,0 +1,123 @@
+"""What type checkers tell users of the package. mypy and pyright check this file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from typing_extensions import assert_never, assert_type
+
+import flux0
+from flux0 import (
+    Agent,
+    Agents,
+    AsyncConversation,
+    AsyncEventStream,
+    ChunkEvent,
+    Conversation,
+    EventStream,
+    Flux0,
+    MessageData,
+    StatusData,
+    StatusEvent,
+    StreamEvent,
+    ToolData,
+    UnknownEvent,
+)
+from flux0.flows import Flow, SendFlow, Sleep
+from flux0.models import Event
+from flux0.ports import AsyncByteStream, AsyncTransport, ByteStream, Request, Response, Transport
+from flux0.testing import FakeTransport
+
+
+def an_event_is_told_by_its_class(event: StreamEvent) -> None:
+    match event:
+        case StatusEvent():
+            assert_type(event.data, StatusData)
+        case ChunkEvent():
+            assert_type(event.seq, int)
+        case UnknownEvent():
+            assert_type(event.event, str)
+        case _:
+            assert_never(event)
+
+
+def stored_data_is_told_by_its_class(event: Event) -> None:
+    match event.data:
+        case MessageData() as message:
+            assert_type(message, MessageData)
+        case StatusData() as status:
+            assert_type(status, StatusData)
+        case ToolData() as tool:
+            assert_type(tool, ToolData)
+        case other:
+            assert_type(other, Mapping[str, Any])
+
+
+def synchronous_calls_return_what_they_say(client: Flux0) -> None:
+    assert_type(client.agents.list(), Agents)
+    assert_type(client.agents.list()[0], Agent)
+    assert_type(client.agents.list()[1:], tuple[Agent, ...])
+    assert_type(client.conversation(agent="a"), Conversation)
+    with client.sessions.create_event(session_id="s", content="Hi") as stream:
+        assert_type(stream, EventStream)
+        for event in stream:
+            assert_type(event, StreamEvent)
+
+
+async def asynchronous_calls_return_the_same(client: Flux0) -> None:
+    assert_type(await client.agents.list_async(), Agents)
+    assert_type(await client.conversation_async(agent="a"), AsyncConversation)
+    async with await client.sessions.create_event_async(session_id="s", content="Hi") as stream:
+        assert_type(stream, AsyncEventStream)
+        async for event in stream:
+            assert_type(event, StreamEvent)
+    client.agents.list_async().data  # type: ignore[attr-defined] # pyright: ignore  # noqa: B018
+
+
+class OwnTransport:
+    """Is a transport by its shape alone."""
+
+    def send(self, request: Request) -> Response[ByteStream]:
+        raise NotImplementedError
+
+    def close(self) -> None: ...
+
+
+class OwnAsyncTransport:
+    """The same, for asynchronous code."""
+
+    async def send_async(self, request: Request) -> Response[AsyncByteStream]:
+        raise NotImplementedError
+
+    async def close_async(self) -> None: ...
+
+
+class NoTransport:
+    """Cannot be closed."""
+
+    def send(self, request: Request) -> Response[ByteStream]:
+        raise NotImplementedError
+
+
+def patient(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    yield Sleep(0.1)
+    return (yield from send(request))
+
+
+def careless(request: Request) -> Response[Any]:
+    raise NotImplementedError
+
+
+def a_client_takes_what_fits() -> None:
+    synchronous: Transport = OwnTransport()
+    asynchronous: AsyncTransport = OwnAsyncTransport()
+    Flux0(transport=synchronous, async_transport=asynchronous, middleware=[patient])
+    Flux0(transport=FakeTransport())
+    Flux0(transport=flux0.RequestsTransport())
+    Flux0(transport=NoTransport())  # type: ignore[arg-type] # pyright: ignore
+    Flux0(middleware=[careless])  # type: ignore[list-item] # pyright: ignore
+
+
+def json_comes_back_as_the_model(data: object) -> None:
+    assert_type(flux0.from_dict(Agent, data), Agent)
