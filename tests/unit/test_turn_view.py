@@ -31,6 +31,12 @@ def new_view() -> TurnView:
     return TurnView(output, output)
 
 
+@pytest.fixture(autouse=True)
+def _no_colors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has standard output be plain text, whatever the tests' own output is."""
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+
 @pytest.fixture
 def view(capsys: pytest.CaptureFixture[str]) -> View:
     """Shows events, and returns what was written; with `end`, the turn is over then."""
