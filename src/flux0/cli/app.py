@@ -136,7 +136,7 @@ def chat(
         if not interactive and not lines:
             message = whole_message(message)
         conversation = begin(flux0, agent_id=agent, agent_type=agent_type, session_id=session)
-        talk = Chat(flux0, conversation, explain, as_json=as_json)
+        talk = Chat(conversation, explain, as_json=as_json)
         if not (talk.converse(interactive=interactive) if message is None else talk.say(message)):
             raise typer.Exit(_FAILED)
 
@@ -152,7 +152,7 @@ def demo(context: typer.Context) -> None:
         from flux0.cli.chat import Chat  # noqa: PLC0415 - slow
 
         conversation = flux0.conversation(agent=flux0.agents.list()[0])
-        Chat(flux0, conversation).demonstrate(_DEMO_MESSAGE)
+        Chat(conversation).demonstrate(_DEMO_MESSAGE)
 
 
 def _shows(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], None]:
@@ -187,7 +187,8 @@ def _shows(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], N
         context, *added, _ = signature.parameters.values()
         command.__doc__ = get.__doc__
         vars(command)["__signature__"] = signature.replace(parameters=[context, *own, *added])
-        group.command(name, context_settings=_TAKES_AN_ID)(command)
+        takes_an_id = any(parameter.annotation in {AgentId, SessionId} for parameter in own)
+        group.command(name, context_settings=_TAKES_AN_ID if takes_an_id else None)(command)
 
     return register
 

@@ -11,7 +11,7 @@ from typing import TextIO, cast
 
 import typer
 
-from flux0 import Conversation, EventSource, EventStream, EventType, Flux0, Flux0Error, to_dict
+from flux0 import Conversation, Event, EventSource, EventStream, Flux0, Flux0Error, to_dict
 from flux0.cli.output import Output, one_line, print_note, print_problem
 from flux0.cli.turn_view import TurnView
 from flux0.cli.wording import data_in_words, error_in_words
@@ -60,23 +60,16 @@ class Chat:
 
     A terminal gets all of it. A pipe gets the text of the answers, or each event as a line of JSON;
     all else goes to standard error.
-
-    Args:
-        flux0: the client to have it with.
-        conversation: the conversation.
-        explain: says what went wrong, where a turn fails and the conversation goes on.
-        as_json: whether the events are written rather than the text.
+    `explain` says what went wrong where a turn fails and the conversation goes on.
     """
 
     def __init__(
         self,
-        flux0: Flux0,
         conversation: Conversation,
         explain: Callable[[Flux0Error], str] = error_in_words,
         *,
         as_json: bool = False,
     ) -> None:
-        self._flux0 = flux0
         self._conversation = conversation
         self._explain = explain
         self._as_json = as_json
@@ -108,7 +101,7 @@ class Chat:
         Somebody who sits there is prompted, and ends with Ctrl-C no more than a turn. Return False
         where a turn failed and nobody has seen it.
         """
-        if interactive:
+        if interactive and self._output.is_terminal:
             self._show_history()
         went_well = True
         for message in self._asked() if interactive else map(str.strip, _standard_input()):
@@ -128,19 +121,15 @@ class Chat:
         return went_well or interactive
 
     def _show_history(self) -> None:
-        """Write what was said so far, to a terminal only."""
-        if not self._output.is_terminal:
-            return
-        events = self._flux0.sessions.list_events(
-            session_id=self._conversation.session.id, types=(EventType.MESSAGE, EventType.TOOL)
-        )
-        for event in events:
-            if event.source == EventSource.USER:
+        """Write what was said so far."""
+        history = self._conversation.history()
+        for number, event in enumerate(history):
+            if isinstance(event, Event) and event.source == EventSource.USER:
                 self._view.user(data_in_words(event.data))
             else:
-                self._view.message(event.data, event.id)
+                self._view.message(event.data, str(number))
         self._view.end()
-        if events:
+        if history:
             self._output.write("\n")
 
     def _write_json(self, stream: EventStream) -> None:
