@@ -48,14 +48,21 @@ class Flux0Server:
         directory: a folder for the server's output and the signals to its agent; the server's
             current folder, so that it reads nobody else's `flux0.toml` and `.env`.
         choose_port: returns a port to try.
+        agent_module: the module of the agent, which may lie in `directory`.
     """
 
     def __init__(
-        self, python: str, directory: Path, choose_port: Callable[[], int] = free_port
+        self,
+        python: str,
+        directory: Path,
+        choose_port: Callable[[], int] = free_port,
+        *,
+        agent_module: str = "scripted_agent",
     ) -> None:
         self._python = python
         self._directory = directory
         self._choose_port = choose_port
+        self._agent_module = agent_module
         self._output = directory / "output.txt"
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -149,9 +156,9 @@ class Flux0Server:
             if not name.startswith(("COVERAGE_", "FLUX0_", "PYTHON"))
         }
         environment |= {
-            "FLUX0_MODULES": "scripted_agent",
+            "FLUX0_MODULES": self._agent_module,
             "FLUX0_PORT": str(self._port),
-            "PYTHONPATH": str(_AGENT_FOLDER),
+            "PYTHONPATH": os.pathsep.join((str(_AGENT_FOLDER), str(self._directory))),
             "PYTHONUNBUFFERED": "1",
             "SCRIPTED_AGENT_DIR": str(self._directory),
         }
@@ -170,6 +177,9 @@ class Flux0Server:
         """Whether this server answers; another one on this port would not know our agent."""
         connection = http.client.HTTPConnection(_HOST, self._port, timeout=_ANSWER_SECONDS)
         try:
+            if self._agent_module != "scripted_agent":
+                connection.request("GET", "/api/agents")
+                return bool(json.load(connection.getresponse())["data"])
             connection.request("GET", f"/api/agents/{self.agent_id}")
             answer = json.load(connection.getresponse())
             return bool(answer["id"] == self.agent_id)
