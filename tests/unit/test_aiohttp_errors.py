@@ -521,6 +521,21 @@ def test_a_resolver_that_takes_too_long() -> None:
     over_a_session(run, connector=lambda: aiohttp.TCPConnector(resolver=Slow()))
 
 
+def test_without_timeouts_nothing_ends_a_wait() -> None:
+    async def run(session: aiohttp.ClientSession) -> None:
+        endless = Timeout(connect=None, read=None, write=None, pool=None, idle=None)
+        transport = AiohttpTransport(session)
+        response = await transport.send_async(request(server.url, LARGE, timeout=endless))
+        reading = asyncio.ensure_future(read(response.body))
+        await asyncio.sleep(SHORT)
+        assert not reading.done()
+        server.release()
+        assert await reading == b"firstsecond"
+
+    with ByteServer(answer(b"first", Hold(), b"second", framing="chunked")) as server:
+        over_a_session(run)
+
+
 def test_a_large_request_that_nobody_takes() -> None:
     async def run(session: aiohttp.ClientSession) -> None:
         sent = request(server.url, bytes(64_000_000), timeout=Timeout(write=SHORT))

@@ -17,9 +17,11 @@ import aiohttp
 import pytest
 import trio
 import trustme
+from aiohttp.client_proto import ResponseHandler
 from attrs import frozen
 
 from flux0.adapters.aiohttp import AiohttpTransport
+from flux0.adapters.support.aiohttp_wire import RequestBody, Wire
 from flux0.domain.errors import (
     ClientClosed,
     ConnectError,
@@ -430,6 +432,45 @@ def test_a_large_request_is_cancelled_while_it_is_sent(*, debug: bool) -> None:
 def large(listener: socket.socket) -> Request:
     """A request that does not fit into the buffers on the way."""
     return post(f"http://127.0.0.1:{listener.getsockname()[1]}/", bytes(32_000_000))
+
+
+def test_a_head_that_is_written_together_with_a_body_is_latin_1_too() -> None:
+    """Which aiohttp does on some Pythons, and with some sizes."""
+
+    async def run(server: ByteServer) -> None:
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(
+            lambda: ResponseHandler(loop), server.host, server.port
+        )
+        wire = Wire.of(transport)
+        wire.begin()
+        wire.writelines(["GET / HTTP/1.1\r\nX-Name: caf\xe9\r\n\r\n".encode(), b""])
+        await asyncio.to_thread(server.wait_for_requests, 1)
+        transport.abort()
+
+    with ByteServer(OK) as server:
+        asyncio.run(run(server))
+        assert server.requests[0].headers["x-name"] == "caf\xe9"
+
+
+def test_a_recorder_can_read_the_body() -> None:
+    """vcrpy takes what has a method `read` for a file."""
+    recorded: list[bytes] = []
+
+    async def record(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        assert isinstance(request.body, RequestBody)
+        recorded.append(request.body.read())
+        return await handler(request)
+
+    async def run(url: str) -> None:
+        async with aiohttp.ClientSession(middlewares=(record,)) as session:
+            await fetch(AiohttpTransport(session), post(url, b"{}"))
+
+    with ByteServer(OK) as server:
+        asyncio.run(run(server.url))
+    assert recorded == [b"{}"]
 
 
 # --- bodies

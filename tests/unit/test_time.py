@@ -164,6 +164,8 @@ def test_an_interpreter_that_is_ending_goes_without_alarms() -> None:
     done = run(
         "import atexit\n"
         "from flux0.adapters.time import SystemTime\n"
-        f"atexit.register(lambda: print(SystemTime().alarm({LATER}, print) is not None))"
+        "time = SystemTime()\n"
+        f"later = time.monotonic() + {LATER}\n"
+        "atexit.register(lambda: print(time.alarm(later, print) is not None))"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")

@@ -17,7 +17,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL  # aiohttp's own type of URL
 
-from flux0.adapters.support.aiohttp_wire import RequestBody, Wire
+from flux0.adapters.support.aiohttp_wire import NEVER, RequestBody, Wire
 from flux0.adapters.support.bodies import PulledBody
 from flux0.adapters.support.event_loop import PerLoop
 from flux0.adapters.support.proxies import environment_proxy
@@ -343,15 +343,16 @@ class _Body(PulledBody):
         self._transport = transport  # Its session must outlive the body.
         # Users read the body of an error again, from `raw_response`.
         self._retained: list[bytes] | None = None if is_success(response.status) else []
-        # Not __del__, which comes too late for a connection that is garbage together with this.
-        self._forgotten = finalize(self, _release_soon, self._loop, response, wire)
-        self._forgotten.atexit = False
+        self._forgotten: finalize[..., _Body] | None = None
         protocol = None if response.connection is None else response.connection.protocol
         if protocol is not None and wire is not None:  # Otherwise the whole body is there.
             # aiohttp's timeout also runs while nobody reads; ours begins anew with each wait.
             protocol.read_timeout = None
             protocol.start_timeout()
             wire.watch(response.content)
+            # Not __del__, which comes too late for a connection that is garbage together with this.
+            self._forgotten = finalize(self, _release_soon, self._loop, response, wire)
+            self._forgotten.atexit = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -369,8 +370,9 @@ class _Body(PulledBody):
         self._release()
 
     def _release(self) -> None:
-        self._forgotten.detach()
-        _release(self._response, self._wire)
+        if self._forgotten is not None and self._wire is not None:
+            self._forgotten.detach()
+            _release(self._response, self._wire)
 
     async def _receive(self) -> bytes | None:
         try:
@@ -391,10 +393,8 @@ class _Body(PulledBody):
         return data or None
 
     async def _wait(self) -> bytes:
-        if self._silence is None:
-            return await self._content.readany()
-        seen = self._content.total_bytes
-        timer = self._loop.call_later(self._silence, self._expire, seen)
+        silence = NEVER if self._silence is None else self._silence
+        timer = self._loop.call_later(silence, self._expire, self._content.total_bytes)
         try:
             return await self._content.readany()
         finally:
@@ -419,7 +419,8 @@ class _Body(PulledBody):
         if not isinstance(error, _RAISED):
             return None
         kind: type[TransportError] = ReadTimeout if self._expired else ConnectionInterrupted
-        if self._wire is not None and isinstance(self._wire.failure, HttpProcessingError):
+        failure = None if self._wire is None else self._wire.failure
+        if any(isinstance(each, HttpProcessingError) for each in (error, failure)):
             kind = ProtocolError
         return kind(str(error) or type(error).__name__)
 
@@ -434,21 +435,19 @@ def _withheld(content: aiohttp.StreamReader) -> bytes:
 
 
 def _release_soon(
-    loop: asyncio.AbstractEventLoop, response: aiohttp.ClientResponse, wire: Wire | None
+    loop: asyncio.AbstractEventLoop, response: aiohttp.ClientResponse, wire: Wire
 ) -> None:
     """Have `loop` give up the connection, from any thread: garbage is collected in any."""
     try:
         loop.call_soon_threadsafe(_release, response, wire)
     except RuntimeError:  # The loop is closed.
-        if wire is not None:
-            wire.shut_down()
+        wire.shut_down()
         with suppress(RuntimeError):
             response.release()
 
 
-def _release(response: aiohttp.ClientResponse, wire: Wire | None) -> None:
+def _release(response: aiohttp.ClientResponse, wire: Wire) -> None:
     """Give up the connection, unless the whole body is in, and end whoever waits for more."""
     if not response.closed:
-        if wire is not None:
-            wire.abort()  # Closing would wait for the other side to end its TLS.
+        wire.abort()  # Closing would wait for the other side to end its TLS.
         response.close()

@@ -24,6 +24,7 @@ _MAX_OVERHEAD: Final = 256 * 1024
 # Up to this size a body fits into the buffer of a connection, so that writing it never waits.
 _SMALL_BODY_BYTES: Final = 32 * 1024
 _WRITE_BYTES: Final = 64 * 1024
+NEVER: Final = 1e9  # seconds
 _HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -151,11 +152,12 @@ class Wire:
 
 def _is_readable(transport: asyncio.Transport) -> bool:
     """Return whether bytes have come, or the end, which the event loop has not looked at yet."""
-    if not hasattr(select, "poll"):  # On Windows, where the event loop is always reading.
-        return False
-    poll = select.poll()
-    poll.register(transport.get_extra_info("socket"), select.POLLIN)
-    return bool(poll.poll(0))
+    ready: list[tuple[int, int]] = []
+    with suppress(AttributeError):  # On Windows there is no poll, and the loop is always reading.
+        poll = select.poll()
+        poll.register(transport.get_extra_info("socket"), select.POLLIN)
+        ready = poll.poll(0)
+    return bool(ready)
 
 
 class RequestBody(aiohttp.Payload):
@@ -203,20 +205,18 @@ class RequestBody(aiohttp.Payload):
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Write the body, and with it the head; raises `WriteTimeout`."""
         transport = cast("StreamWriter", writer).transport  # None if the connection is lost.
-        self.wire = None if transport is None else Wire.of(transport)
-        self.unfit = self.reused and (self.wire is None or not self.wire.is_fit())
-        if self.unfit:
-            raise aiohttp.ClientConnectionError("the pooled connection has come to its end")
+        self.unfit = self.reused and (transport is None or not Wire.of(transport).is_fit())
+        if transport is None or self.unfit:
+            raise aiohttp.ClientConnectionError("the connection has come to its end")
         self.begun = True
-        if self.wire is not None:
-            self.wire.begin()
+        self.wire = Wire.of(transport)
+        self.wire.begin()
         try:
             await self._write(writer)
         except BaseException as error:
             if isinstance(error, Exception):
                 self.failure = self.failure or error
-            if self.wire is not None:
-                self.wire.abort()  # Closing would wait until the server has taken what is written.
+            transport.abort()  # Closing would wait until the server has taken what is written.
             raise
 
     async def _write(self, writer: AbstractStreamWriter) -> None:
@@ -229,10 +229,8 @@ class RequestBody(aiohttp.Payload):
         await self._in_time(writer.drain())
 
     async def _in_time(self, writing: Awaitable[None]) -> None:
-        if self._silence is None:
-            await writing
-            return
-        timer = asyncio.get_running_loop().call_later(self._silence, self._expire)
+        silence = NEVER if self._silence is None else self._silence
+        timer = asyncio.get_running_loop().call_later(silence, self._expire)
         try:
             await writing
         finally:
@@ -240,5 +238,4 @@ class RequestBody(aiohttp.Payload):
 
     def _expire(self) -> None:
         self.failure = WriteTimeout("the server did not take the request's body")
-        if self.wire is not None:
-            self.wire.abort()
+        cast("Wire", self.wire).abort()

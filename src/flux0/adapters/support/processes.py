@@ -22,10 +22,9 @@ class PerProcess(Generic[T]):
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
-        # Python imports it when it first looks up a name. A child that is forked at that moment
-        # would wait for ever for the lock of the import.
-        import encodings.idna  # noqa: F401, PLC0415 - not needed to import this package
-
+        # Python imports this codec when it first looks up a host. A child that is forked at that
+        # moment would wait for ever for the lock of the import.
+        "".encode("idna")
         self._make = make
         self._made: dict[int, T] = {}
 
