@@ -5,9 +5,11 @@ Most tests run synchronously, under asyncio and under trio.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import gzip
 import random
+import socket
 import ssl
 import sys
 import threading
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpcore
 import httpx
 import pytest
 import trustme
@@ -25,6 +28,8 @@ from attrs import evolve, frozen
 
 import flux0
 from flux0 import BackoffStrategy, Flux0, RetryConfig
+from flux0.adapters.support.bodies import run
+from flux0.adapters.support.httpx_connection import AsyncConnection
 from flux0.domain.errors import (
     APIError,
     ClientClosed,
@@ -263,7 +268,7 @@ def test_a_certificate_that_is_not_trusted_is_refused(over: Over, secured: Secur
 
 
 def test_a_url_that_is_none_is_refused(over: Over) -> None:
-    for url in ("http://[", "gopher://127.0.0.1"):
+    for url in ("http://[", "http://127.0.0.1:99999999", "gopher://127.0.0.1"):
         with pytest.raises(ConnectError) as caught:
             over.fetch(post(url))
         assert isinstance(caught.value.__cause__, Exception)
@@ -627,6 +632,64 @@ def test_a_turn_over_http_2_warns(over: Over) -> None:
     assert body == (200, b"data")
 
 
+def test_bytes_in_the_buffer_of_tls_are_something_left_over(secured: Secured) -> None:
+    """An event loop puts all that has arrived there, so that its socket has nothing to read."""
+    arrived, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = secured.trusting.wrap_bio(arrived, sent, server_hostname="127.0.0.1")
+    server = secured.server.wrap_bio(sent, arrived, server_side=True)
+    for side in (client, server, client, server):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+
+    class Stream:
+        def get_extra_info(self, info: str) -> object:
+            return {"is_readable": False, "ssl_object": client}[info]
+
+    connection = AsyncConnection(Stream(), None)
+    assert not connection.get_extra_info("is_readable")
+    server.write(b"another's")
+    assert connection.get_extra_info("is_readable")
+    client.read()
+    assert not connection.get_extra_info("is_readable")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        server.unwrap()
+    assert connection.get_extra_info("is_readable")
+
+
+def test_proxies_of_the_environment_are_used(over: Over, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ByteServer(OK) as server, Proxy() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.setenv("NO_PROXY", "localhost")
+        assert over.fetch(get(server.url)) == (200, b"ok")
+        assert len(proxy.requests) == 1
+        assert over.fetch(get(server.url.replace("127.0.0.1", "localhost"))) == (200, b"ok")
+        assert len(proxy.requests) == 1
+
+
+def test_an_interrupt_leaves_the_connection_of_others_alone(sync: Over) -> None:
+    """One of HTTP/2 may be others' too."""
+    ours, theirs = socket.socketpair()
+
+    class Stream:
+        def get_extra_info(self, _: str) -> object:
+            return ours
+
+    class Shared(sync.library.BaseTransport):  # type: ignore[misc, name-defined]
+        def handle_request(self, request: Any) -> Any:
+            trace = request.extensions["trace"]
+            trace("connection.connect_tcp.complete", {"return_value": Stream()})
+            trace("http2.send_request_headers.started", {"request": httpcore.Request("GET", "/")})
+            interrupt.fire()
+            return sync.library.Response(200, content=b"ok")
+
+    interrupt = Interrupt()
+    with ours, theirs:
+        request = evolve(get("http://flux0.invalid"), interrupt=interrupt)
+        assert sync.fetch(request, transport=Shared()) == (200, b"ok")
+        ours.sendall(b"x")
+        assert theirs.recv(1) == b"x"
+
+
 # --- bodies
 
 
@@ -707,6 +770,37 @@ def test_the_collector_may_close_streams_at_any_moment(
         client.close()
         if not own:
             transport._client.close()
+
+
+def test_a_stream_that_is_left_as_python_ends_is_kept(
+    sync: Over, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread can be started any more, and the pool's locks are not taken."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread at interpreter shutdown")
+
+    with ByteServer(answer(b"data", Hold(), framing="chunked")) as server:
+        transport = sync.transport()
+        body = transport.send(get(server.url, stream=True)).body
+        assert next(iter(body)) == b"data"
+        with monkeypatch.context() as patched:
+            patched.setattr("flux0.adapters.support.httpx_response.start_new_thread", refuse)
+            del body
+        server.wait_until_gone()
+        transport.close()
+
+
+def test_a_coroutine_that_waits_needs_an_event_loop() -> None:
+    class Waiting:
+        def __await__(self) -> Generator[None, None, None]:
+            yield
+
+    async def waits() -> None:
+        await Waiting()
+
+    with pytest.raises(AssertionError, match="event loop"):
+        run(waits())
 
 
 # --- what is not a client

@@ -10,53 +10,55 @@ import ssl
 from contextvars import ContextVar
 from typing import Any, Final
 
+from attrs import frozen
+
 from flux0.adapters.support.httpx_exchange import Exchange
 
 # httpcore limits the head of an answer to 100 KiB, but not how many interim answers come first.
 _MAX_BYTES_BEFORE_BODY: Final = 256 * 1024
 
-# The exchange that the running thread or task waits for.
-current: Final[ContextVar[Exchange | None]] = ContextVar("current", default=None)
+# What the running thread or task sends.
+current: Final[ContextVar[Exchange]] = ContextVar("current")
 
 
-def instrument(client: Any, wrapper: type[Backend | AsyncBackend], core: Any) -> Any:
-    """Have a new client make its connections through `wrapper`, and return it.
+def instrument(client: Any, backend: type[Backend | AsyncBackend], core: Any) -> Any:
+    """Have a new client make its connections through `backend`, and return it.
 
     httpcore's pools take a network backend, but httpx has no argument to pass one on.
     """
     for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001 - see above
         if transport is not None:
             pool = transport._pool  # noqa: SLF001
-            pool._network_backend = wrapper(pool._network_backend, core)  # noqa: SLF001
+            pool._network_backend = backend(pool._network_backend, core)  # noqa: SLF001
     return client
 
 
+@frozen
 class Backend:
-    """Makes connections, synchronously."""
+    """Makes connections for synchronous code, as `httpcore.NetworkBackend` does."""
 
-    def __init__(self, backend: Any, core: Any) -> None:
-        self._backend = backend
-        self._core = core
+    backend: Any
+    core: Any
 
     def connect_tcp(self, **options: Any) -> Connection:
         """Return a new connection."""
-        return Connection(self._backend.connect_tcp(**options), self._core)
+        return Connection(self.backend.connect_tcp(**options), self.core)
 
 
+@frozen
 class AsyncBackend:
-    """Makes connections, asynchronously."""
+    """Makes connections for asynchronous code, as `httpcore.AsyncNetworkBackend` does."""
 
-    def __init__(self, backend: Any, core: Any) -> None:
-        self._backend = backend
-        self._core = core
+    backend: Any
+    core: Any
 
     async def connect_tcp(self, **options: Any) -> AsyncConnection:
         """Return a new connection."""
-        return AsyncConnection(await self._backend.connect_tcp(**options), self._core)
+        return AsyncConnection(await self.backend.connect_tcp(**options), self.core)
 
 
 class _Connection:
-    """What both kinds of connections know.
+    """What both kinds of connections know; all else is done by httpcore's own stream.
 
     The last byte that has arrived is held back until httpcore asks for more. So when an answer ends
     and there is a byte still, it belongs to another answer, and the connection is not used again.
@@ -67,8 +69,11 @@ class _Connection:
         self._core = core
         self._held = b""
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
     def get_extra_info(self, info: str) -> Any:
-        """Do as `httpcore.NetworkStream` does, which closes an idle connection that is readable."""
+        """Do as httpcore's stream does. A pool closes an idle connection that is readable."""
         known = self._stream.get_extra_info(info)
         return (known or self._has_more()) if info == "is_readable" else known
 
@@ -86,19 +91,13 @@ class _Connection:
             pass
         return True
 
-    def _use(self) -> None:
-        """Take note of who waits, before something is written."""
-        exchange = current.get()
-        if exchange is not None:
-            exchange.use(self)
-
     def _take(self) -> bytes:
         held, self._held = self._held, b""
         return held
 
     def _hold(self, data: bytes) -> bytes:
         """Take what has arrived, and return what to hand over."""
-        exchange = current.get()
+        exchange = current.get(None)
         if exchange is not None and not exchange.answered:
             exchange.received += len(data)
             if exchange.received > _MAX_BYTES_BEFORE_BODY:
@@ -110,7 +109,7 @@ class _Connection:
 
 
 class Connection(_Connection):
-    """A connection for synchronous code, which httpcore takes for an `httpcore.NetworkStream`."""
+    """A connection for synchronous code."""
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Return what has arrived, at most `max_bytes`."""
@@ -118,12 +117,8 @@ class Connection(_Connection):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send `buffer`."""
-        self._use()
+        current.get().use(self)
         self._stream.write(buffer, timeout)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._stream.close()
 
     def start_tls(self, *args: Any, **options: Any) -> Connection:
         """Return this connection, secured."""
@@ -131,19 +126,11 @@ class Connection(_Connection):
 
 
 class AsyncConnection(_Connection):
-    """A connection for asynchronous code, in place of an `httpcore.AsyncNetworkStream`."""
+    """A connection for asynchronous code."""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Return what has arrived, at most `max_bytes`."""
         return self._take() or self._hold(await self._stream.read(max_bytes, timeout))
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send `buffer`."""
-        await self._stream.write(buffer, timeout)
-
-    async def aclose(self) -> None:
-        """Close the connection."""
-        await self._stream.aclose()
 
     async def start_tls(self, *args: Any, **options: Any) -> AsyncConnection:
         """Return this connection, secured."""
