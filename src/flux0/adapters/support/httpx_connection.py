@@ -85,10 +85,8 @@ class _Connection:
             return False
         try:
             tls.read(1)  # What has arrived lies in its buffer, and no longer in the socket.
-        except ssl.SSLWantReadError:
-            return False
-        except ssl.SSLError:
-            pass
+        except ssl.SSLError as error:
+            return not isinstance(error, ssl.SSLWantReadError)
         return True
 
     def _take(self) -> bytes:
