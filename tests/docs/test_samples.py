@@ -19,7 +19,7 @@ from flux0.cli.demo_agent import demo_transport
 from support.fake_over_http import FakeOverHTTP
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.fixture(scope="module")
