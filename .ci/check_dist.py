@@ -1,0 +1,94 @@
+"""What is published: wheel and source distribution, as `tox run -e dist` made them in dist/."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+(WHEEL,) = (ROOT / "dist").glob("*.whl")
+(SDIST,) = (ROOT / "dist").glob("*.tar.gz")
+
+# Each extra, and what then works.
+EXTRAS = {
+    "": "flux0.HttpxTransport()",
+    "aiohttp": "flux0.AiohttpTransport()",
+    "cli": "import flux0.cli.app",
+    "httpx2": "flux0.Httpx2Transport()",
+    "opentelemetry": "import flux0.adapters.opentelemetry",
+    "requests": "flux0.RequestsTransport()",
+    "urllib3": "flux0.Urllib3Transport()",
+    "all": "import flux0.cli.app, flux0.testing",
+}
+PYTHONS = [f"3.{minor}" for minor in range(10, 15)]
+
+
+def run(*command: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command, in surroundings that show it nothing of this environment."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("COVERAGE", "PYTHON", "PYTEST", "TOX", "VIRTUAL_ENV"))
+    }
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_the_wheel_has_the_packages_and_nothing_else() -> None:
+    with zipfile.ZipFile(WHEEL) as wheel:
+        names = wheel.namelist()
+    top = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert top == {"flux0", "flux0_client"}
+    assert "flux0/py.typed" in names
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+    assert {Path(name).suffix for name in names if name.startswith("flux0")} >= {".py", ".typed"}
+
+
+def test_building_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    built = run(sys.executable, "-m", "build", "--installer", "uv", "--outdir", tmp_path, ROOT)
+    assert built.returncode == 0, built.stdout
+    for made in (WHEEL, SDIST):
+        assert (tmp_path / made.name).read_bytes() == made.read_bytes(), made.name
+
+
+@pytest.mark.timeout(900)
+def test_the_source_distribution_runs_its_tests_and_builds_its_documentation(
+    tmp_path: Path,
+) -> None:
+    with tarfile.open(SDIST) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    ran = run(sys.executable, "-m", "tox", "run", "-e", "docs,newest", cwd=source)
+    assert ran.returncode == 0, ran.stdout
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+@pytest.mark.parametrize("python", PYTHONS)
+def test_an_extra_is_enough(python: str, extra: str, tmp_path: Path) -> None:
+    uv = shutil.which("uv")
+    found = run(uv, "python", "find", "--python-preference", "only-system", python)
+    if found.returncode != 0 or (python == "3.10" and extra == "httpx2"):
+        return  # That Python is not on this machine, or too old for httpx2.
+    interpreter = tmp_path / "bin" / "python"
+    name = f"flux0-client[{extra}]" if extra else "flux0-client"
+    for command in (
+        (uv, "venv", "--quiet", "--python", found.stdout.strip(), tmp_path),
+        (uv, "pip", "install", "--python", interpreter, f"{name} @ {WHEEL.as_uri()}"),
+        (interpreter, "-W", "error", "-c", f"import flux0; {EXTRAS[extra]}"),
+    ):
+        done = run(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout
