@@ -34,8 +34,8 @@ from support.modes import call_blocking, in_mode, run
 from support.transports import Mode
 from support.transports_under_test import TRANSPORTS, TransportUnderTest
 
-STREAMS = 500
-LEFT_EARLY = 100
+STREAMS = 200
+LEFT_EARLY = 40
 THREADS = 30
 SHORT_MS = 100  # To wait for what never comes.
 
