@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-PAGE = Path(__file__).parents[2] / "docs" / "transports.md"
-TRANSPORT, CONTRACT = re.findall(
-    r"^```py(?:thon)?\n((?:\"\"\"A transport over|import ssl\n).*?)^```$",
-    PAGE.read_text("utf-8"),
-    re.DOTALL | re.MULTILINE,
-)
+from support.transports_page import CONTRACT, PAGE, TRANSPORT
 
 
 def loaded(name: str, source: str) -> ModuleType:
@@ -34,5 +27,5 @@ def importable(module: ModuleType) -> Generator[None, None, None]:
         del sys.modules[module.__name__]
 
 
-with importable(loaded("stdlib_transport", TRANSPORT)):
-    TestStdlibTransport: Any = loaded("test_stdlib_transport", CONTRACT).TestStdlibTransport
+with importable(loaded("h11_transport", TRANSPORT)):
+    TestH11Transport: Any = loaded("test_h11_transport", CONTRACT).TestH11Transport

@@ -1,238 +1,324 @@
-"""The transport contract catches transports that break it."""
+"""The contract catches bugs: each is planted in the example of docs/transports.md, which is right."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
 from typing import Any
 
-import anyio
-import httpx
 import pytest
-from attrs import evolve, field, frozen
+from attrs import frozen
 
-from flux0.adapters.httpx import HttpxTransport
-from flux0.domain.errors import ConnectError, ConnectionInterrupted, TransportError
-from flux0.ports import AsyncByteStream, ByteStream, Request, Response
 from flux0.testing.contract import (
     AsyncTransportContract,
     LimitedPoolContract,
     TransportContract,
 )
-from flux0.testing.contract.base import PATIENT
-from flux0.testing.contract.byte_server import ByteServer
+from support.transports_page import CONTRACT, TRANSPORT
 
-
-class Impatient(TransportContract):
-    patience = 0.3
-
-
-class AsyncImpatient(AsyncTransportContract):
-    patience = 0.3
-
-
-# --- transports that are right but for one thing
-
-
-class FollowsRedirects(HttpxTransport):
-    def send(self, request: Request) -> Response[ByteStream]:
-        response = super().send(request)
-        if response.status_code == 307:
-            list(response.body)
-            return super().send(request)
-        return response
-
-
-class KeepsCookies(HttpxTransport):
-    def __init__(self) -> None:
-        self._cookies_kept = httpx.Client()
-        super().__init__(self._cookies_kept)
-
-    def close(self) -> None:
-        self._cookies_kept.close()
-
-
-class RaisesRawErrors(HttpxTransport):
-    def send(self, request: Request) -> Response[ByteStream]:
-        try:
-            return super().send(request)
-        except TransportError as error:
-            raise (error.__cause__ or error) from None
-
-
-class HidesTheCause(HttpxTransport):
-    def send(self, request: Request) -> Response[ByteStream]:
-        try:
-            return super().send(request)
-        except ConnectError as error:
-            raise ConnectError(str(error)) from None
-
-
-class CallsEverythingAConnectError(HttpxTransport):
-    def send(self, request: Request) -> Response[ByteStream]:
-        try:
-            return super().send(request)
-        except TransportError as error:
-            raise ConnectError(str(error)) from error
-
-
-class WaitsForEver(HttpxTransport):
-    def send(self, request: Request) -> Response[ByteStream]:
-        return super().send(evolve(request, timeout=PATIENT))
-
-
-class ChangedBody(HttpxTransport):
-    """Does something to bodies."""
-
-    def send(self, request: Request) -> Response[ByteStream]:
-        response = super().send(request)
-        return evolve(response, body=self.changed(response.body))
-
-    def changed(self, body: ByteStream) -> ByteStream:
-        raise NotImplementedError
+pytest_plugins = ["pytester"]
 
 
 @frozen
-class Body:
-    """A body in another's place."""
+class Bug:
+    """What to write in place of what in the example, and the tests that then fail."""
 
-    pieces: Iterator[bytes]
-    inner: ByteStream
+    changes: dict[str, str]
+    fails: tuple[str, ...]
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self.pieces
-
-    def close(self) -> None:
-        self.inner.close()
-
-
-class BuffersBodies(ChangedBody):
-    def changed(self, body: ByteStream) -> ByteStream:
-        return Body((b"".join(pieces) for pieces in [body]), body)
+    def planted(self) -> str:
+        source = TRANSPORT
+        for right, wrong in self.changes.items():
+            assert source.count(right) == 1, right
+            source = source.replace(right, wrong)
+        return source
 
 
-class TakesTheEndForAnEnd(ChangedBody):
-    def changed(self, body: ByteStream) -> ByteStream:
-        def pieces() -> Iterator[bytes]:
-            with suppress(ConnectionInterrupted):
-                yield from body
-
-        return Body(pieces(), body)
+SENDING = """\
+            with translated(READING):
+                answer = connection.read_head(request.timeout.read)
+"""
 
 
-class LosesTheLastByte(ChangedBody):
-    def changed(self, body: ByteStream) -> ByteStream:
-        return Body((piece[:-1] or piece for piece in body), body)
+def sending_again(*errors: str, condition: str = "True") -> dict[str, str]:
+    """Send again after such an error of reading the head."""
+    return {
+        SENDING: f"""\
+            try:
+                with translated(READING):
+                    answer = connection.read_head(request.timeout.read)
+            except ({", ".join(errors)},):
+                if {condition}:
+                    connection.close()
+                    return self.send(request)
+                raise
+"""
+    }
 
 
-@frozen
-class Unclosed:
-    """A body that nobody can close."""
+BUGS = {
+    # --- requests
+    "follows redirects": Bug(
+        {
+            "        return Response(answer": """\
+        if answer.status_code == 307 and not request.url.endswith("/elsewhere"):
+            return self.send(evolve(request, url=request.url + "/elsewhere"))
+        return Response(answer""",
+            "import h11\n": "import h11\nfrom attrs import evolve\n",
+        },
+        ("test_redirects_are_not_followed",),
+    ),
+    "reads where a redirect leads": Bug(
+        {
+            "        body = Body(": "        urlsplit(headers.get('location', ''))\n        body = Body("
+        },
+        ("test_a_redirect_leads_nowhere",),
+    ),
+    "keeps cookies": Bug(
+        {
+            "        body = Body(": """\
+        COOKIES.extend(("cookie", value) for value in headers.get_all("set-cookie"))
+        body = Body(""",
+            "        head = h11.Request": "        fields = (*fields, *COOKIES)\n        head = h11.Request",
+            "PIECE = 65536\n": "PIECE = 65536\nCOOKIES = []\n",
+        },
+        ("test_cookies_are_not_kept",),
+    ),
+    "sends UTF-8": Bug({'value.encode("latin-1")': "value.encode()"}, ("test_a_header_value",)),
+    "reads UTF-8": Bug(
+        {'value.decode("latin-1")': 'value.decode("utf-8", "replace")'}, ("test_a_header_value",)
+    ),
+    "sends no empty header": Bug(
+        {
+            '("latin-1")) for name, value in fields': '("latin-1")) for name, value in fields if value'
+        },
+        ("test_a_header_value",),
+    ),
+    "drops empty headers": Bug(
+        {"for name, value in answer.headers": "for name, value in answer.headers if value"},
+        ("test_a_header_value",),
+    ),
+    "takes an interim answer": Bug(
+        {"isinstance(event, h11.Response)": "event.status_code != 100"},
+        ("test_interim_answers_are_skipped",),
+    ),
+    # --- sending once
+    "sends again after a reset": Bug(
+        sending_again("ConnectionInterrupted"),
+        ("test_a_request_reaches_the_server_once", "test_the_connection_ends_before_the_answer"),
+    ),
+    "sends again after silence": Bug(
+        sending_again("ReadTimeout"), ("test_a_request_reaches_the_server_once",)
+    ),
+    "sends again after garbage": Bug(
+        sending_again("ProtocolError"), ("test_a_request_reaches_the_server_once",)
+    ),
+    "sends again over another connection": Bug(
+        sending_again("ConnectionInterrupted", condition="pooled")
+        | {
+            "        if connection is None:\n": """\
+        pooled = connection is not None
+        if connection is None:
+"""
+        },
+        ("test_a_request_reaches_the_server_once",),
+    ),
+    "sends again if it could not write all": Bug(
+        {
+            "                connection.write(url, request)\n": """\
+                try:
+                    connection.write(url, request)
+                except OSError:
+                    connection.close()
+                    return self.send(request)
+"""
+        },
+        ("test_the_server_breaks_off_while_it_is_written_to",),
+    ),
+    "calls a break while writing a ConnectError": Bug(
+        {
+            "    (OSError, ConnectionInterrupted),\n)\nREADING": "    (OSError, ConnectError),\n)\nREADING"
+        },
+        ("test_the_server_breaks_off_while_it_is_written_to",),
+    ),
+    "calls everything a ConnectError": Bug(
+        {"raise kind(": "raise ConnectError("},
+        ("test_the_headers_do_not_come", "test_a_request_reaches_the_server_once"),
+    ),
+    # --- errors
+    "raises bare errors": Bug(
+        {"        raise kind(str(error) or repr(error)) from error": "        raise"},
+        ("test_the_headers_do_not_come", "test_an_unknown_authority"),
+    ),
+    "hides the cause": Bug(
+        {"(str(error) or repr(error)) from error": "(str(error) or repr(error)) from None"},
+        ("test_a_silent_server", "test_the_headers_do_not_come"),
+    ),
+    # --- waiting
+    "waits for the head for ever": Bug(
+        {"self.socket.settimeout(timeout)": "self.socket.settimeout(None)"},
+        ("test_the_headers_do_not_come",),
+    ),
+    "waits for a piece for ever": Bug(
+        {"settimeout(request.timeout.idle)": "settimeout(None)"}, ("test_a_body_stops",)
+    ),
+    "limits a stream as a whole": Bug(
+        {
+            "connection.socket.settimeout(request.timeout.idle)": (
+                "connection.end = monotonic() + request.timeout.idle"
+            ),
+            "                data = self.socket.recv(PIECE)\n": """\
+                if getattr(self, "end", None):
+                    self.socket.settimeout(max(0.01, self.end - monotonic()))
+                data = self.socket.recv(PIECE)
+""",
+        },
+        ("test_the_idle_timeout_begins_anew",),
+    ),
+    "takes None for five seconds": Bug(
+        {
+            "create_connection(address, timeout)": "create_connection(address, timeout or 5)",
+            "settimeout(request.timeout.write)": "settimeout(request.timeout.write or 5)",
+            "settimeout(timeout)": "settimeout(timeout or 5)",
+            "settimeout(request.timeout.idle)": "settimeout(request.timeout.idle or 5)",
+        },
+        ("test_a_timeout_may_be_off",),
+    ),
+    "cannot be interrupted": Bug(
+        {"interrupt.on_fire(connection.shut_down)": "interrupt.on_fire(Lock)"},
+        ("test_a_call_is_interrupted",),
+    ),
+    "can be interrupted for ever": Bug(
+        {"request.interrupt.clear()": "pass"}, ("test_an_interrupt_that_comes_too_late",)
+    ),
+    "keeps control while no content comes": Bug(
+        {"            yield piece  #": "            if piece: yield piece  #"},
+        ("test_compressed_data_without_content",),
+    ),
+    # --- at once
+    "sends one request at a time": Bug(
+        {
+            "    def send(self, request: Request) -> Response[Body]:\n": """\
+    def send(self, request):
+        with ONE:
+            return self.send_one(request)
 
-    inner: ByteStream
+    def send_one(self, request):
+""",
+            "PIECE = 65536\n": "PIECE = 65536\nONE = Lock()\n",
+        },
+        ("test_many_at_once",),
+    ),
+    "reads one body at a time": Bug(
+        {
+            "            data = self.socket.recv(PIECE)": """\
+            with ONE:
+                    data = self.socket.recv(PIECE)""",
+            "PIECE = 65536\n": "PIECE = 65536\nONE = Lock()\n",
+        },
+        ("test_many_are_read_at_once",),
+    ),
+    # --- bodies
+    "buffers bodies": Bug(
+        {"yield from self._decoded()": "yield b''.join(self._decoded())"},
+        ("test_a_piece_is_handed_over_at_once", "test_a_body_fails_late"),
+    ),
+    "loses what came before a failure": Bug(
+        {
+            "            yield bytes(event.data)\n": """\
+            event = bytes(event.data)
+            event += b"".join(self._framed())
+            yield event
+"""
+        },
+        ("test_a_body_fails_late",),
+    ),
+    "takes any end for the end": Bug(
+        {"raise EOFError(str(error)) from error": "return h11.EndOfMessage()"},
+        ("test_a_body_is_cut_short", "test_a_body_fails_late"),
+    ),
+    "loses bytes": Bug(
+        {"yield bytes(event.data)": "yield bytes(event.data[:-1])"}, ("test_a_body_in_pieces",)
+    ),
+    "reads trailers without end": Bug(
+        {"LARGEST_HEAD = 65536": "LARGEST_HEAD = 10**9"},
+        ("test_the_head_is_too_large", "test_the_chunks_say_too_much"),
+    ),
+    "reads interim answers without end": Bug(
+        {"MOST_INTERIM_ANSWERS = 20": "MOST_INTERIM_ANSWERS = 10**9"},
+        ("test_there_are_too_many_interim_answers",),
+    ),
+    # --- connections
+    "never closes": Bug(
+        {"        self._closed = True\n        self._let_go()": "        self._closed = True"},
+        ("test_a_body_half_read", "test_closing_ends_a_read_elsewhere"),
+    ),
+    "remembers bodies": Bug(
+        {"WeakSet[Body] = WeakSet()": "set[Body] = set()"},
+        ("test_a_body_half_read_is_forgotten", "test_a_body_is_forgotten_in_a_cycle"),
+    ),
+    "locks in a finalizer": Bug(
+        {
+            "finalize(self, connection.close)": "finalize(self, transport.forget, connection)",
+            "    def give_back(": """\
+    def forget(self, connection):
+        with self._lock:
+            connection.close()
 
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self.inner)
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class NeverCloses(ChangedBody):
-    def changed(self, body: ByteStream) -> ByteStream:
-        return Unclosed(body)
-
-
-class RemembersBodies(ChangedBody):
-    def __init__(self) -> None:
-        super().__init__()
-        self._remembered: list[ByteStream] = []
-
-    def changed(self, body: ByteStream) -> ByteStream:
-        self._remembered.append(body)
-        return body
-
-
-class CannotBeCancelled(HttpxTransport):
-    async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        responses: list[Response[AsyncByteStream]] = []
-        with anyio.CancelScope(shield=True):
-            responses.append(await super().send_async(request))
-        return responses[0]
-
-
-@frozen
-class Case:
-    """A transport, and a test that it fails."""
-
-    transport: type[HttpxTransport]
-    test: str
-    arguments: dict[str, Any] = field(factory=dict[str, Any])
-
-    def __str__(self) -> str:
-        return f"{self.transport.__name__}-{self.test}"
-
-
-IN_CHUNKS = {"framing": "chunked", "gzip": False}
-STREAMING = {"stream": True}
-
-CASES = [
-    Case(FollowsRedirects, "test_redirects_are_not_followed"),
-    Case(KeepsCookies, "test_cookies_are_not_kept"),
-    Case(RaisesRawErrors, "test_the_headers_do_not_come"),
-    Case(HidesTheCause, "test_a_silent_server"),
-    Case(CallsEverythingAConnectError, "test_the_headers_do_not_come"),
-    Case(WaitsForEver, "test_the_headers_do_not_come"),
-    Case(WaitsForEver, "test_a_stream_stops"),
-    Case(BuffersBodies, "test_a_piece_is_handed_over_at_once", {**IN_CHUNKS, **STREAMING}),
-    Case(TakesTheEndForAnEnd, "test_a_body_is_cut_short", IN_CHUNKS),
-    Case(TakesTheEndForAnEnd, "test_reading_on_after_closing"),
-    Case(LosesTheLastByte, "test_a_body_in_pieces", {**IN_CHUNKS, **STREAMING}),
-    Case(NeverCloses, "test_a_body_half_read", STREAMING),
-    Case(NeverCloses, "test_closing_ends_a_read_elsewhere"),
-    Case(RemembersBodies, "test_a_body_half_read_is_forgotten", STREAMING),
-]
-
-
-def run(contract: Any, case: Case, backend: str) -> None:
-    with ExitStack() as servers:
-        probe = contract.make_probe(case.transport(), backend)
-        servers.callback(probe.stop)
-        servers.callback(probe.close)
-
-        def serve(*answers: Any, **options: Any) -> ByteServer:
-            server = ByteServer(*answers, patience=contract.patience, **options)
-            return servers.enter_context(server)
-
-        getattr(contract, case.test)(probe, serve, **case.arguments)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_broken_transport_is_caught(case: Case) -> None:
-    with pytest.raises((AssertionError, pytest.fail.Exception, httpx.ReadTimeout)):
-        run(Impatient(), case, "threads")
-
-
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_broken_asynchronous_transport_is_caught(backend: str) -> None:
-    case = Case(CannotBeCancelled, "test_waiting_for_the_headers")
-    with pytest.raises(AssertionError, match="for the client to close its connections"):
-        run(AsyncImpatient(), case, backend)
+    def give_back(""",
+            "            self._bodies.add(body)\n": "            self._bodies.add(body)\n            len([[] for _ in range(9)])\n",
+        },
+        ("test_the_collector_runs_at_any_moment",),
+    ),
+    "uses connections that are not silent": Bug(
+        {"        self.socket.settimeout(0)\n": "        return True\n"},
+        ("test_a_pooled_connection_has_unread_bytes",),
+    ),
+    "takes what is too much for the next answer": Bug(
+        {'or self._state.trailing_data != (b"", False)': ""},
+        ("test_an_answer_is_longer_than_it_says",),
+    ),
+    "uses old connections": Bug(
+        {"LONGEST_IDLE = 4.0": "LONGEST_IDLE = 4e9"}, ("test_an_idle_connection_grows_old",)
+    ),
+    "stays open": Bug(
+        {"        for connections in idle.values():\n": "        for connections in ():\n"},
+        ("test_closing_the_transport",),
+    ),
+}
+IMPATIENT = CONTRACT.replace("Contract):\n", "Contract):\n    patience = 1.0\n")
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_right_transport_passes(case: Case) -> None:
-    run(TransportContract(), evolve(case, transport=HttpxTransport), "threads")
+@pytest.fixture(autouse=True)
+def _plain_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contract needs no plugins."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
 
+def failures(pytester: pytest.Pytester, transport: str, contract: str, *options: str) -> set[str]:
+    """Return the names of the tests that fail for the example with this code."""
+    pytester.makepyfile(h11_transport=transport, test_example=contract)
+    pytester.syspathinsert()
+    run = pytester.inline_run("--import-mode=importlib", "-pno:cacheprovider", *options)
+    _, _, failed = run.listoutcomes()
+    return {report.location[2].partition(".")[2].partition("[")[0] for report in failed}
+
+
+@pytest.mark.parametrize("bug", BUGS.values(), ids=list(BUGS))
+def test_a_bug_is_caught(pytester: pytest.Pytester, bug: Bug) -> None:
+    wanted = " or ".join(bug.fails)
+    failed = failures(pytester, bug.planted(), IMPATIENT, "-k", wanted)
+    assert all(any(name.startswith(each) for name in failed) for each in bug.fails), failed
+
+
+def test_a_transport_that_hangs_is_soon_given_up(pytester: pytest.Pytester) -> None:
+    url = "        url = urlsplit(request.url)\n"
+    hangs = TRANSPORT.replace(url, f"        self._lock.acquire()\n{url}")
+    assert len(failures(pytester, hangs, IMPATIENT)) > 50
+
+
+@pytest.mark.parametrize("contract", [TransportContract, AsyncTransportContract])
 @pytest.mark.parametrize(
-    ("contract", "method", "arguments"),
-    [
-        (Impatient, "make_transport", ()),
-        (AsyncImpatient, "make_transport", ()),
-        (Impatient, "make_trusting_transport", ("ca.pem",)),
-    ],
+    ("method", "arguments"), [("make_transport", ()), ("make_trusting_transport", ("ca.pem",))]
 )
 def test_what_is_not_said_is_asked_for(
     contract: type[Any], method: str, arguments: tuple[str, ...]
@@ -249,12 +335,10 @@ def test_a_limited_pool_is_asked_for() -> None:
         Limited().make_limited_transport()
 
 
-def test_no_test_hides_another() -> None:
+@pytest.mark.parametrize("contract", [TransportContract, AsyncTransportContract])
+def test_no_test_hides_another(contract: type[Any]) -> None:
     names = Counter(
-        name
-        for part in AsyncTransportContract.__mro__
-        for name in vars(part)
-        if name.startswith("test_")
+        name for part in contract.__mro__ for name in vars(part) if name.startswith("test_")
     )
     assert len(names) > 50
     assert {name: count for name, count in names.items() if count > 1} == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Literal, TypeAlias, get_args
@@ -34,6 +35,25 @@ class Hold:
 
 
 @frozen
+class Pause:
+    """Stay silent for `seconds`."""
+
+    seconds: float
+
+
+@frozen
+class Receive:
+    """Wait for the first byte of the next request, which is then lost."""
+
+
+@frozen
+class Signal:
+    """Set `event`, for a test that waits until the server has come this far."""
+
+    event: threading.Event
+
+
+@frozen
 class Disconnect:
     """Write nothing more: the client reads all that was sent, then the end (FIN)."""
 
@@ -43,12 +63,12 @@ class Reset:
     """Break the connection off (RST)."""
 
 
-Step: TypeAlias = Write | WriteBelowTLS | Hold | Disconnect | Reset
+Step: TypeAlias = Write | WriteBelowTLS | Hold | Pause | Receive | Signal | Disconnect | Reset
 Answer: TypeAlias = tuple[Step, ...]
 
 
 def answer(
-    *pieces: bytes | Hold,
+    *pieces: bytes | Hold | Pause,
     status: str = "200 OK",
     headers: Iterable[tuple[str, str]] = (),
     framing: Framing = "content-length",
@@ -77,10 +97,15 @@ def answer(
     return (head(status, fields), *body, *end)
 
 
-def head(status: str, fields: Iterable[tuple[str, str]]) -> Write:
+def head(status: str, fields: Iterable[tuple[str, str]] = ()) -> Write:
     """Write a status line and header fields."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
     return Write(f"HTTP/1.1 {status}\r\n{lines}\r\n".encode("latin-1"))
+
+
+def written(steps: Answer) -> bytes:
+    """Return all that an answer writes."""
+    return b"".join(step.data for step in steps if isinstance(step, Write))
 
 
 def byte_by_byte(steps: Answer) -> Answer:
@@ -95,15 +120,15 @@ def cut(steps: Answer, size: int) -> Answer:
 
 def body_size(steps: Answer) -> int:
     """Return how many bytes an answer has after its head, framing included."""
-    return sum(len(step.data) for step in steps[1:] if isinstance(step, Write))
+    return size(steps[1:])
 
 
 def size(steps: Answer) -> int:
     """Return how many bytes an answer has."""
-    return sum(len(step.data) for step in steps if isinstance(step, Write))
+    return len(written(steps))
 
 
-def _gzipped(pieces: Iterable[bytes | Hold]) -> Iterator[bytes | Hold]:
+def _gzipped(pieces: Iterable[bytes | Hold | Pause]) -> Iterator[bytes | Hold | Pause]:
     compressor = zlib.compressobj(wbits=_GZIP)
     for piece in pieces:
         if isinstance(piece, bytes):

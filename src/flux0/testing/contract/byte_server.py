@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import select
+import selectors
 import socket
 import ssl
 import struct
@@ -10,15 +10,30 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from time import monotonic
 from typing import final
 
 from attrs import frozen
 
 from flux0.domain.headers import Headers
-from flux0.testing.contract.answers import Answer, Disconnect, Hold, Write, WriteBelowTLS
+from flux0.testing.contract.answers import (
+    Answer,
+    Disconnect,
+    Hold,
+    Pause,
+    Receive,
+    Signal,
+    Write,
+    WriteBelowTLS,
+)
 
 # Seconds to wait for what takes milliseconds; only a failing test waits so long.
 PATIENCE = 10.0
+
+# select() knows no descriptor above 1,023, and epoll() takes one more for each wait.
+_Selector: type[selectors.BaseSelector] = getattr(
+    selectors, "PollSelector", selectors.SelectSelector
+)
 
 
 @frozen
@@ -33,10 +48,10 @@ class ReceivedRequest:
 
 @final
 class ByteServer:
-    """Serves on a port of 127.0.0.1 while its `with` block runs.
+    """A server on a port of 127.0.0.1 that runs as long as its `with` block.
 
-    The first request is answered by the first of `answers`, and so on; the last one answers all
-    that follow.
+    The first request is answered by the first of `answers`, and so on. The last of them answers all
+    requests that follow.
 
     Args:
         answers: what is done after each request.
@@ -64,7 +79,7 @@ class ByteServer:
         self._sockets: set[socket.socket] = set()
         self._connections = 0
         self._threads: list[threading.Thread] = []
-        # Sockets, since a thread can wait for them and for a client at once. Readable once set.
+        # Sockets that become readable, so that a thread can wait for them and a client at once.
         self._released, self._release = socket.socketpair()
         self._stopped, self._stop = socket.socketpair()
         # A connection that finds the queue full is reset, and clients make hundreds at once.
@@ -103,7 +118,7 @@ class ByteServer:
 
     @property
     def open_connections(self) -> int:
-        """How many connections are open still."""
+        """How many connections are still open."""
         with self._changed:
             return len(self._sockets)
 
@@ -112,18 +127,18 @@ class ByteServer:
         self._release.send(b"x")
 
     def wait_for_requests(self, count: int) -> None:
-        """Wait until `count` requests have arrived, whole.
+        """Wait until `count` whole requests have arrived.
 
         Raises:
-            AssertionError: they do not come.
+            AssertionError: they do not arrive.
         """
         self._wait(lambda: len(self._requests) >= count, f"{count} requests")
 
     def wait_until_gone(self, *, but: int = 0) -> None:
-        """Wait until the clients have closed all their connections, or all but that many.
+        """Wait until the clients have closed all their connections, or all but `but` of them.
 
         Raises:
-            AssertionError: they do not.
+            AssertionError: they do not close them.
         """
         self._wait(lambda: len(self._sockets) <= but, "the client to close its connections")
 
@@ -141,8 +156,7 @@ class ByteServer:
 
     def _accept(self) -> None:
         while True:
-            ready, _, _ = select.select([self._listener, self._stopped], [], [])
-            if self._stopped in ready:
+            if self._stopped in _readable(self._listener, self._stopped):
                 return
             plain, _ = self._listener.accept()
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -212,7 +226,7 @@ class _Connection:
             raise _Over
         self._unread += data
 
-    def follow(self, steps: Answer) -> None:
+    def follow(self, steps: Answer) -> None:  # noqa: PLR0912 - one for each kind of step
         for step in steps:
             match step:
                 case Write(data):
@@ -220,7 +234,17 @@ class _Connection:
                 case WriteBelowTLS(data):
                     socket.socket.sendall(self._connection, data)
                 case Hold():
-                    self._hold()
+                    while self._released not in _readable(self._connection, self._released):
+                        self._receive()
+                case Pause(seconds):
+                    end = monotonic() + seconds
+                    while _readable(self._connection, timeout=end - monotonic()):
+                        self._receive()
+                case Receive():
+                    if not self._unread:
+                        self._receive()
+                case Signal(event):
+                    event.set()
                 case Disconnect():
                     _shut_down(self._connection, socket.SHUT_WR)
                     while True:  # Closing at once would reset what the client has not read yet.
@@ -230,12 +254,13 @@ class _Connection:
                     self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     raise _Over
 
-    def _hold(self) -> None:
-        while True:
-            ready, _, _ = select.select([self._connection, self._released], [], [])
-            if self._released in ready:
-                return
-            self._receive()
+
+def _readable(*sockets: socket.socket, timeout: float | None = None) -> set[object]:
+    """Wait until something can be read, for `timeout` seconds at most, and return where."""
+    with _Selector() as selector:
+        for each in sockets:
+            selector.register(each, selectors.EVENT_READ)
+        return {key.fileobj for key, _ in selector.select(timeout)}
 
 
 def _shut_down(connection: socket.socket, how: int) -> None:

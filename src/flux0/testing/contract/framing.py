@@ -10,12 +10,11 @@ from gzip import compress
 import pytest
 
 from flux0.testing.contract.answers import FRAMINGS, Framing, Hold, Write, answer, byte_by_byte
-from flux0.testing.contract.base import Contract, Serve, get
+from flux0.testing.contract.base import Contract, Serve, get, streams
 from flux0.testing.contract.probe import Probe
 
 framings = pytest.mark.parametrize("framing", FRAMINGS)
 codings = pytest.mark.parametrize("gzip", [False, True], ids=["identity", "gzip"])
-streams = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
 _PIECES = (b"data: one\n\n", b"data: \xc3\xa9\xe2\x80\xa8\n", b"\n", b"data: three\n\n")
 

@@ -1,7 +1,7 @@
 """Drives a transport from a test's own thread, so that every test is written once.
 
-A `Probe` wraps a `Transport` or an `AsyncTransport`. Each step runs where such a step runs in
-life, in a worker thread or in an event loop, and fails the test instead of hanging it.
+A `Probe` wraps a `Transport` or an `AsyncTransport`. Each call runs in a worker thread or in an
+event loop, as it would in a program, and a call that hangs fails the test instead of stopping it.
 """
 
 # ruff: noqa: S101 - a test suite asserts
@@ -19,30 +19,30 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from attrs import frozen
 
 from flux0.domain.headers import Headers
-from flux0.ports import AsyncByteStream, AsyncTransport, ByteStream, Request, Response, Transport
+from flux0.ports import AsyncTransport, Request, Response, Transport
 
 T = TypeVar("T")
 
 
 @frozen
 class Pending(Generic[T]):
-    """Something that a transport is busy with, on the side."""
+    """A call of a transport that runs elsewhere."""
 
     future: Future[T]
     patience: float
 
     def outcome(self) -> T:
-        """Return or raise what it came to; fail if it does not come to an end."""
+        """Return or raise what the call does; fail if it does not end."""
         wait([self.future], self.patience)
-        assert self.future.done(), f"the transport hangs: no outcome within {self.patience} s"
+        assert self.future.done(), f"the transport hangs: no outcome within {self.patience:.1f} s"
         return self.future.result()
 
     def lasts(self, seconds: float) -> bool:
-        """Whether it is not over within so many seconds."""
+        """Return whether the call is not over within so many seconds."""
         return not wait([self.future], seconds).done
 
     def cancel(self) -> None:
-        """Cancel the task that it runs in."""
+        """Cancel the task that the call runs in."""
         self.future.cancel()
 
 
@@ -53,28 +53,29 @@ class Reply(ABC):
         status_code, headers, raw_response: as the transport gave them.
     """
 
-    def __init__(self, response: Response[Any], pieces: Any) -> None:
+    def __init__(
+        self, response: Response[Any], pieces: Any, run: Callable[[Any], Pending[Any]]
+    ) -> None:
         self.status_code: int = response.status_code
         self.headers: Headers = response.headers
         self.raw_response: Any = response.raw_response
         self._body: Any = response.body
         self._pieces: Any = pieces
+        self._run = run
 
-    @abstractmethod
+    # What runs elsewhere; asynchronous where the transport is.
+    _next: Callable[[], Any]
+    _read: Callable[[], Any]
+    _close: Callable[[], Any]
+    _forget: Callable[[], Any]
+
     def start_next(self) -> Pending[bytes | None]:
         """Begin to wait for the next piece, or None for the end."""
+        return self._run(self._next)
 
-    @abstractmethod
     def start_read(self) -> Pending[bytes]:
         """Begin to read what is left of the body."""
-
-    @abstractmethod
-    def start_close(self) -> Pending[None]:
-        """Begin to close the body."""
-
-    @abstractmethod
-    def start_forget(self) -> Pending[None]:
-        """Begin to drop the references to the body, where it was read."""
+        return self._run(self._read)
 
     def take(self) -> list[Any]:
         """Return the body and its iterator, and hold them no longer."""
@@ -99,11 +100,11 @@ class Reply(ABC):
 
     def close(self) -> None:
         """Close the body."""
-        self.start_close().outcome()
+        self._run(self._close).outcome()
 
     def forget(self) -> None:
-        """Drop the references to the body, where it was read."""
-        self.start_forget().outcome()
+        """Drop the references to the body, in the thread or loop that reads it."""
+        self._run(self._forget).outcome()
 
 
 class Probe(ABC):
@@ -112,6 +113,10 @@ class Probe(ABC):
     @abstractmethod
     def start(self, request: Request) -> Pending[Reply]:
         """Begin to send `request`."""
+
+    @abstractmethod
+    def start_fetch(self, request: Request) -> Pending[bytes]:
+        """Begin to send `request` and to read the whole body of its answer."""
 
     @abstractmethod
     def start_close(self) -> Pending[None]:
@@ -127,7 +132,7 @@ class Probe(ABC):
 
     def fetch(self, request: Request) -> bytes:
         """Send `request` and return the whole body of its answer."""
-        return self.send(request).read()
+        return self.start_fetch(request).outcome()
 
     def close(self) -> None:
         """Close the transport."""
@@ -135,7 +140,7 @@ class Probe(ABC):
 
 
 class ThreadProbe(Probe):
-    """Drives a `Transport`, every step in a thread of its own."""
+    """Drives a `Transport`, every call in a thread of its own."""
 
     def __init__(self, transport: Transport, patience: float) -> None:
         self._transport = transport
@@ -143,22 +148,31 @@ class ThreadProbe(Probe):
 
     def start(self, request: Request) -> Pending[Reply]:
         """Begin to send `request`."""
-        return self.run(lambda: _ThreadReply(self._transport.send(request), self))
+
+        def send() -> Reply:
+            response = self._transport.send(request)
+            return _ThreadReply(response, iter(response.body), self.run)
+
+        return self.run(send)
+
+    def start_fetch(self, request: Request) -> Pending[bytes]:
+        """Begin to send `request` and to read the whole body of its answer."""
+        return self.run(lambda: b"".join(self._transport.send(request).body))
 
     def start_close(self) -> Pending[None]:
         """Begin to close the transport."""
         return self.run(self._transport.close)
 
     def stop(self) -> None:
-        """Do nothing: the threads have ended with their steps."""
+        """Do nothing: each thread has ended with its call."""
 
-    def run(self, step: Callable[[], T]) -> Pending[T]:
-        """Begin `step` in a thread."""
+    def run(self, call: Callable[[], T]) -> Pending[T]:
+        """Begin `call` in a thread."""
         future: Future[T] = Future()
 
         def run() -> None:
             try:
-                future.set_result(step())
+                future.set_result(call())
             except BaseException as error:  # noqa: BLE001 - for the test, whatever it is
                 future.set_exception(error)
 
@@ -167,28 +181,21 @@ class ThreadProbe(Probe):
 
 
 class _ThreadReply(Reply):
-    def __init__(self, response: Response[ByteStream], probe: ThreadProbe) -> None:
-        super().__init__(response, iter(response.body))
-        self._run = probe.run
+    def _next(self) -> bytes | None:
+        return next(self._pieces, None)
 
-    def start_next(self) -> Pending[bytes | None]:
-        return self._run(lambda: next(self._pieces, None))
+    def _read(self) -> bytes:
+        return b"".join(self._pieces)
 
-    def start_read(self) -> Pending[bytes]:
-        return self._run(lambda: b"".join(self._pieces))
-
-    def start_close(self) -> Pending[None]:
-        return self._run(self._body.close)
-
-    def start_forget(self) -> Pending[None]:
-        return self._run(self._forget)
+    def _close(self) -> None:
+        self._body.close()
 
     def _forget(self) -> None:
         self.take()
 
 
 class LoopProbe(Probe):
-    """Drives an `AsyncTransport`, every step in a task of its own in one event loop."""
+    """Drives an `AsyncTransport`, every call in a task of its own in one event loop."""
 
     def __init__(self, transport: AsyncTransport, backend: str, patience: float) -> None:
         self._transport = transport
@@ -201,45 +208,48 @@ class LoopProbe(Probe):
         """Begin to send `request`."""
 
         async def send() -> Reply:
-            return _LoopReply(await self._transport.send_async(request), self)
+            response = await self._transport.send_async(request)
+            return _LoopReply(response, aiter(response.body), self.run)
 
         return self.run(send)
+
+    def start_fetch(self, request: Request) -> Pending[bytes]:
+        """Begin to send `request` and to read the whole body of its answer."""
+
+        async def fetch() -> bytes:
+            response = await self._transport.send_async(request)
+            return b"".join([piece async for piece in response.body])
+
+        return self.run(fetch)
 
     def start_close(self) -> Pending[None]:
         """Begin to close the transport."""
         return self.run(self._transport.close_async)
 
     def stop(self) -> None:
-        """End the loop."""
+        """End the loop, or leave it alone if it hangs."""
+        stopping = Thread(target=self._stop, daemon=True)
+        stopping.start()
+        stopping.join(self._patience)
+
+    def _stop(self) -> None:
+        self._portal.call(self._portal.stop, True)  # noqa: FBT003 - cancels what still runs
         self._running.close()
 
-    def run(self, step: Callable[[], Awaitable[T]]) -> Pending[T]:
-        """Begin `step` in a task."""
-        return Pending(self._portal.start_task_soon(step), self._patience)
+    def run(self, call: Callable[[], Awaitable[T]]) -> Pending[T]:
+        """Begin `call` in a task."""
+        return Pending(self._portal.start_task_soon(call), self._patience)
 
 
 class _LoopReply(Reply):
-    def __init__(self, response: Response[AsyncByteStream], probe: LoopProbe) -> None:
-        super().__init__(response, aiter(response.body))
-        self._run = probe.run
-
-    def start_next(self) -> Pending[bytes | None]:
-        return self._run(self._next)
-
     async def _next(self) -> bytes | None:
         return await anext(self._pieces, None)
-
-    def start_read(self) -> Pending[bytes]:
-        return self._run(self._read)
 
     async def _read(self) -> bytes:
         return b"".join([piece async for piece in self._pieces])
 
-    def start_close(self) -> Pending[None]:
-        return self._run(self._body.close_async)
-
-    def start_forget(self) -> Pending[None]:
-        return self._run(self._forget)
+    async def _close(self) -> None:
+        await self._body.close_async()
 
     async def _forget(self) -> None:
         self.take()

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Event
 
@@ -14,21 +15,19 @@ from attrs import evolve
 
 from flux0.domain.errors import (
     ClientClosed,
-    ConnectError,
-    ConnectionInterrupted,
     PoolTimeout,
     TransportError,
 )
-from flux0.testing.contract.answers import Disconnect, Hold, answer
-from flux0.testing.contract.base import PATIENT, Contract, Drive, Serve, get
-from flux0.testing.contract.faults import SHORT, fails
+from flux0.testing.contract.answers import Hold, Signal, Write, answer, written
+from flux0.testing.contract.base import PATIENT, SHORT, Contract, Drive, Serve, get, streams
+from flux0.testing.contract.children import run_in_child
+from flux0.testing.contract.faults import fails
 from flux0.testing.contract.probe import LoopProbe, Probe
 
 _OK = answer(b"ok")
 _SILENT = answer(b"first", Hold(), b"second", framing="chunked")
 _MANY = 20
-
-streams = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+_WORKERS, _TIMES = 2, 100
 
 
 class ReleaseContract(Contract):
@@ -128,29 +127,66 @@ class ReleaseContract(Contract):
             waiting.outcome()
         server.wait_until_gone()
 
-    def test_a_connection_that_died_in_the_pool(self, probe: Probe, serve: Serve) -> None:
-        """The next request succeeds over a new one, or fails as one that may be sent again."""
-        server = serve((*_OK, Hold(), Disconnect()), _OK)
+    def test_a_pooled_connection_has_unread_bytes(
+        self, probe: Probe, serve: Serve, limit: float
+    ) -> None:
+        """They came unasked and answer nothing, such as a 408 for a connection that was idle."""
+        unasked, arrived = answer(b"slow", status="408 Request Timeout"), Event()
+        server = serve((*_OK, Hold(), *unasked, Signal(arrived)), answer(b"second"))
         assert probe.fetch(get(server.url)) == b"ok"
         server.release()
-        try:
-            body = probe.fetch(get(server.url))
-        except (ConnectionInterrupted, ConnectError):
-            body = probe.fetch(get(server.url))
-        assert body == b"ok"
+        assert arrived.wait(limit)
+        assert probe.fetch(get(server.url)) == b"second"
+
+    def test_an_answer_is_longer_than_it_says(self, probe: Probe, serve: Serve) -> None:
+        """What is too much does not answer the next request."""
+        server = serve((Write(written(_OK) * 2), Hold()), answer(b"second"))
+        assert probe.fetch(get(server.url)) == b"ok"
+        assert probe.fetch(get(server.url)) == b"second"
 
     def test_many_at_once(self, probe: Probe, serve: Serve) -> None:
-        """Threads or tasks share one transport, and each has its own connection."""
-        server = serve(answer(b"first", Hold(), b"second", framing="chunked"))
-        sending = [probe.start(get(f"{server.url}/{number}")) for number in range(_MANY)]
+        """Threads or tasks share one transport, and none waits for another."""
+        server = serve((Hold(), *answer(b"body", framing="chunked")))
+        requests = [get(f"{server.url}/{number}") for number in range(_MANY)]
+        fetching = [probe.start_fetch(request) for request in requests]
         server.wait_for_requests(_MANY)
-        replies = [step.outcome() for step in sending]
         server.release()
+        assert [pending.outcome() for pending in fetching] == [b"body"] * _MANY
+        targets = {request.target for request in server.requests}
+        assert targets == {f"/{number}" for number in range(_MANY)}
+
+    def test_many_are_read_at_once(self, probe: Probe, serve: Serve) -> None:
+        """One that waits for its next piece holds up neither other bodies nor other requests."""
+        server = serve(*[_SILENT] * _MANY, _OK)
+        replies = [probe.send(get(server.url, stream=True)) for _ in range(_MANY)]
         reading = [reply.start_read() for reply in replies]
-        assert [step.outcome() for step in reading] == [b"firstsecond"] * _MANY
-        assert {request.target for request in server.requests} == {
-            f"/{number}" for number in range(_MANY)
-        }
+        assert probe.fetch(get(server.url)) == b"ok"
+        server.release()
+        assert [pending.outcome() for pending in reading] == [b"firstsecond"] * _MANY
+
+    def test_the_collector_runs_at_any_moment(
+        self, serve: Serve, backend: str, limit: float
+    ) -> None:
+        """Even while the pool's lock is held, which closing a forgotten body must not wait for."""
+        server = serve(answer(b"first", b"second", framing="chunked"))
+
+        def work() -> None:  # pragma: no cover - in the child
+            probe = self.make_probe(self.make_transport(), backend, limit)
+            with ThreadPoolExecutor(2 * _WORKERS) as workers:
+                for done in [workers.submit(each, probe) for each in (forget, fetch) * _WORKERS]:
+                    done.result()
+
+        def forget(probe: Probe) -> None:  # pragma: no cover - in the child
+            for number in range(_TIMES):
+                gc.set_threshold(2 + 7 * number % 97, 1, 1)  # So that it runs here and there.
+                cycle = probe.send(get(server.url, stream=True)).take()
+                cycle.append(cycle)
+
+        def fetch(probe: Probe) -> None:  # pragma: no cover - in the child
+            for _ in range(_TIMES):
+                assert probe.fetch(get(server.url)) == b"firstsecond"
+
+        run_in_child(work, limit)
 
     def test_closing_the_transport(self, probe: Probe, serve: Serve) -> None:
         """Its idle connections are closed; twice does no harm."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from flux0.ports import AsyncTransport, Transport
-from flux0.testing.contract.faults import (
-    BrokenAnswerContract,
-    ConnectFaultContract,
-    SilenceContract,
-)
+from flux0.testing.contract.faults import BrokenAnswerContract, ConnectFaultContract
 from flux0.testing.contract.framing import FramingContract
 from flux0.testing.contract.heads import HeadContract
+from flux0.testing.contract.lasting import LastingContract
+from flux0.testing.contract.limits import LimitContract
+from flux0.testing.contract.never_twice import NeverTwiceContract
 from flux0.testing.contract.probe import LoopProbe, Probe, ThreadProbe
 from flux0.testing.contract.release import (
     CancellationContract,
@@ -17,28 +16,32 @@ from flux0.testing.contract.release import (
     ReleaseContract,
 )
 from flux0.testing.contract.tls import TLSContract
+from flux0.testing.contract.waiting import InterruptContract, SilenceContract
 
 
 class _Parts(
+    LastingContract,  # The first base's tests run last.
     HeadContract,
     FramingContract,
     ConnectFaultContract,
     SilenceContract,
     BrokenAnswerContract,
+    LimitContract,
+    NeverTwiceContract,
     ReleaseContract,
     TLSContract,
 ):
     pass
 
 
-class TransportContract(_Parts):
+class TransportContract(_Parts, InterruptContract):
     """What a `Transport` must do. Say how to make one; `make_trusting_transport` is for TLS."""
 
     backends = ("threads",)
 
-    def make_probe(self, transport: Transport, backend: str) -> Probe:  # noqa: ARG002 - threads
+    def make_probe(self, transport: Transport, backend: str, patience: float) -> Probe:  # noqa: ARG002 - threads
         """Return what drives `transport` with threads."""
-        return ThreadProbe(transport, self.patience)
+        return ThreadProbe(transport, patience)
 
 
 class AsyncTransportContract(_Parts, CancellationContract):
@@ -46,9 +49,9 @@ class AsyncTransportContract(_Parts, CancellationContract):
 
     backends = ("asyncio", "trio")
 
-    def make_probe(self, transport: AsyncTransport, backend: str) -> Probe:
+    def make_probe(self, transport: AsyncTransport, backend: str, patience: float) -> Probe:
         """Return what drives `transport` in one event loop."""
-        return LoopProbe(transport, backend, self.patience)
+        return LoopProbe(transport, backend, patience)
 
 
 __all__ = ["AsyncTransportContract", "LimitedPoolContract", "TransportContract"]

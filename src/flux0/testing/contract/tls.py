@@ -14,8 +14,8 @@ from attrs import evolve
 
 from flux0.domain.errors import ConnectionInterrupted, ConnectTimeout, TLSError, TransportError
 from flux0.testing.contract.answers import Hold, Write, WriteBelowTLS, answer
-from flux0.testing.contract.base import PATIENT, Contract, Drive, Serve, get
-from flux0.testing.contract.faults import SHORT, fails
+from flux0.testing.contract.base import PATIENT, SHORT, Contract, Drive, Serve, get
+from flux0.testing.contract.faults import fails
 from flux0.testing.contract.probe import Probe
 
 

@@ -1,0 +1,13 @@
+"""The code of docs/transports.md: an example of a transport, and its run of the contract."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / "docs" / "transports.md"
+TRANSPORT, CONTRACT = re.findall(
+    r"^```py(?:thon)?\n((?:\"\"\"A transport over|import ssl\n).*?)^```$",
+    PAGE.read_text("utf-8"),
+    re.DOTALL | re.MULTILINE,
+)
