@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 import ssl
 import zlib
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from threading import Event
 
 import pytest
 import trustme
@@ -16,7 +19,10 @@ from flux0.testing.contract.answers import (
     Disconnect,
     Framing,
     Hold,
+    Pause,
+    Receive,
     Reset,
+    Signal,
     Write,
     WriteBelowTLS,
     answer,
@@ -153,6 +159,49 @@ def test_what_is_not_asked_for_comes_before_the_request() -> None:
     ):
         assert exactly(connection, 5) == b"hello"
         connection.sendall(GET)
+        assert exactly(connection, size(OK))[-2:] == b"ok"
+
+
+def test_a_pause_ends_by_itself_or_when_the_client_is_gone() -> None:
+    steps = (Write(b"a"), Pause(0.01), Write(b"b"), Pause(60))
+    with ByteServer(steps) as server:
+        with connected(server) as connection:
+            connection.sendall(GET)
+            assert exactly(connection, 2) == b"ab"
+        server.wait_until_gone()
+
+
+def test_what_is_received_is_lost() -> None:
+    begun = Event()
+    steps = (Write(b"a"), Receive(), Signal(begun), Write(b"b"), Reset())
+    with ByteServer(steps) as server, connected(server) as connection:
+        connection.sendall(GET)
+        assert exactly(connection, 1) == b"a"
+        assert not begun.is_set()
+        connection.sendall(b"P")
+        assert begun.wait(10)
+        server.wait_until_gone()
+        assert len(server.requests) == 1
+
+
+@pytest.fixture
+def many_descriptors() -> Generator[None, None, None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 4096), limits[1]))
+    with ExitStack() as ending:
+        ending.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        for _ in range(1100):
+            ending.callback(os.close, os.dup(0))
+        yield
+
+
+@pytest.mark.usefixtures("many_descriptors")
+def test_there_may_be_more_than_1024_descriptors() -> None:
+    with ByteServer((Hold(), *OK)) as server, connected(server) as connection:
+        assert connection.fileno() > 1024
+        connection.sendall(GET)
+        server.wait_for_requests(1)
+        server.release()
         assert exactly(connection, size(OK))[-2:] == b"ok"
 
 

@@ -56,6 +56,9 @@ class LastingContract(Contract):
         def serve(*steps: Step, unasked: Answer = ()) -> ByteServer:
             return ending.enter_context(ByteServer(steps, unasked=unasked))
 
+        probe = self.make_probe(self.make_transport(), backend, self.patience)
+        ending.callback(probe.stop)
+        ending.callback(probe.close)
         deaf = ending.enter_context(socket.create_server(("127.0.0.1", 0)))
         speechless = serve(unasked=(Hold(),))
         body = serve(*answer(Hold(), framing="chunked")).url
@@ -72,9 +75,6 @@ class LastingContract(Contract):
             "drops": get(dripping, stream=True, timeout=evolve(PATIENT, idle=3.0)),
             "pooled": get(pooled.url),
         }
-        probe = self.make_probe(self.make_transport(), backend, self.patience)
-        ending.callback(probe.stop)
-        ending.callback(probe.close)
         waits = {name: probe.start_fetch(request) for name, request in requests.items()}
         return Lasting(probe, pooled, waits)
 

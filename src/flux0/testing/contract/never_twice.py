@@ -95,11 +95,11 @@ class NeverTwiceContract(Contract):
 
     @pytest.mark.parametrize("location", ["http://[", "http://a b:c/", "\xe9", ""])
     def test_a_redirect_leads_nowhere(self, probe: Probe, serve: Serve, location: str) -> None:
-        """Nobody follows it, so nobody has to understand it."""
+        """Nobody follows it, so nobody has to understand it; what it says may be lost."""
         server = serve(answer(b"moved", status="302 Found", headers=[("Location", location)]))
         reply = probe.send(post(server.url))
         assert (reply.status_code, reply.headers["location"]) == (302, location)
-        assert reply.read() == b"moved"
+        assert reply.read() in (b"moved", b"")
         assert _posts(server) == 1
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import gc
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Event
@@ -19,7 +20,16 @@ from flux0.domain.errors import (
     TransportError,
 )
 from flux0.testing.contract.answers import Hold, Signal, Write, answer, written
-from flux0.testing.contract.base import PATIENT, SHORT, Contract, Drive, Serve, get, streams
+from flux0.testing.contract.base import (
+    PATIENT,
+    SHORT,
+    Contract,
+    Drive,
+    Serve,
+    get,
+    post,
+    streams,
+)
 from flux0.testing.contract.children import run_in_child
 from flux0.testing.contract.faults import fails
 from flux0.testing.contract.probe import LoopProbe, Probe
@@ -27,7 +37,7 @@ from flux0.testing.contract.probe import LoopProbe, Probe
 _OK = answer(b"ok")
 _SILENT = answer(b"first", Hold(), b"second", framing="chunked")
 _MANY = 20
-_WORKERS, _TIMES = 2, 100
+_MOMENTS = 150
 
 
 class ReleaseContract(Contract):
@@ -170,21 +180,21 @@ class ReleaseContract(Contract):
         """Even while the pool's lock is held, which closing a forgotten body must not wait for."""
         server = serve(answer(b"first", b"second", framing="chunked"))
 
+        def forget(probe: Probe) -> None:  # pragma: no cover - in the child
+            cycle = probe.send(get(server.url, stream=True)).take()
+            cycle.append(cycle)
+
         def work() -> None:  # pragma: no cover - in the child
             probe = self.make_probe(self.make_transport(), backend, limit)
-            with ThreadPoolExecutor(2 * _WORKERS) as workers:
-                for done in [workers.submit(each, probe) for each in (forget, fetch) * _WORKERS]:
-                    done.result()
-
-        def forget(probe: Probe) -> None:  # pragma: no cover - in the child
-            for number in range(_TIMES):
-                gc.set_threshold(2 + 7 * number % 97, 1, 1)  # So that it runs here and there.
-                cycle = probe.send(get(server.url, stream=True)).take()
-                cycle.append(cycle)
-
-        def fetch(probe: Probe) -> None:  # pragma: no cover - in the child
-            for _ in range(_TIMES):
+            for moment in range(_MOMENTS):
+                gc.disable()
+                forget(probe)
+                gc.set_threshold(gc.get_count()[0] + moment)  # It runs after so many new objects.
+                gc.enable()
                 assert probe.fetch(get(server.url)) == b"firstsecond"
+            with ThreadPoolExecutor(2) as other_threads:
+                for _ in other_threads.map(forget, [probe] * _MOMENTS):
+                    assert probe.fetch(get(server.url)) == b"firstsecond"
 
         run_in_child(work, limit)
 
@@ -195,6 +205,16 @@ class ReleaseContract(Contract):
         probe.close()
         server.wait_until_gone()
         probe.close()
+
+    @pytest.mark.parametrize("size", [2, 16_000_000], ids=["waiting", "writing"])
+    def test_closing_the_transport_while_it_sends(self, probe: Probe, size: int) -> None:
+        """Closing ends, whatever becomes of the request."""
+        with socket.create_server(("127.0.0.1", 0)) as deaf:
+            sending = probe.start(post(f"http://127.0.0.1:{deaf.getsockname()[1]}", bytes(size)))
+            connection, _ = deaf.accept()
+            with connection:
+                assert sending.lasts(SHORT)
+                probe.close()
 
     def test_using_a_closed_transport(self, probe: Probe, serve: Serve) -> None:
         """It opens anew, or says that it is closed."""
