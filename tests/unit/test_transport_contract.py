@@ -271,7 +271,7 @@ BUGS = {
     def give_back(""",
             "            self._bodies.add(body)\n": """\
             self._bodies.add(body)
-            [[] for _ in range(60)]
+            [set() for _ in range(60)]
 """,
         },
         ("test_the_collector_runs_at_any_moment",),
