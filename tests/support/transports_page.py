@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs" / "transports.md"
+TRANSPORT: str
+CONTRACT: str
 TRANSPORT, CONTRACT = re.findall(
     r"^```py(?:thon)?\n((?:\"\"\"A transport over|import ssl\n).*?)^```$",
     PAGE.read_text("utf-8"),

@@ -325,7 +325,7 @@ def failures(pytester: pytest.Pytester, transport: str, contract: str, *options:
     pytester.syspathinsert()
     run = pytester.inline_run("--import-mode=importlib", "-pno:cacheprovider", *options)
     _, _, failed = run.listoutcomes()
-    return {report.location[2].partition(".")[2].partition("[")[0] for report in failed}
+    return {report.nodeid.rpartition("::")[2].partition("[")[0] for report in failed}
 
 
 @pytest.mark.parametrize("bug", BUGS.values(), ids=list(BUGS))
