@@ -489,6 +489,13 @@ def test_a_message_that_cannot_be_sent_is_refused_before_anything_is(
     assert fake.calls == ()
 
 
+@pytest.mark.parametrize("input", ["", "\n  \n"])
+def test_lines_that_say_nothing_are_refused(run: Run, fake: FakeTransport, input: str) -> None:
+    result = run("chat", "--lines", input=input)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert fake.calls == ()
+
+
 @pytest.mark.parametrize("command", ["chat", "chat Hi"])
 def test_standard_streams_may_be_closed(
     environment: Mapping[str, str], server: FakeOverHTTP, command: str
@@ -683,7 +690,7 @@ def test_a_wrong_use_ends_with_2(run: Run, command: list[str], problem: str) -> 
 def test_each_line_of_the_input_is_a_turn(run: Run) -> None:
     result = run("chat", "--lines", input="one\n\n  two \nexit")
     assert result.exit_code == 0
-    assert result.stdout == "You said one.\n\nYou said two.\n\nYou said exit.\n\n"
+    assert result.stdout == "You said one.\n\nYou said two.\n\nYou said exit.\n"
 
 
 def test_each_line_of_the_input_is_a_turn_in_json(run: Run, session_id: str) -> None:
@@ -696,14 +703,14 @@ def test_each_line_of_the_input_is_a_turn_in_json(run: Run, session_id: str) -> 
 def test_other_lines_are_said_after_a_turn_that_failed(run: Run, fake: FakeTransport) -> None:
     fake.script([Fail("boom")], "fine")
     result = run("chat", "--lines", input="one\ntwo\n")
-    assert (result.exit_code, result.stdout) == (1, "\nfine\n\n")
+    assert (result.exit_code, result.stdout) == (1, "\nfine\n")
     assert "· error: boom\n" in result.stderr
 
 
 def test_other_lines_are_said_after_the_server_has_failed(run: Run, fake: FakeTransport) -> None:
     fake.inject(Respond(503, "busy"), operation="sessions.create_event")
     result = run("chat", "--lines", input="one\ntwo\n")
-    assert (result.exit_code, result.stdout) == (1, "\nYou said two.\n\n")
+    assert (result.exit_code, result.stdout) == (1, "\nYou said two.\n")
     assert "busy" in result.stderr
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from flux0.cli.wording import Listed, error_in_words
 from flux0.client.conversation import user_headers
 from flux0.client.flux0 import DEFAULT_SERVER_URL
 from flux0.models import InvalidArgument
+
+if TYPE_CHECKING:
+    from flux0.testing import FakeTransport
 
 _FAILED = 1
 _WRONG_USE = 2
@@ -99,9 +102,7 @@ def chat(
     session: Annotated[str | None, _option("--session", "ID", "Go on with this session.")] = None,
     lines: Annotated[bool, _option("--lines", None, "Each line piped in is a message.")] = False,
     idle_timeout: Annotated[int | None, _option("--idle-timeout", "SECONDS", _IDLE, min=1)] = None,
-    as_json: Annotated[
-        bool, _option("--json", None, "Print each event as a line of JSON.")
-    ] = False,
+    as_json: Annotated[bool, _option("--json", None, "Print events as lines of JSON.")] = False,
     demo: Annotated[bool, _option("--demo", None, "Talk to a demo agent, with no server.")] = False,
     server: Server = None,
     user: User = None,
@@ -110,12 +111,9 @@ def chat(
     """Talk to an agent: one turn for a MESSAGE, or a conversation.
 
     A terminal shows all of a turn as it comes. Output that is piped is the answer's text alone;
-    reasoning, statuses, tools and the session's id go to standard error.
+    all else goes to standard error. What is piped in is the message, or the context of MESSAGE.
 
-    What is piped in is the message, or its context if there is a MESSAGE.
-
-    In a conversation Ctrl-C ends a turn; a second one leaves, as do Ctrl-D
-    and "exit". With --session it begins with what was said so far.
+    In a conversation Ctrl-C ends a turn; a second one leaves, as do Ctrl-D and "exit".
 
     Examples:
     flux0-client chat "What's the weather in SF?"
@@ -127,17 +125,16 @@ def chat(
     if lines and message is not None:
         raise typer.BadParameter("takes the messages from standard input.", param_hint="--lines")
     explain = partial(error_in_words, ids={"agent": agent, "session": session})
-    with _client(context, server, user, header, explain, idle_timeout, demo=demo) as flux0:
-        from flux0.cli.chat import Chat, begin, is_asked, whole_message  # noqa: PLC0415 - slow
+    with _client(context, (server, user, header), explain, idle_timeout, demo=demo) as flux0:
+        from flux0.cli.chat import Chat, begin, is_asked, messages_to_send  # noqa: PLC0415 - slow
 
         interactive = message is None and is_asked()
         if as_json and interactive:
             raise typer.BadParameter("needs a MESSAGE.", param_hint="--json")
-        if not interactive and not lines:
-            message = whole_message(message)
+        messages = None if interactive else messages_to_send(message, lines=lines)
         conversation = begin(flux0, agent_id=agent, agent_type=agent_type, session_id=session)
         talk = Chat(conversation, explain, as_json=as_json)
-        if not (talk.converse(interactive=interactive) if message is None else talk.say(message)):
+        if not (talk.converse() if messages is None else talk.say_all(messages)):
             raise typer.Exit(_FAILED)
 
 
@@ -172,7 +169,7 @@ def _shows(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], N
             **given: Any,
         ) -> None:
             explain = partial(error_in_words, ids=given)
-            with _client(context, server, user, header, explain) as flux0:
+            with _client(context, (server, user, header), explain) as flux0:
                 from flux0.cli.listing import show  # noqa: PLC0415 - loads rich
                 from flux0.cli.output import Output  # noqa: PLC0415
 
@@ -286,30 +283,34 @@ def create_session(
 @contextmanager
 def _client(
     context: typer.Context,
-    server: str | None = None,
-    user: str | None = None,
-    header: list[str] | None = None,
+    given: tuple[str | None, str | None, list[str] | None] = (None, None, None),
     explain: Callable[[Flux0Error], str] = error_in_words,
     idle_timeout: int | None = None,
     *,
     demo: bool = False,
 ) -> Generator[Flux0, None, None]:
-    """Give out a client; what goes wrong ends as a line on standard error and an exit code.
-
-    Of an option that stands before the command and behind it, the latter counts.
-    """
-    from flux0.cli.output import escape_unencodable, print_problem  # noqa: PLC0415 - loads rich
-
-    escape_unencodable()
-    root_server, root_user, root_header = context.obj
-    try:
-        with Flux0(
+    """Give out a client. Of an option before the command and behind it, the latter counts."""
+    (server, user, header), (root_server, root_user, root_header) = given, context.obj
+    with (
+        _exit_codes(explain),
+        Flux0(
             server or root_server,
             transport=_demo_transport() if demo else None,
             stream_idle_timeout_ms=None if idle_timeout is None else idle_timeout * 1000,
             headers=_headers(user or root_user, [*root_header, *(header or ())]),
-        ) as client:
-            yield client
+        ) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def _exit_codes(explain: Callable[[Flux0Error], str]) -> Generator[None, None, None]:
+    """Have what goes wrong end as a line on standard error and an exit code."""
+    from flux0.cli.output import escape_unencodable, print_problem  # noqa: PLC0415 - loads rich
+
+    escape_unencodable()
+    try:
+        yield
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None
     except Flux0Error as error:
@@ -332,7 +333,7 @@ def _headers(user: str | None, given: list[str]) -> Mapping[str, str]:
     return fields
 
 
-def _demo_transport() -> Any:
+def _demo_transport() -> FakeTransport:
     from flux0.cli.demo_agent import demo_transport  # noqa: PLC0415 - not for a real server
 
     return demo_transport(sleep=time.sleep, start=time.time())

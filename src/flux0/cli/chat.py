@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from io import StringIO, TextIOWrapper
+from itertools import chain
 from typing import TextIO, cast
 
 import typer
 
-from flux0 import Conversation, Event, EventSource, EventStream, Flux0, Flux0Error, to_dict
+from flux0 import Conversation, Event, EventSource, Flux0, Flux0Error, StreamEvent, to_dict
 from flux0.cli.output import Output, one_line, print_note, print_problem
 from flux0.cli.turn_view import TurnView
 from flux0.cli.wording import data_in_words, error_in_words
@@ -27,31 +28,34 @@ def is_asked() -> bool:
     return _standard_input().isatty()
 
 
-def whole_message(message: str | None) -> str:
-    """Return the message to send: `message` with what is piped in below it, or that alone.
+def messages_to_send(message: str | None, *, lines: bool) -> Iterable[str]:
+    """Return `message` with what is piped in below it, that alone, or each of its lines.
 
     Raises:
-        InvalidArgument: there is none, it is empty, or UTF-8 cannot carry it.
+        InvalidArgument: it says nothing, or UTF-8 cannot carry it.
     """
-    standard_input = _standard_input()
-    piped = "" if standard_input.isatty() or message == "" else standard_input.read().rstrip()
-    if not (piped if message is None else message).strip():
+    stream = _standard_input()
+    first = ""
+    rest: Iterable[str] = ()
+    if lines:
+        said = (line.strip() for line in stream if not line.isspace())
+        first, rest = next(said, ""), said
+    elif message is None or message.strip():
+        piped = "" if stream.isatty() else stream.read().rstrip()
+        first = "\n\n".join(filter(None, (message, piped)))
+    if not first.strip():
         raise InvalidArgument("message", "is empty: pass one, or pipe it into standard input")
-    return arguments.text("message", "\n\n".join(filter(None, (message, piped))))
+    return chain([arguments.text("message", first)], rest)
 
 
 def begin(
     flux0: Flux0, *, agent_id: str | None, agent_type: str | None, session_id: str | None
 ) -> Conversation:
     """Take up a session or open one, and say which on standard error."""
-    if session_id is not None:
-        conversation = flux0.conversation(session=session_id)
-        partner = f"agent {conversation.session.agent_id}"
-    else:
-        agent = _chosen_agent(flux0, agent_id, agent_type)
-        conversation = flux0.conversation(agent=agent)
-        partner = agent.name
-    print_note(f"Session {conversation.session.id} with {partner}.")
+    agent = None if session_id is not None else _chosen_agent(flux0, agent_id, agent_type)
+    conversation = flux0.conversation(agent=agent, session=session_id)
+    session = conversation.session
+    print_note(f"Session {session.id} with {agent.name if agent else f'agent {session.agent_id}'}.")
     return conversation
 
 
@@ -59,8 +63,7 @@ class Chat:
     """A conversation that is written to the terminal, or to what reads standard output.
 
     A terminal gets all of it. A pipe gets the text of the answers, or each event as a line of JSON;
-    all else goes to standard error.
-    `explain` says what went wrong where a turn fails and the conversation goes on.
+    all else goes to standard error. `explain` puts into words what went wrong in a turn.
     """
 
     def __init__(
@@ -80,12 +83,12 @@ class Chat:
     def say(self, message: str) -> bool:
         """Send a message and write the turn as it comes; return whether the agent had no error."""
         with self._conversation.send(message) as stream:
-            if self._as_json:
-                self._write_json(stream)
-                return stream.error is None
             try:
                 for event in stream:
-                    self._view.show(event, stream)
+                    if self._as_json:
+                        self._write_json(event, stream.correlation_id)
+                    else:
+                        self._view.show(event, stream)
             finally:
                 self._view.end(stream)
             return stream.error is None
@@ -95,30 +98,33 @@ class Chat:
         self._view.user(message)
         return self.say(message)
 
-    def converse(self, *, interactive: bool) -> bool:
-        """Answer each line of standard input with a turn; a turn that fails, fails alone.
-
-        Somebody who sits there is prompted, and ends with Ctrl-C no more than a turn. Return False
-        where a turn failed and nobody has seen it.
-        """
-        if interactive and self._output.is_terminal:
-            self._show_history()
+    def say_all(self, messages: Iterable[str]) -> bool:
+        """Send each message; a turn that fails, fails alone. Return whether none did."""
         went_well = True
-        for message in self._asked() if interactive else map(str.strip, _standard_input()):
-            if not message:
-                continue
-            try:
-                went_well &= self.say(message)
-            except KeyboardInterrupt:
-                if not interactive:
-                    raise
-                print_note("The turn was ended.")
-            except Flux0Error as error:
-                went_well = False
-                print_problem(self._explain(error))
-            if not self._as_json:
+        for number, message in enumerate(messages):
+            if number and not self._as_json:
                 self._output.write("\n")
-        return went_well or interactive
+            went_well &= self._try(message)
+        return went_well
+
+    def converse(self) -> bool:
+        """Answer what somebody types, who ends with Ctrl-C no more than a turn."""
+        if self._output.is_terminal:
+            self._show_history()
+        for message in self._asked():
+            try:
+                self._try(message)
+            except KeyboardInterrupt:
+                print_note("The turn was ended.")
+            self._output.write("\n")
+        return True  # Whoever sits there has seen what failed.
+
+    def _try(self, message: str) -> bool:
+        try:
+            return self.say(message)
+        except Flux0Error as error:
+            print_problem(self._explain(error))
+            return False
 
     def _show_history(self) -> None:
         """Write what was said so far."""
@@ -132,14 +138,9 @@ class Chat:
         if history:
             self._output.write("\n")
 
-    def _write_json(self, stream: EventStream) -> None:
-        for event in stream:
-            turn = {
-                "event": event.event,
-                "session_id": self._conversation.session.id,
-                "correlation_id": stream.correlation_id,
-            }
-            self._output.json({**turn, **to_dict(event)})
+    def _write_json(self, event: StreamEvent, correlation_id: str | None) -> None:
+        turn = {"session_id": self._conversation.session.id, "correlation_id": correlation_id}
+        self._output.json({"event": event.event, **turn, **to_dict(event)})
 
     def _asked(self) -> Iterator[str]:
         """Yield what is typed, line by line, until a line says farewell or the input ends."""
@@ -159,7 +160,8 @@ class Chat:
                 raise
             if line in _FAREWELLS:
                 return
-            yield line
+            if line:
+                yield line
 
 
 def _standard_input() -> TextIO:

@@ -46,9 +46,7 @@ def demo_transport(
         sleep: `time.sleep`, to have its pauses take real time; by default they take none.
         start: the time at which the fake's clock begins, in seconds since 1970.
     """
-    clock = (
-        testing.FakeClock(sleep=sleep) if start is None else testing.FakeClock(start, sleep=sleep)
-    )
+    clock = testing.FakeClock(*(() if start is None else (start,)), sleep=sleep)
     return testing.FakeTransport(
         weather_agent, agent_name="Drizzle", agent_types=("weather",), clock=clock
     )

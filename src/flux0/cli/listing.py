@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from datetime import datetime
-from itertools import groupby
 
+from flux0 import Agent, Event, Session
 from flux0.cli.output import Output, print_note
 from flux0.cli.wording import Listed, data_in_words
-from flux0.models import Agent, Agents, Events, Session, Sessions
 
 # The columns of each table, with their importance.
 _AGENT = {"ID": 5, "TYPE": 2, "NAME": 4, "CREATED": 1, "DESCRIPTION": 3}
@@ -18,37 +17,29 @@ _EVENT = {"OFFSET": 1, "SOURCE": 3, "TYPE": 2, "DATA": 4}
 
 def show(output: Output, listed: Listed) -> None:
     """Write agents or sessions as a table, and events turn by turn, in few words."""
-    if not isinstance(listed, (Agent, Session)) and not listed:
+    columns: Mapping[str, int] = {}
+    rows: list[tuple[str, ...]] = []
+    turn = ""
+    for model in [listed] if isinstance(listed, (Agent, Session)) else listed:
+        created = _day_and_time(model.created_at)
+        match model:
+            case Agent():
+                columns = _AGENT
+                rows.append((model.id, model.type, model.name, created, model.description or ""))
+            case Session():
+                columns = _SESSION
+                rows.append((model.id, model.agent_id, created, model.title or ""))
+            case Event():
+                columns = _EVENT
+                if turn != model.correlation_id:
+                    turn = model.correlation_id
+                    rows.append((f"{turn} {created}",))
+                data = data_in_words(model.data)
+                rows.append((str(model.offset), model.source, model.type, data))
+    if rows:
+        output.table(columns, rows, head=columns is not _EVENT)
+    else:
         print_note("There are none.")
-        return
-    match listed:
-        case Agent():
-            output.table(_AGENT, [_agent(listed)])
-        case Agents():
-            output.table(_AGENT, map(_agent, listed))
-        case Session():
-            output.table(_SESSION, [_session(listed)])
-        case Sessions():
-            output.table(_SESSION, map(_session, listed))
-        case _:
-            output.table(_EVENT, _events(listed), head=False)
-
-
-def _agent(agent: Agent) -> Sequence[str]:
-    created = _day_and_time(agent.created_at)
-    return (agent.id, agent.type, agent.name, created, agent.description or "")
-
-
-def _session(session: Session) -> Sequence[str]:
-    return (session.id, session.agent_id, _day_and_time(session.created_at), session.title or "")
-
-
-def _events(events: Events) -> Iterator[Sequence[str]]:
-    for correlation_id, turn in groupby(events, lambda event: event.correlation_id):
-        for number, event in enumerate(turn):
-            if not number:
-                yield (f"{correlation_id} {_day_and_time(event.created_at)}",)
-            yield (str(event.offset), event.source, event.type, data_in_words(event.data))
 
 
 def _day_and_time(moment: datetime) -> str:

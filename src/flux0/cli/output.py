@@ -58,10 +58,7 @@ class Output:
         self._block = ("", "")  # The kind of what was written last, and the id of its message.
 
     def begin(self, kind: str, message_id: str = "") -> None:
-        """Begin a block on a new line; text of the message that is open goes on where it was left.
-
-        A blank line is between what people read as different things.
-        """
+        """Begin a block on a new line, unless the text of a message goes on."""
         last, last_message = self._block
         if message_id and (kind, message_id) == (last, last_message):
             return

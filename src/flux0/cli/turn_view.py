@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from rich.style import Style
 
@@ -27,11 +26,7 @@ class TurnView:
     While a turn streams in, text is appended as it comes. A tool's call is written once its
     arguments are there, or enough of them to fill a line or two; a result once there is one. What
     cannot be appended, such as structured content, is written when the message is over: another
-    one begins, a status comes, or the turn ends.
-
-    Args:
-        answer: where the text of answers goes.
-        aside: where all else goes.
+    one begins, a status comes, or the turn ends. All but the text of answers is written aside.
     """
 
     def __init__(self, answer: Output, aside: Output) -> None:
@@ -62,10 +57,12 @@ class TurnView:
                 self._show_new(turn, is_over=False)
             return
         self._show_new(turn, is_over=True)
+        status, data = event.event, event.data
         if isinstance(event, StatusEvent):
-            self._status(event.status, event.data.data)
-        else:
-            self._status(event.event, event.data)
+            status, data = event.status, event.data.data
+        style = RED if status == SessionStatus.ERROR else DIM
+        self._aside.begin("status")
+        self._aside.write(wording.status_in_words(status, data), style, mark="· ")
 
     def end(self, turn: EventStream | MessageAccumulator | None = None) -> None:
         """Write what is left of a turn, end the line, and begin anew with whatever comes next."""
@@ -74,11 +71,6 @@ class TurnView:
         self._shown.clear()
         self._answer.end()
         self._aside.end()
-
-    def _status(self, status: str, data: Any) -> None:
-        self._aside.begin("status")
-        style = RED if status == SessionStatus.ERROR else DIM
-        self._aside.write(wording.status_in_words(status, data), style, mark="· ")
 
     def _item(self, item: wording.Item, message_id: str) -> None:
         match item:
