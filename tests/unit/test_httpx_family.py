@@ -184,11 +184,17 @@ class Secured:
     """Certificates of a server at 127.0.0.1, and who trusts them."""
 
     def __init__(self) -> None:
-        authority = trustme.CA()
+        self._authority = authority = trustme.CA()
         self.server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert("127.0.0.1").configure_cert(self.server)  # pyright: ignore[reportUnknownMemberType] - of pyOpenSSL
         self.trusting = ssl.create_default_context()
         authority.configure_trust(self.trusting)  # pyright: ignore[reportUnknownMemberType]
+
+    def write_authority(self, folder: Path) -> str:
+        """Return the path of a file with the certificate of who is to be trusted."""
+        path = str(folder / "ca.pem")
+        self._authority.cert_pem.write_to_path(path)
+        return path
 
 
 @pytest.fixture(scope="module")
@@ -432,7 +438,7 @@ def test_a_trace_of_the_users_goes_on(over: Over) -> None:
     class Tracing(base):  # type: ignore[misc]
         def build_request(self, *args: Any, **options: Any) -> Any:
             options["extensions"] = {"trace": over.act(trace)}
-            return super().build_request(*args, **options)
+            return super().build_request(*args, **options)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
     transport = over.transport(trust_env=False)
     attribute = "_client" if over.loop is None else "_async_client"
@@ -517,13 +523,8 @@ def test_a_connection_with_something_left_over_is_not_used_again(
             response = await over.send(transport, get(server.url))
             assert b"".join(await over.pieces(response)) == body
 
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    tls = None
-    if secure:
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("127.0.0.1").configure_cert(tls)  # pyright: ignore[reportUnknownMemberType]
+    monkeypatch.setenv("SSL_CERT_FILE", secured.write_authority(tmp_path))
+    tls = secured.server if secure else None
     answers = [surplus(answer(body, framing=framing)) for body in (b"mine", long)]
     with ByteServer(*answers, answer(b"last"), tls=tls) as server:
         over.run(over.transport(), use)
@@ -563,25 +564,37 @@ def test_our_own_connections_are_the_ones_that_are_used(over: Over) -> None:
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
-def test_an_interrupt_wakes_a_call_over_a_client_of_the_users(
-    sync: Over, secured: Secured, *, secure: bool
+@pytest.mark.parametrize("connection", ["new, of the user's", "new", "pooled"])
+def test_an_interrupt_wakes_a_call(
+    sync: Over,
+    secured: Secured,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    connection: str,
+    *,
+    secure: bool,
 ) -> None:
-    """Over a connection that was made for it."""
+    """Over a client of the user's, one for which a new connection is made."""
+    monkeypatch.setenv("SSL_CERT_FILE", secured.write_authority(tmp_path))
+    pooled = connection == "pooled"
     interrupt = Interrupt()
+
+    def wake() -> None:
+        server.wait_for_requests(1 + pooled)
+        interrupt.fire()
+
     tls = secured.server if secure else None
-    with ByteServer((Write(b"HTTP/1.1 200"), Hold()), tls=tls) as server:
-        transport = sync.transport(verify=secured.trusting)
-
-        def wake() -> None:
-            server.wait_for_requests(1)
-            interrupt.fire()
-
+    with ByteServer(*[OK] * pooled, (Write(b"HTTP/1.1 200"), Hold()), tls=tls) as server:
+        transport = sync.transport(**{"trust_env": True} if "user" in connection else {})
+        if pooled:
+            assert b"".join(transport.send(get(server.url)).body) == b"ok"
         waker = threading.Thread(target=wake)
         waker.start()
         with pytest.raises(ConnectionInterrupted):
             sync.fetch(evolve(post(server.url), interrupt=interrupt), transport)
         waker.join()
         server.wait_until_gone()
+        assert server.connections == 1
 
 
 def test_a_second_reader_is_refused_and_the_first_goes_on(sync: Over) -> None:
@@ -605,7 +618,8 @@ def test_a_second_reader_is_refused_and_the_first_goes_on(sync: Over) -> None:
 def test_a_second_asynchronous_reader_is_refused_and_the_first_goes_on(loop: str) -> None:
     async def main() -> None:
         transport = flux0.HttpxTransport()
-        body = aiter((await transport.send_async(get(server.url, stream=True))).body)
+        response = await transport.send_async(get(server.url, stream=True))
+        body = aiter(response.body)
         assert await anext(body) == b"a"
         got: list[bytes] = []
         async with anyio.create_task_group() as tasks:
@@ -619,6 +633,7 @@ def test_a_second_asynchronous_reader_is_refused_and_the_first_goes_on(loop: str
                 await anext(body)
             server.release()
         assert got == [b"b"]
+        await response.body.close_async()
         await transport.close_async()
 
     with ByteServer(answer(b"a", Hold(), b"b", framing="chunked")) as server:
@@ -671,19 +686,23 @@ def test_proxies_of_the_environment_are_used(over: Over, monkeypatch: pytest.Mon
 
 
 def test_an_interrupt_leaves_the_connection_of_others_alone(sync: Over) -> None:
-    """One of HTTP/2 may be others' too."""
+    """One of HTTP/2 may be others' too, and some that a transport of the user's makes have none."""
     ours, theirs = socket.socketpair()
 
     class Stream:
+        def __init__(self, connection: socket.socket | None) -> None:
+            self._connection = connection
+
         def get_extra_info(self, _: str) -> object:
-            return ours
+            return self._connection
 
     class Shared(sync.library.BaseTransport):  # type: ignore[misc, name-defined]
         def handle_request(self, request: Any) -> Any:
             trace = request.extensions["trace"]
-            trace("connection.connect_tcp.complete", {"return_value": Stream()})
+            trace("connection.connect_tcp.complete", {"return_value": Stream(ours)})
             trace("http2.send_request_headers.started", {"request": httpcore.Request("GET", "/")})
             interrupt.fire()
+            trace("connection.start_tls.complete", {"return_value": Stream(None)})
             return sync.library.Response(200, content=b"ok")
 
     interrupt = Interrupt()

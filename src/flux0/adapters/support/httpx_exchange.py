@@ -30,10 +30,11 @@ _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls
 class Exchange:
     """One exchange, as httpcore tells of it by the request's extension `trace`.
 
+    It does not know the request, which would be a circle that only the collector ends.
+
     Attributes:
         library, core: such as the modules httpx and httpcore.
-        request: the library's request.
-        sent: whether it began to go out.
+        sent: whether the request began to go out.
         answered: whether the head of the answer is in.
         received: how many bytes have come before.
     """
@@ -41,11 +42,11 @@ class Exchange:
     def __init__(self, library: Any, core: Any, request: Any, interrupt: Interrupt | None) -> None:
         self.library = library
         self.core = core
-        self.request = request
         self.sent = False
         self.answered = False
         self.received = 0
         self._interrupt = interrupt
+        self._url = request.url
         self._others = request.extensions.get("trace")
         self._traced = False
         self._failure: object = None
@@ -84,7 +85,7 @@ class Exchange:
         location = [field for field in fields if field[0].lower() == b"location"]
         try:
             if location:
-                self.request.url.join(self.library.Headers(location)["location"])
+                self._url.join(self.library.Headers(location)["location"])
         except (self.library.InvalidURL, ValueError):
             self._withheld = location
             fields[:] = [field for field in fields if field not in location]
@@ -100,8 +101,8 @@ class Exchange:
         if self._interrupt is not None:
             self._interrupt.on_fire(partial(shut_down, stream))
 
-    def translated(self, error: BaseException) -> TransportError | None:
-        """Return the error of ours for what was raised; None if the user's own code raised it."""
+    def translated(self, error: Exception, request: Any) -> TransportError | None:
+        """Return the error of ours for what sending raised; None if the user's code raised it."""
         library, core, cause = self.library, self.core, error.__cause__
         of_core = isinstance(
             cause,
@@ -116,14 +117,18 @@ class Exchange:
         if isinstance(error, library.RequestError):
             # That of a request which a hook sends is the hook's. A transport of the user's, which
             # nothing traces, speaks by these errors too.
-            known = _request_of(error) is self.request and (of_core or not self._traced)
+            known = _request_of(error) is request and (of_core or not self._traced)
         else:
-            known = error is self._failure and isinstance(error, Exception)
+            known = self.failed_by(error)
         if not known:
             return None
         # These come before anything is traced.
         early = isinstance(cause, (core.PoolTimeout, core.UnsupportedProtocol))
         return self.failed(error, sent=self.sent or not (self._traced or early))
+
+    def failed_by(self, error: BaseException) -> bool:
+        """Return whether httpcore told of this error as what went wrong last."""
+        return error is self._failure and isinstance(error, Exception)
 
     def failed(self, error: BaseException, *, sent: bool = True) -> TransportError:
         """Return the error of ours for one of the library's."""
@@ -148,9 +153,11 @@ class Exchange:
 
 def shut_down(stream: Any) -> None:
     """End a connection without closing it, so that whoever reads from it wakes."""
-    with suppress(OSError):
-        # Not the method of SSLSocket, which would drop the TLS layer under the reader.
-        socket.socket.shutdown(stream.get_extra_info("socket"), socket.SHUT_RDWR)
+    connection = stream.get_extra_info("socket")
+    if isinstance(connection, socket.socket):
+        with suppress(OSError):
+            # Not the method of SSLSocket, which would drop the TLS layer under the reader.
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def _request_of(error: Any) -> object:

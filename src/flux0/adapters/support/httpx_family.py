@@ -114,20 +114,21 @@ class HttpxFamilyTransport:
             )
         own = None if self._client is not None else self._own_clients.get()
         client: Any = self._client if own is None else own.get()
-        exchange = self._exchange(client, request)
-        exchange.request.extensions["trace"] = exchange.trace
+        built = self._build(client, request)
+        exchange = Exchange(self.library, self.core, built, request.interrupt)
+        built.extensions["trace"] = exchange.trace
 
         async def send() -> Any:
-            return client.send(exchange.request, stream=True, follow_redirects=False)
+            return client.send(built, stream=True, follow_redirects=False)
 
         token = current.set(exchange)
         try:
-            response = run(self._send(client, exchange, send()))
+            response = run(self._send(client, built, exchange, send()))
         finally:
             current.reset(token)
             if request.interrupt is not None:
                 request.interrupt.clear()
-        body = SyncBody(request, exchange, response, self)
+        body = SyncBody(request, built, exchange, response, self)
         if own is not None:
             own.reads(body)
         return _answer(response, body)
@@ -144,23 +145,24 @@ class HttpxFamilyTransport:
                 "too, or the transport to Flux0, which sends asynchronous calls over it in threads"
             )
         client = self._async_client or await self._own_async_clients.get()
-        exchange = self._exchange(client, request)
-        exchange.request.extensions["trace"] = exchange.trace_async
+        built = self._build(client, request)
+        exchange = Exchange(self.library, self.core, built, None)
+        built.extensions["trace"] = exchange.trace_async
         if request.body is not None:
-            exchange.request.stream = self.whole_body(request.body)
+            built.stream = self.whole_body(request.body)
         token = current.set(exchange)
         try:
-            sending = client.send(exchange.request, stream=True, follow_redirects=False)
-            response = await self._send(client, exchange, sending)
+            sending = client.send(built, stream=True, follow_redirects=False)
+            response = await self._send(client, built, exchange, sending)
         finally:
             current.reset(token)
-        return _answer(response, AsyncBody(request, exchange, response, self))
+        return _answer(response, AsyncBody(request, built, exchange, response, self))
 
     async def close_async(self) -> None:
         """Close the running loop's client, unless it is the user's."""
         await self._own_async_clients.close_async()
 
-    def _exchange(self, client: Any, request: Request) -> Exchange:
+    def _build(self, client: Any, request: Request) -> Any:
         if getattr(client, "is_closed", False):
             raise self._closed()
         library, timeout, headers = self.library, request.timeout, request.headers
@@ -168,7 +170,7 @@ class HttpxFamilyTransport:
             headers.pairs if "accept-encoding" in headers else (*headers.pairs, _ACCEPT_ENCODING)
         )
         try:
-            built = client.build_request(
+            built: Any = client.build_request(
                 request.method,
                 request.url,
                 content=request.body,
@@ -185,24 +187,26 @@ class HttpxFamilyTransport:
         if built.url.userinfo and "authorization" in headers:
             # The library would put what is in the URL in place of the header.
             built.url = built.url.copy_with(userinfo=b"")
-        return Exchange(library, self.core, built, request.interrupt)
+        return built
 
-    async def _send(self, client: Any, exchange: Exchange, sending: Awaitable[Any]) -> Any:
+    async def _send(
+        self, client: Any, built: Any, exchange: Exchange, sending: Awaitable[Any]
+    ) -> Any:
         """Return the library's response."""
         library = self.library
         try:
             return exchange.complete(await sending)
         except library.HTTPStatusError as error:
             # A hook has called `raise_for_status`.
-            if error.request is exchange.request and not is_success(error.response.status_code):
-                return error.response
+            if error.request is built and not is_success(error.response.status_code):
+                return exchange.complete(error.response)
             raise
         except RuntimeError as error:
             if getattr(client, "is_closed", False) or "loop is closed" in str(error):
                 raise self._closed() from error
             raise
         except Exception as error:
-            translated = exchange.translated(error)
+            translated = exchange.translated(error, built)
             if translated is None:
                 raise
             raise translated from error

@@ -33,7 +33,12 @@ class _Reading(PulledBody):
     """
 
     def __init__(
-        self, request: Request, exchange: Exchange, response: httpx.Response, transport: object
+        self,
+        request: Request,
+        built: httpx.Request,
+        exchange: Exchange,
+        response: httpx.Response,
+        transport: object,
     ) -> None:
         # A hook, or a transport of the user's without sockets, may have read it.
         self._was_read = response.is_stream_consumed
@@ -50,7 +55,7 @@ class _Reading(PulledBody):
             if response.http_version == "HTTP/2":
                 warnings.warn(_OVER_HTTP2, RuntimeWarning, stacklevel=2)
             # httpcore looks the read timeout up once more when it begins to read the body.
-            exchange.request.extensions.get("timeout", {})["read"] = request.timeout.idle
+            built.extensions.get("timeout", {})["read"] = request.timeout.idle
 
     def _took(self, data: bytes | None) -> bytes | None:
         if data is not None and self._retained is not None:
@@ -62,10 +67,10 @@ class _Reading(PulledBody):
         return self._exchange.library.ByteStream(b"".join(self._retained or ()))
 
     def _translated(self, error: BaseException) -> TransportError | None:
-        library = self._exchange.library
-        if isinstance(error, (library.RequestError, library.StreamError)):
-            return self._exchange.failed(error)
-        return self._exchange.translated(error)
+        exchange = self._exchange
+        raised = (exchange.library.RequestError, exchange.library.StreamError)
+        known = isinstance(error, raised) or exchange.failed_by(error)
+        return exchange.failed(error) if known else None
 
 
 class _SyncReading(_Reading):
