@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from contextvars import ContextVar
-from functools import cache, partial
-from types import SimpleNamespace
-from typing import Any, Final, TypeAlias, cast
+from functools import cache
+from typing import Final, cast
 from weakref import finalize
 
 import aiohttp
@@ -17,7 +14,8 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL  # aiohttp's own type of URL
 
-from flux0.adapters.support.aiohttp_wire import NEVER, RequestBody, Wire
+from flux0.adapters.support.aiohttp_exchange import TELLING, TOLD, Exchange
+from flux0.adapters.support.aiohttp_wire import NEVER, Wire
 from flux0.adapters.support.bodies import PulledBody
 from flux0.adapters.support.event_loop import PerLoop
 from flux0.adapters.support.proxies import environment_proxy
@@ -25,15 +23,11 @@ from flux0.domain.errors import (
     ClientClosed,
     ConnectError,
     ConnectionInterrupted,
-    ConnectTimeout,
     Flux0Error,
     InvalidArgument,
-    PoolTimeout,
     ProtocolError,
     ReadTimeout,
-    TLSError,
     TransportError,
-    WriteTimeout,
 )
 from flux0.domain.headers import Headers
 from flux0.ports import AsyncByteStream, Request, Response, is_framed, is_success
@@ -42,7 +36,6 @@ from flux0.ports import AsyncByteStream, Request, Response, is_framed, is_succes
 _MAX_CONNECTIONS: Final = 1000
 # Less than the 5 seconds after which a flux0 server closes a connection that nobody uses.
 _KEEPALIVE_SECONDS: Final = 4.0
-_MAX_HEADER_BYTES: Final = 64 * 1024
 
 
 class AiohttpTransport:
@@ -64,9 +57,9 @@ class AiohttpTransport:
             if not isinstance(cast("object", session), aiohttp.ClientSession):
                 problem = f"is {session!r}, and must be an aiohttp.ClientSession"
                 raise InvalidArgument("session", f"{problem}: pass the one that it wraps")
-            if _TOLD not in session.trace_configs:
-                session.trace_configs.insert(0, _TELLING)
-                session.trace_configs.append(_TOLD)
+            if TOLD not in session.trace_configs:
+                session.trace_configs.insert(0, TELLING)
+                session.trace_configs.append(TOLD)
         self._session = session
         self._own_sessions = PerLoop(_make_session, aiohttp.ClientSession.close)
         self._proxy = cache(environment_proxy)
@@ -85,7 +78,7 @@ class AiohttpTransport:
             proxy = self._proxy(url.scheme, url.host or "", url.port or 0)
         elif session.closed:
             raise ClientClosed("the aiohttp session is closed")
-        exchange = _Exchange(request, url)
+        exchange = Exchange(request, url)
         response = await exchange.run(session, proxy)
         wire = exchange.body.wire
         if response.connection is not None and response.connection.transport is not None:
@@ -108,7 +101,7 @@ def _make_session() -> aiohttp.ClientSession:
             limit=_MAX_CONNECTIONS, keepalive_timeout=_KEEPALIVE_SECONDS
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
-        trace_configs=[_TOLD],
+        trace_configs=[TOLD],
     )
 
 
@@ -122,198 +115,6 @@ def _url(text: str) -> URL:
         problem = error
     raise ConnectError(f"the URL leads nowhere: {problem}") from problem
 
-
-class _Exchange:
-    """One request on its way to the head of its answer, and what is known of it."""
-
-    def __init__(self, request: Request, url: URL) -> None:
-        self._request = request
-        self._url = url
-        self.body = RequestBody(request.body or b"", request.timeout.write)
-        self._sent = False
-        self._failure: Exception | None = None  # What aiohttp itself has raised last.
-        self._step = ""  # What aiohttp does, by the name of its last trace event.
-        self._telling = False  # Whether it is telling the user's traces of an event.
-
-    async def run(
-        self, session: aiohttp.ClientSession, proxy: str | None
-    ) -> aiohttp.ClientResponse:
-        """Send the request and return the answer when its head is in."""
-        # Those of a request replace the session's, for which aiohttp has no public name. Without
-        # ours around and inside of them, a request could be sent twice, and what they raise could
-        # not be told from what aiohttp raises.
-        theirs = session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        timeout = self._request.timeout
-        _EXCHANGE.set(self)
-        try:
-            return await session.request(
-                self._request.method,
-                self._url.with_user(None),
-                headers=self._headers(),
-                skip_auto_headers=("Content-Type",) if self._request.body is None else None,
-                data=self.body,
-                allow_redirects=False,
-                raise_for_status=False,
-                auto_decompress=False,
-                proxy=proxy,
-                middlewares=(self._outermost, *theirs, self._innermost),
-                max_line_size=_MAX_HEADER_BYTES,
-                max_field_size=_MAX_HEADER_BYTES,
-                timeout=aiohttp.ClientTimeout(
-                    connect=timeout.pool, sock_connect=timeout.connect, sock_read=timeout.read
-                ),
-            )
-        except _Theirs as carrier:
-            error = carrier.error
-        finally:
-            _EXCHANGE.set(None)
-        raise error  # Outside of the block, so that it is as it was.
-
-    def _headers(self) -> list[tuple[str, str]]:
-        headers = self._request.headers
-        pairs = [pair for pair in headers.pairs if pair[0].lower() != "authorization"]
-        if "accept-encoding" not in headers:
-            pairs.append(("accept-encoding", "gzip"))  # What is undone here, and no more.
-        return pairs
-
-    async def _outermost(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        """Complete the request, and keep the errors of the user's middlewares as they are."""
-        _EXCHANGE.set(None)  # A middleware may send requests of its own.
-        authorization = self._request.headers.get("authorization")
-        if authorization is not None:
-            request.headers["Authorization"] = authorization
-        elif self._url.user is not None and "Authorization" not in request.headers:
-            login = b64encode(f"{self._url.user}:{self._url.password or ''}".encode())
-            request.headers["Authorization"] = f"Basic {login.decode()}"
-        if self._request.body is None and request.method in request.GET_METHODS:
-            del request.headers["Content-Length"]
-        try:
-            return await handler(request)
-        except Exception as error:
-            if error is self._failure:
-                raise self._translated(error) from error
-            # aiohttp would send a GET again, or make another error of it.
-            if isinstance(error, (OSError, aiohttp.ServerDisconnectedError)):
-                raise _Theirs(error) from error
-            raise
-
-    async def _innermost(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        """Have aiohttp send the request; take note of whether it did, and of what it raises."""
-        if request.loop is not asyncio.get_running_loop():
-            raise Flux0Error("the aiohttp session belongs to another event loop")
-        if "Expect" in request.headers:
-            problem = "has expect, for whose 100 Continue aiohttp waits without end"
-            raise InvalidArgument("headers", problem)
-        body = self.body
-        while True:
-            body.prepare()
-            self._telling = False
-            known = request.body is body  # A middleware may have replaced it.
-            try:
-                response = await handler(request)
-                if not known or body.begun or not body.reused:
-                    return response
-                response.close()  # It was there before the request was.
-            except Exception as error:
-                if body.unfit:
-                    continue
-                if self._telling:
-                    raise self._of_trace(error) from None
-                self._failure = error
-                raise
-            finally:
-                self._sent = self._sent or body.begun or not known
-
-    def _of_trace(self, error: Exception) -> BaseException:
-        """Return what the user's trace has raised, which aiohttp wraps while it connects."""
-        if self._step in _SENDING:
-            return self.body.failure or error
-        wrappers: tuple[type[Exception], ...] = (aiohttp.ConnectionTimeoutError,)
-        if self._step.startswith("dns"):
-            wrappers += (aiohttp.ClientConnectorDNSError,)
-        return (isinstance(error, wrappers) and error.__cause__) or error
-
-    def note(self, step: str, *, telling: bool) -> None:
-        """Take note of what aiohttp does, and of whether the user's traces are yet to be told."""
-        self._step, self._telling = step, telling
-        if step in ("connection_reuseconn", "connection_create_start"):
-            self.body.reused = step == "connection_reuseconn"
-
-    def _translated(self, error: Exception) -> Exception:
-        """Return the error of ours that one of aiohttp's stands for, or itself if there is none."""
-        if isinstance(self.body.failure, WriteTimeout):
-            return self.body.failure
-        unsent = not self._sent and self._step in _CONNECTING
-        kinds = _UNSENT if unsent else _SENT
-        kind = next((to for raised, to in kinds if isinstance(error, raised)), None)
-        if kind is ConnectTimeout and self._step == "connection_queued_start":
-            kind = PoolTimeout
-        return error if kind is None else kind(str(error) or type(error).__name__)
-
-
-class _Theirs(Exception):
-    """Carries an error of the user's past aiohttp."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-# What aiohttp raises before a byte is sent, and after; the first that fits counts.
-_Kinds: TypeAlias = tuple[tuple[type[Exception], type[TransportError]], ...]
-_UNSENT: Final[_Kinds] = (
-    (asyncio.TimeoutError, ConnectTimeout),
-    (aiohttp.ClientSSLError, TLSError),
-    (aiohttp.ServerFingerprintMismatch, TLSError),
-    (aiohttp.ClientError, ConnectError),
-    (HttpProcessingError, ConnectError),  # Of a proxy.
-    (OSError, ConnectError),
-    (UnicodeError, ConnectError),  # The standard library cannot encode the name of the host.
-)
-_SENT: Final[_Kinds] = (
-    (asyncio.TimeoutError, ReadTimeout),
-    (aiohttp.ClientConnectionError, ConnectionInterrupted),
-    (aiohttp.ClientError, ProtocolError),
-    (OSError, ConnectionInterrupted),
-)
-
-# aiohttp's trace events: before it has a connection, once it has one, and while it sends.
-_CONNECTING: Final = (
-    *("connection_queued_start", "connection_queued_end", "connection_create_start"),
-    *("dns_resolvehost_start", "dns_resolvehost_end", "dns_cache_hit", "dns_cache_miss"),
-)
-_CONNECTED: Final = ("connection_create_end", "connection_reuseconn")
-_SENDING: Final = ("request_headers_sent", "request_chunk_sent")
-
-# The exchange whose request is handed to aiohttp right now.
-_EXCHANGE: ContextVar[_Exchange | None] = ContextVar("flux0_aiohttp_exchange", default=None)
-
-
-class _TraceContext(SimpleNamespace):
-    def __init__(self, **given: Any) -> None:
-        super().__init__(exchange=_EXCHANGE.get(), **given)
-
-
-def _trace(*, telling: bool) -> aiohttp.TraceConfig:
-    config = aiohttp.TraceConfig(_TraceContext)
-
-    async def tell(step: str, _session: object, context: Any, _params: object) -> None:
-        if context.exchange is not None:  # Otherwise the request is the user's own.
-            context.exchange.note(step, telling=telling)
-
-    for step in (*_CONNECTING, *_CONNECTED, *_SENDING):
-        getattr(config, f"on_{step}").append(partial(tell, step))
-    config.freeze()
-    return config
-
-
-# One is told before the user's own traces, the other after them.
-_TELLING: Final = _trace(telling=True)
-_TOLD: Final = _trace(telling=False)
 
 # RuntimeError: the connection was closed, which aiohttp has not told the reader yet.
 _RAISED: Final = (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError)
