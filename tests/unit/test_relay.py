@@ -29,6 +29,7 @@ from support.modes import in_mode
 from support.transports import Mode
 from unit.test_streams import open_async, open_sync
 
+STILL_HERE = b": still here\n\n"
 TOOL = CallTool("weather", {"city": "SF"})
 TURN: list[AgentStep] = [
     Report("processing"),
@@ -116,8 +117,10 @@ def test_a_silence_is_filled_with_comments_and_leaving_closes_the_stream() -> No
     recorded = tape(chunk("a"), silent)
     pieces = open_sync(recorded).relay(heartbeat_ms=1)
 
-    assert next(pieces) == chunk("a")
-    assert [next(pieces), next(pieces)] == [b": still here\n\n"] * 2
+    while (piece := next(pieces)) == STILL_HERE:
+        pass  # A busy machine takes its time.
+    assert piece == chunk("a")
+    assert [next(pieces), next(pieces)] == [STILL_HERE] * 2
     left.set()
     pieces.close()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue] - a web server does
 
@@ -129,8 +132,10 @@ async def test_an_asynchronous_silence_is_filled_and_leaving_closes_the_stream(m
     recorded = tape(chunk("a"), Hang())
     pieces: Any = open_async(recorded).relay(heartbeat_ms=1)
 
-    assert await anext(pieces) == chunk("a")
-    assert [await anext(pieces), await anext(pieces)] == [b": still here\n\n"] * 2
+    while (piece := await anext(pieces)) == STILL_HERE:
+        pass  # A busy machine takes its time.
+    assert piece == chunk("a")
+    assert [await anext(pieces), await anext(pieces)] == [STILL_HERE] * 2
     await pieces.aclose()
     while not recorded.releases:
         await anyio.lowlevel.checkpoint()
