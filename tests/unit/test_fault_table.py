@@ -100,6 +100,13 @@ def untrusted() -> Generator[str, None, None]:
         yield url
 
 
+@contextmanager
+def cutting() -> Generator[str, None, None]:
+    """An address of a server that ends each connection before its TLS begins."""
+    with ByteServer(unasked=(Disconnect(),)) as server:
+        yield server.url.replace("http:", "https:")
+
+
 def body(data: bytes, kind: str, **options: Any) -> Answer:
     return answer(data, headers=[("Content-Type", kind)], **options)
 
@@ -133,6 +140,7 @@ FAULTS: dict[str, Callable[[Callable[..., Answer], str], Any]] = {
     "the connection is refused": lambda _content, _kind: refusing(),
     "connecting takes too long": lambda _content, _kind: full(),
     "the certificate is not trusted": lambda _content, _kind: untrusted(),
+    "the TLS handshake is cut": lambda _content, _kind: cutting(),
     "the headers do not come": lambda _content, _kind: serving((Hold(),)),
     "the answer is not HTTP": lambda _content, _kind: serving(
         (Write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), Disconnect())

@@ -831,7 +831,7 @@ def test_a_coroutine_that_waits_needs_an_event_loop() -> None:
 
 def test_what_is_no_client_is_refused() -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"client": 3}, "must be an httpx.Client"),
+        ({"client": 3}, "must be like an httpx.Client"),
         ({"client": httpx.Client}, "pass httpx.Client()"),
         ({"client": httpx.AsyncClient()}, "must be synchronous"),
         ({"async_client": httpx.Client()}, "must be asynchronous"),
@@ -842,6 +842,19 @@ def test_what_is_no_client_is_refused() -> None:
             flux0.HttpxTransport(**arguments)
         assert problem in str(caught.value)
         assert [caught.value.argument] == list(arguments)
+
+
+def test_a_client_of_the_other_library_is_refused() -> None:
+    def client(name: str) -> Any:
+        return type("Client", (), {"__module__": name, "send": None, "build_request": None})()
+
+    transports: Any = {"httpx": flux0.HttpxTransport}
+    if len(LIBRARIES) == 2:
+        transports["httpx2"] = flux0.Httpx2Transport
+    for library, transport in transports.items():
+        other = {"httpx": "httpx2", "httpx2": "httpx"}[library]
+        with pytest.raises(InvalidArgument, match=f"pass it to {other.title()}Transport"):
+            transport(client(other))
 
 
 def test_a_transport_with_one_kind_of_client_says_what_it_serves() -> None:

@@ -84,8 +84,8 @@ class HttpxFamilyTransport:
 
     def __init__(self, client: HttpClient | None, async_client: AsyncHttpClient | None) -> None:
         library, core = self.library, self.core
-        _check("client", client, library, asynchronous=False)
-        _check("async_client", async_client, library, asynchronous=True)
+        _check("client", client, library.__name__, asynchronous=False)
+        _check("async_client", async_client, library.__name__, asynchronous=True)
         self._client = client
         self._async_client = async_client
         self._own_clients = PerProcess(partial(_OwnClient, library, core))
@@ -266,22 +266,23 @@ def _options(library: Any) -> dict[str, Any]:
     return {"limits": library.Limits(**_LIMITS), "cookies": cookies}
 
 
-def _check(argument: str, client: object, library: Any, *, asynchronous: bool) -> None:
-    """Refuse what is no client of the library, or is one of the other kind."""
+def _check(argument: str, client: object, name: str, *, asynchronous: bool) -> None:
+    """Refuse what is not a client of the library of this name, or one of the other kind."""
     if client is None:
         return
-    name = library.__name__
-    wanted = f"{name}.{'AsyncClient' if asynchronous else 'Client'}"
+    kind, wanted = ("asynchronous", "AsyncClient") if asynchronous else ("synchronous", "Client")
     if isinstance(client, type):
-        raise InvalidArgument(argument, f"must be a client, not a class: pass {wanted}()")
-    others = {base.__module__.partition(".")[0] for base in type(client).__mro__}
+        raise InvalidArgument(argument, f"must be a client, not a class: pass {name}.{wanted}()")
+    libraries = {base.__module__.partition(".")[0] for base in type(client).__mro__}
+    for other in {"httpx", "httpx2"} & libraries - {name}:
+        problem = f"is a client of {other}: pass it to {other.title()}Transport"
+        raise InvalidArgument(argument, problem)
     send = getattr(client, "send", None)
-    of_other = {"httpx", "httpx2"} & others - {name}
-    if of_other or send is None or not hasattr(client, "build_request"):
-        raise InvalidArgument(argument, f"must be an {wanted}, or have its methods: {client!r}")
+    if send is None or not hasattr(client, "build_request"):
+        problem = f"must be like an {name}.{wanted}, and have its methods build_request and send"
+        raise InvalidArgument(argument, problem)
     if iscoroutinefunction(send) is not asynchronous:
-        kind = "asynchronous" if asynchronous else "synchronous"
-        raise InvalidArgument(argument, f"must be {kind}, such as an {wanted}: {client!r}")
+        raise InvalidArgument(argument, f"must be {kind}, as an {name}.{wanted} is")
 
 
 def _answer(response: Any, body: Body) -> Response[Body]:
