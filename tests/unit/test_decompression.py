@@ -83,3 +83,45 @@ def test_pieces_are_of_a_mebibyte_at_most(size: int) -> None:
     decoder.end()
     assert sum(map(len, pieces)) == size
     assert max(map(len, pieces)) <= 1 << 20
+
+
+@given(body=bodies, size=st.integers(1, 100))
+def test_deflate_may_be_raw(body: bytes, size: int) -> None:
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    raw = compressor.compress(body) + compressor.flush()
+    assert decoded("deflate", *split(raw, size)) == body
+    with pytest.raises(ConnectionInterrupted):
+        decoded("deflate", raw[:-1])
+
+
+@pytest.mark.parametrize("data", [gzip.compress(b""), gzip.compress(b"") * 100, b""])
+def test_what_holds_no_content_gives_control_back(data: bytes) -> None:
+    decoder = decoder_for("gzip")
+    assert decoder is not None
+    for _ in range(3):
+        assert list(decoder.feed(data)) == [b""]
+    decoder.end()
+
+
+@given(body=bodies, place=st.integers(-8, -1))
+def test_what_comes_before_a_wrong_checksum_is_handed_out(body: bytes, place: int) -> None:
+    data = bytearray(gzip.compress(body))
+    data[place] ^= 0xFF
+    assert handed_out(bytes(data)) == body
+
+
+def test_what_comes_before_broken_data_is_handed_out() -> None:
+    compressor = zlib.compressobj(wbits=31)
+    whole = compressor.compress(b"data: 1\n\n") + compressor.flush(zlib.Z_SYNC_FLUSH)
+    assert handed_out(whole + b"\xff" * 9) == b"data: 1\n\n"
+    assert handed_out(gzip.compress(b"data: 2\n\n") + b"\xff" * 9) == b"data: 2\n\n"
+
+
+def handed_out(data: bytes) -> bytes:
+    """Return what is handed out of one buffer before it turns out to be broken."""
+    decoder = decoder_for("gzip")
+    assert decoder is not None
+    pieces: list[bytes] = []
+    with pytest.raises(ProtocolError):
+        pieces.extend(decoder.feed(data))
+    return b"".join(pieces)

@@ -28,7 +28,7 @@ from flux0.domain.errors import (
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
 from flux0.testing.contract import TransportContract
-from flux0.testing.contract.answers import Hold, Reset, answer, head
+from flux0.testing.contract.answers import FRAMINGS, Framing, Hold, Reset, answer, head
 from flux0.testing.contract.byte_server import ByteServer
 
 PATIENT = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
@@ -153,13 +153,16 @@ def test_a_hook_may_read_the_body() -> None:
         assert server.connections == 1
 
 
-def test_a_hook_that_closes_the_response_leaves_no_body() -> None:
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("what", ["response", "raw"])
+def test_a_hook_that_closes_the_response_leaves_no_body(what: str, framing: Framing) -> None:
     def close(response: requests.Response, **_: Any) -> None:
-        response.close()
+        (response if what == "response" else response.raw).close()
 
     session = requests.Session()
     session.hooks["response"] = close
-    with ByteServer(OK) as server, pytest.raises(ConnectionInterrupted):
+    steps = answer(b"ok", framing=framing)
+    with ByteServer(steps) as server, pytest.raises(ConnectionInterrupted):
         fetch(RequestsTransport(session), server.url)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import ssl
 from base64 import b64encode
 from collections.abc import Callable
@@ -31,12 +32,22 @@ from flux0.domain.errors import (
     NotFoundError,
     ProtocolError,
     ReadTimeout,
+    StreamInterrupted,
     TLSError,
     TransportError,
 )
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout, Transport
-from flux0.testing.contract.answers import Answer, Disconnect, Hold, Reset, Write, answer, head
+from flux0.testing.contract.answers import (
+    Answer,
+    Disconnect,
+    Framing,
+    Hold,
+    Reset,
+    Write,
+    answer,
+    head,
+)
 from flux0.testing.contract.byte_server import PATIENCE, ByteServer
 from support.proxy import Proxy
 
@@ -45,6 +56,10 @@ EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
 AGENTS = answer(b'{"data": []}', headers=[("Content-Type", "application/json")])
 BROKEN = answer(b"no", status="404 Not Found")
 OK = answer(b"ok")
+EVENT = (
+    b'event: chunk\ndata: {"correlation_id": "RID(1)::2", "event_id": "m", "seq": 0, "patches": '
+    b'[{"op": "add", "path": "/-", "value": "Hi"}], "metadata": {}, "timestamp": 1.5}\n\n'
+)
 
 
 Call = Callable[[str], bytes]
@@ -261,6 +276,71 @@ def test_a_connection_with_more_than_the_answer_is_not_used_again(
         transport = library.make()
         assert [fetch(transport, server.url) for _ in range(2)] == [b"ok", b"ok"]
         assert server.connections == 2
+
+
+@over_both
+def test_interim_answers_are_none(library: Library) -> None:
+    with ByteServer((head("102 Processing", []), head("103 Early Hints", []), *OK)) as server:
+        transport = library.make()
+        assert [fetch(transport, server.url) for _ in range(2)] == [b"ok", b"ok"]
+        assert server.connections == 1
+
+
+@over_both
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (Write(head("100 Continue", [("X", "y" * 1000)]).data * 300), *OK),
+        (head("200 OK", [(f"X-{n}", "x" * 9000) for n in range(30)]), Hold()),
+        (*answer(b"ok", framing="chunked")[:2], Write(b"0\r\n" + b"X: y\r\n" * 20_000 + b"\r\n")),
+        (answer(framing="chunked")[0], Write(b"2;" + b"x" * 20_000 + b"\r\nok\r\n0\r\n\r\n")),
+    ],
+    ids=["interim", "head", "trailer", "extension"],
+)
+def test_what_comes_beside_the_content_is_limited(library: Library, steps: Answer) -> None:
+    with ByteServer(steps) as server:
+        with pytest.raises(ProtocolError):
+            fetch(library.make(), server.url)
+        server.wait_until_gone()
+
+
+def broken_late(late: str) -> Answer:
+    fields = [("Content-Type", "text/event-stream")]
+    if late == "chunk":
+        return (*answer(EVENT, headers=fields, framing="chunked")[:-1], Write(b"xyz\r\n"))
+    data = bytearray(gzip.compress(EVENT))
+    data[-6] ^= 0xFF
+    return answer(bytes(data), headers=[*fields, ("Content-Encoding", "gzip")])
+
+
+@over_both
+@pytest.mark.parametrize("late", ["chunk", "checksum"])
+def test_events_come_before_what_breaks_after_them(library: Library, late: str) -> None:
+    """Though all of it arrives at once."""
+    steps = broken_late(late)
+    at_once = Write(b"".join(step.data for step in steps if isinstance(step, Write)))
+    with (
+        ByteServer((at_once, Disconnect())) as server,
+        client(server.url, library.make()) as flux0,
+        flux0.sessions.create_event(session_id="s", content="Hi") as stream,
+    ):
+        assert next(iter(stream)) is not None
+        with pytest.raises(StreamInterrupted):
+            list(stream)
+        assert stream.event_count == 1
+
+
+@over_both
+@pytest.mark.parametrize(
+    ("framing", "proven"), [("chunked", True), ("content-length", True), ("until-close", False)]
+)
+def test_an_end_that_nothing_proves_is_told(
+    library: Library, framing: Framing, *, proven: bool
+) -> None:
+    with ByteServer(answer(b"ok", framing=framing)) as server:
+        response = library.make().send(get(server.url))
+        assert response.ends_by_closing is not proven
+        assert b"".join(response.body) == b"ok"
 
 
 @over_both
@@ -631,4 +711,4 @@ def test_two_readers_of_one_body(library: Library) -> None:
         for reader in reading:
             reader.join(PATIENCE)
         assert outcomes == ["another thread is reading this body", b"second"]
-        assert list(pieces) == []
+        assert [list(pieces) for _ in range(2)] == [[], []]

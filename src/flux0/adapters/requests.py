@@ -25,7 +25,7 @@ from flux0.adapters.support.urllib3_response import (
 )
 from flux0.domain.errors import ConnectError, InvalidArgument, ProtocolError, ReadTimeout
 from flux0.domain.headers import Headers
-from flux0.ports import ByteStream, Request, Response, is_success
+from flux0.ports import ByteStream, Request, Response, is_framed, is_success
 
 # So many are kept for the next requests; more can be in use at a time.
 _KEPT_CONNECTIONS: Final = 100
@@ -62,7 +62,8 @@ class RequestsTransport:
         reading = Reading(_raw(response), session.readings, retain)
         if request.streams(status):
             reading.set_timeout(request.timeout.idle)
-        return Response(status, headers, ResponseBody(reading), response)
+        body = ResponseBody(reading)
+        return Response(status, headers, body, response, not is_framed(headers))
 
     def close(self) -> None:
         """Close the connections, and what is read over them, unless the session is the user's."""

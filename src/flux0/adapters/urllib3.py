@@ -24,7 +24,7 @@ from flux0.adapters.support.urllib3_response import (
 )
 from flux0.domain.errors import ConnectError
 from flux0.domain.headers import Headers
-from flux0.ports import ByteStream, Request, Response, is_success
+from flux0.ports import ByteStream, Request, Response, is_framed, is_success
 
 # A turn holds its connection for as long as the agent thinks, so a busy process needs many.
 _POOL: Final[dict[str, Any]] = {"maxsize": 1000, "block": True}
@@ -76,7 +76,8 @@ class Urllib3Transport:
         if request.streams(response.status):
             reading.set_timeout(timeout.idle)
         headers = Headers(tuple(response.headers.items()))
-        return Response(response.status, headers, ResponseBody(reading), raw)
+        body = ResponseBody(reading)
+        return Response(response.status, headers, body, raw, not is_framed(headers))
 
     def close(self) -> None:
         """Close the connections, and what is read over them, unless the manager is the user's."""

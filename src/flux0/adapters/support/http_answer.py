@@ -7,7 +7,7 @@ within a head or the last chunk for a whole answer, and takes an interim answer 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from http.client import HTTPException, HTTPResponse, IncompleteRead
 from time import monotonic
@@ -17,6 +17,8 @@ _LARGEST_HEAD: Final = 256 * 1024  # Heads of interim answers included.
 _LARGEST_PIECE: Final = 64 * 1024
 _LONGEST_LINE: Final = 16 * 1024  # The size of a chunk, and what a server says beside it.
 _LARGEST_TRAILER: Final = 64 * 1024
+
+_HEXADECIMAL: Final = b"0123456789abcdefABCDEF"
 
 _SWITCHING: Final = 101
 _FIRST_FINAL: Final = 200
@@ -62,26 +64,27 @@ class Answer(HTTPResponse):
         """
         if self.fp is None:  # A hook of the user's has closed it.
             raise IncompleteRead(b"")
+        more = b""
         if self.length is not None:
-            yield from self._sized(self.length)
+            while self.length:
+                piece = self._arrived()
+                piece, more = piece[: self.length], piece[self.length :]
+                self.length -= len(piece)
+                yield piece
         elif self.chunked:
-            yield from self._chunked()
+            more = yield from self._chunked()
         elif "transfer-encoding" in self.headers or "content-length" in self.headers:
             raise HTTPException("the framing of the body is unknown")
         else:
             while piece := self.fp.read1(_LARGEST_PIECE):
                 yield piece
+        if more:  # It answers nothing, so nobody may take it for another answer.
+            shut_down(self.wire)
         self.ended = monotonic()
         self.close()
 
-    def _sized(self, left: int) -> Iterator[bytes]:
-        while left:
-            piece = self._arrived()
-            self._refuse_more(piece[left:])
-            yield piece[:left]
-            left -= min(left, len(piece))
-
-    def _chunked(self) -> Iterator[bytes]:
+    def _chunked(self) -> Generator[bytes, None, bytes]:
+        """Yield what is in the chunks; return what came after them."""
         chunks = _Chunks()
         while not chunks.ended:
             nothing = True
@@ -90,18 +93,13 @@ class Answer(HTTPResponse):
                 yield piece
             if nothing and not chunks.ended:
                 yield b""
-        self._refuse_more(chunks.rest)
+        return chunks.rest
 
     def _arrived(self) -> bytes:
         data: bytes = self.fp.read1(_LARGEST_PIECE)
         if not data:
             raise IncompleteRead(b"")
         return data
-
-    def _refuse_more(self, data: bytes) -> None:
-        """Have the connection not used again if more came than the answer."""
-        if data:
-            shut_down(self.wire)
 
 
 def shut_down(wire: socket.socket) -> None:
@@ -147,8 +145,8 @@ class _Chunks:
         self.ended = False
         self.rest = b""
         self._left = 0  # Bytes of the chunk that are still to come.
-        self._trailer_left = _LARGEST_TRAILER
-        self._take_line = _Chunks._size  # Not bound, which would be a cycle.
+        self._after_chunk = False
+        self._trailer: int | None = None  # Bytes that it may still have, once it has begun.
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the content in `data`."""
@@ -168,25 +166,24 @@ class _Chunks:
                 raise HTTPException(f"a line between chunks has more than {_LONGEST_LINE:,} bytes")
             if end < 0:
                 break
-            self._take_line(self, data[at:end])
+            self._take(data[at:end].strip())
             at = end + 1
         self.rest = data[at:]
 
-    def _size(self, line: bytes) -> None:
-        digits = line.partition(b";")[0].strip()
-        # int() takes signs and underscores, too.
-        if not digits.isalnum() or digits.strip(b"0123456789abcdefABCDEF"):
-            raise HTTPException(f"a chunk has the size {digits[:20]!r}")
-        self._left = int(digits, 16)
-        self._take_line = _Chunks._chunk_end if self._left else _Chunks._trailer
-
-    def _chunk_end(self, line: bytes) -> None:
-        if line.strip():
-            raise HTTPException("a chunk is longer than it says")
-        self._take_line = _Chunks._size
-
-    def _trailer(self, line: bytes) -> None:
-        self._trailer_left -= len(line)
-        if self._trailer_left < 0:
-            raise HTTPException(f"the trailer has more than {_LARGEST_TRAILER:,} bytes")
-        self.ended = not line.strip()
+    def _take(self, line: bytes) -> None:
+        if self._trailer is not None:
+            self._trailer -= len(line)
+            if self._trailer < 0:
+                raise HTTPException(f"the trailer has more than {_LARGEST_TRAILER:,} bytes")
+            self.ended = not line
+        elif self._after_chunk:
+            if line:
+                raise HTTPException("a chunk is longer than it says")
+            self._after_chunk = False
+        else:
+            digits = line.partition(b";")[0].strip()
+            if not digits or digits.strip(_HEXADECIMAL):  # int() takes signs and underscores, too.
+                raise HTTPException(f"a chunk has the size {digits[:20]!r}")
+            self._left = int(digits, 16)
+            self._after_chunk = self._left > 0
+            self._trailer = None if self._left else _LARGEST_TRAILER

@@ -199,6 +199,8 @@ def _decoded(received: Iterator[bytes], decoder: Decoder) -> Iterator[bytes]:
 
 
 def _read_by_library(response: Any) -> Iterator[bytes]:
+    if response.closed:  # By a hook of the user's.
+        raise IncompleteRead(b"")
     options = {"decode_content": False} if isinstance(response, BaseHTTPResponse) else {}
     while piece := response.read1(_LARGEST_PIECE, **options):
         yield piece
