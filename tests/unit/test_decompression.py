@@ -94,7 +94,7 @@ def test_deflate_may_be_raw(body: bytes, size: int) -> None:
         decoded("deflate", raw[:-1])
 
 
-@pytest.mark.parametrize("data", [gzip.compress(b""), gzip.compress(b"") * 100, b""])
+@pytest.mark.parametrize("data", [gzip.compress(b""), gzip.compress(b"") * 9, b""], ids=len)
 def test_what_holds_no_content_gives_control_back(data: bytes) -> None:
     decoder = decoder_for("gzip")
     assert decoder is not None
