@@ -7,18 +7,9 @@ from typing import ClassVar
 import httpcore
 import httpx
 
-from flux0.adapters.support.httpx_family import (
-    AsyncHttpClient,
-    HttpClient,
-    HttpxFamilyTransport,
-    WholeBody,
-)
+from flux0.adapters.support.httpx_family import AsyncHttpClient, HttpClient, HttpxFamilyTransport
 
 __all__ = ["AsyncHttpClient", "HttpClient", "HttpxTransport"]
-
-
-class _WholeBody(WholeBody, httpx.AsyncByteStream):
-    pass
 
 
 class HttpxTransport(HttpxFamilyTransport):
@@ -27,13 +18,11 @@ class HttpxTransport(HttpxFamilyTransport):
     A client passed in keeps its proxies, certificates, authentication, cookies and hooks, and is
     never closed here. One made here keeps no cookies. Timeouts are the request's; redirects are
     not followed.
+
+    Args:
+        client: an `httpx.Client`, for synchronous calls.
+        async_client: an `httpx.AsyncClient`, for asynchronous calls.
     """
 
     library: ClassVar = httpx
     core: ClassVar = httpcore
-    whole_body = _WholeBody
-
-    def __init__(
-        self, client: HttpClient | None = None, async_client: AsyncHttpClient | None = None
-    ) -> None:
-        super().__init__(client, async_client)

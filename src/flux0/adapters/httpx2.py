@@ -7,16 +7,7 @@ from typing import ClassVar
 import httpcore2
 import httpx2
 
-from flux0.adapters.support.httpx_family import (
-    AsyncHttpClient,
-    HttpClient,
-    HttpxFamilyTransport,
-    WholeBody,
-)
-
-
-class _WholeBody(WholeBody, httpx2.AsyncByteStream):
-    pass
+from flux0.adapters.support.httpx_family import HttpxFamilyTransport
 
 
 class Httpx2Transport(HttpxFamilyTransport):
@@ -25,13 +16,11 @@ class Httpx2Transport(HttpxFamilyTransport):
     A client passed in keeps its proxies, certificates, authentication, cookies and hooks, and is
     never closed here. One made here keeps no cookies. Timeouts are the request's; redirects are
     not followed. httpx2 needs Python 3.11 or newer.
+
+    Args:
+        client: an `httpx2.Client`, for synchronous calls.
+        async_client: an `httpx2.AsyncClient`, for asynchronous calls.
     """
 
     library: ClassVar = httpx2
     core: ClassVar = httpcore2
-    whole_body = _WholeBody
-
-    def __init__(
-        self, client: HttpClient | None = None, async_client: AsyncHttpClient | None = None
-    ) -> None:
-        super().__init__(client, async_client)

@@ -75,14 +75,19 @@ class HttpxFamilyTransport:
     Attributes:
         library: the module whose clients are used; it has the names of httpx.
         core: the module that it makes its connections with; it has the names of httpcore.
-        whole_body: a `WholeBody` that is one of the library's asynchronous streams.
     """
 
     library: ClassVar[Any]
     core: ClassVar[Any]
-    whole_body: ClassVar[type[WholeBody]]
+    _whole_body: ClassVar[Any]
 
-    def __init__(self, client: HttpClient | None, async_client: AsyncHttpClient | None) -> None:
+    def __init_subclass__(cls) -> None:
+        bases = (_WholeBody, cls.library.AsyncByteStream)
+        cls._whole_body = type("WholeBody", bases, {})
+
+    def __init__(
+        self, client: HttpClient | None = None, async_client: AsyncHttpClient | None = None
+    ) -> None:
         library, core = self.library, self.core
         _check("client", client, library.__name__, asynchronous=False)
         _check("async_client", async_client, library.__name__, asynchronous=True)
@@ -149,7 +154,7 @@ class HttpxFamilyTransport:
         exchange = Exchange(self.library, self.core, built, None)
         built.extensions["trace"] = exchange.trace_async
         if request.body is not None:
-            built.stream = self.whole_body(request.body)
+            built.stream = self._whole_body(request.body)
         token = current.set(exchange)
         try:
             sending = client.send(built, stream=True, follow_redirects=False)
@@ -291,7 +296,7 @@ def _answer(response: Any, body: Body) -> Response[Body]:
     return Response(response.status_code, Headers(headers), body, response)
 
 
-class WholeBody:
+class _WholeBody:
     """A request's body. httpx's own is a generator, of which trio warns when sending breaks off."""
 
     def __init__(self, body: bytes) -> None:
