@@ -253,6 +253,17 @@ class AsyncTransport(Protocol):
         ...
 
 
+class Shared(ABC):
+    """A transport that several clients share, such as a fake server.
+
+    Each client uses one that `for_client` returns; closing that leaves the others alone.
+    """
+
+    @abstractmethod
+    def for_client(self) -> Any:
+        """Return a `Transport`, an `AsyncTransport`, or both, for one client."""
+
+
 class ServerSentEvent(NamedTuple):
     """One dispatched event of a `text/event-stream` (WHATWG HTML, "Interpreting an event stream").
 

@@ -23,6 +23,7 @@ from flux0.models import ChunkEvent, StatusEvent
 from flux0.ports import Timeout
 from flux0.testing import (
     AgentStep,
+    Delay,
     Drop,
     FakeTransport,
     Fault,
@@ -65,6 +66,7 @@ def test_the_next_calls_get_a_status() -> None:
 @pytest.mark.parametrize(
     ("fault", "body", "headers"),
     [
+        (Respond(500), b"Internal Server Error", {"content-type": "text/plain; charset=utf-8"}),
         (Respond(503, {"why": 1}), b'{"detail": {"why": 1}}', {"content-type": "application/json"}),
         (
             Respond(502, body=b"<p>", headers={"Via": "proxy"}, retry_after="Fri"),
@@ -84,6 +86,76 @@ def test_an_answer_may_be_of_any_kind(fault: Respond, body: bytes, headers: dict
     answer = ask(fake, "GET", "/api/agents")
     assert (answer.status_code, answer.body) == (fault.status_code, body)
     assert dict(answer.headers).items() >= headers.items()
+
+
+def test_faults_befall_some_calls_of_an_operation() -> None:
+    fake = FakeTransport()
+    fake.inject(Respond(500), after=1, times=2, operation="agents.list")
+    with client(fake) as flux0:
+        flux0.agents.list()
+        flux0.sessions.list()
+        for _ in range(2):
+            with pytest.raises(ServerError):
+                flux0.agents.list()
+        flux0.agents.list()
+    fake.assert_all_used()
+
+
+def test_faults_befall_the_calls_of_one_user_or_argument() -> None:
+    fake = FakeTransport()
+    fake.inject(Respond(500), when=lambda call: call.user == "ann")
+    fake.inject(Respond(503), when=lambda call: call.arguments.get("title") == "Bad")
+    with client(fake) as flux0:
+        for user in (None, "bob"):
+            flux0.conversation(agent=fake.agent_id, user=user, title="Good")
+        with pytest.raises(ServerError, match="500: Internal Server Error"):
+            flux0.conversation(agent=fake.agent_id, user="ann")
+        with pytest.raises(ServerError, match="503"):
+            flux0.conversation(agent=fake.agent_id, user="ann", title="Bad")
+    fake.assert_all_used()
+
+
+@pytest.mark.parametrize(
+    ("act", "hint"),
+    [
+        (
+            lambda fake: fake.inject(Respond(500), operation="agents.lst"),
+            "did you mean agents.list?",
+        ),
+        (lambda fake: fake.expect("talk"), "it must be one of agents.create, agents.retrieve"),
+        (lambda fake: fake.assert_called("session.create"), "did you mean sessions.create"),
+    ],
+)
+def test_an_operation_has_to_exist(act: Callable[[FakeTransport], object], hint: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        act(FakeTransport())
+    assert hint in str(caught.value)
+
+
+def test_an_answer_may_be_late() -> None:
+    fake = FakeTransport([Pause(1), Say("Hello")])
+    began = fake.clock.now()
+    fake.inject(Delay(3), times=2)
+    with client(fake) as flux0:
+        session = flux0.sessions.create(agent_id=fake.agent_id)
+        with flux0.sessions.create_event(session_id=session.id, content="Hi") as stream:
+            assert fake.clock.now() - began == 6
+            # The agent has not waited.
+            assert len(flux0.sessions.list_events(session_id=session.id)) == 2
+            assert list(stream)
+        fake.inject(Delay(60), operation="agents.create")
+        with pytest.raises(ReadTimeout, match="60 s"):
+            flux0.agents.create(name="N", type_="fake")
+        assert len(flux0.agents.list()) == 2
+    fake.assert_no_open_streams()
+
+
+def test_a_date_to_try_again_at_goes_by_the_clock_of_the_fake() -> None:
+    fake = FakeTransport()
+    fake.inject(Respond(503, retry_after="Thu, 01 Jan 2026 00:00:30 GMT"))
+    with Flux0(transport=fake) as flux0:
+        flux0.agents.list()
+    assert [call.time - 1767225600.0 for call in fake.calls] == [0, 30]
 
 
 def test_a_fault_waits_for_its_operation() -> None:
@@ -121,7 +193,7 @@ def test_connections_are_dropped(after_acting: bool, agents: int) -> None:
 
 
 def test_a_turn_whose_connection_is_dropped_is_cancelled() -> None:
-    fake = FakeTransport()
+    fake = FakeTransport([Pause(1), Say("Hello")])
     session_id = new_session(fake)
     fake.inject(Drop(after_acting=True), operation="sessions.create_event")
     with client(fake) as flux0:
@@ -163,11 +235,20 @@ def test_a_client_tries_again() -> None:
 
 
 STEPS: list[AgentStep] = [Report("processing"), Say("Hello there", pieces=4), Report("typing")]
+SLOW: list[AgentStep] = [
+    Report("processing"),
+    Pause(1),
+    Say("Hello there", pieces=4, pause=1),
+    Pause(1),
+    Report("typing"),
+]
 
 
-def read(*faults: Fault) -> tuple[list[Any], BaseException | None, FakeTransport]:
+def read(
+    *faults: Fault, steps: list[AgentStep] = STEPS
+) -> tuple[list[Any], BaseException | None, FakeTransport]:
     """Have a turn that faults befall; return its events, how it failed, and the fake."""
-    fake = FakeTransport(STEPS)
+    fake = FakeTransport(steps)
     session_id = new_session(fake)
     fake.inject(*faults)
     events: list[Any] = []
@@ -189,9 +270,9 @@ def test_a_stream_is_cut_off_after_some_events(events: int) -> None:
     assert failure.event_count == events
 
 
-@pytest.mark.parametrize(("events", "stored"), [(0, 0), (1, 1), (5, 1), (6, 3)])
+@pytest.mark.parametrize(("events", "stored"), [(0, 1), (1, 1), (5, 2), (6, 3)])
 def test_what_a_cut_off_turn_stores(events: int, stored: int) -> None:
-    *_, fake = read(Truncate(after_events=events))
+    *_, fake = read(Truncate(after_events=events), steps=SLOW)
     (call,) = (call for call in fake.calls if call.operation == "sessions.create_event")
     listed = ask(fake, "GET", f"/api/sessions/{call.arguments['session_id']}/events?min_offset=1")
     assert len(listed.json["data"]) == stored

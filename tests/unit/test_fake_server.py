@@ -8,7 +8,7 @@ import pytest
 
 from flux0 import Flux0
 from flux0.models import BadRequestError, HTTPValidationError, NotFoundError
-from flux0.testing import CallTool, FakeTransport, GiveResult, Report, Say
+from flux0.testing import CallTool, FakeTransport, GiveResult, Pause, Report, Say
 from support.fakes import JSON, ask, message_to, new_session, request
 
 UNKNOWN = "0123456789"
@@ -326,7 +326,7 @@ def test_a_stream_has_the_headers_of_one() -> None:
 
 
 def test_what_the_user_said_is_stored_at_once() -> None:
-    fake = FakeTransport()
+    fake = FakeTransport([Pause(1)])
     session_id = new_session(fake)
     response = fake.send(message_to(session_id, "What is up?"))
     assert ask(fake, "GET", f"/api/sessions/{session_id}/events").json == {
@@ -346,7 +346,7 @@ def test_what_the_user_said_is_stored_at_once() -> None:
                 },
                 "deleted": False,
                 "metadata": None,
-                "created_at": "2026-01-01T00:00:00Z",
+                "created_at": "2026-01-01T00:00:00.000002Z",
             }
         ]
     }

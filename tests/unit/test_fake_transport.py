@@ -5,15 +5,13 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import ANY
 
 import pytest
 
-from flux0 import EventType, Flux0
-from flux0.domain.errors import ConnectionInterrupted
+from flux0 import EventType, Flux0, StreamInterrupted
 from flux0.domain.headers import Headers
 from flux0.models import ChunkEvent, ContentPart, MessageData, ToolData
 from flux0.ports import AsyncTransport, Request, Transport
@@ -22,6 +20,7 @@ from flux0.testing import (
     ExpectedCall,
     FakeTransport,
     GiveResult,
+    Pause,
     Reason,
     Refuse,
     Report,
@@ -157,7 +156,7 @@ def test_a_script_that_ends_with_completed_is_used_up() -> None:
 
 def test_what_was_not_used_is_told() -> None:
     fake = FakeTransport()
-    fake.script("used", [Report("typing"), Report("processing"), Say("Hi")], [], "not used")
+    fake.script("used", [Report("typing"), Pause(1), Pause(1), Say("Hi")], [], "not used")
     fake.inject(Refuse(), Stall(), times=2, operation="agents.list")
     fake.expect("sessions.create")
     fake.expect("sessions.create_event")
@@ -165,9 +164,7 @@ def test_what_was_not_used_is_told() -> None:
     fake.expect("agents.create", name="N")
     session_id = new_session(fake)
     list(fake.send(message_to(session_id)).body)
-    body = iter(fake.send(message_to(session_id)).body)
-    next(body)
-    next(body)
+    fake.send(message_to(session_id)).body.close()
     with pytest.raises(AssertionError) as caught:
         fake.assert_all_used()
     assert str(caught.value).splitlines() == [
@@ -190,7 +187,7 @@ def test_a_fault_for_any_call_that_was_not_used_is_told() -> None:
 
 def test_a_script_left_within_its_second_step_has_done_two() -> None:
     fake = FakeTransport()
-    fake.script([Report("typing"), Report("processing"), Say("Hello", pieces=2), Say("x")])
+    fake.script([Report("typing"), Report("processing"), Say("Hello", pieces=2, pause=1), Say("x")])
     body = iter(fake.send(message_to(new_session(fake))).body)
     for _ in range(3):
         next(body)
@@ -243,17 +240,35 @@ def test_leaving_a_loop_closes_its_stream() -> None:
         fake.assert_no_open_streams()
 
 
-def test_closing_the_client_breaks_off_what_was_left_open() -> None:
-    fake = FakeTransport([Say("Hello", pieces=5)])
-    session_id = new_session(fake)
-    response = fake.send(message_to(session_id))
-    next(iter(response.body))
-    fake.close()
-    fake.close()
-    with pytest.raises(ConnectionInterrupted, match="closed"):
-        next(iter(response.body))
-    with pytest.raises(AssertionError, match="left open"):
+def test_closing_a_client_cuts_off_its_streams_alone() -> None:
+    fake = FakeTransport([Say("Hello", pieces=5, pause=1)])
+    session_ids = [new_session(fake) for _ in range(2)]
+    clients = [Flux0(transport=fake) for _ in range(2)]
+    streams = [
+        flux0.sessions.create_event(session_id=session_id, content="Hi")
+        for flux0, session_id in zip(clients, session_ids, strict=True)
+    ]
+    for stream in streams:
+        next(stream)
+    clients[0].close()
+    with pytest.raises(StreamInterrupted):
+        next(streams[0])
+    assert len(list(streams[1])) == 4
+    with pytest.raises(AssertionError, match="left open") as caught:
         fake.assert_no_open_streams()
+    assert str(caught.value).count("create_event") == 1
+    clients[1].close()
+
+
+@in_both_loops
+async def test_closing_an_asynchronous_client_cuts_off_its_streams_alone(mode: Mode) -> None:
+    fake = FakeTransport([Say("Hello", pieces=5, pause=1)])
+    async with Flux0(transport=fake) as other:
+        session = await other.sessions.create_async(agent_id=fake.agent_id)
+        stream = await other.sessions.create_event_async(session_id=session.id, content="Hi")
+        async with Flux0(transport=fake) as flux0:
+            await flux0.agents.list_async()
+        assert len([event async for event in stream]) == 5
 
 
 def test_a_fake_goes_on_when_a_client_is_closed() -> None:
@@ -375,15 +390,10 @@ def test_an_expected_call_shows_what_it_wants() -> None:
 # --- the time of a client that waits
 
 
-async def _sleep(fake: FakeTransport) -> None:
-    await fake.time.sleep_async(2.5)
-
-
-def test_a_client_may_sleep_on_the_fakes_clock() -> None:
+@in_both_loops
+async def test_a_client_may_sleep_on_the_fakes_clock(mode: Mode) -> None:
     fake = FakeTransport()
     began = fake.time.monotonic()
     fake.time.sleep(1.5)
-    coroutine: Coroutine[Any, Any, None] = _sleep(fake)
-    with pytest.raises(StopIteration):
-        coroutine.send(None)  # Nothing is awaited.
+    await fake.time.sleep_async(2.5)
     assert fake.time.monotonic() - began == 4.0

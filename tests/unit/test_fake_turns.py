@@ -106,7 +106,7 @@ def test_pieces_have_pauses_between_them() -> None:
     events, (message, status) = turn(fake)
     times = [event.timestamp for event in events if isinstance(event, ChunkEvent)]
     assert times == [1767225600.0, 1767225602.0, 1767225604.0]
-    assert (status.created_at - message.created_at).total_seconds() == 0
+    assert (status.created_at - message.created_at).total_seconds() == 1e-6
     assert fake.clock.now() == 1767225604.0
 
 
@@ -190,8 +190,8 @@ def test_an_agents_bug_is_seen_by_the_test() -> None:
 
 
 def test_a_step_has_to_be_one() -> None:
-    fake = FakeTransport(lambda _: ["Hello"])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="'Hello'"):
+    fake = FakeTransport(lambda _: [5])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"texts and steps of flux0\.testing, not 5"):
         list(fake.send(message_to(new_session(fake))).body)
 
 
@@ -310,7 +310,9 @@ class Witness:
     def __call__(self, message: UserMessage) -> Iterator[AgentStep]:
         try:
             yield Report("processing")
+            yield Pause(1)
             yield Report("typing")
+            yield Pause(1)
             yield Say("Hello")
         except GeneratorExit:
             self.cancelled.append(message.content)
@@ -335,13 +337,81 @@ def test_a_turn_that_is_left_is_cancelled_and_stores_no_more() -> None:
     assert kinds(fake, session_id) == ["message", "processing"]
 
 
-def test_the_last_message_is_stored_only_if_the_end_is_read() -> None:
-    fake = FakeTransport("Hello")
+def test_a_fast_turn_is_stored_though_it_is_left() -> None:
+    fake = FakeTransport([Say("Hello", pieces=5)])
     session_id = new_session(fake)
     body = fake.send(message_to(session_id)).body
     next(iter(body))
     body.close()
-    assert kinds(fake, session_id) == ["message"]
+    assert kinds(fake, session_id) == ["message", "message"]
+
+
+def test_an_unread_turn_is_stored_as_the_clock_moves() -> None:
+    fake = FakeTransport([Say("One"), Pause(1), Say("Two"), Pause(1), Say("Three")])
+    session_id = new_session(fake)
+    body = fake.send(message_to(session_id)).body
+    seen = [len(kinds(fake, session_id))]
+    for seconds in (0.5, 0.5, 5):
+        fake.clock.advance(seconds)
+        seen.append(len(kinds(fake, session_id)))
+    assert seen == [2, 2, 3, 4]
+    assert len(list(body)) == 3
+
+
+def test_a_turn_that_ended_unread_is_delivered_after_the_next_began() -> None:
+    fake = FakeTransport()
+    session_id = new_session(fake)
+    first = fake.send(message_to(session_id, "first")).body
+    second = fake.send(message_to(session_id, "second")).body
+    first.close()
+    third = fake.send(message_to(session_id, "third")).body
+    assert [len(list(body)) for body in (third, second)] == [1, 1]
+
+
+def test_a_second_turn_leaves_what_the_first_has_said() -> None:
+    fake = FakeTransport([Say("One"), Pause(1), Say("Two")])
+    session_id = new_session(fake)
+    first = iter(fake.send(message_to(session_id, "first")).body)
+    second = iter(fake.send(message_to(session_id, "second")).body)
+    next(first)
+    assert len(list(second)) == 2
+    with pytest.raises(ReadTimeout):
+        next(first)
+
+
+def test_turns_of_several_sessions_go_on_in_the_order_of_time() -> None:
+    fake = FakeTransport(lambda message: [Pause(float(message.content)), Say(message.content)])
+    sessions = [new_session(fake) for _ in range(3)]
+    bodies = [
+        fake.send(message_to(session_id, seconds)).body
+        for session_id, seconds in zip(sessions, "312", strict=True)
+    ]
+    fake.clock.advance(10)
+    stored = [
+        ask(fake, "GET", f"/api/sessions/{session_id}/events").json["data"][-1]["created_at"]
+        for session_id in sessions
+    ]
+    assert stored == [f"2026-01-01T00:00:0{seconds}Z" for seconds in "312"]
+    assert [len(list(body)) for body in bodies] == [1, 1, 1]
+
+
+def test_an_agent_goes_on_after_it_has_ended_its_turn() -> None:
+    done: list[str] = []
+
+    def agent(_: UserMessage) -> Iterator[AgentStep]:
+        yield Say("Hello")
+        yield Report("completed")
+        yield Say("unheard")
+        yield Pause(1)
+        done.append("paused")
+        yield Report("typing")
+
+    fake = FakeTransport(agent)
+    session_id = new_session(fake)
+    assert len(list(fake.send(message_to(session_id)).body)) == 1
+    fake.clock.advance(1)
+    assert done == ["paused"]
+    assert kinds(fake, session_id) == ["message", "message"]
 
 
 def test_a_turn_that_is_left_before_it_began() -> None:
@@ -371,7 +441,7 @@ def test_leaving_the_first_of_two_turns_ends_the_second() -> None:
     second = fake.send(message_to(session_id, "second"))
     next(iter(second.body))
     first.body.close()
-    assert agent.cancelled == ["second"]
+    assert agent.cancelled == ["first", "second"]
     with pytest.raises(ReadTimeout):
         next(iter(second.body))
 
@@ -381,6 +451,7 @@ def test_an_agent_may_cancel_itself() -> None:
 
     def agent(_: UserMessage) -> Iterator[AgentStep]:
         yield Report("processing")
+        yield Pause(1)
         bodies[0].close()
         yield Report("typing")
 
@@ -391,7 +462,7 @@ def test_an_agent_may_cancel_itself() -> None:
     next(bodies[1])
     with pytest.raises(ReadTimeout):
         next(bodies[1])
-    assert kinds(fake, session_id) == ["message", "message", "processing", "typing"]
+    assert kinds(fake, session_id) == ["message", "processing", "message", "processing"]
 
 
 # --- time
@@ -400,7 +471,7 @@ def test_an_agent_may_cancel_itself() -> None:
 def test_pauses_pass_at_once() -> None:
     fake = FakeTransport([Report("typing"), Pause(30), Say("Hello")])
     _, (status, message) = turn(fake)
-    assert (message.created_at - status.created_at).total_seconds() == 30
+    assert round((message.created_at - status.created_at).total_seconds(), 3) == 30
 
 
 def test_a_pause_longer_than_the_idle_timeout_ends_the_stream() -> None:

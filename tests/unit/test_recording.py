@@ -324,7 +324,7 @@ def test_time_that_is_not_real_is_recorded_and_kept(mode: Mode, path: Path) -> N
             before = fake.clock.now()
             session = await flux0.sessions.create_async(agent_id=fake.agent_id)
             assert fake.clock.now() - before == 7
-            await fake.time.sleep_async(1)
+            fake.time.sleep(1)
             async for _ in await flux0.sessions.create_event_async(
                 session_id=session.id, content="Hi"
             ):

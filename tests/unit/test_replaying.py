@@ -15,6 +15,7 @@ from attrs import evolve
 
 from flux0 import (
     BackoffStrategy,
+    EventStream,
     Flux0,
     HttpxTransport,
     RetryConfig,
@@ -60,7 +61,7 @@ from flux0.testing.cassettes.replaying import Matching
 from flux0.testing.fake.body import OpenBody
 from support.cassettes import LIST_AGENTS, ONCE, asking, piece, record, talk, written
 from support.fake_over_http import FakeOverHTTP
-from support.fakes import request
+from support.fakes import message_to, new_session, request
 from support.modes import in_mode, run
 from support.transports import ASYNC, SYNC, Mode
 
@@ -626,14 +627,28 @@ def test_a_client_waits_between_attempts_on_its_clock(mode: Mode, path: Path) ->
 # --- bodies
 
 
-def test_closing_breaks_off_what_is_open_and_the_replay_goes_on(path: Path) -> None:
-    replay = ReplayTransport(written(path, LIST_AGENTS, LIST_AGENTS))
-    body = replay.send(asked(LIST_AGENTS)).body
-    replay.close()
-    replay.close()
-    with pytest.raises(ConnectionInterrupted, match="closed"):
-        next(iter(body))
-    assert len(list(replay.send(asked(LIST_AGENTS)).body)) == 1
+def test_closing_a_client_cuts_off_its_streams_alone(path: Path) -> None:
+    fake = FakeTransport([Say("Hello", pieces=3, pause=1)])
+    session_id = new_session(fake)
+
+    def begin(transport: Any) -> list[tuple[Flux0, EventStream]]:
+        clients = [Flux0(transport=transport) for _ in range(2)]
+        return [
+            (flux0, flux0.sessions.create_event(session_id=session_id, content="Hi"))
+            for flux0 in clients
+        ]
+
+    recording = RecordingTransport(fake, path)
+    for _ in range(2):
+        list(recording.send(message_to(session_id)).body)
+    replay = ReplayTransport(path)
+    (one, first), (other, second) = begin(replay)
+    next(second)
+    one.close()
+    with pytest.raises(StreamInterrupted):
+        next(first)
+    assert len(list(second)) == 2
+    other.close()
 
 
 def test_an_error_is_raised_once_and_says_where_it_comes_from(path: Path) -> None:

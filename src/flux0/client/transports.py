@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from inspect import isclass, iscoroutinefunction
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from flux0.domain.errors import InvalidArgument
-from flux0.ports import AsyncTransport, Transport
+from flux0.ports import AsyncTransport, Shared, Transport
 
 if TYPE_CHECKING:
     from flux0.adapters.support.httpx_family import (
@@ -25,6 +27,23 @@ _TRANSPORTS = {
 }
 
 
+T = TypeVar("T")
+
+# What clients go over that are given no transport, the latest last. It holds for the whole process,
+# since code under test makes its clients in any thread and task, and a miss would call a server.
+_stand_ins: Final[list[Any]] = []
+
+
+@contextmanager
+def standing_in(transport: T) -> Iterator[T]:
+    """Have `transport` serve each client that is made without one, within a `with` block."""
+    _stand_ins.append(transport)
+    try:
+        yield transport
+    finally:
+        _stand_ins.remove(transport)
+
+
 def choose_transports(
     transport: Transport | AsyncTransport | None,
     async_transport: AsyncTransport | None,
@@ -36,6 +55,9 @@ def choose_transports(
     What was given serves both kinds of calls, in worker threads where it must. What is asynchronous
     serves asynchronous calls alone.
     """
+    given: tuple[object, ...] = (transport, async_transport, client, async_client)
+    if _stand_ins and given == (None,) * len(given):
+        transport = _stand_ins[-1]
     _check_client("client", client, asynchronous=False)
     _check_client("async_client", async_client, asynchronous=True)
     _check_transport("transport", transport, ("send", "send_async"))
@@ -49,6 +71,7 @@ def choose_transports(
         problem = "is asynchronous, and cannot be passed together with another such transport"
         raise InvalidArgument("transport", problem)
 
+    transport, async_transport = _own(transport), _own(async_transport)
     # A transport for both kinds of calls may have been given a client for one of them only.
     serves_sync = hasattr(transport, "send") and getattr(transport, "serves_sync", True)
     serves_async = hasattr(transport, "send_async") and getattr(transport, "serves_async", True)
@@ -69,6 +92,11 @@ def choose_transports(
 
         async_side = ThreadedTransport(sync_side)
     return cast("Transport | None", sync_side), cast("AsyncTransport", async_side)
+
+
+def _own(transport: Any) -> Any:
+    """Return a client's own transport, if several clients share this one."""
+    return transport.for_client() if isinstance(transport, Shared) else transport
 
 
 def _over_httpx(client: Any, *, asynchronous: bool = False) -> HttpxFamilyTransport:

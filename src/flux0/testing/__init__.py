@@ -4,15 +4,17 @@ from flux0.testing.cassettes.cassette import CassetteError
 from flux0.testing.cassettes.modes import CassetteMode, cassette
 from flux0.testing.cassettes.recording import RecordingTransport
 from flux0.testing.cassettes.replaying import ReplayTransport
-from flux0.testing.fake.calls import Call, ExpectedCall
+from flux0.testing.fake.calls import Call, CallAnswer, ExpectedCall
 from flux0.testing.fake.clock import ClockStandsStill, FakeClock
-from flux0.testing.fake.faults import Drop, Fault, Refuse, Respond, Split, Stall, Truncate
+from flux0.testing.fake.faults import Delay, Drop, Fault, Refuse, Respond, Split, Stall, Truncate
 from flux0.testing.fake.steps import (
     AgentStep,
     CallTool,
     Fail,
     FallSilent,
+    Gate,
     GiveResult,
+    LangChain,
     Pause,
     Reason,
     Reply,
@@ -26,10 +28,12 @@ from flux0.testing.fake.transport import FakeTransport
 __all__ = [
     "AgentStep",
     "Call",
+    "CallAnswer",
     "CallTool",
     "CassetteError",
     "CassetteMode",
     "ClockStandsStill",
+    "Delay",
     "Drop",
     "ExpectedCall",
     "Fail",
@@ -37,7 +41,9 @@ __all__ = [
     "FakeTransport",
     "FallSilent",
     "Fault",
+    "Gate",
     "GiveResult",
+    "LangChain",
     "Pause",
     "Reason",
     "RecordingTransport",

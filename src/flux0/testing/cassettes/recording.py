@@ -20,6 +20,7 @@ from flux0.ports import (
     ByteStream,
     Request,
     Response,
+    Shared,
     Time,
     Transport,
 )
@@ -91,7 +92,7 @@ class RecordingTransport:
         *,
         scrub: Scrub | None = None,
     ) -> None:
-        self.transport: Any = transport
+        self.transport: Any = transport.for_client() if isinstance(transport, Shared) else transport
         self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._scrub = scrub

@@ -8,9 +8,10 @@ from pathlib import Path
 from threading import RLock
 from typing import Literal, TypeAlias, get_args
 
+from flux0.adapters.support.event_loop import Loop
 from flux0.domain.errors import InvalidArgument, ReadTimeout
 from flux0.domain.headers import Headers
-from flux0.ports import AsyncByteStream, ByteStream, Request, Response
+from flux0.ports import Request, Response
 from flux0.testing.cassettes.cassette import (
     CLOSED,
     ERRORS,
@@ -21,14 +22,15 @@ from flux0.testing.cassettes.cassette import (
 )
 from flux0.testing.cassettes.matching import Matcher, Track
 from flux0.testing.cassettes.scrubbing import Scrub, recorded_request
-from flux0.testing.fake.body import AsyncFakeBody, FakeBody, OpenBody
+from flux0.testing.fake.body import OpenBody, SharedTransport
 from flux0.testing.fake.calls import Call
 from flux0.testing.fake.clock import FakeClock
+from flux0.testing.fake.waiting import Wait, Waits
 
 Matching: TypeAlias = Literal["strict", "loose"]
 
 
-class ReplayTransport:
+class ReplayTransport(SharedTransport):
     """A `Transport` and an `AsyncTransport` that answer as a cassette says.
 
     What was recorded happens again: heads, pieces of bodies, errors, and the time between them,
@@ -68,7 +70,7 @@ class ReplayTransport:
     ) -> None:
         if matching not in get_args(Matching):
             raise InvalidArgument("matching", f'must be "strict" or "loose", not {matching!r}')
-        self.clock = FakeClock(sleep=sleep)
+        super().__init__(FakeClock(sleep=sleep))
         self._path = Path(path)
         exchanges = enumerate(read_cassette(self._path), start=1)
         self._tracks = tuple(Track(number, exchange) for number, exchange in exchanges)
@@ -76,7 +78,6 @@ class ReplayTransport:
         self._matcher = Matcher(self._path, self._tracks, strict=strict, match=match)
         self._scrub = scrub
         self._lock = RLock()
-        self._open: set[OpenBody] = set()
 
     def assert_all_used(self) -> None:
         """Raise AssertionError if some exchange of the cassette was not played."""
@@ -84,58 +85,37 @@ class ReplayTransport:
         if unused:
             raise AssertionError("\n".join((f"not all of {self._path} was played:", *unused)))
 
-    # --- the transport
-
-    def send(self, request: Request) -> Response[ByteStream]:
-        """Answer `request`; see `Transport.send`."""
-        response, body = self._play(request)
-        return Response(response.status_code, _headers(response), FakeBody(body))
-
-    def close(self) -> None:
-        """Break off what is still open, of any client. The replay goes on, as a server would."""
-        with self._lock:
-            for body in tuple(self._open):
-                body.end("closed")
-
-    async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        """Answer `request`; see `AsyncTransport.send_async`."""
-        response, body = self._play(request)
-        return Response(response.status_code, _headers(response), AsyncFakeBody(body))
-
-    async def close_async(self) -> None:
-        """Do as `close` does."""
-        self.close()
-
-    @property
-    def time(self) -> FakeClock:
-        """The time that a client goes by: the replay's clock."""
-        return self.clock
-
     # --- within
 
-    def _play(self, request: Request) -> tuple[RecordedResponse, OpenBody]:
+    def answer(
+        self,
+        request: Request,
+        loop: Loop | None = None,  # noqa: ARG002 - there is no agent to run in it
+        *,
+        patient: bool = False,
+    ) -> Waits[tuple[Response[None], OpenBody]]:
+        """Return what was recorded as the answer to `request`; see `SharedTransport.answer`."""
         with self._lock:
             track = self._matcher.find(recorded_request(request, self._scrub))
         sent = self.clock.now()
         response, end = track.exchange.response, track.exchange.end
         if response is None:
-            self.clock.wait_until(sent + end.after)
+            yield Wait(sent + end.after)
             raise self._failure(request, track)
         began = sent + response.after
-        self.clock.wait_until(began)
+        yield Wait(began)
         pieces = self._pieces(request, track, response, began)
-        body = OpenBody(pieces, None, self.clock, self._lock, lambda _: self._open.discard(body))
-        with self._lock:
-            self._open.add(body)
-        return response, body
+        headers = Headers(tuple(response.headers.items()))
+        body = OpenBody(pieces, None, self.clock, self._lock, lambda _: None, patient=patient)
+        return Response(response.status_code, headers, None), body
 
     def _pieces(
         self, request: Request, track: Track, response: RecordedResponse, began: float
-    ) -> Iterator[bytes | float]:
+    ) -> Iterator[bytes | Wait]:
         for piece in response.pieces:
-            yield began + piece.after
+            yield Wait(began + piece.after)
             yield piece.data
-        yield began + track.exchange.end.after
+        yield Wait(began + track.exchange.end.after)
         if track.exchange.end.how != WHOLE:
             raise self._failure(request, track)
 
@@ -150,7 +130,3 @@ class ReplayTransport:
             f"{'after the request' if track.exchange.response is None else 'into the answer'}\n"
             f"To have the rest of it, record it anew {how_to_record(self._path)}."
         )
-
-
-def _headers(response: RecordedResponse) -> Headers:
-    return Headers(tuple(response.headers.items()))

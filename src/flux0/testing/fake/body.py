@@ -2,67 +2,99 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager
 from math import inf
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, final
+from weakref import WeakSet
 
+from attrs import evolve
+
+from flux0.adapters.support.event_loop import Loop, running_loop, sleep
 from flux0.domain.errors import ConnectionInterrupted, ReadTimeout
+from flux0.ports import AsyncByteStream, ByteStream, Request, Response, Shared
 from flux0.testing.fake.clock import FakeClock
+from flux0.testing.fake.waiting import Wait, Waits, perform, perform_async
 
 # How a body comes to be no longer open. Dropped: nobody has closed it, and nobody holds it.
-End: TypeAlias = Literal["whole", "closed", "dropped"]
+# Cut off: its client was closed.
+BodyEnd: TypeAlias = Literal["whole", "closed", "dropped", "cut off"]
 
 
 class OpenBody:
     """What a synchronous and an asynchronous body have in common: all but the names.
 
     Args:
-        pieces: the bytes, and moments before which there are none.
+        pieces: the bytes, and the waits before them.
         longest_silence: the timeout in seconds of the fake's clock.
         clock: passes while nothing comes.
         lock: is held while something happens on the fake server.
         on_end: is told, once, how the body ended.
+        patient: whether a read waits for ever where nothing will come and it has no timeout.
     """
 
     def __init__(
         self,
-        pieces: Iterator[bytes | float],
+        pieces: Iterator[bytes | Wait],
         longest_silence: float | None,
         clock: FakeClock,
         lock: AbstractContextManager[Any],
-        on_end: Callable[[End], None],
+        on_end: Callable[[BodyEnd], None],
+        *,
+        patient: bool = False,
     ) -> None:
+        self.clock = clock
         self._pieces = pieces
         self._longest_silence = longest_silence
-        self._clock = clock
         self._lock = lock
         self._on_end = on_end
-        self._end: End | None = None
+        self._patient = patient
+        self._end: BodyEnd | None = None
 
-    def read(self) -> bytes | None:
+    def read(self) -> Waits[bytes | None]:
         """Return the next piece, or None at the end.
 
         Raises:
             ReadTimeout: nothing comes for longer than the timeout. That time has then passed.
             ConnectionInterrupted: the body was closed, or a fault wants it so.
         """
-        limit = inf if self._longest_silence is None else self._clock.now() + self._longest_silence
+        clock, silence = self.clock, self._longest_silence
+        limit = inf if silence is None else clock.now() + silence
         while True:
+            seen = clock.changes.count
             with self._lock:
                 outcome = self._next()
-            if outcome is None or isinstance(outcome, bytes):
+            if not isinstance(outcome, Wait):
                 return outcome
-            self._wait(outcome, limit)
+            if clock.now() >= limit:
+                self.end("closed")
+                raise ReadTimeout(f"nothing came for {silence:g} s")
+            moment = outcome.moment
+            if moment is None or (self._patient and not clock.moves_by_itself):
+                yield evolve(outcome, moment=None, seen=seen)
+            elif moment <= limit and moment < inf:
+                yield outcome
+            elif limit < inf:
+                yield Wait(limit, timeout=True)
+            elif self._patient:
+                yield Wait(seen=seen)
+            else:
+                self.end("closed")
+                raise AssertionError(
+                    "nothing more will come, and this read has no timeout to end it"
+                )
 
-    def end(self, how: End) -> None:
-        """End the body, unless it has ended."""
+    def end(self, how: BodyEnd) -> None:
+        """End the body, unless it has ended, and wake whoever reads it."""
         with self._lock:
-            if self._end is None:
-                self._end = how
-                self._on_end(how)
+            if self._end is not None:
+                return
+            self._end = how
+            self._on_end(how)
+        self.clock.changes.tell()
 
-    def _next(self) -> bytes | float | None:
+    def _next(self) -> bytes | Wait | None:
         if self._end == "whole":
             return None
         if self._end is not None:
@@ -76,16 +108,6 @@ class OpenBody:
             self.end("closed")
             raise
 
-    def _wait(self, moment: float, limit: float) -> None:
-        if moment <= limit and moment < inf:
-            self._clock.wait_until(moment)
-            return
-        self.end("closed")
-        if limit == inf:
-            raise AssertionError("nothing more will come, and this read has no timeout to end it")
-        self._clock.move_to(limit)
-        raise ReadTimeout(f"nothing came for {self._longest_silence:g} s")
-
 
 class FakeBody:
     """A `ByteStream` of a fake."""
@@ -97,7 +119,7 @@ class FakeBody:
         return self
 
     def __next__(self) -> bytes:
-        piece = self._body.read()
+        piece = perform(self._body.read(), self._body.clock)
         if piece is None:
             raise StopIteration
         return piece
@@ -111,7 +133,7 @@ class FakeBody:
 
 
 class AsyncFakeBody:
-    """An `AsyncByteStream` of a fake. It never waits, so it works in any event loop."""
+    """An `AsyncByteStream` of a fake, under asyncio and trio. Each read lets other tasks run."""
 
     def __init__(self, body: OpenBody) -> None:
         self._body = body
@@ -120,7 +142,8 @@ class AsyncFakeBody:
         return self
 
     async def __anext__(self) -> bytes:
-        piece = self._body.read()
+        await sleep(0)
+        piece = await perform_async(self._body.read(), self._body.clock)
         if piece is None:
             raise StopAsyncIteration
         return piece
@@ -132,3 +155,73 @@ class AsyncFakeBody:
     def __del__(self) -> None:
         # Asynchronous code that leaves a loop can do no more than let go of the body.
         self._body.end("closed")
+
+
+class SharedTransport(Shared):
+    """What the transports of a fake have in common: both kinds of code, and many clients.
+
+    Args:
+        clock: the time that clients go by.
+    """
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+
+    @abstractmethod
+    def answer(
+        self, request: Request, loop: Loop | None = None, *, patient: bool = False
+    ) -> Waits[tuple[Response[None], OpenBody]]:
+        """Return the head of the answer to `request`, and its body.
+
+        `loop` is the event loop of asynchronous code; see `OpenBody` for `patient`.
+        """
+
+    def send(self, request: Request) -> Response[ByteStream]:
+        """Answer `request`; see `Transport.send`."""
+        head, body = perform(self.answer(request), self.clock)
+        return Response(head.status_code, head.headers, FakeBody(body))
+
+    def close(self) -> None:
+        """Do nothing: as a server would, this goes on when a client is closed."""
+
+    async def send_async(self, request: Request) -> Response[AsyncByteStream]:
+        """Answer `request`; see `AsyncTransport.send_async`."""
+        await sleep(0)
+        head, body = await perform_async(self.answer(request, running_loop()), self.clock)
+        return Response(head.status_code, head.headers, AsyncFakeBody(body))
+
+    async def close_async(self) -> None:
+        """Do nothing but what `close` does."""
+        self.close()
+
+    @property
+    def time(self) -> FakeClock:
+        """The time that a client goes by: the fake's clock."""
+        return self.clock
+
+    def for_client(self) -> ClientTransport:
+        """Return this transport for one client."""
+        return ClientTransport(self)
+
+
+@final
+class ClientTransport(SharedTransport):
+    """A shared transport as one client has it: closing it cuts off the streams of that client."""
+
+    def __init__(self, shared: SharedTransport) -> None:
+        super().__init__(shared.clock)
+        self._shared = shared
+        self._bodies: WeakSet[OpenBody] = WeakSet()
+
+    def answer(
+        self, request: Request, loop: Loop | None = None, *, patient: bool = False
+    ) -> Waits[tuple[Response[None], OpenBody]]:
+        """Return the answer of the shared transport."""
+        head, body = yield from self._shared.answer(request, loop, patient=patient)
+        self._bodies.add(body)
+        return head, body
+
+    def close(self) -> None:
+        """Cut off what this client has left open."""
+        for body in tuple(self._bodies):
+            body.end("cut off")

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import SequenceMatcher
-from typing import Any
+from http.cookies import SimpleCookie
+from typing import Any, Final
 
 from attrs import field, frozen
 
+from flux0.domain.errors import TransportError
 from flux0.domain.headers import Headers
 from flux0.ports import Request
-from flux0.testing.fake.routes import target_of
+from flux0.testing.fake.routing import check_operation, target_of
 
 _MISSING = object()
+
+
+USER_COOKIE: Final = "flux0_user_sub"
+
+
+@frozen
+class CallAnswer:
+    """The head of the answer to a call, and its body: the JSON or the bytes; None of a stream."""
+
+    status_code: int
+    headers: Headers
+    body: Any
 
 
 @frozen
@@ -25,6 +39,8 @@ class Call:
         method, path, query, headers: as sent, the path and the query decoded.
         body: the JSON that it brought, its bytes if they are not JSON, or None.
         arguments: what the path, the query and the body say, by name. Those of the query are texts.
+        time: when it was made, by the fake's clock in seconds since 1970.
+        answer: what came back, or the error that came instead; None while there is neither.
     """
 
     operation: str
@@ -34,6 +50,14 @@ class Call:
     headers: Headers
     body: Any
     arguments: Mapping[str, Any]
+    time: float = field(default=0.0, eq=False)
+    answer: CallAnswer | TransportError | None = field(default=None, eq=False)
+
+    @property
+    def user(self) -> str | None:
+        """Whom the cookie `flux0_user_sub` names."""
+        cookies = "; ".join(self.headers.get_all("cookie"))
+        return next((value for name, value in cookie_pairs(cookies) if name == USER_COOKIE), None)
 
     @property
     def name(self) -> str:
@@ -50,6 +74,9 @@ class ExpectedCall:
 
     operation: str
     arguments: Mapping[str, Any] = field(factory=dict[str, Any])
+
+    def __attrs_post_init__(self) -> None:
+        check_operation(self.operation)
 
     def __str__(self) -> str:
         return _shown(self.operation, self.arguments)
@@ -68,10 +95,10 @@ class ExpectedCall:
         return lines
 
 
-def call_of(request: Request) -> Call:
+def call_of(request: Request, time: float = 0.0) -> Call:
     """Return `request` as a call."""
     target = target_of(request)
-    body = _body(request.body)
+    body = json_or_bytes(request.body)
     arguments: dict[str, Any] = {**target.query, **target.arguments}
     if isinstance(body, dict):
         arguments.update(body)  # pyright: ignore[reportUnknownArgumentType] - JSON
@@ -85,6 +112,7 @@ def call_of(request: Request) -> Call:
         headers=request.headers,
         body=body,
         arguments=arguments,
+        time=time,
     )
 
 
@@ -109,7 +137,15 @@ def _likeness(expected: ExpectedCall, call: Call) -> tuple[bool, int, float]:
     return expected.operation == call.operation, -len(expected.differences(call)), alike
 
 
-def _body(body: bytes | None) -> Any:
+def cookie_pairs(cookies: str) -> Iterator[tuple[str, str]]:
+    """Return the names and values in a cookie field, as the server reads them."""
+    for cookie in cookies.split(";"):
+        name, _, value = cookie.partition("=")
+        yield name.strip(), SimpleCookie().value_decode(value.strip())[0]
+
+
+def json_or_bytes(body: bytes | None) -> Any:
+    """Return the JSON that a body holds, its bytes if that is not JSON, or None if it is empty."""
     if not body:
         return None
     try:

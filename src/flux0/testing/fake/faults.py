@@ -9,19 +9,21 @@ from itertools import cycle
 from math import inf
 from typing import Any, TypeAlias
 
-from attrs import Attribute, field, frozen
+from attrs import Attribute, evolve, field, frozen
 
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, InvalidArgument
 from flux0.domain.headers import Headers
-from flux0.testing.fake.answer import FakeAnswer, whole_answer
+from flux0.testing.fake.routing import FakeAnswer, server_failure, whole_answer
+from flux0.testing.fake.waiting import Wait
 
 
 @frozen
 class Respond:
     """The call never reaches the server: something before it answers with a status.
 
-    The body is `{"detail": detail}`, the detail being the status's name by default, or the `body`
-    that is given. `retry_after` becomes the header field of that name: seconds, or a date.
+    The body is `{"detail": detail}`, and the detail is the status's name by default; a 500 looks by
+    default as the server's own does. `body` replaces all of it. `retry_after` becomes the header
+    field of that name: seconds, or a date.
     """
 
     status_code: int
@@ -32,15 +34,18 @@ class Respond:
 
     def answer(self) -> FakeAnswer:
         """Return the answer."""
-        body, content_type = self.body, "text/html"
-        if body is None:
+        if self.body is not None:
+            plain = whole_answer(self.status_code, "text/html", self.body)
+        elif self.detail is None and self.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
+            plain = server_failure()
+        else:
             detail = HTTPStatus(self.status_code).phrase if self.detail is None else self.detail
-            body, content_type = json.dumps({"detail": detail}).encode(), "application/json"
+            body = json.dumps({"detail": detail}).encode()
+            plain = whole_answer(self.status_code, "application/json", body)
         own = Headers(tuple(self.headers.items()))
         if self.retry_after is not None:
             own = own.merge(Headers((("retry-after", str(self.retry_after)),)))
-        plain = whole_answer(self.status_code, content_type, body)
-        return FakeAnswer(self.status_code, plain.headers.merge(own), body)
+        return evolve(plain, headers=plain.headers.merge(own))
 
 
 @frozen
@@ -58,6 +63,13 @@ class Drop:
     """
 
     after_acting: bool = False
+
+
+@frozen
+class Delay:
+    """The answer comes `seconds` late on the fake's clock, though the server has acted at once."""
+
+    seconds: float
 
 
 @frozen
@@ -111,13 +123,11 @@ class Split:
     sizes: tuple[int, ...] = field(converter=_sizes, validator=_positive)
 
 
-Fault: TypeAlias = Respond | Refuse | Drop | Stall | Truncate | Split
+Fault: TypeAlias = Respond | Refuse | Drop | Delay | Stall | Truncate | Split
 
 
-def with_faults(
-    pieces: Iterator[bytes | float], faults: Iterable[Fault]
-) -> Iterator[bytes | float]:
-    """Return a body's pieces, and moments to wait for, with what `faults` do to them."""
+def with_faults(pieces: Iterator[bytes | Wait], faults: Iterable[Fault]) -> Iterator[bytes | Wait]:
+    """Return a body's pieces, and the waits before them, with what `faults` do to them."""
     for fault in faults:
         if isinstance(fault, (Stall, Truncate)):
             pieces = _cut_off(pieces, fault)
@@ -127,7 +137,7 @@ def with_faults(
     return pieces
 
 
-def _cut_off(pieces: Iterator[bytes | float], fault: Stall | Truncate) -> Iterator[bytes | float]:
+def _cut_off(pieces: Iterator[bytes | Wait], fault: Stall | Truncate) -> Iterator[bytes | Wait]:
     left = fault.after_bytes if fault.after_events is None else fault.after_events
     while left:
         piece = next(pieces, None)
@@ -142,12 +152,12 @@ def _cut_off(pieces: Iterator[bytes | float], fault: Stall | Truncate) -> Iterat
         yield piece
     if isinstance(fault, Stall):
         while True:
-            yield inf
+            yield Wait(inf)
     if not fault.clean:
         raise ConnectionInterrupted("the connection broke off within the body")
 
 
-def _split(pieces: Iterator[bytes | float], sizes: tuple[int, ...]) -> Iterator[bytes | float]:
+def _split(pieces: Iterator[bytes | Wait], sizes: tuple[int, ...]) -> Iterator[bytes | Wait]:
     wanted = cycle(sizes)
     size = next(wanted)
     held = bytearray()

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from email.utils import formatdate
 from http import HTTPStatus
-from http.cookies import SimpleCookie
-from typing import Final, TypeAlias
+from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from attrs import evolve
 
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.headers import Headers
+from flux0.domain.models import Event, Events
 from flux0.ports import Request
-from flux0.testing.fake.answer import FakeAnswer, whole_answer
+from flux0.testing.fake.calls import USER_COOKIE, cookie_pairs
 from flux0.testing.fake.clock import FakeClock
-from flux0.testing.fake.drafts import Drafts
-from flux0.testing.fake.routes import Target, is_route, target_of
-from flux0.testing.fake.steps import AgentStep, UserMessage
-from flux0.testing.fake.store import USER_NAME, FakeStore
-from flux0.testing.fake.stored_json import JSONObject, user_data
-from flux0.testing.fake.turn import FakeTurn
+from flux0.testing.fake.routing import (
+    FakeAnswer,
+    Target,
+    is_route,
+    server_failure,
+    target_of,
+    whole_answer,
+)
+from flux0.testing.fake.steps import AgentFunction, UserMessage
+from flux0.testing.fake.store import FakeStore, JSONObject, user_data
+from flux0.testing.fake.turn import Drafts, FakeTurn
 from flux0.testing.fake.validation import Checks, Choice, Refusal, ServerFailure, Text, body_of
-
-Agent: TypeAlias = Callable[[UserMessage], Iterable[AgentStep]]
 
 ID_LENGTH: Final = 10
 _ID = Text(shortest=ID_LENGTH, longest=ID_LENGTH)
@@ -53,21 +58,30 @@ _ANONYMOUS = "anonymous"
 
 
 class FakeServer:
-    """Answers requests out of a store in memory, and runs its agents as their streams are read.
+    """Answers requests out of a store in memory, and begins turns.
 
     Args:
         next_agent: is called for each turn, and returns what the agent does in it.
         agent_types: the types that agents can have.
         clock: tells the time.
+        lock: is held while the server does something.
+        on_error: is told what agents raise.
     """
 
     def __init__(
-        self, next_agent: Callable[[], Agent], agent_types: tuple[str, ...], clock: FakeClock
+        self,
+        next_agent: Callable[[], AgentFunction],
+        agent_types: tuple[str, ...],
+        clock: FakeClock,
+        lock: AbstractContextManager[Any],
+        on_error: Callable[[BaseException], None],
     ) -> None:
         self.store = FakeStore()
         self._next_agent = next_agent
         self._agent_types = agent_types
         self._clock = clock
+        self._lock = lock
+        self._on_error = on_error
         self._drafts = Drafts()
         # The last turn of each session.
         self._turns: dict[str, FakeTurn] = {}
@@ -87,7 +101,7 @@ class FakeServer:
         try:
             answer = self._answer(request)
         except ServerFailure:
-            answer = whole_answer(500, "text/plain; charset=utf-8", b"Internal Server Error")
+            answer = server_failure()
         date = formatdate(self._clock.now(), usegmt=True)
         headers = Headers((("date", date), ("server", "uvicorn"), *answer.headers.pairs))
         body = b"" if request.method == "HEAD" else answer.body
@@ -96,8 +110,11 @@ class FakeServer:
     def leave(self, turn: FakeTurn) -> None:
         """Take note that a client has gone from a turn's stream before its end.
 
-        The server then cancels whatever the session is at, even if that is another turn by now.
+        The server then cancels whatever the session is at, even if that is another turn by now;
+        but nothing if the turn had ended, whether or not its end was read.
         """
+        if turn.completed:
+            return
         turn.cancel()
         current = self._turns.pop(turn.message.session_id, None)
         if current is not None:
@@ -214,20 +231,29 @@ class FakeServer:
             agent_name=agent["name"],
             agent_type=agent["type"],
             correlation_id=f"RID({self.store.new_id('request')})::{self.store.new_id('turn')}",
+            stored=lambda: _models(self.store.events(session["id"])),
         )
-        now = self._clock.now()
         self.store.create_event(
             message.session_id,
             correlation_id=message.correlation_id,
             type=EventType.MESSAGE,
             source=EventSource.USER,
-            data=user_data(content, message.user_id, USER_NAME),
-            at=now,
+            data=user_data(content, message.user_id),
+            at=self._clock.now(),
         )
         before = self._turns.get(message.session_id)
         if before is not None:
             before.cancel()
-        turn = FakeTurn(message, self._next_agent(), self.store, self._drafts, now)
+        agent_function = self._next_agent()
+        turn = FakeTurn(
+            message,
+            agent_function,
+            self.store,
+            self._drafts,
+            self._clock,
+            self._lock,
+            self._on_error,
+        )
         self._turns[message.session_id] = turn
         return turn
 
@@ -259,13 +285,9 @@ class FakeServer:
         return _json(200, {"data": events})
 
     def _user_id(self, request: Request) -> str:
-        sub = ""
-        cookies = ";".join(request.headers.get_all("cookie"))
-        for cookie in cookies.split(";"):
-            name, _, value = cookie.partition("=")
-            if name.strip() == "flux0_user_sub":
-                sub = SimpleCookie().value_decode(value.strip())[0]
-        return self.store.user_id(sub or _ANONYMOUS)
+        # Of several, the last counts.
+        subs = dict(cookie_pairs(";".join(request.headers.get_all("cookie"))))
+        return self.store.user_id(subs.get(USER_COOKIE) or _ANONYMOUS)
 
 
 def _path_id(target: Target, name: str, checks: Checks) -> str:
@@ -278,10 +300,24 @@ def _without_nulls(data: JSONObject) -> JSONObject:
     return {key: value for key, value in data.items() if value is not None}
 
 
+def _models(events: list[JSONObject]) -> tuple[Event, ...]:
+    from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
+
+    return JsonCodec().from_dict(Events, {"data": events}).data
+
+
+# Texts, which stay as they are, and the exponents of numbers.
+_TEXT_OR_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|e[+]?(-?)0*')
+
+
 def _json(status_code: int, data: JSONObject) -> FakeAnswer:
     try:
         text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        body = text.encode("utf-8")
+        # The server has no + and no leading zeros in an exponent; `true` and `false` have one e.
+        spelled = _TEXT_OR_EXPONENT.sub(
+            lambda found: found[0] if found[1] is None else f"e{found[1]}", text
+        )
+        body = spelled.encode("utf-8")
     except ValueError:  # NaN, or half of a surrogate pair: the server cannot say it either.
         raise ServerFailure from None
     return whole_answer(status_code, "application/json", body)

@@ -1,21 +1,36 @@
 """What a fake agent does in a turn, step by step, as values.
 
 `Say`, `Reason`, `CallTool`, `GiveResult` and `Fail` are in the words of a conversation; `Report`
-and `SendChunk` are what the server has for words. The first become the second by `expanded`.
+and `SendChunk` are in the server's. `wording` turns the first into the second.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import pairwise
-from typing import Any, TypeAlias
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from contextlib import closing
+from itertools import takewhile
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from attrs import Attribute, field, frozen
 
 from flux0.domain.enums import SessionStatus
 from flux0.domain.errors import InvalidArgument
-from flux0.domain.messages.finalizing import REASONING
+
+if TYPE_CHECKING:
+    from flux0.domain.models import Event
+
+T = TypeVar("T")
 
 _NEEDS_VALUE = frozenset({"add", "replace", "test"})
 
@@ -52,11 +67,11 @@ class Reason:
 
 @frozen
 class CallTool:
-    """Ask for a tool; `id` joins the call and its result."""
+    """Ask for a tool. `id` joins the call and its result; by default each call gets its own."""
 
     name: str
     args: Mapping[str, Any] = field(factory=dict[str, Any])
-    id: str = "call-1"
+    id: str | None = None
 
 
 @frozen
@@ -95,6 +110,45 @@ class Pause:
     seconds: float = field(validator=_not_negative)
 
 
+class Gate:
+    """A step at which an agent waits until the test calls `open`. Once open, it stays open.
+
+    Nothing else waits meanwhile: the fake answers other calls, and time may pass.
+
+    Args:
+        patience: for how many real seconds a stream waits at the gate, before it raises an
+            AssertionError because nobody opens it.
+    """
+
+    def __init__(self, *, patience: float = 10.0) -> None:
+        self.patience = patience
+        self._lock = Lock()
+        self._open = False
+        self._reached = False
+        self._waiting: list[Callable[[], object]] = []
+
+    @property
+    def reached(self) -> bool:
+        """Whether an agent has come to the gate."""
+        return self._reached
+
+    def open(self) -> None:
+        """Let the agents that wait here go on, and all that come later."""
+        with self._lock:
+            self._open = True
+            waiting, self._waiting = self._waiting, []
+        for go_on in waiting:
+            go_on()
+
+    def holds(self, go_on: Callable[[], object]) -> bool:
+        """Return whether an agent has to wait; `go_on` is then called when it need not any more."""
+        with self._lock:
+            self._reached = True
+            if not self._open:
+                self._waiting.append(go_on)
+            return not self._open
+
+
 @frozen
 class FallSilent:
     """Never go on, and never end: what a client sees of an agent that crashes or hangs."""
@@ -126,8 +180,21 @@ class SendChunk:
     metadata: Mapping[str, Any] = field(factory=dict[str, Any])
 
 
-PlainStep: TypeAlias = Report | SendChunk | Pause | FallSilent
-AgentStep: TypeAlias = PlainStep | Say | Reason | CallTool | GiveResult | Fail
+class LangChain:
+    """What the server's own langchain adapter makes of one run of a model, or of a tool.
+
+    `LangChain(Say(...), CallTool(...), CallTool(...))` is one message of a model, and
+    `LangChain(GiveResult(...))` the end of a tool's run. All chunks of a run have `seq` 0 and the
+    run's UUID as their `event_id`, and its statuses have that too. As in the adapter, only the
+    first of several tool calls in one message is seen and stored.
+    """
+
+    def __init__(self, *steps: Say | CallTool | GiveResult) -> None:
+        self.steps = steps
+
+
+PlainStep: TypeAlias = Report | SendChunk | Pause | Gate | FallSilent
+AgentStep: TypeAlias = PlainStep | Say | Reason | CallTool | GiveResult | Fail | LangChain
 
 
 @frozen
@@ -141,75 +208,136 @@ class UserMessage:
     agent_name: str
     agent_type: str
     correlation_id: str
+    _stored: Callable[[], tuple[Event, ...]] = field(default=tuple, eq=False, repr=False)
+
+    @property
+    def history(self) -> tuple[Event, ...]:
+        """What the session has stored before this message, oldest first."""
+        own = self.correlation_id
+        return tuple(takewhile(lambda event: event.correlation_id != own, self._stored()))
 
 
-# A plain text is said as it is. A function is called in each turn.
-Reply: TypeAlias = str | Iterable[AgentStep] | Callable[[UserMessage], Iterable[AgentStep]]
+# What an agent does: a text is a `Say` of it.
+Steps: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | None
+AsyncSteps: TypeAlias = AsyncIterable[str | AgentStep]
+AgentFunction: TypeAlias = Callable[
+    [UserMessage], Steps | AsyncSteps | Awaitable[Steps | AsyncSteps]
+]
+# A function is called in each turn.
+Reply: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | AgentFunction
 
 
-def steps_of(reply: Reply) -> Callable[[UserMessage], Iterable[AgentStep]]:
-    """Return what makes the steps of each turn that is answered with `reply`."""
+def agent_of(reply: Reply) -> AgentFunction:
+    """Return the function that makes the steps of each turn that is answered with `reply`."""
     if callable(reply):
         return reply
-    steps = (Say(reply),) if isinstance(reply, str) else tuple(reply)
+    steps = tuple(steps_of(reply))
     return lambda _: steps
 
 
-def expanded(step: AgentStep, new_id: Callable[[], str]) -> Iterator[PlainStep]:
-    """Return what `step` comes to in the server's words; each new message takes a `new_id`."""
-    match step:
-        case Say(text, pieces, pause):
-            yield from _message(map(_appended, _cut(text, pieces)), new_id(), pause=pause)
-        case Reason(text, pieces, pause):
-            patches = map(_appended, _cut(text, pieces))
-            yield from _message(patches, new_id(), pause=pause, metadata={"kind": REASONING})
-        case CallTool(name, args, id):
-            yield from _message(_tool_call(name, args, id), new_id())
-        case GiveResult(CallTool(name, args, id), result):
-            item = {
-                "tool_call_id": id,
-                "tool_name": name,
-                "args": args,
-                "data": {"result": result},
-            }
-            begin: dict[str, Any] = {"op": "add", "path": "/tool_call_results", "value": []}
-            append = {"op": "add", "path": "/tool_call_results/-", "value": item}
-            yield from _message([[begin, append]], new_id())
-        case Fail(data):
-            yield Report(SessionStatus.ERROR, data)
-        case _:
+def sync_or_async(
+    given: Steps | AsyncSteps | Awaitable[Steps | AsyncSteps],
+) -> Generator[AgentStep, None, None] | AsyncGenerator[AgentStep, None]:
+    """Return the steps of what an agent has returned, whichever kind of code that is."""
+    if isinstance(given, (Awaitable, AsyncIterable)):
+        return _awaited(given)
+    return steps_of(given)
+
+
+def steps_of(given: Steps) -> Generator[AgentStep, None, None]:
+    """Return the steps that an agent has returned, or yields."""
+    if given is None:
+        return
+    if isinstance(given, (str, AgentStep)):
+        given = (given,)
+    try:
+        for step in given:
+            if not isinstance(step, (str, AgentStep)):
+                raise TypeError(f"an agent yields texts and steps of flux0.testing, not {step!r}")
+            yield Say(step) if isinstance(step, str) else step
+    finally:
+        if isinstance(given, Generator):
+            given.close()
+
+
+async def _awaited(
+    given: AsyncSteps | Awaitable[Steps | AsyncSteps],
+) -> AsyncGenerator[AgentStep, None]:
+    made = await given if isinstance(given, Awaitable) else given
+    if not isinstance(made, AsyncIterable):
+        for step in steps_of(made):
             yield step
+        return
+    try:
+        async for one in made:
+            for step in steps_of(one):
+                yield step
+    finally:
+        if isinstance(made, AsyncGenerator):
+            await made.aclose()
 
 
-_Patches: TypeAlias = list[dict[str, Any]]
+def by_hand(steps: AsyncGenerator[AgentStep, None]) -> Generator[AgentStep, None, None]:
+    """Return the steps of an agent that is asynchronous code and awaits nothing, without a loop."""
+    try:
+        while True:
+            yield _result(anext(steps))
+    except StopAsyncIteration:
+        return
+    finally:
+        _result(steps.aclose())
 
 
-def _message(
-    chunks: Iterable[_Patches],
-    event_id: str,
-    *,
-    pause: float = 0.0,
-    metadata: Mapping[str, Any] | None = None,
-) -> Iterator[PlainStep]:
-    for seq, patches in enumerate(chunks):
-        if seq and pause:
-            yield Pause(pause)
-        yield SendChunk(event_id, patches, seq, metadata or {})
-    yield Report(SessionStatus.READY, event_id=event_id)
+def _result(awaitable: Awaitable[T]) -> T:
+    running: Generator[Any, Any, T] = awaitable.__await__()
+    try:
+        next(running)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    refusal = TypeError("the agent awaits something: use the asynchronous methods of the client")
+    running.throw(refusal)
+    raise refusal
 
 
-def _appended(piece: str) -> _Patches:
-    return [{"op": "add", "path": "/-", "value": piece}]
+class Script:
+    """A reply that is used once; calling it makes the steps of its turn."""
 
+    def __init__(self, reply: Reply) -> None:
+        self._agent = agent_of(reply)
+        self._begun = False
+        self._done = 0
+        self._used = False
 
-def _tool_call(name: str, args: Mapping[str, Any], id: str) -> Iterator[_Patches]:
-    """Return the call, whose arguments come as pieces of JSON text, as from a language model."""
-    call: dict[str, Any] = {"type": "tool_call", "tool_call_id": id, "tool_name": name, "args": []}
-    yield [{"op": "add", "path": "/tool_calls/0", "value": call}]
-    for piece in _cut(json.dumps(args), 2):
-        yield [{"op": "add", "path": "/tool_calls/0/args/-", "value": piece}]
+    def __call__(self, message: UserMessage) -> Iterable[AgentStep] | AsyncIterable[AgentStep]:
+        """Return the steps, and count those that were done."""
+        self._begun = True
+        steps = sync_or_async(self._agent(message))
+        return self._async(steps) if isinstance(steps, AsyncGenerator) else self._sync(steps)
 
+    @property
+    def problem(self) -> str | None:
+        """What is left of it, in words; None if all of it was used."""
+        if self._used:
+            return None
+        if not self._begun:
+            return "no turn has used it"
+        return f"its turn was left after {self._done} {'step' if self._done == 1 else 'steps'}"
 
-def _cut(text: str, pieces: int) -> Iterator[str]:
-    marks = (len(text) * number // pieces for number in range(pieces + 1))
-    return (text[start:end] for start, end in pairwise(marks))
+    def _sync(self, steps: Generator[AgentStep, None, None]) -> Iterator[AgentStep]:
+        with closing(steps):
+            for step in steps:
+                self._used = isinstance(step, (FallSilent, Fail)) or self._used
+                yield step
+                self._done += 1
+        self._used = True
+
+    async def _async(self, steps: AsyncGenerator[AgentStep, None]) -> AsyncIterator[AgentStep]:
+        try:
+            async for step in steps:
+                self._used = isinstance(step, (FallSilent, Fail)) or self._used
+                yield step
+                self._done += 1
+        finally:
+            await steps.aclose()
+        self._used = True

@@ -1,18 +1,31 @@
-"""What a fake server keeps: users, agents, sessions and their events, as JSON."""
+"""What a fake server keeps, as the JSON that the released server lists.
+
+The server stores what its agents say unchecked. Where it then cannot list an event, the data here
+is None.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
 from itertools import count
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-from flux0.testing.fake.stored_json import JSONObject, time_text
+from attrs import fields, has
+
+from flux0.domain.enums import SessionStatus
+from flux0.domain.messages.finalizing import TurnMessage
+from flux0.domain.messages.json_patch import copied
+from flux0.domain.models import ToolCallPart, ToolData
+
+JSONObject: TypeAlias = dict[str, Any]
 
 # The server names everybody so, whatever the cookie says.
-USER_NAME = "Anonymous"
-
-Kind: TypeAlias = Literal["agent", "session", "user", "event", "message", "request", "turn"]
+_USER_NAME = "Anonymous"
+# Of the members of a message's and of a tool event's data.
+_ORDER = ("type", "tags", "flagged", "parts", "participant", "tool_calls")
+_TICK = timedelta(microseconds=1)
 
 
 class FakeStore:
@@ -20,6 +33,7 @@ class FakeStore:
 
     def __init__(self) -> None:
         self._counters: defaultdict[str, count[int]] = defaultdict(lambda: count(1))
+        self._last = datetime.min.replace(tzinfo=timezone.utc)
         self._user_ids: dict[str, str] = {}
         self._agents: dict[str, JSONObject] = {}
         self._sessions: list[JSONObject] = []
@@ -27,9 +41,19 @@ class FakeStore:
         self._by_id: dict[str, JSONObject] = {}
         self._events: defaultdict[str, list[JSONObject]] = defaultdict(list)
 
-    def new_id(self, kind: Kind) -> str:
+    def next_number(self, kind: str) -> int:
+        """Return how many things of a kind there are, one more included."""
+        return next(self._counters[kind])
+
+    def new_id(self, kind: str) -> str:
         """Return an id of 10 characters, as the server's are: `s000000001` for a first session."""
-        return f"{kind[0]}{next(self._counters[kind]):09}"
+        return f"{kind[0]}{self.next_number(kind):09}"
+
+    def _created_at(self, moment: float) -> str:
+        """Return a time as the server writes it; each is later than the one before."""
+        given = datetime.fromtimestamp(moment, timezone.utc)
+        self._last = max(given, self._last + _TICK)
+        return self._last.isoformat().replace("+00:00", "Z")
 
     def user_id(self, sub: str) -> str:
         """Return the id of the user whom a cookie calls `sub`, who is made on first sight."""
@@ -46,7 +70,7 @@ class FakeStore:
             "name": name,
             "type": type,
             "description": description,
-            "created_at": time_text(at),
+            "created_at": self._created_at(at),
         }
         self._agents[agent["id"]] = agent
         return agent
@@ -73,7 +97,7 @@ class FakeStore:
             "user_id": user_id,
             "title": title,
             "consumption_offsets": {"client": 0},
-            "created_at": time_text(at),
+            "created_at": self._created_at(at),
         }
         self._sessions.append(session)
         self._by_id.setdefault(session["id"], session)
@@ -108,13 +132,13 @@ class FakeStore:
             {
                 "id": self.new_id("event"),
                 "correlation_id": correlation_id,
-                "type": type,
-                "source": source,
+                "type": str(type),
+                "source": str(source),
                 "offset": len(events),
                 "data": data,
                 "deleted": False,
                 "metadata": metadata,
-                "created_at": time_text(at),
+                "created_at": self._created_at(at),
             }
         )
 
@@ -136,3 +160,60 @@ class FakeStore:
             and correlation_id in {None, event["correlation_id"]}
             and (not types or event["type"] in types)
         ]
+
+
+def user_data(content: str, user_id: str) -> JSONObject:
+    """Return the data of the event that a user's message becomes."""
+    return {
+        "type": "message",
+        "tags": [],
+        "flagged": False,
+        "parts": [{"type": "content", "content": content}],
+        "participant": {"id": user_id, "name": _USER_NAME},
+    }
+
+
+def status_data(status: str, acknowledged_offset: int | None, data: Any) -> JSONObject | None:
+    """Return the data of a status event."""
+    if not isinstance(SessionStatus.of(status), SessionStatus):
+        return None
+    return {
+        "type": "status",
+        "status": status,
+        "acknowledged_offset": acknowledged_offset,
+        # JSON has no number for NaN and the infinities, though the stream shows them.
+        "data": copied(data, finite=True),
+    }
+
+
+def agent_data(message: TurnMessage) -> JSONObject | None:
+    """Return the data of the message or tool event that an agent's message becomes."""
+    data = message.data
+    if isinstance(data, ToolData):
+        listed = all(
+            _has_names(call) and isinstance(call.args, Mapping) for call in data.tool_calls
+        )
+    else:
+        listed = all(
+            _has_names(part) if isinstance(part, ToolCallPart) else not isinstance(part, Mapping)
+            for part in data.parts
+        )
+    if not listed:
+        return None
+    plain = _plain(data)
+    return {name: plain[name] for name in _ORDER if name in plain}
+
+
+def _has_names(call: Any) -> bool:
+    # Whatever the fields' types are, an agent sends what it likes.
+    return isinstance(call.tool_call_id, str) and isinstance(call.tool_name, str)
+
+
+def _plain(value: Any) -> Any:
+    """Return a model as JSON, and any JSON as it is."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if not has(type(value)):
+        return value
+    members = {field.name: _plain(getattr(value, field.name)) for field in fields(type(value))}
+    return {"type": value.type, **members} if hasattr(value, "type") else members

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from threading import RLock
 from typing import Any
 
-from attrs import define
+from attrs import define, evolve
 
-from flux0.domain.errors import ConnectionInterrupted, InvalidArgument, ReadTimeout
-from flux0.ports import AsyncByteStream, ByteStream, Request, Response
-from flux0.testing.fake.answer import FakeAnswer
-from flux0.testing.fake.body import AsyncFakeBody, End, FakeBody, OpenBody
-from flux0.testing.fake.calls import Call, ExpectedCall, call_of, nearest_call, nearest_expected
+from flux0.adapters.support.event_loop import Loop
+from flux0.domain.errors import ConnectionInterrupted, InvalidArgument, ReadTimeout, TransportError
+from flux0.ports import Request, Response
+from flux0.testing.fake.body import BodyEnd, OpenBody, SharedTransport
+from flux0.testing.fake.calls import (
+    Call,
+    CallAnswer,
+    ExpectedCall,
+    call_of,
+    json_or_bytes,
+    nearest_call,
+    nearest_expected,
+)
 from flux0.testing.fake.clock import FakeClock
-from flux0.testing.fake.faults import Drop, Fault, Refuse, Respond, Stall, with_faults
-from flux0.testing.fake.scripts import Script
-from flux0.testing.fake.server import ID_LENGTH, Agent, FakeServer
-from flux0.testing.fake.steps import Reply, steps_of
+from flux0.testing.fake.faults import Delay, Drop, Fault, Refuse, Respond, Stall, with_faults
+from flux0.testing.fake.routing import FakeAnswer, check_operation
+from flux0.testing.fake.server import ID_LENGTH, FakeServer
+from flux0.testing.fake.steps import AgentFunction, Reply, Script, agent_of
 from flux0.testing.fake.turn import FakeTurn
+from flux0.testing.fake.waiting import Wait, Waits
 
 
 @define
@@ -26,24 +36,38 @@ class _PlannedFaults:
     """What is to go wrong with the next `times` calls of an operation, or of any."""
 
     faults: tuple[Fault, ...]
+    after: int
     times: int
     operation: str | None
+    when: Callable[[Call], object] | None
 
     def __str__(self) -> str:
         of = f" of {self.operation}" if self.operation else ""
         return f"{', '.join(map(str, self.faults))} for {self.times} calls{of}"
 
+    def befall(self, call: Call) -> bool:
+        """Return whether they happen to `call`, and count it."""
+        if self.operation not in {None, call.operation} or not (
+            self.when is None or self.when(call)
+        ):
+            return False
+        if self.after:
+            self.after -= 1
+            return False
+        self.times -= 1
+        return True
 
-class FakeTransport:
+
+class FakeTransport(SharedTransport):
     """A `Transport` and an `AsyncTransport` that behave like a flux0 server of one's own.
 
     It answers as the released server does, errors included, keeps what that keeps, and has one
-    agent to begin with. One fake may be used by many clients and threads at once; an agent runs in
-    the thread that reads its stream, and must not wait for another that uses the fake.
+    agent to begin with. One fake may be used by many clients, threads and tasks at once. An agent
+    runs in the thread that posts the message, and after a pause in the one that moves the clock.
 
     Args:
-        reply: what agents answer: a text, steps of `flux0.testing`, or a function of the
-            `UserMessage` that returns steps or, as a generator, yields them.
+        reply: what agents answer: a text, a step of `flux0.testing`, several of both, or a function
+            of the `UserMessage` that returns or yields them, asynchronous or not.
         agent_id: the id of the agent that is there from the start; it has 10 characters.
         agent_name: the name of that agent.
         agent_types: the types of which agents can be created; that agent is of the first.
@@ -68,21 +92,42 @@ class FakeTransport:
             raise InvalidArgument("agent_types", "must not be empty")
         if agent_id is not None and len(agent_id) != ID_LENGTH:
             raise InvalidArgument("agent_id", f"must have {ID_LENGTH} characters: {agent_id!r}")
-        self.clock = FakeClock() if clock is None else clock
+        super().__init__(FakeClock() if clock is None else clock)
         self._lock = RLock()
-        self._agent = steps_of(reply)
-        self._scripts: list[Script] = []
-        self._scripts_begun = 0
-        self._server = FakeServer(self._next_agent, types, self.clock)
-        agent = self._server.store.create_agent(
-            agent_name, types[0], None, id=agent_id, at=self.clock.now()
-        )
-        self.agent_id: str = agent["id"]
-        self._calls: list[Call] = []
-        self._expected: list[ExpectedCall] | None = None
-        self._planned: list[_PlannedFaults] = []
+        self._agent = agent_of(reply)
+        self._types = types
+        self._agent_name = agent_name
         self._open: dict[OpenBody, Call] = {}
-        self._left_open: list[Call] = []
+        self.agent_id = agent_id or ""
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that has happened and was to happen, and cut off what is still open.
+
+        The agent that is there from the start stays, and so does the time.
+        """
+        with self._lock:
+            for body in tuple(self._open):
+                body.end("closed")
+            self._scripts: list[Script] = []
+            self._scripts_begun = 0
+            self._calls: list[Call] = []
+            self._expected: list[ExpectedCall] | None = None
+            self._unexpected: list[str] = []
+            self._agent_errors: list[BaseException] = []
+            self._planned: list[_PlannedFaults] = []
+            self._left_open: list[Call] = []
+            self._server = FakeServer(
+                self._next_agent, self._types, self.clock, self._lock, self._agent_errors.append
+            )
+            agent = self._server.store.create_agent(
+                self._agent_name,
+                self._types[0],
+                None,
+                id=self.agent_id or None,
+                at=self.clock.now(),
+            )
+            self.agent_id = agent["id"]
 
     # --- what is to happen
 
@@ -91,16 +136,30 @@ class FakeTransport:
         with self._lock:
             self._scripts.extend(map(Script, replies))
 
-    def inject(self, *faults: Fault, times: int = 1, operation: str | None = None) -> None:
+    def inject(
+        self,
+        *faults: Fault,
+        times: int = 1,
+        operation: str | None = None,
+        after: int = 0,
+        when: Callable[[Call], object] | None = None,
+    ) -> None:
         """Have all of `faults` happen to each of the next `times` calls of an operation.
 
-        Faults that were injected first happen first. An operation is named as the client names it,
-        such as `sessions.create_event`; without one, any call will do.
+        Faults that were injected first happen first.
+
+        Args:
+            operation: its name, such as `sessions.create_event`; without one, any call will do.
+            after: how many such calls are left alone first.
+            when: is given such a call, and returns whether it counts; for faults of one session,
+                user or argument: `when=lambda call: call.user == "ann"`.
         """
+        if operation is not None:
+            check_operation(operation)
         if times < 1:
             raise InvalidArgument("times", f"must be 1 or more, and is {times}")
         with self._lock:
-            self._planned.append(_PlannedFaults(faults, times, operation))
+            self._planned.append(_PlannedFaults(faults, after, times, operation, when))
 
     def expect(self, operation: str, **arguments: Any) -> None:
         """Expect a call of an operation with at least these arguments, once, in any order.
@@ -131,7 +190,10 @@ class FakeTransport:
         raise AssertionError(f"{expected} was not called\n{nearest_call(expected, self.calls)}")
 
     def assert_all_used(self) -> None:
-        """Raise AssertionError if a script, a fault or an expected call was not used up."""
+        """Raise AssertionError if a script, a fault or an expected call was not used up.
+
+        A script is used up when it has come to its end, or to a `FallSilent` or a `Fail`.
+        """
         with self._lock:
             problems = [
                 f"script {number}: {problem}"
@@ -140,8 +202,16 @@ class FakeTransport:
             ]
             problems += [f"never happened: {planned}" for planned in self._planned]
             problems += [f"never called: {expected}" for expected in self._expected or ()]
-        if problems:
-            raise AssertionError("\n".join(("not all was used:", *problems)))
+        _raise_if("not all was used:", problems)
+
+    def assert_nothing_unexpected(self) -> None:
+        """Raise AssertionError if a call was not expected, or an agent raised an exception.
+
+        The code under test may have caught what was raised there and then.
+        """
+        with self._lock:
+            problems = [*self._unexpected, *(f"an agent raised {e!r}" for e in self._agent_errors)]
+        _raise_if("not expected:", problems)
 
     def assert_no_open_streams(self) -> None:
         """Raise AssertionError if an answer was neither read to its end nor closed.
@@ -150,65 +220,89 @@ class FakeTransport:
         """
         with self._lock:
             calls = [*self._left_open, *self._open.values()]
-        if calls:
-            raise AssertionError("\n".join(("left open:", *map(str, calls))))
+        _raise_if("left open:", map(str, calls))
 
-    # --- the transport
+    # --- elsewhere
 
-    def send(self, request: Request) -> Response[ByteStream]:
-        """Answer `request`; see `Transport.send`."""
-        answer, body = self._exchange(request)
-        return Response(answer.status_code, answer.headers, FakeBody(body))
+    def installed(self) -> AbstractContextManager[FakeTransport]:
+        """Have each `Flux0()` that is made without a transport within a `with` block use the fake.
 
-    def close(self) -> None:
-        """Break off what is still open, of any client. The fake goes on, as a server would."""
-        with self._lock:
-            for body, call in list(self._open.items()):
-                self._left_open.append(call)
-                body.end("closed")
+        It holds for all threads and tasks of the process.
+        """
+        from flux0.client.transports import standing_in  # noqa: PLC0415 - only where it is used
 
-    async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        """Answer `request`; see `AsyncTransport.send_async`."""
-        answer, body = self._exchange(request)
-        return Response(answer.status_code, answer.headers, AsyncFakeBody(body))
+        return standing_in(self)
 
-    async def close_async(self) -> None:
-        """Do as `close` does."""
-        self.close()
+    def serve(self, port: int = 0) -> AbstractContextManager[str]:
+        """Serve the fake on a port of 127.0.0.1 within a `with` block, and return its URL.
 
-    @property
-    def time(self) -> FakeClock:
-        """The time that a client goes by: the fake's clock."""
-        return self.clock
+        Args:
+            port: the port; by default one that is free.
+        """
+        from flux0.testing.fake.serving import serve  # noqa: PLC0415 - loads http.server
+
+        return serve(self, port)
 
     # --- within
 
-    def _next_agent(self) -> Agent:
+    def _next_agent(self) -> AgentFunction:
         if self._scripts_begun == len(self._scripts):
             return self._agent
         self._scripts_begun += 1
         return self._scripts[self._scripts_begun - 1]
 
-    def _exchange(self, request: Request) -> tuple[FakeAnswer, OpenBody]:
+    def answer(
+        self, request: Request, loop: Loop | None = None, *, patient: bool = False
+    ) -> Waits[tuple[Response[None], OpenBody]]:
+        """Return the head of the answer to `request`, and its body."""
         with self._lock:
-            call = call_of(request)
-            self._calls.append(call)
+            calls, number = self._calls, len(self._calls)
+            call = call_of(request, self.clock.now())
+            calls.append(call)
             self._check_expected(call)
             faults = self._take_faults(call)
-            answer = self._failed_before(request, faults) or self._server.answer(request)
-            streaming = request.stream and 200 <= answer.status_code < 300  # noqa: PLR2004 - success
-            body = OpenBody(
-                with_faults(_pieces(answer), faults),
-                request.timeout.idle if streaming else request.timeout.read,
-                self.clock,
-                self._lock,
-                lambda how: self._ended(body, answer, how),
-            )
-            self._open[body] = call
-            if Drop(after_acting=True) in faults:
+        try:
+            head, body = yield from self._answer(request, call, faults, loop, patient=patient)
+        except TransportError as error:
+            calls[number] = evolve(call, answer=error)
+            raise
+        content = None if isinstance(head.body, FakeTurn) else json_or_bytes(head.body)
+        calls[number] = evolve(call, answer=CallAnswer(head.status_code, head.headers, content))
+        return Response(head.status_code, head.headers, None), body
+
+    def _answer(
+        self,
+        request: Request,
+        call: Call,
+        faults: tuple[Fault, ...],
+        loop: Loop | None,
+        *,
+        patient: bool,
+    ) -> Waits[tuple[FakeAnswer, OpenBody]]:
+        answer = yield from self._instead(request, faults)
+        if answer is None:
+            with self._lock:
+                answer = self._server.answer(request)
+            if isinstance(answer.body, FakeTurn):
+                answer.body.begin(loop)
+        given = answer
+        streams = request.streams(answer.status_code)
+        body = OpenBody(
+            with_faults(_pieces(answer), faults),
+            request.timeout.idle if streams else request.timeout.read,
+            self.clock,
+            self._lock,
+            lambda how: self._ended(body, given, how),
+            patient=patient,
+        )
+        self._open[body] = call
+        for fault in faults:
+            if isinstance(fault, Delay):
+                yield from self._late(fault.seconds, request.timeout.read, body)
+            elif isinstance(fault, Drop):
                 body.end("closed")
                 raise ConnectionInterrupted("the connection broke off before the answer")
-            return answer, body
+        return answer, body
 
     def _check_expected(self, call: Call) -> None:
         if self._expected is None:
@@ -217,18 +311,19 @@ class FakeTransport:
             if not expected.differences(call):
                 self._expected.remove(expected)
                 return
-        raise AssertionError(f"unexpected: {call}\n{nearest_expected(call, self._expected)}")
+        problem = f"unexpected: {call}\n{nearest_expected(call, self._expected)}"
+        self._unexpected.append(problem)
+        raise AssertionError(problem)
 
     def _take_faults(self, call: Call) -> tuple[Fault, ...]:
         for planned in self._planned:
-            if planned.operation in {None, call.operation}:
-                planned.times -= 1
+            if planned.befall(call):
                 if planned.times == 0:
                     self._planned.remove(planned)
                 return planned.faults
         return ()
 
-    def _failed_before(self, request: Request, faults: Iterable[Fault]) -> FakeAnswer | None:
+    def _instead(self, request: Request, faults: Iterable[Fault]) -> Waits[FakeAnswer | None]:
         """Do what keeps a call from the server; return the answer that it gets instead, if any."""
         for fault in faults:
             match fault:
@@ -239,26 +334,40 @@ class FakeTransport:
                 case Drop(after_acting=False):
                     raise ConnectionInterrupted("the connection broke off before the answer")
                 case Stall(None, None):
-                    self._wait_in_vain(request.timeout.read)
+                    yield from self._late(None, request.timeout.read, None)
                 case _:
                     pass
         return None
 
-    def _wait_in_vain(self, timeout: float | None) -> None:
+    def _late(
+        self, seconds: float | None, timeout: float | None, body: OpenBody | None
+    ) -> Waits[None]:
+        """Wait until an answer comes; raise ReadTimeout if that takes longer than the timeout."""
+        if seconds is not None and (timeout is None or seconds < timeout):
+            yield Wait(self.clock.now() + seconds)
+            return
         if timeout is None:
             raise AssertionError("no answer will come, and this call has no timeout to end it")
-        self.clock.move_to(self.clock.now() + timeout)
+        yield Wait(self.clock.now() + timeout, timeout=True)
+        if body is not None:
+            body.end("closed")
         raise ReadTimeout(f"nothing came for {timeout:g} s")
 
-    def _ended(self, body: OpenBody, answer: FakeAnswer, how: End) -> None:
+    def _ended(self, body: OpenBody, answer: FakeAnswer, how: BodyEnd) -> None:
         call = self._open.pop(body)
-        if how == "dropped":
+        if how in {"dropped", "cut off"}:
             self._left_open.append(call)
         if how != "whole" and isinstance(answer.body, FakeTurn):
             self._server.leave(answer.body)
 
 
-def _pieces(answer: FakeAnswer) -> Iterator[bytes | float]:
+def _pieces(answer: FakeAnswer) -> Iterator[bytes | Wait]:
     if isinstance(answer.body, FakeTurn):
         return answer.body
     return iter((answer.body,) if answer.body else ())
+
+
+def _raise_if(what: str, problems: Iterable[str]) -> None:
+    lines = list(problems)
+    if lines:
+        raise AssertionError("\n".join((what, *lines)))

@@ -61,7 +61,7 @@ def body_of(request: Request) -> object:
     """
     if not request.body:
         return NO_BODY
-    if not _is_json(request.headers.get("content-type", "")):
+    if not _is_json(next(iter(request.headers.get_all("content-type")), "")):
         try:
             return request.body.decode("utf-8")
         except UnicodeDecodeError:

@@ -1,14 +1,21 @@
-"""The routes of the API, and which of them a request goes to."""
+"""The routes of the API, which of them a request goes to, and the answers to that."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from attrs import field, frozen
 
+from flux0.domain.errors import InvalidArgument
+from flux0.domain.headers import Headers
 from flux0.ports import Request
+
+if TYPE_CHECKING:
+    from flux0.testing.fake.turn import FakeTurn
 
 
 @frozen
@@ -21,12 +28,13 @@ class Route:
     _pattern: re.Pattern[str] = field(init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.template)
+        # As in the server, whose `$` also lets a line break through.
+        pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.template) + "$"
         object.__setattr__(self, "_pattern", re.compile(pattern))
 
     def path_arguments(self, path: str) -> Mapping[str, str] | None:
         """Return what stands for the placeholders in `path`, or None if it is not this route's."""
-        found = self._pattern.fullmatch(path)
+        found = self._pattern.match(path)
         return None if found is None else found.groupdict()
 
 
@@ -43,12 +51,25 @@ ROUTES = (
 )
 
 
+# A path that the server's are below, as behind a proxy.
+_PREFIX = re.compile(r"(?!/api(?:/|$))(?:/[^/]+)+?(?=/api/)")
+
+
+def check_operation(operation: str) -> None:
+    """Raise InvalidArgument unless there is such an operation."""
+    names = [route.operation for route in ROUTES]
+    if operation not in names:
+        near = get_close_matches(operation, names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"it must be one of {', '.join(names)}"
+        raise InvalidArgument("operation", f"is not one of the API, {operation!r}: {hint}")
+
+
 @frozen
 class Target:
     """Where a request goes.
 
     `operation` is empty where there is no such route; `allowed` are then the methods that the path
-    does have. `path` is decoded.
+    does have. `path` is decoded, and begins after a prefix.
     """
 
     operation: str
@@ -61,7 +82,7 @@ class Target:
 def target_of(request: Request) -> Target:
     """Return where `request` goes. Of a query parameter that is repeated, the last counts."""
     url = urlsplit(request.url)
-    path = unquote(url.path)
+    path = _PREFIX.sub("", unquote(url.path), count=1)
     query = dict(parse_qsl(url.query, keep_blank_values=True))
     allowed: list[str] = []
     for route in ROUTES:
@@ -76,3 +97,23 @@ def target_of(request: Request) -> Target:
 def is_route(path: str) -> bool:
     """Whether some operation has this path."""
     return any(route.path_arguments(path) is not None for route in ROUTES)
+
+
+@frozen
+class FakeAnswer:
+    """An answer whose body is there, or is the stream of a turn."""
+
+    status_code: int
+    headers: Headers
+    body: bytes | FakeTurn = b""
+
+
+def whole_answer(status_code: int, content_type: str, body: bytes) -> FakeAnswer:
+    """Return an answer whose body is there."""
+    fields = (("content-length", str(len(body))), ("content-type", content_type))
+    return FakeAnswer(status_code, Headers(fields), body)
+
+
+def server_failure() -> FakeAnswer:
+    """Return what the server answers when it fails."""
+    return whole_answer(500, "text/plain; charset=utf-8", b"Internal Server Error")

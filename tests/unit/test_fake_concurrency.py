@@ -1,0 +1,448 @@
+"""A fake in asynchronous code and among threads: checkpoints, gates, and agents that await."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator, Generator, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from flux0 import Flux0, StreamIdleTimeout
+from flux0.domain.errors import ReadTimeout
+from flux0.testing import (
+    AgentStep,
+    FakeClock,
+    FakeTransport,
+    FallSilent,
+    Gate,
+    Pause,
+    Report,
+    Say,
+    UserMessage,
+)
+from support.fakes import ask, message_to, new_session, turn
+from support.in_memory import in_both_loops, in_every_mode
+from support.modes import in_mode
+from support.transports import Mode
+
+
+def texts(events: list[Any]) -> str:
+    return "".join(event.patches[0].value for event in events if event.event == "chunk")
+
+
+async def said(flux0: Flux0, fake: FakeTransport, content: str = "Hi") -> str:
+    session = await flux0.sessions.create_async(agent_id=fake.agent_id)
+    async with await flux0.sessions.create_event_async(
+        session_id=session.id, content=content
+    ) as stream:
+        return "".join([text async for text in stream.text()])
+
+
+# --- checkpoints
+
+
+@in_both_loops
+async def test_a_cancelled_scope_ends_the_reading_of_a_turn(mode: Mode) -> None:
+    fake = FakeTransport([Say("x" * 1000, pieces=1000)])
+    async with Flux0(transport=fake) as flux0:
+        session = await flux0.sessions.create_async(agent_id=fake.agent_id)
+        stream = await flux0.sessions.create_event_async(session_id=session.id, content="Hi")
+        count = 0
+        with anyio.CancelScope() as scope:
+            async for _ in stream:
+                count += 1
+                if count == 3:
+                    scope.cancel()
+        assert count == 3
+        assert scope.cancelled_caught
+    fake.assert_no_open_streams()
+
+
+@in_both_loops
+async def test_a_scope_that_has_expired_sends_nothing(mode: Mode) -> None:
+    fake = FakeTransport()
+    async with Flux0(transport=fake) as flux0:
+        with anyio.move_on_after(0) as scope:
+            await flux0.agents.list_async()
+    assert scope.cancelled_caught
+    assert fake.calls == ()
+
+
+@in_both_loops
+async def test_tasks_take_turns(mode: Mode) -> None:
+    fake = FakeTransport([Say("abc", pieces=3)])
+    order: list[str] = []
+
+    async def read(name: str) -> None:
+        session = await flux0.sessions.create_async(agent_id=fake.agent_id)
+        async for _ in await flux0.sessions.create_event_async(session_id=session.id, content="Hi"):
+            order.append(name)  # noqa: PERF401 - as the events come
+
+    async with Flux0(transport=fake) as flux0, anyio.create_task_group() as tasks:
+        for name in "xyz":
+            tasks.start_soon(read, name)
+    assert sorted(order) == sorted("xyz" * 3)
+    assert order != sorted(order)
+    assert order != sorted(order, reverse=True)
+
+
+@in_both_loops
+async def test_a_real_pause_does_not_block_other_tasks(mode: Mode) -> None:
+    slept, released = threading.Event(), threading.Event()
+
+    def sleep(_: float) -> None:
+        slept.set()
+        assert released.wait(10)
+
+    fake = FakeTransport([Pause(1), Say("Hello")], clock=FakeClock(sleep=sleep))
+
+    async def release() -> None:
+        await anyio.to_thread.run_sync(slept.wait)
+        released.set()
+
+    async with Flux0(transport=fake) as flux0, anyio.create_task_group() as tasks:
+        tasks.start_soon(release)
+        assert await said(flux0, fake) == "Hello"
+
+
+@in_both_loops
+async def test_a_real_pause_may_be_cancelled(mode: Mode) -> None:
+    released = threading.Event()
+    clock = FakeClock(sleep=lambda _: released.wait(10))
+    fake = FakeTransport([Report("typing"), Pause(1), Say("Hello")], clock=clock)
+    async with Flux0(transport=fake) as flux0:
+        with anyio.move_on_after(0.05) as scope:
+            await said(flux0, fake)
+    released.set()
+    assert scope.cancelled_caught
+    fake.assert_no_open_streams()
+
+
+# --- gates
+
+
+def test_an_agent_waits_at_a_gate_while_others_go_on() -> None:
+    gate = Gate()
+    fake = FakeTransport([Report("typing"), gate, Say("Hello")])
+    session_id = new_session(fake)
+    body = fake.send(message_to(session_id)).body
+    assert gate.reached
+    fake.clock.advance(30)
+    assert ask(fake, "GET", "/api/agents").status_code == 200
+    assert len(ask(fake, "GET", f"/api/sessions/{session_id}/events").json["data"]) == 2
+    gate.open()
+    assert len(ask(fake, "GET", f"/api/sessions/{session_id}/events").json["data"]) == 3
+    assert len(list(body)) == 2
+    events, _ = turn(fake)
+    assert texts(events) == "Hello"  # It stays open.
+
+
+def test_a_thread_waits_for_a_gate_that_another_opens() -> None:
+    gate = Gate()
+    fake = FakeTransport([Report("typing"), gate, Say("Hello")])
+    session_id = new_session(fake)
+    pieces: list[bytes] = []
+    arrived = threading.Event()
+
+    def read() -> None:
+        for piece in fake.send(message_to(session_id)).body:
+            pieces.append(piece)
+            arrived.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert arrived.wait(10)
+    assert ask(fake, "GET", "/api/agents").status_code == 200
+    gate.open()
+    reader.join(10)
+    assert len(pieces) == 2
+
+
+@in_both_loops
+async def test_a_task_waits_for_a_gate_that_another_opens(mode: Mode) -> None:
+    gate = Gate()
+    fake = FakeTransport([Report("typing"), gate, Say("Hello")])
+    answers: list[str] = []
+
+    async def read() -> None:
+        answers.append(await said(flux0, fake))
+
+    async with Flux0(transport=fake) as flux0, anyio.create_task_group() as tasks:
+        tasks.start_soon(read)
+        await anyio.wait_all_tasks_blocked()
+        assert gate.reached
+        assert answers == []
+        gate.open()
+    assert answers == ["Hello"]
+
+
+@in_every_mode
+async def test_a_gate_that_nobody_opens_is_told(mode: Mode) -> None:
+    fake = FakeTransport([Gate(patience=0.05)])
+    async with in_mode(mode, Flux0(transport=fake)) as flux0:
+        session = await flux0.sessions.create_async(agent_id=fake.agent_id)
+        async with await flux0.sessions.create_event_async(
+            session_id=session.id, content="Hi"
+        ) as stream:
+            with pytest.raises(AssertionError, match=r"nobody has opened it for 0\.05 s"):
+                await anext(stream)
+
+
+def test_time_that_passes_at_a_gate_ends_in_the_timeout() -> None:
+    gate = Gate()
+    fake = FakeTransport([gate])
+    body = iter(fake.send(message_to(new_session(fake), idle=30)).body)
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            next(body)
+        except ReadTimeout as error:
+            failures.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while reader.is_alive():
+        fake.clock.advance(31)
+        reader.join(0.01)
+    assert len(failures) == 1
+
+
+def test_a_turn_that_is_left_at_a_gate_is_cancelled() -> None:
+    gate = Gate()
+    fake = FakeTransport([gate, Say("Hello")])
+    session_id = new_session(fake)
+    fake.send(message_to(session_id)).body.close()
+    gate.open()
+    assert len(ask(fake, "GET", f"/api/sessions/{session_id}/events").json["data"]) == 1
+
+
+def test_an_agent_that_blocks_blocks_nobody_else() -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    def agent(_: UserMessage) -> Iterator[AgentStep]:
+        yield Report("typing")
+        begun.set()
+        assert released.wait(10)
+        yield Say("Hello")
+
+    fake = FakeTransport(agent)
+    session_id = new_session(fake)
+    pieces: list[bytes] = []
+    poster = threading.Thread(target=lambda: pieces.extend(fake.send(message_to(session_id)).body))
+    poster.start()
+    assert begun.wait(10)
+    assert ask(fake, "GET", "/api/agents").status_code == 200
+    assert len(ask(fake, "GET", f"/api/sessions/{session_id}/events").json["data"]) == 2
+    released.set()
+    poster.join(10)
+    assert len(pieces) == 2
+
+
+def test_a_turn_is_cancelled_while_its_agent_works_in_another_thread() -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    def agent(message: UserMessage) -> Iterator[AgentStep]:
+        if message.content == "first":
+            begun.set()
+            assert released.wait(10)
+        yield Say(message.content)
+
+    fake = FakeTransport(agent)
+    session_id = new_session(fake)
+    bodies: list[Any] = []
+    poster = threading.Thread(
+        target=lambda: bodies.append(fake.send(message_to(session_id, "first")).body)
+    )
+    poster.start()
+    assert begun.wait(10)
+    assert len(list(fake.send(message_to(session_id, "second")).body)) == 1
+    released.set()
+    poster.join(10)
+    with pytest.raises(ReadTimeout):
+        next(iter(bodies[0]))
+
+
+# --- what may be an agent
+
+
+async def generating(message: UserMessage) -> AsyncIterator[str | AgentStep]:
+    yield f"You said {message.content}"
+    await anyio.sleep(0)
+    yield Pause(5)
+    yield " and I answer"
+
+
+async def returning(message: UserMessage) -> list[str]:
+    await anyio.sleep(0)
+    return [f"You said {message.content}", " and I answer"]
+
+
+@in_both_loops
+async def test_an_agent_may_be_asynchronous(mode: Mode) -> None:
+    fake = FakeTransport(generating)
+    fake.script(returning, generating)
+    async with Flux0(transport=fake) as flux0:
+        for _ in range(3):
+            assert await said(flux0, fake) == "You said Hi and I answer"
+    fake.assert_all_used()
+
+
+@in_both_loops
+async def test_an_asynchronous_agent_waits_for_what_it_likes(mode: Mode) -> None:
+    event = anyio.Event()
+    gate = Gate()
+    ends: list[str] = []
+
+    async def agent(message: UserMessage) -> AsyncIterator[AgentStep]:
+        try:
+            yield Report("typing")
+            await event.wait()
+            yield gate
+            yield Say("Hello")
+            yield FallSilent()
+        finally:
+            ends.append(message.content)
+
+    fake = FakeTransport(agent)
+    async with Flux0(transport=fake, stream_idle_timeout_ms=30_000) as flux0:
+        session = await flux0.sessions.create_async(agent_id=fake.agent_id)
+        stream = await flux0.sessions.create_event_async(session_id=session.id, content="one")
+        await anext(stream)
+        event.set()
+        gate.open()
+        await anext(stream)
+        with pytest.raises(StreamIdleTimeout):
+            await anext(stream)
+        await anyio.wait_all_tasks_blocked()
+        assert ends == ["one"]
+        stored = await flux0.sessions.list_events_async(session_id=session.id)
+        assert len(stored) == 3
+
+
+@in_both_loops
+async def test_an_asynchronous_agent_is_cancelled(mode: Mode) -> None:
+    ends: list[str] = []
+
+    async def agent(message: UserMessage) -> AsyncIterator[AgentStep]:
+        try:
+            yield Report("typing")
+            await anyio.sleep_forever()
+        finally:
+            ends.append(message.content)
+
+    fake = FakeTransport(agent)
+    async with Flux0(transport=fake) as flux0:
+        session = await flux0.sessions.create_async(agent_id=fake.agent_id)
+        async for _ in await flux0.sessions.create_event_async(session_id=session.id, content="1"):
+            break
+        await anyio.wait_all_tasks_blocked()
+        assert ends == ["1"]
+
+
+@in_both_loops
+async def test_a_bug_of_an_asynchronous_agent_is_seen_by_the_test(mode: Mode) -> None:
+    async def agent(_: UserMessage) -> AsyncIterator[AgentStep]:
+        yield Report("typing")
+        raise LookupError("a bug")
+
+    fake = FakeTransport(agent)
+    async with Flux0(transport=fake) as flux0:
+        with pytest.raises(LookupError, match="a bug"):
+            await said(flux0, fake)
+    with pytest.raises(AssertionError, match=r"an agent raised LookupError\('a bug'\)"):
+        fake.assert_nothing_unexpected()
+
+
+def test_synchronous_code_may_have_an_asynchronous_agent_that_awaits_nothing() -> None:
+    async def agent(message: UserMessage) -> AsyncIterator[str]:
+        yield "You said "
+        yield message.content
+
+    async def answer(message: UserMessage) -> str:
+        return message.content
+
+    fake = FakeTransport(agent)
+    fake.script(answer)
+    assert [texts(turn(fake)[0]) for _ in range(2)] == ["Hi", "You said Hi"]
+
+
+def test_synchronous_code_may_not_have_an_agent_that_awaits_something() -> None:
+    class Later:
+        def __await__(self) -> Generator[None, None, None]:
+            yield
+
+    async def agent(_: UserMessage) -> AsyncIterator[AgentStep]:
+        await Later()
+        yield Say("Never")
+
+    fake = FakeTransport(agent)
+    body = iter(fake.send(message_to(new_session(fake))).body)
+    with pytest.raises(TypeError, match="use the asynchronous methods of the client"):
+        next(body)
+
+
+@pytest.mark.parametrize(
+    ("reply", "text"),
+    [
+        (lambda message: f"You said {message.content}", "You said Hi"),
+        (lambda _: Say("One"), "One"),
+        (lambda _: ["One ", "two"], "One two"),
+        (lambda _: None, ""),
+        (["One ", Pause(1), "two"], "One two"),
+        (Say("One"), "One"),
+        ([], ""),
+    ],
+)
+def test_agents_may_be_of_many_kinds(reply: Any, text: str) -> None:
+    assert texts(turn(FakeTransport(reply))[0]) == text
+
+
+def test_an_agent_that_is_a_function_may_fail() -> None:
+    def agent(_: UserMessage) -> str:
+        raise LookupError("a bug")
+
+    fake = FakeTransport(agent)
+    body = iter(fake.send(message_to(new_session(fake))).body)
+    with pytest.raises(LookupError, match="a bug"):
+        next(body)
+
+
+def test_an_agent_may_end_the_test() -> None:
+    def agent(_: UserMessage) -> Iterator[str]:
+        yield "Hello"
+        raise KeyboardInterrupt
+
+    fake = FakeTransport(agent)
+    with pytest.raises(KeyboardInterrupt):
+        fake.send(message_to(new_session(fake)))
+
+    def function(_: UserMessage) -> str:
+        raise KeyboardInterrupt
+
+    fake = FakeTransport(function)
+    with pytest.raises(KeyboardInterrupt):
+        fake.send(message_to(new_session(fake)))
+
+
+def test_an_agent_knows_what_was_said_before() -> None:
+    def agent(message: UserMessage) -> str:
+        said: list[Any] = [event.data for event in message.history]
+        return f"You have said {[data.parts[0].content for data in said]}"
+
+    fake = FakeTransport(agent)
+    with Flux0(transport=fake) as flux0:
+        conversation = flux0.conversation(agent=fake.agent_id)
+        for content, answer in (
+            ("One", "You have said []"),
+            ("Two", "You have said ['One', 'You have said []']"),
+        ):
+            assert "".join(conversation.send(content).text()) == answer
+
+
+def test_a_fake_may_take_real_time() -> None:
+    fake = FakeTransport([Pause(0.02), Say("Hello")], clock=FakeClock(sleep=time.sleep))
+    assert texts(turn(fake)[0]) == "Hello"

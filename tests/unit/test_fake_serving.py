@@ -1,0 +1,241 @@
+"""A fake on a real port, and in place of the transports of clients that are given none."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from flux0 import Flux0, HttpxTransport, StreamInterrupted
+from flux0.models import NotFoundError, ServerError, StatusEvent, TransportError
+from flux0.testing import (
+    Drop,
+    FakeClock,
+    FakeTransport,
+    FallSilent,
+    Gate,
+    Pause,
+    Report,
+    Respond,
+    Say,
+    Truncate,
+)
+from support.cassettes import ONCE
+from support.in_memory import in_every_mode
+from support.modes import in_mode
+from support.transports import Mode
+
+
+@in_every_mode
+async def test_a_served_fake_is_a_server(mode: Mode) -> None:
+    fake = FakeTransport([Report("typing"), Say("Hello", pieces=3)])
+    with fake.serve() as url:
+        async with in_mode(mode, Flux0(url)) as flux0:
+            session = await flux0.sessions.create_async(agent_id=fake.agent_id)
+            stream = await flux0.sessions.create_event_async(session_id=session.id, content="Hi")
+            assert len([event async for event in stream]) == 4
+            assert len(await flux0.sessions.list_events_async(session_id=session.id)) == 3
+            with pytest.raises(NotFoundError):
+                await flux0.sessions.retrieve_async(session_id="0123456789")
+    fake.assert_no_open_streams()
+    assert fake.calls[0].operation == "sessions.create"
+
+
+def test_events_come_when_the_agent_says_them() -> None:
+    gate = Gate()
+    fake = FakeTransport([Report("typing"), gate, Say("Hello")])
+    with fake.serve() as url, Flux0(url) as flux0:
+        session = flux0.sessions.create(agent_id=fake.agent_id)
+        with flux0.sessions.create_event(session_id=session.id, content="Hi") as stream:
+            assert isinstance(next(stream), StatusEvent)
+            assert len(flux0.agents.list()) == 1
+            gate.open()
+            assert len(list(stream)) == 1
+
+
+@pytest.mark.parametrize("last", [FallSilent(), Gate(), Pause(1000)])
+def test_a_client_that_leaves_cancels_the_agent(last: Any) -> None:
+    left = threading.Event()
+
+    def agent(_: object) -> Any:
+        try:
+            yield Report("typing")
+            yield last
+        except GeneratorExit:
+            left.set()
+            raise
+
+    fake = FakeTransport(agent, clock=FakeClock(moves_by_itself=False))
+    with fake.serve() as url, Flux0(url) as flux0:
+        session = flux0.sessions.create(agent_id=fake.agent_id)
+        with flux0.sessions.create_event(session_id=session.id, content="Hi") as stream:
+            next(stream)
+        assert left.wait(10)
+        assert len(flux0.agents.list()) == 1
+
+
+def test_the_test_moves_the_clock_of_a_served_fake() -> None:
+    clock = FakeClock(moves_by_itself=False)
+    fake = FakeTransport([Report("typing"), Pause(5), Say("Hello")], clock=clock)
+    with fake.serve() as url, Flux0(url) as flux0:
+        session = flux0.sessions.create(agent_id=fake.agent_id)
+        with flux0.sessions.create_event(session_id=session.id, content="Hi") as stream:
+            next(stream)
+            clock.advance(5)
+            assert len(list(stream)) == 1
+
+
+def test_pauses_are_real_if_the_clock_sleeps() -> None:
+    fake = FakeTransport([Pause(0.02), Say("Hello")], clock=FakeClock(sleep=time.sleep))
+    with fake.serve() as url, Flux0(url) as flux0:
+        conversation = flux0.conversation(agent=fake.agent_id)
+        assert "".join(conversation.send("Hi").text()) == "Hello"
+
+
+def test_faults_happen_on_the_connection() -> None:
+    fake = FakeTransport([Say("Hello", pieces=3)])
+    with fake.serve() as url, Flux0(url, retry_config=ONCE) as flux0:
+        session = flux0.sessions.create(agent_id=fake.agent_id)
+        fake.inject(Respond(500))
+        with pytest.raises(ServerError, match="500: Internal Server Error"):
+            flux0.agents.list()
+        fake.inject(Drop())
+        with pytest.raises(TransportError):
+            flux0.agents.list()
+        fake.inject(Truncate(after_events=2), operation="sessions.create_event")
+        with pytest.raises(StreamInterrupted) as caught:
+            list(flux0.sessions.create_event(session_id=session.id, content="Hi"))
+        assert caught.value.event_count == 2
+
+
+def test_an_agent_with_a_bug_leaves_the_stream_silent_as_on_the_server() -> None:
+    def agent(_: object) -> Any:
+        yield Report("typing")
+        raise LookupError("a bug")
+
+    fake = FakeTransport(agent)
+    with fake.serve() as url, Flux0(url) as flux0:
+        session = flux0.sessions.create(agent_id=fake.agent_id)
+        with flux0.sessions.create_event(session_id=session.id, content="Hi") as stream:
+            next(stream)
+        assert len(flux0.agents.list()) == 1
+    with pytest.raises(AssertionError, match="a bug"):
+        fake.assert_nothing_unexpected()
+
+
+def exchange(url: str, text: str) -> bytes:
+    """Send what is no request of a client of ours, and return all that comes back."""
+    address = urlsplit(url)
+    assert address.hostname is not None
+    assert address.port is not None
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(text.encode())
+        answer = b""
+        while data := connection.recv(65536):
+            answer += data
+    return answer
+
+
+def test_any_method_is_answered_as_the_server_does() -> None:
+    with FakeTransport().serve() as url:
+        address = urlsplit(url)
+        connection = http.client.HTTPConnection(address.netloc)
+        for method, status in (("PUT", 405), ("HEAD", 405), ("GET", 200)):
+            connection.request(method, "/api/agents")
+            answer = connection.getresponse()
+            assert (answer.status, answer.getheader("server")) == (status, "uvicorn")
+            answer.read()
+        connection.close()
+
+
+def test_bodies_in_chunks_are_refused() -> None:
+    with FakeTransport().serve() as url:
+        head = "POST /api/agents HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        assert exchange(url, f"{head}0\r\n\r\n").startswith(b"HTTP/1.1 411 ")
+
+
+def test_an_old_client_gets_no_chunks() -> None:
+    fake = FakeTransport()
+    with fake.serve() as url:
+        with Flux0(url) as flux0:
+            session = flux0.sessions.create(agent_id=fake.agent_id)
+        body = json.dumps({"type": "message", "source": "user", "content": "Hi"})
+        answer = exchange(
+            url,
+            f"POST http://fake/api/sessions/{session.id}/events/stream HTTP/1.0\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}",
+        )
+    head, _, content = answer.partition(b"\r\n\r\n")
+    assert b"chunked" not in head
+    assert content.startswith(b"event: chunk\n")
+    assert content.endswith(b"}\n\n")
+
+
+def test_many_clients_are_served() -> None:
+    fake = FakeTransport(lambda message: message.content)
+    with fake.serve() as url, Flux0(url) as flux0:
+
+        def talk(number: int) -> str:
+            conversation = flux0.conversation(agent=fake.agent_id)
+            return "".join(conversation.send(str(number)).text())
+
+        with ThreadPoolExecutor(8) as threads:
+            assert list(threads.map(talk, range(40))) == [str(number) for number in range(40)]
+
+
+def test_nothing_is_served_after_the_block() -> None:
+    fake = FakeTransport()
+    with fake.serve() as url, Flux0(url) as flux0:
+        flux0.agents.list()
+    with Flux0(url, retry_config=ONCE) as flux0, pytest.raises(TransportError):
+        flux0.agents.list()
+
+
+# --- clients that are given no transport
+
+
+@in_every_mode
+async def test_an_installed_fake_serves_clients_without_a_transport(mode: Mode) -> None:
+    fake = FakeTransport("Hello")
+    with fake.installed() as installed:
+        assert installed is fake
+        async with in_mode(mode, Flux0("http://flux0.example")) as flux0:
+            assert len(await flux0.agents.list_async()) == 1
+        with ThreadPoolExecutor(1) as threads:
+            assert len(threads.submit(lambda: Flux0().agents.list()).result()) == 1  # noqa: PLW0108
+    assert len(fake.calls) == 2
+
+
+def test_an_installed_fake_leaves_other_transports_alone() -> None:
+    fake, other, latest = FakeTransport(), FakeTransport(), FakeTransport()
+    with fake.installed():
+        with Flux0(transport=other) as flux0, latest.installed(), Flux0() as inner:
+            flux0.agents.list()
+            inner.agents.list()
+        Flux0().agents.list()
+    assert [len(one.calls) for one in (fake, other, latest)] == [1, 1, 1]
+    with Flux0("http://127.0.0.1:1", retry_config=ONCE) as flux0, pytest.raises(TransportError):
+        flux0.agents.list()
+
+
+def test_a_client_may_have_a_path_before_that_of_the_api() -> None:
+    fake = FakeTransport()
+    for url in ("http://proxy/flux0/", "http://proxy/a/b"):
+        with Flux0(url, transport=fake) as flux0:
+            conversation = flux0.conversation(agent=fake.agent_id)
+            assert "".join(conversation.send("Hi").text()) == "Hello"
+    assert fake.calls[-1].operation == "sessions.create_event"
+
+
+def test_a_transport_of_its_own_is_used_as_it_is() -> None:
+    with FakeTransport().serve() as url, FakeTransport().installed() as fake:
+        with Flux0(url, transport=HttpxTransport()) as flux0:
+            flux0.agents.list()
+        assert fake.calls == ()
