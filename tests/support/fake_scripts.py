@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from flux0.cli.demo_agent import weather_agent
@@ -15,6 +16,7 @@ from flux0.testing import (
     FakeClock,
     FakeTransport,
     FallSilent,
+    Gate,
     GiveResult,
     Pause,
     Reason,
@@ -25,10 +27,13 @@ from flux0.testing import (
 )
 
 
-def scripted_fake(agent_id: str) -> FakeTransport:
-    """Return a fake whose agent is like the scripted one of the real server."""
+def scripted_fake(agent_id: str, gates: Mapping[str, Gate] | None = None) -> FakeTransport:
+    """Return a fake whose agent is like the scripted one of the real server.
+
+    Its steps that wait do so at the gates of their names.
+    """
     return FakeTransport(
-        scripted_reply,
+        partial(scripted_reply, gates={} if gates is None else gates),
         agent_id=agent_id,
         agent_name="Scripted",
         agent_types=("scripted",),
@@ -77,8 +82,8 @@ def _as_script(step: AgentStep) -> dict[str, Any]:  # noqa: PLR0911 - one return
             raise AssertionError(f"the scripted agent has no word for {step}")
 
 
-def scripted_reply(message: UserMessage) -> Iterator[AgentStep]:
-    """Do as `scripted_agent.py` does with a message, except for its steps that wait."""
+def scripted_reply(message: UserMessage, gates: Mapping[str, Gate]) -> Iterator[AgentStep]:
+    """Do as `scripted_agent.py` does with a message."""
     try:
         script: list[dict[str, Any]] = json.loads(message.content)
     except ValueError:
@@ -87,7 +92,10 @@ def scripted_reply(message: UserMessage) -> Iterator[AgentStep]:
     ends = True
     for step in script:
         ends = ends and step.get("end") is not False
-        yield from _from_script(step)
+        if "wait" in step:
+            yield gates[step["wait"]]
+        else:
+            yield from _from_script(step)
     if not ends:
         yield FallSilent()
 

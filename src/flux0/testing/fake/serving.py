@@ -8,7 +8,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import MSG_PEEK, SHUT_RDWR, socket
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urljoin
 
 from attrs import evolve
@@ -16,17 +16,14 @@ from attrs import evolve
 from flux0.domain.errors import TransportError
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
-from flux0.testing.fake.body import FakeBody
+from flux0.testing.fake.body import FakeBody, SharedTransport
 from flux0.testing.fake.waiting import perform
-
-if TYPE_CHECKING:
-    from flux0.testing.fake.transport import FakeTransport
 
 _POLL_SECONDS = 0.05  # After so long at most, an end is seen.
 
 
 @contextmanager
-def serve(fake: FakeTransport, port: int = 0) -> Iterator[str]:
+def serve(fake: SharedTransport, port: int = 0) -> Iterator[str]:
     """Serve a fake within a block, each connection in a thread; see `FakeTransport.serve`."""
     with _Server(fake, port) as server:
         thread = Thread(target=server.serve_forever, args=(_POLL_SECONDS,), daemon=True)
@@ -44,7 +41,7 @@ def serve(fake: FakeTransport, port: int = 0) -> Iterator[str]:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, fake: FakeTransport, port: int) -> None:
+    def __init__(self, fake: SharedTransport, port: int) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.fake = fake
         self.connections: set[socket] = set()

@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from threading import Condition
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from attrs import frozen
 
 from flux0.adapters.support.event_loop import Loop, running_loop
-
-if TYPE_CHECKING:
-    from flux0.testing.fake.clock import FakeClock
 
 T = TypeVar("T")
 
@@ -80,7 +77,21 @@ class Changes:
         raise _out_of_patience(wait)
 
 
-def perform(waits: Waits[T], clock: FakeClock) -> T:
+class Clock(Protocol):
+    """What a wait needs of a clock."""
+
+    changes: Changes
+
+    def wait_until(self, moment: float, *, timeout: bool = False) -> None:
+        """Return when it is `moment`."""
+        ...
+
+    async def wait_until_async(self, moment: float, *, timeout: bool = False) -> None:
+        """Return when it is `moment`."""
+        ...
+
+
+def perform(waits: Waits[T], clock: Clock) -> T:
     """Return what a flow returns, and wait as synchronous code does."""
     try:
         while True:
@@ -94,7 +105,7 @@ def perform(waits: Waits[T], clock: FakeClock) -> T:
         return result
 
 
-async def perform_async(waits: Waits[T], clock: FakeClock) -> T:
+async def perform_async(waits: Waits[T], clock: Clock) -> T:
     """Return what a flow returns, and wait as asynchronous code does."""
     try:
         while True:
