@@ -23,7 +23,16 @@ from flux0.domain.models import (
     Session,
     ToolData,
 )
-from flux0.testing import AgentStep, CallTool, FakeTransport, GiveResult, Reason, Report, Say
+from flux0.testing import (
+    AgentStep,
+    CallTool,
+    FakeTransport,
+    GiveResult,
+    Pause,
+    Reason,
+    Report,
+    Say,
+)
 from support.in_memory import answer as json_answer, in_both_loops, in_every_mode, script
 from support.modes import in_mode
 from support.transports import Mode
@@ -240,7 +249,7 @@ async def test_a_message_is_answered_by_a_turn(mode: Mode) -> None:
 @in_every_mode
 async def test_a_message_closes_the_turn_that_is_still_open(mode: Mode) -> None:
     fake = FakeTransport()
-    fake.script([Say("One", pieces=3)], [Say("Two", pieces=3)])
+    fake.script([Say("One", pieces=3, pause=1)], [Say("Two", pieces=3)])
 
     async with client(mode, fake) as flux0:
         chat = await flux0.conversation_async(agent=fake.agent_id)
@@ -284,7 +293,8 @@ async def test_the_history_has_what_was_said_in_order(mode: Mode) -> None:
 @in_every_mode
 async def test_a_live_turn_is_joined_without_doubles(mode: Mode) -> None:
     fake = FakeTransport()
-    fake.script("Once", [Say("Twice"), Say("Twice"), Say("Not yet", pieces=2)])
+    pause, twice = Pause(1), Say("Twice")
+    fake.script("Once", [pause, twice, pause, twice, pause, Say("Not yet", pieces=2, pause=1)])
 
     async with client(mode, fake) as flux0:
         chat = await flux0.conversation_async(agent=fake.agent_id)

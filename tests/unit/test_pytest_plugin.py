@@ -8,6 +8,7 @@ import pytest
 from sybil import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
 
+import flux0_pytest
 from flux0.cli.demo_agent import demo_transport
 from support.fake_over_http import FakeOverHTTP
 
@@ -20,7 +21,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
 def only_this_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load the plugin by its name, whether or not its entry point is installed."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("PYTEST_PLUGINS", "flux0.testing.pytest_plugin")
+    monkeypatch.setenv("PYTEST_PLUGINS", "flux0_pytest")
 
 
 def test_the_fixtures_are_a_fake_and_a_client_of_it(pytester: pytest.Pytester) -> None:
@@ -38,30 +39,159 @@ def test_the_fixtures_are_a_fake_and_a_client_of_it(pytester: pytest.Pytester) -
     pytester.runpytest_inprocess().assert_outcomes(passed=2)
 
 
-def test_a_stream_that_is_left_open_fails_its_test(pytester: pytest.Pytester) -> None:
+@pytest.mark.parametrize(
+    ("marker", "body", "told"),
+    [
+        ("streams", "next(say(flux0_client, flux0_fake))", "left open:"),
+        ("streams", "KEPT.append(say(flux0_client, flux0_fake))", "left open:"),
+        ("used", "flux0_fake.script('never')", "script 1: no turn has used it"),
+        ("used", "flux0_fake.inject(Refuse(), operation='agents.list')", "never happened: Refuse*"),
+        ("used", "flux0_fake.expect('sessions.list')", "never called: sessions.list()"),
+        (
+            "expected",
+            "flux0_fake.expect('agents.list'); flux0_client.agents.list(); swallow(flux0_client)",
+            "unexpected: agents.list()",
+        ),
+        (
+            "expected",
+            "flux0_fake.script(lambda _: [1]); swallow_turn(flux0_client, flux0_fake)",
+            "an agent raised TypeError(*",
+        ),
+    ],
+)
+def test_a_test_fails_for_what_it_leaves(
+    pytester: pytest.Pytester, marker: str, body: str, told: str
+) -> None:
     pytester.makepyfile(
-        """
-        def test_it(flux0_client, flux0_fake):
-            session = flux0_client.sessions.create(agent_id=flux0_fake.agent_id)
-            next(flux0_client.sessions.create_event(session_id=session.id, content="Hi"))
-        """
-    )
-    result = pytester.runpytest_inprocess()
-    result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*left open:", "*sessions.create_event(*content='Hi')"])
+        f"""
+        import pytest
+        from flux0.testing import Refuse
 
-
-def test_a_stream_that_somebody_keeps_open_fails_its_test(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
-        """
         KEPT = []
 
-        def test_it(flux0_client, flux0_fake):
+        def say(flux0_client, flux0_fake):
             session = flux0_client.sessions.create(agent_id=flux0_fake.agent_id)
-            KEPT.append(flux0_client.sessions.create_event(session_id=session.id, content="Hi"))
+            return flux0_client.sessions.create_event(session_id=session.id, content="Hi")
+
+        def swallow(flux0_client):
+            try:
+                flux0_client.agents.list()
+            except AssertionError:
+                pass
+
+        def swallow_turn(flux0_client, flux0_fake):
+            try:
+                list(say(flux0_client, flux0_fake))
+            except TypeError:
+                pass
+
+        def test_strict(flux0_client, flux0_fake):
+            {body}
+
+        @pytest.mark.flux0_fake({marker}=False)
+        def test_lenient(flux0_client, flux0_fake):
+            {body}
+
+        def test_that_fails(flux0_client, flux0_fake):
+            {body}
+            assert False
         """
     )
-    pytester.runpytest_inprocess().assert_outcomes(passed=1, errors=1)
+    result = pytester.runpytest_inprocess("--strict-markers")
+    result.assert_outcomes(passed=2, errors=1, failed=1)
+    result.stdout.fnmatch_lines([f"*{told}"])
+
+
+def test_the_plugin_costs_other_projects_no_module_but_its_own(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_nothing():
+            with open("modules.txt", "w") as file:
+                file.write(" ".join(sorted(sys.modules)))
+        """
+    )
+
+    def modules(plugin: str) -> set[str]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTEST_PLUGINS", plugin)
+            patch.setenv("PYTHONPATH", str(Path(flux0_pytest.__file__).parents[1]))
+            pytester.runpytest_subprocess().assert_outcomes(passed=1)
+        return set((pytester.path / "modules.txt").read_text().split())
+
+    assert modules("flux0_pytest") - modules("") == {"flux0_pytest"}
+
+
+def test_the_plugin_has_its_old_name_too(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_PLUGINS", "flux0.testing.pytest_plugin")
+    pytester.makepyfile("def test_it(flux0_client): flux0_client.agents.list()")
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+CASSETTE_TEST = """
+    import pytest
+    from flux0 import Flux0
+
+    @pytest.fixture
+    def flux0_cassette_transport():
+        from flux0.testing import FakeTransport
+        return lambda: FakeTransport("From a server")
+
+    @pytest.mark.flux0_cassette({options})
+    def test_it(flux0_cassette):
+        with Flux0(transport=flux0_cassette) as flux0:
+            conversation = flux0.conversation(agent=flux0.agents.list()[0])
+            assert "".join(conversation.send("Hi").text()) == "From a server"
+        assert {passes}
+"""
+
+
+def test_a_cassette_is_recorded_once_and_then_replayed(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    path = pytester.path / "cassettes" / "test_cassette" / "test_it.json"
+
+    def run(*arguments: str, passes: object = True, **outcomes: int) -> None:
+        pytester.makepyfile(test_cassette=CASSETTE_TEST.format(options="", passes=passes))
+        pytester.runpytest_inprocess("--strict-markers", *arguments).assert_outcomes(**outcomes)
+
+    run("--flux0-cassettes=none", errors=1)
+    run(passes=False, failed=1)
+    assert not path.exists()
+    run(passed=1)
+    recorded = path.read_bytes()
+    run(passed=1)
+    run("--flux0-cassettes=all", passes=False, failed=1)
+    assert path.read_bytes() == recorded
+    monkeypatch.setenv("CI", "true")
+    run(passed=1)
+    run("--flux0-cassettes=all", passed=1)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_cassette_may_have_its_own_path_and_options(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    options = "'weather.json', mode='once', scrub=lambda text: text.replace('Hi', '***')"
+    pytester.makepyfile(CASSETTE_TEST.format(options=options, passes=True))
+    for _ in range(2):
+        pytester.runpytest_inprocess().assert_outcomes(passed=1)
+    text = (pytester.path / "weather.json").read_text("utf-8")
+    assert '"content": "***"' in text
+
+
+def test_a_cassette_that_is_not_all_replayed_fails_its_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(CASSETTE_TEST.format(options="mode='once'", passes=True))
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+    pytester.makepyfile("def test_it(flux0_cassette): pass")
+    result = pytester.runpytest_inprocess("--flux0-cassettes=none")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*exchange 1, agents.list()"])
 
 
 def test_the_samples_of_the_page_on_testing_pass(

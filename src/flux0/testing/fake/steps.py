@@ -17,7 +17,6 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from contextlib import closing
 from itertools import takewhile
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -325,11 +324,16 @@ class Script:
         return f"its turn was left after {self._done} {'step' if self._done == 1 else 'steps'}"
 
     def _sync(self, steps: Generator[AgentStep, None, None]) -> Iterator[AgentStep]:
-        with closing(steps):
+        try:
             for step in steps:
                 self._used = isinstance(step, (FallSilent, Fail)) or self._used
                 yield step
                 self._done += 1
+        except Exception:  # Which is told of an agent by itself.
+            self._used = True
+            raise
+        finally:
+            steps.close()
         self._used = True
 
     async def _async(self, steps: AsyncGenerator[AgentStep, None]) -> AsyncIterator[AgentStep]:
@@ -338,6 +342,9 @@ class Script:
                 self._used = isinstance(step, (FallSilent, Fail)) or self._used
                 yield step
                 self._done += 1
+        except Exception:
+            self._used = True
+            raise
         finally:
             await steps.aclose()
         self._used = True
