@@ -70,12 +70,26 @@ def test_routes(servers: Servers) -> None:
     paths = ["/api/agents", "/api/agents/AGENT", "/api/sessions", "/api/sessions/SESSION"]
     paths += [EVENTS, STREAM]
     wrong = ["/nope", "/api", "/api/", "/api/nope/", "//api/agents", "/api//agents"]
-    wrong += ["/api/agents/a%2Fb4567890", f"{EVENTS}//"]
+    wrong += ["/api/agents/a%2Fb4567890", f"{EVENTS}//", "/api/agents%0A%0A", "/api/agents%0D"]
     slashes = [f"{path}/{query}" for path in paths for query in ("", "?a=b%20c&d")]
     questions = [Question(method, path) for path in paths for method in ("PUT", "OPTIONS", "HEAD")]
     questions += [get(path) for path in (*wrong, *slashes)]
     questions += [post(path, {"x": 1}) for path in (STREAM.removesuffix("/stream"), *slashes)]
     assert ask_all(servers, questions) == {307, 404, 405}
+
+
+def test_a_line_break_after_a_path(servers: Servers) -> None:
+    paths = ["/api/agents%0A", "/api/sessions%0A", f"{EVENTS}%0A", "/api/agents/AGENT%0A"]
+    questions = [get(path) for path in (*paths, "/api/agents/0123456789%0A", "/api/agents/%0A")]
+    questions += [post("/api/agents%0A", {}), post(f"{STREAM}%0A", MESSAGE), get("/api/agents/%0A")]
+    assert ask_all(servers, [*questions, get("/api/agents%0A/"), Question("PUT", paths[0])])
+
+
+def test_a_second_content_type(servers: Servers) -> None:
+    kinds = ["application/json", "text/plain", ""]
+    pairs = [(("content-type", one), ("Content-Type", two)) for one in kinds for two in kinds]
+    questions = [Question("POST", "/api/agents", b"{}", headers) for headers in pairs]
+    assert ask_all(servers, questions) == {422}
 
 
 def test_ids_in_paths(servers: Servers) -> None:
@@ -259,6 +273,16 @@ def test_filters_of_events(servers: Servers) -> None:
     queries = [
         *(f"min_offset={offset}" for offset in (-1, 0, 3, 8, 99, "1.0", "%201_0.00%20", "%2B2")),
         *(f"min_offset={text}" for text in ("x", "", "1.5", "1.", ".0", "1__0", "- 1", "9" * 4301)),
+        *(f"min_offset={text}" for text in ("%2B", "-", "%2B-1", "_1", "1_", "0_0", "00", "-0")),
+        *(
+            f"min_offset={sign}{'9' * size}"
+            for sign in ("", "%2B", "-")
+            for size in (19, 4299, 4300)
+        ),
+        *(
+            f"min_offset={text}"
+            for text in ("0" * 4301, "1." + "0" * 4300, "1_" * 2200 + "1", "%20")
+        ),
         *(f"source={source}" for source in ("user", "ai_agent", "system", "custom", "USER", "")),
         "source=ai_agent&source=x",
         "min_offset=2&source=ai_agent",
@@ -345,6 +369,13 @@ TOOL_RESULT = {**NAMES, "data": {"result": 1}}
         [Say("\ud800")],
         [Say("before"), Report("completed"), Say("after")],
         [Report("completed")],
+        [raw(add("/-", "x")), Report("completed"), READY, Report("typing"), Say("y")],
+        [
+            Report(
+                "typing", [1e-9, -1.5e-7, 1e-5, 0.0001, 1e15, 1e16, 1e22, 1.5e300, 5e-324, "1e-09"]
+            )
+        ],
+        [Report("typing", {"1e+20": 1e20, 'a"e-09': [True, False, None, 100000000000000000000]})],
         [Report("ready", event_id="unknown"), Say("after")],
         [raw(add("/-", "x"))],
         [raw(add("/-", "x")), READY, READY, raw(add("/-", "y")), READY],

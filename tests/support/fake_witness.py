@@ -43,7 +43,7 @@ class Question:
     method: str
     path: str
     body: Any = None
-    headers: Mapping[str, str] = JSON
+    headers: Mapping[str, str] | tuple[tuple[str, str], ...] = JSON
 
 
 def get(path: str, body: Any = None, **headers: str) -> Question:
@@ -67,6 +67,12 @@ class Answer:
     def data(self) -> Any:
         """What a list holds."""
         return json.loads(self.body)["data"]
+
+
+def _pairs(
+    headers: Mapping[str, str] | tuple[tuple[str, str], ...],
+) -> tuple[tuple[str, str], ...]:
+    return tuple(headers.items()) if isinstance(headers, Mapping) else headers
 
 
 class Witness:
@@ -93,7 +99,7 @@ class Witness:
         request = Request(
             question.method,
             self._url + path,
-            Headers((*question.headers.items(), *_ALONE)),
+            Headers((*_pairs(question.headers), *_ALONE)),
             body,
             stream=True,
             timeout=Timeout(idle=_SILENCE_SECONDS),

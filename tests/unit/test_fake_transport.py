@@ -11,19 +11,24 @@ from unittest.mock import ANY
 
 import pytest
 
-from flux0 import EventType, Flux0, StreamInterrupted
+from flux0 import BackoffStrategy, EventType, Flux0, RetryConfig, StreamInterrupted
+from flux0.domain.errors import ConnectError, ConnectionInterrupted
 from flux0.domain.headers import Headers
 from flux0.models import ChunkEvent, ContentPart, MessageData, ToolData
 from flux0.ports import AsyncTransport, Request, Transport
 from flux0.testing import (
+    CallAnswer,
     CallTool,
     ExpectedCall,
+    Fail,
     FakeTransport,
+    FallSilent,
     GiveResult,
     Pause,
     Reason,
     Refuse,
     Report,
+    Respond,
     Say,
     Split,
     Stall,
@@ -319,6 +324,72 @@ def test_a_body_that_is_not_json_is_remembered_as_bytes(body: bytes) -> None:
     (call,) = fake.calls
     assert (call.operation, call.body, call.arguments) == ("", body, {"a": "b"})
     assert str(call) == "POST /nope(a='b')"
+
+
+def test_calls_know_when_they_were_made_and_what_came_of_them() -> None:
+    fake = FakeTransport([Pause(5), Say("Hello")])
+    began = fake.clock.now()
+    fake.inject(Respond(429, retry_after=2), Split(1))
+    fake.inject(Refuse(), operation="sessions.create")
+    at_once = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
+    with Flux0(transport=fake, retry_config=at_once) as flux0:
+        session = flux0.sessions.create(agent_id=fake.agent_id)
+        said(flux0, session.id)
+        flux0.agents.list()
+    failed, refused, created, turn, listed = fake.calls
+    assert [call.time - began for call in fake.calls] == [0, 2, 2, 2, 7]
+    assert isinstance(failed.answer, CallAnswer)
+    assert (failed.answer.status_code, failed.answer.headers["retry-after"]) == (429, "2")
+    assert isinstance(refused.answer, ConnectError)
+    assert isinstance(created.answer, CallAnswer)
+    assert created.answer.body["id"] == session.id
+    assert isinstance(turn.answer, CallAnswer)
+    assert (turn.answer.status_code, turn.answer.body) == (200, None)
+    assert isinstance(listed.answer, CallAnswer)
+    assert len(listed.answer.body["data"]) == 1
+
+
+def test_a_fake_begins_anew() -> None:
+    fake = FakeTransport([Say("Hello", pieces=2, pause=1)])
+    session_id = new_session(fake)
+    body = fake.send(message_to(session_id)).body
+    fake.script("One")
+    fake.inject(Refuse())
+    fake.expect("agents.list")
+    agent_id = fake.agent_id
+    fake.reset()
+    with pytest.raises(ConnectionInterrupted):
+        list(body)
+    fake.assert_all_used()
+    fake.assert_no_open_streams()
+    fake.assert_nothing_unexpected()
+    assert (fake.calls, fake.agent_id) == ((), agent_id)
+    with Flux0(transport=fake) as flux0:
+        assert len(flux0.agents.list()) == 1
+        assert flux0.sessions.list().data == ()
+        assert said(flux0, flux0.sessions.create(agent_id=agent_id).id) == "Hello"
+
+
+def test_a_script_that_comes_to_its_failure_or_silence_is_used_up() -> None:
+    fake = FakeTransport()
+    fake.script([Say("I am"), Fail("lost"), Pause(1), Say("here")])
+    fake.script([Say("Hello"), FallSilent(), Say("never")])
+    session_id = new_session(fake)
+    for _ in range(2):
+        fake.send(message_to(session_id)).body.close()
+    fake.assert_all_used()
+
+
+def test_an_unexpected_call_that_was_swallowed_is_told() -> None:
+    fake = FakeTransport()
+    fake.expect("agents.list")
+    with Flux0(transport=fake) as flux0:
+        with pytest.raises(AssertionError):
+            flux0.sessions.list()
+        flux0.agents.list()
+    fake.assert_all_used()
+    with pytest.raises(AssertionError, match=r"^not expected:\nunexpected: sessions.list\(\)"):
+        fake.assert_nothing_unexpected()
 
 
 def test_a_call_that_was_made_is_found() -> None:

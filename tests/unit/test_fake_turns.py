@@ -21,6 +21,7 @@ from flux0.models import (
     ContentPart,
     MessageData,
     ReasoningPart,
+    StatusData,
     StatusEvent,
     ToolCallPart,
     ToolData,
@@ -34,6 +35,7 @@ from flux0.testing import (
     FakeTransport,
     FallSilent,
     GiveResult,
+    LangChain,
     Pause,
     Reason,
     Report,
@@ -122,6 +124,59 @@ def test_a_tool_is_called_and_gives_its_result() -> None:
     assert used.result is not None
     assert (used.result.data, used.result.control.mode) == ({"celsius": 16}, "auto")
     assert used.error is None
+
+
+def test_each_call_of_a_tool_has_an_id_of_its_own() -> None:
+    one, other = (
+        CallTool("get_weather", {"location": "SF"}),
+        CallTool("get_weather", {"location": "SF"}),
+    )
+    given = CallTool("get_time", id="mine")
+    fake = FakeTransport([one, other, given, GiveResult(other, 2), GiveResult(one, 1), one])
+    session_id = new_session(fake)
+    with Flux0(transport=fake) as flux0:
+        with flux0.sessions.create_event(session_id=session_id, content="Hi") as stream:
+            list(stream)
+        calls = [
+            (call.tool_call_id, call.result and call.result.data) for call in stream.tool_calls
+        ]
+        assert calls == [("call-1", 1), ("call-2", 2), ("mine", None), ("call-3", None)]
+
+
+def test_the_result_of_a_call_that_was_not_made_has_an_id() -> None:
+    _, (given,) = turn(FakeTransport([GiveResult(CallTool("get_time"), 12)]))
+    assert isinstance(given.data, ToolData)
+    assert given.data.tool_calls[0].tool_call_id == "call-1"
+
+
+def test_steps_may_look_like_those_of_the_langchain_adapter() -> None:
+    one, other = CallTool("search", {"q": "SF"}), CallTool("search", {"q": "LA"})
+    steps: list[AgentStep] = [
+        LangChain(one, other),
+        LangChain(GiveResult(one, "foggy")),
+        LangChain(Say("It is foggy.", pieces=2, pause=1), Say(" Bye")),
+    ]
+    events, stored = turn(FakeTransport(steps))
+    runs = [f"00000000-0000-4000-8000-{number:012}" for number in (1, 2, 3)]
+    seen = [
+        (event.event_id, event.seq)
+        if isinstance(event, ChunkEvent)
+        else (event.id, event.data.status, event.data.acknowledged_offset, event.data.data)
+        for event in events
+        if isinstance(event, (ChunkEvent, StatusEvent))
+    ]
+    assert seen == [
+        (runs[0], "processing", 0, {}),
+        *[(runs[0], 0)] * 5,  # The second call begins with a patch that the server drops.
+        (runs[1], 0),
+        (runs[2], "processing", 0, {}),
+        (runs[2], "typing", 0, {}),
+        *[(runs[2], 0)] * 3,
+    ]
+    data: list[Any] = [event.data for event in stored if not isinstance(event.data, StatusData)]
+    assert len(data) == 2
+    assert data[0].tool_calls[0].result.data == "foggy"
+    assert data[1].parts[0].content == "It is foggy. Bye"
 
 
 def test_statuses_are_reported_and_stored() -> None:

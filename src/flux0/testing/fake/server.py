@@ -306,18 +306,23 @@ def _models(events: list[JSONObject]) -> tuple[Event, ...]:
     return JsonCodec().from_dict(Events, {"data": events}).data
 
 
-# Texts, which stay as they are, and the exponents of numbers.
-_TEXT_OR_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|e[+]?(-?)0*')
+# Texts, which stay as they are, and small numbers, which the server spells otherwise than Python.
+_TEXT_OR_SMALL = re.compile(r'"(?:[^"\\]|\\.)*"|(\d)(\.(\d+))?e-0(\d)')
+
+
+def _spelled(found: re.Match[str]) -> str:
+    text, digit, rest, decimals, exponent = found.group(0, 1, 2, 3, 4)
+    if digit is None:
+        return str(text)
+    return (
+        f"0.0000{digit}{decimals or ''}" if exponent == "5" else f"{digit}{rest or ''}e-{exponent}"
+    )
 
 
 def _json(status_code: int, data: JSONObject) -> FakeAnswer:
     try:
         text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        # The server has no + and no leading zeros in an exponent; `true` and `false` have one e.
-        spelled = _TEXT_OR_EXPONENT.sub(
-            lambda found: found[0] if found[1] is None else f"e{found[1]}", text
-        )
-        body = spelled.encode("utf-8")
+        body = _TEXT_OR_SMALL.sub(_spelled, text).encode("utf-8")
     except ValueError:  # NaN, or half of a surrogate pair: the server cannot say it either.
         raise ServerFailure from None
     return whole_answer(status_code, "application/json", body)

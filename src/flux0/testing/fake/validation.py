@@ -20,6 +20,7 @@ NO_BODY: Final = object()
 
 _INTEGER = re.compile(r"[+-]?[0-9]+(?:_[0-9]+)*(?:\.0+)?")
 _MOST_DIGITS = 4300
+_TOO_LONG = re.compile(rf"-?[1-9][0-9]{{{_MOST_DIGITS},}}")
 _TRUE = frozenset({"1", "on", "t", "true", "y", "yes"})
 _FALSE = frozenset({"0", "off", "f", "false", "n", "no"})
 
@@ -123,11 +124,14 @@ class Checks:
     def integer(self, location: Location, text: str) -> int:
         """Check a text that stands for an integer and return that."""
         digits = text.strip()
-        if len(digits) > _MOST_DIGITS:
+        if _INTEGER.fullmatch(digits):
+            number = digits.partition(".")[0].replace("_", "")
+            if len(number.lstrip("+-0")) <= _MOST_DIGITS:
+                sign = -1 if number.startswith("-") else 1
+                return sign * int(number.lstrip("+-0") or 0)
+        if _TOO_LONG.match(text):
             message = "Unable to parse input string as an integer, exceeded maximum size"
             self._refuse("int_parsing_size", location, message, text)
-        elif _INTEGER.fullmatch(digits):
-            return int(digits.partition(".")[0])
         else:
             message = "Input should be a valid integer, unable to parse string as an integer"
             self._refuse("int_parsing", location, message, text)
