@@ -73,20 +73,28 @@ def streamed(name: str, data: object) -> Any:
 @pytest.mark.parametrize(
     ("data", "field", "problem"),
     [
-        ([], "", "expected an object, got a list"),
-        ("text", "", "expected an object, got a text"),
-        (None, "", "expected an object, got null"),
+        ([], "", "must be a dict, not list"),
+        ("text", "", "must be a dict, not str"),
+        (None, "", "must be a dict, not None"),
         ({}, "data", "is missing"),
-        ({"data": {}}, "data", "expected a list, got an object"),
-        ({"data": None}, "data", "expected a list, got null"),
-        ({"data": [agent(), 1]}, "data[1]", "expected an object, got a number"),
-        ({"data": [agent(name=1)]}, "data[0].name", "expected a text, got a number"),
-        ({"data": [agent(name=None)]}, "data[0].name", "expected a text, got null"),
-        ({"data": [agent(description=[])]}, "data[0].description", "expected a text, got a list"),
-        ({"data": [agent(created_at=1.5)]}, "data[0].created_at", "a date and time, got a number"),
-        ({"data": [agent(created_at="x")]}, "data[0].created_at", "a date and time, got 'x'"),
+        ({"data": {}}, "data", "must be a list, not dict"),
+        ({"data": None}, "data", "must be a list, not None"),
+        ({"data": [agent(), 1]}, "data[1]", "must be a dict, not int"),
+        ({"data": [agent(name=1)]}, "data[0].name", "must be a str, not int"),
+        ({"data": [agent(name=None)]}, "data[0].name", "must be a str, not None"),
+        ({"data": [agent(description=[])]}, "data[0].description", "must be a str, not list"),
+        (
+            {"data": [agent(created_at=1.5)]},
+            "data[0].created_at",
+            "must be a date and time, not float",
+        ),
+        (
+            {"data": [agent(created_at="x")]},
+            "data[0].created_at",
+            "must be a date and time, not 'x'",
+        ),
         ({"data": [without(agent(), "type")]}, "data[0].type", "is missing"),
-        ({"data": [agent(), without(agent(id=1), "name")]}, "data[1].id", "expected a text"),
+        ({"data": [agent(), without(agent(id=1), "name")]}, "data[1].id", "must be a str, not int"),
     ],
 )
 def test_a_body_of_the_wrong_shape_names_the_place(data: Any, field: str, problem: str) -> None:
@@ -229,7 +237,7 @@ def test_the_details_of_a_422_are_read_whole() -> None:
             ctx={"min_length": 3},
         ),
     )
-    with pytest.raises(DecodeError, match="a text or an integer, got a boolean") as caught:
+    with pytest.raises(DecodeError, match="must be a str or an int, not bool") as caught:
         CODEC.from_dict(HTTPValidationErrorData, {"detail": [{**detail, "loc": ["body", True]}]})
     assert caught.value.field == "detail[0].loc[1]"
 
@@ -251,7 +259,7 @@ class Stranger:
 
 
 def test_a_class_of_somebody_else_s_fails_in_the_library_s_own_words() -> None:
-    with pytest.raises(Flux0Error, match="complex"):
+    with pytest.raises(Flux0Error, match="Stranger"):
         from_dict(Stranger, {"value": 1})
 
 
@@ -386,7 +394,7 @@ def test_a_chunk_of_the_wrong_shape_names_the_place(changes: Any, field: str) ->
 @pytest.mark.parametrize("data", [None, [], "text", 1, True])
 @pytest.mark.parametrize("name", ["chunk", "status"])
 def test_an_event_that_is_no_object_is_a_decode_error(name: str, data: object) -> None:
-    with pytest.raises(DecodeError, match="expected an object"):
+    with pytest.raises(DecodeError, match="must be a dict"):
         streamed(name, data)
 
 

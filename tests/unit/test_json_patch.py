@@ -10,14 +10,21 @@ import pytest
 from hypothesis import given, strategies as st
 
 from flux0.domain.messages.json_patch import (
-    GROWTH_LIMIT,
     JSON,
+    MAX_DEPTH,
+    VALUE_SIZE,
     PatchError,
-    apply_operation,
+    Room,
     check_operation,
     copied,
+    measure,
 )
+from flux0.domain.messages.json_patch import apply_operation as apply_in
 from flux0.domain.stream_events import JSONPatchOperation as Op
+
+
+def apply_operation(document: JSON, operation: Op) -> JSON:
+    return apply_in(document, operation, Room(1_000_000))
 
 
 def as_text(document: Any) -> str:
@@ -177,12 +184,13 @@ def test_created_parents_stay_when_the_operation_fails(
 
 
 def test_a_list_is_not_grown_without_end() -> None:
-    grown: Any = apply_operation([], Op("add", f"/{GROWTH_LIMIT - 1}/a", 1))
-    assert len(grown) == GROWTH_LIMIT
-    for index in (2 * GROWTH_LIMIT, 10**12, 10**5000):
+    room = Room(1000 * VALUE_SIZE)
+    grown: Any = apply_in([], Op("add", "/499/a", 1), room)
+    assert len(grown) == 500
+    for index in ("10000", "9" * 12, "9" * 5000):
         with pytest.raises(PatchError):
-            apply_operation(grown, Op("add", f"/{'9' * 5000 if index > 10**12 else index}/a", 1))
-    assert len(grown) == GROWTH_LIMIT
+            apply_in(grown, Op("add", f"/{index}/a", 1), room)
+    assert len(grown) == 500
 
 
 def test_what_is_no_operation_is_told_without_a_document() -> None:
@@ -201,12 +209,36 @@ def test_the_value_is_copied() -> None:
     assert operation.value == {"args": [{"x": [1]}]}
 
 
-def test_any_depth_is_copied_and_compared() -> None:
-    deep: Any = []
-    for _ in range(50_000):
-        deep = [deep]
-    document = apply_operation({}, Op("add", "/a", deep))
-    assert apply_operation(document, Op("test", "/a", deep)) is document
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for level in range(depth):
+        value = [value] if level % 2 else {"a": value}
+    return value
+
+
+def test_values_are_as_deep_as_the_limit_allows_and_no_deeper() -> None:
+    document = apply_operation({}, Op("add", "/a", nested(MAX_DEPTH - 1)))
+    assert apply_operation(document, Op("test", "/a", nested(MAX_DEPTH - 1))) is document
+    before = as_text(document)
+    for operation in (
+        Op("add", "/a", nested(MAX_DEPTH)),
+        Op("replace", "", nested(MAX_DEPTH + 1)),
+        Op("add", "/b/c", nested(MAX_DEPTH - 1)),
+        Op("copy", "/c/b", from_="/a"),
+        Op("move", "/c/b", from_="/a"),
+        Op("add", "/x" * (MAX_DEPTH + 1), 1),
+    ):
+        with pytest.raises(PatchError, match=f"more than {MAX_DEPTH} lists and objects"):
+            apply_operation(document, operation)
+    for created in ("b", "c"):
+        document.pop(created, None)  # type: ignore[union-attr, call-arg, arg-type]
+    assert as_text(document) == before
+    assert measure(apply_operation(document, Op("move", "/b", from_="/a")))[1] == MAX_DEPTH
+
+
+def test_any_depth_is_copied_and_measured() -> None:
+    deep: Any = nested(50_000)
+    assert measure(copied(deep))[1] == 50_000
 
 
 def test_a_copy_can_be_held_to_the_numbers_of_json() -> None:
@@ -373,14 +405,18 @@ OPERATIONS = st.one_of(
 
 @given(st.one_of(st.none(), VALUES), st.lists(OPERATIONS, min_size=1, max_size=8))
 def test_any_program_does_what_the_plain_model_does(start: Any, program: list[Op]) -> None:
+    room = Room(1_000_000)
     document: Any = deepcopy(start)
+    room.left -= 0 if start is None else measure(start)[0]
     expected: Any = deepcopy(start)
     for operation in program:
         expected, applies = model_apply(expected, deepcopy(operation))
         try:
-            document = apply_operation(document, operation)
+            document = apply_in(document, operation, room)
         except PatchError:
             assert not applies, operation
         else:
             assert applies, operation
         assert as_text(document) == as_text(expected)
+        held = 0 if document is None else measure(document)[0]
+        assert room.limit - room.left == held

@@ -11,7 +11,7 @@ from flux0.domain.enums import EventSource, SessionStatus
 from flux0.domain.models import StatusData
 
 
-@frozen(weakref_slot=False)
+@frozen
 class JSONPatchOperation:
     """One operation of RFC 6902. `value` is plain JSON; operations without one leave it None.
 
@@ -25,7 +25,7 @@ class JSONPatchOperation:
     from_: str | None = None
 
 
-@frozen(weakref_slot=False)
+@frozen
 class ChunkEvent:
     """A piece of a message in the making: operations on the document named `event_id`.
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from attrs import frozen
 
 from flux0.domain.messages.finalizing import REASONING, TurnMessage, finalize
 from flux0.domain.messages.json_patch import (
     JSON,
+    VALUE_SIZE,
     PatchError,
+    Room,
     apply_operation,
     check_operation,
-    copied,
+    measure,
 )
+from flux0.domain.messages.text_list import TextList
 from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StreamEvent
+
+DEFAULT_MAX_TURN_BYTES = 64 * 1024 * 1024
 
 
 @frozen
@@ -33,54 +40,62 @@ class MessageAccumulator:
     """Rebuilds the message and tool events of one turn from its stream, as the server does.
 
     Chunks apply in the order in which they are fed, whatever their `seq`: the server sends only
-    chunks that it has applied. What the stream does not tell is taken for granted: that the agent
-    called each message ready, once, and in the order in which they began. Nor does it show what a
-    chunk did that the server dropped halfway.
+    chunks that it has applied. Some things do not show in a stream, so this takes for granted that
+    the agent called each message ready, once, in the order in which they began, and that the server
+    applied each chunk to its end.
+
+    Args:
+        max_turn_bytes: how much the messages may hold together, which is a limit to what a stream
+            can make this process remember. Each character counts for a byte, and each value in a
+            list or object for 64 more, except the texts of a list that only grew at its end.
+            What goes past the limit does not apply, and is noted in `problems`. So is what would
+            put more than 200 lists and objects within each other.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES) -> None:
         self._drafts: dict[str, _Draft] = {}
+        self._room = Room(max_turn_bytes)
         self._problems: list[PatchProblem] = []
+        self._problem_room = Room(max_turn_bytes)
 
     def feed(self, event: StreamEvent) -> str:
         """Take in one event, and return the text that it added at the end of the answer.
 
-        That is, of a message that is not reasoning: each text appended to the document's list;
-        and, where the whole document is replaced, what the new text says beyond the one before,
-        if it begins with that. Any other change, structured content and all other events give
+        This concerns messages that are not reasoning. The text is that of each text appended to the
+        document's list; or, where the whole document is replaced and the new text begins with the
+        old, what follows the old. Any other change, structured content and all other events give
         "". The cost is that of the event, however long the message is; `apply_operation` names the
         operations that cost more.
 
         A chunk that does not apply is noted in `problems`. As on the server, its operations up to
-        that point stand, except where one is no JSON Patch operation at all: then none is applied.
+        that point stand; but if one of them is no JSON Patch operation at all, none is applied.
         """
         if not isinstance(event, ChunkEvent):
             return ""
         draft = self._drafts.get(event.event_id)
-        if draft is None:
-            draft = self._drafts[event.event_id] = _Draft(event)
-        elif (text := draft.append(event.patches)) is not None:
+        if draft is not None and (text := draft.append(event.patches)) is not None:
             return text
-        text = ""
-        index = 0
+        text, index = "", 0
         try:
             for index, operation in enumerate(event.patches):  # noqa: B007 - read where it fails
                 check_operation(operation)
+            index = 0
+            if draft is None:
+                draft = self._begin(event)
             for index, operation in enumerate(event.patches):  # noqa: B007 - read where it fails
                 text += draft.apply(operation)
         except PatchError as error:
-            self._problems.append(
-                PatchProblem(event.event_id, event.seq, index, event.patches[index], str(error))
-            )
+            self._note(event, index, str(error))
         return text
 
     @property
     def messages(self) -> tuple[TurnMessage, ...]:
         """The messages as they stand now, in the order in which they began.
 
-        A message shows up once the server would store something of it, a tool call already while
+        A message shows up once the server would store something of it; a tool call already while
         its arguments are on their way, as text. Only messages that changed since the last time are
-        built anew: text by joining what is new, all else at the cost of its size.
+        built anew. A list of texts costs what is new of it, as long as the message of the last time
+        is not kept; all else costs its size.
         """
         return tuple(
             message for draft in self._drafts.values() if (message := draft.message()) is not None
@@ -88,7 +103,10 @@ class MessageAccumulator:
 
     @property
     def problems(self) -> tuple[PatchProblem, ...]:
-        """The operations that could not be applied, oldest first."""
+        """The operations that could not be applied, oldest first.
+
+        Their values are held up to `max_turn_bytes`; problems beyond that are not noted.
+        """
         return tuple(self._problems)
 
     def finish(self) -> tuple[TurnMessage, ...]:
@@ -97,27 +115,41 @@ class MessageAccumulator:
             message for draft in self._drafts.values() if (message := draft.finish()) is not None
         )
 
+    def _begin(self, first: ChunkEvent) -> _Draft:
+        head: Any = [first.event_id, first.correlation_id, dict(first.metadata)]
+        self._room.take(measure(head)[0])
+        draft = self._drafts[first.event_id] = _Draft(first, self._room)
+        return draft
+
+    def _note(self, event: ChunkEvent, index: int, reason: str) -> None:
+        if not event.patches:  # There is no room for the message itself.
+            return
+        operation = event.patches[index]
+        try:
+            self._problem_room.take(measure([operation.value, operation.path])[0])
+        except PatchError:
+            return
+        self._problems.append(PatchProblem(event.event_id, event.seq, index, operation, reason))
+
 
 class _Draft:
     """One message in the making."""
 
-    __slots__ = ("_first", "_is_reasoning", "_joined", "_message", "_root", "_stale", "_text")
+    __slots__ = ("_first", "_is_reasoning", "_message", "_room", "_root", "_stale")
 
-    def __init__(self, first: ChunkEvent) -> None:
+    def __init__(self, first: ChunkEvent, room: Room) -> None:
         self._first = first
         self._is_reasoning = first.metadata.get("kind") == REASONING
-        self._root: JSON = None
-        # The root's first `_joined` items, all of them texts, joined; for a root that is a list.
-        self._text = ""
-        self._joined = 0
+        self._room = room
+        # The document; a `TextList` as long as it is a list of texts that grows at its end.
+        self._root: JSON | TextList = None
         self._message: TurnMessage | None = None
         self._stale = False
 
     def append(self, operations: tuple[JSONPatchOperation, ...]) -> str | None:
-        """Do as `apply` does if this is one text for the end of a list; else return None.
+        """Add one text at the end of a list as `apply` does, or return None if this is not that.
 
-        Nearly every chunk of a long answer is that, so it is spared all checks for what else it
-        may be.
+        Nearly every chunk of a long answer is that, so nothing else is looked for.
         """
         operation, root = operations[0] if len(operations) == 1 else None, self._root
         if (
@@ -125,62 +157,98 @@ class _Draft:
             or operation.path != "/-"
             or operation.op != "add"
             or type(operation.value) is not str
-            or type(root) is not list
+            or type(root) is not TextList
         ):
             return None
-        root.append(operation.value)
+        text, room = operation.value, self._room
+        if len(text) > room.left:
+            return None
+        room.left -= len(text)
+        root.append(text)
         self._stale = True
-        return "" if self._is_reasoning else operation.value
+        return "" if self._is_reasoning else text
 
     def apply(self, operation: JSONPatchOperation) -> str:
         """Apply one operation, and return the text that it added at the end of the answer."""
         self._stale = True
-        before, value = self._root, operation.value
-        if _appends(operation, before):
-            if isinstance(before, list):
-                before.append(copied(value))
+        root, value, length = self._root, operation.value, _length(self._root)
+        if operation.op == "add" and length >= 0 and operation.path in {"/-", f"/{length}"}:
+            if type(value) is str and (length == 0 or isinstance(root, TextList)):
+                self._append_text(value)
             else:
-                self._root = apply_operation(before, operation)
+                self._root = apply_operation(self._opened(), operation, self._room)
             return value if isinstance(value, str) and not self._is_reasoning else ""
-        self._text, self._joined = "", 0
-        self._root = apply_operation(before, operation)
-        if operation.path or operation.op not in {"add", "replace"} or self._is_reasoning:
+        if operation.path or operation.op not in {"add", "replace"}:
+            self._root = apply_operation(self._opened(), operation, self._room)
             return ""
-        shown, text = _texts(before), _texts(self._root)
-        return text[len(shown) :] if text.startswith(shown) else ""
+        self._replace(operation)
+        before, after = _text(root), _text(self._root)
+        return after[len(before) :] if after.startswith(before) and not self._is_reasoning else ""
 
     def message(self) -> TurnMessage | None:
         """Return the message as it stands now."""
         if self._stale:
-            self._message = finalize(self._first, self._root, self._joined_text(), partial=True)
             self._stale = False
+            self._message = None  # As long as it holds the text, that cannot grow in place.
+            self._message = self._finalized(partial=True)
         return self._message
 
     def finish(self) -> TurnMessage | None:
         """Return the event that the server stores."""
-        return finalize(self._first, self._root, self._joined_text())
+        return self._finalized(partial=False)
 
-    def _joined_text(self) -> str | None:
-        """Return the texts joined that the root is a list of, or None where it is not."""
-        if not isinstance(self._root, list):
-            return None
-        new = self._root[self._joined :]
-        texts = [item for item in new if isinstance(item, str)]
-        if len(texts) < len(new):
-            return None
-        self._text += "".join(texts)
-        self._joined += len(texts)
-        return self._text
+    def _finalized(self, *, partial: bool) -> TurnMessage | None:
+        root = self._root
+        if isinstance(root, list) and root and all(type(item) is str for item in root):
+            # Done once, so that the next look costs what is new until then.
+            self._root = root = TextList(cast("list[str]", root))
+            self._room.left += VALUE_SIZE * len(root)
+        return finalize(
+            self._first, [root.text()] if isinstance(root, TextList) else root, partial=partial
+        )
+
+    def _append_text(self, text: str) -> None:
+        root = self._root
+        if isinstance(root, TextList):
+            self._room.take(len(text))
+        else:
+            self._room.take(len(text) + (VALUE_SIZE if root is None else 0))
+            self._root = root = TextList()
+        root.append(text)
+
+    def _opened(self) -> JSON:
+        """Return the document, in which each text of a list is a value of its own from now on."""
+        root = self._root
+        if isinstance(root, TextList):
+            self._room.take(VALUE_SIZE * len(root))
+            self._root = root = cast("JSON", root.texts())
+        return root
+
+    def _replace(self, operation: JSONPatchOperation) -> None:
+        """Apply an operation that replaces the whole document."""
+        root, room = self._root, self._room
+        if not isinstance(root, TextList):
+            self._root = apply_operation(root, operation, room)
+            return
+        size = VALUE_SIZE + root.characters
+        room.left += size
+        try:
+            self._root = apply_operation(None, operation, room)
+        except PatchError:
+            room.left -= size
+            raise
 
 
-def _appends(operation: JSONPatchOperation, root: JSON) -> bool:
-    """Whether this is an `add` behind the last item of a root that is, or will be, a list."""
-    if operation.op != "add" or not (root is None or isinstance(root, list)):
-        return False
-    return operation.path == "/-" or operation.path == f"/{len(root or ())}"
+def _length(root: JSON | TextList) -> int:
+    """Return how many items the list has that the document is, or will be; -1 if it is no list."""
+    if root is None:
+        return 0
+    return len(root) if isinstance(root, (list, TextList)) else -1
 
 
-def _texts(root: JSON) -> str:
+def _text(root: JSON | TextList) -> str:
+    if isinstance(root, TextList):
+        return root.text()
     if isinstance(root, list):
         return "".join(item for item in root if isinstance(item, str))
     return root if isinstance(root, str) else ""

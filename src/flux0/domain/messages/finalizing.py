@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from attrs import frozen
 
 from flux0.domain.enums import EventType
-from flux0.domain.messages.json_patch import JSON, copied
+from flux0.domain.messages.json_patch import JSON, MAX_DEPTH, copied, measure
 from flux0.domain.models import (
     ContentPart,
     ControlOptions,
@@ -49,22 +49,19 @@ class TurnMessage:
     metadata: Mapping[str, Any] | None = None
 
 
-def finalize(
-    first: ChunkEvent, root: JSON, text: str | None, *, partial: bool = False
-) -> TurnMessage | None:
+def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMessage | None:
     """Return the event that the server stores for a message, or None where it stores nothing.
 
     Args:
         first: the message's first chunk, whose metadata count for all of it.
         root: the document that the chunks made; nothing of it is shared with the result.
-        text: the document's texts joined, where it is a list of nothing but texts.
-        partial: the message is still growing: arguments of a tool call that are not JSON yet are
-            given as the text that came so far, where the server would store nothing.
+        partial: the message is still growing. Arguments of a tool call that are not JSON yet are
+            given as the text that has come so far; the server would store nothing.
     """
     if not root or "agent_name" not in first.metadata:
         return None
     try:
-        data, metadata = _finalized(first, root, text, partial=partial)
+        data, metadata = _finalized(first, root, partial=partial)
     except (KeyError, TypeError, ValueError, RecursionError):
         # The server fails on what does not have the right shape, and stores nothing.
         return None
@@ -92,7 +89,7 @@ def tool_results(events: Iterable[Event | TurnMessage]) -> dict[str, ToolCall]:
 
 
 def _finalized(
-    first: ChunkEvent, root: JSON, text: str | None, *, partial: bool
+    first: ChunkEvent, root: JSON, *, partial: bool
 ) -> tuple[MessageData | ToolData, Mapping[str, Any] | None]:
     metadata = dict(first.metadata)
     agent_id, agent_name = metadata.pop("agent_id", ""), metadata.pop("agent_name")
@@ -109,7 +106,8 @@ def _finalized(
         return ToolData(tuple(_tool_call(result) for result in results)), None
     if not isinstance(root, (str, list, dict)):
         raise TypeError("a message that is a number")
-    content = _listed(root) if text is None else text
+    is_text = isinstance(root, list) and all(isinstance(item, str) for item in root)
+    content = "".join(cast("list[str]", root)) if is_text else _listed(root)
     part = ReasoningPart(content) if is_reasoning else ContentPart(content)
     return MessageData((part,), participant), _listed(metadata)
 
@@ -131,14 +129,21 @@ def _args(args: Any, *, partial: bool) -> Any:
     if not isinstance(args, list):
         raise TypeError("args are neither a list nor an object")
     text = "".join(cast("list[str]", args))
-    import json  # noqa: PLC0415 - not needed to import this package
-
     try:
-        return json.loads(text)
+        return _parsed(text)
     except (ValueError, RecursionError):
         if partial:
             return text
         raise
+
+
+def _parsed(text: str) -> Any:
+    import json  # noqa: PLC0415 - not needed to import this package
+
+    value = json.loads(text)
+    if measure(value)[1] > MAX_DEPTH:
+        raise ValueError("too many lists and objects within each other")
+    return value
 
 
 def _tool_call(item: Any) -> ToolCall:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import isfinite
+from sys import maxsize
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 if TYPE_CHECKING:
@@ -17,14 +18,56 @@ if TYPE_CHECKING:
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
-# The server grows a list up to any index; here a few bytes must not claim gigabytes.
-GROWTH_LIMIT = 10_000
+# The most lists and objects within each other. Python's own functions, such as `repr` and
+# `copy.deepcopy`, follow nested values by recursion, and fail at a few hundred levels.
+MAX_DEPTH = 200
+
+# What a value counts as, besides the characters of a text or key: about what Python needs for it.
+VALUE_SIZE = 64
 
 _OPERATIONS = frozenset({"add", "remove", "replace", "move", "copy", "test"})
 
 
 class PatchError(ValueError):
     """An operation cannot be applied; the text says why."""
+
+
+class Room:
+    """How much the documents of a turn may hold.
+
+    Each value counts for `VALUE_SIZE` bytes, and each character of a text or key for one more. What
+    is removed makes room again.
+
+    Work that the stream does not pay for with bytes of its own is limited too, and for good: what
+    `copy` adds, what `move` looks through, and the items that fill a list up to an index.
+    """
+
+    __slots__ = ("left", "limit", "unpaid")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.left = limit
+        self.unpaid = limit
+
+    def take(self, size: int) -> None:
+        """Count what a document gains; raises `PatchError` if there is no room for it."""
+        if size > self.left:
+            raise PatchError(f"the turn's messages would hold more than {self.limit:,} bytes")
+        self.left -= size
+
+    def work(self, size: int) -> None:
+        """Count work that the stream does not pay for; raises `PatchError` if it is too much."""
+        if size > self.unpaid:
+            raise PatchError(f"the turn has copied or moved more than {self.limit:,} bytes")
+        self.unpaid -= size
+
+    def measure(self, value: JSON) -> tuple[int, int]:
+        """Return size and depth of what is to be copied or moved, which is work of that size."""
+        size, depth = measure(value, most=self.unpaid)
+        if size > self.unpaid:
+            self.unpaid = 0  # That was work too.
+        self.work(size)
+        return size, depth
 
 
 def check_operation(operation: JSONPatchOperation) -> None:
@@ -38,37 +81,80 @@ def check_operation(operation: JSONPatchOperation) -> None:
     _segments(operation.path)
 
 
-def apply_operation(document: JSON, operation: JSONPatchOperation) -> JSON:
+def apply_operation(document: JSON, operation: JSONPatchOperation, room: Room) -> JSON:
     """Apply one operation to `document` in place and return the document's root from now on.
 
-    None stands for a document that does not exist yet. The operation's value is copied. The cost
-    is that of the path and the value, not of the document; but `copy` and `test` take as long as
-    what they copy or compare is large, and inserting into a list moves what follows.
+    None stands for a document that does not exist yet. The operation's value is copied. The cost is
+    that of the path, the value and what is removed, not that of the document; but `copy`, and
+    `move` to a deeper place, cost as much as what they copy or move, and inserting into a list
+    moves what follows.
 
     Raises:
-        PatchError: the operation does not apply. The document is as it was, but for the parents
-            that were created on the way.
+        PatchError: the operation does not apply, or the document would be too large or too deep. It
+            is as it was, except for the parents that were created on the way.
     """
     segments = _segments(operation.path)
-    root = _with_parents(document, operation.path)
+    _check_depth(len(segments))
+    left = room.left
+    try:
+        return _applied(_with_parents(document, operation.path, room), segments, operation, room)
+    except PatchError:
+        if document is None:  # Then nothing is kept.
+            room.left = left
+        raise
+
+
+def _applied(root: JSON, segments: list[str], operation: JSONPatchOperation, room: Room) -> JSON:
     match operation.op:
-        case "add":
-            return _add(root, segments, copied(operation.value))
-        case "replace":
-            return _replace(root, segments, copied(operation.value))
+        case "add" | "replace":
+            size, depth = measure(operation.value)
+            _check_depth(len(segments) + depth)
+            put = _add if operation.op == "add" else _replace
+            return put(root, segments, copied(operation.value), size, room)
         case "remove":
             parent, key = _existing(root, segments)
-            parent.pop(key)
+            room.left += measure(parent.pop(key))[0] + _key_size(parent, key)
         case "move":
-            return _move(root, segments, _segments(operation.from_))
+            return _move(root, segments, _segments(operation.from_), room)
         case "copy":
-            return _add(root, segments, copied(_value(root, _segments(operation.from_))))
+            value = _value(root, _segments(operation.from_))
+            size, depth = room.measure(value)
+            _check_depth(len(segments) + depth)
+            return _add(root, segments, copied(value), size, room)
         case "test":
             if not _equal(_value(root, segments), operation.value):
                 raise PatchError("the value is not the one that was tested for")
         case _:
             check_operation(operation)
     return root
+
+
+def measure(value: JSON, *, most: int = maxsize) -> tuple[int, int]:
+    """Return what a value counts for, and how many lists and objects it has within each other.
+
+    It stops, with less than the whole, once the size is more than `most`.
+    """
+    size, depth = VALUE_SIZE, 0
+    level: list[JSON] = [value]
+    while level:
+        below: list[JSON] = []
+        is_deeper = False
+        for item in level:
+            if isinstance(item, str):
+                size += len(item)
+            elif isinstance(item, (list, dict)):
+                is_deeper = True
+                size += VALUE_SIZE * len(item)
+                if size > most:
+                    return size, depth
+                if isinstance(item, dict):
+                    size += sum(map(len, item))
+                    below += item.values()
+                else:
+                    below += item
+        depth += is_deeper
+        level = below
+    return size, depth
 
 
 def copied(value: JSON, *, finite: bool = False) -> JSON:
@@ -93,6 +179,15 @@ def copied(value: JSON, *, finite: bool = False) -> JSON:
     return holder[0]
 
 
+def _check_depth(depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise PatchError(f"more than {MAX_DEPTH} lists and objects would be within each other")
+
+
+def _key_size(parent: list[JSON] | dict[str, JSON], key: Any) -> int:
+    return len(key) if isinstance(parent, dict) else 0
+
+
 def _segments(pointer: str | None) -> list[str]:
     if not pointer:
         if pointer is None:
@@ -108,17 +203,19 @@ def _segments(pointer: str | None) -> list[str]:
     return segments
 
 
-def _with_parents(root: JSON, path: str) -> JSON:
+def _with_parents(root: JSON, path: str, room: Room) -> JSON:
     """Create what `path` leads through, by the server's rule, and return the root.
 
-    The rule is not that of JSON Pointer: outer slashes count for nothing, nothing is unescaped,
-    and whatever `str.isdigit` accepts is an index.
+    The rule is not that of JSON Pointer: slashes at both ends count for nothing, nothing is
+    unescaped, and whatever `str.isdigit` accepts is an index.
     """
-    if path in {"", "/"}:
-        return {} if root is None else root
     parts = path.strip("/").split("/")
     if root is None:
-        root = [] if parts[0] == "-" or parts[0].isdigit() else {}
+        room.take(VALUE_SIZE)
+        is_list = path not in {"", "/"} and (parts[0] == "-" or parts[0].isdigit())
+        root = [] if is_list else {}
+    if path in {"", "/"}:
+        return root
     node: JSON = root
     for part, following in pairwise(parts):
         if part == "-":
@@ -127,61 +224,74 @@ def _with_parents(root: JSON, path: str) -> JSON:
             if not isinstance(node, list):
                 raise PatchError(f"{part!r} needs a list")
             index = _integer(part)
-            if index >= len(node) + GROWTH_LIMIT:
-                raise PatchError(f"{part!r} is too far behind the end of the list")
-            while len(node) <= index:
-                node.append([] if following.isdigit() else {})
+            missing = index + 1 - len(node)
+            if missing > 0:
+                room.work((missing - 1) * VALUE_SIZE)
+                room.take(missing * VALUE_SIZE)
+                node.extend([] if following.isdigit() else {} for _ in range(missing))
             node = node[index]
         else:
             if not isinstance(node, dict):
                 raise PatchError(f"{part!r} needs an object")
             if part not in node:
+                room.take(VALUE_SIZE + len(part))
                 node[part] = [] if following.isdigit() else {}
             elif following.isdigit() and not isinstance(node[part], list):
+                room.left += measure(node[part])[0] - VALUE_SIZE
                 node[part] = []
             node = node[part]
     return root
 
 
-def _add(root: JSON, segments: list[str], value: JSON) -> JSON:
+def _add(root: JSON, segments: list[str], value: JSON, size: int, room: Room) -> JSON:
     if not segments:
         if value is None:
             raise PatchError("the document cannot be null")
+        room.take(size - measure(root)[0])
         return value
     parent, key = _place(root, segments)
     if isinstance(parent, dict):
+        old = measure(parent[key])[0] if key in parent else -len(key)
+        room.take(size - old)
         parent[key] = value
     elif key > len(parent):
         raise PatchError(f"{key} is behind the end of the list")
     else:
+        room.take(size)
         parent.insert(key, value)
     return root
 
 
-def _replace(root: JSON, segments: list[str], value: JSON) -> JSON:
+def _replace(root: JSON, segments: list[str], value: JSON, size: int, room: Room) -> JSON:
     if not segments:
-        return _add(root, segments, value)
+        return _add(root, segments, value, size, room)
     parent, key = _existing(root, segments)
+    room.take(size - measure(parent[key])[0])
     parent[key] = value
     return root
 
 
-def _move(root: JSON, segments: list[str], source: list[str]) -> JSON:
+def _move(root: JSON, segments: list[str], source: list[str], room: Room) -> JSON:
+    value = _value(root, source)
     if segments == source:
-        _value(root, source)
         return root
     if segments[: len(source)] == source:
         raise PatchError("a value cannot move into itself")
+    if len(segments) > len(source):
+        _check_depth(len(segments) + room.measure(value)[1])
     parent, key = _existing(root, source)
-    value = parent.pop(key)
+    del parent[key]
     try:
-        return _add(root, segments, value)
+        # Its size is counted already, and so is the old key's; but that goes.
+        root = _add(root, segments, value, 0, room)
     except PatchError:
         if isinstance(parent, dict):
             parent[key] = value
         else:
             parent.insert(key, value)
         raise
+    room.left += _key_size(parent, key)
+    return root
 
 
 def _value(root: JSON, segments: list[str]) -> JSON:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flux0.domain.enums import SessionStatus
-from flux0.domain.messages.accumulator import MessageAccumulator
+from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES, MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stream_events import StatusEvent, StreamEvent
 
@@ -17,8 +17,8 @@ class Transcript:
         error: the event in which the agent reported an error; None if it did not.
     """
 
-    def __init__(self) -> None:
-        self._accumulator = MessageAccumulator()
+    def __init__(self, *, max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES) -> None:
+        self._accumulator = MessageAccumulator(max_turn_bytes=max_turn_bytes)
         self._accumulate = self._accumulator.feed
         self.text: str = ""
         self.status: SessionStatus | str | None = None

@@ -1,0 +1,5 @@
+"""The codec: the server's JSON to models and back."""
+
+from flux0.adapters.json.codec import JsonCodec
+
+__all__ = ["JsonCodec"]

@@ -1,0 +1,76 @@
+"""Models as plain JSON: dict, list, str, int, float, bool and None, and no subclass of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import Enum
+from functools import cache
+from typing import Any, cast
+
+import attrs
+
+from flux0.adapters.json.readers import json_key
+from flux0.domain.errors import InvalidArgument
+from flux0.domain.stream_events import JSONPatchOperation
+
+_SCALARS = frozenset((str, int, float, bool, type(None)))
+_WITHOUT_VALUE = frozenset(("remove", "move", "copy"))
+
+
+def plain(value: Any) -> Any:
+    """Return a model, or what holds models, in the JSON form that the server uses.
+
+    Raises:
+        InvalidArgument: something in it has no form in JSON.
+    """
+    if type(value) in _SCALARS:
+        return value
+    if isinstance(value, Mapping):
+        return {_key(key): plain(item) for key, item in cast("Any", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in cast("Any", value)]
+    kind: Any = type(value)  # pyright: ignore[reportUnknownVariableType]
+    if attrs.has(kind):
+        return _fields(value)
+    return _plain_scalar(value)
+
+
+def _plain_scalar(value: Any) -> Any:
+    if isinstance(value, datetime):
+        text = value.isoformat()
+        return f"{text[:-6]}Z" if text.endswith("+00:00") else text
+    if isinstance(value, Enum):
+        return plain(value.value)
+    for scalar in (str, int, float):
+        if isinstance(value, scalar):  # A subclass, whatever it makes of `str` or `int`.
+            return cast("Any", scalar).__add__(value, scalar())
+    name = type(value).__name__
+    raise InvalidArgument("value", f"holds a {name}, which has no form in JSON")
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    kind: Any = model.__class__
+    data: dict[str, Any] = {}
+    tag = getattr(kind, "type", None)
+    if type(tag) is str:
+        data["type"] = tag
+    for name, key in _keys(kind):
+        data[key] = plain(getattr(model, name))
+    if kind is JSONPatchOperation:
+        if data["from"] is None:
+            del data["from"]
+        if data["value"] is None and data["op"] in _WITHOUT_VALUE:
+            del data["value"]
+    return data
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, str):
+        raise InvalidArgument("value", f"has the key {key!r} in a mapping; JSON's keys are texts")
+    return str.__str__(key)
+
+
+@cache
+def _keys(kind: Any) -> tuple[tuple[str, str], ...]:
+    return tuple((field.name, json_key(field.name)) for field in attrs.fields(kind))
