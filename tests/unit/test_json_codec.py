@@ -73,28 +73,28 @@ def streamed(name: str, data: object) -> Any:
 @pytest.mark.parametrize(
     ("data", "field", "problem"),
     [
-        ([], "", "must be a dict, not list"),
-        ("text", "", "must be a dict, not str"),
-        (None, "", "must be a dict, not None"),
+        ([], "", "expected a dict, got list"),
+        ("text", "", "expected a dict, got str"),
+        (None, "", "expected a dict, got None"),
         ({}, "data", "is missing"),
-        ({"data": {}}, "data", "must be a list, not dict"),
-        ({"data": None}, "data", "must be a list, not None"),
-        ({"data": [agent(), 1]}, "data[1]", "must be a dict, not int"),
-        ({"data": [agent(name=1)]}, "data[0].name", "must be a str, not int"),
-        ({"data": [agent(name=None)]}, "data[0].name", "must be a str, not None"),
-        ({"data": [agent(description=[])]}, "data[0].description", "must be a str, not list"),
+        ({"data": {}}, "data", "expected a list, got dict"),
+        ({"data": None}, "data", "expected a list, got None"),
+        ({"data": [agent(), 1]}, "data[1]", "expected a dict, got int"),
+        ({"data": [agent(name=1)]}, "data[0].name", "expected a str, got int"),
+        ({"data": [agent(name=None)]}, "data[0].name", "expected a str, got None"),
+        ({"data": [agent(description=[])]}, "data[0].description", "expected a str, got list"),
         (
             {"data": [agent(created_at=1.5)]},
             "data[0].created_at",
-            "must be a date and time, not float",
+            "expected a date and time, got float",
         ),
         (
             {"data": [agent(created_at="x")]},
             "data[0].created_at",
-            "must be a date and time, not 'x'",
+            "expected a date and time, got 'x'",
         ),
         ({"data": [without(agent(), "type")]}, "data[0].type", "is missing"),
-        ({"data": [agent(), without(agent(id=1), "name")]}, "data[1].id", "must be a str, not int"),
+        ({"data": [agent(), without(agent(id=1), "name")]}, "data[1].id", "expected a str, got int"),
     ],
 )
 def test_a_body_of_the_wrong_shape_names_the_place(data: Any, field: str, problem: str) -> None:
@@ -237,7 +237,7 @@ def test_the_details_of_a_422_are_read_whole() -> None:
             ctx={"min_length": 3},
         ),
     )
-    with pytest.raises(DecodeError, match="must be a str or an int, not bool") as caught:
+    with pytest.raises(DecodeError, match="expected a str or an int, got bool") as caught:
         CODEC.from_dict(HTTPValidationErrorData, {"detail": [{**detail, "loc": ["body", True]}]})
     assert caught.value.field == "detail[0].loc[1]"
 
@@ -394,7 +394,7 @@ def test_a_chunk_of_the_wrong_shape_names_the_place(changes: Any, field: str) ->
 @pytest.mark.parametrize("data", [None, [], "text", 1, True])
 @pytest.mark.parametrize("name", ["chunk", "status"])
 def test_an_event_that_is_no_object_is_a_decode_error(name: str, data: object) -> None:
-    with pytest.raises(DecodeError, match="must be a dict"):
+    with pytest.raises(DecodeError, match="expected a dict"):
         streamed(name, data)
 
 

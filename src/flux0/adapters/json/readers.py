@@ -45,7 +45,8 @@ class Misfit(ValueError):
     """A value is not what its field holds."""
 
 
-MISFITS = (Misfit, KeyError)
+# What a reader raises; a ValueError may also come from a model that looks at all of its fields.
+MISFITS = (ValueError, KeyError)
 
 
 def by_type(union: Any, data: dict[str, Any]) -> Any:
@@ -203,6 +204,14 @@ _CHECKS: Mapping[Any, str] = {
 def _container_lines(name: str, kind: Any, names: dict[str, Any]) -> list[str]:
     if get_origin(kind) is Mapping:
         return [f"if type({name}) is not dict: raise Misfit", f"if {name}: check_items({name})"]
+    if get_origin(kind) is dict:
+        item = f"{name}_item"
+        values = _indented(_lines(item, get_args(kind)[1], names))
+        return [
+            f"if type({name}) is not dict: raise Misfit",
+            f"for {item} in {name}.values():",
+            *values,
+        ]
     if get_origin(kind) in {list, tuple}:
         return _items_lines(name, kind, names)
     if is_model(kind):
@@ -228,21 +237,25 @@ def _items_lines(name: str, kind: Any, names: dict[str, Any]) -> list[str]:
 def _model_lines(name: str, model: type[Any], names: dict[str, Any]) -> list[str]:
     if model.__module__.partition(".")[0] != "flux0":
         raise TypeError(f"{model!r} is not a model of flux0")
-    names[f"model_{name}"], made = model, f"{name}_made"
+    names[f"model_{name}"] = model
     kinds = get_type_hints(model)
-    lines: list[str] = [f"if type({name}) is not dict: raise Misfit"]
-    stores = [f"{made} = new(model_{name})"]
-    for field in attrs.fields(model):
+    lines = [f"if type({name}) is not dict: raise Misfit"]
+    arguments: list[str] = []
+    stores: list[str] = []
+    for field in (field for field in attrs.fields(model) if field.init):
         value, key = f"{name}_{field.name}", json_key(field.name)
         lines.append(f"{value} = {name}[{key!r}]")
         if field.default is not attrs.NOTHING:
             names[f"default_{value}"] = field.default
             lines[-1] += f" if {key!r} in {name} else default_{value}"
         lines += _lines(value, kinds[field.name], names)
-        # The model is frozen. Its slots are filled as attrs' own `__init__` does it, only faster.
+        arguments.append(f"{field.alias}={value}")
         names[f"set_{value}"] = getattr(model, field.name).__set__
-        stores.append(f"set_{value}({made}, {value})")
-    return [*lines, *stores, f"{name} = {made}"]
+        stores.append(f"set_{value}({name}_made, {value})")
+    if hasattr(model, "__attrs_post_init__"):
+        return [*lines, f"{name} = model_{name}({', '.join(arguments)})"]
+    # The model is frozen. Its slots are filled as attrs' own `__init__` does it, only faster.
+    return [*lines, f"{name}_made = new(model_{name})", *stores, f"{name} = {name}_made"]
 
 
 def _indented(lines: list[str]) -> list[str]:
