@@ -155,6 +155,7 @@ def test_the_version_is_printed(run: Run) -> None:
         (("demo",), ["no server", "flux0-client chat --demo"]),
         (("events",), ["--type", "--source", "--correlation-id", "--min-offset"]),
         (("events",), ["flux0-client events", "--user"]),
+        (("serve-demo",), ["--port", "Ctrl-C"]),
         (("agents",), ["list", "get", "create"]),
         (("agents", "list"), ["--server-url", "--json"]),
         (("agents", "get"), ["AGENT", "--json"]),
@@ -615,13 +616,13 @@ def test_lines_are_instead_of_a_message(run: Run, fake: FakeTransport) -> None:
 # --- problems
 
 
-def test_a_server_that_is_not_there_is_one_line(run: Run) -> None:
-    for command in (["agents", "list"], ["agents", "get", "x" * 10], ["chat", "Hi"]):
-        result = run(*command, "--server-url", "http://127.0.0.1:1")
-        assert (result.exit_code, result.stdout) == (1, "")
-        (line,) = result.stderr.splitlines()
-        assert line.startswith("Error: No connection to http://127.0.0.1:1/api/agents")
-        assert line.endswith(". Is the server running?")
+@pytest.mark.parametrize("command", ["agents list", "agents get xxxxxxxxxx", "chat Hi"])
+def test_a_server_that_is_not_there_is_one_line(run: Run, command: str) -> None:
+    result = run(*command.split(), "--server-url", "http://127.0.0.1:1")
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: No connection to http://127.0.0.1:1/api/agents")
+    assert line.endswith(". Is the server running?")
 
 
 @pytest.mark.parametrize("id", ["x" * 10, "x", "a/b", "\x1b[31mABCDE"])
@@ -854,6 +855,22 @@ def test_a_reader_who_leaves_is_no_problem(
         assert process.stderr is not None
         assert len(process.stderr.read().splitlines()) == 1
     assert process.returncode == 1
+
+
+def test_the_demo_is_served_until_ctrl_c(environment: Mapping[str, str], bound: Bound) -> None:
+    with bound(started(environment, "serve-demo", "--port", "0")) as process:
+        url = read_until(process.stdout, "\n").strip()
+        with Flux0(url) as flux0:
+            conversation = flux0.conversation(agent=flux0.agents.first(type_="weather"))
+            with conversation.send("How is it in Oslo?") as stream:
+                assert "foggy in Oslo" in "".join(stream.text())
+        port = url.rpartition(":")[2]
+        again = finished(environment, "-m", "flux0", "serve-demo", "--port", port)
+        assert (again.returncode, again.stdout) == (2, "")
+        assert again.stderr.startswith(f"Error: --port cannot be {port}: ")
+        process.send_signal(signal.SIGINT)
+        rest, problems = process.communicate()
+    assert (process.returncode, rest, problems) == (130, "", "")
 
 
 # --- a terminal

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -150,6 +151,21 @@ def demo(context: typer.Context) -> None:
 
         conversation = flux0.conversation(agent=flux0.agents.list()[0])
         Chat(conversation).demonstrate(_DEMO_MESSAGE)
+
+
+@app.command()
+def serve_demo(
+    *,
+    port: Annotated[int, _option("--port", "N", "0 takes a free one.", min=0, max=65535)] = 8080,
+) -> None:
+    """Serve the demo agent on 127.0.0.1, and print the URL. Ctrl-C ends it."""
+    with _exit_codes(error_in_words):
+        try:
+            with _demo_transport().serve(port) as url:
+                typer.echo(url)
+                Event().wait()
+        except OSError as error:
+            raise InvalidArgument("port", f"cannot be {port}: {error.strerror}") from error
 
 
 def _shows(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], None]:
