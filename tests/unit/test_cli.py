@@ -523,9 +523,14 @@ def test_options_of_every_command_may_stand_before_it_or_behind_it(
     here = ("--server-url", server.url)
     for before, behind in ((("--user", "ann"), ()), ((), ("--user", "ann"))):
         assert run(*before, "sessions", "create", agent_id, *behind).exit_code == 0
-    for before, behind in ((here, ()), ((), here), (nowhere, here)):
-        user = (*before, "--user", "bob", "sessions", "list", "--user", "ann", *behind, "--json")
-        assert len(json.loads(run(*user).stdout)["data"]) == 2
+    for before, between, behind in ((here, (), ()), ((), here, ()), ((), (), here)):
+        options = (*(before or nowhere), "sessions", *between, "list", *behind)
+        assert (
+            len(
+                json.loads(run("--user", "bob", *options, "--user", "ann", "--json").stdout)["data"]
+            )
+            == 2
+        )
     assert run(*nowhere, "sessions", "list").exit_code == 1
 
 

@@ -22,20 +22,10 @@ from flux0.models import InvalidArgument
 if TYPE_CHECKING:
     from flux0.testing import FakeTransport
 
-_FAILED = 1
-_WRONG_USE = 2
-_INTERRUPTED = 130
-
-_DEMO_MESSAGE = "What's the weather like in San Francisco?"
+_FAILED, _WRONG_USE, _INTERRUPTED = 1, 2, 130  # The exit codes.
 
 # The server makes up ids that may begin with a hyphen, and then look like options.
 _TAKES_AN_ID = {"ignore_unknown_options": True}
-
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-agents = typer.Typer(no_args_is_help=True, help="List the server's agents, show or create one.")
-sessions = typer.Typer(no_args_is_help=True, help="List your sessions, show or create one.")
-app.add_typer(agents, name="agents")
-app.add_typer(sessions, name="sessions")
 
 
 def _option(name: str, metavar: str | None, help: str, **more: Any) -> Any:
@@ -58,6 +48,22 @@ Header = Annotated[list[str] | None, _option("--header", "'NAME: VALUE'", _FIELD
 Json = Annotated[bool, _option("--json", None, "Print one JSON document, in the server's form.")]
 AgentId = Annotated[str, _argument("AGENT", "The agent's id.")]
 SessionId = Annotated[str, _argument("SESSION", "The session's id.")]
+
+
+def _take(
+    context: typer.Context, server: Server = None, user: User = None, header: Header = None
+) -> None:
+    """Take what stands before the command, or behind it, which counts; header fields add up."""
+    before = context.obj or (None, None, ())
+    context.obj = (server or before[0], user or before[1], [*before[2], *(header or ())])
+
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+_group = partial(typer.Typer, no_args_is_help=True, callback=_take)
+agents = _group(help="List the server's agents, show or create one.")
+sessions = _group(help="List your sessions, show or create one.")
+app.add_typer(agents, name="agents")
+app.add_typer(sessions, name="sessions")
 
 
 def _print_version(wanted: bool) -> None:
@@ -85,7 +91,7 @@ def root(
     flux0-client chat                       Have a conversation.
     flux0-client events qH-klmX3cz          See what the server has stored of it.
     """
-    context.obj = (server, user, header or [])
+    _take(context, server, user, header)
 
 
 _SAID = "What to say; by default what is piped in, else you are asked."
@@ -125,8 +131,9 @@ def chat(
         raise typer.BadParameter("--agent, --agent-type and --session exclude each other.")
     if lines and message is not None:
         raise typer.BadParameter("takes the messages from standard input.", param_hint="--lines")
+    _take(context, server, user, header)
     explain = partial(error_in_words, ids={"agent": agent, "session": session})
-    with _client(context, (server, user, header), explain, idle_timeout, demo=demo) as flux0:
+    with _client(context, explain, idle_timeout, demo=demo) as flux0:
         from flux0.cli.chat import Chat, begin, is_asked, messages_to_send  # noqa: PLC0415 - slow
 
         interactive = message is None and is_asked()
@@ -150,7 +157,7 @@ def demo(context: typer.Context) -> None:
         from flux0.cli.chat import Chat  # noqa: PLC0415 - slow
 
         conversation = flux0.conversation(agent=flux0.agents.list()[0])
-        Chat(conversation).demonstrate(_DEMO_MESSAGE)
+        Chat(conversation).demonstrate("What's the weather like in San Francisco?")
 
 
 @app.command()
@@ -184,8 +191,8 @@ def _shows(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], N
             header: Header = None,
             **given: Any,
         ) -> None:
-            explain = partial(error_in_words, ids=given)
-            with _client(context, (server, user, header), explain) as flux0:
+            _take(context, server, user, header)
+            with _client(context, partial(error_in_words, ids=given)) as flux0:
                 from flux0.cli.listing import show  # noqa: PLC0415 - loads rich
                 from flux0.cli.output import Output  # noqa: PLC0415
 
@@ -299,21 +306,20 @@ def create_session(
 @contextmanager
 def _client(
     context: typer.Context,
-    given: tuple[str | None, str | None, list[str] | None] = (None, None, None),
     explain: Callable[[Flux0Error], str] = error_in_words,
     idle_timeout: int | None = None,
     *,
     demo: bool = False,
 ) -> Generator[Flux0, None, None]:
-    """Give out a client. Of an option before the command and behind it, the latter counts."""
-    (server, user, header), (root_server, root_user, root_header) = given, context.obj
+    """Give out a client with the options that were taken."""
+    server, user, header = context.obj
     with (
         _exit_codes(explain),
         Flux0(
-            server or root_server,
+            server,
             transport=_demo_transport() if demo else None,
             stream_idle_timeout_ms=None if idle_timeout is None else idle_timeout * 1000,
-            headers=_headers(user or root_user, [*root_header, *(header or ())]),
+            headers=_headers(user, header),
         ) as client,
     ):
         yield client
