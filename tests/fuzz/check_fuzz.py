@@ -1,0 +1,183 @@
+"""A longer search with random input than the unit tests have time for: `tox run -e fuzz`.
+
+Nothing from outside may raise anything but the package's own errors, however broken it is. What is
+found becomes a unit test.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from flux0 import models
+from flux0.adapters.json import JsonCodec
+from flux0.adapters.sse import SSEParser
+from flux0.domain.errors import DecodeError, EventTooLarge
+from flux0.domain.messages.accumulator import MessageAccumulator
+from flux0.domain.stream_events import StreamEvent
+from flux0.ports import ServerSentEvent
+from flux0.testing.cassettes.cassette import CassetteError, read_cassette
+from support.cassettes import LIST_AGENTS, written
+
+long = settings(max_examples=5_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+CODEC = JsonCodec()
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+# --- the parser
+
+LINES = st.sampled_from(
+    [
+        b"data: x",
+        b"data",
+        b"event: chunk",
+        b"id: 1",
+        b"id: \0",
+        b"retry: 9",
+        b": c",
+        b"\xef\xbb\xbf",
+    ]
+) | st.binary(max_size=12)
+ENDS = st.sampled_from([b"\n", b"\r", b"\r\n", b"\n\n", b"\r\r", b""])
+STREAMS = st.lists(st.tuples(LINES, ENDS), max_size=30).map(
+    lambda parts: b"".join(line + end for line, end in parts)
+)
+
+
+def outcome(pieces: list[bytes], limit: int | None) -> tuple[list[ServerSentEvent], bool]:
+    parser = SSEParser(max_event_bytes=limit)
+    events: list[ServerSentEvent] = []
+    try:
+        for piece in pieces:
+            events += parser.feed(piece)
+        events += parser.feed(b"")
+    except EventTooLarge:
+        return events, True
+    return events, False
+
+
+@long
+@given(STREAMS, st.data(), st.none() | st.integers(1, 40))
+def test_the_parser_sees_the_same_however_the_stream_is_split(
+    stream: bytes, data: st.DataObject, limit: int | None
+) -> None:
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(stream)))))
+    pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    assert outcome(pieces, limit) == outcome([stream], limit)
+
+
+# --- the codec
+
+MODELS = [
+    models.Agents,
+    models.Sessions,
+    models.Events,
+    models.Event,
+    models.HTTPValidationErrorData,
+]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+@long
+@given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_the_codec_decodes_or_refuses(model: type[Any], body: bytes) -> None:
+    with suppress(DecodeError):
+        assert isinstance(CODEC.decode(model, body), model)
+
+
+def objects(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Draw objects in which any field may be missing, or be something else."""
+    return st.fixed_dictionaries(
+        {}, optional={name: given | JSON for name, given in fields.items()}
+    )
+
+
+POINTERS = st.lists(
+    st.sampled_from(["", "-", "0", "1", "007", "9" * 20, "tool_calls", "args", "a~1b", "~", "é"]),
+    max_size=4,
+).map(lambda parts: "".join(f"/{part}" for part in parts))
+PATCHES = st.lists(
+    st.fixed_dictionaries(
+        {
+            "op": st.sampled_from(["add", "replace", "remove", "move", "copy", "test", "grow"]),
+            "path": POINTERS,
+            "value": JSON | st.just({"tool_calls": [{"type": "tool_call", "args": ["{", "}"]}]}),
+            "from": POINTERS,
+        }
+    ),
+    max_size=4,
+)
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "correlation_id": st.just("r"),
+    "event_id": st.sampled_from(["a", "b"]),
+    "seq": st.integers(),
+    "patches": PATCHES,
+    "metadata": st.dictionaries(st.sampled_from(["agent_id", "agent_name", "kind"]), JSON),
+}
+
+
+def decoded(name: str, data: object) -> StreamEvent | None:
+    try:
+        return CODEC.decode_event(ServerSentEvent(name, json.dumps(data)))
+    except DecodeError:
+        return None
+
+
+@long
+@given(st.sampled_from(["chunk", "status", "message"]), objects(**FIELDS) | JSON)
+def test_an_event_is_decoded_or_refused(name: str, data: object) -> None:
+    event = decoded(name, data)
+    assert event is None or isinstance(event, get_args(StreamEvent))
+
+
+# --- the accumulator
+
+
+@long
+@given(st.lists(st.fixed_dictionaries(FIELDS), max_size=8))
+def test_the_accumulator_takes_any_chunks(chunks: list[dict[str, Any]]) -> None:
+    whole, watched = MessageAccumulator(), MessageAccumulator()
+    for chunk in chunks:
+        event = decoded("chunk", chunk)
+        if event is not None:
+            whole.feed(event)
+            watched.feed(event)
+            assert watched.messages is not None  # Which looks at all that there is so far.
+    assert repr(whole.finish()) == repr(watched.finish())
+    assert len(whole.problems) == len(watched.problems)
+
+
+# --- cassettes
+
+with TemporaryDirectory() as folder:
+    GOOD = written(Path(folder, "c.json"), LIST_AGENTS).read_bytes()
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """Return a cassette of which a part is lost, or something else."""
+    start = draw(st.integers(0, len(GOOD)))
+    end = draw(st.integers(start, len(GOOD)))
+    return GOOD[:start] + draw(st.binary(max_size=6)) + GOOD[end:]
+
+
+@long
+@given(st.just(GOOD) | damaged() | JSON.map(lambda value: json.dumps(value).encode()))
+def test_a_cassette_is_read_or_refused(content: bytes) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "c.json")
+        path.write_bytes(content)
+        with suppress(CassetteError):
+            assert isinstance(read_cassette(path), tuple)
