@@ -255,9 +255,10 @@ def test_a_proxy_that_refuses_a_tunnel_sends_nothing(over: Over) -> None:
 def test_a_proxy_that_breaks_before_the_tunnel_sends_nothing(
     over: Over, does: Answer, kind: type[ConnectError]
 ) -> None:
+    timeout = SOON if kind is ConnectTimeout else Timeout()
     with ByteServer(does) as proxy:
         with pytest.raises(ConnectError) as caught:
-            over.fetch(evolve(post("https://127.0.0.1:9"), timeout=SOON), proxy=proxy.url)
+            over.fetch(evolve(post("https://127.0.0.1:9"), timeout=timeout), proxy=proxy.url)
         assert type(caught.value) is kind
 
 
