@@ -68,7 +68,9 @@ _BAD_CHECKSUM = b"a\r\n\x03\x00" + bytes(8) + b"\r\n"
 # How a body goes on after its first piece, and the error that it ends with.
 LATE_FAULTS: dict[str, tuple[Answer, type[TransportError]]] = {
     "chunk": ((_FIRST, Hold(), _BAD_CHUNK, Disconnect()), ProtocolError),
+    "chunk-at-once": ((Write(_FIRST.data + _BAD_CHUNK.data), Disconnect()), ProtocolError),
     "gzip": ((Write(_ZIPPED), Hold(), Write(_BAD_CHECKSUM), Disconnect()), ProtocolError),
+    "gzip-at-once": ((Write(_ZIPPED + _BAD_CHECKSUM), Disconnect()), ProtocolError),
     "end": ((_FIRST, Hold(), Disconnect()), ConnectionInterrupted),
     "end-at-once": ((_FIRST, Disconnect()), ConnectionInterrupted),
     "reset": ((_FIRST, Hold(), Reset()), ConnectionInterrupted),

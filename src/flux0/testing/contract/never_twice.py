@@ -20,6 +20,7 @@ from flux0.testing.contract.answers import (
     Signal,
     Write,
     answer,
+    head,
 )
 from flux0.testing.contract.base import PATIENT, SHORT, Contract, Serve, get, post
 from flux0.testing.contract.byte_server import ByteServer
@@ -32,7 +33,9 @@ _BEGUN = Write(b"HTTP/1.1 200 OK\r\nContent-")
 BREAKS: dict[str, Answer] = {
     "closed": (Disconnect(),),
     "reset": (Reset(),),
+    "closed-in-head": (_BEGUN, Disconnect()),
     "reset-in-head": (_BEGUN, Reset()),
+    "closed-after-interim": (head("103 Early Hints"), Disconnect()),
     "garbage": (Write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), Disconnect()),
     "silent": (Hold(),),
 }

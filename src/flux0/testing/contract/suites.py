@@ -16,7 +16,7 @@ from flux0.testing.contract.release import (
     ReleaseContract,
 )
 from flux0.testing.contract.tls import TLSContract
-from flux0.testing.contract.waiting import SilenceContract
+from flux0.testing.contract.waiting import InterruptContract, SilenceContract
 
 
 class _Parts(
@@ -31,19 +31,10 @@ class _Parts(
     ReleaseContract,
     TLSContract,
 ):
-    # These wait for the transports of this package that do not pass them yet.
-    test_an_answer_is_longer_than_it_says: None = None  # type: ignore[assignment]
-    test_there_are_too_many_interim_answers: None = None  # type: ignore[assignment]
-    test_the_chunks_say_too_much: None = None  # type: ignore[assignment]
-    test_compressed_data_without_content: None = None  # type: ignore[assignment]
-    test_interim_answers_are_skipped: None = None  # type: ignore[assignment]
-    test_an_idle_connection_grows_old: None = None  # type: ignore[assignment]
-    test_a_pooled_connection_has_unread_bytes: None = None  # type: ignore[assignment]
-    test_closing_the_transport_while_it_sends: None = None  # type: ignore[assignment]
-    test_a_header_value_is_latin_1: None = None  # type: ignore[assignment]
+    pass
 
 
-class TransportContract(_Parts):
+class TransportContract(_Parts, InterruptContract):
     """What a `Transport` must do. Say how to make one; `make_trusting_transport` is for TLS."""
 
     backends = ("threads",)
