@@ -168,4 +168,9 @@ def _readable(response: Any) -> tuple[urllib3.HTTPResponse, Callable[[bytes], ob
         enforce_content_length=False,
         request_url=response.url,
     )
-    return copy, lambda data: content.seek(-content.write(data), SEEK_CUR)
+
+    def fill(data: bytes) -> None:
+        if not content.closed:  # As it is once the copy was closed, or dropped.
+            content.seek(-content.write(data), SEEK_CUR)
+
+    return copy, fill

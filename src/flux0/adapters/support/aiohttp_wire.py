@@ -100,6 +100,13 @@ class Wire:
         """Write all `pieces`."""
         self.write(b"".join(pieces))
 
+    def close(self) -> None:
+        """Close the connection, without waiting for a server that does not read the rest."""
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()
+        else:
+            self._transport.close()
+
     # --- for asyncio
 
     def data_received(self, data: bytes) -> None:
