@@ -92,12 +92,6 @@ def serving(*steps: Answer, tls: ssl.SSLContext | None = None) -> Generator[str,
 
 
 @contextmanager
-def cutting_tls() -> Generator[str, None, None]:
-    with ByteServer(unasked=(Disconnect(),)) as server:
-        yield f"https://{server.host}:{server.port}"
-
-
-@contextmanager
 def untrusted() -> Generator[str, None, None]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate = trustme.CA().issue_cert("127.0.0.1")
@@ -145,7 +139,6 @@ FAULTS: dict[str, Callable[[Callable[..., Answer], str], Any]] = {
     "the name is not found": lambda _content, _kind: somewhere("http://flux0.invalid"),
     "the connection is refused": lambda _content, _kind: refusing(),
     "connecting takes too long": lambda _content, _kind: full(),
-    "the TLS handshake is cut off": lambda _content, _kind: cutting_tls(),
     "the certificate is not trusted": lambda _content, _kind: untrusted(),
     "the TLS handshake is cut": lambda _content, _kind: cutting(),
     "the headers do not come": lambda _content, _kind: serving((Hold(),)),

@@ -369,6 +369,17 @@ def test_connections_from_before_are_not_used(library: Library, *, proxied: bool
         assert server.connections == 2
 
 
+@over_both
+def test_what_the_user_sends_over_the_same_pools_goes_on(library: Library) -> None:
+    transport, theirs = library.make_with_user()
+    with ByteServer(answer(b"first", Hold(), framing="chunked"), OK) as server:
+        body = transport.send(get(server.url, stream=True)).body
+        assert theirs(server.url) == b"ok"
+        body.close()
+    with pytest.raises((requests.ConnectionError, urllib3.exceptions.MaxRetryError)):
+        theirs(server.url)
+
+
 @pytest.mark.parametrize("block", [False, True])
 def test_the_place_of_a_connection_from_before_stays(*, block: bool) -> None:
     with ByteServer(answer(b"first", Hold(), b"second", framing="chunked")) as server:

@@ -127,9 +127,8 @@ def _send(session: requests.Session, request: Request) -> requests.Response:
             if isinstance(error, requests.HTTPError) and error.response is not None:
                 return error.response  # A hook calls raise_for_status.
             if isinstance(error, exceptions.Timeout) and not _wraps(error):
-                raise ReadTimeout(
-                    str(error) or "timed out"
-                ) from error  # Of an adapter not of requests.
+                # Of an adapter that is not requests' own.
+                raise ReadTimeout(str(error) or "timed out") from error
             known = isinstance(error, (exceptions.RequestException, HTTPError))
             if known or error is exchange.unconnected:
                 raise translated(error, exchange) from error

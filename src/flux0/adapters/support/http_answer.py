@@ -46,16 +46,13 @@ class Answer(HTTPResponse):
         """Read the head, and skip those of interim answers (RFC 9110, section 15.2)."""
         file = self.fp
         self.fp = _Head(file)
-        try:
+        super().begin()
+        while self.status < _FIRST_FINAL:
+            if self.status == _SWITCHING:
+                raise HTTPException("the server switches to a protocol that nobody asked for")
+            self.headers = self.msg = None  # type: ignore[assignment] # http.client's "not begun"
             super().begin()
-            while self.status < _FIRST_FINAL:
-                if self.status == _SWITCHING:
-                    raise HTTPException("the server switches to a protocol that nobody asked for")
-                self.headers = self.msg = None  # type: ignore[assignment] # http.client's "not begun"
-                super().begin()
-        finally:
-            if self.fp is not None:
-                self.fp = file
+        self.fp = file
 
     def pieces(self) -> Iterator[bytes]:
         """Yield what arrives, when it arrives, up to the end that the framing gives the body.
@@ -128,6 +125,9 @@ class _Head:
             raise IncompleteRead(line)
         self._begun = line not in (b"\r\n", b"\n")
         return line
+
+    def flush(self) -> None:
+        """Do nothing; http.client asks for it."""
 
     def close(self) -> None:
         self._file.close()
