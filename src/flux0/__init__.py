@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from flux0._version import __version__
 from flux0.client.conversation import AsyncConversation, Conversation
@@ -55,14 +55,25 @@ def to_dict(model: object) -> Any:
     return _codec().to_dict(model)
 
 
-def from_dict(model: type[T], data: object) -> T:
-    """Return the model that plain JSON stands for; raises `DecodeError` where it does not fit."""
+@overload
+def from_dict(model: type[T], data: object) -> T: ...
+@overload
+def from_dict(model: object, data: object) -> Any: ...
+def from_dict(model: Any, data: object) -> Any:
+    """Return the model that plain JSON stands for.
+
+    `model` may also be `StreamEvent`, `EventData` or `MessagePart`, and a list or tuple of models.
+
+    Raises:
+        DecodeError: the JSON does not fit the model.
+        InvalidArgument: `model` is no model.
+    """
     return _codec().from_dict(model, data)
 
 
 @cache
 def _codec() -> Codec:
-    from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - cattrs is slow to import
+    from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - few programs need it
 
     return JsonCodec()
 

@@ -94,7 +94,11 @@ def streamed(name: str, data: object) -> Any:
             "expected a date and time, got 'x'",
         ),
         ({"data": [without(agent(), "type")]}, "data[0].type", "is missing"),
-        ({"data": [agent(), without(agent(id=1), "name")]}, "data[1].id", "expected a str, got int"),
+        (
+            {"data": [agent(), without(agent(id=1), "name")]},
+            "data[1].id",
+            "expected a str, got int",
+        ),
     ],
 )
 def test_a_body_of_the_wrong_shape_names_the_place(data: Any, field: str, problem: str) -> None:

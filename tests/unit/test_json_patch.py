@@ -15,11 +15,11 @@ from flux0.domain.messages.json_patch import (
     VALUE_SIZE,
     PatchError,
     Room,
+    apply_operation as apply_in,
     check_operation,
     copied,
     measure,
 )
-from flux0.domain.messages.json_patch import apply_operation as apply_in
 from flux0.domain.stream_events import JSONPatchOperation as Op
 
 

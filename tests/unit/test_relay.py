@@ -27,6 +27,7 @@ from support.in_memory import (
 )
 from support.modes import in_mode
 from support.transports import Mode
+from unit.test_accumulator import CASES
 from unit.test_streams import open_async, open_sync
 
 STILL_HERE = b": still here\n\n"
@@ -83,9 +84,11 @@ def test_an_event_is_written_as_the_server_writes_it(event: StreamEvent) -> None
 
 
 def test_the_bytes_are_those_of_the_server() -> None:
-    for written in (chunk("é"), status("processing", {"detail": "x"})):
-        (event,) = events_of(written)
-        assert event.to_sse() == written
+    for case in CASES:
+        for block in case["wire"].split("\n\n")[:-1]:
+            written = f"{block}\n\n".encode()
+            (event,) = events_of(written)
+            assert event.to_sse() == written
 
 
 @in_every_mode

@@ -14,6 +14,7 @@ from flux0.client.transports import choose_transports
 from flux0.client.wiring import HeaderFunction, split_headers, wire
 from flux0.domain import arguments
 from flux0.domain.errors import without_credentials
+from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES
 from flux0.domain.models import Agent, Session
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig, RetryDetails
 from flux0.flows import Middleware
@@ -60,6 +61,8 @@ class Flux0:
         debug_logger: is told of every exchange; by default, if `FLUX0_DEBUG` is 1, the logger
             `flux0`.
         max_event_bytes: the largest event that a stream may have.
+        max_turn_bytes: how much the rebuilt messages of a turn may hold, as `MessageAccumulator`
+            counts it. The events are handed out all the same.
         max_body_bytes: the largest body that is read whole.
     """
 
@@ -82,13 +85,15 @@ class Flux0:
         on_retry: Callable[[RetryDetails], None] | None = None,
         debug_logger: DebugLogger | None = None,
         max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
+        max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES,
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     ) -> None:
-        # Imported late: cattrs takes longer to import than all of this package.
+        # Imported late: a program that only imports this package needs no JSON.
         from flux0.adapters.json import JsonCodec  # noqa: PLC0415
 
         codec = JsonCodec()
         arguments.size("max_event_bytes", max_event_bytes)
+        arguments.size("max_turn_bytes", max_turn_bytes)
         arguments.size("max_body_bytes", max_body_bytes)
         fixed, computed = split_headers({} if headers is None else headers)
         timeout = Timeout()
@@ -124,7 +129,12 @@ class Flux0:
         self.agents = AgentsResource(self._caller)
         self.sessions = SessionsResource(
             self._caller,
-            lambda idle: Turn(SSEParser(max_event_bytes=max_event_bytes), codec, idle=idle),
+            lambda idle: Turn(
+                SSEParser(max_event_bytes=max_event_bytes),
+                codec,
+                idle=idle,
+                max_turn_bytes=max_turn_bytes,
+            ),
         )
 
     def conversation(

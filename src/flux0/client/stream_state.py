@@ -12,7 +12,6 @@ from flux0.domain.headers import Headers
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import joined_history
 from flux0.domain.messages.tool_calls import joined_tool_calls
-from flux0.domain.messages.transcript import Transcript
 from flux0.domain.models import Events, ToolCall
 from flux0.domain.stream_events import StreamEvent
 from flux0.ports import Response
@@ -49,7 +48,7 @@ class StreamState:
         self._list_stored = list_stored
         self._clock = clock
         self._proven = not response.ends_by_closing
-        self._transcript = Transcript()
+        self._transcript = turn.transcript
         self._batch: Iterator[StreamEvent] = iter(())
         self._entered = False
         self._closed = ""  # Why, once it is.

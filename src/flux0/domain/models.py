@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar, overload
 
 from attrs import frozen
 
@@ -97,6 +97,24 @@ class MessageData:
     flagged: bool | None = None
     tags: tuple[str, ...] | None = None
 
+    @property
+    def text(self) -> str:
+        """The text of the parts that are meant for the reader."""
+        texts = (part.content for part in self.parts if isinstance(part, ContentPart))
+        return "".join(text for text in texts if isinstance(text, str))
+
+    @property
+    def reasoning(self) -> str:
+        """The text of the parts in which the agent thinks."""
+        texts = (part.reasoning for part in self.parts if isinstance(part, ReasoningPart))
+        return "".join(text for text in texts if isinstance(text, str))
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The tools that the agent asks for, without their results."""
+        parts = (part for part in self.parts if isinstance(part, ToolCallPart))
+        return tuple(ToolCall(part.tool_call_id, part.tool_name, part.args) for part in parts)
+
 
 @frozen
 class StatusData:
@@ -146,8 +164,33 @@ class ToolData:
 EventData: TypeAlias = MessageData | StatusData | ToolData | Mapping[str, Any]
 
 
+class Said:
+    """What an event says, whatever its kind."""
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+
+        @property
+        def data(self) -> EventData: ...  # noqa: D102 - each kind's own field
+
+    @property
+    def text(self) -> str:
+        """The text of a message that is meant for the reader; empty if it has none."""
+        return self.data.text if isinstance(self.data, MessageData) else ""
+
+    @property
+    def reasoning(self) -> str:
+        """The text of a message in which the agent thinks; empty if it has none."""
+        return self.data.reasoning if isinstance(self.data, MessageData) else ""
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The tools that a message asks for, or those that a tool event has the results of."""
+        return self.data.tool_calls if isinstance(self.data, (MessageData, ToolData)) else ()
+
+
 @frozen
-class Event:
+class Event(Said):
     """One stored event of a session.
 
     `correlation_id` is shared by all events of one turn. Data of a type that is not known here is

@@ -24,6 +24,16 @@ class JSONPatchOperation:
     value: Any = None
     from_: str | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return this operation as RFC 6902 writes it."""
+        has_value = self.value is not None or self.op not in {"remove", "move", "copy"}
+        return {
+            "op": self.op,
+            **({} if self.from_ is None else {"from": self.from_}),
+            "path": self.path,
+            **({"value": self.value} if has_value else {}),
+        }
+
 
 @frozen
 class ChunkEvent:
@@ -43,15 +53,14 @@ class ChunkEvent:
 
     def to_sse(self) -> bytes:
         """Return the event as the server writes it on a stream."""
-        data: dict[str, Any] = {
+        data = {
             "correlation_id": self.correlation_id,
             "event_id": self.event_id,
             "seq": self.seq,
-            "patches": [_operation(patch) for patch in self.patches],
-            "metadata": self.metadata,
+            "patches": [patch.to_json() for patch in self.patches],
+            "metadata": dict(self.metadata),
+            **({} if self.timestamp is None else {"timestamp": self.timestamp}),
         }
-        if self.timestamp is not None:
-            data["timestamp"] = self.timestamp
         return _written(self.event, data)
 
 
@@ -74,23 +83,21 @@ class StatusEvent:
 
     def to_sse(self) -> bytes:
         """Return the event as the server writes it on a stream."""
-        offset = self.data.acknowledged_offset
-        return _written(
-            self.event,
-            {
-                "id": self.id,
-                "source": self.source,
-                "type": self.type,
-                "correlation_id": self.correlation_id,
-                "data": {
-                    "type": self.data.type,
-                    "status": self.data.status,
-                    **({} if offset is None else {"acknowledged_offset": offset}),
-                    "data": self.data.data,
-                },
-                "metadata": self.metadata,
+        offset, more = self.data.acknowledged_offset, self.data.data
+        data = {
+            "id": self.id,
+            "source": self.source,
+            "type": self.type,
+            "correlation_id": self.correlation_id,
+            "data": {
+                "type": self.data.type,
+                **({} if offset is None else {"acknowledged_offset": offset}),
+                "status": self.status,
+                **({} if more is None else {"data": more}),
             },
-        )
+            "metadata": None if self.metadata is None else dict(self.metadata),
+        }
+        return _written(self.event, data, self.id)
 
 
 @frozen
@@ -103,32 +110,23 @@ class UnknownEvent:
 
     def to_sse(self) -> bytes:
         """Return the event as the server writes it on a stream."""
-        return _framed(self.event, self.data, self.id)
+        return _framed(self.event, self.data, self.id or None)
 
 
 StreamEvent: TypeAlias = ChunkEvent | StatusEvent | UnknownEvent
 
 
-def _operation(patch: JSONPatchOperation) -> dict[str, Any]:
-    operation: dict[str, Any] = {"op": patch.op, "path": patch.path}
-    if patch.from_ is not None:
-        operation["from"] = patch.from_
-    if patch.op not in {"remove", "move", "copy"}:
-        operation["value"] = patch.value
-    return operation
-
-
-def _written(name: str, data: dict[str, Any]) -> bytes:
+def _written(name: str, data: dict[str, Any], id: str | None = None) -> bytes:
     import json  # noqa: PLC0415 - not needed to import this package
 
-    return _framed(name, json.dumps(data), "")
+    return _framed(name, json.dumps(data), id)
 
 
-def _framed(name: str, data: str, id: str) -> bytes:
+def _framed(name: str, data: str, id: str | None) -> bytes:
     # A name or an id with a line break would begin a field of its own; no stream brings one.
     lines = [
         f"event: {name}",
-        *([f"id: {id}"] if id else []),
+        *([] if id is None else [f"id: {id}"]),
         *(f"data: {line}" for line in data.split("\n")),
     ]
     return "\n".join((*lines, "\n")).encode()

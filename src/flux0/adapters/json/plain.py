@@ -15,7 +15,6 @@ from flux0.domain.errors import InvalidArgument
 from flux0.domain.stream_events import JSONPatchOperation
 
 _SCALARS = frozenset((str, int, float, bool, type(None)))
-_WITHOUT_VALUE = frozenset(("remove", "move", "copy"))
 
 
 def plain(value: Any) -> Any:
@@ -50,6 +49,8 @@ def _plain_scalar(value: Any) -> Any:
 
 
 def _fields(model: Any) -> dict[str, Any]:
+    if isinstance(model, JSONPatchOperation):
+        return {key: plain(value) for key, value in model.to_json().items()}
     kind: Any = model.__class__
     data: dict[str, Any] = {}
     tag = getattr(kind, "type", None)
@@ -57,11 +58,6 @@ def _fields(model: Any) -> dict[str, Any]:
         data["type"] = tag
     for name, key in _keys(kind):
         data[key] = plain(getattr(model, name))
-    if kind is JSONPatchOperation:
-        if data["from"] is None:
-            del data["from"]
-        if data["value"] is None and data["op"] in _WITHOUT_VALUE:
-            del data["value"]
     return data
 
 

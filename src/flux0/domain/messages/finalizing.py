@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from attrs import frozen
 
-from flux0.domain.enums import EventType
+from flux0.domain.enums import EventSource, EventType
 from flux0.domain.messages.json_patch import JSON, MAX_DEPTH, copied, measure
 from flux0.domain.models import (
     ContentPart,
@@ -19,6 +19,7 @@ from flux0.domain.models import (
     MessageData,
     Participant,
     ReasoningPart,
+    Said,
     ToolCall,
     ToolCallPart,
     ToolData,
@@ -35,7 +36,7 @@ REASONING = "reasoning"
 
 
 @frozen
-class TurnMessage:
+class TurnMessage(Said):
     """A message or tool event of a turn, rebuilt from its stream.
 
     `event_id` is the stream's own; the stored event has another `id`, and the same `type`, `data`,
@@ -47,6 +48,11 @@ class TurnMessage:
     type: EventType
     data: MessageData | ToolData
     metadata: Mapping[str, Any] | None = None
+
+    @property
+    def source(self) -> EventSource:
+        """Who said it: always the agent."""
+        return EventSource.AI_AGENT
 
 
 def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMessage | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from flux0.domain.messages.finalizing import TurnMessage
-from flux0.domain.models import ContentPart, MessageData, ToolCall
+from flux0.domain.models import ToolCall
 
 
 @frozen
@@ -22,14 +22,7 @@ class Reply:
     @property
     def text(self) -> str:
         """The text of the answer, without the agent's reasoning; messages are apart by a line."""
-        return "\n".join(filter(None, map(_text, self.messages)))
+        return "\n".join(message.text for message in self.messages if message.text)
 
     def __str__(self) -> str:
         return self.text
-
-
-def _text(message: TurnMessage) -> str:
-    if not isinstance(message.data, MessageData):
-        return ""
-    parts = (part.content for part in message.data.parts if isinstance(part, ContentPart))
-    return "".join(part for part in parts if isinstance(part, str))
