@@ -7,6 +7,8 @@ import gc
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -639,6 +641,30 @@ def test_a_transport_that_is_forgotten(*, debug: bool) -> None:
 
     with ByteServer(OK) as server:
         asyncio.run(run(server.url, Gone(server)), debug=debug)
+
+
+FORGETFUL = """
+import asyncio, sys
+from flux0 import AiohttpTransport, Flux0
+
+kept = []
+
+async def main():
+    flux0 = Flux0(sys.argv[1], transport=AiohttpTransport())
+    kept.append(await flux0.sessions.create_event_async(session_id="s", content="Hi"))
+
+asyncio.run(main(), debug=True)
+"""
+
+
+def test_a_stream_that_is_kept_to_the_end_of_python() -> None:
+    """aiohttp would say so, where asyncio is in debug mode."""
+    turn = answer(Hold(), headers=[("Content-Type", "text/event-stream")], framing="chunked")
+    with ByteServer(turn) as server:
+        command = [sys.executable, "-W", "error::ResourceWarning", "-c", FORGETFUL, server.url]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Executing <Task")]
+    assert (done.returncode, said) == (0, [])
 
 
 def test_leaving_does_not_wait_for_the_other_side_to_end_its_tls() -> None:

@@ -152,8 +152,8 @@ class _Body(PulledBody):
             protocol.start_timeout()
             wire.watch(response.content)
             # Not __del__, which comes too late for a connection that is garbage together with this.
+            # At Python's end too, since aiohttp warns of what is open then.
             self._forgotten = finalize(self, _release_soon, self._loop, response, wire)
-            self._forgotten.atexit = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
