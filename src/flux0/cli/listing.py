@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
-from flux0 import Agent, Event, Session
+from flux0 import Agent, Session
 from flux0.cli.output import Output, print_note
 from flux0.cli.wording import Listed, data_in_words
 
@@ -29,7 +29,7 @@ def show(output: Output, listed: Listed) -> None:
             case Session():
                 columns = _SESSION
                 rows.append((model.id, model.agent_id, created, model.title or ""))
-            case Event():
+            case _:
                 columns = _EVENT
                 if turn != model.correlation_id:
                     turn = model.correlation_id
