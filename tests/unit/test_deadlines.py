@@ -237,7 +237,7 @@ class Dripping:
 
 def test_a_synchronous_wait_for_the_head_is_ended_from_another_thread() -> None:
     with (
-        Flux0(transport=Woken([]), timeout_ms=1) as flux0,
+        Flux0(transport=Woken([]), timeout_ms=300) as flux0,
         pytest.raises(ReadTimeout, match="timeout_ms") as caught,
     ):
         flux0.agents.list()
@@ -249,7 +249,7 @@ def test_a_synchronous_wait_for_the_body_is_ended_from_another_thread() -> None:
     response = Response(200, Headers(), Dripping())
 
     with (
-        Flux0(transport=script(response), timeout_ms=1) as flux0,
+        Flux0(transport=script(response), timeout_ms=300) as flux0,
         pytest.raises(ReadTimeout, match="timeout_ms"),
     ):
         flux0.agents.list()
