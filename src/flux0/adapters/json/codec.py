@@ -7,45 +7,52 @@ from collections.abc import Callable
 from json.decoder import JSONDecoder
 from typing import Any, TypeVar, cast
 
+from cattrs import transform_error
+
 from flux0.adapters.json.plain import plain
-from flux0.adapters.json.problems import first_problem
-from flux0.adapters.json.readers import MISFITS, reader
+from flux0.adapters.json.structuring import converter, is_model, structure_hook
 from flux0.domain.errors import DecodeError, InvalidArgument
-from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent, UnknownEvent
+from flux0.domain.stream_events import (
+    ChunkEvent,
+    JSONPatchOperation,
+    StatusEvent,
+    StreamEvent,
+    UnknownEvent,
+)
 from flux0.ports import ServerSentEvent
 
 T = TypeVar("T")
 
-_EVENTS = {kind.event: (kind, reader(kind)) for kind in (ChunkEvent, StatusEvent)}
 _EXCERPT = 200
 
 _decode: Callable[[str], tuple[Any, int]] = JSONDecoder().raw_decode
 
 
 class JsonCodec:
-    """The `Codec` of the flux0 server."""
+    """The `Codec` of the flux0 server.
+
+    One converter reads fast. Only where it fails, another one reads again and says what is wrong.
+    """
 
     def decode(self, model: type[T], body: bytes) -> T:
         """Return the model that `body` holds as JSON; `object` gives plain JSON."""
-        decoded: T = self._decoded(model, body, body[:_EXCERPT].decode("utf-8", "replace"))
-        return decoded
+        data = _load(body)
+        return cast("T", data) if model is object else self._structure(model, data, body)
 
     def decode_event(self, event: ServerSentEvent) -> StreamEvent:
         """Return what one event of a turn's stream says; an unknown name keeps its data as text."""
         name, text, id_, _ = event
-        known = _EVENTS.get(name)
-        if known is None:
+        if name not in _EVENTS:
             return UnknownEvent(name, text, id_)
-        model, read = known
         try:
             # The decoder alone, without the checks of json.loads for what text almost never is.
             data, end = _decode(text)
-            if end == len(text):
-                streamed: StreamEvent = read(data)
-                return streamed
-        except (ValueError, KeyError, RecursionError):
-            pass  # What follows tells why, unless white space is the reason.
-        return cast("StreamEvent", self._decoded(model, text, text[:_EXCERPT]))
+            if end != len(text):
+                data = _load(text)
+        except (ValueError, RecursionError):
+            data = _load(text)
+        chunk = _chunk(data) if name == ChunkEvent.event else None
+        return chunk or cast("StreamEvent", self._structure(_EVENTS[name], data, text))
 
     def encode(self, value: Any) -> bytes:
         """Return a model or plain JSON as the server reads it, in ASCII."""
@@ -59,13 +66,9 @@ class JsonCodec:
         Raises:
             InvalidArgument: `model` is none of these.
         """
-        kind: Any = model
-        try:
-            reader(kind)
-        except TypeError as error:
-            raise InvalidArgument("model", f"must be one of flux0.models, not {model!r}") from error
-        made: T = self._read(kind, data, "")
-        return made
+        if not is_model(model):
+            raise InvalidArgument("model", f"must be one of flux0.models, not {model!r}")
+        return self._structure(model, data, "")
 
     def to_dict(self, value: Any) -> Any:
         """Return the plain JSON that the server uses for `value`.
@@ -78,16 +81,68 @@ class JsonCodec:
         except RecursionError as error:
             raise InvalidArgument("value", "is nested too deeply") from error
 
-    def _decoded(self, model: Any, text: str | bytes, excerpt: str) -> Any:
+    def _structure(self, model: type[T], data: Any, body: str | bytes) -> T:
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DecodeError(f"not JSON ({error})", body=excerpt) from error
-        return data if model is object else self._read(model, data, excerpt)
+            made: T = structure_hook(cast("Any", model))(data, model)
+        except (ValueError, KeyError, TypeError):
+            pass  # What follows says why.
+        else:
+            return made
+        try:
+            return converter(explaining=True).structure(data, model)
+        except Exception as error:
+            problem, _, place = transform_error(error, "", _in_words)[0].rpartition(" @ ")
+            field = place.lstrip(".").removesuffix("_")  # `from_` stands for `from`.
+            raise DecodeError(problem, field=field, body=_excerpt(body)) from error
 
-    def _read(self, model: Any, data: Any, excerpt: str) -> Any:
-        try:
-            return reader(model)(data)
-        except MISFITS:
-            place, problem = first_problem(model, data) or ("", "does not fit")
-            raise DecodeError(problem, field=place.lstrip("."), body=excerpt) from None
+
+_EVENTS: dict[str, Any] = {kind.event: kind for kind in (ChunkEvent, StatusEvent)}
+
+
+def _load(text: str | bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DecodeError(f"not JSON ({error})", body=_excerpt(text)) from error
+
+
+def _chunk(data: Any) -> ChunkEvent | None:
+    """Return the chunk of a piece of text, as nearly every one is; None for any other JSON.
+
+    The long way gives the same, and tells what is wrong.
+    """
+    try:
+        correlation_id, event_id = data["correlation_id"], data["event_id"]
+        seq, metadata, timestamp = data["seq"], data["metadata"], data["timestamp"]
+        (patch,) = data["patches"]
+        op, path, value = patch["op"], patch["path"], patch["value"]
+        if (
+            type(correlation_id) is str
+            and type(event_id) is str
+            and type(op) is str
+            and type(path) is str
+            and type(value) is str
+            and type(seq) is int
+            and type(timestamp) is float
+            and type(data["patches"]) is list
+            and type(metadata) is dict
+            and "from" not in patch
+        ):
+            known: dict[str, Any] = metadata
+            for item in known.values():
+                if type(item) is not str:
+                    return None
+            operation = JSONPatchOperation(op, path, value)
+            return ChunkEvent(correlation_id, event_id, seq, (operation,), known, timestamp)
+    except (KeyError, TypeError, ValueError):
+        pass
+    return None
+
+
+def _in_words(error: BaseException, _: Any) -> str:
+    return "is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _excerpt(body: str | bytes) -> str:
+    start = body[:_EXCERPT]
+    return start if isinstance(start, str) else start.decode("utf-8", "replace")

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import attrs
 
-from flux0.adapters.json.readers import json_key
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.stream_events import JSONPatchOperation
 
@@ -69,4 +68,4 @@ def _key(key: object) -> str:
 
 @cache
 def _keys(kind: Any) -> tuple[tuple[str, str], ...]:
-    return tuple((field.name, json_key(field.name)) for field in attrs.fields(kind))
+    return tuple((field.name, field.name.rstrip("_")) for field in attrs.fields(kind))

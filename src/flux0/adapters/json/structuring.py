@@ -1,0 +1,250 @@
+"""How cattrs makes models of plain JSON: strictly, no value is coerced to its field's type."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from functools import cache
+from typing import Any, cast, get_args, get_origin
+
+import attrs
+from cattrs import Converter
+from cattrs.gen import make_dict_structure_fn, override
+
+from flux0.domain.enums import EventSource, EventType, OpenEnum, SessionStatus
+from flux0.domain.messages.json_patch import MAX_DEPTH, measure
+from flux0.domain.models import (
+    ContentPart,
+    EventData,
+    Listing,
+    MessageData,
+    MessagePart,
+    ReasoningPart,
+    StatusData,
+    ToolCallPart,
+    ToolData,
+)
+from flux0.domain.stream_events import (
+    ChunkEvent,
+    JSONPatchOperation,
+    StatusEvent,
+    StreamEvent,
+    UnknownEvent,
+)
+
+Hook = Callable[[Any, Any], Any]
+
+# The models that `type` names in some JSON, by the union of them.
+_BY_TYPE: dict[Any, dict[str, Any]] = {
+    MessagePart: {part.type: part for part in (ContentPart, ReasoningPart, ToolCallPart)},
+    EventData: {data.type: data for data in (MessageData, StatusData, ToolData)},
+    MessageData | ToolData: {data.type: data for data in (MessageData, ToolData)},
+}
+_LONGEST_SHOWN = 200
+
+
+class Misfit(ValueError):
+    """A value is not what its field holds; the text says what was expected, and what it is."""
+
+    def __init__(self, expected: str, value: object) -> None:
+        got = "None" if value is None else type(value).__name__
+        super().__init__(f"expected {expected}, got {got}")
+
+
+@cache
+def converter(*, explaining: bool) -> Converter:
+    """Return the converter that reads fast, or the one that says where something is wrong."""
+    made = Converter(detailed_validation=explaining)
+    for kind, expected in ((str, "a str"), (int, "an int"), (bool, "a bool")):
+        made.register_structure_hook(kind, _exactly(kind, expected))
+    made.register_structure_hook(float, _number)
+    made.register_structure_hook(datetime, _datetime)
+    made.register_structure_hook(str | int, _text_or_integer)
+    made.register_structure_hook(EventType, _enum(EventType))
+    for kind in (EventType, EventSource, SessionStatus):
+        made.register_structure_hook(kind | str, _open_enum(kind))
+    made.register_structure_hook_func(lambda kind: kind is Any, _any)
+    made.register_structure_hook_func(_is_mapping, _mapping)
+    made.register_structure_hook_factory(_is_tuple, lambda kind: _tuple(made, kind))
+    made.register_structure_hook_factory(attrs.has, lambda kind: _model(made, kind))
+    for union, kinds in _BY_TYPE.items():
+        made.register_structure_hook(union, _by_type(made, union, kinds))
+    made.register_structure_hook(
+        StreamEvent, lambda value, _: made.structure(value, _stream_event(value))
+    )
+    return made
+
+
+@cache
+def structure_hook(model: Any) -> Hook:
+    """Return what reads a model fast."""
+    return converter(explaining=False).get_structure_hook(model)
+
+
+def is_model(kind: Any) -> bool:
+    """Return whether this is a model, a union of models, or a list or tuple of those."""
+    if get_origin(kind) in {list, tuple}:
+        return all(is_model(item) or item is ... for item in get_args(kind))
+    if kind == StreamEvent or kind in (MessagePart, EventData):
+        return True
+    own = isinstance(kind, type) and kind.__module__.partition(".")[0] == "flux0"
+    return own and attrs.has(kind) and kind is not Listing
+
+
+def _exactly(kind: type, expected: str) -> Hook:
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) is kind:
+            return value
+        raise Misfit(expected, value)
+
+    return structure
+
+
+def _number(value: Any, _: Any) -> float:
+    if type(value) is float or type(value) is int:
+        return value
+    raise Misfit("a number", value)
+
+
+def _text_or_integer(value: Any, _: Any) -> str | int:
+    if type(value) is str or type(value) is int:
+        return value
+    raise Misfit("a str or an int", value)
+
+
+def _any(value: Any, _: Any) -> Any:
+    if type(value) is not str and (type(value) is dict or type(value) is list):
+        _check_depth(value)
+    return value
+
+
+def _mapping(value: Any, _: Any) -> Any:
+    if type(value) is not dict:
+        raise Misfit("a dict", value)
+    data: dict[str, Any] = value
+    for item in data.values():  # Metadata, for instance, hold nothing that is nested.
+        if type(item) is dict or type(item) is list:
+            _check_depth(data)
+            break
+    return data
+
+
+def _check_depth(value: Any) -> None:
+    """Refuse JSON that is nested too deeply for Python's own functions to follow."""
+    if measure(value)[1] > MAX_DEPTH:
+        raise ValueError(f"has more than {MAX_DEPTH} lists and objects within each other")
+
+
+_FRACTION = re.compile(r"\.(\d+)")
+
+
+def _datetime(value: Any, _: Any) -> datetime:
+    """Return an aware datetime; a time without a zone is taken as UTC, as the server means it."""
+    if type(value) is not str:
+        raise Misfit("a date and time", value)
+    try:
+        parsed = datetime.fromisoformat(value)
+    except ValueError:
+        # Python 3.10 reads neither a Z nor a fraction of other than 3 or 6 digits.
+        text = _FRACTION.sub(lambda match: f".{match[1][:6]:0<6}", value, count=1)
+        if text[-1:] in ("Z", "z"):
+            text = f"{text[:-1]}+00:00"
+        try:
+            parsed = datetime.fromisoformat(text)
+        except ValueError:
+            shown = value[:_LONGEST_SHOWN]
+            raise ValueError(f"expected a date and time, got {shown!r}") from None
+    return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=timezone.utc)
+
+
+def _enum(kind: type[OpenEnum]) -> Hook:
+    members = {member.value: member for member in kind}
+
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) is str and value in members:
+            return members[value]
+        raise ValueError(f"expected one of {', '.join(map(repr, members))}")
+
+    return structure
+
+
+def _open_enum(kind: type[OpenEnum]) -> Hook:
+    members = {member.value: member for member in kind}
+
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) is str:
+            return members.get(value, value)
+        raise Misfit("a str", value)
+
+    return structure
+
+
+def _is_mapping(kind: Any) -> bool:
+    return get_origin(kind) is Mapping
+
+
+def _is_tuple(kind: Any) -> bool:
+    return get_origin(kind) is tuple
+
+
+def _tuple(made: Converter, kind: Any) -> Hook:
+    item_kind = get_args(kind)[0]
+    item = made.get_structure_hook(item_kind)
+    list_kind: Any = list.__class_getitem__(item_kind)
+    # cattrs takes any iterable for a list, and its own hook for lists notes the failing index.
+    as_list = made.get_structure_hook(list_kind) if made.detailed_validation else None
+
+    def structure(value: Any, _: Any) -> tuple[Any, ...]:
+        if type(value) is not list:
+            raise Misfit("a list", value)
+        if as_list is not None:
+            return tuple(as_list(value, list_kind))
+        return tuple([item(each, item_kind) for each in value])
+
+    return structure
+
+
+def _model(made: Converter, kind: Any) -> Hook:
+    explaining = made.detailed_validation
+    renamed: Any = {"from_": override(rename="from")} if kind is JSONPatchOperation else {}
+    generated: Hook = make_dict_structure_fn(
+        kind, made, _cattrs_detailed_validation=explaining, **renamed
+    )
+    if not explaining and any(field.default is attrs.NOTHING for field in attrs.fields(kind)):
+        return generated  # It fails where a field is looked up in what is no dict.
+
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) is not dict:
+            raise Misfit("a dict", value)
+        return generated(value, kind)
+
+    return structure
+
+
+def _by_type(made: Converter, union: Any, kinds: Mapping[str, Any]) -> Hook:
+    """Return the hook of a union; JSON of a type that is not known stays as it is, if it may."""
+    hooks = {name: (made.get_structure_hook(kind), kind) for name, kind in kinds.items()}
+    is_open = any(get_origin(option) is Mapping for option in get_args(union))
+
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) is not dict:
+            raise Misfit("a dict", value)
+        data: dict[str, Any] = value
+        name = data.get("type")
+        if type(name) is str and name in hooks:
+            hook, kind = hooks[name]
+            return hook(data, kind)
+        if not is_open:
+            raise ValueError(f"has a type other than {' or '.join(map(repr, hooks))}")
+        return _mapping(data, _)
+
+    return structure
+
+
+def _stream_event(data: Any) -> Any:
+    """Return which event of a stream the JSON stands for."""
+    known = cast("dict[str, Any]", data) if type(data) is dict else {}
+    if "patches" in known:
+        return ChunkEvent
+    return StatusEvent if known.get("type") == StatusEvent.type else UnknownEvent
