@@ -204,4 +204,4 @@ def test_the_samples_of_the_page_on_testing_pass(
     with FakeOverHTTP(demo_transport()) as server:  # For the sample that records.
         monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
         result = pytester.runpytest_inprocess()
-    result.assert_outcomes(passed=4)  # The others assert when they are imported.
+    result.assert_outcomes(passed=12)  # The others assert when they are imported.
