@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from flux0 import Flux0
     from flux0.testing import FakeTransport, RecordingTransport, ReplayTransport
 
@@ -111,11 +113,11 @@ def flux0_cassette(
     """
     from flux0.testing import RecordingTransport, ReplayTransport, cassette  # noqa: PLC0415
 
-    options = {"mode": request.config.getoption("--flux0-cassettes")}
+    options: dict[str, Any] = {"mode": request.config.getoption("--flux0-cassettes")}
     options |= _options(request, "flux0_cassette")
     name = re.sub(r"[^\w.\[\]-]", "_", request.node.name)
     own = options.pop("path", f"cassettes/{request.path.stem}/{name}.json")
-    path = request.path.parent / own
+    path: Path = request.path.parent / own
     transport = cassette(path, flux0_cassette_transport, **options)
     if isinstance(transport, ReplayTransport):
         yield transport

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
 import anyio
@@ -385,13 +385,18 @@ def test_synchronous_code_may_not_have_an_agent_that_awaits_something() -> None:
         next(body)
 
 
+REPLIES: list[tuple[Callable[[UserMessage], Any], str]] = [
+    (lambda message: f"You said {message.content}", "You said Hi"),
+    (lambda _: Say("One"), "One"),
+    (lambda _: ["One ", "two"], "One two"),
+    (lambda _: None, ""),
+]
+
+
 @pytest.mark.parametrize(
     ("reply", "text"),
     [
-        (lambda message: f"You said {message.content}", "You said Hi"),
-        (lambda _: Say("One"), "One"),
-        (lambda _: ["One ", "two"], "One two"),
-        (lambda _: None, ""),
+        *REPLIES,
         (["One ", Pause(1), "two"], "One two"),
         (Say("One"), "One"),
         ([], ""),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from inspect import isclass, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -35,7 +35,7 @@ _stand_ins: Final[list[Any]] = []
 
 
 @contextmanager
-def standing_in(transport: T) -> Iterator[T]:
+def standing_in(transport: T) -> Generator[T, None, None]:
     """Have `transport` serve each client that is made without one, within a `with` block."""
     _stand_ins.append(transport)
     try:
@@ -90,13 +90,13 @@ def choose_transports(
     elif async_side is None:
         from flux0.adapters.threads import ThreadedTransport  # noqa: PLC0415 - loads anyio
 
-        async_side = ThreadedTransport(sync_side)
+        async_side = ThreadedTransport(cast("Transport", sync_side))
     return cast("Transport | None", sync_side), cast("AsyncTransport", async_side)
 
 
-def _own(transport: Any) -> Any:
+def _own(transport: T) -> T:
     """Return a client's own transport, if several clients share this one."""
-    return transport.for_client() if isinstance(transport, Shared) else transport
+    return cast("T", transport.for_client()) if isinstance(transport, Shared) else transport
 
 
 def _over_httpx(client: Any, *, asynchronous: bool = False) -> HttpxFamilyTransport:

@@ -229,9 +229,10 @@ class CassetteFile:
 
 def _members(value: Any) -> dict[str, Any]:
     """Return what is written of a value of this module."""
+    kind: Any = type(value)
     return {
         attribute.name: member
-        for attribute in fields(type(value))
+        for attribute in fields(kind)
         if attribute.init and (member := getattr(value, attribute.name)) != attribute.default
     }
 

@@ -22,7 +22,7 @@ from flux0.testing.cassettes.cassette import (
 )
 from flux0.testing.cassettes.matching import Matcher, Track
 from flux0.testing.cassettes.scrubbing import Scrub, recorded_request
-from flux0.testing.fake.body import OpenBody, SharedTransport
+from flux0.testing.fake.body import BodyEnd, OpenBody, SharedTransport
 from flux0.testing.fake.calls import Call
 from flux0.testing.fake.clock import FakeClock
 from flux0.testing.fake.waiting import Wait, Waits
@@ -106,7 +106,7 @@ class ReplayTransport(SharedTransport):
         yield Wait(began)
         pieces = self._pieces(request, track, response, began)
         headers = Headers(tuple(response.headers.items()))
-        body = OpenBody(pieces, None, self.clock, self._lock, lambda _: None, patient=patient)
+        body = OpenBody(pieces, None, self.clock, self._lock, _nothing, patient=patient)
         return Response(response.status_code, headers, None), body
 
     def _pieces(
@@ -130,3 +130,7 @@ class ReplayTransport(SharedTransport):
             f"{'after the request' if track.exchange.response is None else 'into the answer'}\n"
             f"To have the rest of it, record it anew {how_to_record(self._path)}."
         )
+
+
+def _nothing(_: OpenBody, __: BodyEnd) -> None:
+    """Keep nothing of a body that has ended."""

@@ -40,7 +40,7 @@ class OpenBody:
         longest_silence: float | None,
         clock: FakeClock,
         lock: AbstractContextManager[Any],
-        on_end: Callable[[BodyEnd], None],
+        on_end: Callable[[OpenBody, BodyEnd], None],
         *,
         patient: bool = False,
     ) -> None:
@@ -91,7 +91,7 @@ class OpenBody:
             if self._end is not None:
                 return
             self._end = how
-            self._on_end(how)
+            self._on_end(self, how)
         self.clock.changes.tell()
 
     def _next(self) -> bytes | Wait | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.05  # After so long at most, an end is seen.
 
 
 @contextmanager
-def serve(fake: SharedTransport, port: int = 0) -> Iterator[str]:
+def serve(fake: SharedTransport, port: int = 0) -> Generator[str, None, None]:
     """Serve a fake within a block, each connection in a thread; see `FakeTransport.serve`."""
     with _Server(fake, port) as server:
         thread = Thread(target=server.serve_forever, args=(_POLL_SECONDS,), daemon=True)
@@ -56,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    server: _Server
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
     connection: socket
 
     def setup(self) -> None:

@@ -19,7 +19,7 @@ from collections.abc import (
 )
 from itertools import takewhile
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from attrs import Attribute, field, frozen
 
@@ -207,13 +207,13 @@ class UserMessage:
     agent_name: str
     agent_type: str
     correlation_id: str
-    _stored: Callable[[], tuple[Event, ...]] = field(default=tuple, eq=False, repr=False)
+    stored: Callable[[], tuple[Event, ...]] = field(default=tuple, eq=False, repr=False)
 
     @property
     def history(self) -> tuple[Event, ...]:
         """What the session has stored before this message, oldest first."""
         own = self.correlation_id
-        return tuple(takewhile(lambda event: event.correlation_id != own, self._stored()))
+        return tuple(takewhile(lambda event: event.correlation_id != own, self.stored()))
 
 
 # What an agent does: a text is a `Say` of it.
@@ -247,11 +247,10 @@ def steps_of(given: Steps) -> Generator[AgentStep, None, None]:
     """Return the steps that an agent has returned, or yields."""
     if given is None:
         return
-    if isinstance(given, (str, AgentStep)):
-        given = (given,)
+    one = isinstance(given, (str, AgentStep))
     try:
-        for step in given:
-            if not isinstance(step, (str, AgentStep)):
+        for step in cast("Iterable[str | AgentStep]", (given,) if one else given):
+            if not isinstance(step, (str, AgentStep)):  # pyright: ignore[reportUnnecessaryIsInstance] - users yield what they like
                 raise TypeError(f"an agent yields texts and steps of flux0.testing, not {step!r}")
             yield Say(step) if isinstance(step, str) else step
     finally:

@@ -190,9 +190,8 @@ def agent_data(message: TurnMessage) -> JSONObject | None:
     """Return the data of the message or tool event that an agent's message becomes."""
     data = message.data
     if isinstance(data, ToolData):
-        listed = all(
-            _has_names(call) and isinstance(call.args, Mapping) for call in data.tool_calls
-        )
+        calls: tuple[Any, ...] = data.tool_calls
+        listed = all(_has_names(call) and isinstance(call.args, Mapping) for call in calls)
     else:
         listed = all(
             _has_names(part) if isinstance(part, ToolCallPart) else not isinstance(part, Mapping)
@@ -211,9 +210,10 @@ def _has_names(call: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     """Return a model as JSON, and any JSON as it is."""
-    if isinstance(value, tuple):
+    kind: Any = type(value)
+    if kind is tuple:
         return [_plain(item) for item in value]
-    if not has(type(value)):
+    if not has(kind):
         return value
-    members = {field.name: _plain(getattr(value, field.name)) for field in fields(type(value))}
+    members = {field.name: _plain(getattr(value, field.name)) for field in fields(kind)}
     return {"type": value.type, **members} if hasattr(value, "type") else members

@@ -97,7 +97,7 @@ class FakeTransport(SharedTransport):
         self._agent = agent_of(reply)
         self._types = types
         self._agent_name = agent_name
-        self._open: dict[OpenBody, Call] = {}
+        self._open: dict[OpenBody, tuple[Call, FakeAnswer]] = {}
         self.agent_id = agent_id or ""
         self.reset()
 
@@ -219,7 +219,7 @@ class FakeTransport(SharedTransport):
         Closing the client does not count, nor does letting go of a synchronous stream.
         """
         with self._lock:
-            calls = [*self._left_open, *self._open.values()]
+            calls = [*self._left_open, *(call for call, _ in self._open.values())]
         _raise_if("left open:", map(str, calls))
 
     # --- elsewhere
@@ -285,17 +285,16 @@ class FakeTransport(SharedTransport):
                 answer = self._server.answer(request)
             if isinstance(answer.body, FakeTurn):
                 answer.body.begin(loop)
-        given = answer
         streams = request.streams(answer.status_code)
         body = OpenBody(
             with_faults(_pieces(answer), faults),
             request.timeout.idle if streams else request.timeout.read,
             self.clock,
             self._lock,
-            lambda how: self._ended(body, given, how),
+            self._ended,
             patient=patient,
         )
-        self._open[body] = call
+        self._open[body] = call, answer
         for fault in faults:
             if isinstance(fault, Delay):
                 yield from self._late(fault.seconds, request.timeout.read, body)
@@ -353,8 +352,8 @@ class FakeTransport(SharedTransport):
             body.end("closed")
         raise ReadTimeout(f"nothing came for {timeout:g} s")
 
-    def _ended(self, body: OpenBody, answer: FakeAnswer, how: BodyEnd) -> None:
-        call = self._open.pop(body)
+    def _ended(self, body: OpenBody, how: BodyEnd) -> None:
+        call, answer = self._open.pop(body)
         if how in {"dropped", "cut off"}:
             self._left_open.append(call)
         if how != "whole" and isinstance(answer.body, FakeTurn):
