@@ -6,12 +6,13 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 
-from flux0 import Flux0, StreamIdleTimeout
+from flux0 import Flux0, StreamIdleTimeout, to_dict
 from flux0.cli.demo_agent import demo_transport
 from flux0.domain.errors import ReadTimeout
 from flux0.models import (
@@ -21,7 +22,6 @@ from flux0.models import (
     ContentPart,
     MessageData,
     ReasoningPart,
-    StatusData,
     StatusEvent,
     ToolCallPart,
     ToolData,
@@ -44,6 +44,8 @@ from flux0.testing import (
     UserMessage,
 )
 from support.fakes import ask, message_to, new_session, turn
+
+DATA = Path(__file__).parents[1] / "data"
 
 
 def add(path: str, value: Any) -> dict[str, Any]:
@@ -150,33 +152,30 @@ def test_the_result_of_a_call_that_was_not_made_has_an_id() -> None:
 
 
 def test_steps_may_look_like_those_of_the_langchain_adapter() -> None:
+    recorded = json.loads((DATA / "langchain_turn.json").read_text("utf-8"))
     one, other = CallTool("search", {"q": "SF"}), CallTool("search", {"q": "LA"})
     steps: list[AgentStep] = [
         LangChain(one, other),
         LangChain(GiveResult(one, "foggy")),
-        LangChain(Say("It is foggy.", pieces=2, pause=1), Say(" Bye")),
+        LangChain(Say("It is ", pause=1), Say("foggy. Bye", pieces=2, pause=1)),
     ]
+    runs = {f"00000000-0000-4000-8000-{number:012}": f"run-{number}" for number in (1, 2, 3)}
+    seen: list[Any] = []
     events, stored = turn(FakeTransport(steps))
-    runs = [f"00000000-0000-4000-8000-{number:012}" for number in (1, 2, 3)]
-    seen = [
-        (event.event_id, event.seq)
-        if isinstance(event, ChunkEvent)
-        else (event.id, event.data.status, event.data.acknowledged_offset, event.data.data)
-        for event in events
-        if isinstance(event, (ChunkEvent, StatusEvent))
+    for event in map(to_dict, events):
+        if "patches" in event:
+            seen.append(["chunk", runs[event["event_id"]], event["seq"], event["patches"]])
+        else:
+            seen.append(["status", runs[event["id"]], event["data"]])
+    shown = [row for row in recorded if row[0] in {"chunk", "status"}]
+    assert [row[:3] for row in seen] == [row[:3] for row in shown]
+    for row, expected in zip(seen[:-3], shown[:-3], strict=True):
+        assert row == expected
+    assert [event.type for event in stored if event.type != "status"] == [
+        row[0] for row in recorded if row[0] in {"message", "tool"}
     ]
-    assert seen == [
-        (runs[0], "processing", 0, {}),
-        *[(runs[0], 0)] * 5,  # The second call begins with a patch that the server drops.
-        (runs[1], 0),
-        (runs[2], "processing", 0, {}),
-        (runs[2], "typing", 0, {}),
-        *[(runs[2], 0)] * 3,
-    ]
-    data: list[Any] = [event.data for event in stored if not isinstance(event.data, StatusData)]
-    assert len(data) == 2
-    assert data[0].tool_calls[0].result.data == "foggy"
-    assert data[1].parts[0].content == "It is foggy. Bye"
+    texts: list[Any] = [row[3][0]["value"] for row in seen[-3:]]
+    assert "".join(texts) == "It is foggy. Bye"
 
 
 def test_statuses_are_reported_and_stored() -> None:

@@ -184,8 +184,8 @@ class LangChain:
 
     `LangChain(Say(...), CallTool(...), CallTool(...))` is one message of a model, and
     `LangChain(GiveResult(...))` the end of a tool's run. All chunks of a run have `seq` 0 and the
-    run's UUID as their `event_id`, and its statuses have that too. As in the adapter, only the
-    first of several tool calls in one message is seen and stored.
+    run's UUID as their `event_id`, and its statuses have that too. As with the adapter, a message
+    with several tool calls is not stored, and its stream shows the first call whole.
     """
 
     def __init__(self, *steps: Say | CallTool | GiveResult) -> None:
