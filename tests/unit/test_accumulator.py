@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 import pytest
+from hypothesis import given, strategies as st
 
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage, tool_results
+from flux0.domain.messages.text_list import TextList
 from flux0.domain.models import (
     ContentPart,
     ControlOptions,
@@ -382,6 +385,162 @@ def test_a_failing_first_operation_leaves_no_document() -> None:
     accumulator = after(chunk(replace("/a/b", 1)), chunk(add("/-", "text")))
     assert len(accumulator.problems) == 1
     assert accumulator.finish() == (message(ContentPart("text")),)
+
+
+# --- limits
+
+
+COPIES = [add("", {"a": 1}), *(JSONPatchOperation("copy", f"/k{n}", from_="") for n in range(40))]
+HOSTILE = {
+    "doubling": COPIES,
+    "doubling a list": [
+        add("", ["x" * 1000]),
+        *(JSONPatchOperation("copy", "/-", from_="") for _ in range(40)),
+    ],
+    "doubling texts": [
+        *(add("/-", "x" * 1000) for _ in range(10)),
+        *(JSONPatchOperation("copy", "/-", from_="") for _ in range(40)),
+    ],
+    "large indexes": [add("/" + "/".join(["9999"] * 20) + "/a", 1) for _ in range(30)],
+    "large indexes again": [
+        operation for _ in range(100) for operation in (add("/9999/a", 1), replace("", []))
+    ],
+    "copying and removing": [
+        add("", {"a": [[]] * 1000}),
+        *(JSONPatchOperation("copy", "/b", from_="/a"), JSONPatchOperation("remove", "/b")) * 100,
+    ],
+    "moving to and fro": [
+        add("", {"a": [[]] * 1000}),
+        *(
+            JSONPatchOperation("move", "/b/a", from_="/a"),
+            JSONPatchOperation("move", "/a", from_="/b/a"),
+        )
+        * 100,
+    ],
+    "texts": [add("/-", "x" * 10_000)] * 200,
+    "keys": [add(f"/{'k' * 10_000}{n}", "") for n in range(200)],
+}
+
+
+@pytest.mark.parametrize("operations", HOSTILE.values(), ids=HOSTILE)
+def test_a_stream_cannot_make_the_messages_hold_more_than_the_limit(
+    operations: list[JSONPatchOperation],
+) -> None:
+    accumulator = MessageAccumulator(max_turn_bytes=1_000_000)
+    tracemalloc.start()
+    try:
+        for operation in operations:
+            accumulator.feed(chunk(operation))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8_000_000
+    assert "1,000,000 bytes" in accumulator.problems[0].reason
+    assert len(accumulator.finish()) <= 1
+
+
+def test_many_small_messages_share_the_limit() -> None:
+    accumulator = MessageAccumulator(max_turn_bytes=100_000)
+    for n in range(1000):
+        accumulator.feed(chunk(add("/-", "x"), event_id=f"{n}"))
+    assert 100 < len(accumulator.finish()) < 500
+    assert accumulator.problems
+    assert accumulator.feed(chunk(event_id="one more")) == ""
+
+
+def test_problems_are_not_noted_without_end() -> None:
+    accumulator = MessageAccumulator(max_turn_bytes=100_000)
+    for _ in range(1000):
+        accumulator.feed(chunk(replace("/5", "x" * 1000)))
+    assert 50 < len(accumulator.problems) < 100
+
+
+def test_what_is_replaced_or_removed_makes_room() -> None:
+    accumulator = MessageAccumulator(max_turn_bytes=10_000)
+    text = ""
+    for n in range(100):
+        text = str(n) * 2000
+        accumulator.feed(chunk(replace("", text)))
+        accumulator.feed(chunk(replace("", [text]), add("/-", text)))
+        accumulator.feed(chunk(JSONPatchOperation("remove", "/0")))
+    assert accumulator.problems == ()
+    assert accumulator.finish() == (message(ContentPart(text)),)
+
+
+def test_a_replacement_that_is_too_large_changes_nothing() -> None:
+    accumulator = MessageAccumulator(max_turn_bytes=10_000)
+    accumulator.feed(chunk(add("/-", "a")))
+    accumulator.feed(chunk(replace("", "x" * 20_000), add("/-", "b")))
+    assert accumulator.feed(chunk(add("/-", "c"))) == "c"
+    assert len(accumulator.problems) == 1
+    assert accumulator.finish() == (message(ContentPart("ac")),)
+
+
+def test_arguments_deeper_than_python_can_follow_stay_text() -> None:
+    deep = "[" * 300 + "]" * 300
+    accumulator = after(chunk(add("/tool_calls", [tool_call(args=[deep])])))
+    (event,) = accumulator.messages
+    (call,) = event.tool_calls
+    assert deep in repr(call)
+    assert accumulator.finish() == ()
+
+
+def test_a_document_of_any_depth_is_refused_past_the_limit() -> None:
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    accumulator = after(chunk(add("/-", "a")), chunk(add("/-", deep)), chunk(add("/a" * 99_999, 1)))
+    assert ["200 lists" in problem.reason for problem in accumulator.problems] == [True, True]
+    assert accumulator.finish() == (message(ContentPart("a")),)
+
+
+# --- texts in little memory
+
+
+@given(
+    st.lists(st.sampled_from(["", "a", "bc", "\0", "d\0"]), max_size=60),
+    st.lists(st.booleans(), min_size=60, max_size=60),
+)
+def test_a_list_of_texts_is_what_was_appended(texts: list[str], looks: list[bool]) -> None:
+    listed = TextList()
+    for place, (text, look) in enumerate(zip(texts * 50, looks * 50, strict=False)):
+        listed.append(text)
+        if look and place % 7 == 0:
+            assert listed.text() == "".join(listed.texts())
+    assert listed.texts() == texts * 50
+    assert listed.text() == "".join(texts * 50)
+    assert (len(listed), listed.characters) == (len(texts) * 50, len("".join(texts * 50)))
+
+
+@pytest.mark.parametrize("look_every", [None, 1, 1000])
+def test_a_long_answer_holds_little_more_than_its_text(look_every: int | None) -> None:
+    accumulator, pieces = MessageAccumulator(), 20_000
+    tracemalloc.start()
+    try:
+        for n in range(pieces):
+            accumulator.feed(chunk(add("/-", f"{n:06d} ")))
+            if look_every is not None and n % look_every == 0:
+                _ = accumulator.messages
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 7 * pieces * (1.7 if look_every is None else 4)
+
+
+def test_texts_and_other_operations_take_turns() -> None:
+    accumulator = after(*(chunk(add("/-", f"{n} ")) for n in range(3000)))
+    before = accumulator.messages
+    accumulator.feed(chunk(replace("/1500", "X ")))
+    accumulator.feed(chunk(add("/-", "end")))
+    expected = " ".join("X" if n == 1500 else str(n) for n in range(3000)) + " end"
+    assert accumulator.messages == accumulator.finish() == (message(ContentPart(expected)),)
+    assert before[0].text == " ".join(map(str, range(3000))) + " "
+    accumulator.feed(chunk(add("/-", "!"), add("/3002", {"a": 1}), add("/-", "?")))
+    (event,) = accumulator.finish()
+    assert isinstance(event.data, MessageData)
+    (part,) = event.data.parts
+    assert isinstance(part, ContentPart)
+    assert part.content[-3:] == ["!", {"a": 1}, "?"]
 
 
 # --- cost

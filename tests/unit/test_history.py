@@ -20,6 +20,7 @@ from flux0.domain.models import (
     ReasoningPart,
     StatusData,
     ToolCall,
+    ToolCallPart,
     ToolData,
 )
 
@@ -139,3 +140,29 @@ def test_however_much_is_stored_each_message_is_told_once(
     assert joined[:count] == tuple(history)
     said = sorted((one.correlation_id, str(one.data)) for one in joined)
     assert said == sorted((one.correlation_id, str(one.data)) for one in messages)
+
+
+def test_all_of_a_history_has_source_type_and_text() -> None:
+    said = live("Sunny")
+    thought = live("r", data=MessageData((ReasoningPart("Let me see"), ReasoningPart({"no": 1}))))
+    asked = live(
+        "q",
+        data=MessageData((ContentPart("I ask."), ToolCallPart("c1", "weather", {"city": "SF"}))),
+    )
+    question = evolve(stored(live("How is it?")), source=EventSource.USER)
+
+    history = joined_history([question], [thought, asked, TOOL, said])
+
+    assert [f"{message.source}: {message.text}" for message in history] == [
+        "user: How is it?",
+        "ai_agent: ",
+        "ai_agent: I ask.",
+        "ai_agent: ",
+        "ai_agent: Sunny",
+    ]
+    assert [message.reasoning for message in history] == ["", "Let me see", "", "", ""]
+    call = ToolCall("c1", "weather", {"city": "SF"})
+    assert [message.tool_calls for message in history] == [(), (), (call,), (call,), ()]
+    assert {message.type for message in history} == {EventType.MESSAGE, EventType.TOOL}
+    status = evolve(question, data=StatusData(SessionStatus.TYPING))
+    assert (status.text, status.reasoning, status.tool_calls) == ("", "", ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,7 +15,10 @@ from hypothesis import example, given, settings, strategies as st
 
 from flux0 import from_dict, to_dict
 from flux0.adapters.json import JsonCodec
-from flux0.domain.errors import DecodeError, Flux0Error, InvalidArgument
+from flux0.adapters.json.problems import first_problem
+from flux0.domain.errors import AgentError, DecodeError, Flux0Error, InvalidArgument
+from flux0.domain.messages.accumulator import MessageAccumulator
+from flux0.domain.messages.json_patch import MAX_DEPTH
 from flux0.domain.models import (
     Agent,
     Agents,
@@ -482,20 +486,64 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from places(value[key])
 
 
-def outcome(decode: Any) -> tuple[str, object]:
-    try:
-        return "read", repr(decode())  # The repr tells 1, 1.0 and True apart.
-    except DecodeError as error:
-        return error.field, str(error).partition(" in '")[0]
-
-
 @settings(deadline=None, max_examples=500)
 @given(st.one_of(mutated_chunks(), JSON))
 @example(chunk(patches=""))
 @example(chunk(patches={}))
 @example(chunk(timestamp=math.inf))
-def test_the_short_path_reads_chunks_as_the_long_one_does(data: Any) -> None:
-    short = outcome(lambda: streamed("chunk", data))
-    long = outcome(lambda: from_dict(ChunkEvent, json.loads(json.dumps(data))))
+def test_what_a_reader_refuses_has_a_problem_and_nothing_else_has(data: Any) -> None:
+    if first_problem(ChunkEvent, data) is None:
+        assert repr(streamed("chunk", data)) == repr(from_dict(ChunkEvent, data))
+    else:
+        with pytest.raises(DecodeError):
+            streamed("chunk", data)
 
-    assert short == long
+
+# --- depth
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for level in range(depth):
+        value = [value] if level % 2 else {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("levels", [MAX_DEPTH + 1, 500, 900])
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("chunk", lambda deep: chunk(patches=[{"op": "add", "path": "", "value": deep}])),
+        ("chunk", lambda deep: chunk(metadata={"deep": deep})),
+        ("status", lambda deep: status(metadata={"deep": deep})),
+        ("status", lambda deep: status(data={"type": "status", "status": "x", "data": deep})),
+    ],
+)
+def test_json_that_is_too_deep_for_python_is_refused(name: str, changed: Any, levels: int) -> None:
+    with pytest.raises(DecodeError, match=f"more than {MAX_DEPTH} lists and objects|not JSON"):
+        streamed(name, changed(nested(levels)))
+
+
+@pytest.mark.parametrize("data", [{"type": "newer", "deep": 1}, MESSAGE])
+def test_events_and_parts_of_new_types_are_not_too_deep_either(data: dict[str, Any]) -> None:
+    deep = {**data, "deep": nested(300)}
+    deep = {**deep, "parts": [{"type": "newer", "deep": nested(300)}]} if "parts" in data else deep
+
+    with pytest.raises(DecodeError, match="lists and objects"):
+        CODEC.from_dict(Events, {"data": [event(data=deep)]})
+
+
+def test_what_is_as_deep_as_allowed_can_be_copied_shown_and_written() -> None:
+    deep = nested(MAX_DEPTH - 1)
+    read = streamed("chunk", chunk(patches=[{"op": "add", "path": "/-", "value": deep}]))
+    accumulator = MessageAccumulator()
+    accumulator.feed(read)
+    (message,) = accumulator.messages
+
+    for value in (read, message, AgentError(nested(MAX_DEPTH))):
+        assert repr(value)
+        again = pickle.loads(pickle.dumps(value))  # noqa: S301 - its own bytes
+        assert repr(again) == repr(copy.deepcopy(value)) == repr(value)
+    assert copy.deepcopy(message) == message
+    assert from_dict(ChunkEvent, to_dict(read)) == read
+    assert from_dict(type(message), to_dict(message)) == message

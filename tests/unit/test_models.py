@@ -6,7 +6,9 @@ import inspect
 import json
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from enum import IntEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -14,9 +16,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from flux0 import from_dict, models, to_dict
+from flux0.adapters.json import JsonCodec
 from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.domain.enums import OpenEnum
-from flux0.domain.errors import DecodeError
+from flux0.domain.errors import DecodeError, InvalidArgument
+from flux0.domain.messages.finalizing import TurnMessage
+from flux0.domain.messages.reply import Reply
 from flux0.domain.models import (
     Agent,
     Agents,
@@ -36,8 +41,14 @@ from flux0.domain.models import (
     ToolData,
     ToolResult,
 )
-from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent
-from flux0.models import EventSource, EventType, SessionStatus
+from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent, UnknownEvent
+from flux0.models import (
+    EventSource,
+    EventType,
+    HTTPValidationErrorData,
+    SessionStatus,
+    ValidationError,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 SCHEMAS: dict[str, dict[str, Any]] = json.loads((DATA / "openapi.json").read_text("utf-8"))[
@@ -417,20 +428,132 @@ STREAMED_STATUSES = st.builds(
 )
 
 
-@settings(deadline=None)
-@given(
-    st.one_of(
-        st.builds(Agents, several(AGENTS)),
-        st.builds(Sessions, several(SESSIONS)),
-        st.builds(Events, several(EVENTS)),
-        CHUNKS,
-        STREAMED_STATUSES,
-    )
+TURN_MESSAGES = st.builds(
+    TurnMessage,
+    TEXT,
+    TEXT,
+    st.sampled_from(EventType),
+    MESSAGES | st.builds(ToolData, several(CALLS)),
+    st.none() | OBJECT,
 )
+VALIDATION_ERRORS = st.builds(
+    ValidationError, several(TEXT | WHOLE), TEXT, TEXT, JSON, st.none() | OBJECT
+)
+STREAM_EVENTS = CHUNKS | STREAMED_STATUSES | st.builds(UnknownEvent, TEXT, TEXT, TEXT)
+MODELS = st.one_of(
+    AGENTS,
+    st.builds(Agents, several(AGENTS)),
+    SESSIONS,
+    st.builds(Sessions, several(SESSIONS)),
+    EVENTS,
+    st.builds(Events, several(EVENTS)),
+    PATCHES,
+    STREAM_EVENTS,
+    TURN_MESSAGES,
+    PARTS.filter(lambda part: not isinstance(part, dict)),
+    MESSAGES,
+    STATUSES,
+    CALLS,
+    RESULTS,
+    st.builds(ToolData, several(CALLS)),
+    st.builds(Participant, MAYBE_TEXT, MAYBE_TEXT),
+    st.builds(ConsumptionOffsets, st.none() | WHOLE),
+    st.builds(ControlOptions, TEXT),
+    VALIDATION_ERRORS,
+    st.builds(HTTPValidationErrorData, several(VALIDATION_ERRORS)),
+)
+
+
+def kinds_in(value: Any) -> set[type]:
+    """Return the exact types of all values in some JSON."""
+    inner = [*value, *value.values()] if isinstance(value, dict) else value
+    nested = inner if isinstance(value, (dict, list)) else []
+    return {type(value)}.union(*map(kinds_in, nested))
+
+
+def test_hypothesis_makes_up_every_model() -> None:
+    classes = {one for one in vars(models).values() if attrs.has(one)}
+    assert classes - {Reply} == {
+        *(Agent, Agents, Session, Sessions, Event, Events, JSONPatchOperation, ChunkEvent),
+        *(StatusEvent, UnknownEvent, TurnMessage, ContentPart, ReasoningPart, ToolCallPart),
+        *(MessageData, StatusData, ToolCall, ToolResult, ToolData, Participant),
+        *(ConsumptionOffsets, ControlOptions, ValidationError, HTTPValidationErrorData),
+    }
+
+
+@settings(deadline=None, max_examples=300)
+@given(MODELS)
 def test_every_model_survives_the_way_to_json_and_back(model: object) -> None:
-    text = json.dumps(to_dict(model))
+    written = to_dict(model)
 
-    again = from_dict(type(model), json.loads(text))
+    again = from_dict(type(model), json.loads(json.dumps(written)))
 
-    assert again == model
-    assert json.dumps(to_dict(again)) == text
+    assert kinds_in(written) <= {dict, list, str, int, float, bool, type(None)}
+    assert again == from_dict(type(model), written) == model
+    assert json.dumps(to_dict(again)) == json.dumps(written)
+
+
+@settings(deadline=None)
+@given(st.lists(STREAM_EVENTS, max_size=4), several(EVENTS))
+def test_unions_and_lists_of_models_survive_it_too(
+    streamed: list[Any], stored: tuple[Any, ...]
+) -> None:
+    written = to_dict(streamed)
+
+    assert [from_dict(models.StreamEvent, event) for event in written] == streamed
+    assert from_dict(list[models.StreamEvent], written) == streamed
+    assert from_dict(tuple[Event, ...], to_dict(stored)) == stored
+    for event in stored:
+        assert from_dict(models.EventData, to_dict(event.data)) == event.data
+
+
+class One(IntEnum):
+    ONE = 1
+
+
+class Shouting(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return self.upper()
+
+
+def test_subclasses_of_plain_types_become_plain() -> None:
+    odd = MappingProxyType({Shouting("key"): (Shouting("text"), One.ONE)})
+
+    written = to_dict(ContentPart(odd))
+
+    assert written == {"type": "content", "content": {"key": ["text", 1]}}
+    assert kinds_in(written) == {dict, list, str, int}
+
+
+@pytest.mark.parametrize("odd", [{1, 2}, b"bytes", object(), {1: "one"}, [{None: 1}]])
+def test_what_json_has_no_form_for_is_refused(odd: object) -> None:
+    for write in (to_dict, JsonCodec().encode):
+        with pytest.raises(InvalidArgument, match="JSON"):
+            write(odd)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "field", "problem"),
+    [
+        (models.StreamEvent, {"event": "newer"}, "data", "is missing"),
+        (models.StreamEvent, {"type": "status"}, "id", "is missing"),
+        (models.StreamEvent, [], "", "expected a dict, got list"),
+        (list[models.StreamEvent], [{"patches": 1}], "[0].correlation_id", "is missing"),
+        (TurnMessage, {"type": "status"}, "type", "expected one of 'message', 'tool'"),
+        (TurnMessage, {"data": {"type": "newer"}}, "data.type", "expected one of 'message', 'tool"),
+        (TurnMessage, {"data": {}}, "data.type", "expected one of 'message', 'tool"),
+    ],
+)
+def test_what_does_not_fit_a_union_names_the_place(
+    model: Any, data: Any, field: str, problem: str
+) -> None:
+    if model is TurnMessage:
+        whole = to_dict(TurnMessage("e", "t", EventType.MESSAGE, MessageData(())))
+        data = {**whole, **data}
+
+    with pytest.raises(DecodeError, match=problem) as caught:
+        from_dict(model, data)
+
+    assert caught.value.field == field

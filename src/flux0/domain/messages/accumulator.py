@@ -56,7 +56,7 @@ class MessageAccumulator:
         self._drafts: dict[str, _Draft] = {}
         self._room = Room(max_turn_bytes)
         self._problems: list[PatchProblem] = []
-        self._problem_room = Room(max_turn_bytes)
+        self._problem_bytes = 0
 
     def feed(self, event: StreamEvent) -> str:
         """Take in one event, and return the text that it added at the end of the answer.
@@ -105,7 +105,7 @@ class MessageAccumulator:
     def problems(self) -> tuple[PatchProblem, ...]:
         """The operations that could not be applied, oldest first.
 
-        Their values are held up to `max_turn_bytes`; problems beyond that are not noted.
+        Once their values hold more than `max_turn_bytes` together, no more are noted.
         """
         return tuple(self._problems)
 
@@ -125,11 +125,10 @@ class MessageAccumulator:
         if not event.patches:  # There is no room for the message itself.
             return
         operation = event.patches[index]
-        try:
-            self._problem_room.take(measure([operation.value, operation.path])[0])
-        except PatchError:
-            return
-        self._problems.append(PatchProblem(event.event_id, event.seq, index, operation, reason))
+        if self._problem_bytes < self._room.limit:
+            self._problem_bytes += measure([operation.value, operation.path])[0]
+            problem = PatchProblem(event.event_id, event.seq, index, operation, reason)
+            self._problems.append(problem)
 
 
 class _Draft:
