@@ -541,7 +541,7 @@ def test_what_json_has_no_form_for_is_refused(odd: object) -> None:
         (models.StreamEvent, {"type": "status"}, "id", "is missing"),
         (models.StreamEvent, [], "", "expected a dict, got list"),
         (list[models.StreamEvent], [{"patches": 1}], "[0].correlation_id", "is missing"),
-        (TurnMessage, {"type": "status"}, "type", "expected one of 'message', 'tool'"),
+        (TurnMessage, {"type": "newer"}, "type", "expected one of 'message', 'tool'"),
         (TurnMessage, {"data": {"type": "newer"}}, "data.type", "expected one of 'message', 'tool"),
         (TurnMessage, {"data": {}}, "data.type", "expected one of 'message', 'tool"),
     ],
