@@ -10,7 +10,7 @@ from typing import Any, cast, get_args, get_origin
 
 import attrs
 from cattrs import Converter
-from cattrs.gen import make_dict_structure_fn, override
+from cattrs.gen import make_dict_structure_fn, make_mapping_structure_fn, override
 
 from flux0.domain.enums import EventSource, EventType, OpenEnum, SessionStatus
 from flux0.domain.messages.json_patch import MAX_DEPTH, measure
@@ -66,6 +66,7 @@ def converter(*, explaining: bool) -> Converter:
         made.register_structure_hook(kind | str, _open_enum(kind))
     made.register_structure_hook_func(lambda kind: kind is Any, _any)
     made.register_structure_hook_func(_is_mapping, _mapping)
+    made.register_structure_hook_factory(_is_dict, lambda kind: _dict(made, kind))
     made.register_structure_hook_factory(_is_tuple, lambda kind: _tuple(made, kind))
     made.register_structure_hook_factory(attrs.has, lambda kind: _model(made, kind))
     for union, kinds in _BY_TYPE.items():
@@ -182,6 +183,23 @@ def _open_enum(kind: type[OpenEnum]) -> Hook:
 
 def _is_mapping(kind: Any) -> bool:
     return get_origin(kind) is Mapping
+
+
+def _is_dict(kind: Any) -> bool:
+    return get_origin(kind) is dict
+
+
+def _dict(made: Converter, kind: Any) -> Hook:
+    generated: Hook = make_mapping_structure_fn(
+        kind, made, detailed_validation=made.detailed_validation
+    )
+
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) is not dict:
+            raise Misfit("a dict", value)
+        return generated(value, kind)
+
+    return structure
 
 
 def _is_tuple(kind: Any) -> bool:
