@@ -518,15 +518,20 @@ def nested(depth: int) -> Any:
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
-        ("chunk", lambda deep: chunk(patches=[{"op": "add", "path": "", "value": deep}])),
-        ("chunk", lambda deep: chunk(metadata={"deep": deep})),
-        ("status", lambda deep: status(metadata={"deep": deep})),
-        ("status", lambda deep: status(data={"type": "status", "status": "x", "data": deep})),
+        ("chunk", {"patches": [{"op": "add", "path": "", "value": "deep"}]}),
+        ("chunk", {"metadata": {"deep": "deep"}}),
+        ("status", {"metadata": {"deep": "deep"}}),
+        ("status", {"data": {"type": "status", "status": "x", "data": "deep"}}),
     ],
 )
-def test_json_that_is_too_deep_for_python_is_refused(name: str, changed: Any, levels: int) -> None:
+def test_json_that_is_too_deep_for_python_is_refused(
+    name: str, changed: dict[str, Any], levels: int
+) -> None:
+    sent = json.dumps(chunk(**changed) if name == "chunk" else status(**changed))
+    deep = sent.replace(': "deep"', f": {'[' * levels}{']' * levels}")
+
     with pytest.raises(DecodeError, match=f"more than {MAX_DEPTH} lists and objects|not JSON"):
-        streamed(name, changed(nested(levels)))
+        CODEC.decode_event(ServerSentEvent(name, deep))
 
 
 @pytest.mark.parametrize("data", [{"type": "newer", "deep": 1}, MESSAGE])

@@ -169,9 +169,7 @@ class Said:
 
     __slots__ = ()
     if TYPE_CHECKING:
-
-        @property
-        def data(self) -> EventData: ...  # noqa: D102 - each kind's own field
+        data: Any  # Each kind has its own.
 
     @property
     def text(self) -> str:

@@ -128,7 +128,7 @@ def _chunk(data: Any) -> ChunkEvent | None:
             and type(metadata) is dict
             and "from" not in patch
         ):
-            known: dict[str, Any] = metadata
+            known: dict[str, Any] = metadata  # pyright: ignore[reportUnknownVariableType]
             for item in known.values():
                 if type(item) is not str:
                     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast, get_args, get_origin
 
 import attrs
@@ -64,11 +64,11 @@ def converter(*, explaining: bool) -> Converter:
     made.register_structure_hook(EventType, _enum(EventType))
     for kind in (EventType, EventSource, SessionStatus):
         made.register_structure_hook(kind | str, _open_enum(kind))
-    made.register_structure_hook_func(lambda kind: kind is Any, _any)
+    made.register_structure_hook_func(_is_any, _any)
     made.register_structure_hook_func(_is_mapping, _mapping)
-    made.register_structure_hook_factory(_is_dict, lambda kind: _dict(made, kind))
-    made.register_structure_hook_factory(_is_tuple, lambda kind: _tuple(made, kind))
-    made.register_structure_hook_factory(attrs.has, lambda kind: _model(made, kind))
+    made.register_structure_hook_factory(_is_dict, partial(_dict, made))
+    made.register_structure_hook_factory(_is_tuple, partial(_tuple, made))
+    made.register_structure_hook_factory(attrs.has, partial(_model, made))
     for union, kinds in _BY_TYPE.items():
         made.register_structure_hook(union, _by_type(made, union, kinds))
     made.register_structure_hook(
@@ -117,13 +117,13 @@ def _text_or_integer(value: Any, _: Any) -> str | int:
 def _any(value: Any, _: Any) -> Any:
     if type(value) is not str and (type(value) is dict or type(value) is list):
         _check_depth(value)
-    return value
+    return value  # pyright: ignore[reportUnknownVariableType]
 
 
 def _mapping(value: Any, _: Any) -> Any:
     if type(value) is not dict:
         raise Misfit("a dict", value)
-    data: dict[str, Any] = value
+    data: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
     for item in data.values():  # Metadata, for instance, hold nothing that is nested.
         if type(item) is dict or type(item) is list:
             _check_depth(data)
@@ -181,6 +181,10 @@ def _open_enum(kind: type[OpenEnum]) -> Hook:
     return structure
 
 
+def _is_any(kind: Any) -> bool:
+    return kind is Any
+
+
 def _is_mapping(kind: Any) -> bool:
     return get_origin(kind) is Mapping
 
@@ -218,7 +222,7 @@ def _tuple(made: Converter, kind: Any) -> Hook:
             raise Misfit("a list", value)
         if as_list is not None:
             return tuple(as_list(value, list_kind))
-        return tuple([item(each, item_kind) for each in value])
+        return tuple([item(each, item_kind) for each in value])  # pyright: ignore[reportUnknownVariableType]
 
     return structure
 
@@ -235,7 +239,7 @@ def _model(made: Converter, kind: Any) -> Hook:
     def structure(value: Any, _: Any) -> Any:
         if type(value) is not dict:
             raise Misfit("a dict", value)
-        return generated(value, kind)
+        return generated(value, kind)  # pyright: ignore[reportUnknownArgumentType]
 
     return structure
 
@@ -248,14 +252,14 @@ def _by_type(made: Converter, union: Any, kinds: Mapping[str, Any]) -> Hook:
     def structure(value: Any, _: Any) -> Any:
         if type(value) is not dict:
             raise Misfit("a dict", value)
-        data: dict[str, Any] = value
+        data: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
         name = data.get("type")
         if type(name) is str and name in hooks:
             hook, kind = hooks[name]
             return hook(data, kind)
         if not is_open:
             raise ValueError(f"has a type other than {' or '.join(map(repr, hooks))}")
-        return _mapping(data, _)
+        return _mapping(data, None)
 
     return structure
 
