@@ -20,7 +20,7 @@ from flux0.adapters.support.httpx_response import AsyncBody, SyncBody
 from flux0.adapters.support.processes import PerProcess
 from flux0.domain.errors import ClientClosed, ConnectError, Flux0Error, InvalidArgument
 from flux0.domain.headers import Headers
-from flux0.ports import AsyncByteStream, ByteStream, Request, Response, is_success
+from flux0.ports import AsyncByteStream, ByteStream, Request, Response, is_framed, is_success
 
 Body = TypeVar("Body")
 
@@ -293,7 +293,10 @@ def _check(argument: str, client: object, name: str, *, asynchronous: bool) -> N
 def _answer(response: Any, body: Body) -> Response[Body]:
     fields = response.headers.raw
     headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
-    return Response(response.status_code, Headers(headers), body, response)
+    framed = response.http_version == "HTTP/2" or is_framed(Headers(headers))
+    # An application that answers within this process ends its body itself.
+    ends_by_closing = "network_stream" in response.extensions and not framed
+    return Response(response.status_code, Headers(headers), body, response, ends_by_closing)
 
 
 class _WholeBody:

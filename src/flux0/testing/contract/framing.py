@@ -74,6 +74,12 @@ class FramingContract(Contract):
         server.release()
         assert reply.read() == b"second"
 
+    @framings
+    def test_what_proves_the_end(self, probe: Probe, serve: Serve, framing: Framing) -> None:
+        """Nothing does where a body ends with its connection, as it also does if a server dies."""
+        reply = probe.send(get(serve(answer(b"ok", framing=framing)).url, stream=True))
+        assert (reply.ends_by_closing, reply.read()) == (framing == "until-close", b"ok")
+
     def test_chunks_may_say_more(self, probe: Probe, serve: Serve) -> None:
         """Extensions of chunks and trailers are no part of the body (RFC 9112, section 7.1)."""
         start, *_ = answer(framing="chunked")

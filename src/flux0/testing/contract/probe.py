@@ -50,7 +50,7 @@ class Reply(ABC):
     """An answer whose body is still to be read.
 
     Attributes:
-        status_code, headers, raw_response: as the transport gave them.
+        status_code, headers, raw_response, ends_by_closing: as the transport gave them.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Reply(ABC):
         self.status_code: int = response.status_code
         self.headers: Headers = response.headers
         self.raw_response: Any = response.raw_response
+        self.ends_by_closing: bool = response.ends_by_closing
         self._body: Any = response.body
         self._pieces: Any = pieces
         self._run = run
