@@ -23,6 +23,7 @@ from flux0.testing import (
     Say,
     UserMessage,
 )
+from flux0.testing.fake.waiting import Changes, Wait
 from support.fakes import ask, message_to, new_session, turn
 from support.in_memory import in_both_loops, in_every_mode
 from support.modes import in_mode
@@ -355,6 +356,65 @@ async def test_a_bug_of_an_asynchronous_agent_is_seen_by_the_test(mode: Mode) ->
             await said(flux0, fake)
     with pytest.raises(AssertionError, match=r"an agent raised LookupError\('a bug'\)"):
         fake.assert_nothing_unexpected()
+
+
+@in_both_loops
+async def test_an_asynchronous_agent_may_cancel_itself(mode: Mode) -> None:
+    done: list[str] = []
+    streams: list[Any] = []
+
+    async def agent(_: UserMessage) -> AsyncIterator[AgentStep]:
+        yield Report("typing")
+        await anyio.sleep(0.01)
+        await streams[0].close_async()
+        yield Say("Never")
+        done.append("on")
+
+    fake = FakeTransport(agent)
+    async with Flux0(transport=fake) as flux0:
+        session = await flux0.sessions.create_async(agent_id=fake.agent_id)
+        streams.append(await flux0.sessions.create_event_async(session_id=session.id, content="1"))
+        await anyio.sleep(0.02)
+        await anyio.wait_all_tasks_blocked()
+        stored = await flux0.sessions.list_events_async(session_id=session.id)
+    assert (done, len(stored)) == ([], 2)
+
+
+@in_both_loops
+async def test_an_agent_may_be_any_asynchronous_iterable(mode: Mode) -> None:
+    class Countdown:
+        def __init__(self, _: UserMessage) -> None:
+            self.left = 3
+
+        def __aiter__(self) -> Countdown:
+            return self
+
+        async def __anext__(self) -> str:
+            self.left -= 1
+            if self.left < 0:
+                raise StopAsyncIteration
+            return str(self.left)
+
+    async def failing(message: UserMessage) -> AsyncIterator[str]:
+        yield "Hm"
+        raise LookupError(message.content)
+
+    fake = FakeTransport(Countdown)
+    fake.script(failing)
+    async with Flux0(transport=fake) as flux0:
+        with pytest.raises(LookupError):
+            await said(flux0, fake)
+        assert await said(flux0, fake) == "210"
+    fake.assert_all_used()
+
+
+@in_both_loops
+async def test_what_has_happened_before_a_wait_ends_it(mode: Mode) -> None:
+    changes = Changes()
+    seen = changes.count
+    changes.tell()
+    await changes.wait_async(Wait(seen=seen))
+    changes.wait(Wait(seen=seen))
 
 
 def test_synchronous_code_may_have_an_asynchronous_agent_that_awaits_nothing() -> None:

@@ -60,8 +60,11 @@ def test_events_come_when_the_agent_says_them() -> None:
             assert len(list(stream)) == 1
 
 
-@pytest.mark.parametrize("last", [FallSilent(), Gate(), Pause(1000)])
-def test_a_client_that_leaves_cancels_the_agent(last: Any) -> None:
+@pytest.mark.parametrize(
+    ("last", "moves_by_itself"),
+    [(FallSilent(), True), (FallSilent(), False), (Gate(), True), (Pause(1000), False)],
+)
+def test_a_client_that_leaves_cancels_the_agent(last: Any, moves_by_itself: bool) -> None:
     left = threading.Event()
 
     def agent(_: object) -> Any:
@@ -72,7 +75,7 @@ def test_a_client_that_leaves_cancels_the_agent(last: Any) -> None:
             left.set()
             raise
 
-    fake = FakeTransport(agent, clock=FakeClock(moves_by_itself=False))
+    fake = FakeTransport(agent, clock=FakeClock(moves_by_itself=moves_by_itself))
     with fake.serve() as url, Flux0(url) as flux0:
         session = flux0.sessions.create(agent_id=fake.agent_id)
         with flux0.sessions.create_event(session_id=session.id, content="Hi") as stream:
@@ -188,6 +191,18 @@ def test_many_clients_are_served() -> None:
 
         with ThreadPoolExecutor(8) as threads:
             assert list(threads.map(talk, range(40))) == [str(number) for number in range(40)]
+
+
+def test_connections_are_closed_after_the_block() -> None:
+    fake = FakeTransport([Report("typing"), FallSilent()])
+    with fake.serve() as url:
+        flux0 = Flux0(url)
+        conversation = flux0.conversation(agent=fake.agent_id)
+        stream = conversation.send("Hi")
+        next(stream)
+    with pytest.raises(StreamInterrupted):
+        next(stream)
+    flux0.close()
 
 
 def test_nothing_is_served_after_the_block() -> None:

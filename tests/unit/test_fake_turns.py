@@ -316,6 +316,14 @@ def test_metadata_add_to_the_agents() -> None:
     assert stored.metadata == {"mood": "good"}
 
 
+def test_small_numbers_are_listed_as_the_server_spells_them() -> None:
+    fake = FakeTransport([Report("typing", [1.5e-7, -1.25e-5, 1e-5, 1e-10, 1e16, "1e-07"])])
+    session_id = new_session(fake)
+    list(fake.send(message_to(session_id)).body)
+    listed = ask(fake, "GET", f"/api/sessions/{session_id}/events").body
+    assert b'[1.5e-7,-0.0000125,0.00001,1e-10,1e+16,"1e-07"]' in listed
+
+
 def test_what_json_has_no_number_for_is_listed_as_null() -> None:
     (event,), (stored,) = turn(FakeTransport([Report("typing", [float("nan")])]))
     assert isinstance(event, StatusEvent)
@@ -520,6 +528,13 @@ def test_an_agent_may_cancel_itself() -> None:
 
 
 # --- time
+
+
+def test_a_pause_may_be_none() -> None:
+    fake = FakeTransport([Say("One"), Pause(0), Say("Two")])
+    session_id = new_session(fake)
+    fake.send(message_to(session_id)).body.close()
+    assert kinds(fake, session_id) == ["message"] * 3
 
 
 def test_pauses_pass_at_once() -> None:

@@ -160,11 +160,14 @@ def test_a_cassette_is_recorded_once_and_then_replayed(
         pytester.runpytest_inprocess("--strict-markers", *arguments).assert_outcomes(**outcomes)
 
     run("--flux0-cassettes=none", errors=1)
+    pytester.makepyfile(test_cassette="def test_it(flux0_cassette): pass")
+    pytester.runpytest_inprocess("--flux0-cassettes=all").assert_outcomes(passed=1)
     run(passes=False, failed=1)
     assert not path.exists()
     run(passed=1)
     recorded = path.read_bytes()
     run(passed=1)
+    run(passes=False, failed=1)
     run("--flux0-cassettes=all", passes=False, failed=1)
     assert path.read_bytes() == recorded
     monkeypatch.setenv("CI", "true")

@@ -259,8 +259,9 @@ def test_texts_are_left_out_of_bodies_and_queries(path: Path, sizes: tuple[int, 
     fake.inject(Split(sizes), times=3)
     recording = RecordingTransport(fake, path, scrub=scrub)
     assert program(recording, "sécret-1") == ("About sécret-1", "You said: My sécret-1")
-    fake.inject(Respond(418, body="I know sécret-1\nwell".encode()), Respond(418, body=b"\xff"))
-    for _ in range(2):
+    for body in ("I know sécret-1\nwell".encode(), b"\xff", "data: sécret-1".encode()):
+        fake.inject(Respond(418, body=body))
+    for _ in range(3):
         list(recording.send(request("GET", "/x")).body)
     text = path.read_text("utf-8")
     assert "cret-1" not in text

@@ -115,7 +115,7 @@ class RecordedRequest:
 
     method: str
     path: str
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     query: str = ""
     body: Content | None = None
 
@@ -126,7 +126,7 @@ class RecordedResponse:
 
     after: float
     status_code: int
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     pieces: tuple[Piece, ...]
 
 

@@ -153,16 +153,13 @@ class RecordingTransport:
     def _begin(self, request: Request) -> _Tape:
         with self._lock:
             self._sent += 1
-            tape = _Tape(request, self._sent, self._clock, self._ended)
+            tape = _Tape(request, self._sent, self._clock, self._lock, self._ended)
             self._open.append(tape)
         return tape
 
     def _ended(self, tape: _Tape) -> None:
-        with self._lock:
-            if tape not in self._open:  # Two threads may end it at once.
-                return
-            self._open.remove(tape)
-            self._write(tape)
+        self._open.remove(tape)
+        self._write(tape)
 
     def _write(self, tape: _Tape) -> None:
         exchange = tape.exchange(self._scrub)
@@ -194,11 +191,12 @@ def _beside(path: Path) -> Path:
 
 @define(eq=False)
 class _Tape:
-    """One exchange while it goes on; `on_end` is called once it has ended."""
+    """One exchange while it goes on; `on_end` is called once it has ended, with the lock held."""
 
     _request: Request
     _number: int
     _clock: Callable[[], float]
+    _lock: RLock
     _on_end: Callable[[_Tape], None]
     _began: float = field(init=False)
     _response: RecordedResponse | None = None
@@ -226,10 +224,11 @@ class _Tape:
 
     def end(self, how: str) -> None:
         """End, unless this has ended: closing a body that was read whole does not leave it."""
-        if self._end is None:
-            self._end = RecordedEnd(how, self._elapsed())
-            self._on_end(self)
-            self._pieces.clear()
+        with self._lock:  # Two threads may end it at once.
+            if self._end is None:
+                self._end = RecordedEnd(how, self._elapsed())
+                self._on_end(self)
+                self._pieces.clear()
 
     def exchange(self, scrub: Scrub | None) -> RecordedExchange:
         """Return what has come of the request so far."""

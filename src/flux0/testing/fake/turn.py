@@ -30,7 +30,6 @@ from flux0.testing.fake.clock import FakeClock
 from flux0.testing.fake.steps import (
     AgentFunction,
     AgentStep,
-    FallSilent,
     Gate,
     Pause,
     PlainStep,
@@ -275,7 +274,7 @@ class FakeTurn:
                     self._rest = Wait(patience=step.patience)
                     if not step.holds(self.go_on):
                         self._rest = None
-                case FallSilent():
+                case _:  # FallSilent
                     self._rest = Wait(inf)
         self._clock.changes.tell()
 
