@@ -20,14 +20,29 @@ LATER = 3600.0
 SOON = 0.02
 
 
-def threads() -> list[threading.Thread]:
+def running() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "flux0-alarms"]
 
 
+class WatchedTime(SystemTime):
+    """Knows which threads of alarms are its own, and not of a client that another test has made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._others = running()
+
+    def threads(self) -> list[threading.Thread]:
+        return [thread for thread in running() if thread not in self._others]
+
+    def join(self) -> None:
+        for thread in self.threads():
+            thread.join(PATIENCE)
+        assert self.threads() == []
+
+
 @pytest.fixture
-def time() -> SystemTime:
-    assert threads() == []
-    return SystemTime()
+def time() -> WatchedTime:
+    return WatchedTime()
 
 
 @pytest.fixture
@@ -40,61 +55,55 @@ def say(heard: SimpleQueue[str], word: str) -> Callable[[], None]:
     return lambda: heard.put(word)
 
 
-def join() -> None:
-    for thread in threads():
-        thread.join(PATIENCE)
-    assert threads() == []
-
-
-def test_the_date_is_that_of_the_machine(time: SystemTime) -> None:
+def test_the_date_is_that_of_the_machine(time: WatchedTime) -> None:
     before = datetime.now(timezone.utc)
     assert before <= time.utc_now() <= datetime.now(timezone.utc)
 
 
-def test_jitter_is_anything_from_0_to_1(time: SystemTime) -> None:
+def test_jitter_is_anything_from_0_to_1(time: WatchedTime) -> None:
     drawn = [time.jitter() for _ in range(1000)]
     assert 0 <= min(drawn) < 0.1
     assert 0.9 < max(drawn) <= 1
 
 
 def test_an_alarm_goes_off_once_and_not_too_early(
-    time: SystemTime, heard: SimpleQueue[float]
+    time: WatchedTime, heard: SimpleQueue[float]
 ) -> None:
     moment = time.monotonic() + SOON
     time.alarm(moment, lambda: heard.put(time.monotonic()))
     assert heard.get(timeout=PATIENCE) >= moment
-    join()
+    time.join()
     assert heard.empty()
 
 
 def test_alarms_go_off_in_the_order_of_their_moments(
-    time: SystemTime, heard: SimpleQueue[str]
+    time: WatchedTime, heard: SimpleQueue[str]
 ) -> None:
     now = time.monotonic()
     later = time.alarm(now + LATER, say(heard, "later"))
     time.alarm(now + 2 * SOON, say(heard, "second"))
     time.alarm(now + SOON, say(heard, "first"))
     assert [heard.get(timeout=PATIENCE) for _ in range(2)] == ["first", "second"]
-    assert len(threads()) == 1
+    assert len(time.threads()) == 1
     later()
     time.alarm(now, say(heard, "overdue"))  # Which wakes the thread, and lets it end.
     assert heard.get(timeout=PATIENCE) == "overdue"
-    join()
+    time.join()
 
 
-def test_a_cancelled_alarm_does_not_go_off(time: SystemTime, heard: SimpleQueue[str]) -> None:
+def test_a_cancelled_alarm_does_not_go_off(time: WatchedTime, heard: SimpleQueue[str]) -> None:
     moment = time.monotonic() + SOON
     cancel = time.alarm(moment, say(heard, "cancelled"))
     cancel()
     cancel()
     time.alarm(moment + SOON, say(heard, "kept"))
     assert heard.get(timeout=PATIENCE) == "kept"
-    join()
+    time.join()
     assert heard.empty()
 
 
 def test_an_alarm_that_fails_does_not_stop_the_others(
-    time: SystemTime, heard: SimpleQueue[str]
+    time: WatchedTime, heard: SimpleQueue[str]
 ) -> None:
     def fail() -> None:
         raise OSError
@@ -103,30 +112,30 @@ def test_an_alarm_that_fails_does_not_stop_the_others(
     time.alarm(moment, fail)
     time.alarm(moment, say(heard, "the other"))
     assert heard.get(timeout=PATIENCE) == "the other"
-    join()
+    time.join()
 
 
 def test_a_thread_that_has_ended_is_started_again(
-    time: SystemTime, heard: SimpleQueue[str]
+    time: WatchedTime, heard: SimpleQueue[str]
 ) -> None:
     for word in ("once", "again"):
         time.alarm(time.monotonic(), say(heard, word))
         assert heard.get(timeout=PATIENCE) == word
-        join()
+        time.join()
 
 
-def test_an_alarm_may_be_further_away_than_a_system_can_wait(time: SystemTime) -> None:
+def test_an_alarm_may_be_further_away_than_a_system_can_wait(time: WatchedTime) -> None:
     cancel = time.alarm(1e30, lambda: None)
     heard: SimpleQueue[str] = SimpleQueue()
     time.alarm(time.monotonic(), say(heard, "sooner"))
     assert heard.get(timeout=PATIENCE) == "sooner"
     cancel()
     time.alarm(time.monotonic(), lambda: None)
-    join()
+    time.join()
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_forked_child_has_alarms_of_its_own(time: SystemTime) -> None:
+def test_a_forked_child_has_alarms_of_its_own(time: WatchedTime) -> None:
     reading, writing = os.pipe()
     cancel = time.alarm(time.monotonic() + LATER, lambda: None)
     child = os.fork()
@@ -142,7 +151,7 @@ def test_a_forked_child_has_alarms_of_its_own(time: SystemTime) -> None:
         assert said.read() == b"begun heard"
     cancel()
     time.alarm(time.monotonic(), lambda: None)
-    join()
+    time.join()
 
 
 def run(code: str) -> Any:

@@ -48,6 +48,10 @@ class SystemTime(Time):
         return self._alarms.get().add(moment, act)
 
 
+def _moment(alarm: tuple[object, tuple[float, Callable[[], object]]]) -> float:
+    return alarm[1][0]
+
+
 class _Alarms:
     """The alarms of one process; one thread watches them while there are any."""
 
@@ -74,7 +78,7 @@ class _Alarms:
     def _watch(self) -> None:
         while True:
             now = time.monotonic()
-            for alarm, (moment, act) in self._alarms.copy().items():
+            for alarm, (moment, act) in sorted(self._alarms.copy().items(), key=_moment):
                 if moment <= now and self._alarms.pop(alarm, None) is not None:
                     with suppress(Exception):  # One that fails must not stop the others.
                         act()
