@@ -229,7 +229,7 @@ class CassetteFile:
 
 def _members(value: Any) -> dict[str, Any]:
     """Return what is written of a value of this module."""
-    kind: Any = type(value)
+    kind: Any = value.__class__
     return {
         attribute.name: member
         for attribute in fields(kind)

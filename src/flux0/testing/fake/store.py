@@ -210,7 +210,7 @@ def _has_names(call: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     """Return a model as JSON, and any JSON as it is."""
-    kind: Any = type(value)
+    kind: Any = value.__class__
     if kind is tuple:
         return [_plain(item) for item in value]
     if not has(kind):
