@@ -82,12 +82,12 @@ def close_soon(loop: Loop, close: Callable[[], Awaitable[None]]) -> None:
         # The loop holds what the task waits for, and that holds the task until it is done.
         loop.create_task(closing())
 
-    if hasattr(loop, "run_sync_soon"):
-        call_soon(loop, spawn_in_trio)
-    elif _is_running_asyncio(loop):
-        spawn_in_asyncio()  # At once, so that a loop that is about to end cancels the task.
+    of_trio = hasattr(loop, "run_sync_soon")
+    spawn = spawn_in_trio if of_trio else spawn_in_asyncio
+    if _is_running_trio(loop) if of_trio else _is_running_asyncio(loop):
+        spawn()  # At once, so that a loop that is about to end cancels the task.
     else:
-        call_soon(loop, spawn_in_asyncio)
+        call_soon(loop, spawn)
 
 
 async def shielded(close: Callable[[], Awaitable[None]]) -> None:
@@ -188,6 +188,11 @@ def _let_go(known: _Known[T], close: Callable[[T], Awaitable[None]]) -> None:
             with suppress(Exception):  # What would wait for the loop; its sockets are garbage then.
                 next(closing)
             closing.close()
+
+
+def _is_running_trio(loop: Loop) -> bool:
+    trio = _running_trio()
+    return trio is not None and trio.lowlevel.current_trio_token() is loop
 
 
 def _is_running_asyncio(loop: Loop) -> bool:
