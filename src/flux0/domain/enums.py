@@ -14,8 +14,10 @@ class OpenEnum(str, Enum):
     @classmethod
     def of(cls, text: str) -> OpenEnum | str:
         """Return the member for `text`, or `text` itself when the name is not known here."""
-        member = cls._value2member_map_.get(text)
-        return text if member is None else cls(text)
+        try:
+            return cls(text)
+        except ValueError:
+            return text
 
 
 class EventType(OpenEnum):
