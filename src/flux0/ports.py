@@ -162,12 +162,11 @@ class Response(Generic[Body_co]):
 def is_framed(headers: Headers) -> bool:
     """Return whether the header fields of an HTTP/1 answer tell where its body ends.
 
-    By a length, by chunks (RFC 9112, section 6), or by compression, which has an end of its own.
+    By a length or by chunks (RFC 9112, section 6). Compression does not: nothing tells a body that
+    ends before its first compressed byte, or between two members of gzip, from a whole one.
     """
-    return any(name in headers for name in _FRAMING)
-
-
-_FRAMING = ("content-length", "transfer-encoding", "content-encoding")
+    coding = headers.get("transfer-encoding", "")
+    return "content-length" in headers or coding.lower().endswith("chunked")
 
 
 class Time(ABC):

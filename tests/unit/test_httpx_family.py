@@ -46,7 +46,16 @@ from flux0.domain.errors import (
 )
 from flux0.domain.headers import Headers
 from flux0.ports import Interrupt, Request, Timeout
-from flux0.testing.contract.answers import Answer, Disconnect, Hold, Reset, Write, answer, head
+from flux0.testing.contract.answers import (
+    Answer,
+    Disconnect,
+    Hold,
+    Reset,
+    Write,
+    answer,
+    head,
+    written,
+)
 from flux0.testing.contract.byte_server import ByteServer
 from support.proxy import Proxy
 
@@ -562,6 +571,54 @@ def test_our_own_connections_are_the_ones_that_are_used(over: Over) -> None:
 
     with ByteServer(OK) as server:
         over.run(over.transport(), use)
+
+
+@pytest.mark.parametrize("surplus", [OK, (Write(b"\r\n"),)], ids=["an answer", "a line"])
+def test_a_client_of_the_users_does_not_mix_answers_up(over: Over, surplus: Answer) -> None:
+    """What comes with an answer and is not part of it answers no other request."""
+
+    async def use(transport: Any) -> None:
+        for _ in range(2):
+            response = await over.send(transport, get(server.url))
+            assert b"".join(await over.pieces(response)) == b"ok"
+
+    with ByteServer((Write(written((*OK, *surplus))), Hold()), OK) as server:
+        over.run(over.transport(trust_env=False), use)
+        assert server.connections == 2
+
+
+def test_two_transports_and_their_user_share_a_client(sync: Over) -> None:
+    with ByteServer(OK) as server, sync.library.Client() as client:
+        transports = [type(sync.transport())(client) for _ in range(2)]
+        for transport in transports:
+            assert b"".join(transport.send(get(server.url)).body) == b"ok"
+        assert client.get(server.url).text == "ok"
+        assert server.connections == 1
+
+
+def test_a_client_of_the_users_may_have_a_unix_socket(over: Over, tmp_path: Path) -> None:
+    library, path = over.library, str(tmp_path / "socket")
+    kind = library.HTTPTransport if over.loop is None else library.AsyncHTTPTransport
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(written(OK))
+
+        with ThreadPoolExecutor() as threads:
+            threads.submit(serve)
+            assert over.fetch(get("http://flux0"), transport=kind(uds=path)) == (200, b"ok")
+
+
+def test_a_client_of_the_users_may_connect_again(over: Over) -> None:
+    library = over.library
+    kind = library.HTTPTransport if over.loop is None else library.AsyncHTTPTransport
+    with pytest.raises(ConnectError):
+        over.fetch(get("http://127.0.0.1:1"), transport=kind(retries=1))
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])

@@ -41,7 +41,6 @@ from flux0.ports import Request, Timeout, Transport
 from flux0.testing.contract.answers import (
     Answer,
     Disconnect,
-    Framing,
     Hold,
     Reset,
     Write,
@@ -328,19 +327,6 @@ def test_events_come_before_what_breaks_after_them(library: Library, late: str) 
         with pytest.raises(StreamInterrupted):
             list(stream)
         assert stream.event_count == 1
-
-
-@over_both
-@pytest.mark.parametrize(
-    ("framing", "proven"), [("chunked", True), ("content-length", True), ("until-close", False)]
-)
-def test_an_end_that_nothing_proves_is_told(
-    library: Library, framing: Framing, *, proven: bool
-) -> None:
-    with ByteServer(answer(b"ok", framing=framing)) as server:
-        response = library.make().send(get(server.url))
-        assert response.ends_by_closing is not proven
-        assert b"".join(response.body) == b"ok"
 
 
 @over_both

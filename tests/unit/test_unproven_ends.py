@@ -129,7 +129,10 @@ async def test_what_is_not_stored_was_cut_off(mode: Mode) -> None:
         ({"content-type": "text/event-stream", "connection": "close"}, False),
         ({"Content-Length": "3"}, True),
         ({"Transfer-Encoding": "chunked"}, True),
-        ({"content-encoding": "gzip"}, True),
+        ({"Transfer-Encoding": "gzip, Chunked"}, True),
+        ({"transfer-encoding": "identity"}, False),
+        ({"content-encoding": "gzip"}, False),
+        ({"content-encoding": "identity"}, False),
     ],
 )
 def test_header_fields_tell_whether_the_end_is_proven(fields: dict[str, str], framed: bool) -> None:

@@ -16,8 +16,9 @@ class HttpxTransport(HttpxFamilyTransport):
     """Sends requests over httpx, with clients of the user's or clients made when first needed.
 
     A client passed in keeps its proxies, certificates, authentication, cookies and hooks, and is
-    never closed here. One made here keeps no cookies. Timeouts are the request's; redirects are
-    not followed.
+    never closed here. The connections that it makes from then on are watched, so that none is used
+    again with bytes of another answer on it. One made here keeps no cookies. Timeouts are the
+    request's; redirects are not followed.
 
     Args:
         client: an `httpx.Client`, for synchronous calls.

@@ -1,4 +1,4 @@
-"""The connections of our own clients over httpx and its kin.
+"""The connections of clients over httpx and its kin, our own clients and those of users.
 
 httpcore makes them as ever, and they are wrapped. The wrapper knows what httpcore does not tell:
 which socket an exchange uses, and whether bytes are left over when an answer has ended.
@@ -21,16 +21,24 @@ _MAX_BYTES_BEFORE_BODY: Final = 256 * 1024
 current: Final[ContextVar[Exchange]] = ContextVar("current")
 
 
-def instrument(client: Any, backend: type[Backend | AsyncBackend], core: Any) -> Any:
-    """Have a new client make its connections through `backend`, and return it.
+def instrument(client: Any, library: Any, core: Any) -> Any:
+    """Have a client make its connections through the backends below, and return it.
 
-    httpcore's pools take a network backend, but httpx has no argument to pass one on.
+    httpcore's pools take a network backend, but httpx has no argument to pass one on. Transports
+    that are not the library's own are left as they are, and so are connections from before.
     """
-    for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001 - see above
-        if transport is not None:
-            pool = transport._pool  # noqa: SLF001
-            pool._network_backend = backend(pool._network_backend, core)  # noqa: SLF001
+    if isinstance(client, (library.Client, library.AsyncClient)):
+        for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001 - see above
+            if isinstance(transport, library.HTTPTransport):
+                _wrap(transport._pool, Backend, core)  # noqa: SLF001
+            elif isinstance(transport, library.AsyncHTTPTransport):
+                _wrap(transport._pool, AsyncBackend, core)  # noqa: SLF001
     return client
+
+
+def _wrap(pool: Any, backend: type[Backend | AsyncBackend], core: Any) -> None:
+    if not isinstance(pool._network_backend, backend):  # noqa: SLF001
+        pool._network_backend = backend(pool._network_backend, core)  # noqa: SLF001
 
 
 @frozen
@@ -44,6 +52,14 @@ class Backend:
         """Return a new connection."""
         return Connection(self.backend.connect_tcp(**options), self.core)
 
+    def connect_unix_socket(self, **options: Any) -> Connection:
+        """Return a new connection."""
+        return Connection(self.backend.connect_unix_socket(**options), self.core)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait before a connection is tried again."""
+        self.backend.sleep(seconds)
+
 
 @frozen
 class AsyncBackend:
@@ -55,6 +71,14 @@ class AsyncBackend:
     async def connect_tcp(self, **options: Any) -> AsyncConnection:
         """Return a new connection."""
         return AsyncConnection(await self.backend.connect_tcp(**options), self.core)
+
+    async def connect_unix_socket(self, **options: Any) -> AsyncConnection:
+        """Return a new connection."""
+        return AsyncConnection(await self.backend.connect_unix_socket(**options), self.core)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait before a connection is tried again."""
+        await self.backend.sleep(seconds)
 
 
 class _Connection:
@@ -96,7 +120,7 @@ class _Connection:
     def _hold(self, data: bytes) -> bytes:
         """Take what has arrived, and return what to hand over."""
         exchange = current.get(None)
-        if exchange is not None and not exchange.answered:
+        if exchange is not None and exchange.sent and not exchange.answered:
             exchange.received += len(data)
             if exchange.received > _MAX_BYTES_BEFORE_BODY:
                 raise self._core.RemoteProtocolError("too much came before the body of the answer")
@@ -115,7 +139,9 @@ class Connection(_Connection):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send `buffer`."""
-        current.get().use(self)
+        exchange = current.get(None)
+        if exchange is not None:  # Otherwise the user sends it.
+            exchange.use(self)
         self._stream.write(buffer, timeout)
 
     def start_tls(self, *args: Any, **options: Any) -> Connection:

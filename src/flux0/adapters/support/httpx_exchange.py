@@ -85,7 +85,10 @@ class Exchange:
         location = [field for field in fields if field[0].lower() == b"location"]
         try:
             if location:
-                self._url.join(self.library.Headers(location)["location"])
+                to = self.library.URL(self.library.Headers(location)["location"])
+                if to.scheme and not to.host:  # The library would put a host into it.
+                    raise ValueError
+                self._url.join(to)
         except (self.library.InvalidURL, ValueError):
             self._withheld = location
             fields[:] = [field for field in fields if field not in location]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from flux0.adapters.support.bodies import run
 from flux0.adapters.support.event_loop import PerLoop
-from flux0.adapters.support.httpx_connection import AsyncBackend, Backend, current, instrument
+from flux0.adapters.support.httpx_connection import current, instrument
 from flux0.adapters.support.httpx_exchange import Exchange
 from flux0.adapters.support.httpx_response import AsyncBody, SyncBody
 from flux0.adapters.support.processes import PerProcess
@@ -91,12 +91,12 @@ class HttpxFamilyTransport:
         library, core = self.library, self.core
         _check("client", client, library.__name__, asynchronous=False)
         _check("async_client", async_client, library.__name__, asynchronous=True)
-        self._client = client
-        self._async_client = async_client
+        self._client = instrument(client, library, core)
+        self._async_client = instrument(async_client, library, core)
         self._own_clients = PerProcess(partial(_OwnClient, library, core))
         weakref.finalize(self, _forget, weakref.ref(self), self._own_clients)
         self._own_async_clients: PerLoop[Any] = PerLoop(
-            lambda: instrument(library.AsyncClient(**_options(library)), AsyncBackend, core),
+            lambda: instrument(library.AsyncClient(**_options(library)), library, core),
             library.AsyncClient.aclose,
         )
 
@@ -235,7 +235,7 @@ class _OwnClient:
         with self._lock:
             if self._client is None:
                 client = self._library.Client(**_options(self._library))
-                self._client = instrument(client, Backend, self._core)
+                self._client = instrument(client, self._library, self._core)
             return self._client
 
     def reads(self, body: SyncBody) -> None:

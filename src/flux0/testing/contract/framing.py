@@ -43,6 +43,17 @@ class FramingContract(Contract):
 
     @framings
     @codings
+    def test_an_end_that_nothing_proves_is_told(
+        self, probe: Probe, serve: Serve, framing: Framing, *, gzip: bool
+    ) -> None:
+        """A server that was killed ends such a body in the same way."""
+        server = serve(answer(*_PIECES, framing=framing, gzip=gzip))
+        reply = probe.send(get(server.url, stream=True))
+        assert reply.ends_by_closing is (framing == "until-close")
+        assert reply.read() == b"".join(_PIECES)
+
+    @framings
+    @codings
     def test_an_empty_body(
         self, probe: Probe, serve: Serve, framing: Framing, *, gzip: bool
     ) -> None:

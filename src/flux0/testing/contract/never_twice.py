@@ -39,6 +39,7 @@ BREAKS: dict[str, Answer] = {
     "garbage": (Write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), Disconnect()),
     "silent": (Hold(),),
 }
+_LOCATIONS = ("http://[", "http://a b:c/", "\xe9", "", "javascript:alert(1)", "http:there", "x://")
 pooling = pytest.mark.parametrize("pooled", [False, True], ids=["fresh", "pooled"])
 
 
@@ -93,7 +94,7 @@ class NeverTwiceContract(Contract):
             assert _posts(server) <= 1
         assert probe.fetch(get(server.url)) == b"ok"
 
-    @pytest.mark.parametrize("location", ["http://[", "http://a b:c/", "\xe9", ""])
+    @pytest.mark.parametrize("location", _LOCATIONS)
     def test_a_redirect_leads_nowhere(self, probe: Probe, serve: Serve, location: str) -> None:
         """Nobody follows it, so nobody has to understand it; what it says may be lost."""
         server = serve(answer(b"moved", status="302 Found", headers=[("Location", location)]))
