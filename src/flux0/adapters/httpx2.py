@@ -14,8 +14,9 @@ class Httpx2Transport(HttpxFamilyTransport):
     """Sends requests over httpx2, as `HttpxTransport` does over httpx.
 
     A client passed in keeps its proxies, certificates, authentication, cookies and hooks, and is
-    never closed here. One made here keeps no cookies. Timeouts are the request's; redirects are
-    not followed. httpx2 needs Python 3.11 or newer.
+    never closed here. The connections that it makes from then on are watched, so that none is used
+    again with bytes of another answer on it. One made here keeps no cookies. Timeouts are the
+    request's; redirects are not followed. httpx2 needs Python 3.11 or newer.
 
     Args:
         client: an `httpx2.Client`, for synchronous calls.

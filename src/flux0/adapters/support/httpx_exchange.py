@@ -83,15 +83,17 @@ class Exchange:
     def _withhold_location(self, fields: list[tuple[bytes, bytes]]) -> None:
         """Take a location away that the library cannot read: it would drop the whole answer."""
         location = [field for field in fields if field[0].lower() == b"location"]
-        try:
-            if location:
-                to = self.library.URL(self.library.Headers(location)["location"])
-                if to.scheme and not to.host:  # The library would put a host into it.
-                    raise ValueError
-                self._url.join(to)
-        except (self.library.InvalidURL, ValueError):
+        if location and not self._is_understood(location):
             self._withheld = location
             fields[:] = [field for field in fields if field not in location]
+
+    def _is_understood(self, location: list[tuple[bytes, bytes]]) -> bool:
+        try:
+            to = self.library.URL(self.library.Headers(location)["location"])
+            self._url.join(to)
+        except (self.library.InvalidURL, ValueError):
+            return False
+        return bool(to.host or not to.scheme)  # The library would put a host into it.
 
     def complete(self, response: Any) -> Any:
         """Put back into the library's response what was taken away, and return it."""
