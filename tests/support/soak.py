@@ -1,0 +1,263 @@
+"""Random turns over one transport, broken in random ways, and what they leave behind.
+
+    python -m support.soak <transport> <sync|asyncio> <seconds> <seed>
+
+It prints a line of JSON: how many turns there were, and what was left behind or sent twice. With an
+odd seed they go through a proxy.
+"""
+
+# ruff: noqa: S311 - nothing here is a secret
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import gc
+import json
+import os
+import random
+import sys
+import threading
+import time
+import warnings
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from flux0 import Flux0, RetryConfig
+from flux0.domain.errors import Flux0Error
+from flux0.testing.contract.answers import (
+    Answer,
+    Disconnect,
+    Hold,
+    Pause,
+    Reset,
+    Write,
+    answer,
+    byte_by_byte,
+    cut,
+    head,
+    size,
+)
+from flux0.testing.contract.byte_server import ByteServer
+from support.proxy import Proxy
+from support.transports import make_transport
+
+EVENT = (
+    b'event: chunk\ndata: {"correlation_id": "RID(1)::2", "event_id": "m", "seq": 0, "patches": '
+    b'[{"op": "add", "path": "/-", "value": "Hi"}], "metadata": {}, "timestamp": 1.5}\n\n'
+)
+_WORKERS = 6
+_PATIENCE = 20.0  # seconds
+
+
+def random_answer(chance: random.Random) -> Answer:
+    """Return a turn that goes well, or breaks anywhere, or falls silent."""
+    kinds: list[bytes | Pause] = [EVENT, Pause(0.005)]
+    whole = answer(
+        *chance.choices(kinds, k=chance.randrange(1, 6)),
+        framing=chance.choice(["chunked", "content-length", "until-close"]),
+        gzip=chance.random() < 0.3,
+        headers=[("Content-Type", "text/event-stream")],
+    )
+    breaks: list[Answer] = [
+        whole,
+        whole,
+        (head("103 Early Hints"), *whole),
+        cut(whole, chance.randrange(size(whole))),
+        (*whole[: chance.randrange(len(whole))], Reset()),
+        (*whole[: chance.randrange(len(whole))], Hold()),
+        (Write(b"SSH-2.0\r\n\r\n"), Disconnect()),
+        answer(b"Later.", status="503 Busy"),
+    ]
+    if size(whole) < 1_000:
+        breaks.append(byte_by_byte(whole))
+    return chance.choice(breaks)
+
+
+def client(server: ByteServer, transport: Any, retries: RetryConfig) -> Flux0:
+    argument = "transport" if hasattr(transport, "send") else "async_transport"
+    return Flux0(
+        server.url,
+        retry_config=retries,
+        timeout_ms=300,
+        stream_idle_timeout_ms=300,
+        **{argument: transport},
+    )
+
+
+class Soak:
+    """Workers that share a client, each of which sends turns, one after the other."""
+
+    def __init__(self, seed: int, seconds: float) -> None:
+        self.seed = seed
+        self.end = time.monotonic() + seconds
+        self.sent = 0
+        self._lock = threading.Lock()
+
+    def number(self) -> int:
+        """Count a turn that is about to be sent."""
+        with self._lock:
+            self.sent += 1
+            return self.sent
+
+    def work(self, flux0: Flux0, worker: int) -> None:
+        chance = random.Random(f"{self.seed} {worker}")
+        while time.monotonic() < self.end:
+            with suppress(Flux0Error):
+                stream = flux0.sessions.create_event(
+                    session_id=f"s{self.number()}", content="Hello"
+                )
+                read = chance.choice(["all", "some", "none", "cycle", "elsewhere"])
+                if read == "cycle":
+                    cycle: list[Any] = [stream]
+                    cycle.append(cycle)
+                    continue
+                if read == "none":
+                    continue
+                if read == "elsewhere":
+                    threading.Timer(0.01, stream.close).start()
+                with stream:
+                    for _ in stream:
+                        if read == "some":
+                            break
+
+    async def work_async(self, flux0: Flux0, worker: int) -> None:
+        chance = random.Random(f"{self.seed} {worker}")
+        while time.monotonic() < self.end:
+            task = asyncio.ensure_future(self._turn_async(flux0, chance))
+            if chance.random() < 0.3:
+                await asyncio.sleep(chance.random() * 0.02)
+                task.cancel()
+            with suppress(asyncio.CancelledError, Flux0Error):
+                await task
+
+    async def _turn_async(self, flux0: Flux0, chance: random.Random) -> None:
+        stream = await flux0.sessions.create_event_async(
+            session_id=f"s{self.number()}", content="Hello"
+        )
+        read = chance.choice(["all", "some", "none", "cycle"])
+        if read == "cycle":
+            cycle: list[Any] = [stream]
+            cycle.append(cycle)
+        elif read != "none":
+            async with stream:
+                async for _ in stream:
+                    if read == "some":
+                        break
+
+    def run(self, flux0: Flux0) -> None:
+        # A fork while OpenSSL reads the system's certificates hangs the child, in its own lock.
+        with suppress(Flux0Error):
+            flux0.agents.list()
+        threads = [
+            threading.Thread(target=self.work, args=(flux0, worker)) for worker in range(_WORKERS)
+        ]
+        for thread in threads:
+            thread.start()
+        if hasattr(os, "fork"):
+            self._fork(flux0)
+        for thread in threads:
+            thread.join(_PATIENCE + self.end - time.monotonic())
+        flux0.close()
+        assert not any(thread.is_alive() for thread in threads), "a worker hangs"
+
+    def _fork(self, flux0: Flux0) -> None:
+        """Have a child use the client, and forget it, while the workers go on."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if child == 0:
+            faulthandler.dump_traceback_later(_PATIENCE / 2)
+            with suppress(BaseException):
+                with suppress(Flux0Error):
+                    flux0.agents.list()
+                flux0.close()
+                gc.collect()
+            os._exit(0)
+        end = time.monotonic() + _PATIENCE
+        while os.waitpid(child, os.WNOHANG) == (0, 0):
+            if time.monotonic() > end:
+                os.kill(child, 9)
+                os.waitpid(child, 0)
+                raise AssertionError("a forked child hangs")
+            time.sleep(0.01)
+
+    async def run_async(self, flux0: Flux0) -> None:
+        await asyncio.gather(*(self.work_async(flux0, worker) for worker in range(_WORKERS)))
+        await flux0.close_async()
+        gc.collect()
+        for _ in range(200):  # Callbacks of what was closed come in the loop's next rounds.
+            if len(asyncio.all_tasks()) == 1:
+                break
+            await asyncio.sleep(0.01)
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not tasks, f"tasks are left: {tasks}"
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def settled(measure: Any, wanted: int) -> int:
+    """Return the measure once it is as wanted, or after some seconds."""
+    end = time.monotonic() + 5
+    while (found := measure()) > wanted and time.monotonic() < end:
+        gc.collect()
+        time.sleep(0.01)
+    return int(found)
+
+
+def left_behind(transport: str, mode: str, seconds: float, seed: int) -> dict[str, Any]:
+    """Run, and return what is wrong afterwards."""
+    chance = random.Random(seed)
+    complaints: list[str] = []
+
+    def complain(message: Warning | str, *_rest: Any, **_more: Any) -> None:
+        complaints.append(str(message))
+
+    warnings.simplefilter("always")
+    warnings.showwarning = complain
+    sys.unraisablehook = lambda raised: complaints.append(repr(raised.exc_value))
+    with ExitStack() as running:
+        answers = [random_answer(chance) for _ in range(1000)]
+        server = running.enter_context(ByteServer(*answers, patience=_PATIENCE))
+        fds, threads = descriptors(), threading.active_count()
+        flux0 = client(server, make_transport(transport), RetryConfig("none"))
+        gc.freeze()
+        gc.set_threshold(200)
+        soak = Soak(seed, seconds)
+        with ExitStack() as proxied:
+            if seed % 2:
+                os.environ["HTTP_PROXY"] = os.environ["http_proxy"] = proxied.enter_context(
+                    Proxy()
+                ).url
+            if mode == "sync":
+                soak.run(flux0)
+            else:
+                asyncio.run(soak.run_async(flux0))
+        del flux0
+        gc.collect()
+        with suppress(AssertionError):
+            server.wait_until_gone()
+        targets = [each.target for each in server.requests if each.method == "POST"]
+        twice = len(targets) - len(set(targets))
+        lost: dict[str, Any] = {
+            "sent twice": twice,
+            "connections": server.open_connections,
+            "descriptors": max(0, settled(descriptors, fds) - fds),
+            "warnings": complaints[:5],
+        }
+        # The server has a thread for each connection; all are gone by now.
+        extra = settled(threading.active_count, threads) - threads
+        lost["threads"] = [each.name for each in threading.enumerate()] if extra > 0 else []
+        return {"turns": soak.sent, **{name: what for name, what in lost.items() if what}}
+
+
+def main() -> None:
+    """Do what the arguments say."""
+    transport, mode, seconds, seed = sys.argv[1:]
+    print(json.dumps(left_behind(transport, mode, float(seconds), int(seed))))
+
+
+if __name__ == "__main__":
+    main()
