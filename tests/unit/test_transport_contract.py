@@ -308,7 +308,7 @@ def failures(pytester: pytest.Pytester, transport: str, contract: str, *options:
     """Return the names of the tests that fail for the example with this code."""
     pytester.makepyfile(h11_transport=transport, test_example=contract)
     pytester.syspathinsert()
-    run = pytester.inline_run("--import-mode=importlib", "-pno:cacheprovider", *options)
+    run = pytester.inline_run("--import-mode=importlib", "-pno:cacheprovider", *options)  # pyright: ignore[reportUnknownMemberType] - of pytest
     _, _, failed = run.listoutcomes()
     return {report.nodeid.rpartition("::")[2].partition("[")[0] for report in failed}
 
