@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ _HEARTBEAT_MS = 20
 
 
 @contextmanager
-def asgi(client: Flux0) -> Iterator[str]:
+def asgi(client: Flux0) -> Generator[str, None, None]:
     """Serve turns of `client` by Starlette and uvicorn; yield the address."""
 
     async def turn(request: Request) -> StreamingResponse:
@@ -71,7 +71,7 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextmanager
-def wsgi(client: Flux0) -> Iterator[str]:
+def wsgi(client: Flux0) -> Generator[str, None, None]:
     """Serve turns of `client` by a WSGI application in threads; yield the address."""
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

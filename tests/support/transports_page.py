@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs" / "transports.md"
-TRANSPORT: str
-CONTRACT: str
-TRANSPORT, CONTRACT = re.findall(
+_SAMPLES: list[str] = re.findall(
     r"^```py(?:thon)?\n((?:\"\"\"A transport over|import ssl\n).*?)^```$",
     PAGE.read_text("utf-8"),
     re.DOTALL | re.MULTILINE,
 )
+TRANSPORT, CONTRACT = _SAMPLES

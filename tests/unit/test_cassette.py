@@ -192,6 +192,7 @@ def body_in_file(path: Path, body: bytes) -> Any:
     response = evolve(LIST_AGENTS.response, pieces=(piece(0, body, as_json=True),))
     written(path, evolve(LIST_AGENTS, response=response))
     (exchange,) = read_cassette(path)
+    assert exchange.response is not None
     assert exchange.response == response
     assert exchange.response.pieces[0].data == body
     (kept,) = json.loads(path.read_bytes())["exchanges"][0]["response"]["pieces"]
@@ -247,11 +248,14 @@ bodies = st.binary() | texts.map(str.encode) | st.sampled_from([b"[1]", b'{"a":"
 headers = st.dictionaries(
     st.sampled_from(["content-type", "x"]), st.just("application/json") | texts
 )
-pieces = st.builds(lambda after, data, as_json: piece(after, data, as_json=as_json),
-                   seconds, bodies, st.booleans())  # fmt: skip
-contents = st.builds(
-    lambda data, exact: Content(**kept(data, as_json=True, exact=exact)), bodies, st.booleans()
-)
+
+
+def content(data: bytes, exact: bool) -> Content:
+    return Content(**kept(data, as_json=True, exact=exact))
+
+
+pieces = st.builds(piece, seconds, bodies, as_json=st.booleans())
+contents = st.builds(content, bodies, st.booleans())
 responses = st.builds(
     RecordedResponse, seconds, st.integers(100, 599), headers, st.lists(pieces).map(tuple)
 )

@@ -115,18 +115,19 @@ def test_faults_befall_the_calls_of_one_user_or_argument() -> None:
     fake.assert_all_used()
 
 
-@pytest.mark.parametrize(
-    ("act", "hint"),
-    [
-        (
-            lambda fake: fake.inject(Respond(500), operation="agents.lst"),
-            "did you mean agents.list?",
-        ),
-        (lambda fake: fake.expect("talk"), "it must be one of agents.create, agents.retrieve"),
-        (lambda fake: fake.assert_called("session.create"), "did you mean sessions.create"),
-    ],
-)
-def test_an_operation_has_to_exist(act: Callable[[FakeTransport], object], hint: str) -> None:
+Act = Callable[[FakeTransport], object]
+WRONG: list[tuple[Act, str]] = [
+    (
+        lambda fake: fake.inject(Respond(500), operation="agents.lst"),
+        "did you mean agents.list?",
+    ),
+    (lambda fake: fake.expect("talk"), "it must be one of agents.create, agents.retrieve"),
+    (lambda fake: fake.assert_called("session.create"), "did you mean sessions.create"),
+]
+
+
+@pytest.mark.parametrize(("act", "hint"), WRONG)
+def test_an_operation_has_to_exist(act: Act, hint: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         act(FakeTransport())
     assert hint in str(caught.value)

@@ -369,8 +369,9 @@ def test_nothing_is_kept_or_written_again_of_what_has_ended(path: Path) -> None:
     body = transport.send(request("GET", "/")).body
     assert list(body) == [b"of this test"]
     gc.collect()
-    pieces = [thing for thing in gc.get_objects() if type(thing) is tuple and len(thing) == 2]
-    assert b"of this test" not in [piece[1] for piece in pieces]
+    things: list[Any] = gc.get_objects()
+    pieces: list[Any] = [thing for thing in things if type(thing) is tuple]
+    assert b"of this test" not in [piece[1] for piece in pieces if len(piece) == 2]
     path.unlink()
     body.close()
     transport.close()

@@ -7,7 +7,7 @@ until the one before is on its way, closes its stream, and goes out then.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
@@ -41,7 +41,7 @@ class OpenTurns:
         self._tasks: _Locks[anyio.Lock] = _Locks(_task_lock)
 
     @contextmanager
-    def opening(self, session: SessionKey, left: float | None) -> Iterator[None]:
+    def opening(self, session: SessionKey, left: float | None) -> Generator[None, None, None]:
         """Wait for other threads that send on `session`, and close the stream that is open on it.
 
         An asynchronous stream is closed when its event loop gets to it, which may be too late for
@@ -61,7 +61,9 @@ class OpenTurns:
                 lock.release()
 
     @asynccontextmanager
-    async def opening_async(self, session: SessionKey, left: float | None) -> AsyncIterator[None]:
+    async def opening_async(
+        self, session: SessionKey, left: float | None
+    ) -> AsyncGenerator[None, None]:
         """Wait for other tasks that send on `session`, and close the stream that is open on it.
 
         Raises `ReadTimeout` where the wait takes longer than `left` seconds.
@@ -97,7 +99,7 @@ class _Locks(Generic[L]):
         self._used: dict[SessionKey, tuple[L, int]] = {}
 
     @contextmanager
-    def of(self, session: SessionKey) -> Iterator[L]:
+    def of(self, session: SessionKey) -> Generator[L, None, None]:
         with self._lock:
             lock, users = self._used.get(session) or (self._make(), 0)
             self._used[session] = lock, users + 1

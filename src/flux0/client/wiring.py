@@ -66,9 +66,7 @@ def split_headers(
     headers: Mapping[str, str | HeaderFunction],
 ) -> tuple[Headers, dict[str, HeaderFunction]]:
     """Return the header fields with fixed values, and those whose values are computed."""
-    given: object = headers
-    if not isinstance(given, Mapping):
-        arguments.headers("headers", given)
+    arguments.mapping("headers", headers)
     fixed = {name: value for name, value in headers.items() if not callable(value)}
     computed = {name: value for name, value in headers.items() if callable(value)}
     names = arguments.headers("headers", dict.fromkeys(computed, ""))

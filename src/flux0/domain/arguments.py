@@ -142,10 +142,15 @@ def server_url(url: object) -> str:
 
 def headers(argument: str, fields: object) -> Headers:
     """Return header fields from a mapping of str to str (RFC 9110, section 5)."""
-    if not isinstance(fields, Mapping):
-        raise InvalidArgument(argument, f"must be a mapping of str to str, not {_kind(fields)}")
-    given = cast("Mapping[object, object]", fields)
-    return Headers(tuple(_field(argument, name, value) for name, value in given.items()))
+    given = mapping(argument, fields).items()
+    return Headers(tuple(_field(argument, name, value) for name, value in given))
+
+
+def mapping(argument: str, value: object) -> Mapping[object, object]:
+    """Return `value` if it is a mapping."""
+    if not isinstance(value, Mapping):
+        raise InvalidArgument(argument, f"must be a mapping of str to str, not {_kind(value)}")
+    return cast("Mapping[object, object]", value)
 
 
 def _field(argument: str, name: object, value: object) -> tuple[str, str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from json.decoder import JSONDecoder
 from typing import Any, TypeVar, cast
 
+import attrs
 from cattrs import transform_error
 
 from flux0.adapters.json.plain import plain
@@ -99,6 +100,23 @@ class JsonCodec:
 _EVENTS: dict[str, Any] = {kind.event: kind for kind in (ChunkEvent, StatusEvent)}
 
 
+def _slots(kind: Any) -> Iterator[Callable[[Any, Any], None]]:
+    """Return what sets each field. A frozen class's own `__init__` takes twice as long."""
+    return (getattr(kind, field.name).__set__ for field in attrs.fields(kind))
+
+
+_new = object.__new__
+_set_op, _set_path, _set_value, _set_from = _slots(JSONPatchOperation)
+(
+    _set_correlation_id,
+    _set_event_id,
+    _set_seq,
+    _set_patches,
+    _set_metadata,
+    _set_timestamp,
+) = _slots(ChunkEvent)
+
+
 def _load(text: str | bytes) -> Any:
     try:
         return json.loads(text)
@@ -132,8 +150,19 @@ def _chunk(data: Any) -> ChunkEvent | None:
             for item in known.values():
                 if type(item) is not str:
                     return None
-            operation = JSONPatchOperation(op, path, value)
-            return ChunkEvent(correlation_id, event_id, seq, (operation,), known, timestamp)
+            operation = _new(JSONPatchOperation)
+            _set_op(operation, op)
+            _set_path(operation, path)
+            _set_value(operation, value)
+            _set_from(operation, None)
+            chunk = _new(ChunkEvent)
+            _set_correlation_id(chunk, correlation_id)
+            _set_event_id(chunk, event_id)
+            _set_seq(chunk, seq)
+            _set_patches(chunk, (operation,))
+            _set_metadata(chunk, known)
+            _set_timestamp(chunk, timestamp)
+            return chunk
     except (KeyError, TypeError, ValueError):
         pass
     return None

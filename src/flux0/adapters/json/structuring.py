@@ -9,8 +9,8 @@ from functools import cache, partial
 from typing import Any, cast, get_args, get_origin
 
 import attrs
-from cattrs import Converter
-from cattrs.gen import make_dict_structure_fn, make_mapping_structure_fn, override
+from cattrs import Converter, gen
+from cattrs.gen import make_dict_structure_fn, override
 
 from flux0.domain.enums import EventSource, EventType, OpenEnum, SessionStatus
 from flux0.domain.messages.json_patch import MAX_DEPTH, measure
@@ -194,9 +194,8 @@ def _is_dict(kind: Any) -> bool:
 
 
 def _dict(made: Converter, kind: Any) -> Hook:
-    generated: Hook = make_mapping_structure_fn(
-        kind, made, detailed_validation=made.detailed_validation
-    )
+    make = cast("Any", gen).make_mapping_structure_fn  # Its own types are not whole.
+    generated: Hook = make(kind, made, detailed_validation=made.detailed_validation)
 
     def structure(value: Any, _: Any) -> Any:
         if type(value) is not dict:
