@@ -137,3 +137,24 @@ async def test_what_is_not_stored_was_cut_off(mode: Mode) -> None:
 )
 def test_header_fields_tell_whether_the_end_is_proven(fields: dict[str, str], framed: bool) -> None:
     assert is_framed(Headers(tuple(fields.items()))) is framed
+
+
+@pytest.mark.parametrize(
+    ("fields", "finished"),
+    [
+        ({}, True),
+        ({"server": "uvicorn"}, True),
+        ({"server": "Uvicorn/0.30"}, True),
+        ({"server": "nginx/1.26"}, False),
+        ({"server": "uvicorn", "via": "1.1 varnish"}, False),
+    ],
+)
+def test_an_end_that_a_proxy_may_have_made_is_not_proven(
+    fields: dict[str, str],
+    finished: bool,
+) -> None:
+    with Flux0(transport=script(answer(chunk("a"), headers={**SSE, **fields}))) as client:
+        stream = client.sessions.create_event(session_id="s", content="Hi")
+        assert len(list(stream)) == 1
+
+    assert stream.finished is finished

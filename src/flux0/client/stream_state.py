@@ -47,7 +47,7 @@ class StreamState:
         self._turn = turn
         self._list_stored = list_stored
         self._clock = clock
-        self._proven = not response.ends_by_closing
+        self._proven = not (response.ends_by_closing or _is_behind_proxy(response.headers))
         self._transcript = turn.transcript
         self._batch: Iterator[StreamEvent] = iter(())
         self._entered = False
@@ -78,8 +78,9 @@ class StreamState:
     def finished(self) -> bool:
         """Whether the stream was read to its end, and the end is known to be that of the turn.
 
-        Behind a proxy that speaks HTTP/1.0, only closing the connection ends a stream, and a server
-        that was killed looks as if it had finished. `confirm` then asks what the server has stored.
+        Where only closing the connection ends a stream, a server that was killed looks as if it had
+        finished. A proxy may hide that: nginx makes a whole end of it by default. So behind a proxy
+        that names itself, as in HTTP/1.0, `confirm` has to ask what the server has stored.
         """
         return self._ended and self._proven
 
@@ -165,3 +166,8 @@ class StreamState:
         if self._closed:  # By another thread or task, which is what made the transport fail.
             raise ClientClosed(self._closed) from error
         self._turn.fail(error)
+
+
+def _is_behind_proxy(headers: Headers) -> bool:
+    """Return whether the answer comes from another than the server, which is run by uvicorn."""
+    return "via" in headers or not headers.get("server", "uvicorn").lower().startswith("uvicorn")
