@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import httpcore
 import httpx
@@ -25,5 +25,5 @@ class HttpxTransport(HttpxFamilyTransport):
         async_client: an `httpx.AsyncClient`, for asynchronous calls.
     """
 
-    library: ClassVar = httpx
-    core: ClassVar = httpcore
+    library: ClassVar[Any] = httpx
+    core: ClassVar[Any] = httpcore

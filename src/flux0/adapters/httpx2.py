@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import httpcore2
 import httpx2
@@ -23,5 +23,5 @@ class Httpx2Transport(HttpxFamilyTransport):
         async_client: an `httpx2.AsyncClient`, for asynchronous calls.
     """
 
-    library: ClassVar = httpx2
-    core: ClassVar = httpcore2
+    library: ClassVar[Any] = httpx2
+    core: ClassVar[Any] = httpcore2

@@ -17,10 +17,10 @@ from flux0.domain.headers import Headers
 try:
     from opentelemetry import propagate, trace
     from opentelemetry.trace import SpanKind, StatusCode
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise MissingDependency(
-        f"OpenTelemetry needs the package {error.name}: pip install 'flux0-client[opentelemetry]'"
-    ) from error
+        f"OpenTelemetry needs the package {_error.name}: pip install 'flux0-client[opentelemetry]'"
+    ) from _error
 
 if TYPE_CHECKING:
     from flux0.domain.retrying import RetryDetails

@@ -58,10 +58,10 @@ def _take(
     context.obj = (server or before[0], user or before[1], [*before[2], *(header or ())])
 
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app: typer.Typer = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 _group = partial(typer.Typer, no_args_is_help=True, callback=_take)
-agents = _group(help="List the server's agents, show or create one.")
-sessions = _group(help="List your sessions, show or create one.")
+agents: typer.Typer = _group(help="List the server's agents, show or create one.")
+sessions: typer.Typer = _group(help="List your sessions, show or create one.")
 app.add_typer(agents, name="agents")
 app.add_typer(sessions, name="sessions")
 

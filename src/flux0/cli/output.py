@@ -48,7 +48,7 @@ class Output:
 
     def __init__(self, *, stderr: bool = False) -> None:
         self._console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
-        self.is_terminal = self._console.file.isatty()
+        self.is_terminal: bool = self._console.file.isatty()
         obeys = not (self._console.is_dumb_terminal or self._console.legacy_windows)
         self._wraps = obeys and self.is_terminal
         self._color_system = COLOR_SYSTEMS.get(self._console.color_system or "") if obeys else None

@@ -59,7 +59,7 @@ class Turn:
         self._decode = codec.decode_event
         self._idle = inf if idle is None else idle
         self._waited = 0.0
-        self.transcript = Transcript(max_turn_bytes=max_turn_bytes)
+        self.transcript: Transcript = Transcript(max_turn_bytes=max_turn_bytes)
         self.correlation_id: str | None = None
         self.event_count: int = 0
         self.failure: Flux0Error | None = None

@@ -38,7 +38,7 @@ class Exchange:
     def __init__(self, request: Request, url: URL) -> None:
         self._request = request
         self._url = url
-        self.body = RequestBody(request.body or b"", request.timeout.write)
+        self.body: RequestBody = RequestBody(request.body or b"", request.timeout.write)
         self._sent = False
         self._failure: Exception | None = None  # What aiohttp itself has raised last.
         self._step = ""  # What aiohttp does, by the name of its last trace event.

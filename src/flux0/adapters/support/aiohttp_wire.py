@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -44,9 +44,9 @@ class Wire:
         self._seen = self._overhead = 0
         self._ended = False
         # What else asyncio tells is aiohttp's alone.
-        self.eof_received = handler.eof_received
-        self.pause_writing = handler.pause_writing
-        self.resume_writing = handler.resume_writing
+        self.eof_received: Callable[[], None] = handler.eof_received
+        self.pause_writing: Callable[[], None] = handler.pause_writing
+        self.resume_writing: Callable[[], None] = handler.resume_writing
         self.failure: BaseException | None = None
 
     @classmethod
@@ -182,7 +182,9 @@ class RequestBody(aiohttp.Payload):
         super().__init__(body)
         self._body = body
         self._silence = silence
-        self.reused = self.begun = self.unfit = False
+        self.reused: bool = False
+        self.begun: bool = False
+        self.unfit: bool = False
         self.failure: Exception | None = None
         self.wire: Wire | None = None
 

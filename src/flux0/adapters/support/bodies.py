@@ -36,9 +36,9 @@ class PulledBody(ABC):
     """
 
     def __init__(self, coding: str) -> None:
-        self.ended = False
-        self.closed = False
-        self.reading = Lock()
+        self.ended: bool = False
+        self.closed: bool = False
+        self.reading: Lock = Lock()
         self._decoder = decoder_for(coding)
         self._pieces: Iterator[bytes] = iter(())
 

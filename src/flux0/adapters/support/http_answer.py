@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Generator, Iterator
 from contextlib import suppress
-from http.client import HTTPException, HTTPResponse, IncompleteRead
+from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead
 from time import monotonic
 from typing import Any, Final
 
@@ -36,11 +36,14 @@ class Answer(HTTPResponse):
     """
 
     fp: Any
+    headers: HTTPMessage
+    msg: HTTPMessage
+    length: int | None
 
     def __init__(self, wire: socket.socket, read: Any, *args: Any, **options: Any) -> None:
         super().__init__(read, *args, **options)
         self.wire = wire
-        self.ended = monotonic()
+        self.ended: float = monotonic()
 
     def begin(self) -> None:
         """Read the head, and skip those of interim answers (RFC 9110, section 15.2)."""

@@ -42,9 +42,9 @@ class Exchange:
     def __init__(self, library: Any, core: Any, request: Any, interrupt: Interrupt | None) -> None:
         self.library = library
         self.core = core
-        self.sent = False
-        self.answered = False
-        self.received = 0
+        self.sent: bool = False
+        self.answered: bool = False
+        self.received: int = 0
         self._interrupt = interrupt
         self._url = request.url
         self._others = request.extensions.get("trace")

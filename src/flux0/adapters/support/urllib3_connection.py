@@ -39,7 +39,7 @@ class Exchange:
     def __init__(self, request: Request) -> None:
         self.sent = False
         self.unconnected: BaseException | None = None
-        self.write_timeout = request.timeout.write
+        self.write_timeout: float | None = request.timeout.write
         self._interrupt = request.interrupt
 
     def wait_on(self, wire: socket.socket) -> None:
@@ -76,6 +76,7 @@ class NotingConnection(HTTPConnection):
     """
 
     answer: Answer | None = None
+    timeout: float | None
     _sock: Any = None
     _wire: Any = None
 

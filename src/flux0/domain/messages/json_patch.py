@@ -45,9 +45,9 @@ class Room:
     __slots__ = ("left", "limit", "unpaid")
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.left = limit
-        self.unpaid = limit
+        self.limit: int = limit
+        self.left: int = limit
+        self.unpaid: int = limit
 
     def take(self, size: int) -> None:
         """Count what a document gains; raises `PatchError` if there is no room for it."""

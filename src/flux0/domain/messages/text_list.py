@@ -19,7 +19,7 @@ class TextList:
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._length = 0
-        self.characters = 0
+        self.characters: int = 0
         # The older texts by the thousand: in one, with a mark between them, if none holds the mark.
         self._blocks: list[str | list[str]] = []
         self._recent: list[str] = []

@@ -208,7 +208,7 @@ class CassetteFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path: Path = path
         path.write_bytes(_HEAD + _TAIL)
         self._separator = b"\n"
 

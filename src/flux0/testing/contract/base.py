@@ -24,7 +24,9 @@ from flux0.testing.contract.probe import Probe
 SHORT = 0.2  # Seconds to wait for what never comes.
 # Long enough never to be reached, so that a hang shows as a hang.
 PATIENT = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
-streams = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+streams: pytest.MarkDecorator = pytest.mark.parametrize(
+    "stream", [False, True], ids=["whole", "stream"]
+)
 
 
 class Serve(Protocol):

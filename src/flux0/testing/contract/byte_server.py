@@ -84,9 +84,11 @@ class ByteServer:
         self._stopped, self._stop = socket.socketpair()
         # A connection that finds the queue full is reset, and clients make hundreds at once.
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.host: str
+        self.port: int
         self.host, self.port = self._listener.getsockname()
         scheme = "http" if tls is None else "https"
-        self.url = f"{scheme}://{self.host}:{self.port}"
+        self.url: str = f"{scheme}://{self.host}:{self.port}"
 
     def __enter__(self) -> ByteServer:
         self._run(self._accept)

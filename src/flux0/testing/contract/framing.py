@@ -13,8 +13,10 @@ from flux0.testing.contract.answers import FRAMINGS, Framing, Hold, Write, answe
 from flux0.testing.contract.base import Contract, Serve, get, streams
 from flux0.testing.contract.probe import Probe
 
-framings = pytest.mark.parametrize("framing", FRAMINGS)
-codings = pytest.mark.parametrize("gzip", [False, True], ids=["identity", "gzip"])
+framings: pytest.MarkDecorator = pytest.mark.parametrize("framing", FRAMINGS)
+codings: pytest.MarkDecorator = pytest.mark.parametrize(
+    "gzip", [False, True], ids=["identity", "gzip"]
+)
 
 _PIECES = (b"data: one\n\n", b"data: \xc3\xa9\xe2\x80\xa8\n", b"\n", b"data: three\n\n")
 

@@ -40,7 +40,9 @@ BREAKS: dict[str, Answer] = {
     "silent": (Hold(),),
 }
 _LOCATIONS = ("http://[", "http://a b:c/", "\xe9", "", "javascript:alert(1)", "http:there", "x://")
-pooling = pytest.mark.parametrize("pooled", [False, True], ids=["fresh", "pooled"])
+pooling: pytest.MarkDecorator = pytest.mark.parametrize(
+    "pooled", [False, True], ids=["fresh", "pooled"]
+)
 
 
 class NeverTwiceContract(Contract):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from flux0.ports import AsyncTransport, Transport
 from flux0.testing.contract.faults import BrokenAnswerContract, ConnectFaultContract
 from flux0.testing.contract.framing import FramingContract
@@ -37,7 +39,7 @@ class _Parts(
 class TransportContract(_Parts, InterruptContract):
     """What a `Transport` must do. Say how to make one; `make_trusting_transport` is for TLS."""
 
-    backends = ("threads",)
+    backends: ClassVar[tuple[str, ...]] = ("threads",)
 
     def make_probe(self, transport: Transport, backend: str, patience: float) -> Probe:  # noqa: ARG002 - threads
         """Return what drives `transport` with threads."""
@@ -47,7 +49,7 @@ class TransportContract(_Parts, InterruptContract):
 class AsyncTransportContract(_Parts, CancellationContract):
     """What an `AsyncTransport` must do, under asyncio and trio."""
 
-    backends = ("asyncio", "trio")
+    backends: ClassVar[tuple[str, ...]] = ("asyncio", "trio")
 
     def make_probe(self, transport: AsyncTransport, backend: str, patience: float) -> Probe:
         """Return what drives `transport` in one event loop."""

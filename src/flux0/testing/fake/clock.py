@@ -41,7 +41,7 @@ class FakeClock(Time):
         sleep: Callable[[float], object] | None = None,
     ) -> None:
         self.moves_by_itself = moves_by_itself
-        self.changes = Changes()
+        self.changes: Changes = Changes()
         self._now = float(start)
         self._sleep = sleep
         self._random = Random(0)  # noqa: S311 - it spreads retries, alike in every run

@@ -76,7 +76,7 @@ class FakeServer:
         lock: AbstractContextManager[Any],
         on_error: Callable[[BaseException], None],
     ) -> None:
-        self.store = FakeStore()
+        self.store: FakeStore = FakeStore()
         self._next_agent = next_agent
         self._agent_types = agent_types
         self._clock = clock

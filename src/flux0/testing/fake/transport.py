@@ -98,7 +98,7 @@ class FakeTransport(SharedTransport):
         self._types = types
         self._agent_name = agent_name
         self._open: dict[OpenBody, tuple[Call, FakeAnswer]] = {}
-        self.agent_id = agent_id or ""
+        self.agent_id: str = agent_id or ""
         self.reset()
 
     def reset(self) -> None:

@@ -43,7 +43,7 @@ class Changes:
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count: int = 0
         self._condition = Condition()
         self._wake: list[Callable[[], None]] = []
 
