@@ -14,7 +14,6 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, final
 
 from attrs import field, frozen
 
-from flux0.domain.errors import without_credentials
 from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.stream_events import StreamEvent
@@ -76,16 +75,16 @@ class Interrupt:
 class Request:
     """One HTTP request, whole.
 
-    `url` is absolute and already percent-encoded. `operation` is the call's name for people, such
-    as `agents.list`; `route` its path with placeholders. `stream` says that the body of a
-    successful answer is read piece by piece, as it arrives. `retries` is the policy of this call,
-    `attempt` counts from 1, and `deadline` is when the whole call must be over, by the client's
-    `Time`. A transport heeds none of the three: its timeouts are set to fit. A synchronous
-    transport heeds `interrupt`, if it can be woken while it waits.
+    `url` is absolute, already percent-encoded, and has no credentials. `operation` is the call's
+    name for people, such as `agents.list`; `route` its path with placeholders. `stream` says that
+    the body of a successful answer is read piece by piece, as it arrives. `retries` is the policy
+    of this call, `attempt` counts from 1, and `deadline` is when the whole call must be over, by
+    the client's `Time`. A transport heeds none of the three: its timeouts are set to fit. A
+    synchronous transport heeds `interrupt`, if it can be woken while it waits.
     """
 
     method: str
-    url: str = field(repr=without_credentials)
+    url: str
     headers: Headers
     body: bytes | None = None
     stream: bool = False

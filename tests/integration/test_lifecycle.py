@@ -245,7 +245,7 @@ def test_the_environment_turns_logs_on(server: Flux0Server) -> None:
     url = with_credentials(server.url)
     program = run_program("-c", _LIST_AGENTS, FLUX0_SERVER_URL=url, FLUX0_DEBUG="1")
     assert (program.returncode, program.stdout.strip().isdecimal()) == (0, True)
-    assert "GET http://***@127.0.0.1" in program.stderr
+    assert "GET http://127.0.0.1" in program.stderr
     assert "/api/agents answered 200" in program.stderr
     assert [secret for secret in _SECRETS if secret in program.stderr] == []
 

@@ -56,6 +56,44 @@ def test_the_server_is_the_argument_s_else_the_environment_s_else_the_default(
         assert call.url == "https://other.example/api/agents"
 
 
+@pytest.mark.parametrize(
+    ("headers", "sent"),
+    [
+        ({}, "Basic bWU6c2VjcmV0"),
+        ({"Authorization": "Bearer mine"}, "Bearer mine"),
+        ({"Authorization": lambda: "Bearer mine"}, "Bearer mine"),
+    ],
+)
+def test_an_authorization_wins_over_credentials_in_the_url(
+    headers: dict[str, Any], sent: str
+) -> None:
+    transport = agents(2)
+
+    with Flux0("http://me:secret@127.0.0.1", transport=transport, headers=headers) as flux0:
+        request = request_of(flux0, transport)
+        assert request.headers.get_all("authorization") == (sent,)
+        assert "secret" not in repr((flux0, request))
+        elsewhere = request_of(flux0, transport, server_url="http://127.0.0.2")
+        assert elsewhere.headers.get("authorization") == (
+            None if sent.startswith("Basic") else sent
+        )
+
+
+@pytest.mark.parametrize(
+    ("headers", "sent"),
+    [(None, "Basic bWU6"), ({"authorization": "Bearer mine"}, "Bearer mine")],
+)
+def test_credentials_in_the_url_of_one_call_are_those_of_the_call(
+    headers: dict[str, str] | None, sent: str
+) -> None:
+    transport = agents()
+
+    with Flux0("http://other:secret@127.0.0.1", transport=transport) as flux0:
+        request = request_of(flux0, transport, server_url="http://me@h", http_headers=headers)
+
+    assert (request.url, request.headers["authorization"]) == ("http://h/api/agents", sent)
+
+
 def test_a_bad_server_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLUX0_SERVER_URL", "127.0.0.1:8080")
 

@@ -487,23 +487,6 @@ def test_what_was_not_asked_for_is_refused(over: Over, coding: str) -> None:
         over.fetch(get(server.url), trust_env=False)
 
 
-@pytest.mark.parametrize(
-    ("userinfo", "authorization", "sent"),
-    [
-        ("me:secret@", {}, "Basic bWU6c2VjcmV0"),
-        ("me@", {}, "Basic bWU6"),
-        ("me:secret@", {"authorization": "Bearer token"}, "Bearer token"),
-    ],
-)
-def test_an_authorization_wins_over_that_of_the_url(
-    over: Over, userinfo: str, authorization: dict[str, str], sent: str
-) -> None:
-    with ByteServer(OK) as server:
-        request = get(server.url.replace("//", f"//{userinfo}"))
-        over.fetch(evolve(request, headers=Headers(tuple(authorization.items()))))
-        assert server.requests[0].headers.get_all("authorization") == (sent,)
-
-
 # --- connections
 
 

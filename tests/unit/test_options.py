@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from flux0 import BackoffStrategy, RetryConfig
 from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument
+from flux0.domain.headers import Headers
 
 
 @pytest.mark.parametrize(
@@ -20,14 +22,31 @@ from flux0.domain.errors import InvalidArgument
         ("http://127.0.0.1:8080/", "http://127.0.0.1:8080"),
         ("https://example.org/flux0/v1//", "https://example.org/flux0/v1"),
         ("HTTP://example.org", "HTTP://example.org"),
-        ("http://user:pass@example.org", "http://user:pass@example.org"),
         ("http://[::1]:8080", "http://[::1]:8080"),
         ("http://bücher.example", "http://bücher.example"),
         ("http://example.org/%C3%A9", "http://example.org/%C3%A9"),
     ],
 )
 def test_a_server_url_is_what_routes_are_appended_to(url: str, base: str) -> None:
-    assert arguments.server_url(url) == base
+    assert arguments.server_url(url) == (base, Headers())
+
+
+@pytest.mark.parametrize(
+    ("login", "credentials"),
+    [("me:p%40%C3%A9", "me:p@é"), ("me", "me:"), ("me:a@b", "me:a@b"), ("m%3Ae:", "m:e:")],
+)
+def test_the_login_in_a_server_url_is_a_header_field(login: str, credentials: str) -> None:
+    url, header = arguments.server_url(f"http://{login}@example.org:80/a@b/")
+
+    assert url == "http://example.org:80/a@b"
+    assert dict(header) == {"authorization": f"Basic {b64encode(credentials.encode()).decode()}"}
+
+
+def test_what_is_no_server_url_is_told_without_credentials() -> None:
+    for url in ("ftp://me:secret@example.org", "me:se@cret@example.org", "http://a:secret@h:x"):
+        with pytest.raises(InvalidArgument) as caught:
+            arguments.server_url(url)
+        assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -233,13 +233,6 @@ def test_no_password_comes_from_netrc(tmp_path: Path, monkeypatch: pytest.Monkey
         assert asked_for.headers["authorization"].startswith("Basic")
 
 
-def test_credentials_in_the_url_are_sent_as_basic() -> None:
-    with ByteServer(OK) as server:
-        fetch(RequestsTransport(), f"http://me:p%40@{server.host}:{server.port}/")
-        (request,) = server.requests
-        assert request.headers["authorization"] == f"Basic {b64encode(b'me:p@').decode()}"
-
-
 def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with ByteServer(OK) as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)

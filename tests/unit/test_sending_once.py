@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import gzip
 import ssl
-from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from queue import LifoQueue
@@ -638,27 +637,6 @@ def test_another_package_in_urllib3s_place_is_refused(
     monkeypatch.setattr(urllib3_connection, "HTTPConnection", object)
     with pytest.raises(MissingDependency, match="urllib3-future"):
         make()
-
-
-# --- credentials
-
-
-@over_both
-def test_a_header_that_was_asked_for_wins(library: Library) -> None:
-    with ByteServer(OK) as server:
-        url = f"http://me:password@{server.host}:{server.port}/"
-        fields = Headers((("authorization", "Bearer token"),))
-        library.make().send(Request("GET", url, fields, timeout=PATIENT)).body.close()
-        (request,) = server.requests
-        assert request.headers.get_all("authorization") == ("Bearer token",)
-
-
-@over_both
-def test_a_name_without_password(library: Library) -> None:
-    with ByteServer(OK) as server:
-        assert fetch(library.make(), f"http://me@{server.host}:{server.port}/") == b"ok"
-        (request,) = server.requests
-        assert request.headers["authorization"] == f"Basic {b64encode(b'me:').decode()}"
 
 
 @over_both

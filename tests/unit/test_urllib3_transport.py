@@ -239,24 +239,6 @@ def test_a_proxy_is_not_there() -> None:
     assert type(caught.value) is ConnectError
 
 
-def test_credentials_in_the_url_are_sent_as_basic() -> None:
-    with ByteServer(OK) as server:
-        fetch(Urllib3Transport(), f"http://me:p%40%C3%A9@{server.host}:{server.port}/a@b")
-        (request,) = server.requests
-        credentials = b64encode("me:p@é".encode()).decode()
-        assert request.headers["authorization"] == f"Basic {credentials}"
-        assert request.headers["host"] == f"{server.host}:{server.port}"
-        assert request.target == "/a@b"
-
-
-def test_an_at_sign_in_the_path_is_no_credential() -> None:
-    with ByteServer(OK) as server:
-        fetch(Urllib3Transport(), f"{server.url}/a@b")
-        (request,) = server.requests
-        assert request.target == "/a@b"
-        assert "authorization" not in request.headers
-
-
 def test_messages_do_not_quote_the_url() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from flux0 import RetryConfig, to_dict
 from flux0.adapters.json import JsonCodec
@@ -39,6 +40,7 @@ WAY = ApiCall(
     send=send_once,
     codec=JsonCodec(),
     server_url="http://127.0.0.1:8080/base",
+    login=Headers(),
     headers=Headers((("user-agent", "test"),)),
     timeout=Timeout(read=7),
     max_body_bytes=1000,
@@ -328,15 +330,7 @@ def test_options_of_the_call_are_in_its_request() -> None:
 
 def test_header_fields_of_the_user_s_win() -> None:
     fields = Headers((("Accept", "text/x-special"), ("content-TYPE", "application/json; v=2")))
-    way = ApiCall(
-        send=send_once,
-        codec=WAY.codec,
-        server_url=WAY.server_url,
-        headers=WAY.headers.merge(fields),
-        timeout=WAY.timeout,
-        max_body_bytes=WAY.max_body_bytes,
-        retries=WAY.retries,
-    )
+    way = evolve(WAY, headers=WAY.headers.merge(fields))
 
     effects, _ = play(create_event(way), answer(headers=SSE))
 

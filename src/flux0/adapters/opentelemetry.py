@@ -79,10 +79,9 @@ class OpenTelemetry:
 
 def _attributes(request: Request) -> dict[str, str | int]:
     parts = urlsplit(request.url)
-    netloc = parts.netloc.rpartition("@")[2]  # Without credentials.
     return {
         "http.request.method": request.method,
-        "url.full": parts._replace(netloc=netloc).geturl(),
+        "url.full": request.url,
         "url.template": request.route,
         "server.address": parts.hostname or "",
         "server.port": parts.port or _DEFAULT_PORTS[parts.scheme],

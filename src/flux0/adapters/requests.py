@@ -20,7 +20,6 @@ from flux0.adapters.support.urllib3_response import (
     Reading,
     ResponseBody,
     in_blocks,
-    split_userinfo,
     translated,
 )
 from flux0.domain.errors import ConnectError, InvalidArgument, ProtocolError, ReadTimeout
@@ -140,18 +139,17 @@ def _send(session: requests.Session, request: Request) -> requests.Response:
 
 
 def _prepared(session: requests.Session, request: Request) -> Any:
-    url, authorization = split_userinfo(request.url)
-    # A header field that was asked for counts more than what the session knows.
-    own = {**authorization, **request.headers}
-    headers = {**ACCEPT_ENCODING, **own}
-    given = requests.Request(request.method, url, headers, data=in_blocks(request.body))
+    headers = {**ACCEPT_ENCODING, **request.headers}
+    given = requests.Request(request.method, request.url, headers, data=in_blocks(request.body))
     try:
         prepared: Any = session.prepare_request(given)
     except exceptions.InvalidHeader as error:
         raise ProtocolError(str(error)) from error
     except (exceptions.InvalidURL, exceptions.MissingSchema) as error:
         raise ConnectError(str(error)) from error
-    prepared.headers.update({name: own[name] for name in own if name.lower() == "authorization"})
+    # A header field that was asked for counts more than what the session knows.
+    if "authorization" in request.headers:
+        prepared.headers["authorization"] = request.headers["authorization"]
     return prepared
 
 

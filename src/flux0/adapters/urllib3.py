@@ -19,7 +19,6 @@ from flux0.adapters.support.urllib3_response import (
     Reading,
     ResponseBody,
     in_blocks,
-    split_userinfo,
     translated,
 )
 from flux0.domain.errors import ConnectError
@@ -49,10 +48,9 @@ class Urllib3Transport:
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
         pools = self._pools.get()
-        url, authorization = split_userinfo(request.url)
         timeout = request.timeout
         try:
-            urlopen = pools.opening(url)
+            urlopen = pools.opening(request.url)
         except urllib3.exceptions.HTTPError as error:
             raise ConnectError(str(error)) from error
         with noted(request) as exchange:
@@ -61,7 +59,7 @@ class Urllib3Transport:
                     request.method,
                     redirect=False,
                     body=in_blocks(request.body),
-                    headers=_headers(request, pools.manager, authorization),
+                    headers=_headers(request, pools.manager),
                     retries=_NO_RETRIES,
                     preload_content=False,
                     timeout=urllib3.Timeout(connect=timeout.connect, read=timeout.read),
@@ -142,12 +140,10 @@ def _urlopen(opener: Any, url: str, method: str, **options: Any) -> Any:
     return opener.urlopen(method, url, **options)
 
 
-def _headers(
-    request: Request, manager: urllib3.PoolManager, authorization: dict[str, str]
-) -> dict[str, str]:
+def _headers(request: Request, manager: urllib3.PoolManager) -> dict[str, str]:
     headers: dict[str, str] = {}
     # ProxyManager gives way to fields that are spelled like its own.
-    for fields in (manager.headers, ACCEPT_ENCODING, authorization, request.headers):
+    for fields in (manager.headers, ACCEPT_ENCODING, request.headers):
         headers.update((name.title(), value) for name, value in fields.items())
     if request.body is not None:
         headers["Content-Length"] = str(len(request.body))

@@ -2,66 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Concatenate, ParamSpec, TypeVar
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from flux0.client.drivers import AsyncDriver, Driver
+from flux0.client.options import CallOptions
 from flux0.domain import arguments
 from flux0.domain.errors import ClientClosed, Flux0Error
-from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryConfig
-from flux0.flows import Flow, SendFlow
-from flux0.ports import Codec, Time, Timeout
+from flux0.flows import Flow
+from flux0.ports import AsyncTransport, Time, Transport
 from flux0.usecases.call import ApiCall
 
+P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@frozen(eq=False)
-class Defaults:
-    """What holds for every call that does not say otherwise; `call_timeout` is in seconds."""
-
-    server_url: str
-    headers: Headers
-    timeout: Timeout
-    call_timeout: float | None
-    retries: RetryConfig
-    max_body_bytes: int
 
 
 class Caller:
     """Makes calls over a pair of transports until it is closed.
 
-    Attributes:
+    Args:
+        usual: the call of somebody who passes no options, as nearly everybody does.
+        call_timeout: the seconds that a call may take with all its retries, or None.
+        transport: for synchronous calls; without it there are none.
+        async_transport: for asynchronous calls.
         time: the time that calls go by.
     """
 
     def __init__(
         self,
-        send: SendFlow,
-        codec: Codec,
-        defaults: Defaults,
-        driver: Driver | None,
-        async_driver: AsyncDriver,
+        usual: ApiCall,
+        call_timeout: float | None,
+        transport: Transport | None,
+        async_transport: AsyncTransport,
         time: Time,
     ) -> None:
         self.time = time
-        self._driver = driver
-        self._async_driver = async_driver
+        self._usual = usual
+        self._call_timeout = call_timeout
+        self._driver = None if transport is None else Driver(transport, time)
+        self._async_driver = AsyncDriver(async_transport, time)
         self._closed = False
-        self._call_timeout = defaults.call_timeout
-        # The call of somebody who passes no options: nearly every one.
-        self._usual = ApiCall(
-            send=send,
-            codec=codec,
-            server_url=defaults.server_url,
-            headers=defaults.headers,
-            timeout=defaults.timeout,
-            max_body_bytes=defaults.max_body_bytes,
-            retries=defaults.retries,
-        )
+
+    def run(
+        self,
+        usecase: Callable[Concatenate[ApiCall, P], Flow[T]],
+        options: CallOptions,
+        *args: P.args,
+        **given: P.kwargs,
+    ) -> T:
+        """Make one call with these options, over the synchronous transport."""
+        return self.drive(usecase(self.call(**options), *args, **given))
+
+    async def run_async(
+        self,
+        usecase: Callable[Concatenate[ApiCall, P], Flow[T]],
+        options: CallOptions,
+        *args: P.args,
+        **given: P.kwargs,
+    ) -> T:
+        """Make one call with these options, over the asynchronous transport."""
+        return await self.drive_async(usecase(self.call(**options), *args, **given))
 
     def call(
         self,
@@ -79,7 +82,8 @@ class Caller:
         if retries is not None:
             call = evolve(call, retries=arguments.instance("retries", RetryConfig, retries))
         if server_url is not None:
-            call = evolve(call, server_url=arguments.server_url(server_url))
+            url, login = arguments.server_url(server_url)
+            call = evolve(call, server_url=url, login=login)
         if http_headers is not None:
             headers = call.headers.merge(arguments.headers("http_headers", http_headers))
             call = evolve(call, headers=headers)
@@ -94,7 +98,7 @@ class Caller:
             call = evolve(call, timeout=timeout, deadline=self.time.monotonic() + whole)
         return call
 
-    def run(self, flow: Flow[T]) -> T:
+    def drive(self, flow: Flow[T]) -> T:
         """Drive `flow` over the synchronous transport."""
         if self._driver is None:
             raise Flux0Error(
@@ -103,7 +107,7 @@ class Caller:
             )
         return self._driver.run(flow)
 
-    async def run_async(self, flow: Flow[T]) -> T:
+    async def drive_async(self, flow: Flow[T]) -> T:
         """Drive `flow` over the asynchronous transport."""
         return await self._async_driver.run(flow)
 

@@ -45,6 +45,7 @@ class _Talk:
 
 
 @final
+@show_options
 class Conversation(_Talk):
     """A session as a user has it: send a message, read the turn, look back.
 
@@ -52,33 +53,12 @@ class Conversation(_Talk):
     `Flux0.conversation`.
     """
 
-    @classmethod
-    def open(
-        cls,
-        sessions: SessionsResource,
-        *,
-        agent: Agent | str | None,
-        session: Session | str | None,
-        user: str | None,
-        title: str | None,
-    ) -> Conversation:
-        """Open a session with `agent`, or take up `session`."""
-        agent_id = _check(agent, session, title)
-        headers = user_headers(user)
-        if isinstance(session, str):
-            session = sessions.retrieve(session_id=session, http_headers=headers)
-        elif session is None:
-            session = sessions.create(agent_id=agent_id, title=title, http_headers=headers)
-        return cls(sessions, session, user)
-
-    @show_options(TurnOptions)
     def send(self, content: str, **options: Unpack[TurnOptions]) -> EventStream:
         """Send a message and return the stream of the turn that answers it."""
         return self._sessions.create_event(
             session_id=self.session.id, content=content, **self._options(options)
         )
 
-    @show_options(TurnOptions)
     def ask(self, content: str, **options: Unpack[TurnOptions]) -> Reply:
         """Send a message, read the turn to its end, and return what the agent said.
 
@@ -100,31 +80,10 @@ class Conversation(_Talk):
 
 
 @final
+@show_options
 class AsyncConversation(_Talk):
     """A `Conversation` for asynchronous code. Get one from `Flux0.conversation_async`."""
 
-    @classmethod
-    async def open(
-        cls,
-        sessions: SessionsResource,
-        *,
-        agent: Agent | str | None,
-        session: Session | str | None,
-        user: str | None,
-        title: str | None,
-    ) -> AsyncConversation:
-        """Open a session with `agent`, or take up `session`."""
-        agent_id = _check(agent, session, title)
-        headers = user_headers(user)
-        if isinstance(session, str):
-            session = await sessions.retrieve_async(session_id=session, http_headers=headers)
-        elif session is None:
-            session = await sessions.create_async(
-                agent_id=agent_id, title=title, http_headers=headers
-            )
-        return cls(sessions, session, user)
-
-    @show_options(TurnOptions)
     def send(self, content: str, **options: Unpack[TurnOptions]) -> AsyncOpening:
         """Send a message and return the stream of the turn that answers it.
 
@@ -134,7 +93,6 @@ class AsyncConversation(_Talk):
             session_id=self.session.id, content=content, **self._options(options)
         )
 
-    @show_options(TurnOptions)
     async def ask(self, content: str, **options: Unpack[TurnOptions]) -> Reply:
         """Send a message, read the turn to its end, and return what the agent said.
 
@@ -170,8 +128,10 @@ def user_headers(
     return own if others is None else arguments.headers("http_headers", others).merge(own)
 
 
-def _check(agent: object, session: object, title: object) -> str:
-    """Return the id of the agent to open a session with, if there is one."""
+def check_beginning(
+    agent: Agent | str | None, session: Session | str | None, user: str | None, title: str | None
+) -> tuple[str, Mapping[str, str] | None]:
+    """Check what a conversation is to begin with; return the agent's id and the user's headers."""
     if (agent is None) is (session is None):
         raise InvalidArgument("agent", "or else session must be passed, and not both")
     if session is not None and title is not None:
@@ -180,4 +140,4 @@ def _check(agent: object, session: object, title: object) -> str:
         if value is not None and not isinstance(value, (kind, str)):
             problem = f"must be a {kind.__name__} or a str, not {type(value).__name__}"
             raise InvalidArgument(argument, problem)
-    return agent.id if isinstance(agent, Agent) else str(agent)
+    return agent.id if isinstance(agent, Agent) else str(agent), user_headers(user)

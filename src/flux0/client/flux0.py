@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, final
 
 from flux0.adapters.sse import SSEParser
-from flux0.client.caller import Defaults
-from flux0.client.conversation import AsyncConversation, Conversation
+from flux0.client.caller import Caller
+from flux0.client.conversation import AsyncConversation, Conversation, check_beginning
 from flux0.client.resources import AgentsResource, SessionsResource
-from flux0.client.transports import choose_transports
+from flux0.client.transports import choose_transports, time_of
 from flux0.client.wiring import HeaderFunction, split_headers, wire
 from flux0.domain import arguments
-from flux0.domain.errors import without_credentials
+from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES
 from flux0.domain.models import Agent, Session
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig, RetryDetails
 from flux0.flows import Middleware
 from flux0.ports import AsyncTransport, Timeout, Transport
+from flux0.usecases.call import ApiCall
 from flux0.usecases.turn import Turn
 
 if TYPE_CHECKING:
@@ -96,36 +97,39 @@ class Flux0:
         arguments.size("max_turn_bytes", max_turn_bytes)
         arguments.size("max_body_bytes", max_body_bytes)
         fixed, computed = split_headers({} if headers is None else headers)
-        timeout = Timeout()
-        if stream_idle_timeout_ms is not None:
-            idle = arguments.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
-            timeout = Timeout(idle=idle)
+        idle, whole = stream_idle_timeout_ms, timeout_ms
         if server_url is None:
             server_url = os.environ.get("FLUX0_SERVER_URL") or DEFAULT_SERVER_URL
-        self._server_url = arguments.server_url(server_url)
-        defaults = Defaults(
-            server_url=self._server_url,
-            headers=fixed,
-            timeout=timeout,
-            call_timeout=None
-            if timeout_ms is None
-            else arguments.seconds("timeout_ms", timeout_ms),
-            retries=(
-                DEFAULT_RETRIES
-                if retry_config is None
-                else arguments.instance("retry_config", RetryConfig, retry_config)
-            ),
-            max_body_bytes=max_body_bytes,
-        )
-        self._caller = wire(
-            *choose_transports(transport, async_transport, client, async_client),
+        self._server_url, login = arguments.server_url(server_url)
+        transports = choose_transports(transport, async_transport, client, async_client)
+        time = time_of(transports[0] or transports[1])
+        send = wire(
             codec,
-            defaults,
+            time,
+            max_body_bytes,
             middleware=middleware,
             computed_headers=computed,
             on_retry=on_retry,
             debug_logger=debug_logger,
         )
+        usual = ApiCall(
+            send=send,
+            codec=codec,
+            server_url=self._server_url,
+            login=Headers() if "authorization" in map(str.lower, computed) else login,
+            headers=fixed,
+            timeout=Timeout()
+            if idle is None
+            else Timeout(idle=arguments.seconds("stream_idle_timeout_ms", idle)),
+            max_body_bytes=max_body_bytes,
+            retries=(
+                DEFAULT_RETRIES
+                if retry_config is None
+                else arguments.instance("retry_config", RetryConfig, retry_config)
+            ),
+        )
+        call_timeout = None if whole is None else arguments.seconds("timeout_ms", whole)
+        self._caller = Caller(usual, call_timeout, *transports, time)
         self.agents = AgentsResource(self._caller)
         self.sessions = SessionsResource(
             self._caller,
@@ -154,9 +158,12 @@ class Flux0:
                 everybody is the one anonymous user.
             title: the new session's title, at most 200 characters.
         """
-        return Conversation.open(
-            self.sessions, agent=agent, session=session, user=user, title=title
-        )
+        agent_id, headers = check_beginning(agent, session, user, title)
+        if isinstance(session, str):
+            session = self.sessions.retrieve(session_id=session, http_headers=headers)
+        elif session is None:
+            session = self.sessions.create(agent_id=agent_id, title=title, http_headers=headers)
+        return Conversation(self.sessions, session, user)
 
     async def conversation_async(
         self,
@@ -175,9 +182,14 @@ class Flux0:
                 everybody is the one anonymous user.
             title: the new session's title, at most 200 characters.
         """
-        return await AsyncConversation.open(
-            self.sessions, agent=agent, session=session, user=user, title=title
-        )
+        agent_id, headers = check_beginning(agent, session, user, title)
+        if isinstance(session, str):
+            session = await self.sessions.retrieve_async(session_id=session, http_headers=headers)
+        elif session is None:
+            session = await self.sessions.create_async(
+                agent_id=agent_id, title=title, http_headers=headers
+            )
+        return AsyncConversation(self.sessions, session, user)
 
     def close(self) -> None:
         """Close the connections that synchronous calls opened, and refuse further calls.
@@ -191,7 +203,7 @@ class Flux0:
         await self._caller.close_async()
 
     def __repr__(self) -> str:
-        return f"Flux0({without_credentials(self._server_url)!r})"
+        return f"Flux0({self._server_url!r})"
 
     def __enter__(self) -> Flux0:
         return self

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from inspect import Parameter, signature
-from typing import Any, ForwardRef, TypedDict, TypeVar, cast
+from typing import ForwardRef, TypedDict, TypeVar, cast
 
 from flux0.domain.retrying import RetryConfig
 
-F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 class CallOptions(TypedDict, total=False):
@@ -38,18 +38,23 @@ class TurnOptions(CallOptions, total=False):
     stream_idle_timeout_ms: int | None
 
 
-def show_options(options: type[CallOptions | TurnOptions]) -> Callable[[F], F]:
-    """Return a decorator that has `help()` and `inspect` show every option by its name."""
+def show_options(resource: type[T]) -> type[T]:
+    """Have `help()` and `inspect` show by its name every option that a class's methods take."""
+    for method in vars(resource).values():
+        shown = _SHOWN.get(getattr(method, "__annotations__", {}).get("options", ""))
+        if shown is not None:
+            written = signature(method)
+            own = [each for each in written.parameters.values() if each.kind != each.VAR_KEYWORD]
+            vars(method)["__signature__"] = written.replace(parameters=[*own, *shown])
+    return resource
+
+
+def _shown(options: type[CallOptions | TurnOptions]) -> tuple[Parameter, ...]:
     annotations = cast("dict[str, ForwardRef]", options.__annotations__)
-    shown = [
+    return tuple(
         Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=given.__forward_arg__)
         for name, given in annotations.items()
-    ]
+    )
 
-    def decorate(method: F) -> F:
-        written = signature(method)
-        own = [each for each in written.parameters.values() if each.kind != Parameter.VAR_KEYWORD]
-        vars(method)["__signature__"] = written.replace(parameters=[*own, *shown])
-        return method
 
-    return decorate
+_SHOWN = {f"Unpack[{kind.__name__}]": _shown(kind) for kind in (CallOptions, TurnOptions)}

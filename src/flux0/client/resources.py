@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@show_options
 class AgentsResource:
     """The agents of the server. Every method raises as `docs/errors.md` says.
 
@@ -31,19 +32,14 @@ class AgentsResource:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
-    @show_options(CallOptions)
     def list(self, **options: Unpack[CallOptions]) -> Agents:
         """Return every agent of the server."""
-        call = self._caller.call(**options)
-        return self._caller.run(agents.list_agents(call))
+        return self._caller.run(agents.list_agents, options)
 
-    @show_options(CallOptions)
     async def list_async(self, **options: Unpack[CallOptions]) -> Agents:
         """Return every agent of the server."""
-        call = self._caller.call(**options)
-        return await self._caller.run_async(agents.list_agents(call))
+        return await self._caller.run_async(agents.list_agents, options)
 
-    @show_options(CallOptions)
     def first(
         self, *, type_: str | None = None, name: str | None = None, **options: Unpack[CallOptions]
     ) -> Agent:
@@ -52,10 +48,8 @@ class AgentsResource:
         Raises:
             AgentNotFound: there is none; the message names those that there are.
         """
-        call = self._caller.call(**options)
-        return self._caller.run(agents.first_agent(call, type_=type_, name=name))
+        return self._caller.run(agents.first_agent, options, type_=type_, name=name)
 
-    @show_options(CallOptions)
     async def first_async(
         self, *, type_: str | None = None, name: str | None = None, **options: Unpack[CallOptions]
     ) -> Agent:
@@ -64,10 +58,8 @@ class AgentsResource:
         Raises:
             AgentNotFound: there is none; the message names those that there are.
         """
-        call = self._caller.call(**options)
-        return await self._caller.run_async(agents.first_agent(call, type_=type_, name=name))
+        return await self._caller.run_async(agents.first_agent, options, type_=type_, name=name)
 
-    @show_options(CallOptions)
     def create(
         self,
         *,
@@ -83,12 +75,10 @@ class AgentsResource:
             type_: names the code that runs it; the server must have it.
             description: what it is for.
         """
-        call = self._caller.call(**options)
         return self._caller.run(
-            agents.create_agent(call, name=name, type_=type_, description=description)
+            agents.create_agent, options, name=name, type_=type_, description=description
         )
 
-    @show_options(CallOptions)
     async def create_async(
         self,
         *,
@@ -104,24 +94,20 @@ class AgentsResource:
             type_: names the code that runs it; the server must have it.
             description: what it is for.
         """
-        call = self._caller.call(**options)
         return await self._caller.run_async(
-            agents.create_agent(call, name=name, type_=type_, description=description)
+            agents.create_agent, options, name=name, type_=type_, description=description
         )
 
-    @show_options(CallOptions)
     def retrieve(self, *, agent_id: str, **options: Unpack[CallOptions]) -> Agent:
         """Return one agent; raises `NotFoundError` where there is none of that id."""
-        call = self._caller.call(**options)
-        return self._caller.run(agents.retrieve_agent(call, agent_id=agent_id))
+        return self._caller.run(agents.retrieve_agent, options, agent_id=agent_id)
 
-    @show_options(CallOptions)
     async def retrieve_async(self, *, agent_id: str, **options: Unpack[CallOptions]) -> Agent:
         """Return one agent; raises `NotFoundError` where there is none of that id."""
-        call = self._caller.call(**options)
-        return await self._caller.run_async(agents.retrieve_agent(call, agent_id=agent_id))
+        return await self._caller.run_async(agents.retrieve_agent, options, agent_id=agent_id)
 
 
+@show_options
 class SessionsResource:
     """Sessions and their events. Every method raises as `docs/errors.md` says.
 
@@ -133,7 +119,6 @@ class SessionsResource:
         self._new_turn = new_turn
         self._open_turns = OpenTurns()
 
-    @show_options(CallOptions)
     def create(
         self,
         *,
@@ -154,14 +139,15 @@ class SessionsResource:
             id: exactly 10 characters; the server makes one up by default.
             title: at most 200 characters.
         """
-        call = self._caller.call(**options)
         return self._caller.run(
-            sessions.create_session(
-                call, agent_id=agent_id, allow_greeting=allow_greeting, id=id, title=title
-            )
+            sessions.create_session,
+            options,
+            agent_id=agent_id,
+            allow_greeting=allow_greeting,
+            id=id,
+            title=title,
         )
 
-    @show_options(CallOptions)
     async def create_async(
         self,
         *,
@@ -182,40 +168,35 @@ class SessionsResource:
             id: exactly 10 characters; the server makes one up by default.
             title: at most 200 characters.
         """
-        call = self._caller.call(**options)
         return await self._caller.run_async(
-            sessions.create_session(
-                call, agent_id=agent_id, allow_greeting=allow_greeting, id=id, title=title
-            )
+            sessions.create_session,
+            options,
+            agent_id=agent_id,
+            allow_greeting=allow_greeting,
+            id=id,
+            title=title,
         )
 
-    @show_options(CallOptions)
     def list(self, *, agent_id: str | None = None, **options: Unpack[CallOptions]) -> Sessions:
         """Return the sessions of the user whom the cookie `flux0_user_sub` names."""
-        call = self._caller.call(**options)
-        return self._caller.run(sessions.list_sessions(call, agent_id=agent_id))
+        return self._caller.run(sessions.list_sessions, options, agent_id=agent_id)
 
-    @show_options(CallOptions)
     async def list_async(
         self, *, agent_id: str | None = None, **options: Unpack[CallOptions]
     ) -> Sessions:
         """Return the sessions of the user whom the cookie `flux0_user_sub` names."""
-        call = self._caller.call(**options)
-        return await self._caller.run_async(sessions.list_sessions(call, agent_id=agent_id))
+        return await self._caller.run_async(sessions.list_sessions, options, agent_id=agent_id)
 
-    @show_options(CallOptions)
     def retrieve(self, *, session_id: str, **options: Unpack[CallOptions]) -> Session:
         """Return one session; raises `NotFoundError` where there is none of that id."""
-        call = self._caller.call(**options)
-        return self._caller.run(sessions.retrieve_session(call, session_id=session_id))
+        return self._caller.run(sessions.retrieve_session, options, session_id=session_id)
 
-    @show_options(CallOptions)
     async def retrieve_async(self, *, session_id: str, **options: Unpack[CallOptions]) -> Session:
         """Return one session; raises `NotFoundError` where there is none of that id."""
-        call = self._caller.call(**options)
-        return await self._caller.run_async(sessions.retrieve_session(call, session_id=session_id))
+        return await self._caller.run_async(
+            sessions.retrieve_session, options, session_id=session_id
+        )
 
-    @show_options(TurnOptions)
     def create_event(
         self,
         *,
@@ -236,13 +217,12 @@ class SessionsResource:
         session = call.server_url, session_id
         list_stored = partial(self.list_events, **stored)
         with self._open_turns.opening(session, self._left(call)):
-            response = self._caller.run(flow)
+            response = self._caller.drive(flow)
             turn = self._new_turn(call.timeout.idle)
             stream = EventStream(response, turn, list_stored, self._caller.time.monotonic)
             self._open_turns.add(session, stream)
         return stream
 
-    @show_options(TurnOptions)
     def create_event_async(
         self,
         *,
@@ -273,7 +253,7 @@ class SessionsResource:
         session = call.server_url, session_id
         list_stored = partial(self.list_events_async, **stored)
         async with self._open_turns.opening_async(session, self._left(call)):
-            response = await self._caller.run_async(flow)
+            response = await self._caller.drive_async(flow)
             turn = self._new_turn(call.timeout.idle)
             stream = AsyncEventStream(response, turn, list_stored, self._caller.time.monotonic)
             self._open_turns.add(session, stream)
@@ -292,14 +272,13 @@ class SessionsResource:
         flow = sessions.create_event(
             call, session_id=session_id, type_=type_, source=source, content=content
         )
-        stored = {"session_id": session_id, "server_url": call.server_url}
-        return call, flow, {**stored, "http_headers": options.get("http_headers")}
+        kept = {name: options.get(name) for name in ("server_url", "http_headers")}
+        return call, flow, {"session_id": session_id, **kept}
 
     def _left(self, call: ApiCall) -> float | None:
         """Return the seconds that a call has left, or None for no limit."""
         return None if call.deadline is None else call.deadline - self._caller.time.monotonic()
 
-    @show_options(CallOptions)
     def list_events(
         self,
         *,
@@ -319,19 +298,16 @@ class SessionsResource:
             correlation_id: the turn that the event belongs to.
             types: any of these types.
         """
-        call = self._caller.call(**options)
         return self._caller.run(
-            sessions.list_events(
-                call,
-                session_id=session_id,
-                min_offset=min_offset,
-                source=source,
-                correlation_id=correlation_id,
-                types=types,
-            )
+            sessions.list_events,
+            options,
+            session_id=session_id,
+            min_offset=min_offset,
+            source=source,
+            correlation_id=correlation_id,
+            types=types,
         )
 
-    @show_options(CallOptions)
     async def list_events_async(
         self,
         *,
@@ -351,14 +327,12 @@ class SessionsResource:
             correlation_id: the turn that the event belongs to.
             types: any of these types.
         """
-        call = self._caller.call(**options)
         return await self._caller.run_async(
-            sessions.list_events(
-                call,
-                session_id=session_id,
-                min_offset=min_offset,
-                source=source,
-                correlation_id=correlation_id,
-                types=types,
-            )
+            sessions.list_events,
+            options,
+            session_id=session_id,
+            min_offset=min_offset,
+            source=source,
+            correlation_id=correlation_id,
+            types=types,
         )

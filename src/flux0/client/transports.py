@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from inspect import isclass, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
+from flux0.adapters.time import SystemTime
 from flux0.domain.errors import InvalidArgument
-from flux0.ports import AsyncTransport, Shared, Transport
+from flux0.ports import AsyncTransport, Shared, Time, Transport
 
 if TYPE_CHECKING:
     from flux0.adapters.support.httpx_family import (
@@ -92,6 +93,12 @@ def choose_transports(
 
         async_side = ThreadedTransport(cast("Transport", sync_side))
     return cast("Transport | None", sync_side), cast("AsyncTransport", async_side)
+
+
+def time_of(transport: object) -> Time:
+    """Return the time that a transport brings along, or else that of the machine."""
+    own = getattr(transport, "time", None)
+    return own if isinstance(own, Time) else SystemTime()
 
 
 def _own(transport: T) -> T:

@@ -1,4 +1,4 @@
-"""Wires a client's transports, middleware and use cases together."""
+"""Puts together the layers that a client's requests go through."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ from inspect import isclass, iscoroutinefunction
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from flux0._version import __version__
-from flux0.adapters.time import SystemTime
-from flux0.client.caller import Caller, Defaults
-from flux0.client.drivers import AsyncDriver, Driver
 from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryDetails
-from flux0.flows import Middleware, chain
+from flux0.flows import Middleware, SendFlow, chain
 from flux0.middleware.bodies import WholeBody
 from flux0.middleware.errors import ErrorPolicy
 from flux0.middleware.headers import ComputedHeaders
 from flux0.middleware.retry import Retry, RetryBudget
-from flux0.ports import AsyncTransport, Codec, Time, Transport
+from flux0.ports import Codec, Time
 
 if TYPE_CHECKING:
     from flux0.middleware.logging import DebugLogger
@@ -31,18 +28,16 @@ _USER_AGENT = Headers((("user-agent", f"flux0-client/{__version__}"),))
 
 
 def wire(
-    transport: Transport | None,
-    async_transport: AsyncTransport,
     codec: Codec,
-    defaults: Defaults,
+    time: Time,
+    max_body_bytes: int,
     *,
     middleware: Iterable[Middleware],
     computed_headers: Mapping[str, HeaderFunction],
     on_retry: Callable[[RetryDetails], None] | None,
     debug_logger: DebugLogger | None,
-) -> Caller:
-    """Return what makes a client's calls; without `transport` it makes no synchronous ones."""
-    time = _time_of(async_transport if transport is None else transport)
+) -> SendFlow:
+    """Return the chain of layers that every request of a client goes through."""
     layers: list[Middleware] = [
         *_checked(middleware),
         Retry(RetryBudget(), time, _teller(on_retry)),
@@ -54,12 +49,8 @@ def wire(
         from flux0.middleware.logging import Logging  # noqa: PLC0415 - only where it is asked for
 
         layers.append(Logging(logger, time))
-    layers += (WholeBody(defaults.max_body_bytes), ErrorPolicy(codec, defaults.max_body_bytes))
-    driver = None if transport is None else Driver(transport, time)
-    async_time = _time_of(async_transport) if transport is None else time
-    return Caller(
-        chain(layers), codec, defaults, driver, AsyncDriver(async_transport, async_time), time
-    )
+    layers += (WholeBody(max_body_bytes), ErrorPolicy(codec, max_body_bytes))
+    return chain(layers)
 
 
 def split_headers(
@@ -89,11 +80,6 @@ def _checked(middleware: object) -> Iterable[Middleware]:
             )
             raise InvalidArgument("middleware", problem)
     return layers
-
-
-def _time_of(transport: object) -> Time:
-    own = getattr(transport, "time", None)
-    return own if isinstance(own, Time) else SystemTime()
 
 
 def _teller(on_retry: Callable[[RetryDetails], None] | None) -> Callable[[RetryDetails], None]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeGuard, TypeVar, cast
 
 from flux0.domain.enums import OpenEnum
-from flux0.domain.errors import InvalidArgument, without_credentials
+from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 
 T = TypeVar("T")
@@ -130,14 +130,20 @@ def seconds(argument: str, milliseconds: object) -> float:
     return milliseconds / 1000
 
 
-def server_url(url: object) -> str:
-    """Return the URL that routes are appended to, without a trailing slash."""
+def server_url(url: object) -> tuple[str, Headers]:
+    """Return the URL that routes are appended to, and the login in it as a header field.
+
+    The URL has no trailing slash and no credentials, so that it may be shown.
+    """
     if not isinstance(url, str):
         raise InvalidArgument("server_url", f"must be a str, not {_kind(url)}")
     if not _is_base_url(url):
-        problem = f"must be like http://127.0.0.1:8080, not {without_credentials(url)!r}"
-        raise InvalidArgument("server_url", problem)
-    return url.rstrip("/")
+        shown = re.sub("(?s)^.*@", "***@", url)
+        raise InvalidArgument("server_url", f"must be like http://127.0.0.1:8080, not {shown!r}")
+    scheme, _, rest = url.rstrip("/").partition("//")
+    authority, slash, path = rest.partition("/")
+    login, at, host = authority.rpartition("@")
+    return f"{scheme}//{host}{slash}{path}", _basic(login) if at else Headers()
 
 
 def headers(argument: str, fields: object) -> Headers:
@@ -169,6 +175,15 @@ def _field(argument: str, name: object, value: object) -> tuple[str, str]:
         )
         raise InvalidArgument(argument, problem)
     return name, value
+
+
+def _basic(login: str) -> Headers:
+    from base64 import b64encode  # noqa: PLC0415 - not needed to import this package
+    from urllib.parse import unquote  # noqa: PLC0415 - the same
+
+    name, _, password = login.partition(":")
+    credentials = b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+    return Headers((("authorization", f"Basic {credentials}"),))
 
 
 def _integer(argument: str, value: object, *, smallest: int, largest: int | None = None) -> int:

@@ -13,17 +13,6 @@ if TYPE_CHECKING:
     from flux0.domain.models import Agent
 
 
-def without_credentials(url: str) -> str:
-    """Return `url` with `***` in place of a user name and password, as it may be shown."""
-    scheme, mark, rest = url.partition("//")
-    authority, slash, path = rest.partition("/")
-    return (
-        f"{scheme}{mark}***@{authority.rpartition('@')[2]}{slash}{path}"
-        if "@" in authority
-        else url
-    )
-
-
 class Flux0Error(Exception):
     """The base of every error that this library raises.
 
@@ -51,7 +40,7 @@ class Flux0Error(Exception):
     def concern(self, operation: str, method: str, url: str) -> None:
         """Take note of the request that failed, unless it is known already."""
         if not self.operation:
-            self.operation, self.method, self.url = operation, method, without_credentials(url)
+            self.operation, self.method, self.url = operation, method, url
 
     def __str__(self) -> str:
         text = self.problem

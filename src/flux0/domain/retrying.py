@@ -20,7 +20,6 @@ from flux0.domain.errors import (
     PoolTimeout,
     TLSError,
     TransportError,
-    without_credentials,
 )
 
 Validator: TypeAlias = Callable[[Any, "Attribute[Any]", Any], None]
@@ -103,7 +102,7 @@ class RetryDetails:
 
     operation: str
     method: str
-    url: str = field(repr=without_credentials)
+    url: str
     attempt: int
     delay_ms: float
     cause: Flux0Error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from flux0.domain.errors import without_credentials
 from flux0.domain.retrying import RetryDetails
 from flux0.flows import Flow, SendFlow
 from flux0.ports import Request, Response, Time
@@ -23,7 +22,7 @@ class DebugLogger(Protocol):
 class Logging:
     """Tells a logger of each attempt: method, URL, status or failure, and duration.
 
-    Header values are shown by allow-list, bodies are cut, and credentials in a URL are left out.
+    Header values are shown by allow-list, and bodies are cut.
     """
 
     def __init__(self, logger: DebugLogger, time: Time) -> None:
@@ -32,7 +31,7 @@ class Logging:
 
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Return what the next layer returns."""
-        where = f"{request.method} {without_credentials(request.url)}"
+        where = f"{request.method} {request.url}"
         debug = self._logger.debug
         shown = request.headers.redacted()
         debug("%s attempt=%d headers=%s body=%s", where, request.attempt, shown, _cut(request.body))
@@ -61,7 +60,7 @@ def log_retry(details: RetryDetails) -> None:
     logging.getLogger("flux0").info(
         "%s %s: attempt %d failed (%s: %s), trying again in %.0f ms",
         details.method,
-        without_credentials(details.url),
+        details.url,
         details.attempt,
         type(details.cause).__name__,
         details.cause,

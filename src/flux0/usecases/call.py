@@ -24,13 +24,15 @@ _STREAM = Headers((("accept", "text/event-stream"), ("content-type", "applicatio
 class ApiCall:
     """Where one call goes, through what, and with which options.
 
-    `server_url` has no trailing slash; `max_body_bytes` bounds a body that is read whole;
-    `deadline` is when the call must be over, by the driver's clock.
+    `server_url` has no trailing slash; `login` is what it had credentials for, and gives way to
+    `headers`; `max_body_bytes` bounds a body that is read whole; `deadline` is when the call must
+    be over, by the driver's clock.
     """
 
     send: SendFlow
     codec: Codec
     server_url: str
+    login: Headers
     headers: Headers
     timeout: Timeout
     max_body_bytes: int
@@ -58,7 +60,7 @@ class ApiCall:
         return Request(
             method=method,
             url=url,
-            headers=own.merge(self.headers),
+            headers=own.merge(self.login).merge(self.headers),
             body=None if body is None else self.codec.encode(body),
             stream=stream,
             timeout=self.timeout,

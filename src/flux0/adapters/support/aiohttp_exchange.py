@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from base64 import b64encode
 from contextvars import ContextVar
 from functools import partial
 from types import SimpleNamespace
@@ -57,7 +56,7 @@ class Exchange:
         try:
             return await session.request(
                 self._request.method,
-                self._url.with_user(None),
+                self._url,
                 headers=self._headers(),
                 skip_auto_headers=("Content-Type",) if self._request.body is None else None,
                 data=self.body,
@@ -93,9 +92,6 @@ class Exchange:
         authorization = self._request.headers.get("authorization")
         if authorization is not None:
             request.headers["Authorization"] = authorization
-        elif self._url.user is not None and "Authorization" not in request.headers:
-            login = b64encode(f"{self._url.user}:{self._url.password or ''}".encode())
-            request.headers["Authorization"] = f"Basic {login.decode()}"
         if self._request.body is None and request.method in request.GET_METHODS:
             del request.headers["Content-Length"]
         try:

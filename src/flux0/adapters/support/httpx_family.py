@@ -189,9 +189,6 @@ class HttpxFamilyTransport:
             )
         except library.InvalidURL as error:
             raise ConnectError(str(error)) from error
-        if built.url.userinfo and "authorization" in headers:
-            # The library would put what is in the URL in place of the header.
-            built.url = built.url.copy_with(userinfo=b"")
         return built
 
     async def _send(

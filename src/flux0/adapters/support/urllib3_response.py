@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ssl
 from _thread import start_new_thread
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.client import HTTPException, IncompleteRead
 from io import BytesIO
 from threading import Lock, RLock
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
 from weakref import finalize
 
 from urllib3 import BaseHTTPResponse, exceptions
@@ -42,17 +40,6 @@ _LARGEST_BLOCK: Final = 64 * 1024
 def in_blocks(body: bytes | None) -> bytes | BytesIO | None:
     """Return a request's body as it is to be written: a large one in blocks, each in its time."""
     return body if body is None or len(body) <= _LARGEST_BLOCK else BytesIO(body)
-
-
-def split_userinfo(url: str) -> tuple[str, dict[str, str]]:
-    """Return `url` without the credentials in it, and the header field that they stand for."""
-    parts = urlsplit(url)
-    userinfo, at, host = parts.netloc.rpartition("@")
-    if not at:
-        return url, {}
-    name, _, password = userinfo.partition(":")
-    credentials = b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
-    return parts._replace(netloc=host).geturl(), {"Authorization": f"Basic {credentials}"}
 
 
 class ResponseBody:
