@@ -56,7 +56,7 @@ def family(kind: type[Flux0Error]) -> Iterator[type[Flux0Error]]:
 
 
 KINDS = sorted(
-    {kind for kind in family(Flux0Error) if kind.__module__ == errors.__name__},
+    {kind for kind in family(Flux0Error) if kind.__module__ in ("flux0", errors.__name__)},
     key=lambda kind: kind.__name__,
 )
 
@@ -67,14 +67,13 @@ FACTS: dict[str, Any] = {
     "headers": Headers((("Retry-After", "3"),)),
     "raw_response": object(),
 }
-TURN: dict[str, Any] = {"correlation_id": "c", "event_count": 3}
 
 # The nearest class here makes an error of each kind.
 MAKERS: dict[type[Flux0Error], Callable[[Any], Any]] = {
     APIError: lambda kind: kind("words", **FACTS),
     HTTPValidationError: lambda kind: kind("words", data=DETAIL, **FACTS),
-    StreamError: lambda kind: kind("words", **TURN),
-    EventTooLarge: lambda kind: kind(16, **TURN),
+    StreamError: lambda kind: kind("words"),
+    EventTooLarge: lambda kind: kind(16),
     DecodeError: lambda kind: kind("words", field="data[0].id", body="{"),
     ResponseTooLarge: lambda kind: kind(16),
     InvalidArgument: lambda kind: kind("agent_id", "must not be empty"),
@@ -253,12 +252,12 @@ def test_a_validation_error_without_details_has_an_empty_list_of_them() -> None:
 
 
 def test_a_stream_error_may_know_nothing() -> None:
-    assert (EventTooLarge(1).correlation_id, EventTooLarge(1).event_count) == (None, 0)
     assert (StreamError("x").correlation_id, StreamError("x").event_count) == (None, 0)
 
 
 def test_what_a_stream_offers_with_an_error_is_lost_where_the_stream_is() -> None:
-    error = StreamInterrupted("words", correlation_id="c", event_count=1)
+    error = StreamInterrupted("words")
+    error.correlation_id = "c"
     error.offer((), lambda: "stored")
     assert error.stored_events() == "stored"
 

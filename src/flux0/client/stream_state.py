@@ -108,9 +108,8 @@ class StreamState:
         event = self._transcript.error
         if event is None:
             return None
-        error = AgentError(
-            event.data.data, correlation_id=self.correlation_id, event_count=self.event_count
-        )
+        error = AgentError(event.data.data)
+        error.correlation_id, error.event_count = self.correlation_id, self.event_count
         error.offer(self.messages, self._stored)
         return error
 

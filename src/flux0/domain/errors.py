@@ -283,14 +283,10 @@ class StreamError(Flux0Error):
         messages: what was rebuilt of the turn's messages so far.
     """
 
-    def __init__(
-        self, message: str, *, correlation_id: str | None = None, event_count: int = 0
-    ) -> None:
-        super().__init__(message)
-        self.correlation_id = correlation_id
-        self.event_count = event_count
-        self.messages: tuple[TurnMessage, ...] = ()
-        self._list_stored: Callable[[], Any] | None = None
+    correlation_id: str | None = None
+    event_count: int = 0
+    messages: tuple[TurnMessage, ...] = ()
+    _list_stored: Callable[[], Any] | None = None
 
     def offer(
         self, messages: tuple[TurnMessage, ...], list_stored: Callable[[], Any] | None
@@ -324,26 +320,14 @@ class StreamIdleTimeout(StreamError):
 class AgentError(StreamError):
     """The agent reported an error; `data` is what it said about it, as JSON, or None."""
 
-    def __init__(
-        self, data: Any, *, correlation_id: str | None = None, event_count: int = 0
-    ) -> None:
-        super().__init__(
-            f"the agent reported an error: {data}",
-            correlation_id=correlation_id,
-            event_count=event_count,
-        )
+    def __init__(self, data: Any) -> None:
+        super().__init__(f"the agent reported an error: {data}")
         self.data = data
 
 
 class EventTooLarge(StreamError):
     """One event grew past the limit that was set for it."""
 
-    def __init__(
-        self, limit: int, *, correlation_id: str | None = None, event_count: int = 0
-    ) -> None:
-        super().__init__(
-            f"an event of the stream is larger than {limit:,} bytes",
-            correlation_id=correlation_id,
-            event_count=event_count,
-        )
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"an event of the stream is larger than {limit:,} bytes")
         self.limit = limit

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
+from typing import TypeVar
 
 from flux0.domain.errors import (
     DecodeError,
     EventTooLarge,
     Flux0Error,
     ReadTimeout,
+    StreamError,
     StreamIdleTimeout,
     StreamInterrupted,
     TransportError,
@@ -29,6 +31,8 @@ from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES
 from flux0.domain.messages.transcript import Transcript
 from flux0.domain.stream_events import StreamEvent, UnknownEvent
 from flux0.ports import Codec, EventStreamParser
+
+E = TypeVar("E", bound=Flux0Error)
 
 
 class Turn:
@@ -74,52 +78,43 @@ class Turn:
         try:
             for event in self._parser.feed(data):
                 events.append(self._decode(event))  # noqa: PERF401 - those before a failure count
-        except DecodeError as error:
-            self.failure = error
-        except EventTooLarge as error:
-            self.failure = EventTooLarge(
-                error.limit,
-                correlation_id=self.correlation_id,
-                event_count=self.event_count,
-            )
+        except (DecodeError, EventTooLarge) as error:
+            self._break(error)
         self.event_count += len(events)
         self._waited = 0.0 if events else self._waited + waited
-        if self._waited > self._idle and self.failure is None:
-            self.failure = self._silent()
         if self.correlation_id is None:
             self.correlation_id = _correlation_id(events)
+        if self._waited > self._idle and self.failure is None:
+            self._fall_silent()
         return events
 
     def end(self) -> None:
         """Take the end of the body, which is a failure within an event."""
         self.feed(b"")  # A parser may have kept an event that is too large for the next feed.
         if self.failure is None and self._parser.pending:
-            self.failure = self._cut_short("the stream ended within an event")
+            self.doubt("the stream ended within an event")
 
     def fail(self, error: TransportError) -> None:
         """Take a failure of the transport."""
-        silent = isinstance(error, ReadTimeout)
-        failure = self._silent() if silent else self._cut_short(f"the stream was cut off: {error}")
+        if isinstance(error, ReadTimeout):
+            failure = self._fall_silent()
+        else:
+            failure = self.doubt(f"the stream was cut off: {error}")
         failure.__cause__ = error.__cause__ or error
+
+    def doubt(self, problem: str) -> StreamError:
+        """Take it that more was to come than did."""
+        return self._break(StreamInterrupted(f"{problem} {self._so_far()}"))
+
+    def _fall_silent(self) -> StreamError:
+        problem = f"the stream was silent for too long {self._so_far()}"
+        return self._break(StreamIdleTimeout(problem))
+
+    def _break(self, failure: E) -> E:
+        if isinstance(failure, StreamError):
+            failure.correlation_id, failure.event_count = self.correlation_id, self.event_count
         self.failure = failure
-
-    def doubt(self, problem: str) -> None:
-        """Take what is known against an end that looked whole."""
-        self.failure = self._cut_short(problem)
-
-    def _cut_short(self, problem: str) -> StreamInterrupted:
-        return StreamInterrupted(
-            f"{problem} {self._so_far()}",
-            correlation_id=self.correlation_id,
-            event_count=self.event_count,
-        )
-
-    def _silent(self) -> StreamIdleTimeout:
-        return StreamIdleTimeout(
-            f"the stream was silent for too long {self._so_far()}",
-            correlation_id=self.correlation_id,
-            event_count=self.event_count,
-        )
+        return failure
 
     def _so_far(self) -> str:
         return f"(after {self.event_count} events of turn {self.correlation_id})"
