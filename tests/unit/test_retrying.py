@@ -111,7 +111,9 @@ def test_every_way_in_which_a_transport_fails_has_been_decided_on() -> None:
 
     decided = {type(error) for error in (*ALWAYS, *WHERE_REPEATABLE, *NEVER)}
 
-    assert {kind for kind in below(TransportError) if kind.__module__ in ("flux0", errors.__name__)} <= decided
+    assert {
+        kind for kind in below(TransportError) if kind.__module__ in ("flux0", errors.__name__)
+    } <= decided
 
 
 def test_the_number_of_attempts_is_limited_where_it_is_set() -> None:
