@@ -120,7 +120,7 @@ def as_text(document: Any) -> str:
 def test_an_operation_applies_or_changes_nothing(
     document: Any, operation: Op, expected: Any
 ) -> None:
-    before = deepcopy(document)
+    before, document = document, deepcopy(document)
     if expected is None:
         with pytest.raises(PatchError):
             apply_operation(document, operation)
