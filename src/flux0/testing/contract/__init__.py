@@ -22,19 +22,7 @@ from __future__ import annotations
 
 import pytest
 
-_PARTS = (
-    "children",
-    "faults",
-    "framing",
-    "heads",
-    "lasting",
-    "limits",
-    "never_twice",
-    "probe",
-    "release",
-    "tls",
-    "waiting",
-)
+_PARTS = ("base", "bodies", "connecting", "connections", "heads", "probe", "waiting")
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))
 
 from flux0.testing.contract.suites import (  # noqa: E402 - its asserts are rewritten

@@ -6,27 +6,30 @@ from __future__ import annotations
 
 import gc
 import ssl
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from abc import ABC
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from time import monotonic
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import pytest
-from attrs import define
 
+from flux0.domain.errors import TransportError
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
 from flux0.testing.contract.answers import Answer
 from flux0.testing.contract.byte_server import PATIENCE, ByteServer
-from flux0.testing.contract.probe import Probe
+from flux0.testing.contract.probe import LoopProbe, Probe, ThreadProbe
 
-SHORT = 0.2  # Seconds to wait for what never comes.
+SHORT: Final = 0.2  # Seconds to wait for what never comes.
 # Long enough never to be reached, so that a hang shows as a hang.
-PATIENT = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
+PATIENT: Final = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
+THREADS: Final = "threads"
 streams: pytest.MarkDecorator = pytest.mark.parametrize(
     "stream", [False, True], ids=["whole", "stream"]
 )
+# The seconds that all tests of one class may still lose by waiting in vain.
+_LEFT = pytest.StashKey[float]()
 
 
 class Serve(Protocol):
@@ -37,28 +40,6 @@ class Serve(Protocol):
     ) -> ByteServer:
         """Start a `ByteServer` with these arguments."""
         ...
-
-
-class Drive(Protocol):
-    """Puts a transport behind a probe, and closes both when the test is over."""
-
-    def __call__(self, transport: Any) -> Probe:
-        """Return the probe."""
-        ...
-
-
-@define
-class Budget:
-    """The seconds that all tests of one class may lose by waiting in vain."""
-
-    left: float
-
-    def patience(self, usual: float) -> float:
-        """Return how long the next test waits: less and less, for a transport that hangs often."""
-        return min(usual, max(self.left / 4, usual / 10))
-
-
-_BUDGET = pytest.StashKey[Budget]()
 
 
 class Contract(ABC):
@@ -77,9 +58,11 @@ class Contract(ABC):
         """Return a new transport as users get it."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to make its transport")
 
-    @abstractmethod
     def make_probe(self, transport: Any, backend: str, patience: float) -> Probe:
         """Return what drives `transport`."""
+        if backend == THREADS:
+            return ThreadProbe(transport, patience)
+        return LoopProbe(transport, backend, patience)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Run each test once in each of `backends`."""
@@ -88,13 +71,14 @@ class Contract(ABC):
 
     @pytest.fixture
     def limit(self, request: pytest.FixtureRequest) -> Iterator[float]:
-        """How many seconds this test waits for anything."""
-        budget = class_of(request).stash.setdefault(_BUDGET, Budget(3 * self.patience))
-        if budget.left <= 0:
+        """How many seconds this test waits: less and less, for a transport that hangs often."""
+        shared = class_of(request).stash
+        left = shared.setdefault(_LEFT, 3 * self.patience)
+        if left <= 0:
             pytest.fail("not run: the transport was too slow for the tests before", pytrace=False)
         started = monotonic()
-        yield budget.patience(self.patience)
-        budget.left -= max(0.0, monotonic() - started - self.patience / 20)
+        yield min(self.patience, max(left / 4, self.patience / 10))
+        shared[_LEFT] -= max(0.0, monotonic() - started - self.patience / 20)
 
     @pytest.fixture
     def serve(self, limit: float) -> Iterator[Serve]:
@@ -105,25 +89,25 @@ class Contract(ABC):
             )
 
     @pytest.fixture
-    def drive(self, serve: Serve, backend: str, limit: float) -> Iterator[Drive]:  # noqa: ARG002 - the servers end later
-        """Probes for this test; gone before the servers are."""
+    def drive(self, serve: Serve, backend: str, limit: float) -> Iterator[Callable[[Any], Probe]]:  # noqa: ARG002 - the servers end later
+        """Puts transports behind probes, which are gone before the servers are."""
         gc.freeze()  # So that collecting takes no time for what was there before.
         with ExitStack() as ending:
             ending.callback(gc.unfreeze)
             ending.callback(gc.collect)  # What was forgotten must go without a warning.
-
-            def start(transport: Any) -> Probe:
-                probe = self.make_probe(transport, backend, limit)
-                ending.callback(probe.stop)
-                ending.callback(probe.close)
-                return probe
-
-            yield start
+            yield lambda transport: started(self.make_probe(transport, backend, limit), ending)
 
     @pytest.fixture
-    def probe(self, drive: Drive) -> Probe:
+    def probe(self, drive: Callable[[Any], Probe]) -> Probe:
         """Drives the transport under test."""
         return drive(self.make_transport())
+
+
+def started(probe: Probe, ending: ExitStack) -> Probe:
+    """Return `probe`, and have it closed and stopped in the end."""
+    ending.callback(probe.stop)
+    ending.callback(probe.close)
+    return probe
 
 
 def class_of(request: pytest.FixtureRequest) -> pytest.Class:
@@ -142,3 +126,21 @@ def get(url: str, *, stream: bool = False, timeout: Timeout = PATIENT) -> Reques
 def post(url: str, body: bytes = b"{}", *, timeout: Timeout = PATIENT) -> Request:
     """Return a plain POST."""
     return Request("POST", url, Headers(), body, timeout=timeout)
+
+
+def fails(
+    call: Callable[[], object], *kinds: type[TransportError], caused: bool = True
+) -> TransportError:
+    """Assert that `call` raises exactly one of `kinds`, and return the error.
+
+    Its cause must be the library's exception, if there is one.
+    """
+    with pytest.raises(TransportError) as caught:
+        call()
+    error = caught.value
+    assert type(error) in kinds
+    assert str(error)
+    if caused:
+        assert isinstance(error.__cause__, Exception), "the library's exception is not the cause"
+        assert not isinstance(error.__cause__, TransportError)
+    return error

@@ -1,22 +1,40 @@
-"""The contract's part on waiting: a silent server is waited for no longer than the request says."""
+"""The contract's part on waiting: for no longer than the request says, and for as long as that."""
 
 # ruff: noqa: S101 - a test suite asserts
 
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
+from functools import partial
 from gzip import compress
+from time import monotonic
 from typing import ClassVar
 
 import pytest
-from attrs import evolve
+from attrs import evolve, field, frozen
 
 from flux0.domain.errors import ReadTimeout, TransportError, WriteTimeout
 from flux0.ports import Interrupt, Timeout
-from flux0.testing.contract.answers import Answer, Hold, Pause, Write, answer, head
-from flux0.testing.contract.base import PATIENT, SHORT, Contract, Serve, get, post, streams
-from flux0.testing.contract.faults import fails
-from flux0.testing.contract.probe import Probe
+from flux0.testing.contract.answers import Answer, Hold, Pause, Step, Write, answer, head
+from flux0.testing.contract.base import (
+    PATIENT,
+    SHORT,
+    Contract,
+    Serve,
+    class_of,
+    fails,
+    get,
+    post,
+    started,
+    streams,
+)
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.probe import Pending, Probe
+
+_SECONDS = 5.5  # Longer than any library's short default, and than a connection may be idle.
+_ENDLESS = Timeout(connect=None, read=None, write=None, pool=None, idle=None)
+_SILENT = answer(b"first", Hold(), b"second", framing="chunked")
 
 
 class SilenceContract(Contract):
@@ -26,8 +44,8 @@ class SilenceContract(Contract):
     def test_the_headers_do_not_come(self, probe: Probe, serve: Serve, *, stream: bool) -> None:
         """`Timeout.read` is the limit, and the connection is closed then."""
         server = serve((Hold(),))
-        timeout = evolve(PATIENT, read=SHORT)
-        fails(probe, get(server.url, stream=stream, timeout=timeout), ReadTimeout)
+        request = get(server.url, stream=stream, timeout=evolve(PATIENT, read=SHORT))
+        fails(lambda: probe.send(request), ReadTimeout)
         server.wait_until_gone()
 
     @pytest.mark.parametrize(
@@ -44,17 +62,16 @@ class SilenceContract(Contract):
     ) -> None:
         """`Timeout.idle` is the limit of a stream, which is a success; else `Timeout.read`."""
         server = serve(answer(b"first", Hold(), framing="chunked", status=status))
-        request = get(server.url, stream=stream, timeout=timeout)
-        fails(probe, request, ReadTimeout, read=True)
+        fails(probe.send(get(server.url, stream=stream, timeout=timeout)).read, ReadTimeout)
         server.wait_until_gone()
 
     def test_a_stream_may_be_silent_for_longer_than_an_answer(
         self, probe: Probe, serve: Serve
     ) -> None:
         """`Timeout.read` has no say in the body of a stream."""
-        server = serve(answer(b"first", Hold(), b"second", framing="chunked"))
+        server = serve(_SILENT)
         reply = probe.send(get(server.url, stream=True, timeout=evolve(PATIENT, read=SHORT)))
-        assert reply.read_exactly(5) == b"first"
+        assert reply.read(5) == b"first"
         following = reply.start_next()
         assert following.lasts(3 * SHORT)
         server.release()
@@ -66,17 +83,18 @@ class SilenceContract(Contract):
         timeout = evolve(PATIENT, connect=SHORT, read=SHORT, write=SHORT)
         with socket.create_server(("127.0.0.1", 0)) as deaf:
             url = f"http://127.0.0.1:{deaf.getsockname()[1]}/"
-            fails(probe, post(url, bytes(64_000_000), timeout=timeout), WriteTimeout, ReadTimeout)
+            request = post(url, bytes(64_000_000), timeout=timeout)
+            fails(lambda: probe.send(request), WriteTimeout, ReadTimeout)
 
     def test_compressed_data_without_content(self, probe: Probe, serve: Serve) -> None:
         """Whoever reads gets control back, and can look at the clock."""
         start, *_ = answer(framing="chunked", headers=[("Content-Encoding", "gzip")])
         server = serve((start, *answer(compress(b""), Hold(), framing="chunked")[1:]))
-        assert probe.send(get(server.url, stream=True)).next() == b""
+        assert probe.send(get(server.url, stream=True)).start_next().outcome() == b""
 
 
 # What a server does that keeps a synchronous call waiting for the head, read timeout or not.
-DRIPPING: dict[str, Answer] = {
+_DRIPPING: dict[str, Answer] = {
     "silence": (Hold(),),
     "drops": tuple(step for byte in b"HTTP/1.1 200" for step in (Write(bytes((byte,))), Pause(1))),
     "interim": (head("100 Continue"), Pause(0.1)) * 100,
@@ -93,10 +111,10 @@ class InterruptContract(Contract):
 
     interruptible: ClassVar[bool] = True
 
-    @pytest.mark.parametrize("server_does", DRIPPING)
+    @pytest.mark.parametrize("server_does", _DRIPPING)
     def test_a_call_is_interrupted(self, probe: Probe, serve: Serve, server_does: str) -> None:
         """Another thread fires it, and the call fails at once."""
-        server = serve(DRIPPING[server_does])
+        server = serve(_DRIPPING[server_does])
         interrupt = Interrupt()
         sending = probe.start(evolve(get(server.url), interrupt=interrupt))
         server.wait_for_requests(1)
@@ -126,3 +144,79 @@ class InterruptContract(Contract):
         server.release()
         assert reply.read() == b"firstsecond"
         assert probe.fetch(get(server.url)) == b"firstsecond"
+
+
+@frozen
+class Lasting:
+    """What began with the first test of a class, in one of its backends."""
+
+    probe: Probe
+    pooled: ByteServer
+    waits: dict[str, Pending[bytes]]
+    began: float = field(factory=monotonic)
+
+    def seconds_left(self) -> float:
+        """Return how long it is until `_SECONDS` are over."""
+        return max(0.0, self.began + _SECONDS - monotonic())
+
+
+_LASTING = pytest.StashKey[dict[str, Lasting]]()
+
+
+class LastingContract(Contract):
+    """Time alone changes nothing that it should not. It passes while the other tests run."""
+
+    @pytest.fixture(autouse=True)
+    def lasting(self, request: pytest.FixtureRequest) -> dict[str, Lasting]:
+        """What began with the first test of the class, by backend."""
+        shared = class_of(request)
+        if _LASTING not in shared.stash:
+            ending = ExitStack()
+            shared.addfinalizer(ending.close)
+            shared.stash[_LASTING] = {each: self._begin(each, ending) for each in self.backends}
+        return shared.stash[_LASTING]
+
+    def _begin(self, backend: str, ending: ExitStack) -> Lasting:
+        def serve(*steps: Step, unasked: Answer = ()) -> ByteServer:
+            return ending.enter_context(ByteServer(steps, unasked=unasked))
+
+        probe = started(self.make_probe(self.make_transport(), backend, self.patience), ending)
+        deaf = ending.enter_context(socket.create_server(("127.0.0.1", 0)))
+        deaf_url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        speechless = serve(unasked=(Hold(),)).url.replace("http:", "https:")
+        body = serve(*answer(Hold(), framing="chunked")).url
+        dripping = serve(*answer(*(b"drop", Pause(1.0)) * 6, framing="chunked")).url
+        pooled = serve(*answer(b"ok"))
+        endless = partial(get, timeout=_ENDLESS)
+        requests = {
+            "connect": endless(speechless),
+            "write": post(deaf_url, bytes(16_000_000), timeout=_ENDLESS),
+            "head": endless(serve(Hold()).url),
+            "body": endless(body),
+            "stream": endless(body, stream=True),
+            "drops": get(dripping, stream=True, timeout=evolve(PATIENT, idle=3.0)),
+            "pooled": get(pooled.url),
+        }
+        waits = {name: probe.start_fetch(request) for name, request in requests.items()}
+        return Lasting(probe, pooled, waits)
+
+    @pytest.mark.parametrize("wait", ["connect", "write", "head", "body", "stream"])
+    def test_a_timeout_may_be_off(
+        self, lasting: dict[str, Lasting], backend: str, wait: str
+    ) -> None:
+        """None waits without end."""
+        here = lasting[backend]
+        pending = here.waits[wait]
+        assert pending.lasts(here.seconds_left()), repr(pending.future.exception())
+
+    def test_the_idle_timeout_begins_anew(self, lasting: dict[str, Lasting], backend: str) -> None:
+        """Each piece of a stream starts it again, so the whole stream may last for longer."""
+        assert lasting[backend].waits["drops"].outcome() == b"drop" * 6
+
+    def test_an_idle_connection_grows_old(self, lasting: dict[str, Lasting], backend: str) -> None:
+        """It is not used again after four seconds: a server or a NAT may have forgotten it."""
+        here = lasting[backend]
+        assert here.waits["pooled"].outcome() == b"ok"
+        here.waits["head"].lasts(here.seconds_left())
+        assert here.probe.fetch(get(here.pooled.url)) == b"ok"
+        assert here.pooled.connections == 2  # noqa: PLR2004

@@ -1,0 +1,368 @@
+"""The contract's part on connections: a request goes out once, and each connection is let go."""
+
+# ruff: noqa: S101 - a test suite asserts
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import traceback
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Event
+
+import pytest
+from anyio import CancelScope
+from attrs import evolve
+
+from flux0.domain.errors import (
+    ClientClosed,
+    ConnectError,
+    ConnectionInterrupted,
+    ProtocolError,
+    ReadTimeout,
+    TransportError,
+)
+from flux0.testing.contract.answers import (
+    Answer,
+    Disconnect,
+    Hold,
+    Receive,
+    Reset,
+    Signal,
+    Write,
+    answer,
+    head,
+    written,
+)
+from flux0.testing.contract.base import PATIENT, SHORT, Contract, Serve, fails, get, post, streams
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.probe import Probe, Reply
+
+_OK = answer(b"ok")
+_SILENT = answer(b"first", Hold(), b"second", framing="chunked")
+_BEGUN = Write(b"HTTP/1.1 200 OK\r\nContent-")
+_MANY = 20
+_MOMENTS = 150
+
+# What a server does that has read the whole request, and the errors that it may be.
+_GARBAGE = {
+    "ssh": b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
+    "nonsense": b"HTTP/1.1 abc Nonsense\r\n\r\n",
+    "binary": b"\x00\xff" * 100 + b"\r\n\r\n",
+}
+_BREAKS: dict[str, tuple[Answer, type[TransportError]]] = {
+    "closed": ((Disconnect(),), ConnectionInterrupted),
+    "reset": ((Reset(),), ConnectionInterrupted),
+    "closed-in-head": ((_BEGUN, Disconnect()), ConnectionInterrupted),
+    "reset-in-head": ((_BEGUN, Reset()), ConnectionInterrupted),
+    "closed-after-interim": ((head("103 Early Hints"), Disconnect()), ConnectionInterrupted),
+    "silent": ((Hold(),), ReadTimeout),
+    **{name: ((Write(data), Disconnect()), ProtocolError) for name, data in _GARBAGE.items()},
+}
+_LOCATIONS = ("http://[", "http://a b:c/", "\xe9", "", "javascript:alert(1)", "http:there", "x://")
+_pooling = pytest.mark.parametrize("pooled", [False, True], ids=["fresh", "pooled"])
+_begun = pytest.mark.parametrize("read", [b"", b"first"], ids=["not-read", "half-read"])
+
+
+class NeverTwiceContract(Contract):
+    """A server that may have acted on a request does not get it again."""
+
+    @pytest.mark.parametrize("breaks", _BREAKS)
+    @_pooling
+    def test_a_request_reaches_the_server_once(
+        self, probe: Probe, serve: Serve, breaks: str, *, pooled: bool
+    ) -> None:
+        """However the answer fails to come; and the error does not say that nothing was sent."""
+        steps, error = _BREAKS[breaks]
+        server = serve(*[_OK] * pooled, steps, _OK)
+        if pooled:
+            assert probe.fetch(get(server.url)) == b"ok"
+        request = post(server.url, timeout=evolve(PATIENT, read=SHORT))
+        fails(lambda: probe.send(request), error)
+        assert _posts(server) == 1
+        server.wait_until_gone()
+
+    @_pooling
+    def test_the_server_breaks_off_while_it_is_written_to(
+        self, probe: Probe, serve: Serve, *, pooled: bool
+    ) -> None:
+        """It may have read enough to act."""
+        _begun = Event()
+        breaks: Answer = (Receive(), Signal(begun), Reset())
+        server = serve((*_OK, *breaks), _OK) if pooled else serve(unasked=breaks)
+        if pooled:
+            assert probe.fetch(get(server.url)) == b"ok"
+        request = post(server.url, bytes(16_000_000))
+        if pooled:
+            with suppress(ConnectionInterrupted):
+                probe.fetch(request)
+                assert not begun.is_set(), "the request was sent again"
+        else:
+            with pytest.raises(ConnectionInterrupted):
+                probe.send(request)
+            assert server.connections == 1
+
+    def test_a_connection_that_died_in_the_pool(self, probe: Probe, serve: Serve) -> None:
+        """The next request goes out over a new one, or fails and was received once at most."""
+        server = serve((*_OK, Hold(), Disconnect()), _OK)
+        assert probe.fetch(get(server.url)) == b"ok"
+        server.release()
+        try:
+            assert probe.fetch(post(server.url)) == b"ok"
+            assert _posts(server) == 1
+        except ConnectError:
+            assert _posts(server) == 0
+        except ConnectionInterrupted:
+            assert _posts(server) <= 1
+        assert probe.fetch(get(server.url)) == b"ok"
+
+    @pytest.mark.parametrize("location", _LOCATIONS)
+    def test_a_redirect_leads_nowhere(self, probe: Probe, serve: Serve, location: str) -> None:
+        """Nobody follows it, so nobody has to understand it; what it says may be lost."""
+        server = serve(answer(b"moved", status="302 Found", headers=[("Location", location)]))
+        reply = probe.send(post(server.url))
+        assert (reply.head.status_code, reply.head.headers["location"]) == (302, location)
+        assert reply.read() in (b"moved", b"")
+        assert _posts(server) == 1
+
+
+def in_a_cycle(reply: Reply) -> None:
+    """Forget the body where only the garbage collector finds it, whenever it likes."""
+    cycle = reply.take()
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+
+
+class ReleaseContract(Contract):
+    """The server sees at once that a client is done with a connection."""
+
+    @streams
+    def test_a_body_read_to_its_end(self, probe: Probe, serve: Serve, *, stream: bool) -> None:
+        """The next request takes the same connection; closing the body, even twice, is no harm."""
+        server = serve(answer(b"a", b"b", framing="chunked", gzip=True))
+        for _ in range(3):
+            reply = probe.send(get(server.url, stream=stream))
+            assert reply.read() == b"ab"
+            reply.close()
+            reply.close()
+        assert server.connections == 1
+
+    @_begun
+    @streams
+    def test_a_body_is_closed(
+        self, probe: Probe, serve: Serve, read: bytes, *, stream: bool
+    ) -> None:
+        """So is the connection; and the body does not look like one that has ended."""
+        server = serve(_SILENT)
+        reply = probe.send(get(server.url, stream=stream))
+        assert reply.read(len(read)) == read
+        reply.close()
+        server.wait_until_gone()
+        reply.close()
+        with pytest.raises(TransportError):
+            reply.read()
+
+    @_begun
+    @streams
+    @pytest.mark.parametrize("forget", [Reply.forget, in_a_cycle], ids=["at-once", "in-a-cycle"])
+    def test_a_body_is_forgotten(
+        self,
+        probe: Probe,
+        serve: Serve,
+        read: bytes,
+        forget: Callable[[Reply], None],
+        *,
+        stream: bool,
+    ) -> None:
+        """The garbage collector closes the connection."""
+        server = serve(_SILENT)
+        reply = probe.send(get(server.url, stream=stream))
+        assert reply.read(len(read)) == read
+        forget(reply)
+        server.wait_until_gone()
+
+    @pytest.mark.parametrize("end", [Reply.close, None], ids=["body", "transport"])
+    def test_closing_ends_a_read_elsewhere(
+        self, probe: Probe, serve: Serve, end: Callable[[Reply], None] | None
+    ) -> None:
+        """Whoever waits for the next piece, in another thread or task, gets an error, at once."""
+        server = serve(_SILENT)
+        reply = probe.send(get(server.url, stream=True))
+        assert reply.read(5) == b"first"
+        waiting = reply.start_next()
+        if end is None:
+            probe.close()
+        else:
+            end(reply)
+        with pytest.raises(TransportError):
+            waiting.outcome()
+        server.wait_until_gone()
+
+    def test_a_pooled_connection_has_unread_bytes(
+        self, probe: Probe, serve: Serve, limit: float
+    ) -> None:
+        """They came unasked and answer nothing, such as a 408 for a connection that was idle."""
+        unasked, arrived = answer(b"slow", status="408 Request Timeout"), Event()
+        server = serve((*_OK, Hold(), *unasked, Signal(arrived)), answer(b"second"))
+        assert probe.fetch(get(server.url)) == b"ok"
+        server.release()
+        assert arrived.wait(limit)
+        assert probe.fetch(get(server.url)) == b"second"
+
+    def test_an_answer_is_longer_than_it_says(self, probe: Probe, serve: Serve) -> None:
+        """What is too much does not answer the next request."""
+        server = serve((Write(written(_OK) * 2), Hold()), answer(b"second"))
+        assert probe.fetch(get(server.url)) == b"ok"
+        assert probe.fetch(get(server.url)) == b"second"
+
+    def test_many_at_once(self, probe: Probe, serve: Serve) -> None:
+        """Threads or tasks share one transport, and none waits for another."""
+        server = serve((Hold(), *answer(b"body", framing="chunked")))
+        fetching = [probe.start_fetch(get(f"{server.url}/{number}")) for number in range(_MANY)]
+        server.wait_for_requests(_MANY)
+        server.release()
+        assert [pending.outcome() for pending in fetching] == [b"body"] * _MANY
+        targets = {request.target for request in server.requests}
+        assert targets == {f"/{number}" for number in range(_MANY)}
+
+    def test_many_are_read_at_once(self, probe: Probe, serve: Serve) -> None:
+        """One that waits for its next piece holds up neither other bodies nor other requests."""
+        server = serve(*[_SILENT] * _MANY, _OK)
+        replies = [probe.send(get(server.url, stream=True)) for _ in range(_MANY)]
+        assert [reply.read(5) for reply in replies] == [b"first"] * _MANY
+        reading = [reply.start_next() for reply in replies]
+        assert probe.fetch(get(server.url)) == b"ok"
+        server.release()
+        assert [pending.outcome() for pending in reading] == [b"second"] * _MANY
+
+    def test_the_collector_runs_at_any_moment(
+        self, serve: Serve, backend: str, limit: float
+    ) -> None:
+        """Even while the pool's lock is held, which closing a forgotten body must not wait for."""
+        server = serve(answer(b"first", b"second", framing="chunked"))
+
+        def forget(probe: Probe) -> None:  # pragma: no cover - in the child
+            cycle = probe.send(get(server.url, stream=True)).take()
+            cycle.append(cycle)
+
+        def work() -> None:  # pragma: no cover - in the child
+            probe = self.make_probe(self.make_transport(), backend, limit)
+            for moment in range(_MOMENTS):
+                gc.disable()
+                forget(probe)
+                gc.set_threshold(gc.get_count()[0] + moment)  # It runs after so many new objects.
+                gc.enable()
+                assert probe.fetch(get(server.url)) == b"firstsecond"
+            with ThreadPoolExecutor(2) as other_threads:
+                for _ in other_threads.map(forget, [probe] * _MOMENTS):
+                    assert probe.fetch(get(server.url)) == b"firstsecond"
+
+        _run_in_child(work, limit)
+
+    def test_closing_the_transport(self, probe: Probe, serve: Serve) -> None:
+        """Its idle connections are closed, even twice; then it opens anew, or says it is closed."""
+        server = serve(_OK)
+        assert probe.fetch(get(server.url)) == b"ok"
+        probe.close()
+        server.wait_until_gone()
+        probe.close()
+        with suppress(ClientClosed):
+            assert probe.fetch(get(server.url)) == b"ok"
+
+    @pytest.mark.parametrize("size", [2, 16_000_000], ids=["waiting", "writing"])
+    def test_closing_the_transport_while_it_sends(self, probe: Probe, size: int) -> None:
+        """Closing ends, whatever becomes of the request."""
+        with socket.create_server(("127.0.0.1", 0)) as deaf:
+            sending = probe.start(post(f"http://127.0.0.1:{deaf.getsockname()[1]}", bytes(size)))
+            connection, _ = deaf.accept()
+            with connection:
+                assert sending.lasts(SHORT)
+                probe.close()
+
+
+class CancellationContract(Contract):
+    """What is cancelled leaves no connection behind."""
+
+    def test_waiting_for_the_headers(self, probe: Probe, serve: Serve) -> None:
+        """The call ends, and so does its connection."""
+        server = serve((Hold(),))
+        sending = probe.start(get(server.url))
+        server.wait_for_requests(1)
+        sending.future.cancel()
+        server.wait_until_gone()
+
+    @streams
+    def test_waiting_for_a_piece(self, probe: Probe, serve: Serve, *, stream: bool) -> None:
+        """Who reads closes the body while being cancelled."""
+        server = serve(_SILENT)
+        reply = probe.send(get(server.url, stream=stream))
+        assert reply.read(5) == b"first"
+        body, pieces = reply.take()
+        _begun = Event()
+
+        async def read() -> None:
+            try:
+                begun.set()
+                await anext(pieces)
+            finally:
+                await body.close_async()
+
+        reading = probe.run(read)
+        begun.wait()
+        reading.future.cancel()
+        server.wait_until_gone()
+
+    def test_what_was_cancelled_has_not_ended(self, probe: Probe, serve: Serve) -> None:
+        """Reading on goes on, or fails; it does not look like the end of the body."""
+        server = serve(_SILENT)
+        reply = probe.send(get(server.url, stream=True))
+        assert reply.read(5) == b"first"
+        body, pieces = reply.take()
+
+        async def read() -> bytes | None:
+            with CancelScope() as scope:
+                scope.cancel()
+                await anext(pieces)
+            server.release()
+            try:
+                return await anext(pieces, None)
+            finally:
+                await body.close_async()
+
+        with suppress(TransportError):
+            assert probe.run(read).outcome() == b"second"
+
+
+def _posts(server: ByteServer) -> int:
+    return sum(request.method == "POST" for request in server.requests)
+
+
+def _run_in_child(work: Callable[[], object], patience: float) -> None:
+    """Run `work`, which may hang for good, in a child of this process.
+
+    Raises:
+        AssertionError: it raises, or does not end within `patience` seconds.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # The child uses no thread from here.
+        child = os.fork()
+    if child == 0:  # pragma: no cover - measured in the parent alone
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # Ends it, even where it waits for a lock.
+        signal.setitimer(signal.ITIMER_REAL, patience)
+        gc.freeze()  # What is garbage here may be in use in the parent.
+        try:
+            work()
+        except BaseException:  # noqa: BLE001 - whatever it is, nothing of the parent's runs on
+            os.write(2, traceback.format_exc().encode())
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code != -signal.SIGALRM, f"the transport hangs: no end within {patience:.1f} s"
+    assert code == 0, "the transport failed in the child, as standard error tells"
