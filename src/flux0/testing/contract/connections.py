@@ -66,7 +66,7 @@ _BREAKS: dict[str, tuple[Answer, type[TransportError]]] = {
 }
 _LOCATIONS = ("http://[", "http://a b:c/", "\xe9", "", "javascript:alert(1)", "http:there", "x://")
 _pooling = pytest.mark.parametrize("pooled", [False, True], ids=["fresh", "pooled"])
-_begun = pytest.mark.parametrize("read", [b"", b"first"], ids=["not-read", "half-read"])
+_half_read = pytest.mark.parametrize("read", [b"", b"first"], ids=["not-read", "half-read"])
 
 
 class NeverTwiceContract(Contract):
@@ -92,7 +92,7 @@ class NeverTwiceContract(Contract):
         self, probe: Probe, serve: Serve, *, pooled: bool
     ) -> None:
         """It may have read enough to act."""
-        _begun = Event()
+        begun = Event()
         breaks: Answer = (Receive(), Signal(begun), Reset())
         server = serve((*_OK, *breaks), _OK) if pooled else serve(unasked=breaks)
         if pooled:
@@ -153,7 +153,7 @@ class ReleaseContract(Contract):
             reply.close()
         assert server.connections == 1
 
-    @_begun
+    @_half_read
     @streams
     def test_a_body_is_closed(
         self, probe: Probe, serve: Serve, read: bytes, *, stream: bool
@@ -168,7 +168,7 @@ class ReleaseContract(Contract):
         with pytest.raises(TransportError):
             reply.read()
 
-    @_begun
+    @_half_read
     @streams
     @pytest.mark.parametrize("forget", [Reply.forget, in_a_cycle], ids=["at-once", "in-a-cycle"])
     def test_a_body_is_forgotten(
@@ -304,7 +304,7 @@ class CancellationContract(Contract):
         reply = probe.send(get(server.url, stream=stream))
         assert reply.read(5) == b"first"
         body, pieces = reply.take()
-        _begun = Event()
+        begun = Event()
 
         async def read() -> None:
             try:
