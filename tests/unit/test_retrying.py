@@ -37,7 +37,6 @@ from flux0.domain.headers import Headers
 from flux0.domain.retrying import (
     DEFAULT_RETRIES,
     BackoffStrategy,
-    Failure,
     RetryConfig,
     retry_after,
     wait_before_retry,
@@ -64,8 +63,16 @@ def decide(
     left: float = inf,
     jitter: float = 1.0,
 ) -> float | None:
-    failure = Failure(error, attempt, repeatable, elapsed, left)
-    return wait_before_retry(config, failure, jitter=jitter, now=NOW)
+    return wait_before_retry(
+        config,
+        error,
+        attempt=attempt,
+        repeatable=repeatable,
+        elapsed=elapsed,
+        left=left,
+        jitter=jitter,
+        now=NOW,
+    )
 
 
 # --- what is tried again

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from datetime import datetime, timezone
-from math import inf
-from typing import Any, TypeAlias
 
-from attrs import Attribute, field, frozen
+from attrs import field, frozen
 
 from flux0.domain import arguments
 from flux0.domain.errors import (
@@ -22,28 +19,6 @@ from flux0.domain.errors import (
     TransportError,
 )
 
-Validator: TypeAlias = Callable[[Any, "Attribute[Any]", Any], None]
-
-
-def _validator(check: Callable[[str, object], object]) -> Validator:
-    def validate(_: object, attribute: Attribute[Any], value: object) -> None:
-        check(attribute.name, value)
-
-    return validate
-
-
-def _strategy(argument: str, value: object) -> None:
-    if value not in ("backoff", "none"):
-        raise InvalidArgument(argument, f"must be 'backoff' or 'none', not {value!r}")
-
-
-def _backoff(argument: str, value: object) -> None:
-    arguments.instance(argument, BackoffStrategy, value)
-
-
-_interval = _validator(arguments.interval)
-_flag = _validator(arguments.flag)
-
 
 @frozen
 class BackoffStrategy:
@@ -53,10 +28,14 @@ class BackoffStrategy:
     begins `max_elapsed_time` or more after the first attempt began.
     """
 
-    initial_interval: int = field(default=500, validator=_interval)
-    max_interval: int = field(default=60_000, validator=_interval)
-    exponent: float = field(default=1.5, validator=_interval)
-    max_elapsed_time: int = field(default=3_600_000, validator=_interval)
+    initial_interval: int = 500
+    max_interval: int = 60_000
+    exponent: float = 1.5
+    max_elapsed_time: int = 3_600_000
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("initial_interval", "max_interval", "exponent", "max_elapsed_time"):
+            arguments.interval(name, getattr(self, name))
 
     def ceiling(self, attempt: int) -> float:
         """Return the longest wait after `attempt`, which counts from 1, in milliseconds."""
@@ -78,13 +57,20 @@ class RetryConfig:
     again only where the server surely did nothing, unless `retry_posts` says to treat it as a GET.
     """
 
-    strategy: str = field(default="backoff", validator=_validator(_strategy))
-    backoff: BackoffStrategy = field(default=BackoffStrategy(), validator=_validator(_backoff))
-    retry_connection_errors: bool = field(default=True, validator=_flag)
-    max_attempts: int | None = field(
-        default=None, validator=_validator(arguments.attempts), kw_only=True
-    )
-    retry_posts: bool = field(default=False, validator=_flag, kw_only=True)
+    strategy: str = "backoff"
+    backoff: BackoffStrategy = BackoffStrategy()
+    retry_connection_errors: bool = True
+    max_attempts: int | None = field(default=None, kw_only=True)
+    retry_posts: bool = field(default=False, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if self.strategy not in ("backoff", "none"):
+            problem = f"must be 'backoff' or 'none', not {self.strategy!r}"
+            raise InvalidArgument("strategy", problem)
+        arguments.instance("backoff", BackoffStrategy, self.backoff)
+        arguments.attempts("max_attempts", self.max_attempts)
+        for name in ("retry_connection_errors", "retry_posts"):
+            arguments.flag(name, getattr(self, name))
 
 
 DEFAULT_RETRIES = RetryConfig(max_attempts=3)
@@ -108,55 +94,54 @@ class RetryDetails:
     cause: Flux0Error
 
 
-@frozen
-class Failure:
-    """What is known when an attempt has failed.
-
-    `repeatable` says that doing the request twice does no harm; `elapsed` and `left` are the
-    seconds since the first attempt began and until the call must be over.
-    """
-
-    error: Flux0Error
-    attempt: int
-    repeatable: bool
-    elapsed: float
-    left: float = inf
-
-
 def wait_before_retry(
-    config: RetryConfig, failure: Failure, *, jitter: float, now: datetime
+    config: RetryConfig,
+    error: Flux0Error,
+    *,
+    attempt: int,
+    repeatable: bool,
+    elapsed: float,
+    left: float,
+    jitter: float,
+    now: datetime,
 ) -> float | None:
     """Return the seconds to wait before the next attempt, or None where there is to be none.
 
-    `jitter` is a random number from 0 to 1, `now` the time that a `Retry-After` date is read by. No
-    wait is longer than `max_interval`, whatever the server asks for.
+    Args:
+        config: the policy.
+        error: what the attempt failed by.
+        attempt: which one failed, counted from 1.
+        repeatable: doing the request twice does no harm.
+        elapsed: the seconds since the first attempt began.
+        left: the seconds until the call must be over.
+        jitter: a random number from 0 to 1.
+        now: the time that a `Retry-After` date is read by. No wait is longer than `max_interval`,
+            whatever the server asks for.
     """
-    if config.strategy == "none" or not _worth_it(config, failure):
+    if config.strategy == "none" or not _worth_it(config, error, repeatable=repeatable):
         return None
-    if config.max_attempts is not None and failure.attempt >= config.max_attempts:
+    if config.max_attempts is not None and attempt >= config.max_attempts:
         return None
     backoff = config.backoff
-    asked = retry_after(failure.error, now)
+    asked = retry_after(error, now)
     if asked is None:
-        wait = jitter * backoff.ceiling(failure.attempt) / 1000
+        wait = jitter * backoff.ceiling(attempt) / 1000
     else:
         wait = min(asked, backoff.max_interval / 1000)
-    in_time = failure.elapsed + wait < backoff.max_elapsed_time / 1000 and wait < failure.left
-    return wait if in_time else None
+    return wait if elapsed + wait < backoff.max_elapsed_time / 1000 and wait < left else None
 
 
-def _worth_it(config: RetryConfig, failure: Failure) -> bool:
-    error = failure.error
+def _worth_it(config: RetryConfig, error: Flux0Error, *, repeatable: bool) -> bool:
     if isinstance(error, APIError):
         if error.status_code == _TOO_MANY_REQUESTS:
             return True  # The server says that it took nothing.
-        return failure.repeatable and error.status_code in _RETRIED_STATUSES
+        return repeatable and error.status_code in _RETRIED_STATUSES
     if not isinstance(error, TransportError) or not config.retry_connection_errors:
         return False
     if isinstance(error, ConnectError):
         # A certificate does not mend, and more attempts do not relieve a full pool.
         return not isinstance(error, (TLSError, PoolTimeout))
-    return failure.repeatable and isinstance(error, ConnectionInterrupted)
+    return repeatable and isinstance(error, ConnectionInterrupted)
 
 
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?")

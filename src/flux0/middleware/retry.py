@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from threading import Lock
 from typing import Any
 
 from attrs import evolve
 
 from flux0.domain.errors import Flux0Error
-from flux0.domain.retrying import DEFAULT_RETRIES, Failure, RetryDetails, wait_before_retry
+from flux0.domain.retrying import DEFAULT_RETRIES, RetryDetails, wait_before_retry
 from flux0.flows import Flow, SendFlow, Sleep
 from flux0.ports import Request, Response, Time
 
@@ -89,15 +90,14 @@ class Retry:
     def _wait(self, request: Request, error: Flux0Error, began: float) -> float | None:
         config = request.retries or DEFAULT_RETRIES
         now = self._time.monotonic()
-        failure = Failure(
-            error=error,
+        wait = wait_before_retry(
+            config,
+            error,
             attempt=request.attempt,
             repeatable=request.method == "GET" or (config.retry_posts and not request.stream),
             elapsed=now - began,
-        )
-        if request.deadline is not None:
-            failure = evolve(failure, left=request.deadline - now)
-        wait = wait_before_retry(
-            config, failure, jitter=self._time.jitter(), now=self._time.utc_now()
+            left=inf if request.deadline is None else request.deadline - now,
+            jitter=self._time.jitter(),
+            now=self._time.utc_now(),
         )
         return wait if wait is not None and self._budget.take() else None
