@@ -25,6 +25,7 @@ from flux0.domain.errors import (
     StreamIdleTimeout,
     StreamInterrupted,
 )
+from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import ContentPart, Events, MessageData, MessagePart, ToolResult
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
@@ -59,7 +60,8 @@ def open_sync(recorded: Tape, asked: list[str] | None = None) -> EventStream:
             asked.append(correlation_id)
         return NO_EVENTS
 
-    return EventStream(recorded_answer(recorded, headers=SSE), new_turn(), list_stored, monotonic)
+    response = recorded_answer(recorded, headers=SSE)
+    return EventStream(response, new_turn(), MessageAccumulator(), list_stored, monotonic)
 
 
 def open_async(recorded: Tape, asked: list[str] | None = None) -> AsyncEventStream:
@@ -68,9 +70,8 @@ def open_async(recorded: Tape, asked: list[str] | None = None) -> AsyncEventStre
             asked.append(correlation_id)
         return NO_EVENTS
 
-    return AsyncEventStream(
-        recorded_answer(recorded, headers=SSE), new_turn(), list_stored, monotonic
-    )
+    response = recorded_answer(recorded, headers=SSE)
+    return AsyncEventStream(response, new_turn(), MessageAccumulator(), list_stored, monotonic)
 
 
 def opened(mode: Mode, recorded: Tape, asked: list[str] | None = None) -> AsyncEventStream:
@@ -623,6 +624,29 @@ async def test_messages_and_tool_calls_grow_with_the_events(mode: Mode) -> None:
     assert [message.event_id for message in final] == ["t", "r", "e"]
     assert parts_of(final[-1]) == (ContentPart("It is sunny."),)
     assert stream.finished
+
+
+@in_every_mode
+async def test_the_status_and_the_agent_s_error_are_the_last_ones(mode: Mode) -> None:
+    statuses = (
+        status("error", {"detail": 1}) + chunk("a") + status("dreaming"),
+        status("error", {"detail": 2}),
+    )
+
+    async with opened(mode, tape(*statuses)) as stream:
+        seen = [(stream.status, stream.error and stream.error.data) async for _ in stream]
+
+    first, second = {"detail": 1}, {"detail": 2}
+    assert seen == [("error", first), ("error", first), ("dreaming", first), ("error", second)]
+
+
+@in_every_mode
+async def test_arguments_that_never_became_json_are_shown_and_not_stored(mode: Mode) -> None:
+    asked = {"type": "tool_call", "tool_call_id": "1", "tool_name": "weather", "args": ['{"ci']}
+    stream = opened(mode, tape(operation("add", "/tool_calls/0", asked, "t")))
+
+    assert await come(stream.final_messages()) == ()
+    assert [call.args for call in stream.tool_calls] == ['{"ci']
 
 
 @in_every_mode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, final
 
 from flux0.adapters.sse import SSEParser
@@ -14,7 +15,7 @@ from flux0.client.transports import choose_transports, time_of
 from flux0.client.wiring import HeaderFunction, split_headers, wire
 from flux0.domain import arguments
 from flux0.domain.headers import Headers
-from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES
+from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES, MessageAccumulator
 from flux0.domain.models import Agent, Session
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig, RetryDetails
 from flux0.flows import Middleware
@@ -133,12 +134,8 @@ class Flux0:
         self.agents = AgentsResource(self._caller)
         self.sessions = SessionsResource(
             self._caller,
-            lambda idle: Turn(
-                SSEParser(max_event_bytes=max_event_bytes),
-                codec,
-                idle=idle,
-                max_turn_bytes=max_turn_bytes,
-            ),
+            lambda idle: Turn(SSEParser(max_event_bytes=max_event_bytes), codec, idle=idle),
+            partial(MessageAccumulator, max_turn_bytes=max_turn_bytes),
         )
 
     def conversation(

@@ -11,6 +11,7 @@ from flux0.client.open_turns import OpenTurns
 from flux0.client.options import CallOptions, TurnOptions, show_options
 from flux0.client.streams import AsyncEventStream, AsyncOpening, EventStream
 from flux0.domain.enums import EventSource, EventType
+from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.models import Agent, Agents, Events, Session, Sessions
 from flux0.flows import Flow
 from flux0.ports import Response
@@ -114,9 +115,15 @@ class SessionsResource:
     Each takes `retries`, `server_url`, `timeout_ms` and `http_headers` for that one call.
     """
 
-    def __init__(self, caller: Caller, new_turn: Callable[[float | None], Turn]) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        new_turn: Callable[[float | None], Turn],
+        new_accumulator: Callable[[], MessageAccumulator],
+    ) -> None:
         self._caller = caller
         self._new_turn = new_turn
+        self._new_accumulator = new_accumulator
         self._open_turns = OpenTurns()
 
     def create(
@@ -218,8 +225,9 @@ class SessionsResource:
         list_stored = partial(self.list_events, **stored)
         with self._open_turns.opening(session, self._left(call)):
             response = self._caller.drive(flow)
-            turn = self._new_turn(call.timeout.idle)
-            stream = EventStream(response, turn, list_stored, self._caller.time.monotonic)
+            turn, accumulator = self._new_turn(call.timeout.idle), self._new_accumulator()
+            clock = self._caller.time.monotonic
+            stream = EventStream(response, turn, accumulator, list_stored, clock)
             self._open_turns.add(session, stream)
         return stream
 
@@ -254,8 +262,9 @@ class SessionsResource:
         list_stored = partial(self.list_events_async, **stored)
         async with self._open_turns.opening_async(session, self._left(call)):
             response = await self._caller.drive_async(flow)
-            turn = self._new_turn(call.timeout.idle)
-            stream = AsyncEventStream(response, turn, list_stored, self._caller.time.monotonic)
+            turn, accumulator = self._new_turn(call.timeout.idle), self._new_accumulator()
+            clock = self._caller.time.monotonic
+            stream = AsyncEventStream(response, turn, accumulator, list_stored, clock)
             self._open_turns.add(session, stream)
         return stream
 

@@ -9,11 +9,12 @@ from typing import Any
 from flux0.domain.enums import SessionStatus
 from flux0.domain.errors import AgentError, ClientClosed, Flux0Error, StreamError, TransportError
 from flux0.domain.headers import Headers
+from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import joined_history
 from flux0.domain.messages.tool_calls import joined_tool_calls
 from flux0.domain.models import Events, ToolCall
-from flux0.domain.stream_events import StreamEvent
+from flux0.domain.stream_events import StatusEvent, StreamEvent
 from flux0.ports import Response
 from flux0.usecases.turn import Turn
 
@@ -39,6 +40,7 @@ class StreamState:
         self,
         response: Response[Any],
         turn: Turn,
+        accumulator: MessageAccumulator,
         list_stored: Callable[..., Any],
         clock: Callable[[], float],
     ) -> None:
@@ -48,7 +50,10 @@ class StreamState:
         self._list_stored = list_stored
         self._clock = clock
         self._proven = not (response.ends_by_closing or _is_behind_proxy(response.headers))
-        self._transcript = turn.transcript
+        self._accumulator = accumulator
+        self._text = ""  # What the last event added to the answer.
+        self._status: SessionStatus | str | None = None
+        self._agent_error: StatusEvent | None = None
         self._batch: Iterator[StreamEvent] = iter(())
         self._entered = False
         self._closed = ""  # Why, once it is.
@@ -90,7 +95,7 @@ class StreamState:
 
         A tool call shows up while its arguments are on their way, as text.
         """
-        return self._transcript.messages
+        return self._accumulator.messages
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
@@ -100,18 +105,28 @@ class StreamState:
     @property
     def status(self) -> SessionStatus | str | None:
         """The last status that was handed out; None before the first."""
-        return self._transcript.status
+        return self._status
 
     @property
     def error(self) -> AgentError | None:
         """What the agent reported to have gone wrong, not raised; None if it reported nothing."""
-        event = self._transcript.error
+        event = self._agent_error
         if event is None:
             return None
         error = AgentError(event.data.data)
         error.correlation_id, error.event_count = self.correlation_id, self.event_count
         error.offer(self.messages, self._stored)
         return error
+
+    def _fold(self, event: StreamEvent) -> None:
+        """Take in an event that is about to be handed out."""
+        if type(event) is StatusEvent:
+            self._text = ""
+            self._status = event.data.status
+            if self._status == SessionStatus.ERROR:
+                self._agent_error = event
+        else:
+            self._text = self._accumulator.feed(event)
 
     def _raise_error(self) -> None:
         if (error := self.error) is not None:
@@ -138,7 +153,7 @@ class StreamState:
 
     def _compare(self, stored: Events) -> None:
         """Take what the server has stored of a turn whose end nothing else proves."""
-        said = self._transcript.finish()
+        said = self._accumulator.finish()
         if said and joined_history(stored, said) == joined_history(stored, ()):
             self._proven = True
         else:

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar, final
 
 from flux0.client.stream_state import LEFT, StreamInUse, StreamState
 from flux0.domain.errors import Flux0Error, TransportError
+from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import Events
 from flux0.domain.stream_events import StreamEvent
@@ -39,10 +40,11 @@ class EventStream(StreamState):
         self,
         response: Response[ByteStream],
         turn: Turn,
+        accumulator: MessageAccumulator,
         list_stored: Callable[..., Events],
         clock: Callable[[], float],
     ) -> None:
-        super().__init__(response, turn, list_stored, clock)
+        super().__init__(response, turn, accumulator, list_stored, clock)
         self._pieces = iter(response.body)
         self._close_body = response.body.close
 
@@ -54,13 +56,13 @@ class EventStream(StreamState):
         self.close()
 
     def __iter__(self) -> Iterator[StreamEvent]:
-        take = self._transcript.take
+        fold = self._fold
         own = True
         try:
             while True:
                 # The batch is shared: another loop goes on where this one was left.
                 for event in self._batch:
-                    take(event)
+                    fold(event)
                     yield event
                 if not self._advance():
                     return
@@ -74,7 +76,7 @@ class EventStream(StreamState):
     def __next__(self) -> StreamEvent:
         while True:
             for event in self._batch:
-                self._transcript.take(event)
+                self._fold(event)
                 return event
             if not self._advance():
                 raise StopIteration
@@ -87,8 +89,8 @@ class EventStream(StreamState):
         """
         for _ in self:
             self._raise_error()
-            if self._transcript.text:
-                yield self._transcript.text
+            if self._text:
+                yield self._text
 
     def final_messages(self) -> tuple[TurnMessage, ...]:
         """Read to the end and return the messages and tool results that the server stores.
@@ -100,7 +102,7 @@ class EventStream(StreamState):
         for _ in self:
             self._raise_error()
         self.confirm()
-        return self._transcript.finish()
+        return self._accumulator.finish()
 
     def confirm(self) -> None:
         """Make sure that a stream which has ended was whole, and be `finished`.
@@ -172,10 +174,11 @@ class AsyncEventStream(StreamState):
         self,
         response: Response[AsyncByteStream],
         turn: Turn,
+        accumulator: MessageAccumulator,
         list_stored: Callable[..., Awaitable[Events]],
         clock: Callable[[], float],
     ) -> None:
-        super().__init__(response, turn, list_stored, clock)
+        super().__init__(response, turn, accumulator, list_stored, clock)
         self._pieces = aiter(response.body)
         self._close_body: Callable[[], Awaitable[None]] = response.body.close_async
 
@@ -192,7 +195,7 @@ class AsyncEventStream(StreamState):
     async def __anext__(self) -> StreamEvent:
         while True:
             for event in self._batch:
-                self._transcript.take(event)
+                self._fold(event)
                 return event
             if not await self._advance():
                 raise StopAsyncIteration
@@ -215,7 +218,7 @@ class AsyncEventStream(StreamState):
         async for _ in self:
             self._raise_error()
         await self.confirm()
-        return self._transcript.finish()
+        return self._accumulator.finish()
 
     async def confirm(self) -> None:
         """Make sure that a stream which has ended was whole, and be `finished`.
@@ -259,8 +262,8 @@ class AsyncEventStream(StreamState):
         while True:
             await self.__anext__()
             self._raise_error()
-            if self._transcript.text:
-                return self._transcript.text
+            if self._text:
+                return self._text
 
     async def _advance(self) -> bool:
         """Pull the next piece of the body; say whether there was one to pull."""

@@ -27,8 +27,6 @@ from flux0.domain.errors import (
     StreamInterrupted,
     TransportError,
 )
-from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES
-from flux0.domain.messages.transcript import Transcript
 from flux0.domain.stream_events import StreamEvent, UnknownEvent
 from flux0.ports import Codec, EventStreamParser
 
@@ -42,28 +40,20 @@ class Turn:
         parser: makes server-sent events of the bytes.
         codec: makes the turn's events of those.
         idle: the longest wait for an event, in seconds, whatever else comes; None sets no limit.
-        max_turn_bytes: how much the rebuilt messages may hold, as `MessageAccumulator` counts it.
 
     Attributes:
-        transcript: what the turn has said, for whoever hands its events out to fold them into.
         correlation_id: names the turn; None until an event has told it.
         event_count: how many events came so far.
         failure: what broke the turn; to be raised once the events before it are handed out.
     """
 
     def __init__(
-        self,
-        parser: EventStreamParser,
-        codec: Codec,
-        *,
-        idle: float | None = None,
-        max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES,
+        self, parser: EventStreamParser, codec: Codec, *, idle: float | None = None
     ) -> None:
         self._parser = parser
         self._decode = codec.decode_event
         self._idle = inf if idle is None else idle
         self._waited = 0.0
-        self.transcript: Transcript = Transcript(max_turn_bytes=max_turn_bytes)
         self.correlation_id: str | None = None
         self.event_count: int = 0
         self.failure: Flux0Error | None = None
