@@ -646,7 +646,7 @@ async def test_arguments_that_never_became_json_are_shown_and_not_stored(mode: M
     stream = opened(mode, tape(operation("add", "/tool_calls/0", asked, "t")))
 
     assert await come(stream.final_messages()) == ()
-    assert [call.args for call in stream.tool_calls] == ['{"ci']
+    assert '{"ci' in repr(stream.tool_calls)
 
 
 @in_every_mode
