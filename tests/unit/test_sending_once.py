@@ -11,6 +11,7 @@ from queue import LifoQueue
 from threading import Event, Thread
 from typing import Any
 
+import httpx
 import pytest
 import requests
 import trustme
@@ -471,6 +472,12 @@ def test_a_hook_of_the_users_raises(raised: Exception) -> None:
     with ByteServer(OK) as server:
         assert post_over(session, server.url) is raised
         assert len(server.requests) == 1
+
+
+def test_a_hook_of_the_users_calls_another_service_over_httpx() -> None:
+    """An error of httpx that knows no request raises where it is asked for one."""
+    raised = httpx.ConnectError("the other service is down")
+    test_a_hook_of_the_users_raises(raised)
 
 
 @whatever_is_raised

@@ -108,7 +108,9 @@ def _make_session() -> aiohttp.ClientSession:
 def _url(text: str) -> URL:
     try:
         url = URL(text, encoded=True)
-        if url.scheme in ("http", "https") and url.raw_host and url.port is not None:
+        if not text.isascii():
+            url = url.with_host(url.raw_host or "")  # Which encodes it.
+        if url.scheme in ("http", "https") and url.host and url.port is not None:
             return url
         problem = ValueError("it does not begin with http:// or https:// and a server's name")
     except ValueError as error:

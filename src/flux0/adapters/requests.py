@@ -217,7 +217,10 @@ def _retain(response: requests.Response, body: bytes) -> None:
 
 def _is_of(error: BaseException, prepared: requests.PreparedRequest) -> bool:
     """Whether an error of requests is about this request, which authentication may send again."""
-    return getattr(getattr(error, "request", None), "url", None) == prepared.url
+    return (
+        isinstance(error, exceptions.RequestException)
+        and getattr(error.request, "url", None) == prepared.url
+    )
 
 
 def _wraps(error: Exception) -> bool:

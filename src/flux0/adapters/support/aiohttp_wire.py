@@ -42,7 +42,7 @@ class Wire:
         self._head: bytes | None = None  # The beginning of a head that is awaited.
         self._content: aiohttp.StreamReader | None = None
         self._seen = self._overhead = 0
-        self._ended = False
+        self._closed = self._ended = False
         # What else asyncio tells is aiohttp's alone.
         self.eof_received: Callable[[], None] = handler.eof_received
         self.pause_writing: Callable[[], None] = handler.pause_writing
@@ -102,6 +102,9 @@ class Wire:
 
     def close(self) -> None:
         """Close the connection, without waiting for a server that does not read the rest."""
+        if self._closed:  # With TLS, asyncio then fails to tell how much is left to write.
+            return
+        self._closed = True
         if self._transport.get_write_buffer_size():
             self._transport.abort()
         else:

@@ -91,9 +91,9 @@ class Exchange:
         try:
             to = self.library.URL(self.library.Headers(location)["location"])
             self._url.join(to)
+            return bool(to.host or not to.scheme)  # The library would put a host into it.
         except (self.library.InvalidURL, ValueError):
             return False
-        return bool(to.host or not to.scheme)  # The library would put a host into it.
 
     def complete(self, response: Any) -> Any:
         """Put back into the library's response what was taken away, and return it."""

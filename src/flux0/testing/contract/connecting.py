@@ -20,10 +20,11 @@ from flux0.domain.errors import (
     ConnectionInterrupted,
     ConnectTimeout,
     PoolTimeout,
+    ProtocolError,
     TLSError,
     TransportError,
 )
-from flux0.testing.contract.answers import Hold, Write, WriteBelowTLS, answer
+from flux0.testing.contract.answers import Disconnect, Hold, Write, WriteBelowTLS, answer
 from flux0.testing.contract.base import PATIENT, SHORT, Contract, Serve, fails, get
 from flux0.testing.contract.probe import Probe
 
@@ -33,7 +34,9 @@ _IMPATIENT = evolve(PATIENT, connect=SHORT)
 class ConnectContract(Contract):
     """No connection: nothing was sent, and the error says so."""
 
-    @pytest.mark.parametrize("host", ["flux0.invalid", "a" * 64 + ".invalid", "a..invalid"])
+    @pytest.mark.parametrize(
+        "host", ["flux0.invalid", "flüx.invalid", "a" * 64 + ".invalid", "a..invalid"]
+    )
     def test_there_is_no_such_name(self, probe: Probe, host: str) -> None:
         """`.invalid` has no hosts (RFC 2606), and labels have 1 to 63 characters."""
         fails(lambda: probe.send(get(f"http://{host}/")), ConnectError)
@@ -115,6 +118,15 @@ class TLSContract(Contract):
         server = serve(unasked=(Hold(),))
         url = server.url.replace("http:", "https:")
         fails(lambda: probe.send(get(url, timeout=_IMPATIENT)), ConnectTimeout)
+        server.wait_until_gone()
+
+    def test_an_answer_over_tls_is_not_http(
+        self, trusting: Probe, serve: Serve, tls: ssl.SSLContext
+    ) -> None:
+        """The same as without TLS."""
+        head = Write(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}")
+        server = serve((head, Disconnect()), tls=tls)
+        fails(lambda: trusting.send(get(server.url)), ProtocolError)
         server.wait_until_gone()
 
     def test_the_encryption_breaks_within_a_body(
