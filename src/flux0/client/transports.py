@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from inspect import isclass, iscoroutinefunction
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
+from flux0.adapters.support.given import library_of, refuse_misplaced
 from flux0.adapters.time import SystemTime
 from flux0.domain.errors import InvalidArgument
 from flux0.ports import AsyncTransport, Shared, Time, Transport
@@ -17,16 +18,6 @@ if TYPE_CHECKING:
         HttpClient,
         HttpxFamilyTransport,
     )
-
-# What goes over a library's own client, by the library.
-_TRANSPORTS = {
-    "aiohttp": "AiohttpTransport",
-    "httpx": "HttpxTransport",
-    "httpx2": "Httpx2Transport",
-    "requests": "RequestsTransport",
-    "urllib3": "Urllib3Transport",
-}
-
 
 T = TypeVar("T")
 
@@ -59,10 +50,8 @@ def choose_transports(
     given: tuple[object, ...] = (transport, async_transport, client, async_client)
     if _stand_ins and given == (None,) * len(given):
         transport = _stand_ins[-1]
-    _check_client("client", client, asynchronous=False)
-    _check_client("async_client", async_client, asynchronous=True)
-    _check_transport("transport", transport, ("send", "send_async"))
-    _check_transport("async_transport", async_transport, ("send_async",))
+    _check_transport("transport", transport, "send", "send_async")
+    _check_transport("async_transport", async_transport, "send_async")
     if client is not None and transport is not None:
         raise InvalidArgument("client", "cannot be passed together with transport")
     if async_client is not None and async_transport is not None:
@@ -109,7 +98,7 @@ def _own(transport: T) -> T:
 def _over_httpx(client: Any, *, asynchronous: bool = False) -> HttpxFamilyTransport:
     """Return a transport over this client's library: httpx2 if it is of that, else httpx."""
     given = (None, client) if asynchronous else (client, None)
-    if _library(client) == "httpx2":
+    if library_of(client) == "httpx2":
         from flux0.adapters.httpx2 import Httpx2Transport  # noqa: PLC0415 - loads httpx2
 
         return Httpx2Transport(*given)
@@ -118,53 +107,11 @@ def _over_httpx(client: Any, *, asynchronous: bool = False) -> HttpxFamilyTransp
     return HttpxTransport(*given)
 
 
-def _check_client(argument: str, value: object, *, asynchronous: bool) -> None:
+def _check_transport(argument: str, value: object, *methods: str) -> None:
     if value is None:
         return
-    _refuse_class(argument, value)
-    library = _library(value)
-    if library is not None and not library.startswith("httpx"):
-        raise InvalidArgument(
-            argument, f"is of {library}: pass transport=flux0.{_TRANSPORTS[library]}(it)"
-        )
-    for name in ("build_request", "send"):
-        if not hasattr(value, name):
-            problem = f"must be like an httpx.Client: a {_kind(value)} has no method {name}"
-            raise InvalidArgument(argument, problem)
-    if iscoroutinefunction(cast("Any", value).send) != asynchronous:
-        other = "client" if asynchronous else "async_client"
-        kind = "synchronous" if asynchronous else "asynchronous"
-        raise InvalidArgument(argument, f"is {kind}: pass it as {other}=")
-
-
-def _check_transport(argument: str, value: object, methods: tuple[str, ...]) -> None:
-    if value is None:
-        return
-    _refuse_class(argument, value)
-    library = _library(value)
-    if library is not None:
-        asynchronous = library == "aiohttp" or iscoroutinefunction(getattr(value, "send", None))
-        name = "async_client" if asynchronous else "client"
-        way = f"pass it as {name}=, or {argument}=" if library.startswith("httpx") else "pass "
-        raise InvalidArgument(
-            argument, f"is of class {_kind(value)}: {way}flux0.{_TRANSPORTS[library]}(it)"
-        )
+    refuse_misplaced(argument, value)
     if not any(hasattr(value, method) for method in methods):
         raise InvalidArgument(argument, f"must have a method {' or '.join(methods)}: {value!r}")
     if iscoroutinefunction(getattr(value, "send", None)):
         raise InvalidArgument(argument, "has an asynchronous send; that is called send_async")
-
-
-def _refuse_class(argument: str, value: object) -> None:
-    if isclass(value):
-        raise InvalidArgument(argument, f"is the class {value.__name__}: pass {value.__name__}()")
-
-
-def _library(value: object) -> str | None:
-    """Return the HTTP library that a value's class, or one of its bases, is of."""
-    bases = (base.__module__.partition(".")[0] for base in type(value).__mro__)
-    return next((library for library in bases if library in _TRANSPORTS), None)
-
-
-def _kind(value: object) -> str:
-    return type(value).__name__

@@ -10,10 +10,11 @@ from contextlib import suppress
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from inspect import iscoroutinefunction
-from typing import Any, ClassVar, Final, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeVar, cast
 
 from flux0.adapters.support.bodies import run
 from flux0.adapters.support.event_loop import PerLoop
+from flux0.adapters.support.given import refuse_misplaced
 from flux0.adapters.support.httpx_connection import current, instrument
 from flux0.adapters.support.httpx_exchange import Exchange
 from flux0.adapters.support.httpx_response import AsyncBody, SyncBody
@@ -272,19 +273,16 @@ def _check(argument: str, client: object, name: str, *, asynchronous: bool) -> N
     """Refuse what is not a client of the library of this name, or one of the other kind."""
     if client is None:
         return
-    kind, wanted = ("asynchronous", "AsyncClient") if asynchronous else ("synchronous", "Client")
-    if isinstance(client, type):
-        raise InvalidArgument(argument, f"must be a client, not a class: pass {name}.{wanted}()")
-    libraries = {base.__module__.partition(".")[0] for base in type(client).__mro__}
-    for other in {"httpx", "httpx2"} & libraries - {name}:
-        problem = f"is a client of {other}: pass it to {other.title()}Transport"
-        raise InvalidArgument(argument, problem)
-    send = getattr(client, "send", None)
-    if send is None or not hasattr(client, "build_request"):
-        problem = f"must be like an {name}.{wanted}, and have its methods build_request and send"
-        raise InvalidArgument(argument, problem)
-    if iscoroutinefunction(send) is not asynchronous:
-        raise InvalidArgument(argument, f"must be {kind}, as an {name}.{wanted} is")
+    refuse_misplaced(argument, client, name)
+    for method in ("build_request", "send"):
+        if not hasattr(client, method):
+            problem = f"must be like an {name}.Client: a {type(client).__name__} has no {method}"
+            raise InvalidArgument(argument, problem)
+    if iscoroutinefunction(cast("Any", client).send) is not asynchronous:
+        kind, other = (
+            ("synchronous", "client") if asynchronous else ("asynchronous", "async_client")
+        )
+        raise InvalidArgument(argument, f"is {kind}: pass it as {other}=")
 
 
 def _answer(response: Any, body: Body) -> Response[Body]:

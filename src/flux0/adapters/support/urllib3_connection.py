@@ -19,13 +19,13 @@ from typing import Any, Final, cast
 import urllib3
 from urllib3.connection import HTTPConnection
 
+from flux0.adapters.support.given import refuse_misplaced
 from flux0.adapters.support.http_answer import Answer, shut_down
 from flux0.domain.errors import InvalidArgument, MissingDependency
 from flux0.ports import Request
 
 # Seconds after which a server, or a NAT on the way, may have forgotten a connection.
 _LONGEST_REST: Final = 4.0
-_LIBRARIES: Final = ("aiohttp", "httpx", "httpx2", "requests", "urllib3")
 
 
 class Exchange:
@@ -182,11 +182,7 @@ def require(argument: str, value: object, kind: type[Any]) -> None:
             "urllib3-future has taken the place of urllib3, and does not tell what was sent: "
             "install urllib3 again, or use HttpxTransport"
         )
-    if isinstance(value, type):
-        raise InvalidArgument(argument, f"is the class {value.__name__}: pass {value.__name__}()")
+    refuse_misplaced(argument, value, kind.__module__.partition(".")[0])
     if value is not None and not isinstance(value, kind):
-        library = type(value).__module__.partition(".")[0]
-        other = library in _LIBRARIES and not kind.__module__.startswith(library)
-        way = f": pass it to {library.title()}Transport" if other else ""
-        given = f"{library}.{type(value).__name__}"
-        raise InvalidArgument(argument, f"must be a {kind.__name__}, not a {given}{way}")
+        given = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
+        raise InvalidArgument(argument, f"must be a {kind.__name__}, not a {given}")
