@@ -47,18 +47,18 @@ class OpenTurns:
         An asynchronous stream is closed when its event loop gets to it, which may be too late for
         the turn that follows. Raises `ReadTimeout` where the wait takes longer than `left` seconds.
         """
-        with self._threads.get().of(session) as lock:
-            if not lock.acquire(timeout=-1 if left is None else max(left, 0)):
-                raise out_of_time()
-            try:
-                stream = self._streams.pop(session, None)
-                if isinstance(stream, EventStream):
-                    stream.close(_ANOTHER_MESSAGE)
-                elif stream is not None:
-                    stream.close_soon(_ANOTHER_MESSAGE)
-                yield
-            finally:
-                lock.release()
+        lock = self._threads.get().of(session)
+        if not lock.acquire(timeout=-1 if left is None else max(left, 0)):
+            raise out_of_time()
+        try:
+            stream = self._streams.pop(session, None)
+            if isinstance(stream, EventStream):
+                stream.close(_ANOTHER_MESSAGE)
+            elif stream is not None:
+                stream.close_soon(_ANOTHER_MESSAGE)
+            yield
+        finally:
+            lock.release()
 
     @asynccontextmanager
     async def opening_async(
@@ -70,20 +70,20 @@ class OpenTurns:
         """
         from anyio import move_on_after  # noqa: PLC0415 - slow to import; comes with httpx
 
-        with self._tasks.of(session) as lock:
-            with move_on_after(left) as scope:
-                await lock.acquire()
-            if scope.cancelled_caught:
-                raise out_of_time()
-            try:
-                stream = self._streams.pop(session, None)
-                if isinstance(stream, EventStream):
-                    stream.close(_ANOTHER_MESSAGE)
-                elif stream is not None:
-                    await stream.close_async(_ANOTHER_MESSAGE)
-                yield
-            finally:
-                lock.release()
+        lock = self._tasks.of(session)
+        with move_on_after(left) as scope:
+            await lock.acquire()
+        if scope.cancelled_caught:
+            raise out_of_time()
+        try:
+            stream = self._streams.pop(session, None)
+            if isinstance(stream, EventStream):
+                stream.close(_ANOTHER_MESSAGE)
+            elif stream is not None:
+                await stream.close_async(_ANOTHER_MESSAGE)
+            yield
+        finally:
+            lock.release()
 
     def add(self, session: SessionKey, stream: EventStream | AsyncEventStream) -> None:
         """Take note of the stream that is now open on `session`."""
@@ -91,25 +91,16 @@ class OpenTurns:
 
 
 class _Locks(Generic[L]):
-    """A lock for each session that somebody sends on just now."""
+    """A lock for each session, for as long as somebody holds it or waits for it."""
 
     def __init__(self, make: Callable[[], L]) -> None:
         self._make = make
-        self._lock = Lock()
-        self._used: dict[SessionKey, tuple[L, int]] = {}
+        self._making = Lock()
+        self._held: WeakValueDictionary[SessionKey, L] = WeakValueDictionary()
 
-    @contextmanager
-    def of(self, session: SessionKey) -> Generator[L, None, None]:
-        with self._lock:
-            lock, users = self._used.get(session) or (self._make(), 0)
-            self._used[session] = lock, users + 1
-        try:
-            yield lock
-        finally:
-            with self._lock:
-                lock, users = self._used.pop(session)
-                if users > 1:
-                    self._used[session] = lock, users - 1
+    def of(self, session: SessionKey) -> L:
+        with self._making:
+            return self._held.setdefault(session, self._make())
 
 
 def _task_lock() -> anyio.Lock:
