@@ -14,7 +14,6 @@ from hypothesis import example, given, settings, strategies as st
 
 from flux0 import to_dict
 from flux0.domain.errors import (
-    AgentError,
     ConnectionInterrupted,
     EventTooLarge,
     Flux0Error,
@@ -22,6 +21,7 @@ from flux0.domain.errors import (
     StreamError,
     StreamIdleTimeout,
     StreamInterrupted,
+    TransportError,
 )
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import ToolCall
@@ -194,11 +194,14 @@ def test_a_failure_offers_what_came_before_and_what_is_stored(
 ) -> None:
     async def test() -> None:
         asked: list[str] = []
-        stream = opened(mode, tape(status("typing"), chunk("It "), chunk("is"), step), asked)
+        recorded = tape(status("typing"), chunk("It "), chunk("is"), step)
+        stream = opened(mode, recorded, asked)
         with pytest.raises(kind) as caught:
             await come(stream.final_messages())
 
         error = caught.value
+        assert recorded.releases
+        assert isinstance(error.__cause__, TransportError) is isinstance(step, TransportError)
         assert (error.correlation_id, error.event_count) == (CORRELATION_ID, 3)
         assert [parts_of(message)[0] for message in error.messages] == [
             parts_of(message)[0] for message in stream.messages
@@ -208,22 +211,6 @@ def test_a_failure_offers_what_came_before_and_what_is_stored(
         assert asked == [CORRELATION_ID]
 
     run(mode, test)
-
-
-@in_every_mode
-async def test_an_agent_s_error_offers_what_came_before_it(mode: Mode) -> None:
-    asked: list[str] = []
-    steps = [chunk("It "), status("error", ["no", {"sun": None}]), chunk("never read")]
-    stream = opened(mode, tape(*steps), asked)
-
-    with pytest.raises(AgentError) as caught:
-        await come(stream.final_messages())
-
-    assert caught.value.data == ["no", {"sun": None}]
-    assert (caught.value.correlation_id, caught.value.event_count) == (CORRELATION_ID, 2)
-    assert caught.value.messages == stream.messages != ()
-    assert await come(caught.value.stored_events()) is NO_EVENTS
-    assert asked == [CORRELATION_ID]
 
 
 @in_every_mode

@@ -18,16 +18,13 @@ from flux0.domain.errors import (
     ClientClosed,
     ConnectionInterrupted,
     DecodeError,
-    EventTooLarge,
     Flux0Error,
-    ReadTimeout,
     StreamError,
-    StreamIdleTimeout,
     StreamInterrupted,
 )
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
-from flux0.domain.models import ContentPart, Events, MessageData, MessagePart, ToolResult
+from flux0.domain.models import Events, MessageData, MessagePart
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
 from flux0.models import SessionStatus
 from support.in_memory import (
@@ -213,57 +210,6 @@ async def test_the_connection_is_released_before_a_failure_is_met(mode: Mode) ->
 
     await anext(stream)
 
-    assert recorded.releases
-
-
-@in_every_mode
-async def test_a_stream_that_is_cut_short_says_what_it_had(mode: Mode) -> None:
-    asked: list[str] = []
-    recorded = tape(chunk("a"), chunk("b") + chunk("c")[:-1])
-    stream = opened(mode, recorded, asked)
-
-    seen, failure = await ends_in(StreamInterrupted, stream)
-
-    assert seen == ["a", "b"]
-    assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 2)
-    assert parts_of(only(failure.messages)) == (ContentPart("ab"),)
-    assert await come(failure.stored_events()) is NO_EVENTS
-    assert asked == [CORRELATION_ID]
-    assert recorded.releases
-
-
-@in_every_mode
-async def test_a_connection_that_breaks_off_is_an_interruption(mode: Mode) -> None:
-    recorded = tape(chunk("a"), ConnectionInterrupted("reset by peer"), chunk("b"))
-    stream = opened(mode, recorded)
-
-    seen, failure = await ends_in(StreamInterrupted, stream)
-
-    assert seen == ["a"]
-    assert isinstance(failure.__cause__, ConnectionInterrupted)
-    assert recorded.releases
-
-
-@in_every_mode
-async def test_a_silence_is_an_idle_timeout(mode: Mode) -> None:
-    recorded = tape(chunk("a"), ReadTimeout("silent"))
-
-    seen, failure = await ends_in(StreamIdleTimeout, opened(mode, recorded))
-
-    assert seen == ["a"]
-    assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 1)
-    assert recorded.releases
-
-
-@in_every_mode
-async def test_an_event_over_the_limit_is_too_large(mode: Mode) -> None:
-    recorded = tape(chunk("a") + b"data: " + b"x" * 2000, b"x" * 2000, b"never read")
-
-    seen, failure = await ends_in(EventTooLarge, opened(mode, recorded))
-
-    assert seen == ["a"]
-    assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 1)
-    assert recorded.reads == 2
     assert recorded.releases
 
 
@@ -565,14 +511,6 @@ async def test_what_is_left_of_an_abandoned_stream_has_no_more_pieces(mode: Mode
 # --- what the turn says
 
 
-def call(tool: str) -> dict[str, Any]:
-    return {
-        "tool_calls": [
-            {"type": "tool_call", "tool_call_id": "1", "tool_name": tool, "args": {"city": "SF"}}
-        ]
-    }
-
-
 def operation(op: str, path: str, value: object, event_id: str) -> bytes:
     return frame(
         "chunk",
@@ -585,45 +523,6 @@ def operation(op: str, path: str, value: object, event_id: str) -> bytes:
             "timestamp": 1795559230.7,
         },
     )
-
-
-RESULT = {
-    "tool_call_results": [
-        {
-            "tool_call_id": "1",
-            "tool_name": "weather",
-            "args": {"city": "SF"},
-            "data": {"result": "sunny"},
-        }
-    ]
-}
-
-
-@in_every_mode
-async def test_messages_and_tool_calls_grow_with_the_events(mode: Mode) -> None:
-    recorded = tape(
-        operation("add", "", call("weather"), "t"),
-        operation("add", "", RESULT, "r"),
-        chunk("It is ") + chunk("sunny."),
-    )
-
-    async with opened(mode, recorded) as stream:
-        assert (*stream.messages, *stream.tool_calls) == ()
-        await anext(stream)
-        asked = only(stream.tool_calls)
-        assert (asked.tool_call_id, asked.tool_name, asked.args) == ("1", "weather", {"city": "SF"})
-        assert asked.result is None
-        await anext(stream)
-        answered = only(stream.tool_calls)
-        assert isinstance(answered.result, ToolResult)
-        assert answered.result.data == "sunny"
-        await anext(stream)
-        assert parts_of(stream.messages[-1]) == (ContentPart("It is "),)
-        final = await come(stream.final_messages())
-
-    assert [message.event_id for message in final] == ["t", "r", "e"]
-    assert parts_of(final[-1]) == (ContentPart("It is sunny."),)
-    assert stream.finished
 
 
 @in_every_mode

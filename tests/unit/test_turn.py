@@ -19,7 +19,7 @@ from flux0.domain.errors import (
     StreamInterrupted,
     TransportError,
 )
-from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent, UnknownEvent
+from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
 from flux0.usecases.turn import Turn
 from support.in_memory import CORRELATION_ID, chunk, frame, new_turn, status
 
@@ -54,15 +54,6 @@ def test_each_feed_returns_the_events_that_it_completes() -> None:
     assert turn.event_count == 3
     turn.end()
     assert turn.failure is None
-
-
-def test_a_turn_of_nothing_is_a_whole_one() -> None:
-    turn = new_turn()
-
-    turn.end()
-
-    assert turn.failure is None
-    assert (turn.event_count, turn.correlation_id) == (0, None)
 
 
 @pytest.mark.parametrize(
@@ -106,12 +97,6 @@ def test_the_turn_is_named_by_the_first_event_that_tells_and_keeps_its_name() ->
     assert turn.correlation_id == "first"
 
 
-def test_unknown_events_come_through() -> None:
-    (event,) = new_turn().feed(UNKNOWN)
-
-    assert event == UnknownEvent("weather", '{"sun": true}')
-
-
 def test_the_events_before_a_broken_one_are_handed_out() -> None:
     turn = new_turn()
 
@@ -121,13 +106,6 @@ def test_the_events_before_a_broken_one_are_handed_out() -> None:
     assert isinstance(turn.failure, DecodeError)
     assert turn.failure.body == "{no JSON}"
     assert (turn.event_count, turn.correlation_id) == (2, CORRELATION_ID)
-
-
-def test_an_event_of_the_wrong_shape_breaks_the_turn_and_names_the_place() -> None:
-    turn = fed(frame("status", {"id": "", "correlation_id": "c", "source": "ai_agent"}))
-
-    assert isinstance(turn.failure, DecodeError)
-    assert turn.failure.field == "data"
 
 
 def test_an_event_over_the_limit_breaks_the_turn_and_says_where_it_was() -> None:
@@ -185,16 +163,6 @@ def test_any_other_failure_of_the_transport_is_an_interruption(kind: type[Transp
     assert "reset by peer" in str(failure)
     assert "after 2 events" in str(failure)
     assert failure.__cause__ is error
-
-
-def test_a_failure_within_an_event_loses_that_event_alone() -> None:
-    turn = new_turn()
-    events: list[StreamEvent] = [*turn.feed(chunk("a")), *turn.feed(chunk("b")[:-1])]
-
-    turn.fail(ConnectionInterrupted("reset"))
-
-    assert values(events) == ["a"]
-    assert turn.event_count == 1
 
 
 def test_what_is_no_event_does_not_keep_a_silent_agent_alive() -> None:
