@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from flux0 import Flux0, RetryConfig, __version__
-from flux0.domain.errors import ClientClosed, EventTooLarge, InvalidArgument
+from flux0.domain.errors import ClientClosed, EventTooLarge, InvalidArgument, ResponseTooLarge
 from flux0.ports import Request
-from support.in_memory import SSE, Script, answer, chunk, in_every_mode, script
+from support.in_memory import SSE, Script, Step, answer, chunk, in_every_mode, script
 from support.modes import in_mode
 from support.transports import Mode
 
@@ -224,6 +224,20 @@ async def test_a_stream_has_the_client_s_limit_for_its_events(mode: Mode) -> Non
         await anext(stream)
         with pytest.raises(EventTooLarge) as caught:
             await anext(stream)
+
+    assert caught.value.limit == 1000
+
+
+@in_every_mode
+async def test_a_client_has_a_limit_for_bodies_and_none_for_streams(mode: Mode) -> None:
+    pieces: list[Step] = [chunk(f"{number}") for number in range(10)]
+    transport = script(answer(b'{"data": []}', b" " * 989), answer(*pieces, headers=SSE))
+
+    async with in_mode(mode, Flux0(transport=transport, max_body_bytes=1000)) as flux0:
+        with pytest.raises(ResponseTooLarge) as caught:
+            await flux0.agents.list_async()
+        stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
+        assert len([event async for event in stream]) == 10
 
     assert caught.value.limit == 1000
 

@@ -44,10 +44,6 @@ def test_what_a_function_returns_is_sent_with_the_rest() -> None:
     }
 
 
-def test_a_field_of_the_call_wins() -> None:
-    assert sent({"x-OWN": lambda: "computed"}).get_all("x-own") == ("kept",)
-
-
 def test_nothing_else_of_the_request_changes() -> None:
     transport = script(answer())
     request = evolve(REQUEST, method="POST", body=b"{}", stream=True, operation="o", attempt=2)

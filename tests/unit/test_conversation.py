@@ -11,7 +11,6 @@ from flux0 import AsyncConversation, Flux0
 from flux0.domain.errors import (
     AgentNotFound,
     BadRequestError,
-    ClientClosed,
     InvalidArgument,
     NotFoundError,
 )
@@ -244,22 +243,6 @@ async def test_a_message_is_answered_by_a_turn(mode: Mode) -> None:
 
     fake.assert_called("sessions.create_event", session_id=chat.session.id, content="Hi")
     fake.assert_no_open_streams()
-
-
-@in_every_mode
-async def test_a_message_closes_the_turn_that_is_still_open(mode: Mode) -> None:
-    fake = FakeTransport()
-    fake.script([Say("One", pieces=3, pause=1)], [Say("Two", pieces=3)])
-
-    async with client(mode, fake) as flux0:
-        chat = await flux0.conversation_async(agent=fake.agent_id)
-        first = await chat.send("1")
-        await anext(first)
-        second = await chat.send("2")
-        with pytest.raises(ClientClosed):
-            await anext(first)
-        assert said(await come(second.final_messages())) == ["Two"]
-        assert said(await chat.history()) == ["1", "2", "Two"]
 
 
 async def finished_turn(chat: AsyncConversation, content: str) -> tuple[TurnMessage, ...]:

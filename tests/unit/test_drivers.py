@@ -17,7 +17,7 @@ from flux0.domain.errors import (
     ResponseTooLarge,
 )
 from flux0.domain.headers import Headers
-from flux0.flows import Flow, Middleware, ReadBody, Send, SendFlow, Sleep, chain, send_once
+from flux0.flows import Flow, ReadBody, Send, Sleep, send_once
 from flux0.ports import Request, Response, Timeout
 from support.driving import Time
 from support.in_memory import (
@@ -84,21 +84,6 @@ async def test_effects_are_performed_and_their_outcomes_sent(mode: Mode) -> None
     assert slept == [0.25]
     assert first.releases
     assert second.releases
-
-
-@in_every_mode
-async def test_a_flow_may_end_without_any_effect(mode: Mode) -> None:
-    def flow() -> Flow[int]:
-        yield from ()
-        return 7
-
-    def failing() -> Flow[int]:
-        yield from ()
-        raise ZeroDivisionError
-
-    assert await drive(mode, flow(), script()) == 7
-    with pytest.raises(ZeroDivisionError):
-        await drive(mode, failing(), script())
 
 
 @in_every_mode
@@ -274,19 +259,6 @@ def test_an_answer_after_the_deadline_is_released() -> None:
     assert late.releases
 
 
-@pytest.mark.parametrize(("readings", "reads"), [(2, 1), (3, 2), (4, 3)])
-def test_a_body_that_comes_too_slowly_is_released(readings: int, reads: int) -> None:
-    slow = tape(b"a", b"b")
-    # The clock is read before sending and after, for each piece and at the end.
-    clock = Clock([0.0] * readings + [6.0])
-
-    with pytest.raises(ReadTimeout, match="timeout_ms"):
-        Driver(script(recorded_answer(slow)), clock).run(fetch(evolve(REQUEST, deadline=5.0)))
-
-    assert slow.reads == reads
-    assert slow.releases
-
-
 @in_both_loops
 async def test_an_asynchronous_read_is_interrupted_at_the_deadline(mode: Mode) -> None:
     hanging = tape(b"a", Hang())
@@ -298,21 +270,6 @@ async def test_an_asynchronous_read_is_interrupted_at_the_deadline(mode: Mode) -
         await drive(mode, fetch(evolve(REQUEST, deadline=5.0)), transport, times=times)
 
     assert hanging.releases
-
-
-@in_both_loops
-async def test_an_asynchronous_send_is_interrupted_at_the_deadline(mode: Mode) -> None:
-    never = tape()
-
-    with pytest.raises(ReadTimeout, match="timeout_ms"):
-        await drive(
-            mode,
-            fetch(evolve(REQUEST, deadline=5.0)),
-            script(recorded_answer(never)),
-            times=[0.0, 6.0],
-        )
-
-    assert never.reads == 0
 
 
 @in_both_loops
@@ -329,43 +286,3 @@ async def test_an_outer_cancellation_is_no_deadline(mode: Mode) -> None:
 
 
 # --- layers
-
-
-def test_layers_are_around_each_other_the_first_outermost() -> None:
-    seen: list[str] = []
-
-    def layer(name: str) -> Middleware:
-        def send_through(request: Request, send: SendFlow) -> Flow[Response[Any]]:
-            seen.append(f"{name} in")
-            response = yield from send(evolve(request, operation=f"{request.operation}{name}"))
-            seen.append(f"{name} out")
-            return evolve(response, status_code=response.status_code + 1)
-
-        return send_through
-
-    transport = script(answer(status=200))
-    response = Driver(transport, Clock([0.0])).run(chain([layer("a"), layer("b")])(REQUEST))
-
-    assert seen == ["a in", "b in", "b out", "a out"]
-    assert transport.requests[0].operation == "ab"
-    assert response.status_code == 202
-
-
-def test_a_layer_may_answer_by_itself_or_send_twice() -> None:
-    own = answer(status=304)
-
-    def cached(request: Request, send: SendFlow) -> Flow[Response[Any]]:
-        yield from ()
-        return own
-
-    def twice(request: Request, send: SendFlow) -> Flow[Response[Any]]:
-        first = yield from send(request)
-        yield ReadBody(first, 100)
-        return (yield from send(request))
-
-    transport = script(answer(status=500), answer(status=200))
-    driver = Driver(transport, Clock([0.0]))
-
-    assert driver.run(chain([cached])(REQUEST)) is own
-    assert transport.requests == []
-    assert driver.run(chain([twice])(REQUEST)).status_code == 200

@@ -93,17 +93,12 @@ def test_of_two_equal_messages_each_is_told() -> None:
     assert joined_history(both, twice[:1]) == tuple(both)
 
 
-def test_a_message_that_still_grows_is_not_the_one_that_is_stored() -> None:
-    history = all_stored([live("whole")])
-
-    assert joined_history(history, [live("who")]) == (*history, live("who"))
-
-
 @pytest.mark.parametrize(
     "other",
     [
         live("a", turn="t2"),
         live("b"),
+        live("ab"),
         live("a", metadata={"node": "n"}),
         live("a", data=MessageData((ReasoningPart("a"),))),
         live("a", type=EventType.TOOL),

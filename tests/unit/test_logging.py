@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import pytest
@@ -11,10 +10,9 @@ from attrs import define, evolve, field
 from flux0.client.drivers import Driver
 from flux0.domain.errors import ConnectError
 from flux0.domain.headers import Headers
-from flux0.domain.retrying import RetryDetails
 from flux0.flows import chain
 from flux0.middleware.bodies import WholeBody
-from flux0.middleware.logging import Logging, log_retry
+from flux0.middleware.logging import Logging
 from flux0.ports import Request, Response
 from support.driving import Time
 from support.in_memory import JSON, SSE, answer, script
@@ -121,16 +119,3 @@ def test_credentials_in_header_fields_are_not_logged() -> None:
     assert "'user-agent': 'test'" in lines[0]
     assert "'authorization': '***'" in lines[0]
     assert "'set-cookie': '***'" in lines[1]
-
-
-def test_a_retry_is_told_to_the_logger_of_the_package(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="flux0"):
-        url, cause = "http://example.org/api/agents", ConnectError("refused")
-        log_retry(RetryDetails("agents.list", "GET", url, attempt=2, delay_ms=750.4, cause=cause))
-
-    (record,) = caplog.records
-    assert (record.name, record.levelname) == ("flux0", "INFO")
-    assert record.getMessage() == (
-        "GET http://example.org/api/agents: attempt 2 failed (ConnectError: refused), "
-        "trying again in 750 ms"
-    )

@@ -117,38 +117,11 @@ def test_every_event_of_the_stream_has_its_model(frame: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "APIError",
-        "AgentDTO",
-        "AgentsDTO",
-        "ChunkEventDTO",
-        "ConsumptionOffsetsDTO",
-        "ContentPartDTO",
-        "ControlOptions",
-        "EmittedEventDTO",
-        "EventDTO",
-        "EventDTOData",
-        "EventSourceDTO",
-        "EventTypeDTO",
-        "EventsDTO",
-        "HTTPValidationError",
-        "HTTPValidationErrorData",
-        "JSONPatchOperationDTO",
-        "MessageEventDataDTO",
-        "Part",
-        "ReasoningPartDTO",
-        "SessionDTO",
-        "SessionStream",
-        "SessionsDTO",
-        "StatusEventDataDTO",
-        "StatusEventDataStatusField",
-        "ToolCallDTO",
-        "ToolEventDataDTO",
-        "ToolPartDTO",
-        "ToolResultDTO",
-        "ValidationError",
+        *("APIError", "EventDTOData", "HTTPValidationError", "HTTPValidationErrorData"),
+        *("JSONPatchOperationDTO", "Part", "SessionStream"),
     ],
 )
-def test_the_names_of_the_generated_client_are_there(name: str) -> None:
+def test_what_no_schema_names_is_there_by_the_name_of_the_generated_client(name: str) -> None:
     assert hasattr(models, name)
 
 

@@ -26,7 +26,7 @@ from flux0.domain.errors import (
     TransportError,
 )
 from flux0.domain.headers import Headers
-from flux0.flows import Flow, SendFlow, chain
+from flux0.flows import Flow, chain
 from flux0.middleware.bodies import WholeBody
 from flux0.middleware.errors import ErrorPolicy
 from flux0.middleware.retry import Retry, RetryBudget
@@ -291,21 +291,6 @@ async def test_an_error_of_the_user_s_own_code_is_raised_at_once(mode: Mode) -> 
 
     assert policy.attempts == [1]
     assert policy.told == []
-
-
-def test_an_error_in_a_layer_within_is_raised_at_once() -> None:
-    calls: list[Request] = []
-
-    def buggy(request: Request, send: SendFlow) -> Flow[Response[Any]]:
-        calls.append(request)
-        raise TypeError("a bug")
-
-    told: list[RetryDetails] = []
-
-    with pytest.raises(TypeError, match="a bug"):
-        next(chain([Retry(RetryBudget(), Time(), told.append), buggy])(GET))
-    assert len(calls) == 1
-    assert told == []
 
 
 # --- what is told

@@ -324,12 +324,17 @@ def test_a_backoff_that_makes_no_sense_is_refused(argument: str, value: Any) -> 
     ("make", "argument"),
     [
         (lambda: RetryConfig(None), "strategy"),  # type: ignore[arg-type]
+        (lambda: RetryConfig("always"), "strategy"),
+        (lambda: RetryConfig(["backoff"]), "strategy"),  # type: ignore[arg-type]
         (lambda: RetryConfig(backoff=BackoffStrategy), "backoff"),  # type: ignore[arg-type]
         (lambda: RetryConfig(backoff={"exponent": 2}), "backoff"),  # type: ignore[arg-type]
         (lambda: RetryConfig(retry_connection_errors=None), "retry_connection_errors"),  # type: ignore[arg-type]
         (lambda: RetryConfig(retry_posts="no"), "retry_posts"),  # type: ignore[arg-type]
         (lambda: RetryConfig(retry_posts=1), "retry_posts"),  # type: ignore[arg-type]
         (lambda: RetryConfig(max_attempts="3"), "max_attempts"),  # type: ignore[arg-type]
+        (lambda: RetryConfig(max_attempts=0), "max_attempts"),
+        (lambda: RetryConfig(max_attempts=1.5), "max_attempts"),  # type: ignore[arg-type]
+        (lambda: RetryConfig(max_attempts=True), "max_attempts"),
     ],
 )
 def test_a_policy_of_the_wrong_kind_is_refused(make: Callable[[], Any], argument: str) -> None:
