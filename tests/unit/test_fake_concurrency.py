@@ -23,7 +23,7 @@ from flux0.testing import (
     Say,
     UserMessage,
 )
-from flux0.testing.fake.waiting import Changes, Wait
+from flux0.testing.fake.clock import Changes, Wait
 from support.fakes import ask, message_to, new_session, turn
 from support.in_memory import in_both_loops, in_every_mode
 from support.modes import in_mode
@@ -342,6 +342,10 @@ async def test_an_asynchronous_agent_is_cancelled(mode: Mode) -> None:
             break
         await anyio.wait_all_tasks_blocked()
         assert ends == ["1"]
+        # Before it has begun as well.
+        await (await fake.send_async(message_to(session.id, "2"))).body.close_async()
+        await anyio.wait_all_tasks_blocked()
+        assert len(await flux0.sessions.list_events_async(session_id=session.id)) == 3
 
 
 @in_both_loops

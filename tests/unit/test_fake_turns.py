@@ -43,6 +43,7 @@ from flux0.testing import (
     SendChunk,
     UserMessage,
 )
+from flux0.testing.fake.clock import Wait
 from support.fakes import ask, message_to, new_session, turn
 
 DATA = Path(__file__).parents[1] / "data"
@@ -610,7 +611,7 @@ def test_waits_are_real_if_somebody_sleeps() -> None:
 
 def test_a_clock_never_goes_back() -> None:
     clock = FakeClock(100)
-    clock.move_to(50)
+    clock.wait(Wait(50))
     assert clock.now() == 100
 
 

@@ -4,6 +4,7 @@ from flux0.testing.cassettes.cassette import CassetteError
 from flux0.testing.cassettes.modes import CassetteMode, cassette
 from flux0.testing.cassettes.recording import RecordingTransport
 from flux0.testing.cassettes.replaying import ReplayTransport
+from flux0.testing.fake.agents import Reply, UserMessage
 from flux0.testing.fake.calls import Call, CallAnswer, ExpectedCall
 from flux0.testing.fake.clock import ClockStandsStill, FakeClock
 from flux0.testing.fake.faults import Delay, Drop, Fault, Refuse, Respond, Split, Stall, Truncate
@@ -17,11 +18,9 @@ from flux0.testing.fake.steps import (
     LangChain,
     Pause,
     Reason,
-    Reply,
     Report,
     Say,
     SendChunk,
-    UserMessage,
 )
 from flux0.testing.fake.transport import FakeTransport
 

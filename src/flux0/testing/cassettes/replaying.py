@@ -24,8 +24,7 @@ from flux0.testing.cassettes.matching import Matcher, Track
 from flux0.testing.cassettes.scrubbing import Scrub, recorded_request
 from flux0.testing.fake.body import BodyEnd, OpenBody, SharedTransport
 from flux0.testing.fake.calls import Call
-from flux0.testing.fake.clock import FakeClock
-from flux0.testing.fake.waiting import Wait, Waits
+from flux0.testing.fake.clock import FakeClock, Wait, Waits
 
 Matching: TypeAlias = Literal["strict", "loose"]
 

@@ -14,8 +14,7 @@ from attrs import evolve
 from flux0.adapters.support.event_loop import Loop, running_loop, sleep
 from flux0.domain.errors import ConnectionInterrupted, ReadTimeout
 from flux0.ports import AsyncByteStream, ByteStream, Request, Response, Shared
-from flux0.testing.fake.clock import FakeClock
-from flux0.testing.fake.waiting import Wait, Waits, perform, perform_async
+from flux0.testing.fake.clock import FakeClock, Wait, Waits, perform, perform_async
 
 # How a body comes to be no longer open. Dropped: nobody has closed it, and nobody holds it.
 # Cut off: its client was closed.

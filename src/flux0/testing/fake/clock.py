@@ -1,19 +1,87 @@
-"""The time of a fake server."""
+"""The time of a fake server, and how code that uses a fake waits.
+
+It waits for a moment, or for somebody to do something. What a fake does is written once, as a flow
+that yields each wait; `perform` waits as synchronous code does, `perform_async` as asynchronous
+code does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from datetime import datetime, timezone
 from heapq import heappop, heappush
 from itertools import count
 from random import Random
-from threading import Lock
+from threading import Condition, Lock
+from typing import TypeAlias, TypeVar
 
-from flux0.adapters.support.event_loop import sleep
+from attrs import frozen
+
+from flux0.adapters.support.event_loop import call_soon, running_loop, sleep
 from flux0.ports import Time
-from flux0.testing.fake.waiting import Changes
+
+T = TypeVar("T")
 
 _START = 1_767_225_600.0  # 2026-01-01T00:00:00Z
+
+
+@frozen
+class Wait:
+    """A wait for a moment, in seconds since 1970; without one, for any change since `seen`.
+
+    `timeout` says that the moment is the end of a timeout, which passes whoever moves the clock.
+    `patience` is how many real seconds a change may take.
+    """
+
+    moment: float | None = None
+    seen: int = 0
+    timeout: bool = False
+    patience: float | None = None
+
+
+Waits: TypeAlias = Generator[Wait, None, T]
+
+
+class Changes:
+    """Tells the threads and tasks that wait when something has happened.
+
+    Attributes:
+        count: how many things have happened.
+    """
+
+    def __init__(self) -> None:
+        self.count: int = 0
+        self._condition = Condition()
+        self._wake: list[Callable[[], None]] = []
+
+    def tell(self) -> None:
+        """Wake everybody who waits."""
+        with self._condition:
+            self.count += 1
+            self._condition.notify_all()
+            wake, self._wake = self._wake, []
+        for one in wake:
+            one()
+
+    def wait(self, wait: Wait) -> None:
+        """Return once something has happened since `wait.seen`."""
+        with self._condition:
+            if not self._condition.wait_for(lambda: self.count != wait.seen, wait.patience):
+                raise _out_of_patience(wait)
+
+    async def wait_async(self, wait: Wait) -> None:
+        """Return once something has happened since `wait.seen`."""
+        from anyio import Event, move_on_after  # noqa: PLC0415 - slow to import
+
+        loop, event = running_loop(), Event()
+        with self._condition:
+            if self.count != wait.seen:
+                return
+            self._wake.append(lambda: call_soon(loop, event.set))
+        with move_on_after(wait.patience):
+            await event.wait()
+            return
+        raise _out_of_patience(wait)
 
 
 class ClockStandsStill(AssertionError):
@@ -63,11 +131,11 @@ class FakeClock(Time):
 
     def sleep(self, seconds: float) -> None:
         """Let `seconds` pass, as a wait."""
-        self.wait_until(self._now + seconds)
+        self.wait(Wait(self._now + seconds))
 
     async def sleep_async(self, seconds: float) -> None:
         """Let `seconds` pass, as a wait that does not block the event loop."""
-        await self.wait_until_async(self._now + seconds)
+        await self.wait_async(Wait(self._now + seconds))
 
     def jitter(self) -> float:
         """Return a number from 0 to 1, the same in every run."""
@@ -82,24 +150,26 @@ class FakeClock(Time):
         with self._lock:
             heappush(self._due, (moment, next(self._order), act))
 
-    def wait_until(self, moment: float, *, timeout: bool = False) -> None:
-        """Return when it is `moment`. A `timeout` passes whoever moves this clock.
+    def wait(self, wait: Wait) -> None:
+        """Wait, and do not move the clock back.
 
         Raises:
             ClockStandsStill: it is earlier, and only the test moves this clock.
         """
-        seconds = self._seconds_until(moment, timeout=timeout)
+        if wait.moment is None:
+            self.changes.wait(wait)
+            return
+        seconds = self._seconds_of(wait, wait.moment)
         if seconds > 0 and self._sleep is not None:
             self._sleep(seconds)
-        self._move_to(moment)
+        self._move_to(wait.moment)
 
-    def move_to(self, moment: float) -> None:
-        """Make it `moment`, whoever moves this clock; do nothing if it is later already."""
-        self.wait_until(moment, timeout=True)
-
-    async def wait_until_async(self, moment: float, *, timeout: bool = False) -> None:
-        """Return when it is `moment`, as `wait_until` does, without blocking the event loop."""
-        seconds = self._seconds_until(moment, timeout=timeout)
+    async def wait_async(self, wait: Wait) -> None:
+        """Wait as `wait` does, without blocking the event loop."""
+        if wait.moment is None:
+            await self.changes.wait_async(wait)
+            return
+        seconds = self._seconds_of(wait, wait.moment)
         if seconds > 0 and self._sleep is not None:
             from anyio import CapacityLimiter, to_thread  # noqa: PLC0415 - slow to import
 
@@ -108,11 +178,11 @@ class FakeClock(Time):
             )
         else:
             await sleep(0)
-        self._move_to(moment)
+        self._move_to(wait.moment)
 
-    def _seconds_until(self, moment: float, *, timeout: bool) -> float:
+    def _seconds_of(self, wait: Wait, moment: float) -> float:
         seconds = moment - self._now
-        if seconds > 0 and not (self.moves_by_itself or timeout):
+        if seconds > 0 and not (self.moves_by_itself or wait.timeout):
             raise ClockStandsStill(
                 f"nothing comes for another {seconds:g} s, and the clock stands still: "
                 f"call advance({seconds:g}) on it, or use a FakeClock that moves by itself"
@@ -129,3 +199,30 @@ class FakeClock(Time):
                 self._now = max(self._now, due)
             act()
         self.changes.tell()
+
+
+def perform(waits: Waits[T], clock: FakeClock) -> T:
+    """Return what a flow returns, and wait as synchronous code does."""
+    try:
+        while True:
+            clock.wait(next(waits))
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+async def perform_async(waits: Waits[T], clock: FakeClock) -> T:
+    """Return what a flow returns, and wait as asynchronous code does."""
+    try:
+        while True:
+            await clock.wait_async(next(waits))
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+def _out_of_patience(wait: Wait) -> AssertionError:
+    return AssertionError(
+        f"an agent waits at a gate, and nobody has opened it for {wait.patience:g} s: "
+        "call open() on it, from another thread or task than the one that reads"
+    )

@@ -17,6 +17,7 @@ from flux0.domain.enums import EventSource, EventType
 from flux0.domain.headers import Headers
 from flux0.domain.models import Event, Events
 from flux0.ports import Request
+from flux0.testing.fake.agents import Script, UserMessage
 from flux0.testing.fake.calls import USER_COOKIE, cookie_pairs
 from flux0.testing.fake.clock import FakeClock
 from flux0.testing.fake.routing import (
@@ -27,7 +28,6 @@ from flux0.testing.fake.routing import (
     target_of,
     whole_answer,
 )
-from flux0.testing.fake.steps import AgentFunction, UserMessage
 from flux0.testing.fake.store import FakeStore, JSONObject, user_data
 from flux0.testing.fake.turn import Drafts, FakeTurn
 from flux0.testing.fake.validation import Checks, Choice, Refusal, ServerFailure, Text, body_of
@@ -61,7 +61,7 @@ class FakeServer:
     """Answers requests out of a store in memory, and begins turns.
 
     Args:
-        next_agent: is called for each turn, and returns what the agent does in it.
+        next_script: is called for each turn, and returns what the agent does in it.
         agent_types: the types that agents can have.
         clock: tells the time.
         lock: is held while the server does something.
@@ -70,14 +70,14 @@ class FakeServer:
 
     def __init__(
         self,
-        next_agent: Callable[[], AgentFunction],
+        next_script: Callable[[], Script],
         agent_types: tuple[str, ...],
         clock: FakeClock,
         lock: AbstractContextManager[Any],
         on_error: Callable[[BaseException], None],
     ) -> None:
         self.store: FakeStore = FakeStore()
-        self._next_agent = next_agent
+        self._next_script = next_script
         self._agent_types = agent_types
         self._clock = clock
         self._lock = lock
@@ -244,10 +244,9 @@ class FakeServer:
         before = self._turns.get(message.session_id)
         if before is not None:
             before.cancel()
-        agent_function = self._next_agent()
         turn = FakeTurn(
             message,
-            agent_function,
+            self._next_script(),
             self.store,
             self._drafts,
             self._clock,

@@ -17,7 +17,7 @@ from flux0.domain.errors import TransportError
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
 from flux0.testing.fake.body import FakeBody, SharedTransport
-from flux0.testing.fake.waiting import perform
+from flux0.testing.fake.clock import perform
 
 _POLL_SECONDS = 0.05  # After so long at most, an end is seen.
 

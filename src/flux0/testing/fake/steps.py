@@ -6,35 +6,19 @@ and `SendChunk` are in the server's. `wording` turns the first into the second.
 
 from __future__ import annotations
 
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-)
-from itertools import takewhile
+from collections.abc import Callable, Iterable, Mapping
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias
 
 from attrs import Attribute, field, frozen
 
 from flux0.domain.enums import SessionStatus
 from flux0.domain.errors import InvalidArgument
 
-if TYPE_CHECKING:
-    from flux0.domain.models import Event
-
-T = TypeVar("T")
-
 _NEEDS_VALUE = frozenset({"add", "replace", "test"})
 
 
-def _can_be_cut(step: Say | Reason, attribute: Attribute[int], pieces: int) -> None:
+def _can_be_cut(step: _Words, attribute: Attribute[int], pieces: int) -> None:
     if not 1 <= pieces <= len(step.text):
         raise InvalidArgument(
             attribute.name, f"must be from 1 to the text's {len(step.text)} characters: {pieces}"
@@ -47,21 +31,20 @@ def _not_negative(_: object, attribute: Attribute[float], value: float) -> None:
 
 
 @frozen
-class Say:
-    """Say `text`, in so many pieces, with a pause of so many seconds after each but the last."""
-
+class _Words:
     text: str
     pieces: int = field(default=1, validator=_can_be_cut)
     pause: float = field(default=0.0, validator=_not_negative)
 
 
 @frozen
-class Reason:
-    """Think `text`, as `Say` says it."""
+class Say(_Words):
+    """Say `text`, in so many pieces, with a pause of so many seconds after each but the last."""
 
-    text: str
-    pieces: int = field(default=1, validator=_can_be_cut)
-    pause: float = field(default=0.0, validator=_not_negative)
+
+@frozen
+class Reason(_Words):
+    """Think `text`, as `Say` says it."""
 
 
 @frozen
@@ -194,156 +177,3 @@ class LangChain:
 
 PlainStep: TypeAlias = Report | SendChunk | Pause | Gate | FallSilent
 AgentStep: TypeAlias = PlainStep | Say | Reason | CallTool | GiveResult | Fail | LangChain
-
-
-@frozen
-class UserMessage:
-    """What a fake agent answers: the message of one turn, and whom it reached."""
-
-    content: str
-    session_id: str
-    user_id: str
-    agent_id: str
-    agent_name: str
-    agent_type: str
-    correlation_id: str
-    stored: Callable[[], tuple[Event, ...]] = field(default=tuple, eq=False, repr=False)
-
-    @property
-    def history(self) -> tuple[Event, ...]:
-        """What the session has stored before this message, oldest first."""
-        own = self.correlation_id
-        return tuple(takewhile(lambda event: event.correlation_id != own, self.stored()))
-
-
-# What an agent does: a text is a `Say` of it.
-Steps: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | None
-AsyncSteps: TypeAlias = AsyncIterable[str | AgentStep]
-AgentFunction: TypeAlias = Callable[
-    [UserMessage], Steps | AsyncSteps | Awaitable[Steps | AsyncSteps]
-]
-# A function is called in each turn.
-Reply: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | AgentFunction
-
-
-def agent_of(reply: Reply) -> AgentFunction:
-    """Return the function that makes the steps of each turn that is answered with `reply`."""
-    if callable(reply):
-        return reply
-    steps = tuple(steps_of(reply))
-    return lambda _: steps
-
-
-def sync_or_async(
-    given: Steps | AsyncSteps | Awaitable[Steps | AsyncSteps],
-) -> Generator[AgentStep, None, None] | AsyncGenerator[AgentStep, None]:
-    """Return the steps of what an agent has returned, whichever kind of code that is."""
-    if isinstance(given, (Awaitable, AsyncIterable)):
-        return _awaited(given)
-    return steps_of(given)
-
-
-def steps_of(given: Steps) -> Generator[AgentStep, None, None]:
-    """Return the steps that an agent has returned, or yields."""
-    if given is None:
-        return
-    one = isinstance(given, (str, AgentStep))
-    try:
-        for step in cast("Iterable[str | AgentStep]", (given,) if one else given):
-            if not isinstance(step, (str, AgentStep)):  # pyright: ignore[reportUnnecessaryIsInstance] - users yield what they like
-                raise TypeError(f"an agent yields texts and steps of flux0.testing, not {step!r}")
-            yield Say(step) if isinstance(step, str) else step
-    finally:
-        if isinstance(given, Generator):
-            given.close()
-
-
-async def _awaited(
-    given: AsyncSteps | Awaitable[Steps | AsyncSteps],
-) -> AsyncGenerator[AgentStep, None]:
-    made = await given if isinstance(given, Awaitable) else given
-    if not isinstance(made, AsyncIterable):
-        for step in steps_of(made):
-            yield step
-        return
-    try:
-        async for one in made:
-            for step in steps_of(one):
-                yield step
-    finally:
-        if isinstance(made, AsyncGenerator):
-            await made.aclose()
-
-
-def by_hand(steps: AsyncGenerator[AgentStep, None]) -> Generator[AgentStep, None, None]:
-    """Return the steps of an agent that is asynchronous code and awaits nothing, without a loop."""
-    try:
-        while True:
-            yield _result(anext(steps))
-    except StopAsyncIteration:
-        return
-    finally:
-        _result(steps.aclose())
-
-
-def _result(awaitable: Awaitable[T]) -> T:
-    running: Generator[Any, Any, T] = awaitable.__await__()
-    try:
-        next(running)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-    refusal = TypeError("the agent awaits something: use the asynchronous methods of the client")
-    running.throw(refusal)
-    raise refusal
-
-
-class Script:
-    """A reply that is used once; calling it makes the steps of its turn."""
-
-    def __init__(self, reply: Reply) -> None:
-        self._agent = agent_of(reply)
-        self._begun = False
-        self._done = 0
-        self._used = False
-
-    def __call__(self, message: UserMessage) -> Iterable[AgentStep] | AsyncIterable[AgentStep]:
-        """Return the steps, and count those that were done."""
-        self._begun = True
-        steps = sync_or_async(self._agent(message))
-        return self._async(steps) if isinstance(steps, AsyncGenerator) else self._sync(steps)
-
-    @property
-    def problem(self) -> str | None:
-        """What is left of it, in words; None if all of it was used."""
-        if self._used:
-            return None
-        if not self._begun:
-            return "no turn has used it"
-        return f"its turn was left after {self._done} {'step' if self._done == 1 else 'steps'}"
-
-    def _sync(self, steps: Generator[AgentStep, None, None]) -> Iterator[AgentStep]:
-        try:
-            for step in steps:
-                self._used = isinstance(step, (FallSilent, Fail)) or self._used
-                yield step
-                self._done += 1
-        except Exception:  # Which is told of an agent by itself.
-            self._used = True
-            raise
-        finally:
-            steps.close()
-        self._used = True
-
-    async def _async(self, steps: AsyncGenerator[AgentStep, None]) -> AsyncIterator[AgentStep]:
-        try:
-            async for step in steps:
-                self._used = isinstance(step, (FallSilent, Fail)) or self._used
-                yield step
-                self._done += 1
-        except Exception:
-            self._used = True
-            raise
-        finally:
-            await steps.aclose()
-        self._used = True

@@ -12,6 +12,7 @@ from attrs import define, evolve
 from flux0.adapters.support.event_loop import Loop
 from flux0.domain.errors import ConnectionInterrupted, InvalidArgument, ReadTimeout, TransportError
 from flux0.ports import Request, Response
+from flux0.testing.fake.agents import Reply, Script, agent_of
 from flux0.testing.fake.body import BodyEnd, OpenBody, SharedTransport
 from flux0.testing.fake.calls import (
     Call,
@@ -22,13 +23,11 @@ from flux0.testing.fake.calls import (
     nearest_call,
     nearest_expected,
 )
-from flux0.testing.fake.clock import FakeClock
+from flux0.testing.fake.clock import FakeClock, Wait, Waits
 from flux0.testing.fake.faults import Delay, Drop, Fault, Refuse, Respond, Stall, with_faults
 from flux0.testing.fake.routing import FakeAnswer, check_operation
 from flux0.testing.fake.server import ID_LENGTH, FakeServer
-from flux0.testing.fake.steps import AgentFunction, Reply, Script, agent_of
 from flux0.testing.fake.turn import FakeTurn
-from flux0.testing.fake.waiting import Wait, Waits
 
 
 @define
@@ -118,7 +117,7 @@ class FakeTransport(SharedTransport):
             self._planned: list[_PlannedFaults] = []
             self._left_open: list[Call] = []
             self._server = FakeServer(
-                self._next_agent, self._types, self.clock, self._lock, self._agent_errors.append
+                self._next_script, self._types, self.clock, self._lock, self._agent_errors.append
             )
             agent = self._server.store.create_agent(
                 self._agent_name,
@@ -134,7 +133,7 @@ class FakeTransport(SharedTransport):
     def script(self, *replies: Reply) -> None:
         """Have each of `replies` answer one of the next turns, in the order of their messages."""
         with self._lock:
-            self._scripts.extend(map(Script, replies))
+            self._scripts.extend(Script(agent_of(reply)) for reply in replies)
 
     def inject(
         self,
@@ -245,9 +244,9 @@ class FakeTransport(SharedTransport):
 
     # --- within
 
-    def _next_agent(self) -> AgentFunction:
+    def _next_script(self) -> Script:
         if self._scripts_begun == len(self._scripts):
-            return self._agent
+            return Script(self._agent)
         self._scripts_begun += 1
         return self._scripts[self._scripts_begun - 1]
 

@@ -7,46 +7,33 @@ its next pause or gate, and on as the clock moves. What it says is stored when i
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Generator,
-    Iterator,
-    Mapping,
-)
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, closing
+from functools import partial
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attrs import Factory, define, evolve
+from attrs import define, evolve, field
 
-from flux0.adapters.support.event_loop import Loop, close_soon
+from flux0.adapters.support.event_loop import Loop, call_soon, close_soon
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation
-from flux0.testing.fake.clock import FakeClock
-from flux0.testing.fake.steps import (
-    AgentFunction,
-    AgentStep,
-    Gate,
-    Pause,
-    PlainStep,
-    Report,
-    SendChunk,
-    UserMessage,
-    by_hand,
-    sync_or_async,
-)
+from flux0.testing.fake.agents import Given, Script, UserMessage, steps_of
+from flux0.testing.fake.clock import FakeClock, Wait
+from flux0.testing.fake.steps import AgentStep, Gate, Pause, PlainStep, Report, SendChunk
 from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data
-from flux0.testing.fake.waiting import Wait, call_soon
 from flux0.testing.fake.wording import Wording
+
+if TYPE_CHECKING:
+    from anyio import CancelScope
 
 
 @define
 class _Draft:
-    content: MessageAccumulator = Factory(MessageAccumulator)
+    content: MessageAccumulator = field(factory=MessageAccumulator)
     last_seq: int = -1
 
 
@@ -54,7 +41,7 @@ class Drafts:
     """All messages in the making, of all sessions: the server does not keep turns apart."""
 
     def __init__(self) -> None:
-        self._drafts: dict[str, _Draft] = {}
+        self._drafts: defaultdict[str, _Draft] = defaultdict(_Draft)
 
     def add(self, chunk: ChunkEvent) -> bool:
         """Apply `chunk`, and return whether the server sends it on.
@@ -62,9 +49,7 @@ class Drafts:
         It does not if a patch does not apply; or if the chunk does not append to anything, and its
         `seq` does not follow that of the last chunk that was sent (flux0-stream 0.1.0b2).
         """
-        draft = self._drafts.get(chunk.event_id)
-        if draft is None:
-            draft = self._drafts[chunk.event_id] = _Draft()
+        draft = self._drafts[chunk.event_id]
         appends = any(patch.path.endswith("/-") for patch in chunk.patches)
         if not appends and chunk.seq != draft.last_seq + 1:
             # Nothing of it counts but, if it is the first, its metadata.
@@ -84,6 +69,14 @@ class Drafts:
         return messages[0] if messages else None
 
 
+class _Resting:
+    """What an agent awaits at a rest if it does not run in a loop."""
+
+    def __await__(self) -> Generator[object, None, None]:
+        yield self
+
+
+@define(eq=False)
 class FakeTurn:
     """A turn, and an iterator over what comes out of it: each event as bytes, or a wait for one.
 
@@ -92,43 +85,40 @@ class FakeTurn:
 
     Args:
         message: what the agent answers.
-        agent: returns or yields the steps.
+        script: what it does.
         store, drafts: what the server has.
         clock: moves the agent on after a pause.
         lock: is held while the agent does a step, but not while its code decides on the next.
         on_error: is told what the agent raises.
     """
 
-    def __init__(
-        self,
-        message: UserMessage,
-        agent: AgentFunction,
-        store: FakeStore,
-        drafts: Drafts,
-        clock: FakeClock,
-        lock: AbstractContextManager[Any],
-        on_error: Callable[[BaseException], None],
-    ) -> None:
-        self.message = message
-        self._agent = agent
-        self._store = store
-        self._drafts = drafts
-        self._clock = clock
-        self._lock = lock
-        self._on_error = on_error
-        # The agent's own time: its pauses begin when it comes to them.
-        self._time = clock.now()
-        self._output: deque[bytes | BaseException] = deque()
-        self._wording = Wording(store.next_number)
-        self._plain: Generator[PlainStep, None, None] | None = None
-        self._cancel_task: Callable[[], None] | None = None
-        self._running = False
-        # Where the agent rests: until a moment, or until a gate is opened.
-        self._rest: Wait | None = None
-        self._completed = False
-        self._cancelled = False
+    message: UserMessage
+    _script: Script
+    _store: FakeStore
+    _drafts: Drafts
+    _clock: FakeClock
+    _lock: AbstractContextManager[Any]
+    _on_error: Callable[[BaseException], None]
+    # Whether the agent has ended the turn, so that leaving it cancels nothing.
+    completed: bool = field(default=False, init=False)
+    # The agent's own time: its pauses begin when it comes to them.
+    _time: float = field(init=False)
+    _output: deque[bytes | BaseException] = field(factory=deque[Any], init=False)
+    _wording: Wording = field(init=False)
+    _given: Given | Awaitable[Given] = field(default=None, init=False)
+    # What runs the agent: this, a step at a time, or a task, which `_cancel_task` cancels.
+    _steps: Coroutine[object, None, None] | None = field(default=None, init=False)
+    _cancel_task: Callable[[], None] | None = field(default=None, init=False)
+    _running: bool = field(default=False, init=False)
+    # Where the agent rests: until a moment, or until a gate is opened; once cancelled, for ever.
+    _rest: Wait | None = field(default=None, init=False)
+    _cancelled: bool = field(default=False, init=False)
 
-    def __iter__(self) -> Iterator[bytes | Wait]:
+    def __attrs_post_init__(self) -> None:
+        self._time = self._clock.now()
+        self._wording = Wording(self._store.next_number)
+
+    def __iter__(self) -> FakeTurn:
         return self
 
     def __next__(self) -> bytes | Wait:
@@ -137,59 +127,38 @@ class FakeTurn:
             if isinstance(outcome, BaseException):
                 raise outcome
             return outcome
-        if self._completed:
+        if self.completed:
             raise StopIteration
-        if self._cancelled:
-            return Wait(inf)
-        return Wait() if self._rest is None else self._rest
+        return self._rest or Wait()
 
     def begin(self, loop: Loop | None) -> None:
         """Run the agent up to its first rest; one that is asynchronous code runs in `loop`."""
         try:
-            steps = sync_or_async(self._agent(self.message))
+            self._given = self._script.begin(self.message)
         except BaseException as error:
             self._fail(error)
             if not isinstance(error, Exception):
                 raise
             return
-        if isinstance(steps, AsyncGenerator) and loop is not None:
+        if isinstance(self._given, (Awaitable, AsyncIterable)) and loop is not None:
+            from anyio import CancelScope  # noqa: PLC0415 - slow to import
+
             self._running = True
-            close_soon(loop, lambda: self._run_async(steps, loop))  # It makes a task of this.
+            scope = CancelScope()
+            self._cancel_task = partial(call_soon, loop, scope.cancel)
+            close_soon(loop, lambda: self._run_in_task(scope))  # It makes a task of this.
         else:
-            given = by_hand(steps) if isinstance(steps, AsyncGenerator) else steps
-            self._plain = self._worded(given)
             self.go_on()
 
     def go_on(self) -> None:
         """Run the agent on, up to its next rest, unless somebody else does."""
         with self._lock:
-            self._rest = None
-            if self._running or self._plain is None:
-                self._clock.changes.tell()
-                return
-            self._running = True
-            plain = self._plain
-        rests = False
-        try:
-            while not rests and not self._cancelled:
-                self._do(next(plain))
-                with (
-                    self._lock
-                ):  # Another thread may end the rest, and run the agent, from here on.
-                    rests = self._rest is not None
-                    self._running = not rests
-        except StopIteration:
-            self._complete()
-        except BaseException as error:  # A bug of the script, which the test is to see.
-            self._fail(error)
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            if not rests:
-                if self._cancelled:
-                    plain.close()
-                self._running = False
-            self._clock.changes.tell()
+            if not self._cancelled:
+                self._rest = None
+            runs, self._running = not self._running, True
+        if runs:
+            self._run_on()
+        self._clock.changes.tell()
 
     def cancel(self) -> None:
         """Stop the agent where it is; whoever reads gets what it has said, and nothing more."""
@@ -197,60 +166,84 @@ class FakeTurn:
             if self._cancelled:
                 return
             self._cancelled = True
-            self._rest = None
+            self._rest = Wait(inf)
             # Whoever runs the agent closes it.
             idle, self._running = not self._running, True
-        if idle and self._plain is not None:
-            self._plain.close()
+        if idle and self._steps is not None:
+            self._steps.close()
         if self._cancel_task is not None:
             self._cancel_task()
         self._clock.changes.tell()
 
-    @property
-    def completed(self) -> bool:
-        """Whether the agent has ended the turn, so that leaving it cancels nothing."""
-        return self._completed
-
     # --- the agent
 
-    def _worded(self, steps: Generator[AgentStep, None, None]) -> Generator[PlainStep, None, None]:
-        with closing(steps):
-            for step in steps:
-                yield from self._wording.of(step)
+    def _run_on(self) -> None:
+        steps = self._steps = self._steps or self._run()
+        cancelled = rests = False
+        try:
+            while not rests:
+                if not isinstance(steps.send(None), _Resting):
+                    way = "use the asynchronous methods of the client"
+                    steps.throw(TypeError(f"the agent awaits something: {way}"))
+                with self._lock:  # Another thread may end the rest, and run the agent, from here.
+                    rests, cancelled = self._rest is not None, self._cancelled
+                    self._running = cancelled or not rests
+        except StopIteration:
+            pass
+        except BaseException as error:  # A bug of the script, which the test is to see.
+            self._fail(error)
+            if not isinstance(error, Exception):
+                raise
+        if cancelled:
+            steps.close()
 
-    async def _run_async(self, steps: AsyncGenerator[AgentStep, None], loop: Loop) -> None:
-        """Run an agent that is asynchronous code."""
-        from anyio import CancelScope  # noqa: PLC0415 - slow to import
-
-        with CancelScope() as scope:
-            self._cancel_task = lambda: call_soon(loop, scope.cancel)
+    async def _run_in_task(self, scope: CancelScope) -> None:
+        with scope:
             try:
-                async for step in steps:
-                    for plain in self._wording.of(step):
-                        if self._cancelled:
-                            return
-                        self._do(plain)
-                        seen = self._clock.changes.count
-                        while self._rest is not None:
-                            await self._clock.changes.wait_async(Wait(seen=seen))
-                            seen = self._clock.changes.count
-                self._complete()
+                await self._run(in_task=True)
             except Exception as error:  # noqa: BLE001 - as above
                 self._fail(error)
             finally:
-                self._cancelled = self._cancelled or not self._completed
-                self._clock.changes.tell()
-                await steps.aclose()
+                if not self.completed:
+                    self.cancel()
 
-    def _complete(self) -> None:
-        with self._lock:
-            self._completed = True
+    async def _run(self, *, in_task: bool = False) -> None:
+        made = await self._given if isinstance(self._given, Awaitable) else self._given
+        if isinstance(made, AsyncIterable):
+            try:
+                async for one in made:
+                    for step in steps_of(one):
+                        await self._take(step, in_task=in_task)
+            finally:
+                if isinstance(made, AsyncGenerator):
+                    await made.aclose()
+        else:
+            with closing(steps_of(made)) as steps:
+                for step in steps:
+                    await self._take(step, in_task=in_task)
+        self._script.end()
+        self.completed = True
         self._clock.changes.tell()
 
+    async def _take(self, step: AgentStep, *, in_task: bool) -> None:
+        self._script.begin_step(step)
+        for plain in self._wording.of(step):
+            self._do(plain)
+            seen = self._clock.changes.count
+            while self._rest is not None:
+                if in_task:
+                    await self._clock.changes.wait_async(Wait(seen=seen))
+                    seen = self._clock.changes.count
+                else:
+                    await _Resting()
+        self._script.end_step()
+
     def _fail(self, error: BaseException) -> None:
+        self._script.end()
         with self._lock:
             self._output.append(error)
             self._cancelled = True
+            self._rest = Wait(inf)
             self._on_error(error)
         self._clock.changes.tell()
 
@@ -265,11 +258,14 @@ class FakeTurn:
                 case SendChunk():
                     self._chunk(step)
                 case Report(SessionStatus.COMPLETED):
-                    self._completed = True  # The agent goes on, though nobody hears it.
+                    self.completed = True  # The agent goes on, though nobody hears it.
                 case Report():
                     self._report(step)
                 case Pause(seconds):
-                    self._pause(seconds)
+                    self._time += seconds
+                    if self._time > self._clock.now():
+                        self._rest = Wait(self._time)
+                        self._clock.at(self._time, self.go_on)
                 case Gate():
                     self._rest = Wait(patience=step.patience)
                     if not step.holds(self.go_on):
@@ -278,40 +274,24 @@ class FakeTurn:
                     self._rest = Wait(inf)
         self._clock.changes.tell()
 
-    def _pause(self, seconds: float) -> None:
-        self._time += seconds
-        if self._time > self._clock.now():
-            self._rest = Wait(self._time)
-            self._clock.at(self._time, self._after_pause)
-
-    def _after_pause(self) -> None:
-        if self._rest is not None and not self._cancelled:
-            self.go_on()
-
     def _chunk(self, step: SendChunk) -> None:
         message = self.message
-        metadata: dict[str, Any] = {
-            "agent_id": message.agent_id,
-            "agent_name": message.agent_name,
-            **step.metadata,
+        agent = {"agent_id": message.agent_id, "agent_name": message.agent_name}
+        metadata = {k: v for k, v in {**agent, **step.metadata}.items() if v is not None}
+        data: JSONObject = {
+            "correlation_id": message.correlation_id,
+            "event_id": step.event_id,
+            "seq": step.seq,
+            "patches": step.patches,
+            "metadata": metadata,
+            "timestamp": self._time,
         }
-        chunk = ChunkEvent(
-            message.correlation_id,
-            step.event_id,
-            step.seq,
-            tuple(map(_operation, step.patches)),
-            {key: value for key, value in metadata.items() if value is not None},
-            self._time,
+        patches = tuple(
+            JSONPatchOperation(one["op"], one["path"], one.get("value"), one.get("from"))
+            for one in step.patches
         )
-        if self._drafts.add(chunk):
-            data = {
-                "correlation_id": chunk.correlation_id,
-                "event_id": chunk.event_id,
-                "seq": chunk.seq,
-                "patches": step.patches,
-                "metadata": chunk.metadata,
-                "timestamp": chunk.timestamp,
-            }
+        members: JSONObject = {**data, "patches": patches}
+        if self._drafts.add(ChunkEvent(**members)):
             self._send(f"event: chunk\ndata: {json.dumps(data)}\n\n")
 
     def _report(self, step: Report) -> None:
@@ -338,11 +318,11 @@ class FakeTurn:
         self._send(f"event: status\nid: {event['id']}\ndata: {json.dumps(event)}\n\n")
 
     def _send(self, event: str) -> None:
-        if not self._completed:
+        if not self.completed:
             self._output.append(event.encode())
 
     def _keep(self, type: EventType, data: JSONObject | None, metadata: Any = None) -> None:
-        if not self._completed:
+        if not self.completed:
             self._store.create_event(
                 self.message.session_id,
                 correlation_id=self.message.correlation_id,
@@ -352,7 +332,3 @@ class FakeTurn:
                 metadata=metadata,
                 at=self._time,
             )
-
-
-def _operation(patch: Mapping[str, Any]) -> JSONPatchOperation:
-    return JSONPatchOperation(patch["op"], patch["path"], patch.get("value"), patch.get("from"))

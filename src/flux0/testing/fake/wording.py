@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -42,15 +42,11 @@ class Wording:
     def of(self, step: AgentStep) -> Iterator[PlainStep]:
         """Return what `step` comes to."""
         match step:
-            case Say(text, pieces, pause):
-                yield from self._message(map(_appended, cut(text, pieces)), pause=pause)
-            case Reason(text, pieces, pause):
-                chunks = map(_appended, cut(text, pieces))
-                yield from self._message(chunks, pause=pause, metadata={"kind": REASONING})
-            case CallTool():
-                yield from self._message(_call_chunks(step, self._new_call_id(step), 0))
-            case GiveResult():
-                yield from self._message([self._result(step)])
+            case Say() | Reason() | CallTool() | GiveResult():
+                event_id = f"m{self._next_number('message'):09}"
+                metadata = {"kind": REASONING} if isinstance(step, Reason) else {}
+                yield from self._chunks(step, event_id, metadata)
+                yield Report(SessionStatus.READY, event_id=event_id)
             case Fail(data):
                 yield Report(SessionStatus.ERROR, data)
             case LangChain():
@@ -58,19 +54,46 @@ class Wording:
             case _:
                 yield step
 
-    def _message(
+    def _langchain(self, run: LangChain) -> Iterator[PlainStep]:
+        """As flux0_stream.frameworks.langchain (flux0-stream 0.1.0b2) does."""
+        run_id = str(UUID(int=self._next_number("run"), version=4))
+
+        def status(name: SessionStatus) -> Report:
+            return Report(name, {}, event_id=run_id, acknowledged_offset=0)
+
+        if not any(isinstance(step, GiveResult) for step in run.steps):
+            yield status(SessionStatus.PROCESSING)
+        is_typing, calls = False, 0
+        for step in run.steps:
+            if isinstance(step, Say) and not is_typing:
+                yield status(SessionStatus.TYPING)
+                is_typing = True
+            for part in self._chunks(step, run_id, {}, call=calls):
+                # The adapter counts nothing.
+                yield SendChunk(run_id, part.patches) if isinstance(part, SendChunk) else part
+            calls += isinstance(step, CallTool)
+        yield status(SessionStatus.READY)
+
+    def _chunks(
         self,
-        chunks: Iterable[_Patches],
+        step: Say | Reason | CallTool | GiveResult,
+        event_id: str,
+        metadata: Mapping[str, Any],
         *,
-        pause: float = 0.0,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> Iterator[PlainStep]:
-        event_id = f"m{self._next_number('message'):09}"
-        for seq, patches in enumerate(chunks):
+        call: int | None = None,
+    ) -> Iterator[SendChunk | Pause]:
+        match step:
+            case CallTool():
+                patches, pause = _call_patches(step, self._new_call_id(step), call), 0.0
+            case GiveResult():
+                patches, pause = iter([self._result(step)]), 0.0
+            case _:
+                patches = ([_added("/-", piece)] for piece in cut(step.text, step.pieces))
+                pause = step.pause
+        for seq, each in enumerate(patches):
             if seq and pause:
                 yield Pause(pause)
-            yield SendChunk(event_id, patches, seq, metadata or {})
-        yield Report(SessionStatus.READY, event_id=event_id)
+            yield SendChunk(event_id, each, seq, metadata)
 
     def _new_call_id(self, call: CallTool) -> str:
         own = f"call-{self._next_number('call')}" if call.id is None else call.id
@@ -86,38 +109,7 @@ class Wording:
             "args": call.args,
             "data": {"result": step.result},
         }
-        return [
-            {"op": "add", "path": "/tool_call_results", "value": []},
-            {"op": "add", "path": "/tool_call_results/-", "value": item},
-        ]
-
-    def _langchain(self, run: LangChain) -> Iterator[PlainStep]:
-        """As flux0_stream.frameworks.langchain (flux0-stream 0.1.0b2) does."""
-        run_id = str(UUID(int=self._next_number("run"), version=4))
-
-        def status(name: SessionStatus) -> Report:
-            return Report(name, {}, event_id=run_id, acknowledged_offset=0)
-
-        is_model = not any(isinstance(step, GiveResult) for step in run.steps)
-        if is_model:
-            yield status(SessionStatus.PROCESSING)
-        is_typing, calls = False, 0
-        for step in run.steps:
-            if isinstance(step, Say):
-                chunks: Iterable[_Patches] = map(_appended, cut(step.text, step.pieces))
-                if not is_typing:
-                    yield status(SessionStatus.TYPING)
-                is_typing = True
-            elif isinstance(step, CallTool):
-                chunks = _call_chunks(step, self._new_call_id(step), calls, name_apart=True)
-                calls += 1
-            else:
-                chunks = [self._result(step)]
-            for number, patches in enumerate(chunks):
-                if number and isinstance(step, Say) and step.pause:
-                    yield Pause(step.pause)
-                yield SendChunk(run_id, patches)
-        yield status(SessionStatus.READY)
+        return [_added("/tool_call_results", []), _added("/tool_call_results/-", item)]
 
 
 def cut(text: str, pieces: int) -> Iterator[str]:
@@ -126,20 +118,21 @@ def cut(text: str, pieces: int) -> Iterator[str]:
     return (text[start:end] for start, end in pairwise(marks))
 
 
-def _appended(piece: str) -> _Patches:
-    return [{"op": "add", "path": "/-", "value": piece}]
+def _added(path: str, value: Any) -> dict[str, Any]:
+    return {"op": "add", "path": path, "value": value}
 
 
-def _call_chunks(
-    call: CallTool, id: str, index: int, *, name_apart: bool = False
-) -> Iterator[_Patches]:
-    """Return the call, whose arguments come as pieces of JSON text, as from a language model."""
-    path = f"/tool_calls/{index}"
-    name = "" if name_apart else call.name
+def _call_patches(call: CallTool, id: str, index: int | None) -> Iterator[_Patches]:
+    """Return the call, whose arguments come as pieces of JSON text, as from a language model.
+
+    The langchain adapter numbers the calls of a message, and sends their names apart.
+    """
+    path = f"/tool_calls/{index or 0}"
+    name = call.name if index is None else ""
     value: dict[str, Any] = {"type": "tool_call", "tool_call_id": id, "tool_name": name, "args": []}
-    first: _Patches = [{"op": "add", "path": path, "value": value}]
-    if name_apart:
+    first: _Patches = [_added(path, value)]
+    if index is not None:
         first.append({"op": "replace", "path": f"{path}/tool_name", "value": call.name})
     yield first
     for piece in cut(json.dumps(call.args), 2):
-        yield [{"op": "add", "path": f"{path}/args/-", "value": piece}]
+        yield [_added(f"{path}/args/-", piece)]
