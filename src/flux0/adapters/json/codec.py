@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from json.decoder import JSONDecoder
 from typing import Any, TypeVar, cast
 
-import attrs
 from cattrs import transform_error
 
 from flux0.adapters.json.plain import plain
@@ -15,7 +14,6 @@ from flux0.adapters.json.structuring import converter, is_model, structure_hook
 from flux0.domain.errors import DecodeError, InvalidArgument
 from flux0.domain.stream_events import (
     ChunkEvent,
-    JSONPatchOperation,
     StatusEvent,
     StreamEvent,
     UnknownEvent,
@@ -52,8 +50,7 @@ class JsonCodec:
                 data = _load(text)
         except (ValueError, RecursionError):
             data = _load(text)
-        chunk = _chunk(data) if name == ChunkEvent.event else None
-        return chunk or cast("StreamEvent", self._structure(_EVENTS[name], data, text))
+        return cast("StreamEvent", self._structure(_EVENTS[name], data, text))
 
     def encode(self, value: Any) -> bytes:
         """Return a model or plain JSON as the server reads it, in ASCII."""
@@ -100,72 +97,11 @@ class JsonCodec:
 _EVENTS: dict[str, Any] = {kind.event: kind for kind in (ChunkEvent, StatusEvent)}
 
 
-def _slots(kind: Any) -> Iterator[Callable[[Any, Any], None]]:
-    """Return what sets each field. A frozen class's own `__init__` takes twice as long."""
-    return (getattr(kind, field.name).__set__ for field in attrs.fields(kind))
-
-
-_new = object.__new__
-_set_op, _set_path, _set_value, _set_from = _slots(JSONPatchOperation)
-(
-    _set_correlation_id,
-    _set_event_id,
-    _set_seq,
-    _set_patches,
-    _set_metadata,
-    _set_timestamp,
-) = _slots(ChunkEvent)
-
-
 def _load(text: str | bytes) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"not JSON ({error})", body=_excerpt(text)) from error
-
-
-def _chunk(data: Any) -> ChunkEvent | None:
-    """Return the chunk of a piece of text, as nearly every one is; None for any other JSON.
-
-    The long way gives the same, and tells what is wrong.
-    """
-    try:
-        correlation_id, event_id = data["correlation_id"], data["event_id"]
-        seq, metadata, timestamp = data["seq"], data["metadata"], data["timestamp"]
-        (patch,) = data["patches"]
-        op, path, value = patch["op"], patch["path"], patch["value"]
-        if (
-            type(correlation_id) is str
-            and type(event_id) is str
-            and type(op) is str
-            and type(path) is str
-            and type(value) is str
-            and type(seq) is int
-            and type(timestamp) is float
-            and type(data["patches"]) is list
-            and type(metadata) is dict
-            and "from" not in patch
-        ):
-            known: dict[str, Any] = metadata  # pyright: ignore[reportUnknownVariableType]
-            for item in known.values():
-                if type(item) is not str:
-                    return None
-            operation = _new(JSONPatchOperation)
-            _set_op(operation, op)
-            _set_path(operation, path)
-            _set_value(operation, value)
-            _set_from(operation, None)
-            chunk = _new(ChunkEvent)
-            _set_correlation_id(chunk, correlation_id)
-            _set_event_id(chunk, event_id)
-            _set_seq(chunk, seq)
-            _set_patches(chunk, (operation,))
-            _set_metadata(chunk, known)
-            _set_timestamp(chunk, timestamp)
-            return chunk
-    except (KeyError, TypeError, ValueError):
-        pass
-    return None
 
 
 def _in_words(error: BaseException, _: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cache, partial
 from typing import Any, cast, get_args, get_origin
@@ -12,6 +12,7 @@ import attrs
 from cattrs import Converter, gen
 from cattrs.gen import make_dict_structure_fn, override
 
+from flux0.adapters.json.reading import Hook, is_plain, reader
 from flux0.domain.enums import EventSource, EventType, OpenEnum, SessionStatus
 from flux0.domain.messages.json_patch import MAX_DEPTH, measure
 from flux0.domain.models import (
@@ -32,8 +33,6 @@ from flux0.domain.stream_events import (
     StreamEvent,
     UnknownEvent,
 )
-
-Hook = Callable[[Any, Any], Any]
 
 # The models that `type` names in some JSON, by the union of them.
 _BY_TYPE: dict[Any, dict[str, Any]] = {
@@ -90,7 +89,7 @@ def is_model(kind: Any) -> bool:
     if kind == StreamEvent or kind in (MessagePart, EventData):
         return True
     own = isinstance(kind, type) and kind.__module__.partition(".")[0] == "flux0"
-    return own and attrs.has(kind) and kind is not Listing
+    return own and is_plain(kind) and kind is not Listing
 
 
 def _exactly(kind: type, expected: str) -> Hook:
@@ -227,13 +226,12 @@ def _tuple(made: Converter, kind: Any) -> Hook:
 
 
 def _model(made: Converter, kind: Any) -> Hook:
-    explaining = made.detailed_validation
+    if not made.detailed_validation:
+        return reader(kind, made.get_structure_hook)
     renamed: Any = {"from_": override(rename="from")} if kind is JSONPatchOperation else {}
     generated: Hook = make_dict_structure_fn(
-        kind, made, _cattrs_detailed_validation=explaining, **renamed
+        kind, made, _cattrs_detailed_validation=True, **renamed
     )
-    if not explaining and any(field.default is attrs.NOTHING for field in attrs.fields(kind)):
-        return generated  # It fails where a field is looked up in what is no dict.
 
     def structure(value: Any, _: Any) -> Any:
         if type(value) is not dict:
