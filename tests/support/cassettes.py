@@ -13,7 +13,6 @@ from flux0.testing.cassettes.cassette import (
     WHOLE,
     CassetteFile,
     Content,
-    Piece,
     RecordedEnd,
     RecordedExchange,
     RecordedRequest,
@@ -26,9 +25,9 @@ from support.transports import Mode
 ONCE = RetryConfig(strategy="none")
 
 
-def piece(after: float, data: bytes, *, as_json: bool = False) -> Piece:
+def piece(after: float, data: bytes, *, as_json: bool = False) -> Content:
     """Return a piece of a body."""
-    return Piece(after=after, **kept(data, as_json=as_json))
+    return kept(data, as_json=as_json, after=after)
 
 
 LIST_AGENTS = RecordedExchange(
@@ -47,12 +46,15 @@ def asking(
     path: str, body: bytes | None = None, *, method: str = "POST", query: str = ""
 ) -> RecordedExchange:
     """Return an exchange with this request."""
-    content = None if body is None else Content(**kept(body, as_json=True, exact=False))
+    content = None if body is None else kept(body, as_json=True, exact=False)
     return evolve(LIST_AGENTS, request=RecordedRequest(method, path, {}, query, content))
 
 
 def written(path: Path, *exchanges: RecordedExchange) -> Path:
     """Write a cassette, and return its path."""
+    path.write_text('{"flux0_cassette": 1, "exchanges": []}')
+    if exchanges:
+        path.unlink()
     file = CassetteFile(path)
     for exchange in exchanges:
         file.append(exchange)

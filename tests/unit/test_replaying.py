@@ -56,8 +56,7 @@ from flux0.testing.cassettes.cassette import (
     RecordedExchange,
     read_cassette,
 )
-from flux0.testing.cassettes.modes import CassetteMode
-from flux0.testing.cassettes.replaying import Matching
+from flux0.testing.cassettes.replaying import CassetteMode, Matching
 from flux0.testing.fake.body import OpenBody
 from support.cassettes import LIST_AGENTS, ONCE, asking, piece, record, talk, written
 from support.fake_over_http import FakeOverHTTP

@@ -1,9 +1,8 @@
 """For tests of code that uses flux0; nothing here is loaded by `import flux0`."""
 
 from flux0.testing.cassettes.cassette import CassetteError
-from flux0.testing.cassettes.modes import CassetteMode, cassette
 from flux0.testing.cassettes.recording import RecordingTransport
-from flux0.testing.cassettes.replaying import ReplayTransport
+from flux0.testing.cassettes.replaying import CassetteMode, ReplayTransport, cassette
 from flux0.testing.fake.agents import Reply, UserMessage
 from flux0.testing.fake.calls import Call, CallAnswer, ExpectedCall
 from flux0.testing.fake.clock import ClockStandsStill, FakeClock

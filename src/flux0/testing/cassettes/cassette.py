@@ -11,25 +11,14 @@ import os
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from inspect import isclass
 from pathlib import Path
 from typing import Any, Final
 
 from attrs import field, fields, frozen
 
-from flux0.domain.errors import (
-    ConnectError,
-    ConnectionInterrupted,
-    ConnectTimeout,
-    DecodeError,
-    Flux0Error,
-    PoolTimeout,
-    ProtocolError,
-    ReadTimeout,
-    TLSError,
-    TransportError,
-    TransportTimeout,
-    WriteTimeout,
-)
+from flux0.domain import errors
+from flux0.domain.errors import DecodeError, Flux0Error, TransportError
 
 VERSION: Final = 1
 
@@ -38,19 +27,9 @@ VERSION: Final = 1
 WHOLE: Final = "whole"
 CLOSED: Final = "closed"
 ERRORS: Final[Mapping[str, type[TransportError]]] = {
-    error.__name__: error
-    for error in (
-        ConnectError,
-        ConnectionInterrupted,
-        ConnectTimeout,
-        PoolTimeout,
-        ProtocolError,
-        ReadTimeout,
-        TLSError,
-        TransportError,
-        TransportTimeout,
-        WriteTimeout,
-    )
+    name: kind
+    for name, kind in vars(errors).items()
+    if isclass(kind) and issubclass(kind, TransportError)
 }
 _ABSENT: Final = object()  # JSON has a null of its own.
 
@@ -61,11 +40,15 @@ class CassetteError(Flux0Error):
 
 @frozen(kw_only=True)
 class Content:
-    """Bytes as a cassette keeps them: as JSON, as text, or in base64. `data` are the bytes."""
+    """Bytes as a cassette keeps them: as JSON, as text, or in base64. `data` are the bytes.
+
+    A piece of a response's body came `after` its head.
+    """
 
     json: Any = _ABSENT
     text: str | None = None
     base64: str | None = None
+    after: float = 0.0
     data: bytes = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -80,15 +63,8 @@ class Content:
         object.__setattr__(self, "data", data)
 
 
-@frozen(kw_only=True)
-class Piece(Content):
-    """One piece of a body; it came `after` the head of the response."""
-
-    after: float
-
-
-def kept(data: bytes, *, as_json: bool, exact: bool = True) -> dict[str, Any]:
-    """Return how a `Content` keeps `data`, as its arguments.
+def kept(data: bytes, *, as_json: bool, exact: bool = True, after: float = 0.0) -> Content:
+    """Return `data` as a cassette keeps it.
 
     JSON is kept as JSON if `as_json`; and if `exact`, only where the very same bytes are made of it
     again.
@@ -96,17 +72,17 @@ def kept(data: bytes, *, as_json: bool, exact: bool = True) -> dict[str, Any]:
     if as_json:
         try:
             value = json.loads(data)
-            spelled = _compact(value).encode()
+            content = Content(json=value, after=after)
             json.dumps([[[[[[value]]]]]], indent=2)  # As deep as in the file.
         except (ValueError, RecursionError):  # Half a surrogate and NaN are among the reasons.
             pass
         else:
-            if spelled == data or not exact:
-                return {"json": value}
+            if content.data == data or not exact:
+                return content
     try:
-        return {"text": data.decode()}
+        return Content(text=data.decode(), after=after)
     except UnicodeDecodeError:
-        return {"base64": b64encode(data).decode()}
+        return Content(base64=b64encode(data).decode(), after=after)
 
 
 @frozen
@@ -127,7 +103,7 @@ class RecordedResponse:
     after: float
     status_code: int
     headers: Mapping[str, str]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Content, ...]
 
 
 @frozen
@@ -149,8 +125,8 @@ class RecordedEnd:
 class RecordedExchange:
     """A request and what came of it; `response` is None where no head of one came.
 
-    `number` counts the requests in the order in which they were sent. A file has the exchanges in
-    the order in which they ended; of two with one number the later counts.
+    `number` counts the requests in the order in which they were sent; in a file they are in the
+    order in which they ended.
     """
 
     request: RecordedRequest
@@ -203,28 +179,47 @@ _TAIL = b"\n  ]\n}\n"
 class CassetteFile:
     """A file to which exchanges are appended, and which is a whole cassette after each of them.
 
+    One that exists stays while `NAME.new` is written next to it.
+
     Args:
-        path: the file. One that exists is replaced.
+        path: the file. Folders that are missing are made.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path: Path = path
-        path.write_bytes(_HEAD + _TAIL)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._written: Path | None = None
         self._separator = b"\n"
+        self._failed = False
 
     def append(self, exchange: RecordedExchange) -> None:
         """Write one more exchange. The cost is that of the exchange, however long the file is."""
+        if self._written is None:
+            beside = self._path.with_name(f"{self._path.name}.new")
+            self._written = beside if self._path.exists() else self._path
+            self._written.write_bytes(_HEAD + _TAIL)
         text = json.dumps(exchange, default=_members, ensure_ascii=False, indent=2)
         indented = f"    {text}".replace("\n", "\n    ").encode()
-        with self.path.open("r+b") as file:
+        with self._written.open("r+b") as file:
             file.seek(-len(_TAIL), os.SEEK_END)
             file.write(self._separator + indented + _TAIL)
         self._separator = b",\n"
+        self._failed = self._failed or exchange.failed
 
-    def move_to(self, path: Path) -> None:
-        """Take the place of the file at `path`; more may be appended there."""
-        os.replace(self.path, path)
-        self.path = path
+    def finish(self) -> str | None:
+        """Take the place of the file that was there; more may be appended.
+
+        Return why that one stays, if an exchange has failed.
+        """
+        if self._written is None or self._written == self._path:
+            return None
+        if self._failed:
+            return (
+                f"{self._path} stays as it was, since something failed while it was recorded anew; "
+                f"see {self._written}. To record failures, delete {self._path} before."
+            )
+        self._written = self._written.replace(self._path)
+        return None
 
 
 def _members(value: Any) -> dict[str, Any]:
@@ -261,5 +256,4 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
         ) from None
     except DecodeError as error:
         raise CassetteError(f"{path} is not a cassette, or it is broken: {error}") from error
-    latest = {one.number or -index: one for index, one in enumerate(cassette.exchanges)}
-    return tuple(sorted(latest.values(), key=lambda exchange: exchange.number))
+    return tuple(sorted(cassette.exchanges, key=lambda exchange: exchange.number))

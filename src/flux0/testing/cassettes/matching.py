@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import parse_qs
 
 from attrs import define
@@ -55,15 +55,13 @@ class Matcher:
     ) -> None:
         self._path = path
         self._tracks = tracks
-        self._strict = strict
         self._match = match
-        self._next = 0
         self._alike: dict[str, list[Track]] = {}
-        self._left: dict[str, deque[Track]] = {}
-        if not strict:
-            for track in tracks:
-                self._alike.setdefault(self._key(track.exchange.request), []).append(track)
-            self._left = {key: deque(alike) for key, alike in self._alike.items()}
+        for track in tracks:
+            self._alike.setdefault(self._key(track.exchange.request), []).append(track)
+        self._left = {key: iter(alike) for key, alike in self._alike.items()}
+        self._find = self._next_track if strict else self._any_track
+        self._next = 0
 
     def find(self, request: RecordedRequest) -> Track:
         """Return the track for a request, and count it as played.
@@ -71,13 +69,13 @@ class Matcher:
         Raises:
             AssertionError: there is none; says what is different.
         """
-        track = self._next_track(request) if self._strict else self._any_track(request)
+        track = self._find(request, self._key(request))
         track.played = True
         return track
 
-    def _next_track(self, request: RecordedRequest) -> Track:
+    def _next_track(self, request: RecordedRequest, key: str) -> Track:
         following = self._tracks[self._next] if self._next < len(self._tracks) else None
-        if following and self._key(following.exchange.request) == self._key(request):
+        if following is not None and self._key(following.exchange.request) == key:
             self._next += 1
             return following
         lines = [f"{_call(request)} is not what comes next in {self._path}"]
@@ -88,29 +86,24 @@ class Matcher:
         nearest = self._nearest(request)
         raise self._refusal(lines, request, None if nearest is following else nearest)
 
-    def _any_track(self, request: RecordedRequest) -> Track:
-        key = self._key(request)
+    def _any_track(self, request: RecordedRequest, key: str) -> Track:
         alike = self._alike.get(key, [])
-        if len(alike) == 1:
-            return alike[0]
-        if alike and self._left[key]:
-            return self._left[key].popleft()
-        if alike:
-            numbers = ", ".join(str(track.number) for track in alike)
-            lines = [
-                f"{_call(request)} was made more often than {self._path} has it",
-                f"exchanges {numbers} were played",
-            ]
-            raise self._refusal(lines, request, None)
-        lines = [f"{_call(request)} is not in {self._path}"]
-        raise self._refusal(lines, request, self._nearest(request))
+        track = alike[0] if len(alike) == 1 else next(self._left.get(key, iter(())), None)
+        if track is not None:
+            return track
+        if not alike:
+            lines = [f"{_call(request)} is not in {self._path}"]
+            raise self._refusal(lines, request, self._nearest(request))
+        numbers = ", ".join(str(track.number) for track in alike)
+        lines = [
+            f"{_call(request)} was made more often than {self._path} has it",
+            f"exchanges {numbers} were played",
+        ]
+        raise self._refusal(lines, request, None)
 
     def _key(self, request: RecordedRequest) -> str:
         """Return a text that requests share which match each other."""
-        if self._match is not None:
-            return _spelled(self._match(_call(request)))
-        query = parse_qs(request.query, keep_blank_values=True)
-        return _spelled([request.method, request.path, query, _decoded(request)])
+        return _spelled(_members(request) if self._match is None else self._match(_call(request)))
 
     def _nearest(self, request: RecordedRequest) -> Track | None:
         call = _call(request)
@@ -119,7 +112,7 @@ class Matcher:
             other = _call(track.exchange.request)
             texts = (str(other)[:_LONGEST_COMPARED], str(call)[:_LONGEST_COMPARED])
             alike = SequenceMatcher(None, *texts).ratio()
-            differences = len(list(_differences(track, request)))
+            differences = len(_differences(track, request))
             return other.operation == call.operation, -differences, alike, not track.played
 
         return max(self._tracks, key=likeness, default=None)
@@ -130,12 +123,11 @@ class Matcher:
         if not self._tracks:
             lines.append("it has no exchange")
         if nearest is not None:
-            differences = list(_differences(nearest, request))
-            if not differences and nearest.played:
-                differences = ["  no difference, but it was played"]
-            elif not differences:
-                differences = ['  no difference but its turn: matching="loose" takes any order']
-            lines += (f"nearest: {nearest}", *differences)
+            lines.append(f"nearest: {nearest}")
+            turn = 'no difference but its turn: matching="loose" takes any order'
+            lines += _differences(nearest, request) or [
+                f"  {'no difference, but it was played' if nearest.played else turn}"
+            ]
         lines.append(
             "The program or the cassette has changed. If the cassette is stale, record it anew "
             f"{how_to_record(self._path)}."
@@ -143,14 +135,16 @@ class Matcher:
         return AssertionError("\n".join(lines))
 
 
-def _decoded(request: RecordedRequest) -> object:
-    """Return the JSON of a request's body, or its bytes if they are not JSON."""
-    if request.body is None:
-        return _NOTHING
-    try:
-        return json.loads(request.body.data)
-    except (ValueError, RecursionError):
-        return request.body.data
+def _members(request: RecordedRequest) -> dict[str, Any]:
+    """Return what has to be equal, by its names for people."""
+    members: dict[str, Any] = {"method": request.method, "path": request.path}
+    for name, values in parse_qs(request.query, keep_blank_values=True).items():
+        members[f"query {name}"] = values if len(values) > 1 else values[0]
+    if request.body is not None:
+        members["body"] = request.body.data
+        with suppress(ValueError, RecursionError):
+            members["body"] = json.loads(request.body.data)
+    return members
 
 
 def _spelled(value: object) -> str:
@@ -165,31 +159,18 @@ def _call(request: RecordedRequest) -> Call:
     return call_of(Request(request.method, url, headers, body))
 
 
-def _differences(track: Track, request: RecordedRequest) -> Iterator[str]:
-    """Iterate over what keeps `request` from matching, one indented line each."""
-    recorded = track.exchange.request
-    yield from _by_name(
-        {"method": recorded.method, "path": recorded.path},
-        {"method": request.method, "path": request.path},
-    )
-    yield from _by_name(_query(recorded), _query(request), "query ")
-    bodies = (_decoded(recorded), _decoded(request))
-    if all(isinstance(body, dict) for body in bodies):
-        yield from _by_name(*cast("tuple[dict[str, Any], dict[str, Any]]", bodies), "body ")
-    else:
-        yield from _by_name({"body": bodies[0]}, {"body": bodies[1]})
-
-
-def _query(request: RecordedRequest) -> dict[str, Any]:
-    query = parse_qs(request.query, keep_blank_values=True)
-    return {name: values[0] if len(values) == 1 else values for name, values in query.items()}
-
-
-def _by_name(
-    recorded: Mapping[str, Any], given: Mapping[str, Any], prefix: str = ""
-) -> Iterator[str]:
+def _differences(track: Track, request: RecordedRequest) -> list[str]:
+    """Return what keeps `request` from matching, one indented line each."""
+    recorded, given = _members(track.exchange.request), _members(request)
+    bodies = recorded.get("body"), given.get("body")
+    if isinstance(bodies[0], dict) and isinstance(bodies[1], dict):
+        for members in (recorded, given):
+            body: dict[str, Any] = members.pop("body")
+            members |= {f"body {name}": value for name, value in body.items()}
+    lines: list[str] = []
     for name in {**recorded, **given}:
         values = (recorded.get(name, _NOTHING), given.get(name, _NOTHING))
         if _spelled(values[0]) != _spelled(values[1]):
             before, now = ("nothing" if value is _NOTHING else repr(value) for value in values)
-            yield f"  {prefix}{name}: recorded {before}, got {now}"
+            lines.append(f"  {name}: recorded {before}, got {now}")
+    return lines

@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from os import PathLike
 from pathlib import Path
 from threading import RLock
-from types import MethodType
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from attrs import define, evolve, field
 
@@ -37,27 +36,6 @@ from flux0.testing.cassettes.cassette import (
 from flux0.testing.cassettes.scrubbing import Scrub, recorded_pieces, recorded_request
 
 _DIGITS = 6  # Of a second: a microsecond is less than what any exchange takes.
-
-
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-class _Available:
-    """A method that is there only where the other transport has one of its name."""
-
-    def __init__(self, method: Callable[..., Any]) -> None:
-        self._method = method
-
-    def __get__(self, recording: RecordingTransport | None, owner: type) -> Any:
-        if recording is None:
-            return self._method
-        # Its AttributeError is the answer to the hasattr by which a client decides.
-        getattr(recording.transport, self._method.__name__)
-        return MethodType(self._method, recording)
-
-
-def _if_available(method: Method) -> Method:
-    return cast("Method", _Available(method))
 
 
 class RecordingTransport:
@@ -93,27 +71,31 @@ class RecordingTransport:
         scrub: Scrub | None = None,
     ) -> None:
         self.transport: Any = transport.for_client() if isinstance(transport, Shared) else transport
-        self._path = Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = CassetteFile(Path(path))
         self._scrub = scrub
         given = getattr(transport, "time", None)
         self._time = given if isinstance(given, Time) else None
         self._clock = time.monotonic if self._time is None else self._time.monotonic
         self._lock = RLock()
-        self._file: CassetteFile | None = None
         self._sent = 0
         self._open: list[_Tape] = []
-        self._failed = False
 
-    @_if_available
+    @property
+    def serves_sync(self) -> bool:
+        """Whether the other transport sends synchronous requests."""
+        return hasattr(self.transport, "send") and getattr(self.transport, "serves_sync", True)
+
+    @property
+    def serves_async(self) -> bool:
+        """Whether the other transport sends asynchronous requests."""
+        available = hasattr(self.transport, "send_async")
+        return available and getattr(self.transport, "serves_async", True)
+
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` over the other transport; see `Transport.send`."""
         tape = self._begin(request)
-        try:
+        with tape:
             response: Response[ByteStream] = self.transport.send(request)
-        except BaseException as error:
-            tape.fail(error)
-            raise
         tape.answer(response)
         return evolve(response, body=_Body(response.body, tape))
 
@@ -124,15 +106,11 @@ class RecordingTransport:
         finally:
             self._finish()
 
-    @_if_available
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Send `request` over the other transport; see `AsyncTransport.send_async`."""
         tape = self._begin(request)
-        try:
+        with tape:
             response: Response[AsyncByteStream] = await self.transport.send_async(request)
-        except BaseException as error:
-            tape.fail(error)
-            raise
         tape.answer(response)
         return evolve(response, body=_AsyncBody(response.body, tape))
 
@@ -153,90 +131,72 @@ class RecordingTransport:
     def _begin(self, request: Request) -> _Tape:
         with self._lock:
             self._sent += 1
-            tape = _Tape(request, self._sent, self._clock, self._lock, self._ended)
+            tape = _Tape(request, self._sent, self._clock, self._end)
             self._open.append(tape)
         return tape
 
-    def _ended(self, tape: _Tape) -> None:
-        self._open.remove(tape)
-        self._write(tape)
-
-    def _write(self, tape: _Tape) -> None:
-        exchange = tape.exchange(self._scrub)
-        if self._file is None:
-            is_new = not self._path.exists()
-            self._file = CassetteFile(self._path if is_new else _beside(self._path))
-        self._file.append(exchange)
-        self._failed = self._failed or exchange.failed
+    def _end(self, tape: _Tape, how: str) -> None:
+        with self._lock:  # Two threads may end it at once.
+            if tape in self._open:
+                self._open.remove(tape)
+                self._file.append(tape.finish(how, self._scrub))
 
     def _finish(self) -> None:
         with self._lock:
-            for tape in self._open:  # It is written again if it goes on.
-                self._write(tape)
-            if self._file is None or self._file.path == self._path:
-                return
-            if not self._failed:
-                self._file.move_to(self._path)
-                return
-        warnings.warn(
-            f"{self._path} stays as it was, since something failed while it was recorded anew; see "
-            f"{_beside(self._path)}. To record failures, delete {self._path} before.",
-            stacklevel=3,
-        )
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.new")
+            for tape in tuple(self._open):
+                self._end(tape, CLOSED)
+            problem = self._file.finish()
+        if problem:
+            warnings.warn(problem, stacklevel=3)
 
 
 @define(eq=False)
 class _Tape:
-    """One exchange while it goes on; `on_end` is called once it has ended, with the lock held."""
+    """One exchange while it goes on; as a context manager, it ends by what is raised in it."""
 
     _request: Request
     _number: int
     _clock: Callable[[], float]
-    _lock: RLock
-    _on_end: Callable[[_Tape], None]
+    _on_end: Callable[[_Tape, str], None]
     _began: float = field(init=False)
     _response: RecordedResponse | None = None
     _pieces: list[tuple[float, bytes]] = field(factory=list[tuple[float, bytes]])
-    _end: RecordedEnd | None = None
 
     def __attrs_post_init__(self) -> None:
         self._began = self._clock()
+
+    def __enter__(self) -> None:
+        """Begin what may fail."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, (StopIteration, StopAsyncIteration)):
+            self.end(WHOLE)
+        elif isinstance(error, TransportError):
+            kinds = (kind.__name__ for kind in type(error).__mro__)
+            self.end(next(kind for kind in kinds if kind in ERRORS))
+        elif error is not None:  # Not a transport's own, such as a cancellation.
+            self.end(CLOSED)
 
     def answer(self, response: Response[Any]) -> None:
         headers = response.headers.redacted()
         self._response = RecordedResponse(self._elapsed(), response.status_code, headers, ())
         self._began = self._clock()
 
-    def add(self, data: bytes) -> None:
+    def add(self, data: bytes) -> bytes:
         self._pieces.append((self._elapsed(), data))
-
-    def fail(self, error: BaseException) -> None:
-        """End by an error; one that is not a transport's own is a cancellation."""
-        if isinstance(error, TransportError):
-            kinds = (kind.__name__ for kind in type(error).__mro__)
-            self.end(next(kind for kind in kinds if kind in ERRORS))
-        else:
-            self.end(CLOSED)
+        return data
 
     def end(self, how: str) -> None:
         """End, unless this has ended: closing a body that was read whole does not leave it."""
-        with self._lock:  # Two threads may end it at once.
-            if self._end is None:
-                self._end = RecordedEnd(how, self._elapsed())
-                self._on_end(self)
-                self._pieces.clear()
+        self._on_end(self, how)
 
-    def exchange(self, scrub: Scrub | None) -> RecordedExchange:
-        """Return what has come of the request so far."""
-        response, end = self._response, self._end or RecordedEnd(CLOSED, self._elapsed())
+    def finish(self, how: str, scrub: Scrub | None) -> RecordedExchange:
+        """Return what has come of the request, and forget it."""
+        response, pieces, self._pieces = self._response, self._pieces, []
         if response is not None:
-            as_json = is_json(response.headers) and end.how == WHOLE
-            pieces = recorded_pieces(self._pieces, scrub, as_json=as_json)
-            response = evolve(response, pieces=pieces)
+            as_json = is_json(response.headers) and how == WHOLE
+            response = evolve(response, pieces=recorded_pieces(pieces, scrub, as_json=as_json))
+        end = RecordedEnd(how, self._elapsed())
         request = recorded_request(self._request, scrub)
         return RecordedExchange(request, end, response, self._number)
 
@@ -256,16 +216,8 @@ class _Body:
         return self
 
     def __next__(self) -> bytes:
-        try:
-            piece = next(self._pieces)
-        except StopIteration:
-            self._tape.end(WHOLE)
-            raise
-        except TransportError as error:
-            self._tape.fail(error)
-            raise
-        self._tape.add(piece)
-        return piece
+        with self._tape:
+            return self._tape.add(next(self._pieces))
 
     def close(self) -> None:
         try:
@@ -286,16 +238,8 @@ class _AsyncBody:
         return self
 
     async def __anext__(self) -> bytes:
-        try:
-            piece = await anext(self._pieces)
-        except StopAsyncIteration:
-            self._tape.end(WHOLE)
-            raise
-        except TransportError as error:
-            self._tape.fail(error)
-            raise
-        self._tape.add(piece)
-        return piece
+        with self._tape:
+            return self._tape.add(await anext(self._pieces))
 
     async def close_async(self) -> None:
         try:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from flux0.ports import Request
-from flux0.testing.cassettes.cassette import Content, Piece, RecordedRequest, kept
+from flux0.testing.cassettes.cassette import Content, RecordedRequest, kept
 
 # Is given each text of a body and of a query, and returns what is kept of it.
 Scrub: TypeAlias = Callable[[str], str]
@@ -25,7 +25,7 @@ def recorded_request(request: Request, scrub: Scrub | None) -> RecordedRequest:
         pairs = parse_qsl(query, keep_blank_values=True)
         query = urlencode([(name, scrub(value)) for name, value in pairs])
         body = body and _scrubbed(body, scrub)
-    content = Content(**kept(body, as_json=True, exact=False)) if body else None
+    content = kept(body, as_json=True, exact=False) if body else None
     return RecordedRequest(
         request.method, url.path, request.headers.redacted(), query=query, body=content
     )
@@ -33,7 +33,7 @@ def recorded_request(request: Request, scrub: Scrub | None) -> RecordedRequest:
 
 def recorded_pieces(
     pieces: Iterable[tuple[float, bytes]], scrub: Scrub | None, *, as_json: bool
-) -> tuple[Piece, ...]:
+) -> tuple[Content, ...]:
     """Return what is kept of the pieces of a body, each with the time when it came.
 
     JSON is kept in one piece, since nobody reads it before all of it is there. If there is
@@ -42,7 +42,7 @@ def recorded_pieces(
     if as_json or scrub is not None:
         pieces = _joined(pieces, b"" if as_json else _END_OF_EVENT)
     return tuple(
-        Piece(after=after, **kept(_scrubbed(data, scrub) if scrub else data, as_json=as_json))
+        kept(_scrubbed(data, scrub) if scrub else data, as_json=as_json, after=after)
         for after, data in pieces
     )
 
