@@ -13,6 +13,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -714,6 +715,15 @@ def test_bytes_in_the_buffer_of_tls_are_something_left_over(secured: Secured) ->
     with contextlib.suppress(ssl.SSLWantReadError):
         server.unwrap()
     assert connection.get_extra_info("is_readable")
+
+
+def test_the_wait_for_content_is_over_when_something_else_has_come() -> None:
+    """A read that would begin after the timeout does not begin."""
+    connection = AsyncConnection(None, httpcore)
+    connection.awaited = time.monotonic() - 1
+
+    with pytest.raises(httpcore.ReadTimeout):
+        run(connection.read(1, 0.5))
 
 
 def test_proxies_of_the_environment_are_used(over: Over, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from contextvars import ContextVar
+from time import monotonic
 from typing import Any, Final
 
 from attrs import frozen
@@ -81,12 +82,17 @@ class AsyncBackend:
         await self.backend.sleep(seconds)
 
 
-class _Connection:
+class AnyConnection:
     """What both kinds of connections know; all else is done by httpcore's own stream.
 
     The last byte that has arrived is held back until httpcore asks for more. So when an answer ends
     and there is a byte still, it belongs to another answer, and the connection is not used again.
+
+    Attributes:
+        awaited: since when a piece of a body is awaited; None while a request is sent.
     """
+
+    awaited: float | None = None
 
     def __init__(self, stream: Any, core: Any) -> None:
         self._stream = stream
@@ -117,6 +123,15 @@ class _Connection:
         held, self._held = self._held, b""
         return held
 
+    def _left(self, timeout: float | None) -> float | None:
+        """Return what is left of a timeout: httpcore reads on while no content comes."""
+        if timeout is None or self.awaited is None:
+            return timeout
+        left = self.awaited + timeout - monotonic()
+        if left <= 0:
+            raise self._core.ReadTimeout("nothing came for too long")
+        return left
+
     def _hold(self, data: bytes) -> bytes:
         """Take what has arrived, and return what to hand over."""
         exchange = current.get(None)
@@ -130,18 +145,19 @@ class _Connection:
         return data
 
 
-class Connection(_Connection):
+class Connection(AnyConnection):
     """A connection for synchronous code."""
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Return what has arrived, at most `max_bytes`."""
-        return self._take() or self._hold(self._stream.read(max_bytes, timeout))
+        return self._take() or self._hold(self._stream.read(max_bytes, self._left(timeout)))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send `buffer`."""
         exchange = current.get(None)
         if exchange is not None:  # Otherwise the user sends it.
             exchange.use(self)
+        self.awaited = None
         self._stream.write(buffer, timeout)
 
     def start_tls(self, *args: Any, **options: Any) -> Connection:
@@ -149,12 +165,17 @@ class Connection(_Connection):
         return Connection(self._stream.start_tls(*args, **options), self._core)
 
 
-class AsyncConnection(_Connection):
+class AsyncConnection(AnyConnection):
     """A connection for asynchronous code."""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Return what has arrived, at most `max_bytes`."""
-        return self._take() or self._hold(await self._stream.read(max_bytes, timeout))
+        return self._take() or self._hold(await self._stream.read(max_bytes, self._left(timeout)))
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Send `buffer`."""
+        self.awaited = None
+        await self._stream.write(buffer, timeout)
 
     async def start_tls(self, *args: Any, **options: Any) -> AsyncConnection:
         """Return this connection, secured."""

@@ -6,12 +6,14 @@ import warnings
 from _thread import start_new_thread
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from time import monotonic
 from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import finalize
 
 from flux0.adapters.support.bodies import PulledBody, run
 from flux0.adapters.support.event_loop import close_soon, running_loop, shielded, unwind
+from flux0.adapters.support.httpx_connection import AnyConnection
 from flux0.adapters.support.httpx_exchange import Exchange, shut_down
 from flux0.adapters.support.processes import Home
 from flux0.domain.errors import TransportError
@@ -45,6 +47,9 @@ class _Reading(PulledBody):
         super().__init__("" if self._was_read else response.headers.get("content-encoding", ""))
         self._exchange = exchange
         self._response = response
+        stream = response.extensions.get("network_stream")
+        own = isinstance(stream, AnyConnection) and response.http_version != "HTTP/2"
+        self._connection = stream if own else None  # That of HTTP/2 is shared.
         self._transport = transport  # Its client must outlive the body.
         failed = not is_success(response.status_code)
         # Users read the body of an error again, from `raw_response`.
@@ -56,6 +61,11 @@ class _Reading(PulledBody):
                 warnings.warn(_OVER_HTTP2, RuntimeWarning, stacklevel=2)
             # httpcore looks the read timeout up once more when it begins to read the body.
             built.extensions.get("timeout", {})["read"] = request.timeout.idle
+
+    def _waits(self) -> None:
+        """Have the idle timeout run from now on, whatever comes that is no content."""
+        if self._connection is not None:
+            self._connection.awaited = monotonic()
 
     def _took(self, data: bytes | None) -> bytes | None:
         if data is not None and self._retained is not None:
@@ -82,6 +92,7 @@ class _SyncReading(_Reading):
         self.home = Home()
 
     async def _receive(self) -> bytes | None:
+        self._waits()
         return self._took(next(self._raw, None))
 
     async def _finish(self) -> None:
@@ -168,6 +179,7 @@ class _AsyncReading(_Reading):
         self._raw = cast("AsyncGeneratorType[bytes, None]", raw)
 
     async def _receive(self) -> bytes | None:
+        self._waits()
         return self._took(await anext(self._raw, None))
 
     async def _finish(self) -> None:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from gzip import compress
 from time import monotonic
@@ -91,6 +91,15 @@ class SilenceContract(Contract):
         start, *_ = answer(framing="chunked", headers=[("Content-Encoding", "gzip")])
         server = serve((start, *answer(compress(b""), Hold(), framing="chunked")[1:]))
         assert probe.send(get(server.url, stream=True)).start_next().outcome() == b""
+
+    def test_framing_without_content(self, probe: Probe, serve: Serve) -> None:
+        """Whoever reads gets control back, or `Timeout.idle` ends it."""
+        drops = (Write(b";a"), Pause(SHORT / 4)) * 1000
+        server = serve((*answer(b"first", framing="chunked")[:-1], Write(b"5"), *drops))
+        reply = probe.send(get(server.url, stream=True, timeout=evolve(PATIENT, idle=SHORT)))
+        assert reply.read(5) == b"first"
+        with suppress(ReadTimeout):
+            assert reply.start_next().outcome() == b""
 
 
 # What a server does that keeps a synchronous call waiting for the head, read timeout or not.
