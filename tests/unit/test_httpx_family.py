@@ -719,7 +719,7 @@ def test_bytes_in_the_buffer_of_tls_are_something_left_over(secured: Secured) ->
 
 def test_the_wait_for_content_is_over_when_something_else_has_come() -> None:
     """A read that would begin after the timeout does not begin."""
-    connection = AsyncConnection(None, httpcore)
+    connection = AsyncConnection(httpcore.AsyncMockStream([]), httpcore)
     connection.awaited = time.monotonic() - 1
 
     with pytest.raises(httpcore.ReadTimeout):
