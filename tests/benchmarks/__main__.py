@@ -1,0 +1,76 @@
+"""`python -m benchmarks`, which `tox run -e bench` runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks import exchanges, lists, parsing, processes, report
+from benchmarks.measuring import FULL, QUICK, Case, Effort, Result, measured
+
+_SCENARIOS: dict[str, Callable[[Effort], Iterator[Case]]] = {
+    "parse": parsing.parse,
+    "typed": parsing.typed,
+    "accumulate": parsing.accumulate,
+    "look": parsing.look,
+    "lists": lists.lists,
+    "stream": exchanges.streams,
+    "burst": exchanges.bursts,
+    "call": exchanges.calls,
+    "core": exchanges.core,
+    "client": processes.clients,
+    "import": processes.imports,
+    "memory": processes.memory,
+    "many": processes.many,
+}
+
+
+def main() -> None:
+    """Measure what was asked for; print each result as it comes, and write all of them."""
+    given = _arguments()
+    effort: Effort = QUICK if given.quick else FULL
+    wanted = given.only or list(_SCENARIOS)
+    results: list[Result] = []
+    for number, name in enumerate(wanted, 1):
+        print(f"[{number}/{len(wanted)}] {name} ...", file=sys.stderr, flush=True)
+        for case in _SCENARIOS[name](effort):
+            results.append(measured(case, effort))
+            print(report.line(results[-1]), flush=True)
+    if given.output is not None:
+        report.write(results, given.output)
+        print(f"written to {given.output}", file=sys.stderr)
+
+
+def _arguments() -> argparse.Namespace:
+    told = "\n".join(
+        textwrap.fill(f"{name}: {make.__doc__}", 90, subsequent_indent="    ")
+        for name, make in _SCENARIOS.items()
+    )
+    parser = argparse.ArgumentParser(
+        "benchmarks",
+        description="Measure flux0 beside its peers: on the same bytes, in the same run, by turns.",
+        epilog=f"scenarios:\n{textwrap.indent(told, '  ')}\n\n"
+        "A ratio is the median over all turns of the ratio of CPU times.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer turns, and shorter: under two minutes"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=_SCENARIOS,
+        metavar="SCENARIO",
+        help="measure this scenario; may be repeated",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="a folder for benchmarks.txt, benchmarks.json, benchmarks.svg"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
