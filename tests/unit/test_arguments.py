@@ -79,16 +79,16 @@ def test_an_id_cannot_lead_to_another_route(value: str) -> None:
     ("value", "name"),
     [(EventSource.USER, "user"), ("ai_agent", "ai_agent"), ("satellite", "satellite")],
 )
-def test_a_choice_is_a_member_or_a_name_known_or_not(value: object, name: str) -> None:
-    chosen = arguments.choice("thing", EventSource, value)
+def test_a_name_is_a_member_of_an_enum_or_another(value: object, name: str) -> None:
+    chosen = arguments.name("thing", value)
 
     assert chosen == name
     assert type(chosen) is str
 
 
 @pytest.mark.parametrize("value", ["", None, 1, ["user"], "\ud800"])
-def test_a_choice_that_is_no_name_is_refused(value: object) -> None:
-    assert refusal(arguments.choice, EventSource, value)
+def test_what_is_no_name_is_refused(value: object) -> None:
+    assert refusal(arguments.name, value)
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_a_choice_that_is_no_name_is_refused(value: object) -> None:
         ["message", "message", "tool"],
     ],
 )
-def test_choices_are_names_without_repetition(values: object) -> None:
-    assert arguments.choices("thing", EventType, values) == ("message", "tool")
+def test_names_are_without_repetition(values: object) -> None:
+    assert arguments.names("thing", values) == ("message", "tool")
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_choices_are_names_without_repetition(values: object) -> None:
         (["message", "\ud800"], "has lone surrogates"),
     ],
 )
-def test_choices_that_are_no_list_of_names_are_refused(values: object, problem: str) -> None:
-    assert refusal(arguments.choices, EventType, values).startswith(f"thing {problem}")
+def test_what_is_no_list_of_names_are_refused(values: object, problem: str) -> None:
+    assert refusal(arguments.names, values).startswith(f"thing {problem}")
 
 
 @pytest.mark.parametrize("value", [0, 1, 2**63 - 1])

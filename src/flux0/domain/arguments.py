@@ -10,12 +10,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TypeGuard, TypeVar, cast
 
-from flux0.domain.enums import OpenEnum
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 
 T = TypeVar("T")
-E = TypeVar("E", bound=OpenEnum)
 
 _LARGEST_OFFSET = 2**63 - 1
 _LONGEST_WAIT_MS = 2**31 - 1  # More is an OverflowError in socket.settimeout.
@@ -68,17 +66,17 @@ def user(argument: str, value: object) -> str:
     return checked
 
 
-def choice(argument: str, kind: type[E], value: object) -> str:
-    """Return the text of an open enum's member, or of a name that the enum does not know yet."""
-    return str(kind.of(text(argument, value)))
+def name(argument: str, value: object) -> str:
+    """Return a name, such as a member of an open enum, as its text."""
+    return str(text(argument, value))
 
 
-def choices(argument: str, kind: type[E], values: object) -> tuple[str, ...]:
-    """Return the texts of several members of an open enum, each once."""
+def names(argument: str, values: object) -> tuple[str, ...]:
+    """Return the texts of several names, each once."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise InvalidArgument(argument, f"must be a list of names, not {values!r}")
-    names = cast("Iterable[object]", values)
-    checked = tuple(dict.fromkeys(choice(argument, kind, name) for name in names))
+    given = cast("Iterable[object]", values)
+    checked = tuple(dict.fromkeys(name(argument, each) for each in given))
     if not checked:
         raise InvalidArgument(argument, "must not be empty; leave it out for no filter")
     return checked

@@ -11,14 +11,6 @@ class OpenEnum(str, Enum):
     __str__ = str.__str__
     __format__ = str.__format__  # type: ignore[assignment]  # only the parameter's name differs
 
-    @classmethod
-    def of(cls, text: str) -> OpenEnum | str:
-        """Return the member for `text`, or `text` itself when the name is not known here."""
-        try:
-            return cls(text)
-        except ValueError:
-            return text
-
 
 class EventType(OpenEnum):
     """What kind of thing happened in a session."""

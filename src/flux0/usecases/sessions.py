@@ -68,10 +68,10 @@ def list_events(
     if min_offset is not None:
         query.append(("min_offset", str(arguments.offset("min_offset", min_offset))))
     if source is not None:
-        query.append(("source", arguments.choice("source", EventSource, source)))
+        query.append(("source", arguments.name("source", source)))
     if correlation_id is not None:
         query.append(("correlation_id", arguments.text("correlation_id", correlation_id)))
-    wanted = None if types is None else arguments.choices("types", EventType, types)
+    wanted = None if types is None else arguments.names("types", types)
     if wanted is not None:
         query.extend(("types", name) for name in wanted)
     request = call.request(
@@ -96,8 +96,8 @@ def create_event(
     """Send a message and return the response whose body is the turn's stream of events."""
     ids = {"session_id": arguments.identifier("session_id", session_id)}
     body = {
-        "type": arguments.choice("type_", EventType, type_),
-        "source": arguments.choice("source", EventSource, source),
+        "type": arguments.name("type_", type_),
+        "source": arguments.name("source", source),
         "content": arguments.text("content", content),
     }
     request = call.request(

@@ -175,7 +175,7 @@ def user_data(content: str, user_id: str) -> JSONObject:
 
 def status_data(status: str, acknowledged_offset: int | None, data: Any) -> JSONObject | None:
     """Return the data of a status event."""
-    if not isinstance(SessionStatus.of(status), SessionStatus):
+    if status not in set(SessionStatus):
         return None
     return {
         "type": "status",
