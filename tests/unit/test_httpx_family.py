@@ -859,7 +859,7 @@ def test_a_stream_that_is_left_as_python_ends_is_kept(
         body = transport.send(get(server.url, stream=True)).body
         assert next(iter(body)) == b"data"
         with monkeypatch.context() as patched:
-            patched.setattr("flux0.adapters.support.httpx_response.start_new_thread", refuse)
+            patched.setattr("flux0.adapters.support.bodies.start_new_thread", refuse)
             del body
         server.wait_until_gone()
         transport.close()

@@ -145,7 +145,8 @@ class _Body(PulledBody):
         self._wire = wire
         self._transport = transport  # Its session must outlive the body.
         # Users read the body of an error again, from `raw_response`.
-        self._retained: list[bytes] | None = None if is_success(response.status) else []
+        if not is_success(response.status):
+            self.retained = []
         self._forgotten: finalize[..., _Body] | None = None
         protocol = None if response.connection is None else response.connection.protocol
         if protocol is not None and wire is not None:  # Otherwise the whole body is there.
@@ -164,8 +165,6 @@ class _Body(PulledBody):
         piece = await self.pull()
         if piece is None:
             raise StopAsyncIteration
-        if self._retained is not None:
-            self._retained.append(piece)
         return piece
 
     async def close_async(self) -> None:
@@ -210,8 +209,8 @@ class _Body(PulledBody):
 
     async def _finish(self) -> None:
         self._release()
-        if self._retained is not None:
-            body = b"".join(self._retained)
+        if self.retained is not None:
+            body = b"".join(self.retained)
             content = aiohttp.StreamReader(BaseProtocol(self._loop), len(body), loop=self._loop)
             content.feed_data(body)
             content.feed_eof()

@@ -13,12 +13,12 @@ from requests.adapters import BaseAdapter, HTTPAdapter
 from urllib3 import HTTPHeaderDict, HTTPResponse  # What requests is made of, and lets through.
 from urllib3.exceptions import HTTPError
 
+from flux0.adapters.support.bodies import OpenBodies, SyncBody
 from flux0.adapters.support.processes import PerProcess
 from flux0.adapters.support.urllib3_connection import noted, require, watch
 from flux0.adapters.support.urllib3_response import (
     ACCEPT_ENCODING,
     Reading,
-    ResponseBody,
     in_blocks,
     translated,
 )
@@ -58,10 +58,11 @@ class RequestsTransport:
         headers = _headers(response)
         # The content of an error is read here, and users find it in the response all the same.
         retain = None if is_success(status) else partial(_retain, response)
-        reading = Reading(_raw(response), session.readings, retain)
+        reading = Reading(_raw(response), retain)
         if request.streams(status):
             reading.set_timeout(request.timeout.idle)
-        body = ResponseBody(reading)
+        body = SyncBody(reading)
+        session.bodies.add(body)
         return Response(status, headers, body, response, not is_framed(headers))
 
     def close(self) -> None:
@@ -75,17 +76,16 @@ class _Session:
 
     Attributes:
         requests: the session of the user's, or one made here.
-        readings: what is read over it.
+        bodies: what is read over it.
     """
 
     def __init__(self, session: requests.Session | None) -> None:
         self.requests = _make_session() if session is None else session
-        self.readings: set[Reading] = set()
+        self.bodies = OpenBodies()
 
     def close(self) -> None:
         self.requests.close()
-        for reading in list(self.readings):
-            reading.close()
+        self.bodies.close()
 
 
 def _make_session() -> requests.Session:

@@ -12,12 +12,12 @@ from urllib.request import getproxies, proxy_bypass
 import urllib3
 from urllib3.util import make_headers, parse_url
 
+from flux0.adapters.support.bodies import OpenBodies, SyncBody
 from flux0.adapters.support.processes import PerProcess
 from flux0.adapters.support.urllib3_connection import noted, require, watch
 from flux0.adapters.support.urllib3_response import (
     ACCEPT_ENCODING,
     Reading,
-    ResponseBody,
     in_blocks,
     translated,
 )
@@ -70,11 +70,12 @@ class Urllib3Transport:
                     raise translated(error, exchange) from error
                 raise
         raw, retain = (response, None) if is_success(response.status) else _readable(response)
-        reading = Reading(response, pools.readings, retain)
+        reading = Reading(response, retain)
         if request.streams(response.status):
             reading.set_timeout(timeout.idle)
         headers = Headers(tuple(response.headers.items()))
-        body = ResponseBody(reading)
+        body = SyncBody(reading)
+        pools.bodies.add(body)
         return Response(response.status, headers, body, raw, not is_framed(headers))
 
     def close(self) -> None:
@@ -88,12 +89,12 @@ class _Pools:
 
     Attributes:
         manager: the user's, or one made here.
-        readings: what is read over it.
+        bodies: what is read over it.
     """
 
     def __init__(self, given: urllib3.PoolManager | None) -> None:
         self.manager = urllib3.PoolManager(**_POOL) if given is None else given
-        self.readings: set[Reading] = set()
+        self.bodies = OpenBodies()
         self._proxies = getproxies() if given is None else {}
         self._proxied: dict[str, urllib3.PoolManager] = {}
         self._direct = given is None
@@ -103,8 +104,7 @@ class _Pools:
         self._last = None
         for manager in (self.manager, *self._proxied.values()):
             manager.clear()  # A pool that nobody holds closes its connections.
-        for reading in list(self.readings):
-            reading.close()
+        self.bodies.close()
 
     def opening(self, url: str) -> Callable[..., Any]:
         """Return the `urlopen` for a URL, of which the method and the rest are missing."""

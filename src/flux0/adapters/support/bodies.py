@@ -5,12 +5,15 @@ It is a coroutine. Where nothing in it waits for an event loop, `run` is all tha
 
 from __future__ import annotations
 
+from _thread import start_new_thread
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterator
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any, TypeVar
+from weakref import WeakSet, finalize
 
 from flux0.adapters.support.decompression import decoder_for
+from flux0.adapters.support.processes import Home
 from flux0.domain.errors import ConnectionInterrupted, Flux0Error, TransportError
 
 T = TypeVar("T")
@@ -33,12 +36,17 @@ class PulledBody(ABC):
         ended: whether the whole body was read.
         closed: whether it was left.
         reading: held by whoever reads.
+        ending: held while its connection is given back, or shut down, so that no other answer is.
+        retained: the pieces that were read, if they are wanted again.
     """
 
     def __init__(self, coding: str) -> None:
         self.ended: bool = False
         self.closed: bool = False
         self.reading: Lock = Lock()
+        # A collector may close a body anywhere, even where it is being closed.
+        self.ending: RLock = RLock()
+        self.retained: list[bytes] | None = None
         self._decoder = decoder_for(coding)
         self._pieces: Iterator[bytes] = iter(())
 
@@ -77,18 +85,121 @@ class PulledBody(ABC):
             self.reading.release()
 
     async def _next(self) -> bytes | None:
-        for piece in self._pieces:
+        piece = next(self._pieces, None)
+        if piece is None:
+            piece = data = await self._receive()
+            if data is not None and self._decoder is not None:
+                self._pieces = self._decoder.feed(data)
+                piece = next(self._pieces, b"")
+        if piece is not None:
+            if self.retained is not None:
+                self.retained.append(piece)
             return piece
-        data = await self._receive()
-        if data is not None:
-            if self._decoder is None:
-                return data
-            self._pieces = self._decoder.feed(data)
-            return next(self._pieces, b"")
         if self.closed:  # Closing it elsewhere may have been what ended it.
             raise EOFError
         if self._decoder is not None:
             self._decoder.end()
-        self.ended = True
+        with self.ending:
+            self.ended = True
         await self._finish()
         return None
+
+
+class SyncPulledBody(PulledBody):
+    """One that synchronous code reads, and that another thread or the collector may close."""
+
+    def __init__(self, coding: str) -> None:
+        super().__init__(coding)
+        self.home = Home()
+        self._released = False
+
+    @abstractmethod
+    def _shut_down(self) -> None:
+        """End the connection, and wake who reads from it; takes no lock, and never raises."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Release the connection, from where no lock is held; never raises."""
+
+    @abstractmethod
+    def _translated(self, error: BaseException) -> TransportError | None:
+        """Return the error of ours for one of the library's; None if the user's code raised it."""
+
+    async def _give_up(self, error: BaseException) -> TransportError | None:
+        self._released = True
+        self._shut_down()
+        self._release()
+        return self._translated(error)
+
+    def close(self) -> None:
+        """Release the connection, without a lock that is not its own.
+
+        The collector may call this anywhere, even while the same thread holds a lock of the pool's.
+        So all that may take one is left to another thread.
+        """
+        if self.home.is_left():
+            _keep(self)  # Garbage would be closed, with locks that nobody releases in this process.
+            return
+        self.closed = True
+        with self.ending:
+            if self.ended or self._released:
+                return
+            self._shut_down()
+        if self.reading.acquire(blocking=False):  # Who reads already wakes, and releases it.
+            try:
+                start_new_thread(self._release, ())
+            except RuntimeError:  # Python is about to end.
+                _keep(self)
+
+
+def _keep(body: SyncPulledBody) -> None:
+    """Keep what is not to be garbage: finalizers are kept, and this class is never garbage."""
+    finalize(SyncPulledBody, id, body).atexit = False
+
+
+class SyncBody:
+    """What synchronous code iterates over, as `ByteStream` says; forgotten, it is closed."""
+
+    def __init__(self, body: SyncPulledBody) -> None:
+        self._body = body
+        # Not __del__: what is garbage together with this would be closed first, with its locks.
+        finalize(self, body.close).atexit = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        body = self._body
+        body.home.check()
+        try:
+            piece = run(body.pull())
+        finally:
+            if body.closed:  # In another thread, just when nothing was waited for.
+                body.close()
+        if piece is None:
+            raise StopIteration
+        return piece
+
+    def close(self) -> None:
+        """Release the connection; whoever waits for the next piece is woken and raises."""
+        self._body.close()
+
+
+class OpenBodies:
+    """What is read over a transport, which ends when that is closed."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._known: WeakSet[SyncBody] = WeakSet()
+
+    def add(self, body: SyncBody) -> None:
+        """Know of a body for as long as somebody holds it."""
+        with self._lock:
+            self._known.add(body)
+
+    def close(self) -> None:
+        """Close all that are known."""
+        with self._lock:
+            known = tuple(self._known)
+        for body in known:
+            body.close()

@@ -12,12 +12,12 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from inspect import iscoroutinefunction
 from typing import Any, ClassVar, Final, Protocol, TypeVar, cast
 
-from flux0.adapters.support.bodies import run
+from flux0.adapters.support.bodies import OpenBodies, SyncBody, run
 from flux0.adapters.support.event_loop import PerLoop
 from flux0.adapters.support.given import refuse_misplaced
 from flux0.adapters.support.httpx_connection import current, instrument
 from flux0.adapters.support.httpx_exchange import Exchange
-from flux0.adapters.support.httpx_response import AsyncBody, SyncBody
+from flux0.adapters.support.httpx_response import AsyncBody, SyncReading
 from flux0.adapters.support.processes import PerProcess
 from flux0.domain.errors import ClientClosed, ConnectError, Flux0Error, InvalidArgument
 from flux0.domain.headers import Headers
@@ -134,9 +134,9 @@ class HttpxFamilyTransport:
             current.reset(token)
             if request.interrupt is not None:
                 request.interrupt.clear()
-        body = SyncBody(request, built, exchange, response, self)
+        body = SyncBody(SyncReading(request, built, exchange, response, self))
         if own is not None:
-            own.reads(body)
+            own.bodies.add(body)
         return _answer(response, body)
 
     def close(self) -> None:
@@ -227,7 +227,7 @@ class _OwnClient:
         self._core = core
         self._lock = threading.Lock()
         self._client: Any = None
-        self._bodies: weakref.WeakSet[SyncBody] = weakref.WeakSet()
+        self.bodies = OpenBodies()
 
     def get(self) -> Any:
         with self._lock:
@@ -236,17 +236,10 @@ class _OwnClient:
                 self._client = instrument(client, self._library, self._core)
             return self._client
 
-    def reads(self, body: SyncBody) -> None:
-        """Know of a body, to end its reading when the client is closed."""
-        with self._lock:
-            self._bodies.add(body)
-
     def close(self) -> None:
         with self._lock:
             client, self._client = self._client, None
-            bodies = tuple(self._bodies)
-        for body in bodies:
-            body.close()
+        self.bodies.close()
         if client is not None:
             client.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from _thread import start_new_thread
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from time import monotonic
@@ -11,11 +10,10 @@ from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import finalize
 
-from flux0.adapters.support.bodies import PulledBody, run
+from flux0.adapters.support.bodies import PulledBody, SyncPulledBody
 from flux0.adapters.support.event_loop import close_soon, running_loop, shielded, unwind
 from flux0.adapters.support.httpx_connection import AnyConnection
 from flux0.adapters.support.httpx_exchange import Exchange, shut_down
-from flux0.adapters.support.processes import Home
 from flux0.domain.errors import TransportError
 from flux0.ports import Request, is_success
 
@@ -53,7 +51,7 @@ class _Reading(PulledBody):
         self._transport = transport  # Its client must outlive the body.
         failed = not is_success(response.status_code)
         # Users read the body of an error again, from `raw_response`.
-        self._retained: list[bytes] | None = [] if failed and not self._was_read else None
+        self._read_raw: list[bytes] | None = [] if failed and not self._was_read else None
         # A hook that raised for the status has lost the body.
         self.ended = failed and response.is_closed and not self._was_read
         if request.streams(response.status_code):
@@ -68,13 +66,13 @@ class _Reading(PulledBody):
             self._connection.awaited = monotonic()
 
     def _took(self, data: bytes | None) -> bytes | None:
-        if data is not None and self._retained is not None:
-            self._retained.append(data)
+        if data is not None and self._read_raw is not None:
+            self._read_raw.append(data)
         return data
 
     def _what_was_read(self) -> Any:
         """Return a stream of what was read, for the library to read it again."""
-        return self._exchange.library.ByteStream(b"".join(self._retained or ()))
+        return self._exchange.library.ByteStream(b"".join(self._read_raw or ()))
 
     def _translated(self, error: BaseException) -> TransportError | None:
         exchange = self._exchange
@@ -83,13 +81,14 @@ class _Reading(PulledBody):
         return exchange.failed(error) if known else None
 
 
-class _SyncReading(_Reading):
+class SyncReading(_Reading, SyncPulledBody):
+    """The reading of a response by synchronous code."""
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         response = self._response
         self._raw: Iterator[bytes]
         self._raw = response.iter_bytes() if self._was_read else iter(cast("Any", response.stream))
-        self.home = Home()
 
     async def _receive(self) -> bytes | None:
         self._waits()
@@ -97,7 +96,7 @@ class _SyncReading(_Reading):
 
     async def _finish(self) -> None:
         response: Any = self._response
-        if self._retained is None:
+        if self._read_raw is None:
             response.close()
         else:
             response.stream.close()
@@ -105,70 +104,16 @@ class _SyncReading(_Reading):
             with suppress(self._exchange.library.RequestError):
                 response.read()
 
-    async def _give_up(self, error: BaseException) -> TransportError | None:
-        self.release()
-        return self._translated(error)
-
-    def close(self) -> None:
-        """Release the connection, without a lock that is not its own.
-
-        The collector may call this anywhere, even while the same thread holds a lock of the pool's.
-        So all that may take one is left to another thread.
-        """
-        if self.home.is_left():
-            _keep(self)  # Garbage would be closed, with locks that nobody releases in this process.
-            return
-        self.closed = True
+    def _shut_down(self) -> None:
         response = self._response
-        if self.ended or response.is_closed:
-            return
         stream = response.extensions.get("network_stream")
         # Other exchanges share a connection of HTTP/2.
         if stream is not None and response.http_version != "HTTP/2":
             shut_down(stream)
-        if self.reading.acquire(blocking=False):  # Who reads already wakes, and releases it.
-            try:
-                start_new_thread(self.release, ())
-            except RuntimeError:  # Python is about to end.
-                _keep(self)
 
-    def release(self) -> None:
-        """Release the connection, from where no lock is held."""
+    def _release(self) -> None:
         with suppress(Exception):  # The connection is given up, however it takes that.
             self._response.close()
-
-
-class SyncBody:
-    """The body of a response, pulled by synchronous code."""
-
-    def __init__(self, *args: Any) -> None:
-        self._reading = _SyncReading(*args)
-        # Not __del__: what is garbage together with this would be closed first, with its locks.
-        finalize(self, self._reading.close).atexit = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        reading = self._reading
-        reading.home.check()
-        try:
-            piece = run(reading.pull())
-        finally:
-            if reading.closed:  # In another thread, just when nothing was waited for.
-                reading.close()
-        if piece is None:
-            raise StopIteration
-        return piece
-
-    def close(self) -> None:
-        """Release the connection; see `ByteStream.close`."""
-        self._reading.close()
-
-
-def _keep(reading: _SyncReading) -> None:
-    """Keep what is not to be garbage: finalizers are kept, and this class is never garbage."""
-    finalize(_SyncReading, id, reading).atexit = False
 
 
 class _AsyncReading(_Reading):
@@ -184,7 +129,7 @@ class _AsyncReading(_Reading):
 
     async def _finish(self) -> None:
         response: Any = self._response
-        if self._retained is None:
+        if self._read_raw is None:
             await response.aclose()
         else:
             await response.stream.aclose()

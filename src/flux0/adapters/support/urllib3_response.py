@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import ssl
-from _thread import start_new_thread
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.client import HTTPException, IncompleteRead
 from io import BytesIO
-from threading import Lock, RLock
 from typing import Any, Final
-from weakref import finalize
 
 from urllib3 import BaseHTTPResponse, exceptions
 
-from flux0.adapters.support.decompression import Decoder, decoder_for
+from flux0.adapters.support.bodies import SyncPulledBody
 from flux0.adapters.support.http_answer import shut_down
-from flux0.adapters.support.processes import Home
 from flux0.adapters.support.urllib3_connection import Exchange, NotingConnection
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
     ConnectTimeout,
-    Flux0Error,
     PoolTimeout,
     ProtocolError,
     ReadTimeout,
@@ -42,147 +37,55 @@ def in_blocks(body: bytes | None) -> bytes | BytesIO | None:
     return body if body is None or len(body) <= _LARGEST_BLOCK else BytesIO(body)
 
 
-class ResponseBody:
-    """The body of a response, as `ByteStream` says."""
-
-    def __init__(self, reading: Reading) -> None:
-        self._reading = reading
-        # Not __del__, which comes too late for a socket that is garbage together with this.
-        finalize(self, reading.abandon).atexit = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        piece = self._reading.next()
-        if piece is None:
-            raise StopIteration
-        return piece
-
-    def close(self) -> None:
-        """Release the connection; whoever waits for the next piece is woken and raises."""
-        self._reading.close()
-
-
-class Reading:
-    """The reading of one response, which another thread or a garbage collector may end.
+class Reading(SyncPulledBody):
+    """The reading of one response.
 
     Over a connection that does not note, such as a recorder's, the library reads as it does: its
     timeout stays that for the head, and closing wakes nobody.
 
     Args:
         response: its content not loaded.
-        under_way: has all readings of a transport that are not over yet.
         retain: is given the content once it was read whole.
     """
 
-    def __init__(
-        self,
-        response: Any,
-        under_way: set[Reading],
-        retain: Callable[[bytes], object] | None = None,
-    ) -> None:
-        connection = getattr(response, "connection", None)
-        answer = connection.answer if isinstance(connection, NotingConnection) else None
-        received = _read_by_library(response) if answer is None else answer.pieces()
+    def __init__(self, response: Any, retain: Callable[[bytes], object] | None = None) -> None:
         # A recorder's response is none of urllib3's, and was decompressed when it was recorded.
         ours = isinstance(response, BaseHTTPResponse)
-        decoder = decoder_for(response.headers.get("content-encoding", "") if ours else "")
-        self._pieces = received if decoder is None else _decoded(received, decoder)
+        super().__init__(response.headers.get("content-encoding", "") if ours else "")
+        connection = getattr(response, "connection", None)
+        answer = connection.answer if isinstance(connection, NotingConnection) else None
+        self._received = _read_by_library(response) if answer is None else answer.pieces()
         self._wire = None if answer is None else answer.wire
         self._response = response
-        self._under_way = under_way
         self._retain = retain
-        self._content: list[bytes] = []
-        self._busy = Lock()
-        # Reentrant: a collector may run anywhere, even where this same reading is being closed.
-        self._giving_back = RLock()
-        self._home = Home()
-        self._closed = False
-        self._ended = False
-        under_way.add(self)
+        if retain is not None:
+            self.retained = []
 
     def set_timeout(self, silence: float | None) -> None:
         """Have no piece waited for longer than `silence`, in seconds."""
         if self._wire is not None:
             self._wire.settimeout(silence)
 
-    def next(self) -> bytes | None:
-        """Return the next piece, decompressed, or None at the end."""
-        self._home.check()
-        if not self._busy.acquire(blocking=False):
-            raise Flux0Error("another thread is reading this body")
-        try:
-            piece = None if self._closed else next(self._pieces, None)
-            if piece is not None:
-                if self._retain is not None:
-                    self._content.append(piece)
-            elif not self._ended:
-                self._end()
-        except BaseException as error:  # An interrupt leaves the framing unknown.
-            closed = self._closed
-            self._shut_down()
-            self._release()
-            if not isinstance(error, (HTTPException, OSError, exceptions.HTTPError)):
-                raise
-            if closed:
-                raise ConnectionInterrupted("the body was closed while it was read") from error
-            raise _broken_off(error) from error
-        finally:
-            self._busy.release()
-        return piece
+    async def _receive(self) -> bytes | None:
+        return next(self._received, None)
 
-    def close(self) -> None:
-        """See `ResponseBody.close`."""
-        if self._home.is_left():
-            return
-        self._shut_down()
-        # A reader that is at work is woken by that and releases it; do not wait for it.
-        if self._busy.acquire(blocking=False):
-            try:
-                self._release()
-            finally:
-                self._busy.release()
-
-    def abandon(self) -> None:
-        """Close the connection, and leave its place in the pool to a thread that holds no lock.
-
-        A collector comes here, in any thread, which may be in the midst of the pool's own lock.
-        """
-        if self in self._under_way and not self._home.is_left():
-            self._shut_down()
-            with suppress(RuntimeError):  # The interpreter is ending.
-                start_new_thread(self.close, ())
-
-    def _end(self) -> None:
-        """Return the connection to its pool: the body was read whole."""
-        if self._closed:
-            raise ConnectionInterrupted("the body was closed before its end")
-        with self._giving_back:
-            self._wire = None
-        self._ended = True
+    async def _finish(self) -> None:
         self._response.release_conn()
-        self._under_way.discard(self)
         if self._retain is not None:
-            self._retain(b"".join(self._content))
+            self._retain(b"".join(self.retained or ()))
+
+    def _shut_down(self) -> None:
+        if self._wire is not None:
+            shut_down(self._wire)
 
     def _release(self) -> None:
         with suppress(OSError, exceptions.HTTPError):
             self._response.close()
             self._response.release_conn()
-        self._under_way.discard(self)
 
-    def _shut_down(self) -> None:
-        self._closed = True
-        with self._giving_back:
-            if self._wire is not None:
-                shut_down(self._wire)
-
-
-def _decoded(received: Iterator[bytes], decoder: Decoder) -> Iterator[bytes]:
-    for data in received:
-        yield from decoder.feed(data)
-    decoder.end()
+    def _translated(self, error: BaseException) -> TransportError | None:
+        known = isinstance(error, (HTTPException, OSError, exceptions.HTTPError))
+        return _broken_off(error) if known else None
 
 
 def _read_by_library(response: Any) -> Iterator[bytes]:
