@@ -13,8 +13,9 @@ from attrs import Attribute, evolve, field, frozen
 
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, InvalidArgument
 from flux0.domain.headers import Headers
+from flux0.ports import Response
 from flux0.testing.fake.clock import Wait
-from flux0.testing.fake.routing import FakeAnswer, server_failure, whole_answer
+from flux0.testing.fake.routing import server_failure, whole_answer
 
 
 @frozen
@@ -32,7 +33,7 @@ class Respond:
     headers: Mapping[str, str] = field(factory=dict[str, str])
     body: bytes | None = None
 
-    def answer(self) -> FakeAnswer:
+    def answer(self) -> Response[bytes]:
         """Return the answer."""
         if self.body is not None:
             plain = whole_answer(self.status_code, "text/html", self.body)

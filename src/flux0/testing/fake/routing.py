@@ -5,17 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from attrs import field, frozen
 
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
-from flux0.ports import Request
-
-if TYPE_CHECKING:
-    from flux0.testing.fake.turn import FakeTurn
+from flux0.ports import Request, Response
 
 
 @frozen
@@ -99,21 +95,12 @@ def is_route(path: str) -> bool:
     return any(route.path_arguments(path) is not None for route in ROUTES)
 
 
-@frozen
-class FakeAnswer:
-    """An answer whose body is there, or is the stream of a turn."""
-
-    status_code: int
-    headers: Headers
-    body: bytes | FakeTurn = b""
-
-
-def whole_answer(status_code: int, content_type: str, body: bytes) -> FakeAnswer:
+def whole_answer(status_code: int, content_type: str, body: bytes) -> Response[bytes]:
     """Return an answer whose body is there."""
     fields = (("content-length", str(len(body))), ("content-type", content_type))
-    return FakeAnswer(status_code, Headers(fields), body)
+    return Response(status_code, Headers(fields), body)
 
 
-def server_failure() -> FakeAnswer:
+def server_failure() -> Response[bytes]:
     """Return what the server answers when it fails."""
     return whole_answer(500, "text/plain; charset=utf-8", b"Internal Server Error")

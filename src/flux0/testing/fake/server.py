@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from attrs import evolve
@@ -16,41 +16,45 @@ from attrs import evolve
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.headers import Headers
 from flux0.domain.models import Event, Events
-from flux0.ports import Request
+from flux0.ports import Request, Response
 from flux0.testing.fake.agents import Script, UserMessage
 from flux0.testing.fake.calls import USER_COOKIE, cookie_pairs
 from flux0.testing.fake.clock import FakeClock
-from flux0.testing.fake.routing import (
-    FakeAnswer,
-    Target,
-    is_route,
-    server_failure,
-    target_of,
-    whole_answer,
-)
+from flux0.testing.fake.routing import Target, is_route, server_failure, target_of, whole_answer
 from flux0.testing.fake.store import FakeStore, JSONObject, user_data
 from flux0.testing.fake.turn import Drafts, FakeTurn
-from flux0.testing.fake.validation import Checks, Choice, Refusal, ServerFailure, Text, body_of
+from flux0.testing.fake.validation import (
+    IS_ID,
+    Form,
+    Refusal,
+    ServerFailure,
+    choice,
+    flag,
+    integer,
+    integer_of,
+    text,
+)
 
-ID_LENGTH: Final = 10
-_ID = Text(shortest=ID_LENGTH, longest=ID_LENGTH)
-_TYPES = tuple(kind.value for kind in EventType)
-_SOURCES = tuple(source.value for source in EventSource)
+_TYPE = choice(*(kind.value for kind in EventType))
+_SOURCE = choice(*(source.value for source in EventSource))
 
-_NEW_AGENT: Mapping[str, Text | Choice] = {
-    "name": Text(shortest=1, longest=100),
-    "type": Text(shortest=1, longest=100),
-    "description": Text(required=False),
-}
-_NEW_SESSION: Mapping[str, Text | Choice] = {
-    "agent_id": _ID,
-    "id": evolve(_ID, required=False),
-    "title": Text(required=False, longest=200),
-}
-_NEW_EVENT: Mapping[str, Text | Choice] = {
-    "type": Choice(_TYPES),
-    "source": Choice(_SOURCES),
-    "content": Text(required=False),
+_FORMS: Mapping[str, Form] = {
+    "agents.create": Form(
+        members={"name": text(1, 100), "type": text(1, 100), "description": text()},
+        optional=frozenset({"description"}),
+    ),
+    # A greeting is neither streamed nor stored by the released server, so none is made.
+    "sessions.create": Form(
+        query={"allow_greeting": flag},
+        members={"agent_id": IS_ID, "id": IS_ID, "title": text(longest=200)},
+        optional=frozenset({"id", "title"}),
+    ),
+    "sessions.create_event": Form(
+        members={"type": _TYPE, "source": _SOURCE, "content": text()},
+        optional=frozenset({"content"}),
+    ),
+    # The query's `types` counts for nothing in the released server.
+    "sessions.list_events": Form(query={"min_offset": integer, "source": _SOURCE}, items=_TYPE),
 }
 
 # The user of requests without a cookie.
@@ -85,7 +89,7 @@ class FakeServer:
         self._drafts = Drafts()
         # The last turn of each session.
         self._turns: dict[str, FakeTurn] = {}
-        self._operations: Mapping[str, Callable[[Request, Target], FakeAnswer]] = {
+        self._operations: Mapping[str, Callable[[Request, Target, Any], Response[Any]]] = {
             "agents.create": self._create_agent,
             "agents.retrieve": self._retrieve_agent,
             "agents.list": self._list_agents,
@@ -96,16 +100,19 @@ class FakeServer:
             "sessions.list_events": self._list_events,
         }
 
-    def answer(self, request: Request) -> FakeAnswer:
+    def answer(self, request: Request) -> Response[Any]:
         """Return what the server answers to `request`."""
         try:
-            answer = self._answer(request)
+            try:
+                answer = self._answer(request)
+            except Refusal as refusal:
+                answer = _json(refusal.status_code, {"detail": refusal.detail})
         except ServerFailure:
             answer = server_failure()
         date = formatdate(self._clock.now(), usegmt=True)
         headers = Headers((("date", date), ("server", "uvicorn"), *answer.headers.pairs))
         body = b"" if request.method == "HEAD" else answer.body
-        return FakeAnswer(answer.status_code, headers, body)
+        return Response(answer.status_code, headers, body)
 
     def leave(self, turn: FakeTurn) -> None:
         """Take note that a client has gone from a turn's stream before its end.
@@ -120,16 +127,11 @@ class FakeServer:
         if current is not None:
             current.cancel()
 
-    def _answer(self, request: Request) -> FakeAnswer:
-        try:
-            return self._answer_or_refuse(request)
-        except Refusal as refusal:
-            return _json(refusal.status_code, {"detail": refusal.detail})
-
-    def _answer_or_refuse(self, request: Request) -> FakeAnswer:
+    def _answer(self, request: Request) -> Response[Any]:
         target = target_of(request)
         if target.operation:
-            return self._operations[target.operation](request, target)
+            given = _FORMS.get(target.operation, Form()).read(request, target)
+            return self._operations[target.operation](request, target, given)
         if target.allowed:
             answer = _json(405, {"detail": HTTPStatus(405).phrase})
             headers = Headers((("allow", target.allowed[0]), *answer.headers.pairs))
@@ -138,13 +140,10 @@ class FakeServer:
         if shorter != target.path and is_route(shorter):
             url = urlsplit(request.url)._replace(path=shorter).geturl()
             location = quote(url, safe=":/%#?=@[]!$&'()*+,;")
-            return FakeAnswer(307, Headers((("content-length", "0"), ("location", location))))
+            return Response(307, Headers((("content-length", "0"), ("location", location))), b"")
         raise Refusal(404, HTTPStatus(404).phrase)
 
-    def _create_agent(self, request: Request, _: Target) -> FakeAnswer:
-        checks = Checks()
-        given = checks.members(body_of(request), _NEW_AGENT)
-        checks.conclude()
+    def _create_agent(self, _: Request, __: Target, given: JSONObject) -> Response[bytes]:
         if given["type"] not in self._agent_types:
             raise Refusal(422, f"Agent type '{given['type']}' is not supported")
         agent = self.store.create_agent(
@@ -152,77 +151,83 @@ class FakeServer:
         )
         return _json(201, _without_nulls(agent))
 
-    def _retrieve_agent(self, _: Request, target: Target) -> FakeAnswer:
-        checks = Checks()
-        agent_id = _path_id(target, "agent_id", checks)
-        checks.conclude()
-        agent = self.store.agent(agent_id)
-        if agent is None:
-            raise Refusal(404, f"Agent with ID {agent_id} not found")
-        return _json(200, agent)
+    def _retrieve_agent(self, _: Request, target: Target, __: Any) -> Response[bytes]:
+        return _json(200, self._agent(target.arguments["agent_id"], 404))
 
-    def _list_agents(self, _: Request, __: Target) -> FakeAnswer:
-        return _json(200, {"data": self.store.agents()})
+    def _list_agents(self, _: Request, __: Target, ___: Any) -> Response[bytes]:
+        return _json(200, {"data": list(self.store.agents.values())})
 
-    def _create_session(self, request: Request, target: Target) -> FakeAnswer:
-        body = body_of(request)
-        checks = Checks()
-        if "allow_greeting" in target.query:
-            # A greeting is neither streamed nor stored by the released server, so none is made.
-            checks.flag(("query", "allow_greeting"), target.query["allow_greeting"])
-        given = checks.members(body, _NEW_SESSION)
-        checks.conclude()
-        if self.store.agent(given["agent_id"]) is None:
-            raise Refusal(400, f"Agent with ID {given['agent_id']} not found")
-        session = self.store.create_session(
-            given["agent_id"],
-            self._user_id(request),
-            id=given.get("id"),
-            title=given.get("title"),
-            at=self._clock.now(),
-        )
+    def _create_session(self, request: Request, _: Target, given: JSONObject) -> Response[bytes]:
+        agent = self._agent(given["agent_id"], 400)
+        session: JSONObject = {
+            "id": given.get("id") or self.store.new_id("session"),
+            "agent_id": agent["id"],
+            "user_id": self._user_id(request),
+            "title": given.get("title"),
+            "consumption_offsets": {"client": 0},
+            "created_at": self.store.created_at(self._clock.now()),
+        }
+        self.store.sessions.append(session)  # Even where there is one of that id.
         return _json(201, _without_nulls(session))
 
-    def _retrieve_session(self, _: Request, target: Target) -> FakeAnswer:
-        checks = Checks()
-        session_id = _path_id(target, "session_id", checks)
-        checks.conclude()
-        session = self.store.session(session_id)
-        if session is None:
-            raise Refusal(404, f"Session with ID {session_id} not found")
+    def _retrieve_session(self, _: Request, target: Target, __: Any) -> Response[bytes]:
+        session_id = target.arguments["session_id"]
+        session = self._session(session_id, 404, f"Session with ID {session_id} not found")
         return _json(200, _without_nulls(session))
 
-    def _list_sessions(self, request: Request, target: Target) -> FakeAnswer:
-        agent_id = target.query.get("agent_id")
-        return _json(200, {"data": self.store.sessions(self._user_id(request), agent_id)})
+    def _list_sessions(self, request: Request, target: Target, _: Any) -> Response[bytes]:
+        user_id, agent_id = self._user_id(request), target.query.get("agent_id")
+        sessions = [
+            session
+            for session in self.store.sessions
+            if session["user_id"] == user_id and agent_id in {None, session["agent_id"]}
+        ]
+        return _json(200, {"data": sessions})
 
-    def _create_event(self, request: Request, target: Target) -> FakeAnswer:
-        body = body_of(request)
-        checks = Checks()
-        session_id = _path_id(target, "session_id", checks)
-        given = checks.members(body, _NEW_EVENT)
-        checks.conclude()
+    def _create_event(self, _: Request, target: Target, given: JSONObject) -> Response[FakeTurn]:
         if given["type"] != EventType.MESSAGE:
             raise Refusal(422, "Only message events can currently be added manually")
         if given["source"] != EventSource.USER:
             raise Refusal(422, 'Only "user" source is supported for direct posting.')
         if not given.get("content"):
             raise Refusal(422, "Missing 'message' field in event parameters")
+        session_id = target.arguments["session_id"]
+        session = self._session(session_id, 400, f"Session with ID {session_id} not found")
+        content_type = ("content-type", "text/event-stream; charset=utf-8")
+        headers = Headers((content_type, ("transfer-encoding", "chunked")))
+        return Response(200, headers, self._begin_turn(session, given["content"]))
+
+    def _list_events(self, _: Request, target: Target, types: list[str]) -> Response[bytes]:
+        session_id, query = target.arguments["session_id"], target.query
+        problem = f"Cannot list events for non-existent session with ID {session_id}"
+        self._session(session_id, 400, problem)
+        min_offset = integer_of(query.get("min_offset", "0")) or 0
+        events = [
+            event
+            for event in self.store.events[session_id]
+            if event["offset"] >= min_offset
+            and query.get("source") in {None, event["source"]}
+            and query.get("correlation_id") in {None, event["correlation_id"]}
+            and (not types or event["type"] in types)
+        ]
+        if any(event["data"] is None for event in events):
+            raise ServerFailure
+        return _json(200, {"data": events})
+
+    def _agent(self, agent_id: str, otherwise: int) -> JSONObject:
+        if agent_id not in self.store.agents:
+            raise Refusal(otherwise, f"Agent with ID {agent_id} not found")
+        return self.store.agents[agent_id]
+
+    def _session(self, session_id: str, otherwise: int, problem: str) -> JSONObject:
         session = self.store.session(session_id)
         if session is None:
-            raise Refusal(400, f"Session with ID {session_id} not found")
-        turn = self._begin_turn(session, given["content"])
-        headers = Headers(
-            (
-                ("content-type", "text/event-stream; charset=utf-8"),
-                ("transfer-encoding", "chunked"),
-            )
-        )
-        return FakeAnswer(200, headers, turn)
+            raise Refusal(otherwise, problem)
+        return session
 
     def _begin_turn(self, session: JSONObject, content: str) -> FakeTurn:
         """Store a user's message, and have the agent answer it instead of what it was at."""
-        agent = self.store.agent_of(session)
+        agent = self.store.agents[session["agent_id"]]
         message = UserMessage(
             content=content,
             session_id=session["id"],
@@ -231,7 +236,7 @@ class FakeServer:
             agent_name=agent["name"],
             agent_type=agent["type"],
             correlation_id=f"RID({self.store.new_id('request')})::{self.store.new_id('turn')}",
-            stored=lambda: _models(self.store.events(session["id"])),
+            stored=lambda: _models(self.store.events[session["id"]]),
         )
         self.store.create_event(
             message.session_id,
@@ -256,43 +261,10 @@ class FakeServer:
         self._turns[message.session_id] = turn
         return turn
 
-    def _list_events(self, request: Request, target: Target) -> FakeAnswer:
-        body = body_of(request)
-        checks = Checks()
-        session_id = _path_id(target, "session_id", checks)
-        query = target.query
-        min_offset = None
-        if "min_offset" in query:
-            min_offset = checks.integer(("query", "min_offset"), query["min_offset"])
-        if "source" in query:
-            checks.choice(("query", "source"), query["source"], _SOURCES)
-        # The query's `types` counts for nothing in the released server.
-        types = checks.names(body, _TYPES)
-        checks.conclude()
-        if self.store.session(session_id) is None:
-            problem = f"Cannot list events for non-existent session with ID {session_id}"
-            raise Refusal(400, problem)
-        events = self.store.events(
-            session_id,
-            min_offset=min_offset,
-            source=query.get("source"),
-            correlation_id=query.get("correlation_id"),
-            types=types,
-        )
-        if any(event["data"] is None for event in events):
-            raise ServerFailure
-        return _json(200, {"data": events})
-
     def _user_id(self, request: Request) -> str:
         # Of several, the last counts.
         subs = dict(cookie_pairs(";".join(request.headers.get_all("cookie"))))
-        return self.store.user_id(subs.get(USER_COOKIE) or _ANONYMOUS)
-
-
-def _path_id(target: Target, name: str, checks: Checks) -> str:
-    value = target.arguments[name]
-    checks.text(("path", name), value, shortest=ID_LENGTH, longest=ID_LENGTH)
-    return value
+        return self.store.user_ids[subs.get(USER_COOKIE) or _ANONYMOUS]
 
 
 def _without_nulls(data: JSONObject) -> JSONObject:
@@ -318,7 +290,7 @@ def _spelled(found: re.Match[str]) -> str:
     )
 
 
-def _json(status_code: int, data: JSONObject) -> FakeAnswer:
+def _json(status_code: int, data: JSONObject) -> Response[Any]:
     try:
         text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         body = _TEXT_OR_SMALL.sub(_spelled, text).encode("utf-8")

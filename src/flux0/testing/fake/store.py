@@ -12,8 +12,6 @@ from datetime import datetime, timedelta, timezone
 from itertools import count
 from typing import Any, TypeAlias
 
-from attrs import fields, has
-
 from flux0.domain.enums import SessionStatus
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.json_patch import copied
@@ -29,17 +27,22 @@ _TICK = timedelta(microseconds=1)
 
 
 class FakeStore:
-    """Plain lists, in the order in which things were made, as the server's store in memory."""
+    """Plain lists, in the order in which things were made, as the server's store in memory.
+
+    Attributes:
+        agents: by their ids.
+        sessions: all of them; some may share an id.
+        events: of each session, by its id; sessions that share an id share them.
+        user_ids: the ids of users, by what the cookie calls them; each is made on first sight.
+    """
 
     def __init__(self) -> None:
+        self.agents: dict[str, JSONObject] = {}
+        self.sessions: list[JSONObject] = []
+        self.events: defaultdict[str, list[JSONObject]] = defaultdict(list)
+        self.user_ids: defaultdict[str, str] = defaultdict(lambda: self.new_id("user"))
         self._counters: defaultdict[str, count[int]] = defaultdict(lambda: count(1))
         self._last = datetime.min.replace(tzinfo=timezone.utc)
-        self._user_ids: dict[str, str] = {}
-        self._agents: dict[str, JSONObject] = {}
-        self._sessions: list[JSONObject] = []
-        # Sessions may share an id: the first is found by it, and all share the events.
-        self._by_id: dict[str, JSONObject] = {}
-        self._events: defaultdict[str, list[JSONObject]] = defaultdict(list)
 
     def next_number(self, kind: str) -> int:
         """Return how many things of a kind there are, one more included."""
@@ -49,17 +52,11 @@ class FakeStore:
         """Return an id of 10 characters, as the server's are: `s000000001` for a first session."""
         return f"{kind[0]}{self.next_number(kind):09}"
 
-    def _created_at(self, moment: float) -> str:
+    def created_at(self, moment: float) -> str:
         """Return a time as the server writes it; each is later than the one before."""
         given = datetime.fromtimestamp(moment, timezone.utc)
         self._last = max(given, self._last + _TICK)
         return self._last.isoformat().replace("+00:00", "Z")
-
-    def user_id(self, sub: str) -> str:
-        """Return the id of the user whom a cookie calls `sub`, who is made on first sight."""
-        if sub not in self._user_ids:
-            self._user_ids[sub] = self.new_id("user")
-        return self._user_ids[sub]
 
     def create_agent(
         self, name: str, type: str, description: str | None, *, id: str | None = None, at: float
@@ -70,50 +67,14 @@ class FakeStore:
             "name": name,
             "type": type,
             "description": description,
-            "created_at": self._created_at(at),
+            "created_at": self.created_at(at),
         }
-        self._agents[agent["id"]] = agent
+        self.agents[agent["id"]] = agent
         return agent
-
-    def agent(self, agent_id: str) -> JSONObject | None:
-        """Return an agent, if there is one of that id."""
-        return self._agents.get(agent_id)
-
-    def agent_of(self, session: JSONObject) -> JSONObject:
-        """Return the agent that a session is with."""
-        return self._agents[session["agent_id"]]
-
-    def agents(self) -> list[JSONObject]:
-        """Return all agents."""
-        return list(self._agents.values())
-
-    def create_session(
-        self, agent_id: str, user_id: str, *, id: str | None, title: str | None, at: float
-    ) -> JSONObject:
-        """Keep a new session, even where there is one of that id."""
-        session: JSONObject = {
-            "id": self.new_id("session") if id is None else id,
-            "agent_id": agent_id,
-            "user_id": user_id,
-            "title": title,
-            "consumption_offsets": {"client": 0},
-            "created_at": self._created_at(at),
-        }
-        self._sessions.append(session)
-        self._by_id.setdefault(session["id"], session)
-        return session
 
     def session(self, session_id: str) -> JSONObject | None:
         """Return the first session of that id, if there is one."""
-        return self._by_id.get(session_id)
-
-    def sessions(self, user_id: str, agent_id: str | None) -> list[JSONObject]:
-        """Return a user's sessions, with one agent or with all."""
-        return [
-            session
-            for session in self._sessions
-            if session["user_id"] == user_id and agent_id in {None, session["agent_id"]}
-        ]
+        return next((one for one in self.sessions if one["id"] == session_id), None)
 
     def create_event(
         self,
@@ -127,7 +88,7 @@ class FakeStore:
         at: float,
     ) -> None:
         """Keep a new event. Without `data` the server could not list it."""
-        events = self._events[session_id]
+        events = self.events[session_id]
         events.append(
             {
                 "id": self.new_id("event"),
@@ -138,28 +99,9 @@ class FakeStore:
                 "data": data,
                 "deleted": False,
                 "metadata": metadata,
-                "created_at": self._created_at(at),
+                "created_at": self.created_at(at),
             }
         )
-
-    def events(
-        self,
-        session_id: str,
-        *,
-        min_offset: int | None = None,
-        source: str | None = None,
-        correlation_id: str | None = None,
-        types: list[str] | None = None,
-    ) -> list[JSONObject]:
-        """Return a session's events that pass every filter given; no types are no filter."""
-        return [
-            event
-            for event in self._events[session_id]
-            if (min_offset is None or event["offset"] >= min_offset)
-            and source in {None, event["source"]}
-            and correlation_id in {None, event["correlation_id"]}
-            and (not types or event["type"] in types)
-        ]
 
 
 def user_data(content: str, user_id: str) -> JSONObject:
@@ -188,6 +130,8 @@ def status_data(status: str, acknowledged_offset: int | None, data: Any) -> JSON
 
 def agent_data(message: TurnMessage) -> JSONObject | None:
     """Return the data of the message or tool event that an agent's message becomes."""
+    from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
+
     data = message.data
     if isinstance(data, ToolData):
         calls: tuple[Any, ...] = data.tool_calls
@@ -199,21 +143,10 @@ def agent_data(message: TurnMessage) -> JSONObject | None:
         )
     if not listed:
         return None
-    plain = _plain(data)
+    plain = JsonCodec().to_dict(data)
     return {name: plain[name] for name in _ORDER if name in plain}
 
 
 def _has_names(call: Any) -> bool:
     # Whatever the fields' types are, an agent sends what it likes.
     return isinstance(call.tool_call_id, str) and isinstance(call.tool_name, str)
-
-
-def _plain(value: Any) -> Any:
-    """Return a model as JSON, and any JSON as it is."""
-    kind: Any = value.__class__
-    if kind is tuple:
-        return [_plain(item) for item in value]
-    if not has(kind):
-        return value
-    members = {field.name: _plain(getattr(value, field.name)) for field in fields(kind)}
-    return {"type": value.type, **members} if hasattr(value, "type") else members

@@ -25,9 +25,10 @@ from flux0.testing.fake.calls import (
 )
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 from flux0.testing.fake.faults import Delay, Drop, Fault, Refuse, Respond, Stall, with_faults
-from flux0.testing.fake.routing import FakeAnswer, check_operation
-from flux0.testing.fake.server import ID_LENGTH, FakeServer
+from flux0.testing.fake.routing import check_operation
+from flux0.testing.fake.server import FakeServer
 from flux0.testing.fake.turn import FakeTurn
+from flux0.testing.fake.validation import ID_LENGTH
 
 
 @define
@@ -96,7 +97,7 @@ class FakeTransport(SharedTransport):
         self._agent = agent_of(reply)
         self._types = types
         self._agent_name = agent_name
-        self._open: dict[OpenBody, tuple[Call, FakeAnswer]] = {}
+        self._open: dict[OpenBody, tuple[Call, Response[Any]]] = {}
         self.agent_id: str = agent_id or ""
         self.reset()
 
@@ -277,7 +278,7 @@ class FakeTransport(SharedTransport):
         loop: Loop | None,
         *,
         patient: bool,
-    ) -> Waits[tuple[FakeAnswer, OpenBody]]:
+    ) -> Waits[tuple[Response[Any], OpenBody]]:
         answer = yield from self._instead(request, faults)
         if answer is None:
             with self._lock:
@@ -321,7 +322,7 @@ class FakeTransport(SharedTransport):
                 return planned.faults
         return ()
 
-    def _instead(self, request: Request, faults: Iterable[Fault]) -> Waits[FakeAnswer | None]:
+    def _instead(self, request: Request, faults: Iterable[Fault]) -> Waits[Response[Any] | None]:
         """Do what keeps a call from the server; return the answer that it gets instead, if any."""
         for fault in faults:
             match fault:
@@ -359,7 +360,7 @@ class FakeTransport(SharedTransport):
             self._server.leave(answer.body)
 
 
-def _pieces(answer: FakeAnswer) -> Iterator[bytes | Wait]:
+def _pieces(answer: Response[Any]) -> Iterator[bytes | Wait]:
     if isinstance(answer.body, FakeTurn):
         return answer.body
     return iter((answer.body,) if answer.body else ())
