@@ -107,16 +107,18 @@ class SSEParser:
             data = self._read(data, events)
         else:
             data = self._held_lf + data
-            if _block_end(data, 0) >= 0:
-                data = bytes(held) + data
+            # What is held is copied where that costs no more than the piece, or ends the block.
+            if len(data) > len(held) or _block_end(data, 0) >= 0:
+                data = b"".join((held, data))
                 held.clear()
                 self._held_lf = b""
                 data = self._read(data, events)
         if data:
-            line = data.removesuffix(b"\n")
-            held += line
-            self._held_lf = data[len(line) :]
-            self._within_line = not self._held_lf
+            self._within_line = data[-1] != _LF
+            if not self._within_line:
+                data = data[:-1]
+            self._held_lf = b"" if self._within_line else b"\n"
+            held += data
         if self._too_large:
             self._retry = self.retry
             self._within_line = False
@@ -158,21 +160,21 @@ class SSEParser:
 
     def _read(self, data: bytes, events: list[ServerSentEvent]) -> bytes:
         """Append to `events` what the whole blocks say, and return the unfinished one."""
-        usual, place = self._usual_start, 0
-        while place < len(data):
+        usual, place, size = self._usual_start, 0, len(data)
+        while place < size:
             # Servers mostly send one line of data with the name that the last event had.
             if data.startswith(usual, place):
                 start = place + len(usual)
                 end = data.find(b"\n", start)
-                if data[end + 1 : end + 2] == b"\n":
+                if end < 0:
+                    return data[place:]
+                if end + 1 < size and data[end + 1] == _LF:
                     text = data[start:end].decode("utf-8", "replace")
                     events.append(
                         _new(ServerSentEvent, (self._usual_name, text, self._last_event_id, None))
                     )
                     place = end + 2
                     continue
-                if end < 0:
-                    return data[place:]
             end = _block_end(data, place)
             if end < 0:
                 return data[place:].lstrip(b"\n")
