@@ -417,14 +417,6 @@ def test_the_proxy_of_the_environment_is_obeyed(
         assert len(proxy.requests) == 2
 
 
-def test_the_login_of_a_proxy(proxied: Callable[[Proxy], None], monkeypatch: Any) -> None:
-    with ByteServer(OK) as server, Proxy() as proxy:
-        monkeypatch.setenv("http_proxy", proxy.url.replace("//", "//ada:secret@"))
-        assert fetch_over_its_own(server.url) == b"ok"
-        (received,) = proxy.requests
-        assert received.headers["proxy-authorization"] == "Basic YWRhOnNlY3JldA=="
-
-
 @pytest.mark.parametrize("breaking", [Disconnect(), Reset()], ids=["closed", "reset"])
 def test_a_request_through_a_proxy_is_sent_once(
     proxied: Callable[[Proxy], None], breaking: Any

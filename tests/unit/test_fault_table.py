@@ -174,6 +174,24 @@ FAULTS: dict[str, Callable[[Callable[..., Answer], str], Any]] = {
     ),
 }
 
+# How the errors of calls begin, over every transport: what libraries say of it differs.
+WORDS = {
+    "the name is not found": "the host's name cannot be looked up: ",
+    "the connection is refused": "connection refused",
+    "connecting takes too long": "no connection was made in time",
+    "the certificate is not trusted": "the server's certificate is not trusted: ",
+    "the TLS handshake is cut": "the connection ended while it was made",
+    "the headers do not come": "nothing came for too long",
+    "the answer is not HTTP": "the answer is not valid HTTP: ",
+    "the header block is too large": "the answer is not valid HTTP: ",
+    "the connection ends before the answer": "the connection ended before the answer",
+    "the body is cut short (chunked)": "the connection ended within the body",
+    "the body is cut short (content-length)": "the connection ended within the body",
+    "the connection is reset within the body": "the connection was reset within the body",
+    "the gzip is corrupt": "the body's compression is broken: ",
+    "the server falls silent within the body": "nothing came for too long",
+}
+
 CHUNK = (
     b'event: chunk\ndata: {"correlation_id": "RID(1)::2", "event_id": "m", "seq": 0, "patches": '
     b'[{"op": "add", "path": "/-", "value": "Hi"}], "metadata": {}, "timestamp": 1.5}\n\n'
@@ -255,7 +273,9 @@ def test_a_call_raises_what_the_table_says(row: Row, transport: TransportUnderTe
     with FAULTS[row.fault](agents, "application/json") as url:
         error = raised(transport, url, streaming=False, patience=patience(row))
     assert type(error).__name__ == row.call
+    assert (error.operation, error.method, error.url) == ("agents.list", "GET", f"{url}/api/agents")
     if isinstance(error, TransportError):
+        assert "timeout_ms" in error.problem or error.problem.startswith(WORDS[row.fault])
         assert error.__cause__ is not None
         assert not isinstance(error.__cause__, Flux0Error)
 

@@ -726,16 +726,6 @@ def test_the_wait_for_content_is_over_when_something_else_has_come() -> None:
         run(connection.read(1, 0.5))
 
 
-def test_proxies_of_the_environment_are_used(over: Over, monkeypatch: pytest.MonkeyPatch) -> None:
-    with ByteServer(OK) as server, Proxy() as proxy:
-        monkeypatch.setenv("HTTP_PROXY", proxy.url)
-        monkeypatch.setenv("NO_PROXY", "localhost")
-        assert over.fetch(get(server.url)) == (200, b"ok")
-        assert len(proxy.requests) == 1
-        assert over.fetch(get(server.url.replace("127.0.0.1", "localhost"))) == (200, b"ok")
-        assert len(proxy.requests) == 1
-
-
 def test_an_interrupt_leaves_the_connection_of_others_alone(sync: Over) -> None:
     """One of HTTP/2 may be others' too, and some that a transport of the user's makes have none."""
     ours, theirs = socket.socketpair()

@@ -182,27 +182,11 @@ def test_a_proxy_of_the_environment_tunnels(monkeypatch: pytest.MonkeyPatch) -> 
         assert [request.method for request in proxy.requests] == ["CONNECT"]
 
 
-@pytest.mark.parametrize("no_proxy", ["127.0.0.1", "*"])
-def test_no_proxy_is_used_where_the_environment_says_so(
-    monkeypatch: pytest.MonkeyPatch, no_proxy: str
-) -> None:
-    with Proxy() as proxy, ByteServer(OK) as server:
-        proxies(monkeypatch, HTTP_PROXY=proxy.url, NO_PROXY=no_proxy)
-        assert fetch(Urllib3Transport(), server.url) == b"ok"
-        assert proxy.requests == ()
-
-
 def test_a_manager_of_the_user_looks_at_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     with Proxy() as proxy, ByteServer(OK) as server:
         proxies(monkeypatch, HTTP_PROXY=proxy.url)
         assert fetch(Urllib3Transport(urllib3.PoolManager()), server.url) == b"ok"
         assert proxy.requests == ()
-
-
-def test_a_proxy_that_urllib3_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    proxies(monkeypatch, ALL_PROXY="socks5://127.0.0.1:1")
-    with pytest.raises(ConnectError, match="socks5"):
-        Urllib3Transport().send(get("http://flux0.invalid/"))
 
 
 # http.client leaves the socket of a tunnel that failed to the garbage collector in some Pythons.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from functools import cache
 from typing import Final, cast
 from weakref import finalize
 
@@ -18,7 +17,8 @@ from flux0.adapters.support.aiohttp_exchange import TELLING, TOLD, Exchange
 from flux0.adapters.support.aiohttp_wire import NEVER, Wire
 from flux0.adapters.support.bodies import PulledBody
 from flux0.adapters.support.event_loop import PerLoop
-from flux0.adapters.support.proxies import environment_proxy
+from flux0.adapters.support.failures import failure
+from flux0.adapters.support.proxies import EnvironmentProxies
 from flux0.domain.errors import (
     ClientClosed,
     ConnectError,
@@ -62,7 +62,7 @@ class AiohttpTransport:
                 session.trace_configs.append(TOLD)
         self._session = session
         self._own_sessions = PerLoop(_make_session, aiohttp.ClientSession.close)
-        self._proxy = cache(environment_proxy)
+        self._proxies = EnvironmentProxies("aiohttp")
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Send `request` once; see `AsyncTransport.send_async`."""
@@ -75,7 +75,7 @@ class AiohttpTransport:
         session, proxy = self._session, None
         if session is None:
             session = await self._own_sessions.get()
-            proxy = self._proxy(url.scheme, url.host or "", url.port or 0)
+            proxy = self._proxies.proxy_for(request.url)
         elif session.closed:
             raise ClientClosed("the aiohttp session is closed")
         exchange = Exchange(request, url)
@@ -221,10 +221,10 @@ class _Body(PulledBody):
         if not isinstance(error, _RAISED):
             return None
         kind: type[TransportError] = ReadTimeout if self._expired else ConnectionInterrupted
-        failure = None if self._wire is None else self._wire.failure
-        if any(isinstance(each, HttpProcessingError) for each in (error, failure)):
+        lost = None if self._wire is None else self._wire.failure
+        if any(isinstance(each, HttpProcessingError) for each in (error, lost)):
             kind = ProtocolError
-        return kind(str(error) or type(error).__name__)
+        return failure(kind, lost or error, answered=True)
 
 
 def _withheld(content: aiohttp.StreamReader) -> bytes:

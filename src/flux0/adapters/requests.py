@@ -14,7 +14,9 @@ from urllib3 import HTTPHeaderDict, HTTPResponse  # What requests is made of, an
 from urllib3.exceptions import HTTPError
 
 from flux0.adapters.support.bodies import OpenBodies, SyncBody
+from flux0.adapters.support.failures import failure
 from flux0.adapters.support.processes import PerProcess
+from flux0.adapters.support.proxies import EnvironmentProxies
 from flux0.adapters.support.urllib3_connection import noted, require, watch
 from flux0.adapters.support.urllib3_response import (
     ACCEPT_ENCODING,
@@ -28,6 +30,7 @@ from flux0.ports import ByteStream, Request, Response, is_framed, is_success
 
 # So many are kept for the next requests; more can be in use at a time.
 _KEPT_CONNECTIONS: Final = 100
+_PROXIES: Final = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 
 
 class RequestsTransport:
@@ -35,8 +38,8 @@ class RequestsTransport:
 
     A session passed in keeps its proxies, certificates, authentication, cookies, headers, hooks and
     adapters, and is never closed here. Its connections are watched, to know what was sent. One made
-    here takes proxies and certificates from the environment, as requests does, but no passwords
-    from `.netrc`, and keeps no cookies. What hooks, authentication and adapters raise is raised as
+    here takes proxies and certificates from the environment, but no passwords from `.netrc`, and
+    keeps no cookies. What hooks, authentication and adapters raise is raised as
     it is.
 
     Timeouts are the request's, but requests does not limit the wait for a connection of a pool
@@ -53,7 +56,7 @@ class RequestsTransport:
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
         session = self._sessions.get()
-        response = _send(session.requests, request)
+        response = _send(session, request)
         status = response.status_code
         headers = _headers(response)
         # The content of an error is read here, and users find it in the response all the same.
@@ -76,11 +79,13 @@ class _Session:
 
     Attributes:
         requests: the session of the user's, or one made here.
+        proxies: those that one made here goes through.
         bodies: what is read over it.
     """
 
     def __init__(self, session: requests.Session | None) -> None:
         self.requests = _make_session() if session is None else session
+        self.proxies = EnvironmentProxies("requests", _PROXIES) if session is None else None
         self.bodies = OpenBodies()
 
     def close(self) -> None:
@@ -105,10 +110,14 @@ def _refuse_retries(adapter: BaseAdapter) -> None:
             raise InvalidArgument("session", f"{problem}without, and see RetryConfig for retries")
 
 
-def _send(session: requests.Session, request: Request) -> requests.Response:
+def _send(over: _Session, request: Request) -> requests.Response:
+    session = over.requests
     prepared = _prepared(session, request)
     # A `verify` of the session would give way to the environment, were it not named here.
     settings = session.merge_environment_settings(prepared.url, {}, True, session.verify, None)  # noqa: FBT003
+    if over.proxies is not None:
+        proxy = over.proxies.proxy_for(request.url)
+        settings["proxies"] = {} if proxy is None else {"all": proxy}
     _watch(session, prepared, settings)
     head = _Head(prepared)
     with noted(request) as exchange:
@@ -127,7 +136,7 @@ def _send(session: requests.Session, request: Request) -> requests.Response:
                 return error.response  # A hook calls raise_for_status.
             if isinstance(error, exceptions.Timeout) and not _wraps(error):
                 # Of an adapter that is not requests' own.
-                raise ReadTimeout(str(error) or "timed out") from error
+                raise failure(ReadTimeout, error) from error
             known = isinstance(error, (exceptions.RequestException, HTTPError))
             if known or error is exchange.unconnected:
                 raise translated(error, exchange) from error
@@ -144,9 +153,9 @@ def _prepared(session: requests.Session, request: Request) -> Any:
     try:
         prepared: Any = session.prepare_request(given)
     except exceptions.InvalidHeader as error:
-        raise ProtocolError(str(error)) from error
+        raise failure(ProtocolError, error) from error
     except (exceptions.InvalidURL, exceptions.MissingSchema) as error:
-        raise ConnectError(str(error)) from error
+        raise failure(ConnectError, error) from error
     # A header field that was asked for counts more than what the session knows.
     if "authorization" in request.headers:
         prepared.headers["authorization"] = request.headers["authorization"]
@@ -164,7 +173,7 @@ def _watch(session: requests.Session, prepared: Any, settings: Any) -> None:
             adapter.cert_verify(pool, prepared.url, verify, cert)  # type: ignore[no-untyped-call]
             watch(pool)
     except (HTTPError, OSError) as error:  # Errors of requests are OSErrors, too.
-        raise ConnectError(str(error)) from error
+        raise failure(ConnectError, error) from error
 
 
 class _Head:

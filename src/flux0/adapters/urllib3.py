@@ -6,14 +6,15 @@ from collections.abc import Callable
 from functools import partial
 from io import SEEK_CUR, BytesIO
 from typing import Any, Final
-from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import unquote, urlsplit
 
 import urllib3
 from urllib3.util import make_headers, parse_url
 
 from flux0.adapters.support.bodies import OpenBodies, SyncBody
+from flux0.adapters.support.failures import failure
 from flux0.adapters.support.processes import PerProcess
+from flux0.adapters.support.proxies import EnvironmentProxies
 from flux0.adapters.support.urllib3_connection import noted, require, watch
 from flux0.adapters.support.urllib3_response import (
     ACCEPT_ENCODING,
@@ -52,7 +53,7 @@ class Urllib3Transport:
         try:
             urlopen = pools.opening(request.url)
         except urllib3.exceptions.HTTPError as error:
-            raise ConnectError(str(error)) from error
+            raise failure(ConnectError, error) from error
         with noted(request) as exchange:
             try:
                 response = urlopen(
@@ -95,9 +96,8 @@ class _Pools:
     def __init__(self, given: urllib3.PoolManager | None) -> None:
         self.manager = urllib3.PoolManager(**_POOL) if given is None else given
         self.bodies = OpenBodies()
-        self._proxies = getproxies() if given is None else {}
+        self._proxies = EnvironmentProxies("urllib3") if given is None else None
         self._proxied: dict[str, urllib3.PoolManager] = {}
-        self._direct = given is None
         self._last: tuple[str, urllib3.HTTPConnectionPool] | None = None
 
     def close(self) -> None:
@@ -109,8 +109,8 @@ class _Pools:
     def opening(self, url: str) -> Callable[..., Any]:
         """Return the `urlopen` for a URL, of which the method and the rest are missing."""
         parts = urlsplit(url)
-        manager = self._manager_for(parts)
-        if manager is not self.manager or not self._direct:
+        manager = self._manager_for(url)
+        if manager is not self.manager or self._proxies is None:
             watch(manager.connection_from_url(url))
             return partial(_urlopen, manager, url)
         # As PoolManager.urlopen does, which takes a URL apart anew each time.
@@ -123,13 +123,13 @@ class _Pools:
         target = f"{path}?{parts.query}" if parts.query else path
         return partial(_urlopen, last[1], target, assert_same_host=False)
 
-    def _manager_for(self, url: SplitResult) -> urllib3.PoolManager:
-        proxy = self._proxies.get(url.scheme) or self._proxies.get("all")
-        if not proxy or proxy_bypass(url.netloc):
+    def _manager_for(self, url: str) -> urllib3.PoolManager:
+        proxy = None if self._proxies is None else self._proxies.proxy_for(url)
+        if proxy is None:
             return self.manager
         made = self._proxied.get(proxy)
         if made is None:
-            parsed = parse_url(proxy if "://" in proxy else f"http://{proxy}")
+            parsed = parse_url(proxy)
             auth = make_headers(proxy_basic_auth=unquote(parsed.auth)) if parsed.auth else None
             made = urllib3.ProxyManager(parsed._replace(auth=None).url, proxy_headers=auth, **_POOL)
             made = self._proxied.setdefault(proxy, made)

@@ -13,6 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL  # aiohttp's own type of URL
 
 from flux0.adapters.support.aiohttp_wire import RequestBody
+from flux0.adapters.support.failures import failure, refused_by_proxy
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -152,12 +153,14 @@ class Exchange:
         """Return the error of ours that one of aiohttp's stands for, or itself if there is none."""
         if isinstance(self.body.failure, WriteTimeout):
             return self.body.failure
+        if isinstance(error, aiohttp.ClientHttpProxyError):
+            return refused_by_proxy(f"{error.status} {error.message}")
         unsent = not self._sent and self._step in _CONNECTING
         kinds = _UNSENT if unsent else _SENT
         kind = next((to for raised, to in kinds if isinstance(error, raised)), None)
         if kind is ConnectTimeout and self._step == "connection_queued_start":
             kind = PoolTimeout
-        return error if kind is None else kind(str(error) or type(error).__name__)
+        return error if kind is None else failure(kind, error)
 
 
 class _Theirs(Exception):

@@ -249,5 +249,5 @@ class RequestBody(aiohttp.Payload):
             timer.cancel()
 
     def _expire(self) -> None:
-        self.failure = WriteTimeout("the server did not take the request's body")
+        self.failure = WriteTimeout("the server did not take the request in time")
         cast("Wire", self.wire).abort()

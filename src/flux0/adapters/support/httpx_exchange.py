@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from flux0.adapters.support.failures import failure, refused_by_proxy
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -138,7 +139,8 @@ class Exchange:
     def failed(self, error: BaseException, *, sent: bool = True) -> TransportError:
         """Return the error of ours for one of the library's."""
         library = self.library
-        text = str(error) or type(error).__name__
+        if isinstance(error, library.ProxyError) and not sent:
+            return refused_by_proxy(str(error))
         kind: type[TransportError] = ProtocolError
         if isinstance(error, library.TimeoutException):
             kinds = (
@@ -150,10 +152,12 @@ class Exchange:
         elif not sent:
             kind = TLSError if _refuses_tls(error) else ConnectError
         elif isinstance(error, (library.NetworkError, library.ProxyError, OSError)) or any(
-            words in text for words in _ENDED_EARLY
+            words in str(error) for words in _ENDED_EARLY
         ):
             kind = ConnectionInterrupted
-        return kind(text)
+        if not self._traced and error.__cause__ is None and str(error):
+            return kind(str(error))  # A transport of the user's has said so.
+        return failure(kind, error, answered=self.answered)
 
 
 def shut_down(stream: Any) -> None:

@@ -14,11 +14,13 @@ from typing import Any, ClassVar, Final, Protocol, TypeVar, cast
 
 from flux0.adapters.support.bodies import OpenBodies, SyncBody, run
 from flux0.adapters.support.event_loop import PerLoop
+from flux0.adapters.support.failures import failure
 from flux0.adapters.support.given import refuse_misplaced
 from flux0.adapters.support.httpx_connection import current, instrument
 from flux0.adapters.support.httpx_exchange import Exchange
 from flux0.adapters.support.httpx_response import AsyncBody, SyncReading
 from flux0.adapters.support.processes import PerProcess
+from flux0.adapters.support.proxies import EnvironmentProxies
 from flux0.domain.errors import ClientClosed, ConnectError, Flux0Error, InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.ports import AsyncByteStream, ByteStream, Request, Response, is_framed, is_success
@@ -32,6 +34,7 @@ _LIMITS: Final = {
     # A flux0 server closes a connection that nobody uses for 5 seconds. Being first avoids a race.
     "keepalive_expiry": 4.0,
 }
+_PROXIES: Final = ("http", "https", "socks5", "socks5h")
 # What is undone here, with limits, and no more: the library has none.
 _ACCEPT_ENCODING: Final = ("accept-encoding", "gzip, deflate")
 
@@ -94,11 +97,11 @@ class HttpxFamilyTransport:
         _check("async_client", async_client, library.__name__, asynchronous=True)
         self._client = instrument(client, library, core)
         self._async_client = instrument(async_client, library, core)
-        self._own_clients = PerProcess(partial(_OwnClient, library, core))
+        self._proxies = EnvironmentProxies(library.__name__, _PROXIES)
+        self._own_clients = PerProcess(partial(_OwnClients, library, core))
         weakref.finalize(self, _forget, weakref.ref(self), self._own_clients)
-        self._own_async_clients: PerLoop[Any] = PerLoop(
-            lambda: instrument(library.AsyncClient(**_options(library)), library, core),
-            library.AsyncClient.aclose,
+        self._own_async_clients: PerLoop[_OwnAsyncClients] = PerLoop(
+            partial(_OwnAsyncClients, library, core), _OwnAsyncClients.close_async
         )
 
     @property
@@ -119,7 +122,9 @@ class HttpxFamilyTransport:
                 "_async, or pass it a synchronous client too"
             )
         own = None if self._client is not None else self._own_clients.get()
-        client: Any = self._client if own is None else own.get()
+        client: Any = self._client
+        if own is not None:
+            client = own.get(self._proxies.proxy_for(request.url))
         built = self._build(client, request)
         exchange = Exchange(self.library, self.core, built, request.interrupt)
         built.extensions["trace"] = exchange.trace
@@ -150,7 +155,10 @@ class HttpxFamilyTransport:
                 "the transport was given a synchronous client only: pass it an asynchronous one "
                 "too, or the transport to Flux0, which sends asynchronous calls over it in threads"
             )
-        client = self._async_client or await self._own_async_clients.get()
+        client: Any = self._async_client
+        if client is None:
+            own = await self._own_async_clients.get()
+            client = own.get(self._proxies.proxy_for(request.url))
         built = self._build(client, request)
         exchange = Exchange(self.library, self.core, built, None)
         built.extensions["trace"] = exchange.trace_async
@@ -189,7 +197,7 @@ class HttpxFamilyTransport:
                 ),
             )
         except library.InvalidURL as error:
-            raise ConnectError(str(error)) from error
+            raise failure(ConnectError, error) from error
         return built
 
     async def _send(
@@ -219,33 +227,51 @@ class HttpxFamilyTransport:
         return ClientClosed(f"the {name} client, or the event loop it was used in, is closed")
 
 
-class _OwnClient:
-    """The synchronous client that is made here, when first needed and again after closing."""
+class _OwnClients:
+    """The synchronous clients that are made here, when first needed and again after closing.
+
+    There is one for each proxy, and one for no proxy.
+    """
 
     def __init__(self, library: Any, core: Any) -> None:
-        self._library = library
-        self._core = core
+        self._make = partial(_make_client, library, core)
         self._lock = threading.Lock()
-        self._client: Any = None
         self.bodies = OpenBodies()
+        self._clients: dict[str | None, Any] = {}
 
-    def get(self) -> Any:
+    def get(self, proxy: str | None) -> Any:
         with self._lock:
-            if self._client is None:
-                client = self._library.Client(**_options(self._library))
-                self._client = instrument(client, self._library, self._core)
-            return self._client
+            if proxy not in self._clients:
+                self._clients[proxy] = self._make(proxy, asynchronous=False)
+            return self._clients[proxy]
 
     def close(self) -> None:
         with self._lock:
-            client, self._client = self._client, None
+            clients, self._clients = self._clients, {}
         self.bodies.close()
-        if client is not None:
+        for client in clients.values():
             client.close()
 
 
+class _OwnAsyncClients:
+    """The clients of one event loop."""
+
+    def __init__(self, library: Any, core: Any) -> None:
+        self._make = partial(_make_client, library, core)
+        self._clients: dict[str | None, Any] = {}
+
+    def get(self, proxy: str | None) -> Any:
+        if proxy not in self._clients:
+            self._clients[proxy] = self._make(proxy, asynchronous=True)
+        return self._clients[proxy]
+
+    async def close_async(self) -> None:
+        for client in self._clients.values():
+            await client.aclose()
+
+
 def _forget(
-    transport: weakref.ref[HttpxFamilyTransport], own_clients: PerProcess[_OwnClient]
+    transport: weakref.ref[HttpxFamilyTransport], own_clients: PerProcess[_OwnClients]
 ) -> None:
     own = own_clients.get()
     if transport() is not None:  # Python ends, and nobody holds a lock.
@@ -255,11 +281,18 @@ def _forget(
             start_new_thread(own.close, ())
 
 
-def _options(library: Any) -> dict[str, Any]:
-    """Return what our own clients are made with."""
+def _make_client(library: Any, core: Any, proxy: str | None, *, asynchronous: bool) -> Any:
+    prefix = "Async" if asynchronous else ""
+    limits = library.Limits(**_LIMITS)
+    try:
+        transport = getattr(library, f"{prefix}HTTPTransport")(limits=limits, proxy=proxy)
+    except ImportError as error:  # It goes through SOCKS proxies with an extra of its own.
+        raise failure(ConnectError, error) from error
     # A jar that takes none: a cookie of the server's would change who the user is.
     cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
-    return {"limits": library.Limits(**_LIMITS), "cookies": cookies}
+    # With a transport, the library does not look for proxies itself.
+    client = getattr(library, f"{prefix}Client")(transport=transport, cookies=cookies)
+    return instrument(client, library, core)
 
 
 def _check(argument: str, client: object, name: str, *, asynchronous: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from urllib3 import BaseHTTPResponse, exceptions
 
 from flux0.adapters.support.bodies import SyncPulledBody
+from flux0.adapters.support.failures import chain, failure, refused_by_proxy
 from flux0.adapters.support.http_answer import shut_down
 from flux0.adapters.support.urllib3_connection import Exchange, NotingConnection
 from flux0.domain.errors import (
@@ -98,26 +99,23 @@ def _read_by_library(response: Any) -> Iterator[bytes]:
 
 def _broken_off(error: BaseException) -> TransportError:
     """Return what a failure to read a body means."""
-    innermost = _chain(error)[-1]
-    if isinstance(innermost, TimeoutError):
-        return ReadTimeout("nothing came for too long")
-    if isinstance(innermost, IncompleteRead):
-        return ConnectionInterrupted("the connection ended within the body")
-    return _sent_kind(innermost)(_text(innermost))
+    return failure(_sent_kind(chain(error)[-1]), error, answered=True)
 
 
 def translated(error: BaseException, exchange: Exchange) -> TransportError:
     """Return what a failure to send a request, or to get the head of its answer, means.
 
-    `error` is the library's, or wraps one. The message is that of the innermost error: those
-    around it quote the URL, which may hold a credential.
+    `error` is the library's, or wraps one.
     """
-    errors = _chain(error)
+    errors = chain(error)
 
     def has(*kinds: type[BaseException]) -> bool:
         return any(isinstance(each, kinds) for each in errors)
 
     kind = _sent_kind(errors[-1])
+    said, mark = str(errors[-1]), "Tunnel connection failed: "
+    if has(exceptions.ProxyError) and said.startswith(mark):
+        return refused_by_proxy(said.removeprefix(mark))
     # urllib3 raises the two before a request has any connection.
     waited = has(exceptions.EmptyPoolError, exceptions.ClosedPoolError)
     if not exchange.sent and (waited or exchange.unconnected is not None):
@@ -130,7 +128,7 @@ def translated(error: BaseException, exchange: Exchange) -> TransportError:
             kind = TLSError
     elif has(TimeoutError) and not has(exceptions.ReadTimeoutError):
         kind = WriteTimeout
-    return kind(_text(errors[-1]))
+    return failure(kind, error)
 
 
 # The other side ends the connection while TLS is agreed on: it refuses nothing.
@@ -141,15 +139,3 @@ def _sent_kind(error: BaseException) -> type[TransportError]:
     if isinstance(error, TimeoutError):
         return ReadTimeout
     return ConnectionInterrupted if isinstance(error, (OSError, IncompleteRead)) else ProtocolError
-
-
-def _chain(error: BaseException | None) -> tuple[BaseException, ...]:
-    """Return an error and what it wraps, in whichever way, down to the innermost."""
-    if error is None:
-        return ()
-    inner = (getattr(error, "reason", None), *reversed(error.args), error.__cause__)
-    return (error, *_chain(next((each for each in inner if isinstance(each, BaseException)), None)))
-
-
-def _text(error: BaseException) -> str:
-    return str(error) or type(error).__name__

@@ -155,7 +155,7 @@ def _cut_off(pieces: Iterator[bytes | Wait], fault: Stall | Truncate) -> Iterato
         while True:
             yield Wait(inf)
     if not fault.clean:
-        raise ConnectionInterrupted("the connection broke off within the body")
+        raise ConnectionInterrupted("the connection ended within the body")
 
 
 def _split(pieces: Iterator[bytes | Wait], sizes: tuple[int, ...]) -> Iterator[bytes | Wait]:

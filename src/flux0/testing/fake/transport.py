@@ -300,7 +300,7 @@ class FakeTransport(SharedTransport):
                 yield from self._late(fault.seconds, request.timeout.read, body)
             elif isinstance(fault, Drop):
                 body.end("closed")
-                raise ConnectionInterrupted("the connection broke off before the answer")
+                raise ConnectionInterrupted("the connection ended before the answer")
         return answer, body
 
     def _check_expected(self, call: Call) -> None:
@@ -329,9 +329,9 @@ class FakeTransport(SharedTransport):
                 case Respond():
                     return fault.answer()
                 case Refuse(raises):
-                    raise raises("the connection was refused")
+                    raise raises("connection refused")
                 case Drop(after_acting=False):
-                    raise ConnectionInterrupted("the connection broke off before the answer")
+                    raise ConnectionInterrupted("the connection ended before the answer")
                 case Stall(None, None):
                     yield from self._late(None, request.timeout.read, None)
                 case _:
