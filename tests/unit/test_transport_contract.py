@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+import threading
+import warnings
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -302,6 +307,20 @@ IMPATIENT = CONTRACT.replace("Contract):\n", "Contract):\n    patience = 1.0\n")
 def _plain_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
     """The contract needs no plugins."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
+@pytest.fixture(autouse=True)
+def _connections_of_broken_transports() -> Iterator[None]:
+    """Collect what a broken transport leaves open, before a later test is blamed for it."""
+    before = set(threading.enumerate())
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        for thread in set(threading.enumerate()) - before:
+            thread.join(0.1)
+        for name in ("last_exc", "last_traceback", "last_value"):  # pytest keeps them.
+            vars(sys).pop(name, None)
+        gc.collect()
 
 
 def failures(pytester: pytest.Pytester, transport: str, contract: str, *options: str) -> set[str]:
