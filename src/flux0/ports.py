@@ -94,7 +94,7 @@ class Request:
     retries: RetryConfig | None = None
     attempt: int = 1
     deadline: float | None = None
-    interrupt: Interrupt | None = field(default=None, eq=False, repr=False)
+    interrupt: Interrupt = field(factory=Interrupt, eq=False, repr=False)
 
     def streams(self, status_code: int) -> bool:
         """Return whether the body of an answer with this status is read as it arrives."""

@@ -177,7 +177,6 @@ class Woken(Script):
 
     def send(self, request: Request) -> Response[Any]:
         woken = threading.Event()
-        assert request.interrupt is not None
         request.interrupt.on_fire(woken.set)
         assert woken.wait(20)
         request.interrupt.clear()

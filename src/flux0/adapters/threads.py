@@ -53,8 +53,7 @@ class _Sending:
 
     def __init__(self, transport: Transport, request: Request) -> None:
         self._transport = transport
-        self._interrupt = request.interrupt or Interrupt()
-        self._request = evolve(request, interrupt=self._interrupt)
+        self._request = evolve(request, interrupt=Interrupt())
         self._lock = Lock()
         self._abandoned = False
         self._response: Response[ByteStream] | None = None
@@ -74,7 +73,7 @@ class _Sending:
             self._abandoned = True
             response = self._response
         if response is None:
-            self._interrupt.fire()
+            self._request.interrupt.fire()
         else:
             response.body.close()
 

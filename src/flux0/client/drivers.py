@@ -17,7 +17,6 @@ from flux0.flows import Await, Effect, Flow, ReadBody, Send, Sleep
 from flux0.ports import (
     AsyncTransport,
     ByteStream,
-    Interrupt,
     Request,
     Response,
     Time,
@@ -77,9 +76,9 @@ class Driver:
         deadline = request.deadline
         if deadline is None:
             return self.transport.send(request)
-        interrupt = Interrupt()
-        limited = evolve(_limited(request, deadline - self.time.monotonic()), interrupt=interrupt)
-        response = self._in_time(deadline, interrupt.fire, lambda: self.transport.send(limited))
+        limited = _limited(request, deadline - self.time.monotonic())
+        stop = request.interrupt.fire
+        response = self._in_time(deadline, stop, lambda: self.transport.send(limited))
         if self.time.monotonic() > deadline:
             response.body.close()
             raise out_of_time()

@@ -82,9 +82,8 @@ def close_soon(loop: Loop, close: Callable[[], Awaitable[None]]) -> None:
         # The loop holds what the task waits for, and that holds the task until it is done.
         loop.create_task(closing())
 
-    of_trio = hasattr(loop, "run_sync_soon")
-    spawn = spawn_in_trio if of_trio else spawn_in_asyncio
-    if _is_running_trio(loop) if of_trio else _is_running_asyncio(loop):
+    spawn = spawn_in_trio if hasattr(loop, "run_sync_soon") else spawn_in_asyncio
+    if _is_running(loop):
         spawn()  # At once, so that a loop that is about to end cancels the task.
     else:
         call_soon(loop, spawn)
@@ -190,14 +189,9 @@ def _let_go(known: _Known[T], close: Callable[[T], Awaitable[None]]) -> None:
             closing.close()
 
 
-def _is_running_trio(loop: Loop) -> bool:
-    trio = _running_trio()
-    return trio is not None and trio.lowlevel.current_trio_token() is loop
-
-
-def _is_running_asyncio(loop: Loop) -> bool:
+def _is_running(loop: Loop) -> bool:
     try:
-        return sys.modules["asyncio"].get_running_loop() is loop
+        return running_loop() is loop
     except RuntimeError:
         return False
 

@@ -40,7 +40,7 @@ class Exchange:
         received: how many bytes have come before.
     """
 
-    def __init__(self, library: Any, core: Any, request: Any, interrupt: Interrupt | None) -> None:
+    def __init__(self, library: Any, core: Any, request: Any, interrupt: Interrupt) -> None:
         self.library = library
         self.core = core
         self.sent: bool = False
@@ -71,7 +71,7 @@ class Exchange:
         if step == "send_request_headers.started":
             # A tunnel through a proxy is asked for by a request of its own.
             self.sent = self.sent or info["request"].method != b"CONNECT"
-            if protocol == "http2" and self._interrupt is not None:
+            if protocol == "http2":
                 self._interrupt.clear()  # Other exchanges share the connection.
         elif step == "receive_response_headers.complete" and self.sent:
             self.answered = True
@@ -104,8 +104,7 @@ class Exchange:
 
     def use(self, stream: Any) -> None:
         """Take note of the connection that the answer will come over."""
-        if self._interrupt is not None:
-            self._interrupt.on_fire(partial(shut_down, stream))
+        self._interrupt.on_fire(partial(shut_down, stream))
 
     def translated(self, error: Exception, request: Any) -> TransportError | None:
         """Return the error of ours for what sending raised; None if the user's code raised it."""

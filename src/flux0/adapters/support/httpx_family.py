@@ -137,8 +137,7 @@ class HttpxFamilyTransport:
             response = run(self._send(client, built, exchange, send()))
         finally:
             current.reset(token)
-            if request.interrupt is not None:
-                request.interrupt.clear()
+            request.interrupt.clear()
         body = SyncBody(SyncReading(request, built, exchange, response, self))
         if own is not None:
             own.bodies.add(body)
@@ -160,7 +159,7 @@ class HttpxFamilyTransport:
             own = await self._own_async_clients.get()
             client = own.get(self._proxies.proxy_for(request.url))
         built = self._build(client, request)
-        exchange = Exchange(self.library, self.core, built, None)
+        exchange = Exchange(self.library, self.core, built, request.interrupt)
         built.extensions["trace"] = exchange.trace_async
         if request.body is not None:
             built.stream = self._whole_body(request.body)
@@ -170,6 +169,7 @@ class HttpxFamilyTransport:
             response = await self._send(client, built, exchange, sending)
         finally:
             current.reset(token)
+            request.interrupt.clear()
         return _answer(response, AsyncBody(request, built, exchange, response, self))
 
     async def close_async(self) -> None:

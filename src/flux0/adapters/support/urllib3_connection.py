@@ -44,13 +44,11 @@ class Exchange:
 
     def wait_on(self, wire: socket.socket) -> None:
         """Let an interrupt of the request end the connection that it waits for."""
-        if self._interrupt is not None:
-            self._interrupt.on_fire(partial(shut_down, wire))
+        self._interrupt.on_fire(partial(shut_down, wire))
 
     def wait_no_more(self) -> None:
         """Keep the interrupt from a connection that has served its turn."""
-        if self._interrupt is not None:
-            self._interrupt.clear()
+        self._interrupt.clear()
 
 
 _EXCHANGE: ContextVar[Exchange | None] = ContextVar("flux0_exchange", default=None)
