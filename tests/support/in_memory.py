@@ -15,7 +15,7 @@ from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
 from flux0.domain.headers import Headers
 from flux0.flows import Flow, ReadBody, Send
-from flux0.ports import Request, Response
+from flux0.ports import Request, Response, Timeout
 from flux0.usecases.turn import Turn
 from support.modes import run
 from support.transports import ASYNC, SYNC, Mode
@@ -169,8 +169,15 @@ def read(effect: object) -> ReadBody:
 # --- turns
 
 
-def new_turn(max_event_bytes: int = 1000) -> Turn:
-    return Turn(SSEParser(max_event_bytes=max_event_bytes), JsonCodec())
+def new_turn(max_event_bytes: int = 1000, *, idle: float | None = None) -> Turn:
+    request = Request(
+        "POST",
+        "http://127.0.0.1:8080/api/sessions/s/events/stream",
+        Headers(),
+        timeout=Timeout(idle=idle),
+        operation="sessions.create_event",
+    )
+    return Turn(SSEParser(max_event_bytes=max_event_bytes), JsonCodec(), request)
 
 
 def frame(name: str, data: object) -> bytes:

@@ -286,6 +286,9 @@ def test_a_stream_raises_what_the_table_says(row: Row, transport: TransportUnder
     with FAULTS[row.fault](turn, "text/event-stream") as url:
         error = raised(transport, url, streaming=True, patience=patience(row))
     assert type(error).__name__ == row.stream
+    told = f"{url}/api/sessions/s/events/stream"
+    assert (error.operation, error.method, error.url) == ("sessions.create_event", "POST", told)
+    assert "None" not in str(error)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS, ids=str)

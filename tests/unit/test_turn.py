@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from flux0.adapters.json import JsonCodec
-from flux0.adapters.sse import SSEParser
 from flux0.domain.errors import (
     ConnectionInterrupted,
     ConnectTimeout,
@@ -166,7 +164,7 @@ def test_any_other_failure_of_the_transport_is_an_interruption(kind: type[Transp
 
 
 def test_what_is_no_event_does_not_keep_a_silent_agent_alive() -> None:
-    turn = Turn(SSEParser(), JsonCodec(), idle=5)
+    turn = new_turn(idle=5)
 
     assert turn.feed(b": still here\n", waited=3) == []
     assert len(turn.feed(chunk("a"), waited=1.5)) == 1

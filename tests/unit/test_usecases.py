@@ -248,7 +248,7 @@ def create_event(way: ApiCall = WAY, **changes: Any) -> Flow[Any]:
         "source": EventSource.USER,
         "content": "What's the weather in SF?",
     }
-    return sessions.create_event(way, **{**given, **changes})
+    return sessions.open_stream(way, sessions.create_event(way, **{**given, **changes}))
 
 
 def test_a_message_is_sent_and_the_response_handed_out_with_its_stream_unread() -> None:

@@ -134,7 +134,7 @@ class Flux0:
         self.agents = AgentsResource(self._caller)
         self.sessions = SessionsResource(
             self._caller,
-            lambda idle: Turn(SSEParser(max_event_bytes=max_event_bytes), codec, idle=idle),
+            lambda request: Turn(SSEParser(max_event_bytes=max_event_bytes), codec, request),
             partial(MessageAccumulator, max_turn_bytes=max_turn_bytes),
         )
 

@@ -13,8 +13,7 @@ from flux0.client.streams import AsyncEventStream, AsyncOpening, EventStream
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.models import Agent, Agents, Events, Session, Sessions
-from flux0.flows import Flow
-from flux0.ports import Response
+from flux0.ports import Request
 from flux0.usecases import agents, sessions
 from flux0.usecases.call import ApiCall
 from flux0.usecases.turn import Turn
@@ -118,7 +117,7 @@ class SessionsResource:
     def __init__(
         self,
         caller: Caller,
-        new_turn: Callable[[float | None], Turn],
+        new_turn: Callable[[Request], Turn],
         new_accumulator: Callable[[], MessageAccumulator],
     ) -> None:
         self._caller = caller
@@ -220,12 +219,12 @@ class SessionsResource:
         `BadRequestError`. `timeout_ms` is the time until the answer's headers, and
         `stream_idle_timeout_ms` the longest silence after them.
         """
-        call, flow, stored = self._prepare(session_id, type_, source, content, options)
+        call, request, stored = self._prepare(session_id, type_, source, content, options)
         session = call.server_url, session_id
         list_stored = partial(self.list_events, **stored)
         with self._open_turns.opening(session, self._left(call)):
-            response = self._caller.drive(flow)
-            turn, accumulator = self._new_turn(call.timeout.idle), self._new_accumulator()
+            response = self._caller.drive(sessions.open_stream(call, request))
+            turn, accumulator = self._new_turn(request), self._new_accumulator()
             clock = self._caller.time.monotonic
             stream = EventStream(response, turn, accumulator, list_stored, clock)
             self._open_turns.add(session, stream)
@@ -257,12 +256,12 @@ class SessionsResource:
         content: str,
         options: TurnOptions,
     ) -> AsyncEventStream:
-        call, flow, stored = self._prepare(session_id, type_, source, content, options)
+        call, request, stored = self._prepare(session_id, type_, source, content, options)
         session = call.server_url, session_id
         list_stored = partial(self.list_events_async, **stored)
         async with self._open_turns.opening_async(session, self._left(call)):
-            response = await self._caller.drive_async(flow)
-            turn, accumulator = self._new_turn(call.timeout.idle), self._new_accumulator()
+            response = await self._caller.drive_async(sessions.open_stream(call, request))
+            turn, accumulator = self._new_turn(request), self._new_accumulator()
             clock = self._caller.time.monotonic
             stream = AsyncEventStream(response, turn, accumulator, list_stored, clock)
             self._open_turns.add(session, stream)
@@ -275,14 +274,14 @@ class SessionsResource:
         source: EventSource | str,
         content: str,
         options: TurnOptions,
-    ) -> tuple[ApiCall, Flow[Response[Any]], dict[str, Any]]:
-        """Return a turn's call, the flow that begins it, and how its events are listed."""
+    ) -> tuple[ApiCall, Request, dict[str, Any]]:
+        """Return a turn's call, the request that begins it, and how its events are listed."""
         call = self._caller.call(**options)
-        flow = sessions.create_event(
+        request = sessions.create_event(
             call, session_id=session_id, type_=type_, source=source, content=content
         )
         kept = {name: options.get(name) for name in ("server_url", "http_headers")}
-        return call, flow, {"session_id": session_id, **kept}
+        return call, request, {"session_id": session_id, **kept}
 
     def _left(self, call: ApiCall) -> float | None:
         """Return the seconds that a call has left, or None for no limit."""

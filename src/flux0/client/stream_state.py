@@ -114,7 +114,7 @@ class StreamState:
         if event is None:
             return None
         error = AgentError(event.data.data)
-        error.correlation_id, error.event_count = self.correlation_id, self.event_count
+        self._turn.concern(error)
         error.offer(self.messages, self._stored)
         return error
 

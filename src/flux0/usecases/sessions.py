@@ -92,15 +92,15 @@ def create_event(
     type_: EventType | str,
     source: EventSource | str,
     content: str,
-) -> Flow[Response[Any]]:
-    """Send a message and return the response whose body is the turn's stream of events."""
+) -> Request:
+    """Return the request that sends a message, for `open_stream`."""
     ids = {"session_id": arguments.identifier("session_id", session_id)}
     body = {
         "type": arguments.name("type_", type_),
         "source": arguments.name("source", source),
         "content": arguments.text("content", content),
     }
-    request = call.request(
+    return call.request(
         "sessions.create_event",
         "POST",
         f"{_SESSION}/events/stream",
@@ -108,7 +108,6 @@ def create_event(
         body=body,
         stream=True,
     )
-    return _open_stream(call, request)
 
 
 def _fetch_events(call: ApiCall, request: Request, wanted: tuple[str, ...] | None) -> Flow[Events]:
@@ -118,13 +117,14 @@ def _fetch_events(call: ApiCall, request: Request, wanted: tuple[str, ...] | Non
     return Events(tuple(event for event in events if event.type in wanted))
 
 
-def _open_stream(call: ApiCall, request: Request) -> Flow[Response[Any]]:
+def open_stream(call: ApiCall, request: Request) -> Flow[Response[Any]]:
+    """Send a message and return the response whose body is the turn's stream of events."""
     response = yield from call.send(request)
     content_type = response.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "text/event-stream":
         body: bytes = yield ReadBody(response, call.max_body_bytes, call.deadline)
-        raise DecodeError(
-            f"expected text/event-stream, got {content_type or 'no content type'}",
-            body=body[:200].decode("utf-8", "replace"),
-        )
+        problem = f"expected text/event-stream, got {content_type or 'no content type'}"
+        error = DecodeError(problem, body=body[:200].decode("utf-8", "replace"))
+        error.concern(request.operation, request.method, request.url)
+        raise error
     return response

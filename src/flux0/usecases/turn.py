@@ -28,7 +28,7 @@ from flux0.domain.errors import (
     TransportError,
 )
 from flux0.domain.stream_events import StreamEvent, UnknownEvent
-from flux0.ports import Codec, EventStreamParser
+from flux0.ports import Codec, EventStreamParser, Request
 
 E = TypeVar("E", bound=Flux0Error)
 
@@ -39,7 +39,8 @@ class Turn:
     Args:
         parser: makes server-sent events of the bytes.
         codec: makes the turn's events of those.
-        idle: the longest wait for an event, in seconds, whatever else comes; None sets no limit.
+        request: what began the turn. Its idle timeout limits the wait for an event, whatever else
+            comes.
 
     Attributes:
         correlation_id: names the turn; None until an event has told it.
@@ -47,11 +48,11 @@ class Turn:
         failure: what broke the turn; to be raised once the events before it are handed out.
     """
 
-    def __init__(
-        self, parser: EventStreamParser, codec: Codec, *, idle: float | None = None
-    ) -> None:
+    def __init__(self, parser: EventStreamParser, codec: Codec, request: Request) -> None:
         self._parser = parser
         self._decode = codec.decode_event
+        self._request = request
+        idle = request.timeout.idle
         self._idle = inf if idle is None else idle
         self._waited = 0.0
         self.correlation_id: str | None = None
@@ -100,14 +101,20 @@ class Turn:
         problem = f"the stream was silent for too long {self._so_far()}"
         return self._break(StreamIdleTimeout(problem))
 
+    def concern(self, error: Flux0Error) -> None:
+        """Have an error tell of this turn."""
+        error.concern(self._request.operation, self._request.method, self._request.url)
+        if isinstance(error, StreamError):
+            error.correlation_id, error.event_count = self.correlation_id, self.event_count
+
     def _break(self, failure: E) -> E:
-        if isinstance(failure, StreamError):
-            failure.correlation_id, failure.event_count = self.correlation_id, self.event_count
+        self.concern(failure)
         self.failure = failure
         return failure
 
     def _so_far(self) -> str:
-        return f"(after {self.event_count} events of turn {self.correlation_id})"
+        turn = "" if self.correlation_id is None else f" of turn {self.correlation_id}"
+        return f"(after {self.event_count} {'event' if self.event_count == 1 else 'events'}{turn})"
 
 
 def _correlation_id(events: Sequence[StreamEvent]) -> str | None:
