@@ -10,7 +10,7 @@ _EXTRA = {"rich", "typer"}
 def main() -> None:
     """Run the command line, or say how to install what it needs."""
     try:
-        from flux0.cli.app import app  # noqa: PLC0415 - may be missing, which is to be said kindly
+        from flux0.cli.app import app  # noqa: PLC0415 - it may be missing
 
         app(prog_name="flux0-client")
     except ModuleNotFoundError as error:

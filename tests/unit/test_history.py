@@ -1,4 +1,4 @@
-"""A session's stored events and the messages of a live turn, as one list without doubles."""
+"""A session's stored events and the messages of a live turn, as one list that has each once."""
 
 from __future__ import annotations
 

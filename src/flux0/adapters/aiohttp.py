@@ -13,7 +13,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL  # aiohttp's own type of URL
 
-from flux0.adapters.support.aiohttp_exchange import TELLING, TOLD, Exchange
+from flux0.adapters.support.aiohttp_exchange import TELLING, TOLD, AiohttpExchange
 from flux0.adapters.support.aiohttp_wire import NEVER, Wire
 from flux0.adapters.support.bodies import PulledBody
 from flux0.adapters.support.event_loop import PerLoop
@@ -78,7 +78,7 @@ class AiohttpTransport:
             proxy = self._proxies.proxy_for(request.url)
         elif session.closed:
             raise ClientClosed("the aiohttp session is closed")
-        exchange = Exchange(request, url)
+        exchange = AiohttpExchange(request, url)
         response = await exchange.run(session, proxy)
         wire = exchange.body.wire
         if response.connection is not None and response.connection.transport is not None:

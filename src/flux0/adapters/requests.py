@@ -20,7 +20,7 @@ from flux0.adapters.support.proxies import EnvironmentProxies
 from flux0.adapters.support.urllib3_connection import noted, require, watch
 from flux0.adapters.support.urllib3_response import (
     ACCEPT_ENCODING,
-    Reading,
+    Urllib3Body,
     in_blocks,
     translated,
 )
@@ -51,7 +51,7 @@ class RequestsTransport:
         for adapter in () if session is None else session.adapters.values():
             _refuse_retries(adapter)
         self._own = session is None
-        self._sessions = PerProcess(partial(_Session, session))
+        self._sessions = PerProcess(partial(_Connections, session))
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
@@ -61,7 +61,7 @@ class RequestsTransport:
         headers = _headers(response)
         # The content of an error is read here, and users find it in the response all the same.
         retain = None if is_success(status) else partial(_retain, response)
-        reading = Reading(_raw(response), retain)
+        reading = Urllib3Body(_raw(response), retain)
         if request.streams(status):
             reading.set_timeout(request.timeout.idle)
         body = SyncBody(reading)
@@ -74,7 +74,7 @@ class RequestsTransport:
             self._sessions.get().close()
 
 
-class _Session:
+class _Connections:
     """The connections of one process.
 
     Attributes:
@@ -110,7 +110,7 @@ def _refuse_retries(adapter: BaseAdapter) -> None:
             raise InvalidArgument("session", f"{problem}without, and see RetryConfig for retries")
 
 
-def _send(over: _Session, request: Request) -> requests.Response:
+def _send(over: _Connections, request: Request) -> requests.Response:
     session = over.requests
     prepared = _prepared(session, request)
     # A `verify` of the session would give way to the environment, were it not named here.
@@ -119,7 +119,7 @@ def _send(over: _Session, request: Request) -> requests.Response:
         proxy = over.proxies.proxy_for(request.url)
         settings["proxies"] = {} if proxy is None else {"all": proxy}
     _watch(session, prepared, settings)
-    head = _Head(prepared)
+    head = _HookedAnswer(prepared)
     with noted(request) as exchange:
         try:
             response = session.send(
@@ -176,7 +176,7 @@ def _watch(session: requests.Session, prepared: Any, settings: Any) -> None:
         raise failure(ConnectError, error) from error
 
 
-class _Head:
+class _HookedAnswer:
     """Watches the head of the answer go through the hooks.
 
     Attributes:

@@ -18,7 +18,7 @@ from flux0.adapters.support.proxies import EnvironmentProxies
 from flux0.adapters.support.urllib3_connection import noted, require, watch
 from flux0.adapters.support.urllib3_response import (
     ACCEPT_ENCODING,
-    Reading,
+    Urllib3Body,
     in_blocks,
     translated,
 )
@@ -44,7 +44,7 @@ class Urllib3Transport:
     def __init__(self, pool_manager: urllib3.PoolManager | None = None) -> None:
         require("pool_manager", pool_manager, urllib3.PoolManager)
         self._own = pool_manager is None
-        self._pools = PerProcess(partial(_Pools, pool_manager))
+        self._pools = PerProcess(partial(_Connections, pool_manager))
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
@@ -71,7 +71,7 @@ class Urllib3Transport:
                     raise translated(error, exchange) from error
                 raise
         raw, retain = (response, None) if is_success(response.status) else _readable(response)
-        reading = Reading(response, retain)
+        reading = Urllib3Body(response, retain)
         if request.streams(response.status):
             reading.set_timeout(timeout.idle)
         headers = Headers(tuple(response.headers.items()))
@@ -85,7 +85,7 @@ class Urllib3Transport:
             self._pools.get().close()
 
 
-class _Pools:
+class _Connections:
     """The connections of one process.
 
     Attributes:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _COOKIE = "flux0_user_sub"
 
 
-class _Talk:
+class _AnyConversation:
     """What both kinds of conversation know.
 
     Attributes:
@@ -46,7 +46,7 @@ class _Talk:
 
 @final
 @show_options
-class Conversation(_Talk):
+class Conversation(_AnyConversation):
     """A session as a user has it: send a message, read the turn, look back.
 
     Sending closes a turn that is still open, which cancels the agent. Get one from
@@ -81,7 +81,7 @@ class Conversation(_Talk):
 
 @final
 @show_options
-class AsyncConversation(_Talk):
+class AsyncConversation(_AnyConversation):
     """A `Conversation` for asynchronous code. Get one from `Flux0.conversation_async`."""
 
     def send(self, content: str, **options: Unpack[TurnOptions]) -> AsyncOpening:

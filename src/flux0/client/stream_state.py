@@ -170,11 +170,11 @@ class StreamState:
             self._batch = iter(self._turn.feed(data, waited))
         return self._ended or self._turn.failure is not None
 
-    def _must_be_confirmed(self) -> bool:
+    def _check_end(self) -> None:
+        """Raise if the stream has no end that could be confirmed."""
         self._check()
         if not self._ended:
             raise Flux0Error("the stream has not been read to its end yet")
-        return not self._proven
 
     def _fail(self, error: TransportError) -> None:
         if self._closed:  # By another thread or task, which is what made the transport fail.

@@ -113,7 +113,8 @@ class EventStream(StreamState):
             StreamInterrupted: the server has not stored what the stream said.
             Flux0Error: the stream has not ended yet.
         """
-        if self._must_be_confirmed():
+        self._check_end()
+        if not self._proven:
             try:
                 self._compare(self.stored_events())
             except Flux0Error as error:
@@ -229,7 +230,8 @@ class AsyncEventStream(StreamState):
             StreamInterrupted: the server has not stored what the stream said.
             Flux0Error: the stream has not ended yet.
         """
-        if self._must_be_confirmed():
+        self._check_end()
+        if not self._proven:
             try:
                 self._compare(await self.stored_events())
             except Flux0Error as error:

@@ -32,7 +32,7 @@ from flux0.ports import Request
 _MAX_HEADER_BYTES: Final = 64 * 1024
 
 
-class Exchange:
+class AiohttpExchange:
     """One request on its way to the head of its answer, and what is known of it."""
 
     def __init__(self, request: Request, url: URL) -> None:
@@ -198,7 +198,7 @@ _CONNECTED: Final = ("connection_create_end", "connection_reuseconn")
 _SENDING: Final = ("request_headers_sent", "request_chunk_sent")
 
 # The exchange whose request is handed to aiohttp right now.
-_EXCHANGE: ContextVar[Exchange | None] = ContextVar("flux0_aiohttp_exchange", default=None)
+_EXCHANGE: ContextVar[AiohttpExchange | None] = ContextVar("flux0_aiohttp_exchange", default=None)
 
 
 class _TraceContext(SimpleNamespace):

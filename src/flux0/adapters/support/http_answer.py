@@ -24,7 +24,7 @@ _SWITCHING: Final = 101
 _FIRST_FINAL: Final = 200
 
 
-class Answer(HTTPResponse):
+class NotedAnswer(HTTPResponse):
     """The answer to one request.
 
     Args:

@@ -13,13 +13,13 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from flux0.adapters.support.httpx_exchange import Exchange
+from flux0.adapters.support.httpx_exchange import HttpxExchange
 
 # httpcore limits the head of an answer to 100 KiB, but not how many interim answers come first.
 _MAX_BYTES_BEFORE_BODY: Final = 256 * 1024
 
 # What the running thread or task sends.
-current: Final[ContextVar[Exchange]] = ContextVar("current")
+current: Final[ContextVar[HttpxExchange]] = ContextVar("current")
 
 
 def instrument(client: Any, library: Any, core: Any) -> Any:

@@ -28,7 +28,7 @@ _ENDED_EARLY = ("closed connection", "Server disconnected", "ConnectionTerminate
 _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
 
 
-class Exchange:
+class HttpxExchange:
     """One exchange, as httpcore tells of it by the request's extension `trace`.
 
     It does not know the request, which would be a circle that only the collector ends.
@@ -60,7 +60,7 @@ class Exchange:
             self._others(event, info)
 
     async def trace_async(self, event: str, info: dict[str, Any]) -> None:
-        """Do as `trace`, for asynchronous clients."""
+        """Take note of an event of an asynchronous client, and tell whom else it was to tell."""
         self._note(event, info)
         if self._others is not None:
             await self._others(event, info)

@@ -17,8 +17,8 @@ from flux0.adapters.support.event_loop import PerLoop
 from flux0.adapters.support.failures import failure
 from flux0.adapters.support.given import refuse_misplaced
 from flux0.adapters.support.httpx_connection import current, instrument
-from flux0.adapters.support.httpx_exchange import Exchange
-from flux0.adapters.support.httpx_response import AsyncBody, SyncReading
+from flux0.adapters.support.httpx_exchange import HttpxExchange
+from flux0.adapters.support.httpx_response import AsyncBody, SyncHttpxBody
 from flux0.adapters.support.processes import PerProcess
 from flux0.adapters.support.proxies import EnvironmentProxies
 from flux0.domain.errors import ClientClosed, ConnectError, Flux0Error, InvalidArgument
@@ -126,7 +126,7 @@ class HttpxFamilyTransport:
         if own is not None:
             client = own.get(self._proxies.proxy_for(request.url))
         built = self._build(client, request)
-        exchange = Exchange(self.library, self.core, built, request.interrupt)
+        exchange = HttpxExchange(self.library, self.core, built, request.interrupt)
         built.extensions["trace"] = exchange.trace
 
         async def send() -> Any:
@@ -138,7 +138,7 @@ class HttpxFamilyTransport:
         finally:
             current.reset(token)
             request.interrupt.clear()
-        body = SyncBody(SyncReading(request, built, exchange, response, self))
+        body = SyncBody(SyncHttpxBody(request, built, exchange, response, self))
         if own is not None:
             own.bodies.add(body)
         return _answer(response, body)
@@ -159,7 +159,7 @@ class HttpxFamilyTransport:
             own = await self._own_async_clients.get()
             client = own.get(self._proxies.proxy_for(request.url))
         built = self._build(client, request)
-        exchange = Exchange(self.library, self.core, built, request.interrupt)
+        exchange = HttpxExchange(self.library, self.core, built, request.interrupt)
         built.extensions["trace"] = exchange.trace_async
         if request.body is not None:
             built.stream = self._whole_body(request.body)
@@ -201,7 +201,7 @@ class HttpxFamilyTransport:
         return built
 
     async def _send(
-        self, client: Any, built: Any, exchange: Exchange, sending: Awaitable[Any]
+        self, client: Any, built: Any, exchange: HttpxExchange, sending: Awaitable[Any]
     ) -> Any:
         """Return the library's response."""
         library = self.library

@@ -13,7 +13,7 @@ from weakref import finalize
 from flux0.adapters.support.bodies import PulledBody, SyncPulledBody
 from flux0.adapters.support.event_loop import close_soon, running_loop, shielded, unwind
 from flux0.adapters.support.httpx_connection import AnyConnection
-from flux0.adapters.support.httpx_exchange import Exchange, shut_down
+from flux0.adapters.support.httpx_exchange import HttpxExchange, shut_down
 from flux0.domain.errors import TransportError
 from flux0.ports import Request, is_success
 
@@ -26,7 +26,7 @@ _OVER_HTTP2: Final = (
 )
 
 
-class _Reading(PulledBody):
+class _HttpxBody(PulledBody):
     """The reading of a response.
 
     It goes below the library's response, which would decompress without a limit.
@@ -36,7 +36,7 @@ class _Reading(PulledBody):
         self,
         request: Request,
         built: httpx.Request,
-        exchange: Exchange,
+        exchange: HttpxExchange,
         response: httpx.Response,
         transport: object,
     ) -> None:
@@ -81,7 +81,7 @@ class _Reading(PulledBody):
         return exchange.failed(error) if known else None
 
 
-class SyncReading(_Reading, SyncPulledBody):
+class SyncHttpxBody(_HttpxBody, SyncPulledBody):
     """The reading of a response by synchronous code."""
 
     def __init__(self, *args: Any) -> None:
@@ -116,7 +116,7 @@ class SyncReading(_Reading, SyncPulledBody):
             self._response.close()
 
 
-class _AsyncReading(_Reading):
+class _AsyncHttpxBody(_HttpxBody):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         response = self._response
@@ -161,7 +161,7 @@ class AsyncBody:
     """The body of a response, pulled by asynchronous code."""
 
     def __init__(self, *args: Any) -> None:
-        self._reading = _AsyncReading(*args)
+        self._reading = _AsyncHttpxBody(*args)
         # Not __del__, for the reason above.
         self._forgotten = finalize(self, close_soon, running_loop(), self._reading.release)
         self._forgotten.atexit = False

@@ -20,7 +20,7 @@ import urllib3
 from urllib3.connection import HTTPConnection
 
 from flux0.adapters.support.given import refuse_misplaced
-from flux0.adapters.support.http_answer import Answer, shut_down
+from flux0.adapters.support.http_answer import NotedAnswer, shut_down
 from flux0.domain.errors import InvalidArgument, MissingDependency
 from flux0.ports import Request
 
@@ -28,7 +28,7 @@ from flux0.ports import Request
 _LONGEST_REST: Final = 4.0
 
 
-class Exchange:
+class Urllib3Exchange:
     """What is known of one request while it is sent.
 
     Attributes:
@@ -51,13 +51,13 @@ class Exchange:
         self._interrupt.clear()
 
 
-_EXCHANGE: ContextVar[Exchange | None] = ContextVar("flux0_exchange", default=None)
+_EXCHANGE: ContextVar[Urllib3Exchange | None] = ContextVar("flux0_exchange", default=None)
 
 
 @contextmanager
-def noted(request: Request) -> Generator[Exchange, None, None]:
+def noted(request: Request) -> Generator[Urllib3Exchange, None, None]:
     """Have connections note what happens in the block, which sends `request`."""
-    exchange = Exchange(request)
+    exchange = Urllib3Exchange(request)
     token = _EXCHANGE.set(exchange)
     try:
         yield exchange
@@ -73,7 +73,7 @@ class NotingConnection(HTTPConnection):
         answer: the last answer that began to come over it.
     """
 
-    answer: Answer | None = None
+    answer: NotedAnswer | None = None
     timeout: float | None
     _sock: Any = None
     _wire: Any = None
@@ -116,9 +116,9 @@ class NotingConnection(HTTPConnection):
             self.timeout = exchange.write_timeout  # urllib3 writes with that for connecting.
         super().request(*args, **options)
 
-    def response_class(self, sock: Any, *args: Any, **options: Any) -> Answer:  # type: ignore[override]
+    def response_class(self, sock: Any, *args: Any, **options: Any) -> NotedAnswer:  # type: ignore[override]
         """Return what http.client reads an answer by."""
-        self.answer = Answer(self._wire, sock, *args, **options)
+        self.answer = NotedAnswer(self._wire, sock, *args, **options)
         return self.answer
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own

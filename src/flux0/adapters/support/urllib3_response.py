@@ -1,4 +1,4 @@
-"""Reading of responses, and what errors mean, for the transports over urllib3 and over requests."""
+"""The bodies of responses, and what errors mean, for the transports over urllib3 and requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib3 import BaseHTTPResponse, exceptions
 from flux0.adapters.support.bodies import SyncPulledBody
 from flux0.adapters.support.failures import chain, failure, refused_by_proxy
 from flux0.adapters.support.http_answer import shut_down
-from flux0.adapters.support.urllib3_connection import Exchange, NotingConnection
+from flux0.adapters.support.urllib3_connection import NotingConnection, Urllib3Exchange
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -38,7 +38,7 @@ def in_blocks(body: bytes | None) -> bytes | BytesIO | None:
     return body if body is None or len(body) <= _LARGEST_BLOCK else BytesIO(body)
 
 
-class Reading(SyncPulledBody):
+class Urllib3Body(SyncPulledBody):
     """The reading of one response.
 
     Over a connection that does not note, such as a recorder's, the library reads as it does: its
@@ -102,7 +102,7 @@ def _broken_off(error: BaseException) -> TransportError:
     return failure(_sent_kind(chain(error)[-1]), error, answered=True)
 
 
-def translated(error: BaseException, exchange: Exchange) -> TransportError:
+def translated(error: BaseException, exchange: Urllib3Exchange) -> TransportError:
     """Return what a failure to send a request, or to get the head of its answer, means.
 
     `error` is the library's, or wraps one.

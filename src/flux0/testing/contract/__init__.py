@@ -10,8 +10,9 @@ with `Test`, and say how to make the transport, and how to make one that trusts 
         def make_trusting_transport(self, ca_file: str) -> MyTransport:
             return MyTransport(ca_file)
 
-Whose library can limit the connections of a pool subclasses `LimitedPoolContract` as well, and has
-`make_limited_transport` allow one connection. `backends` says where asynchronous transports run.
+If your library can limit the connections of a pool, subclass `LimitedPoolContract` as well, and
+have `make_limited_transport` allow one connection. `backends` says where asynchronous transports
+run.
 
 The tests talk to servers of their own on 127.0.0.1, which write exactly the bytes that a test says.
 They need pytest, trustme, and trio for asynchronous transports. The queue of a port that is full,
