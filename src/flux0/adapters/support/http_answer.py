@@ -56,6 +56,9 @@ class NotedAnswer(HTTPResponse):
             self.headers = self.msg = None  # type: ignore[assignment] # http.client's "not begun"
             super().begin()
         self.fp = file
+        known = self.chunked or self.length is not None
+        if not known and ("transfer-encoding" in self.headers or "content-length" in self.headers):
+            raise HTTPException("the framing of the body is unknown")
 
     def pieces(self) -> Iterator[bytes]:
         """Yield what arrives, when it arrives, up to the end that the framing gives the body.
@@ -73,8 +76,6 @@ class NotedAnswer(HTTPResponse):
                 yield piece
         elif self.chunked:
             more = yield from self._chunked()
-        elif "transfer-encoding" in self.headers or "content-length" in self.headers:
-            raise HTTPException("the framing of the body is unknown")
         else:
             while piece := self.fp.read1(_LARGEST_PIECE):
                 yield piece
