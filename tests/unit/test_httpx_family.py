@@ -6,15 +6,11 @@ Most tests run synchronously, under asyncio and under trio.
 from __future__ import annotations
 
 import contextlib
-import gc
-import gzip
-import random
 import socket
 import ssl
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -41,7 +37,6 @@ from flux0.domain.errors import (
     InvalidArgument,
     ProtocolError,
     ReadTimeout,
-    TLSError,
     TransportError,
     TransportTimeout,
 )
@@ -54,7 +49,6 @@ from flux0.testing.contract.answers import (
     Reset,
     Write,
     answer,
-    head,
     written,
 )
 from flux0.testing.contract.byte_server import ByteServer
@@ -272,18 +266,6 @@ def test_a_proxy_that_breaks_before_the_tunnel_sends_nothing(
         assert type(caught.value) is kind
 
 
-@pytest.mark.parametrize("cut", [Disconnect(), Reset()], ids=["closed", "reset"])
-def test_a_handshake_that_is_cut_sends_nothing(over: Over, cut: Disconnect | Reset) -> None:
-    with ByteServer(unasked=(cut,)) as server, pytest.raises(ConnectError) as caught:
-        over.fetch(post(server.url.replace("http:", "https:")))
-    assert type(caught.value) is ConnectError
-
-
-def test_a_certificate_that_is_not_trusted_is_refused(over: Over, secured: Secured) -> None:
-    with ByteServer(OK, tls=secured.server) as server, pytest.raises(TLSError):
-        over.fetch(post(server.url))
-
-
 def test_a_url_that_is_none_is_refused(over: Over) -> None:
     for url in ("http://[", "http://a b:c/", "gopher://127.0.0.1"):
         with pytest.raises(ConnectError) as caught:
@@ -481,13 +463,6 @@ def test_only_what_is_undone_here_is_asked_for(over: Over, options: dict[str, An
     assert asked == ["gzip, deflate", "identity"]
 
 
-@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip"])
-def test_what_was_not_asked_for_is_refused(over: Over, coding: str) -> None:
-    steps = answer(b"coded", headers=[("Content-Encoding", coding)])
-    with ByteServer(steps) as server, pytest.raises(ProtocolError, match="not asked for"):
-        over.fetch(get(server.url), trust_env=False)
-
-
 # --- connections
 
 
@@ -523,25 +498,6 @@ def test_a_connection_with_something_left_over_is_not_used_again(
     with ByteServer(*answers, answer(b"last"), tls=tls) as server:
         over.run(over.transport(), use)
         assert server.connections == 3
-
-
-def test_a_connection_is_used_again(over: Over) -> None:
-    async def use(transport: Any) -> None:
-        for _ in range(3):
-            response = await over.send(transport, get(server.url))
-            assert b"".join(await over.pieces(response)) == b"ok"
-
-    with ByteServer(OK) as server:
-        over.run(over.transport(), use)
-        assert server.connections == 1
-
-
-def test_interim_answers_are_limited(over: Over) -> None:
-    interim = head("103 Early Hints", [("Link", "x" * 1000)])
-    with ByteServer((interim,) * 20 + OK, (interim,) * 1000 + OK) as server:
-        assert over.fetch(get(server.url)) == (200, b"ok")
-        with pytest.raises(ProtocolError, match="too much"):
-            over.fetch(get(server.url))
 
 
 def test_our_own_connections_are_the_ones_that_are_used(over: Over) -> None:
@@ -755,85 +711,6 @@ def test_an_interrupt_leaves_the_connection_of_others_alone(sync: Over) -> None:
 
 
 # --- bodies
-
-
-def test_what_came_before_a_failure_is_handed_out(over: Over) -> None:
-    whole = gzip.compress(b"first") + zlib.compress(b"not gzip")[1:]
-    start, *_ = answer(framing="chunked")
-    broken: Answer = (start, Write(b"5\r\nfirst\r\nnonsense\r\n"), Disconnect())
-    coded = answer(whole, headers=[("Content-Encoding", "gzip")])
-
-    async def use(transport: Any) -> None:
-        for _ in range(2):
-            pieces: list[bytes] = []
-            response = await over.send(transport, get(server.url))
-            with pytest.raises(ProtocolError):
-                await over.pieces(response, pieces)
-            assert b"".join(pieces) == b"first"
-
-    with ByteServer(broken, coded) as server:
-        over.run(over.transport(), use)
-
-
-def test_bytes_without_content_give_control_back(over: Over) -> None:
-    async def use(transport: Any) -> bytes:
-        request = get(server.url, stream=True)
-        if over.loop is None:
-            response = transport.send(request)
-            piece: bytes = next(iter(response.body))
-            response.body.close()
-        else:
-            response = await transport.send_async(request)
-            piece = await anext(aiter(response.body))
-            await response.body.close_async()
-        return piece
-
-    empty = answer(
-        gzip.compress(b""), Hold(), framing="chunked", headers=[("Content-Encoding", "gzip")]
-    )
-    with ByteServer(empty) as server:
-        assert over.run(over.transport(), use) == b""
-
-
-@pytest.mark.parametrize("own", [True, False], ids=["own", "user's"])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_the_collector_may_close_streams_at_any_moment(
-    sync: Over, threads: int, *, own: bool
-) -> None:
-    """Also while its thread holds the lock of the pool: a finalizer takes none."""
-    chance = random.Random(1)  # noqa: S311 - not a secret
-    held = answer(
-        b"data: 1\n\n", Hold(), framing="chunked", headers=[("Content-Type", "text/event-stream")]
-    )
-    with ByteServer(held) as turns, ByteServer(answer(b'{"data": []}')) as agents:
-        transport = sync.transport() if own else sync.transport(trust_env=False)
-        client = Flux0(agents.url, transport=transport)
-
-        def use() -> None:
-            for number in range(15):
-                body = transport.send(get(turns.url, stream=True)).body
-                next(iter(body))
-                cycle: list[Any] = [body]
-                cycle.append(cycle)
-                gc.set_threshold(chance.randint(1, 400), 1, 1)
-                del cycle, body
-                assert list(client.agents.list()) == [], number
-
-        before = gc.get_threshold()
-        users = [threading.Thread(target=use, daemon=True) for _ in range(threads)]
-        try:
-            for user in users:
-                user.start()
-            for user in users:
-                user.join(30)
-        finally:
-            gc.set_threshold(*before)
-        assert not any(user.is_alive() for user in users), "a thread waits for itself"
-        gc.collect()
-        turns.wait_until_gone()
-        client.close()
-        if not own:
-            transport._client.close()
 
 
 def test_a_stream_that_is_left_as_python_ends_is_kept(

@@ -25,12 +25,10 @@ from flux0.adapters.support.event_loop import running_loop
 from flux0.domain.errors import (
     ClientClosed,
     ConnectionInterrupted,
-    ProtocolError,
     TransportError,
-    WriteTimeout,
 )
 from flux0.domain.headers import Headers
-from flux0.ports import Request, Timeout
+from flux0.ports import Request
 from flux0.testing.contract import (
     AsyncTransportContract,
     LimitedPoolContract,
@@ -158,12 +156,6 @@ def run(request: pytest.FixtureRequest) -> Run:
 # --- requests and answers
 
 
-def test_header_values_of_latin_1_are_sent(once: Fetch) -> None:
-    with ByteServer(OK) as server:
-        once(HttpxTransport(), evolve(get(server.url), headers=Headers((("x-name", "café"),))))
-        assert server.requests[0].headers["x-name"] == "café"
-
-
 def test_a_head_cut_short_is_an_interruption(once: Fetch) -> None:
     whole = head("200 OK", [("Content-Length", "0")])
     cuts = [cut((whole,), length) for length in range(size((whole,)))]
@@ -173,40 +165,9 @@ def test_a_head_cut_short_is_an_interruption(once: Fetch) -> None:
                 once(HttpxTransport(), get(server.url))
 
 
-def test_a_body_that_is_not_taken_is_a_write_timeout(once: Fetch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as deaf:
-        request = Request(
-            "POST",
-            f"http://127.0.0.1:{deaf.getsockname()[1]}",
-            Headers(),
-            bytes(64_000_000),
-            timeout=Timeout(write=0.1),
-        )
-        with pytest.raises(WriteTimeout):
-            once(HttpxTransport(), request)
-
-
 def raw_deflate(data: bytes) -> bytes:
     compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return compressor.compress(data) + compressor.flush()
-
-
-@pytest.mark.parametrize("encode", [zlib.compress, raw_deflate])
-def test_deflate_is_decoded(once: Fetch, encode: Callable[[bytes], bytes]) -> None:
-    steps = answer(encode(b"text" * 100), headers=[("Content-Encoding", "deflate")])
-    with ByteServer(steps) as server:
-        assert once(HttpxTransport(), get(server.url)) == b"text" * 100
-
-
-def test_no_bytes_need_no_decoding(once: Fetch) -> None:
-    with ByteServer(answer(headers=[("Content-Encoding", "x-unheard-of")])) as server:
-        assert once(HttpxTransport(), get(server.url)) == b""
-
-
-def test_a_broken_deflate_is_a_protocol_error(once: Fetch) -> None:
-    steps = answer(b"not compressed", headers=[("Content-Encoding", "deflate")])
-    with ByteServer(steps) as server, pytest.raises(ProtocolError):
-        once(HttpxTransport(), get(server.url))
 
 
 def test_an_error_can_be_read_again_from_the_raw_response() -> None:
@@ -281,14 +242,6 @@ def test_the_asynchronous_one_is_not_closed_and_keeps_its_cookies(run: Run) -> N
         run(main)
         assert server.connections == 1
         assert server.requests[1].headers["cookie"] == "a=1"
-
-
-def test_one_that_is_closed_says_so(once: Fetch) -> None:
-    client, async_client = httpx.Client(), httpx.AsyncClient()
-    client.close()
-    anyio.run(async_client.aclose)
-    with pytest.raises(ClientClosed):
-        once(HttpxTransport(client, async_client), get("http://127.0.0.1:9"))
 
 
 def test_one_of_an_event_loop_that_is_over_says_so() -> None:
@@ -470,20 +423,6 @@ def test_closing_goes_on_when_its_task_is_cancelled() -> None:
                 await asyncio.to_thread(server.wait_until_gone)
 
     with ByteServer(HALF) as server:
-        asyncio.run(main())
-
-
-def test_a_cancelled_task_leaves_no_connection_behind() -> None:
-    async def main() -> None:
-        transport = HttpxTransport()
-        sending = asyncio.ensure_future(transport.send_async(get(server.url)))
-        await asyncio.to_thread(server.wait_for_requests, 1)
-        sending.cancel()
-        await asyncio.wait([sending])
-        await asyncio.to_thread(server.wait_until_gone)
-        assert sending.cancelled()
-
-    with ByteServer((Hold(),)) as server:
         asyncio.run(main())
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-import gzip
 import ssl
 from collections.abc import Callable
 from pathlib import Path
 from queue import LifoQueue
-from threading import Event, Thread
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -26,13 +25,11 @@ from flux0.adapters.support import http_answer, urllib3_connection
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
-    Flux0Error,
     InvalidArgument,
     MissingDependency,
     NotFoundError,
     ProtocolError,
     ReadTimeout,
-    StreamInterrupted,
     TLSError,
     TransportError,
 )
@@ -262,71 +259,6 @@ def test_a_long_body_is_no_rest(library: Library, monkeypatch: pytest.MonkeyPatc
             now[0] += 600
             assert b"".join(pieces) == b"b"
         assert server.connections == 1
-
-
-@over_both
-@pytest.mark.parametrize("framing", ["chunked", "content-length"])
-def test_a_connection_with_more_than_the_answer_is_not_used_again(
-    library: Library, framing: Any
-) -> None:
-    evil = answer(b"another's", framing=framing)
-    both = Write(b"".join(step.data for step in (*answer(b"ok", framing=framing), *evil)))  # type: ignore[union-attr]
-    with ByteServer((both,), OK) as server:
-        transport = library.make()
-        assert [fetch(transport, server.url) for _ in range(2)] == [b"ok", b"ok"]
-        assert server.connections == 2
-
-
-@over_both
-def test_interim_answers_are_none(library: Library) -> None:
-    with ByteServer((head("102 Processing", []), head("103 Early Hints", []), *OK)) as server:
-        transport = library.make()
-        assert [fetch(transport, server.url) for _ in range(2)] == [b"ok", b"ok"]
-        assert server.connections == 1
-
-
-@over_both
-@pytest.mark.parametrize(
-    "steps",
-    [
-        (Write(head("100 Continue", [("X", "y" * 1000)]).data * 300), *OK),
-        (head("200 OK", [(f"X-{n}", "x" * 9000) for n in range(30)]), Hold()),
-        (*answer(b"ok", framing="chunked")[:2], Write(b"0\r\n" + b"X: y\r\n" * 20_000 + b"\r\n")),
-        (answer(framing="chunked")[0], Write(b"2;" + b"x" * 20_000 + b"\r\nok\r\n0\r\n\r\n")),
-    ],
-    ids=["interim", "head", "trailer", "extension"],
-)
-def test_what_comes_beside_the_content_is_limited(library: Library, steps: Answer) -> None:
-    with ByteServer(steps) as server:
-        with pytest.raises(ProtocolError):
-            fetch(library.make(), server.url)
-        server.wait_until_gone()
-
-
-def broken_late(late: str) -> Answer:
-    fields = [("Content-Type", "text/event-stream")]
-    if late == "chunk":
-        return (*answer(EVENT, headers=fields, framing="chunked")[:-1], Write(b"xyz\r\n"))
-    data = bytearray(gzip.compress(EVENT))
-    data[-6] ^= 0xFF
-    return answer(bytes(data), headers=[*fields, ("Content-Encoding", "gzip")])
-
-
-@over_both
-@pytest.mark.parametrize("late", ["chunk", "checksum"])
-def test_events_come_before_what_breaks_after_them(library: Library, late: str) -> None:
-    """Though all of it arrives at once."""
-    steps = broken_late(late)
-    at_once = Write(b"".join(step.data for step in steps if isinstance(step, Write)))
-    with (
-        ByteServer((at_once, Disconnect())) as server,
-        client(server.url, library.make()) as flux0,
-        flux0.sessions.create_event(session_id="s", content="Hi") as stream,
-    ):
-        assert next(iter(stream)) is not None
-        with pytest.raises(StreamInterrupted):
-            list(stream)
-        assert stream.event_count == 1
 
 
 @over_both
@@ -667,30 +599,3 @@ def test_a_body_may_be_expected(library: Library) -> None:
         request = Request("POST", server.url, fields, b"{}", timeout=PATIENT)
         assert b"".join(library.make().send(request).body) == b"ok"
         assert server.requests[0].body == b"{}"
-
-
-@over_both
-def test_two_readers_of_one_body(library: Library) -> None:
-    with ByteServer(answer(b"first", Hold(), b"second", framing="chunked")) as server:
-        body = library.make().send(get(server.url)).body
-        pieces = iter(body)
-        assert next(pieces) == b"first"
-        outcomes: list[Any] = []
-        refused = Event()
-
-        def read() -> None:
-            try:
-                outcomes.append(next(pieces))
-            except Flux0Error as error:
-                outcomes.append(str(error))
-                refused.set()
-
-        reading = [Thread(target=read) for _ in range(2)]
-        for reader in reading:
-            reader.start()
-        assert refused.wait(PATIENCE)
-        server.release()
-        for reader in reading:
-            reader.join(PATIENCE)
-        assert outcomes == ["another thread or task is reading this body", b"second"]
-        assert [list(pieces) for _ in range(2)] == [[], []]

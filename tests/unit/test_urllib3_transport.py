@@ -314,16 +314,6 @@ def test_a_head_that_is_cut_off_is_never_a_whole_answer(framing: Framing) -> Non
                 fetch(transport, server.url)
 
 
-def test_a_body_until_close_needs_no_notice() -> None:
-    with ByteServer((head("200 OK", []), Write(b"body"), Disconnect())) as server:
-        assert fetch(Urllib3Transport(), server.url) == b"body"
-
-
-def test_an_old_servers_body_may_be_empty() -> None:
-    with ByteServer((Write(b"HTTP/1.0 200 OK\r\n\r\n"), Disconnect())) as server:
-        assert fetch(Urllib3Transport(), server.url) == b""
-
-
 @pytest.mark.parametrize(
     "garbage",
     [b"\x00\xff", b"ICY 200 OK", b"HTTP/2.0 200 OK\r\n\r\n"],
@@ -363,15 +353,6 @@ def test_a_body_that_cannot_be_told_is_a_protocol_error(fields: list[tuple[str, 
 def test_chunks_that_do_not_fit_are_a_protocol_error(body: bytes) -> None:
     chunked = head("200 OK", [("Transfer-Encoding", "chunked")])
     assert type(body_error((chunked, Write(body), Disconnect()))) is ProtocolError
-
-
-def test_chunks_may_have_extensions_and_a_trailer() -> None:
-    body = b"00004 ; a=b\r\nbody\r\n2;c\r\n!!\r\n000;d\r\nX-A: b\r\nX-C: d\r\n\r\n"
-    steps = (head("200 OK", [("Transfer-Encoding", "Chunked")]), Write(body))
-    with ByteServer(steps) as server:
-        transport = Urllib3Transport()
-        assert [fetch(transport, server.url) for _ in range(2)] == [b"body!!", b"body!!"]
-        assert server.connections == 1
 
 
 def test_a_chunk_is_handed_over_before_it_is_whole() -> None:
