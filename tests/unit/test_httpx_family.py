@@ -713,20 +713,24 @@ def test_an_interrupt_leaves_the_connection_of_others_alone(sync: Over) -> None:
 # --- bodies
 
 
+def refuse(*_: object) -> None:
+    raise RuntimeError("can't start new thread at interpreter shutdown")
+
+
+@pytest.mark.parametrize(
+    ("name", "stub"), [("start_new_thread", refuse), ("sys.is_finalizing", lambda: True)]
+)
 def test_a_stream_that_is_left_as_python_ends_is_kept(
-    sync: Over, monkeypatch: pytest.MonkeyPatch
+    sync: Over, monkeypatch: pytest.MonkeyPatch, name: str, stub: Callable[..., Any]
 ) -> None:
     """No thread can be started any more, and the pool's locks are not taken."""
-
-    def refuse(*_: object) -> None:
-        raise RuntimeError("can't start new thread at interpreter shutdown")
 
     with ByteServer(answer(b"data", Hold(), framing="chunked")) as server:
         transport = sync.transport()
         body = transport.send(get(server.url, stream=True)).body
         assert next(iter(body)) == b"data"
         with monkeypatch.context() as patched:
-            patched.setattr("flux0.adapters.support.bodies.start_new_thread", refuse)
+            patched.setattr(f"flux0.adapters.support.bodies.{name}", stub)
             del body
         server.wait_until_gone()
         transport.close()

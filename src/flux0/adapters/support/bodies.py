@@ -5,9 +5,11 @@ It is a coroutine. Where nothing in it waits for an event loop, `run` is all tha
 
 from __future__ import annotations
 
+import sys
 from _thread import start_new_thread
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from threading import Lock, RLock
 from typing import Any, TypeVar
 from weakref import WeakSet, finalize
@@ -27,6 +29,15 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         result: T = stop.value
         return result
     raise AssertionError("the coroutine waits for an event loop")
+
+
+def in_thread(act: Callable[[], object]) -> bool:
+    """Call `act` in a thread of its own, where no lock is held; say whether Python still can."""
+    with suppress(RuntimeError):
+        if not sys.is_finalizing():  # Python 3.10 would crash.
+            start_new_thread(act, ())
+            return True
+    return False
 
 
 class PulledBody(ABC):
@@ -145,11 +156,9 @@ class SyncPulledBody(PulledBody):
             if self.ended or self._released:
                 return
             self._shut_down()
-        if self.reading.acquire(blocking=False):  # Who reads already wakes, and releases it.
-            try:
-                start_new_thread(self._release, ())
-            except RuntimeError:  # Python is about to end.
-                _keep(self)
+        # Who reads already wakes, and releases it.
+        if self.reading.acquire(blocking=False) and not in_thread(self._release):
+            _keep(self)
 
 
 def _keep(body: SyncPulledBody) -> None:

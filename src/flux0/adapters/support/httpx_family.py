@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from _thread import start_new_thread
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import suppress
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from inspect import iscoroutinefunction
 from typing import Any, ClassVar, Final, Protocol, TypeVar, cast
 
-from flux0.adapters.support.bodies import OpenBodies, SyncBody, run
+from flux0.adapters.support.bodies import OpenBodies, SyncBody, in_thread, run
 from flux0.adapters.support.event_loop import PerLoop
 from flux0.adapters.support.failures import failure
 from flux0.adapters.support.given import refuse_misplaced
@@ -189,7 +187,12 @@ class HttpxFamilyTransport:
                 request.url,
                 content=request.body,
                 headers=library.Headers(pairs, encoding="latin-1"),
-                timeout=(timeout.connect, timeout.read, timeout.write, timeout.pool),
+                timeout=library.Timeout(
+                    connect=timeout.connect,
+                    read=timeout.read,
+                    write=timeout.write,
+                    pool=timeout.pool,
+                ),
             )
         except library.InvalidURL as error:
             raise failure(ConnectError, error) from error
@@ -241,9 +244,12 @@ class _OwnClients:
             return self._clients[proxy]
 
     def close(self) -> None:
+        self.bodies.close()
+        self.close_clients()
+
+    def close_clients(self) -> None:
         with self._lock:
             clients, self._clients = self._clients, {}
-        self.bodies.close()
         for client in clients.values():
             client.close()
 
@@ -269,11 +275,10 @@ def _forget(
     transport: weakref.ref[HttpxFamilyTransport], own_clients: PerProcess[_OwnClients]
 ) -> None:
     own = own_clients.get()
-    if transport() is not None:  # Python ends, and nobody holds a lock.
-        own.close()
+    if transport() is not None:  # Python ends: nobody holds a lock, and no thread must begin.
+        own.close_clients()
     else:  # The collector may have run while this thread holds a lock.
-        with suppress(RuntimeError):
-            start_new_thread(own.close, ())
+        in_thread(own.close)
 
 
 def _make_client(library: Any, core: Any, proxy: str | None, *, asynchronous: bool) -> Any:
@@ -287,8 +292,6 @@ def _make_client(library: Any, core: Any, proxy: str | None, *, asynchronous: bo
     cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
     # With a transport, the library does not look for proxies itself.
     client = getattr(library, f"{prefix}Client")(transport=transport, cookies=cookies)
-    for name in ("accept", "accept-encoding", "user-agent"):
-        del client.headers[name]  # Each request has its own, which would replace it at a cost.
     return instrument(client, library, core)
 
 
@@ -310,12 +313,11 @@ def _check(argument: str, client: object, name: str, *, asynchronous: bool) -> N
 
 def _answer(response: Any, body: Body) -> Response[Body]:
     fields = response.headers.raw
-    pairs = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
-    headers = Headers(tuple(pairs))
-    framed = response.http_version == "HTTP/2" or is_framed(headers)
+    headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
+    framed = response.http_version == "HTTP/2" or is_framed(Headers(headers))
     # An application that answers within this process ends its body itself.
     ends_by_closing = "network_stream" in response.extensions and not framed
-    return Response(response.status_code, headers, body, response, ends_by_closing)
+    return Response(response.status_code, Headers(headers), body, response, ends_by_closing)
 
 
 class _WholeBody:
