@@ -24,7 +24,6 @@ from flux0.domain.errors import (
     ProtocolError,
     ReadTimeout,
     TransportError,
-    WriteTimeout,
 )
 from flux0.domain.headers import Headers
 from flux0.ports import AsyncByteStream, Request, Response, Timeout
@@ -294,22 +293,6 @@ def test_what_only_wraps_a_session_is_refused() -> None:
 # --- whether the request was sent
 
 
-@bodies
-@pytest.mark.parametrize("breaking", [Disconnect(), Reset()], ids=["closed", "reset"])
-@pytest.mark.parametrize("pooled", [False, True], ids=["fresh", "pooled"])
-def test_a_request_is_sent_once(body: bytes | None, breaking: Any, *, pooled: bool) -> None:
-    async def run(session: aiohttp.ClientSession) -> None:
-        transport = AiohttpTransport(session)
-        if pooled:
-            await fetch(transport, request(server.url))
-        with pytest.raises(ConnectionInterrupted):
-            await fetch(transport, request(server.url, body))
-
-    with ByteServer(*[OK] * pooled, (breaking,), OK) as server:
-        over_a_session(run)
-        assert len(server.requests) == 1 + pooled
-
-
 def test_a_middleware_that_sends_twice_has_the_last_word() -> None:
     """As those do that answer a challenge; afterwards it is not known that nothing was sent."""
 
@@ -513,32 +496,6 @@ def test_a_resolver_that_takes_too_long() -> None:
     over_a_session(run, connector=lambda: aiohttp.TCPConnector(resolver=Slow()))
 
 
-def test_without_timeouts_nothing_ends_a_wait() -> None:
-    async def run(session: aiohttp.ClientSession) -> None:
-        endless = Timeout(connect=None, read=None, write=None, pool=None, idle=None)
-        transport = AiohttpTransport(session)
-        response = await transport.send_async(request(server.url, LARGE, timeout=endless))
-        reading = asyncio.ensure_future(read(response.body))
-        await asyncio.sleep(SHORT)
-        assert not reading.done()
-        server.release()
-        assert await reading == b"firstsecond"
-
-    with ByteServer(answer(b"first", Hold(), b"second", framing="chunked")) as server:
-        over_a_session(run)
-
-
-def test_a_large_request_that_nobody_takes() -> None:
-    async def run(session: aiohttp.ClientSession) -> None:
-        sent = request(server.url, bytes(64_000_000), timeout=Timeout(write=SHORT))
-        with pytest.raises(WriteTimeout) as caught:
-            await AiohttpTransport(session).send_async(sent)
-        assert isinstance(caught.value.__cause__, aiohttp.ClientError)
-
-    with ByteServer(unasked=(Hold(),)) as server:
-        over_a_session(run)
-
-
 # --- broken answers
 
 
@@ -574,15 +531,3 @@ def test_events_before_a_broken_chunk_in_the_same_segment(before: bytes, cut: in
     data, error = stream_of((*steps, Hold()))
     assert data == b"first"
     assert type(error) is ProtocolError
-
-
-@pytest.mark.parametrize("head", [True, False], ids=["head", "body"])
-def test_what_is_no_content_has_a_limit(*, head: bool) -> None:
-    if head:
-        with ByteServer((Write(INTERIM * 20_000), *OK)) as server:
-            assert type(failure(server.url)) is ProtocolError
-    else:
-        extension = b"5\r\nfirst\r\n5;" + b"x" * 1_000_000 + b"\r\nlater\r\n0\r\n\r\n"
-        data, error = stream_of((Write(HEAD), Write(extension)))
-        assert data == b"first"
-        assert type(error) is ProtocolError

@@ -558,18 +558,6 @@ def test_framing_that_breaks_while_nobody_reads() -> None:
         asyncio.run(run(server, Gone(server)))
 
 
-def test_after_its_end_a_body_has_no_more_pieces() -> None:
-    async def run(url: str) -> None:
-        async with own() as transport:
-            body = (await transport.send_async(get(url))).body
-            assert await read(body) == b"ok"
-            await body.close_async()
-            assert await read(body) == b""
-
-    with ByteServer(OK) as server:
-        asyncio.run(run(server.url))
-
-
 def test_after_a_failure_a_body_does_not_seem_to_end() -> None:
     async def run(url: str) -> None:
         async with own() as transport:
@@ -681,21 +669,6 @@ def test_leaving_does_not_wait_for_the_other_side_to_end_its_tls() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         asyncio.run(run(listener))
-
-
-def test_more_turns_at_once_than_aiohttp_has_connections_by_default() -> None:
-    many = 110
-
-    async def run(server: ByteServer) -> None:
-        async with own() as transport:
-            request = get(server.url, stream=True)
-            turns = [asyncio.ensure_future(fetch(transport, request)) for _ in range(many)]
-            await asyncio.to_thread(server.wait_for_requests, many)
-            server.release()
-            assert await asyncio.gather(*turns) == [b"firstsecond"] * many
-
-    with ByteServer(SILENT) as server:
-        asyncio.run(run(server))
 
 
 def test_one_transport_serves_loop_after_loop() -> None:

@@ -10,7 +10,6 @@ import ssl
 import threading
 import warnings
 import weakref
-import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -163,11 +162,6 @@ def test_a_head_cut_short_is_an_interruption(once: Fetch) -> None:
         for _ in cuts:
             with pytest.raises(ConnectionInterrupted):
                 once(HttpxTransport(), get(server.url))
-
-
-def raw_deflate(data: bytes) -> bytes:
-    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    return compressor.compress(data) + compressor.flush()
 
 
 def test_an_error_can_be_read_again_from_the_raw_response() -> None:
