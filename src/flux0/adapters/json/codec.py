@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from json.decoder import JSONDecoder
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from cattrs import transform_error
 
@@ -36,7 +36,8 @@ class JsonCodec:
     def decode(self, model: type[T], body: bytes) -> T:
         """Return the model that `body` holds as JSON; `object` gives plain JSON."""
         data = _load(body)
-        return cast("T", data) if model is object else self._structure(model, data, body)
+        made: T = data if model is object else self._structure(model, data, body)
+        return made
 
     def decode_event(self, event: ServerSentEvent) -> StreamEvent:
         """Return what one event of a turn's stream says; an unknown name keeps its data as text."""
@@ -50,7 +51,8 @@ class JsonCodec:
                 data = _load(text)
         except (ValueError, RecursionError):
             data = _load(text)
-        return cast("StreamEvent", self._structure(_EVENTS[name], data, text))
+        made: StreamEvent = self._structure(_EVENTS[name], data, text)
+        return made
 
     def encode(self, value: Any) -> bytes:
         """Return a model or plain JSON as the server reads it, in ASCII."""
@@ -66,7 +68,8 @@ class JsonCodec:
         """
         if not is_model(model):
             raise InvalidArgument("model", f"must be one of flux0.models, not {model!r}")
-        return self._structure(model, data, "")
+        made: T = self._structure(model, data, "")
+        return made
 
     def to_dict(self, value: Any) -> Any:
         """Return the plain JSON that the server uses for `value`.
@@ -79,13 +82,11 @@ class JsonCodec:
         except RecursionError as error:
             raise InvalidArgument("value", "is nested too deeply") from error
 
-    def _structure(self, model: type[T], data: Any, body: str | bytes) -> T:
+    def _structure(self, model: Any, data: Any, body: str | bytes) -> Any:
         try:
-            made: T = structure_hook(cast("Any", model))(data, model)
+            return structure_hook(model)(data, model)
         except (ValueError, KeyError, TypeError):
             pass  # What follows says why.
-        else:
-            return made
         try:
             return converter(explaining=True).structure(data, model)
         except Exception as error:

@@ -187,12 +187,7 @@ class HttpxFamilyTransport:
                 request.url,
                 content=request.body,
                 headers=library.Headers(pairs, encoding="latin-1"),
-                timeout=library.Timeout(
-                    connect=timeout.connect,
-                    read=timeout.read,
-                    write=timeout.write,
-                    pool=timeout.pool,
-                ),
+                timeout=(timeout.connect, timeout.read, timeout.write, timeout.pool),
             )
         except library.InvalidURL as error:
             raise failure(ConnectError, error) from error
@@ -292,6 +287,8 @@ def _make_client(library: Any, core: Any, proxy: str | None, *, asynchronous: bo
     cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
     # With a transport, the library does not look for proxies itself.
     client = getattr(library, f"{prefix}Client")(transport=transport, cookies=cookies)
+    for name in ("accept", "accept-encoding", "user-agent"):
+        del client.headers[name]  # Each request has its own, which would replace it at a cost.
     return instrument(client, library, core)
 
 
@@ -313,11 +310,12 @@ def _check(argument: str, client: object, name: str, *, asynchronous: bool) -> N
 
 def _answer(response: Any, body: Body) -> Response[Body]:
     fields = response.headers.raw
-    headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
-    framed = response.http_version == "HTTP/2" or is_framed(Headers(headers))
+    pairs = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
+    headers = Headers(tuple(pairs))
+    framed = response.http_version == "HTTP/2" or is_framed(headers)
     # An application that answers within this process ends its body itself.
     ends_by_closing = "network_stream" in response.extensions and not framed
-    return Response(response.status_code, Headers(headers), body, response, ends_by_closing)
+    return Response(response.status_code, headers, body, response, ends_by_closing)
 
 
 class _WholeBody:
