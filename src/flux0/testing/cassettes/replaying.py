@@ -95,7 +95,7 @@ class ReplayTransport(SharedTransport):
         loop: Loop | None = None,  # noqa: ARG002 - there is no agent to run in it
         *,
         patient: bool = False,
-    ) -> Waits[tuple[Response[None], OpenBody]]:
+    ) -> Waits[Response[OpenBody]]:
         """Return what was recorded as the answer to `request`; see `SharedTransport.answer`."""
         with self._lock:
             track = self._matcher.find(recorded_request(request, self._scrub))
@@ -109,7 +109,7 @@ class ReplayTransport(SharedTransport):
         pieces = self._pieces(request, track, response, began)
         headers = Headers(tuple(response.headers.items()))
         body = OpenBody(pieces, None, self.clock, self._lock, _nothing, patient=patient)
-        return Response(response.status_code, headers, None), body
+        return Response(response.status_code, headers, body)
 
     def _pieces(
         self, request: Request, track: Track, response: RecordedResponse, began: float

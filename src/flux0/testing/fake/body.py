@@ -9,7 +9,7 @@ from math import inf
 from typing import Any, Literal, TypeAlias, final
 from weakref import WeakSet
 
-from attrs import evolve
+from attrs import define, evolve, field
 
 from flux0.adapters.support.event_loop import Loop, running_loop, sleep
 from flux0.domain.errors import ConnectionInterrupted, ReadTimeout
@@ -21,8 +21,9 @@ from flux0.testing.fake.clock import FakeClock, Wait, Waits, perform, perform_as
 BodyEnd: TypeAlias = Literal["whole", "closed", "dropped", "cut off"]
 
 
+@define(eq=False)
 class OpenBody:
-    """What a synchronous and an asynchronous body have in common: all but the names.
+    """A body that is read, by whichever kind of code.
 
     Args:
         pieces: the bytes, and the waits before them.
@@ -33,23 +34,13 @@ class OpenBody:
         patient: whether a read waits for ever where nothing will come and it has no timeout.
     """
 
-    def __init__(
-        self,
-        pieces: Iterator[bytes | Wait],
-        longest_silence: float | None,
-        clock: FakeClock,
-        lock: AbstractContextManager[Any],
-        on_end: Callable[[OpenBody, BodyEnd], None],
-        *,
-        patient: bool = False,
-    ) -> None:
-        self.clock = clock
-        self._pieces = pieces
-        self._longest_silence = longest_silence
-        self._lock = lock
-        self._on_end = on_end
-        self._patient = patient
-        self._end: BodyEnd | None = None
+    _pieces: Iterator[bytes | Wait]
+    _longest_silence: float | None
+    clock: FakeClock
+    _lock: AbstractContextManager[Any]
+    _on_end: Callable[[OpenBody, BodyEnd], None]
+    patient: bool = False
+    _end: BodyEnd | None = field(default=None, init=False)
 
     def read(self) -> Waits[bytes | None]:
         """Return the next piece, or None at the end.
@@ -70,13 +61,13 @@ class OpenBody:
                 self.end("closed")
                 raise ReadTimeout(f"nothing came for {silence:g} s")
             moment = outcome.moment
-            if moment is None or (self._patient and not clock.moves_by_itself):
+            if moment is None or (self.patient and not clock.moves_by_itself):
                 yield evolve(outcome, moment=None, seen=seen)
             elif moment <= limit and moment < inf:
                 yield outcome
             elif limit < inf:
                 yield Wait(limit, timeout=True)
-            elif self._patient:
+            elif self.patient:
                 yield Wait(seen=seen)
             else:
                 self.end("closed")
@@ -109,10 +100,17 @@ class OpenBody:
 
 
 class FakeBody:
-    """A `ByteStream` of a fake."""
+    """A `ByteStream` and an `AsyncByteStream` of a fake; each read of the latter is a checkpoint.
 
-    def __init__(self, body: OpenBody) -> None:
+    Args:
+        body: what is read.
+        let_go: how it ends if nobody holds it any more. Asynchronous code that leaves a loop can do
+            no more than that.
+    """
+
+    def __init__(self, body: OpenBody, let_go: BodyEnd) -> None:
         self._body = body
+        self._let_go: BodyEnd = let_go
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -127,16 +125,6 @@ class FakeBody:
         """Leave, whether or not there is more to come."""
         self._body.end("closed")
 
-    def __del__(self) -> None:
-        self._body.end("dropped")
-
-
-class AsyncFakeBody:
-    """An `AsyncByteStream` of a fake, under asyncio and trio. Each read lets other tasks run."""
-
-    def __init__(self, body: OpenBody) -> None:
-        self._body = body
-
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
@@ -149,11 +137,10 @@ class AsyncFakeBody:
 
     async def close_async(self) -> None:
         """Leave, whether or not there is more to come."""
-        self._body.end("closed")
+        self.close()
 
     def __del__(self) -> None:
-        # Asynchronous code that leaves a loop can do no more than let go of the body.
-        self._body.end("closed")
+        self._body.end(self._let_go)
 
 
 class SharedTransport(Shared):
@@ -164,21 +151,21 @@ class SharedTransport(Shared):
     """
 
     def __init__(self, clock: FakeClock) -> None:
-        self.clock = clock
+        self.clock: FakeClock = clock
 
     @abstractmethod
     def answer(
         self, request: Request, loop: Loop | None = None, *, patient: bool = False
-    ) -> Waits[tuple[Response[None], OpenBody]]:
-        """Return the head of the answer to `request`, and its body.
+    ) -> Waits[Response[OpenBody]]:
+        """Return the answer to `request`.
 
         `loop` is the event loop of asynchronous code; see `OpenBody` for `patient`.
         """
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Answer `request`; see `Transport.send`."""
-        head, body = perform(self.answer(request), self.clock)
-        return Response(head.status_code, head.headers, FakeBody(body))
+        answer = perform(self.answer(request), self.clock)
+        return Response(answer.status_code, answer.headers, FakeBody(answer.body, "dropped"))
 
     def close(self) -> None:
         """Do nothing: as a server would, this goes on when a client is closed."""
@@ -186,8 +173,8 @@ class SharedTransport(Shared):
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Answer `request`; see `AsyncTransport.send_async`."""
         await sleep(0)
-        head, body = await perform_async(self.answer(request, running_loop()), self.clock)
-        return Response(head.status_code, head.headers, AsyncFakeBody(body))
+        answer = await perform_async(self.answer(request, running_loop()), self.clock)
+        return Response(answer.status_code, answer.headers, FakeBody(answer.body, "closed"))
 
     async def close_async(self) -> None:
         """Do nothing but what `close` does."""
@@ -214,11 +201,11 @@ class ClientTransport(SharedTransport):
 
     def answer(
         self, request: Request, loop: Loop | None = None, *, patient: bool = False
-    ) -> Waits[tuple[Response[None], OpenBody]]:
+    ) -> Waits[Response[OpenBody]]:
         """Return the answer of the shared transport."""
-        head, body = yield from self._shared.answer(request, loop, patient=patient)
-        self._bodies.add(body)
-        return head, body
+        answer = yield from self._shared.answer(request, loop, patient=patient)
+        self._bodies.add(answer.body)
+        return answer
 
     def close(self) -> None:
         """Cut off what this client has left open."""

@@ -85,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = evolve(request, timeout=Timeout(read=None, idle=None))
         fake = self.server.fake
         try:
-            head, open_body = perform(fake.answer(request, patient=True), fake.clock)
+            head = perform(fake.answer(request, patient=True), fake.clock)
         except (TransportError, AssertionError):  # A fault that leaves no answer.
             self.close_connection = True
             return
@@ -95,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
             if name != "transfer-encoding" or chunked:
                 self.send_header(name, value)
         self.close_connection |= "content-length" not in head.headers and not chunked
-        body = FakeBody(open_body)
+        body = FakeBody(head.body, "closed")
         leaving = Thread(target=self._close_when_left, args=(body,), daemon=True)
         leaving.start()
         try:

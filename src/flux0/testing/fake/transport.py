@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from math import inf
 from threading import RLock
 from typing import Any
 
@@ -29,6 +30,8 @@ from flux0.testing.fake.routing import check_operation
 from flux0.testing.fake.server import FakeServer
 from flux0.testing.fake.turn import FakeTurn
 from flux0.testing.fake.validation import ID_LENGTH
+
+_LOST = "the connection ended before the answer"
 
 
 @define
@@ -97,7 +100,7 @@ class FakeTransport(SharedTransport):
         self._agent = agent_of(reply)
         self._types = types
         self._agent_name = agent_name
-        self._open: dict[OpenBody, tuple[Call, Response[Any]]] = {}
+        self._open: dict[OpenBody, tuple[Call, FakeTurn | None]] = {}
         self.agent_id: str = agent_id or ""
         self.reset()
 
@@ -253,8 +256,8 @@ class FakeTransport(SharedTransport):
 
     def answer(
         self, request: Request, loop: Loop | None = None, *, patient: bool = False
-    ) -> Waits[tuple[Response[None], OpenBody]]:
-        """Return the head of the answer to `request`, and its body."""
+    ) -> Waits[Response[OpenBody]]:
+        """Return the answer to `request`; see `SharedTransport.answer`."""
         with self._lock:
             calls, number = self._calls, len(self._calls)
             call = call_of(request, self.clock.now())
@@ -262,46 +265,31 @@ class FakeTransport(SharedTransport):
             self._check_expected(call)
             faults = self._take_faults(call)
         try:
-            head, body = yield from self._answer(request, call, faults, loop, patient=patient)
+            answer = yield from self._instead(request, faults)
+            if answer is None:
+                with self._lock:
+                    answer = self._server.answer(request)
+            given: Any = answer.body
+            turn = given if isinstance(given, FakeTurn) else None
+            if turn is not None:
+                turn.begin(loop)
+            streams = request.streams(answer.status_code)
+            body = OpenBody(
+                with_faults(turn or iter((given,) if given else ()), faults),
+                request.timeout.idle if streams else request.timeout.read,
+                self.clock,
+                self._lock,
+                self._ended,
+                patient=patient,
+            )
+            self._open[body] = call, turn
+            yield from self._late_or_lost(request, faults, body)
         except TransportError as error:
             calls[number] = evolve(call, answer=error)
             raise
-        content = None if isinstance(head.body, FakeTurn) else json_or_bytes(head.body)
-        calls[number] = evolve(call, answer=CallAnswer(head.status_code, head.headers, content))
-        return Response(head.status_code, head.headers, None), body
-
-    def _answer(
-        self,
-        request: Request,
-        call: Call,
-        faults: tuple[Fault, ...],
-        loop: Loop | None,
-        *,
-        patient: bool,
-    ) -> Waits[tuple[Response[Any], OpenBody]]:
-        answer = yield from self._instead(request, faults)
-        if answer is None:
-            with self._lock:
-                answer = self._server.answer(request)
-            if isinstance(answer.body, FakeTurn):
-                answer.body.begin(loop)
-        streams = request.streams(answer.status_code)
-        body = OpenBody(
-            with_faults(_pieces(answer), faults),
-            request.timeout.idle if streams else request.timeout.read,
-            self.clock,
-            self._lock,
-            self._ended,
-            patient=patient,
-        )
-        self._open[body] = call, answer
-        for fault in faults:
-            if isinstance(fault, Delay):
-                yield from self._late(fault.seconds, request.timeout.read, body)
-            elif isinstance(fault, Drop):
-                body.end("closed")
-                raise ConnectionInterrupted("the connection ended before the answer")
-        return answer, body
+        content = json_or_bytes(given) if turn is None else None
+        calls[number] = evolve(call, answer=CallAnswer(answer.status_code, answer.headers, content))
+        return evolve(answer, body=body)
 
     def _check_expected(self, call: Call) -> None:
         if self._expected is None:
@@ -331,39 +319,43 @@ class FakeTransport(SharedTransport):
                 case Refuse(raises):
                     raise raises("connection refused")
                 case Drop(after_acting=False):
-                    raise ConnectionInterrupted("the connection ended before the answer")
+                    raise ConnectionInterrupted(_LOST)
                 case Stall(None, None):
-                    yield from self._late(None, request.timeout.read, None)
+                    yield from self._late(inf, request.timeout.read)
                 case _:
                     pass
         return None
 
-    def _late(
-        self, seconds: float | None, timeout: float | None, body: OpenBody | None
+    def _late_or_lost(
+        self, request: Request, faults: Iterable[Fault], body: OpenBody
     ) -> Waits[None]:
+        """Do what keeps the server's answer from the client."""
+        try:
+            for fault in faults:
+                if isinstance(fault, Delay):
+                    yield from self._late(fault.seconds, request.timeout.read)
+                elif isinstance(fault, Drop):
+                    raise ConnectionInterrupted(_LOST)
+        except TransportError:
+            body.end("closed")
+            raise
+
+    def _late(self, seconds: float, timeout: float | None) -> Waits[None]:
         """Wait until an answer comes; raise ReadTimeout if that takes longer than the timeout."""
-        if seconds is not None and (timeout is None or seconds < timeout):
+        if seconds < (inf if timeout is None else timeout):
             yield Wait(self.clock.now() + seconds)
             return
         if timeout is None:
             raise AssertionError("no answer will come, and this call has no timeout to end it")
         yield Wait(self.clock.now() + timeout, timeout=True)
-        if body is not None:
-            body.end("closed")
         raise ReadTimeout(f"nothing came for {timeout:g} s")
 
     def _ended(self, body: OpenBody, how: BodyEnd) -> None:
-        call, answer = self._open.pop(body)
+        call, turn = self._open.pop(body)
         if how in {"dropped", "cut off"}:
             self._left_open.append(call)
-        if how != "whole" and isinstance(answer.body, FakeTurn):
-            self._server.leave(answer.body)
-
-
-def _pieces(answer: Response[Any]) -> Iterator[bytes | Wait]:
-    if isinstance(answer.body, FakeTurn):
-        return answer.body
-    return iter((answer.body,) if answer.body else ())
+        if how != "whole" and turn is not None:
+            self._server.leave(turn)
 
 
 def _raise_if(what: str, problems: Iterable[str]) -> None:

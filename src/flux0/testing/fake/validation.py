@@ -135,8 +135,7 @@ class Form:
         if self.members is not None:
             self._check_members(body, self.members, note)
         elif self.items is not None and isinstance(body, list):
-            listed: list[Any] = body
-            for index, item in enumerate(listed):
+            for index, item in enumerate(body):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] - JSON
                 note(self.items(item), item, "body", index)
         elif body is not _NO_BODY and body is not None:
             note(("list_type", "Input should be a valid list", {}), body, "body")
