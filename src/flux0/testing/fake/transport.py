@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from math import inf
 from threading import RLock
-from typing import Any
+from typing import Any, cast
 
 from attrs import define, evolve
 
@@ -269,13 +269,13 @@ class FakeTransport(SharedTransport):
             if answer is None:
                 with self._lock:
                     answer = self._server.answer(request)
-            given: Any = answer.body
-            turn = given if isinstance(given, FakeTurn) else None
+            turn = answer.body if isinstance(answer.body, FakeTurn) else None
+            content = b"" if turn else cast("bytes", answer.body)
             if turn is not None:
                 turn.begin(loop)
             streams = request.streams(answer.status_code)
             body = OpenBody(
-                with_faults(turn or iter((given,) if given else ()), faults),
+                with_faults(turn or iter((content,) if content else ()), faults),
                 request.timeout.idle if streams else request.timeout.read,
                 self.clock,
                 self._lock,
@@ -287,8 +287,9 @@ class FakeTransport(SharedTransport):
         except TransportError as error:
             calls[number] = evolve(call, answer=error)
             raise
-        content = json_or_bytes(given) if turn is None else None
-        calls[number] = evolve(call, answer=CallAnswer(answer.status_code, answer.headers, content))
+        calls[number] = evolve(
+            call, answer=CallAnswer(answer.status_code, answer.headers, json_or_bytes(content))
+        )
         return evolve(answer, body=body)
 
     def _check_expected(self, call: Call) -> None:
