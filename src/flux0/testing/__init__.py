@@ -1,60 +1,53 @@
 """For tests of code that uses flux0; nothing here is loaded by `import flux0`."""
 
-from flux0.testing.cassettes.cassette import CassetteError
-from flux0.testing.cassettes.recording import RecordingTransport
-from flux0.testing.cassettes.replaying import CassetteMode, ReplayTransport, cassette
-from flux0.testing.fake.agents import Reply, UserMessage
-from flux0.testing.fake.calls import Call, CallAnswer, ExpectedCall
-from flux0.testing.fake.clock import ClockStandsStill, FakeClock
-from flux0.testing.fake.faults import Delay, Drop, Fault, Refuse, Respond, Split, Stall, Truncate
-from flux0.testing.fake.steps import (
-    AgentStep,
-    CallTool,
-    Fail,
-    FallSilent,
-    Gate,
-    GiveResult,
-    LangChain,
-    Pause,
-    Reason,
-    Report,
-    Say,
-    SendChunk,
+from flux0.testing.cassettes.cassette import (
+    CassetteError as CassetteError,
 )
-from flux0.testing.fake.transport import FakeTransport
-
-__all__ = [
-    "AgentStep",
-    "Call",
-    "CallAnswer",
-    "CallTool",
-    "CassetteError",
-    "CassetteMode",
-    "ClockStandsStill",
-    "Delay",
-    "Drop",
-    "ExpectedCall",
-    "Fail",
-    "FakeClock",
-    "FakeTransport",
-    "FallSilent",
-    "Fault",
-    "Gate",
-    "GiveResult",
-    "LangChain",
-    "Pause",
-    "Reason",
-    "RecordingTransport",
-    "Refuse",
-    "ReplayTransport",
-    "Reply",
-    "Report",
-    "Respond",
-    "Say",
-    "SendChunk",
-    "Split",
-    "Stall",
-    "Truncate",
-    "UserMessage",
-    "cassette",
-]
+from flux0.testing.cassettes.recording import (
+    RecordingTransport as RecordingTransport,
+)
+from flux0.testing.cassettes.replaying import (
+    CassetteMode as CassetteMode,
+    ReplayTransport as ReplayTransport,
+    cassette as cassette,
+)
+from flux0.testing.fake.agents import (
+    Reply as Reply,
+    UserMessage as UserMessage,
+)
+from flux0.testing.fake.calls import (
+    Call as Call,
+    CallAnswer as CallAnswer,
+    ExpectedCall as ExpectedCall,
+)
+from flux0.testing.fake.clock import (
+    ClockStandsStill as ClockStandsStill,
+    FakeClock as FakeClock,
+)
+from flux0.testing.fake.faults import (
+    Delay as Delay,
+    Drop as Drop,
+    Fault as Fault,
+    Refuse as Refuse,
+    Respond as Respond,
+    Split as Split,
+    Stall as Stall,
+    Truncate as Truncate,
+)
+from flux0.testing.fake.steps import (
+    AgentStep as AgentStep,
+    CallTool as CallTool,
+    Fail as Fail,
+    FallSilent as FallSilent,
+    Gate as Gate,
+    GiveResult as GiveResult,
+    LangChain as LangChain,
+    Pause as Pause,
+    Reason as Reason,
+    Report as Report,
+    Say as Say,
+    SendChunk as SendChunk,
+)
+from flux0.testing.fake.transport import (
+    FakeTransport as FakeTransport,
+)

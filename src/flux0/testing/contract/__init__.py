@@ -19,17 +19,53 @@ They need pytest, trustme, and trio for asynchronous transports. The queue of a 
 which `ConnectTimeout` is tested with, is Linux's.
 """
 
+# ruff: noqa: E402 - asserts are rewritten from here on
+
 from __future__ import annotations
+
+from typing import ClassVar
 
 import pytest
 
 _PARTS = ("base", "bodies", "connecting", "connections", "heads", "probe", "waiting")
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))
 
-from flux0.testing.contract.suites import (  # noqa: E402 - its asserts are rewritten
-    AsyncTransportContract,
-    LimitedPoolContract,
-    TransportContract,
+from flux0.testing.contract.base import THREADS
+from flux0.testing.contract.bodies import BodyContract
+from flux0.testing.contract.connecting import (
+    ConnectContract,
+    LimitedPoolContract as LimitedPoolContract,
+    TLSContract,
 )
+from flux0.testing.contract.connections import (
+    CancellationContract,
+    NeverTwiceContract,
+    ReleaseContract,
+)
+from flux0.testing.contract.heads import HeadContract
+from flux0.testing.contract.waiting import InterruptContract, LastingContract, SilenceContract
 
-__all__ = ["AsyncTransportContract", "LimitedPoolContract", "TransportContract"]
+
+class _Parts(
+    LastingContract,  # The first base's tests run last.
+    HeadContract,
+    BodyContract,
+    ConnectContract,
+    SilenceContract,
+    NeverTwiceContract,
+    ReleaseContract,
+    TLSContract,
+):
+    pass
+
+
+class TransportContract(_Parts, InterruptContract):
+    """What a `Transport` must do. Say how to make one; `make_trusting_transport` is for TLS."""
+
+    backends: ClassVar[tuple[str, ...]] = (THREADS,)
+
+
+class AsyncTransportContract(_Parts, CancellationContract):
+    """What an `AsyncTransport` must do, under asyncio and trio."""
+
+    backends: ClassVar[tuple[str, ...]] = ("asyncio", "trio")

@@ -5,19 +5,17 @@
 from __future__ import annotations
 
 import gc
-import ssl
 from abc import ABC
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from time import monotonic
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, TypeAlias
 
 import pytest
 
 from flux0.domain.errors import TransportError
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
-from flux0.testing.contract.answers import Answer
 from flux0.testing.contract.byte_server import PATIENCE, ByteServer
 from flux0.testing.contract.probe import LoopProbe, Probe, ThreadProbe
 
@@ -32,14 +30,8 @@ streams: pytest.MarkDecorator = pytest.mark.parametrize(
 _LEFT = pytest.StashKey[float]()
 
 
-class Serve(Protocol):
-    """Starts a server that runs until the test is over."""
-
-    def __call__(
-        self, *answers: Answer, unasked: Answer = (), tls: ssl.SSLContext | None = None
-    ) -> ByteServer:
-        """Start a `ByteServer` with these arguments."""
-        ...
+# Starts a `ByteServer` with these arguments, which runs until the test is over.
+Serve: TypeAlias = Callable[..., ByteServer]
 
 
 class Contract(ABC):
@@ -84,8 +76,8 @@ class Contract(ABC):
     def serve(self, limit: float) -> Iterator[Serve]:
         """Servers for this test."""
         with ExitStack() as running:
-            yield lambda *answers, unasked=(), tls=None: running.enter_context(
-                ByteServer(*answers, unasked=unasked, tls=tls, patience=limit)
+            yield lambda *answers, **options: running.enter_context(
+                ByteServer(*answers, patience=limit, **options)
             )
 
     @pytest.fixture

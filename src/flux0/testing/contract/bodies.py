@@ -43,7 +43,7 @@ _BODIES: dict[str, tuple[bytes, ...]] = {
     "large": (_LARGE[:1000], _LARGE[1000:]),
 }
 _GZIPPED = [("Content-Encoding", "gzip")]
-_START, *_ = answer(framing="chunked")
+_START = answer(framing="chunked")[0]
 
 _FIRST = Write(written(answer(b"first", framing="chunked")[:-1]))
 _BAD_CHUNK = Write(b"xyz\r\nsecond\r\n")
