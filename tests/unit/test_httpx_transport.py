@@ -385,6 +385,24 @@ def test_one_transport_serves_one_event_loop_after_another() -> None:
     assert [loop() for loop in loops] == [None] * 4, "what is over is kept"
 
 
+def test_a_client_that_sent_nothing_is_forgotten_without_a_thread() -> None:
+    started: list[Callable[[], None]] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("flux0.adapters.support.httpx_family.in_thread", started.append)
+        transport = HttpxTransport()
+        del transport
+        gc.collect()
+        assert not started
+        with ByteServer(OK) as server:
+            transport = HttpxTransport()
+            assert fetch(transport, get(server.url)) == b"ok"
+            del transport
+            gc.collect()
+            assert len(started) == 1
+            started[0]()  # Which closes the connection.
+            server.wait_until_gone()
+
+
 def test_a_body_may_be_kept_beyond_its_event_loop(run: Run) -> None:
     transport = HttpxTransport()
     kept: list[Any] = []

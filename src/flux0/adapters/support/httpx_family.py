@@ -232,6 +232,11 @@ class _OwnClients:
         self.bodies = OpenBodies()
         self._clients: dict[str | None, Any] = {}
 
+    @property
+    def is_used(self) -> bool:
+        """Whether there is a client to close; takes no lock."""
+        return bool(self._clients)
+
     def get(self, proxy: str | None) -> Any:
         with self._lock:
             if proxy not in self._clients:
@@ -272,7 +277,7 @@ def _forget(
     own = own_clients.get()
     if transport() is not None:  # Python ends: nobody holds a lock, and no thread must begin.
         own.close_clients()
-    else:  # The collector may have run while this thread holds a lock.
+    elif own.is_used:  # The collector may have run while this thread holds a lock.
         in_thread(own.close)
 
 
