@@ -142,7 +142,7 @@ def _send(over: _Connections, request: Request) -> requests.Response:
                 raise translated(error, exchange) from error
             raise
         finally:
-            head.response = None  # Which would be a cycle: it has the request, and that the hooks.
+            head.response = None  # It has the request, and that has the hooks: a reference cycle.
     head.show_location(response)
     return response
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What clients go over that are given no transport, the latest last. It holds for the whole process,
-# since code under test makes its clients in any thread and task, and a miss would call a server.
+# The transports of clients that are given none; the last one counts. They are those of the whole
+# process, since code under test makes its clients in any thread and task.
 _stand_ins: Final[list[Any]] = []
 
 

@@ -24,7 +24,7 @@ class RetryBudget:
     """
 
     def __init__(self, capacity: int = 100, successes_per_retry: int = 10) -> None:
-        # Counted in successes: sums of fractions would never come to a whole retry.
+        # Counted in successes, since sums of fractions are not exact.
         self._price = successes_per_retry
         self._full = capacity * successes_per_retry
         self._left = self._full

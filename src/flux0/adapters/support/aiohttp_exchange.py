@@ -123,7 +123,7 @@ class AiohttpExchange:
                 response = await handler(request)
                 if not known or body.begun or not body.reused:
                     return response
-                response.close()  # It was there before the request was.
+                response.close()  # It came before the request went out, so it answers another.
             except Exception as error:
                 if body.unfit:
                     continue

@@ -167,7 +167,7 @@ async def _close(known: _Known[T], loop: Loop, close: Callable[[T], Awaitable[No
 
 
 async def _close_later(known: _Known[T], loop: Loop, close: Callable[[T], Awaitable[None]]) -> None:
-    # asyncio cuts short what goes on when it ends. If that is now, the guard closes in its stead.
+    # asyncio cancels this if it ends meanwhile. Then the guard closes the resource.
     await sleep(_GRACE)
     await _close(known, loop, close)
 

@@ -130,7 +130,7 @@ class NotingConnection(HTTPConnection):
 
 
 def watch(pool: Any) -> None:
-    """Have `pool` make connections that note, and drop those that rest in it and do not.
+    """Have `pool` make connections that note what happens, and drop its idle ones that do not.
 
     Where the connections are made or used in another way than urllib3's, such as by a recorder,
     nothing is noted: then nobody knows whether a request was sent.

@@ -20,7 +20,8 @@ class TextList:
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._length = 0
         self.characters: int = 0
-        # The older texts by the thousand: in one, with a mark between them, if none holds the mark.
+        # Blocks of older texts: each is one str with marks between the texts, or a list of them if
+        # a text has the mark in it.
         self._blocks: list[str | list[str]] = []
         self._recent: list[str] = []
         # What `text` returned last, if it was ever called, and how many recent texts that has.
