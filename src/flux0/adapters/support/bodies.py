@@ -5,6 +5,7 @@ It is a coroutine. Where nothing in it waits for an event loop, `run` is all tha
 
 from __future__ import annotations
 
+import socket
 import sys
 from _thread import start_new_thread
 from abc import ABC, abstractmethod
@@ -38,6 +39,14 @@ def in_thread(act: Callable[[], object]) -> bool:
             start_new_thread(act, ())
             return True
     return False
+
+
+def shut_down(connection: object) -> None:
+    """End a connection, and wake who reads from it; takes no lock, and never raises."""
+    if isinstance(connection, socket.socket):
+        with suppress(OSError):
+            # Not the method of SSLSocket, which would drop the TLS layer under a reader.
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 class PulledBody(ABC):

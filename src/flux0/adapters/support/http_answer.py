@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Generator, Iterator
-from contextlib import suppress
 from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead
 from time import monotonic
 from typing import Any, Final
+
+from flux0.adapters.support.bodies import shut_down
 
 _LARGEST_HEAD: Final = 256 * 1024  # Heads of interim answers included.
 _LARGEST_PIECE: Final = 64 * 1024
@@ -101,13 +102,6 @@ class NotedAnswer(HTTPResponse):
         if not data:
             raise IncompleteRead(b"")
         return data
-
-
-def shut_down(wire: socket.socket) -> None:
-    """End a connection, and wake who reads from it; takes no lock, and never raises."""
-    # The plain socket's method: that of SSLSocket drops the TLS layer under a reader.
-    with suppress(OSError):
-        socket.socket.shutdown(wire, socket.SHUT_RDWR)
 
 
 class _Head:

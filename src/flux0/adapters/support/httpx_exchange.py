@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from flux0.adapters.support.bodies import shut_down
 from flux0.adapters.support.failures import failure, refused_by_proxy
 from flux0.domain.errors import (
     ConnectError,
@@ -104,7 +103,7 @@ class HttpxExchange:
 
     def use(self, stream: Any) -> None:
         """Take note of the connection that the answer will come over."""
-        self._interrupt.on_fire(partial(shut_down, stream))
+        self._interrupt.on_fire(partial(shut_down, stream.get_extra_info("socket")))
 
     def translated(self, error: Exception, request: Any) -> TransportError | None:
         """Return the error of ours for what sending raised; None if the user's code raised it."""
@@ -157,15 +156,6 @@ class HttpxExchange:
         if not self._traced and error.__cause__ is None and str(error):
             return kind(str(error))  # A transport of the user's has said so.
         return failure(kind, error, answered=self.answered)
-
-
-def shut_down(stream: Any) -> None:
-    """End a connection without closing it, so that whoever reads from it wakes."""
-    connection = stream.get_extra_info("socket")
-    if isinstance(connection, socket.socket):
-        with suppress(OSError):
-            # Not the method of SSLSocket, which would drop the TLS layer under the reader.
-            socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def _request_of(error: Any) -> object:

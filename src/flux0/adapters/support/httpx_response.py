@@ -10,10 +10,10 @@ from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import finalize
 
-from flux0.adapters.support.bodies import PulledBody, SyncPulledBody
+from flux0.adapters.support.bodies import PulledBody, SyncPulledBody, shut_down
 from flux0.adapters.support.event_loop import close_soon, running_loop, shielded, unwind
 from flux0.adapters.support.httpx_connection import AnyConnection
-from flux0.adapters.support.httpx_exchange import HttpxExchange, shut_down
+from flux0.adapters.support.httpx_exchange import HttpxExchange
 from flux0.domain.errors import TransportError
 from flux0.ports import Request, is_success
 
@@ -109,7 +109,7 @@ class SyncHttpxBody(_HttpxBody, SyncPulledBody):
         stream = response.extensions.get("network_stream")
         # Other exchanges share a connection of HTTP/2.
         if stream is not None and response.http_version != "HTTP/2":
-            shut_down(stream)
+            shut_down(stream.get_extra_info("socket"))
 
     def _release(self) -> None:
         with suppress(Exception):  # The connection is given up, however it takes that.

@@ -19,8 +19,9 @@ from typing import Any, Final, cast
 import urllib3
 from urllib3.connection import HTTPConnection
 
+from flux0.adapters.support.bodies import shut_down
 from flux0.adapters.support.given import refuse_misplaced
-from flux0.adapters.support.http_answer import NotedAnswer, shut_down
+from flux0.adapters.support.http_answer import NotedAnswer
 from flux0.domain.errors import InvalidArgument, MissingDependency
 from flux0.ports import Request
 

@@ -11,9 +11,8 @@ from typing import Any, Final
 
 from urllib3 import BaseHTTPResponse, exceptions
 
-from flux0.adapters.support.bodies import SyncPulledBody
+from flux0.adapters.support.bodies import SyncPulledBody, shut_down
 from flux0.adapters.support.failures import chain, failure, refused_by_proxy
-from flux0.adapters.support.http_answer import shut_down
 from flux0.adapters.support.urllib3_connection import NotingConnection, Urllib3Exchange
 from flux0.domain.errors import (
     ConnectError,
@@ -76,8 +75,7 @@ class Urllib3Body(SyncPulledBody):
             self._retain(b"".join(self.retained or ()))
 
     def _shut_down(self) -> None:
-        if self._wire is not None:
-            shut_down(self._wire)
+        shut_down(self._wire)
 
     def _release(self) -> None:
         with suppress(OSError, exceptions.HTTPError):
