@@ -23,7 +23,7 @@ from flux0.testing import (
     Say,
     UserMessage,
 )
-from flux0.testing.fake.clock import Changes, Wait
+from flux0.testing.fake.clock import Wait
 from support.fakes import ask, message_to, new_session, turn
 from support.in_memory import in_both_loops, in_every_mode
 from support.modes import in_mode
@@ -414,11 +414,11 @@ async def test_an_agent_may_be_any_asynchronous_iterable(mode: Mode) -> None:
 
 @in_both_loops
 async def test_what_has_happened_before_a_wait_ends_it(mode: Mode) -> None:
-    changes = Changes()
-    seen = changes.count
-    changes.tell()
-    await changes.wait_async(Wait(seen=seen))
-    changes.wait(Wait(seen=seen))
+    clock = FakeClock()
+    seen = clock.changes
+    clock.tell()
+    await clock.wait_async(Wait(seen=seen))
+    clock.wait(Wait(seen=seen))
 
 
 def test_synchronous_code_may_have_an_asynchronous_agent_that_awaits_nothing() -> None:

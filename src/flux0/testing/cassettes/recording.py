@@ -97,7 +97,7 @@ class RecordingTransport:
         with tape:
             response: Response[ByteStream] = self.transport.send(request)
         tape.answer(response)
-        return evolve(response, body=_Body(response.body, tape))
+        return evolve(response, body=_Body(response.body, iter(response.body), tape))
 
     def close(self) -> None:
         """Close the other transport, and have the new cassette take the place of an older one."""
@@ -112,7 +112,7 @@ class RecordingTransport:
         with tape:
             response: Response[AsyncByteStream] = await self.transport.send_async(request)
         tape.answer(response)
-        return evolve(response, body=_AsyncBody(response.body, tape))
+        return evolve(response, body=_Body(response.body, aiter(response.body), tape))
 
     async def close_async(self) -> None:
         """Close the other transport, and have the new cassette take the place of an older one."""
@@ -205,11 +205,11 @@ class _Tape:
 
 
 class _Body:
-    """A `ByteStream` that is recorded while it is read."""
+    """A `ByteStream` or an `AsyncByteStream` that is recorded while it is read."""
 
-    def __init__(self, stream: ByteStream, tape: _Tape) -> None:
+    def __init__(self, stream: Any, pieces: Any, tape: _Tape) -> None:
         self._stream = stream
-        self._pieces = iter(stream)
+        self._pieces = pieces
         self._tape = tape
 
     def __iter__(self) -> Iterator[bytes]:
@@ -224,15 +224,6 @@ class _Body:
             self._tape.end(CLOSED)
         finally:
             self._stream.close()
-
-
-class _AsyncBody:
-    """An `AsyncByteStream` that is recorded while it is read."""
-
-    def __init__(self, stream: AsyncByteStream, tape: _Tape) -> None:
-        self._stream = stream
-        self._pieces = aiter(stream)
-        self._tape = tape
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self

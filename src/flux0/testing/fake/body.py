@@ -52,7 +52,7 @@ class OpenBody:
         clock, silence = self.clock, self._longest_silence
         limit = inf if silence is None else clock.now() + silence
         while True:
-            seen = clock.changes.count
+            seen = clock.changes
             with self._lock:
                 outcome = self._next()
             if not isinstance(outcome, Wait):
@@ -82,7 +82,7 @@ class OpenBody:
                 return
             self._end = how
             self._on_end(self, how)
-        self.clock.changes.tell()
+        self.clock.tell()
 
     def _next(self) -> bytes | Wait | None:
         if self._end == "whole":

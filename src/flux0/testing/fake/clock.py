@@ -42,48 +42,6 @@ class Wait:
 Waits: TypeAlias = Generator[Wait, None, T]
 
 
-class Changes:
-    """Tells the threads and tasks that wait when something has happened.
-
-    Attributes:
-        count: how many things have happened.
-    """
-
-    def __init__(self) -> None:
-        self.count: int = 0
-        self._condition = Condition()
-        self._wake: list[Callable[[], None]] = []
-
-    def tell(self) -> None:
-        """Wake everybody who waits."""
-        with self._condition:
-            self.count += 1
-            self._condition.notify_all()
-            wake, self._wake = self._wake, []
-        for one in wake:
-            one()
-
-    def wait(self, wait: Wait) -> None:
-        """Return once something has happened since `wait.seen`."""
-        with self._condition:
-            if not self._condition.wait_for(lambda: self.count != wait.seen, wait.patience):
-                raise _out_of_patience(wait)
-
-    async def wait_async(self, wait: Wait) -> None:
-        """Return once something has happened since `wait.seen`."""
-        from anyio import Event, move_on_after  # noqa: PLC0415 - slow to import
-
-        loop, event = running_loop(), Event()
-        with self._condition:
-            if self.count != wait.seen:
-                return
-            self._wake.append(lambda: call_soon(loop, event.set))
-        with move_on_after(wait.patience):
-            await event.wait()
-            return
-        raise _out_of_patience(wait)
-
-
 class ClockStandsStill(AssertionError):
     """Something waits on a clock that only the test moves, and the test is what waits."""
 
@@ -99,6 +57,9 @@ class FakeClock(Time):
             and a wait for a moment that has not come raises `ClockStandsStill`.
         sleep: is called with the seconds of each wait that moves the clock. With `time.sleep` the
             waits are real, as a demonstration wants them. Asynchronous code calls it in a thread.
+
+    Attributes:
+        changes: how many things have happened that somebody may wait for.
     """
 
     def __init__(
@@ -109,7 +70,9 @@ class FakeClock(Time):
         sleep: Callable[[float], object] | None = None,
     ) -> None:
         self.moves_by_itself = moves_by_itself
-        self.changes: Changes = Changes()
+        self.changes: int = 0
+        self._changed = Condition()
+        self._wake: list[Callable[[], None]] = []
         self._now = float(start)
         self._sleep = sleep
         self._random = Random(0)  # noqa: S311 - it spreads retries, alike in every run
@@ -150,14 +113,25 @@ class FakeClock(Time):
         with self._lock:
             heappush(self._due, (moment, next(self._order), act))
 
+    def tell(self) -> None:
+        """Wake the threads and tasks that wait for a change."""
+        with self._changed:
+            self.changes += 1
+            self._changed.notify_all()
+            wake, self._wake = self._wake, []
+        for one in wake:
+            one()
+
     def wait(self, wait: Wait) -> None:
-        """Wait, and do not move the clock back.
+        """Wait for a moment, or for a change.
 
         Raises:
             ClockStandsStill: it is earlier, and only the test moves this clock.
         """
         if wait.moment is None:
-            self.changes.wait(wait)
+            with self._changed:
+                if not self._changed.wait_for(lambda: self.changes != wait.seen, wait.patience):
+                    raise _out_of_patience(wait)
             return
         seconds = self._seconds_of(wait, wait.moment)
         if seconds > 0 and self._sleep is not None:
@@ -167,7 +141,7 @@ class FakeClock(Time):
     async def wait_async(self, wait: Wait) -> None:
         """Wait as `wait` does, without blocking the event loop."""
         if wait.moment is None:
-            await self.changes.wait_async(wait)
+            await self._change(wait)
             return
         seconds = self._seconds_of(wait, wait.moment)
         if seconds > 0 and self._sleep is not None:
@@ -179,6 +153,19 @@ class FakeClock(Time):
         else:
             await sleep(0)
         self._move_to(wait.moment)
+
+    async def _change(self, wait: Wait) -> None:
+        from anyio import Event, move_on_after  # noqa: PLC0415 - slow to import
+
+        loop, event = running_loop(), Event()
+        with self._changed:
+            if self.changes != wait.seen:
+                return
+            self._wake.append(lambda: call_soon(loop, event.set))
+        with move_on_after(wait.patience):
+            await event.wait()
+            return
+        raise _out_of_patience(wait)
 
     def _seconds_of(self, wait: Wait, moment: float) -> float:
         seconds = moment - self._now
@@ -198,7 +185,7 @@ class FakeClock(Time):
                 due, _, act = heappop(self._due)
                 self._now = max(self._now, due)
             act()
-        self.changes.tell()
+        self.tell()
 
 
 def perform(waits: Waits[T], clock: FakeClock) -> T:

@@ -162,23 +162,22 @@ def _split(pieces: Iterator[bytes | Wait], sizes: tuple[int, ...]) -> Iterator[b
     wanted = cycle(sizes)
     size = next(wanted)
     held = bytearray()
+    broken: ConnectionInterrupted | None = None
     try:
         for piece in pieces:
+            waits = isinstance(piece, Wait)
             if isinstance(piece, bytes):
                 held += piece
-                while len(held) >= size:
-                    yield bytes(held[:size])
-                    del held[:size]
-                    size = next(wanted)
-            else:
-                if held:  # Nothing follows for now that it could wait for.
-                    yield bytes(held)
-                    held.clear()
-                    size = next(wanted)
+            # Before a wait, nothing follows for now that it could wait for.
+            while len(held) >= size or (held and waits):
+                yield bytes(held[:size])
+                del held[:size]
+                size = next(wanted)
+            if waits:
                 yield piece
-    except ConnectionInterrupted:
-        if held:
-            yield bytes(held)
-        raise
+    except ConnectionInterrupted as error:
+        broken = error
     if held:
         yield bytes(held)
+    if broken is not None:
+        raise broken

@@ -7,53 +7,36 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from attrs import field, frozen
+from attrs import frozen
 
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
 
 
-@frozen
-class Route:
-    """How one operation of the API is reached."""
-
-    operation: str
-    method: str
-    template: str
-    _pattern: re.Pattern[str] = field(init=False, eq=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        # As in the server, whose `$` also lets a line break through.
-        pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.template) + "$"
-        object.__setattr__(self, "_pattern", re.compile(pattern))
-
-    def path_arguments(self, path: str) -> Mapping[str, str] | None:
-        """Return what stands for the placeholders in `path`, or None if it is not this route's."""
-        found = self._pattern.match(path)
-        return None if found is None else found.groupdict()
+def _pattern(template: str) -> re.Pattern[str]:
+    # As in the server, whose `$` also lets a line break through.
+    return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", template) + "$")
 
 
 # In the server's order: where no method fits, the first route of a path says what is allowed.
-ROUTES = (
-    Route("agents.create", "POST", "/api/agents"),
-    Route("agents.retrieve", "GET", "/api/agents/{agent_id}"),
-    Route("agents.list", "GET", "/api/agents"),
-    Route("sessions.create", "POST", "/api/sessions"),
-    Route("sessions.retrieve", "GET", "/api/sessions/{session_id}"),
-    Route("sessions.list", "GET", "/api/sessions"),
-    Route("sessions.create_event", "POST", "/api/sessions/{session_id}/events/stream"),
-    Route("sessions.list_events", "GET", "/api/sessions/{session_id}/events"),
+_ROUTES = (
+    ("agents.create", "POST", _pattern("/api/agents")),
+    ("agents.retrieve", "GET", _pattern("/api/agents/{agent_id}")),
+    ("agents.list", "GET", _pattern("/api/agents")),
+    ("sessions.create", "POST", _pattern("/api/sessions")),
+    ("sessions.retrieve", "GET", _pattern("/api/sessions/{session_id}")),
+    ("sessions.list", "GET", _pattern("/api/sessions")),
+    ("sessions.create_event", "POST", _pattern("/api/sessions/{session_id}/events/stream")),
+    ("sessions.list_events", "GET", _pattern("/api/sessions/{session_id}/events")),
 )
-
-
 # A path that the server's are below, as behind a proxy.
 _PREFIX = re.compile(r"(?!/api(?:/|$))(?:/[^/]+)+?(?=/api/)")
 
 
 def check_operation(operation: str) -> None:
     """Raise InvalidArgument unless there is such an operation."""
-    names = [route.operation for route in ROUTES]
+    names = [name for name, _, _ in _ROUTES]
     if operation not in names:
         near = get_close_matches(operation, names, 1)
         hint = f"did you mean {near[0]}?" if near else f"it must be one of {', '.join(names)}"
@@ -81,18 +64,18 @@ def target_of(request: Request) -> Target:
     path = _PREFIX.sub("", unquote(url.path), count=1)
     query = dict(parse_qsl(url.query, keep_blank_values=True))
     allowed: list[str] = []
-    for route in ROUTES:
-        arguments = route.path_arguments(path)
-        if arguments is not None:
-            if route.method == request.method:
-                return Target(route.operation, path, arguments, query)
-            allowed.append(route.method)
+    for operation, method, pattern in _ROUTES:
+        found = pattern.match(path)
+        if found is not None:
+            if method == request.method:
+                return Target(operation, path, found.groupdict(), query)
+            allowed.append(method)
     return Target("", path, {}, query, tuple(allowed))
 
 
 def is_route(path: str) -> bool:
     """Whether some operation has this path."""
-    return any(route.path_arguments(path) is not None for route in ROUTES)
+    return any(pattern.match(path) for _, _, pattern in _ROUTES)
 
 
 def whole_answer(status_code: int, content_type: str, body: bytes) -> Response[bytes]:

@@ -158,7 +158,7 @@ class FakeTurn:
             runs, self._running = not self._running, True
         if runs:
             self._run_on()
-        self._clock.changes.tell()
+        self._clock.tell()
 
     def cancel(self) -> None:
         """Stop the agent where it is; whoever reads gets what it has said, and nothing more."""
@@ -173,7 +173,7 @@ class FakeTurn:
             self._steps.close()
         if self._cancel_task is not None:
             self._cancel_task()
-        self._clock.changes.tell()
+        self._clock.tell()
 
     # --- the agent
 
@@ -223,17 +223,17 @@ class FakeTurn:
                     await self._take(step, in_task=in_task)
         self._script.end()
         self.completed = True
-        self._clock.changes.tell()
+        self._clock.tell()
 
     async def _take(self, step: AgentStep, *, in_task: bool) -> None:
         self._script.begin_step(step)
         for plain in self._wording.of(step):
             self._do(plain)
-            seen = self._clock.changes.count
+            seen = self._clock.changes
             while self._rest is not None:
                 if in_task:
-                    await self._clock.changes.wait_async(Wait(seen=seen))
-                    seen = self._clock.changes.count
+                    await self._clock.wait_async(Wait(seen=seen))
+                    seen = self._clock.changes
                 else:
                     await _Resting()
         self._script.end_step()
@@ -245,7 +245,7 @@ class FakeTurn:
             self._cancelled = True
             self._rest = Wait(inf)
             self._on_error(error)
-        self._clock.changes.tell()
+        self._clock.tell()
 
     # --- its steps
 
@@ -272,7 +272,7 @@ class FakeTurn:
                         self._rest = None
                 case _:  # FallSilent
                     self._rest = Wait(inf)
-        self._clock.changes.tell()
+        self._clock.tell()
 
     def _chunk(self, step: SendChunk) -> None:
         message = self.message
