@@ -267,6 +267,12 @@ class Stranger:
     value: complex
 
 
+@pytest.mark.parametrize("model", [list[int], tuple[Agent, Agent], tuple[Agent], list[Stranger]])
+def test_only_lists_and_tuples_of_any_length_are_read(model: Any) -> None:
+    with pytest.raises(InvalidArgument, match="must be one of"):
+        from_dict(model, [])
+
+
 def test_a_class_of_somebody_else_s_fails_in_the_library_s_own_words() -> None:
     with pytest.raises(Flux0Error, match="Stranger"):
         from_dict(Stranger, {"value": 1})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from json.decoder import JSONDecoder
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from cattrs import transform_error
 
@@ -68,8 +68,11 @@ class JsonCodec:
         """
         if not is_model(model):
             raise InvalidArgument("model", f"must be one of flux0.models, not {model!r}")
-        made: T = self._structure(model, data, "")
-        return made
+        kind: Any = model
+        if get_origin(kind) is list:  # cattrs takes any iterable for one.
+            kind = tuple.__class_getitem__((*get_args(kind), ...))
+        made: Any = self._structure(kind, data, "")
+        return made if kind is model else list(made)
 
     def to_dict(self, value: Any) -> Any:
         """Return the plain JSON that the server uses for `value`.

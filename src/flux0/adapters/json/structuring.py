@@ -85,7 +85,8 @@ def structure_hook(model: Any) -> Hook:
 def is_model(kind: Any) -> bool:
     """Return whether this is a model, a union of models, or a list or tuple of those."""
     if get_origin(kind) in {list, tuple}:
-        return all(is_model(item) or item is ... for item in get_args(kind))
+        item, *rest = get_args(kind)
+        return is_model(item) and rest == ([] if get_origin(kind) is list else [...])
     if kind == StreamEvent or kind in (MessagePart, EventData):
         return True
     own = isinstance(kind, type) and kind.__module__.partition(".")[0] == "flux0"
