@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
 import requests
 import urllib3
 
-from flux0 import Flux0
+from flux0 import (
+    AiohttpTransport,
+    Flux0,
+    HttpxTransport,
+    RequestsTransport,
+    Urllib3Transport,
+)
 from flux0.domain.errors import ClientClosed, Flux0Error, InvalidArgument
 from flux0.ports import Request, Response
+from flux0.testing import FakeTransport, RecordingTransport, ReplayTransport
 from flux0.testing.contract.answers import answer as written
 from flux0.testing.contract.byte_server import ByteServer
 from support.in_memory import answer, in_both_loops, in_every_mode
@@ -206,6 +216,10 @@ class SyncSend:
         ("async_client", object(), "has no build_request"),
         ("async_client", SyncSend(), "pass it as client="),
         ("async_client", httpx.Client(), "pass it as client="),
+        ("client", HttpxTransport(), "is a transport: pass it as transport="),
+        ("on_retry", "log", "must be a function that is not async"),
+        ("on_retry", AsyncSend().send, "must be a function that is not async"),
+        ("debug_logger", print, "must be a logging.Logger"),
     ],
 )
 def test_what_cannot_do_the_work_is_refused(argument: str, value: object, problem: str) -> None:
@@ -213,6 +227,30 @@ def test_what_cannot_do_the_work_is_refused(argument: str, value: object, proble
         Flux0(**{argument: value})  # type: ignore[arg-type]
 
     assert caught.value.argument == argument
+
+
+def test_transports_show_the_classes_of_what_they_were_given(tmp_path: Path) -> None:
+    async def over_aiohttp() -> str:
+        async with aiohttp.ClientSession(headers={"authorization": "secret"}) as session:
+            return repr(AiohttpTransport(session))
+
+    assert asyncio.run(over_aiohttp()) == "AiohttpTransport(session=<ClientSession>)"
+    cassette = tmp_path / "turn.json"
+    recording = RecordingTransport(FakeTransport(), cassette)
+    recording.close()
+    shown: dict[object, str] = {
+        HttpxTransport(): "HttpxTransport()",
+        HttpxTransport(httpx.Client(auth=("ada", "secret"))): "HttpxTransport(client=<Client>)",
+        HttpxTransport(async_client=httpx.AsyncClient()): (
+            "HttpxTransport(async_client=<AsyncClient>)"
+        ),
+        RequestsTransport(requests.Session()): "RequestsTransport(session=<Session>)",
+        Urllib3Transport(urllib3.PoolManager()): ("Urllib3Transport(pool_manager=<PoolManager>)"),
+        FakeTransport(): "<FakeTransport, 0 calls>",
+        recording: "RecordingTransport(<FakeTransport, 0 calls>)",
+        ReplayTransport(cassette): f"ReplayTransport({str(cassette)!r})",
+    }
+    assert {transport: repr(transport) for transport in shown} == shown
 
 
 class Delegating:

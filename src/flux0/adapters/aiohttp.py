@@ -18,6 +18,7 @@ from flux0.adapters.support.aiohttp_wire import NEVER, Wire
 from flux0.adapters.support.bodies import PulledBody
 from flux0.adapters.support.event_loop import PerLoop
 from flux0.adapters.support.failures import failure
+from flux0.adapters.support.given import refuse_misplaced, shown
 from flux0.adapters.support.proxies import EnvironmentProxies
 from flux0.domain.errors import (
     ClientClosed,
@@ -54,6 +55,7 @@ class AiohttpTransport:
 
     def __init__(self, session: aiohttp.ClientSession | None = None) -> None:
         if session is not None:
+            refuse_misplaced("session", session, "aiohttp")
             if not isinstance(cast("object", session), aiohttp.ClientSession):
                 problem = f"is {session!r}, and must be an aiohttp.ClientSession"
                 raise InvalidArgument("session", f"{problem}: pass the one that it wraps")
@@ -63,6 +65,9 @@ class AiohttpTransport:
         self._session = session
         self._own_sessions = PerLoop(_make_session, aiohttp.ClientSession.close)
         self._proxies = EnvironmentProxies("aiohttp")
+
+    def __repr__(self) -> str:
+        return shown(self, session=self._session)
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Send `request` once; see `AsyncTransport.send_async`."""

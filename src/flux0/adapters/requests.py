@@ -15,6 +15,7 @@ from urllib3.exceptions import HTTPError
 
 from flux0.adapters.support.bodies import OpenBodies, SyncBody
 from flux0.adapters.support.failures import failure
+from flux0.adapters.support.given import shown
 from flux0.adapters.support.processes import PerProcess
 from flux0.adapters.support.proxies import EnvironmentProxies
 from flux0.adapters.support.urllib3_connection import noted, require, watch
@@ -50,8 +51,11 @@ class RequestsTransport:
         require("session", session, requests.Session)
         for adapter in () if session is None else session.adapters.values():
             _refuse_retries(adapter)
-        self._own = session is None
+        self._given = session
         self._sessions = PerProcess(partial(_Connections, session))
+
+    def __repr__(self) -> str:
+        return shown(self, session=self._given)
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
@@ -70,7 +74,7 @@ class RequestsTransport:
 
     def close(self) -> None:
         """Close the connections, and what is read over them, unless the session is the user's."""
-        if self._own:
+        if self._given is None:
             self._sessions.get().close()
 
 

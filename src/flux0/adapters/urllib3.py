@@ -13,6 +13,7 @@ from urllib3.util import make_headers, parse_url
 
 from flux0.adapters.support.bodies import OpenBodies, SyncBody
 from flux0.adapters.support.failures import failure
+from flux0.adapters.support.given import shown
 from flux0.adapters.support.processes import PerProcess
 from flux0.adapters.support.proxies import EnvironmentProxies
 from flux0.adapters.support.urllib3_connection import noted, require, watch
@@ -43,8 +44,11 @@ class Urllib3Transport:
 
     def __init__(self, pool_manager: urllib3.PoolManager | None = None) -> None:
         require("pool_manager", pool_manager, urllib3.PoolManager)
-        self._own = pool_manager is None
+        self._given = pool_manager
         self._pools = PerProcess(partial(_Connections, pool_manager))
+
+    def __repr__(self) -> str:
+        return shown(self, pool_manager=self._given)
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
@@ -81,7 +85,7 @@ class Urllib3Transport:
 
     def close(self) -> None:
         """Close the connections, and what is read over them, unless the manager is the user's."""
-        if self._own:
+        if self._given is None:
             self._pools.get().close()
 
 

@@ -138,6 +138,6 @@ def check_beginning(
         raise InvalidArgument("title", "is for a new session, and cannot be passed with session")
     for argument, value, kind in (("agent", agent, Agent), ("session", session, Session)):
         if value is not None and not isinstance(value, (kind, str)):
-            problem = f"must be a {kind.__name__} or a str, not {type(value).__name__}"
+            problem = f"must be {kind.__name__} or str, not {type(value).__name__}"
             raise InvalidArgument(argument, problem)
     return agent.id if isinstance(agent, Agent) else str(agent), user_headers(user)

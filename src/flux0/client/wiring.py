@@ -38,6 +38,11 @@ def wire(
     debug_logger: DebugLogger | None,
 ) -> SendFlow:
     """Return the chain of layers that every request of a client goes through."""
+    if on_retry is not None and (not callable(on_retry) or iscoroutinefunction(on_retry)):
+        raise InvalidArgument("on_retry", f"must be a function that is not async: {on_retry!r}")
+    if debug_logger is not None and not callable(getattr(debug_logger, "debug", None)):
+        problem = f"must be a logging.Logger, or have its method debug: {debug_logger!r}"
+        raise InvalidArgument("debug_logger", problem)
     layers: list[Middleware] = [
         *_checked(middleware),
         Retry(RetryBudget(), time, _teller(on_retry)),

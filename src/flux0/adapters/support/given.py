@@ -33,3 +33,9 @@ def refuse_misplaced(argument: str, value: object, library: str = "") -> None:
         way = f"it as {name}=, or " if other.startswith("httpx") else ""
         problem = f"is of {other}: pass {way}transport=flux0.{_TRANSPORTS[other]}(it)"
         raise InvalidArgument(argument, problem)
+
+
+def shown(transport: object, **given: object) -> str:
+    """Return a repr of a transport, with the classes of what it was given."""
+    clients = (f"{name}=<{type(it).__name__}>" for name, it in given.items() if it is not None)
+    return f"{type(transport).__name__}({', '.join(clients)})"

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final, Protocol, TypeVar, cast
 from flux0.adapters.support.bodies import OpenBodies, SyncBody, in_thread, run
 from flux0.adapters.support.event_loop import PerLoop
 from flux0.adapters.support.failures import failure
-from flux0.adapters.support.given import refuse_misplaced
+from flux0.adapters.support.given import refuse_misplaced, shown
 from flux0.adapters.support.httpx_connection import current, instrument
 from flux0.adapters.support.httpx_exchange import HttpxExchange
 from flux0.adapters.support.httpx_response import AsyncBody, SyncHttpxBody
@@ -101,6 +101,9 @@ class HttpxFamilyTransport:
         self._own_async_clients: PerLoop[_OwnAsyncClients] = PerLoop(
             partial(_OwnAsyncClients, library, core), _OwnAsyncClients.close_async
         )
+
+    def __repr__(self) -> str:
+        return shown(self, client=self._client, async_client=self._async_client)
 
     @property
     def serves_sync(self) -> bool:
@@ -302,9 +305,11 @@ def _check(argument: str, client: object, name: str, *, asynchronous: bool) -> N
     if client is None:
         return
     refuse_misplaced(argument, client, name)
+    if hasattr(client, "send_async"):
+        raise InvalidArgument(argument, "is a transport: pass it as transport=")
     for method in ("build_request", "send"):
         if not hasattr(client, method):
-            problem = f"must be like an {name}.Client: a {type(client).__name__} has no {method}"
+            problem = f"must be like an {name}.Client: {type(client).__name__} has no {method}"
             raise InvalidArgument(argument, problem)
     if iscoroutinefunction(cast("Any", client).send) is not asynchronous:
         kind, other = (

@@ -80,6 +80,9 @@ class RecordingTransport:
         self._sent = 0
         self._open: list[_Tape] = []
 
+    def __repr__(self) -> str:
+        return f"RecordingTransport({self.transport!r})"
+
     @property
     def serves_sync(self) -> bool:
         """Whether the other transport sends synchronous requests."""

@@ -81,6 +81,9 @@ class ReplayTransport(SharedTransport):
         self._scrub = scrub
         self._lock = RLock()
 
+    def __repr__(self) -> str:
+        return f"ReplayTransport({str(self._path)!r})"
+
     def assert_all_used(self) -> None:
         """Raise AssertionError if some exchange of the cassette was not played."""
         unused = [str(track) for track in self._tracks if not track.played]

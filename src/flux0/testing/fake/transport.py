@@ -104,6 +104,9 @@ class FakeTransport(SharedTransport):
         self.agent_id: str = agent_id or ""
         self.reset()
 
+    def __repr__(self) -> str:
+        return f"<FakeTransport, {len(self._calls)} calls>"
+
     def reset(self) -> None:
         """Forget everything that has happened and was to happen, and cut off what is still open.
 
