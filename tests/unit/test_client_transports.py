@@ -237,7 +237,8 @@ def test_transports_show_the_classes_of_what_they_were_given(tmp_path: Path) -> 
     assert asyncio.run(over_aiohttp()) == "AiohttpTransport(session=<ClientSession>)"
     cassette = tmp_path / "turn.json"
     recording = RecordingTransport(FakeTransport(), cassette)
-    recording.close()
+    with Flux0(transport=recording) as flux0:
+        flux0.agents.list()
     shown: dict[object, str] = {
         HttpxTransport(): "HttpxTransport()",
         HttpxTransport(httpx.Client(auth=("ada", "secret"))): "HttpxTransport(client=<Client>)",
@@ -247,7 +248,7 @@ def test_transports_show_the_classes_of_what_they_were_given(tmp_path: Path) -> 
         RequestsTransport(requests.Session()): "RequestsTransport(session=<Session>)",
         Urllib3Transport(urllib3.PoolManager()): ("Urllib3Transport(pool_manager=<PoolManager>)"),
         FakeTransport(): "<FakeTransport, 0 calls>",
-        recording: "RecordingTransport(<FakeTransport, 0 calls>)",
+        recording: "RecordingTransport(<FakeTransport, 1 calls>)",
         ReplayTransport(cassette): f"ReplayTransport({str(cassette)!r})",
     }
     assert {transport: repr(transport) for transport in shown} == shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from json.decoder import JSONDecoder
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 from cattrs import transform_error
 
@@ -72,7 +72,9 @@ class JsonCodec:
         if get_origin(kind) is list:  # cattrs takes any iterable for one.
             kind = tuple.__class_getitem__((*get_args(kind), ...))
         made: Any = self._structure(kind, data, "")
-        return made if kind is model else list(made)
+        if kind is not model:
+            made = list(made)
+        return cast("T", made)
 
     def to_dict(self, value: Any) -> Any:
         """Return the plain JSON that the server uses for `value`.

@@ -199,6 +199,9 @@ class ClientTransport(SharedTransport):
         self._shared = shared
         self._bodies: WeakSet[OpenBody] = WeakSet()
 
+    def __repr__(self) -> str:
+        return repr(self._shared)
+
     def answer(
         self, request: Request, loop: Loop | None = None, *, patient: bool = False
     ) -> Waits[Response[OpenBody]]:
