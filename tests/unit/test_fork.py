@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import coverage
 import pytest
@@ -192,6 +193,35 @@ def test_a_thread_reads_while_the_process_forks(over: TransportUnderTest) -> Non
         in_child(use_and_close)
         here.server.release()
         assert len(reader.result()) == 2
+
+
+@pytest.mark.parametrize("over", [each for each in SYNCHRONOUS if "Httpx" in each.name], ids=str)
+def test_a_fork_waits_for_a_client_that_is_being_made(
+    over: TransportUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL holds a lock of its own while it reads certificates, and so would the child."""
+    begun, made = threading.Event(), threading.Event()
+    create = ssl.create_default_context
+
+    def create_slowly(**options: Any) -> ssl.SSLContext:
+        begun.set()
+        made.wait(0.2)  # A fork that does not wait comes meanwhile.
+        made.set()
+        return create(**options)
+
+    def find_it_made() -> None:
+        assert made.is_set()
+
+    monkeypatch.setattr(ssl, "create_default_context", create_slowly)
+    with (
+        ByteServer(AGENTS) as server,
+        Flux0(server.url, **over.arguments()) as flux0,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        call = threads.submit(flux0.agents.list)
+        begun.wait()
+        in_child(find_it_made)
+        assert list(call.result()) == []
 
 
 def _function(thread: int) -> str:

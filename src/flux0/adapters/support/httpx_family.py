@@ -17,7 +17,7 @@ from flux0.adapters.support.given import refuse_misplaced, shown
 from flux0.adapters.support.httpx_connection import current, instrument
 from flux0.adapters.support.httpx_exchange import HttpxExchange
 from flux0.adapters.support.httpx_response import AsyncBody, SyncHttpxBody
-from flux0.adapters.support.processes import PerProcess
+from flux0.adapters.support.processes import PerProcess, not_forking
 from flux0.adapters.support.proxies import EnvironmentProxies
 from flux0.domain.errors import ClientClosed, ConnectError, Flux0Error, InvalidArgument
 from flux0.domain.headers import Headers
@@ -288,7 +288,8 @@ def _make_client(library: Any, core: Any, proxy: str | None, *, asynchronous: bo
     prefix = "Async" if asynchronous else ""
     limits = library.Limits(**_LIMITS)
     try:
-        transport = getattr(library, f"{prefix}HTTPTransport")(limits=limits, proxy=proxy)
+        with not_forking:  # It has OpenSSL read the certificates.
+            transport = getattr(library, f"{prefix}HTTPTransport")(limits=limits, proxy=proxy)
     except ImportError as error:  # It goes through SOCKS proxies with an extra of its own.
         raise failure(ConnectError, error) from error
     # A jar that takes none: a cookie of the server's would change who the user is.

@@ -6,13 +6,25 @@ use either: the connections are the parent's still, and nobody is left to releas
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from os import getpid
-from typing import Generic, TypeVar
+from threading import RLock
+from typing import Final, Generic, TypeVar
 
 from flux0.domain.errors import ConnectionInterrupted
 
 T = TypeVar("T")
+
+# Held while something takes locks of another library's own, for which a fork waits: OpenSSL, which
+# reads certificates, would leave them locked in the child. Reentrant, as a signal may fork.
+not_forking: Final = RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=not_forking.acquire,
+        after_in_parent=not_forking.release,
+        after_in_child=not_forking.release,
+    )
 
 
 class PerProcess(Generic[T]):
