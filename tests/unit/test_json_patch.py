@@ -150,7 +150,7 @@ def test_an_operation_applies_or_changes_nothing(
     ],
 )
 def test_missing_parents_are_created(document: Any, path: str, expected: Any) -> None:
-    assert as_text(apply_operation(document, Op("add", path, 1))) == as_text(expected)
+    assert as_text(apply_operation(deepcopy(document), Op("add", path, 1))) == as_text(expected)
 
 
 LEFT_BEHIND: list[tuple[JSON, Op, JSON]] = [
