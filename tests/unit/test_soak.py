@@ -44,4 +44,4 @@ def test_nothing_is_left_behind_and_nothing_is_sent_twice(way: Way, seed: int) -
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     assert found.pop("turns") > 0
-    assert found == {}
+    assert found == {}, found

@@ -70,10 +70,11 @@ class SilenceContract(Contract):
     ) -> None:
         """`Timeout.read` has no say in the body of a stream."""
         server = serve(_SILENT)
-        reply = probe.send(get(server.url, stream=True, timeout=evolve(PATIENT, read=SHORT)))
+        timeout = evolve(PATIENT, read=5 * SHORT)  # The head has that long to come.
+        reply = probe.send(get(server.url, stream=True, timeout=timeout))
         assert reply.read(5) == b"first"
         following = reply.start_next()
-        assert following.lasts(3 * SHORT)
+        assert following.lasts(6 * SHORT)
         server.release()
         assert following.outcome() == b"second"
         assert reply.read() == b""
