@@ -224,7 +224,7 @@ def test_what_a_session_does_with_answers_does_not_count() -> None:
 
     with ByteServer(answer(b"busy", status="503 Busy", gzip=True)) as server:
         asyncio.run(run(server.url))
-        assert server.requests[0].headers["accept-encoding"] == "gzip"
+        assert server.requests[0].headers["accept-encoding"] == "gzip, deflate"
 
 
 def test_a_session_that_is_closed() -> None:
@@ -335,7 +335,7 @@ def test_only_what_can_be_undone_is_asked_for_unless_the_user_asks() -> None:
     with ByteServer(OK) as server:
         asyncio.run(run(server.url))
         asked = [request.headers["accept-encoding"] for request in server.requests]
-    assert asked == ["gzip", "identity"]
+    assert asked == ["gzip, deflate", "identity"]
 
 
 def test_a_body_of_megabytes() -> None:

@@ -19,6 +19,7 @@ from flux0.adapters.support.bodies import PulledBody
 from flux0.adapters.support.event_loop import PerLoop
 from flux0.adapters.support.failures import failure
 from flux0.adapters.support.given import refuse_misplaced, shown
+from flux0.adapters.support.limits import LONGEST_REST, MAX_CONNECTIONS
 from flux0.adapters.support.proxies import EnvironmentProxies
 from flux0.domain.errors import (
     ClientClosed,
@@ -32,11 +33,6 @@ from flux0.domain.errors import (
 )
 from flux0.domain.headers import Headers
 from flux0.ports import AsyncByteStream, Request, Response, is_framed, is_success
-
-# A turn holds its connection for as long as the agent thinks, so a busy process needs many.
-_MAX_CONNECTIONS: Final = 1000
-# Less than the 5 seconds after which a flux0 server closes a connection that nobody uses.
-_KEEPALIVE_SECONDS: Final = 4.0
 
 
 class AiohttpTransport:
@@ -102,9 +98,7 @@ class AiohttpTransport:
 
 def _make_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            limit=_MAX_CONNECTIONS, keepalive_timeout=_KEEPALIVE_SECONDS
-        ),
+        connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=LONGEST_REST),
         cookie_jar=aiohttp.DummyCookieJar(),
         trace_configs=[TOLD],
     )

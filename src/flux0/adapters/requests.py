@@ -16,11 +16,11 @@ from urllib3.exceptions import HTTPError
 from flux0.adapters.support.bodies import OpenBodies, SyncBody
 from flux0.adapters.support.failures import failure
 from flux0.adapters.support.given import shown
+from flux0.adapters.support.limits import ACCEPT_ENCODING, MAX_KEPT
 from flux0.adapters.support.processes import PerProcess
 from flux0.adapters.support.proxies import EnvironmentProxies
 from flux0.adapters.support.urllib3_connection import noted, require, watch
 from flux0.adapters.support.urllib3_response import (
-    ACCEPT_ENCODING,
     Urllib3Body,
     in_blocks,
     translated,
@@ -29,8 +29,6 @@ from flux0.domain.errors import ConnectError, InvalidArgument, ProtocolError, Re
 from flux0.domain.headers import Headers
 from flux0.ports import ByteStream, Request, Response, is_framed, is_success
 
-# So many are kept for the next requests; more can be in use at a time.
-_KEPT_CONNECTIONS: Final = 100
 _PROXIES: Final = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 
 
@@ -102,7 +100,7 @@ def _make_session() -> requests.Session:
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
     session.auth = lambda prepared: prepared  # Without any, requests looks into .netrc.
     for prefix in ("https://", "http://"):
-        session.mount(prefix, HTTPAdapter(pool_maxsize=_KEPT_CONNECTIONS))
+        session.mount(prefix, HTTPAdapter(pool_maxsize=MAX_KEPT))
     return session
 
 
@@ -152,7 +150,7 @@ def _send(over: _Connections, request: Request) -> requests.Response:
 
 
 def _prepared(session: requests.Session, request: Request) -> Any:
-    headers = {**ACCEPT_ENCODING, **request.headers}
+    headers = {"Accept-Encoding": ACCEPT_ENCODING, **request.headers}
     given = requests.Request(request.method, request.url, headers, data=in_blocks(request.body))
     try:
         prepared: Any = session.prepare_request(given)

@@ -14,11 +14,11 @@ from urllib3.util import make_headers, parse_url
 from flux0.adapters.support.bodies import OpenBodies, SyncBody
 from flux0.adapters.support.failures import failure
 from flux0.adapters.support.given import shown
+from flux0.adapters.support.limits import ACCEPT_ENCODING, MAX_CONNECTIONS
 from flux0.adapters.support.processes import PerProcess
 from flux0.adapters.support.proxies import EnvironmentProxies
 from flux0.adapters.support.urllib3_connection import noted, require, watch
 from flux0.adapters.support.urllib3_response import (
-    ACCEPT_ENCODING,
     Urllib3Body,
     in_blocks,
     translated,
@@ -27,8 +27,7 @@ from flux0.domain.errors import ConnectError
 from flux0.domain.headers import Headers
 from flux0.ports import ByteStream, Request, Response, is_framed, is_success
 
-# A turn holds its connection for as long as the agent thinks, so a busy process needs many.
-_POOL: Final[dict[str, Any]] = {"maxsize": 1000, "block": True}
+_POOL: Final[dict[str, Any]] = {"maxsize": MAX_CONNECTIONS, "block": True}
 _NO_RETRIES: Final = urllib3.Retry(total=False, redirect=False)
 
 
@@ -147,7 +146,7 @@ def _urlopen(opener: Any, url: str, method: str, **options: Any) -> Any:
 def _headers(request: Request, manager: urllib3.PoolManager) -> dict[str, str]:
     headers: dict[str, str] = {}
     # ProxyManager gives way to fields that are spelled like its own.
-    for fields in (manager.headers, ACCEPT_ENCODING, request.headers):
+    for fields in (manager.headers, {"Accept-Encoding": ACCEPT_ENCODING}, request.headers):
         headers.update((name.title(), value) for name, value in fields.items())
     if request.body is not None:
         headers["Content-Length"] = str(len(request.body))

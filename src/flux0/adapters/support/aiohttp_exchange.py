@@ -14,6 +14,7 @@ from yarl import URL  # aiohttp's own type of URL
 
 from flux0.adapters.support.aiohttp_wire import RequestBody
 from flux0.adapters.support.failures import failure, refused_by_proxy
+from flux0.adapters.support.limits import ACCEPT_ENCODING
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -82,7 +83,7 @@ class AiohttpExchange:
         headers = self._request.headers
         pairs = [pair for pair in headers.pairs if pair[0].lower() != "authorization"]
         if "accept-encoding" not in headers:
-            pairs.append(("accept-encoding", "gzip"))  # What is undone here, and no more.
+            pairs.append(("accept-encoding", ACCEPT_ENCODING))
         return pairs
 
     async def _outermost(

@@ -13,14 +13,13 @@ import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
 
+from flux0.adapters.support.limits import LARGEST_OVERHEAD
 from flux0.domain.errors import WriteTimeout
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
     from aiohttp.http import StreamWriter
 
-# What may come beside the content: interim answers and a head; chunk extensions; trailers.
-_MAX_OVERHEAD: Final = 256 * 1024
 # Up to this size a body fits into the buffer of a connection, so that writing it never waits.
 _SMALL_BODY_BYTES: Final = 32 * 1024
 _WRITE_BYTES: Final = 64 * 1024
@@ -136,9 +135,9 @@ class Wire:
             self._seen, self._overhead = content.total_bytes, 0
         elif content is not None or self._head is not None:
             self._overhead += len(data)
-            if self._overhead > _MAX_OVERHEAD:
+            if self._overhead > LARGEST_OVERHEAD:
                 what = "head" if content is None else "framing"
-                problem = f"the answer's {what} takes more than {_MAX_OVERHEAD} bytes"
+                problem = f"the answer's {what} takes more than {LARGEST_OVERHEAD} bytes"
                 self._handler.set_exception(HttpProcessingError(code=400, message=problem))
                 self._transport.abort()
         if isinstance(self._handler.exception(), HttpProcessingError):

@@ -13,8 +13,8 @@ from time import monotonic
 from typing import Any, Final
 
 from flux0.adapters.support.bodies import shut_down
+from flux0.adapters.support.limits import LARGEST_OVERHEAD
 
-_LARGEST_HEAD: Final = 256 * 1024  # Heads of interim answers included.
 _LARGEST_PIECE: Final = 64 * 1024
 _LONGEST_LINE: Final = 16 * 1024  # The size of a chunk, and what a server says beside it.
 _LARGEST_TRAILER: Final = 64 * 1024
@@ -109,14 +109,14 @@ class _Head:
 
     def __init__(self, file: Any) -> None:
         self._file = file
-        self._left = _LARGEST_HEAD
+        self._left = LARGEST_OVERHEAD
         self._begun = False
 
     def readline(self, limit: int) -> bytes:
         line: bytes = self._file.readline(limit)
         self._left -= len(line)
         if self._left < 0:
-            raise HTTPException(f"the head of the answer has more than {_LARGEST_HEAD:,} bytes")
+            raise HTTPException(f"the head of the answer has more than {LARGEST_OVERHEAD:,} bytes")
         # What is no HTTP, or nothing at all, is left to http.client.
         begun = self._begun or (line != b"" and b"HTTP/".startswith(line[:5]))
         if begun and not line.endswith(b"\n") and len(line) < limit:

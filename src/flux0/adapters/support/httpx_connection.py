@@ -14,9 +14,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from flux0.adapters.support.httpx_exchange import HttpxExchange
-
-# httpcore limits the head of an answer to 100 KiB, but not how many interim answers come first.
-_MAX_BYTES_BEFORE_BODY: Final = 256 * 1024
+from flux0.adapters.support.limits import LARGEST_OVERHEAD
 
 # What the running thread or task sends.
 current: Final[ContextVar[HttpxExchange]] = ContextVar("current")
@@ -137,7 +135,7 @@ class AnyConnection:
         exchange = current.get(None)
         if exchange is not None and exchange.sent and not exchange.answered:
             exchange.received += len(data)
-            if exchange.received > _MAX_BYTES_BEFORE_BODY:
+            if exchange.received > LARGEST_OVERHEAD:
                 raise self._core.RemoteProtocolError("too much came before the body of the answer")
         if len(data) > 1:
             self._held = data[-1:]

@@ -17,6 +17,12 @@ from flux0.adapters.support.given import refuse_misplaced, shown
 from flux0.adapters.support.httpx_connection import current, instrument
 from flux0.adapters.support.httpx_exchange import HttpxExchange
 from flux0.adapters.support.httpx_response import AsyncBody, SyncHttpxBody
+from flux0.adapters.support.limits import (
+    ACCEPT_ENCODING,
+    LONGEST_REST,
+    MAX_CONNECTIONS,
+    MAX_KEPT,
+)
 from flux0.adapters.support.processes import PerProcess, not_forking
 from flux0.adapters.support.proxies import EnvironmentProxies
 from flux0.domain.errors import ClientClosed, ConnectError, Flux0Error, InvalidArgument
@@ -25,16 +31,7 @@ from flux0.ports import AsyncByteStream, ByteStream, Request, Response, is_frame
 
 Body = TypeVar("Body")
 
-_LIMITS: Final = {
-    # A turn holds its connection for as long as the agent thinks, so a busy process needs many.
-    "max_connections": 1000,
-    "max_keepalive_connections": 100,
-    # A flux0 server closes a connection that nobody uses for 5 seconds. Being first avoids a race.
-    "keepalive_expiry": 4.0,
-}
 _PROXIES: Final = ("http", "https", "socks5", "socks5h")
-# What is undone here, with limits, and no more: the library has none.
-_ACCEPT_ENCODING: Final = ("accept-encoding", "gzip, deflate")
 
 
 class HttpResponse(Protocol):
@@ -181,9 +178,9 @@ class HttpxFamilyTransport:
         if getattr(client, "is_closed", False):
             raise self._closed()
         library, timeout, headers = self.library, request.timeout, request.headers
-        pairs = (
-            headers.pairs if "accept-encoding" in headers else (*headers.pairs, _ACCEPT_ENCODING)
-        )
+        pairs = headers.pairs
+        if "accept-encoding" not in headers:
+            pairs += (("accept-encoding", ACCEPT_ENCODING),)
         try:
             built: Any = client.build_request(
                 request.method,
@@ -286,7 +283,11 @@ def _forget(
 
 def _make_client(library: Any, core: Any, proxy: str | None, *, asynchronous: bool) -> Any:
     prefix = "Async" if asynchronous else ""
-    limits = library.Limits(**_LIMITS)
+    limits = library.Limits(
+        max_connections=MAX_CONNECTIONS,
+        max_keepalive_connections=MAX_KEPT,
+        keepalive_expiry=LONGEST_REST,
+    )
     try:
         with not_forking:  # It has OpenSSL read the certificates.
             transport = getattr(library, f"{prefix}HTTPTransport")(limits=limits, proxy=proxy)

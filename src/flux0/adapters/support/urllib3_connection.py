@@ -14,7 +14,7 @@ from functools import cache, partial
 from http.client import HTTPConnection as PlainConnection
 from queue import Empty, Full, LifoQueue
 from time import monotonic
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import urllib3
 from urllib3.connection import HTTPConnection
@@ -22,11 +22,9 @@ from urllib3.connection import HTTPConnection
 from flux0.adapters.support.bodies import shut_down
 from flux0.adapters.support.given import refuse_misplaced
 from flux0.adapters.support.http_answer import NotedAnswer
+from flux0.adapters.support.limits import LONGEST_REST
 from flux0.domain.errors import InvalidArgument, MissingDependency
 from flux0.ports import Request
-
-# Seconds after which a server, or a NAT on the way, may have forgotten a connection.
-_LONGEST_REST: Final = 4.0
 
 
 class Urllib3Exchange:
@@ -96,7 +94,7 @@ class NotingConnection(HTTPConnection):
     def is_connected(self) -> bool:
         """Whether it may be used again, which a pool asks before it does so."""
         rested = 0.0 if self.answer is None else monotonic() - self.answer.ended
-        return rested < _LONGEST_REST and super().is_connected
+        return rested < LONGEST_REST and super().is_connected
 
     def connect(self) -> None:
         """Connect, with the tunnel of a proxy and TLS."""

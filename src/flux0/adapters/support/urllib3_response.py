@@ -26,8 +26,6 @@ from flux0.domain.errors import (
     WriteTimeout,
 )
 
-ACCEPT_ENCODING: Final = {"Accept-Encoding": "gzip, deflate"}  # What is undone here, and no more.
-
 _LARGEST_PIECE: Final = 64 * 1024
 _LARGEST_BLOCK: Final = 64 * 1024
 
