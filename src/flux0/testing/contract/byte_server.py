@@ -9,9 +9,9 @@ import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from time import monotonic
-from typing import final
+from typing import Any, final
 
 from attrs import frozen
 
@@ -29,6 +29,8 @@ from flux0.testing.contract.answers import (
 
 # Seconds to wait for what takes milliseconds; only a failing test waits so long.
 PATIENCE = 10.0
+_HOST = "127.0.0.1"
+_POLL_SECONDS = 0.01  # After so long at most, an end is seen.
 
 # select() knows no descriptor above 1,023, and epoll() takes one more for each wait.
 _Selector: type[selectors.BaseSelector] = getattr(
@@ -78,32 +80,26 @@ class ByteServer:
         self._requests: list[ReceivedRequest] = []
         self._sockets: set[socket.socket] = set()
         self._connections = 0
-        self._threads: list[threading.Thread] = []
-        # Sockets that become readable, so that a thread can wait for them and a client at once.
+        # A socket that becomes readable, so that a thread can wait for it and a client at once.
         self._released, self._release = socket.socketpair()
-        self._stopped, self._stop = socket.socketpair()
-        # A connection that finds the queue full is reset, and clients make hundreds at once.
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self.host: str
-        self.port: int
-        self.host, self.port = self._listener.getsockname()
+        self._server = _Server(self._converse)
+        self.host: str = _HOST
+        self.port: int = self._server.server_address[1]
         scheme = "http" if tls is None else "https"
         self.url: str = f"{scheme}://{self.host}:{self.port}"
 
     def __enter__(self) -> ByteServer:
-        self._run(self._accept)
+        threading.Thread(target=self._server.serve_forever, args=(_POLL_SECONDS,)).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.send(b"x")
         self.release()
-        self._threads[0].join()
+        self._server.shutdown()
         with self._changed:
             for connection in self._sockets:
                 _shut_down(connection, socket.SHUT_RDWR)
-        for thread in self._threads[1:]:
-            thread.join()
-        for end in (self._released, self._release, self._stopped, self._stop, self._listener):
+        self._server.server_close()  # This waits for the conversations.
+        for end in (self._released, self._release):
             end.close()
 
     @property
@@ -151,29 +147,14 @@ class ByteServer:
         if not met:
             raise AssertionError(f"waited {self._patience} s for {what}; there are {seen}")
 
-    def _run(self, target: Callable[[], None]) -> None:
-        thread = threading.Thread(target=target, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            if self._stopped in _readable(self._listener, self._stopped):
-                return
-            plain, _ = self._listener.accept()
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            accepted = self._secured(plain)
-            with self._changed:
-                self._connections += 1
-                self._sockets.add(accepted)
-            self._run(partial(self._converse, accepted))
-
-    def _secured(self, plain: socket.socket) -> socket.socket:
-        if self._tls is None:
-            return plain
-        return self._tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
-
     def _converse(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls is not None:
+            wrap = self._tls.wrap_socket
+            connection = wrap(connection, server_side=True, do_handshake_on_connect=False)
+        with self._changed:
+            self._connections += 1
+            self._sockets.add(connection)
         # OSError: the client broke off, or refused the certificate.
         with suppress(OSError, _Over):
             conversation = _Connection(connection, self._released)
@@ -191,6 +172,18 @@ class ByteServer:
         with self._changed:
             self._sockets.discard(connection)
             self._changed.notify_all()
+
+
+class _Server(ThreadingTCPServer):
+    # A connection that finds the queue full is reset, and clients make hundreds at once.
+    request_queue_size = 1024
+
+    def __init__(self, converse: Callable[[Any], None]) -> None:
+        super().__init__((_HOST, 0), BaseRequestHandler)
+        self._converse = converse
+
+    def finish_request(self, request: Any, client_address: object) -> None:  # noqa: ARG002 - of the base
+        self._converse(request)
 
 
 class _Over(Exception):
