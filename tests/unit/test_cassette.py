@@ -32,7 +32,7 @@ from flux0.testing.cassettes.cassette import (
     kept,
     read_cassette,
 )
-from flux0.testing.cassettes.scrubbing import recorded_request
+from flux0.testing.cassettes.recording import recorded_request
 from support.cassettes import LIST_AGENTS, asking, piece, written
 
 SSE = {"content-type": "text/event-stream; charset=utf-8"}

@@ -14,8 +14,8 @@ from attrs import Attribute, evolve, field, frozen
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.ports import Response
+from flux0.testing.fake.calls import server_failure, whole_answer
 from flux0.testing.fake.clock import Wait
-from flux0.testing.fake.routing import server_failure, whole_answer
 
 
 @frozen

@@ -18,9 +18,16 @@ from flux0.domain.headers import Headers
 from flux0.domain.models import Event, Events
 from flux0.ports import Request, Response
 from flux0.testing.fake.agents import Script, UserMessage
-from flux0.testing.fake.calls import USER_COOKIE, cookie_pairs
+from flux0.testing.fake.calls import (
+    USER_COOKIE,
+    Target,
+    cookie_pairs,
+    is_route,
+    server_failure,
+    target_of,
+    whole_answer,
+)
 from flux0.testing.fake.clock import FakeClock
-from flux0.testing.fake.routing import Target, is_route, server_failure, target_of, whole_answer
 from flux0.testing.fake.store import FakeStore, JSONObject, user_data
 from flux0.testing.fake.turn import Drafts, FakeTurn
 from flux0.testing.fake.validation import (

@@ -20,13 +20,13 @@ from flux0.testing.fake.calls import (
     CallAnswer,
     ExpectedCall,
     call_of,
+    check_operation,
     json_or_bytes,
     nearest_call,
     nearest_expected,
 )
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 from flux0.testing.fake.faults import Delay, Drop, Fault, Refuse, Respond, Stall, with_faults
-from flux0.testing.fake.routing import check_operation
 from flux0.testing.fake.server import FakeServer
 from flux0.testing.fake.turn import FakeTurn
 from flux0.testing.fake.validation import ID_LENGTH

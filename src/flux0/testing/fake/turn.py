@@ -23,9 +23,8 @@ from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation
 from flux0.testing.fake.agents import Given, Script, UserMessage, steps_of
 from flux0.testing.fake.clock import FakeClock, Wait
-from flux0.testing.fake.steps import AgentStep, Gate, Pause, PlainStep, Report, SendChunk
+from flux0.testing.fake.steps import AgentStep, Gate, Pause, PlainStep, Report, SendChunk, Wording
 from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data
-from flux0.testing.fake.wording import Wording
 
 if TYPE_CHECKING:
     from anyio import CancelScope

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias, cast
 from attrs import field, frozen
 
 from flux0.ports import Request
-from flux0.testing.fake.routing import Target
+from flux0.testing.fake.calls import Target
 
 # What is wrong with a value: pydantic's name for it, its words, and what these are about.
 Problem: TypeAlias = tuple[str, str, dict[str, object]]
