@@ -284,7 +284,7 @@ def test_what_only_wraps_a_session_is_refused() -> None:
     async def run(session: aiohttp.ClientSession) -> None:
         wrong: Any
         for wrong in (Wrapper(session), aiohttp.ClientSession, "http://127.0.0.1"):
-            with pytest.raises(InvalidArgument, match=r"must be an aiohttp\.ClientSession"):
+            with pytest.raises(InvalidArgument, match="pass "):
                 AiohttpTransport(wrong)
 
     over_a_session(run)
