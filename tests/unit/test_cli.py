@@ -534,6 +534,24 @@ def test_options_of_every_command_may_stand_before_it_or_behind_it(
     assert run(*nowhere, "sessions", "list").exit_code == 1
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("--json", "agents", "list"), ("agents", "--json", "list"), ("--json", "chat", "Hi")],
+)
+def test_json_may_be_asked_for_before_the_command(run: Run, command: tuple[str, ...]) -> None:
+    assert json.loads(run(*command).stdout.partition("\n{")[0])
+
+
+def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLUX0_TOKEN", "sec\nret")
+    result = run("agents", "list")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Error: FLUX0_TOKEN ")
+    assert "ret" not in result.stderr.partition("FLUX0_TOKEN")[2]
+
+
 def test_headers_are_sent(run: Run, fake: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
     run("--header", "X-One: a:b", "agents", "list", "--header", "x-one:c", "--header", "X-Two: d")
     run("--header", "Cookie: a=b", "--user", "ann", "agents", "list")

@@ -142,7 +142,7 @@ def test_each_kind_of_call_goes_over_what_was_given_for_it(
         flux0 = Flux0(network.url, **arguments(given, served))
         async with in_mode(mode, flux0) as either:
             if expected == "nothing":
-                with pytest.raises(Flux0Error, match="use the _async methods"):
+                with pytest.raises(Flux0Error, match="end in _async"):
                     await either.agents.list_async()
             else:
                 assert list(await either.agents.list_async()) == []

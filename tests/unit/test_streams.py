@@ -687,13 +687,13 @@ async def test_a_second_task_is_refused_in_words_and_the_first_goes_on(mode: Mod
 
 def test_its_repr_tells_how_far_it_is() -> None:
     stream = open_sync(tape(chunk("a")))
-    assert repr(stream) == "<EventStream open, 0 events of None>"
+    assert repr(stream) == "<EventStream open, 0 events>"
     list(stream)
     assert repr(stream) == f"<EventStream ended, 1 events of {stream.correlation_id}>"
     stream = open_sync(tape(chunk("a")))
     stream.close()
-    assert repr(stream) == "<EventStream closed, 0 events of None>"
+    assert repr(stream) == "<EventStream closed, 0 events>"
     stream = open_sync(tape(b"event: chunk\ndata: {\n\n"))
     with pytest.raises(DecodeError):
         next(stream)
-    assert repr(stream) == "<EventStream broken, 0 events of None>"
+    assert repr(stream) == "<EventStream broken, 0 events>"

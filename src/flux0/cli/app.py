@@ -17,6 +17,7 @@ from flux0 import EventSource, EventType, Flux0, Flux0Error, __version__, to_dic
 from flux0.cli.wording import Listed, error_in_words
 from flux0.client.conversation import user_headers
 from flux0.client.flux0 import DEFAULT_SERVER_URL
+from flux0.domain import arguments
 from flux0.models import InvalidArgument
 
 if TYPE_CHECKING:
@@ -40,22 +41,32 @@ _WHERE = f"Where the server is; by default FLUX0_SERVER_URL, else {DEFAULT_SERVE
 _WHO = "Who you are: sessions belong to users. By default the one anonymous user."
 _FIELD = "Send this header field; may be repeated. FLUX0_TOKEN is sent as a bearer token."
 
-# The options of every command, which may stand before it too.
+# The options of every command that asks a server, which may stand before it too.
 Server = Annotated[str | None, _option("--server-url", "URL", _WHERE)]
 User = Annotated[str | None, _option("--user", "NAME", _WHO)]
 Header = Annotated[list[str] | None, _option("--header", "'NAME: VALUE'", _FIELD)]
+Json = Annotated[bool, _option("--json", None, "Print JSON, in the server's form.")]
 
-Json = Annotated[bool, _option("--json", None, "Print one JSON document, in the server's form.")]
 AgentId = Annotated[str, _argument("AGENT", "The agent's id.")]
 SessionId = Annotated[str, _argument("SESSION", "The session's id.")]
 
 
 def _take(
-    context: typer.Context, server: Server = None, user: User = None, header: Header = None
+    context: typer.Context,
+    server: Server = None,
+    user: User = None,
+    header: Header = None,
+    *,
+    as_json: Json = False,
 ) -> None:
     """Take what stands before the command, or behind it, which counts; header fields add up."""
-    before = context.obj or (None, None, ())
-    context.obj = (server or before[0], user or before[1], [*before[2], *(header or ())])
+    before = context.obj or (None, None, (), False)
+    context.obj = (
+        server or before[0],
+        user or before[1],
+        [*before[2], *(header or ())],
+        as_json or before[3],
+    )
 
 
 app: typer.Typer = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -82,6 +93,7 @@ def root(
     user: User = None,
     header: Header = None,
     *,
+    as_json: Json = False,
     _version: Annotated[bool, _VERSION] = False,
 ) -> None:
     """Talk to the agents of a flux0 server, and look at what it keeps.
@@ -91,7 +103,7 @@ def root(
     flux0-client chat                       Have a conversation.
     flux0-client events qH-klmX3cz          See what the server has stored of it.
     """
-    _take(context, server, user, header)
+    _take(context, server, user, header, as_json=as_json)
 
 
 _SAID = "What to say; by default what is piped in, else you are asked."
@@ -131,7 +143,8 @@ def chat(
         raise typer.BadParameter("--agent, --agent-type and --session exclude each other.")
     if lines and message is not None:
         raise typer.BadParameter("takes the messages from standard input.", param_hint="--lines")
-    _take(context, server, user, header)
+    _take(context, server, user, header, as_json=as_json)
+    *_, as_json = context.obj
     explain = partial(error_in_words, ids={"agent": agent, "session": session})
     with _client(context, explain, idle_timeout, demo=demo) as flux0:
         from flux0.cli.chat import Chat, begin, is_asked, messages_to_send  # noqa: PLC0415 - slow
@@ -191,7 +204,8 @@ def _shows(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], N
             header: Header = None,
             **given: Any,
         ) -> None:
-            _take(context, server, user, header)
+            _take(context, server, user, header, as_json=as_json)
+            *_, as_json = context.obj
             with _client(context, partial(error_in_words, ids=given)) as flux0:
                 from flux0.cli.listing import show  # noqa: PLC0415 - loads rich
                 from flux0.cli.output import Output  # noqa: PLC0415
@@ -312,7 +326,7 @@ def _client(
     demo: bool = False,
 ) -> Generator[Flux0, None, None]:
     """Give out a client with the options that were taken."""
-    server, user, header = context.obj
+    server, user, header, _ = context.obj
     with (
         _exit_codes(explain),
         Flux0(
@@ -351,7 +365,8 @@ def _headers(user: str | None, given: list[str]) -> Mapping[str, str]:
         name, joint = name.lower(), "; " if name.lower() == "cookie" else ", "
         fields[name] = f"{fields[name]}{joint}{value}" if name in fields else value
     if token := os.environ.get("FLUX0_TOKEN", "").strip():
-        fields.setdefault("authorization", f"Bearer {token}")
+        own = arguments.headers("FLUX0_TOKEN", {"authorization": f"Bearer {token}"})
+        fields = {**own, **fields}
     return fields
 
 

@@ -18,7 +18,13 @@ _LONGEST_RESULT = 1200
 
 _ID_LENGTH = 10
 # What the command line calls arguments of the client; for all others it is an option.
-_OPTIONS = {"headers": "--header", "message": "MESSAGE", "name": "NAME", "type_": "TYPE"}
+_OPTIONS = {
+    "FLUX0_TOKEN": "FLUX0_TOKEN",
+    "headers": "--header",
+    "message": "MESSAGE",
+    "name": "NAME",
+    "type_": "TYPE",
+}
 
 
 def in_words(value: Any, *, indent: int | None = None) -> str:

@@ -102,8 +102,8 @@ class Caller:
         """Drive `flow` over the synchronous transport."""
         if self._driver is None:
             raise Flux0Error(
-                "this client has an asynchronous transport only: use the _async methods, "
-                "or pass transport="
+                "this client has an asynchronous transport only: call the methods that end in "
+                "_async, or pass a transport for synchronous code too"
             )
         return self._driver.run(flow)
 

@@ -65,9 +65,8 @@ class StreamState:
         state = (
             "broken" if failed else "ended" if self._ended else "closed" if self._closed else "open"
         )
-        return (
-            f"<{type(self).__name__} {state}, {self.event_count} events of {self.correlation_id}>"
-        )
+        turn = "" if self.correlation_id is None else f" of {self.correlation_id}"
+        return f"<{type(self).__name__} {state}, {self.event_count} events{turn}>"
 
     @property
     def correlation_id(self) -> str | None:
