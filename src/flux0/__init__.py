@@ -1,7 +1,7 @@
 """The Python client of the flux0 agent server.
 
-    with Flux0() as flux0:
-        agents = flux0.agents.list()
+    with Flux0() as client:
+        agents = client.agents.list()
 
 `flux0.models` has every model and error. Importing this package loads no HTTP library; a transport
 loads its own when it is first asked for.
