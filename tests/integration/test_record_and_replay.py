@@ -112,7 +112,7 @@ async def test_a_turn_that_falls_silent_or_is_left_does_so_again(
     recording = RecordingTransport(way.make_transport(), path)
     async with make_client(transport=recording, stream_idle_timeout_ms=300) as flux0:
         came = await program(flux0)
-    assert [one.end.how for one in read_cassette(path)] == ["whole", "ReadTimeout", "closed"]
+    assert [one.end for one in read_cassette(path)] == ["whole", "ReadTimeout", "closed"]
     replay = ReplayTransport(path)
     began = replay.time.monotonic()
     async with make_client(transport=replay, server_url=nowhere) as flux0:

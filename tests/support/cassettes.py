@@ -13,7 +13,6 @@ from flux0.testing.cassettes.cassette import (
     WHOLE,
     CassetteFile,
     Content,
-    RecordedEnd,
     RecordedExchange,
     RecordedRequest,
     RecordedResponse,
@@ -32,7 +31,8 @@ def piece(after: float, data: bytes, *, as_json: bool = False) -> Content:
 
 LIST_AGENTS = RecordedExchange(
     RecordedRequest("GET", "/api/agents", {"accept": "application/json"}),
-    RecordedEnd(WHOLE, 0.5),
+    WHOLE,
+    0.5,
     RecordedResponse(
         0.25,
         200,

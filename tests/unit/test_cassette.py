@@ -24,7 +24,6 @@ from flux0.testing.cassettes.cassette import (
     WHOLE,
     CassetteFile,
     Content,
-    RecordedEnd,
     RecordedExchange,
     RecordedRequest,
     RecordedResponse,
@@ -39,11 +38,12 @@ SSE = {"content-type": "text/event-stream; charset=utf-8"}
 
 TURN = RecordedExchange(
     asking("/api/sessions/s/events/stream", b'{"content":"Hi"}', query="a=b").request,
-    RecordedEnd("ConnectionInterrupted", 2.0),
+    "ConnectionInterrupted",
+    2.0,
     RecordedResponse(0.125, 200, SSE, (piece(0, b'data: "\xc3\xa9"\n\n'), piece(1.5, b"\xff"))),
 )
 
-REFUSED = RecordedExchange(RecordedRequest("GET", "/", {}), RecordedEnd("ConnectError", 1))
+REFUSED = RecordedExchange(RecordedRequest("GET", "/", {}), "ConnectError", 1)
 
 
 def test_a_cassette_is_json_that_people_can_read(tmp_path: Path) -> None:
@@ -61,10 +61,8 @@ def test_a_cassette_is_json_that_people_can_read(tmp_path: Path) -> None:
           "accept": "application/json"
         }
       },
-      "end": {
-        "how": "whole",
-        "after": 0.5
-      },
+      "end": "whole",
+      "after": 0.5,
       "response": {
         "after": 0.25,
         "status_code": 200,
@@ -94,10 +92,8 @@ def test_a_cassette_is_json_that_people_can_read(tmp_path: Path) -> None:
           }
         }
       },
-      "end": {
-        "how": "ConnectionInterrupted",
-        "after": 2.0
-      },
+      "end": "ConnectionInterrupted",
+      "after": 2.0,
       "response": {
         "after": 0.125,
         "status_code": 200,
@@ -121,10 +117,8 @@ def test_a_cassette_is_json_that_people_can_read(tmp_path: Path) -> None:
         "path": "/",
         "headers": {}
       },
-      "end": {
-        "how": "ConnectError",
-        "after": 1
-      }
+      "end": "ConnectError",
+      "after": 1
     }
   ]
 }
@@ -255,11 +249,10 @@ requests = st.builds(RecordedRequest, texts, texts, headers, texts, st.none() | 
 exchanges = st.builds(
     RecordedExchange,
     requests,
-    st.builds(RecordedEnd, st.sampled_from([WHOLE, CLOSED, *ERRORS]), seconds),
+    st.sampled_from([WHOLE, CLOSED, *ERRORS]),
+    seconds,
     responses,
-) | st.builds(
-    RecordedExchange, requests, st.builds(RecordedEnd, st.sampled_from([CLOSED, *ERRORS]), seconds)
-)
+) | st.builds(RecordedExchange, requests, st.sampled_from([CLOSED, *ERRORS]), seconds)
 
 
 @settings(deadline=None)
@@ -352,8 +345,8 @@ def replaced(path: Path, place: str, value: object) -> None:
         ("exchanges.0.response.pieces.0.json", "\ud800", "exchanges[0].response.pieces[0]: "),
         ("exchanges.1.response.pieces.0.text", "\ud800", "exchanges[1].response.pieces[0]: "),
         ("exchanges.1.response.pieces.1.base64", "/w=", "exchanges[1].response.pieces[1]: "),
-        ("exchanges.1.end.how", "ValueError", "exchanges[1].end: how must be one of whole, closed"),
-        ("exchanges.2.end.how", "whole", "exchanges[2]: the end of a body needs a response"),
+        ("exchanges.1.end", "ValueError", "exchanges[1]: end must be one of whole, closed"),
+        ("exchanges.2.end", "whole", "exchanges[2]: the end of a body needs a response"),
     ],
 )
 def test_what_is_wrong_with_a_cassette_is_told(

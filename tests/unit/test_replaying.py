@@ -52,7 +52,6 @@ from flux0.testing import (
 )
 from flux0.testing.cassettes.cassette import (
     CLOSED,
-    RecordedEnd,
     RecordedExchange,
     read_cassette,
 )
@@ -536,7 +535,7 @@ def test_reading_on_where_the_recorded_program_left_is_explained(mode: Mode, pat
 
 
 def test_waiting_for_an_answer_that_was_not_awaited_is_explained(path: Path) -> None:
-    left = evolve(LIST_AGENTS, response=None, end=RecordedEnd(CLOSED, 2.5))
+    left = evolve(LIST_AGENTS, response=None, end=CLOSED, after=2.5)
     replay = ReplayTransport(written(path, left))
     with pytest.raises(AssertionError, match=r"agents.list\(\).*there, 2.5 s after the request"):
         replay.send(asked(left))
@@ -547,7 +546,7 @@ def test_waiting_for_an_answer_that_was_not_awaited_is_explained(path: Path) -> 
 def test_a_call_that_ran_out_of_time_does_so_again(
     mode: Mode, within_the_body: object, path: Path
 ) -> None:
-    left = evolve(LIST_AGENTS, end=RecordedEnd(CLOSED, 5.1))
+    left = evolve(LIST_AGENTS, end=CLOSED, after=5.1)
     if not within_the_body:
         left = evolve(left, response=None)
 
@@ -651,8 +650,8 @@ def test_closing_a_client_cuts_off_its_streams_alone(path: Path) -> None:
 
 
 def test_an_error_is_raised_once_and_says_where_it_comes_from(path: Path) -> None:
-    broken = evolve(LIST_AGENTS, end=RecordedEnd("ReadTimeout", 60.0))
-    refused = evolve(LIST_AGENTS, response=None, end=RecordedEnd("ConnectError", 1.0))
+    broken = evolve(LIST_AGENTS, end="ReadTimeout", after=60.0)
+    refused = evolve(LIST_AGENTS, response=None, end="ConnectError", after=1.0)
     replay = ReplayTransport(written(path, broken, refused))
     began = replay.clock.now()
     pieces = iter(replay.send(asked(broken)).body)

@@ -107,42 +107,34 @@ class RecordedResponse:
 
 
 @frozen
-class RecordedEnd:
-    """How an exchange ended: `WHOLE`, `CLOSED`, or the name of one of `ERRORS`.
-
-    `after` counts from the head of the response or, where none came, from the request.
-    """
-
-    how: str
-    after: float
-
-    def __attrs_post_init__(self) -> None:
-        if self.how not in {WHOLE, CLOSED, *ERRORS}:
-            raise ValueError(f"how must be one of {WHOLE}, {CLOSED}, {', '.join(ERRORS)}")
-
-
-@frozen
 class RecordedExchange:
     """A request and what came of it; `response` is None where no head of one came.
 
-    `number` counts the requests in the order in which they were sent; in a file they are in the
-    order in which they ended.
+    Attributes:
+        end: `WHOLE`, `CLOSED`, or the name of one of `ERRORS`.
+        after: when it ended, counted from the head of the response or, where none came, from the
+            request.
+        number: counts the requests in the order in which they were sent; in a file they are in the
+            order in which they ended.
     """
 
     request: RecordedRequest
-    end: RecordedEnd
+    end: str
+    after: float
     response: RecordedResponse | None = None
     number: int = 0
 
     def __attrs_post_init__(self) -> None:
-        if self.response is None and self.end.how == WHOLE:
+        if self.end not in {WHOLE, CLOSED, *ERRORS}:
+            raise ValueError(f"end must be one of {WHOLE}, {CLOSED}, {', '.join(ERRORS)}")
+        if self.response is None and self.end == WHOLE:
             raise ValueError("the end of a body needs a response")
 
     @property
     def failed(self) -> bool:
         """Whether the transport or the server has failed."""
         status = 0 if self.response is None else self.response.status_code
-        return self.end.how in ERRORS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        return self.end in ERRORS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 @frozen

@@ -31,7 +31,6 @@ from flux0.testing.cassettes.cassette import (
     WHOLE,
     CassetteFile,
     Content,
-    RecordedEnd,
     RecordedExchange,
     RecordedRequest,
     RecordedResponse,
@@ -203,9 +202,8 @@ class _Tape:
         if response is not None:
             as_json = is_json(response.headers) and how == WHOLE
             response = evolve(response, pieces=recorded_pieces(pieces, scrub, as_json=as_json))
-        end = RecordedEnd(how, self._elapsed())
         request = recorded_request(self._request, scrub)
-        return RecordedExchange(request, end, response, self._number)
+        return RecordedExchange(request, how, self._elapsed(), response, self._number)
 
     def _elapsed(self) -> float:
         return round(self._clock() - self._began, _DIGITS)

@@ -109,9 +109,9 @@ class ReplayTransport(SharedTransport):
         with self._lock:
             track = self._matcher.find(recorded_request(request, self._scrub))
         sent = self.clock.now()
-        response, end = track.exchange.response, track.exchange.end
+        response = track.exchange.response
         if response is None:
-            yield Wait(sent + end.after)
+            yield Wait(sent + track.exchange.after)
             raise self._failure(request, track)
         began = sent + response.after
         yield Wait(began)
@@ -126,19 +126,19 @@ class ReplayTransport(SharedTransport):
         for piece in response.pieces:
             yield Wait(began + piece.after)
             yield piece.data
-        yield Wait(began + track.exchange.end.after)
-        if track.exchange.end.how != WHOLE:
+        yield Wait(began + track.exchange.after)
+        if track.exchange.end != WHOLE:
             raise self._failure(request, track)
 
     def _failure(self, request: Request, track: Track) -> Exception:
-        end = track.exchange.end
-        if end.how != CLOSED:
-            return ERRORS[end.how](f"recorded in {self._path}")
+        exchange = track.exchange
+        if exchange.end != CLOSED:
+            return ERRORS[exchange.end](f"recorded in {self._path}")
         if request.deadline is not None and self.clock.now() > request.deadline:
             return ReadTimeout("the call took longer than its timeout_ms")  # Why it was left.
         return AssertionError(
-            f"{self._path} has no more of {track}: the program left it there, {end.after:g} s "
-            f"{'after the request' if track.exchange.response is None else 'into the answer'}\n"
+            f"{self._path} has no more of {track}: the program left it there, {exchange.after:g} s "
+            f"{'after the request' if exchange.response is None else 'into the answer'}\n"
             f"To have the rest of it, record it anew {how_to_record(self._path)}."
         )
 

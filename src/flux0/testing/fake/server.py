@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from attrs import evolve
+from attrs import define, evolve, field
 
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.headers import Headers
@@ -68,6 +68,7 @@ _FORMS: Mapping[str, Form] = {
 _ANONYMOUS = "anonymous"
 
 
+@define(eq=False)
 class FakeServer:
     """Answers requests out of a store in memory, and begins turns.
 
@@ -79,24 +80,19 @@ class FakeServer:
         on_error: is told what agents raise.
     """
 
-    def __init__(
-        self,
-        next_script: Callable[[], Script],
-        agent_types: tuple[str, ...],
-        clock: FakeClock,
-        lock: AbstractContextManager[Any],
-        on_error: Callable[[BaseException], None],
-    ) -> None:
-        self.store: FakeStore = FakeStore()
-        self._next_script = next_script
-        self._agent_types = agent_types
-        self._clock = clock
-        self._lock = lock
-        self._on_error = on_error
-        self._drafts = Drafts()
-        # The last turn of each session.
-        self._turns: dict[str, FakeTurn] = {}
-        self._operations: Mapping[str, Callable[[Request, Target, Any], Response[Any]]] = {
+    _next_script: Callable[[], Script]
+    _agent_types: tuple[str, ...]
+    _clock: FakeClock
+    _lock: AbstractContextManager[Any]
+    _on_error: Callable[[BaseException], None]
+    store: FakeStore = field(factory=FakeStore, init=False)
+    _drafts: Drafts = field(factory=Drafts, init=False)
+    # The last turn of each session.
+    _turns: dict[str, FakeTurn] = field(factory=dict[str, FakeTurn], init=False)
+    _operations: Mapping[str, Callable[[Request, Target, Any], Response[Any]]] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._operations = {
             "agents.create": self._create_agent,
             "agents.retrieve": self._retrieve_agent,
             "agents.list": self._list_agents,
