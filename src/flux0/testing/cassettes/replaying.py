@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from difflib import SequenceMatcher
 from os import PathLike
@@ -36,6 +36,21 @@ from flux0.testing.fake.clock import FakeClock, Wait, Waits
 
 Matching: TypeAlias = Literal["strict", "loose"]
 CassetteMode: TypeAlias = Literal["once", "none", "all"]
+
+_NOTHING = object()
+_LONGEST_COMPARED = 1000  # Characters: comparing two texts may take the product of their lengths.
+
+
+@define(eq=False)
+class Track:
+    """An exchange of a cassette, by its number from 1, and whether it has been played."""
+
+    number: int
+    exchange: RecordedExchange
+    played: bool = False
+
+    def __str__(self) -> str:
+        return f"exchange {self.number}, {_call(self.exchange.request)}"
 
 
 class ReplayTransport(SharedTransport):
@@ -82,10 +97,15 @@ class ReplayTransport(SharedTransport):
         self._path = Path(path)
         exchanges = enumerate(read_cassette(self._path), start=1)
         self._tracks = tuple(Track(number, exchange) for number, exchange in exchanges)
-        strict = matching == "strict"
-        self._matcher = Matcher(self._path, self._tracks, strict=strict, match=match)
+        self._match = match
         self._scrub = scrub
         self._lock = RLock()
+        self._find = self._next_track if matching == "strict" else self._any_track
+        self._next = 0
+        self._alike: dict[str, list[Track]] = {}
+        for track in self._tracks:
+            self._alike.setdefault(self._key(track.exchange.request), []).append(track)
+        self._left = {key: iter(alike) for key, alike in self._alike.items()}
 
     def __repr__(self) -> str:
         return f"ReplayTransport({str(self._path)!r})"
@@ -107,7 +127,9 @@ class ReplayTransport(SharedTransport):
     ) -> Waits[Response[OpenBody]]:
         """Return what was recorded as the answer to `request`; see `SharedTransport.answer`."""
         with self._lock:
-            track = self._matcher.find(recorded_request(request, self._scrub))
+            asked = recorded_request(request, self._scrub)
+            track = self._find(asked, self._key(asked))
+            track.played = True
         sent = self.clock.now()
         response = track.exchange.response
         if response is None:
@@ -142,105 +164,7 @@ class ReplayTransport(SharedTransport):
             f"To have the rest of it, record it anew {how_to_record(self._path)}."
         )
 
-
-def _nothing(_: OpenBody, __: BodyEnd) -> None:
-    """Keep nothing of a body that has ended."""
-
-
-def cassette(
-    path: str | PathLike[str],
-    transport: Callable[[], Transport | AsyncTransport] | None = None,
-    *,
-    mode: CassetteMode | None = None,
-    matching: Matching = "strict",
-    match: Callable[[Call], object] | None = None,
-    scrub: Scrub | None = None,
-) -> RecordingTransport | ReplayTransport:
-    """Return a transport that replays a cassette, or one that records it.
-
-    Args:
-        path: the cassette.
-        transport: returns what sends the requests when recording; by default `HttpxTransport`.
-        mode: "once" replays a cassette that exists, and records one that does not; "none" only
-            replays; "all" only records. The default is "none" where the environment variable `CI`
-            is set, and "once" elsewhere.
-        matching: see `ReplayTransport`.
-        match: see `ReplayTransport`.
-        scrub: see `ReplayTransport` and `RecordingTransport`.
-
-    Raises:
-        CassetteError: there is no such file and none is recorded, or this version cannot read it.
-    """
-    if mode is None:
-        mode = "none" if os.environ.get("CI", "").lower() not in {"", "0", "false"} else "once"
-    elif mode not in get_args(CassetteMode):
-        raise InvalidArgument("mode", f'must be "once", "none" or "all", not {mode!r}')
-    if mode == "none" or (mode == "once" and Path(path).exists()):
-        return ReplayTransport(path, matching, match=match, scrub=scrub)
-    return RecordingTransport((transport or _over_httpx)(), path, scrub=scrub)
-
-
-def _over_httpx() -> Transport:
-    from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx
-
-    return HttpxTransport()
-
-
-_NOTHING = object()
-_LONGEST_COMPARED = 1000  # Characters: comparing two texts may take the product of their lengths.
-
-
-@define(eq=False)
-class Track:
-    """An exchange of a cassette, by its number from 1, and whether it has been played."""
-
-    number: int
-    exchange: RecordedExchange
-    played: bool = False
-
-    def __str__(self) -> str:
-        return f"exchange {self.number}, {_call(self.exchange.request)}"
-
-
-class Matcher:
-    """Finds the tracks of a cassette that requests are answered with.
-
-    Args:
-        path: the cassette, for messages.
-        tracks: its exchanges.
-        strict: whether they are played in their order alone; otherwise in any order, each once, but
-            one that matches no other any number of times.
-        match: returns the part of a call that has to be equal; by default all of it, but the host
-            and the header fields.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        tracks: Sequence[Track],
-        *,
-        strict: bool,
-        match: Callable[[Call], object] | None,
-    ) -> None:
-        self._path = path
-        self._tracks = tracks
-        self._match = match
-        self._alike: dict[str, list[Track]] = {}
-        for track in tracks:
-            self._alike.setdefault(self._key(track.exchange.request), []).append(track)
-        self._left = {key: iter(alike) for key, alike in self._alike.items()}
-        self._find = self._next_track if strict else self._any_track
-        self._next = 0
-
-    def find(self, request: RecordedRequest) -> Track:
-        """Return the track for a request, and count it as played.
-
-        Raises:
-            AssertionError: there is none; says what is different.
-        """
-        track = self._find(request, self._key(request))
-        track.played = True
-        return track
+    # --- finding what a request is answered with
 
     def _next_track(self, request: RecordedRequest, key: str) -> Track:
         following = self._tracks[self._next] if self._next < len(self._tracks) else None
@@ -302,6 +226,49 @@ class Matcher:
             f"{how_to_record(self._path)}."
         )
         return AssertionError("\n".join(lines))
+
+
+def _nothing(_: OpenBody, __: BodyEnd) -> None:
+    """Keep nothing of a body that has ended."""
+
+
+def cassette(
+    path: str | PathLike[str],
+    transport: Callable[[], Transport | AsyncTransport] | None = None,
+    *,
+    mode: CassetteMode | None = None,
+    matching: Matching = "strict",
+    match: Callable[[Call], object] | None = None,
+    scrub: Scrub | None = None,
+) -> RecordingTransport | ReplayTransport:
+    """Return a transport that replays a cassette, or one that records it.
+
+    Args:
+        path: the cassette.
+        transport: returns what sends the requests when recording; by default `HttpxTransport`.
+        mode: "once" replays a cassette that exists, and records one that does not; "none" only
+            replays; "all" only records. The default is "none" where the environment variable `CI`
+            is set, and "once" elsewhere.
+        matching: see `ReplayTransport`.
+        match: see `ReplayTransport`.
+        scrub: see `ReplayTransport` and `RecordingTransport`.
+
+    Raises:
+        CassetteError: there is no such file and none is recorded, or this version cannot read it.
+    """
+    if mode is None:
+        mode = "none" if os.environ.get("CI", "").lower() not in {"", "0", "false"} else "once"
+    elif mode not in get_args(CassetteMode):
+        raise InvalidArgument("mode", f'must be "once", "none" or "all", not {mode!r}')
+    if mode == "none" or (mode == "once" and Path(path).exists()):
+        return ReplayTransport(path, matching, match=match, scrub=scrub)
+    return RecordingTransport((transport or _over_httpx)(), path, scrub=scrub)
+
+
+def _over_httpx() -> Transport:
+    from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx
+
+    return HttpxTransport()
 
 
 def _members(request: RecordedRequest) -> dict[str, Any]:
