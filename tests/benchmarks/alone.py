@@ -29,7 +29,7 @@ def megabytes() -> float:
 
 def grow(count: str) -> float:
     """Return how much more memory a long turn takes than a short one, if it is only iterated."""
-    event = data.event(0, 0).replace(b"word 0 ", WORD.encode())
+    event = data.turn(0, 1)[0].replace(b"word 0 ", WORD.encode())
     grown = 0.0
     for events in (10_000, int(count)):
         grown = -megabytes()

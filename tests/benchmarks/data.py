@@ -3,42 +3,80 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from itertools import cycle, islice
 from typing import Any
 
-_METADATA = {"agent_id": "q8XvYgZc1s", "agent_name": "Drizzle"}
-_TURN = "RID(q8XvYgZc1sT0pQe5WnB)::process"
-CREATED = "2026-11-25T13:31:36.114237Z"
 ENDS = {"LF": b"\n", "CRLF": b"\r\n", "CR": b"\r"}
 
+_AGENT_ID, _TURN = "q8XvYgZc1s", "RID(q8XvYgZc1sT0pQe5WnB)::process"
+# In a list, the number of the item is in the place of each `#`.
+_CREATED = {"created_at": "2026-11-25T13:31:36.114237Z"}
+AGENT = {"id": "a#", "name": "Agent #", "type": "weather", "description": None, **_CREATED}
+SESSION = {
+    "id": "s#",
+    "agent_id": _AGENT_ID,
+    "user_id": "anonymous",
+    "title": "Title #",
+    "consumption_offsets": {"client": 12},
+    **_CREATED,
+}
+_EVENT = {
+    "id": "e#",
+    "source": "ai_agent",
+    "offset": 123,
+    "correlation_id": _TURN,
+    "metadata": None,
+    "deleted": False,
+    **_CREATED,
+}
+MESSAGE = {
+    **_EVENT,
+    "type": "message",
+    "data": {
+        "type": "message",
+        "participant": {"id": _AGENT_ID, "name": "Drizzle"},
+        "parts": [{"type": "content", "content": "It rains for the #th time."}],
+    },
+}
+STATUS = {
+    **_EVENT,
+    "type": "status",
+    "data": {"type": "status", "status": "processing", "data": {"detail": "#"}},
+}
 
-def chunk(number: int, text: str) -> dict[str, Any]:
+
+def listing(count: int, *kinds: dict[str, Any]) -> bytes:
+    """Return the body that the server answers with a list, of these kinds in turn."""
+    items = islice(cycle(json.dumps(kind) for kind in kinds), count)
+    numbered = (item.replace("#", f"{number:09}") for number, item in enumerate(items))
+    return f'{{"data":[{",".join(numbered)}]}}'.encode()
+
+
+def chunk(number: int, text: str) -> str:
     """Return the JSON of one chunk, with a piece of text."""
-    return {
-        "correlation_id": _TURN,
-        "event_id": "r9Sslo7BYr",
-        "seq": number,
-        "patches": [{"op": "add", "path": "/-", "value": text}],
-        "metadata": _METADATA,
-        "timestamp": 1795559230.75 + number / 8,
-    }
-
-
-def event(number: int, size: int, end: bytes = b"\n") -> bytes:
-    """Return one event of a stream, of `size` bytes."""
-
-    def written(text: str) -> bytes:
-        data = json.dumps(chunk(number, text)).encode()
-        return b"event: chunk" + end + b"data: " + data + end + end
-
-    words = f"word {number} "
-    missing = max(0, size - len(written(words)))
-    return written(words + ("lorem ipsum " * (missing // 12 + 1))[:missing])
+    patch = {"op": "add", "path": "/-", "value": text}
+    return json.dumps(
+        {
+            "correlation_id": _TURN,
+            "event_id": "r9Sslo7BYr",
+            "seq": number,
+            "patches": [patch],
+            "metadata": {"agent_id": _AGENT_ID, "agent_name": "Drizzle"},
+            "timestamp": 1795559230.75 + number / 8,
+        }
+    )
 
 
 def turn(size: int, count: int, end: bytes = b"\n") -> list[bytes]:
-    """Return the events of a turn, each of `size` bytes."""
-    return [event(number, size, end) for number in range(count)]
+    """Return the events of a turn, each of about `size` bytes, or of the least if that is more."""
+    least = len(_event(0, "", end))
+    text = ("lorem ipsum " * (size // 12 + 1))[: max(0, size - least)]
+    return [_event(number, text, end) for number in range(count)]
+
+
+def _event(number: int, text: str, end: bytes) -> bytes:
+    data = chunk(number, f"word {number} {text}").encode()
+    return b"event: chunk" + end + b"data: " + data + end + end
 
 
 def pieces(data: bytes, size: int) -> list[bytes]:
@@ -49,56 +87,3 @@ def pieces(data: bytes, size: int) -> list[bytes]:
 def texts(events: list[bytes]) -> list[str]:
     """Return the JSON of each event."""
     return [each.partition(b"data: ")[2].decode().rstrip() for each in events]
-
-
-def agents(count: int) -> Iterator[dict[str, Any]]:
-    """Return agents as the server lists them."""
-    for number in range(count):
-        yield {
-            "id": f"a{number:09}",
-            "name": f"Agent {number}",
-            "type": "weather",
-            "description": None,
-            "created_at": CREATED,
-        }
-
-
-def sessions(count: int) -> Iterator[dict[str, Any]]:
-    """Return sessions as the server lists them."""
-    for number in range(count):
-        yield {
-            "id": f"s{number:09}",
-            "agent_id": "q8XvYgZc1s",
-            "user_id": "anonymous",
-            "title": f"Title {number}",
-            "consumption_offsets": {"client": number},
-            "created_at": CREATED,
-        }
-
-
-def events(count: int) -> Iterator[dict[str, Any]]:
-    """Return stored events as the server lists them: each second one is a message."""
-    for number in range(count):
-        message = number % 2 == 0
-        status = {"type": "status", "status": "processing", "data": {"detail": "x"}}
-        said: dict[str, Any] = {
-            "type": "message",
-            "participant": {"id": "q8XvYgZc1s", "name": "Drizzle"},
-            "parts": [{"type": "content", "content": f"It rains for the {number}th time."}],
-        }
-        yield {
-            "id": f"e{number:09}",
-            "source": "ai_agent",
-            "type": "message" if message else "status",
-            "offset": number,
-            "correlation_id": _TURN,
-            "data": said if message else status,
-            "metadata": None,
-            "deleted": False,
-            "created_at": CREATED,
-        }
-
-
-def listing(items: Iterator[dict[str, Any]]) -> bytes:
-    """Return the body of the server's answer."""
-    return json.dumps({"data": list(items)}, separators=(",", ":")).encode()

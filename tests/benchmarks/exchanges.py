@@ -101,7 +101,7 @@ def calls(effort: Effort) -> Iterator[Case]:
 
 def core(effort: Effort) -> Iterator[Case]:
     """The core's own share of a call: a transport that does nothing, against `json.loads`."""
-    body = data.listing(data.agents(10))
+    body = data.listing(10, data.AGENT)
     client = Flux0(transport=Stub((body,)))
     yield Case(
         "core",

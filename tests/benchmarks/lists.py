@@ -108,11 +108,12 @@ def lists(effort: Effort) -> Iterator[Case]:
     """The bodies of lists of 10,000."""
     count = 10_000
     decode = JsonCodec().decode
-    for name, model, peer, body in (
-        ("agents", models.Agents, _Agents, data.listing(data.agents(count))),
-        ("sessions", models.Sessions, _Sessions, data.listing(data.sessions(count))),
-        ("events", models.Events, _Events, data.listing(data.events(count))),
+    for name, model, peer, kinds in (
+        ("agents", models.Agents, _Agents, (data.AGENT,)),
+        ("sessions", models.Sessions, _Sessions, (data.SESSION,)),
+        ("events", models.Events, _Events, (data.MESSAGE, data.STATUS)),
     ):
+        body = data.listing(count, *kinds)
         ours: Any = partial(decode, model, body)
         yield Case(
             "lists",

@@ -29,7 +29,7 @@ class Effort:
 
 
 QUICK = Effort(turns=3, seconds=0.01, patience=0.3)
-FULL = Effort(turns=11, seconds=0.05, patience=3.0)
+FULL = Effort(turns=7, seconds=0.03, patience=0.5)
 
 
 @frozen

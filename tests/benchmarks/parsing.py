@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from benchmarks import data, decoders
 from benchmarks.measuring import Case, Cpu, Effort
@@ -12,6 +13,7 @@ from flux0 import MessageAccumulator
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
 from flux0.domain.headers import Headers
+from flux0.domain.stream_events import ChunkEvent
 from flux0.ports import Request, ServerSentEvent
 from flux0.usecases.turn import Turn
 
@@ -59,32 +61,21 @@ def typed(effort: Effort) -> Iterator[Case]:
     for name, size, count in (("300 B", 300, 1000), ("2 kB", 2000, 200)):
         events = data.turn(size, count)
         texts = data.texts(events)
-        for way, pieces in (
-            ("one event a piece", events),
-            ("pieces of 1024", data.pieces(b"".join(events), 1024)),
-        ):
 
-            def ours(pieces: list[bytes] = pieces) -> object:
-                feed = Turn(SSEParser(), codec, REQUEST).feed
-                return [event for piece in pieces for event in feed(piece)]
+        def ours(events: list[bytes] = events) -> object:
+            feed = Turn(SSEParser(), codec, REQUEST).feed
+            return [event for piece in events for event in feed(piece)]
 
-            yield Case(
-                "typed",
-                f"{name}, {way}",
-                Cpu(ours, effort.seconds, count),
-                {"json.loads": Cpu(partial(_loads, texts), effort.seconds, count)},
-                target=1.5,
-            )
+        loads = Cpu(partial(_loads, texts), effort.seconds, count)
+        ours_timed = Cpu(ours, effort.seconds, count)
+        yield Case(
+            "typed", f"{name}, one event a piece", ours_timed, {"json.loads": loads}, target=1.5
+        )
 
 
 def accumulate(effort: Effort) -> Iterator[Case]:
     """100,000 chunks to one message, against joining their texts."""
-    count = 100_000
-    decode = JsonCodec().decode_event
-    chunks = [
-        decode(ServerSentEvent("chunk", json.dumps(data.chunk(number, f"word {number} "))))
-        for number in range(count)
-    ]
+    chunks = _chunks(100_000)
 
     def ours() -> object:
         accumulator = MessageAccumulator()
@@ -95,43 +86,37 @@ def accumulate(effort: Effort) -> Iterator[Case]:
     def joined() -> object:
         said: list[str] = []
         for chunk in chunks:
-            said.append(chunk.patches[0].value)  # type: ignore[union-attr] # noqa: PERF401 - one by one, as they come
+            said.append(chunk.patches[0].value)  # noqa: PERF401 - one by one, as they come
         return "".join(said)
 
     yield Case(
         "accumulate",
         "100,000 chunks",
-        Cpu(ours, effort.seconds, count),
-        {"appended and joined": Cpu(joined, effort.seconds, count)},
+        Cpu(ours, effort.seconds, len(chunks)),
+        {"appended and joined": Cpu(joined, effort.seconds, len(chunks))},
     )
 
 
 def look(effort: Effort) -> Iterator[Case]:
     """Looking at the messages after each event: a long turn against a short one, per event."""
-    decode = JsonCodec().decode_event
 
-    def looking(count: int) -> Callable[[], object]:
-        chunks = [
-            decode(ServerSentEvent("chunk", json.dumps(data.chunk(number, "word "))))
-            for number in range(count)
-        ]
+    def looking(chunks: list[ChunkEvent]) -> None:
+        accumulator = MessageAccumulator()
+        for chunk in chunks:
+            accumulator.feed(chunk)
+            len(accumulator.messages)
 
-        def work() -> object:
-            accumulator = MessageAccumulator()
-            for chunk in chunks:
-                accumulator.feed(chunk)
-                len(accumulator.messages)
-            return accumulator
-
-        return work
-
-    yield Case(
-        "look",
-        "messages after each of 200,000 events",
-        Cpu(looking(200_000), effort.seconds, 200_000),
-        {"of 20,000 events": Cpu(looking(20_000), effort.seconds, 20_000)},
-        target=1.2,
+    long, short = (
+        Cpu(partial(looking, _chunks(count)), effort.seconds, count) for count in (200_000, 20_000)
     )
+    name = "messages, at each of 200,000 events"
+    yield Case("look", name, long, {"of 20,000": short}, target=1.2, turns=3)
+
+
+def _chunks(count: int) -> list[ChunkEvent]:
+    decode: Any = JsonCodec().decode_event
+    texts = (data.chunk(number, f"word {number} ") for number in range(count))
+    return [decode(ServerSentEvent("chunk", text)) for text in texts]
 
 
 def _loads(texts: list[str]) -> object:

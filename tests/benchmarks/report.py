@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Iterable, Sequence
 from html import escape
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 
 from benchmarks.measuring import Result
@@ -41,10 +41,11 @@ def line(result: Result) -> str:
 
 def environment() -> dict[str, str]:
     """Return what the results depend on."""
+    installed = {each.name: each.version for each in distributions()}
     return {
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        **{name: version(name) for name in _LIBRARIES},
+        **{name: installed[name] for name in _LIBRARIES if name in installed},
     }
 
 
@@ -68,8 +69,8 @@ def as_json(results: Iterable[Result]) -> str:
 
 
 def as_svg(results: Sequence[Result]) -> str:
-    """Return the ratios as bars: how many times as fast, or how many times the cost."""
-    rows = [result for result in results if result.ratio is not None]
+    """Return the ratios that have targets, as bars."""
+    rows = [result for result in results if result.verdict]
     height = (len(rows) + 3) * _ROW
     drawn = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}">',

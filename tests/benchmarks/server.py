@@ -13,7 +13,7 @@ from functools import cache
 from benchmarks import data
 
 _HEAD = b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ndate: Wed, 25 Nov 2026 13:31:36 GMT\r\n"
-_LIST = data.listing(data.agents(10))
+_LIST = data.listing(10, data.AGENT)
 _AGENTS = _HEAD + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
     len(_LIST),
     _LIST,

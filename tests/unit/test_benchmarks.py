@@ -1,0 +1,61 @@
+"""What the benchmarks make of what was measured. How fast anything is, no test asserts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from benchmarks import report
+from benchmarks.measuring import QUICK, Case, Cpu, Sample, measured
+
+
+def amounts(*given: float) -> Sample:
+    left: Iterator[float] = iter(given)
+    return lambda: next(left)
+
+
+# Three turns, in the second of which the machine was busy with something else.
+FASTER = Case(
+    "parse",
+    "a <case>",
+    amounts(1.0, 9.0, 1.0),
+    {"slow": amounts(4.0, 9.0, 4.0), "quick": amounts(3.0, 9.0, 2.0)},
+    "speed",
+    target=2.5,
+)
+DEARER = Case("call", "b", amounts(3.0, 8.0, 3.0), {"bare": amounts(2.0, 1.0, 2.0)}, target=1.5)
+ALONE = Case("core", "c", amounts(3.0, 4.0, 5.0), {})
+
+
+def test_ratios_are_medians_and_the_fastest_peer_counts(tmp_path: Path) -> None:
+    results = [measured(case, QUICK) for case in (FASTER, DEARER, ALONE)]
+
+    assert [result.ratio for result in results] == [2.0, 1.5, None]
+    assert [result.verdict for result in results] == ["missed", "met", ""]
+    assert [result.amounts["flux0"] for result in results] == [1.0, 3.0, 3.0]
+
+    report.write(results, tmp_path)
+    text = (tmp_path / "benchmarks.txt").read_text("utf-8")
+    assert "2.00x as fast (2.5 missed)" in text
+    assert "1.50x the cost (1.5 met)" in text
+    written = json.loads((tmp_path / "benchmarks.json").read_text("utf-8"))
+    assert [row["ratio"] for row in written["results"]] == [2.0, 1.5, None]
+    picture = ET.fromstring((tmp_path / "benchmarks.svg").read_text("utf-8"))  # noqa: S314 - ours
+    drawn = [element.text or "" for element in picture.iter() if element.tag.endswith("text")]
+    assert {"parse: a <case>", "2.00", "call: b", "1.50"} <= set(drawn)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001])
+def test_work_is_repeated_for_as_long_as_was_asked(seconds: float) -> None:
+    calls: list[None] = []
+    sample = Cpu(lambda: calls.append(None), seconds)
+
+    assert sample() >= 0
+    first = len(calls)
+    assert sample() >= 0
+    assert len(calls) - first == first - 2  # Two calls more, to know how long one takes.
+    assert (first > 3) == (seconds > 0)
