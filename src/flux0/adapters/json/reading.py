@@ -13,6 +13,8 @@ from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 import attrs
 
+from flux0.domain.enums import OpenEnum
+
 Hook = Callable[[Any, Any], Any]
 HookOf = Callable[[Any], Hook]
 
@@ -75,6 +77,13 @@ def _lines(name: str, kind: Any, names: dict[str, Any], hook_of: HookOf) -> list
 
 def _hook_lines(name: str, kind: Any, names: dict[str, Any], hook_of: HookOf) -> list[str]:
     """Return the lines that call a hook, but for the usual values of some types."""
+    enum = next(iter(get_args(kind)), None)
+    if isinstance(enum, type) and issubclass(enum, OpenEnum):
+        names[f"known_{name}"] = {member.value: member for member in enum}
+        return [
+            f"if type({name}) is not str: raise ValueError",
+            f"{name} = known_{name}.get({name}, {name})",
+        ]
     names[f"hook_{name}"], names[f"kind_{name}"] = hook_of(kind), kind
     hooked = f"{name} = hook_{name}({name}, kind_{name})"
     if kind is datetime:
