@@ -236,32 +236,18 @@ async def test_a_failure_before_any_event_has_nothing_stored_to_list(mode: Mode)
         await come(failure.stored_events())
 
 
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError])
-def test_an_interruption_of_a_read_closes_the_stream(interruption: type[BaseException]) -> None:
-    recorded = tape(chunk("a"), interruption(), chunk("b"))
-    stream = open_sync(recorded)
+@in_every_mode
+async def test_an_interruption_of_a_read_closes_the_stream(mode: Mode) -> None:
+    for interruption in (KeyboardInterrupt, MemoryError):
+        recorded = tape(chunk("a"), interruption(), chunk("b"))
 
-    with stream:
-        next(stream)
-        with pytest.raises(interruption):
-            next(stream)
-        assert recorded.releases
-        with pytest.raises(ClientClosed):
-            next(stream)
-
-
-@in_both_loops
-async def test_an_interruption_of_an_asynchronous_read_closes_the_stream(mode: Mode) -> None:
-    recorded = tape(chunk("a"), KeyboardInterrupt(), chunk("b"))
-    stream = open_async(recorded)
-
-    await anext(stream)
-    with pytest.raises(KeyboardInterrupt):
-        await anext(stream)
-
-    assert recorded.releases
-    with pytest.raises(ClientClosed):
-        await anext(stream)
+        async with opened(mode, recorded) as stream:
+            await anext(stream)
+            with pytest.raises(interruption):
+                await anext(stream)
+            assert recorded.releases
+            with pytest.raises(ClientClosed):
+                await anext(stream)
 
 
 @in_both_loops
@@ -603,22 +589,10 @@ async def test_an_agent_s_error_is_no_failure_of_the_stream(mode: Mode) -> None:
     assert asked == [CORRELATION_ID] * 2
 
 
-def test_leaving_the_text_of_a_stream_without_a_block_closes_it() -> None:
+@in_every_mode
+async def test_leaving_the_text_of_a_stream_without_a_block_closes_it(mode: Mode) -> None:
     recorded = tape(chunk("a"), chunk("b"))
-
-    for text in open_sync(recorded).text():
-        assert text == "a"
-        break
-
-    assert recorded.releases
-
-
-@in_both_loops
-async def test_leaving_the_text_of_an_asynchronous_stream_without_a_block_closes_it(
-    mode: Mode,
-) -> None:
-    recorded = tape(chunk("a"), chunk("b"))
-    stream = open_async(recorded)
+    stream = opened(mode, recorded)
 
     async for text in stream.text():
         assert text == "a"
@@ -629,19 +603,12 @@ async def test_leaving_the_text_of_an_asynchronous_stream_without_a_block_closes
         await anext(stream)
 
 
-def test_inside_a_block_the_text_may_be_left_and_taken_up_again() -> None:
-    with open_sync(tape(chunk("a"), chunk("b"))) as stream:
-        for _ in stream.text():
-            break
-        assert list(stream.text()) == ["b"]
-
-
-@in_both_loops
-async def test_inside_a_block_asynchronous_text_may_be_left_and_taken_up_again(mode: Mode) -> None:
-    async with open_async(tape(chunk("a"), chunk("b"))) as stream:
+@in_every_mode
+async def test_inside_a_block_the_text_may_be_left_and_taken_up_again(mode: Mode) -> None:
+    async with opened(mode, tape(chunk("a"), chunk("b"))) as stream:
         async for _ in stream.text():
             break
-        assert [text async for text in aiter(stream.text())] == ["b"]
+        assert [text async for text in stream.text()] == ["b"]
 
 
 # --- two readers
