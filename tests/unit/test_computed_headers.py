@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from itertools import count
 from typing import Any
 
@@ -151,3 +151,13 @@ async def test_an_asynchronous_function_serves_asynchronous_calls(mode: Mode) ->
             flux0.agents.list()
 
     assert [call.headers["authorization"] for call in fake.calls] == ["Bearer t"]
+
+
+def test_anything_that_is_awaited_is_refused_by_synchronous_calls() -> None:
+    class Token:
+        def __await__(self) -> Generator[None, None, str]:
+            yield
+            return "Bearer t"
+
+    with pytest.raises(InvalidArgument, match="is asynchronous: call an _async method"):
+        sent({"authorization": Token})

@@ -329,9 +329,10 @@ async def _nothing() -> None:
 class AsyncOpening:
     """A turn that is about to begin: await it for its stream, or use it in `async with`."""
 
+    _stream: AsyncEventStream  # Once it is entered.
+
     def __init__(self, opening: Coroutine[Any, Any, AsyncEventStream]) -> None:
         self._opening = opening
-        self._stream: AsyncEventStream | None = None
 
     def __await__(self) -> Generator[Any, Any, AsyncEventStream]:
         return self._opening.__await__()
@@ -341,5 +342,4 @@ class AsyncOpening:
         return await self._stream.__aenter__()
 
     async def __aexit__(self, *_: object) -> None:
-        if self._stream is not None:
-            await self._stream.close_async()
+        await self._stream.close_async()
