@@ -1,6 +1,6 @@
 """Random turns over one transport, broken in random ways, and what they leave behind.
 
-    python -m support.soak <transport> <sync|asyncio> <seconds> <seed>
+    python -m support.soak <transport> <sync|asyncio|trio> <seconds> <seed>
 
 It prints a line of JSON: how many turns there were, and what was left behind or sent twice. With an
 odd seed they go through a proxy.
@@ -20,8 +20,12 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
+
+import anyio
+import trio
 
 from flux0 import Flux0, RetryConfig
 from flux0.domain.errors import Flux0Error
@@ -88,25 +92,28 @@ def client(server: ByteServer, transport: Any, retries: RetryConfig) -> Flux0:
 class Soak:
     """Workers that share a client, each of which sends turns, one after the other."""
 
-    def __init__(self, seed: int, seconds: float) -> None:
+    def __init__(self, seed: int, seconds: float, mode: str) -> None:
         self.seed = seed
+        self.trio = mode == "trio"
         self.end = time.monotonic() + seconds
         self.sent = 0
         self._lock = threading.Lock()
 
-    def number(self) -> int:
-        """Count a turn that is about to be sent."""
-        with self._lock:
-            self.sent += 1
-            return self.sent
+    def _turns(self) -> Iterator[str]:
+        """Yield a new session for each turn until time is up, and once even on a slow machine."""
+        while True:
+            with self._lock:
+                self.sent += 1
+                session = f"s{self.sent}"
+            yield session
+            if time.monotonic() > self.end:
+                return
 
     def work(self, flux0: Flux0, worker: int) -> None:
         chance = random.Random(f"{self.seed} {worker}")
-        while time.monotonic() < self.end:
+        for turn in self._turns():
             with suppress(Flux0Error):
-                stream = flux0.sessions.create_event(
-                    session_id=f"s{self.number()}", content="Hello"
-                )
+                stream = flux0.sessions.create_event(session_id=turn, content="Hello")
                 read = chance.choice(["all", "some", "none", "cycle", "elsewhere"])
                 if read == "cycle":
                     cycle: list[Any] = [stream]
@@ -123,18 +130,17 @@ class Soak:
 
     async def work_async(self, flux0: Flux0, worker: int) -> None:
         chance = random.Random(f"{self.seed} {worker}")
-        while time.monotonic() < self.end:
-            task = asyncio.ensure_future(self._turn_async(flux0, chance))
-            if chance.random() < 0.3:
-                await asyncio.sleep(chance.random() * 0.02)
-                task.cancel()
-            with suppress(asyncio.CancelledError, Flux0Error):
-                await task
+        for turn in self._turns():
+            seconds = chance.random() * 0.02 if chance.random() < 0.3 else _PATIENCE
+            with suppress(asyncio.TimeoutError, Flux0Error):
+                if self.trio:
+                    with trio.move_on_after(seconds):
+                        await self._turn_async(flux0, turn, chance)
+                else:
+                    await asyncio.wait_for(self._turn_async(flux0, turn, chance), seconds)
 
-    async def _turn_async(self, flux0: Flux0, chance: random.Random) -> None:
-        stream = await flux0.sessions.create_event_async(
-            session_id=f"s{self.number()}", content="Hello"
-        )
+    async def _turn_async(self, flux0: Flux0, turn: str, chance: random.Random) -> None:
+        stream = await flux0.sessions.create_event_async(session_id=turn, content="Hello")
         read = chance.choice(["all", "some", "none", "cycle"])
         if read == "cycle":
             cycle: list[Any] = [stream]
@@ -146,9 +152,6 @@ class Soak:
                         break
 
     def run(self, flux0: Flux0) -> None:
-        # A fork while OpenSSL reads the system's certificates hangs the child, in its own lock.
-        with suppress(Flux0Error):
-            flux0.agents.list()
         threads = [
             threading.Thread(target=self.work, args=(flux0, worker)) for worker in range(_WORKERS)
         ]
@@ -183,15 +186,22 @@ class Soak:
             time.sleep(0.01)
 
     async def run_async(self, flux0: Flux0) -> None:
-        await asyncio.gather(*(self.work_async(flux0, worker) for worker in range(_WORKERS)))
+        before = self._tasks()
+        async with anyio.create_task_group() as workers:
+            for worker in range(_WORKERS):
+                workers.start_soon(self.work_async, flux0, worker)
         await flux0.close_async()
         gc.collect()
         for _ in range(200):  # Callbacks of what was closed come in the loop's next rounds.
-            if len(asyncio.all_tasks()) == 1:
+            if self._tasks() == before:
                 break
-            await asyncio.sleep(0.01)
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        assert not tasks, f"tasks are left: {tasks}"
+            await anyio.sleep(0.01)
+        assert self._tasks() == before, "tasks are left"
+
+    def _tasks(self) -> int:
+        if self.trio:
+            return trio.lowlevel.current_statistics().tasks_living
+        return len(asyncio.all_tasks())
 
 
 def descriptors() -> int:
@@ -225,7 +235,7 @@ def left_behind(transport: str, mode: str, seconds: float, seed: int) -> dict[st
         flux0 = client(server, make_transport(transport), RetryConfig("none"))
         gc.freeze()
         gc.set_threshold(200)
-        soak = Soak(seed, seconds)
+        soak = Soak(seed, seconds, mode)
         with ExitStack() as proxied:
             if seed % 2:
                 os.environ["HTTP_PROXY"] = os.environ["http_proxy"] = proxied.enter_context(
@@ -234,7 +244,7 @@ def left_behind(transport: str, mode: str, seconds: float, seed: int) -> dict[st
             if mode == "sync":
                 soak.run(flux0)
             else:
-                asyncio.run(soak.run_async(flux0))
+                anyio.run(soak.run_async, flux0, backend=mode)
         del flux0
         gc.collect()
         with suppress(AssertionError):

@@ -16,7 +16,7 @@ SECONDS = float(os.environ.get("FLUX0_SOAK_SECONDS", "0.5"))
 RUNS = [
     (way, seed)
     for way in WAYS
-    if way.mode != "trio" and (sys.version_info >= (3, 11) or way.transport != "httpx2")
+    if sys.version_info >= (3, 11) or way.transport != "httpx2"
     for seed in (0, 1)
 ]
 
