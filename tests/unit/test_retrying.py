@@ -342,3 +342,8 @@ def test_a_policy_of_the_wrong_kind_is_refused(make: Callable[[], Any], argument
         make()
 
     assert caught.value.argument == argument
+
+
+def test_an_unknown_strategy_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(InvalidArgument, match="must be 'backoff' or 'none', not 'always'"):
+        RetryConfig("always")

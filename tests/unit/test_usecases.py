@@ -292,17 +292,18 @@ def test_a_stream_is_known_by_its_content_type(content_type: str) -> None:
     ],
 )
 def test_what_is_no_stream_is_read_and_shown(headers: dict[str, str], problem: str) -> None:
-    flow = create_event()
+    flow = create_event(evolve(WAY, deadline=12.5))
     next(flow)
     response = answer(headers=headers)
 
     reading = read(flow.send(response))
     with pytest.raises(DecodeError, match=problem) as caught:
-        flow.send(b"<html>" + b"x" * 1000)
+        flow.send(b"<html>\xff" + b"x" * 1000)
 
     assert reading.response is response
-    assert reading.limit == WAY.max_body_bytes
-    assert caught.value.body == f"<html>{'x' * 194}"
+    assert (reading.limit, reading.deadline) == (WAY.max_body_bytes, 12.5)
+    assert caught.value.body == f"<html>\ufffd{'x' * 193}"
+    assert caught.value.operation == "sessions.create_event"
 
 
 def test_what_is_no_stream_and_cannot_be_read_is_the_failure_of_reading_it() -> None:
@@ -344,8 +345,11 @@ def test_the_body_s_start_is_in_the_error_where_it_is_no_model() -> None:
     with pytest.raises(DecodeError) as caught:
         ask(agents.list_agents(WAY), {"data": [{**AGENT, "name": 1}]})
 
-    assert caught.value.field == "data[0].name"
-    assert caught.value.body.startswith('{"data": [{"id": "t-2DtXTicj"')
+    error = caught.value
+    assert error.field == "data[0].name"
+    assert error.body.startswith('{"data": [{"id": "t-2DtXTicj"')
+    assert (error.operation, error.method) == ("agents.list", "GET")
+    assert error.url == f"{WAY.server_url}/api/agents"
 
 
 def test_the_body_of_an_answer_is_read_up_to_the_limit_and_the_deadline() -> None:
