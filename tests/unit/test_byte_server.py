@@ -24,9 +24,7 @@ from flux0.testing.contract.answers import (
     Reset,
     Signal,
     Write,
-    WriteBelowTLS,
     answer,
-    body_size,
     byte_by_byte,
     cut,
     size,
@@ -79,7 +77,7 @@ def test_an_answer_is_written_as_its_framing_says(
     expected = b"HTTP/1.1 201 Made\r\nX-A: b\r\n" + field + b"\r\n\r\n" + body
     assert served(steps) == expected
     assert size(steps) == len(expected)
-    assert body_size(steps) == len(body)
+    assert size(steps[1:]) == len(body)
     assert served(byte_by_byte(steps)) == expected
 
 
@@ -236,7 +234,7 @@ def test_connections_can_be_secured() -> None:
     certificate = authority.issue_cert("127.0.0.1")
     certificate.configure_cert(context)  # pyright: ignore[reportUnknownMemberType] - it also takes a type of pyOpenSSL
     trusting = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
-    steps = (*OK, WriteBelowTLS(b"noise noise noise"))
+    steps = (*OK, Write(b"noise noise noise", below_tls=True))
     with ByteServer(steps, tls=context) as server:
         assert server.url == f"https://127.0.0.1:{server.port}"
         with (

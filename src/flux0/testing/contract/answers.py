@@ -17,16 +17,10 @@ _GZIP = 16 + zlib.MAX_WBITS
 
 @frozen
 class Write:
-    """Write `data`."""
+    """Write `data`; `below_tls` as it is, which is noise on a secured connection."""
 
     data: bytes
-
-
-@frozen
-class WriteBelowTLS:
-    """Write `data` as it is on a secured connection: there it is noise."""
-
-    data: bytes
+    below_tls: bool = False
 
 
 @frozen
@@ -63,7 +57,7 @@ class Reset:
     """Break the connection off (RST)."""
 
 
-Step: TypeAlias = Write | WriteBelowTLS | Hold | Pause | Receive | Signal | Disconnect | Reset
+Step: TypeAlias = Write | Hold | Pause | Receive | Signal | Disconnect | Reset
 Answer: TypeAlias = tuple[Step, ...]
 
 
@@ -85,7 +79,10 @@ def answer(
     end: Answer = ()
     if framing == "chunked":
         fields.append(("Transfer-Encoding", "chunked"))
-        encoded = [_chunk(piece) if isinstance(piece, bytes) else piece for piece in encoded]
+        encoded = [
+            b"%x\r\n%b\r\n" % (len(piece), piece) if isinstance(piece, bytes) else piece
+            for piece in encoded
+        ]
         end = (Write(b"0\r\n\r\n"),)
     elif framing == "content-length":
         length = sum(len(piece) for piece in encoded if isinstance(piece, bytes))
@@ -110,17 +107,23 @@ def written(steps: Answer) -> bytes:
 
 def byte_by_byte(steps: Answer) -> Answer:
     """Return the same answer with every byte written on its own."""
-    return tuple(_single_bytes(steps))
+    apart: list[Step] = []
+    for step in steps:
+        if isinstance(step, Write):
+            apart += (Write(bytes((byte,))) for byte in step.data)
+        else:
+            apart.append(step)
+    return tuple(apart)
 
 
 def cut(steps: Answer, size: int) -> Answer:
     """Return what is left of an answer when its server dies after `size` bytes."""
-    return (*_first(steps, size), Disconnect())
-
-
-def body_size(steps: Answer) -> int:
-    """Return how many bytes an answer has after its head, framing included."""
-    return size(steps[1:])
+    left: list[Step] = []
+    for step in steps:
+        if isinstance(step, Write):
+            left.append(Write(step.data[:size]))
+            size -= min(size, len(step.data))
+    return (*left, Disconnect())
 
 
 def size(steps: Answer) -> int:
@@ -136,22 +139,3 @@ def _gzipped(pieces: Iterable[bytes | Hold | Pause]) -> Iterator[bytes | Hold | 
         else:
             yield piece
     yield compressor.flush()
-
-
-def _chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def _single_bytes(steps: Answer) -> Iterator[Step]:
-    for step in steps:
-        if isinstance(step, Write):
-            yield from (Write(bytes((byte,))) for byte in step.data)
-        else:
-            yield step
-
-
-def _first(steps: Answer, size: int) -> Iterator[Write]:
-    for step in steps:
-        if isinstance(step, Write):
-            yield Write(step.data[:size])
-            size -= min(size, len(step.data))

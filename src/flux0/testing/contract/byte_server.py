@@ -24,7 +24,6 @@ from flux0.testing.contract.answers import (
     Receive,
     Signal,
     Write,
-    WriteBelowTLS,
 )
 
 # Seconds to wait for what takes milliseconds; only a failing test waits so long.
@@ -224,10 +223,10 @@ class _Connection:
     def follow(self, steps: Answer) -> None:  # noqa: PLR0912 - one for each kind of step
         for step in steps:
             match step:
+                case Write(data, below_tls=True):
+                    socket.socket.sendall(self._connection, data)
                 case Write(data):
                     self._connection.sendall(data)
-                case WriteBelowTLS(data):
-                    socket.socket.sendall(self._connection, data)
                 case Hold():
                     while self._released not in _readable(self._connection, self._released):
                         self._receive()

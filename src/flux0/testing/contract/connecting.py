@@ -24,7 +24,7 @@ from flux0.domain.errors import (
     TLSError,
     TransportError,
 )
-from flux0.testing.contract.answers import Disconnect, Hold, Write, WriteBelowTLS, answer
+from flux0.testing.contract.answers import Disconnect, Hold, Write, answer
 from flux0.testing.contract.base import PATIENT, SHORT, Contract, Serve, fails, get
 from flux0.testing.contract.probe import Probe
 
@@ -133,7 +133,7 @@ class TLSContract(Contract):
         self, trusting: Probe, serve: Serve, tls: ssl.SSLContext
     ) -> None:
         """By then the server has the request."""
-        noise = WriteBelowTLS(b"\x17\x03\x03\x00\x20" + bytes(32))
+        noise = Write(b"\x17\x03\x03\x00\x20" + bytes(32), below_tls=True)
         server = serve((*answer(b"first", Hold(), framing="chunked")[:-1], noise), tls=tls)
         reply = trusting.send(get(server.url))
         assert reply.read(5) == b"first"
