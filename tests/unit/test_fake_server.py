@@ -9,7 +9,7 @@ import pytest
 from flux0 import Flux0
 from flux0.models import BadRequestError, HTTPValidationError, NotFoundError
 from flux0.testing import CallTool, FakeTransport, GiveResult, Pause, Report, Say
-from support.fakes import JSON, ask, message_to, new_session, request
+from support.fakes import JSON, ask, message_to, new_session
 
 UNKNOWN = "0123456789"
 
@@ -83,16 +83,6 @@ def test_a_trailing_slash_is_redirected_to_the_absolute_address() -> None:
     assert answer.headers["location"] == "http://127.0.0.1:8080/api/agents/a%20b?c=d%20e"
 
 
-def test_headers_are_those_of_the_server() -> None:
-    answer = ask(FakeTransport(), "GET", "/api/agents")
-    assert dict(answer.headers) == {
-        "date": "Thu, 01 Jan 2026 00:00:00 GMT",
-        "server": "uvicorn",
-        "content-length": str(len(answer.body)),
-        "content-type": "application/json",
-    }
-
-
 # --- agents
 
 
@@ -116,81 +106,21 @@ def test_what_an_agent_is_told_by() -> None:
     }
 
 
-def test_an_agent_whose_id_no_request_could_name_is_impossible() -> None:
-    with pytest.raises(ValueError, match="agent_id must have 10 characters: 'short'"):
-        FakeTransport(agent_id="short")
-
-
-def test_an_agent_without_a_type_is_impossible() -> None:
-    with pytest.raises(ValueError, match="agent_types"):
-        FakeTransport(agent_types=())
-
-
 @pytest.mark.parametrize(
-    ("body", "detail"),
+    ("options", "problem"),
     [
-        ({"name": "N", "type": "nope"}, "Agent type 'nope' is not supported"),
-        ({"name": "", "type": "fake"}, [too_short(["body", "name"], "", 1)]),
-        ({"name": "n" * 101, "type": "fake"}, [too_long(["body", "name"], "n" * 101, 100)]),
-        (
-            {"name": 5, "type": None, "description": []},
-            [
-                no_text(["body", "name"], 5),
-                no_text(["body", "type"], None),
-                no_text(["body", "description"], []),
-            ],
-        ),
-        (
-            {"x": 1},
-            [
-                missing(["body", "name"], {"x": 1}),
-                missing(["body", "type"], {"x": 1}),
-                problem("extra_forbidden", ["body", "x"], "Extra inputs are not permitted", 1),
-            ],
-        ),
+        ({"agent_id": "short"}, "agent_id must have 10 characters: 'short'"),
+        ({"agent_types": ()}, "agent_types must not be empty"),
     ],
 )
-def test_agents_that_are_refused(body: Any, detail: Any) -> None:
-    fake = FakeTransport()
-    answer = ask(fake, "POST", "/api/agents", body)
-    assert (answer.status_code, answer.detail) == (422, detail)
-    assert len(ask(fake, "GET", "/api/agents").json["data"]) == 1
+def test_an_agent_that_no_request_could_name_is_impossible(
+    options: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        FakeTransport(**options)
 
 
 NO_OBJECT = "Input should be a valid dictionary or object to extract fields from"
-
-
-@pytest.mark.parametrize(
-    ("body", "headers", "detail"),
-    [
-        (None, JSON, [missing(["body"], None)]),
-        (b"", {}, [missing(["body"], None)]),
-        (b"[1]", JSON, [problem("model_attributes_type", ["body"], NO_OBJECT, [1])]),
-        (b"null", JSON, [problem("model_attributes_type", ["body"], NO_OBJECT, None)]),
-        (b"{}", {}, [problem("model_attributes_type", ["body"], NO_OBJECT, "{}")]),
-        (
-            b'{"a" 1}',
-            {"content-type": "Application/Problem+JSON; a=b"},
-            [
-                {
-                    "type": "json_invalid",
-                    "loc": ["body", 5],
-                    "msg": "JSON decode error",
-                    "input": {},
-                    "ctx": {"error": "Expecting ':' delimiter"},
-                }
-            ],
-        ),
-    ],
-)
-def test_bodies_that_are_no_object(body: bytes | None, headers: Any, detail: Any) -> None:
-    answer = ask(FakeTransport(), "POST", "/api/agents", body, headers)
-    assert (answer.status_code, answer.detail) == (422, detail)
-
-
-def test_a_body_that_is_no_text_is_a_bad_request() -> None:
-    answer = ask(FakeTransport(), "POST", "/api/agents", b'{"name": "\xff"}')
-    assert (answer.status_code, answer.detail) == (400, "There was an error parsing the body")
 
 
 @pytest.mark.parametrize(
@@ -258,26 +188,6 @@ def test_sessions_are_those_of_the_user_and_the_agent() -> None:
     assert anonymous != alice
     assert users['a=b; flux0_user_sub="alice"'] == (alice, 4)
     assert users["x"] == (anonymous, 4)
-
-
-@pytest.mark.parametrize(
-    ("query", "body", "status", "detail"),
-    [
-        ("", {"agent_id": UNKNOWN}, 400, f"Agent with ID {UNKNOWN} not found"),
-        ("", {"agent_id": "a", "id": "s"}, 422,
-         [too_short(["body", "agent_id"], "a"), too_short(["body", "id"], "s")]),
-        ("", {"agent_id": UNKNOWN, "title": "t" * 201}, 422,
-         [too_long(["body", "title"], "t" * 201, 200)]),
-        ("?allow_greeting=maybe", {}, 422, [
-            problem("bool_parsing", ["query", "allow_greeting"],
-                    "Input should be a valid boolean, unable to interpret input", "maybe"),
-            missing(["body", "agent_id"], {}),
-        ]),
-    ],
-)  # fmt: skip
-def test_sessions_that_are_refused(query: str, body: Any, status: int, detail: Any) -> None:
-    answer = ask(FakeTransport(), "POST", f"/api/sessions{query}", body)
-    assert (answer.status_code, answer.detail) == (status, detail)
 
 
 def test_sessions_that_are_not_there() -> None:
@@ -381,69 +291,30 @@ def talked() -> tuple[FakeTransport, str]:
         ("", ["tool"], [3]),
         ("", ["status", "tool"], [1, 3, 4]),
         ("", [], [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("", b"null", [0, 1, 2, 3, 4, 5, 6, 7]),
         ("?types=tool", None, [0, 1, 2, 3, 4, 5, 6, 7]),
         ("?types=tool", ["message"], [0, 2, 5, 6, 7]),
         ("?min_offset=1&source=ai_agent", ["message"], [2, 5, 7]),
     ],
 )
 def test_events_are_filtered(
-    talked: tuple[FakeTransport, str], query: str, types: list[str] | None, offsets: list[int]
+    talked: tuple[FakeTransport, str], query: str, types: Any, offsets: list[int]
 ) -> None:
     fake, session_id = talked
     answer = ask(fake, "GET", f"/api/sessions/{session_id}/events{query}", types)
     assert [event["offset"] for event in answer.json["data"]] == offsets
 
 
+TOO_LONG = "Unable to parse input string as an integer, exceeded maximum size"
+NO_LIST = "Input should be a valid list"
+NO_FLAG = "Input should be a valid boolean, unable to interpret input"
+EXTRA = "Extra inputs are not permitted"
+MANY = "9" * 4301
+NO_JSON = {
+    **problem("json_invalid", ["body", 5], "JSON decode error", {}),
+    "ctx": {"error": "Expecting ':' delimiter"},
+}
 NO_INTEGER = "Input should be a valid integer, unable to parse string as an integer"
-
-
-@pytest.mark.parametrize(
-    ("query", "body", "detail"),
-    [
-        (
-            "?min_offset=1.5&source=USER",
-            b'["message", "x", null]',
-            [
-                problem("int_parsing", ["query", "min_offset"], NO_INTEGER, "1.5"),
-                no_choice(["query", "source"], "USER", SOURCES),
-                no_choice(["body", 1], "x", TYPES),
-                no_choice(["body", 2], None, TYPES),
-            ],
-        ),
-        (
-            f"?min_offset={'9' * 4301}",
-            None,
-            [
-                problem(
-                    "int_parsing_size",
-                    ["query", "min_offset"],
-                    "Unable to parse input string as an integer, exceeded maximum size",
-                    "9" * 4301,
-                )
-            ],
-        ),
-        ("", b"{}", [problem("list_type", ["body"], "Input should be a valid list", {})]),
-    ],
-)
-def test_filters_that_are_refused(query: str, body: bytes | None, detail: Any) -> None:
-    fake = FakeTransport()
-    answer = ask(fake, "GET", f"/api/sessions/{new_session(fake)}/events{query}", body)
-    assert (answer.status_code, answer.detail) == (422, detail)
-
-
-def test_the_client_filters_by_type() -> None:
-    fake = FakeTransport()
-    session_id = new_session(fake)
-    list(fake.send(message_to(session_id)).body)
-    with Flux0(transport=fake) as flux0:
-        assert len(flux0.sessions.list_events(session_id=session_id, types=["message"])) == 2
-        assert not flux0.sessions.list_events(session_id=session_id, types=["tool"])
-
-
-def test_null_for_types_is_no_filter() -> None:
-    fake = FakeTransport()
-    answer = ask(fake, "GET", f"/api/sessions/{new_session(fake)}/events", b"null")
-    assert answer.json == {"data": []}
 
 
 def test_times_are_those_of_the_clock() -> None:
@@ -454,7 +325,101 @@ def test_times_are_those_of_the_clock() -> None:
     assert answer.headers["date"] == "Thu, 01 Jan 2026 00:00:01 GMT"
 
 
-def test_a_request_may_go_to_any_host() -> None:
-    response = FakeTransport().send(request("GET", "/api/agents"))
-    assert response.status_code == 200
-    response.body.close()
+REFUSED: list[tuple[str, Any, Any]] = [
+    # --- by the agents
+    ("agents", {"name": "N", "type": "nope"}, "Agent type 'nope' is not supported"),
+    ("agents", {"name": "", "type": "fake"}, [too_short(["body", "name"], "", 1)]),
+    (
+        "agents",
+        {"name": "n" * 101, "type": "fake"},
+        [too_long(["body", "name"], "n" * 101, 100)],
+    ),
+    (
+        "agents",
+        {"name": 5, "type": None, "description": []},
+        [
+            no_text(["body", "name"], 5),
+            no_text(["body", "type"], None),
+            no_text(["body", "description"], []),
+        ],
+    ),
+    (
+        "agents",
+        {"x": 1},
+        [
+            missing(["body", "name"], {"x": 1}),
+            missing(["body", "type"], {"x": 1}),
+            problem("extra_forbidden", ["body", "x"], EXTRA, 1),
+        ],
+    ),
+    ("agents", None, [missing(["body"], None)]),
+    ("agents", b"[1]", [problem("model_attributes_type", ["body"], NO_OBJECT, [1])]),
+    ("agents", b"null", [problem("model_attributes_type", ["body"], NO_OBJECT, None)]),
+    ("agents", b'{"a" 1}', [NO_JSON]),
+    # --- by the sessions
+    (
+        "sessions",
+        {"agent_id": "a", "id": "s"},
+        [too_short(["body", "agent_id"], "a"), too_short(["body", "id"], "s")],
+    ),
+    (
+        "sessions",
+        {"agent_id": UNKNOWN, "title": "t" * 201},
+        [too_long(["body", "title"], "t" * 201, 200)],
+    ),
+    (
+        "sessions?allow_greeting=maybe",
+        {},
+        [
+            problem("bool_parsing", ["query", "allow_greeting"], NO_FLAG, "maybe"),
+            missing(["body", "agent_id"], {}),
+        ],
+    ),
+    # --- by the events
+    (
+        "events?min_offset=1.5&source=USER",
+        b'["message", "x", null]',
+        [
+            problem("int_parsing", ["query", "min_offset"], NO_INTEGER, "1.5"),
+            no_choice(["query", "source"], "USER", SOURCES),
+            no_choice(["body", 1], "x", TYPES),
+            no_choice(["body", 2], None, TYPES),
+        ],
+    ),
+    (
+        f"events?min_offset={MANY}",
+        None,
+        [problem("int_parsing_size", ["query", "min_offset"], TOO_LONG, MANY)],
+    ),
+    ("events", b"{}", [problem("list_type", ["body"], NO_LIST, {})]),
+]
+
+
+@pytest.mark.parametrize(("place", "body", "detail"), REFUSED)
+def test_what_is_refused(place: str, body: Any, detail: Any) -> None:
+    fake = FakeTransport()
+    listed = place.startswith("events")
+    path = f"/api/sessions/{new_session(fake)}/{place}" if listed else f"/api/{place}"
+    answer = ask(fake, "GET" if listed else "POST", path, body)
+    assert (answer.status_code, answer.detail) == (422, detail)
+    assert len(ask(fake, "GET", "/api/agents").json["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "detail"),
+    [
+        (b"", {}, 422, [missing(["body"], None)]),
+        (b"{}", {}, 422, [problem("model_attributes_type", ["body"], NO_OBJECT, "{}")]),
+        (b'{"a" 1}', {"content-type": "Application/Problem+JSON; a=b"}, 422, [NO_JSON]),
+        (b'{"name": "\xff"}', JSON, 400, "There was an error parsing the body"),
+    ],
+)
+def test_bodies_are_read_by_their_type(body: bytes, headers: Any, status: int, detail: Any) -> None:
+    answer = ask(FakeTransport(), "POST", "/api/agents", body, headers)
+    assert (answer.status_code, answer.detail) == (status, detail)
+    assert dict(answer.headers) == {
+        "date": "Thu, 01 Jan 2026 00:00:00 GMT",
+        "server": "uvicorn",
+        "content-length": str(len(answer.body)),
+        "content-type": "application/json",
+    }
