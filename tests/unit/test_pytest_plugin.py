@@ -123,14 +123,6 @@ def test_the_plugin_costs_other_projects_no_module_but_its_own(pytester: pytest.
     assert modules("flux0_pytest") - modules("") == {"flux0_pytest"}
 
 
-def test_the_plugin_has_its_old_name_too(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTEST_PLUGINS", "flux0.testing.pytest_plugin")
-    pytester.makepyfile("def test_it(flux0_client): flux0_client.agents.list()")
-    pytester.runpytest_inprocess().assert_outcomes(passed=1)
-
-
 CASSETTE_TEST = """
     import pytest
     from flux0 import Flux0

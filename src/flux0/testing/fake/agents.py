@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from attrs import field, frozen
 
-from flux0.testing.fake.steps import AgentStep, Fail, FallSilent, Say
+from flux0.testing.fake.steps import AgentStep, Say
 
 if TYPE_CHECKING:
     from flux0.domain.models import Event
@@ -63,39 +63,3 @@ def steps_of(given: Steps) -> Generator[AgentStep, None, None]:
     finally:
         if isinstance(given, Generator):
             given.close()
-
-
-class Script:
-    """What an agent does in one turn, and how far it has come."""
-
-    def __init__(self, agent: AgentFunction) -> None:
-        self._agent = agent
-        self._begun = False
-        self._done = 0
-        self._used = False
-
-    def begin(self, message: UserMessage) -> Given | Awaitable[Given]:
-        """Return what the agent answers."""
-        self._begun = True
-        return self._agent(message)
-
-    def begin_step(self, step: AgentStep) -> None:
-        """Take note that the agent comes to a step; one that is nothing but its end counts."""
-        self._used = self._used or isinstance(step, (FallSilent, Fail))
-
-    def end_step(self) -> None:
-        """Take note that it goes on to the next."""
-        self._done += 1
-
-    def end(self) -> None:
-        """Take note that the agent has come to its end, or has raised an exception."""
-        self._used = True
-
-    @property
-    def problem(self) -> str | None:
-        """What is left of it, in words; None if all of it was used."""
-        if self._used:
-            return None
-        if not self._begun:
-            return "no turn has used it"
-        return f"its turn was left after {self._done} {'step' if self._done == 1 else 'steps'}"

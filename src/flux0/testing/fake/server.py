@@ -17,7 +17,7 @@ from flux0.domain.enums import EventSource, EventType
 from flux0.domain.headers import Headers
 from flux0.domain.models import Event, Events
 from flux0.ports import Request, Response
-from flux0.testing.fake.agents import Script, UserMessage
+from flux0.testing.fake.agents import UserMessage
 from flux0.testing.fake.calls import (
     USER_COOKIE,
     Target,
@@ -29,7 +29,7 @@ from flux0.testing.fake.calls import (
 )
 from flux0.testing.fake.clock import FakeClock
 from flux0.testing.fake.store import FakeStore, JSONObject, user_data
-from flux0.testing.fake.turn import Drafts, FakeTurn
+from flux0.testing.fake.turn import FakeTurn
 from flux0.testing.fake.validation import (
     IS_ID,
     Form,
@@ -70,23 +70,18 @@ _ANONYMOUS = "anonymous"
 
 @define(eq=False)
 class FakeServer:
-    """Answers requests out of a store in memory, and begins turns.
+    """Answers requests out of a store in memory, and makes turns, in which agents are to act.
 
     Args:
-        next_script: is called for each turn, and returns what the agent does in it.
         agent_types: the types that agents can have.
         clock: tells the time.
-        lock: is held while the server does something.
-        on_error: is told what agents raise.
+        lock: is held while an agent does something.
     """
 
-    _next_script: Callable[[], Script]
     _agent_types: tuple[str, ...]
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
-    _on_error: Callable[[BaseException], None]
     store: FakeStore = field(factory=FakeStore, init=False)
-    _drafts: Drafts = field(factory=Drafts, init=False)
     # The last turn of each session.
     _turns: dict[str, FakeTurn] = field(factory=dict[str, FakeTurn], init=False)
     _operations: Mapping[str, Callable[[Request, Target, Any], Response[Any]]] = field(init=False)
@@ -252,15 +247,7 @@ class FakeServer:
         before = self._turns.get(message.session_id)
         if before is not None:
             before.cancel()
-        turn = FakeTurn(
-            message,
-            self._next_script(),
-            self.store,
-            self._drafts,
-            self._clock,
-            self._lock,
-            self._on_error,
-        )
+        turn = FakeTurn(message, self.store, self._clock, self._lock)
         self._turns[message.session_id] = turn
         return turn
 

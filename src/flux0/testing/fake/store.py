@@ -12,10 +12,14 @@ from datetime import datetime, timedelta, timezone
 from itertools import count
 from typing import Any, TypeAlias
 
+from attrs import define, evolve, field
+
 from flux0.domain.enums import SessionStatus
+from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.json_patch import copied
 from flux0.domain.models import ToolCallPart, ToolData
+from flux0.domain.stream_events import ChunkEvent
 
 JSONObject: TypeAlias = dict[str, Any]
 
@@ -26,6 +30,44 @@ _ORDER = ("type", "tags", "flagged", "parts", "participant", "tool_calls")
 _TICK = timedelta(microseconds=1)
 
 
+@define
+class _Draft:
+    content: MessageAccumulator = field(factory=MessageAccumulator)
+    last_seq: int = -1
+
+
+class Drafts:
+    """All messages in the making, of all sessions: the server does not keep turns apart."""
+
+    def __init__(self) -> None:
+        self._drafts: defaultdict[str, _Draft] = defaultdict(_Draft)
+
+    def add(self, chunk: ChunkEvent) -> bool:
+        """Apply `chunk`, and return whether the server sends it on.
+
+        It does not if a patch does not apply; or if the chunk does not append to anything, and its
+        `seq` does not follow that of the last chunk that was sent (flux0-stream 0.1.0b2).
+        """
+        draft = self._drafts[chunk.event_id]
+        appends = any(patch.path.endswith("/-") for patch in chunk.patches)
+        if not appends and chunk.seq != draft.last_seq + 1:
+            # Nothing of it counts but, if it is the first, its metadata.
+            draft.content.feed(evolve(chunk, patches=()))
+            return False
+        before = len(draft.content.problems)
+        draft.content.feed(chunk)
+        if len(draft.content.problems) > before:
+            return False
+        draft.last_seq = chunk.seq
+        return True
+
+    def finish(self, event_id: str) -> TurnMessage | None:
+        """Return what the server stores of a message that is ready, if anything, and forget it."""
+        draft = self._drafts.pop(event_id, None)
+        messages = () if draft is None else draft.content.finish()
+        return messages[0] if messages else None
+
+
 class FakeStore:
     """Plain lists, in the order in which things were made, as the server's store in memory.
 
@@ -33,6 +75,7 @@ class FakeStore:
         agents: by their ids.
         sessions: all of them; some may share an id.
         events: of each session, by its id; sessions that share an id share them.
+        drafts: the messages in the making.
         user_ids: the ids of users, by what the cookie calls them; each is made on first sight.
     """
 
@@ -40,6 +83,7 @@ class FakeStore:
         self.agents: dict[str, JSONObject] = {}
         self.sessions: list[JSONObject] = []
         self.events: defaultdict[str, list[JSONObject]] = defaultdict(list)
+        self.drafts: Drafts = Drafts()
         self.user_ids: defaultdict[str, str] = defaultdict(lambda: self.new_id("user"))
         self._counters: defaultdict[str, count[int]] = defaultdict(lambda: count(1))
         self._last = datetime.min.replace(tzinfo=timezone.utc)

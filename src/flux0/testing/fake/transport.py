@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from itertools import zip_longest
 from math import inf
 from threading import RLock
 from typing import Any, cast
@@ -13,7 +14,7 @@ from attrs import define, evolve
 from flux0.adapters.support.event_loop import Loop
 from flux0.domain.errors import ConnectionInterrupted, InvalidArgument, ReadTimeout, TransportError
 from flux0.ports import Request, Response
-from flux0.testing.fake.agents import Reply, Script, agent_of
+from flux0.testing.fake.agents import AgentFunction, Reply, agent_of
 from flux0.testing.fake.body import BodyEnd, OpenBody, SharedTransport
 from flux0.testing.fake.calls import (
     Call,
@@ -115,17 +116,16 @@ class FakeTransport(SharedTransport):
         with self._lock:
             for body in tuple(self._open):
                 body.end("closed")
-            self._scripts: list[Script] = []
-            self._scripts_begun = 0
+            self._scripts: list[AgentFunction] = []
+            # All turns, and those that the scripts answer.
+            self._turns: list[FakeTurn] = []
+            self._scripted: list[FakeTurn] = []
             self._calls: list[Call] = []
             self._expected: list[ExpectedCall] | None = None
             self._unexpected: list[str] = []
-            self._agent_errors: list[BaseException] = []
             self._planned: list[_PlannedFaults] = []
             self._left_open: list[Call] = []
-            self._server = FakeServer(
-                self._next_script, self._types, self.clock, self._lock, self._agent_errors.append
-            )
+            self._server = FakeServer(self._types, self.clock, self._lock)
             agent = self._server.store.create_agent(
                 self._agent_name,
                 self._types[0],
@@ -140,7 +140,7 @@ class FakeTransport(SharedTransport):
     def script(self, *replies: Reply) -> None:
         """Have each of `replies` answer one of the next turns, in the order of their messages."""
         with self._lock:
-            self._scripts.extend(Script(agent_of(reply)) for reply in replies)
+            self._scripts.extend(map(agent_of, replies))
 
     def inject(
         self,
@@ -202,9 +202,9 @@ class FakeTransport(SharedTransport):
         """
         with self._lock:
             problems = [
-                f"script {number}: {problem}"
-                for number, script in enumerate(self._scripts, start=1)
-                if (problem := script.problem) is not None
+                f"script {number}: {left}"
+                for number, (_, turn) in enumerate(zip_longest(self._scripts, self._scripted), 1)
+                if (left := "no turn has used it" if turn is None else turn.left)
             ]
             problems += [f"never happened: {planned}" for planned in self._planned]
             problems += [f"never called: {expected}" for expected in self._expected or ()]
@@ -216,7 +216,8 @@ class FakeTransport(SharedTransport):
         The code under test may have caught what was raised there and then.
         """
         with self._lock:
-            problems = [*self._unexpected, *(f"an agent raised {e!r}" for e in self._agent_errors)]
+            errors = [turn.error for turn in self._turns if turn.error is not None]
+            problems = [*self._unexpected, *(f"an agent raised {error!r}" for error in errors)]
         _raise_if("not expected:", problems)
 
     def assert_no_open_streams(self) -> None:
@@ -251,12 +252,6 @@ class FakeTransport(SharedTransport):
 
     # --- within
 
-    def _next_script(self) -> Script:
-        if self._scripts_begun == len(self._scripts):
-            return Script(self._agent)
-        self._scripts_begun += 1
-        return self._scripts[self._scripts_begun - 1]
-
     def answer(
         self, request: Request, loop: Loop | None = None, *, patient: bool = False
     ) -> Waits[Response[OpenBody]]:
@@ -270,12 +265,9 @@ class FakeTransport(SharedTransport):
         try:
             answer = yield from self._instead(request, faults)
             if answer is None:
-                with self._lock:
-                    answer = self._server.answer(request)
+                answer = self._served(request, loop)
             turn = answer.body if isinstance(answer.body, FakeTurn) else None
             content = b"" if turn else cast("bytes", answer.body)
-            if turn is not None:
-                turn.begin(loop)
             streams = request.streams(answer.status_code)
             body = OpenBody(
                 with_faults(turn or iter((content,) if content else ()), faults),
@@ -294,6 +286,20 @@ class FakeTransport(SharedTransport):
             call, answer=CallAnswer(answer.status_code, answer.headers, json_or_bytes(content))
         )
         return evolve(answer, body=body)
+
+    def _served(self, request: Request, loop: Loop | None) -> Response[Any]:
+        """Return what the server answers, and have an agent begin if that is a turn."""
+        with self._lock:
+            answer = self._server.answer(request)
+            if not isinstance(answer.body, FakeTurn):
+                return answer
+            agent, number = self._agent, len(self._scripted)
+            self._turns.append(answer.body)
+            if number < len(self._scripts):
+                self._scripted.append(answer.body)
+                agent = self._scripts[number]
+        answer.body.begin(agent, loop)
+        return answer
 
     def _check_expected(self, call: Call) -> None:
         if self._expected is None:

@@ -7,65 +7,35 @@ its next pause or gate, and on as the clock moves. What it says is stored when i
 from __future__ import annotations
 
 import json
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, evolve, field
+from attrs import define, field
 
 from flux0.adapters.support.event_loop import Loop, call_soon, close_soon
 from flux0.domain.enums import EventSource, EventType, SessionStatus
-from flux0.domain.messages.accumulator import MessageAccumulator
-from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation
-from flux0.testing.fake.agents import Given, Script, UserMessage, steps_of
+from flux0.testing.fake.agents import AgentFunction, Given, UserMessage, steps_of
 from flux0.testing.fake.clock import FakeClock, Wait
-from flux0.testing.fake.steps import AgentStep, Gate, Pause, PlainStep, Report, SendChunk, Wording
+from flux0.testing.fake.steps import (
+    AgentStep,
+    Fail,
+    FallSilent,
+    Gate,
+    Pause,
+    PlainStep,
+    Report,
+    SendChunk,
+    Wording,
+)
 from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data
 
 if TYPE_CHECKING:
     from anyio import CancelScope
-
-
-@define
-class _Draft:
-    content: MessageAccumulator = field(factory=MessageAccumulator)
-    last_seq: int = -1
-
-
-class Drafts:
-    """All messages in the making, of all sessions: the server does not keep turns apart."""
-
-    def __init__(self) -> None:
-        self._drafts: defaultdict[str, _Draft] = defaultdict(_Draft)
-
-    def add(self, chunk: ChunkEvent) -> bool:
-        """Apply `chunk`, and return whether the server sends it on.
-
-        It does not if a patch does not apply; or if the chunk does not append to anything, and its
-        `seq` does not follow that of the last chunk that was sent (flux0-stream 0.1.0b2).
-        """
-        draft = self._drafts[chunk.event_id]
-        appends = any(patch.path.endswith("/-") for patch in chunk.patches)
-        if not appends and chunk.seq != draft.last_seq + 1:
-            # Nothing of it counts but, if it is the first, its metadata.
-            draft.content.feed(evolve(chunk, patches=()))
-            return False
-        before = len(draft.content.problems)
-        draft.content.feed(chunk)
-        if len(draft.content.problems) > before:
-            return False
-        draft.last_seq = chunk.seq
-        return True
-
-    def finish(self, event_id: str) -> TurnMessage | None:
-        """Return what the server stores of a message that is ready, if anything, and forget it."""
-        draft = self._drafts.pop(event_id, None)
-        messages = () if draft is None else draft.content.finish()
-        return messages[0] if messages else None
 
 
 class _Resting:
@@ -84,22 +54,24 @@ class FakeTurn:
 
     Args:
         message: what the agent answers.
-        script: what it does.
-        store, drafts: what the server has.
+        store: what the server has.
         clock: moves the agent on after a pause.
         lock: is held while the agent does a step, but not while its code decides on the next.
-        on_error: is told what the agent raises.
+
+    Attributes:
+        completed: whether the agent has ended the turn, so that leaving it cancels nothing.
+        error: what the agent has raised.
     """
 
     message: UserMessage
-    _script: Script
     _store: FakeStore
-    _drafts: Drafts
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
-    _on_error: Callable[[BaseException], None]
-    # Whether the agent has ended the turn, so that leaving it cancels nothing.
     completed: bool = field(default=False, init=False)
+    error: BaseException | None = field(default=None, init=False)
+    # How many steps were done, and whether none is left that counts.
+    _done: int = field(default=0, init=False)
+    _used: bool = field(default=False, init=False)
     # The agent's own time: its pauses begin when it comes to them.
     _time: float = field(init=False)
     _output: deque[bytes | BaseException] = field(factory=deque[Any], init=False)
@@ -130,10 +102,16 @@ class FakeTurn:
             raise StopIteration
         return self._rest or Wait()
 
-    def begin(self, loop: Loop | None) -> None:
+    @property
+    def left(self) -> str | None:
+        """What of its agent's steps is left, in words; None if it came to its end."""
+        steps = "step" if self._done == 1 else "steps"
+        return None if self._used else f"its turn was left after {self._done} {steps}"
+
+    def begin(self, agent: AgentFunction, loop: Loop | None) -> None:
         """Run the agent up to its first rest; one that is asynchronous code runs in `loop`."""
         try:
-            self._given = self._script.begin(self.message)
+            self._given = agent(self.message)
         except BaseException as error:
             self._fail(error)
             if not isinstance(error, Exception):
@@ -220,12 +198,11 @@ class FakeTurn:
             with closing(steps_of(made)) as steps:
                 for step in steps:
                     await self._take(step, in_task=in_task)
-        self._script.end()
-        self.completed = True
+        self.completed = self._used = True
         self._clock.tell()
 
     async def _take(self, step: AgentStep, *, in_task: bool) -> None:
-        self._script.begin_step(step)
+        self._used = self._used or isinstance(step, (FallSilent, Fail))
         for plain in self._wording.of(step):
             self._do(plain)
             seen = self._clock.changes
@@ -235,15 +212,14 @@ class FakeTurn:
                     seen = self._clock.changes
                 else:
                     await _Resting()
-        self._script.end_step()
+        self._done += 1
 
     def _fail(self, error: BaseException) -> None:
-        self._script.end()
         with self._lock:
+            self.error = error
             self._output.append(error)
-            self._cancelled = True
+            self._used = self._cancelled = True
             self._rest = Wait(inf)
-            self._on_error(error)
         self._clock.tell()
 
     # --- its steps
@@ -290,12 +266,12 @@ class FakeTurn:
             for one in step.patches
         )
         members: JSONObject = {**data, "patches": patches}
-        if self._drafts.add(ChunkEvent(**members)):
+        if self._store.drafts.add(ChunkEvent(**members)):
             self._send(f"event: chunk\ndata: {json.dumps(data)}\n\n")
 
     def _report(self, step: Report) -> None:
         if step.status == SessionStatus.READY:
-            message = self._drafts.finish(step.event_id or "")
+            message = self._store.drafts.finish(step.event_id or "")
             if message is not None:
                 self._keep(message.type, agent_data(message), message.metadata)
             return
