@@ -129,7 +129,7 @@ def user_headers(
 
 
 def check_beginning(
-    agent: Agent | str | None, session: Session | str | None, user: str | None, title: str | None
+    agent: object, session: object, user: str | None, title: object
 ) -> tuple[str, Mapping[str, str] | None]:
     """Check what a conversation is to begin with; return the agent's id and the user's headers."""
     if (agent is None) is (session is None):
