@@ -290,7 +290,7 @@ BUGS = {
     ),
     "takes what is too much for the next answer": Bug(
         {'or self._state.trailing_data != (b"", False)': ""},
-        ("test_an_answer_is_longer_than_it_says",),
+        ("test_a_pooled_connection_has_unread_bytes",),
     ),
     "uses old connections": Bug(
         {"LONGEST_IDLE = 4.0": "LONGEST_IDLE = 4e9"}, ("test_an_idle_connection_grows_old",)

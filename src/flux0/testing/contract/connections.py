@@ -64,6 +64,11 @@ _BREAKS: dict[str, tuple[Answer, type[TransportError]]] = {
     "silent": ((Hold(),), ReadTimeout),
     **{name: ((Write(data), Disconnect()), ProtocolError) for name, data in _GARBAGE.items()},
 }
+# An answer, and bytes that are too much, such as a 408 for a connection that was idle.
+_UNREAD: dict[str, Answer] = {
+    "with-it": (Write(written(_OK) * 2),),
+    "after-it": (*_OK, Hold(), *answer(b"slow", status="408 Request Timeout")),
+}
 _LOCATIONS = (
     *("http://[", "http://a b:c/", "http://xn--/", "x://", "\xe9", ""),
     *("javascript:alert(1)", "http:there"),
@@ -207,21 +212,16 @@ class ReleaseContract(Contract):
             waiting.outcome()
         server.wait_until_gone()
 
+    @pytest.mark.parametrize("unread", _UNREAD)
     def test_a_pooled_connection_has_unread_bytes(
-        self, probe: Probe, serve: Serve, limit: float
+        self, probe: Probe, serve: Serve, limit: float, unread: str
     ) -> None:
-        """They came unasked and answer nothing, such as a 408 for a connection that was idle."""
-        unasked, arrived = answer(b"slow", status="408 Request Timeout"), Event()
-        server = serve((*_OK, Hold(), *unasked, Signal(arrived)), answer(b"second"))
+        """They came with the answer, or after it, and do not answer the next request."""
+        arrived = Event()
+        server = serve((*_UNREAD[unread], Signal(arrived), Hold()), answer(b"second"))
         assert probe.fetch(get(server.url)) == b"ok"
         server.release()
         assert arrived.wait(limit)
-        assert probe.fetch(get(server.url)) == b"second"
-
-    def test_an_answer_is_longer_than_it_says(self, probe: Probe, serve: Serve) -> None:
-        """What is too much does not answer the next request."""
-        server = serve((Write(written(_OK) * 2), Hold()), answer(b"second"))
-        assert probe.fetch(get(server.url)) == b"ok"
         assert probe.fetch(get(server.url)) == b"second"
 
     def test_many_at_once(self, probe: Probe, serve: Serve) -> None:

@@ -122,25 +122,23 @@ class InterruptContract(Contract):
     interruptible: ClassVar[bool] = True
 
     @pytest.mark.parametrize("server_does", _DRIPPING)
-    def test_a_call_is_interrupted(self, probe: Probe, serve: Serve, server_does: str) -> None:
-        """Another thread fires it, and the call fails at once."""
+    @pytest.mark.parametrize("before", [False, True], ids=["meanwhile", "before"])
+    def test_a_call_is_interrupted(
+        self, probe: Probe, serve: Serve, server_does: str, *, before: bool
+    ) -> None:
+        """Another thread fires it, and the call fails at once, or as soon as it can."""
         server = serve(_DRIPPING[server_does])
         interrupt = Interrupt()
-        sending = probe.start(evolve(get(server.url), interrupt=interrupt))
-        server.wait_for_requests(1)
-        if self.interruptible:
+        if before:
             interrupt.fire()
+        sending = probe.start(evolve(get(server.url), interrupt=interrupt))
+        if self.interruptible:
+            if not before:
+                server.wait_for_requests(1)
+                interrupt.fire()
             with pytest.raises(TransportError):
                 sending.outcome()
             server.wait_until_gone()
-
-    def test_a_call_was_interrupted_before(self, probe: Probe, serve: Serve) -> None:
-        """It fails as soon as it can."""
-        interrupt = Interrupt()
-        interrupt.fire()
-        if self.interruptible:
-            with pytest.raises(TransportError):
-                probe.send(evolve(get(serve((Hold(),)).url), interrupt=interrupt))
 
     @pytest.mark.parametrize("status", ["200 OK", "500 Broken"])
     def test_an_interrupt_that_comes_too_late(

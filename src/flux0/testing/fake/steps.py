@@ -104,19 +104,17 @@ class Gate:
     Args:
         patience: for how many real seconds a stream waits at the gate, before it raises an
             AssertionError because nobody opens it.
+
+    Attributes:
+        reached: whether an agent has come to the gate.
     """
 
     def __init__(self, *, patience: float = 10.0) -> None:
-        self.patience = patience
+        self.patience: float = patience
+        self.reached: bool = False
         self._lock = Lock()
         self._open = False
-        self._reached = False
         self._waiting: list[Callable[[], object]] = []
-
-    @property
-    def reached(self) -> bool:
-        """Whether an agent has come to the gate."""
-        return self._reached
 
     def open(self) -> None:
         """Let the agents that wait here go on, and all that come later."""
@@ -129,7 +127,7 @@ class Gate:
     def holds(self, go_on: Callable[[], object]) -> bool:
         """Return whether an agent has to wait; `go_on` is then called when it need not any more."""
         with self._lock:
-            self._reached = True
+            self.reached = True
             if not self._open:
                 self._waiting.append(go_on)
             return not self._open
