@@ -12,14 +12,14 @@ from attrs import define, evolve
 
 from flux0 import BackoffStrategy, Flux0, RetryConfig
 from flux0.adapters.json import JsonCodec
-from flux0.domain.errors import ConnectionInterrupted, ReadTimeout, ServerError
+from flux0.domain.errors import ConnectionInterrupted, PoolTimeout, ReadTimeout, ServerError
 from flux0.domain.headers import Headers
 from flux0.flows import Flow, chain
 from flux0.middleware.bodies import WholeBody
 from flux0.middleware.errors import ErrorPolicy
 from flux0.middleware.retry import Retry, RetryBudget
 from flux0.ports import Interrupt, Request, Response
-from support.driving import Slow, Time, drive
+from support.driving import Slow, Time, drive, drive_sync
 from support.in_memory import (
     Script,
     Step,
@@ -152,7 +152,7 @@ class Silent(Script):
 async def test_a_call_is_interrupted_and_not_tried_again(mode: Mode) -> None:
     transport = Silent([])
 
-    async with Flux0(transport=transport, timeout_ms=50) as flux0:
+    async with Flux0(transport=transport, timeout_ms=500) as flux0:
         with pytest.raises(ReadTimeout, match="timeout_ms") as caught:
             await flux0.agents.list_async()
 
@@ -167,7 +167,7 @@ async def test_the_beginning_of_a_turn_is_interrupted(mode: Mode) -> None:
 
     async with Flux0(transport=transport) as flux0:
         with pytest.raises(ReadTimeout, match="timeout_ms"):
-            await flux0.sessions.create_event_async(session_id="s", content="Hi", timeout_ms=50)
+            await flux0.sessions.create_event_async(session_id="s", content="Hi", timeout_ms=500)
 
     assert transport.cancelled
 
@@ -180,7 +180,7 @@ class Woken(Script):
         request.interrupt.on_fire(woken.set)
         assert woken.wait(20)
         request.interrupt.clear()
-        raise ConnectionInterrupted("the socket was shut down")
+        raise ConnectionInterrupted("the socket was shut down") from OSError("bad descriptor")
 
 
 class Dripping:
@@ -205,7 +205,15 @@ def test_a_synchronous_wait_for_the_head_is_ended_from_another_thread() -> None:
     ):
         flux0.agents.list()
 
-    assert isinstance(caught.value.__cause__, ConnectionInterrupted)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_what_was_waited_for_is_told_though_the_clock_has_gone_on() -> None:
+    time = Time()
+    transport = Slow([PoolTimeout("no connection became free")], time=time, seconds=3.0)
+
+    with pytest.raises(PoolTimeout):
+        drive_sync(whole(evolve(REQUEST, deadline=time.now + 1)), transport, time)
 
 
 def test_a_synchronous_wait_for_the_body_is_ended_from_another_thread() -> None:

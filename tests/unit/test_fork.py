@@ -42,6 +42,14 @@ TURN = answer(
     status("typing"), Hold(), chunk("a"), chunk("b"), headers=SSE.items(), framing="chunked"
 )
 
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use connections again that rested: a fork takes more than four seconds on a slow machine."""
+    for adapter in ("httpx_family", "urllib3_connection"):
+        monkeypatch.setattr(f"flux0.adapters.support.{adapter}.LONGEST_REST", 60.0)
+
+
 over_every_transport = pytest.mark.parametrize("over", SYNCHRONOUS, ids=str)
 
 

@@ -12,7 +12,13 @@ from typing import TypeVar
 
 from attrs import evolve, frozen
 
-from flux0.domain.errors import InvalidArgument, ResponseTooLarge, TransportError, out_of_time
+from flux0.domain.errors import (
+    InvalidArgument,
+    ResponseTooLarge,
+    TransportError,
+    TransportTimeout,
+    out_of_time,
+)
 from flux0.flows import Await, Effect, Flow, ReadBody, Send, Sleep
 from flux0.ports import (
     AsyncTransport,
@@ -102,9 +108,11 @@ class Driver:
         cancel = self.time.alarm(deadline + _GRACE, stop)
         try:
             return work()
+        except TransportTimeout:
+            raise  # It says what was waited for, even where it comes late.
         except TransportError as error:
             if self.time.monotonic() > deadline + _GRACE:
-                raise out_of_time() from error
+                raise out_of_time() from error.__cause__ or error
             raise
         finally:
             cancel()

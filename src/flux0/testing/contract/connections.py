@@ -257,6 +257,7 @@ class ReleaseContract(Contract):
         def work() -> None:  # pragma: no cover - in the child
             probe = self.make_probe(self.make_transport(), backend, limit)
             for moment in range(_MOMENTS):
+                signal.setitimer(signal.ITIMER_REAL, limit)
                 gc.disable()
                 forget(probe)
                 gc.set_threshold(gc.get_count()[0] + moment)  # It runs after so many new objects.
@@ -350,7 +351,8 @@ def _run_in_child(work: Callable[[], object], patience: float) -> None:
     """Run `work`, which may hang for good, in a child of this process.
 
     Raises:
-        AssertionError: it raises, or does not end within `patience` seconds.
+        AssertionError: it raises, or does not end within `patience` seconds, or within as many
+            from when it last set the timer again.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # The child uses no thread from here.
