@@ -1,4 +1,4 @@
-"""Many streams at once over one client, in tasks and in threads, and what a full pool does.
+"""Many streams at once over one client, in tasks and in threads.
 
 Nothing is left open afterwards, and nothing warns.
 """
@@ -6,45 +6,37 @@ Nothing is left open afterwards, and nothing warns.
 from __future__ import annotations
 
 import gc
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Barrier
 from typing import Any
 
-import aiohttp
 import anyio
-import httpx
 import pytest
-import urllib3
 
 from flux0 import (
     AiohttpTransport,
     AsyncEventStream,
     Flux0,
     HttpxTransport,
-    RetryConfig,
-    Urllib3Transport,
 )
-from flux0.domain.errors import PoolTimeout
 from flux0.testing.contract.answers import Hold, answer
 from flux0.testing.contract.byte_server import PATIENCE, ByteServer
 from support.in_memory import SSE, chunk, status
-from support.modes import call_blocking, in_mode, run
+from support.modes import call_blocking, run
 from support.transports import Mode
 from support.transports_under_test import TRANSPORTS, TransportUnderTest
 
 STREAMS = 200
 LEFT_EARLY = 40
 THREADS = 30
-SHORT_MS = 100  # To wait for what never comes.
 
 TURN = answer(
     status("typing"), Hold(), chunk("a"), chunk("b"), headers=SSE.items(), framing="chunked"
 )
 AFTER_HOLD = 2
 
-Limited = tuple[dict[str, Any], Callable[[], Awaitable[None]]]  # Options, and what closes them.
 
 ASYNCHRONOUS: list[tuple[Mode, type]] = [
     ("asyncio", HttpxTransport),
@@ -171,28 +163,6 @@ def test_sending_is_cancelled(mode: Mode, transport: type) -> None:
 
 
 @over_every_loop
-def test_time_runs_out(mode: Mode, transport: type) -> None:
-    with holding_server() as server:
-
-        async def test() -> None:
-            ran_out: list[int] = []
-
-            async def read(number: int) -> None:
-                async with await begin(flux0, number) as stream:
-                    with anyio.move_on_after(SHORT_MS / 1000) as scope:
-                        await anext(stream)
-                if scope.cancelled_caught:
-                    ran_out.append(number)
-
-            async with Flux0(server.url, async_transport=transport()) as flux0:
-                await in_tasks(LEFT_EARLY, read)
-                await call_blocking(mode, server.wait_until_gone)
-            assert len(ran_out) == LEFT_EARLY
-
-        run(mode, test)
-
-
-@over_every_loop
 @pytest.mark.parametrize("how", ["block", "break", "forget"])
 def test_blocks_and_loops_are_left(mode: Mode, transport: type, how: str) -> None:
     with holding_server() as server:
@@ -213,67 +183,5 @@ def test_blocks_and_loops_are_left(mode: Mode, transport: type, how: str) -> Non
                 await in_tasks(LEFT_EARLY, leave)
                 gc.collect()
                 await call_blocking(mode, server.wait_until_gone)
-
-        run(mode, test)
-
-
-# --- a full pool
-
-
-def limited_httpx() -> Limited:
-    client = httpx.Client(limits=httpx.Limits(max_connections=1))
-
-    async def close() -> None:
-        client.close()
-
-    return {"client": client}, close
-
-
-def limited_async_httpx() -> Limited:
-    client = httpx.AsyncClient(limits=httpx.Limits(max_connections=1))
-    return {"async_client": client}, client.aclose
-
-
-def limited_urllib3() -> Limited:
-    manager = urllib3.PoolManager(maxsize=1, block=True)
-
-    async def close() -> None:
-        manager.clear()
-
-    return {"transport": Urllib3Transport(manager)}, close
-
-
-def limited_aiohttp() -> Limited:
-    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1))
-    return {"async_transport": AiohttpTransport(session)}, session.close
-
-
-@pytest.mark.parametrize(
-    ("mode", "limited"),
-    [
-        ("sync", limited_httpx),
-        ("asyncio", limited_async_httpx),
-        ("trio", limited_async_httpx),
-        ("sync", limited_urllib3),
-        ("asyncio", limited_urllib3),
-        ("asyncio", limited_aiohttp),
-    ],
-)
-def test_no_connection_becomes_free(mode: Mode, limited: Callable[[], Limited]) -> None:
-    with holding_server() as server:
-
-        async def test() -> None:
-            options, close = limited()
-            async with in_mode(mode, Flux0(server.url, **options)) as flux0:
-                left = await begin(flux0)
-                with pytest.raises(PoolTimeout):
-                    await begin(flux0, 1, timeout_ms=SHORT_MS, retries=RetryConfig("none"))
-                assert len(server.requests) == 1
-
-                async with left:
-                    pass
-                server.release()
-                assert len([event async for event in await begin(flux0, 1)]) == AFTER_HOLD
-            await close()
 
         run(mode, test)

@@ -244,6 +244,8 @@ def test_the_body_of_an_error_is_in_the_raw_response() -> None:
         assert b"".join(response.body) == b'{"detail": "no"}'
         assert isinstance(response.raw_response, urllib3.HTTPResponse)
         assert response.raw_response.json() == {"detail": "no"}
+        del response  # Which the body does not need.
+        assert fetch(Urllib3Transport(), server.url) == b'{"detail": "no"}'
 
 
 def test_a_body_outlives_its_transport() -> None:
