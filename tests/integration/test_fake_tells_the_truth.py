@@ -8,6 +8,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+import httpx
 import pytest
 from attrs import evolve
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -36,13 +37,15 @@ Servers = tuple[Witness, Witness]
 def servers(server_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """The real server and the fake, to which the same happens throughout."""
     with Flux0Server(server_python, tmp_path_factory.mktemp("truth")) as server:
-        transport = HttpxTransport()
+        # The server closes a connection that rests, maybe just when a slow machine uses it again.
+        client = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
+        transport = HttpxTransport(client)
         fake = scripted_fake(server.agent_id)
         yield (
             Witness(transport, server.url, server.agent_id),
             Witness(fake, "http://fake", fake.agent_id),
         )
-        transport.close()
+        client.close()
         fake.assert_no_open_streams()
 
 

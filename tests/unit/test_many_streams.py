@@ -22,7 +22,7 @@ from flux0 import (
     HttpxTransport,
 )
 from flux0.testing.contract.answers import Hold, answer
-from flux0.testing.contract.byte_server import PATIENCE, ByteServer
+from flux0.testing.contract.byte_server import ByteServer
 from support.in_memory import SSE, chunk, status
 from support.modes import call_blocking, run
 from support.transports import Mode
@@ -31,6 +31,7 @@ from support.transports_under_test import TRANSPORTS, TransportUnderTest
 STREAMS = 200
 LEFT_EARLY = 40
 THREADS = 30
+LONG = 60.0  # Seconds, for many connections on a slow machine.
 
 TURN = answer(
     status("typing"), Hold(), chunk("a"), chunk("b"), headers=SSE.items(), framing="chunked"
@@ -51,7 +52,7 @@ over_every_loop = pytest.mark.parametrize(("mode", "transport"), ASYNCHRONOUS)
 @contextmanager
 def holding_server() -> Generator[ByteServer, None, None]:
     """Serve turns that go on once they are released; in the end nobody may be connected."""
-    with ByteServer(TURN, patience=30.0) as server:
+    with ByteServer(TURN, patience=LONG) as server:
         yield server
         gc.collect()
         server.wait_until_gone()
@@ -102,7 +103,7 @@ def test_tasks_share_a_client(mode: Mode, transport: type) -> None:
 @pytest.mark.parametrize("over", SYNCHRONOUS, ids=str)
 def test_threads_share_a_client(over: TransportUnderTest) -> None:
     with holding_server() as server, Flux0(server.url, **over.arguments()) as flux0:
-        all_open = Barrier(THREADS, server.release, timeout=PATIENCE)
+        all_open = Barrier(THREADS, server.release, timeout=LONG)
 
         def read(number: int) -> int:
             stream = flux0.sessions.create_event(session_id=f"s{number}", content="Hi")
@@ -148,7 +149,7 @@ def test_tasks_are_cancelled(mode: Mode, transport: type) -> None:
 @over_every_loop
 def test_sending_is_cancelled(mode: Mode, transport: type) -> None:
     """Some connections are being made then, some have sent, and some wait for the headers."""
-    with ByteServer((Hold(),), patience=30.0) as server:
+    with ByteServer((Hold(),), patience=LONG) as server:
 
         async def test() -> None:
             async with Flux0(server.url, async_transport=transport()) as flux0:

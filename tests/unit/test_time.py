@@ -156,7 +156,11 @@ def test_a_forked_child_has_alarms_of_its_own(time: WatchedTime) -> None:
 
 def run(code: str) -> Any:
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=6 * PATIENCE,
+        check=False,
     )
 
 
