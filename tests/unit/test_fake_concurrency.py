@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
@@ -510,8 +509,3 @@ def test_an_agent_knows_what_was_said_before() -> None:
             ("Two", "You have said ['One', 'You have said []']"),
         ):
             assert "".join(conversation.send(content).text()) == answer
-
-
-def test_a_fake_may_take_real_time() -> None:
-    fake = FakeTransport([Pause(0.02), Say("Hello")], clock=FakeClock(sleep=time.sleep))
-    assert texts(turn(fake)[0]) == "Hello"

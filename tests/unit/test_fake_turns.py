@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -16,7 +14,6 @@ from flux0 import Flux0, StreamIdleTimeout, to_dict
 from flux0.cli.demo_agent import demo_transport
 from flux0.domain.errors import ReadTimeout
 from flux0.models import (
-    AgentError,
     APIError,
     ChunkEvent,
     ContentPart,
@@ -44,6 +41,7 @@ from flux0.testing import (
     UserMessage,
 )
 from flux0.testing.fake.clock import Wait
+from support.cost import calls_made
 from support.fakes import ask, message_to, new_session, turn
 
 DATA = Path(__file__).parents[1] / "data"
@@ -188,29 +186,6 @@ def test_statuses_are_reported_and_stored() -> None:
         "typing",
         "error",
     ]
-
-
-def test_a_failure_is_an_error_to_whoever_reads_the_text() -> None:
-    fake = FakeTransport([Say("I am"), Fail({"exception": "lost"}), Say("here")])
-    session_id = new_session(fake)
-    with Flux0(transport=fake) as flux0:
-        text = flux0.sessions.create_event(session_id=session_id, content="Hi").text()
-        assert next(text) == "I am"
-        with pytest.raises(AgentError, match="lost"):
-            next(text)
-
-
-def test_a_turn_may_end_before_the_agent_does() -> None:
-    done: list[str] = []
-
-    def agent(message: UserMessage) -> Iterator[AgentStep]:
-        yield Say("Hello")
-        yield Report("completed")
-        done.append(message.content)
-
-    (event,), _ = turn(FakeTransport(agent), "Hi")
-    assert isinstance(event, ChunkEvent)
-    assert done == ["Hi"]
 
 
 def test_an_agent_sees_who_says_what() -> None:
@@ -538,12 +513,6 @@ def test_a_pause_may_be_none() -> None:
     assert kinds(fake, session_id) == ["message"] * 3
 
 
-def test_pauses_pass_at_once() -> None:
-    fake = FakeTransport([Report("typing"), Pause(30), Say("Hello")])
-    _, (status, message) = turn(fake)
-    assert round((message.created_at - status.created_at).total_seconds(), 3) == 30
-
-
 def test_a_pause_longer_than_the_idle_timeout_ends_the_stream() -> None:
     fake = FakeTransport([Report("typing"), Pause(20), Pause(11), Say("Hello")])
     session_id = new_session(fake)
@@ -655,23 +624,6 @@ def test_the_demo_takes_no_time_by_default() -> None:
 # --- cost
 
 
-def calls_made(work: Callable[[], object]) -> int:
-    """Return how many functions `work` calls."""
-    calls = 0
-
-    def count(_: FrameType, event: str, __: object) -> None:
-        nonlocal calls
-        calls += event in {"call", "c_call"}
-
-    before = sys.getprofile()
-    sys.setprofile(count)
-    try:
-        work()
-    finally:
-        sys.setprofile(before)
-    return calls
-
-
 def test_a_turn_costs_as_much_as_it_has_events() -> None:
     def cost(events: int) -> int:
         fake = FakeTransport([Say("x" * events, pieces=events)])
@@ -682,12 +634,6 @@ def test_a_turn_costs_as_much_as_it_has_events() -> None:
         return calls
 
     assert cost(10_000) < 2.1 * cost(5_000)
-
-
-def test_a_long_text_is_stored_whole() -> None:
-    _, (stored,) = turn(FakeTransport([Say("x" * 10_000, pieces=10_000)]))
-    assert isinstance(stored.data, MessageData)
-    assert stored.data.parts == (ContentPart("x" * 10_000),)
 
 
 def test_an_error_has_no_raw_response() -> None:

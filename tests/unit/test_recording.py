@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import re
-import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,6 +49,7 @@ from flux0.testing.cassettes.cassette import (
     read_cassette,
 )
 from support.cassettes import ONCE, record, talk
+from support.cost import calls_made
 from support.fake_over_http import FakeOverHTTP
 from support.fakes import message_to, new_session, request
 from support.in_memory import Script, answer, chunk, recorded_answer, script, tape
@@ -605,26 +605,11 @@ def test_streams_that_are_read_in_turns_keep_their_pieces_apart(mode: Mode, path
 
 
 def test_the_cost_of_a_turn_is_linear(path: Path) -> None:
-    few, many = (calls_made(path.with_name(str(n)), n) for n in (1000, 10_000))
+    def cost(events: int) -> int:
+        fake = FakeTransport([Say("x" * events, pieces=events)])
+        turn = message_to(new_session(fake))
+        transport = RecordingTransport(fake, path.with_name(str(events)))
+        return calls_made(lambda: list(transport.send(turn).body))
+
+    assert cost(10_000) < 10.5 * cost(1000)
     assert len(recorded(path.with_name("10000"))) == 10_000
-    assert many < 10.5 * few
-
-
-def calls_made(path: Path, events: int) -> int:
-    """Return how many functions are called for recording a turn of so many events."""
-    fake = FakeTransport([Say("x" * events, pieces=events)])
-    session_id = new_session(fake)
-    transport = RecordingTransport(fake, path)
-    calls = 0
-
-    def count(frame: Any, event: str, arg: Any) -> None:
-        nonlocal calls
-        calls += event in {"call", "c_call"}
-
-    before = sys.getprofile()
-    sys.setprofile(count)
-    try:
-        list(transport.send(message_to(session_id)).body)
-    finally:
-        sys.setprofile(before)
-    return calls
