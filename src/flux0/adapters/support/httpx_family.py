@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from inspect import iscoroutinefunction
@@ -93,10 +93,10 @@ class HttpxFamilyTransport:
         self._client = instrument(client, library, core)
         self._async_client = instrument(async_client, library, core)
         self._proxies = EnvironmentProxies(library.__name__, _PROXIES)
-        self._own_clients = PerProcess(partial(_OwnClients, library, core))
+        self._own_clients = PerProcess(partial(_OwnClients, library, core, asynchronous=False))
         weakref.finalize(self, _forget, weakref.ref(self), self._own_clients)
-        self._own_async_clients: PerLoop[_OwnAsyncClients] = PerLoop(
-            partial(_OwnAsyncClients, library, core), _OwnAsyncClients.close_async
+        self._own_async_clients: PerLoop[_OwnClients] = PerLoop(
+            partial(_OwnClients, library, core, asynchronous=True), _OwnClients.close_async
         )
 
     def __repr__(self) -> str:
@@ -221,13 +221,13 @@ class HttpxFamilyTransport:
 
 
 class _OwnClients:
-    """The synchronous clients that are made here, when first needed and again after closing.
+    """The clients that are made here, when first needed and again after closing.
 
     There is one for each proxy, and one for no proxy.
     """
 
-    def __init__(self, library: Any, core: Any) -> None:
-        self._make = partial(_make_client, library, core)
+    def __init__(self, library: Any, core: Any, *, asynchronous: bool) -> None:
+        self._make = partial(_make_client, library, core, asynchronous=asynchronous)
         self._lock = threading.Lock()
         self.bodies = OpenBodies()
         self._clients: dict[str | None, Any] = {}
@@ -240,7 +240,7 @@ class _OwnClients:
     def get(self, proxy: str | None) -> Any:
         with self._lock:
             if proxy not in self._clients:
-                self._clients[proxy] = self._make(proxy, asynchronous=False)
+                self._clients[proxy] = self._make(proxy)
             return self._clients[proxy]
 
     def close(self) -> None:
@@ -248,27 +248,17 @@ class _OwnClients:
         self.close_clients()
 
     def close_clients(self) -> None:
-        with self._lock:
-            clients, self._clients = self._clients, {}
-        for client in clients.values():
+        for client in self._take():
             client.close()
 
-
-class _OwnAsyncClients:
-    """The clients of one event loop."""
-
-    def __init__(self, library: Any, core: Any) -> None:
-        self._make = partial(_make_client, library, core)
-        self._clients: dict[str | None, Any] = {}
-
-    def get(self, proxy: str | None) -> Any:
-        if proxy not in self._clients:
-            self._clients[proxy] = self._make(proxy, asynchronous=True)
-        return self._clients[proxy]
-
     async def close_async(self) -> None:
-        for client in self._clients.values():
+        for client in self._take():
             await client.aclose()
+
+    def _take(self) -> Iterable[Any]:
+        with self._lock:
+            clients, self._clients = self._clients, {}
+        return clients.values()
 
 
 def _forget(
