@@ -130,7 +130,7 @@ class SyncPulledBody(PulledBody):
 
     def __init__(self, coding: str) -> None:
         super().__init__(coding)
-        self.home = Home()
+        self.home: Home = Home()
         self._released = False
 
     @abstractmethod

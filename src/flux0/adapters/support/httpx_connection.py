@@ -155,7 +155,7 @@ class Connection(AnyConnection):
         exchange = current.get(None)
         if exchange is not None:  # Otherwise the user sends it.
             exchange.use(self)
-        self.awaited = None
+        self.awaited: float | None = None
         self._stream.write(buffer, timeout)
 
     def start_tls(self, *args: Any, **options: Any) -> Connection:
@@ -172,7 +172,7 @@ class AsyncConnection(AnyConnection):
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send `buffer`."""
-        self.awaited = None
+        self.awaited: float | None = None
         await self._stream.write(buffer, timeout)
 
     async def start_tls(self, *args: Any, **options: Any) -> AsyncConnection:

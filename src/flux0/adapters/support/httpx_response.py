@@ -53,7 +53,7 @@ class _HttpxBody(PulledBody):
         # Users read the body of an error again, from `raw_response`.
         self._read_raw: list[bytes] | None = [] if failed and not self._was_read else None
         # A hook that raised for the status has lost the body.
-        self.ended = failed and response.is_closed and not self._was_read
+        self.ended: bool = failed and response.is_closed and not self._was_read
         if request.streams(response.status_code):
             if response.http_version == "HTTP/2":
                 warnings.warn(_OVER_HTTP2, RuntimeWarning, stacklevel=2)

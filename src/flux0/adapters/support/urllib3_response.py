@@ -57,7 +57,7 @@ class Urllib3Body(SyncPulledBody):
         self._response = response
         self._retain = retain
         if retain is not None:
-            self.retained = []
+            self.retained: list[bytes] | None = []
 
     def set_timeout(self, silence: float | None) -> None:
         """Have no piece waited for longer than `silence`, in seconds."""
