@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from flux0._version import __version__
+from flux0.adapters.support.given import TRANSPORTS
 from flux0.client.conversation import AsyncConversation, Conversation
 from flux0.client.flux0 import Flux0
 from flux0.client.streams import AsyncEventStream, EventStream
@@ -26,11 +27,7 @@ from flux0.models import *  # noqa: F403 - each of the names below
 if TYPE_CHECKING:
     from flux0 import models
     from flux0.adapters.aiohttp import AiohttpTransport
-    from flux0.adapters.httpx import (
-        AsyncHttpClient,
-        HttpClient,
-        HttpxTransport,
-    )
+    from flux0.adapters.httpx import AsyncHttpClient, HttpClient, HttpxTransport
     from flux0.adapters.httpx2 import Httpx2Transport
     from flux0.adapters.requests import RequestsTransport
     from flux0.adapters.urllib3 import Urllib3Transport
@@ -40,13 +37,8 @@ T = TypeVar("T")
 
 # What is loaded when it is asked for, by the adapter's module, which is its extra's name too.
 _LATE = {
-    "AiohttpTransport": "aiohttp",
-    "AsyncHttpClient": "httpx",
-    "HttpClient": "httpx",
-    "Httpx2Transport": "httpx2",
-    "HttpxTransport": "httpx",
-    "RequestsTransport": "requests",
-    "Urllib3Transport": "urllib3",
+    **{transport: library for library, transport in TRANSPORTS.items()},
+    **dict.fromkeys(("AsyncHttpClient", "HttpClient"), "httpx"),
 }
 
 

@@ -7,8 +7,8 @@ from typing import Final
 
 from flux0.domain.errors import InvalidArgument
 
-# What goes over a library's own client, by the library.
-_TRANSPORTS: Final = {
+# What goes over a library's own client, by the library, which is its module's and extra's name.
+TRANSPORTS: Final = {
     "aiohttp": "AiohttpTransport",
     "httpx": "HttpxTransport",
     "httpx2": "Httpx2Transport",
@@ -20,7 +20,7 @@ _TRANSPORTS: Final = {
 def library_of(value: object) -> str | None:
     """Return the HTTP library that a value's class, or one of its bases, is of."""
     bases = (base.__module__.partition(".")[0] for base in type(value).__mro__)
-    return next((library for library in bases if library in _TRANSPORTS), None)
+    return next((library for library in bases if library in TRANSPORTS), None)
 
 
 def refuse_misplaced(argument: str, value: object, library: str = "") -> None:
@@ -31,7 +31,7 @@ def refuse_misplaced(argument: str, value: object, library: str = "") -> None:
     if other not in (None, library):
         name = "async_client" if iscoroutinefunction(getattr(value, "send", None)) else "client"
         way = f"it as {name}=, or " if other.startswith("httpx") else ""
-        problem = f"is of {other}: pass {way}transport=flux0.{_TRANSPORTS[other]}(it)"
+        problem = f"is of {other}: pass {way}transport=flux0.{TRANSPORTS[other]}(it)"
         raise InvalidArgument(argument, problem)
 
 
