@@ -642,8 +642,10 @@ def test_a_second_reader_is_refused_in_words_and_the_first_goes_on() -> None:
 @in_both_loops
 async def test_a_second_task_is_refused_in_words_and_the_first_goes_on(mode: Mode) -> None:
     def read_by_another() -> bytes:
-        with pytest.raises(StreamInUse, match="another thread or task is reading this stream"):
-            stream.__anext__().send(None)
+        readers: list[Any] = [stream, aiter(stream), stream.text()]
+        for reader in readers:
+            with pytest.raises(StreamInUse, match="another thread or task is reading this stream"):
+                reader.__anext__().send(None)
         return chunk("b")
 
     stream = open_async(tape(chunk("a"), read_by_another))

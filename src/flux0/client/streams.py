@@ -7,6 +7,7 @@ be left and taken up again; without one, leaving a loop early releases the conne
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from threading import Lock
 from typing import Any, Generic, TypeVar, final
 
 from flux0.client.stream_state import LEFT, StreamInUse, StreamState
@@ -191,7 +192,7 @@ class AsyncEventStream(StreamState):
         await self.close_async()
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        return self if self._entered else _Loop(self.__anext__, self._leave)
+        return self if self._entered else _Loop(self.__anext__, self._leave, self._reading)
 
     async def __anext__(self) -> StreamEvent:
         while True:
@@ -207,7 +208,7 @@ class AsyncEventStream(StreamState):
         Raises `AgentError` as soon as the agent reports an error, besides what iterating over the
         events raises.
         """
-        return _Loop(self._next_text, self._leave)
+        return _Loop(self._next_text, self._leave, self._reading)
 
     async def final_messages(self) -> tuple[TurnMessage, ...]:
         """Read to the end and return the messages and tool results that the server stores.
@@ -303,22 +304,32 @@ class AsyncEventStream(StreamState):
 
 
 class _Loop(Generic[T]):
-    """One `async for` over a stream; leaving it leaves the stream, unless a block owns that."""
+    """One `async for` over a stream; leaving it leaves the stream, unless a block owns that.
+
+    One that another reader kept from reading is refused, and leaves nothing.
+    """
 
     def __init__(
-        self, advance: Callable[[], Coroutine[Any, Any, T]], leave: Callable[[], None]
+        self,
+        advance: Callable[[], Coroutine[Any, Any, T]],
+        leave: Callable[[], None],
+        reading: Lock,
     ) -> None:
         self._advance = advance
         self._leave = leave
+        self._reading = reading
+        self._refused = False
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
 
     def __anext__(self) -> Coroutine[Any, Any, T]:
+        self._refused = self._reading.locked()
         return self._advance()
 
     def __del__(self) -> None:
-        self._leave()
+        if not self._refused:
+            self._leave()
 
 
 async def _nothing() -> None:
