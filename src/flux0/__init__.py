@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from flux0.adapters.aiohttp import AiohttpTransport
     from flux0.adapters.httpx import AsyncHttpClient, HttpClient, HttpxTransport
     from flux0.adapters.httpx2 import Httpx2Transport
+    from flux0.adapters.json import JsonCodec
     from flux0.adapters.requests import RequestsTransport
     from flux0.adapters.urllib3 import Urllib3Transport
-    from flux0.ports import Codec
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ def from_dict(model: Any, data: object) -> Any:
 
 
 @cache
-def _codec() -> Codec:
+def _codec() -> JsonCodec:
     from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - few programs need it
 
     return JsonCodec()

@@ -314,7 +314,3 @@ class Codec(Protocol):
     def from_dict(self, model: type[T], data: Any) -> T:
         """Return the model that plain JSON stands for."""
         ...
-
-    def to_dict(self, value: Any) -> Any:
-        """Return the plain JSON that the server uses for `value`."""
-        ...
