@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from importlib import import_module
-from pkgutil import walk_packages
 from typing import Any
 
 import pytest
 
-import flux0
 from flux0 import AsyncConversation, AsyncEventStream, Conversation, EventStream, Flux0
 from flux0.adapters.httpx import HttpxTransport
 from flux0.client.resources import AgentsResource, SessionsResource
@@ -101,29 +98,3 @@ def test_every_method_of_a_resource_takes_the_options_of_a_call_by_name(kind: ty
         assert set(OPTIONS) <= parameters.keys(), name
         assert all(parameters[option].default is None for option in OPTIONS), name
         assert all(given.kind is inspect.Parameter.KEYWORD_ONLY for given in parameters.values())
-
-
-def public_things() -> list[Any]:
-    things: list[Any] = []
-    for module in walk_packages(flux0.__path__, "flux0."):
-        if any(part.startswith("_") for part in module.name.split(".")) or (
-            module.name.startswith(("flux0.testing", "flux0.adapters"))
-        ):
-            continue  # Each of them loads a library that may not be there.
-        loaded = import_module(module.name)
-        for name, thing in vars(loaded).items():
-            own = getattr(thing, "__module__", None) == module.name and callable(thing)
-            if own and not name.startswith("_"):
-                things.append(pytest.param(thing, id=f"{module.name}.{name}"))
-    return things
-
-
-@pytest.mark.parametrize("thing", public_things())
-def test_everything_public_says_what_it_is(thing: Any) -> None:
-    assert thing.__doc__
-    if inspect.isclass(thing):
-        for name, member in vars(thing).items():
-            function = member.fget if isinstance(member, property) else member
-            function = getattr(function, "__func__", function)
-            if inspect.isfunction(function) and not name.startswith("_"):
-                assert function.__doc__, name
