@@ -175,7 +175,7 @@ FAULTS: dict[str, Callable[[Callable[..., Answer], str], Any]] = {
 }
 
 # How the errors of calls begin, over every transport: what libraries say of it differs.
-WORDS = {
+WORDS: dict[str, str | tuple[str, ...]] = {
     "the name is not found": "the host's name cannot be looked up: ",
     "the connection is refused": "connection refused",
     "connecting takes too long": "no connection was made in time",
@@ -187,7 +187,10 @@ WORDS = {
     "the connection ends before the answer": "the connection ended before the answer",
     "the body is cut short (chunked)": "the connection ended within the body",
     "the body is cut short (content-length)": "the connection ended within the body",
-    "the connection is reset within the body": "the connection was reset within the body",
+    "the connection is reset within the body": (
+        "the connection was reset within the body",
+        "the connection ended within the body",  # Older versions of anyio tell no more.
+    ),
     "the gzip is corrupt": "the body's compression is broken: ",
     "the server falls silent within the body": "nothing came for too long",
 }
