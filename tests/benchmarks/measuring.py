@@ -24,12 +24,13 @@ class Effort:
     """How thoroughly to measure."""
 
     turns: int
+    slow_turns: int  # for what takes seconds
     seconds: float  # of CPU time for one sample of a quick thing
     patience: float  # seconds that a peer may take for one run
 
 
-QUICK = Effort(turns=3, seconds=0.01, patience=0.3)
-FULL = Effort(turns=7, seconds=0.03, patience=0.5)
+QUICK = Effort(turns=3, slow_turns=1, seconds=0.01, patience=0.1)
+FULL = Effort(turns=7, slow_turns=3, seconds=0.03, patience=0.5)
 
 
 @frozen
@@ -48,7 +49,7 @@ class Case:
     target: float | None = None
     unit: str = "µs"
     note: str = ""
-    turns: int | None = None  # Fewer, for what takes long.
+    slow: bool = False
 
 
 @frozen
@@ -104,7 +105,7 @@ def measured(case: Case, effort: Effort) -> Result:
     samples = {"flux0": case.ours, **case.peers}
     turns = [
         {name: sample() for name, sample in samples.items()}
-        for _ in range(min(effort.turns, case.turns or effort.turns))
+        for _ in range(effort.slow_turns if case.slow else effort.turns)
     ]
     amounts = {name: min(turn[name] for turn in turns) for name in samples}
     if not case.peers:

@@ -57,7 +57,7 @@ def memory(effort: Effort) -> Iterator[Case]:
         {"text": lambda: text},
         target=1.0,
         unit="MB",
-        turns=1,
+        slow=True,
     )
 
 
@@ -72,7 +72,7 @@ def many(effort: Effort) -> Iterator[Case]:
             {"httpx": bare},
             target=1.2,
             unit="MB",
-            turns=3,
+            slow=True,
         )
 
 
