@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from queue import LifoQueue
@@ -576,6 +578,28 @@ def test_another_package_in_urllib3s_place_is_refused(
     monkeypatch.setattr(urllib3_connection, "HTTPConnection", object)
     with pytest.raises(MissingDependency, match="urllib3-future"):
         make()
+
+
+RECORDED = """
+import http.client
+import urllib3.connection
+
+class Recorder(urllib3.connection.HTTPConnection):
+    pass
+
+own = urllib3.connection.HTTPConnection
+urllib3.connection.HTTPConnection = http.client.HTTPConnection = Recorder
+
+import flux0
+flux0.RequestsTransport(), flux0.Urllib3Transport()
+from flux0.adapters.support.urllib3_connection import NotingConnection
+assert NotingConnection.__bases__ == (own,)
+"""
+
+
+def test_a_transport_is_first_made_while_a_recorder_is_in_urllib3s_place() -> None:
+    done = subprocess.run([sys.executable, "-c", RECORDED], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @over_both

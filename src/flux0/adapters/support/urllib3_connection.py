@@ -11,13 +11,12 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache, partial
-from http.client import HTTPConnection as PlainConnection
 from queue import Empty, Full, LifoQueue
 from time import monotonic
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import urllib3
-from urllib3.connection import HTTPConnection
+import urllib3.connection
 
 from flux0.adapters.support.bodies import shut_down
 from flux0.adapters.support.given import refuse_misplaced
@@ -25,6 +24,16 @@ from flux0.adapters.support.http_answer import NotedAnswer
 from flux0.adapters.support.limits import LONGEST_REST
 from flux0.domain.errors import InvalidArgument, MissingDependency
 from flux0.ports import Request
+
+if TYPE_CHECKING:
+    from urllib3.connection import HTTPConnection
+else:
+    # A recorder such as vcrpy puts one of its own there for as long as it records.
+    HTTPConnection: Final = next(
+        each
+        for each in urllib3.connection.HTTPConnection.__mro__
+        if each.__module__ == "urllib3.connection"
+    )
 
 
 class Urllib3Exchange:
@@ -173,8 +182,7 @@ def _drop_resting(resting: LifoQueue[Any]) -> None:
 
 def require(argument: str, value: object, kind: type[Any]) -> None:
     """Raise if a transport cannot work: over `value`, or over what is installed as urllib3."""
-    installed: Any = HTTPConnection
-    if not issubclass(installed, PlainConnection):
+    if not any(each.__module__ == "http.client" for each in HTTPConnection.__mro__):
         raise MissingDependency(
             "urllib3-future has taken the place of urllib3, and does not tell what was sent: "
             "install urllib3 again, or use HttpxTransport"
