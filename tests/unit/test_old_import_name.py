@@ -7,6 +7,7 @@ import sys
 import warnings
 from importlib import import_module
 
+import httpx
 import pytest
 
 import flux0
@@ -31,6 +32,15 @@ def test_its_names_are_those_of_the_package() -> None:
     assert httpclient.AsyncHttpClient is flux0.AsyncHttpClient
     assert models.ChunkEventStream is flux0.ChunkEvent
     assert models.EmittedEventStream is flux0.StatusEvent
+
+
+def test_the_protocols_can_be_asked_for() -> None:
+    for client, protocol in (
+        (httpx.Client(), httpclient.HttpClient),
+        (httpx.AsyncClient(), httpclient.AsyncHttpClient),
+    ):
+        assert isinstance(client, protocol)
+        assert not isinstance(object(), protocol)
 
 
 @pytest.mark.parametrize("name", [name for name in dir(flux0.models) if name[0] != "_"])

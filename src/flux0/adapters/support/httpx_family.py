@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from inspect import iscoroutinefunction
-from typing import Any, ClassVar, Final, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Final, Protocol, TypeVar, cast, runtime_checkable
 
 from flux0.adapters.support.bodies import OpenBodies, SyncBody, in_thread, run
 from flux0.adapters.support.event_loop import PerLoop
@@ -40,6 +40,7 @@ class HttpResponse(Protocol):
     status_code: int
 
 
+@runtime_checkable
 class HttpClient(Protocol):
     """The part of `httpx.Client`, or `httpx2.Client`, that is used."""
 
@@ -54,6 +55,7 @@ class HttpClient(Protocol):
         ...
 
 
+@runtime_checkable
 class AsyncHttpClient(Protocol):
     """The part of `httpx.AsyncClient`, or `httpx2.AsyncClient`, that is used."""
 
