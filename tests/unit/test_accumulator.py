@@ -14,7 +14,7 @@ from hypothesis import given, strategies as st
 
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.messages.accumulator import MessageAccumulator
-from flux0.domain.messages.finalizing import TurnMessage, tool_results
+from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.text_list import TextList
 from flux0.domain.models import (
     ContentPart,
@@ -227,8 +227,6 @@ def test_a_tool_result_becomes_a_tool_event() -> None:
         for call, data in (("c1", [None]), ("c2", None))
     )
     assert event == TurnMessage("e1", "turn", EventType.TOOL, ToolData((first, second)))
-    text = message(ContentPart("no result"))
-    assert tool_results([text, event]) == {"c1": first, "c2": second}
 
 
 @pytest.mark.parametrize("nothing", [[], {}, ""])

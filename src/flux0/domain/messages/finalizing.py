@@ -15,7 +15,6 @@ from flux0.domain.messages.json_patch import JSON, MAX_DEPTH, copied, measure
 from flux0.domain.models import (
     ContentPart,
     ControlOptions,
-    Event,
     MessageData,
     Participant,
     ReasoningPart,
@@ -27,8 +26,6 @@ from flux0.domain.models import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from flux0.domain.stream_events import ChunkEvent
 
 # The `kind` in a chunk's metadata that makes a message one of reasoning.
@@ -78,17 +75,6 @@ def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMes
         data=data,
         metadata=metadata,
     )
-
-
-def tool_results(events: Iterable[Event | TurnMessage]) -> dict[str, ToolCall]:
-    """Return the calls that the tool events among `events` hold, by `tool_call_id`."""
-    return {
-        call.tool_call_id: call
-        for event in events
-        if isinstance(event.data, ToolData)
-        for call in event.data.tool_calls
-        if isinstance(call.tool_call_id, str)  # pyright: ignore[reportUnnecessaryIsInstance] - an agent's chunks may say anything
-    }
 
 
 # Wrong shapes surface below as KeyError or TypeError, as they do in the server.

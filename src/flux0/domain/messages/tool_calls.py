@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from flux0.domain.messages.finalizing import TurnMessage, tool_results
-from flux0.domain.models import Event, MessageData, ToolCall, ToolCallPart
+from flux0.domain.messages.finalizing import TurnMessage
+from flux0.domain.models import Event, MessageData, ToolCall, ToolData
 
 
 def joined_tool_calls(messages: Iterable[Event | TurnMessage]) -> tuple[ToolCall, ...]:
@@ -14,18 +14,20 @@ def joined_tool_calls(messages: Iterable[Event | TurnMessage]) -> tuple[ToolCall
     The two are joined by `tool_call_id`; of a call without a result, `result` is None.
     """
     known = tuple(messages)
-    results = tool_results(known)
+    results = {
+        call.tool_call_id: call
+        for message in known
+        if isinstance(message.data, ToolData)
+        for call in message.tool_calls
+        if _has_an_id(call)
+    }
     return tuple(
-        _joined(part, results)
+        results.get(call.tool_call_id, call) if _has_an_id(call) else call
         for message in known
         if isinstance(message.data, MessageData)
-        for part in message.data.parts
-        if isinstance(part, ToolCallPart)
+        for call in message.tool_calls
     )
 
 
-def _joined(part: ToolCallPart, results: Mapping[str, ToolCall]) -> ToolCall:
-    call_id = part.tool_call_id
-    if isinstance(call_id, str) and call_id in results:  # pyright: ignore[reportUnnecessaryIsInstance] - an agent's chunks may say anything
-        return results[call_id]
-    return ToolCall(call_id, part.tool_name, part.args)
+def _has_an_id(call: ToolCall) -> bool:
+    return isinstance(call.tool_call_id, str)  # pyright: ignore[reportUnnecessaryIsInstance] - an agent's chunks may say anything
