@@ -15,8 +15,7 @@ from flux0.adapters.json import JsonCodec
 from flux0.domain.errors import ConnectionInterrupted, PoolTimeout, ReadTimeout, ServerError
 from flux0.domain.headers import Headers
 from flux0.flows import Flow, chain
-from flux0.middleware.bodies import WholeBody
-from flux0.middleware.errors import ErrorPolicy
+from flux0.middleware.answers import AnswerPolicy
 from flux0.middleware.retry import Retry, RetryBudget
 from flux0.ports import Interrupt, Request, Response
 from support.driving import Slow, Time, drive, drive_sync
@@ -36,7 +35,7 @@ REQUEST = Request("GET", "http://h/api/agents", Headers())
 
 
 def whole(request: Request) -> Flow[Response[Any]]:
-    return chain([WholeBody(100), ErrorPolicy(JsonCodec(), 100)])(request)
+    return chain([AnswerPolicy(JsonCodec(), 100)])(request)
 
 
 def after(time: Time, seconds: float, piece: bytes | None) -> Step:

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from attrs import define, evolve, field
 
+from flux0.adapters.json import JsonCodec
 from flux0.client.drivers import Driver
 from flux0.domain.errors import ConnectError
 from flux0.domain.headers import Headers
 from flux0.flows import chain
-from flux0.middleware.bodies import WholeBody
+from flux0.middleware.answers import AnswerPolicy
 from flux0.middleware.logging import Logging
 from flux0.ports import Request, Response
 from support.driving import Time
@@ -41,7 +42,7 @@ class Clock(Time):
 def log_of(request: Request, outcome: Response[Any] | BaseException) -> list[str]:
     """Return what is logged of one exchange."""
     notes = Notes()
-    layers = chain([Logging(notes, Clock()), WholeBody(10**6)])
+    layers = chain([Logging(notes, Clock()), AnswerPolicy(JsonCodec(), 10**6)])
     driver = Driver(script(outcome), Time())
     if isinstance(outcome, BaseException):
         with pytest.raises(type(outcome)):

@@ -27,8 +27,7 @@ from flux0.domain.errors import (
 )
 from flux0.domain.headers import Headers
 from flux0.flows import Flow, chain
-from flux0.middleware.bodies import WholeBody
-from flux0.middleware.errors import ErrorPolicy
+from flux0.middleware.answers import AnswerPolicy
 from flux0.middleware.retry import Retry, RetryBudget
 from flux0.ports import Request, Response
 from support.driving import Slow, Time, drive, drive_sync
@@ -56,7 +55,7 @@ class Policy:
     def flow(self, request: Request) -> Flow[Response[Any]]:
         self.time.random = self.jitter
         retry = Retry(self.budget, self.time, self.told.append)
-        return chain([retry, WholeBody(LIMIT), ErrorPolicy(JsonCodec(), LIMIT)])(request)
+        return chain([retry, AnswerPolicy(JsonCodec(), LIMIT)])(request)
 
     async def send(self, mode: Mode, request: Request) -> Any:
         return await drive(mode, self.flow(request), self.transport, self.time)

@@ -15,7 +15,7 @@ from flux0.domain.enums import EventSource, EventType
 from flux0.domain.errors import DecodeError, InvalidArgument, ReadTimeout
 from flux0.domain.headers import Headers
 from flux0.flows import Flow, chain, send_once
-from flux0.middleware.bodies import WholeBody
+from flux0.middleware.answers import AnswerPolicy
 from flux0.ports import Request, Response, Timeout
 from flux0.usecases import agents, sessions
 from flux0.usecases.call import ApiCall
@@ -353,7 +353,7 @@ def test_the_body_s_start_is_in_the_error_where_it_is_no_model() -> None:
 
 
 def test_the_body_of_an_answer_is_read_up_to_the_limit_and_the_deadline() -> None:
-    layers = chain([WholeBody(1234)])
+    layers = chain([AnswerPolicy(JsonCodec(), 1234)])
     request, _ = ask(agents.list_agents(WAY), {"data": []})
     response = answer()
 
@@ -364,13 +364,6 @@ def test_the_body_of_an_answer_is_read_up_to_the_limit_and_the_deadline() -> Non
     assert (reading.limit, reading.deadline) == (1234, 99.0)
     assert result.body == b"the body"
     assert result.raw_response is response.raw_response
-
-
-def test_the_body_of_a_stream_is_left_to_be_read() -> None:
-    effects, _ = play(create_event(), answer(headers=SSE))
-    response = answer(headers=SSE)
-
-    assert play(chain([WholeBody(1234)])(sent(effects[0])), response)[1] is response
 
 
 SURROGATE = "\ud800"

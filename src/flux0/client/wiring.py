@@ -13,8 +13,7 @@ from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryDetails
 from flux0.flows import Middleware, SendFlow, chain
-from flux0.middleware.bodies import WholeBody
-from flux0.middleware.errors import ErrorPolicy
+from flux0.middleware.answers import AnswerPolicy
 from flux0.middleware.headers import ComputedHeaders
 from flux0.middleware.retry import Retry, RetryBudget
 from flux0.ports import Codec, Time
@@ -54,8 +53,7 @@ def wire(
         from flux0.middleware.logging import Logging  # noqa: PLC0415 - only where it is asked for
 
         layers.append(Logging(logger, time))
-    layers += (WholeBody(max_body_bytes), ErrorPolicy(codec, max_body_bytes))
-    return chain(layers)
+    return chain((*layers, AnswerPolicy(codec, max_body_bytes)))
 
 
 def split_headers(

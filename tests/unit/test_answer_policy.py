@@ -1,4 +1,4 @@
-"""Every answer other than a success becomes an error that says what the server said."""
+"""The body of a success is read; any other answer is an error that says what the server said."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from flux0.adapters.json import JsonCodec
 from flux0.client.drivers import Driver
@@ -25,7 +26,7 @@ from flux0.domain.errors import (
 )
 from flux0.domain.headers import Headers
 from flux0.flows import chain
-from flux0.middleware.errors import ErrorPolicy
+from flux0.middleware.answers import AnswerPolicy
 from flux0.ports import Request, Response
 from support.driving import Time
 from support.in_memory import JSON, Step, recorded_answer, script, tape
@@ -36,10 +37,10 @@ TEXT = {"content-type": "text/plain; charset=utf-8"}
 HTML = {"content-type": "text/html"}
 
 
-def send(response: Response[Any]) -> Response[Any]:
+def send(response: Response[Any], request: Request = REQUEST) -> Response[Any]:
     """Send a request through the policy to a server that answers with this."""
-    send_flow = chain([ErrorPolicy(JsonCodec(), LIMIT)])
-    return Driver(script(response), Time()).run(send_flow(REQUEST))
+    send_flow = chain([AnswerPolicy(JsonCodec(), LIMIT)])
+    return Driver(script(response), Time()).run(send_flow(request))
 
 
 def refused(status: int, *body: Step | str, headers: Mapping[str, str] = JSON) -> APIError:
@@ -60,12 +61,16 @@ def refused(status: int, *body: Step | str, headers: Mapping[str, str] = JSON) -
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
-def test_a_success_is_passed_on_with_its_body_unread(status: int) -> None:
-    recorded = tape(b"{}")
+def test_the_body_of_a_success_is_read_unless_a_stream_is_asked_for(status: int) -> None:
+    recorded = tape(b"some ", b"bytes")
     response = recorded_answer(recorded, status=status)
 
-    assert send(response) is response
+    assert send(response, evolve(REQUEST, stream=True)) is response
     assert recorded.reads == recorded.releases == 0
+    whole = send(response)
+    assert whole.body == b"some bytes"
+    assert evolve(whole, body=response.body) == response
+    assert recorded.releases
 
 
 @pytest.mark.parametrize(

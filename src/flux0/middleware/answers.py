@@ -1,4 +1,4 @@
-"""The error policy: every answer other than 2xx becomes the right `APIError`."""
+"""What becomes of an answer: its body is read, and a status other than 2xx is an `APIError`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ _NO_ROUTE = (
 )
 
 
-class ErrorPolicy:
-    """Passes success on and raises everything else, its body read and its connection released."""
+class AnswerPolicy:
+    """Reads the body of an answer up to a limit in bytes, and raises for any status but 2xx.
+
+    The body of a successful answer to a request that asks for a stream is left to be read.
+    """
 
     def __init__(self, codec: Codec, max_body_bytes: int) -> None:
         self._codec = codec
@@ -33,10 +36,15 @@ class ErrorPolicy:
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Return the response of a success; raise an `APIError` for any other status."""
         response = yield from send(request)
-        if is_success(response.status_code):
+        reading = ReadBody(response, self._max_body_bytes, request.deadline)
+        body: bytes
+        if request.streams(response.status_code):
             return response
+        if is_success(response.status_code):
+            body = yield reading
+            return Response(response.status_code, response.headers, body, response.raw_response)
         try:
-            body: bytes = yield ReadBody(response, self._max_body_bytes, request.deadline)
+            body = yield reading
         except Flux0Error:
             body = b""  # The status says more than why its explanation did not arrive.
         raise self._error(response, body)
