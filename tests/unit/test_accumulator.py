@@ -472,6 +472,23 @@ def test_a_replacement_that_is_too_large_changes_nothing() -> None:
     assert accumulator.feed(chunk(add("/-", "c"))) == "c"
     assert len(accumulator.problems) == 1
     assert accumulator.finish() == (message(ContentPart("ac")),)
+    accumulator.feed(chunk(add("/-", "d" * 5_000)))
+    accumulator.feed(chunk(add("/-", "e" * 5_000)))  # The room is as it was, and no larger.
+    assert accumulator.finish() == (message(ContentPart("ac" + "d" * 5_000)),)
+
+
+def test_a_text_that_is_begun_again_makes_room() -> None:
+    accumulator = MessageAccumulator(max_turn_bytes=10_000)
+    for _ in range(100):
+        accumulator.feed(chunk(replace("", []), add("/-", "x" * 1000), add("/-", "y" * 1000)))
+    assert accumulator.problems == ()
+
+
+def test_arguments_may_be_as_deep_as_the_limit() -> None:
+    accumulator = after(chunk(add("/tool_calls", [tool_call(args=["[" * 200 + "]" * 200])])))
+    (event,) = accumulator.finish()
+    (call,) = event.tool_calls
+    assert repr(call.args).count("[") == 200
 
 
 def test_arguments_deeper_than_python_can_follow_stay_text() -> None:

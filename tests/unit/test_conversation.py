@@ -345,12 +345,12 @@ async def test_a_turn_is_opened_with_and_without_await(mode: Mode) -> None:
 async def test_other_cookies_of_the_client_are_sent_as_well(mode: Mode) -> None:
     fake = FakeTransport()
 
-    async with client(mode, fake, headers={"Cookie": "a=1; flux0_user_sub=eve"}) as flux0:
+    async with client(mode, fake, headers={"Cookie": "a=1=1; flux0_user_sub=eve"}) as flux0:
         chat = await flux0.conversation_async(agent=fake.agent_id, user="ada")
         await come(chat.ask("Hi", http_headers={"cookie": "b=2; a=3"}))
 
     assert [call.headers.get("cookie") for call in fake.calls] == [
-        "a=1; flux0_user_sub=ada",
+        "a=1=1; flux0_user_sub=ada",
         "a=3; flux0_user_sub=ada; b=2",
     ]
 
@@ -373,8 +373,10 @@ async def test_the_first_agent_is_found_or_the_others_are_named(mode: Mode) -> N
             await flux0.agents.first_async(type_="x", name="Helper")
         assert made in caught.value.agents
         assert "'Helper' of type" in str(caught.value)
-        with pytest.raises(InvalidArgument, match="name must be a str"):
+        with pytest.raises(InvalidArgument, match=r"^name must be a str"):
             await flux0.agents.first_async(name=cast("str", 3))
+        with pytest.raises(InvalidArgument, match=r"^type_ must be a str"):
+            await flux0.agents.first_async(type_=cast("str", 3))
 
 
 def test_a_server_without_agents_says_how_to_make_one() -> None:

@@ -236,6 +236,16 @@ def test_values_are_as_deep_as_the_limit_allows_and_no_deeper() -> None:
     assert measure(apply_operation(document, Op("move", "/b", from_="/a")))[1] == MAX_DEPTH
 
 
+def test_moving_uses_no_room_up() -> None:
+    room = Room(10_000)
+    document = apply_in({}, Op("add", "/first", {"a": ["x"]}), room)
+    left = room.left
+    for _ in range(10):
+        document = apply_in(document, Op("move", "/another", from_="/first"), room)
+        document = apply_in(document, Op("move", "/first", from_="/another"), room)
+    assert room.left == left
+
+
 def test_any_depth_is_copied_and_measured() -> None:
     deep: Any = nested(50_000)
     assert measure(copied(deep))[1] == 50_000

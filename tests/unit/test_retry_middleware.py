@@ -99,6 +99,16 @@ async def test_a_call_is_tried_again_until_it_succeeds(mode: Mode) -> None:
 
 
 @in_every_mode
+async def test_a_wait_until_a_date_counts_from_now(mode: Mode) -> None:
+    date = "Thu, 01 Jan 2026 00:00:07 GMT"
+    policy = Policy(script(answer(status=503, headers={"retry-after": date}), answer(b"ok")))
+
+    await policy.send(mode, GET)
+
+    assert policy.time.waits == [7.0]
+
+
+@in_every_mode
 async def test_what_is_told_of_a_retry(mode: Mode) -> None:
     policy = Policy(script(answer(status=503, headers={"retry-after": "7"}), answer(b"ok")))
 

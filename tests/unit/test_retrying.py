@@ -314,7 +314,8 @@ def test_what_the_server_asks_for_takes_the_place_of_the_backoff() -> None:
     "argument", ["initial_interval", "max_interval", "exponent", "max_elapsed_time"]
 )
 def test_a_backoff_that_makes_no_sense_is_refused(argument: str, value: Any) -> None:
-    with pytest.raises(InvalidArgument) as caught:
+    numbers = f"^{argument} must be a number from 0 to 1,000,000,000,000, not "
+    with pytest.raises(InvalidArgument, match=numbers) as caught:
         BackoffStrategy(**{argument: value})
 
     assert caught.value.argument == argument
