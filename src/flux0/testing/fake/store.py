@@ -159,17 +159,12 @@ def user_data(content: str, user_id: str) -> JSONObject:
     }
 
 
-def status_data(status: str, acknowledged_offset: int | None, data: Any) -> JSONObject | None:
-    """Return the data of a status event."""
-    if status not in set(SessionStatus):
+def status_data(reported: JSONObject) -> JSONObject | None:
+    """Return the data of the event that a status becomes."""
+    if reported["status"] not in set(SessionStatus):
         return None
-    return {
-        "type": "status",
-        "status": status,
-        "acknowledged_offset": acknowledged_offset,
-        # JSON has no number for NaN and the infinities, though the stream shows them.
-        "data": copied(data, finite=True),
-    }
+    # JSON has no number for NaN and the infinities, though the stream shows them.
+    return {**reported, "data": copied(reported["data"], finite=True)}
 
 
 def agent_data(message: TurnMessage) -> JSONObject | None:

@@ -275,21 +275,21 @@ class FakeTurn:
             if message is not None:
                 self._keep(message.type, agent_data(message), message.metadata)
             return
-        data: JSONObject = {"type": "status", "status": step.status}
-        if step.acknowledged_offset is not None:
-            data["acknowledged_offset"] = step.acknowledged_offset
-        if step.data is not None:
-            data["data"] = step.data
+        data: JSONObject = {
+            "type": "status",
+            "status": step.status,
+            "acknowledged_offset": step.acknowledged_offset,
+            "data": step.data,
+        }
         event: JSONObject = {
             "id": step.event_id or "",
             "source": "ai_agent",
             "type": "status",
             "correlation_id": self.message.correlation_id,
-            "data": data,
+            "data": {name: value for name, value in data.items() if value is not None},
             "metadata": None,
         }
-        listed = status_data(step.status, step.acknowledged_offset, step.data)
-        self._keep(EventType.STATUS, listed)
+        self._keep(EventType.STATUS, status_data(data))
         self._send(f"event: status\nid: {event['id']}\ndata: {json.dumps(event)}\n\n")
 
     def _send(self, event: str) -> None:
