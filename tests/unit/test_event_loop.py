@@ -289,3 +289,23 @@ def test_a_stream_of_a_loop_that_was_only_closed_is_ended(
         del stream, flux0
         gc.collect()
         server.wait_until_gone()
+
+
+@pytest.mark.parametrize("transport", [AiohttpTransport, HttpxTransport])
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_stream_that_is_forgotten_as_its_loop_ends_is_ended(
+    transport: type[AiohttpTransport | HttpxTransport],
+) -> None:
+    """The loop has no time left to close it."""
+
+    async def begin_and_forget(flux0: Flux0) -> None:
+        stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
+        await anext(stream)
+
+    turn = answer(chunk("a"), Hold(), headers=SSE.items(), framing="chunked")
+    with ByteServer(turn) as server:
+        flux0 = Flux0(server.url, transport=transport())
+        run_carelessly(begin_and_forget(flux0))
+        gc.collect()
+        server.wait_until_gone()
+        del flux0

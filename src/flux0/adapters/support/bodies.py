@@ -41,12 +41,17 @@ def in_thread(act: Callable[[], object]) -> bool:
     return False
 
 
-def shut_down(connection: object) -> None:
-    """End a connection, and wake who reads from it; takes no lock, and never raises."""
-    if isinstance(connection, socket.socket):
-        with suppress(OSError):
+def shut_down(connection: Any) -> None:
+    """End a connection, and wake who reads from it; takes no lock, and never raises.
+
+    `connection` is a socket, what an event loop has in place of one, or None.
+    """
+    with suppress(OSError):
+        if isinstance(connection, socket.socket):
             # Not the method of SSLSocket, which would drop the TLS layer under a reader.
             socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        elif connection is not None:
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 class PulledBody(ABC):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import finalize
 
 from flux0.adapters.support.bodies import PulledBody, SyncPulledBody, shut_down
-from flux0.adapters.support.event_loop import close_soon, running_loop, shielded, unwind
+from flux0.adapters.support.event_loop import Loop, close_soon, running_loop, shielded, unwind
 from flux0.adapters.support.httpx_connection import AnyConnection
 from flux0.adapters.support.httpx_exchange import HttpxExchange
 from flux0.domain.errors import TransportError
@@ -80,6 +80,13 @@ class _HttpxBody(PulledBody):
         known = isinstance(error, raised) or exchange.failed_by(error)
         return exchange.failed(error) if known else None
 
+    def _shut_down(self) -> None:
+        response = self._response
+        stream = response.extensions.get("network_stream")
+        # Other exchanges share a connection of HTTP/2.
+        if stream is not None and response.http_version != "HTTP/2":
+            shut_down(stream.get_extra_info("socket"))
+
 
 class SyncHttpxBody(_HttpxBody, SyncPulledBody):
     """The reading of a response by synchronous code."""
@@ -103,13 +110,6 @@ class SyncHttpxBody(_HttpxBody, SyncPulledBody):
             response.stream = self._what_was_read()
             with suppress(self._exchange.library.RequestError):
                 response.read()
-
-    def _shut_down(self) -> None:
-        response = self._response
-        stream = response.extensions.get("network_stream")
-        # Other exchanges share a connection of HTTP/2.
-        if stream is not None and response.http_version != "HTTP/2":
-            shut_down(stream.get_extra_info("socket"))
 
     def _release(self) -> None:
         with suppress(Exception):  # The connection is given up, however it takes that.
@@ -156,6 +156,12 @@ class _AsyncHttpxBody(_HttpxBody):
         with suppress(Exception):
             await self._response.aclose()
 
+    def forget(self, loop: Loop) -> None:
+        """Have `loop` release the connection; it ends now, since a loop that ends does no more."""
+        if not (self.ended or self.closed or self._response.is_closed):
+            self._shut_down()
+        close_soon(loop, self.release)
+
 
 class AsyncBody:
     """The body of a response, pulled by asynchronous code."""
@@ -163,7 +169,7 @@ class AsyncBody:
     def __init__(self, *args: Any) -> None:
         self._reading = _AsyncHttpxBody(*args)
         # Not __del__, for the reason above.
-        self._forgotten = finalize(self, close_soon, running_loop(), self._reading.release)
+        self._forgotten = finalize(self, self._reading.forget, running_loop())
         self._forgotten.atexit = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
