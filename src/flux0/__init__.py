@@ -85,7 +85,7 @@ def _missing(name: str, extra: str, cause: ModuleNotFoundError) -> type[Any]:
     package = "flux0-client" if extra == "httpx" else f"flux0-client[{extra}]"
 
     def refuse(*_: object, **__: object) -> None:
-        problem = f"{name} needs the package {cause.name}: pip install '{package}'"
+        problem = f"{name} needs the package {extra}: pip install '{package}'"
         raise MissingDependency(problem) from cause
 
     return type(name, (), {"__module__": __name__, "__init__": refuse})
