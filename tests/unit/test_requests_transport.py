@@ -233,15 +233,6 @@ def test_no_password_comes_from_netrc(tmp_path: Path, monkeypatch: pytest.Monkey
         assert asked_for.headers["authorization"].startswith("Basic")
 
 
-def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ByteServer(OK) as proxy:
-        monkeypatch.setenv("HTTP_PROXY", proxy.url)
-        monkeypatch.setenv("http_proxy", proxy.url)
-        url = "http://flux0.invalid/api/agents/..%2Fx?a=%2F"
-        assert fetch(RequestsTransport(), url) == b"ok"
-        assert [request.target for request in proxy.requests] == [url]
-
-
 def test_certificates_of_the_session_count_more_than_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

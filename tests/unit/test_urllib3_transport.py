@@ -9,7 +9,6 @@ import gc
 import signal
 import socket
 import ssl
-from base64 import b64encode
 
 import pytest
 import trustme
@@ -145,46 +144,10 @@ def test_a_proxy_of_the_manager_is_used() -> None:
         assert request.headers.get_all("accept") == ("application/json",)
 
 
-def proxies(monkeypatch: pytest.MonkeyPatch, **given: str) -> None:
-    """Set the environment's proxies: these, and no others."""
-    for name in ("http", "https", "all", "no"):
-        for spelled in (f"{name}_proxy", f"{name}_proxy".upper()):
-            monkeypatch.delenv(spelled, raising=False)
-    for name, url in given.items():
-        monkeypatch.setenv(name, url)
-
-
-@pytest.mark.parametrize("name", ["http_proxy", "all_proxy"])
-@pytest.mark.parametrize("scheme", ["http://me:p%40@", ""], ids=["url", "bare"])
-def test_a_proxy_of_the_environment_is_used(
-    monkeypatch: pytest.MonkeyPatch, name: str, scheme: str
-) -> None:
-    with Proxy() as proxy, ByteServer(OK) as server:
-        proxies(monkeypatch, **{name: proxy.url.replace("http://", scheme)})
-        transport = Urllib3Transport()
-        assert [fetch(transport, f"{server.url}/x?a=%2F") for _ in range(2)] == [b"ok", b"ok"]
-        first, _ = proxy.requests
-        credentials = b64encode(b"me:p@").decode()
-        assert first.target == f"{server.url}/x?a=%2F"
-        assert first.headers.get("proxy-authorization") == (
-            (scheme and f"Basic {credentials}") or None
-        )
-        assert server.connections == 1
-        transport.close()
-        server.wait_until_gone()
-
-
-def test_a_proxy_of_the_environment_tunnels(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Proxy() as proxy, ByteServer(unasked=(Disconnect(),)) as server:
-        proxies(monkeypatch, HTTPS_PROXY=proxy.url)
-        with pytest.raises(ConnectError):
-            Urllib3Transport().send(get(f"https://{server.host}:{server.port}"))
-        assert [request.method for request in proxy.requests] == ["CONNECT"]
-
-
 def test_a_manager_of_the_user_looks_at_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     with Proxy() as proxy, ByteServer(OK) as server:
-        proxies(monkeypatch, HTTP_PROXY=proxy.url)
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
         assert fetch(Urllib3Transport(urllib3.PoolManager()), server.url) == b"ok"
         assert proxy.requests == ()
 
