@@ -119,6 +119,7 @@ def test_a_proxy_that_opens_no_tunnel(
         monkeypatch.setenv("https_proxy", proxy.url)
         with pytest.raises(ConnectError) as caught:
             list_agents("https://flux0.invalid", transport)
+        assert {request.method for request in proxy.requests} == {"CONNECT"}
     told = str(caught.value)
     del caught
     gc.collect()

@@ -239,13 +239,6 @@ def test_a_post_through_a_proxy_is_sent_once(
         assert proxy.requests
 
 
-def test_a_proxy_that_refuses_a_tunnel_sends_nothing(over: Over) -> None:
-    with Proxy(refusal="407 Who Are You") as proxy:
-        with pytest.raises(ConnectError, match="407"):
-            over.fetch(post("https://127.0.0.1:9"), proxy=proxy.url)
-        assert {request.method for request in proxy.requests} == {"CONNECT"}
-
-
 @pytest.mark.parametrize(
     ("does", "kind"),
     [

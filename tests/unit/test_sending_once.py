@@ -165,19 +165,6 @@ def test_a_server_behind_a_proxy_gets_a_post_once(
 leaves_a_socket = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 
-@leaves_a_socket
-@over_both
-def test_a_proxy_that_refuses_the_tunnel_let_nothing_through(library: Library) -> None:
-    with Proxy(refusal="407 Proxy Authentication Required") as proxy:
-        caught = failure_of_post("https://flux0.invalid", library.make(proxy=proxy.url))
-        assert isinstance(caught, ConnectError)
-        assert "407" in str(caught)
-        assert caught.attempts == 3
-        assert [each.target for each in proxy.requests] == ["flux0.invalid:443"] * 3
-        del caught
-        gc.collect()
-
-
 @over_both
 def test_a_tunnel_through_a_secured_proxy(
     library: Library, ca_file: str, tls: ssl.SSLContext
