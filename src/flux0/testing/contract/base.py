@@ -62,15 +62,20 @@ class Contract(ABC):
             metafunc.parametrize("backend", self.backends)
 
     @pytest.fixture
-    def limit(self, request: pytest.FixtureRequest) -> Iterator[float]:
-        """How many seconds this test waits: less and less, for a transport that hangs often."""
-        shared = class_of(request).stash
-        left = shared.setdefault(_LEFT, 3 * self.patience)
+    def left(self, request: pytest.FixtureRequest) -> float:
+        """How many seconds the tests of this class may still lose; none is a failure."""
+        left = class_of(request).stash.setdefault(_LEFT, 3 * self.patience)
         if left <= 0:
             pytest.fail("not run: the transport was too slow for the tests before", pytrace=False)
+        return left
+
+    @pytest.fixture
+    def limit(self, request: pytest.FixtureRequest, left: float) -> Iterator[float]:
+        """How many seconds this test waits: less and less, for a transport that hangs often."""
         started = monotonic()
         yield min(self.patience, max(left / 4, self.patience / 10))
-        shared[_LEFT] -= max(0.0, monotonic() - started - self.patience / 20)
+        lost = max(0.0, monotonic() - started - self.patience / 20)
+        class_of(request).stash[_LEFT] -= lost
 
     @pytest.fixture
     def serve(self, limit: float) -> Iterator[Serve]:

@@ -217,10 +217,12 @@ class LastingContract(Contract):
         pending = here.waits[wait]
         assert pending.lasts(here.seconds_left()), repr(pending.future.exception())
 
+    @pytest.mark.usefixtures("left")
     def test_the_idle_timeout_begins_anew(self, lasting: dict[str, Lasting], backend: str) -> None:
         """Each piece of a stream starts it again, so the whole stream may last for longer."""
         assert lasting[backend].waits["drops"].outcome() == b"drop" * 6
 
+    @pytest.mark.usefixtures("left")
     def test_an_idle_connection_grows_old(self, lasting: dict[str, Lasting], backend: str) -> None:
         """It is not used again after four seconds: a server or a NAT may have forgotten it."""
         here = lasting[backend]
