@@ -88,7 +88,8 @@ class ByteServer:
         self.url: str = f"{scheme}://{self.host}:{self.port}"
 
     def __enter__(self) -> ByteServer:
-        threading.Thread(target=self._server.serve_forever, args=(_POLL_SECONDS,)).start()
+        serve = self._server.serve_forever
+        threading.Thread(target=serve, args=(_POLL_SECONDS,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
