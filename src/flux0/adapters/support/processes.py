@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from os import getpid
 from threading import RLock
 from typing import Final, Generic, TypeVar
@@ -19,7 +20,7 @@ T = TypeVar("T")
 # Held while something takes locks of another library's own, for which a fork waits: OpenSSL, which
 # reads certificates, would leave them locked in the child. Reentrant, as a signal may fork.
 not_forking: Final = RLock()
-if hasattr(os, "register_at_fork"):
+with suppress(AttributeError):  # On Windows there is no fork.
     os.register_at_fork(
         before=not_forking.acquire,
         after_in_parent=not_forking.release,
