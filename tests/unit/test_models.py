@@ -322,7 +322,7 @@ MAYBE_TEXT = st.none() | st.text(max_size=5)
 TEXT = st.text(max_size=5)
 WHOLE = st.integers(0, 2**53)
 ZONES = st.integers(-24 * 60 + 1, 24 * 60 - 1).map(lambda m: timezone(timedelta(minutes=m)))
-MOMENTS = st.datetimes(timezones=ZONES | st.just(timezone.utc))
+MOMENTS = st.datetimes(timezones=ZONES | st.just(timezone.utc) | st.none())
 
 
 def is_new(data: dict[str, Any]) -> bool:

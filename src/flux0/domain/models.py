@@ -7,14 +7,19 @@ list or dict.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar, overload
 
-from attrs import frozen
+from attrs import field, frozen
 
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 
 T = TypeVar("T")
+
+
+def _in_a_zone(time: datetime) -> datetime:
+    """Return `time`, in UTC if it has no zone, as the server means it."""
+    return time.replace(tzinfo=timezone.utc) if getattr(time, "tzinfo", time) is None else time
 
 
 @frozen
@@ -24,7 +29,7 @@ class Agent:
     id: str
     name: str
     type: str
-    created_at: datetime
+    created_at: datetime = field(converter=_in_a_zone)
     description: str | None = None
 
 
@@ -42,7 +47,7 @@ class Session:
     id: str
     agent_id: str
     user_id: str
-    created_at: datetime
+    created_at: datetime = field(converter=_in_a_zone)
     consumption_offsets: ConsumptionOffsets
     title: str | None = None
 
@@ -202,7 +207,7 @@ class Event(Said):
     offset: int
     data: EventData
     deleted: bool
-    created_at: datetime
+    created_at: datetime = field(converter=_in_a_zone)
     metadata: Mapping[str, Any] | None = None
 
 

@@ -29,7 +29,7 @@ _PLAIN = {
 
 
 def is_plain(kind: Any) -> bool:
-    """Return whether this is a model whose `__init__` only stores what it is given."""
+    """Return whether this is a model whose `__init__` only stores what was read."""
     if not attrs.has(kind) or hasattr(kind, "__attrs_post_init__"):
         return False
     return all(
