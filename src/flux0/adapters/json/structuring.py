@@ -9,7 +9,7 @@ from functools import cache, partial
 from typing import Any, cast, get_args, get_origin
 
 import attrs
-from cattrs import Converter, gen
+from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn, override
 
 from flux0.adapters.json.reading import Hook, is_plain, reader
@@ -65,7 +65,6 @@ def converter(*, explaining: bool) -> Converter:
         made.register_structure_hook(kind | str, _open_enum(kind))
     made.register_structure_hook_func(_is_any, _any)
     made.register_structure_hook_func(_is_mapping, _mapping)
-    made.register_structure_hook_factory(_is_dict, partial(_dict, made))
     made.register_structure_hook_factory(_is_tuple, partial(_tuple, made))
     made.register_structure_hook_factory(attrs.has, partial(_model, made))
     for union, kinds in _BY_TYPE.items():
@@ -187,22 +186,6 @@ def _is_any(kind: Any) -> bool:
 
 def _is_mapping(kind: Any) -> bool:
     return get_origin(kind) is Mapping
-
-
-def _is_dict(kind: Any) -> bool:
-    return get_origin(kind) is dict
-
-
-def _dict(made: Converter, kind: Any) -> Hook:
-    make = cast("Any", gen).make_mapping_structure_fn  # Its own types are not whole.
-    generated: Hook = make(kind, made, detailed_validation=made.detailed_validation)
-
-    def structure(value: Any, _: Any) -> Any:
-        if type(value) is not dict:
-            raise Misfit("a dict", value)
-        return generated(value, kind)
-
-    return structure
 
 
 def _is_tuple(kind: Any) -> bool:
