@@ -191,7 +191,7 @@ class HttpxFamilyTransport:
                 headers=library.Headers(pairs, encoding="latin-1"),
                 timeout=(timeout.connect, timeout.read, timeout.write, timeout.pool),
             )
-        except library.InvalidURL as error:
+        except (library.InvalidURL, UnicodeError) as error:  # The latter by idna.
             raise failure(ConnectError, error) from error
         return built
 

@@ -35,7 +35,8 @@ class ConnectContract(Contract):
     """No connection: nothing was sent, and the error says so."""
 
     @pytest.mark.parametrize(
-        "host", ["flux0.invalid", "flüx.invalid", "a" * 64 + ".invalid", "a..invalid"]
+        "host",
+        ["flux0.invalid", "flüx.invalid", "xn--a-.invalid", "a" * 64 + ".invalid", "a..invalid"],
     )
     def test_there_is_no_such_name(self, probe: Probe, host: str) -> None:
         """`.invalid` has no hosts (RFC 2606), and labels have 1 to 63 characters."""
