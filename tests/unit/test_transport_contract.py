@@ -319,7 +319,8 @@ def _connections_of_broken_transports() -> Iterator[None]:
         for thread in set(threading.enumerate()) - before:
             thread.join(0.1)
         for name in ("last_exc", "last_traceback", "last_value"):  # pytest keeps them.
-            vars(sys).pop(name, None)
+            if hasattr(sys, name):
+                delattr(sys, name)
         gc.collect()
 
 
