@@ -340,6 +340,12 @@ def test_a_bug_is_caught(pytester: pytest.Pytester, bug: Bug) -> None:
     assert all(any(name.startswith(each) for name in failed) for each in bug.fails), failed
 
 
+def test_a_transport_may_say_that_it_cannot_be_interrupted(pytester: pytest.Pytester) -> None:
+    says_so = CONTRACT.replace("Contract):\n", "Contract):\n    interruptible = False\n")
+    bug = BUGS["cannot be interrupted"]
+    assert failures(pytester, bug.planted(), says_so, "-k", *bug.fails) == set()
+
+
 def test_a_transport_that_hangs_is_soon_given_up(pytester: pytest.Pytester) -> None:
     url = "        url = urlsplit(request.url)\n"
     hangs = TRANSPORT.replace(url, f"        self._lock.acquire()\n{url}")

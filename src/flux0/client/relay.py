@@ -76,8 +76,6 @@ async def relay_async(
                     await put.send(event.to_sse())
             except Flux0Error as error:
                 await put.send(error_event(error))
-            except anyio.BrokenResourceError:
-                pass  # The page has left.
             except Exception as error:  # noqa: BLE001 - raised where the page is served
                 await put.send(error)
             finally:

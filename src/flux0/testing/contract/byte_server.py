@@ -236,7 +236,7 @@ class _Connection:
                     while _readable(self._connection, timeout=end - monotonic()):
                         self._receive()
                 case Receive():
-                    if not self._unread:
+                    while not self._unread:
                         self._receive()
                 case Signal(event):
                     event.set()
