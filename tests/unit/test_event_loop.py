@@ -6,6 +6,7 @@ import asyncio
 import gc
 import sys
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -298,14 +299,17 @@ def test_a_stream_that_is_forgotten_as_its_loop_ends_is_ended(
 ) -> None:
     """The loop has no time left to close it."""
 
-    async def begin_and_forget(flux0: Flux0) -> None:
+    async def begin_and_forget(flux0: Flux0) -> weakref.ref[Any]:
         stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
         await anext(stream)
+        return weakref.ref(stream.raw_response)
 
     turn = answer(chunk("a"), Hold(), headers=SSE.items(), framing="chunked")
     with ByteServer(turn) as server:
         flux0 = Flux0(server.url, transport=transport())
-        run_carelessly(begin_and_forget(flux0))
+        response = run_carelessly(begin_and_forget(flux0))
         gc.collect()
         server.wait_until_gone()
         del flux0
+        gc.collect()
+        assert response() is None

@@ -160,7 +160,19 @@ class _AsyncHttpxBody(_HttpxBody):
         """Have `loop` release the connection; it ends now, since a loop that ends does no more."""
         if not (self.ended or self.closed or self._response.is_closed):
             self._shut_down()
-        close_soon(loop, self.release)
+        in_trio = hasattr(loop, "run_sync_soon")
+        close_soon(loop, self.release if in_trio else self._release_later)
+
+    async def _release_later(self) -> None:
+        """Release the connection, unless the loop ends now and closes nothing.
+
+        A task that stands in a scope of anyio then would never be garbage, nor its connection.
+        """
+        import asyncio  # noqa: PLC0415 - not needed under trio
+
+        with suppress(asyncio.CancelledError):  # The loop ends, and waits for this.
+            await asyncio.sleep(0)
+        await self.release()
 
 
 class AsyncBody:
