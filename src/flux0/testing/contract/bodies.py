@@ -79,7 +79,8 @@ class BodyContract(Contract):
         server = serve(byte_by_byte(steps) if body == "byte-by-byte" else steps)
         reply = probe.send(get(server.url, stream=stream))
         assert reply.head.ends_by_closing is (framing == "until-close")
-        assert reply.read() == b"".join(_BODIES[body])
+        same = reply.read() == b"".join(_BODIES[body])
+        assert same, "the body is not the one that was sent"  # To show where takes pytest minutes.
 
     @_framings
     @_codings
