@@ -30,7 +30,20 @@ _SCENARIOS: dict[str, Callable[[Effort], Iterator[Case]]] = {
 
 def main() -> None:
     """Measure what was asked for; print each result as it comes, and write all of them."""
-    given = _arguments()
+    told = [textwrap.fill(f"{name}: {make.__doc__}") for name, make in _SCENARIOS.items()]
+    parser = argparse.ArgumentParser(
+        "benchmarks",
+        description="Measure flux0 beside its peers: on the same bytes, in the same run, by turns."
+        " A ratio is the median over all turns of the ratio of CPU times.",
+        epilog="\n".join(["scenarios:", *told]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="fewer turns, and shorter: under two minutes")
+    add("--only", action="append", choices=_SCENARIOS, help="a scenario; may be repeated")
+    add("--output", type=Path, help="a folder for the results as text, JSON and SVG")
+    given = parser.parse_args()
+
     effort: Effort = QUICK if given.quick else FULL
     wanted = given.only or list(_SCENARIOS)
     results: list[Result] = []
@@ -42,34 +55,6 @@ def main() -> None:
     if given.output is not None:
         report.write(results, given.output)
         print(f"written to {given.output}", file=sys.stderr)
-
-
-def _arguments() -> argparse.Namespace:
-    told = "\n".join(
-        textwrap.fill(f"{name}: {make.__doc__}", 90, subsequent_indent="    ")
-        for name, make in _SCENARIOS.items()
-    )
-    parser = argparse.ArgumentParser(
-        "benchmarks",
-        description="Measure flux0 beside its peers: on the same bytes, in the same run, by turns.",
-        epilog=f"scenarios:\n{textwrap.indent(told, '  ')}\n\n"
-        "A ratio is the median over all turns of the ratio of CPU times.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer turns, and shorter: under two minutes"
-    )
-    parser.add_argument(
-        "--only",
-        action="append",
-        choices=_SCENARIOS,
-        metavar="SCENARIO",
-        help="measure this scenario; may be repeated",
-    )
-    parser.add_argument(
-        "--output", type=Path, help="a folder for benchmarks.txt, benchmarks.json, benchmarks.svg"
-    )
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -20,29 +20,26 @@ SESSION = {
     "consumption_offsets": {"client": 12},
     **_CREATED,
 }
-_EVENT = {
-    "id": "e#",
-    "source": "ai_agent",
-    "offset": 123,
-    "correlation_id": _TURN,
-    "metadata": None,
-    "deleted": False,
-    **_CREATED,
-}
-MESSAGE = {
-    **_EVENT,
-    "type": "message",
-    "data": {
-        "type": "message",
-        "participant": {"id": _AGENT_ID, "name": "Drizzle"},
-        "parts": [{"type": "content", "content": "It rains for the #th time."}],
-    },
-}
-STATUS = {
-    **_EVENT,
-    "type": "status",
-    "data": {"type": "status", "status": "processing", "data": {"detail": "#"}},
-}
+_PARTICIPANT = {"id": _AGENT_ID, "name": "Drizzle"}
+_PARTS = [{"type": "content", "content": "It rains for the #th time."}]
+_DATA = (
+    {"type": "message", "participant": _PARTICIPANT, "parts": _PARTS},
+    {"type": "status", "status": "processing", "data": {"detail": "#"}},
+)
+EVENTS = tuple(
+    {
+        "id": "e#",
+        "source": "ai_agent",
+        "offset": 123,
+        "correlation_id": _TURN,
+        "metadata": None,
+        "deleted": False,
+        **_CREATED,
+        "type": data["type"],
+        "data": data,
+    }
+    for data in _DATA
+)
 
 
 def listing(count: int, *kinds: dict[str, Any]) -> bytes:
@@ -52,9 +49,9 @@ def listing(count: int, *kinds: dict[str, Any]) -> bytes:
     return f'{{"data":[{",".join(numbered)}]}}'.encode()
 
 
-def chunk(number: int, text: str) -> str:
-    """Return the JSON of one chunk, with a piece of text."""
-    patch = {"op": "add", "path": "/-", "value": text}
+def chunk(number: int, text: str = "") -> str:
+    """Return the JSON of one chunk, which says its number and a text."""
+    patch = {"op": "add", "path": "/-", "value": f"word {number} {text}"}
     return json.dumps(
         {
             "correlation_id": _TURN,
@@ -69,19 +66,13 @@ def chunk(number: int, text: str) -> str:
 
 def turn(size: int, count: int, end: bytes = b"\n") -> list[bytes]:
     """Return the events of a turn, each of about `size` bytes, or of the least if that is more."""
-    least = len(_event(0, "", end))
-    text = ("lorem ipsum " * (size // 12 + 1))[: max(0, size - least)]
-    return [_event(number, text, end) for number in range(count)]
 
+    def event(number: int, text: str) -> bytes:
+        data = chunk(number, text).encode()
+        return b"event: chunk" + end + b"data: " + data + end + end
 
-def _event(number: int, text: str, end: bytes) -> bytes:
-    data = chunk(number, f"word {number} {text}").encode()
-    return b"event: chunk" + end + b"data: " + data + end + end
-
-
-def pieces(data: bytes, size: int) -> list[bytes]:
-    """Return `data` cut into pieces of `size` bytes."""
-    return [data[start : start + size] for start in range(0, len(data), size)]
+    text = ("lorem ipsum " * (size // 12 + 1))[: max(0, size - len(event(0, "")))]
+    return [event(number, text) for number in range(count)]
 
 
 def texts(events: list[bytes]) -> list[str]:

@@ -5,103 +5,106 @@ from __future__ import annotations
 import asyncio
 import atexit
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import Any
 
 import aiohttp
-import httpx
 import requests
 import urllib3
 from attrs import frozen
 
 import flux0
 
+_TURN: dict[str, Any] = {
+    "headers": {"accept": "text/event-stream", "content-type": "application/json"}
+}
 _BODY = b'{"type":"message","source":"user","content":"Hi"}'
-_HEADERS = {"accept": "text/event-stream", "content-type": "application/json"}
-
-# Fetches a URL and returns its JSON; or reads a stream to its end.
-Fetch: TypeAlias = Callable[[str], object]
-FetchAsync: TypeAlias = Callable[[str], Coroutine[Any, Any, object]]
 
 
 @frozen
 class Library:
-    """A library, its transport of ours, and what it is measured by."""
+    """A library, its transport of ours, and what it is measured by: functions of a URL.
+
+    `fetch` returns the JSON of an answer. `read` reads a stream to its end. They are coroutine
+    functions where there is a loop.
+    """
 
     name: str
     transport: Callable[[], Any]
-    fetch: Fetch | FetchAsync
-    read: Fetch | FetchAsync
-    loop: asyncio.AbstractEventLoop | None = None  # Of a library for asynchronous code.
+    fetch: Callable[[str], Any]
+    read: Callable[[str], Any]
+    loop: asyncio.AbstractEventLoop | None = None
+
+    def to_the_end(self, work: Callable[..., Any], *arguments: object) -> Callable[[], object]:
+        """Return what does some work to its end, in the loop if there is one."""
+        loop = self.loop
+        if loop is None:
+            return partial(work, *arguments)
+        return lambda: loop.run_until_complete(work(*arguments))
 
 
 def all_of() -> list[Library]:
     """Return every library, with clients that are open."""
-    httpx2 = import_module("httpx2")
-    return [
-        _httpx("httpx", httpx, flux0.HttpxTransport),
-        _httpx_async("httpx async", httpx, flux0.HttpxTransport),
-        _httpx("httpx2", httpx2, flux0.Httpx2Transport),
-        _httpx_async("httpx2 async", httpx2, flux0.Httpx2Transport),
-        _requests(),
-        _urllib3(),
-        _aiohttp(),
+    httpx_family = [
+        make(name, transport)
+        for name, transport in (("httpx", flux0.HttpxTransport), ("httpx2", flux0.Httpx2Transport))
+        for make in (_httpx, _httpx_async)
     ]
+    return [*httpx_family, _requests(), _urllib3(), _aiohttp()]
 
 
-def _httpx(name: str, library: Any, transport: Callable[[], Any]) -> Library:
-    client = library.Client()
+def _httpx(name: str, transport: Callable[[], Any]) -> Library:
+    client = import_module(name).Client()
 
     def read(url: str) -> None:
-        with client.stream("POST", url, content=_BODY, headers=_HEADERS) as response:
+        with client.stream("POST", url, content=_BODY, **_TURN) as response:
             for _ in response.iter_raw():
                 pass
 
     return Library(name, transport, lambda url: json.loads(client.get(url).content), read)
 
 
-def _httpx_async(name: str, library: Any, transport: Callable[[], Any]) -> Library:
-    client = library.AsyncClient()
+def _httpx_async(name: str, transport: Callable[[], Any]) -> Library:
+    client = import_module(name).AsyncClient()
 
     async def fetch(url: str) -> object:
         return json.loads((await client.get(url)).content)
 
     async def read(url: str) -> None:
-        async with client.stream("POST", url, content=_BODY, headers=_HEADERS) as response:
+        async with client.stream("POST", url, content=_BODY, **_TURN) as response:
             async for _ in response.aiter_raw():
                 pass
 
-    return Library(name, transport, fetch, read, asyncio.new_event_loop())
+    return Library(f"{name} async", transport, fetch, read, asyncio.new_event_loop())
 
 
 def _requests() -> Library:
     session = requests.Session()
 
     def read(url: str) -> None:
-        with session.post(url, data=_BODY, headers=_HEADERS, stream=True) as response:
+        with session.post(url, data=_BODY, stream=True, **_TURN) as response:
             for _ in response.iter_content(None):
                 pass
 
-    def fetch(url: str) -> object:
-        return json.loads(session.get(url).content)
-
-    return Library("requests", flux0.RequestsTransport, fetch, read)
+    transport = flux0.RequestsTransport
+    return Library("requests", transport, lambda url: json.loads(session.get(url).content), read)
 
 
 def _urllib3() -> Library:
     pool = urllib3.PoolManager()
 
     def read(url: str) -> None:
-        response = pool.request("POST", url, body=_BODY, headers=_HEADERS, preload_content=False)
+        response = pool.request("POST", url, body=_BODY, preload_content=False, **_TURN)
         for _ in response.stream():
             pass
         response.release_conn()
 
-    def fetch(url: str) -> object:
-        return json.loads(pool.request("GET", url).data)
-
-    return Library("urllib3", flux0.Urllib3Transport, fetch, read)
+    transport = flux0.Urllib3Transport
+    return Library(
+        "urllib3", transport, lambda url: json.loads(pool.request("GET", url).data), read
+    )
 
 
 def _aiohttp() -> Library:
@@ -114,7 +117,7 @@ def _aiohttp() -> Library:
     atexit.register(lambda: loop.run_until_complete(session.close()))
 
     async def read(url: str) -> None:
-        async with session.post(url, data=_BODY, headers=_HEADERS) as response:
+        async with session.post(url, data=_BODY, **_TURN) as response:
             async for _ in response.content.iter_any():
                 pass
 

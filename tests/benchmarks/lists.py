@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -13,6 +13,9 @@ from benchmarks import data
 from benchmarks.measuring import Case, Cpu, Effort
 from flux0 import models
 from flux0.adapters.json import JsonCodec
+
+T = TypeVar("T")
+_COUNT = 10_000
 
 
 class _Agent(BaseModel):
@@ -46,13 +49,6 @@ class _ReasoningPart(BaseModel):
     reasoning: Any
 
 
-class _ToolCallPart(BaseModel):
-    type: Literal["tool_call"]
-    tool_call_id: str
-    tool_name: str
-    args: Any
-
-
 class _Participant(BaseModel):
     id: str | None = None
     name: str | None = None
@@ -60,9 +56,7 @@ class _Participant(BaseModel):
 
 class _MessageData(BaseModel):
     type: Literal["message"]
-    parts: list[
-        Annotated[_ContentPart | _ReasoningPart | _ToolCallPart, Field(discriminator="type")]
-    ]
+    parts: list[Annotated[_ContentPart | _ReasoningPart, Field(discriminator="type")]]
     participant: _Participant | None = None
     flagged: bool | None = None
     tags: list[str] | None = None
@@ -75,51 +69,31 @@ class _StatusData(BaseModel):
     data: Any = None
 
 
-class _ToolData(BaseModel):
-    type: Literal["tool_call_result"]
-    tool_calls: list[Any]
-
-
 class _Event(BaseModel):
     id: str
     correlation_id: str
     type: models.EventType
     source: models.EventSource
     offset: int
-    data: Annotated[_MessageData | _StatusData | _ToolData, Field(discriminator="type")]
+    data: Annotated[_MessageData | _StatusData, Field(discriminator="type")]
     deleted: bool
     created_at: datetime
     metadata: dict[str, Any] | None = None
 
 
-class _Agents(BaseModel):
-    data: list[_Agent]
-
-
-class _Sessions(BaseModel):
-    data: list[_Session]
-
-
-class _Events(BaseModel):
-    data: list[_Event]
+class _List(BaseModel, Generic[T]):
+    data: list[T]
 
 
 def lists(effort: Effort) -> Iterator[Case]:
     """The bodies of lists of 10,000."""
-    count = 10_000
-    decode = JsonCodec().decode
+    decode: Any = JsonCodec().decode
     for name, model, peer, kinds in (
-        ("agents", models.Agents, _Agents, (data.AGENT,)),
-        ("sessions", models.Sessions, _Sessions, (data.SESSION,)),
-        ("events", models.Events, _Events, (data.MESSAGE, data.STATUS)),
+        ("agents", models.Agents, _List[_Agent], (data.AGENT,)),
+        ("sessions", models.Sessions, _List[_Session], (data.SESSION,)),
+        ("events", models.Events, _List[_Event], data.EVENTS),
     ):
-        body = data.listing(count, *kinds)
-        ours: Any = partial(decode, model, body)
-        yield Case(
-            "lists",
-            f"10,000 {name}",
-            Cpu(ours, effort.seconds, count),
-            {"pydantic": Cpu(partial(peer.model_validate_json, body), effort.seconds, count)},
-            "speed",
-            1.5,
-        )
+        body = data.listing(_COUNT, *kinds)
+        ours = Cpu(partial(decode, model, body), effort.seconds, _COUNT)
+        pydantic = Cpu(partial(peer.model_validate_json, body), effort.seconds, _COUNT)
+        yield Case("lists", f"10,000 {name}", ours, {"pydantic": pydantic}, "speed", 1.5)

@@ -6,12 +6,11 @@ ratio is the median of those of all turns.
 
 from __future__ import annotations
 
-import asyncio
 import gc
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from statistics import median
 from time import process_time
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from attrs import Factory, frozen
 
@@ -83,7 +82,6 @@ class Cpu:
     _repeats: list[int] = Factory(list[int])
 
     def __call__(self) -> float:
-        """Return the time of one sample."""
         if not self._repeats:
             self.work()
             self._repeats.append(max(1, int(self.seconds / max(self._took(1), 1e-7))))
@@ -108,18 +106,7 @@ def measured(case: Case, effort: Effort) -> Result:
         for _ in range(effort.slow_turns if case.slow else effort.turns)
     ]
     amounts = {name: min(turn[name] for turn in turns) for name in samples}
-    if not case.peers:
+    medians = [median(turn["flux0"] / turn[name] for turn in turns) for name in case.peers]
+    if not medians:
         return Result(case, amounts, None)
-    first = next(iter(case.peers))
-    if case.kind == "cost":
-        ratio = median(turn["flux0"] / turn[first] for turn in turns)
-    else:
-        ratio = min(median(turn[name] / turn["flux0"] for turn in turns) for name in case.peers)
-    return Result(case, amounts, ratio)
-
-
-def in_loop(
-    loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, object]]
-) -> Callable[[], object]:
-    """Return what runs asynchronous work in a loop, to its end."""
-    return lambda: loop.run_until_complete(work())
+    return Result(case, amounts, medians[0] if case.kind == "cost" else 1 / max(medians))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from importlib import import_module
+from time import process_time
+from typing import Any, TypeAlias
 
-from benchmarks import data, decoders
+import httpx
+
+from benchmarks import data
 from benchmarks.measuring import Case, Cpu, Effort
 from flux0 import MessageAccumulator
 from flux0.adapters.json import JsonCodec
@@ -21,55 +25,107 @@ REQUEST = Request("POST", "http://127.0.0.1:8080/api/sessions/s/events/stream", 
 _SIZES = {"300 B": 300, "2 kB": 2000, "1 MB": 1_000_000}
 _PIECES = {"1": 1, "64": 64, "1024": 1024, "65536": 65536, "one event": 0}
 _TARGETS = {
-    ("300 B", "one event"): 2.2,
-    ("300 B", "1024"): 2.2,
-    ("300 B", "65536"): 2.2,
-    ("300 B", "64"): 1.2,
-    ("2 kB", "64"): 1.4,
+    "300 B, pieces of one event, LF": 2.2,
+    "300 B, pieces of 1024, LF": 2.2,
+    "300 B, pieces of 65536, LF": 2.2,
+    "300 B, pieces of 64, LF": 1.2,
+    "2 kB, pieces of 64, LF": 1.4,
 }
+
+Decoder: TypeAlias = Callable[[Iterable[bytes]], object]
 
 
 def parse(effort: Effort) -> Iterator[Case]:
     """Parsing alone: events of three sizes, in pieces of all sizes, with each end of a line."""
+    decoders = _peers()
     for end_name, end in data.ENDS.items():
         for size_name, size in _SIZES.items():
             for piece_name, piece in _PIECES.items():
-                total = 30_000 * (1 if piece == 1 else 10)
-                count = max(1, total // size)
-                events = data.turn(size, count, end)
-                pieces = data.pieces(b"".join(events), piece) if piece else events
+                count = max(1, (30_000 if piece == 1 else 300_000) // size)
+                pieces = data.turn(size, count, end)
+                if piece:
+                    whole = b"".join(pieces)
+                    pieces = [whole[at : at + piece] for at in range(0, len(whole), piece)]
                 quick = {
                     name: Cpu(partial(decode, pieces), effort.seconds, count)
-                    for name, decode in decoders.PEERS.items()
-                    if decoders.is_quick(decode, pieces, effort.patience)
+                    for name, decode in decoders.items()
+                    if _is_quick(decode, pieces, effort.patience)
                 }
-                slow = [name for name in decoders.PEERS if name not in quick]
+                slow = ", ".join(name for name in decoders if name not in quick)
+                name = f"{size_name}, pieces of {piece_name}, {end_name}"
                 yield Case(
                     "parse",
-                    f"{size_name}, pieces of {piece_name}, {end_name}",
-                    Cpu(partial(decoders.flux0, pieces), effort.seconds, count),
+                    name,
+                    Cpu(partial(_decode, pieces), effort.seconds, count),
                     quick,
                     "speed",
-                    _TARGETS.get((size_name, piece_name)) if end_name == "LF" else None,
-                    note=f"over {effort.patience} s: {', '.join(slow)}" if slow else "",
+                    _TARGETS.get(name),
+                    note=f"over {effort.patience} s: {slow}" if slow else "",
                 )
+
+
+def _decode(pieces: Iterable[bytes]) -> object:
+    feed = SSEParser().feed
+    return [event for piece in pieces for event in feed(piece)]
+
+
+def _peers() -> dict[str, Decoder]:
+    """Return the decoders of other libraries, which only `tox -e bench` installs."""
+    sse, client = import_module("httpx_sse"), import_module("sseclient")
+
+    def httpx_sse(pieces: Iterable[bytes]) -> object:
+        headers = {"content-type": "text/event-stream"}
+        response = httpx.Response(200, headers=headers, content=iter(pieces))
+        return list(sse.EventSource(response).iter_sse())
+
+    def of_an_sdk(name: str) -> Decoder:
+        module = import_module(f"{name}._streaming")
+        return lambda pieces: list(module.SSEDecoder().iter_bytes(iter(pieces)))
+
+    return {
+        "anthropic": of_an_sdk("anthropic"),
+        "openai": of_an_sdk("openai"),
+        "httpx-sse": httpx_sse,
+        "sseclient-py": lambda pieces: list(client.SSEClient(pieces).events()),
+    }
+
+
+def _is_quick(decode: Decoder, pieces: list[bytes], seconds: float) -> bool:
+    """Return whether a decoder takes no longer than `seconds` of CPU time."""
+    end = process_time() + seconds
+
+    def hurried() -> Iterator[bytes]:
+        for piece in pieces:
+            if process_time() > end:
+                raise TimeoutError
+            yield piece
+
+    try:
+        decode(hurried())
+    except TimeoutError:
+        return False
+    return True
 
 
 def typed(effort: Effort) -> Iterator[Case]:
     """Bytes to typed events, against `json.loads` of the same data and nothing else."""
     codec = JsonCodec()
+
+    def ours(events: list[bytes]) -> object:
+        feed = Turn(SSEParser(), codec, REQUEST).feed
+        return [event for piece in events for event in feed(piece)]
+
+    def loads(texts: list[str]) -> object:
+        return [json.loads(text) for text in texts]
+
     for name, size, count in (("300 B", 300, 1000), ("2 kB", 2000, 200)):
         events = data.turn(size, count)
-        texts = data.texts(events)
-
-        def ours(events: list[bytes] = events) -> object:
-            feed = Turn(SSEParser(), codec, REQUEST).feed
-            return [event for piece in events for event in feed(piece)]
-
-        loads = Cpu(partial(_loads, texts), effort.seconds, count)
-        ours_timed = Cpu(ours, effort.seconds, count)
         yield Case(
-            "typed", f"{name}, one event a piece", ours_timed, {"json.loads": loads}, target=1.5
+            "typed",
+            f"{name}, one event a piece",
+            Cpu(partial(ours, events), effort.seconds, count),
+            {"json.loads": Cpu(partial(loads, data.texts(events)), effort.seconds, count)},
+            target=1.5,
         )
 
 
@@ -115,9 +171,4 @@ def look(effort: Effort) -> Iterator[Case]:
 
 def _chunks(count: int) -> list[ChunkEvent]:
     decode: Any = JsonCodec().decode_event
-    texts = (data.chunk(number, f"word {number} ") for number in range(count))
-    return [decode(ServerSentEvent("chunk", text)) for text in texts]
-
-
-def _loads(texts: list[str]) -> object:
-    return [json.loads(text) for text in texts]
+    return [decode(ServerSentEvent("chunk", data.chunk(number))) for number in range(count)]

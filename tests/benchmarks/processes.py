@@ -1,18 +1,29 @@
-"""Imports, memory, clients, and a thousand streams at once."""
+"""Imports, memory, clients, and a thousand streams at once.
+
+`python -m benchmarks.processes NAME ARGUMENT` measures what needs a process of its own.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
 
 import httpx
 
-from benchmarks.alone import WORD
+from benchmarks import data
+from benchmarks.exchanges import Stub
 from benchmarks.measuring import Case, Cpu, Effort, Sample
-from benchmarks.server import serving
+from benchmarks.server import open_many_files, serving, session_id
 from flux0 import Flux0
 
+_STREAMS = 1000
+_WORD = "word 7 "
 _LONG_TURN = 1_000_000
 _IMPORT = """
 import sys, time
@@ -37,24 +48,18 @@ def imports(effort: Effort) -> Iterator[Case]:
 
 def clients(effort: Effort) -> Iterator[Case]:
     """Making a client, when there was one before."""
-    yield Case(
-        "client",
-        "a second Flux0(), against 100 µs",
-        Cpu(Flux0, effort.seconds),
-        {"100 µs": lambda: 100.0, "httpx.Client()": Cpu(httpx.Client, effort.seconds)},
-        target=1.0,
-    )
+    ours, httpxs = Cpu(Flux0, effort.seconds), Cpu(httpx.Client, effort.seconds)
+    peers: dict[str, Sample] = {"100 µs": lambda: 100.0, "httpx.Client()": httpxs}
+    yield Case("client", "a second Flux0(), against 100 µs", ours, peers, target=1.0)
 
 
 def memory(effort: Effort) -> Iterator[Case]:
     """The memory that a turn of 1,000,000 events takes, if it is iterated over and no more."""
-    text = len(WORD) * _LONG_TURN / 1e6
-    ours = _run("-m", "benchmarks.alone", "grow", str(_LONG_TURN))
     yield Case(
         "memory",
         "1,000,000 events, against their text",
-        ours,
-        {"text": lambda: text},
+        _run("-m", __name__, "turn", str(_LONG_TURN)),
+        {"text": lambda: len(_WORD) * _LONG_TURN / 1e6},
         target=1.0,
         unit="MB",
         slow=True,
@@ -64,16 +69,10 @@ def memory(effort: Effort) -> Iterator[Case]:
 def many(effort: Effort) -> Iterator[Case]:
     """The memory of 1,000 asynchronous streams that are open at once."""
     with serving() as base:
-        ours, bare = (_run("-m", "benchmarks.alone", name, base) for name in ("ours", "bare"))
-        yield Case(
-            "many",
-            "1,000 open streams",
-            ours,
-            {"httpx": bare},
-            target=1.2,
-            unit="MB",
-            slow=True,
-        )
+        ours, bare = (_run("-m", __name__, name, base) for name in ("flux0", "httpx"))
+        peers = {"httpx": bare}
+        name = "1,000 open streams"
+        yield Case("many", name, ours, peers, target=1.2, unit="MB", slow=True)
 
 
 def _run(*arguments: str) -> Sample:
@@ -83,3 +82,60 @@ def _run(*arguments: str) -> Sample:
         return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     return sample
+
+
+# --- in a process of its own
+
+
+def _megabytes() -> float:
+    """Return how much memory this process holds."""
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+def _turn(count: int) -> float:
+    """Return how much more memory a long turn takes than a short one, if it is only iterated."""
+    event = data.turn(0, 1)[0].replace(b"word 0 ", _WORD.encode())
+    grown = 0.0
+    for events in (10_000, count):
+        grown = -_megabytes()
+        with Flux0(transport=Stub(event for _ in range(events))) as client:
+            stream = client.sessions.create_event(session_id="s", content="Hi")
+            for _ in stream:
+                pass
+            grown += _megabytes()
+    return grown
+
+
+async def _open_streams(base: str, *, ours: bool) -> float:
+    """Return how much memory many open streams take, each after its first event."""
+    session = session_id(0)
+    url = f"{base}/api/sessions/{session}/events/stream"
+    limits = httpx.Limits(max_connections=_STREAMS)
+    flux0, bare = Flux0(base), httpx.AsyncClient(limits=limits, timeout=60)
+    kept: list[Any] = []
+
+    async def begin(stack: AsyncExitStack) -> None:
+        if ours:
+            opening = flux0.sessions.create_event_async(session_id=session, content="Hi")
+            pieces: Any = await stack.enter_async_context(opening)
+        else:
+            response = await stack.enter_async_context(bare.stream("POST", url, content=b"{}"))
+            pieces = response.aiter_raw()
+        await anext(pieces)
+        kept.append(pieces)
+
+    async with AsyncExitStack() as stack:
+        await begin(stack)
+        before = _megabytes()
+        await asyncio.gather(*(begin(stack) for _ in range(_STREAMS - 1)))
+        return _megabytes() - before
+
+
+if __name__ == "__main__":
+    _, what, argument = sys.argv
+    open_many_files()
+    if what == "turn":
+        print(_turn(int(argument)))
+    else:
+        print(asyncio.run(_open_streams(argument, ours=what == "flux0")))

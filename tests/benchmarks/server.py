@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import resource
 import subprocess
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 from benchmarks import data
@@ -24,39 +25,22 @@ _STREAM = (
 EVENT_BYTES = 300
 
 
-class _Connection(asyncio.Protocol):
-    def __init__(self) -> None:
-        self._held = b""
-        self._transport: asyncio.WriteTransport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._held += data
-        head, ended, body = self._held.partition(b"\r\n\r\n")
-        if not ended:
-            return
-        _, given, fields = head.lower().partition(b"content-length:")
-        if given and len(body) < int(fields.split(b"\r\n")[0]):
-            return
-        self._held = b""
-        path = head.split(b" ")[1].decode()
-        if path == "/api/agents":
-            self._transport.write(_AGENTS)
-        else:
-            count, _, pause = path.split("/")[3].partition("-")
-            asyncio.get_running_loop().create_task(self._stream(int(count), float(pause)))
-
-    async def _stream(self, count: int, pause: float) -> None:
-        pieces = _turn(count)
-        if pause:
-            for piece in pieces:
-                self._transport.write(piece)
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer the requests of one connection."""
+    with suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            length = re.search(rb"\ncontent-length: *(\d+)", head)
+            await reader.readexactly(int(length[1]) if length else 0)
+            path = head.split(b" ")[1].decode()
+            if path == "/api/agents":
+                writer.write(_AGENTS)
+                continue
+            count, pause = map(float, path.split("/")[3].split("-"))
+            pieces = _turn(int(count))
+            for piece in pieces if pause else [b"".join(pieces)]:
+                writer.write(piece)
                 await asyncio.sleep(pause)
-        else:
-            self._transport.write(b"".join(pieces))
 
 
 @cache
@@ -84,14 +68,18 @@ def serving() -> Generator[str, None, None]:
             process.kill()
 
 
+def open_many_files() -> None:
+    """Let this process have as many connections as the system allows."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 async def _serve() -> None:
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(_Connection, "127.0.0.1", backlog=2000)
+    server = await asyncio.start_server(_answer, "127.0.0.1", backlog=2000)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    open_many_files()
     asyncio.run(_serve())
