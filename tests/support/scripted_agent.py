@@ -3,7 +3,7 @@
 The server loads it with `FLUX0_MODULES=scripted_agent` and this file's folder on `PYTHONPATH`. It
 registers the agent type `scripted` and makes one agent of it, so that a chat can begin at once.
 
-A message that is a JSON array is a script. Its steps, in the server's terms:
+A message is a JSON array of steps, in the server's terms:
 
     {"status": "typing", "event_id": "e1", "data": ...}
         Any status. `event_id` and `data` may be left out.
@@ -34,9 +34,7 @@ and to be slow or to misbehave:
     {"end": false}
         Leaves out the `completed` that otherwise ends every script which does not say it itself.
 
-A script that makes no sense does nothing but say the status `error`, with the reason. Any other
-message gets a friendly answer, with reasoning and a tool call on the way, at a pace that is
-pleasant to watch.
+A step that makes no sense is the status `error`, with the reason, and the last of its turn.
 """
 
 from __future__ import annotations
@@ -44,11 +42,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from flux0_core.agent_runners.api import AgentRunner, Deps, agent_runner
 from flux0_core.agents import AgentStore, AgentType
@@ -57,256 +53,114 @@ from flux0_core.sessions import EventId
 from flux0_stream.types import ChunkEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable
 
     from flux0_core.agent_runners.context import Context
-    from flux0_stream.emitter.api import EventEmitter
 
 AGENT_TYPE = AgentType("scripted")
 
-_DIRECTORY = os.environ.get("SCRIPTED_AGENT_DIR")
+_DIRECTORY = Path(os.environ["SCRIPTED_AGENT_DIR"])
 _POLL_SECONDS = 0.01
-_ECHO_PIECES = 12
-_ECHO_PAUSE_SECONDS = 0.015
+_NO_END = {"end": False}
 
 
 class ScriptError(Exception):
-    """The script cannot be performed; the message says which step, and why."""
+    """A step makes no sense."""
 
 
-@dataclass(frozen=True)
 class Turn:
-    """What the steps of one turn act upon."""
+    """The steps of one turn."""
 
-    correlation_id: str
-    emitter: EventEmitter
-    agent: Mapping[str, Any]
+    def __init__(self, deps: Deps, agent: dict[str, Any]) -> None:
+        self._correlation_id = deps.correlator.correlation_id
+        self._emitter = deps.event_emitter
+        self._agent = agent
 
+    async def perform(self, step: dict[str, Any]) -> None:
+        match step:
+            case {"status": _}:
+                await self._status(**step)
+            case {"chunk": chunk}:
+                await self._chunk(**chunk)
+            case {"text": text}:
+                await self._message(_pieces(text, step))
+            case {"reason": text}:
+                await self._message(_pieces(text, step), {"kind": "reasoning"})
+            case {"tool_call": {"id": id_, "name": name, "args": args}}:
+                # The arguments come in pieces of JSON text, as they do from a language model.
+                call = {"type": "tool_call", "tool_call_id": id_, "tool_name": name, "args": []}
+                pieces = _pieces(json.dumps(args), {"pieces": 2}, "/tool_calls/0/args")
+                await self._message([[_add("/tool_calls/0", call)], *pieces])
+            case {"tool_result": {"id": id_, "name": name, "args": args, "result": result}}:
+                data = {"result": result}
+                item = {"tool_call_id": id_, "tool_name": name, "args": args, "data": data}
+                path = "/tool_call_results"
+                await self._message([[_add(path, []), _add(f"{path}/-", item)]])
+            case {"error": error}:
+                await self._status("error", **({} if error is None else {"data": error}))
+            case {"pause_ms": milliseconds}:
+                await asyncio.sleep(milliseconds / 1000)
+            case {"wait": name}:
+                await _wait(name)
+            case {"crash": why}:
+                raise RuntimeError(why)
+            case {"hang": True}:
+                await asyncio.Event().wait()
+            case _:
+                raise ScriptError(f"there is no step like {step}")
 
-class Action(Protocol):
-    """One thing to do in a turn. A step of a script makes one or several of them."""
+    async def _status(self, status: str, event_id: str | None = None, **rest: Any) -> None:
+        """Say a status. The server keeps `ready` (store) and `completed` (end) to itself."""
+        data: Any = {"type": "status", "status": status, **rest}
+        own_id = None if event_id is None else EventId(event_id)
+        await self._emitter.enqueue_status_event(self._correlation_id, data, own_id)
 
-    async def perform(self, turn: Turn) -> None: ...
-
-
-@dataclass(frozen=True)
-class Status:
-    """Say a status. The server keeps `ready` (store that event) and `completed` (end) to itself."""
-
-    data: Mapping[str, Any]
-    event_id: str | None = None
-
-    async def perform(self, turn: Turn) -> None:
-        data: Any = {"type": "status", **self.data}
-        event_id = None if self.event_id is None else EventId(self.event_id)
-        await turn.emitter.enqueue_status_event(turn.correlation_id, data, event_id)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Patch the message `event_id`."""
-
-    event_id: str
-    seq: int
-    patches: list[Any]
-    metadata: Mapping[str, Any] | None = None
-
-    async def perform(self, turn: Turn) -> None:
-        metadata = {**turn.agent, **(self.metadata or {})}
-        await turn.emitter.enqueue_event_chunk(
-            ChunkEvent(
-                correlation_id=turn.correlation_id,
-                event_id=EventId(self.event_id),
-                seq=self.seq,
-                patches=self.patches,
-                metadata={key: value for key, value in metadata.items() if value is not None},
-            )
+    async def _chunk(
+        self, event_id: str, seq: int, patches: list[Any], metadata: dict[str, Any] | None = None
+    ) -> None:
+        """Patch a message."""
+        told = {**self._agent, **(metadata or {})}
+        chunk = ChunkEvent(
+            correlation_id=self._correlation_id,
+            event_id=EventId(event_id),
+            seq=seq,
+            patches=patches,
+            metadata={key: value for key, value in told.items() if value is not None},
         )
+        await self._emitter.enqueue_event_chunk(chunk)
+
+    async def _message(
+        self, patches: Iterable[list[Any]], metadata: dict[str, Any] | None = None
+    ) -> None:
+        """Say a whole message: one chunk for each list of patches, then `ready`."""
+        event_id = gen_id()
+        for seq, operations in enumerate(patches):
+            await self._chunk(event_id, seq, operations, metadata)
+            await asyncio.sleep(0)
+        await self._status("ready", event_id)
 
 
-@dataclass(frozen=True)
-class Pause:
-    """Do nothing for some time."""
-
-    seconds: float
-
-    async def perform(self, turn: Turn) -> None:
-        await asyncio.sleep(self.seconds)
+def _add(path: str, value: Any) -> dict[str, Any]:
+    return {"op": "add", "path": path, "value": value}
 
 
-@dataclass(frozen=True)
-class Wait:
-    """Do nothing until somebody outside says go."""
-
-    released: Path
-    cancelled: Path
-
-    async def perform(self, turn: Turn) -> None:
-        try:
-            while not self.released.exists():
-                await asyncio.sleep(_POLL_SECONDS)
-        except asyncio.CancelledError:
-            self.cancelled.touch()
-            raise
-
-
-@dataclass(frozen=True)
-class Crash:
-    """Fail as an agent with a bug does."""
-
-    message: str
-
-    async def perform(self, turn: Turn) -> None:
-        raise RuntimeError(self.message)
-
-
-@dataclass(frozen=True)
-class Hang:
-    """Never go on."""
-
-    async def perform(self, turn: Turn) -> None:
-        await asyncio.Event().wait()
-
-
-def _status(status: str, event_id: str | None = None, **rest: Any) -> Iterator[Action]:
-    if status == "ready" and event_id is None:
-        raise ValueError("ready needs an event_id")
-    if unknown := rest.keys() - {"data", "acknowledged_offset"}:
-        raise TypeError(f"a status has no {sorted(unknown)}")
-    yield Status({"status": status, **rest}, event_id)
-
-
-def _error(error: Any) -> Iterator[Action]:
-    yield Status({"status": "error"} if error is None else {"status": "error", "data": error})
-
-
-def _message(
-    patches: Iterable[list[Any]], metadata: Mapping[str, Any] | None = None
-) -> Iterator[Action]:
-    """One chunk for each list of patches, then `ready`."""
-    event_id = gen_id()
-    for seq, operations in enumerate(patches):
-        yield Chunk(event_id, seq, operations, metadata)
-    yield Status({"status": "ready"}, event_id)
-
-
-def _append(path: str, value: Any) -> dict[str, Any]:
-    return {"op": "add", "path": f"{path}/-", "value": value}
-
-
-def _split(text: str, pieces: int) -> list[str]:
+def _pieces(text: str, step: dict[str, Any], path: str = "") -> list[list[Any]]:
+    """Return the patches of one chunk for each piece of a text."""
+    pieces = step.get("pieces", 1)
     if not 1 <= pieces <= len(text):
-        raise ValueError(f"{len(text)} characters do not make {pieces} pieces")
-    return [text[a:b] for a, b in pairwise(len(text) * i // pieces for i in range(pieces + 1))]
+        raise ScriptError(f"{len(text)} characters do not make {pieces} pieces")
+    cuts = pairwise(len(text) * number // pieces for number in range(pieces + 1))
+    return [[_add(f"{path}/-", text[start:end])] for start, end in cuts]
 
 
-def _text(text: str, pieces: int = 1) -> Iterator[Action]:
-    return _message([_append("", piece)] for piece in _split(text, pieces))
-
-
-def _reason(reason: str, pieces: int = 1) -> Iterator[Action]:
-    return _message(
-        ([_append("", piece)] for piece in _split(reason, pieces)), {"kind": "reasoning"}
-    )
-
-
-def _tool_call(id: str, name: str, args: Any) -> Iterator[Action]:
-    # The arguments come in pieces of JSON text, as they do from a language model.
-    call = {"type": "tool_call", "tool_call_id": id, "tool_name": name, "args": []}
-    begin = {"op": "add", "path": "/tool_calls/0", "value": call}
-    pieces = _split(json.dumps(args), 2)
-    return _message([[begin], *([_append("/tool_calls/0/args", piece)] for piece in pieces)])
-
-
-def _tool_result(id: str, name: str, args: Any, result: Any) -> Iterator[Action]:
-    item = {"tool_call_id": id, "tool_name": name, "args": args, "data": {"result": result}}
-    begin = {"op": "add", "path": "/tool_call_results", "value": []}
-    return _message([[begin, _append("/tool_call_results", item)]])
-
-
-def _wait(wait: str) -> Iterator[Action]:
-    if _DIRECTORY is None:
-        raise ValueError("a wait needs the environment variable SCRIPTED_AGENT_DIR")
-    if not re.fullmatch("[A-Za-z0-9_-]+", wait):
-        raise ValueError("the name of a wait is made of letters, digits, '-' and '_'")
-    directory = Path(_DIRECTORY)
-    yield Wait(directory / f"{wait}.released", directory / f"{wait}.cancelled")
-
-
-# A step's members are the arguments of its function, which so names what is missing or too much.
-_STEPS: Mapping[str, Callable[..., Iterable[Action]]] = {
-    "status": _status,
-    "chunk": lambda chunk: [Chunk(**chunk)],
-    "text": _text,
-    "reason": _reason,
-    "tool_call": lambda tool_call: _tool_call(**tool_call),
-    "tool_result": lambda tool_result: _tool_result(**tool_result),
-    "error": _error,
-    "pause_ms": lambda pause_ms: [Pause(pause_ms / 1000)],
-    "wait": _wait,
-    "crash": lambda crash: [Crash(str(crash))],
-    "hang": lambda hang: [Hang()] if hang else [],
-    "end": lambda end: [],  # parse_script looks at it
-}
-
-
-def parse_script(script: Any) -> list[Action]:
-    """Return what the script wants done, the closing `completed` included.
-
-    Raises:
-        ScriptError: it is no array, or a step has something missing, unknown or of a wrong type.
-    """
-    if not isinstance(script, list):
-        raise ScriptError("a script is a JSON array of steps")
-    actions: list[Action] = []
-    ends = False
-    for number, step in enumerate(script):
-        kinds = _STEPS.keys() & step.keys() if isinstance(step, dict) else ()
-        if len(kinds) != 1:
-            raise ScriptError(
-                f"step {number}, {json.dumps(step)}: needs to be an object with one of {[*_STEPS]}"
-            )
-        (kind,) = kinds
-        try:
-            actions += _STEPS[kind](**step)
-        except (TypeError, ValueError) as error:
-            raise ScriptError(f"step {number}, {json.dumps(step)}: {error}") from error
-        ends = ends or step.get("end") is False or step.get("status") == "completed"
-    return actions if ends else [*actions, *_status("completed")]
-
-
-def _in_words(make: Callable[..., Iterator[Action]], text: str) -> Iterator[Action]:
-    """Say it in pieces, and at a pace that one can watch."""
-    for action in make(text, pieces=_ECHO_PIECES):
-        yield action
-        yield Pause(_ECHO_PAUSE_SECONDS)
-
-
-def echo(message: str) -> Iterator[Action]:
-    """Return a turn as a real agent makes it: reasoning, a tool call, its result, and an answer."""
-    call: Any = {"id": gen_id(), "name": "get_weather", "args": {"location": "San Francisco"}}
-    yield from _status("processing", data={"detail": "Thinking"})
-    yield from _in_words(_reason, "Everybody likes to hear about the weather. I shall look it up.")
-    yield from _tool_call(**call)
-    yield Pause(_ECHO_PAUSE_SECONDS)
-    yield from _tool_result(**call, result={"celsius": 16, "sky": "foggy"})
-    yield from _status("typing")
-    yield from _in_words(_text, f'You said "{message}". It is 16 °C and foggy in San Francisco.')
-    yield from _status("completed")
-
-
-def actions_for(message: str | None) -> Iterable[Action]:
-    """Return what to do about a user's message; None is a session that asks for a greeting."""
-    if message is None:
-        return parse_script([{"text": "Hello! Say something, or send me a script."}])
+async def _wait(name: str) -> None:
+    """Wait until somebody outside says go."""
     try:
-        script = json.loads(message)
-    except ValueError:
-        return echo(message)
-    try:
-        return parse_script(script)
-    except ScriptError as error:
-        return parse_script([{"error": {"exception": f"Invalid script: {error}"}}])
+        while not (_DIRECTORY / f"{name}.released").exists():
+            await asyncio.sleep(_POLL_SECONDS)
+    except asyncio.CancelledError:
+        (_DIRECTORY / f"{name}.cancelled").touch()
+        raise
 
 
 @agent_runner(AGENT_TYPE)
@@ -316,36 +170,39 @@ class ScriptedAgentRunner(AgentRunner):
     async def run(self, context: Context, deps: Deps) -> bool:
         agent = await deps.read_agent(context.agent_id)
         assert agent is not None, "the server starts a turn for agents that exist only"
-        turn = Turn(
-            correlation_id=deps.correlator.correlation_id,
-            emitter=deps.event_emitter,
-            agent={"agent_id": agent.id, "agent_name": agent.name},
-        )
-        for action in actions_for(await self._user_message(context, deps, turn.correlation_id)):
-            await action.perform(turn)
-            # A real agent awaits its model. One that never lets go of the loop gets nothing sent
-            # until the server has worked off all that it said.
-            await asyncio.sleep(0)
+        turn = Turn(deps, {"agent_id": agent.id, "agent_name": agent.name})
+        script = await self._script(context, deps)
+        try:
+            for step in script:
+                if step == _NO_END:
+                    continue
+                await turn.perform(step)
+                # A real agent awaits its model. One that never lets go of the loop gets nothing
+                # sent until the server has worked off all that it said.
+                await asyncio.sleep(0)
+        except ScriptError as error:
+            await turn.perform({"error": {"exception": f"Invalid script: {error}"}})
+        if not any(step == _NO_END or step.get("status") == "completed" for step in script):
+            await turn.perform({"status": "completed"})
         return True
 
-    async def _user_message(self, context: Context, deps: Deps, correlation_id: str) -> str | None:
+    async def _script(self, context: Context, deps: Deps) -> list[dict[str, Any]]:
+        """Return the script of this turn; a session that asks for a greeting has none."""
         # Events of other turns may follow the message; the correlation id names this turn's.
         for event in await deps.list_session_events(context.session_id):
-            if event.correlation_id == correlation_id and event.source == "user":
+            if event.correlation_id == deps.correlator.correlation_id and event.source == "user":
                 message: Any = event.data
-                return str(message["parts"][0]["content"])
-        return None
+                script: list[dict[str, Any]] = json.loads(message["parts"][0]["content"])
+                return script
+        return [{"text": "Hello! Send me a script."}]
 
 
 async def init_module(container: Any) -> None:
     """Register the agent type, and have one agent of it, before the server listens."""
     container[ScriptedAgentRunner] = ScriptedAgentRunner()
-    store = container[AgentStore]
-    agents = [agent for agent in await store.list_agents() if agent.type == AGENT_TYPE]
-    agent = agents[0] if agents else await store.create_agent(name="Scripted", type=AGENT_TYPE)
-    if _DIRECTORY is not None:
-        # Whoever started this server knows by this id that it is this server that answers.
-        Path(_DIRECTORY, "agent_id").write_text(agent.id, encoding="utf-8")
+    agent = await container[AgentStore].create_agent(name="Scripted", type=AGENT_TYPE)
+    # Whoever started this server knows by this id that it is this server that answers.
+    (_DIRECTORY / "agent_id").write_text(agent.id, encoding="utf-8")
 
 
 async def shutdown_module() -> None:

@@ -18,15 +18,13 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-_AGENT_FOLDER = Path(__file__).parent
-_HOST = "127.0.0.1"
+_SCRIPTED = "scripted_agent"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 3.0
 _CANCEL_SECONDS = 10.0
 _ANSWER_SECONDS = 1.0
 _POLL_SECONDS = 0.02
 _PORTS_TO_TRY = 5
-_TAIL_CHARACTERS = 4000
 
 
 def free_port() -> int:
@@ -47,49 +45,41 @@ class Flux0Server:
         python: the Python that has flux0-server installed.
         directory: a folder for the server's output and the signals to its agent; the server's
             current folder, so that it reads nobody else's `flux0.toml` and `.env`.
-        choose_port: returns a port to try.
         agent_module: the module of the agent, which may lie in `directory`.
     """
 
-    def __init__(
-        self,
-        python: str,
-        directory: Path,
-        choose_port: Callable[[], int] = free_port,
-        *,
-        agent_module: str = "scripted_agent",
-    ) -> None:
-        self._python = python
+    def __init__(self, python: str, directory: Path, *, agent_module: str = _SCRIPTED) -> None:
+        self._command = [python, "-m", "flux0_server.main"]
         self._directory = directory
-        self._choose_port = choose_port
         self._agent_module = agent_module
         self._output = directory / "output.txt"
-        self._port = 0
+        self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """The server's address, without a path."""
-        return f"http://{_HOST}:{self._port}"
-
-    @property
-    def port(self) -> int:
-        """The port on 127.0.0.1."""
-        return self._port
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def agent_id(self) -> str:
         """The id of an agent of type `scripted` that is there from the start."""
         return (self._directory / "agent_id").read_text(encoding="utf-8")
 
-    @property
-    def output(self) -> str:
-        """The last of what the server has printed."""
-        return self._output.read_text(encoding="utf-8", errors="replace")[-_TAIL_CHARACTERS:]
-
     def __enter__(self) -> Self:
-        self.start()
-        return self
+        for _ in range(_PORTS_TO_TRY):
+            self.port = free_port()
+            self._launch()
+            try:
+                self._until(self._is_up, _START_SECONDS, "the flux0 server did not answer")
+            except RuntimeError as error:
+                self.kill()
+                # Between the choice of a port and its use, somebody else may have taken it.
+                if "address already in use" not in str(error):
+                    raise
+            else:
+                return self
+        raise RuntimeError(f"no free port in {_PORTS_TO_TRY} attempts")
 
     def __exit__(
         self,
@@ -97,27 +87,11 @@ class Flux0Server:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Start the server and return once it answers.
-
-        Raises:
-            RuntimeError: it ended, or was not there after 60 seconds; with the last of its output.
-        """
-        for _ in range(_PORTS_TO_TRY):
-            self._port = self._choose_port()
-            self._launch()
-            try:
-                self._until(self._is_up, _START_SECONDS, "the flux0 server did not answer")
-            except RuntimeError:
-                self.kill()
-                # Between the choice of a port and its use, somebody else may have taken it.
-                if "address already in use" not in self.output:
-                    raise
-            else:
-                return
-        raise RuntimeError(f"no free port in {_PORTS_TO_TRY} attempts:\n{self.output}")
+        assert self._process is not None
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # It waits for hanging agents forever.
+            self._process.wait(_STOP_SECONDS)
+        self.kill()
 
     def release(self, name: str) -> None:
         """Let the step `{"wait": name}` go on, whether a turn has reached it or not.
@@ -137,17 +111,9 @@ class Flux0Server:
 
     def kill(self) -> None:
         """End the server at once, in the middle of whatever it is doing."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def stop(self) -> None:
-        """End the server, politely where it lets us: it waits for hanging agents for ever."""
-        if self._process is not None:
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_STOP_SECONDS)
-            self.kill()
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
 
     def _launch(self) -> None:
         environment = {
@@ -157,15 +123,15 @@ class Flux0Server:
         }
         environment |= {
             "FLUX0_MODULES": self._agent_module,
-            "FLUX0_PORT": str(self._port),
-            "PYTHONPATH": os.pathsep.join((str(_AGENT_FOLDER), str(self._directory))),
+            "FLUX0_PORT": str(self.port),
+            "PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), str(self._directory))),
             "PYTHONUNBUFFERED": "1",
             "SCRIPTED_AGENT_DIR": str(self._directory),
         }
         # A file takes any amount of output; a full pipe that nobody reads would stop the server.
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                [self._python, "-m", "flux0_server.main"],
+                self._command,
                 cwd=self._directory,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -175,14 +141,11 @@ class Flux0Server:
 
     def _is_up(self) -> bool:
         """Whether this server answers; another one on this port would not know our agent."""
-        connection = http.client.HTTPConnection(_HOST, self._port, timeout=_ANSWER_SECONDS)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_ANSWER_SECONDS)
         try:
-            if self._agent_module != "scripted_agent":
-                connection.request("GET", "/api/agents")
-                return bool(json.load(connection.getresponse())["data"])
-            connection.request("GET", f"/api/agents/{self.agent_id}")
-            answer = json.load(connection.getresponse())
-            return bool(answer["id"] == self.agent_id)
+            connection.request("GET", "/api/agents")
+            ids = [agent["id"] for agent in json.load(connection.getresponse())["data"]]
+            return self.agent_id in ids if self._agent_module == _SCRIPTED else bool(ids)
         except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
             return False
         finally:
@@ -194,8 +157,9 @@ class Flux0Server:
             assert self._process is not None
             status = self._process.poll()
             if status is not None:
-                raise RuntimeError(f"{otherwise}: it ended with status {status}:\n{self.output}")
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{otherwise} within {seconds:g} s:\n{self.output}")
+                otherwise += f": it ended with status {status}"
+            if status is not None or time.monotonic() > deadline:
+                output = self._output.read_text(encoding="utf-8", errors="replace")[-4000:]
+                raise RuntimeError(f"{otherwise}:\n{output}")
             # There is no event to wait for: the other side is a process of a library we do not own.
             time.sleep(_POLL_SECONDS)
