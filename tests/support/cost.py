@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 
 def calls_made(work: Callable[[], object]) -> int:
@@ -22,3 +23,27 @@ def calls_made(work: Callable[[], object]) -> int:
     finally:
         sys.setprofile(before)
     return calls
+
+
+def steps_taken(work: Callable[[], object]) -> int:
+    """Return how many lines of Python `work` runs, and how many functions of C it calls."""
+    steps = 0
+
+    def trace(_: FrameType, event: str, __: object) -> Any:
+        nonlocal steps
+        steps += event == "line"
+        return trace
+
+    def count(_: FrameType, event: str, __: object) -> None:
+        nonlocal steps
+        steps += event == "c_call"
+
+    before = sys.gettrace(), sys.getprofile()
+    sys.settrace(trace)
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.settrace(before[0])
+        sys.setprofile(before[1])
+    return steps

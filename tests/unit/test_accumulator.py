@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 import tracemalloc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import attrs
 import pytest
 from hypothesis import given, strategies as st
 
+from flux0 import to_dict
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
@@ -29,9 +29,8 @@ from flux0.domain.models import (
     ToolResult,
 )
 from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent, UnknownEvent
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from support.cost import steps_taken
+from support.in_memory import new_turn
 
 AGENT = {"agent_id": "a1", "agent_name": "Drizzle"}
 NAMED = Participant(id="a1", name="Drizzle")
@@ -68,37 +67,6 @@ def message(*parts: Any, **metadata: Any) -> TurnMessage:
 # --- recorded turns
 
 
-def events_of(wire: str) -> Iterator[ChunkEvent | StatusEvent]:
-    for block in wire.split("\n\n")[:-1]:
-        fields = dict(line.split(": ", 1) for line in block.split("\n"))
-        data = json.loads(fields["data"])
-        if fields["event"] == "status":
-            status = StatusData(data["data"]["status"])
-            yield StatusEvent(data["id"], data["correlation_id"], EventSource.AI_AGENT, status)
-        else:
-            patches = tuple(
-                JSONPatchOperation(op["op"], op["path"], op.get("value"), op.get("from"))
-                for op in data["patches"]
-            )
-            yield ChunkEvent(
-                data["correlation_id"], data["event_id"], data["seq"], patches, data["metadata"]
-            )
-
-
-def listed(value: object) -> Any:
-    """A value in the JSON form in which the server lists it."""
-    if isinstance(value, dict):
-        return {key: listed(item) for key, item in cast("dict[str, Any]", value).items()}
-    if isinstance(value, (list, tuple)):
-        return [listed(item) for item in cast("list[Any]", value)]
-    cls = type(value)
-    if not attrs.has(cls):
-        return value
-    fields = {name: listed(getattr(value, name)) for name in attrs.fields_dict(cls)}
-    kind = getattr(value, "type", None)
-    return fields if kind is None else {"type": kind, **fields}
-
-
 def compared(event: dict[str, Any]) -> str:
     """What a stored event and a rebuilt one share, as text: there 1, 1.0 and true differ."""
     shared = {key: event[key] for key in ("type", "data", "metadata", "correlation_id")}
@@ -111,9 +79,9 @@ def compared(event: dict[str, Any]) -> str:
 )
 def test_a_recorded_turn_gives_the_events_that_the_server_stored(case: dict[str, Any]) -> None:
     accumulator = MessageAccumulator()
-    for event in events_of(case["wire"]):
+    for event in new_turn().feed(case["wire"].encode()):
         accumulator.feed(event)
-    rebuilt = [compared(listed(event)) for event in accumulator.finish()]
+    rebuilt = [compared(to_dict(event)) for event in accumulator.finish()]
     expected = [
         compared(event)
         for event in case["persisted"]
@@ -166,19 +134,16 @@ def test_the_first_chunk_says_who_speaks_and_how() -> None:
     [
         ({"agent_name": "N"}, Participant(id="", name="N")),
         ({"agent_id": None, "agent_name": True}, Participant(id="None", name="True")),
+        ({"agent_id": "a1"}, None),
     ],
 )
-def test_the_participant_is_text_whatever_the_metadata_hold(
-    metadata: dict[str, Any], participant: Participant
+def test_the_participant_is_text_and_nothing_is_stored_without_its_name(
+    metadata: dict[str, Any], participant: Participant | None
 ) -> None:
-    (event,) = after(ChunkEvent("turn", "e1", 0, (add("/-", "a"),), metadata)).finish()
-    assert isinstance(event.data, MessageData)
-    assert event.data.participant == participant
-
-
-def test_nothing_is_stored_of_a_message_without_an_agents_name() -> None:
-    accumulator = after(ChunkEvent("turn", "e1", 0, (add("/-", "a"),), {"agent_id": "a1"}))
-    assert accumulator.finish() == accumulator.messages == ()
+    accumulator = after(ChunkEvent("turn", "e1", 0, (add("/-", "a"),), metadata))
+    said = [MessageData((ContentPart("a"),), participant=participant)]
+    assert [event.data for event in accumulator.finish()] == (said if participant else [])
+    assert accumulator.finish() == accumulator.messages
 
 
 def tool_call(**fields: Any) -> dict[str, Any]:
@@ -200,28 +165,13 @@ def test_a_tool_call_shows_its_arguments_as_text_until_they_are_json() -> None:
     assert accumulator.finish() == (attrs.evolve(message(call), metadata=None),)
 
 
-def test_nothing_is_stored_of_arguments_that_never_became_json() -> None:
-    accumulator = after(chunk(add("/tool_calls", [tool_call(args=['{"a":'])])))
-    assert len(accumulator.messages) == 1
-    assert accumulator.finish() == ()
-
-
-def test_a_tool_call_of_another_type_stays_a_mapping() -> None:
-    (event,) = after(chunk(add("/tool_calls", [tool_call(type="function", more=1)]))).finish()
-    assert isinstance(event.data, MessageData)
-    assert event.data.parts == (tool_call(type="function"),)
-
-
 def test_a_tool_result_becomes_a_tool_event() -> None:
     fields = {"tool_call_id": "c1", "tool_name": "search", "args": {"q": 1}, "error": "bad"}
-    (event,) = after(
-        chunk(
-            add("/tool_call_results/0", {**fields, "data": {"result": [float("inf")]}}),
-            add("/tool_call_results/1", {**fields, "tool_call_id": "c2", "data": "text"}),
-            kind="other",
-            node="n",
-        )
-    ).finish()
+    results = [
+        {**fields, "data": {"result": [float("inf")]}},
+        {**fields, "tool_call_id": "c2", "data": "text"},
+    ]
+    (event,) = after(chunk(add("/tool_call_results", results), kind="other", node="n")).finish()
     first, second = (
         ToolCall(call, "search", {"q": 1}, ToolResult(data, {}, ControlOptions("auto")))
         for call, data in (("c1", [None]), ("c2", None))
@@ -229,11 +179,10 @@ def test_a_tool_result_becomes_a_tool_event() -> None:
     assert event == TurnMessage("e1", "turn", EventType.TOOL, ToolData((first, second)))
 
 
-@pytest.mark.parametrize("nothing", [[], {}, ""])
-def test_no_results_are_a_tool_event_but_no_calls_are_nothing(nothing: Any) -> None:
-    (event,) = after(chunk(add("/tool_call_results", nothing))).finish()
+def test_no_results_are_a_tool_event_but_no_calls_are_nothing() -> None:
+    (event,) = after(chunk(add("/tool_call_results", []))).finish()
     assert event.data == ToolData(())
-    assert after(chunk(add("/tool_calls", nothing))).finish() == ()
+    assert after(chunk(add("/tool_calls", []))).finish() == ()
 
 
 @pytest.mark.parametrize(
@@ -248,6 +197,7 @@ def test_no_results_are_a_tool_event_but_no_calls_are_nothing(nothing: Any) -> N
         {"tool_calls": [tool_call(args="{}")]},
         {"tool_calls": [tool_call(args=[1])]},
         {"tool_calls": [tool_call(args=["[" * 200_000])]},
+        {"tool_calls": [tool_call(args=['{"a":'])]},
         {"tool_calls": [tool_call(), tool_call(args=None)]},
         {"tool_call_results": [tool_call()]},
         {"tool_call_results": [tool_call(data={})]},
@@ -269,12 +219,10 @@ def test_messages_come_in_the_order_in_which_they_began() -> None:
         chunk(add("/-", "A"), event_id="a"),
         chunk(replace("", []), event_id="nothing yet"),
     )
-    contents = [
-        (event.event_id, event.data.parts)
-        for event in accumulator.messages
-        if isinstance(event.data, MessageData)
+    assert [(event.event_id, event.text) for event in accumulator.messages] == [
+        ("a", "AA"),
+        ("b", "B"),
     ]
-    assert contents == [("a", (ContentPart("AA"),)), ("b", (ContentPart("B"),))]
     assert accumulator.finish() == accumulator.messages
 
 
@@ -315,15 +263,6 @@ def test_a_message_that_was_handed_out_does_not_change() -> None:
     assert repr(program) == before
 
 
-def test_a_message_that_did_not_change_is_not_built_again() -> None:
-    accumulator = after(chunk(add("/-", {"a": 1})), chunk(add("/-", "B"), event_id="b"))
-    first, second = accumulator.messages
-    accumulator.feed(chunk(add("/-", "C"), event_id="b"))
-    still, changed = accumulator.messages
-    assert still is first
-    assert changed != second
-
-
 # --- the text that an event adds
 
 
@@ -356,65 +295,41 @@ def test_feeding_gives_the_text_that_was_added_at_the_end(
 # --- chunks that do not apply
 
 
-def test_a_chunk_that_does_not_apply_is_reported_and_the_rest_goes_on() -> None:
-    failing = replace("/5", "x")
+@pytest.mark.parametrize(
+    ("failing", "applied"),
+    [
+        (replace("/5", "x"), "b"),
+        # Of a chunk with what is no operation, nothing is applied.
+        (JSONPatchOperation("append", "/5", "x"), ""),
+    ],
+)
+def test_a_chunk_that_does_not_apply_is_reported_and_the_rest_goes_on(
+    failing: JSONPatchOperation, applied: str
+) -> None:
     accumulator = after(chunk(add("/-", "a")))
     event = attrs.evolve(chunk(add("/-", "b"), failing, add("/-", "never")), seq=7)
-    assert accumulator.feed(event) == "b"
+    assert accumulator.feed(event) == applied
     assert accumulator.feed(chunk(add("/-", "c"))) == "c"
     (problem,) = accumulator.problems
     assert (problem.event_id, problem.seq, problem.index) == ("e1", 7, 1)
     assert problem.operation is failing
-    assert "5" in problem.reason
-    assert accumulator.finish() == (message(ContentPart("abc")),)
-
-
-def test_of_a_chunk_with_what_is_no_operation_nothing_is_applied() -> None:
-    accumulator = after(chunk(add("/-", "a")))
-    unknown = JSONPatchOperation("append", "/0", "x")
-    assert accumulator.feed(chunk(add("/-", "b"), unknown)) == ""
-    assert [(problem.index, problem.operation) for problem in accumulator.problems] == [
-        (1, unknown)
-    ]
-    assert accumulator.finish() == (message(ContentPart("a")),)
-
-
-def test_a_failing_first_operation_leaves_no_document() -> None:
-    accumulator = after(chunk(replace("/a/b", 1)), chunk(add("/-", "text")))
-    assert len(accumulator.problems) == 1
-    assert accumulator.finish() == (message(ContentPart("text")),)
+    assert problem.reason
+    assert accumulator.finish() == (message(ContentPart(f"a{applied}c")),)
 
 
 # --- limits
 
 
-COPIES = [add("", {"a": 1}), *(JSONPatchOperation("copy", f"/k{n}", from_="") for n in range(40))]
+def copy(path: str, source: str) -> JSONPatchOperation:
+    return JSONPatchOperation("copy", path, from_=source)
+
+
 HOSTILE = {
-    "doubling": COPIES,
-    "doubling a list": [
-        add("", ["x" * 1000]),
-        *(JSONPatchOperation("copy", "/-", from_="") for _ in range(40)),
-    ],
-    "doubling texts": [
-        *(add("/-", "x" * 1000) for _ in range(10)),
-        *(JSONPatchOperation("copy", "/-", from_="") for _ in range(40)),
-    ],
-    "large indexes": [add("/" + "/".join(["9999"] * 20) + "/a", 1) for _ in range(30)],
-    "large indexes again": [
-        operation for _ in range(100) for operation in (add("/9999/a", 1), replace("", []))
-    ],
-    "copying and removing": [
-        add("", {"a": [[]] * 1000}),
-        *(JSONPatchOperation("copy", "/b", from_="/a"), JSONPatchOperation("remove", "/b")) * 100,
-    ],
-    "moving to and fro": [
-        add("", {"a": [[]] * 1000}),
-        *(
-            JSONPatchOperation("move", "/b/a", from_="/a"),
-            JSONPatchOperation("move", "/a", from_="/b/a"),
-        )
-        * 100,
-    ],
+    "doubling": [add("", {"a": 1}), *(copy(f"/k{n}", "") for n in range(40))],
+    "doubling a list": [add("", ["x" * 1000]), *[copy("/-", "")] * 40],
+    "doubling texts": [*[add("/-", "x" * 1000)] * 10, *[copy("/-", "")] * 40],
+    "large indexes": [add("/" + "/".join(["9999"] * 20) + "/a", 1)] * 30,
+    "large indexes again": [add("/9999/a", 1), replace("", [])] * 100,
     "texts": [add("/-", "x" * 10_000)] * 200,
     "keys": [add(f"/{'k' * 10_000}{n}", "") for n in range(200)],
 }
@@ -437,20 +352,15 @@ def test_a_stream_cannot_make_the_messages_hold_more_than_the_limit(
     assert len(accumulator.finish()) <= 1
 
 
-def test_many_small_messages_share_the_limit() -> None:
+def test_small_messages_share_the_limit_with_the_problems_that_are_noted() -> None:
     accumulator = MessageAccumulator(max_turn_bytes=100_000)
     for n in range(1000):
         accumulator.feed(chunk(add("/-", "x"), event_id=f"{n}"))
     assert 100 < len(accumulator.finish()) < 500
-    assert accumulator.problems
     assert accumulator.feed(chunk(event_id="one more")) == ""
-
-
-def test_problems_are_not_noted_without_end() -> None:
-    accumulator = MessageAccumulator(max_turn_bytes=100_000)
     for _ in range(1000):
         accumulator.feed(chunk(replace("/5", "x" * 1000)))
-    assert 50 < len(accumulator.problems) < 100
+    assert 50 < len(accumulator.problems) < 1000
 
 
 def test_what_is_replaced_or_removed_makes_room() -> None:
@@ -461,6 +371,7 @@ def test_what_is_replaced_or_removed_makes_room() -> None:
         accumulator.feed(chunk(replace("", text)))
         accumulator.feed(chunk(replace("", [text]), add("/-", text)))
         accumulator.feed(chunk(JSONPatchOperation("remove", "/0")))
+        accumulator.feed(chunk(add("/-", "y" * 1000), add("/-", "z" * 1000), replace("", [text])))
     assert accumulator.problems == ()
     assert accumulator.finish() == (message(ContentPart(text)),)
 
@@ -477,27 +388,14 @@ def test_a_replacement_that_is_too_large_changes_nothing() -> None:
     assert accumulator.finish() == (message(ContentPart("ac" + "d" * 5_000)),)
 
 
-def test_a_text_that_is_begun_again_makes_room() -> None:
-    accumulator = MessageAccumulator(max_turn_bytes=10_000)
-    for _ in range(100):
-        accumulator.feed(chunk(replace("", []), add("/-", "x" * 1000), add("/-", "y" * 1000)))
-    assert accumulator.problems == ()
-
-
-def test_arguments_may_be_as_deep_as_the_limit() -> None:
-    accumulator = after(chunk(add("/tool_calls", [tool_call(args=["[" * 200 + "]" * 200])])))
-    (event,) = accumulator.finish()
-    (call,) = event.tool_calls
-    assert repr(call.args).count("[") == 200
-
-
-def test_arguments_deeper_than_python_can_follow_stay_text() -> None:
-    deep = "[" * 300 + "]" * 300
-    accumulator = after(chunk(add("/tool_calls", [tool_call(args=[deep])])))
-    (event,) = accumulator.messages
-    (call,) = event.tool_calls
-    assert deep in repr(call)
-    assert accumulator.finish() == ()
+def test_arguments_deeper_than_the_limit_stay_text() -> None:
+    for depth, stored in ((200, 1), (201, 0)):
+        deep = "[" * depth + "]" * depth
+        accumulator = after(chunk(add("/tool_calls", [tool_call(args=[deep])])))
+        (call,) = accumulator.messages[0].tool_calls
+        assert type(call.args) is (list if stored else str)
+        assert str(call.args) == deep
+        assert len(accumulator.finish()) == stored
 
 
 def test_a_document_of_any_depth_is_refused_past_the_limit() -> None:
@@ -545,44 +443,15 @@ def test_a_long_answer_holds_little_more_than_its_text(look_every: int | None) -
 def test_texts_and_other_operations_take_turns() -> None:
     accumulator = after(*(chunk(add("/-", f"{n} ")) for n in range(3000)))
     before = accumulator.messages
-    accumulator.feed(chunk(replace("/1500", "X ")))
-    accumulator.feed(chunk(add("/-", "end")))
+    accumulator.feed(chunk(replace("/1500", "X "), add("/-", "end")))
     expected = " ".join("X" if n == 1500 else str(n) for n in range(3000)) + " end"
     assert accumulator.messages == accumulator.finish() == (message(ContentPart(expected)),)
     assert before[0].text == " ".join(map(str, range(3000))) + " "
     accumulator.feed(chunk(add("/-", "!"), add("/3002", {"a": 1}), add("/-", "?")))
-    (event,) = accumulator.finish()
-    assert isinstance(event.data, MessageData)
-    (part,) = event.data.parts
-    assert isinstance(part, ContentPart)
-    assert part.content[-3:] == ["!", {"a": 1}, "?"]
+    assert "'!', {'a': 1}, '?']" in repr(accumulator.finish())
 
 
 # --- cost
-
-
-def steps(work: Callable[[], object]) -> int:
-    """How many lines of Python and calls into C `work` takes."""
-    count = 0
-
-    def trace(frame: Any, event: str, arg: Any) -> Any:
-        nonlocal count
-        count += 1
-        return trace
-
-    def profile(frame: Any, event: str, arg: Any) -> None:
-        nonlocal count
-        count += event == "c_call"
-
-    tracing, profiling = sys.gettrace(), sys.getprofile()
-    sys.settrace(trace)
-    sys.setprofile(profile)
-    try:
-        work()
-    finally:
-        sys.setprofile(profiling)
-        sys.settrace(tracing)
-    return count
 
 
 HEADER = chunk(add("/tool_calls/0", tool_call(args=[])))
@@ -614,6 +483,6 @@ def test_the_cost_of_a_chunk_does_not_grow_with_the_message(
                 if is_watched:
                     _ = accumulator.messages
 
-        return steps(feed)
+        return steps_taken(feed)
 
     assert run(400) < 2.1 * run(200)
