@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from enum import IntEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import attrs
 import pytest
@@ -25,29 +25,19 @@ from flux0.domain.messages.reply import Reply
 from flux0.domain.models import (
     Agent,
     Agents,
-    ConsumptionOffsets,
     ContentPart,
-    ControlOptions,
     Event,
     Events,
     MessageData,
     Participant,
-    ReasoningPart,
-    Session,
     Sessions,
     StatusData,
-    ToolCall,
-    ToolCallPart,
-    ToolData,
-    ToolResult,
 )
-from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent, UnknownEvent
+from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent
 from flux0.models import (
     EventSource,
     EventType,
-    HTTPValidationErrorData,
     SessionStatus,
-    ValidationError,
 )
 
 DATA = Path(__file__).parents[1] / "data"
@@ -67,18 +57,16 @@ ARGUMENTS: dict[str, Callable[..., Any]] = {
     "SessionCreationParamsDTO": SessionsResource.create,
     "EventCreationParamsDTO": SessionsResource.create_event,
 }
-FRAMES = {
-    "ChunkEventStream": ChunkEvent,
-    "EmittedEventStream": StatusEvent,
-    "SessionStream": None,
-}
+FRAMES = {"ChunkEventStream": ChunkEvent, "EmittedEventStream": StatusEvent}
 
 
 def model_of(schema: str) -> Any:
     return getattr(models, RENAMED.get(schema, schema))
 
 
-@pytest.mark.parametrize("schema", sorted(SCHEMAS.keys() - ARGUMENTS.keys() - FRAMES.keys()))
+@pytest.mark.parametrize(
+    "schema", sorted(SCHEMAS.keys() - ARGUMENTS.keys() - FRAMES.keys() - {"SessionStream"})
+)
 def test_every_schema_has_its_model_with_every_property(schema: str) -> None:
     model, described = model_of(schema), SCHEMAS[schema]
 
@@ -96,33 +84,24 @@ def test_every_schema_has_its_model_with_every_property(schema: str) -> None:
     assert demanded <= set(described.get("required", ())), "stricter than the server's document"
 
 
-@pytest.mark.parametrize(("schema", "method"), ARGUMENTS.items())
-def test_every_property_of_a_request_is_a_parameter(
-    schema: str, method: Callable[..., Any]
-) -> None:
-    parameters = {name.rstrip("_") for name in inspect.signature(method).parameters}
+def test_every_property_of_a_request_is_a_parameter() -> None:
+    for schema, method in ARGUMENTS.items():
+        parameters = {name.rstrip("_") for name in inspect.signature(method).parameters}
 
-    assert SCHEMAS[schema]["properties"].keys() <= parameters
+        assert SCHEMAS[schema]["properties"].keys() <= parameters
 
 
-@pytest.mark.parametrize("frame", ["ChunkEventStream", "EmittedEventStream"])
-def test_every_event_of_the_stream_has_its_model(frame: str) -> None:
-    model, properties = FRAMES[frame], SCHEMAS[frame]["properties"]
+def test_every_event_of_the_stream_has_its_model() -> None:
+    for frame, model in FRAMES.items():
+        properties = SCHEMAS[frame]["properties"]
 
-    assert model is not None
-    assert model.event == properties["event"]["const"]
-    assert model_of(properties["data"]["$ref"].rpartition("/")[2]) is model
+        assert model.event == properties["event"]["const"]
+        assert model_of(properties["data"]["$ref"].rpartition("/")[2]) is model
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("APIError", "EventDTOData", "HTTPValidationError", "HTTPValidationErrorData"),
-        *("JSONPatchOperationDTO", "Part", "SessionStream"),
-    ],
-)
-def test_what_no_schema_names_is_there_by_the_name_of_the_generated_client(name: str) -> None:
-    assert hasattr(models, name)
+def test_what_no_schema_names_is_there_by_the_name_of_the_generated_client() -> None:
+    for name in ("APIError", "EventDTOData", "HTTPValidationError", "Part", "SessionStream"):
+        assert hasattr(models, name)
 
 
 @pytest.mark.parametrize("turn", TURNS, ids=[turn["name"] for turn in TURNS])
@@ -146,17 +125,7 @@ def stored(**changes: Any) -> dict[str, Any]:
     return {**event, **changes}
 
 
-def test_an_event_is_typed_all_the_way_down() -> None:
-    event = from_dict(Event, stored())
-
-    assert event.type is EventType.MESSAGE
-    assert event.source is EventSource.USER
-    assert event.data == MessageData(parts=(ContentPart("hi"),))
-    assert event.created_at == datetime(2026, 11, 24, 22, 38, 57, 617650, timezone.utc)
-    assert event.metadata is None
-
-
-def test_unknown_fields_are_ignored_at_every_level() -> None:
+def test_an_event_is_typed_all_the_way_down_and_fields_that_are_new_are_ignored() -> None:
     data = {
         "type": "message",
         "parts": [{"type": "content", "content": "hi", "new": 1}],
@@ -164,9 +133,13 @@ def test_unknown_fields_are_ignored_at_every_level() -> None:
         "new": 1,
     }
 
-    assert from_dict(Event, stored(new=1, data=data)).data == MessageData(
-        parts=(ContentPart("hi"),), participant=Participant("p", "n")
-    )
+    event = from_dict(Event, stored(new=1, data=data))
+
+    assert event.type is EventType.MESSAGE
+    assert event.source is EventSource.USER
+    assert event.data == MessageData((ContentPart("hi"),), participant=Participant("p", "n"))
+    assert event.created_at == datetime(2026, 11, 24, 22, 38, 57, 617650, timezone.utc)
+    assert event.metadata is None
 
 
 def test_unknown_names_come_through_as_they_are() -> None:
@@ -202,13 +175,8 @@ def test_data_and_parts_without_a_usable_type_come_through_as_they_are(untyped: 
         ("2026-11-24T22:38:57", (22, 38, 57, 0)),
         ("2026-11-24 22:38:57.6", (22, 38, 57, 600000)),
         ("2026-11-24T22:38Z", (22, 38, 0, 0)),
+        ("2026-11-24T22:38:57.123456789Z", (22, 38, 57, 123456)),
         ("2026-11-24", (0, 0, 0, 0)),
-        *(
-            (f"2026-11-24T22:38:57.{'123456789'[:digits]}Z", (22, 38, 57, microseconds))
-            for digits, microseconds in enumerate(
-                [100000, 120000, 123000, 123400, 123450, 123456, 123456, 123456, 123456], start=1
-            )
-        ),
     ],
 )
 def test_times_are_aware_and_taken_as_utc_where_no_zone_is_given(
@@ -269,18 +237,11 @@ def test_a_listing_is_a_sequence() -> None:
     assert (agents.index(third), agents.count(first)) == (2, 1)
     with pytest.raises(IndexError):
         agents[3]
-
-
-def test_a_listing_is_true_when_it_holds_something() -> None:
-    assert some_agents("a")
+    assert agents
     assert not some_agents()
-
-
-def test_listings_are_equal_when_they_are_of_one_kind_and_hold_the_same() -> None:
-    assert some_agents("a") == some_agents("a")
-    assert some_agents("a") != some_agents("b")
-    empty: list[object] = [Agents(()), Sessions(()), Events(()), ()]
-    assert [one == Agents(()) for one in empty] == [True, False, False, False]
+    assert agents == some_agents("a", "b", "c") != some_agents("a", "b", "d")
+    empty: list[object] = [Agents(()), Sessions(()), ()]
+    assert [one == Agents(()) for one in empty] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -304,25 +265,16 @@ def test_names_that_the_server_uses_print_and_format_as_their_text() -> None:
     assert f"{EventType.TOOL:>6}" == "  tool"
 
 
-def plain_json() -> st.SearchStrategy[Any]:
-    scalars = (
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
-    )
-    return st.recursive(
-        scalars,
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-        max_leaves=5,
-    )
-
-
-# Longer recursive strategies would be built again for each use.
-JSON = plain_json()
-OBJECT = st.dictionaries(st.text(max_size=5), JSON, max_size=3)
-MAYBE_TEXT = st.none() | st.text(max_size=5)
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
 TEXT = st.text(max_size=5)
-WHOLE = st.integers(0, 2**53)
 ZONES = st.integers(-24 * 60 + 1, 24 * 60 - 1).map(lambda m: timezone(timedelta(minutes=m)))
-MOMENTS = st.datetimes(timezones=ZONES | st.just(timezone.utc) | st.none())
 
 
 def is_new(data: dict[str, Any]) -> bool:
@@ -331,109 +283,45 @@ def is_new(data: dict[str, Any]) -> bool:
     return not isinstance(name, str) or name not in known
 
 
+# What a field of each type may hold.
+FIELDS: dict[Any, st.SearchStrategy[Any]] = {
+    Any: JSON,
+    str: TEXT,
+    int: st.integers(0, 2**53),
+    bool: st.booleans(),
+    float: st.floats(allow_nan=False, allow_infinity=False),
+    type(None): st.none(),
+    datetime: st.datetimes(timezones=ZONES | st.just(timezone.utc) | st.none()),
+    Mapping[str, Any]: st.dictionaries(TEXT, JSON, max_size=3).filter(is_new),
+    JSONPatchOperation: (
+        st.builds(JSONPatchOperation, st.sampled_from(["add", "test", "new"]), TEXT, JSON)
+        | st.builds(JSONPatchOperation, st.just("remove"), TEXT)
+        | st.builds(JSONPatchOperation, st.just("copy"), TEXT, st.none(), from_=st.none() | TEXT)
+    ),
+}
+
+
+def made_up(kind: Any) -> st.SearchStrategy[Any]:
+    """Return what makes up values of a type, models among them."""
+    if kind not in FIELDS:
+        if attrs.has(kind):
+            types = get_type_hints(kind)
+            fields = {field.name: made_up(types[field.name]) for field in attrs.fields(kind)}
+            FIELDS[kind] = st.builds(kind, **fields)
+        elif isinstance(kind, type) and issubclass(kind, OpenEnum):
+            FIELDS[kind] = st.sampled_from(list(kind))
+        elif get_origin(kind) is tuple:
+            FIELDS[kind] = several(made_up(get_args(kind)[0]))
+        else:
+            FIELDS[kind] = st.one_of(map(made_up, get_args(kind)))
+    return FIELDS[kind]
+
+
 def several(items: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
     return st.lists(items, max_size=3).map(tuple)
 
 
-NEW = OBJECT.filter(is_new)
-PARTS = (
-    st.builds(ContentPart, JSON)
-    | st.builds(ReasoningPart, JSON)
-    | st.builds(ToolCallPart, TEXT, TEXT, JSON)
-    | NEW
-)
-MESSAGES = st.builds(
-    MessageData,
-    several(PARTS),
-    st.none() | st.builds(Participant, MAYBE_TEXT, MAYBE_TEXT),
-    st.none() | st.booleans(),
-    st.none() | several(TEXT),
-)
-STATUSES = st.builds(StatusData, st.sampled_from(SessionStatus) | TEXT, st.none() | WHOLE, JSON)
-RESULTS = st.builds(ToolResult, JSON, OBJECT, st.builds(ControlOptions, TEXT))
-CALLS = st.builds(ToolCall, TEXT, TEXT, OBJECT, st.none() | RESULTS, MAYBE_TEXT)
-EVENTS = st.builds(
-    Event,
-    TEXT,
-    TEXT,
-    st.sampled_from(EventType) | TEXT,
-    st.sampled_from(EventSource) | TEXT,
-    WHOLE,
-    MESSAGES | STATUSES | st.builds(ToolData, several(CALLS)) | NEW,
-    st.booleans(),
-    MOMENTS,
-    st.none() | OBJECT,
-)
-AGENTS = st.builds(Agent, TEXT, TEXT, TEXT, MOMENTS, MAYBE_TEXT)
-SESSIONS = st.builds(
-    Session,
-    TEXT,
-    TEXT,
-    TEXT,
-    MOMENTS,
-    st.builds(ConsumptionOffsets, st.none() | WHOLE),
-    MAYBE_TEXT,
-)
-PATCHES = (
-    st.builds(JSONPatchOperation, st.sampled_from(["add", "replace", "test", "new"]), TEXT, JSON)
-    | st.builds(JSONPatchOperation, st.just("remove"), TEXT)
-    | st.builds(
-        JSONPatchOperation, st.sampled_from(["move", "copy"]), TEXT, st.none(), from_=MAYBE_TEXT
-    )
-)
-CHUNKS = st.builds(
-    ChunkEvent,
-    TEXT,
-    TEXT,
-    WHOLE,
-    several(PATCHES),
-    OBJECT,
-    st.none() | st.floats(allow_nan=False, allow_infinity=False),
-)
-STREAMED_STATUSES = st.builds(
-    StatusEvent,
-    TEXT,
-    TEXT,
-    st.sampled_from(EventSource) | TEXT,
-    STATUSES,
-    st.none() | OBJECT,
-)
-
-
-TURN_MESSAGES = st.builds(
-    TurnMessage,
-    TEXT,
-    TEXT,
-    st.sampled_from(EventType),
-    MESSAGES | st.builds(ToolData, several(CALLS)),
-    st.none() | OBJECT,
-)
-VALIDATION_ERRORS = st.builds(
-    ValidationError, several(TEXT | WHOLE), TEXT, TEXT, JSON, st.none() | OBJECT
-)
-STREAM_EVENTS = CHUNKS | STREAMED_STATUSES | st.builds(UnknownEvent, TEXT, TEXT, TEXT)
-MODELS = st.one_of(
-    AGENTS,
-    st.builds(Agents, several(AGENTS)),
-    SESSIONS,
-    st.builds(Sessions, several(SESSIONS)),
-    EVENTS,
-    st.builds(Events, several(EVENTS)),
-    PATCHES,
-    STREAM_EVENTS,
-    TURN_MESSAGES,
-    PARTS.filter(lambda part: not isinstance(part, dict)),
-    MESSAGES,
-    STATUSES,
-    CALLS,
-    RESULTS,
-    st.builds(ToolData, several(CALLS)),
-    st.builds(Participant, MAYBE_TEXT, MAYBE_TEXT),
-    st.builds(ConsumptionOffsets, st.none() | WHOLE),
-    st.builds(ControlOptions, TEXT),
-    VALIDATION_ERRORS,
-    st.builds(HTTPValidationErrorData, several(VALIDATION_ERRORS)),
-)
+MODELS = {one for one in vars(models).values() if attrs.has(one)} - {Reply}
 
 
 def kinds_in(value: Any) -> set[type]:
@@ -449,19 +337,11 @@ def kind_of(value: object) -> str:
     return type(value).__name__
 
 
-def test_hypothesis_makes_up_every_model() -> None:
-    classes = {one for one in vars(models).values() if attrs.has(one)}
-    assert classes - {Reply} == {
-        *(Agent, Agents, Session, Sessions, Event, Events, JSONPatchOperation, ChunkEvent),
-        *(StatusEvent, UnknownEvent, TurnMessage, ContentPart, ReasoningPart, ToolCallPart),
-        *(MessageData, StatusData, ToolCall, ToolResult, ToolData, Participant),
-        *(ConsumptionOffsets, ControlOptions, ValidationError, HTTPValidationErrorData),
-    }
-
-
-@settings(deadline=None, max_examples=300)
-@given(MODELS)
-def test_every_model_survives_the_way_to_json_and_back(model: object) -> None:
+@settings(deadline=None, max_examples=50)
+@pytest.mark.parametrize("kind", sorted(MODELS, key=lambda kind: kind.__name__))
+@given(data=st.data())
+def test_every_model_survives_the_way_to_json_and_back(kind: Any, data: st.DataObject) -> None:
+    model = data.draw(made_up(kind))
     written = to_dict(model)
 
     again = from_dict(type(model), json.loads(json.dumps(written)))
@@ -469,20 +349,11 @@ def test_every_model_survives_the_way_to_json_and_back(model: object) -> None:
     assert kinds_in(written) <= {dict, list, str, int, float, bool, type(None)}
     assert again == from_dict(type(model), written) == model
     assert json.dumps(to_dict(again)) == json.dumps(written)
-
-
-@settings(deadline=None)
-@given(st.lists(STREAM_EVENTS, max_size=4), several(EVENTS))
-def test_unions_and_lists_of_models_survive_it_too(
-    streamed: list[Any], stored: tuple[Any, ...]
-) -> None:
-    written = to_dict(streamed)
-
-    assert [from_dict(models.StreamEvent, event) for event in written] == streamed
-    assert from_dict(list[models.StreamEvent], written) == streamed
-    assert from_dict(tuple[Event, ...], to_dict(stored)) == stored
-    for event in stored:
-        assert from_dict(models.EventData, to_dict(event.data)) == event.data
+    assert from_dict(list[kind], [written]) == [model]
+    assert from_dict(tuple[kind, ...], [written]) == (model,)
+    for union in (models.StreamEvent, models.EventData):
+        if kind in get_args(union):
+            assert from_dict(union, written) == model
 
 
 class One(IntEnum):
