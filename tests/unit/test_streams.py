@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from time import monotonic
 from typing import Any, TypeVar, cast
 
@@ -23,8 +24,7 @@ from flux0.domain.errors import (
     StreamInterrupted,
 )
 from flux0.domain.messages.accumulator import MessageAccumulator
-from flux0.domain.messages.finalizing import TurnMessage
-from flux0.domain.models import Events, MessageData, MessagePart
+from flux0.domain.models import Events
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
 from flux0.models import SessionStatus
 from support.in_memory import (
@@ -33,7 +33,6 @@ from support.in_memory import (
     Hang,
     Tape,
     chunk,
-    frame,
     in_both_loops,
     in_every_mode,
     new_turn,
@@ -45,8 +44,6 @@ from support.modes import in_mode
 from support.transports import Mode
 
 E = TypeVar("E", bound=Exception)
-T = TypeVar("T")
-
 NO_EVENTS = Events(())
 BROKEN = b"event: chunk\ndata: {no JSON}\n\n"
 
@@ -97,16 +94,6 @@ async def each(values: Any) -> AsyncIterator[Any]:
 def value_of(event: StreamEvent) -> object:
     assert isinstance(event, ChunkEvent)
     return event.patches[0].value
-
-
-def only(items: Sequence[T]) -> T:
-    (item,) = items
-    return item
-
-
-def parts_of(message: TurnMessage) -> tuple[MessagePart, ...]:
-    assert isinstance(message.data, MessageData)
-    return message.data.parts
 
 
 async def values(stream: AsyncEventStream) -> list[object]:
@@ -177,15 +164,6 @@ async def test_a_stream_is_an_iterator_of_its_own(mode: Mode) -> None:
         await anext(stream)
 
 
-@in_every_mode
-async def test_an_empty_stream_is_a_finished_one(mode: Mode) -> None:
-    stream = opened(mode, tape())
-
-    assert await values(stream) == []
-    assert stream.finished
-    assert await values(stream) == []
-
-
 # --- failures
 
 
@@ -194,28 +172,19 @@ async def test_the_events_before_a_broken_one_come_first(mode: Mode) -> None:
     recorded = tape(chunk("a") + chunk("b") + BROKEN + chunk("c"), chunk("d"))
     stream = opened(mode, recorded)
 
+    assert value_of(await anext(stream)) == "a"
+    assert recorded.releases, "the connection is free before the failure is met"
     seen, failure = await ends_in(DecodeError, stream)
 
-    assert seen == ["a", "b"]
+    assert seen == ["b"]
     assert failure.body == "{no JSON}"
-    assert recorded.releases
     assert recorded.reads == 1
     assert not stream.finished
 
 
 @in_every_mode
-async def test_the_connection_is_released_before_a_failure_is_met(mode: Mode) -> None:
-    recorded = tape(chunk("a") + BROKEN)
-    stream = opened(mode, recorded)
-
-    await anext(stream)
-
-    assert recorded.releases
-
-
-@in_every_mode
 async def test_a_failure_is_raised_again_however_the_stream_is_used(mode: Mode) -> None:
-    stream = opened(mode, tape(chunk("a"), ConnectionInterrupted("reset")))
+    stream = opened(mode, tape(ConnectionInterrupted("reset")))
     _, failure = await ends_in(StreamInterrupted, stream)
 
     assert (await ends_in(StreamInterrupted, stream)) == ([], failure)
@@ -225,12 +194,6 @@ async def test_a_failure_is_raised_again_however_the_stream_is_used(mode: Mode) 
         async with stream:
             raise AssertionError("entered")
     assert not stream.finished
-
-
-@in_every_mode
-async def test_a_failure_before_any_event_has_nothing_stored_to_list(mode: Mode) -> None:
-    _, failure = await ends_in(StreamInterrupted, opened(mode, tape(b"event: chu")))
-
     assert (failure.correlation_id, failure.event_count, failure.messages) == (None, 0, ())
     with pytest.raises(Flux0Error, match="no event has named the turn"):
         await come(failure.stored_events())
@@ -239,10 +202,9 @@ async def test_a_failure_before_any_event_has_nothing_stored_to_list(mode: Mode)
 @in_every_mode
 async def test_an_interruption_of_a_read_closes_the_stream(mode: Mode) -> None:
     for interruption in (KeyboardInterrupt, MemoryError):
-        recorded = tape(chunk("a"), interruption(), chunk("b"))
+        recorded = tape(interruption(), chunk("b"))
 
         async with opened(mode, recorded) as stream:
-            await anext(stream)
             with pytest.raises(interruption):
                 await anext(stream)
             assert recorded.releases
@@ -301,42 +263,34 @@ async def test_the_end_of_its_block_closes_the_stream(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_an_error_in_its_block_closes_the_stream(mode: Mode) -> None:
-    recorded = tape(chunk("a"), chunk("b"))
+async def test_an_error_in_its_block_or_its_loop_closes_the_stream(mode: Mode) -> None:
+    for has_block, reads_text in ((True, False), (False, False), (False, True)):
+        recorded = tape(chunk("a"), chunk("b"))
+        stream = opened(mode, recorded)
 
-    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - leaving is what is tested
-        async with opened(mode, recorded) as stream:
-            async for _ in stream:
-                raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):  # noqa: PT012 - leaving is what is tested
+            async with stream if has_block else nullcontext():
+                async for _ in stream.text() if reads_text else stream:
+                    raise ZeroDivisionError
 
-    assert recorded.releases
+        assert recorded.releases
+        assert not stream.finished
 
 
 @in_every_mode
 async def test_without_a_block_leaving_the_loop_closes_the_stream_at_once(mode: Mode) -> None:
-    recorded = tape(chunk("a") + chunk("b"), chunk("c"))
-    stream = opened(mode, recorded)
+    for reads_text in (False, True):
+        recorded = tape(chunk("a") + chunk("b"), chunk("c"))
+        stream = opened(mode, recorded)
 
-    async for _ in stream:
-        break
+        async for _ in stream.text() if reads_text else stream:
+            break
 
-    assert recorded.releases
-    assert not stream.finished
-    assert value_of(await anext(stream)) == "b", "what has arrived is not lost"
-    with pytest.raises(ClientClosed):
-        await anext(stream)
-
-
-@in_every_mode
-async def test_without_a_block_an_error_in_the_loop_closes_the_stream(mode: Mode) -> None:
-    recorded = tape(chunk("a"), chunk("b"))
-    stream = opened(mode, recorded)
-
-    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - leaving is what is tested
-        async for _ in stream:
-            raise ZeroDivisionError
-
-    assert recorded.releases
+        assert recorded.releases
+        assert not stream.finished
+        assert value_of(await anext(stream)) == "b", "what has arrived is not lost"
+        with pytest.raises(ClientClosed):
+            await anext(stream)
 
 
 @in_every_mode
@@ -353,34 +307,23 @@ async def test_a_block_takes_over_from_a_loop_that_began_before(mode: Mode) -> N
         assert await values(stream) == ["c"]
 
 
-async def close(stream: AsyncEventStream) -> None:
-    await stream.close_async()
-
-
 @in_every_mode
 async def test_closing_ends_a_stream_and_is_harmless_when_repeated(mode: Mode) -> None:
     recorded = tape(chunk("a"), chunk("b"))
-    stream = opened(mode, recorded)
+    stream, finished = opened(mode, recorded), opened(mode, tape())
     await anext(stream)
+    assert await values(finished) == []
 
-    await close(stream)
-    await close(stream)
+    for _ in range(2):
+        await stream.close_async()
+        await finished.close_async()
 
     assert recorded.releases
     with pytest.raises(ClientClosed):
         await anext(stream)
-
-
-@in_every_mode
-async def test_closing_a_finished_stream_changes_nothing(mode: Mode) -> None:
-    stream = opened(mode, tape(chunk("a")))
-    await values(stream)
-
-    await close(stream)
-
-    assert stream.finished
-    async with stream:
-        assert await values(stream) == []
+    assert finished.finished
+    async with finished:
+        assert await values(finished) == []
 
 
 @in_every_mode
@@ -395,54 +338,32 @@ async def test_a_stream_that_is_forgotten_lets_go_of_its_connection(mode: Mode) 
     assert recorded.releases
 
 
-def closed_meanwhile(
-    outcome: Callable[[], bytes | None],
-) -> tuple[Tape, list[AsyncEventStream]]:
-    """Return a tape on which the streams in a list are closed while the second piece is read."""
-    streams: list[AsyncEventStream] = []
+@in_every_mode
+async def test_a_stream_closed_while_it_is_read_is_closed_and_did_not_end_or_fail(
+    mode: Mode,
+) -> None:
+    # Some sockets take a close for the end.
+    for outcome in (None, ConnectionInterrupted("the socket is gone")):
+        streams: list[AsyncEventStream] = []
 
-    def close_and_go_on() -> bytes | None:
-        for stream in streams:
+        def close_and_go_on(
+            streams: list[AsyncEventStream] = streams, outcome: Exception | None = outcome
+        ) -> None:
             with pytest.raises(StopIteration):
-                stream.close_async().send(None)
-        return outcome()
+                streams.pop().close_async().send(None)
+            if outcome is not None:
+                raise outcome
 
-    return tape(chunk("a"), close_and_go_on), streams
+        stream = opened(mode, tape(chunk("a"), close_and_go_on))
+        streams.append(stream)
 
+        _, failure = await ends_in(ClientClosed, stream)
 
-def end() -> None:
-    return None
-
-
-def fail() -> None:
-    raise ConnectionInterrupted("the socket is gone")
-
-
-@in_every_mode
-async def test_a_stream_closed_while_it_is_read_is_closed_and_not_finished(mode: Mode) -> None:
-    recorded, streams = closed_meanwhile(end)  # Some sockets take a close for the end.
-    stream = opened(mode, recorded)
-    streams.append(stream)
-
-    _, failure = await ends_in(ClientClosed, stream)
-
-    assert "before its end" in str(failure)
-    assert not stream.finished
-    streams.clear()
-
-
-@in_every_mode
-async def test_a_stream_closed_while_it_is_read_did_not_fail(mode: Mode) -> None:
-    recorded, streams = closed_meanwhile(fail)
-    stream = opened(mode, recorded)
-    streams.append(stream)
-
-    _, failure = await ends_in(ClientClosed, stream)
-
-    assert isinstance(failure.__cause__, ConnectionInterrupted)
-    with pytest.raises(ClientClosed):
-        await anext(stream)
-    streams.clear()
+        assert "before its end" in str(failure)
+        assert failure.__cause__ is outcome
+        assert not stream.finished
+        with pytest.raises(ClientClosed):
+            await anext(stream)
 
 
 def test_a_stream_can_be_closed_where_nothing_can_be_awaited() -> None:
@@ -456,59 +377,21 @@ def test_a_stream_can_be_closed_where_nothing_can_be_awaited() -> None:
 
 
 @in_both_loops
-async def test_a_stream_closed_soon_is_closed(mode: Mode) -> None:
-    stream = open_async(tape(chunk("a")))
+async def test_a_stream_closed_soon_is_closed_unless_it_had_ended(mode: Mode) -> None:
+    stream, finished = open_async(tape(chunk("a"))), open_async(tape(chunk("a")))
+    await values(finished)
 
     stream.close_soon()
+    finished.close_soon()
 
     with pytest.raises(ClientClosed):
         await anext(stream)
     await stream.close_async()
-
-
-@in_both_loops
-async def test_a_finished_stream_closed_soon_stays_finished(mode: Mode) -> None:
-    stream = open_async(tape(chunk("a")))
-    await values(stream)
-
-    stream.close_soon()
-
-    assert stream.finished
-    assert await values(stream) == []
-
-
-@in_both_loops
-async def test_what_is_left_of_an_abandoned_stream_has_no_more_pieces(mode: Mode) -> None:
-    streams: list[AsyncEventStream] = []
-
-    def leave_and_go_on() -> bytes:
-        streams.pop().close_soon()
-        return chunk("b")
-
-    stream = open_async(tape(chunk("a"), leave_and_go_on))
-    streams.append(stream)
-
-    assert value_of(await anext(stream)) == "a"
-    assert value_of(await anext(stream)) == "b"
-    with pytest.raises(ClientClosed):
-        await anext(stream)
+    assert finished.finished
+    assert await values(finished) == []
 
 
 # --- what the turn says
-
-
-def operation(op: str, path: str, value: object, event_id: str) -> bytes:
-    return frame(
-        "chunk",
-        {
-            "correlation_id": CORRELATION_ID,
-            "event_id": event_id,
-            "seq": 0,
-            "patches": [{"op": op, "path": path, "value": value}],
-            "metadata": {"agent_id": "a", "agent_name": "Drizzle"},
-            "timestamp": 1795559230.7,
-        },
-    )
 
 
 @in_every_mode
@@ -527,8 +410,9 @@ async def test_the_status_and_the_agent_s_error_are_the_last_ones(mode: Mode) ->
 
 @in_every_mode
 async def test_arguments_that_never_became_json_are_shown_and_not_stored(mode: Mode) -> None:
-    asked = {"type": "tool_call", "tool_call_id": "1", "tool_name": "weather", "args": ['{"ci']}
-    stream = opened(mode, tape(operation("add", "/tool_calls/0", asked, "t")))
+    call = {"type": "tool_call", "tool_call_id": "1", "tool_name": "weather", "args": ['{"ci']}
+    event = chunk(call).replace(b'"/-"', b'"/tool_calls/0"')
+    stream = opened(mode, tape(event))
 
     assert await come(stream.final_messages()) == ()
     assert '{"ci' in repr(stream.tool_calls)
@@ -589,28 +473,6 @@ async def test_an_agent_s_error_is_no_failure_of_the_stream(mode: Mode) -> None:
     assert asked == [CORRELATION_ID] * 2
 
 
-@in_every_mode
-async def test_leaving_the_text_of_a_stream_without_a_block_closes_it(mode: Mode) -> None:
-    recorded = tape(chunk("a"), chunk("b"))
-    stream = opened(mode, recorded)
-
-    async for text in stream.text():
-        assert text == "a"
-        break
-
-    assert recorded.releases
-    with pytest.raises(ClientClosed):
-        await anext(stream)
-
-
-@in_every_mode
-async def test_inside_a_block_the_text_may_be_left_and_taken_up_again(mode: Mode) -> None:
-    async with opened(mode, tape(chunk("a"), chunk("b"))) as stream:
-        async for _ in stream.text():
-            break
-        assert [text async for text in stream.text()] == ["b"]
-
-
 # --- two readers
 
 
@@ -655,14 +517,12 @@ async def test_a_second_task_is_refused_in_words_and_the_first_goes_on(mode: Mod
 
 
 def test_its_repr_tells_how_far_it_is() -> None:
-    stream = open_sync(tape(chunk("a")))
+    stream, closed, broken = open_sync(tape(chunk("a"))), open_sync(tape()), open_sync(tape(BROKEN))
     assert repr(stream) == "<EventStream open, 0 events>"
     list(stream)
     assert repr(stream) == f"<EventStream ended, 1 events of {stream.correlation_id}>"
-    stream = open_sync(tape(chunk("a")))
-    stream.close()
-    assert repr(stream) == "<EventStream closed, 0 events>"
-    stream = open_sync(tape(b"event: chunk\ndata: {\n\n"))
+    closed.close()
+    assert repr(closed) == "<EventStream closed, 0 events>"
     with pytest.raises(DecodeError):
-        next(stream)
-    assert repr(stream) == "<EventStream broken, 0 events>"
+        next(broken)
+    assert repr(broken) == "<EventStream broken, 0 events>"

@@ -12,10 +12,9 @@ from attrs import evolve
 from flux0 import RetryConfig, to_dict
 from flux0.adapters.json import JsonCodec
 from flux0.domain.enums import EventSource, EventType
-from flux0.domain.errors import DecodeError, InvalidArgument, ReadTimeout
+from flux0.domain.errors import DecodeError, InvalidArgument
 from flux0.domain.headers import Headers
-from flux0.flows import Flow, chain, send_once
-from flux0.middleware.answers import AnswerPolicy
+from flux0.flows import Flow, send_once
 from flux0.ports import Request, Response, Timeout
 from flux0.usecases import agents, sessions
 from flux0.usecases.call import ApiCall
@@ -62,63 +61,9 @@ def body_of(request: Request) -> Any:
     return json.loads(request.body)
 
 
-# --- agents
-
-
-def test_agents_are_listed() -> None:
-    request, listed = ask(agents.list_agents(WAY), {"data": [AGENT]})
-
-    assert (request.method, request.url) == ("GET", "http://127.0.0.1:8080/base/api/agents")
-    assert (request.operation, request.route) == ("agents.list", "/api/agents")
-    assert request.body is None
-    assert not request.stream
-    assert to_dict(listed) == {"data": [AGENT]}
-
-
-@pytest.mark.parametrize(
-    ("description", "extra"),
-    [(None, {}), ("", {"description": ""}), ("Tells it.", {"description": "Tells it."})],
-)
-def test_an_agent_is_created_without_a_null_description(
-    description: str | None, extra: dict[str, str]
-) -> None:
-    flow = agents.create_agent(WAY, name="Drizzle", type_="weather", description=description)
-
-    request, created = ask(flow, AGENT, status=201)
-
-    assert (request.method, request.url) == ("POST", "http://127.0.0.1:8080/base/api/agents")
-    assert (request.operation, request.route) == ("agents.create", "/api/agents")
-    assert body_of(request) == {"name": "Drizzle", "type": "weather", **extra}
-    assert to_dict(created) == AGENT
-
-
-def test_an_agent_is_retrieved_by_an_encoded_id() -> None:
-    request, agent = ask(agents.retrieve_agent(WAY, agent_id="a b;c"), AGENT)
-
-    assert request.method == "GET"
-    assert request.url == "http://127.0.0.1:8080/base/api/agents/a%20b%3Bc"
-    assert (request.operation, request.route) == ("agents.retrieve", "/api/agents/{agent_id}")
-    assert agent.id == "t-2DtXTicj"
-
-
-@pytest.mark.parametrize(
-    ("value", "segment"),
-    [
-        ("zv3h4j5Fjv", "zv3h4j5Fjv"),
-        ("a-b_c~d.e", "a-b_c~d.e"),
-        ("a;b=c", "a%3Bb%3Dc"),
-        ("a b+c", "a%20b%2Bc"),
-        ("é", "%C3%A9"),
-        ("\N{GRINNING FACE}", "%F0%9F%98%80"),
-    ],
-)
-def test_an_id_becomes_one_segment_of_a_path(value: str, segment: str) -> None:
-    request, _ = ask(agents.retrieve_agent(WAY, agent_id=value), AGENT)
-
-    assert request.url == f"http://127.0.0.1:8080/base/api/agents/{segment}"
-
-
-# --- sessions
+def create_agent(**changes: Any) -> Flow[Any]:
+    given: dict[str, Any] = {"name": "Drizzle", "type_": "weather", "description": None}
+    return agents.create_agent(WAY, **{**given, **changes})
 
 
 def create_session(**changes: Any) -> Flow[Any]:
@@ -126,107 +71,108 @@ def create_session(**changes: Any) -> Flow[Any]:
     return sessions.create_session(WAY, **{**given, **changes})
 
 
-@pytest.mark.parametrize(
-    ("changes", "query", "extra"),
-    [
-        ({}, "", {}),
-        ({"allow_greeting": True}, "?allow_greeting=true", {}),
-        ({"id": "zv3h4j5Fjv", "title": "é"}, "", {"id": "zv3h4j5Fjv", "title": "é"}),
-        ({"title": ""}, "", {"title": ""}),
-    ],
-)
-def test_a_session_is_created(changes: Any, query: str, extra: dict[str, str]) -> None:
-    request, session = ask(create_session(**changes), SESSION, status=201)
-
-    assert request.method == "POST"
-    assert request.url == f"http://127.0.0.1:8080/base/api/sessions{query}"
-    assert (request.operation, request.route) == ("sessions.create", "/api/sessions")
-    assert body_of(request) == {"agent_id": "a", **extra}
-    assert to_dict(session) == SESSION
+def list_events(**changes: Any) -> Flow[Any]:
+    unfiltered = dict.fromkeys(("min_offset", "source", "correlation_id", "types"))
+    return sessions.list_events(WAY, **{"session_id": "s 1", **unfiltered, **changes})
 
 
-@pytest.mark.parametrize(("agent_id", "query"), [(None, ""), ("a&b=c", "?agent_id=a%26b%3Dc")])
-def test_sessions_are_listed(agent_id: str | None, query: str) -> None:
-    request, listed = ask(sessions.list_sessions(WAY, agent_id=agent_id), {"data": [SESSION]})
-
-    assert request.method == "GET"
-    assert request.url == f"http://127.0.0.1:8080/base/api/sessions{query}"
-    assert (request.operation, request.body) == ("sessions.list", None)
-    assert to_dict(listed) == {"data": [SESSION]}
-
-
-def test_a_session_is_retrieved_by_an_encoded_id() -> None:
-    request, session = ask(sessions.retrieve_session(WAY, session_id="a b"), SESSION)
-
-    assert request.method == "GET"
-    assert request.url == "http://127.0.0.1:8080/base/api/sessions/a%20b"
-    assert (request.operation, request.route) == ("sessions.retrieve", "/api/sessions/{session_id}")
-    assert session.consumption_offsets.client == 0
-
-
-# --- events
+def create_event(way: ApiCall = WAY, **changes: Any) -> Flow[Any]:
+    given = {"session_id": "s 1", "type_": "message", "source": "user", "content": "How is it?"}
+    return sessions.open_stream(way, sessions.create_event(way, **{**given, **changes}))
 
 
 def stored(*types: str) -> dict[str, Any]:
     """Return a listing of events of these types."""
+    event = {"correlation_id": "c", "source": "user", "data": {"type": "?"}, "deleted": False}
+    rest = {"metadata": None, "created_at": "2026-11-24T22:38:57Z"}
     return {
         "data": [
-            {
-                "id": str(offset),
-                "correlation_id": "c",
-                "type": name,
-                "source": "user",
-                "offset": offset,
-                "data": {"type": "?"},
-                "deleted": False,
-                "metadata": None,
-                "created_at": "2026-11-24T22:38:57Z",
-            }
+            {**event, **rest, "id": str(offset), "offset": offset, "type": name}
             for offset, name in enumerate(types)
         ]
     }
 
 
-def list_events(**changes: Any) -> Flow[Any]:
-    given: dict[str, Any] = {
-        "session_id": "s 1",
-        "min_offset": None,
-        "source": None,
-        "correlation_id": None,
-        "types": None,
-    }
-    return sessions.list_events(WAY, **{**given, **changes})
-
-
-def test_all_events_are_listed_where_no_filter_is_given() -> None:
-    request, listed = ask(list_events(), stored("message", "status", "new"))
-
-    assert request.method == "GET"
-    assert request.url == "http://127.0.0.1:8080/base/api/sessions/s%201/events"
-    assert request.operation == "sessions.list_events"
-    assert request.route == "/api/sessions/{session_id}/events"
-    assert request.body is None
-    assert [event.type for event in listed] == ["message", "status", "new"]
+AGENTS, SESSIONS = "/api/agents", "/api/sessions"
+ROUTES = {
+    "agents.list": ("GET", AGENTS),
+    "agents.create": ("POST", AGENTS),
+    "agents.retrieve": ("GET", f"{AGENTS}/{{agent_id}}"),
+    "sessions.create": ("POST", SESSIONS),
+    "sessions.list": ("GET", SESSIONS),
+    "sessions.retrieve": ("GET", f"{SESSIONS}/{{session_id}}"),
+    "sessions.list_events": ("GET", f"{SESSIONS}/{{session_id}}/events"),
+}
+EVENTS = f"{SESSIONS}/s%201/events"
+DRIZZLE = {"name": "Drizzle", "type": "weather"}
+FILTERS = {"min_offset": 7, "source": "user", "correlation_id": "RID(1): 2"}
 
 
 @pytest.mark.parametrize(
-    ("filters", "query"),
+    ("operation", "flow", "path", "body", "answer"),
     [
-        ({"min_offset": 0}, "min_offset=0"),
-        ({"source": EventSource.AI_AGENT}, "source=ai_agent"),
-        ({"source": "satellite"}, "source=satellite"),
-        ({"correlation_id": "RID(1)::2"}, "correlation_id=RID%281%29%3A%3A2"),
+        ("agents.list", agents.list_agents(WAY), AGENTS, None, {"data": [AGENT]}),
+        ("agents.create", create_agent(), AGENTS, DRIZZLE, AGENT),
         (
-            {"min_offset": 7, "source": "user", "correlation_id": "a b"},
-            "min_offset=7&source=user&correlation_id=a+b",
+            *("agents.create", create_agent(description="")),
+            *(AGENTS, {**DRIZZLE, "description": ""}, AGENT),
+        ),
+        (
+            *("agents.retrieve", agents.retrieve_agent(WAY, agent_id="a-b_c~d.e;é +=")),
+            *(f"{AGENTS}/a-b_c~d.e%3B%C3%A9%20%2B%3D", None, AGENT),
+        ),
+        ("sessions.create", create_session(), SESSIONS, {"agent_id": "a"}, SESSION),
+        (
+            *("sessions.create", create_session(allow_greeting=True)),
+            *(f"{SESSIONS}?allow_greeting=true", {"agent_id": "a"}, SESSION),
+        ),
+        (
+            *("sessions.create", create_session(id="zv3h4j5Fjv", title="")),
+            *(SESSIONS, {"agent_id": "a", "id": "zv3h4j5Fjv", "title": ""}, SESSION),
+        ),
+        (
+            *("sessions.list", sessions.list_sessions(WAY, agent_id=None)),
+            *(SESSIONS, None, {"data": [SESSION]}),
+        ),
+        (
+            *("sessions.list", sessions.list_sessions(WAY, agent_id="a&b=c")),
+            *(f"{SESSIONS}?agent_id=a%26b%3Dc", None, {"data": []}),
+        ),
+        (
+            *("sessions.retrieve", sessions.retrieve_session(WAY, session_id="a b")),
+            *(f"{SESSIONS}/a%20b", None, SESSION),
+        ),
+        ("sessions.list_events", list_events(), EVENTS, None, stored("message", "new")),
+        (
+            *("sessions.list_events", list_events(source=EventSource.AI_AGENT, min_offset=0)),
+            *(f"{EVENTS}?min_offset=0&source=ai_agent", None, stored()),
+        ),
+        (
+            *("sessions.list_events", list_events(**FILTERS)),
+            f"{EVENTS}?min_offset=7&source=user&correlation_id=RID%281%29%3A+2",
+            *(None, stored()),
         ),
     ],
 )
-def test_filters_go_into_the_query(filters: Any, query: str) -> None:
-    request, _ = ask(list_events(**filters), stored())
+def test_a_call_is_sent_as_the_server_takes_it_and_its_answer_read(
+    operation: str, flow: Flow[Any], path: str, body: Any, answer: Any
+) -> None:
+    request, result = ask(flow, answer)
 
-    assert request.url.partition("?")[2] == query
-    assert request.body is None
+    assert request.operation == operation
+    assert (request.method, request.route) == ROUTES[operation]
+    assert request.url == f"{WAY.server_url}{path}"
+    assert (None if request.body is None else body_of(request)) == body
+    assert not request.stream
+    assert to_dict(result) == answer
+    assert (request.timeout, request.retries) == (WAY.timeout, WAY.retries)
+    assert request.deadline == WAY.deadline
+    assert request.headers["user-agent"] == "test"
+    assert request.headers["accept"] == "application/json"
+    assert ("content-type" in request.headers) == (body is not None)
+
+
+# --- events
 
 
 def test_types_are_sent_in_the_query_and_in_the_body_and_filtered_once_more() -> None:
@@ -241,16 +187,6 @@ def test_types_are_sent_in_the_query_and_in_the_body_and_filtered_once_more() ->
     assert [event.offset for event in listed] == [0, 2, 4]
 
 
-def create_event(way: ApiCall = WAY, **changes: Any) -> Flow[Any]:
-    given: dict[str, Any] = {
-        "session_id": "s 1",
-        "type_": EventType.MESSAGE,
-        "source": EventSource.USER,
-        "content": "What's the weather in SF?",
-    }
-    return sessions.open_stream(way, sessions.create_event(way, **{**given, **changes}))
-
-
 def test_a_message_is_sent_and_the_response_handed_out_with_its_stream_unread() -> None:
     response = answer(headers=SSE)
 
@@ -258,18 +194,14 @@ def test_a_message_is_sent_and_the_response_handed_out_with_its_stream_unread() 
 
     (send,) = effects
     request = sent(send)
-    assert request.method == "POST"
+    route = "/api/sessions/{session_id}/events/stream"
+    assert (request.method, request.route) == ("POST", route)
     assert request.url == "http://127.0.0.1:8080/base/api/sessions/s%201/events/stream"
     assert request.operation == "sessions.create_event"
-    assert request.route == "/api/sessions/{session_id}/events/stream"
     assert request.stream
     assert request.headers["accept"] == "text/event-stream"
     assert request.headers["content-type"] == "application/json"
-    assert body_of(request) == {
-        "type": "message",
-        "source": "user",
-        "content": "What's the weather in SF?",
-    }
+    assert body_of(request) == {"type": "message", "source": "user", "content": "How is it?"}
     assert result is response
 
 
@@ -306,27 +238,7 @@ def test_what_is_no_stream_is_read_and_shown(headers: dict[str, str], problem: s
     assert caught.value.operation == "sessions.create_event"
 
 
-def test_what_is_no_stream_and_cannot_be_read_is_the_failure_of_reading_it() -> None:
-    flow = create_event()
-    next(flow)
-    flow.send(answer(headers={}))
-
-    with pytest.raises(ReadTimeout):
-        flow.throw(ReadTimeout("silent"))
-
-
 # --- what every call shares
-
-
-def test_options_of_the_call_are_in_its_request() -> None:
-    request, _ = ask(agents.list_agents(WAY), {"data": []})
-
-    assert request.timeout == WAY.timeout
-    assert request.retries == WAY.retries
-    assert request.deadline == WAY.deadline
-    assert request.headers["user-agent"] == "test"
-    assert request.headers["accept"] == "application/json"
-    assert "content-type" not in request.headers
 
 
 def test_header_fields_of_the_user_s_win() -> None:
@@ -352,31 +264,17 @@ def test_the_body_s_start_is_in_the_error_where_it_is_no_model() -> None:
     assert error.url == f"{WAY.server_url}/api/agents"
 
 
-def test_the_body_of_an_answer_is_read_up_to_the_limit_and_the_deadline() -> None:
-    layers = chain([AnswerPolicy(JsonCodec(), 1234)])
-    request, _ = ask(agents.list_agents(WAY), {"data": []})
-    response = answer()
-
-    effects, result = play(layers(request), response, b"the body")
-
-    reading = read(effects[1])
-    assert reading.response is response
-    assert (reading.limit, reading.deadline) == (1234, 99.0)
-    assert result.body == b"the body"
-    assert result.raw_response is response.raw_response
-
-
 SURROGATE = "\ud800"
 
 
 @pytest.mark.parametrize(
     ("make", "argument"),
     [
-        (lambda: agents.create_agent(WAY, name="", type_="t", description=None), "name"),
-        (lambda: agents.create_agent(WAY, name="n" * 101, type_="t", description=None), "name"),
-        (lambda: agents.create_agent(WAY, name="n", type_="", description=None), "type_"),
-        (lambda: agents.create_agent(WAY, name="n", type_="t" * 101, description=None), "type_"),
-        (lambda: agents.create_agent(WAY, name="n", type_="t", description=SURROGATE), "descript"),
+        (lambda: create_agent(name=""), "name"),
+        (lambda: create_agent(name="n" * 101), "name"),
+        (lambda: create_agent(type_=""), "type_"),
+        (lambda: create_agent(type_="t" * 101), "type_"),
+        (lambda: create_agent(description=SURROGATE), "descript"),
         (lambda: agents.retrieve_agent(WAY, agent_id=""), "agent_id"),
         (lambda: agents.retrieve_agent(WAY, agent_id=".."), "agent_id"),
         (lambda: create_session(agent_id=None), "agent_id"),
