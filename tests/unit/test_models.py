@@ -17,6 +17,7 @@ from hypothesis import given, settings, strategies as st
 
 from flux0 import from_dict, models, to_dict
 from flux0.adapters.json import JsonCodec
+from flux0.adapters.json.structuring import structure_hook
 from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.domain.enums import OpenEnum
 from flux0.domain.errors import DecodeError, InvalidArgument
@@ -349,6 +350,7 @@ def test_every_model_survives_the_way_to_json_and_back(kind: Any, data: st.DataO
     assert kinds_in(written) <= {dict, list, str, int, float, bool, type(None)}
     assert again == from_dict(type(model), written) == model
     assert json.dumps(to_dict(again)) == json.dumps(written)
+    assert structure_hook(kind)(written, kind) == model, "the fast way reads it, too"
     assert from_dict(list[kind], [written]) == [model]
     assert from_dict(tuple[kind, ...], [written]) == (model,)
     for union in (models.StreamEvent, models.EventData):

@@ -1,10 +1,11 @@
-"""The retry policy at work: how often, after how long, at what cost, and what is told of it."""
+"""The retry policy at work: how often, after how long, within what budget, and what is told."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from flux0.domain.errors import (
     ConnectionInterrupted,
     DecodeError,
     Flux0Error,
-    RateLimitError,
     ResponseTooLarge,
     ServerError,
     TransportError,
@@ -36,7 +36,7 @@ from support.transports import Mode
 
 LIMIT = 1000
 STEADY = RetryConfig(backoff=BackoffStrategy(initial_interval=1000, exponent=1))
-AT_ONCE = RetryConfig(backoff=BackoffStrategy(initial_interval=0), max_attempts=3)
+AT_ONCE = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
 GET = Request("GET", "http://h/api/agents", Headers(), operation="agents.list", retries=STEADY)
 POST = evolve(GET, method="POST", operation="agents.create")
 TURN = evolve(POST, operation="sessions.create_event", stream=True)
@@ -99,18 +99,9 @@ async def test_a_call_is_tried_again_until_it_succeeds(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_a_wait_until_a_date_counts_from_now(mode: Mode) -> None:
+async def test_what_is_told_of_a_retry(mode: Mode) -> None:
     date = "Thu, 01 Jan 2026 00:00:07 GMT"
     policy = Policy(script(answer(status=503, headers={"retry-after": date}), answer(b"ok")))
-
-    await policy.send(mode, GET)
-
-    assert policy.time.waits == [7.0]
-
-
-@in_every_mode
-async def test_what_is_told_of_a_retry(mode: Mode) -> None:
-    policy = Policy(script(answer(status=503, headers={"retry-after": "7"}), answer(b"ok")))
 
     await policy.send(mode, GET)
 
@@ -143,37 +134,21 @@ async def test_the_last_error_is_raised_and_says_how_many_attempts_there_were(mo
 
 
 @in_every_mode
-async def test_an_error_of_the_only_attempt_does_not_speak_of_attempts(mode: Mode) -> None:
-    policy = Policy(script(refused()))
+async def test_no_wait_goes_past_the_end_of_the_call_or_its_longest_time(mode: Mode) -> None:
+    longest = evolve(STEADY, backoff=evolve(STEADY.backoff, max_elapsed_time=5000))
+    for changes, waits in (
+        ({"deadline": Time().now + 3.5}, [1.0]),
+        ({"retries": longest}, [1.0, 1.0]),
+    ):
+        time = Time()
+        transport = Slow([reset(), reset(), reset(), answer(b"late")], time=time, seconds=1.0)
+        policy = Policy(transport, time)
 
-    error = await policy.fails(mode, evolve(GET, retries=RetryConfig("none")))
+        error = await policy.fails(mode, evolve(GET, **changes))
 
-    assert (error.attempts, error.args, policy.told, policy.time.waits) == (1, ("refused",), [], [])
-
-
-@in_every_mode
-async def test_no_wait_goes_past_the_end_of_the_call(mode: Mode) -> None:
-    time = Time()
-    policy = Policy(Slow([reset(), reset(), answer(b"late")], time=time, seconds=1.0), time)
-
-    error = await policy.fails(mode, evolve(GET, deadline=time.now + 3.5))
-
-    assert isinstance(error, ConnectionInterrupted)
-    assert error.attempts == 2
-    assert policy.time.waits == [1.0]
-
-
-@in_every_mode
-async def test_the_longest_time_counts_from_the_first_attempt(mode: Mode) -> None:
-    time = Time()
-    backoff = BackoffStrategy(initial_interval=1000, exponent=1, max_elapsed_time=5000)
-    transport = Slow([reset(), reset(), reset(), answer(b"late")], time=time, seconds=1.0)
-    policy = Policy(transport, time)
-
-    error = await policy.fails(mode, evolve(GET, retries=RetryConfig(backoff=backoff)))
-
-    assert error.attempts == 3
-    assert policy.time.waits == [1.0, 1.0]
+        assert isinstance(error, ConnectionInterrupted)
+        assert error.attempts == len(waits) + 1
+        assert policy.time.waits == waits
 
 
 # --- what is tried again
@@ -322,41 +297,21 @@ def test_the_user_is_told_before_the_wait_and_may_end_it() -> None:
 def test_each_retry_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "flux0")
     told: list[RetryDetails] = []
-    transport = script(
-        answer(status=429, headers={"retry-after": "0"}), refused(), answer(b'{"data": []}')
-    )
+    transport = script(refused(), answer(b'{"data": []}'))
 
     with Flux0(transport=transport, retry_config=AT_ONCE, on_retry=told.append) as flux0:
         flux0.agents.list()
 
-    assert [(record.name, record.levelname, record.message) for record in caplog.records] == [
-        (
-            "flux0",
-            "INFO",
-            f"GET http://127.0.0.1:8080/api/agents: attempt {number} failed ({cause}), "
-            "trying again in 0 ms",
-        )
-        for number, cause in (
-            (1, "RateLimitError: 429: Too Many Requests"),
-            (2, "ConnectError: refused"),
-        )
-    ]
-    assert [type(details.cause) for details in told] == [RateLimitError, ConnectError]
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("flux0", "INFO")
+    assert record.message == (
+        "GET http://127.0.0.1:8080/api/agents: attempt 1 failed (ConnectError: refused), "
+        "trying again in 0 ms"
+    )
+    assert [type(details.cause) for details in told] == [ConnectError]
 
 
 # --- the budget
-
-
-def test_without_a_budget_nothing_is_tried_again() -> None:
-    policy = Policy(script(*(refused() for _ in range(5))), budget=RetryBudget(capacity=2))
-
-    with pytest.raises(ConnectError) as caught:
-        policy.send_sync(GET)
-    assert caught.value.attempts == 3
-    with pytest.raises(ConnectError) as caught:
-        policy.send_sync(GET)
-    assert caught.value.attempts == 1
-    assert policy.attempts == [1, 2, 3, 1]
 
 
 def test_a_retry_that_is_not_worth_it_costs_nothing() -> None:
@@ -367,3 +322,55 @@ def test_a_retry_that_is_not_worth_it_costs_nothing() -> None:
         policy.send_sync(GET)
 
     assert budget.take()
+
+
+def takes(budget: RetryBudget, times: int) -> int:
+    """Return how often a retry was to be had."""
+    return sum(budget.take() for _ in range(times))
+
+
+@pytest.mark.parametrize("successes_per_retry", [1, 2, 7, 10])
+def test_so_many_successes_give_one_retry_back_of_those_there_were(
+    successes_per_retry: int,
+) -> None:
+    budget = RetryBudget(capacity=3, successes_per_retry=successes_per_retry)
+    assert takes(budget, 5) == 3
+
+    for _ in range(3):
+        for _ in range(successes_per_retry):
+            assert not budget.take()
+            budget.give()
+        assert takes(budget, 2) == 1
+    for _ in range(100):
+        budget.give()
+    assert takes(budget, 5) == 3
+
+
+def test_a_client_has_one_budget_for_all_its_calls() -> None:
+    transport = script(*(ConnectError("refused") for _ in range(104)))
+
+    with Flux0(transport=transport, retry_config=AT_ONCE) as flux0:
+        with pytest.raises(ConnectError, match="101 attempts"):
+            flux0.agents.list()
+        with pytest.raises(ConnectError) as caught:
+            flux0.sessions.list()
+        assert caught.value.attempts == 1
+        transport.answers[:0] = [answer(b'{"data": []}') for _ in range(10)]
+        for _ in range(10):
+            flux0.agents.list()
+        with pytest.raises(ConnectError, match="2 attempts"):
+            flux0.agents.list()
+    assert transport.answers == []
+
+
+def test_threads_share_a_budget_and_none_of_it_is_lost() -> None:
+    budget = RetryBudget(capacity=100, successes_per_retry=1)
+
+    def take_and_give_back(_: int) -> None:
+        for _ in range(takes(budget, 50)):
+            budget.give()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(take_and_give_back, range(100)))
+
+    assert takes(budget, 200) == 100

@@ -53,26 +53,9 @@ def status_error(status: int, retry_after: str | None = None) -> APIError:
     return kind("no", status_code=status, body="", headers=Headers(fields))
 
 
-def decide(
-    config: RetryConfig,
-    error: Flux0Error,
-    *,
-    attempt: int = 1,
-    repeatable: bool = True,
-    elapsed: float = 0.0,
-    left: float = inf,
-    jitter: float = 1.0,
-) -> float | None:
-    return wait_before_retry(
-        config,
-        error,
-        attempt=attempt,
-        repeatable=repeatable,
-        elapsed=elapsed,
-        left=left,
-        jitter=jitter,
-        now=NOW,
-    )
+def decide(config: RetryConfig, error: Flux0Error, **changes: Any) -> float | None:
+    given = {"attempt": 1, "repeatable": True, "elapsed": 0.0, "left": inf, "jitter": 1.0}
+    return wait_before_retry(config, error, now=NOW, **{**given, **changes})
 
 
 # --- what is tried again
@@ -156,7 +139,6 @@ def test_a_wait_is_a_random_part_of_its_ceiling() -> None:
 
 
 MILLISECONDS = st.integers(0, 10**12) | st.floats(0, 1e12)
-ATTEMPTS = st.integers(1, 10**9)
 BACKOFFS: st.SearchStrategy[BackoffStrategy] = st.builds(
     BackoffStrategy,
     initial_interval=MILLISECONDS,
@@ -166,24 +148,6 @@ BACKOFFS: st.SearchStrategy[BackoffStrategy] = st.builds(
 )
 
 
-@settings(deadline=None)
-@given(BACKOFFS, ATTEMPTS)
-@example(BackoffStrategy(10**12, 10**12, 10**12), 10**9)
-@example(BackoffStrategy(5e-324, 1, 1e12), 10**9)  # type: ignore[arg-type]
-@example(BackoffStrategy(10**12, 5e-324, 0.5), 2000)  # type: ignore[arg-type]
-def test_no_wait_is_longer_than_the_longest_however_many_went_before(
-    backoff: BackoffStrategy, attempt: int
-) -> None:
-    ceiling, following = backoff.ceiling(attempt), backoff.ceiling(attempt + 1)
-
-    assert 0 <= ceiling <= backoff.max_interval
-    assert backoff.ceiling(1) == min(backoff.initial_interval, backoff.max_interval)
-    if backoff.exponent >= 1:
-        assert ceiling <= following
-    if backoff.exponent <= 1:
-        assert ceiling >= following
-
-
 RETRY_AFTERS = (
     st.none()
     | st.integers(-10, 10**30).map(str)
@@ -191,11 +155,17 @@ RETRY_AFTERS = (
 )
 
 
+AT_ONCE = {"asked": None, "elapsed": 0.0, "left": inf, "jitter": 1.0}
+
+
 @settings(deadline=None)
+@example(backoff=BackoffStrategy(10**12, 10**12, 10**12), attempt=10**9, **AT_ONCE)
+@example(backoff=BackoffStrategy(5e-324, 1, 1e12), attempt=10**9, **AT_ONCE)  # type: ignore[arg-type]
+@example(backoff=BackoffStrategy(10**12, 5e-324, 0.5), attempt=2000, **AT_ONCE)  # type: ignore[arg-type]
 @given(
     backoff=BACKOFFS,
     asked=RETRY_AFTERS,
-    attempt=ATTEMPTS,
+    attempt=st.integers(1, 10**9),
     elapsed=st.floats(0, 1e9),
     left=st.just(inf) | st.floats(-10, 1e9),
     jitter=st.floats(0, 1),
@@ -243,35 +213,29 @@ def test_the_end_of_the_call_itself_is_too_late() -> None:
     [
         *[("0", 0.0), ("7", 7.0), (" 7\t", 7.0), ("1.5", 1.5), ("007", 7.0)],
         *[("9" * 10, 9999999999.0), ("9" * 400, inf)],
-        *[("", None), (" ", None), ("-5", None), ("+5", None), ("inf", None), ("Infinity", None)],
-        *[
-            ("nan", None),
-            ("1e3", None),
-            ("0x10", None),
-            ("1_0", None),
-            ("\u0665", None),
-            ("5s", None),
-        ],
-        *[("5, 10", None), (".5", None), ("5.", None), ("soon", None), ("1 Jan", None)],
         ("Thu, 01 Jan 2026 00:00:30 GMT", 30.0),
         ("Thursday, 01-Jan-26 00:00:30 GMT", 30.0),
         ("Thu Jan  1 00:00:30 2026", 30.0),
         ("Thu, 01 Jan 2026 00:00:30", 30.0),
         ("Thu, 01 Jan 2026 00:00:30 -0100", 3630.0),
         ("Thu, 01 Jan 2026 00:00:00 GMT", 0.0),
-        ("Wed, 31 Dec 2025 23:59:59 GMT", None),
-        ("Thu, 31 Feb 2026 00:00:30 GMT", None),
-        ("Thu, 01 Jan 99999 00:00:30 GMT", None),
-        ("Thu, 01 Jan 2026 00:00:30 +999999", None),
-        ("2026-01-01T00:00:30Z", None),
     ],
 )
-def test_a_retry_after_is_seconds_or_a_date(value: str, seconds: float | None) -> None:
+def test_a_retry_after_is_seconds_or_a_date(value: str, seconds: float) -> None:
     assert retry_after(status_error(503, value), NOW) == seconds
 
 
-def test_without_a_retry_after_nothing_is_asked_for() -> None:
-    assert retry_after(status_error(503), NOW) is None
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, "", " ", "-5", "+5", "inf", "Infinity", "nan", "1e3", "0x10", "1_0", "\u0665"),
+        *("5s", "5, 10", ".5", "5.", "soon", "1 Jan", "2026-01-01T00:00:30Z"),
+        *("Wed, 31 Dec 2025 23:59:59 GMT", "Thu, 31 Feb 2026 00:00:30 GMT"),
+        *("Thu, 01 Jan 99999 00:00:30 GMT", "Thu, 01 Jan 2026 00:00:30 +999999"),
+    ],
+)
+def test_any_other_retry_after_asks_for_nothing(value: str | None) -> None:
+    assert retry_after(status_error(503, value), NOW) is None
     assert retry_after(REFUSED, NOW) is None
 
 
@@ -281,14 +245,6 @@ def test_no_retry_after_does_harm(value: str | None) -> None:
     seconds = retry_after(status_error(429, value), NOW)
 
     assert seconds is None or seconds >= 0
-
-
-@settings(deadline=None)
-@given(st.integers(-(10**8), 10**8))
-def test_a_date_is_as_far_away_as_it_says(seconds: int) -> None:
-    date = format_datetime(NOW + timedelta(seconds=seconds), usegmt=True)
-
-    assert retry_after(status_error(429, date), NOW) == (seconds if seconds >= 0 else None)
 
 
 def test_what_the_server_asks_for_takes_the_place_of_the_backoff() -> None:
@@ -343,8 +299,5 @@ def test_a_policy_of_the_wrong_kind_is_refused(make: Callable[[], Any], argument
         make()
 
     assert caught.value.argument == argument
-
-
-def test_an_unknown_strategy_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(InvalidArgument, match="must be 'backoff' or 'none', not 'always'"):
-        RetryConfig("always")
+    if argument == "strategy":
+        assert "must be 'backoff' or 'none', not " in str(caught.value)
