@@ -15,7 +15,7 @@ from yarl import URL  # aiohttp's own type of URL
 
 from flux0.adapters.support.aiohttp_exchange import TELLING, TOLD, AiohttpExchange
 from flux0.adapters.support.aiohttp_wire import NEVER, Wire
-from flux0.adapters.support.bodies import PulledBody
+from flux0.adapters.support.bodies import AsyncPulledBody
 from flux0.adapters.support.event_loop import PerLoop
 from flux0.adapters.support.failures import failure
 from flux0.adapters.support.given import refuse_misplaced, shown
@@ -121,7 +121,7 @@ def _url(text: str) -> URL:
 _RAISED: Final = (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError)
 
 
-class _Body(PulledBody):
+class _Body(AsyncPulledBody):
     """The body of a response."""
 
     def __init__(
@@ -215,8 +215,10 @@ class _Body(PulledBody):
             content.feed_eof()
             self._response.content = content
 
-    async def _give_up(self, error: BaseException) -> TransportError | None:
+    async def _give_up(self, _error: BaseException) -> None:
         self._release()
+
+    def _translated(self, error: BaseException) -> TransportError | None:
         if not isinstance(error, _RAISED):
             return None
         kind: type[TransportError] = ReadTimeout if self._expired else ConnectionInterrupted

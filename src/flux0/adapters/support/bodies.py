@@ -1,7 +1,4 @@
-"""The one loop that pulls the body of a response, for several adapters, sync and async.
-
-It is a coroutine. Where nothing in it waits for an event loop, `run` is all that it takes.
-"""
+"""How the body of a response is pulled, for several adapters, by sync and by async code."""
 
 from __future__ import annotations
 
@@ -76,6 +73,56 @@ class PulledBody(ABC):
         self._pieces: Iterator[bytes] = iter(())
 
     @abstractmethod
+    def _translated(self, error: BaseException) -> TransportError | None:
+        """Return the error of ours for one of the library's; None if the user's code raised it."""
+
+    def _begin(self) -> None:
+        """Begin to read a piece."""
+        if self.closed and not self.ended:
+            raise ConnectionInterrupted("the body was closed before its end")
+        if not self.reading.acquire(blocking=False):
+            raise Flux0Error("another thread or task is reading this body")
+
+    def _rest(self) -> bytes | None:
+        """Return what is left of the data that came last, or None if that is used up."""
+        if self._decoder is None:
+            return None
+        piece = next(self._pieces, None)
+        if piece is not None and self.retained is not None:
+            self.retained.append(piece)
+        return piece
+
+    def _take(self, data: bytes | None) -> bytes | None:
+        """Return the first piece of the data that came, or None at the end.
+
+        A piece is empty if what arrived holds no content yet.
+        """
+        if data is None:
+            if self.closed:  # Closing it elsewhere may have been what ended it.
+                raise EOFError
+            if self._decoder is not None:
+                self._decoder.end()
+            with self.ending:
+                self.ended = True
+            return None
+        if self._decoder is not None:
+            self._pieces = self._decoder.feed(data)
+            data = next(self._pieces, b"")
+        if self.retained is not None:
+            self.retained.append(data)
+        return data
+
+    def _meaning(self, error: BaseException, *, closed: bool) -> TransportError | None:
+        """Return what to raise for an error, or None if that is itself."""
+        if closed and isinstance(error, Exception):  # What was closed elsewhere has failed.
+            return ConnectionInterrupted("the body was closed while it was read")
+        return self._translated(error)
+
+
+class AsyncPulledBody(PulledBody):
+    """One that asynchronous code reads."""
+
+    @abstractmethod
     async def _receive(self) -> bytes | None:
         """Return what has arrived, after waiting for it if need be, or None at the end."""
 
@@ -84,50 +131,28 @@ class PulledBody(ABC):
         """Take note that the whole body was read."""
 
     @abstractmethod
-    async def _give_up(self, error: BaseException) -> TransportError | None:
-        """Release the connection; return the error of ours for one of the library's."""
+    async def _give_up(self, error: BaseException, /) -> None:
+        """Release the connection."""
 
     async def pull(self) -> bytes | None:
-        """Return the next piece, or None at the end.
-
-        A piece is empty if what arrived holds no content yet.
-        """
-        if self.closed and not self.ended:
-            raise ConnectionInterrupted("the body was closed before its end")
-        if not self.reading.acquire(blocking=False):
-            raise Flux0Error("another thread or task is reading this body")
+        """Return the next piece, or None at the end."""
+        self._begin()
         try:
-            return None if self.ended else await self._next()
+            piece = self._rest()
+            if piece is None and not self.ended:
+                piece = self._take(await self._receive())
+                if piece is None:
+                    await self._finish()
         except BaseException as error:
             closed, self.closed = self.closed, True
-            translated = await self._give_up(error)
-            if closed and isinstance(error, Exception):  # What was closed elsewhere has failed.
-                translated = ConnectionInterrupted("the body was closed while it was read")
+            await self._give_up(error)
+            translated = self._meaning(error, closed=closed)
             if translated is None:
                 raise
             raise translated from error
         finally:
             self.reading.release()
-
-    async def _next(self) -> bytes | None:
-        piece = next(self._pieces, None)
-        if piece is None:
-            piece = data = await self._receive()
-            if data is not None and self._decoder is not None:
-                self._pieces = self._decoder.feed(data)
-                piece = next(self._pieces, b"")
-        if piece is not None:
-            if self.retained is not None:
-                self.retained.append(piece)
-            return piece
-        if self.closed:  # Closing it elsewhere may have been what ended it.
-            raise EOFError
-        if self._decoder is not None:
-            self._decoder.end()
-        with self.ending:
-            self.ended = True
-        await self._finish()
-        return None
+        return piece
 
 
 class SyncPulledBody(PulledBody):
@@ -139,6 +164,14 @@ class SyncPulledBody(PulledBody):
         self._released = False
 
     @abstractmethod
+    def _receive(self) -> bytes | None:
+        """Return what has arrived, after waiting for it if need be, or None at the end."""
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Take note that the whole body was read."""
+
+    @abstractmethod
     def _shut_down(self) -> None:
         """End the connection, and wake who reads from it; takes no lock, and never raises."""
 
@@ -146,15 +179,30 @@ class SyncPulledBody(PulledBody):
     def _release(self) -> None:
         """Release the connection, from where no lock is held; never raises."""
 
-    @abstractmethod
-    def _translated(self, error: BaseException) -> TransportError | None:
-        """Return the error of ours for one of the library's; None if the user's code raised it."""
-
-    async def _give_up(self, error: BaseException) -> TransportError | None:
-        self._released = True
-        self._shut_down()
-        self._release()
-        return self._translated(error)
+    def pull(self) -> bytes | None:
+        """Return the next piece, or None at the end."""
+        self.home.check()
+        self._begin()
+        try:
+            piece = self._rest()
+            if piece is None and not self.ended:
+                piece = self._take(self._receive())
+                if piece is None:
+                    self._finish()
+        except BaseException as error:
+            closed, self.closed = self.closed, True
+            self._released = True
+            self._shut_down()
+            self._release()
+            translated = self._meaning(error, closed=closed)
+            if translated is None:
+                raise
+            raise translated from error
+        finally:
+            self.reading.release()
+            if self.closed:  # In another thread, just when nothing was waited for.
+                self.close()
+        return piece
 
     def close(self) -> None:
         """Release the connection, without a lock that is not its own.
@@ -192,13 +240,7 @@ class SyncBody:
         return self
 
     def __next__(self) -> bytes:
-        body = self._body
-        body.home.check()
-        try:
-            piece = run(body.pull())
-        finally:
-            if body.closed:  # In another thread, just when nothing was waited for.
-                body.close()
+        piece = self._body.pull()
         if piece is None:
             raise StopIteration
         return piece

@@ -89,12 +89,9 @@ class NotedAnswer(HTTPResponse):
         """Yield what is in the chunks; return what came after them."""
         chunks = _Chunks()
         while not chunks.ended:
-            nothing = True
-            for piece in chunks.feed(self._arrived()):
-                nothing = False
-                yield piece
-            if nothing and not chunks.ended:
-                yield b""
+            yield chunks.feed(self._arrived())
+            if chunks.failure is not None:
+                raise chunks.failure
         return chunks.rest
 
     def _arrived(self) -> bytes:
@@ -136,52 +133,59 @@ class _Chunks:
 
     Attributes:
         ended: whether the last chunk and the trailer were there.
+        failure: what is wrong, if something is; what came before it counts.
         rest: the start of a line that is not whole; at the end, what came after the body.
     """
 
     def __init__(self) -> None:
         self.ended = False
+        self.failure: HTTPException | None = None
         self.rest = b""
         self._left = 0  # Bytes of the chunk that are still to come.
         self._after_chunk = False
         self._trailer: int | None = None  # Bytes that it may still have, once it has begun.
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the content in `data`."""
+    def feed(self, data: bytes) -> bytes:
+        """Return the content in `data`."""
         data = self.rest + data
         at = 0
-        while not self.ended:
+        content: list[bytes] = []
+        while not self.ended and self.failure is None:
             if self._left:
                 piece = data[at : at + self._left]
+                content.append(piece)
                 at += len(piece)
                 self._left -= len(piece)
-                if piece:
-                    yield piece
                 if self._left:
                     break
             end = data.find(b"\n", at)
             if (end if end >= 0 else len(data)) - at > _LONGEST_LINE:
-                raise HTTPException(f"a line between chunks has more than {_LONGEST_LINE:,} bytes")
+                self._fail(f"a line between chunks has more than {_LONGEST_LINE:,} bytes")
             if end < 0:
                 break
             self._take(data[at:end].strip())
             at = end + 1
         self.rest = data[at:]
+        return b"".join(content)
 
     def _take(self, line: bytes) -> None:
         if self._trailer is not None:
             self._trailer -= len(line)
             if self._trailer < 0:
-                raise HTTPException(f"the trailer has more than {_LARGEST_TRAILER:,} bytes")
+                self._fail(f"the trailer has more than {_LARGEST_TRAILER:,} bytes")
             self.ended = not line
         elif self._after_chunk:
             if line:
-                raise HTTPException("a chunk is longer than it says")
+                self._fail("a chunk is longer than it says")
             self._after_chunk = False
         else:
             digits = line.partition(b";")[0].strip()
             if not digits or digits.strip(_HEXADECIMAL):  # int() takes signs and underscores, too.
-                raise HTTPException(f"a chunk has the size {digits[:20]!r}")
+                self._fail(f"a chunk has the size {digits[:20]!r}")
+                return
             self._left = int(digits, 16)
             self._after_chunk = self._left > 0
             self._trailer = None if self._left else _LARGEST_TRAILER
+
+    def _fail(self, problem: str) -> None:
+        self.failure = HTTPException(problem)

@@ -85,17 +85,22 @@ class AnyConnection:
 
     The last byte that has arrived is held back until httpcore asks for more. So when an answer ends
     and there is a byte still, it belongs to another answer, and the connection is not used again.
+    As long as there are chunks and the last one, of the size 0, has not begun, nothing is held.
 
     Attributes:
         awaited: since when a piece of a body is awaited; None while a request is sent.
+        in_chunks: whether the body that is being read comes in chunks.
     """
 
     awaited: float | None = None
+    in_chunks: bool = False
 
     def __init__(self, stream: Any, core: Any) -> None:
         self._stream = stream
         self._core = core
         self._held = b""
+        self._last = b""
+        self._may_end = False  # Whether the last chunk may have begun.
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -117,6 +122,10 @@ class AnyConnection:
             return not isinstance(error, ssl.SSLWantReadError)
         return True
 
+    def _begin(self) -> None:
+        """Take note that a request goes out."""
+        self.awaited, self.in_chunks, self._may_end = None, False, False
+
     def _take(self) -> bytes:
         held, self._held = self._held, b""
         return held
@@ -137,8 +146,11 @@ class AnyConnection:
             exchange.received += len(data)
             if exchange.received > LARGEST_OVERHEAD:
                 raise self._core.RemoteProtocolError("too much came before the body of the answer")
-        if len(data) > 1:
-            self._held = data[-1:]
+        begins = b"\n0" in data or (data[:1] == b"0" and self._last == b"\n")
+        self._may_end = self._may_end or begins
+        self._last = data[-1:]
+        if len(data) > 1 and (self._may_end or not self.in_chunks):
+            self._held = self._last
             return data[:-1]
         return data
 
@@ -155,7 +167,7 @@ class Connection(AnyConnection):
         exchange = current.get(None)
         if exchange is not None:  # Otherwise the user sends it.
             exchange.use(self)
-        self.awaited: float | None = None
+        self._begin()
         self._stream.write(buffer, timeout)
 
     def start_tls(self, *args: Any, **options: Any) -> Connection:
@@ -172,7 +184,7 @@ class AsyncConnection(AnyConnection):
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send `buffer`."""
-        self.awaited: float | None = None
+        self._begin()
         await self._stream.write(buffer, timeout)
 
     async def start_tls(self, *args: Any, **options: Any) -> AsyncConnection:

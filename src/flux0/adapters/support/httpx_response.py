@@ -10,7 +10,7 @@ from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import finalize
 
-from flux0.adapters.support.bodies import PulledBody, SyncPulledBody, shut_down
+from flux0.adapters.support.bodies import AsyncPulledBody, PulledBody, SyncPulledBody, shut_down
 from flux0.adapters.support.event_loop import Loop, close_soon, running_loop, shielded, unwind
 from flux0.adapters.support.httpx_connection import AnyConnection
 from flux0.adapters.support.httpx_exchange import HttpxExchange
@@ -48,6 +48,8 @@ class _HttpxBody(PulledBody):
         stream = response.extensions.get("network_stream")
         own = isinstance(stream, AnyConnection) and response.http_version != "HTTP/2"
         self._connection = stream if own else None  # That of HTTP/2 is shared.
+        if self._connection is not None:
+            self._connection.in_chunks = "transfer-encoding" in response.headers
         self._transport = transport  # Its client must outlive the body.
         failed = not is_success(response.status_code)
         # Users read the body of an error again, from `raw_response`.
@@ -97,11 +99,11 @@ class SyncHttpxBody(_HttpxBody, SyncPulledBody):
         self._raw: Iterator[bytes]
         self._raw = response.iter_bytes() if self._was_read else iter(cast("Any", response.stream))
 
-    async def _receive(self) -> bytes | None:
+    def _receive(self) -> bytes | None:
         self._waits()
         return self._took(next(self._raw, None))
 
-    async def _finish(self) -> None:
+    def _finish(self) -> None:
         response: Any = self._response
         if self._read_raw is None:
             response.close()
@@ -116,7 +118,7 @@ class SyncHttpxBody(_HttpxBody, SyncPulledBody):
             self._response.close()
 
 
-class _AsyncHttpxBody(_HttpxBody):
+class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         response = self._response
@@ -137,10 +139,9 @@ class _AsyncHttpxBody(_HttpxBody):
             with suppress(self._exchange.library.RequestError):
                 await response.aread()
 
-    async def _give_up(self, error: BaseException) -> TransportError | None:
+    async def _give_up(self, error: BaseException, /) -> None:
         if isinstance(error, Exception):
             await self.close()
-        return self._translated(error)
 
     async def close(self) -> None:
         """Release the connection, even when cancelled."""

@@ -64,10 +64,10 @@ class Urllib3Body(SyncPulledBody):
         if self._wire is not None:
             self._wire.settimeout(silence)
 
-    async def _receive(self) -> bytes | None:
+    def _receive(self) -> bytes | None:
         return next(self._received, None)
 
-    async def _finish(self) -> None:
+    def _finish(self) -> None:
         self._response.release_conn()
         if self._retain is not None:
             self._retain(b"".join(self.retained or ()))
