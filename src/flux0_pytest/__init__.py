@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from flux0.testing import FakeTransport, RecordingTransport, ReplayTransport
 
 _PASSED = pytest.StashKey[bool]()
+_MARKERS = {
+    "flux0_fake(used=True, expected=True, streams=True)": "what flux0_fake checks in the end",
+    "flux0_cassette(path=None, **options)": "the test's cassette; see flux0.testing.cassette",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,13 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers."""
-    for marker in (
-        "flux0_fake(used=True, expected=True, streams=True): what the fixture flux0_fake checks "
-        "in the end",
-        "flux0_cassette(path=None, **options): the cassette of the test; the options are those of "
-        "flux0.testing.cassette",
-    ):
-        config.addinivalue_line("markers", marker)
+    for name, what in _MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {what}")
 
 
 @pytest.hookimpl(hookwrapper=True)  # Which every pytest knows, unlike `wrapper`.
@@ -76,14 +75,15 @@ def flux0_fake(request: pytest.FixtureRequest) -> Iterator[FakeTransport]:
 
     fake = FakeTransport()
     yield fake
-    checks = _options(request, "flux0_fake")
-    if _passed(request):
-        if checks.get("used", True):
-            fake.assert_all_used()
-        if checks.get("expected", True):
-            fake.assert_nothing_unexpected()
-        if checks.get("streams", True):
-            fake.assert_no_open_streams()
+    checks = {
+        "used": fake.assert_all_used,
+        "expected": fake.assert_nothing_unexpected,
+        "streams": fake.assert_no_open_streams,
+    }
+    wanted = _options(request, "flux0_fake")
+    for name, check in checks.items():
+        if _passed(request) and wanted.get(name, True):
+            check()
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def flux0_cassette(
     """
     from flux0.testing import RecordingTransport, ReplayTransport, cassette  # noqa: PLC0415
 
-    options: dict[str, Any] = {"mode": request.config.getoption("--flux0-cassettes")}
-    options |= _options(request, "flux0_cassette")
+    mode = request.config.getoption("--flux0-cassettes")
+    options = {"mode": mode, **_options(request, "flux0_cassette")}
     name = re.sub(r"[^\w.\[\]-]", "_", request.node.name)
     own = options.pop("path", f"cassettes/{request.path.stem}/{name}.json")
     path: Path = request.path.parent / own
@@ -127,8 +127,6 @@ def flux0_cassette(
     beside = path.with_name(f"{path.name}.new")
     beside.unlink(missing_ok=True)
     yield RecordingTransport(transport.transport, beside, scrub=options.get("scrub"))
-    if beside.exists():
-        if _passed(request):
-            beside.replace(path)
-        else:
-            beside.unlink()
+    if _passed(request) and beside.exists():
+        beside.replace(path)
+    beside.unlink(missing_ok=True)

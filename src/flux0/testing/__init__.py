@@ -1,24 +1,15 @@
 """For tests of code that uses flux0; nothing here is loaded by `import flux0`."""
 
-from flux0.testing.cassettes.cassette import (
-    CassetteError as CassetteError,
-)
-from flux0.testing.cassettes.recording import (
-    RecordingTransport as RecordingTransport,
-)
+from flux0.testing.cassettes.cassette import CassetteError as CassetteError
+from flux0.testing.cassettes.recording import RecordingTransport as RecordingTransport
 from flux0.testing.cassettes.replaying import (
     CassetteMode as CassetteMode,
     ReplayTransport as ReplayTransport,
     cassette as cassette,
 )
-from flux0.testing.fake.agents import (
-    Reply as Reply,
-    UserMessage as UserMessage,
-)
 from flux0.testing.fake.calls import (
     Call as Call,
     CallAnswer as CallAnswer,
-    ExpectedCall as ExpectedCall,
 )
 from flux0.testing.fake.clock import (
     ClockStandsStill as ClockStandsStill,
@@ -35,6 +26,7 @@ from flux0.testing.fake.faults import (
     Truncate as Truncate,
 )
 from flux0.testing.fake.steps import (
+    AgentReply as AgentReply,
     AgentStep as AgentStep,
     CallTool as CallTool,
     Fail as Fail,
@@ -47,7 +39,6 @@ from flux0.testing.fake.steps import (
     Report as Report,
     Say as Say,
     SendChunk as SendChunk,
+    UserMessage as UserMessage,
 )
-from flux0.testing.fake.transport import (
-    FakeTransport as FakeTransport,
-)
+from flux0.testing.fake.transport import FakeTransport as FakeTransport

@@ -121,9 +121,7 @@ class ReplayTransport(SharedTransport):
     def answer(
         self,
         request: Request,
-        loop: Loop | None = None,  # noqa: ARG002 - there is no agent to run in it
-        *,
-        patient: bool = False,
+        loop: Loop | None,  # noqa: ARG002 - there is no agent to run in it
     ) -> Waits[Response[OpenBody]]:
         """Return what was recorded as the answer to `request`; see `SharedTransport.answer`."""
         with self._lock:
@@ -139,7 +137,7 @@ class ReplayTransport(SharedTransport):
         yield Wait(began)
         pieces = self._pieces(request, track, response, began)
         headers = Headers(tuple(response.headers.items()))
-        body = OpenBody(pieces, None, self.clock, self._lock, _nothing, patient=patient)
+        body = OpenBody(pieces, None, self.clock, self._lock, _nothing)
         return Response(response.status_code, headers, body)
 
     def _pieces(

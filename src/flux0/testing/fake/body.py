@@ -16,9 +16,8 @@ from flux0.domain.errors import ConnectionInterrupted, ReadTimeout
 from flux0.ports import AsyncByteStream, ByteStream, Request, Response, Shared
 from flux0.testing.fake.clock import FakeClock, Wait, Waits, perform, perform_async
 
-# How a body comes to be no longer open. Dropped: nobody has closed it, and nobody holds it.
-# Cut off: its client was closed.
-BodyEnd: TypeAlias = Literal["whole", "closed", "dropped", "cut off"]
+# How a body comes to be no longer open. Lost: its client was closed, or nobody holds it any more.
+BodyEnd: TypeAlias = Literal["whole", "closed", "lost"]
 
 
 @define(eq=False)
@@ -27,11 +26,11 @@ class OpenBody:
 
     Args:
         pieces: the bytes, and the waits before them.
-        longest_silence: the timeout in seconds of the fake's clock.
+        longest_silence: the timeout in seconds of the fake's clock; without one, a read to which
+            nothing will come is an AssertionError, and of infinite length it waits in real time.
         clock: passes while nothing comes.
         lock: is held while something happens on the fake server.
         on_end: is told, once, how the body ended.
-        patient: whether a read waits for ever where nothing will come and it has no timeout.
     """
 
     _pieces: Iterator[bytes | Wait]
@@ -39,7 +38,6 @@ class OpenBody:
     clock: FakeClock
     _lock: AbstractContextManager[Any]
     _on_end: Callable[[OpenBody, BodyEnd], None]
-    patient: bool = False
     _end: BodyEnd | None = field(default=None, init=False)
 
     def read(self) -> Waits[bytes | None]:
@@ -60,20 +58,16 @@ class OpenBody:
             if clock.now() >= limit:
                 self.end("closed")
                 raise ReadTimeout(f"nothing came for {silence:g} s")
-            moment = outcome.moment
-            if moment is None or (self.patient and not clock.moves_by_itself):
+            moment = inf if outcome.moment is None else outcome.moment
+            in_real_time = silence == inf and not (clock.moves_by_itself and moment < inf)
+            if outcome.moment is None or in_real_time:
                 yield evolve(outcome, moment=None, seen=seen)
-            elif moment <= limit and moment < inf:
-                yield outcome
-            elif limit < inf:
-                yield Wait(limit, timeout=True)
-            elif self.patient:
-                yield Wait(seen=seen)
+            elif min(moment, limit) < inf:
+                yield outcome if moment <= limit else Wait(limit, timeout=True)
             else:
                 self.end("closed")
-                raise AssertionError(
-                    "nothing more will come, and this read has no timeout to end it"
-                )
+                problem = "nothing more will come, and this read has no timeout to end it"
+                raise AssertionError(problem)
 
     def end(self, how: BodyEnd) -> None:
         """End the body, unless it has ended, and wake whoever reads it."""
@@ -85,18 +79,17 @@ class OpenBody:
         self.clock.tell()
 
     def _next(self) -> bytes | Wait | None:
-        if self._end == "whole":
-            return None
-        if self._end is not None:
-            raise ConnectionInterrupted("the connection was closed")
-        try:
-            return next(self._pieces)
-        except StopIteration:
+        if self._end is None:
+            try:
+                if (outcome := next(self._pieces, None)) is not None:
+                    return outcome
+            except BaseException:
+                self.end("closed")
+                raise
             self.end("whole")
-            return None
-        except BaseException:
-            self.end("closed")
-            raise
+        if self._end != "whole":
+            raise ConnectionInterrupted("the connection was closed")
+        return None
 
 
 class FakeBody:
@@ -146,26 +139,22 @@ class FakeBody:
 class SharedTransport(Shared):
     """What the transports of a fake have in common: both kinds of code, and many clients.
 
-    Args:
-        clock: the time that clients go by.
+    Attributes:
+        clock, time: the time that clients go by.
     """
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock: FakeClock = clock
+        self.time: FakeClock = clock
 
     @abstractmethod
-    def answer(
-        self, request: Request, loop: Loop | None = None, *, patient: bool = False
-    ) -> Waits[Response[OpenBody]]:
-        """Return the answer to `request`.
-
-        `loop` is the event loop of asynchronous code; see `OpenBody` for `patient`.
-        """
+    def answer(self, request: Request, loop: Loop | None) -> Waits[Response[OpenBody]]:
+        """Return the answer to `request`; `loop` is the event loop of asynchronous code."""
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Answer `request`; see `Transport.send`."""
-        answer = perform(self.answer(request), self.clock)
-        return Response(answer.status_code, answer.headers, FakeBody(answer.body, "dropped"))
+        answer = perform(self.answer(request, None), self.clock)
+        return Response(answer.status_code, answer.headers, FakeBody(answer.body, "lost"))
 
     def close(self) -> None:
         """Do nothing: as a server would, this goes on when a client is closed."""
@@ -177,13 +166,8 @@ class SharedTransport(Shared):
         return Response(answer.status_code, answer.headers, FakeBody(answer.body, "closed"))
 
     async def close_async(self) -> None:
-        """Do nothing but what `close` does."""
+        """Do what `close` does."""
         self.close()
-
-    @property
-    def time(self) -> FakeClock:
-        """The time that a client goes by: the fake's clock."""
-        return self.clock
 
     def for_client(self) -> ClientTransport:
         """Return this transport for one client."""
@@ -202,15 +186,13 @@ class ClientTransport(SharedTransport):
     def __repr__(self) -> str:
         return repr(self._shared)
 
-    def answer(
-        self, request: Request, loop: Loop | None = None, *, patient: bool = False
-    ) -> Waits[Response[OpenBody]]:
+    def answer(self, request: Request, loop: Loop | None) -> Waits[Response[OpenBody]]:
         """Return the answer of the shared transport."""
-        answer = yield from self._shared.answer(request, loop, patient=patient)
+        answer = yield from self._shared.answer(request, loop)
         self._bodies.add(answer.body)
         return answer
 
     def close(self) -> None:
         """Cut off what this client has left open."""
         for body in tuple(self._bodies):
-            body.end("cut off")
+            body.end("lost")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher, get_close_matches
 from http.cookies import SimpleCookie
 from typing import Any, Final
@@ -16,10 +16,7 @@ from flux0.domain.errors import InvalidArgument, TransportError
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
 
-_MISSING = object()
-
-
-USER_COOKIE: Final = "flux0_user_sub"
+_MISSING: Final = object()
 
 
 @frozen
@@ -57,8 +54,7 @@ class Call:
     @property
     def user(self) -> str | None:
         """Whom the cookie `flux0_user_sub` names."""
-        cookies = "; ".join(self.headers.get_all("cookie"))
-        return next((value for name, value in cookie_pairs(cookies) if name == USER_COOKIE), None)
+        return user_of(self.headers)
 
     @property
     def name(self) -> str:
@@ -98,23 +94,15 @@ class ExpectedCall:
 
 def call_of(request: Request, time: float = 0.0) -> Call:
     """Return `request` as a call."""
-    target = target_of(request)
-    body = json_or_bytes(request.body)
-    arguments: dict[str, Any] = {**target.query, **target.arguments}
+    target, body = target_of(request), json_or_bytes(request.body)
+    operation, query = target.operation, target.query
+    arguments: dict[str, Any] = {**query, **target.arguments}
     if isinstance(body, dict):
         arguments.update(body)  # pyright: ignore[reportUnknownArgumentType] - JSON
-    elif target.operation == "sessions.list_events" and body is not None:
+    elif operation == "sessions.list_events" and body is not None:
         arguments["types"] = body
-    return Call(
-        operation=target.operation,
-        method=request.method,
-        path=target.path,
-        query=target.query,
-        headers=request.headers,
-        body=body,
-        arguments=arguments,
-        time=time,
-    )
+    method, headers = request.method, request.headers
+    return Call(operation, method, target.path, query, headers, body, arguments, time)
 
 
 def nearest_call(expected: ExpectedCall, calls: Iterable[Call]) -> str:
@@ -138,11 +126,14 @@ def _likeness(expected: ExpectedCall, call: Call) -> tuple[bool, int, float]:
     return expected.operation == call.operation, -len(expected.differences(call)), alike
 
 
-def cookie_pairs(cookies: str) -> Iterator[tuple[str, str]]:
-    """Return the names and values in a cookie field, as the server reads them."""
-    for cookie in cookies.split(";"):
+def user_of(headers: Headers) -> str | None:
+    """Return whom the cookie `flux0_user_sub` names, as the server reads it: the last one."""
+    user = None
+    for cookie in ";".join(headers.get_all("cookie")).split(";"):
         name, _, value = cookie.partition("=")
-        yield name.strip(), SimpleCookie().value_decode(value.strip())[0]
+        if name.strip() == "flux0_user_sub":
+            user = SimpleCookie().value_decode(value.strip())[0]
+    return user
 
 
 def json_or_bytes(body: bytes | None) -> Any:
@@ -234,10 +225,12 @@ def is_route(path: str) -> bool:
     return any(pattern.match(path) for _, _, pattern in _ROUTES)
 
 
-def whole_answer(status_code: int, content_type: str, body: bytes) -> Response[bytes]:
-    """Return an answer whose body is there."""
-    fields = (("content-length", str(len(body))), ("content-type", content_type))
-    return Response(status_code, Headers(fields), body)
+def whole_answer(
+    status_code: int, content_type: str, body: bytes, *fields: tuple[str, str]
+) -> Response[bytes]:
+    """Return an answer whose body is there; `fields` come first in its head."""
+    own = (("content-length", str(len(body))), ("content-type", content_type))
+    return Response(status_code, Headers((*fields, *own)), body)
 
 
 def server_failure() -> Response[bytes]:

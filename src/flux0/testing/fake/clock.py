@@ -7,12 +7,13 @@ code does.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable, Generator
 from datetime import datetime, timezone
-from heapq import heappop, heappush
-from itertools import count
+from functools import partial
+from operator import itemgetter
 from random import Random
-from threading import Condition, Lock
+from threading import Event, RLock
 from typing import TypeAlias, TypeVar
 
 from attrs import frozen
@@ -71,22 +72,18 @@ class FakeClock(Time):
     ) -> None:
         self.moves_by_itself = moves_by_itself
         self.changes: int = 0
-        self._changed = Condition()
-        self._wake: list[Callable[[], None]] = []
         self._now = float(start)
         self._sleep = sleep
         self._random = Random(0)  # noqa: S311 - it spreads retries, alike in every run
-        self._lock = Lock()
-        self._due: list[tuple[float, int, Callable[[], object]]] = []
-        self._order = count()
+        self._lock = RLock()  # Whoever holds it may be interrupted by a finalizer, which tells.
+        self._wake: list[Callable[[], object]] = []
+        self._due: list[tuple[float, Callable[[], object]]] = []
 
     def now(self) -> float:
         """Return the time in seconds since 1970, UTC."""
         return self._now
 
-    def monotonic(self) -> float:
-        """Return the time in seconds; see `Time.monotonic`."""
-        return self._now
+    monotonic = now
 
     def utc_now(self) -> datetime:
         """Return the date and time, in UTC."""
@@ -111,13 +108,12 @@ class FakeClock(Time):
     def at(self, moment: float, act: Callable[[], object]) -> None:
         """Have `act` called when it is `moment`, by whoever moves the clock."""
         with self._lock:
-            heappush(self._due, (moment, next(self._order), act))
+            insort(self._due, (moment, act), key=itemgetter(0))
 
     def tell(self) -> None:
         """Wake the threads and tasks that wait for a change."""
-        with self._changed:
+        with self._lock:
             self.changes += 1
-            self._changed.notify_all()
             wake, self._wake = self._wake, []
         for one in wake:
             one()
@@ -127,54 +123,55 @@ class FakeClock(Time):
 
         Raises:
             ClockStandsStill: it is earlier, and only the test moves this clock.
+            AssertionError: the change takes longer than its patience.
         """
         if wait.moment is None:
-            with self._changed:
-                if not self._changed.wait_for(lambda: self.changes != wait.seen, wait.patience):
-                    raise _out_of_patience(wait)
+            changed = Event()
+            if self._will_wake(wait, changed.set) and not changed.wait(wait.patience):
+                raise _out_of_patience(wait)
             return
-        seconds = self._seconds_of(wait, wait.moment)
-        if seconds > 0 and self._sleep is not None:
-            self._sleep(seconds)
+        if pause := self._pause_before(wait.moment, wait):
+            pause()
         self._move_to(wait.moment)
 
     async def wait_async(self, wait: Wait) -> None:
         """Wait as `wait` does, without blocking the event loop."""
-        if wait.moment is None:
-            await self._change(wait)
-            return
-        seconds = self._seconds_of(wait, wait.moment)
-        if seconds > 0 and self._sleep is not None:
-            from anyio import CapacityLimiter, to_thread  # noqa: PLC0415 - slow to import
+        import anyio.to_thread  # noqa: PLC0415 - slow to import
 
-            await to_thread.run_sync(
-                self._sleep, seconds, abandon_on_cancel=True, limiter=CapacityLimiter(1)
-            )
+        if wait.moment is None:
+            changed = anyio.Event()
+            if self._will_wake(wait, partial(call_soon, running_loop(), changed.set)):
+                with anyio.move_on_after(wait.patience):
+                    await changed.wait()
+                if not changed.is_set():
+                    raise _out_of_patience(wait)
+            return
+        if pause := self._pause_before(wait.moment, wait):
+            limiter = anyio.CapacityLimiter(1)
+            await anyio.to_thread.run_sync(pause, abandon_on_cancel=True, limiter=limiter)
         else:
             await sleep(0)
         self._move_to(wait.moment)
 
-    async def _change(self, wait: Wait) -> None:
-        from anyio import Event, move_on_after  # noqa: PLC0415 - slow to import
+    def _will_wake(self, wait: Wait, wake: Callable[[], object]) -> bool:
+        """Have `wake` called at the next change, unless there was one that the wait is for."""
+        with self._lock:
+            waits = self.changes == wait.seen
+            if waits:
+                self._wake.append(wake)
+            return waits
 
-        loop, event = running_loop(), Event()
-        with self._changed:
-            if self.changes != wait.seen:
-                return
-            self._wake.append(lambda: call_soon(loop, event.set))
-        with move_on_after(wait.patience):
-            await event.wait()
-            return
-        raise _out_of_patience(wait)
-
-    def _seconds_of(self, wait: Wait, moment: float) -> float:
+    def _pause_before(self, moment: float, wait: Wait) -> Callable[[], object] | None:
+        """Return what takes real time until it is `moment`, if anything does."""
         seconds = moment - self._now
-        if seconds > 0 and not (self.moves_by_itself or wait.timeout):
+        if seconds <= 0:
+            return None
+        if not (self.moves_by_itself or wait.timeout):
             raise ClockStandsStill(
                 f"nothing comes for another {seconds:g} s, and the clock stands still: "
                 f"call advance({seconds:g}) on it, or use a FakeClock that moves by itself"
             )
-        return seconds
+        return None if self._sleep is None else partial(self._sleep, seconds)
 
     def _move_to(self, moment: float) -> None:
         while True:
@@ -182,7 +179,7 @@ class FakeClock(Time):
                 if not self._due or self._due[0][0] > moment:
                     self._now = max(self._now, moment)
                     break
-                due, _, act = heappop(self._due)
+                due, act = self._due.pop(0)
                 self._now = max(self._now, due)
             act()
         self.tell()

@@ -9,7 +9,7 @@ from itertools import cycle
 from math import inf
 from typing import Any, TypeAlias
 
-from attrs import Attribute, evolve, field, frozen
+from attrs import evolve, field, frozen
 
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, InvalidArgument
 from flux0.domain.headers import Headers
@@ -43,10 +43,10 @@ class Respond:
             detail = HTTPStatus(self.status_code).phrase if self.detail is None else self.detail
             body = json.dumps({"detail": detail}).encode()
             plain = whole_answer(self.status_code, "application/json", body)
-        own = Headers(tuple(self.headers.items()))
+        own = dict(self.headers)
         if self.retry_after is not None:
-            own = own.merge(Headers((("retry-after", str(self.retry_after)),)))
-        return evolve(plain, headers=plain.headers.merge(own))
+            own["retry-after"] = str(self.retry_after)
+        return evolve(plain, headers=plain.headers.merge(Headers(tuple(own.items()))))
 
 
 @frozen
@@ -105,13 +105,11 @@ class Truncate:
             raise InvalidArgument("after_bytes", "or after_events is needed, and not both")
 
 
-def _sizes(sizes: int | Iterable[int]) -> tuple[int, ...]:
-    return (sizes,) if isinstance(sizes, int) else tuple(sizes)
-
-
-def _positive(_: object, attribute: Attribute[Any], sizes: tuple[int, ...]) -> None:
-    if not sizes or min(sizes) < 1:
-        raise InvalidArgument(attribute.name, f"must be numbers of bytes above 0: {sizes}")
+def _positive(sizes: int | Iterable[int]) -> tuple[int, ...]:
+    several = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    if not several or min(several) < 1:
+        raise InvalidArgument("sizes", f"must be numbers of bytes above 0: {several}")
+    return several
 
 
 @frozen
@@ -121,7 +119,7 @@ class Split:
     A size may be larger than an event: a piece then holds several, unless there is a pause.
     """
 
-    sizes: tuple[int, ...] = field(converter=_sizes, validator=_positive)
+    sizes: tuple[int, ...] = field(converter=_positive)
 
 
 Fault: TypeAlias = Respond | Refuse | Drop | Delay | Stall | Truncate | Split
@@ -129,27 +127,24 @@ Fault: TypeAlias = Respond | Refuse | Drop | Delay | Stall | Truncate | Split
 
 def with_faults(pieces: Iterator[bytes | Wait], faults: Iterable[Fault]) -> Iterator[bytes | Wait]:
     """Return a body's pieces, and the waits before them, with what `faults` do to them."""
-    for fault in faults:
-        if isinstance(fault, (Stall, Truncate)):
-            pieces = _cut_off(pieces, fault)
-    for fault in faults:
+    for fault in sorted(faults, key=lambda fault: isinstance(fault, Split)):
         if isinstance(fault, Split):
             pieces = _split(pieces, fault.sizes)
+        elif isinstance(fault, (Stall, Truncate)):
+            pieces = _cut_off(pieces, fault)
     return pieces
 
 
 def _cut_off(pieces: Iterator[bytes | Wait], fault: Stall | Truncate) -> Iterator[bytes | Wait]:
-    left = fault.after_bytes if fault.after_events is None else fault.after_events
+    counts_bytes = fault.after_events is None
+    left = (fault.after_bytes if counts_bytes else fault.after_events) or 0
     while left:
         piece = next(pieces, None)
         if piece is None:
             raise AssertionError(f"{fault} did not happen: the body was over before")
         if isinstance(piece, bytes):
-            if fault.after_events is None:
-                piece = piece[:left]
-                left -= len(piece)
-            else:
-                left -= 1
+            piece = piece[:left] if counts_bytes else piece
+            left -= len(piece) if counts_bytes else 1
         yield piece
     if isinstance(fault, Stall):
         while True:
@@ -162,7 +157,6 @@ def _split(pieces: Iterator[bytes | Wait], sizes: tuple[int, ...]) -> Iterator[b
     wanted = cycle(sizes)
     size = next(wanted)
     held = bytearray()
-    broken: ConnectionInterrupted | None = None
     try:
         for piece in pieces:
             waits = isinstance(piece, Wait)
@@ -175,9 +169,9 @@ def _split(pieces: Iterator[bytes | Wait], sizes: tuple[int, ...]) -> Iterator[b
                 size = next(wanted)
             if waits:
                 yield piece
-    except ConnectionInterrupted as error:
-        broken = error
+    except ConnectionInterrupted:
+        if held:
+            yield bytes(held)
+        raise
     if held:
         yield bytes(held)
-    if broken is not None:
-        raise broken

@@ -11,36 +11,18 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from attrs import define, evolve, field
+from attrs import define, field
 
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.headers import Headers
-from flux0.domain.models import Event, Events
 from flux0.ports import Request, Response
-from flux0.testing.fake.agents import UserMessage
-from flux0.testing.fake.calls import (
-    USER_COOKIE,
-    Target,
-    cookie_pairs,
-    is_route,
-    server_failure,
-    target_of,
-    whole_answer,
-)
+from flux0.testing.fake import calls, validation
+from flux0.testing.fake.calls import Target
 from flux0.testing.fake.clock import FakeClock
-from flux0.testing.fake.store import FakeStore, JSONObject, user_data
+from flux0.testing.fake.steps import UserMessage
+from flux0.testing.fake.store import FakeStore, JSONObject, models_of, user_data, without_nulls
 from flux0.testing.fake.turn import FakeTurn
-from flux0.testing.fake.validation import (
-    IS_ID,
-    Form,
-    Refusal,
-    ServerFailure,
-    choice,
-    flag,
-    integer,
-    integer_of,
-    text,
-)
+from flux0.testing.fake.validation import IS_ID, Form, Refusal, choice, text
 
 _TYPE = choice(*(kind.value for kind in EventType))
 _SOURCE = choice(*(source.value for source in EventSource))
@@ -52,7 +34,7 @@ _FORMS: Mapping[str, Form] = {
     ),
     # A greeting is neither streamed nor stored by the released server, so none is made.
     "sessions.create": Form(
-        query={"allow_greeting": flag},
+        query={"allow_greeting": validation.flag},
         members={"agent_id": IS_ID, "id": IS_ID, "title": text(longest=200)},
         optional=frozenset({"id", "title"}),
     ),
@@ -61,7 +43,9 @@ _FORMS: Mapping[str, Form] = {
         optional=frozenset({"content"}),
     ),
     # The query's `types` counts for nothing in the released server.
-    "sessions.list_events": Form(query={"min_offset": integer, "source": _SOURCE}, items=_TYPE),
+    "sessions.list_events": Form(
+        query={"min_offset": validation.integer, "source": _SOURCE}, items=_TYPE
+    ),
 }
 
 # The user of requests without a cookie.
@@ -70,23 +54,18 @@ _ANONYMOUS = "anonymous"
 
 @define(eq=False)
 class FakeServer:
-    """Answers requests out of a store in memory, and makes turns, in which agents are to act.
-
-    Args:
-        agent_types: the types that agents can have.
-        clock: tells the time.
-        lock: is held while an agent does something.
-    """
+    """Answers requests out of a store in memory, and makes turns, in which agents are to act."""
 
     _agent_types: tuple[str, ...]
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
-    store: FakeStore = field(factory=FakeStore, init=False)
+    store: FakeStore = field(init=False)
     # The last turn of each session.
     _turns: dict[str, FakeTurn] = field(factory=dict[str, FakeTurn], init=False)
     _operations: Mapping[str, Callable[[Request, Target, Any], Response[Any]]] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.store = FakeStore(self._clock.now)
         self._operations = {
             "agents.create": self._create_agent,
             "agents.retrieve": self._retrieve_agent,
@@ -101,12 +80,11 @@ class FakeServer:
     def answer(self, request: Request) -> Response[Any]:
         """Return what the server answers to `request`."""
         try:
-            try:
-                answer = self._answer(request)
-            except Refusal as refusal:
-                answer = _json(refusal.status_code, {"detail": refusal.detail})
-        except ServerFailure:
-            answer = server_failure()
+            answer = self._answer(request)
+        except Refusal as refusal:
+            answer = _json(refusal.status_code, {"detail": refusal.detail})
+        except validation.ServerFailure:
+            answer = calls.server_failure()
         date = formatdate(self._clock.now(), usegmt=True)
         headers = Headers((("date", date), ("server", "uvicorn"), *answer.headers.pairs))
         body = b"" if request.method == "HEAD" else answer.body
@@ -118,36 +96,36 @@ class FakeServer:
         The server then cancels whatever the session is at, even if that is another turn by now;
         but nothing if the turn had ended, whether or not its end was read.
         """
-        if turn.completed:
-            return
-        turn.cancel()
-        current = self._turns.pop(turn.message.session_id, None)
-        if current is not None:
-            current.cancel()
+        if not turn.completed:
+            turn.cancel()
+            self._cancel_turn(turn.message.session_id)
+
+    def _cancel_turn(self, session_id: str) -> None:
+        turn = self._turns.pop(session_id, None)
+        if turn is not None:
+            turn.cancel()
 
     def _answer(self, request: Request) -> Response[Any]:
-        target = target_of(request)
+        target = calls.target_of(request)
         if target.operation:
             given = _FORMS.get(target.operation, Form()).read(request, target)
             return self._operations[target.operation](request, target, given)
         if target.allowed:
-            answer = _json(405, {"detail": HTTPStatus(405).phrase})
-            headers = Headers((("allow", target.allowed[0]), *answer.headers.pairs))
-            return evolve(answer, headers=headers)
+            detail = HTTPStatus.METHOD_NOT_ALLOWED.phrase
+            return _json(405, {"detail": detail}, ("allow", target.allowed[0]))
         shorter = target.path.rstrip("/")
-        if shorter != target.path and is_route(shorter):
+        if shorter != target.path and calls.is_route(shorter):
             url = urlsplit(request.url)._replace(path=shorter).geturl()
             location = quote(url, safe=":/%#?=@[]!$&'()*+,;")
             return Response(307, Headers((("content-length", "0"), ("location", location))), b"")
-        raise Refusal(404, HTTPStatus(404).phrase)
+        raise Refusal(404, HTTPStatus.NOT_FOUND.phrase)
 
     def _create_agent(self, _: Request, __: Target, given: JSONObject) -> Response[bytes]:
         if given["type"] not in self._agent_types:
             raise Refusal(422, f"Agent type '{given['type']}' is not supported")
-        agent = self.store.create_agent(
-            given["name"], given["type"], given.get("description") or None, at=self._clock.now()
-        )
-        return _json(201, _without_nulls(agent))
+        description = given.get("description") or None
+        agent = self.store.create_agent(given["name"], given["type"], description)
+        return _json(201, without_nulls(agent))
 
     def _retrieve_agent(self, _: Request, target: Target, __: Any) -> Response[bytes]:
         return _json(200, self._agent(target.arguments["agent_id"], 404))
@@ -163,15 +141,13 @@ class FakeServer:
             "user_id": self._user_id(request),
             "title": given.get("title"),
             "consumption_offsets": {"client": 0},
-            "created_at": self.store.created_at(self._clock.now()),
+            "created_at": self.store.created_at(),
         }
         self.store.sessions.append(session)  # Even where there is one of that id.
-        return _json(201, _without_nulls(session))
+        return _json(201, without_nulls(session))
 
     def _retrieve_session(self, _: Request, target: Target, __: Any) -> Response[bytes]:
-        session_id = target.arguments["session_id"]
-        session = self._session(session_id, 404, f"Session with ID {session_id} not found")
-        return _json(200, _without_nulls(session))
+        return _json(200, without_nulls(self._session(target, 404)))
 
     def _list_sessions(self, request: Request, target: Target, _: Any) -> Response[bytes]:
         user_id, agent_id = self._user_id(request), target.query.get("agent_id")
@@ -189,17 +165,14 @@ class FakeServer:
             raise Refusal(422, 'Only "user" source is supported for direct posting.')
         if not given.get("content"):
             raise Refusal(422, "Missing 'message' field in event parameters")
-        session_id = target.arguments["session_id"]
-        session = self._session(session_id, 400, f"Session with ID {session_id} not found")
+        turn = self._begin_turn(self._session(target, 400), given["content"])
         content_type = ("content-type", "text/event-stream; charset=utf-8")
-        headers = Headers((content_type, ("transfer-encoding", "chunked")))
-        return Response(200, headers, self._begin_turn(session, given["content"]))
+        return Response(200, Headers((content_type, ("transfer-encoding", "chunked"))), turn)
 
     def _list_events(self, _: Request, target: Target, types: list[str]) -> Response[bytes]:
         session_id, query = target.arguments["session_id"], target.query
-        problem = f"Cannot list events for non-existent session with ID {session_id}"
-        self._session(session_id, 400, problem)
-        min_offset = integer_of(query.get("min_offset", "0")) or 0
+        self._session(target, 400, "Cannot list events for non-existent session with ID {}")
+        min_offset = validation.integer_of(query.get("min_offset", "0")) or 0
         events = [
             event
             for event in self.store.events[session_id]
@@ -209,7 +182,7 @@ class FakeServer:
             and (not types or event["type"] in types)
         ]
         if any(event["data"] is None for event in events):
-            raise ServerFailure
+            return calls.server_failure()
         return _json(200, {"data": events})
 
     def _agent(self, agent_id: str, otherwise: int) -> JSONObject:
@@ -217,15 +190,18 @@ class FakeServer:
             raise Refusal(otherwise, f"Agent with ID {agent_id} not found")
         return self.store.agents[agent_id]
 
-    def _session(self, session_id: str, otherwise: int, problem: str) -> JSONObject:
-        session = self.store.session(session_id)
-        if session is None:
-            raise Refusal(otherwise, problem)
-        return session
+    def _session(
+        self, target: Target, otherwise: int, problem: str = "Session with ID {} not found"
+    ) -> JSONObject:
+        session_id = target.arguments["session_id"]
+        for session in self.store.sessions:
+            if session["id"] == session_id:
+                return session  # The first one of that id.
+        raise Refusal(otherwise, problem.format(session_id))
 
     def _begin_turn(self, session: JSONObject, content: str) -> FakeTurn:
         """Store a user's message, and have the agent answer it instead of what it was at."""
-        agent = self.store.agents[session["agent_id"]]
+        store, agent = self.store, self.store.agents[session["agent_id"]]
         message = UserMessage(
             content=content,
             session_id=session["id"],
@@ -233,38 +209,18 @@ class FakeServer:
             agent_id=agent["id"],
             agent_name=agent["name"],
             agent_type=agent["type"],
-            correlation_id=f"RID({self.store.new_id('request')})::{self.store.new_id('turn')}",
-            stored=lambda: _models(self.store.events[session["id"]]),
+            correlation_id=f"RID({store.new_id('request')})::{store.new_id('turn')}",
+            stored=lambda: models_of(store.events[session["id"]]),
         )
-        self.store.create_event(
-            message.session_id,
-            correlation_id=message.correlation_id,
-            type=EventType.MESSAGE,
-            source=EventSource.USER,
-            data=user_data(content, message.user_id),
-            at=self._clock.now(),
-        )
-        before = self._turns.get(message.session_id)
-        if before is not None:
-            before.cancel()
-        turn = FakeTurn(message, self.store, self._clock, self._lock)
+        data = user_data(content, message.user_id)
+        store.create_event(message, EventType.MESSAGE, EventSource.USER, data)
+        self._cancel_turn(message.session_id)
+        turn = FakeTurn(message, store, self._clock, self._lock)
         self._turns[message.session_id] = turn
         return turn
 
     def _user_id(self, request: Request) -> str:
-        # Of several, the last counts.
-        subs = dict(cookie_pairs(";".join(request.headers.get_all("cookie"))))
-        return self.store.user_ids[subs.get(USER_COOKIE) or _ANONYMOUS]
-
-
-def _without_nulls(data: JSONObject) -> JSONObject:
-    return {key: value for key, value in data.items() if value is not None}
-
-
-def _models(events: list[JSONObject]) -> tuple[Event, ...]:
-    from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
-
-    return JsonCodec().from_dict(Events, {"data": events}).data
+        return self.store.user_ids[calls.user_of(request.headers) or _ANONYMOUS]
 
 
 # Texts, which stay as they are, and small numbers, which the server spells otherwise than Python.
@@ -280,10 +236,10 @@ def _spelled(found: re.Match[str]) -> str:
     )
 
 
-def _json(status_code: int, data: JSONObject) -> Response[Any]:
+def _json(status_code: int, data: JSONObject, *fields: tuple[str, str]) -> Response[Any]:
     try:
         text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         body = _TEXT_OR_SMALL.sub(_spelled, text).encode("utf-8")
     except ValueError:  # NaN, or half of a surrogate pair: the server cannot say it either.
-        raise ServerFailure from None
-    return whole_answer(status_code, "application/json", body)
+        return calls.server_failure()
+    return calls.whole_answer(status_code, "application/json", body, *fields)

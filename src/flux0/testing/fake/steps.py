@@ -1,4 +1,4 @@
-"""What a fake agent does in a turn, step by step, as values.
+"""What may be an agent, and what it does in a turn, step by step, as values.
 
 `Say`, `Reason`, `CallTool`, `GiveResult` and `Fail` are in the words of a conversation; `Report`
 and `SendChunk` are in the server's. `Wording` turns the first into the second.
@@ -7,10 +7,18 @@ and `SendChunk` are in the server's. `Wording` turns the first into the second.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import pairwise
+from collections.abc import (
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from itertools import count, pairwise, takewhile
 from threading import Lock
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
 
 from attrs import Attribute, field, frozen
@@ -19,7 +27,8 @@ from flux0.domain.enums import SessionStatus
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.messages.finalizing import REASONING
 
-_NEEDS_VALUE = frozenset({"add", "replace", "test"})
+if TYPE_CHECKING:
+    from flux0.domain.models import Event
 
 
 def _can_be_cut(step: _Words, attribute: Attribute[int], pieces: int) -> None:
@@ -138,16 +147,13 @@ class FallSilent:
     """Never go on, and never end: what a client sees of an agent that crashes or hangs."""
 
 
-def _patches(patches: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
-    return tuple(patches)
-
-
-def _complete(_: object, attribute: Attribute[Any], patches: Iterable[Mapping[str, Any]]) -> None:
-    for patch in patches:
-        if "op" not in patch or "path" not in patch:
-            raise InvalidArgument(attribute.name, f"needs op and path in {patch!r}")
-        if patch["op"] in _NEEDS_VALUE and "value" not in patch:
-            raise InvalidArgument(attribute.name, f"needs a value in {patch!r}")
+def _complete(patches: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    several = tuple(patches)
+    for patch in several:
+        has_value = patch.get("op") in {"add", "replace", "test"}
+        if missing := {"op", "path", *(("value",) if has_value else ())} - patch.keys():
+            raise InvalidArgument("patches", f"needs {min(missing)} in {patch!r}")
+    return several
 
 
 @frozen
@@ -159,7 +165,7 @@ class SendChunk:
     """
 
     event_id: str
-    patches: tuple[Mapping[str, Any], ...] = field(converter=_patches, validator=_complete)
+    patches: tuple[Mapping[str, Any], ...] = field(converter=_complete)
     seq: int = 0
     metadata: Mapping[str, Any] = field(factory=dict[str, Any])
 
@@ -181,15 +187,61 @@ PlainStep: TypeAlias = Report | SendChunk | Pause | Gate | FallSilent
 AgentStep: TypeAlias = PlainStep | Say | Reason | CallTool | GiveResult | Fail | LangChain
 
 
+@frozen
+class UserMessage:
+    """What a fake agent answers: the message of one turn, and whom it reached."""
+
+    content: str
+    session_id: str
+    user_id: str
+    agent_id: str
+    agent_name: str
+    agent_type: str
+    correlation_id: str
+    stored: Callable[[], tuple[Event, ...]] = field(default=tuple, eq=False, repr=False)
+
+    @property
+    def history(self) -> tuple[Event, ...]:
+        """What the session has stored before this message, oldest first."""
+        own = self.correlation_id
+        return tuple(takewhile(lambda event: event.correlation_id != own, self.stored()))
+
+
+# What an agent does: a text is a `Say` of it.
+SyncSteps: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | None
+AgentSteps: TypeAlias = SyncSteps | AsyncIterable[str | AgentStep]
+# What is called in each turn.
+AgentFunction: TypeAlias = Callable[[UserMessage], AgentSteps | Awaitable[AgentSteps]]
+AgentReply: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | AgentFunction
+
+
+def agent_of(reply: AgentReply) -> AgentFunction:
+    """Return the function that makes the steps of each turn that is answered with `reply`."""
+    if callable(reply):
+        return reply
+    steps = tuple(steps_of(reply))
+    return lambda _: steps
+
+
+def steps_of(given: SyncSteps) -> Generator[AgentStep, None, None]:
+    """Return the steps that an agent has returned, or yields."""
+    if isinstance(given, (str, AgentStep)):
+        given = (given,)
+    try:
+        for step in given or ():
+            if not isinstance(step, (str, AgentStep)):  # pyright: ignore[reportUnnecessaryIsInstance] - users yield what they like
+                raise TypeError(f"an agent yields texts and steps of flux0.testing, not {step!r}")
+            yield Say(step) if isinstance(step, str) else step
+    finally:
+        if isinstance(given, Generator):
+            given.close()
+
+
 _Patches: TypeAlias = list[dict[str, Any]]
 
 
 class Wording:
-    """The wording of one turn.
-
-    Args:
-        next_number: counts the messages and the tool calls of the fake, by those names.
-    """
+    """The wording of one turn; `next_number` counts messages, runs and tool calls of the fake."""
 
     def __init__(self, next_number: Callable[[str], int]) -> None:
         self._next_number = next_number
@@ -200,9 +252,13 @@ class Wording:
         """Return what `step` comes to."""
         match step:
             case Say() | Reason() | CallTool() | GiveResult():
-                event_id = f"m{self._next_number('message'):09}"
+                event_id, seq = f"m{self._next_number('message'):09}", count()
                 metadata = {"kind": REASONING} if isinstance(step, Reason) else {}
-                yield from self._chunks(step, event_id, metadata)
+                for part in self._parts(step):
+                    if isinstance(part, Pause):
+                        yield part
+                    else:
+                        yield SendChunk(event_id, part, next(seq), metadata)
                 yield Report(SessionStatus.READY, event_id=event_id)
             case Fail(data):
                 yield Report(SessionStatus.ERROR, data)
@@ -225,32 +281,24 @@ class Wording:
             if isinstance(step, Say) and not is_typing:
                 yield status(SessionStatus.TYPING)
                 is_typing = True
-            for part in self._chunks(step, run_id, {}, call=calls):
-                # The adapter counts nothing.
-                yield SendChunk(run_id, part.patches) if isinstance(part, SendChunk) else part
+            for part in self._parts(step, calls):
+                yield part if isinstance(part, Pause) else SendChunk(run_id, part)
             calls += isinstance(step, CallTool)
         yield status(SessionStatus.READY)
 
-    def _chunks(
-        self,
-        step: Say | Reason | CallTool | GiveResult,
-        event_id: str,
-        metadata: Mapping[str, Any],
-        *,
-        call: int | None = None,
-    ) -> Iterator[SendChunk | Pause]:
+    def _parts(
+        self, step: Say | Reason | CallTool | GiveResult, index: int | None = None
+    ) -> Iterator[_Patches | Pause]:
         match step:
             case CallTool():
-                patches, pause = _call_patches(step, self._new_call_id(step), call), 0.0
+                yield from _call_patches(step, self._new_call_id(step), index)
             case GiveResult():
-                patches, pause = iter([self._result(step)]), 0.0
+                yield self._result(step)
             case _:
-                patches = ([_added("/-", piece)] for piece in cut(step.text, step.pieces))
-                pause = step.pause
-        for seq, each in enumerate(patches):
-            if seq and pause:
-                yield Pause(pause)
-            yield SendChunk(event_id, each, seq, metadata)
+                for number, piece in enumerate(cut(step.text, step.pieces)):
+                    if number and step.pause:
+                        yield Pause(step.pause)
+                    yield [_added("/-", piece)]
 
     def _new_call_id(self, call: CallTool) -> str:
         own = f"call-{self._next_number('call')}" if call.id is None else call.id
@@ -260,12 +308,9 @@ class Wording:
     def _result(self, step: GiveResult) -> _Patches:
         call = step.call
         known = self._call_ids.get(id(call))
-        item = {
-            "tool_call_id": self._new_call_id(call) if known is None else known[1],
-            "tool_name": call.name,
-            "args": call.args,
-            "data": {"result": step.result},
-        }
+        own = self._new_call_id(call) if known is None else known[1]
+        item = {"tool_call_id": own, "tool_name": call.name, "args": call.args}
+        item["data"] = {"result": step.result}
         return [_added("/tool_call_results", []), _added("/tool_call_results/-", item)]
 
 

@@ -7,19 +7,22 @@ is None.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from itertools import count
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from attrs import define, evolve, field
+from attrs import evolve
 
 from flux0.domain.enums import SessionStatus
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.json_patch import copied
-from flux0.domain.models import ToolCallPart, ToolData
+from flux0.domain.models import Event, Events, ToolCallPart, ToolData
 from flux0.domain.stream_events import ChunkEvent
+
+if TYPE_CHECKING:
+    from flux0.testing.fake.steps import UserMessage
 
 JSONObject: TypeAlias = dict[str, Any]
 
@@ -30,62 +33,23 @@ _ORDER = ("type", "tags", "flagged", "parts", "participant", "tool_calls")
 _TICK = timedelta(microseconds=1)
 
 
-@define
-class _Draft:
-    content: MessageAccumulator = field(factory=MessageAccumulator)
-    last_seq: int = -1
-
-
-class Drafts:
-    """All messages in the making, of all sessions: the server does not keep turns apart."""
-
-    def __init__(self) -> None:
-        self._drafts: defaultdict[str, _Draft] = defaultdict(_Draft)
-
-    def add(self, chunk: ChunkEvent) -> bool:
-        """Apply `chunk`, and return whether the server sends it on.
-
-        It does not if a patch does not apply; or if the chunk does not append to anything, and its
-        `seq` does not follow that of the last chunk that was sent (flux0-stream 0.1.0b2).
-        """
-        draft = self._drafts[chunk.event_id]
-        appends = any(patch.path.endswith("/-") for patch in chunk.patches)
-        if not appends and chunk.seq != draft.last_seq + 1:
-            # Nothing of it counts but, if it is the first, its metadata.
-            draft.content.feed(evolve(chunk, patches=()))
-            return False
-        before = len(draft.content.problems)
-        draft.content.feed(chunk)
-        if len(draft.content.problems) > before:
-            return False
-        draft.last_seq = chunk.seq
-        return True
-
-    def finish(self, event_id: str) -> TurnMessage | None:
-        """Return what the server stores of a message that is ready, if anything, and forget it."""
-        draft = self._drafts.pop(event_id, None)
-        messages = () if draft is None else draft.content.finish()
-        return messages[0] if messages else None
+class _Draft(MessageAccumulator):
+    last_seq = -1
 
 
 class FakeStore:
-    """Plain lists, in the order in which things were made, as the server's store in memory.
+    """Plain lists, in the order in which things were made, as the server's store in memory."""
 
-    Attributes:
-        agents: by their ids.
-        sessions: all of them; some may share an id.
-        events: of each session, by its id; sessions that share an id share them.
-        drafts: the messages in the making.
-        user_ids: the ids of users, by what the cookie calls them; each is made on first sight.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
         self.agents: dict[str, JSONObject] = {}
-        self.sessions: list[JSONObject] = []
+        self.sessions: list[JSONObject] = []  # Some may share an id, and then share their events.
         self.events: defaultdict[str, list[JSONObject]] = defaultdict(list)
-        self.drafts: Drafts = Drafts()
+        # By what the cookie calls them.
+        # The messages in the making, of all sessions: the server does not keep turns apart.
+        self._drafts: defaultdict[str, _Draft] = defaultdict(_Draft)
         self.user_ids: defaultdict[str, str] = defaultdict(lambda: self.new_id("user"))
         self._counters: defaultdict[str, count[int]] = defaultdict(lambda: count(1))
+        self._now = now
         self._last = datetime.min.replace(tzinfo=timezone.utc)
 
     def next_number(self, kind: str) -> int:
@@ -96,47 +60,41 @@ class FakeStore:
         """Return an id of 10 characters, as the server's are: `s000000001` for a first session."""
         return f"{kind[0]}{self.next_number(kind):09}"
 
-    def created_at(self, moment: float) -> str:
-        """Return a time as the server writes it; each is later than the one before."""
-        given = datetime.fromtimestamp(moment, timezone.utc)
+    def created_at(self, moment: float | None = None) -> str:
+        """Return a time as the server writes it, now by default; each is later than the last."""
+        given = datetime.fromtimestamp(self._now() if moment is None else moment, timezone.utc)
         self._last = max(given, self._last + _TICK)
         return self._last.isoformat().replace("+00:00", "Z")
 
     def create_agent(
-        self, name: str, type: str, description: str | None, *, id: str | None = None, at: float
+        self, name: str, type: str, description: str | None = None, *, id: str = ""
     ) -> JSONObject:
-        """Keep a new agent, made at so many seconds since 1970."""
+        """Keep a new agent."""
         agent: JSONObject = {
-            "id": self.new_id("agent") if id is None else id,
+            "id": id or self.new_id("agent"),
             "name": name,
             "type": type,
             "description": description,
-            "created_at": self.created_at(at),
+            "created_at": self.created_at(),
         }
         self.agents[agent["id"]] = agent
         return agent
 
-    def session(self, session_id: str) -> JSONObject | None:
-        """Return the first session of that id, if there is one."""
-        return next((one for one in self.sessions if one["id"] == session_id), None)
-
     def create_event(
         self,
-        session_id: str,
-        *,
-        correlation_id: str,
+        message: UserMessage,
         type: str,
         source: str,
         data: JSONObject | None,
         metadata: Mapping[str, Any] | None = None,
-        at: float,
+        at: float | None = None,
     ) -> None:
-        """Keep a new event. Without `data` the server could not list it."""
-        events = self.events[session_id]
+        """Keep a new event of the turn of `message`. Without `data` it cannot be listed."""
+        events = self.events[message.session_id]
         events.append(
             {
                 "id": self.new_id("event"),
-                "correlation_id": correlation_id,
+                "correlation_id": message.correlation_id,
                 "type": str(type),
                 "source": str(source),
                 "offset": len(events),
@@ -146,6 +104,35 @@ class FakeStore:
                 "created_at": self.created_at(at),
             }
         )
+
+    def add_chunk(self, chunk: ChunkEvent) -> bool:
+        """Apply a chunk to its message, and return whether the server sends it on.
+
+        It does not if a patch does not apply; or if the chunk does not append to anything, and its
+        `seq` does not follow that of the last chunk that was sent (flux0-stream 0.1.0b2).
+        """
+        draft = self._drafts[chunk.event_id]
+        appends = any(patch.path.endswith("/-") for patch in chunk.patches)
+        if not appends and chunk.seq != draft.last_seq + 1:
+            # Nothing of it counts but, if it is the first, its metadata.
+            draft.feed(evolve(chunk, patches=()))
+            return False
+        before = len(draft.problems)
+        draft.feed(chunk)
+        applies = len(draft.problems) == before
+        if applies:
+            draft.last_seq = chunk.seq
+        return applies
+
+    def finish_message(self, event_id: str) -> TurnMessage | None:
+        """Return what the server stores of a message that is ready, if anything, and forget it."""
+        draft = self._drafts.pop(event_id, None)
+        return next(iter(draft.finish()), None) if draft else None
+
+
+def without_nulls(data: JSONObject) -> JSONObject:
+    """Return the members that are not null."""
+    return {name: value for name, value in data.items() if value is not None}
 
 
 def user_data(content: str, user_id: str) -> JSONObject:
@@ -157,6 +144,13 @@ def user_data(content: str, user_id: str) -> JSONObject:
         "parts": [{"type": "content", "content": content}],
         "participant": {"id": user_id, "name": _USER_NAME},
     }
+
+
+def models_of(events: list[JSONObject]) -> tuple[Event, ...]:
+    """Return events as a client has them."""
+    from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
+
+    return JsonCodec().from_dict(Events, {"data": events}).data
 
 
 def status_data(reported: JSONObject) -> JSONObject | None:
@@ -173,19 +167,16 @@ def agent_data(message: TurnMessage) -> JSONObject | None:
 
     data = message.data
     if isinstance(data, ToolData):
-        calls: tuple[Any, ...] = data.tool_calls
-        listed = all(_has_names(call) and isinstance(call.args, Mapping) for call in calls)
+        listed = all(_is_call(call) and isinstance(call.args, Mapping) for call in data.tool_calls)
     else:
         listed = all(
-            _has_names(part) if isinstance(part, ToolCallPart) else not isinstance(part, Mapping)
+            _is_call(part) if isinstance(part, ToolCallPart) else not isinstance(part, Mapping)
             for part in data.parts
         )
-    if not listed:
-        return None
-    plain = JsonCodec().to_dict(data)
-    return {name: plain[name] for name in _ORDER if name in plain}
+    plain = JsonCodec().to_dict(data) if listed else {}
+    return {name: plain[name] for name in _ORDER if name in plain} or None
 
 
-def _has_names(call: Any) -> bool:
+def _is_call(call: Any) -> bool:
     # Whatever the fields' types are, an agent sends what it likes.
     return isinstance(call.tool_call_id, str) and isinstance(call.tool_name, str)

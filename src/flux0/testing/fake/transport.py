@@ -7,14 +7,13 @@ from contextlib import AbstractContextManager
 from itertools import zip_longest
 from math import inf
 from threading import RLock
-from typing import Any, cast
+from typing import Any
 
 from attrs import define, evolve
 
 from flux0.adapters.support.event_loop import Loop
 from flux0.domain.errors import ConnectionInterrupted, InvalidArgument, ReadTimeout, TransportError
 from flux0.ports import Request, Response
-from flux0.testing.fake.agents import AgentFunction, Reply, agent_of
 from flux0.testing.fake.body import BodyEnd, OpenBody, SharedTransport
 from flux0.testing.fake.calls import (
     Call,
@@ -29,20 +28,17 @@ from flux0.testing.fake.calls import (
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 from flux0.testing.fake.faults import Delay, Drop, Fault, Refuse, Respond, Stall, with_faults
 from flux0.testing.fake.server import FakeServer
+from flux0.testing.fake.steps import AgentFunction, AgentReply, agent_of
 from flux0.testing.fake.turn import FakeTurn
 from flux0.testing.fake.validation import ID_LENGTH
-
-_LOST = "the connection ended before the answer"
 
 
 @define
 class _PlannedFaults:
-    """What is to go wrong with the next `times` calls of an operation, or of any."""
-
     faults: tuple[Fault, ...]
-    after: int
     times: int
     operation: str | None
+    after: int
     when: Callable[[Call], object] | None
 
     def __str__(self) -> str:
@@ -51,15 +47,12 @@ class _PlannedFaults:
 
     def befall(self, call: Call) -> bool:
         """Return whether they happen to `call`, and count it."""
-        if self.operation not in {None, call.operation} or not (
-            self.when is None or self.when(call)
-        ):
+        if self.operation not in {None, call.operation} or (self.when and not self.when(call)):
             return False
-        if self.after:
-            self.after -= 1
-            return False
-        self.times -= 1
-        return True
+        happen = self.after == 0
+        self.after -= not happen
+        self.times -= happen
+        return happen
 
 
 class FakeTransport(SharedTransport):
@@ -84,7 +77,7 @@ class FakeTransport(SharedTransport):
 
     def __init__(
         self,
-        reply: Reply = "Hello",
+        reply: AgentReply = "Hello",
         *,
         agent_id: str | None = None,
         agent_name: str = "Fake",
@@ -126,18 +119,11 @@ class FakeTransport(SharedTransport):
             self._planned: list[_PlannedFaults] = []
             self._left_open: list[Call] = []
             self._server = FakeServer(self._types, self.clock, self._lock)
-            agent = self._server.store.create_agent(
-                self._agent_name,
-                self._types[0],
-                None,
-                id=self.agent_id or None,
-                at=self.clock.now(),
-            )
+            store = self._server.store
+            agent = store.create_agent(self._agent_name, self._types[0], id=self.agent_id)
             self.agent_id = agent["id"]
 
-    # --- what is to happen
-
-    def script(self, *replies: Reply) -> None:
+    def script(self, *replies: AgentReply) -> None:
         """Have each of `replies` answer one of the next turns, in the order of their messages."""
         with self._lock:
             self._scripts.extend(map(agent_of, replies))
@@ -165,7 +151,7 @@ class FakeTransport(SharedTransport):
         if times < 1:
             raise InvalidArgument("times", f"must be 1 or more, and is {times}")
         with self._lock:
-            self._planned.append(_PlannedFaults(faults, after, times, operation, when))
+            self._planned.append(_PlannedFaults(faults, times, operation, after, when))
 
     def expect(self, operation: str, **arguments: Any) -> None:
         """Expect a call of an operation with at least these arguments, once, in any order.
@@ -175,8 +161,6 @@ class FakeTransport(SharedTransport):
         """
         with self._lock:
             self._expected = [*(self._expected or ()), ExpectedCall(operation, arguments)]
-
-    # --- what has happened
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -229,8 +213,6 @@ class FakeTransport(SharedTransport):
             calls = [*self._left_open, *(call for call, _ in self._open.values())]
         _raise_if("left open:", map(str, calls))
 
-    # --- elsewhere
-
     def installed(self) -> AbstractContextManager[FakeTransport]:
         """Have each `Flux0()` that is made without a transport within a `with` block use the fake.
 
@@ -250,11 +232,7 @@ class FakeTransport(SharedTransport):
 
         return serve(self, port)
 
-    # --- within
-
-    def answer(
-        self, request: Request, loop: Loop | None = None, *, patient: bool = False
-    ) -> Waits[Response[OpenBody]]:
+    def answer(self, request: Request, loop: Loop | None) -> Waits[Response[OpenBody]]:
         """Return the answer to `request`; see `SharedTransport.answer`."""
         with self._lock:
             calls, number = self._calls, len(self._calls)
@@ -262,12 +240,13 @@ class FakeTransport(SharedTransport):
             calls.append(call)
             self._check_expected(call)
             faults = self._take_faults(call)
+        body = None
         try:
-            answer = yield from self._instead(request, faults)
+            answer = yield from self._befall(request, faults, acted=False)
             if answer is None:
                 answer = self._served(request, loop)
             turn = answer.body if isinstance(answer.body, FakeTurn) else None
-            content = b"" if turn else cast("bytes", answer.body)
+            content: bytes = b"" if turn else answer.body
             streams = request.streams(answer.status_code)
             body = OpenBody(
                 with_faults(turn or iter((content,) if content else ()), faults),
@@ -275,16 +254,17 @@ class FakeTransport(SharedTransport):
                 self.clock,
                 self._lock,
                 self._ended,
-                patient=patient,
             )
             self._open[body] = call, turn
-            yield from self._late_or_lost(request, faults, body)
-        except TransportError as error:
-            calls[number] = evolve(call, answer=error)
+            yield from self._befall(request, faults, acted=True)
+        except BaseException as error:
+            if body is not None:
+                body.end("closed")
+            if isinstance(error, TransportError):
+                calls[number] = evolve(call, answer=error)
             raise
-        calls[number] = evolve(
-            call, answer=CallAnswer(answer.status_code, answer.headers, json_or_bytes(content))
-        )
+        known = CallAnswer(answer.status_code, answer.headers, json_or_bytes(content))
+        calls[number] = evolve(call, answer=known)
         return evolve(answer, body=body)
 
     def _served(self, request: Request, loop: Loop | None) -> Response[Any]:
@@ -320,38 +300,32 @@ class FakeTransport(SharedTransport):
                 return planned.faults
         return ()
 
-    def _instead(self, request: Request, faults: Iterable[Fault]) -> Waits[Response[Any] | None]:
-        """Do what keeps a call from the server; return the answer that it gets instead, if any."""
+    def _befall(
+        self, request: Request, faults: Iterable[Fault], *, acted: bool
+    ) -> Waits[Response[Any] | None]:
+        """Do what keeps a call from the server, or its answer from the client.
+
+        Return the answer that comes in place of the server's, if any.
+        """
         for fault in faults:
             match fault:
-                case Respond():
+                case Respond() if not acted:
                     return fault.answer()
-                case Refuse(raises):
+                case Refuse(raises) if not acted:
                     raise raises("connection refused")
-                case Drop(after_acting=False):
-                    raise ConnectionInterrupted(_LOST)
-                case Stall(None, None):
-                    yield from self._late(inf, request.timeout.read)
+                case Stall(None, None) if not acted:
+                    yield from self._late(inf, request)
+                case Drop(after_acting) if after_acting is acted:
+                    raise ConnectionInterrupted("the connection ended before the answer")
+                case Delay(seconds) if acted:
+                    yield from self._late(seconds, request)
                 case _:
                     pass
         return None
 
-    def _late_or_lost(
-        self, request: Request, faults: Iterable[Fault], body: OpenBody
-    ) -> Waits[None]:
-        """Do what keeps the server's answer from the client."""
-        try:
-            for fault in faults:
-                if isinstance(fault, Delay):
-                    yield from self._late(fault.seconds, request.timeout.read)
-                elif isinstance(fault, Drop):
-                    raise ConnectionInterrupted(_LOST)
-        except TransportError:
-            body.end("closed")
-            raise
-
-    def _late(self, seconds: float, timeout: float | None) -> Waits[None]:
+    def _late(self, seconds: float, request: Request) -> Waits[None]:
         """Wait until an answer comes; raise ReadTimeout if that takes longer than the timeout."""
+        timeout = request.timeout.read
         if seconds < (inf if timeout is None else timeout):
             yield Wait(self.clock.now() + seconds)
             return
@@ -362,7 +336,7 @@ class FakeTransport(SharedTransport):
 
     def _ended(self, body: OpenBody, how: BodyEnd) -> None:
         call, turn = self._open.pop(body)
-        if how in {"dropped", "cut off"}:
+        if how == "lost":
             self._left_open.append(call)
         if how != "whole" and turn is not None:
             self._server.leave(turn)

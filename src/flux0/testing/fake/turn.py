@@ -19,20 +19,9 @@ from attrs import define, field
 from flux0.adapters.support.event_loop import Loop, call_soon, close_soon
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation
-from flux0.testing.fake.agents import AgentFunction, Given, UserMessage, steps_of
+from flux0.testing.fake import steps
 from flux0.testing.fake.clock import FakeClock, Wait
-from flux0.testing.fake.steps import (
-    AgentStep,
-    Fail,
-    FallSilent,
-    Gate,
-    Pause,
-    PlainStep,
-    Report,
-    SendChunk,
-    Wording,
-)
-from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data
+from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data, without_nulls
 
 if TYPE_CHECKING:
     from anyio import CancelScope
@@ -52,20 +41,16 @@ class FakeTurn:
     A wait until infinity is a silence that nothing ends. An exception that the agent raises comes
     out where its next event would.
 
-    Args:
-        message: what the agent answers.
-        store: what the server has.
-        clock: moves the agent on after a pause.
-        lock: is held while the agent does a step, but not while its code decides on the next.
-
     Attributes:
+        message: what the agent answers.
         completed: whether the agent has ended the turn, so that leaving it cancels nothing.
         error: what the agent has raised.
     """
 
-    message: UserMessage
+    message: steps.UserMessage
     _store: FakeStore
     _clock: FakeClock
+    # Is held while the agent does a step, but not while its code decides on the next.
     _lock: AbstractContextManager[Any]
     completed: bool = field(default=False, init=False)
     error: BaseException | None = field(default=None, init=False)
@@ -75,10 +60,10 @@ class FakeTurn:
     # The agent's own time: its pauses begin when it comes to them.
     _time: float = field(init=False)
     _output: deque[bytes | BaseException] = field(factory=deque[Any], init=False)
-    _wording: Wording = field(init=False)
-    _given: Given | Awaitable[Given] = field(default=None, init=False)
+    _wording: steps.Wording = field(init=False)
+    _given: steps.AgentSteps | Awaitable[steps.AgentSteps] = field(default=None, init=False)
     # What runs the agent: this, a step at a time, or a task, which `_cancel_task` cancels.
-    _steps: Coroutine[object, None, None] | None = field(default=None, init=False)
+    _agent: Coroutine[object, None, None] | None = field(default=None, init=False)
     _cancel_task: Callable[[], None] | None = field(default=None, init=False)
     _running: bool = field(default=False, init=False)
     # Where the agent rests: until a moment, or until a gate is opened; once cancelled, for ever.
@@ -87,7 +72,7 @@ class FakeTurn:
 
     def __attrs_post_init__(self) -> None:
         self._time = self._clock.now()
-        self._wording = Wording(self._store.next_number)
+        self._wording = steps.Wording(self._store.next_number)
 
     def __iter__(self) -> FakeTurn:
         return self
@@ -105,27 +90,25 @@ class FakeTurn:
     @property
     def left(self) -> str | None:
         """What of its agent's steps is left, in words; None if it came to its end."""
-        steps = "step" if self._done == 1 else "steps"
-        return None if self._used else f"its turn was left after {self._done} {steps}"
+        done = f"{self._done} {'step' if self._done == 1 else 'steps'}"
+        return None if self._used else f"its turn was left after {done}"
 
-    def begin(self, agent: AgentFunction, loop: Loop | None) -> None:
+    def begin(self, agent: steps.AgentFunction, loop: Loop | None) -> None:
         """Run the agent up to its first rest; one that is asynchronous code runs in `loop`."""
         try:
             self._given = agent(self.message)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - kept for the test
             self._fail(error)
-            if not isinstance(error, Exception):
-                raise
             return
-        if isinstance(self._given, (Awaitable, AsyncIterable)) and loop is not None:
-            from anyio import CancelScope  # noqa: PLC0415 - slow to import
-
-            self._running = True
-            scope = CancelScope()
-            self._cancel_task = partial(call_soon, loop, scope.cancel)
-            close_soon(loop, lambda: self._run_in_task(scope))  # It makes a task of this.
-        else:
+        if loop is None or not isinstance(self._given, (Awaitable, AsyncIterable)):
             self.go_on()
+            return
+        from anyio import CancelScope  # noqa: PLC0415 - slow to import
+
+        self._running = True
+        scope = CancelScope()
+        self._cancel_task = partial(call_soon, loop, scope.cancel)
+        close_soon(loop, partial(self._run_in_task, scope))  # It makes a task of this.
 
     def go_on(self) -> None:
         """Run the agent on, up to its next rest, unless somebody else does."""
@@ -146,8 +129,8 @@ class FakeTurn:
             self._rest = Wait(inf)
             # Whoever runs the agent closes it.
             idle, self._running = not self._running, True
-        if idle and self._steps is not None:
-            self._steps.close()
+        if idle and self._agent is not None:
+            self._agent.close()
         if self._cancel_task is not None:
             self._cancel_task()
         self._clock.tell()
@@ -155,110 +138,109 @@ class FakeTurn:
     # --- the agent
 
     def _run_on(self) -> None:
-        steps = self._steps = self._steps or self._run()
+        agent = self._agent = self._agent or self._run()
         cancelled = rests = False
         try:
             while not rests:
-                if not isinstance(steps.send(None), _Resting):
+                if not isinstance(agent.send(None), _Resting):
                     way = "use the asynchronous methods of the client"
-                    steps.throw(TypeError(f"the agent awaits something: {way}"))
+                    agent.throw(TypeError(f"the agent awaits something: {way}"))
                 with self._lock:  # Another thread may end the rest, and run the agent, from here.
                     rests, cancelled = self._rest is not None, self._cancelled
                     self._running = cancelled or not rests
         except StopIteration:
             pass
-        except BaseException as error:  # A bug of the script, which the test is to see.
+        except BaseException as error:  # noqa: BLE001 - as above
             self._fail(error)
-            if not isinstance(error, Exception):
-                raise
         if cancelled:
-            steps.close()
+            agent.close()
 
     async def _run_in_task(self, scope: CancelScope) -> None:
         with scope:
             try:
-                await self._run(in_task=True)
+                await self._run()
             except Exception as error:  # noqa: BLE001 - as above
                 self._fail(error)
             finally:
                 if not self.completed:
                     self.cancel()
 
-    async def _run(self, *, in_task: bool = False) -> None:
+    async def _run(self) -> None:
         made = await self._given if isinstance(self._given, Awaitable) else self._given
         if isinstance(made, AsyncIterable):
             try:
                 async for one in made:
-                    for step in steps_of(one):
-                        await self._take(step, in_task=in_task)
+                    for step in steps.steps_of(one):
+                        await self._take(step)
             finally:
                 if isinstance(made, AsyncGenerator):
                     await made.aclose()
         else:
-            with closing(steps_of(made)) as steps:
-                for step in steps:
-                    await self._take(step, in_task=in_task)
+            with closing(steps.steps_of(made)) as taken:
+                for step in taken:
+                    await self._take(step)
         self.completed = self._used = True
         self._clock.tell()
 
-    async def _take(self, step: AgentStep, *, in_task: bool) -> None:
-        self._used = self._used or isinstance(step, (FallSilent, Fail))
+    async def _take(self, step: steps.AgentStep) -> None:
+        self._used = self._used or isinstance(step, (steps.FallSilent, steps.Fail))
         for plain in self._wording.of(step):
             self._do(plain)
             seen = self._clock.changes
             while self._rest is not None:
-                if in_task:
+                if self._cancel_task is None:
+                    await _Resting()
+                else:
                     await self._clock.wait_async(Wait(seen=seen))
                     seen = self._clock.changes
-                else:
-                    await _Resting()
         self._done += 1
 
     def _fail(self, error: BaseException) -> None:
+        """Have whoever reads get an error of the agent, which the test is to see."""
         with self._lock:
             self.error = error
             self._output.append(error)
             self._used = self._cancelled = True
             self._rest = Wait(inf)
         self._clock.tell()
+        if not isinstance(error, Exception):
+            raise error
 
     # --- its steps
 
-    def _do(self, step: PlainStep) -> None:
+    def _do(self, step: steps.PlainStep) -> None:
         """Do a step, after which the agent may rest."""
         with self._lock:
             if self._cancelled:
                 return
             match step:
-                case SendChunk():
+                case steps.SendChunk():
                     self._chunk(step)
-                case Report(SessionStatus.COMPLETED):
+                case steps.Report(SessionStatus.COMPLETED):
                     self.completed = True  # The agent goes on, though nobody hears it.
-                case Report():
+                case steps.Report():
                     self._report(step)
-                case Pause(seconds):
+                case steps.Pause(seconds):
                     self._time += seconds
                     if self._time > self._clock.now():
                         self._rest = Wait(self._time)
                         self._clock.at(self._time, self.go_on)
-                case Gate():
-                    self._rest = Wait(patience=step.patience)
-                    if not step.holds(self.go_on):
-                        self._rest = None
+                case steps.Gate():
+                    if step.holds(self.go_on):
+                        self._rest = Wait(patience=step.patience)
                 case _:  # FallSilent
                     self._rest = Wait(inf)
         self._clock.tell()
 
-    def _chunk(self, step: SendChunk) -> None:
+    def _chunk(self, step: steps.SendChunk) -> None:
         message = self.message
         agent = {"agent_id": message.agent_id, "agent_name": message.agent_name}
-        metadata = {k: v for k, v in {**agent, **step.metadata}.items() if v is not None}
         data: JSONObject = {
             "correlation_id": message.correlation_id,
             "event_id": step.event_id,
             "seq": step.seq,
             "patches": step.patches,
-            "metadata": metadata,
+            "metadata": without_nulls({**agent, **step.metadata}),
             "timestamp": self._time,
         }
         patches = tuple(
@@ -266,12 +248,12 @@ class FakeTurn:
             for one in step.patches
         )
         members: JSONObject = {**data, "patches": patches}
-        if self._store.drafts.add(ChunkEvent(**members)):
+        if self._store.add_chunk(ChunkEvent(**members)):
             self._send(f"event: chunk\ndata: {json.dumps(data)}\n\n")
 
-    def _report(self, step: Report) -> None:
+    def _report(self, step: steps.Report) -> None:
         if step.status == SessionStatus.READY:
-            message = self._store.drafts.finish(step.event_id or "")
+            message = self._store.finish_message(step.event_id or "")
             if message is not None:
                 self._keep(message.type, agent_data(message), message.metadata)
             return
@@ -286,7 +268,7 @@ class FakeTurn:
             "source": "ai_agent",
             "type": "status",
             "correlation_id": self.message.correlation_id,
-            "data": {name: value for name, value in data.items() if value is not None},
+            "data": without_nulls(data),
             "metadata": None,
         }
         self._keep(EventType.STATUS, status_data(data))
@@ -298,12 +280,5 @@ class FakeTurn:
 
     def _keep(self, type: EventType, data: JSONObject | None, metadata: Any = None) -> None:
         if not self.completed:
-            self._store.create_event(
-                self.message.session_id,
-                correlation_id=self.message.correlation_id,
-                type=type,
-                source=EventSource.AI_AGENT,
-                data=data,
-                metadata=metadata,
-                at=self._time,
-            )
+            source = EventSource.AI_AGENT
+            self._store.create_event(self.message, type, source, data, metadata, self._time)

@@ -7,26 +7,43 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias, cast
+from collections.abc import Callable, Iterator, Mapping
+from math import inf
+from typing import Any, Final, TypeAlias
 
 from attrs import field, frozen
 
 from flux0.ports import Request
 from flux0.testing.fake.calls import Target
 
-# What is wrong with a value: pydantic's name for it, its words, and what these are about.
-Problem: TypeAlias = tuple[str, str, dict[str, object]]
-Check: TypeAlias = Callable[[Any], Problem | None]
+# What is wrong with a value: pydantic's name for it, and what its words are about.
+Found: TypeAlias = tuple[str, dict[str, object]]
+Check: TypeAlias = Callable[[Any], Found | None]
 
 ID_LENGTH: Final = 10
 
+_NO_TEXT = "Input should be a valid string"
+_WORDS: Mapping[str, str] = {
+    "bool_parsing": "Input should be a valid boolean, unable to interpret input",
+    "enum": "Input should be {expected}",
+    "extra_forbidden": "Extra inputs are not permitted",
+    "int_parsing": "Input should be a valid integer, unable to parse string as an integer",
+    "int_parsing_size": "Unable to parse input string as an integer, exceeded maximum size",
+    "json_invalid": "JSON decode error",
+    "list_type": "Input should be a valid list",
+    "missing": "Field required",
+    "model_attributes_type": "Input should be a valid dictionary or object to extract fields from",
+    "string_too_long": "String should have at most {max_length} characters",
+    "string_too_short": "String should have at least {min_length} characters",
+    "string_type": _NO_TEXT,
+    "string_unicode": f"{_NO_TEXT}, unable to parse raw data as a unicode string",
+}
 _NO_BODY = object()
 _INTEGER = re.compile(r"[+-]?[0-9]+(?:_[0-9]+)*(?:\.0+)?")
 _MOST_DIGITS = 4300
 _TOO_LONG = re.compile(rf"-?[1-9][0-9]{{{_MOST_DIGITS},}}")
-_TRUE = frozenset({"1", "on", "t", "true", "y", "yes"})
-_FALSE = frozenset({"0", "off", "f", "false", "n", "no"})
+_SURROGATE = re.compile("[\\ud800-\\udfff]")  # Without its other half, which JSON can spell.
+_FLAGS = frozenset({"1", "on", "t", "true", "y", "yes", "0", "off", "f", "false", "n", "no"})
 
 
 class Refusal(Exception):
@@ -42,22 +59,17 @@ class ServerFailure(Exception):
     """The server fails on a request, and answers 500."""
 
 
-def text(shortest: int = 0, longest: int | None = None) -> Check:
+def text(shortest: int = 0, longest: float = inf) -> Check:
     """Return the check of a text of so many characters."""
 
-    def check(value: object) -> Problem | None:
+    def check(value: object) -> Found | None:
         if not isinstance(value, str):
-            return "string_type", "Input should be a valid string", {}
-        if (shortest or longest is not None) and not _is_unicode(value):
-            message = "Input should be a valid string, unable to parse raw data as a unicode string"
-            return "string_unicode", message, {}
+            return "string_type", {}
+        if (shortest or longest < inf) and _SURROGATE.search(value):
+            return "string_unicode", {}
         if len(value) < shortest:
-            message = f"String should have at least {_characters(shortest)}"
-            return "string_too_short", message, {"min_length": shortest}
-        if longest is not None and len(value) > longest:
-            message = f"String should have at most {_characters(longest)}"
-            return "string_too_long", message, {"max_length": longest}
-        return None
+            return "string_too_short", {"min_length": shortest}
+        return ("string_too_long", {"max_length": longest}) if len(value) > longest else None
 
     return check
 
@@ -65,9 +77,8 @@ def text(shortest: int = 0, longest: int | None = None) -> Check:
 def choice(*names: str) -> Check:
     """Return the check of one of some names."""
     *most, last = (repr(name) for name in names)
-    expected = f"{', '.join(most)} or {last}"
-    problem: Problem = "enum", f"Input should be {expected}", {"expected": expected}
-    return lambda value: None if isinstance(value, str) and value in names else problem
+    found: Found = "enum", {"expected": f"{', '.join(most)} or {last}"}
+    return lambda value: None if isinstance(value, str) and value in names else found
 
 
 def integer_of(text: str) -> int | None:
@@ -79,22 +90,16 @@ def integer_of(text: str) -> int | None:
     return (-1 if number.startswith("-") else 1) * int(number.lstrip("+-0") or 0)
 
 
-def integer(text: str) -> Problem | None:
+def integer(text: str) -> Found | None:
     """Check a text that stands for an integer."""
     if integer_of(text) is not None:
         return None
-    if _TOO_LONG.match(text):
-        message = "Unable to parse input string as an integer, exceeded maximum size"
-        return "int_parsing_size", message, {}
-    message = "Input should be a valid integer, unable to parse string as an integer"
-    return "int_parsing", message, {}
+    return "int_parsing_size" if _TOO_LONG.match(text) else "int_parsing", {}
 
 
-def flag(text: str) -> Problem | None:
+def flag(text: str) -> Found | None:
     """Check a text that stands for true or false."""
-    if text.lower() in _TRUE | _FALSE:
-        return None
-    return "bool_parsing", "Input should be a valid boolean, unable to interpret input", {}
+    return None if text.lower() in _FLAGS else ("bool_parsing", {})
 
 
 IS_ID: Final = text(ID_LENGTH, ID_LENGTH)
@@ -119,52 +124,46 @@ class Form:
     def read(self, request: Request, target: Target) -> Any:
         """Return the body, or raise a `Refusal` that says all that is wrong with a request."""
         body: Any = _body_of(request) if self.members or self.items else _NO_BODY
-        problems: list[dict[str, Any]] = []
-
-        def note(found: Problem | None, value: Any, *place: str | int) -> None:
-            if found is not None:
-                kind, message, context = found
-                problem = {"type": kind, "loc": list(place), "msg": message, "input": value}
-                problems.append({**problem, "ctx": context} if context else problem)
-
-        for name, value in target.arguments.items():
-            note(IS_ID(value), value, "path", name)
-        for name, check in self.query.items():
-            if name in target.query:
-                note(check(target.query[name]), target.query[name], "query", name)
-        if self.members is not None:
-            self._check_members(body, self.members, note)
-        elif self.items is not None and isinstance(body, list):
-            for index, item in enumerate(body):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] - JSON
-                note(self.items(item), item, "body", index)
-        elif body is not _NO_BODY and body is not None:
-            note(("list_type", "Input should be a valid list", {}), body, "body")
-        else:
-            body = []
+        checked = (*self._head(target), *self._body(body))
+        problems = [_problem(found, value, *place) for found, value, *place in checked if found]
         if problems:
             raise Refusal(422, problems)
-        return body  # pyright: ignore[reportUnknownVariableType] - JSON
+        return [] if body is _NO_BODY or body is None else body
 
-    def _check_members(
-        self, body: Any, members: Mapping[str, Check], note: Callable[..., None]
-    ) -> None:
-        missing: Problem = "missing", "Field required", {}
-        extra: Problem = "extra_forbidden", "Extra inputs are not permitted", {}
-        if body is _NO_BODY:
-            note(missing, None, "body")
-        elif not isinstance(body, dict):
-            message = "Input should be a valid dictionary or object to extract fields from"
-            note(("model_attributes_type", message, {}), body, "body")
-        else:
-            given = cast("dict[str, Any]", body)
-            for name, check in members.items():
-                if name not in given and name not in self.optional:
-                    note(missing, given, "body", name)
-                elif name not in self.optional or given.get(name) is not None:
-                    note(check(given[name]), given[name], "body", name)
-            for name, value in given.items():
-                if name not in members:
-                    note(extra, value, "body", name)
+    def _head(self, target: Target) -> Iterator[tuple[Any, ...]]:
+        """Check path and query: what was found, about which value, and the places of that."""
+        for name, value in target.arguments.items():
+            yield IS_ID(value), value, "path", name
+        for name, check in self.query.items():
+            if name in target.query:
+                yield check(target.query[name]), target.query[name], "query", name
+
+    def _body(self, body: Any) -> Iterator[tuple[Any, ...]]:
+        if self.members is not None and body is _NO_BODY:
+            yield ("missing", {}), None, "body"
+        elif self.members is not None and not isinstance(body, dict):
+            yield ("model_attributes_type", {}), body, "body"
+        elif self.members is not None:
+            for name, check in self.members.items():
+                if name not in body and name not in self.optional:
+                    yield ("missing", {}), body, "body", name
+                elif name not in self.optional or body.get(name) is not None:
+                    yield check(body[name]), body[name], "body", name
+            for name in body:
+                if name not in self.members:
+                    yield ("extra_forbidden", {}), body[name], "body", name
+        elif self.items is not None and isinstance(body, list):
+            for index, item in enumerate(body):
+                yield self.items(item), item, "body", index
+        elif body is not _NO_BODY and body is not None:
+            yield ("list_type", {}), body, "body"
+
+
+def _problem(found: Found, value: object, *place: str | int) -> dict[str, Any]:
+    kind, context = found
+    message = _WORDS[kind].format(**context).replace(" 1 characters", " 1 character")
+    problem = {"type": kind, "loc": list(place), "msg": message, "input": value}
+    return {**problem, "ctx": context} if context else problem
 
 
 def _body_of(request: Request) -> object:
@@ -182,14 +181,8 @@ def _body_of(request: Request) -> object:
     try:
         return json.loads(request.body)
     except json.JSONDecodeError as error:
-        problem = {
-            "type": "json_invalid",
-            "loc": ["body", error.pos],
-            "msg": "JSON decode error",
-            "input": {},
-            "ctx": {"error": error.msg},
-        }
-        raise Refusal(422, [problem]) from None
+        found: Found = "json_invalid", {"error": error.msg}
+        raise Refusal(422, [_problem(found, {}, "body", error.pos)]) from None
     except (ValueError, RecursionError):
         raise Refusal(400, "There was an error parsing the body") from None
 
@@ -197,15 +190,3 @@ def _body_of(request: Request) -> object:
 def _is_json(content_type: str) -> bool:
     kind, _, subtype = content_type.partition(";")[0].strip().lower().partition("/")
     return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # A surrogate without its other half, which JSON can spell.
-        return False
-    return True
-
-
-def _characters(number: int) -> str:
-    return f"{number} character" if number == 1 else f"{number} characters"
