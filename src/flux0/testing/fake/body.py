@@ -22,18 +22,11 @@ BodyEnd: TypeAlias = Literal["whole", "closed", "lost"]
 
 @define(eq=False)
 class OpenBody:
-    """A body that is read, by whichever kind of code.
-
-    Args:
-        pieces: the bytes, and the waits before them.
-        longest_silence: the timeout in seconds of the fake's clock; without one, a read to which
-            nothing will come is an AssertionError, and of infinite length it waits in real time.
-        clock: passes while nothing comes.
-        lock: is held while something happens on the fake server.
-        on_end: is told, once, how the body ended.
-    """
+    """A body that is read, by whichever kind of code; `on_end` is told, once, how it ended."""
 
     _pieces: Iterator[bytes | Wait]
+    # The timeout in seconds of the fake's clock. Without one, a read to which nothing will come
+    # raises AssertionError; with an infinite one, it waits in real time.
     _longest_silence: float | None
     clock: FakeClock
     _lock: AbstractContextManager[Any]

@@ -220,11 +220,6 @@ def target_of(request: Request) -> Target:
     return Target("", path, {}, query, tuple(allowed))
 
 
-def is_route(path: str) -> bool:
-    """Whether some operation has this path."""
-    return any(pattern.match(path) for _, _, pattern in _ROUTES)
-
-
 def whole_answer(
     status_code: int, content_type: str, body: bytes, *fields: tuple[str, str]
 ) -> Response[bytes]:

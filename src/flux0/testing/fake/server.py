@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.headers import Headers
@@ -47,9 +47,6 @@ _FORMS: Mapping[str, Form] = {
         query={"min_offset": validation.integer, "source": _SOURCE}, items=_TYPE
     ),
 }
-
-# The user of requests without a cookie.
-_ANONYMOUS = "anonymous"
 
 
 @define(eq=False)
@@ -113,9 +110,9 @@ class FakeServer:
         if target.allowed:
             detail = HTTPStatus.METHOD_NOT_ALLOWED.phrase
             return _json(405, {"detail": detail}, ("allow", target.allowed[0]))
-        shorter = target.path.rstrip("/")
-        if shorter != target.path and calls.is_route(shorter):
-            url = urlsplit(request.url)._replace(path=shorter).geturl()
+        url = urlsplit(request.url)._replace(path=target.path.rstrip("/")).geturl()
+        shorter = calls.target_of(evolve(request, url=url))
+        if target.path.endswith("/") and (shorter.operation or shorter.allowed):
             location = quote(url, safe=":/%#?=@[]!$&'()*+,;")
             return Response(307, Headers((("content-length", "0"), ("location", location))), b"")
         raise Refusal(404, HTTPStatus.NOT_FOUND.phrase)
@@ -220,7 +217,7 @@ class FakeServer:
         return turn
 
     def _user_id(self, request: Request) -> str:
-        return self.store.user_ids[calls.user_of(request.headers) or _ANONYMOUS]
+        return self.store.user_ids[calls.user_of(request.headers) or "anonymous"]
 
 
 # Texts, which stay as they are, and small numbers, which the server spells otherwise than Python.

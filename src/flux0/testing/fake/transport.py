@@ -94,6 +94,7 @@ class FakeTransport(SharedTransport):
         self._agent = agent_of(reply)
         self._types = types
         self._agent_name = agent_name
+        # What was neither read to its end nor closed.
         self._open: dict[OpenBody, tuple[Call, FakeTurn | None]] = {}
         self.agent_id: str = agent_id or ""
         self.reset()
@@ -109,6 +110,7 @@ class FakeTransport(SharedTransport):
         with self._lock:
             for body in tuple(self._open):
                 body.end("closed")
+            self._open.clear()
             self._scripts: list[AgentFunction] = []
             # All turns, and those that the scripts answer.
             self._turns: list[FakeTurn] = []
@@ -117,7 +119,6 @@ class FakeTransport(SharedTransport):
             self._expected: list[ExpectedCall] | None = None
             self._unexpected: list[str] = []
             self._planned: list[_PlannedFaults] = []
-            self._left_open: list[Call] = []
             self._server = FakeServer(self._types, self.clock, self._lock)
             store = self._server.store
             agent = store.create_agent(self._agent_name, self._types[0], id=self.agent_id)
@@ -210,8 +211,8 @@ class FakeTransport(SharedTransport):
         Closing the client does not count, nor does letting go of a synchronous stream.
         """
         with self._lock:
-            calls = [*self._left_open, *(call for call, _ in self._open.values())]
-        _raise_if("left open:", map(str, calls))
+            calls = [str(call) for call, _ in self._open.values()]
+        _raise_if("left open:", calls)
 
     def installed(self) -> AbstractContextManager[FakeTransport]:
         """Have each `Flux0()` that is made without a transport within a `with` block use the fake.
@@ -335,14 +336,13 @@ class FakeTransport(SharedTransport):
         raise ReadTimeout(f"nothing came for {timeout:g} s")
 
     def _ended(self, body: OpenBody, how: BodyEnd) -> None:
-        call, turn = self._open.pop(body)
-        if how == "lost":
-            self._left_open.append(call)
+        _, turn = self._open[body]
+        if how != "lost":
+            del self._open[body]
         if how != "whole" and turn is not None:
             self._server.leave(turn)
 
 
-def _raise_if(what: str, problems: Iterable[str]) -> None:
-    lines = list(problems)
-    if lines:
-        raise AssertionError("\n".join((what, *lines)))
+def _raise_if(what: str, problems: list[str]) -> None:
+    if problems:
+        raise AssertionError("\n".join((what, *problems)))

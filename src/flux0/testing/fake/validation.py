@@ -46,13 +46,12 @@ _SURROGATE = re.compile("[\\ud800-\\udfff]")  # Without its other half, which JS
 _FLAGS = frozenset({"1", "on", "t", "true", "y", "yes", "0", "off", "f", "false", "n", "no"})
 
 
+@frozen
 class Refusal(Exception):
     """The server refuses a request; `detail` is a text, or a list of what is wrong."""
 
-    def __init__(self, status_code: int, detail: object) -> None:
-        super().__init__(status_code, detail)
-        self.status_code: int = status_code
-        self.detail: object = detail
+    status_code: int
+    detail: object
 
 
 class ServerFailure(Exception):
