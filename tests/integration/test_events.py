@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from flux0 import EventSource, EventType, Flux0, HTTPValidationError
-from flux0.models import BadRequestError, Event, InvalidArgument
+from flux0 import EventSource, EventType, HTTPValidationError
+from flux0.models import Event, InvalidArgument
+from integration.ways import few_ways
 from support.modes import MakeClient
 from support.turns import perform, rest_of
 
@@ -22,71 +24,48 @@ TURN: list[dict[str, Any]] = [
 STORED = ["message", "status", "message", "tool", "message"]
 
 
-async def have_turns(flux0: Flux0, session_id: str, turns: int = 1) -> tuple[Event, ...]:
-    """Have so many turns of `TURN`, and return all that is stored."""
-    for _ in range(turns):
-        async with await perform(flux0, session_id, *TURN) as stream:
-            await rest_of(stream)
-    events = await flux0.sessions.list_events_async(session_id=session_id)
-    assert [event.type for event in events] == STORED * turns
-    return events.data
+def having_type(*types: EventType | str) -> tuple[dict[str, Any], Callable[[Event], bool]]:
+    # An iterator, since any iterable will do.
+    return {"types": iter(types)}, lambda event: event.type in types
 
 
-async def test_events_are_listed_by_offset(make_client: MakeClient, session_id: str) -> None:
+async def test_events_are_listed_by_what_they_are(make_client: MakeClient, session_id: str) -> None:
     async with make_client() as flux0:
         assert (await flux0.sessions.list_events_async(session_id=session_id)).data == ()
-        stored = await have_turns(flux0, session_id)
-        for offset in (0, stored[2].offset, stored[-1].offset, stored[-1].offset + 1):
-            events = await flux0.sessions.list_events_async(
-                session_id=session_id, min_offset=offset
-            )
-            assert [*events] == [event for event in stored if event.offset >= offset]
-    offsets = [event.offset for event in stored]
-    assert offsets == sorted(set(offsets))
-
-
-async def test_events_are_listed_by_source(make_client: MakeClient, session_id: str) -> None:
-    async with make_client() as flux0:
-        stored = await have_turns(flux0, session_id)
-        for source, expected in (("user", stored[:1]), (EventSource.AI_AGENT, stored[1:])):
-            events = await flux0.sessions.list_events_async(session_id=session_id, source=source)
-            assert events.data == expected
-            assert {event.source for event in events} == {source}
-
-
-async def test_events_are_listed_by_turn(make_client: MakeClient, session_id: str) -> None:
-    async with make_client() as flux0:
-        stored = await have_turns(flux0, session_id, turns=2)
+        for _ in range(2):
+            await rest_of(await perform(flux0, session_id, *TURN))
+        stored = (await flux0.sessions.list_events_async(session_id=session_id)).data
+        assert [event.type for event in stored] == STORED * 2
+        offsets = [event.offset for event in stored]
+        assert offsets == sorted(set(offsets))
         first, second = dict.fromkeys(event.correlation_id for event in stored)
-        for correlation_id, expected in ((first, stored[:5]), (second, stored[5:]), ("no", ())):
-            events = await flux0.sessions.list_events_async(
-                session_id=session_id, correlation_id=correlation_id
-            )
-            assert events.data == expected
+        everything: dict[str, Any] = {
+            "min_offset": offsets[1],
+            "source": "ai_agent",
+            "correlation_id": second,
+            "types": ["message"],
+        }
+        filters: list[tuple[dict[str, Any], Callable[[Event], bool]]] = [
+            ({"min_offset": 0}, lambda event: True),
+            ({"min_offset": offsets[2]}, lambda event: event.offset >= offsets[2]),
+            ({"min_offset": offsets[-1] + 1}, lambda event: False),
+            ({"source": "user"}, lambda event: event.source == "user"),
+            ({"source": EventSource.AI_AGENT}, lambda event: event.source == "ai_agent"),
+            ({"correlation_id": first}, lambda event: event.correlation_id == first),
+            ({"correlation_id": "no"}, lambda event: False),
+            having_type(EventType.MESSAGE),
+            having_type("custom"),
+            having_type("message", EventType.TOOL),
+            having_type("status", "tool", "status"),
+            having_type("message", "tool", "status", "custom"),
+            (everything, lambda event: event in (stored[7], stored[9])),
+        ]
+        for given, fits in filters:
+            events = await flux0.sessions.list_events_async(session_id=session_id, **given)
+            assert [*events] == [event for event in stored if fits(event)]
 
 
-@pytest.mark.parametrize(
-    "types",
-    [
-        [EventType.MESSAGE],
-        ["tool"],
-        ["status"],
-        ["custom"],
-        ["message", EventType.TOOL],
-        ("status", "tool", "status"),
-        ["message", "tool", "status", "custom"],
-    ],
-    ids=str,
-)
-async def test_events_are_listed_by_type(
-    make_client: MakeClient, session_id: str, types: list[EventType | str]
-) -> None:
-    async with make_client() as flux0:
-        stored = await have_turns(flux0, session_id)
-        events = await flux0.sessions.list_events_async(session_id=session_id, types=iter(types))
-    assert [*events] == [event for event in stored if event.type in types]
-
-
+@few_ways
 async def test_a_type_that_the_server_does_not_know_reaches_it(
     make_client: MakeClient, session_id: str
 ) -> None:
@@ -95,32 +74,11 @@ async def test_a_type_that_the_server_does_not_know_reaches_it(
             await flux0.sessions.list_events_async(session_id=session_id, types=["newer"])
 
 
-async def test_filters_add_up(make_client: MakeClient, session_id: str) -> None:
-    async with make_client() as flux0:
-        stored = await have_turns(flux0, session_id, turns=3)
-        events = await flux0.sessions.list_events_async(
-            session_id=session_id,
-            min_offset=1,
-            source="ai_agent",
-            correlation_id=stored[5].correlation_id,
-            types=["message"],
-        )
-    assert events.data == (stored[7], stored[9])
-
-
-@pytest.mark.parametrize(
-    ("filters", "named"),
-    [({"types": []}, "types"), ({"types": "message"}, "types"), ({"min_offset": -1}, "min_offset")],
-)
+@few_ways
+@pytest.mark.parametrize("filters", [{"types": []}, {"types": "message"}, {"min_offset": -1}])
 async def test_a_filter_without_a_meaning_is_not_sent(
-    make_client: MakeClient, nowhere: str, filters: dict[str, object], named: str
+    make_client: MakeClient, nowhere: str, filters: dict[str, Any]
 ) -> None:
     async with make_client(server_url=nowhere) as flux0:
-        with pytest.raises(InvalidArgument, match=named):
-            await flux0.sessions.list_events_async(session_id="abcdefghij", **filters)  # type: ignore[arg-type]  # wrong ones on purpose
-
-
-async def test_a_session_that_does_not_exist_has_no_events(make_client: MakeClient) -> None:
-    async with make_client() as flux0:
-        with pytest.raises(BadRequestError, match="abcdefghij"):
-            await flux0.sessions.list_events_async(session_id="abcdefghij")
+        with pytest.raises(InvalidArgument, match=next(iter(filters))):
+            await flux0.sessions.list_events_async(session_id="abcdefghij", **filters)

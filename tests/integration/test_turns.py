@@ -8,20 +8,9 @@ from typing import Any
 
 import pytest
 
-from flux0 import (
-    ChunkEvent,
-    EventSource,
-    Flux0,
-    StatusEvent,
-)
-from flux0.models import (
-    ClientClosed,
-    ContentPart,
-    MessageData,
-    ReasoningPart,
-    ToolCallPart,
-    ToolData,
-)
+from flux0 import ChunkEvent, EventSource, Flux0, StatusEvent, to_dict
+from flux0.models import ClientClosed, ContentPart, MessageData, ReasoningPart, ToolCallPart
+from integration.ways import few_ways
 from support.modes import MakeClient, at_once, call_blocking
 from support.server import Flux0Server
 from support.transports import Way
@@ -49,50 +38,48 @@ async def test_a_text_comes_in_pieces_and_is_stored_whole(
     assert message.data.parts == (ContentPart("Hello there"),)
 
 
+@few_ways
 async def test_reasoning_and_tools_come_and_are_stored(
     make_client: MakeClient, session_id: str
 ) -> None:
     call: dict[str, Any] = {"id": "c1", "name": "get_weather", "args": {"location": "Paris"}}
+    result = [{"sky": "foggy"}]
+    answer = {**call, "result": result}
     async with make_client() as flux0:
-        async with await perform(
-            flux0,
-            session_id,
-            {"reason": "Let me see."},
-            {"tool_call": call},
-            {"tool_result": {**call, "result": [{"sky": "foggy"}]}},
-        ) as stream:
-            first, begin, *args, result = await rest_of(stream)
+        stream = await perform(
+            flux0, session_id, {"reason": "Hm"}, {"tool_call": call}, {"tool_result": answer}
+        )
+        events = await rest_of(stream)
         stored = await stored_by_agent(flux0, session_id)
-    assert appended(first) == "Let me see."
-    assert isinstance(begin, ChunkEvent)
-    assert begin.patches[0].path == "/tool_calls/0"
-    pieces = [event.patches[0].value for event in args if isinstance(event, ChunkEvent)]
-    assert json.loads("".join(pieces)) == {"location": "Paris"}
-    assert isinstance(result, ChunkEvent)
-    assert [patch.path for patch in result.patches] == [
-        "/tool_call_results",
-        "/tool_call_results/-",
+    patches = [
+        patch for event in events if isinstance(event, ChunkEvent) for patch in event.patches
     ]
+    args = "/tool_calls/0/args/-"
+    assert [patch.path for patch in patches] == [
+        *("/-", "/tool_calls/0", args, args, "/tool_call_results", "/tool_call_results/-")
+    ]
+    assert patches[0].value == "Hm"
+    assert json.loads(patches[2].value + patches[3].value) == {"location": "Paris"}
     assert {event.correlation_id for event in stored} == {stream.correlation_id}
-    thought, asked, got = (event.data for event in stored)
-    assert isinstance(thought, MessageData)
-    assert thought.parts == (ReasoningPart("Let me see."),)
-    assert isinstance(asked, MessageData)
-    assert asked.parts == (ToolCallPart("c1", "get_weather", {"location": "Paris"}),)
-    assert isinstance(got, ToolData)
-    (tool,) = got.tool_calls
-    assert (tool.tool_call_id, tool.args) == ("c1", {"location": "Paris"})
-    assert tool.result is not None
-    assert tool.result.data == [{"sky": "foggy"}]
+    asked = ToolCallPart("c1", "get_weather", {"location": "Paris"})
+    assert [event.data.parts for event in stored if isinstance(event.data, MessageData)] == [
+        (ReasoningPart("Hm"),),
+        (asked,),
+    ]
+    (tool,) = to_dict(stored[-1].data)["tool_calls"]
+    assert (tool["tool_call_id"], tool["args"]) == ("c1", {"location": "Paris"})
+    assert tool["result"]["data"] == result
 
 
+@few_ways
 @pytest.mark.parametrize("why", [{"exception": "bad"}, "bad", None], ids=str)
 async def test_an_error_comes_with_whatever_the_agent_says(
     make_client: MakeClient, session_id: str, why: object
 ) -> None:
     async with make_client() as flux0:
-        async with await perform(flux0, session_id, {"error": why}, {"text": "Sorry"}) as stream:
-            error, text = await rest_of(stream)
+        error, text = await rest_of(
+            await perform(flux0, session_id, {"error": why}, {"text": "Sorry"})
+        )
         status, _ = await stored_by_agent(flux0, session_id)
     assert isinstance(error, StatusEvent)
     assert (error.status, error.data.data) == ("error", why)
@@ -101,31 +88,34 @@ async def test_an_error_comes_with_whatever_the_agent_says(
     assert appended(text) == "Sorry"
 
 
-async def test_a_status_that_is_not_known_comes_as_its_text(
-    make_client: MakeClient, session_id: str
-) -> None:
+@few_ways
+async def test_what_is_not_known_comes_as_it_is(make_client: MakeClient, session_id: str) -> None:
+    data = {"ratio": math.nan, "limit": math.inf}
     async with make_client() as flux0:
-        stream = await perform(flux0, session_id, {"status": "newer"}, {"text": "Hi"})
-        status, text = await rest_of(stream)
+        status, text = await rest_of(
+            await perform(flux0, session_id, {"status": "newer", "data": data}, {"text": "Hi"})
+        )
     assert isinstance(status, StatusEvent)
     assert status.status == "newer"
+    assert math.isnan(status.data.data["ratio"])
+    assert status.data.data["limit"] == math.inf
     assert appended(text) == "Hi"
 
 
 async def test_events_come_as_the_agent_said_them_and_in_that_order(
     make_client: MakeClient, session_id: str, fresh_name: str
 ) -> None:
+    texts = ["é😀 \u2028\u2029\x85 \x00 \ufeff", 'line\r\n\r\ndata: {"no": "event"}\n\n', "\ud83d"]
+    texts += [f"{n} é{'x' * (n % 50)}" for n in range(100)]
     # Two messages in turns, each with a seq that starts anew now and then, as some agents send it.
-    chunks = [
+    chunks: list[dict[str, Any]] = [
         {
             "event_id": f"{fresh_name}-{n % 2}",
             "seq": n % 7,
-            "patches": [patch],
+            "patches": [{"op": "add", "path": "/-", "value": text}],
             "metadata": {"n": n},
         }
-        for n, patch in enumerate(
-            {"op": "add", "path": "/-", "value": f"{n} é{'x' * (n % 50)}"} for n in range(100)
-        )
+        for n, text in enumerate(texts)
     ]
     script: list[dict[str, Any]] = [{"chunk": chunk} for chunk in chunks]
     script.insert(50, {"status": "typing", "event_id": fresh_name, "data": {"half": True}})
@@ -136,50 +126,14 @@ async def test_events_come_as_the_agent_said_them_and_in_that_order(
     typing = events.pop(50)
     assert isinstance(typing, StatusEvent)
     assert (typing.id, typing.status, typing.data.data) == (fresh_name, "typing", {"half": True})
-    said = [event for event in events if isinstance(event, ChunkEvent)]
-    assert [
-        {
-            "event_id": event.event_id,
-            "seq": event.seq,
-            "patches": [
-                {"op": patch.op, "path": patch.path, "value": patch.value}
-                for patch in event.patches
-            ],
-            "metadata": {"n": event.metadata["n"]},
-        }
-        for event in said
-    ] == chunks
-    times = [event.timestamp for event in said if event.timestamp is not None]
-    assert len(times) == 100
+    said: list[dict[str, Any]] = [to_dict(event) for event in events]
+    times = [event["timestamp"] for event in said]
     assert times == sorted(times)
-
-
-@pytest.mark.parametrize(
-    "text", ["é😀 \u2028\u2029\x85 \x00 \ufeff", 'line\r\n\r\ndata: {"no": "event"}\n\n', "\ud83d"]
-)
-async def test_any_text_comes_through(
-    make_client: MakeClient, session_id: str, fresh_name: str, text: str
-) -> None:
-    patch = {"op": "add", "path": "/-", "value": text}
-    chunk = {"event_id": fresh_name, "seq": 0, "patches": [patch]}
-    async with make_client() as flux0:
-        events = await rest_of(await perform(flux0, session_id, {"chunk": chunk}))
-    assert [appended(event) for event in events] == [text]
-
-
-async def test_a_number_that_json_does_not_know_comes_through(
-    make_client: MakeClient, session_id: str
-) -> None:
-    async with make_client() as flux0:
-        data = {"ratio": math.nan, "limit": math.inf}
-        stream = await perform(
-            flux0, session_id, {"status": "typing", "data": data}, {"text": "Hi"}
-        )
-        status, text = await rest_of(stream)
-    assert isinstance(status, StatusEvent)
-    assert math.isnan(status.data.data["ratio"])
-    assert status.data.data["limit"] == math.inf
-    assert appended(text) == "Hi"
+    for event, chunk in zip(said, chunks, strict=True):
+        assert {name: event[name] for name in ("event_id", "seq", "patches")} == {
+            name: chunk[name] for name in ("event_id", "seq", "patches")
+        }
+        assert event["metadata"]["n"] == chunk["metadata"]["n"]
 
 
 # --- when it comes
@@ -208,59 +162,34 @@ async def test_a_turn_may_take_longer_than_a_call(make_client: MakeClient, sessi
         assert [appended(event) for event in await rest_of(stream)] == ["Hi"]
 
 
-async def test_two_sessions_do_not_touch_each_other(
-    make_client: MakeClient, server: Flux0Server, session_id: str, fresh_name: str
-) -> None:
-    async with make_client() as flux0:
-        other = await flux0.sessions.create_async(agent_id=server.agent_id)
-        async with await perform(
-            flux0, session_id, {"text": "One"}, {"wait": fresh_name}, {"text": "Two"}
-        ) as slow:
-            assert appended(await anext(slow)) == "One"
-            async with await perform(flux0, other.id, {"text": "Three"}) as quick:
-                assert [appended(event) for event in await rest_of(quick)] == ["Three"]
-            server.release(fresh_name)
-            assert [appended(event) for event in await rest_of(slow)] == ["Two"]
-        assert slow.correlation_id != quick.correlation_id
-
-
 async def test_a_session_has_one_open_turn(
     make_client: MakeClient, server: Flux0Server, way: Way, session_id: str, fresh_name: str
 ) -> None:
     async with make_client() as flux0:
+        other = await flux0.sessions.create_async(agent_id=server.agent_id)
         first = await perform(flux0, session_id, {"text": "One"}, {"wait": fresh_name})
         assert appended(await anext(first)) == "One"
+        elsewhere = await perform(flux0, other.id, {"text": "Two"})
         # Only if the first is closed before it begins does the server leave this one alone.
-        second = await perform(flux0, session_id, {"text": "Two"}, {"text": "Three"})
+        second = await perform(flux0, session_id, {"text": "Three"}, {"text": "Four"})
         await call_blocking(way.mode, server.wait_cancelled, fresh_name)
-        assert [appended(event) for event in await rest_of(second)] == ["Two", "Three"]
+        assert [appended(event) for event in await rest_of(second)] == ["Three", "Four"]
+        assert [appended(event) for event in await rest_of(elsewhere)] == ["Two"]
         with pytest.raises(ClientClosed):
             await anext(first)
 
 
-async def test_many_turns_at_once_keep_their_events_apart(
+async def test_many_turns_at_once_keep_their_events_apart_and_are_all_stored(
     make_client: MakeClient, server: Flux0Server, way: Way
 ) -> None:
-    async def one_turn(flux0: Flux0, number: int) -> None:
+    async def turns(flux0: Flux0, number: int) -> None:
         session = await flux0.sessions.create_async(agent_id=server.agent_id)
-        script = [{"text": f"{number}.{part}"} for part in range(10)]
-        async with await perform(flux0, session.id, *script) as stream:
-            said = [appended(event) for event in await rest_of(stream)]
-        assert said == [step["text"] for step in script]
+        for turn in range(4):
+            script = [{"text": f"{number}.{turn}.{part}"} for part in range(4)]
+            said = [appended(each) async for each in await perform(flux0, session.id, *script)]
+            assert said == [step["text"] for step in script]
+        stored = await stored_by_agent(flux0, session.id)
+        assert [event.type for event in stored] == ["message"] * 16
 
     async with make_client() as flux0:
-        await at_once(way.mode, *(lambda n=n: one_turn(flux0, n) for n in range(8)))
-
-
-async def test_turns_that_are_read_to_the_end_are_all_stored(
-    make_client: MakeClient, server: Flux0Server
-) -> None:
-    async with make_client() as flux0:
-        stored: list[str] = []
-        for _ in range(2):
-            session = await flux0.sessions.create_async(agent_id=server.agent_id)
-            for _ in range(20):
-                async for _ in await perform(flux0, session.id, {"text": "Hi"}):
-                    pass
-            stored += [event.type for event in await stored_by_agent(flux0, session.id)]
-    assert stored == ["message"] * 40
+        await at_once(way.mode, *(lambda n=n: turns(flux0, n) for n in range(5)))
