@@ -553,7 +553,10 @@ def test_options_that_contradict_each_other_are_refused(
 
 
 @pytest.mark.parametrize("command", ["agents list", "agents get xxxxxxxxxx", "chat Hi"])
-def test_a_server_that_is_not_there_is_one_line(run: Run, command: str) -> None:
+def test_a_server_that_is_not_there_is_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)  # Between attempts.
     result = run(*command.split(), "--server-url", "http://127.0.0.1:1")
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()

@@ -29,6 +29,8 @@ from support.transports import Mode
 
 OTHER_SERVER = "http://127.0.0.1:9090"
 NO_RETRIES = RetryConfig("none")
+# Which of three turns are closed when each of them begins.
+ONE_BY_ONE = [[False, False, False], [True, False, False], [True, True, False]]
 
 
 @define
@@ -65,39 +67,28 @@ async def test_a_second_turn_closes_the_first_before_it_begins(mode: Mode) -> No
         assert len([event async for event in second]) == 2
         await begin(flux0)
 
-    assert transport.closed == [
-        [False, False, False],
-        [True, False, False],
-        [True, True, False],
-    ]
+    assert transport.closed == ONE_BY_ONE
 
 
 @in_every_mode
 async def test_other_sessions_and_servers_are_left_alone(mode: Mode) -> None:
-    transport = turns(3)
+    transport = turns(4)
 
-    async with in_mode(mode, Flux0(transport=transport)) as flux0:
+    async with in_mode(mode, Flux0(OTHER_SERVER, transport=transport)) as flux0:
         streams = [
             await begin(flux0, "one"),
             await begin(flux0, "two"),
-            await begin(flux0, "one", server_url=OTHER_SERVER),
+            await begin(flux0, "one", server_url="http://127.0.0.1:8080"),
         ]
-        for stream in streams:
+        for stream in streams[1:]:
             assert len([event async for event in stream]) == 2
+        assert not any(map(any, transport.closed))
+        with pytest.raises(InvalidArgument):
+            await flux0.sessions.create_event_async(session_id="one", content="")
+        assert not transport.tapes[0].releases
+        await begin(flux0, "one", server_url=f"{OTHER_SERVER}/")
 
-    assert not any(map(any, transport.closed))
-
-
-@in_every_mode
-async def test_one_server_may_be_named_in_two_ways(mode: Mode) -> None:
-    transport = turns(2)
-
-    async with in_mode(mode, Flux0(OTHER_SERVER, transport=transport)) as flux0:
-        first = await begin(flux0)
-        second = await begin(flux0, server_url=f"{OTHER_SERVER}/")
-        assert first is not second
-
-    assert transport.closed[1] == [True, False]
+    assert transport.closed[3][0], "it is the same server"
 
 
 @in_every_mode
@@ -109,18 +100,6 @@ async def test_a_turn_that_was_read_to_its_end_stays_finished(mode: Mode) -> Non
 
         assert first.finished
         assert [event async for event in first] == []
-
-
-@in_every_mode
-async def test_a_message_that_is_refused_here_closes_nothing(mode: Mode) -> None:
-    transport = turns(1)
-
-    async with in_mode(mode, Flux0(transport=transport)) as flux0:
-        first = await begin(flux0)
-        with pytest.raises(InvalidArgument):
-            await flux0.sessions.create_event_async(session_id="s", content="")
-
-        assert len([event async for event in first]) == 2
 
 
 @in_every_mode
@@ -156,31 +135,20 @@ async def test_a_turn_that_is_forgotten_is_not_held(mode: Mode) -> None:
 
 
 @in_both_loops
-async def test_an_asynchronous_turn_closes_a_synchronous_one(mode: Mode) -> None:
-    transport = turns(2)
+async def test_turns_of_both_kinds_close_each_other(mode: Mode) -> None:
+    transport = turns(3)
 
     async with Flux0(transport=transport) as flux0:
         first: EventStream = flux0.sessions.create_event(session_id="s", content="Hi")
         second = await begin(flux0)
         with pytest.raises(ClientClosed):
             next(first)
-        assert len([event async for event in second]) == 2
-
-    assert transport.closed == [[False, False], [True, False]]
-
-
-@in_both_loops
-async def test_a_synchronous_turn_has_an_asynchronous_one_closed(mode: Mode) -> None:
-    transport = turns(2)
-
-    async with Flux0(transport=transport) as flux0:
-        first = await begin(flux0)
-        second = flux0.sessions.create_event(session_id="s", content="Hi")
+        third = flux0.sessions.create_event(session_id="s", content="Hi")
         with pytest.raises(ClientClosed):
-            await anext(first)
-        assert len(list(second)) == 2
+            await anext(second)
+        assert len(list(third)) == 2
 
-    assert transport.closed == [[False, False], [True, False]]
+    assert transport.closed == ONE_BY_ONE
 
 
 @define
@@ -225,11 +193,7 @@ async def test_messages_at_the_same_time_take_turns(mode: Mode) -> None:
                 await anext(stream)
         assert len([event async for event in streams[2]]) == 2
 
-    assert transport.closed == [
-        [False, False, False],
-        [True, False, False],
-        [True, True, False],
-    ]
+    assert transport.closed == ONE_BY_ONE
 
 
 @in_every_mode
