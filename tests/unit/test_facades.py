@@ -18,6 +18,7 @@ ASYNC_NAMES = {
     "Conversation": "AsyncConversation",
     "Iterator[str]": "AsyncIterator[str]",
     "Iterator[bytes]": "AsyncIterator[bytes]",
+    "Response[ByteStream]": "Response[AsyncByteStream]",
 }
 OPTIONS = ("retries", "server_url", "timeout_ms", "http_headers")
 
@@ -31,46 +32,32 @@ def methods(kind: type[Any]) -> dict[str, Any]:
     }
 
 
-RESOURCES: list[type[Any]] = [AgentsResource, SessionsResource]
-TWINS = [
-    pytest.param(method, getattr(kind, f"{name}_async", None), id=f"{kind.__name__}.{name}")
+RESOURCES: tuple[type[Any], ...] = (AgentsResource, SessionsResource)
+TWINS = {
+    f"{kind.__name__}.{name}": (method, getattr(kind, f"{name}_async", None))
     for kind in (*RESOURCES, Flux0, HttpxTransport)
     for name, method in methods(kind).items()
     if not name.endswith("_async")
-] + [
-    pytest.param(method, methods(twin).get(name), id=f"{kind.__name__}.{name}")
-    for kind, twin in ((Conversation, AsyncConversation),)
-    for name, method in methods(kind).items()
-]
+} | {
+    f"Conversation.{name}": (method, getattr(AsyncConversation, name, None))
+    for name, method in methods(Conversation).items()
+}
 
 
-def asynchronous(annotation: str) -> str:
-    return ASYNC_NAMES.get(annotation, annotation)
-
-
-@pytest.mark.parametrize(("method", "twin"), TWINS)
-def test_twins_have_the_same_parameters(
+@pytest.mark.parametrize(("method", "twin"), TWINS.values(), ids=TWINS)
+def test_twins_take_the_same_and_return_the_same_or_its_asynchronous_counterpart(
     method: Callable[..., Any], twin: Callable[..., Any] | None
 ) -> None:
     assert twin is not None, "it has no asynchronous twin"
-    opens = inspect.signature(twin).return_annotation == "AsyncOpening"
+    one, other = inspect.signature(method), inspect.signature(twin)
+    opens = other.return_annotation == "AsyncOpening"
     assert inspect.iscoroutinefunction(twin) is not opens
     assert not inspect.iscoroutinefunction(method)
-    one, other = inspect.signature(method), inspect.signature(twin)
 
     assert list(other.parameters.values()) == list(one.parameters.values())
-
-
-@pytest.mark.parametrize("kind", RESOURCES)
-def test_twins_of_a_resource_return_the_same_or_the_asynchronous_counterpart(
-    kind: type[Any],
-) -> None:
-    for name, method in methods(kind).items():
-        if not name.endswith("_async"):
-            one = inspect.signature(method)
-            other = inspect.signature(getattr(kind, f"{name}_async"))
-            returned = other.return_annotation.replace("AsyncOpening", "AsyncEventStream")
-            assert returned == asynchronous(one.return_annotation), name
+    expected = ASYNC_NAMES.get(one.return_annotation, one.return_annotation)
+    returned = other.return_annotation.replace("AsyncOpening", "AsyncEventStream")
+    assert returned == expected
 
 
 def test_the_streams_have_the_same_methods_and_attributes() -> None:
@@ -85,7 +72,9 @@ def test_the_streams_have_the_same_methods_and_attributes() -> None:
         if inspect.isfunction(one):
             signatures = inspect.signature(one), inspect.signature(other)
             assert signatures[0].parameters == signatures[1].parameters, name
-            expected = asynchronous(signatures[0].return_annotation)
+            expected = ASYNC_NAMES.get(
+                signatures[0].return_annotation, signatures[0].return_annotation
+            )
             assert signatures[1].return_annotation == expected, name
 
 

@@ -48,28 +48,22 @@ def test_importing_the_package_loads_little() -> None:
     assert loaded == [""]
 
 
-def test_models_are_reached_through_the_package() -> None:
-    assert printed("import flux0; print(flux0.models.AgentDTO.__name__)") == ["Agent"]
-
-
-@pytest.mark.parametrize("name", sorted(set(flux0.__all__) - TRANSPORTS.keys()))
-def test_every_public_name_is_there(name: str) -> None:
-    assert getattr(flux0, name) is not None
-
-
-def test_every_transport_is_a_public_name() -> None:
+def test_every_public_name_is_there() -> None:
     assert {name for name in flux0.__all__ if name.endswith("Transport")} == TRANSPORTS.keys()
+    for name in set(flux0.__all__) - TRANSPORTS.keys():
+        assert getattr(flux0, name) is not None, name
+    assert dir(flux0) == sorted(flux0.__all__)
 
 
-def test_a_transport_is_loaded_when_it_is_asked_for() -> None:
+def test_models_and_transports_are_loaded_when_they_are_asked_for() -> None:
     lines = printed(
         "import sys, flux0\n"
-        "print('httpx' in sys.modules)\n"
+        "print(flux0.models.AgentDTO.__name__, 'httpx' in sys.modules)\n"
         "from flux0 import HttpxTransport\n"
         "print(HttpxTransport.__module__, 'httpx' in sys.modules)"
     )
 
-    assert lines == ["False", "flux0.adapters.httpx True"]
+    assert lines == ["Agent False", "flux0.adapters.httpx True"]
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)
@@ -97,10 +91,6 @@ def test_what_is_not_there_is_no_attribute() -> None:
     assert not hasattr(flux0, "transport")
 
 
-def test_dir_lists_the_public_names() -> None:
-    assert dir(flux0) == sorted(flux0.__all__)
-
-
 def test_without_the_libraries_of_the_extras_the_package_can_be_looked_at() -> None:
     lines = printed(
         "import sys\n"
@@ -123,9 +113,6 @@ def test_everything_among_the_models_is_in_the_package_but_the_old_names() -> No
     }
 
 
-def test_the_version_is_that_of_the_distribution() -> None:
+def test_the_version_is_that_of_the_distribution_which_is_marked_as_typed() -> None:
     assert flux0.__version__ == version("flux0-client")
-
-
-def test_the_package_is_marked_as_typed() -> None:
     assert files("flux0").joinpath("py.typed").is_file()

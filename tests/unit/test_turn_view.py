@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from flux0.models import (
 )
 
 _AGENT = {"agent_id": "a", "agent_name": "Drizzle"}
+MAGIC = {"type": "magic", "tool_call_id": "1", "tool_name": "spell", "args": {}}
 
 View = Callable[..., str]
 
@@ -80,15 +82,9 @@ def status(name: str, data: Any = None) -> StatusEvent:
     return StatusEvent("", "t", "ai_agent", StatusData(name, data=data))
 
 
-def call(args: Any, event_id: str = "c", number: int = 0, **more: Any) -> ChunkEvent:
-    item = {
-        "type": "tool_call",
-        "tool_call_id": f"call-{number}",
-        "tool_name": "get_weather",
-        "args": args,
-        **more,
-    }
-    return chunk(f"/tool_calls/{number}", item, event_id)
+def call(args: Any, event_id: str = "c", number: int = 0) -> ChunkEvent:
+    named = {"tool_call_id": f"call-{number}", "tool_name": "get_weather"}
+    return chunk(f"/tool_calls/{number}", {"type": "tool_call", **named, "args": args}, event_id)
 
 
 def piece(args: str, number: int = 0) -> ChunkEvent:
@@ -96,40 +92,56 @@ def piece(args: str, number: int = 0) -> ChunkEvent:
 
 
 def result(value: Any, event_id: str = "r", number: int = 0) -> ChunkEvent:
-    item = {
-        "tool_call_id": f"call-{number}",
-        "tool_name": "get_weather",
-        "args": {},
-        "data": {"result": value},
-    }
-    return chunk("/tool_call_results", [item], event_id)
+    named = {"tool_call_id": f"call-{number}", "tool_name": "get_weather", "args": {}}
+    return chunk("/tool_call_results", [{**named, "data": {"result": value}}], event_id)
 
 
 # --- text
 
 
-def test_text_is_written_as_it_comes(view: View) -> None:
-    assert view(text("Hel")) == "Hel"
-    assert view(text("lo")) == "lo"
+def test_text_and_reasoning_are_written_as_they_come(view: View) -> None:
+    assert view(text("Let me ", kind="reasoning"), text("see", kind="reasoning")) == "Let me see"
+    assert view(text("It ", "n")) == "\n\nIt "
+    assert view(text("rains", "n")) == "rains"
     assert view(end=True) == "\n"
 
 
-def test_reasoning_is_written_as_it_comes_and_set_apart(view: View) -> None:
-    assert view(text("Let me ", kind="reasoning"), text("see", kind="reasoning")) == "Let me see"
-    assert view(text("It rains", "n"), end=True) == "\n\nIt rains\n"
+@pytest.mark.parametrize(
+    ("events", "shown"),
+    [
+        ([text("One"), text("Two", "n"), text("!", "n")], "One\n\nTwo!\n"),
+        ([text("a1 "), text("b1 ", "n"), text("a2"), text("b2", "n")], "a1 \n\nb1 \n\na2\n\nb2\n"),
+        ([chunk("/-", "a", "m", ("/-", "b")), text("c")], "abc\n"),
+        ([chunk("/-", "")], ""),
+        ([UnknownEvent("progress", "half")], "· progress: half\n"),
+    ],
+)
+def test_each_message_is_a_block_of_its_own(
+    view: View, events: list[StreamEvent], shown: str
+) -> None:
+    assert view(*events, end=True) == shown
 
 
-def test_two_messages_are_set_apart(view: View) -> None:
-    assert view(text("One"), text("Two", "n"), text("!", "n"), end=True) == "One\n\nTwo!\n"
+@pytest.mark.parametrize(
+    ("events", "shown"),
+    [
+        (
+            [chunk("/sky", "foggy"), chunk("/celsius", 16)],
+            '{\n  "sky": "foggy",\n  "celsius": 16\n}\n',
+        ),
+        ([chunk("/tool_callers", 2)], '{\n  "tool_callers": 2\n}\n'),
+        ([chunk("/tool_calls/0", MAGIC)], json.dumps(MAGIC, indent=2) + "\n"),
+    ],
+)
+def test_structured_content_is_written_as_json_when_the_message_is_over(
+    view: View, events: list[StreamEvent], shown: str
+) -> None:
+    assert view(*events) == ""
+    assert view(end=True) == shown
 
 
-def test_interleaved_messages_are_never_mixed(view: View) -> None:
-    events = text("a1 "), text("b1 ", "n"), text("a2"), text("b2", "n")
-    assert view(*events, end=True) == "a1 \n\nb1 \n\na2\n\nb2\n"
-
-
-def test_several_patches_of_one_chunk_count(view: View) -> None:
-    assert view(chunk("/-", "a", "m", ("/-", "b")), text("c"), end=True) == "abc\n"
+def test_control_characters_are_made_visible(view: View) -> None:
+    assert view(text("a\x1b[31m\x9b\x07b\r\nc\td"), end=True) == "a\\x1b[31m\\x9b\\x07b\nc\td\n"
 
 
 @pytest.mark.parametrize("kind", ["", "reasoning"])
@@ -149,24 +161,6 @@ def test_what_a_rewriting_adds_is_written_as_it_comes(view: View, kind: str) -> 
     assert view(end=True) == "\n"
 
 
-def test_structured_content_is_written_as_json_when_the_message_is_over(view: View) -> None:
-    assert view(chunk("/sky", "foggy"), chunk("/celsius", 16)) == ""
-    assert view(end=True) == '{\n  "sky": "foggy",\n  "celsius": 16\n}\n'
-
-
-def test_content_that_only_looks_like_a_tools_is_content(view: View) -> None:
-    assert view(chunk("/tool_callers", 2)) == ""
-    assert view(end=True) == '{\n  "tool_callers": 2\n}\n'
-
-
-def test_a_message_that_comes_to_nothing_is_not_written(view: View) -> None:
-    assert view(chunk("/-", ""), end=True) == ""
-
-
-def test_control_characters_are_made_visible(view: View) -> None:
-    assert view(text("a\x1b[31m\x9b\x07b\r\nc\td"), end=True) == "a\\x1b[31m\\x9b\\x07b\nc\td\n"
-
-
 # --- tools
 
 
@@ -174,10 +168,6 @@ def test_a_call_is_written_once_its_arguments_are_there(view: View) -> None:
     assert view(call([]), piece('{"location": "San '), piece("Fran")) == ""
     assert view(piece('cisco"}')) == '• get_weather(location="San Francisco")'
     assert view(end=True) == "\n"
-
-
-def test_arguments_that_come_at_once_are_written_at_once(view: View) -> None:
-    assert view(call({"days": [1, 2], "where": None})) == "• get_weather(days=[1, 2], where=null)"
 
 
 def test_long_arguments_are_cut_before_all_of_them_have_come(view: View) -> None:
@@ -197,14 +187,11 @@ def test_several_calls_of_a_message_are_written_one_by_one(view: View) -> None:
     assert view(piece("}", 1)) == "\n• get_weather()"
 
 
-def test_a_call_of_an_unknown_type_is_written_as_json(view: View) -> None:
-    assert view(call({}, type="magic")) == ""
-    assert '"type": "magic"' in view(end=True)
-
-
 def test_a_result_is_written_below_its_call(view: View) -> None:
-    assert view(call({}), result({"sky": "foggy"})) == '• get_weather()\n  {"sky": "foggy"}'
+    assert view(call({"days": [1], "where": None})) == "• get_weather(days=[1], where=null)"
+    assert view(result({"sky": "foggy"})) == '\n  {"sky": "foggy"}'
     assert view(text("Foggy")) == "\n\nFoggy"
+    assert view(call({}, "c2"), result("x" * 2000, "r2")).endswith("x… (800 more characters)")
 
 
 def test_a_result_that_is_not_below_its_call_is_written_with_its_name(view: View) -> None:
@@ -215,10 +202,6 @@ def test_a_result_that_is_not_below_its_call_is_written_with_its_name(view: View
 def test_a_result_of_null_is_written_when_the_message_is_over(view: View) -> None:
     assert view(call({}), result(None)) == "• get_weather()"
     assert view(end=True) == "\n  null\n"
-
-
-def test_a_long_result_is_cut(view: View) -> None:
-    assert view(call({}), result("x" * 2000)).endswith("x… (800 more characters)")
 
 
 def test_a_tool_that_failed_says_why(capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,10 +230,6 @@ def test_a_status_is_written_with_what_the_agent_added(view: View, data: Any, wo
 def test_a_status_begins_a_line_of_its_own(view: View) -> None:
     events = status("processing"), text("Hi"), status("typing"), status("error", "boom")
     assert view(*events, end=True) == "· processing\nHi\n\n· typing\n· error: boom\n"
-
-
-def test_an_unknown_event_is_written_with_its_data(view: View) -> None:
-    assert view(UnknownEvent("progress", "half"), end=True) == "· progress: half\n"
 
 
 def test_a_stored_message_is_written_part_by_part(capsys: pytest.CaptureFixture[str]) -> None:

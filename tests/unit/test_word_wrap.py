@@ -86,12 +86,9 @@ def test_lines_are_broken_between_words(pieces: list[str], lines: list[str]) -> 
     assert [line.rstrip() for line in shown(*pieces)] == [line.rstrip() for line in lines]
 
 
-def test_broken_lines_go_on_after_the_mark() -> None:
+def test_broken_lines_and_words_go_on_after_the_mark() -> None:
     lines = shown("one two three four", mark="• ")
     assert [line.rstrip() for line in lines] == ["• one two", "  three", "  four"]
-
-
-def test_a_word_that_is_longer_than_a_line_is_broken_after_the_mark_too() -> None:
     assert shown("012345678", mark="• ") == ["• 01234567", "  8"]
 
 
