@@ -1,6 +1,6 @@
 """A program that closes nothing.
 
-    python -m support.forgetful <transport> <sync|asyncio|trio|loops> <server url> <agent id>
+    python -m support.forgetful <transport> <server url> <agent id> <sync|asyncio|trio|loops>...
 
 It leaves clients and streams behind, some of them to the garbage collector and some until the
 interpreter ends, and says nothing. What it says in spite of that is for the tests to see.
@@ -55,7 +55,7 @@ async def use_async(flux0: Flux0, agent_id: str) -> None:
 
 def main() -> None:
     """Do what the arguments say."""
-    transport, what, url, agent_id = sys.argv[1:]
+    transport, url, agent_id, *what = sys.argv[1:]
     _, modes = TRANSPORTS[transport]
 
     def make_client() -> Flux0:
@@ -73,16 +73,20 @@ def main() -> None:
         elif mode == "trio":
             trio.run(in_this_loop)
 
-    if what == "sync":
-        use(make_client(), agent_id)
-    elif what == "loops":
-        shared = make_client()
-        for mode in modes:
-            for _ in range(2):
-                in_loop(mode, lambda: shared)
-    else:
-        in_loop(what, make_client)
-    gc.collect()
+    def leave_behind(kind: str) -> None:
+        if kind == "sync":
+            use(make_client(), agent_id)
+        elif kind == "loops":
+            shared = make_client()
+            for mode in modes:
+                for _ in range(2):
+                    in_loop(mode, lambda: shared)
+        else:
+            in_loop(kind, make_client)
+
+    for each in what:
+        leave_behind(each)
+        gc.collect()
 
 
 if __name__ == "__main__":
