@@ -46,7 +46,7 @@ TURN = answer(
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use connections again that rested: a fork takes more than four seconds on a slow machine."""
-    for adapter in ("httpx_family", "urllib3_connection"):
+    for adapter in ("httpx_client", "urllib3_connection"):
         monkeypatch.setattr(f"flux0.adapters.support.{adapter}.LONGEST_REST", 60.0)
 
 

@@ -20,19 +20,24 @@ from flux0.adapters.support.limits import LARGEST_OVERHEAD
 current: Final[ContextVar[HttpxExchange]] = ContextVar("current")
 
 
-def instrument(client: Any, library: Any, core: Any) -> Any:
-    """Have a client make its connections through the backends below, and return it.
+def instrument_client(client: Any, library: Any, core: Any) -> Any:
+    """Have a client of the user's make its connections as `instrument` says, and return it."""
+    if isinstance(client, (library.Client, library.AsyncClient)):
+        for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001 - see below
+            instrument(transport, library, core)
+    return client
+
+
+def instrument(transport: Any, library: Any, core: Any) -> None:
+    """Have a transport of the library's make its connections through the backends below.
 
     httpcore's pools take a network backend, but httpx has no argument to pass one on. Transports
     that are not the library's own are left as they are, and so are connections from before.
     """
-    if isinstance(client, (library.Client, library.AsyncClient)):
-        for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001 - see above
-            if isinstance(transport, library.HTTPTransport):
-                _wrap(transport._pool, Backend, core)  # noqa: SLF001
-            elif isinstance(transport, library.AsyncHTTPTransport):
-                _wrap(transport._pool, AsyncBackend, core)  # noqa: SLF001
-    return client
+    if isinstance(transport, library.HTTPTransport):
+        _wrap(transport._pool, Backend, core)  # noqa: SLF001
+    elif isinstance(transport, library.AsyncHTTPTransport):
+        _wrap(transport._pool, AsyncBackend, core)  # noqa: SLF001
 
 
 def _wrap(pool: Any, backend: type[Backend | AsyncBackend], core: Any) -> None:

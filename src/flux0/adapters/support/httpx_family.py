@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from functools import partial
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from inspect import iscoroutinefunction
 from typing import Any, ClassVar, Final, Protocol, TypeVar, cast, runtime_checkable
 
-from flux0.adapters.support.bodies import OpenBodies, SyncBody, in_thread, run
+from flux0.adapters.support.bodies import SyncBody, in_thread, run
 from flux0.adapters.support.event_loop import PerLoop
 from flux0.adapters.support.failures import failure
 from flux0.adapters.support.given import refuse_misplaced, shown
-from flux0.adapters.support.httpx_connection import current, instrument
+from flux0.adapters.support.httpx_client import OwnClients
+from flux0.adapters.support.httpx_connection import current, instrument_client
 from flux0.adapters.support.httpx_exchange import HttpxExchange
 from flux0.adapters.support.httpx_response import AsyncBody, SyncHttpxBody
-from flux0.adapters.support.limits import (
-    ACCEPT_ENCODING,
-    LONGEST_REST,
-    MAX_CONNECTIONS,
-    MAX_KEPT,
-)
-from flux0.adapters.support.processes import PerProcess, not_forking
+from flux0.adapters.support.limits import ACCEPT_ENCODING
+from flux0.adapters.support.processes import PerProcess
 from flux0.adapters.support.proxies import EnvironmentProxies
 from flux0.domain.errors import ClientClosed, ConnectError, Flux0Error, InvalidArgument
 from flux0.domain.headers import Headers
@@ -92,13 +86,13 @@ class HttpxFamilyTransport:
         library, core = self.library, self.core
         _check("client", client, library.__name__, asynchronous=False)
         _check("async_client", async_client, library.__name__, asynchronous=True)
-        self._client = instrument(client, library, core)
-        self._async_client = instrument(async_client, library, core)
+        self._client = instrument_client(client, library, core)
+        self._async_client = instrument_client(async_client, library, core)
         self._proxies = EnvironmentProxies(library.__name__, _PROXIES)
-        self._own_clients = PerProcess(partial(_OwnClients, library, core, asynchronous=False))
+        self._own_clients = PerProcess(partial(OwnClients, library, core, asynchronous=False))
         weakref.finalize(self, _forget, weakref.ref(self), self._own_clients)
-        self._own_async_clients: PerLoop[_OwnClients] = PerLoop(
-            partial(_OwnClients, library, core, asynchronous=True), _OwnClients.close_async
+        self._own_async_clients: PerLoop[OwnClients] = PerLoop(
+            partial(OwnClients, library, core, asynchronous=True), OwnClients.close_async
         )
 
     def __repr__(self) -> str:
@@ -222,76 +216,14 @@ class HttpxFamilyTransport:
         return ClientClosed(f"the {name} client, or the event loop it was used in, is closed")
 
 
-class _OwnClients:
-    """The clients that are made here, when first needed and again after closing.
-
-    There is one for each proxy, and one for no proxy.
-    """
-
-    def __init__(self, library: Any, core: Any, *, asynchronous: bool) -> None:
-        self._make = partial(_make_client, library, core, asynchronous=asynchronous)
-        self._lock = threading.Lock()
-        self.bodies = OpenBodies()
-        self._clients: dict[str | None, Any] = {}
-
-    @property
-    def is_used(self) -> bool:
-        """Whether there is a client to close; takes no lock."""
-        return bool(self._clients)
-
-    def get(self, proxy: str | None) -> Any:
-        with self._lock:
-            if proxy not in self._clients:
-                self._clients[proxy] = self._make(proxy)
-            return self._clients[proxy]
-
-    def close(self) -> None:
-        self.bodies.close()
-        self.close_clients()
-
-    def close_clients(self) -> None:
-        for client in self._take():
-            client.close()
-
-    async def close_async(self) -> None:
-        for client in self._take():
-            await client.aclose()
-
-    def _take(self) -> Iterable[Any]:
-        with self._lock:
-            clients, self._clients = self._clients, {}
-        return clients.values()
-
-
 def _forget(
-    transport: weakref.ref[HttpxFamilyTransport], own_clients: PerProcess[_OwnClients]
+    transport: weakref.ref[HttpxFamilyTransport], own_clients: PerProcess[OwnClients]
 ) -> None:
     own = own_clients.get()
     if transport() is not None:  # Python ends: nobody holds a lock, and no thread must begin.
         own.close_clients()
     elif own.is_used:  # The collector may have run while this thread holds a lock.
         in_thread(own.close)
-
-
-def _make_client(library: Any, core: Any, proxy: str | None, *, asynchronous: bool) -> Any:
-    prefix = "Async" if asynchronous else ""
-    limits = library.Limits(
-        max_connections=MAX_CONNECTIONS,
-        max_keepalive_connections=MAX_KEPT,
-        keepalive_expiry=LONGEST_REST,
-    )
-    try:
-        with not_forking:  # It has OpenSSL read the certificates.
-            transport = getattr(library, f"{prefix}HTTPTransport")(limits=limits, proxy=proxy)
-    except ImportError as error:  # It goes through SOCKS proxies with an extra of its own.
-        raise failure(ConnectError, error) from error
-    # A jar that takes none: a cookie of the server's would change who the user is.
-    cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
-    # With a transport, the library does not look for proxies itself.
-    client = getattr(library, f"{prefix}Client")(transport=transport, cookies=cookies)
-    for name in ("accept", "accept-encoding", "user-agent"):
-        del client.headers[name]  # Each request has its own, which would replace it at a cost.
-    return instrument(client, library, core)
 
 
 def _check(argument: str, client: object, name: str, *, asynchronous: bool) -> None:
