@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
@@ -53,14 +53,10 @@ def server(server_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture
-def own_server(
-    server_python: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[], Flux0Server]]:
-    """Starts a server for this test alone, which may then do to it what it likes."""
-    with contextlib.ExitStack() as servers:
-        yield lambda: servers.enter_context(
-            Flux0Server(server_python, tmp_path_factory.mktemp("own_server"))
-        )
+def own_server(server_python: str, tmp_path: Path) -> Iterator[Flux0Server]:
+    """A server for this test alone, which may then do to it what it likes."""
+    with Flux0Server(server_python, tmp_path) as running:
+        yield running
 
 
 @pytest.fixture
@@ -72,7 +68,7 @@ def relay(server: Flux0Server) -> Iterator[Relay]:
 
 @pytest.fixture(params=WAYS, ids=str)
 def way(request: pytest.FixtureRequest) -> Way:
-    """The transport and the kind of code that this test runs with."""
+    """The transport and the kind of code that this test runs with; see ways.py."""
     return cast("Way", request.param)
 
 
@@ -81,13 +77,14 @@ def make_client(server: Flux0Server, way: Way) -> MakeClient:
     """Makes clients that go the test's way to the shared server, and never wait for ever."""
 
     def make(**options: Any) -> Flux0:
-        defaults: dict[str, Any] = {
+        options = {
             "server_url": server.url,
             "transport": way.make_transport(),
             "timeout_ms": _TIMEOUT_MS,
             "stream_idle_timeout_ms": _TIMEOUT_MS,
+            **options,
         }
-        return in_mode(way.mode, Flux0(**{**defaults, **options}))
+        return in_mode(way.mode, Flux0(**options))
 
     return make
 
@@ -117,8 +114,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     test = pyfuncitem.obj
     if not inspect.iscoroutinefunction(test):
         return None
-    given = pyfuncitem.funcargs
-    arguments = {name: given[name] for name in inspect.signature(test).parameters}
-    way = cast("Way", given["way"])
-    run(way.mode, lambda: test(**arguments))
+    given = {name: pyfuncitem.funcargs[name] for name in inspect.signature(test).parameters}
+    run(cast("Way", pyfuncitem.funcargs["way"]).mode, lambda: test(**given))
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier
@@ -71,16 +70,13 @@ async def test_an_agent_that_never_says_that_it_is_done_is_an_idle_stream(
             await anext(stream)
 
 
-def test_a_server_that_dies_interrupts_every_turn(
-    own_server: Callable[[], Flux0Server], fresh_name: str
-) -> None:
-    server = own_server()
+def test_a_server_that_dies_interrupts_every_turn(own_server: Flux0Server, fresh_name: str) -> None:
     everybody = Barrier(len(WAYS) + 1, timeout=30)
 
     async def be_interrupted(way: Way) -> None:
-        flux0 = in_mode(way.mode, Flux0(server.url, transport=way.make_transport()))
+        flux0 = in_mode(way.mode, Flux0(own_server.url, transport=way.make_transport()))
         async with flux0:
-            session = await flux0.sessions.create_async(agent_id=server.agent_id)
+            session = await flux0.sessions.create_async(agent_id=own_server.agent_id)
             stream = await perform(flux0, session.id, {"text": "Hi"}, {"wait": fresh_name})
             event = await anext(stream)
             everybody.wait()  # Each has come so far; then the server is dead.
@@ -96,7 +92,7 @@ def test_a_server_that_dies_interrupts_every_turn(
     with ThreadPoolExecutor(len(WAYS)) as threads:
         running = [threads.submit(run, way.mode, partial(be_interrupted, way)) for way in WAYS]
         everybody.wait()
-        server.kill()
+        own_server.kill()
         everybody.wait()
         for each in running:
             each.result()

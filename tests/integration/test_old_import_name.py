@@ -21,28 +21,11 @@ with warnings.catch_warnings():
     from flux0_client.httpclient import AsyncHttpClient
     from flux0_client.utils import BackoffStrategy, RetryConfig
 
-RETRIES = RetryConfig("backoff", BackoffStrategy(1, 50, 1.1, 100), False)  # noqa: FBT003 - as people wrote it
-
 
 @pytest.fixture(autouse=True)
 def _at_the_server(server: Flux0Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have `Flux0()` talk to the server, as it does where that is at the usual address."""
     monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
-
-
-def test_lists() -> None:
-    with Flux0() as flux0:
-        res = flux0.agents.list()
-    assert isinstance(res, models.AgentsDTO)
-    assert all(isinstance(agent, models.AgentDTO) for agent in res.data)
-
-
-def test_lists_asynchronously() -> None:
-    async def main() -> models.AgentsDTO:
-        async with Flux0Client() as flux0:
-            return await flux0.agents.list_async()
-
-    assert asyncio.run(main()).data
 
 
 def test_sessions_and_the_events_of_a_turn(server: Flux0Server) -> None:
@@ -67,11 +50,13 @@ def test_sessions_and_the_events_of_a_turn(server: Flux0Server) -> None:
     assert [event.source for event in stored.data] == ["user", "ai_agent"]
 
 
-def test_retries_of_a_call_and_of_a_client() -> None:
-    with Flux0() as flux0:
-        assert flux0.agents.list(retries=RETRIES).data
-    with Flux0(retry_config=RETRIES) as flux0:
-        assert flux0.agents.list().data
+def test_clients_and_calls_with_options(relay: Relay) -> None:
+    retries = RetryConfig("backoff", BackoffStrategy(1, 50, 1.1, 100), False)  # noqa: FBT003 - as people wrote it
+    with Flux0(server_url=relay.url, retry_config=retries) as flux0:
+        res = flux0.agents.list(retries=retries)
+    assert isinstance(res, models.AgentsDTO)
+    assert {type(agent) for agent in res.data} == {models.AgentDTO}
+    assert relay.connections == 1
 
 
 def caught(agent_id: str) -> models.APIError:
@@ -96,60 +81,43 @@ def test_errors() -> None:
     assert data.detail[0].loc == ("path", "agent_id")
 
 
-def test_another_server(relay: Relay) -> None:
-    with Flux0(server_url=relay.url) as flux0:
-        assert flux0.agents.list().data
-    assert relay.connections == 1
-
-
-def test_a_client_with_headers() -> None:
-    with httpx.Client(headers={"x-custom-header": "someValue"}) as http_client:
-        sent: list[httpx.Request] = []
-        http_client.event_hooks = {"request": [sent.append]}
-        s = Flux0(client=http_client)
-        assert s.agents.list().data
-    assert sent[0].headers["x-custom-header"] == "someValue"
-
-
 class CustomClient(AsyncHttpClient):
     client: AsyncHttpClient
 
     def __init__(self, client: AsyncHttpClient) -> None:
         self.client = client
-        self.sent: list[httpx.Request] = []
 
     async def send(self, request: httpx.Request, **options: Any) -> Any:
         request.headers["Client-Level-Header"] = "added by client"
-        self.sent.append(request)
         return await self.client.send(request, **options)
 
     def build_request(self, method: str, url: Any, **options: Any) -> Any:
         return self.client.build_request(method, url, **options)
 
 
-def test_a_client_that_is_wrapped() -> None:
-    async def main() -> list[httpx.Request]:
-        async with httpx.AsyncClient() as inner:
-            custom = CustomClient(inner)
-            async with Flux0(async_client=custom) as s:
-                assert (await s.agents.list_async()).data
-            return custom.sent
+def test_clients_of_ones_own() -> None:
+    sent: list[httpx.Request] = []
 
-    (sent,) = asyncio.run(main())
-    assert sent.headers["client-level-header"] == "added by client"
+    async def keep(request: httpx.Request) -> None:
+        sent.append(request)
+
+    async def main() -> None:
+        async with (
+            httpx.AsyncClient(event_hooks={"request": [keep]}) as inner,
+            Flux0Client(async_client=CustomClient(inner)) as s,
+        ):
+            assert (await s.agents.list_async()).data
+
+    asyncio.run(main())
+    hooks = {"request": [sent.append]}
+    with httpx.Client(headers={"x-custom-header": "someValue"}, event_hooks=hooks) as http_client:
+        assert Flux0(client=http_client).agents.list().data
+    assert sent[0].headers["client-level-header"] == "added by client"
+    assert sent[1].headers["x-custom-header"] == "someValue"
 
 
 def test_a_debug_logger(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("flux0_client")
     with caplog.at_level(logging.DEBUG, "flux0_client"), Flux0(debug_logger=logger) as s:
-        s.agents.list()
-    assert "/api/agents" in caplog.text
-
-
-def test_a_default_debug_logger(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("FLUX0_DEBUG", "true")
-    with caplog.at_level(logging.DEBUG, "flux0"), Flux0() as s:
         s.agents.list()
     assert "/api/agents" in caplog.text
