@@ -7,7 +7,6 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from types import MethodType
 from typing import cast
 
 import pytest
@@ -42,16 +41,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     families: defaultdict[object, list[pytest.Item]] = defaultdict(list)
     for item in items:
         assert isinstance(item, pytest.Function)
-        function: object = item.obj
-        families[function.__func__ if isinstance(function, MethodType) else function].append(item)
-    thin = cast("int", config.getoption("--thin"))
-    left_out: set[pytest.Item] = set()
+        families[getattr(item.obj, "__func__", item.obj)].append(item)
+    kept: set[pytest.Item] = set()
     for family in families.values():
-        step = min(thin, len(family))
-        kept = sorted(family, key=lambda item: item.nodeid)[sys.version_info.minor % step :: step]
-        left_out |= set(family) - set(kept)
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=list(left_out))
+        step = min(cast("int", config.getoption("--thin")), len(family))
+        family.sort(key=lambda item: item.nodeid)
+        kept.update(family[sys.version_info.minor % step :: step])
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+
+import pytest
 
 from support.transports_page import CONTRACT, PAGE, TRANSPORT
 
@@ -18,14 +18,6 @@ def loaded(name: str, source: str) -> ModuleType:
     return module
 
 
-@contextmanager
-def importable(module: ModuleType) -> Generator[None, None, None]:
-    sys.modules[module.__name__] = module
-    try:
-        yield
-    finally:
-        del sys.modules[module.__name__]
-
-
-with importable(loaded("h11_transport", TRANSPORT)):
+with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(sys.modules, "h11_transport", loaded("h11_transport", TRANSPORT))
     TestH11Transport: Any = loaded("test_h11_transport", CONTRACT).TestH11Transport

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from flux0 import models
 from flux0.adapters.json import JsonCodec
@@ -25,7 +25,7 @@ from flux0.ports import ServerSentEvent
 from flux0.testing.cassettes.cassette import CassetteError, read_cassette
 from support.cassettes import LIST_AGENTS, written
 
-long = settings(max_examples=5_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+long = settings(max_examples=5_000)
 
 CODEC = JsonCodec()
 JSON = st.recursive(
@@ -35,34 +35,22 @@ JSON = st.recursive(
     ),
     max_leaves=12,
 )
+JSON_BYTES = JSON.map(lambda value: json.dumps(value).encode())
 
 # --- the parser
 
-LINES = st.sampled_from(
-    [
-        b"data: x",
-        b"data",
-        b"event: chunk",
-        b"id: 1",
-        b"id: \0",
-        b"retry: 9",
-        b": c",
-        b"\xef\xbb\xbf",
-    ]
-) | st.binary(max_size=12)
+KNOWN = [b"data: x", b"data", b"event: chunk", b"id: 1", b"id: \0", b"retry: 9", b": c"]
+LINES = st.sampled_from([*KNOWN, b"\xef\xbb\xbf"]) | st.binary(max_size=12)
 ENDS = st.sampled_from([b"\n", b"\r", b"\r\n", b"\n\n", b"\r\r", b""])
-STREAMS = st.lists(st.tuples(LINES, ENDS), max_size=30).map(
-    lambda parts: b"".join(line + end for line, end in parts)
-)
+STREAMS = st.lists(st.builds(bytes.__add__, LINES, ENDS), max_size=30).map(b"".join)
 
 
 def outcome(pieces: list[bytes], limit: int | None) -> tuple[list[ServerSentEvent], bool]:
     parser = SSEParser(max_event_bytes=limit)
     events: list[ServerSentEvent] = []
     try:
-        for piece in pieces:
+        for piece in (*pieces, b""):
             events += parser.feed(piece)
-        events += parser.feed(b"")
     except EventTooLarge:
         return events, True
     return events, False
@@ -80,63 +68,47 @@ def test_the_parser_sees_the_same_however_the_stream_is_split(
 
 # --- the codec
 
-MODELS = [
-    models.Agents,
-    models.Sessions,
-    models.Events,
-    models.Event,
-    models.HTTPValidationErrorData,
-]
+LISTS = [models.Agents, models.Sessions, models.Events]
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+@pytest.mark.parametrize("model", [*LISTS, models.Event, models.HTTPValidationErrorData])
 @long
-@given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
+@given(st.binary(max_size=60) | JSON_BYTES)
 def test_the_codec_decodes_or_refuses(model: type[Any], body: bytes) -> None:
     with suppress(DecodeError):
         assert isinstance(CODEC.decode(model, body), model)
 
 
-def objects(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Draw objects in which any field may be missing, or be something else."""
-    return st.fixed_dictionaries(
-        {}, optional={name: given | JSON for name, given in fields.items()}
-    )
-
-
-POINTERS = st.lists(
-    st.sampled_from(["", "-", "0", "1", "007", "9" * 20, "tool_calls", "args", "a~1b", "~", "é"]),
-    max_size=4,
-).map(lambda parts: "".join(f"/{part}" for part in parts))
-PATCHES = st.lists(
-    st.fixed_dictionaries(
-        {
-            "op": st.sampled_from(["add", "replace", "remove", "move", "copy", "test", "grow"]),
-            "path": POINTERS,
-            "value": JSON | st.just({"tool_calls": [{"type": "tool_call", "args": ["{", "}"]}]}),
-            "from": POINTERS,
-        }
-    ),
-    max_size=4,
+NAMES = ["", "-", "0", "1", "007", "9" * 20, "tool_calls", "args", "a~1b", "~", "é"]
+POINTERS = st.lists(st.sampled_from(NAMES), max_size=4).map(
+    lambda names: "".join(f"/{name}" for name in names)
 )
-FIELDS: dict[str, st.SearchStrategy[Any]] = {
+OPERATIONS = ["add", "replace", "remove", "move", "copy", "test", "grow"]
+PATCH: dict[str, st.SearchStrategy[Any]] = {
+    "op": st.sampled_from(OPERATIONS),
+    "path": POINTERS,
+    "value": JSON | st.just({"tool_calls": [{"type": "tool_call", "args": ["{", "}"]}]}),
+    "from": POINTERS,
+}
+CHUNK: dict[str, st.SearchStrategy[Any]] = {
     "correlation_id": st.just("r"),
     "event_id": st.sampled_from(["a", "b"]),
     "seq": st.integers(),
-    "patches": PATCHES,
+    "patches": st.lists(st.fixed_dictionaries(PATCH), max_size=4),
     "metadata": st.dictionaries(st.sampled_from(["agent_id", "agent_name", "kind"]), JSON),
 }
+# Any field may be missing, or be something else.
+BROKEN = st.fixed_dictionaries({}, optional={name: given | JSON for name, given in CHUNK.items()})
 
 
 def decoded(name: str, data: object) -> StreamEvent | None:
-    try:
+    with suppress(DecodeError):
         return CODEC.decode_event(ServerSentEvent(name, json.dumps(data)))
-    except DecodeError:
-        return None
+    return None
 
 
 @long
-@given(st.sampled_from(["chunk", "status", "message"]), objects(**FIELDS) | JSON)
+@given(st.sampled_from(["chunk", "status", "message"]), BROKEN | JSON)
 def test_an_event_is_decoded_or_refused(name: str, data: object) -> None:
     event = decoded(name, data)
     assert event is None or isinstance(event, get_args(StreamEvent))
@@ -146,7 +118,7 @@ def test_an_event_is_decoded_or_refused(name: str, data: object) -> None:
 
 
 @long
-@given(st.lists(st.fixed_dictionaries(FIELDS), max_size=8))
+@given(st.lists(st.fixed_dictionaries(CHUNK), max_size=8))
 def test_the_accumulator_takes_any_chunks(chunks: list[dict[str, Any]]) -> None:
     whole, watched = MessageAccumulator(), MessageAccumulator()
     for chunk in chunks:
@@ -174,7 +146,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 
 @long
-@given(st.just(GOOD) | damaged() | JSON.map(lambda value: json.dumps(value).encode()))
+@given(st.just(GOOD) | damaged() | JSON_BYTES)
 def test_a_cassette_is_read_or_refused(content: bytes) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder, "c.json")

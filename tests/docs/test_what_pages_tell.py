@@ -1,0 +1,33 @@
+"""Pages tell what is there: every public name, every file, and the command that CI runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import flux0
+import flux0.models
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_links_to_exists(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = (ROOT / "docs/reference/client.md").read_text("utf-8")
+    shown = set(re.findall(r"^::: [\w.]+\.(\w+)$", page, re.MULTILINE))
+    apart = {"models", "__version__", *dir(flux0.models)}
+    assert set(flux0.__all__) - apart <= shown
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    (command,) = re.findall(r"^```console\n(.*\btox run)\n```$", readme, re.MULTILINE)
+    assert f"    {command}\n" in (ROOT / ".ci/run").read_text("utf-8")
