@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import cast
 
 import pytest
-import trustme
 from hypothesis import HealthCheck, settings
+
+from support.secured import Secured
 
 # How fast a busy machine is says nothing about the code. CI draws the same examples every time.
 settings.register_profile(
@@ -60,10 +61,9 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def few_authorities(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let clients trust one authority by default: to load all that there are takes them long."""
-    file = tmp_path_factory.mktemp("tls") / "authority.pem"
-    trustme.CA().cert_pem.write_to_path(str(file))
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """Certificates by the one authority that clients trust by default: to load all takes long."""
+    secured = Secured(tmp_path_factory.mktemp("tls"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SSL_CERT_FILE", str(file))
-        yield
+        patch.setenv("SSL_CERT_FILE", secured.ca_file)
+        yield secured

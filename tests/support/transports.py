@@ -1,7 +1,8 @@
-"""The HTTP libraries that the integration tests go over: a new one is a line in `TRANSPORTS`."""
+"""The HTTP libraries that tests go over: a new one is a line in `TRANSPORTS`."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, TypeAlias
 
@@ -47,4 +48,12 @@ class Way:
         return make_transport(self.transport)
 
 
-WAYS = tuple(Way(name, mode) for name, (_, modes) in TRANSPORTS.items() for mode in modes)
+WAYS = tuple(
+    Way(name, mode)
+    for name, (_, modes) in TRANSPORTS.items()
+    for mode in modes
+    if name != "httpx2" or sys.version_info >= (3, 11)  # As httpx2 needs.
+)
+BLOCKING = tuple(way for way in WAYS if way.mode == "sync")
+# Each adapter in the kinds of code that it has code for. requests runs in threads for urllib3 too.
+ONCE = tuple(way for way in WAYS if way.mode != "trio" and way != Way("urllib3", "asyncio"))

@@ -1,0 +1,111 @@
+"""Requests that tests send over any transport, alike in every kind of code."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import pytest
+from attrs import evolve
+
+from flux0.adapters.threads import ThreadedTransport
+from flux0.domain.headers import Headers
+from flux0.ports import AsyncByteStream, AsyncTransport, Request, Response, Timeout, Transport
+from flux0.testing.contract.answers import Hold, answer
+from support.modes import run
+from support.transports import Mode
+
+# Long enough never to be reached, so that a hang shows as a hang.
+PATIENT = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
+OK = answer(b"ok")
+HALF = answer(b"first", Hold(), b"second", framing="chunked")
+AGENTS = answer(b'{"data": []}', headers=[("Content-Type", "application/json")])
+
+
+class HasMode(Protocol):
+    """What a test runs over, in one kind of code."""
+
+    @property
+    def mode(self) -> Mode: ...
+
+
+OverT = TypeVar("OverT", bound=HasMode)
+P = ParamSpec("P")
+
+
+def over(
+    *ways: OverT,
+) -> Callable[[Callable[Concatenate[OverT, P], Coroutine[Any, Any, None]]], Callable[..., None]]:
+    """Run an asynchronous test over each of these, which is its first parameter."""
+
+    def decorate(
+        test: Callable[Concatenate[OverT, P], Coroutine[Any, Any, None]],
+    ) -> Callable[..., None]:
+        @pytest.mark.parametrize("way", ways, ids=str)
+        @wraps(test)
+        def run_test(way: OverT, *args: P.args, **arguments: P.kwargs) -> None:
+            run(way.mode, partial(test, way, *args, **arguments))
+
+        return run_test
+
+    return decorate
+
+
+def get(
+    url: str, *headers: tuple[str, str], stream: bool = False, timeout: Timeout = PATIENT
+) -> Request:
+    return Request("GET", url, Headers(headers), stream=stream, timeout=timeout)
+
+
+def post(url: str, body: bytes = b"{}", *, timeout: Timeout = PATIENT) -> Request:
+    return Request("POST", url, Headers(), body, timeout=timeout)
+
+
+def fetch_sync(transport: Transport, request: Request) -> bytes:
+    """Send a request over a transport for synchronous code, and return the body."""
+    return b"".join(transport.send(request).body)
+
+
+async def fetch(transport: AsyncTransport, request: Request) -> bytes:
+    """Send a request and return the body."""
+    return await read((await transport.send_async(request)).body)
+
+
+async def read(body: AsyncByteStream) -> bytes:
+    return b"".join([piece async for piece in body])
+
+
+def in_mode(mode: Mode, transport: Any) -> AsyncTransport:
+    """Return what asynchronous tests send over: in the mode "sync", what blocks."""
+    if mode == "sync":
+        return _Blocking(transport)
+    return transport if hasattr(transport, "send_async") else ThreadedTransport(transport)
+
+
+class _Blocking:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def send_async(self, request: Request) -> Response[AsyncByteStream]:
+        response: Response[Any] = self._transport.send(request)
+        return evolve(response, body=_BlockingBody(response.body))
+
+    async def close_async(self) -> None:
+        self._transport.close()
+
+
+class _BlockingBody:
+    def __init__(self, body: Any) -> None:
+        self._body = body
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for piece in self._body:
+            return bytes(piece)
+        raise StopAsyncIteration
+
+    async def close_async(self) -> None:
+        self._body.close()

@@ -1,0 +1,138 @@
+"""What all transports of this package do beyond the contract."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+from attrs import evolve
+
+from flux0 import Flux0, NotFoundError, RetryConfig
+from flux0.domain.errors import ConnectError, ConnectionInterrupted, ProtocolError
+from flux0.testing.contract.answers import Disconnect, answer, cut, head, size
+from flux0.testing.contract.byte_server import ByteServer
+from support import sending
+from support.modes import call_blocking, in_mode, run
+from support.secured import Secured
+from support.sending import HALF, OK, fetch, get, over
+from support.transports import ONCE, WAYS, Way
+
+
+@over(*ONCE)
+async def test_an_address_that_is_none(way: Way) -> None:
+    transport = sending.in_mode(way.mode, way.make_transport())
+    for url in ("http://*/", "http://127.0.0.1:99999/", "ftp://127.0.0.1/", "http:///"):
+        with pytest.raises(ConnectError) as caught:
+            await transport.send_async(get(url))
+        assert isinstance(caught.value.__cause__, Exception)
+    await transport.close_async()
+
+
+@over(*ONCE)
+async def test_a_head_cut_short_is_an_interruption(way: Way) -> None:
+    whole = head("200 OK", [("Content-Length", "0")])
+    cuts = [cut((whole,), length) for length in range(size((whole,)))]
+    # Over urllib3, a field that was cut short may read as broken framing.
+    kinds = (ConnectionInterrupted, *[ProtocolError] * (way.transport in ("requests", "urllib3")))
+    transport = sending.in_mode(way.mode, way.make_transport())
+    with ByteServer(*cuts) as server:
+        for _ in cuts:
+            with pytest.raises(kinds):
+                await fetch(transport, get(server.url))
+        await transport.close_async()
+
+
+@over(*ONCE)
+async def test_tls_that_ends_within_a_body_is_an_interruption(
+    way: Way, secured: Secured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", secured.ca_file)
+    transport = sending.in_mode(way.mode, way.make_transport())
+    steps = (*answer(b"first", framing="chunked")[:2], Disconnect())
+    with ByteServer(steps, tls=secured.server) as server:
+        pieces = aiter((await transport.send_async(get(server.url))).body)
+        assert await anext(pieces) == b"first"
+        with pytest.raises(ConnectionInterrupted):
+            await anext(pieces)
+        await transport.close_async()
+
+
+@over(*ONCE)
+async def test_only_what_is_undone_is_asked_for_unless_the_user_asks(way: Way) -> None:
+    transport = sending.in_mode(way.mode, way.make_transport())
+    with ByteServer(OK) as server:
+        await fetch(transport, get(server.url))
+        await fetch(transport, get(server.url, ("Accept-Encoding", "identity")))
+        await transport.close_async()
+        asked = [request.headers["accept-encoding"] for request in server.requests]
+    assert asked == ["gzip, deflate", "identity"]
+
+
+@pytest.mark.parametrize("way", ONCE, ids=str)
+def test_an_error_has_the_librarys_response_which_can_be_read_again(way: Way) -> None:
+    steps = answer(b'{"detail":', b' "no"}', status="404 Not Found", framing="chunked", gzip=True)
+
+    async def test() -> None:
+        flux0 = Flux0(server.url, transport=way.make_transport(), retry_config=RetryConfig("none"))
+        async with in_mode(way.mode, flux0) as either:
+            with pytest.raises(NotFoundError) as caught:
+                await either.agents.list_async()
+            raw = caught.value.raw_response
+            assert type(raw).__module__.partition(".")[0] == way.transport
+            if way.transport == "aiohttp":
+                assert await raw.json(content_type=None) == {"detail": "no"}
+            else:
+                assert raw.json() == {"detail": "no"}
+
+    with ByteServer(steps) as server:
+        run(way.mode, test)
+
+
+@over(*ONCE)
+async def test_a_body_outlives_its_transport(way: Way) -> None:
+    with ByteServer(HALF) as server:
+        response = await sending.in_mode(way.mode, way.make_transport()).send_async(get(server.url))
+        response = evolve(response, raw_response=None)
+        gc.collect()
+        pieces = aiter(response.body)
+        assert await anext(pieces) == b"first"
+        server.release()
+        assert await anext(pieces) == b"second"
+        for _ in range(2):
+            assert await anext(pieces, None) is None
+
+
+@over(*WAYS)
+async def test_a_transport_that_is_forgotten_closes_its_connections(way: Way) -> None:
+    with ByteServer(OK) as server:
+        assert (
+            await fetch(sending.in_mode(way.mode, way.make_transport()), get(server.url)) == b"ok"
+        )
+        gc.collect()
+        await call_blocking(way.mode, server.wait_until_gone)
+
+
+@over(*ONCE)
+async def test_a_closed_transport_opens_new_connections(way: Way) -> None:
+    transport = sending.in_mode(way.mode, way.make_transport())
+    with ByteServer(OK) as server:
+        for _ in range(2):
+            assert await fetch(transport, get(server.url)) == b"ok"
+            await transport.close_async()
+            await call_blocking(way.mode, server.wait_until_gone)
+        assert server.connections == 2
+
+
+@pytest.mark.parametrize("name", ["aiohttp", "httpx"])
+def test_one_transport_serves_one_event_loop_after_another(name: str) -> None:
+    ways = [way for way in WAYS if way.transport == name and way.mode != "sync"] * 2
+    transport = sending.in_mode("asyncio", ways[0].make_transport())
+
+    async def use() -> None:
+        assert await fetch(transport, get(server.url)) == b"ok"
+
+    with ByteServer(OK) as server:
+        for way in ways:
+            run(way.mode, use)
+            server.wait_until_gone()
+        assert server.connections == len(ways)
