@@ -18,7 +18,6 @@ from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
     ConnectTimeout,
-    Flux0Error,
     InvalidArgument,
     PoolTimeout,
     ProtocolError,
@@ -26,47 +25,40 @@ from flux0.domain.errors import (
     TransportError,
 )
 from flux0.domain.headers import Headers
-from flux0.ports import AsyncByteStream, Request, Response, Timeout
-from flux0.testing.contract.answers import Answer, Disconnect, Hold, Reset, Write, answer
+from flux0.ports import Timeout
+from flux0.testing.contract.answers import Disconnect, Hold, Reset, Write, answer
 from flux0.testing.contract.byte_server import ByteServer
 from support.proxy import Proxy
+from support.sending import OK, fetch, get, post
 
-OK = answer(b"ok")
 SHORT = 0.2
-SMALL, LARGE = b"{}", bytes(1_000_000)
+LARGE = bytes(1_000_000)
 
-Run = Callable[[aiohttp.ClientSession], Coroutine[Any, Any, Any]]
-
-
-def request(url: str, body: bytes | None = SMALL, **options: Any) -> Request:
-    return Request("GET" if body is None else "POST", url, Headers(), body, **options)
-
-
-async def read(body: AsyncByteStream) -> bytes:
-    return b"".join([piece async for piece in body])
-
-
-async def fetch(transport: AiohttpTransport, sent: Request) -> bytes:
-    return await read((await transport.send_async(sent)).body)
+Run = Callable[[AiohttpTransport], Coroutine[Any, Any, Any]]
+Handler = aiohttp.ClientHandlerType
+Sent = aiohttp.ClientRequest
+Got = aiohttp.ClientResponse
 
 
 def over_a_session(run: Run, **options: Any) -> Any:
-    """Run `run` with a session that has these options."""
+    """Run `run` with a transport over a session that has these options."""
 
     async def main() -> Any:
-        connector = options.pop("connector", aiohttp.TCPConnector)()
-        async with aiohttp.ClientSession(connector=connector, **options) as session:
-            return await run(session)
+        for name in {"connector", "cookie_jar"} & set(options):
+            options[name] = options[name]()  # Which needs the loop.
+        async with aiohttp.ClientSession(**options) as session:
+            return await run(AiohttpTransport(session))
 
     return asyncio.run(main())
 
 
-def failure(url: str, body: bytes | None = SMALL, **options: Any) -> Exception:
+def failure(url: str, body: bytes | None = b"{}", **options: Any) -> Exception:
     """Return what a request over a session with these options raises."""
+    request = get(url) if body is None else post(url, body)
 
-    async def run(session: aiohttp.ClientSession) -> Exception:
+    async def run(transport: AiohttpTransport) -> Exception:
         try:
-            await fetch(AiohttpTransport(session), request(url, body))
+            await fetch(transport, request)
         except Exception as error:  # noqa: BLE001 - which it is, is for the test to say
             return error
         raise AssertionError("nothing was raised")
@@ -76,54 +68,99 @@ def failure(url: str, body: bytes | None = SMALL, **options: Any) -> Exception:
     return error
 
 
-bodies = pytest.mark.parametrize("body", [None, SMALL, LARGE], ids=["get", "small", "large"])
-errors = pytest.mark.parametrize(
-    "error",
-    [
-        OSError("disk full"),
-        ConnectionResetError("redis is down"),
-        TimeoutError("db"),
-        asyncio.TimeoutError("db"),
-        UnicodeError("no text"),
-        RuntimeError("a bug"),
-        ValueError("a bug"),
-        aiohttp.ClientOSError(104, "of another call"),
-        aiohttp.ServerDisconnectedError("of another call"),
-        aiohttp.ServerTimeoutError("of another call"),
-        aiohttp.InvalidURL("of another call"),
-        aiohttp.ClientPayloadError("of another call"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
+bodies = pytest.mark.parametrize("body", [None, b"{}", LARGE], ids=["get", "small", "large"])
 
 
 # --- what the user's code raises
 
 
-@errors
-@bodies
-def test_what_a_middleware_raises_before_sending(error: Exception, body: bytes | None) -> None:
-    async def fail(
-        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
+ERRORS = [
+    OSError("disk full"),
+    TimeoutError("db"),
+    asyncio.TimeoutError("db"),
+    UnicodeError("no text"),
+    RuntimeError("a bug"),
+    ValueError("a bug"),
+    aiohttp.ClientOSError(104, "of another call"),
+    aiohttp.ServerDisconnectedError("of another call"),
+    aiohttp.ServerTimeoutError("of another call"),
+    aiohttp.InvalidURL("of another call"),
+    aiohttp.ClientPayloadError("of another call"),
+]
+OF_EACH_KIND = [ERRORS[0], ERRORS[6], ERRORS[9]]
+EVENTS = [
+    "request_start",
+    "connection_create_start",
+    "dns_resolvehost_start",
+    "connection_create_end",
+    "request_headers_sent",
+    "request_chunk_sent",
+    "request_end",
+]
+AFTER = ("middleware, after", "request_end")
+
+
+def raising(where: str, error: Exception) -> dict[str, Any]:
+    """Return options of a session with code of the user's that raises `error`."""
+
+    async def fail(*_: object) -> Any:
         raise error
 
-    with ByteServer(OK) as server:
-        assert failure(server.url, body, middlewares=(fail,)) is error
-        assert server.connections == 0
-
-
-@errors
-@bodies
-def test_what_a_middleware_raises_after_sending(error: Exception, body: bytes | None) -> None:
-    async def fail(
-        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
+    async def fail_after(request: Sent, handler: Handler) -> Got:
         (await handler(request)).release()
         raise error
 
+    class Jar(aiohttp.DummyCookieJar):
+        def filter_cookies(self, request_url: URL) -> Any:
+            raise error
+
+    if where == "cookie jar":
+        return {"cookie_jar": Jar}
+    if where.startswith("middleware"):
+        return {"middlewares": (fail_after if where.endswith("after") else fail,)}
+    trace = aiohttp.TraceConfig()
+    getattr(trace, f"on_{where}").append(fail)
+    return {"trace_configs": [trace]}
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "body"),
+    [
+        (where, error, b"{}")
+        for where in ("middleware, before", "middleware, after", "connection_create_end")
+        for error in ERRORS
+    ]
+    + [(where, error, b"{}") for where in (*EVENTS, "cookie jar") for error in OF_EACH_KIND]
+    + [(where, ERRORS[0], LARGE) for where in EVENTS[4:]]
+    + [(where, ERRORS[0], None) for where in ("request_headers_sent", "request_end")],
+    ids=lambda given: given if isinstance(given, str) else type(given).__name__,
+)
+def test_what_the_users_code_raises_is_raised_as_it_is(
+    where: str, error: Exception, body: bytes | None
+) -> None:
     with ByteServer(OK) as server:
-        assert failure(server.url, body, middlewares=(fail,)) is error
+        url = server.url.replace("127.0.0.1", "localhost")
+        assert failure(url, body, **raising(where, error)) is error
+        assert len(server.requests) <= (where in AFTER)
+
+
+@pytest.mark.parametrize("error", OF_EACH_KIND, ids=lambda error: type(error).__name__)
+def test_what_a_trace_of_a_pooled_connection_raises(error: Exception) -> None:
+    async def run(transport: AiohttpTransport) -> None:
+        assert await fetch(transport, post(server.url)) == b"ok"
+        with pytest.raises(type(error)) as caught:
+            await fetch(transport, post(server.url))
+        assert caught.value is error
+
+    with ByteServer(OK) as server:
+        over_a_session(run, **raising("connection_reuseconn", error))
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("error", OF_EACH_KIND, ids=lambda error: type(error).__name__)
+def test_what_a_trace_of_failures_raises(error: Exception) -> None:
+    with ByteServer((Disconnect(),)) as server:
+        assert failure(server.url, **raising("request_exception", error)) is error
         assert len(server.requests) == 1
 
 
@@ -131,9 +168,7 @@ def test_what_a_middleware_raises_after_sending(error: Exception, body: bytes | 
 def test_what_a_middleware_makes_of_an_error_of_aiohttp(body: bytes | None) -> None:
     mine = OSError("mine")
 
-    async def convert(
-        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
+    async def convert(request: Sent, handler: Handler) -> Got:
         try:
             return await handler(request)
         except aiohttp.ServerDisconnectedError as error:
@@ -148,108 +183,20 @@ def test_what_a_middleware_makes_of_an_error_of_aiohttp(body: bytes | None) -> N
 def test_a_call_that_a_middleware_makes_by_itself() -> None:
     """Over the same session; its failure is the user's, and does not count for the request."""
 
-    async def call(
-        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        await request.session.get(tokens, middlewares=())
-        return await handler(request)
-
-    with ByteServer((Disconnect(),)) as other, ByteServer(OK) as server:
-        tokens = other.url
-        error = failure(server.url, middlewares=(call,))
-        assert isinstance(error, aiohttp.ServerDisconnectedError)
-        assert server.connections == 0
-        tokens = "http://127.0.0.1:1"
-        assert isinstance(failure(server.url, middlewares=(call,)), aiohttp.ClientConnectorError)
-
-
-def test_a_call_that_a_middleware_makes_says_nothing_of_the_request() -> None:
-    async def call(
-        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
+    async def call(request: Sent, handler: Handler) -> Got:
         async with request.session.get(tokens, middlewares=()) as token:
             await token.read()
         return await handler(request)
 
-    with ByteServer(OK) as other:
-        tokens = other.url
-        assert type(failure("http://127.0.0.1:1", middlewares=(call,))) is ConnectError
-
-
-EVENTS = [
-    "request_start",
-    "connection_create_start",
-    "dns_resolvehost_start",
-    "connection_create_end",
-    "request_headers_sent",
-    "request_chunk_sent",
-    "request_end",
-]
-
-
-@pytest.mark.parametrize(
-    ("event", "body"),
-    [(event, body) for event in EVENTS for body in (SMALL, LARGE)]
-    + [(event, None) for event in EVENTS if event != "request_chunk_sent"],
-)
-@errors
-def test_what_a_trace_raises(event: str, error: Exception, body: bytes | None) -> None:
-    async def fail(*_: object) -> None:
-        raise error
-
-    trace = aiohttp.TraceConfig()
-    getattr(trace, f"on_{event}").append(fail)
-    with ByteServer(OK) as server:
-        url = server.url.replace("127.0.0.1", "localhost")
-        assert failure(url, body, trace_configs=[trace]) is error
-        assert len(server.requests) <= (event == "request_end")
-
-
-@errors
-def test_what_a_trace_of_a_pooled_connection_raises(error: Exception) -> None:
-    async def fail(*_: object) -> None:
-        raise error
-
-    async def run(session: aiohttp.ClientSession) -> None:
-        transport = AiohttpTransport(session)
-        assert await fetch(transport, request(server.url)) == b"ok"
-        with pytest.raises(type(error)) as caught:
-            await fetch(transport, request(server.url))
-        assert caught.value is error
-
-    trace = aiohttp.TraceConfig()
-    trace.on_connection_reuseconn.append(fail)
-    with ByteServer(OK) as server:
-        over_a_session(run, trace_configs=[trace])
-        assert len(server.requests) == 1
-
-
-@errors
-def test_what_a_trace_of_failures_raises(error: Exception) -> None:
-    async def fail(*_: object) -> None:
-        raise error
-
-    trace = aiohttp.TraceConfig()
-    trace.on_request_exception.append(fail)
-    with ByteServer((Disconnect(),)) as server:
-        assert failure(server.url, trace_configs=[trace]) is error
-        assert len(server.requests) == 1
-
-
-@errors
-def test_what_a_cookie_jar_raises(error: Exception) -> None:
-    class Jar(aiohttp.DummyCookieJar):
-        def filter_cookies(self, request_url: URL) -> Any:
-            raise error
-
-    async def run(session: aiohttp.ClientSession) -> None:
-        async with aiohttp.ClientSession(cookie_jar=Jar()) as own:
-            with pytest.raises(type(error)) as caught:
-                await fetch(AiohttpTransport(own), request(server.url))
-            assert caught.value is error
-
-    with ByteServer(OK) as server:
-        over_a_session(run)
+    nobody = "http://127.0.0.1:1"
+    with ByteServer((Disconnect(),)) as down, ByteServer(OK) as up, ByteServer(OK) as server:
+        tokens = down.url
+        error = failure(server.url, middlewares=(call,))
+        assert isinstance(error, aiohttp.ServerDisconnectedError)
+        tokens = nobody
+        assert isinstance(failure(server.url, middlewares=(call,)), aiohttp.ClientConnectorError)
+        tokens = up.url
+        assert type(failure(nobody, middlewares=(call,))) is ConnectError
         assert server.connections == 0
 
 
@@ -259,55 +206,31 @@ def test_traces_are_told_of_the_users_own_requests_as_before() -> None:
     async def note(_session: object, context: Any, _params: object) -> None:
         told.append(context.trace_request_ctx)
 
-    async def run(session: aiohttp.ClientSession) -> None:
-        AiohttpTransport(session)
-        transport = AiohttpTransport(session)
-        await fetch(transport, request(server.url))
-        async with session.get(server.url, trace_request_ctx="mine") as response:
-            assert await response.read() == b"ok"
+    async def run(url: str) -> None:
+        trace = aiohttp.TraceConfig()
+        trace.on_request_start.append(note)
+        async with aiohttp.ClientSession(trace_configs=[trace]) as session:
+            AiohttpTransport(session)
+            await fetch(AiohttpTransport(session), post(url))
+            async with session.get(url, trace_request_ctx="mine") as response:
+                assert await response.read() == b"ok"
 
-    trace = aiohttp.TraceConfig()
-    trace.on_request_start.append(note)
     with ByteServer(OK) as server:
-        over_a_session(run, trace_configs=[trace])
+        asyncio.run(run(server.url))
     assert told == [None, "mine"]
 
 
 class Wrapper:
     """Sends by itself, as `aiohttp_retry.RetryClient` does."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
-        self.session = session
 
-
-def test_what_only_wraps_a_session_is_refused() -> None:
-    async def run(session: aiohttp.ClientSession) -> None:
-        wrong: Any
-        for wrong in (Wrapper(session), aiohttp.ClientSession, "http://127.0.0.1"):
-            with pytest.raises(InvalidArgument, match="pass "):
-                AiohttpTransport(wrong)
-
-    over_a_session(run)
+@pytest.mark.parametrize("wrong", [Wrapper(), aiohttp.ClientSession, "http://127.0.0.1"])
+def test_what_only_wraps_a_session_is_refused(wrong: Any) -> None:
+    with pytest.raises(InvalidArgument, match="pass "):
+        AiohttpTransport(wrong)
 
 
 # --- whether the request was sent
-
-
-def test_a_middleware_that_sends_twice_has_the_last_word() -> None:
-    """As those do that answer a challenge; afterwards it is not known that nothing was sent."""
-
-    async def twice(
-        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        first = await handler(request)
-        assert await first.read() == b"who is it?"
-        return await handler(request)
-
-    steps = (*answer(b"who is it?", status="401 Unauthorized"), Disconnect())
-    with ByteServer(steps, OK) as server:
-        error = failure(server.url, middlewares=(twice,), connector=Refusing)
-        assert type(error) is ConnectionInterrupted
-        assert len(server.requests) == 1
 
 
 class Refusing(aiohttp.TCPConnector):
@@ -322,18 +245,30 @@ class Refusing(aiohttp.TCPConnector):
         return await super().connect(*args, **options)
 
 
+def test_a_middleware_that_sends_twice_has_the_last_word() -> None:
+    """As those do that answer a challenge; afterwards it is not known that nothing was sent."""
+
+    async def twice(request: Sent, handler: Handler) -> Got:
+        first = await handler(request)
+        assert await first.read() == b"who is it?"
+        return await handler(request)
+
+    steps = (*answer(b"who is it?", status="401 Unauthorized"), Disconnect())
+    with ByteServer(steps, OK) as server:
+        error = failure(server.url, middlewares=(twice,), connector=Refusing)
+        assert type(error) is ConnectionInterrupted
+        assert len(server.requests) == 1
+
+
 def test_a_body_that_a_middleware_has_replaced_may_have_been_sent() -> None:
-    async def replace(
-        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
+    async def replace(request: Sent, handler: Handler) -> Got:
         await request.update_body(b"signed")
         return await handler(request)
 
-    async def run(session: aiohttp.ClientSession) -> None:
-        transport = AiohttpTransport(session)
-        assert await fetch(transport, request(server.url)) == b"ok"
+    async def run(transport: AiohttpTransport) -> None:
+        assert await fetch(transport, post(server.url)) == b"ok"
         with pytest.raises(TransportError) as caught:
-            await fetch(transport, request("http://127.0.0.1:1"))
+            await fetch(transport, post("http://127.0.0.1:1"))
         assert not isinstance(caught.value, ConnectError)
 
     with ByteServer(OK) as server:
@@ -344,10 +279,10 @@ def test_a_body_that_a_middleware_has_replaced_may_have_been_sent() -> None:
 def test_expecting_a_100_continue_is_refused() -> None:
     """aiohttp would wait for it without end."""
 
-    async def run(session: aiohttp.ClientSession) -> None:
+    async def run(transport: AiohttpTransport) -> None:
         with pytest.raises(InvalidArgument, match="expect"):
-            await fetch(AiohttpTransport(session), request(server.url))
-        given = evolve(request(server.url), headers=Headers((("expect", "100-continue"),)))
+            await fetch(transport, post(server.url))
+        given = evolve(post(server.url), headers=Headers((("expect", "100-continue"),)))
         with pytest.raises(InvalidArgument, match="expect"):
             await fetch(AiohttpTransport(), given)
 
@@ -356,104 +291,62 @@ def test_expecting_a_100_continue_is_refused() -> None:
         assert server.requests == ()
 
 
-# --- proxies
-
-
-@pytest.fixture
-def proxied(monkeypatch: pytest.MonkeyPatch) -> Callable[[Proxy], None]:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    return lambda proxy: monkeypatch.setenv("http_proxy", proxy.url)
-
-
-def fetch_over_its_own(url: str, body: bytes | None = SMALL) -> bytes:
-    async def main() -> bytes:
-        transport = AiohttpTransport()
-        try:
-            return await fetch(transport, request(url, body))
-        finally:
-            await transport.close_async()
-
-    return asyncio.run(main())
-
-
-def test_a_session_of_the_users_looks_at_no_environment(proxied: Callable[[Proxy], None]) -> None:
-    async def run(session: aiohttp.ClientSession) -> None:
-        assert await fetch(AiohttpTransport(session), request(server.url)) == b"ok"
-
-    with ByteServer(OK) as server, Proxy() as proxy:
-        proxied(proxy)
-        over_a_session(run)
-        assert proxy.requests == ()
-
-
 @pytest.mark.parametrize("breaking", [Disconnect(), Reset()], ids=["closed", "reset"])
 def test_a_request_through_a_proxy_is_sent_once(
-    proxied: Callable[[Proxy], None], breaking: Any
+    monkeypatch: pytest.MonkeyPatch, breaking: Any
 ) -> None:
-    with ByteServer((breaking,)) as server, Proxy() as proxy:
-        proxied(proxy)
+    async def send() -> None:
+        transport = AiohttpTransport()
         with pytest.raises(ConnectionInterrupted):
-            fetch_over_its_own(server.url)
-        assert len(server.requests) == 1
+            await fetch(transport, post(server.url))
+        await transport.close_async()
+
+    with ByteServer((breaking,)) as server, Proxy() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        asyncio.run(send())
+        assert len(server.requests) == len(proxy.requests) == 1
 
 
 # --- connections from the pool
 
 
-LATE = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"
+LATE = Write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
 
 
 @bodies
-@pytest.mark.parametrize("blocked", [False, True], ids=["seen", "unseen"])
-def test_an_answer_to_nothing_is_not_taken_for_the_next(
-    body: bytes | None, *, blocked: bool
-) -> None:
-    async def run(session: aiohttp.ClientSession) -> None:
-        transport = AiohttpTransport(session)
-        assert await fetch(transport, request(server.url)) == b"first"
-        server.release()
-        if blocked:  # Nor where the event loop had no time to look at it.
-            time.sleep(SHORT)
-        else:
-            await asyncio.sleep(SHORT)
-        assert await fetch(transport, request(server.url, body)) == b"second"
-        assert await fetch(transport, request(server.url)) == b"third"
+@pytest.mark.parametrize(
+    "then", [(Hold(), LATE, Hold()), (Disconnect(),)], ids=["an answer", "the end"]
+)
+def test_what_came_unseen_is_not_taken_for_the_next_answer(body: bytes | None, then: Any) -> None:
+    """The event loop had no time to look at the connection."""
 
-    first = (*answer(b"first"), Hold(), Write(LATE), Hold())
+    async def run(transport: AiohttpTransport) -> None:
+        assert await fetch(transport, post(server.url)) == b"first"
+        server.release()
+        time.sleep(SHORT)
+        second = get(server.url) if body is None else post(server.url, body)
+        assert await fetch(transport, second) == b"second"
+        assert await fetch(transport, post(server.url)) == b"third"
+
+    first = (*answer(b"first"), *then)
     with ByteServer(first, answer(b"second"), answer(b"third")) as server:
         over_a_session(run)
         assert (len(server.requests), server.connections) == (3, 2)
-
-
-@bodies
-def test_a_connection_that_has_ended_unseen_is_not_used(body: bytes | None) -> None:
-    async def run(session: aiohttp.ClientSession) -> None:
-        transport = AiohttpTransport(session)
-        assert await fetch(transport, request(server.url)) == b"ok"
-        time.sleep(SHORT)
-        assert await fetch(transport, request(server.url, body)) == b"ok"
-
-    with ByteServer((*OK, Disconnect()), OK) as server:
-        over_a_session(run)
-        assert len(server.requests) == 2
 
 
 # --- timeouts
 
 
 def test_which_timeout_it_was() -> None:
-    async def run(session: aiohttp.ClientSession) -> None:
-        transport = AiohttpTransport(session)
-        held = await transport.send_async(request(server.url, stream=True))
+    async def run(transport: AiohttpTransport) -> None:
+        held = await transport.send_async(get(server.url, stream=True))
         with pytest.raises(PoolTimeout):
-            await transport.send_async(request(server.url, timeout=Timeout(pool=SHORT)))
+            await transport.send_async(post(server.url, timeout=Timeout(pool=SHORT)))
         await held.body.close_async()
         with pytest.raises(ReadTimeout):
-            await transport.send_async(request(server.url, timeout=Timeout(read=SHORT)))
+            await transport.send_async(post(server.url, timeout=Timeout(read=SHORT)))
 
-    steps: Answer = (*answer(b"first", Hold(), framing="chunked"),)
+    steps = answer(b"first", Hold(), framing="chunked")
     with ByteServer(steps, (Hold(),)) as server:
         over_a_session(run, connector=lambda: aiohttp.TCPConnector(limit=1))
 
@@ -463,37 +356,16 @@ def test_a_resolver_that_takes_too_long() -> None:
         async def resolve(self, *_: Any, **__: Any) -> Any:
             await asyncio.sleep(60)
 
-        async def close(self) -> None:
-            pass
+        async def close(self) -> None: ...
 
-    async def run(session: aiohttp.ClientSession) -> None:
-        sent = request("http://flux0.invalid", timeout=Timeout(pool=SHORT))
+    async def run(transport: AiohttpTransport) -> None:
         with pytest.raises(ConnectTimeout):
-            await AiohttpTransport(session).send_async(sent)
+            await transport.send_async(get("http://flux0.invalid", timeout=Timeout(pool=SHORT)))
 
     over_a_session(run, connector=lambda: aiohttp.TCPConnector(resolver=Slow()))
 
 
 # --- broken answers
-
-
-def stream_of(steps: Answer) -> tuple[bytes, Flux0Error]:
-    """Return what a stream hands out, and what ends it."""
-
-    async def run(session: aiohttp.ClientSession) -> tuple[bytes, Flux0Error]:
-        sent = request(server.url, stream=True)
-        response: Response[AsyncByteStream] = await AiohttpTransport(session).send_async(sent)
-        pieces: list[bytes] = []
-        try:
-            async for piece in response.body:
-                pieces.append(piece)  # noqa: PERF401 - what came before the failure counts
-        except TransportError as error:
-            return b"".join(pieces), error
-        raise AssertionError("nothing was raised")
-
-    with ByteServer(steps) as server:
-        result: tuple[bytes, Flux0Error] = over_a_session(run)
-    return result
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -503,9 +375,15 @@ INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
 @pytest.mark.parametrize("before", [b"", INTERIM], ids=["alone", "after-interim"])
 @pytest.mark.parametrize("cut", range(-4, 1))
 def test_events_before_a_broken_chunk_in_the_same_segment(before: bytes, cut: int) -> None:
+    async def run(transport: AiohttpTransport) -> None:
+        response = await transport.send_async(get(server.url, stream=True))
+        pieces = aiter(response.body)
+        assert await anext(pieces) == b"first"
+        with pytest.raises(ProtocolError):
+            await anext(pieces)
+
     split = len(before) + len(HEAD) + cut
     wire = before + HEAD + b"5\r\nfirst\r\nxyz\r\n"
     steps = (Write(wire),) if not cut else (Write(wire[:split]), Write(wire[split:]))
-    data, error = stream_of((*steps, Hold()))
-    assert data == b"first"
-    assert type(error) is ProtocolError
+    with ByteServer((*steps, Hold())) as server:
+        over_a_session(run)
