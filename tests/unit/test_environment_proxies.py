@@ -6,17 +6,27 @@ import asyncio
 import gc
 import sys
 
+import aiohttp
 import pytest
+import urllib3
+from attrs import evolve
 
-from flux0 import ConnectError, Flux0, RetryConfig
-from flux0.testing.contract.answers import answer
+from flux0 import (
+    AiohttpTransport,
+    ConnectError,
+    Flux0,
+    RetryConfig,
+    Urllib3Transport,
+)
+from flux0.adapters.support.proxies import EnvironmentProxies
+from flux0.domain.errors import ConnectTimeout
+from flux0.testing.contract.answers import Answer, Disconnect, Hold, Reset, Write
 from flux0.testing.contract.byte_server import ByteServer
+from support import sending
+from support.modes import in_mode
 from support.proxy import Proxy
-from support.transports_under_test import TRANSPORTS, TransportUnderTest
-
-AGENTS = answer(b'{"data": []}', headers=[("Content-Type", "application/json")])
-
-over_all = pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
+from support.sending import AGENTS, OK, PATIENT, fetch, fetch_sync, get, over, post
+from support.transports import ONCE, Way
 
 
 @pytest.fixture(autouse=True)
@@ -26,101 +36,111 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-def list_agents(url: str, transport: TransportUnderTest) -> None:
-    client = Flux0(url, **transport.arguments(), retry_config=RetryConfig("none"))
-    if transport.synchronous:
-        with client:
-            for _ in range(2):
-                client.agents.list()
-    else:
-        asyncio.run(list_agents_async(client))
-
-
-async def list_agents_async(client: Flux0) -> None:
-    async with client:
+async def list_agents(way: Way, url: str) -> None:
+    client = Flux0(url, transport=way.make_transport(), retry_config=RetryConfig("none"))
+    async with in_mode(way.mode, client) as flux0:
         for _ in range(2):
-            await client.agents.list_async()
+            await flux0.agents.list_async()
 
 
-@over_all
+# --- the rule
+
+
+def proxy_for(url: str) -> str | None:
+    return EnvironmentProxies("httpx").proxy_for(url)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("http_proxy", "http://{}"),
-        ("HTTP_PROXY", "http://{}/"),
-        ("all_proxy", "{}"),
-        ("ALL_PROXY", "http://{}"),
+        ("http_proxy", "http://proxy:1"),
+        ("HTTP_PROXY", "http://proxy:1"),
+        ("all_proxy", "proxy:1"),
+        ("ALL_PROXY", "http://proxy:1"),
     ],
 )
+def test_the_environment_names_proxies_and_the_servers_that_need_none(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    for but in ("", "localhost", "127.0.0.1:1", "27.0.0.1", "10.0.0.0/8", "example.com, ::1"):
+        monkeypatch.setenv("no_proxy", but)
+        assert proxy_for("http://127.0.0.1:8080/api") == "http://proxy:1"
+    for but in (
+        "127.0.0.1",
+        "127.0.0.1:8080",
+        "*",
+        "a.example, 127.0.0.1",
+        "10.0.0.0/8,127.0.0.1/8",
+    ):
+        monkeypatch.setenv("no_proxy", but)
+        assert proxy_for("http://127.0.0.1:8080/api") is None
+    monkeypatch.setenv("no_proxy", "flux0.example")
+    assert proxy_for("http://flux0.example/api") is None
+    assert proxy_for("http://other.example/api") == "http://proxy:1"
+
+
+def test_a_proxy_for_https_is_for_that_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:1")
+    assert proxy_for("http://flux0.example") is None
+    assert proxy_for("https://flux0.example") == "http://proxy:1"
+
+
 @pytest.mark.parametrize(
-    "but", ["", "localhost", "127.0.0.1:1", "27.0.0.1", "10.0.0.0/8", "example.com, ::1"]
+    "proxy",
+    ["ftp://ada:s@127.0.0.1:1", "http://[", "http://127.0.0.1:x", "http://:80", "http://a:0"],
 )
-def test_a_proxy_is_used(
-    transport: TransportUnderTest, name: str, value: str, but: str, monkeypatch: pytest.MonkeyPatch
+def test_a_proxy_that_cannot_be_used(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("all_proxy", proxy)
+    with pytest.raises(ConnectError, match="the environment names the proxy") as caught:
+        proxy_for("http://flux0.invalid")
+    assert "ada" not in str(caught.value)
+
+
+# --- over each transport
+
+
+@over(*ONCE)
+@pytest.mark.parametrize(
+    ("name", "value", "login"),
+    [
+        ("http_proxy", "http://{}/", None),
+        ("ALL_PROXY", "{}", None),
+        ("http_proxy", "http://ada:s%40cret@{}", "Basic YWRhOnNAY3JldA=="),
+        ("http_proxy", "http://ada@{}", "Basic YWRhOg=="),
+    ],
+)
+async def test_a_proxy_is_used(
+    way: Way, name: str, value: str, login: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Proxy() as proxy, ByteServer(AGENTS) as server:
         monkeypatch.setenv(name, value.format(proxy.url.removeprefix("http://")))
-        monkeypatch.setenv("no_proxy", but)
-        list_agents(server.url, transport)
+        await list_agents(way, server.url)
         assert [request.target for request in proxy.requests] == [f"{server.url}/api/agents"] * 2
+        logins = [request.headers.get("proxy-authorization") for request in proxy.requests]
+        assert logins == [login] * 2
 
 
-@over_all
-@pytest.mark.parametrize(
-    "but",
-    [
-        "127.0.0.1",
-        "127.0.0.1:{}",
-        "*",
-        "a.example, 127.0.0.1",
-        "127.0.0.0/8",
-        "10.0.0.0/8,127.0.0.1/8",
-    ],
-)
-def test_some_servers_need_none(
-    transport: TransportUnderTest, but: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@over(*ONCE)
+async def test_some_servers_need_none(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     with Proxy() as proxy, ByteServer(AGENTS) as server:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
-        monkeypatch.setenv("NO_PROXY", but.format(server.port))
-        list_agents(server.url, transport)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.0/8")
+        await list_agents(way, server.url)
         assert proxy.requests == ()
-
-
-@over_all
-def test_a_proxy_for_https_is_for_that_alone(
-    transport: TransportUnderTest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with Proxy() as proxy, ByteServer(AGENTS) as server:
-        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-        list_agents(server.url, transport)
-        assert proxy.requests == ()
-
-
-@over_all
-@pytest.mark.parametrize(
-    ("login", "sent"), [("ada:s%40cret", "YWRhOnNAY3JldA=="), ("ada", "YWRhOg==")]
-)
-def test_the_login_of_a_proxy(
-    transport: TransportUnderTest, login: str, sent: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with Proxy() as proxy, ByteServer(AGENTS) as server:
-        monkeypatch.setenv("http_proxy", proxy.url.replace("//", f"//{login}@"))
-        list_agents(server.url, transport)
-        logins = [request.headers["proxy-authorization"] for request in proxy.requests]
-        assert logins == [f"Basic {sent}"] * 2
 
 
 # http.client leaves the socket of a tunnel that failed to the garbage collector in some Pythons.
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-@over_all
-def test_a_proxy_that_opens_no_tunnel(
-    transport: TransportUnderTest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+leaves_a_socket = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+
+@leaves_a_socket
+@over(*ONCE)
+async def test_a_proxy_that_opens_no_tunnel(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     with Proxy(refusal="407 Proxy Authentication Required") as proxy:
         monkeypatch.setenv("https_proxy", proxy.url)
         with pytest.raises(ConnectError) as caught:
-            list_agents("https://flux0.invalid", transport)
+            await list_agents(way, "https://flux0.invalid")
         assert {request.method for request in proxy.requests} == {"CONNECT"}
     told = str(caught.value)
     del caught
@@ -131,26 +151,48 @@ def test_a_proxy_that_opens_no_tunnel(
     )
 
 
-@over_all
+@leaves_a_socket
+@over(*ONCE)
 @pytest.mark.parametrize(
-    "proxy",
-    ["ftp://ada:s@127.0.0.1:1", "http://[", "http://127.0.0.1:x", "http://:80", "http://a:0"],
+    "does",
+    [(Disconnect(),), (Reset(),), (Write(b"nonsense\r\n\r\n"), Disconnect()), (Hold(),)],
+    ids=["closed", "reset", "nonsense", "silence"],
 )
-def test_a_proxy_that_cannot_be_used(
-    transport: TransportUnderTest, proxy: str, monkeypatch: pytest.MonkeyPatch
+async def test_a_proxy_that_breaks_before_the_tunnel_sends_nothing(
+    way: Way, does: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("all_proxy", proxy)
-    with pytest.raises(ConnectError, match="the environment names the proxy") as caught:
-        list_agents("http://flux0.invalid", transport)
-    assert "ada" not in str(caught.value)
+    silent = does == (Hold(),)
+    timeout = evolve(PATIENT, connect=0.2, read=0.2, pool=0.2) if silent else PATIENT
+    transport = sending.in_mode(way.mode, way.make_transport())
+    with ByteServer(does) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        with pytest.raises(ConnectError) as caught:
+            await transport.send_async(post("https://127.0.0.1:9", timeout=timeout))
+        assert type(caught.value) is (ConnectTimeout if silent else ConnectError)
+        await transport.close_async()
+    del caught
+    gc.collect()
 
 
-@over_all
-def test_a_socks_proxy_needs_what_is_not_here(
-    transport: TransportUnderTest, monkeypatch: pytest.MonkeyPatch
+@over(*ONCE)
+async def test_a_socks_proxy_needs_what_is_not_here(
+    way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("socksio", "socks"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:1")
     with pytest.raises(ConnectError, match=r"SOCKS|socks5"):
-        list_agents("http://flux0.invalid", transport)
+        await list_agents(way, "http://flux0.invalid")
+
+
+def test_a_client_of_the_users_looks_at_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def over_aiohttp() -> bytes:
+        async with aiohttp.ClientSession() as session:
+            return await fetch(AiohttpTransport(session), get(server.url))
+
+    with Proxy() as proxy, ByteServer(OK) as server:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        assert asyncio.run(over_aiohttp()) == b"ok"
+        transport = Urllib3Transport(urllib3.PoolManager())
+        assert fetch_sync(transport, get(server.url)) == b"ok"
+        assert proxy.requests == ()

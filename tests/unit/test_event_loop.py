@@ -19,7 +19,8 @@ from flux0 import AiohttpTransport, Flux0, HttpxTransport
 from flux0.adapters.support.event_loop import PerLoop, close_soon, running_loop, shielded, sleep
 from flux0.testing.contract.answers import Hold, answer
 from flux0.testing.contract.byte_server import ByteServer
-from support.in_memory import JSON, SSE, chunk
+from support.in_memory import SSE, chunk
+from support.sending import AGENTS
 
 T = TypeVar("T")
 Run = Callable[[Callable[[], Awaitable[Any]]], Any]
@@ -44,6 +45,10 @@ class Resource:
         await sleep(0)
         self.closed += 1
         self.closing.set()
+
+    async def is_closed_once(self) -> None:
+        await anyio.to_thread.run_sync(self.closing.wait, 10)
+        assert self.closed == 1
 
 
 def per_loop() -> PerLoop[Resource]:
@@ -72,6 +77,9 @@ def test_asyncio_does_without_trio(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delitem(sys.modules, "trio")
     asyncio.run(main())
+
+
+# --- a resource for each loop
 
 
 def test_each_loop_has_its_resource_until_it_ends() -> None:
@@ -103,24 +111,20 @@ def test_a_resource_can_be_closed_before(run: Run) -> None:
     assert [resource.closed for resource in run(main)] == [1, 1]
 
 
-def test_what_is_forgotten_is_closed_in_its_loop(run: Run) -> None:
+@pytest.mark.parametrize("how", ["here", "in another thread", "in a cycle"])
+def test_what_is_forgotten_is_closed_in_its_loop(run: Run, how: str) -> None:
     async def main() -> None:
-        resources = per_loop()
-        resource = await resources.get()
-        del resources
-        await anyio.to_thread.run_sync(resource.closing.wait, 10)
-        assert resource.closed == 1
-
-    run(main)
-
-
-def test_what_is_forgotten_in_another_thread_is_closed_in_its_loop(run: Run) -> None:
-    async def main() -> None:
-        held = [per_loop()]
+        held: list[Any] = [per_loop()]
         resource = await held[0].get()
-        await anyio.to_thread.run_sync(held.clear)
-        await anyio.to_thread.run_sync(resource.closing.wait, 10)
-        assert resource.closed == 1
+        if how == "in a cycle":
+            held.append(held)
+            del held
+            gc.collect()
+        elif how == "here":
+            held.clear()
+        else:
+            await anyio.to_thread.run_sync(held.clear)
+        await resource.is_closed_once()
 
     run(main)
 
@@ -135,17 +139,7 @@ def test_what_is_forgotten_at_the_very_end_is_closed(
     assert caplog.messages == []
 
 
-def test_what_is_garbage_in_a_cycle_is_closed(run: Run) -> None:
-    async def main() -> None:
-        cycle: list[Any] = [per_loop()]
-        cycle.append(cycle)
-        resource = await cycle[0].get()
-        del cycle
-        gc.collect()
-        await anyio.to_thread.run_sync(resource.closing.wait, 10)
-        assert resource.closed == 1
-
-    run(main)
+# --- closing
 
 
 def test_nothing_is_closed_in_a_loop_that_is_over(run: Run) -> None:
@@ -176,8 +170,9 @@ def test_closing_may_fail_without_anybody_to_tell(
     assert caplog.messages == []
 
 
-def close_at_the_end(pauses: int) -> None:
-    """Have a run of trio close something so many rounds after its main task has ended."""
+@pytest.mark.parametrize("pauses", range(12))
+def test_a_run_of_trio_that_is_just_ending_takes_no_more_tasks(pauses: int) -> None:
+    """Something is closed so many rounds after the main task has ended."""
 
     async def main() -> None:
         token = trio.lowlevel.current_trio_token()
@@ -194,22 +189,15 @@ def close_at_the_end(pauses: int) -> None:
     trio.run(main)
 
 
-def test_a_run_of_trio_that_is_just_ending_takes_no_more_tasks() -> None:
-    for pauses in range(12):
-        close_at_the_end(pauses)
-
-
 def test_what_is_shielded_goes_on_when_its_task_is_cancelled(run: Run) -> None:
-    resource = Resource()
-
     async def main() -> None:
+        resource = Resource()
         with anyio.CancelScope() as scope:
             scope.cancel()
             await shielded(resource.aclose)
-        await anyio.to_thread.run_sync(resource.closing.wait, 10)
+        await resource.is_closed_once()
 
     run(main)
-    assert resource.closed == 1
 
 
 def test_what_is_shielded_goes_on_when_asyncio_cancels() -> None:
@@ -220,8 +208,7 @@ def test_what_is_shielded_goes_on_when_asyncio_cancels() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.to_thread(resource.closing.wait, 10)
-        assert resource.closed == 1
+        await resource.is_closed_once()
 
     asyncio.run(main())
 
@@ -238,76 +225,57 @@ def run_carelessly(coroutine: Coroutine[Any, Any, T]) -> T:
         loop.close()
 
 
-def test_the_resource_of_a_loop_that_was_only_closed_is_closed_at_the_next_use() -> None:
+def test_the_resource_of_a_loop_that_was_only_closed_is_closed_later() -> None:
+    """When another loop asks for one, or when all are forgotten."""
     resources = per_loop()
     first = run_carelessly(resources.get())
     assert not first.closed
     second = run_carelessly(resources.get())
     assert first.begun
     assert not second.begun
-
-
-def test_the_resource_of_a_loop_that_was_only_closed_is_closed_when_it_is_forgotten() -> None:
-    resources = per_loop()
-    resource = run_carelessly(resources.get())
     del resources
-    assert resource.begun
+    assert second.begun
 
 
-@pytest.mark.parametrize("transport", [AiohttpTransport, HttpxTransport])
+both = pytest.mark.parametrize("transport", [AiohttpTransport, HttpxTransport])
 # Python says so of the transports of a loop that was closed under them.
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-def test_loops_that_are_only_closed_leave_no_connections(
-    transport: type[AiohttpTransport | HttpxTransport],
-) -> None:
-    with ByteServer(answer(b'{"data": []}', headers=JSON.items())) as server:
+unclosed = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+TURN = answer(chunk("a"), Hold(), headers=SSE.items(), framing="chunked")
+
+
+@both
+@unclosed
+def test_loops_that_are_only_closed_leave_no_connections(transport: type[Any]) -> None:
+    with ByteServer(AGENTS) as server:
         flux0 = Flux0(server.url, transport=transport())
-        for _ in range(20):
+        for _ in range(5):
             run_carelessly(flux0.agents.list_async())
         gc.collect()
         server.wait_until_gone(but=1)
         del flux0
         gc.collect()
         server.wait_until_gone()
-        assert server.connections == 20
+        assert server.connections == 5
 
 
-@pytest.mark.parametrize("transport", [AiohttpTransport, HttpxTransport])
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-def test_a_stream_of_a_loop_that_was_only_closed_is_ended(
-    transport: type[AiohttpTransport | HttpxTransport],
-) -> None:
-    async def begin(flux0: Flux0) -> Any:
-        stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
-        await anext(stream)
-        return stream
-
-    turn = answer(chunk("a"), Hold(), headers=SSE.items(), framing="chunked")
-    with ByteServer(turn) as server:
-        flux0 = Flux0(server.url, transport=transport())
-        stream = run_carelessly(begin(flux0))
-        assert server.open_connections == 1
-        del stream, flux0
-        gc.collect()
-        server.wait_until_gone()
-
-
-@pytest.mark.parametrize("transport", [AiohttpTransport, HttpxTransport])
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@both
+@unclosed
+@pytest.mark.parametrize("kept", [True, False], ids=["after its loop", "as its loop ends"])
 def test_a_stream_that_is_forgotten_as_its_loop_ends_is_ended(
-    transport: type[AiohttpTransport | HttpxTransport],
+    transport: type[Any], *, kept: bool
 ) -> None:
-    """The loop has no time left to close it."""
+    """A loop that is only closed has no time left to close it."""
 
-    async def begin_and_forget(flux0: Flux0) -> weakref.ref[Any]:
+    async def begin(flux0: Flux0) -> tuple[Any, weakref.ref[Any]]:
         stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
         await anext(stream)
-        return weakref.ref(stream.raw_response)
+        return stream if kept else None, weakref.ref(stream.raw_response)
 
-    turn = answer(chunk("a"), Hold(), headers=SSE.items(), framing="chunked")
-    with ByteServer(turn) as server:
+    with ByteServer(TURN) as server:
         flux0 = Flux0(server.url, transport=transport())
-        response = run_carelessly(begin_and_forget(flux0))
+        stream, response = run_carelessly(begin(flux0))
+        assert server.open_connections == 1 or not kept
+        del stream
         gc.collect()
         server.wait_until_gone()
         del flux0

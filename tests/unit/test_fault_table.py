@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import re
 import socket
 import ssl
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,10 @@ from flux0.testing.contract.answers import (
     size,
 )
 from flux0.testing.contract.byte_server import ByteServer
-from support.transports_under_test import TRANSPORTS, TransportUnderTest
+from support.in_memory import CORRELATION_ID, chunk
+from support.modes import in_mode
+from support.sending import over
+from support.transports import ONCE, Way
 
 TABLE = Path(__file__).parents[2] / "docs" / "errors.md"
 ROW = re.compile(r"^\| ([^|`]+) \| `(\w+)` \| `(\w+)` \|$", re.MULTILINE)
@@ -55,13 +58,19 @@ class Row:
     call: str
     stream: str
 
+    def __str__(self) -> str:
+        return self.fault
+
 
 ROWS = [Row(*match.groups()) for match in ROW.finditer(TABLE.read_text("utf-8"))]
 
 
+# --- no connection
+
+
 @contextmanager
-def somewhere(url: str) -> Generator[str, None, None]:
-    yield url
+def nowhere() -> Generator[str, None, None]:
+    yield "http://flux0.invalid"
 
 
 @contextmanager
@@ -86,18 +95,12 @@ def full() -> Generator[str, None, None]:
 
 
 @contextmanager
-def serving(*steps: Answer, tls: ssl.SSLContext | None = None) -> Generator[str, None, None]:
-    with ByteServer(*steps, tls=tls) as server:
-        yield server.url
-
-
-@contextmanager
 def untrusted() -> Generator[str, None, None]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate = trustme.CA().issue_cert("127.0.0.1")
     certificate.configure_cert(context)  # pyright: ignore[reportUnknownMemberType] - of pyOpenSSL
-    with serving(answer(), tls=context) as url:
-        yield url
+    with ByteServer(answer(), tls=context) as server:
+        yield server.url
 
 
 @contextmanager
@@ -107,21 +110,28 @@ def cutting() -> Generator[str, None, None]:
         yield server.url.replace("http:", "https:")
 
 
-def body(data: bytes, kind: str, **options: Any) -> Answer:
-    return answer(data, headers=[("Content-Type", kind)], **options)
+UNCONNECTED: dict[str, Callable[[], AbstractContextManager[str]]] = {
+    "the name is not found": nowhere,
+    "the connection is refused": refusing,
+    "connecting takes too long": full,
+    "the certificate is not trusted": untrusted,
+    "the TLS handshake is cut": cutting,
+}
 
 
-def cut_short(content: Callable[..., Answer], framing: str) -> Answer:
+# --- a broken answer
+
+# Makes what a server would rightly answer, with these options of `answer`.
+Content = Callable[..., Answer]
+
+
+def cut_short(content: Content, framing: str) -> Answer:
     whole = content(framing=framing)
     # Until close only what is missing tells; in the other framings, the end itself is missing.
     return cut(whole, size(whole) - (3 if framing != "until-close" else 2))
 
 
-def reset_within(content: Callable[..., Answer]) -> Answer:
-    return (*content(framing="chunked")[:-1], Reset())
-
-
-def corrupt(content: Callable[..., Answer]) -> Answer:
+def corrupt(content: Content) -> Answer:
     return tuple(
         Write(step.data.replace(b"\x1f\x8b\x08", b"\x1f\x8b\xff"))
         if isinstance(step, Write)
@@ -130,47 +140,47 @@ def corrupt(content: Callable[..., Answer]) -> Answer:
     )
 
 
-def bomb(kind: str) -> Answer:
-    return answer(BOMB, headers=[("Content-Type", kind), ("Content-Encoding", "gzip")])
+MANY_FIELDS = [(f"X-{number}", "x" * 1000) for number in range(1000)]
+HTML = [("Content-Type", "text/html")]
 
-
-# What a server does, given what it would rightly answer and the type of that.
-FAULTS: dict[str, Callable[[Callable[..., Answer], str], Any]] = {
-    "the name is not found": lambda _content, _kind: somewhere("http://flux0.invalid"),
-    "the connection is refused": lambda _content, _kind: refusing(),
-    "connecting takes too long": lambda _content, _kind: full(),
-    "the certificate is not trusted": lambda _content, _kind: untrusted(),
-    "the TLS handshake is cut": lambda _content, _kind: cutting(),
-    "the headers do not come": lambda _content, _kind: serving((Hold(),)),
-    "the answer is not HTTP": lambda _content, _kind: serving(
-        (Write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), Disconnect())
+# What the server answers, given what it would rightly answer and the type of that.
+ANSWERS: dict[str, Callable[[Content, tuple[str, str]], Answer]] = {
+    "the headers do not come": lambda _content, _type: (Hold(),),
+    "the answer is not HTTP": lambda _content, _type: (
+        Write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"),
+        Disconnect(),
     ),
-    "the header block is too large": lambda _content, _kind: serving(
-        (head("200 OK", [(f"X-{n}", "x" * 1000) for n in range(1000)]), Disconnect())
+    "the header block is too large": lambda _content, _type: (
+        head("200 OK", MANY_FIELDS),
+        Disconnect(),
     ),
-    "the connection ends before the answer": lambda _content, _kind: serving((Disconnect(),)),
-    "the body is cut short (chunked)": lambda c, _kind: serving(cut_short(c, "chunked")),
-    "the body is cut short (content-length)": lambda c, _kind: serving(
-        cut_short(c, "content-length")
+    "the connection ends before the answer": lambda _content, _type: (Disconnect(),),
+    "the body is cut short (chunked)": lambda content, _: cut_short(content, "chunked"),
+    "the body is cut short (content-length)": lambda content, _: cut_short(
+        content, "content-length"
     ),
-    "the body is cut short (until close)": lambda c, _kind: serving(cut_short(c, "until-close")),
-    "the connection is reset within the body": lambda c, _kind: serving(reset_within(c)),
-    "the gzip is corrupt": lambda c, _kind: serving(corrupt(c)),
-    "the gzip grows without end": lambda _content, kind: serving(bomb(kind)),
-    "the body, or an event, is too large": lambda _content, kind: serving(
-        body(b"data: " + bytes(2 * LIMIT), kind)
+    "the body is cut short (until close)": lambda content, _: cut_short(content, "until-close"),
+    "the connection is reset within the body": lambda content, _: (
+        *content(framing="chunked")[:-1],
+        Reset(),
     ),
-    "the JSON is broken": lambda _content, kind: serving(
-        body(b'event: chunk\ndata: {"a"\n\n', kind)
+    "the gzip is corrupt": lambda content, _: corrupt(content),
+    "the gzip grows without end": lambda _, kind: answer(
+        BOMB, headers=[kind, ("Content-Encoding", "gzip")]
     ),
-    "the server falls silent within the body": lambda c, _kind: serving(
-        (*c(framing="chunked")[:-1], Hold())
+    "the body, or an event, is too large": lambda _, kind: answer(
+        b"data: " + bytes(2 * LIMIT), headers=[kind]
     ),
-    "the answer is an HTML page": lambda _content, _kind: serving(
-        body(b"<html>Log in</html>", "text/html")
+    "the JSON is broken": lambda _, kind: answer(b'event: chunk\ndata: {"a"\n\n', headers=[kind]),
+    "the server falls silent within the body": lambda content, _: (
+        *content(framing="chunked")[:-1],
+        Hold(),
     ),
-    "the proxy answers 502": lambda _content, _kind: serving(
-        body(b"<html>Bad gateway</html>", "text/html", status="502 Bad Gateway")
+    "the answer is an HTML page": lambda _content, _type: answer(
+        b"<html>Log in</html>", headers=HTML
+    ),
+    "the proxy answers 502": lambda _content, _type: answer(
+        b"<html>Bad gateway</html>", headers=HTML, status="502 Bad Gateway"
     ),
 }
 
@@ -195,86 +205,60 @@ WORDS: dict[str, str | tuple[str, ...]] = {
     "the server falls silent within the body": "nothing came for too long",
 }
 
-CHUNK = (
-    b'event: chunk\ndata: {"correlation_id": "RID(1)::2", "event_id": "m", "seq": 0, "patches": '
-    b'[{"op": "add", "path": "/-", "value": "Hi"}], "metadata": {}, "timestamp": 1.5}\n\n'
-)
+
+@contextmanager
+def serving(fault: str, content: bytes, kind: str) -> Generator[str, None, None]:
+    """Yield the URL of a server with this fault."""
+    if fault in UNCONNECTED:
+        with UNCONNECTED[fault]() as url:
+            yield url
+    else:
+        header = ("Content-Type", kind)
+        steps = ANSWERS[fault](partial(answer, content, headers=[header]), header)
+        with ByteServer(steps) as server:
+            yield server.url
 
 
-def agents(**options: Any) -> Answer:
-    return body(b'{"data": [    ]}', "application/json", **options)
+Use = Callable[[Flux0], Coroutine[Any, Any, None]]
 
 
-def turn(**options: Any) -> Answer:
-    return body(CHUNK + CHUNK, "text/event-stream", **options)
+async def call(flux0: Flux0) -> None:
+    await flux0.agents.list_async()
 
 
-def client(url: str, transport: TransportUnderTest, patience: int) -> Flux0:
-    return Flux0(
+async def turn(flux0: Flux0) -> None:
+    async with await flux0.sessions.create_event_async(session_id="s", content="Hi") as stream:
+        async for _ in stream:
+            pass
+
+
+async def raised(way: Way, row: Row, url: str, use: Use) -> Any:
+    """Return the error of a call, or of a turn."""
+    patience = SOON if row.fault in WAITED_FOR else PATIENT
+    flux0 = Flux0(
         url,
-        **transport.arguments(),
+        transport=way.make_transport(),
         retry_config=RetryConfig("none"),
         timeout_ms=patience,
         stream_idle_timeout_ms=patience,
         max_body_bytes=LIMIT,
         max_event_bytes=LIMIT,
     )
-
-
-def call(url: str, transport: TransportUnderTest, patience: int) -> None:
-    with client(url, transport, patience) as flux0:
-        flux0.agents.list()
-
-
-def stream(url: str, transport: TransportUnderTest, patience: int) -> None:
-    with (
-        client(url, transport, patience) as flux0,
-        flux0.sessions.create_event(session_id="s", content="Hello") as events,
-    ):
-        for _ in events:
-            pass
-
-
-async def call_async(url: str, transport: TransportUnderTest, patience: int) -> None:
-    async with client(url, transport, patience) as flux0:
-        await flux0.agents.list_async()
-
-
-async def stream_async(url: str, transport: TransportUnderTest, patience: int) -> None:
-    async with (
-        client(url, transport, patience) as flux0,
-        await flux0.sessions.create_event_async(session_id="s", content="Hello") as events,
-    ):
-        async for _ in events:
-            pass
-
-
-def raised(
-    transport: TransportUnderTest, url: str, *, streaming: bool, patience: int = PATIENT
-) -> Flux0Error:
-    try:
-        if transport.synchronous:
-            (stream if streaming else call)(url, transport, patience)
-        else:
-            asyncio.run((stream_async if streaming else call_async)(url, transport, patience))
-    except Flux0Error as error:
-        return error
-    raise AssertionError("nothing was raised")
-
-
-def patience(row: Row) -> int:
-    return SOON if row.fault in WAITED_FOR else PATIENT
+    async with in_mode(way.mode, flux0) as either:
+        with pytest.raises(Flux0Error) as caught:
+            await use(either)
+    return caught.value
 
 
 def test_the_table_and_the_faults_here_are_the_same() -> None:
-    assert [row.fault for row in ROWS] == list(FAULTS)
+    assert [row.fault for row in ROWS] == [*UNCONNECTED, *ANSWERS]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.fault)
-@pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
-def test_a_call_raises_what_the_table_says(row: Row, transport: TransportUnderTest) -> None:
-    with FAULTS[row.fault](agents, "application/json") as url:
-        error = raised(transport, url, streaming=False, patience=patience(row))
+@over(*ONCE)
+@pytest.mark.parametrize("row", ROWS, ids=str)
+async def test_a_call_raises_what_the_table_says(way: Way, row: Row) -> None:
+    with serving(row.fault, b'{"data": [    ]}', "application/json") as url:
+        error = await raised(way, row, url, call)
     assert type(error).__name__ == row.call
     assert (error.operation, error.method, error.url) == ("agents.list", "GET", f"{url}/api/agents")
     if isinstance(error, TransportError):
@@ -283,24 +267,17 @@ def test_a_call_raises_what_the_table_says(row: Row, transport: TransportUnderTe
         assert not isinstance(error.__cause__, Flux0Error)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.fault)
-@pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
-def test_a_stream_raises_what_the_table_says(row: Row, transport: TransportUnderTest) -> None:
-    with FAULTS[row.fault](turn, "text/event-stream") as url:
-        error = raised(transport, url, streaming=True, patience=patience(row))
+@over(*ONCE)
+@pytest.mark.parametrize("row", ROWS, ids=str)
+async def test_a_stream_raises_what_the_table_says(way: Way, row: Row) -> None:
+    with serving(row.fault, chunk("a") * 2, "text/event-stream") as url:
+        error = await raised(way, row, url, turn)
     assert type(error).__name__ == row.stream
     told = f"{url}/api/sessions/s/events/stream"
     assert (error.operation, error.method, error.url) == ("sessions.create_event", "POST", told)
     assert "None" not in str(error)
-
-
-@pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
-def test_a_stream_that_breaks_off_says_how_far_it_came(transport: TransportUnderTest) -> None:
-    whole = turn(framing="chunked")
-    with serving(cut(whole, size(whole) - 40)) as url:
-        error = raised(transport, url, streaming=True)
-    assert isinstance(error, models.StreamInterrupted)
-    assert error.correlation_id == "RID(1)::2"
-    assert error.event_count in (1, 2)
-    assert error.__cause__ is not None
-    assert not isinstance(error.__cause__, Flux0Error)
+    if row.fault == "the body is cut short (chunked)":
+        assert isinstance(error, models.StreamInterrupted)
+        assert (error.correlation_id, error.event_count) == (CORRELATION_ID, 2)
+        assert error.__cause__ is not None
+        assert not isinstance(error.__cause__, Flux0Error)

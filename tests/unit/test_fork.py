@@ -13,15 +13,13 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import coverage
 import pytest
-import trustme
 from attrs import define
 
 from flux0 import EventStream, Flux0
@@ -30,27 +28,31 @@ from flux0.domain.errors import StreamInterrupted
 from flux0.testing.contract.answers import Answer, Hold, answer
 from flux0.testing.contract.byte_server import PATIENCE, ByteServer
 from support.in_memory import JSON, SSE, chunk, status
-from support.transports_under_test import TRANSPORTS, TransportUnderTest
+from support.secured import Secured
+from support.sending import AGENTS
+from support.transports import BLOCKING, TRANSPORTS, Way
 
 # Python says so of every fork beside threads, and the server of these tests has some.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
-SYNCHRONOUS = [each for each in TRANSPORTS if each.synchronous]
+# What httpx2 does here is what httpx does.
+over_every_transport = pytest.mark.parametrize(
+    "way", [way for way in BLOCKING if way.transport != "httpx2"], ids=str
+)
 
-AGENTS = answer(b'{"data": []}', headers=JSON.items())
 TURN = answer(
     status("typing"), Hold(), chunk("a"), chunk("b"), headers=SSE.items(), framing="chunked"
 )
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Use connections again that rested: a fork takes more than four seconds on a slow machine."""
     for adapter in ("httpx_client", "urllib3_connection"):
         monkeypatch.setattr(f"flux0.adapters.support.{adapter}.LONGEST_REST", 60.0)
-
-
-over_every_transport = pytest.mark.parametrize("over", SYNCHRONOUS, ids=str)
+    gc.freeze()  # So that collecting takes no time for what was there before.
+    yield
+    gc.unfreeze()
 
 
 @define
@@ -73,11 +75,11 @@ class Parent:
 
 @contextmanager
 def parent(
-    over: TransportUnderTest, *then: Answer, tls: ssl.SSLContext | None = None
+    way: Way, *then: Answer, tls: ssl.SSLContext | None = None
 ) -> Generator[Parent, None, None]:
     with (
         ByteServer(TURN, AGENTS, *then, AGENTS, tls=tls) as server,
-        Flux0(server.url, **over.arguments()) as flux0,
+        Flux0(server.url, transport=way.make_transport()) as flux0,
     ):
         stream = begin(flux0)
         next(stream)
@@ -116,76 +118,48 @@ def _end_after(act: Callable[[], object]) -> None:
 
 
 @over_every_transport
-def test_a_child_has_connections_of_its_own(over: TransportUnderTest) -> None:
-    with parent(over) as here:
+def test_a_child_has_connections_of_its_own_and_so_has_its_child(way: Way) -> None:
+    with parent(way) as here:
 
         def use_and_close() -> None:
             here.flux0.agents.list()
+            in_child(here.flux0.agents.list)
             here.flux0.agents.list()
             here.flux0.close()
 
         in_child(use_and_close)
-        assert here.server.connections == 3
+        assert here.server.connections == 4
         here.is_undisturbed()
 
 
 @over_every_transport
-def test_a_child_closes_the_client_at_once(over: TransportUnderTest) -> None:
-    with parent(over) as here:
+def test_a_child_closes_or_forgets_everything(way: Way) -> None:
+    with parent(way) as here:
         in_child(here.flux0.close)
-        here.is_undisturbed()
-
-
-@over_every_transport
-def test_a_child_cannot_read_its_parents_stream(over: TransportUnderTest) -> None:
-    with parent(over) as here:
-
-        def read() -> None:
-            with pytest.raises(StreamInterrupted, match="forked"):
-                next(here.stream)
-
-        in_child(read)
-        here.is_undisturbed()
-
-
-@over_every_transport
-def test_a_child_begins_another_turn_of_the_session(over: TransportUnderTest) -> None:
-    """Which closes the one that is open."""
-    with parent(over, TURN) as here:
-
-        def begin_another() -> None:
-            begin(here.flux0).close()
-
-        in_child(begin_another)
-        here.is_undisturbed()
-
-
-@over_every_transport
-def test_a_child_forgets_everything(over: TransportUnderTest) -> None:
-    with parent(over) as here:
         kept = [here.flux0, here.stream]
         in_child(kept.clear)
         here.is_undisturbed()
 
 
 @over_every_transport
-def test_a_grandchild_has_connections_of_its_own(over: TransportUnderTest) -> None:
-    with parent(over) as here:
+def test_a_child_cannot_read_its_parents_stream_and_begins_another(way: Way) -> None:
+    """Which closes the one that is open."""
+    with parent(way, TURN, TURN) as here:
 
-        def fork_again() -> None:
-            here.flux0.agents.list()
-            in_child(here.flux0.agents.list)
-            here.flux0.agents.list()
+        def read_and_begin() -> None:
+            with pytest.raises(StreamInterrupted, match="forked"):
+                next(here.stream)
+            begin(here.flux0).close()
 
-        in_child(fork_again)
-        assert here.server.connections == 4
+        in_child(read_and_begin)
+        in_child(lambda: begin(here.flux0).close())
         here.is_undisturbed()
 
 
 @over_every_transport
-def test_a_thread_reads_while_the_process_forks(over: TransportUnderTest) -> None:
+def test_a_thread_reads_while_the_process_forks(way: Way) -> None:
     """It holds the locks of the stream, which nobody releases in the child."""
-    with ThreadPoolExecutor(1) as threads, parent(over) as here:
+    with ThreadPoolExecutor(1) as threads, parent(way) as here:
         thread = threads.submit(threading.get_ident).result()
         reader = threads.submit(list, here.stream)
         while _function(thread) not in ("read", "readinto"):  # Of a socket.
@@ -203,10 +177,13 @@ def test_a_thread_reads_while_the_process_forks(over: TransportUnderTest) -> Non
         assert len(reader.result()) == 2
 
 
-@pytest.mark.parametrize("over", [each for each in SYNCHRONOUS if "Httpx" in each.name], ids=str)
-def test_a_fork_waits_for_a_client_that_is_being_made(
-    over: TransportUnderTest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _function(thread: int) -> str:
+    """Return the name of the function that a thread is in."""
+    frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] - documented, for debugging
+    return frames[thread].f_code.co_name
+
+
+def test_a_fork_waits_for_a_client_that_is_being_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenSSL holds a lock of its own while it reads certificates, and so would the child."""
     begun, made = threading.Event(), threading.Event()
     create = ssl.create_default_context
@@ -223,7 +200,7 @@ def test_a_fork_waits_for_a_client_that_is_being_made(
     monkeypatch.setattr(ssl, "create_default_context", create_slowly)
     with (
         ByteServer(AGENTS) as server,
-        Flux0(server.url, **over.arguments()) as flux0,
+        Flux0(server.url) as flux0,
         ThreadPoolExecutor(1) as threads,
     ):
         call = threads.submit(flux0.agents.list)
@@ -232,26 +209,13 @@ def test_a_fork_waits_for_a_client_that_is_being_made(
         assert list(call.result()) == []
 
 
-def _function(thread: int) -> str:
-    """Return the name of the function that a thread is in."""
-    frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] - documented, for debugging
-    return frames[thread].f_code.co_name
-
-
 @over_every_transport
 def test_the_connections_are_secured(
-    over: TransportUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    way: Way, secured: Secured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Closing TLS says so to the other side, which ends it."""
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
-        monkeypatch.setenv(variable, str(tmp_path / "ca.pem"))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    certificate = authority.issue_cert("127.0.0.1")
-    certificate.configure_cert(context)  # pyright: ignore[reportUnknownMemberType] - of pyOpenSSL
-
-    with parent(over, tls=context) as here:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", secured.ca_file)
+    with parent(way, tls=secured.server) as here:
 
         def use_and_close() -> None:
             here.flux0.agents.list()
@@ -282,10 +246,10 @@ print(len(list(stream)))
 
 
 @over_every_transport
-def test_a_child_ends_as_any_python_does(over: TransportUnderTest) -> None:
+def test_a_child_ends_as_any_python_does(way: Way) -> None:
     with ByteServer(TURN, AGENTS) as server:
         with subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, server.url, over.name],
+            [sys.executable, "-c", SCRIPT, server.url, TRANSPORTS[way.transport][0]],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -321,13 +285,13 @@ print(sorted(set(sys.modules) - before))
 
 
 @over_every_transport
-def test_a_call_imports_nothing(over: TransportUnderTest) -> None:
+def test_a_call_imports_nothing(way: Way) -> None:
     """An import takes a lock, which nobody would release in a child forked at that moment."""
     turn = answer(chunk("a"), headers=SSE.items(), framing="chunked")
     missing = answer(b'{"detail": "no"}', headers=JSON.items(), status="404 Not Found")
     with ByteServer(AGENTS, missing, turn) as server:
         done = subprocess.run(
-            [sys.executable, "-c", IMPORTS, server.url, over.name],
+            [sys.executable, "-c", IMPORTS, server.url, TRANSPORTS[way.transport][0]],
             capture_output=True,
             text=True,
             check=False,

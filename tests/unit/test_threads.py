@@ -38,14 +38,11 @@ async def happens(event: threading.Event) -> None:
     await to_thread.run_sync(wait, event)
 
 
-Step = bytes | BaseException | Callable[[], bytes]
-
-
 @define(eq=False)
 class Body:
     """A synchronous body, in whose reading things happen."""
 
-    steps: list[Step]
+    steps: list[bytes | BaseException | Callable[[], bytes]]
     closes: int = 0
     closed: threading.Event = field(factory=threading.Event)
 
@@ -70,12 +67,12 @@ class Library:
     """A transport for synchronous code alone, in whose sending things happen."""
 
     body: Body = field(factory=lambda: Body([]))
-    sending: Callable[[], None] = lambda: None
+    sending: Callable[[Request], object] = lambda _: None
     content: dict[str, str] = field(factory=lambda: JSON)
     closed_in: list[threading.Thread] = field(factory=list[threading.Thread])
 
     def send(self, request: Request) -> Response[Body]:
-        self.sending()
+        self.sending(request)
         return Response(200, Headers(tuple(self.content.items())), self.body, raw_response=request)
 
     def close(self) -> None:
@@ -89,85 +86,108 @@ class Door:
         self.reached = threading.Event()
         self.opened = threading.Event()
 
-    def __call__(self) -> None:
+    def __call__(self, *_: object) -> bytes:
         self.reached.set()
         wait(self.opened)
-
-
-# --- sending
+        return b"late"
 
 
 @in_both_loops
-async def test_the_event_loop_goes_on_while_a_request_is_sent(mode: Mode) -> None:
-    door = Door()
-    transport = ThreadedTransport(Library(sending=door))
+async def test_the_event_loop_goes_on_while_a_transport_works(mode: Mode) -> None:
+    sending, reading = Door(), Door()
+    library = Library(Body([b"a", reading]), sending)
+    transport = ThreadedTransport(library)
+    read: list[bytes] = []
+
+    async def use() -> None:
+        response = await transport.send_async(REQUEST)
+        read.extend([piece async for piece in response.body])
+        await transport.close_async()
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(transport.send_async, REQUEST)
-        await happens(door.reached)
-        door.opened.set()  # Which the thread waits for, and a loop that stands still never does.
+        tasks.start_soon(use)
+        for door in (sending, reading):
+            await happens(door.reached)
+            door.opened.set()  # A loop that stands still never comes here.
+
+    assert read == [b"a", b"late"]
+    assert library.closed_in != [threading.current_thread()]
 
 
 @in_both_loops
-async def test_the_response_is_that_of_the_transport(mode: Mode) -> None:
-    response = await ThreadedTransport(Library(Body([b"a", b"b"]))).send_async(REQUEST)
-
-    assert (response.status_code, response.headers) == (200, Headers(tuple(JSON.items())))
-    assert response.raw_response == REQUEST
-    assert [piece async for piece in response.body] == [b"a", b"b"]
-
-
-@in_both_loops
-async def test_many_requests_are_sent_at_once(mode: Mode) -> None:
+async def test_many_send_and_read_at_once(mode: Mode) -> None:
     together = threading.Barrier(MANY, timeout=TOO_LONG)
 
-    def meet() -> None:
+    def meet(*_: object) -> bytes:
         together.wait()
+        return b"x"
 
-    transport = ThreadedTransport(Library(sending=meet))
+    async def use() -> None:
+        response = await ThreadedTransport(Library(Body([meet]), meet)).send_async(REQUEST)
+        assert [piece async for piece in response.body] == [b"x"]
 
     async with anyio.create_task_group() as tasks:
         for _ in range(MANY):
-            tasks.start_soon(transport.send_async, REQUEST)
+            tasks.start_soon(use)
 
     assert not together.broken
 
 
 @in_both_loops
-async def test_a_transport_sees_the_context_of_the_task(mode: Mode) -> None:
+async def test_a_transport_sees_the_context_of_the_task_and_its_response_is_returned(
+    mode: Mode,
+) -> None:
     user: ContextVar[str] = ContextVar("user", default="nobody")
     seen: list[str] = []
     user.set("ada")
 
-    await ThreadedTransport(Library(sending=lambda: seen.append(user.get()))).send_async(REQUEST)
+    library = Library(sending=lambda _: seen.append(user.get()))
+    response = await ThreadedTransport(library).send_async(REQUEST)
 
     assert seen == ["ada"]
+    assert (response.status_code, response.headers) == (200, Headers(tuple(JSON.items())))
+    assert response.raw_response == REQUEST
+
+
+# --- failures
 
 
 @in_both_loops
-async def test_a_failure_to_send_is_the_caller_s(mode: Mode) -> None:
+async def test_a_failure_is_the_callers(mode: Mode) -> None:
     for failure in (ConnectError("refused"), TypeError("a bug")):
 
-        def fail(failure: Exception = failure) -> None:
+        def fail(_: Request, failure: Exception = failure) -> None:
             raise failure
 
-        library = Library(sending=fail)
         with pytest.raises(type(failure)) as caught:
-            await ThreadedTransport(library).send_async(REQUEST)
+            await ThreadedTransport(Library(sending=fail)).send_async(REQUEST)
         assert caught.value is failure
-        assert library.body.closes == 0
+
+        body = Body([b"a", failure])
+        response = await ThreadedTransport(Library(body)).send_async(REQUEST)
+        with pytest.raises(type(failure)) as caught:
+            async for _ in response.body:
+                pass
+        assert caught.value is failure
+        assert body.closes
 
 
 @in_both_loops
 async def test_a_call_that_is_cancelled_returns_at_once_and_leaves_nothing_open(mode: Mode) -> None:
-    door = Door()
-    library = Library(sending=door)
+    door, woken = Door(), threading.Event()
 
+    def send(request: Request) -> None:
+        request.interrupt.on_fire(woken.set)
+        door()
+
+    library = Library(sending=send)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(ThreadedTransport(library).send_async, REQUEST)
         await happens(door.reached)
+        assert not woken.is_set()
         tasks.cancel_scope.cancel()
 
+    assert woken.is_set()
     assert not library.body.closed.is_set()
     door.opened.set()
     await happens(library.body.closed)
@@ -187,132 +207,6 @@ def test_an_answer_that_nobody_waits_for_is_closed_once(first: str) -> None:
         sending()
 
     assert library.body.closes == 1
-
-
-@in_both_loops
-async def test_a_call_that_is_cancelled_wakes_its_thread(mode: Mode) -> None:
-    reached, woken = threading.Event(), threading.Event()
-
-    @define
-    class Waiting(Library):
-        def send(self, request: Request) -> Response[Body]:
-            request.interrupt.on_fire(woken.set)
-            reached.set()
-            wait(woken)
-            raise ConnectionInterrupted("shut down")
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(ThreadedTransport(Waiting()).send_async, REQUEST)
-        await happens(reached)
-        assert not woken.is_set()
-        tasks.cancel_scope.cancel()
-
-    assert woken.is_set()
-
-
-LEAVE = """
-import sys
-import anyio
-import flux0
-
-async def main(url, name, path):
-    client = flux0.Flux0(url, transport=getattr(flux0, name)(), timeout_ms=3_600_000)
-    async with anyio.create_task_group() as tasks:
-        async def call():
-            if path == "send":
-                await client.agents.list_async()
-            else:
-                stream = await client.sessions.create_event_async(session_id="s", content="Hi")
-                print("begun", flush=True)
-                await anext(stream)
-        tasks.start_soon(call)
-        await anyio.to_thread.run_sync(sys.stdin.readline)
-        tasks.cancel_scope.cancel()
-
-anyio.run(main, *sys.argv[2:], backend=sys.argv[1])
-"""
-
-
-@pytest.mark.parametrize("transport", ["RequestsTransport", "Urllib3Transport"])
-@pytest.mark.parametrize("path", ["send", "read"])
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_process_ends_though_a_thread_may_still_wait(
-    backend: str, transport: str, path: str
-) -> None:
-    """The server never answers, and the timeout is an hour."""
-    silent = (Hold(),) if path == "send" else answer(Hold(), headers=SSE.items(), framing="chunked")
-    with (
-        ByteServer(silent) as server,
-        subprocess.Popen(
-            [sys.executable, "-c", LEAVE, backend, server.url, transport, path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process,
-    ):
-        server.wait_for_requests(1)
-        if path == "read":
-            assert process.stdout is not None
-            assert process.stdout.readline() == "begun\n"
-        _, complaints = process.communicate("leave\n", timeout=TOO_LONG)
-        assert (process.returncode, complaints) == (0, "")
-
-
-# --- reading
-
-
-@in_both_loops
-async def test_the_event_loop_goes_on_while_a_body_is_read(mode: Mode) -> None:
-    door = Door()
-
-    def piece() -> bytes:
-        door()
-        return b"late"
-
-    response = await ThreadedTransport(Library(Body([b"a", piece]))).send_async(REQUEST)
-    read: list[bytes] = []
-
-    async def read_all() -> None:
-        read.extend([piece async for piece in response.body])
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(read_all)
-        await happens(door.reached)
-        door.opened.set()
-    assert read == [b"a", b"late"]
-
-
-@in_both_loops
-async def test_many_bodies_are_read_at_once(mode: Mode) -> None:
-    together = threading.Barrier(MANY, timeout=TOO_LONG)
-
-    def piece() -> bytes:
-        together.wait()
-        return b"x"
-
-    async def read() -> None:
-        response = await ThreadedTransport(Library(Body([piece]))).send_async(REQUEST)
-        assert [piece async for piece in response.body] == [b"x"]
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(MANY):
-            tasks.start_soon(read)
-
-    assert not together.broken
-
-
-@in_both_loops
-async def test_a_failure_to_read_closes_the_body(mode: Mode) -> None:
-    for failure in (ConnectionInterrupted("reset"), TypeError("a bug")):
-        body = Body([b"a", failure])
-        response = await ThreadedTransport(Library(body)).send_async(REQUEST)
-
-        with pytest.raises(type(failure)) as caught:
-            async for _ in response.body:
-                pass
-        assert caught.value is failure
-        assert body.closes
 
 
 @in_both_loops
@@ -339,40 +233,57 @@ async def test_a_read_that_is_cancelled_returns_at_once_and_closes_the_body(mode
     await happens(ended)
 
 
-@in_both_loops
-async def test_closing_a_body_closes_it(mode: Mode) -> None:
-    body = Body([b"a", b"b"])
-    response = await ThreadedTransport(Library(body)).send_async(REQUEST)
-    await anext(aiter(response.body))
+LEAVE = """
+import sys
+import anyio
+import flux0
 
-    await response.body.close_async()
+async def main(url, name, path):
+    client = flux0.Flux0(url, transport=getattr(flux0, name)(), timeout_ms=3_600_000)
+    async with anyio.create_task_group() as tasks:
+        async def call():
+            if path == "send":
+                await client.agents.list_async()
+            else:
+                stream = await client.sessions.create_event_async(session_id="s", content="Hi")
+                print("begun", flush=True)
+                await anext(stream)
+        tasks.start_soon(call)
+        await anyio.to_thread.run_sync(sys.stdin.readline)
+        tasks.cancel_scope.cancel()
 
-    assert body.closes == 1
+anyio.run(main, *sys.argv[2:], backend=sys.argv[1])
+"""
 
 
-@in_both_loops
-async def test_closing_the_transport_does_not_stop_the_event_loop_either(mode: Mode) -> None:
-    library = Library()
-
-    await ThreadedTransport(library).close_async()
-
-    (thread,) = library.closed_in
-    assert thread is not threading.current_thread()
+@pytest.mark.parametrize(
+    ("backend", "transport", "path"),
+    [("asyncio", "RequestsTransport", "read"), ("trio", "Urllib3Transport", "send")],
+)
+def test_a_process_ends_though_a_thread_may_still_wait(
+    backend: str, transport: str, path: str
+) -> None:
+    """The server never answers, and the timeout is an hour."""
+    silent = (Hold(),) if path == "send" else answer(Hold(), headers=SSE.items(), framing="chunked")
+    with (
+        ByteServer(silent) as server,
+        subprocess.Popen(
+            [sys.executable, "-c", LEAVE, backend, server.url, transport, path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        server.wait_for_requests(1)
+        if path == "read":
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+        _, complaints = process.communicate("leave\n", timeout=TOO_LONG)
+        assert (process.returncode, complaints) == (0, "")
 
 
 # --- over a client
-
-
-@in_both_loops
-async def test_a_client_with_a_synchronous_transport_has_asynchronous_methods(mode: Mode) -> None:
-    body = Body([b'{"data": []}'])
-    library = Library(body)
-
-    async with Flux0(transport=library) as flux0:
-        assert list(await flux0.agents.list_async()) == []
-
-    assert body.closes
-    assert library.closed_in
 
 
 @in_both_loops
@@ -381,7 +292,6 @@ async def test_a_turn_that_is_left_closes_its_body(mode: Mode) -> None:
 
     async with Flux0(transport=Library(body, content=SSE)) as flux0:
         async with await flux0.sessions.create_event_async(session_id="s", content="Hi") as stream:
-            await anext(stream)
             await anext(stream)
             assert not body.closes
         assert body.closes
