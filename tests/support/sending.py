@@ -42,12 +42,12 @@ def over(
     def decorate(
         test: Callable[Concatenate[OverT, P], Coroutine[Any, Any, None]],
     ) -> Callable[..., None]:
-        @pytest.mark.parametrize("way", ways, ids=str)
         @wraps(test)
         def run_test(way: OverT, *args: P.args, **arguments: P.kwargs) -> None:
             run(way.mode, partial(test, way, *args, **arguments))
 
-        return run_test
+        parametrized: Callable[..., None] = pytest.mark.parametrize("way", ways, ids=str)(run_test)
+        return parametrized
 
     return decorate
 
