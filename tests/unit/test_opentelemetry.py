@@ -11,18 +11,16 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
-from pytest_httpserver import HTTPServer
 
 from flux0 import APIError, BackoffStrategy, Flux0, RetryConfig, TransportError
 from flux0.adapters.opentelemetry import OpenTelemetry
 from flux0.domain.errors import MissingDependency
+from flux0.testing.contract.answers import answer
+from flux0.testing.contract.byte_server import ByteServer
+from support.in_memory import JSON
+from support.sending import AGENTS
 
-AGENT = {
-    "id": "vUfk4PgjTm",
-    "name": "Drizzle",
-    "type": "weather",
-    "created_at": "2025-01-21T23:44:48Z",
-}
+AGENT = b'{"id": "7", "name": "Drizzle", "type": "weather", "created_at": "2025-01-21T23:44:48Z"}'
 
 
 @frozen
@@ -46,74 +44,60 @@ def traced(url: str, retries: RetryConfig | None = None) -> Tracing:
     return Tracing(client, exporter)
 
 
-def test_a_call_is_one_client_span_by_the_http_conventions(httpserver: HTTPServer) -> None:
-    httpserver.expect_request("/api/agents/vUfk4PgjTm").respond_with_json(AGENT)
-    tracing = traced(f"http://user:secret@{httpserver.host}:{httpserver.port}")
-    with tracing.flux0 as flux0:
-        flux0.agents.retrieve(agent_id="vUfk4PgjTm")
+def test_a_call_is_one_client_span_by_the_http_conventions() -> None:
+    with ByteServer(answer(AGENT, headers=JSON.items())) as server:
+        tracing = traced(server.url.replace("//", "//user:secret@"))
+        with tracing.flux0 as flux0:
+            flux0.agents.retrieve(agent_id="7")
     span = tracing.span()
     assert span.name == "GET /api/agents/{agent_id}"
     assert span.kind is SpanKind.CLIENT
     assert dict(span.attributes or {}) == {
         "http.request.method": "GET",
-        "url.full": httpserver.url_for("/api/agents/vUfk4PgjTm"),
+        "url.full": f"{server.url}/api/agents/7",
         "url.template": "/api/agents/{agent_id}",
-        "server.address": httpserver.host,
-        "server.port": httpserver.port,
+        "server.address": server.host,
+        "server.port": server.port,
         "flux0.operation": "agents.retrieve",
         "http.response.status_code": 200,
     }
     assert span.status.status_code is StatusCode.UNSET
-
-
-def test_the_server_learns_the_spans_context(httpserver: HTTPServer) -> None:
-    httpserver.expect_request("/api/agents").respond_with_json({"data": []})
-    tracing = traced(httpserver.url_for(""))
-    with tracing.flux0 as flux0:
-        flux0.agents.list()
-    context = tracing.span().get_span_context()
+    context = span.get_span_context()
     assert context is not None
-    request, _ = httpserver.log[0]
-    trace_id, span_id = request.headers["traceparent"].split("-")[1:3]
+    trace_id, span_id = server.requests[0].headers["traceparent"].split("-")[1:3]
     assert (trace_id, span_id) == (f"{context.trace_id:032x}", f"{context.span_id:016x}")
 
 
-def test_an_error_of_the_server_marks_the_span(httpserver: HTTPServer) -> None:
-    httpserver.expect_request("/api/agents").respond_with_json({"detail": "no"}, status=403)
-    tracing = traced(httpserver.url_for(""))
-    with tracing.flux0 as flux0, pytest.raises(APIError):
-        flux0.agents.list()
+def test_an_error_of_the_server_marks_the_span() -> None:
+    refusal = answer(b'{"detail": "no"}', status="403 Forbidden", headers=JSON.items())
+    with ByteServer(refusal) as server:
+        tracing = traced(server.url)
+        with tracing.flux0 as flux0, pytest.raises(APIError):
+            flux0.agents.list()
     span = tracing.span()
     assert span.status.status_code is StatusCode.ERROR
     assert (span.attributes or {})["error.type"] == "403"
     assert (span.attributes or {})["http.response.status_code"] == 403
 
 
-def test_a_failure_of_the_transport_names_its_kind() -> None:
-    tracing = traced("http://127.0.0.1:1", RetryConfig("none"))
+def test_a_failure_of_the_transport_names_its_kind_and_the_default_port() -> None:
+    tracing = traced("https://flux0.invalid", RetryConfig("none"))
     with tracing.flux0 as flux0, pytest.raises(TransportError):
         flux0.agents.list()
     assert (tracing.span().attributes or {})["error.type"] == "ConnectError"
+    assert (tracing.span().attributes or {})["server.port"] == 443
 
 
-def test_retries_are_events_of_the_one_span(httpserver: HTTPServer) -> None:
-    httpserver.expect_ordered_request("/api/agents").respond_with_data("", status=503)
-    httpserver.expect_ordered_request("/api/agents").respond_with_json({"data": []})
+def test_retries_are_events_of_the_one_span() -> None:
     quick = RetryConfig("backoff", evolve(BackoffStrategy(), initial_interval=1))
-    tracing = traced(httpserver.url_for(""), quick)
-    with tracing.flux0 as flux0:
-        flux0.agents.list()
+    with ByteServer(answer(status="503 Busy"), AGENTS) as server:
+        tracing = traced(server.url, quick)
+        with tracing.flux0 as flux0:
+            flux0.agents.list()
     (event,) = tracing.span().events
     assert event.name == "retry"
     assert (event.attributes or {})["error.type"] == "ServerError"
     assert (event.attributes or {})["http.request.resend_count"] == 1
-
-
-def test_a_default_port_is_told_too() -> None:
-    tracing = traced("https://flux0.invalid", RetryConfig("none"))
-    with tracing.flux0 as flux0, pytest.raises(TransportError):
-        flux0.agents.list()
-    assert (tracing.span().attributes or {})["server.port"] == 443
 
 
 def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

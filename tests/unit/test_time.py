@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 from datetime import datetime, timezone
 from queue import SimpleQueue
-from typing import Any
 
 import pytest
 
@@ -25,19 +24,29 @@ def running() -> list[threading.Thread]:
 
 
 class WatchedTime(SystemTime):
-    """Knows which threads of alarms are its own, and not of a client that another test has made."""
+    """Keeps what its alarms say, and knows which threads are its own and not another test's."""
 
     def __init__(self) -> None:
         super().__init__()
         self._others = running()
+        self._said: SimpleQueue[str] = SimpleQueue()
+
+    def say(self, seconds: float, word: str) -> Callable[[], object]:
+        """Have `word` said in so many seconds; return what cancels it."""
+        return self.alarm(self.monotonic() + seconds, lambda: self._said.put(word))
+
+    def hear(self) -> str:
+        return self._said.get(timeout=PATIENCE)
 
     def threads(self) -> list[threading.Thread]:
         return [thread for thread in running() if thread not in self._others]
 
     def join(self) -> None:
+        """Wait for the end of the thread, after which nothing more is said."""
         for thread in self.threads():
             thread.join(PATIENCE)
         assert self.threads() == []
+        assert self._said.empty()
 
 
 @pytest.fixture
@@ -45,30 +54,16 @@ def time() -> WatchedTime:
     return WatchedTime()
 
 
-@pytest.fixture
-def heard() -> SimpleQueue[str]:
-    """What the alarms of a test have said."""
-    return SimpleQueue()
-
-
-def say(heard: SimpleQueue[str], word: str) -> Callable[[], None]:
-    return lambda: heard.put(word)
-
-
-def test_the_date_is_that_of_the_machine(time: WatchedTime) -> None:
+def test_the_date_is_that_of_the_machine_and_jitter_anything_from_0_to_1(time: WatchedTime) -> None:
     before = datetime.now(timezone.utc)
     assert before <= time.utc_now() <= datetime.now(timezone.utc)
-
-
-def test_jitter_is_anything_from_0_to_1(time: WatchedTime) -> None:
     drawn = [time.jitter() for _ in range(1000)]
     assert 0 <= min(drawn) < 0.1
     assert 0.9 < max(drawn) <= 1
 
 
-def test_an_alarm_goes_off_once_and_not_too_early(
-    time: WatchedTime, heard: SimpleQueue[float]
-) -> None:
+def test_an_alarm_goes_off_once_and_not_too_early(time: WatchedTime) -> None:
+    heard: SimpleQueue[float] = SimpleQueue()
     moment = time.monotonic() + SOON
     time.alarm(moment, lambda: heard.put(time.monotonic()))
     assert heard.get(timeout=PATIENCE) >= moment
@@ -76,109 +71,74 @@ def test_an_alarm_goes_off_once_and_not_too_early(
     assert heard.empty()
 
 
-def test_alarms_go_off_in_the_order_of_their_moments(
-    time: WatchedTime, heard: SimpleQueue[str]
-) -> None:
-    now = time.monotonic()
-    later = time.alarm(now + LATER, say(heard, "later"))
-    time.alarm(now + 2 * SOON, say(heard, "second"))
-    time.alarm(now + SOON, say(heard, "first"))
-    assert [heard.get(timeout=PATIENCE) for _ in range(2)] == ["first", "second"]
+def test_alarms_go_off_in_the_order_of_their_moments(time: WatchedTime) -> None:
+    later = time.say(LATER, "later")
+    time.say(2 * SOON, "second")
+    time.say(SOON, "first")
+    assert [time.hear(), time.hear()] == ["first", "second"]
     assert len(time.threads()) == 1
     later()
-    time.alarm(now, say(heard, "overdue"))  # Which wakes the thread, and lets it end.
-    assert heard.get(timeout=PATIENCE) == "overdue"
+    time.say(0, "overdue")  # Which wakes the thread, and lets it end.
+    assert time.hear() == "overdue"
     time.join()
 
 
-def test_a_cancelled_alarm_does_not_go_off(time: WatchedTime, heard: SimpleQueue[str]) -> None:
-    moment = time.monotonic() + SOON
-    cancel = time.alarm(moment, say(heard, "cancelled"))
+def test_a_cancelled_alarm_does_not_go_off(time: WatchedTime) -> None:
+    cancel = time.say(SOON, "cancelled")
     cancel()
     cancel()
-    time.alarm(moment + SOON, say(heard, "kept"))
-    assert heard.get(timeout=PATIENCE) == "kept"
+    time.say(2 * SOON, "kept")
+    assert time.hear() == "kept"
     time.join()
-    assert heard.empty()
 
 
-def test_an_alarm_that_fails_does_not_stop_the_others(
-    time: WatchedTime, heard: SimpleQueue[str]
-) -> None:
+def test_an_alarm_that_fails_does_not_stop_the_others(time: WatchedTime) -> None:
     def fail() -> None:
         raise OSError
 
-    moment = time.monotonic() + SOON
-    time.alarm(moment, fail)
-    time.alarm(moment, say(heard, "the other"))
-    assert heard.get(timeout=PATIENCE) == "the other"
+    time.alarm(time.monotonic() + SOON, fail)
+    time.say(SOON, "the other")
+    assert time.hear() == "the other"
     time.join()
 
 
-def test_a_thread_that_has_ended_is_started_again(
-    time: WatchedTime, heard: SimpleQueue[str]
-) -> None:
+def test_a_thread_that_has_ended_is_started_again(time: WatchedTime) -> None:
     for word in ("once", "again"):
-        time.alarm(time.monotonic(), say(heard, word))
-        assert heard.get(timeout=PATIENCE) == word
+        time.say(0, word)
+        assert time.hear() == word
         time.join()
 
 
 def test_an_alarm_may_be_further_away_than_a_system_can_wait(time: WatchedTime) -> None:
-    cancel = time.alarm(1e30, lambda: None)
-    heard: SimpleQueue[str] = SimpleQueue()
-    time.alarm(time.monotonic(), say(heard, "sooner"))
-    assert heard.get(timeout=PATIENCE) == "sooner"
+    cancel = time.say(1e30, "much later")
+    time.say(0, "sooner")
+    assert time.hear() == "sooner"
     cancel()
-    time.alarm(time.monotonic(), lambda: None)
+    time.say(0, "last")
+    assert time.hear() == "last"
     time.join()
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_has_alarms_of_its_own(time: WatchedTime) -> None:
-    reading, writing = os.pipe()
-    cancel = time.alarm(time.monotonic() + LATER, lambda: None)
+    time.say(LATER, "later")
     child = os.fork()
     if child == 0:  # pragma: no cover - of another process
-        os.write(writing, b"begun ")
-        done = threading.Event()
-        time.alarm(time.monotonic(), done.set)
-        os.write(writing, b"heard" if done.wait(PATIENCE) else b"nothing")
-        os._exit(0)
-    os.waitpid(child, 0)
-    os.close(writing)
-    with open(reading, "rb") as said:
-        assert said.read() == b"begun heard"
-    cancel()
-    time.alarm(time.monotonic(), lambda: None)
-    time.join()
+        time.say(0, "heard")
+        os._exit(time.hear() != "heard")
+    assert os.waitpid(child, 0)[1] == 0
 
 
-def run(code: str) -> Any:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=6 * PATIENCE,
-        check=False,
-    )
-
-
-def test_an_alarm_does_not_keep_the_process_alive() -> None:
-    done = run(
-        "from flux0.adapters.time import SystemTime\n"
-        f"SystemTime().alarm(SystemTime().monotonic() + {LATER}, print)"
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_an_interpreter_that_is_ending_goes_without_alarms() -> None:
-    """A last call, such as one that says goodbye, is not refused for the lack of a thread."""
-    done = run(
+@pytest.mark.parametrize("at_exit", [False, True], ids=["running", "ending"])
+def test_an_alarm_does_not_keep_the_process_alive(*, at_exit: bool) -> None:
+    """And one that is set as the interpreter ends is not refused for the lack of a thread."""
+    code = (
         "import atexit\n"
         "from flux0.adapters.time import SystemTime\n"
         "time = SystemTime()\n"
         f"later = time.monotonic() + {LATER}\n"
-        "atexit.register(lambda: print(time.alarm(later, print) is not None))"
+        "set = lambda: print(time.alarm(later, print) is not None)\n"
+        f"{'atexit.register(set)' if at_exit else 'set()'}"
     )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
