@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
+
+import pytest
 
 collect_ignore: list[str] = []
 if sys.version_info < (3, 11):  # As httpx2 needs.
@@ -15,3 +19,11 @@ if not hasattr(os, "fork"):
 def pytest_report_collectionfinish() -> list[str]:
     """Say what is left out, so that nobody takes it for tested."""
     return [f"left out on this Python: {name}" for name in collect_ignore]
+
+
+@pytest.fixture
+def little_garbage() -> Iterator[None]:
+    """Let collecting take no time for what was there before."""
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -36,6 +36,8 @@ from flux0.testing.contract.byte_server import PATIENCE, ByteServer
 from support.secured import Secured
 from support.sending import HALF, OK, fetch, get, post, read
 
+pytestmark = pytest.mark.usefixtures("little_garbage")
+
 SHORT = 0.1
 
 debug = pytest.mark.parametrize("debug", [False, True], ids=["usual", "debug"])

@@ -28,6 +28,8 @@ from support.proxy import Proxy
 from support.sending import AGENTS, OK, PATIENT, fetch, fetch_sync, get, over, post
 from support.transports import ONCE, Way
 
+pytestmark = pytest.mark.usefixtures("little_garbage")
+
 
 @pytest.fixture(autouse=True)
 def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from flux0.testing.contract.byte_server import ByteServer
 from support.in_memory import SSE, chunk
 from support.sending import AGENTS
 
+pytestmark = pytest.mark.usefixtures("little_garbage")
+
 T = TypeVar("T")
 Run = Callable[[Callable[[], Awaitable[Any]]], Any]
 

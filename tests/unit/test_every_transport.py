@@ -18,6 +18,8 @@ from support.secured import Secured
 from support.sending import HALF, OK, fetch, get, over
 from support.transports import ONCE, WAYS, Way
 
+pytestmark = pytest.mark.usefixtures("little_garbage")
+
 
 @over(*ONCE)
 async def test_an_address_that_is_none(way: Way) -> None:

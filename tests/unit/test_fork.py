@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -33,7 +33,10 @@ from support.sending import AGENTS
 from support.transports import BLOCKING, TRANSPORTS, Way
 
 # Python says so of every fork beside threads, and the server of these tests has some.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
+    pytest.mark.usefixtures("little_garbage"),
+]
 
 # What httpx2 does here is what httpx does.
 over_every_transport = pytest.mark.parametrize(
@@ -46,13 +49,10 @@ TURN = answer(
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use connections again that rested: a fork takes more than four seconds on a slow machine."""
     for adapter in ("httpx_client", "urllib3_connection"):
         monkeypatch.setattr(f"flux0.adapters.support.{adapter}.LONGEST_REST", 60.0)
-    gc.freeze()  # So that collecting takes no time for what was there before.
-    yield
-    gc.unfreeze()
 
 
 @define

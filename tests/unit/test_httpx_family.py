@@ -255,6 +255,8 @@ async def test_a_client_of_the_users_stays_open_and_as_it_is(way: OverHttpx) -> 
             await sending.in_mode(way.mode, transport).close_async()
             del transport
         assert not client.is_closed
+        if way.mode == "sync":  # What the user sends goes over the same connections.
+            assert client.get(server.url).text == "ok"
         assert server.connections == 1
         received = server.requests[1].headers
         assert received["x-team"] == "blue"

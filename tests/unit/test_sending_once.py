@@ -40,6 +40,8 @@ from support.proxy import Proxy
 from support.secured import Secured
 from support.sending import AGENTS, HALF, OK, fetch_sync, get, post
 
+pytestmark = pytest.mark.usefixtures("little_garbage")
+
 EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
 
 Call = Callable[[str], bytes]
@@ -264,12 +266,10 @@ class _CollectingQueue(LifoQueue[Any]):
         return super()._get()
 
 
-def test_the_collector_runs_within_the_pools_lock(request: pytest.FixtureRequest) -> None:
+def test_the_collector_runs_within_the_pools_lock() -> None:
     class CollectingPool(urllib3.HTTPConnectionPool):
         QueueCls = _CollectingQueue
 
-    gc.freeze()  # So that collecting takes no time for what was there before.
-    request.addfinalizer(gc.unfreeze)
     manager = urllib3.PoolManager(maxsize=2, block=True)
     manager.pool_classes_by_scheme = {"http": CollectingPool}
     transport = Urllib3Transport(manager)
