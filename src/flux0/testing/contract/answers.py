@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Literal, TypeAlias, get_args
 
 from attrs import frozen
 
 Framing: TypeAlias = Literal["chunked", "content-length", "until-close"]
 FRAMINGS: tuple[Framing, ...] = get_args(Framing)
-
-_GZIP = 16 + zlib.MAX_WBITS
 
 
 @frozen
@@ -72,25 +71,20 @@ def answer(
 
     With `gzip` every piece is flushed, so that it can be decompressed as soon as it is there.
     """
-    encoded = list(_gzipped(pieces) if gzip else pieces)
-    fields = [*headers]
-    if gzip:
-        fields.append(("Content-Encoding", "gzip"))
+    parts = list(_gzipped(pieces) if gzip else pieces)
+    fields = [*headers, *[("Content-Encoding", "gzip")] * gzip]
     end: Answer = ()
     if framing == "chunked":
         fields.append(("Transfer-Encoding", "chunked"))
-        encoded = [
-            b"%x\r\n%b\r\n" % (len(piece), piece) if isinstance(piece, bytes) else piece
-            for piece in encoded
-        ]
+        parts = [p if not isinstance(p, bytes) else b"%x\r\n%b\r\n" % (len(p), p) for p in parts]
         end = (Write(b"0\r\n\r\n"),)
     elif framing == "content-length":
-        length = sum(len(piece) for piece in encoded if isinstance(piece, bytes))
+        length = sum(len(part) for part in parts if isinstance(part, bytes))
         fields.append(("Content-Length", str(length)))
     else:
         fields.append(("Connection", "close"))
         end = (Disconnect(),)
-    body = (Write(piece) if isinstance(piece, bytes) else piece for piece in encoded)
+    body = (Write(part) if isinstance(part, bytes) else part for part in parts)
     return (head(status, fields), *body, *end)
 
 
@@ -105,34 +99,27 @@ def written(steps: Answer) -> bytes:
     return b"".join(step.data for step in steps if isinstance(step, Write))
 
 
-def byte_by_byte(steps: Answer) -> Answer:
-    """Return the same answer with every byte written on its own."""
-    apart: list[Step] = []
-    for step in steps:
-        if isinstance(step, Write):
-            apart += (Write(bytes((byte,))) for byte in step.data)
-        else:
-            apart.append(step)
-    return tuple(apart)
-
-
-def cut(steps: Answer, size: int) -> Answer:
-    """Return what is left of an answer when its server dies after `size` bytes."""
-    left: list[Step] = []
-    for step in steps:
-        if isinstance(step, Write):
-            left.append(Write(step.data[:size]))
-            size -= min(size, len(step.data))
-    return (*left, Disconnect())
-
-
 def size(steps: Answer) -> int:
     """Return how many bytes an answer has."""
     return len(written(steps))
 
 
+def byte_by_byte(steps: Answer) -> Answer:
+    """Return the same answer with every byte written on its own."""
+    apart = (
+        [Write(bytes((byte,))) for byte in step.data] if isinstance(step, Write) else [step]
+        for step in steps
+    )
+    return tuple(chain.from_iterable(apart))
+
+
+def cut(steps: Answer, size: int) -> Answer:
+    """Return what is left of an answer when its server dies after `size` bytes."""
+    return (Write(written(steps)[:size]), Disconnect())
+
+
 def _gzipped(pieces: Iterable[bytes | Hold | Pause]) -> Iterator[bytes | Hold | Pause]:
-    compressor = zlib.compressobj(wbits=_GZIP)
+    compressor = zlib.compressobj(wbits=31)
     for piece in pieces:
         if isinstance(piece, bytes):
             yield compressor.compress(piece) + compressor.flush(zlib.Z_SYNC_FLUSH)

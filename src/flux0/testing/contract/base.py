@@ -1,4 +1,4 @@
-"""What every part of the contract shares: servers, the transport under test, and patience."""
+"""What every part of the contract shares: the transport under test, behind a probe; patience."""
 
 # ruff: noqa: S101 - a test suite asserts
 
@@ -9,29 +9,21 @@ from abc import ABC
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from time import monotonic
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final
 
 import pytest
 
 from flux0.domain.errors import TransportError
-from flux0.domain.headers import Headers
-from flux0.ports import Request, Timeout
-from flux0.testing.contract.byte_server import PATIENCE, ByteServer
+from flux0.testing.contract.byte_server import PATIENCE
 from flux0.testing.contract.probe import LoopProbe, Probe, ThreadProbe
 
 SHORT: Final = 0.2  # Seconds to wait for what never comes.
-# Long enough never to be reached, so that a hang shows as a hang.
-PATIENT: Final = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
 THREADS: Final = "threads"
 streams: pytest.MarkDecorator = pytest.mark.parametrize(
     "stream", [False, True], ids=["whole", "stream"]
 )
 # The seconds that all tests of one class may still lose by waiting in vain.
 _LEFT = pytest.StashKey[float]()
-
-
-# Starts a `ByteServer` with these arguments, which runs until the test is over.
-Serve: TypeAlias = Callable[..., ByteServer]
 
 
 class Contract(ABC):
@@ -50,11 +42,15 @@ class Contract(ABC):
         """Return a new transport as users get it."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to make its transport")
 
-    def make_probe(self, transport: Any, backend: str, patience: float) -> Probe:
-        """Return what drives `transport`."""
-        if backend == THREADS:
-            return ThreadProbe(transport, patience)
-        return LoopProbe(transport, backend, patience)
+    def make_probe(self, transport: Any, backend: str, patience: float, ending: ExitStack) -> Probe:
+        """Return what drives `transport`, and closes it with all that belongs to it in the end."""
+        probe = (
+            ThreadProbe(transport, patience, ending)
+            if backend == THREADS
+            else LoopProbe(transport, patience, ending, backend)
+        )
+        ending.callback(probe.close)
+        return probe
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Run each test once in each of `backends`."""
@@ -78,33 +74,18 @@ class Contract(ABC):
         class_of(request).stash[_LEFT] -= lost
 
     @pytest.fixture
-    def serve(self, limit: float) -> Iterator[Serve]:
-        """Servers for this test."""
-        with ExitStack() as running:
-            yield lambda *answers, **options: running.enter_context(
-                ByteServer(*answers, patience=limit, **options)
-            )
-
-    @pytest.fixture
-    def drive(self, serve: Serve, backend: str, limit: float) -> Iterator[Callable[[Any], Probe]]:  # noqa: ARG002 - the servers end later
-        """Puts transports behind probes, which are gone before the servers are."""
+    def drive(self, backend: str, limit: float) -> Iterator[Callable[[Any], Probe]]:
+        """Puts transports behind probes."""
         gc.freeze()  # So that collecting takes no time for what was there before.
         with ExitStack() as ending:
             ending.callback(gc.unfreeze)
             ending.callback(gc.collect)  # What was forgotten must go without a warning.
-            yield lambda transport: started(self.make_probe(transport, backend, limit), ending)
+            yield lambda transport: self.make_probe(transport, backend, limit, ending)
 
     @pytest.fixture
     def probe(self, drive: Callable[[Any], Probe]) -> Probe:
         """Drives the transport under test."""
         return drive(self.make_transport())
-
-
-def started(probe: Probe, ending: ExitStack) -> Probe:
-    """Return `probe`, and have it closed and stopped in the end."""
-    ending.callback(probe.stop)
-    ending.callback(probe.close)
-    return probe
 
 
 def class_of(request: pytest.FixtureRequest) -> pytest.Class:
@@ -113,16 +94,6 @@ def class_of(request: pytest.FixtureRequest) -> pytest.Class:
     found = node.getparent(pytest.Class)
     assert found is not None
     return found
-
-
-def get(url: str, *, stream: bool = False, timeout: Timeout = PATIENT) -> Request:
-    """Return a plain GET."""
-    return Request("GET", url, Headers(), stream=stream, timeout=timeout)
-
-
-def post(url: str, body: bytes = b"{}", *, timeout: Timeout = PATIENT) -> Request:
-    """Return a plain POST."""
-    return Request("POST", url, Headers(), body, timeout=timeout)
 
 
 def fails(

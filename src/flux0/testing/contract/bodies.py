@@ -27,8 +27,8 @@ from flux0.testing.contract.answers import (
     size,
     written,
 )
-from flux0.testing.contract.base import Contract, Serve, fails, get, streams
-from flux0.testing.contract.probe import Probe
+from flux0.testing.contract.base import Contract, fails, streams
+from flux0.testing.contract.probe import Probe, get
 
 _framings = pytest.mark.parametrize("framing", FRAMINGS)
 _codings = pytest.mark.parametrize("gzip", [False, True], ids=["identity", "gzip"])
@@ -69,15 +69,15 @@ class BodyContract(Contract):
     @streams
     @pytest.mark.parametrize("body", _BODIES)
     def test_a_body_comes_as_it_is(
-        self, probe: Probe, serve: Serve, framing: Framing, body: str, *, gzip: bool, stream: bool
+        self, probe: Probe, framing: Framing, body: str, *, gzip: bool, stream: bool
     ) -> None:
         """Nothing is lost, added or changed; and it is told where nothing proves the end.
 
         A server that was killed ends such a body in the same way.
         """
         steps = answer(*_BODIES[body], framing=framing, gzip=gzip)
-        server = serve(byte_by_byte(steps) if body == "byte-by-byte" else steps)
-        reply = probe.send(get(server.url, stream=stream))
+        steps = byte_by_byte(steps) if body == "byte-by-byte" else steps
+        _, reply = probe.ask(steps, stream=stream)
         assert reply.head.ends_by_closing is (framing == "until-close")
         same = reply.read() == b"".join(_BODIES[body])
         assert same, "the body is not the one that was sent"  # To show where takes pytest minutes.
@@ -86,27 +86,28 @@ class BodyContract(Contract):
     @_codings
     @streams
     def test_a_piece_is_handed_over_at_once(
-        self, probe: Probe, serve: Serve, framing: Framing, *, gzip: bool, stream: bool
+        self, probe: Probe, framing: Framing, *, gzip: bool, stream: bool
     ) -> None:
         """A piece is not held back until more arrives, nor until the body ends."""
-        server = serve(answer(b"first", Hold(), b"second", framing=framing, gzip=gzip))
-        reply = probe.send(get(server.url, stream=stream))
-        assert reply.read(5) == b"first"
+        steps = answer(b"first", Hold(), b"second", framing=framing, gzip=gzip)
+        server, reply = probe.begin(steps, stream=stream)
         server.release()
         assert reply.read() == b"second"
 
-    def test_chunks_may_say_more(self, probe: Probe, serve: Serve) -> None:
+    def test_chunks_may_say_more(self, probe: Probe) -> None:
         """Extensions of chunks and trailers are no part of the body (RFC 9112, section 7.1)."""
-        server = serve((_START, Write(b'2;a=1;b="x"\r\nok\r\n0;end\r\nX-Trailer: yes\r\n\r\n')))
+        server = probe.serve(
+            (_START, Write(b'2;a=1;b="x"\r\nok\r\n0;end\r\nX-Trailer: yes\r\n\r\n'))
+        )
         for _ in range(2):
             assert probe.fetch(get(server.url)) == b"ok"
 
     @pytest.mark.parametrize("coding", ["gzip", "GZIP", "x-gzip", "identity"])
-    def test_codings_are_undone(self, probe: Probe, serve: Serve, coding: str) -> None:
+    def test_codings_are_undone(self, probe: Probe, coding: str) -> None:
         """All members of gzip are the body (RFC 1952, section 2.2); `identity` changes nothing."""
         pieces = _EVENTS if coding == "identity" else [compress(piece) for piece in _EVENTS]
-        server = serve(answer(b"".join(pieces), headers=[("Content-Encoding", coding)]))
-        assert probe.fetch(get(server.url)) == b"".join(_EVENTS)
+        _, reply = probe.ask(answer(b"".join(pieces), headers=[("Content-Encoding", coding)]))
+        assert reply.read() == b"".join(_EVENTS)
 
     # --- what is broken
 
@@ -120,70 +121,66 @@ class BodyContract(Contract):
             ("until-close", True),  # Without compression, nothing tells.
         ],
     )
-    def test_a_body_is_cut_short(
-        self, probe: Probe, serve: Serve, framing: Framing, *, gzip: bool
-    ) -> None:
+    def test_a_body_is_cut_short(self, probe: Probe, framing: Framing, *, gzip: bool) -> None:
         """Wherever it is cut, be it within the last chunk's head or the end of the gzip."""
         steps = answer(b"event", b"chunk", framing=framing, gzip=gzip)
         start = size(steps[:1]) + (framing == "until-close")
         cuts = [cut(steps, length) for length in range(start, size(steps))]
-        server = serve(*cuts)
+        server = probe.serve(*cuts)
         for _ in cuts:
             reply = probe.send(get(server.url, stream=True))
             fails(reply.read, ConnectionInterrupted, caused=framing != "until-close")
 
     @pytest.mark.parametrize("framing", ["chunked", "content-length"])
-    def test_compressed_data_ends_early(self, probe: Probe, serve: Serve, framing: Framing) -> None:
+    def test_compressed_data_ends_early(self, probe: Probe, framing: Framing) -> None:
         """The framing is whole, but what it carries is not: a proxy lost its server."""
         whole = compress(b"event" * 100)
         lengths = range(1, len(whole))
-        server = serve(*(answer(whole[:n], framing=framing, headers=_GZIPPED) for n in lengths))
+        server = probe.serve(
+            *(answer(whole[:n], framing=framing, headers=_GZIPPED) for n in lengths)
+        )
         for _ in lengths:
             fails(probe.send(get(server.url)).read, ConnectionInterrupted, caused=False)
 
     @pytest.mark.parametrize("damaged", [0, 12, -6, -2], ids=["head", "data", "crc", "length"])
-    def test_compressed_data_is_corrupt(self, probe: Probe, serve: Serve, damaged: int) -> None:
+    def test_compressed_data_is_corrupt(self, probe: Probe, damaged: int) -> None:
         """A checksum that does not fit is an error too."""
         data = bytearray(compress(bytes(range(256))))
         data[damaged] ^= 0xFF
-        server = serve(answer(bytes(data), headers=_GZIPPED))
-        fails(probe.send(get(server.url)).read, ProtocolError)
+        _, reply = probe.ask(answer(bytes(data), headers=_GZIPPED))
+        fails(reply.read, ProtocolError)
 
-    def test_the_coding_was_not_asked_for(self, probe: Probe, serve: Serve) -> None:
+    def test_the_coding_was_not_asked_for(self, probe: Probe) -> None:
         """What nobody can decode is not handed over as if it were decoded."""
-        server = serve(answer(b"?", Hold(), b"?", headers=[("Content-Encoding", "x-unheard-of")]))
-        fails(probe.send(get(server.url)).read, ProtocolError, caused=False)
+        headers = [("Content-Encoding", "x-unheard-of")]
+        server, reply = probe.ask(answer(b"?", Hold(), b"?", headers=headers))
+        fails(reply.read, ProtocolError, caused=False)
         server.wait_until_gone()
 
     @pytest.mark.parametrize("fault", _LATE_FAULTS)
     @streams
-    def test_a_body_fails_late(
-        self, probe: Probe, serve: Serve, fault: str, *, stream: bool
-    ) -> None:
+    def test_a_body_fails_late(self, probe: Probe, fault: str, *, stream: bool) -> None:
         """What came before the failure is handed over first, even if both came at once."""
         steps, error = _LATE_FAULTS[fault]
-        server = serve(steps)
-        reply = probe.send(get(server.url, stream=stream))
-        assert reply.read(5) == b"first"
+        server, reply = probe.begin(steps, stream=stream)
         server.release()
         assert fails(reply.read, error, caused=False).__cause__ is not None
         server.wait_until_gone()
 
     # --- what grows without end
 
-    def test_the_head_is_too_large(self, probe: Probe, serve: Serve) -> None:
+    def test_the_head_is_too_large(self, probe: Probe) -> None:
         """Two megabytes of header fields."""
-        server = serve((head("200 OK", _MEGABYTES), Hold()))
-        fails(lambda: probe.send(get(server.url)), ProtocolError)
+        fails(lambda: probe.ask((head("200 OK", _MEGABYTES), Hold())), ProtocolError)
 
     @pytest.mark.parametrize("fields", [[], _MEGABYTES[:20]], ids=["small", "large"])
     def test_there_are_too_many_interim_answers(
-        self, probe: Probe, serve: Serve, fields: list[tuple[str, str]]
+        self, probe: Probe, fields: list[tuple[str, str]]
     ) -> None:
         """Two megabytes of them, though each is small."""
         interim = head("100 Continue", fields).data
-        server = serve((Write(interim * (2_000_000 // len(interim))), *answer(b"ok")))
-        fails(lambda: probe.send(get(server.url)), ProtocolError)
+        many = Write(interim * (2_000_000 // len(interim)))
+        fails(lambda: probe.ask((many, *answer(b"ok"))), ProtocolError)
 
     @pytest.mark.parametrize(
         "ending",
@@ -193,13 +190,13 @@ class BodyContract(Contract):
         ],
         ids=["extension", "trailers"],
     )
-    def test_the_chunks_say_too_much(self, probe: Probe, serve: Serve, ending: bytes) -> None:
+    def test_the_chunks_say_too_much(self, probe: Probe, ending: bytes) -> None:
         """Two megabytes of what is no content."""
-        server = serve((_START, Write(ending)))
-        fails(probe.send(get(server.url)).read, ProtocolError)
+        server, reply = probe.ask((_START, Write(ending)))
+        fails(reply.read, ProtocolError)
         server.wait_until_gone()
 
-    def test_a_small_body_that_grows_is_not_built_whole(self, probe: Probe, serve: Serve) -> None:
+    def test_a_small_body_that_grows_is_not_built_whole(self, probe: Probe) -> None:
         """200 MB in 200 kB of gzip: whoever reads with a limit needs memory for little more."""
         compressor = zlib.compressobj(9, wbits=31)
         first, another = (
@@ -207,8 +204,7 @@ class BodyContract(Contract):
             for _ in range(2)
         )
         # After a full flush the compressor starts afresh, so one block serves many times.
-        server = serve(answer(first + another * 199, headers=_GZIPPED))
-        reply = probe.send(get(server.url))
+        _, reply = probe.ask(answer(first + another * 199, headers=_GZIPPED))
         tracemalloc.start()
         try:
             read = len(reply.read(4_000_000))

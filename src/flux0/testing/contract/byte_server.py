@@ -6,12 +6,11 @@ import selectors
 import socket
 import ssl
 import struct
-import threading
 from collections.abc import Callable
 from contextlib import suppress
-from socketserver import BaseRequestHandler, ThreadingTCPServer
+from threading import Condition, Thread
 from time import monotonic
-from typing import Any, final
+from typing import final
 
 from attrs import frozen
 
@@ -28,8 +27,6 @@ from flux0.testing.contract.answers import (
 
 # Seconds to wait for what takes milliseconds; only a failing test waits so long.
 PATIENCE = 10.0
-_HOST = "127.0.0.1"
-_POLL_SECONDS = 0.01  # After so long at most, an end is seen.
 
 # select() knows no descriptor above 1,023, and epoll() takes one more for each wait.
 _Selector: type[selectors.BaseSelector] = getattr(
@@ -75,50 +72,51 @@ class ByteServer:
         self._unasked = unasked
         self._tls = tls
         self._patience = patience
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._requests: list[ReceivedRequest] = []
         self._sockets: set[socket.socket] = set()
-        self._connections = 0
+        self._conversations: list[Thread] = []
         # A socket that becomes readable, so that a thread can wait for it and a client at once.
         self._released, self._release = socket.socketpair()
-        self._server = _Server(self._converse)
-        self.host: str = _HOST
-        self.port: int = self._server.server_address[1]
-        scheme = "http" if tls is None else "https"
-        self.url: str = f"{scheme}://{self.host}:{self.port}"
+        # A connection that finds the queue full is reset, and clients make hundreds at once.
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._accepting = Thread(target=self._accept, daemon=True)
+        self._over = False
+        self.host: str = "127.0.0.1"
+        self.port: int = self._listener.getsockname()[1]
+        self.url: str = f"{'https' if tls else 'http'}://{self.host}:{self.port}"
 
     def __enter__(self) -> ByteServer:
-        serve = self._server.serve_forever
-        threading.Thread(target=serve, args=(_POLL_SECONDS,), daemon=True).start()
+        self._accepting.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
-        self._server.shutdown()
+        self._over = True
+        socket.create_connection((self.host, self.port)).close()  # Wakes the thread that accepts.
+        self._accepting.join()
         with self._changed:
             for connection in self._sockets:
                 _shut_down(connection, socket.SHUT_RDWR)
-        self._server.server_close()  # This waits for the conversations.
-        for end in (self._released, self._release):
+        for conversation in self._conversations:
+            conversation.join()
+        for end in (self._listener, self._released, self._release):
             end.close()
 
     @property
     def requests(self) -> tuple[ReceivedRequest, ...]:
         """The requests that have arrived, in order."""
-        with self._changed:
-            return tuple(self._requests)
+        return tuple(self._requests)
 
     @property
     def connections(self) -> int:
         """How many connections were ever made."""
-        with self._changed:
-            return self._connections
+        return len(self._conversations)
 
     @property
     def open_connections(self) -> int:
         """How many connections are still open."""
-        with self._changed:
-            return len(self._sockets)
+        return len(self._sockets)
 
     def release(self) -> None:
         """Let every `Hold` pass, now and from now on."""
@@ -147,17 +145,27 @@ class ByteServer:
         if not met:
             raise AssertionError(f"waited {self._patience} s for {what}; there are {seen}")
 
+    def _accept(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            if self._over:
+                connection.close()
+                return
+            with suppress(OSError):  # The client may be gone already.
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._tls is not None:
+                    wrap = self._tls.wrap_socket
+                    connection = wrap(connection, server_side=True, do_handshake_on_connect=False)
+                conversation = Thread(target=self._converse, args=(connection,), daemon=True)
+                with self._changed:
+                    self._sockets.add(connection)
+                    self._conversations.append(conversation)
+                conversation.start()
+
     def _converse(self, connection: socket.socket) -> None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._tls is not None:
-            wrap = self._tls.wrap_socket
-            connection = wrap(connection, server_side=True, do_handshake_on_connect=False)
-        with self._changed:
-            self._connections += 1
-            self._sockets.add(connection)
-        # OSError: the client broke off, or refused the certificate.
-        with suppress(OSError, _Over):
-            conversation = _Connection(connection, self._released)
+        # OSError: the client broke off, or refused the certificate. EOFError: it is done.
+        with suppress(OSError, EOFError):
+            conversation = _Conversation(connection, self._released)
             conversation.follow(self._unasked)
             if isinstance(connection, ssl.SSLSocket):
                 connection.do_handshake()
@@ -174,24 +182,8 @@ class ByteServer:
             self._changed.notify_all()
 
 
-class _Server(ThreadingTCPServer):
-    # A connection that finds the queue full is reset, and clients make hundreds at once.
-    request_queue_size = 1024
-
-    def __init__(self, converse: Callable[[Any], None]) -> None:
-        super().__init__((_HOST, 0), BaseRequestHandler)
-        self._converse = converse
-
-    def finish_request(self, request: Any, client_address: object) -> None:  # noqa: ARG002 - of the base
-        self._converse(request)
-
-
-class _Over(Exception):
-    """The connection has ended, from either side."""
-
-
-class _Connection:
-    """One connection: reads requests and follows steps until it is over."""
+class _Conversation:
+    """Reads requests and follows steps until the connection is over, which is an EOFError."""
 
     def __init__(self, connection: socket.socket, released: socket.socket) -> None:
         self._connection = connection
@@ -206,20 +198,11 @@ class _Connection:
         method, target, _ = request_line.split(" ")
         fields = (line.split(":", 1) for line in lines)
         headers = Headers(tuple((name, value.strip()) for name, value in fields))
-        return ReceivedRequest(method, target, headers, self._read_body(headers))
-
-    def _read_body(self, headers: Headers) -> bytes:
         size = int(headers.get("content-length", "0"))
         while len(self._unread) < size:
             self._receive()
         body, self._unread = self._unread[:size], self._unread[size:]
-        return body
-
-    def _receive(self) -> None:
-        data = self._connection.recv(65536)
-        if not data:
-            raise _Over
-        self._unread += data
+        return ReceivedRequest(method, target, headers, body)
 
     def follow(self, steps: Answer) -> None:  # noqa: PLR0912 - one for each kind of step
         for step in steps:
@@ -229,11 +212,11 @@ class _Connection:
                 case Write(data):
                     self._connection.sendall(data)
                 case Hold():
-                    while self._released not in _readable(self._connection, self._released):
+                    while self._released not in self._readable():
                         self._receive()
                 case Pause(seconds):
                     end = monotonic() + seconds
-                    while _readable(self._connection, timeout=end - monotonic()):
+                    while self._readable(end - monotonic()):
                         self._receive()
                 case Receive():
                     while not self._unread:
@@ -247,15 +230,21 @@ class _Connection:
                 case _:  # Reset
                     linger = struct.pack("ii", 1, 0)
                     self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                    raise _Over
+                    raise EOFError
 
+    def _receive(self) -> None:
+        data = self._connection.recv(65536)
+        if not data:
+            raise EOFError
+        self._unread += data
 
-def _readable(*sockets: socket.socket, timeout: float | None = None) -> set[object]:
-    """Wait until something can be read, for `timeout` seconds at most, and return where."""
-    with _Selector() as selector:
-        for each in sockets:
-            selector.register(each, selectors.EVENT_READ)
-        return {key.fileobj for key, _ in selector.select(timeout)}
+    def _readable(self, timeout: float | None = None) -> set[object]:
+        """Wait for the client until `timeout`, or else for a release too; return what is there."""
+        ends = (self._connection,) if timeout is not None else (self._connection, self._released)
+        with _Selector() as selector:
+            for end in ends:
+                selector.register(end, selectors.EVENT_READ)
+            return {key.fileobj for key, _ in selector.select(timeout)}
 
 
 def _shut_down(connection: socket.socket, how: int) -> None:

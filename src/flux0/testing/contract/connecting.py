@@ -25,8 +25,8 @@ from flux0.domain.errors import (
     TransportError,
 )
 from flux0.testing.contract.answers import Disconnect, Hold, Write, answer
-from flux0.testing.contract.base import PATIENT, SHORT, Contract, Serve, fails, get
-from flux0.testing.contract.probe import Probe
+from flux0.testing.contract.base import SHORT, Contract, fails
+from flux0.testing.contract.probe import PATIENT, Probe, get
 
 _IMPATIENT = evolve(PATIENT, connect=SHORT)
 
@@ -44,22 +44,19 @@ class ConnectContract(Contract):
 
     def test_the_connection_is_refused(self, probe: Probe) -> None:
         """Nobody listens."""
-        with socket.socket() as bound:
-            bound.bind(("127.0.0.1", 0))
-            url = f"http://127.0.0.1:{bound.getsockname()[1]}/"
-            fails(lambda: probe.send(get(url)), ConnectError)
+        listener, url = probe.listen()
+        listener.close()
+        fails(lambda: probe.send(get(url)), ConnectError)
 
     def test_connecting_takes_too_long(self, probe: Probe) -> None:
         """The port's queue of connections is full; `Timeout.connect` is the limit."""
+        listener, url = probe.listen()
+        listener.listen(0)
         with ExitStack() as sockets:
-            listener = sockets.enter_context(socket.socket())
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(0)
             for _ in range(4):
                 waiting = sockets.enter_context(socket.socket())
                 waiting.settimeout(0)
                 waiting.connect_ex(listener.getsockname())
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
             fails(lambda: probe.send(get(url, timeout=_IMPATIENT)), ConnectTimeout)
 
 
@@ -89,66 +86,59 @@ class TLSContract(Contract):
         authority.cert_pem.write_to_path(path)
         return drive(self.make_trusting_transport(str(path)))
 
-    def test_a_trusted_server(self, trusting: Probe, serve: Serve, tls: ssl.SSLContext) -> None:
+    def test_a_trusted_server(self, trusting: Probe, tls: ssl.SSLContext) -> None:
         """The same as without TLS."""
-        server = serve(answer(b"secret", framing="chunked"), tls=tls)
+        server = trusting.serve(answer(b"secret", framing="chunked"), tls=tls)
         assert trusting.fetch(get(server.url, stream=True)) == b"secret"
         assert trusting.fetch(get(server.url)) == b"secret"
         assert server.connections == 1
 
-    def test_an_unknown_authority(self, probe: Probe, serve: Serve, tls: ssl.SSLContext) -> None:
+    def test_an_unknown_authority(self, probe: Probe, tls: ssl.SSLContext) -> None:
         """Nothing is sent."""
-        server = serve(answer(b""), tls=tls)
+        server = probe.serve(answer(b""), tls=tls)
         fails(lambda: probe.send(get(server.url)), TLSError)
         assert server.requests == ()
 
-    def test_another_name(self, trusting: Probe, serve: Serve, authority: trustme.CA) -> None:
+    def test_another_name(self, trusting: Probe, authority: trustme.CA) -> None:
         """Nothing is sent."""
-        server = serve(answer(b""), tls=_context(authority, "elsewhere.example"))
+        server = trusting.serve(answer(b""), tls=_context(authority, "elsewhere.example"))
         fails(lambda: trusting.send(get(server.url)), TLSError)
         assert server.requests == ()
 
-    def test_a_server_without_tls(self, probe: Probe, serve: Serve) -> None:
+    def test_a_server_without_tls(self, probe: Probe) -> None:
         """It answers in plain HTTP."""
-        server = serve(unasked=(Write(b"HTTP/1.1 400 Bad Request\r\n\r\n"), Hold()))
+        server = probe.serve(unasked=(Write(b"HTTP/1.1 400 Bad Request\r\n\r\n"), Hold()))
         url = server.url.replace("http:", "https:")
         fails(lambda: probe.send(get(url)), TLSError)
 
-    def test_a_silent_server(self, probe: Probe, serve: Serve) -> None:
+    def test_a_silent_server(self, probe: Probe) -> None:
         """The handshake is a part of connecting."""
-        server = serve(unasked=(Hold(),))
+        server = probe.serve(unasked=(Hold(),))
         url = server.url.replace("http:", "https:")
         fails(lambda: probe.send(get(url, timeout=_IMPATIENT)), ConnectTimeout)
         server.wait_until_gone()
 
-    def test_an_answer_over_tls_is_not_http(
-        self, trusting: Probe, serve: Serve, tls: ssl.SSLContext
-    ) -> None:
+    def test_an_answer_over_tls_is_not_http(self, trusting: Probe, tls: ssl.SSLContext) -> None:
         """The same as without TLS."""
         head = Write(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}")
-        server = serve((head, Disconnect()), tls=tls)
+        server = trusting.serve((head, Disconnect()), tls=tls)
         fails(lambda: trusting.send(get(server.url)), ProtocolError)
         server.wait_until_gone()
 
     def test_the_encryption_breaks_within_a_body(
-        self, trusting: Probe, serve: Serve, tls: ssl.SSLContext
+        self, trusting: Probe, tls: ssl.SSLContext
     ) -> None:
         """By then the server has the request."""
         noise = Write(b"\x17\x03\x03\x00\x20" + bytes(32), below_tls=True)
-        server = serve((*answer(b"first", Hold(), framing="chunked")[:-1], noise), tls=tls)
-        reply = trusting.send(get(server.url))
-        assert reply.read(5) == b"first"
+        steps = (*answer(b"first", Hold(), framing="chunked")[:-1], noise)
+        server, reply = trusting.begin(steps, tls=tls)
         server.release()
         fails(reply.read, ConnectionInterrupted)
         server.wait_until_gone()
 
-    def test_closing_ends_a_read_under_tls(
-        self, trusting: Probe, serve: Serve, tls: ssl.SSLContext
-    ) -> None:
+    def test_closing_ends_a_read_under_tls(self, trusting: Probe, tls: ssl.SSLContext) -> None:
         """As without TLS: the waiting thread or task gets an error, at once."""
-        server = serve(answer(b"first", Hold(), framing="chunked"), tls=tls)
-        reply = trusting.send(get(server.url, stream=True))
-        assert reply.read(5) == b"first"
+        server, reply = trusting.begin(answer(b"first", Hold(), framing="chunked"), tls=tls)
         waiting = reply.start_next()
         reply.close()
         server.wait_until_gone()
@@ -168,19 +158,19 @@ class LimitedPoolContract(Contract):
         """Drives a transport that opens one connection at most."""
         return drive(self.make_limited_transport())
 
-    def test_no_connection_becomes_free(self, limited: Probe, serve: Serve) -> None:
+    def test_no_connection_becomes_free(self, limited: Probe) -> None:
         """`Timeout.pool` is the limit; afterwards the pool is whole."""
-        server = serve(answer(b"first", Hold(), b"second", framing="chunked"))
-        reply = limited.send(get(server.url, stream=True))
+        steps = answer(b"first", Hold(), b"second", framing="chunked")
+        server, reply = limited.ask(steps, stream=True)
         request = get(server.url, timeout=evolve(PATIENT, pool=SHORT))
         fails(lambda: limited.send(request), PoolTimeout)
         reply.close()
         server.release()
         assert limited.fetch(get(server.url)) == b"firstsecond"
 
-    def test_a_forgotten_body_gives_its_place_back(self, limited: Probe, serve: Serve) -> None:
+    def test_a_forgotten_body_gives_its_place_back(self, limited: Probe) -> None:
         """The pool does not run dry of what its users left behind."""
-        server = serve(answer(b"first", Hold(), framing="chunked"))
+        server = limited.serve(answer(b"first", Hold(), framing="chunked"))
         for _ in range(3):
             limited.send(get(server.url, stream=True)).forget()
         server.wait_until_gone()

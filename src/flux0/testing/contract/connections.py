@@ -5,14 +5,11 @@
 from __future__ import annotations
 
 import gc
-import os
-import signal
-import socket
-import traceback
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from multiprocessing import get_context
 from threading import Event
 
 import pytest
@@ -39,9 +36,9 @@ from flux0.testing.contract.answers import (
     head,
     written,
 )
-from flux0.testing.contract.base import PATIENT, SHORT, Contract, Serve, fails, get, post, streams
+from flux0.testing.contract.base import SHORT, Contract, fails, streams
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.probe import Probe, Reply
+from flux0.testing.contract.probe import PATIENT, Probe, Reply, get, post
 
 _OK = answer(b"ok")
 _SILENT = answer(b"first", Hold(), b"second", framing="chunked")
@@ -83,11 +80,11 @@ class NeverTwiceContract(Contract):
     @pytest.mark.parametrize("breaks", _BREAKS)
     @_pooling
     def test_a_request_reaches_the_server_once(
-        self, probe: Probe, serve: Serve, breaks: str, *, pooled: bool
+        self, probe: Probe, breaks: str, *, pooled: bool
     ) -> None:
         """However the answer fails to come; and the error does not say that nothing was sent."""
         steps, error = _BREAKS[breaks]
-        server = serve(*[_OK] * pooled, steps, _OK)
+        server = probe.serve(*[_OK] * pooled, steps, _OK)
         if pooled:
             assert probe.fetch(get(server.url)) == b"ok"
         request = post(server.url, timeout=evolve(PATIENT, read=SHORT))
@@ -97,12 +94,13 @@ class NeverTwiceContract(Contract):
 
     @_pooling
     def test_the_server_breaks_off_while_it_is_written_to(
-        self, probe: Probe, serve: Serve, *, pooled: bool
+        self, probe: Probe, *, pooled: bool
     ) -> None:
         """It may have read enough to act."""
         begun = Event()
         breaks: Answer = (Receive(), Signal(begun), Reset())
-        server = serve((*_OK, *breaks), _OK) if pooled else serve(unasked=breaks)
+        answers, unasked = ([(*_OK, *breaks), _OK], ()) if pooled else ([], breaks)
+        server = probe.serve(*answers, unasked=unasked)
         if pooled:
             assert probe.fetch(get(server.url)) == b"ok"
         request = post(server.url, bytes(16_000_000))
@@ -115,9 +113,9 @@ class NeverTwiceContract(Contract):
                 probe.send(request)
             assert server.connections == 1
 
-    def test_a_connection_that_died_in_the_pool(self, probe: Probe, serve: Serve) -> None:
+    def test_a_connection_that_died_in_the_pool(self, probe: Probe) -> None:
         """The next request goes out over a new one, or fails and was received once at most."""
-        server = serve((*_OK, Hold(), Disconnect()), _OK)
+        server = probe.serve((*_OK, Hold(), Disconnect()), _OK)
         assert probe.fetch(get(server.url)) == b"ok"
         server.release()
         least, most = 1, 1
@@ -129,9 +127,9 @@ class NeverTwiceContract(Contract):
         assert probe.fetch(get(server.url)) == b"ok"
 
     @pytest.mark.parametrize("location", _LOCATIONS)
-    def test_a_redirect_leads_nowhere(self, probe: Probe, serve: Serve, location: str) -> None:
+    def test_a_redirect_leads_nowhere(self, probe: Probe, location: str) -> None:
         """Nobody follows it, so nobody has to understand it; what it says may be lost."""
-        server = serve(answer(b"moved", status="302 Found", headers=[("Location", location)]))
+        server = probe.serve(answer(b"moved", status="302 Found", headers=[("Location", location)]))
         reply = probe.send(post(server.url))
         assert (reply.head.status_code, reply.head.headers["location"]) == (302, location)
         assert reply.read() in (b"moved", b"")
@@ -150,9 +148,9 @@ class ReleaseContract(Contract):
     """The server sees at once that a client is done with a connection."""
 
     @streams
-    def test_a_body_read_to_its_end(self, probe: Probe, serve: Serve, *, stream: bool) -> None:
+    def test_a_body_read_to_its_end(self, probe: Probe, *, stream: bool) -> None:
         """The next request takes the same connection; closing the body, even twice, is no harm."""
-        server = serve(answer(b"a", b"b", framing="chunked", gzip=True))
+        server = probe.serve(answer(b"a", b"b", framing="chunked", gzip=True))
         for _ in range(3):
             reply = probe.send(get(server.url, stream=stream))
             assert reply.read() == b"ab"
@@ -162,12 +160,9 @@ class ReleaseContract(Contract):
 
     @_half_read
     @streams
-    def test_a_body_is_closed(
-        self, probe: Probe, serve: Serve, read: bytes, *, stream: bool
-    ) -> None:
+    def test_a_body_is_closed(self, probe: Probe, read: bytes, *, stream: bool) -> None:
         """So is the connection; and the body does not look like one that has ended."""
-        server = serve(_SILENT)
-        reply = probe.send(get(server.url, stream=stream))
+        server, reply = probe.ask(_SILENT, stream=stream)
         assert reply.read(len(read)) == read
         reply.close()
         server.wait_until_gone()
@@ -181,27 +176,23 @@ class ReleaseContract(Contract):
     def test_a_body_is_forgotten(
         self,
         probe: Probe,
-        serve: Serve,
         read: bytes,
         forget: Callable[[Reply], None],
         *,
         stream: bool,
     ) -> None:
         """The garbage collector closes the connection."""
-        server = serve(_SILENT)
-        reply = probe.send(get(server.url, stream=stream))
+        server, reply = probe.ask(_SILENT, stream=stream)
         assert reply.read(len(read)) == read
         forget(reply)
         server.wait_until_gone()
 
     @pytest.mark.parametrize("end", [Reply.close, None], ids=["body", "transport"])
     def test_closing_ends_a_read_elsewhere(
-        self, probe: Probe, serve: Serve, end: Callable[[Reply], None] | None
+        self, probe: Probe, end: Callable[[Reply], None] | None
     ) -> None:
         """Whoever waits for the next piece, in another thread or task, gets an error, at once."""
-        server = serve(_SILENT)
-        reply = probe.send(get(server.url, stream=True))
-        assert reply.read(5) == b"first"
+        server, reply = probe.begin(_SILENT, stream=True)
         waiting = reply.start_next()
         if end is None:
             probe.close()
@@ -213,19 +204,19 @@ class ReleaseContract(Contract):
 
     @pytest.mark.parametrize("unread", _UNREAD)
     def test_a_pooled_connection_has_unread_bytes(
-        self, probe: Probe, serve: Serve, limit: float, unread: str
+        self, probe: Probe, limit: float, unread: str
     ) -> None:
         """They came with the answer, or after it, and do not answer the next request."""
         arrived = Event()
-        server = serve((*_UNREAD[unread], Signal(arrived), Hold()), answer(b"second"))
+        server = probe.serve((*_UNREAD[unread], Signal(arrived), Hold()), answer(b"second"))
         assert probe.fetch(get(server.url)) == b"ok"
         server.release()
         assert arrived.wait(limit)
         assert probe.fetch(get(server.url)) == b"second"
 
-    def test_many_at_once(self, probe: Probe, serve: Serve) -> None:
+    def test_many_at_once(self, probe: Probe) -> None:
         """Threads or tasks share one transport, and none waits for another."""
-        server = serve((Hold(), *answer(b"body", framing="chunked")))
+        server = probe.serve((Hold(), *answer(b"body", framing="chunked")))
         fetching = [probe.start_fetch(get(f"{server.url}/{number}")) for number in range(_MANY)]
         server.wait_for_requests(_MANY)
         server.release()
@@ -233,9 +224,9 @@ class ReleaseContract(Contract):
         targets = {request.target for request in server.requests}
         assert targets == {f"/{number}" for number in range(_MANY)}
 
-    def test_many_are_read_at_once(self, probe: Probe, serve: Serve) -> None:
+    def test_many_are_read_at_once(self, probe: Probe) -> None:
         """One that waits for its next piece holds up neither other bodies nor other requests."""
-        server = serve(*[_SILENT] * _MANY, _OK)
+        server = probe.serve(*[_SILENT] * _MANY, _OK)
         replies = [probe.send(get(server.url, stream=True)) for _ in range(_MANY)]
         assert [reply.read(5) for reply in replies] == [b"first"] * _MANY
         reading = [reply.start_next() for reply in replies]
@@ -244,33 +235,40 @@ class ReleaseContract(Contract):
         assert [pending.outcome() for pending in reading] == [b"second"] * _MANY
 
     def test_the_collector_runs_at_any_moment(
-        self, serve: Serve, backend: str, limit: float
+        self, probe: Probe, backend: str, limit: float
     ) -> None:
         """Even while the pool's lock is held, which closing a forgotten body must not wait for."""
-        server = serve(answer(b"first", b"second", framing="chunked"))
+        server = probe.serve(answer(b"first", b"second", framing="chunked"))
 
         def forget(probe: Probe) -> None:  # pragma: no cover - in the child
             cycle = probe.send(get(server.url, stream=True)).take()
             cycle.append(cycle)
 
         def work() -> None:  # pragma: no cover - in the child
-            probe = self.make_probe(self.make_transport(), backend, limit)
-            for moment in range(_MOMENTS):
-                signal.setitimer(signal.ITIMER_REAL, limit)
-                gc.disable()
-                forget(probe)
-                gc.set_threshold(gc.get_count()[0] + moment)  # It runs after so many new objects.
-                gc.enable()
-                assert probe.fetch(get(server.url)) == b"firstsecond"
-            with ThreadPoolExecutor(2) as other_threads:
+            gc.freeze()  # What is garbage here may be in use in the parent.
+            with ExitStack() as ending, ThreadPoolExecutor(2) as other_threads:
+                probe = self.make_probe(self.make_transport(), backend, limit, ending)
+                for moment in range(_MOMENTS):
+                    gc.disable()
+                    forget(probe)
+                    gc.set_threshold(gc.get_count()[0] + moment)  # It runs after so many objects.
+                    gc.enable()
+                    assert probe.fetch(get(server.url)) == b"firstsecond"
                 for _ in other_threads.map(forget, [probe] * _MOMENTS):
                     assert probe.fetch(get(server.url)) == b"firstsecond"
 
-        _run_in_child(work, limit)
+        child = get_context("fork").Process(target=work, daemon=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # It uses no thread from here.
+            child.start()
+        child.join(3 * limit)
+        child.kill()
+        child.join()
+        assert child.exitcode == 0, "the transport hangs or fails, as standard error tells"
 
-    def test_closing_the_transport(self, probe: Probe, serve: Serve) -> None:
+    def test_closing_the_transport(self, probe: Probe) -> None:
         """Its idle connections are closed, even twice; then it opens anew, or says it is closed."""
-        server = serve(_OK)
+        server = probe.serve(_OK)
         assert probe.fetch(get(server.url)) == b"ok"
         probe.close()
         server.wait_until_gone()
@@ -281,31 +279,29 @@ class ReleaseContract(Contract):
     @pytest.mark.parametrize("size", [2, 16_000_000], ids=["waiting", "writing"])
     def test_closing_the_transport_while_it_sends(self, probe: Probe, size: int) -> None:
         """Closing ends, whatever becomes of the request."""
-        with socket.create_server(("127.0.0.1", 0)) as deaf:
-            sending = probe.start(post(f"http://127.0.0.1:{deaf.getsockname()[1]}", bytes(size)))
-            connection, _ = deaf.accept()
-            with connection:
-                assert sending.lasts(SHORT)
-                probe.close()
+        listener, url = probe.listen()
+        sending = probe.start(post(url, bytes(size)))
+        connection, _ = listener.accept()
+        with connection:
+            assert sending.lasts(SHORT)
+            probe.close()
 
 
 class CancellationContract(Contract):
     """What is cancelled leaves no connection behind."""
 
-    def test_waiting_for_the_headers(self, probe: Probe, serve: Serve) -> None:
+    def test_waiting_for_the_headers(self, probe: Probe) -> None:
         """The call ends, and so does its connection."""
-        server = serve((Hold(),))
+        server = probe.serve((Hold(),))
         sending = probe.start(get(server.url))
         server.wait_for_requests(1)
         sending.future.cancel()
         server.wait_until_gone()
 
     @streams
-    def test_waiting_for_a_piece(self, probe: Probe, serve: Serve, *, stream: bool) -> None:
+    def test_waiting_for_a_piece(self, probe: Probe, *, stream: bool) -> None:
         """Who reads closes the body while being cancelled."""
-        server = serve(_SILENT)
-        reply = probe.send(get(server.url, stream=stream))
-        assert reply.read(5) == b"first"
+        server, reply = probe.begin(_SILENT, stream=stream)
         body, pieces = reply.take()
         begun = Event()
 
@@ -321,11 +317,9 @@ class CancellationContract(Contract):
         reading.future.cancel()
         server.wait_until_gone()
 
-    def test_what_was_cancelled_has_not_ended(self, probe: Probe, serve: Serve) -> None:
+    def test_what_was_cancelled_has_not_ended(self, probe: Probe) -> None:
         """Reading on goes on, or fails; it does not look like the end of the body."""
-        server = serve(_SILENT)
-        reply = probe.send(get(server.url, stream=True))
-        assert reply.read(5) == b"first"
+        server, reply = probe.begin(_SILENT, stream=True)
         body, pieces = reply.take()
 
         async def read() -> bytes | None:
@@ -344,29 +338,3 @@ class CancellationContract(Contract):
 
 def _posts(server: ByteServer) -> int:
     return sum(request.method == "POST" for request in server.requests)
-
-
-def _run_in_child(work: Callable[[], object], patience: float) -> None:
-    """Run `work`, which may hang for good, in a child of this process.
-
-    Raises:
-        AssertionError: it raises, or does not end within `patience` seconds, or within as many
-            from when it last set the timer again.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # The child uses no thread from here.
-        child = os.fork()
-    if child == 0:  # pragma: no cover - measured in the parent alone
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # Ends it, even where it waits for a lock.
-        signal.setitimer(signal.ITIMER_REAL, patience)
-        gc.freeze()  # What is garbage here may be in use in the parent.
-        try:
-            work()
-        except BaseException:  # noqa: BLE001 - whatever it is, nothing of the parent's runs on
-            os.write(2, traceback.format_exc().encode())
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    assert code != -signal.SIGALRM, f"the transport hangs: no end within {patience:.1f} s"
-    assert code == 0, "the transport failed in the child, as standard error tells"

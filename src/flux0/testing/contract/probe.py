@@ -8,20 +8,38 @@ one that hangs fails the test instead of stopping it.
 
 from __future__ import annotations
 
+import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
+from ssl import SSLContext
 from threading import Thread
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from anyio.from_thread import start_blocking_portal
 from attrs import evolve, frozen
 
-from flux0.ports import AsyncByteStream, AsyncTransport, ByteStream, Request, Response, Transport
+from flux0.domain.headers import Headers
+from flux0.ports import AsyncByteStream, AsyncTransport, Request, Response, Timeout, Transport
+from flux0.testing.contract.answers import Answer
+from flux0.testing.contract.byte_server import ByteServer
 
 T = TypeVar("T")
 Call: TypeAlias = Callable[[], Coroutine[Any, Any, T]]
+
+# Long enough never to be reached, so that a hang shows as a hang.
+PATIENT: Final = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
+
+
+def get(url: str, *, stream: bool = False, timeout: Timeout = PATIENT) -> Request:
+    """Return a plain GET."""
+    return Request("GET", url, Headers(), stream=stream, timeout=timeout)
+
+
+def post(url: str, body: bytes = b"{}", *, timeout: Timeout = PATIENT) -> Request:
+    """Return a plain POST."""
+    return Request("POST", url, Headers(), body, timeout=timeout)
 
 
 @frozen
@@ -95,19 +113,34 @@ class Reply:
 
 
 class Probe(ABC):
-    """A transport, and the threads or the loop that its calls run in."""
+    """A transport, the threads or the loop that its calls run in, and the servers of a test.
 
-    def __init__(self, transport: AsyncTransport, patience: float) -> None:
+    Args:
+        transport: what is driven.
+        patience: how many seconds a call may take before it counts as hung.
+        ending: ends the loop and the servers.
+
+    Attributes:
+        servers: ends the servers.
+    """
+
+    def __init__(self, transport: AsyncTransport, patience: float, ending: ExitStack) -> None:
         self._transport = transport
         self._patience = patience
+        self.servers: ExitStack = ending.enter_context(ExitStack())
 
     @abstractmethod
     def run(self, call: Call[T]) -> Pending[T]:
         """Begin `call` elsewhere."""
 
-    @abstractmethod
-    def stop(self) -> None:
-        """End the loop, if there is one."""
+    def serve(self, *answers: Answer, **options: Any) -> ByteServer:
+        """Return a `ByteServer` with these arguments that runs until the test is over."""
+        return self.servers.enter_context(ByteServer(*answers, patience=self._patience, **options))
+
+    def listen(self) -> tuple[socket.socket, str]:
+        """Return a socket that hears connections, which nobody accepts, and its URL."""
+        deaf = self.servers.enter_context(socket.create_server(("127.0.0.1", 0)))
+        return deaf, f"http://127.0.0.1:{deaf.getsockname()[1]}/"
 
     def start(self, request: Request) -> Pending[Reply]:
         """Begin to send `request`."""
@@ -120,6 +153,19 @@ class Probe(ABC):
     def send(self, request: Request) -> Reply:
         """Send `request` and return its answer."""
         return self.start(request).outcome()
+
+    def ask(
+        self, answer: Answer, *, tls: SSLContext | None = None, **options: Any
+    ) -> tuple[ByteServer, Reply]:
+        """Send `get` with these options to a server that answers so; return both."""
+        server = self.serve(answer, tls=tls)
+        return server, self.send(get(server.url, **options))
+
+    def begin(self, answer: Answer, **options: Any) -> tuple[ByteServer, Reply]:
+        """Do as `ask`, and read the piece `first`."""
+        server, reply = self.ask(answer, **options)
+        assert reply.read(5) == b"first"
+        return server, reply
 
     def start_fetch(self, request: Request) -> Pending[bytes]:
         """Begin to send `request` and to read the whole body of its answer."""
@@ -136,18 +182,14 @@ class Probe(ABC):
 
     def close(self) -> None:
         """Close the transport."""
-
-        async def close() -> None:
-            await self._transport.close_async()
-
-        self.run(close).outcome()
+        self.run(self._transport.close_async).outcome()
 
 
 class ThreadProbe(Probe):
     """Drives a `Transport`, every call in a thread of its own."""
 
-    def __init__(self, transport: Transport, patience: float) -> None:
-        super().__init__(_Blocking(transport), patience)
+    def __init__(self, transport: Transport, patience: float, ending: ExitStack) -> None:
+        super().__init__(_Blocking(transport), patience, ending)
 
     def run(self, call: Call[T]) -> Pending[T]:
         """Begin `call` in a thread."""
@@ -164,60 +206,45 @@ class ThreadProbe(Probe):
         Thread(target=run, daemon=True).start()
         return Pending(future, self._patience)
 
-    def stop(self) -> None:
-        """Do nothing: each thread has ended with its call."""
-
 
 class LoopProbe(Probe):
     """Drives an `AsyncTransport`, every call in a task of its own in one event loop."""
 
-    def __init__(self, transport: AsyncTransport, backend: str, patience: float) -> None:
-        super().__init__(transport, patience)
-        self._running = ExitStack()
-        self._portal = self._running.enter_context(start_blocking_portal(backend))
+    def __init__(
+        self, transport: AsyncTransport, patience: float, ending: ExitStack, backend: str
+    ) -> None:
+        super().__init__(transport, patience, ending)
+        self._running = start_blocking_portal(backend)
+        self._portal = self._running.__enter__()
+        ending.callback(self._stop)
 
     def run(self, call: Call[T]) -> Pending[T]:
         """Begin `call` in a task."""
         return Pending(self._portal.start_task_soon(call), self._patience)
 
-    def stop(self) -> None:
-        """End the loop, or leave it alone if it hangs."""
-        stopping = Thread(target=self._stop, daemon=True)
-        stopping.start()
-        stopping.join(self._patience)
-
     def _stop(self) -> None:
-        self._portal.call(self._portal.stop, True)  # noqa: FBT003 - cancels what still runs
-        self._running.close()
+        def stop() -> None:
+            self._portal.call(self._portal.stop, True)  # noqa: FBT003 - cancels what still runs
+            self._running.__exit__(None, None, None)
+
+        stopping = Thread(target=stop, daemon=True)
+        stopping.start()
+        stopping.join(self._patience)  # A loop that hangs is left alone.
 
 
 class _Blocking:
-    """A `Transport` with the methods of an `AsyncTransport`, which block."""
+    """A `Transport` or a `ByteStream` with the methods of its asynchronous twin, which block."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self, twin: Any) -> None:
+        self._twin = twin
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        response: Response[Any] = self._transport.send(request)
-        return evolve(response, body=_BlockingBody(response.body))
+        response = self._twin.send(request)
+        return evolve(response, body=_Blocking(response.body))
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._twin:
+            yield piece
 
     async def close_async(self) -> None:
-        self._transport.close()
-
-
-class _BlockingBody:
-    def __init__(self, stream: ByteStream) -> None:
-        self._stream = stream
-        self._pieces = iter(stream)
-
-    def __aiter__(self) -> _BlockingBody:
-        return self
-
-    async def __anext__(self) -> bytes:
-        try:
-            return next(self._pieces)
-        except StopIteration:
-            raise StopAsyncIteration from None
-
-    async def close_async(self) -> None:
-        self._stream.close()
+        self._twin.close()
