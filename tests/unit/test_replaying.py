@@ -219,32 +219,18 @@ def test_strict_matching_takes_the_recorded_order_alone(path: Path) -> None:
         f"agents.create(name='2', type='fake') is not what comes next in {path}",
         "next: exchange 2, agents.create(name='1', type='fake')",
         "  body name: recorded '1', got '2'",
-        "nearest: exchange 3, agents.create(name='2', type='fake')",
-        '  no difference but its turn: matching="loose" takes any order',
+        'it is exchange 3: matching="loose" takes any order',
     ]
     assert explanation(replay, AGENTS[0]) == [
         f"agents.create(name='0', type='fake') is not what comes next in {path}",
         "next: exchange 2, agents.create(name='1', type='fake')",
         "  body name: recorded '1', got '0'",
-        "nearest: exchange 1, agents.create(name='0', type='fake')",
-        "  no difference, but it was played",
     ]
     replay.send(asked(AGENTS[1]))
     replay.send(asked(AGENTS[2]))
     assert explanation(replay, AGENTS[3]) == [
         f"agents.create(name='3', type='fake') is not what comes next in {path}",
         "all exchanges were played, 3 in number",
-        "nearest: exchange 1, agents.create(name='0', type='fake')",
-        "  body name: recorded '0', got '3'",
-    ]
-
-
-def test_of_two_that_are_alike_the_one_that_was_not_played_is_nearest(path: Path) -> None:
-    replay = ReplayTransport(written(path, AGENTS[0], AGENTS[1], AGENTS[0]))
-    replay.send(asked(AGENTS[0]))
-    assert explanation(replay, AGENTS[0])[-2:] == [
-        "nearest: exchange 3, agents.create(name='0', type='fake')",
-        '  no difference but its turn: matching="loose" takes any order',
     ]
 
 
@@ -345,10 +331,9 @@ def test_a_mode_has_to_be_one(path: Path) -> None:
 
 
 @pytest.mark.parametrize("matching", ["strict", "loose"])
-def test_an_empty_cassette_says_so(path: Path, matching: Matching) -> None:
+def test_an_empty_cassette_answers_nothing(path: Path, matching: Matching) -> None:
     lines = explanation(ReplayTransport(written(path), matching), LIST_AGENTS)
     assert lines[0].startswith("agents.list() is not ")
-    assert lines[1:] == ["it has no exchange"]
 
 
 @pytest.mark.parametrize(

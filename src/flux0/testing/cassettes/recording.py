@@ -6,6 +6,7 @@ import json
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import closing
 from os import PathLike
 from pathlib import Path
 from threading import RLock
@@ -44,18 +45,15 @@ _DIGITS = 6  # Of a second: a microsecond is less than what any exchange takes.
 class RecordingTransport:
     """Sends requests over another transport, and records each exchange in a cassette.
 
-    It can send what the other can: synchronous requests, asynchronous ones, or both, from any
-    number of threads and tasks. A cassette holds no value of a header field that may be a
-    credential, and no host, user name or password of a URL; paths, queries and bodies are kept as
-    they are, but for what `scrub` leaves out.
+    It sends what the other can: synchronous requests, asynchronous ones, or both, from any number
+    of threads and tasks. A cassette holds no value of a header field that may be a credential, and
+    no host, user name or password of a URL; paths, queries and bodies are kept as they are, but for
+    what `scrub` leaves out.
 
-    Each exchange is in the file as soon as it has ended, and the file is whole then. Exchanges that
-    are still open when the transport is closed count as left there.
-
-    A cassette that exists is kept while this one is recorded, in a file `NAME.new` next to it.
-    Closing the transport puts the new one in its place, unless something has failed: a request
-    without a response, a body that broke off, or a status of 500 or more. Delete a cassette before
-    to record such failures in its place.
+    Each exchange is in the file as soon as it has ended, and the file is whole then. A cassette
+    that exists is kept while the new one is written to `NAME.new`. Closing the transport puts that
+    in its place, unless something has failed: a request without a response, a body that broke off,
+    or a status of 500 or more.
 
     Args:
         transport: what sends the requests, such as an `HttpxTransport`. Closing closes it.
@@ -64,6 +62,8 @@ class RecordingTransport:
 
     Attributes:
         transport: the other transport.
+        time: the time that a client goes by, if that of the other transport is not real.
+        serves_sync, serves_async: which requests the other transport sends.
     """
 
     def __init__(
@@ -74,11 +74,13 @@ class RecordingTransport:
         scrub: Scrub | None = None,
     ) -> None:
         self.transport: Any = transport.for_client() if isinstance(transport, Shared) else transport
+        self.serves_sync: bool = self._serves("send", "serves_sync")
+        self.serves_async: bool = self._serves("send_async", "serves_async")
+        given = getattr(transport, "time", None)
+        self.time: Time | None = given if isinstance(given, Time) else None
+        self._clock = time.monotonic if self.time is None else self.time.monotonic
         self._file = CassetteFile(Path(path))
         self._scrub = scrub
-        given = getattr(transport, "time", None)
-        self._time = given if isinstance(given, Time) else None
-        self._clock = time.monotonic if self._time is None else self._time.monotonic
         self._lock = RLock()
         self._sent = 0
         self._open: list[_Tape] = []
@@ -86,24 +88,11 @@ class RecordingTransport:
     def __repr__(self) -> str:
         return f"RecordingTransport({self.transport!r})"
 
-    @property
-    def serves_sync(self) -> bool:
-        """Whether the other transport sends synchronous requests."""
-        return hasattr(self.transport, "send") and getattr(self.transport, "serves_sync", True)
-
-    @property
-    def serves_async(self) -> bool:
-        """Whether the other transport sends asynchronous requests."""
-        available = hasattr(self.transport, "send_async")
-        return available and getattr(self.transport, "serves_async", True)
-
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` over the other transport; see `Transport.send`."""
-        tape = self._begin(request)
-        with tape:
-            response: Response[ByteStream] = self.transport.send(request)
-        tape.answer(response)
-        return evolve(response, body=_Body(response.body, iter(response.body), tape))
+        with self._begin(request) as tape:
+            response = self.transport.send(request)
+        return tape.answer(response, iter)
 
     def close(self) -> None:
         """Close the other transport, and have the new cassette take the place of an older one."""
@@ -114,11 +103,9 @@ class RecordingTransport:
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Send `request` over the other transport; see `AsyncTransport.send_async`."""
-        tape = self._begin(request)
-        with tape:
-            response: Response[AsyncByteStream] = await self.transport.send_async(request)
-        tape.answer(response)
-        return evolve(response, body=_Body(response.body, aiter(response.body), tape))
+        with self._begin(request) as tape:
+            response = await self.transport.send_async(request)
+        return tape.answer(response, aiter)
 
     async def close_async(self) -> None:
         """Close the other transport, and have the new cassette take the place of an older one."""
@@ -127,18 +114,15 @@ class RecordingTransport:
         finally:
             self._finish()
 
-    @property
-    def time(self) -> Time | None:
-        """The time that a client goes by, if that of the other transport is not real."""
-        return self._time
-
     # --- within
+
+    def _serves(self, method: str, attribute: str) -> bool:
+        return hasattr(self.transport, method) and getattr(self.transport, attribute, True)
 
     def _begin(self, request: Request) -> _Tape:
         with self._lock:
             self._sent += 1
-            tape = _Tape(request, self._sent, self._clock, self._end)
-            self._open.append(tape)
+            self._open.append(tape := _Tape(request, self._sent, self._clock, self._end))
         return tape
 
     def _end(self, tape: _Tape, how: str) -> None:
@@ -163,7 +147,7 @@ class _Tape:
     _request: Request
     _number: int
     _clock: Callable[[], float]
-    _on_end: Callable[[_Tape, str], None]
+    _end: Callable[[_Tape, str], None]
     _began: float = field(init=False)
     _response: RecordedResponse | None = None
     _pieces: list[tuple[float, bytes]] = field(factory=list[tuple[float, bytes]])
@@ -171,8 +155,8 @@ class _Tape:
     def __attrs_post_init__(self) -> None:
         self._began = self._clock()
 
-    def __enter__(self) -> None:
-        """Begin what may fail."""
+    def __enter__(self) -> _Tape:  # noqa: PYI034 - it has no subclass
+        return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, (StopIteration, StopAsyncIteration)):
@@ -183,10 +167,12 @@ class _Tape:
         elif error is not None:  # Not a transport's own, such as a cancellation.
             self.end(CLOSED)
 
-    def answer(self, response: Response[Any]) -> None:
+    def answer(self, response: Response[Any], begin: Callable[[Any], Any]) -> Response[Any]:
+        """Return `response` with a body that is recorded; `begin` returns its iterator."""
         headers = response.headers.redacted()
         self._response = RecordedResponse(self._elapsed(), response.status_code, headers, ())
         self._began = self._clock()
+        return evolve(response, body=_Body(response.body, begin(response.body), self))
 
     def add(self, data: bytes) -> bytes:
         self._pieces.append((self._elapsed(), data))
@@ -194,7 +180,7 @@ class _Tape:
 
     def end(self, how: str) -> None:
         """End, unless this has ended: closing a body that was read whole does not leave it."""
-        self._on_end(self, how)
+        self._end(self, how)
 
     def finish(self, how: str, scrub: Scrub | None) -> RecordedExchange:
         """Return what has come of the request, and forget it."""
@@ -225,10 +211,8 @@ class _Body:
             return self._tape.add(next(self._pieces))
 
     def close(self) -> None:
-        try:
+        with closing(self._stream):
             self._tape.end(CLOSED)
-        finally:
-            self._stream.close()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -276,7 +260,12 @@ def recorded_pieces(
     if as_json or scrub is not None:
         pieces = _joined(pieces, b"" if as_json else _END_OF_EVENT)
     return tuple(
-        kept(_scrubbed(data, scrub) if scrub else data, as_json=as_json, after=after)
+        kept(
+            _scrubbed(data, scrub) if scrub else data,
+            as_json=as_json,
+            exact=scrub is None,
+            after=after,
+        )
         for after, data in pieces
     )
 
@@ -299,22 +288,24 @@ def _scrubbed(data: bytes, scrub: Scrub) -> bytes:
         text = data.decode()
     except UnicodeDecodeError:
         return data
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return "\n".join(_scrubbed_line(line, scrub) for line in text.split("\n")).encode()
-    return json.dumps(_values(value, scrub), ensure_ascii=False, separators=(",", ":")).encode()
+    scrubbed = _scrubbed_json(text, scrub)
+    if scrubbed is None:
+        scrubbed = "\n".join(_scrubbed_line(line, scrub) for line in text.split("\n"))
+    return scrubbed.encode()
 
 
 def _scrubbed_line(line: str, scrub: Scrub) -> str:
-    if line.startswith(_DATA):
-        try:
-            value = json.loads(line[len(_DATA) :])
-        except (ValueError, RecursionError):
-            pass
-        else:
-            return _DATA + json.dumps(_values(value, scrub))
-    return scrub(line)
+    event = line.startswith(_DATA)
+    scrubbed = _scrubbed_json(line[len(_DATA) :], scrub) if event else None
+    return scrub(line) if scrubbed is None else _DATA + scrubbed
+
+
+def _scrubbed_json(text: str, scrub: Scrub) -> str | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return json.dumps(_values(value, scrub))
 
 
 def _values(value: Any, scrub: Scrub) -> Any:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from difflib import SequenceMatcher
+from heapq import nlargest
 from os import PathLike
 from pathlib import Path
 from threading import RLock
@@ -30,7 +31,7 @@ from flux0.testing.cassettes.cassette import (
     read_cassette,
 )
 from flux0.testing.cassettes.recording import RecordingTransport, Scrub, recorded_request
-from flux0.testing.fake.body import BodyEnd, OpenBody, SharedTransport
+from flux0.testing.fake.body import OpenBody, SharedTransport
 from flux0.testing.fake.calls import Call, call_of
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 
@@ -42,11 +43,12 @@ _LONGEST_COMPARED = 1000  # Characters: comparing two texts may take the product
 
 
 @define(eq=False)
-class Track:
+class _Track:
     """An exchange of a cassette, by its number from 1, and whether it has been played."""
 
     number: int
     exchange: RecordedExchange
+    key: str
     played: bool = False
 
     def __str__(self) -> str:
@@ -61,8 +63,8 @@ class ReplayTransport(SharedTransport):
 
     A request matches a recorded one of the same method, path, query and body; bodies are compared
     as JSON, and header fields are not compared. A request that matches none, or not in its turn, is
-    an AssertionError that tells what is different. Reading on where the recorded program had left
-    an answer is one too.
+    an AssertionError that tells what is different, and so is reading on where the recorded program
+    had left an answer.
 
     Args:
         path: the cassette.
@@ -72,8 +74,7 @@ class ReplayTransport(SharedTransport):
         match: returns the part of a `Call` that has to be equal, such as
             `lambda call: call.operation`, if some of its content changes from run to run.
         scrub: what the recording was given as `scrub`, if anything.
-        sleep: is called with the seconds of each wait. With `time.sleep` everything takes as long
-            as when it was recorded.
+        sleep: is called with the seconds of each wait, such as `time.sleep`.
 
     Attributes:
         clock: the time.
@@ -95,16 +96,19 @@ class ReplayTransport(SharedTransport):
             raise InvalidArgument("matching", f'must be "strict" or "loose", not {matching!r}')
         super().__init__(FakeClock(sleep=sleep))
         self._path = Path(path)
-        exchanges = enumerate(read_cassette(self._path), start=1)
-        self._tracks = tuple(Track(number, exchange) for number, exchange in exchanges)
         self._match = match
         self._scrub = scrub
         self._lock = RLock()
+        self._tracks = tuple(
+            _Track(number, exchange, self._key(exchange.request))
+            for number, exchange in enumerate(read_cassette(self._path), start=1)
+        )
         self._find = self._next_track if matching == "strict" else self._any_track
-        self._next = 0
-        self._alike: dict[str, list[Track]] = {}
+        self._next = iter(self._tracks)
+        self._following = next(self._next, None)
+        self._alike: dict[str, list[_Track]] = {}
         for track in self._tracks:
-            self._alike.setdefault(self._key(track.exchange.request), []).append(track)
+            self._alike.setdefault(track.key, []).append(track)
         self._left = {key: iter(alike) for key, alike in self._alike.items()}
 
     def __repr__(self) -> str:
@@ -137,11 +141,11 @@ class ReplayTransport(SharedTransport):
         yield Wait(began)
         pieces = self._pieces(request, track, response, began)
         headers = Headers(tuple(response.headers.items()))
-        body = OpenBody(pieces, None, self.clock, self._lock, _nothing)
+        body = OpenBody(pieces, None, self.clock, self._lock, lambda *_: None)
         return Response(response.status_code, headers, body)
 
     def _pieces(
-        self, request: Request, track: Track, response: RecordedResponse, began: float
+        self, request: Request, track: _Track, response: RecordedResponse, began: float
     ) -> Iterator[bytes | Wait]:
         for piece in response.pieces:
             yield Wait(began + piece.after)
@@ -150,7 +154,7 @@ class ReplayTransport(SharedTransport):
         if track.exchange.end != WHOLE:
             raise self._failure(request, track)
 
-    def _failure(self, request: Request, track: Track) -> Exception:
+    def _failure(self, request: Request, track: _Track) -> Exception:
         exchange = track.exchange
         if exchange.end != CLOSED:
             return ERRORS[exchange.end](f"recorded in {self._path}")
@@ -164,70 +168,47 @@ class ReplayTransport(SharedTransport):
 
     # --- finding what a request is answered with
 
-    def _next_track(self, request: RecordedRequest, key: str) -> Track:
-        following = self._tracks[self._next] if self._next < len(self._tracks) else None
-        if following is not None and self._key(following.exchange.request) == key:
-            self._next += 1
-            return following
+    def _next_track(self, request: RecordedRequest, key: str) -> _Track:
+        track = self._following
+        if track is not None and track.key == key:
+            self._following = next(self._next, None)
+            return track
         lines = [f"{_call(request)} is not what comes next in {self._path}"]
-        if following is not None:
-            lines += (f"next: {following}", *_differences(following, request))
-        elif self._tracks:
+        if track is None:
             lines.append(f"all exchanges were played, {len(self._tracks)} in number")
-        nearest = self._nearest(request)
-        raise self._refusal(lines, request, None if nearest is following else nearest)
+        else:
+            lines += (f"next: {track}", *_differences(track, request))
+        later = [str(track.number) for track in self._alike.get(key, ()) if not track.played]
+        if later:
+            lines.append(f'it is exchange {", ".join(later)}: matching="loose" takes any order')
+        raise self._refusal(*lines)
 
-    def _any_track(self, request: RecordedRequest, key: str) -> Track:
+    def _any_track(self, request: RecordedRequest, key: str) -> _Track:
         alike = self._alike.get(key, [])
         track = alike[0] if len(alike) == 1 else next(self._left.get(key, iter(())), None)
         if track is not None:
             return track
-        if not alike:
+        if alike:
+            numbers = ", ".join(str(track.number) for track in alike)
+            lines = [
+                f"{_call(request)} was made more often than {self._path} has it",
+                f"exchanges {numbers} were played",
+            ]
+        else:
             lines = [f"{_call(request)} is not in {self._path}"]
-            raise self._refusal(lines, request, self._nearest(request))
-        numbers = ", ".join(str(track.number) for track in alike)
-        lines = [
-            f"{_call(request)} was made more often than {self._path} has it",
-            f"exchanges {numbers} were played",
-        ]
-        raise self._refusal(lines, request, None)
+            for nearest in nlargest(1, self._tracks, lambda track: _likeness(track, request)):
+                lines += (f"nearest: {nearest}", *_differences(nearest, request))
+        raise self._refusal(*lines)
 
     def _key(self, request: RecordedRequest) -> str:
         """Return a text that requests share which match each other."""
         return _spelled(_members(request) if self._match is None else self._match(_call(request)))
 
-    def _nearest(self, request: RecordedRequest) -> Track | None:
-        call = _call(request)
-
-        def likeness(track: Track) -> tuple[bool, int, float, bool]:
-            other = _call(track.exchange.request)
-            texts = (str(other)[:_LONGEST_COMPARED], str(call)[:_LONGEST_COMPARED])
-            alike = SequenceMatcher(None, *texts).ratio()
-            differences = len(_differences(track, request))
-            return other.operation == call.operation, -differences, alike, not track.played
-
-        return max(self._tracks, key=likeness, default=None)
-
-    def _refusal(
-        self, lines: list[str], request: RecordedRequest, nearest: Track | None
-    ) -> AssertionError:
-        if not self._tracks:
-            lines.append("it has no exchange")
-        if nearest is not None:
-            lines.append(f"nearest: {nearest}")
-            turn = 'no difference but its turn: matching="loose" takes any order'
-            lines += _differences(nearest, request) or [
-                f"  {'no difference, but it was played' if nearest.played else turn}"
-            ]
-        lines.append(
-            "The program or the cassette has changed. If the cassette is stale, record it anew "
-            f"{how_to_record(self._path)}."
+    def _refusal(self, *lines: str) -> AssertionError:
+        return AssertionError(
+            "\n".join(lines) + "\nThe program or the cassette has changed. If the cassette is "
+            f"stale, record it anew {how_to_record(self._path)}."
         )
-        return AssertionError("\n".join(lines))
-
-
-def _nothing(_: OpenBody, __: BodyEnd) -> None:
-    """Keep nothing of a body that has ended."""
 
 
 def cassette(
@@ -247,9 +228,7 @@ def cassette(
         mode: "once" replays a cassette that exists, and records one that does not; "none" only
             replays; "all" only records. The default is "none" where the environment variable `CI`
             is set, and "once" elsewhere.
-        matching: see `ReplayTransport`.
-        match: see `ReplayTransport`.
-        scrub: see `ReplayTransport` and `RecordingTransport`.
+        matching, match, scrub: see `ReplayTransport`.
 
     Raises:
         CassetteError: there is no such file and none is recorded, or this version cannot read it.
@@ -260,13 +239,11 @@ def cassette(
         raise InvalidArgument("mode", f'must be "once", "none" or "all", not {mode!r}')
     if mode == "none" or (mode == "once" and Path(path).exists()):
         return ReplayTransport(path, matching, match=match, scrub=scrub)
-    return RecordingTransport((transport or _over_httpx)(), path, scrub=scrub)
+    if transport is None:
+        from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx
 
-
-def _over_httpx() -> Transport:
-    from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx
-
-    return HttpxTransport()
+        transport = HttpxTransport
+    return RecordingTransport(transport(), path, scrub=scrub)
 
 
 def _members(request: RecordedRequest) -> dict[str, Any]:
@@ -293,7 +270,15 @@ def _call(request: RecordedRequest) -> Call:
     return call_of(Request(request.method, url, headers, body))
 
 
-def _differences(track: Track, request: RecordedRequest) -> list[str]:
+def _likeness(track: _Track, request: RecordedRequest) -> tuple[bool, int, float]:
+    """Return what is greater for exchanges that are more like `request`."""
+    one, other = _call(track.exchange.request), _call(request)
+    texts = str(one)[:_LONGEST_COMPARED], str(other)[:_LONGEST_COMPARED]
+    alike = SequenceMatcher(None, *texts).ratio()
+    return one.operation == other.operation, -len(_differences(track, request)), alike
+
+
+def _differences(track: _Track, request: RecordedRequest) -> list[str]:
     """Return what keeps `request` from matching, one indented line each."""
     recorded, given = _members(track.exchange.request), _members(request)
     bodies = recorded.get("body"), given.get("body")

@@ -10,13 +10,10 @@ with `Test`, and say how to make the transport, and how to make one that trusts 
         def make_trusting_transport(self, ca_file: str) -> MyTransport:
             return MyTransport(ca_file)
 
-If your library can limit the connections of a pool, subclass `LimitedPoolContract` as well, and
-have `make_limited_transport` allow one connection. `backends` says where asynchronous transports
-run.
+If your library can limit the connections of a pool, subclass `LimitedPoolContract` as well.
 
-The tests talk to servers of their own on 127.0.0.1, which write exactly the bytes that a test says.
-They need pytest, trustme, and trio for asynchronous transports. The queue of a port that is full,
-which `ConnectTimeout` is tested with, is Linux's.
+The tests talk to servers of their own on 127.0.0.1. They need pytest, trustme, and trio for
+asynchronous transports, and Linux.
 """
 
 # ruff: noqa: E402 - asserts are rewritten from here on
@@ -27,11 +24,10 @@ from typing import ClassVar
 
 import pytest
 
-_PARTS = ("base", "bodies", "connecting", "connections", "heads", "probe", "waiting")
+_PARTS = ("base", "connecting", "connections", "messages", "probe", "waiting")
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))
 
 from flux0.testing.contract.base import THREADS
-from flux0.testing.contract.bodies import BodyContract
 from flux0.testing.contract.connecting import (
     ConnectContract,
     LimitedPoolContract as LimitedPoolContract,
@@ -42,7 +38,7 @@ from flux0.testing.contract.connections import (
     NeverTwiceContract,
     ReleaseContract,
 )
-from flux0.testing.contract.heads import HeadContract
+from flux0.testing.contract.messages import BodyContract, HeadContract
 from flux0.testing.contract.waiting import InterruptContract, LastingContract, SilenceContract
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from flux0.domain.errors import TransportError
 from flux0.testing.contract.byte_server import PATIENCE
-from flux0.testing.contract.probe import LoopProbe, Probe, ThreadProbe
+from flux0.testing.contract.probe import Blocking, Probe, in_a_thread, running_loop
 
 SHORT: Final = 0.2  # Seconds to wait for what never comes.
 THREADS: Final = "threads"
@@ -44,11 +44,12 @@ class Contract(ABC):
 
     def make_probe(self, transport: Any, backend: str, patience: float, ending: ExitStack) -> Probe:
         """Return what drives `transport`, and closes it with all that belongs to it in the end."""
-        probe = (
-            ThreadProbe(transport, patience, ending)
-            if backend == THREADS
-            else LoopProbe(transport, patience, ending, backend)
-        )
+        servers = ending.enter_context(ExitStack())
+        if backend == THREADS:
+            probe = Probe(Blocking(transport), in_a_thread, patience, servers)
+        else:
+            begin = ending.enter_context(running_loop(backend, patience))
+            probe = Probe(transport, begin, patience, servers)
         ending.callback(probe.close)
         return probe
 

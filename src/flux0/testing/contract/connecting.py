@@ -15,15 +15,7 @@ import pytest
 import trustme
 from attrs import evolve
 
-from flux0.domain.errors import (
-    ConnectError,
-    ConnectionInterrupted,
-    ConnectTimeout,
-    PoolTimeout,
-    ProtocolError,
-    TLSError,
-    TransportError,
-)
+from flux0.domain import errors
 from flux0.testing.contract.answers import Disconnect, Hold, Write, answer
 from flux0.testing.contract.base import SHORT, Contract, fails
 from flux0.testing.contract.probe import PATIENT, Probe, get
@@ -40,13 +32,13 @@ class ConnectContract(Contract):
     )
     def test_there_is_no_such_name(self, probe: Probe, host: str) -> None:
         """`.invalid` has no hosts (RFC 2606), and labels have 1 to 63 characters."""
-        fails(lambda: probe.send(get(f"http://{host}/")), ConnectError)
+        fails(lambda: probe.send(get(f"http://{host}/")), errors.ConnectError)
 
     def test_the_connection_is_refused(self, probe: Probe) -> None:
         """Nobody listens."""
         listener, url = probe.listen()
         listener.close()
-        fails(lambda: probe.send(get(url)), ConnectError)
+        fails(lambda: probe.send(get(url)), errors.ConnectError)
 
     def test_connecting_takes_too_long(self, probe: Probe) -> None:
         """The port's queue of connections is full; `Timeout.connect` is the limit."""
@@ -57,7 +49,7 @@ class ConnectContract(Contract):
                 waiting = sockets.enter_context(socket.socket())
                 waiting.settimeout(0)
                 waiting.connect_ex(listener.getsockname())
-            fails(lambda: probe.send(get(url, timeout=_IMPATIENT)), ConnectTimeout)
+            fails(lambda: probe.send(get(url, timeout=_IMPATIENT)), errors.ConnectTimeout)
 
 
 class TLSContract(Contract):
@@ -96,33 +88,33 @@ class TLSContract(Contract):
     def test_an_unknown_authority(self, probe: Probe, tls: ssl.SSLContext) -> None:
         """Nothing is sent."""
         server = probe.serve(answer(b""), tls=tls)
-        fails(lambda: probe.send(get(server.url)), TLSError)
+        fails(lambda: probe.send(get(server.url)), errors.TLSError)
         assert server.requests == ()
 
     def test_another_name(self, trusting: Probe, authority: trustme.CA) -> None:
         """Nothing is sent."""
         server = trusting.serve(answer(b""), tls=_context(authority, "elsewhere.example"))
-        fails(lambda: trusting.send(get(server.url)), TLSError)
+        fails(lambda: trusting.send(get(server.url)), errors.TLSError)
         assert server.requests == ()
 
     def test_a_server_without_tls(self, probe: Probe) -> None:
         """It answers in plain HTTP."""
         server = probe.serve(unasked=(Write(b"HTTP/1.1 400 Bad Request\r\n\r\n"), Hold()))
         url = server.url.replace("http:", "https:")
-        fails(lambda: probe.send(get(url)), TLSError)
+        fails(lambda: probe.send(get(url)), errors.TLSError)
 
     def test_a_silent_server(self, probe: Probe) -> None:
         """The handshake is a part of connecting."""
         server = probe.serve(unasked=(Hold(),))
         url = server.url.replace("http:", "https:")
-        fails(lambda: probe.send(get(url, timeout=_IMPATIENT)), ConnectTimeout)
+        fails(lambda: probe.send(get(url, timeout=_IMPATIENT)), errors.ConnectTimeout)
         server.wait_until_gone()
 
     def test_an_answer_over_tls_is_not_http(self, trusting: Probe, tls: ssl.SSLContext) -> None:
         """The same as without TLS."""
         head = Write(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}")
         server = trusting.serve((head, Disconnect()), tls=tls)
-        fails(lambda: trusting.send(get(server.url)), ProtocolError)
+        fails(lambda: trusting.send(get(server.url)), errors.ProtocolError)
         server.wait_until_gone()
 
     def test_the_encryption_breaks_within_a_body(
@@ -133,7 +125,7 @@ class TLSContract(Contract):
         steps = (*answer(b"first", Hold(), framing="chunked")[:-1], noise)
         server, reply = trusting.begin(steps, tls=tls)
         server.release()
-        fails(reply.read, ConnectionInterrupted)
+        fails(reply.read, errors.ConnectionInterrupted)
         server.wait_until_gone()
 
     def test_closing_ends_a_read_under_tls(self, trusting: Probe, tls: ssl.SSLContext) -> None:
@@ -142,7 +134,7 @@ class TLSContract(Contract):
         waiting = reply.start_next()
         reply.close()
         server.wait_until_gone()
-        with pytest.raises(TransportError):
+        with pytest.raises(errors.TransportError):
             waiting.outcome()
 
 
@@ -163,7 +155,7 @@ class LimitedPoolContract(Contract):
         steps = answer(b"first", Hold(), b"second", framing="chunked")
         server, reply = limited.ask(steps, stream=True)
         request = get(server.url, timeout=evolve(PATIENT, pool=SHORT))
-        fails(lambda: limited.send(request), PoolTimeout)
+        fails(lambda: limited.send(request), errors.PoolTimeout)
         reply.close()
         server.release()
         assert limited.fetch(get(server.url)) == b"firstsecond"
@@ -172,7 +164,7 @@ class LimitedPoolContract(Contract):
         """The pool does not run dry of what its users left behind."""
         server = limited.serve(answer(b"first", Hold(), framing="chunked"))
         for _ in range(3):
-            limited.send(get(server.url, stream=True)).forget()
+            limited.send(get(server.url, stream=True)).forget(in_a_cycle=False)
         server.wait_until_gone()
 
 

@@ -8,11 +8,11 @@ one that hangs fails the test instead of stopping it.
 
 from __future__ import annotations
 
+import gc
 import socket
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from ssl import SSLContext
 from threading import Thread
 from typing import Any, Final, Generic, TypeAlias, TypeVar
@@ -21,7 +21,7 @@ from anyio.from_thread import start_blocking_portal
 from attrs import evolve, frozen
 
 from flux0.domain.headers import Headers
-from flux0.ports import AsyncByteStream, AsyncTransport, Request, Response, Timeout, Transport
+from flux0.ports import AsyncByteStream, AsyncTransport, Request, Response, Timeout
 from flux0.testing.contract.answers import Answer
 from flux0.testing.contract.byte_server import ByteServer
 
@@ -96,42 +96,50 @@ class Reply:
         """Close the body."""
         self._run(self._body.close_async).outcome()
 
-    def take(self) -> list[Any]:
+    def take(self, *, in_a_cycle: bool = False) -> list[Any]:
         """Return the body and its iterator, and hold them no longer."""
         taken = [self._body, self._pieces]
+        taken += [taken] * in_a_cycle
         self._body = self._pieces = None
         self.head = evolve(self.head, raw_response=None)
         return taken
 
-    def forget(self) -> None:
-        """Drop the references to the body, in the thread or loop that reads it."""
+    def forget(self, *, in_a_cycle: bool) -> None:
+        """Drop the body, in the thread or loop that reads it, or for the collector to find."""
 
         async def drop() -> None:
-            self.take()
+            self.take(in_a_cycle=in_a_cycle)
 
         self._run(drop).outcome()
+        if in_a_cycle:
+            gc.collect()
 
 
-class Probe(ABC):
-    """A transport, the threads or the loop that its calls run in, and the servers of a test.
+class Probe:
+    """A transport, what its calls run in, and the servers of a test.
 
     Args:
-        transport: what is driven.
+        transport: an `AsyncTransport`, or a blocking one in its form.
+        begin: begins a call elsewhere.
         patience: how many seconds a call may take before it counts as hung.
-        ending: ends the loop and the servers.
-
-    Attributes:
         servers: ends the servers.
     """
 
-    def __init__(self, transport: AsyncTransport, patience: float, ending: ExitStack) -> None:
+    def __init__(
+        self,
+        transport: AsyncTransport,
+        begin: Callable[[Call[Any]], Future[Any]],
+        patience: float,
+        servers: ExitStack,
+    ) -> None:
         self._transport = transport
+        self._begin = begin
         self._patience = patience
-        self.servers: ExitStack = ending.enter_context(ExitStack())
+        self.servers = servers
 
-    @abstractmethod
     def run(self, call: Call[T]) -> Pending[T]:
         """Begin `call` elsewhere."""
+        return Pending(self._begin(call), self._patience)
 
     def serve(self, *answers: Answer, **options: Any) -> ByteServer:
         """Return a `ByteServer` with these arguments that runs until the test is over."""
@@ -185,66 +193,55 @@ class Probe(ABC):
         self.run(self._transport.close_async).outcome()
 
 
-class ThreadProbe(Probe):
-    """Drives a `Transport`, every call in a thread of its own."""
+def in_a_thread(call: Call[T]) -> Future[T]:
+    """Begin a call that blocks where asynchronous code would let others run."""
+    future: Future[T] = Future()
 
-    def __init__(self, transport: Transport, patience: float, ending: ExitStack) -> None:
-        super().__init__(_Blocking(transport), patience, ending)
+    def run() -> None:
+        try:
+            call().send(None)
+        except StopIteration as stop:
+            future.set_result(stop.value)
+        except BaseException as error:  # noqa: BLE001 - for the test, whatever it is
+            future.set_exception(error)
 
-    def run(self, call: Call[T]) -> Pending[T]:
-        """Begin `call` in a thread."""
-        future: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                call().send(None)  # It blocks where asynchronous code would let others run.
-            except StopIteration as stop:
-                future.set_result(stop.value)
-            except BaseException as error:  # noqa: BLE001 - for the test, whatever it is
-                future.set_exception(error)
-
-        Thread(target=run, daemon=True).start()
-        return Pending(future, self._patience)
+    Thread(target=run, daemon=True).start()
+    return future
 
 
-class LoopProbe(Probe):
-    """Drives an `AsyncTransport`, every call in a task of its own in one event loop."""
+@contextmanager
+def running_loop(backend: str, patience: float) -> Iterator[Callable[[Call[Any]], Future[Any]]]:
+    """Run an event loop, and yield what begins a task in it. One that hangs is left alone."""
+    running = ExitStack()
+    portal = running.enter_context(start_blocking_portal(backend))
 
-    def __init__(
-        self, transport: AsyncTransport, patience: float, ending: ExitStack, backend: str
-    ) -> None:
-        super().__init__(transport, patience, ending)
-        self._running = start_blocking_portal(backend)
-        self._portal = self._running.__enter__()
-        ending.callback(self._stop)
+    def stop() -> None:
+        with running:
+            portal.call(portal.stop, True)  # noqa: FBT003 - cancels what still runs
 
-    def run(self, call: Call[T]) -> Pending[T]:
-        """Begin `call` in a task."""
-        return Pending(self._portal.start_task_soon(call), self._patience)
-
-    def _stop(self) -> None:
-        def stop() -> None:
-            self._portal.call(self._portal.stop, True)  # noqa: FBT003 - cancels what still runs
-            self._running.__exit__(None, None, None)
-
-        stopping = Thread(target=stop, daemon=True)
+    stopping = Thread(target=stop, daemon=True)
+    try:
+        yield portal.start_task_soon
+    finally:
         stopping.start()
-        stopping.join(self._patience)  # A loop that hangs is left alone.
+        stopping.join(patience)
 
 
-class _Blocking:
+class Blocking:
     """A `Transport` or a `ByteStream` with the methods of its asynchronous twin, which block."""
 
     def __init__(self, twin: Any) -> None:
         self._twin = twin
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
+        """Do as `Transport.send` does."""
         response = self._twin.send(request)
-        return evolve(response, body=_Blocking(response.body))
+        return evolve(response, body=Blocking(response.body))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for piece in self._twin:
             yield piece
 
     async def close_async(self) -> None:
+        """Do as `close` does."""
         self._twin.close()
