@@ -14,7 +14,6 @@ from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryDetails
 from flux0.flows import Middleware, SendFlow, chain
 from flux0.middleware.answers import AnswerPolicy
-from flux0.middleware.headers import ComputedHeaders
 from flux0.middleware.retry import Retry, RetryBudget
 from flux0.ports import Codec, Time
 
@@ -47,6 +46,8 @@ def wire(
         Retry(RetryBudget(), time, _teller(on_retry)),
     ]
     if computed_headers:
+        from flux0.middleware.headers import ComputedHeaders  # noqa: PLC0415 - if there are any
+
         layers.append(ComputedHeaders(computed_headers))
     logger = debug_logger if debug_logger is not None else _environment_logger()
     if logger is not None:
