@@ -44,7 +44,7 @@ from flux0.domain.errors import (
     WriteTimeout as WriteTimeout,
 )
 from flux0.domain.messages.finalizing import TurnMessage as TurnMessage
-from flux0.domain.messages.reply import Reply as Reply
+from flux0.domain.messages.history import Reply as Reply
 from flux0.domain.models import (
     Agent as Agent,
     Agents as Agents,

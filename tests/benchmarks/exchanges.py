@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -33,22 +34,21 @@ def _turns(
     session = session_id(count, pause)
     texts = data.texts(data.turn(EVENT_BYTES, count))
 
-    def bare(read: Callable[[], object]) -> None:
-        read()
-        for text in texts:
-            json.loads(text)
+    def bare(library: libraries.Library, url: str) -> None:
+        decoded = map(json.loads, texts)  # One as each piece comes, as a program would, and ...
+        library.to_the_end(library.read, url, decoded)()
+        deque(decoded, 0)  # ... the others where several came in one piece.
 
     with serving() as base:
         url = f"{base}/api/sessions/{session}/events/stream"
         for library in libraries.all_of():
             ours = _ours if library.loop is None else _ours_async
             client = Flux0(base, transport=library.transport())
-            read = library.to_the_end(library.read, url)
             yield Case(
                 scenario,
                 library.name,
                 Cpu(library.to_the_end(ours, client, session), effort.seconds, count),
-                {"bare + json.loads": Cpu(partial(bare, read), effort.seconds, count)},
+                {"bare + json.loads": Cpu(partial(bare, library, url), effort.seconds, count)},
                 target=target,
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -27,14 +27,15 @@ _BODY = b'{"type":"message","source":"user","content":"Hi"}'
 class Library:
     """A library, its transport of ours, and what it is measured by: functions of a URL.
 
-    `fetch` returns the JSON of an answer. `read` reads a stream to its end. They are coroutine
-    functions where there is a loop.
+    `fetch` returns the JSON of an answer. `read` reads a stream to its end, and takes a thing from
+    what it is given besides as each piece comes. They are coroutine functions where there is a
+    loop.
     """
 
     name: str
     transport: Callable[[], Any]
     fetch: Callable[[str], Any]
-    read: Callable[[str], Any]
+    read: Callable[[str, Iterator[object]], Any]
     loop: asyncio.AbstractEventLoop | None = None
 
     def to_the_end(self, work: Callable[..., Any], *arguments: object) -> Callable[[], object]:
@@ -58,10 +59,10 @@ def all_of() -> list[Library]:
 def _httpx(name: str, transport: Callable[[], Any]) -> Library:
     client = import_module(name).Client()
 
-    def read(url: str) -> None:
+    def read(url: str, decoded: Iterator[object]) -> None:
         with client.stream("POST", url, content=_BODY, **_TURN) as response:
             for _ in response.iter_raw():
-                pass
+                next(decoded, None)
 
     return Library(name, transport, lambda url: json.loads(client.get(url).content), read)
 
@@ -72,10 +73,10 @@ def _httpx_async(name: str, transport: Callable[[], Any]) -> Library:
     async def fetch(url: str) -> object:
         return json.loads((await client.get(url)).content)
 
-    async def read(url: str) -> None:
+    async def read(url: str, decoded: Iterator[object]) -> None:
         async with client.stream("POST", url, content=_BODY, **_TURN) as response:
             async for _ in response.aiter_raw():
-                pass
+                next(decoded, None)
 
     return Library(f"{name} async", transport, fetch, read, asyncio.new_event_loop())
 
@@ -83,10 +84,10 @@ def _httpx_async(name: str, transport: Callable[[], Any]) -> Library:
 def _requests() -> Library:
     session = requests.Session()
 
-    def read(url: str) -> None:
+    def read(url: str, decoded: Iterator[object]) -> None:
         with session.post(url, data=_BODY, stream=True, **_TURN) as response:
             for _ in response.iter_content(None):
-                pass
+                next(decoded, None)
 
     transport = flux0.RequestsTransport
     return Library("requests", transport, lambda url: json.loads(session.get(url).content), read)
@@ -95,10 +96,10 @@ def _requests() -> Library:
 def _urllib3() -> Library:
     pool = urllib3.PoolManager()
 
-    def read(url: str) -> None:
+    def read(url: str, decoded: Iterator[object]) -> None:
         response = pool.request("POST", url, body=_BODY, preload_content=False, **_TURN)
         for _ in response.stream():
-            pass
+            next(decoded, None)
         response.release_conn()
 
     transport = flux0.Urllib3Transport
@@ -116,10 +117,10 @@ def _aiohttp() -> Library:
     session = loop.run_until_complete(open_session())
     atexit.register(lambda: loop.run_until_complete(session.close()))
 
-    async def read(url: str) -> None:
+    async def read(url: str, decoded: Iterator[object]) -> None:
         async with session.post(url, data=_BODY, **_TURN) as response:
             async for _ in response.content.iter_any():
-                pass
+                next(decoded, None)
 
     async def fetch(url: str) -> object:
         async with session.get(url) as response:

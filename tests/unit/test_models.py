@@ -22,7 +22,7 @@ from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.domain.enums import OpenEnum
 from flux0.domain.errors import DecodeError, InvalidArgument
 from flux0.domain.messages.finalizing import TurnMessage
-from flux0.domain.messages.reply import Reply
+from flux0.domain.messages.history import Reply
 from flux0.domain.models import (
     Agent,
     Agents,

@@ -12,8 +12,7 @@ from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.messages.finalizing import TurnMessage
-from flux0.domain.messages.history import MESSAGE_TYPES, joined_history
-from flux0.domain.messages.reply import Reply
+from flux0.domain.messages.history import MESSAGE_TYPES, Reply, joined_history
 from flux0.domain.models import Agent, Event, Session
 
 if TYPE_CHECKING:

@@ -1,15 +1,37 @@
-"""One list of messages out of a session's stored events and a turn that still streams in."""
+"""What was said: in one turn, and in a session together with a turn that still streams in."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from attrs import frozen
+
 from flux0.domain.enums import EventType
 from flux0.domain.messages.finalizing import TurnMessage
-from flux0.domain.models import Event
+from flux0.domain.models import Event, ToolCall
 
 # The events that are said, rather than said about the agent.
 MESSAGE_TYPES = (EventType.MESSAGE, EventType.TOOL)
+
+
+@frozen
+class Reply:
+    """The whole of a turn, as it was read to its end.
+
+    `messages` are its messages and tool results, `tool_calls` the tools that the agent asked for,
+    each with its result.
+    """
+
+    messages: tuple[TurnMessage, ...]
+    tool_calls: tuple[ToolCall, ...]
+
+    @property
+    def text(self) -> str:
+        """The text of the answer, without the agent's reasoning; messages are apart by a line."""
+        return "\n".join(message.text for message in self.messages if message.text)
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def joined_history(
