@@ -203,6 +203,16 @@ class AsyncSend:
             r"pass it as client=, or transport=flux0.HttpxTransport\(it\)",
         ),
         ("transport", httpx.AsyncClient(), "pass it as async_client="),
+        (
+            "transport",
+            httpx.HTTPTransport(),
+            r"pass httpx.Client\(transport=it\) as client=, or .*\(httpx.Client\(transport=it\)\)",
+        ),
+        (
+            "async_transport",
+            httpx.AsyncHTTPTransport(),
+            r"pass httpx.AsyncClient\(transport=it\) as async_client=",
+        ),
         ("transport", requests.Session(), r"pass transport=flux0.RequestsTransport\(it\)"),
         ("transport", urllib3.PoolManager(), r"pass transport=flux0.Urllib3Transport\(it\)"),
         ("transport", Sync, r"is the class Sync: pass Sync\(\)"),

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from flux0.client.stream_state import StreamInUse
-from flux0.client.streams import AsyncEventStream, EventStream
+from flux0.client.streams import AsyncEventStream, AsyncOpening, EventStream
 from flux0.domain.errors import (
     AgentError,
     ClientClosed,
@@ -526,3 +526,11 @@ def test_its_repr_tells_how_far_it_is() -> None:
     with pytest.raises(DecodeError):
         next(broken)
     assert repr(broken) == "<EventStream broken, 0 events>"
+
+
+def test_the_repr_of_a_turn_that_was_not_awaited_tells_what_to_do() -> None:
+    async def begin() -> Any: ...
+
+    coroutine = begin()
+    assert "await it, or use it in async with" in repr(AsyncOpening(coroutine))
+    coroutine.close()

@@ -345,6 +345,9 @@ class AsyncOpening:
     def __init__(self, opening: Coroutine[Any, Any, AsyncEventStream]) -> None:
         self._opening = opening
 
+    def __repr__(self) -> str:
+        return "<a turn that has not begun: await it, or use it in async with>"
+
     def __await__(self) -> Generator[Any, Any, AsyncEventStream]:
         return self._opening.__await__()
 

@@ -29,9 +29,13 @@ def refuse_misplaced(argument: str, value: object, library: str = "") -> None:
         raise InvalidArgument(argument, f"is the class {value.__name__}: pass {value.__name__}()")
     other = library_of(value)
     if other not in (None, library):
-        name = "async_client" if iscoroutinefunction(getattr(value, "send", None)) else "client"
-        way = f"it as {name}=, or " if other.startswith("httpx") else ""
-        problem = f"is of {other}: pass {way}transport=flux0.{TRANSPORTS[other]}(it)"
+        it, asynchronous = "it", iscoroutinefunction(getattr(value, "send", None))
+        if hasattr(value, "handle_request") or hasattr(value, "handle_async_request"):
+            asynchronous = not hasattr(value, "handle_request")  # A transport of httpx itself.
+            it = f"{other}.{'AsyncClient' if asynchronous else 'Client'}(transport=it)"
+        name = "async_client" if asynchronous else "client"
+        way = f"{it} as {name}=, or " if other.startswith("httpx") else ""
+        problem = f"is of {other}: pass {way}transport=flux0.{TRANSPORTS[other]}({it})"
         raise InvalidArgument(argument, problem)
 
 
