@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import Any
 
 from benchmarks import data, libraries
-from benchmarks.measuring import Case, Cpu, Effort
+from benchmarks.measuring import Case, Effort
 from benchmarks.server import EVENT_BYTES, serving, session_id
 from flux0 import Flux0
 from flux0.domain.headers import Headers
@@ -47,8 +46,8 @@ def _turns(
             yield Case(
                 scenario,
                 library.name,
-                Cpu(library.to_the_end(ours, client, session), effort.seconds, count),
-                {"bare + json.loads": Cpu(partial(bare, library, url), effort.seconds, count)},
+                effort.cpu(count, library.to_the_end(ours, client, session)),
+                {"bare + json.loads": effort.cpu(count, bare, library, url)},
                 target=target,
             )
 
@@ -73,8 +72,8 @@ def calls(effort: Effort) -> Iterator[Case]:
             yield Case(
                 "call",
                 library.name,
-                Cpu(library.to_the_end(ours), effort.seconds),
-                {"bare + json.loads": Cpu(bare, effort.seconds)},
+                effort.cpu(1, library.to_the_end(ours)),
+                {"bare + json.loads": effort.cpu(1, bare)},
                 target=_CALL_TARGETS.get(library.name, 1.15),
             )
 
@@ -83,12 +82,9 @@ def core(effort: Effort) -> Iterator[Case]:
     """The core's own share of a call: a transport that does nothing, against `json.loads`."""
     body = data.listing(10, data.AGENT)
     client = Flux0(transport=Stub((body,)))
-    yield Case(
-        "core",
-        "agents.list() over a transport that does nothing",
-        Cpu(client.agents.list, effort.seconds),
-        {"json.loads": Cpu(partial(json.loads, body), effort.seconds)},
-    )
+    name = "agents.list() over a transport that does nothing"
+    peers = {"json.loads": effort.cpu(1, json.loads, body)}
+    yield Case("core", name, effort.cpu(1, client.agents.list), peers)
 
 
 class Stub:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from functools import partial
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
 from benchmarks import data
-from benchmarks.measuring import Case, Cpu, Effort
+from benchmarks.measuring import Case, Effort
 from flux0 import models
 from flux0.adapters.json import JsonCodec
 
@@ -94,6 +93,6 @@ def lists(effort: Effort) -> Iterator[Case]:
         ("events", models.Events, _List[_Event], data.EVENTS),
     ):
         body = data.listing(_COUNT, *kinds)
-        ours = Cpu(partial(decode, model, body), effort.seconds, _COUNT)
-        pydantic = Cpu(partial(peer.model_validate_json, body), effort.seconds, _COUNT)
+        ours = effort.cpu(_COUNT, decode, model, body)
+        pydantic = effort.cpu(_COUNT, peer.model_validate_json, body)
         yield Case("lists", f"10,000 {name}", ours, {"pydantic": pydantic}, "speed", 1.5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 from time import process_time
 from typing import Literal, TypeAlias
@@ -19,6 +20,35 @@ Sample: TypeAlias = Callable[[], float]
 
 
 @frozen
+class Cpu:
+    """Measures the CPU time of `work`, in microseconds for each of the `count` things that it does.
+
+    The work is done as often as `seconds` last, the first time apart.
+    """
+
+    work: Callable[[], object]
+    seconds: float
+    count: int = 1
+    _repeats: list[int] = Factory(list[int])
+
+    def __call__(self) -> float:
+        if not self._repeats:
+            self.work()
+            self._repeats.append(max(1, int(self.seconds / max(self._took(1), 1e-7))))
+        (repeats,) = self._repeats
+        return self._took(repeats) / repeats / self.count * 1e6
+
+    def _took(self, repeats: int) -> float:
+        work = self.work
+        gc.collect()
+        gc.freeze()  # What other cases have made is not traversed in this one's time.
+        began = process_time()
+        for _ in range(repeats):
+            work()
+        return process_time() - began
+
+
+@frozen
 class Effort:
     """How thoroughly to measure."""
 
@@ -26,6 +56,10 @@ class Effort:
     slow_turns: int  # for what takes seconds
     seconds: float  # of CPU time for one sample of a quick thing
     patience: float  # seconds that a peer may take for one run
+
+    def cpu(self, count: int, work: Callable[..., object], *arguments: object) -> Cpu:
+        """Return a sample of work that does `count` things."""
+        return Cpu(partial(work, *arguments), self.seconds, count)
 
 
 QUICK = Effort(turns=3, slow_turns=1, seconds=0.01, patience=0.1)
@@ -67,35 +101,6 @@ class Result:
             return ""
         met = self.ratio >= target if self.case.kind == "speed" else self.ratio <= target
         return "met" if met else "missed"
-
-
-@frozen
-class Cpu:
-    """Measures the CPU time of `work`, in microseconds for each of the `count` things that it does.
-
-    It is called as often as `seconds` last, the first time apart.
-    """
-
-    work: Callable[[], object]
-    seconds: float
-    count: int = 1
-    _repeats: list[int] = Factory(list[int])
-
-    def __call__(self) -> float:
-        if not self._repeats:
-            self.work()
-            self._repeats.append(max(1, int(self.seconds / max(self._took(1), 1e-7))))
-        (repeats,) = self._repeats
-        return self._took(repeats) / repeats / self.count * 1e6
-
-    def _took(self, repeats: int) -> float:
-        work = self.work
-        gc.collect()
-        gc.freeze()  # What other cases have made is not traversed in this one's time.
-        began = process_time()
-        for _ in range(repeats):
-            work()
-        return process_time() - began
 
 
 def measured(case: Case, effort: Effort) -> Result:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from importlib import import_module
+from itertools import product
 from time import process_time
 from typing import Any, TypeAlias
 
 import httpx
 
 from benchmarks import data
-from benchmarks.measuring import Case, Cpu, Effort
+from benchmarks.measuring import Case, Effort
 from flux0 import MessageAccumulator
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
@@ -25,9 +25,7 @@ REQUEST = Request("POST", "http://127.0.0.1:8080/api/sessions/s/events/stream", 
 _SIZES = {"300 B": 300, "2 kB": 2000, "1 MB": 1_000_000}
 _PIECES = {"1": 1, "64": 64, "1024": 1024, "65536": 65536, "one event": 0}
 _TARGETS = {
-    "300 B, pieces of one event, LF": 2.2,
-    "300 B, pieces of 1024, LF": 2.2,
-    "300 B, pieces of 65536, LF": 2.2,
+    **{f"300 B, pieces of {piece}, LF": 2.2 for piece in ("one event", "1024", "65536")},
     "300 B, pieces of 64, LF": 1.2,
     "2 kB, pieces of 64, LF": 1.4,
 }
@@ -38,30 +36,24 @@ Decoder: TypeAlias = Callable[[Iterable[bytes]], object]
 def parse(effort: Effort) -> Iterator[Case]:
     """Parsing alone: events of three sizes, in pieces of all sizes, with each end of a line."""
     decoders = _peers()
-    for end_name, end in data.ENDS.items():
-        for size_name, size in _SIZES.items():
-            for piece_name, piece in _PIECES.items():
-                count = max(1, (30_000 if piece == 1 else 300_000) // size)
-                pieces = data.turn(size, count, end)
-                if piece:
-                    whole = b"".join(pieces)
-                    pieces = [whole[at : at + piece] for at in range(0, len(whole), piece)]
-                quick = {
-                    name: Cpu(partial(decode, pieces), effort.seconds, count)
-                    for name, decode in decoders.items()
-                    if _is_quick(decode, pieces, effort.patience)
-                }
-                slow = ", ".join(name for name in decoders if name not in quick)
-                name = f"{size_name}, pieces of {piece_name}, {end_name}"
-                yield Case(
-                    "parse",
-                    name,
-                    Cpu(partial(_decode, pieces), effort.seconds, count),
-                    quick,
-                    "speed",
-                    _TARGETS.get(name),
-                    note=f"over {effort.patience} s: {slow}" if slow else "",
-                )
+    for (end_name, end), (size_name, size), (piece_name, piece) in product(
+        data.ENDS.items(), _SIZES.items(), _PIECES.items()
+    ):
+        count = max(1, (30_000 if piece == 1 else 300_000) // size)
+        pieces = data.turn(size, count, end)
+        if piece:
+            whole = b"".join(pieces)
+            pieces = [whole[at : at + piece] for at in range(0, len(whole), piece)]
+        quick = {
+            name: effort.cpu(count, decode, pieces)
+            for name, decode in decoders.items()
+            if _is_quick(decode, pieces, effort.patience)
+        }
+        slow = ", ".join(name for name in decoders if name not in quick)
+        note = f"over {effort.patience} s: {slow}" if slow else ""
+        name = f"{size_name}, pieces of {piece_name}, {end_name}"
+        ours = effort.cpu(count, _decode, pieces)
+        yield Case("parse", name, ours, quick, "speed", _TARGETS.get(name), note=note)
 
 
 def _decode(pieces: Iterable[bytes]) -> object:
@@ -123,8 +115,8 @@ def typed(effort: Effort) -> Iterator[Case]:
         yield Case(
             "typed",
             f"{name}, one event a piece",
-            Cpu(partial(ours, events), effort.seconds, count),
-            {"json.loads": Cpu(partial(loads, data.texts(events)), effort.seconds, count)},
+            effort.cpu(count, ours, events),
+            {"json.loads": effort.cpu(count, loads, data.texts(events))},
             target=1.5,
         )
 
@@ -145,12 +137,8 @@ def accumulate(effort: Effort) -> Iterator[Case]:
             said.append(chunk.patches[0].value)  # noqa: PERF401 - one by one, as they come
         return "".join(said)
 
-    yield Case(
-        "accumulate",
-        "100,000 chunks",
-        Cpu(ours, effort.seconds, len(chunks)),
-        {"appended and joined": Cpu(joined, effort.seconds, len(chunks))},
-    )
+    peers = {"appended and joined": effort.cpu(len(chunks), joined)}
+    yield Case("accumulate", "100,000 chunks", effort.cpu(len(chunks), ours), peers)
 
 
 def look(effort: Effort) -> Iterator[Case]:
@@ -162,9 +150,7 @@ def look(effort: Effort) -> Iterator[Case]:
             accumulator.feed(chunk)
             len(accumulator.messages)
 
-    long, short = (
-        Cpu(partial(looking, _chunks(count)), effort.seconds, count) for count in (200_000, 20_000)
-    )
+    long, short = (effort.cpu(n, looking, _chunks(n)) for n in (200_000, 20_000))
     name = "messages, at each of 200,000 events"
     yield Case("look", name, long, {"of 20,000": short}, target=1.2, slow=True)
 

@@ -19,7 +19,7 @@ import httpx
 
 from benchmarks import data
 from benchmarks.exchanges import Stub
-from benchmarks.measuring import Case, Cpu, Effort, Sample
+from benchmarks.measuring import Case, Effort, Sample
 from benchmarks.server import open_many_files, serving, session_id
 from flux0 import Flux0
 
@@ -50,30 +50,25 @@ def imports(effort: Effort) -> Iterator[Case]:
 
 def clients(effort: Effort) -> Iterator[Case]:
     """Making a client, when there was one before."""
-    ours, httpxs = Cpu(Flux0, effort.seconds), Cpu(httpx.Client, effort.seconds)
-    peers: dict[str, Sample] = {"100 µs": lambda: 100.0, "httpx.Client()": httpxs}
-    yield Case("client", "a second Flux0(), against 100 µs", ours, peers, target=1.0)
+    peers: dict[str, Sample] = {"100 µs": lambda: 100.0}
+    peers["httpx.Client()"] = effort.cpu(1, httpx.Client)
+    name = "a second Flux0(), against 100 µs"
+    yield Case("client", name, effort.cpu(1, Flux0), peers, target=1.0)
 
 
 def memory(effort: Effort) -> Iterator[Case]:
     """The memory that a turn of 1,000,000 events takes, if it is iterated over and no more."""
-    yield Case(
-        "memory",
-        "1,000,000 events, against their text",
-        _run("-m", __name__, "turn", str(_LONG_TURN)),
-        {"text": lambda: len(_WORD) * _LONG_TURN / 1e6},
-        target=1.0,
-        unit="MB",
-        slow=True,
-    )
+    name = "1,000,000 events, against their text"
+    ours = _run("-m", __name__, "turn", str(_LONG_TURN))
+    peers = {"text": lambda: len(_WORD) * _LONG_TURN / 1e6}
+    yield Case("memory", name, ours, peers, target=1.0, unit="MB", slow=True)
 
 
 def many(effort: Effort) -> Iterator[Case]:
     """The memory of 1,000 asynchronous streams that are open at once."""
     with serving() as base:
         ours, bare = (_run("-m", __name__, name, base) for name in ("flux0", "httpx"))
-        peers = {"httpx": bare}
-        name = "1,000 open streams"
+        name, peers = "1,000 open streams", {"httpx": bare}
         yield Case("many", name, ours, peers, target=1.2, unit="MB", slow=True)
 
 

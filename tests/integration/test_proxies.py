@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import frozen
 
 from flux0 import EventStream, Flux0, RetryConfig
 from flux0.models import ReadTimeout, StreamIdleTimeout, StreamInterrupted
-from flux0.testing.contract.answers import Answer, Disconnect, Framing, Hold, answer
+from flux0.testing.contract.answers import Disconnect, Framing, Hold, answer
 from flux0.testing.contract.byte_server import ByteServer
 from support.reverse_proxies import reverse_proxy
 
@@ -55,108 +56,79 @@ IMPATIENT = [
 setups = pytest.mark.parametrize("setup", GOOD, ids=str)
 
 
-def turn(setup: Setup, *end: Disconnect) -> Answer:
-    """Return an answer of two events, or of one and an early end."""
-    whole = answer(EVENT, Hold(), EVENT, framing=setup.framing, headers=TYPE)
-    return (*whole[:3], *end) if end else whole
-
-
-Proxied = Callable[[Setup, ByteServer], AbstractContextManager[str]]
+Begin = Callable[..., tuple[ByteServer, EventStream]]
 
 
 @pytest.fixture
-def connect(tmp_path: Path) -> Proxied:
-    return lambda setup, server: reverse_proxy(setup.program, setup.settings, server.port, tmp_path)
+def begin(tmp_path: Path) -> Iterator[Begin]:
+    """Begins a turn through a proxy: two events and their end, or one and what is given."""
+    with ExitStack() as stack:
 
+        def begin(setup: Setup, *end: Disconnect, idle: int = 20_000) -> Any:
+            steps = answer(EVENT, Hold(), EVENT, framing=setup.framing, headers=TYPE)
+            server = ByteServer((*steps[:3], *end) if end else steps, answer(b'{"data": []}'))
+            port = stack.enter_context(server).port
+            url = stack.enter_context(reverse_proxy(setup.program, setup.settings, port, tmp_path))
+            once = RetryConfig("none")
+            flux0 = Flux0(url, timeout_ms=idle, stream_idle_timeout_ms=idle, retry_config=once)
+            sessions = stack.enter_context(flux0).sessions
+            return server, sessions.create_event(session_id="s", content="Hello")
 
-def client(url: str, *, idle: int = 20_000) -> Flux0:
-    return Flux0(
-        url,
-        timeout_ms=idle,
-        stream_idle_timeout_ms=idle,
-        retry_config=RetryConfig("none"),
-    )
-
-
-def send(flux0: Flux0) -> EventStream:
-    return flux0.sessions.create_event(session_id="s", content="Hello")
-
-
-@setups
-def test_events_come_at_once_and_a_proxy_proves_no_end(setup: Setup, connect: Proxied) -> None:
-    with ByteServer(turn(setup)) as server, connect(setup, server) as url, client(url) as flux0:
-        events = send(flux0)
-        assert next(events).event == "chunk"
-        server.release()
-        assert len(list(events)) == 1
-        assert events.finished is (setup.program != "nginx")  # Which puts its name in the head.
+        yield begin
 
 
 @setups
-def test_a_server_that_dies_is_noticed(setup: Setup, connect: Proxied) -> None:
-    steps = turn(setup, Disconnect())
-    with ByteServer(steps) as server, connect(setup, server) as url, client(url) as flux0:
-        events = send(flux0)
+def test_events_come_at_once_and_a_proxy_proves_no_end(setup: Setup, begin: Begin) -> None:
+    server, events = begin(setup)
+    assert next(events).event == "chunk"
+    server.release()
+    assert len(list(events)) == 1
+    assert events.finished is (setup.program != "nginx")  # Which puts its name in the head.
+
+
+@setups
+def test_a_server_that_dies_is_noticed(setup: Setup, begin: Begin) -> None:
+    server, events = begin(setup, Disconnect())
+    next(events)
+    server.release()
+    with pytest.raises(StreamInterrupted):
         next(events)
-        server.release()
-        with pytest.raises(StreamInterrupted):
-            next(events)
-        assert len(server.requests) == 1
+    assert len(server.requests) == 1
 
 
 @setups
-def test_leaving_early_reaches_the_server(setup: Setup, connect: Proxied) -> None:
-    with ByteServer(turn(setup)) as server, connect(setup, server) as url, client(url) as flux0:
-        with send(flux0) as events:
-            next(events)
-        server.wait_until_gone()
+def test_leaving_early_reaches_the_server(setup: Setup, begin: Begin) -> None:
+    server, events = begin(setup)
+    with events:
+        next(events)
+    server.wait_until_gone()
 
 
 @pytest.mark.parametrize("setup", HELD_BACK, ids=str)
-def test_settings_that_hold_events_back(setup: Setup, connect: Proxied) -> None:
-    with (
-        ByteServer(turn(setup)) as server,
-        connect(setup, server) as url,
-        client(url, idle=1_000) as flux0,
-        pytest.raises((ReadTimeout, StreamIdleTimeout)),
-    ):
-        next(send(flux0))
+def test_settings_that_hold_events_back(setup: Setup, begin: Begin) -> None:
+    with pytest.raises((ReadTimeout, StreamIdleTimeout)):
+        next(begin(setup, idle=1_000)[1])
 
 
 @pytest.mark.parametrize("setup", IMPATIENT, ids=str)
-def test_a_proxy_that_is_less_patient_than_the_client(setup: Setup, connect: Proxied) -> None:
-    with ByteServer(turn(setup)) as server, connect(setup, server) as url, client(url) as flux0:
-        events = send(flux0)
+def test_a_proxy_that_is_less_patient_than_the_client(setup: Setup, begin: Begin) -> None:
+    _, events = begin(setup)
+    next(events)
+    with pytest.raises(StreamInterrupted):
         next(events)
-        with pytest.raises(StreamInterrupted):
-            next(events)
 
 
-def test_haproxy_leaves_an_end_unproven_that_the_server_did_not_frame(connect: Proxied) -> None:
-    setup = Setup("haproxy", "", "until-close")
-    steps = turn(setup, Disconnect())
-    with ByteServer(steps) as server, connect(setup, server) as url, client(url) as flux0:
-        events = send(flux0)
-        next(events)
-        server.release()
-        assert list(events) == []
-        assert not events.finished
-
-
-def test_nginx_invents_an_end_that_is_not_believed(connect: Proxied) -> None:
-    """With HTTP/1.0 it makes chunks of an answer without, and its end of a server that died."""
-    setup = Setup("nginx", "proxy_buffering off;", "until-close")
-    steps = turn(setup, Disconnect())
-    nothing = answer(b'{"data": []}')
-    with (
-        ByteServer(steps, nothing) as server,
-        connect(setup, server) as url,
-        client(url) as flux0,
-    ):
-        events = send(flux0)
-        next(events)
-        server.release()
-        assert list(events) == []
-        assert not events.finished
-        with pytest.raises(StreamInterrupted, match="has not stored what it said"):
-            events.confirm()
+# With HTTP/1.0, nginx makes chunks of an answer without, and its end of a server that died.
+@pytest.mark.parametrize(
+    ("program", "settings"), [("haproxy", ""), ("nginx", "proxy_buffering off;")]
+)
+def test_an_end_that_the_server_did_not_frame_is_not_believed(
+    program: str, settings: str, begin: Begin
+) -> None:
+    server, events = begin(Setup(program, settings, "until-close"), Disconnect())
+    next(events)
+    server.release()
+    assert list(events) == []
+    assert not events.finished
+    with pytest.raises(StreamInterrupted, match="has not stored what it said"):
+        events.confirm()

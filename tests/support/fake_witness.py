@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from attrs import frozen
 
@@ -24,13 +24,16 @@ STREAM = f"{EVENTS}/stream"
 _SILENCE_SECONDS = 0.3
 
 # The server leaves a connection unusable after a 500, and does not say so.
-_ALONE = (("connection", "close"),)
+_ALONE = ("connection", "close")
 
 _IDS = re.compile(
     r'"(?:id|agent_id|user_id|event_id|correlation_id)": ?"([^"]+)"|^id: (.+)$', re.MULTILINE
 )
 _TIMES = re.compile(r'(?<="timestamp": )[0-9.]+|(?<="created_at":")[^"]+Z(?=")')
 _COMPARED = frozenset({"allow", "content-type", "location", "server", "transfer-encoding"})
+
+
+Pairs: TypeAlias = tuple[tuple[str, str], ...]
 
 
 @frozen
@@ -43,7 +46,7 @@ class Question:
     method: str
     path: str
     body: Any = None
-    headers: Mapping[str, str] | tuple[tuple[str, str], ...] = JSON
+    headers: Mapping[str, str] | Pairs = JSON
 
 
 def get(path: str, body: Any = None, **headers: str) -> Question:
@@ -69,12 +72,6 @@ class Answer:
         return json.loads(self.body)["data"]
 
 
-def _pairs(
-    headers: Mapping[str, str] | tuple[tuple[str, str], ...],
-) -> tuple[tuple[str, str], ...]:
-    return tuple(headers.items()) if isinstance(headers, Mapping) else headers
-
-
 class Witness:
     """One of the two servers, and the ids by which it knows what both have."""
 
@@ -96,15 +93,13 @@ class Witness:
         for own, name in self._names.items():
             path = path.replace(name, own)
             body = body and body.replace(name.encode(), own.encode())
-        request = Request(
-            question.method,
-            self._url + path,
-            Headers((*_pairs(question.headers), *_ALONE)),
-            body,
-            stream=True,
-            timeout=Timeout(idle=_SILENCE_SECONDS),
+        given = question.headers
+        headers = Headers((*(given.items() if isinstance(given, Mapping) else given), _ALONE))
+        timeout = Timeout(idle=_SILENCE_SECONDS)
+        url = self._url + path
+        return self._transport.send(
+            Request(question.method, url, headers, body, stream=True, timeout=timeout)
         )
-        return self._transport.send(request)
 
     def read(self, response: Response[ByteStream]) -> Answer:
         """Read what is left of an answer."""
@@ -127,10 +122,9 @@ class Witness:
         """Read one piece of an answer."""
         return self._comparable(next(iter(response.body)))
 
-    def read_next(self, response: Response[ByteStream]) -> str | None:
-        """Read one piece of an answer; None at its end."""
-        piece = next(iter(response.body), None)
-        return None if piece is None else self._comparable(piece)
+    def read_next(self, response: Response[ByteStream]) -> str:
+        """Read one piece of an answer; empty at its end."""
+        return self._comparable(next(iter(response.body), b""))
 
     def new_session(self) -> None:
         """Open a session with the agent that is there from the start."""
