@@ -11,19 +11,7 @@ from attrs import evolve
 
 from flux0.adapters.json import JsonCodec
 from flux0.client.drivers import Driver
-from flux0.domain.errors import (
-    APIError,
-    AuthenticationError,
-    BadRequestError,
-    ConflictError,
-    ConnectionInterrupted,
-    HTTPValidationError,
-    NotFoundError,
-    PermissionDeniedError,
-    RateLimitError,
-    ServerError,
-    ValidationError,
-)
+from flux0.domain import errors
 from flux0.domain.headers import Headers
 from flux0.flows import chain
 from flux0.middleware.answers import AnswerPolicy
@@ -43,12 +31,12 @@ def send(response: Response[Any], request: Request = REQUEST) -> Response[Any]:
     return Driver(script(response), Time()).run(send_flow(request))
 
 
-def refused(status: int, *body: Step | str, headers: Mapping[str, str] = JSON) -> APIError:
+def refused(status: int, *body: Step | str, headers: Mapping[str, str] = JSON) -> errors.APIError:
     """Return the error that an answer becomes, having seen that the answer was released."""
     recorded = tape(*(step.encode() if isinstance(step, str) else step for step in body))
     response = recorded_answer(recorded, status=status, headers=headers)
 
-    with pytest.raises(APIError) as caught:
+    with pytest.raises(errors.APIError) as caught:
         send(response)
 
     error = caught.value
@@ -76,32 +64,32 @@ def test_the_body_of_a_success_is_read_unless_a_stream_is_asked_for(status: int)
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (100, APIError),
-        (199, APIError),
-        (304, APIError),
-        (307, APIError),
-        (400, BadRequestError),
-        (401, AuthenticationError),
-        (403, PermissionDeniedError),
-        (404, NotFoundError),
-        (405, APIError),
-        (409, ConflictError),
-        (418, APIError),
-        (422, HTTPValidationError),
-        (429, RateLimitError),
-        (500, ServerError),
-        (599, ServerError),
+        (100, errors.APIError),
+        (199, errors.APIError),
+        (304, errors.APIError),
+        (307, errors.APIError),
+        (400, errors.BadRequestError),
+        (401, errors.AuthenticationError),
+        (403, errors.PermissionDeniedError),
+        (404, errors.NotFoundError),
+        (405, errors.APIError),
+        (409, errors.ConflictError),
+        (418, errors.APIError),
+        (422, errors.HTTPValidationError),
+        (429, errors.RateLimitError),
+        (500, errors.ServerError),
+        (599, errors.ServerError),
     ],
 )
 def test_a_status_becomes_its_error_with_the_server_s_words(
-    status: int, kind: type[APIError]
+    status: int, kind: type[errors.APIError]
 ) -> None:
     error = refused(status, '{"detail": "Agent ', 'not found"}')
 
     assert type(error) is kind
     assert error.message == "Agent not found"
     assert error.body == '{"detail": "Agent not found"}'
-    if isinstance(error, HTTPValidationError):
+    if isinstance(error, errors.HTTPValidationError):
         assert error.data.detail == ()
 
 
@@ -123,9 +111,9 @@ DETAIL: list[dict[str, Any]] = [
 ]
 
 
-def refused_422(body: str) -> HTTPValidationError:
+def refused_422(body: str) -> errors.HTTPValidationError:
     error = refused(422, body)
-    assert isinstance(error, HTTPValidationError)
+    assert isinstance(error, errors.HTTPValidationError)
     return error
 
 
@@ -133,14 +121,14 @@ def test_a_422_with_a_list_says_what_is_wrong_where() -> None:
     error = refused_422(json.dumps({"detail": DETAIL}))
 
     assert error.data.detail == (
-        ValidationError(
+        errors.ValidationError(
             loc=("body", "title"),
             msg="String should have at most 200 characters",
             type="string_too_long",
             input="x",
             ctx={"max_length": 200},
         ),
-        ValidationError(
+        errors.ValidationError(
             loc=("body", 0, "agent_id"), msg="Field required", type="missing", input={}
         ),
     )
@@ -202,7 +190,10 @@ def test_what_people_cannot_read_leaves_the_status_s_name(
 
 
 def test_a_body_that_does_not_arrive_or_is_over_the_limit_leaves_the_status() -> None:
-    for steps in ((b'{"detail": "ov', ConnectionInterrupted("reset")), (b"x" * LIMIT, b"x", b"")):
+    for steps in (
+        (b'{"detail": "ov', errors.ConnectionInterrupted("reset")),
+        (b"x" * LIMIT, b"x", b""),
+    ):
         error = refused(503, *steps)
 
         assert (error.message, error.body) == ("Service Unavailable", "")

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-import pytest
-
 from benchmarks import report
-from benchmarks.measuring import QUICK, Case, Cpu, Sample, measured
+from benchmarks.measuring import QUICK, Case, Sample, measured
 
 
 def amounts(*given: float) -> Sample:
@@ -47,15 +45,3 @@ def test_ratios_are_medians_and_the_fastest_peer_counts(tmp_path: Path) -> None:
     picture = ET.fromstring((tmp_path / "benchmarks.svg").read_text("utf-8"))  # noqa: S314 - ours
     drawn = [element.text or "" for element in picture.iter() if element.tag.endswith("text")]
     assert {"parse: a <case>", "2.00", "call: b", "1.50"} <= set(drawn)
-
-
-@pytest.mark.parametrize("seconds", [0.0, 0.001])
-def test_work_is_repeated_for_as_long_as_was_asked(seconds: float) -> None:
-    calls: list[None] = []
-    sample = Cpu(lambda: calls.append(None), seconds)
-
-    assert sample() >= 0
-    first = len(calls)
-    assert sample() >= 0
-    assert len(calls) - first == first - 2  # Two calls more, to know how long one takes.
-    assert (first > 3) == (seconds > 0)

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import IO, Any
 
 import pytest
@@ -67,16 +68,12 @@ def reply(message: UserMessage) -> Iterable[AgentStep]:
 
 
 @pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Gives every test the same terminal and the same Ctrl-C, wherever the tests run."""
+def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives every test the same terminal, wherever the tests run."""
     for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE", "FLUX0_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"TERM": "xterm", "COLUMNS": "100", "LINES": "20"}.items():
         monkeypatch.setenv(name, value)
-    # It is ignored where the tests run in the background, and then so it is in their processes.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -143,25 +140,16 @@ def words(text: str) -> str:
 # --- help, version, and how it starts
 
 
-def test_the_version_is_printed(run: Run) -> None:
-    assert run("--version").stdout == f"flux0-client {__version__}\n"
-
-
 @pytest.mark.parametrize(
     ("command", "mentions"),
     [
         ("", "chat demo events agents sessions --header"),
         ("chat", "--session --agent-type --idle-timeout --lines --json --server-url FLUX0_TOKEN"),
-        ("demo", "--demo"),
         ("events", "--type --source --correlation-id --min-offset --user"),
         ("serve-demo", "--port Ctrl-C"),
         ("agents", "list get create"),
-        ("agents list", "--server-url --json"),
-        ("agents get", "AGENT --json"),
-        ("agents create", "NAME TYPE --description"),
+        ("agents create", "NAME TYPE --description --server-url --json"),
         ("sessions list", "--agent --user"),
-        ("sessions get", "SESSION --user"),
-        ("sessions create", "AGENT --title"),
     ],
 )
 def test_help_explains_each_command(run: Run, command: str, mentions: str) -> None:
@@ -365,32 +353,23 @@ def test_a_turn_is_printed_as_one_line_of_json_per_event(
     assert result.stderr.startswith(f"Session {session_id} with ")
 
 
-@pytest.mark.parametrize("options", [(), ("--json",)])
-def test_an_agents_error_is_a_failure(
-    run: Run, fake: FakeTransport, options: tuple[str, ...]
+@pytest.mark.parametrize(
+    ("steps", "said", "problem"),
+    [
+        ([Say("Well"), Fail({"exception": "boom"})], "Well\n", "· error: boom\n"),
+        ([Say("Hm"), FallSilent()], "Hm\n", "silent for too long"),
+        ([Say("Once upon", pieces=2), Say("a time")], "Once upon\n", "Error: the stream was cut"),
+    ],
+)
+def test_a_turn_that_fails_is_a_failure_after_what_was_said(
+    run: Run, fake: FakeTransport, steps: list[AgentStep], said: str, problem: str
 ) -> None:
-    fake.script([Say("Well"), Fail({"exception": "boom"})])
-    result = run("chat", "Hi", *options)
-    assert result.exit_code == 1
-    assert "boom" in (result.stdout if options else result.stderr)
-
-
-def test_a_turn_that_is_cut_off_is_a_failure_after_what_was_said(
-    run: Run, fake: FakeTransport
-) -> None:
-    fake.script([Say("Once upon", pieces=2), Say("a time")])
-    fake.inject(Truncate(2), operation="sessions.create_event")
-    result = run("chat", "Hi")
-    assert (result.exit_code, result.stdout) == (1, "Once upon\n")
-    _, problem = result.stderr.splitlines()
-    assert problem.startswith("Error: the stream was cut off")
-
-
-def test_an_agent_that_falls_silent_is_given_up(run: Run, fake: FakeTransport) -> None:
-    fake.script([Say("Hm"), FallSilent()])
+    fake.script(steps)
+    if "cut" in problem:
+        fake.inject(Truncate(2), operation="sessions.create_event")
     result = run("chat", "Hi", "--idle-timeout", "1")
-    assert (result.exit_code, result.stdout) == (1, "Hm\n")
-    assert "silent for too long" in result.stderr
+    assert (result.exit_code, result.stdout) == (1, said)
+    assert problem in result.stderr
 
 
 # --- what is said
@@ -467,11 +446,8 @@ def test_headers_are_sent(run: Run, fake: FakeTransport, monkeypatch: pytest.Mon
     run("agents", "list")
     run("agents", "list", "--header", "Authorization: Basic mine")
     sent = [call.headers for call in fake.calls]
-    assert (sent[0]["x-one"], sent[0]["x-two"], "authorization" in sent[0]) == (
-        "a:b, c",
-        "d",
-        False,
-    )
+    assert (sent[0]["x-one"], sent[0]["x-two"]) == ("a:b, c", "d")
+    assert "authorization" not in sent[0]
     assert sent[1]["cookie"] == "flux0_user_sub=ann; a=b"
     assert [headers["authorization"] for headers in sent[2:]] == ["Bearer secret", "Basic mine"]
 
@@ -500,21 +476,15 @@ def test_a_header_that_is_none_is_refused_and_not_shown(
 # --- whom one talks to
 
 
-def test_an_agent_is_chosen_by_its_id(run: Run, client: Flux0) -> None:
-    echo = client.agents.create(name="Echo", type_="echo")
-    assert run("chat", "Hi", "--agent", echo.id).exit_code == 0
-    assert [session.agent_id for session in client.sessions.list()] == [echo.id]
-
-
-def test_an_agent_is_chosen_by_its_type_and_created_if_there_is_none(
+def test_an_agent_is_chosen_by_its_id_or_type_and_created_if_there_is_none(
     run: Run, client: Flux0, agent_id: str
 ) -> None:
-    assert run("chat", "Hi", "--agent-type", "weather").exit_code == 0
-    assert run("chat", "Hi", "--agent-type", "echo").exit_code == 0
-    assert run("chat", "Hi", "--agent-type", "echo").exit_code == 0
+    for options in ("--agent-type weather", "--agent-type echo", "--agent-type echo"):
+        assert run("chat", "Hi", *options.split()).exit_code == 0
+    assert run("chat", "Hi", "--agent", agent_id).exit_code == 0
     first, echo = client.agents.list()
     chosen = [session.agent_id for session in client.sessions.list()]
-    assert (first.id, chosen) == (agent_id, [agent_id, echo.id, echo.id])
+    assert (first.id, chosen) == (agent_id, [agent_id, echo.id, echo.id, agent_id])
 
 
 def test_of_several_agents_or_none_one_must_be_chosen(
@@ -552,7 +522,7 @@ def test_options_that_contradict_each_other_are_refused(
 # --- problems
 
 
-@pytest.mark.parametrize("command", ["agents list", "agents get xxxxxxxxxx", "chat Hi"])
+@pytest.mark.parametrize("command", ["agents get xxxxxxxxxx", "chat Hi"])
 def test_a_server_that_is_not_there_is_one_line(
     run: Run, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
@@ -584,17 +554,14 @@ def test_an_id_that_nothing_has_is_named(run: Run, command: str, id: str) -> Non
     assert result.exit_code in {1, 2}
 
 
-def test_what_the_server_refuses_is_one_line(run: Run, fake: FakeTransport) -> None:
+def test_what_the_server_refuses_is_one_line(
+    run: Run, fake: FakeTransport, server: FakeOverHTTP
+) -> None:
     fake.inject(Respond(400, "one\ntwo \x1b[31m"), times=2)
     for command in (["agents", "list"], ["agents", "get", "x" * 10]):
         (line,) = run(*command).stderr.splitlines()
         assert line.startswith("Error: ")
         assert line.endswith("one two \\x1b[31m")
-
-
-def test_something_else_that_answers_is_no_server(
-    run: Run, fake: FakeTransport, server: FakeOverHTTP
-) -> None:
     fake.inject(Respond(200, body=b"<html>"))
     result = run("agents", "list")
     assert result.exit_code == 1
@@ -683,18 +650,23 @@ def test_output_that_is_piped_is_plain_text_in_its_encoding(environment: Mapping
     assert "\x1b" not in done.stderr
 
 
+@contextmanager
 def started(
     environment: Mapping[str, str], *arguments: str, stdin: int = subprocess.DEVNULL
-) -> subprocess.Popen[str]:
-    """Start a command."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "flux0", *arguments],
+) -> Generator[subprocess.Popen[str], None, None]:
+    """Start a command, which ends with the block at the latest."""
+    with subprocess.Popen(
+        [*PYTHON, "-m", "flux0", *arguments],
         env=environment,
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def read_until(stream: IO[str] | None, text: str) -> str:
@@ -723,30 +695,11 @@ def interrupt_main_thread() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
-@pytest.fixture
-def bound() -> Iterator[Callable[[subprocess.Popen[str]], subprocess.Popen[str]]]:
-    """Kills a process that is still there when its time is over, so that reading from it ends."""
-    timers: list[threading.Timer] = []
-
-    def bind(process: subprocess.Popen[str]) -> subprocess.Popen[str]:
-        timers.append(threading.Timer(_SECONDS, process.kill))
-        timers[-1].start()
-        return process
-
-    yield bind
-    for timer in timers:
-        timer.cancel()
-        timer.join()
-
-
-Bound = Callable[["subprocess.Popen[str]"], "subprocess.Popen[str]"]
-
-
 def test_ctrl_c_ends_all_lines(
-    environment: Mapping[str, str], bound: Bound, fake: FakeTransport, server: FakeOverHTTP
+    environment: Mapping[str, str], fake: FakeTransport, server: FakeOverHTTP
 ) -> None:
     fake.script([Say("Once upon"), FallSilent()])
-    with bound(started(environment, "chat", "--lines", stdin=subprocess.PIPE)) as process:
+    with started(environment, "chat", "--lines", stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         process.stdin.write("one\ntwo\n")
         process.stdin.flush()
@@ -758,21 +711,19 @@ def test_ctrl_c_ends_all_lines(
 
 
 def test_a_reader_who_leaves_is_no_problem(
-    environment: Mapping[str, str], bound: Bound, fake: FakeTransport
+    environment: Mapping[str, str], fake: FakeTransport
 ) -> None:
     fake.script([Say("word " * 100, pieces=100)])
-    with bound(started(environment, "chat", "Hi")) as process:
+    with started(environment, "chat", "Hi") as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None
         assert len(process.stderr.read().splitlines()) == 1
-    assert process.returncode == 1
+        assert process.wait() == 1
 
 
-def test_the_demo_is_served_until_ctrl_c(
-    environment: Mapping[str, str], bound: Bound, run: Run
-) -> None:
-    with bound(started(environment, "serve-demo", "--port", "0")) as process:
+def test_the_demo_is_served_until_ctrl_c(environment: Mapping[str, str], run: Run) -> None:
+    with started(environment, "serve-demo", "--port", "0") as process:
         url = read_until(process.stdout, "\n").strip()
         with Flux0(url) as flux0:
             conversation = flux0.conversation(agent=flux0.agents.first(type_="weather"))
@@ -808,7 +759,7 @@ class Terminal:
         monkeypatch.setenv("FLUX0_SERVER_URL", server_url)
         self._shown = ""
         self._changed = threading.Condition()
-        self._reader = threading.Thread(target=self._read)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def type(self, text: str) -> None:
@@ -824,14 +775,8 @@ class Terminal:
         self._monkeypatch.setattr(sys, "stdin", self._streams[0])
         if not piped:
             self._monkeypatch.setattr(sys, "stdout", self._streams[1])
-        before = signal.signal(signal.SIGALRM, _give_up)
-        signal.alarm(int(_SECONDS))
-        try:
-            with pytest.raises(SystemExit) as leaving:
-                app(arguments)
-        finally:
-            signal.alarm(0)
-            signal.signal(signal.SIGALRM, before)
+        with pytest.raises(SystemExit) as leaving:
+            app(arguments)
         assert isinstance(leaving.value.code, int)
         return leaving.value.code
 
@@ -853,10 +798,6 @@ class Terminal:
             with self._changed:
                 self._shown += data.decode()
                 self._changed.notify_all()
-
-
-def _give_up(*_: object) -> None:
-    raise AssertionError("the command does not end")
 
 
 @pytest.fixture
@@ -893,18 +834,6 @@ def test_a_terminal_gets_the_styles_that_it_can_show(
         monkeypatch.setenv(name, value)
     assert terminal.run("chat", "weather") == 0
     assert terminal.close() == shown
-
-
-def test_a_terminal_gets_lines_that_are_broken_between_words(
-    terminal: Terminal, fake: FakeTransport
-) -> None:
-    text = "It will be foggy in the morning and sunny in the afternoon."
-    fake.script([Say(text, pieces=59)])
-    assert terminal.run("chat", "Hi") == 0
-    shown = terminal.close()
-    assert "\x1b" not in shown
-    # The beginning of a word that did not fit is taken back, and said again on the next line.
-    assert shown == "It will be foggy in the morning and sunn~37G~K\nsunny in the afternoon.\n"
 
 
 @pytest.mark.parametrize("columns", [40, 12])
@@ -948,12 +877,11 @@ def test_somebody_whose_output_is_piped_is_prompted_beside_it(
 
 
 def test_a_conversation_in_json_needs_a_message(
-    terminal: Terminal, fake: FakeTransport, capsys: pytest.CaptureFixture[str]
+    terminal: Terminal, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert terminal.run("chat", "--json") == 2
     assert terminal.close() == ""
     assert "--json: needs a MESSAGE." in words(capsys.readouterr().err)
-    assert fake.calls == ()
 
 
 def test_a_session_that_is_taken_up_begins_with_its_history(terminal: Terminal, talk: str) -> None:

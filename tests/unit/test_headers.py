@@ -1,14 +1,28 @@
-"""Header fields: a mapping without case, checked where it comes from users, shown with care."""
+"""Header fields: a mapping without case, what users may set, what is shown, what is computed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from itertools import count
 from typing import Any
 
+import anyio
 import pytest
+from attrs import evolve
 
+from flux0 import Flux0, RetryConfig
 from flux0.domain import arguments
-from flux0.domain.errors import InvalidArgument
+from flux0.domain.errors import ConnectError, InvalidArgument
 from flux0.domain.headers import Headers
+from flux0.domain.retrying import BackoffStrategy
+from flux0.flows import chain
+from flux0.middleware.headers import ComputedHeaders
+from flux0.ports import Request
+from flux0.testing import FakeTransport
+from support.driving import Time, drive, drive_sync
+from support.in_memory import answer, in_both_loops, in_every_mode, script
+from support.modes import in_mode
+from support.transports import Mode
 
 FIELDS = Headers((("Content-Type", "text/plain"), ("Set-Cookie", "a=1"), ("set-cookie", "b=2")))
 
@@ -107,3 +121,132 @@ def test_what_may_be_a_credential_is_never_shown(name: str) -> None:
     assert "secret" not in str(headers)
     assert "text/plain" in repr(headers)
     assert headers[name] == "secret"
+
+
+# --- fields that are computed for each attempt
+
+REQUEST = Request("GET", "http://h/", Headers((("Accept", "a/b"), ("X-Own", "kept"))))
+
+
+def sent(values: dict[str, Callable[[], Any]], request: Request = REQUEST) -> Request:
+    """Return a request as it is sent."""
+    transport = script(answer())
+    drive_sync(chain([ComputedHeaders(values)])(request), transport, Time())
+    return transport.requests[0]
+
+
+def test_what_a_function_returns_is_sent_with_the_rest() -> None:
+    request = evolve(REQUEST, method="POST", body=b"{}", stream=True, operation="o", attempt=2)
+
+    changed = sent({"Authorization": lambda: "Bearer 1", "x-empty": lambda: ""}, request)
+
+    assert dict(changed.headers) == {
+        "accept": "a/b",
+        "x-own": "kept",
+        "authorization": "Bearer 1",
+        "x-empty": "",
+    }
+    assert evolve(changed, headers=request.headers) == request
+
+
+@in_every_mode
+async def test_an_error_of_the_function_reaches_the_caller_and_nothing_is_sent(mode: Mode) -> None:
+    class LoggedOutError(Exception):
+        pass
+
+    def refuse() -> str:
+        raise LoggedOutError
+
+    transport = script(answer())
+
+    with pytest.raises(LoggedOutError):
+        await drive(mode, chain([ComputedHeaders({"a": refuse})])(REQUEST), transport, Time())
+    assert transport.requests == []
+
+
+@pytest.mark.parametrize("value", ["a\r\nb: c", "a\x00", " a", "€", None, 7, b"a", ["a"]])
+def test_what_is_no_header_value_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidArgument, match="'x-computed'") as caught:
+        sent({"x-computed": lambda: value})
+
+    assert caught.value.argument == "headers"
+
+
+# --- over a client
+
+
+def test_a_client_takes_fixed_and_computed_fields_and_a_call_wins_over_both() -> None:
+    transport = script(*(answer(b'{"data": []}') for _ in range(2)))
+    headers: dict[str, str | Callable[[], str]] = {
+        "x-tenant": "acme",
+        "x-kept": "kept",
+        "authorization": lambda: "Bearer 1",
+    }
+
+    with Flux0(transport=transport, headers=headers) as flux0:
+        flux0.agents.list()
+        flux0.agents.list(http_headers={"X-Tenant": "other", "Authorization": "Basic 2"})
+
+    names = ("x-tenant", "authorization", "x-kept", "accept")
+    assert [[sent.headers[name] for name in names] for sent in transport.requests] == [
+        ["acme", "Bearer 1", "kept", "application/json"],
+        ["other", "Basic 2", "kept", "application/json"],
+    ]
+
+
+@in_every_mode
+async def test_a_client_computes_a_field_for_each_attempt(mode: Mode) -> None:
+    numbers = count(1)
+    transport = script(ConnectError("no"), answer(status=503), answer(b'{"data": []}'))
+    headers = {"authorization": lambda: f"Bearer {next(numbers)}"}
+    at_once = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
+
+    client = Flux0(transport=transport, headers=headers, retry_config=at_once)
+    async with in_mode(mode, client) as flux0:
+        await flux0.agents.list_async()
+
+    sent = [request.headers["authorization"] for request in transport.requests]
+    assert sent == ["Bearer 1", "Bearer 2", "Bearer 3"]
+
+
+@pytest.mark.parametrize("value", ["mine/1", lambda: "mine/1"])
+def test_the_user_agent_can_be_replaced(value: str | Callable[[], str]) -> None:
+    transport = script(answer(b'{"data": []}'))
+
+    with Flux0(transport=transport, headers={"User-Agent": value}) as flux0:
+        flux0.agents.list()
+
+    assert transport.requests[0].headers.get_all("user-agent") == ("mine/1",)
+
+
+@pytest.mark.parametrize(
+    "headers", [{"a b": lambda: "x"}, {1: lambda: "x"}, {"a": 1}, [("a", "x")]]
+)
+def test_what_are_no_header_fields_are_refused_by_the_client(headers: Any) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        Flux0(headers=headers)
+
+    assert caught.value.argument == "headers"
+
+
+class Token:
+    def __await__(self) -> Generator[Any, Any, str]:
+        yield from anyio.lowlevel.checkpoint().__await__()
+        return "Bearer t"
+
+
+async def token() -> str:
+    return await Token()
+
+
+@in_both_loops
+async def test_an_asynchronous_function_serves_asynchronous_calls(mode: Mode) -> None:
+    for compute in (token, Token):
+        fake = FakeTransport()
+        async with Flux0(transport=fake, headers={"authorization": compute}) as flux0:
+            await flux0.agents.list_async()
+            problem = r"headers\['authorization'\].* is asynchronous: call an _async method"
+            with pytest.raises(InvalidArgument, match=problem):
+                flux0.agents.list()
+
+        assert [call.headers["authorization"] for call in fake.calls] == ["Bearer t"]

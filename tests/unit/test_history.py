@@ -1,4 +1,4 @@
-"""A session's stored events and the messages of a live turn, as one list that has each once."""
+"""Stored events and live messages: as one list that has each once, and as calls with results."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from attrs import evolve
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import joined_history
+from flux0.domain.messages.tool_calls import joined_tool_calls
 from flux0.domain.models import (
     ContentPart,
+    ControlOptions,
     Event,
+    EventData,
     MessageData,
     ReasoningPart,
     StatusData,
     ToolCall,
     ToolCallPart,
     ToolData,
+    ToolResult,
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -123,8 +127,76 @@ def test_all_of_a_history_has_source_type_and_text() -> None:
     assert texts[:2] == ["user: How is it?", "ai_agent: "]
     assert texts[2:] == ["ai_agent: I ask.", "ai_agent: ", "ai_agent: Sunny"]
     assert [message.reasoning for message in history] == ["", "Let me see", "", "", ""]
-    call = ToolCall("c1", "weather", {"city": "SF"})
-    assert [message.tool_calls for message in history] == [(), (), (call,), (call,), ()]
+    assert [message.tool_calls for message in history] == [(), (), (call("c1"),), (call("c1"),), ()]
     assert {message.type for message in history} == {EventType.MESSAGE, EventType.TOOL}
     status = evolve(question, data=StatusData(SessionStatus.TYPING))
     assert (status.text, status.reasoning, status.tool_calls) == ("", "", ())
+
+
+# --- tool calls
+
+SUNNY = ToolResult({"sky": "sunny"}, {}, ControlOptions("auto"))
+CITY = {"city": "SF"}
+
+
+def message(*parts: Any) -> TurnMessage:
+    return TurnMessage("m", "t", EventType.MESSAGE, MessageData(parts))
+
+
+def results(*calls: ToolCall) -> TurnMessage:
+    return TurnMessage("r", "t", EventType.TOOL, ToolData(calls))
+
+
+def asked(call_id: Any) -> ToolCallPart:
+    return ToolCallPart(call_id, "weather", CITY)
+
+
+def call(call_id: Any, result: ToolResult | None = None) -> ToolCall:
+    return ToolCall(call_id, "weather", CITY, result)
+
+
+def event(data: EventData) -> Event:
+    return evolve(stored(live("")), data=data)
+
+
+def test_a_call_has_its_result_once_that_is_there() -> None:
+    answered = call("1", SUNNY)
+
+    assert joined_tool_calls([message(asked("1"))]) == (call("1"),)
+    for had_asked in (message(asked("1")), event(MessageData((asked("1"),)))):
+        for had_result in (results(answered), event(ToolData((answered,)))):
+            assert joined_tool_calls([had_asked, had_result]) == (answered,)
+            assert joined_tool_calls(iter([had_result, had_asked])) == (answered,)
+
+
+def test_calls_come_in_the_order_in_which_they_were_asked_for() -> None:
+    second, third = call("2", SUNNY), call("3", SUNNY)
+    messages = [
+        message(asked("1"), ContentPart("and"), asked("2")),
+        results(third, second),
+        message(asked("3")),
+    ]
+
+    assert joined_tool_calls(messages) == (call("1"), second, third)
+
+
+def test_a_result_that_nobody_asked_for_other_parts_and_other_data_are_no_calls() -> None:
+    unknown: dict[str, Any] = {"type": "function", "tool_call_id": "1", "tool_name": "weather"}
+
+    assert joined_tool_calls([results(call("1", SUNNY))]) == ()
+    assert joined_tool_calls([message(ContentPart("hi"), unknown)]) == ()
+    assert joined_tool_calls([event({"type": "newer", "parts": []})]) == ()
+    assert joined_tool_calls([]) == ()
+
+
+def test_of_several_results_the_last_counts() -> None:
+    error = ToolCall("1", "weather", {}, error="too late")
+
+    assert joined_tool_calls([message(asked("1")), results(call("1", SUNNY), error)]) == (error,)
+
+
+def test_an_agent_may_name_its_calls_by_anything() -> None:
+    for odd in (["1"], {"id": 1}, 1, None):
+        messages = [message(asked(odd), asked("1")), results(call(odd, SUNNY), call("1", SUNNY))]
+
+        assert joined_tool_calls(messages) == (call(odd), call("1", SUNNY))

@@ -55,15 +55,9 @@ def chunk(**changes: Any) -> dict[str, Any]:
 
 
 def status(**changes: Any) -> dict[str, Any]:
-    return {
-        "id": "",
-        "source": "ai_agent",
-        "type": "status",
-        "correlation_id": "RID(1)::2",
-        "data": {"type": "status", "status": "processing", "data": {"detail": "x"}},
-        "metadata": None,
-        **changes,
-    }
+    data = {"type": "status", "status": "processing", "data": {"detail": "x"}}
+    sent = {"id": "", "source": "ai_agent", "type": "status", "correlation_id": "RID(1)::2"}
+    return {**sent, "data": data, "metadata": None, **changes}
 
 
 def streamed(name: str, data: object) -> Any:
@@ -71,17 +65,9 @@ def streamed(name: str, data: object) -> Any:
 
 
 def event(**changes: Any) -> dict[str, Any]:
-    return {
-        "id": "i",
-        "correlation_id": "c",
-        "type": "message",
-        "source": "user",
-        "offset": 0,
-        "data": {"type": "message", "parts": []},
-        "deleted": False,
-        "created_at": "2026-11-24T22:38:57Z",
-        **changes,
-    }
+    sent = {"id": "i", "correlation_id": "c", "type": "message", "source": "user", "offset": 0}
+    rest = {"data": MESSAGE, "deleted": False, "created_at": "2026-11-24T22:38:57Z"}
+    return {**sent, **rest, **changes}
 
 
 # --- bodies
@@ -98,20 +84,16 @@ def results(*calls: dict[str, Any]) -> dict[str, Any]:
     ("model", "data", "field", "problem"),
     [
         (Agents, [], "", "expected a dict, got list"),
-        (Agents, "text", "", "expected a dict, got str"),
         (Agents, None, "", "expected a dict, got None"),
         (Agents, {}, "data", "is missing"),
-        (Agents, {"data": {}}, "data", "expected a list, got dict"),
         (Agents, {"data": None}, "data", "expected a list, got None"),
         (Agents, {"data": [agent(), 1]}, "data[1]", "expected a dict, got int"),
         (Agents, {"data": [agent(), without(agent(id=1), "name")]}, "data[1].id", "a str, got int"),
-        (Agent, agent(name=1), "name", "expected a str, got int"),
         (Agent, agent(name=None), "name", "expected a str, got None"),
         (Agent, agent(description=[]), "description", "expected a str, got list"),
         (Agent, agent(created_at=1.5), "created_at", "expected a date and time, got float"),
         (Agent, agent(created_at="x"), "created_at", "expected a date and time, got 'x'"),
         (Agent, without(agent(), "type"), "type", "is missing"),
-        (Event, event(offset=1.0), "offset", "an int, got float"),
         (Event, event(offset=True), "offset", "an int, got bool"),
         (Event, event(deleted=0), "deleted", "a bool, got int"),
         (Event, event(type=1), "type", "a str, got int"),
@@ -164,16 +146,8 @@ def test_a_long_value_is_not_repeated_whole() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
-        b" ",
-        b"<html>",
-        b"{",
-        b'{"a": 1} {}',
-        b"undefined",
-        b'"\xff"',
-        b"[" * 100_000,
-        b"[" * 100_000 + b"]" * 100_000,
-        b"9" * 5000,
+        *(b"", b" ", b"<html>", b"{", b'{"a": 1} {}', b"undefined", b'"\xff"', b"9" * 5000),
+        *(b"[" * 100_000, b"[" * 100_000 + b"]" * 100_000),
     ],
 )
 def test_what_is_no_json_is_a_decode_error_with_the_start_of_the_body(body: bytes) -> None:
@@ -192,38 +166,23 @@ def test_plain_json_is_had_by_asking_for_object_and_may_begin_with_a_byte_order_
     assert CODEC.decode(Agents, b'\xef\xbb\xbf{"data": []}') == Agents(())
 
 
-def test_not_a_number_may_be_on_the_wire_where_any_json_may_be() -> None:
+def test_what_is_sent_is_ascii_and_may_have_numbers_that_are_none() -> None:
     part = CODEC.decode(ContentPart, b'{"type": "content", "content": [NaN, -Infinity]}')
 
     assert math.isnan(part.content[0])
     assert part.content[1] == -math.inf
     assert CODEC.encode(part) == b'{"type":"content","content":[NaN,-Infinity]}'
-
-
-def test_what_is_sent_is_ascii_and_without_needless_space() -> None:
     assert CODEC.encode({"a": ["é", EventSource.USER]}) == b'{"a":["\\u00e9","user"]}'
 
 
 def test_the_details_of_a_422_are_read_whole() -> None:
-    detail = {
-        "type": "string_too_short",
-        "loc": ["body", 0, "title"],
-        "msg": "too short",
-        "input": "x",
-        "ctx": {"min_length": 3},
-        "url": "https://errors.pydantic.dev",
-    }
+    known = {"type": "short", "loc": ["body", 0, "title"], "msg": "too short", "input": "x"}
+    detail = {**known, "ctx": {"min_length": 3}, "url": "https://errors.pydantic.dev"}
 
     read = CODEC.decode(HTTPValidationErrorData, json.dumps({"detail": [detail]}).encode())
 
     assert read.detail == (
-        ValidationError(
-            loc=("body", 0, "title"),
-            msg="too short",
-            type="string_too_short",
-            input="x",
-            ctx={"min_length": 3},
-        ),
+        ValidationError(("body", 0, "title"), "too short", "short", "x", {"min_length": 3}),
     )
 
 
@@ -269,20 +228,14 @@ def test_a_value_that_is_nested_too_deeply_to_write_is_refused() -> None:
 def test_a_status_is_read() -> None:
     read = streamed("status", status())
 
-    assert read == StatusEvent(
-        id="",
-        correlation_id="RID(1)::2",
-        source=EventSource.AI_AGENT,
-        data=StatusData(SessionStatus.PROCESSING, data={"detail": "x"}),
-        metadata=None,
-    )
+    data = StatusData(SessionStatus.PROCESSING, data={"detail": "x"})
+    assert read == StatusEvent("", "RID(1)::2", EventSource.AI_AGENT, data)
     assert read.status is SessionStatus.PROCESSING
     text = CODEC.decode_event(ServerSentEvent("status", f" {json.dumps(status())}\n\n"))
     assert text == read, "white space around its JSON is no matter"
 
 
-@pytest.mark.parametrize("name", ["message", "weather", ""])
-@pytest.mark.parametrize("data", ["", "no JSON", "{}"])
+@pytest.mark.parametrize(("name", "data"), [("message", ""), ("weather", "no JSON"), ("", "{}")])
 def test_an_event_of_an_unknown_name_keeps_its_text(name: str, data: str) -> None:
     read = CODEC.decode_event(ServerSentEvent(name, data, "7"))
 
@@ -293,17 +246,8 @@ def test_an_event_of_an_unknown_name_keeps_its_text(name: str, data: str) -> Non
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        " ",
-        "no JSON",
-        '{"a": 1',
-        "{} {}",
-        "\ufeff{}",
-        "[" * 100_000,
-        f" {'[' * 100_000}",
-        "9" * 5000,
-        f" {'9' * 5000}",
-        f"{'1' * 300} x",
+        *("", " ", "no JSON", '{"a": 1', "{} {}", "\ufeff{}", f"{'1' * 300} x"),
+        *("[" * 100_000, f" {'[' * 100_000}", "9" * 5000, f" {'9' * 5000}"),
     ],
 )
 def test_an_event_that_is_no_json_is_a_decode_error(name: str, text: str) -> None:
@@ -321,16 +265,12 @@ def test_an_event_that_is_no_json_is_a_decode_error(name: str, text: str) -> Non
         ({"seq": "0"}, "seq"),
         ({"seq": False}, "seq"),
         ({"patches": ""}, "patches"),
-        ({"patches": {}}, "patches"),
-        ({"patches": [None]}, "patches[0]"),
         ({"patches": [["op", "path"]]}, "patches[0]"),
         ({"patches": [{"op": "add", "path": 1, "value": 1}]}, "patches[0].path"),
         ({"patches": [{"op": 1, "path": "", "value": 1}]}, "patches[0].op"),
         ({"patches": [{"path": "", "value": 1}]}, "patches[0].op"),
         ({"patches": [{"op": "move", "path": "", "from": 1}]}, "patches[0].from"),
-        ({"metadata": None}, "metadata"),
         ({"metadata": []}, "metadata"),
-        ({"timestamp": "now"}, "timestamp"),
         ({"timestamp": True}, "timestamp"),
     ],
 )
@@ -356,29 +296,6 @@ def test_a_chunk_needs_no_timestamp() -> None:
     assert streamed("chunk", without(chunk(), "timestamp")).timestamp is None
     assert streamed("chunk", chunk(timestamp=None)).timestamp is None
     assert streamed("chunk", chunk(timestamp=12)).timestamp == 12
-
-
-@pytest.mark.parametrize(
-    "operation",
-    [
-        {"op": "add", "path": "/-", "value": None},
-        {"op": "replace", "path": "/a", "value": [1]},
-        {"op": "test", "path": "/a", "value": {"b": 1}},
-        {"op": "remove", "path": "/a"},
-        {"op": "move", "path": "/a", "from": "/b"},
-        {"op": "copy", "path": "/a", "from": "/b"},
-        {"op": "increment", "path": "/a", "value": 2},
-    ],
-)
-def test_operations_of_every_kind_come_back_as_they_were(operation: dict[str, Any]) -> None:
-    sent = chunk(patches=[operation])
-
-    read = streamed("chunk", sent)
-
-    (patch,) = read.patches
-    assert (patch.op, patch.path) == (operation["op"], operation["path"])
-    assert (patch.value, patch.from_) == (operation.get("value"), operation.get("from"))
-    assert to_dict(read) == sent
 
 
 # --- depth
@@ -411,13 +328,11 @@ def test_json_that_is_too_deep_for_python_is_refused(
         CODEC.decode_event(ServerSentEvent(name, deep))
 
 
-@pytest.mark.parametrize("data", [{"type": "newer", "deep": 1}, MESSAGE])
-def test_events_and_parts_of_new_types_are_not_too_deep_either(data: dict[str, Any]) -> None:
-    deep = {**data, "deep": nested(300)}
-    deep = {**deep, "parts": [{"type": "newer", "deep": nested(300)}]} if "parts" in data else deep
-
-    with pytest.raises(DecodeError, match="lists and objects"):
-        CODEC.from_dict(Events, {"data": [event(data=deep)]})
+def test_events_and_parts_of_new_types_are_not_too_deep_either() -> None:
+    newer = {"type": "newer", "deep": nested(300)}
+    for data in (newer, {**MESSAGE, "parts": [newer]}):
+        with pytest.raises(DecodeError, match="lists and objects"):
+            CODEC.from_dict(Events, {"data": [event(data=data)]})
 
 
 def test_what_is_as_deep_as_allowed_can_be_copied_shown_and_written() -> None:

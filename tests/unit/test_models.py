@@ -113,17 +113,10 @@ def test_stored_events_come_back_as_the_server_sent_them(turn: dict[str, Any]) -
 
 
 def stored(**changes: Any) -> dict[str, Any]:
-    event: dict[str, Any] = {
-        "id": "i",
-        "correlation_id": "c",
-        "type": "message",
-        "source": "user",
-        "offset": 0,
-        "data": {"type": "message", "parts": [{"type": "content", "content": "hi"}]},
-        "deleted": False,
-        "created_at": "2026-11-24T22:38:57.617650Z",
-    }
-    return {**event, **changes}
+    event = {"id": "i", "correlation_id": "c", "type": "message", "source": "user", "offset": 0}
+    parts = [{"type": "content", "content": "hi"}]
+    rest = {"deleted": False, "created_at": "2026-11-24T22:38:57.617650Z"}
+    return {**event, "data": {"type": "message", "parts": parts}, **rest, **changes}
 
 
 def test_an_event_is_typed_all_the_way_down_and_fields_that_are_new_are_ignored() -> None:
@@ -245,19 +238,10 @@ def test_a_listing_is_a_sequence() -> None:
     assert [one == Agents(()) for one in empty] == [True, False, False]
 
 
-@pytest.mark.parametrize(
-    ("model", "name"),
-    [
-        (some_agents("a"), "data"),
-        (some_agents("a")[0], "id"),
-        (MessageData(parts=()), "parts"),
-        (ContentPart("hi"), "content"),
-        (JSONPatchOperation("add", "/-", "hi"), "value"),
-    ],
-)
-def test_models_cannot_be_changed(model: object, name: str) -> None:
-    with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        setattr(model, name, None)
+def test_models_cannot_be_changed() -> None:
+    for model, name in ((some_agents("a"), "data"), (ContentPart("hi"), "content")):
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(model, name, None)
 
 
 def test_names_that_the_server_uses_print_and_format_as_their_text() -> None:

@@ -92,17 +92,6 @@ async def test_other_sessions_and_servers_are_left_alone(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_a_turn_that_was_read_to_its_end_stays_finished(mode: Mode) -> None:
-    async with in_mode(mode, Flux0(transport=turns(2))) as flux0:
-        first = await begin(flux0)
-        assert len([event async for event in first]) == 2
-        await begin(flux0)
-
-        assert first.finished
-        assert [event async for event in first] == []
-
-
-@in_every_mode
 async def test_a_message_that_does_not_arrive_leaves_no_turn_open(mode: Mode) -> None:
     transport = turns(2)
     transport.answers.insert(1, ConnectError("refused"))

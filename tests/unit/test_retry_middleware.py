@@ -15,16 +15,7 @@ from attrs.exceptions import FrozenInstanceError
 
 from flux0 import BackoffStrategy, Flux0, RetryConfig, RetryDetails
 from flux0.adapters.json import JsonCodec
-from flux0.domain.errors import (
-    APIError,
-    ConnectError,
-    ConnectionInterrupted,
-    DecodeError,
-    Flux0Error,
-    ResponseTooLarge,
-    ServerError,
-    TransportError,
-)
+from flux0.domain import errors
 from flux0.domain.headers import Headers
 from flux0.flows import Flow, chain
 from flux0.middleware.answers import AnswerPolicy
@@ -63,8 +54,8 @@ class Policy:
     def send_sync(self, request: Request) -> Any:
         return drive_sync(self.flow(request), self.transport, self.time)
 
-    async def fails(self, mode: Mode, request: Request) -> Flux0Error:
-        with pytest.raises(Flux0Error) as caught:
+    async def fails(self, mode: Mode, request: Request) -> errors.Flux0Error:
+        with pytest.raises(errors.Flux0Error) as caught:
             await self.send(mode, request)
         return caught.value
 
@@ -73,12 +64,12 @@ class Policy:
         return [request.attempt for request in self.transport.requests]
 
 
-def refused() -> ConnectError:
-    return ConnectError("refused")
+def refused() -> errors.ConnectError:
+    return errors.ConnectError("refused")
 
 
-def reset() -> ConnectionInterrupted:
-    return ConnectionInterrupted("reset")
+def reset() -> errors.ConnectionInterrupted:
+    return errors.ConnectionInterrupted("reset")
 
 
 # --- how often, and after how long
@@ -106,15 +97,9 @@ async def test_what_is_told_of_a_retry(mode: Mode) -> None:
     await policy.send(mode, GET)
 
     (details,) = policy.told
-    assert isinstance(details.cause, ServerError)
-    assert details == RetryDetails(
-        operation="agents.list",
-        method="GET",
-        url="http://h/api/agents",
-        attempt=1,
-        delay_ms=7000.0,
-        cause=details.cause,
-    )
+    assert isinstance(details.cause, errors.ServerError)
+    assert (details.operation, details.method, details.url) == ("agents.list", "GET", GET.url)
+    assert (details.attempt, details.delay_ms) == (1, 7000.0)
     assert policy.time.waits == [7.0]
     with pytest.raises(FrozenInstanceError):
         details.attempt = 2  # type: ignore[misc]
@@ -126,7 +111,7 @@ async def test_the_last_error_is_raised_and_says_how_many_attempts_there_were(mo
 
     error = await policy.fails(mode, evolve(GET, retries=None))
 
-    assert isinstance(error, ConnectError)
+    assert isinstance(error, errors.ConnectError)
     assert error.attempts == 3
     assert str(error) == f"GET {GET.url}: refused (3 attempts)"
     assert [details.attempt for details in policy.told] == [1, 2]
@@ -146,7 +131,7 @@ async def test_no_wait_goes_past_the_end_of_the_call_or_its_longest_time(mode: M
 
         error = await policy.fails(mode, evolve(GET, **changes))
 
-        assert isinstance(error, ConnectionInterrupted)
+        assert isinstance(error, errors.ConnectionInterrupted)
         assert error.attempts == len(waits) + 1
         assert policy.time.waits == waits
 
@@ -170,7 +155,7 @@ def documented() -> list[tuple[str, str, str]]:
     ]
 
 
-def failures(cause: str) -> Sequence[Response[Any] | TransportError]:
+def failures(cause: str) -> Sequence[Response[Any] | errors.TransportError]:
     if cause == "the connection could not be made":
         return [refused()]
     if cause == "the connection broke off":
@@ -193,7 +178,7 @@ def test_the_table_in_the_documentation_is_true(method: str, cause: str, verdict
             assert policy.send_sync(request).body == b"ok"
         else:
             assert verdict == "raised"
-            with pytest.raises(Flux0Error):
+            with pytest.raises(errors.Flux0Error):
                 policy.send_sync(request)
             assert policy.attempts == [1]
 
@@ -216,7 +201,7 @@ def test_a_turn_is_begun_again_only_where_the_server_surely_did_nothing(retry_po
         assert policy.send_sync(request).status_code == 200
     for failure in (*failures("503, 408"), reset()):
         policy = Policy(script(failure, answer(headers=SSE)))
-        with pytest.raises((TransportError, APIError)):
+        with pytest.raises((errors.TransportError, errors.APIError)):
             policy.send_sync(request)
         assert policy.attempts == [1]
 
@@ -227,7 +212,7 @@ def test_a_turn_is_never_replayed_once_its_headers_are_in() -> None:
     body = policy.send_sync(TURN).body
 
     assert next(body) == b"event"
-    with pytest.raises(ConnectionInterrupted):
+    with pytest.raises(errors.ConnectionInterrupted):
         next(body)
     assert policy.attempts == [1]
 
@@ -252,18 +237,9 @@ async def test_what_is_too_large_stays_too_large(mode: Mode) -> None:
 
     error = await policy.fails(mode, GET)
 
-    assert isinstance(error, ResponseTooLarge)
+    assert isinstance(error, errors.ResponseTooLarge)
     assert error.attempts == 2
     assert policy.attempts == [1, 2]
-
-
-def test_what_cannot_be_read_is_not_asked_for_again() -> None:
-    transport = script(answer(b"<html>"), answer(b'{"data": []}'))
-
-    with Flux0(transport=transport) as flux0, pytest.raises(DecodeError):
-        flux0.agents.list()
-
-    assert len(transport.requests) == 1
 
 
 @in_every_mode
@@ -308,20 +284,10 @@ def test_each_retry_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         "GET http://127.0.0.1:8080/api/agents: attempt 1 failed (ConnectError: refused), "
         "trying again in 0 ms"
     )
-    assert [type(details.cause) for details in told] == [ConnectError]
+    assert [type(details.cause) for details in told] == [errors.ConnectError]
 
 
 # --- the budget
-
-
-def test_a_retry_that_is_not_worth_it_costs_nothing() -> None:
-    budget = RetryBudget(capacity=1)
-    policy = Policy(script(answer(status=404)), budget=budget)
-
-    with pytest.raises(APIError):
-        policy.send_sync(GET)
-
-    assert budget.take()
 
 
 def takes(budget: RetryBudget, times: int) -> int:
@@ -347,18 +313,18 @@ def test_so_many_successes_give_one_retry_back_of_those_there_were(
 
 
 def test_a_client_has_one_budget_for_all_its_calls() -> None:
-    transport = script(*(ConnectError("refused") for _ in range(104)))
+    transport = script(*(errors.ConnectError("refused") for _ in range(104)))
 
     with Flux0(transport=transport, retry_config=AT_ONCE) as flux0:
-        with pytest.raises(ConnectError, match="101 attempts"):
+        with pytest.raises(errors.ConnectError, match="101 attempts"):
             flux0.agents.list()
-        with pytest.raises(ConnectError) as caught:
+        with pytest.raises(errors.ConnectError) as caught:
             flux0.sessions.list()
         assert caught.value.attempts == 1
         transport.answers[:0] = [answer(b'{"data": []}') for _ in range(10)]
         for _ in range(10):
             flux0.agents.list()
-        with pytest.raises(ConnectError, match="2 attempts"):
+        with pytest.raises(errors.ConnectError, match="2 attempts"):
             flux0.agents.list()
     assert transport.answers == []
 

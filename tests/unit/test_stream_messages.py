@@ -101,17 +101,6 @@ def test_wherever_a_turn_is_cut_off_its_whole_events_count_and_no_others(
     assert state(stream) == states(case["wire"])[whole]
 
 
-def test_each_tool_call_of_a_recorded_turn_has_its_result() -> None:
-    wire = next(case["wire"] for case in CASES if case["name"] == "langchain_parallel_onechunk")
-    counts = [
-        (len(s.tool_calls), sum(c.result is not None for c in s.tool_calls)) for s in states(wire)
-    ]
-
-    assert counts[-1] == (2, 2)
-    assert (2, 0) in counts
-    assert counts == sorted(counts)
-
-
 # --- errors
 
 
@@ -142,28 +131,14 @@ def test_a_failure_offers_what_came_before_and_what_is_stored(
         assert [message.text for message in error.messages] == ["It is"]
         assert await come(error.stored_events()) is NO_EVENTS
         assert asked == [CORRELATION_ID]
-
-    run(mode, test)
-
-
-@in_every_mode
-async def test_errors_of_a_stream_can_be_pickled(mode: Mode) -> None:
-    async def failure(*steps: Step) -> StreamError:
-        with pytest.raises(StreamError) as caught:
-            await come(opened(mode, tape(chunk("It is"), *steps)).final_messages())
-        return caught.value
-
-    errors = [await failure(step) for step, _ in FAILURES.values()]
-    for error in (*errors, await failure(status("error", {"detail": "no weather"}))):
         copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - its own bytes
-
-        assert type(copy) is type(error)
-        assert str(copy) == str(error)
-        assert copy.messages == error.messages != ()
-        assert (copy.correlation_id, copy.event_count) == (error.correlation_id, error.event_count)
-        assert getattr(copy, "data", None) == getattr(error, "data", None)
+        assert (type(copy), str(copy)) == (kind, str(error))
+        assert copy.messages == error.messages
+        assert (copy.correlation_id, copy.event_count) == (CORRELATION_ID, 3)
         with pytest.raises(Flux0Error, match="does not know the stream"):
             copy.stored_events()
+
+    run(mode, test)
 
 
 # --- text, events and messages together
@@ -177,7 +152,8 @@ async def test_text_events_and_messages_take_turns(mode: Mode) -> None:
         async for text in stream.text():
             assert text == "one "
             break
-        await anext(stream)
+        async for _ in stream:
+            break
         assert stream.messages[0].text == "one two "
         assert [text async for text in stream.text()] == ["three ", "four"]
         (message,) = await come(stream.final_messages())

@@ -6,17 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from flux0.domain.errors import (
-    ConnectionInterrupted,
-    ConnectTimeout,
-    EventTooLarge,
-    ProtocolError,
-    ReadTimeout,
-    StreamError,
-    StreamIdleTimeout,
-    StreamInterrupted,
-    TransportError,
-)
+from flux0.domain import errors
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
 from flux0.usecases.turn import Turn
 from support.in_memory import CORRELATION_ID, chunk, frame, new_turn, status
@@ -60,7 +50,7 @@ def test_an_end_within_an_event_is_an_interruption(rest: bytes) -> None:
     turn.end()
 
     failure = turn.failure
-    assert isinstance(failure, StreamInterrupted)
+    assert isinstance(failure, errors.StreamInterrupted)
     assert "ended within an event" in str(failure)
     assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 1)
     whole = fed(chunk("a") + b": bye\n")
@@ -91,7 +81,7 @@ def test_an_event_over_the_limit_breaks_the_turn_and_says_where_it_was(more: byt
         assert turn.feed(more) == []
 
     failure = turn.failure
-    assert isinstance(failure, EventTooLarge)
+    assert isinstance(failure, errors.EventTooLarge)
     assert (failure.limit, failure.correlation_id, failure.event_count) == (1000, CORRELATION_ID, 2)
     assert "1,000 bytes" in str(failure)
 
@@ -99,14 +89,14 @@ def test_an_event_over_the_limit_breaks_the_turn_and_says_where_it_was(more: byt
 @pytest.mark.parametrize(
     ("kind", "verdict"),
     [
-        (ReadTimeout, StreamIdleTimeout),
-        (ConnectionInterrupted, StreamInterrupted),
-        (ProtocolError, StreamInterrupted),
-        (ConnectTimeout, StreamInterrupted),
+        (errors.ReadTimeout, errors.StreamIdleTimeout),
+        (errors.ConnectionInterrupted, errors.StreamInterrupted),
+        (errors.ProtocolError, errors.StreamInterrupted),
+        (errors.ConnectTimeout, errors.StreamInterrupted),
     ],
 )
 def test_a_silence_is_an_idle_timeout_and_any_other_failure_an_interruption(
-    kind: type[TransportError], verdict: type[StreamError]
+    kind: type[errors.TransportError], verdict: type[errors.StreamError]
 ) -> None:
     turn = fed(chunk("a") + chunk("b"))
     error = kind("reset by peer")
@@ -117,7 +107,7 @@ def test_a_silence_is_an_idle_timeout_and_any_other_failure_an_interruption(
     assert type(failure) is verdict
     assert failure.__cause__ is error
     assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 2)
-    if verdict is StreamInterrupted:
+    if verdict is errors.StreamInterrupted:
         assert "reset by peer" in str(failure)
         assert "after 2 events" in str(failure)
     else:
@@ -134,5 +124,5 @@ def test_what_is_no_event_does_not_keep_a_silent_agent_alive() -> None:
         assert turn.failure is None
     turn.feed(b"", waited=0.1)
 
-    assert isinstance(turn.failure, StreamIdleTimeout)
+    assert isinstance(turn.failure, errors.StreamIdleTimeout)
     assert turn.failure.event_count == 1

@@ -8,19 +8,9 @@ from typing import Any
 
 import pytest
 
-from flux0 import ChunkEvent, MessageAccumulator, StatusEvent, UnknownEvent
+from flux0 import ChunkEvent, MessageAccumulator, StatusEvent, UnknownEvent, models
 from flux0.cli.output import Output
 from flux0.cli.turn_view import TurnView
-from flux0.models import (
-    ContentPart,
-    JSONPatchOperation,
-    MessageData,
-    StatusData,
-    StreamEvent,
-    ToolCall,
-    ToolCallPart,
-    ToolData,
-)
 
 _AGENT = {"agent_id": "a", "agent_name": "Drizzle"}
 MAGIC = {"type": "magic", "tool_call_id": "1", "tool_name": "spell", "args": {}}
@@ -45,7 +35,7 @@ def view(capsys: pytest.CaptureFixture[str]) -> View:
     accumulator = MessageAccumulator()
     turn = new_view()
 
-    def show(*events: StreamEvent, end: bool = False) -> str:
+    def show(*events: models.StreamEvent, end: bool = False) -> str:
         for event in events:
             accumulator.feed(event)
             turn.show(event, accumulator)
@@ -69,7 +59,7 @@ def chunk(
         correlation_id="t",
         event_id=event_id,
         seq=0,
-        patches=tuple(JSONPatchOperation(op, path, value) for path, value in patches),
+        patches=tuple(models.JSONPatchOperation(op, path, value) for path, value in patches),
         metadata={**_AGENT, **metadata},
     )
 
@@ -79,7 +69,7 @@ def text(value: str, event_id: str = "m", **metadata: str) -> ChunkEvent:
 
 
 def status(name: str, data: Any = None) -> StatusEvent:
-    return StatusEvent("", "t", "ai_agent", StatusData(name, data=data))
+    return StatusEvent("", "t", "ai_agent", models.StatusData(name, data=data))
 
 
 def call(args: Any, event_id: str = "c", number: int = 0) -> ChunkEvent:
@@ -117,7 +107,7 @@ def test_text_and_reasoning_are_written_as_they_come(view: View) -> None:
     ],
 )
 def test_each_message_is_a_block_of_its_own(
-    view: View, events: list[StreamEvent], shown: str
+    view: View, events: list[models.StreamEvent], shown: str
 ) -> None:
     assert view(*events, end=True) == shown
 
@@ -134,7 +124,7 @@ def test_each_message_is_a_block_of_its_own(
     ],
 )
 def test_structured_content_is_written_as_json_when_the_message_is_over(
-    view: View, events: list[StreamEvent], shown: str
+    view: View, events: list[models.StreamEvent], shown: str
 ) -> None:
     assert view(*events) == ""
     assert view(end=True) == shown
@@ -205,8 +195,8 @@ def test_a_result_of_null_is_written_when_the_message_is_over(view: View) -> Non
 
 
 def test_a_tool_that_failed_says_why(capsys: pytest.CaptureFixture[str]) -> None:
-    failed = ToolCall("call-0", "get_weather", {}, error="no such place")
-    new_view().message(ToolData((failed,)), "r")
+    failed = models.ToolCall("call-0", "get_weather", {}, error="no such place")
+    new_view().message(models.ToolData((failed,)), "r")
     assert capsys.readouterr().out == "  get_weather: no such place"
 
 
@@ -235,13 +225,13 @@ def test_a_status_begins_a_line_of_its_own(view: View) -> None:
 def test_a_stored_message_is_written_part_by_part(capsys: pytest.CaptureFixture[str]) -> None:
     view = new_view()
     parts = (
-        ContentPart("a"),
-        ContentPart(""),
-        ContentPart("b"),
-        ToolCallPart("1", "look", {}),
+        models.ContentPart("a"),
+        models.ContentPart(""),
+        models.ContentPart("b"),
+        models.ToolCallPart("1", "look", {}),
         {"type": "new"},
     )
-    view.message(MessageData(parts), "m")
-    view.message(StatusData("typing"), "s")
+    view.message(models.MessageData(parts), "m")
+    view.message(models.StatusData("typing"), "s")
     expected = 'a\n\n\nb\n\n• look()\n\n{\n  "type": "new"\n}'
     assert capsys.readouterr().out == expected
