@@ -7,8 +7,17 @@ from typing import Any
 
 import pytest
 
-from flux0 import EventType, StreamIdleTimeout
-from flux0.models import AgentError, ContentPart, Event, TurnMessage
+from flux0 import StreamIdleTimeout
+from flux0.models import (
+    AgentError,
+    ContentPart,
+    Event,
+    MessageData,
+    ReasoningPart,
+    ToolCallPart,
+    ToolData,
+    TurnMessage,
+)
 from integration.ways import few_ways
 from support.modes import MakeClient
 from support.server import Flux0Server
@@ -40,11 +49,24 @@ async def test_the_messages_of_a_turn_are_those_that_the_server_stores(
         messages = await stream.final_messages()
         stored = await stream.stored_events()
         (tool,) = stream.tool_calls
-    of_agent = [event for event in stored if event.source == "ai_agent"]
-    assert [said(message) for message in messages] == [
-        said(event) for event in of_agent if event.type != EventType.STATUS
+    assert [event.source for event in stored] == ["user", *["ai_agent"] * 5]
+    assert [event.type for event in stored[:2]] == ["message", "status"]
+    assert [said(message) for message in messages] == [said(event) for event in stored[2:]]
+    parts = [
+        part
+        for message in messages
+        if isinstance(message.data, MessageData)
+        for part in message.data.parts
     ]
-    assert len(messages) == 4
+    assert parts == [
+        ReasoningPart("Let me see."),
+        ToolCallPart("c1", "get_weather", {"location": "Paris"}),
+        ContentPart("It is foggy."),
+    ]
+    assert isinstance(stored[4].data, ToolData)
+    (result,) = stored[4].data.tool_calls
+    assert (result.tool_call_id, result.args) == ("c1", {"location": "Paris"})
+    assert tool.result == result.result
     assert tool.result is not None
     assert tool.result.data == {"sky": "foggy"}
     assert (stream.status, stream.error, stream.finished) == ("processing", None, True)

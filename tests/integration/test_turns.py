@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 import pytest
 
 from flux0 import ChunkEvent, EventSource, Flux0, StatusEvent, to_dict
-from flux0.models import ClientClosed, ContentPart, MessageData, ReasoningPart, ToolCallPart
+from flux0.models import ClientClosed, ContentPart, MessageData
 from integration.ways import few_ways
 from support.modes import MakeClient, at_once, call_blocking
 from support.server import Flux0Server
@@ -36,39 +35,6 @@ async def test_a_text_comes_in_pieces_and_is_stored_whole(
         assert event.correlation_id == stream.correlation_id == message.correlation_id
     assert isinstance(message.data, MessageData)
     assert message.data.parts == (ContentPart("Hello there"),)
-
-
-@few_ways
-async def test_reasoning_and_tools_come_and_are_stored(
-    make_client: MakeClient, session_id: str
-) -> None:
-    call: dict[str, Any] = {"id": "c1", "name": "get_weather", "args": {"location": "Paris"}}
-    result = [{"sky": "foggy"}]
-    answer = {**call, "result": result}
-    async with make_client() as flux0:
-        stream = await perform(
-            flux0, session_id, {"reason": "Hm"}, {"tool_call": call}, {"tool_result": answer}
-        )
-        events = await rest_of(stream)
-        stored = await stored_by_agent(flux0, session_id)
-    patches = [
-        patch for event in events if isinstance(event, ChunkEvent) for patch in event.patches
-    ]
-    args = "/tool_calls/0/args/-"
-    assert [patch.path for patch in patches] == [
-        *("/-", "/tool_calls/0", args, args, "/tool_call_results", "/tool_call_results/-")
-    ]
-    assert patches[0].value == "Hm"
-    assert json.loads(patches[2].value + patches[3].value) == {"location": "Paris"}
-    assert {event.correlation_id for event in stored} == {stream.correlation_id}
-    asked = ToolCallPart("c1", "get_weather", {"location": "Paris"})
-    assert [event.data.parts for event in stored if isinstance(event.data, MessageData)] == [
-        (ReasoningPart("Hm"),),
-        (asked,),
-    ]
-    (tool,) = to_dict(stored[-1].data)["tool_calls"]
-    assert (tool["tool_call_id"], tool["args"]) == ("c1", {"location": "Paris"})
-    assert tool["result"]["data"] == result
 
 
 @few_ways
