@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from attrs import define, field, frozen
-from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+from hypothesis import HealthCheck, Phase, example, given, settings, strategies as st
 
 from flux0 import HttpxTransport
 from flux0.ports import ByteStream, Response
@@ -144,9 +144,17 @@ def play(stage: Stage, names: list[str], acts: list[tuple[Any, ...]]) -> list[An
     return going.came
 
 
+LEFT = ("read_one", 0), ("leave", 0)
+
+
+# One that is left stores no more, and leaves the next alone.
+@example([*LEFT, ("release", 0, 1), ("post", [1]), ("read", 1)])
+# A second one silences the first, and leaving the first ends the second.
+@example([("read_one", 0), ("post", [1, 1]), ("release", 1, 1), ("read", 1), ("read", 0)])
+@example([("post", [1, 1]), ("read_one", 1), *LEFT, ("release", 1, 1), ("read", 1)])
 @settings(
     max_examples=40,
-    phases=[Phase.generate],  # To make an example smaller takes minutes.
+    phases=[Phase.explicit, Phase.generate],  # To make an example smaller takes minutes.
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -488,59 +488,6 @@ def test_any_turn(servers: Servers, steps: list[AgentStep]) -> None:
     take_turn(servers, steps)
 
 
-# --- leaving
-
-
-def test_a_turn_that_is_left_stores_no_more(servers: Servers) -> None:
-    def scenario(witness: Witness) -> Answer:
-        response = witness.begin(Report("processing"), Pause(0.1), Report("typing"))
-        witness.read_one(response)
-        response.body.close()
-        # What the first turn would have gone on to say had to come before the end of this one.
-        witness.read(witness.begin(Pause(0.2)))
-        return witness.events()
-
-    events = same(servers, scenario)
-    assert [event["type"] for event in events.data] == ["message", "status", "message"]
-
-
-def test_a_second_turn_silences_the_first(servers: Servers) -> None:
-    def scenario(witness: Witness) -> tuple[Any, ...]:
-        first = witness.begin(Report("processing"), Pause(0.1), Say("Never"))
-        began = witness.read_one(first)
-        second = witness.begin(Report("typing"), Say("Hello"))
-        # Read in this order, since leaving the first stream would end the second turn.
-        answer = witness.read(second)
-        return began, answer, witness.read(first), witness.events()
-
-    _, second, first, _ = same(servers, scenario)
-    assert (second.silent, first.silent, first.body) == (False, True, "")
-
-
-def test_leaving_the_first_of_two_turns_ends_the_second(servers: Servers) -> None:
-    def scenario(witness: Witness) -> tuple[Any, ...]:
-        first = witness.begin(Report("processing"), FallSilent())
-        witness.read_one(first)
-        second = witness.begin(Report("typing"), Pause(0.2), Say("Never"))
-        witness.read_one(second)
-        first.body.close()
-        return witness.read(second), witness.events()
-
-    second, _ = same(servers, scenario)
-    assert (second.silent, second.body) == (True, "")
-
-
-def test_a_turn_that_was_left_before_leaves_the_second_alone(servers: Servers) -> None:
-    def scenario(witness: Witness) -> tuple[Any, ...]:
-        first = witness.begin(Report("processing"), FallSilent())
-        witness.read_one(first)
-        first.body.close()
-        return witness.read(witness.begin(Say("Hello"))), witness.events()
-
-    second, _ = same(servers, scenario)
-    assert not second.silent
-
-
 def test_sessions_do_not_disturb_each_other(servers: Servers) -> None:
     def scenario(witness: Witness) -> tuple[Any, ...]:
         first = witness.begin(Report("processing"), Pause(0.1), Say("Hello"))

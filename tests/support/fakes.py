@@ -12,7 +12,7 @@ from flux0 import Flux0
 from flux0.domain.headers import Headers
 from flux0.models import Event, StreamEvent
 from flux0.ports import Request, Timeout
-from flux0.testing import FakeTransport
+from flux0.testing import AgentReply, FakeTransport
 
 JSON = {"content-type": "application/json"}
 URL = "http://127.0.0.1:8080"
@@ -81,3 +81,21 @@ def turn(fake: FakeTransport, content: str = "Hi") -> tuple[list[StreamEvent], l
         events = list(flux0.sessions.create_event(session_id=session_id, content=content))
         stored = flux0.sessions.list_events(session_id=session_id, source="ai_agent")
     return events, list(stored)
+
+
+def post(fake: FakeTransport, session_id: str, content: str = "Hi") -> Any:
+    """Send a message; return the body of the stream, which is its own iterator."""
+    return fake.send(message_to(session_id, content)).body
+
+
+def begin(reply: AgentReply, **options: Any) -> tuple[FakeTransport, str, Any]:
+    """Send a message to a new fake; return the fake, the session's id, and the body."""
+    fake = FakeTransport(reply, **options)
+    session_id = new_session(fake)
+    return fake, session_id, post(fake, session_id)
+
+
+def kinds(fake: FakeTransport, session_id: str) -> list[Any]:
+    """Return the types of what a session has stored, and the statuses in place of theirs."""
+    events = ask(fake, "GET", f"/api/sessions/{session_id}/events").json["data"]
+    return [event["data"].get("status", event["type"]) for event in events]

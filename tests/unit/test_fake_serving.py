@@ -7,15 +7,18 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from flux0 import Flux0, HttpxTransport, StreamInterrupted
+from flux0 import EventStream, Flux0, HttpxTransport, StreamInterrupted
 from flux0.models import NotFoundError, ServerError, StatusEvent, TransportError
 from flux0.testing import (
+    AgentReply,
     Drop,
     FakeClock,
     FakeTransport,
@@ -33,6 +36,18 @@ from support.modes import in_mode
 from support.transports import Mode
 
 
+@contextmanager
+def served(reply: AgentReply, **options: Any) -> Iterator[tuple[FakeTransport, str, EventStream]]:
+    """Serve a fake, and send it a message; yield the fake, its URL, and the stream."""
+    fake = FakeTransport(reply, **options)
+    with (
+        fake.serve() as url,
+        Flux0(url) as flux0,
+        flux0.conversation(agent=fake.agent_id).send("Hi") as stream,
+    ):
+        yield fake, url, stream
+
+
 @in_every_mode
 async def test_a_served_fake_is_a_server(mode: Mode) -> None:
     fake = FakeTransport([Report("typing"), Say("Hello", pieces=3)])
@@ -46,18 +61,18 @@ async def test_a_served_fake_is_a_server(mode: Mode) -> None:
                 await flux0.sessions.retrieve_async(session_id="0123456789")
     fake.assert_no_open_streams()
     assert fake.calls[0].operation == "sessions.create"
+    with Flux0(url, retry_config=ONCE) as late, pytest.raises(TransportError):
+        late.agents.list()  # Nothing is served after the block.
 
 
 def test_events_come_when_the_agent_says_them() -> None:
     gate = Gate()
-    fake = FakeTransport([Report("typing"), gate, Say("Hello")])
-    with fake.serve() as url, Flux0(url) as flux0:
-        session = flux0.sessions.create(agent_id=fake.agent_id)
-        with flux0.sessions.create_event(session_id=session.id, content="Hi") as stream:
-            assert isinstance(next(stream), StatusEvent)
+    with served([Report("typing"), gate, Say("Hello")]) as (_, url, stream):
+        assert isinstance(next(stream), StatusEvent)
+        with Flux0(url) as flux0:
             assert len(flux0.agents.list()) == 1
-            gate.open()
-            assert len(list(stream)) == 1
+        gate.open()
+        assert len(list(stream)) == 1
 
 
 @pytest.mark.parametrize(
@@ -75,31 +90,26 @@ def test_a_client_that_leaves_cancels_the_agent(last: Any, moves_by_itself: bool
             left.set()
             raise
 
-    fake = FakeTransport(agent, clock=FakeClock(moves_by_itself=moves_by_itself))
-    with fake.serve() as url, Flux0(url) as flux0:
-        session = flux0.sessions.create(agent_id=fake.agent_id)
-        with flux0.sessions.create_event(session_id=session.id, content="Hi") as stream:
-            next(stream)
+    clock = FakeClock(moves_by_itself=moves_by_itself)
+    with served(agent, clock=clock) as (_, url, stream):
+        next(stream)
+        stream.close()
         assert left.wait(10)
-        assert len(flux0.agents.list()) == 1
+        with Flux0(url) as flux0:
+            assert len(flux0.agents.list()) == 1
 
 
 def test_the_test_moves_the_clock_of_a_served_fake() -> None:
     clock = FakeClock(moves_by_itself=False)
-    fake = FakeTransport([Report("typing"), Pause(5), Say("Hello")], clock=clock)
-    with fake.serve() as url, Flux0(url) as flux0:
-        session = flux0.sessions.create(agent_id=fake.agent_id)
-        with flux0.sessions.create_event(session_id=session.id, content="Hi") as stream:
-            next(stream)
-            clock.advance(5)
-            assert len(list(stream)) == 1
+    with served([Report("typing"), Pause(5), Say("Hello")], clock=clock) as (_, _, stream):
+        next(stream)
+        clock.advance(5)
+        assert len(list(stream)) == 1
 
 
 def test_pauses_are_real_if_the_clock_sleeps() -> None:
-    fake = FakeTransport([Pause(0.02), Say("Hello")], clock=FakeClock(sleep=time.sleep))
-    with fake.serve() as url, Flux0(url) as flux0:
-        conversation = flux0.conversation(agent=fake.agent_id)
-        assert "".join(conversation.send("Hi").text()) == "Hello"
+    with served([Pause(0.02), Say("Hello")], clock=FakeClock(sleep=time.sleep)) as (_, _, stream):
+        assert "".join(stream.text()) == "Hello"
 
 
 def test_faults_happen_on_the_connection() -> None:
@@ -123,12 +133,10 @@ def test_an_agent_with_a_bug_leaves_the_stream_silent_as_on_the_server() -> None
         yield Report("typing")
         raise LookupError("a bug")
 
-    fake = FakeTransport(agent)
-    with fake.serve() as url, Flux0(url) as flux0:
-        session = flux0.sessions.create(agent_id=fake.agent_id)
-        with flux0.sessions.create_event(session_id=session.id, content="Hi") as stream:
-            next(stream)
-        assert len(flux0.agents.list()) == 1
+    with served(agent) as (fake, url, stream):
+        next(stream)
+        with Flux0(url) as flux0:
+            assert len(flux0.agents.list()) == 1
     with pytest.raises(AssertionError, match="a bug"):
         fake.assert_nothing_unexpected()
 
@@ -197,20 +205,11 @@ def test_connections_are_closed_after_the_block() -> None:
     fake = FakeTransport([Report("typing"), FallSilent()])
     with fake.serve() as url:
         flux0 = Flux0(url)
-        conversation = flux0.conversation(agent=fake.agent_id)
-        stream = conversation.send("Hi")
+        stream = flux0.conversation(agent=fake.agent_id).send("Hi")
         next(stream)
     with pytest.raises(StreamInterrupted):
         next(stream)
     flux0.close()
-
-
-def test_nothing_is_served_after_the_block() -> None:
-    fake = FakeTransport()
-    with fake.serve() as url, Flux0(url) as flux0:
-        flux0.agents.list()
-    with Flux0(url, retry_config=ONCE) as flux0, pytest.raises(TransportError):
-        flux0.agents.list()
 
 
 # --- clients that are given no transport
@@ -229,13 +228,15 @@ async def test_an_installed_fake_serves_clients_without_a_transport(mode: Mode) 
 
 
 def test_an_installed_fake_leaves_other_transports_alone() -> None:
-    fake, other, latest = FakeTransport(), FakeTransport(), FakeTransport()
-    with fake.installed():
+    fake, other, latest, real = (FakeTransport() for _ in range(4))
+    with fake.installed(), real.serve() as url:
         with Flux0(transport=other) as flux0, latest.installed(), Flux0() as inner:
             flux0.agents.list()
             inner.agents.list()
         Flux0().agents.list()
-    assert [len(one.calls) for one in (fake, other, latest)] == [1, 1, 1]
+        with Flux0(url, transport=HttpxTransport()) as flux0:
+            flux0.agents.list()
+    assert [len(one.calls) for one in (fake, other, latest, real)] == [1, 1, 1, 1]
     with Flux0("http://127.0.0.1:1", retry_config=ONCE) as flux0, pytest.raises(TransportError):
         flux0.agents.list()
 
@@ -247,10 +248,3 @@ def test_a_client_may_have_a_path_before_that_of_the_api() -> None:
             conversation = flux0.conversation(agent=fake.agent_id)
             assert "".join(conversation.send("Hi").text()) == "Hello"
     assert fake.calls[-1].operation == "sessions.create_event"
-
-
-def test_a_transport_of_its_own_is_used_as_it_is() -> None:
-    with FakeTransport().serve() as url, FakeTransport().installed() as fake:
-        with Flux0(url, transport=HttpxTransport()) as flux0:
-            flux0.agents.list()
-        assert fake.calls == ()

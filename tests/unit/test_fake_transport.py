@@ -16,8 +16,9 @@ from flux0 import BackoffStrategy, EventType, Flux0, RetryConfig, StreamInterrup
 from flux0.domain.errors import ConnectError, ConnectionInterrupted
 from flux0.domain.headers import Headers
 from flux0.models import ChunkEvent, ContentPart, MessageData, ToolData
-from flux0.ports import AsyncTransport, Request, Transport
+from flux0.ports import Request
 from flux0.testing import (
+    AgentStep,
     CallAnswer,
     CallTool,
     Fail,
@@ -33,16 +34,10 @@ from flux0.testing import (
     Split,
     Stall,
 )
-from support.fakes import JSON, message_to, new_session, request
+from support.fakes import JSON, new_session, post, request
 from support.in_memory import in_both_loops, in_every_mode
 from support.modes import in_mode
 from support.transports import Mode
-
-
-def test_a_fake_is_a_transport_of_both_kinds() -> None:
-    fake = FakeTransport()
-    both: tuple[Transport, AsyncTransport] = (fake, fake)
-    assert len(set(both)) == 1
 
 
 @in_every_mode
@@ -141,35 +136,39 @@ def test_scripts_answer_one_turn_each_and_then_the_reply_does() -> None:
         fake.script("one", [Say("two")])
         fake.script(lambda message: [Say(message.content)])
         assert [said(flux0, session_id) for _ in range(4)] == ["one", "two", "Hi", "default"]
+    fake.script("first", "second")
+    bodies = [post(fake, new_session(fake)) for _ in range(2)]
+    texts = [b"".join(body) for body in reversed(bodies)]  # The order of reading does not count.
+    assert [b"second" in texts[0], b"first" in texts[1]] == [True, True]
     fake.assert_all_used()
 
 
-def test_scripts_go_by_the_order_of_the_messages() -> None:
+@pytest.mark.parametrize(
+    "script",
+    [
+        [Say("Hello"), Report("completed")],
+        [Say("I am"), Fail("lost"), Pause(1), Say("here")],
+        [Say("Hello"), FallSilent(), Say("never")],
+    ],
+)
+def test_a_script_that_has_come_to_its_point_is_used_up(script: list[AgentStep]) -> None:
     fake = FakeTransport()
-    fake.script("first", "second")
-    bodies = [fake.send(message_to(new_session(fake))).body for _ in range(2)]
-    texts = [b"".join(body) for body in reversed(bodies)]
-    assert [b"second" in texts[0], b"first" in texts[1]] == [True, True]
-
-
-def test_a_script_that_ends_with_completed_is_used_up() -> None:
-    fake = FakeTransport()
-    fake.script([Say("Hello"), Report("completed")])
-    list(fake.send(message_to(new_session(fake))).body)
+    fake.script(script)
+    post(fake, new_session(fake)).close()
     fake.assert_all_used()
 
 
 def test_what_was_not_used_is_told() -> None:
     fake = FakeTransport()
-    fake.script("used", [Report("typing"), Pause(1), Pause(1), Say("Hi")], [], "not used")
+    fake.script("used", [Report("typing"), Say("ab", pieces=2, pause=1), Say("Hi")], [], "not used")
     fake.inject(Refuse(), Stall(), times=2, operation="agents.list")
     fake.expect("sessions.create")
     fake.expect("sessions.create_event")
     fake.expect("sessions.create_event")
     fake.expect("agents.create", name="N")
     session_id = new_session(fake)
-    list(fake.send(message_to(session_id)).body)
-    fake.send(message_to(session_id)).body.close()
+    list(post(fake, session_id))
+    post(fake, session_id).close()
     fake.inject(Split(1))
     with pytest.raises(AssertionError) as caught:
         fake.assert_all_used()
@@ -185,27 +184,17 @@ def test_what_was_not_used_is_told() -> None:
     ]
 
 
-def test_a_script_left_within_its_second_step_has_done_two() -> None:
-    fake = FakeTransport()
-    fake.script([Report("typing"), Report("processing"), Say("Hello", pieces=2, pause=1), Say("x")])
-    body = iter(fake.send(message_to(new_session(fake))).body)
-    for _ in range(3):
-        next(body)
-    with pytest.raises(AssertionError, match="left after 2 steps"):
-        fake.assert_all_used()
-
-
 # --- streams that are left open
 
 
 def test_a_stream_that_is_open_is_told() -> None:
     fake = FakeTransport()
-    streaming = fake.send(message_to(new_session(fake))).body
+    streaming = post(fake, new_session(fake))
     listing = fake.send(request("GET", "/api/agents")).body
     with pytest.raises(AssertionError) as caught:
         fake.assert_no_open_streams()
     assert re.search(r"left open:\nsessions.create_event\(.*'Hi'\)\nagents", str(caught.value))
-    assert list(streaming)
+    assert (len(list(streaming)), list(streaming)) == (1, [])
     listing.close()
     fake.assert_no_open_streams()
     fake.send(request("GET", "/api/agents"))  # Letting go of it is no way to close it.
@@ -213,25 +202,10 @@ def test_a_stream_that_is_open_is_told() -> None:
         fake.assert_no_open_streams()
 
 
-def test_leaving_a_loop_closes_its_stream() -> None:
-    fake = FakeTransport([Say("Hello", pieces=5)])
-    session_id = new_session(fake)
-    with Flux0(transport=fake) as flux0:
-        for event in flux0.sessions.create_event(session_id=session_id, content="Hi"):
-            assert isinstance(event, ChunkEvent)
-            break
-        gc.collect()
-        fake.assert_no_open_streams()
-
-
 def test_closing_a_client_cuts_off_its_streams_alone() -> None:
     fake = FakeTransport([Say("Hello", pieces=5, pause=1)])
-    session_ids = [new_session(fake) for _ in range(2)]
     clients = [Flux0(transport=fake) for _ in range(2)]
-    streams = [
-        flux0.sessions.create_event(session_id=session_id, content="Hi")
-        for flux0, session_id in zip(clients, session_ids, strict=True)
-    ]
+    streams = [flux0.conversation(agent=fake.agent_id).send("Hi") for flux0 in clients]
     for stream in streams:
         next(stream)
     clients[0].close()
@@ -248,17 +222,11 @@ def test_closing_a_client_cuts_off_its_streams_alone() -> None:
 async def test_closing_an_asynchronous_client_cuts_off_its_streams_alone(mode: Mode) -> None:
     fake = FakeTransport([Say("Hello", pieces=5, pause=1)])
     async with Flux0(transport=fake) as other:
-        session = await other.sessions.create_async(agent_id=fake.agent_id)
-        stream = await other.sessions.create_event_async(session_id=session.id, content="Hi")
-        async with Flux0(transport=fake) as flux0:
-            await flux0.agents.list_async()
-        assert len([event async for event in stream]) == 5
-
-
-def test_a_body_that_has_ended_stays_so() -> None:
-    body = iter(FakeTransport().send(request("GET", "/api/agents")).body)
-    assert len(list(body)) == 1
-    assert list(body) == []
+        conversation = await other.conversation_async(agent=fake.agent_id)
+        async with await conversation.send("Hi") as stream:
+            async with Flux0(transport=fake) as flux0:
+                await flux0.agents.list_async()
+            assert len([event async for event in stream]) == 5
 
 
 # --- calls
@@ -322,8 +290,7 @@ def test_calls_know_when_they_were_made_and_what_came_of_them() -> None:
 
 def test_a_fake_begins_anew() -> None:
     fake = FakeTransport([Say("Hello", pieces=2, pause=1)])
-    session_id = new_session(fake)
-    body = fake.send(message_to(session_id)).body
+    body = post(fake, new_session(fake))
     fake.script("One")
     fake.inject(Refuse())
     fake.expect("agents.list")
@@ -339,16 +306,6 @@ def test_a_fake_begins_anew() -> None:
         assert len(flux0.agents.list()) == 1
         assert flux0.sessions.list().data == ()
         assert said(flux0, flux0.sessions.create(agent_id=agent_id).id) == "Hello"
-
-
-def test_a_script_that_comes_to_its_failure_or_silence_is_used_up() -> None:
-    fake = FakeTransport()
-    fake.script([Say("I am"), Fail("lost"), Pause(1), Say("here")])
-    fake.script([Say("Hello"), FallSilent(), Say("never")])
-    session_id = new_session(fake)
-    for _ in range(2):
-        fake.send(message_to(session_id)).body.close()
-    fake.assert_all_used()
 
 
 def test_a_call_that_was_made_is_found() -> None:
@@ -403,16 +360,13 @@ def test_an_unexpected_call_is_explained_by_the_nearest_expected_one() -> None:
         flux0.agents.list()
         with pytest.raises(AssertionError, match="no more calls are expected"):
             flux0.agents.list()
+        fake.expect("agents.list")
+        with pytest.raises(AssertionError, match=r"expected agents\.list, got PUT /api/agents"):
+            fake.send(request("PUT", "/api/agents"))
+        flux0.agents.list()
     fake.assert_all_used()
     with pytest.raises(AssertionError, match=r"^not expected:\nunexpected: agents.create\("):
         fake.assert_nothing_unexpected()
-
-
-def test_a_call_without_a_route_is_told_by_its_method() -> None:
-    fake = FakeTransport()
-    fake.expect("agents.list")
-    with pytest.raises(AssertionError, match=r"expected agents\.list, got PUT /api/agents"):
-        fake.send(request("PUT", "/api/agents"))
 
 
 # --- the time of a client that waits

@@ -42,42 +42,22 @@ from flux0.testing import (
 )
 from flux0.testing.fake.clock import Wait
 from support.cost import calls_made
-from support.fakes import ask, message_to, new_session, turn
+from support.fakes import ask, begin, kinds, message_to, new_session, post, turn
 
 DATA = Path(__file__).parents[1] / "data"
+START = 1767225600.0
 
 
 def add(path: str, value: Any) -> dict[str, Any]:
     return {"op": "add", "path": path, "value": value}
 
 
-def parts(*steps: AgentStep) -> list[Any]:
-    """Return the parts of the messages that are stored of a turn."""
-    _, stored = turn(FakeTransport(steps))
-    return [
-        part for event in stored if isinstance(event.data, MessageData) for part in event.data.parts
-    ]
-
-
 # --- steps in words
 
 
-def test_a_text_is_said_and_stored() -> None:
-    (event,), (stored,) = turn(FakeTransport("Hello there"))
-    assert isinstance(event, ChunkEvent)
-    assert event.patches[0].value == "Hello there"
-    assert event.metadata == {"agent_id": "a000000001", "agent_name": "Fake"}
-    assert stored.data == MessageData(
-        (ContentPart("Hello there"),),
-        participant=stored.data.participant,  # type: ignore[union-attr]
-    )
-    assert stored.correlation_id == event.correlation_id
-    assert stored.metadata == {}
-
-
 def test_the_bytes_are_those_of_the_server() -> None:
-    fake = FakeTransport([Report("typing", {"x": "é"}, event_id="e1"), Say("é")])
-    assert list(fake.send(message_to(new_session(fake))).body) == [
+    _, _, body = begin([Report("typing", {"x": "é"}, event_id="e1"), Say("é")])
+    assert list(body) == [
         b"event: status\nid: e1\ndata: "
         b'{"id": "e1", "source": "ai_agent", "type": "status", '
         b'"correlation_id": "RID(r000000001)::t000000001", '
@@ -91,34 +71,27 @@ def test_the_bytes_are_those_of_the_server() -> None:
     ]
 
 
-@pytest.mark.parametrize("step", [Say, Reason])
-def test_words_come_in_pieces(step: type[Say | Reason]) -> None:
-    events, (stored,) = turn(FakeTransport([step("Hello there", pieces=3)]))
-    assert [event.patches[0].value for event in events if isinstance(event, ChunkEvent)] == [
-        "Hel",
-        "lo t",
-        "here",
-    ]
-    part: Any = ContentPart if step is Say else ReasoningPart
-    assert isinstance(stored.data, MessageData)
-    assert stored.data.parts == (part("Hello there"),)
-
-
-def test_pieces_have_pauses_between_them() -> None:
-    fake = FakeTransport([Say("abc", pieces=3, pause=2), Report("typing")])
+@pytest.mark.parametrize(("step", "part"), [(Say, ContentPart), (Reason, ReasoningPart)])
+def test_words_come_in_pieces_with_pauses_between_them(step: Any, part: Any) -> None:
+    fake = FakeTransport([step("Hello there", pieces=3, pause=2), Report("typing")])
     events, (message, status) = turn(fake)
-    times = [event.timestamp for event in events if isinstance(event, ChunkEvent)]
-    assert times == [1767225600.0, 1767225602.0, 1767225604.0]
+    chunks = [event for event in events if isinstance(event, ChunkEvent)]
+    assert [chunk.patches[0].value for chunk in chunks] == ["Hel", "lo t", "here"]
+    assert [chunk.seq for chunk in chunks] == [0, 1, 2]
+    assert [chunk.timestamp for chunk in chunks] == [START, START + 2, START + 4]
+    assert isinstance(message.data, MessageData)
+    assert message.data.parts == (part("Hello there"),)
+    assert message.correlation_id == chunks[0].correlation_id
     assert (status.created_at - message.created_at).total_seconds() == 1e-6
-    assert fake.clock.now() == 1767225604.0
+    assert fake.clock.now() == START + 4
 
 
 def test_a_tool_is_called_and_gives_its_result() -> None:
     call = CallTool("get_weather", {"location": "San Francisco"}, id="c1")
-    fake = FakeTransport([call, GiveResult(call, {"celsius": 16})])
-    _, (asked, given) = turn(fake)
+    events, (asked, given) = turn(FakeTransport([call, GiveResult(call, {"celsius": 16})]))
+    assert len(events) == 4  # Its arguments come in two pieces.
     assert isinstance(asked.data, MessageData)
-    assert asked.data.parts == (ToolCallPart("c1", "get_weather", {"location": "San Francisco"}),)
+    assert asked.data.parts == (ToolCallPart("c1", "get_weather", call.args),)
     assert isinstance(given.data, ToolData)
     (used,) = given.data.tool_calls
     assert (used.tool_call_id, used.tool_name, used.args) == ("c1", call.name, call.args)
@@ -128,26 +101,19 @@ def test_a_tool_is_called_and_gives_its_result() -> None:
 
 
 def test_each_call_of_a_tool_has_an_id_of_its_own() -> None:
-    one, other = (
-        CallTool("get_weather", {"location": "SF"}),
-        CallTool("get_weather", {"location": "SF"}),
-    )
+    one, other = CallTool("get_weather", {"at": "SF"}), CallTool("get_weather", {"at": "SF"})
     given = CallTool("get_time", id="mine")
     fake = FakeTransport([one, other, given, GiveResult(other, 2), GiveResult(one, 1), one])
-    session_id = new_session(fake)
     with Flux0(transport=fake) as flux0:
-        with flux0.sessions.create_event(session_id=session_id, content="Hi") as stream:
+        with flux0.conversation(agent=fake.agent_id).send("Hi") as stream:
             list(stream)
         calls = [
             (call.tool_call_id, call.result and call.result.data) for call in stream.tool_calls
         ]
-        assert calls == [("call-1", 1), ("call-2", 2), ("mine", None), ("call-3", None)]
-
-
-def test_the_result_of_a_call_that_was_not_made_has_an_id() -> None:
-    _, (given,) = turn(FakeTransport([GiveResult(CallTool("get_time"), 12)]))
-    assert isinstance(given.data, ToolData)
-    assert given.data.tool_calls[0].tool_call_id == "call-1"
+    assert calls == [("call-1", 1), ("call-2", 2), ("mine", None), ("call-3", None)]
+    _, (unasked,) = turn(FakeTransport([GiveResult(CallTool("get_time"), 12)]))
+    assert isinstance(unasked.data, ToolData)
+    assert unasked.data.tool_calls[0].tool_call_id == "call-1"
 
 
 def test_steps_may_look_like_those_of_the_langchain_adapter() -> None:
@@ -206,23 +172,30 @@ def test_an_agent_sees_who_says_what() -> None:
     assert (message.session_id, message.correlation_id) == ("s000000001", event.correlation_id)
 
 
-def test_an_agents_bug_is_seen_by_the_test() -> None:
-    def agent(_: UserMessage) -> Iterator[AgentStep]:
-        yield Say("Hello")
-        raise LookupError("a bug")
+def failing(_: UserMessage) -> Iterator[AgentStep]:
+    yield Say("Hello")
+    raise LookupError("a bug")
 
-    fake = FakeTransport(agent)
-    body = iter(fake.send(message_to(new_session(fake))).body)
-    next(body)
-    with pytest.raises(LookupError, match="a bug"):
+
+def failing_at_once(_: UserMessage) -> str:
+    raise LookupError("a bug")
+
+
+@pytest.mark.parametrize(
+    ("agent", "pieces", "error"),
+    [
+        (failing, 1, LookupError("a bug")),
+        (failing_at_once, 0, LookupError("a bug")),
+        (lambda _: [5], 0, TypeError("an agent yields texts and steps of flux0.testing, not 5")),
+    ],
+)
+def test_an_agents_bug_is_seen_by_the_test(agent: Any, pieces: int, error: Exception) -> None:
+    fake, _, body = begin(agent)
+    for _ in range(pieces):
+        next(body)
+    with pytest.raises(type(error), match=str(error)):
         next(body)
     fake.assert_no_open_streams()
-
-
-def test_a_step_has_to_be_one() -> None:
-    fake = FakeTransport(lambda _: [5])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match=r"texts and steps of flux0\.testing, not 5"):
-        list(fake.send(message_to(new_session(fake))).body)
 
 
 @pytest.mark.parametrize(
@@ -275,13 +248,14 @@ def raw(*patches: dict[str, Any], seq: int = 0, **metadata: Any) -> SendChunk:
     ],
 )  # fmt: skip
 def test_chunks_become_messages(steps: list[AgentStep], expected: list[Any]) -> None:
-    assert parts(*steps) == expected
+    _, stored = turn(FakeTransport(steps))
+    said = [event.data for event in stored if isinstance(event.data, MessageData)]
+    assert [part for data in said for part in data.parts] == expected
 
 
 def test_chunks_that_do_not_apply_are_not_sent() -> None:
     steps = [raw(add("/-", "x"), {"op": "remove", "path": "/9"}), raw(add("/a", 1), seq=9)]
-    events, _ = turn(FakeTransport(steps))
-    assert events == []
+    assert turn(FakeTransport(steps))[0] == []
 
 
 def test_metadata_add_to_the_agents() -> None:
@@ -292,19 +266,12 @@ def test_metadata_add_to_the_agents() -> None:
     assert stored.metadata == {"mood": "good"}
 
 
-def test_small_numbers_are_listed_as_the_server_spells_them() -> None:
-    fake = FakeTransport([Report("typing", [1.5e-7, -1.25e-5, 1e-5, 1e-10, 1e16, "1e-07"])])
-    session_id = new_session(fake)
-    list(fake.send(message_to(session_id)).body)
+def test_numbers_are_listed_as_the_server_spells_them() -> None:
+    numbers = [1.5e-7, -1.25e-5, 1e-5, 1e-10, 1e16, "1e-07", math.nan]
+    fake, session_id, body = begin([Report("typing", numbers)])
+    assert b"NaN" in b"".join(body)
     listed = ask(fake, "GET", f"/api/sessions/{session_id}/events").body
-    assert b'[1.5e-7,-0.0000125,0.00001,1e-10,1e+16,"1e-07"]' in listed
-
-
-def test_what_json_has_no_number_for_is_listed_as_null() -> None:
-    (event,), (stored,) = turn(FakeTransport([Report("typing", [float("nan")])]))
-    assert isinstance(event, StatusEvent)
-    assert math.isnan(event.data.data[0])
-    assert stored.data.data == [None]  # type: ignore[union-attr]
+    assert b'[1.5e-7,-0.0000125,0.00001,1e-10,1e+16,"1e-07",null]' in listed
 
 
 TOOL_CALL: dict[str, Any] = {
@@ -328,9 +295,8 @@ TOOL_RESULT: dict[str, Any] = {**TOOL_CALL, "data": {"result": 1}}
     ],
 )
 def test_one_event_that_cannot_be_listed_spoils_its_session(steps: list[AgentStep]) -> None:
-    fake = FakeTransport(steps)
-    session_id = new_session(fake)
-    list(fake.send(message_to(session_id)).body)
+    fake, session_id, body = begin(steps)
+    list(body)
     answer = ask(fake, "GET", f"/api/sessions/{session_id}/events")
     assert (answer.status_code, answer.body) == (500, b"Internal Server Error")
     assert ask(fake, "GET", f"/api/sessions/{session_id}/events?source=user").status_code == 200
@@ -357,37 +323,29 @@ class Witness:
             raise
 
 
-def kinds(fake: FakeTransport, session_id: str) -> list[str]:
-    events = ask(fake, "GET", f"/api/sessions/{session_id}/events").json["data"]
-    return [event["data"].get("status", event["type"]) for event in events]
-
-
 def test_a_turn_that_is_left_is_cancelled_and_stores_no_more() -> None:
     agent = Witness()
-    fake = FakeTransport(agent)
-    session_id = new_session(fake)
-    response = fake.send(message_to(session_id))
-    next(iter(response.body))
+    fake, session_id, body = begin(agent)
+    next(body)
     assert agent.cancelled == []
-    response.body.close()
-    response.body.close()
-    assert agent.cancelled == ["Hi"]
+    for _ in range(2):
+        body.close()
+        assert agent.cancelled == ["Hi"]
+    fake.clock.advance(10)
     assert kinds(fake, session_id) == ["message", "processing"]
+    fake.assert_no_open_streams()
 
 
-def test_a_fast_turn_is_stored_though_it_is_left() -> None:
-    fake = FakeTransport([Say("Hello", pieces=5)])
-    session_id = new_session(fake)
-    body = fake.send(message_to(session_id)).body
-    next(iter(body))
+@pytest.mark.parametrize("pause", [[], [Pause(0)]])
+def test_a_fast_turn_is_stored_though_it_is_left(pause: list[AgentStep]) -> None:
+    fake, session_id, body = begin([Say("Hello", pieces=5), *pause, Say("Bye")])
+    next(body)
     body.close()
-    assert kinds(fake, session_id) == ["message", "message"]
+    assert kinds(fake, session_id) == ["message"] * 3
 
 
 def test_an_unread_turn_is_stored_as_the_clock_moves() -> None:
-    fake = FakeTransport([Say("One"), Pause(1), Say("Two"), Pause(1), Say("Three")])
-    session_id = new_session(fake)
-    body = fake.send(message_to(session_id)).body
+    fake, session_id, body = begin([Say("1"), Pause(1), Say("2"), Pause(1), Say("3")])
     seen = [len(kinds(fake, session_id))]
     for seconds in (0.5, 0.5, 5):
         fake.clock.advance(seconds)
@@ -397,39 +355,21 @@ def test_an_unread_turn_is_stored_as_the_clock_moves() -> None:
 
 
 def test_a_turn_that_ended_unread_is_delivered_after_the_next_began() -> None:
-    fake = FakeTransport()
-    session_id = new_session(fake)
-    first = fake.send(message_to(session_id, "first")).body
-    second = fake.send(message_to(session_id, "second")).body
+    fake, session_id, first = begin("Hello")
+    second = post(fake, session_id)
     first.close()
-    third = fake.send(message_to(session_id, "third")).body
+    third = post(fake, session_id)
     assert [len(list(body)) for body in (third, second)] == [1, 1]
-
-
-def test_a_second_turn_leaves_what_the_first_has_said() -> None:
-    fake = FakeTransport([Say("One"), Pause(1), Say("Two")])
-    session_id = new_session(fake)
-    first = iter(fake.send(message_to(session_id, "first")).body)
-    second = iter(fake.send(message_to(session_id, "second")).body)
-    next(first)
-    assert len(list(second)) == 2
-    with pytest.raises(ReadTimeout):
-        next(first)
 
 
 def test_turns_of_several_sessions_go_on_in_the_order_of_time() -> None:
     fake = FakeTransport(lambda message: [Pause(float(message.content)), Say(message.content)])
-    sessions = [new_session(fake) for _ in range(3)]
-    bodies = [
-        fake.send(message_to(session_id, seconds)).body
-        for session_id, seconds in zip(sessions, "312", strict=True)
-    ]
+    sessions = {seconds: new_session(fake) for seconds in "312"}
+    bodies = [post(fake, session_id, seconds) for seconds, session_id in sessions.items()]
     fake.clock.advance(10)
-    stored = [
-        ask(fake, "GET", f"/api/sessions/{session_id}/events").json["data"][-1]["created_at"]
-        for session_id in sessions
-    ]
-    assert stored == [f"2026-01-01T00:00:0{seconds}Z" for seconds in "312"]
+    for seconds, session_id in sessions.items():
+        events = ask(fake, "GET", f"/api/sessions/{session_id}/events").json["data"]
+        assert events[-1]["created_at"] == f"2026-01-01T00:00:0{seconds}Z"
     assert [len(list(body)) for body in bodies] == [1, 1, 1]
 
 
@@ -444,44 +384,35 @@ def test_an_agent_goes_on_after_it_has_ended_its_turn() -> None:
         done.append("paused")
         yield Report("typing")
 
-    fake = FakeTransport(agent)
-    session_id = new_session(fake)
-    assert len(list(fake.send(message_to(session_id)).body)) == 1
+    fake, session_id, body = begin(agent)
+    assert len(list(body)) == 1
     fake.clock.advance(1)
     assert done == ["paused"]
     assert kinds(fake, session_id) == ["message", "message"]
 
 
-def test_a_turn_that_is_left_before_it_began() -> None:
-    fake = FakeTransport(Witness())
-    fake.send(message_to(new_session(fake))).body.close()
-    fake.assert_no_open_streams()
-
-
 def test_a_second_turn_silences_the_first() -> None:
     agent = Witness()
-    fake = FakeTransport(agent)
-    session_id = new_session(fake)
-    first = fake.send(message_to(session_id, "first"))
-    next(iter(first.body))
-    second = fake.send(message_to(session_id, "second"))
-    assert agent.cancelled == ["first"]
-    assert len(list(second.body)) == 3
+    fake, session_id, first = begin(agent)
+    next(first)
+    fake.clock.advance(1)
+    second = post(fake, session_id, "second")
+    assert agent.cancelled == ["Hi"]
+    assert len(list(second)) == 3
+    assert b"typing" in next(first)  # It was said before.
     with pytest.raises(ReadTimeout):
-        next(iter(first.body))
+        next(first)
 
 
 def test_leaving_the_first_of_two_turns_ends_the_second() -> None:
     agent = Witness()
-    fake = FakeTransport(agent)
-    session_id = new_session(fake)
-    first = fake.send(message_to(session_id, "first"))
-    second = fake.send(message_to(session_id, "second"))
-    next(iter(second.body))
-    first.body.close()
-    assert agent.cancelled == ["first", "second"]
+    fake, session_id, first = begin(agent)
+    second = post(fake, session_id, "second")
+    next(second)
+    first.close()
+    assert agent.cancelled == ["Hi", "second"]
     with pytest.raises(ReadTimeout):
-        next(iter(second.body))
+        next(second)
 
 
 def test_an_agent_may_cancel_itself() -> None:
@@ -493,71 +424,55 @@ def test_an_agent_may_cancel_itself() -> None:
         bodies[0].close()
         yield Report("typing")
 
-    fake = FakeTransport(agent)
-    session_id = new_session(fake)
-    bodies.append(fake.send(message_to(session_id)).body)
-    bodies.append(fake.send(message_to(session_id)).body)
+    fake, session_id, first = begin(agent)
+    bodies += first, post(fake, session_id)
     next(bodies[1])
     with pytest.raises(ReadTimeout):
         next(bodies[1])
-    assert kinds(fake, session_id) == ["message", "processing", "message", "processing"]
+    assert kinds(fake, session_id) == ["message", "processing"] * 2
 
 
 # --- time
 
 
-def test_a_pause_may_be_none() -> None:
-    fake = FakeTransport([Say("One"), Pause(0), Say("Two")])
-    session_id = new_session(fake)
-    fake.send(message_to(session_id)).body.close()
-    assert kinds(fake, session_id) == ["message"] * 3
-
-
 def test_a_pause_longer_than_the_idle_timeout_ends_the_stream() -> None:
     fake = FakeTransport([Report("typing"), Pause(20), Pause(11), Say("Hello")])
-    session_id = new_session(fake)
-    began = fake.clock.now()
     with Flux0(transport=fake, stream_idle_timeout_ms=30_000) as flux0:
-        stream = flux0.sessions.create_event(session_id=session_id, content="Hi")
+        stream = flux0.conversation(agent=fake.agent_id).send("Hi")
         next(stream)
         with pytest.raises(StreamIdleTimeout):
             next(stream)
-    assert fake.clock.now() - began == 30
+    assert fake.clock.now() == START + 30
     fake.assert_no_open_streams()
 
 
 def test_silence_passes_the_idle_timeout_at_once() -> None:
-    fake = FakeTransport([Say("Hello"), FallSilent(), Say("Never")])
-    body = fake.send(message_to(new_session(fake))).body
-    pieces: list[bytes] = []
+    fake, session_id, body = begin([Say("Hello"), FallSilent(), Say("Never")])
+    next(body)
     with pytest.raises(ReadTimeout, match="600 s"):
-        pieces.extend(body)
-    assert fake.clock.now() == 1767225600.0 + 600
-
-
-def test_a_wait_without_an_end_is_refused() -> None:
-    fake = FakeTransport([FallSilent()])
-    body = fake.send(message_to(new_session(fake), idle=None)).body
+        next(body)
+    assert fake.clock.now() == START + 600
+    endless = iter(fake.send(message_to(session_id, idle=None)).body)
+    next(endless)
     with pytest.raises(AssertionError, match="no timeout"):
-        next(iter(body))
+        next(endless)
 
 
 def test_an_agent_does_not_wait_for_its_reader() -> None:
-    fake = FakeTransport([Report("typing"), Pause(5), Report("processing"), Pause(5), Say("x")])
-    session_id = new_session(fake)
-    body = iter(fake.send(message_to(session_id)).body)
+    steps: list[AgentStep] = [Report("typing"), Pause(5), Report("processing"), Pause(5), Say("x")]
+    fake, _, body = begin(steps)
     next(body)
     fake.clock.advance(7)
     next(body)
-    assert fake.clock.now() == 1767225607.0
+    assert fake.clock.now() == START + 7
     assert b'"timestamp": 1767225610.0' in next(body)
-    assert fake.clock.now() == 1767225610.0
+    assert fake.clock.now() == START + 10
 
 
 def test_a_clock_that_the_test_moves() -> None:
     clock = FakeClock(moves_by_itself=False)
-    fake = FakeTransport([Report("typing"), Pause(5), Say("Hello"), FallSilent()], clock=clock)
-    body = iter(fake.send(message_to(new_session(fake))).body)
+    steps: list[AgentStep] = [Report("typing"), Pause(5), Say("Hello"), FallSilent()]
+    _, _, body = begin(steps, clock=clock)
     next(body)
     with pytest.raises(ClockStandsStill, match=r"another 5 s.*advance\(5\)"):
         next(body)
@@ -570,18 +485,11 @@ def test_a_clock_that_the_test_moves() -> None:
 
 def test_waits_are_real_if_somebody_sleeps() -> None:
     slept: list[float] = []
-    fake = FakeTransport(
-        [Pause(2), Say("ab", 2, pause=0.5)], clock=FakeClock(0, sleep=slept.append)
-    )
-    turn(fake)
-    assert slept == [2, 0.5]
-    assert fake.clock.now() == 2.5
-
-
-def test_a_clock_never_goes_back() -> None:
-    clock = FakeClock(100)
-    clock.wait(Wait(50))
-    assert clock.now() == 100
+    clock = FakeClock(0, sleep=slept.append)
+    turn(FakeTransport([Pause(2), Say("ab", 2, pause=0.5)], clock=clock))
+    assert (slept, clock.now()) == ([2, 0.5], 2.5)
+    clock.wait(Wait(1))  # It never goes back.
+    assert clock.now() == 2.5
 
 
 # --- the demo
@@ -599,26 +507,16 @@ def test_a_clock_never_goes_back() -> None:
 def test_the_demo_agent_looks_the_weather_up(question: str, place: str) -> None:
     slept: list[float] = []
     fake = demo_transport(sleep=slept.append, start=1_000_000_000)
-    session_id = new_session(fake)
     with Flux0(transport=fake) as flux0:
-        stream = flux0.sessions.create_event(session_id=session_id, content=question)
+        stream = flux0.conversation(agent=fake.agent_id).send(question)
         pieces = list(stream.text())
         (call,) = stream.tool_calls
-        assert call.args == {"location": place}
-        assert len(pieces) > 10
-        assert f"in {place}" in "".join(pieces)
-        assert [type(message.data) for message in stream.messages] == [
-            MessageData,
-            MessageData,
-            ToolData,
-            MessageData,
-        ]
+        said = [type(message.data) for message in stream.messages]
+    assert call.args == {"location": place}
+    assert len(pieces) > 10
+    assert f"in {place}" in "".join(pieces)
+    assert said == [MessageData, MessageData, ToolData, MessageData]
     assert 1 < sum(slept) < 5
-
-
-def test_the_demo_takes_no_time_by_default() -> None:
-    (*_,), stored = turn(demo_transport())
-    assert len(stored) == 6
 
 
 # --- cost
@@ -629,11 +527,11 @@ def test_a_turn_costs_as_much_as_it_has_events() -> None:
         fake = FakeTransport([Say("x" * events, pieces=events)])
         session_id = new_session(fake)
         pieces: list[bytes] = []
-        calls = calls_made(lambda: pieces.extend(fake.send(message_to(session_id)).body))
+        calls = calls_made(lambda: pieces.extend(post(fake, session_id)))
         assert len(pieces) == events
         return calls
 
-    assert cost(10_000) < 2.1 * cost(5_000)
+    assert cost(2_000) < 2.1 * cost(1_000)
 
 
 def test_an_error_has_no_raw_response() -> None:

@@ -42,19 +42,19 @@ def test_the_fixtures_are_a_fake_and_a_client_of_it(pytester: pytest.Pytester) -
 @pytest.mark.parametrize(
     ("marker", "body", "told"),
     [
-        ("streams", "next(say(flux0_client, flux0_fake))", "left open:"),
-        ("streams", "KEPT.append(say(flux0_client, flux0_fake))", "left open:"),
-        ("used", "flux0_fake.script('never')", "script 1: no turn has used it"),
-        ("used", "flux0_fake.inject(Refuse(), operation='agents.list')", "never happened: Refuse*"),
-        ("used", "flux0_fake.expect('sessions.list')", "never called: sessions.list()"),
+        ("streams", "next(say(client, fake))", "left open:"),
+        ("streams", "KEPT.append(say(client, fake))", "left open:"),
+        ("used", "fake.script('never')", "script 1: no turn has used it"),
+        ("used", "fake.inject(Refuse(), operation='agents.list')", "never happened: Refuse*"),
+        ("used", "fake.expect('sessions.list')", "never called: sessions.list()"),
         (
             "expected",
-            "flux0_fake.expect('agents.list'); flux0_client.agents.list(); swallow(flux0_client)",
+            "fake.expect('agents.list'); client.agents.list(); swallow(client.agents.list)",
             "unexpected: agents.list()",
         ),
         (
             "expected",
-            "flux0_fake.script(lambda _: [1]); swallow_turn(flux0_client, flux0_fake)",
+            "fake.script(lambda _: [1]); swallow(lambda: list(say(client, fake)))",
             "an agent raised TypeError(*",
         ),
     ],
@@ -69,31 +69,25 @@ def test_a_test_fails_for_what_it_leaves(
 
         KEPT = []
 
-        def say(flux0_client, flux0_fake):
-            session = flux0_client.sessions.create(agent_id=flux0_fake.agent_id)
-            return flux0_client.sessions.create_event(session_id=session.id, content="Hi")
+        def say(client, fake):
+            return client.conversation(agent=fake.agent_id).send("Hi")
 
-        def swallow(flux0_client):
-            try:
-                flux0_client.agents.list()
-            except AssertionError:
-                pass
+        def swallow(call):
+            with pytest.raises((AssertionError, TypeError)):
+                call()
 
-        def swallow_turn(flux0_client, flux0_fake):
-            try:
-                list(say(flux0_client, flux0_fake))
-            except TypeError:
-                pass
+        def act(client, fake):
+            {body}
 
         def test_strict(flux0_client, flux0_fake):
-            {body}
+            act(flux0_client, flux0_fake)
 
         @pytest.mark.flux0_fake({marker}=False)
         def test_lenient(flux0_client, flux0_fake):
-            {body}
+            act(flux0_client, flux0_fake)
 
         def test_that_fails(flux0_client, flux0_fake):
-            {body}
+            act(flux0_client, flux0_fake)
             assert False
         """
     )
@@ -102,25 +96,21 @@ def test_a_test_fails_for_what_it_leaves(
     result.stdout.fnmatch_lines([f"*{told}"])
 
 
-def test_the_plugin_costs_other_projects_no_module_but_its_own(pytester: pytest.Pytester) -> None:
+def test_the_plugin_costs_other_projects_no_module_but_its_own(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(flux0_pytest.__file__).parents[1]))
     pytester.makepyfile(
         """
         import sys
 
         def test_nothing():
-            with open("modules.txt", "w") as file:
-                file.write(" ".join(sorted(sys.modules)))
+            loaded = {name.partition(".")[0] for name in sys.modules}
+            assert "flux0_pytest" in loaded
+            assert not loaded & {"flux0", "attr", "attrs", "anyio", "httpx", "cattrs"}
         """
     )
-
-    def modules(plugin: str) -> set[str]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTEST_PLUGINS", plugin)
-            patch.setenv("PYTHONPATH", str(Path(flux0_pytest.__file__).parents[1]))
-            pytester.runpytest_subprocess().assert_outcomes(passed=1)
-        return set((pytester.path / "modules.txt").read_text().split())
-
-    assert modules("flux0_pytest") - modules("") == {"flux0_pytest"}
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
 
 
 CASSETTE_TEST = """
@@ -168,23 +158,25 @@ def test_a_cassette_is_recorded_once_and_then_replayed(
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_cassette_may_have_its_own_path_and_options(
+def test_a_cassette_may_have_its_own_path_and_options_and_is_replayed_whole(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CI", "true")
     options = "'weather.json', mode='once', scrub=lambda text: text.replace('Hi', '***')"
-    pytester.makepyfile(CASSETTE_TEST.format(options=options, passes=True))
+    pytester.makepyfile(test_cassette=CASSETTE_TEST.format(options=options, passes=True))
     for _ in range(2):
         pytester.runpytest_inprocess().assert_outcomes(passed=1)
-    text = (pytester.path / "weather.json").read_text("utf-8")
-    assert '"content": "***"' in text
+    assert '"content": "***"' in (pytester.path / "weather.json").read_text("utf-8")
+    pytester.makepyfile(
+        test_cassette="""
+        import pytest
 
-
-def test_a_cassette_that_is_not_all_replayed_fails_its_test(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(CASSETTE_TEST.format(options="mode='once'", passes=True))
-    pytester.runpytest_inprocess().assert_outcomes(passed=1)
-    pytester.makepyfile("def test_it(flux0_cassette): pass")
-    result = pytester.runpytest_inprocess("--flux0-cassettes=none")
+        @pytest.mark.flux0_cassette("weather.json")
+        def test_it(flux0_cassette):
+            pass
+        """
+    )
+    result = pytester.runpytest_inprocess()
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*exchange 1, agents.list()"])
 
