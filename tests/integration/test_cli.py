@@ -112,19 +112,6 @@ def test_the_events_of_a_turn_are_those_of_its_stream(run: Run, session_id: str)
     assert "get_weather" in run("events", session_id).stdout
 
 
-def test_agents_are_created_listed_and_talked_to(run: Run) -> None:
-    made = run("agents", "create", "Echo", "scripted", "--description", "Says it", "--json")
-    agent = in_json(made)
-    assert agent in in_json(run("agents", "list", "--json"))["data"]
-    assert in_json(run("agents", "get", agent["id"], "--json")) == agent
-    assert f"{agent['id']}  scripted  Echo" in run("agents", "list").stdout
-    first = run("chat", script({"text": "Hi"}), "--agent-type", "scripted")
-    assert (first.exit_code, first.stdout) == (0, "Hi\n")
-    of_several = run("chat", "Hi")
-    assert of_several.exit_code == 2
-    assert agent["id"] in of_several.stderr
-
-
 def test_what_the_server_refuses_is_one_line(run: Run) -> None:
     unknown = "Error: No {} has the id 'xxxxxxxxxx'."
     short = "Error: No {} has the id 'x': ids have 10 characters."
