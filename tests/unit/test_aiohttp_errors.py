@@ -19,16 +19,13 @@ from flux0.domain.errors import (
     ConnectionInterrupted,
     ConnectTimeout,
     InvalidArgument,
-    PoolTimeout,
     ProtocolError,
-    ReadTimeout,
     TransportError,
 )
 from flux0.domain.headers import Headers
 from flux0.ports import Timeout
-from flux0.testing.contract.answers import Disconnect, Hold, Reset, Write, answer
+from flux0.testing.contract.answers import Disconnect, Hold, Write, answer
 from flux0.testing.contract.byte_server import ByteServer
-from support.proxy import Proxy
 from support.sending import OK, fetch, get, post
 
 SHORT = 0.2
@@ -164,8 +161,7 @@ def test_what_a_trace_of_failures_raises(error: Exception) -> None:
         assert len(server.requests) == 1
 
 
-@bodies
-def test_what_a_middleware_makes_of_an_error_of_aiohttp(body: bytes | None) -> None:
+def test_what_a_middleware_makes_of_an_error_of_aiohttp() -> None:
     mine = OSError("mine")
 
     async def convert(request: Sent, handler: Handler) -> Got:
@@ -175,7 +171,7 @@ def test_what_a_middleware_makes_of_an_error_of_aiohttp(body: bytes | None) -> N
             raise mine from error
 
     with ByteServer((Disconnect(),)) as server:
-        assert failure(server.url, body, middlewares=(convert,)) is mine
+        assert failure(server.url, middlewares=(convert,)) is mine
         assert isinstance(mine.__cause__, aiohttp.ServerDisconnectedError)
         assert len(server.requests) == 1
 
@@ -291,22 +287,6 @@ def test_expecting_a_100_continue_is_refused() -> None:
         assert server.requests == ()
 
 
-@pytest.mark.parametrize("breaking", [Disconnect(), Reset()], ids=["closed", "reset"])
-def test_a_request_through_a_proxy_is_sent_once(
-    monkeypatch: pytest.MonkeyPatch, breaking: Any
-) -> None:
-    async def send() -> None:
-        transport = AiohttpTransport()
-        with pytest.raises(ConnectionInterrupted):
-            await fetch(transport, post(server.url))
-        await transport.close_async()
-
-    with ByteServer((breaking,)) as server, Proxy() as proxy:
-        monkeypatch.setenv("http_proxy", proxy.url)
-        asyncio.run(send())
-        assert len(server.requests) == len(proxy.requests) == 1
-
-
 # --- connections from the pool
 
 
@@ -332,23 +312,6 @@ def test_what_came_unseen_is_not_taken_for_the_next_answer(body: bytes | None, t
     with ByteServer(first, answer(b"second"), answer(b"third")) as server:
         over_a_session(run)
         assert (len(server.requests), server.connections) == (3, 2)
-
-
-# --- timeouts
-
-
-def test_which_timeout_it_was() -> None:
-    async def run(transport: AiohttpTransport) -> None:
-        held = await transport.send_async(get(server.url, stream=True))
-        with pytest.raises(PoolTimeout):
-            await transport.send_async(post(server.url, timeout=Timeout(pool=SHORT)))
-        await held.body.close_async()
-        with pytest.raises(ReadTimeout):
-            await transport.send_async(post(server.url, timeout=Timeout(read=SHORT)))
-
-    steps = answer(b"first", Hold(), framing="chunked")
-    with ByteServer(steps, (Hold(),)) as server:
-        over_a_session(run, connector=lambda: aiohttp.TCPConnector(limit=1))
 
 
 def test_a_resolver_that_takes_too_long() -> None:

@@ -13,9 +13,11 @@ from attrs import evolve
 
 from flux0 import (
     AiohttpTransport,
+    BackoffStrategy,
     ConnectError,
     Flux0,
     RetryConfig,
+    TransportError,
     Urllib3Transport,
 )
 from flux0.adapters.support.proxies import EnvironmentProxies
@@ -25,6 +27,7 @@ from flux0.testing.contract.byte_server import ByteServer
 from support import sending
 from support.modes import in_mode
 from support.proxy import Proxy
+from support.secured import Secured
 from support.sending import AGENTS, OK, PATIENT, fetch, fetch_sync, get, over, post
 from support.transports import ONCE, Way
 
@@ -130,6 +133,49 @@ async def test_some_servers_need_none(way: Way, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("NO_PROXY", "127.0.0.0/8")
         await list_agents(way, server.url)
         assert proxy.requests == ()
+
+
+BEGUN = Write(b"HTTP/1.1 200 OK\r\n")
+
+
+@over(*ONCE)
+@pytest.mark.parametrize(
+    ("breaks", "pooled", "tunnel"),
+    [
+        ((Disconnect(),), True, True),
+        ((Disconnect(),), False, False),
+        ((Reset(),), True, False),
+        ((BEGUN, Disconnect()), False, True),
+        ((BEGUN, Reset()), True, True),
+        ((Write(b"SSH-2.0\r\n\r\n"), Disconnect()), True, False),
+    ],
+    ids=["closed", "closed, fresh", "reset", "closed in head", "reset in head", "not HTTP"],
+)
+async def test_a_post_through_a_proxy_is_sent_once(
+    way: Way,
+    breaks: Answer,
+    secured: Secured,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    pooled: bool,
+    tunnel: bool,
+) -> None:
+    """A tunnel is another connection than the one that the request goes out over."""
+    # aiohttp has loaded the authorities that it trusts by now.
+    tls = secured.server if tunnel and way.transport != "aiohttp" else None
+    retries = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 10_000), max_attempts=3)
+    with Proxy() as proxy, ByteServer(*[AGENTS] * pooled, breaks, tls=tls) as server:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", secured.ca_file)
+        monkeypatch.setenv("all_proxy", proxy.url)
+        client = Flux0(server.url, transport=way.make_transport(), retry_config=retries)
+        async with in_mode(way.mode, client) as flux0:
+            if pooled:
+                await flux0.agents.list_async()
+            with pytest.raises(TransportError) as caught:
+                await flux0.sessions.create_async(agent_id="a")
+        assert not isinstance(caught.value, ConnectError)
+        assert [request.method for request in server.requests] == ["GET"] * pooled + ["POST"]
+        assert (proxy.requests[0].method == "CONNECT") is (tls is not None)
 
 
 # http.client leaves the socket of a tunnel that failed to the garbage collector in some Pythons.

@@ -22,53 +22,12 @@ from flux0.domain.errors import (
     TransportError,
     TransportTimeout,
 )
-from flux0.testing.contract.answers import Answer, Disconnect, Reset, Write, answer
+from flux0.testing.contract.answers import answer
 from flux0.testing.contract.byte_server import ByteServer
 from support import sending
 from support.modes import run
 from support.over_httpx import FAMILY, FAMILY_BLOCKING, OverHttpx
-from support.proxy import Proxy
-from support.secured import Secured
 from support.sending import OK, get, over, post
-
-# --- what was sent is sent once
-
-BEGUN = Write(b"HTTP/1.1 200 OK\r\n")
-BREAKS: dict[str, Answer] = {
-    "closed": (Disconnect(),),
-    "reset": (Reset(),),
-    "closed within the head": (BEGUN, Disconnect()),
-    "reset within the head": (BEGUN, Reset()),
-    "not HTTP": (Write(b"SSH-2.0\r\n\r\n"), Disconnect()),
-}
-
-
-@over(*FAMILY)
-@pytest.mark.parametrize(
-    ("breaks", "pooled", "tunnel"),
-    [
-        ("closed", True, True),
-        ("closed", False, False),
-        ("reset", True, False),
-        ("closed within the head", False, True),
-        ("reset within the head", True, True),
-        ("not HTTP", True, False),
-    ],
-)
-async def test_a_post_through_a_proxy_is_sent_once(
-    way: OverHttpx, breaks: str, secured: Secured, *, pooled: bool, tunnel: bool
-) -> None:
-    tls = secured.server if tunnel else None
-    with ByteServer(*[OK] * pooled, BREAKS[breaks], tls=tls) as server, Proxy() as proxy:
-        client = way.client(proxy=proxy.url, verify=secured.trusting())
-        async with way.closing(client) as transport:
-            if pooled:
-                await way.fetch(transport, get(server.url))
-            with pytest.raises(TransportError) as caught:
-                await way.create_session(server.url, transport)
-            assert not isinstance(caught.value, ConnectError)
-        assert [request.method for request in server.requests] == ["GET"] * pooled + ["POST"]
-        assert proxy.requests
 
 
 @over(*FAMILY)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import socket
-import ssl
 import threading
 import time
 import warnings
@@ -14,7 +12,6 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any, ClassVar
 
-import anyio
 import httpcore
 import httpx
 import pytest
@@ -89,30 +86,6 @@ async def test_a_client_of_the_users_does_not_mix_answers_up(
             for _ in range(2):
                 assert await way.fetch(transport, get(server.url)) == (200, b"ok")
         assert server.connections == 2
-
-
-def test_bytes_in_the_buffer_of_tls_are_something_left_over(secured: Secured) -> None:
-    """An event loop puts all that has arrived there, so that its socket has nothing to read."""
-    arrived, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = secured.trusting().wrap_bio(arrived, sent, server_hostname="127.0.0.1")
-    server = secured.server.wrap_bio(sent, arrived, server_side=True)
-    for side in (client, server, client, server):
-        with contextlib.suppress(ssl.SSLWantReadError):
-            side.do_handshake()
-
-    class Stream:
-        def get_extra_info(self, info: str) -> object:
-            return {"is_readable": False, "ssl_object": client}[info]
-
-    connection = AsyncConnection(Stream(), None)
-    assert not connection.get_extra_info("is_readable")
-    server.write(b"another's")
-    assert connection.get_extra_info("is_readable")
-    client.read()
-    assert not connection.get_extra_info("is_readable")
-    with contextlib.suppress(ssl.SSLWantReadError):
-        server.unwrap()
-    assert connection.get_extra_info("is_readable")
 
 
 @over(*FAMILY)
@@ -252,29 +225,6 @@ def test_a_second_reader_is_refused_and_the_first_goes_on() -> None:
             refused.pop().result()
         server.release()
         assert reading.pop().result() == b"second"
-
-
-@over(*FAMILY_LOOPS[:2])
-async def test_a_second_asynchronous_reader_is_refused_and_the_first_goes_on(
-    way: OverHttpx,
-) -> None:
-    got: list[bytes] = []
-
-    async def read() -> None:
-        got.append(await anext(body))
-
-    with ByteServer(HALF) as server:
-        transport = HttpxTransport()
-        body = aiter((await transport.send_async(get(server.url, stream=True))).body)
-        assert await anext(body) == b"first"
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(read)
-            await anyio.wait_all_tasks_blocked()
-            with pytest.raises(Flux0Error, match="reading this body"):
-                await anext(body)
-            server.release()
-        assert got == [b"second"]
-        await transport.close_async()
 
 
 def refuse(*_: object) -> None:

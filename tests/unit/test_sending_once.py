@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-import ssl
 import subprocess
 import sys
 from collections.abc import Callable
-from queue import LifoQueue
 from threading import Thread
 from typing import Any
 
@@ -29,7 +26,6 @@ from flux0.domain.errors import (
     MissingDependency,
     ProtocolError,
     ReadTimeout,
-    TLSError,
     TransportError,
 )
 from flux0.domain.headers import Headers
@@ -38,9 +34,7 @@ from flux0.testing.contract.answers import Answer, Disconnect, Hold, Reset, Writ
 from flux0.testing.contract.byte_server import PATIENCE, ByteServer
 from support.proxy import Proxy
 from support.secured import Secured
-from support.sending import AGENTS, HALF, OK, fetch_sync, get, post
-
-pytestmark = pytest.mark.usefixtures("little_garbage")
+from support.sending import HALF, OK, fetch_sync, get, post
 
 EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
 
@@ -98,27 +92,6 @@ def failure_of_post(url: str, transport: Transport) -> Any:
 
 
 @over_both
-@pytest.mark.parametrize(
-    ("step", "secure"),
-    [(Disconnect(), False), (Reset(), False), (Disconnect(), True), (Reset(), True)],
-    ids=["closed-forwarded", "reset-forwarded", "closed-tunnelled", "reset-tunnelled"],
-)
-def test_a_server_behind_a_proxy_gets_a_post_once(
-    library: Library, step: Disconnect | Reset, secured: Secured, *, secure: bool
-) -> None:
-    tls = secured.server if secure else None
-    with Proxy() as proxy, ByteServer(AGENTS, (step,), tls=tls) as server:
-        transport = library.make(ca_file=secured.ca_file, proxy=proxy.url)
-        with client(server.url, transport) as flux0:
-            assert len(flux0.agents.list()) == 0
-            with pytest.raises(ConnectionInterrupted) as caught:
-                flux0.sessions.create(agent_id="a")
-        assert caught.value.attempts == 1
-        assert [each.method for each in server.requests] == ["GET", "POST"]
-        assert [each.method for each in proxy.requests[:1]] == ["CONNECT" if secure else "GET"]
-
-
-@over_both
 def test_a_tunnel_through_a_secured_proxy(library: Library, secured: Secured) -> None:
     """TLS within TLS, of which no plain socket knows."""
     with (
@@ -143,29 +116,6 @@ def test_a_tunnel_through_a_secured_proxy(library: Library, secured: Secured) ->
         reading.join(PATIENCE)
         assert [type(failure) for failure in failures] == [ConnectionInterrupted]
         server.wait_until_gone()
-
-
-# --- while a connection is made
-
-
-# Python leaves the socket of a handshake that failed to the garbage collector.
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-@over_both
-@pytest.mark.parametrize("step", [Disconnect(), Reset()], ids=["closed", "reset"])
-def test_a_handshake_that_is_cut_is_tried_again(library: Library, step: Any) -> None:
-    with ByteServer(unasked=(step,)) as server:
-        caught = failure_of_post(f"https://{server.host}:{server.port}", library.make())
-        assert (type(caught), caught.attempts) == (ConnectError, 3)
-        assert server.connections == 3
-        del caught
-        gc.collect()
-
-
-@over_both
-def test_a_server_that_refuses_tls_is_not_tried_again(library: Library) -> None:
-    with ByteServer(tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)) as server:  # No certificate.
-        caught = failure_of_post(server.url, library.make())
-        assert (type(caught), caught.attempts, server.connections) == (TLSError, 1, 1)
 
 
 # --- connections that are not used again
@@ -252,43 +202,6 @@ def test_a_pool_that_its_user_closed() -> None:
         manager.connection_from_url(server.url).close()
         with pytest.raises(ConnectError, match="closed"):
             Urllib3Transport(manager).send(get(server.url))
-
-
-class _CollectingQueue(LifoQueue[Any]):
-    """A pool's queue in whose lock the collector runs."""
-
-    def _put(self, item: Any) -> None:
-        gc.collect()
-        super()._put(item)
-
-    def _get(self) -> Any:
-        gc.collect()
-        return super()._get()
-
-
-def test_the_collector_runs_within_the_pools_lock() -> None:
-    class CollectingPool(urllib3.HTTPConnectionPool):
-        QueueCls = _CollectingQueue
-
-    manager = urllib3.PoolManager(maxsize=2, block=True)
-    manager.pool_classes_by_scheme = {"http": CollectingPool}
-    transport = Urllib3Transport(manager)
-
-    def work(url: str) -> None:
-        for _ in range(3):
-            cycle: list[Any] = [transport.send(get(url, stream=True)).body]
-            cycle.append(cycle)
-            assert next(iter(cycle[0]))
-            del cycle
-            assert fetch_sync(transport, get(url)) == b"ab"
-
-    with ByteServer(answer(b"a", b"b", framing="chunked")) as server:
-        working = Thread(target=work, args=(server.url,), daemon=True)
-        working.start()
-        working.join(PATIENCE)
-        assert not working.is_alive(), "the collector waits for a lock that its own thread holds"
-        manager.clear()
-        server.wait_until_gone()
 
 
 # --- what the user's code raises
