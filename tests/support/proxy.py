@@ -6,18 +6,13 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Callable
-from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+from typing import Any, final
 from urllib.parse import urlsplit
 
 from attrs import frozen
 
 from flux0.domain.headers import Headers
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 _PATIENCE = 10.0  # Seconds for a connection to the server; only a failing test waits so long.
 
@@ -31,6 +26,7 @@ class ProxiedRequest:
     headers: Headers
 
 
+@final
 class Proxy:
     """A context manager: an HTTP proxy on a port of 127.0.0.1.
 
@@ -43,70 +39,43 @@ class Proxy:
 
     Attributes:
         url: where it is.
+        requests: the requests so far, tunnels among them, in order.
     """
 
     def __init__(self, *, refusal: str | None = None, tls: ssl.SSLContext | None = None) -> None:
         self._refusal = refusal
         self._tls = tls
-        self._lock = threading.Lock()
-        self._requests: list[ProxiedRequest] = []
-        self._sockets: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._open: list[socket.socket] = []
+        self._server = _Server(("127.0.0.1", 0), self._serve)
         scheme = "http" if tls is None else "https"
-        self.url = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.url = f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
+        self.requests: tuple[ProxiedRequest, ...] = ()
 
-    @property
-    def requests(self) -> tuple[ProxiedRequest, ...]:
-        """The requests so far, tunnels among them, in order."""
-        with self._lock:
-            return tuple(self._requests)
-
-    def __enter__(self) -> Self:
-        self._run(self._accept)
+    def __enter__(self) -> Proxy:
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        _end(self._listener)
-        self._threads[0].join()
-        for connection in self._sockets:
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        for connection in tuple(self._open):
             _end(connection)
-        for thread in self._threads[1:]:
-            thread.join()
-        for connection in (self._listener, *self._sockets):
-            connection.close()
-
-    def _run(self, act: Callable[[], None]) -> None:
-        thread = threading.Thread(target=act, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _keep(self, connection: socket.socket) -> socket.socket:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with self._lock:
-            self._sockets.append(connection)
-        return connection
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # The listener was shut down.
-            while True:
-                plain = self._keep(self._listener.accept()[0])
-                self._run(partial(self._serve, plain))
+        self._server.server_close()  # This waits for the conversations.
 
     def _serve(self, plain: socket.socket) -> None:
         # OSError: either side broke off, or the client did not shake hands.
         with contextlib.suppress(OSError), contextlib.ExitStack() as ending:
-            ending.callback(_end, plain)
+            self._keep(plain, ending)
             client = plain
             if self._tls is not None:
-                client = self._keep(self._tls.wrap_socket(plain, server_side=True))
-                ending.callback(_end, client)
+                client = self._keep(self._tls.wrap_socket(plain, server_side=True), ending)
             self._converse(client, ending)
+
+    def _keep(self, connection: socket.socket, ending: contextlib.ExitStack) -> socket.socket:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._open.append(connection)
+        ending.callback(connection.close)
+        ending.callback(_end, connection)
+        return connection
 
     def _converse(self, client: socket.socket, ending: contextlib.ExitStack) -> None:
         server, origin, unread = client, "", b""
@@ -121,22 +90,19 @@ class Proxy:
             method, target, version = first.split(" ")
             fields = (line.split(":", 1) for line in lines)
             headers = Headers(tuple((name, value.strip()) for name, value in fields))
-            with self._lock:
-                self._requests.append(ProxiedRequest(method, target, headers))
+            self.requests += (ProxiedRequest(method, target, headers),)
             if self._refusal is not None:
                 client.sendall(f"HTTP/1.1 {self._refusal}\r\nContent-Length: 0\r\n\r\n".encode())
                 return
             if method == "CONNECT":
-                server = self._connect(f"//{target}", ending)
+                server = self._connect(f"//{target}", client, ending)
                 client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                self._run(partial(_pass_on, server, client))
                 server.sendall(unread)
                 _pass_on(client, server)
                 return
             url = urlsplit(target)
             if url.netloc != origin:
-                server, origin = self._connect(target, ending), url.netloc
-                self._run(partial(_pass_on, server, client))
+                server, origin = self._connect(target, client, ending), url.netloc
             path = f"{url.path or '/'}?{url.query}" if url.query else url.path or "/"
             start = "\r\n".join((f"{method} {path} {version}", *lines))
             server.sendall(f"{start}\r\n\r\n".encode("latin-1"))
@@ -149,12 +115,30 @@ class Proxy:
                 left -= len(piece)
                 server.sendall(piece)
 
-    def _connect(self, url: str, ending: contextlib.ExitStack) -> socket.socket:
+    def _connect(
+        self, url: str, client: socket.socket, ending: contextlib.ExitStack
+    ) -> socket.socket:
+        """Return a connection to a server, from which all is passed on to the client."""
         parts = urlsplit(url)
         server = socket.create_connection((parts.hostname or "", parts.port or 80), _PATIENCE)
         server.settimeout(None)
-        ending.callback(_end, server)
-        return self._keep(server)
+        passing_on = threading.Thread(target=_pass_on, args=(server, client), daemon=True)
+        ending.callback(passing_on.join)
+        self._keep(server, ending)
+        passing_on.start()
+        return server
+
+
+class _Server(ThreadingTCPServer):
+    allow_reuse_address = True
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], serve: Any) -> None:
+        super().__init__(address, BaseRequestHandler)
+        self._serve = serve
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        self._serve(request)
 
 
 def _pass_on(source: socket.socket, target: socket.socket) -> None:

@@ -21,8 +21,9 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
-from typing import Any
+from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
+from typing import Any, cast
 
 import anyio
 import trio
@@ -43,20 +44,18 @@ from flux0.testing.contract.answers import (
     size,
 )
 from flux0.testing.contract.byte_server import ByteServer
+from support.in_memory import chunk
+from support.modes import in_mode, run
 from support.proxy import Proxy
-from support.transports import make_transport
+from support.transports import Mode, make_transport
 
-EVENT = (
-    b'event: chunk\ndata: {"correlation_id": "RID(1)::2", "event_id": "m", "seq": 0, "patches": '
-    b'[{"op": "add", "path": "/-", "value": "Hi"}], "metadata": {}, "timestamp": 1.5}\n\n'
-)
 _WORKERS = 6
 _PATIENCE = 20.0  # seconds
 
 
 def random_answer(chance: random.Random) -> Answer:
     """Return a turn that goes well, or breaks anywhere, or falls silent."""
-    kinds: list[bytes | Pause] = [EVENT, Pause(0.005)]
+    kinds: list[bytes | Pause] = [chunk("Hi"), Pause(0.005)]
     whole = answer(
         *chance.choices(kinds, k=chance.randrange(1, 6)),
         framing=chance.choice(["chunked", "content-length", "until-close"]),
@@ -78,23 +77,12 @@ def random_answer(chance: random.Random) -> Answer:
     return chance.choice(breaks)
 
 
-def client(server: ByteServer, transport: Any, retries: RetryConfig) -> Flux0:
-    argument = "transport" if hasattr(transport, "send") else "async_transport"
-    return Flux0(
-        server.url,
-        retry_config=retries,
-        timeout_ms=300,
-        stream_idle_timeout_ms=300,
-        **{argument: transport},
-    )
-
-
 class Soak:
     """Workers that share a client, each of which sends turns, one after the other."""
 
-    def __init__(self, seed: int, seconds: float, mode: str) -> None:
+    def __init__(self, seed: int, seconds: float, mode: Mode) -> None:
         self.seed = seed
-        self.trio = mode == "trio"
+        self.mode = mode
         self.end = time.monotonic() + seconds
         self.sent = 0
         self._lock = threading.Lock()
@@ -109,51 +97,33 @@ class Soak:
             if time.monotonic() > self.end:
                 return
 
-    def work(self, flux0: Flux0, worker: int) -> None:
-        chance = random.Random(f"{self.seed} {worker}")
-        for turn in self._turns():
-            with suppress(Flux0Error):
-                stream = flux0.sessions.create_event(session_id=turn, content="Hello")
-                read = chance.choice(["all", "some", "none", "cycle", "elsewhere"])
-                if read == "cycle":
-                    cycle: list[Any] = [stream]
-                    cycle.append(cycle)
-                    continue
-                if read == "none":
-                    continue
-                if read == "elsewhere":
-                    threading.Timer(0.01, stream.close).start()
-                with stream:
-                    for _ in stream:
-                        if read == "some":
-                            break
-
-    async def work_async(self, flux0: Flux0, worker: int) -> None:
+    async def work(self, flux0: Flux0, worker: int) -> None:
         chance = random.Random(f"{self.seed} {worker}")
         for turn in self._turns():
             seconds = chance.random() * 0.02 if chance.random() < 0.3 else _PATIENCE
-            with suppress(asyncio.TimeoutError, Flux0Error):
-                if self.trio:
-                    with trio.move_on_after(seconds):
-                        await self._turn_async(flux0, turn, chance)
-                else:
-                    await asyncio.wait_for(self._turn_async(flux0, turn, chance), seconds)
+            sync = self.mode == "sync"
+            with suppress(Flux0Error), nullcontext() if sync else anyio.move_on_after(seconds):
+                await self._turn(in_mode(self.mode, flux0), turn, chance)
 
-    async def _turn_async(self, flux0: Flux0, turn: str, chance: random.Random) -> None:
+    async def _turn(self, flux0: Flux0, turn: str, chance: random.Random) -> None:
         stream = await flux0.sessions.create_event_async(session_id=turn, content="Hello")
-        read = chance.choice(["all", "some", "none", "cycle"])
+        read = chance.choice(["all", "some", "none", "cycle", "elsewhere"])
         if read == "cycle":
             cycle: list[Any] = [stream]
             cycle.append(cycle)
-        elif read != "none":
-            async with stream:
-                async for _ in stream:
-                    if read == "some":
-                        break
+        elif read == "elsewhere" and self.mode == "sync":
+            threading.Timer(0.01, cast("Any", stream)._real.close).start()
+        if read in ("none", "cycle"):
+            return
+        async with stream:
+            async for _ in stream:
+                if read == "some":
+                    break
 
     def run(self, flux0: Flux0) -> None:
         threads = [
-            threading.Thread(target=self.work, args=(flux0, worker)) for worker in range(_WORKERS)
+            threading.Thread(target=run, args=("sync", partial(self.work, flux0, worker)))
+            for worker in range(_WORKERS)
         ]
         for thread in threads:
             thread.start()
@@ -189,7 +159,7 @@ class Soak:
         before = self._tasks()
         async with anyio.create_task_group() as workers:
             for worker in range(_WORKERS):
-                workers.start_soon(self.work_async, flux0, worker)
+                workers.start_soon(self.work, flux0, worker)
         await flux0.close_async()
         gc.collect()
         for _ in range(200):  # Callbacks of what was closed come in the loop's next rounds.
@@ -199,7 +169,7 @@ class Soak:
         assert self._tasks() == before, "tasks are left"
 
     def _tasks(self) -> int:
-        if self.trio:
+        if self.mode == "trio":
             return trio.lowlevel.current_statistics().tasks_living
         return len(asyncio.all_tasks())
 
@@ -217,7 +187,7 @@ def settled(measure: Any, wanted: int) -> int:
     return int(found)
 
 
-def left_behind(transport: str, mode: str, seconds: float, seed: int) -> dict[str, Any]:
+def left_behind(transport: str, mode: Mode, seconds: float, seed: int) -> dict[str, Any]:
     """Run, and return what is wrong afterwards."""
     chance = random.Random(seed)
     complaints: list[str] = []
@@ -232,19 +202,23 @@ def left_behind(transport: str, mode: str, seconds: float, seed: int) -> dict[st
         answers = [random_answer(chance) for _ in range(1000)]
         server = running.enter_context(ByteServer(*answers, patience=_PATIENCE))
         fds, threads = descriptors(), threading.active_count()
-        flux0 = client(server, make_transport(transport), RetryConfig("none"))
+        flux0 = Flux0(
+            server.url,
+            transport=make_transport(transport),
+            retry_config=RetryConfig("none"),
+            timeout_ms=300,
+            stream_idle_timeout_ms=300,
+        )
         gc.freeze()
         gc.set_threshold(200)
         soak = Soak(seed, seconds, mode)
         with ExitStack() as proxied:
             if seed % 2:
-                os.environ["HTTP_PROXY"] = os.environ["http_proxy"] = proxied.enter_context(
-                    Proxy()
-                ).url
+                os.environ["http_proxy"] = proxied.enter_context(Proxy()).url
             if mode == "sync":
                 soak.run(flux0)
             else:
-                anyio.run(soak.run_async, flux0, backend=mode)
+                run(mode, partial(soak.run_async, flux0))
         del flux0
         gc.collect()
         with suppress(AssertionError):
@@ -266,7 +240,7 @@ def left_behind(transport: str, mode: str, seconds: float, seed: int) -> dict[st
 def main() -> None:
     """Do what the arguments say."""
     transport, mode, seconds, seed = sys.argv[1:]
-    print(json.dumps(left_behind(transport, mode, float(seconds), int(seed))))
+    print(json.dumps(left_behind(transport, cast("Mode", mode), float(seconds), int(seed))))
 
 
 if __name__ == "__main__":

@@ -57,22 +57,6 @@ def per_loop() -> PerLoop[Resource]:
     return PerLoop(Resource, Resource.aclose)
 
 
-def test_sleeping_lets_others_go_on(run: Run) -> None:
-    async def main() -> list[str]:
-        said: list[str] = []
-
-        async def other() -> None:
-            said.append("other")
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(other)
-            await sleep(0.001)
-            said.append("main")
-        return said
-
-    assert run(main) == ["other", "main"]
-
-
 def test_asyncio_does_without_trio(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         assert running_loop() is asyncio.get_running_loop()
@@ -81,39 +65,10 @@ def test_asyncio_does_without_trio(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(main())
 
 
-# --- a resource for each loop
+# --- a resource for each loop: see also test_every_transport.py
 
 
-def test_each_loop_has_its_resource_until_it_ends() -> None:
-    resources = per_loop()
-
-    async def main() -> Resource:
-        first = await resources.get()
-        assert await resources.get() is first
-        assert not first.closed
-        return first
-
-    used: list[Resource] = [
-        anyio.run(main, backend=backend) for backend in ("asyncio", "trio", "asyncio", "trio")
-    ]
-    assert len(set(used)) == 4
-    assert [resource.closed for resource in used] == [1, 1, 1, 1]
-
-
-def test_a_resource_can_be_closed_before(run: Run) -> None:
-    resources = per_loop()
-
-    async def main() -> tuple[Resource, Resource]:
-        first = await resources.get()
-        await resources.close_async()
-        await resources.close_async()
-        assert first.closed == 1
-        return first, await resources.get()
-
-    assert [resource.closed for resource in run(main)] == [1, 1]
-
-
-@pytest.mark.parametrize("how", ["here", "in another thread", "in a cycle"])
+@pytest.mark.parametrize("how", ["in another thread", "in a cycle"])
 def test_what_is_forgotten_is_closed_in_its_loop(run: Run, how: str) -> None:
     async def main() -> None:
         held: list[Any] = [per_loop()]
@@ -122,8 +77,6 @@ def test_what_is_forgotten_is_closed_in_its_loop(run: Run, how: str) -> None:
             held.append(held)
             del held
             gc.collect()
-        elif how == "here":
-            held.clear()
         else:
             await anyio.to_thread.run_sync(held.clear)
         await resource.is_closed_once()

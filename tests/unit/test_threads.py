@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 
 import anyio
@@ -20,7 +20,7 @@ from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
 from flux0.testing.contract.answers import Hold, answer
 from flux0.testing.contract.byte_server import ByteServer
-from support.in_memory import JSON, SSE, chunk, in_both_loops
+from support.in_memory import JSON, SSE, Body, Step, chunk, in_both_loops, tape
 from support.transports import Mode
 
 REQUEST = Request("GET", "http://h/api/agents", Headers())
@@ -38,27 +38,16 @@ async def happens(event: threading.Event) -> None:
     await to_thread.run_sync(wait, event)
 
 
-@define(eq=False)
-class Body:
-    """A synchronous body, in whose reading things happen."""
+class Watched(Body):
+    """A body that says when it is closed."""
 
-    steps: list[bytes | BaseException | Callable[[], bytes]]
-    closes: int = 0
-    closed: threading.Event = field(factory=threading.Event)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        if not self.steps:
-            raise StopIteration
-        step = self.steps.pop(0)
-        if isinstance(step, BaseException):
-            raise step
-        return step() if callable(step) else step
+    def __init__(self, *steps: Step) -> None:
+        self.tape = tape(*steps)
+        self.closed = threading.Event()
+        super().__init__(self.tape)
 
     def close(self) -> None:
-        self.closes += 1
+        super().close()
         self.closed.set()
 
 
@@ -66,7 +55,7 @@ class Body:
 class Library:
     """A transport for synchronous code alone, in whose sending things happen."""
 
-    body: Body = field(factory=lambda: Body([]))
+    body: Watched = field(factory=Watched)
     sending: Callable[[Request], object] = lambda _: None
     content: dict[str, str] = field(factory=lambda: JSON)
     closed_in: list[threading.Thread] = field(factory=list[threading.Thread])
@@ -95,7 +84,7 @@ class Door:
 @in_both_loops
 async def test_the_event_loop_goes_on_while_a_transport_works(mode: Mode) -> None:
     sending, reading = Door(), Door()
-    library = Library(Body([b"a", reading]), sending)
+    library = Library(Watched(b"a", reading), sending)
     transport = ThreadedTransport(library)
     read: list[bytes] = []
 
@@ -123,7 +112,7 @@ async def test_many_send_and_read_at_once(mode: Mode) -> None:
         return b"x"
 
     async def use() -> None:
-        response = await ThreadedTransport(Library(Body([meet]), meet)).send_async(REQUEST)
+        response = await ThreadedTransport(Library(Watched(meet), meet)).send_async(REQUEST)
         assert [piece async for piece in response.body] == [b"x"]
 
     async with anyio.create_task_group() as tasks:
@@ -163,13 +152,13 @@ async def test_a_failure_is_the_callers(mode: Mode) -> None:
             await ThreadedTransport(Library(sending=fail)).send_async(REQUEST)
         assert caught.value is failure
 
-        body = Body([b"a", failure])
+        body = Watched(b"a", failure)
         response = await ThreadedTransport(Library(body)).send_async(REQUEST)
         with pytest.raises(type(failure)) as caught:
             async for _ in response.body:
                 pass
         assert caught.value is failure
-        assert body.closes
+        assert body.tape.releases
 
 
 @in_both_loops
@@ -200,13 +189,13 @@ def test_an_answer_that_nobody_waits_for_is_closed_once(first: str) -> None:
 
     if first == "the answer":
         sending()
-        assert not library.body.closes
+        assert not library.body.tape.releases
         sending.abandon()
     else:
         sending.abandon()
         sending()
 
-    assert library.body.closes == 1
+    assert library.body.tape.releases == 1
 
 
 @in_both_loops
@@ -219,7 +208,7 @@ async def test_a_read_that_is_cancelled_returns_at_once_and_closes_the_body(mode
         ended.set()
         raise ConnectionInterrupted("closed")
 
-    body = Body([piece])
+    body = Watched(piece)
     response = await ThreadedTransport(Library(body)).send_async(REQUEST)
 
     async def read() -> None:
@@ -288,13 +277,13 @@ def test_a_process_ends_though_a_thread_may_still_wait(
 
 @in_both_loops
 async def test_a_turn_that_is_left_closes_its_body(mode: Mode) -> None:
-    body = Body([chunk("a"), chunk("b"), chunk("c")])
+    body = Watched(chunk("a"), chunk("b"), chunk("c"))
 
     async with Flux0(transport=Library(body, content=SSE)) as flux0:
         async with await flux0.sessions.create_event_async(session_id="s", content="Hi") as stream:
             await anext(stream)
-            assert not body.closes
-        assert body.closes
+            assert not body.tape.releases
+        assert body.tape.releases
 
 
 @in_both_loops
