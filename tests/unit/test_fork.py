@@ -118,24 +118,23 @@ def _end_after(act: Callable[[], object]) -> None:
 
 
 @over_every_transport
-def test_a_child_has_connections_of_its_own_and_so_has_its_child(way: Way) -> None:
-    with parent(way) as here:
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+def test_a_child_has_connections_of_its_own_and_so_has_its_child(
+    way: Way, secured: Secured, monkeypatch: pytest.MonkeyPatch, *, secure: bool
+) -> None:
+    """Closing TLS would say so to the other side, which ends it."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", secured.ca_file)
+    with parent(way, tls=secured.server if secure else None) as here:
 
         def use_and_close() -> None:
             here.flux0.agents.list()
             in_child(here.flux0.agents.list)
             here.flux0.agents.list()
+            here.stream.close()
             here.flux0.close()
 
         in_child(use_and_close)
         assert here.server.connections == 4
-        here.is_undisturbed()
-
-
-@over_every_transport
-def test_a_child_closes_or_forgets_everything(way: Way) -> None:
-    with parent(way) as here:
-        in_child(here.flux0.close)
         kept = [here.flux0, here.stream]
         in_child(kept.clear)
         here.is_undisturbed()
@@ -207,23 +206,6 @@ def test_a_fork_waits_for_a_client_that_is_being_made(monkeypatch: pytest.Monkey
         begun.wait()
         in_child(find_it_made)
         assert list(call.result()) == []
-
-
-@over_every_transport
-def test_the_connections_are_secured(
-    way: Way, secured: Secured, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Closing TLS says so to the other side, which ends it."""
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", secured.ca_file)
-    with parent(way, tls=secured.server) as here:
-
-        def use_and_close() -> None:
-            here.flux0.agents.list()
-            here.stream.close()
-            here.flux0.close()
-
-        in_child(use_and_close)
-        here.is_undisturbed()
 
 
 SCRIPT = """

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ from flux0.domain.errors import ClientClosed, ConnectionInterrupted, Flux0Error
 from flux0.ports import Interrupt
 from flux0.testing.contract import AsyncTransportContract, TransportContract
 from flux0.testing.contract.answers import Hold, Write, answer, written
-from flux0.testing.contract.byte_server import PATIENCE, ByteServer
+from flux0.testing.contract.byte_server import ByteServer
 from support.modes import run
 from support.over_httpx import (
     FAMILY,
@@ -171,44 +171,21 @@ async def test_an_interrupt_leaves_the_connection_of_others_alone(way: OverHttpx
         assert theirs.recv(1) == b"x"
 
 
-class Waiting(httpx.SyncByteStream):
-    """A body that waits until it is released."""
-
-    def __init__(self) -> None:
-        self.read = threading.Event()
-        self.released = threading.Event()
-
-    def __iter__(self) -> Iterator[bytes]:
-        self.read.set()
-        self.released.wait(PATIENCE)
-        yield from ()
-
-
-def closed_while_read(**extensions: Any) -> None:
-    """Close a body that another thread reads, which came in a response with these extensions."""
-    waiting = Waiting()
-    response = httpx.Response(200, stream=waiting, extensions=extensions)
-    with (
-        httpx.Client(transport=httpx.MockTransport(lambda _: response)) as client,
-        ThreadPoolExecutor(1) as threads,
-    ):
-        body = HttpxTransport(client).send(get("http://flux0.invalid")).body
-        reading = threads.submit(list, body)
-        waiting.read.wait(PATIENCE)
-        body.close()
-        waiting.released.set()
-        assert type(reading.exception()) is ConnectionInterrupted
-
-
 def test_closing_does_not_touch_the_other_streams_of_a_connection() -> None:
     ours, theirs = socket.socketpair()
+
+    def close(**extensions: Any) -> None:
+        response = httpx.Response(200, stream=httpx.ByteStream(b"data"), extensions=extensions)
+        with httpx.Client(transport=httpx.MockTransport(lambda _: response)) as client:
+            HttpxTransport(client).send(get("http://flux0.invalid")).body.close()
+
     with ours, theirs:
         stream = NetworkStream(ours)
-        closed_while_read()
-        closed_while_read(http_version=b"HTTP/2", network_stream=stream)
+        close()
+        close(http_version=b"HTTP/2", network_stream=stream)
         ours.sendall(b"x")
         assert theirs.recv(1) == b"x"
-        closed_while_read(http_version=b"HTTP/1.1", network_stream=stream)
+        close(http_version=b"HTTP/1.1", network_stream=stream)
         assert theirs.recv(1) == b""
 
 
@@ -250,15 +227,8 @@ def test_a_stream_that_is_left_as_python_ends_is_kept(
 
 
 def test_a_coroutine_that_waits_needs_an_event_loop() -> None:
-    class Waits:
-        def __await__(self) -> Generator[None, None, None]:
-            yield
-
-    async def waits() -> None:
-        await Waits()
-
     with pytest.raises(AssertionError, match="event loop"):
-        run_blocking(waits())
+        run_blocking(asyncio.sleep(0))
 
 
 # --- event loops
