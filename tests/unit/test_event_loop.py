@@ -97,15 +97,6 @@ def test_what_is_forgotten_at_the_very_end_is_closed(
 # --- closing
 
 
-def test_nothing_is_closed_in_a_loop_that_is_over(run: Run) -> None:
-    async def loop() -> Any:
-        return running_loop()
-
-    resource = Resource()
-    close_soon(run(loop), resource.aclose)
-    assert not resource.closed
-
-
 def test_closing_may_fail_without_anybody_to_tell(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -178,18 +169,6 @@ def run_carelessly(coroutine: Coroutine[Any, Any, T]) -> T:
         return loop.run_until_complete(coroutine)
     finally:
         loop.close()
-
-
-def test_the_resource_of_a_loop_that_was_only_closed_is_closed_later() -> None:
-    """When another loop asks for one, or when all are forgotten."""
-    resources = per_loop()
-    first = run_carelessly(resources.get())
-    assert not first.closed
-    second = run_carelessly(resources.get())
-    assert first.begun
-    assert not second.begun
-    del resources
-    assert second.begun
 
 
 both = pytest.mark.parametrize("transport", [AiohttpTransport, HttpxTransport])

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+import ssl
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import httpcore
@@ -86,6 +89,26 @@ async def test_a_client_of_the_users_does_not_mix_answers_up(
             for _ in range(2):
                 assert await way.fetch(transport, get(server.url)) == (200, b"ok")
         assert server.connections == 2
+
+
+def test_bytes_in_the_buffer_of_tls_are_something_left_over(secured: Secured) -> None:
+    """An event loop puts all that has arrived there, so that its socket has nothing to read."""
+    arrived, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = secured.trusting().wrap_bio(arrived, sent, server_hostname="127.0.0.1")
+    server = secured.server.wrap_bio(sent, arrived, server_side=True)
+    for side in (client, server, client, server):
+        with suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    infos = {"is_readable": False, "ssl_object": client}
+    connection = AsyncConnection(SimpleNamespace(get_extra_info=infos.__getitem__), None)
+    assert not connection.get_extra_info("is_readable")
+    server.write(b"another's")
+    assert connection.get_extra_info("is_readable")
+    client.read()
+    assert not connection.get_extra_info("is_readable")
+    with suppress(ssl.SSLWantReadError):
+        server.unwrap()
+    assert connection.get_extra_info("is_readable")
 
 
 @over(*FAMILY)
@@ -202,6 +225,21 @@ def test_a_second_reader_is_refused_and_the_first_goes_on() -> None:
             refused.pop().result()
         server.release()
         assert reading.pop().result() == b"second"
+
+
+def test_a_body_that_is_closed_while_it_is_read_has_not_ended() -> None:
+    """As another thread may do; to its reader it may look like the end of the connection."""
+
+    class Closing(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            body.close()
+            yield from ()
+
+    response = httpx.Response(200, stream=Closing())
+    with httpx.Client(transport=httpx.MockTransport(lambda _: response)) as client:
+        body = HttpxTransport(client).send(get("http://flux0.invalid")).body
+        with pytest.raises(ConnectionInterrupted):
+            next(iter(body))
 
 
 def refuse(*_: object) -> None:

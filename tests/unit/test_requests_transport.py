@@ -58,8 +58,8 @@ def test_a_users_session_keeps_what_it_has_and_stays_open() -> None:
     cookie = answer(b"ok", headers=[("Set-Cookie", "flux0_user_sub=me; Path=/")])
     with ByteServer(cookie) as server:
         transport = RequestsTransport(session)
-        for _ in range(2):
-            request = get(f"{server.url}/x?a=b", ("accept", "application/json"))
+        for explicit in ([], [("authorization", "Bearer mine")]):
+            request = get(f"{server.url}/x?a=b", ("accept", "application/json"), *explicit)
             assert fetch_sync(transport, request) == b"ok"
         transport.close()
         assert session.get(server.url).content == b"ok"
@@ -69,6 +69,7 @@ def test_a_users_session_keeps_what_it_has_and_stays_open() -> None:
         assert first.headers["x-key"] == "k"
         assert first.headers.get_all("accept") == ("application/json",)
         assert first.headers["authorization"] == f"Basic {b64encode(b'me:password').decode()}"
+        assert second.headers["authorization"] == "Bearer mine"
         assert second.headers["cookie"] == "flux0_user_sub=me"
         assert seen == [200, 200, 200]
 
