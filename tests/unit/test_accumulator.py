@@ -61,8 +61,7 @@ def compared(event: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, id=case["name"]) for case in CASES if case["client_derivable"]],
+    "case", [pytest.param(case, id=case["name"]) for case in CASES if case["client_derivable"]]
 )
 def test_a_recorded_turn_gives_the_events_that_the_server_stored(case: dict[str, Any]) -> None:
     accumulator = MessageAccumulator()

@@ -201,9 +201,7 @@ def test_a_body_that_does_not_arrive_or_is_over_the_limit_leaves_the_status() ->
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, GeneratorExit])
-def test_an_interruption_is_no_failure_of_the_server_s(
-    interruption: type[BaseException],
-) -> None:
+def test_an_interruption_is_no_failure_of_the_server_s(interruption: type[BaseException]) -> None:
     recorded = tape(interruption())
 
     with pytest.raises(interruption):

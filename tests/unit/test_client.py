@@ -110,12 +110,7 @@ def test_without_options_a_call_has_the_defaults() -> None:
 
 @pytest.mark.parametrize(
     ("client", "call", "seconds"),
-    [
-        (20_000, None, 20),
-        (20_000, 5_000, 5),
-        (5_000, 120_000, 120),
-        (None, 5_000, 5),
-    ],
+    [(20_000, None, 20), (20_000, 5_000, 5), (5_000, 120_000, 120), (None, 5_000, 5)],
 )
 def test_the_time_of_a_call_is_its_own_else_the_client_s(
     client: int | None, call: int | None, seconds: float

@@ -99,9 +99,7 @@ async def list_through(mode: Mode, layer: Middleware, transport: Script) -> Agen
 
 
 @in_every_mode
-async def test_a_layer_can_change_what_is_sent_and_answered_or_answer_by_itself(
-    mode: Mode,
-) -> None:
+async def test_a_layer_can_change_what_is_sent_and_answered_or_answer_by_itself(mode: Mode) -> None:
     def change(request: Request, send: SendFlow) -> Flow[Response[Any]]:
         response = yield from send(evolve(request, url="http://other.example/"))
         return evolve(response, body=NO_AGENTS)

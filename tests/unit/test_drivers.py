@@ -10,11 +10,7 @@ import pytest
 from attrs import evolve
 
 from flux0.client.drivers import Driver
-from flux0.domain.errors import (
-    ConnectError,
-    ReadTimeout,
-    ResponseTooLarge,
-)
+from flux0.domain.errors import ConnectError, ReadTimeout, ResponseTooLarge
 from flux0.domain.headers import Headers
 from flux0.flows import Flow, ReadBody, Send, Sleep, send_once
 from flux0.ports import Request, Response, Timeout

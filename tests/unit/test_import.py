@@ -109,7 +109,7 @@ def test_everything_among_the_models_is_in_the_package_but_the_old_names() -> No
     missing = {name for name in dir(models) if name[0].isupper()} - set(flux0.__all__)
 
     assert {name for name in missing if "DTO" not in name} == {
-        *("Part", "SessionStream", "StatusEventDataStatusField"),
+        *("Part", "SessionStream", "StatusEventDataStatusField")
     }
 
 

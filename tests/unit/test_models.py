@@ -35,11 +35,7 @@ from flux0.domain.models import (
     StatusData,
 )
 from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent
-from flux0.models import (
-    EventSource,
-    EventType,
-    SessionStatus,
-)
+from flux0.models import EventSource, EventType, SessionStatus
 
 DATA = Path(__file__).parents[1] / "data"
 SCHEMAS: dict[str, dict[str, Any]] = json.loads((DATA / "openapi.json").read_text("utf-8"))[
