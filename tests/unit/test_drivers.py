@@ -12,7 +12,7 @@ from attrs import evolve
 from flux0.client.drivers import Driver
 from flux0.domain.errors import ConnectError, ReadTimeout, ResponseTooLarge
 from flux0.domain.headers import Headers
-from flux0.flows import Flow, ReadBody, Send, Sleep, send_once
+from flux0.flows import Flow, ReadBody, Send, Sleep
 from flux0.ports import Request, Response, Timeout
 from support import driving
 from support.driving import Time
@@ -72,25 +72,6 @@ async def test_effects_are_performed_and_their_outcomes_sent(mode: Mode) -> None
     assert second.releases
 
 
-@in_every_mode
-async def test_a_failure_is_raised_where_the_flow_waits(mode: Mode) -> None:
-    transport = script(ConnectError("refused"), answer(b"at last"))
-
-    def flow() -> Flow[object]:
-        try:
-            yield Send(REQUEST)
-        except ConnectError:
-            response: Response[Any] = yield Send(REQUEST)
-            return (yield ReadBody(response, 100))
-        raise AssertionError("nothing was raised")
-
-    assert await drive(mode, flow(), transport) == b"at last"
-    error = ConnectError("refused")
-    with pytest.raises(ConnectError) as caught:
-        await drive(mode, send_once(REQUEST), script(error))
-    assert caught.value is error
-
-
 @pytest.mark.parametrize("failure", [ConnectError("refused"), KeyboardInterrupt()])
 @pytest.mark.parametrize("mode", SYNC + ASYNC)
 def test_a_flow_may_perform_effects_as_it_cleans_up(mode: Mode, failure: BaseException) -> None:
@@ -119,24 +100,6 @@ def hang_and_cancel(scope: anyio.CancelScope) -> Callable[[], Hang]:
         return Hang()
 
     return step
-
-
-@in_every_mode
-async def test_a_flow_that_yields_what_is_no_effect_is_told_so_where_it_does(mode: Mode) -> None:
-    held = tape(b"x")
-    transport = script(recorded_answer(held))
-
-    def flow() -> Flow[None]:
-        response: Response[Any] = yield Send(REQUEST)
-        try:
-            yield response  # type: ignore[misc]  # pyright: ignore[reportReturnType] - the mistake
-        finally:
-            yield ReadBody(response, 100)
-
-    with pytest.raises(TypeError, match="yields effects"):
-        await drive(mode, flow(), transport)
-
-    assert held.releases
 
 
 @in_every_mode

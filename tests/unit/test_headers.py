@@ -19,7 +19,7 @@ from flux0.flows import chain
 from flux0.middleware.headers import ComputedHeaders
 from flux0.ports import Request
 from flux0.testing import FakeTransport
-from support.driving import Time, drive, drive_sync
+from support.driving import Time, drive_sync
 from support.in_memory import answer, in_both_loops, in_every_mode, script
 from support.modes import in_mode
 from support.transports import Mode
@@ -147,21 +147,6 @@ def test_what_a_function_returns_is_sent_with_the_rest() -> None:
         "x-empty": "",
     }
     assert evolve(changed, headers=request.headers) == request
-
-
-@in_every_mode
-async def test_an_error_of_the_function_reaches_the_caller_and_nothing_is_sent(mode: Mode) -> None:
-    class LoggedOutError(Exception):
-        pass
-
-    def refuse() -> str:
-        raise LoggedOutError
-
-    transport = script(answer())
-
-    with pytest.raises(LoggedOutError):
-        await drive(mode, chain([ComputedHeaders({"a": refuse})])(REQUEST), transport, Time())
-    assert transport.requests == []
 
 
 @pytest.mark.parametrize("value", ["a\r\nb: c", "a\x00", " a", "€", None, 7, b"a", ["a"]])

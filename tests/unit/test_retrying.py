@@ -239,14 +239,6 @@ def test_any_other_retry_after_asks_for_nothing(value: str | None) -> None:
     assert retry_after(REFUSED, NOW) is None
 
 
-@settings(deadline=None)
-@given(st.text() | st.text(alphabet="0123456789:;,.+- ADFJMOSTWZaegnu") | RETRY_AFTERS)
-def test_no_retry_after_does_harm(value: str | None) -> None:
-    seconds = retry_after(status_error(429, value), NOW)
-
-    assert seconds is None or seconds >= 0
-
-
 def test_what_the_server_asks_for_takes_the_place_of_the_backoff() -> None:
     config = RetryConfig(backoff=BackoffStrategy(max_interval=10_000, max_elapsed_time=20_000))
 

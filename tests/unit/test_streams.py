@@ -244,20 +244,6 @@ async def test_without_a_block_leaving_the_loop_closes_the_stream_at_once(mode: 
 
 
 @in_every_mode
-async def test_a_block_takes_over_from_a_loop_that_began_before(mode: Mode) -> None:
-    recorded = tape(chunk("a"), chunk("b"), chunk("c"))
-    stream = opened(mode, recorded)
-    loop = aiter(stream)
-    assert value_of(await anext(loop)) == "a"
-
-    async with stream:
-        assert value_of(await anext(loop)) == "b"
-        del loop
-        gc.collect()
-        assert await values(stream) == ["c"]
-
-
-@in_every_mode
 async def test_closing_ends_a_stream_and_is_harmless_when_repeated(mode: Mode) -> None:
     recorded = tape(chunk("a"), chunk("b"))
     stream, finished = opened(mode, recorded), opened(mode, tape())

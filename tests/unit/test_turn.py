@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from flux0.domain import errors
-from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
+from flux0.domain.stream_events import ChunkEvent, StreamEvent
 from flux0.usecases.turn import Turn
-from support.in_memory import CORRELATION_ID, chunk, frame, new_turn, status
+from support.in_memory import CORRELATION_ID, chunk, frame, new_turn
 
 UNKNOWN = frame("weather", {"sun": True})
 
@@ -23,24 +23,6 @@ def fed(data: bytes) -> Turn:
     turn = new_turn()
     turn.feed(data)
     return turn
-
-
-def test_each_feed_returns_the_events_that_it_completes() -> None:
-    turn = new_turn()
-    data = status("processing") + chunk("a") + chunk("b")
-    middle = data.index(b"b", data.index(b'"a"')) + 1
-
-    first, second, last = turn.feed(data[:middle]), turn.feed(b""), turn.feed(data[middle:])
-
-    assert [type(event) for event in (*first, *second, *last)] == [
-        StatusEvent,
-        ChunkEvent,
-        ChunkEvent,
-    ]
-    assert second == []
-    assert turn.event_count == 3
-    turn.end()
-    assert turn.failure is None
 
 
 @pytest.mark.parametrize("rest", [b"event: chunk\n", b"data: {}\n", b"x", chunk("b")[:-1]])
