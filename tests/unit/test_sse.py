@@ -307,7 +307,7 @@ def test_twice_the_bytes_cost_twice_the_work(
     shape: Callable[[int], list[bytes]], measure: Callable[[list[bytes]], int]
 ) -> None:
     # The least of three: other threads of the process may allocate, too.
-    assert min(measure(shape(6000)) for _ in range(3)) < 2.5 * measure(shape(3000))
+    assert min(measure(shape(3000)) for _ in range(3)) < 2.5 * measure(shape(1500))
 
 
 class CountingBuffer(bytearray):
