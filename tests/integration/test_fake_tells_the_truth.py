@@ -27,7 +27,7 @@ from flux0.testing import (
     SendChunk,
 )
 from support.fake_scripts import scripted_fake
-from support.fake_witness import EVENTS, STREAM, Answer, Question, Witness, get, post
+from support.fake_witness import EVENTS, STREAM, ComparedAnswer, Question, Witness, get, post
 from support.server import Flux0Server
 
 Servers = tuple[Witness, Witness]
@@ -60,7 +60,7 @@ def same(servers: Servers, scenario: Callable[[Witness], Any]) -> Any:
 
 def ask_all(servers: Servers, questions: Iterable[Question]) -> set[int]:
     """Ask both all `questions`, and return the statuses that they answer with."""
-    answers: list[Answer] = [
+    answers: list[ComparedAnswer] = [
         same(servers, partial(Witness.ask, question=question)) for question in questions
     ]
     return {answer.status_code for answer in answers}
@@ -184,7 +184,7 @@ def test_sessions(servers: Servers) -> None:
 def test_sessions_of_one_id_are_two_sessions(servers: Servers) -> None:
     body = {"agent_id": "AGENT", "id": "twins-1234"}
 
-    def scenario(witness: Witness) -> list[Answer]:
+    def scenario(witness: Witness) -> list[ComparedAnswer]:
         cookie = "flux0_user_sub=twins"
         return [
             witness.ask(question)
@@ -306,7 +306,7 @@ def test_filters_of_events(servers: Servers) -> None:
         *(b"null", b"  ", b"{", b"[NaN]", b'["\xff"]'),
     ]
 
-    def scenario(witness: Witness) -> list[Answer]:
+    def scenario(witness: Witness) -> list[ComparedAnswer]:
         witness.read(witness.begin(*TURN))
         questions = [
             *(get(f"{EVENTS}?{query}") for query in queries),
@@ -321,7 +321,7 @@ def test_filters_of_events(servers: Servers) -> None:
 
 
 def test_the_events_of_one_turn(servers: Servers) -> None:
-    def scenario(witness: Witness) -> list[Answer]:
+    def scenario(witness: Witness) -> list[ComparedAnswer]:
         return [
             witness.read(witness.begin(Say("a"), Report("typing"))),
             witness.read(witness.begin(Say("b"))),

@@ -58,7 +58,7 @@ def post(path: str, body: Any = None, **headers: str) -> Question:
 
 
 @frozen
-class Answer:
+class ComparedAnswer:
     """What a server answers, with what has to be different taken out."""
 
     status_code: int
@@ -81,7 +81,7 @@ class Witness:
         self._agent_id = agent_id
         self._names = {agent_id: "AGENT"}
 
-    def ask(self, question: Question) -> Answer:
+    def ask(self, question: Question) -> ComparedAnswer:
         """Send a request and read the answer to its end, or until it falls silent."""
         return self.read(self.send(question))
 
@@ -101,7 +101,7 @@ class Witness:
             Request(question.method, url, headers, body, stream=True, timeout=timeout)
         )
 
-    def read(self, response: Response[ByteStream]) -> Answer:
+    def read(self, response: Response[ByteStream]) -> ComparedAnswer:
         """Read what is left of an answer."""
         pieces: list[bytes] = []
         silent = False
@@ -116,7 +116,9 @@ class Witness:
             for name, value in response.headers.items()
             if name in _COMPARED
         }
-        return Answer(response.status_code, headers, self._comparable(b"".join(pieces)), silent)
+        return ComparedAnswer(
+            response.status_code, headers, self._comparable(b"".join(pieces)), silent
+        )
 
     def read_one(self, response: Response[ByteStream]) -> str:
         """Read one piece of an answer."""
@@ -141,7 +143,7 @@ class Witness:
         content = json.dumps(script)
         return self.send(post(STREAM, {"type": "message", "source": "user", "content": content}))
 
-    def events(self) -> Answer:
+    def events(self) -> ComparedAnswer:
         """List what the session has stored."""
         return self.ask(get(EVENTS))
 

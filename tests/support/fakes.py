@@ -32,7 +32,7 @@ def request(
 
 
 @frozen
-class Answer:
+class WholeAnswer:
     """What a fake answered, read to its end."""
 
     status_code: int
@@ -54,10 +54,10 @@ def ask(
     path: str,
     body: Any = None,
     headers: Mapping[str, str] = JSON,
-) -> Answer:
+) -> WholeAnswer:
     """Send a request and read the answer."""
     response = fake.send(request(method, path, body, headers))
-    return Answer(response.status_code, response.headers, b"".join(response.body))
+    return WholeAnswer(response.status_code, response.headers, b"".join(response.body))
 
 
 def new_session(fake: FakeTransport, **more: Any) -> str:

@@ -6,8 +6,6 @@ import gc
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 from unittest.mock import ANY
 
 import pytest
@@ -15,7 +13,7 @@ import pytest
 from flux0 import BackoffStrategy, EventType, Flux0, RetryConfig, StreamInterrupted
 from flux0.domain.errors import ConnectError, ConnectionInterrupted
 from flux0.domain.headers import Headers
-from flux0.models import ChunkEvent, ContentPart, MessageData, ToolData
+from flux0.models import ChunkEvent
 from flux0.ports import Request
 from flux0.testing import (
     AgentStep,
@@ -50,21 +48,10 @@ async def test_a_whole_conversation(mode: Mode) -> None:
         async with await flux0.sessions.create_event_async(
             session_id=session.id, content="How is the weather?"
         ) as stream:
-            events = [event async for event in stream]
+            assert len([event async for event in stream]) == 6
             assert stream.finished
         stored = await flux0.sessions.list_events_async(session_id=session.id)
-        assert (await flux0.sessions.retrieve_async(session_id=session.id)).title == "Weather"
-        assert len(await flux0.sessions.list_async()) == 1
-        assert (await flux0.agents.retrieve_async(agent_id=agent.id)) == agent
-        assert (await flux0.agents.create_async(name="New", type_="fake")).name == "New"
-    assert len(events) == 6
-    assert [type(event.data) for event in stored] == [
-        MessageData,
-        MessageData,
-        MessageData,
-        ToolData,
-        MessageData,
-    ]
+    assert [event.type for event in stored] == ["message", "message", "message", "tool", "message"]
     fake.assert_no_open_streams()
 
 
@@ -95,30 +82,6 @@ print(*sorted(loaded & {"aiohttp", "anyio", "cattrs", "httpx", "pytest", "reques
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
     assert done.stdout.strip() == ""
-
-
-def test_many_threads_share_a_fake() -> None:
-    fake = FakeTransport([Say("Hello there", pieces=11)])
-
-    with Flux0(transport=fake) as flux0:
-
-        def talk(user: int) -> list[Any]:
-            cookie = {"cookie": f"flux0_user_sub={user}"}
-            for _ in range(5):
-                session = flux0.sessions.create(agent_id=fake.agent_id, http_headers=cookie)
-                with flux0.sessions.create_event(session_id=session.id, content="Hi") as stream:
-                    list(stream)
-            return [
-                event.data.parts
-                for session in flux0.sessions.list(http_headers=cookie)
-                for event in flux0.sessions.list_events(session_id=session.id, source="ai_agent")
-                if isinstance(event.data, MessageData)
-            ]
-
-        with ThreadPoolExecutor(8) as threads:
-            talks = list(threads.map(talk, range(8)))
-    assert talks == [[(ContentPart("Hello there"),)] * 5] * 8
-    fake.assert_no_open_streams()
 
 
 # --- scripts

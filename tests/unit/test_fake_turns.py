@@ -145,21 +145,17 @@ def test_steps_may_look_like_those_of_the_langchain_adapter() -> None:
 
 def test_statuses_are_reported_and_stored() -> None:
     events, stored = turn(FakeTransport([Report("typing", [1], acknowledged_offset=3), Fail("x")]))
-    assert [event.data for event in stored] == [
-        event.data for event in events if isinstance(event, StatusEvent)
-    ]
-    assert [event.data.status for event in events if isinstance(event, StatusEvent)] == [
-        "typing",
-        "error",
-    ]
+    said = [event.data for event in events if isinstance(event, StatusEvent)]
+    assert [event.data for event in stored] == said
+    assert [(data.status, data.data) for data in said] == [("typing", [1]), ("error", "x")]
 
 
 def test_an_agent_sees_who_says_what() -> None:
     seen: list[UserMessage] = []
 
-    def agent(message: UserMessage) -> list[AgentStep]:
+    def agent(message: UserMessage) -> str:
         seen.append(message)
-        return [Say(message.content.upper())]
+        return message.content.upper()
 
     fake = FakeTransport(agent, agent_name="Echo", agent_types=["echo"])
     (event,), (stored,) = turn(fake, "hi")

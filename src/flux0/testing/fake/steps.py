@@ -7,15 +7,7 @@ and `SendChunk` are in the server's. `Wording` turns the first into the second.
 from __future__ import annotations
 
 import json
-from collections.abc import (
-    AsyncIterable,
-    Awaitable,
-    Callable,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-)
+from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping
 from itertools import count, pairwise, takewhile
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -248,7 +240,7 @@ class Wording:
         # By the identity of the step, since two calls of one tool may be equal.
         self._call_ids: dict[int, tuple[CallTool, str]] = {}
 
-    def of(self, step: AgentStep) -> Iterator[PlainStep]:
+    def of(self, step: AgentStep) -> Iterable[PlainStep]:
         """Return what `step` comes to."""
         match step:
             case Say() | Reason() | CallTool() | GiveResult():
@@ -267,7 +259,7 @@ class Wording:
             case _:
                 yield step
 
-    def _langchain(self, run: LangChain) -> Iterator[PlainStep]:
+    def _langchain(self, run: LangChain) -> Iterable[PlainStep]:
         """As flux0_stream.frameworks.langchain (flux0-stream 0.1.0b2) does."""
         run_id = str(UUID(int=self._next_number("run"), version=4))
 
@@ -288,7 +280,7 @@ class Wording:
 
     def _parts(
         self, step: Say | Reason | CallTool | GiveResult, index: int | None = None
-    ) -> Iterator[_Patches | Pause]:
+    ) -> Iterable[_Patches | Pause]:
         match step:
             case CallTool():
                 yield from _call_patches(step, self._new_call_id(step), index)
@@ -314,7 +306,7 @@ class Wording:
         return [_added("/tool_call_results", []), _added("/tool_call_results/-", item)]
 
 
-def cut(text: str, pieces: int) -> Iterator[str]:
+def cut(text: str, pieces: int) -> Iterable[str]:
     """Return `text` in so many pieces, which are as long as each other, give or take one."""
     marks = (len(text) * number // pieces for number in range(pieces + 1))
     return (text[start:end] for start, end in pairwise(marks))
@@ -324,7 +316,7 @@ def _added(path: str, value: Any) -> dict[str, Any]:
     return {"op": "add", "path": path, "value": value}
 
 
-def _call_patches(call: CallTool, id: str, index: int | None) -> Iterator[_Patches]:
+def _call_patches(call: CallTool, id: str, index: int | None) -> Iterable[_Patches]:
     """Return the call, whose arguments come as pieces of JSON text, as from a language model.
 
     The langchain adapter numbers the calls of a message, and sends their names apart.
