@@ -62,25 +62,7 @@ async def test_closing_a_client_ends_its_turns(
     await stream.close_async()
 
 
-# --- options
-
-
-@few_ways
-async def test_the_environment_or_a_call_says_where_the_server_is(
-    make_client: MakeClient, server: Flux0Server, nowhere: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
-    async with make_client(server_url=None) as flux0:
-        assert await flux0.agents.retrieve_async(agent_id=server.agent_id)
-    monkeypatch.setenv("FLUX0_SERVER_URL", nowhere)
-    async with make_client(server_url=None) as flux0:
-        session = await flux0.sessions.create_async(
-            agent_id=server.agent_id, server_url=f"{server.url}/"
-        )
-        stream = await flux0.sessions.create_event_async(
-            session_id=session.id, content='[{"text": "Hi"}]', server_url=server.url
-        )
-        assert [appended(event) for event in await rest_of(stream)] == ["Hi"]
+# --- logs
 
 
 class Logger:

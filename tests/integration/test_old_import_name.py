@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import warnings
 from typing import Any
 from uuid import uuid4
@@ -99,10 +98,3 @@ def test_clients_of_ones_own() -> None:
         assert Flux0(client=http_client).agents.list().data
     assert sent[0].headers["client-level-header"] == "added by client"
     assert sent[1].headers["x-custom-header"] == "someValue"
-
-
-def test_a_debug_logger(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("flux0_client")
-    with caplog.at_level(logging.DEBUG, "flux0_client"), Flux0(debug_logger=logger) as s:
-        s.agents.list()
-    assert "/api/agents" in caplog.text

@@ -14,26 +14,12 @@ from attrs import frozen
 
 from flux0 import Flux0
 from flux0.testing import FakeTransport
-from integration import (
-    test_agents,
-    test_conversations,
-    test_events,
-    test_failing_turns,
-    test_sessions,
-    test_turns,
-)
+from integration import test_conversations, test_resources, test_turns
 from support.fake_scripts import scripted_fake
 from support.modes import MakeClient, in_mode
 from support.transports import ASYNC, SYNC, Way
 
-_SUITES = (
-    test_agents,
-    test_conversations,
-    test_events,
-    test_failing_turns,
-    test_sessions,
-    test_turns,
-)
+_SUITES = (test_conversations, test_resources, test_turns)
 _OF_A_PROCESS = frozenset({"fresh_name", "own_server", "relay"})
 _TIMEOUT_MS = 20_000
 

@@ -1,18 +1,30 @@
-"""Turns as they stream in, by way of the client, on the real server."""
+"""Turns as they stream in or break off, by way of the client, on the real server."""
 
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Barrier
 from typing import Any
 
 import pytest
 
-from flux0 import ChunkEvent, EventSource, Flux0, StatusEvent, to_dict
-from flux0.models import ClientClosed, ContentPart, MessageData
+from flux0 import (
+    ChunkEvent,
+    Flux0,
+    HTTPValidationError,
+    StatusEvent,
+    StreamIdleTimeout,
+    StreamInterrupted,
+    to_dict,
+)
+from flux0.models import BadRequestError, ClientClosed, ContentPart, MessageData
 from integration.ways import few_ways
-from support.modes import MakeClient, at_once, call_blocking
+from support.modes import MakeClient, at_once, call_blocking, in_mode, run
+from support.relay import Relay
 from support.server import Flux0Server
-from support.transports import Way
+from support.transports import WAYS, Way
 from support.turns import appended, perform, rest_of, stored_by_agent
 
 # --- what comes
@@ -35,23 +47,6 @@ async def test_a_text_comes_in_pieces_and_is_stored_whole(
         assert event.correlation_id == stream.correlation_id == message.correlation_id
     assert isinstance(message.data, MessageData)
     assert message.data.parts == (ContentPart("Hello there"),)
-
-
-@few_ways
-@pytest.mark.parametrize("why", [{"exception": "bad"}, "bad", None], ids=str)
-async def test_an_error_comes_with_whatever_the_agent_says(
-    make_client: MakeClient, session_id: str, why: object
-) -> None:
-    async with make_client() as flux0:
-        error, text = await rest_of(
-            await perform(flux0, session_id, {"error": why}, {"text": "Sorry"})
-        )
-        status, _ = await stored_by_agent(flux0, session_id)
-    assert isinstance(error, StatusEvent)
-    assert (error.status, error.data.data) == ("error", why)
-    assert (error.type, error.source) == ("status", EventSource.AI_AGENT)
-    assert status.data == error.data
-    assert appended(text) == "Sorry"
 
 
 @few_ways
@@ -159,3 +154,67 @@ async def test_many_turns_at_once_keep_their_events_apart_and_are_all_stored(
 
     async with make_client() as flux0:
         await at_once(way.mode, *(lambda n=n: turns(flux0, n) for n in range(4)))
+
+
+# --- what does not come
+
+
+async def test_a_turn_that_is_refused_leaves_the_connection_usable(
+    make_client: MakeClient, relay: Relay, session_id: str
+) -> None:
+    async with make_client(server_url=relay.url) as flux0:
+        create_event = flux0.sessions.create_event_async
+        for _ in range(5):
+            refusals: list[dict[str, Any]] = [{"source": "system"}, {"type_": "custom"}]
+            for refused in refusals:
+                with pytest.raises(HTTPValidationError, match="Only") as caught:
+                    await create_event(session_id=session_id, content="Hi", **refused)
+                assert caught.value.data.detail == ()
+            with pytest.raises(BadRequestError, match="abcdefghij"):
+                await create_event(session_id="abcdefghij", content="Hi")
+        assert (await flux0.sessions.list_events_async(session_id=session_id)).data == ()
+    assert relay.connections == 1
+
+
+async def test_a_crashed_agent_is_an_idle_stream(make_client: MakeClient, session_id: str) -> None:
+    async with make_client(stream_idle_timeout_ms=500) as flux0:
+        async with await perform(
+            flux0, session_id, {"text": "Hi", "pieces": 2}, {"crash": "boom"}
+        ) as stream:
+            assert [appended(await anext(stream)) for _ in range(2)] == ["H", "i"]
+            for _ in range(2):
+                with pytest.raises(StreamIdleTimeout, match="after 2 events") as caught:
+                    await anext(stream)
+            assert not stream.finished
+        assert caught.value.event_count == 2
+        assert caught.value.__cause__ is not None
+        (message,) = await stored_by_agent(flux0, session_id)
+        assert caught.value.correlation_id == stream.correlation_id == message.correlation_id
+
+
+def test_a_server_that_dies_interrupts_every_turn(own_server: Flux0Server, fresh_name: str) -> None:
+    everybody = Barrier(len(WAYS) + 1, timeout=30)
+
+    async def be_interrupted(way: Way) -> None:
+        flux0 = in_mode(way.mode, Flux0(own_server.url, transport=way.make_transport()))
+        async with flux0:
+            session = await flux0.sessions.create_async(agent_id=own_server.agent_id)
+            stream = await perform(flux0, session.id, {"text": "Hi"}, {"wait": fresh_name})
+            event = await anext(stream)
+            everybody.wait()  # Each has come so far; then the server is dead.
+            everybody.wait()
+            with pytest.raises(StreamInterrupted, match="after 1 event") as caught:
+                await anext(stream)
+            assert not stream.finished
+        assert isinstance(event, ChunkEvent)
+        assert caught.value.correlation_id == event.correlation_id
+        assert caught.value.event_count == 1
+        assert caught.value.__cause__ is not None
+
+    with ThreadPoolExecutor(len(WAYS)) as threads:
+        running = [threads.submit(run, way.mode, partial(be_interrupted, way)) for way in WAYS]
+        everybody.wait()
+        own_server.kill()
+        everybody.wait()
+        for each in running:
+            each.result()
