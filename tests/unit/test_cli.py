@@ -132,6 +132,10 @@ def session_id(client: Flux0, agent_id: str) -> str:
     return client.sessions.create(agent_id=agent_id).id
 
 
+def at_once(_: float) -> None:
+    """Take the place of a sleep."""
+
+
 def words(text: str) -> str:
     """Return a text without its styles, its line breaks and the boxes around it."""
     return " ".join(re.sub("[─│╭╮╰╯]", " ", re.sub("\x1b\\[[0-9;]*m", "", text)).split())
@@ -526,7 +530,7 @@ def test_options_that_contradict_each_other_are_refused(
 def test_a_server_that_is_not_there_is_one_line(
     run: Run, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)  # Between attempts.
+    monkeypatch.setattr("time.sleep", at_once)  # Between attempts.
     result = run(*command.split(), "--server-url", "http://127.0.0.1:1")
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
@@ -612,7 +616,7 @@ def test_other_lines_are_said_after_a_turn_that_failed(run: Run, fake: FakeTrans
 
 
 def test_the_demo_needs_no_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)  # The agent types at its own pace.
+    monkeypatch.setattr("time.sleep", at_once)  # The agent types at its own pace.
     result = run("demo")
     assert (result.exit_code, result.stdout.count("\n")) == (0, 1)
     assert result.stdout.startswith("It is 16 °C and foggy in San Francisco")

@@ -154,11 +154,15 @@ BAD_USERS: list[Any] = [
 @in_every_mode
 async def test_a_user_that_no_cookie_can_carry_is_refused(mode: Mode) -> None:
     fake = FakeTransport()
-    ways: list[dict[str, Any]] = [{"agent": fake.agent_id}, {"session": "0123456789"}]
+    ways: list[dict[str, Any]] = [
+        {"agent": fake.agent_id},
+        {"session": "0123456789"},
+        {"session": SESSION},
+    ]
 
     async with client(mode, fake) as flux0:
         for user in BAD_USERS:
-            for options in (*ways, {"session": SESSION}):
+            for options in ways:
                 with pytest.raises(InvalidArgument) as caught:
                     await flux0.conversation_async(user=user, **options)
                 assert caught.value.argument == "user"

@@ -54,8 +54,8 @@ def status_error(status: int, retry_after: str | None = None) -> APIError:
 
 
 def decide(config: RetryConfig, error: Flux0Error, **changes: Any) -> float | None:
-    given = {"attempt": 1, "repeatable": True, "elapsed": 0.0, "left": inf, "jitter": 1.0}
-    return wait_before_retry(config, error, now=NOW, **{**given, **changes})
+    given: dict[str, Any] = {"attempt": 1, "repeatable": True, "elapsed": 0.0, "left": inf}
+    return wait_before_retry(config, error, now=NOW, **{**given, "jitter": 1.0, **changes})
 
 
 # --- what is tried again

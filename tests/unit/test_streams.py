@@ -209,9 +209,10 @@ async def test_the_end_of_its_block_closes_the_stream_and_so_does_an_error_in_it
     mode: Mode,
 ) -> None:
     recorded = tape(chunk("a"), chunk("b"))
+    stream = opened(mode, recorded)
 
     with pytest.raises(ZeroDivisionError):  # noqa: PT012 - leaving is what is tested
-        async with opened(mode, recorded) as stream:
+        async with stream:
             async for _ in stream:
                 raise ZeroDivisionError
 

@@ -86,7 +86,7 @@ def test_a_silence_is_an_idle_timeout_and_any_other_failure_an_interruption(
     turn.fail(error)
 
     failure = turn.failure
-    assert type(failure) is verdict
+    assert isinstance(failure, verdict)
     assert failure.__cause__ is error
     assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 2)
     if verdict is errors.StreamInterrupted:

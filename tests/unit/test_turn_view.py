@@ -13,7 +13,7 @@ from flux0.cli.output import Output
 from flux0.cli.turn_view import TurnView
 
 _AGENT = {"agent_id": "a", "agent_name": "Drizzle"}
-MAGIC = {"type": "magic", "tool_call_id": "1", "tool_name": "spell", "args": {}}
+MAGIC: dict[str, Any] = {"type": "magic", "tool_call_id": "1", "tool_name": "spell", "args": {}}
 
 View = Callable[..., str]
 
@@ -82,7 +82,7 @@ def piece(args: str, number: int = 0) -> ChunkEvent:
 
 
 def result(value: Any, event_id: str = "r", number: int = 0) -> ChunkEvent:
-    named = {"tool_call_id": f"call-{number}", "tool_name": "get_weather", "args": {}}
+    named = {"tool_call_id": f"call-{number}", "tool_name": "get_weather", "args": {"a": 1}}
     return chunk("/tool_call_results", [{**named, "data": {"result": value}}], event_id)
 
 

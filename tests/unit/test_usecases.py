@@ -72,8 +72,8 @@ def create_session(**changes: Any) -> Flow[Any]:
 
 
 def list_events(**changes: Any) -> Flow[Any]:
-    unfiltered = dict.fromkeys(("min_offset", "source", "correlation_id", "types"))
-    return sessions.list_events(WAY, **{"session_id": "s 1", **unfiltered, **changes})
+    given: dict[str, Any] = dict.fromkeys(("min_offset", "source", "correlation_id", "types"))
+    return sessions.list_events(WAY, **{"session_id": "s 1", **given, **changes})
 
 
 def create_event(way: ApiCall = WAY, **changes: Any) -> Flow[Any]:
