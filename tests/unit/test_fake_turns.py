@@ -350,12 +350,13 @@ def test_an_unread_turn_is_stored_as_the_clock_moves() -> None:
     assert len(list(body)) == 3
 
 
-def test_a_turn_that_ended_unread_is_delivered_after_the_next_began() -> None:
+def test_a_turn_that_ended_unread_is_delivered_and_leaving_it_cancels_nothing() -> None:
     fake, session_id, first = begin("Hello")
     second = post(fake, session_id)
-    first.close()
+    fake.script([Say("One"), Pause(1), Say("Two")])
     third = post(fake, session_id)
-    assert [len(list(body)) for body in (third, second)] == [1, 1]
+    first.close()
+    assert [len(list(body)) for body in (third, second)] == [2, 1]
 
 
 def test_turns_of_several_sessions_go_on_in_the_order_of_time() -> None:
