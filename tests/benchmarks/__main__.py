@@ -8,15 +8,15 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import exchanges, lists, parsing, processes, report
+from benchmarks import decoding, exchanges, processes, report
 from benchmarks.measuring import FULL, QUICK, Case, Effort, Result, measured
 
 _SCENARIOS: dict[str, Callable[[Effort], Iterator[Case]]] = {
-    "parse": parsing.parse,
-    "typed": parsing.typed,
-    "accumulate": parsing.accumulate,
-    "look": parsing.look,
-    "lists": lists.lists,
+    "parse": decoding.parse,
+    "typed": decoding.typed,
+    "accumulate": decoding.accumulate,
+    "look": decoding.look,
+    "lists": decoding.lists,
     "stream": exchanges.streams,
     "burst": exchanges.bursts,
     "call": exchanges.calls,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from attrs import frozen
@@ -104,13 +105,11 @@ class Witness:
     def read(self, response: Response[ByteStream]) -> ComparedAnswer:
         """Read what is left of an answer."""
         pieces: list[bytes] = []
-        silent = False
-        try:
+        silent = True
+        with suppress(ReadTimeout, AssertionError):  # At a gate of a fake, which nobody opens.
             pieces.extend(response.body)
-        except (ReadTimeout, AssertionError):  # At a gate of a fake, which nobody opens meanwhile.
-            silent = True
-        finally:
-            response.body.close()
+            silent = False
+        response.body.close()
         headers = {
             name: self._named(value.replace(self._url, "URL"))
             for name, value in response.headers.items()

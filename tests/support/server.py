@@ -19,11 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _SCRIPTED = "scripted_agent"
-_START_SECONDS = 60.0
-_STOP_SECONDS = 3.0
-_CANCEL_SECONDS = 10.0
-_ANSWER_SECONDS = 1.0
-_POLL_SECONDS = 0.02
+_START_SECONDS, _STOP_SECONDS, _CANCEL_SECONDS = 60.0, 3.0, 10.0
 _PORTS_TO_TRY = 5
 
 
@@ -38,8 +34,7 @@ def free_port() -> int:
 class Flux0Server:
     """A context manager: the server with the scripted agent, on a free port.
 
-    The module `scripted_agent` tells what its agents understand. The store is in memory, and holds
-    nothing but one agent, `agent_id`, at the start.
+    The store is in memory, and holds nothing but that agent, `agent_id`, at the start.
 
     Args:
         python: the Python that has flux0-server installed.
@@ -67,7 +62,7 @@ class Flux0Server:
         return (self._directory / "agent_id").read_text(encoding="utf-8")
 
     def __enter__(self) -> Self:
-        for _ in range(_PORTS_TO_TRY):
+        for others in reversed(range(_PORTS_TO_TRY)):
             self.port = free_port()
             self._launch()
             try:
@@ -75,11 +70,11 @@ class Flux0Server:
             except RuntimeError as error:
                 self.kill()
                 # Between the choice of a port and its use, somebody else may have taken it.
-                if "address already in use" not in str(error):
+                if not others or "address already in use" not in str(error):
                     raise
             else:
-                return self
-        raise RuntimeError(f"no free port in {_PORTS_TO_TRY} attempts")
+                break
+        return self
 
     def __exit__(
         self,
@@ -101,11 +96,7 @@ class Flux0Server:
         (self._directory / f"{name}.released").touch()
 
     def wait_cancelled(self, name: str) -> None:
-        """Return once the server has cancelled a turn that was at the step `{"wait": name}`.
-
-        Raises:
-            RuntimeError: that has not happened within 10 seconds, or the server has ended.
-        """
+        """Return once the server has cancelled a turn that was at the step `{"wait": name}`."""
         cancelled = self._directory / f"{name}.cancelled"
         self._until(cancelled.exists, _CANCEL_SECONDS, f"no turn was cancelled while at {name!r}")
 
@@ -116,12 +107,9 @@ class Flux0Server:
         self._process.wait()
 
     def _launch(self) -> None:
+        ours = ("COVERAGE_", "FLUX0_", "PYTHON")
         environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("COVERAGE_", "FLUX0_", "PYTHON"))
-        }
-        environment |= {
+            **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
             "FLUX0_MODULES": self._agent_module,
             "FLUX0_PORT": str(self.port),
             "PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), str(self._directory))),
@@ -141,7 +129,7 @@ class Flux0Server:
 
     def _is_up(self) -> bool:
         """Whether this server answers; another one on this port would not know our agent."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_ANSWER_SECONDS)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
         try:
             connection.request("GET", "/api/agents")
             ids = [agent["id"] for agent in json.load(connection.getresponse())["data"]]
@@ -162,4 +150,4 @@ class Flux0Server:
                 output = self._output.read_text(encoding="utf-8", errors="replace")[-4000:]
                 raise RuntimeError(f"{otherwise}:\n{output}")
             # There is no event to wait for: the other side is a process of a library we do not own.
-            time.sleep(_POLL_SECONDS)
+            time.sleep(0.02)

@@ -1,19 +1,21 @@
-"""Bytes to server-sent events, and on to typed events and messages, without a network."""
+"""Bytes to server-sent events, to typed events, to messages and to lists, without a network."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from importlib import import_module
 from itertools import product
 from time import process_time
-from typing import Any, TypeAlias
+from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
 import httpx
+from pydantic import BaseModel, Field
 
 from benchmarks import data
 from benchmarks.measuring import Case, Effort
-from flux0 import MessageAccumulator
+from flux0 import MessageAccumulator, models
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
 from flux0.domain.headers import Headers
@@ -30,6 +32,9 @@ _TARGETS = {
     "2 kB, pieces of 64, LF": 1.4,
 }
 
+_COUNT = 10_000
+
+T = TypeVar("T")
 Decoder: TypeAlias = Callable[[Iterable[bytes]], object]
 
 
@@ -158,3 +163,87 @@ def look(effort: Effort) -> Iterator[Case]:
 def _chunks(count: int) -> list[ChunkEvent]:
     decode: Any = JsonCodec().decode_event
     return [decode(ServerSentEvent("chunk", data.chunk(number))) for number in range(count)]
+
+
+# --- lists
+
+
+class _Agent(BaseModel):
+    id: str
+    name: str
+    type: str
+    created_at: datetime
+    description: str | None = None
+
+
+class _ConsumptionOffsets(BaseModel):
+    client: int | None = None
+
+
+class _Session(BaseModel):
+    id: str
+    agent_id: str
+    user_id: str
+    created_at: datetime
+    consumption_offsets: _ConsumptionOffsets
+    title: str | None = None
+
+
+class _ContentPart(BaseModel):
+    type: Literal["content"]
+    content: Any
+
+
+class _ReasoningPart(BaseModel):
+    type: Literal["reasoning"]
+    reasoning: Any
+
+
+class _Participant(BaseModel):
+    id: str | None = None
+    name: str | None = None
+
+
+class _MessageData(BaseModel):
+    type: Literal["message"]
+    parts: list[Annotated[_ContentPart | _ReasoningPart, Field(discriminator="type")]]
+    participant: _Participant | None = None
+    flagged: bool | None = None
+    tags: list[str] | None = None
+
+
+class _StatusData(BaseModel):
+    type: Literal["status"]
+    status: models.SessionStatus
+    acknowledged_offset: int | None = None
+    data: Any = None
+
+
+class _Event(BaseModel):
+    id: str
+    correlation_id: str
+    type: models.EventType
+    source: models.EventSource
+    offset: int
+    data: Annotated[_MessageData | _StatusData, Field(discriminator="type")]
+    deleted: bool
+    created_at: datetime
+    metadata: dict[str, Any] | None = None
+
+
+class _List(BaseModel, Generic[T]):
+    data: list[T]
+
+
+def lists(effort: Effort) -> Iterator[Case]:
+    """The bodies of lists of 10,000, against models of pydantic, as generated clients have."""
+    decode: Any = JsonCodec().decode
+    for name, model, peer, kinds in (
+        ("agents", models.Agents, _List[_Agent], (data.AGENT,)),
+        ("sessions", models.Sessions, _List[_Session], (data.SESSION,)),
+        ("events", models.Events, _List[_Event], data.EVENTS),
+    ):
+        body = data.listing(_COUNT, *kinds)
+        ours = effort.cpu(_COUNT, decode, model, body)
+        pydantic = effort.cpu(_COUNT, peer.model_validate_json, body)
+        yield Case("lists", f"10,000 {name}", ours, {"pydantic": pydantic}, "speed", 1.5)
