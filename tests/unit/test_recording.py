@@ -24,11 +24,10 @@ from flux0 import (
     StreamInterrupted,
 )
 from flux0.cli.demo_agent import demo_transport
-from flux0.domain.errors import ConnectError, ConnectionInterrupted, ReadTimeout, TransportError
+from flux0.domain.errors import ConnectError, ReadTimeout, TransportError
 from flux0.models import APIError, Flux0Error
 from flux0.testing import (
     FakeTransport,
-    FallSilent,
     Fault,
     Pause,
     RecordingTransport,
@@ -127,66 +126,41 @@ def test_failures_are_recorded_with_what_came_before_them(mode: Mode, path: Path
     async def test() -> None:
         nowhere = f"http://127.0.0.1:{free_port()}"
         transport = RecordingTransport(HttpxTransport(), path)
-        async with in_mode(
-            mode, Flux0(server.url, transport=transport, retry_config=ONCE)
-        ) as flux0:
+        options: dict[str, Any] = {"transport": transport, "retry_config": ONCE}
+        async with in_mode(mode, Flux0(server.url, **options)) as flux0:
+
+            async def read_turn(events: int, **options: Any) -> None:
+                async with await flux0.sessions.create_event_async(
+                    session_id=session_id, content="Hi", **options
+                ) as stream:
+                    for _ in range(events):
+                        await anext(stream)
+
             with pytest.raises(ConnectError):
                 await flux0.agents.list_async(server_url=nowhere)
             for fault, error in (
                 (Respond(500, body=b"<html>"), APIError),
                 (Truncate(after_events=2), StreamInterrupted),
+                (Stall(after_events=2), StreamIdleTimeout),
             ):
                 fake.inject(fault)
                 with pytest.raises(error):
-                    await read_all(flux0, session_id)
-            async with await flux0.sessions.create_event_async(
-                session_id=session_id, content="Hi"
-            ) as stream:
-                await anext(stream)
+                    await read_turn(9, stream_idle_timeout_ms=50)
+            await read_turn(1)
 
     with FakeOverHTTP(fake) as server:
         run(mode, test)
-    refused, failed, broken, left = read_cassette(path)
+    refused, failed, broken, silent, left = read_cassette(path)
     assert (refused.response, refused.end) == (None, "ConnectError")
     assert failed.response is not None
     assert (failed.response.status_code, failed.end) == (500, WHOLE)
-    assert broken.response is not None
-    assert b"".join(recorded(path, 2)).count(b"event: chunk") == 2
     assert broken.end in {"ConnectionInterrupted", "ProtocolError"}
-    assert left.response is not None
-    assert left.end == CLOSED
-    assert b"event: chunk" in recorded(path)[0]
-
-
-async def read_all(flux0: Flux0, session_id: str) -> None:
-    async with await flux0.sessions.create_event_async(
-        session_id=session_id, content="Hi"
-    ) as stream:
-        async for _ in stream:
-            pass
-
-
-@modes
-def test_a_timeout_is_recorded(mode: Mode, path: Path) -> None:
-    fake = FakeTransport([Report("typing"), FallSilent()])
-    session_id = new_session(fake)
-
-    async def test() -> None:
-        transport = RecordingTransport(HttpxTransport(), path)
-        async with in_mode(mode, Flux0(server.url, transport=transport)) as flux0:
-            stream = await flux0.sessions.create_event_async(
-                session_id=session_id, content="Hi", stream_idle_timeout_ms=50
-            )
-            with pytest.raises(StreamIdleTimeout):
-                async for _ in stream:
-                    pass
-
-    with FakeOverHTTP(fake) as server:
-        run(mode, test)
-    (silent,) = read_cassette(path)
     assert silent.end == "ReadTimeout"
     assert silent.after >= 0.05
-    assert len(recorded(path)) == 1
+    for position in (2, 3):
+        assert b"".join(recorded(path, position)).count(b"event: chunk") == 2
+    assert left.end == CLOSED
+    assert b"event: chunk" in recorded(path)[0]
 
 
 @modes
@@ -271,13 +245,11 @@ def test_texts_are_left_out_of_bodies_and_queries(path: Path, sizes: tuple[int, 
 # --- what it can do is what the other transport can do
 
 
-def can(transport: object) -> set[str]:
-    kinds = {"serves_sync": "send", "serves_async": "send_async"}
-    return {
-        kind
-        for kind, method in kinds.items()
-        if hasattr(transport, method) and getattr(transport, kind, True)
-    }
+def can(transport: object) -> list[bool]:
+    return [
+        hasattr(transport, method) and getattr(transport, kind, True)
+        for kind, method in (("serves_sync", "send"), ("serves_async", "send_async"))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -288,11 +260,15 @@ def test_it_can_do_what_the_other_transport_can(path: Path, kind: Callable[[], A
     assert can(RecordingTransport(transport, path)) == can(transport)
 
 
-@loops
-def test_a_synchronous_transport_serves_asynchronous_code(mode: Mode, path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("asyncio", RequestsTransport), ("trio", RequestsTransport), ("asyncio", AiohttpTransport)],
+)
+def test_any_transport_serves_asynchronous_code(
+    mode: Mode, kind: Callable[[], Any], path: Path
+) -> None:
     async def test() -> None:
-        transport = RecordingTransport(RequestsTransport(), path)
-        async with Flux0(server.url, transport=transport) as flux0:
+        async with Flux0(server.url, transport=RecordingTransport(kind(), path)) as flux0:
             assert len(await flux0.agents.list_async()) == 1
 
     with FakeOverHTTP(FakeTransport()) as server:
@@ -300,33 +276,22 @@ def test_a_synchronous_transport_serves_asynchronous_code(mode: Mode, path: Path
     assert ways(path) == [WHOLE]
 
 
-def test_an_asynchronous_transport_serves_asynchronous_code(path: Path) -> None:
-    async def test() -> None:
-        transport = RecordingTransport(AiohttpTransport(), path)
-        async with Flux0(server.url, transport=transport) as flux0:
-            assert len(await flux0.agents.list_async()) == 1
-
-    with FakeOverHTTP(FakeTransport()) as server:
-        run("asyncio", test)
-    assert ways(path) == [WHOLE]
-
-
 @modes
 def test_time_that_is_not_real_is_recorded_and_kept(mode: Mode, path: Path) -> None:
     async def test() -> None:
-        fake = FakeTransport([Report("typing"), Pause(5), Say("Hello"), Pause(0.25)])
-        fake.inject(Respond(429, retry_after=7))
         transport = RecordingTransport(fake, path)
         async with in_mode(mode, Flux0(transport=transport)) as flux0:
             before = fake.clock.now()
-            session = await flux0.sessions.create_async(agent_id=fake.agent_id)
+            await flux0.agents.list_async()
             assert fake.clock.now() - before == 7
-            fake.time.sleep(1)
             async for _ in await flux0.sessions.create_event_async(
-                session_id=session.id, content="Hi"
+                session_id=session_id, content="Hi"
             ):
                 pass
 
+    fake = FakeTransport([Report("typing"), Pause(5), Say("Hello"), Pause(0.25)])
+    session_id = new_session(fake)
+    fake.inject(Respond(429, retry_after=7))
     run(mode, test)
     turn = read_cassette(path)[-1]
     assert turn.response is not None
@@ -376,22 +341,20 @@ def test_nothing_is_kept_or_written_again_of_what_has_ended(path: Path) -> None:
 
 def test_a_new_recording_takes_the_place_of_the_old_one_when_it_is_closed(path: Path) -> None:
     fake = FakeTransport()
+    RecordingTransport(fake, path).close()
+    assert not path.exists()
     for agents in (1, 2):
-        with Flux0(transport=RecordingTransport(fake, path)) as flux0:
-            for _ in range(agents):
-                flux0.agents.list()
+        transport = RecordingTransport(fake, path)
+        for _ in range(agents):
+            Flux0(transport=transport).agents.list()
             assert ways(path) == [WHOLE]
+        transport.close()
     assert ways(path) == [WHOLE, WHOLE]
+    Flux0(transport=transport).agents.list()  # It goes on after its close.
+    assert ways(path) == [WHOLE, WHOLE, WHOLE]
+    RecordingTransport(fake, path).close()
+    assert ways(path) == [WHOLE, WHOLE, WHOLE], "a recording of nothing destroys a cassette"
     assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_recording_goes_on_after_its_close(path: Path) -> None:
-    fake = FakeTransport()
-    for transport in (RecordingTransport(fake, path), RecordingTransport(fake, path)):
-        for _ in range(2):
-            with Flux0(transport=transport) as flux0:
-                flux0.agents.list()
-    assert ways(path) == [WHOLE, WHOLE]
 
 
 @pytest.mark.parametrize(
@@ -413,29 +376,8 @@ def test_a_recording_that_fails_destroys_no_cassette(path: Path, fault: Fault) -
     assert len(ways(path.with_name(f"{path.name}.new"))) == 2
 
 
-def test_a_recording_of_nothing_destroys_no_cassette(path: Path) -> None:
-    RecordingTransport(FakeTransport(), path).close()
-    assert not path.exists()
-    with Flux0(transport=RecordingTransport(FakeTransport(), path)) as flux0:
-        flux0.agents.list()
-    RecordingTransport(FakeTransport(), path).close()
-    assert ways(path) == [WHOLE]
-
-
-def test_what_is_open_at_the_close_counts_as_left_there(path: Path) -> None:
-    transport = RecordingTransport(script(answer(b"one", b"two")), path)
-    pieces = iter(transport.send(request("GET", "/")).body)
-    next(pieces)
-    transport.close()
-    assert (ways(path), recorded(path)) == ([CLOSED], [b"one"])
-    assert list(pieces) == [b"two"]
-    assert (ways(path), recorded(path)) == ([CLOSED], [b"one"])
-
-
 @modes
-def test_closing_closes_the_other_transport_and_writes_though_that_fails(
-    mode: Mode, path: Path
-) -> None:
+def test_what_is_open_at_the_close_counts_as_left_there(mode: Mode, path: Path) -> None:
     class Failing(Script):
         def close(self) -> None:
             super().close()
@@ -445,15 +387,17 @@ def test_closing_closes_the_other_transport_and_writes_though_that_fails(
             self.close()
 
     async def test() -> None:
-        failing = Failing([answer(b"one")])
+        failing = Failing([answer(b"one", b"two")])
         transport = RecordingTransport(failing, path)
-        held = transport.send(request("GET", "/"))
+        pieces = iter(transport.send(request("GET", "/")).body)
+        next(pieces)
         close = awaitable(transport.close) if mode == "sync" else transport.close_async
         with pytest.raises(OSError, match="cannot"):
             await close()
         assert failing.closes == 1
-        assert ways(path) == [CLOSED]
-        del held
+        assert (ways(path), recorded(path)) == ([CLOSED], [b"one"])
+        assert list(pieces) == [b"two"]
+        assert (ways(path), recorded(path)) == ([CLOSED], [b"one"])
 
     run(mode, test)
 
@@ -485,37 +429,35 @@ def test_a_body_is_released_though_the_file_cannot_be_written(mode: Mode, tmp_pa
 
 
 class OwnTimeout(ReadTimeout):
-    """An error of a transport that a user wrote."""
-
-
-def test_an_error_of_ones_own_goes_by_the_name_of_its_kind(path: Path) -> None:
-    transport = RecordingTransport(script(OwnTimeout("too late"), TransportError("no")), path)
-    for error in (OwnTimeout, TransportError):
-        with pytest.raises(error):
-            transport.send(request("GET", "/"))
-    assert ways(path) == ["ReadTimeout", "TransportError"]
+    """An error of a transport that a user wrote: it goes by the name of its kind."""
 
 
 @modes
-def test_an_error_within_a_body_ends_it_and_closing_it_then_changes_nothing(
-    mode: Mode, path: Path
+@pytest.mark.parametrize(
+    ("error", "end"), [(OwnTimeout, "ReadTimeout"), (TransportError, "TransportError")]
+)
+def test_an_error_ends_an_exchange_and_closing_it_then_changes_nothing(
+    mode: Mode, error: type[TransportError], end: str, path: Path
 ) -> None:
     async def test() -> None:
-        parts = answer(b"one", ConnectionInterrupted("broken"))
-        transport = RecordingTransport(script(parts), path)
+        transport = RecordingTransport(script(error("early"), answer(b"one", error("late"))), path)
         if mode == "sync":
+            with pytest.raises(error, match="early"):
+                transport.send(request("GET", "/"))
             body = transport.send(request("GET", "/")).body
-            with pytest.raises(ConnectionInterrupted, match="broken"):
+            with pytest.raises(error, match="late"):
                 list(body)
             body.close()
         else:
+            with pytest.raises(error, match="early"):
+                await transport.send_async(request("GET", "/"))
             async_body = (await transport.send_async(request("GET", "/"))).body
-            with pytest.raises(ConnectionInterrupted, match="broken"):
+            with pytest.raises(error, match="late"):
                 [piece async for piece in async_body]
             await async_body.close_async()
 
     run(mode, test)
-    assert (ways(path), recorded(path)) == (["ConnectionInterrupted"], [b"one"])
+    assert (ways(path), recorded(path)) == ([end, end], [b"one"])
 
 
 @loops
