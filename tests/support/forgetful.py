@@ -13,32 +13,19 @@ import gc
 import json
 import sys
 from collections.abc import Callable
-
-import trio
+from itertools import repeat
+from typing import cast
 
 from flux0 import Flux0
-from support.transports import TRANSPORTS, make_transport
+from support.modes import in_mode, run
+from support.transports import TRANSPORTS, Mode, make_transport
 
 _CONTENT = json.dumps([{"text": "Hi"}, {"text": "there"}, {"hang": True}])
 _LEFT_BEHIND: list[object] = []
 
 
-def use(flux0: Flux0, agent_id: str) -> None:
+async def use(flux0: Flux0, agent_id: str) -> None:
     """Leave behind a stream that was left by `break`, one read by half, and one not read at all."""
-    for keep in (_LEFT_BEHIND.append, id):
-        for reads in range(3):
-            session = flux0.sessions.create(agent_id=agent_id)
-            stream = flux0.sessions.create_event(session_id=session.id, content=_CONTENT)
-            if reads == 2:
-                for _ in stream:
-                    break
-            elif reads == 1:
-                next(stream)
-            keep(stream)
-
-
-async def use_async(flux0: Flux0, agent_id: str) -> None:
-    """Do as `use` does."""
     for keep in (_LEFT_BEHIND.append, id):
         for reads in range(3):
             session = await flux0.sessions.create_async(agent_id=agent_id)
@@ -56,36 +43,27 @@ async def use_async(flux0: Flux0, agent_id: str) -> None:
 def main() -> None:
     """Do what the arguments say."""
     transport, url, agent_id, *what = sys.argv[1:]
-    _, modes = TRANSPORTS[transport]
 
     def make_client() -> Flux0:
         return Flux0(url, transport=make_transport(transport))
 
-    def in_loop(mode: str, make: Callable[[], Flux0]) -> None:
-        async def in_this_loop() -> None:
+    def leave_behind(mode: Mode, make: Callable[[], Flux0]) -> None:
+        async def program() -> None:
             if mode == "asyncio":
                 # In development mode it complains when a busy machine is slow to import.
                 asyncio.get_running_loop().slow_callback_duration = 60
-            await use_async(make(), agent_id)
+            await use(in_mode(mode, make()), agent_id)
 
-        if mode == "asyncio":
-            asyncio.run(in_this_loop())
-        elif mode == "trio":
-            trio.run(in_this_loop)
-
-    def leave_behind(kind: str) -> None:
-        if kind == "sync":
-            use(make_client(), agent_id)
-        elif kind == "loops":
-            shared = make_client()
-            for mode in modes:
-                for _ in range(2):
-                    in_loop(mode, lambda: shared)
-        else:
-            in_loop(kind, make_client)
+        run(mode, program)
 
     for each in what:
-        leave_behind(each)
+        if each == "loops":
+            shared = repeat(make_client())
+            for mode in TRANSPORTS[transport][1] * 2:
+                if mode != "sync":
+                    leave_behind(mode, shared.__next__)
+        else:
+            leave_behind(cast("Mode", each), make_client)
         gc.collect()
 
 

@@ -28,6 +28,7 @@ from flux0.testing.contract.answers import (
     byte_by_byte,
     cut,
     size,
+    written,
 )
 from flux0.testing.contract.byte_server import ByteServer, ReceivedRequest
 
@@ -41,6 +42,14 @@ def connected(server: ByteServer) -> Generator[socket.socket, None, None]:
         yield connection
 
 
+@contextmanager
+def asking(*answers: Answer) -> Generator[tuple[ByteServer, socket.socket], None, None]:
+    """Yield a server, and a connection over which a request was sent."""
+    with ByteServer(*answers) as server, connected(server) as connection:
+        connection.sendall(GET)
+        yield server, connection
+
+
 def exactly(connection: socket.socket, count: int) -> bytes:
     data = b""
     while len(data) < count:
@@ -49,36 +58,31 @@ def exactly(connection: socket.socket, count: int) -> bytes:
 
 
 def all_of(connection: socket.socket) -> bytes:
-    data = b""
-    while piece := connection.recv(65536):
-        data += piece
-    return data
-
-
-def served(steps: Answer) -> bytes:
-    """Return all that a server writes that ends with these steps."""
-    with ByteServer(steps) as server, connected(server) as connection:
-        connection.sendall(GET)
-        return exactly(connection, size(steps))
+    return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 @pytest.mark.parametrize(
     ("framing", "field", "body"),
     [
-        ("chunked", b"Transfer-Encoding: chunked", b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"),
-        ("content-length", b"Content-Length: 6", b"onetwo"),
-        ("until-close", b"Connection: close", b"onetwo"),
+        (
+            "chunked",
+            b"Transfer-Encoding: chunked",
+            b"12\r\n" + b"one" * 6 + b"\r\n3\r\ntwo\r\n0\r\n\r\n",
+        ),
+        ("content-length", b"Content-Length: 21", b"one" * 6 + b"two"),
+        ("until-close", b"Connection: close", b"one" * 6 + b"two"),
     ],
 )
 def test_an_answer_is_written_as_its_framing_says(
     framing: Framing, field: bytes, body: bytes
 ) -> None:
-    steps = answer(b"one", b"two", framing=framing, status="201 Made", headers=[("X-A", "b")])
+    steps = answer(b"one" * 6, b"two", framing=framing, status="201 Made", headers=[("X-A", "b")])
     expected = b"HTTP/1.1 201 Made\r\nX-A: b\r\n" + field + b"\r\n\r\n" + body
-    assert served(steps) == expected
-    assert size(steps) == len(expected)
-    assert size(steps[1:]) == len(body)
-    assert served(byte_by_byte(steps)) == expected
+    assert (size(steps), size(steps[1:])) == (len(expected), len(body))
+    for same in (steps, byte_by_byte(steps)):
+        with asking(same) as (_, connection):
+            assert exactly(connection, size(same)) == expected
+            assert framing != "until-close" or connection.recv(1) == b""
 
 
 def test_every_piece_of_a_gzip_can_be_decompressed_when_it_is_there() -> None:
@@ -92,14 +96,13 @@ def test_every_piece_of_a_gzip_can_be_decompressed_when_it_is_there() -> None:
 
 
 def test_an_answer_can_be_cut_anywhere() -> None:
-    whole = served(answer(b"one", b"two"))
-    for length in range(len(whole)):
-        with (
-            ByteServer(cut(answer(b"one", Hold(), b"two"), length)) as server,
-            connected(server) as connection,
-        ):
-            connection.sendall(GET)
-            assert all_of(connection) == whole[:length]
+    whole = written(answer(b"one", b"two"))
+    cuts = [cut(answer(b"one", Hold(), b"two"), length) for length in range(len(whole))]
+    with ByteServer(*cuts) as server:
+        for length in range(len(whole)):
+            with connected(server) as connection:
+                connection.sendall(GET)
+                assert all_of(connection) == whole[:length]
 
 
 def test_requests_are_recorded_as_they_came() -> None:
@@ -118,62 +121,53 @@ def test_requests_are_recorded_as_they_came() -> None:
 
 
 def test_requests_are_answered_in_turn_and_then_all_alike() -> None:
-    with ByteServer(answer(b"1"), answer(b"2")) as server, connected(server) as connection:
+    with asking(answer(b"1"), answer(b"2")) as (_, connection):
         bodies: list[bytes] = []
         for _ in range(3):
-            connection.sendall(GET)
             bodies.append(exactly(connection, size(OK) - 1)[-1:])
+            connection.sendall(GET)
         assert bodies == [b"1", b"2", b"2"]
 
 
 def test_a_hold_is_silent_until_it_is_released() -> None:
-    with ByteServer((Write(b"a"), Hold(), Write(b"b"))) as server, connected(server) as connection:
-        connection.sendall(GET)
+    with asking((Write(b"a"), Hold(), Write(b"b"))) as (server, connection):
         assert exactly(connection, 1) == b"a"
+        connection.sendall(GET)
         connection.settimeout(0.05)
         with pytest.raises(TimeoutError):
             connection.recv(1)
         connection.settimeout(10)
         server.release()
-        assert exactly(connection, 1) == b"b"
-        connection.sendall(GET)
-        assert exactly(connection, 2) == b"ab", "once released, nothing is held"
+        assert exactly(connection, 3) == b"bab", "once released, nothing is held"
 
 
-def test_a_hold_ends_when_the_client_is_gone() -> None:
-    with ByteServer((Hold(), Write(b"never"))) as server:
-        with connected(server) as connection:
-            connection.sendall(GET)
-            server.wait_for_requests(1)
-            assert server.open_connections == 1
-        server.wait_until_gone()
-        assert (server.open_connections, server.connections) == (0, 1)
+def test_a_hold_or_a_pause_ends_when_the_client_is_gone() -> None:
+    for steps in ((Hold(), Write(b"never")), (Pause(60),)):
+        with ByteServer(steps) as server:
+            with connected(server) as connection:
+                connection.sendall(GET)
+                server.wait_for_requests(1)
+                assert server.open_connections == 1
+            server.wait_until_gone()
+            assert (server.open_connections, server.connections) == (0, 1)
+
+
+def test_a_pause_ends_by_itself() -> None:
+    with asking((Write(b"a"), Pause(0.01), Write(b"b"))) as (_, connection):
+        assert exactly(connection, 2) == b"ab"
 
 
 def test_what_is_not_asked_for_comes_before_the_request() -> None:
-    with (
-        ByteServer(answer(b"ok"), unasked=(Write(b"hello"),)) as server,
-        connected(server) as connection,
-    ):
+    with ByteServer(OK, unasked=(Write(b"hello"),)) as server, connected(server) as connection:
         assert exactly(connection, 5) == b"hello"
         connection.sendall(GET)
         assert exactly(connection, size(OK))[-2:] == b"ok"
 
 
-def test_a_pause_ends_by_itself_or_when_the_client_is_gone() -> None:
-    steps = (Write(b"a"), Pause(0.01), Write(b"b"), Pause(60))
-    with ByteServer(steps) as server:
-        with connected(server) as connection:
-            connection.sendall(GET)
-            assert exactly(connection, 2) == b"ab"
-        server.wait_until_gone()
-
-
 def test_what_is_received_is_lost() -> None:
     begun = Event()
     steps = (Write(b"a"), Receive(), Signal(begun), Write(b"b"), Reset())
-    with ByteServer(steps) as server, connected(server) as connection:
-        connection.sendall(GET)
+    with asking(steps) as (server, connection):
         assert exactly(connection, 1) == b"a"
         assert not begun.is_set()
         connection.sendall(b"P")
@@ -195,23 +189,21 @@ def many_descriptors() -> Generator[None, None, None]:
 
 @pytest.mark.usefixtures("many_descriptors")
 def test_there_may_be_more_than_1024_descriptors() -> None:
-    with ByteServer((Hold(), *OK)) as server, connected(server) as connection:
+    with asking((Hold(), *OK)) as (server, connection):
         assert connection.fileno() > 1024
-        connection.sendall(GET)
         server.wait_for_requests(1)
         server.release()
         assert exactly(connection, size(OK))[-2:] == b"ok"
 
 
-def test_closing_lets_the_client_read_what_was_sent() -> None:
-    with ByteServer((Write(b"bye"), Disconnect())) as server, connected(server) as connection:
+def test_closing_lets_the_client_read_what_was_sent_though_it_sends_more() -> None:
+    with asking((Write(b"bye"), Disconnect())) as (_, connection):
         connection.sendall(GET)
         assert all_of(connection) == b"bye"
 
 
 def test_a_reset_is_a_reset() -> None:
-    with ByteServer((Reset(),)) as server, connected(server) as connection:
-        connection.sendall(GET)
+    with asking((Reset(),)) as (server, connection):
         with pytest.raises(ConnectionResetError):
             connection.recv(1)
         server.wait_until_gone()
