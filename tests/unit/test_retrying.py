@@ -54,8 +54,9 @@ def status_error(status: int, retry_after: str | None = None) -> APIError:
 
 
 def decide(config: RetryConfig, error: Flux0Error, **changes: Any) -> float | None:
-    given: dict[str, Any] = {"attempt": 1, "repeatable": True, "elapsed": 0.0, "left": inf}
-    return wait_before_retry(config, error, now=NOW, **{**given, "jitter": 1.0, **changes})
+    usual = {"attempt": 1, "repeatable": True, "elapsed": 0.0, "left": inf, "jitter": 1.0}
+    given: dict[str, Any] = {**usual, **changes}
+    return wait_before_retry(config, error, now=NOW, **given)
 
 
 # --- what is tried again

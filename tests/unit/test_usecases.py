@@ -72,8 +72,9 @@ def create_session(**changes: Any) -> Flow[Any]:
 
 
 def list_events(**changes: Any) -> Flow[Any]:
-    given: dict[str, Any] = dict.fromkeys(("min_offset", "source", "correlation_id", "types"))
-    return sessions.list_events(WAY, **{"session_id": "s 1", **given, **changes})
+    unfiltered = dict.fromkeys(("min_offset", "source", "correlation_id", "types"))
+    given: dict[str, Any] = {"session_id": "s 1", **unfiltered, **changes}
+    return sessions.list_events(WAY, **given)
 
 
 def create_event(way: ApiCall = WAY, **changes: Any) -> Flow[Any]:
