@@ -38,7 +38,7 @@ from flux0.testing import (
 )
 from support.fake_over_http import FakeOverHTTP
 
-_SECONDS = 20.0  # Far more than anything here takes.
+_SECONDS = 60.0  # Far more than anything here takes.
 PYTHON = (sys.executable,)
 
 WEATHER = CallTool("get_weather", {"location": "SF"})
@@ -685,7 +685,7 @@ def read_until(stream: IO[str] | None, text: str) -> str:
 
 
 def press_ctrl_c(
-    interrupt: Callable[[], None], until: threading.Event, patience: float = _SECONDS / 10
+    interrupt: Callable[[], None], until: threading.Event, patience: float = 2.0
 ) -> None:
     """Interrupt, and again if Python missed that because it was just about to wait."""
     for _ in range(5):

@@ -79,6 +79,7 @@ def as_text(document: Any) -> str:
         # move
         (["a", "b", "c"], Op("move", "/2", from_="/0"), ["b", "c", "a"]),
         (["a", "b"], Op("move", "/-", from_="/0"), ["b", "a"]),
+        (["a", "b"], Op("move", "/2", from_="/0"), None),
         ([["a"], ["b"]], Op("move", "/0/-", from_="/1"), [["a", ["b"]]]),
         ({"a": {"b": 1}}, Op("move", "/c", from_="/a/b"), {"a": {}, "c": 1}),
         ({"a": {"b": 1}}, Op("move", "", from_="/a"), {"b": 1}),
@@ -96,6 +97,7 @@ def as_text(document: Any) -> str:
         ({"a": [1, {"b": None}]}, Op("test", "/a", [1.0, {"b": None}]), {"a": [1, {"b": None}]}),
         ({"a": 1}, Op("test", "/a", value=True), None),
         ({"a": False}, Op("test", "/a", 0), None),
+        ({"a": [1]}, Op("test", "/a", [1, 2]), None),
         ({"a": {"b": 1, "c": 1}}, Op("test", "/a", {"b": 1}), None),
         ({"a": "b"}, Op("test", "/a", ["b"]), None),
         ({"a": 1}, Op("test", "", {"a": 1}), {"a": 1}),

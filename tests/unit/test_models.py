@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import attrs
@@ -337,6 +338,20 @@ def test_every_model_survives_the_way_to_json_and_back(kind: Any, data: st.DataO
     for union in (models.StreamEvent, models.EventData):
         if kind in get_args(union):
             assert from_dict(union, written) == model
+
+
+class Shouting(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return self.upper()
+
+
+def test_subclasses_of_plain_types_become_plain() -> None:
+    written = to_dict(ContentPart(MappingProxyType({Shouting("key"): (Shouting("text"),)})))
+
+    assert written == {"type": "content", "content": {"key": ["text"]}}
+    assert kinds_in(written) == {dict, list, str}
 
 
 @pytest.mark.parametrize("odd", [{1, 2}, b"bytes", object(), {1: "one"}, [{None: 1}]])

@@ -120,6 +120,8 @@ async def test_a_stream_is_read_to_its_end(mode: Mode) -> None:
         assert stream.finished
         assert recorded.releases, "the connection is free before the block ends"
         assert [event async for event in stream] == []
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
     assert (stream.event_count, stream.correlation_id) == (4, CORRELATION_ID)
     assert stream.status is SessionStatus.PROCESSING
     assert stream.headers["content-type"].startswith("text/event-stream")
