@@ -7,17 +7,8 @@ from typing import Any
 
 import pytest
 
-from flux0 import StreamIdleTimeout
-from flux0.models import (
-    AgentError,
-    ContentPart,
-    Event,
-    MessageData,
-    ReasoningPart,
-    ToolCallPart,
-    ToolData,
-    TurnMessage,
-)
+from flux0 import StreamIdleTimeout, to_dict
+from flux0.models import AgentError, ContentPart, Event, TurnMessage
 from integration.ways import few_ways
 from support.modes import MakeClient
 from support.server import Flux0Server
@@ -52,23 +43,17 @@ async def test_the_messages_of_a_turn_are_those_that_the_server_stores(
     assert [event.source for event in stored] == ["user", *["ai_agent"] * 5]
     assert [event.type for event in stored[:2]] == ["message", "status"]
     assert [said(message) for message in messages] == [said(event) for event in stored[2:]]
-    parts = [
-        part
-        for message in messages
-        if isinstance(message.data, MessageData)
-        for part in message.data.parts
+    data: list[dict[str, Any]] = [to_dict(event.data) for event in stored[2:]]
+    call = {"tool_call_id": "c1", "tool_name": "get_weather", "args": {"location": "Paris"}}
+    assert [each["parts"] for each in data if "parts" in each] == [
+        [{"type": "reasoning", "reasoning": "Let me see."}],
+        [{"type": "tool_call", **call}],
+        [{"type": "content", "content": "It is foggy."}],
     ]
-    assert parts == [
-        ReasoningPart("Let me see."),
-        ToolCallPart("c1", "get_weather", {"location": "Paris"}),
-        ContentPart("It is foggy."),
-    ]
-    assert isinstance(stored[4].data, ToolData)
-    (result,) = stored[4].data.tool_calls
-    assert (result.tool_call_id, result.args) == ("c1", {"location": "Paris"})
-    assert tool.result == result.result
-    assert tool.result is not None
-    assert tool.result.data == {"sky": "foggy"}
+    (called,) = data[2]["tool_calls"]
+    assert {name: called[name] for name in call} == call
+    assert called["result"]["data"] == {"sky": "foggy"}
+    assert to_dict(tool.result) == called["result"]
     assert (stream.status, stream.error, stream.finished) == ("processing", None, True)
 
 

@@ -117,12 +117,6 @@ async def test_what_was_said_comes_while_the_agent_thinks_on(
         assert stream.finished
 
 
-async def test_a_turn_may_take_longer_than_a_call(make_client: MakeClient, session_id: str) -> None:
-    async with make_client(timeout_ms=300) as flux0:
-        stream = await perform(flux0, session_id, {"pause_ms": 600}, {"text": "Hi"})
-        assert [appended(event) for event in await rest_of(stream)] == ["Hi"]
-
-
 async def test_a_session_has_one_open_turn(
     make_client: MakeClient, server: Flux0Server, way: Way, session_id: str, fresh_name: str
 ) -> None:
