@@ -308,18 +308,19 @@ def test_a_call_that_was_not_made_is_explained_by_the_nearest_one() -> None:
 def test_an_unexpected_call_is_explained_by_the_nearest_expected_one() -> None:
     fake = FakeTransport()
     fake.expect("agents.list")
-    fake.expect("agents.create", name="Drizzle")
+    fake.expect("agents.create", name="Drizzle", description="D")
     with Flux0(transport=fake) as flux0:
         with pytest.raises(AssertionError) as caught:
             flux0.agents.create(name="Dazzle", type_="fake")
         assert str(caught.value).splitlines() == [
             "unexpected: agents.create(name='Dazzle', type='fake')",
-            "nearest expected: agents.create(name='Drizzle')",
+            "nearest expected: agents.create(name='Drizzle', description='D')",
             "  name: expected 'Drizzle', got 'Dazzle'",
+            "  description: expected 'D', got nothing",
         ]
         with pytest.raises(AssertionError, match=r"expected agents.list, got sessions.list"):
             flux0.sessions.list()
-        flux0.agents.create(name="Drizzle", type_="fake")
+        flux0.agents.create(name="Drizzle", type_="fake", description="D")
         flux0.agents.list()
         with pytest.raises(AssertionError, match="no more calls are expected"):
             flux0.agents.list()

@@ -234,6 +234,8 @@ def raw(*patches: dict[str, Any], seq: int = 0, **metadata: Any) -> SendChunk:
             [raw(add("/a", 1)), raw(add("/b", 2), seq=2), raw(add("/c", 3), seq=1), READY],
             [ContentPart({"a": 1, "c": 3})],
         ),
+        ([raw(add("/a", [])), raw(add("/a/-", 1), seq=7), raw(add("/b", 2), seq=8), READY],
+         [ContentPart({"a": [1], "b": 2})]),
         ([raw(add("/a", 1), seq=5, kind="reasoning"), raw(add("/a", 2)), READY],
          [ReasoningPart({"a": 2})]),
         ([raw(add("/-", "x"), {"op": "remove", "path": "/9"}), raw(add("/-", "y")), READY],
