@@ -114,7 +114,7 @@ def flux0_cassette(
     from flux0.testing import RecordingTransport, ReplayTransport, cassette  # noqa: PLC0415
 
     mode = request.config.getoption("--flux0-cassettes")
-    options = {"mode": mode, **_options(request, "flux0_cassette")}
+    options: dict[str, Any] = {"mode": mode, **_options(request, "flux0_cassette")}
     name = re.sub(r"[^\w.\[\]-]", "_", request.node.name)
     own = options.pop("path", f"cassettes/{request.path.stem}/{name}.json")
     path: Path = request.path.parent / own

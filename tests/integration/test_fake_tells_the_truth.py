@@ -117,9 +117,11 @@ def test_bodies_of_any_kind(servers: Servers, path: str) -> None:
     assert ask_all(servers, [post(path, body) for body in bodies]) == {400, 422, 500}
 
 
-KINDS = [None, "text/plain", "application/x-www-form-urlencoded", "application/vnd.api+json"]
-KINDS += ["application/json; charset=latin-1", "APPLICATION/JSON", "application/jsonx", "json"]
-KINDS += ["application/", "text/json", "application/problem+JSON; a=b"]
+KINDS = (
+    *(None, "text/plain", "application/x-www-form-urlencoded", "application/vnd.api+json"),
+    *("application/json; charset=latin-1", "APPLICATION/JSON", "application/jsonx", "json"),
+    *("application/", "text/json", "application/problem+JSON; a=b"),
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,10 +189,12 @@ def test_sessions_of_one_id_are_two_sessions(servers: Servers) -> None:
     assert "title" not in json.loads(retrieved.body)
 
 
-COOKIES = ["flux0_user_sub=alice", "flux0_user_sub=alice; a=b", "a=b;flux0_user_sub=bob"]
-COOKIES += ["flux0_user_sub=", 'flux0_user_sub="alice"', "flux0_user_sub", "FLUX0_USER_SUB=alice"]
-COOKIES += ["flux0_user_sub=alice; flux0_user_sub=bob", "flux0_user_sub= alice ;a=b", "=alice"]
-COOKIES += ["flux0_user_sub=a%20b", 'flux0_user_sub="a\\"b"', "flux0_user_sub=a=b"]
+COOKIES = (
+    *("flux0_user_sub=alice", "flux0_user_sub=alice; a=b", "a=b;flux0_user_sub=bob"),
+    *("flux0_user_sub=", 'flux0_user_sub="alice"', "flux0_user_sub", "FLUX0_USER_SUB=alice"),
+    *("flux0_user_sub=alice; flux0_user_sub=bob", "flux0_user_sub= alice ;a=b", "=alice"),
+    *("flux0_user_sub=a%20b", 'flux0_user_sub="a\\"b"', "flux0_user_sub=a=b"),
+)
 
 
 @pytest.mark.parametrize("cookie", COOKIES)

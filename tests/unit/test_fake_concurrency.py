@@ -13,6 +13,7 @@ import pytest
 from flux0 import Flux0, StreamIdleTimeout
 from flux0.domain.errors import ReadTimeout
 from flux0.testing import (
+    AgentReply,
     AgentStep,
     FakeClock,
     FakeTransport,
@@ -125,7 +126,7 @@ async def test_a_real_pause_may_be_cancelled(mode: Mode) -> None:
 
 
 @contextmanager
-def in_thread(work: Callable[[], object]) -> Iterator[threading.Thread]:
+def in_thread(work: Callable[[], object]) -> Generator[threading.Thread, None, None]:
     """Have another thread do `work` beside a block, which waits for it in the end."""
     thread = threading.Thread(target=work)
     thread.start()
@@ -245,12 +246,17 @@ def test_an_agent_that_blocks_blocks_nobody_else() -> None:
 
 def test_a_turn_is_cancelled_while_its_agent_works_in_another_thread() -> None:
     begun, released = threading.Event(), threading.Event()
+    cancelled: list[str] = []
 
     def agent(message: UserMessage) -> Iterator[AgentStep]:
         if message.content == "first":
             begun.set()
             assert released.wait(10)
-        yield Say(message.content)
+        try:
+            yield Say(message.content)
+        except GeneratorExit:
+            cancelled.append(message.content)
+            raise
 
     fake = FakeTransport(agent)
     session_id = new_session(fake)
@@ -259,6 +265,7 @@ def test_a_turn_is_cancelled_while_its_agent_works_in_another_thread() -> None:
         assert begun.wait(10)
         assert len(list(post(fake, session_id, "second"))) == 1
         released.set()
+    assert cancelled == ["first"]
     with pytest.raises(ReadTimeout):
         next(bodies[0])
 
@@ -432,23 +439,19 @@ def test_synchronous_code_may_not_have_an_agent_that_awaits_something() -> None:
         next(body)
 
 
-def upper(message: UserMessage) -> str:
-    return message.content.upper()
+REPLIES: list[tuple[AgentReply, str]] = [
+    (lambda message: message.content.upper(), "HI"),
+    (lambda _: Say("One"), "One"),
+    (lambda _: ["One ", "two"], "One two"),
+    (lambda _: None, ""),
+    (["One ", Pause(1), "two"], "One two"),
+    (Say("One"), "One"),
+    ([], ""),
+]
 
 
-@pytest.mark.parametrize(
-    ("reply", "text"),
-    [
-        (upper, "HI"),
-        (lambda _: Say("One"), "One"),
-        (lambda _: ["One ", "two"], "One two"),
-        (lambda _: None, ""),
-        (["One ", Pause(1), "two"], "One two"),
-        (Say("One"), "One"),
-        ([], ""),
-    ],
-)
-def test_agents_may_be_of_many_kinds(reply: Any, text: str) -> None:
+@pytest.mark.parametrize(("reply", "text"), REPLIES)
+def test_agents_may_be_of_many_kinds(reply: AgentReply, text: str) -> None:
     assert texts(turn(FakeTransport(reply))[0]) == text
 
 

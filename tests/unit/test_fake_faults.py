@@ -112,14 +112,14 @@ def test_faults_befall_some_calls() -> None:
     fake.assert_all_used()
 
 
-@pytest.mark.parametrize(
-    ("act", "hint"),
-    [
-        (lambda fake: fake.inject(Refuse(), operation="agents.lst"), "did you mean agents.list?"),
-        (lambda fake: fake.expect("talk"), "it must be one of agents.create, agents.retrieve"),
-        (lambda fake: fake.assert_called("session.create"), "did you mean sessions.create"),
-    ],
-)
+WRONG: list[tuple[Callable[[FakeTransport], object], str]] = [
+    (lambda fake: fake.inject(Refuse(), operation="agents.lst"), "did you mean agents.list?"),
+    (lambda fake: fake.expect("talk"), "it must be one of agents.create, agents.retrieve"),
+    (lambda fake: fake.assert_called("session.create"), "did you mean sessions.create"),
+]
+
+
+@pytest.mark.parametrize(("act", "hint"), WRONG)
 def test_an_operation_has_to_exist(act: Callable[[FakeTransport], object], hint: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         act(FakeTransport())

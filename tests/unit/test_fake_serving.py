@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -37,7 +37,9 @@ from support.transports import Mode
 
 
 @contextmanager
-def served(reply: AgentReply, **options: Any) -> Iterator[tuple[FakeTransport, str, EventStream]]:
+def served(
+    reply: AgentReply, **options: Any
+) -> Generator[tuple[FakeTransport, str, EventStream], None, None]:
     """Serve a fake, and send it a message; yield the fake, its URL, and the stream."""
     fake = FakeTransport(reply, **options)
     with (

@@ -177,14 +177,18 @@ def failing_at_once(_: UserMessage) -> str:
     raise LookupError("a bug")
 
 
-@pytest.mark.parametrize(
-    ("agent", "pieces", "error"),
-    [
-        (failing, 1, LookupError("a bug")),
-        (failing_at_once, 0, LookupError("a bug")),
-        (lambda _: [5], 0, TypeError("an agent yields texts and steps of flux0.testing, not 5")),
-    ],
-)
+def mistaken(_: UserMessage) -> list[int]:
+    return [5]
+
+
+BUGS: list[tuple[Any, int, Exception]] = [
+    (failing, 1, LookupError("a bug")),
+    (failing_at_once, 0, LookupError("a bug")),
+    (mistaken, 0, TypeError("an agent yields texts and steps of flux0.testing, not 5")),
+]
+
+
+@pytest.mark.parametrize(("agent", "pieces", "error"), BUGS)
 def test_an_agents_bug_is_seen_by_the_test(agent: Any, pieces: int, error: Exception) -> None:
     fake, _, body = begin(agent)
     for _ in range(pieces):

@@ -141,7 +141,7 @@ class ReplayTransport(SharedTransport):
         yield Wait(began)
         pieces = self._pieces(request, track, response, began)
         headers = Headers(tuple(response.headers.items()))
-        body = OpenBody(pieces, None, self.clock, self._lock, lambda *_: None)
+        body = OpenBody(pieces, None, self.clock, self._lock, lambda _, __: None)
         return Response(response.status_code, headers, body)
 
     def _pieces(

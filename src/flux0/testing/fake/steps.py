@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping
 from itertools import count, pairwise, takewhile
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from uuid import UUID
 
 from attrs import Attribute, field, frozen
@@ -217,10 +217,9 @@ def agent_of(reply: AgentReply) -> AgentFunction:
 
 def steps_of(given: SyncSteps) -> Generator[AgentStep, None, None]:
     """Return the steps that an agent has returned, or yields."""
-    if isinstance(given, (str, AgentStep)):
-        given = (given,)
+    one = isinstance(given, (str, AgentStep))
     try:
-        for step in given or ():
+        for step in cast("Iterable[str | AgentStep]", (given,) if one else given or ()):
             if not isinstance(step, (str, AgentStep)):  # pyright: ignore[reportUnnecessaryIsInstance] - users yield what they like
                 raise TypeError(f"an agent yields texts and steps of flux0.testing, not {step!r}")
             yield Say(step) if isinstance(step, str) else step

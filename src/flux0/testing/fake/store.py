@@ -167,13 +167,14 @@ def agent_data(message: TurnMessage) -> JSONObject | None:
 
     data = message.data
     if isinstance(data, ToolData):
-        listed = all(_is_call(call) and isinstance(call.args, Mapping) for call in data.tool_calls)
+        calls: tuple[Any, ...] = data.tool_calls
+        listed = all(_is_call(call) and isinstance(call.args, Mapping) for call in calls)
     else:
         listed = all(
             _is_call(part) if isinstance(part, ToolCallPart) else not isinstance(part, Mapping)
             for part in data.parts
         )
-    plain = JsonCodec().to_dict(data) if listed else {}
+    plain: JSONObject = JsonCodec().to_dict(data) if listed else {}
     return {name: plain[name] for name in _ORDER if name in plain} or None
 
 

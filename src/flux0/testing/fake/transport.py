@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from itertools import zip_longest
 from math import inf
 from threading import RLock
-from typing import Any
+from typing import Any, cast
 
 from attrs import define, evolve
 
@@ -247,7 +247,7 @@ class FakeTransport(SharedTransport):
             if answer is None:
                 answer = self._served(request, loop)
             turn = answer.body if isinstance(answer.body, FakeTurn) else None
-            content: bytes = b"" if turn else answer.body
+            content = b"" if turn else cast("bytes", answer.body)
             streams = request.streams(answer.status_code)
             body = OpenBody(
                 with_faults(turn or iter((content,) if content else ()), faults),

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from math import inf
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 from attrs import field, frozen
 
@@ -143,16 +143,17 @@ class Form:
         elif self.members is not None and not isinstance(body, dict):
             yield ("model_attributes_type", {}), body, "body"
         elif self.members is not None:
+            given = cast("dict[str, Any]", body)
             for name, check in self.members.items():
-                if name not in body and name not in self.optional:
-                    yield ("missing", {}), body, "body", name
-                elif name not in self.optional or body.get(name) is not None:
-                    yield check(body[name]), body[name], "body", name
-            for name in body:
+                if name not in given and name not in self.optional:
+                    yield ("missing", {}), given, "body", name
+                elif name not in self.optional or given.get(name) is not None:
+                    yield check(given[name]), given[name], "body", name
+            for name, value in given.items():
                 if name not in self.members:
-                    yield ("extra_forbidden", {}), body[name], "body", name
+                    yield ("extra_forbidden", {}), value, "body", name
         elif self.items is not None and isinstance(body, list):
-            for index, item in enumerate(body):
+            for index, item in enumerate(cast("list[Any]", body)):
                 yield self.items(item), item, "body", index
         elif body is not _NO_BODY and body is not None:
             yield ("list_type", {}), body, "body"
