@@ -153,7 +153,7 @@ class Form:
                 if name not in self.members:
                     yield ("extra_forbidden", {}), value, "body", name
         elif self.items is not None and isinstance(body, list):
-            for index, item in enumerate(cast("list[Any]", body)):
+            for index, item in enumerate(body):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] - JSON
                 yield self.items(item), item, "body", index
         elif body is not _NO_BODY and body is not None:
             yield ("list_type", {}), body, "body"
