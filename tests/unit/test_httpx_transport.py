@@ -28,11 +28,9 @@ from flux0.ports import Interrupt
 from flux0.testing.contract import AsyncTransportContract, TransportContract
 from flux0.testing.contract.answers import Hold, Write, answer, written
 from flux0.testing.contract.byte_server import ByteServer
-from support.modes import run
 from support.over_httpx import (
     FAMILY,
     FAMILY_BLOCKING,
-    FAMILY_LOOPS,
     HttpxContract,
     OverHttpx,
 )
@@ -282,24 +280,6 @@ def test_one_of_an_event_loop_that_is_over_says_so() -> None:
             warnings.simplefilter("ignore", ResourceWarning)
             del transport
             gc.collect()
-
-
-@pytest.mark.parametrize("way", FAMILY_LOOPS, ids=str)
-def test_a_body_may_be_kept_beyond_its_event_loop(way: OverHttpx) -> None:
-    transport: Any = way.make_transport()
-    kept: list[Any] = []
-
-    async def use() -> None:
-        body = (await transport.send_async(get(server.url, stream=True))).body
-        pieces = aiter(body)
-        assert await anext(pieces) == b"first"
-        kept.extend((body, pieces))
-
-    with ByteServer(HALF) as server:
-        run(way.mode, use)
-        server.wait_until_gone()
-    kept.clear()
-    gc.collect()
 
 
 def test_closing_goes_on_when_its_task_is_cancelled() -> None:

@@ -22,7 +22,7 @@ RUNS = (
 
 @pytest.mark.parametrize(("way", "seed"), RUNS, ids=str)
 def test_nothing_is_left_behind_and_nothing_is_sent_twice(way: Way, seed: int) -> None:
-    arguments = [way.transport, way.mode, SECONDS or "0.3", f"{seed}"]
+    arguments = [way.transport, way.mode, SECONDS or "0.5", f"{seed}"]
     done = subprocess.run(
         [sys.executable, "-m", "support.soak", *arguments],
         capture_output=True,

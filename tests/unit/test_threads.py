@@ -20,7 +20,7 @@ from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
 from flux0.testing.contract.answers import Hold, answer
 from flux0.testing.contract.byte_server import ByteServer
-from support.in_memory import JSON, SSE, Body, Step, chunk, in_both_loops, tape
+from support.in_memory import JSON, SSE, Body, Step, in_both_loops, tape
 from support.transports import Mode
 
 REQUEST = Request("GET", "http://h/api/agents", Headers())
@@ -62,7 +62,8 @@ class Library:
 
     def send(self, request: Request) -> Response[Body]:
         self.sending(request)
-        return Response(200, Headers(tuple(self.content.items())), self.body, raw_response=request)
+        headers = Headers(tuple(self.content.items()))
+        return Response(200, headers, self.body, raw_response=request, ends_by_closing=True)
 
     def close(self) -> None:
         self.closed_in.append(threading.current_thread())
@@ -136,6 +137,7 @@ async def test_a_transport_sees_the_context_of_the_task_and_its_response_is_retu
     assert seen == ["ada"]
     assert (response.status_code, response.headers) == (200, Headers(tuple(JSON.items())))
     assert response.raw_response == REQUEST
+    assert response.ends_by_closing
 
 
 # --- failures
@@ -273,17 +275,6 @@ def test_a_process_ends_though_a_thread_may_still_wait(
 
 
 # --- over a client
-
-
-@in_both_loops
-async def test_a_turn_that_is_left_closes_its_body(mode: Mode) -> None:
-    body = Watched(chunk("a"), chunk("b"), chunk("c"))
-
-    async with Flux0(transport=Library(body, content=SSE)) as flux0:
-        async with await flux0.sessions.create_event_async(session_id="s", content="Hi") as stream:
-            await anext(stream)
-            assert not body.tape.releases
-        assert body.tape.releases
 
 
 @in_both_loops
