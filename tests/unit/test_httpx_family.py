@@ -241,10 +241,8 @@ async def test_a_client_of_the_users_may_connect_again(way: OverHttpx) -> None:
 async def test_a_response_that_was_read_already_is_read_again(way: OverHttpx) -> None:
     """As a transport of the user's without sockets gives it."""
     given = way.library.MockTransport(lambda _: way.library.Response(200, json={"data": []}))
-    transport = sending.in_mode(way.mode, way.transport_over(way.client(transport=given)))
-    response = await transport.send_async(get("http://flux0.invalid"))
-    assert not response.ends_by_closing
-    assert await sending.read(response.body) == b'{"data":[]}'
+    body = await way.fetch_once(get("http://flux0.invalid"), transport=given)
+    assert body == (200, b'{"data":[]}')
 
 
 @over(*FAMILY)
