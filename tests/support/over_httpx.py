@@ -110,11 +110,11 @@ class HttpxContract(LimitedPoolContract):
             """Closes the clients that it was given, as their user would."""
 
             def close(self) -> None:
-                super().close()
+                super().close()  # pyright: ignore[reportUnknownMemberType]
                 client.close()
 
             async def close_async(self) -> None:
-                await super().close_async()
+                await super().close_async()  # pyright: ignore[reportUnknownMemberType]
                 await async_client.aclose()
 
         return Configured(client, async_client)

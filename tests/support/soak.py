@@ -82,7 +82,7 @@ class Soak:
 
     def __init__(self, seed: int, seconds: float, mode: Mode) -> None:
         self.seed = seed
-        self.mode = mode
+        self.mode: Mode = mode
         self.end = time.monotonic() + seconds
         self.sent = 0
         self._lock = threading.Lock()

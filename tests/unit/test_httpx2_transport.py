@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import ClassVar
 
 import httpx2
@@ -33,7 +34,7 @@ def test_a_client_takes_clients_of_httpx2_for_what_they_are() -> None:
         return httpx2.Response(403, json={"detail": "no"})
 
     with (
-        httpx2.Client(transport=httpx2.MockTransport(refuse)) as client,
+        closing(httpx2.Client(transport=httpx2.MockTransport(refuse))) as client,
         Flux0("http://flux0.invalid", client=client) as flux0,
         pytest.raises(APIError) as caught,
     ):

@@ -150,7 +150,10 @@ async def test_a_transport_that_nothing_traces_proves_nothing(
 
 @over(*FAMILY)
 async def test_raise_for_status_in_a_hook_raises_the_error_of_that_status(way: OverHttpx) -> None:
-    hook = way.act(lambda response: response.raise_for_status())
+    def check(response: Any) -> None:
+        response.raise_for_status()
+
+    hook = way.act(check)
     with ByteServer(answer(b"no", status="404 Not Found")) as server:
         with pytest.raises(APIError) as caught:
             await way.create_session_once(server.url, event_hooks={"response": [hook]})
@@ -161,10 +164,13 @@ async def test_raise_for_status_in_a_hook_raises_the_error_of_that_status(way: O
 
 @over(*FAMILY)
 async def test_a_hook_may_read_the_body(way: OverHttpx) -> None:
+    def read(response: Any) -> None:
+        response.read()
+
     async def read_async(response: Any) -> None:
         await response.aread()
 
-    hook = (lambda response: response.read()) if way.mode == "sync" else read_async
+    hook = read if way.mode == "sync" else read_async
     for status in (200, 404):
         with ByteServer(answer(b"text", status=f"{status} So", gzip=True)) as server:
             body = await way.fetch_once(get(server.url), event_hooks={"response": [hook]})
@@ -174,10 +180,13 @@ async def test_a_hook_may_read_the_body(way: OverHttpx) -> None:
 @over(*FAMILY)
 async def test_a_trace_of_the_users_goes_on(way: OverHttpx) -> None:
     seen: list[str] = []
-    trace = way.act(lambda event, _: seen.append(event))
+
+    def trace(event: str, _: object) -> None:
+        seen.append(event)
+
     client = way.client()
-    build = client.build_request
-    client.build_request = partial(build, extensions={"trace": trace})
+    extensions = {"trace": way.act(trace)}
+    client.build_request = partial(client.build_request, extensions=extensions)
     with ByteServer(OK) as server:
         async with way.closing(client) as transport:
             assert await way.fetch(transport, get(server.url)) == (200, b"ok")
@@ -240,7 +249,11 @@ async def test_a_client_of_the_users_may_connect_again(way: OverHttpx) -> None:
 @over(*FAMILY)
 async def test_a_response_that_was_read_already_is_read_again(way: OverHttpx) -> None:
     """As a transport of the user's without sockets gives it."""
-    given = way.library.MockTransport(lambda _: way.library.Response(200, json={"data": []}))
+
+    def respond(_: object) -> Any:
+        return way.library.Response(200, json={"data": []})
+
+    given = way.library.MockTransport(respond)
     body = await way.fetch_once(get("http://flux0.invalid"), transport=given)
     assert body == (200, b'{"data":[]}')
 

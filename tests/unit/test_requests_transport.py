@@ -40,10 +40,16 @@ class TestRequestsTransport(TransportContract):
         return RequestsTransport(session)
 
 
-def hooked(hook: Callable[[requests.Response], object]) -> RequestsTransport:
+def hooked(
+    hook: Callable[[requests.Response], object], session: requests.Session | None = None
+) -> RequestsTransport:
     """Return a transport over a session that has this hook."""
-    session = requests.Session()
-    session.hooks["response"] = lambda response, **_: hook(response)
+
+    def call(response: requests.Response, **_: Any) -> None:
+        hook(response)
+
+    session = session or requests.Session()
+    session.hooks["response"] = call
     return RequestsTransport(session)
 
 
@@ -54,10 +60,9 @@ def test_a_users_session_keeps_what_it_has_and_stays_open() -> None:
     session.auth = ("me", "password")
     session.params = {"tenant": "7"}
     seen: list[int] = []
-    session.hooks["response"] = lambda response, **_: seen.append(response.status_code)
     cookie = answer(b"ok", headers=[("Set-Cookie", "flux0_user_sub=me; Path=/")])
     with ByteServer(cookie) as server:
-        transport = RequestsTransport(session)
+        transport = hooked(lambda response: seen.append(response.status_code), session)
         for explicit in ([], [("authorization", "Bearer mine")]):
             request = get(f"{server.url}/x?a=b", ("accept", "application/json"), *explicit)
             assert fetch_sync(transport, request) == b"ok"

@@ -204,6 +204,9 @@ def raising(error: Exception) -> Callable[..., Any]:
     return act
 
 
+def raising_nothing(*_: Any) -> None: ...
+
+
 def raising_session(where: str, error: Exception) -> requests.Session:
     """Return a session with code of the user's that raises `error`."""
     session = requests.Session()
@@ -213,8 +216,9 @@ def raising_session(where: str, error: Exception) -> requests.Session:
         session.auth = type("Auth", (AuthBase,), {"__call__": raising(error)})()
     else:
         base = HTTPAdapter if where == "HTTPAdapter" else BaseAdapter
-        methods = {"send": raising(error), "close": lambda _: None}
-        session.mount("http://", type("Adapter", (base,), methods)())
+        methods = {"send": raising(error), "close": raising_nothing}
+        adapter: Any = type("Adapter", (base,), methods)
+        session.mount("http://", adapter())
     return session
 
 
