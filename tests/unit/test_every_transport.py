@@ -75,7 +75,9 @@ async def test_only_what_is_undone_is_asked_for_unless_the_user_asks(way: Way) -
 
 @pytest.mark.parametrize("way", ONCE, ids=str)
 def test_an_error_has_the_librarys_response_which_can_be_read_again(way: Way) -> None:
-    steps = answer(b'{"detail":', b' "no"}', status="404 Not Found", framing="chunked", gzip=True)
+    """Be it so large that it is decompressed in several pieces."""
+    large = b'{"detail":' + b" " * 2_000_000 + b'"no"}'
+    steps = answer(large, status="404 Not Found", framing="chunked", gzip=True)
 
     async def test() -> None:
         flux0 = Flux0(server.url, transport=way.make_transport(), retry_config=RetryConfig("none"))
