@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
@@ -49,13 +48,6 @@ def server_python() -> str:
 def server(server_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flux0Server]:
     """The one server that all tests share; it gathers the agents and sessions of all of them."""
     with Flux0Server(server_python, tmp_path_factory.mktemp("server")) as running:
-        yield running
-
-
-@pytest.fixture
-def own_server(server_python: str, tmp_path: Path) -> Iterator[Flux0Server]:
-    """A server for this test alone, which may then do to it what it likes."""
-    with Flux0Server(server_python, tmp_path) as running:
         yield running
 
 

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -30,25 +29,6 @@ def run(server: Flux0Server) -> Run:
         return CliRunner().invoke(app, arguments, input=input, env=environment)
 
     return invoke
-
-
-@contextmanager
-def started(
-    url: str, *arguments: str
-) -> Generator[tuple[subprocess.Popen[bytes], Any], None, None]:
-    """Start a command in a process of its own; gives it, and its output."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flux0", *arguments],
-        env={**os.environ, "FLUX0_SERVER_URL": url},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        yield process, process.stdout
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def script(*steps: Mapping[str, Any]) -> str:
@@ -134,21 +114,17 @@ def test_what_the_server_refuses_is_one_line(run: Run) -> None:
 
 def test_ctrl_c_cancels_the_agent(server: Flux0Server, session_id: str, fresh_name: str) -> None:
     waiting = script({"text": "Once upon"}, {"wait": fresh_name})
-    with started(server.url, "chat", waiting, "--session", session_id) as (process, output):
-        assert output.read(len("Once upon")) == b"Once upon"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flux0", "chat", waiting, "--session", session_id],
+        env={**os.environ, "FLUX0_SERVER_URL": server.url},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.read(len("Once upon")) == b"Once upon"
         process.send_signal(signal.SIGINT)
         server.wait_cancelled(fresh_name)
-        rest, _ = process.communicate()
+    finally:
+        rest, _ = process.communicate(timeout=30)
     assert (process.returncode, rest) == (130, b"\n")
-
-
-def test_a_server_that_dies_is_a_failure_after_what_was_said(
-    own_server: Flux0Server,
-) -> None:
-    hanging = script({"text": "Once upon"}, {"hang": True})
-    with started(own_server.url, "chat", hanging) as (process, output):
-        assert output.read(len("Once upon")) == b"Once upon"
-        own_server.kill()
-        rest, problems = process.communicate()
-    assert (process.returncode, rest) == (1, b"\n")
-    assert b"Error: the stream was cut off" in problems

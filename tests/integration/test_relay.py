@@ -18,8 +18,6 @@ from support.turns import appended
 
 BackEnd = Callable[[Flux0], AbstractContextManager[str]]
 
-both_kinds = pytest.mark.parametrize("back_end", [asgi, wsgi])
-
 
 def said(event: StreamEvent) -> tuple[object, ...]:
     """What an event says, without its time and its turn."""
@@ -55,7 +53,7 @@ def test_a_browser_gets_the_events_of_the_server(
     assert relayed == real == [("typing", None), ("Hé",), ("\u2028llo",)]
 
 
-@both_kinds
+@pytest.mark.parametrize("back_end", [asgi, wsgi])
 def test_events_come_at_once_and_leaving_cancels_the_agent(
     back_end: BackEnd, server: Flux0Server, session_id: str, fresh_name: str
 ) -> None:
@@ -70,23 +68,3 @@ def test_events_come_at_once_and_leaving_cancels_the_agent(
         assert appended(next(stream)) == "there"
         stream.close()
         server.wait_cancelled(waits[1])
-
-
-def test_a_server_that_dies_is_the_last_event(own_server: Flux0Server, fresh_name: str) -> None:
-    with (
-        Flux0(own_server.url) as client,
-        asgi(client) as asgi_url,
-        wsgi(client) as wsgi_url,
-        Flux0(asgi_url) as one,
-        Flux0(wsgi_url) as other,
-    ):
-        streams: list[EventStream] = []
-        for browser in (one, other):
-            session = client.sessions.create(agent_id=own_server.agent_id)
-            streams.append(begin(browser, session.id, {"text": "Hi"}, {"wait": fresh_name}))
-            assert appended(next(streams[-1])) == "Hi"
-        own_server.kill()
-        for stream in streams:
-            (last,) = stream
-            assert last.event == "error"
-            assert json.loads(last.to_sse().split(b"data: ")[1])["type"] == "StreamInterrupted"

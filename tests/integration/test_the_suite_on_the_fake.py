@@ -20,7 +20,7 @@ from support.modes import MakeClient, in_mode
 from support.transports import ASYNC, SYNC, Way
 
 _SUITES = (test_conversations, test_resources, test_turns)
-_OF_A_PROCESS = frozenset({"fresh_name", "own_server", "relay"})
+_OF_A_PROCESS = frozenset({"fresh_name", "relay"})
 _TIMEOUT_MS = 20_000
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 
@@ -186,13 +187,15 @@ async def test_a_crashed_agent_is_an_idle_stream(make_client: MakeClient, sessio
         assert caught.value.correlation_id == stream.correlation_id == message.correlation_id
 
 
-def test_a_server_that_dies_interrupts_every_turn(own_server: Flux0Server, fresh_name: str) -> None:
+def test_a_server_that_dies_interrupts_every_turn(
+    server_python: str, tmp_path: Path, fresh_name: str
+) -> None:
     everybody = Barrier(len(WAYS) + 1, timeout=30)
 
     async def be_interrupted(way: Way) -> None:
-        flux0 = in_mode(way.mode, Flux0(own_server.url, transport=way.make_transport()))
+        flux0 = in_mode(way.mode, Flux0(server.url, transport=way.make_transport()))
         async with flux0:
-            session = await flux0.sessions.create_async(agent_id=own_server.agent_id)
+            session = await flux0.sessions.create_async(agent_id=server.agent_id)
             stream = await perform(flux0, session.id, {"text": "Hi"}, {"wait": fresh_name})
             event = await anext(stream)
             everybody.wait()  # Each has come so far; then the server is dead.
@@ -205,10 +208,10 @@ def test_a_server_that_dies_interrupts_every_turn(own_server: Flux0Server, fresh
         assert caught.value.event_count == 1
         assert caught.value.__cause__ is not None
 
-    with ThreadPoolExecutor(len(WAYS)) as threads:
+    with Flux0Server(server_python, tmp_path) as server, ThreadPoolExecutor(len(WAYS)) as threads:
         running = [threads.submit(run, way.mode, partial(be_interrupted, way)) for way in WAYS]
         everybody.wait()
-        own_server.kill()
+        server.kill()
         everybody.wait()
         for each in running:
             each.result()
