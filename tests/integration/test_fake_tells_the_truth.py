@@ -441,7 +441,7 @@ def test_any_turn(servers: Servers, steps: list[AgentStep]) -> None:
 def test_sessions_do_not_disturb_each_other(servers: Servers) -> None:
     def scenario(witness: Witness) -> tuple[Any, ...]:
         first = witness.begin(Report("processing"), Pause(0.1), Say("Hello"))
-        witness.read_one(first)
+        witness.read_next(first)
         witness.new_session()
         return witness.read(witness.begin(Say("Bye"))), witness.read(first)
 

@@ -119,10 +119,6 @@ class Witness:
             response.status_code, headers, self._comparable(b"".join(pieces)), silent
         )
 
-    def read_one(self, response: Response[ByteStream]) -> str:
-        """Read one piece of an answer."""
-        return self._comparable(next(iter(response.body)))
-
     def read_next(self, response: Response[ByteStream]) -> str:
         """Read one piece of an answer; empty at its end."""
         return self._comparable(next(iter(response.body), b""))
