@@ -254,6 +254,7 @@ def test_calls_know_when_they_were_made_and_what_came_of_them() -> None:
 def test_a_fake_begins_anew() -> None:
     fake = FakeTransport([Say("Hello", pieces=2, pause=1)])
     body = post(fake, new_session(fake))
+    fake.send(request("GET", "/api/agents"))
     fake.script("One")
     fake.inject(Refuse())
     fake.expect("agents.list")

@@ -94,7 +94,6 @@ class FakeServer:
         but nothing if the turn had ended, whether or not its end was read.
         """
         if not turn.completed:
-            turn.cancel()
             self._cancel_turn(turn.message.session_id)
 
     def _cancel_turn(self, session_id: str) -> None:
