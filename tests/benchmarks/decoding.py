@@ -33,7 +33,6 @@ _TARGETS = {
 }
 
 _COUNT = 10_000
-
 T = TypeVar("T")
 Decoder: TypeAlias = Callable[[Iterable[bytes]], object]
 

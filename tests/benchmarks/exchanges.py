@@ -24,9 +24,7 @@ from flux0 import Flux0
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
 
-_TURN: dict[str, Any] = {
-    "headers": {"accept": "text/event-stream", "content-type": "application/json"}
-}
+_HEADERS = {"accept": "text/event-stream", "content-type": "application/json"}
 _BODY = b'{"type":"message","source":"user","content":"Hi"}'
 _CALL_TARGETS = {"urllib3": 1.3, "aiohttp": 1.3}
 
@@ -158,7 +156,7 @@ def _httpx(name: str, transport: Callable[[], Any]) -> Library:
     client = import_module(name).Client()
 
     def read(url: str, decoded: Iterator[object]) -> None:
-        with client.stream("POST", url, content=_BODY, **_TURN) as response:
+        with client.stream("POST", url, content=_BODY, headers=_HEADERS) as response:
             for _ in response.iter_raw():
                 next(decoded, None)
 
@@ -172,7 +170,7 @@ def _httpx_async(name: str, transport: Callable[[], Any]) -> Library:
         return json.loads((await client.get(url)).content)
 
     async def read(url: str, decoded: Iterator[object]) -> None:
-        async with client.stream("POST", url, content=_BODY, **_TURN) as response:
+        async with client.stream("POST", url, content=_BODY, headers=_HEADERS) as response:
             async for _ in response.aiter_raw():
                 next(decoded, None)
 
@@ -183,7 +181,7 @@ def _requests() -> Library:
     session = requests.Session()
 
     def read(url: str, decoded: Iterator[object]) -> None:
-        with session.post(url, data=_BODY, stream=True, **_TURN) as response:
+        with session.post(url, data=_BODY, stream=True, headers=_HEADERS) as response:
             for _ in response.iter_content(None):
                 next(decoded, None)
 
@@ -195,7 +193,7 @@ def _urllib3() -> Library:
     pool = urllib3.PoolManager()
 
     def read(url: str, decoded: Iterator[object]) -> None:
-        response = pool.request("POST", url, body=_BODY, preload_content=False, **_TURN)
+        response = pool.request("POST", url, body=_BODY, preload_content=False, headers=_HEADERS)
         for _ in response.stream():
             next(decoded, None)
         response.release_conn()
@@ -216,7 +214,7 @@ def _aiohttp() -> Library:
     atexit.register(lambda: loop.run_until_complete(session.close()))
 
     async def read(url: str, decoded: Iterator[object]) -> None:
-        async with session.post(url, data=_BODY, **_TURN) as response:
+        async with session.post(url, data=_BODY, headers=_HEADERS) as response:
             async for _ in response.content.iter_any():
                 next(decoded, None)
 

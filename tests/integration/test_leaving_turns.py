@@ -21,20 +21,15 @@ from support.transports import Way
 from support.turns import appended, perform, rest_of
 
 
-class Oops(Exception):
-    """What goes wrong in a user's own code."""
-
-
 async def by_break(stream: AsyncEventStream) -> None:
     async for _ in stream:
         break
 
 
 async def by_an_exception(stream: AsyncEventStream) -> None:
-    with suppress(Oops):
+    with suppress(LookupError):
         async with stream:
-            await anext(stream)
-            raise Oops
+            raise LookupError(await anext(stream))
 
 
 async def by_closing(stream: AsyncEventStream) -> None:

@@ -31,9 +31,7 @@ _OPERATIONS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "from": _PATHS,
     }
 )
-_METADATA: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
-    [{}, {"kind": "reasoning"}, {"mood": "good"}]
-)
+_METADATA = st.sampled_from([dict[str, Any](), {"kind": "reasoning"}, {"mood": "good"}])
 # Several at once, since each turn costs the server more than its messages.
 _MESSAGES = st.lists(
     st.tuples(st.lists(_OPERATIONS, min_size=1, max_size=8), _METADATA), min_size=1, max_size=12

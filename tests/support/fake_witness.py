@@ -32,8 +32,6 @@ _IDS = re.compile(
 )
 _TIMES = re.compile(r'(?<="timestamp": )[0-9.]+|(?<="created_at":")[^"]+Z(?=")')
 _COMPARED = frozenset({"allow", "content-type", "location", "server", "transfer-encoding"})
-
-
 Pairs: TypeAlias = tuple[tuple[str, str], ...]
 
 

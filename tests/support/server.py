@@ -27,8 +27,7 @@ def free_port() -> int:
     """Return a port that nobody listens on right now."""
     with socket.socket() as listener:
         listener.bind(("", 0))
-        port: int = listener.getsockname()[1]
-        return port
+        return int(listener.getsockname()[1])
 
 
 class Flux0Server:
