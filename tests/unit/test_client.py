@@ -67,7 +67,7 @@ def test_the_server_is_the_argument_s_else_the_environment_s_else_the_default(
 def test_an_authorization_wins_over_credentials_in_the_url(
     headers: dict[str, Any], sent: str
 ) -> None:
-    transport = agents(3)
+    transport = agents(4)
     elsewhere = "http://127.0.0.2"
 
     with Flux0("http://me:secret@127.0.0.1", transport=transport, headers=headers) as flux0:
@@ -75,10 +75,11 @@ def test_an_authorization_wins_over_credentials_in_the_url(
         assert "secret" not in repr((flux0, request))
         request_of(flux0, transport, server_url=elsewhere)
         request_of(flux0, transport, server_url=elsewhere, http_headers={"authorization": "own"})
+        request_of(flux0, transport, server_url="http://me@127.0.0.2")
 
     own = None if sent.startswith("Basic") else sent
     authorizations = [request.headers.get("authorization") for request in transport.requests]
-    assert authorizations == [sent, own, "own"]
+    assert authorizations == [sent, own, "own", own or "Basic bWU6"]
 
 
 def test_credentials_in_the_url_of_one_call_are_those_of_the_call() -> None:

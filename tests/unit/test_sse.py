@@ -166,6 +166,12 @@ def test_an_event_carries_its_name_and_retry_and_the_id_in_force() -> None:
         ServerSentEvent("message", "c", "4", None),
     ]
     assert parser.feed(b"event: chunk\ndata:  x\n\n") == [ServerSentEvent("chunk", " x", "4")]
+    for start in ("a", ""):  # The last name counts, and for its own event alone.
+        named, then = f"event: {start}\ndata: 1\nevent: b\n\n", f"event: {start}\ndata: 2\n\n"
+        assert parser.feed((named + then).encode()) == [
+            ServerSentEvent("b", "1", "4"),
+            ServerSentEvent(start or "message", "2", "4"),
+        ]
     assert parser.feed(b"id: 5\0\nevent:\ndata:d\n\n") == [ServerSentEvent("message", "d", "4")]
 
 

@@ -204,7 +204,9 @@ class SSEParser:
             events.append(ServerSentEvent(name, "\n".join(data), self._last_event_id, retry))
         start, separator, _ = block.partition(b"\ndata: ")
         if separator and start.startswith(b"event: ") and _LF not in start:
-            self._usual_start, self._usual_name = start + separator, name
+            # Not `name`, which a line after the data may have given.
+            usual = start.removeprefix(b"event: ").decode("utf-8", "replace")
+            self._usual_start, self._usual_name = start + separator, usual or "message"
 
     def _held_lines(self) -> list[str]:
         return (self._held + self._held_lf).decode("utf-8", "replace").split("\n")

@@ -83,7 +83,7 @@ class Caller:
             call = evolve(call, retries=arguments.instance("retries", RetryConfig, retries))
         if server_url is not None:
             url, login = arguments.server_url(server_url)
-            call = evolve(call, server_url=url, login=login)
+            call = evolve(call, server_url=url, login=None if call.login is None else login)
         if http_headers is not None:
             headers = call.headers.merge(arguments.headers("http_headers", http_headers))
             call = evolve(call, headers=headers)

@@ -14,7 +14,6 @@ from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.client.transports import choose_transports, time_of
 from flux0.client.wiring import HeaderFunction, split_headers, wire
 from flux0.domain import arguments
-from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES, MessageAccumulator
 from flux0.domain.models import Agent, Session
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig, RetryDetails
@@ -117,7 +116,7 @@ class Flux0:
             send=send,
             codec=codec,
             server_url=self._server_url,
-            login=Headers() if "authorization" in map(str.lower, computed) else login,
+            login=None if "authorization" in map(str.lower, computed) else login,
             headers=fixed,
             timeout=Timeout()
             if idle is None

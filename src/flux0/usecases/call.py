@@ -15,6 +15,7 @@ from flux0.ports import Codec, Request, Timeout
 
 T = TypeVar("T")
 
+_NOTHING = Headers()
 _JSON = Headers((("accept", "application/json"),))
 _JSON_BODY = Headers((*_JSON.pairs, ("content-type", "application/json")))
 _STREAM = Headers((("accept", "text/event-stream"), ("content-type", "application/json")))
@@ -25,14 +26,15 @@ class ApiCall:
     """Where one call goes, through what, and with which options.
 
     `server_url` has no trailing slash; `login` is what it had credentials for, and gives way to
-    `headers`; `max_body_bytes` bounds a body that is read whole; `deadline` is when the call must
-    be over, by the driver's clock.
+    `headers`; it is None where the client computes an authorization, which wins over any login.
+    `max_body_bytes` bounds a body that is read whole; `deadline` is when the call must be over, by
+    the driver's clock.
     """
 
     send: SendFlow
     codec: Codec
     server_url: str
-    login: Headers
+    login: Headers | None
     headers: Headers
     timeout: Timeout
     max_body_bytes: int
@@ -60,7 +62,7 @@ class ApiCall:
         return Request(
             method=method,
             url=url,
-            headers=own.merge(self.login).merge(self.headers),
+            headers=own.merge(self.login or _NOTHING).merge(self.headers),
             body=None if body is None else self.codec.encode(body),
             stream=stream,
             timeout=self.timeout,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
 from ssl import SSLContext
@@ -210,7 +210,9 @@ def in_a_thread(call: Call[T]) -> Future[T]:
 
 
 @contextmanager
-def running_loop(backend: str, patience: float) -> Iterator[Callable[[Call[Any]], Future[Any]]]:
+def running_loop(
+    backend: str, patience: float
+) -> Generator[Callable[[Call[Any]], Future[Any]], None, None]:
     """Run an event loop, and yield what begins a task in it. One that hangs is left alone."""
     running = ExitStack()
     portal = running.enter_context(start_blocking_portal(backend))
