@@ -5,10 +5,13 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
+import traceback
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from multiprocessing import get_context
 from threading import Event
 
 import pytest
@@ -217,26 +220,20 @@ class ReleaseContract(Contract):
             probe.send(get(server.url, stream=True)).take(in_a_cycle=True)
 
         def work() -> None:  # pragma: no cover - in the child
-            gc.freeze()  # What is garbage here may be in use in the parent.
-            with ExitStack() as ending, ThreadPoolExecutor(2) as other_threads:
-                probe = self.make_probe(self.make_transport(), backend, limit, ending)
-                for moment in range(_MOMENTS):
-                    gc.disable()
-                    forget(probe)
-                    gc.set_threshold(gc.get_count()[0] + moment)  # It runs after so many objects.
-                    gc.enable()
-                    assert probe.fetch(get(server.url)) == b"firstsecond"
+            ending = ExitStack()  # Not closed: the child ends at once.
+            probe = self.make_probe(self.make_transport(), backend, limit, ending)
+            for moment in range(_MOMENTS):
+                signal.setitimer(signal.ITIMER_REAL, limit)
+                gc.disable()
+                forget(probe)
+                gc.set_threshold(gc.get_count()[0] + moment)  # It runs after so many new objects.
+                gc.enable()
+                assert probe.fetch(get(server.url)) == b"firstsecond"
+            with ThreadPoolExecutor(2) as other_threads:
                 for _ in other_threads.map(forget, [probe] * _MOMENTS):
                     assert probe.fetch(get(server.url)) == b"firstsecond"
 
-        child = get_context("fork").Process(target=work, daemon=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # It uses no thread from here.
-            child.start()
-        child.join(3 * limit)
-        child.kill()
-        child.join()
-        assert child.exitcode == 0, "the transport hangs or fails, as standard error tells"
+        _run_in_child(work, limit)
 
     def test_closing_the_transport(self, probe: Probe) -> None:
         """Its idle connections are closed, even twice; then it opens anew, or says it is closed."""
@@ -310,3 +307,29 @@ class CancellationContract(Contract):
 
 def _posts(server: ByteServer) -> int:
     return sum(request.method == "POST" for request in server.requests)
+
+
+def _run_in_child(work: Callable[[], object], patience: float) -> None:
+    """Run `work`, which may hang for good, in a child of this process.
+
+    Raises:
+        AssertionError: it raises, or does not end within `patience` seconds, or within as many
+            from when it last set the timer again.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # The child uses no thread from here.
+        child = os.fork()
+    if child == 0:  # pragma: no cover - measured in the parent alone
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # Ends it, even where it waits for a lock.
+        signal.setitimer(signal.ITIMER_REAL, patience)
+        gc.freeze()  # What is garbage here may be in use in the parent.
+        try:
+            work()
+        except BaseException:  # noqa: BLE001 - whatever it is, nothing of the parent's runs on
+            os.write(2, traceback.format_exc().encode())
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code != -signal.SIGALRM, f"the transport hangs: no end within {patience:.1f} s"
+    assert code == 0, "the transport failed in the child, as standard error tells"
