@@ -39,6 +39,9 @@ class TestRequestsTransport(TransportContract):
         session.verify = ca_file
         return RequestsTransport(session)
 
+    def test_a_test_of_ones_own_needs_nothing_of_the_contract(self) -> None:
+        assert isinstance(self.make_transport(), RequestsTransport)
+
 
 def hooked(
     hook: Callable[[requests.Response], object], session: requests.Session | None = None

@@ -83,6 +83,11 @@ class PulledBody(ABC):
         if not self.reading.acquire(blocking=False):
             raise Flux0Error("another thread or task is reading this body")
 
+    def _leave(self) -> bool:
+        """Take note that the body is left; return whether it was before."""
+        closed, self.closed = self.closed, True
+        return closed
+
     def _rest(self) -> bytes | None:
         """Return what is left of the data that came last, or None if that is used up."""
         if self._decoder is None:
@@ -144,7 +149,7 @@ class AsyncPulledBody(PulledBody):
                 if piece is None:
                     await self._finish()
         except BaseException as error:
-            closed, self.closed = self.closed, True
+            closed = self._leave()
             await self._give_up(error)
             translated = self._meaning(error, closed=closed)
             if translated is None:
@@ -190,7 +195,7 @@ class SyncPulledBody(PulledBody):
                 if piece is None:
                     self._finish()
         except BaseException as error:
-            closed, self.closed = self.closed, True
+            closed = self._leave()
             self._released = True
             self._shut_down()
             self._release()
@@ -213,7 +218,7 @@ class SyncPulledBody(PulledBody):
         if self.home.is_left():
             _keep(self)  # Garbage would be closed, with locks that nobody releases in this process.
             return
-        self.closed = True
+        self._leave()
         with self.ending:
             if self.ended or self._released:
                 return
