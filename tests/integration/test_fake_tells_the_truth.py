@@ -348,8 +348,7 @@ TOOL_RESULT = {**NAMES, "data": {"result": 1}}
             raw(add("/c", "z"), seq=1),
             READY,
         ],
-        [raw(add("/a", "x"), {"op": "move", "path": "/b", "from": "/a"}), READY],
-        [raw({**add("/-", "x"), "more": 1}), READY],
+        [raw(add("/a", "x"), {"op": "move", "from": "/a", "path": "/b"}), READY],
         [raw(add("", 5)), READY],
         [raw(add("/-", "x"), metadata={"agent_name": None}), READY],
         [raw(add("/-", "x"), metadata={"agent_id": None, "mood": float("nan")}), READY],
@@ -410,7 +409,7 @@ _patches = st.one_of(
     ),
     st.fixed_dictionaries({"op": st.just("remove"), "path": _paths}),
     st.fixed_dictionaries(
-        {"op": st.sampled_from(["move", "copy"]), "path": _paths, "from": _paths}
+        {"op": st.sampled_from(["move", "copy"]), "from": _paths, "path": _paths}
     ),
 )
 _metadata = st.sampled_from(

@@ -111,7 +111,9 @@ class Turn:
 
     async def _status(self, status: str, event_id: str | None = None, **rest: Any) -> None:
         """Say a status. The server keeps `ready` (store) and `completed` (end) to itself."""
-        data: Any = {"type": "status", "status": status, **rest}
+        # In the order of the server's langchain adapter.
+        offset = {key: rest.pop(key) for key in ("acknowledged_offset",) if key in rest}
+        data: Any = {"type": "status", **offset, "status": status, **rest}
         own_id = None if event_id is None else EventId(event_id)
         await self._emitter.enqueue_status_event(self._correlation_id, data, own_id)
 

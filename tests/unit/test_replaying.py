@@ -54,7 +54,7 @@ from flux0.testing.cassettes.cassette import (
     read_cassette,
 )
 from flux0.testing.cassettes.replaying import CassetteMode, Matching
-from flux0.testing.fake.body import OpenBody
+from flux0.testing.fake.body import FakeBody
 from support.cassettes import LIST_AGENTS, ONCE, asking, piece, record, talk, written
 from support.cost import calls_made
 from support.fake_over_http import FakeOverHTTP
@@ -558,7 +558,7 @@ def test_an_error_is_raised_once_and_says_where_it_comes_from(path: Path) -> Non
 def test_nothing_is_kept_of_a_body_that_is_let_go(path: Path) -> None:
     def bodies() -> int:
         gc.collect()
-        return sum(type(thing) is OpenBody for thing in gc.get_objects())
+        return sum(type(thing) is FakeBody for thing in gc.get_objects())
 
     before = bodies()
     replay = ReplayTransport(written(path, *[LIST_AGENTS] * 10))

@@ -31,7 +31,7 @@ from flux0.testing.cassettes.cassette import (
     read_cassette,
 )
 from flux0.testing.cassettes.recording import RecordingTransport, Scrub, recorded_request
-from flux0.testing.fake.body import OpenBody, SharedTransport
+from flux0.testing.fake.body import FakeBody, SharedTransport
 from flux0.testing.fake.calls import Call, call_of
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 
@@ -126,7 +126,7 @@ class ReplayTransport(SharedTransport):
         self,
         request: Request,
         loop: Loop | None,  # noqa: ARG002 - there is no agent to run in it
-    ) -> Waits[Response[OpenBody]]:
+    ) -> Waits[Response[FakeBody]]:
         """Return what was recorded as the answer to `request`; see `SharedTransport.answer`."""
         with self._lock:
             asked = recorded_request(request, self._scrub)
@@ -141,7 +141,7 @@ class ReplayTransport(SharedTransport):
         yield Wait(began)
         pieces = self._pieces(request, track, response, began)
         headers = Headers(tuple(response.headers.items()))
-        body = OpenBody(pieces, None, self.clock, self._lock, lambda _, __: None)
+        body = FakeBody(pieces, None, self.clock, self._lock, lambda _, __: None)
         return Response(response.status_code, headers, body)
 
     def _pieces(

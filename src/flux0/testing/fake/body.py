@@ -21,26 +21,62 @@ BodyEnd: TypeAlias = Literal["whole", "closed", "lost"]
 
 
 @define(eq=False)
-class OpenBody:
-    """A body that is read, by whichever kind of code; `on_end` is told, once, how it ended."""
+class FakeBody:
+    """A `ByteStream` and an `AsyncByteStream` of a fake; each read of the latter is a checkpoint.
+
+    `on_end` is told, once, how it ended, and of which pieces.
+    """
 
     _pieces: Iterator[bytes | Wait]
     # The timeout in seconds of the fake's clock. Without one, a read to which nothing will come
     # raises AssertionError; with an infinite one, it waits in real time.
     _longest_silence: float | None
-    clock: FakeClock
+    _clock: FakeClock
     _lock: AbstractContextManager[Any]
-    _on_end: Callable[[OpenBody, BodyEnd], None]
+    _on_end: Callable[[Iterator[bytes | Wait], BodyEnd], None]
+    # How it ends if nobody holds it any more. Asynchronous code that leaves a loop can do no more
+    # than let go.
+    let_go: BodyEnd = field(default="lost", init=False)
     _end: BodyEnd | None = field(default=None, init=False)
 
-    def read(self) -> Waits[bytes | None]:
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        piece = perform(self._read(), self._clock)
+        if piece is None:
+            raise StopIteration
+        return piece
+
+    def close(self) -> None:
+        """Leave, whether or not there is more to come."""
+        self.end("closed")
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await sleep(0)
+        piece = await perform_async(self._read(), self._clock)
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    async def close_async(self) -> None:
+        """Leave, whether or not there is more to come."""
+        self.end("closed")
+
+    def __del__(self) -> None:
+        self.end(self.let_go)
+
+    def _read(self) -> Waits[bytes | None]:
         """Return the next piece, or None at the end.
 
         Raises:
             ReadTimeout: nothing comes for longer than the timeout. That time has then passed.
             ConnectionInterrupted: the body was closed, or a fault wants it so.
         """
-        clock, silence = self.clock, self._longest_silence
+        clock, silence = self._clock, self._longest_silence
         limit = inf if silence is None else clock.now() + silence
         while True:
             seen = clock.changes
@@ -59,8 +95,7 @@ class OpenBody:
                 yield outcome if moment <= limit else Wait(limit, timeout=True)
             else:
                 self.end("closed")
-                problem = "nothing more will come, and this read has no timeout to end it"
-                raise AssertionError(problem)
+                raise AssertionError("nothing more will come, and no timeout ends this read")
 
     def end(self, how: BodyEnd) -> None:
         """End the body, unless it has ended, and wake whoever reads it."""
@@ -68,8 +103,8 @@ class OpenBody:
             if self._end is not None:
                 return
             self._end = how
-            self._on_end(self, how)
-        self.clock.tell()
+            self._on_end(self._pieces, how)
+        self._clock.tell()
 
     def _next(self) -> bytes | Wait | None:
         if self._end is None:
@@ -85,50 +120,6 @@ class OpenBody:
         return None
 
 
-class FakeBody:
-    """A `ByteStream` and an `AsyncByteStream` of a fake; each read of the latter is a checkpoint.
-
-    Args:
-        body: what is read.
-        let_go: how it ends if nobody holds it any more. Asynchronous code that leaves a loop can do
-            no more than that.
-    """
-
-    def __init__(self, body: OpenBody, let_go: BodyEnd) -> None:
-        self._body = body
-        self._let_go: BodyEnd = let_go
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        piece = perform(self._body.read(), self._body.clock)
-        if piece is None:
-            raise StopIteration
-        return piece
-
-    def close(self) -> None:
-        """Leave, whether or not there is more to come."""
-        self._body.end("closed")
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        await sleep(0)
-        piece = await perform_async(self._body.read(), self._body.clock)
-        if piece is None:
-            raise StopAsyncIteration
-        return piece
-
-    async def close_async(self) -> None:
-        """Leave, whether or not there is more to come."""
-        self.close()
-
-    def __del__(self) -> None:
-        self._body.end(self._let_go)
-
-
 class SharedTransport(Shared):
     """What the transports of a fake have in common: both kinds of code, and many clients.
 
@@ -139,15 +130,15 @@ class SharedTransport(Shared):
     def __init__(self, clock: FakeClock) -> None:
         self.clock: FakeClock = clock
         self.time: FakeClock = clock
+        self._bodies: WeakSet[FakeBody] = WeakSet()
 
     @abstractmethod
-    def answer(self, request: Request, loop: Loop | None) -> Waits[Response[OpenBody]]:
+    def answer(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
         """Return the answer to `request`; `loop` is the event loop of asynchronous code."""
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Answer `request`; see `Transport.send`."""
-        answer = perform(self.answer(request, None), self.clock)
-        return Response(answer.status_code, answer.headers, FakeBody(answer.body, "lost"))
+        return perform(self.answer(request, None), self.clock)
 
     def close(self) -> None:
         """Do nothing: as a server would, this goes on when a client is closed."""
@@ -156,7 +147,8 @@ class SharedTransport(Shared):
         """Answer `request`; see `AsyncTransport.send_async`."""
         await sleep(0)
         answer = await perform_async(self.answer(request, running_loop()), self.clock)
-        return Response(answer.status_code, answer.headers, FakeBody(answer.body, "closed"))
+        answer.body.let_go = "closed"
+        return answer
 
     async def close_async(self) -> None:
         """Do what `close` does."""
@@ -174,12 +166,11 @@ class ClientTransport(SharedTransport):
     def __init__(self, shared: SharedTransport) -> None:
         super().__init__(shared.clock)
         self._shared = shared
-        self._bodies: WeakSet[OpenBody] = WeakSet()
 
     def __repr__(self) -> str:
         return repr(self._shared)
 
-    def answer(self, request: Request, loop: Loop | None) -> Waits[Response[OpenBody]]:
+    def answer(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
         """Return the answer of the shared transport."""
         answer = yield from self._shared.answer(request, loop)
         self._bodies.add(answer.body)

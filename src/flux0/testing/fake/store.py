@@ -18,7 +18,7 @@ from flux0.domain.enums import SessionStatus
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.json_patch import copied
-from flux0.domain.models import Event, Events, ToolCallPart, ToolData
+from flux0.domain.models import Event, Events, StatusData, ToolCallPart, ToolData
 from flux0.domain.stream_events import ChunkEvent
 
 if TYPE_CHECKING:
@@ -153,12 +153,17 @@ def models_of(events: list[JSONObject]) -> tuple[Event, ...]:
     return JsonCodec().from_dict(Events, {"data": events}).data
 
 
-def status_data(reported: JSONObject) -> JSONObject | None:
+def status_data(reported: StatusData) -> JSONObject | None:
     """Return the data of the event that a status becomes."""
-    if reported["status"] not in set(SessionStatus):
+    if reported.status not in set(SessionStatus):
         return None
-    # JSON has no number for NaN and the infinities, though the stream shows them.
-    return {**reported, "data": copied(reported["data"], finite=True)}
+    return {
+        "type": "status",
+        "status": reported.status,
+        "acknowledged_offset": reported.acknowledged_offset,
+        # JSON has no number for NaN and the infinities, though the stream shows them.
+        "data": copied(reported.data, finite=True),
+    }
 
 
 def agent_data(message: TurnMessage) -> JSONObject | None:

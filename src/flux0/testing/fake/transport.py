@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from itertools import zip_longest
 from math import inf
@@ -14,17 +14,9 @@ from attrs import define, evolve
 from flux0.adapters.support.event_loop import Loop
 from flux0.domain.errors import ConnectionInterrupted, InvalidArgument, ReadTimeout, TransportError
 from flux0.ports import Request, Response
-from flux0.testing.fake.body import BodyEnd, OpenBody, SharedTransport
-from flux0.testing.fake.calls import (
-    Call,
-    CallAnswer,
-    ExpectedCall,
-    call_of,
-    check_operation,
-    json_or_bytes,
-    nearest_call,
-    nearest_expected,
-)
+from flux0.testing.fake import calls
+from flux0.testing.fake.body import BodyEnd, FakeBody, SharedTransport
+from flux0.testing.fake.calls import Call, CallAnswer, ExpectedCall
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 from flux0.testing.fake.faults import Delay, Drop, Fault, Refuse, Respond, Stall, with_faults
 from flux0.testing.fake.server import FakeServer
@@ -84,18 +76,17 @@ class FakeTransport(SharedTransport):
         agent_types: Iterable[str] = ("fake",),
         clock: FakeClock | None = None,
     ) -> None:
-        types = tuple(agent_types)
-        if not types:
+        self._types = tuple(agent_types)
+        if not self._types:
             raise InvalidArgument("agent_types", "must not be empty")
         if agent_id is not None and len(agent_id) != ID_LENGTH:
             raise InvalidArgument("agent_id", f"must have {ID_LENGTH} characters: {agent_id!r}")
         super().__init__(FakeClock() if clock is None else clock)
         self._lock = RLock()
         self._agent = agent_of(reply)
-        self._types = types
         self._agent_name = agent_name
         # What was neither read to its end nor closed.
-        self._open: dict[OpenBody, tuple[Call, FakeTurn | None]] = {}
+        self._open: dict[Iterator[bytes | Wait], tuple[Call, FakeTurn | None]] = {}
         self.agent_id: str = agent_id or ""
         self.reset()
 
@@ -108,7 +99,7 @@ class FakeTransport(SharedTransport):
         The agent that is there from the start stays, and so does the time.
         """
         with self._lock:
-            for body in tuple(self._open):
+            for body in tuple(self._bodies):
                 body.end("closed")
             self._open.clear()
             self._scripts: list[AgentFunction] = []
@@ -148,7 +139,7 @@ class FakeTransport(SharedTransport):
                 user or argument: `when=lambda call: call.user == "ann"`.
         """
         if operation is not None:
-            check_operation(operation)
+            calls.check_operation(operation)
         if times < 1:
             raise InvalidArgument("times", f"must be 1 or more, and is {times}")
         with self._lock:
@@ -178,7 +169,9 @@ class FakeTransport(SharedTransport):
         for call in reversed(self.calls):
             if not expected.differences(call):
                 return call
-        raise AssertionError(f"{expected} was not called\n{nearest_call(expected, self.calls)}")
+        raise AssertionError(
+            f"{expected} was not called\n{calls.nearest_call(expected, self.calls)}"
+        )
 
     def assert_all_used(self) -> None:
         """Raise AssertionError if a script, a fault or an expected call was not used up.
@@ -201,8 +194,8 @@ class FakeTransport(SharedTransport):
         The code under test may have caught what was raised there and then.
         """
         with self._lock:
-            errors = [turn.error for turn in self._turns if turn.error is not None]
-            problems = [*self._unexpected, *(f"an agent raised {error!r}" for error in errors)]
+            raised = [f"an agent raised {turn.error!r}" for turn in self._turns if turn.error]
+            problems = [*self._unexpected, *raised]
         _raise_if("not expected:", problems)
 
     def assert_no_open_streams(self) -> None:
@@ -211,8 +204,8 @@ class FakeTransport(SharedTransport):
         Closing the client does not count, nor does letting go of a synchronous stream.
         """
         with self._lock:
-            calls = [str(call) for call, _ in self._open.values()]
-        _raise_if("left open:", calls)
+            left = [str(call) for call, _ in self._open.values()]
+        _raise_if("left open:", left)
 
     def installed(self) -> AbstractContextManager[FakeTransport]:
         """Have each `Flux0()` that is made without a transport within a `with` block use the fake.
@@ -233,39 +226,35 @@ class FakeTransport(SharedTransport):
 
         return serve(self, port)
 
-    def answer(self, request: Request, loop: Loop | None) -> Waits[Response[OpenBody]]:
+    def answer(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
         """Return the answer to `request`; see `SharedTransport.answer`."""
         with self._lock:
-            calls, number = self._calls, len(self._calls)
-            call = call_of(request, self.clock.now())
-            calls.append(call)
+            made, number = self._calls, len(self._calls)
+            call = calls.call_of(request, self.clock.now())
+            made.append(call)
             self._check_expected(call)
             faults = self._take_faults(call)
         body = None
         try:
-            answer = yield from self._befall(request, faults, acted=False)
-            if answer is None:
-                answer = self._served(request, loop)
+            instead = yield from self._befall(request, faults, acted=False)
+            answer = instead or self._served(request, loop)
             turn = answer.body if isinstance(answer.body, FakeTurn) else None
             content = b"" if turn else cast("bytes", answer.body)
             streams = request.streams(answer.status_code)
-            body = OpenBody(
-                with_faults(turn or iter((content,) if content else ()), faults),
-                request.timeout.idle if streams else request.timeout.read,
-                self.clock,
-                self._lock,
-                self._ended,
-            )
-            self._open[body] = call, turn
+            timeout = request.timeout.idle if streams else request.timeout.read
+            pieces = with_faults(iter(turn or filter(None, (content,))), faults)
+            body = FakeBody(pieces, timeout, self.clock, self._lock, self._ended)
+            self._open[pieces] = call, turn
+            self._bodies.add(body)
             yield from self._befall(request, faults, acted=True)
         except BaseException as error:
             if body is not None:
                 body.end("closed")
             if isinstance(error, TransportError):
-                calls[number] = evolve(call, answer=error)
+                made[number] = evolve(call, answer=error)
             raise
-        known = CallAnswer(answer.status_code, answer.headers, json_or_bytes(content))
-        calls[number] = evolve(call, answer=known)
+        known = CallAnswer(answer.status_code, answer.headers, calls.json_or_bytes(content))
+        made[number] = evolve(call, answer=known)
         return evolve(answer, body=body)
 
     def _served(self, request: Request, loop: Loop | None) -> Response[Any]:
@@ -289,7 +278,7 @@ class FakeTransport(SharedTransport):
             if not expected.differences(call):
                 self._expected.remove(expected)
                 return
-        problem = f"unexpected: {call}\n{nearest_expected(call, self._expected)}"
+        problem = f"unexpected: {call}\n{calls.nearest_expected(call, self._expected)}"
         self._unexpected.append(problem)
         raise AssertionError(problem)
 
@@ -335,10 +324,10 @@ class FakeTransport(SharedTransport):
         yield Wait(self.clock.now() + timeout, timeout=True)
         raise ReadTimeout(f"nothing came for {timeout:g} s")
 
-    def _ended(self, body: OpenBody, how: BodyEnd) -> None:
-        _, turn = self._open[body]
+    def _ended(self, pieces: Iterator[bytes | Wait], how: BodyEnd) -> None:
+        _, turn = self._open[pieces]
         if how != "lost":
-            del self._open[body]
+            del self._open[pieces]
         if how != "whole" and turn is not None:
             self._server.leave(turn)
 

@@ -6,9 +6,16 @@ its next pause or gate, and on as the clock moves. What it says is stored when i
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Generator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+)
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from math import inf
@@ -18,7 +25,8 @@ from attrs import define, field
 
 from flux0.adapters.support.event_loop import Loop, call_soon, close_soon
 from flux0.domain.enums import EventSource, EventType, SessionStatus
-from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation
+from flux0.domain.models import StatusData
+from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent
 from flux0.testing.fake import steps
 from flux0.testing.fake.clock import FakeClock, Wait
 from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data, without_nulls
@@ -36,7 +44,7 @@ class _Resting:
 
 @define(eq=False)
 class FakeTurn:
-    """A turn, and an iterator over what comes out of it: each event as bytes, or a wait for one.
+    """A turn. Iterating gives what comes out of it: each event as bytes, or a wait for one.
 
     A wait until infinity is a silence that nothing ends. An exception that the agent raises comes
     out where its next event would.
@@ -74,18 +82,12 @@ class FakeTurn:
         self._time = self._clock.now()
         self._wording = steps.Wording(self._store.next_number)
 
-    def __iter__(self) -> FakeTurn:
-        return self
-
-    def __next__(self) -> bytes | Wait:
-        if self._output:
-            outcome = self._output.popleft()
+    def __iter__(self) -> Iterator[bytes | Wait]:
+        while self._output or not self.completed:
+            outcome = self._output.popleft() if self._output else self._rest or Wait()
             if isinstance(outcome, BaseException):
                 raise outcome
-            return outcome
-        if self.completed:
-            raise StopIteration
-        return self._rest or Wait()
+            yield outcome
 
     @property
     def left(self) -> str | None:
@@ -235,21 +237,15 @@ class FakeTurn:
     def _chunk(self, step: steps.SendChunk) -> None:
         message = self.message
         agent = {"agent_id": message.agent_id, "agent_name": message.agent_name}
-        data: JSONObject = {
-            "correlation_id": message.correlation_id,
-            "event_id": step.event_id,
-            "seq": step.seq,
-            "patches": step.patches,
-            "metadata": without_nulls({**agent, **step.metadata}),
-            "timestamp": self._time,
-        }
         patches = tuple(
             JSONPatchOperation(one["op"], one["path"], one.get("value"), one.get("from"))
             for one in step.patches
         )
-        members: JSONObject = {**data, "patches": patches}
-        if self._store.add_chunk(ChunkEvent(**members)):
-            self._send(f"event: chunk\ndata: {json.dumps(data)}\n\n")
+        metadata = without_nulls({**agent, **step.metadata})
+        ids = (message.correlation_id, step.event_id)
+        chunk = ChunkEvent(*ids, step.seq, patches, metadata, self._time)
+        if self._store.add_chunk(chunk):
+            self._send(chunk)
 
     def _report(self, step: steps.Report) -> None:
         if step.status == SessionStatus.READY:
@@ -257,26 +253,14 @@ class FakeTurn:
             if message is not None:
                 self._keep(message.type, agent_data(message), message.metadata)
             return
-        data: JSONObject = {
-            "type": "status",
-            "status": step.status,
-            "acknowledged_offset": step.acknowledged_offset,
-            "data": step.data,
-        }
-        event: JSONObject = {
-            "id": step.event_id or "",
-            "source": "ai_agent",
-            "type": "status",
-            "correlation_id": self.message.correlation_id,
-            "data": without_nulls(data),
-            "metadata": None,
-        }
+        data = StatusData(step.status, step.acknowledged_offset, step.data)
         self._keep(EventType.STATUS, status_data(data))
-        self._send(f"event: status\nid: {event['id']}\ndata: {json.dumps(event)}\n\n")
+        ids = (step.event_id or "", self.message.correlation_id)
+        self._send(StatusEvent(*ids, EventSource.AI_AGENT, data))
 
-    def _send(self, event: str) -> None:
+    def _send(self, event: ChunkEvent | StatusEvent) -> None:
         if not self.completed:
-            self._output.append(event.encode())
+            self._output.append(event.to_sse())
 
     def _keep(self, type: EventType, data: JSONObject | None, metadata: Any = None) -> None:
         if not self.completed:
