@@ -25,11 +25,11 @@ from flux0.testing.cassettes.cassette import (
     RecordedExchange,
     RecordedRequest,
     RecordedResponse,
-    is_json,
     kept,
     read_cassette,
 )
 from flux0.testing.cassettes.recording import recorded_request
+from flux0.testing.fake.calls import is_json
 from support.cassettes import LIST_AGENTS, asking, piece, written
 
 SSE = {"content-type": "text/event-stream; charset=utf-8"}
@@ -158,12 +158,12 @@ def test_every_error_of_a_transport_has_its_name() -> None:
     ["application/json", "Application/JSON ; charset=utf-8", "application/problem+json"],
 )
 def test_json_is_told_by_its_media_type(content_type: str) -> None:
-    assert is_json({"content-type": content_type})
+    assert is_json(content_type)
 
 
 @pytest.mark.parametrize("content_type", ["text/html", "application/jsonlines", "text/xjson", ""])
 def test_what_is_no_json_is_told_by_its_media_type(content_type: str) -> None:
-    assert not is_json({"content-type": content_type})
+    assert not is_json(content_type)
 
 
 # --- bodies

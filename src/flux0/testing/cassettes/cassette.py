@@ -51,16 +51,15 @@ class Content:
     after: float = 0.0
     data: bytes = field(init=False, repr=False)
 
-    def __attrs_post_init__(self) -> None:
+    @data.default
+    def _decoded(self) -> bytes:
         if self.json is not _ABSENT:
-            data = _compact(self.json).encode()
-        elif self.text is not None:
-            data = self.text.encode()
-        elif self.base64 is not None:
-            data = b64decode(self.base64, validate=True)
-        else:
-            raise ValueError("needs json, text or base64")
-        object.__setattr__(self, "data", data)
+            return _compact(self.json).encode()
+        if self.text is not None:
+            return self.text.encode()
+        if self.base64 is not None:
+            return b64decode(self.base64, validate=True)
+        raise ValueError("needs json, text or base64")
 
 
 def kept(data: bytes, *, as_json: bool, exact: bool = True, after: float = 0.0) -> Content:
@@ -125,8 +124,8 @@ class RecordedExchange:
     number: int = 0
 
     def __attrs_post_init__(self) -> None:
-        if self.end not in {WHOLE, CLOSED, *ERRORS}:
-            raise ValueError(f"end must be one of {WHOLE}, {CLOSED}, {', '.join(ERRORS)}")
+        if self.end not in (known := (WHOLE, CLOSED, *ERRORS)):
+            raise ValueError(f"end must be one of {', '.join(known)}")
         if self.response is None and self.end == WHOLE:
             raise ValueError("the end of a body needs a response")
 
@@ -146,12 +145,6 @@ class _CassetteFile:
 @frozen
 class _AnyVersion:
     flux0_cassette: int
-
-
-def is_json(headers: Mapping[str, str]) -> bool:
-    """Return whether header fields announce a body of JSON."""
-    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    return media_type == "application/json" or media_type.endswith("+json")
 
 
 def how_to_record(path: Path) -> str:
@@ -203,14 +196,13 @@ class CassetteFile:
 
         Return why that one stays, if an exchange has failed.
         """
-        if self._written is None or self._written == self._path:
-            return None
-        if self._failed:
-            return (
-                f"{self._path} stays as it was, since something failed while it was recorded anew; "
-                f"see {self._written}. To record failures, delete {self._path} before."
-            )
-        self._written = self._written.replace(self._path)
+        if self._written is not None and self._written != self._path:
+            if self._failed:
+                return (
+                    f"{self._path} stays as it was, since something failed while it was recorded "
+                    f"anew; see {self._written}. To record failures, delete {self._path} before."
+                )
+            self._written = self._written.replace(self._path)
         return None
 
 
@@ -228,8 +220,7 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
     """Return the exchanges of a cassette, in the order in which their requests were sent.
 
     Raises:
-        CassetteError: there is no such file, or it is broken, or something else, or of another
-            version of the format.
+        CassetteError: it is missing, broken, something else, or of another version of the format.
     """
     from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
 
@@ -243,9 +234,8 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
             )
         cassette = JsonCodec().decode(_CassetteFile, body)
     except FileNotFoundError:
-        raise CassetteError(
-            f"there is no cassette {path}: record it {how_to_record(path)}"
-        ) from None
+        problem = f"there is no cassette {path}: record it {how_to_record(path)}"
+        raise CassetteError(problem) from None
     except DecodeError as error:
         raise CassetteError(f"{path} is not a cassette, or it is broken: {error}") from error
     return tuple(sorted(cassette.exchanges, key=lambda exchange: exchange.number))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -35,9 +36,9 @@ from flux0.testing.cassettes.cassette import (
     RecordedExchange,
     RecordedRequest,
     RecordedResponse,
-    is_json,
     kept,
 )
+from flux0.testing.fake.calls import is_json
 
 _DIGITS = 6  # Of a second: a microsecond is less than what any exchange takes.
 
@@ -186,7 +187,7 @@ class _Tape:
         """Return what has come of the request, and forget it."""
         response, pieces, self._pieces = self._response, self._pieces, []
         if response is not None:
-            as_json = is_json(response.headers) and how == WHOLE
+            as_json = is_json(response.headers.get("content-type", "")) and how == WHOLE
             response = evolve(response, pieces=recorded_pieces(pieces, scrub, as_json=as_json))
         request = recorded_request(self._request, scrub)
         return RecordedExchange(request, how, self._elapsed(), response, self._number)
@@ -232,6 +233,7 @@ class _Body:
 Scrub: TypeAlias = Callable[[str], str]
 
 _DATA = "data: "
+_TEXT = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?')  # In JSON; before a colon it is a name.
 _END_OF_EVENT = b"\n\n"
 
 
@@ -290,31 +292,21 @@ def _scrubbed(data: bytes, scrub: Scrub) -> bytes:
         return data
     scrubbed = _scrubbed_json(text, scrub)
     if scrubbed is None:
-        scrubbed = "\n".join(_scrubbed_line(line, scrub) for line in text.split("\n"))
+        scrubbed = "\n".join(
+            (line.startswith(_DATA) and _scrubbed_json(line, scrub)) or scrub(line)
+            for line in text.split("\n")
+        )
     return scrubbed.encode()
 
 
-def _scrubbed_line(line: str, scrub: Scrub) -> str:
-    event = line.startswith(_DATA)
-    scrubbed = _scrubbed_json(line[len(_DATA) :], scrub) if event else None
-    return scrub(line) if scrubbed is None else _DATA + scrubbed
-
-
 def _scrubbed_json(text: str, scrub: Scrub) -> str | None:
+    """Return JSON, maybe that of an event, with each text scrubbed; None of what is no JSON."""
     try:
-        value = json.loads(text)
+        json.loads(text.removeprefix(_DATA))
     except (ValueError, RecursionError):
         return None
-    return json.dumps(_values(value, scrub))
 
+    def scrubbed(found: re.Match[str]) -> str:
+        return found[0] if found[2] else json.dumps(scrub(json.loads(found[1])))
 
-def _values(value: Any, scrub: Scrub) -> Any:
-    match value:
-        case str():
-            return scrub(value)
-        case list():
-            return [_values(item, scrub) for item in value]  # pyright: ignore[reportUnknownVariableType] - JSON
-        case dict():
-            return {name: _values(member, scrub) for name, member in value.items()}  # pyright: ignore[reportUnknownVariableType] - JSON
-        case _:
-            return value
+    return _TEXT.sub(scrubbed, text)

@@ -17,6 +17,7 @@ from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
 
 _MISSING: Final = object()
+_JSON = re.compile(r"\s*application/([^;]*\+)?json\s*(;|$)", re.IGNORECASE)
 
 
 @frozen
@@ -134,6 +135,11 @@ def user_of(headers: Headers) -> str | None:
         if name.strip() == "flux0_user_sub":
             user = SimpleCookie().value_decode(value.strip())[0]
     return user
+
+
+def is_json(content_type: str) -> bool:
+    """Return whether a header field announces JSON."""
+    return bool(_JSON.match(content_type))
 
 
 def json_or_bytes(body: bytes | None) -> Any:

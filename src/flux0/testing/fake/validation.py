@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias, cast
 from attrs import field, frozen
 
 from flux0.ports import Request
-from flux0.testing.fake.calls import Target
+from flux0.testing.fake.calls import Target, is_json
 
 # What is wrong with a value: pydantic's name for it, and what its words are about.
 Found: TypeAlias = tuple[str, dict[str, object]]
@@ -173,7 +173,7 @@ def _body_of(request: Request) -> object:
     """
     if not request.body:
         return _NO_BODY
-    if not _is_json(next(iter(request.headers.get_all("content-type")), "")):
+    if not is_json(next(iter(request.headers.get_all("content-type")), "")):
         try:
             return request.body.decode("utf-8")
         except UnicodeDecodeError:
@@ -185,8 +185,3 @@ def _body_of(request: Request) -> object:
         raise Refusal(422, [_problem(found, {}, "body", error.pos)]) from None
     except (ValueError, RecursionError):
         raise Refusal(400, "There was an error parsing the body") from None
-
-
-def _is_json(content_type: str) -> bool:
-    kind, _, subtype = content_type.partition(";")[0].strip().lower().partition("/")
-    return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
