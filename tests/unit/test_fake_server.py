@@ -15,7 +15,6 @@ from flux0.testing import CallTool, FakeTransport, GiveResult, Pause, Report, Sa
 from support.fakes import JSON, ask, message_to, new_session
 
 UNKNOWN = "0123456789"
-MANY = "9" * 4301
 SURROGATE = b'{"name": "\\ud800", "type": "fake"}'
 TYPES = "'message', 'tool', 'status' or 'custom'"
 SOURCES = "'user', 'ai_agent' or 'system'"
@@ -24,7 +23,6 @@ WORDS = {
     "enum": "Input should be {expected}",
     "extra_forbidden": "Extra inputs are not permitted",
     "int_parsing": "Input should be a valid integer, unable to parse string as an integer",
-    "int_parsing_size": "Unable to parse input string as an integer, exceeded maximum size",
     "json_invalid": "JSON decode error",
     "list_type": "Input should be a valid list",
     "missing": "Field required",
@@ -277,7 +275,6 @@ REFUSED: list[tuple[str, Any, Any]] = [
         wrong("enum", "query.source", "USER", expected=SOURCES),
         wrong("enum", "body.1", "x", expected=TYPES),
         wrong("enum", "body.2", None, expected=TYPES))),
-    (f"events?min_offset={MANY}", None, of(wrong("int_parsing_size", "query.min_offset", MANY))),
     ("events", b"{}", of(wrong("list_type", "body", {}))),
     ("events/stream", message(type="status"),
      "Only message events can currently be added manually"),

@@ -107,18 +107,14 @@ class RecordedResponse:
 
 @frozen
 class RecordedExchange:
-    """A request and what came of it; `response` is None where no head of one came.
+    """A request and what came of it.
 
-    Attributes:
-        end: `WHOLE`, `CLOSED`, or the name of one of `ERRORS`.
-        after: when it ended, counted from the head of the response or, where none came, from the
-            request.
-        number: counts the requests in the order in which they were sent; in a file they are in the
-            order in which they ended.
+    It ended `after` the head of the response or, where none came, the request. In a file, exchanges
+    are in the order in which they ended; `number` counts the requests as they were sent.
     """
 
     request: RecordedRequest
-    end: str
+    end: str  # `WHOLE`, `CLOSED`, or the name of one of `ERRORS`.
     after: float
     response: RecordedResponse | None = None
     number: int = 0
@@ -164,10 +160,7 @@ _TAIL = b"\n  ]\n}\n"
 class CassetteFile:
     """A file to which exchanges are appended, and which is a whole cassette after each of them.
 
-    One that exists stays while `NAME.new` is written next to it.
-
-    Args:
-        path: the file. Folders that are missing are made.
+    Folders that are missing are made. A file that exists stays while `NAME.new` is written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -192,10 +185,7 @@ class CassetteFile:
         self._failed = self._failed or exchange.failed
 
     def finish(self) -> str | None:
-        """Take the place of the file that was there; more may be appended.
-
-        Return why that one stays, if an exchange has failed.
-        """
+        """Take the place of the file that was there, or return why that one stays."""
         if self._written is not None and self._written != self._path:
             if self._failed:
                 return (

@@ -60,11 +60,6 @@ class RecordingTransport:
         transport: what sends the requests, such as an `HttpxTransport`. Closing closes it.
         path: the cassette. Folders that are missing are made.
         scrub: is given each text in a body or a query, and returns what is recorded in its place.
-
-    Attributes:
-        transport: the other transport.
-        time: the time that a client goes by, if that of the other transport is not real.
-        serves_sync, serves_async: which requests the other transport sends.
     """
 
     def __init__(

@@ -76,9 +76,6 @@ class ReplayTransport(SharedTransport):
         scrub: what the recording was given as `scrub`, if anything.
         sleep: is called with the seconds of each wait, such as `time.sleep`.
 
-    Attributes:
-        clock: the time.
-
     Raises:
         CassetteError: there is no such file, or this version cannot read it.
     """
@@ -229,9 +226,6 @@ def cassette(
             replays; "all" only records. The default is "none" where the environment variable `CI`
             is set, and "once" elsewhere.
         matching, match, scrub: see `ReplayTransport`.
-
-    Raises:
-        CassetteError: there is no such file and none is recorded, or this version cannot read it.
     """
     if mode is None:
         mode = "none" if os.environ.get("CI", "").lower() not in {"", "0", "false"} else "once"

@@ -70,12 +70,7 @@ class FakeBody:
         self.end(self.let_go)
 
     def _read(self) -> Waits[bytes | None]:
-        """Return the next piece, or None at the end.
-
-        Raises:
-            ReadTimeout: nothing comes for longer than the timeout. That time has then passed.
-            ConnectionInterrupted: the body was closed, or a fault wants it so.
-        """
+        """Return the next piece, or None at the end. When a timeout is raised, it has passed."""
         clock, silence = self._clock, self._longest_silence
         limit = inf if silence is None else clock.now() + silence
         while True:
@@ -121,15 +116,11 @@ class FakeBody:
 
 
 class SharedTransport(Shared):
-    """What the transports of a fake have in common: both kinds of code, and many clients.
-
-    Attributes:
-        clock, time: the time that clients go by.
-    """
+    """What the transports of a fake have in common: both kinds of code, and many clients."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock: FakeClock = clock
-        self.time: FakeClock = clock
+        self.time: FakeClock = clock  # That clients go by.
         self._bodies: WeakSet[FakeBody] = WeakSet()
 
     @abstractmethod

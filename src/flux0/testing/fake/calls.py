@@ -198,17 +198,13 @@ def check_operation(operation: str) -> None:
 
 @frozen
 class Target:
-    """Where a request goes.
+    """Where a request goes."""
 
-    `operation` is empty where there is no such route; `allowed` are then the methods that the path
-    does have. `path` is decoded, and begins after a prefix.
-    """
-
-    operation: str
-    path: str
+    operation: str  # Empty where there is no such route.
+    path: str  # Decoded, after a prefix.
     arguments: Mapping[str, str]
     query: Mapping[str, str]
-    allowed: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()  # The methods of a path, if this is not among them.
 
 
 def target_of(request: Request) -> Target:

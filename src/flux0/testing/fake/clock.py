@@ -1,8 +1,7 @@
 """The time of a fake server, and how code that uses a fake waits.
 
-It waits for a moment, or for somebody to do something. What a fake does is written once, as a flow
-that yields each wait; `perform` waits as synchronous code does, `perform_async` as asynchronous
-code does.
+What a fake does is written once, as a flow that yields each wait; `perform` waits as synchronous
+code does, `perform_async` as asynchronous code does.
 """
 
 from __future__ import annotations
@@ -58,9 +57,6 @@ class FakeClock(Time):
             and a wait for a moment that has not come raises `ClockStandsStill`.
         sleep: is called with the seconds of each wait that moves the clock. With `time.sleep` the
             waits are real, as a demonstration wants them. Asynchronous code calls it in a thread.
-
-    Attributes:
-        changes: how many things have happened that somebody may wait for.
     """
 
     def __init__(
@@ -71,7 +67,7 @@ class FakeClock(Time):
         sleep: Callable[[float], object] | None = None,
     ) -> None:
         self.moves_by_itself = moves_by_itself
-        self.changes: int = 0
+        self.changes: int = 0  # How many things have happened that somebody may wait for.
         self._now = float(start)
         self._sleep = sleep
         self._random = Random(0)  # noqa: S311 - it spreads retries, alike in every run
@@ -119,12 +115,7 @@ class FakeClock(Time):
             one()
 
     def wait(self, wait: Wait) -> None:
-        """Wait for a moment, or for a change.
-
-        Raises:
-            ClockStandsStill: it is earlier, and only the test moves this clock.
-            AssertionError: the change takes longer than its patience.
-        """
+        """Wait for a moment, or for a change; raise AssertionError if that cannot come."""
         if wait.moment is None:
             changed = Event()
             if self._will_wake(wait, changed.set) and not changed.wait(wait.patience):
@@ -156,8 +147,7 @@ class FakeClock(Time):
     def _will_wake(self, wait: Wait, wake: Callable[[], object]) -> bool:
         """Have `wake` called at the next change, unless there was one that the wait is for."""
         with self._lock:
-            waits = self.changes == wait.seen
-            if waits:
+            if waits := self.changes == wait.seen:
                 self._wake.append(wake)
             return waits
 

@@ -61,10 +61,6 @@ class FakeTransport(SharedTransport):
         agent_name: the name of that agent.
         agent_types: the types of which agents can be created; that agent is of the first.
         clock: the fake's time; by default it moves by itself, so that nothing ever waits.
-
-    Attributes:
-        agent_id: the id of the agent that is there from the start.
-        clock: the fake's time.
     """
 
     def __init__(
@@ -162,8 +158,7 @@ class FakeTransport(SharedTransport):
     def assert_called(self, operation: str, **arguments: Any) -> Call:
         """Return the last call of an operation with at least these arguments.
 
-        Raises:
-            AssertionError: there was none; says which was most like it.
+        If there was none, raise an AssertionError that says which was most like it.
         """
         expected = ExpectedCall(operation, arguments)
         for call in reversed(self.calls):
@@ -217,10 +212,9 @@ class FakeTransport(SharedTransport):
         return standing_in(self)
 
     def serve(self, port: int = 0) -> AbstractContextManager[str]:
-        """Serve the fake on a port of 127.0.0.1 within a `with` block, and return its URL.
+        """Serve the fake on a port of 127.0.0.1, by default a free one, within a `with` block.
 
-        Args:
-            port: the port; by default one that is free.
+        Return its URL.
         """
         from flux0.testing.fake.serving import serve  # noqa: PLC0415 - loads http.server
 
