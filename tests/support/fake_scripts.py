@@ -26,7 +26,6 @@ from flux0.testing import (
     UserMessage,
 )
 
-
 # The fake spells each operation in this order, whatever the order of the agent.
 _OF_A_PATCH = ("op", "from", "path", "value")
 

@@ -15,6 +15,7 @@ from flux0.domain.errors import ReadTimeout
 from flux0.testing import (
     AgentReply,
     AgentStep,
+    Delay,
     FakeClock,
     FakeTransport,
     FallSilent,
@@ -117,6 +118,19 @@ async def test_a_real_pause_may_be_cancelled(mode: Mode) -> None:
     async with Flux0(transport=fake) as flux0:
         with anyio.move_on_after(0.05) as scope:
             await said(flux0, fake)
+    released.set()
+    assert scope.cancelled_caught
+    fake.assert_no_open_streams()
+
+
+@in_both_loops
+async def test_a_call_may_be_cancelled_while_its_answer_is_late(mode: Mode) -> None:
+    released = threading.Event()
+    fake = FakeTransport(FallSilent(), clock=FakeClock(sleep=lambda _: released.wait(10)))
+    fake.inject(Delay(1), operation="sessions.create_event")
+    async with Flux0(transport=fake) as flux0:
+        with anyio.move_on_after(0.05) as scope:
+            await started(flux0, fake)
     released.set()
     assert scope.cancelled_caught
     fake.assert_no_open_streams()
