@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Generator
+from contextlib import closing
 from datetime import datetime, timezone
 from functools import partial
 from operator import itemgetter
@@ -177,22 +178,24 @@ class FakeClock(Time):
 
 def perform(waits: Waits[T], clock: FakeClock) -> T:
     """Return what a flow returns, and wait as synchronous code does."""
-    try:
-        while True:
-            clock.wait(next(waits))
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
+    with closing(waits):
+        try:
+            while True:
+                clock.wait(next(waits))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
 
 
 async def perform_async(waits: Waits[T], clock: FakeClock) -> T:
     """Return what a flow returns, and wait as asynchronous code does."""
-    try:
-        while True:
-            await clock.wait_async(next(waits))
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
+    with closing(waits):  # At once, if the code is cancelled: the garbage would wait.
+        try:
+            while True:
+                await clock.wait_async(next(waits))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
 
 
 def _out_of_patience(wait: Wait) -> AssertionError:
