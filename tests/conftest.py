@@ -7,6 +7,7 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import groupby
 from typing import cast
 
 import pytest
@@ -49,7 +50,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         family.sort(key=lambda item: item.nodeid)
         kept.update(family[sys.version_info.minor % step :: step])
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = [item for item in items if item in kept]
+    # What waits while the other tests of its class run comes last, when it has little left to wait.
+    classes = groupby(filter(kept.__contains__, items), lambda item: item.getparent(pytest.Class))
+    items[:] = [item for _, those in classes for item in sorted(those, key=_is_lasting)]
+
+
+def _is_lasting(item: pytest.Item) -> bool:
+    name: str = cast("pytest.Function", item).function.__qualname__
+    return name.startswith("LastingContract.")
 
 
 @pytest.fixture(scope="session", autouse=True)

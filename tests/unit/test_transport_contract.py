@@ -138,7 +138,8 @@ BUGS = {
                     connection.write(url, request)
                 except OSError:
                     connection.close()
-                    return self.send(request)
+                    connection = Connection(url, request.timeout.connect, self._context)
+                    connection.write(url, request)
 """
         },
         ("test_the_server_breaks_off_while_it_is_written_to",),
