@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from difflib import SequenceMatcher
-from heapq import nlargest
 from os import PathLike
 from pathlib import Path
 from threading import RLock
@@ -32,14 +31,13 @@ from flux0.testing.cassettes.cassette import (
 )
 from flux0.testing.cassettes.recording import RecordingTransport, Scrub, recorded_request
 from flux0.testing.fake.body import FakeBody, SharedTransport
-from flux0.testing.fake.calls import Call, call_of
+from flux0.testing.fake.calls import Call, call_of, nearest
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 
 Matching: TypeAlias = Literal["strict", "loose"]
 CassetteMode: TypeAlias = Literal["once", "none", "all"]
 
 _NOTHING = object()
-_LONGEST_COMPARED = 1000  # Characters: comparing two texts may take the product of their lengths.
 
 
 @define(eq=False)
@@ -101,11 +99,10 @@ class ReplayTransport(SharedTransport):
             for number, exchange in enumerate(read_cassette(self._path), start=1)
         )
         self._find = self._next_track if matching == "strict" else self._any_track
-        self._next = iter(self._tracks)
-        self._following = next(self._next, None)
-        self._alike: dict[str, list[_Track]] = {}
+        self._following = deque(self._tracks)
+        self._alike: defaultdict[str, list[_Track]] = defaultdict(list)
         for track in self._tracks:
-            self._alike.setdefault(track.key, []).append(track)
+            self._alike[track.key].append(track)
         self._left = {key: iter(alike) for key, alike in self._alike.items()}
 
     def __repr__(self) -> str:
@@ -166,15 +163,14 @@ class ReplayTransport(SharedTransport):
     # --- finding what a request is answered with
 
     def _next_track(self, request: RecordedRequest, key: str) -> _Track:
-        track = self._following
-        if track is not None and track.key == key:
-            self._following = next(self._next, None)
-            return track
+        if self._following and self._following[0].key == key:
+            return self._following.popleft()
         lines = [f"{_call(request)} is not what comes next in {self._path}"]
-        if track is None:
+        if not self._following:
             lines.append(f"all exchanges were played, {len(self._tracks)} in number")
         else:
-            lines += (f"next: {track}", *_differences(track, request))
+            track = self._following[0]
+            lines.append("\n  ".join((f"next: {track}", *_differences(track, request))))
         later = [str(track.number) for track in self._alike.get(key, ()) if not track.played]
         if later:
             lines.append(f'it is exchange {", ".join(later)}: matching="loose" takes any order')
@@ -192,9 +188,9 @@ class ReplayTransport(SharedTransport):
                 f"exchanges {numbers} were played",
             ]
         else:
-            lines = [f"{_call(request)} is not in {self._path}"]
-            for nearest in nlargest(1, self._tracks, lambda track: _likeness(track, request)):
-                lines += (f"nearest: {nearest}", *_differences(nearest, request))
+            asked = _call(request)
+            near = nearest(asked, self._tracks, lambda track: _differences(track, request))
+            lines = [f"{asked} is not in {self._path}", *([f"nearest: {near}"] if near else ())]
         raise self._refusal(*lines)
 
     def _key(self, request: RecordedRequest) -> str:
@@ -264,16 +260,8 @@ def _call(request: RecordedRequest) -> Call:
     return call_of(Request(request.method, url, headers, body))
 
 
-def _likeness(track: _Track, request: RecordedRequest) -> tuple[bool, int, float]:
-    """Return what is greater for exchanges that are more like `request`."""
-    one, other = _call(track.exchange.request), _call(request)
-    texts = str(one)[:_LONGEST_COMPARED], str(other)[:_LONGEST_COMPARED]
-    alike = SequenceMatcher(None, *texts).ratio()
-    return one.operation == other.operation, -len(_differences(track, request)), alike
-
-
 def _differences(track: _Track, request: RecordedRequest) -> list[str]:
-    """Return what keeps `request` from matching, one indented line each."""
+    """Return what keeps `request` from matching, one line each."""
     recorded, given = _members(track.exchange.request), _members(request)
     bodies = recorded.get("body"), given.get("body")
     if isinstance(bodies[0], dict) and isinstance(bodies[1], dict):
@@ -285,5 +273,5 @@ def _differences(track: _Track, request: RecordedRequest) -> list[str]:
         values = (recorded.get(name, _NOTHING), given.get(name, _NOTHING))
         if _spelled(values[0]) != _spelled(values[1]):
             before, now = ("nothing" if value is _NOTHING else repr(value) for value in values)
-            lines.append(f"  {name}: recorded {before}, got {now}")
+            lines.append(f"{name}: recorded {before}, got {now}")
     return lines

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import SequenceMatcher, get_close_matches
 from http.cookies import SimpleCookie
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from attrs import field, frozen
@@ -16,7 +16,10 @@ from flux0.domain.errors import InvalidArgument, TransportError
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
 
+T = TypeVar("T")
+
 _MISSING: Final = object()
+_LONGEST_COMPARED = 1000  # Characters: comparing two texts may take the product of their lengths.
 _JSON = re.compile(r"\s*application/([^;]*\+)?json\s*(;|$)", re.IGNORECASE)
 
 
@@ -106,25 +109,19 @@ def call_of(request: Request, time: float = 0.0) -> Call:
     return Call(operation, method, target.path, query, headers, body, arguments, time)
 
 
-def nearest_call(expected: ExpectedCall, calls: Iterable[Call]) -> str:
-    """Return what to tell about a call that was not made: the made one that is most like it."""
-    nearest = max(calls, key=lambda call: _likeness(expected, call), default=None)
-    if nearest is None:
-        return "no call was made"
-    return "\n  ".join((f"nearest: {nearest}", *expected.differences(nearest)))
+def nearest(one: object, others: Iterable[T], differences: Callable[[T], Iterable[str]]) -> str:
+    """Return which of `others` is most like `one`, in words, and what is different about it.
 
+    The operation counts first. If there are no others, return nothing.
+    """
 
-def nearest_expected(call: Call, expected: Iterable[ExpectedCall]) -> str:
-    """Return what to tell about a call nobody expected: the expected one that is most like it."""
-    nearest = max(expected, key=lambda one: _likeness(one, call), default=None)
-    if nearest is None:
-        return "no more calls are expected"
-    return "\n  ".join((f"nearest expected: {nearest}", *nearest.differences(call)))
+    def likeness(other: T) -> tuple[bool, float]:
+        first, second = (str(each)[:_LONGEST_COMPARED] for each in (one, other))
+        operations = {text.partition("(")[0].rpartition(" ")[2] for text in (first, second)}
+        return len(operations) == 1, SequenceMatcher(None, first, second).ratio()
 
-
-def _likeness(expected: ExpectedCall, call: Call) -> tuple[bool, int, float]:
-    alike = SequenceMatcher(None, str(expected), str(call)).ratio()
-    return expected.operation == call.operation, -len(expected.differences(call)), alike
+    found = max(others, key=likeness, default=None)
+    return "" if found is None else "\n  ".join((str(found), *differences(found)))
 
 
 def user_of(headers: Headers) -> str | None:

@@ -164,9 +164,9 @@ class FakeTransport(SharedTransport):
         for call in reversed(self.calls):
             if not expected.differences(call):
                 return call
-        raise AssertionError(
-            f"{expected} was not called\n{calls.nearest_call(expected, self.calls)}"
-        )
+        near = calls.nearest(expected, self.calls, expected.differences)
+        made = f"nearest: {near}" if near else "no call was made"
+        raise AssertionError(f"{expected} was not called\n{made}")
 
     def assert_all_used(self) -> None:
         """Raise AssertionError if a script, a fault or an expected call was not used up.
@@ -272,7 +272,9 @@ class FakeTransport(SharedTransport):
             if not expected.differences(call):
                 self._expected.remove(expected)
                 return
-        problem = f"unexpected: {call}\n{calls.nearest_expected(call, self._expected)}"
+        near = calls.nearest(call, self._expected, lambda expected: expected.differences(call))
+        left = f"nearest expected: {near}" if near else "no more calls are expected"
+        problem = f"unexpected: {call}\n{left}"
         self._unexpected.append(problem)
         raise AssertionError(problem)
 
