@@ -74,13 +74,7 @@ class Delay:
 
 
 @frozen
-class Stall:
-    """Nothing more comes, until the client's timeout has passed on the fake's clock.
-
-    That is after so many events, or so many bytes, of the body; or, by default, before the headers
-    and before the server has done anything.
-    """
-
+class _Cut:
     after_events: int | None = None
     after_bytes: int | None = None
 
@@ -90,19 +84,22 @@ class Stall:
 
 
 @frozen
-class Truncate:
-    """The body is cut off after so many events, or so many bytes.
+class Stall(_Cut):
+    """Nothing more comes, until the client's timeout has passed on the fake's clock.
+
+    That is after so many events, or so many bytes, of the body; or, by default, before the headers
+    and before the server has done anything.
+    """
+
+
+@frozen
+class Truncate(_Cut):
+    """The body is cut off after so many events, or so many bytes; by default, at its begin.
 
     The connection breaks off there; or, if `clean`, the body ends as if it were whole.
     """
 
-    after_events: int | None = None
-    after_bytes: int | None = None
     clean: bool = False
-
-    def __attrs_post_init__(self) -> None:
-        if (self.after_events is None) is (self.after_bytes is None):
-            raise InvalidArgument("after_bytes", "or after_events is needed, and not both")
 
 
 def _positive(sizes: int | Iterable[int]) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from flux0.testing.fake import calls, validation
 from flux0.testing.fake.calls import Target
 from flux0.testing.fake.clock import FakeClock
 from flux0.testing.fake.steps import UserMessage
-from flux0.testing.fake.store import FakeStore, JSONObject, models_of, user_data, without_nulls
+from flux0.testing.fake.store import FakeStore, JSONObject, models_of, without_nulls
 from flux0.testing.fake.turn import FakeTurn
 from flux0.testing.fake.validation import IS_ID, Form, Refusal, choice, text
 
@@ -161,7 +161,29 @@ class FakeServer:
             raise Refusal(422, 'Only "user" source is supported for direct posting.')
         if not given.get("content"):
             raise Refusal(422, "Missing 'message' field in event parameters")
-        turn = self._begin_turn(self._session(target, 400), given["content"])
+        store, session = self.store, self._session(target, 400)
+        agent = store.agents[session["agent_id"]]
+        message = UserMessage(
+            content=given["content"],
+            session_id=session["id"],
+            user_id=session["user_id"],
+            agent_id=agent["id"],
+            agent_name=agent["name"],
+            agent_type=agent["type"],
+            correlation_id=f"RID({store.new_id('request')})::{store.new_id('turn')}",
+            stored=lambda: models_of(store.events[session["id"]]),
+        )
+        data = {
+            "type": "message",
+            "tags": [],
+            "flagged": False,
+            "parts": [{"type": "content", "content": message.content}],
+            # The server names everybody so, whatever the cookie says.
+            "participant": {"id": message.user_id, "name": "Anonymous"},
+        }
+        store.create_event(message, EventType.MESSAGE, EventSource.USER, data)
+        self._cancel_turn(message.session_id)  # What the agent was at.
+        turn = self._turns[message.session_id] = FakeTurn(message, store, self._clock, self._lock)
         content_type = ("content-type", "text/event-stream; charset=utf-8")
         return Response(200, Headers((content_type, ("transfer-encoding", "chunked"))), turn)
 
@@ -194,26 +216,6 @@ class FakeServer:
             if session["id"] == session_id:
                 return session  # The first one of that id.
         raise Refusal(otherwise, problem.format(session_id))
-
-    def _begin_turn(self, session: JSONObject, content: str) -> FakeTurn:
-        """Store a user's message, and have the agent answer it instead of what it was at."""
-        store, agent = self.store, self.store.agents[session["agent_id"]]
-        message = UserMessage(
-            content=content,
-            session_id=session["id"],
-            user_id=session["user_id"],
-            agent_id=agent["id"],
-            agent_name=agent["name"],
-            agent_type=agent["type"],
-            correlation_id=f"RID({store.new_id('request')})::{store.new_id('turn')}",
-            stored=lambda: models_of(store.events[session["id"]]),
-        )
-        data = user_data(content, message.user_id)
-        store.create_event(message, EventType.MESSAGE, EventSource.USER, data)
-        self._cancel_turn(message.session_id)
-        turn = FakeTurn(message, store, self._clock, self._lock)
-        self._turns[message.session_id] = turn
-        return turn
 
     def _user_id(self, request: Request) -> str:
         return self.store.user_ids[calls.user_of(request.headers) or "anonymous"]

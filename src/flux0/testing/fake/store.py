@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 JSONObject: TypeAlias = dict[str, Any]
 
-# The server names everybody so, whatever the cookie says.
-_USER_NAME = "Anonymous"
 # Of the members of a message's and of a tool event's data.
 _ORDER = ("type", "tags", "flagged", "parts", "participant", "tool_calls")
 _TICK = timedelta(microseconds=1)
@@ -44,9 +42,9 @@ class FakeStore:
         self.agents: dict[str, JSONObject] = {}
         self.sessions: list[JSONObject] = []  # Some may share an id, and then share their events.
         self.events: defaultdict[str, list[JSONObject]] = defaultdict(list)
-        # By what the cookie calls them.
         # The messages in the making, of all sessions: the server does not keep turns apart.
         self._drafts: defaultdict[str, _Draft] = defaultdict(_Draft)
+        # By what the cookie calls them.
         self.user_ids: defaultdict[str, str] = defaultdict(lambda: self.new_id("user"))
         self._counters: defaultdict[str, count[int]] = defaultdict(lambda: count(1))
         self._now = now
@@ -133,17 +131,6 @@ class FakeStore:
 def without_nulls(data: JSONObject) -> JSONObject:
     """Return the members that are not null."""
     return {name: value for name, value in data.items() if value is not None}
-
-
-def user_data(content: str, user_id: str) -> JSONObject:
-    """Return the data of the event that a user's message becomes."""
-    return {
-        "type": "message",
-        "tags": [],
-        "flagged": False,
-        "parts": [{"type": "content", "content": content}],
-        "participant": {"id": user_id, "name": _USER_NAME},
-    }
 
 
 def models_of(events: list[JSONObject]) -> tuple[Event, ...]:

@@ -7,15 +7,7 @@ its next pause or gate, and on as the clock moves. What it says is stored when i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterator,
-)
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from math import inf
@@ -82,7 +74,7 @@ class FakeTurn:
         self._time = self._clock.now()
         self._wording = steps.Wording(self._store.next_number)
 
-    def __iter__(self) -> Iterator[bytes | Wait]:
+    def __iter__(self) -> Generator[bytes | Wait, None, None]:
         while self._output or not self.completed:
             outcome = self._output.popleft() if self._output else self._rest or Wait()
             if isinstance(outcome, BaseException):
