@@ -15,7 +15,7 @@ from inspect import isclass
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import field, fields, frozen
+from attrs import define, field, fields, frozen
 
 from flux0.domain import errors
 from flux0.domain.errors import DecodeError, Flux0Error, TransportError
@@ -157,18 +157,20 @@ _HEAD = f'{{\n  "flux0_cassette": {VERSION},\n  "exchanges": ['.encode()
 _TAIL = b"\n  ]\n}\n"
 
 
+@define
 class CassetteFile:
     """A file to which exchanges are appended, and which is a whole cassette after each of them.
 
     Folders that are missing are made. A file that exists stays while `NAME.new` is written.
     """
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._written: Path | None = None
-        self._separator = b"\n"
-        self._failed = False
+    _path: Path
+    _written: Path | None = field(default=None, init=False)
+    _separator: bytes = field(default=b"\n", init=False)
+    _failed: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
 
     def append(self, exchange: RecordedExchange) -> None:
         """Write one more exchange. The cost is that of the exchange, however long the file is."""

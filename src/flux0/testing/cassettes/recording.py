@@ -70,8 +70,9 @@ class RecordingTransport:
         scrub: Scrub | None = None,
     ) -> None:
         self.transport: Any = transport.for_client() if isinstance(transport, Shared) else transport
-        self.serves_sync: bool = self._serves("send", "serves_sync")
-        self.serves_async: bool = self._serves("send_async", "serves_async")
+        own = self.transport
+        self.serves_sync: bool = getattr(own, "serves_sync", hasattr(own, "send"))
+        self.serves_async: bool = getattr(own, "serves_async", hasattr(own, "send_async"))
         given = getattr(transport, "time", None)
         self.time: Time | None = given if isinstance(given, Time) else None
         self._clock = time.monotonic if self.time is None else self.time.monotonic
@@ -111,9 +112,6 @@ class RecordingTransport:
             self._finish()
 
     # --- within
-
-    def _serves(self, method: str, attribute: str) -> bool:
-        return hasattr(self.transport, method) and getattr(self.transport, attribute, True)
 
     def _begin(self, request: Request) -> _Tape:
         with self._lock:
@@ -251,8 +249,8 @@ def recorded_pieces(
 ) -> tuple[Content, ...]:
     """Return what is kept of the pieces of a body, each with the time when it came.
 
-    JSON is kept in one piece, since nobody reads it before all of it is there. If there is
-    something to leave out, events are kept whole, since a piece may end in the middle of it.
+    JSON is kept in one piece. If something is to be left out, events are kept whole, since a piece
+    may end in the middle of it.
     """
     if as_json or scrub is not None:
         pieces = _joined(pieces, b"" if as_json else _END_OF_EVENT)

@@ -10,10 +10,8 @@ with `Test`, and say how to make the transport, and how to make one that trusts 
         def make_trusting_transport(self, ca_file: str) -> MyTransport:
             return MyTransport(ca_file)
 
-If your library can limit the connections of a pool, subclass `LimitedPoolContract` as well.
-
-The tests talk to servers of their own on 127.0.0.1. They need pytest, trustme, and trio for
-asynchronous transports, and Linux.
+If your library can limit the connections of a pool, subclass `LimitedPoolContract` as well. The
+tests need pytest, trustme, trio for asynchronous transports, and Linux.
 """
 
 # ruff: noqa: E402 - asserts are rewritten from here on

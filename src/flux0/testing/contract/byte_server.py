@@ -15,15 +15,7 @@ from typing import final
 from attrs import frozen
 
 from flux0.domain.headers import Headers
-from flux0.testing.contract.answers import (
-    Answer,
-    Disconnect,
-    Hold,
-    Pause,
-    Receive,
-    Signal,
-    Write,
-)
+from flux0.testing.contract.answers import Answer, Disconnect, Hold, Pause, Receive, Signal, Write
 
 # Seconds to wait for what takes milliseconds; only a failing test waits so long.
 PATIENCE = 10.0
@@ -55,10 +47,7 @@ class ByteServer:
         answers: what is done after each request.
         unasked: what is done first on every connection.
         tls: how to secure connections.
-        patience: how long the methods that wait do so, in seconds.
-
-    Attributes:
-        host, port, url: where it is.
+        patience: how many seconds the methods that wait do so, before they fail.
     """
 
     def __init__(
@@ -123,19 +112,11 @@ class ByteServer:
         self._release.send(b"x")
 
     def wait_for_requests(self, count: int) -> None:
-        """Wait until `count` whole requests have arrived.
-
-        Raises:
-            AssertionError: they do not arrive.
-        """
+        """Wait until `count` whole requests have arrived; AssertionError if they do not."""
         self._wait(lambda: len(self._requests) >= count, f"{count} requests")
 
     def wait_until_gone(self, *, but: int = 0) -> None:
-        """Wait until the clients have closed all their connections, or all but `but` of them.
-
-        Raises:
-            AssertionError: they do not close them.
-        """
+        """Wait until the clients have closed all their connections, or all but `but` of them."""
         self._wait(lambda: len(self._sockets) <= but, "the client to close its connections")
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:

@@ -311,12 +311,7 @@ def _posts(server: ByteServer) -> int:
 
 
 def _run_in_child(work: Callable[[], object], patience: float) -> None:
-    """Run `work`, which may hang for good, in a child of this process.
-
-    Raises:
-        AssertionError: it raises, or does not end within `patience` seconds, or within as many
-            from when it last set the timer again.
-    """
+    """Assert that `work` ends in a child process, within `patience` since it last set the timer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # The child uses no thread from here.
         child = os.fork()

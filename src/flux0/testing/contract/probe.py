@@ -115,27 +115,14 @@ class Reply:
             gc.collect()
 
 
+@frozen
 class Probe:
-    """A transport, what its calls run in, and the servers of a test.
+    """A transport, what its calls run in, and the servers of a test."""
 
-    Args:
-        transport: an `AsyncTransport`, or a blocking one in its form.
-        begin: begins a call elsewhere.
-        patience: how many seconds a call may take before it counts as hung.
-        servers: ends the servers.
-    """
-
-    def __init__(
-        self,
-        transport: AsyncTransport,
-        begin: Callable[[Call[Any]], Future[Any]],
-        patience: float,
-        servers: ExitStack,
-    ) -> None:
-        self._transport = transport
-        self._begin = begin
-        self._patience = patience
-        self.servers = servers
+    _transport: AsyncTransport  # Or a blocking one in its form.
+    _begin: Callable[[Call[Any]], Future[Any]]  # Begins a call elsewhere.
+    _patience: float  # Seconds that a call may take before it counts as hung.
+    servers: ExitStack  # Ends the servers.
 
     def run(self, call: Call[T]) -> Pending[T]:
         """Begin `call` elsewhere."""

@@ -28,16 +28,12 @@ _START = 1_767_225_600.0  # 2026-01-01T00:00:00Z
 
 @frozen
 class Wait:
-    """A wait for a moment, in seconds since 1970; without one, for any change since `seen`.
-
-    `timeout` says that the moment is the end of a timeout, which passes whoever moves the clock.
-    `patience` is how many real seconds a change may take.
-    """
+    """A wait for a moment, in seconds since 1970; without one, for any change since `seen`."""
 
     moment: float | None = None
     seen: int = 0
-    timeout: bool = False
-    patience: float | None = None
+    timeout: bool = False  # The moment ends a timeout, which passes whoever moves the clock.
+    patience: float | None = None  # How many real seconds a change may take.
 
 
 Waits: TypeAlias = Generator[Wait, None, T]

@@ -1,7 +1,6 @@
 """What may be an agent, and what it does in a turn, step by step, as values.
 
-`Say`, `Reason`, `CallTool`, `GiveResult` and `Fail` are in the words of a conversation; `Report`
-and `SendChunk` are in the server's. `Wording` turns the first into the second.
+`Wording` turns the words of a conversation, such as `Say`, into the server's, such as `SendChunk`.
 """
 
 from __future__ import annotations
@@ -100,19 +99,13 @@ class Pause:
 class Gate:
     """A step at which an agent waits until the test calls `open`. Once open, it stays open.
 
-    Nothing else waits meanwhile: the fake answers other calls, and time may pass.
-
-    Args:
-        patience: for how many real seconds a stream waits at the gate, before it raises an
-            AssertionError because nobody opens it.
-
-    Attributes:
-        reached: whether an agent has come to the gate.
+    Nothing else waits meanwhile: the fake answers other calls, and time may pass. If nobody opens
+    it for `patience` real seconds, a stream that waits here raises an AssertionError.
     """
 
     def __init__(self, *, patience: float = 10.0) -> None:
         self.patience: float = patience
-        self.reached: bool = False
+        self.reached: bool = False  # Whether an agent has come here.
         self._lock = Lock()
         self._open = False
         self._waiting: list[Callable[[], object]] = []
@@ -166,9 +159,8 @@ class LangChain:
     """What the server's own langchain adapter makes of one run of a model, or of a tool.
 
     `LangChain(Say(...), CallTool(...), CallTool(...))` is one message of a model, and
-    `LangChain(GiveResult(...))` the end of a tool's run. All chunks of a run have `seq` 0 and the
-    run's UUID as their `event_id`, and its statuses have that too. As with the adapter, a message
-    with several tool calls is not stored, and its stream shows the first call whole.
+    `LangChain(GiveResult(...))` the end of a tool's run. As with the adapter, a message with
+    several tool calls is not stored, and its stream shows the first call whole.
     """
 
     def __init__(self, *steps: Say | CallTool | GiveResult) -> None:
@@ -283,8 +275,12 @@ class Wording:
         match step:
             case CallTool():
                 yield from _call_patches(step, self._new_call_id(step), index)
-            case GiveResult():
-                yield self._result(step)
+            case GiveResult(call, result):
+                known = self._call_ids.get(id(call))
+                own = self._new_call_id(call) if known is None else known[1]
+                item = {"tool_call_id": own, "tool_name": call.name, "args": call.args}
+                item["data"] = {"result": result}
+                yield [_added("/tool_call_results", []), _added("/tool_call_results/-", item)]
             case _:
                 for number, piece in enumerate(cut(step.text, step.pieces)):
                     if number and step.pause:
@@ -295,14 +291,6 @@ class Wording:
         own = f"call-{self._next_number('call')}" if call.id is None else call.id
         self._call_ids[id(call)] = call, own
         return own
-
-    def _result(self, step: GiveResult) -> _Patches:
-        call = step.call
-        known = self._call_ids.get(id(call))
-        own = self._new_call_id(call) if known is None else known[1]
-        item = {"tool_call_id": own, "tool_name": call.name, "args": call.args}
-        item["data"] = {"result": step.result}
-        return [_added("/tool_call_results", []), _added("/tool_call_results/-", item)]
 
 
 def cut(text: str, pieces: int) -> Iterable[str]:

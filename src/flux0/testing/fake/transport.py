@@ -50,9 +50,9 @@ class _PlannedFaults:
 class FakeTransport(SharedTransport):
     """A `Transport` and an `AsyncTransport` that behave like a flux0 server of one's own.
 
-    It answers as the released server does, errors included, keeps what that keeps, and has one
-    agent to begin with. One fake may be used by many clients, threads and tasks at once. An agent
-    runs in the thread that posts the message, and after a pause in the one that moves the clock.
+    It answers as the released server does, errors included, and has one agent to begin with. Many
+    clients, threads and tasks may use it at once. An agent runs in the thread that posts the
+    message, and after a pause in the one that moves the clock.
 
     Args:
         reply: what agents answer: a text, a step of `flux0.testing`, several of both, or a function

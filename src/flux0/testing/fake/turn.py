@@ -40,11 +40,6 @@ class FakeTurn:
 
     A wait until infinity is a silence that nothing ends. An exception that the agent raises comes
     out where its next event would.
-
-    Attributes:
-        message: what the agent answers.
-        completed: whether the agent has ended the turn, so that leaving it cancels nothing.
-        error: what the agent has raised.
     """
 
     message: steps.UserMessage
@@ -52,6 +47,7 @@ class FakeTurn:
     _clock: FakeClock
     # Is held while the agent does a step, but not while its code decides on the next.
     _lock: AbstractContextManager[Any]
+    # Whether the agent has ended the turn, so that leaving it cancels nothing; what it has raised.
     completed: bool = field(default=False, init=False)
     error: BaseException | None = field(default=None, init=False)
     # How many steps were done, and whether none is left that counts.
