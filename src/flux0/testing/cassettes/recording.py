@@ -46,15 +46,12 @@ _DIGITS = 6  # Of a second: a microsecond is less than what any exchange takes.
 class RecordingTransport:
     """Sends requests over another transport, and records each exchange in a cassette.
 
-    It sends what the other can: synchronous requests, asynchronous ones, or both, from any number
-    of threads and tasks. A cassette holds no value of a header field that may be a credential, and
-    no host, user name or password of a URL; paths, queries and bodies are kept as they are, but for
-    what `scrub` leaves out.
+    It serves synchronous code, asynchronous code, or both, as the other does. A cassette holds no
+    value of a header field that may be a credential, and no host, user name or password of a URL;
+    all else is kept as it is, but for what `scrub` leaves out.
 
-    Each exchange is in the file as soon as it has ended, and the file is whole then. A cassette
-    that exists is kept while the new one is written to `NAME.new`. Closing the transport puts that
-    in its place, unless something has failed: a request without a response, a body that broke off,
-    or a status of 500 or more.
+    A cassette that exists is kept while the new one is written to `NAME.new`. Closing the transport
+    puts that in its place, unless a transport or a server has failed.
 
     Args:
         transport: what sends the requests, such as an `HttpxTransport`. Closing closes it.

@@ -181,17 +181,13 @@ class ReplayTransport(SharedTransport):
         track = alike[0] if len(alike) == 1 else next(self._left.get(key, iter(())), None)
         if track is not None:
             return track
+        asked = _call(request)
         if alike:
             numbers = ", ".join(str(track.number) for track in alike)
-            lines = [
-                f"{_call(request)} was made more often than {self._path} has it",
-                f"exchanges {numbers} were played",
-            ]
-        else:
-            asked = _call(request)
-            near = nearest(asked, self._tracks, lambda track: _differences(track, request))
-            lines = [f"{asked} is not in {self._path}", *([f"nearest: {near}"] if near else ())]
-        raise self._refusal(*lines)
+            problem = f"{asked} was made more often than {self._path} has it"
+            raise self._refusal(problem, f"exchanges {numbers} were played")
+        near = nearest(asked, self._tracks, lambda track: _differences(track, request))
+        raise self._refusal(f"{asked} is not in {self._path}", *([f"nearest: {near}"] * bool(near)))
 
     def _key(self, request: RecordedRequest) -> str:
         """Return a text that requests share which match each other."""

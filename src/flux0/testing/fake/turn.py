@@ -11,20 +11,17 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrs import define, field
 
-from flux0.adapters.support.event_loop import Loop, call_soon, close_soon
+from flux0.adapters.support.event_loop import Loop, call_soon, start
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.models import StatusData
 from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent
 from flux0.testing.fake import steps
 from flux0.testing.fake.clock import FakeClock, Wait
 from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data, without_nulls
-
-if TYPE_CHECKING:
-    from anyio import CancelScope
 
 
 class _Resting:
@@ -93,12 +90,8 @@ class FakeTurn:
         if loop is None or not isinstance(self._given, (Awaitable, AsyncIterable)):
             self.go_on()
             return
-        from anyio import CancelScope  # noqa: PLC0415 - slow to import
-
         self._running = True
-        scope = CancelScope()
-        self._cancel_task = partial(call_soon, loop, scope.cancel)
-        close_soon(loop, partial(self._run_in_task, scope))  # It makes a task of this.
+        self._cancel_task = partial(call_soon, loop, start(self._run_in_task))
 
     def go_on(self) -> None:
         """Run the agent on, up to its next rest, unless somebody else does."""
@@ -145,15 +138,14 @@ class FakeTurn:
         if cancelled:
             agent.close()
 
-    async def _run_in_task(self, scope: CancelScope) -> None:
-        with scope:
-            try:
-                await self._run()
-            except Exception as error:  # noqa: BLE001 - as above
-                self._fail(error)
-            finally:
-                if not self.completed:
-                    self.cancel()
+    async def _run_in_task(self) -> None:
+        try:
+            await self._run()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail(error)
+        finally:
+            if not self.completed:
+                self.cancel()
 
     async def _run(self) -> None:
         made = await self._given if isinstance(self._given, Awaitable) else self._given
