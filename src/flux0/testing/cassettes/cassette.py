@@ -10,6 +10,7 @@ import json
 import os
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from inspect import isclass
 from pathlib import Path
@@ -69,13 +70,10 @@ def kept(data: bytes, *, as_json: bool, exact: bool = True, after: float = 0.0) 
     again.
     """
     if as_json:
-        try:
+        with suppress(ValueError, RecursionError):  # NaN is a reason, and half a surrogate.
             value = json.loads(data)
             content = Content(json=value, after=after)
             json.dumps([[[[[[value]]]]]], indent=2)  # As deep as in the file.
-        except (ValueError, RecursionError):  # Half a surrogate and NaN are among the reasons.
-            pass
-        else:
             if content.data == data or not exact:
                 return content
     try:
@@ -124,12 +122,6 @@ class RecordedExchange:
             raise ValueError(f"end must be one of {', '.join(known)}")
         if self.response is None and self.end == WHOLE:
             raise ValueError("the end of a body needs a response")
-
-    @property
-    def failed(self) -> bool:
-        """Whether the transport or the server has failed."""
-        status = 0 if self.response is None else self.response.status_code
-        return self.end in ERRORS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 @frozen
@@ -184,7 +176,8 @@ class CassetteFile:
             file.seek(-len(_TAIL), os.SEEK_END)
             file.write(self._separator + indented + _TAIL)
         self._separator = b",\n"
-        self._failed = self._failed or exchange.failed
+        status = exchange.response.status_code if exchange.response else 0
+        self._failed |= exchange.end in ERRORS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
     def finish(self) -> str | None:
         """Take the place of the file that was there, or return why that one stays."""

@@ -113,7 +113,8 @@ class RecordingTransport:
     def _begin(self, request: Request) -> _Tape:
         with self._lock:
             self._sent += 1
-            self._open.append(tape := _Tape(request, self._sent, self._clock, self._end))
+            tape = _Tape(request, self._sent, self._clock, self._end, self._clock())
+            self._open.append(tape)
         return tape
 
     def _end(self, tape: _Tape, how: str) -> None:
@@ -139,12 +140,9 @@ class _Tape:
     _number: int
     _clock: Callable[[], float]
     _end: Callable[[_Tape, str], None]
-    _began: float = field(init=False)
+    _began: float
     _response: RecordedResponse | None = None
     _pieces: list[tuple[float, bytes]] = field(factory=list[tuple[float, bytes]])
-
-    def __attrs_post_init__(self) -> None:
-        self._began = self._clock()
 
     def __enter__(self) -> _Tape:  # noqa: PYI034 - it has no subclass
         return self

@@ -73,9 +73,6 @@ class ReplayTransport(SharedTransport):
             `lambda call: call.operation`, if some of its content changes from run to run.
         scrub: what the recording was given as `scrub`, if anything.
         sleep: is called with the seconds of each wait, such as `time.sleep`.
-
-    Raises:
-        CassetteError: there is no such file, or this version cannot read it.
     """
 
     def __init__(

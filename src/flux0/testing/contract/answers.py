@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from typing import Literal, TypeAlias, get_args
 
 from attrs import frozen
@@ -106,11 +105,11 @@ def size(steps: Answer) -> int:
 
 def byte_by_byte(steps: Answer) -> Answer:
     """Return the same answer with every byte written on its own."""
-    apart = (
-        [Write(bytes((byte,))) for byte in step.data] if isinstance(step, Write) else [step]
+    return tuple(
+        one
         for step in steps
+        for one in ([Write(bytes((b,))) for b in step.data] if isinstance(step, Write) else [step])
     )
-    return tuple(chain.from_iterable(apart))
 
 
 def cut(steps: Answer, size: int) -> Answer:

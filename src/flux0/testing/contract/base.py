@@ -27,15 +27,12 @@ _LEFT = pytest.StashKey[float]()
 
 
 class Contract(ABC):
-    """The part of a contract that is not tests.
+    """The part of a contract that is not tests."""
 
-    Attributes:
-        backends: where each test runs: in threads, or in event loops by anyio's names for them.
-        patience: how many seconds the transport may take for anything before it counts as hung.
-            All tests together may lose three times as long; those that are left then fail at once.
-    """
-
+    # Where each test runs: in threads, or in event loops by anyio's names for them.
     backends: ClassVar[tuple[str, ...]]
+    # How many seconds the transport may take for anything before it counts as hung. All tests
+    # together may lose three times as long; those that are left then fail at once.
     patience: ClassVar[float] = PATIENCE
 
     def make_transport(self) -> Any:
@@ -100,10 +97,7 @@ def class_of(request: pytest.FixtureRequest) -> pytest.Class:
 def fails(
     call: Callable[[], object], *kinds: type[TransportError], caused: bool = True
 ) -> TransportError:
-    """Assert that `call` raises exactly one of `kinds`, and return the error.
-
-    Its cause must be the library's exception, if there is one.
-    """
+    """Return the error, one of `kinds`, that `call` raises from the library's, if `caused`."""
     with pytest.raises(TransportError) as caught:
         call()
     error = caught.value

@@ -42,11 +42,6 @@ _MANY = 20
 _MOMENTS = 150
 
 # What a server does that has read the whole request, and the errors that it may be.
-_GARBAGE = {
-    "ssh": b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
-    "nonsense": b"HTTP/1.1 abc Nonsense\r\n\r\n",
-    "binary": b"\x00\xff" * 100 + b"\r\n\r\n",
-}
 _BREAKS: dict[str, tuple[Answer, type[errors.TransportError]]] = {
     "closed": ((Disconnect(),), errors.ConnectionInterrupted),
     "reset": ((Reset(),), errors.ConnectionInterrupted),
@@ -54,9 +49,9 @@ _BREAKS: dict[str, tuple[Answer, type[errors.TransportError]]] = {
     "reset-in-head": ((_BEGUN, Reset()), errors.ConnectionInterrupted),
     "closed-after-interim": ((head("103 Early Hints"), Disconnect()), errors.ConnectionInterrupted),
     "silent": ((Hold(),), errors.ReadTimeout),
-    **{
-        name: ((Write(data), Disconnect()), errors.ProtocolError) for name, data in _GARBAGE.items()
-    },
+    "ssh": ((Write(b"SSH-2.0-OpenSSH\r\n\r\n"), Disconnect()), errors.ProtocolError),
+    "nonsense": ((Write(b"HTTP/1.1 abc Nonsense\r\n\r\n"), Disconnect()), errors.ProtocolError),
+    "binary": ((Write(b"\x00\xff" * 100 + b"\r\n\r\n"), Disconnect()), errors.ProtocolError),
 }
 # An answer, and bytes that are too much, such as a 408 for a connection that was idle.
 _UNREAD: dict[str, Answer] = {

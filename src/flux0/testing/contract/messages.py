@@ -200,10 +200,7 @@ class BodyContract(Contract):
     def test_a_body_comes_as_it_is(
         self, probe: Probe, framing: Framing, body: str, *, gzip: bool, stream: bool
     ) -> None:
-        """Nothing is lost, added or changed; and it is told where nothing proves the end.
-
-        A server that was killed ends such a body in the same way.
-        """
+        """Nothing is lost, added or changed; and it is told where nothing proves the end."""
         steps = answer(*_BODIES[body], framing=framing, gzip=gzip)
         steps = byte_by_byte(steps) if body == "byte-by-byte" else steps
         _, reply = probe.ask(steps, stream=stream)

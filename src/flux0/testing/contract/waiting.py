@@ -96,13 +96,9 @@ _DRIPPING: dict[str, Answer] = {
 
 
 class InterruptContract(Contract):
-    """`Request.interrupt` ends the wait for a head, as a call that is past its `timeout_ms` needs.
+    """`Request.interrupt` ends the wait for a head, as a call needs that is past its time."""
 
-    Attributes:
-        interruptible: whether the transport heeds it. Without, each call lasts for as long as its
-            server sends a byte now and then.
-    """
-
+    # Without, each call lasts for as long as its server sends a byte now and then.
     interruptible: ClassVar[bool] = True
 
     @pytest.mark.parametrize("server_does", _DRIPPING)

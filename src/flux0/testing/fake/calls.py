@@ -110,10 +110,7 @@ def call_of(request: Request, time: float = 0.0) -> Call:
 
 
 def nearest(one: object, others: Iterable[T], differences: Callable[[T], Iterable[str]]) -> str:
-    """Return which of `others` is most like `one`, in words, and what is different about it.
-
-    The operation counts first. If there are no others, return nothing.
-    """
+    """Return, in words, which of `others` is most like `one`, if any, and what is different."""
 
     def likeness(other: T) -> tuple[bool, float]:
         first, second = (str(each)[:_LONGEST_COMPARED] for each in (one, other))
@@ -150,14 +147,9 @@ def json_or_bytes(body: bytes | None) -> Any:
 
 
 def _same(expected: object, actual: object, *, in_query: bool) -> bool:
-    if expected == actual:
-        return True
-    try:
-        text = json.dumps(expected)
-    except TypeError:
-        return False
     # A tuple is a list on the wire, and in a query everything is a text.
-    return bool(json.loads(text) == actual) or (in_query and text == actual)
+    text = json.dumps(expected, default=repr)
+    return actual in [expected, json.loads(text), *([text] * in_query)]
 
 
 def _shown(name: str, arguments: Mapping[str, Any]) -> str:

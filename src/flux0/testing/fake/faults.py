@@ -58,10 +58,7 @@ class Refuse:
 
 @frozen
 class Drop:
-    """The connection breaks off before an answer is there.
-
-    The server may have got the request and done what it says: it has with `after_acting`.
-    """
+    """The connection breaks off before the answer; with `after_acting`, after the server acted."""
 
     after_acting: bool = False
 

@@ -88,11 +88,7 @@ class FakeServer:
         return Response(answer.status_code, headers, body)
 
     def leave(self, turn: FakeTurn) -> None:
-        """Take note that a client has gone from a turn's stream before its end.
-
-        The server then cancels whatever the session is at, even if that is another turn by now;
-        but nothing if the turn had ended, whether or not its end was read.
-        """
+        """Cancel what the session is at, though it be another turn, if `turn` is left too early."""
         if not turn.completed:
             self._cancel_turn(turn.message.session_id)
 

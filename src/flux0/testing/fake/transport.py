@@ -156,10 +156,7 @@ class FakeTransport(SharedTransport):
         return tuple(self._calls)
 
     def assert_called(self, operation: str, **arguments: Any) -> Call:
-        """Return the last call of an operation with at least these arguments.
-
-        If there was none, raise an AssertionError that says which was most like it.
-        """
+        """Return the last call of an operation with these arguments, or tell the nearest one."""
         expected = ExpectedCall(operation, arguments)
         for call in reversed(self.calls):
             if not expected.differences(call):
@@ -212,10 +209,7 @@ class FakeTransport(SharedTransport):
         return standing_in(self)
 
     def serve(self, port: int = 0) -> AbstractContextManager[str]:
-        """Serve the fake on a port of 127.0.0.1, by default a free one, within a `with` block.
-
-        Return its URL.
-        """
+        """Return a block that serves the fake on `port`, by default a free one, and has its URL."""
         from flux0.testing.fake.serving import serve  # noqa: PLC0415 - loads http.server
 
         return serve(self, port)

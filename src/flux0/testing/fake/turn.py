@@ -165,7 +165,7 @@ class FakeTurn:
         self._clock.tell()
 
     async def _take(self, step: steps.AgentStep) -> None:
-        self._used = self._used or isinstance(step, (steps.FallSilent, steps.Fail))
+        self._used |= isinstance(step, (steps.FallSilent, steps.Fail))
         for plain in self._wording.of(step):
             self._do(plain)
             seen = self._clock.changes

@@ -103,21 +103,19 @@ class Form:
     def read(self, request: Request, target: Target) -> Any:
         """Return the body, or raise a `Refusal` that says all that is wrong with a request."""
         body: Any = _body_of(request) if self.members or self.items else _NO_BODY
-        checked = (*self._head(target), *self._body(body))
+        queries = ((name, target.query[name]) for name in self.query if name in target.query)
+        checked = (
+            *((IS_ID(value), value, "path", name) for name, value in target.arguments.items()),
+            *((self.query[name](value), value, "query", name) for name, value in queries),
+            *self._body(body),
+        )
         problems = [_problem(found, value, *place) for found, value, *place in checked if found]
         if problems:
             raise Refusal(422, problems)
         return [] if body is _NO_BODY or body is None else body
 
-    def _head(self, target: Target) -> Iterator[tuple[Any, ...]]:
-        """Check path and query: what was found, about which value, and the places of that."""
-        for name, value in target.arguments.items():
-            yield IS_ID(value), value, "path", name
-        for name, check in self.query.items():
-            if name in target.query:
-                yield check(target.query[name]), target.query[name], "query", name
-
     def _body(self, body: Any) -> Iterator[tuple[Any, ...]]:
+        """Check the body: what was found, about which value, and the places of that."""
         if self.members is not None and body is _NO_BODY:
             yield ("missing", {}), None, "body"
         elif self.members is not None and not isinstance(body, dict):
@@ -147,10 +145,7 @@ def _problem(found: Found, value: object, *place: str | int) -> dict[str, Any]:
 
 
 def _body_of(request: Request) -> object:
-    """Return the JSON that a request brings, if any.
-
-    What is not declared as JSON is a text. FastAPI reads it before it checks anything else.
-    """
+    """Return the JSON that a request brings, if any; what is not declared as JSON is a text."""
     if not request.body:
         return _NO_BODY
     if not is_json(next(iter(request.headers.get_all("content-type")), "")):
