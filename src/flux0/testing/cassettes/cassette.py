@@ -16,7 +16,7 @@ from inspect import isclass
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import define, field, fields, frozen
+from attrs import Factory, define, field, fields, frozen
 
 from flux0.domain import errors
 from flux0.domain.errors import DecodeError, Flux0Error, TransportError
@@ -39,6 +39,16 @@ class CassetteError(Flux0Error):
     """A file is missing, or it is not a cassette that this version can read."""
 
 
+def _bytes_of(content: Content) -> bytes:
+    if content.json is not _ABSENT:
+        return _compact(content.json).encode()
+    if content.text is not None:
+        return content.text.encode()
+    if content.base64 is not None:
+        return b64decode(content.base64, validate=True)
+    raise ValueError("needs json, text or base64")
+
+
 @frozen(kw_only=True)
 class Content:
     """Bytes as a cassette keeps them: as JSON, as text, or in base64. `data` are the bytes.
@@ -50,17 +60,7 @@ class Content:
     text: str | None = None
     base64: str | None = None
     after: float = 0.0
-    data: bytes = field(init=False, repr=False)
-
-    @data.default
-    def _decoded(self) -> bytes:
-        if self.json is not _ABSENT:
-            return _compact(self.json).encode()
-        if self.text is not None:
-            return self.text.encode()
-        if self.base64 is not None:
-            return b64decode(self.base64, validate=True)
-        raise ValueError("needs json, text or base64")
+    data: bytes = field(default=Factory(_bytes_of, takes_self=True), init=False, repr=False)
 
 
 def kept(data: bytes, *, as_json: bool, exact: bool = True, after: float = 0.0) -> Content:
