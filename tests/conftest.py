@@ -53,6 +53,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # What waits while the other tests of its class run comes last, when it has little left to wait.
     classes = groupby(filter(kept.__contains__, items), lambda item: item.getparent(pytest.Class))
     items[:] = [item for _, those in classes for item in sorted(those, key=_is_lasting)]
+    for item in filter(_is_lasting, items):  # One worker has to run all of the class for that.
+        cast("pytest.Class", item.getparent(pytest.Class)).add_marker(
+            pytest.mark.xdist_group(item.nodeid.rpartition("::")[0])
+        )
 
 
 def _is_lasting(item: pytest.Item) -> bool:

@@ -99,7 +99,9 @@ class SSEParser:
             data = self._settle(data)
         if _CR in data:
             self._settled = data[-1] != _CR
-            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            # One byte is found many times as fast as two.
+            first, *rest = data.split(b"\r")
+            data = b"\n".join((first, *(line.removeprefix(b"\n") for line in rest)))
         if len(held) + len(data) >= self._limit:
             data = self._within_limit(data)
         events: list[ServerSentEvent] = []
