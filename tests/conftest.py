@@ -60,8 +60,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_lasting(item: pytest.Item) -> bool:
-    name: str = cast("pytest.Function", item).function.__qualname__
-    return name.startswith("LastingContract.")
+    assert isinstance(item, pytest.Function)
+    return str(item.obj.__qualname__).startswith("LastingContract.")
 
 
 @pytest.fixture(scope="session", autouse=True)
