@@ -15,6 +15,7 @@ from flux0.testing import CallTool, FakeTransport, GiveResult, Pause, Report, Sa
 from support.fakes import JSON, ask, message_to, new_session
 
 UNKNOWN = "0123456789"
+MANY = "9" * 4301
 SURROGATE = b'{"name": "\\ud800", "type": "fake"}'
 TYPES = "'message', 'tool', 'status' or 'custom'"
 SOURCES = "'user', 'ai_agent' or 'system'"
@@ -23,6 +24,7 @@ WORDS = {
     "enum": "Input should be {expected}",
     "extra_forbidden": "Extra inputs are not permitted",
     "int_parsing": "Input should be a valid integer, unable to parse string as an integer",
+    "int_parsing_size": "Unable to parse input string as an integer, exceeded maximum size",
     "json_invalid": "JSON decode error",
     "list_type": "Input should be a valid list",
     "missing": "Field required",
@@ -270,6 +272,7 @@ REFUSED: list[tuple[str, Any, Any]] = [
     ("sessions?allow_greeting=maybe", {},
      of(wrong("bool_parsing", "query.allow_greeting", "maybe"),
         wrong("missing", "body.agent_id", {}))),
+    (f"events?min_offset={MANY}", None, of(wrong("int_parsing_size", "query.min_offset", MANY))),
     ("events?min_offset=1.5&source=USER", b'["message", "x", null]',
      of(wrong("int_parsing", "query.min_offset", "1.5"),
         wrong("enum", "query.source", "USER", expected=SOURCES),

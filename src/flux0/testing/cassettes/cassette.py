@@ -66,8 +66,7 @@ class Content:
 def kept(data: bytes, *, as_json: bool, exact: bool = True, after: float = 0.0) -> Content:
     """Return `data` as a cassette keeps it.
 
-    JSON is kept as JSON if `as_json`; and if `exact`, only where the very same bytes are made of it
-    again.
+    JSON is kept as JSON if `as_json`; if `exact`, only where it gives the very same bytes again.
     """
     if as_json:
         with suppress(ValueError, RecursionError):  # NaN is a reason, and half a surrogate.

@@ -84,8 +84,7 @@ class _Cut:
 class Stall(_Cut):
     """Nothing more comes, until the client's timeout has passed on the fake's clock.
 
-    That is after so many events, or so many bytes, of the body; or, by default, before the headers
-    and before the server has done anything.
+    That is after so many events or bytes of the body; by default, before the server does anything.
     """
 
 

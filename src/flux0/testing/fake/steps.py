@@ -304,10 +304,7 @@ def _added(path: str, value: Any) -> dict[str, Any]:
 
 
 def _call_patches(call: CallTool, id: str, index: int | None) -> Iterable[_Patches]:
-    """Return the call, whose arguments come as pieces of JSON text, as from a language model.
-
-    The langchain adapter numbers the calls of a message, and sends their names apart.
-    """
+    """Return the call, its arguments in pieces of JSON; langchain's adapter sends names apart."""
     path = f"/tool_calls/{index or 0}"
     name = call.name if index is None else ""
     value: dict[str, Any] = {"type": "tool_call", "tool_call_id": id, "tool_name": name, "args": []}

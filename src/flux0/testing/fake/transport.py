@@ -283,10 +283,7 @@ class FakeTransport(SharedTransport):
     def _befall(
         self, request: Request, faults: Iterable[Fault], *, acted: bool
     ) -> Waits[Response[Any] | None]:
-        """Do what keeps a call from the server, or its answer from the client.
-
-        Return the answer that comes in place of the server's, if any.
-        """
+        """Do what keeps a call from the server, and return what comes in place of its answer."""
         for fault in faults:
             match fault:
                 case Respond() if not acted:

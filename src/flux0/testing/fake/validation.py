@@ -27,6 +27,7 @@ _WORDS: Mapping[str, str] = {
     "enum": "Input should be {expected}",
     "extra_forbidden": "Extra inputs are not permitted",
     "int_parsing": "Input should be a valid integer, unable to parse string as an integer",
+    "int_parsing_size": "Unable to parse input string as an integer, exceeded maximum size",
     "json_invalid": "JSON decode error",
     "list_type": "Input should be a valid list",
     "missing": "Field required",
@@ -36,7 +37,8 @@ _WORDS: Mapping[str, str] = {
     "string_type": "Input should be a valid string",
 }
 _NO_BODY = object()
-_INTEGER = re.compile(r"([+-]?(?:[0-9]_?){0,999}[0-9])(?:\.0+)?")
+_INTEGER = re.compile(r"[+-]?[0-9]+(?:_[0-9]+)*(?:\.0+)?")
+_TOO_LONG = re.compile(r"-?[1-9][0-9]{4300,}")
 _FLAGS = frozenset({"1", "on", "t", "true", "y", "yes", "0", "off", "f", "false", "n", "no"})
 
 
@@ -74,13 +76,17 @@ def choice(*names: str) -> Check:
 
 def integer_of(text: str) -> int | None:
     """Return the integer that a text stands for, if it does."""
-    found = _INTEGER.fullmatch(text.strip())
-    return int(found[1]) if found else None
+    number = text.strip().partition(".")[0].replace("_", "")
+    digits = number.lstrip("+-0")
+    if not _INTEGER.fullmatch(text.strip()) or len(digits) > 4300:  # noqa: PLR2004
+        return None
+    return (-1 if number[0] == "-" else 1) * int(digits or 0)
 
 
 def integer(text: str) -> Found | None:
     """Check a text that stands for an integer."""
-    return ("int_parsing", {}) if integer_of(text) is None else None
+    problem = "int_parsing_size" if _TOO_LONG.match(text) else "int_parsing"
+    return (problem, {}) if integer_of(text) is None else None
 
 
 def flag(text: str) -> Found | None:
