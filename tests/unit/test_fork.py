@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import coverage
+import httpx
 import pytest
 from attrs import define
 
@@ -185,18 +186,18 @@ def _function(thread: int) -> str:
 def test_a_fork_waits_for_a_client_that_is_being_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenSSL holds a lock of its own while it reads certificates, and so would the child."""
     begun, made = threading.Event(), threading.Event()
-    create = ssl.create_default_context
 
-    def create_slowly(**options: Any) -> ssl.SSLContext:
-        begun.set()
-        made.wait(0.2)  # A fork that does not wait comes meanwhile.
-        made.set()
-        return create(**options)
+    class Slow(httpx.HTTPTransport):
+        def __init__(self, **options: Any) -> None:
+            begun.set()
+            made.wait(0.2)  # A fork that does not wait comes meanwhile.
+            made.set()
+            super().__init__(**options)
 
     def find_it_made() -> None:
         assert made.is_set()
 
-    monkeypatch.setattr(ssl, "create_default_context", create_slowly)
+    monkeypatch.setattr(httpx, "HTTPTransport", Slow)
     with (
         ByteServer(AGENTS) as server,
         Flux0(server.url) as flux0,

@@ -251,7 +251,7 @@ async def test_a_response_that_was_read_already_is_read_again(way: OverHttpx) ->
     """As a transport of the user's without sockets gives it."""
 
     def respond(_: object) -> Any:
-        return way.library.Response(200, json={"data": []})
+        return way.library.Response(200, content=b'{"data":[]}')
 
     given = way.library.MockTransport(respond)
     body = await way.fetch_once(get("http://flux0.invalid"), transport=given)
