@@ -7,6 +7,7 @@ Something else than the web server's own wait has to read for that: a thread, or
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import suppress
 from queue import Empty, Queue
 from threading import Thread
 from typing import Final
@@ -53,10 +54,8 @@ def relay(
     finally:
         close()
         while reader.is_alive():  # It may wait for room, and ends once it has some.
-            try:
+            with suppress(Empty):
                 pieces.get(timeout=0.1)
-            except Empty:
-                continue
 
 
 async def relay_async(
