@@ -153,7 +153,7 @@ LEFT = ("read_one", 0), ("leave", 0)
 @example([("read_one", 0), ("post", [1, 1]), ("release", 1, 1), ("read", 1), ("read", 0)])
 @example([("post", [1, 1]), ("read_one", 1), *LEFT, ("release", 1, 1), ("read", 1)])
 @settings(
-    max_examples=15,
+    max_examples=40,
     phases=[Phase.explicit, Phase.generate],  # To make an example smaller takes minutes.
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -30,6 +32,7 @@ from support.fake_scripts import scripted_fake
 from support.fake_witness import EVENTS, STREAM, ComparedAnswer, Question, Witness, get, post
 from support.server import Flux0Server
 
+ROOT = Path(__file__).parents[1]
 Servers = tuple[Witness, Witness]
 
 
@@ -432,11 +435,19 @@ _steps = st.one_of(
 
 
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=st.lists(_steps, max_size=8))
 def test_any_turn(servers: Servers, steps: list[AgentStep]) -> None:
     take_turn(servers, steps)
+
+
+def test_the_langchain_adapter_still_does_what_was_recorded(server_python: str) -> None:
+    """The fake's `LangChain` is compared with the record in the unit tests."""
+    script = ROOT / "support" / "langchain_adapter.py"
+    ran = subprocess.run([server_python, script], capture_output=True, text=True, check=False)
+    recorded = (ROOT / "data" / "langchain_turn.json").read_text("utf-8")
+    assert ran.stdout == recorded, ran.stderr
 
 
 def test_sessions_do_not_disturb_each_other(servers: Servers) -> None:

@@ -64,7 +64,7 @@ def flux0(server: Flux0Server) -> Iterator[Flux0]:
         yield client
 
 
-@settings(max_examples=20)
+@settings(max_examples=40)
 @given(messages=_MESSAGES)
 def test_whatever_patches_an_agent_sends(
     flux0: Flux0, server: Flux0Server, messages: list[tuple[list[dict[str, Any]], dict[str, Any]]]

@@ -303,7 +303,7 @@ def test_what_came_unseen_is_not_taken_for_the_next_answer(body: bytes | None, t
     async def run(transport: AiohttpTransport) -> None:
         assert await fetch(transport, post(server.url)) == b"first"
         server.release()
-        time.sleep(SHORT)
+        time.sleep(SHORT)  # As code does that computes something: what comes meanwhile is unseen.
         second = get(server.url) if body is None else post(server.url, body)
         assert await fetch(transport, second) == b"second"
         assert await fetch(transport, post(server.url)) == b"third"
