@@ -26,9 +26,6 @@ from flux0.testing import (
     UserMessage,
 )
 
-# The fake spells each operation in this order, whatever the order of the agent.
-_OF_A_PATCH = ("op", "from", "path", "value")
-
 
 def scripted_fake(agent_id: str, gates: Mapping[str, Gate] | None = None) -> FakeTransport:
     """Return a fake whose agent is like the scripted one of the real server.
@@ -77,9 +74,7 @@ def _as_script(step: AgentStep) -> dict[str, Any]:  # noqa: PLR0911 - one return
             chunk = {
                 "event_id": event_id,
                 "seq": seq,
-                "patches": [
-                    {key: patch[key] for key in _OF_A_PATCH if key in patch} for patch in patches
-                ],
+                "patches": list(patches),
                 "metadata": metadata,
             }
             return {"chunk": chunk}

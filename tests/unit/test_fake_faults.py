@@ -307,6 +307,7 @@ def test_a_pause_sends_what_there_is() -> None:
 @pytest.mark.parametrize(
     "make",
     [
+        Truncate,
         lambda: Truncate(after_events=1, after_bytes=1),
         lambda: Stall(after_events=1, after_bytes=1),
         lambda: Split(0),

@@ -161,7 +161,7 @@ class _Chunks:
             end = data.find(b"\n", at)
             if (end if end >= 0 else len(data)) - at > _LONGEST_LINE:
                 self._fail(f"a line between chunks has more than {_LONGEST_LINE:,} bytes")
-            if end < 0:
+            if end < 0 or self.failure is not None:
                 break
             self._take(data[at:end].strip())
             at = end + 1

@@ -7,8 +7,7 @@ none here. That takes them a quarter of the time of a call.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -32,23 +31,17 @@ class _AnyOwnClient:
         request: Any = self._library.Request
         return request(method, self._url(url), extensions={"timeout": limits}, **options)
 
-    @contextmanager
-    def _naming(self, request: Any) -> Generator[None, None, None]:
-        """Have the library's errors name the request, as those of its clients do."""
-        try:
-            yield
-        except self._library.RequestError as error:
-            error.request = request
-            raise
-
 
 class OwnClient(_AnyOwnClient):
     """A client for synchronous code."""
 
     def send(self, request: Any, **_: object) -> Any:
         """Send a request and return the library's response."""
-        with self._naming(request):
+        try:
             response = self._transport.handle_request(request)
+        except self._library.RequestError as error:
+            error.request = request  # As the library's own clients do.
+            raise
         response.request = request
         return response
 
@@ -62,8 +55,11 @@ class AsyncOwnClient(_AnyOwnClient):
 
     async def send(self, request: Any, **_: object) -> Any:
         """Send a request and return the library's response."""
-        with self._naming(request):
+        try:
             response = await self._transport.handle_async_request(request)
+        except self._library.RequestError as error:
+            error.request = request  # As above.
+            raise
         response.request = request
         return response
 

@@ -51,10 +51,7 @@ def _bytes_of(content: Content) -> bytes:
 
 @frozen(kw_only=True)
 class Content:
-    """Bytes as a cassette keeps them: as JSON, as text, or in base64. `data` are the bytes.
-
-    A piece of a response's body came `after` its head.
-    """
+    """Bytes, `data`, as JSON, as text or in base64; a piece of a body came `after` its head."""
 
     json: Any = _ABSENT
     text: str | None = None
@@ -64,10 +61,7 @@ class Content:
 
 
 def kept(data: bytes, *, as_json: bool, exact: bool = True, after: float = 0.0) -> Content:
-    """Return `data` as a cassette keeps it.
-
-    JSON is kept as JSON if `as_json`; if `exact`, only where it gives the very same bytes again.
-    """
+    """Return `data` as kept: as JSON if `as_json`; if `exact`, only where JSON gives it again."""
     if as_json:
         with suppress(ValueError, RecursionError):  # NaN is a reason, and half a surrogate.
             value = json.loads(data)

@@ -22,10 +22,7 @@ BodyEnd: TypeAlias = Literal["whole", "closed", "lost"]
 
 @define(eq=False)
 class FakeBody:
-    """A `ByteStream` and an `AsyncByteStream` of a fake; each read of the latter is a checkpoint.
-
-    `on_end` is told, once, how it ended, and of which pieces.
-    """
+    """A `ByteStream` and an `AsyncByteStream` of a fake; reading the latter has a checkpoint."""
 
     _pieces: Iterator[bytes | Wait]
     # The timeout in seconds of the fake's clock. Without one, a read to which nothing will come
@@ -33,7 +30,7 @@ class FakeBody:
     _longest_silence: float | None
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
-    _on_end: Callable[[Iterator[bytes | Wait], BodyEnd], None]
+    _on_end: Callable[[Iterator[bytes | Wait], BodyEnd], None]  # Is told once how it ended.
     # How it ends if nobody holds it any more. Asynchronous code that leaves a loop can do no more
     # than let go.
     let_go: BodyEnd = field(default="lost", init=False)

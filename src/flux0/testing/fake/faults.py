@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
 from itertools import cycle
 from math import inf
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from attrs import evolve, field, frozen
 
@@ -72,12 +72,14 @@ class Delay:
 
 @frozen
 class _Cut:
+    needed: ClassVar[int] = 0  # How many of the two have to be given.
     after_events: int | None = None
     after_bytes: int | None = None
 
     def __attrs_post_init__(self) -> None:
-        if self.after_events is not None and self.after_bytes is not None:
-            raise InvalidArgument("after_bytes", "cannot be passed together with after_events")
+        given = (self.after_events is not None) + (self.after_bytes is not None)
+        if not self.needed <= given <= 1:
+            raise InvalidArgument("after_bytes", "or after_events is needed, and not both")
 
 
 @frozen
@@ -90,11 +92,9 @@ class Stall(_Cut):
 
 @frozen
 class Truncate(_Cut):
-    """The body is cut off after so many events, or so many bytes; by default, at its begin.
+    """The connection breaks off after so many events or bytes; if `clean`, the body just ends."""
 
-    The connection breaks off there; or, if `clean`, the body ends as if it were whole.
-    """
-
+    needed: ClassVar[int] = 1
     clean: bool = False
 
 

@@ -1,7 +1,6 @@
 """What a fake server keeps, as the JSON that the released server lists.
 
-The server stores what its agents say unchecked. Where it then cannot list an event, the data here
-is None.
+Where the server could not list an event, which it stores unchecked, the data here is None.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ its next pause or gate, and on as the clock moves. What it says is stored when i
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, closing
@@ -217,15 +218,21 @@ class FakeTurn:
     def _chunk(self, step: steps.SendChunk) -> None:
         message = self.message
         agent = {"agent_id": message.agent_id, "agent_name": message.agent_name}
+        data: JSONObject = {
+            "correlation_id": message.correlation_id,
+            "event_id": step.event_id,
+            "seq": step.seq,
+            "patches": step.patches,
+            "metadata": without_nulls({**agent, **step.metadata}),
+            "timestamp": self._time,
+        }
         patches = tuple(
             JSONPatchOperation(one["op"], one["path"], one.get("value"), one.get("from"))
             for one in step.patches
         )
-        metadata = without_nulls({**agent, **step.metadata})
-        ids = (message.correlation_id, step.event_id)
-        chunk = ChunkEvent(*ids, step.seq, patches, metadata, self._time)
-        if self._store.add_chunk(chunk):
-            self._send(chunk)
+        if self._store.add_chunk(ChunkEvent(**{**data, "patches": patches})):
+            # As the agent spells it; the model would put the members in order.
+            self._send(f"event: chunk\ndata: {json.dumps(data)}\n\n".encode())
 
     def _report(self, step: steps.Report) -> None:
         if step.status == SessionStatus.READY:
@@ -236,11 +243,11 @@ class FakeTurn:
         data = StatusData(step.status, step.acknowledged_offset, step.data)
         self._keep(EventType.STATUS, status_data(data))
         ids = (step.event_id or "", self.message.correlation_id)
-        self._send(StatusEvent(*ids, EventSource.AI_AGENT, data))
+        self._send(StatusEvent(*ids, EventSource.AI_AGENT, data).to_sse())
 
-    def _send(self, event: ChunkEvent | StatusEvent) -> None:
+    def _send(self, event: bytes) -> None:
         if not self.completed:
-            self._output.append(event.to_sse())
+            self._output.append(event)
 
     def _keep(self, type: EventType, data: JSONObject | None, metadata: Any = None) -> None:
         if not self.completed:

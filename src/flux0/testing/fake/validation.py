@@ -22,6 +22,7 @@ Check: TypeAlias = Callable[[Any], Found | None]
 
 ID_LENGTH: Final = 10
 
+_NO_TEXT: Final = "Input should be a valid string"
 _WORDS: Mapping[str, str] = {
     "bool_parsing": "Input should be a valid boolean, unable to interpret input",
     "enum": "Input should be {expected}",
@@ -34,11 +35,13 @@ _WORDS: Mapping[str, str] = {
     "model_attributes_type": "Input should be a valid dictionary or object to extract fields from",
     "string_too_long": "String should have at most {max_length} characters",
     "string_too_short": "String should have at least {min_length} characters",
-    "string_type": "Input should be a valid string",
+    "string_type": _NO_TEXT,
+    "string_unicode": f"{_NO_TEXT}, unable to parse raw data as a unicode string",
 }
 _NO_BODY = object()
 _INTEGER = re.compile(r"[+-]?[0-9]+(?:_[0-9]+)*(?:\.0+)?")
 _TOO_LONG = re.compile(r"-?[1-9][0-9]{4300,}")
+_SURROGATE = re.compile("[\\ud800-\\udfff]")  # Without its other half, which JSON can spell.
 _FLAGS = frozenset({"1", "on", "t", "true", "y", "yes", "0", "off", "f", "false", "n", "no"})
 
 
@@ -60,6 +63,8 @@ def text(shortest: int = 0, longest: float = inf) -> Check:
     def check(value: object) -> Found | None:
         if not isinstance(value, str):
             return "string_type", {}
+        if (shortest or longest < inf) and _SURROGATE.search(value):
+            return "string_unicode", {}
         if len(value) < shortest:
             return "string_too_short", {"min_length": shortest}
         return ("string_too_long", {"max_length": longest}) if len(value) > longest else None
