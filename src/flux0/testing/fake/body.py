@@ -31,8 +31,7 @@ class FakeBody:
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
     _on_end: Callable[[Iterator[bytes | Wait], BodyEnd], None]  # Is told once how it ended.
-    # How it ends if nobody holds it any more. Asynchronous code that leaves a loop can do no more
-    # than let go.
+    # How it ends if nobody holds it any more: asynchronous code that leaves a loop only lets go.
     let_go: BodyEnd = field(default="lost", init=False)
     _end: BodyEnd | None = field(default=None, init=False)
 

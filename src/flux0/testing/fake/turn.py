@@ -230,7 +230,8 @@ class FakeTurn:
             JSONPatchOperation(one["op"], one["path"], one.get("value"), one.get("from"))
             for one in step.patches
         )
-        if self._store.add_chunk(ChunkEvent(**{**data, "patches": patches})):
+        members: JSONObject = {**data, "patches": patches}
+        if self._store.add_chunk(ChunkEvent(**members)):
             # As the agent spells it; the model would put the members in order.
             self._send(f"event: chunk\ndata: {json.dumps(data)}\n\n".encode())
 
