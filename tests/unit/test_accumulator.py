@@ -246,6 +246,15 @@ def test_a_message_that_was_handed_out_does_not_change() -> None:
     assert repr(program) == before
 
 
+def test_a_message_that_did_not_change_is_not_built_again() -> None:
+    accumulator = after(chunk(add("/-", {"a": 1})), chunk(add("/-", "B"), event_id="b"))
+    first, second = accumulator.messages
+    accumulator.feed(chunk(add("/-", "C"), event_id="b"))
+    still, changed = accumulator.messages
+    assert still is first
+    assert changed != second
+
+
 # --- the text that an event adds
 
 

@@ -10,7 +10,7 @@ from attrs import evolve
 
 from flux0 import AsyncEventStream, Flux0, NotFoundError, RetryConfig
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ProtocolError
-from flux0.testing.contract.answers import Disconnect, Hold, answer, cut, head, size
+from flux0.testing.contract.answers import Disconnect, Hold, Write, answer, cut, head, size, written
 from flux0.testing.contract.byte_server import ByteServer
 from support import sending
 from support.in_memory import SSE, chunk
@@ -20,6 +20,32 @@ from support.sending import HALF, OK, fetch, get, over
 from support.transports import ONCE, WAYS, Way
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
+
+
+SURPLUS = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nothers"
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("early", range(len(LAST_CHUNK)))
+@over(*ONCE)
+async def test_what_follows_an_answer_answers_no_request_however_its_end_is_cut(
+    way: Way, early: int
+) -> None:
+    """Be it after a body in chunks, whose end comes in two parts, or after one of a length."""
+    start, first, _ = map(written, zip(answer(b"first", framing="chunked")))
+    begun, ended = start + first + LAST_CHUNK[:early], LAST_CHUNK[early:] + SURPLUS
+    in_two = (Write(begun), Hold(), Write(ended), Hold())
+    of_a_length = (Write(written(OK) + SURPLUS), Hold())
+    transport = sending.in_mode(way.mode, way.make_transport())
+    with ByteServer(in_two, answer(b"second", framing="chunked"), of_a_length, OK) as server:
+        pieces = aiter((await transport.send_async(get(server.url, stream=True))).body)
+        assert await anext(pieces) == b"first"
+        server.release()
+        assert b"".join([piece async for piece in pieces]) == b""
+        for body in (b"second", b"ok", b"ok"):
+            assert await fetch(transport, get(server.url)) == body
+        assert server.connections == 3
+        await transport.close_async()
 
 
 @over(*ONCE)

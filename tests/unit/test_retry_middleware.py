@@ -312,6 +312,14 @@ def test_so_many_successes_give_one_retry_back_of_those_there_were(
     assert takes(budget, 5) == 3
 
 
+def test_a_retry_that_is_not_worth_it_costs_nothing() -> None:
+    budget = RetryBudget(capacity=1)
+    policy = Policy(script(answer(status=404)), budget=budget)
+    with pytest.raises(errors.NotFoundError):
+        policy.send_sync(GET)
+    assert budget.take()
+
+
 def test_a_client_has_one_budget_for_all_its_calls() -> None:
     transport = script(*(errors.ConnectError("refused") for _ in range(104)))
 
