@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from base64 import b64encode
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from flux0.domain.errors import (
     TransportError,
 )
 from flux0.testing.contract import TransportContract
-from flux0.testing.contract.answers import FRAMINGS, Answer, Framing, Hold, Reset, answer
+from flux0.testing.contract.answers import FRAMINGS, Answer, Framing, Hold, Reset, answer, written
 from flux0.testing.contract.byte_server import ByteServer
 from support.secured import Secured
 from support.sending import OK, fetch_sync, get, post
@@ -154,6 +156,30 @@ def test_digest_authentication_of_the_session_answers_its_challenge(second: Answ
                 RequestsTransport(session).send(sent)
         assert [request.body for request in server.requests] == [body, body]
         assert server.requests[1].headers["authorization"].startswith("Digest")
+
+
+def test_no_connection_for_the_answer_to_a_challenge_means_that_something_was_sent() -> None:
+    """The server has got the first request, so nobody may take this for one that never left."""
+    challenge = answer(
+        status="401 Unauthorized",
+        headers=[("WWW-Authenticate", 'Digest realm="r", nonce="n"'), ("Connection", "close")],
+    )
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def challenge_and_die() -> None:
+        connection, _ = listener.accept()
+        listener.close()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(written(challenge))
+
+    session = requests.Session()
+    session.auth = HTTPDigestAuth("me", "password")
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with ThreadPoolExecutor(1) as threads, session:
+        threads.submit(challenge_and_die)
+        with pytest.raises(ConnectionInterrupted):
+            RequestsTransport(session).send(post(url))
 
 
 def test_no_password_comes_from_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
