@@ -51,12 +51,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept.update(family[sys.version_info.minor % step :: step])
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     # What waits while the other tests of its class run comes last, when it has little left to wait.
-    classes = groupby(filter(kept.__contains__, items), lambda item: item.getparent(pytest.Class))
-    items[:] = [item for _, those in classes for item in sorted(those, key=_is_lasting)]
-    for item in filter(_is_lasting, items):  # One worker has to run all of the class for that.
-        cast("pytest.Class", item.getparent(pytest.Class)).add_marker(
-            pytest.mark.xdist_group(item.nodeid.rpartition("::")[0])
-        )
+    modules = [list(those) for _, those in groupby(filter(kept.__contains__, items), _scope)]
+    for module in modules:
+        module.sort(key=_is_lasting)
+    # What takes longest starts first, so that no process is left with it in the end.
+    modules.sort(key=_takes_long, reverse=True)
+    items[:] = [item for module in modules for item in module]
+
+
+def _scope(item: pytest.Item) -> str:
+    """Return what one process runs as a whole: a class, or the functions of a module."""
+    return item.nodeid.rpartition("::")[0]
+
+
+def _takes_long(scope: list[pytest.Item]) -> bool:
+    return any(item.get_closest_marker("slow") or _is_lasting(item) for item in scope)
 
 
 def _is_lasting(item: pytest.Item) -> bool:

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from typing import Any, cast
@@ -62,19 +62,19 @@ def random_answer(chance: random.Random) -> Answer:
         gzip=chance.random() < 0.3,
         headers=[("Content-Type", "text/event-stream")],
     )
-    breaks: list[Answer] = [
-        whole,
-        whole,
-        (head("103 Early Hints"), *whole),
-        cut(whole, chance.randrange(size(whole))),
-        (*whole[: chance.randrange(len(whole))], Reset()),
-        (*whole[: chance.randrange(len(whole))], Hold()),
-        (Write(b"SSH-2.0\r\n\r\n"), Disconnect()),
-        answer(b"Later.", status="503 Busy"),
+    broken: list[Callable[[], Answer]] = [
+        lambda: whole,
+        lambda: whole,
+        lambda: (head("103 Early Hints"), *whole),
+        lambda: cut(whole, chance.randrange(size(whole))),
+        lambda: (*whole[: chance.randrange(len(whole))], Reset()),
+        lambda: (*whole[: chance.randrange(len(whole))], Hold()),
+        lambda: (Write(b"SSH-2.0\r\n\r\n"), Disconnect()),
+        lambda: answer(b"Later.", status="503 Busy"),
     ]
     if size(whole) < 1_000:
-        breaks.append(byte_by_byte(whole))
-    return chance.choice(breaks)
+        broken.append(lambda: byte_by_byte(whole))
+    return chance.choice(broken)()
 
 
 class Soak:

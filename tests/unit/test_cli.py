@@ -39,6 +39,7 @@ from flux0.testing import (
 from support.fake_over_http import FakeOverHTTP
 
 _SECONDS = 60.0  # Far more than anything here takes.
+pytestmark = pytest.mark.slow
 PYTHON = (sys.executable,)
 
 WEATHER = CallTool("get_weather", {"location": "SF"})

@@ -35,6 +35,7 @@ from support.transports import BLOCKING, TRANSPORTS, Way
 
 # Python says so of every fork beside threads, and the server of these tests has some.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
     pytest.mark.usefixtures("little_garbage"),
 ]

@@ -12,6 +12,7 @@ import pytest
 
 from support.transports import WAYS, Way
 
+pytestmark = pytest.mark.slow
 SECONDS = os.environ.get("FLUX0_SOAK_SECONDS", "0.5")
 RUNS = [(way, seed) for way in WAYS for seed in (0, 1)]
 

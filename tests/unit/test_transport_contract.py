@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -21,6 +22,14 @@ from flux0.testing.contract import (
 from support.transports_page import CONTRACT, TRANSPORT
 
 pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.slow
+
+
+# Waits that are long are shorter here, in the example and in its contract.
+HASTY = TRANSPORT.replace("LONGEST_IDLE = 4.0", "LONGEST_IDLE = 0.5")
+IMPATIENT = CONTRACT.replace(
+    "Contract):\n", "Contract):\n    patience = 1.0\n    lasting_seconds = 1.0\n"
+)
 
 
 @frozen
@@ -31,7 +40,7 @@ class Bug:
     fails: tuple[str, ...]
 
     def planted(self) -> str:
-        source = TRANSPORT
+        source = HASTY
         for right, wrong in self.changes.items():
             assert source.count(right) == 1, right
             source = source.replace(right, wrong)
@@ -184,12 +193,12 @@ BUGS = {
         },
         ("test_the_idle_timeout_begins_anew",),
     ),
-    "takes None for five seconds": Bug(
+    "takes None for half a second": Bug(
         {
-            "create_connection(address, timeout)": "create_connection(address, timeout or 5)",
-            "settimeout(request.timeout.write)": "settimeout(request.timeout.write or 5)",
-            "settimeout(timeout)": "settimeout(timeout or 5)",
-            "settimeout(request.timeout.idle)": "settimeout(request.timeout.idle or 5)",
+            "create_connection(address, timeout)": "create_connection(address, timeout or 0.5)",
+            "settimeout(request.timeout.write)": "settimeout(request.timeout.write or 0.5)",
+            "settimeout(timeout)": "settimeout(timeout or 0.5)",
+            "settimeout(request.timeout.idle)": "settimeout(request.timeout.idle or 0.5)",
         },
         ("test_a_timeout_may_be_off",),
     ),
@@ -294,14 +303,13 @@ BUGS = {
         ("test_a_pooled_connection_has_unread_bytes",),
     ),
     "uses old connections": Bug(
-        {"LONGEST_IDLE = 4.0": "LONGEST_IDLE = 4e9"}, ("test_an_idle_connection_grows_old",)
+        {"LONGEST_IDLE = 0.5": "LONGEST_IDLE = 4e9"}, ("test_an_idle_connection_grows_old",)
     ),
     "stays open": Bug(
         {"        for connections in idle.values():\n": "        for connections in ():\n"},
         ("test_closing_the_transport",),
     ),
 }
-IMPATIENT = CONTRACT.replace("Contract):\n", "Contract):\n    patience = 1.0\n")
 
 
 @pytest.fixture(autouse=True)
@@ -317,8 +325,9 @@ def _connections_of_broken_transports() -> Iterator[None]:
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
+        end = monotonic() + 0.2
         for thread in set(threading.enumerate()) - before:
-            thread.join(0.1)
+            thread.join(max(0.0, end - monotonic()))
         for name in ("last_exc", "last_traceback", "last_value"):  # pytest keeps them.
             if hasattr(sys, name):
                 delattr(sys, name)
@@ -345,6 +354,10 @@ def test_a_bug_is_caught(pytester: pytest.Pytester, bug: Bug, test: str) -> None
     assert failures(pytester, bug.planted(), IMPATIENT, "-x", "-k", test)
 
 
+def test_without_a_bug_no_wait_fails(pytester: pytest.Pytester) -> None:
+    assert failures(pytester, HASTY, IMPATIENT, "-k", "timeout or idle") == 0
+
+
 def test_a_transport_may_say_that_it_cannot_be_interrupted(pytester: pytest.Pytester) -> None:
     says_so = CONTRACT.replace("Contract):\n", "Contract):\n    interruptible = False\n")
     bug = BUGS["cannot be interrupted"]
@@ -353,8 +366,9 @@ def test_a_transport_may_say_that_it_cannot_be_interrupted(pytester: pytest.Pyte
 
 def test_a_transport_that_hangs_is_soon_given_up(pytester: pytest.Pytester) -> None:
     url = "        url = urlsplit(request.url)\n"
-    hangs = TRANSPORT.replace(url, f"        self._lock.acquire()\n{url}")
-    assert failures(pytester, hangs, IMPATIENT.replace("1.0", "0.3"), "--maxfail=60") >= 60
+    hangs = HASTY.replace(url, f"        self._lock.acquire()\n{url}")
+    contract = IMPATIENT.replace("patience = 1.0", "patience = 0.3")
+    assert failures(pytester, hangs, contract, "--maxfail=60") >= 60
 
 
 @pytest.mark.parametrize("contract", [TransportContract, AsyncTransportContract])

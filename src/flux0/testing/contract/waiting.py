@@ -11,7 +11,7 @@ from time import monotonic
 from typing import ClassVar
 
 import pytest
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
 from flux0.domain.errors import ReadTimeout, TransportError, WriteTimeout
 from flux0.ports import Interrupt, Timeout
@@ -20,7 +20,6 @@ from flux0.testing.contract.base import SHORT, Contract, class_of, fails, stream
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.probe import PATIENT, Pending, Probe, get, post
 
-_SECONDS = 5.5  # Longer than any library's short default, and than a connection may be idle.
 _ENDLESS = Timeout(connect=None, read=None, write=None, pool=None, idle=None)
 _SILENT = answer(b"first", Hold(), b"second", framing="chunked")
 
@@ -137,10 +136,10 @@ class Lasting:
     probe: Probe
     pooled: ByteServer
     waits: dict[str, Pending[bytes]]
-    end: float = field(factory=lambda: monotonic() + _SECONDS)
+    end: float
 
     def lasts(self, wait: str) -> bool:
-        """Return whether one of the waits is not over when `_SECONDS` are."""
+        """Return whether one of the waits is not over in the end."""
         return self.waits[wait].lasts(max(0.0, self.end - monotonic()))
 
 
@@ -149,6 +148,9 @@ _LASTING = pytest.StashKey[dict[str, Lasting]]()
 
 class LastingContract(Contract):
     """Time alone changes nothing that it should not. It passes while the other tests run."""
+
+    # For how long: longer than any library's short default, and than a connection may be idle.
+    lasting_seconds: ClassVar[float] = 5.5
 
     @pytest.fixture(autouse=True)
     def lasting(self, request: pytest.FixtureRequest) -> dict[str, Lasting]:
@@ -164,7 +166,8 @@ class LastingContract(Contract):
         probe = self.make_probe(self.make_transport(), backend, self.patience, ending)
         speechless = probe.serve(unasked=(Hold(),)).url.replace("http:", "https:")
         body = probe.serve(answer(Hold(), framing="chunked")).url
-        dripping = probe.serve(answer(*(b"drop", Pause(1.0)) * 5, framing="chunked")).url
+        pause = self.lasting_seconds / 6
+        dripping = probe.serve(answer(*(b"drop", Pause(pause)) * 5, framing="chunked")).url
         pooled = probe.serve(answer(b"ok"))
         endless = partial(get, timeout=_ENDLESS)
         requests = {
@@ -173,12 +176,12 @@ class LastingContract(Contract):
             "head": endless(probe.serve((Hold(),)).url),
             "body": endless(body),
             "stream": endless(body, stream=True),
-            "drops": get(dripping, stream=True, timeout=evolve(PATIENT, idle=3.0)),
+            "drops": get(dripping, stream=True, timeout=evolve(PATIENT, idle=3 * pause)),
             "pooled": get(pooled.url),
         }
         waits = {name: probe.start_fetch(request) for name, request in requests.items()}
         ending.callback(probe.servers.close)  # A handshake is not cancelled, which may leak.
-        return Lasting(probe, pooled, waits)
+        return Lasting(probe, pooled, waits, monotonic() + self.lasting_seconds)
 
     @pytest.mark.parametrize("wait", ["connect", "write", "head", "body", "stream"])
     def test_a_timeout_may_be_off(
