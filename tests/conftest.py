@@ -64,8 +64,8 @@ def _scope(item: pytest.Item) -> str:
     return item.nodeid.rpartition("::")[0]
 
 
-def _takes_long(scope: list[pytest.Item]) -> bool:
-    return any(item.get_closest_marker("slow") or _is_lasting(item) for item in scope)
+def _takes_long(scope: list[pytest.Item]) -> tuple[bool, bool]:
+    return any(item.get_closest_marker("slow") for item in scope), any(map(_is_lasting, scope))
 
 
 def _is_lasting(item: pytest.Item) -> bool:

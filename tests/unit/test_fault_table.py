@@ -35,6 +35,7 @@ from support.modes import in_mode
 from support.sending import over
 from support.transports import ONCE, Way
 
+pytestmark = pytest.mark.slow
 TABLE = Path(__file__).parents[2] / "docs" / "errors.md"
 ROW = re.compile(r"^\| ([^|`]+) \| `(\w+)` \| `(\w+)` \|$", re.MULTILINE)
 

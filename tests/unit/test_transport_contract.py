@@ -331,14 +331,23 @@ def _connections_of_broken_transports() -> Iterator[None]:
         for name in ("last_exc", "last_traceback", "last_value"):  # pytest keeps them.
             if hasattr(sys, name):
                 delattr(sys, name)
+        gc.unfreeze()
         gc.collect()
+
+
+class _NothingToCollect:
+    """pytest collects garbage five times in the end, and that of the outer pytest too."""
+
+    def pytest_unconfigure(self) -> None:
+        gc.freeze()
 
 
 def failures(pytester: pytest.Pytester, transport: str, contract: str, *options: str) -> int:
     """Return how many tests fail for the example with this code."""
     pytester.makepyfile(h11_transport=transport, test_example=contract)
     pytester.syspathinsert()
-    run = pytester.inline_run("--import-mode=importlib", "-pno:cacheprovider", *options)  # pyright: ignore[reportUnknownMemberType] - of pytest
+    arguments = ("--import-mode=importlib", "-pno:cacheprovider", *options)
+    run = pytester.inline_run(*arguments, plugins=[_NothingToCollect()])  # pyright: ignore[reportUnknownMemberType] - of pytest
     return len(run.listoutcomes()[2])
 
 
