@@ -55,8 +55,8 @@ class Reset:
     """Break the connection off (RST)."""
 
 
-Step: TypeAlias = Write | Hold | Pause | Receive | Signal | Disconnect | Reset
-Answer: TypeAlias = tuple[Step, ...]
+ServerStep: TypeAlias = Write | Hold | Pause | Receive | Signal | Disconnect | Reset
+Answer: TypeAlias = tuple[ServerStep, ...]
 
 
 def answer(

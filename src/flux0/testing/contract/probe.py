@@ -26,7 +26,7 @@ from flux0.testing.contract.answers import Answer
 from flux0.testing.contract.byte_server import ByteServer
 
 T = TypeVar("T")
-Call: TypeAlias = Callable[[], Coroutine[Any, Any, T]]
+Work: TypeAlias = Callable[[], Coroutine[Any, Any, T]]
 
 # Long enough never to be reached, so that a hang shows as a hang.
 PATIENT: Final = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
@@ -60,10 +60,10 @@ class Pending(Generic[T]):
         return not wait([self.future], seconds).done
 
 
-class Reply:
+class ProbedAnswer:
     """An answer whose body is still to be read; its head is as the transport gave it."""
 
-    def __init__(self, head: Response[Any], run: Callable[[Call[Any]], Pending[Any]]) -> None:
+    def __init__(self, head: Response[Any], run: Callable[[Work[Any]], Pending[Any]]) -> None:
         self.head: Response[None] = evolve(head, body=None)
         self._body: Any = head.body
         self._pieces: Any = aiter(head.body)
@@ -120,11 +120,11 @@ class Probe:
     """A transport, what its calls run in, and the servers of a test."""
 
     _transport: AsyncTransport  # Or a blocking one in its form.
-    _begin: Callable[[Call[Any]], Future[Any]]  # Begins a call elsewhere.
+    _begin: Callable[[Work[Any]], Future[Any]]  # Begins a call elsewhere.
     _patience: float  # Seconds that a call may take before it counts as hung.
     servers: ExitStack  # Ends the servers.
 
-    def run(self, call: Call[T]) -> Pending[T]:
+    def run(self, call: Work[T]) -> Pending[T]:
         """Begin `call` elsewhere."""
         return Pending(self._begin(call), self._patience)
 
@@ -137,26 +137,26 @@ class Probe:
         deaf = self.servers.enter_context(socket.create_server(("127.0.0.1", 0)))
         return deaf, f"http://127.0.0.1:{deaf.getsockname()[1]}/"
 
-    def start(self, request: Request) -> Pending[Reply]:
+    def start(self, request: Request) -> Pending[ProbedAnswer]:
         """Begin to send `request`."""
 
-        async def send() -> Reply:
-            return Reply(await self._transport.send_async(request), self.run)
+        async def send() -> ProbedAnswer:
+            return ProbedAnswer(await self._transport.send_async(request), self.run)
 
         return self.run(send)
 
-    def send(self, request: Request) -> Reply:
+    def send(self, request: Request) -> ProbedAnswer:
         """Send `request` and return its answer."""
         return self.start(request).outcome()
 
     def ask(
         self, answer: Answer, *, tls: SSLContext | None = None, **options: Any
-    ) -> tuple[ByteServer, Reply]:
+    ) -> tuple[ByteServer, ProbedAnswer]:
         """Send `get` with these options to a server that answers so; return both."""
         server = self.serve(answer, tls=tls)
         return server, self.send(get(server.url, **options))
 
-    def begin(self, answer: Answer, **options: Any) -> tuple[ByteServer, Reply]:
+    def begin(self, answer: Answer, **options: Any) -> tuple[ByteServer, ProbedAnswer]:
         """Do as `ask`, and read the piece `first`."""
         server, reply = self.ask(answer, **options)
         assert reply.read(5) == b"first"
@@ -180,7 +180,7 @@ class Probe:
         self.run(self._transport.close_async).outcome()
 
 
-def in_a_thread(call: Call[T]) -> Future[T]:
+def in_a_thread(call: Work[T]) -> Future[T]:
     """Begin a call that blocks where asynchronous code would let others run."""
     future: Future[T] = Future()
 
@@ -199,7 +199,7 @@ def in_a_thread(call: Call[T]) -> Future[T]:
 @contextmanager
 def running_loop(
     backend: str, patience: float
-) -> Generator[Callable[[Call[Any]], Future[Any]], None, None]:
+) -> Generator[Callable[[Work[Any]], Future[Any]], None, None]:
     """Run an event loop, and yield what begins a task in it. One that hangs is left alone."""
     running = ExitStack()
     portal = running.enter_context(start_blocking_portal(backend))
