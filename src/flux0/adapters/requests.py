@@ -19,7 +19,7 @@ from flux0.adapters.support.given import shown
 from flux0.adapters.support.limits import ACCEPT_ENCODING, MAX_KEPT
 from flux0.adapters.support.processes import PerProcess
 from flux0.adapters.support.proxies import EnvironmentProxies
-from flux0.adapters.support.urllib3_connection import noted, require, watch
+from flux0.adapters.support.urllib3_connection import Urllib3Exchange, require, watch
 from flux0.adapters.support.urllib3_response import (
     Urllib3Body,
     in_blocks,
@@ -122,7 +122,7 @@ def _send(over: _Connections, request: Request) -> requests.Response:
         settings["proxies"] = {} if proxy is None else {"all": proxy}
     _watch(session, prepared, settings)
     head = _HookedAnswer(prepared)
-    with noted(request) as exchange:
+    with Urllib3Exchange(request) as exchange:
         try:
             response = session.send(
                 prepared,

@@ -17,7 +17,7 @@ from flux0.adapters.support.given import shown
 from flux0.adapters.support.limits import ACCEPT_ENCODING, MAX_CONNECTIONS
 from flux0.adapters.support.processes import PerProcess
 from flux0.adapters.support.proxies import EnvironmentProxies
-from flux0.adapters.support.urllib3_connection import noted, require, watch
+from flux0.adapters.support.urllib3_connection import Urllib3Exchange, require, watch
 from flux0.adapters.support.urllib3_response import (
     Urllib3Body,
     in_blocks,
@@ -57,7 +57,7 @@ class Urllib3Transport:
             urlopen = pools.opening(request.url)
         except urllib3.exceptions.HTTPError as error:
             raise failure(ConnectError, error) from error
-        with noted(request) as exchange:
+        with Urllib3Exchange(request) as exchange:
             try:
                 response = urlopen(
                     request.method,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 
 from attrs import field, frozen
 
@@ -75,6 +75,10 @@ class Headers(Mapping[str, str]):
     def redacted(self) -> dict[str, str]:
         """Return the fields by lower-case name, hiding values that may be a credential."""
         return {key: value if key in _SHOWN else "***" for key, value in self._joined.items()}
+
+    def items(self) -> ItemsView[str, str]:
+        """Return the names, in lower case, with their values."""
+        return self._joined.items()
 
     def __getitem__(self, name: str) -> str:
         return self._joined[name.lower()]

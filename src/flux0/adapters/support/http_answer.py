@@ -49,7 +49,9 @@ class NotedAnswer(HTTPResponse):
     def begin(self) -> None:
         """Read the head, and skip those of interim answers (RFC 9110, section 15.2)."""
         file = self.fp
-        self.fp = _Head(file)
+        arrived = file.peek()
+        if not (arrived.startswith(b"HTTP/1.1 2") and b"\r\n\r\n" in arrived):
+            self.fp = _Head(file)  # A head that is there as a whole, as most are, does not need it.
         super().begin()
         while self.status < _FIRST_FINAL:
             if self.status == _SWITCHING:

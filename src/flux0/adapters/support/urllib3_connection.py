@@ -7,13 +7,12 @@ So their pools are given connections that note it where it happens.
 from __future__ import annotations
 
 import socket
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import cache, partial
 from queue import Empty, Full, LifoQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast, final
 
 import urllib3
 import urllib3.connection
@@ -36,8 +35,9 @@ else:
     )
 
 
+@final
 class Urllib3Exchange:
-    """What is known of one request while it is sent.
+    """What is known of one request while it is sent, in a block in which connections note it.
 
     Attributes:
         sent: whether any of it may have left.
@@ -50,6 +50,14 @@ class Urllib3Exchange:
         self.write_timeout: float | None = request.timeout.write
         self._interrupt = request.interrupt
 
+    def __enter__(self) -> Urllib3Exchange:
+        self._token = _EXCHANGE.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _EXCHANGE.reset(self._token)
+        self.wait_no_more()
+
     def wait_on(self, wire: socket.socket) -> None:
         """Let an interrupt of the request end the connection that it waits for."""
         self._interrupt.on_fire(partial(shut_down, wire))
@@ -60,18 +68,6 @@ class Urllib3Exchange:
 
 
 _EXCHANGE: ContextVar[Urllib3Exchange | None] = ContextVar("flux0_exchange", default=None)
-
-
-@contextmanager
-def noted(request: Request) -> Generator[Urllib3Exchange, None, None]:
-    """Have connections note what happens in the block, which sends `request`."""
-    exchange = Urllib3Exchange(request)
-    token = _EXCHANGE.set(exchange)
-    try:
-        yield exchange
-    finally:
-        _EXCHANGE.reset(token)
-        exchange.wait_no_more()
 
 
 class NotingConnection(HTTPConnection):
