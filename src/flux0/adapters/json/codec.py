@@ -44,14 +44,7 @@ class JsonCodec:
         name, text, id_, _ = event
         if name not in _EVENTS:
             return UnknownEvent(name, text, id_)
-        try:
-            # The decoder alone, without the checks of json.loads for what text almost never is.
-            data, end = _decode(text)
-            if end != len(text):
-                data = _load(text)
-        except (ValueError, RecursionError):
-            data = _load(text)
-        made: StreamEvent = self._structure(_EVENTS[name], data, text)
+        made: StreamEvent = self._structure(_EVENTS[name], _load(text), text)
         return made
 
     def encode(self, value: Any) -> bytes:
@@ -104,6 +97,14 @@ _EVENTS: dict[str, Any] = {kind.event: kind for kind in (ChunkEvent, StatusEvent
 
 
 def _load(text: str | bytes) -> Any:
+    try:
+        # The scanner alone, without the checks of json.loads for what JSON almost never is.
+        usual = text if isinstance(text, str) else text.decode()
+        data, end = _decode(usual)
+        if end == len(usual):
+            return data
+    except (ValueError, RecursionError):
+        pass  # What follows reads it all the same, or says why it cannot.
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
