@@ -100,7 +100,7 @@ def _make_session() -> requests.Session:
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
     session.auth = lambda prepared: prepared  # Without any, requests looks into .netrc.
     for prefix in ("https://", "http://"):
-        session.mount(prefix, HTTPAdapter(pool_maxsize=MAX_KEPT))
+        session.mount(prefix, _OwnAdapter(pool_maxsize=MAX_KEPT))
     return session
 
 
@@ -164,18 +164,37 @@ def _prepared(session: requests.Session, request: Request) -> Any:
     return prepared
 
 
+class _OwnAdapter(HTTPAdapter):
+    """Makes connections that note what is sent."""
+
+    def get_connection_with_tls_context(
+        self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
+    ) -> Any:
+        get = super().get_connection_with_tls_context
+        return _noting(self, get, request, verify, proxies, cert)
+
+
 def _watch(session: requests.Session, prepared: Any, settings: Any) -> None:
     """Have the connections that the request may go over note it; nothing is sent here."""
-    verify, cert, proxies = settings["verify"], settings["cert"], settings["proxies"]
     try:
         adapter = session.get_adapter(prepared.url)
+    except exceptions.InvalidSchema as error:
+        raise failure(ConnectError, error) from error
+    if isinstance(adapter, HTTPAdapter) and not isinstance(adapter, _OwnAdapter):
         _refuse_retries(adapter)
-        if isinstance(adapter, HTTPAdapter):
-            pool = adapter.get_connection_with_tls_context(prepared, verify, proxies, cert)
-            adapter.cert_verify(pool, prepared.url, verify, cert)  # type: ignore[no-untyped-call]
-            watch(pool)
+        get = adapter.get_connection_with_tls_context
+        _noting(adapter, get, prepared, *map(settings.get, ("verify", "proxies", "cert")))
+
+
+def _noting(adapter: HTTPAdapter, get: Any, request: Any, verify: Any, *more: Any) -> Any:
+    """Return the pool that `get` gives, once its connections note what is sent."""
+    try:
+        pool = get(request, verify, *more)
+        adapter.cert_verify(pool, request.url, verify, more[-1])  # type: ignore[no-untyped-call]
     except (HTTPError, OSError) as error:  # Errors of requests are OSErrors, too.
         raise failure(ConnectError, error) from error
+    watch(pool)
+    return pool
 
 
 class _HookedAnswer:
