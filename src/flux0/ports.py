@@ -164,8 +164,9 @@ def is_framed(headers: Headers) -> bool:
     By a length or by chunks (RFC 9112, section 6). Compression does not: nothing tells a body that
     ends before its first compressed byte, or between two members of gzip, from a whole one.
     """
-    coding = headers.get("transfer-encoding", "")
-    return "content-length" in headers or coding.lower().endswith("chunked")
+    if "content-length" in headers:
+        return True
+    return headers.get("transfer-encoding", "").lower().endswith("chunked")
 
 
 class Time(ABC):

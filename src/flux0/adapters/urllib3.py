@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from io import SEEK_CUR, BytesIO
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -54,19 +54,21 @@ class Urllib3Transport:
         pools = self._pools.get()
         timeout = request.timeout
         try:
-            urlopen = pools.opening(request.url)
+            opener, target = pools.opening(request.url)
         except urllib3.exceptions.HTTPError as error:
             raise failure(ConnectError, error) from error
         with Urllib3Exchange(request) as exchange:
             try:
-                response = urlopen(
+                response = opener.urlopen(
                     request.method,
+                    target,
                     redirect=False,
+                    assert_same_host=False,
                     body=in_blocks(request.body),
                     headers=_headers(request, pools.manager),
                     retries=_NO_RETRIES,
                     preload_content=False,
-                    timeout=urllib3.Timeout(connect=timeout.connect, read=timeout.read),
+                    timeout=_timeout(timeout.connect, timeout.read),
                     pool_timeout=timeout.pool,
                 )
             except Exception as error:
@@ -109,13 +111,13 @@ class _Connections:
             manager.clear()  # A pool that nobody holds closes its connections.
         self.bodies.close()
 
-    def opening(self, url: str) -> Callable[..., Any]:
-        """Return the `urlopen` for a URL, of which the method and the rest are missing."""
+    def opening(self, url: str) -> tuple[Any, str]:
+        """Return what opens a URL, and what of the URL it is to be given."""
         parts = urlsplit(url)
         manager = self._manager_for(url)
         if manager is not self.manager or self._proxies is None:
             watch(manager.connection_from_url(url))
-            return partial(_urlopen, manager, url)
+            return manager, url
         # As PoolManager.urlopen does, which takes a URL apart anew each time.
         origin = f"{parts.scheme}://{parts.netloc}"
         last = self._last
@@ -123,8 +125,7 @@ class _Connections:
             last = self._last = origin, manager.connection_from_url(origin)
         watch(last[1])
         path = parts.path or "/"
-        target = f"{path}?{parts.query}" if parts.query else path
-        return partial(_urlopen, last[1], target, assert_same_host=False)
+        return last[1], f"{path}?{parts.query}" if parts.query else path
 
     def _manager_for(self, url: str) -> urllib3.PoolManager:
         proxy = None if self._proxies is None else self._proxies.proxy_for(url)
@@ -139,15 +140,15 @@ class _Connections:
         return made
 
 
-def _urlopen(opener: Any, url: str, method: str, **options: Any) -> Any:
-    return opener.urlopen(method, url, **options)
+@lru_cache(8)
+def _timeout(connect: float | None, read: float | None) -> urllib3.Timeout:
+    return urllib3.Timeout(connect=connect, read=read)
 
 
 def _headers(request: Request, manager: urllib3.PoolManager) -> dict[str, str]:
-    headers: dict[str, str] = {}
+    given = manager.headers, {"Accept-Encoding": ACCEPT_ENCODING}, request.headers
     # ProxyManager gives way to fields that are spelled like its own.
-    for fields in (manager.headers, {"Accept-Encoding": ACCEPT_ENCODING}, request.headers):
-        headers.update((name.title(), value) for name, value in fields.items())
+    headers = {name.title(): value for fields in given for name, value in fields.items()}
     if request.body is not None:
         headers["Content-Length"] = str(len(request.body))
     return headers

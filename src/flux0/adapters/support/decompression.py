@@ -10,15 +10,14 @@ from typing import Any, Final
 from flux0.domain.errors import ConnectionInterrupted, ProtocolError
 
 _LARGEST_PIECE: Final = 1 << 20
+_PLAIN: Final = frozenset({"", "identity"})
 _COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate"})
-# The codings that are undone here, or need not be.
-KNOWN_CODINGS: Final = _COMPRESSED | {"", "identity"}
 
 
 def decoder_for(coding: str) -> Decoder | None:
     """Return what decodes a body with this `Content-Encoding`, or None if nothing needs to."""
     coding = coding.strip().lower()
-    return None if coding in KNOWN_CODINGS - _COMPRESSED else Decoder(coding)
+    return None if coding in _PLAIN else Decoder(coding)
 
 
 class Decoder:

@@ -62,5 +62,5 @@ class Home:
 
     def check(self) -> None:
         """Raise if the running process is another: it would take bytes of the parent's."""
-        if self.is_left():
+        if getpid() != self._pid:
             raise ConnectionInterrupted("the body belongs to the process that this one forked from")
