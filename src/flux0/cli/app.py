@@ -147,9 +147,9 @@ def chat(
     *_, as_json = context.obj
     explain = partial(error_in_words, ids={"agent": agent, "session": session})
     with _client(context, explain, idle_timeout, demo=demo) as flux0:
-        from flux0.cli.chat import Chat, begin, is_asked, messages_to_send  # noqa: PLC0415 - slow
+        from flux0.cli.chat import Chat, begin, messages_to_send, standard_input  # noqa: PLC0415 - slow
 
-        interactive = message is None and is_asked()
+        interactive = message is None and standard_input().isatty()
         if as_json and interactive:
             raise typer.BadParameter("needs a MESSAGE.", param_hint="--json")
         messages = None if interactive else messages_to_send(message, lines=lines)

@@ -23,18 +23,9 @@ _PROMPT = "> "
 _FAREWELLS = {"exit", "quit"}
 
 
-def is_asked() -> bool:
-    """Whether somebody sits at standard input, and can be asked for messages."""
-    return _standard_input().isatty()
-
-
 def messages_to_send(message: str | None, *, lines: bool) -> Iterable[str]:
-    """Return `message` with what is piped in below it, that alone, or each of its lines.
-
-    Raises:
-        InvalidArgument: it says nothing, or UTF-8 cannot carry it.
-    """
-    stream = _standard_input()
+    """Return `message` with what is piped in below it, that alone, or each of its lines."""
+    stream = standard_input()
     first = ""
     rest: Iterable[str] = ()
     if lines:
@@ -164,7 +155,7 @@ class Chat:
                 yield line
 
 
-def _standard_input() -> TextIO:
+def standard_input() -> TextIO:
     """Return standard input, where what is not in its encoding is replaced."""
     if sys.stdin is None:  # As it is where a shell has closed it.
         return StringIO()

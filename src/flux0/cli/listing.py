@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 
 from flux0 import Agent, Session
 from flux0.cli.output import Output, print_note
@@ -21,7 +20,7 @@ def show(output: Output, listed: Listed) -> None:
     rows: list[tuple[str, ...]] = []
     turn = ""
     for model in [listed] if isinstance(listed, (Agent, Session)) else listed:
-        created = _day_and_time(model.created_at)
+        created = f"{model.created_at.astimezone():%Y-%m-%d %H:%M}"  # in local time
         match model:
             case Agent():
                 columns = _AGENT
@@ -40,8 +39,3 @@ def show(output: Output, listed: Listed) -> None:
         output.table(columns, rows, head=columns is not _EVENT)
     else:
         print_note("There are none.")
-
-
-def _day_and_time(moment: datetime) -> str:
-    """Return a moment in local time, to the minute."""
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M")

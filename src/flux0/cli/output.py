@@ -41,9 +41,7 @@ class Output:
     """Standard output, or standard error, as a text that grows.
 
     Only a terminal gets styles, and line breaks between words that do not fit its width.
-
-    Attributes:
-        is_terminal: whether somebody looks on, rather than a program or a file.
+    `is_terminal` tells whether it is one, rather than a program or a file.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
@@ -122,9 +120,7 @@ class Output:
         """Write JSON on a line of its own, or on several that are indented."""
         try:
             text = json.dumps(data, indent=indent, allow_nan=False)
-        except (
-            ValueError
-        ):  # The server sends NaN, which is no JSON; when it lists it, it says null.
+        except ValueError:  # NaN is no JSON. The server sends it, and says null when it lists it.
             data = json.loads(json.dumps(data), parse_constant=lambda _: None)
             text = json.dumps(data, indent=indent)
         self._append(f"{text}\n", PLAIN)

@@ -121,11 +121,8 @@ class TurnView:
         content = part.content if isinstance(part, ContentPart) else part.reasoning
         if not is_over and not isinstance(content, str):
             return
-        text, shown, message_id = (
-            wording.in_words(content, indent=2),
-            self._shown.get(key, ""),
-            key[0],
-        )
+        message_id = key[0]
+        text, shown = wording.in_words(content, indent=2), self._shown.get(key, "")
         if not text.startswith(shown):
             if not is_over:
                 return
