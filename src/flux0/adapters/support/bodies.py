@@ -90,8 +90,6 @@ class PulledBody(ABC):
 
     def _rest(self) -> bytes | None:
         """Return what is left of the data that came last, or None if that is used up."""
-        if self._decoder is None:
-            return None
         piece = next(self._pieces, None)
         if piece is not None and self.retained is not None:
             self.retained.append(piece)
@@ -143,7 +141,7 @@ class AsyncPulledBody(PulledBody):
         """Return the next piece, or None at the end."""
         self._begin()
         try:
-            piece = self._rest()
+            piece = None if self._decoder is None else self._rest()
             if piece is None and not self.ended:
                 piece = self._take(await self._receive())
                 if piece is None:
@@ -189,7 +187,7 @@ class SyncPulledBody(PulledBody):
         self.home.check()
         self._begin()
         try:
-            piece = self._rest()
+            piece = None if self._decoder is None else self._rest()
             if piece is None and not self.ended:
                 piece = self._take(self._receive())
                 if piece is None:

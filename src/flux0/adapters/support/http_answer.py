@@ -149,6 +149,11 @@ class _Chunks:
 
     def feed(self, data: bytes) -> bytes:
         """Return the content in `data`."""
+        line, _, rest = data.partition(b"\r\n")
+        # Mostly one chunk comes at a time, as a whole; the last one, of the size 0, is not meant.
+        whole = line.strip(b"0") and not line.strip(_HEXADECIMAL) and rest[-2:] == b"\r\n"
+        if whole and int(line, 16) == len(rest) - 2 and self._is_between_chunks():
+            return rest[:-2]
         data = self.rest + data
         at = 0
         content: list[bytes] = []
@@ -169,6 +174,9 @@ class _Chunks:
             at = end + 1
         self.rest = data[at:]
         return b"".join(content)
+
+    def _is_between_chunks(self) -> bool:
+        return not (self.rest or self._left or self._after_chunk) and self._trailer is None
 
     def _take(self, line: bytes) -> None:
         if self._trailer is not None:

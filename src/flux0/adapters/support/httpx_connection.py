@@ -165,7 +165,9 @@ class Connection(AnyConnection):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Return what has arrived, at most `max_bytes`."""
-        return self._take() or self._hold(self._stream.read(max_bytes, self._left(timeout)))
+        if self._held:
+            return self._take()
+        return self._hold(self._stream.read(max_bytes, self._left(timeout)))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send `buffer`."""
@@ -185,7 +187,9 @@ class AsyncConnection(AnyConnection):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Return what has arrived, at most `max_bytes`."""
-        return self._take() or self._hold(await self._stream.read(max_bytes, self._left(timeout)))
+        if self._held:
+            return self._take()
+        return self._hold(await self._stream.read(max_bytes, self._left(timeout)))
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send `buffer`."""

@@ -67,11 +67,6 @@ class _HttpxBody(PulledBody):
         if self._connection is not None:
             self._connection.awaited = monotonic()
 
-    def _took(self, data: bytes | None) -> bytes | None:
-        if data is not None and self._read_raw is not None:
-            self._read_raw.append(data)
-        return data
-
     def _what_was_read(self) -> Any:
         """Return a stream of what was read, for the library to read it again."""
         return self._exchange.library.ByteStream(b"".join(self._read_raw or ()))
@@ -101,7 +96,10 @@ class SyncHttpxBody(_HttpxBody, SyncPulledBody):
 
     def _receive(self) -> bytes | None:
         self._waits()
-        return self._took(next(self._raw, None))
+        data = next(self._raw, None)
+        if self._read_raw is not None and data is not None:
+            self._read_raw.append(data)
+        return data
 
     def _finish(self) -> None:
         response: Any = self._response
@@ -127,7 +125,10 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
 
     async def _receive(self) -> bytes | None:
         self._waits()
-        return self._took(await anext(self._raw, None))
+        data = await anext(self._raw, None)
+        if self._read_raw is not None and data is not None:
+            self._read_raw.append(data)
+        return data
 
     async def _finish(self) -> None:
         response: Any = self._response
