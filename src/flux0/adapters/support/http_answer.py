@@ -89,7 +89,7 @@ class NotedAnswer(HTTPResponse):
 
     def _chunked(self) -> Generator[bytes, None, bytes]:
         """Yield what is in the chunks; return what came after them."""
-        chunks = _Chunks()
+        chunks = Chunks()
         while not chunks.ended:
             yield chunks.feed(self._arrived())
             if chunks.failure is not None:
@@ -130,7 +130,7 @@ class _Head:
         self._file.close()
 
 
-class _Chunks:
+class Chunks:
     """Takes chunks apart as their bytes come.
 
     Attributes:
