@@ -176,7 +176,7 @@ class Chunks:
         return b"".join(content)
 
     def _is_between_chunks(self) -> bool:
-        return not (self.rest or self._left or self._after_chunk) and self._trailer is None
+        return not (self.rest or self._after_chunk) and self._trailer is None
 
     def _take(self, line: bytes) -> None:
         if self._trailer is not None:
