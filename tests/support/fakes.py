@@ -19,11 +19,7 @@ URL = "http://127.0.0.1:8080"
 
 
 def request(
-    method: str,
-    path: str,
-    body: Any = None,
-    headers: Mapping[str, str] = JSON,
-    **options: Any,
+    method: str, path: str, body: Any = None, headers: Mapping[str, str] = JSON, **options: Any
 ) -> Request:
     """Return a request to a fake; a body that is not bytes is sent as JSON."""
     if body is not None and not isinstance(body, bytes):
@@ -49,11 +45,7 @@ class WholeAnswer:
 
 
 def ask(
-    fake: FakeTransport,
-    method: str,
-    path: str,
-    body: Any = None,
-    headers: Mapping[str, str] = JSON,
+    fake: FakeTransport, method: str, path: str, body: Any = None, headers: Mapping[str, str] = JSON
 ) -> WholeAnswer:
     """Send a request and read the answer."""
     response = fake.send(request(method, path, body, headers))

@@ -35,8 +35,8 @@ from flux0.testing.contract.answers import (
     Answer,
     Disconnect,
     Hold,
-    Pause,
     Reset,
+    Silence,
     Write,
     answer,
     byte_by_byte,
@@ -58,7 +58,7 @@ _ANYIO_CLOSES = tuple(map(int, version("anyio").split(".")[:2])) >= (4, 16)
 
 def random_answer(chance: random.Random) -> Answer:
     """Return a turn that goes well, or breaks anywhere, or falls silent."""
-    kinds: list[bytes | Pause] = [chunk("Hi"), Pause(0.005)]
+    kinds: list[bytes | Silence] = [chunk("Hi"), Silence(0.005)]
     whole = answer(
         *chance.choices(kinds, k=chance.randrange(1, 6)),
         framing=chance.choice(["chunked", "content-length", "until-close"]),

@@ -30,15 +30,7 @@ from flux0.domain.errors import (
 )
 from flux0.ports import AsyncByteStream, Request, Response, Timeout
 from flux0.testing.contract import AsyncTransportContract, LimitedPoolContract
-from flux0.testing.contract.answers import (
-    Answer,
-    Disconnect,
-    Hold,
-    Reset,
-    Write,
-    answer,
-    head,
-)
+from flux0.testing.contract.answers import Answer, Disconnect, Hold, Reset, Write, answer, head
 from flux0.testing.contract.byte_server import PATIENCE, ByteServer
 from support.secured import Secured
 from support.sending import HALF, OK, fetch, get, post, read

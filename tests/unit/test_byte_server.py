@@ -19,10 +19,10 @@ from flux0.testing.contract.answers import (
     Disconnect,
     Framing,
     Hold,
-    Pause,
     Receive,
     Reset,
     Signal,
+    Silence,
     Write,
     answer,
     byte_by_byte,
@@ -142,7 +142,7 @@ def test_a_hold_is_silent_until_it_is_released() -> None:
 
 
 def test_a_hold_or_a_pause_ends_when_the_client_is_gone() -> None:
-    for steps in ((Hold(), Write(b"never")), (Pause(60),)):
+    for steps in ((Hold(), Write(b"never")), (Silence(60),)):
         with ByteServer(steps) as server:
             with connected(server) as connection:
                 connection.sendall(GET)
@@ -153,7 +153,7 @@ def test_a_hold_or_a_pause_ends_when_the_client_is_gone() -> None:
 
 
 def test_a_pause_ends_by_itself() -> None:
-    with asking((Write(b"a"), Pause(0.01), Write(b"b"))) as (_, connection):
+    with asking((Write(b"a"), Silence(0.01), Write(b"b"))) as (_, connection):
         assert exactly(connection, 2) == b"ab"
 
 

@@ -223,11 +223,7 @@ responses = st.builds(
 )
 requests = st.builds(RecordedRequest, texts, texts, headers, texts, st.none() | contents)
 exchanges = st.builds(
-    RecordedExchange,
-    requests,
-    st.sampled_from([WHOLE, CLOSED, *ERRORS]),
-    seconds,
-    responses,
+    RecordedExchange, requests, st.sampled_from([WHOLE, CLOSED, *ERRORS]), seconds, responses
 ) | st.builds(RecordedExchange, requests, st.sampled_from([CLOSED, *ERRORS]), seconds)
 
 

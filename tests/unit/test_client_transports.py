@@ -13,13 +13,7 @@ import pytest
 import requests
 import urllib3
 
-from flux0 import (
-    AiohttpTransport,
-    Flux0,
-    HttpxTransport,
-    RequestsTransport,
-    Urllib3Transport,
-)
+from flux0 import AiohttpTransport, Flux0, HttpxTransport, RequestsTransport, Urllib3Transport
 from flux0.domain.errors import ClientClosed, Flux0Error, InvalidArgument
 from flux0.ports import Request, Response
 from flux0.testing import FakeTransport, RecordingTransport, ReplayTransport

@@ -199,11 +199,7 @@ def test_a_fork_waits_for_a_client_that_is_being_made(monkeypatch: pytest.Monkey
         assert made.is_set()
 
     monkeypatch.setattr(httpx, "HTTPTransport", Slow)
-    with (
-        ByteServer(AGENTS) as server,
-        Flux0(server.url) as flux0,
-        ThreadPoolExecutor(1) as threads,
-    ):
+    with ByteServer(AGENTS) as server, Flux0(server.url) as flux0, ThreadPoolExecutor(1) as threads:
         call = threads.submit(flux0.agents.list)
         begun.wait()
         in_child(find_it_made)

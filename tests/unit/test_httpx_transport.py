@@ -28,12 +28,7 @@ from flux0.ports import Interrupt
 from flux0.testing.contract import AsyncTransportContract, TransportContract
 from flux0.testing.contract.answers import Hold, Write, answer, written
 from flux0.testing.contract.byte_server import ByteServer
-from support.over_httpx import (
-    FAMILY,
-    FAMILY_BLOCKING,
-    HttpxContract,
-    OverHttpx,
-)
+from support.over_httpx import FAMILY, FAMILY_BLOCKING, HttpxContract, OverHttpx
 from support.secured import Secured
 from support.sending import HALF, OK, fetch, fetch_sync, get, over, post
 

@@ -40,13 +40,7 @@ from flux0.testing import (
     Stall,
     Truncate,
 )
-from flux0.testing.cassettes.cassette import (
-    CLOSED,
-    WHOLE,
-    Content,
-    RecordedExchange,
-    read_cassette,
-)
+from flux0.testing.cassettes.cassette import CLOSED, WHOLE, Content, RecordedExchange, read_cassette
 from support.cassettes import ONCE, record, talk
 from support.cost import calls_made
 from support.fake_over_http import FakeOverHTTP

@@ -16,15 +16,7 @@ from flux0.adapters.sse import SSEParser
 from flux0.domain.errors import ConnectionInterrupted, InvalidArgument
 from flux0.domain.stream_events import JSONPatchOperation, StreamEvent
 from flux0.testing import AgentStep, CallTool, FakeTransport, GiveResult, Reason, Report, Say
-from support.in_memory import (
-    Hang,
-    chunk,
-    frame,
-    in_both_loops,
-    in_every_mode,
-    status,
-    tape,
-)
+from support.in_memory import Hang, chunk, frame, in_both_loops, in_every_mode, status, tape
 from support.modes import in_mode
 from support.transports import Mode
 from unit.test_accumulator import CASES

@@ -13,13 +13,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from flux0 import (
-    BackoffStrategy,
-    Flux0,
-    HttpxTransport,
-    RetryConfig,
-    StreamIdleTimeout,
-)
+from flux0 import BackoffStrategy, Flux0, HttpxTransport, RetryConfig, StreamIdleTimeout
 from flux0.cli.demo_agent import demo_transport
 from flux0.domain.errors import (
     ConnectError,
@@ -48,11 +42,7 @@ from flux0.testing import (
     Truncate,
     cassette,
 )
-from flux0.testing.cassettes.cassette import (
-    CLOSED,
-    RecordedExchange,
-    read_cassette,
-)
+from flux0.testing.cassettes.cassette import CLOSED, RecordedExchange, read_cassette
 from flux0.testing.cassettes.replaying import CassetteMode, Matching
 from flux0.testing.fake.body import FakeBody
 from support.cassettes import LIST_AGENTS, ONCE, asking, piece, record, talk, written

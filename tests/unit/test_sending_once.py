@@ -92,10 +92,7 @@ def failure_of_post(url: str, transport: Transport) -> Any:
 @over_both
 def test_a_tunnel_through_a_secured_proxy(library: Library, secured: Secured) -> None:
     """TLS within TLS, of which no plain socket knows."""
-    with (
-        Proxy(tls=secured.server) as proxy,
-        ByteServer(OK, HALF, tls=secured.server) as server,
-    ):
+    with Proxy(tls=secured.server) as proxy, ByteServer(OK, HALF, tls=secured.server) as server:
         transport = library.make(ca_file=secured.ca_file, proxy=proxy.url)
         assert fetch_sync(transport, get(server.url)) == b"ok"
         body = transport.send(get(server.url, stream=True)).body
@@ -294,10 +291,7 @@ def test_a_recorder_comes_and_goes(library: Library, monkeypatch: pytest.MonkeyP
     ids=["reset", "chunk", "silent"],
 )
 def test_of_a_connection_that_notes_nothing_nobody_knows(
-    library: Library,
-    monkeypatch: pytest.MonkeyPatch,
-    steps: Answer,
-    kind: type[TransportError],
+    library: Library, monkeypatch: pytest.MonkeyPatch, steps: Answer, kind: type[TransportError]
 ) -> None:
     monkeypatch.setattr(urllib3.HTTPConnectionPool, "ConnectionCls", _Unwatched)
     with ByteServer(steps) as server, client(server.url, library.make()) as flux0:

@@ -14,11 +14,7 @@ from typing import Any
 import pytest
 from attrs import frozen
 
-from flux0.testing.contract import (
-    AsyncTransportContract,
-    LimitedPoolContract,
-    TransportContract,
-)
+from flux0.testing.contract import AsyncTransportContract, LimitedPoolContract, TransportContract
 from support.transports_page import CONTRACT, TRANSPORT
 
 pytest_plugins = ["pytester"]
@@ -85,7 +81,7 @@ BUGS = {
         {
             "        body = Body(": """\
         urlsplit(headers.get("location", ""))
-        body = Body(""",
+        body = Body("""
         },
         ("test_a_redirect_leads_nowhere",),
     ),
@@ -106,9 +102,7 @@ BUGS = {
         {'value.decode("latin-1")': 'value.decode("utf-8", "replace")'}, ("test_a_header_value",)
     ),
     "sends no empty header": Bug(
-        {
-            "for name, value in fields]": "for name, value in fields if value]",
-        },
+        {"for name, value in fields]": "for name, value in fields if value]"},
         ("test_a_header_value",),
     ),
     "drops empty headers": Bug(
@@ -121,8 +115,7 @@ BUGS = {
     ),
     # --- sending once
     "sends again after a reset": Bug(
-        sending_again("ConnectionInterrupted"),
-        ("test_a_request_reaches_the_server_once",),
+        sending_again("ConnectionInterrupted"), ("test_a_request_reaches_the_server_once",)
     ),
     "sends again after silence": Bug(
         sending_again("ReadTimeout"), ("test_a_request_reaches_the_server_once",)
@@ -154,9 +147,7 @@ BUGS = {
         ("test_the_server_breaks_off_while_it_is_written_to",),
     ),
     "calls a break while writing a ConnectError": Bug(
-        {
-            "ConnectionInterrupted),\n)\nREADING": "ConnectError),\n)\nREADING",
-        },
+        {"ConnectionInterrupted),\n)\nREADING": "ConnectError),\n)\nREADING"},
         ("test_the_server_breaks_off_while_it_is_written_to",),
     ),
     "calls everything a ConnectError": Bug(
@@ -275,8 +266,7 @@ BUGS = {
         ("test_a_body_is_closed", "test_closing_ends_a_read_elsewhere"),
     ),
     "remembers bodies": Bug(
-        {"WeakSet[Body] = WeakSet()": "set[Body] = set()"},
-        ("test_a_body_is_forgotten",),
+        {"WeakSet[Body] = WeakSet()": "set[Body] = set()"}, ("test_a_body_is_forgotten",)
     ),
     "locks in a finalizer": Bug(
         {

@@ -150,8 +150,7 @@ def test_header_fields_tell_whether_the_end_is_proven(fields: dict[str, str], fr
     ],
 )
 def test_an_end_that_a_proxy_may_have_made_is_not_proven(
-    fields: dict[str, str],
-    finished: bool,
+    fields: dict[str, str], finished: bool
 ) -> None:
     with Flux0(transport=script(answer(chunk("a"), headers={**SSE, **fields}))) as client:
         stream = client.sessions.create_event(session_id="s", content="Hi")

@@ -18,11 +18,7 @@ from flux0.adapters.support.limits import ACCEPT_ENCODING, MAX_CONNECTIONS
 from flux0.adapters.support.processes import PerProcess
 from flux0.adapters.support.proxies import EnvironmentProxies
 from flux0.adapters.support.urllib3_connection import Urllib3Exchange, require, watch
-from flux0.adapters.support.urllib3_response import (
-    Urllib3Body,
-    in_blocks,
-    translated,
-)
+from flux0.adapters.support.urllib3_response import Urllib3Body, in_blocks, translated
 from flux0.domain.errors import ConnectError
 from flux0.domain.headers import Headers
 from flux0.ports import ByteStream, Request, Response, is_framed, is_success

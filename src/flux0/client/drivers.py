@@ -20,15 +20,7 @@ from flux0.domain.errors import (
     out_of_time,
 )
 from flux0.flows import Await, Effect, Flow, ReadBody, Send, Sleep
-from flux0.ports import (
-    AsyncTransport,
-    ByteStream,
-    Request,
-    Response,
-    Time,
-    Timeout,
-    Transport,
-)
+from flux0.ports import AsyncTransport, ByteStream, Request, Response, Time, Timeout, Transport
 
 T = TypeVar("T")
 

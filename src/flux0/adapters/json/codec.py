@@ -12,12 +12,7 @@ from cattrs import transform_error
 from flux0.adapters.json.plain import plain
 from flux0.adapters.json.structuring import converter, is_model, structure_hook
 from flux0.domain.errors import DecodeError, InvalidArgument
-from flux0.domain.stream_events import (
-    ChunkEvent,
-    StatusEvent,
-    StreamEvent,
-    UnknownEvent,
-)
+from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent, UnknownEvent
 from flux0.ports import ServerSentEvent
 
 T = TypeVar("T")

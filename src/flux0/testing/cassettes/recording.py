@@ -161,7 +161,7 @@ class _Tape:
         headers = response.headers.redacted()
         self._response = RecordedResponse(self._elapsed(), response.status_code, headers, ())
         self._began = self._clock()
-        return evolve(response, body=_Body(response.body, begin(response.body), self))
+        return evolve(response, body=_TapedBody(response.body, begin(response.body), self))
 
     def add(self, data: bytes) -> bytes:
         self._pieces.append((self._elapsed(), data))
@@ -184,7 +184,7 @@ class _Tape:
         return round(self._clock() - self._began, _DIGITS)
 
 
-class _Body:
+class _TapedBody:
     """A `ByteStream` or an `AsyncByteStream` that is recorded while it is read."""
 
     def __init__(self, stream: Any, pieces: Any, tape: _Tape) -> None:

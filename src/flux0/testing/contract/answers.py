@@ -27,7 +27,7 @@ class Hold:
 
 
 @frozen
-class Pause:
+class Silence:
     """Stay silent for `seconds`."""
 
     seconds: float
@@ -55,12 +55,12 @@ class Reset:
     """Break the connection off (RST)."""
 
 
-ServerStep: TypeAlias = Write | Hold | Pause | Receive | Signal | Disconnect | Reset
+ServerStep: TypeAlias = Write | Hold | Silence | Receive | Signal | Disconnect | Reset
 Answer: TypeAlias = tuple[ServerStep, ...]
 
 
 def answer(
-    *pieces: bytes | Hold | Pause,
+    *pieces: bytes | Hold | Silence,
     status: str = "200 OK",
     headers: Iterable[tuple[str, str]] = (),
     framing: Framing = "content-length",
@@ -117,7 +117,7 @@ def cut(steps: Answer, size: int) -> Answer:
     return (Write(written(steps)[:size]), Disconnect())
 
 
-def _gzipped(pieces: Iterable[bytes | Hold | Pause]) -> Iterator[bytes | Hold | Pause]:
+def _gzipped(pieces: Iterable[bytes | Hold | Silence]) -> Iterator[bytes | Hold | Silence]:
     compressor = zlib.compressobj(wbits=31)
     for piece in pieces:
         if isinstance(piece, bytes):

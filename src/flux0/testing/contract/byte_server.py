@@ -15,7 +15,7 @@ from typing import final
 from attrs import frozen
 
 from flux0.domain.headers import Headers
-from flux0.testing.contract.answers import Answer, Disconnect, Hold, Pause, Receive, Signal, Write
+from flux0.testing.contract.answers import Answer, Disconnect, Hold, Receive, Signal, Silence, Write
 
 # Seconds to wait for what takes milliseconds; only a failing test waits so long.
 PATIENCE = 10.0
@@ -195,7 +195,7 @@ class _Conversation:
                 case Hold():
                     while self._released not in self._readable():
                         self._receive()
-                case Pause(seconds):
+                case Silence(seconds):
                     end = monotonic() + seconds
                     while self._readable(end - monotonic()):
                         self._receive()

@@ -15,7 +15,7 @@ from attrs import evolve, frozen
 
 from flux0.domain.errors import ReadTimeout, TransportError, WriteTimeout
 from flux0.ports import Interrupt, Timeout
-from flux0.testing.contract.answers import Answer, Hold, Pause, Write, answer, head
+from flux0.testing.contract.answers import Answer, Hold, Silence, Write, answer, head
 from flux0.testing.contract.base import SHORT, Contract, class_of, fails, streams
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.probe import PATIENT, Pending, Probe, get, post
@@ -66,8 +66,7 @@ class SilenceContract(Contract):
     def test_the_server_does_not_take_the_body(self, probe: Probe) -> None:
         """A body too large for the buffers on the way; `Timeout.write` is the limit."""
         timeout = evolve(PATIENT, connect=SHORT, read=SHORT, write=SHORT)
-        _, url = probe.listen()
-        request = post(url, bytes(64_000_000), timeout=timeout)
+        request = post(probe.listen()[1], bytes(64_000_000), timeout=timeout)
         fails(lambda: probe.send(request), WriteTimeout, ReadTimeout)
 
     def test_compressed_data_without_content(self, probe: Probe) -> None:
@@ -79,7 +78,7 @@ class SilenceContract(Contract):
 
     def test_framing_without_content(self, probe: Probe) -> None:
         """Whoever reads gets control back, or `Timeout.idle` ends it."""
-        drops = (Write(b";a"), Pause(SHORT / 4)) * 1000
+        drops = (Write(b";a"), Silence(SHORT / 4)) * 1000
         steps = (*answer(b"first", framing="chunked")[:-1], Write(b"5"), *drops)
         _, reply = probe.begin(steps, stream=True, timeout=evolve(PATIENT, idle=SHORT))
         with suppress(ReadTimeout):
@@ -89,8 +88,8 @@ class SilenceContract(Contract):
 # What a server does that keeps a synchronous call waiting for the head, read timeout or not.
 _DRIPPING: dict[str, Answer] = {
     "silence": (Hold(),),
-    "drops": tuple(step for byte in b"HTTP/1.1 200" for step in (Write(bytes((byte,))), Pause(1))),
-    "interim": (head("100 Continue"), Pause(0.1)) * 100,
+    "drops": tuple(step for byte in b"HTTP/1.1 200" for step in (Write(bytes([byte])), Silence(1))),
+    "interim": (head("100 Continue"), Silence(0.1)) * 100,
 }
 
 
@@ -164,14 +163,13 @@ class LastingContract(Contract):
 
     def _begin(self, backend: str, ending: ExitStack) -> Lasting:
         probe = self.make_probe(self.make_transport(), backend, self.patience, ending)
-        speechless = probe.serve(unasked=(Hold(),)).url.replace("http:", "https:")
         body = probe.serve(answer(Hold(), framing="chunked")).url
         pause = self.lasting_seconds / 6
-        dripping = probe.serve(answer(*(b"drop", Pause(pause)) * 5, framing="chunked")).url
+        dripping = probe.serve(answer(*(b"drop", Silence(pause)) * 5, framing="chunked")).url
         pooled = probe.serve(answer(b"ok"))
         endless = partial(get, timeout=_ENDLESS)
         requests = {
-            "connect": endless(speechless),
+            "connect": endless(probe.serve(unasked=(Hold(),)).url.replace("http:", "https:")),
             "write": post(probe.listen()[1], bytes(16_000_000), timeout=_ENDLESS),
             "head": endless(probe.serve((Hold(),)).url),
             "body": endless(body),

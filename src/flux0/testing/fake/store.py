@@ -30,7 +30,7 @@ _ORDER = ("type", "tags", "flagged", "parts", "participant", "tool_calls")
 _TICK = timedelta(microseconds=1)
 
 
-class _Draft(MessageAccumulator):
+class _StoredDraft(MessageAccumulator):
     last_seq = -1
 
 
@@ -42,7 +42,7 @@ class FakeStore:
         self.sessions: list[JSONObject] = []  # Some may share an id, and then share their events.
         self.events: defaultdict[str, list[JSONObject]] = defaultdict(list)
         # The messages in the making, of all sessions: the server does not keep turns apart.
-        self._drafts: defaultdict[str, _Draft] = defaultdict(_Draft)
+        self._drafts: defaultdict[str, _StoredDraft] = defaultdict(_StoredDraft)
         # By what the cookie calls them.
         self.user_ids: defaultdict[str, str] = defaultdict(lambda: self.new_id("user"))
         self._counters: defaultdict[str, count[int]] = defaultdict(lambda: count(1))
