@@ -89,11 +89,8 @@ def test_a_silence_is_an_idle_timeout_and_any_other_failure_an_interruption(
     assert isinstance(failure, verdict)
     assert failure.__cause__ is error
     assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 2)
-    if verdict is errors.StreamInterrupted:
-        assert "reset by peer" in str(failure)
-        assert "after 2 events" in str(failure)
-    else:
-        assert CORRELATION_ID in str(failure)
+    assert f"(after 2 events of turn {CORRELATION_ID})" in str(failure)
+    assert ("reset by peer" in str(failure)) == (verdict is errors.StreamInterrupted)
 
 
 def test_what_is_no_event_does_not_keep_a_silent_agent_alive() -> None:
@@ -107,4 +104,4 @@ def test_what_is_no_event_does_not_keep_a_silent_agent_alive() -> None:
     turn.feed(b"", waited=0.1)
 
     assert isinstance(turn.failure, errors.StreamIdleTimeout)
-    assert turn.failure.event_count == 1
+    assert f"(after 1 event of turn {CORRELATION_ID})" in str(turn.failure)
