@@ -120,9 +120,8 @@ EVENTS = [
     b"event:e\ndata: d\n\n",
     b"data: d\n\n",
 ]
-SPLIT_STREAMS = st.one_of(
-    STREAMS.flatmap(splits), st.lists(st.sampled_from([*EVENTS, *EVENTS, *EDGES]), max_size=12)
-)
+SEVERAL = st.lists(st.sampled_from([*EVENTS, *EVENTS, *EDGES]), min_size=1, max_size=4)
+SPLIT_STREAMS = st.one_of(STREAMS.flatmap(splits), st.lists(SEVERAL.map(b"".join), max_size=6))
 
 
 def check_case(case: dict[str, Any], pieces: Iterable[bytes]) -> None:
