@@ -140,9 +140,9 @@ class Chunks:
     """
 
     def __init__(self) -> None:
-        self.ended = False
+        self.ended: bool = False
         self.failure: HTTPException | None = None
-        self.rest = b""
+        self.rest: bytes = b""
         self._left = 0  # Bytes of the chunk that are still to come.
         self._after_chunk = False
         self._trailer: int | None = None  # Bytes that it may still have, once it has begun.
