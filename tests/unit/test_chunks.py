@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import example, given, strategies as st
 
 from flux0.adapters.support.http_answer import Chunks
@@ -49,5 +50,13 @@ def test_chunks_are_found_however_they_are_split(
 def test_a_chunk_that_is_longer_than_it_says_is_a_failure(body: bytes, cuts: list[int]) -> None:
     reading = Chunks()
     for piece in split(body, cuts):
+        reading.feed(piece)
+    assert reading.failure is not None
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [20_000]])
+def test_a_size_of_too_many_digits_is_a_failure(cuts: list[int]) -> None:
+    reading = Chunks()
+    for piece in split(b"0" * 20_000 + b"3\r\nabc\r\n", cuts):
         reading.feed(piece)
     assert reading.failure is not None

@@ -18,6 +18,7 @@ from flux0.adapters.support.limits import LARGEST_OVERHEAD
 _LARGEST_PIECE: Final = 64 * 1024
 _LONGEST_LINE: Final = 16 * 1024  # The size of a chunk, and what a server says beside it.
 _LARGEST_TRAILER: Final = 64 * 1024
+_USUAL_LINE: Final = 18  # Up to 16 digits, and CRLF.
 
 _HEXADECIMAL: Final = b"0123456789abcdefABCDEF"
 
@@ -149,11 +150,12 @@ class Chunks:
 
     def feed(self, data: bytes) -> bytes:
         """Return the content in `data`."""
-        line, _, rest = data.partition(b"\r\n")
         # Mostly one chunk comes at a time, as a whole; the last one, of the size 0, is not meant.
-        whole = line.strip(b"0") and not line.strip(_HEXADECIMAL) and rest[-2:] == b"\r\n"
-        if whole and int(line, 16) == len(rest) - 2 and self._is_between_chunks():
-            return rest[:-2]
+        end = data.find(b"\r\n", 0, _USUAL_LINE)
+        digits, size = data[: max(end, 0)], len(data) - end - 4
+        whole = size > 0 and digits and not digits.strip(_HEXADECIMAL) and data.endswith(b"\r\n")
+        if whole and int(digits, 16) == size and self._is_between_chunks():
+            return data[end + 2 : -2]
         data = self.rest + data
         at = 0
         content: list[bytes] = []
