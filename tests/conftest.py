@@ -61,7 +61,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _scope(item: pytest.Item) -> str:
     """Return what one process runs as a whole: a class, or the functions of a module."""
-    return item.nodeid.rpartition("::")[0]
+    assert item.parent is not None
+    return item.parent.nodeid
 
 
 def _takes_long(scope: list[pytest.Item]) -> tuple[bool, bool]:
