@@ -89,6 +89,6 @@ def _wait_for(port: int, running: subprocess.Popen[bytes]) -> None:
                 running.kill()
                 _, said = running.communicate()
                 raise AssertionError(said.decode()) from None
-            time.sleep(0.01)
+            time.sleep(0.01)  # Another's process, which tells nobody that it listens.
         else:
             return

@@ -1,4 +1,4 @@
-"""What type checkers tell users of the package. mypy and pyright check this file."""
+"""What type checkers tell users of the package. mypy and pyright check this file; nobody runs it."""
 
 from __future__ import annotations
 

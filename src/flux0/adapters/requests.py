@@ -167,7 +167,7 @@ class _OwnAdapter(HTTPAdapter):
         self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
     ) -> Any:
         get = super().get_connection_with_tls_context
-        return _noting(self, get, request, verify, proxies, cert)
+        return _noting_pool(self, get, request, verify=verify, proxies=proxies, cert=cert)
 
 
 def _watch(session: requests.Session, prepared: Any, settings: Any) -> None:
@@ -178,15 +178,17 @@ def _watch(session: requests.Session, prepared: Any, settings: Any) -> None:
         raise failure(ConnectError, error) from error
     if isinstance(adapter, HTTPAdapter) and not isinstance(adapter, _OwnAdapter):
         _refuse_retries(adapter)
-        get = adapter.get_connection_with_tls_context
-        _noting(adapter, get, prepared, *map(settings.get, ("verify", "proxies", "cert")))
+        tls = {name: settings[name] for name in ("verify", "proxies", "cert")}
+        _noting_pool(adapter, adapter.get_connection_with_tls_context, prepared, **tls)
 
 
-def _noting(adapter: HTTPAdapter, get: Any, request: Any, verify: Any, *more: Any) -> Any:
+def _noting_pool(
+    adapter: HTTPAdapter, get: Any, request: Any, *, verify: Any, proxies: Any, cert: Any
+) -> Any:
     """Return the pool that `get` gives, once its connections note what is sent."""
     try:
-        pool = get(request, verify, *more)
-        adapter.cert_verify(pool, request.url, verify, more[-1])  # type: ignore[no-untyped-call]
+        pool = get(request, verify, proxies, cert)
+        adapter.cert_verify(pool, request.url, verify, cert)  # type: ignore[no-untyped-call]
     except (HTTPError, OSError) as error:  # Errors of requests are OSErrors, too.
         raise failure(ConnectError, error) from error
     watch(pool)

@@ -67,6 +67,12 @@ class _HttpxBody(PulledBody):
         if self._connection is not None:
             self._connection.awaited = monotonic()
 
+    def _keep(self, data: bytes | None) -> bytes | None:
+        """Take note of what was read, where users read it again, and return it."""
+        if data is not None and self._read_raw is not None:
+            self._read_raw.append(data)
+        return data
+
     def _what_was_read(self) -> Any:
         """Return a stream of what was read, for the library to read it again."""
         return self._exchange.library.ByteStream(b"".join(self._read_raw or ()))
@@ -96,10 +102,7 @@ class SyncHttpxBody(_HttpxBody, SyncPulledBody):
 
     def _receive(self) -> bytes | None:
         self._waits()
-        data = next(self._raw, None)
-        if self._read_raw is not None and data is not None:
-            self._read_raw.append(data)
-        return data
+        return self._keep(next(self._raw, None))
 
     def _finish(self) -> None:
         response: Any = self._response
@@ -125,10 +128,7 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
 
     async def _receive(self) -> bytes | None:
         self._waits()
-        data = await anext(self._raw, None)
-        if self._read_raw is not None and data is not None:
-            self._read_raw.append(data)
-        return data
+        return self._keep(await anext(self._raw, None))
 
     async def _finish(self) -> None:
         response: Any = self._response
