@@ -1,4 +1,4 @@
-"""What type checkers tell users of the package. mypy and pyright check this file; nobody runs it."""
+"""What type checkers tell users of the package. mypy and pyright check this file; it never runs."""
 
 from __future__ import annotations
 
