@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # What waits while the other tests of its class run comes last, when it has little left to wait.
     modules = [list(those) for _, those in groupby(filter(kept.__contains__, items), _scope)]
     for module in modules:
-        module.sort(key=_is_lasting)
+        module.sort(key=_waits_idle)
     # What takes longest starts first, so that no process is left with it in the end.
     modules.sort(key=_takes_long, reverse=True)
     items[:] = [item for module in modules for item in module]
@@ -66,12 +66,12 @@ def _scope(item: pytest.Item) -> str:
 
 
 def _takes_long(scope: list[pytest.Item]) -> tuple[bool, bool]:
-    return any(item.get_closest_marker("slow") for item in scope), any(map(_is_lasting, scope))
+    return any(item.get_closest_marker("slow") for item in scope), any(map(_waits_idle, scope))
 
 
-def _is_lasting(item: pytest.Item) -> bool:
+def _waits_idle(item: pytest.Item) -> bool:
     assert isinstance(item, pytest.Function)
-    return str(item.obj.__qualname__).startswith("LastingContract.")
+    return str(item.obj.__qualname__).startswith("IdleContract.")
 
 
 @pytest.fixture(scope="session", autouse=True)

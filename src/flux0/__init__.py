@@ -14,7 +14,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from flux0._version import __version__
-from flux0.adapters.support.given import TRANSPORTS
 from flux0.client.conversation import AsyncConversation, Conversation
 from flux0.client.flux0 import Flux0
 from flux0.client.streams import AsyncEventStream, EventStream
@@ -26,19 +25,28 @@ from flux0.models import *  # noqa: F403 - each of the names below
 
 if TYPE_CHECKING:
     from flux0 import models
-    from flux0.adapters.aiohttp import AiohttpTransport
-    from flux0.adapters.httpx import AsyncHttpClient, HttpClient, HttpxTransport
-    from flux0.adapters.httpx2 import Httpx2Transport
+    from flux0.adapters.aiohttp.transport import AiohttpTransport
+    from flux0.adapters.httpx import (
+        AsyncHttpClient,
+        HttpClient,
+        Httpx2Transport,
+        HttpxTransport,
+    )
     from flux0.adapters.json import JsonCodec
-    from flux0.adapters.requests import RequestsTransport
-    from flux0.adapters.urllib3 import Urllib3Transport
+    from flux0.adapters.urllib3.requests_transport import RequestsTransport
+    from flux0.adapters.urllib3.transport import Urllib3Transport
 
 T = TypeVar("T")
 
-# What is loaded when it is asked for, by the adapter's module, which is its extra's name too.
+# The names that are imported on first use, each with the module in `flux0.adapters` and the extra.
 _LATE = {
-    **{transport: library for library, transport in TRANSPORTS.items()},
-    **dict.fromkeys(("AsyncHttpClient", "HttpClient"), "httpx"),
+    "AiohttpTransport": ("aiohttp.transport", "aiohttp"),
+    "AsyncHttpClient": ("httpx", "httpx"),
+    "HttpClient": ("httpx", "httpx"),
+    "Httpx2Transport": ("httpx", "httpx2"),
+    "HttpxTransport": ("httpx", "httpx"),
+    "RequestsTransport": ("urllib3.requests_transport", "requests"),
+    "Urllib3Transport": ("urllib3.transport", "urllib3"),
 }
 
 
@@ -73,11 +81,11 @@ def _codec() -> JsonCodec:
 def __getattr__(name: str) -> Any:
     if name not in _LATE:
         raise AttributeError(f"module 'flux0' has no attribute {name!r}")
-    module = _LATE[name]
+    module, extra = _LATE[name]
     try:
         return getattr(import_module(f"flux0.adapters.{module}"), name)
     except ModuleNotFoundError as error:
-        return _missing(name, module, error)
+        return _missing(name, extra, error)
 
 
 def _missing(name: str, extra: str, cause: ModuleNotFoundError) -> type[Any]:

@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, final
 from attrs import field, frozen
 
 from flux0.domain.headers import Headers
+from flux0.domain.http import is_success
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.stream_events import StreamEvent
 
@@ -96,14 +97,9 @@ class Request:
     deadline: float | None = None
     interrupt: Interrupt = field(factory=Interrupt, eq=False, repr=False)
 
-    def streams(self, status_code: int) -> bool:
+    def is_streaming(self, status_code: int) -> bool:
         """Return whether the body of an answer with this status is read as it arrives."""
         return self.stream and is_success(status_code)
-
-
-def is_success(status_code: int) -> bool:
-    """Return whether a status is one of success, 2xx."""
-    return 200 <= status_code < 300  # noqa: PLR2004 - RFC 9110, section 15.3
 
 
 class ByteStream(Protocol):
@@ -147,7 +143,7 @@ class Response(Generic[Body_co]):
 
     From a transport, `body` is a stream, which whoever holds the response reads to its end or
     closes. Once it was read whole, `body` is the bytes. `raw_response` is the HTTP library's own
-    response. `ends_by_closing` says that nothing but the end of the connection ends the body, as in
+    response. `close_delimited` says that nothing but the end of the connection ends the body, as in
     HTTP/1.0: a server that was killed then looks as if it had finished.
     """
 
@@ -155,18 +151,7 @@ class Response(Generic[Body_co]):
     headers: Headers
     body: Body_co
     raw_response: Any = None
-    ends_by_closing: bool = False
-
-
-def is_framed(headers: Headers) -> bool:
-    """Return whether the header fields of an HTTP/1 answer tell where its body ends.
-
-    By a length or by chunks (RFC 9112, section 6). Compression does not: nothing tells a body that
-    ends before its first compressed byte, or between two members of gzip, from a whole one.
-    """
-    if "content-length" in headers:
-        return True
-    return headers.get("transfer-encoding", "").lower().endswith("chunked")
+    close_delimited: bool = False
 
 
 class Time(ABC):

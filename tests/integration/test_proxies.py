@@ -12,8 +12,8 @@ from attrs import frozen
 
 from flux0 import EventStream, Flux0, RetryConfig
 from flux0.models import ReadTimeout, StreamIdleTimeout, StreamInterrupted
-from flux0.testing.contract.answers import Disconnect, Framing, Hold, answer
 from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.responses import Disconnect, Framing, Hold, answer
 from support.reverse_proxies import reverse_proxy
 
 EVENT = (

@@ -9,10 +9,10 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 import pytest
 from attrs import evolve
 
-from flux0.adapters.threads import ThreadedTransport
 from flux0.domain.headers import Headers
 from flux0.ports import AsyncByteStream, AsyncTransport, Request, Response, Timeout, Transport
-from flux0.testing.contract.answers import Hold, answer
+from flux0.runtime.threads import ThreadedTransport
+from flux0.testing.contract.responses import Hold, answer
 from support.modes import run
 from support.transports import Mode
 

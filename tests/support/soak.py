@@ -32,7 +32,8 @@ import trio
 
 from flux0 import Flux0, RetryConfig
 from flux0.domain.errors import Flux0Error
-from flux0.testing.contract.answers import (
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.responses import (
     Answer,
     Disconnect,
     Hold,
@@ -45,7 +46,6 @@ from flux0.testing.contract.answers import (
     head,
     size,
 )
-from flux0.testing.contract.byte_server import ByteServer
 from support.in_memory import chunk
 from support.modes import in_mode, run
 from support.proxy import Proxy

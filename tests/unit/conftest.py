@@ -11,9 +11,9 @@ import pytest
 
 collect_ignore: list[str] = []
 if sys.version_info < (3, 11):  # As httpx2 needs.
-    collect_ignore.append("test_httpx2_transport.py")
+    collect_ignore.append("adapters/httpx/test_httpx2_transport.py")
 if not hasattr(os, "fork"):
-    collect_ignore.append("test_fork.py")
+    collect_ignore.append("runtime/test_fork.py")
 
 
 def pytest_report_collectionfinish() -> list[str]:

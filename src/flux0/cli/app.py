@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flux0 import EventSource, EventType, Flux0, Flux0Error, __version__, to_dict
-from flux0.cli.wording import Listed, error_in_words
+from flux0.cli.wording import Listed, describe_error
 from flux0.client.conversation import user_headers
 from flux0.client.flux0 import DEFAULT_SERVER_URL
 from flux0.domain import arguments
@@ -145,7 +145,7 @@ def chat(
         raise typer.BadParameter("takes the messages from standard input.", param_hint="--lines")
     _take(context, server, user, header, as_json=as_json)
     *_, as_json = context.obj
-    explain = partial(error_in_words, ids={"agent": agent, "session": session})
+    explain = partial(describe_error, ids={"agent": agent, "session": session})
     with _client(context, explain, idle_timeout, demo=demo) as flux0:
         from flux0.cli.chat import Chat, begin, messages_to_send, standard_input  # noqa: PLC0415 - slow
 
@@ -179,7 +179,7 @@ def serve_demo(
     port: Annotated[int, _option("--port", "N", "0 takes a free one.", min=0, max=65535)] = 8080,
 ) -> None:
     """Serve the demo agent on 127.0.0.1, and print the URL. Ctrl-C ends it."""
-    with _exit_codes(error_in_words):
+    with _exit_codes(describe_error):
         try:
             with _demo_transport().serve(port) as url:
                 typer.echo(url)
@@ -206,7 +206,7 @@ def _shows(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], N
         ) -> None:
             _take(context, server, user, header, as_json=as_json)
             *_, as_json = context.obj
-            with _client(context, partial(error_in_words, ids=given)) as flux0:
+            with _client(context, partial(describe_error, ids=given)) as flux0:
                 from flux0.cli.listing import show  # noqa: PLC0415 - loads rich
                 from flux0.cli.output import Output  # noqa: PLC0415
 
@@ -320,7 +320,7 @@ def create_session(
 @contextmanager
 def _client(
     context: typer.Context,
-    explain: Callable[[Flux0Error], str] = error_in_words,
+    explain: Callable[[Flux0Error], str] = describe_error,
     idle_timeout: int | None = None,
     *,
     demo: bool = False,

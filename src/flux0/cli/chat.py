@@ -15,7 +15,7 @@ import typer
 from flux0 import Conversation, Event, EventSource, Flux0, Flux0Error, StreamEvent, to_dict
 from flux0.cli.output import Output, one_line, print_note, print_problem
 from flux0.cli.turn_view import TurnView
-from flux0.cli.wording import data_in_words, error_in_words
+from flux0.cli.wording import describe_data, describe_error
 from flux0.domain import arguments
 from flux0.models import Agent, AgentNotFound, InvalidArgument
 
@@ -60,7 +60,7 @@ class Chat:
     def __init__(
         self,
         conversation: Conversation,
-        explain: Callable[[Flux0Error], str] = error_in_words,
+        explain: Callable[[Flux0Error], str] = describe_error,
         *,
         as_json: bool = False,
     ) -> None:
@@ -122,7 +122,7 @@ class Chat:
         history = self._conversation.history()
         for number, event in enumerate(history):
             if isinstance(event, Event) and event.source == EventSource.USER:
-                self._view.user(data_in_words(event.data))
+                self._view.user(describe_data(event.data))
             else:
                 self._view.message(event.data, str(number))
         self._view.end()

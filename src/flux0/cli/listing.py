@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from flux0 import Agent, Session
 from flux0.cli.output import Output, print_note
-from flux0.cli.wording import Listed, data_in_words
+from flux0.cli.wording import Listed, describe_data
 
 # The columns of each table, with their importance.
 _AGENT = {"ID": 5, "TYPE": 2, "NAME": 4, "CREATED": 1, "DESCRIPTION": 3}
@@ -33,7 +33,7 @@ def show(output: Output, listed: Listed) -> None:
                 if turn != model.correlation_id:
                     turn = model.correlation_id
                     rows.append((f"{turn} {created}",))
-                data = data_in_words(model.data)
+                data = describe_data(model.data)
                 rows.append((str(model.offset), model.source, model.type, data))
     if rows:
         output.table(columns, rows, head=columns is not _EVENT)

@@ -57,7 +57,7 @@ def result_in_words(call: ToolCall) -> str:
     return _cut(in_words(call.result and call.result.data), _LONGEST_RESULT)
 
 
-def data_in_words(data: models.EventData) -> str:
+def describe_data(data: models.EventData) -> str:
     """Return the data of an event in a few words."""
     if isinstance(data, models.StatusData):
         return status_in_words(data.status, data.data)
@@ -66,7 +66,7 @@ def data_in_words(data: models.EventData) -> str:
     return in_words(data)
 
 
-def error_in_words(error: models.Flux0Error, ids: Mapping[str, Any] | None = None) -> str:
+def describe_error(error: models.Flux0Error, ids: Mapping[str, Any] | None = None) -> str:
     """Return what went wrong, and where it is likely to help, what to look at.
 
     `ids` are what the user gave as the id of an agent or a session, by `agent` and `session`.

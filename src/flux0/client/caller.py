@@ -24,7 +24,7 @@ class Caller:
     """Makes calls over a pair of transports until it is closed.
 
     Args:
-        usual: the call of somebody who passes no options, as nearly everybody does.
+        default_call: the call of somebody who passes no options, as nearly everybody does.
         call_timeout: the seconds that a call may take with all its retries, or None.
         transport: for synchronous calls; without it there are none.
         async_transport: for asynchronous calls.
@@ -33,14 +33,14 @@ class Caller:
 
     def __init__(
         self,
-        usual: ApiCall,
+        default_call: ApiCall,
         call_timeout: float | None,
         transport: Transport | None,
         async_transport: AsyncTransport,
         time: Time,
     ) -> None:
         self.time = time
-        self._usual = usual
+        self._default_call = default_call
         self._call_timeout = call_timeout
         self._driver = None if transport is None else Driver(transport, time)
         self._async_driver = AsyncDriver(async_transport, time)
@@ -78,7 +78,7 @@ class Caller:
         """Return the way of one call with these options, or the client's where they are None."""
         if self._closed:
             raise ClientClosed("this Flux0 client is closed")
-        call = self._usual
+        call = self._default_call
         if retries is not None:
             call = evolve(call, retries=arguments.instance("retries", RetryConfig, retries))
         if server_url is not None:

@@ -17,7 +17,7 @@ from flux0.domain.errors import (
     ResponseTooLarge,
     TransportError,
     TransportTimeout,
-    out_of_time,
+    deadline_exceeded,
 )
 from flux0.flows import Await, Effect, Flow, ReadBody, Send, Sleep
 from flux0.ports import AsyncTransport, ByteStream, Request, Response, Time, Timeout, Transport
@@ -79,7 +79,7 @@ class Driver:
         response = self._in_time(deadline, stop, lambda: self.transport.send(limited))
         if self.time.monotonic() > deadline:
             response.body.close()
-            raise out_of_time()
+            raise deadline_exceeded()
         return response
 
     def _read(self, effect: ReadBody) -> bytes:
@@ -104,7 +104,7 @@ class Driver:
             raise  # It says what was waited for, even where it comes late.
         except TransportError as error:
             if self.time.monotonic() > deadline + _GRACE:
-                raise out_of_time() from error.__cause__ or error
+                raise deadline_exceeded() from error.__cause__ or error
             raise
         finally:
             cancel()
@@ -169,7 +169,7 @@ class AsyncDriver:
 
         with move_on_after(deadline + _GRACE - self.time.monotonic()):
             return await work
-        raise out_of_time()
+        raise deadline_exceeded()
 
 
 def _check(effect: ReadBody, size: int, time: Time) -> None:
@@ -177,13 +177,13 @@ def _check(effect: ReadBody, size: int, time: Time) -> None:
     if size > effect.limit:
         raise ResponseTooLarge(effect.limit)
     if effect.deadline is not None and time.monotonic() > effect.deadline:
-        raise out_of_time()
+        raise deadline_exceeded()
 
 
 def _limited(request: Request, left: float) -> Request:
     """Return `request` with no timeout longer than `left`, the seconds that the call has."""
     if left <= 0:
-        raise out_of_time()
+        raise deadline_exceeded()
     given = request.timeout
     return evolve(
         request,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, final
 from flux0.adapters.sse import SSEParser
 from flux0.client.caller import Caller
 from flux0.client.conversation import AsyncConversation, Conversation, check_beginning
+from flux0.client.layers import HeaderFunction, build_chain, split_headers
 from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.client.transports import choose_transports, time_of
-from flux0.client.wiring import HeaderFunction, split_headers, wire
 from flux0.domain import arguments
 from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES, MessageAccumulator
 from flux0.domain.models import Agent, Session
@@ -23,7 +23,7 @@ from flux0.usecases.call import ApiCall
 from flux0.usecases.turn import Turn
 
 if TYPE_CHECKING:
-    from flux0.adapters.support.httpx_family import AsyncHttpClient, HttpClient
+    from flux0.adapters.httpx.family import AsyncHttpClient, HttpClient
     from flux0.middleware.logging import DebugLogger
 
 DEFAULT_SERVER_URL = "http://127.0.0.1:8080"
@@ -103,7 +103,7 @@ class Flux0:
         self._server_url, login = arguments.server_url(server_url)
         transports = choose_transports(transport, async_transport, client, async_client)
         time = time_of(transports[0] or transports[1])
-        send = wire(
+        send = build_chain(
             codec,
             time,
             max_body_bytes,
@@ -112,7 +112,7 @@ class Flux0:
             on_retry=on_retry,
             debug_logger=debug_logger,
         )
-        usual = ApiCall(
+        default_call = ApiCall(
             send=send,
             codec=codec,
             server_url=self._server_url,
@@ -129,7 +129,7 @@ class Flux0:
             ),
         )
         call_timeout = None if whole is None else arguments.seconds("timeout_ms", whole)
-        self._caller = Caller(usual, call_timeout, *transports, time)
+        self._caller = Caller(default_call, call_timeout, *transports, time)
         self.agents = AgentsResource(self._caller)
         self.sessions = SessionsResource(
             self._caller,

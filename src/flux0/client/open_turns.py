@@ -13,9 +13,9 @@ from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
-from flux0.adapters.support.processes import PerProcess
 from flux0.client.streams import AsyncEventStream, EventStream
-from flux0.domain.errors import out_of_time
+from flux0.domain.errors import deadline_exceeded
+from flux0.runtime.processes import PerProcess
 
 if TYPE_CHECKING:
     import anyio
@@ -41,7 +41,7 @@ class OpenTurns:
         self._tasks: _Locks[anyio.Lock] = _Locks(_task_lock)
 
     @contextmanager
-    def opening(self, session: SessionKey, left: float | None) -> Generator[None, None, None]:
+    def exclusive(self, session: SessionKey, left: float | None) -> Generator[None, None, None]:
         """Wait for other threads that send on `session`, and close the stream that is open on it.
 
         An asynchronous stream is closed when its event loop gets to it, which may be too late for
@@ -49,7 +49,7 @@ class OpenTurns:
         """
         lock = self._threads.get().of(session)
         if not lock.acquire(timeout=-1 if left is None else max(left, 0)):
-            raise out_of_time()
+            raise deadline_exceeded()
         try:
             stream = self._streams.pop(session, None)
             if isinstance(stream, EventStream):
@@ -61,7 +61,7 @@ class OpenTurns:
             lock.release()
 
     @asynccontextmanager
-    async def opening_async(
+    async def exclusive_async(
         self, session: SessionKey, left: float | None
     ) -> AsyncGenerator[None, None]:
         """Wait for other tasks that send on `session`, and close the stream that is open on it.
@@ -74,7 +74,7 @@ class OpenTurns:
         with move_on_after(left) as scope:
             await lock.acquire()
         if scope.cancelled_caught:
-            raise out_of_time()
+            raise deadline_exceeded()
         try:
             stream = self._streams.pop(session, None)
             if isinstance(stream, EventStream):

@@ -12,10 +12,10 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import Final
 
-from flux0.adapters.support.event_loop import start
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error
 from flux0.domain.stream_events import StreamEvent
+from flux0.runtime.event_loop import start
 
 HEARTBEAT: Final = b": still here\n\n"
 _AHEAD: Final = 64  # Events that are read before the browser takes them.

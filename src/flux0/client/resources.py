@@ -222,7 +222,7 @@ class SessionsResource:
         call, request, stored = self._prepare(session_id, type_, source, content, options)
         session = call.server_url, session_id
         list_stored = partial(self.list_events, **stored)
-        with self._open_turns.opening(session, self._left(call)):
+        with self._open_turns.exclusive(session, self._left(call)):
             response = self._caller.drive(sessions.open_stream(call, request))
             turn, accumulator = self._new_turn(request), self._new_accumulator()
             clock = self._caller.time.monotonic
@@ -259,7 +259,7 @@ class SessionsResource:
         call, request, stored = self._prepare(session_id, type_, source, content, options)
         session = call.server_url, session_id
         list_stored = partial(self.list_events_async, **stored)
-        async with self._open_turns.opening_async(session, self._left(call)):
+        async with self._open_turns.exclusive_async(session, self._left(call)):
             response = await self._caller.drive_async(sessions.open_stream(call, request))
             turn, accumulator = self._new_turn(request), self._new_accumulator()
             clock = self._caller.time.monotonic

@@ -49,7 +49,7 @@ class StreamState:
         self._turn = turn
         self._list_stored = list_stored
         self._clock = clock
-        self._proven = not (response.ends_by_closing or _is_behind_proxy(response.headers))
+        self._proven = not (response.close_delimited or _is_behind_proxy(response.headers))
         self._accumulator = accumulator
         self._text = ""  # What the last event added to the answer.
         self._status: SessionStatus | str | None = None
@@ -113,8 +113,8 @@ class StreamState:
         if event is None:
             return None
         error = AgentError(event.data.data)
-        self._turn.concern(error)
-        error.offer(self.messages, self._stored)
+        self._turn.attach_request(error)
+        error.attach_stream(self.messages, self._stored)
         return error
 
     def _fold(self, event: StreamEvent) -> None:
@@ -145,7 +145,7 @@ class StreamState:
         failure = self._turn.failure
         if failure is not None:
             if isinstance(failure, StreamError):
-                failure.offer(self.messages, self._stored)
+                failure.attach_stream(self.messages, self._stored)
             raise failure
         if self._closed and not self._ended:
             raise ClientClosed(self._closed)
@@ -156,7 +156,9 @@ class StreamState:
         if said and joined_history(stored, said) == joined_history(stored, ()):
             self._proven = True
         else:
-            self._turn.doubt("the stream ended, and the server has not stored what it said")
+            self._turn.mark_interrupted(
+                "the stream ended, and the server has not stored what it said"
+            )
 
     def _take(self, data: bytes | None, waited: float) -> bool:
         """Take the next piece of the body, or its end; say whether it was the last."""
@@ -178,7 +180,7 @@ class StreamState:
     def _fail(self, error: TransportError) -> None:
         if self._closed:  # By another thread or task, which is what made the transport fail.
             raise ClientClosed(self._closed) from error
-        self._turn.fail(error)
+        self._turn.on_transport_error(error)
 
 
 def _is_behind_proxy(headers: Headers) -> bool:

@@ -119,7 +119,9 @@ class EventStream(StreamState):
             try:
                 self._compare(self.stored_events())
             except Flux0Error as error:
-                self._turn.doubt(f"the stream ended, and what is stored cannot be listed: {error}")
+                self._turn.mark_interrupted(
+                    f"the stream ended, and what is stored cannot be listed: {error}"
+                )
             self._check()
 
     def relay(self, *, heartbeat_ms: int | None = 15_000) -> Iterator[bytes]:
@@ -236,7 +238,9 @@ class AsyncEventStream(StreamState):
             try:
                 self._compare(await self.stored_events())
             except Flux0Error as error:
-                self._turn.doubt(f"the stream ended, and what is stored cannot be listed: {error}")
+                self._turn.mark_interrupted(
+                    f"the stream ended, and what is stored cannot be listed: {error}"
+                )
             self._check()
 
     def relay(self, *, heartbeat_ms: int | None = 15_000) -> AsyncIterator[bytes]:

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from flux0.adapters.support.given import library_of, refuse_misplaced
-from flux0.adapters.time import SystemTime
+from flux0.adapters.shared.misplaced import library_of, refuse_misplaced
 from flux0.domain.errors import InvalidArgument
 from flux0.ports import AsyncTransport, Shared, Time, Transport
+from flux0.runtime.time import SystemTime
 
 if TYPE_CHECKING:
-    from flux0.adapters.support.httpx_family import (
+    from flux0.adapters.httpx.family import (
         AsyncHttpClient,
         HttpClient,
         HttpxFamilyTransport,
@@ -78,7 +78,7 @@ def choose_transports(
 
         sync_side = async_side = HttpxTransport()
     elif async_side is None:
-        from flux0.adapters.threads import ThreadedTransport  # noqa: PLC0415 - loads anyio
+        from flux0.runtime.threads import ThreadedTransport  # noqa: PLC0415 - loads anyio
 
         async_side = ThreadedTransport(cast("Transport", sync_side))
     return cast("Transport | None", sync_side), cast("AsyncTransport", async_side)
@@ -99,7 +99,7 @@ def _over_httpx(client: Any, *, asynchronous: bool = False) -> HttpxFamilyTransp
     """Return a transport over this client's library: httpx2 if it is of that, else httpx."""
     given = (None, client) if asynchronous else (client, None)
     if library_of(client) == "httpx2":
-        from flux0.adapters.httpx2 import Httpx2Transport  # noqa: PLC0415 - loads httpx2
+        from flux0.adapters.httpx import Httpx2Transport  # noqa: PLC0415 - loads httpx2
 
         return Httpx2Transport(*given)
     from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx

@@ -37,7 +37,7 @@ class Flux0Error(Exception):
         """What went wrong, without the request."""
         return super().__str__()
 
-    def concern(self, operation: str, method: str, url: str) -> None:
+    def attach_request(self, operation: str, method: str, url: str) -> None:
         """Take note of the request that failed, unless it is known already."""
         if not self.operation:
             self.operation, self.method, self.url = operation, method, url
@@ -230,7 +230,7 @@ class ReadTimeout(TransportTimeout):
     """The server fell silent while it was being read."""
 
 
-def out_of_time() -> ReadTimeout:
+def deadline_exceeded() -> ReadTimeout:
     """Return the error of a call that takes longer than its `timeout_ms`."""
     return ReadTimeout("the call took longer than its timeout_ms")
 
@@ -288,7 +288,7 @@ class StreamError(Flux0Error):
     messages: tuple[TurnMessage, ...] = ()
     _list_stored: Callable[[], Any] | None = None
 
-    def offer(
+    def attach_stream(
         self, messages: tuple[TurnMessage, ...], list_stored: Callable[[], Any] | None
     ) -> None:
         """Take what the stream had rebuilt, and its way to list what the server stored."""

@@ -169,7 +169,7 @@ class ToolData:
 EventData: TypeAlias = MessageData | StatusData | ToolData | Mapping[str, Any]
 
 
-class Said:
+class HasMessageData:
     """What an event says, whatever its kind."""
 
     __slots__ = ()
@@ -193,7 +193,7 @@ class Said:
 
 
 @frozen
-class Event(Said):
+class Event(HasMessageData):
     """One stored event of a session.
 
     `correlation_id` is shared by all events of one turn. Data of a type that is not known here is

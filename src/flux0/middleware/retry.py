@@ -68,7 +68,7 @@ class Retry:
             except Flux0Error as error:
                 wait = self._wait(request, error, began)
                 if wait is None:
-                    error.concern(request.operation, request.method, request.url)
+                    error.attach_request(request.operation, request.method, request.url)
                     error.attempts = request.attempt
                     raise
                 self._on_retry(

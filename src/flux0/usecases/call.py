@@ -78,7 +78,7 @@ class ApiCall:
         try:
             return self.codec.decode(model, response.body)
         except DecodeError as error:
-            error.concern(request.operation, request.method, request.url)
+            error.attach_request(request.operation, request.method, request.url)
             raise
 
 

@@ -125,6 +125,6 @@ def open_stream(call: ApiCall, request: Request) -> Flow[Response[Any]]:
         body: bytes = yield ReadBody(response, call.max_body_bytes, call.deadline)
         problem = f"expected text/event-stream, got {content_type or 'no content type'}"
         error = DecodeError(problem, body=body[:200].decode("utf-8", "replace"))
-        error.concern(request.operation, request.method, request.url)
+        error.attach_request(request.operation, request.method, request.url)
         raise error
     return response

@@ -5,8 +5,8 @@
                               events before are handed out first
     OPEN --end---> FINISHED   the body was whole, and so was the last event
     OPEN --end---> BROKEN     the body ended within an event
-    OPEN --fail--> BROKEN     the transport failed, or fell silent
-    FINISHED --doubt--> BROKEN    the server has not stored what the turn said
+    OPEN --on_transport_error--> BROKEN     the transport failed, or fell silent
+    FINISHED --mark_interrupted--> BROKEN    the server has not stored what the turn said
 
 It does no I/O: the streams of `flux0.client.streams` pump it.
 """
@@ -70,7 +70,7 @@ class Turn:
             for event in self._parser.feed(data):
                 events.append(self._decode(event))  # noqa: PERF401 - those before a failure count
         except (DecodeError, EventTooLarge) as error:
-            self._break(error)
+            self._set_failure(error)
         self.event_count += len(events)
         self._waited = 0.0 if events else self._waited + waited
         if self.correlation_id is None:
@@ -83,32 +83,32 @@ class Turn:
         """Take the end of the body, which is a failure within an event."""
         self.feed(b"")  # A parser may have kept an event that is too large for the next feed.
         if self.failure is None and self._parser.pending:
-            self.doubt("the stream ended within an event")
+            self.mark_interrupted("the stream ended within an event")
 
-    def fail(self, error: TransportError) -> None:
+    def on_transport_error(self, error: TransportError) -> None:
         """Take a failure of the transport."""
         if isinstance(error, ReadTimeout):
             failure = self._fall_silent()
         else:
-            failure = self.doubt(f"the stream was cut off: {error}")
+            failure = self.mark_interrupted(f"the stream was cut off: {error}")
         failure.__cause__ = error.__cause__ or error
 
-    def doubt(self, problem: str) -> StreamError:
+    def mark_interrupted(self, problem: str) -> StreamError:
         """Take it that more was to come than did."""
-        return self._break(StreamInterrupted(f"{problem} {self._so_far()}"))
+        return self._set_failure(StreamInterrupted(f"{problem} {self._so_far()}"))
 
     def _fall_silent(self) -> StreamError:
         problem = f"the stream was silent for too long {self._so_far()}"
-        return self._break(StreamIdleTimeout(problem))
+        return self._set_failure(StreamIdleTimeout(problem))
 
-    def concern(self, error: Flux0Error) -> None:
+    def attach_request(self, error: Flux0Error) -> None:
         """Have an error tell of this turn."""
-        error.concern(self._request.operation, self._request.method, self._request.url)
+        error.attach_request(self._request.operation, self._request.method, self._request.url)
         if isinstance(error, StreamError):
             error.correlation_id, error.event_count = self.correlation_id, self.event_count
 
-    def _break(self, failure: E) -> E:
-        self.concern(failure)
+    def _set_failure(self, failure: E) -> E:
+        self.attach_request(failure)
         self.failure = failure
         return failure
 

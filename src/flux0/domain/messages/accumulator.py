@@ -10,8 +10,8 @@ from flux0.domain.messages.finalizing import REASONING, TurnMessage, finalize
 from flux0.domain.messages.json_patch import (
     JSON,
     VALUE_SIZE,
+    MemoryBudget,
     PatchError,
-    Room,
     apply_operation,
     check_operation,
     measure,
@@ -53,8 +53,8 @@ class MessageAccumulator:
     """
 
     def __init__(self, *, max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES) -> None:
-        self._drafts: dict[str, _Draft] = {}
-        self._room = Room(max_turn_bytes)
+        self._drafts: dict[str, _MessageBuilder] = {}
+        self._budget = MemoryBudget(max_turn_bytes)
         self._problems: list[PatchProblem] = []
         self._problem_bytes = 0
 
@@ -115,31 +115,31 @@ class MessageAccumulator:
             message for draft in self._drafts.values() if (message := draft.finish()) is not None
         )
 
-    def _begin(self, first: ChunkEvent) -> _Draft:
+    def _begin(self, first: ChunkEvent) -> _MessageBuilder:
         head: Any = [first.event_id, first.correlation_id, dict(first.metadata)]
-        self._room.take(measure(head)[0])
-        draft = self._drafts[first.event_id] = _Draft(first, self._room)
+        self._budget.take(measure(head)[0])
+        draft = self._drafts[first.event_id] = _MessageBuilder(first, self._budget)
         return draft
 
     def _note(self, event: ChunkEvent, index: int, reason: str) -> None:
-        if not event.patches:  # There is no room for the message itself.
+        if not event.patches:  # There is no budget for the message itself.
             return
         operation = event.patches[index]
-        if self._problem_bytes < self._room.limit:
+        if self._problem_bytes < self._budget.limit:
             self._problem_bytes += measure([operation.value, operation.path])[0]
             problem = PatchProblem(event.event_id, event.seq, index, operation, reason)
             self._problems.append(problem)
 
 
-class _Draft:
+class _MessageBuilder:
     """One message in the making."""
 
-    __slots__ = ("_first", "_is_reasoning", "_message", "_room", "_root", "_stale")
+    __slots__ = ("_budget", "_first", "_is_reasoning", "_message", "_root", "_stale")
 
-    def __init__(self, first: ChunkEvent, room: Room) -> None:
+    def __init__(self, first: ChunkEvent, budget: MemoryBudget) -> None:
         self._first = first
         self._is_reasoning = first.metadata.get("kind") == REASONING
-        self._room = room
+        self._budget = budget
         # The document; a `TextList` as long as it is a list of texts that grows at its end.
         self._root: JSON | TextList = None
         self._message: TurnMessage | None = None
@@ -159,10 +159,10 @@ class _Draft:
             or type(root) is not TextList
         ):
             return None
-        text, room = operation.value, self._room
-        if len(text) > room.left:
+        text, budget = operation.value, self._budget
+        if len(text) > budget.left:
             return None
-        room.left -= len(text)
+        budget.left -= len(text)
         root.append(text)
         self._stale = True
         return "" if self._is_reasoning else text
@@ -175,10 +175,10 @@ class _Draft:
             if type(value) is str and (length == 0 or isinstance(root, TextList)):
                 self._append_text(value)
             else:
-                self._root = apply_operation(self._opened(), operation, self._room)
+                self._root = apply_operation(self._opened(), operation, self._budget)
             return value if isinstance(value, str) and not self._is_reasoning else ""
         if operation.path or operation.op not in {"add", "replace"}:
-            self._root = apply_operation(self._opened(), operation, self._room)
+            self._root = apply_operation(self._opened(), operation, self._budget)
             return ""
         self._replace(operation)
         before, after = _text(root), _text(self._root)
@@ -201,7 +201,7 @@ class _Draft:
         if isinstance(root, list) and root and all(type(item) is str for item in root):
             # Done once, so that the next look costs what is new until then.
             self._root = root = TextList(cast("list[str]", root))
-            self._room.left += VALUE_SIZE * len(root)
+            self._budget.left += VALUE_SIZE * len(root)
         return finalize(
             self._first, [root.text()] if isinstance(root, TextList) else root, partial=partial
         )
@@ -209,9 +209,9 @@ class _Draft:
     def _append_text(self, text: str) -> None:
         root = self._root
         if isinstance(root, TextList):
-            self._room.take(len(text))
+            self._budget.take(len(text))
         else:
-            self._room.take(len(text) + (VALUE_SIZE if root is None else 0))
+            self._budget.take(len(text) + (VALUE_SIZE if root is None else 0))
             self._root = root = TextList()
         root.append(text)
 
@@ -219,22 +219,22 @@ class _Draft:
         """Return the document, in which each text of a list is a value of its own from now on."""
         root = self._root
         if isinstance(root, TextList):
-            self._room.take(VALUE_SIZE * len(root))
+            self._budget.take(VALUE_SIZE * len(root))
             self._root = root = cast("JSON", root.texts())
         return root
 
     def _replace(self, operation: JSONPatchOperation) -> None:
         """Apply an operation that replaces the whole document."""
-        root, room = self._root, self._room
+        root, budget = self._root, self._budget
         if not isinstance(root, TextList):
-            self._root = apply_operation(root, operation, room)
+            self._root = apply_operation(root, operation, budget)
             return
         size = VALUE_SIZE + root.characters
-        room.left += size
+        budget.left += size
         try:
-            self._root = apply_operation(None, operation, room)
+            self._root = apply_operation(None, operation, budget)
         except PatchError:
-            room.left -= size
+            budget.left -= size
             raise
 
 

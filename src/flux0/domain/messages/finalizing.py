@@ -15,10 +15,10 @@ from flux0.domain.messages.json_patch import JSON, MAX_DEPTH, copied, measure
 from flux0.domain.models import (
     ContentPart,
     ControlOptions,
+    HasMessageData,
     MessageData,
     Participant,
     ReasoningPart,
-    Said,
     ToolCall,
     ToolCallPart,
     ToolData,
@@ -33,7 +33,7 @@ REASONING = "reasoning"
 
 
 @frozen
-class TurnMessage(Said):
+class TurnMessage(HasMessageData):
     """A message or tool event of a turn, rebuilt from its stream.
 
     `event_id` is the stream's own; the stored event has another `id`, and the same `type`, `data`,

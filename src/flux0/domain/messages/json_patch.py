@@ -32,11 +32,11 @@ class PatchError(ValueError):
     """An operation cannot be applied; the text says why."""
 
 
-class Room:
+class MemoryBudget:
     """How much the documents of a turn may hold.
 
     Each value counts for `VALUE_SIZE` bytes, and each character of a text or key for one more. What
-    is removed makes room again.
+    is removed makes budget again.
 
     Work that the stream does not pay for with bytes of its own is limited too, and for good: what
     `copy` adds, what `move` looks through, and the items that fill a list up to an index.
@@ -50,7 +50,7 @@ class Room:
         self.unpaid: int = limit
 
     def take(self, size: int) -> None:
-        """Count what a document gains; raises `PatchError` if there is no room for it."""
+        """Count what a document gains; raises `PatchError` if there is no budget for it."""
         if size > self.left:
             raise PatchError(f"the turn's messages would hold more than {self.limit:,} bytes")
         self.left -= size
@@ -81,7 +81,7 @@ def check_operation(operation: JSONPatchOperation) -> None:
     _segments(operation.path)
 
 
-def apply_operation(document: JSON, operation: JSONPatchOperation, room: Room) -> JSON:
+def apply_operation(document: JSON, operation: JSONPatchOperation, budget: MemoryBudget) -> JSON:
     """Apply one operation to `document` in place and return the document's root from now on.
 
     None stands for a document that does not exist yet. The operation's value is copied. The cost is
@@ -95,32 +95,36 @@ def apply_operation(document: JSON, operation: JSONPatchOperation, room: Room) -
     """
     segments = _segments(operation.path)
     _check_depth(len(segments))
-    left = room.left
+    left = budget.left
     try:
-        return _applied(_with_parents(document, operation.path, room), segments, operation, room)
+        return _applied(
+            _with_parents(document, operation.path, budget), segments, operation, budget
+        )
     except PatchError:
         if document is None:  # Then nothing is kept.
-            room.left = left
+            budget.left = left
         raise
 
 
-def _applied(root: JSON, segments: list[str], operation: JSONPatchOperation, room: Room) -> JSON:
+def _applied(
+    root: JSON, segments: list[str], operation: JSONPatchOperation, budget: MemoryBudget
+) -> JSON:
     match operation.op:
         case "add" | "replace":
             size, depth = measure(operation.value)
             _check_depth(len(segments) + depth)
             put = _add if operation.op == "add" else _replace
-            return put(root, segments, copied(operation.value), size, room)
+            return put(root, segments, copied(operation.value), size, budget)
         case "remove":
             parent, key = _existing(root, segments)
-            room.left += measure(parent.pop(key))[0] + _key_size(parent, key)
+            budget.left += measure(parent.pop(key))[0] + _key_size(parent, key)
         case "move":
-            return _move(root, segments, _segments(operation.from_), room)
+            return _move(root, segments, _segments(operation.from_), budget)
         case "copy":
             value = _value(root, _segments(operation.from_))
-            size, depth = room.measure(value)
+            size, depth = budget.measure(value)
             _check_depth(len(segments) + depth)
-            return _add(root, segments, copied(value), size, room)
+            return _add(root, segments, copied(value), size, budget)
         case "test":
             if not _equal(_value(root, segments), operation.value):
                 raise PatchError("the value is not the one that was tested for")
@@ -203,7 +207,7 @@ def _segments(pointer: str | None) -> list[str]:
     return segments
 
 
-def _with_parents(root: JSON, path: str, room: Room) -> JSON:
+def _with_parents(root: JSON, path: str, budget: MemoryBudget) -> JSON:
     """Create what `path` leads through, by the server's rule, and return the root.
 
     The rule is not that of JSON Pointer: slashes at both ends count for nothing, nothing is
@@ -211,7 +215,7 @@ def _with_parents(root: JSON, path: str, room: Room) -> JSON:
     """
     parts = path.strip("/").split("/")
     if root is None:
-        room.take(VALUE_SIZE)
+        budget.take(VALUE_SIZE)
         is_list = path not in {"", "/"} and (parts[0] == "-" or parts[0].isdigit())
         root = [] if is_list else {}
     if path in {"", "/"}:
@@ -226,71 +230,71 @@ def _with_parents(root: JSON, path: str, room: Room) -> JSON:
             index = _integer(part)
             missing = index + 1 - len(node)
             if missing > 0:
-                room.work((missing - 1) * VALUE_SIZE)
-                room.take(missing * VALUE_SIZE)
+                budget.work((missing - 1) * VALUE_SIZE)
+                budget.take(missing * VALUE_SIZE)
                 node.extend([] if following.isdigit() else {} for _ in range(missing))
             node = node[index]
         else:
             if not isinstance(node, dict):
                 raise PatchError(f"{part!r} needs an object")
             if part not in node:
-                room.take(VALUE_SIZE + len(part))
+                budget.take(VALUE_SIZE + len(part))
                 node[part] = [] if following.isdigit() else {}
             elif following.isdigit() and not isinstance(node[part], list):
-                room.left += measure(node[part])[0] - VALUE_SIZE
+                budget.left += measure(node[part])[0] - VALUE_SIZE
                 node[part] = []
             node = node[part]
     return root
 
 
-def _add(root: JSON, segments: list[str], value: JSON, size: int, room: Room) -> JSON:
+def _add(root: JSON, segments: list[str], value: JSON, size: int, budget: MemoryBudget) -> JSON:
     if not segments:
         if value is None:
             raise PatchError("the document cannot be null")
-        room.take(size - measure(root)[0])
+        budget.take(size - measure(root)[0])
         return value
     parent, key = _place(root, segments)
     if isinstance(parent, dict):
         old = measure(parent[key])[0] if key in parent else -len(key)
-        room.take(size - old)
+        budget.take(size - old)
         parent[key] = value
     elif key > len(parent):
         raise PatchError(f"{key} is behind the end of the list")
     else:
-        room.take(size)
+        budget.take(size)
         parent.insert(key, value)
     return root
 
 
-def _replace(root: JSON, segments: list[str], value: JSON, size: int, room: Room) -> JSON:
+def _replace(root: JSON, segments: list[str], value: JSON, size: int, budget: MemoryBudget) -> JSON:
     if not segments:
-        return _add(root, segments, value, size, room)
+        return _add(root, segments, value, size, budget)
     parent, key = _existing(root, segments)
-    room.take(size - measure(parent[key])[0])
+    budget.take(size - measure(parent[key])[0])
     parent[key] = value
     return root
 
 
-def _move(root: JSON, segments: list[str], source: list[str], room: Room) -> JSON:
+def _move(root: JSON, segments: list[str], source: list[str], budget: MemoryBudget) -> JSON:
     value = _value(root, source)
     if segments == source:
         return root
     if segments[: len(source)] == source:
         raise PatchError("a value cannot move into itself")
     if len(segments) > len(source):
-        _check_depth(len(segments) + room.measure(value)[1])
+        _check_depth(len(segments) + budget.measure(value)[1])
     parent, key = _existing(root, source)
     del parent[key]
     try:
         # Its size is counted already, and so is the old key's; but that goes.
-        root = _add(root, segments, value, 0, room)
+        root = _add(root, segments, value, 0, budget)
     except PatchError:
         if isinstance(parent, dict):
             parent[key] = value
         else:
             parent.insert(key, value)
         raise
-    room.left += _key_size(parent, key)
+    budget.left += _key_size(parent, key)
     return root
 
 

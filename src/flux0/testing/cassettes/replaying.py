@@ -15,10 +15,10 @@ from urllib.parse import parse_qs
 
 from attrs import define
 
-from flux0.adapters.support.event_loop import Loop
 from flux0.domain.errors import InvalidArgument, ReadTimeout
 from flux0.domain.headers import Headers
 from flux0.ports import AsyncTransport, Request, Response, Transport
+from flux0.runtime.event_loop import Loop
 from flux0.testing.cassettes.cassette import (
     CLOSED,
     ERRORS,

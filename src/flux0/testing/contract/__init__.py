@@ -37,15 +37,15 @@ from flux0.testing.contract.connections import (
     ReleaseContract,
 )
 from flux0.testing.contract.messages import BodyContract, HeadContract
-from flux0.testing.contract.waiting import InterruptContract, LastingContract, SilenceContract
+from flux0.testing.contract.waiting import IdleContract, InterruptContract, TimeoutContract
 
 
 class _Parts(
-    LastingContract,  # The first base's tests run last.
+    IdleContract,  # The first base's tests run last.
     HeadContract,
     BodyContract,
     ConnectContract,
-    SilenceContract,
+    TimeoutContract,
     NeverTwiceContract,
     ReleaseContract,
     TLSContract,

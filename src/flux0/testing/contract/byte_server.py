@@ -15,7 +15,15 @@ from typing import final
 from attrs import frozen
 
 from flux0.domain.headers import Headers
-from flux0.testing.contract.answers import Answer, Disconnect, Hold, Receive, Signal, Silence, Write
+from flux0.testing.contract.responses import (
+    Answer,
+    Disconnect,
+    Hold,
+    Receive,
+    Signal,
+    Silence,
+    Write,
+)
 
 # Seconds to wait for what takes milliseconds; only a failing test waits so long.
 PATIENCE = 10.0

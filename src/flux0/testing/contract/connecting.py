@@ -16,9 +16,9 @@ import trustme
 from attrs import evolve
 
 from flux0.domain import errors
-from flux0.testing.contract.answers import Disconnect, Hold, Write, answer
 from flux0.testing.contract.base import SHORT, Contract, fails
 from flux0.testing.contract.probe import PATIENT, Probe, get
+from flux0.testing.contract.responses import Disconnect, Hold, Write, answer
 
 _IMPATIENT = evolve(PATIENT, connect=SHORT)
 

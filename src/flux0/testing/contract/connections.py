@@ -19,7 +19,10 @@ from anyio import CancelScope
 from attrs import evolve
 
 from flux0.domain import errors
-from flux0.testing.contract.answers import (
+from flux0.testing.contract.base import SHORT, Contract, fails, streams
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.probe import PATIENT, Probe, get, post
+from flux0.testing.contract.responses import (
     Answer,
     Disconnect,
     Hold,
@@ -31,9 +34,6 @@ from flux0.testing.contract.answers import (
     head,
     written,
 )
-from flux0.testing.contract.base import SHORT, Contract, fails, streams
-from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.probe import PATIENT, Probe, get, post
 
 _OK = answer(b"ok")
 _SILENT = answer(b"first", Hold(), b"second", framing="chunked")

@@ -14,7 +14,9 @@ from attrs import evolve
 
 from flux0.domain import errors
 from flux0.domain.headers import Headers
-from flux0.testing.contract.answers import (
+from flux0.testing.contract.base import Contract, fails, streams
+from flux0.testing.contract.probe import Probe, get, post
+from flux0.testing.contract.responses import (
     FRAMINGS,
     Answer,
     Disconnect,
@@ -29,8 +31,6 @@ from flux0.testing.contract.answers import (
     size,
     written,
 )
-from flux0.testing.contract.base import Contract, fails, streams
-from flux0.testing.contract.probe import Probe, get, post
 
 _framings = pytest.mark.parametrize("framing", FRAMINGS)
 # Where something tells a body that is cut short.
@@ -204,7 +204,7 @@ class BodyContract(Contract):
         steps = answer(*_BODIES[body], framing=framing, gzip=gzip)
         steps = byte_by_byte(steps) if body == "byte-by-byte" else steps
         _, reply = probe.ask(steps, stream=stream)
-        assert reply.head.ends_by_closing is (framing == "until-close")
+        assert reply.head.close_delimited is (framing == "until-close")
         same = reply.read() == b"".join(_BODIES[body])
         assert same, "the body is not the one that was sent"  # To show where takes pytest minutes.
 

@@ -22,8 +22,8 @@ from attrs import evolve, frozen
 
 from flux0.domain.headers import Headers
 from flux0.ports import AsyncByteStream, AsyncTransport, Request, Response, Timeout
-from flux0.testing.contract.answers import Answer
 from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.responses import Answer
 
 T = TypeVar("T")
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, T]]

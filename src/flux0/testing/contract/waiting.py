@@ -15,16 +15,16 @@ from attrs import evolve, frozen
 
 from flux0.domain.errors import ReadTimeout, TransportError, WriteTimeout
 from flux0.ports import Interrupt, Timeout
-from flux0.testing.contract.answers import Answer, Hold, Silence, Write, answer, head
 from flux0.testing.contract.base import SHORT, Contract, class_of, fails, streams
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.probe import PATIENT, Pending, Probe, get, post
+from flux0.testing.contract.responses import Answer, Hold, Silence, Write, answer, head
 
 _ENDLESS = Timeout(connect=None, read=None, write=None, pool=None, idle=None)
 _SILENT = answer(b"first", Hold(), b"second", framing="chunked")
 
 
-class SilenceContract(Contract):
+class TimeoutContract(Contract):
     """A silent server is not waited for longer than the request's timeouts say."""
 
     @streams
@@ -145,11 +145,11 @@ class Lasting:
 _LASTING = pytest.StashKey[dict[str, Lasting]]()
 
 
-class LastingContract(Contract):
+class IdleContract(Contract):
     """Time alone changes nothing that it should not. It passes while the other tests run."""
 
     # For how long: longer than any library's short default, and than a connection may be idle.
-    lasting_seconds: ClassVar[float] = 5.5
+    idle_test_seconds: ClassVar[float] = 5.5
 
     @pytest.fixture(autouse=True)
     def lasting(self, request: pytest.FixtureRequest) -> dict[str, Lasting]:
@@ -164,7 +164,7 @@ class LastingContract(Contract):
     def _begin(self, backend: str, ending: ExitStack) -> Lasting:
         probe = self.make_probe(self.make_transport(), backend, self.patience, ending)
         body = probe.serve(answer(Hold(), framing="chunked")).url
-        pause = self.lasting_seconds / 6
+        pause = self.idle_test_seconds / 6
         dripping = probe.serve(answer(*(b"drop", Silence(pause)) * 5, framing="chunked")).url
         pooled = probe.serve(answer(b"ok"))
         endless = partial(get, timeout=_ENDLESS)
@@ -179,7 +179,7 @@ class LastingContract(Contract):
         }
         waits = {name: probe.start_fetch(request) for name, request in requests.items()}
         ending.callback(probe.servers.close)  # A handshake is not cancelled, which may leak.
-        return Lasting(probe, pooled, waits, monotonic() + self.lasting_seconds)
+        return Lasting(probe, pooled, waits, monotonic() + self.idle_test_seconds)
 
     @pytest.mark.parametrize("wait", ["connect", "write", "head", "body", "stream"])
     def test_a_timeout_may_be_off(

@@ -11,9 +11,9 @@ from weakref import WeakSet
 
 from attrs import define, evolve, field
 
-from flux0.adapters.support.event_loop import Loop, running_loop, sleep
 from flux0.domain.errors import ConnectionInterrupted, ReadTimeout
 from flux0.ports import AsyncByteStream, ByteStream, Request, Response, Shared
+from flux0.runtime.event_loop import Loop, running_loop, sleep
 from flux0.testing.fake.clock import FakeClock, Wait, Waits, perform, perform_async
 
 # How a body comes to be no longer open. Lost: its client was closed, or nobody holds it any more.

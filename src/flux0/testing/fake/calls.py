@@ -24,7 +24,7 @@ _JSON = re.compile(r"\s*application/([^;]*\+)?json\s*(;|$)", re.IGNORECASE)
 
 
 @frozen
-class CallAnswer:
+class CallResponse:
     """The head of the answer to a call, and its body: the JSON or the bytes; None of a stream."""
 
     status_code: int
@@ -53,7 +53,7 @@ class Call:
     body: Any
     arguments: Mapping[str, Any]
     time: float = field(default=0.0, eq=False)
-    answer: CallAnswer | TransportError | None = field(default=None, eq=False)
+    answer: CallResponse | TransportError | None = field(default=None, eq=False)
 
     @property
     def user(self) -> str | None:

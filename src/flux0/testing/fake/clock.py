@@ -18,8 +18,8 @@ from typing import TypeAlias, TypeVar
 
 from attrs import frozen
 
-from flux0.adapters.support.event_loop import call_soon, running_loop, sleep
 from flux0.ports import Time
+from flux0.runtime.event_loop import call_soon, running_loop, sleep
 
 T = TypeVar("T")
 

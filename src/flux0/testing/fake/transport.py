@@ -11,12 +11,12 @@ from typing import Any, cast
 
 from attrs import define, evolve
 
-from flux0.adapters.support.event_loop import Loop
 from flux0.domain.errors import ConnectionInterrupted, InvalidArgument, ReadTimeout, TransportError
 from flux0.ports import Request, Response
+from flux0.runtime.event_loop import Loop
 from flux0.testing.fake import calls
 from flux0.testing.fake.body import BodyEnd, FakeBody, SharedTransport
-from flux0.testing.fake.calls import Call, CallAnswer, ExpectedCall
+from flux0.testing.fake.calls import Call, CallResponse, ExpectedCall
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 from flux0.testing.fake.faults import Delay, Drop, Fault, Refuse, Respond, Stall, with_faults
 from flux0.testing.fake.server import FakeServer
@@ -224,24 +224,24 @@ class FakeTransport(SharedTransport):
             faults = self._take_faults(call)
         body = None
         try:
-            instead = yield from self._befall(request, faults, acted=False)
+            instead = yield from self._apply_faults(request, faults, acted=False)
             answer = instead or self._served(request, loop)
             turn = answer.body if isinstance(answer.body, FakeTurn) else None
             content = b"" if turn else cast("bytes", answer.body)
-            streams = request.streams(answer.status_code)
+            streams = request.is_streaming(answer.status_code)
             timeout = request.timeout.idle if streams else request.timeout.read
             pieces = with_faults(iter(turn or filter(None, (content,))), faults)
             body = FakeBody(pieces, timeout, self.clock, self._lock, self._ended)
             self._open[pieces] = call, turn
             self._bodies.add(body)
-            yield from self._befall(request, faults, acted=True)
+            yield from self._apply_faults(request, faults, acted=True)
         except BaseException as error:
             if body is not None:
                 body.end("closed")
             if isinstance(error, TransportError):
                 made[number] = evolve(call, answer=error)
             raise
-        known = CallAnswer(answer.status_code, answer.headers, calls.json_or_bytes(content))
+        known = CallResponse(answer.status_code, answer.headers, calls.json_or_bytes(content))
         made[number] = evolve(call, answer=known)
         return evolve(answer, body=body)
 
@@ -280,7 +280,7 @@ class FakeTransport(SharedTransport):
                 return planned.faults
         return ()
 
-    def _befall(
+    def _apply_faults(
         self, request: Request, faults: Iterable[Fault], *, acted: bool
     ) -> Waits[Response[Any] | None]:
         """Do what keeps a call from the server, and return what comes in place of its answer."""

@@ -16,10 +16,10 @@ from typing import Any
 
 from attrs import define, field
 
-from flux0.adapters.support.event_loop import Loop, call_soon, start
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.models import StatusData
 from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent
+from flux0.runtime.event_loop import Loop, call_soon, start
 from flux0.testing.fake import steps
 from flux0.testing.fake.clock import FakeClock, Wait
 from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data, without_nulls

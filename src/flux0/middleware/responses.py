@@ -1,0 +1,106 @@
+"""What becomes of an answer: its body is read, and a status other than 2xx is an `APIError`."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from flux0.domain.errors import (
+    APIError,
+    DecodeError,
+    Flux0Error,
+    HTTPValidationError,
+    HTTPValidationErrorData,
+    api_error_class,
+)
+from flux0.domain.http import is_success
+from flux0.flows import Flow, ReadBody, SendFlow
+from flux0.ports import Codec, Request, Response
+
+_LONGEST_MESSAGE = 500
+# What the server says of a route that it does not have; its words for anything else are others.
+_NOT_FOUND = "Not Found"
+_NO_ROUTE = (
+    "Not Found: no such route; server_url is the address before /api, such as http://host:8080"
+)
+
+
+class ResponsePolicy:
+    """Reads the body of an answer up to a limit in bytes, and raises for any status but 2xx.
+
+    The body of a successful answer to a request that asks for a stream is left to be read.
+    """
+
+    def __init__(self, codec: Codec, max_body_bytes: int) -> None:
+        self._codec = codec
+        self._max_body_bytes = max_body_bytes
+
+    def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        """Return the response of a success; raise an `APIError` for any other status."""
+        response = yield from send(request)
+        reading = ReadBody(response, self._max_body_bytes, request.deadline)
+        body: bytes
+        if request.is_streaming(response.status_code):
+            return response
+        if is_success(response.status_code):
+            body = yield reading
+            return Response(response.status_code, response.headers, body, response.raw_response)
+        try:
+            body = yield reading
+        except Flux0Error:
+            body = b""  # The status says more than why its explanation did not arrive.
+        raise self._error(response, body)
+
+    def _error(self, response: Response[Any], body: bytes) -> APIError:
+        status = response.status_code
+        kind = api_error_class(status)
+        detail = self._detail(body)
+        text = body.decode("utf-8", "replace")
+        facts: dict[str, Any] = {
+            "status_code": status,
+            "body": text,
+            "headers": response.headers,
+            "raw_response": response.raw_response,
+        }
+        if isinstance(detail, str) and detail:
+            return kind(_NO_ROUTE if detail == _NOT_FOUND else detail, **facts)
+        data = self._validation(detail)
+        if data.detail:
+            if kind is HTTPValidationError:
+                facts["data"] = data
+            return kind(_summary(data), **facts)
+        return kind(_plain(response, text) or _phrase(status), **facts)
+
+    def _detail(self, body: bytes) -> object:
+        """Return what the server's JSON has under `detail`, if it is that."""
+        try:
+            data = self._codec.decode(object, body)
+        except DecodeError:
+            return None
+        return cast("dict[str, object]", data).get("detail") if isinstance(data, dict) else None
+
+    def _validation(self, detail: object) -> HTTPValidationErrorData:
+        try:
+            return self._codec.from_dict(HTTPValidationErrorData, {"detail": detail})
+        except DecodeError:
+            return HTTPValidationErrorData()
+
+
+def _summary(data: HTTPValidationErrorData) -> str:
+    return "; ".join(
+        f"{'.'.join(str(step) for step in problem.loc)}: {problem.msg}" for problem in data.detail
+    )
+
+
+def _plain(response: Response[Any], text: str) -> str:
+    """Return a short plain text that a server or a proxy sent; markup tells a reader nothing."""
+    content_type = response.headers.get("content-type", "").lower()
+    return text.strip()[:_LONGEST_MESSAGE] if content_type.startswith("text/plain") else ""
+
+
+def _phrase(status: int) -> str:
+    from http import HTTPStatus  # noqa: PLC0415 - slow to import, rarely needed
+
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "unknown status"

@@ -1,0 +1,426 @@
+"""The aiohttp transport: the contract, and what is aiohttp's own."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any, ClassVar
+
+import aiohttp
+import pytest
+import trio
+from aiohttp.client_proto import ResponseHandler
+
+from flux0.adapters.aiohttp.protocol_shim import ProtocolShim, RequestBody
+from flux0.adapters.aiohttp.transport import AiohttpTransport
+from flux0.domain.errors import (
+    ClientClosed,
+    ConnectionInterrupted,
+    Flux0Error,
+    ProtocolError,
+    TransportError,
+)
+from flux0.ports import AsyncByteStream, Request, Response, Timeout
+from flux0.testing.contract import AsyncTransportContract, LimitedPoolContract
+from flux0.testing.contract.byte_server import PATIENCE, ByteServer
+from flux0.testing.contract.responses import Answer, Disconnect, Hold, Reset, Write, answer, head
+from support.secured import Secured
+from support.sending import HALF, OK, fetch, get, post, read
+
+pytestmark = pytest.mark.usefixtures("little_garbage")
+
+SHORT = 0.1
+
+
+class TestAiohttpTransport(LimitedPoolContract, AsyncTransportContract):
+    backends: ClassVar[Any] = ("asyncio",)
+
+    def make_transport(self) -> AiohttpTransport:
+        return AiohttpTransport()
+
+    def make_trusting_transport(self, ca_file: str) -> Configured:
+        context = ssl.create_default_context(cafile=ca_file)
+        return Configured(partial(aiohttp.TCPConnector, ssl=context))
+
+    def make_limited_transport(self) -> Configured:
+        return Configured(partial(aiohttp.TCPConnector, limit=1))
+
+
+class Configured:
+    """Makes a session in the loop that uses it, and closes it as its user would."""
+
+    def __init__(self, connector: Callable[[], aiohttp.TCPConnector]) -> None:
+        self._connector = connector
+        self._made: tuple[aiohttp.ClientSession, AiohttpTransport] | None = None
+
+    async def send_async(self, request: Request) -> Response[AsyncByteStream]:
+        if self._made is None:
+            session = aiohttp.ClientSession(connector=self._connector())
+            self._made = session, AiohttpTransport(session)
+        return await self._made[1].send_async(request)
+
+    async def close_async(self) -> None:
+        if self._made is not None:
+            session, transport = self._made
+            await transport.close_async()
+            await session.close()
+
+
+@asynccontextmanager
+async def own() -> AsyncGenerator[AiohttpTransport]:
+    transport = AiohttpTransport()
+    yield transport
+    await transport.close_async()
+
+
+async def begun(transport: AiohttpTransport, url: str) -> Response[AsyncByteStream]:
+    """Return a stream of which the first piece was read, and more will come."""
+    response = await transport.send_async(get(url, stream=True))
+    assert await anext(aiter(response.body)) == b"first"
+    return response
+
+
+async def gone(server: ByteServer) -> None:
+    """Wait in a thread, while the loop runs on, until the client has closed its connections."""
+    await asyncio.to_thread(server.wait_until_gone)
+
+
+# --- the user's session
+
+
+BASIC = "Basic YWRhOnNlY3JldA=="  # ada:secret
+
+
+@pytest.mark.filterwarnings("ignore:(BasicAuth|The 'auth' parameter) is deprecated")
+def test_the_users_session_stays_open_and_as_it_is() -> None:
+    """Statuses, redirects, timeouts and compression are the core's to judge."""
+    seen: list[str] = []
+
+    async def note(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        seen.append(request.method)
+        return await handler(request)
+
+    async def run(url: str) -> None:
+        async with aiohttp.ClientSession(
+            headers={"X-Own": "yes", "Accept-Encoding": "br"},
+            cookies={"own": "1"},
+            auth=aiohttp.BasicAuth("ada", "secret"),
+            middlewares=(note,),
+            raise_for_status=True,
+            auto_decompress=True,
+            timeout=aiohttp.ClientTimeout(total=SHORT / 1000),
+        ) as session:
+            transport = AiohttpTransport(session)
+            for authorization in ((), (("authorization", "Bearer mine"),)):
+                response = await transport.send_async(get(url, *authorization))
+                assert response.status_code == 503
+                assert await read(response.body) == b"busy"
+                await transport.close_async()
+                assert not session.closed
+
+    with ByteServer(answer(b"busy", status="503 Busy", gzip=True)) as server:
+        asyncio.run(run(server.url.replace("127.0.0.1", "localhost")))
+        assert server.connections == 1
+        for request, authorization in zip(server.requests, (BASIC, "Bearer mine"), strict=True):
+            assert request.headers["x-own"] == "yes"
+            assert request.headers["cookie"] == "own=1"
+            assert request.headers["accept-encoding"] == "gzip, deflate"
+            assert request.headers["authorization"] == authorization
+    assert seen == ["GET", "GET"]
+
+
+def test_a_middleware_may_read_the_bodies() -> None:
+    """As one does that logs or signs, or a recorder such as vcrpy, which takes them for files."""
+    body = b'"' + b"x" * 3_000_000 + b'"'  # aiohttp warns of megabytes that it is given as bytes.
+    seen: list[Any] = []
+
+    async def log(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        assert isinstance(request.body, RequestBody)
+        seen.append((await request.body.as_bytes(), request.body.read()))
+        response = await handler(request)
+        seen.append(await response.read())
+        return response
+
+    async def run(url: str) -> None:
+        async with aiohttp.ClientSession(middlewares=(log,)) as session:
+            for answered in (b"ok", b""):
+                assert await fetch(AiohttpTransport(session), post(url, body)) == answered
+
+    with ByteServer(OK, answer(b"")) as server:
+        asyncio.run(run(server.url))
+        same = [request.body for request in server.requests] == [body, body]
+    assert same
+    same = seen == [(body, body), b"ok", (body, body), b""]
+    assert same
+
+
+def test_a_session_that_is_closed_or_of_another_loop() -> None:
+    async def run() -> None:
+        async with aiohttp.ClientSession() as session:
+            transport = AiohttpTransport(session)
+            elsewhere = transport.send_async(get("http://127.0.0.1:1"))
+            with pytest.raises(Flux0Error, match="another event loop"):
+                await asyncio.to_thread(asyncio.run, elsewhere)
+        with pytest.raises(ClientClosed):
+            await transport.send_async(get("http://127.0.0.1:1"))
+
+    asyncio.run(run())
+
+
+def test_trio_is_told_what_to_use_instead() -> None:
+    async def run() -> None:
+        transport = AiohttpTransport()
+        with pytest.raises(Flux0Error, match="HttpxTransport"):
+            await transport.send_async(get("http://127.0.0.1:1"))
+        await transport.close_async()
+
+    trio.run(run)
+
+
+# --- requests
+
+
+def test_a_get_is_not_sent_again_after_a_dead_connection() -> None:
+    """aiohttp itself would repeat it."""
+
+    async def run(url: str) -> None:
+        async with own() as transport:
+            assert await fetch(transport, get(url)) == b"ok"
+            with pytest.raises(ConnectionInterrupted) as caught:
+                await transport.send_async(get(url))
+            assert isinstance(caught.value.__cause__, aiohttp.ServerDisconnectedError)
+
+    with ByteServer(OK, (Disconnect(),), OK) as server:
+        asyncio.run(run(server.url))
+        assert len(server.requests) == 2
+
+
+def test_what_aiohttp_would_do_otherwise() -> None:
+    """It makes percent-encodings uniform, keeps cookies of a name, and limits header fields."""
+    target = "/a%3ab/%c3%a9%41?q=%2F+x%20&z=%7e"
+    policy = "default-src " + "x" * 20_000
+    fields = [("Content-Security-Policy", policy), ("Set-Cookie", "flux0_user_sub=me; Path=/")]
+
+    async def run(url: str) -> None:
+        async with own() as transport:
+            for _ in range(2):
+                response = await transport.send_async(get(f"{url}{target}"))
+                assert response.headers["content-security-policy"] == policy
+                assert await read(response.body) == b"ok"
+
+    with ByteServer(answer(b"ok", headers=fields)) as server:
+        asyncio.run(run(server.url.replace("127.0.0.1", "localhost")))
+        assert [request.target for request in server.requests] == [target] * 2
+        assert not any("cookie" in request.headers for request in server.requests)
+
+
+def test_a_large_request_is_cancelled_while_it_is_sent() -> None:
+    """It is not waited for until the server has taken what is written; asyncio would warn."""
+
+    async def run(listener: socket.socket) -> socket.socket:
+        async with own() as transport:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+            sending = asyncio.ensure_future(transport.send_async(post(url, bytes(16_000_000))))
+            connection, _ = await asyncio.to_thread(listener.accept)
+            await asyncio.to_thread(connection.recv, 1)
+            sending.cancel()
+            with suppress(asyncio.CancelledError):
+                await sending
+            return connection
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, asyncio.run(run(listener), debug=True):
+        gc.collect()
+
+
+def test_the_connection_is_lost_before_a_large_body_begins() -> None:
+    """As it may be where a trace takes its time."""
+
+    async def wait(*_: object) -> None:
+        await gone(server)
+        await asyncio.sleep(SHORT)
+
+    async def run(url: str) -> None:
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(wait)
+        async with aiohttp.ClientSession(trace_configs=[trace]) as session:
+            with pytest.raises(ConnectionInterrupted):
+                await AiohttpTransport(session).send_async(post(url, bytes(1_000_000)))
+
+    with ByteServer(unasked=(Disconnect(),)) as server:
+        asyncio.run(run(server.url))
+
+
+def test_a_head_that_is_written_together_with_a_body_is_latin_1_too() -> None:
+    """Which aiohttp does on some Pythons, and with some sizes."""
+
+    async def run(server: ByteServer) -> None:
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(
+            lambda: ResponseHandler(loop), server.host, server.port
+        )
+        wire = ProtocolShim.of(transport)
+        wire.begin()
+        wire.writelines(["GET / HTTP/1.1\r\nX-Name: caf\xe9\r\n\r\n".encode(), b""])
+        await asyncio.to_thread(server.wait_for_requests, 1)
+        transport.abort()
+
+    with ByteServer(OK) as server:
+        asyncio.run(run(server))
+        assert server.requests[0].headers["x-name"] == "caf\xe9"
+
+
+# --- bodies
+
+
+def test_a_body_until_close_is_reset() -> None:
+    """aiohttp takes that for its end."""
+
+    async def run(server: ByteServer) -> None:
+        async with own() as transport:
+            response = await begun(transport, server.url)
+            server.release()
+            with pytest.raises(ConnectionInterrupted) as caught:
+                await read(response.body)
+            assert isinstance(caught.value.__cause__, aiohttp.ClientOSError)
+
+    with ByteServer((head("200 OK", []), Write(b"first"), Hold(), Reset())) as server:
+        asyncio.run(run(server))
+
+
+@pytest.mark.parametrize(
+    ("steps", "rest", "kind"),
+    [
+        ((*HALF[:4], Disconnect()), b"second", ConnectionInterrupted),
+        ((*HALF[:3], Write(b"xyz\r\n"), Hold()), b"", ProtocolError),
+    ],
+    ids=["the end", "broken framing"],
+)
+def test_what_came_before_a_failure_is_handed_over_however_late_it_is_read(
+    steps: Answer, rest: bytes, kind: type[TransportError]
+) -> None:
+    async def run(server: ByteServer) -> None:
+        async with own() as transport:
+            response = await begun(transport, server.url)
+            server.release()
+            await gone(server)
+            if rest:
+                assert await anext(aiter(response.body)) == rest
+            with pytest.raises(kind):
+                await read(response.body)
+
+    with ByteServer(steps) as server:
+        asyncio.run(run(server))
+
+
+def test_a_reader_may_take_longer_than_a_server_may_be_silent() -> None:
+    """aiohttp's own timeout would pass while nobody waits, and with it what came before."""
+
+    async def run(server: ByteServer) -> None:
+        async with own() as transport:
+            timeout = Timeout(idle=SHORT)
+            response = await transport.send_async(get(server.url, stream=True, timeout=timeout))
+            assert await anext(aiter(response.body)) == b"first"
+            await asyncio.sleep(2 * SHORT)
+            server.release()
+            assert await read(response.body) == b"second"
+
+    with ByteServer(HALF) as server:
+        asyncio.run(run(server))
+
+
+def test_a_loop_that_was_blocked_does_not_make_the_server_silent() -> None:
+    """Bytes that came in time count, though the timer and they are noticed together."""
+
+    async def run(server: ByteServer) -> None:
+        async with own() as transport:
+            timeout = Timeout(idle=2 * SHORT)
+            response = await transport.send_async(get(server.url, stream=True, timeout=timeout))
+            assert await anext(aiter(response.body)) == b"first"
+            reading = asyncio.ensure_future(read(response.body))
+            await asyncio.sleep(0)
+            server.release()
+            time.sleep(3 * SHORT)  # As code does that computes something.
+            assert await reading == b"second"
+
+    with ByteServer(HALF) as server:
+        asyncio.run(run(server))
+
+
+# --- what is left behind
+
+
+@pytest.mark.parametrize("users", [False, True], ids=["own", "the user's"])
+def test_a_stream_that_outlives_its_loop(*, users: bool) -> None:
+    """aiohttp warns of connections that are collected open; pytest makes a failure of it."""
+    kept: list[Any] = []
+
+    async def run(url: str) -> None:
+        async with aiohttp.ClientSession() as session:
+            kept.append(await begun(AiohttpTransport(session if users else None), url))
+
+    with ByteServer(HALF) as server:
+        asyncio.run(run(server.url), debug=True)
+        server.wait_until_gone()
+    kept.clear()
+    gc.collect()
+
+
+FORGETFUL = """
+import asyncio, sys
+from flux0 import AiohttpTransport, Flux0
+
+kept = []
+
+async def main():
+    flux0 = Flux0(sys.argv[1], transport=AiohttpTransport())
+    kept.append(await flux0.sessions.create_event_async(session_id="s", content="Hi"))
+
+asyncio.run(main(), debug=True)
+"""
+
+
+def test_a_stream_that_is_kept_to_the_end_of_python() -> None:
+    """aiohttp would say so, where asyncio is in debug mode."""
+    turn = answer(Hold(), headers=[("Content-Type", "text/event-stream")], framing="chunked")
+    with ByteServer(turn) as server:
+        command = [sys.executable, "-W", "error::ResourceWarning", "-c", FORGETFUL, server.url]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Executing <Task")]
+    assert (done.returncode, said) == (0, [])
+
+
+def test_leaving_does_not_wait_for_the_other_side_to_end_its_tls(secured: Secured) -> None:
+    def serve(listener: socket.socket) -> None:
+        plain, _ = listener.accept()
+        plain.settimeout(PATIENCE)
+        with secured.server.wrap_socket(plain, server_side=True) as connection:
+            connection.recv(65536)
+            for step in HALF[:2]:
+                assert isinstance(step, Write)
+                connection.sendall(step.data)
+            while socket.socket.recv(connection, 65536):  # Below TLS, which it does not end.
+                pass
+
+    async def run(listener: socket.socket) -> None:
+        serving = asyncio.ensure_future(asyncio.to_thread(serve, listener))
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        connector = aiohttp.TCPConnector(ssl=secured.trusting())
+        async with aiohttp.ClientSession(connector=connector) as session:
+            response = await begun(AiohttpTransport(session), url)
+            await response.body.close_async()
+            await serving
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asyncio.run(run(listener))

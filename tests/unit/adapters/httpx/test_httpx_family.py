@@ -1,0 +1,321 @@
+"""What the transports over httpx and httpx2 promise for clients of the user's, and for own ones."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any
+
+import pytest
+
+import flux0
+from flux0 import APIError
+from flux0.domain.errors import (
+    ClientClosed,
+    ConnectError,
+    ConnectionInterrupted,
+    Flux0Error,
+    InvalidArgument,
+    ProtocolError,
+    ReadTimeout,
+    TransportError,
+    TransportTimeout,
+)
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.responses import answer
+from support import sending
+from support.modes import run
+from support.over_httpx import FAMILY, FAMILY_BLOCKING, OverHttpx
+from support.sending import OK, get, over, post
+
+
+@over(*FAMILY)
+async def test_a_redirect_that_leads_nowhere_is_an_answer(way: OverHttpx) -> None:
+    for location in ("http://[", "\xff"):
+        fields = [("Location", location), ("X-A", "b")]
+        with ByteServer(answer(b"moved", status="302 Found", headers=fields)) as server:
+            with pytest.raises(APIError) as caught:
+                await way.create_session_once(server.url)
+            assert (caught.value.status_code, caught.value.body) == (302, "moved")
+            assert dict(caught.value.headers)["x-a"] == "b"
+            assert caught.value.headers["location"] == location
+            assert len(server.requests) == 1
+
+
+# --- code of the user's
+
+
+class Stop(Exception):
+    """Raised by code of the user's."""
+
+
+def nested(library: Any) -> Exception:
+    """Return an error of the library's, from a request of the user's own."""
+    try:
+        library.Client().get("http://127.0.0.1:1")
+    except library.ConnectError as error:
+        failure: Exception = error
+        return failure
+    raise AssertionError("somebody listens there")
+
+
+def of_another(library: Any) -> Exception:
+    """Return the error of the status of another request."""
+    other = library.Request("GET", "http://flux0.invalid")
+    response = library.Response(404, request=other)
+    error: Exception = library.HTTPStatusError("not mine", request=other, response=response)
+    return error
+
+
+RAISED: dict[str, Callable[[Any], Exception]] = {
+    "its own": lambda _: Stop("stop"),
+    "OSError": lambda _: OSError("the disk is full"),
+    "UnicodeError": lambda _: UnicodeError("no such letter"),
+    "RuntimeError": lambda _: RuntimeError("stop"),
+    "SSLError": lambda _: ssl.SSLError("of something else"),
+    "of a nested call": nested,
+    "of the library": lambda library: library.ReadTimeout("of something else"),
+    "InvalidURL": lambda library: library.InvalidURL("of something else"),
+    "of another status": of_another,
+}
+
+
+def raising(way: OverHttpx, error: Exception, where: str) -> dict[str, Any]:
+    """Return options of a client with code that raises `error`."""
+
+    def act(*_: object) -> None:
+        raise error
+
+    class Auth(way.library.Auth):  # type: ignore[misc, name-defined]
+        def auth_flow(self, request: Any) -> Generator[Any, Any, None]:
+            if where == "auth, before":
+                raise error
+            yield request
+            raise error
+
+    if where.startswith("auth"):
+        return {"auth": Auth()}
+    if where == "transport":
+        name = "handle_request" if way.mode == "sync" else "handle_async_request"
+        transport = type("Raising", (way.kind("BaseTransport"),), {name: way.act(act)})
+        return {"transport": transport()}
+    return {"event_hooks": {where: [way.act(act)]}}
+
+
+@over(*FAMILY)
+@pytest.mark.parametrize(
+    ("where", "raised"),
+    [("response", raised) for raised in RAISED]
+    + [
+        (where, raised)
+        for where in ("request", "auth, before", "auth, after")
+        for raised in ("OSError", "of the library", "of a nested call")
+    ]
+    + [("transport", "OSError"), ("transport", "RuntimeError")],
+)
+async def test_what_the_users_code_raises_is_raised_as_it_is(
+    way: OverHttpx, where: str, raised: str
+) -> None:
+    error = RAISED[raised](way.library)
+    with ByteServer(OK) as server:
+        with pytest.raises(type(error)) as caught:
+            await way.create_session_once(server.url, **raising(way, error, where))
+        assert caught.value is error
+        assert len(server.requests) == (where in ("response", "auth, after"))
+
+
+@over(*FAMILY_BLOCKING)
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        ("ConnectError", ConnectionInterrupted),
+        ("ConnectTimeout", TransportTimeout),
+        ("PoolTimeout", TransportTimeout),
+        ("ReadTimeout", ReadTimeout),
+        ("ProxyError", ConnectionInterrupted),
+        ("UnsupportedProtocol", ProtocolError),
+    ],
+)
+async def test_a_transport_that_nothing_traces_proves_nothing(
+    way: OverHttpx, raised: str, kind: type[TransportError]
+) -> None:
+    """It may have sent the request before, so that a POST is not sent again."""
+    error = getattr(way.library, raised)("says the transport")
+    with pytest.raises(TransportError, match="says the transport") as caught:
+        await way.fetch_once(post("http://flux0.invalid"), **raising(way, error, "transport"))
+    assert type(caught.value) is kind
+    assert caught.value.__cause__ is error
+
+
+@over(*FAMILY)
+async def test_raise_for_status_in_a_hook_raises_the_error_of_that_status(way: OverHttpx) -> None:
+    def check(response: Any) -> None:
+        response.raise_for_status()
+
+    hook = way.act(check)
+    with ByteServer(answer(b"no", status="404 Not Found")) as server:
+        with pytest.raises(APIError) as caught:
+            await way.create_session_once(server.url, event_hooks={"response": [hook]})
+        assert caught.value.status_code == 404
+        assert type(caught.value.raw_response) is way.library.Response
+        assert len(server.requests) == 1
+
+
+@over(*FAMILY)
+async def test_a_hook_may_read_the_body(way: OverHttpx) -> None:
+    def read(response: Any) -> None:
+        response.read()
+
+    async def read_async(response: Any) -> None:
+        await response.aread()
+
+    hook = read if way.mode == "sync" else read_async
+    for status in (200, 404):
+        with ByteServer(answer(b"text", status=f"{status} So", gzip=True)) as server:
+            body = await way.fetch_once(get(server.url), event_hooks={"response": [hook]})
+            assert body == (status, b"text")
+
+
+@over(*FAMILY)
+async def test_a_trace_of_the_users_goes_on(way: OverHttpx) -> None:
+    seen: list[str] = []
+
+    def trace(event: str, _: object) -> None:
+        seen.append(event)
+
+    client = way.client()
+    extensions = {"trace": way.act(trace)}
+    client.build_request = partial(client.build_request, extensions=extensions)
+    with ByteServer(OK) as server:
+        async with way.closing(client) as transport:
+            assert await way.fetch(transport, get(server.url)) == (200, b"ok")
+    assert "connection.connect_tcp.complete" in seen
+    assert "http11.send_request_headers.started" in seen
+
+
+@over(*FAMILY)
+async def test_a_hook_that_replaces_the_trace_leaves_nothing_proven(way: OverHttpx) -> None:
+    def replace(request: Any) -> None:
+        request.extensions["trace"] = way.act(lambda *_: None)
+
+    hooks = {"request": [way.act(replace)]}
+    with pytest.raises(TransportError) as caught:
+        await way.fetch_once(post("http://127.0.0.1:1"), event_hooks=hooks)
+    assert type(caught.value) is ConnectionInterrupted
+
+
+# --- clients of the user's
+
+
+@over(*FAMILY)
+async def test_a_client_of_the_users_stays_open_and_as_it_is(way: OverHttpx) -> None:
+    client = way.client(
+        headers={"x-team": "blue", "accept": "text/html", "accept-encoding": "br, zstd"},
+        auth=("me", "secret"),
+    )
+    cookie = answer(b"ok", headers=[("Set-Cookie", "a=1")])
+    with ByteServer(cookie) as server:
+        for _ in range(2):
+            transport = way.transport_over(client)
+            request = get(server.url, ("accept", "application/json"))
+            assert await way.fetch(transport, request) == (200, b"ok")
+            await sending.in_mode(way.mode, transport).close_async()
+            del transport
+        assert not client.is_closed
+        if way.mode == "sync":  # What the user sends goes over the same connections.
+            assert client.get(server.url).text == "ok"
+        assert server.connections == 1
+        received = server.requests[1].headers
+        assert received["x-team"] == "blue"
+        assert received["authorization"].startswith("Basic ")
+        assert received["accept"] == "application/json"
+        assert received["accept-encoding"] == "gzip, deflate"
+        assert received["cookie"] == "a=1"
+        async with way.closing(client) as transport:
+            pass
+        with pytest.raises(ClientClosed, match=way.transport):
+            await way.fetch(transport, get(server.url))
+
+
+@over(*FAMILY)
+async def test_a_client_of_the_users_may_connect_again(way: OverHttpx) -> None:
+    with pytest.raises(ConnectError):
+        await way.fetch_once(
+            get("http://127.0.0.1:1"), transport=way.kind("HTTPTransport")(retries=1)
+        )
+
+
+@over(*FAMILY)
+async def test_a_response_that_was_read_already_is_read_again(way: OverHttpx) -> None:
+    """As a transport of the user's without sockets gives it."""
+
+    def respond(_: object) -> Any:
+        return way.library.Response(200, content=b'{"data":[]}')
+
+    given = way.library.MockTransport(respond)
+    body = await way.fetch_once(get("http://flux0.invalid"), transport=given)
+    assert body == (200, b'{"data":[]}')
+
+
+@over(*FAMILY)
+async def test_a_turn_over_http_2_warns(way: OverHttpx) -> None:
+    def handle(_: object) -> Any:
+        content = way.library.ByteStream(b"data")
+        return way.library.Response(200, stream=content, extensions={"http_version": b"HTTP/2"})
+
+    transport = way.library.MockTransport(handle)
+    with pytest.warns(RuntimeWarning, match="without http2=True"):
+        body = await way.fetch_once(get("http://flux0.invalid", stream=True), transport=transport)
+    assert body == (200, b"data")
+
+
+class Minimal:
+    """Has what a transport asks of a client, and no more; its requests know no timeouts."""
+
+    def __init__(self, client: Any, library: Any) -> None:
+        self._client = client
+        self._library = library
+
+    def build_request(self, method: str, url: str, **options: Any) -> Any:
+        del options["timeout"]
+        return self._library.Request(method, url, **options)
+
+    def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> Any:
+        return self._client.send(request, stream=stream, follow_redirects=follow_redirects)
+
+
+@over(*FAMILY_BLOCKING)
+async def test_all_that_is_used_is_build_request_and_send(way: OverHttpx) -> None:
+    with ByteServer(OK) as server, way.client() as client:
+        transport = way.transport_over(Minimal(client, way.library))
+        assert await way.fetch(transport, get(server.url, stream=True)) == (200, b"ok")
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("way", FAMILY_BLOCKING, ids=str)
+def test_a_client_of_the_other_library_is_refused(way: OverHttpx) -> None:
+    other = {"httpx": "httpx2", "httpx2": "httpx"}[way.transport]
+    client = type("Client", (), {"__module__": other, "send": None, "build_request": None})()
+    with pytest.raises(InvalidArgument, match=f"{other.title()}Transport"):
+        way.transport_over(client)
+
+
+@pytest.mark.parametrize("way", FAMILY, ids=str)
+def test_a_transport_with_one_kind_of_client_says_what_it_serves(way: OverHttpx) -> None:
+    async def refuse() -> None:
+        with pytest.raises(Flux0Error, match="synchronous client only"):
+            await transport.send_async(get("http://flux0.invalid"))
+
+    transport = way.transport_over(way.client())
+    serves = (transport.serves_sync, transport.serves_async)
+    assert serves == (way.mode == "sync", way.mode != "sync")
+    if way.mode == "sync":
+        run("asyncio", refuse)
+    else:
+        with pytest.raises(Flux0Error, match="asynchronous client only"):
+            transport.send(get("http://flux0.invalid"))
+    own = flux0.HttpxTransport()
+    assert (own.serves_sync, own.serves_async) == (True, True)

@@ -1,0 +1,295 @@
+"""The transports over httpx and httpx2: the contract for httpx, connections, and bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import ssl
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import httpcore
+import httpx
+import pytest
+from attrs import evolve
+
+from flux0 import HttpxTransport
+from flux0.adapters.httpx.connection import AsyncConnection
+from flux0.adapters.shared.bodies import run as run_blocking
+from flux0.domain.errors import ClientClosed, ConnectionInterrupted, Flux0Error
+from flux0.ports import Interrupt
+from flux0.testing.contract import AsyncTransportContract, TransportContract
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.responses import Hold, Write, answer, written
+from support.over_httpx import FAMILY, FAMILY_BLOCKING, HttpxContract, OverHttpx
+from support.secured import Secured
+from support.sending import HALF, OK, fetch, fetch_sync, get, over, post
+
+
+class TestHttpxTransport(HttpxContract, TransportContract):
+    transport: ClassVar[type[HttpxTransport]] = HttpxTransport
+
+
+class TestAsyncHttpxTransport(HttpxContract, AsyncTransportContract):
+    transport: ClassVar[type[HttpxTransport]] = HttpxTransport
+
+
+# --- connections
+
+
+@over(*FAMILY)
+async def test_our_own_connections_are_the_ones_that_are_used(way: OverHttpx) -> None:
+    """This fails if the library no longer looks where `instrument` puts them."""
+    seen: list[Any] = []
+
+    def see(response: Any) -> None:
+        seen.append(response.extensions["network_stream"])
+
+    client = way.client(event_hooks={"response": [way.act(see)]})
+    with ByteServer(OK) as server:
+        async with way.closing(client) as transport:
+            await way.fetch(transport, get(server.url))
+    (stream,) = seen
+    assert type(stream).__module__ == "flux0.adapters.httpx.connection"
+
+
+@over(*FAMILY)
+async def test_a_client_of_the_users_does_not_mix_answers_up(
+    way: OverHttpx, secured: Secured
+) -> None:
+    """What comes with an answer and is not part of it answers no other request."""
+    surplus = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nothers"
+    # The long one takes more than one record of TLS, so that the surplus has one of its own.
+    bodies = (b"first", b"x" * 40_000, b"last")
+    answers = [answer(body, framing="chunked") for body in bodies]
+    for tls in (None, secured.server):
+        mixed = [(Write(written(each) + surplus), Hold()) for each in answers[:2]]
+        with ByteServer(*mixed, answers[2], tls=tls) as server:
+            async with way.closing(way.client(verify=secured.trusting())) as transport:
+                for body in bodies:
+                    same = await way.fetch(transport, get(server.url)) == (200, body)
+                    assert same
+            assert server.connections == 3
+    with ByteServer((Write(written(OK) + b"\r\n"), Hold()), OK) as server:
+        async with way.closing(way.client()) as transport:
+            for _ in range(2):
+                assert await way.fetch(transport, get(server.url)) == (200, b"ok")
+        assert server.connections == 2
+
+
+def test_bytes_in_the_buffer_of_tls_are_something_left_over(secured: Secured) -> None:
+    """An event loop puts all that has arrived there, so that its socket has nothing to read."""
+    arrived, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = secured.trusting().wrap_bio(arrived, sent, server_hostname="127.0.0.1")
+    server = secured.server.wrap_bio(sent, arrived, server_side=True)
+    for side in (client, server, client, server):
+        with suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    infos = {"is_readable": False, "ssl_object": client}
+    connection = AsyncConnection(SimpleNamespace(get_extra_info=infos.__getitem__), None)
+    assert not connection.get_extra_info("is_readable")
+    server.write(b"another's")
+    assert connection.get_extra_info("is_readable")
+    client.read()
+    assert not connection.get_extra_info("is_readable")
+    with suppress(ssl.SSLWantReadError):
+        server.unwrap()
+    assert connection.get_extra_info("is_readable")
+
+
+@over(*FAMILY)
+async def test_a_client_of_the_users_may_have_a_unix_socket(way: OverHttpx, tmp_path: Any) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor() as threads:
+        listener.bind(path)
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(written(OK))
+
+        threads.submit(serve)
+        transport = way.kind("HTTPTransport")(uds=path)
+        assert await way.fetch_once(get("http://flux0"), transport=transport) == (200, b"ok")
+
+
+@pytest.mark.parametrize("way", FAMILY_BLOCKING, ids=str)
+@pytest.mark.parametrize("pooled", [False, True], ids=["new, of the user's", "pooled, TLS"])
+def test_an_interrupt_wakes_a_call(way: OverHttpx, secured: Secured, *, pooled: bool) -> None:
+    interrupt = Interrupt()
+
+    def wake() -> None:
+        server.wait_for_requests(1 + pooled)
+        interrupt.fire()
+
+    tls = secured.server if pooled else None
+    with ByteServer(*[OK] * pooled, (Write(b"HTTP/1.1 200"), Hold()), tls=tls) as server:
+        transport = way.transport_over(None if pooled else way.client())
+        if pooled:
+            assert fetch_sync(transport, get(server.url)) == b"ok"
+        waker = threading.Thread(target=wake)
+        waker.start()
+        with pytest.raises(ConnectionInterrupted):
+            transport.send(evolve(post(server.url), interrupt=interrupt))
+        waker.join()
+        server.wait_until_gone()
+        assert server.connections == 1
+
+
+def test_the_wait_for_content_is_over_when_something_else_has_come() -> None:
+    """A read that would begin after the timeout does not begin."""
+    connection = AsyncConnection(httpcore.AsyncMockStream([]), httpcore)
+    connection.awaited = time.monotonic() - 1
+
+    with pytest.raises(httpcore.ReadTimeout):
+        run_blocking(connection.read(1, 0.5))
+
+
+# --- connections that are others' too
+
+
+class NetworkStream:
+    def __init__(self, connection: socket.socket | None) -> None:
+        self._connection = connection
+
+    def get_extra_info(self, info: str) -> object:
+        return {"socket": self._connection}[info]
+
+
+@over(*FAMILY_BLOCKING)
+async def test_an_interrupt_leaves_the_connection_of_others_alone(way: OverHttpx) -> None:
+    """One of HTTP/2 may be others' too, and some that a transport of the user's makes have none."""
+    ours, theirs = socket.socketpair()
+
+    def handle(request: Any) -> Any:
+        trace = request.extensions["trace"]
+        trace("connection.connect_tcp.complete", {"return_value": NetworkStream(ours)})
+        trace("http2.send_request_headers.started", {"request": httpcore.Request("GET", "/")})
+        interrupt.fire()
+        trace("connection.start_tls.complete", {"return_value": NetworkStream(None)})
+        return way.library.Response(200, content=b"ok")
+
+    interrupt = Interrupt()
+    with ours, theirs:
+        request = evolve(get("http://flux0.invalid"), interrupt=interrupt)
+        transport = way.library.MockTransport(handle)
+        assert await way.fetch_once(request, transport=transport) == (200, b"ok")
+        ours.sendall(b"x")
+        assert theirs.recv(1) == b"x"
+
+
+def test_closing_does_not_touch_the_other_streams_of_a_connection() -> None:
+    ours, theirs = socket.socketpair()
+
+    def close(**extensions: Any) -> None:
+        response = httpx.Response(200, stream=httpx.ByteStream(b"data"), extensions=extensions)
+        with httpx.Client(transport=httpx.MockTransport(lambda _: response)) as client:
+            HttpxTransport(client).send(get("http://flux0.invalid")).body.close()
+
+    with ours, theirs:
+        stream = NetworkStream(ours)
+        close()
+        close(http_version=b"HTTP/2", network_stream=stream)
+        ours.sendall(b"x")
+        assert theirs.recv(1) == b"x"
+        close(http_version=b"HTTP/1.1", network_stream=stream)
+        assert theirs.recv(1) == b""
+
+
+# --- bodies
+
+
+def test_a_second_reader_is_refused_and_the_first_goes_on() -> None:
+    with ByteServer(HALF) as server, ThreadPoolExecutor(2) as threads:
+        body = iter(HttpxTransport().send(get(server.url, stream=True)).body)
+        assert next(body) == b"first"
+        readers = [threads.submit(next, body) for _ in range(2)]
+        refused, reading = wait(readers, return_when=FIRST_COMPLETED)
+        with pytest.raises(Flux0Error, match="reading this body"):
+            refused.pop().result()
+        server.release()
+        assert reading.pop().result() == b"second"
+
+
+def test_a_body_that_is_closed_while_it_is_read_has_not_ended() -> None:
+    """As another thread may do; to its reader it may look like the end of the connection."""
+
+    class Closing(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            body.close()
+            yield from ()
+
+    response = httpx.Response(200, stream=Closing())
+    with httpx.Client(transport=httpx.MockTransport(lambda _: response)) as client:
+        body = HttpxTransport(client).send(get("http://flux0.invalid")).body
+        with pytest.raises(ConnectionInterrupted):
+            next(iter(body))
+
+
+def refuse(*_: object) -> None:
+    raise RuntimeError("can't start new thread at interpreter shutdown")
+
+
+@pytest.mark.parametrize(
+    ("name", "stub"), [("start_new_thread", refuse), ("sys.is_finalizing", lambda: True)]
+)
+def test_a_stream_that_is_left_as_python_ends_is_kept(
+    monkeypatch: pytest.MonkeyPatch, name: str, stub: Callable[..., Any]
+) -> None:
+    """No thread can be started any more, and the pool's locks are not taken."""
+    with ByteServer(HALF) as server:
+        transport = HttpxTransport()
+        body = transport.send(get(server.url, stream=True)).body
+        assert next(iter(body)) == b"first"
+        with monkeypatch.context() as patched:
+            patched.setattr(f"flux0.adapters.shared.bodies.{name}", stub)
+            del body
+        server.wait_until_gone()
+        transport.close()
+
+
+def test_a_coroutine_that_waits_needs_an_event_loop() -> None:
+    with pytest.raises(AssertionError, match="event loop"):
+        run_blocking(asyncio.sleep(0))
+
+
+# --- event loops
+
+
+def test_one_of_an_event_loop_that_is_over_says_so() -> None:
+    with ByteServer(OK, OK) as server:
+        transport = HttpxTransport(async_client=httpx.AsyncClient())
+        asyncio.run(fetch(transport, get(server.url)))
+        with pytest.raises(ClientClosed, match="event loop"):
+            asyncio.run(fetch(transport, get(server.url)))
+        with warnings.catch_warnings():  # The client cannot be closed any more.
+            warnings.simplefilter("ignore", ResourceWarning)
+            del transport
+            gc.collect()
+
+
+def test_closing_goes_on_when_its_task_is_cancelled() -> None:
+    async def main() -> None:
+        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=1)) as client:
+            transport = HttpxTransport(async_client=client)
+            for pauses in range(1, 8):
+                body = (await transport.send_async(get(server.url, stream=True))).body
+                assert await anext(aiter(body)) == b"first"
+                closing = asyncio.ensure_future(body.close_async())
+                for _ in range(pauses):
+                    await asyncio.sleep(0)
+                closing.cancel()
+                await asyncio.wait([closing])
+                await asyncio.to_thread(server.wait_until_gone)
+
+    with ByteServer(HALF) as server:
+        asyncio.run(main())

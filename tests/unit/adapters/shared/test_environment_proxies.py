@@ -1,0 +1,243 @@
+"""All transports go through the proxies that the environment names, by one rule."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+
+import aiohttp
+import pytest
+import urllib3
+from attrs import evolve
+
+from flux0 import (
+    AiohttpTransport,
+    BackoffStrategy,
+    ConnectError,
+    Flux0,
+    RetryConfig,
+    TransportError,
+    Urllib3Transport,
+)
+from flux0.adapters.shared.proxies import EnvironmentProxies
+from flux0.domain.errors import ConnectTimeout
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.responses import Answer, Disconnect, Hold, Reset, Write
+from support import sending
+from support.modes import in_mode
+from support.proxy import Proxy
+from support.secured import Secured
+from support.sending import AGENTS, OK, PATIENT, fetch, fetch_sync, get, over, post
+from support.transports import ONCE, Way
+
+pytestmark = pytest.mark.usefixtures("little_garbage")
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+async def list_agents(way: Way, url: str) -> None:
+    client = Flux0(url, transport=way.make_transport(), retry_config=RetryConfig("none"))
+    async with in_mode(way.mode, client) as flux0:
+        for _ in range(2):
+            await flux0.agents.list_async()
+
+
+# --- the rule
+
+
+def proxy_for(url: str) -> str | None:
+    return EnvironmentProxies("httpx").proxy_for(url)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("http_proxy", "http://proxy:1"),
+        ("HTTP_PROXY", "http://proxy:1"),
+        ("all_proxy", "proxy:1"),
+        ("ALL_PROXY", "http://proxy:1"),
+    ],
+)
+def test_the_environment_names_proxies_and_the_servers_that_need_none(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    for but in ("", "localhost", "127.0.0.1:1", "27.0.0.1", "10.0.0.0/8", "example.com, ::1"):
+        monkeypatch.setenv("no_proxy", but)
+        assert proxy_for("http://127.0.0.1:8080/api") == "http://proxy:1"
+    for but in (
+        "127.0.0.1",
+        "127.0.0.1:8080",
+        "*",
+        "a.example, 127.0.0.1",
+        "10.0.0.0/8,127.0.0.1/8",
+    ):
+        monkeypatch.setenv("no_proxy", but)
+        assert proxy_for("http://127.0.0.1:8080/api") is None
+    monkeypatch.delenv(name)
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:1")
+    monkeypatch.setenv("no_proxy", "flux0.example")
+    assert proxy_for("https://flux0.example/api") is None
+    assert proxy_for("http://other.example/api") is None
+    assert proxy_for("https://other.example/api") == "http://proxy:1"
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    ["ftp://ada:s@127.0.0.1:1", "http://[", "http://127.0.0.1:x", "http://:80", "http://a:0"],
+)
+def test_a_proxy_that_cannot_be_used(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("all_proxy", proxy)
+    with pytest.raises(ConnectError, match="the environment names the proxy") as caught:
+        proxy_for("http://flux0.invalid")
+    assert "ada" not in str(caught.value)
+
+
+# --- over each transport
+
+
+@over(*ONCE)
+@pytest.mark.parametrize(
+    ("name", "value", "login"),
+    [
+        ("http_proxy", "http://{}/", None),
+        ("ALL_PROXY", "{}", None),
+        ("http_proxy", "http://ada:s%40cret@{}", "Basic YWRhOnNAY3JldA=="),
+        ("http_proxy", "http://ada@{}", "Basic YWRhOg=="),
+    ],
+)
+async def test_a_proxy_is_used(
+    way: Way, name: str, value: str, login: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Proxy() as proxy, ByteServer(AGENTS) as server:
+        monkeypatch.setenv(name, value.format(proxy.url.removeprefix("http://")))
+        await list_agents(way, server.url)
+        assert [request.target for request in proxy.requests] == [f"{server.url}/api/agents"] * 2
+        logins = [request.headers.get("proxy-authorization") for request in proxy.requests]
+        assert logins == [login] * 2
+
+
+@over(*ONCE)
+async def test_some_servers_need_none(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy() as proxy, ByteServer(AGENTS) as server:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.0/8")
+        await list_agents(way, server.url)
+        assert proxy.requests == ()
+
+
+BEGUN = Write(b"HTTP/1.1 200 OK\r\n")
+
+
+@over(*ONCE)
+@pytest.mark.parametrize(
+    ("breaks", "pooled", "tunnel"),
+    [
+        ((Disconnect(),), True, True),
+        ((Disconnect(),), False, False),
+        ((Reset(),), True, False),
+        ((BEGUN, Disconnect()), False, True),
+        ((BEGUN, Reset()), True, True),
+        ((Write(b"SSH-2.0\r\n\r\n"), Disconnect()), True, False),
+    ],
+    ids=["closed", "closed, fresh", "reset", "closed in head", "reset in head", "not HTTP"],
+)
+async def test_a_post_through_a_proxy_is_sent_once(
+    way: Way,
+    breaks: Answer,
+    secured: Secured,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    pooled: bool,
+    tunnel: bool,
+) -> None:
+    """A tunnel is another connection than the one that the request goes out over."""
+    # aiohttp has loaded the authorities that it trusts by now.
+    tls = secured.server if tunnel and way.transport != "aiohttp" else None
+    retries = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 10_000), max_attempts=3)
+    with Proxy() as proxy, ByteServer(*[AGENTS] * pooled, breaks, tls=tls) as server:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", secured.ca_file)
+        monkeypatch.setenv("all_proxy", proxy.url)
+        client = Flux0(server.url, transport=way.make_transport(), retry_config=retries)
+        async with in_mode(way.mode, client) as flux0:
+            if pooled:
+                await flux0.agents.list_async()
+            with pytest.raises(TransportError) as caught:
+                await flux0.sessions.create_async(agent_id="a")
+        assert not isinstance(caught.value, ConnectError)
+        assert [request.method for request in server.requests] == ["GET"] * pooled + ["POST"]
+        assert (proxy.requests[0].method == "CONNECT") is (tls is not None)
+
+
+# http.client leaves the socket of a tunnel that failed to the garbage collector in some Pythons.
+leaves_a_socket = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+
+@leaves_a_socket
+@over(*ONCE)
+async def test_a_proxy_that_opens_no_tunnel(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy(refusal="407 Proxy Authentication Required") as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        with pytest.raises(ConnectError) as caught:
+            await list_agents(way, "https://flux0.invalid")
+        assert {request.method for request in proxy.requests} == {"CONNECT"}
+    told = str(caught.value)
+    del caught
+    gc.collect()
+    assert told == (
+        "GET https://flux0.invalid/api/agents: "
+        "the proxy refuses the connection: 407 Proxy Authentication Required"
+    )
+
+
+@leaves_a_socket
+@over(*ONCE)
+@pytest.mark.parametrize(
+    "does",
+    [(Disconnect(),), (Reset(),), (Write(b"nonsense\r\n\r\n"), Disconnect()), (Hold(),)],
+    ids=["closed", "reset", "nonsense", "silence"],
+)
+async def test_a_proxy_that_breaks_before_the_tunnel_sends_nothing(
+    way: Way, does: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = does == (Hold(),)
+    timeout = evolve(PATIENT, connect=0.2, read=0.2, pool=0.2) if silent else PATIENT
+    transport = sending.in_mode(way.mode, way.make_transport())
+    with ByteServer(does) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        with pytest.raises(ConnectError) as caught:
+            await transport.send_async(post("https://127.0.0.1:9", timeout=timeout))
+        assert type(caught.value) is (ConnectTimeout if silent else ConnectError)
+        await transport.close_async()
+    del caught
+    gc.collect()
+
+
+@over(*ONCE)
+async def test_a_socks_proxy_needs_what_is_not_here(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("socksio", "socks"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:1")
+    with pytest.raises(ConnectError, match=r"SOCKS|socks5"):
+        await list_agents(way, "http://flux0.invalid")
+
+
+def test_a_client_of_the_users_looks_at_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def over_aiohttp() -> bytes:
+        async with aiohttp.ClientSession() as session:
+            return await fetch(AiohttpTransport(session), get(server.url))
+
+    with Proxy() as proxy, ByteServer(OK) as server:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        assert asyncio.run(over_aiohttp()) == b"ok"
+        transport = Urllib3Transport(urllib3.PoolManager())
+        assert fetch_sync(transport, get(server.url)) == b"ok"
+        assert proxy.requests == ()

@@ -1,0 +1,62 @@
+"""What failures are called, whatever a library wraps them in."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+
+import pytest
+
+from flux0 import ConnectError, ConnectionInterrupted, ProtocolError, TLSError, TransportError
+from flux0.adapters.shared.failures import failure
+
+TLS_VERSION = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
+TLS_VERSION.reason = "WRONG_VERSION_NUMBER"
+NO_HOST = OSError(errno.EHOSTUNREACH, "x")
+NO_NAME = socket.gaierror(socket.EAI_AGAIN, "Try again")
+RESET = ConnectionResetError(errno.ECONNRESET, "x")
+BEFORE, WITHIN = "before the answer", "within the body"
+
+CASES: list[tuple[type[TransportError], Exception, str]] = [
+    (ConnectError, ConnectionRefusedError(errno.ECONNREFUSED, "x"), "connection refused"),
+    (ConnectError, NO_HOST, "no route to host"),
+    (ConnectError, UnicodeError("label too long"), "the host's name is not valid"),
+    (ConnectError, OSError("of a proxy,\n indeed"), "of a proxy, indeed"),
+    (ConnectError, EOFError(), "the connection ended while it was made"),
+    (ConnectError, NO_NAME, "the host's name cannot be looked up: try again"),
+    (TLSError, TLS_VERSION, "TLS failed: wrong version number"),
+    (ProtocolError, ValueError("a\n  b"), "the answer is not valid HTTP: a b"),
+    (ConnectionInterrupted, EOFError(), f"the connection ended {BEFORE}"),
+    (ConnectionInterrupted, BrokenPipeError(errno.EPIPE, "x"), f"the connection ended {BEFORE}"),
+    (ConnectionInterrupted, RESET, f"the connection was reset {WITHIN}"),
+    (ConnectionInterrupted, NO_HOST, f"the connection failed {WITHIN}: no route to host"),
+    (
+        ConnectionInterrupted,
+        TLS_VERSION,
+        f"the connection failed {WITHIN}: TLS failed: wrong version number",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "error", "words"), CASES)
+@pytest.mark.parametrize("wrapped", ["not", "cause", "argument", "reason", "group"])
+def test_the_innermost_error_says_it(
+    kind: type[TransportError], error: Exception, words: str, wrapped: str
+) -> None:
+    outer: Exception = RuntimeError("at http://ada:secret@host/")
+    if wrapped == "not":
+        outer = error
+    elif wrapped == "cause":
+        outer.__cause__ = error
+    elif wrapped == "argument":
+        outer.args = ("secret", error)
+    else:
+        name, value = {
+            "reason": ("reason", error),
+            "group": ("exceptions", (error, ValueError("another"))),
+        }[wrapped]
+        setattr(outer, name, value)
+    made = failure(kind, outer, answered=WITHIN in words)
+    assert type(made) is kind
+    assert made.problem == words

@@ -1,0 +1,219 @@
+"""What all transports of this package do beyond the contract."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from flux0 import AsyncEventStream, Flux0, NotFoundError, RetryConfig
+from flux0.domain.errors import ConnectError, ConnectionInterrupted, ProtocolError
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.responses import (
+    Disconnect,
+    Hold,
+    Write,
+    answer,
+    cut,
+    head,
+    size,
+    written,
+)
+from support import sending
+from support.in_memory import SSE, chunk
+from support.modes import call_blocking, in_mode, run
+from support.secured import Secured
+from support.sending import HALF, OK, fetch, get, over
+from support.transports import ONCE, WAYS, Way
+
+pytestmark = pytest.mark.usefixtures("little_garbage")
+
+
+SURPLUS = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nothers"
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("early", range(len(LAST_CHUNK)))
+@over(*ONCE)
+async def test_what_follows_an_answer_answers_no_request_however_its_end_is_cut(
+    way: Way, early: int
+) -> None:
+    """Be it after a body in chunks, whose end comes in two parts, or after one of a length."""
+    start, first, _ = map(written, zip(answer(b"first", framing="chunked")))
+    begun, ended = start + first + LAST_CHUNK[:early], LAST_CHUNK[early:] + SURPLUS
+    in_two = (Write(begun), Hold(), Write(ended), Hold())
+    of_a_length = (Write(written(OK) + SURPLUS), Hold())
+    transport = sending.in_mode(way.mode, way.make_transport())
+    with ByteServer(in_two, answer(b"second", framing="chunked"), of_a_length, OK) as server:
+        pieces = aiter((await transport.send_async(get(server.url, stream=True))).body)
+        assert await anext(pieces) == b"first"
+        server.release()
+        assert b"".join([piece async for piece in pieces]) == b""
+        for body in (b"second", b"ok", b"ok"):
+            assert await fetch(transport, get(server.url)) == body
+        assert server.connections == 3
+        await transport.close_async()
+
+
+@over(*ONCE)
+async def test_an_address_that_is_none(way: Way) -> None:
+    transport = sending.in_mode(way.mode, way.make_transport())
+    for url in ("http://*/", "http://127.0.0.1:99999/", "ftp://127.0.0.1/", "http:///"):
+        with pytest.raises(ConnectError) as caught:
+            await transport.send_async(get(url))
+        assert isinstance(caught.value.__cause__, Exception)
+    await transport.close_async()
+
+
+@over(*ONCE)
+async def test_a_head_cut_short_is_an_interruption(way: Way) -> None:
+    whole = head("200 OK", [("Content-Length", "0")])
+    cuts = [cut((whole,), length) for length in range(size((whole,)))]
+    # Over urllib3, a field that was cut short may read as broken framing.
+    kinds = (ConnectionInterrupted, *[ProtocolError] * (way.transport in ("requests", "urllib3")))
+    transport = sending.in_mode(way.mode, way.make_transport())
+    with ByteServer(*cuts) as server:
+        for _ in cuts:
+            with pytest.raises(kinds):
+                await fetch(transport, get(server.url))
+        await transport.close_async()
+
+
+# aiohttp has loaded the authorities that it trusts by now.
+@over(*(way for way in ONCE if way.transport != "aiohttp"))
+async def test_tls_that_ends_within_a_body_is_an_interruption(
+    way: Way, secured: Secured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", secured.ca_file)
+    transport = sending.in_mode(way.mode, way.make_transport())
+    steps = (*answer(b"first", framing="chunked")[:2], Disconnect())
+    with ByteServer(steps, tls=secured.server) as server:
+        pieces = aiter((await transport.send_async(get(server.url))).body)
+        assert await anext(pieces) == b"first"
+        with pytest.raises(ConnectionInterrupted):
+            await anext(pieces)
+        await transport.close_async()
+
+
+@over(*ONCE)
+async def test_only_what_is_undone_is_asked_for_unless_the_user_asks(way: Way) -> None:
+    transport = sending.in_mode(way.mode, way.make_transport())
+    with ByteServer(OK) as server:
+        await fetch(transport, get(server.url))
+        await fetch(transport, get(server.url, ("Accept-Encoding", "identity")))
+        await transport.close_async()
+        asked = [request.headers["accept-encoding"] for request in server.requests]
+    assert asked == ["gzip, deflate", "identity"]
+
+
+@pytest.mark.parametrize("way", ONCE, ids=str)
+def test_an_error_has_the_librarys_response_which_can_be_read_again(way: Way) -> None:
+    """Be it so large that it is decompressed in several pieces."""
+    large = b'{"detail":' + b" " * 2_000_000 + b'"no"}'
+    steps = answer(large, status="404 Not Found", framing="chunked", gzip=True)
+
+    async def test() -> None:
+        flux0 = Flux0(server.url, transport=way.make_transport(), retry_config=RetryConfig("none"))
+        async with in_mode(way.mode, flux0) as either:
+            with pytest.raises(NotFoundError) as caught:
+                await either.agents.list_async()
+            raw = caught.value.raw_response
+            assert type(raw).__module__.partition(".")[0] == way.transport
+            if way.transport == "aiohttp":
+                assert await raw.json(content_type=None) == {"detail": "no"}
+            else:
+                assert raw.json() == {"detail": "no"}
+
+    with ByteServer(steps) as server:
+        run(way.mode, test)
+
+
+@over(*ONCE)
+async def test_a_body_outlives_its_transport(way: Way) -> None:
+    with ByteServer(HALF) as server:
+        response = await sending.in_mode(way.mode, way.make_transport()).send_async(get(server.url))
+        response = evolve(response, raw_response=None)
+        gc.collect()
+        pieces = aiter(response.body)
+        assert await anext(pieces) == b"first"
+        server.release()
+        assert b"".join([piece async for piece in pieces]) == b"second"
+        assert await anext(pieces, None) is None
+
+
+@over(*WAYS)
+async def test_a_transport_that_is_forgotten_closes_its_connections(way: Way) -> None:
+    with ByteServer(OK) as server:
+        assert (
+            await fetch(sending.in_mode(way.mode, way.make_transport()), get(server.url)) == b"ok"
+        )
+        gc.collect()
+        await call_blocking(way.mode, server.wait_until_gone)
+
+
+LOOPS = [way for way in WAYS if way.mode != "sync" and way.transport in ("aiohttp", "httpx")]
+
+
+@pytest.mark.parametrize("way", LOOPS, ids=str)
+@pytest.mark.parametrize("cycle", [False, True], ids=["plain", "cycle"])
+def test_a_body_may_be_kept_beyond_its_event_loop(way: Way, *, cycle: bool) -> None:
+    """Which ends its connection, and leaves nothing to warn of."""
+    kept: list[Any] = []
+
+    async def use() -> None:
+        transport = sending.in_mode(way.mode, way.make_transport())
+        body = (await transport.send_async(get(server.url, stream=True))).body
+        pieces = aiter(body)
+        assert await anext(pieces) == b"first"
+        kept.extend((body, pieces, kept) if cycle else (body, pieces))
+
+    with ByteServer(HALF) as server:
+        run(way.mode, use)
+        server.wait_until_gone()
+    kept = []
+    gc.collect()
+
+
+# More than httpx and aiohttp have connections by default, and anyio has threads.
+MANY = 110
+
+
+@pytest.mark.parametrize("way", ONCE, ids=str)
+def test_many_streams_share_a_client(way: Way) -> None:
+    turn = answer(chunk("a"), Hold(), chunk("b"), headers=SSE.items(), framing="chunked")
+
+    async def test() -> None:
+        async with in_mode(way.mode, Flux0(server.url, transport=way.make_transport())) as flux0:
+            streams: list[AsyncEventStream] = []
+            for number in range(MANY):
+                stream = await flux0.sessions.create_event_async(
+                    session_id=f"s{number}", content="Hi"
+                )
+                await anext(stream)
+                streams.append(stream)
+            assert server.open_connections == MANY
+            server.release()
+            for stream in streams:
+                assert len([event async for event in stream]) == 1
+                assert stream.finished
+
+    with ByteServer(turn) as server:
+        run(way.mode, test)
+        server.wait_until_gone()
+
+
+@pytest.mark.parametrize("name", ["aiohttp", "httpx"])
+def test_one_transport_serves_one_event_loop_after_another(name: str) -> None:
+    ways = [way for way in LOOPS if way.transport == name] * 2
+    transport = sending.in_mode("asyncio", ways[0].make_transport())
+
+    async def use() -> None:
+        assert await fetch(transport, get(server.url)) == b"ok"
+
+    with ByteServer(OK) as server:
+        for way in ways:
+            run(way.mode, use)
+            server.wait_until_gone()
+        assert server.connections == len(ways)

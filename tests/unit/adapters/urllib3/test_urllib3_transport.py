@@ -1,0 +1,154 @@
+"""The urllib3 transport: the contract, what is urllib3's own, and the reading of its responses.
+
+The transport over requests reads by the same code.
+"""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import urllib3
+
+from flux0.adapters.urllib3.transport import Urllib3Transport
+from flux0.domain.errors import ConnectionInterrupted, ProtocolError
+from flux0.testing.contract import LimitedPoolContract, TransportContract
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.responses import Answer, Disconnect, Hold, Reset, Write, answer, head
+from support.sending import HALF, OK, fetch_sync, get
+
+
+class TestUrllib3Transport(LimitedPoolContract, TransportContract):
+    def make_transport(self) -> Urllib3Transport:
+        return Urllib3Transport()
+
+    def make_trusting_transport(self, ca_file: str) -> Urllib3Transport:
+        return Urllib3Transport(urllib3.PoolManager(ca_certs=ca_file))
+
+    def make_limited_transport(self) -> Urllib3Transport:
+        return Urllib3Transport(urllib3.PoolManager(maxsize=1, block=True))
+
+
+def test_a_users_manager_keeps_its_headers_and_stays_open() -> None:
+    manager = urllib3.PoolManager(headers={"x-key": "k", "accept": "text/plain"})
+    with ByteServer(OK) as server:
+        transport = Urllib3Transport(manager)
+        assert fetch_sync(transport, get(server.url, ("Accept", "application/json"))) == b"ok"
+        transport.close()
+        assert manager.request("GET", server.url).data == b"ok"
+        first, _ = server.requests
+        assert first.headers["x-key"] == "k"
+        assert first.headers.get_all("accept") == ("application/json",)
+        assert server.connections == 1
+
+
+def test_a_users_manager_neither_retries_nor_follows() -> None:
+    moved = answer(b"", status="307 Temporary Redirect", headers=[("Location", "/elsewhere")])
+    busy = answer(b"", status="503 Busy", headers=[("Retry-After", "0")])
+    retry = urllib3.Retry(5, allowed_methods=None, status_forcelist=[503])
+    with ByteServer((Reset(),), moved, busy) as server:
+        transport = Urllib3Transport(urllib3.PoolManager(retries=retry))
+        target = "/api/agents/..%2Fagents?types=%5B%22a%22%5D"
+        with pytest.raises(ConnectionInterrupted):
+            fetch_sync(transport, get(f"{server.url}{target}"))
+        statuses = [transport.send(get(server.url)).status_code for _ in range(2)]
+        assert statuses == [307, 503]
+        assert [request.target for request in server.requests] == [target, "/", "/"]
+
+
+def test_one_transport_talks_to_several_servers() -> None:
+    with ByteServer(answer(b"one")) as one, ByteServer(answer(b"two")) as two:
+        transport = Urllib3Transport()
+        targets = [f"{one.url}/a?b=c", two.url, one.url]
+        bodies = [fetch_sync(transport, get(url)) for url in targets]
+        assert bodies == [b"one", b"two", b"one"]
+        assert [request.target for request in one.requests] == ["/a?b=c", "/"]
+
+
+def test_a_proxy_of_the_manager_is_used() -> None:
+    with ByteServer(OK) as proxy:
+        transport = Urllib3Transport(urllib3.ProxyManager(proxy.url))
+        url = "http://flux0.invalid/api/agents/..%2Fx?a=%2F"
+        assert fetch_sync(transport, get(url, ("accept", "application/json"))) == b"ok"
+        (request,) = proxy.requests
+        assert request.target == url
+        assert request.headers["host"] == "flux0.invalid"
+        assert request.headers.get_all("accept") == ("application/json",)
+
+
+def test_the_raw_response_of_an_error_need_not_be_kept() -> None:
+    with ByteServer(answer(b"no", status="404 Not Found", gzip=True)) as server:
+        assert fetch_sync(Urllib3Transport(), get(server.url)) == b"no"
+
+
+def test_an_interrupted_read_does_not_look_like_an_end() -> None:
+    with ByteServer(HALF) as server:
+        pieces = iter(Urllib3Transport().send(get(server.url, stream=True)).body)
+        assert next(pieces) == b"first"
+        previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(KeyboardInterrupt):
+                next(pieces)
+        finally:
+            signal.signal(signal.SIGALRM, previous)
+        server.wait_until_gone()
+        with pytest.raises(ConnectionInterrupted):
+            next(pieces)
+
+
+# --- answers
+
+
+def chunked(body: bytes) -> Answer:
+    return (head("200 OK", [("Transfer-Encoding", "chunked")]), Write(body), Disconnect())
+
+
+def told(*fields: tuple[str, str]) -> Answer:
+    return (head("200 OK", fields), Write(b"body"), Disconnect())
+
+
+LENGTH = ("Content-Length", "4")
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (Write(b"\x00\xff"), Disconnect()),
+        (Write(b"ICY 200 OK"), Disconnect()),
+        (Write(b"HTTP/2.0 200 OK\r\n\r\n"), Disconnect()),
+        (head("101 Switching Protocols"), *OK),
+        told(("Transfer-Encoding", "gzip, chunked")),
+        told(("Content-Length", "four")),
+        told(("Content-Length", "-4")),
+        told(LENGTH, ("Content-Length", "5")),
+        told(LENGTH, ("Content-Encoding", "br")),
+        chunked(b"-4\r\nbody\r\n0\r\n\r\n"),
+        chunked(b"0_4\r\nbody\r\n0\r\n\r\n"),
+        chunked(b"xyz\r\nbody\r\n0\r\n\r\n"),
+        chunked(b"\r\nbody\r\n0\r\n\r\n"),
+        chunked(b"3\r\nbody\r\n0\r\n\r\n"),
+        chunked(b"4;" + b"x" * 70_000 + b"\r\nbody\r\n0\r\n\r\n"),
+    ],
+    ids=lambda steps: str(b"".join(step.data for step in steps if isinstance(step, Write))[-25:]),
+)
+def test_what_is_not_http_is_a_protocol_error(steps: Answer) -> None:
+    with ByteServer(steps) as server, pytest.raises(ProtocolError):
+        fetch_sync(Urllib3Transport(), get(server.url))
+
+
+def test_a_chunk_is_handed_over_before_it_is_whole() -> None:
+    start, *_ = chunked(b"")
+    with ByteServer((start, Write(b"9\r\nfirst"), Hold(), Write(b"last\r\n0\r\n\r\n"))) as server:
+        pieces = iter(Urllib3Transport().send(get(server.url)).body)
+        assert next(pieces) == b"first"
+        server.release()
+        assert list(pieces) == [b"last"]
+
+
+def test_a_large_chunk_comes_in_pieces() -> None:
+    whole = bytes(200_000)
+    with ByteServer(answer(whole, framing="chunked")) as server:
+        pieces = list(Urllib3Transport().send(get(server.url)).body)
+        assert b"".join(pieces) == whole
+        assert max(len(piece) for piece in pieces) <= 64 * 1024

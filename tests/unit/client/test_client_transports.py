@@ -1,0 +1,293 @@
+"""Which transport a client makes its calls over, whatever it was given."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+import pytest
+import requests
+import urllib3
+
+from flux0 import AiohttpTransport, Flux0, HttpxTransport, RequestsTransport, Urllib3Transport
+from flux0.domain.errors import ClientClosed, Flux0Error, InvalidArgument
+from flux0.ports import Request, Response
+from flux0.testing import FakeTransport, RecordingTransport, ReplayTransport
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.responses import answer as written
+from support.in_memory import answer, in_both_loops, in_every_mode
+from support.modes import in_mode, run
+from support.transports import ASYNC, SYNC, Mode
+
+NO_AGENTS = b'{"data": []}'
+
+
+class Sync:
+    """A transport for synchronous code, which notes its name when it is asked for something."""
+
+    closes: int = 0
+
+    def __init__(self, name: str, served: list[str]) -> None:
+        self._name = name
+        self._served = served
+
+    def send(self, request: Request) -> Response[Any]:
+        self._served.append(self._name)
+        return answer(NO_AGENTS)
+
+    def close(self) -> None:
+        self.closes += 1
+
+
+class Both(Sync):
+    """One for asynchronous code, too."""
+
+    async def send_async(self, request: Request) -> Response[Any]:
+        return self.send(request)
+
+    async def close_async(self) -> None:
+        self.close()
+
+
+class Async:
+    """One for asynchronous code alone, whose methods are no `async def`, and return what one does.
+
+    Attributes:
+        both: the transport that it delegates to.
+    """
+
+    def __init__(self, name: str, served: list[str]) -> None:
+        self.both = Both(name, served)
+        self.send_async = self.both.send_async
+        self.close_async = self.both.close_async
+
+
+def answering(name: str, served: list[str]) -> httpx.MockTransport:
+    def respond(request: httpx.Request) -> httpx.Response:
+        served.append(name)
+        return httpx.Response(200, stream=httpx.ByteStream(NO_AGENTS))
+
+    return httpx.MockTransport(respond)
+
+
+GIVEN: dict[str, Callable[[list[str]], dict[str, Any]]] = {
+    "transport=sync": lambda served: {"transport": Sync("sync", served)},
+    "transport=async": lambda served: {"transport": Async("async", served)},
+    "transport=both": lambda served: {"transport": Both("both", served)},
+    "async_transport=async": lambda served: {"async_transport": Async("other", served)},
+    "async_transport=both": lambda served: {"async_transport": Both("other", served)},
+    "client": lambda served: {"client": httpx.Client(transport=answering("client", served))},
+    "async_client": lambda served: {
+        "async_client": httpx.AsyncClient(transport=answering("async_client", served))
+    },
+}
+
+
+def arguments(given: str, served: list[str]) -> dict[str, Any]:
+    """Return the client's arguments that `given` names."""
+    made: dict[str, Any] = {}
+    for name in filter(None, given.split(", ")):
+        made.update(GIVEN[name](served))
+    return made
+
+
+@pytest.fixture
+def network() -> Iterator[ByteServer]:
+    """A server on the network, which only a transport that the client made itself reaches."""
+    with ByteServer(written(NO_AGENTS)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("mode", SYNC + ASYNC)
+@pytest.mark.parametrize(
+    ("given", "sync_by", "async_by"),
+    [
+        ("", "network", "network"),
+        ("transport=sync", "sync", "sync"),
+        ("transport=async", "nothing", "async"),
+        ("transport=both", "both", "both"),
+        ("async_transport=async", "nothing", "other"),
+        ("async_transport=both", "nothing", "other"),
+        ("client", "client", "client"),
+        ("async_client", "nothing", "async_client"),
+        ("client, async_client", "client", "async_client"),
+        ("client, async_transport=async", "client", "other"),
+        ("transport=sync, async_transport=async", "sync", "other"),
+        ("transport=both, async_transport=async", "both", "other"),
+        ("transport=sync, async_client", "sync", "async_client"),
+        ("transport=both, async_client", "both", "async_client"),
+    ],
+)
+def test_each_kind_of_call_goes_over_what_was_given_for_it(
+    mode: Mode, given: str, sync_by: str, async_by: str, network: ByteServer
+) -> None:
+    served: list[str] = []
+    expected = sync_by if mode == "sync" else async_by
+
+    async def test() -> None:
+        made = arguments(given, served)
+        async with in_mode(mode, Flux0(network.url, **made)) as either:
+            if expected == "nothing":
+                with pytest.raises(Flux0Error, match="end in _async"):
+                    await either.agents.list_async()
+            else:
+                assert list(await either.agents.list_async()) == []
+        for name in made.keys() & {"client", "async_client"}:
+            assert not made[name].is_closed
+
+    run(mode, test)
+
+    assert served == [name for name in (expected,) if name not in ("network", "nothing")]
+    assert len(network.requests) == (expected == "network")
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("given", "argument"),
+    [
+        ("transport=sync, client", "client"),
+        ("transport=both, client", "client"),
+        ("transport=async, client", "client"),
+        ("async_transport=async, async_client", "async_client"),
+        ("transport=async, async_transport=async", "transport"),
+        ("transport=async, async_client", "transport"),
+    ],
+)
+def test_two_for_the_same_calls_are_refused(given: str, argument: str) -> None:
+    with pytest.raises(InvalidArgument, match="cannot be passed together") as caught:
+        Flux0(**arguments(given, []))
+
+    assert caught.value.argument == argument
+
+
+class NoBuilder:
+    def send(self, request: object) -> None: ...
+
+
+class SyncSend(NoBuilder):
+    def build_request(self, *args: object, **options: object) -> None: ...
+
+
+class AsyncSend:
+    async def send(self, request: object) -> None: ...
+
+    def build_request(self, *args: object, **options: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "problem"),
+    [
+        ("transport", object(), "must have a method send or send_async"),
+        ("transport", "http://127.0.0.1:8080", "must have a method send or send_async"),
+        ("transport", AsyncSend(), "that is called send_async"),
+        (
+            "transport",
+            httpx.Client(),
+            r"pass it as client=, or transport=flux0.HttpxTransport\(it\)",
+        ),
+        ("transport", httpx.AsyncClient(), "pass it as async_client="),
+        (
+            "transport",
+            httpx.HTTPTransport(),
+            r"pass httpx.Client\(transport=it\) as client=, or .*\(httpx.Client\(transport=it\)\)",
+        ),
+        (
+            "async_transport",
+            httpx.AsyncHTTPTransport(),
+            r"pass httpx.AsyncClient\(transport=it\) as async_client=",
+        ),
+        ("transport", requests.Session(), r"pass transport=flux0.RequestsTransport\(it\)"),
+        ("transport", urllib3.PoolManager(), r"pass transport=flux0.Urllib3Transport\(it\)"),
+        ("transport", Sync, r"is the class Sync: pass Sync\(\)"),
+        ("async_transport", object(), "must have a method send_async"),
+        ("async_transport", Sync("sync", []), "must have a method send_async"),
+        ("client", object(), "has no build_request"),
+        ("client", NoBuilder(), "has no build_request"),
+        ("client", AsyncSend(), "pass it as async_client="),
+        ("client", httpx.AsyncClient(), "pass it as async_client="),
+        ("client", httpx.Client, r"is the class Client: pass Client\(\)"),
+        ("client", requests.Session(), r"pass transport=flux0.RequestsTransport\(it\)"),
+        ("async_client", object(), "has no build_request"),
+        ("async_client", SyncSend(), "pass it as client="),
+        ("async_client", httpx.Client(), "pass it as client="),
+        ("client", HttpxTransport(), "is a transport: pass it as transport="),
+        ("on_retry", "log", "must be a function that is not async"),
+        ("on_retry", AsyncSend().send, "must be a function that is not async"),
+        ("debug_logger", print, "must be a logging.Logger"),
+    ],
+)
+def test_what_cannot_do_the_work_is_refused(argument: str, value: object, problem: str) -> None:
+    with pytest.raises(InvalidArgument, match=problem) as caught:
+        Flux0(**{argument: value})  # type: ignore[arg-type]
+
+    assert caught.value.argument == argument
+
+
+def test_transports_show_the_classes_of_what_they_were_given(tmp_path: Path) -> None:
+    async def over_aiohttp() -> str:
+        async with aiohttp.ClientSession(headers={"authorization": "secret"}) as session:
+            return repr(AiohttpTransport(session))
+
+    assert asyncio.run(over_aiohttp()) == "AiohttpTransport(session=<ClientSession>)"
+    cassette = tmp_path / "turn.json"
+    recording = RecordingTransport(FakeTransport(), cassette)
+    with Flux0(transport=recording) as flux0:
+        flux0.agents.list()
+    shown: dict[object, str] = {
+        HttpxTransport(): "HttpxTransport()",
+        HttpxTransport(httpx.Client(auth=("ada", "secret"))): "HttpxTransport(client=<Client>)",
+        HttpxTransport(async_client=httpx.AsyncClient()): (
+            "HttpxTransport(async_client=<AsyncClient>)"
+        ),
+        RequestsTransport(requests.Session()): "RequestsTransport(session=<Session>)",
+        Urllib3Transport(urllib3.PoolManager()): ("Urllib3Transport(pool_manager=<PoolManager>)"),
+        FakeTransport(): "<FakeTransport, 0 calls>",
+        recording: "RecordingTransport(<FakeTransport, 1 calls>)",
+        ReplayTransport(cassette): f"ReplayTransport({str(cassette)!r})",
+    }
+    assert {transport: repr(transport) for transport in shown} == shown
+
+
+# --- closing
+
+
+def test_closing_a_client_closes_the_synchronous_transport_and_waits_for_nothing() -> None:
+    sync, asynchronous = Sync("sync", []), Async("async", [])
+    for flux0 in (
+        Flux0(transport=sync, async_transport=asynchronous),
+        Flux0(transport=Async("", [])),
+    ):
+        flux0.close()
+        with pytest.raises(ClientClosed):
+            flux0.agents.list()
+
+    assert (sync.closes, asynchronous.both.closes) == (1, 0)
+
+
+@in_both_loops
+async def test_closing_a_client_asynchronously_closes_both_transports(mode: Mode) -> None:
+    sync, asynchronous = Sync("sync", []), Async("async", [])
+    flux0 = Flux0(transport=sync, async_transport=asynchronous)
+
+    await flux0.close_async()
+
+    assert (sync.closes, asynchronous.both.closes) == (1, 1)
+    with pytest.raises(ClientClosed):
+        await flux0.agents.list_async()
+
+
+@in_every_mode
+async def test_a_block_closes_the_transport_whatever_happens_in_it(mode: Mode) -> None:
+    transport = Both("both", [])
+
+    with pytest.raises(ZeroDivisionError):
+        async with in_mode(mode, Flux0(transport=transport)):
+            raise ZeroDivisionError
+
+    assert transport.closes

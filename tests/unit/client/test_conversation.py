@@ -1,0 +1,311 @@
+"""Conversations: one session, one turn at a time, one user."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any, cast
+
+import pytest
+
+from flux0 import AsyncConversation, Flux0
+from flux0.domain.errors import AgentNotFound, BadRequestError, InvalidArgument
+from flux0.domain.messages.finalizing import TurnMessage
+from flux0.domain.models import ConsumptionOffsets, Event, MessageData, Session, ToolData
+from flux0.testing import AgentStep, CallTool, FakeTransport, GiveResult, Pause, Reason, Report, Say
+from support.in_memory import answer as json_answer, in_both_loops, in_every_mode, script
+from support.modes import in_mode
+from support.transports import Mode
+from unit.client.test_streams import come
+
+WEATHER = CallTool("weather", {"city": "SF"})
+TURN: list[AgentStep] = [
+    Report("processing"),
+    Reason("Hm"),
+    WEATHER,
+    GiveResult(WEATHER, "sunny"),
+    Say("Sunny."),
+]
+
+
+def client(mode: Mode, fake: FakeTransport, **options: Any) -> Flux0:
+    return in_mode(mode, Flux0(transport=fake, **options))
+
+
+def operations(fake: FakeTransport) -> list[str]:
+    return [call.operation for call in fake.calls]
+
+
+def said(messages: tuple[Event | TurnMessage, ...]) -> list[object]:
+    """Return the contents of messages, and the results of tools."""
+    contents: list[object] = []
+    for message in messages:
+        if isinstance(message.data, MessageData):
+            contents += [getattr(part, "content", part) for part in message.data.parts]
+        elif isinstance(message.data, ToolData):
+            contents += [call.result and call.result.data for call in message.data.tool_calls]
+    return contents
+
+
+# --- opening
+
+
+@in_every_mode
+async def test_a_conversation_with_an_agent_is_a_new_session(mode: Mode) -> None:
+    fake = FakeTransport()
+
+    async with client(mode, fake) as flux0:
+        (agent,) = await flux0.agents.list_async()
+        for given in (agent, agent.id):
+            chat = await flux0.conversation_async(agent=given, title="Fog")
+            assert chat.session.title == "Fog"
+            fake.assert_called("sessions.create", agent_id=agent.id, title="Fog")
+        untitled = await flux0.conversation_async(agent=agent)
+        assert untitled.session.title is None
+        assert len(await flux0.sessions.list_async()) == 3
+
+
+@in_every_mode
+async def test_a_conversation_goes_on_with_a_session(mode: Mode) -> None:
+    fake = FakeTransport()
+
+    async with client(mode, fake) as flux0:
+        session = await flux0.sessions.create_async(agent_id=fake.agent_id)
+        by_value = await flux0.conversation_async(session=session)
+        assert by_value.session is session
+        assert operations(fake) == ["sessions.create"]
+        by_id = await flux0.conversation_async(session=session.id)
+        assert by_id.session == session
+        assert operations(fake) == ["sessions.create", "sessions.retrieve"]
+
+
+SESSION = Session(
+    id="0123456789",
+    agent_id="0123456789",
+    user_id="u",
+    created_at=datetime(2026, 1, 1, tzinfo=timezone.utc),
+    consumption_offsets=ConsumptionOffsets(),
+)
+
+
+@in_every_mode
+async def test_what_makes_no_sense_is_refused_before_anything_is_sent(mode: Mode) -> None:
+    fake = FakeTransport()
+    given: list[tuple[dict[str, Any], str]] = [
+        ({}, "agent"),
+        ({"agent": "a", "session": "s"}, "agent"),
+        ({"agent": SESSION}, "agent"),
+        ({"agent": 7}, "agent"),
+        ({"agent": ""}, "agent_id"),
+        ({"session": 7}, "session"),
+        ({"session": ""}, "session_id"),
+        ({"session": SESSION, "title": "Fog"}, "title"),
+        ({"agent": "a", "title": "x" * 201}, "title"),
+    ]
+
+    async with client(mode, fake) as flux0:
+        for options, argument in given:
+            with pytest.raises(InvalidArgument) as caught:
+                await flux0.conversation_async(**options)
+            assert caught.value.argument == argument
+
+    assert fake.calls == ()
+
+
+# --- one user
+
+
+@in_every_mode
+async def test_every_call_of_a_conversation_says_who_the_user_is(mode: Mode) -> None:
+    for user, cookie in (("ada", "flux0_user_sub=ada"), (None, None)):
+        fake = FakeTransport()
+        async with client(mode, fake) as flux0:
+            chat = await flux0.conversation_async(agent=fake.agent_id, user=user)
+            stream = await chat.send("Hi")
+            await come(stream.final_messages())
+            await come(stream.stored_events())
+            await chat.history()
+            again = await flux0.conversation_async(session=chat.session.id, user=user)
+            assert again.session.user_id == chat.session.user_id
+
+        assert operations(fake) == [
+            *("sessions.create", "sessions.create_event"),
+            *("sessions.list_events", "sessions.list_events", "sessions.retrieve"),
+        ]
+        assert {call.headers.get("cookie") for call in fake.calls} == {cookie}
+
+
+@in_every_mode
+async def test_users_are_kept_apart(mode: Mode) -> None:
+    fake = FakeTransport()
+
+    async with client(mode, fake) as flux0:
+        users = ("ada", "bob@example.org", "a=b%20c!#$&'()*+-./:<>?[]^_`{|}~", None)
+        chats = [await flux0.conversation_async(agent=fake.agent_id, user=user) for user in users]
+
+    assert len({chat.session.user_id for chat in chats}) == len(users)
+
+
+BAD_USERS: list[Any] = [
+    *("", " ", "a b", "a;b", "a,b", 'a"b', "a\\b", "a\r\nb", "a\tb", "a\x00", "\x7f", "é"),
+    *("\ud800", 7, b"ada", True, ["ada"]),
+]
+
+
+@in_every_mode
+async def test_a_user_that_no_cookie_can_carry_is_refused(mode: Mode) -> None:
+    fake = FakeTransport()
+    ways: list[dict[str, Any]] = [
+        {"agent": fake.agent_id},
+        {"session": "0123456789"},
+        {"session": SESSION},
+    ]
+
+    async with client(mode, fake) as flux0:
+        for user in BAD_USERS:
+            for options in ways:
+                with pytest.raises(InvalidArgument) as caught:
+                    await flux0.conversation_async(user=user, **options)
+                assert caught.value.argument == "user"
+
+    assert fake.calls == ()
+
+
+# --- turns
+
+
+async def finished_turn(chat: AsyncConversation, content: str) -> tuple[TurnMessage, ...]:
+    messages: tuple[TurnMessage, ...] = await come((await chat.send(content)).final_messages())
+    return messages
+
+
+# --- looking back
+
+
+@in_every_mode
+async def test_the_history_has_what_was_said_in_order(mode: Mode) -> None:
+    fake = FakeTransport()
+    fake.script(TURN, "Bye")
+
+    async with client(mode, fake) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id)
+        assert await chat.history() == ()
+        await finished_turn(chat, "How is it?")
+        await finished_turn(chat, "Thanks")
+        history = await chat.history()
+
+    asked, thought, called, *rest = said(history)
+    assert asked == "How is it?"
+    assert getattr(thought, "reasoning", None) == "Hm"
+    assert getattr(called, "tool_name", None) == "weather"
+    assert rest == ["sunny", "Sunny.", "Thanks", "Bye"]
+    assert fake.assert_called("sessions.list_events").body == ["message", "tool"]
+
+
+@in_every_mode
+async def test_a_live_turn_is_joined_without_doubles(mode: Mode) -> None:
+    fake = FakeTransport()
+    pause, twice = Pause(1), Say("Twice")
+    fake.script("Once", [pause, twice, pause, twice, pause, Say("Not yet", pieces=2, pause=1)])
+
+    async with client(mode, fake) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id)
+        before = await finished_turn(chat, "1")
+        stream = await chat.send("2")
+        said_before = ["1", "Once", "2"]
+        assert said(await chat.history(before)) == said_before
+        for live in (["Twice"], ["Twice"] * 2, ["Twice", "Twice", "Not"]):
+            await anext(stream)
+            assert said(await chat.history(stream.messages)) == said_before + live
+        final = await come(stream.final_messages())
+        history = await chat.history()
+        assert said(history) == [*said_before, "Twice", "Twice", "Not yet"]
+        assert await chat.history((*before, *final)) == history
+
+
+# --- asking
+
+
+@in_every_mode
+async def test_an_answer_is_asked_for_in_one_line(mode: Mode) -> None:
+    fake = FakeTransport(TURN)
+
+    async with client(mode, fake) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id, user="ada")
+        reply = await come(chat.ask("Weather?", timeout_ms=5000))
+
+        assert (reply.text, str(reply)) == ("Sunny.", "Sunny.")
+        assert [call.result and call.result.data for call in reply.tool_calls] == ["sunny"]
+        assert len(reply.messages) == 4
+        if mode != "sync":
+            assert repr(chat) == f"AsyncConversation(session={chat.session.id!r}, user='ada')"
+    fake.assert_no_open_streams()
+
+
+@in_both_loops
+async def test_a_turn_is_opened_with_and_without_await(mode: Mode) -> None:
+    fake = FakeTransport([Say("Hi.")])
+
+    async with Flux0(transport=fake) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id)
+        for _ in range(2):
+            async with await chat.send("Hi") as stream:
+                assert len(await stream.final_messages()) == 1
+            async with chat.send("Hi") as stream:
+                assert len(await stream.final_messages()) == 1
+            async with flux0.sessions.create_event_async(
+                session_id=chat.session.id, content="Hi"
+            ) as stream:
+                await anext(stream)
+        fake.assert_no_open_streams()
+        with pytest.raises(BadRequestError):
+            async with flux0.sessions.create_event_async(session_id="x" * 10, content="Hi"):
+                raise AssertionError("entered")
+
+
+# --- cookies
+
+
+@in_every_mode
+async def test_other_cookies_of_the_client_are_sent_as_well(mode: Mode) -> None:
+    fake = FakeTransport()
+
+    async with client(mode, fake, headers={"Cookie": "a=1=1; flux0_user_sub=eve"}) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id, user="ada")
+        await come(chat.ask("Hi", http_headers={"cookie": "b=2; a=3"}))
+
+    assert [call.headers.get("cookie") for call in fake.calls] == [
+        "a=1=1; flux0_user_sub=ada",
+        "a=3; flux0_user_sub=ada; b=2",
+    ]
+
+
+# --- the first agent
+
+
+@in_every_mode
+async def test_the_first_agent_is_found_or_the_others_are_named(mode: Mode) -> None:
+    fake = FakeTransport()
+
+    async with client(mode, fake) as flux0:
+        (existing,) = await flux0.agents.list_async()
+        made = await flux0.agents.create_async(name="Helper", type_=existing.type)
+
+        assert (await flux0.agents.first_async()).id == fake.agent_id
+        assert await flux0.agents.first_async(name="Helper") == made
+        assert (await flux0.agents.first_async(type_=existing.type)).id == fake.agent_id
+        with pytest.raises(AgentNotFound, match="no agent of type 'x' and name 'Helper'") as caught:
+            await flux0.agents.first_async(type_="x", name="Helper")
+        assert made in caught.value.agents
+        assert "'Helper' of type" in str(caught.value)
+        with pytest.raises(InvalidArgument, match=r"^name must be a str"):
+            await flux0.agents.first_async(name=cast("str", 3))
+        with pytest.raises(InvalidArgument, match=r"^type_ must be a str"):
+            await flux0.agents.first_async(type_=cast("str", 3))
+
+
+def test_a_server_without_agents_says_how_to_make_one() -> None:
+    with (
+        Flux0(transport=script(json_answer(b'{"data": []}'))) as flux0,
+        pytest.raises(AgentNotFound, match=r"none at all; make one with agents.create\(name="),
+    ):
+        flux0.agents.first()

@@ -1,0 +1,199 @@
+"""A call that has a deadline is over by then, through all layers and attempts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+from attrs import define, evolve
+
+from flux0 import BackoffStrategy, Flux0, RetryConfig
+from flux0.adapters.json import JsonCodec
+from flux0.domain.errors import ConnectionInterrupted, PoolTimeout, ReadTimeout, ServerError
+from flux0.domain.headers import Headers
+from flux0.flows import Flow, chain
+from flux0.middleware.responses import ResponsePolicy
+from flux0.middleware.retry import Retry, RetryBudget
+from flux0.ports import Interrupt, Request, Response
+from support.driving import Slow, Time, drive, drive_sync
+from support.in_memory import (
+    Script,
+    Step,
+    answer,
+    in_both_loops,
+    in_every_mode,
+    recorded_answer,
+    script,
+    tape,
+)
+from support.transports import Mode
+
+REQUEST = Request("GET", "http://h/api/agents", Headers())
+
+
+def whole(request: Request) -> Flow[Response[Any]]:
+    return chain([ResponsePolicy(JsonCodec(), 100)])(request)
+
+
+def after(time: Time, seconds: float, piece: bytes | None) -> Step:
+    """Return a step of a body that takes some seconds of a clock."""
+
+    def wait_and_go_on() -> bytes | None:
+        time.now += seconds
+        return piece
+
+    return wait_and_go_on
+
+
+# --- the timeouts of a transport
+
+
+@in_every_mode
+async def test_each_attempt_has_less_time_than_the_one_before(mode: Mode) -> None:
+    time = Time()
+    transport = Slow(
+        [ConnectionInterrupted("reset"), answer(status=503), answer(b"ok")], time=time, seconds=2.0
+    )
+    config = RetryConfig(backoff=BackoffStrategy(initial_interval=1000, exponent=1))
+    layers = chain([Retry(RetryBudget(), time, lambda _: None), lambda request, _: whole(request)])
+
+    response = await drive(
+        mode, layers(evolve(REQUEST, retries=config, deadline=time.now + 9)), transport, time
+    )
+
+    assert response.body == b"ok"
+    assert [request.timeout.read for request in transport.requests] == [9.0, 6.0, 3.0]
+
+
+# --- what is too slow
+
+
+@in_every_mode
+async def test_a_body_that_drips_is_not_read_to_its_end(mode: Mode) -> None:
+    """And its end can come too late."""
+    time = Time()
+    dripping = tape(*(after(time, 1.0, b"x") for _ in range(9)))
+    late = tape(b"whole", after(time, 3.0, None))
+
+    for recorded in (dripping, late):
+        flow = whole(evolve(REQUEST, deadline=time.now + 2.5))
+        with pytest.raises(ReadTimeout, match="timeout_ms"):
+            await drive(mode, flow, script(recorded_answer(recorded)), time)
+        assert recorded.releases
+
+    assert dripping.reads == 3
+
+
+@in_every_mode
+async def test_the_status_of_an_error_counts_though_its_explanation_is_too_slow(mode: Mode) -> None:
+    time = Time()
+    recorded = tape(after(time, 3.0, b'{"detail": "late"}'))
+    flow = whole(evolve(REQUEST, deadline=time.now + 2.5))
+
+    with pytest.raises(ServerError, match="503: Service Unavailable"):
+        await drive(mode, flow, script(recorded_answer(recorded, status=503)), time)
+
+    assert recorded.releases
+
+
+# --- over a client
+
+
+@define
+class Silent(Script):
+    """A server that takes a request and never answers."""
+
+    cancelled: int = 0
+
+    async def send_async(self, request: Request) -> Response[Any]:
+        self.requests.append(request)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.cancelled += 1
+        raise AssertionError("for ever is over")
+
+
+@in_both_loops
+async def test_a_call_is_interrupted_and_not_tried_again(mode: Mode) -> None:
+    transport = Silent([])
+
+    async with Flux0(transport=transport, timeout_ms=200) as flux0:
+        with pytest.raises(ReadTimeout, match="timeout_ms") as caught:
+            await flux0.agents.list_async()
+        with pytest.raises(ReadTimeout, match="timeout_ms"):
+            await flux0.sessions.create_event_async(session_id="s", content="Hi", timeout_ms=100)
+
+    assert caught.value.attempts == 1
+    assert len(transport.requests) == 2
+    assert transport.cancelled == 2
+
+
+class Woken(Script):
+    """A server whose head or body never ends, and a transport that can be woken as it waits."""
+
+    def send(self, request: Request) -> Response[Any]:
+        woken = threading.Event()
+        request.interrupt.on_fire(woken.set)
+        assert woken.wait(20)
+        request.interrupt.clear()
+        raise ConnectionInterrupted("the socket was shut down") from OSError("bad descriptor")
+
+
+class Dripping:
+    """A body that can be closed while it is read."""
+
+    def __init__(self) -> None:
+        self._closed = threading.Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self._closed.wait(20):
+            raise ConnectionInterrupted("the body was closed")
+        yield b""
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+def test_a_synchronous_wait_for_the_head_is_ended_from_another_thread() -> None:
+    with (
+        Flux0(transport=Woken([]), timeout_ms=300) as flux0,
+        pytest.raises(ReadTimeout, match="timeout_ms") as caught,
+    ):
+        flux0.agents.list()
+
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_what_was_waited_for_is_told_though_the_clock_has_gone_on() -> None:
+    time = Time()
+    transport = Slow([PoolTimeout("no connection became free")], time=time, seconds=3.0)
+
+    with pytest.raises(PoolTimeout):
+        drive_sync(whole(evolve(REQUEST, deadline=time.now + 1)), transport, time)
+
+
+def test_a_synchronous_wait_for_the_body_is_ended_from_another_thread() -> None:
+    response = Response(200, Headers(), Dripping())
+
+    with (
+        Flux0(transport=script(response), timeout_ms=300) as flux0,
+        pytest.raises(ReadTimeout, match="timeout_ms"),
+    ):
+        flux0.agents.list()
+
+
+def test_an_interrupt_that_was_fired_early_wakes_as_soon_as_it_can() -> None:
+    woken: list[str] = []
+    interrupt = Interrupt()
+
+    interrupt.fire()
+    interrupt.on_fire(lambda: woken.append("late"))
+    interrupt.clear()
+    interrupt.fire()
+
+    assert woken == ["late"]
+    assert interrupt.fired

@@ -1,0 +1,205 @@
+"""A turn that is handed on as server-sent events: the same events, heartbeats, errors, leaving."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from flux0 import ChunkEvent, Flux0, UnknownEvent
+from flux0.adapters.json import JsonCodec
+from flux0.adapters.sse import SSEParser
+from flux0.domain.errors import ConnectionInterrupted, InvalidArgument
+from flux0.domain.stream_events import JSONPatchOperation, StreamEvent
+from flux0.testing import AgentStep, CallTool, FakeTransport, GiveResult, Reason, Report, Say
+from support.in_memory import Hang, chunk, frame, in_both_loops, in_every_mode, status, tape
+from support.modes import in_mode
+from support.transports import Mode
+from unit.client.test_streams import open_async, open_sync
+from unit.domain.messages.test_accumulator import CASES
+
+STILL_HERE = b": still here\n\n"
+TOOL = CallTool("weather", {"city": "SF"})
+TURN: list[AgentStep] = [
+    Report("processing"),
+    Reason("Hm"),
+    TOOL,
+    GiveResult(TOOL, "é"),
+    Say("Sunny.", pieces=3),
+]
+
+
+def events_of(data: bytes) -> list[StreamEvent]:
+    """Return the events that a client reads of a stream."""
+    codec, parser = JsonCodec(), SSEParser()
+    events = [codec.decode_event(event) for event in parser.feed(data)]
+    assert not parser.pending
+    return events
+
+
+async def gathered(pieces: Iterator[bytes] | AsyncIterator[bytes]) -> list[bytes]:
+    if isinstance(pieces, Iterator):
+        return list(pieces)
+    return [piece async for piece in pieces]
+
+
+OFFSET = {
+    "id": "x",
+    "source": "ai_agent",
+    "type": "status",
+    "correlation_id": "c",
+    "data": {"type": "status", "status": "ok", "acknowledged_offset": 3, "data": None},
+    "metadata": {"a": 1},
+}
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ChunkEvent(
+            "RID(1)::2",
+            "m1",
+            3,
+            (
+                JSONPatchOperation("add", "/-", {"é": [1, None, "\u2028\n"]}),
+                JSONPatchOperation("move", "/a", from_="/b"),
+                JSONPatchOperation("remove", "/a"),
+            ),
+            {"agent_name": "Drizzle"},
+            1795559230.7,
+        ),
+        ChunkEvent("c", "m", 0, (), {}),
+        *events_of(
+            status("processing", {"detail": "x"}) + status("typing") + frame("status", OFFSET)
+        ),
+        UnknownEvent("note", "one\ntwo\n", "7"),
+        UnknownEvent("message", ""),
+    ],
+)
+def test_an_event_is_written_as_the_server_writes_it(event: StreamEvent) -> None:
+    if event == UnknownEvent("message", ""):
+        assert event.to_sse() == b"event: message\ndata: \n\n"  # Which no parser dispatches.
+    else:
+        assert events_of(event.to_sse()) == [event]
+
+
+def test_the_bytes_are_those_of_the_server() -> None:
+    for case in CASES:
+        for block in case["wire"].split("\n\n")[:-1]:
+            written = f"{block}\n\n".encode()
+            (event,) = events_of(written)
+            assert event.to_sse() == written
+
+
+@in_every_mode
+async def test_a_page_gets_the_events_of_the_turn(mode: Mode) -> None:
+    fake = FakeTransport(TURN)
+    async with in_mode(mode, Flux0(transport=fake)) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id)
+        async with await chat.send("Hi") as stream:
+            expected = [event async for event in stream]
+        fake.script(TURN)
+        stream = await chat.send("Hi")
+        relayed = stream.relay()
+        pieces = await gathered(getattr(relayed, "_real", relayed))
+
+    events = events_of(b"".join(pieces))
+    assert [type(event) for event in events] == [type(event) for event in expected]
+    assert len(pieces) == len(events)
+    assert stream.finished
+    fake.assert_no_open_streams()
+
+
+def test_a_silence_is_filled_with_comments_and_leaving_closes_the_stream() -> None:
+    left = threading.Event()
+
+    def silent() -> bytes:
+        assert left.wait(20)
+        raise ConnectionInterrupted("the socket was shut down")
+
+    recorded = tape(chunk("a"), silent)
+    pieces = open_sync(recorded).relay(heartbeat_ms=1)
+
+    while (piece := next(pieces)) == STILL_HERE:
+        pass  # A busy machine takes its time.
+    assert piece == chunk("a")
+    assert [next(pieces), next(pieces)] == [STILL_HERE] * 2
+    left.set()
+    pieces.close()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue] - a web server does
+
+    assert recorded.releases
+
+
+@in_both_loops
+async def test_an_asynchronous_silence_is_filled_and_leaving_closes_the_stream(mode: Mode) -> None:
+    recorded = tape(chunk("a"), Hang())
+    pieces: Any = open_async(recorded).relay(heartbeat_ms=1)
+
+    while (piece := await anext(pieces)) == STILL_HERE:
+        pass  # A busy machine takes its time.
+    assert piece == chunk("a")
+    assert [await anext(pieces), await anext(pieces)] == [STILL_HERE] * 2
+    await pieces.aclose()
+    while not recorded.releases:
+        await anyio.lowlevel.checkpoint()
+
+
+@in_both_loops
+async def test_a_web_server_that_is_cancelled_closes_the_stream(mode: Mode) -> None:
+    recorded = tape(chunk("a"), Hang())
+
+    async def serve() -> None:
+        async for _ in open_async(recorded).relay(heartbeat_ms=None):
+            tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(serve)
+    while not recorded.releases:
+        await anyio.lowlevel.checkpoint()
+
+
+def test_a_reader_that_is_far_ahead_ends_when_the_page_leaves() -> None:
+    recorded = tape(*(chunk(str(number)) for number in range(500)))
+    pieces = open_sync(recorded).relay()
+
+    assert next(pieces) == chunk("0")
+    pieces.close()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue] - a web server does
+
+    assert recorded.releases
+    assert recorded.reads < 200
+
+
+@in_every_mode
+async def test_an_error_is_the_last_event(mode: Mode) -> None:
+    recorded = tape(chunk("a"), ConnectionInterrupted("gone"))
+    stream = open_sync(recorded) if mode == "sync" else open_async(recorded)
+
+    *pieces, last = await gathered(stream.relay(heartbeat_ms=None))
+
+    assert pieces == [chunk("a")]
+    (event,) = events_of(last)
+    assert isinstance(event, UnknownEvent)
+    assert event.event == "error"
+    told = json.loads(event.data)
+    assert told["type"] == "StreamInterrupted"
+    assert "gone" in told["message"]
+    assert recorded.releases
+
+
+@pytest.mark.parametrize("heartbeat_ms", [0, -1, True, "1"])
+def test_a_heartbeat_that_is_no_time_is_refused(heartbeat_ms: Any) -> None:
+    with pytest.raises(InvalidArgument, match="heartbeat_ms"):
+        open_sync(tape()).relay(heartbeat_ms=heartbeat_ms)
+
+
+@in_every_mode
+async def test_a_bug_is_raised_where_the_page_is_served(mode: Mode) -> None:
+    recorded = tape(chunk("a"), ZeroDivisionError("a bug"))
+    stream = open_sync(recorded) if mode == "sync" else open_async(recorded)
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        await gathered(stream.relay())

@@ -1,0 +1,160 @@
+"""An end that nothing but the end of the connection tells is confirmed before it counts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from flux0 import AsyncEventStream, Flux0, RetryConfig, StreamInterrupted
+from flux0.domain.errors import ConnectError, Flux0Error
+from flux0.domain.headers import Headers
+from flux0.domain.http import is_framed
+from flux0.ports import Response
+from support.in_memory import (
+    CORRELATION_ID,
+    SSE,
+    Script,
+    answer,
+    chunk,
+    in_every_mode,
+    script,
+    status,
+)
+from support.modes import in_mode
+from support.transports import Mode
+from unit.client.test_streams import come
+
+
+def unproven(*pieces: bytes) -> Response[Any]:
+    return evolve(answer(*pieces, headers=SSE), close_delimited=True)
+
+
+def stored(*texts: str) -> Response[Any]:
+    """Return the list of a turn's events in which these messages are stored."""
+    events: list[dict[str, Any]] = [
+        {
+            "id": f"id{offset}",
+            "correlation_id": CORRELATION_ID,
+            "type": "message",
+            "source": "ai_agent",
+            "offset": offset,
+            "data": {
+                "type": "message",
+                "parts": [{"type": "content", "content": text}],
+                "participant": {"id": "a", "name": "Drizzle"},
+            },
+            "deleted": False,
+            "created_at": "2026-01-01T00:00:00Z",
+            "metadata": {},
+        }
+        for offset, text in enumerate(texts)
+    ]
+    return answer(json.dumps({"data": events}).encode())
+
+
+async def begin(mode: Mode, transport: Script) -> AsyncEventStream:
+    flux0 = in_mode(mode, Flux0(transport=transport, retry_config=RetryConfig("none")))
+    return await flux0.sessions.create_event_async(session_id="s", content="Hi")
+
+
+@in_every_mode
+async def test_an_end_that_framing_proves_is_believed(mode: Mode) -> None:
+    transport = script(answer(chunk("a"), headers=SSE))
+    stream = await begin(mode, transport)
+
+    await come(stream.final_messages())
+
+    assert stream.finished
+    assert len(transport.requests) == 1
+
+
+@in_every_mode
+async def test_an_end_that_nothing_proves_is_not_finished_but_no_error(mode: Mode) -> None:
+    stream = await begin(mode, script(unproven(chunk("a"), chunk("b"))))
+
+    assert len([event async for event in stream]) == 2
+
+    assert not stream.finished
+    assert [event async for event in stream] == []
+
+
+@in_every_mode
+async def test_it_is_finished_once_all_that_was_said_is_stored(mode: Mode) -> None:
+    transport = script(unproven(chunk("a"), chunk("b")), stored("before", "ab"))
+    stream = await begin(mode, transport)
+    with pytest.raises(Flux0Error, match="not been read to its end"):
+        await come(stream.confirm())
+
+    (message,) = await come(stream.final_messages())
+    await come(stream.confirm())
+
+    assert stream.finished
+    assert message.event_id == "e"
+    assert [request.operation for request in transport.requests] == [
+        "sessions.create_event",
+        "sessions.list_events",
+    ]
+
+
+@in_every_mode
+async def test_what_is_not_stored_was_cut_off(mode: Mode) -> None:
+    two = (chunk("a"), chunk("b"))
+    cases: list[tuple[tuple[bytes, ...], Response[Any] | BaseException]] = [
+        (two, stored("a")),
+        (two, stored()),
+        ((chunk("a"), chunk("b", event_id="f")), stored("a")),
+        ((status("processing"),), stored()),
+        (two, ConnectError("refused")),
+        (two, answer(status=400)),
+        ((), stored()),
+    ]
+    for pieces, listed in cases:
+        stream = await begin(mode, script(unproven(*pieces), listed))
+
+        with pytest.raises(StreamInterrupted, match="the stream ended, and") as caught:
+            await come(stream.final_messages())
+
+        assert not stream.finished
+        assert caught.value.event_count == len(pieces)
+        with pytest.raises(StreamInterrupted):
+            await anext(stream)
+
+
+@pytest.mark.parametrize(
+    ("fields", "framed"),
+    [
+        ({}, False),
+        ({"content-type": "text/event-stream", "connection": "close"}, False),
+        ({"Content-Length": "3"}, True),
+        ({"Transfer-Encoding": "chunked"}, True),
+        ({"Transfer-Encoding": "gzip, Chunked"}, True),
+        ({"transfer-encoding": "identity"}, False),
+        ({"content-encoding": "gzip"}, False),
+        ({"content-encoding": "identity"}, False),
+    ],
+)
+def test_header_fields_tell_whether_the_end_is_proven(fields: dict[str, str], framed: bool) -> None:
+    assert is_framed(Headers(tuple(fields.items()))) is framed
+
+
+@pytest.mark.parametrize(
+    ("fields", "finished"),
+    [
+        ({}, True),
+        ({"server": "uvicorn"}, True),
+        ({"server": "Uvicorn/0.30"}, True),
+        ({"server": "nginx/1.26"}, False),
+        ({"server": "uvicorn", "via": "1.1 varnish"}, False),
+    ],
+)
+def test_an_end_that_a_proxy_may_have_made_is_not_proven(
+    fields: dict[str, str], finished: bool
+) -> None:
+    with Flux0(transport=script(answer(chunk("a"), headers={**SSE, **fields}))) as client:
+        stream = client.sessions.create_event(session_id="s", content="Hi")
+        assert len(list(stream)) == 1
+
+    assert stream.finished is finished

@@ -1,0 +1,390 @@
+"""Models against the server's own document, recorded events, and everything hypothesis makes up."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import attrs
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from flux0 import from_dict, models, to_dict
+from flux0.adapters.json import JsonCodec
+from flux0.adapters.json.structuring import structure_hook
+from flux0.client.resources import AgentsResource, SessionsResource
+from flux0.domain.enums import OpenEnum
+from flux0.domain.errors import DecodeError, InvalidArgument
+from flux0.domain.messages.finalizing import TurnMessage
+from flux0.domain.messages.history import Reply
+from flux0.domain.models import (
+    Agent,
+    Agents,
+    ContentPart,
+    Event,
+    Events,
+    MessageData,
+    Participant,
+    Sessions,
+    StatusData,
+)
+from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent
+from flux0.models import EventSource, EventType, SessionStatus
+
+DATA = Path(__file__).parents[2] / "data"
+SCHEMAS: dict[str, dict[str, Any]] = json.loads((DATA / "openapi.json").read_text("utf-8"))[
+    "components"
+]["schemas"]
+TURNS: list[dict[str, Any]] = json.loads((DATA / "accumulator_cases.json").read_text("utf-8"))
+
+# Where the document's name for a thing is not the name that `flux0.models` has for it.
+RENAMED = {
+    "HTTPValidationError": "HTTPValidationErrorData",
+    "JsonPatchOperationDTO": "JSONPatchOperationDTO",
+}
+# What is no model here: the arguments of a method, and the lines of an event stream.
+ARGUMENTS: dict[str, Callable[..., Any]] = {
+    "AgentCreationParamsDTO": AgentsResource.create,
+    "SessionCreationParamsDTO": SessionsResource.create,
+    "EventCreationParamsDTO": SessionsResource.create_event,
+}
+FRAMES: dict[str, Any] = {"ChunkEventStream": ChunkEvent, "EmittedEventStream": StatusEvent}
+
+
+def model_of(schema: str) -> Any:
+    return getattr(models, RENAMED.get(schema, schema))
+
+
+@pytest.mark.parametrize(
+    "schema", sorted(SCHEMAS.keys() - ARGUMENTS.keys() - FRAMES.keys() - {"SessionStream"})
+)
+def test_every_schema_has_its_model_with_every_property(schema: str) -> None:
+    model, described = model_of(schema), SCHEMAS[schema]
+
+    if "enum" in described:
+        assert issubclass(model, OpenEnum)
+        assert [member.value for member in model] == described["enum"]
+        return
+    fields = {field.name: field for field in attrs.fields(model)}
+    for name, form in described["properties"].items():
+        if name == "type" and name not in fields:
+            assert model.type == form.get("const", "status")
+        else:
+            assert name in fields
+    demanded = {name for name, field in fields.items() if field.default is attrs.NOTHING}
+    assert demanded <= set(described.get("required", ())), "stricter than the server's document"
+
+
+def test_every_property_of_a_request_is_a_parameter() -> None:
+    for schema, method in ARGUMENTS.items():
+        parameters = {name.rstrip("_") for name in inspect.signature(method).parameters}
+
+        assert SCHEMAS[schema]["properties"].keys() <= parameters
+
+
+def test_every_event_of_the_stream_has_its_model() -> None:
+    for frame, model in FRAMES.items():
+        properties = SCHEMAS[frame]["properties"]
+
+        assert model.event == properties["event"]["const"]
+        assert model_of(properties["data"]["$ref"].rpartition("/")[2]) is model
+
+
+def test_what_no_schema_names_is_there_by_the_name_of_the_generated_client() -> None:
+    for name in ("APIError", "EventDTOData", "HTTPValidationError", "Part", "SessionStream"):
+        assert hasattr(models, name)
+
+
+@pytest.mark.parametrize("turn", TURNS, ids=[turn["name"] for turn in TURNS])
+def test_stored_events_come_back_as_the_server_sent_them(turn: dict[str, Any]) -> None:
+    listed = {"data": turn["persisted"]}
+
+    assert to_dict(from_dict(Events, listed)) == listed
+
+
+def stored(**changes: Any) -> dict[str, Any]:
+    event = {"id": "i", "correlation_id": "c", "type": "message", "source": "user", "offset": 0}
+    parts = [{"type": "content", "content": "hi"}]
+    rest = {"deleted": False, "created_at": "2026-11-24T22:38:57.617650Z"}
+    return {**event, "data": {"type": "message", "parts": parts}, **rest, **changes}
+
+
+def test_an_event_is_typed_all_the_way_down_and_fields_that_are_new_are_ignored() -> None:
+    data = {
+        "type": "message",
+        "parts": [{"type": "content", "content": "hi", "new": 1}],
+        "participant": {"id": "p", "name": "n", "new": 1},
+        "new": 1,
+    }
+
+    event = from_dict(Event, stored(new=1, data=data))
+
+    assert event.type is EventType.MESSAGE
+    assert event.source is EventSource.USER
+    assert event.data == MessageData((ContentPart("hi"),), participant=Participant("p", "n"))
+    assert event.created_at == datetime(2026, 11, 24, 22, 38, 57, 617650, timezone.utc)
+    assert event.metadata is None
+
+
+def test_unknown_names_come_through_as_they_are() -> None:
+    new_part = {"type": "hologram", "voxels": [1, 2]}
+    new_data = {"type": "weather", "sun": True}
+
+    with_part = from_dict(Event, stored(data={"type": "message", "parts": [new_part]}))
+    with_data = from_dict(Event, stored(data=new_data, type="weather", source="satellite"))
+    status = from_dict(StatusData, {"type": "status", "status": "dreaming"})
+
+    assert isinstance(with_part.data, MessageData)
+    assert with_part.data.parts == (new_part,)
+    assert with_data.data == new_data
+    assert (with_data.type, with_data.source) == ("weather", "satellite")
+    assert status.status == "dreaming"
+    assert to_dict(with_data)["data"] == new_data
+
+
+@pytest.mark.parametrize("untyped", [{}, {"type": None}, {"type": ["message"]}, {"type": 1}])
+def test_data_and_parts_without_a_usable_type_come_through_as_they_are(untyped: Any) -> None:
+    assert from_dict(Event, stored(data=untyped)).data == untyped
+    assert from_dict(MessageData, {"parts": [untyped]}).parts == (untyped,)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-11-24T22:38:57Z", (22, 38, 57, 0)),
+        ("2026-11-24T22:38:57z", (22, 38, 57, 0)),
+        ("2026-11-24T22:38:57+00:00", (22, 38, 57, 0)),
+        ("2026-11-25T00:38:57+02:00", (22, 38, 57, 0)),
+        ("2026-11-24T13:38:57.25-09:00", (22, 38, 57, 250000)),
+        ("2026-11-24T22:38:57", (22, 38, 57, 0)),
+        ("2026-11-24 22:38:57.6", (22, 38, 57, 600000)),
+        ("2026-11-24T22:38Z", (22, 38, 0, 0)),
+        ("2026-11-24T22:38:57.123456789Z", (22, 38, 57, 123456)),
+        ("2026-11-24", (0, 0, 0, 0)),
+    ],
+)
+def test_times_are_aware_and_taken_as_utc_where_no_zone_is_given(
+    text: str, expected: tuple[int, int, int, int]
+) -> None:
+    moment = from_dict(Event, stored(created_at=text)).created_at
+
+    assert moment.utcoffset() is not None
+    assert moment == datetime(2026, 11, 24, *expected, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "Z", "now", "2026-13-01T00:00:00Z", "2026-11-24T25:00:00Z"),
+        *("0000-01-01T00:00:00Z", "10000-01-01T00:00:00Z", "2026-11-24T22:38:57+99:00", "\ud800"),
+    ],
+)
+def test_what_is_no_time_is_a_decode_error(text: str) -> None:
+    with pytest.raises(DecodeError, match="date and time") as caught:
+        from_dict(Event, stored(created_at=text))
+
+    assert caught.value.field == "created_at"
+
+
+@pytest.mark.parametrize(
+    ("offset", "text"),
+    [
+        (timedelta(0), "2026-11-24T22:38:57Z"),
+        (timedelta(hours=2), "2026-11-24T22:38:57+02:00"),
+        (timedelta(seconds=30), "2026-11-24T22:38:57+00:00:30"),
+    ],
+)
+def test_times_are_written_as_the_server_writes_them(offset: timedelta, text: str) -> None:
+    moment = datetime(2026, 11, 24, 22, 38, 57, tzinfo=timezone(offset))
+
+    written = to_dict(Agent(id="i", name="n", type="t", created_at=moment))
+
+    assert written["created_at"] == text
+    assert from_dict(Agent, written).created_at == moment
+
+
+def some_agents(*names: str) -> Agents:
+    moment = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    return Agents(tuple(Agent(id=name, name=name, type="t", created_at=moment) for name in names))
+
+
+def test_a_listing_is_a_sequence() -> None:
+    agents = some_agents("a", "b", "c")
+    first, second, third = agents
+
+    assert len(agents) == 3
+    assert (agents[0], agents[-1]) == (first, third)
+    assert agents[1:] == (second, third) == agents.data[1:]
+    assert second in agents
+    assert some_agents("d")[0] not in agents
+    assert list(reversed(agents)) == [third, second, first]
+    assert (agents.index(third), agents.count(first)) == (2, 1)
+    with pytest.raises(IndexError):
+        agents[3]
+    assert agents
+    assert not some_agents()
+    assert agents == some_agents("a", "b", "c") != some_agents("a", "b", "d")
+    empty: list[object] = [Agents(()), Sessions(()), ()]
+    assert [one == Agents(()) for one in empty] == [True, False, False]
+
+
+def test_models_cannot_be_changed() -> None:
+    for model, name in ((some_agents("a"), "data"), (ContentPart("hi"), "content")):
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(model, name, None)
+
+
+def test_names_that_the_server_uses_print_and_format_as_their_text() -> None:
+    assert str(EventType.TOOL) == f"{EventType.TOOL}" == f"{'tool'}"
+    assert json.dumps([SessionStatus.READY, EventSource.AI_AGENT]) == '["ready", "ai_agent"]'
+    assert f"{EventType.TOOL:>6}" == "  tool"
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+TEXT = st.text(max_size=5)
+ZONES = st.integers(-24 * 60 + 1, 24 * 60 - 1).map(lambda m: timezone(timedelta(minutes=m)))
+
+
+def is_new(data: dict[str, Any]) -> bool:
+    known = {"content", "reasoning", "tool_call", "message", "status", "tool_call_result"}
+    name = data.get("type")
+    return not isinstance(name, str) or name not in known
+
+
+# What a field of each type may hold.
+FIELDS: dict[Any, st.SearchStrategy[Any]] = {
+    Any: JSON,
+    str: TEXT,
+    int: st.integers(0, 2**53),
+    bool: st.booleans(),
+    float: st.floats(allow_nan=False, allow_infinity=False),
+    type(None): st.none(),
+    datetime: st.datetimes(timezones=ZONES | st.just(timezone.utc) | st.none()),
+    Mapping[str, Any]: st.dictionaries(TEXT, JSON, max_size=3).filter(is_new),
+    JSONPatchOperation: (
+        st.builds(JSONPatchOperation, st.sampled_from(["add", "test", "new"]), TEXT, JSON)
+        | st.builds(JSONPatchOperation, st.just("remove"), TEXT)
+        | st.builds(JSONPatchOperation, st.just("copy"), TEXT, st.none(), from_=st.none() | TEXT)
+    ),
+}
+
+
+def made_up(kind: Any) -> st.SearchStrategy[Any]:
+    """Return what makes up values of a type, models among them."""
+    if kind not in FIELDS:
+        if attrs.has(kind):
+            types = get_type_hints(kind)
+            fields = {field.name: made_up(types[field.name]) for field in attrs.fields(kind)}
+            FIELDS[kind] = st.builds(kind, **fields)
+        elif isinstance(kind, type) and issubclass(kind, OpenEnum):
+            FIELDS[kind] = st.sampled_from(list(kind))
+        elif get_origin(kind) is tuple:
+            FIELDS[kind] = several(made_up(get_args(kind)[0]))
+        else:
+            FIELDS[kind] = st.one_of([made_up(one) for one in get_args(kind)])
+    return FIELDS[kind]
+
+
+def several(items: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(items, max_size=3).map(tuple)
+
+
+# By their names, without the aliases.
+MODELS: dict[str, Any] = {
+    one.__name__: one for one in vars(models).values() if attrs.has(one) and one is not Reply
+}
+
+
+def kinds_in(value: Any) -> set[type]:
+    """Return the exact types of all values in some JSON."""
+    if kind_of(value) == "dict":
+        return {dict}.union(*map(kinds_in, [*value, *value.values()]))
+    if kind_of(value) == "list":
+        return {list}.union(*map(kinds_in, value))
+    return {type(value)}
+
+
+def kind_of(value: object) -> str:
+    return type(value).__name__
+
+
+@settings(deadline=None, max_examples=20)
+@pytest.mark.parametrize("kind", MODELS.values(), ids=MODELS)
+@given(data=st.data())
+def test_every_model_survives_the_way_to_json_and_back(kind: Any, data: st.DataObject) -> None:
+    model = data.draw(made_up(kind))
+    written = to_dict(model)
+
+    again: Any = from_dict(kind, json.loads(json.dumps(written)))
+
+    assert kinds_in(written) <= {dict, list, str, int, float, bool, type(None)}
+    assert again == from_dict(kind, written) == model
+    assert json.dumps(to_dict(again)) == json.dumps(written)
+    assert structure_hook(kind)(written, kind) == model, "the fast way reads it, too"
+    assert from_dict(list[kind], [written]) == [model]
+    assert from_dict(tuple[kind, ...], [written]) == (model,)
+    for union in (models.StreamEvent, models.EventData):
+        if kind in get_args(union):
+            assert from_dict(union, written) == model
+
+
+class Shouting(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return self.upper()
+
+
+def test_subclasses_of_plain_types_become_plain() -> None:
+    written = to_dict(ContentPart(MappingProxyType({Shouting("key"): (Shouting("text"),)})))
+
+    assert written == {"type": "content", "content": {"key": ["text"]}}
+    assert kinds_in(written) == {dict, list, str}
+
+
+@pytest.mark.parametrize("odd", [{1, 2}, b"bytes", object(), {1: "one"}, [{None: 1}]])
+def test_what_json_has_no_form_for_is_refused(odd: object) -> None:
+    for write in (to_dict, JsonCodec().encode):
+        with pytest.raises(InvalidArgument, match="JSON"):
+            write(odd)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "field", "problem"),
+    [
+        (models.StreamEvent, {"event": "newer"}, "data", "is missing"),
+        (models.StreamEvent, {"type": "status"}, "id", "is missing"),
+        (models.StreamEvent, [], "", "expected a dict, got list"),
+        (list[models.StreamEvent], [{"patches": 1}], "[0].correlation_id", "is missing"),
+        (list[models.Agent], [{"id": 1}], "[0].id", "expected a str, got int"),
+        (list[models.Agent], {}, "", "expected a list, got dict"),
+        (list[models.Agent], None, "", "expected a list, got None"),
+        (tuple[models.Agent, ...], "", "", "expected a list, got str"),
+        (TurnMessage, {"type": "newer"}, "type", "expected one of 'message', 'tool'"),
+        (TurnMessage, {"data": {"type": "newer"}}, "data", "other than 'message' or 'tool"),
+        (TurnMessage, {"data": {}}, "data", "other than 'message' or 'tool"),
+    ],
+)
+def test_what_does_not_fit_a_union_names_the_place(
+    model: Any, data: Any, field: str, problem: str
+) -> None:
+    if model is TurnMessage:
+        whole = to_dict(TurnMessage("e", "t", EventType.MESSAGE, MessageData(())))
+        data = {**whole, **data}
+
+    with pytest.raises(DecodeError, match=problem) as caught:
+        from_dict(model, data)
+
+    assert caught.value.field == field

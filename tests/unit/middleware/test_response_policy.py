@@ -1,0 +1,210 @@
+"""The body of a success is read; any other answer is an error that says what the server said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from flux0.adapters.json import JsonCodec
+from flux0.client.drivers import Driver
+from flux0.domain import errors
+from flux0.domain.headers import Headers
+from flux0.flows import chain
+from flux0.middleware.responses import ResponsePolicy
+from flux0.ports import Request, Response
+from support.driving import Time
+from support.in_memory import JSON, Step, recorded_answer, script, tape
+
+REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents", Headers())
+LIMIT = 100_000
+TEXT = {"content-type": "text/plain; charset=utf-8"}
+HTML = {"content-type": "text/html"}
+
+
+def send(response: Response[Any], request: Request = REQUEST) -> Response[Any]:
+    """Send a request through the policy to a server that answers with this."""
+    send_flow = chain([ResponsePolicy(JsonCodec(), LIMIT)])
+    return Driver(script(response), Time()).run(send_flow(request))
+
+
+def refused(status: int, *body: Step | str, headers: Mapping[str, str] = JSON) -> errors.APIError:
+    """Return the error that an answer becomes, having seen that the answer was released."""
+    recorded = tape(*(step.encode() if isinstance(step, str) else step for step in body))
+    response = recorded_answer(recorded, status=status, headers=headers)
+
+    with pytest.raises(errors.APIError) as caught:
+        send(response)
+
+    error = caught.value
+    assert recorded.releases
+    assert error.status_code == status
+    assert error.headers is response.headers
+    assert error.raw_response is response.raw_response
+    assert str(error) == f"{status}: {error.message}"
+    return error
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 299])
+def test_the_body_of_a_success_is_read_unless_a_stream_is_asked_for(status: int) -> None:
+    recorded = tape(b"some ", b"bytes")
+    response = recorded_answer(recorded, status=status)
+
+    assert send(response, evolve(REQUEST, stream=True)) is response
+    assert recorded.reads == recorded.releases == 0
+    whole = send(response)
+    assert whole.body == b"some bytes"
+    assert evolve(whole, body=response.body) == response
+    assert recorded.releases
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (100, errors.APIError),
+        (199, errors.APIError),
+        (304, errors.APIError),
+        (307, errors.APIError),
+        (400, errors.BadRequestError),
+        (401, errors.AuthenticationError),
+        (403, errors.PermissionDeniedError),
+        (404, errors.NotFoundError),
+        (405, errors.APIError),
+        (409, errors.ConflictError),
+        (418, errors.APIError),
+        (422, errors.HTTPValidationError),
+        (429, errors.RateLimitError),
+        (500, errors.ServerError),
+        (599, errors.ServerError),
+    ],
+)
+def test_a_status_becomes_its_error_with_the_server_s_words(
+    status: int, kind: type[errors.APIError]
+) -> None:
+    error = refused(status, '{"detail": "Agent ', 'not found"}')
+
+    assert type(error) is kind
+    assert error.message == "Agent not found"
+    assert error.body == '{"detail": "Agent not found"}'
+    if isinstance(error, errors.HTTPValidationError):
+        assert error.data.detail == ()
+
+
+def test_a_route_that_the_server_does_not_have_is_explained() -> None:
+    error = refused(404, '{"detail":"Not Found"}')
+
+    assert error.message.startswith("Not Found: no such route; server_url is the address before")
+
+
+DETAIL: list[dict[str, Any]] = [
+    {
+        "type": "string_too_long",
+        "loc": ["body", "title"],
+        "msg": "String should have at most 200 characters",
+        "input": "x",
+        "ctx": {"max_length": 200},
+    },
+    {"type": "missing", "loc": ["body", 0, "agent_id"], "msg": "Field required", "input": {}},
+]
+
+
+def refused_422(body: str) -> errors.HTTPValidationError:
+    error = refused(422, body)
+    assert isinstance(error, errors.HTTPValidationError)
+    return error
+
+
+def test_a_422_with_a_list_says_what_is_wrong_where() -> None:
+    error = refused_422(json.dumps({"detail": DETAIL}))
+
+    assert error.data.detail == (
+        errors.ValidationError(
+            loc=("body", "title"),
+            msg="String should have at most 200 characters",
+            type="string_too_long",
+            input="x",
+            ctx={"max_length": 200},
+        ),
+        errors.ValidationError(
+            loc=("body", 0, "agent_id"), msg="Field required", type="missing", input={}
+        ),
+    )
+    assert error.message == (
+        "body.title: String should have at most 200 characters; body.0.agent_id: Field required"
+    )
+    assert refused(400, error.body).message == error.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *("{}", "[]", "null", '"detail"', "NaN", "1"),
+        *('{"detail": null}', '{"detail": ""}', '{"detail": {}}', '{"detail": []}'),
+        *('{"detail": {"msg": "x"}}', '{"detail": 7}', '{"detail": [7]}'),
+        *('{"detail": ["x"]}', '{"detail": [{"msg": "x"}]}', '{"detail": [{"loc": 1}]}'),
+        *('{"error": "x"}', '{"detail"', "", "\x00", "[" * 50_000),
+    ],
+)
+def test_json_that_says_nothing_leaves_the_status_s_name(body: str) -> None:
+    error = refused_422(body)
+
+    assert error.message.startswith("Unprocessable")
+    assert error.body == body
+    assert error.data.detail == ()
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "message", "kept"),
+    [
+        (b"Server Error\n", TEXT, "Server Error", "Server Error\n"),
+        (b"Server Error", {"Content-Type": "Text/Plain"}, "Server Error", "Server Error"),
+        (b"x" * 10_000, TEXT, "x" * 500, "x" * 10_000),
+        (b"\xff\xfe", TEXT, "\ufffd\ufffd", "\ufffd\ufffd"),
+    ],
+)
+def test_a_plain_text_is_the_message(
+    body: bytes, headers: dict[str, str], message: str, kept: str
+) -> None:
+    error = refused(500, body, headers=headers)
+
+    assert (error.message, error.body) == (message, kept)
+
+
+@pytest.mark.parametrize(
+    ("status", "name"), [(404, "Not Found"), (504, "Gateway Timeout"), (599, "unknown status")]
+)
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [("<html><h1>nginx</h1></html>", HTML), ("", HTML), (" \n", TEXT), ("", JSON), ("x", {})],
+)
+def test_what_people_cannot_read_leaves_the_status_s_name(
+    status: int, name: str, body: str, headers: dict[str, str]
+) -> None:
+    error = refused(status, body, headers=headers)
+
+    assert error.message == name
+    assert error.body == body
+
+
+def test_a_body_that_does_not_arrive_or_is_over_the_limit_leaves_the_status() -> None:
+    for steps in (
+        (b'{"detail": "ov', errors.ConnectionInterrupted("reset")),
+        (b"x" * LIMIT, b"x", b""),
+    ):
+        error = refused(503, *steps)
+
+        assert (error.message, error.body) == ("Service Unavailable", "")
+        assert error.__cause__ is None
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, GeneratorExit])
+def test_an_interruption_is_no_failure_of_the_server_s(interruption: type[BaseException]) -> None:
+    recorded = tape(interruption())
+
+    with pytest.raises(interruption):
+        send(recorded_answer(recorded, status=500))
+
+    assert recorded.releases

@@ -1,0 +1,350 @@
+"""The retry policy at work: how often, after how long, within what budget, and what is told."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import define, evolve, field
+from attrs.exceptions import FrozenInstanceError
+
+from flux0 import BackoffStrategy, Flux0, RetryConfig, RetryDetails
+from flux0.adapters.json import JsonCodec
+from flux0.domain import errors
+from flux0.domain.headers import Headers
+from flux0.flows import Flow, chain
+from flux0.middleware.responses import ResponsePolicy
+from flux0.middleware.retry import Retry, RetryBudget
+from flux0.ports import Request, Response
+from support.driving import Slow, Time, drive, drive_sync
+from support.in_memory import SSE, Script, answer, in_every_mode, recorded_answer, script, tape
+from support.transports import Mode
+
+LIMIT = 1000
+STEADY = RetryConfig(backoff=BackoffStrategy(initial_interval=1000, exponent=1))
+AT_ONCE = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
+GET = Request("GET", "http://h/api/agents", Headers(), operation="agents.list", retries=STEADY)
+POST = evolve(GET, method="POST", operation="agents.create")
+TURN = evolve(POST, operation="sessions.create_event", stream=True)
+
+
+@define
+class Policy:
+    """The retry policy with what is inside of it in a client, and what it told."""
+
+    transport: Script
+    time: Time = field(factory=Time)
+    budget: RetryBudget = field(factory=RetryBudget)
+    jitter: float = 1.0
+    told: list[RetryDetails] = field(factory=list[RetryDetails])
+
+    def flow(self, request: Request) -> Flow[Response[Any]]:
+        self.time.random = self.jitter
+        retry = Retry(self.budget, self.time, self.told.append)
+        return chain([retry, ResponsePolicy(JsonCodec(), LIMIT)])(request)
+
+    async def send(self, mode: Mode, request: Request) -> Any:
+        return await drive(mode, self.flow(request), self.transport, self.time)
+
+    def send_sync(self, request: Request) -> Any:
+        return drive_sync(self.flow(request), self.transport, self.time)
+
+    async def fails(self, mode: Mode, request: Request) -> errors.Flux0Error:
+        with pytest.raises(errors.Flux0Error) as caught:
+            await self.send(mode, request)
+        return caught.value
+
+    @property
+    def attempts(self) -> list[int]:
+        return [request.attempt for request in self.transport.requests]
+
+
+def refused() -> errors.ConnectError:
+    return errors.ConnectError("refused")
+
+
+def reset() -> errors.ConnectionInterrupted:
+    return errors.ConnectionInterrupted("reset")
+
+
+# --- how often, and after how long
+
+
+@in_every_mode
+async def test_a_call_is_tried_again_until_it_succeeds(mode: Mode) -> None:
+    policy = Policy(
+        script(answer(status=503), refused(), answer(status=429), answer(b"ok")), jitter=0.5
+    )
+    growing = RetryConfig(backoff=BackoffStrategy(initial_interval=1000, exponent=2))
+
+    response = await policy.send(mode, evolve(GET, retries=growing))
+
+    assert response.body == b"ok"
+    assert policy.attempts == [1, 2, 3, 4]
+    assert policy.time.waits == [0.5, 1.0, 2.0]
+
+
+@in_every_mode
+async def test_what_is_told_of_a_retry(mode: Mode) -> None:
+    date = "Thu, 01 Jan 2026 00:00:07 GMT"
+    policy = Policy(script(answer(status=503, headers={"retry-after": date}), answer(b"ok")))
+
+    await policy.send(mode, GET)
+
+    (details,) = policy.told
+    assert isinstance(details.cause, errors.ServerError)
+    assert (details.operation, details.method, details.url) == ("agents.list", "GET", GET.url)
+    assert (details.attempt, details.delay_ms) == (1, 7000.0)
+    assert policy.time.waits == [7.0]
+    with pytest.raises(FrozenInstanceError):
+        details.attempt = 2  # type: ignore[misc]
+
+
+@in_every_mode
+async def test_the_last_error_is_raised_and_says_how_many_attempts_there_were(mode: Mode) -> None:
+    policy = Policy(script(answer(status=503), reset(), refused(), answer(b"never sent")))
+
+    error = await policy.fails(mode, evolve(GET, retries=None))
+
+    assert isinstance(error, errors.ConnectError)
+    assert error.attempts == 3
+    assert str(error) == f"GET {GET.url}: refused (3 attempts)"
+    assert [details.attempt for details in policy.told] == [1, 2]
+    assert len(policy.time.waits) == 2
+
+
+@in_every_mode
+async def test_no_wait_goes_past_the_end_of_the_call_or_its_longest_time(mode: Mode) -> None:
+    longest = evolve(STEADY, backoff=evolve(STEADY.backoff, max_elapsed_time=5000))
+    for changes, waits in (
+        ({"deadline": Time().now + 3.5}, [1.0]),
+        ({"retries": longest}, [1.0, 1.0]),
+    ):
+        time = Time()
+        transport = Slow([reset(), reset(), reset(), answer(b"late")], time=time, seconds=1.0)
+        policy = Policy(transport, time)
+
+        error = await policy.fails(mode, evolve(GET, **changes))
+
+        assert isinstance(error, errors.ConnectionInterrupted)
+        assert error.attempts == len(waits) + 1
+        assert policy.time.waits == waits
+
+
+# --- what is tried again
+
+_DOC = (Path(__file__).parents[3] / "docs" / "reliability.md").read_text("utf-8")
+
+
+def documented() -> list[tuple[str, str, str]]:
+    """Return the table of docs/reliability.md: method, what happened, and what is done."""
+    rows = [
+        [cell.strip() for cell in line.strip("| ").split("|")]
+        for line in re.findall(r"^\| (?:\||GET|POST).*\|$", _DOC, re.MULTILINE)
+    ]
+    causes, *verdicts = rows
+    return [
+        (method, cause, verdict)
+        for method, *cells in verdicts
+        for cause, verdict in zip(causes, cells, strict=True)
+    ]
+
+
+def failures(cause: str) -> Sequence[Response[Any] | errors.TransportError]:
+    if cause == "the connection could not be made":
+        return [refused()]
+    if cause == "the connection broke off":
+        return [reset(), answer(b"half", reset())]
+    return [answer(status=int(status)) for status in re.findall(r"\d+", cause)]
+
+
+def test_the_table_in_the_documentation_is_whole() -> None:
+    assert len(documented()) == 2 * 4
+    assert sum(len(failures(cause)) for _, cause, _ in documented()) == 2 * (1 + 2 + 1 + 5)
+
+
+@pytest.mark.parametrize(("method", "cause", "verdict"), documented())
+def test_the_table_in_the_documentation_is_true(method: str, cause: str, verdict: str) -> None:
+    request = evolve(GET, method=method, retries=None)
+
+    for failure in failures(cause):
+        policy = Policy(script(failure, answer(b"ok")))
+        if verdict == "again":
+            assert policy.send_sync(request).body == b"ok"
+        else:
+            assert verdict == "raised"
+            with pytest.raises(errors.Flux0Error):
+                policy.send_sync(request)
+            assert policy.attempts == [1]
+
+
+def test_a_post_is_tried_like_a_get_where_the_user_says_so() -> None:
+    opted_in = evolve(STEADY, retry_posts=True)
+
+    for cause in {cause for _, cause, _ in documented()}:
+        for failure in failures(cause):
+            policy = Policy(script(failure, answer(b"ok")))
+            assert policy.send_sync(evolve(POST, retries=opted_in)).body == b"ok"
+
+
+@pytest.mark.parametrize("retry_posts", [True, False])
+def test_a_turn_is_begun_again_only_where_the_server_surely_did_nothing(retry_posts: bool) -> None:
+    request = evolve(TURN, retries=evolve(STEADY, retry_posts=retry_posts))
+
+    for failure in (*failures("the connection could not be made"), *failures("429")):
+        policy = Policy(script(failure, answer(headers=SSE)))
+        assert policy.send_sync(request).status_code == 200
+    for failure in (*failures("503, 408"), reset()):
+        policy = Policy(script(failure, answer(headers=SSE)))
+        with pytest.raises((errors.TransportError, errors.APIError)):
+            policy.send_sync(request)
+        assert policy.attempts == [1]
+
+
+def test_a_turn_is_never_replayed_once_its_headers_are_in() -> None:
+    policy = Policy(script(answer(b"event", reset(), headers=SSE), answer(headers=SSE)))
+
+    body = policy.send_sync(TURN).body
+
+    assert next(body) == b"event"
+    with pytest.raises(errors.ConnectionInterrupted):
+        next(body)
+    assert policy.attempts == [1]
+
+
+@in_every_mode
+async def test_a_body_that_breaks_off_is_released_and_asked_for_again(mode: Mode) -> None:
+    half, failed = tape(b"half", reset()), tape(b"no")
+    policy = Policy(
+        script(recorded_answer(half), recorded_answer(failed, status=500), answer(b"whole"))
+    )
+
+    response = await policy.send(mode, GET)
+
+    assert response.body == b"whole"
+    assert half.releases
+    assert failed.releases
+
+
+@in_every_mode
+async def test_what_is_too_large_stays_too_large(mode: Mode) -> None:
+    policy = Policy(script(refused(), answer(bytes(LIMIT + 1)), answer(b"ok")))
+
+    error = await policy.fails(mode, GET)
+
+    assert isinstance(error, errors.ResponseTooLarge)
+    assert error.attempts == 2
+    assert policy.attempts == [1, 2]
+
+
+@in_every_mode
+async def test_an_error_of_the_user_s_own_code_is_raised_at_once(mode: Mode) -> None:
+    policy = Policy(script(TypeError("a bug"), answer(b"ok")))
+
+    with pytest.raises(TypeError, match="a bug"):
+        await policy.send(mode, GET)
+
+    assert policy.attempts == [1]
+    assert policy.told == []
+
+
+# --- what is told
+
+
+def test_the_user_is_told_before_the_wait_and_may_end_it() -> None:
+    class EnoughError(Exception):
+        pass
+
+    def stop(details: RetryDetails) -> None:
+        raise EnoughError
+
+    transport = script(answer(status=503), answer(b'{"data": []}'))
+
+    with Flux0(transport=transport, on_retry=stop) as flux0, pytest.raises(EnoughError):
+        flux0.agents.list()
+    assert len(transport.requests) == 1
+
+
+def test_each_retry_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "flux0")
+    told: list[RetryDetails] = []
+    transport = script(refused(), answer(b'{"data": []}'))
+
+    with Flux0(transport=transport, retry_config=AT_ONCE, on_retry=told.append) as flux0:
+        flux0.agents.list()
+
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("flux0", "INFO")
+    assert record.message == (
+        "GET http://127.0.0.1:8080/api/agents: attempt 1 failed (ConnectError: refused), "
+        "trying again in 0 ms"
+    )
+    assert [type(details.cause) for details in told] == [errors.ConnectError]
+
+
+# --- the budget
+
+
+def takes(budget: RetryBudget, times: int) -> int:
+    """Return how often a retry was to be had."""
+    return sum(budget.take() for _ in range(times))
+
+
+@pytest.mark.parametrize("successes_per_retry", [1, 2, 7, 10])
+def test_so_many_successes_give_one_retry_back_of_those_there_were(
+    successes_per_retry: int,
+) -> None:
+    budget = RetryBudget(capacity=3, successes_per_retry=successes_per_retry)
+    assert takes(budget, 5) == 3
+
+    for _ in range(3):
+        for _ in range(successes_per_retry):
+            assert not budget.take()
+            budget.give()
+        assert takes(budget, 2) == 1
+    for _ in range(100):
+        budget.give()
+    assert takes(budget, 5) == 3
+
+
+def test_a_retry_that_is_not_worth_it_costs_nothing() -> None:
+    budget = RetryBudget(capacity=1)
+    policy = Policy(script(answer(status=404)), budget=budget)
+    with pytest.raises(errors.NotFoundError):
+        policy.send_sync(GET)
+    assert budget.take()
+
+
+def test_a_client_has_one_budget_for_all_its_calls() -> None:
+    transport = script(*(errors.ConnectError("refused") for _ in range(104)))
+
+    with Flux0(transport=transport, retry_config=AT_ONCE) as flux0:
+        with pytest.raises(errors.ConnectError, match="101 attempts"):
+            flux0.agents.list()
+        with pytest.raises(errors.ConnectError) as caught:
+            flux0.sessions.list()
+        assert caught.value.attempts == 1
+        transport.answers[:0] = [answer(b'{"data": []}') for _ in range(10)]
+        for _ in range(10):
+            flux0.agents.list()
+        with pytest.raises(errors.ConnectError, match="2 attempts"):
+            flux0.agents.list()
+    assert transport.answers == []
+
+
+def test_threads_share_a_budget_and_none_of_it_is_lost() -> None:
+    budget = RetryBudget(capacity=100, successes_per_retry=1)
+
+    def take_and_give_back(_: int) -> None:
+        for _ in range(takes(budget, 50)):
+            budget.give()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(take_and_give_back, range(100)))
+
+    assert takes(budget, 200) == 100

@@ -1,0 +1,248 @@
+"""The server for tests does what it is told, seen from a bare socket."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import ssl
+import zlib
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from threading import Event
+
+import pytest
+import trustme
+
+from flux0.testing.contract.byte_server import ByteServer, ReceivedRequest
+from flux0.testing.contract.responses import (
+    Answer,
+    Disconnect,
+    Framing,
+    Hold,
+    Receive,
+    Reset,
+    Signal,
+    Silence,
+    Write,
+    answer,
+    byte_by_byte,
+    cut,
+    size,
+    written,
+)
+
+GET = b"GET /a%20b?c HTTP/1.1\r\nHost: x\r\nX-Tag: 1\r\nx-tag: 2\r\n\r\n"
+OK = answer(b"ok")
+
+
+@contextmanager
+def connected(server: ByteServer) -> Generator[socket.socket, None, None]:
+    with socket.create_connection((server.host, server.port), timeout=10) as connection:
+        yield connection
+
+
+@contextmanager
+def asking(*answers: Answer) -> Generator[tuple[ByteServer, socket.socket], None, None]:
+    """Yield a server, and a connection over which a request was sent."""
+    with ByteServer(*answers) as server, connected(server) as connection:
+        connection.sendall(GET)
+        yield server, connection
+
+
+def exactly(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        data += connection.recv(count - len(data))
+    return data
+
+
+def all_of(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@pytest.mark.parametrize(
+    ("framing", "field", "body"),
+    [
+        (
+            "chunked",
+            b"Transfer-Encoding: chunked",
+            b"12\r\n" + b"one" * 6 + b"\r\n3\r\ntwo\r\n0\r\n\r\n",
+        ),
+        ("content-length", b"Content-Length: 21", b"one" * 6 + b"two"),
+        ("until-close", b"Connection: close", b"one" * 6 + b"two"),
+    ],
+)
+def test_an_answer_is_written_as_its_framing_says(
+    framing: Framing, field: bytes, body: bytes
+) -> None:
+    steps = answer(b"one" * 6, b"two", framing=framing, status="201 Made", headers=[("X-A", "b")])
+    expected = b"HTTP/1.1 201 Made\r\nX-A: b\r\n" + field + b"\r\n\r\n" + body
+    assert (size(steps), size(steps[1:])) == (len(expected), len(body))
+    for same in (steps, byte_by_byte(steps)):
+        with asking(same) as (_, connection):
+            assert exactly(connection, size(same)) == expected
+            assert framing != "until-close" or connection.recv(1) == b""
+
+
+def test_every_piece_of_a_gzip_can_be_decompressed_when_it_is_there() -> None:
+    start, *pieces = answer(b"one", b"two", gzip=True)
+    assert isinstance(start, Write)
+    assert b"Content-Encoding: gzip\r\n" in start.data
+    decompressor = zlib.decompressobj(wbits=31)
+    sent = [piece.data for piece in pieces if isinstance(piece, Write)]
+    assert [decompressor.decompress(data) for data in sent] == [b"one", b"two", b""]
+    assert decompressor.eof
+
+
+def test_an_answer_can_be_cut_anywhere() -> None:
+    whole = written(answer(b"one", b"two"))
+    cuts = [cut(answer(b"one", Hold(), b"two"), length) for length in range(len(whole))]
+    with ByteServer(*cuts) as server:
+        for length in range(len(whole)):
+            with connected(server) as connection:
+                connection.sendall(GET)
+                assert all_of(connection) == whole[:length]
+
+
+def test_requests_are_recorded_as_they_came() -> None:
+    body = bytes(range(256))
+    post = b"POST / HTTP/1.1\r\nContent-Length: 256\r\n\r\n" + body
+    with ByteServer(OK) as server, connected(server) as connection:
+        for part in (GET[:20], GET[20:] + post[:50], post[50:]):
+            connection.sendall(part)
+        server.wait_for_requests(2)
+        first, second = server.requests
+        assert isinstance(first, ReceivedRequest)
+        assert (first.method, first.target, first.body) == ("GET", "/a%20b?c", b"")
+        assert first.headers.pairs == (("Host", "x"), ("X-Tag", "1"), ("x-tag", "2"))
+        assert (second.method, second.target, second.body) == ("POST", "/", body)
+        assert server.connections == 1
+
+
+def test_requests_are_answered_in_turn_and_then_all_alike() -> None:
+    with asking(answer(b"1"), answer(b"2")) as (_, connection):
+        bodies: list[bytes] = []
+        for _ in range(3):
+            bodies.append(exactly(connection, size(OK) - 1)[-1:])
+            connection.sendall(GET)
+        assert bodies == [b"1", b"2", b"2"]
+
+
+def test_a_hold_is_silent_until_it_is_released() -> None:
+    with asking((Write(b"a"), Hold(), Write(b"b"))) as (server, connection):
+        assert exactly(connection, 1) == b"a"
+        connection.sendall(GET)
+        connection.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(10)
+        server.release()
+        assert exactly(connection, 3) == b"bab", "once released, nothing is held"
+
+
+def test_a_hold_or_a_pause_ends_when_the_client_is_gone() -> None:
+    for steps in ((Hold(), Write(b"never")), (Silence(60),)):
+        with ByteServer(steps) as server:
+            with connected(server) as connection:
+                connection.sendall(GET)
+                server.wait_for_requests(1)
+                assert server.open_connections == 1
+            server.wait_until_gone()
+            assert (server.open_connections, server.connections) == (0, 1)
+
+
+def test_a_pause_ends_by_itself() -> None:
+    with asking((Write(b"a"), Silence(0.01), Write(b"b"))) as (_, connection):
+        assert exactly(connection, 2) == b"ab"
+
+
+def test_what_is_not_asked_for_comes_before_the_request() -> None:
+    with ByteServer(OK, unasked=(Write(b"hello"),)) as server, connected(server) as connection:
+        assert exactly(connection, 5) == b"hello"
+        connection.sendall(GET)
+        assert exactly(connection, size(OK))[-2:] == b"ok"
+
+
+def test_what_is_received_is_lost() -> None:
+    begun = Event()
+    steps = (Write(b"a"), Receive(), Signal(begun), Write(b"b"), Reset())
+    with asking(steps) as (server, connection):
+        assert exactly(connection, 1) == b"a"
+        assert not begun.is_set()
+        connection.sendall(b"P")
+        assert begun.wait(10)
+        server.wait_until_gone()
+        assert len(server.requests) == 1
+
+
+@pytest.fixture
+def many_descriptors() -> Generator[None, None, None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 4096), limits[1]))
+    with ExitStack() as ending:
+        ending.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        for _ in range(1100):
+            ending.callback(os.close, os.dup(0))
+        yield
+
+
+@pytest.mark.usefixtures("many_descriptors")
+def test_there_may_be_more_than_1024_descriptors() -> None:
+    with asking((Hold(), *OK)) as (server, connection):
+        assert connection.fileno() > 1024
+        server.wait_for_requests(1)
+        server.release()
+        assert exactly(connection, size(OK))[-2:] == b"ok"
+
+
+def test_closing_lets_the_client_read_what_was_sent_though_it_sends_more() -> None:
+    with asking((Write(b"bye"), Disconnect())) as (_, connection):
+        connection.sendall(GET)
+        assert all_of(connection) == b"bye"
+
+
+def test_a_reset_is_a_reset() -> None:
+    with asking((Reset(),)) as (server, connection):
+        with pytest.raises(ConnectionResetError):
+            connection.recv(1)
+        server.wait_until_gone()
+
+
+def test_waiting_in_vain_fails_and_says_what_is_there() -> None:
+    with ByteServer(OK, patience=0.05) as server, connected(server) as connection:
+        connection.sendall(GET)
+        assert exactly(connection, size(OK))
+        with pytest.raises(AssertionError, match=r"for 2 requests; there are 1 requests, 1 open"):
+            server.wait_for_requests(2)
+        with pytest.raises(AssertionError, match="for the client to close its connections"):
+            server.wait_until_gone()
+        server.wait_until_gone(but=1)
+
+
+def test_connections_can_be_secured() -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.configure_cert(context)  # pyright: ignore[reportUnknownMemberType] - it also takes a type of pyOpenSSL
+    trusting = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+    steps = (*OK, Write(b"noise noise noise", below_tls=True))
+    with ByteServer(steps, tls=context) as server:
+        assert server.url == f"https://127.0.0.1:{server.port}"
+        with (
+            connected(server) as plain,
+            trusting.wrap_socket(plain, server_hostname="127.0.0.1") as secured,
+        ):
+            secured.sendall(GET)
+            assert exactly(secured, size(OK))[-2:] == b"ok"
+            with pytest.raises(ssl.SSLError):
+                secured.recv(1)
+
+
+def test_leaving_ends_a_connection_whose_client_does_not_read() -> None:
+    with ExitStack() as clients:
+        with ByteServer((Hold(), Write(bytes(64_000_000)))) as server:
+            deaf = clients.enter_context(connected(server))
+            deaf.sendall(GET)
+            server.wait_for_requests(1)
+        assert server.open_connections == 0

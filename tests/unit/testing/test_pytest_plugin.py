@@ -1,0 +1,195 @@
+"""The pytest plugin, and the samples of the page on testing, as users run them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sybil import Document
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+import flux0_pytest
+from flux0.cli.demo_agent import demo_transport
+from support.fake_over_http import FakeOverHTTP
+
+pytest_plugins = ["pytester"]
+
+PAGE = Path(__file__).parents[3] / "docs" / "testing.md"
+
+
+@pytest.fixture(autouse=True)
+def only_this_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load the plugin by its name, whether or not its entry point is installed."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "flux0_pytest")
+
+
+def test_the_fixtures_are_a_fake_and_a_client_of_it(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        def test_agents(flux0_client, flux0_fake):
+            (agent,) = flux0_client.agents.list()
+            assert agent.id == flux0_fake.agent_id
+            assert len(flux0_fake.calls) == 1
+
+        def test_each_test_has_its_own(flux0_client, flux0_fake):
+            assert flux0_fake.calls == ()
+        """
+    )
+    pytester.runpytest_inprocess().assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize(
+    ("marker", "body", "told"),
+    [
+        ("streams", "next(say(client, fake))", "left open:"),
+        ("streams", "KEPT.append(say(client, fake))", "left open:"),
+        ("used", "fake.script('never')", "script 1: no turn has used it"),
+        ("used", "fake.inject(Refuse(), operation='agents.list')", "never happened: Refuse*"),
+        ("used", "fake.expect('sessions.list')", "never called: sessions.list()"),
+        (
+            "expected",
+            "fake.expect('agents.list'); client.agents.list(); swallow(client.agents.list)",
+            "unexpected: agents.list()",
+        ),
+        (
+            "expected",
+            "fake.script(lambda _: [1]); swallow(lambda: list(say(client, fake)))",
+            "an agent raised TypeError(*",
+        ),
+    ],
+)
+def test_a_test_fails_for_what_it_leaves(
+    pytester: pytest.Pytester, marker: str, body: str, told: str
+) -> None:
+    pytester.makepyfile(
+        f"""
+        import pytest
+        from flux0.testing import Refuse
+
+        KEPT = []
+
+        def say(client, fake):
+            return client.conversation(agent=fake.agent_id).send("Hi")
+
+        def swallow(call):
+            with pytest.raises((AssertionError, TypeError)):
+                call()
+
+        def act(client, fake):
+            {body}
+
+        def test_strict(flux0_client, flux0_fake):
+            act(flux0_client, flux0_fake)
+
+        @pytest.mark.flux0_fake({marker}=False)
+        def test_lenient(flux0_client, flux0_fake):
+            act(flux0_client, flux0_fake)
+
+        def test_that_fails(flux0_client, flux0_fake):
+            act(flux0_client, flux0_fake)
+            assert False
+        """
+    )
+    result = pytester.runpytest_inprocess("--strict-markers")
+    result.assert_outcomes(passed=2, errors=1, failed=1)
+    result.stdout.fnmatch_lines([f"*{told}"])
+
+
+def test_the_plugin_costs_other_projects_no_module_but_its_own(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(flux0_pytest.__file__).parents[1]))
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_nothing():
+            loaded = {name.partition(".")[0] for name in sys.modules}
+            assert "flux0_pytest" in loaded
+            assert not loaded & {"flux0", "attr", "attrs", "anyio", "httpx", "cattrs"}
+        """
+    )
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+CASSETTE_TEST = """
+    import pytest
+    from flux0 import Flux0
+
+    @pytest.fixture
+    def flux0_cassette_transport():
+        from flux0.testing import FakeTransport
+        return lambda: FakeTransport("From a server")
+
+    @pytest.mark.flux0_cassette({options})
+    def test_it(flux0_cassette):
+        with Flux0(transport=flux0_cassette) as flux0:
+            conversation = flux0.conversation(agent=flux0.agents.list()[0])
+            assert "".join(conversation.send("Hi").text()) == "From a server"
+        assert {passes}
+"""
+
+
+def test_a_cassette_is_recorded_once_and_then_replayed(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    path = pytester.path / "cassettes" / "test_cassette" / "test_it.json"
+
+    def run(*arguments: str, passes: object = True, **outcomes: int) -> None:
+        pytester.makepyfile(test_cassette=CASSETTE_TEST.format(options="", passes=passes))
+        pytester.runpytest_inprocess("--strict-markers", *arguments).assert_outcomes(**outcomes)
+
+    run("--flux0-cassettes=none", errors=1)
+    pytester.makepyfile(test_cassette="def test_it(flux0_cassette): pass")
+    pytester.runpytest_inprocess("--flux0-cassettes=all").assert_outcomes(passed=1)
+    run(passes=False, failed=1)
+    assert not path.exists()
+    run(passed=1)
+    recorded = path.read_bytes()
+    run(passed=1)
+    run(passes=False, failed=1)
+    run("--flux0-cassettes=all", passes=False, failed=1)
+    assert path.read_bytes() == recorded
+    monkeypatch.setenv("CI", "true")
+    run(passed=1)
+    run("--flux0-cassettes=all", passed=1)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_cassette_may_have_its_own_path_and_options_and_is_replayed_whole(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    options = "'weather.json', mode='once', scrub=lambda text: text.replace('Hi', '***')"
+    pytester.makepyfile(test_cassette=CASSETTE_TEST.format(options=options, passes=True))
+    for _ in range(2):
+        pytester.runpytest_inprocess().assert_outcomes(passed=1)
+    assert '"content": "***"' in (pytester.path / "weather.json").read_text("utf-8")
+    pytester.makepyfile(
+        test_cassette="""
+        import pytest
+
+        @pytest.mark.flux0_cassette("weather.json")
+        def test_it(flux0_cassette):
+            pass
+        """
+    )
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*exchange 1, agents.list()"])
+
+
+def test_the_samples_of_the_page_on_testing_pass(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = list(Document.parse(str(PAGE), PythonCodeBlockParser()).examples())
+    pytester.makepyfile(
+        **{f"test_{number}": str(one.parsed) for number, one in enumerate(examples)}
+    )
+    with FakeOverHTTP(demo_transport()) as server:  # For the sample that records.
+        monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
+        # Starlette wants httpx2 instead, which needs Python 3.11.
+        result = pytester.runpytest_inprocess("-W", "ignore:Using `httpx` with")
+    result.assert_outcomes(passed=12)  # The others assert when they are imported.

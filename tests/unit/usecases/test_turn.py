@@ -1,0 +1,107 @@
+"""A turn as a state machine: bytes in, events out; end or failure in, verdict out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from flux0.domain import errors
+from flux0.domain.stream_events import ChunkEvent, StreamEvent
+from flux0.usecases.turn import Turn
+from support.in_memory import CORRELATION_ID, chunk, frame, new_turn
+
+UNKNOWN = frame("weather", {"sun": True})
+
+
+def values(events: Sequence[StreamEvent]) -> list[object]:
+    """Return what the chunks among some events append."""
+    return [event.patches[0].value for event in events if isinstance(event, ChunkEvent)]
+
+
+def fed(data: bytes) -> Turn:
+    turn = new_turn()
+    turn.feed(data)
+    return turn
+
+
+@pytest.mark.parametrize("rest", [b"event: chunk\n", b"data: {}\n", b"x", chunk("b")[:-1]])
+def test_an_end_within_an_event_is_an_interruption(rest: bytes) -> None:
+    turn = fed(chunk("a") + rest)
+
+    turn.end()
+
+    failure = turn.failure
+    assert isinstance(failure, errors.StreamInterrupted)
+    assert "ended within an event" in str(failure)
+    assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 1)
+    whole = fed(chunk("a") + b": bye\n")
+    whole.end()
+    assert whole.failure is None, "a comment is no event"
+
+
+def test_the_turn_is_named_by_the_first_event_that_tells_and_keeps_its_name() -> None:
+    turn = new_turn()
+
+    turn.feed(UNKNOWN)
+    assert turn.correlation_id is None
+    turn.feed(UNKNOWN + chunk("a", correlation_id="first") + chunk("b", correlation_id="other"))
+    turn.feed(chunk("c", correlation_id="third"))
+
+    assert turn.correlation_id == "first"
+
+
+@pytest.mark.parametrize("more", [None, b"x"])
+def test_an_event_over_the_limit_breaks_the_turn_and_says_where_it_was(more: bytes | None) -> None:
+    turn = new_turn(max_event_bytes=1000)
+
+    events = turn.feed(chunk("a") + chunk("b") + b"data: " + b"x" * 2000)
+    assert values(events) == ["a", "b"], "those before it are handed out"
+    if more is None:
+        turn.end()
+    else:
+        assert turn.feed(more) == []
+
+    failure = turn.failure
+    assert isinstance(failure, errors.EventTooLarge)
+    assert (failure.limit, failure.correlation_id, failure.event_count) == (1000, CORRELATION_ID, 2)
+    assert "1,000 bytes" in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict"),
+    [
+        (errors.ReadTimeout, errors.StreamIdleTimeout),
+        (errors.ConnectionInterrupted, errors.StreamInterrupted),
+        (errors.ProtocolError, errors.StreamInterrupted),
+        (errors.ConnectTimeout, errors.StreamInterrupted),
+    ],
+)
+def test_a_silence_is_an_idle_timeout_and_any_other_failure_an_interruption(
+    kind: type[errors.TransportError], verdict: type[errors.StreamError]
+) -> None:
+    turn = fed(chunk("a") + chunk("b"))
+    error = kind("reset by peer")
+
+    turn.on_transport_error(error)
+
+    failure = turn.failure
+    assert isinstance(failure, verdict)
+    assert failure.__cause__ is error
+    assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 2)
+    assert f"(after 2 events of turn {CORRELATION_ID})" in str(failure)
+    assert ("reset by peer" in str(failure)) == (verdict is errors.StreamInterrupted)
+
+
+def test_what_is_no_event_does_not_keep_a_silent_agent_alive() -> None:
+    turn = new_turn(idle=5)
+
+    assert turn.feed(b": still here\n", waited=3) == []
+    assert len(turn.feed(chunk("a"), waited=1.5)) == 1
+    for _ in range(2):
+        turn.feed(b": still here\n", waited=2.5)
+        assert turn.failure is None
+    turn.feed(b"", waited=0.1)
+
+    assert isinstance(turn.failure, errors.StreamIdleTimeout)
+    assert f"(after 1 event of turn {CORRELATION_ID})" in str(turn.failure)
