@@ -25,11 +25,11 @@ Body_co = TypeVar("Body_co", covariant=True)
 
 @frozen
 class Timeout:
-    """How long to wait, in seconds; None waits without end.
+    """The timeouts of one request, in seconds. None means no limit.
 
-    `read` is the longest silence before the headers and within a body that is read whole; `idle`
-    is the longest silence within the body of a streaming response. `connect` limits each address
-    that is tried, and `pool` the wait for a free connection.
+    `connect` limits the attempt to connect to each address, with the TLS handshake. `pool` limits
+    the wait for a free connection of the pool. `write` and `read` limit the wait for the next bytes
+    of the request and of the response. `idle` replaces `read` in the body of a streaming response.
     """
 
     connect: float | None = 10.0

@@ -28,6 +28,7 @@ from flux0.domain.errors import (
     TransportError,
 )
 from flux0.domain.stream_events import StreamEvent, UnknownEvent
+from flux0.domain.timeouts import duration
 from flux0.ports import Codec, EventStreamParser, Request
 
 E = TypeVar("E", bound=Flux0Error)
@@ -98,7 +99,8 @@ class Turn:
         return self._set_failure(StreamInterrupted(f"{problem} {self._so_far()}"))
 
     def _fall_silent(self) -> StreamError:
-        problem = f"the stream was silent for too long {self._so_far()}"
+        limit = f"no event for {duration(self._idle)} (idle timeout; set stream_idle_timeout_ms)"
+        problem = f"{limit} {self._so_far()}"
         return self._set_failure(StreamIdleTimeout(problem))
 
     def attach_request(self, error: Flux0Error) -> None:

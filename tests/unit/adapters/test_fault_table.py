@@ -147,7 +147,7 @@ HTML = [("Content-Type", "text/html")]
 # What the server answers, given what it would rightly answer and the type of that.
 ANSWERS: dict[str, Callable[[Content, tuple[str, str]], Answer]] = {
     "the headers do not come": lambda _content, _type: (Hold(),),
-    "the answer is not HTTP": lambda _content, _type: (
+    "the response is not HTTP": lambda _content, _type: (
         Write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"),
         Disconnect(),
     ),
@@ -155,7 +155,7 @@ ANSWERS: dict[str, Callable[[Content, tuple[str, str]], Answer]] = {
         head("200 OK", MANY_FIELDS),
         Disconnect(),
     ),
-    "the connection ends before the answer": lambda _content, _type: (Disconnect(),),
+    "the connection ends before the response": lambda _content, _type: (Disconnect(),),
     "the body is cut short (chunked)": lambda content, _: cut_short(content, "chunked"),
     "the body is cut short (content-length)": lambda content, _: cut_short(
         content, "content-length"
@@ -187,23 +187,23 @@ ANSWERS: dict[str, Callable[[Content, tuple[str, str]], Answer]] = {
 
 # How the errors of calls begin, over every transport: what libraries say of it differs.
 WORDS: dict[str, str | tuple[str, ...]] = {
-    "the name is not found": "the host's name cannot be looked up: ",
+    "the name is not found": "the host name cannot be resolved: ",
     "the connection is refused": "connection refused",
-    "connecting takes too long": "no connection was made in time",
+    "connecting takes too long": "could not connect within ",
     "the certificate is not trusted": "the server's certificate is not trusted: ",
-    "the TLS handshake is cut": "the connection ended while it was made",
-    "the headers do not come": "nothing came for too long",
-    "the answer is not HTTP": "the answer is not valid HTTP: ",
-    "the header block is too large": "the answer is not valid HTTP: ",
-    "the connection ends before the answer": "the connection ended before the answer",
-    "the body is cut short (chunked)": "the connection ended within the body",
-    "the body is cut short (content-length)": "the connection ended within the body",
+    "the TLS handshake is cut": "the server closed the connection before it was established",
+    "the headers do not come": "no data received within ",
+    "the response is not HTTP": "the response is not valid HTTP: ",
+    "the header block is too large": "the response is not valid HTTP: ",
+    "the connection ends before the response": "the connection was closed before the response",
+    "the body is cut short (chunked)": "the connection was closed within the body",
+    "the body is cut short (content-length)": "the connection was closed within the body",
     "the connection is reset within the body": (
         "the connection was reset within the body",
-        "the connection ended within the body",  # Older versions of anyio tell no more.
+        "the connection was closed within the body",  # Older versions of anyio tell no more.
     ),
     "the gzip is corrupt": "the body's compression is broken: ",
-    "the server falls silent within the body": "nothing came for too long",
+    "the server falls silent within the body": "no event for ",
 }
 
 

@@ -362,7 +362,7 @@ def test_a_turn_is_printed_as_one_line_of_json_per_event(
     ("steps", "said", "problem"),
     [
         ([Say("Well"), Fail({"exception": "boom"})], "Well\n", "· error: boom\n"),
-        ([Say("Hm"), FallSilent()], "Hm\n", "silent for too long"),
+        ([Say("Hm"), FallSilent()], "Hm\n", "no event for "),
         ([Say("Once upon", pieces=2), Say("a time")], "Once upon\n", "Error: the stream was cut"),
     ],
 )

@@ -161,7 +161,7 @@ class AiohttpExchange:
         kind = next((to for raised, to in kinds if isinstance(error, raised)), None)
         if kind is ConnectTimeout and self._step == "connection_queued_start":
             kind = PoolTimeout
-        return error if kind is None else failure(kind, error)
+        return error if kind is None else failure(kind, error, self._request.timeout)
 
 
 class _UserError(Exception):

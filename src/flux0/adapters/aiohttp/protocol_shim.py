@@ -15,6 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
 from flux0.domain.errors import WriteTimeout
+from flux0.domain.timeouts import timed_out
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
@@ -248,5 +249,5 @@ class RequestBody(aiohttp.Payload):
             timer.cancel()
 
     def _expire(self) -> None:
-        self.failure = WriteTimeout("the server did not take the request in time")
+        self.failure = timed_out(WriteTimeout, self._silence)
         cast("ProtocolShim", self.wire).abort()

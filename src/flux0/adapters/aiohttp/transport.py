@@ -32,7 +32,7 @@ from flux0.domain.errors import (
 )
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
-from flux0.ports import AsyncByteStream, Request, Response
+from flux0.ports import AsyncByteStream, Request, Response, Timeout
 from flux0.runtime.event_loop import PerLoop
 
 
@@ -207,7 +207,7 @@ class _Body(AsyncPulledBody):
     def _expire(self, seen: int) -> None:
         if self._content.total_bytes == seen:  # Otherwise bytes came at the same time.
             self._expired = True
-            self._content.set_exception(aiohttp.SocketTimeoutError("nothing came for too long"))
+            self._content.set_exception(aiohttp.SocketTimeoutError("no data received"))
 
     async def _finish(self) -> None:
         self._release()
@@ -228,7 +228,8 @@ class _Body(AsyncPulledBody):
         lost = None if self._wire is None else self._wire.failure
         if any(isinstance(each, HttpProcessingError) for each in (error, lost)):
             kind = ProtocolError
-        return failure(kind, lost or error, answered=True)
+        timeout = Timeout(read=self._silence)
+        return failure(kind, lost or error, timeout, head_received=True)
 
 
 def _withheld(content: aiohttp.StreamReader) -> bytes:

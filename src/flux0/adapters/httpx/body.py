@@ -10,6 +10,8 @@ from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import finalize
 
+from attrs import evolve
+
 from flux0.adapters.httpx.connection import AnyConnection
 from flux0.adapters.httpx.exchange import HttpxExchange
 from flux0.adapters.shared.bodies import AsyncPulledBody, PulledBody, SyncPulledBody, shut_down
@@ -62,6 +64,7 @@ class _HttpxBody(PulledBody):
                 warnings.warn(_OVER_HTTP2, RuntimeWarning, stacklevel=2)
             # httpcore looks the read timeout up once more when it begins to read the body.
             built.extensions.get("timeout", {})["read"] = request.timeout.idle
+            exchange.timeout = evolve(request.timeout, read=request.timeout.idle)
 
     def _waits(self) -> None:
         """Have the idle timeout run from now on, whatever comes that is no content."""

@@ -141,7 +141,7 @@ class AnyConnection:
             return timeout
         left = self.awaited + timeout - monotonic()
         if left <= 0:
-            raise self._core.ReadTimeout("nothing came for too long")
+            raise self._core.ReadTimeout("no data received")
         return left
 
     def _hold(self, data: bytes) -> bytes:

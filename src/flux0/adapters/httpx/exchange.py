@@ -20,7 +20,7 @@ from flux0.domain.errors import (
     TransportTimeout,
     WriteTimeout,
 )
-from flux0.ports import Interrupt
+from flux0.ports import Request
 
 # What h11 and httpcore say when a connection ends where HTTP goes on.
 _ENDED_EARLY = ("closed connection", "Server disconnected", "ConnectionTerminated")
@@ -39,15 +39,16 @@ class HttpxExchange:
         received: how many bytes have come before.
     """
 
-    def __init__(self, library: Any, core: Any, request: Any, interrupt: Interrupt) -> None:
+    def __init__(self, library: Any, core: Any, built: Any, request: Request) -> None:
         self.library = library
         self.core = core
         self.sent: bool = False
         self.answered: bool = False
         self.received: int = 0
-        self._interrupt = interrupt
-        self._url = request.url
-        self._others = request.extensions.get("trace")
+        self._interrupt = request.interrupt
+        self.timeout = request.timeout
+        self._url = built.url
+        self._others = built.extensions.get("trace")
         self._traced = False
         self._failure: object = None
         self._withheld: list[tuple[bytes, bytes]] = []
@@ -155,7 +156,7 @@ class HttpxExchange:
             kind = ConnectionInterrupted
         if not self._traced and error.__cause__ is None and str(error):
             return kind(str(error))  # A transport of the user's has said so.
-        return failure(kind, error, answered=self.answered)
+        return failure(kind, error, self.timeout, head_received=self.answered)
 
 
 def _request_of(error: Any) -> object:

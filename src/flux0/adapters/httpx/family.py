@@ -121,7 +121,7 @@ class HttpxFamilyTransport:
         if own is not None:
             client = own.get(self._proxies.proxy_for(request.url))
         built = self._build(client, request)
-        exchange = HttpxExchange(self.library, self.core, built, request.interrupt)
+        exchange = HttpxExchange(self.library, self.core, built, request)
         built.extensions["trace"] = exchange.trace
 
         async def send() -> Any:
@@ -154,7 +154,7 @@ class HttpxFamilyTransport:
             own = await self._own_async_clients.get()
             client = own.get(self._proxies.proxy_for(request.url))
         built = self._build(client, request)
-        exchange = HttpxExchange(self.library, self.core, built, request.interrupt)
+        exchange = HttpxExchange(self.library, self.core, built, request)
         built.extensions["trace"] = exchange.trace_async
         if request.body is not None:
             built.stream = self._whole_body(request.body)
@@ -187,7 +187,7 @@ class HttpxFamilyTransport:
                 timeout=(timeout.connect, timeout.read, timeout.write, timeout.pool),
             )
         except (library.InvalidURL, UnicodeError) as error:  # The latter by idna.
-            raise failure(ConnectError, error) from error
+            raise failure(ConnectError, error, timeout) from error
         return built
 
     async def _send(

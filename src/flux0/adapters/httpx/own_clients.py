@@ -16,6 +16,7 @@ from flux0.adapters.shared.bodies import OpenBodies
 from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import MAX_CONNECTIONS, MAX_IDLE_CONNECTIONS, MAX_IDLE_SECONDS
 from flux0.domain.errors import ConnectError
+from flux0.ports import Timeout
 from flux0.runtime.processes import fork_lock
 
 
@@ -129,6 +130,6 @@ def _make(
         with fork_lock:  # It has OpenSSL read the certificates.
             transport = kind(limits=limits, proxy=proxy)
     except ImportError as error:  # It goes through SOCKS proxies with an extra of its own.
-        raise failure(ConnectError, error) from error
+        raise failure(ConnectError, error, Timeout()) from error
     instrument(transport, library, core)
     return (AsyncOwnClient if asynchronous else OwnClient)(library, transport)

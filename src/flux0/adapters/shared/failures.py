@@ -1,4 +1,4 @@
-"""What a library's failure is called: in plain words, alike over every library."""
+"""The messages of transport errors: the same failure has the same message over every library."""
 
 from __future__ import annotations
 
@@ -19,36 +19,47 @@ from flux0.domain.errors import (
     TransportTimeout,
     WriteTimeout,
 )
+from flux0.domain.timeouts import timed_out
+from flux0.ports import Timeout
 
-_TOO_LONG: Final[dict[type[TransportError], str]] = {
-    ConnectTimeout: "no connection was made in time",
-    PoolTimeout: "no connection of the pool became free in time",
-    ReadTimeout: "nothing came for too long",
-    WriteTimeout: "the server did not take the request in time",
-    TransportTimeout: "it took too long",
-}
-
-_ENDED: Final = "the connection ended while it was made"
-_TLS_ENDS: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+_CLOSED: Final = "the server closed the connection before it was established"
+_TLS_CLOSED: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
 def failure(
-    kind: type[TransportError], error: BaseException, *, answered: bool = False
+    kind: type[TransportError],
+    error: BaseException,
+    timeout: Timeout,
+    *,
+    head_received: bool = False,
 ) -> TransportError:
-    """Return the error of ours for one of a library's.
+    """Return the flux0 error of class `kind` for a library's error.
 
-    `answered` is whether the head of the answer was in.
+    `timeout` has the limits that were in force, and `head_received` tells whether the error
+    interrupted the body or came before it.
     """
-    return kind(_TOO_LONG.get(kind) or _in_words(kind, chain(error), answered=answered))
+    if issubclass(kind, TransportTimeout):
+        return timed_out(kind, _limit(kind, timeout))
+    return kind(_describe(kind, chain(error), head_received=head_received))
 
 
-def refused_by_proxy(answer: str) -> ConnectError:
-    """Return the error for a proxy that answered so when it was asked for a tunnel."""
-    return ConnectError(f"the proxy refuses the connection: {answer}")
+def _limit(kind: type[TransportTimeout], timeout: Timeout) -> float | None:
+    limits = {
+        ConnectTimeout: timeout.connect,
+        PoolTimeout: timeout.pool,
+        ReadTimeout: timeout.read,
+        WriteTimeout: timeout.write,
+    }
+    return limits.get(kind)
+
+
+def refused_by_proxy(status: str) -> ConnectError:
+    """Return the error for a proxy that rejected a tunnel with this status."""
+    return ConnectError(f"the proxy refused the connection: {status}")
 
 
 def chain(error: BaseException | None) -> tuple[BaseException, ...]:
-    """Return an error and what it wraps, in whichever way, down to the innermost."""
+    """Return an error and the errors that it wraps, from the outermost to the innermost."""
     if error is None:
         return ()
     inner = (
@@ -60,52 +71,53 @@ def chain(error: BaseException | None) -> tuple[BaseException, ...]:
     return (error, *chain(next((each for each in inner if isinstance(each, BaseException)), None)))
 
 
-def _in_words(
-    kind: type[TransportError], errors: tuple[BaseException, ...], *, answered: bool
+def _describe(
+    kind: type[TransportError], errors: tuple[BaseException, ...], *, head_received: bool
 ) -> str:
-    # Those of libraries that are an OSError have no number.
+    # Errors of HTTP libraries that derive from OSError have no errno.
     known = (each for each in reversed(errors) if isinstance(each, OSError) and each.errno)
-    found, told = next(known, None), _told(errors[-1])
+    found, message = next(known, None), _message(errors[-1])
     if kind is ProtocolError:
-        return f"the answer is not valid HTTP: {told}"
+        return f"the response is not valid HTTP: {message}"
     if kind is ConnectionInterrupted:
-        return _broken_off(found, "within the body" if answered else "before the answer")
+        return _interrupted(found, "within the body" if head_received else "before the response")
     if isinstance(errors[-1], UnicodeError):
-        return "the host's name is not valid"
-    return _unconnected(found) if found else told or _ENDED
+        return "the host name is not valid"
+    return _unconnected(found) if found else message or _CLOSED
 
 
 def _unconnected(error: OSError) -> str:
-    if isinstance(error, _TLS_ENDS):
-        return _ENDED
+    if isinstance(error, _TLS_CLOSED):
+        return _CLOSED
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the server's certificate is not trusted: {error.verify_message.rstrip('.')}"
     if isinstance(error, socket.gaierror):
-        return f"the host's name cannot be looked up: {_system(error)}"
+        return f"the host name cannot be resolved: {_system(error)}"
     return _system(error)
 
 
-def _broken_off(error: OSError | None, where: str) -> str:
-    if error is None or error.errno == EPIPE or isinstance(error, _TLS_ENDS):
-        return f"the connection ended {where}"
+def _interrupted(error: OSError | None, where: str) -> str:
+    if error is None or error.errno == EPIPE or isinstance(error, _TLS_CLOSED):
+        return f"the connection was closed {where}"
     if error.errno in (ECONNABORTED, ECONNRESET):
         return f"the connection was reset {where}"
     return f"the connection failed {where}: {_system(error)}"
 
 
 def _system(error: OSError) -> str:
-    """Return what the operating system, or its TLS, says."""
+    """Return the message of the operating system, or of its TLS library."""
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {(error.reason or str(error)).lower().replace('_', ' ')}"
     if error.errno == ECONNREFUSED:
         return "connection refused"
-    # asyncio has other words than the system.
+    # asyncio replaces the message of the system.
     name = isinstance(error, socket.gaierror)
-    said = str(error.strerror if name else os.strerror(error.errno or 0))
-    return f"{said[:1].lower()}{said[1:]}"
+    message = str(error.strerror if name else os.strerror(error.errno or 0))
+    return f"{message[:1].lower()}{message[1:]}"
 
 
-def _told(error: BaseException) -> str:
-    """Return what a library says, on one line."""
-    message: object = getattr(error, "message", None)  # Of aiohttp, whose text has more.
+def _message(error: BaseException) -> str:
+    """Return a library's message on one line."""
+    # The str() of aiohttp's errors also contains headers.
+    message: object = getattr(error, "message", None)
     return " ".join((message if isinstance(message, str) else str(error)).split())

@@ -9,6 +9,7 @@ from http.client import HTTPException, IncompleteRead
 from io import BytesIO
 from typing import Any, Final
 
+from attrs import evolve
 from urllib3 import BaseHTTPResponse, exceptions
 
 from flux0.adapters.shared.bodies import SyncPulledBody, shut_down
@@ -25,6 +26,7 @@ from flux0.domain.errors import (
     TransportError,
     WriteTimeout,
 )
+from flux0.ports import Timeout
 
 _LARGEST_PIECE: Final = 64 * 1024
 _LARGEST_BLOCK: Final = 64 * 1024
@@ -46,7 +48,12 @@ class Urllib3Body(SyncPulledBody):
         retain: is given the content once it was read whole.
     """
 
-    def __init__(self, response: Any, retain: Callable[[bytes], object] | None = None) -> None:
+    def __init__(
+        self,
+        response: Any,
+        timeout: Timeout,
+        retain: Callable[[bytes], object] | None = None,
+    ) -> None:
         # A recorder's response is none of urllib3's, and was decompressed when it was recorded.
         ours = isinstance(response, BaseHTTPResponse)
         super().__init__(response.headers.get("content-encoding", "") if ours else "")
@@ -55,14 +62,16 @@ class Urllib3Body(SyncPulledBody):
         self._received = _read_by_library(response) if answer is None else answer.pieces()
         self._wire = None if answer is None else answer.wire
         self._response = response
+        self._timeout = timeout
         self._retain = retain
         if retain is not None:
             self.retained: list[bytes] | None = []
 
-    def set_timeout(self, silence: float | None) -> None:
-        """Have no piece waited for longer than `silence`, in seconds."""
+    def set_timeout(self, read_timeout: float | None) -> None:
+        """Limit the wait for each piece to `read_timeout` seconds."""
         if self._wire is not None:
-            self._wire.settimeout(silence)
+            self._wire.settimeout(read_timeout)
+            self._timeout = evolve(self._timeout, read=read_timeout)
 
     def _receive(self) -> bytes | None:
         return next(self._received, None)
@@ -82,7 +91,10 @@ class Urllib3Body(SyncPulledBody):
 
     def _translated(self, error: BaseException) -> TransportError | None:
         known = isinstance(error, (HTTPException, OSError, exceptions.HTTPError))
-        return _broken_off(error) if known else None
+        if not known:
+            return None
+        kind = _sent_kind(chain(error)[-1])
+        return failure(kind, error, self._timeout, head_received=True)
 
 
 def _read_by_library(response: Any) -> Iterator[bytes]:
@@ -91,11 +103,6 @@ def _read_by_library(response: Any) -> Iterator[bytes]:
     options = {"decode_content": False} if isinstance(response, BaseHTTPResponse) else {}
     while piece := response.read1(_LARGEST_PIECE, **options):
         yield piece
-
-
-def _broken_off(error: BaseException) -> TransportError:
-    """Return what a failure to read a body means."""
-    return failure(_sent_kind(chain(error)[-1]), error, answered=True)
 
 
 def translated(error: BaseException, exchange: Urllib3Exchange) -> TransportError:
@@ -124,7 +131,7 @@ def translated(error: BaseException, exchange: Urllib3Exchange) -> TransportErro
             kind = TLSError
     elif has(TimeoutError) and not has(exceptions.ReadTimeoutError):
         kind = WriteTimeout
-    return failure(kind, error)
+    return failure(kind, error, exchange.timeout)
 
 
 # The other side ends the connection while TLS is agreed on: it refuses nothing.

@@ -47,7 +47,7 @@ class Urllib3Exchange:
     def __init__(self, request: Request) -> None:
         self.sent = False
         self.unconnected: BaseException | None = None
-        self.write_timeout: float | None = request.timeout.write
+        self.timeout = request.timeout
         self._interrupt = request.interrupt
 
     def __enter__(self) -> Urllib3Exchange:
@@ -117,7 +117,7 @@ class TrackedConnection(HTTPConnection):
                 self.connect()
             exchange.sent = True
             exchange.wait_on(self._wire)
-            self.timeout = exchange.write_timeout  # urllib3 writes with that for connecting.
+            self.timeout = exchange.timeout.write  # urllib3 writes with that for connecting.
         super().request(*args, **options)
 
     def response_class(self, sock: Any, *args: Any, **options: Any) -> TrackedResponse:  # type: ignore[override]

@@ -23,7 +23,7 @@ from flux0.adapters.urllib3.connection import Urllib3Exchange, require, watch
 from flux0.domain.errors import ConnectError, InvalidArgument, ProtocolError, ReadTimeout
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
-from flux0.ports import ByteStream, Request, Response
+from flux0.ports import ByteStream, Request, Response, Timeout
 from flux0.runtime.processes import PerProcess
 
 _PROXIES: Final = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
@@ -60,7 +60,7 @@ class RequestsTransport:
         headers = _headers(response)
         # The content of an error is read here, and users find it in the response all the same.
         retain = None if is_success(status) else partial(_retain, response)
-        reading = Urllib3Body(_raw(response), retain)
+        reading = Urllib3Body(_raw(response), request.timeout, retain)
         if request.is_streaming(status):
             reading.set_timeout(request.timeout.idle)
         body = SyncBody(reading)
@@ -135,7 +135,7 @@ def _send(over: _Connections, request: Request) -> requests.Response:
                 return error.response  # A hook calls raise_for_status.
             if isinstance(error, exceptions.Timeout) and not _wraps(error):
                 # Of an adapter that is not requests' own.
-                raise failure(ReadTimeout, error) from error
+                raise failure(ReadTimeout, error, request.timeout) from error
             known = isinstance(error, (exceptions.RequestException, HTTPError))
             if known or error is exchange.unconnected:
                 raise translated(error, exchange) from error
@@ -152,9 +152,9 @@ def _prepared(session: requests.Session, request: Request) -> Any:
     try:
         prepared: Any = session.prepare_request(given)
     except exceptions.InvalidHeader as error:
-        raise failure(ProtocolError, error) from error
+        raise failure(ProtocolError, error, request.timeout) from error
     except (exceptions.InvalidURL, exceptions.MissingSchema) as error:
-        raise failure(ConnectError, error) from error
+        raise failure(ConnectError, error, Timeout()) from error
     # A header field that was asked for counts more than what the session knows.
     if "authorization" in request.headers:
         prepared.headers["authorization"] = request.headers["authorization"]
@@ -176,7 +176,7 @@ def _watch(session: requests.Session, prepared: Any, settings: Any) -> None:
     try:
         adapter = session.get_adapter(prepared.url)
     except exceptions.InvalidSchema as error:
-        raise failure(ConnectError, error) from error
+        raise failure(ConnectError, error, Timeout()) from error
     if isinstance(adapter, HTTPAdapter) and not isinstance(adapter, _OwnAdapter):
         _refuse_retries(adapter)
         tls = {name: settings[name] for name in ("verify", "proxies", "cert")}
@@ -191,7 +191,7 @@ def _tracked_pool(
         pool = get(request, verify, proxies, cert)
         adapter.cert_verify(pool, request.url, verify, cert)  # type: ignore[no-untyped-call]
     except (HTTPError, OSError) as error:  # Errors of requests are OSErrors, too.
-        raise failure(ConnectError, error) from error
+        raise failure(ConnectError, error, Timeout()) from error
     watch(pool)
     return pool
 

@@ -53,7 +53,7 @@ class Urllib3Transport:
         try:
             opener, target = pools.opening(request.url)
         except urllib3.exceptions.HTTPError as error:
-            raise failure(ConnectError, error) from error
+            raise failure(ConnectError, error, timeout) from error
         with Urllib3Exchange(request) as exchange:
             try:
                 response = opener.urlopen(
@@ -73,7 +73,7 @@ class Urllib3Transport:
                     raise translated(error, exchange) from error
                 raise
         raw, retain = (response, None) if is_success(response.status) else _readable(response)
-        reading = Urllib3Body(response, retain)
+        reading = Urllib3Body(response, timeout, retain)
         if request.is_streaming(response.status):
             reading.set_timeout(timeout.idle)
         headers = Headers(tuple(response.headers.items()))

@@ -12,6 +12,7 @@ from weakref import WeakSet
 from attrs import define, evolve, field
 
 from flux0.domain.errors import ConnectionInterrupted, ReadTimeout
+from flux0.domain.timeouts import timed_out
 from flux0.ports import AsyncByteStream, ByteStream, Request, Response, Shared
 from flux0.runtime.event_loop import Loop, running_loop, sleep
 from flux0.testing.fake.clock import FakeClock, Wait, Waits, perform, perform_async
@@ -77,7 +78,7 @@ class FakeBody:
                 return outcome
             if clock.now() >= limit:
                 self.end("closed")
-                raise ReadTimeout(f"nothing came for {silence:g} s")
+                raise timed_out(ReadTimeout, silence)
             moment = inf if outcome.moment is None else outcome.moment
             in_real_time = silence == inf and not (clock.moves_by_itself and moment < inf)
             if outcome.moment is None or in_real_time:

@@ -143,7 +143,7 @@ def _cut_off(pieces: Iterator[bytes | Wait], fault: Stall | Truncate) -> Iterato
         while True:
             yield Wait(inf)
     if not fault.clean:
-        raise ConnectionInterrupted("the connection ended within the body")
+        raise ConnectionInterrupted("the connection was closed within the body")
 
 
 def _split(pieces: Iterator[bytes | Wait], sizes: tuple[int, ...]) -> Iterator[bytes | Wait]:

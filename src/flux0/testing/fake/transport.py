@@ -12,6 +12,7 @@ from typing import Any, cast
 from attrs import define, evolve
 
 from flux0.domain.errors import ConnectionInterrupted, InvalidArgument, ReadTimeout, TransportError
+from flux0.domain.timeouts import timed_out
 from flux0.ports import Request, Response
 from flux0.runtime.event_loop import Loop
 from flux0.testing.fake import calls
@@ -293,7 +294,7 @@ class FakeTransport(SharedTransport):
                 case Stall(None, None) if not acted:
                     yield from self._late(inf, request)
                 case Drop(after_acting) if after_acting is acted:
-                    raise ConnectionInterrupted("the connection ended before the answer")
+                    raise ConnectionInterrupted("the connection was closed before the response")
                 case Delay(seconds) if acted:
                     yield from self._late(seconds, request)
                 case _:
@@ -309,7 +310,7 @@ class FakeTransport(SharedTransport):
         if timeout is None:
             raise AssertionError("no answer will come, and this call has no timeout to end it")
         yield Wait(self.clock.now() + timeout, timeout=True)
-        raise ReadTimeout(f"nothing came for {timeout:g} s")
+        raise timed_out(ReadTimeout, timeout)
 
     def _ended(self, pieces: Iterator[bytes | Wait], how: BodyEnd) -> None:
         _, turn = self._open[pieces]

@@ -192,7 +192,7 @@ async def test_a_proxy_that_opens_no_tunnel(way: Way, monkeypatch: pytest.Monkey
     gc.collect()
     assert told == (
         "GET https://flux0.invalid/api/agents: "
-        "the proxy refuses the connection: 407 Proxy Authentication Required"
+        "the proxy refused the connection: 407 Proxy Authentication Required"
     )
 
 

@@ -10,25 +10,30 @@ import pytest
 
 from flux0 import ConnectError, ConnectionInterrupted, ProtocolError, TLSError, TransportError
 from flux0.adapters.shared.failures import failure
+from flux0.ports import Timeout
 
 TLS_VERSION = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
 TLS_VERSION.reason = "WRONG_VERSION_NUMBER"
 NO_HOST = OSError(errno.EHOSTUNREACH, "x")
 NO_NAME = socket.gaierror(socket.EAI_AGAIN, "Try again")
 RESET = ConnectionResetError(errno.ECONNRESET, "x")
-BEFORE, WITHIN = "before the answer", "within the body"
+BEFORE, WITHIN = "before the response", "within the body"
 
 CASES: list[tuple[type[TransportError], Exception, str]] = [
     (ConnectError, ConnectionRefusedError(errno.ECONNREFUSED, "x"), "connection refused"),
     (ConnectError, NO_HOST, "no route to host"),
-    (ConnectError, UnicodeError("label too long"), "the host's name is not valid"),
+    (ConnectError, UnicodeError("label too long"), "the host name is not valid"),
     (ConnectError, OSError("of a proxy,\n indeed"), "of a proxy, indeed"),
-    (ConnectError, EOFError(), "the connection ended while it was made"),
-    (ConnectError, NO_NAME, "the host's name cannot be looked up: try again"),
+    (ConnectError, EOFError(), "the server closed the connection before it was established"),
+    (ConnectError, NO_NAME, "the host name cannot be resolved: try again"),
     (TLSError, TLS_VERSION, "TLS failed: wrong version number"),
-    (ProtocolError, ValueError("a\n  b"), "the answer is not valid HTTP: a b"),
-    (ConnectionInterrupted, EOFError(), f"the connection ended {BEFORE}"),
-    (ConnectionInterrupted, BrokenPipeError(errno.EPIPE, "x"), f"the connection ended {BEFORE}"),
+    (ProtocolError, ValueError("a\n  b"), "the response is not valid HTTP: a b"),
+    (ConnectionInterrupted, EOFError(), f"the connection was closed {BEFORE}"),
+    (
+        ConnectionInterrupted,
+        BrokenPipeError(errno.EPIPE, "x"),
+        f"the connection was closed {BEFORE}",
+    ),
     (ConnectionInterrupted, RESET, f"the connection was reset {WITHIN}"),
     (ConnectionInterrupted, NO_HOST, f"the connection failed {WITHIN}: no route to host"),
     (
@@ -57,6 +62,6 @@ def test_the_innermost_error_says_it(
             "group": ("exceptions", (error, ValueError("another"))),
         }[wrapped]
         setattr(outer, name, value)
-    made = failure(kind, outer, answered=WITHIN in words)
+    made = failure(kind, outer, Timeout(), head_received=WITHIN in words)
     assert type(made) is kind
     assert made.problem == words
