@@ -13,6 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL  # aiohttp's own type of URL
 
 from flux0.adapters.aiohttp.protocol_shim import RequestBody
+from flux0.adapters.shared.exchange import Exchange
 from flux0.adapters.shared.failures import failure, refused_by_proxy
 from flux0.adapters.shared.limits import ACCEPT_ENCODING
 from flux0.domain.errors import (
@@ -33,15 +34,14 @@ from flux0.ports import Request
 _MAX_HEADER_BYTES: Final = 64 * 1024
 
 
-class AiohttpExchange:
+class AiohttpExchange(Exchange):
     """One request on its way to the head of its answer, and what is known of it."""
 
     def __init__(self, request: Request, url: URL) -> None:
+        super().__init__(request)
         self._request = request
         self._url = url
         self.body: RequestBody = RequestBody(request.body or b"", request.timeout.write)
-        self._sent = False
-        self._failure: Exception | None = None  # What aiohttp itself has raised last.
         self._step = ""  # What aiohttp does, by the name of its last trace event.
         self._telling = False  # Whether it is telling the user's traces of an event.
 
@@ -53,7 +53,7 @@ class AiohttpExchange:
         # ours around and inside of them, a request could be sent twice, and what they raise could
         # not be told from what aiohttp raises.
         theirs = session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        timeout = self._request.timeout
+        timeout = self.timeout
         _EXCHANGE.set(self)
         try:
             return await session.request(
@@ -99,7 +99,7 @@ class AiohttpExchange:
         try:
             return await handler(request)
         except Exception as error:
-            if error is self._failure:
+            if error is self.failure:
                 raise self._translated(error) from error
             # aiohttp would send a GET again, or make another error of it.
             if isinstance(error, (OSError, aiohttp.ServerDisconnectedError)):
@@ -130,10 +130,10 @@ class AiohttpExchange:
                     continue
                 if self._telling:
                     raise self._of_trace(error) from None
-                self._failure = error
+                self.failure = error
                 raise
             finally:
-                self._sent = self._sent or body.begun or not known
+                self.sent = self.sent or body.begun or not known
 
     def _of_trace(self, error: Exception) -> BaseException:
         """Return what the user's trace has raised, which aiohttp wraps while it connects."""
@@ -156,12 +156,12 @@ class AiohttpExchange:
             return self.body.failure
         if isinstance(error, aiohttp.ClientHttpProxyError):
             return refused_by_proxy(f"{error.status} {error.message}")
-        unsent = not self._sent and self._step in _CONNECTING
+        unsent = not self.sent and self._step in _CONNECTING
         kinds = _UNSENT if unsent else _SENT
         kind = next((to for raised, to in kinds if isinstance(error, raised)), None)
         if kind is ConnectTimeout and self._step == "connection_queued_start":
             kind = PoolTimeout
-        return error if kind is None else failure(kind, error, self._request.timeout)
+        return error if kind is None else failure(kind, error, self.timeout)
 
 
 class _UserError(Exception):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ssl
-from functools import partial
 from typing import Any
 
-from flux0.adapters.shared.bodies import shut_down
+from flux0.adapters.shared.exchange import Exchange
 from flux0.adapters.shared.failures import failure, refused_by_proxy
 from flux0.domain.errors import (
     ConnectError,
@@ -27,30 +26,26 @@ _ENDED_EARLY = ("closed connection", "Server disconnected", "ConnectionTerminate
 _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
 
 
-class HttpxExchange:
+class HttpxExchange(Exchange):
     """One exchange, as httpcore tells of it by the request's extension `trace`.
 
     It does not know the request, which would be a circle that only the collector ends.
 
     Attributes:
         library, core: such as the modules httpx and httpcore.
-        sent: whether the request began to go out.
         answered: whether the head of the answer is in.
         received: how many bytes have come before.
     """
 
     def __init__(self, library: Any, core: Any, built: Any, request: Request) -> None:
+        super().__init__(request)
         self.library = library
         self.core = core
-        self.sent: bool = False
         self.answered: bool = False
         self.received: int = 0
-        self._interrupt = request.interrupt
-        self.timeout = request.timeout
         self._url = built.url
         self._others = built.extensions.get("trace")
         self._traced = False
-        self._failure: object = None
         self._withheld: list[tuple[bytes, bytes]] = []
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
@@ -72,14 +67,14 @@ class HttpxExchange:
             # A tunnel through a proxy is asked for by a request of its own.
             self.sent = self.sent or info["request"].method != b"CONNECT"
             if protocol == "http2":
-                self._interrupt.clear()  # Other exchanges share the connection.
+                self.clear_interrupt()  # Other exchanges share the connection.
         elif step == "receive_response_headers.complete" and self.sent:
             self.answered = True
             self._withhold_location(info["return_value"][-1])
         elif step in _CONNECTED:
             self.use(info["return_value"])
         elif step.endswith(".failed"):
-            self._failure = info["exception"]
+            self.failure = info["exception"]
 
     def _withhold_location(self, fields: list[tuple[bytes, bytes]]) -> None:
         """Take a location away that the library cannot read: it would drop the whole answer."""
@@ -104,7 +99,7 @@ class HttpxExchange:
 
     def use(self, stream: Any) -> None:
         """Take note of the connection that the answer will come over."""
-        self._interrupt.on_fire(partial(shut_down, stream.get_extra_info("socket")))
+        self.shut_down_on_interrupt(stream.get_extra_info("socket"))
 
     def translated(self, error: Exception, request: Any) -> TransportError | None:
         """Return the error of ours for what sending raised; None if the user's code raised it."""
@@ -133,7 +128,7 @@ class HttpxExchange:
 
     def failed_by(self, error: BaseException) -> bool:
         """Return whether httpcore told of this error as what went wrong last."""
-        return error is self._failure and isinstance(error, Exception)
+        return error is self.failure and isinstance(error, Exception)
 
     def failed(self, error: BaseException, *, sent: bool = True) -> TransportError:
         """Return the error of ours for one of the library's."""

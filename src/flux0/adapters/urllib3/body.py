@@ -121,7 +121,7 @@ def translated(error: BaseException, exchange: Urllib3Exchange) -> TransportErro
         return refused_by_proxy(said.removeprefix(mark))
     # urllib3 raises the two before a request has any connection.
     waited = has(exceptions.EmptyPoolError, exceptions.ClosedPoolError)
-    if not exchange.sent and (waited or exchange.unconnected is not None):
+    if not exchange.sent and (waited or exchange.failure is not None):
         kind = ConnectError
         if has(exceptions.EmptyPoolError):
             kind = PoolTimeout

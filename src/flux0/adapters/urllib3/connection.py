@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from contextlib import suppress
 from contextvars import ContextVar
-from functools import cache, partial
+from functools import cache
 from queue import Empty, Full, LifoQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast, final
@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any, Final, cast, final
 import urllib3
 import urllib3.connection
 
-from flux0.adapters.shared.bodies import shut_down
+from flux0.adapters.shared.exchange import Exchange
 from flux0.adapters.shared.limits import MAX_IDLE_SECONDS
 from flux0.adapters.shared.misplaced import refuse_misplaced
 from flux0.adapters.urllib3.http_response import TrackedResponse
 from flux0.domain.errors import InvalidArgument, MissingDependency
-from flux0.ports import Request
 
 if TYPE_CHECKING:
     from urllib3.connection import HTTPConnection
@@ -36,19 +35,11 @@ else:
 
 
 @final
-class Urllib3Exchange:
-    """What is known of one request while it is sent, in a block in which connections note it.
+class Urllib3Exchange(Exchange):
+    """The state of one request, which the connections record while its `with` block runs.
 
-    Attributes:
-        sent: whether any of it may have left.
-        unconnected: what kept the last connection from being made, or None.
+    `failure` is the exception that the last attempt to connect raised, or None.
     """
-
-    def __init__(self, request: Request) -> None:
-        self.sent = False
-        self.unconnected: BaseException | None = None
-        self.timeout = request.timeout
-        self._interrupt = request.interrupt
 
     def __enter__(self) -> Urllib3Exchange:
         self._token = _EXCHANGE.set(self)
@@ -56,15 +47,7 @@ class Urllib3Exchange:
 
     def __exit__(self, *_: object) -> None:
         _EXCHANGE.reset(self._token)
-        self.wait_no_more()
-
-    def wait_on(self, wire: socket.socket) -> None:
-        """Let an interrupt of the request end the connection that it waits for."""
-        self._interrupt.on_fire(partial(shut_down, wire))
-
-    def wait_no_more(self) -> None:
-        """Keep the interrupt from a connection that has served its turn."""
-        self._interrupt.clear()
+        self.clear_interrupt()
 
 
 _EXCHANGE: ContextVar[Urllib3Exchange | None] = ContextVar("flux0_exchange", default=None)
@@ -93,7 +76,7 @@ class TrackedConnection(HTTPConnection):
         if isinstance(sock, socket.socket):
             self._wire = sock
             if exchange := _EXCHANGE.get():
-                exchange.wait_on(sock)
+                exchange.shut_down_on_interrupt(sock)
 
     @property
     def is_connected(self) -> bool:
@@ -107,7 +90,7 @@ class TrackedConnection(HTTPConnection):
             super().connect()
         except BaseException as error:
             if exchange := _EXCHANGE.get():
-                exchange.unconnected = error
+                exchange.failure = error
             raise
 
     def request(self, *args: Any, **options: Any) -> None:
@@ -116,7 +99,7 @@ class TrackedConnection(HTTPConnection):
             if self.is_closed:
                 self.connect()
             exchange.sent = True
-            exchange.wait_on(self._wire)
+            exchange.shut_down_on_interrupt(self._wire)
             self.timeout = exchange.timeout.write  # urllib3 writes with that for connecting.
         super().request(*args, **options)
 
@@ -129,7 +112,7 @@ class TrackedConnection(HTTPConnection):
         """Wait for the head of the answer."""
         response = super().getresponse()
         if exchange := _EXCHANGE.get():
-            exchange.wait_no_more()
+            exchange.clear_interrupt()
         return response
 
 

@@ -137,7 +137,7 @@ def _send(over: _Connections, request: Request) -> requests.Response:
                 # Of an adapter that is not requests' own.
                 raise failure(ReadTimeout, error, request.timeout) from error
             known = isinstance(error, (exceptions.RequestException, HTTPError))
-            if known or error is exchange.unconnected:
+            if known or error is exchange.failure:
                 raise translated(error, exchange) from error
             raise
         finally:

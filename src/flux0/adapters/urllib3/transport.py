@@ -69,7 +69,7 @@ class Urllib3Transport:
                     pool_timeout=timeout.pool,
                 )
             except Exception as error:
-                if isinstance(error, urllib3.exceptions.HTTPError) or error is exchange.unconnected:
+                if isinstance(error, urllib3.exceptions.HTTPError) or error is exchange.failure:
                     raise translated(error, exchange) from error
                 raise
         raw, retain = (response, None) if is_success(response.status) else _readable(response)
