@@ -1,10 +1,11 @@
-"""Flows: code that describes I/O instead of doing it, written once for sync and async.
+"""Flows: generators that describe I/O instead of doing it, written once for sync and async code.
 
-A flow is a generator. It yields an effect and gets the outcome back; a failure is raised at the
-`yield`. Use cases and middleware are flows. A driver (`flux0.client.drivers`) performs the effects.
+A flow yields effects. A driver (`flux0.client.drivers`) performs each effect and sends the result
+back as the value of the `yield`; if the effect fails, the error is raised at the `yield`. Use cases
+and middleware are flows.
 
-A middleware is `(request, send) -> Flow[Response]`: it calls `send` as often as it likes, each time
-with `yield from`, and returns the response or raises.
+A middleware is a function `(request, send) -> Flow[Response]`. It may call `send` any number of
+times, always with `yield from`, and returns a response or raises.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ T = TypeVar("T")
 
 @frozen
 class Send:
-    """Send `request` over the transport; the outcome is the `Response`."""
+    """Sends `request` over the transport; the result is the `Response`."""
 
     request: Request
 
 
 @frozen
 class ReadBody:
-    """Read `response` to its end and release it; the outcome is the body as bytes.
+    """Reads the body of `response` to its end and closes it; the result is the body as bytes.
 
-    Raises `ResponseTooLarge` past `limit` bytes, and `ReadTimeout` past `deadline`.
+    Raises `ResponseTooLarge` if the body has more than `limit` bytes, and `ReadTimeout` if it is
+    not complete by `deadline`.
     """
 
     response: Response[Any]
@@ -40,16 +42,16 @@ class ReadBody:
 
 @frozen
 class Sleep:
-    """Wait for `seconds`; the outcome is None."""
+    """Waits for `seconds`; the result is None."""
 
     seconds: float
 
 
 @frozen
 class Await:
-    """Await `awaitable`; the outcome is what it gives.
+    """Awaits `awaitable`; the result is its value.
 
-    Synchronous code cannot, and raises `InvalidArgument`, which names `argument`.
+    In a sync call this raises `InvalidArgument` for `argument`, the option that it came from.
     """
 
     awaitable: Awaitable[Any]
@@ -63,13 +65,13 @@ Middleware: TypeAlias = Callable[[Request, SendFlow], Flow[Response[Any]]]
 
 
 def send_once(request: Request) -> Flow[Response[Any]]:
-    """Hand `request` to the transport: the innermost flow of every chain."""
+    """Send `request` over the transport, without any middleware."""
     response: Response[Any] = yield Send(request)
     return response
 
 
 def chain(middleware: Iterable[Middleware]) -> SendFlow:
-    """Return one flow out of `middleware`, the first of which is the outermost."""
+    """Combine `middleware` into one function that sends a request; the first is the outermost."""
     send: SendFlow = send_once
     for layer in reversed(tuple(middleware)):
         send = _around(layer, send)

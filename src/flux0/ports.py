@@ -1,7 +1,7 @@
-"""What the core asks of the world, and the values that cross the line.
+"""The interfaces between the core and its adapters, and the values that they exchange.
 
-An adapter implements one of these protocols over one outside library and lets nothing of that
-library through but `Response.raw_response` and the `__cause__` of an error.
+An adapter implements one of these interfaces with one third-party library. Objects of that library
+appear only as `Response.raw_response` and as the `__cause__` of an error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, final
 from attrs import field, frozen
 
 from flux0.domain.headers import Headers
-from flux0.domain.http import is_success
+from flux0.domain.http import is_idempotent, is_success
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.stream_events import StreamEvent
 
@@ -25,11 +25,14 @@ Body_co = TypeVar("Body_co", covariant=True)
 
 @frozen
 class Timeout:
-    """The timeouts of one request, in seconds. None means no limit.
+    """The timeouts of one request, in seconds; None means no limit.
 
-    `connect` limits the attempt to connect to each address, with the TLS handshake. `pool` limits
-    the wait for a free connection of the pool. `write` and `read` limit the wait for the next bytes
-    of the request and of the response. `idle` replaces `read` in the body of a streaming response.
+    Attributes:
+        connect: limit for connecting to one address, including the TLS handshake.
+        read: limit for the wait for the next bytes of the response.
+        write: limit for the wait until the server accepts the next bytes of the request.
+        pool: limit for the wait until a connection of the pool is free.
+        idle: replaces `read` while the body of a streaming response is read.
     """
 
     connect: float | None = 10.0
@@ -41,10 +44,11 @@ class Timeout:
 
 @final
 class Interrupt:
-    """Ends a synchronous exchange whose head is still to come, from another thread.
+    """Stops a sync call that waits for a response head, from another thread.
 
-    A transport that can be woken says how with `on_fire`, as soon as it knows the socket, and calls
-    `clear` when the head is in, or sending has failed: from then on the socket may be another's.
+    A transport that supports it calls `on_fire` as soon as it knows the socket of the request. It
+    calls `clear` when the response head was received or sending has failed, because the socket may
+    serve another request afterwards.
     """
 
     def __init__(self) -> None:
@@ -53,19 +57,22 @@ class Interrupt:
         self.fired: bool = False
 
     def on_fire(self, wake: Callable[[], object]) -> None:
-        """Have `wake` called, which is quick and does not raise, or call it if it is due."""
+        """Set the function that ends the wait; if `fire` was called already, call it now.
+
+        `wake` must return quickly and must not raise.
+        """
         with self._lock:
             self._wake = wake
             if self.fired:
                 wake()
 
     def clear(self) -> None:
-        """Forget how to wake the transport."""
+        """Remove the function that `on_fire` set."""
         with self._lock:
             self._wake = None
 
     def fire(self) -> None:
-        """End the exchange, or if the socket is not known yet, as soon as it is."""
+        """Stop the exchange now, or as soon as the transport calls `on_fire`."""
         with self._lock:
             self.fired = True
             if self._wake is not None:
@@ -74,14 +81,24 @@ class Interrupt:
 
 @frozen
 class Request:
-    """One HTTP request, whole.
+    """One HTTP request with its complete body, and the options for sending it.
 
-    `url` is absolute, already percent-encoded, and has no credentials. `operation` is the call's
-    name for people, such as `agents.list`; `route` its path with placeholders. `stream` says that
-    the body of a successful answer is read piece by piece, as it arrives. `retries` is the policy
-    of this call, `attempt` counts from 1, and `deadline` is when the whole call must be over, by
-    the client's `Time`. A transport heeds none of the three: its timeouts are set to fit. A
-    synchronous transport heeds `interrupt`, if it can be woken while it waits.
+    A transport ignores `operation`, `route`, `retries`, `attempt` and `deadline`: before a request
+    is sent, the client shortens its `timeout` to the time that is left until the deadline.
+
+    Attributes:
+        method: the HTTP method, in upper case.
+        url: the absolute URL, percent-encoded, without credentials.
+        headers: the header fields.
+        body: the content, or None.
+        stream: if True, the body of a 2xx response is read piece by piece, as it arrives.
+        timeout: the timeouts of this attempt.
+        operation: the name of the call in errors and traces, such as `agents.list`.
+        route: the path with placeholders instead of ids.
+        retries: the retry policy of this call; None means the default policy.
+        attempt: the number of this attempt; the first is 1.
+        deadline: the moment by which the whole call must end, on the clock of the client's `Time`.
+        interrupt: stops the wait for the response head; sync transports support it if they can.
     """
 
     method: str
@@ -97,54 +114,64 @@ class Request:
     deadline: float | None = None
     interrupt: Interrupt = field(factory=Interrupt, eq=False, repr=False)
 
+    @property
+    def is_idempotent(self) -> bool:
+        """Whether the method is idempotent: repeating the request has no further effect."""
+        return is_idempotent(self.method)
+
     def is_streaming(self, status_code: int) -> bool:
-        """Return whether the body of an answer with this status is read as it arrives."""
+        """Return whether the body of a response with this status is read as it arrives."""
         return self.stream and is_success(status_code)
 
 
 class ByteStream(Protocol):
-    """The body of a response, decompressed, not read yet.
+    """The decoded body of a response, to be read once.
 
-    Iterating yields each piece as soon as its bytes arrive, and ends only where the response's
-    framing says that the body is whole. A piece is empty if what arrived holds no content yet, such
-    as the first bytes of compressed data. The connection is released at the end, on an error, on
-    `close`, and when the stream is garbage collected.
+    Iterating yields each piece as soon as its bytes arrive, and ends only when the body is complete
+    by the framing of the response. A piece is empty if the received bytes yield no content yet, for
+    example the first bytes of compressed data. The connection is released at the end of the body,
+    on an error, on `close`, and when the stream is garbage-collected.
 
     Raises:
-        ReadTimeout: nothing came for the request's `idle` (streaming) or `read` timeout.
-        ConnectionInterrupted: the connection broke off, or ended early.
-        ProtocolError: framing or compression is broken.
+        ReadTimeout: no data was received within the request's `idle` timeout (if it is streaming)
+            or `read` timeout.
+        ConnectionInterrupted: the connection was closed or reset before the end of the body.
+        ProtocolError: the framing or the content coding is invalid.
     """
 
     def __iter__(self) -> Iterator[bytes]:
-        """Return the one iterator of the pieces."""
+        """Return the iterator over the pieces; every call returns the same iterator."""
         ...
 
     def close(self) -> None:
-        """Release the connection, at once and without raising; harmless when repeated."""
+        """Release the connection at once. Never raises; further calls do nothing."""
         ...
 
 
 class AsyncByteStream(Protocol):
-    """A `ByteStream` for asynchronous code, with the same duties and errors."""
+    """The async version of `ByteStream`, with the same behavior and errors."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        """Return the one iterator of the pieces."""
+        """Return the iterator over the pieces; every call returns the same iterator."""
         ...
 
     async def close_async(self) -> None:
-        """Release the connection, even when cancelled; harmless when repeated."""
+        """Release the connection, even if the task is cancelled. Further calls do nothing."""
         ...
 
 
 @frozen
 class Response(Generic[Body_co]):
-    """The head of an answer, with its body still to be read.
+    """The head of a response, together with its body.
 
-    From a transport, `body` is a stream, which whoever holds the response reads to its end or
-    closes. Once it was read whole, `body` is the bytes. `raw_response` is the HTTP library's own
-    response. `close_delimited` says that nothing but the end of the connection ends the body, as in
-    HTTP/1.0: a server that was killed then looks as if it had finished.
+    Attributes:
+        status_code: the HTTP status.
+        headers: the header fields.
+        body: from a transport, a `ByteStream` or `AsyncByteStream`, which the receiver must read
+            to its end or close. After it was read completely, the content as bytes.
+        raw_response: the response object of the HTTP library.
+        close_delimited: True if only the end of the connection marks the end of the body, as in
+            HTTP/1.0. Such a body looks complete even if the server was killed.
     """
 
     status_code: int
@@ -155,19 +182,19 @@ class Response(Generic[Body_co]):
 
 
 class Time(ABC):
-    """The time that a client goes by: durations, dates, waiting, and the chance in waiting.
+    """The clock of a client: durations, dates, sleeping, and the random part of backoff.
 
-    A client goes by real time, unless its transport has a `Time` as its attribute `time`. One whose
-    time is not real, such as a fake, brings that along, so that no test waits for a retry.
+    A client uses the system clock unless its transport has an attribute `time`. A fake transport
+    has one, so that tests do not wait for retries.
     """
 
     @abstractmethod
     def monotonic(self) -> float:
-        """Return seconds that never go back, for measuring durations."""
+        """Return the seconds of a clock that never goes backwards, for measuring durations."""
 
     @abstractmethod
     def utc_now(self) -> datetime:
-        """Return the date and time, in UTC, for reading dates such as that of a `Retry-After`."""
+        """Return the current date and time in UTC, which `Retry-After` dates are compared with."""
 
     @abstractmethod
     def sleep(self, seconds: float) -> None:
@@ -179,80 +206,82 @@ class Time(ABC):
 
     @abstractmethod
     def jitter(self) -> float:
-        """Return a random number from 0 to 1, by which a wait before a retry is shortened."""
+        """Return a random number from 0 to 1; the backoff before a retry is multiplied by it."""
 
-    def alarm(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:  # noqa: ARG002 - see below
-        """Have `act` called when `monotonic` is `moment`; return a function that cancels it.
+    def alarm(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:  # noqa: ARG002 - for subclasses
+        """Call `act` in another thread when `monotonic()` reaches `moment`.
 
-        It is called from another thread. A time that passes only while somebody waits by it needs
-        no alarm, and this one never goes off.
+        Return a function that cancels the alarm. This default never calls `act`, which is right for
+        a clock that advances only in `sleep`.
         """
-        return _nothing
+        return _cancel_nothing
 
 
-def _nothing() -> None:
-    """Cancel an alarm that never goes off."""
+def _cancel_nothing() -> None:
+    """Do nothing: the default alarm was never set."""
 
 
 class Transport(Protocol):
-    """Sends requests, for synchronous code. One transport may be used by many threads at once.
+    """Sends requests for sync code. Many threads may use one transport at the same time.
 
-    A transport whose time is not real has a `Time` as its attribute `time`.
+    A transport with a simulated clock has a `Time` in its attribute `time`.
     """
 
     def send(self, request: Request) -> Response[ByteStream]:
-        """Send `request` once and return the answer when its headers are in, whatever its status.
+        """Send `request` once and return the response when its head was received, for any status.
 
-        No redirect is followed and nothing is sent twice.
+        Do not follow redirects, and do not send the request again.
 
         Raises:
-            ConnectError: no connection came about, and it is known that no byte of the request
-                was sent (`ConnectTimeout`, `PoolTimeout` and `TLSError` among them). A client sends
-                the request again, even a POST, so where the transport cannot tell it raises one of
-                the others.
-            ReadTimeout, WriteTimeout: the server was too slow.
-            ConnectionInterrupted: the connection broke off before the headers were in.
-            ProtocolError: the answer is not HTTP.
+            ConnectError: the connection could not be established, and certainly no byte of the
+                request was sent; subclasses are `ConnectTimeout`, `PoolTimeout` and `TLSError`. The
+                client retries even a POST after this error. If the transport does not know whether
+                bytes were sent, it must raise `ConnectionInterrupted` instead.
+            ReadTimeout, WriteTimeout: the timeout of the request expired.
+            ConnectionInterrupted: the connection was closed or reset before the head was complete.
+            ProtocolError: the response is not valid HTTP.
         """
         ...
 
     def close(self) -> None:
-        """Close what this transport opened itself; what the user passed in stays open."""
+        """Close the connections that this transport opened; a client passed in stays open."""
         ...
 
 
 class AsyncTransport(Protocol):
-    """Sends requests, for asynchronous code, under asyncio and trio."""
+    """Sends requests for async code, under asyncio and trio."""
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        """Send `request` once and return the answer when its headers are in, whatever its status.
+        """Send `request` once; see `Transport.send` for the rules and the errors.
 
-        No redirect is followed and nothing is sent twice. Raises as `Transport.send` does. A
-        cancelled call leaves no connection behind.
+        If the call is cancelled, the connection must be closed.
         """
         ...
 
     async def close_async(self) -> None:
-        """Close what this transport opened itself; what the user passed in stays open."""
+        """Close the connections that this transport opened; a client passed in stays open."""
         ...
 
 
 class Shared(ABC):
-    """A transport that several clients share, such as a fake server.
+    """A transport that several clients may share, such as a fake server.
 
-    Each client uses one that `for_client` returns; closing that leaves the others alone.
+    Each client uses a transport of its own, from `for_client`; closing it does not affect others.
     """
 
     @abstractmethod
     def for_client(self) -> Any:
-        """Return a `Transport`, an `AsyncTransport`, or both, for one client."""
+        """Return a transport for one client: a `Transport`, an `AsyncTransport`, or both."""
 
 
 class ServerSentEvent(NamedTuple):
     """One dispatched event of a `text/event-stream` (WHATWG HTML, "Interpreting an event stream").
 
-    `event` is `"message"` where the stream named none; `id` is the last event id in force; `retry`
-    is the reconnection time in milliseconds that this block set, or None.
+    Attributes:
+        event: the event's name; `"message"` if the block had no `event` field.
+        data: the event's data.
+        id: the last event id that the stream has set so far.
+        retry: the reconnection time in milliseconds, or None if the block did not set it.
     """
 
     event: str
@@ -262,41 +291,41 @@ class ServerSentEvent(NamedTuple):
 
 
 class EventStreamParser(Protocol):
-    """Turns the bytes of an event stream into events, however the bytes are split."""
+    """Parses the bytes of an event stream; the result does not depend on how they are split."""
 
     @property
     def pending(self) -> bool:
-        """Whether bytes are held that no blank line has completed: a block or line cut short."""
+        """Whether the input so far ends with an incomplete event: a block without its blank line."""
         ...
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
-        """Take the next bytes, of any size, and return the events they complete.
+        """Parse the next bytes, of any length, and return the events that they complete.
 
         Raises:
-            EventTooLarge: one event grew past the parser's limit.
+            EventTooLarge: an event is larger than the parser's limit.
         """
         ...
 
 
 class Codec(Protocol):
-    """Turns the server's JSON into models and back.
+    """Decodes the server's JSON into models, and encodes models as JSON.
 
-    Every method raises `DecodeError` for text that is not JSON and for JSON of the wrong shape.
-    Fields that a model does not know are ignored.
+    Decoding raises `DecodeError` if the text is not JSON or if the JSON does not fit the model.
+    Fields that the model does not have are ignored.
     """
 
     def decode(self, model: type[T], body: bytes) -> T:
-        """Return the model that `body` holds as JSON; `object` gives plain JSON."""
+        """Decode the JSON in `body` into `model`; for `object`, return plain JSON."""
         ...
 
     def decode_event(self, event: ServerSentEvent) -> StreamEvent:
-        """Return what one event of a turn's stream says."""
+        """Decode one server-sent event of a turn."""
         ...
 
     def encode(self, value: Any) -> bytes:
-        """Return a model or plain JSON as the server reads it."""
+        """Encode a model or plain JSON in the form that the server accepts."""
         ...
 
     def from_dict(self, model: type[T], data: Any) -> T:
-        """Return the model that plain JSON stands for."""
+        """Convert plain JSON into `model`."""
         ...

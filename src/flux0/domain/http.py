@@ -1,20 +1,27 @@
-"""Rules of HTTP that hold for every library."""
+"""Rules of HTTP that do not depend on the HTTP library."""
 
 from __future__ import annotations
 
 from flux0.domain.headers import Headers
 
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+
+
+def is_idempotent(method: str) -> bool:
+    """Return whether repeating a request with this method is harmless (RFC 9110, section 9.2.2)."""
+    return method in _IDEMPOTENT
+
 
 def is_success(status_code: int) -> bool:
-    """Return whether a status code is 2xx (RFC 9110, section 15.3)."""
+    """Return whether the status is 2xx (RFC 9110, section 15.3)."""
     return 200 <= status_code < 300  # noqa: PLR2004 - RFC 9110, section 15.3
 
 
 def is_framed(headers: Headers) -> bool:
-    """Return whether the headers of an HTTP/1 response prove the end of its body.
+    """Return whether the framing of an HTTP/1 response proves that its body is complete.
 
-    A content-length and chunks do (RFC 9112, section 6). A content coding does not: a body that
-    ends before its first compressed byte, or between two gzip members, looks complete.
+    A content-length and the chunked coding do (RFC 9112, section 6). A content coding does not: a
+    body that is cut off before its first byte, or between two gzip members, looks complete.
     """
     if "content-length" in headers:
         return True

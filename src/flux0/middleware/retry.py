@@ -94,7 +94,7 @@ class Retry:
             config,
             error,
             attempt=request.attempt,
-            repeatable=request.method == "GET" or (config.retry_posts and not request.stream),
+            repeatable=request.is_idempotent or (config.retry_posts and not request.stream),
             elapsed=now - began,
             left=inf if request.deadline is None else request.deadline - now,
             jitter=self._time.jitter(),

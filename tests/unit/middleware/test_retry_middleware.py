@@ -183,6 +183,23 @@ def test_the_table_in_the_documentation_is_true(method: str, cause: str, verdict
             assert policy.attempts == [1]
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
+def test_idempotent_request_is_retried_after_a_reset(method: str) -> None:
+    policy = Policy(script(reset(), answer(b"ok")))
+
+    assert policy.send_sync(evolve(GET, method=method)).body == b"ok"
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+def test_other_request_is_not_retried_after_a_reset(method: str) -> None:
+    policy = Policy(script(reset(), answer(b"ok")))
+
+    with pytest.raises(errors.ConnectionInterrupted):
+        policy.send_sync(evolve(GET, method=method))
+
+    assert policy.attempts == [1]
+
+
 def test_a_post_is_tried_like_a_get_where_the_user_says_so() -> None:
     opted_in = evolve(STEADY, retry_posts=True)
 
