@@ -15,7 +15,7 @@ from typing import Final
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error
 from flux0.domain.stream_events import StreamEvent
-from flux0.runtime.event_loop import start
+from flux0.runtime.event_loop import start_task
 
 HEARTBEAT: Final = b": still here\n\n"
 _AHEAD: Final = 64  # Events that are read before the browser takes them.
@@ -81,7 +81,7 @@ async def relay_async(
                 await close()
 
     # Not a task group: a web server may close this generator from another task than it iterates in.
-    cancel = start(read)
+    cancel = start_task(read)
     try:
         while True:
             piece: bytes | Exception = HEARTBEAT

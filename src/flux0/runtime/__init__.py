@@ -1,1 +1,1 @@
-"""Event loops, threads, processes and time."""
+"""Services for event loops, threads, forked processes and time."""

@@ -1,7 +1,7 @@
-"""What asynchronous adapters need of the running event loop, be it asyncio's or trio's.
+"""Functions and resources for async code that works under asyncio and under trio.
 
-A connection belongs to the loop that opened it. So a resource is kept per loop, and closed while
-its loop still runs: on use elsewhere it would fail, and left behind it would warn.
+A connection belongs to the event loop that opened it and fails in any other loop. `PerLoop`
+therefore keeps one resource for each loop, and closes it while its loop is still running.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
-_GRACE = 0.1  # seconds
+_CLOSE_DELAY = 0.1  # seconds
 
-Loop: TypeAlias = Any  # asyncio.AbstractEventLoop, or trio's token of a run
+Loop: TypeAlias = Any  # asyncio.AbstractEventLoop, or the TrioToken of a trio run
 
 
 async def sleep(seconds: float) -> None:
-    """Wait for `seconds` in whichever loop is running."""
+    """Wait for `seconds` in the running event loop."""
     trio = _running_trio()
     if trio is None:
-        import asyncio  # noqa: PLC0415 - slow to import, and loaded already where it runs
+        import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
         await asyncio.sleep(seconds)
     else:
@@ -31,20 +31,24 @@ async def sleep(seconds: float) -> None:
 
 
 def running_loop() -> Loop:
-    """Return what stands for the running loop."""
+    """Return the running asyncio loop or the token of the running trio run.
+
+    Raises:
+        RuntimeError: no event loop is running in this thread.
+    """
     trio = _running_trio()
     if trio is not None:
         return trio.lowlevel.current_trio_token()
-    import asyncio  # noqa: PLC0415 - as above
+    import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
     return asyncio.get_running_loop()
 
 
-def start(run: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
-    """Have the running loop call `run` beside its caller; return a function that cancels it."""
+def start_task(run: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
+    """Start a background task that runs `run()`; return a function that cancels it."""
     trio = _running_trio()
     if trio is None:
-        import asyncio  # noqa: PLC0415 - as above
+        import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
         return asyncio.get_running_loop().create_task(run()).cancel
     scope = trio.CancelScope()
@@ -59,55 +63,58 @@ def start(run: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
 
 
 def call_soon(loop: Loop, act: Callable[[], object]) -> None:
-    """Have `loop` call `act`, from any thread, and from a finalizer: no lock is taken.
+    """Schedule `act` on `loop`; do nothing if the loop has ended.
 
-    Nothing is done if the loop has ended.
+    Safe in any thread and in finalizers, because it takes no lock.
     """
-    with suppress(RuntimeError):  # What both libraries raise then.
+    with suppress(RuntimeError):  # asyncio and trio raise it if the loop has ended.
         (loop.run_sync_soon if hasattr(loop, "run_sync_soon") else loop.call_soon_threadsafe)(act)
 
 
-def close_soon(loop: Loop, close: Callable[[], Awaitable[None]]) -> None:
-    """Have `loop` await what `close` returns, from where nothing can be awaited, as `call_soon`."""
+def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> None:
+    """Start a task on `loop` that awaits `close()` and ignores its errors.
 
-    async def closing() -> None:
-        with suppress(Exception):  # There is nobody left to tell.
+    For sync code such as finalizers. Safe in any thread, because it takes no lock.
+    """
+
+    async def close_quietly() -> None:
+        with suppress(Exception):  # No caller waits for the task, so it could not report an error.
             await close()
 
     def spawn_in_trio() -> None:
-        with suppress(RuntimeError):  # The run takes no more tasks, and closes all it has.
-            sys.modules["trio"].lowlevel.spawn_system_task(closing)
+        with suppress(RuntimeError):  # An ending run starts no more tasks; it closes its resources.
+            sys.modules["trio"].lowlevel.spawn_system_task(close_quietly)
 
     def spawn_in_asyncio() -> None:
-        # The loop holds what the task waits for, and that holds the task until it is done.
-        loop.create_task(closing())
+        # No reference to the task is needed: the loop references the I/O that the task waits for.
+        loop.create_task(close_quietly())
 
     spawn = spawn_in_trio if hasattr(loop, "run_sync_soon") else spawn_in_asyncio
     if _is_running(loop):
-        spawn()  # At once, so that a loop that is about to end cancels the task.
+        spawn()  # Start it now, so that a loop that is about to end still cancels the task.
     else:
         call_soon(loop, spawn)
 
 
 async def shielded(close: Callable[[], Awaitable[None]]) -> None:
-    """Await `close`, which goes on to its end even if the caller is cancelled."""
+    """Await `close()`, which runs to its end even if the caller is cancelled."""
     trio = _running_trio()
     if trio is not None:
         with trio.CancelScope(shield=True):
             await close()
         return
-    import asyncio  # noqa: PLC0415 - as above
+    import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
     await asyncio.shield(close())
 
 
-async def unwind(generator: AsyncGenerator[Any, None]) -> None:
-    """End a generator that stands in the middle of others, those within it included.
+async def close_nested_generators(generator: AsyncGenerator[Any, None]) -> None:
+    """Close a suspended async generator and the generators that it iterates.
 
-    Closing the outermost would leave the inner ones to the garbage collector, of which trio
-    warns. Cancelled where it waits, the innermost ends first.
+    `generator.aclose()` would leave the inner generators to the garbage collector, and trio warns
+    about these. Resuming the generator in a cancelled scope ends the innermost generator first.
     """
-    from anyio import CancelScope  # noqa: PLC0415 - not needed where nothing is left early
+    from anyio import CancelScope  # noqa: PLC0415 - needed only for bodies that are closed early
 
     with CancelScope() as scope:
         scope.cancel()
@@ -116,75 +123,87 @@ async def unwind(generator: AsyncGenerator[Any, None]) -> None:
 
 
 class PerLoop(Generic[T]):
-    """One resource for each event loop, made when first asked for and closed when its loop ends."""
+    """One resource for each event loop, created at the first use and closed when the loop ends.
+
+    Args:
+        make: creates the resource.
+        close: closes the resource; it is awaited in the loop that created the resource.
+    """
 
     def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
         self._make = make
         self._close = close
-        self._known: _Known[T] = {}
-        # Not __del__, which comes too late for guards that are garbage together with this.
-        weakref.finalize(self, _close_all_later, self._known, close).atexit = False
+        self._entries: _Entries[T] = {}
+        # Not __del__, which runs too late if this object and the guards are collected together.
+        weakref.finalize(self, _schedule_close_all, self._entries, close).atexit = False
 
     async def get(self) -> T:
         """Return the resource of the running loop."""
         loop = running_loop()
-        known = self._known.get(loop)
-        if known is not None:
-            return known[0]
-        _let_go(self._known, self._close)
+        entry = self._entries.get(loop)
+        if entry is not None:
+            return entry[0]
+        _close_dead_loops(self._entries, self._close)
         resource = self._make()
-        guard = _guard(self._known, loop, self._close)
-        self._known[loop] = (resource, guard)
+        guard = _close_at_loop_end(self._entries, loop, self._close)
+        self._entries[loop] = (resource, guard)
         await guard.asend(None)
         return resource
 
     async def close_async(self) -> None:
-        """Close the running loop's resource; those of other loops are closed as those end."""
-        await _close(self._known, running_loop(), self._close)
+        """Close the resource of the running loop; other loops close theirs when they end."""
+        await _close_entry(self._entries, running_loop(), self._close)
 
 
-_Known: TypeAlias = dict[Loop, tuple[T, AsyncGenerator[None, None]]]
+# For each loop: the resource, and the suspended generator that closes it when the loop ends.
+_Entries: TypeAlias = dict[Loop, tuple[T, AsyncGenerator[None, None]]]
 
 
-async def _guard(
-    known: _Known[T], loop: Loop, close: Callable[[T], Awaitable[None]]
+async def _close_at_loop_end(
+    entries: _Entries[T], loop: Loop, close: Callable[[T], Awaitable[None]]
 ) -> AsyncGenerator[None, None]:
-    # Both loops close the asynchronous generators that are left when they end.
+    # An ending loop closes its suspended async generators, under asyncio and under trio.
     try:
         yield
     finally:
-        left = known.pop(loop, None)
-        if left is not None:
-            await shielded(partial(close, left[0]))  # trio cancels what it closes.
+        entry = entries.pop(loop, None)
+        if entry is not None:
+            await shielded(partial(close, entry[0]))  # trio closes generators in a cancelled scope.
 
 
-async def _close(known: _Known[T], loop: Loop, close: Callable[[T], Awaitable[None]]) -> None:
-    left = known.pop(loop, None)
-    if left is not None:
-        resource, guard = left
-        await guard.aclose()  # At once, for it finds nothing left to close.
+async def _close_entry(
+    entries: _Entries[T], loop: Loop, close: Callable[[T], Awaitable[None]]
+) -> None:
+    entry = entries.pop(loop, None)
+    if entry is not None:
+        resource, guard = entry
+        await guard.aclose()  # The entry is removed already, so the guard closes nothing.
         await close(resource)
 
 
-async def _close_later(known: _Known[T], loop: Loop, close: Callable[[T], Awaitable[None]]) -> None:
-    # asyncio cancels this if it ends meanwhile. Then the guard closes the resource.
-    await sleep(_GRACE)
-    await _close(known, loop, close)
+async def _close_entry_later(
+    entries: _Entries[T], loop: Loop, close: Callable[[T], Awaitable[None]]
+) -> None:
+    # If the loop ends during the delay, asyncio cancels this task and the guard closes the
+    # resource.
+    await sleep(_CLOSE_DELAY)
+    await _close_entry(entries, loop, close)
 
 
-def _close_all_later(known: _Known[T], close: Callable[[T], Awaitable[None]]) -> None:
-    _let_go(known, close)
-    for loop in tuple(known):
-        close_soon(loop, partial(_close_later, known, loop, close))
+def _schedule_close_all(entries: _Entries[T], close: Callable[[T], Awaitable[None]]) -> None:
+    _close_dead_loops(entries, close)
+    for loop in tuple(entries):
+        schedule_close(loop, partial(_close_entry_later, entries, loop, close))
 
 
-def _let_go(known: _Known[T], close: Callable[[T], Awaitable[None]]) -> None:
-    """Close the resources of loops that were closed with their asynchronous generators open."""
-    for loop in tuple(known):
+def _close_dead_loops(entries: _Entries[T], close: Callable[[T], Awaitable[None]]) -> None:
+    """Close the resources of asyncio loops that were closed without closing their generators."""
+    for loop in tuple(entries):
         if hasattr(loop, "is_closed") and loop.is_closed():
-            resource, _ = known.pop(loop)
+            resource, _ = entries.pop(loop)
+            # Run `close` to its first wait. The garbage collector closes the remaining sockets.
             closing = close(resource).__await__()
-            with suppress(Exception):  # What would wait for the loop; its sockets are garbage then.
+            with suppress(Exception):
                 next(closing)
             closing.close()
 
@@ -197,11 +216,11 @@ def _is_running(loop: Loop) -> bool:
 
 
 def _running_trio() -> Any:
-    """Return the trio module if the caller runs under it; never imports it."""
+    """Return the trio module if the caller runs under trio, else None; never import trio."""
     trio = sys.modules.get("trio")
     if trio is not None:
-        # Not in_trio_run, which is newer, and true for asyncio's tasks as well where trio is a
-        # guest of asyncio.
+        # Not in_trio_run: older trio lacks it, and in guest mode it is also true for the tasks of
+        # the asyncio host.
         with suppress(RuntimeError):
             trio.lowlevel.current_task()
             return trio

@@ -1,7 +1,8 @@
-"""What synchronous adapters need where a process forks.
+"""Resources and locks that stay usable when the process forks.
 
-A forked child has its parent's connections, and its locks as they were at that moment. It must not
-use either: the connections are the parent's still, and nobody is left to release the locks.
+A forked child inherits the parent's connections and locks. The child must not use the connections,
+because they belong to the parent. A lock that another thread held at the fork is never released in
+the child.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from flux0.domain.errors import ConnectionInterrupted
 
 T = TypeVar("T")
 
-# Held while something takes locks of another library's own, for which a fork waits: OpenSSL, which
-# reads certificates, would leave them locked in the child. Reentrant, as a signal may fork.
+# `os.fork` waits for this lock. Hold it while another library holds locks of its own: OpenSSL takes
+# one when it reads certificates, and the child would inherit it locked. It is reentrant, because a
+# signal handler may fork.
 fork_lock: Final = RLock()
-with suppress(AttributeError):  # On Windows there is no fork.
+with suppress(AttributeError):  # Windows has no fork.
     os.register_at_fork(
         before=fork_lock.acquire,
         after_in_parent=fork_lock.release,
@@ -29,38 +31,39 @@ with suppress(AttributeError):  # On Windows there is no fork.
 
 
 class PerProcess(Generic[T]):
-    """One resource for each process, made when first asked for.
+    """One resource for each process, created at the first use.
 
-    What was inherited is kept, since it would be closed where it is garbage.
+    A child keeps a reference to the parent's resource, because garbage collection would close it.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
-        # Python imports this codec when it first looks up a host. A child that is forked at that
-        # moment would wait for ever for the lock of the import.
+        # Python imports this codec at the first host lookup. A child that was forked during the
+        # import would wait forever for the import lock, so import it now.
         "".encode("idna")
         self._make = make
-        self._made: dict[int, T] = {}
+        self._resources: dict[int, T] = {}
 
     def get(self) -> T:
         """Return the resource of the running process."""
         pid = getpid()
-        made = self._made.get(pid)
-        if made is None:
-            made = self._made.setdefault(pid, self._make())  # Another thread may have been first.
-        return made
+        resource = self._resources.get(pid)
+        if resource is None:
+            # Another thread may have stored a resource in the meantime. Then use that resource.
+            resource = self._resources.setdefault(pid, self._make())
+        return resource
 
 
 class OwnerProcess:
-    """The process that something was made in."""
+    """The process that created an object."""
 
     def __init__(self) -> None:
         self._pid = getpid()
 
-    def is_left(self) -> bool:
-        """Whether the running process is another, forked from it."""
+    def is_inherited(self) -> bool:
+        """Return whether the running process is a fork that inherited the object."""
         return getpid() != self._pid
 
     def check(self) -> None:
-        """Raise if the running process is another: it would take bytes of the parent's."""
+        """Raise `ConnectionInterrupted` in a forked child, which would take the parent's bytes."""
         if getpid() != self._pid:
             raise ConnectionInterrupted("the body belongs to the process that this one forked from")

@@ -1,4 +1,4 @@
-"""Asynchronous use of a synchronous transport, in threads."""
+"""A sync transport for async code: each blocking call runs in a thread."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class ThreadedTransport:
-    """Sends and reads in a thread each, so that the event loop is never blocked.
+    """An async transport over a sync one, which runs each send and each read in a new thread.
 
-    A cancelled call returns at once. Its thread is woken if the transport can be, closes what it
-    holds, and does not keep the process alive.
+    A cancelled call returns at once. Its thread closes the response, and does not keep the process
+    alive. Sync transports that support `Request.interrupt` end the thread's wait at once.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -28,11 +28,11 @@ class ThreadedTransport:
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Send `request` once; see `AsyncTransport.send_async`."""
-        sending = _Sending(self._transport, request)
+        call = _SendCall(self._transport, request)
         try:
-            response = await _in_thread(sending)
+            response = await _run_in_thread(call)
         except BaseException:
-            sending.abandon()
+            call.abandon()
             raise
         body = _ThreadedBody(response.body)
         return Response(
@@ -44,12 +44,12 @@ class ThreadedTransport:
         )
 
     async def close_async(self) -> None:
-        """Close the synchronous transport."""
-        await _in_thread(self._transport.close)
+        """Close the sync transport."""
+        await _run_in_thread(self._transport.close)
 
 
-class _Sending:
-    """Sends a request; the answer is closed, instead of lost, when nobody waits for it any more."""
+class _SendCall:
+    """A call of `Transport.send`, which closes the response if the call was abandoned."""
 
     def __init__(self, transport: Transport, request: Request) -> None:
         self._transport = transport
@@ -68,7 +68,7 @@ class _Sending:
         return response
 
     def abandon(self) -> None:
-        """End the sending, or close what has come of it."""
+        """Interrupt the call, or close its response if the call has returned."""
         with self._lock:
             self._abandoned = True
             response = self._response
@@ -79,7 +79,7 @@ class _Sending:
 
 
 class _ThreadedBody:
-    """The body of a response, each piece of it pulled in a thread."""
+    """A response body that reads each piece in a thread."""
 
     def __init__(self, body: ByteStream) -> None:
         self._body = body
@@ -90,9 +90,9 @@ class _ThreadedBody:
 
     async def __anext__(self) -> bytes:
         try:
-            piece = await _in_thread(lambda: next(self._pieces, None))
+            piece = await _run_in_thread(lambda: next(self._pieces, None))
         except BaseException:
-            self._body.close()  # Which also ends a read that a cancelled call left behind.
+            self._body.close()  # This also ends the read that a cancelled call left in its thread.
             raise
         if piece is None:
             raise StopAsyncIteration
@@ -102,10 +102,10 @@ class _ThreadedBody:
         self._body.close()
 
 
-async def _in_thread(function: Callable[[], T]) -> T:
-    """Return what `function` returns in a thread of its own.
+async def _run_in_thread(function: Callable[[], T]) -> T:
+    """Return the result of `function`, called in a new daemon thread.
 
-    Not in one of anyio's, for which the interpreter waits at its end.
+    anyio's worker threads would not do: the interpreter waits for them when it exits.
     """
     loop, done = running_loop(), Event()
     results: list[T] = []
@@ -114,7 +114,7 @@ async def _in_thread(function: Callable[[], T]) -> T:
     def work() -> None:
         try:
             results.append(function())
-        except BaseException as error:  # noqa: BLE001 - the caller's, whatever it is
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller
             errors.append(error)
         call_soon(loop, done.set)
 

@@ -1,4 +1,4 @@
-"""Real time, with alarms."""
+"""The system clock as a `Time`, with alarms that a background thread calls."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from flux0.ports import Time
 from flux0.runtime.event_loop import sleep
 from flux0.runtime.processes import PerProcess
 
-_LONGEST_NAP: Final = 3600.0  # A wait of more than some systems can wait is an OverflowError.
+_MAX_WAIT: Final = 3600.0  # seconds; much longer waits raise OverflowError on some systems.
 
 
 class SystemTime(Time):
-    """The time of the machine."""
+    """The time of the system clock."""
 
     def __init__(self) -> None:
         self._alarms = PerProcess(_Alarms)
 
     def monotonic(self) -> float:
-        """Return seconds that never go back; see `Time.monotonic`."""
+        """Return a time in seconds that never goes backwards; see `Time.monotonic`."""
         return time.monotonic()
 
     def utc_now(self) -> datetime:
-        """Return the date and time, in UTC."""
+        """Return the current date and time in UTC."""
         return datetime.now(timezone.utc)
 
     def sleep(self, seconds: float) -> None:
@@ -44,7 +44,10 @@ class SystemTime(Time):
         return int.from_bytes(urandom(4), "big") / 0xFFFFFFFF
 
     def alarm(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:
-        """Have `act` called when `monotonic` is `moment`; return a function that cancels it."""
+        """Call `act` when `monotonic()` reaches `moment`; return a function that cancels the alarm.
+
+        `act` runs in a background thread, and its exceptions are ignored.
+        """
         return self._alarms.get().add(moment, act)
 
 
@@ -53,12 +56,15 @@ def _moment(alarm: tuple[object, tuple[float, Callable[[], object]]]) -> float:
 
 
 class _Alarms:
-    """The alarms of one process; one thread watches them while there are any."""
+    """The alarms of one process, and the thread that calls them.
+
+    The thread starts with the first alarm and ends when no alarm is left.
+    """
 
     def __init__(self) -> None:
         self._changed = Condition()
         self._alarms: dict[object, tuple[float, Callable[[], object]]] = {}
-        self._next = 0.0
+        self._next_moment = 0.0
         self._thread: Thread | None = None
 
     def add(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:
@@ -66,26 +72,26 @@ class _Alarms:
         with self._changed:
             self._alarms[alarm] = moment, act
             if self._thread is None:
-                thread = Thread(target=self._watch, name="flux0-alarms", daemon=True)
-                with suppress(RuntimeError):  # An interpreter that is ending starts no thread.
+                thread = Thread(target=self._run_alarms, name="flux0-alarms", daemon=True)
+                with suppress(RuntimeError):  # A Python that is exiting starts no threads.
                     thread.start()
                     self._thread = thread
-            elif moment < self._next:
+            elif moment < self._next_moment:
                 self._changed.notify()
-        # Without the lock, since a finalizer may call it.
+        # The returned function takes no lock, because finalizers may call it.
         return lambda: self._alarms.pop(alarm, None)
 
-    def _watch(self) -> None:
+    def _run_alarms(self) -> None:
         while True:
             now = time.monotonic()
             for alarm, (moment, act) in sorted(self._alarms.copy().items(), key=_moment):
                 if moment <= now and self._alarms.pop(alarm, None) is not None:
-                    with suppress(Exception):  # One that fails must not stop the others.
+                    with suppress(Exception):  # An alarm that raises must not stop the others.
                         act()
             with self._changed:
                 moments = [moment for moment, _ in self._alarms.copy().values()]
                 if not moments:
                     self._thread = None
                     return
-                self._next = min(moments)
-                self._changed.wait(min(self._next - time.monotonic(), _LONGEST_NAP))
+                self._next_moment = min(moments)
+                self._changed.wait(min(self._next_moment - time.monotonic(), _MAX_WAIT))

@@ -1,4 +1,4 @@
-"""What adapters need of asyncio and trio."""
+"""Tests of the functions and resources for asyncio and trio."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from flux0 import AiohttpTransport, Flux0, HttpxTransport
-from flux0.runtime.event_loop import PerLoop, close_soon, running_loop, shielded, sleep
+from flux0.runtime.event_loop import PerLoop, running_loop, schedule_close, shielded, sleep
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import Hold, answer
 from support.in_memory import SSE, chunk
@@ -30,25 +30,23 @@ Run = Callable[[Callable[[], Awaitable[Any]]], Any]
 
 @pytest.fixture(params=["asyncio", "trio"])
 def run(request: pytest.FixtureRequest) -> Run:
-    """Runs a coroutine in a new event loop."""
+    """Return a function that runs a coroutine function in a new event loop."""
     return lambda main: anyio.run(main, backend=request.param)
 
 
 class Resource:
-    """Knows how often it was closed, and says when."""
+    """A resource that counts its `aclose` calls and reports the first one."""
 
     def __init__(self) -> None:
-        self.begun = False
         self.closed = 0
         self.closing = threading.Event()
 
     async def aclose(self) -> None:
-        self.begun = True
         await sleep(0)
         self.closed += 1
         self.closing.set()
 
-    async def is_closed_once(self) -> None:
+    async def wait_until_closed_once(self) -> None:
         await anyio.to_thread.run_sync(self.closing.wait, 10)
         assert self.closed == 1
 
@@ -57,7 +55,7 @@ def per_loop() -> PerLoop[Resource]:
     return PerLoop(Resource, Resource.aclose)
 
 
-def test_asyncio_does_without_trio(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asyncio_needs_no_trio(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         assert running_loop() is asyncio.get_running_loop()
 
@@ -65,11 +63,11 @@ def test_asyncio_does_without_trio(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(main())
 
 
-# --- a resource for each loop: see also test_every_transport.py
+# --- one resource for each loop; test_every_transport.py has more tests of it
 
 
 @pytest.mark.parametrize("how", ["in another thread", "in a cycle"])
-def test_what_is_forgotten_is_closed_in_its_loop(run: Run, how: str) -> None:
+def test_garbage_collected_resource_is_closed_in_its_loop(run: Run, how: str) -> None:
     async def main() -> None:
         held: list[Any] = [per_loop()]
         resource = await held[0].get()
@@ -79,12 +77,12 @@ def test_what_is_forgotten_is_closed_in_its_loop(run: Run, how: str) -> None:
             gc.collect()
         else:
             await anyio.to_thread.run_sync(held.clear)
-        await resource.is_closed_once()
+        await resource.wait_until_closed_once()
 
     run(main)
 
 
-def test_what_is_forgotten_at_the_very_end_is_closed(
+def test_resource_collected_as_its_loop_ends_is_closed(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> Resource:
@@ -97,18 +95,18 @@ def test_what_is_forgotten_at_the_very_end_is_closed(
 # --- closing
 
 
-def test_closing_may_fail_without_anybody_to_tell(
+def test_errors_of_a_scheduled_close_are_ignored(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    begun = threading.Event()
+    started = threading.Event()
 
     async def fail() -> None:
-        begun.set()
+        started.set()
         raise OSError
 
     async def main() -> None:
-        close_soon(running_loop(), fail)
-        await anyio.to_thread.run_sync(begun.wait, 10)
+        schedule_close(running_loop(), fail)
+        await anyio.to_thread.run_sync(started.wait, 10)
         await sleep(0)
 
     run(main)
@@ -116,9 +114,9 @@ def test_closing_may_fail_without_anybody_to_tell(
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("pauses", range(12))
-def test_a_run_of_trio_that_is_just_ending_takes_no_more_tasks(pauses: int) -> None:
-    """Something is closed so many rounds after the main task has ended."""
+@pytest.mark.parametrize("rounds", range(12))
+def test_close_scheduled_while_trio_is_ending_is_dropped(rounds: int) -> None:
+    """The close is scheduled this number of scheduler rounds after the main task has ended."""
 
     async def main() -> None:
         token = trio.lowlevel.current_trio_token()
@@ -128,25 +126,25 @@ def test_a_run_of_trio_that_is_just_ending_takes_no_more_tasks(pauses: int) -> N
                 with suppress(trio.RunFinishedError):
                     token.run_sync_soon(later, left - 1)
             else:
-                close_soon(token, Resource().aclose)
+                schedule_close(token, Resource().aclose)
 
-        later(pauses)
+        later(rounds)
 
     trio.run(main)
 
 
-def test_what_is_shielded_goes_on_when_its_task_is_cancelled(run: Run) -> None:
+def test_shielded_close_finishes_when_its_task_is_cancelled(run: Run) -> None:
     async def main() -> None:
         resource = Resource()
         with anyio.CancelScope() as scope:
             scope.cancel()
             await shielded(resource.aclose)
-        await resource.is_closed_once()
+        await resource.wait_until_closed_once()
 
     run(main)
 
 
-def test_what_is_shielded_goes_on_when_asyncio_cancels() -> None:
+def test_shielded_close_finishes_when_asyncio_cancels_the_task() -> None:
     async def main() -> None:
         resource = Resource()
         task = asyncio.ensure_future(shielded(resource.aclose))
@@ -154,16 +152,16 @@ def test_what_is_shielded_goes_on_when_asyncio_cancels() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await resource.is_closed_once()
+        await resource.wait_until_closed_once()
 
     asyncio.run(main())
 
 
-# --- event loops that end without closing their asynchronous generators
+# --- event loops that are closed without closing their async generators
 
 
 def run_carelessly(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in a new loop, and close that as little as one can."""
+    """Run a coroutine in a new loop, and only call `loop.close()` afterwards."""
     loop = asyncio.new_event_loop()
     try:
         return loop.run_until_complete(coroutine)
@@ -172,14 +170,14 @@ def run_carelessly(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 both = pytest.mark.parametrize("transport", [AiohttpTransport, HttpxTransport])
-# Python says so of the transports of a loop that was closed under them.
+# Python warns about transports that are still open when their loop is closed.
 unclosed = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 TURN = answer(chunk("a"), Hold(), headers=SSE.items(), framing="chunked")
 
 
 @both
 @unclosed
-def test_loops_that_are_only_closed_leave_no_connections(transport: type[Any]) -> None:
+def test_closed_loops_leave_no_connections_open(transport: type[Any]) -> None:
     with ByteServer(AGENTS) as server:
         flux0 = Flux0(server.url, transport=transport())
         for _ in range(5):
@@ -195,10 +193,10 @@ def test_loops_that_are_only_closed_leave_no_connections(transport: type[Any]) -
 @both
 @unclosed
 @pytest.mark.parametrize("kept", [True, False], ids=["after its loop", "as its loop ends"])
-def test_a_stream_that_is_forgotten_as_its_loop_ends_is_ended(
+def test_stream_of_a_closed_loop_releases_its_connection(
     transport: type[Any], *, kept: bool
 ) -> None:
-    """A loop that is only closed has no time left to close it."""
+    """A loop that is only closed cannot run the tasks that would close the stream."""
 
     async def begin(flux0: Flux0) -> tuple[Any, weakref.ref[Any]]:
         stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")

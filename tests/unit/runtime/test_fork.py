@@ -1,6 +1,6 @@
-"""A client that was used before `os.fork` works in the child, and goes on in the parent.
+"""A client that was used before `os.fork` works in the child and in the parent.
 
-Nothing that the child does with it reaches the parent's connections.
+The child never uses the parent's connections.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from support.secured import Secured
 from support.sending import AGENTS
 from support.transports import BLOCKING, TRANSPORTS, Way
 
-# Python says so of every fork beside threads, and the server of these tests has some.
+# Python warns about a fork in a process with threads, and the test server runs threads.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
     pytest.mark.usefixtures("little_garbage"),
 ]
 
-# What httpx2 does here is what httpx does.
+# httpx2 shares this code with httpx.
 over_every_transport = pytest.mark.parametrize(
     "way", [way for way in BLOCKING if way.transport != "httpx2"], ids=str
 )
@@ -51,22 +51,22 @@ TURN = answer(
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use connections again that rested: a fork takes more than four seconds on a slow machine."""
+def long_idle_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reuse idle connections for longer: a fork takes more than 4 s on a slow machine."""
     for module in ("httpx.own_clients", "urllib3.connection"):
         monkeypatch.setattr(f"flux0.adapters.{module}.MAX_IDLE_SECONDS", 60.0)
 
 
 @define
 class Parent:
-    """A process with a stream under way and a connection in the pool."""
+    """A process with an unfinished stream and a pooled connection."""
 
     server: ByteServer
     flux0: Flux0
     stream: EventStream
 
-    def is_undisturbed(self) -> None:
-        """Check that the pool's connection is used again, and that the stream goes on."""
+    def check_connections_work(self) -> None:
+        """Check that the pooled connection is reused, and that the stream continues."""
         before = self.server.connections
         assert list(self.flux0.agents.list()) == []
         assert self.server.connections == before
@@ -95,22 +95,22 @@ def begin(flux0: Flux0) -> EventStream:
 
 
 def in_child(act: Callable[[], object]) -> None:
-    """Call `act` in a forked child, and check that it neither raises nor hangs."""
+    """Call `act` in a forked child; fail if it raises or hangs."""
     child = os.fork()
     if child == 0:
-        _end_after(act)
+        _run_and_exit(act)
     _, result = os.waitpid(child, 0)
     assert result == 0, "the child failed, or was ended because it hung"
 
 
-def _end_after(act: Callable[[], object]) -> None:
+def _run_and_exit(act: Callable[[], object]) -> None:
     code = 1
     try:
         signal.alarm(int(PATIENCE))
         act()
         gc.collect()
         code = 0
-    except BaseException:  # noqa: BLE001 - nothing may go on as the parent's test
+    except BaseException:  # noqa: BLE001 - the child must not continue with the parent's tests
         traceback.print_exc()
     finally:
         measured = coverage.Coverage.current()
@@ -121,10 +121,10 @@ def _end_after(act: Callable[[], object]) -> None:
 
 @over_every_transport
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
-def test_a_child_has_connections_of_its_own_and_so_has_its_child(
+def test_child_and_grandchild_open_their_own_connections(
     way: Way, secured: Secured, monkeypatch: pytest.MonkeyPatch, *, secure: bool
 ) -> None:
-    """Closing TLS would say so to the other side, which ends it."""
+    """If the child closed TLS properly, the server would close the parent's connection."""
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", secured.ca_file)
     with parent(way, tls=secured.server if secure else None) as here:
 
@@ -139,12 +139,12 @@ def test_a_child_has_connections_of_its_own_and_so_has_its_child(
         assert here.server.connections == 4
         kept = [here.flux0, here.stream]
         in_child(kept.clear)
-        here.is_undisturbed()
+        here.check_connections_work()
 
 
 @over_every_transport
-def test_a_child_cannot_read_its_parents_stream_and_begins_another(way: Way) -> None:
-    """Which closes the one that is open."""
+def test_child_cannot_read_the_inherited_stream_but_can_open_another(way: Way) -> None:
+    """Opening another stream closes the open stream of the session."""
     with parent(way, TURN, TURN) as here:
 
         def read_and_begin() -> None:
@@ -154,21 +154,23 @@ def test_a_child_cannot_read_its_parents_stream_and_begins_another(way: Way) -> 
 
         in_child(read_and_begin)
         in_child(lambda: begin(here.flux0).close())
-        here.is_undisturbed()
+        here.check_connections_work()
 
 
 @over_every_transport
-def test_a_thread_reads_while_the_process_forks(way: Way) -> None:
-    """It holds the locks of the stream, which nobody releases in the child."""
+def test_fork_while_a_thread_reads_the_stream(way: Way) -> None:
+    """The thread holds the locks of the stream, which stay locked in the child."""
     with ThreadPoolExecutor(1) as threads, parent(way) as here:
         thread = threads.submit(threading.get_ident).result()
         reader = threads.submit(list, here.stream)
-        while _function(thread) not in ("read", "readinto"):  # Of a socket.
+        while _function(thread) not in ("read", "readinto"):  # The thread waits for the socket.
             os.sched_yield()
 
         def use_and_close() -> None:
             here.flux0.agents.list()
-            with pytest.raises(StreamInUse):  # As far as the child knows.
+            with pytest.raises(
+                StreamInUse
+            ):  # In the child, the stream still looks as if a thread reads it.
                 next(here.stream)
             here.stream.close()
             here.flux0.close()
@@ -179,30 +181,30 @@ def test_a_thread_reads_while_the_process_forks(way: Way) -> None:
 
 
 def _function(thread: int) -> str:
-    """Return the name of the function that a thread is in."""
+    """Return the name of the function that a thread is running."""
     frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] - documented, for debugging
     return frames[thread].f_code.co_name
 
 
-def test_a_fork_waits_for_a_client_that_is_being_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenSSL holds a lock of its own while it reads certificates, and so would the child."""
-    begun, made = threading.Event(), threading.Event()
+def test_fork_waits_until_a_client_is_created(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSL holds a lock while it reads certificates; the child would inherit it locked."""
+    started, created = threading.Event(), threading.Event()
 
     class Slow(httpx.HTTPTransport):
         def __init__(self, **options: Any) -> None:
-            begun.set()
-            made.wait(0.2)  # A fork that does not wait comes meanwhile.
-            made.set()
+            started.set()
+            created.wait(0.2)  # Time in which a fork that does not wait would happen.
+            created.set()
             super().__init__(**options)
 
-    def find_it_made() -> None:
-        assert made.is_set()
+    def check_client_was_created() -> None:
+        assert created.is_set()
 
     monkeypatch.setattr(httpx, "HTTPTransport", Slow)
     with ByteServer(AGENTS) as server, Flux0(server.url) as flux0, ThreadPoolExecutor(1) as threads:
         call = threads.submit(flux0.agents.list)
-        begun.wait()
-        in_child(find_it_made)
+        started.wait()
+        in_child(check_client_was_created)
         assert list(call.result()) == []
 
 
@@ -220,13 +222,13 @@ if child == 0:
     sys.exit()
 assert os.waitpid(child, 0)[1] == 0
 client.agents.list()
-print("the child is gone", flush=True)
+print("the child has exited", flush=True)
 print(len(list(stream)))
 """
 
 
 @over_every_transport
-def test_a_child_ends_as_any_python_does(way: Way) -> None:
+def test_child_exits_normally(way: Way) -> None:
     with ByteServer(TURN, AGENTS) as server:
         with subprocess.Popen(
             [sys.executable, "-c", SCRIPT, server.url, TRANSPORTS[way.transport][0]],
@@ -235,12 +237,12 @@ def test_a_child_ends_as_any_python_does(way: Way) -> None:
             text=True,
         ) as script:
             assert script.stdout is not None
-            said = script.stdout.readline()
+            first_line = script.stdout.readline()
             server.release()
-            rest, complaints = script.communicate(timeout=PATIENCE)
+            rest, errors = script.communicate(timeout=PATIENCE)
 
-        assert complaints == ""
-        assert (said, rest) == ("the child is gone\n", "2\n")
+        assert errors == ""
+        assert (first_line, rest) == ("the child has exited\n", "2\n")
         assert server.connections == 3
         server.wait_until_gone()
 
@@ -265,8 +267,8 @@ print(sorted(set(sys.modules) - before))
 
 
 @over_every_transport
-def test_a_call_imports_nothing(way: Way) -> None:
-    """An import takes a lock, which nobody would release in a child forked at that moment."""
+def test_calls_import_no_modules(way: Way) -> None:
+    """A child that is forked during an import would inherit the import lock locked."""
     turn = answer(chunk("a"), headers=SSE.items(), framing="chunked")
     missing = answer(b'{"detail": "no"}', headers=JSON.items(), status="404 Not Found")
     with ByteServer(AGENTS, missing, turn) as server:

@@ -1,4 +1,4 @@
-"""A synchronous transport in asynchronous code: the loop goes on, and nothing is left open."""
+"""A sync transport in async code: the event loop keeps running, and no response stays open."""
 
 from __future__ import annotations
 
@@ -17,29 +17,28 @@ from flux0 import Flux0
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ReadTimeout
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
-from flux0.runtime.threads import ThreadedTransport, _Sending  # pyright: ignore[reportPrivateUsage] - its races can be had only one by one
+from flux0.runtime.threads import ThreadedTransport, _SendCall  # pyright: ignore[reportPrivateUsage] - its two race outcomes can only be produced directly
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import Hold, answer
 from support.in_memory import JSON, SSE, Body, Step, in_both_loops, tape
 from support.transports import Mode
 
 REQUEST = Request("GET", "http://h/api/agents", Headers())
-# More than anyio runs threads by default.
-MANY = 60
-TOO_LONG = 20.0
+MANY = 60  # More than the default number of anyio's worker threads.
+TOO_LONG = 20.0  # seconds
 
 
 def wait(event: threading.Event) -> None:
-    assert event.wait(TOO_LONG), "it never happened"
+    assert event.wait(TOO_LONG), "the event was not set in time"
 
 
-async def happens(event: threading.Event) -> None:
-    """Wait for what happens in a thread, while the event loop goes on."""
+async def wait_in_thread(event: threading.Event) -> None:
+    """Wait for an event in a thread, while the event loop keeps running."""
     await to_thread.run_sync(wait, event)
 
 
 class Watched(Body):
-    """A body that says when it is closed."""
+    """A body that sets an event when it is closed."""
 
     def __init__(self, *steps: Step) -> None:
         self.tape = tape(*steps)
@@ -53,7 +52,7 @@ class Watched(Body):
 
 @define(eq=False)
 class Library:
-    """A transport for synchronous code alone, in whose sending things happen."""
+    """A sync transport that calls `sending` for each request."""
 
     body: Watched = field(factory=Watched)
     sending: Callable[[Request], object] = lambda _: None
@@ -70,7 +69,7 @@ class Library:
 
 
 class Door:
-    """What a thread waits before until it is opened."""
+    """A callable that sets `reached`, and blocks its thread until `opened` is set."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -83,7 +82,7 @@ class Door:
 
 
 @in_both_loops
-async def test_the_event_loop_goes_on_while_a_transport_works(mode: Mode) -> None:
+async def test_event_loop_keeps_running_while_the_transport_blocks(mode: Mode) -> None:
     sending, reading = Door(), Door()
     library = Library(Watched(b"a", reading), sending)
     transport = ThreadedTransport(library)
@@ -97,15 +96,15 @@ async def test_the_event_loop_goes_on_while_a_transport_works(mode: Mode) -> Non
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(use)
         for door in (sending, reading):
-            await happens(door.reached)
-            door.opened.set()  # A loop that stands still never comes here.
+            await wait_in_thread(door.reached)
+            door.opened.set()  # A blocked event loop would never reach this line.
 
     assert read == [b"a", b"late"]
     assert library.closed_in != [threading.current_thread()]
 
 
 @in_both_loops
-async def test_many_send_and_read_at_once(mode: Mode) -> None:
+async def test_many_calls_send_and_read_at_the_same_time(mode: Mode) -> None:
     together = threading.Barrier(MANY, timeout=TOO_LONG)
 
     def meet(*_: object) -> bytes:
@@ -124,10 +123,10 @@ async def test_many_send_and_read_at_once(mode: Mode) -> None:
 
 
 @in_both_loops
-async def test_a_transport_sees_the_context_of_the_task_and_its_response_is_returned(
+async def test_transport_sees_the_context_of_the_task_and_its_response_is_returned(
     mode: Mode,
 ) -> None:
-    user: ContextVar[str] = ContextVar("user", default="nobody")
+    user: ContextVar[str] = ContextVar("user", default="anonymous")
     seen: list[str] = []
     user.set("ada")
 
@@ -144,7 +143,7 @@ async def test_a_transport_sees_the_context_of_the_task_and_its_response_is_retu
 
 
 @in_both_loops
-async def test_a_failure_is_the_callers(mode: Mode) -> None:
+async def test_errors_of_the_transport_are_raised_in_the_caller(mode: Mode) -> None:
     for failure in (ConnectError("refused"), TypeError("a bug")):
 
         def fail(_: Request, failure: Exception = failure) -> None:
@@ -164,7 +163,7 @@ async def test_a_failure_is_the_callers(mode: Mode) -> None:
 
 
 @in_both_loops
-async def test_a_call_that_is_cancelled_returns_at_once_and_leaves_nothing_open(mode: Mode) -> None:
+async def test_cancelled_call_returns_at_once_and_closes_its_response(mode: Mode) -> None:
     door, woken = Door(), threading.Event()
 
     def send(request: Request) -> None:
@@ -174,39 +173,41 @@ async def test_a_call_that_is_cancelled_returns_at_once_and_leaves_nothing_open(
     library = Library(sending=send)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(ThreadedTransport(library).send_async, REQUEST)
-        await happens(door.reached)
+        await wait_in_thread(door.reached)
         assert not woken.is_set()
         tasks.cancel_scope.cancel()
 
     assert woken.is_set()
     assert not library.body.closed.is_set()
     door.opened.set()
-    await happens(library.body.closed)
+    await wait_in_thread(library.body.closed)
 
 
-@pytest.mark.parametrize("first", ["the answer", "nobody waits"])
-def test_an_answer_that_nobody_waits_for_is_closed_once(first: str) -> None:
+@pytest.mark.parametrize("first", ["response", "abandon"])
+def test_response_of_an_abandoned_call_is_closed_once(first: str) -> None:
     library = Library()
-    sending = _Sending(library, REQUEST)
+    call = _SendCall(library, REQUEST)
 
-    if first == "the answer":
-        sending()
+    if first == "response":
+        call()
         assert not library.body.tape.releases
-        sending.abandon()
+        call.abandon()
     else:
-        sending.abandon()
-        sending()
+        call.abandon()
+        call()
 
     assert library.body.tape.releases == 1
 
 
 @in_both_loops
-async def test_a_read_that_is_cancelled_returns_at_once_and_closes_the_body(mode: Mode) -> None:
+async def test_cancelled_read_returns_at_once_and_closes_the_body(mode: Mode) -> None:
     reached, ended = threading.Event(), threading.Event()
 
     def piece() -> bytes:
         reached.set()
-        wait(body.closed)  # As a socket's read ends when the socket is shut down.
+        wait(
+            body.closed
+        )  # A blocked read of a socket ends the same way when the socket is shut down.
         ended.set()
         raise ConnectionInterrupted("closed")
 
@@ -218,10 +219,10 @@ async def test_a_read_that_is_cancelled_returns_at_once_and_closes_the_body(mode
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(read)
-        await happens(reached)
+        await wait_in_thread(reached)
         tasks.cancel_scope.cancel()
 
-    await happens(ended)
+    await wait_in_thread(ended)
 
 
 LEAVE = """
@@ -237,7 +238,7 @@ async def main(url, name, path):
                 await client.agents.list_async()
             else:
                 stream = await client.sessions.create_event_async(session_id="s", content="Hi")
-                print("begun", flush=True)
+                print("started", flush=True)
                 await anext(stream)
         tasks.start_soon(call)
         await anyio.to_thread.run_sync(sys.stdin.readline)
@@ -251,13 +252,11 @@ anyio.run(main, *sys.argv[2:], backend=sys.argv[1])
     ("backend", "transport", "path"),
     [("asyncio", "RequestsTransport", "read"), ("trio", "Urllib3Transport", "send")],
 )
-def test_a_process_ends_though_a_thread_may_still_wait(
-    backend: str, transport: str, path: str
-) -> None:
-    """The server never answers, and the timeout is an hour."""
-    silent = (Hold(),) if path == "send" else answer(Hold(), headers=SSE.items(), framing="chunked")
+def test_process_exits_while_a_thread_still_waits(backend: str, transport: str, path: str) -> None:
+    """The server never responds, and the timeout is an hour."""
+    steps = (Hold(),) if path == "send" else answer(Hold(), headers=SSE.items(), framing="chunked")
     with (
-        ByteServer(silent) as server,
+        ByteServer(steps) as server,
         subprocess.Popen(
             [sys.executable, "-c", LEAVE, backend, server.url, transport, path],
             stdin=subprocess.PIPE,
@@ -269,16 +268,16 @@ def test_a_process_ends_though_a_thread_may_still_wait(
         server.wait_for_requests(1)
         if path == "read":
             assert process.stdout is not None
-            assert process.stdout.readline() == "begun\n"
-        _, complaints = process.communicate("leave\n", timeout=TOO_LONG)
-        assert (process.returncode, complaints) == (0, "")
+            assert process.stdout.readline() == "started\n"
+        _, errors = process.communicate("leave\n", timeout=TOO_LONG)
+        assert (process.returncode, errors) == (0, "")
 
 
 # --- over a client
 
 
 @in_both_loops
-async def test_a_call_that_takes_too_long_is_over_though_its_thread_is_not(mode: Mode) -> None:
+async def test_call_times_out_while_its_thread_still_waits(mode: Mode) -> None:
     door = Door()
     library = Library(sending=door)
 
@@ -286,4 +285,4 @@ async def test_a_call_that_takes_too_long_is_over_though_its_thread_is_not(mode:
         with pytest.raises(ReadTimeout):
             await flux0.agents.list_async(timeout_ms=200)
         door.opened.set()
-        await happens(library.body.closed)
+        await wait_in_thread(library.body.closed)

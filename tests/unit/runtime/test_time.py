@@ -1,4 +1,4 @@
-"""Real time: what its alarms do, and when its thread ends."""
+"""The system time: its alarms, and the thread that calls them."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ LATER = 3600.0
 SOON = 0.02
 
 
-def running() -> list[threading.Thread]:
+def alarm_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "flux0-alarms"]
 
 
 class WatchedTime(SystemTime):
-    """Keeps what its alarms say, and knows which threads are its own and not another test's."""
+    """A `SystemTime` that records the words of its alarms, and finds its own alarm threads."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._others = running()
-        self._said: SimpleQueue[str] = SimpleQueue()
+        self._other_threads = alarm_threads()
+        self._words: SimpleQueue[str] = SimpleQueue()
 
-    def say(self, seconds: float, word: str) -> Callable[[], object]:
-        """Have `word` said in so many seconds; return what cancels it."""
-        return self.alarm(self.monotonic() + seconds, lambda: self._said.put(word))
+    def set_alarm(self, seconds: float, word: str) -> Callable[[], object]:
+        """Set an alarm that records `word` after `seconds`; return a function that cancels it."""
+        return self.alarm(self.monotonic() + seconds, lambda: self._words.put(word))
 
-    def hear(self) -> str:
-        return self._said.get(timeout=PATIENCE)
+    def next_word(self) -> str:
+        return self._words.get(timeout=PATIENCE)
 
     def threads(self) -> list[threading.Thread]:
-        return [thread for thread in running() if thread not in self._others]
+        return [thread for thread in alarm_threads() if thread not in self._other_threads]
 
     def join(self) -> None:
-        """Wait for the end of the thread, after which nothing more is said."""
+        """Wait for the end of the alarm thread, and check that no more words were recorded."""
         for thread in self.threads():
             thread.join(PATIENCE)
         assert self.threads() == []
-        assert self._said.empty()
+        assert self._words.empty()
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def time() -> WatchedTime:
     return WatchedTime()
 
 
-def test_the_date_is_that_of_the_machine_and_jitter_anything_from_0_to_1(time: WatchedTime) -> None:
+def test_utc_now_is_the_system_date_and_jitter_is_between_0_and_1(time: WatchedTime) -> None:
     before = datetime.now(timezone.utc)
     assert before <= time.utc_now() <= datetime.now(timezone.utc)
     drawn = [time.jitter() for _ in range(1000)]
@@ -62,76 +62,76 @@ def test_the_date_is_that_of_the_machine_and_jitter_anything_from_0_to_1(time: W
     assert 0.9 < max(drawn) <= 1
 
 
-def test_an_alarm_goes_off_once_and_not_too_early(time: WatchedTime) -> None:
-    heard: SimpleQueue[float] = SimpleQueue()
+def test_alarm_is_called_once_and_not_early(time: WatchedTime) -> None:
+    calls: SimpleQueue[float] = SimpleQueue()
     moment = time.monotonic() + SOON
-    time.alarm(moment, lambda: heard.put(time.monotonic()))
-    assert heard.get(timeout=PATIENCE) >= moment
+    time.alarm(moment, lambda: calls.put(time.monotonic()))
+    assert calls.get(timeout=PATIENCE) >= moment
     time.join()
-    assert heard.empty()
+    assert calls.empty()
 
 
-def test_alarms_go_off_in_the_order_of_their_moments(time: WatchedTime) -> None:
-    later = time.say(LATER, "later")
-    time.say(2 * SOON, "second")
-    time.say(SOON, "first")
-    assert [time.hear(), time.hear()] == ["first", "second"]
+def test_alarms_are_called_in_the_order_of_their_moments(time: WatchedTime) -> None:
+    later = time.set_alarm(LATER, "later")
+    time.set_alarm(2 * SOON, "second")
+    time.set_alarm(SOON, "first")
+    assert [time.next_word(), time.next_word()] == ["first", "second"]
     assert len(time.threads()) == 1
     later()
-    time.say(0, "overdue")  # Which wakes the thread, and lets it end.
-    assert time.hear() == "overdue"
+    time.set_alarm(0, "overdue")  # This alarm wakes the thread, which then ends.
+    assert time.next_word() == "overdue"
     time.join()
 
 
-def test_a_cancelled_alarm_does_not_go_off(time: WatchedTime) -> None:
-    cancel = time.say(SOON, "cancelled")
+def test_cancelled_alarm_is_not_called(time: WatchedTime) -> None:
+    cancel = time.set_alarm(SOON, "cancelled")
     cancel()
     cancel()
-    time.say(2 * SOON, "kept")
-    assert time.hear() == "kept"
+    time.set_alarm(2 * SOON, "kept")
+    assert time.next_word() == "kept"
     time.join()
 
 
-def test_an_alarm_that_fails_does_not_stop_the_others(time: WatchedTime) -> None:
+def test_alarm_that_raises_does_not_stop_the_others(time: WatchedTime) -> None:
     def fail() -> None:
         raise OSError
 
     time.alarm(time.monotonic() + SOON, fail)
-    time.say(SOON, "the other")
-    assert time.hear() == "the other"
+    time.set_alarm(SOON, "the other")
+    assert time.next_word() == "the other"
     time.join()
 
 
-def test_a_thread_that_has_ended_is_started_again(time: WatchedTime) -> None:
+def test_ended_alarm_thread_is_started_again(time: WatchedTime) -> None:
     for word in ("once", "again"):
-        time.say(0, word)
-        assert time.hear() == word
+        time.set_alarm(0, word)
+        assert time.next_word() == word
         time.join()
 
 
-def test_an_alarm_may_be_further_away_than_a_system_can_wait(time: WatchedTime) -> None:
-    cancel = time.say(1e30, "much later")
-    time.say(0, "sooner")
-    assert time.hear() == "sooner"
+def test_alarm_later_than_the_longest_possible_wait(time: WatchedTime) -> None:
+    cancel = time.set_alarm(1e30, "much later")
+    time.set_alarm(0, "sooner")
+    assert time.next_word() == "sooner"
     cancel()
-    time.say(0, "last")
-    assert time.hear() == "last"
+    time.set_alarm(0, "last")
+    assert time.next_word() == "last"
     time.join()
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_forked_child_has_alarms_of_its_own(time: WatchedTime) -> None:
-    time.say(LATER, "later")
+def test_forked_child_has_its_own_alarms(time: WatchedTime) -> None:
+    time.set_alarm(LATER, "later")
     child = os.fork()
-    if child == 0:  # pragma: no cover - of another process
-        time.say(0, "heard")
-        os._exit(time.hear() != "heard")
+    if child == 0:  # pragma: no cover - runs in the child
+        time.set_alarm(0, "called")
+        os._exit(time.next_word() != "called")
     assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("at_exit", [False, True], ids=["running", "ending"])
-def test_an_alarm_does_not_keep_the_process_alive(*, at_exit: bool) -> None:
-    """And one that is set as the interpreter ends is not refused for the lack of a thread."""
+def test_alarm_does_not_keep_the_process_alive(*, at_exit: bool) -> None:
+    """An alarm can also be set while Python exits, when no thread can be started."""
     code = (
         "import atexit\n"
         "from flux0.runtime.time import SystemTime\n"

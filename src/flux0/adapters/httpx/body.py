@@ -18,7 +18,13 @@ from flux0.adapters.shared.bodies import AsyncPulledBody, PulledBody, SyncPulled
 from flux0.domain.errors import TransportError
 from flux0.domain.http import is_success
 from flux0.ports import Request
-from flux0.runtime.event_loop import Loop, close_soon, running_loop, shielded, unwind
+from flux0.runtime.event_loop import (
+    Loop,
+    close_nested_generators,
+    running_loop,
+    schedule_close,
+    shielded,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -158,7 +164,7 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
         """Release the connection."""
         with suppress(Exception):  # As above.
             if not self._raw.ag_running:  # If it is, who waits gets an error from what follows.
-                await unwind(self._raw)
+                await close_nested_generators(self._raw)
         with suppress(Exception):
             await self._response.aclose()
 
@@ -167,7 +173,7 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
         if not (self.ended or self.closed or self._response.is_closed):
             self._shut_down()
         in_trio = hasattr(loop, "run_sync_soon")
-        close_soon(loop, self.release if in_trio else self._release_later)
+        schedule_close(loop, self.release if in_trio else self._release_later)
 
     async def _release_later(self) -> None:
         """Release the connection, unless the loop ends now and closes nothing.

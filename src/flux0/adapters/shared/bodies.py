@@ -213,7 +213,7 @@ class SyncPulledBody(PulledBody):
         The collector may call this anywhere, even while the same thread holds a lock of the pool's.
         So all that may take one is left to another thread.
         """
-        if self.owner.is_left():
+        if self.owner.is_inherited():
             _keep(self)  # Garbage would be closed, with locks that nobody releases in this process.
             return
         self._leave()

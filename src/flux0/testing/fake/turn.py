@@ -19,7 +19,7 @@ from attrs import define, field
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.models import StatusData
 from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent
-from flux0.runtime.event_loop import Loop, call_soon, start
+from flux0.runtime.event_loop import Loop, call_soon, start_task
 from flux0.testing.fake import steps
 from flux0.testing.fake.clock import FakeClock, Wait
 from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data, without_nulls
@@ -92,7 +92,7 @@ class FakeTurn:
             self.go_on()
             return
         self._running = True
-        self._cancel_task = partial(call_soon, loop, start(self._run_in_task))
+        self._cancel_task = partial(call_soon, loop, start_task(self._run_in_task))
 
     def go_on(self) -> None:
         """Run the agent on, up to its next rest, unless somebody else does."""
