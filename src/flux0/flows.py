@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from attrs import frozen
 
+from flux0.domain.timeouts import Deadline
 from flux0.ports import Request, Response
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ class ReadBody:
 
     response: Response[Any]
     limit: int
-    deadline: float | None = None
+    deadline: Deadline | None = None
 
 
 @frozen

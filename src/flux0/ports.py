@@ -18,6 +18,7 @@ from flux0.domain.headers import Headers
 from flux0.domain.http import is_idempotent, is_success
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.stream_events import StreamEvent
+from flux0.domain.timeouts import Deadline
 
 T = TypeVar("T")
 Body_co = TypeVar("Body_co", covariant=True)
@@ -97,7 +98,7 @@ class Request:
         route: the path with placeholders instead of ids.
         retries: the retry policy of this call; None means the default policy.
         attempt: the number of this attempt; the first is 1.
-        deadline: the moment by which the whole call must end, on the clock of the client's `Time`.
+        deadline: the moment by which the call must end, with all its attempts.
         interrupt: stops the wait for the response head; sync transports support it if they can.
     """
 
@@ -111,7 +112,7 @@ class Request:
     route: str = ""
     retries: RetryConfig | None = None
     attempt: int = 1
-    deadline: float | None = None
+    deadline: Deadline | None = None
     interrupt: Interrupt = field(factory=Interrupt, eq=False, repr=False)
 
     @property
@@ -295,7 +296,7 @@ class EventStreamParser(Protocol):
 
     @property
     def pending(self) -> bool:
-        """Whether the input so far ends with an incomplete event: a block without its blank line."""
+        """Whether the input so far ends within an event: its blank line has not been received."""
         ...
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:

@@ -12,6 +12,7 @@ from flux0.client.options import CallOptions
 from flux0.domain import arguments
 from flux0.domain.errors import ClientClosed, Flux0Error
 from flux0.domain.retrying import RetryConfig
+from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow
 from flux0.ports import AsyncTransport, Time, Transport
 from flux0.usecases.call import ApiCall
@@ -95,7 +96,8 @@ class Caller:
             whole = arguments.seconds("timeout_ms", timeout_ms)
         if whole is not None:  # It replaces the default silences, the longer ones as well.
             timeout = evolve(call.timeout, read=whole, write=whole)
-            call = evolve(call, timeout=timeout, deadline=self.time.monotonic() + whole)
+            deadline = Deadline(self.time.monotonic() + whole, whole)
+            call = evolve(call, timeout=timeout, deadline=deadline)
         return call
 
     def drive(self, flow: Flow[T]) -> T:

@@ -17,8 +17,8 @@ from flux0.domain.errors import (
     ResponseTooLarge,
     TransportError,
     TransportTimeout,
-    deadline_exceeded,
 )
+from flux0.domain.timeouts import Deadline
 from flux0.flows import Await, Effect, Flow, ReadBody, Send, Sleep
 from flux0.ports import AsyncTransport, ByteStream, Request, Response, Time, Timeout, Transport
 
@@ -74,12 +74,12 @@ class Driver:
         deadline = request.deadline
         if deadline is None:
             return self.transport.send(request)
-        limited = _limited(request, deadline - self.time.monotonic())
+        limited = _limited(request, deadline, self.time)
         stop = request.interrupt.fire
         response = self._in_time(deadline, stop, lambda: self.transport.send(limited))
-        if self.time.monotonic() > deadline:
+        if self.time.monotonic() > deadline.moment:
             response.body.close()
-            raise deadline_exceeded()
+            raise deadline.exceeded()
         return response
 
     def _read(self, effect: ReadBody) -> bytes:
@@ -92,19 +92,19 @@ class Driver:
         return b"".join(pieces)
 
     def _in_time(
-        self, deadline: float | None, stop: Callable[[], object], work: Callable[[], T]
+        self, deadline: Deadline | None, stop: Callable[[], object], work: Callable[[], T]
     ) -> T:
         """Return what `work` gives; have `stop` called from another thread when time is up."""
         if deadline is None:
             return work()
-        cancel = self.time.alarm(deadline + _GRACE, stop)
+        cancel = self.time.alarm(deadline.moment + _GRACE, stop)
         try:
             return work()
         except TransportTimeout:
             raise  # It says what was waited for, even where it comes late.
         except TransportError as error:
-            if self.time.monotonic() > deadline + _GRACE:
-                raise deadline_exceeded() from error.__cause__ or error
+            if self.time.monotonic() > deadline.moment + _GRACE:
+                raise deadline.exceeded() from error.__cause__ or error
             raise
         finally:
             cancel()
@@ -137,7 +137,7 @@ class AsyncDriver:
             case Send(request):
                 deadline = request.deadline
                 if deadline is not None:
-                    request = _limited(request, deadline - self.time.monotonic())
+                    request = _limited(request, deadline, self.time)
                 return await self._in_time(deadline, self.transport.send_async(request))
             case ReadBody(response, _, deadline):
                 try:
@@ -161,29 +161,30 @@ class AsyncDriver:
         _check(effect, size, self.time)
         return b"".join(pieces)
 
-    async def _in_time(self, deadline: float | None, work: Awaitable[T]) -> T:
+    async def _in_time(self, deadline: Deadline | None, work: Awaitable[T]) -> T:
         """Return what `work` gives, or cancel it when time is up."""
         if deadline is None:
             return await work
         from anyio import move_on_after  # noqa: PLC0415 - slow to import; comes with httpx
 
-        with move_on_after(deadline + _GRACE - self.time.monotonic()):
+        with move_on_after(deadline.moment + _GRACE - self.time.monotonic()):
             return await work
-        raise deadline_exceeded()
+        raise deadline.exceeded()
 
 
 def _check(effect: ReadBody, size: int, time: Time) -> None:
     """Raise if a body has grown too large, or takes too long."""
     if size > effect.limit:
         raise ResponseTooLarge(effect.limit)
-    if effect.deadline is not None and time.monotonic() > effect.deadline:
-        raise deadline_exceeded()
+    if effect.deadline is not None and time.monotonic() > effect.deadline.moment:
+        raise effect.deadline.exceeded()
 
 
-def _limited(request: Request, left: float) -> Request:
-    """Return `request` with no timeout longer than `left`, the seconds that the call has."""
+def _limited(request: Request, deadline: Deadline, time: Time) -> Request:
+    """Return `request` with no timeout longer than the time that is left until the deadline."""
+    left = deadline.left(time.monotonic())
     if left <= 0:
-        raise deadline_exceeded()
+        raise deadline.exceeded()
     given = request.timeout
     return evolve(
         request,

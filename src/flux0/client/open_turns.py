@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
 from flux0.client.streams import AsyncEventStream, EventStream
-from flux0.domain.errors import deadline_exceeded
+from flux0.domain.timeouts import Deadline
 from flux0.runtime.processes import PerProcess
 
 if TYPE_CHECKING:
@@ -41,15 +41,19 @@ class OpenTurns:
         self._tasks: _Locks[anyio.Lock] = _Locks(_task_lock)
 
     @contextmanager
-    def exclusive(self, session: SessionKey, left: float | None) -> Generator[None, None, None]:
+    def exclusive(
+        self, session: SessionKey, deadline: Deadline | None, now: float
+    ) -> Generator[None, None, None]:
         """Wait for other threads that send on `session`, and close the stream that is open on it.
 
         An asynchronous stream is closed when its event loop gets to it, which may be too late for
-        the turn that follows. Raises `ReadTimeout` where the wait takes longer than `left` seconds.
+        the turn that follows. Raises `ReadTimeout` if the wait does not end by the deadline.
         """
         lock = self._threads.get().of(session)
-        if not lock.acquire(timeout=-1 if left is None else max(left, 0)):
-            raise deadline_exceeded()
+        if deadline is None:
+            lock.acquire()
+        elif not lock.acquire(timeout=max(deadline.left(now), 0)):
+            raise deadline.exceeded()
         try:
             stream = self._streams.pop(session, None)
             if isinstance(stream, EventStream):
@@ -62,19 +66,19 @@ class OpenTurns:
 
     @asynccontextmanager
     async def exclusive_async(
-        self, session: SessionKey, left: float | None
+        self, session: SessionKey, deadline: Deadline | None, now: float
     ) -> AsyncGenerator[None, None]:
         """Wait for other tasks that send on `session`, and close the stream that is open on it.
 
-        Raises `ReadTimeout` where the wait takes longer than `left` seconds.
+        Raises `ReadTimeout` if the wait does not end by the deadline.
         """
         from anyio import move_on_after  # noqa: PLC0415 - slow to import; comes with httpx
 
         lock = self._tasks.of(session)
-        with move_on_after(left) as scope:
+        with move_on_after(None if deadline is None else deadline.left(now)) as scope:
             await lock.acquire()
-        if scope.cancelled_caught:
-            raise deadline_exceeded()
+        if deadline is not None and scope.cancelled_caught:
+            raise deadline.exceeded()
         try:
             stream = self._streams.pop(session, None)
             if isinstance(stream, EventStream):

@@ -222,10 +222,10 @@ class SessionsResource:
         call, request, stored = self._prepare(session_id, type_, source, content, options)
         session = call.server_url, session_id
         list_stored = partial(self.list_events, **stored)
-        with self._open_turns.exclusive(session, self._left(call)):
+        clock = self._caller.time.monotonic
+        with self._open_turns.exclusive(session, call.deadline, clock()):
             response = self._caller.drive(sessions.open_stream(call, request))
             turn, accumulator = self._new_turn(request), self._new_accumulator()
-            clock = self._caller.time.monotonic
             stream = EventStream(response, turn, accumulator, list_stored, clock)
             self._open_turns.add(session, stream)
         return stream
@@ -259,10 +259,10 @@ class SessionsResource:
         call, request, stored = self._prepare(session_id, type_, source, content, options)
         session = call.server_url, session_id
         list_stored = partial(self.list_events_async, **stored)
-        async with self._open_turns.exclusive_async(session, self._left(call)):
+        clock = self._caller.time.monotonic
+        async with self._open_turns.exclusive_async(session, call.deadline, clock()):
             response = await self._caller.drive_async(sessions.open_stream(call, request))
             turn, accumulator = self._new_turn(request), self._new_accumulator()
-            clock = self._caller.time.monotonic
             stream = AsyncEventStream(response, turn, accumulator, list_stored, clock)
             self._open_turns.add(session, stream)
         return stream
@@ -282,10 +282,6 @@ class SessionsResource:
         )
         kept = {name: options.get(name) for name in ("server_url", "http_headers")}
         return call, request, {"session_id": session_id, **kept}
-
-    def _left(self, call: ApiCall) -> float | None:
-        """Return the seconds that a call has left, or None for no limit."""
-        return None if call.deadline is None else call.deadline - self._caller.time.monotonic()
 
     def list_events(
         self,

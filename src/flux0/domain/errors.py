@@ -230,11 +230,6 @@ class ReadTimeout(TransportTimeout):
     """The server fell silent while it was being read."""
 
 
-def deadline_exceeded() -> ReadTimeout:
-    """Return the error of a call that takes longer than its `timeout_ms`."""
-    return ReadTimeout("the call took longer than its timeout_ms")
-
-
 class WriteTimeout(TransportTimeout):
     """The server took the request too slowly."""
 

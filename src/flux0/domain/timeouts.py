@@ -1,8 +1,10 @@
-"""The messages of expired timeouts: the same timeout has the same message on every transport."""
+"""Deadlines of calls, and the messages of timeouts, which are the same for every transport."""
 
 from __future__ import annotations
 
 from typing import Final
+
+from attrs import frozen
 
 from flux0.domain.errors import (
     ConnectTimeout,
@@ -20,12 +22,33 @@ _EXPIRED: Final[dict[type[TransportTimeout], str]] = {
 }
 
 
+@frozen
+class Deadline:
+    """The moment by which a call must end.
+
+    Attributes:
+        moment: the end of the call, on the clock of the client's `Time`.
+        limit: the `timeout_ms` of the call, in seconds, for the message of the error.
+    """
+
+    moment: float
+    limit: float
+
+    def left(self, now: float) -> float:
+        """Return the seconds from `now` to the end; negative if it has passed."""
+        return self.moment - now
+
+    def exceeded(self) -> ReadTimeout:
+        """Return the error of a call that did not end by this deadline."""
+        return ReadTimeout(f"the call took longer than {duration(self.limit)} (timeout_ms)")
+
+
 def timed_out(kind: type[TransportTimeout], seconds: float | None) -> TransportTimeout:
-    """Return the error of a timeout that expired after `seconds`; None if the limit is unknown."""
+    """Return the error of a timeout that expired after `seconds` (None: the limit is unknown)."""
     limit = "" if seconds is None else f" within {duration(seconds)}"
     return kind(_EXPIRED.get(kind, "the request timed out{}").format(limit))
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as text, such as `0.3 s`."""
+    """Return a duration as text, such as `0.3 s`."""
     return f"{round(seconds, 3):g} s"

@@ -96,7 +96,7 @@ class Retry:
             attempt=request.attempt,
             repeatable=request.is_idempotent or (config.retry_posts and not request.stream),
             elapsed=now - began,
-            left=inf if request.deadline is None else request.deadline - now,
+            left=inf if request.deadline is None else request.deadline.left(now),
             jitter=self._time.jitter(),
             now=self._time.utc_now(),
         )

@@ -10,6 +10,7 @@ from attrs import frozen
 from flux0.domain.errors import DecodeError
 from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryConfig
+from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow, SendFlow
 from flux0.ports import Codec, Request, Timeout
 
@@ -39,7 +40,7 @@ class ApiCall:
     timeout: Timeout
     max_body_bytes: int
     retries: RetryConfig
-    deadline: float | None = None
+    deadline: Deadline | None = None
 
     def request(
         self,

@@ -14,6 +14,7 @@ from flux0 import BackoffStrategy, Flux0, RetryConfig
 from flux0.adapters.json import JsonCodec
 from flux0.domain.errors import ConnectionInterrupted, PoolTimeout, ReadTimeout, ServerError
 from flux0.domain.headers import Headers
+from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow, chain
 from flux0.middleware.responses import ResponsePolicy
 from flux0.middleware.retry import Retry, RetryBudget
@@ -61,7 +62,10 @@ async def test_each_attempt_has_less_time_than_the_one_before(mode: Mode) -> Non
     layers = chain([Retry(RetryBudget(), time, lambda _: None), lambda request, _: whole(request)])
 
     response = await drive(
-        mode, layers(evolve(REQUEST, retries=config, deadline=time.now + 9)), transport, time
+        mode,
+        layers(evolve(REQUEST, retries=config, deadline=Deadline(time.now + 9, 9))),
+        transport,
+        time,
     )
 
     assert response.body == b"ok"
@@ -79,7 +83,7 @@ async def test_a_body_that_drips_is_not_read_to_its_end(mode: Mode) -> None:
     late = tape(b"whole", after(time, 3.0, None))
 
     for recorded in (dripping, late):
-        flow = whole(evolve(REQUEST, deadline=time.now + 2.5))
+        flow = whole(evolve(REQUEST, deadline=Deadline(time.now + 2.5, 2.5)))
         with pytest.raises(ReadTimeout, match="timeout_ms"):
             await drive(mode, flow, script(recorded_answer(recorded)), time)
         assert recorded.releases
@@ -91,7 +95,7 @@ async def test_a_body_that_drips_is_not_read_to_its_end(mode: Mode) -> None:
 async def test_the_status_of_an_error_counts_though_its_explanation_is_too_slow(mode: Mode) -> None:
     time = Time()
     recorded = tape(after(time, 3.0, b'{"detail": "late"}'))
-    flow = whole(evolve(REQUEST, deadline=time.now + 2.5))
+    flow = whole(evolve(REQUEST, deadline=Deadline(time.now + 2.5, 2.5)))
 
     with pytest.raises(ServerError, match="503: Service Unavailable"):
         await drive(mode, flow, script(recorded_answer(recorded, status=503)), time)
@@ -173,7 +177,7 @@ def test_what_was_waited_for_is_told_though_the_clock_has_gone_on() -> None:
     transport = Slow([PoolTimeout("no connection became free")], time=time, seconds=3.0)
 
     with pytest.raises(PoolTimeout):
-        drive_sync(whole(evolve(REQUEST, deadline=time.now + 1)), transport, time)
+        drive_sync(whole(evolve(REQUEST, deadline=Deadline(time.now + 1, 1))), transport, time)
 
 
 def test_a_synchronous_wait_for_the_body_is_ended_from_another_thread() -> None:

@@ -12,6 +12,7 @@ from attrs import evolve
 from flux0.client.drivers import Driver
 from flux0.domain.errors import ConnectError, ReadTimeout, ResponseTooLarge
 from flux0.domain.headers import Headers
+from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow, ReadBody, Send, Sleep
 from flux0.ports import Request, Response, Timeout
 from support import driving
@@ -131,7 +132,7 @@ def fetch(request: Request) -> Flow[object]:
 @in_every_mode
 async def test_no_wait_is_longer_than_what_is_left_of_the_call(mode: Mode) -> None:
     given = Timeout(connect=1, read=60, write=None, pool=None, idle=600)
-    request = evolve(REQUEST, timeout=given, deadline=105.0)
+    request = evolve(REQUEST, timeout=given, deadline=Deadline(105.0, 5.0))
     transport = script(answer(b"x"))
 
     assert await drive(mode, fetch(request), transport, times=[100.0]) == b"x"
@@ -144,8 +145,10 @@ async def test_no_wait_is_longer_than_what_is_left_of_the_call(mode: Mode) -> No
 async def test_nothing_is_sent_after_the_deadline(mode: Mode) -> None:
     transport = script()
 
-    with pytest.raises(ReadTimeout, match="timeout_ms"):
-        await drive(mode, fetch(evolve(REQUEST, deadline=5.0)), transport, times=[5.0])
+    with pytest.raises(ReadTimeout, match=r"the call took longer than 5 s \(timeout_ms\)"):
+        await drive(
+            mode, fetch(evolve(REQUEST, deadline=Deadline(5.0, 5.0))), transport, times=[5.0]
+        )
 
     assert transport.requests == []
 
@@ -155,7 +158,7 @@ def test_an_answer_after_the_deadline_is_released() -> None:
     driver = Driver(script(recorded_answer(late)), Clock([0.0, 6.0]))
 
     with pytest.raises(ReadTimeout, match="timeout_ms"):
-        driver.run(fetch(evolve(REQUEST, deadline=5.0)))
+        driver.run(fetch(evolve(REQUEST, deadline=Deadline(5.0, 5.0))))
 
     assert late.reads == 0
     assert late.releases
@@ -169,14 +172,16 @@ async def test_an_asynchronous_read_is_interrupted_at_the_deadline(mode: Mode) -
     times = [0.0, 0.0, 6.0]
 
     with pytest.raises(ReadTimeout, match="timeout_ms"):
-        await drive(mode, fetch(evolve(REQUEST, deadline=5.0)), transport, times=times)
+        await drive(
+            mode, fetch(evolve(REQUEST, deadline=Deadline(5.0, 5.0))), transport, times=times
+        )
 
     assert hanging.releases
 
 
 @in_both_loops
 async def test_a_cancelled_body_is_released_and_its_deadline_not_blamed(mode: Mode) -> None:
-    for deadline in (None, 5.0):
+    for deadline in (None, Deadline(5.0, 5.0)):
         scope = anyio.CancelScope()
         hanging = tape(hang_and_cancel(scope))
         transport = script(recorded_answer(hanging))

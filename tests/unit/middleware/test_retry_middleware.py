@@ -17,6 +17,7 @@ from flux0 import BackoffStrategy, Flux0, RetryConfig, RetryDetails
 from flux0.adapters.json import JsonCodec
 from flux0.domain import errors
 from flux0.domain.headers import Headers
+from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow, chain
 from flux0.middleware.responses import ResponsePolicy
 from flux0.middleware.retry import Retry, RetryBudget
@@ -122,7 +123,7 @@ async def test_the_last_error_is_raised_and_says_how_many_attempts_there_were(mo
 async def test_no_wait_goes_past_the_end_of_the_call_or_its_longest_time(mode: Mode) -> None:
     longest = evolve(STEADY, backoff=evolve(STEADY.backoff, max_elapsed_time=5000))
     for changes, waits in (
-        ({"deadline": Time().now + 3.5}, [1.0]),
+        ({"deadline": Deadline(Time().now + 3.5, 3.5)}, [1.0]),
         ({"retries": longest}, [1.0, 1.0]),
     ):
         time = Time()

@@ -14,6 +14,7 @@ from flux0.adapters.json import JsonCodec
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.errors import DecodeError, InvalidArgument
 from flux0.domain.headers import Headers
+from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow, send_once
 from flux0.ports import Request, Response, Timeout
 from flux0.usecases import agents, sessions
@@ -44,7 +45,7 @@ WAY = ApiCall(
     timeout=Timeout(read=7),
     max_body_bytes=1000,
     retries=RetryConfig("none"),
-    deadline=99.0,
+    deadline=Deadline(99.0, 9.0),
 )
 
 
@@ -225,7 +226,7 @@ def test_a_stream_is_known_by_its_content_type(content_type: str) -> None:
     ],
 )
 def test_what_is_no_stream_is_read_and_shown(headers: dict[str, str], problem: str) -> None:
-    flow = create_event(evolve(WAY, deadline=12.5))
+    flow = create_event(evolve(WAY, deadline=Deadline(12.5, 9.0)))
     next(flow)
     response = answer(headers=headers)
 
@@ -234,7 +235,7 @@ def test_what_is_no_stream_is_read_and_shown(headers: dict[str, str], problem: s
         flow.send(b"<html>\xff" + b"x" * 1000)
 
     assert reading.response is response
-    assert (reading.limit, reading.deadline) == (WAY.max_body_bytes, 12.5)
+    assert (reading.limit, reading.deadline) == (WAY.max_body_bytes, Deadline(12.5, 9.0))
     assert caught.value.body == f"<html>\ufffd{'x' * 193}"
     assert caught.value.operation == "sessions.create_event"
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 
 from attrs import define
 
-from flux0.domain.errors import InvalidArgument, ReadTimeout
+from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.ports import AsyncTransport, Request, Response, Transport
 from flux0.runtime.event_loop import Loop
@@ -149,8 +149,8 @@ class ReplayTransport(SharedTransport):
         exchange = track.exchange
         if exchange.end != CLOSED:
             return ERRORS[exchange.end](f"recorded in {self._path}")
-        if request.deadline is not None and self.clock.now() > request.deadline:
-            return ReadTimeout("the call took longer than its timeout_ms")  # Why it was left.
+        if request.deadline is not None and request.deadline.left(self.clock.now()) < 0:
+            return request.deadline.exceeded()  # Why it was left.
         return AssertionError(
             f"{self._path} has no more of {track}: the program left it there, {exchange.after:g} s "
             f"{'after the request' if exchange.response is None else 'into the answer'}\n"
