@@ -1,4 +1,4 @@
-"""The bodies of responses, and what errors mean, for the transports over urllib3 and requests."""
+"""Bodies of requests and responses, and the errors of exchanges, over urllib3 and requests."""
 
 from __future__ import annotations
 
@@ -28,24 +28,28 @@ from flux0.domain.errors import (
 )
 from flux0.ports import Timeout
 
-_LARGEST_PIECE: Final = 64 * 1024
-_LARGEST_BLOCK: Final = 64 * 1024
+_MAX_PIECE_BYTES: Final = 64 * 1024
+_MAX_BLOCK_BYTES: Final = 64 * 1024
 
 
-def in_blocks(body: bytes | None) -> bytes | BytesIO | None:
-    """Return a request's body as it is to be written: a large one in blocks, each in its time."""
-    return body if body is None or len(body) <= _LARGEST_BLOCK else BytesIO(body)
+def request_body(body: bytes | None) -> bytes | BytesIO | None:
+    """Return a request body in the form to pass to urllib3: a file if it is large.
+
+    urllib3 sends a file in blocks, so that the write timeout limits each block and not the whole.
+    """
+    return body if body is None or len(body) <= _MAX_BLOCK_BYTES else BytesIO(body)
 
 
 class Urllib3Body(SyncPulledBody):
-    """The reading of one response.
+    """The body of one response.
 
-    Over a connection that does not note, such as a recorder's, the library reads as it does: its
-    timeout stays that for the head, and closing wakes nobody.
+    If the connection is not tracked (see `track`), the library itself reads the body. Then
+    `set_timeout` has no effect, and `close` does not wake a thread that waits for data.
 
     Args:
-        response: its content not loaded.
-        retain: is given the content once it was read whole.
+        response: A response of urllib3, or a similar object. Its body must not be loaded yet.
+        timeout: The timeouts of the request.
+        retain: Called with the decoded body when it was read to its end, unless None.
     """
 
     def __init__(
@@ -54,13 +58,13 @@ class Urllib3Body(SyncPulledBody):
         timeout: Timeout,
         retain: Callable[[bytes], object] | None = None,
     ) -> None:
-        # A recorder's response is none of urllib3's, and was decompressed when it was recorded.
-        ours = isinstance(response, BaseHTTPResponse)
-        super().__init__(response.headers.get("content-encoding", "") if ours else "")
+        # The body of a recorder's response is decoded already: it was decoded for the recording.
+        encoded = isinstance(response, BaseHTTPResponse)
+        super().__init__(response.headers.get("content-encoding", "") if encoded else "")
         connection = getattr(response, "connection", None)
-        answer = connection.answer if isinstance(connection, TrackedConnection) else None
-        self._received = _read_by_library(response) if answer is None else answer.pieces()
-        self._wire = None if answer is None else answer.wire
+        tracked = connection.last_response if isinstance(connection, TrackedConnection) else None
+        self._received = _read_by_library(response) if tracked is None else tracked.pieces()
+        self._raw_socket = None if tracked is None else tracked.raw_socket
         self._response = response
         self._timeout = timeout
         self._retain = retain
@@ -69,8 +73,8 @@ class Urllib3Body(SyncPulledBody):
 
     def set_timeout(self, read_timeout: float | None) -> None:
         """Limit the wait for each piece to `read_timeout` seconds."""
-        if self._wire is not None:
-            self._wire.settimeout(read_timeout)
+        if self._raw_socket is not None:
+            self._raw_socket.settimeout(read_timeout)
             self._timeout = evolve(self._timeout, read=read_timeout)
 
     def _receive(self) -> bytes | None:
@@ -82,7 +86,7 @@ class Urllib3Body(SyncPulledBody):
             self._retain(b"".join(self.retained or ()))
 
     def _shut_down(self) -> None:
-        shut_down(self._wire)
+        shut_down(self._raw_socket)
 
     def _release(self) -> None:
         with suppress(OSError, exceptions.HTTPError):
@@ -90,55 +94,57 @@ class Urllib3Body(SyncPulledBody):
             self._response.release_conn()
 
     def _translated(self, error: BaseException) -> TransportError | None:
-        known = isinstance(error, (HTTPException, OSError, exceptions.HTTPError))
-        if not known:
+        if not isinstance(error, (HTTPException, OSError, exceptions.HTTPError)):
             return None
-        kind = _sent_kind(chain(error)[-1])
+        kind = _kind_after_sending(chain(error)[-1])
         return failure(kind, error, self._timeout, head_received=True)
 
 
 def _read_by_library(response: Any) -> Iterator[bytes]:
-    if response.closed:  # By a hook of the user's.
+    if response.closed:  # A hook of the user closed the response.
         raise IncompleteRead(b"")
     options = {"decode_content": False} if isinstance(response, BaseHTTPResponse) else {}
-    while piece := response.read1(_LARGEST_PIECE, **options):
+    while piece := response.read1(_MAX_PIECE_BYTES, **options):
         yield piece
 
 
-def translated(error: BaseException, exchange: Urllib3Exchange) -> TransportError:
-    """Return what a failure to send a request, or to get the head of its answer, means.
+def to_transport_error(error: BaseException, exchange: Urllib3Exchange) -> TransportError:
+    """Return the flux0 error for a request that could not be sent, or whose head is missing.
 
-    `error` is the library's, or wraps one.
+    Args:
+        error: The exception of urllib3, or an exception of requests that wraps it.
+        exchange: The exchange that failed.
     """
     errors = chain(error)
 
-    def has(*kinds: type[BaseException]) -> bool:
+    def wraps(*kinds: type[BaseException]) -> bool:
         return any(isinstance(each, kinds) for each in errors)
 
-    kind = _sent_kind(errors[-1])
-    said, mark = str(errors[-1]), "Tunnel connection failed: "
-    if has(exceptions.ProxyError) and said.startswith(mark):
-        return refused_by_proxy(said.removeprefix(mark))
-    # urllib3 raises the two before a request has any connection.
-    waited = has(exceptions.EmptyPoolError, exceptions.ClosedPoolError)
-    if not exchange.sent and (waited or exchange.failure is not None):
+    message = str(errors[-1])
+    if wraps(exceptions.ProxyError) and message.startswith(_TUNNEL_FAILED):
+        return refused_by_proxy(message.removeprefix(_TUNNEL_FAILED))
+    kind = _kind_after_sending(errors[-1])
+    # urllib3 raises these two errors before the request has a connection.
+    without_connection = wraps(exceptions.EmptyPoolError, exceptions.ClosedPoolError)
+    if not exchange.sent and (without_connection or exchange.failure is not None):
         kind = ConnectError
-        if has(exceptions.EmptyPoolError):
+        if wraps(exceptions.EmptyPoolError):
             kind = PoolTimeout
-        elif has(TimeoutError):
+        elif wraps(TimeoutError):
             kind = ConnectTimeout
-        elif has(exceptions.SSLError) and not has(*_CUT):
+        elif wraps(exceptions.SSLError) and not wraps(*_CLOSED_IN_HANDSHAKE):
             kind = TLSError
-    elif has(TimeoutError) and not has(exceptions.ReadTimeoutError):
+    elif wraps(TimeoutError) and not wraps(exceptions.ReadTimeoutError):
         kind = WriteTimeout
     return failure(kind, error, exchange.timeout)
 
 
-# The other side ends the connection while TLS is agreed on: it refuses nothing.
-_CUT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)
+_TUNNEL_FAILED: Final = "Tunnel connection failed: "
+# The server closed the connection during the TLS handshake. It did not reject a certificate.
+_CLOSED_IN_HANDSHAKE: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)
 
 
-def _sent_kind(error: BaseException) -> type[TransportError]:
+def _kind_after_sending(error: BaseException) -> type[TransportError]:
     if isinstance(error, TimeoutError):
         return ReadTimeout
     return ConnectionInterrupted if isinstance(error, (OSError, IncompleteRead)) else ProtocolError

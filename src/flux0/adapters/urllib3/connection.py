@@ -1,7 +1,7 @@
-"""Connections of urllib3 that note what happens, for the transports over urllib3 and requests.
+"""Connections that record their steps, for the transports over urllib3 and requests.
 
-Neither library's errors say whether a request was sent: both wrap what breaks in the same classes.
-So their pools are given connections that note it where it happens.
+The errors of these libraries do not say whether the request was sent: the same classes wrap errors
+of every step. So a connection records its steps in the `Urllib3Exchange` of the current context.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from flux0.domain.errors import InvalidArgument, MissingDependency
 if TYPE_CHECKING:
     from urllib3.connection import HTTPConnection
 else:
-    # A recorder such as vcrpy puts one of its own there for as long as it records.
+    # While a recorder such as vcrpy is active, urllib3.connection.HTTPConnection is the recorder's
+    # subclass. Find the class of urllib3 among its bases.
     HTTPConnection: Final = next(
-        each
-        for each in urllib3.connection.HTTPConnection.__mro__
-        if each.__module__ == "urllib3.connection"
+        base
+        for base in urllib3.connection.HTTPConnection.__mro__
+        if base.__module__ == "urllib3.connection"
     )
 
 
@@ -54,38 +55,39 @@ _EXCHANGE: ContextVar[Urllib3Exchange | None] = ContextVar("flux0_exchange", def
 
 
 class TrackedConnection(HTTPConnection):
-    """Mixed into a pool's own class of connections.
+    """A mixin for the connection class of a pool.
 
     Attributes:
-        answer: the last answer that began to come over it.
+        last_response: The response to the last request, or None before the first one.
     """
 
-    answer: TrackedResponse | None = None
+    last_response: TrackedResponse | None = None
     timeout: float | None
     _sock: Any = None
-    _wire: Any = None
+    _raw_socket: Any = None
 
     @property
     def sock(self) -> Any:
-        """The socket, or the TLS within TLS that stands for one."""
+        """The socket, or urllib3's `SSLTransport` for TLS in TLS."""
         return self._sock
 
     @sock.setter
     def sock(self, sock: Any) -> None:
         self._sock = sock
         if isinstance(sock, socket.socket):
-            self._wire = sock
+            self._raw_socket = sock
             if exchange := _EXCHANGE.get():
                 exchange.shut_down_on_interrupt(sock)
 
     @property
     def is_connected(self) -> bool:
-        """Whether it may be used again, which a pool asks before it does so."""
-        rested = 0.0 if self.answer is None else monotonic() - self.answer.ended
-        return rested < MAX_IDLE_SECONDS and super().is_connected
+        """Whether the connection can be reused. A pool checks it before each request."""
+        response = self.last_response
+        idle_seconds = 0.0 if response is None else monotonic() - response.idle_since
+        return idle_seconds < MAX_IDLE_SECONDS and super().is_connected
 
     def connect(self) -> None:
-        """Connect, with the tunnel of a proxy and TLS."""
+        """Connect, including the tunnel through a proxy and TLS."""
         try:
             super().connect()
         except BaseException as error:
@@ -94,79 +96,83 @@ class TrackedConnection(HTTPConnection):
             raise
 
     def request(self, *args: Any, **options: Any) -> None:
-        """Send a request, over a connection that is made by then."""
+        """Send a request. Connect first, to separate errors of connecting from later errors."""
         if exchange := _EXCHANGE.get():
             if self.is_closed:
                 self.connect()
             exchange.sent = True
-            exchange.shut_down_on_interrupt(self._wire)
-            self.timeout = exchange.timeout.write  # urllib3 writes with that for connecting.
+            exchange.shut_down_on_interrupt(self._raw_socket)
+            self.timeout = exchange.timeout.write  # urllib3 would use its connect timeout.
         super().request(*args, **options)
 
     def response_class(self, sock: Any, *args: Any, **options: Any) -> TrackedResponse:  # type: ignore[override]
-        """Return what http.client reads an answer by."""
-        self.answer = TrackedResponse(self._wire, sock, *args, **options)
-        return self.answer
+        """Return the object that http.client reads the response with."""
+        self.last_response = TrackedResponse(self._raw_socket, sock, *args, **options)
+        return self.last_response
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own
-        """Wait for the head of the answer."""
+        """Wait for the response head."""
         response = super().getresponse()
         if exchange := _EXCHANGE.get():
             exchange.clear_interrupt()
         return response
 
 
-def watch(pool: Any) -> None:
-    """Have `pool` make connections that note what happens, and drop its idle ones that do not.
+def track(pool: Any) -> None:
+    """Make `pool` open tracked connections, and close its idle connections that are not tracked.
 
-    Where the connections are made or used in another way than urllib3's, such as by a recorder,
-    nothing is noted: then nobody knows whether a request was sent.
+    A recorder such as vcrpy replaces the connection class by a class that sends in another way.
+    Such a pool is not changed. Then it is unknown whether a request was sent.
     """
-    kind: Any = pool.ConnectionCls
-    if issubclass(kind, TrackedConnection):
-        if _is_urllib3s(cast("Any", type(pool)).ConnectionCls):
+    connection_class: Any = pool.ConnectionCls
+    if issubclass(connection_class, TrackedConnection):
+        if _is_unmodified(cast("Any", type(pool)).ConnectionCls):
             return
-        del pool.ConnectionCls  # A recorder has come since.
-    elif _is_urllib3s(kind):
-        pool.ConnectionCls = _tracked(kind)
+        del pool.ConnectionCls  # A recorder has replaced the class since the last call.
+    elif _is_unmodified(connection_class):
+        pool.ConnectionCls = _tracked(connection_class)
         if pool.pool is not None:
-            _drop_resting(pool.pool)
+            _close_idle(pool.pool)
 
 
-def _is_urllib3s(kind: Any) -> bool:
-    own = HTTPConnection
+def _is_unmodified(connection_class: Any) -> bool:
     return (
-        issubclass(kind, own)
-        and kind.request is own.request
-        and kind.getresponse is own.getresponse
+        issubclass(connection_class, HTTPConnection)
+        and connection_class.request is HTTPConnection.request
+        and connection_class.getresponse is HTTPConnection.getresponse
     )
 
 
 @cache
-def _tracked(kind: Any) -> type[Any]:
-    return type("TrackedConnection", (TrackedConnection, kind), {})
+def _tracked(connection_class: Any) -> type[Any]:
+    return type("TrackedConnection", (TrackedConnection, connection_class), {})
 
 
-def _drop_resting(resting: LifoQueue[Any]) -> None:
-    taken = 0
+def _close_idle(connections: LifoQueue[Any]) -> None:
+    removed = 0
     with suppress(Empty):
         while True:
-            if connection := resting.get_nowait():
+            if connection := connections.get_nowait():
                 connection.close()
-            taken += 1
-    with suppress(Full):  # Of a pool that does not block, another thread may have filled the place.
-        for _ in range(taken):
-            resting.put_nowait(None)
+            removed += 1
+    # In the queue, None is a free slot. Another thread may have filled some slots by now.
+    with suppress(Full):
+        for _ in range(removed):
+            connections.put_nowait(None)
 
 
-def require(argument: str, value: object, kind: type[Any]) -> None:
-    """Raise if a transport cannot work: over `value`, or over what is installed as urllib3."""
-    if not any(each.__module__ == "http.client" for each in HTTPConnection.__mro__):
+def check_urllib3() -> None:
+    """Raise `MissingDependency` if urllib3-future is installed under the name of urllib3."""
+    if not any(base.__module__ == "http.client" for base in HTTPConnection.__mro__):
         raise MissingDependency(
-            "urllib3-future has taken the place of urllib3, and does not tell what was sent: "
-            "install urllib3 again, or use HttpxTransport"
+            "urllib3-future replaces urllib3, and does not report whether a request was sent: "
+            "reinstall urllib3, or use HttpxTransport"
         )
-    refuse_misplaced(argument, value, kind.__module__.partition(".")[0])
-    if value is not None and not isinstance(value, kind):
-        given = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
-        raise InvalidArgument(argument, f"must be a {kind.__name__}, not a {given}")
+
+
+def check_type(argument: str, value: object, expected: type[Any]) -> None:
+    """Raise `InvalidArgument` unless `value` is None or an instance of `expected`."""
+    refuse_misplaced(argument, value, expected.__module__.partition(".")[0])
+    if value is not None and not isinstance(value, expected):
+        actual = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
+        raise InvalidArgument(argument, f"must be a {expected.__name__}, not a {actual}")

@@ -1,4 +1,20 @@
-"""The transport over requests, for synchronous code."""
+"""The transport over requests, for sync code.
+
+The steps of one request:
+
+1. `RequestsTransport.send` prepares the request with the headers, cookies, parameters and
+   authentication of the session.
+2. The adapter of the session finds a pool. `track` makes it open connections that record their
+   steps in a `Urllib3Exchange`.
+3. urllib3 connects, sends the request and reads the response head, as in the module `transport`.
+4. The hooks of the session are called with the response. `_HookRecorder` has the first and the last
+   hook: they record the response, and hide its location.
+5. `send` returns the response. Its body has not been read yet, unless a hook did it.
+6. The caller iterates over the body. `TrackedResponse.pieces` yields bytes as they arrive, and
+   `Urllib3Body` decodes them.
+7. At the end of the body, the connection returns to the pool. After an error or an early `close`,
+   it is closed instead.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +26,7 @@ from typing import Any, Final
 import requests
 from requests import exceptions
 from requests.adapters import BaseAdapter, HTTPAdapter
-from urllib3 import HTTPHeaderDict, HTTPResponse  # What requests is made of, and lets through.
+from urllib3 import HTTPHeaderDict, HTTPResponse  # requests depends on urllib3.
 from urllib3.exceptions import HTTPError
 
 from flux0.adapters.shared.bodies import OpenBodies, SyncBody
@@ -18,107 +34,112 @@ from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import ACCEPT_ENCODING, MAX_IDLE_CONNECTIONS
 from flux0.adapters.shared.misplaced import shown
 from flux0.adapters.shared.proxies import EnvironmentProxies
-from flux0.adapters.urllib3.body import Urllib3Body, in_blocks, translated
-from flux0.adapters.urllib3.connection import Urllib3Exchange, require, watch
+from flux0.adapters.urllib3.body import Urllib3Body, request_body, to_transport_error
+from flux0.adapters.urllib3.connection import Urllib3Exchange, check_type, check_urllib3, track
 from flux0.domain.errors import ConnectError, InvalidArgument, ProtocolError, ReadTimeout
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
 from flux0.ports import ByteStream, Request, Response, Timeout
 from flux0.runtime.processes import PerProcess
 
-_PROXIES: Final = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
+_PROXY_SCHEMES: Final = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 
 
 class RequestsTransport:
-    """Sends requests over requests, through a session of the user's or one made here.
+    """Sends requests over requests, with your session or a built-in one.
 
-    A session passed in keeps its proxies, certificates, authentication, cookies, headers, hooks and
-    adapters, and is never closed here. Its connections are watched, to know what was sent. One made
-    here takes proxies and certificates from the environment, but no passwords from `.netrc`, and
-    keeps no cookies. What hooks, authentication and adapters raise is raised as
-    it is.
+    Your session keeps its proxies, certificates, authentication, cookies, headers, hooks and
+    adapters, and stays open. Its connections are tracked, to know whether a request was sent. The
+    built-in session uses proxies and certificates from the environment. It reads no passwords from
+    `.netrc` and stores no cookies. Exceptions from hooks, authentication and adapters are re-raised
+    unchanged.
 
-    Timeouts are the request's, but requests does not limit the wait for a connection of a pool
-    that blocks. Redirects are not followed, and a session whose adapters retry is refused.
+    The request sets all timeouts except the pool timeout: if an adapter has `pool_block=True`,
+    requests waits indefinitely for a free connection. Redirects are not followed. A session with an
+    adapter that retries is rejected.
     """
 
     def __init__(self, session: requests.Session | None = None) -> None:
-        require("session", session, requests.Session)
+        check_urllib3()
+        check_type("session", session, requests.Session)
         for adapter in () if session is None else session.adapters.values():
-            _refuse_retries(adapter)
-        self._given = session
-        self._sessions = PerProcess(partial(_Connections, session))
+            _reject_retries(adapter)
+        self._user_session = session
+        self._connections = PerProcess(partial(_Connections, session))
 
     def __repr__(self) -> str:
-        return shown(self, session=self._given)
+        return shown(self, session=self._user_session)
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
-        session = self._sessions.get()
-        response = _send(session, request)
+        connections = self._connections.get()
+        response = _send(connections, request)
         status = response.status_code
         headers = _headers(response)
-        # The content of an error is read here, and users find it in the response all the same.
+        # The client reads the body of an error. The user can read it again from the raw response.
         retain = None if is_success(status) else partial(_retain, response)
-        reading = Urllib3Body(_raw(response), request.timeout, retain)
+        pulled = Urllib3Body(_body_source(response), request.timeout, retain)
         if request.is_streaming(status):
-            reading.set_timeout(request.timeout.idle)
-        body = SyncBody(reading)
-        session.bodies.add(body)
+            pulled.set_timeout(request.timeout.idle)
+        body = SyncBody(pulled)
+        connections.bodies.add(body)
         return Response(status, headers, body, response, not is_framed(headers))
 
     def close(self) -> None:
-        """Close the connections, and what is read over them, unless the session is the user's."""
-        if self._given is None:
-            self._sessions.get().close()
+        """Close the connections and the open bodies, unless the session is yours."""
+        if self._user_session is None:
+            self._connections.get().close()
 
 
 class _Connections:
     """The connections of one process.
 
     Attributes:
-        requests: the session of the user's, or one made here.
-        proxies: those that one made here goes through.
-        bodies: what is read over it.
+        session: The user's session, or the built-in one.
+        proxies: The proxy settings of the environment, for the built-in session.
+        bodies: The bodies that are being read.
     """
 
     def __init__(self, session: requests.Session | None) -> None:
-        self.requests = _make_session() if session is None else session
-        self.proxies = EnvironmentProxies("requests", _PROXIES) if session is None else None
+        self.session = _make_session() if session is None else session
+        self.proxies = EnvironmentProxies("requests", _PROXY_SCHEMES) if session is None else None
         self.bodies = OpenBodies()
 
     def close(self) -> None:
-        self.requests.close()
+        self.session.close()
         self.bodies.close()
 
 
 def _make_session() -> requests.Session:
     session = requests.Session()
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-    session.auth = lambda prepared: prepared  # Without any, requests looks into .netrc.
+    session.auth = lambda prepared: prepared  # Without it, requests reads .netrc.
     for prefix in ("https://", "http://"):
-        session.mount(prefix, _OwnAdapter(pool_maxsize=MAX_IDLE_CONNECTIONS))
+        session.mount(prefix, _TrackingAdapter(pool_maxsize=MAX_IDLE_CONNECTIONS))
     return session
 
 
-def _refuse_retries(adapter: BaseAdapter) -> None:
+def _reject_retries(adapter: BaseAdapter) -> None:
     if isinstance(adapter, HTTPAdapter):
         retries = adapter.max_retries
         if retries.total or retries.total is None or retries.status_forcelist:
-            problem = "has an adapter with max_retries, and might send a request twice: mount one "
-            raise InvalidArgument("session", f"{problem}without, and see RetryConfig for retries")
+            raise InvalidArgument(
+                "session",
+                "has an adapter with max_retries, which might send a request twice: "
+                "mount an adapter without it, and use RetryConfig",
+            )
 
 
-def _send(over: _Connections, request: Request) -> requests.Response:
-    session = over.requests
-    prepared = _prepared(session, request)
-    # A `verify` of the session would give way to the environment, were it not named here.
+def _send(connections: _Connections, request: Request) -> requests.Response:
+    session = connections.session
+    prepared = _prepare(session, request)
+    # Without an explicit `verify`, the environment would override `session.verify`.
     settings = session.merge_environment_settings(prepared.url, {}, True, session.verify, None)  # noqa: FBT003
-    if over.proxies is not None:
-        proxy = over.proxies.proxy_for(request.url)
+    if connections.proxies is not None:
+        proxy = connections.proxies.proxy_for(request.url)
         settings["proxies"] = {} if proxy is None else {"all": proxy}
-    _watch(session, prepared, settings)
-    head = _HookedAnswer(prepared)
+    _track_connections(session, prepared, settings)
+    recorder = _HookRecorder(prepared)
     with Urllib3Exchange(request) as exchange:
         try:
             response = session.send(
@@ -128,41 +149,42 @@ def _send(over: _Connections, request: Request) -> requests.Response:
                 **settings,
             )
         except BaseException as error:
-            if head.response is not None and not _is_of(error, prepared):
-                head.response.close()  # What hooks raise is theirs.
-                raise
+            if recorder.response is not None and not _is_about(error, prepared):
+                recorder.response.close()
+                raise  # A hook raised it.
             if isinstance(error, requests.HTTPError) and error.response is not None:
-                return error.response  # A hook calls raise_for_status.
-            if isinstance(error, exceptions.Timeout) and not _wraps(error):
-                # Of an adapter that is not requests' own.
+                return error.response  # A hook called raise_for_status.
+            if isinstance(error, exceptions.Timeout) and not _has_cause(error):
+                # The user's adapter raised it: HTTPAdapter always wraps an error of urllib3.
                 raise failure(ReadTimeout, error, request.timeout) from error
             known = isinstance(error, (exceptions.RequestException, HTTPError))
             if known or error is exchange.failure:
-                raise translated(error, exchange) from error
+                raise to_transport_error(error, exchange) from error
             raise
         finally:
-            head.response = None  # It has the request, and that has the hooks: a reference cycle.
-    head.show_location(response)
+            recorder.response = None  # Its request has the hooks: break the reference cycle.
+    recorder.restore_location(response)
     return response
 
 
-def _prepared(session: requests.Session, request: Request) -> Any:
+def _prepare(session: requests.Session, request: Request) -> Any:
     headers = {"Accept-Encoding": ACCEPT_ENCODING, **request.headers}
-    given = requests.Request(request.method, request.url, headers, data=in_blocks(request.body))
+    body = request_body(request.body)
+    unprepared = requests.Request(request.method, request.url, headers, data=body)
     try:
-        prepared: Any = session.prepare_request(given)
+        prepared: Any = session.prepare_request(unprepared)
     except exceptions.InvalidHeader as error:
         raise failure(ProtocolError, error, request.timeout) from error
     except (exceptions.InvalidURL, exceptions.MissingSchema) as error:
         raise failure(ConnectError, error, Timeout()) from error
-    # A header field that was asked for counts more than what the session knows.
+    # A header field of the request overrides the authentication of the session.
     if "authorization" in request.headers:
         prepared.headers["authorization"] = request.headers["authorization"]
     return prepared
 
 
-class _OwnAdapter(HTTPAdapter):
-    """Makes connections that note what is sent."""
+class _TrackingAdapter(HTTPAdapter):
+    """An adapter whose pools open tracked connections."""
 
     def get_connection_with_tls_context(
         self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
@@ -171,14 +193,14 @@ class _OwnAdapter(HTTPAdapter):
         return _tracked_pool(self, get, request, verify=verify, proxies=proxies, cert=cert)
 
 
-def _watch(session: requests.Session, prepared: Any, settings: Any) -> None:
-    """Have the connections that the request may go over note it; nothing is sent here."""
+def _track_connections(session: requests.Session, prepared: Any, settings: Any) -> None:
+    """Make the pool that the user's adapter will use open tracked connections."""
     try:
         adapter = session.get_adapter(prepared.url)
     except exceptions.InvalidSchema as error:
         raise failure(ConnectError, error, Timeout()) from error
-    if isinstance(adapter, HTTPAdapter) and not isinstance(adapter, _OwnAdapter):
-        _refuse_retries(adapter)
+    if isinstance(adapter, HTTPAdapter) and not isinstance(adapter, _TrackingAdapter):
+        _reject_retries(adapter)
         tls = {name: settings[name] for name in ("verify", "proxies", "cert")}
         _tracked_pool(adapter, adapter.get_connection_with_tls_context, prepared, **tls)
 
@@ -186,46 +208,47 @@ def _watch(session: requests.Session, prepared: Any, settings: Any) -> None:
 def _tracked_pool(
     adapter: HTTPAdapter, get: Any, request: Any, *, verify: Any, proxies: Any, cert: Any
 ) -> Any:
-    """Return the pool that `get` gives, once its connections note what is sent."""
+    """Return the pool that `get` returns, after making it open tracked connections."""
     try:
         pool = get(request, verify, proxies, cert)
         adapter.cert_verify(pool, request.url, verify, cert)  # type: ignore[no-untyped-call]
-    except (HTTPError, OSError) as error:  # Errors of requests are OSErrors, too.
+    except (HTTPError, OSError) as error:  # Errors of requests derive from OSError.
         raise failure(ConnectError, error, Timeout()) from error
-    watch(pool)
+    track(pool)
     return pool
 
 
-class _HookedAnswer:
-    """Watches the head of the answer go through the hooks.
+class _HookRecorder:
+    """Adds a hook before the hooks of the user, and a hook after them.
 
     Attributes:
-        response: the answer, as the adapter gave it, if there is one.
+        response: The response of the adapter, or None before it was received.
     """
 
     def __init__(self, prepared: requests.PreparedRequest) -> None:
         self.response: requests.Response | None = None
         self._location: str | None = None
         hooks: list[Any] = prepared.hooks["response"]
-        hooks.insert(0, self._note)
+        hooks.insert(0, self._record)
         hooks.append(self._hide_location)
 
-    def _note(self, response: requests.Response, **_: Any) -> None:
+    def _record(self, response: requests.Response, **_: Any) -> None:
         self.response = response
 
     def _hide_location(self, response: requests.Response, **_: Any) -> None:
-        # requests would read the body of a redirect, however long, and close it.
+        # For a redirect, requests would read the whole body and close the response.
         self._location = response.headers.pop("location", None)
 
-    def show_location(self, response: requests.Response) -> None:
+    def restore_location(self, response: requests.Response) -> None:
         if self._location is not None:
             response.headers["location"] = self._location
 
 
-def _raw(response: requests.Response) -> Any:
-    """Return what the body is read from."""
+def _body_source(response: requests.Response) -> Any:
+    """Return the object that `Urllib3Body` reads the body from."""
     raw: Any = response.raw
-    # A hook may have read it, which nothing public of requests tells. An adapter may give any file.
+    # A hook may have read the body. Requests has no public attribute for this.
+    # The user's adapter may return any file.
     if vars(response)["_content"] is not False or not hasattr(raw, "read1"):
         return HTTPResponse(BytesIO(response.content), preload_content=False)
     if hasattr(raw, "release_conn"):
@@ -234,7 +257,8 @@ def _raw(response: requests.Response) -> Any:
 
 
 def _headers(response: requests.Response) -> Headers:
-    fields = getattr(response.raw, "headers", None)  # Those of urllib3 keep repeated ones apart.
+    fields = getattr(response.raw, "headers", None)
+    # Only the headers of urllib3 keep repeated fields separate.
     return Headers(
         tuple((fields if isinstance(fields, HTTPHeaderDict) else response.headers).items())
     )
@@ -244,13 +268,13 @@ def _retain(response: requests.Response, body: bytes) -> None:
     response.raw = BytesIO(body)
 
 
-def _is_of(error: BaseException, prepared: requests.PreparedRequest) -> bool:
-    """Whether an error of requests is about this request, which authentication may send again."""
+def _is_about(error: BaseException, prepared: requests.PreparedRequest) -> bool:
+    # Compare the URL and not the object, because authentication may send a copy of the request.
     return (
         isinstance(error, exceptions.RequestException)
         and getattr(error.request, "url", None) == prepared.url
     )
 
 
-def _wraps(error: Exception) -> bool:
+def _has_cause(error: Exception) -> bool:
     return any(isinstance(each, Exception) for each in error.args)

@@ -1,4 +1,18 @@
-"""The transport over urllib3, for synchronous code."""
+"""The transport over urllib3, for sync code.
+
+The steps of one request:
+
+1. `Urllib3Transport.send` finds the pool of the server, or the manager of the proxy.
+2. `track` makes the pool open connections that record their steps in a `Urllib3Exchange`.
+3. urllib3 takes an idle connection from the pool, or connects. If this fails, nothing was sent.
+4. The connection records that the request is being sent, and sends its head and body.
+5. `TrackedResponse.begin` reads the response head. Until now, an interrupt shuts the socket down.
+6. `send` returns the response. Its body has not been read yet.
+7. The caller iterates over the body. `TrackedResponse.pieces` yields bytes as they arrive, and
+   `Urllib3Body` decodes them.
+8. At the end of the body, the connection returns to the pool. After an error or an early `close`,
+   it is closed instead.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +30,8 @@ from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import ACCEPT_ENCODING, MAX_CONNECTIONS
 from flux0.adapters.shared.misplaced import shown
 from flux0.adapters.shared.proxies import EnvironmentProxies
-from flux0.adapters.urllib3.body import Urllib3Body, in_blocks, translated
-from flux0.adapters.urllib3.connection import Urllib3Exchange, require, watch
+from flux0.adapters.urllib3.body import Urllib3Body, request_body, to_transport_error
+from flux0.adapters.urllib3.connection import Urllib3Exchange, check_type, check_urllib3, track
 from flux0.domain.errors import ConnectError
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
@@ -29,29 +43,33 @@ _NO_RETRIES: Final = urllib3.Retry(total=False, redirect=False)
 
 
 class Urllib3Transport:
-    """Sends requests over urllib3, through a pool manager of the user's or one made here.
+    """Sends requests over urllib3, with your pool manager or a built-in one.
 
-    A manager passed in, such as a `ProxyManager`, keeps its proxy, certificates, limits and default
-    headers, and is never closed here. Its connections are watched, to know what was sent. One made
-    here takes proxies from the environment, when it first sends; `Urllib3Transport(PoolManager())`
-    takes none. Timeouts are the request's, but `pool` counts only where the pools block, as those
-    made here do. Redirects are not followed, and urllib3's own retries are off.
+    Your manager, such as a `ProxyManager`, keeps its proxy, certificates, limits and default
+    headers, and stays open. Its connections are tracked, to know whether a request was sent. The
+    built-in manager reads the proxy settings of the environment with the first request to each
+    server. To ignore them, pass a `PoolManager()`.
+
+    The request sets all timeouts. The pool timeout has an effect only if the manager has
+    `block=True`, as the built-in manager does. Redirects are not followed, and the retries of
+    urllib3 are disabled.
     """
 
     def __init__(self, pool_manager: urllib3.PoolManager | None = None) -> None:
-        require("pool_manager", pool_manager, urllib3.PoolManager)
-        self._given = pool_manager
-        self._pools = PerProcess(partial(_Connections, pool_manager))
+        check_urllib3()
+        check_type("pool_manager", pool_manager, urllib3.PoolManager)
+        self._user_manager = pool_manager
+        self._connections = PerProcess(partial(_Connections, pool_manager))
 
     def __repr__(self) -> str:
-        return shown(self, pool_manager=self._given)
+        return shown(self, pool_manager=self._user_manager)
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
-        pools = self._pools.get()
+        connections = self._connections.get()
         timeout = request.timeout
         try:
-            opener, target = pools.opening(request.url)
+            opener, target = connections.opener_for(request.url)
         except urllib3.exceptions.HTTPError as error:
             raise failure(ConnectError, error, timeout) from error
         with Urllib3Exchange(request) as exchange:
@@ -61,8 +79,8 @@ class Urllib3Transport:
                     target,
                     redirect=False,
                     assert_same_host=False,
-                    body=in_blocks(request.body),
-                    headers=_headers(request, pools.manager),
+                    body=request_body(request.body),
+                    headers=_headers(request, connections.manager),
                     retries=_NO_RETRIES,
                     preload_content=False,
                     timeout=_timeout(timeout.connect, timeout.read),
@@ -70,57 +88,58 @@ class Urllib3Transport:
                 )
             except Exception as error:
                 if isinstance(error, urllib3.exceptions.HTTPError) or error is exchange.failure:
-                    raise translated(error, exchange) from error
+                    raise to_transport_error(error, exchange) from error
                 raise
-        raw, retain = (response, None) if is_success(response.status) else _readable(response)
-        reading = Urllib3Body(response, timeout, retain)
+        raw, retain = (response, None) if is_success(response.status) else _copy(response)
+        pulled = Urllib3Body(response, timeout, retain)
         if request.is_streaming(response.status):
-            reading.set_timeout(timeout.idle)
+            pulled.set_timeout(timeout.idle)
         headers = Headers(tuple(response.headers.items()))
-        body = SyncBody(reading)
-        pools.bodies.add(body)
+        body = SyncBody(pulled)
+        connections.bodies.add(body)
         return Response(response.status, headers, body, raw, not is_framed(headers))
 
     def close(self) -> None:
-        """Close the connections, and what is read over them, unless the manager is the user's."""
-        if self._given is None:
-            self._pools.get().close()
+        """Close the connections and the open bodies, unless the manager is yours."""
+        if self._user_manager is None:
+            self._connections.get().close()
 
 
 class _Connections:
     """The connections of one process.
 
     Attributes:
-        manager: the user's, or one made here.
-        bodies: what is read over it.
+        manager: The user's pool manager, or the built-in one.
+        bodies: The bodies that are being read.
     """
 
-    def __init__(self, given: urllib3.PoolManager | None) -> None:
-        self.manager = urllib3.PoolManager(**_POOL) if given is None else given
+    def __init__(self, user_manager: urllib3.PoolManager | None) -> None:
+        built_in = user_manager is None
+        self.manager = urllib3.PoolManager(**_POOL) if user_manager is None else user_manager
         self.bodies = OpenBodies()
-        self._proxies = EnvironmentProxies("urllib3") if given is None else None
-        self._proxied: dict[str, urllib3.PoolManager] = {}
-        self._last: tuple[str, urllib3.HTTPConnectionPool] | None = None
+        self._proxies = EnvironmentProxies("urllib3") if built_in else None
+        self._proxy_managers: dict[str, urllib3.PoolManager] = {}
+        self._last_pool: tuple[str, urllib3.HTTPConnectionPool] | None = None
 
     def close(self) -> None:
-        self._last = None
-        for manager in (self.manager, *self._proxied.values()):
-            manager.clear()  # A pool that nobody holds closes its connections.
+        self._last_pool = None
+        for manager in (self.manager, *self._proxy_managers.values()):
+            manager.clear()  # An unreferenced pool closes its connections.
         self.bodies.close()
 
-    def opening(self, url: str) -> tuple[Any, str]:
-        """Return what opens a URL, and what of the URL it is to be given."""
+    def opener_for(self, url: str) -> tuple[Any, str]:
+        """Return the object whose `urlopen` sends a request to `url`, and the URL to pass to it."""
         parts = urlsplit(url)
         manager = self._manager_for(url)
         if manager is not self.manager or self._proxies is None:
-            watch(manager.connection_from_url(url))
+            track(manager.connection_from_url(url))
             return manager, url
-        # As PoolManager.urlopen does, which takes a URL apart anew each time.
+        # The same as PoolManager.urlopen, which would parse the URL again for each request.
         origin = f"{parts.scheme}://{parts.netloc}"
-        last = self._last
+        last = self._last_pool
         if last is None or last[0] != origin:
-            last = self._last = origin, manager.connection_from_url(origin)
-        watch(last[1])
+            last = self._last_pool = origin, manager.connection_from_url(origin)
+        track(last[1])
         path = parts.path or "/"
         return last[1], f"{path}?{parts.query}" if parts.query else path
 
@@ -128,13 +147,14 @@ class _Connections:
         proxy = None if self._proxies is None else self._proxies.proxy_for(url)
         if proxy is None:
             return self.manager
-        made = self._proxied.get(proxy)
-        if made is None:
+        manager = self._proxy_managers.get(proxy)
+        if manager is None:
             parsed = parse_url(proxy)
             auth = make_headers(proxy_basic_auth=unquote(parsed.auth)) if parsed.auth else None
-            made = urllib3.ProxyManager(parsed._replace(auth=None).url, proxy_headers=auth, **_POOL)
-            made = self._proxied.setdefault(proxy, made)
-        return made
+            proxy_url = parsed._replace(auth=None).url
+            manager = urllib3.ProxyManager(proxy_url, proxy_headers=auth, **_POOL)
+            manager = self._proxy_managers.setdefault(proxy, manager)
+        return manager
 
 
 @lru_cache(8)
@@ -143,16 +163,16 @@ def _timeout(connect: float | None, read: float | None) -> urllib3.Timeout:
 
 
 def _headers(request: Request, manager: urllib3.PoolManager) -> dict[str, str]:
-    given = manager.headers, {"Accept-Encoding": ACCEPT_ENCODING}, request.headers
-    # ProxyManager gives way to fields that are spelled like its own.
-    headers = {name.title(): value for fields in given for name, value in fields.items()}
+    sources = manager.headers, {"Accept-Encoding": ACCEPT_ENCODING}, request.headers
+    # In title case, because ProxyManager has default fields, and compares names case-sensitively.
+    headers = {name.title(): value for fields in sources for name, value in fields.items()}
     if request.body is not None:
         headers["Content-Length"] = str(len(request.body))
     return headers
 
 
-def _readable(response: Any) -> tuple[urllib3.HTTPResponse, Callable[[bytes], object]]:
-    """Return a response for users to read, and what takes its content, once that was read here."""
+def _copy(response: Any) -> tuple[urllib3.HTTPResponse, Callable[[bytes], object]]:
+    """Return a copy that the user can read, and a function that stores the decoded body in it."""
     content = BytesIO()
     copy = urllib3.HTTPResponse(
         content,
@@ -167,7 +187,7 @@ def _readable(response: Any) -> tuple[urllib3.HTTPResponse, Callable[[bytes], ob
     )
 
     def fill(data: bytes) -> None:
-        if not content.closed:  # As it is once the copy was closed, or dropped.
+        if not content.closed:  # Closed together with the copy, or with its last reference.
             content.seek(-content.write(data), SEEK_CUR)
 
     return copy, fill

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import example, given, strategies as st
 
-from flux0.adapters.urllib3.http_response import Chunks
+from flux0.adapters.urllib3.chunks import Chunks
 
 # What is in them looks like chunks, too.
 CONTENT = st.sampled_from([b"4\r\nabcd\r\n", b"0\r\n\r\n", b"\r\n", b"\n", b"4", b"data: {}\n\n"])
@@ -42,7 +42,7 @@ def test_chunks_are_found_however_they_are_split(
     pieces = split(body + b"0\r\n" + trailer + b"\r\n", cuts)
     said = b"".join(map(reading.feed, [*pieces[:-1], pieces[-1] + rest]))
     assert said == b"".join(content for _, content, _ in chunks)
-    assert (reading.failure, reading.ended, reading.rest) == (None, True, rest)
+    assert (reading.failure, reading.ended, reading.surplus) == (None, True, rest)
 
 
 @given(st.sampled_from([b"3\r\nabcXY0\r\n\r\n", b"3\r\nabc3\r\nabc\r\n"]), st.lists(st.integers(0)))

@@ -1,0 +1,134 @@
+"""A parser of the chunked transfer coding (RFC 9112, section 7.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http.client import HTTPException
+from typing import Final
+
+_MAX_LINE_BYTES: Final = 16 * 1024  # A chunk size with its extensions, or a trailer field.
+_MAX_TRAILER_BYTES: Final = 64 * 1024
+_MAX_SHORT_LINE: Final = 18  # 16 digits and CRLF.
+
+_HEXADECIMAL: Final = b"0123456789abcdefABCDEF"
+
+
+class Chunks:
+    """Decodes a chunked body, as its bytes arrive.
+
+    The parser is always in one of these states, and each state has one method::
+
+        size line     -> data          a chunk with content begins
+        size line     -> trailer       the size is 0
+        data          -> end of chunk  all bytes of the chunk were received
+        end of chunk  -> size line     the line is empty
+        trailer       -> ended         the line is empty
+        any state     -> failed        the bytes violate the coding or a limit
+
+    Attributes:
+        ended: Whether the last chunk and the trailer were received.
+        failure: The error to raise after the content that was received before it, or None.
+        surplus: At the end, the bytes received after the body.
+    """
+
+    def __init__(self) -> None:
+        self.ended: bool = False
+        self.failure: HTTPException | None = None
+        self.surplus: bytes = b""
+        self._state: _State = Chunks._size_line
+        self._partial_line = b""
+        self._missing = 0  # Bytes of the current chunk.
+        self._trailer_limit = _MAX_TRAILER_BYTES
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the content in `data`."""
+        if not self._partial_line and self._state is Chunks._size_line:
+            # Fast path: servers mostly send one complete chunk at a time.
+            end = data.find(b"\r\n", 0, _MAX_SHORT_LINE)
+            if end > 0 and data.endswith(b"\r\n"):
+                digits, size = data[:end], len(data) - end - 4
+                if size > 0 and not digits.strip(_HEXADECIMAL) and int(digits, 16) == size:
+                    return data[end + 2 : -2]
+        if self._partial_line:
+            data, self._partial_line = self._partial_line + data, b""
+        content: list[bytes] = []
+        at: int | None = 0
+        while at is not None:
+            at = self._state(self, data, at, content)
+        return b"".join(content)
+
+    # Each state parses `data` from the position `at`. It returns the next position, or None to stop
+    # until more data is fed.
+
+    def _size_line(self, data: bytes, at: int, _content: list[bytes]) -> int | None:
+        line = self._read_line(data, at)
+        if line is None:
+            return None
+        digits = line.partition(b";")[0].strip()
+        # int() would also accept signs and underscores.
+        if not digits or digits.strip(_HEXADECIMAL):
+            self._fail(f"the chunk size is not a hexadecimal number: {digits[:20]!r}")
+            return None
+        self._missing = int(digits, 16)
+        self._state = Chunks._data if self._missing else Chunks._trailer
+        return at + len(line)
+
+    def _data(self, data: bytes, at: int, content: list[bytes]) -> int | None:
+        piece = data[at : at + self._missing]
+        content.append(piece)
+        self._missing -= len(piece)
+        if self._missing:
+            return None
+        at += len(piece)
+        if data.startswith(b"\r\n", at):  # Skip the state "end of chunk", for speed.
+            self._state = Chunks._size_line
+            return at + 2
+        self._state = Chunks._end_of_chunk
+        return at
+
+    def _end_of_chunk(self, data: bytes, at: int, _content: list[bytes]) -> int | None:
+        line = self._read_line(data, at)
+        if line is None:
+            return None
+        if line.strip():
+            self._fail("a chunk is longer than its size")
+            return None
+        self._state = Chunks._size_line
+        return at + len(line)
+
+    def _trailer(self, data: bytes, at: int, _content: list[bytes]) -> int | None:
+        line = self._read_line(data, at)
+        if line is None:
+            return None
+        field = line.strip()
+        self._trailer_limit -= len(field)
+        if self._trailer_limit < 0:
+            self._fail(f"the trailer has more than {_MAX_TRAILER_BYTES:,} bytes")
+            return None
+        if not field:
+            self.ended = True
+            self.surplus = data[at + len(line) :]
+            self._state = Chunks._stopped
+        return at + len(line)
+
+    def _stopped(self, _data: bytes, _at: int, _content: list[bytes]) -> int | None:
+        return None
+
+    def _read_line(self, data: bytes, at: int) -> bytes | None:
+        """Return the line at `at`, with its line end; if it is incomplete, keep it for later."""
+        end = data.find(b"\n", at)
+        line = data[at : end + 1] if end >= 0 else data[at:]
+        if len(line) > _MAX_LINE_BYTES:
+            self._fail(f"a line between chunks has more than {_MAX_LINE_BYTES:,} bytes")
+            return None
+        if end >= 0:
+            return line
+        self._partial_line = line
+        return None
+
+    def _fail(self, problem: str) -> None:
+        self.failure = HTTPException(problem)
+        self._state = Chunks._stopped
+
+
+_State = Callable[[Chunks, bytes, int, list[bytes]], "int | None"]
