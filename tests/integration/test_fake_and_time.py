@@ -57,7 +57,7 @@ def stages(
     """The real server and the fake."""
     with Flux0Server(server_python, tmp_path_factory.mktemp("time")) as server:
         transport = HttpxTransport()
-        gates: defaultdict[str, Gate] = defaultdict(lambda: Gate(patience=_PATIENCE_SECONDS))
+        gates: defaultdict[str, Gate] = defaultdict(lambda: Gate(timeout=_PATIENCE_SECONDS))
         fake = scripted_fake(server.agent_id, gates)
         yield (
             Stage(Witness(transport, server.url, server.agent_id), server.release, is_real=True),

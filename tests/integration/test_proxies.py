@@ -13,7 +13,7 @@ from attrs import frozen
 from flux0 import EventStream, Flux0, RetryConfig
 from flux0.models import ReadTimeout, StreamIdleTimeout, StreamInterrupted
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.responses import Disconnect, Framing, Hold, answer
+from flux0.testing.contract.responses import Disconnect, Framing, WaitForRelease, http_response
 from support.reverse_proxies import reverse_proxy
 
 EVENT = (
@@ -48,7 +48,7 @@ GOOD = [
     Setup("haproxy", f"{ABORT}\n    {COMPRESSION}"),
 ]
 # nginx speaks HTTP/1.0 to the server unless told otherwise, which is answered without chunks.
-HELD_BACK = [Setup("nginx", "", "until-close"), Setup("nginx", f"{VERSION} {GZIP}")]
+HELD_BACK = [Setup("nginx", "", "close-delimited"), Setup("nginx", f"{VERSION} {GZIP}")]
 IMPATIENT = [
     Setup("nginx", f"{PROMPT} proxy_read_timeout 1s;"),
     Setup("haproxy", "timeout server 1s"),
@@ -65,8 +65,12 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
     with ExitStack() as stack:
 
         def begin(setup: Setup, *end: Disconnect, idle: int = 20_000) -> Any:
-            steps = answer(EVENT, Hold(), EVENT, framing=setup.framing, headers=TYPE)
-            server = ByteServer((*steps[:3], *end) if end else steps, answer(b'{"data": []}'))
+            steps = http_response(
+                EVENT, WaitForRelease(), EVENT, framing=setup.framing, headers=TYPE
+            )
+            server = ByteServer(
+                (*steps[:3], *end) if end else steps, http_response(b'{"data": []}')
+            )
             port = stack.enter_context(server).port
             url = stack.enter_context(reverse_proxy(setup.program, setup.settings, port, tmp_path))
             once = RetryConfig("none")
@@ -101,7 +105,7 @@ def test_leaving_early_reaches_the_server(setup: Setup, begin: Begin) -> None:
     server, events = begin(setup)
     with events:
         next(events)
-    server.wait_until_gone()
+    server.wait_until_closed()
 
 
 @pytest.mark.parametrize("setup", HELD_BACK, ids=str)
@@ -125,7 +129,7 @@ def test_a_proxy_that_is_less_patient_than_the_client(setup: Setup, begin: Begin
 def test_an_end_that_the_server_did_not_frame_is_not_believed(
     program: str, settings: str, begin: Begin
 ) -> None:
-    server, events = begin(Setup(program, settings, "until-close"), Disconnect())
+    server, events = begin(Setup(program, settings, "close-delimited"), Disconnect())
     next(events)
     server.release()
     assert list(events) == []

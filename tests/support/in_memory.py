@@ -96,12 +96,14 @@ class Body:
         self._tape.releases += 1
 
 
-def answer(*steps: Step, status: int = 200, headers: Mapping[str, str] = JSON) -> Response[Any]:
+def scripted_response(
+    *steps: Step, status: int = 200, headers: Mapping[str, str] = JSON
+) -> Response[Any]:
     """Return a response whose body has these steps."""
-    return recorded_answer(tape(*steps), status=status, headers=headers)
+    return response_from(tape(*steps), status=status, headers=headers)
 
 
-def recorded_answer(
+def response_from(
     recorded: Tape, *, status: int = 200, headers: Mapping[str, str] = JSON
 ) -> Response[Any]:
     """Return a response whose body is that of a tape."""

@@ -12,15 +12,15 @@ from attrs import evolve
 from flux0.domain.headers import Headers
 from flux0.ports import AsyncByteStream, AsyncTransport, Request, Response, Timeout, Transport
 from flux0.runtime.threads import ThreadedTransport
-from flux0.testing.contract.responses import Hold, answer
+from flux0.testing.contract.responses import WaitForRelease, http_response
 from support.modes import run
 from support.transports import Mode
 
 # Long enough never to be reached, so that a hang shows as a hang.
-PATIENT = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
-OK = answer(b"ok")
-HALF = answer(b"first", Hold(), b"second", framing="chunked")
-AGENTS = answer(b'{"data": []}', headers=[("Content-Type", "application/json")])
+LONG_TIMEOUT = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
+OK = http_response(b"ok")
+HALF = http_response(b"first", WaitForRelease(), b"second", framing="chunked")
+AGENTS = http_response(b'{"data": []}', headers=[("Content-Type", "application/json")])
 
 
 class HasMode(Protocol):
@@ -53,12 +53,12 @@ def over(
 
 
 def get(
-    url: str, *headers: tuple[str, str], stream: bool = False, timeout: Timeout = PATIENT
+    url: str, *headers: tuple[str, str], stream: bool = False, timeout: Timeout = LONG_TIMEOUT
 ) -> Request:
     return Request("GET", url, Headers(headers), stream=stream, timeout=timeout)
 
 
-def post(url: str, body: bytes = b"{}", *, timeout: Timeout = PATIENT) -> Request:
+def post(url: str, body: bytes = b"{}", *, timeout: Timeout = LONG_TIMEOUT) -> Request:
     return Request("POST", url, Headers(), body, timeout=timeout)
 
 

@@ -34,17 +34,17 @@ from flux0 import Flux0, RetryConfig
 from flux0.domain.errors import Flux0Error
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import (
-    Answer,
     Disconnect,
-    Hold,
     Reset,
-    Silence,
+    ServerSteps,
+    Sleep,
+    WaitForRelease,
     Write,
-    answer,
     byte_by_byte,
-    cut,
     head,
+    http_response,
     size,
+    truncated,
 )
 from support.in_memory import chunk
 from support.modes import in_mode, run
@@ -57,24 +57,24 @@ _PATIENCE = 20.0  # seconds
 _ANYIO_CLOSES = tuple(map(int, version("anyio").split(".")[:2])) >= (4, 16)
 
 
-def random_answer(chance: random.Random) -> Answer:
+def random_answer(chance: random.Random) -> ServerSteps:
     """Return a turn that goes well, or breaks anywhere, or falls silent."""
-    kinds: list[bytes | Silence] = [chunk("Hi"), Silence(0.005)]
-    whole = answer(
+    kinds: list[bytes | Sleep] = [chunk("Hi"), Sleep(0.005)]
+    whole = http_response(
         *chance.choices(kinds, k=chance.randrange(1, 6)),
-        framing=chance.choice(["chunked", "content-length", "until-close"]),
+        framing=chance.choice(["chunked", "content-length", "close-delimited"]),
         gzip=chance.random() < 0.3,
         headers=[("Content-Type", "text/event-stream")],
     )
-    broken: list[Callable[[], Answer]] = [
+    broken: list[Callable[[], ServerSteps]] = [
         lambda: whole,
         lambda: whole,
         lambda: (head("103 Early Hints"), *whole),
-        lambda: cut(whole, chance.randrange(size(whole))),
+        lambda: truncated(whole, chance.randrange(size(whole))),
         lambda: (*whole[: chance.randrange(len(whole))], Reset()),
-        lambda: (*whole[: chance.randrange(len(whole))], Hold()),
+        lambda: (*whole[: chance.randrange(len(whole))], WaitForRelease()),
         lambda: (Write(b"SSH-2.0\r\n\r\n"), Disconnect()),
-        lambda: answer(b"Later.", status="503 Busy"),
+        lambda: http_response(b"Later.", status="503 Busy"),
     ]
     if size(whole) < 1_000:
         broken.append(lambda: byte_by_byte(whole))
@@ -206,7 +206,7 @@ def left_behind(transport: str, mode: Mode, seconds: float, seed: int) -> dict[s
     sys.unraisablehook = lambda raised: complaints.append(repr(raised.exc_value))
     with ExitStack() as running:
         answers = [random_answer(chance) for _ in range(1000)]
-        server = running.enter_context(ByteServer(*answers, patience=_PATIENCE))
+        server = running.enter_context(ByteServer(*answers, timeout=_PATIENCE))
         fds, threads = descriptors(), threading.active_count()
         flux0 = Flux0(
             server.url,
@@ -228,7 +228,7 @@ def left_behind(transport: str, mode: Mode, seconds: float, seed: int) -> dict[s
         del flux0
         gc.collect()
         with suppress(AssertionError):
-            server.wait_until_gone()
+            server.wait_until_closed()
         targets = [each.target for each in server.requests if each.method == "POST"]
         twice = len(targets) - len(set(targets))
         lost: dict[str, Any] = {

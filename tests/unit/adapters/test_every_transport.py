@@ -13,13 +13,13 @@ from flux0.domain.errors import ConnectError, ConnectionInterrupted, ProtocolErr
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import (
     Disconnect,
-    Hold,
+    WaitForRelease,
     Write,
-    answer,
-    cut,
     head,
+    http_response,
     size,
-    written,
+    to_bytes,
+    truncated,
 )
 from support import sending
 from support.in_memory import SSE, chunk
@@ -41,12 +41,12 @@ async def test_what_follows_an_answer_answers_no_request_however_its_end_is_cut(
     way: Way, early: int
 ) -> None:
     """Be it after a body in chunks, whose end comes in two parts, or after one of a length."""
-    start, first, _ = map(written, zip(answer(b"first", framing="chunked")))
+    start, first, _ = map(to_bytes, zip(http_response(b"first", framing="chunked")))
     begun, ended = start + first + LAST_CHUNK[:early], LAST_CHUNK[early:] + SURPLUS
-    in_two = (Write(begun), Hold(), Write(ended), Hold())
-    of_a_length = (Write(written(OK) + SURPLUS), Hold())
+    in_two = (Write(begun), WaitForRelease(), Write(ended), WaitForRelease())
+    of_a_length = (Write(to_bytes(OK) + SURPLUS), WaitForRelease())
     transport = sending.in_mode(way.mode, way.make_transport())
-    with ByteServer(in_two, answer(b"second", framing="chunked"), of_a_length, OK) as server:
+    with ByteServer(in_two, http_response(b"second", framing="chunked"), of_a_length, OK) as server:
         pieces = aiter((await transport.send_async(get(server.url, stream=True))).body)
         assert await anext(pieces) == b"first"
         server.release()
@@ -70,7 +70,7 @@ async def test_an_address_that_is_none(way: Way) -> None:
 @over(*ONCE)
 async def test_a_head_cut_short_is_an_interruption(way: Way) -> None:
     whole = head("200 OK", [("Content-Length", "0")])
-    cuts = [cut((whole,), length) for length in range(size((whole,)))]
+    cuts = [truncated((whole,), length) for length in range(size((whole,)))]
     # Over urllib3, a field that was cut short may read as broken framing.
     kinds = (ConnectionInterrupted, *[ProtocolError] * (way.transport in ("requests", "urllib3")))
     transport = sending.in_mode(way.mode, way.make_transport())
@@ -88,7 +88,7 @@ async def test_tls_that_ends_within_a_body_is_an_interruption(
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", secured.ca_file)
     transport = sending.in_mode(way.mode, way.make_transport())
-    steps = (*answer(b"first", framing="chunked")[:2], Disconnect())
+    steps = (*http_response(b"first", framing="chunked")[:2], Disconnect())
     with ByteServer(steps, tls=secured.server) as server:
         pieces = aiter((await transport.send_async(get(server.url))).body)
         assert await anext(pieces) == b"first"
@@ -112,7 +112,7 @@ async def test_only_what_is_undone_is_asked_for_unless_the_user_asks(way: Way) -
 def test_an_error_has_the_librarys_response_which_can_be_read_again(way: Way) -> None:
     """Be it so large that it is decompressed in several pieces."""
     large = b'{"detail":' + b" " * 2_000_000 + b'"no"}'
-    steps = answer(large, status="404 Not Found", framing="chunked", gzip=True)
+    steps = http_response(large, status="404 Not Found", framing="chunked", gzip=True)
 
     async def test() -> None:
         flux0 = Flux0(server.url, transport=way.make_transport(), retry_config=RetryConfig("none"))
@@ -150,7 +150,7 @@ async def test_a_transport_that_is_forgotten_closes_its_connections(way: Way) ->
             await fetch(sending.in_mode(way.mode, way.make_transport()), get(server.url)) == b"ok"
         )
         gc.collect()
-        await call_blocking(way.mode, server.wait_until_gone)
+        await call_blocking(way.mode, server.wait_until_closed)
 
 
 LOOPS = [way for way in WAYS if way.mode != "sync" and way.transport in ("aiohttp", "httpx")]
@@ -171,7 +171,7 @@ def test_a_body_may_be_kept_beyond_its_event_loop(way: Way, *, cycle: bool) -> N
 
     with ByteServer(HALF) as server:
         run(way.mode, use)
-        server.wait_until_gone()
+        server.wait_until_closed()
     kept = []
     gc.collect()
 
@@ -182,7 +182,9 @@ MANY = 110
 
 @pytest.mark.parametrize("way", ONCE, ids=str)
 def test_many_streams_share_a_client(way: Way) -> None:
-    turn = answer(chunk("a"), Hold(), chunk("b"), headers=SSE.items(), framing="chunked")
+    turn = http_response(
+        chunk("a"), WaitForRelease(), chunk("b"), headers=SSE.items(), framing="chunked"
+    )
 
     async def test() -> None:
         async with in_mode(way.mode, Flux0(server.url, transport=way.make_transport())) as flux0:
@@ -201,7 +203,7 @@ def test_many_streams_share_a_client(way: Way) -> None:
 
     with ByteServer(turn) as server:
         run(way.mode, test)
-        server.wait_until_gone()
+        server.wait_until_closed()
 
 
 @pytest.mark.parametrize("name", ["aiohttp", "httpx"])
@@ -215,5 +217,5 @@ def test_one_transport_serves_one_event_loop_after_another(name: str) -> None:
     with ByteServer(OK) as server:
         for way in ways:
             run(way.mode, use)
-            server.wait_until_gone()
+            server.wait_until_closed()
         assert server.connections == len(ways)

@@ -20,15 +20,15 @@ from flux0 import Flux0, RetryConfig, TransportError, models
 from flux0.domain.errors import Flux0Error
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import (
-    Answer,
     Disconnect,
-    Hold,
     Reset,
+    ServerSteps,
+    WaitForRelease,
     Write,
-    answer,
-    cut,
     head,
+    http_response,
     size,
+    truncated,
 )
 from support.in_memory import CORRELATION_ID, chunk
 from support.modes import in_mode
@@ -100,14 +100,14 @@ def untrusted() -> Generator[str, None, None]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate = trustme.CA().issue_cert("127.0.0.1")
     certificate.configure_cert(context)  # pyright: ignore[reportUnknownMemberType] - of pyOpenSSL
-    with ByteServer(answer(), tls=context) as server:
+    with ByteServer(http_response(), tls=context) as server:
         yield server.url
 
 
 @contextmanager
 def cutting() -> Generator[str, None, None]:
     """An address of a server that ends each connection before its TLS begins."""
-    with ByteServer(unasked=(Disconnect(),)) as server:
+    with ByteServer(on_connect=(Disconnect(),)) as server:
         yield server.url.replace("http:", "https:")
 
 
@@ -123,16 +123,16 @@ UNCONNECTED: dict[str, Callable[[], AbstractContextManager[str]]] = {
 # --- a broken answer
 
 # Makes what a server would rightly answer, with these options of `answer`.
-Content = Callable[..., Answer]
+Content = Callable[..., ServerSteps]
 
 
-def cut_short(content: Content, framing: str) -> Answer:
+def cut_short(content: Content, framing: str) -> ServerSteps:
     whole = content(framing=framing)
     # Until close only what is missing tells; in the other framings, the end itself is missing.
-    return cut(whole, size(whole) - (3 if framing != "until-close" else 2))
+    return truncated(whole, size(whole) - (3 if framing != "close-delimited" else 2))
 
 
-def corrupt(content: Content) -> Answer:
+def corrupt(content: Content) -> ServerSteps:
     return tuple(
         Write(step.data.replace(b"\x1f\x8b\x08", b"\x1f\x8b\xff"))
         if isinstance(step, Write)
@@ -145,8 +145,8 @@ MANY_FIELDS = [(f"X-{number}", "x" * 1000) for number in range(1000)]
 HTML = [("Content-Type", "text/html")]
 
 # What the server answers, given what it would rightly answer and the type of that.
-ANSWERS: dict[str, Callable[[Content, tuple[str, str]], Answer]] = {
-    "the headers do not come": lambda _content, _type: (Hold(),),
+ANSWERS: dict[str, Callable[[Content, tuple[str, str]], ServerSteps]] = {
+    "the headers do not come": lambda _content, _type: (WaitForRelease(),),
     "the response is not HTTP": lambda _content, _type: (
         Write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"),
         Disconnect(),
@@ -160,27 +160,29 @@ ANSWERS: dict[str, Callable[[Content, tuple[str, str]], Answer]] = {
     "the body is cut short (content-length)": lambda content, _: cut_short(
         content, "content-length"
     ),
-    "the body is cut short (until close)": lambda content, _: cut_short(content, "until-close"),
+    "the body is cut short (until close)": lambda content, _: cut_short(content, "close-delimited"),
     "the connection is reset within the body": lambda content, _: (
         *content(framing="chunked")[:-1],
         Reset(),
     ),
     "the gzip is corrupt": lambda content, _: corrupt(content),
-    "the gzip grows without end": lambda _, kind: answer(
+    "the gzip grows without end": lambda _, kind: http_response(
         BOMB, headers=[kind, ("Content-Encoding", "gzip")]
     ),
-    "the body, or an event, is too large": lambda _, kind: answer(
+    "the body, or an event, is too large": lambda _, kind: http_response(
         b"data: " + bytes(2 * LIMIT), headers=[kind]
     ),
-    "the JSON is broken": lambda _, kind: answer(b'event: chunk\ndata: {"a"\n\n', headers=[kind]),
+    "the JSON is broken": lambda _, kind: http_response(
+        b'event: chunk\ndata: {"a"\n\n', headers=[kind]
+    ),
     "the server falls silent within the body": lambda content, _: (
         *content(framing="chunked")[:-1],
-        Hold(),
+        WaitForRelease(),
     ),
-    "the answer is an HTML page": lambda _content, _type: answer(
+    "the answer is an HTML page": lambda _content, _type: http_response(
         b"<html>Log in</html>", headers=HTML
     ),
-    "the proxy answers 502": lambda _content, _type: answer(
+    "the proxy answers 502": lambda _content, _type: http_response(
         b"<html>Bad gateway</html>", headers=HTML, status="502 Bad Gateway"
     ),
 }
@@ -215,7 +217,7 @@ def serving(fault: str, content: bytes, kind: str) -> Generator[str, None, None]
             yield url
     else:
         header = ("Content-Type", kind)
-        steps = ANSWERS[fault](partial(answer, content, headers=[header]), header)
+        steps = ANSWERS[fault](partial(http_response, content, headers=[header]), header)
         with ByteServer(steps) as server:
             yield server.url
 

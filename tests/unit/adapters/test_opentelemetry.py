@@ -16,7 +16,7 @@ from flux0 import APIError, BackoffStrategy, Flux0, RetryConfig, TransportError
 from flux0.adapters.opentelemetry import OpenTelemetry
 from flux0.domain.errors import MissingDependency
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.responses import answer
+from flux0.testing.contract.responses import http_response
 from support.in_memory import JSON
 from support.sending import AGENTS
 
@@ -45,7 +45,7 @@ def traced(url: str, retries: RetryConfig | None = None) -> Tracing:
 
 
 def test_a_call_is_one_client_span_by_the_http_conventions() -> None:
-    with ByteServer(answer(AGENT, headers=JSON.items())) as server:
+    with ByteServer(http_response(AGENT, headers=JSON.items())) as server:
         tracing = traced(server.url.replace("//", "//user:secret@"))
         with tracing.flux0 as flux0:
             flux0.agents.retrieve(agent_id="7")
@@ -69,7 +69,7 @@ def test_a_call_is_one_client_span_by_the_http_conventions() -> None:
 
 
 def test_an_error_of_the_server_marks_the_span() -> None:
-    refusal = answer(b'{"detail": "no"}', status="403 Forbidden", headers=JSON.items())
+    refusal = http_response(b'{"detail": "no"}', status="403 Forbidden", headers=JSON.items())
     with ByteServer(refusal) as server:
         tracing = traced(server.url)
         with tracing.flux0 as flux0, pytest.raises(APIError):
@@ -90,7 +90,7 @@ def test_a_failure_of_the_transport_names_its_kind_and_the_default_port() -> Non
 
 def test_retries_are_events_of_the_one_span() -> None:
     quick = RetryConfig("backoff", evolve(BackoffStrategy(), initial_interval=1))
-    with ByteServer(answer(status="503 Busy"), AGENTS) as server:
+    with ByteServer(http_response(status="503 Busy"), AGENTS) as server:
         tracing = traced(server.url, quick)
         with tracing.flux0 as flux0:
             flux0.agents.list()

@@ -28,8 +28,15 @@ from flux0.domain.errors import (
     TransportError,
 )
 from flux0.ports import Transport
-from flux0.testing.contract.byte_server import PATIENCE, ByteServer
-from flux0.testing.contract.responses import Answer, Disconnect, Hold, Reset, Write, answer
+from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
+from flux0.testing.contract.responses import (
+    Disconnect,
+    Reset,
+    ServerSteps,
+    WaitForRelease,
+    Write,
+    http_response,
+)
 from support.proxy import Proxy
 from support.secured import Secured
 from support.sending import HALF, OK, fetch_sync, get
@@ -108,9 +115,9 @@ def test_a_tunnel_through_a_secured_proxy(library: Library, secured: Secured) ->
         reading = Thread(target=read)
         reading.start()
         body.close()
-        reading.join(PATIENCE)
+        reading.join(DEFAULT_TIMEOUT)
         assert [type(failure) for failure in failures] == [ConnectionInterrupted]
-        server.wait_until_gone()
+        server.wait_until_closed()
 
 
 # --- connections that are not used again
@@ -227,7 +234,7 @@ def raising_session(where: str, error: Exception) -> requests.Session:
 )
 def test_what_the_users_code_raises_is_raised_as_it_is(where: str, raised: Exception) -> None:
     session = raising_session(where, raised)
-    moved = answer(b"", status="302 Found", headers=[("Location", "http://[")])
+    moved = http_response(b"", status="302 Found", headers=[("Location", "http://[")])
     with ByteServer(moved if where == "hook, redirect" else OK) as server:
         assert failure_of_post(server.url, RequestsTransport(session)) is raised
         assert len(server.requests) == where.startswith("hook")
@@ -270,7 +277,7 @@ class _Unwatched(HTTPConnection):
 @over_both
 def test_a_recorder_comes_and_goes(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     """Recorders put their own class of connections in place of urllib3's, in all pools."""
-    with ByteServer(answer(b"first", b"second", framing="chunked", gzip=True)) as server:
+    with ByteServer(http_response(b"first", b"second", framing="chunked", gzip=True)) as server:
         transport = library.make()
         for _ in range(2):
             assert fetch_sync(transport, get(server.url)) == b"firstsecond"
@@ -285,13 +292,19 @@ def test_a_recorder_comes_and_goes(library: Library, monkeypatch: pytest.MonkeyP
     ("steps", "kind"),
     [
         ((Reset(),), ConnectionInterrupted),
-        ((*answer(framing="chunked")[:1], Write(b"x\r\n"), Disconnect()), ConnectionInterrupted),
-        (answer(b"a", Hold(), framing="chunked"), ReadTimeout),
+        (
+            (*http_response(framing="chunked")[:1], Write(b"x\r\n"), Disconnect()),
+            ConnectionInterrupted,
+        ),
+        (http_response(b"a", WaitForRelease(), framing="chunked"), ReadTimeout),
     ],
     ids=["reset", "chunk", "silent"],
 )
 def test_of_a_connection_that_notes_nothing_nobody_knows(
-    library: Library, monkeypatch: pytest.MonkeyPatch, steps: Answer, kind: type[TransportError]
+    library: Library,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: ServerSteps,
+    kind: type[TransportError],
 ) -> None:
     monkeypatch.setattr(urllib3.HTTPConnectionPool, "ConnectionCls", _Unwatched)
     with ByteServer(steps) as server, client(server.url, library.make()) as flux0:

@@ -11,7 +11,7 @@ import pytest
 from flux0 import Flux0, RetryConfig, __version__
 from flux0.domain.errors import ClientClosed, EventTooLarge, InvalidArgument, ResponseTooLarge
 from flux0.ports import Request
-from support.in_memory import SSE, Script, Step, answer, chunk, in_every_mode, script
+from support.in_memory import SSE, Script, Step, chunk, in_every_mode, script, scripted_response
 from support.modes import in_mode
 from support.transports import Mode
 
@@ -20,7 +20,7 @@ DEFAULT_URL = "http://127.0.0.1:8080/api/agents"
 
 
 def agents(number: int = 1) -> Script:
-    return script(*(answer(NO_AGENTS) for _ in range(number)))
+    return script(*(scripted_response(NO_AGENTS) for _ in range(number)))
 
 
 def request_of(flux0: Flux0, transport: Script, **options: Any) -> Request:
@@ -135,7 +135,7 @@ def test_the_time_of_a_call_is_its_own_else_the_client_s(
 
 
 def test_retries_and_the_longest_silence_are_the_call_s_else_the_client_s() -> None:
-    transport = script(*(answer(headers=SSE) for _ in range(2)))
+    transport = script(*(scripted_response(headers=SSE) for _ in range(2)))
     client, call = RetryConfig(max_attempts=7), RetryConfig("none")
 
     with Flux0(
@@ -205,7 +205,8 @@ async def test_an_option_that_makes_no_sense_is_refused_by_the_call(mode: Mode) 
 async def test_events_and_bodies_have_limits_and_streams_have_none(mode: Mode) -> None:
     pieces: list[Step] = [chunk(f"{number}") for number in range(10)]
     transport = script(
-        answer(b'{"data": []}', b" " * 989), answer(*pieces, chunk("x" * 1000), headers=SSE)
+        scripted_response(b'{"data": []}', b" " * 989),
+        scripted_response(*pieces, chunk("x" * 1000), headers=SSE),
     )
 
     client = Flux0(transport=transport, max_body_bytes=1000, max_event_bytes=1000)

@@ -12,7 +12,7 @@ from flux0.domain.errors import APIError, ConnectError, InvalidArgument, ServerE
 from flux0.domain.models import Agents
 from flux0.flows import Flow, Middleware, SendFlow, Sleep
 from flux0.ports import Request, Response
-from support.in_memory import SSE, Script, answer, chunk, in_every_mode, script
+from support.in_memory import SSE, Script, chunk, in_every_mode, script, scripted_response
 from support.modes import in_mode
 from support.transports import Mode
 
@@ -63,7 +63,12 @@ class Wire(Script):
 async def test_the_layers_are_in_the_order_that_the_documentation_tells(mode: Mode) -> None:
     diary = Diary()
     client = Flux0(
-        transport=Wire(diary, answer(status=503), ConnectError("refused"), answer(NO_AGENTS)),
+        transport=Wire(
+            diary,
+            scripted_response(status=503),
+            ConnectError("refused"),
+            scripted_response(NO_AGENTS),
+        ),
         middleware=[diary.layer("first"), diary.layer("second")],
         on_retry=diary.told,
         headers={"x-computed": diary.compute},
@@ -106,9 +111,9 @@ async def test_a_layer_can_change_what_is_sent_and_answered_or_answer_by_itself(
 
     def cached(request: Request, send: SendFlow) -> Flow[Response[Any]]:
         yield from ()
-        return evolve(answer(), body=NO_AGENTS)
+        return evolve(scripted_response(), body=NO_AGENTS)
 
-    transport = script(answer(b"no JSON"))
+    transport = script(scripted_response(b"no JSON"))
 
     for layer in (change, cached):
         assert list(await list_through(mode, layer, transport)) == []
@@ -127,7 +132,7 @@ async def test_a_layer_can_handle_errors_wait_and_send_again(mode: Mode) -> None
         yield Sleep(0)
         return (yield from send(request))
 
-    transport = script(answer(status=503), answer(NO_AGENTS))
+    transport = script(scripted_response(status=503), scripted_response(NO_AGENTS))
 
     assert list(await list_through(mode, patient, transport)) == []
     assert [error.attempts for error in caught] == [1]
@@ -146,7 +151,7 @@ async def test_what_a_layer_raises_reaches_the_caller(mode: Mode) -> None:
         yield from send(request)
         raise RefusedError
 
-    transport = script(answer(NO_AGENTS))
+    transport = script(scripted_response(NO_AGENTS))
 
     for layer in (refuse, refuse_the_answer):
         with pytest.raises(RefusedError):
@@ -173,7 +178,7 @@ async def test_a_layer_sees_the_bytes_of_an_answer_and_the_stream_of_a_turn(mode
         bodies.append(response.body)
         return response
 
-    transport = script(answer(NO_AGENTS), answer(chunk("a"), headers=SSE))
+    transport = script(scripted_response(NO_AGENTS), scripted_response(chunk("a"), headers=SSE))
 
     async with in_mode(mode, Flux0(transport=transport, middleware=[look])) as flux0:
         await flux0.agents.list_async()

@@ -18,8 +18,8 @@ from flux0.domain.errors import ClientClosed, Flux0Error, InvalidArgument
 from flux0.ports import Request, Response
 from flux0.testing import FakeTransport, RecordingTransport, ReplayTransport
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.responses import answer as written
-from support.in_memory import answer, in_both_loops, in_every_mode
+from flux0.testing.contract.responses import http_response as written
+from support.in_memory import in_both_loops, in_every_mode, scripted_response
 from support.modes import in_mode, run
 from support.transports import ASYNC, SYNC, Mode
 
@@ -37,7 +37,7 @@ class Sync:
 
     def send(self, request: Request) -> Response[Any]:
         self._served.append(self._name)
-        return answer(NO_AGENTS)
+        return scripted_response(NO_AGENTS)
 
     def close(self) -> None:
         self.closes += 1

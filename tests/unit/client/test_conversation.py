@@ -12,7 +12,7 @@ from flux0.domain.errors import AgentNotFound, BadRequestError, InvalidArgument
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import ConsumptionOffsets, Event, MessageData, Session, ToolData
 from flux0.testing import AgentStep, CallTool, FakeTransport, GiveResult, Pause, Reason, Report, Say
-from support.in_memory import answer as json_answer, in_both_loops, in_every_mode, script
+from support.in_memory import in_both_loops, in_every_mode, script, scripted_response as json_answer
 from support.modes import in_mode
 from support.transports import Mode
 from unit.client.test_streams import come

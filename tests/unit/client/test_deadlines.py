@@ -23,11 +23,11 @@ from support.driving import Slow, Time, drive, drive_sync
 from support.in_memory import (
     Script,
     Step,
-    answer,
     in_both_loops,
     in_every_mode,
-    recorded_answer,
+    response_from,
     script,
+    scripted_response,
     tape,
 )
 from support.transports import Mode
@@ -56,7 +56,9 @@ def after(time: Time, seconds: float, piece: bytes | None) -> Step:
 async def test_each_attempt_has_less_time_than_the_one_before(mode: Mode) -> None:
     time = Time()
     transport = Slow(
-        [ConnectionInterrupted("reset"), answer(status=503), answer(b"ok")], time=time, seconds=2.0
+        [ConnectionInterrupted("reset"), scripted_response(status=503), scripted_response(b"ok")],
+        time=time,
+        seconds=2.0,
     )
     config = RetryConfig(backoff=BackoffStrategy(initial_interval=1000, exponent=1))
     layers = chain([Retry(RetryBudget(), time, lambda _: None), lambda request, _: whole(request)])
@@ -85,7 +87,7 @@ async def test_a_body_that_drips_is_not_read_to_its_end(mode: Mode) -> None:
     for recorded in (dripping, late):
         flow = whole(evolve(REQUEST, deadline=Deadline(time.now + 2.5, 2.5)))
         with pytest.raises(ReadTimeout, match="timeout_ms"):
-            await drive(mode, flow, script(recorded_answer(recorded)), time)
+            await drive(mode, flow, script(response_from(recorded)), time)
         assert recorded.releases
 
     assert dripping.reads == 3
@@ -98,7 +100,7 @@ async def test_the_status_of_an_error_counts_though_its_explanation_is_too_slow(
     flow = whole(evolve(REQUEST, deadline=Deadline(time.now + 2.5, 2.5)))
 
     with pytest.raises(ServerError, match="503: Service Unavailable"):
-        await drive(mode, flow, script(recorded_answer(recorded, status=503)), time)
+        await drive(mode, flow, script(response_from(recorded, status=503)), time)
 
     assert recorded.releases
 

@@ -20,11 +20,11 @@ from support.driving import Time
 from support.in_memory import (
     Hang,
     Script,
-    answer,
     in_both_loops,
     in_every_mode,
-    recorded_answer,
+    response_from,
     script,
+    scripted_response,
     tape,
 )
 from support.modes import run
@@ -54,7 +54,7 @@ async def drive(
 @in_every_mode
 async def test_effects_are_performed_and_their_outcomes_sent(mode: Mode) -> None:
     first, second = tape(b"one ", b"two"), tape(b"three")
-    transport = script(recorded_answer(first), recorded_answer(second))
+    transport = script(response_from(first), response_from(second))
     clock = Clock([0.0])
 
     def flow() -> Flow[tuple[object, ...]]:
@@ -77,7 +77,7 @@ async def test_effects_are_performed_and_their_outcomes_sent(mode: Mode) -> None
 @pytest.mark.parametrize("mode", SYNC + ASYNC)
 def test_a_flow_may_perform_effects_as_it_cleans_up(mode: Mode, failure: BaseException) -> None:
     held = tape(b"x")
-    transport = script(recorded_answer(held), failure)
+    transport = script(response_from(held), failure)
 
     def flow() -> Flow[None]:
         response: Response[Any] = yield Send(REQUEST)
@@ -109,12 +109,12 @@ async def test_a_body_may_be_as_large_as_its_limit_and_no_larger(mode: Mode) -> 
         response: Response[Any] = yield Send(REQUEST)
         return (yield ReadBody(response, 4))
 
-    assert await drive(mode, flow(), script(answer(b"ab", b"cd"))) == b"abcd"
-    assert await drive(mode, flow(), script(answer())) == b""
+    assert await drive(mode, flow(), script(scripted_response(b"ab", b"cd"))) == b"abcd"
+    assert await drive(mode, flow(), script(scripted_response())) == b""
 
     large = tape(b"ab", b"cde", b"never read")
     with pytest.raises(ResponseTooLarge) as caught:
-        await drive(mode, flow(), script(recorded_answer(large)))
+        await drive(mode, flow(), script(response_from(large)))
     assert caught.value.limit == 4
     assert large.reads == 2
     assert large.releases
@@ -133,7 +133,7 @@ def fetch(request: Request) -> Flow[object]:
 async def test_no_wait_is_longer_than_what_is_left_of_the_call(mode: Mode) -> None:
     given = Timeout(connect=1, read=60, write=None, pool=None, idle=600)
     request = evolve(REQUEST, timeout=given, deadline=Deadline(105.0, 5.0))
-    transport = script(answer(b"x"))
+    transport = script(scripted_response(b"x"))
 
     assert await drive(mode, fetch(request), transport, times=[100.0]) == b"x"
 
@@ -155,7 +155,7 @@ async def test_nothing_is_sent_after_the_deadline(mode: Mode) -> None:
 
 def test_an_answer_after_the_deadline_is_released() -> None:
     late = tape(b"x")
-    driver = Driver(script(recorded_answer(late)), Clock([0.0, 6.0]))
+    driver = Driver(script(response_from(late)), Clock([0.0, 6.0]))
 
     with pytest.raises(ReadTimeout, match="timeout_ms"):
         driver.run(fetch(evolve(REQUEST, deadline=Deadline(5.0, 5.0))))
@@ -167,7 +167,7 @@ def test_an_answer_after_the_deadline_is_released() -> None:
 @in_both_loops
 async def test_an_asynchronous_read_is_interrupted_at_the_deadline(mode: Mode) -> None:
     hanging = tape(b"a", Hang())
-    transport = script(recorded_answer(hanging))
+    transport = script(response_from(hanging))
     # In time for the sending, and over as soon as the reading begins.
     times = [0.0, 0.0, 6.0]
 
@@ -184,7 +184,7 @@ async def test_a_cancelled_body_is_released_and_its_deadline_not_blamed(mode: Mo
     for deadline in (None, Deadline(5.0, 5.0)):
         scope = anyio.CancelScope()
         hanging = tape(hang_and_cancel(scope))
-        transport = script(recorded_answer(hanging))
+        transport = script(response_from(hanging))
 
         with scope:
             await drive(mode, fetch(evolve(REQUEST, deadline=deadline)), transport)

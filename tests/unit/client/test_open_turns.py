@@ -21,7 +21,7 @@ from support.in_memory import (
     chunk,
     in_both_loops,
     in_every_mode,
-    recorded_answer,
+    response_from,
     tape,
 )
 from support.modes import at_once, in_mode
@@ -47,7 +47,7 @@ class Turns(Script):
 
 def turns(number: int) -> Turns:
     tapes = [tape(chunk("a"), chunk("b")) for _ in range(number)]
-    return Turns([recorded_answer(recorded, headers=SSE) for recorded in tapes], tapes=tapes)
+    return Turns([response_from(recorded, headers=SSE) for recorded in tapes], tapes=tapes)
 
 
 async def begin(flux0: Flux0, session_id: str = "s", **options: Any) -> AsyncEventStream:
@@ -162,7 +162,7 @@ class Slow(Turns):
 @in_every_mode
 async def test_messages_at_the_same_time_take_turns(mode: Mode) -> None:
     tapes = [tape(chunk("a"), chunk("b")) for _ in range(3)]
-    transport = Slow([recorded_answer(each, headers=SSE) for each in tapes], tapes=tapes)
+    transport = Slow([response_from(each, headers=SSE) for each in tapes], tapes=tapes)
     streams: list[AsyncEventStream] = []
 
     async with in_mode(mode, Flux0(transport=transport)) as flux0:
@@ -187,7 +187,7 @@ async def test_messages_at_the_same_time_take_turns(mode: Mode) -> None:
 
 @in_every_mode
 async def test_a_message_that_waits_for_another_keeps_to_its_timeout(mode: Mode) -> None:
-    transport = Slow([recorded_answer(tape(chunk("a")), headers=SSE)])
+    transport = Slow([response_from(tape(chunk("a")), headers=SSE)])
 
     async with in_mode(mode, Flux0(transport=transport)) as flux0:
 

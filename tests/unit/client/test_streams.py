@@ -28,7 +28,7 @@ from support.in_memory import (
     in_both_loops,
     in_every_mode,
     new_turn,
-    recorded_answer,
+    response_from,
     status,
     tape,
 )
@@ -46,7 +46,7 @@ def open_sync(recorded: Tape, asked: list[str] | None = None) -> EventStream:
             asked.append(correlation_id)
         return NO_EVENTS
 
-    response = recorded_answer(recorded, headers=SSE)
+    response = response_from(recorded, headers=SSE)
     return EventStream(response, new_turn(), MessageAccumulator(), list_stored, monotonic)
 
 
@@ -56,7 +56,7 @@ def open_async(recorded: Tape, asked: list[str] | None = None) -> AsyncEventStre
             asked.append(correlation_id)
         return NO_EVENTS
 
-    response = recorded_answer(recorded, headers=SSE)
+    response = response_from(recorded, headers=SSE)
     return AsyncEventStream(response, new_turn(), MessageAccumulator(), list_stored, monotonic)
 
 

@@ -17,10 +17,10 @@ from support.in_memory import (
     CORRELATION_ID,
     SSE,
     Script,
-    answer,
     chunk,
     in_every_mode,
     script,
+    scripted_response,
     status,
 )
 from support.modes import in_mode
@@ -29,7 +29,7 @@ from unit.client.test_streams import come
 
 
 def unproven(*pieces: bytes) -> Response[Any]:
-    return evolve(answer(*pieces, headers=SSE), close_delimited=True)
+    return evolve(scripted_response(*pieces, headers=SSE), close_delimited=True)
 
 
 def stored(*texts: str) -> Response[Any]:
@@ -52,7 +52,7 @@ def stored(*texts: str) -> Response[Any]:
         }
         for offset, text in enumerate(texts)
     ]
-    return answer(json.dumps({"data": events}).encode())
+    return scripted_response(json.dumps({"data": events}).encode())
 
 
 async def begin(mode: Mode, transport: Script) -> AsyncEventStream:
@@ -62,7 +62,7 @@ async def begin(mode: Mode, transport: Script) -> AsyncEventStream:
 
 @in_every_mode
 async def test_an_end_that_framing_proves_is_believed(mode: Mode) -> None:
-    transport = script(answer(chunk("a"), headers=SSE))
+    transport = script(scripted_response(chunk("a"), headers=SSE))
     stream = await begin(mode, transport)
 
     await come(stream.final_messages())
@@ -108,7 +108,7 @@ async def test_what_is_not_stored_was_cut_off(mode: Mode) -> None:
         ((chunk("a"), chunk("b", event_id="f")), stored("a")),
         ((status("processing"),), stored()),
         (two, ConnectError("refused")),
-        (two, answer(status=400)),
+        (two, scripted_response(status=400)),
         ((), stored()),
     ]
     for pieces, listed in cases:
@@ -153,7 +153,9 @@ def test_header_fields_tell_whether_the_end_is_proven(fields: dict[str, str], fr
 def test_an_end_that_a_proxy_may_have_made_is_not_proven(
     fields: dict[str, str], finished: bool
 ) -> None:
-    with Flux0(transport=script(answer(chunk("a"), headers={**SSE, **fields}))) as client:
+    with Flux0(
+        transport=script(scripted_response(chunk("a"), headers={**SSE, **fields}))
+    ) as client:
         stream = client.sessions.create_event(session_id="s", content="Hi")
         assert len(list(stream)) == 1
 

@@ -20,7 +20,7 @@ from flux0.middleware.headers import ComputedHeaders
 from flux0.ports import Request
 from flux0.testing import FakeTransport
 from support.driving import Time, drive_sync
-from support.in_memory import answer, in_both_loops, in_every_mode, script
+from support.in_memory import in_both_loops, in_every_mode, script, scripted_response
 from support.modes import in_mode
 from support.transports import Mode
 
@@ -130,7 +130,7 @@ REQUEST = Request("GET", "http://h/", Headers((("Accept", "a/b"), ("X-Own", "kep
 
 def sent(values: dict[str, Callable[[], Any]], request: Request = REQUEST) -> Request:
     """Return a request as it is sent."""
-    transport = script(answer())
+    transport = script(scripted_response())
     drive_sync(chain([ComputedHeaders(values)])(request), transport, Time())
     return transport.requests[0]
 
@@ -161,7 +161,7 @@ def test_what_is_no_header_value_is_refused(value: Any) -> None:
 
 
 def test_a_client_takes_fixed_and_computed_fields_and_a_call_wins_over_both() -> None:
-    transport = script(*(answer(b'{"data": []}') for _ in range(2)))
+    transport = script(*(scripted_response(b'{"data": []}') for _ in range(2)))
     headers: dict[str, str | Callable[[], str]] = {
         "x-tenant": "acme",
         "x-kept": "kept",
@@ -182,7 +182,9 @@ def test_a_client_takes_fixed_and_computed_fields_and_a_call_wins_over_both() ->
 @in_every_mode
 async def test_a_client_computes_a_field_for_each_attempt(mode: Mode) -> None:
     numbers = count(1)
-    transport = script(ConnectError("no"), answer(status=503), answer(b'{"data": []}'))
+    transport = script(
+        ConnectError("no"), scripted_response(status=503), scripted_response(b'{"data": []}')
+    )
     headers = {"authorization": lambda: f"Bearer {next(numbers)}"}
     at_once = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
 
@@ -196,7 +198,7 @@ async def test_a_client_computes_a_field_for_each_attempt(mode: Mode) -> None:
 
 @pytest.mark.parametrize("value", ["mine/1", lambda: "mine/1"])
 def test_the_user_agent_can_be_replaced(value: str | Callable[[], str]) -> None:
-    transport = script(answer(b'{"data": []}'))
+    transport = script(scripted_response(b'{"data": []}'))
 
     with Flux0(transport=transport, headers={"User-Agent": value}) as flux0:
         flux0.agents.list()

@@ -16,7 +16,7 @@ from flux0.middleware.logging import Logging
 from flux0.middleware.responses import ResponsePolicy
 from flux0.ports import Request, Response
 from support.driving import Time
-from support.in_memory import JSON, SSE, answer, script
+from support.in_memory import JSON, SSE, script, scripted_response
 
 REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents?a=1", Headers())
 
@@ -55,7 +55,7 @@ def log_of(request: Request, outcome: Response[Any] | BaseException) -> list[str
 def test_an_exchange_is_told_in_two_lines() -> None:
     request = evolve(REQUEST, method="POST", body=b'{"name": "n"}', attempt=2)
 
-    asked, answered = log_of(request, answer(b'{"data"', b": []}", status=201))
+    asked, answered = log_of(request, scripted_response(b'{"data"', b": []}", status=201))
 
     assert asked == (
         'POST http://127.0.0.1:8080/api/agents?a=1 attempt=2 headers={} body={"name": "n"}'
@@ -77,7 +77,9 @@ def test_a_failure_is_told_with_its_kind() -> None:
 
 
 def test_a_stream_is_not_read_to_be_logged() -> None:
-    _, answered = log_of(evolve(REQUEST, stream=True), answer(b"never read", headers=SSE))
+    _, answered = log_of(
+        evolve(REQUEST, stream=True), scripted_response(b"never read", headers=SSE)
+    )
 
     assert answered.endswith("body=a stream")
 
@@ -91,7 +93,7 @@ def test_a_stream_is_not_read_to_be_logged() -> None:
     ],
 )
 def test_long_bodies_are_cut_and_what_is_no_text_is_replaced(body: bytes, shown: str) -> None:
-    asked, answered = log_of(evolve(REQUEST, body=body), answer(body))
+    asked, answered = log_of(evolve(REQUEST, body=body), scripted_response(body))
 
     assert asked.endswith(f"body={shown}")
     assert answered.endswith(f"body={shown}")
@@ -102,7 +104,8 @@ def test_credentials_in_header_fields_are_not_logged() -> None:
     fields = Headers((*((name, "secret") for name in secret), ("user-agent", "test")))
 
     asked, answered = log_of(
-        evolve(REQUEST, headers=fields), answer(headers={**JSON, "Set-Cookie": "a=secret"})
+        evolve(REQUEST, headers=fields),
+        scripted_response(headers={**JSON, "Set-Cookie": "a=secret"}),
     )
 
     assert "secret" not in asked + answered

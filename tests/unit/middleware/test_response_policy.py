@@ -17,7 +17,7 @@ from flux0.flows import chain
 from flux0.middleware.responses import ResponsePolicy
 from flux0.ports import Request, Response
 from support.driving import Time
-from support.in_memory import JSON, Step, recorded_answer, script, tape
+from support.in_memory import JSON, Step, response_from, script, tape
 
 REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents", Headers())
 LIMIT = 100_000
@@ -34,7 +34,7 @@ def send(response: Response[Any], request: Request = REQUEST) -> Response[Any]:
 def refused(status: int, *body: Step | str, headers: Mapping[str, str] = JSON) -> errors.APIError:
     """Return the error that an answer becomes, having seen that the answer was released."""
     recorded = tape(*(step.encode() if isinstance(step, str) else step for step in body))
-    response = recorded_answer(recorded, status=status, headers=headers)
+    response = response_from(recorded, status=status, headers=headers)
 
     with pytest.raises(errors.APIError) as caught:
         send(response)
@@ -51,7 +51,7 @@ def refused(status: int, *body: Step | str, headers: Mapping[str, str] = JSON) -
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
 def test_the_body_of_a_success_is_read_unless_a_stream_is_asked_for(status: int) -> None:
     recorded = tape(b"some ", b"bytes")
-    response = recorded_answer(recorded, status=status)
+    response = response_from(recorded, status=status)
 
     assert send(response, evolve(REQUEST, stream=True)) is response
     assert recorded.reads == recorded.releases == 0
@@ -205,6 +205,6 @@ def test_an_interruption_is_no_failure_of_the_server_s(interruption: type[BaseEx
     recorded = tape(interruption())
 
     with pytest.raises(interruption):
-        send(recorded_answer(recorded, status=500))
+        send(response_from(recorded, status=500))
 
     assert recorded.releases

@@ -23,7 +23,15 @@ from flux0.middleware.responses import ResponsePolicy
 from flux0.middleware.retry import Retry, RetryBudget
 from flux0.ports import Request, Response
 from support.driving import Slow, Time, drive, drive_sync
-from support.in_memory import SSE, Script, answer, in_every_mode, recorded_answer, script, tape
+from support.in_memory import (
+    SSE,
+    Script,
+    in_every_mode,
+    response_from,
+    script,
+    scripted_response,
+    tape,
+)
 from support.transports import Mode
 
 LIMIT = 1000
@@ -79,7 +87,13 @@ def reset() -> errors.ConnectionInterrupted:
 @in_every_mode
 async def test_a_call_is_tried_again_until_it_succeeds(mode: Mode) -> None:
     policy = Policy(
-        script(answer(status=503), refused(), answer(status=429), answer(b"ok")), jitter=0.5
+        script(
+            scripted_response(status=503),
+            refused(),
+            scripted_response(status=429),
+            scripted_response(b"ok"),
+        ),
+        jitter=0.5,
     )
     growing = RetryConfig(backoff=BackoffStrategy(initial_interval=1000, exponent=2))
 
@@ -93,7 +107,11 @@ async def test_a_call_is_tried_again_until_it_succeeds(mode: Mode) -> None:
 @in_every_mode
 async def test_what_is_told_of_a_retry(mode: Mode) -> None:
     date = "Thu, 01 Jan 2026 00:00:07 GMT"
-    policy = Policy(script(answer(status=503, headers={"retry-after": date}), answer(b"ok")))
+    policy = Policy(
+        script(
+            scripted_response(status=503, headers={"retry-after": date}), scripted_response(b"ok")
+        )
+    )
 
     await policy.send(mode, GET)
 
@@ -108,7 +126,9 @@ async def test_what_is_told_of_a_retry(mode: Mode) -> None:
 
 @in_every_mode
 async def test_the_last_error_is_raised_and_says_how_many_attempts_there_were(mode: Mode) -> None:
-    policy = Policy(script(answer(status=503), reset(), refused(), answer(b"never sent")))
+    policy = Policy(
+        script(scripted_response(status=503), reset(), refused(), scripted_response(b"never sent"))
+    )
 
     error = await policy.fails(mode, evolve(GET, retries=None))
 
@@ -127,7 +147,9 @@ async def test_no_wait_goes_past_the_end_of_the_call_or_its_longest_time(mode: M
         ({"retries": longest}, [1.0, 1.0]),
     ):
         time = Time()
-        transport = Slow([reset(), reset(), reset(), answer(b"late")], time=time, seconds=1.0)
+        transport = Slow(
+            [reset(), reset(), reset(), scripted_response(b"late")], time=time, seconds=1.0
+        )
         policy = Policy(transport, time)
 
         error = await policy.fails(mode, evolve(GET, **changes))
@@ -160,8 +182,8 @@ def failures(cause: str) -> Sequence[Response[Any] | errors.TransportError]:
     if cause == "the connection could not be made":
         return [refused()]
     if cause == "the connection broke off":
-        return [reset(), answer(b"half", reset())]
-    return [answer(status=int(status)) for status in re.findall(r"\d+", cause)]
+        return [reset(), scripted_response(b"half", reset())]
+    return [scripted_response(status=int(status)) for status in re.findall(r"\d+", cause)]
 
 
 def test_the_table_in_the_documentation_is_whole() -> None:
@@ -174,7 +196,7 @@ def test_the_table_in_the_documentation_is_true(method: str, cause: str, verdict
     request = evolve(GET, method=method, retries=None)
 
     for failure in failures(cause):
-        policy = Policy(script(failure, answer(b"ok")))
+        policy = Policy(script(failure, scripted_response(b"ok")))
         if verdict == "again":
             assert policy.send_sync(request).body == b"ok"
         else:
@@ -186,14 +208,14 @@ def test_the_table_in_the_documentation_is_true(method: str, cause: str, verdict
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
 def test_idempotent_request_is_retried_after_a_reset(method: str) -> None:
-    policy = Policy(script(reset(), answer(b"ok")))
+    policy = Policy(script(reset(), scripted_response(b"ok")))
 
     assert policy.send_sync(evolve(GET, method=method)).body == b"ok"
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
 def test_other_request_is_not_retried_after_a_reset(method: str) -> None:
-    policy = Policy(script(reset(), answer(b"ok")))
+    policy = Policy(script(reset(), scripted_response(b"ok")))
 
     with pytest.raises(errors.ConnectionInterrupted):
         policy.send_sync(evolve(GET, method=method))
@@ -206,7 +228,7 @@ def test_a_post_is_tried_like_a_get_where_the_user_says_so() -> None:
 
     for cause in {cause for _, cause, _ in documented()}:
         for failure in failures(cause):
-            policy = Policy(script(failure, answer(b"ok")))
+            policy = Policy(script(failure, scripted_response(b"ok")))
             assert policy.send_sync(evolve(POST, retries=opted_in)).body == b"ok"
 
 
@@ -215,17 +237,19 @@ def test_a_turn_is_begun_again_only_where_the_server_surely_did_nothing(retry_po
     request = evolve(TURN, retries=evolve(STEADY, retry_posts=retry_posts))
 
     for failure in (*failures("the connection could not be made"), *failures("429")):
-        policy = Policy(script(failure, answer(headers=SSE)))
+        policy = Policy(script(failure, scripted_response(headers=SSE)))
         assert policy.send_sync(request).status_code == 200
     for failure in (*failures("503, 408"), reset()):
-        policy = Policy(script(failure, answer(headers=SSE)))
+        policy = Policy(script(failure, scripted_response(headers=SSE)))
         with pytest.raises((errors.TransportError, errors.APIError)):
             policy.send_sync(request)
         assert policy.attempts == [1]
 
 
 def test_a_turn_is_never_replayed_once_its_headers_are_in() -> None:
-    policy = Policy(script(answer(b"event", reset(), headers=SSE), answer(headers=SSE)))
+    policy = Policy(
+        script(scripted_response(b"event", reset(), headers=SSE), scripted_response(headers=SSE))
+    )
 
     body = policy.send_sync(TURN).body
 
@@ -239,7 +263,7 @@ def test_a_turn_is_never_replayed_once_its_headers_are_in() -> None:
 async def test_a_body_that_breaks_off_is_released_and_asked_for_again(mode: Mode) -> None:
     half, failed = tape(b"half", reset()), tape(b"no")
     policy = Policy(
-        script(recorded_answer(half), recorded_answer(failed, status=500), answer(b"whole"))
+        script(response_from(half), response_from(failed, status=500), scripted_response(b"whole"))
     )
 
     response = await policy.send(mode, GET)
@@ -251,7 +275,9 @@ async def test_a_body_that_breaks_off_is_released_and_asked_for_again(mode: Mode
 
 @in_every_mode
 async def test_what_is_too_large_stays_too_large(mode: Mode) -> None:
-    policy = Policy(script(refused(), answer(bytes(LIMIT + 1)), answer(b"ok")))
+    policy = Policy(
+        script(refused(), scripted_response(bytes(LIMIT + 1)), scripted_response(b"ok"))
+    )
 
     error = await policy.fails(mode, GET)
 
@@ -262,7 +288,7 @@ async def test_what_is_too_large_stays_too_large(mode: Mode) -> None:
 
 @in_every_mode
 async def test_an_error_of_the_user_s_own_code_is_raised_at_once(mode: Mode) -> None:
-    policy = Policy(script(TypeError("a bug"), answer(b"ok")))
+    policy = Policy(script(TypeError("a bug"), scripted_response(b"ok")))
 
     with pytest.raises(TypeError, match="a bug"):
         await policy.send(mode, GET)
@@ -281,7 +307,7 @@ def test_the_user_is_told_before_the_wait_and_may_end_it() -> None:
     def stop(details: RetryDetails) -> None:
         raise EnoughError
 
-    transport = script(answer(status=503), answer(b'{"data": []}'))
+    transport = script(scripted_response(status=503), scripted_response(b'{"data": []}'))
 
     with Flux0(transport=transport, on_retry=stop) as flux0, pytest.raises(EnoughError):
         flux0.agents.list()
@@ -291,7 +317,7 @@ def test_the_user_is_told_before_the_wait_and_may_end_it() -> None:
 def test_each_retry_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "flux0")
     told: list[RetryDetails] = []
-    transport = script(refused(), answer(b'{"data": []}'))
+    transport = script(refused(), scripted_response(b'{"data": []}'))
 
     with Flux0(transport=transport, retry_config=AT_ONCE, on_retry=told.append) as flux0:
         flux0.agents.list()
@@ -332,7 +358,7 @@ def test_so_many_successes_give_one_retry_back_of_those_there_were(
 
 def test_a_retry_that_is_not_worth_it_costs_nothing() -> None:
     budget = RetryBudget(capacity=1)
-    policy = Policy(script(answer(status=404)), budget=budget)
+    policy = Policy(script(scripted_response(status=404)), budget=budget)
     with pytest.raises(errors.NotFoundError):
         policy.send_sync(GET)
     assert budget.take()
@@ -347,7 +373,7 @@ def test_a_client_has_one_budget_for_all_its_calls() -> None:
         with pytest.raises(errors.ConnectError) as caught:
             flux0.sessions.list()
         assert caught.value.attempts == 1
-        transport.answers[:0] = [answer(b'{"data": []}') for _ in range(10)]
+        transport.answers[:0] = [scripted_response(b'{"data": []}') for _ in range(10)]
         for _ in range(10):
             flux0.agents.list()
         with pytest.raises(errors.ConnectError, match="2 attempts"):

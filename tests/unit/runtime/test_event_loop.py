@@ -18,7 +18,7 @@ import trio
 from flux0 import AiohttpTransport, Flux0, HttpxTransport
 from flux0.runtime.event_loop import PerLoop, running_loop, schedule_close, shielded, sleep
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.responses import Hold, answer
+from flux0.testing.contract.responses import WaitForRelease, http_response
 from support.in_memory import SSE, chunk
 from support.sending import AGENTS
 
@@ -172,7 +172,7 @@ def run_carelessly(coroutine: Coroutine[Any, Any, T]) -> T:
 both = pytest.mark.parametrize("transport", [AiohttpTransport, HttpxTransport])
 # Python warns about transports that are still open when their loop is closed.
 unclosed = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-TURN = answer(chunk("a"), Hold(), headers=SSE.items(), framing="chunked")
+TURN = http_response(chunk("a"), WaitForRelease(), headers=SSE.items(), framing="chunked")
 
 
 @both
@@ -183,10 +183,10 @@ def test_closed_loops_leave_no_connections_open(transport: type[Any]) -> None:
         for _ in range(5):
             run_carelessly(flux0.agents.list_async())
         gc.collect()
-        server.wait_until_gone(but=1)
+        server.wait_until_closed(max_open=1)
         del flux0
         gc.collect()
-        server.wait_until_gone()
+        server.wait_until_closed()
         assert server.connections == 5
 
 
@@ -209,7 +209,7 @@ def test_stream_of_a_closed_loop_releases_its_connection(
         assert server.open_connections == 1 or not kept
         del stream
         gc.collect()
-        server.wait_until_gone()
+        server.wait_until_closed()
         del flux0
         gc.collect()
         assert response() is None

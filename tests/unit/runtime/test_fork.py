@@ -26,8 +26,8 @@ from attrs import define
 from flux0 import EventStream, Flux0
 from flux0.client.stream_state import StreamInUse
 from flux0.domain.errors import StreamInterrupted
-from flux0.testing.contract.byte_server import PATIENCE, ByteServer
-from flux0.testing.contract.responses import Answer, Hold, answer
+from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
+from flux0.testing.contract.responses import ServerSteps, WaitForRelease, http_response
 from support.in_memory import JSON, SSE, chunk, status
 from support.secured import Secured
 from support.sending import AGENTS
@@ -45,8 +45,13 @@ over_every_transport = pytest.mark.parametrize(
     "way", [way for way in BLOCKING if way.transport != "httpx2"], ids=str
 )
 
-TURN = answer(
-    status("typing"), Hold(), chunk("a"), chunk("b"), headers=SSE.items(), framing="chunked"
+TURN = http_response(
+    status("typing"),
+    WaitForRelease(),
+    chunk("a"),
+    chunk("b"),
+    headers=SSE.items(),
+    framing="chunked",
 )
 
 
@@ -77,7 +82,7 @@ class Parent:
 
 @contextmanager
 def parent(
-    way: Way, *then: Answer, tls: ssl.SSLContext | None = None
+    way: Way, *then: ServerSteps, tls: ssl.SSLContext | None = None
 ) -> Generator[Parent, None, None]:
     with (
         ByteServer(TURN, AGENTS, *then, AGENTS, tls=tls) as server,
@@ -106,7 +111,7 @@ def in_child(act: Callable[[], object]) -> None:
 def _run_and_exit(act: Callable[[], object]) -> None:
     code = 1
     try:
-        signal.alarm(int(PATIENCE))
+        signal.alarm(int(DEFAULT_TIMEOUT))
         act()
         gc.collect()
         code = 0
@@ -239,12 +244,12 @@ def test_child_exits_normally(way: Way) -> None:
             assert script.stdout is not None
             first_line = script.stdout.readline()
             server.release()
-            rest, errors = script.communicate(timeout=PATIENCE)
+            rest, errors = script.communicate(timeout=DEFAULT_TIMEOUT)
 
         assert errors == ""
         assert (first_line, rest) == ("the child has exited\n", "2\n")
         assert server.connections == 3
-        server.wait_until_gone()
+        server.wait_until_closed()
 
 
 IMPORTS = """
@@ -269,8 +274,8 @@ print(sorted(set(sys.modules) - before))
 @over_every_transport
 def test_calls_import_no_modules(way: Way) -> None:
     """A child that is forked during an import would inherit the import lock locked."""
-    turn = answer(chunk("a"), headers=SSE.items(), framing="chunked")
-    missing = answer(b'{"detail": "no"}', headers=JSON.items(), status="404 Not Found")
+    turn = http_response(chunk("a"), headers=SSE.items(), framing="chunked")
+    missing = http_response(b'{"detail": "no"}', headers=JSON.items(), status="404 Not Found")
     with ByteServer(AGENTS, missing, turn) as server:
         done = subprocess.run(
             [sys.executable, "-c", IMPORTS, server.url, TRANSPORTS[way.transport][0]],

@@ -19,7 +19,7 @@ from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
 from flux0.runtime.threads import ThreadedTransport, _SendCall  # pyright: ignore[reportPrivateUsage] - its two race outcomes can only be produced directly
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.responses import Hold, answer
+from flux0.testing.contract.responses import WaitForRelease, http_response
 from support.in_memory import JSON, SSE, Body, Step, in_both_loops, tape
 from support.transports import Mode
 
@@ -254,7 +254,11 @@ anyio.run(main, *sys.argv[2:], backend=sys.argv[1])
 )
 def test_process_exits_while_a_thread_still_waits(backend: str, transport: str, path: str) -> None:
     """The server never responds, and the timeout is an hour."""
-    steps = (Hold(),) if path == "send" else answer(Hold(), headers=SSE.items(), framing="chunked")
+    steps = (
+        (WaitForRelease(),)
+        if path == "send"
+        else http_response(WaitForRelease(), headers=SSE.items(), framing="chunked")
+    )
     with (
         ByteServer(steps) as server,
         subprocess.Popen(

@@ -13,7 +13,7 @@ from queue import SimpleQueue
 import pytest
 
 from flux0.runtime.time import SystemTime
-from flux0.testing.contract.byte_server import PATIENCE
+from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT
 
 LATER = 3600.0
 SOON = 0.02
@@ -36,7 +36,7 @@ class WatchedTime(SystemTime):
         return self.alarm(self.monotonic() + seconds, lambda: self._words.put(word))
 
     def next_word(self) -> str:
-        return self._words.get(timeout=PATIENCE)
+        return self._words.get(timeout=DEFAULT_TIMEOUT)
 
     def threads(self) -> list[threading.Thread]:
         return [thread for thread in alarm_threads() if thread not in self._other_threads]
@@ -44,7 +44,7 @@ class WatchedTime(SystemTime):
     def join(self) -> None:
         """Wait for the end of the alarm thread, and check that no more words were recorded."""
         for thread in self.threads():
-            thread.join(PATIENCE)
+            thread.join(DEFAULT_TIMEOUT)
         assert self.threads() == []
         assert self._words.empty()
 
@@ -66,7 +66,7 @@ def test_alarm_is_called_once_and_not_early(time: WatchedTime) -> None:
     calls: SimpleQueue[float] = SimpleQueue()
     moment = time.monotonic() + SOON
     time.alarm(moment, lambda: calls.put(time.monotonic()))
-    assert calls.get(timeout=PATIENCE) >= moment
+    assert calls.get(timeout=DEFAULT_TIMEOUT) >= moment
     time.join()
     assert calls.empty()
 

@@ -16,24 +16,24 @@ import trustme
 
 from flux0.testing.contract.byte_server import ByteServer, ReceivedRequest
 from flux0.testing.contract.responses import (
-    Answer,
     Disconnect,
     Framing,
-    Hold,
     Receive,
     Reset,
+    ServerSteps,
     Signal,
-    Silence,
+    Sleep,
+    WaitForRelease,
     Write,
-    answer,
     byte_by_byte,
-    cut,
+    http_response,
     size,
-    written,
+    to_bytes,
+    truncated,
 )
 
 GET = b"GET /a%20b?c HTTP/1.1\r\nHost: x\r\nX-Tag: 1\r\nx-tag: 2\r\n\r\n"
-OK = answer(b"ok")
+OK = http_response(b"ok")
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def connected(server: ByteServer) -> Generator[socket.socket, None, None]:
 
 
 @contextmanager
-def asking(*answers: Answer) -> Generator[tuple[ByteServer, socket.socket], None, None]:
+def asking(*answers: ServerSteps) -> Generator[tuple[ByteServer, socket.socket], None, None]:
     """Yield a server, and a connection over which a request was sent."""
     with ByteServer(*answers) as server, connected(server) as connection:
         connection.sendall(GET)
@@ -70,23 +70,25 @@ def all_of(connection: socket.socket) -> bytes:
             b"12\r\n" + b"one" * 6 + b"\r\n3\r\ntwo\r\n0\r\n\r\n",
         ),
         ("content-length", b"Content-Length: 21", b"one" * 6 + b"two"),
-        ("until-close", b"Connection: close", b"one" * 6 + b"two"),
+        ("close-delimited", b"Connection: close", b"one" * 6 + b"two"),
     ],
 )
 def test_an_answer_is_written_as_its_framing_says(
     framing: Framing, field: bytes, body: bytes
 ) -> None:
-    steps = answer(b"one" * 6, b"two", framing=framing, status="201 Made", headers=[("X-A", "b")])
+    steps = http_response(
+        b"one" * 6, b"two", framing=framing, status="201 Made", headers=[("X-A", "b")]
+    )
     expected = b"HTTP/1.1 201 Made\r\nX-A: b\r\n" + field + b"\r\n\r\n" + body
     assert (size(steps), size(steps[1:])) == (len(expected), len(body))
     for same in (steps, byte_by_byte(steps)):
         with asking(same) as (_, connection):
             assert exactly(connection, size(same)) == expected
-            assert framing != "until-close" or connection.recv(1) == b""
+            assert framing != "close-delimited" or connection.recv(1) == b""
 
 
 def test_every_piece_of_a_gzip_can_be_decompressed_when_it_is_there() -> None:
-    start, *pieces = answer(b"one", b"two", gzip=True)
+    start, *pieces = http_response(b"one", b"two", gzip=True)
     assert isinstance(start, Write)
     assert b"Content-Encoding: gzip\r\n" in start.data
     decompressor = zlib.decompressobj(wbits=31)
@@ -96,8 +98,11 @@ def test_every_piece_of_a_gzip_can_be_decompressed_when_it_is_there() -> None:
 
 
 def test_an_answer_can_be_cut_anywhere() -> None:
-    whole = written(answer(b"one", b"two"))
-    cuts = [cut(answer(b"one", Hold(), b"two"), length) for length in range(len(whole))]
+    whole = to_bytes(http_response(b"one", b"two"))
+    cuts = [
+        truncated(http_response(b"one", WaitForRelease(), b"two"), length)
+        for length in range(len(whole))
+    ]
     with ByteServer(*cuts) as server:
         for length in range(len(whole)):
             with connected(server) as connection:
@@ -121,7 +126,7 @@ def test_requests_are_recorded_as_they_came() -> None:
 
 
 def test_requests_are_answered_in_turn_and_then_all_alike() -> None:
-    with asking(answer(b"1"), answer(b"2")) as (_, connection):
+    with asking(http_response(b"1"), http_response(b"2")) as (_, connection):
         bodies: list[bytes] = []
         for _ in range(3):
             bodies.append(exactly(connection, size(OK) - 1)[-1:])
@@ -130,7 +135,7 @@ def test_requests_are_answered_in_turn_and_then_all_alike() -> None:
 
 
 def test_a_hold_is_silent_until_it_is_released() -> None:
-    with asking((Write(b"a"), Hold(), Write(b"b"))) as (server, connection):
+    with asking((Write(b"a"), WaitForRelease(), Write(b"b"))) as (server, connection):
         assert exactly(connection, 1) == b"a"
         connection.sendall(GET)
         connection.settimeout(0.05)
@@ -142,23 +147,23 @@ def test_a_hold_is_silent_until_it_is_released() -> None:
 
 
 def test_a_hold_or_a_pause_ends_when_the_client_is_gone() -> None:
-    for steps in ((Hold(), Write(b"never")), (Silence(60),)):
+    for steps in ((WaitForRelease(), Write(b"never")), (Sleep(60),)):
         with ByteServer(steps) as server:
             with connected(server) as connection:
                 connection.sendall(GET)
                 server.wait_for_requests(1)
                 assert server.open_connections == 1
-            server.wait_until_gone()
+            server.wait_until_closed()
             assert (server.open_connections, server.connections) == (0, 1)
 
 
 def test_a_pause_ends_by_itself() -> None:
-    with asking((Write(b"a"), Silence(0.01), Write(b"b"))) as (_, connection):
+    with asking((Write(b"a"), Sleep(0.01), Write(b"b"))) as (_, connection):
         assert exactly(connection, 2) == b"ab"
 
 
 def test_what_is_not_asked_for_comes_before_the_request() -> None:
-    with ByteServer(OK, unasked=(Write(b"hello"),)) as server, connected(server) as connection:
+    with ByteServer(OK, on_connect=(Write(b"hello"),)) as server, connected(server) as connection:
         assert exactly(connection, 5) == b"hello"
         connection.sendall(GET)
         assert exactly(connection, size(OK))[-2:] == b"ok"
@@ -172,7 +177,7 @@ def test_what_is_received_is_lost() -> None:
         assert not begun.is_set()
         connection.sendall(b"P")
         assert begun.wait(10)
-        server.wait_until_gone()
+        server.wait_until_closed()
         assert len(server.requests) == 1
 
 
@@ -189,7 +194,7 @@ def many_descriptors() -> Generator[None, None, None]:
 
 @pytest.mark.usefixtures("many_descriptors")
 def test_there_may_be_more_than_1024_descriptors() -> None:
-    with asking((Hold(), *OK)) as (server, connection):
+    with asking((WaitForRelease(), *OK)) as (server, connection):
         assert connection.fileno() > 1024
         server.wait_for_requests(1)
         server.release()
@@ -206,18 +211,20 @@ def test_a_reset_is_a_reset() -> None:
     with asking((Reset(),)) as (server, connection):
         with pytest.raises(ConnectionResetError):
             connection.recv(1)
-        server.wait_until_gone()
+        server.wait_until_closed()
 
 
 def test_waiting_in_vain_fails_and_says_what_is_there() -> None:
-    with ByteServer(OK, patience=0.05) as server, connected(server) as connection:
+    with ByteServer(OK, timeout=0.05) as server, connected(server) as connection:
         connection.sendall(GET)
         assert exactly(connection, size(OK))
-        with pytest.raises(AssertionError, match=r"for 2 requests; there are 1 requests, 1 open"):
+        with pytest.raises(
+            AssertionError, match=r"for 2 requests; the server has 1 requests, 1 open"
+        ):
             server.wait_for_requests(2)
         with pytest.raises(AssertionError, match="for the client to close its connections"):
-            server.wait_until_gone()
-        server.wait_until_gone(but=1)
+            server.wait_until_closed()
+        server.wait_until_closed(max_open=1)
 
 
 def test_connections_can_be_secured() -> None:
@@ -241,7 +248,7 @@ def test_connections_can_be_secured() -> None:
 
 def test_leaving_ends_a_connection_whose_client_does_not_read() -> None:
     with ExitStack() as clients:
-        with ByteServer((Hold(), Write(bytes(64_000_000)))) as server:
+        with ByteServer((WaitForRelease(), Write(bytes(64_000_000)))) as server:
             deaf = clients.enter_context(connected(server))
             deaf.sendall(GET)
             server.wait_for_requests(1)

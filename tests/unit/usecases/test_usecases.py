@@ -19,7 +19,7 @@ from flux0.flows import Flow, send_once
 from flux0.ports import Request, Response, Timeout
 from flux0.usecases import agents, sessions
 from flux0.usecases.call import ApiCall
-from support.in_memory import SSE, answer, play, read, sent
+from support.in_memory import SSE, play, read, scripted_response, sent
 
 AGENT = {
     "id": "t-2DtXTicj",
@@ -190,7 +190,7 @@ def test_types_are_sent_in_the_query_and_in_the_body_and_filtered_once_more() ->
 
 
 def test_a_message_is_sent_and_the_response_handed_out_with_its_stream_unread() -> None:
-    response = answer(headers=SSE)
+    response = scripted_response(headers=SSE)
 
     effects, result = play(create_event(), response)
 
@@ -211,7 +211,7 @@ def test_a_message_is_sent_and_the_response_handed_out_with_its_stream_unread() 
     "content_type", ["text/event-stream", "Text/Event-Stream", "text/event-stream ; charset=utf-8"]
 )
 def test_a_stream_is_known_by_its_content_type(content_type: str) -> None:
-    response = answer(headers={"Content-Type": content_type})
+    response = scripted_response(headers={"Content-Type": content_type})
 
     assert play(create_event(), response)[1] is response
 
@@ -228,7 +228,7 @@ def test_a_stream_is_known_by_its_content_type(content_type: str) -> None:
 def test_what_is_no_stream_is_read_and_shown(headers: dict[str, str], problem: str) -> None:
     flow = create_event(evolve(WAY, deadline=Deadline(12.5, 9.0)))
     next(flow)
-    response = answer(headers=headers)
+    response = scripted_response(headers=headers)
 
     reading = read(flow.send(response))
     with pytest.raises(DecodeError, match=problem) as caught:
@@ -247,7 +247,7 @@ def test_header_fields_of_the_user_s_win() -> None:
     fields = Headers((("Accept", "text/x-special"), ("content-TYPE", "application/json; v=2")))
     way = evolve(WAY, headers=WAY.headers.merge(fields))
 
-    effects, _ = play(create_event(way), answer(headers=SSE))
+    effects, _ = play(create_event(way), scripted_response(headers=SSE))
 
     headers = sent(effects[0]).headers
     assert headers.get_all("accept") == ("text/x-special",)

@@ -22,7 +22,7 @@ from typing import ClassVar
 
 import pytest
 
-_PARTS = ("base", "connecting", "connections", "messages", "probe", "waiting")
+_PARTS = ("base", "connecting", "connections", "harness", "messages", "waiting")
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))
 
 from flux0.testing.contract.base import THREADS

@@ -1,4 +1,4 @@
-"""What every part of the contract shares: the transport under test, behind a probe; patience."""
+"""The base class of all parts of the contract: it provides the test harness and the timeouts."""
 
 # ruff: noqa: S101 - a test suite asserts
 
@@ -14,41 +14,43 @@ from typing import Any, ClassVar, Final
 import pytest
 
 from flux0.domain.errors import TransportError
-from flux0.testing.contract.byte_server import PATIENCE
-from flux0.testing.contract.probe import Blocking, Probe, in_a_thread, running_loop
+from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT
+from flux0.testing.contract.harness import BlockingAsAsync, Harness, event_loop, run_in_thread
 
-SHORT: Final = 0.2  # Seconds to wait for what never comes.
+SHORT: Final = 0.2  # Seconds to wait before a test concludes that nothing happens.
 THREADS: Final = "threads"
 streams: pytest.MarkDecorator = pytest.mark.parametrize(
     "stream", [False, True], ids=["whole", "stream"]
 )
-# The seconds that all tests of one class may still lose by waiting in vain.
-_LEFT = pytest.StashKey[float]()
+# For each test class: the seconds that its tests may still lose by waiting for hung calls.
+_TIME_BUDGET = pytest.StashKey[float]()
 
 
 class Contract(ABC):
-    """The part of a contract that is not tests."""
+    """The settings, fixtures and methods that all parts of the contract share."""
 
-    # Where each test runs: in threads, or in event loops by anyio's names for them.
+    # Where each test runs: in threads, or in an event loop (a backend name of anyio).
     backends: ClassVar[tuple[str, ...]]
-    # How many seconds the transport may take for anything before it counts as hung. All tests
-    # together may lose three times as long; those that are left then fail at once.
-    patience: ClassVar[float] = PATIENCE
+    # Seconds after which a call of the transport counts as hung. Once all tests of a class have
+    # lost three times as long by waiting, the remaining tests fail immediately.
+    timeout: ClassVar[float] = DEFAULT_TIMEOUT
 
     def make_transport(self) -> Any:
-        """Return a new transport as users get it."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how to make its transport")
+        """Return a new transport with its default settings."""
+        raise NotImplementedError(f"{type(self).__name__} must define make_transport()")
 
-    def make_probe(self, transport: Any, backend: str, patience: float, ending: ExitStack) -> Probe:
-        """Return what drives `transport`, and closes it with all that belongs to it in the end."""
+    def make_harness(
+        self, transport: Any, backend: str, timeout: float, ending: ExitStack
+    ) -> Harness:
+        """Return a harness for `transport`; leaving `ending` closes both, and the servers."""
         servers = ending.enter_context(ExitStack())
         if backend == THREADS:
-            probe = Probe(Blocking(transport), in_a_thread, patience, servers)
+            harness = Harness(BlockingAsAsync(transport), run_in_thread, timeout, servers)
         else:
-            begin = ending.enter_context(running_loop(backend, patience))
-            probe = Probe(transport, begin, patience, servers)
-        ending.callback(probe.close)
-        return probe
+            start = ending.enter_context(event_loop(backend, timeout))
+            harness = Harness(transport, start, timeout, servers)
+        ending.callback(harness.close)
+        return harness
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Run each test once in each of `backends`."""
@@ -56,38 +58,38 @@ class Contract(ABC):
             metafunc.parametrize("backend", self.backends)
 
     @pytest.fixture
-    def left(self, request: pytest.FixtureRequest) -> float:
-        """How many seconds the tests of this class may still lose; none is a failure."""
-        left = class_of(request).stash.setdefault(_LEFT, 3 * self.patience)
-        if left <= 0:
-            pytest.fail("not run: the transport was too slow for the tests before", pytrace=False)
-        return left
+    def time_budget(self, request: pytest.FixtureRequest) -> float:
+        """The seconds that the tests of this class may still lose; fail if none are left."""
+        budget = class_of(request).stash.setdefault(_TIME_BUDGET, 3 * self.timeout)
+        if budget <= 0:
+            pytest.fail("not run: the transport hung in too many earlier tests", pytrace=False)
+        return budget
 
     @pytest.fixture
-    def limit(self, request: pytest.FixtureRequest, left: float) -> Iterator[float]:
-        """How many seconds this test waits: less and less, for a transport that hangs often."""
+    def hang_timeout(self, request: pytest.FixtureRequest, time_budget: float) -> Iterator[float]:
+        """Seconds after which a call of this test counts as hung; shorter after earlier hangs."""
         started = monotonic()
-        yield min(self.patience, max(left / 4, self.patience / 10))
-        lost = max(0.0, monotonic() - started - self.patience / 20)
-        class_of(request).stash[_LEFT] -= lost
+        yield min(self.timeout, max(time_budget / 4, self.timeout / 10))
+        lost = max(0.0, monotonic() - started - self.timeout / 20)
+        class_of(request).stash[_TIME_BUDGET] -= lost
 
     @pytest.fixture
-    def drive(self, backend: str, limit: float) -> Iterator[Callable[[Any], Probe]]:
-        """Puts transports behind probes."""
-        gc.freeze()  # So that collecting takes no time for what was there before.
+    def new_harness(self, backend: str, hang_timeout: float) -> Iterator[Callable[[Any], Harness]]:
+        """Returns a new harness for a transport."""
+        gc.freeze()  # Collections are faster if they skip all objects that exist already.
         with ExitStack() as ending:
             ending.callback(gc.unfreeze)
-            ending.callback(gc.collect)  # What was forgotten must go without a warning.
-            yield lambda transport: self.make_probe(transport, backend, limit, ending)
+            ending.callback(gc.collect)  # Unreferenced bodies must not cause a ResourceWarning.
+            yield lambda transport: self.make_harness(transport, backend, hang_timeout, ending)
 
     @pytest.fixture
-    def probe(self, drive: Callable[[Any], Probe]) -> Probe:
-        """Drives the transport under test."""
-        return drive(self.make_transport())
+    def harness(self, new_harness: Callable[[Any], Harness]) -> Harness:
+        """A harness for the transport under test."""
+        return new_harness(self.make_transport())
 
 
 def class_of(request: pytest.FixtureRequest) -> pytest.Class:
-    """Return what holds the things that the tests of one class share."""
+    """Return the class of the running test, which stores the values that its tests share."""
     node: pytest.Item = request.node
     found = node.getparent(pytest.Class)
     assert found is not None
@@ -97,13 +99,21 @@ def class_of(request: pytest.FixtureRequest) -> pytest.Class:
 def fails(
     call: Callable[[], object], *kinds: type[TransportError], caused: bool = True
 ) -> TransportError:
-    """Return the error, one of `kinds`, that `call` raises from the library's, if `caused`."""
+    """Assert that `call` raises an error whose class is one of `kinds`, and return the error.
+
+    If `caused`, the error must be raised `from` an exception of the HTTP library.
+    """
     with pytest.raises(TransportError) as caught:
         call()
     error = caught.value
-    assert type(error) in kinds
-    assert str(error)
+    assert type(error) in kinds, f"raised {error!r}, expected {' or '.join(map(_name, kinds))}"
+    assert str(error), f"{type(error).__name__} has no message"
     if caused:
-        assert isinstance(error.__cause__, Exception), "the library's exception is not the cause"
-        assert not isinstance(error.__cause__, TransportError)
+        cause = error.__cause__
+        assert isinstance(cause, Exception), "the error must be raised from the library's exception"
+        assert not isinstance(cause, TransportError), "the cause must be the library's exception"
     return error
+
+
+def _name(kind: type) -> str:
+    return kind.__name__

@@ -1,4 +1,4 @@
-"""A server for tests that writes exactly the bytes it is told, and sees what clients do."""
+"""An HTTP server for tests: it sends exact bytes and records requests and connections."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from attrs import frozen
 
 from flux0.domain.headers import Headers
 from flux0.testing.contract.responses import (
-    Answer,
     Disconnect,
-    Hold,
     Receive,
+    ServerSteps,
     Signal,
-    Silence,
+    Sleep,
+    WaitForRelease,
     Write,
 )
 
-# Seconds to wait for what takes milliseconds; only a failing test waits so long.
-PATIENCE = 10.0
+# Seconds. The awaited events take milliseconds, so only a failing test waits this long.
+DEFAULT_TIMEOUT = 10.0
 
-# select() knows no descriptor above 1,023, and epoll() takes one more for each wait.
+# select() rejects descriptors above 1,023, and each EpollSelector opens one more descriptor.
 _Selector: type[selectors.BaseSelector] = getattr(
     selectors, "PollSelector", selectors.SelectSelector
 )
@@ -36,7 +36,7 @@ _Selector: type[selectors.BaseSelector] = getattr(
 
 @frozen
 class ReceivedRequest:
-    """One request as it arrived: `target` and `headers` as written, `body` whole."""
+    """A request as the server received it: `target` and `headers` unchanged, and all of `body`."""
 
     method: str
     target: str
@@ -46,39 +46,40 @@ class ReceivedRequest:
 
 @final
 class ByteServer:
-    """A server on a port of 127.0.0.1 that runs as long as its `with` block.
+    """A server on a free port of 127.0.0.1 that runs until the end of its `with` block.
 
-    The first request is answered by the first of `answers`, and so on. The last of them answers all
-    requests that follow.
+    It handles the first request with the first of `responses`, the second with the second, and so
+    on, across all connections. The last of `responses` also handles all further requests.
 
     Args:
-        answers: what is done after each request.
-        unasked: what is done first on every connection.
-        tls: how to secure connections.
-        patience: how many seconds the methods that wait do so, before they fail.
+        responses: The steps after each request, such as `http_response(b"ok")`.
+        on_connect: The steps on each new connection, before the first request is read.
+        tls: The context for TLS connections; None for plain HTTP.
+        timeout: Seconds after which the `wait_` methods raise AssertionError.
     """
 
     def __init__(
         self,
-        *answers: Answer,
-        unasked: Answer = (),
+        *responses: ServerSteps,
+        on_connect: ServerSteps = (),
         tls: ssl.SSLContext | None = None,
-        patience: float = PATIENCE,
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        self._answers = answers
-        self._unasked = unasked
+        self._responses = responses
+        self._on_connect = on_connect
         self._tls = tls
-        self._patience = patience
+        self._timeout = timeout
         self._changed = Condition()
         self._requests: list[ReceivedRequest] = []
         self._sockets: set[socket.socket] = set()
         self._conversations: list[Thread] = []
-        # A socket that becomes readable, so that a thread can wait for it and a client at once.
+        # `release` makes a socket readable: select() can wait for it and for the client together.
         self._released, self._release = socket.socketpair()
-        # A connection that finds the queue full is reset, and clients make hundreds at once.
+        # The queue must be long: some tests open hundreds of connections at the same time, and the
+        # system resets connections that find the queue full.
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._accepting = Thread(target=self._accept, daemon=True)
-        self._over = False
+        self._closed = False
         self.host: str = "127.0.0.1"
         self.port: int = self._listener.getsockname()[1]
         self.url: str = f"{'https' if tls else 'http'}://{self.host}:{self.port}"
@@ -89,8 +90,8 @@ class ByteServer:
 
     def __exit__(self, *_: object) -> None:
         self.release()
-        self._over = True
-        socket.create_connection((self.host, self.port)).close()  # Wakes the thread that accepts.
+        self._closed = True
+        socket.create_connection((self.host, self.port)).close()  # Ends accept().
         self._accepting.join()
         with self._changed:
             for connection in self._sockets:
@@ -102,45 +103,54 @@ class ByteServer:
 
     @property
     def requests(self) -> tuple[ReceivedRequest, ...]:
-        """The requests that have arrived, in order."""
+        """The complete requests that the server has received, in order."""
         return tuple(self._requests)
 
     @property
     def connections(self) -> int:
-        """How many connections were ever made."""
+        """The number of connections that clients have opened so far."""
         return len(self._conversations)
 
     @property
     def open_connections(self) -> int:
-        """How many connections are still open."""
+        """The number of connections that are open now."""
         return len(self._sockets)
 
     def release(self) -> None:
-        """Let every `Hold` pass, now and from now on."""
+        """End each `WaitForRelease`, the current ones and all later ones."""
         self._release.send(b"x")
 
     def wait_for_requests(self, count: int) -> None:
-        """Wait until `count` whole requests have arrived; AssertionError if they do not."""
+        """Wait until the server has received `count` complete requests.
+
+        Raises:
+            AssertionError: The timeout expired.
+        """
         self._wait(lambda: len(self._requests) >= count, f"{count} requests")
 
-    def wait_until_gone(self, *, but: int = 0) -> None:
-        """Wait until the clients have closed all their connections, or all but `but` of them."""
-        self._wait(lambda: len(self._sockets) <= but, "the client to close its connections")
+    def wait_until_closed(self, *, max_open: int = 0) -> None:
+        """Wait until the clients have closed their connections, except for `max_open` of them.
 
-    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        Raises:
+            AssertionError: The timeout expired.
+        """
+        awaited = f"the client to close its connections (at most {max_open} may stay open)"
+        self._wait(lambda: len(self._sockets) <= max_open, awaited)
+
+    def _wait(self, condition: Callable[[], bool], awaited: str) -> None:
         with self._changed:
-            met = self._changed.wait_for(condition, self._patience)
+            met = self._changed.wait_for(condition, self._timeout)
             seen = f"{len(self._requests)} requests, {len(self._sockets)} open connections"
         if not met:
-            raise AssertionError(f"waited {self._patience} s for {what}; there are {seen}")
+            raise AssertionError(f"waited {self._timeout} s for {awaited}; the server has {seen}")
 
     def _accept(self) -> None:
         while True:
             connection, _ = self._listener.accept()
-            if self._over:
+            if self._closed:
                 connection.close()
                 return
-            with suppress(OSError):  # The client may be gone already.
+            with suppress(OSError):  # The client may have closed the connection.
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._tls is not None:
                     wrap = self._tls.wrap_socket
@@ -152,19 +162,20 @@ class ByteServer:
                 conversation.start()
 
     def _converse(self, connection: socket.socket) -> None:
-        # OSError: the client broke off, or refused the certificate. EOFError: it is done.
+        # OSError: the client reset the connection or rejected the certificate. EOFError: it closed
+        # the connection.
         with suppress(OSError, EOFError):
             conversation = _Conversation(connection, self._released)
-            conversation.follow(self._unasked)
+            conversation.perform(self._on_connect)
             if isinstance(connection, ssl.SSLSocket):
                 connection.do_handshake()
             while True:
                 request = conversation.read_request()
                 with self._changed:
-                    answer = self._answers[min(len(self._requests), len(self._answers) - 1)]
+                    number = min(len(self._requests), len(self._responses) - 1)
                     self._requests.append(request)
                     self._changed.notify_all()
-                conversation.follow(answer)
+                conversation.perform(self._responses[number])
         connection.close()
         with self._changed:
             self._sockets.discard(connection)
@@ -172,7 +183,7 @@ class ByteServer:
 
 
 class _Conversation:
-    """Reads requests and follows steps until the connection is over, which is an EOFError."""
+    """Reads requests and performs steps on one connection; EOFError when the client closes it."""
 
     def __init__(self, connection: socket.socket, released: socket.socket) -> None:
         self._connection = connection
@@ -193,17 +204,17 @@ class _Conversation:
         body, self._unread = self._unread[:size], self._unread[size:]
         return ReceivedRequest(method, target, headers, body)
 
-    def follow(self, steps: Answer) -> None:  # noqa: PLR0912 - one for each kind of step
+    def perform(self, steps: ServerSteps) -> None:  # noqa: PLR0912 - one branch for each step
         for step in steps:
             match step:
                 case Write(data, below_tls=True):
                     socket.socket.sendall(self._connection, data)
                 case Write(data):
                     self._connection.sendall(data)
-                case Hold():
+                case WaitForRelease():
                     while self._released not in self._readable():
                         self._receive()
-                case Silence(seconds):
+                case Sleep(seconds):
                     end = monotonic() + seconds
                     while self._readable(end - monotonic()):
                         self._receive()
@@ -214,7 +225,9 @@ class _Conversation:
                     event.set()
                 case Disconnect():
                     _shut_down(self._connection, socket.SHUT_WR)
-                    while True:  # Closing at once would reset what the client has not read yet.
+                    while (
+                        True
+                    ):  # close() would reset the connection before the client has read all.
                         self._receive()
                 case _:  # Reset
                     linger = struct.pack("ii", 1, 0)
@@ -228,15 +241,15 @@ class _Conversation:
         self._unread += data
 
     def _readable(self, timeout: float | None = None) -> set[object]:
-        """Wait for the client until `timeout`, or else for a release too; return what is there."""
-        ends = (self._connection,) if timeout is not None else (self._connection, self._released)
+        """Wait for data, or without a timeout also for `release`; return the readable sockets."""
+        sockets = (self._connection,) if timeout is not None else (self._connection, self._released)
         with _Selector() as selector:
-            for end in ends:
-                selector.register(end, selectors.EVENT_READ)
+            for each in sockets:
+                selector.register(each, selectors.EVENT_READ)
             return {key.fileobj for key, _ in selector.select(timeout)}
 
 
 def _shut_down(connection: socket.socket, how: int) -> None:
-    # The plain socket's method: that of SSLSocket would drop the TLS layer under a reader.
+    # SSLSocket.shutdown() would remove the TLS layer while another thread reads.
     with suppress(OSError):
         socket.socket.shutdown(connection, how)

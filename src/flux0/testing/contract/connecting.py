@@ -17,10 +17,10 @@ from attrs import evolve
 
 from flux0.domain import errors
 from flux0.testing.contract.base import SHORT, Contract, fails
-from flux0.testing.contract.probe import PATIENT, Probe, get
-from flux0.testing.contract.responses import Disconnect, Hold, Write, answer
+from flux0.testing.contract.harness import LONG_TIMEOUT, Harness, get
+from flux0.testing.contract.responses import Disconnect, WaitForRelease, Write, http_response
 
-_IMPATIENT = evolve(PATIENT, connect=SHORT)
+_SHORT_CONNECT = evolve(LONG_TIMEOUT, connect=SHORT)
 
 
 class ConnectContract(Contract):
@@ -30,26 +30,26 @@ class ConnectContract(Contract):
         "host",
         ["flux0.invalid", "flüx.invalid", "xn--a-.invalid", "a" * 64 + ".invalid", "a..invalid"],
     )
-    def test_there_is_no_such_name(self, probe: Probe, host: str) -> None:
+    def test_unknown_host_is_a_connect_error(self, harness: Harness, host: str) -> None:
         """`.invalid` has no hosts (RFC 2606), and labels have 1 to 63 characters."""
-        fails(lambda: probe.send(get(f"http://{host}/")), errors.ConnectError)
+        fails(lambda: harness.send(get(f"http://{host}/")), errors.ConnectError)
 
-    def test_the_connection_is_refused(self, probe: Probe) -> None:
+    def test_refused_connection_is_a_connect_error(self, harness: Harness) -> None:
         """Nobody listens."""
-        listener, url = probe.listen()
+        listener, url = harness.listen()
         listener.close()
-        fails(lambda: probe.send(get(url)), errors.ConnectError)
+        fails(lambda: harness.send(get(url)), errors.ConnectError)
 
-    def test_connecting_takes_too_long(self, probe: Probe) -> None:
+    def test_connect_timeout_expires(self, harness: Harness) -> None:
         """The port's queue of connections is full; `Timeout.connect` is the limit."""
-        listener, url = probe.listen()
+        listener, url = harness.listen()
         listener.listen(0)
         with ExitStack() as sockets:
             for _ in range(4):
                 waiting = sockets.enter_context(socket.socket())
                 waiting.settimeout(0)
                 waiting.connect_ex(listener.getsockname())
-            fails(lambda: probe.send(get(url, timeout=_IMPATIENT)), errors.ConnectTimeout)
+            fails(lambda: harness.send(get(url, timeout=_SHORT_CONNECT)), errors.ConnectTimeout)
 
 
 class TLSContract(Contract):
@@ -57,7 +57,7 @@ class TLSContract(Contract):
 
     def make_trusting_transport(self, ca_file: str) -> Any:
         """Return a new transport that trusts the authorities in the PEM file `ca_file`."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how to trust {ca_file}")
+        raise NotImplementedError(f"{type(self).__name__} must define make_trusting_transport()")
 
     @pytest.fixture
     def authority(self) -> trustme.CA:
@@ -71,69 +71,77 @@ class TLSContract(Contract):
 
     @pytest.fixture
     def trusting(
-        self, drive: Callable[[Any], Probe], authority: trustme.CA, tmp_path: Path
-    ) -> Probe:
+        self, new_harness: Callable[[Any], Harness], authority: trustme.CA, tmp_path: Path
+    ) -> Harness:
         """Drives a transport that trusts the authority."""
         path = tmp_path / "ca.pem"
         authority.cert_pem.write_to_path(path)
-        return drive(self.make_trusting_transport(str(path)))
+        return new_harness(self.make_trusting_transport(str(path)))
 
-    def test_a_trusted_server(self, trusting: Probe, tls: ssl.SSLContext) -> None:
+    def test_trusted_server_is_used_over_tls(self, trusting: Harness, tls: ssl.SSLContext) -> None:
         """The same as without TLS."""
-        server = trusting.serve(answer(b"secret", framing="chunked"), tls=tls)
+        server = trusting.serve(http_response(b"secret", framing="chunked"), tls=tls)
         assert trusting.fetch(get(server.url, stream=True)) == b"secret"
         assert trusting.fetch(get(server.url)) == b"secret"
         assert server.connections == 1
 
-    def test_an_unknown_authority(self, probe: Probe, tls: ssl.SSLContext) -> None:
+    def test_unknown_authority_is_a_tls_error(self, harness: Harness, tls: ssl.SSLContext) -> None:
         """Nothing is sent."""
-        server = probe.serve(answer(b""), tls=tls)
-        fails(lambda: probe.send(get(server.url)), errors.TLSError)
+        server = harness.serve(http_response(b""), tls=tls)
+        fails(lambda: harness.send(get(server.url)), errors.TLSError)
         assert server.requests == ()
 
-    def test_another_name(self, trusting: Probe, authority: trustme.CA) -> None:
+    def test_certificate_for_another_host_is_a_tls_error(
+        self, trusting: Harness, authority: trustme.CA
+    ) -> None:
         """Nothing is sent."""
-        server = trusting.serve(answer(b""), tls=_context(authority, "elsewhere.example"))
+        server = trusting.serve(http_response(b""), tls=_context(authority, "elsewhere.example"))
         fails(lambda: trusting.send(get(server.url)), errors.TLSError)
         assert server.requests == ()
 
-    def test_a_server_without_tls(self, probe: Probe) -> None:
+    def test_plain_http_instead_of_tls_is_a_tls_error(self, harness: Harness) -> None:
         """It answers in plain HTTP."""
-        server = probe.serve(unasked=(Write(b"HTTP/1.1 400 Bad Request\r\n\r\n"), Hold()))
+        server = harness.serve(
+            on_connect=(Write(b"HTTP/1.1 400 Bad Request\r\n\r\n"), WaitForRelease())
+        )
         url = server.url.replace("http:", "https:")
-        fails(lambda: probe.send(get(url)), errors.TLSError)
+        fails(lambda: harness.send(get(url)), errors.TLSError)
 
-    def test_a_silent_server(self, probe: Probe) -> None:
+    def test_connect_timeout_limits_the_tls_handshake(self, harness: Harness) -> None:
         """The handshake is a part of connecting."""
-        server = probe.serve(unasked=(Hold(),))
+        server = harness.serve(on_connect=(WaitForRelease(),))
         url = server.url.replace("http:", "https:")
-        fails(lambda: probe.send(get(url, timeout=_IMPATIENT)), errors.ConnectTimeout)
-        server.wait_until_gone()
+        fails(lambda: harness.send(get(url, timeout=_SHORT_CONNECT)), errors.ConnectTimeout)
+        server.wait_until_closed()
 
-    def test_an_answer_over_tls_is_not_http(self, trusting: Probe, tls: ssl.SSLContext) -> None:
+    def test_malformed_response_over_tls_is_a_protocol_error(
+        self, trusting: Harness, tls: ssl.SSLContext
+    ) -> None:
         """The same as without TLS."""
         head = Write(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}")
         server = trusting.serve((head, Disconnect()), tls=tls)
         fails(lambda: trusting.send(get(server.url)), errors.ProtocolError)
-        server.wait_until_gone()
+        server.wait_until_closed()
 
-    def test_the_encryption_breaks_within_a_body(
-        self, trusting: Probe, tls: ssl.SSLContext
+    def test_corrupt_tls_record_in_a_body_is_an_interruption(
+        self, trusting: Harness, tls: ssl.SSLContext
     ) -> None:
         """By then the server has the request."""
         noise = Write(b"\x17\x03\x03\x00\x20" + bytes(32), below_tls=True)
-        steps = (*answer(b"first", Hold(), framing="chunked")[:-1], noise)
-        server, reply = trusting.begin(steps, tls=tls)
+        steps = (*http_response(b"first", WaitForRelease(), framing="chunked")[:-1], noise)
+        server, response = trusting.read_first(steps, tls=tls)
         server.release()
-        fails(reply.read, errors.ConnectionInterrupted)
-        server.wait_until_gone()
+        fails(response.read, errors.ConnectionInterrupted)
+        server.wait_until_closed()
 
-    def test_closing_ends_a_read_under_tls(self, trusting: Probe, tls: ssl.SSLContext) -> None:
+    def test_close_ends_a_read_over_tls(self, trusting: Harness, tls: ssl.SSLContext) -> None:
         """As without TLS: the waiting thread or task gets an error, at once."""
-        server, reply = trusting.begin(answer(b"first", Hold(), framing="chunked"), tls=tls)
-        waiting = reply.start_next()
-        reply.close()
-        server.wait_until_gone()
+        server, response = trusting.read_first(
+            http_response(b"first", WaitForRelease(), framing="chunked"), tls=tls
+        )
+        waiting = response.start_next()
+        response.close()
+        server.wait_until_closed()
         with pytest.raises(errors.TransportError):
             waiting.outcome()
 
@@ -143,29 +151,29 @@ class LimitedPoolContract(Contract):
 
     def make_limited_transport(self) -> object:
         """Return a new transport that opens one connection at most."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how to limit its pool")
+        raise NotImplementedError(f"{type(self).__name__} must define make_limited_transport()")
 
     @pytest.fixture
-    def limited(self, drive: Callable[[Any], Probe]) -> Probe:
+    def limited(self, new_harness: Callable[[Any], Harness]) -> Harness:
         """Drives a transport that opens one connection at most."""
-        return drive(self.make_limited_transport())
+        return new_harness(self.make_limited_transport())
 
-    def test_no_connection_becomes_free(self, limited: Probe) -> None:
+    def test_pool_timeout_expires(self, limited: Harness) -> None:
         """`Timeout.pool` is the limit; afterwards the pool is whole."""
-        steps = answer(b"first", Hold(), b"second", framing="chunked")
-        server, reply = limited.ask(steps, stream=True)
-        request = get(server.url, timeout=evolve(PATIENT, pool=SHORT))
+        steps = http_response(b"first", WaitForRelease(), b"second", framing="chunked")
+        server, response = limited.exchange(steps, stream=True)
+        request = get(server.url, timeout=evolve(LONG_TIMEOUT, pool=SHORT))
         fails(lambda: limited.send(request), errors.PoolTimeout)
-        reply.close()
+        response.close()
         server.release()
         assert limited.fetch(get(server.url)) == b"firstsecond"
 
-    def test_a_forgotten_body_gives_its_place_back(self, limited: Probe) -> None:
+    def test_garbage_collected_body_frees_its_place_in_the_pool(self, limited: Harness) -> None:
         """The pool does not run dry of what its users left behind."""
-        server = limited.serve(answer(b"first", Hold(), framing="chunked"))
+        server = limited.serve(http_response(b"first", WaitForRelease(), framing="chunked"))
         for _ in range(3):
-            limited.send(get(server.url, stream=True)).forget(in_a_cycle=False)
-        server.wait_until_gone()
+            limited.send(get(server.url, stream=True)).drop(in_cycle=False)
+        server.wait_until_closed()
 
 
 def _context(authority: trustme.CA, name: str) -> ssl.SSLContext:

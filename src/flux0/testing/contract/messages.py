@@ -15,21 +15,21 @@ from attrs import evolve
 from flux0.domain import errors
 from flux0.domain.headers import Headers
 from flux0.testing.contract.base import Contract, fails, streams
-from flux0.testing.contract.probe import Probe, get, post
+from flux0.testing.contract.harness import Harness, get, post
 from flux0.testing.contract.responses import (
     FRAMINGS,
-    Answer,
     Disconnect,
     Framing,
-    Hold,
     Reset,
+    ServerSteps,
+    WaitForRelease,
     Write,
-    answer,
     byte_by_byte,
-    cut,
     head,
+    http_response,
     size,
-    written,
+    to_bytes,
+    truncated,
 )
 
 _framings = pytest.mark.parametrize("framing", FRAMINGS)
@@ -49,23 +49,26 @@ _TARGETS = (
     "/api/agents/..%2Fagents%3Fx",
     "/api/a%20b/%25/%C3%A9?types=%5B%22a%22%5D&q=1+2%26&empty=",
 )
-_OK = answer(b"ok")
+_OK = http_response(b"ok")
 _GZIPPED = [("Content-Encoding", "gzip")]
-_START = answer(framing="chunked")[0]
+_START = http_response(framing="chunked")[0]
 
-_FIRST = Write(written(answer(b"first", framing="chunked")[:-1]))
+_FIRST = Write(to_bytes(http_response(b"first", framing="chunked")[:-1]))
 _BAD_CHUNK = Write(b"xyz\r\nsecond\r\n")
-_ZIPPED = written(answer(b"first", framing="chunked", gzip=True)[:2])
+_ZIPPED = to_bytes(http_response(b"first", framing="chunked", gzip=True)[:2])
 _BAD_CHECKSUM = b"a\r\n\x03\x00" + bytes(8) + b"\r\n"
 # How a body goes on after its first piece, and the error that it ends with.
-_LATE_FAULTS: dict[str, tuple[Answer, type[errors.TransportError]]] = {
-    "chunk": ((_FIRST, Hold(), _BAD_CHUNK, Disconnect()), errors.ProtocolError),
+_LATE_FAULTS: dict[str, tuple[ServerSteps, type[errors.TransportError]]] = {
+    "chunk": ((_FIRST, WaitForRelease(), _BAD_CHUNK, Disconnect()), errors.ProtocolError),
     "chunk-at-once": ((Write(_FIRST.data + _BAD_CHUNK.data), Disconnect()), errors.ProtocolError),
-    "gzip": ((Write(_ZIPPED), Hold(), Write(_BAD_CHECKSUM), Disconnect()), errors.ProtocolError),
+    "gzip": (
+        (Write(_ZIPPED), WaitForRelease(), Write(_BAD_CHECKSUM), Disconnect()),
+        errors.ProtocolError,
+    ),
     "gzip-at-once": ((Write(_ZIPPED + _BAD_CHECKSUM), Disconnect()), errors.ProtocolError),
-    "end": ((_FIRST, Hold(), Disconnect()), errors.ConnectionInterrupted),
+    "end": ((_FIRST, WaitForRelease(), Disconnect()), errors.ConnectionInterrupted),
     "end-at-once": ((_FIRST, Disconnect()), errors.ConnectionInterrupted),
-    "reset": ((_FIRST, Hold(), Reset()), errors.ConnectionInterrupted),
+    "reset": ((_FIRST, WaitForRelease(), Reset()), errors.ConnectionInterrupted),
 }
 _MEGABYTES = [(f"X-{number}", "x" * 1000) for number in range(2000)]
 
@@ -75,29 +78,31 @@ class HeadContract(Contract):
 
     @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
     @pytest.mark.parametrize("target", _TARGETS)
-    def test_a_request_is_sent_as_given(self, probe: Probe, method: str, target: str) -> None:
+    def test_target_and_body_are_sent_unchanged(
+        self, harness: Harness, method: str, target: str
+    ) -> None:
         """Percent-encodings are left alone; any method may have a body, sent with its length."""
-        server = probe.serve(_OK)
+        server = harness.serve(_OK)
         body = bytes(range(256)) * 300
-        assert probe.fetch(evolve(post(f"{server.url}{target}", body), method=method)) == b"ok"
+        assert harness.fetch(evolve(post(f"{server.url}{target}", body), method=method)) == b"ok"
         (received,) = server.requests
         assert (received.method, received.target, received.body) == (method, target, body)
         assert received.headers.get_all("content-length") == (str(len(body)),)
         assert "transfer-encoding" not in received.headers
 
     @pytest.mark.parametrize("method", ["GET", "POST"])
-    def test_a_request_without_a_body(self, probe: Probe, method: str) -> None:
+    def test_request_without_a_body_announces_none(self, harness: Harness, method: str) -> None:
         """None is announced; but a POST may say that its length is zero (RFC 9110, section 8.6)."""
-        server = probe.serve(_OK)
-        probe.fetch(evolve(get(server.url), method=method))
+        server = harness.serve(_OK)
+        harness.fetch(evolve(get(server.url), method=method))
         (received,) = server.requests
         announced = {"content-length", "transfer-encoding", "content-type"} & set(received.headers)
         assert not announced or (method == "POST" and received.headers["content-length"] == "0")
         assert "transfer-encoding" not in received.headers
 
-    def test_headers_are_sent_as_given(self, probe: Probe) -> None:
+    def test_request_headers_are_sent_unchanged(self, harness: Harness) -> None:
         """Given fields replace the library's own; a repeated one keeps all its values."""
-        server = probe.serve(_OK)
+        server = harness.serve(_OK)
         given = {
             "accept": "text/event-stream",
             "user-agent": "contract/1",
@@ -106,45 +111,56 @@ class HeadContract(Contract):
             "authorization": "Bearer secret",
         }
         repeated = (("x-tag", "a"), ("x-tag", "b"))
-        probe.fetch(evolve(post(server.url), headers=Headers((*given.items(), *repeated))))
+        harness.fetch(evolve(post(server.url), headers=Headers((*given.items(), *repeated))))
         (received,) = server.requests
         expected = {**given, "x-tag": "a, b", "host": f"{server.host}:{server.port}"}
         assert {name: received.headers[name] for name in expected} == expected
 
     @pytest.mark.parametrize("value", ["", "caf\xe9", "caf\xc3\xa9", '"a, b"; c=%20'])
-    def test_a_header_value_is_latin_1(self, probe: Probe, value: str) -> None:
+    def test_header_values_are_latin_1(self, harness: Harness, value: str) -> None:
         """And may be empty, in requests and in answers (RFC 9110, section 5.5)."""
-        server = probe.serve(answer(b"ok", headers=[("X-Name", value)]))
-        reply = probe.send(evolve(get(server.url), headers=Headers((("x-name", value),))))
-        assert (reply.head.headers.get("x-name"), reply.read()) == (value, b"ok")
+        server = harness.serve(http_response(b"ok", headers=[("X-Name", value)]))
+        response = harness.send(evolve(get(server.url), headers=Headers((("x-name", value),))))
+        assert (response.head.headers.get("x-name"), response.read()) == (value, b"ok")
         assert server.requests[0].headers.get("x-name") == value
 
-    def test_cookies_are_not_kept(self, probe: Probe) -> None:
+    def test_cookies_are_not_stored(self, harness: Harness) -> None:
         """Who the user is must not depend on what was answered before."""
-        server = probe.serve(answer(b"", headers=[("Set-Cookie", "flux0_user_sub=other; Path=/")]))
-        probe.fetch(get(server.url))
-        probe.fetch(get(server.url))
+        server = harness.serve(
+            http_response(b"", headers=[("Set-Cookie", "flux0_user_sub=other; Path=/")])
+        )
+        harness.fetch(get(server.url))
+        harness.fetch(get(server.url))
         assert "cookie" not in server.requests[1].headers
 
     @pytest.mark.parametrize("status", [200, 201, 299, 307, 400, 404, 418, 422, 429, 500, 503, 599])
-    def test_every_status_is_returned(self, probe: Probe, status: int) -> None:
+    def test_every_status_is_returned(self, harness: Harness, status: int) -> None:
         """Nothing is raised for a status, known or not, and no redirect is followed."""
         location = [("Location", "/elsewhere")]
-        server, reply = probe.ask(answer(b"why", status=f"{status} Because", headers=location))
-        assert (reply.head.status_code, reply.read()) == (status, b"why")
-        assert reply.head.headers["location"] == "/elsewhere"
+        server, response = harness.exchange(
+            http_response(b"why", status=f"{status} Because", headers=location)
+        )
+        assert (response.head.status_code, response.read()) == (status, b"why")
+        assert response.head.headers["location"] == "/elsewhere"
         assert len(server.requests) == 1
 
     @pytest.mark.parametrize("status", [100, 102, 103])
     @pytest.mark.parametrize("at_once", [False, True], ids=["apart", "at-once"])
-    def test_interim_answers_are_skipped(self, probe: Probe, status: int, *, at_once: bool) -> None:
+    def test_interim_responses_are_skipped(
+        self, harness: Harness, status: int, *, at_once: bool
+    ) -> None:
         """They come before the answer and are none, and the next request has its own."""
-        steps = (*[head(f"{status} Wait", [("Link", "</style.css>")])] * 2, *answer(b"first"))
-        server = probe.serve((Write(written(steps)),) if at_once else steps, answer(b"second"))
+        steps = (
+            *[head(f"{status} Wait", [("Link", "</style.css>")])] * 2,
+            *http_response(b"first"),
+        )
+        server = harness.serve(
+            (Write(to_bytes(steps)),) if at_once else steps, http_response(b"second")
+        )
         for body in (b"first", b"second"):
-            reply = probe.send(get(server.url))
-            assert (reply.head.status_code, "link" in reply.head.headers) == (200, False)
-            assert reply.read() == body
+            response = harness.send(get(server.url))
+            assert (response.head.status_code, "link" in response.head.headers) == (200, False)
+            assert response.read() == body
 
     @pytest.mark.parametrize(
         ("method", "status", "fields"),
@@ -154,25 +170,25 @@ class HeadContract(Contract):
             ("HEAD", "200 OK", [("Content-Length", "5"), ("Content-Encoding", "gzip")]),
         ],
     )
-    def test_an_answer_may_have_no_body(
-        self, probe: Probe, method: str, status: str, fields: list[tuple[str, str]]
+    def test_responses_without_a_body_end_with_their_head(
+        self, harness: Harness, method: str, status: str, fields: list[tuple[str, str]]
     ) -> None:
         """These end with their head, whatever it says (RFC 9112, section 6.3)."""
-        server = probe.serve((head(status, fields),))
+        server = harness.serve((head(status, fields),))
         for _ in range(2):
-            reply = probe.send(evolve(get(server.url), method=method))
-            assert (reply.head.status_code, reply.read()) == (int(status[:3]), b"")
+            response = harness.send(evolve(get(server.url), method=method))
+            assert (response.head.status_code, response.read()) == (int(status[:3]), b"")
         assert server.connections == 1
 
-    def test_a_head_comes_back_whole(self, probe: Probe) -> None:
+    def test_response_headers_are_returned_unchanged(self, harness: Harness) -> None:
         """Repeated fields are kept apart, and the library's own response shows the rest."""
         fields = [("X-Request-ID", "7"), ("Set-Cookie", "a=1, b"), ("set-cookie", "c=2")]
-        _, reply = probe.ask(answer(b"", headers=fields))
-        headers = reply.head.headers
+        _, response = harness.exchange(http_response(b"", headers=fields))
+        headers = response.head.headers
         assert headers["x-request-id"] == headers["X-REQUEST-ID"] == "7"
         assert headers.get_all("SET-COOKIE") == ("a=1, b", "c=2")
-        assert reply.head.raw_response is not None
-        assert reply.read() == b""
+        assert response.head.raw_response is not None
+        assert response.read() == b""
 
     @pytest.mark.parametrize(
         "start",
@@ -184,10 +200,12 @@ class HeadContract(Contract):
         ],
         ids=["usual", "terse", "old", "latin-1"],
     )
-    def test_heads_differ(self, probe: Probe, start: bytes) -> None:
+    def test_unusual_response_heads_are_accepted(self, harness: Harness, start: bytes) -> None:
         """All of these are in use, and arrive in any pieces."""
-        _, reply = probe.ask((Write(start[:30]), Write(start[30:]), Write(b"ok"), Disconnect()))
-        assert reply.read() == b"ok"
+        _, response = harness.exchange(
+            (Write(start[:30]), Write(start[30:]), Write(b"ok"), Disconnect())
+        )
+        assert response.read() == b"ok"
 
 
 class BodyContract(Contract):
@@ -197,107 +215,120 @@ class BodyContract(Contract):
     @_codings
     @streams
     @pytest.mark.parametrize("body", _BODIES)
-    def test_a_body_comes_as_it_is(
-        self, probe: Probe, framing: Framing, body: str, *, gzip: bool, stream: bool
+    def test_body_is_returned_unchanged(
+        self, harness: Harness, framing: Framing, body: str, *, gzip: bool, stream: bool
     ) -> None:
         """Nothing is lost, added or changed; and it is told where nothing proves the end."""
-        steps = answer(*_BODIES[body], framing=framing, gzip=gzip)
+        steps = http_response(*_BODIES[body], framing=framing, gzip=gzip)
         steps = byte_by_byte(steps) if body == "byte-by-byte" else steps
-        _, reply = probe.ask(steps, stream=stream)
-        assert reply.head.close_delimited is (framing == "until-close")
-        same = reply.read() == b"".join(_BODIES[body])
+        _, response = harness.exchange(steps, stream=stream)
+        assert response.head.close_delimited is (framing == "close-delimited")
+        same = response.read() == b"".join(_BODIES[body])
         assert same, "the body is not the one that was sent"  # To show where takes pytest minutes.
 
     @_framings
     @_codings
     @streams
-    def test_a_piece_is_handed_over_at_once(
-        self, probe: Probe, framing: Framing, *, gzip: bool, stream: bool
+    def test_pieces_are_yielded_when_they_arrive(
+        self, harness: Harness, framing: Framing, *, gzip: bool, stream: bool
     ) -> None:
         """A piece is not held back until more arrives, nor until the body ends."""
-        steps = answer(b"first", Hold(), b"second", framing=framing, gzip=gzip)
-        server, reply = probe.begin(steps, stream=stream)
+        steps = http_response(b"first", WaitForRelease(), b"second", framing=framing, gzip=gzip)
+        server, response = harness.read_first(steps, stream=stream)
         server.release()
-        assert reply.read() == b"second"
+        assert response.read() == b"second"
 
-    def test_chunks_may_say_more(self, probe: Probe) -> None:
+    def test_chunk_extensions_and_trailers_are_ignored(self, harness: Harness) -> None:
         """Extensions of chunks and trailers are no part of the body (RFC 9112, section 7.1)."""
-        server = probe.serve(
+        server = harness.serve(
             (_START, Write(b'2;a=1;b="x"\r\nok\r\n0;end\r\nX-Trailer: yes\r\n\r\n'))
         )
         for _ in range(2):
-            assert probe.fetch(get(server.url)) == b"ok"
+            assert harness.fetch(get(server.url)) == b"ok"
 
     @pytest.mark.parametrize("coding", ["gzip", "GZIP", "x-gzip", "identity"])
-    def test_codings_are_undone(self, probe: Probe, coding: str) -> None:
+    def test_content_codings_are_decoded(self, harness: Harness, coding: str) -> None:
         """All members of gzip are the body (RFC 1952, section 2.2); `identity` changes nothing."""
         pieces = _EVENTS if coding == "identity" else [compress(piece) for piece in _EVENTS]
-        _, reply = probe.ask(answer(b"".join(pieces), headers=[("Content-Encoding", coding)]))
-        assert reply.read() == b"".join(_EVENTS)
+        _, response = harness.exchange(
+            http_response(b"".join(pieces), headers=[("Content-Encoding", coding)])
+        )
+        assert response.read() == b"".join(_EVENTS)
 
     # --- what is broken
 
     @pytest.mark.parametrize(("framing", "gzip"), _PROVEN)
-    def test_a_body_is_cut_short(self, probe: Probe, framing: Framing, *, gzip: bool) -> None:
+    def test_truncated_body_is_an_interruption(
+        self, harness: Harness, framing: Framing, *, gzip: bool
+    ) -> None:
         """Wherever it is cut, be it within the last chunk's head or the end of the gzip."""
-        steps = answer(b"event", b"chunk", framing=framing, gzip=gzip)
-        start = size(steps[:1]) + (framing == "until-close")
-        cuts = [cut(steps, length) for length in range(start, size(steps))]
-        server = probe.serve(*cuts)
+        steps = http_response(b"event", b"chunk", framing=framing, gzip=gzip)
+        start = size(steps[:1]) + (framing == "close-delimited")
+        cuts = [truncated(steps, length) for length in range(start, size(steps))]
+        server = harness.serve(*cuts)
         for _ in cuts:
-            reply = probe.send(get(server.url, stream=True))
-            fails(reply.read, errors.ConnectionInterrupted, caused=framing != "until-close")
+            response = harness.send(get(server.url, stream=True))
+            fails(response.read, errors.ConnectionInterrupted, caused=framing != "close-delimited")
 
     @pytest.mark.parametrize("framing", ["chunked", "content-length"])
-    def test_compressed_data_ends_early(self, probe: Probe, framing: Framing) -> None:
+    def test_truncated_gzip_data_is_an_interruption(
+        self, harness: Harness, framing: Framing
+    ) -> None:
         """The framing is whole, but what it carries is not: a proxy lost its server."""
         whole = compress(b"event" * 100)
         lengths = range(1, len(whole))
-        server = probe.serve(
-            *(answer(whole[:n], framing=framing, headers=_GZIPPED) for n in lengths)
+        server = harness.serve(
+            *(http_response(whole[:n], framing=framing, headers=_GZIPPED) for n in lengths)
         )
         for _ in lengths:
-            fails(probe.send(get(server.url)).read, errors.ConnectionInterrupted, caused=False)
+            fails(harness.send(get(server.url)).read, errors.ConnectionInterrupted, caused=False)
 
     @pytest.mark.parametrize("damaged", [0, 12, -6, -2], ids=["head", "data", "crc", "length"])
-    def test_compressed_data_is_corrupt(self, probe: Probe, damaged: int) -> None:
+    def test_corrupt_gzip_data_is_a_protocol_error(self, harness: Harness, damaged: int) -> None:
         """A checksum that does not fit is an error too."""
         data = bytearray(compress(bytes(range(256))))
         data[damaged] ^= 0xFF
-        _, reply = probe.ask(answer(bytes(data), headers=_GZIPPED))
-        fails(reply.read, errors.ProtocolError)
+        _, response = harness.exchange(http_response(bytes(data), headers=_GZIPPED))
+        fails(response.read, errors.ProtocolError)
 
-    def test_the_coding_was_not_asked_for(self, probe: Probe) -> None:
+    def test_unsupported_coding_is_a_protocol_error(self, harness: Harness) -> None:
         """What nobody can decode is not handed over as if it were decoded."""
         headers = [("Content-Encoding", "x-unheard-of")]
-        server, reply = probe.ask(answer(b"?", Hold(), b"?", headers=headers))
-        fails(reply.read, errors.ProtocolError, caused=False)
-        server.wait_until_gone()
+        server, response = harness.exchange(
+            http_response(b"?", WaitForRelease(), b"?", headers=headers)
+        )
+        fails(response.read, errors.ProtocolError, caused=False)
+        server.wait_until_closed()
 
     @pytest.mark.parametrize("fault", _LATE_FAULTS)
     @streams
-    def test_a_body_fails_late(self, probe: Probe, fault: str, *, stream: bool) -> None:
+    def test_bytes_before_an_error_are_yielded(
+        self, harness: Harness, fault: str, *, stream: bool
+    ) -> None:
         """What came before the failure is handed over first, even if both came at once."""
         steps, error = _LATE_FAULTS[fault]
-        server, reply = probe.begin(steps, stream=stream)
+        server, response = harness.read_first(steps, stream=stream)
         server.release()
-        assert fails(reply.read, error, caused=False).__cause__ is not None
-        server.wait_until_gone()
+        assert fails(response.read, error, caused=False).__cause__ is not None
+        server.wait_until_closed()
 
     # --- what grows without end
 
-    def test_the_head_is_too_large(self, probe: Probe) -> None:
+    def test_size_of_the_head_is_limited(self, harness: Harness) -> None:
         """Two megabytes of header fields."""
-        fails(lambda: probe.ask((head("200 OK", _MEGABYTES), Hold())), errors.ProtocolError)
+        fails(
+            lambda: harness.exchange((head("200 OK", _MEGABYTES), WaitForRelease())),
+            errors.ProtocolError,
+        )
 
     @pytest.mark.parametrize("fields", [[], _MEGABYTES[:20]], ids=["small", "large"])
-    def test_there_are_too_many_interim_answers(
-        self, probe: Probe, fields: list[tuple[str, str]]
+    def test_size_of_interim_responses_is_limited(
+        self, harness: Harness, fields: list[tuple[str, str]]
     ) -> None:
         """Two megabytes of them, though each is small."""
         interim = head("100 Continue", fields).data
         many = Write(interim * (2_000_000 // len(interim)))
-        fails(lambda: probe.ask((many, *answer(b"ok"))), errors.ProtocolError)
+        fails(lambda: harness.exchange((many, *http_response(b"ok"))), errors.ProtocolError)
 
     @pytest.mark.parametrize(
         "ending",
@@ -307,13 +338,13 @@ class BodyContract(Contract):
         ],
         ids=["extension", "trailers"],
     )
-    def test_the_chunks_say_too_much(self, probe: Probe, ending: bytes) -> None:
+    def test_chunk_overhead_is_limited(self, harness: Harness, ending: bytes) -> None:
         """Two megabytes of what is no content."""
-        server, reply = probe.ask((_START, Write(ending)))
-        fails(reply.read, errors.ProtocolError)
-        server.wait_until_gone()
+        server, response = harness.exchange((_START, Write(ending)))
+        fails(response.read, errors.ProtocolError)
+        server.wait_until_closed()
 
-    def test_a_small_body_that_grows_is_not_built_whole(self, probe: Probe) -> None:
+    def test_decompression_bomb_is_decoded_in_pieces(self, harness: Harness) -> None:
         """200 MB in 200 kB of gzip: whoever reads with a limit needs memory for little more."""
         compressor = zlib.compressobj(9, wbits=31)
         first, another = (
@@ -321,13 +352,13 @@ class BodyContract(Contract):
             for _ in range(2)
         )
         # After a full flush the compressor starts afresh, so one block serves many times.
-        _, reply = probe.ask(answer(first + another * 199, headers=_GZIPPED))
+        _, response = harness.exchange(http_response(first + another * 199, headers=_GZIPPED))
         tracemalloc.start()
         try:
-            read = len(reply.read(4_000_000))
+            read = len(response.read(4_000_000))
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
         assert read >= 4_000_000  # noqa: PLR2004
         assert peak < 32_000_000  # noqa: PLR2004
-        reply.close()
+        response.close()

@@ -1,4 +1,4 @@
-"""What a `ByteServer` does once it has read a request, as values: steps, and HTTP made of them."""
+"""Scripts for a `ByteServer`: steps such as `Write`, and functions that build HTTP responses."""
 
 from __future__ import annotations
 
@@ -9,70 +9,75 @@ from typing import Literal, TypeAlias, get_args
 
 from attrs import frozen
 
-Framing: TypeAlias = Literal["chunked", "content-length", "until-close"]
+Framing: TypeAlias = Literal["chunked", "content-length", "close-delimited"]
 FRAMINGS: tuple[Framing, ...] = get_args(Framing)
 
 
 @frozen
 class Write:
-    """Write `data`; `below_tls` as it is, which is noise on a secured connection."""
+    """Write `data`; with `below_tls`, write it unencrypted, which corrupts a TLS connection."""
 
     data: bytes
     below_tls: bool = False
 
 
 @frozen
-class Hold:
-    """Stay silent, the connection open, until the server is released or the client is gone."""
+class WaitForRelease:
+    """Send nothing until `ByteServer.release` is called or the client closes the connection."""
 
 
 @frozen
-class Silence:
-    """Stay silent for `seconds`."""
+class Sleep:
+    """Send nothing for `seconds`, or until the client closes the connection."""
 
     seconds: float
 
 
 @frozen
 class Receive:
-    """Wait for the first byte of the next request, which is then lost."""
+    """Wait for the first bytes of the next request."""
 
 
 @frozen
 class Signal:
-    """Set `event`, for a test that waits until the server has come this far."""
+    """Set `event`: a test can wait until the server has reached this step."""
 
     event: threading.Event
 
 
 @frozen
 class Disconnect:
-    """Write nothing more: the client reads all that was sent, then the end (FIN)."""
+    """Close the connection for writing (FIN): the client reads all sent bytes, then the end."""
 
 
 @frozen
 class Reset:
-    """Break the connection off (RST)."""
+    """Reset the connection (RST)."""
 
 
-ServerStep: TypeAlias = Write | Hold | Silence | Receive | Signal | Disconnect | Reset
-Answer: TypeAlias = tuple[ServerStep, ...]
+ServerStep: TypeAlias = Write | WaitForRelease | Sleep | Receive | Signal | Disconnect | Reset
+ServerSteps: TypeAlias = tuple[ServerStep, ...]
 
 
-def answer(
-    *pieces: bytes | Hold | Silence,
+def http_response(
+    *pieces: bytes | WaitForRelease | Sleep,
     status: str = "200 OK",
     headers: Iterable[tuple[str, str]] = (),
     framing: Framing = "content-length",
     gzip: bool = False,
-) -> Answer:
-    """Return the steps of an HTTP/1.1 answer, with the head and each piece written on its own.
+) -> ServerSteps:
+    """Return the steps of an HTTP/1.1 response: one `Write` for its head and one for each piece.
 
-    With `gzip` every piece is flushed, so that it can be decompressed as soon as it is there.
+    Args:
+        pieces: The body. `WaitForRelease` and `Sleep` delay the pieces after them.
+        status: The status code and the reason phrase.
+        headers: Header fields, in addition to the fields of the framing.
+        framing: How the client finds the end of the body.
+        gzip: Compress the body, so that each piece can be decompressed when it arrives.
     """
     parts = list(_gzipped(pieces) if gzip else pieces)
     fields = [*headers, *[("Content-Encoding", "gzip")] * gzip]
-    end: Answer = ()
+    end: ServerSteps = ()
     if framing == "chunked":
         fields.append(("Transfer-Encoding", "chunked"))
         parts = [p if not isinstance(p, bytes) else b"%x\r\n%b\r\n" % (len(p), p) for p in parts]
@@ -88,36 +93,38 @@ def answer(
 
 
 def head(status: str, fields: Iterable[tuple[str, str]] = ()) -> Write:
-    """Write a status line and header fields."""
+    """Return the step that writes a response head: status line and header fields."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
     return Write(f"HTTP/1.1 {status}\r\n{lines}\r\n".encode("latin-1"))
 
 
-def written(steps: Answer) -> bytes:
-    """Return all that an answer writes."""
+def to_bytes(steps: ServerSteps) -> bytes:
+    """Return all bytes that `steps` write."""
     return b"".join(step.data for step in steps if isinstance(step, Write))
 
 
-def size(steps: Answer) -> int:
-    """Return how many bytes an answer has."""
-    return len(written(steps))
+def size(steps: ServerSteps) -> int:
+    """Return the number of bytes that `steps` write."""
+    return len(to_bytes(steps))
 
 
-def byte_by_byte(steps: Answer) -> Answer:
-    """Return the same answer with every byte written on its own."""
+def byte_by_byte(steps: ServerSteps) -> ServerSteps:
+    """Return `steps` with one `Write` for each byte."""
     return tuple(
-        one
+        each
         for step in steps
-        for one in ([Write(bytes((b,))) for b in step.data] if isinstance(step, Write) else [step])
+        for each in ([Write(bytes((b,))) for b in step.data] if isinstance(step, Write) else [step])
     )
 
 
-def cut(steps: Answer, size: int) -> Answer:
-    """Return what is left of an answer when its server dies after `size` bytes."""
-    return (Write(written(steps)[:size]), Disconnect())
+def truncated(steps: ServerSteps, size: int) -> ServerSteps:
+    """Return steps that write the first `size` bytes of `steps` and close the connection."""
+    return (Write(to_bytes(steps)[:size]), Disconnect())
 
 
-def _gzipped(pieces: Iterable[bytes | Hold | Silence]) -> Iterator[bytes | Hold | Silence]:
+def _gzipped(
+    pieces: Iterable[bytes | WaitForRelease | Sleep],
+) -> Iterator[bytes | WaitForRelease | Sleep]:
     compressor = zlib.compressobj(wbits=31)
     for piece in pieces:
         if isinstance(piece, bytes):

@@ -100,11 +100,11 @@ class Gate:
     """A step at which an agent waits until the test calls `open`. Once open, it stays open.
 
     Nothing else waits meanwhile: the fake answers other calls, and time may pass. If nobody opens
-    it for `patience` real seconds, a stream that waits here raises an AssertionError.
+    it for `timeout` real seconds, a stream that waits here raises an AssertionError.
     """
 
-    def __init__(self, *, patience: float = 10.0) -> None:
-        self.patience: float = patience
+    def __init__(self, *, timeout: float = 10.0) -> None:
+        self.timeout: float = timeout
         self.reached: bool = False  # Whether an agent has come here.
         self._lock = Lock()
         self._open = False

@@ -210,7 +210,7 @@ class FakeTurn:
                         self._clock.at(self._time, self.go_on)
                 case steps.Gate():
                     if step.holds(self.go_on):
-                        self._rest = Wait(patience=step.patience)
+                        self._rest = Wait(patience=step.timeout)
                 case _:  # FallSilent
                     self._rest = Wait(inf)
         self._clock.tell()

@@ -25,7 +25,7 @@ from flux0.domain.errors import (
 from flux0.domain.headers import Headers
 from flux0.ports import Timeout
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.responses import Disconnect, Hold, Write, answer
+from flux0.testing.contract.responses import Disconnect, WaitForRelease, Write, http_response
 from support.sending import OK, fetch, get, post
 
 SHORT = 0.2
@@ -249,7 +249,7 @@ def test_a_middleware_that_sends_twice_has_the_last_word() -> None:
         assert await first.read() == b"who is it?"
         return await handler(request)
 
-    steps = (*answer(b"who is it?", status="401 Unauthorized"), Disconnect())
+    steps = (*http_response(b"who is it?", status="401 Unauthorized"), Disconnect())
     with ByteServer(steps, OK) as server:
         error = failure(server.url, middlewares=(twice,), connector=Refusing)
         assert type(error) is ConnectionInterrupted
@@ -295,7 +295,9 @@ LATE = Write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
 
 @bodies
 @pytest.mark.parametrize(
-    "then", [(Hold(), LATE, Hold()), (Disconnect(),)], ids=["an answer", "the end"]
+    "then",
+    [(WaitForRelease(), LATE, WaitForRelease()), (Disconnect(),)],
+    ids=["an answer", "the end"],
 )
 def test_what_came_unseen_is_not_taken_for_the_next_answer(body: bytes | None, then: Any) -> None:
     """The event loop had no time to look at the connection."""
@@ -308,8 +310,8 @@ def test_what_came_unseen_is_not_taken_for_the_next_answer(body: bytes | None, t
         assert await fetch(transport, second) == b"second"
         assert await fetch(transport, post(server.url)) == b"third"
 
-    first = (*answer(b"first"), *then)
-    with ByteServer(first, answer(b"second"), answer(b"third")) as server:
+    first = (*http_response(b"first"), *then)
+    with ByteServer(first, http_response(b"second"), http_response(b"third")) as server:
         over_a_session(run)
         assert (len(server.requests), server.connections) == (3, 2)
 
@@ -348,5 +350,5 @@ def test_events_before_a_broken_chunk_in_the_same_segment(before: bytes, cut: in
     split = len(before) + len(HEAD) + cut
     wire = before + HEAD + b"5\r\nfirst\r\nxyz\r\n"
     steps = (Write(wire),) if not cut else (Write(wire[:split]), Write(wire[split:]))
-    with ByteServer((*steps, Hold())) as server:
+    with ByteServer((*steps, WaitForRelease())) as server:
         over_a_session(run)

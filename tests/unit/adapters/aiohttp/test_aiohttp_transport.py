@@ -30,8 +30,16 @@ from flux0.domain.errors import (
 )
 from flux0.ports import AsyncByteStream, Request, Response, Timeout
 from flux0.testing.contract import AsyncTransportContract, LimitedPoolContract
-from flux0.testing.contract.byte_server import PATIENCE, ByteServer
-from flux0.testing.contract.responses import Answer, Disconnect, Hold, Reset, Write, answer, head
+from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
+from flux0.testing.contract.responses import (
+    Disconnect,
+    Reset,
+    ServerSteps,
+    WaitForRelease,
+    Write,
+    head,
+    http_response,
+)
 from support.secured import Secured
 from support.sending import HALF, OK, fetch, get, post, read
 
@@ -90,7 +98,7 @@ async def begun(transport: AiohttpTransport, url: str) -> Response[AsyncByteStre
 
 async def gone(server: ByteServer) -> None:
     """Wait in a thread, while the loop runs on, until the client has closed its connections."""
-    await asyncio.to_thread(server.wait_until_gone)
+    await asyncio.to_thread(server.wait_until_closed)
 
 
 # --- the user's session
@@ -128,7 +136,7 @@ def test_the_users_session_stays_open_and_as_it_is() -> None:
                 await transport.close_async()
                 assert not session.closed
 
-    with ByteServer(answer(b"busy", status="503 Busy", gzip=True)) as server:
+    with ByteServer(http_response(b"busy", status="503 Busy", gzip=True)) as server:
         asyncio.run(run(server.url.replace("127.0.0.1", "localhost")))
         assert server.connections == 1
         for request, authorization in zip(server.requests, (BASIC, "Bearer mine"), strict=True):
@@ -158,7 +166,7 @@ def test_a_middleware_may_read_the_bodies() -> None:
             for answered in (b"ok", b""):
                 assert await fetch(AiohttpTransport(session), post(url, body)) == answered
 
-    with ByteServer(OK, answer(b"")) as server:
+    with ByteServer(OK, http_response(b"")) as server:
         asyncio.run(run(server.url))
         same = [request.body for request in server.requests] == [body, body]
     assert same
@@ -220,7 +228,7 @@ def test_what_aiohttp_would_do_otherwise() -> None:
                 assert response.headers["content-security-policy"] == policy
                 assert await read(response.body) == b"ok"
 
-    with ByteServer(answer(b"ok", headers=fields)) as server:
+    with ByteServer(http_response(b"ok", headers=fields)) as server:
         asyncio.run(run(server.url.replace("127.0.0.1", "localhost")))
         assert [request.target for request in server.requests] == [target] * 2
         assert not any("cookie" in request.headers for request in server.requests)
@@ -258,7 +266,7 @@ def test_the_connection_is_lost_before_a_large_body_begins() -> None:
             with pytest.raises(ConnectionInterrupted):
                 await AiohttpTransport(session).send_async(post(url, bytes(1_000_000)))
 
-    with ByteServer(unasked=(Disconnect(),)) as server:
+    with ByteServer(on_connect=(Disconnect(),)) as server:
         asyncio.run(run(server.url))
 
 
@@ -295,7 +303,7 @@ def test_a_body_until_close_is_reset() -> None:
                 await read(response.body)
             assert isinstance(caught.value.__cause__, aiohttp.ClientOSError)
 
-    with ByteServer((head("200 OK", []), Write(b"first"), Hold(), Reset())) as server:
+    with ByteServer((head("200 OK", []), Write(b"first"), WaitForRelease(), Reset())) as server:
         asyncio.run(run(server))
 
 
@@ -303,12 +311,12 @@ def test_a_body_until_close_is_reset() -> None:
     ("steps", "rest", "kind"),
     [
         ((*HALF[:4], Disconnect()), b"second", ConnectionInterrupted),
-        ((*HALF[:3], Write(b"xyz\r\n"), Hold()), b"", ProtocolError),
+        ((*HALF[:3], Write(b"xyz\r\n"), WaitForRelease()), b"", ProtocolError),
     ],
     ids=["the end", "broken framing"],
 )
 def test_what_came_before_a_failure_is_handed_over_however_late_it_is_read(
-    steps: Answer, rest: bytes, kind: type[TransportError]
+    steps: ServerSteps, rest: bytes, kind: type[TransportError]
 ) -> None:
     async def run(server: ByteServer) -> None:
         async with own() as transport:
@@ -372,7 +380,7 @@ def test_a_stream_that_outlives_its_loop(*, users: bool) -> None:
 
     with ByteServer(HALF) as server:
         asyncio.run(run(server.url), debug=True)
-        server.wait_until_gone()
+        server.wait_until_closed()
     kept.clear()
     gc.collect()
 
@@ -393,7 +401,9 @@ asyncio.run(main(), debug=True)
 
 def test_a_stream_that_is_kept_to_the_end_of_python() -> None:
     """aiohttp would say so, where asyncio is in debug mode."""
-    turn = answer(Hold(), headers=[("Content-Type", "text/event-stream")], framing="chunked")
+    turn = http_response(
+        WaitForRelease(), headers=[("Content-Type", "text/event-stream")], framing="chunked"
+    )
     with ByteServer(turn) as server:
         command = [sys.executable, "-W", "error::ResourceWarning", "-c", FORGETFUL, server.url]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -404,7 +414,7 @@ def test_a_stream_that_is_kept_to_the_end_of_python() -> None:
 def test_leaving_does_not_wait_for_the_other_side_to_end_its_tls(secured: Secured) -> None:
     def serve(listener: socket.socket) -> None:
         plain, _ = listener.accept()
-        plain.settimeout(PATIENCE)
+        plain.settimeout(DEFAULT_TIMEOUT)
         with secured.server.wrap_socket(plain, server_side=True) as connection:
             connection.recv(65536)
             for step in HALF[:2]:

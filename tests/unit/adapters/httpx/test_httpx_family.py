@@ -23,7 +23,7 @@ from flux0.domain.errors import (
     TransportTimeout,
 )
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.responses import answer
+from flux0.testing.contract.responses import http_response
 from support import sending
 from support.modes import run
 from support.over_httpx import FAMILY, FAMILY_BLOCKING, OverHttpx
@@ -34,7 +34,7 @@ from support.sending import OK, get, over, post
 async def test_a_redirect_that_leads_nowhere_is_an_answer(way: OverHttpx) -> None:
     for location in ("http://[", "\xff"):
         fields = [("Location", location), ("X-A", "b")]
-        with ByteServer(answer(b"moved", status="302 Found", headers=fields)) as server:
+        with ByteServer(http_response(b"moved", status="302 Found", headers=fields)) as server:
             with pytest.raises(APIError) as caught:
                 await way.create_session_once(server.url)
             assert (caught.value.status_code, caught.value.body) == (302, "moved")
@@ -154,7 +154,7 @@ async def test_raise_for_status_in_a_hook_raises_the_error_of_that_status(way: O
         response.raise_for_status()
 
     hook = way.act(check)
-    with ByteServer(answer(b"no", status="404 Not Found")) as server:
+    with ByteServer(http_response(b"no", status="404 Not Found")) as server:
         with pytest.raises(APIError) as caught:
             await way.create_session_once(server.url, event_hooks={"response": [hook]})
         assert caught.value.status_code == 404
@@ -172,7 +172,7 @@ async def test_a_hook_may_read_the_body(way: OverHttpx) -> None:
 
     hook = read if way.mode == "sync" else read_async
     for status in (200, 404):
-        with ByteServer(answer(b"text", status=f"{status} So", gzip=True)) as server:
+        with ByteServer(http_response(b"text", status=f"{status} So", gzip=True)) as server:
             body = await way.fetch_once(get(server.url), event_hooks={"response": [hook]})
             assert body == (status, b"text")
 
@@ -214,7 +214,7 @@ async def test_a_client_of_the_users_stays_open_and_as_it_is(way: OverHttpx) -> 
         headers={"x-team": "blue", "accept": "text/html", "accept-encoding": "br, zstd"},
         auth=("me", "secret"),
     )
-    cookie = answer(b"ok", headers=[("Set-Cookie", "a=1")])
+    cookie = http_response(b"ok", headers=[("Set-Cookie", "a=1")])
     with ByteServer(cookie) as server:
         for _ in range(2):
             transport = way.transport_over(client)

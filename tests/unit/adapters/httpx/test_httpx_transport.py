@@ -27,7 +27,7 @@ from flux0.domain.errors import ClientClosed, ConnectionInterrupted, Flux0Error
 from flux0.ports import Interrupt
 from flux0.testing.contract import AsyncTransportContract, TransportContract
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.responses import Hold, Write, answer, written
+from flux0.testing.contract.responses import WaitForRelease, Write, http_response, to_bytes
 from support.over_httpx import FAMILY, FAMILY_BLOCKING, HttpxContract, OverHttpx
 from support.secured import Secured
 from support.sending import HALF, OK, fetch, fetch_sync, get, over, post
@@ -68,16 +68,16 @@ async def test_a_client_of_the_users_does_not_mix_answers_up(
     surplus = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nothers"
     # The long one takes more than one record of TLS, so that the surplus has one of its own.
     bodies = (b"first", b"x" * 40_000, b"last")
-    answers = [answer(body, framing="chunked") for body in bodies]
+    answers = [http_response(body, framing="chunked") for body in bodies]
     for tls in (None, secured.server):
-        mixed = [(Write(written(each) + surplus), Hold()) for each in answers[:2]]
+        mixed = [(Write(to_bytes(each) + surplus), WaitForRelease()) for each in answers[:2]]
         with ByteServer(*mixed, answers[2], tls=tls) as server:
             async with way.closing(way.client(verify=secured.trusting())) as transport:
                 for body in bodies:
                     same = await way.fetch(transport, get(server.url)) == (200, body)
                     assert same
             assert server.connections == 3
-    with ByteServer((Write(written(OK) + b"\r\n"), Hold()), OK) as server:
+    with ByteServer((Write(to_bytes(OK) + b"\r\n"), WaitForRelease()), OK) as server:
         async with way.closing(way.client()) as transport:
             for _ in range(2):
                 assert await way.fetch(transport, get(server.url)) == (200, b"ok")
@@ -115,7 +115,7 @@ async def test_a_client_of_the_users_may_have_a_unix_socket(way: OverHttpx, tmp_
             connection, _ = listener.accept()
             with connection:
                 connection.recv(65536)
-                connection.sendall(written(OK))
+                connection.sendall(to_bytes(OK))
 
         threads.submit(serve)
         transport = way.kind("HTTPTransport")(uds=path)
@@ -132,7 +132,7 @@ def test_an_interrupt_wakes_a_call(way: OverHttpx, secured: Secured, *, pooled: 
         interrupt.fire()
 
     tls = secured.server if pooled else None
-    with ByteServer(*[OK] * pooled, (Write(b"HTTP/1.1 200"), Hold()), tls=tls) as server:
+    with ByteServer(*[OK] * pooled, (Write(b"HTTP/1.1 200"), WaitForRelease()), tls=tls) as server:
         transport = way.transport_over(None if pooled else way.client())
         if pooled:
             assert fetch_sync(transport, get(server.url)) == b"ok"
@@ -141,7 +141,7 @@ def test_an_interrupt_wakes_a_call(way: OverHttpx, secured: Secured, *, pooled: 
         with pytest.raises(ConnectionInterrupted):
             transport.send(evolve(post(server.url), interrupt=interrupt))
         waker.join()
-        server.wait_until_gone()
+        server.wait_until_closed()
         assert server.connections == 1
 
 
@@ -253,7 +253,7 @@ def test_a_stream_that_is_left_as_python_ends_is_kept(
         with monkeypatch.context() as patched:
             patched.setattr(f"flux0.adapters.shared.bodies.{name}", stub)
             del body
-        server.wait_until_gone()
+        server.wait_until_closed()
         transport.close()
 
 
@@ -289,7 +289,7 @@ def test_closing_goes_on_when_its_task_is_cancelled() -> None:
                     await asyncio.sleep(0)
                 closing.cancel()
                 await asyncio.wait([closing])
-                await asyncio.to_thread(server.wait_until_gone)
+                await asyncio.to_thread(server.wait_until_closed)
 
     with ByteServer(HALF) as server:
         asyncio.run(main())

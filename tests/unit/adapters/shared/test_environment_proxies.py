@@ -23,12 +23,12 @@ from flux0 import (
 from flux0.adapters.shared.proxies import EnvironmentProxies
 from flux0.domain.errors import ConnectTimeout
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.responses import Answer, Disconnect, Hold, Reset, Write
+from flux0.testing.contract.responses import Disconnect, Reset, ServerSteps, WaitForRelease, Write
 from support import sending
 from support.modes import in_mode
 from support.proxy import Proxy
 from support.secured import Secured
-from support.sending import AGENTS, OK, PATIENT, fetch, fetch_sync, get, over, post
+from support.sending import AGENTS, LONG_TIMEOUT, OK, fetch, fetch_sync, get, over, post
 from support.transports import ONCE, Way
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
@@ -150,7 +150,7 @@ BEGUN = Write(b"HTTP/1.1 200 OK\r\n")
 )
 async def test_a_post_through_a_proxy_is_sent_once(
     way: Way,
-    breaks: Answer,
+    breaks: ServerSteps,
     secured: Secured,
     monkeypatch: pytest.MonkeyPatch,
     *,
@@ -200,14 +200,14 @@ async def test_a_proxy_that_opens_no_tunnel(way: Way, monkeypatch: pytest.Monkey
 @over(*ONCE)
 @pytest.mark.parametrize(
     "does",
-    [(Disconnect(),), (Reset(),), (Write(b"nonsense\r\n\r\n"), Disconnect()), (Hold(),)],
+    [(Disconnect(),), (Reset(),), (Write(b"nonsense\r\n\r\n"), Disconnect()), (WaitForRelease(),)],
     ids=["closed", "reset", "nonsense", "silence"],
 )
 async def test_a_proxy_that_breaks_before_the_tunnel_sends_nothing(
-    way: Way, does: Answer, monkeypatch: pytest.MonkeyPatch
+    way: Way, does: ServerSteps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    silent = does == (Hold(),)
-    timeout = evolve(PATIENT, connect=0.2, read=0.2, pool=0.2) if silent else PATIENT
+    silent = does == (WaitForRelease(),)
+    timeout = evolve(LONG_TIMEOUT, connect=0.2, read=0.2, pool=0.2) if silent else LONG_TIMEOUT
     transport = sending.in_mode(way.mode, way.make_transport())
     with ByteServer(does) as proxy:
         monkeypatch.setenv("https_proxy", proxy.url)

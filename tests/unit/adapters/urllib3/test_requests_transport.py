@@ -27,7 +27,15 @@ from flux0.domain.errors import (
 )
 from flux0.testing.contract import TransportContract
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.responses import FRAMINGS, Answer, Framing, Hold, Reset, answer, written
+from flux0.testing.contract.responses import (
+    FRAMINGS,
+    Framing,
+    Reset,
+    ServerSteps,
+    WaitForRelease,
+    http_response,
+    to_bytes,
+)
 from support.secured import Secured
 from support.sending import OK, fetch_sync, get, post
 
@@ -65,7 +73,7 @@ def test_a_users_session_keeps_what_it_has_and_stays_open() -> None:
     session.auth = ("me", "password")
     session.params = {"tenant": "7"}
     seen: list[int] = []
-    cookie = answer(b"ok", headers=[("Set-Cookie", "flux0_user_sub=me; Path=/")])
+    cookie = http_response(b"ok", headers=[("Set-Cookie", "flux0_user_sub=me; Path=/")])
     with ByteServer(cookie) as server:
         transport = hooked(lambda response: seen.append(response.status_code), session)
         for explicit in ([], [("authorization", "Bearer mine")]):
@@ -110,7 +118,7 @@ def test_an_adapter_that_retries_is_refused(retry: urllib3.Retry) -> None:
 
 def test_a_hook_may_raise_for_the_status() -> None:
     transport = hooked(lambda response: response.raise_for_status())
-    with ByteServer(answer(b"no", status="404 Not Found"), OK) as server:
+    with ByteServer(http_response(b"no", status="404 Not Found"), OK) as server:
         response = transport.send(get(server.url))
         assert (response.status_code, b"".join(response.body)) == (404, b"no")
         assert fetch_sync(transport, get(server.url)) == b"ok"
@@ -120,7 +128,7 @@ def test_a_hook_may_raise_for_the_status() -> None:
 def test_a_hook_may_read_the_body() -> None:
     seen: list[str] = []
     transport = hooked(lambda response: seen.append(response.text))
-    with ByteServer(answer(b"ok", gzip=True, headers=[("X-A", "b")])) as server:
+    with ByteServer(http_response(b"ok", gzip=True, headers=[("X-A", "b")])) as server:
         for _ in range(2):
             response = transport.send(get(server.url, stream=True))
             assert b"".join(response.body) == b"ok"
@@ -133,15 +141,18 @@ def test_a_hook_may_read_the_body() -> None:
 @pytest.mark.parametrize("what", ["response", "raw"])
 def test_a_hook_that_closes_the_response_leaves_no_body(what: str, framing: Framing) -> None:
     transport = hooked(lambda response: (response if what == "response" else response.raw).close())
-    with ByteServer(answer(b"ok", framing=framing)) as server, pytest.raises(ConnectionInterrupted):
+    with (
+        ByteServer(http_response(b"ok", framing=framing)) as server,
+        pytest.raises(ConnectionInterrupted),
+    ):
         fetch_sync(transport, get(server.url))
 
 
 @pytest.mark.parametrize("second", [OK, (Reset(),)], ids=["answered", "reset"])
-def test_digest_authentication_of_the_session_answers_its_challenge(second: Answer) -> None:
+def test_digest_authentication_of_the_session_answers_its_challenge(second: ServerSteps) -> None:
     session = requests.Session()
     session.auth = HTTPDigestAuth("me", "password")
-    challenge = answer(
+    challenge = http_response(
         b"who?",
         status="401 Unauthorized",
         headers=[("WWW-Authenticate", 'Digest realm="r", nonce="n", qop="auth"')],
@@ -160,7 +171,7 @@ def test_digest_authentication_of_the_session_answers_its_challenge(second: Answ
 
 def test_no_connection_for_the_answer_to_a_challenge_means_that_something_was_sent() -> None:
     """The server has got the first request, so nobody may take this for one that never left."""
-    challenge = answer(
+    challenge = http_response(
         status="401 Unauthorized",
         headers=[("WWW-Authenticate", 'Digest realm="r", nonce="n"'), ("Connection", "close")],
     )
@@ -171,7 +182,7 @@ def test_no_connection_for_the_answer_to_a_challenge_means_that_something_was_se
         listener.close()
         with connection:
             connection.recv(65536)
-            connection.sendall(written(challenge))
+            connection.sendall(to_bytes(challenge))
 
     session = requests.Session()
     session.auth = HTTPDigestAuth("me", "password")
@@ -200,9 +211,9 @@ def test_no_password_comes_from_netrc(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_body_of_a_redirect_is_not_waited_for() -> None:
-    moved = answer(
+    moved = http_response(
         b"first",
-        Hold(),
+        WaitForRelease(),
         status="307 Temporary Redirect",
         headers=[("Location", "http://[")],
         framing="chunked",
@@ -214,7 +225,7 @@ def test_the_body_of_a_redirect_is_not_waited_for() -> None:
         assert response.raw_response.headers["location"] == "http://["
         assert next(iter(response.body)) == b"first"
         response.body.close()
-        server.wait_until_gone()
+        server.wait_until_closed()
 
 
 def test_certificates_of_the_session_count_more_than_the_environment(
@@ -242,12 +253,12 @@ def test_a_header_that_requests_refuses_is_a_protocol_error() -> None:
 # --- adapters of the user's
 
 
-def over(answer: Callable[[], requests.Response]) -> RequestsTransport:
+def over(respond: Callable[[], requests.Response]) -> RequestsTransport:
     """Return a transport over an adapter of the user's that opens no connection."""
 
     class Adapter(BaseAdapter):
         def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
-            return answer()
+            return respond()
 
         def close(self) -> None: ...
 

@@ -14,7 +14,15 @@ from flux0.adapters.urllib3.transport import Urllib3Transport
 from flux0.domain.errors import ConnectionInterrupted, ProtocolError
 from flux0.testing.contract import LimitedPoolContract, TransportContract
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.responses import Answer, Disconnect, Hold, Reset, Write, answer, head
+from flux0.testing.contract.responses import (
+    Disconnect,
+    Reset,
+    ServerSteps,
+    WaitForRelease,
+    Write,
+    head,
+    http_response,
+)
 from support.sending import HALF, OK, fetch_sync, get
 
 
@@ -43,8 +51,10 @@ def test_a_users_manager_keeps_its_headers_and_stays_open() -> None:
 
 
 def test_a_users_manager_neither_retries_nor_follows() -> None:
-    moved = answer(b"", status="307 Temporary Redirect", headers=[("Location", "/elsewhere")])
-    busy = answer(b"", status="503 Busy", headers=[("Retry-After", "0")])
+    moved = http_response(
+        b"", status="307 Temporary Redirect", headers=[("Location", "/elsewhere")]
+    )
+    busy = http_response(b"", status="503 Busy", headers=[("Retry-After", "0")])
     retry = urllib3.Retry(5, allowed_methods=None, status_forcelist=[503])
     with ByteServer((Reset(),), moved, busy) as server:
         transport = Urllib3Transport(urllib3.PoolManager(retries=retry))
@@ -57,7 +67,7 @@ def test_a_users_manager_neither_retries_nor_follows() -> None:
 
 
 def test_one_transport_talks_to_several_servers() -> None:
-    with ByteServer(answer(b"one")) as one, ByteServer(answer(b"two")) as two:
+    with ByteServer(http_response(b"one")) as one, ByteServer(http_response(b"two")) as two:
         transport = Urllib3Transport()
         targets = [f"{one.url}/a?b=c", two.url, one.url]
         bodies = [fetch_sync(transport, get(url)) for url in targets]
@@ -77,7 +87,7 @@ def test_a_proxy_of_the_manager_is_used() -> None:
 
 
 def test_the_raw_response_of_an_error_need_not_be_kept() -> None:
-    with ByteServer(answer(b"no", status="404 Not Found", gzip=True)) as server:
+    with ByteServer(http_response(b"no", status="404 Not Found", gzip=True)) as server:
         assert fetch_sync(Urllib3Transport(), get(server.url)) == b"no"
 
 
@@ -92,7 +102,7 @@ def test_an_interrupted_read_does_not_look_like_an_end() -> None:
                 next(pieces)
         finally:
             signal.signal(signal.SIGALRM, previous)
-        server.wait_until_gone()
+        server.wait_until_closed()
         with pytest.raises(ConnectionInterrupted):
             next(pieces)
 
@@ -100,11 +110,11 @@ def test_an_interrupted_read_does_not_look_like_an_end() -> None:
 # --- answers
 
 
-def chunked(body: bytes) -> Answer:
+def chunked(body: bytes) -> ServerSteps:
     return (head("200 OK", [("Transfer-Encoding", "chunked")]), Write(body), Disconnect())
 
 
-def told(*fields: tuple[str, str]) -> Answer:
+def told(*fields: tuple[str, str]) -> ServerSteps:
     return (head("200 OK", fields), Write(b"body"), Disconnect())
 
 
@@ -132,14 +142,16 @@ LENGTH = ("Content-Length", "4")
     ],
     ids=lambda steps: str(b"".join(step.data for step in steps if isinstance(step, Write))[-25:]),
 )
-def test_what_is_not_http_is_a_protocol_error(steps: Answer) -> None:
+def test_what_is_not_http_is_a_protocol_error(steps: ServerSteps) -> None:
     with ByteServer(steps) as server, pytest.raises(ProtocolError):
         fetch_sync(Urllib3Transport(), get(server.url))
 
 
 def test_a_chunk_is_handed_over_before_it_is_whole() -> None:
     start, *_ = chunked(b"")
-    with ByteServer((start, Write(b"9\r\nfirst"), Hold(), Write(b"last\r\n0\r\n\r\n"))) as server:
+    with ByteServer(
+        (start, Write(b"9\r\nfirst"), WaitForRelease(), Write(b"last\r\n0\r\n\r\n"))
+    ) as server:
         pieces = iter(Urllib3Transport().send(get(server.url)).body)
         assert next(pieces) == b"first"
         server.release()
@@ -148,7 +160,7 @@ def test_a_chunk_is_handed_over_before_it_is_whole() -> None:
 
 def test_a_large_chunk_comes_in_pieces() -> None:
     whole = bytes(200_000)
-    with ByteServer(answer(whole, framing="chunked")) as server:
+    with ByteServer(http_response(whole, framing="chunked")) as server:
         pieces = list(Urllib3Transport().send(get(server.url)).body)
         assert b"".join(pieces) == whole
         assert max(len(piece) for piece in pieces) <= 64 * 1024

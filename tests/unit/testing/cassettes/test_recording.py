@@ -45,7 +45,7 @@ from support.cassettes import ONCE, record, talk
 from support.cost import calls_made
 from support.fake_over_http import FakeOverHTTP
 from support.fakes import message_to, new_session, request
-from support.in_memory import Script, answer, chunk, recorded_answer, script, tape
+from support.in_memory import Script, chunk, response_from, script, scripted_response, tape
 from support.modes import in_mode, run
 from support.server import free_port
 from support.transports import ASYNC, SYNC, Mode
@@ -320,7 +320,7 @@ def test_an_exchange_is_in_the_file_as_soon_as_it_has_ended(path: Path) -> None:
 
 
 def test_nothing_is_kept_or_written_again_of_what_has_ended(path: Path) -> None:
-    transport = RecordingTransport(script(answer(b"of this test")), path)
+    transport = RecordingTransport(script(scripted_response(b"of this test")), path)
     body = transport.send(request("GET", "/")).body
     assert list(body) == [b"of this test"]
     gc.collect()
@@ -381,7 +381,7 @@ def test_what_is_open_at_the_close_counts_as_left_there(mode: Mode, path: Path) 
             self.close()
 
     async def test() -> None:
-        failing = Failing([answer(b"one", b"two")])
+        failing = Failing([scripted_response(b"one", b"two")])
         transport = RecordingTransport(failing, path)
         pieces = iter(transport.send(request("GET", "/")).body)
         next(pieces)
@@ -406,7 +406,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_anything_is_sent(tmp_path: 
 def test_a_body_is_released_though_the_file_cannot_be_written(mode: Mode, tmp_path: Path) -> None:
     async def test() -> None:
         reel = tape(b"one")
-        transport = RecordingTransport(script(recorded_answer(reel)), tmp_path / mode / "c.json")
+        transport = RecordingTransport(script(response_from(reel)), tmp_path / mode / "c.json")
         (tmp_path / mode).rmdir()
         if mode == "sync":
             close = awaitable(transport.send(request("GET", "/")).body.close)
@@ -434,7 +434,9 @@ def test_an_error_ends_an_exchange_and_closing_it_then_changes_nothing(
     mode: Mode, error: type[TransportError], end: str, path: Path
 ) -> None:
     async def test() -> None:
-        transport = RecordingTransport(script(error("early"), answer(b"one", error("late"))), path)
+        transport = RecordingTransport(
+            script(error("early"), scripted_response(b"one", error("late"))), path
+        )
         if mode == "sync":
             with pytest.raises(error, match="early"):
                 transport.send(request("GET", "/"))
@@ -457,7 +459,9 @@ def test_an_error_ends_an_exchange_and_closing_it_then_changes_nothing(
 @loops
 def test_a_cancelled_call_counts_as_left(mode: Mode, path: Path) -> None:
     async def test() -> None:
-        transport = RecordingTransport(script(answer(b"one"), answer(b"one")), path)
+        transport = RecordingTransport(
+            script(scripted_response(b"one"), scripted_response(b"one")), path
+        )
         with anyio.CancelScope() as scope:
             scope.cancel()
             await transport.send_async(request("GET", "/"))
@@ -523,7 +527,7 @@ def content(exchange: RecordedExchange) -> Any:
 @loops
 def test_streams_that_are_read_in_turns_keep_their_pieces_apart(mode: Mode, path: Path) -> None:
     async def test() -> None:
-        answers = (answer(*(chunk(f"{name}{n}") for n in range(3))) for name in "abc")
+        answers = (scripted_response(*(chunk(f"{name}{n}") for n in range(3))) for name in "abc")
         transport = RecordingTransport(script(*answers), path)
         sent = [await transport.send_async(request("GET", f"/{n}")) for n in range(3)]
         bodies = [aiter(one.body) for one in sent]

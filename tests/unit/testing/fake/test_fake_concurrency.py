@@ -198,7 +198,7 @@ async def test_a_task_waits_for_a_gate_that_another_opens(mode: Mode) -> None:
 
 @in_every_mode
 async def test_a_gate_that_nobody_opens_is_told(mode: Mode) -> None:
-    fake = FakeTransport([Gate(patience=0.05)])
+    fake = FakeTransport([Gate(timeout=0.05)])
     async with in_mode(mode, Flux0(transport=fake)) as flux0, await started(flux0, fake) as stream:
         with pytest.raises(AssertionError, match=r"nobody has opened it for 0\.05 s"):
             await anext(stream)

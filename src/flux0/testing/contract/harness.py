@@ -23,21 +23,21 @@ from attrs import evolve, frozen
 from flux0.domain.headers import Headers
 from flux0.ports import AsyncByteStream, AsyncTransport, Request, Response, Timeout
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.responses import Answer
+from flux0.testing.contract.responses import ServerSteps
 
 T = TypeVar("T")
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, T]]
 
 # Long enough never to be reached, so that a hang shows as a hang.
-PATIENT: Final = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
+LONG_TIMEOUT: Final = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
 
 
-def get(url: str, *, stream: bool = False, timeout: Timeout = PATIENT) -> Request:
+def get(url: str, *, stream: bool = False, timeout: Timeout = LONG_TIMEOUT) -> Request:
     """Return a plain GET."""
     return Request("GET", url, Headers(), stream=stream, timeout=timeout)
 
 
-def post(url: str, body: bytes = b"{}", *, timeout: Timeout = PATIENT) -> Request:
+def post(url: str, body: bytes = b"{}", *, timeout: Timeout = LONG_TIMEOUT) -> Request:
     """Return a plain POST."""
     return Request("POST", url, Headers(), body, timeout=timeout)
 
@@ -47,20 +47,20 @@ class Pending(Generic[T]):
     """A call of a transport that runs elsewhere."""
 
     future: Future[T]
-    patience: float
+    timeout: float
 
     def outcome(self) -> T:
         """Return or raise what the call does; fail if it does not end."""
-        wait([self.future], self.patience)
-        assert self.future.done(), f"the transport hangs: no outcome within {self.patience:.1f} s"
+        wait([self.future], self.timeout)
+        assert self.future.done(), f"the transport hangs: no outcome within {self.timeout:.1f} s"
         return self.future.result()
 
-    def lasts(self, seconds: float) -> bool:
+    def is_pending_after(self, seconds: float) -> bool:
         """Return whether the call is not over within so many seconds."""
         return not wait([self.future], seconds).done
 
 
-class ProbedAnswer:
+class ReceivedResponse:
     """An answer whose body is still to be read; its head is as the transport gave it."""
 
     def __init__(self, head: Response[Any], run: Callable[[Work[Any]], Pending[Any]]) -> None:
@@ -96,71 +96,73 @@ class ProbedAnswer:
         """Close the body."""
         self._run(self._body.close_async).outcome()
 
-    def take(self, *, in_a_cycle: bool = False) -> list[Any]:
+    def detach(self, *, in_cycle: bool = False) -> list[Any]:
         """Return the body and its iterator, and hold them no longer."""
         taken = [self._body, self._pieces]
-        taken += [taken] * in_a_cycle
+        taken += [taken] * in_cycle
         self._body = self._pieces = None
         self.head = evolve(self.head, raw_response=None)
         return taken
 
-    def forget(self, *, in_a_cycle: bool) -> None:
+    def drop(self, *, in_cycle: bool) -> None:
         """Drop the body, in the thread or loop that reads it, or for the collector to find."""
 
         async def drop() -> None:
-            self.take(in_a_cycle=in_a_cycle)
+            self.detach(in_cycle=in_cycle)
 
         self._run(drop).outcome()
-        if in_a_cycle:
+        if in_cycle:
             gc.collect()
 
 
 @frozen
-class Probe:
+class Harness:
     """A transport, what its calls run in, and the servers of a test."""
 
     _transport: AsyncTransport  # Or a blocking one in its form.
     _begin: Callable[[Work[Any]], Future[Any]]  # Begins a call elsewhere.
-    _patience: float  # Seconds that a call may take before it counts as hung.
+    _timeout: float  # Seconds that a call may take before it counts as hung.
     servers: ExitStack  # Ends the servers.
 
     def run(self, call: Work[T]) -> Pending[T]:
         """Begin `call` elsewhere."""
-        return Pending(self._begin(call), self._patience)
+        return Pending(self._begin(call), self._timeout)
 
-    def serve(self, *answers: Answer, **options: Any) -> ByteServer:
+    def serve(self, *answers: ServerSteps, **options: Any) -> ByteServer:
         """Return a `ByteServer` with these arguments that runs until the test is over."""
-        return self.servers.enter_context(ByteServer(*answers, patience=self._patience, **options))
+        return self.servers.enter_context(ByteServer(*answers, timeout=self._timeout, **options))
 
     def listen(self) -> tuple[socket.socket, str]:
         """Return a socket that hears connections, which nobody accepts, and its URL."""
         deaf = self.servers.enter_context(socket.create_server(("127.0.0.1", 0)))
         return deaf, f"http://127.0.0.1:{deaf.getsockname()[1]}/"
 
-    def start(self, request: Request) -> Pending[ProbedAnswer]:
+    def start(self, request: Request) -> Pending[ReceivedResponse]:
         """Begin to send `request`."""
 
-        async def send() -> ProbedAnswer:
-            return ProbedAnswer(await self._transport.send_async(request), self.run)
+        async def send() -> ReceivedResponse:
+            return ReceivedResponse(await self._transport.send_async(request), self.run)
 
         return self.run(send)
 
-    def send(self, request: Request) -> ProbedAnswer:
+    def send(self, request: Request) -> ReceivedResponse:
         """Send `request` and return its answer."""
         return self.start(request).outcome()
 
-    def ask(
-        self, answer: Answer, *, tls: SSLContext | None = None, **options: Any
-    ) -> tuple[ByteServer, ProbedAnswer]:
+    def exchange(
+        self, answer: ServerSteps, *, tls: SSLContext | None = None, **options: Any
+    ) -> tuple[ByteServer, ReceivedResponse]:
         """Send `get` with these options to a server that answers so; return both."""
         server = self.serve(answer, tls=tls)
         return server, self.send(get(server.url, **options))
 
-    def begin(self, answer: Answer, **options: Any) -> tuple[ByteServer, ProbedAnswer]:
+    def read_first(
+        self, answer: ServerSteps, **options: Any
+    ) -> tuple[ByteServer, ReceivedResponse]:
         """Do as `ask`, and read the piece `first`."""
-        server, reply = self.ask(answer, **options)
-        assert reply.read(5) == b"first"
-        return server, reply
+        server, response = self.exchange(answer, **options)
+        assert response.read(5) == b"first"
+        return server, response
 
     def start_fetch(self, request: Request) -> Pending[bytes]:
         """Begin to send `request` and to read the whole body of its answer."""
@@ -180,7 +182,7 @@ class Probe:
         self.run(self._transport.close_async).outcome()
 
 
-def in_a_thread(call: Work[T]) -> Future[T]:
+def run_in_thread(call: Work[T]) -> Future[T]:
     """Begin a call that blocks where asynchronous code would let others run."""
     future: Future[T] = Future()
 
@@ -197,8 +199,8 @@ def in_a_thread(call: Work[T]) -> Future[T]:
 
 
 @contextmanager
-def running_loop(
-    backend: str, patience: float
+def event_loop(
+    backend: str, timeout: float
 ) -> Generator[Callable[[Work[Any]], Future[Any]], None, None]:
     """Run an event loop, and yield what begins a task in it. One that hangs is left alone."""
     running = ExitStack()
@@ -213,10 +215,10 @@ def running_loop(
         yield portal.start_task_soon
     finally:
         stopping.start()
-        stopping.join(patience)
+        stopping.join(timeout)
 
 
-class Blocking:
+class BlockingAsAsync:
     """A `Transport` or a `ByteStream` with the methods of its asynchronous twin, which block."""
 
     def __init__(self, twin: Any) -> None:
@@ -225,7 +227,7 @@ class Blocking:
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Do as `Transport.send` does."""
         response = self._twin.send(request)
-        return evolve(response, body=Blocking(response.body))
+        return evolve(response, body=BlockingAsAsync(response.body))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for piece in self._twin:
