@@ -1,4 +1,4 @@
-"""The chunks of a body are taken apart alike, however their bytes are split."""
+"""The parser of the chunked coding, with input that is split at every kind of position."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import example, given, strategies as st
 
 from flux0.adapters.urllib3.chunks import Chunks
 
-# What is in them looks like chunks, too.
+# Some contents look like chunks, too.
 CONTENT = st.sampled_from([b"4\r\nabcd\r\n", b"0\r\n\r\n", b"\r\n", b"\n", b"4", b"data: {}\n\n"])
 SIZE = st.sampled_from(["{:x}", "{:X}", "00{:x}", "{:x};name=value", " {:x} "])
 TRAILER = st.sampled_from([b"", b"4\r\nabcd\r\n", b"Name: value\r\n"])
@@ -17,46 +17,46 @@ END = st.sampled_from([b"\r\n", b"\n"])
 
 
 def split(data: bytes, cuts: list[int]) -> list[bytes]:
-    places = sorted({0, *(cut % len(data) for cut in cuts), len(data)})
-    return [data[start:end] for start, end in pairwise(places)]
+    positions = sorted({0, *(cut % len(data) for cut in cuts), len(data)})
+    return [data[start:end] for start, end in pairwise(positions)]
 
 
 @given(
     chunks=st.lists(st.tuples(SIZE, CONTENT, END), max_size=4),
     trailer=TRAILER,
-    rest=st.sampled_from([b"", b"4\r\nabcd\r\n"]),
+    surplus=st.sampled_from([b"", b"4\r\nabcd\r\n"]),
     cuts=st.lists(st.integers(0), max_size=8),
 )
 @example([("{:x}", b"4\r\nabcd\r\n", b"\r\n")], b"", b"", [3, 12, 14])
 @example([("{:x}", b"4", b"\r\n")], b"", b"", [4, 5])
 @example([], b"4\r\nabcd\r\n", b"", [3, 12])
 @example([("{:x}", b"abcd\r\n" + bytes(14), b"\r\n")], b"", b"", [1, 10])
-def test_chunks_are_found_however_they_are_split(
-    chunks: list[tuple[str, bytes, bytes]], trailer: bytes, rest: bytes, cuts: list[int]
+def test_content_does_not_depend_on_how_the_bytes_are_split(
+    chunks: list[tuple[str, bytes, bytes]], trailer: bytes, surplus: bytes, cuts: list[int]
 ) -> None:
     body = b"".join(
         b"".join((size.format(len(content)).encode(), end, content, end))
         for size, content, end in chunks
     )
-    reading = Chunks()
+    parser = Chunks()
     pieces = split(body + b"0\r\n" + trailer + b"\r\n", cuts)
-    said = b"".join(map(reading.feed, [*pieces[:-1], pieces[-1] + rest]))
-    assert said == b"".join(content for _, content, _ in chunks)
-    assert (reading.failure, reading.ended, reading.surplus) == (None, True, rest)
+    content_fed = b"".join(map(parser.feed, [*pieces[:-1], pieces[-1] + surplus]))
+    assert content_fed == b"".join(content for _, content, _ in chunks)
+    assert (parser.failure, parser.ended, parser.surplus) == (None, True, surplus)
 
 
 @given(st.sampled_from([b"3\r\nabcXY0\r\n\r\n", b"3\r\nabc3\r\nabc\r\n"]), st.lists(st.integers(0)))
 @example(b"3\r\nabcXY0\r\n\r\n", [8])
-def test_a_chunk_that_is_longer_than_it_says_is_a_failure(body: bytes, cuts: list[int]) -> None:
-    reading = Chunks()
+def test_a_chunk_longer_than_its_size_is_a_failure(body: bytes, cuts: list[int]) -> None:
+    parser = Chunks()
     for piece in split(body, cuts):
-        reading.feed(piece)
-    assert reading.failure is not None
+        parser.feed(piece)
+    assert parser.failure is not None
 
 
 @pytest.mark.parametrize("cuts", [[], [1], [20_000]])
-def test_a_size_of_too_many_digits_is_a_failure(cuts: list[int]) -> None:
-    reading = Chunks()
+def test_a_size_with_too_many_digits_is_a_failure(cuts: list[int]) -> None:
+    parser = Chunks()
     for piece in split(b"0" * 20_000 + b"3\r\nabc\r\n", cuts):
-        reading.feed(piece)
-    assert reading.failure is not None
+        parser.feed(piece)
+    assert parser.failure is not None
