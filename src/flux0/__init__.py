@@ -3,8 +3,8 @@
     with Flux0() as client:
         agents = client.agents.list()
 
-`flux0.models` has every model and error. Importing this package loads no HTTP library; a transport
-loads its own when it is first asked for.
+`flux0.models` has all models and errors. `import flux0` imports no HTTP library: a transport
+imports its library when you first use its name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flux0.domain.errors import MissingDependency
 from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.retrying import BackoffStrategy, RetryConfig, RetryDetails
-from flux0.models import *  # noqa: F403 - each of the names below
+from flux0.models import *  # noqa: F403 - listed in __all__ below
 
 if TYPE_CHECKING:
     from flux0 import models
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The names that are imported on first use, each with the module in `flux0.adapters` and the extra.
+# Names that are imported on first use: the module in `flux0.adapters`, and the package it needs.
 _LATE = {
     "AiohttpTransport": ("aiohttp.transport", "aiohttp"),
     "AsyncHttpClient": ("httpx", "httpx"),
@@ -51,7 +51,7 @@ _LATE = {
 
 
 def to_dict(model: object) -> Any:
-    """Return the JSON form that the server uses for a model, as plain dicts, lists and values."""
+    """Return the JSON form of a model, as the server uses it: dicts, lists and plain values."""
     return _codec().to_dict(model)
 
 
@@ -60,20 +60,23 @@ def from_dict(model: type[T], data: object) -> T: ...
 @overload
 def from_dict(model: object, data: object) -> Any: ...
 def from_dict(model: Any, data: object) -> Any:
-    """Return the model that plain JSON stands for.
+    """Build a model from its JSON form, such as the result of `to_dict`.
 
-    `model` may also be `StreamEvent`, `EventData` or `MessagePart`, and a list or tuple of models.
+    Args:
+        model: The class of the model. It can also be one of the unions `StreamEvent`, `EventData`
+            and `MessagePart`, or a list or tuple type, such as `list[StreamEvent]`.
+        data: The JSON form: dicts, lists and plain values.
 
     Raises:
-        DecodeError: the JSON does not fit the model.
-        InvalidArgument: `model` is no model.
+        DecodeError: The data does not have the shape of the model.
+        InvalidArgument: `model` is not a model.
     """
     return _codec().from_dict(model, data)
 
 
 @cache
 def _codec() -> JsonCodec:
-    from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - few programs need it
+    from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - slow to import
 
     return JsonCodec()
 
@@ -85,25 +88,28 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f"flux0.adapters.{module}"), name)
     except ModuleNotFoundError as error:
-        return _missing(name, extra, error)
+        return _placeholder(name, extra, error)
 
 
-def _missing(name: str, extra: str, cause: ModuleNotFoundError) -> type[Any]:
-    """Return what stands for a class whose library is not installed, until it is used."""
+def _placeholder(name: str, extra: str, cause: ModuleNotFoundError) -> type[Any]:
+    """Return a class that raises `MissingDependency` when it is instantiated.
+
+    `inspect` and `from flux0 import *` access all names, so the access itself must not raise.
+    """
     package = "flux0-client" if extra == "httpx" else f"flux0-client[{extra}]"
 
-    def refuse(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         problem = f"{name} needs the package {extra}: pip install '{package}'"
         raise MissingDependency(problem) from cause
 
-    return type(name, (), {"__module__": __name__, "__init__": refuse})
+    return type(name, (), {"__module__": __name__, "__init__": fail})
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-__all__ = [  # noqa: F405 - the models
+__all__ = [  # noqa: F405 - from flux0.models
     "APIError",
     "Agent",
     "AgentError",

@@ -1,4 +1,7 @@
-"""The old import name of `flux0`, for code that was written for the generated client."""
+"""The old import name of `flux0`, for code that was written for the generated client.
+
+Importing it emits a `DeprecationWarning`.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ import warnings
 
 from flux0 import Flux0 as Flux0, __version__ as __version__
 from flux0_client import models as models
-from flux0_client.models import *  # noqa: F403 - the generated package had them too
+from flux0_client.models import *  # noqa: F403 - as in the generated package
 
 Flux0Client = Flux0
 
 warnings.warn(
-    "flux0_client is the old name of the package flux0: import Flux0 and models from flux0,"
-    " as docs/moving-over.md tells",
+    "flux0_client is the old name of the package flux0: import Flux0 and the models from flux0"
+    " (see docs/moving-over.md)",
     DeprecationWarning,
     stacklevel=2,
 )

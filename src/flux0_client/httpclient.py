@@ -1,4 +1,4 @@
-"""What a client of one's own must be able to do, where the generated client had it."""
+"""The protocols of HTTP clients, in the same module as in the generated client."""
 
 from flux0.adapters.httpx import AsyncHttpClient, HttpClient
 

@@ -1,4 +1,4 @@
-"""The settings of retries, where the generated client had them."""
+"""The classes of the retry policy, in the same module as in the generated client."""
 
 from flux0 import BackoffStrategy, RetryConfig
 

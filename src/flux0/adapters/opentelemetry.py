@@ -1,6 +1,6 @@
-"""Tracing over OpenTelemetry, as a middleware.
+"""A middleware for tracing with OpenTelemetry.
 
-Spans follow the semantic conventions for HTTP client spans (version 1.23 and later).
+Its spans follow the semantic conventions for HTTP client spans, version 1.23 and later.
 """
 
 from __future__ import annotations
@@ -31,20 +31,24 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class OpenTelemetry:
-    """Makes one client span for each call, with its retries as events of the span.
+    """Creates one client span for each call. Retries become events of this span.
 
-    The span of a stream ends when its headers are in. The request carries the span's context, so
-    that the server's spans can be its children. Pass `on_retry` to the client as well:
+    The span of a stream ends when the response headers have been received. The context of the span
+    is sent in the request headers, so that spans of the server can become its children. Pass
+    `on_retry` to the client, too:
 
         telemetry = OpenTelemetry()
         Flux0(middleware=[telemetry], on_retry=telemetry.on_retry)
+
+    Args:
+        tracer_provider: Creates the tracer. Default: the global tracer provider of OpenTelemetry.
     """
 
     def __init__(self, tracer_provider: trace.TracerProvider | None = None) -> None:
         self._tracer = trace.get_tracer("flux0", __version__, tracer_provider)
 
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
-        """Return what the next layer returns."""
+        """Send `request` in a span and return its response."""
         with self._tracer.start_as_current_span(
             f"{request.method} {request.route}",
             kind=SpanKind.CLIENT,
@@ -66,7 +70,7 @@ class OpenTelemetry:
             return response
 
     def on_retry(self, details: RetryDetails) -> None:
-        """Add a retry to the span of the call that it belongs to."""
+        """Add an event for a retry to the current span."""
         trace.get_current_span().add_event(
             "retry",
             {

@@ -1,1 +1,1 @@
-"""The client: `Flux0` and everything that it hands out."""
+"""The client: `Flux0`, its resources, streams and conversations, and the drivers of flows."""

@@ -1,4 +1,4 @@
-"""How a client makes its calls: options into an `ApiCall`, flows through a driver."""
+"""Makes the calls of a client: turns options into an `ApiCall`, and drives its flow."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ T = TypeVar("T")
 
 
 class Caller:
-    """Makes calls over a pair of transports until it is closed.
+    """Makes calls over a sync and an async transport until it is closed.
 
     Args:
-        default_call: the call of somebody who passes no options, as nearly everybody does.
-        call_timeout: the seconds that a call may take with all its retries, or None.
-        transport: for synchronous calls; without it there are none.
-        async_transport: for asynchronous calls.
-        time: the time that calls go by.
+        default_call: The settings of a call without options.
+        call_timeout: The time limit of a call with all its retries, in seconds, or None.
+        transport: The transport of sync calls. If it is None, sync calls raise `Flux0Error`.
+        async_transport: The transport of async calls.
+        time: The clock of timeouts and retries.
     """
 
     def __init__(
@@ -52,20 +52,20 @@ class Caller:
         usecase: Callable[Concatenate[ApiCall, P], Flow[T]],
         options: CallOptions,
         *args: P.args,
-        **given: P.kwargs,
+        **kwargs: P.kwargs,
     ) -> T:
-        """Make one call with these options, over the synchronous transport."""
-        return self.drive(usecase(self.call(**options), *args, **given))
+        """Run a use case with these options, over the sync transport."""
+        return self.drive(usecase(self.call(**options), *args, **kwargs))
 
     async def run_async(
         self,
         usecase: Callable[Concatenate[ApiCall, P], Flow[T]],
         options: CallOptions,
         *args: P.args,
-        **given: P.kwargs,
+        **kwargs: P.kwargs,
     ) -> T:
-        """Make one call with these options, over the asynchronous transport."""
-        return await self.drive_async(usecase(self.call(**options), *args, **given))
+        """Run a use case with these options, over the async transport."""
+        return await self.drive_async(usecase(self.call(**options), *args, **kwargs))
 
     def call(
         self,
@@ -76,9 +76,12 @@ class Caller:
         http_headers: Mapping[str, str] | None = None,
         stream_idle_timeout_ms: int | None = None,
     ) -> ApiCall:
-        """Return the way of one call with these options, or the client's where they are None."""
+        """Return the settings of one call. For options that are None, use the client's.
+
+        Raises `ClientClosed` after `close`.
+        """
         if self._closed:
-            raise ClientClosed("this Flux0 client is closed")
+            raise ClientClosed("this Flux0 client is closed: create a new client")
         call = self._default_call
         if retries is not None:
             call = evolve(call, retries=arguments.instance("retries", RetryConfig, retries))
@@ -91,35 +94,35 @@ class Caller:
         if stream_idle_timeout_ms is not None:
             idle = arguments.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
             call = evolve(call, timeout=evolve(call.timeout, idle=idle))
-        whole = self._call_timeout
+        limit = self._call_timeout
         if timeout_ms is not None:
-            whole = arguments.seconds("timeout_ms", timeout_ms)
-        if whole is not None:  # It replaces the default silences, the longer ones as well.
-            timeout = evolve(call.timeout, read=whole, write=whole)
-            deadline = Deadline(self.time.monotonic() + whole, whole)
+            limit = arguments.seconds("timeout_ms", timeout_ms)
+        if limit is not None:  # It replaces the read and the write timeout, even if it is longer.
+            timeout = evolve(call.timeout, read=limit, write=limit)
+            deadline = Deadline(self.time.monotonic() + limit, limit)
             call = evolve(call, timeout=timeout, deadline=deadline)
         return call
 
     def drive(self, flow: Flow[T]) -> T:
-        """Drive `flow` over the synchronous transport."""
+        """Drive `flow` over the sync transport."""
         if self._driver is None:
             raise Flux0Error(
-                "this client has an asynchronous transport only: call the methods that end in "
-                "_async, or pass a transport for synchronous code too"
+                "this client has only an async transport: call the methods that end in _async, "
+                "or pass a sync transport or client, too"
             )
         return self._driver.run(flow)
 
     async def drive_async(self, flow: Flow[T]) -> T:
-        """Drive `flow` over the asynchronous transport."""
+        """Drive `flow` over the async transport."""
         return await self._async_driver.run(flow)
 
     def close(self) -> None:
-        """Refuse further calls and close the synchronous transport."""
+        """Close the sync transport. Further calls raise `ClientClosed`."""
         self._closed = True
         if self._driver is not None:
             self._driver.transport.close()
 
     async def close_async(self) -> None:
-        """Refuse further calls and close both transports."""
+        """Close both transports. Further calls raise `ClientClosed`."""
         self.close()
         await self._async_driver.transport.close_async()

@@ -1,4 +1,4 @@
-"""Conversations: one session, one turn at a time, one user."""
+"""Conversations: one user talks to one agent in one session, one turn at a time."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 _COOKIE = "flux0_user_sub"
 
 
-class _AnyConversation:
-    """What both kinds of conversation know.
+class _ConversationBase:
+    """The state that `Conversation` and `AsyncConversation` share.
 
     Attributes:
-        session: the session as it was when the conversation began.
+        session: The session, as the server returned it when the conversation was opened.
     """
 
     def __init__(self, sessions: SessionsResource, session: Session, user: str | None) -> None:
@@ -38,39 +38,49 @@ class _AnyConversation:
         return f"{type(self).__name__}(session={self.session.id!r}{user})"
 
     def _options(self, options: TurnOptions) -> TurnOptions:
-        """Return options of a call with the user in them."""
+        """Return the options with the user's cookie added to the headers."""
         headers = user_headers(self._user, options.get("http_headers"))
         return {**options, "http_headers": headers}
 
 
 @final
 @show_options
-class Conversation(_AnyConversation):
-    """A session as a user has it: send a message, read the turn, look back.
+class Conversation(_ConversationBase):
+    """A dialog of one user with one agent, in one session. Create it with `Flux0.conversation`.
 
-    Sending closes a turn that is still open, which cancels the agent. Get one from
-    `Flux0.conversation`.
+        conversation = client.conversation(agent=agent)
+        print(conversation.ask("Hello").text)
+
+    A session has one turn at a time: sending a message closes the open turn of the session, which
+    cancels the agent.
+
+    Attributes:
+        session: The session, as the server returned it when the conversation was opened.
     """
 
     def send(self, content: str, **options: Unpack[TurnOptions]) -> EventStream:
-        """Send a message and return the stream of the turn that answers it."""
+        """Send a message and return the stream of the agent's turn.
+
+        The options and errors are the ones of `client.sessions.create_event`.
+        """
         return self._sessions.create_event(
             session_id=self.session.id, content=content, **self._options(options)
         )
 
     def ask(self, content: str, **options: Unpack[TurnOptions]) -> Reply:
-        """Send a message, read the turn to its end, and return what the agent said.
+        """Send a message, read the turn to its end, and return the reply of the agent.
 
-        Raises as `EventStream.final_messages` does.
+        Raises the errors of `send` and `EventStream.final_messages`.
         """
         with self.send(content, **options) as stream:
             return Reply(stream.final_messages(), stream.tool_calls)
 
     def history(self, live: Iterable[TurnMessage] = ()) -> tuple[Event | TurnMessage, ...]:
-        """Return the session's messages and tool results, in order.
+        """Return the stored messages and tool results of the session, in order.
 
-        `live` are messages of a turn that still streams in (`stream.messages`); those of them that
-        are not stored yet come last.
+        Args:
+            live: Messages of an open turn (`stream.messages`). Messages that are not stored yet are
+                added at the end; no message is returned twice.
         """
         stored = self._sessions.list_events(
             session_id=self.session.id, types=MESSAGE_TYPES, http_headers=user_headers(self._user)
@@ -80,33 +90,26 @@ class Conversation(_AnyConversation):
 
 @final
 @show_options
-class AsyncConversation(_AnyConversation):
-    """A `Conversation` for asynchronous code. Get one from `Flux0.conversation_async`."""
+class AsyncConversation(_ConversationBase):
+    """The async version of `Conversation`. Create it with `Flux0.conversation_async`."""
 
     def send(self, content: str, **options: Unpack[TurnOptions]) -> AsyncOpening:
-        """Send a message and return the stream of the turn that answers it.
+        """The async version of `Conversation.send`.
 
-        Await it for the stream, or use it in `async with` as it is.
+        Await the result to get the stream, or use it in `async with` directly.
         """
         return self._sessions.create_event_async(
             session_id=self.session.id, content=content, **self._options(options)
         )
 
     async def ask(self, content: str, **options: Unpack[TurnOptions]) -> Reply:
-        """Send a message, read the turn to its end, and return what the agent said.
-
-        Raises as `EventStream.final_messages` does.
-        """
+        """The async version of `Conversation.ask`."""
         stream: AsyncEventStream
         async with self.send(content, **options) as stream:
             return Reply(await stream.final_messages(), stream.tool_calls)
 
     async def history(self, live: Iterable[TurnMessage] = ()) -> tuple[Event | TurnMessage, ...]:
-        """Return the session's messages and tool results, in order.
-
-        `live` are messages of a turn that still streams in (`stream.messages`); those of them that
-        are not stored yet come last.
-        """
+        """The async version of `Conversation.history`."""
         stored = await self._sessions.list_events_async(
             session_id=self.session.id, types=MESSAGE_TYPES, http_headers=user_headers(self._user)
         )
@@ -116,10 +119,10 @@ class AsyncConversation(_AnyConversation):
 def user_headers(
     user: str | None, others: Mapping[str, str] | None = None
 ) -> Mapping[str, str] | None:
-    """Return header fields with the cookie that names a user; the anonymous one has none.
+    """Return `others` with the cookie of the user added. No cookie means the anonymous user.
 
     Raises:
-        InvalidArgument: the name is empty, or no cookie can carry it.
+        InvalidArgument: The name is empty or has characters that a cookie cannot contain.
     """
     if user is None:
         return others
@@ -127,14 +130,15 @@ def user_headers(
     return own if others is None else arguments.headers("http_headers", others).merge(own)
 
 
-def check_beginning(
+def check_arguments(
     agent: object, session: object, user: str | None, title: object
 ) -> tuple[str, Mapping[str, str] | None]:
-    """Check what a conversation is to begin with; return the agent's id and the user's headers."""
+    """Check the arguments of `Flux0.conversation`; return the agent's id and the user's headers."""
     if (agent is None) is (session is None):
-        raise InvalidArgument("agent", "or else session must be passed, and not both")
+        raise InvalidArgument("agent", "or session must be passed, but not both")
     if session is not None and title is not None:
-        raise InvalidArgument("title", "is for a new session, and cannot be passed with session")
+        problem = "is for a new session: it cannot be passed together with session"
+        raise InvalidArgument("title", problem)
     for argument, value, kind in (("agent", agent, Agent), ("session", session, Session)):
         if value is not None and not isinstance(value, (kind, str)):
             problem = f"must be {kind.__name__} or str, not {type(value).__name__}"

@@ -1,7 +1,8 @@
-"""The two drivers: they perform what flows describe, one by blocking, one by awaiting.
+"""The sync and the async driver: they perform the effects that a flow yields.
 
-Both hold a call to its deadline. Asynchronous code is cancelled when it passes. Synchronous code
-waits no longer than what is left, and is woken from another thread where bytes keep dripping in.
+Both end a call at its deadline. The async driver cancels the call. The sync driver limits each
+timeout to the remaining time. A slow but steady response never reaches such a timeout, so an alarm
+in another thread also closes its connection at the deadline.
 """
 
 from __future__ import annotations
@@ -24,25 +25,26 @@ from flux0.ports import AsyncTransport, ByteStream, Request, Response, Time, Tim
 
 T = TypeVar("T")
 
-# Seconds for the transport's own timeout to come first, since it knows what it waited for.
+# Seconds after the deadline. The transport's own timeout should expire first, because its error
+# names the step that timed out.
 _GRACE = 0.1
 
 
 @frozen(eq=False)
 class Driver:
-    """Drives flows for synchronous code, over `transport` and by `time`."""
+    """Drives flows in sync code."""
 
     transport: Transport
     time: Time
 
     def run(self, flow: Flow[T]) -> T:
-        """Drive `flow` to its end and return its result."""
+        """Perform the effects of `flow` and return its result."""
         try:
             effect = next(flow)
             while True:
                 try:
                     outcome = self._perform(effect)
-                except BaseException as error:  # noqa: BLE001 - the flow decides, and cleans up
+                except BaseException as error:  # noqa: BLE001 - the flow handles it or re-raises it
                     effect = flow.throw(error)
                 else:
                     effect = flow.send(outcome)
@@ -57,7 +59,7 @@ class Driver:
             case ReadBody(response, _, deadline):
                 stop = response.body.close
                 try:
-                    return self._in_time(deadline, stop, lambda: self._read(effect))
+                    return self._until_deadline(deadline, stop, lambda: self._read(effect))
                 finally:
                     stop()
             case Sleep(seconds):
@@ -65,18 +67,18 @@ class Driver:
                 return None
             case Await(awaitable, argument):
                 if iscoroutine(awaitable):
-                    awaitable.close()  # Which would warn that nobody awaits it.
-                raise InvalidArgument(argument, "is asynchronous: call an _async method")
+                    awaitable.close()  # Avoid the warning "coroutine was never awaited".
+                raise InvalidArgument(argument, "is async: call an _async method")
             case _:
-                raise _no_effect(effect)
+                raise _not_an_effect(effect)
 
     def _send(self, request: Request) -> Response[ByteStream]:
         deadline = request.deadline
         if deadline is None:
             return self.transport.send(request)
-        limited = _limited(request, deadline, self.time)
+        limited = _with_limited_timeouts(request, deadline, self.time)
         stop = request.interrupt.fire
-        response = self._in_time(deadline, stop, lambda: self.transport.send(limited))
+        response = self._until_deadline(deadline, stop, lambda: self.transport.send(limited))
         if self.time.monotonic() > deadline.moment:
             response.body.close()
             raise deadline.exceeded()
@@ -87,21 +89,21 @@ class Driver:
         for piece in effect.response.body:
             size += len(piece)
             pieces.append(piece)
-            _check(effect, size, self.time)
-        _check(effect, size, self.time)
+            _check_limits(effect, size, self.time)
+        _check_limits(effect, size, self.time)
         return b"".join(pieces)
 
-    def _in_time(
+    def _until_deadline(
         self, deadline: Deadline | None, stop: Callable[[], object], work: Callable[[], T]
     ) -> T:
-        """Return what `work` gives; have `stop` called from another thread when time is up."""
+        """Return the result of `work`; at the deadline, call `stop` in another thread."""
         if deadline is None:
             return work()
         cancel = self.time.alarm(deadline.moment + _GRACE, stop)
         try:
             return work()
         except TransportTimeout:
-            raise  # It says what was waited for, even where it comes late.
+            raise  # Its message names the step that timed out.
         except TransportError as error:
             if self.time.monotonic() > deadline.moment + _GRACE:
                 raise deadline.exceeded() from error.__cause__ or error
@@ -112,19 +114,19 @@ class Driver:
 
 @frozen(eq=False)
 class AsyncDriver:
-    """Drives flows for asynchronous code, over `transport` and by `time`."""
+    """Drives flows in async code."""
 
     transport: AsyncTransport
     time: Time
 
     async def run(self, flow: Flow[T]) -> T:
-        """Drive `flow` to its end and return its result."""
+        """Perform the effects of `flow` and return its result."""
         try:
             effect = next(flow)
             while True:
                 try:
                     outcome = await self._perform(effect)
-                except BaseException as error:  # noqa: BLE001 - as above, cancellation included
+                except BaseException as error:  # noqa: BLE001 - the flow handles it or re-raises it
                     effect = flow.throw(error)
                 else:
                     effect = flow.send(outcome)
@@ -137,11 +139,11 @@ class AsyncDriver:
             case Send(request):
                 deadline = request.deadline
                 if deadline is not None:
-                    request = _limited(request, deadline, self.time)
-                return await self._in_time(deadline, self.transport.send_async(request))
+                    request = _with_limited_timeouts(request, deadline, self.time)
+                return await self._until_deadline(deadline, self.transport.send_async(request))
             case ReadBody(response, _, deadline):
                 try:
-                    return await self._in_time(deadline, self._read(effect))
+                    return await self._until_deadline(deadline, self._read(effect))
                 finally:
                     await response.body.close_async()
             case Sleep(seconds):
@@ -150,19 +152,19 @@ class AsyncDriver:
             case Await(awaitable):
                 return await awaitable
             case _:
-                raise _no_effect(effect)
+                raise _not_an_effect(effect)
 
     async def _read(self, effect: ReadBody) -> bytes:
         size, pieces = 0, list[bytes]()
         async for piece in effect.response.body:
             size += len(piece)
             pieces.append(piece)
-            _check(effect, size, self.time)
-        _check(effect, size, self.time)
+            _check_limits(effect, size, self.time)
+        _check_limits(effect, size, self.time)
         return b"".join(pieces)
 
-    async def _in_time(self, deadline: Deadline | None, work: Awaitable[T]) -> T:
-        """Return what `work` gives, or cancel it when time is up."""
+    async def _until_deadline(self, deadline: Deadline | None, work: Awaitable[T]) -> T:
+        """Return the result of `work`; cancel it at the deadline."""
         if deadline is None:
             return await work
         from anyio import move_on_after  # noqa: PLC0415 - slow to import; comes with httpx
@@ -172,35 +174,36 @@ class AsyncDriver:
         raise deadline.exceeded()
 
 
-def _check(effect: ReadBody, size: int, time: Time) -> None:
-    """Raise if a body has grown too large, or takes too long."""
+def _check_limits(effect: ReadBody, size: int, time: Time) -> None:
     if size > effect.limit:
         raise ResponseTooLarge(effect.limit)
     if effect.deadline is not None and time.monotonic() > effect.deadline.moment:
         raise effect.deadline.exceeded()
 
 
-def _limited(request: Request, deadline: Deadline, time: Time) -> Request:
-    """Return `request` with no timeout longer than the time that is left until the deadline."""
-    left = deadline.left(time.monotonic())
-    if left <= 0:
+def _with_limited_timeouts(request: Request, deadline: Deadline, time: Time) -> Request:
+    """Return `request` with all timeouts but `idle` limited to the time until the deadline."""
+    remaining = deadline.left(time.monotonic())
+    if remaining <= 0:
         raise deadline.exceeded()
-    given = request.timeout
+    timeout = request.timeout
     return evolve(
         request,
         timeout=Timeout(
-            connect=_shorter(given.connect, left),
-            read=_shorter(given.read, left),
-            write=_shorter(given.write, left),
-            pool=_shorter(given.pool, left),
-            idle=given.idle,
+            connect=_shorter(timeout.connect, remaining),
+            read=_shorter(timeout.read, remaining),
+            write=_shorter(timeout.write, remaining),
+            pool=_shorter(timeout.pool, remaining),
+            idle=timeout.idle,
         ),
     )
 
 
-def _shorter(timeout: float | None, left: float) -> float:
-    return left if timeout is None else min(timeout, left)
+def _shorter(timeout: float | None, remaining: float) -> float:
+    return remaining if timeout is None else min(timeout, remaining)
 
 
-def _no_effect(value: object) -> TypeError:
-    return TypeError(f"a flow yields effects, and those of other flows by yield from: {value!r}")
+def _not_an_effect(value: object) -> TypeError:
+    return TypeError(
+        f"a flow must yield effects, not {value!r}: to run another flow, use `yield from`"
+    )

@@ -1,4 +1,4 @@
-"""The client that users make."""
+"""The client class."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, final
 
 from flux0.adapters.sse import SSEParser
 from flux0.client.caller import Caller
-from flux0.client.conversation import AsyncConversation, Conversation, check_beginning
+from flux0.client.conversation import AsyncConversation, Conversation, check_arguments
 from flux0.client.layers import HeaderFunction, build_chain, split_headers
 from flux0.client.resources import AgentsResource, SessionsResource
-from flux0.client.transports import choose_transports, time_of
+from flux0.client.transports import choose_transports, time_source
 from flux0.domain import arguments
 from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES, MessageAccumulator
 from flux0.domain.models import Agent, Session
@@ -33,38 +33,55 @@ DEFAULT_MAX_BODY_BYTES = 64 * 1024 * 1024
 
 @final
 class Flux0:
-    """A client of a flux0 server, for synchronous and asynchronous code.
+    """A client of a flux0 server, for sync and async code.
 
-    It may be shared by threads, and by event loops one after another. Use it as a context manager,
-    or call `close`; what is forgotten is closed when the client is garbage collected or the
-    process or event loop ends.
+        with Flux0() as client:
+            agent = client.agents.first()
+            print(client.conversation(agent=agent).ask("Hello").text)
+
+    Each method that sends a request has an async version: `client.agents.list_async()`.
+
+    Threads and tasks can share a client, and several event loops can use it one after another.
+
+    Use the client in a `with` or `async with` block, or call `close` or `close_async`. Otherwise,
+    its connections are closed when it is garbage-collected, or when the process or the event loop
+    ends. flux0 never closes an HTTP client that you passed in.
 
     Args:
-        server_url: where the server is; by default `FLUX0_SERVER_URL`, else http://127.0.0.1:8080.
-        transport: sends the requests of synchronous methods, and those of the others too, in worker
-            threads if it is synchronous alone.
-        async_transport: sends the requests of asynchronous methods.
-        client: an `httpx.Client` or `httpx2.Client`, or anything with the same `build_request` and
-            `send`, to send requests with. It serves asynchronous methods too, in worker threads,
-            and is never closed here.
-        async_client: an `httpx.AsyncClient`, likewise, for asynchronous methods.
-        retry_config: what is tried again; by default a GET up to three times, and a POST only
-            where the server surely did nothing with it.
-        timeout_ms: how long a call may take with all its retries, in milliseconds; for a stream,
-            until its headers. By default only single waits are limited, to a minute at most.
-        stream_idle_timeout_ms: how long a stream may be silent, in milliseconds.
-        headers: header fields to send with every request. A function as a value is called for
-            each attempt, such as one that returns a token and refreshes it; one that is
-            asynchronous serves asynchronous calls alone.
-        middleware: layers of the user's own, the outermost first. They are around the retries: each
-            sees a call once, however often it is tried.
-        on_retry: is told of each retry before its wait.
-        debug_logger: is told of every exchange; by default, if `FLUX0_DEBUG` is 1, the logger
-            `flux0`.
-        max_event_bytes: the largest event that a stream may have.
-        max_turn_bytes: how much the rebuilt messages of a turn may hold, as `MessageAccumulator`
-            counts it. The events are handed out all the same.
-        max_body_bytes: the largest body that is read whole.
+        server_url: The URL of the server. Default: the environment variable `FLUX0_SERVER_URL`, or
+            `http://127.0.0.1:8080`.
+        transport: Sends the requests of sync methods. Async methods use it, too, if no async
+            transport is passed; a transport without async methods runs in worker threads.
+        async_transport: Sends the requests of async methods.
+        client: Your `httpx.Client` or `httpx2.Client`, or an object with the same `build_request`
+            and `send`, instead of `transport`.
+        async_client: Your `httpx.AsyncClient` or `httpx2.AsyncClient`, instead of
+            `async_transport`.
+        retry_config: The retry policy. By default, a GET is sent up to three times. A POST is sent
+            again only if the server cannot have acted on it.
+        timeout_ms: The longest time in milliseconds that a call may take, with all its retries. For
+            a stream, the time until its response headers. By default, a call has no limit, but each
+            wait within it has one, of at most 60 s.
+        stream_idle_timeout_ms: The longest time in milliseconds between two events of a stream.
+            Default: 600 s.
+        headers: Header fields to send with each request. If a value is a function, it is called for
+            each attempt, for example to refresh a token. An async function works only in async
+            calls.
+        middleware: Generator functions `(request, send) -> Flow[Response]` around each call,
+            outermost first. They wrap the retries, so each of them sees a call once.
+        on_retry: A function that is called before the wait for each retry.
+        debug_logger: A logger for all requests and responses. Default: if the environment variable
+            `FLUX0_DEBUG` is 1, the logger `flux0`; otherwise nothing is logged.
+        max_event_bytes: The size limit of one event of a stream. Default: 16 MiB.
+        max_turn_bytes: The size limit of the messages that a stream builds from its events, as
+            counted by `MessageAccumulator`. Default: 64 MiB. Beyond the limit, events are still
+            yielded, but no longer added to the messages.
+        max_body_bytes: The size limit of a decoded response body that is not streamed. Default:
+            64 MiB.
+
+    Attributes:
+        agents: The agents of the server.
+        sessions: The sessions of the server and their events.
     """
 
     agents: AgentsResource
@@ -89,7 +106,7 @@ class Flux0:
         max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES,
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     ) -> None:
-        # Imported late: a program that only imports this package needs no JSON.
+        # Imported here, because it takes long, and `import flux0` does not need it.
         from flux0.adapters.json import JsonCodec  # noqa: PLC0415
 
         codec = JsonCodec()
@@ -102,7 +119,7 @@ class Flux0:
             server_url = os.environ.get("FLUX0_SERVER_URL") or DEFAULT_SERVER_URL
         self._server_url, login = arguments.server_url(server_url)
         transports = choose_transports(transport, async_transport, client, async_client)
-        time = time_of(transports[0] or transports[1])
+        time = time_source(transports[0] or transports[1])
         send = build_chain(
             codec,
             time,
@@ -145,16 +162,24 @@ class Flux0:
         user: str | None = None,
         title: str | None = None,
     ) -> Conversation:
-        """Open a session with an agent, or take one up, and return the conversation.
+        """Start a conversation with an agent, or continue an existing session.
+
+        With `agent`, this creates a session. With `session`, it continues that session. Pass one of
+        them.
 
         Args:
-            agent: the agent to talk to, or its id.
-            session: the session to go on with, or its id; in place of `agent`.
-            user: who is talking, as the server's cookie `flux0_user_sub` names them; by default
-                everybody is the one anonymous user.
-            title: the new session's title, at most 200 characters.
+            agent: The agent to talk to, or its id.
+            session: The session to continue, or its id.
+            user: The name of the user, sent as the cookie `flux0_user_sub`. Allowed are printable
+                ASCII characters except spaces, quotes, commas, semicolons and backslashes. By
+                default, all clients share one anonymous user.
+            title: The title of a new session, at most 200 characters.
+
+        Raises:
+            BadRequestError: The agent does not exist.
+            NotFoundError: The session does not exist.
         """
-        agent_id, headers = check_beginning(agent, session, user, title)
+        agent_id, headers = check_arguments(agent, session, user, title)
         if isinstance(session, str):
             session = self.sessions.retrieve(session_id=session, http_headers=headers)
         elif session is None:
@@ -169,16 +194,8 @@ class Flux0:
         user: str | None = None,
         title: str | None = None,
     ) -> AsyncConversation:
-        """Open a session with an agent, or take one up, and return the conversation.
-
-        Args:
-            agent: the agent to talk to, or its id.
-            session: the session to go on with, or its id; in place of `agent`.
-            user: who is talking, as the server's cookie `flux0_user_sub` names them; by default
-                everybody is the one anonymous user.
-            title: the new session's title, at most 200 characters.
-        """
-        agent_id, headers = check_beginning(agent, session, user, title)
+        """The async version of `conversation`. The result has async methods."""
+        agent_id, headers = check_arguments(agent, session, user, title)
         if isinstance(session, str):
             session = await self.sessions.retrieve_async(session_id=session, http_headers=headers)
         elif session is None:
@@ -188,14 +205,14 @@ class Flux0:
         return AsyncConversation(self.sessions, session, user)
 
     def close(self) -> None:
-        """Close the connections that synchronous calls opened, and refuse further calls.
+        """Close the connections of sync calls. Further calls raise `ClientClosed`.
 
-        Those of asynchronous calls are closed by `close_async`, or when their event loop ends.
+        Connections of async calls are closed by `close_async`, or when their event loop ends.
         """
         self._caller.close()
 
     async def close_async(self) -> None:
-        """Close every connection of this client and refuse further calls."""
+        """Close all connections of this client. Further calls raise `ClientClosed`."""
         await self._caller.close_async()
 
     def __repr__(self) -> str:

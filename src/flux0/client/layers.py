@@ -1,4 +1,4 @@
-"""Puts together the layers that a client's requests go through."""
+"""Builds the chain of middleware around each request of a client."""
 
 from __future__ import annotations
 
@@ -35,23 +35,27 @@ def build_chain(
     on_retry: Callable[[RetryDetails], None] | None,
     debug_logger: DebugLogger | None,
 ) -> SendFlow:
-    """Return the chain of layers that every request of a client goes through."""
+    """Return the chain of a client: its own middleware, then the built-in layers.
+
+    From the outside to the inside: the user's middleware, retries, computed headers, the debug log
+    and the response policy. Retries, headers and log see each attempt.
+    """
     if on_retry is not None and (not callable(on_retry) or iscoroutinefunction(on_retry)):
-        raise InvalidArgument("on_retry", f"must be a function that is not async: {on_retry!r}")
+        raise InvalidArgument("on_retry", f"must be a sync function, not {on_retry!r}")
     if debug_logger is not None and not callable(getattr(debug_logger, "debug", None)):
-        problem = f"must be a logging.Logger, or have its method debug: {debug_logger!r}"
+        problem = f"must be a logging.Logger or have its method debug, not {debug_logger!r}"
         raise InvalidArgument("debug_logger", problem)
     layers: list[Middleware] = [
-        *_checked(middleware),
-        Retry(RetryBudget(), time, _teller(on_retry)),
+        *_checked_middleware(middleware),
+        Retry(RetryBudget(), time, _logged(on_retry)),
     ]
     if computed_headers:
-        from flux0.middleware.headers import ComputedHeaders  # noqa: PLC0415 - if there are any
+        from flux0.middleware.headers import ComputedHeaders  # noqa: PLC0415 - rarely needed
 
         layers.append(ComputedHeaders(computed_headers))
     logger = debug_logger if debug_logger is not None else _environment_logger()
     if logger is not None:
-        from flux0.middleware.logging import Logging  # noqa: PLC0415 - only where it is asked for
+        from flux0.middleware.logging import Logging  # noqa: PLC0415 - rarely needed
 
         layers.append(Logging(logger, time))
     return chain((*layers, ResponsePolicy(codec, max_body_bytes)))
@@ -60,51 +64,48 @@ def build_chain(
 def split_headers(
     headers: Mapping[str, str | HeaderFunction],
 ) -> tuple[Headers, dict[str, HeaderFunction]]:
-    """Return the header fields with fixed values, and those whose values are computed."""
+    """Split headers into fields with fixed values, and functions that compute values."""
     arguments.mapping("headers", headers)
     fixed = {name: value for name, value in headers.items() if not callable(value)}
     computed = {name: value for name, value in headers.items() if callable(value)}
     names = arguments.headers("headers", dict.fromkeys(computed, ""))
-    # A computed value would lose against the one that is sent by default.
-    own = Headers() if "user-agent" in names else _USER_AGENT
-    return own.merge(arguments.headers("headers", fixed)), computed
+    # A fixed value wins over a computed one, so the default must not be set here.
+    defaults = Headers() if "user-agent" in names else _USER_AGENT
+    return defaults.merge(arguments.headers("headers", fixed)), computed
 
 
-def _checked(middleware: object) -> Iterable[Middleware]:
-    """Return the layers of the user's own."""
+def _checked_middleware(middleware: object) -> Iterable[Middleware]:
     if callable(middleware) or not isinstance(middleware, Iterable):
-        raise InvalidArgument("middleware", f"must be a list of layers: pass [{middleware!r}]")
+        raise InvalidArgument("middleware", f"must be a list of functions: pass [{middleware!r}]")
     layers = tuple(cast("Iterable[Middleware]", middleware))
     for layer in layers:
         if isclass(layer) or not callable(layer):
-            raise InvalidArgument("middleware", f"has a layer that is not a function: {layer!r}")
+            raise InvalidArgument("middleware", f"must contain functions, not {layer!r}")
         if iscoroutinefunction(layer) or iscoroutinefunction(type(layer).__call__):
-            problem = (
-                f"has a layer that is an async def: {layer!r}; a layer is a generator function"
-            )
+            problem = f"must contain generator functions, not the async function {layer!r}"
             raise InvalidArgument("middleware", problem)
     return layers
 
 
-def _teller(on_retry: Callable[[RetryDetails], None] | None) -> Callable[[RetryDetails], None]:
-    def tell(details: RetryDetails) -> None:
+def _logged(on_retry: Callable[[RetryDetails], None] | None) -> Callable[[RetryDetails], None]:
+    def log_and_call(details: RetryDetails) -> None:
         from flux0.middleware.logging import log_retry  # noqa: PLC0415 - retries are rare
 
         log_retry(details)
         if on_retry is not None:
             on_retry(details)
 
-    return tell
+    return log_and_call
 
 
 def _environment_logger() -> DebugLogger | None:
     if os.environ.get("FLUX0_DEBUG", "").lower() not in ("1", "true", "yes", "on"):
         return None
-    import logging  # noqa: PLC0415 - only where it is asked for
+    import logging  # noqa: PLC0415 - rarely needed
 
     logger = logging.getLogger("flux0")
     logger.setLevel(logging.DEBUG)
-    if not logger.hasHandlers():  # Asked for by the environment, so it must be seen.
+    if not logger.hasHandlers():  # Without a handler, the log would not be shown anywhere.
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
         logger.addHandler(handler)

@@ -1,8 +1,8 @@
-"""Which turns a client has open, so that a session never has two.
+"""Tracks the open turns of a client, so that a session never has two.
 
-The server runs one turn a session. A second one silences the first for ever, and closing the first
-after that kills the second (measured, 0.1.0b4). So messages on one session take turns: each waits
-until the one before is on its way, closes its stream, and goes out then.
+The server runs one turn per session. A second turn stops the events of the first one, and closing
+the first stream after that cancels the second turn (measured, 0.1.0b4). So a message first waits
+until the previous message of its session has been sent, then closes the stream of that turn.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 
 L = TypeVar("L")
 
-SessionKey: TypeAlias = tuple[str, str]  # the server's URL and the session's id
+SessionKey: TypeAlias = tuple[str, str]  # The URL of the server and the id of the session.
 
-_ANOTHER_MESSAGE = "the stream was closed by another message on its session"
+_ANOTHER_MESSAGE = (
+    "the stream was closed by another message on its session: a session has one turn at a time"
+)
 
 
 class OpenTurns:
-    """The streams that a client has handed out and somebody still holds.
+    """The latest stream of each session, as long as the user has a reference to it.
 
-    Threads wait for threads and tasks for tasks. A thread and a task that send on one session at
-    the very same time do not wait for each other.
+    A thread waits for other threads, and a task for other tasks. A thread and a task that send on
+    one session at the same time do not wait for each other.
     """
 
     def __init__(self) -> None:
@@ -44,12 +46,12 @@ class OpenTurns:
     def exclusive(
         self, session: SessionKey, deadline: Deadline | None, now: float
     ) -> Generator[None, None, None]:
-        """Wait for other threads that send on `session`, and close the stream that is open on it.
+        """Exclude other threads that send on `session`, and close the open stream of the session.
 
-        An asynchronous stream is closed when its event loop gets to it, which may be too late for
-        the turn that follows. Raises `ReadTimeout` if the wait does not end by the deadline.
+        An async stream is only scheduled to be closed by its event loop, which may happen after the
+        next turn has begun. Raises `ReadTimeout` if the wait does not end by the deadline.
         """
-        lock = self._threads.get().of(session)
+        lock = self._threads.get().lock_for(session)
         if deadline is None:
             lock.acquire()
         elif not lock.acquire(timeout=max(deadline.left(now), 0)):
@@ -68,13 +70,13 @@ class OpenTurns:
     async def exclusive_async(
         self, session: SessionKey, deadline: Deadline | None, now: float
     ) -> AsyncGenerator[None, None]:
-        """Wait for other tasks that send on `session`, and close the stream that is open on it.
+        """Exclude other tasks that send on `session`, and close the open stream of the session.
 
         Raises `ReadTimeout` if the wait does not end by the deadline.
         """
         from anyio import move_on_after  # noqa: PLC0415 - slow to import; comes with httpx
 
-        lock = self._tasks.of(session)
+        lock = self._tasks.lock_for(session)
         with move_on_after(None if deadline is None else deadline.left(now)) as scope:
             await lock.acquire()
         if deadline is not None and scope.cancelled_caught:
@@ -90,21 +92,21 @@ class OpenTurns:
             lock.release()
 
     def add(self, session: SessionKey, stream: EventStream | AsyncEventStream) -> None:
-        """Take note of the stream that is now open on `session`."""
+        """Record the stream that is now open on `session`."""
         self._streams[session] = stream
 
 
 class _Locks(Generic[L]):
-    """A lock for each session, for as long as somebody holds it or waits for it."""
+    """One lock per session, which exists while it is held or waited for."""
 
-    def __init__(self, make: Callable[[], L]) -> None:
-        self._make = make
-        self._making = Lock()
-        self._held: WeakValueDictionary[SessionKey, L] = WeakValueDictionary()
+    def __init__(self, new_lock: Callable[[], L]) -> None:
+        self._new_lock = new_lock
+        self._guard = Lock()
+        self._locks: WeakValueDictionary[SessionKey, L] = WeakValueDictionary()
 
-    def of(self, session: SessionKey) -> L:
-        with self._making:
-            return self._held.setdefault(session, self._make())
+    def lock_for(self, session: SessionKey) -> L:
+        with self._guard:
+            return self._locks.setdefault(session, self._new_lock())
 
 
 def _task_lock() -> anyio.Lock:

@@ -1,4 +1,4 @@
-"""The options that every call takes, written once."""
+"""The options that all methods accept as keyword arguments."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ T = TypeVar("T")
 
 
 class CallOptions(TypedDict, total=False):
-    """What a single call does otherwise than its client; None means what the client does.
+    """The options of one call. None means the client's setting.
 
     Attributes:
-        retries: what is tried again.
-        server_url: where the server is.
-        timeout_ms: how long the call may take with all its retries, in milliseconds; for a turn,
-            until the answer's headers.
-        http_headers: header fields to send besides those of the client.
+        retries: The retry policy.
+        server_url: The URL of the server.
+        timeout_ms: The longest time in milliseconds that the call may take, with all its retries.
+            For a stream, the time until its response headers.
+        http_headers: Header fields to send in addition to the client's. They replace fields of the
+            client with the same name.
     """
 
     retries: RetryConfig | None
@@ -29,32 +30,35 @@ class CallOptions(TypedDict, total=False):
 
 
 class TurnOptions(CallOptions, total=False):
-    """The options of a call that begins a turn.
+    """The options of a call that starts a turn.
 
     Attributes:
-        stream_idle_timeout_ms: how long to wait for an event, in milliseconds.
+        stream_idle_timeout_ms: The longest time in milliseconds between two events.
     """
 
     stream_idle_timeout_ms: int | None
 
 
 def show_options(resource: type[T]) -> type[T]:
-    """Have `help()` and `inspect` show by its name every option that a class's methods take."""
+    """Replace `**options` by the single options in the signatures that `help()` shows.
+
+    This class decorator changes the signatures of all methods with such a parameter.
+    """
     for method in vars(resource).values():
         shown = _SHOWN.get(getattr(method, "__annotations__", {}).get("options", ""))
         if shown is not None:
-            written = signature(method)
-            own = [each for each in written.parameters.values() if each.kind != each.VAR_KEYWORD]
-            vars(method)["__signature__"] = written.replace(parameters=[*own, *shown])
+            declared = signature(method)
+            own = [each for each in declared.parameters.values() if each.kind != each.VAR_KEYWORD]
+            vars(method)["__signature__"] = declared.replace(parameters=[*own, *shown])
     return resource
 
 
-def _shown(options: type[CallOptions | TurnOptions]) -> tuple[Parameter, ...]:
+def _parameters(options: type[CallOptions | TurnOptions]) -> tuple[Parameter, ...]:
     annotations = cast("dict[str, ForwardRef]", options.__annotations__)
     return tuple(
-        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=given.__forward_arg__)
-        for name, given in annotations.items()
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=reference.__forward_arg__)
+        for name, reference in annotations.items()
     )
 
 
-_SHOWN = {f"Unpack[{kind.__name__}]": _shown(kind) for kind in (CallOptions, TurnOptions)}
+_SHOWN = {f"Unpack[{kind.__name__}]": _parameters(kind) for kind in (CallOptions, TurnOptions)}

@@ -1,7 +1,8 @@
-"""Handing a turn on to a browser, as server-sent events in the server's own form.
+"""Forwards a turn to a browser, as server-sent events in the format of the flux0 server.
 
-A comment in silences keeps proxies from closing the connection, and notices a browser that left.
-Something else than the web server's own wait has to read for that: a thread, or a task.
+If no event is received for a while, a comment is sent. It keeps proxies from closing the
+connection, and its failure shows that the browser has disconnected. So a separate thread or task
+reads the stream, while the web server waits for the next event or comment.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from flux0.domain.stream_events import StreamEvent
 from flux0.runtime.event_loop import start_task
 
 HEARTBEAT: Final = b": still here\n\n"
-_AHEAD: Final = 64  # Events that are read before the browser takes them.
+_QUEUE_SIZE: Final = 64  # The events that are read before the browser has received them.
 
 
 def relay(
     stream: Iterable[StreamEvent], close: Callable[[], object], heartbeat: float | None
 ) -> Iterator[bytes]:
-    """Yield the events of `stream`, and a comment whenever none came for `heartbeat` seconds."""
-    pieces: Queue[bytes | Exception | None] = Queue(_AHEAD)
+    """Yield the events of `stream`, and a comment after each `heartbeat` seconds without events."""
+    pieces: Queue[bytes | Exception | None] = Queue(_QUEUE_SIZE)
 
     def read() -> None:
         end: Exception | None = None
@@ -34,7 +35,7 @@ def relay(
                 pieces.put(event.to_sse())
         except Flux0Error as error:
             pieces.put(error_event(error))
-        except Exception as error:  # noqa: BLE001 - raised where the page is served
+        except Exception as error:  # noqa: BLE001 - raised below, in the thread of the web server
             end = error
         pieces.put(end)
 
@@ -53,7 +54,7 @@ def relay(
             yield piece
     finally:
         close()
-        while reader.is_alive():  # It may wait for room, and ends once it has some.
+        while reader.is_alive():  # The reader may be waiting until the queue has space.
             with suppress(Empty):
                 pieces.get(timeout=0.1)
 
@@ -63,31 +64,31 @@ async def relay_async(
     close: Callable[[], Awaitable[object]],
     heartbeat: float | None,
 ) -> AsyncIterator[bytes]:
-    """Yield the events of `stream`, and a comment whenever none came for `heartbeat` seconds."""
+    """The async version of `relay`."""
     import anyio  # noqa: PLC0415 - slow to import; comes with httpx
 
-    put, take = anyio.create_memory_object_stream[bytes | Exception](_AHEAD)
+    sender, receiver = anyio.create_memory_object_stream[bytes | Exception](_QUEUE_SIZE)
 
     async def read() -> None:
-        async with put:
+        async with sender:
             try:
                 async for event in stream:
-                    await put.send(event.to_sse())
+                    await sender.send(event.to_sse())
             except Flux0Error as error:
-                await put.send(error_event(error))
-            except Exception as error:  # noqa: BLE001 - raised where the page is served
-                await put.send(error)
+                await sender.send(error_event(error))
+            except Exception as error:  # noqa: BLE001 - raised below, in the task of the web server
+                await sender.send(error)
             finally:
                 await close()
 
-    # Not a task group: a web server may close this generator from another task than it iterates in.
+    # A task group cannot be used: the web server may close this generator in another task.
     cancel = start_task(read)
     try:
         while True:
             piece: bytes | Exception = HEARTBEAT
             try:
                 with anyio.move_on_after(heartbeat):
-                    piece = await take.receive()
+                    piece = await receiver.receive()
             except anyio.EndOfStream:
                 return
             if isinstance(piece, Exception):
@@ -95,16 +96,16 @@ async def relay_async(
             yield piece
     finally:
         cancel()
-        take.close()
+        receiver.close()
 
 
 def heartbeat_seconds(heartbeat_ms: int | None) -> float | None:
-    """Return the time between comments in seconds, or None for no comments."""
+    """Return the argument `heartbeat_ms` in seconds; None means no comments."""
     return None if heartbeat_ms is None else arguments.seconds("heartbeat_ms", heartbeat_ms)
 
 
 def error_event(error: Flux0Error) -> bytes:
-    """Return an error as an event named `error`, with its class and its words as JSON."""
+    """Return an event named `error`, with the class and the message of the error as JSON."""
     import json  # noqa: PLC0415 - errors are rare
 
     data = json.dumps({"type": type(error).__name__, "message": error.problem})

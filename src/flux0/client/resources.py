@@ -1,4 +1,4 @@
-"""The methods that users call: each a sync and an async facade of one use case."""
+"""The resources of the client. Each method exists as a sync and an async version of a use case."""
 
 from __future__ import annotations
 
@@ -24,40 +24,45 @@ if TYPE_CHECKING:
 
 @show_options
 class AgentsResource:
-    """The agents of the server. Every method raises as `docs/errors.md` says.
+    """The agents of the server, available as `client.agents`.
 
-    Each takes `retries`, `server_url`, `timeout_ms` and `http_headers` for that one call.
+    All methods accept these options, which change the settings of the client for one call:
+    `retries` (a `RetryConfig`), `server_url`, `timeout_ms` (a limit for the call with all its
+    retries) and `http_headers` (sent in addition to the headers of the client).
+
+    All methods raise `APIError` if the server returns an error status, `TransportError` if the
+    exchange fails, and `InvalidArgument` for a wrong argument, before anything is sent.
     """
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
     def list(self, **options: Unpack[CallOptions]) -> Agents:
-        """Return every agent of the server."""
+        """Return all agents of the server. The result is a sequence; there is no paging."""
         return self._caller.run(agents.list_agents, options)
 
     async def list_async(self, **options: Unpack[CallOptions]) -> Agents:
-        """Return every agent of the server."""
+        """The async version of `list`."""
         return await self._caller.run_async(agents.list_agents, options)
 
     def first(
         self, *, type_: str | None = None, name: str | None = None, **options: Unpack[CallOptions]
     ) -> Agent:
-        """Return the first agent, of this type and of this name where they are given.
+        """Return the first agent of the server that has this type and this name.
+
+        Args:
+            type_: The type of the agent, or None for any type.
+            name: The name of the agent, or None for any name.
 
         Raises:
-            AgentNotFound: there is none; the message names those that there are.
+            AgentNotFound: No agent matches. The message lists the agents of the server.
         """
         return self._caller.run(agents.first_agent, options, type_=type_, name=name)
 
     async def first_async(
         self, *, type_: str | None = None, name: str | None = None, **options: Unpack[CallOptions]
     ) -> Agent:
-        """Return the first agent, of this type and of this name where they are given.
-
-        Raises:
-            AgentNotFound: there is none; the message names those that there are.
-        """
+        """The async version of `first`."""
         return await self._caller.run_async(agents.first_agent, options, type_=type_, name=name)
 
     def create(
@@ -71,9 +76,10 @@ class AgentsResource:
         """Create an agent and return it.
 
         Args:
-            name: what people call it, at most 100 characters.
-            type_: names the code that runs it; the server must have it.
-            description: what it is for.
+            name: The name of the agent, 1 to 100 characters.
+            type_: The type of the agent, 1 to 100 characters. The server must have an agent runner
+                for it.
+            description: The purpose of the agent, in any words.
         """
         return self._caller.run(
             agents.create_agent, options, name=name, type_=type_, description=description
@@ -87,31 +93,33 @@ class AgentsResource:
         description: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Agent:
-        """Create an agent and return it.
-
-        Args:
-            name: what people call it, at most 100 characters.
-            type_: names the code that runs it; the server must have it.
-            description: what it is for.
-        """
+        """The async version of `create`."""
         return await self._caller.run_async(
             agents.create_agent, options, name=name, type_=type_, description=description
         )
 
     def retrieve(self, *, agent_id: str, **options: Unpack[CallOptions]) -> Agent:
-        """Return one agent; raises `NotFoundError` where there is none of that id."""
+        """Return the agent with this id. Raises `NotFoundError` if it does not exist."""
         return self._caller.run(agents.retrieve_agent, options, agent_id=agent_id)
 
     async def retrieve_async(self, *, agent_id: str, **options: Unpack[CallOptions]) -> Agent:
-        """Return one agent; raises `NotFoundError` where there is none of that id."""
+        """The async version of `retrieve`."""
         return await self._caller.run_async(agents.retrieve_agent, options, agent_id=agent_id)
 
 
 @show_options
 class SessionsResource:
-    """Sessions and their events. Every method raises as `docs/errors.md` says.
+    """The sessions of the server and their events, available as `client.sessions`.
 
-    Each takes `retries`, `server_url`, `timeout_ms` and `http_headers` for that one call.
+    A session is one dialog with one agent. To send messages and read replies, `Flux0.conversation`
+    is easier to use than these methods.
+
+    All methods accept these options, which change the settings of the client for one call:
+    `retries` (a `RetryConfig`), `server_url`, `timeout_ms` (a limit for the call with all its
+    retries) and `http_headers` (sent in addition to the headers of the client).
+
+    All methods raise `APIError` if the server returns an error status, `TransportError` if the
+    exchange fails, and `InvalidArgument` for a wrong argument, before anything is sent.
     """
 
     def __init__(
@@ -134,16 +142,15 @@ class SessionsResource:
         title: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Session:
-        """Open a session with an agent and return it.
-
-        Calling it twice with one `id` makes two sessions; the server does not mind.
+        """Create a session with an agent and return it.
 
         Args:
-            agent_id: the agent to talk to; `BadRequestError` where there is none of that id.
-            allow_greeting: whether the agent runs at once. The released server (0.1.0b4) neither
-                streams nor stores what it then says.
-            id: exactly 10 characters; the server makes one up by default.
-            title: at most 200 characters.
+            agent_id: The id of the agent. Raises `BadRequestError` if the agent does not exist.
+            allow_greeting: Run the agent at once, so that it can greet the user. The server 0.1.0b4
+                neither streams nor stores this greeting (measured).
+            id: The id of the session, exactly 10 characters. By default, the server chooses one. If
+                a session with this id exists, the server creates a second one (measured, 0.1.0b4).
+            title: The title of the session, at most 200 characters.
         """
         return self._caller.run(
             sessions.create_session,
@@ -163,17 +170,7 @@ class SessionsResource:
         title: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Session:
-        """Open a session with an agent and return it.
-
-        Calling it twice with one `id` makes two sessions; the server does not mind.
-
-        Args:
-            agent_id: the agent to talk to; `BadRequestError` where there is none of that id.
-            allow_greeting: whether the agent runs at once. The released server (0.1.0b4) neither
-                streams nor stores what it then says.
-            id: exactly 10 characters; the server makes one up by default.
-            title: at most 200 characters.
-        """
+        """The async version of `create`."""
         return await self._caller.run_async(
             sessions.create_session,
             options,
@@ -184,21 +181,28 @@ class SessionsResource:
         )
 
     def list(self, *, agent_id: str | None = None, **options: Unpack[CallOptions]) -> Sessions:
-        """Return the sessions of the user whom the cookie `flux0_user_sub` names."""
+        """Return the sessions of the current user.
+
+        The server reads the user from the cookie `flux0_user_sub`, which you can send with
+        `http_headers`. Without the cookie, all clients share one anonymous user.
+
+        Args:
+            agent_id: Return only sessions with this agent.
+        """
         return self._caller.run(sessions.list_sessions, options, agent_id=agent_id)
 
     async def list_async(
         self, *, agent_id: str | None = None, **options: Unpack[CallOptions]
     ) -> Sessions:
-        """Return the sessions of the user whom the cookie `flux0_user_sub` names."""
+        """The async version of `list`."""
         return await self._caller.run_async(sessions.list_sessions, options, agent_id=agent_id)
 
     def retrieve(self, *, session_id: str, **options: Unpack[CallOptions]) -> Session:
-        """Return one session; raises `NotFoundError` where there is none of that id."""
+        """Return the session with this id. Raises `NotFoundError` if it does not exist."""
         return self._caller.run(sessions.retrieve_session, options, session_id=session_id)
 
     async def retrieve_async(self, *, session_id: str, **options: Unpack[CallOptions]) -> Session:
-        """Return one session; raises `NotFoundError` where there is none of that id."""
+        """The async version of `retrieve`."""
         return await self._caller.run_async(
             sessions.retrieve_session, options, session_id=session_id
         )
@@ -212,12 +216,20 @@ class SessionsResource:
         source: EventSource | str = EventSource.USER,
         **options: Unpack[TurnOptions],
     ) -> EventStream:
-        """Send a message and return the stream of the turn that answers it.
+        """Send a message to the agent of a session, and return the stream of its turn.
 
-        A turn that this client still has open on the session is closed first. The server takes
-        messages of users alone, and answers an unknown session with 400, that is
-        `BadRequestError`. `timeout_ms` is the time until the answer's headers, and
-        `stream_idle_timeout_ms` the longest silence after them.
+        If this client has an open turn on the session, it is closed first, because the server runs
+        one turn per session. A failed message is sent again only if the server cannot have acted on
+        it.
+
+        The options differ from other methods in one point: `timeout_ms` limits the time until the
+        response headers are received, and `stream_idle_timeout_ms` the time between two events.
+
+        Args:
+            session_id: The id of the session. Raises `BadRequestError` if it does not exist.
+            content: The text of the message, not empty.
+            type_: The type of the event. The server 0.1.0b4 accepts only messages.
+            source: The author of the event. The server 0.1.0b4 accepts only users.
         """
         call, request, stored = self._prepare(session_id, type_, source, content, options)
         session = call.server_url, session_id
@@ -239,12 +251,9 @@ class SessionsResource:
         source: EventSource | str = EventSource.USER,
         **options: Unpack[TurnOptions],
     ) -> AsyncOpening:
-        """Send a message and return the stream of the turn that answers it.
+        """The async version of `create_event`.
 
-        A turn that this client still has open on the session is closed first. The server takes
-        messages of users alone, and answers an unknown session with 400, that is
-        `BadRequestError`. `timeout_ms` is the time until the answer's headers, and
-        `stream_idle_timeout_ms` the longest silence after them.
+        Await the result to get the stream, or use it in `async with` directly.
         """
         return AsyncOpening(self._open(session_id, type_, source, content, options))
 
@@ -275,7 +284,7 @@ class SessionsResource:
         content: str,
         options: TurnOptions,
     ) -> tuple[ApiCall, Request, dict[str, Any]]:
-        """Return a turn's call, the request that begins it, and how its events are listed."""
+        """Return the call, its request, and the arguments of `list_events` for the same session."""
         call = self._caller.call(**options)
         request = sessions.create_event(
             call, session_id=session_id, type_=type_, source=source, content=content
@@ -293,14 +302,14 @@ class SessionsResource:
         types: Iterable[EventType | str] | None = None,
         **options: Unpack[CallOptions],
     ) -> Events:
-        """Return a session's stored events by offset, those that pass every filter given.
+        """Return the stored events of a session that match all filters, ordered by offset.
 
         Args:
-            session_id: the session; `BadRequestError` where there is none of that id.
-            min_offset: leave out events before this offset.
-            source: who caused the event.
-            correlation_id: the turn that the event belongs to.
-            types: any of these types.
+            session_id: The id of the session. Raises `BadRequestError` if it does not exist.
+            min_offset: Return only events with this offset or a larger one.
+            source: Return only events from this source.
+            correlation_id: Return only events of this turn.
+            types: Return only events of these types.
         """
         return self._caller.run(
             sessions.list_events,
@@ -322,15 +331,7 @@ class SessionsResource:
         types: Iterable[EventType | str] | None = None,
         **options: Unpack[CallOptions],
     ) -> Events:
-        """Return a session's stored events by offset, those that pass every filter given.
-
-        Args:
-            session_id: the session; `BadRequestError` where there is none of that id.
-            min_offset: leave out events before this offset.
-            source: who caused the event.
-            correlation_id: the turn that the event belongs to.
-            types: any of these types.
-        """
+        """The async version of `list_events`."""
         return await self._caller.run_async(
             sessions.list_events,
             options,

@@ -1,4 +1,4 @@
-"""What the synchronous and the asynchronous stream both know about their turn."""
+"""The state of a turn that `EventStream` and `AsyncEventStream` share."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ from flux0.domain.stream_events import StatusEvent, StreamEvent
 from flux0.ports import Response
 from flux0.usecases.turn import Turn
 
-LEFT = "the stream was closed before its end"
+CLOSED_EARLY = "the stream was closed before its end"
 
 
 class StreamInUse(Flux0Error, RuntimeError):
-    """A stream has one reader at a time; the one that it has goes on."""
+    """A second thread or task tried to read a stream. The first reader is not affected."""
 
     def __init__(self) -> None:
-        super().__init__("another thread or task is reading this stream; a stream has one reader")
+        super().__init__(
+            "stream is already being read by another thread or task: read it in one place only"
+        )
 
 
 class StreamState:
-    """What both streams know about their turn.
+    """The state of a turn that is read from a stream.
 
     Attributes:
-        headers: the header fields of the server's answer.
-        raw_response: the HTTP library's own response.
+        headers: The header fields of the response.
+        raw_response: The response object of the HTTP library.
     """
 
     def __init__(
@@ -49,16 +51,16 @@ class StreamState:
         self._turn = turn
         self._list_stored = list_stored
         self._clock = clock
-        self._proven = not (response.close_delimited or _is_behind_proxy(response.headers))
+        self._end_proven = not (response.close_delimited or _is_behind_proxy(response.headers))
         self._accumulator = accumulator
-        self._text = ""  # What the last event added to the answer.
+        self._text = ""  # The text that the last event added to the answer.
         self._status: SessionStatus | str | None = None
         self._agent_error: StatusEvent | None = None
         self._batch: Iterator[StreamEvent] = iter(())
         self._entered = False
-        self._closed = ""  # Why, once it is.
+        self._closed = ""  # The reason why the stream was closed; empty while it is open.
         self._ended = False
-        self._reading = Lock()
+        self._reader_lock = Lock()
 
     def __repr__(self) -> str:
         failed = self._turn.failure is not None
@@ -70,45 +72,49 @@ class StreamState:
 
     @property
     def correlation_id(self) -> str | None:
-        """The id that all events of this turn share; None until the first event that has one."""
+        """The id that all events of this turn share; None before the first status or chunk."""
         return self._turn.correlation_id
 
     @property
     def event_count(self) -> int:
-        """How many events have arrived so far."""
+        """The number of events received so far."""
         return self._turn.event_count
 
     @property
     def finished(self) -> bool:
-        """Whether the stream was read to its end, and the end is known to be that of the turn.
+        """Whether the stream was read to its end, and the end of the turn is confirmed.
 
-        Where only closing the connection ends a stream, a server that was killed looks as if it had
-        finished. A proxy may hide that: nginx makes a whole end of it by default. So behind a proxy
-        that names itself, as in HTTP/1.0, `confirm` has to ask what the server has stored.
+        With HTTP/1.0, the body ends when the connection closes, so a killed server looks like a
+        finished turn. A proxy can hide this: by default, nginx ends such a response with a valid
+        last chunk. If the response is close-delimited, or its `via` or `server` header names a
+        proxy, `finished` stays False until `confirm` has compared the turn with the stored events.
         """
-        return self._ended and self._proven
+        return self._ended and self._end_proven
 
     @property
     def messages(self) -> tuple[TurnMessage, ...]:
-        """The turn's messages as they stand after the last event that was handed out.
+        """The messages of the turn, built from the events yielded so far.
 
-        A tool call shows up while its arguments are on their way, as text.
+        A tool call is included while its arguments are still incomplete; they are a string then.
         """
         return self._accumulator.messages
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The tools that the agent has asked for so far, each with its result once there is one."""
+        """The tool calls of the agent so far, each with its result if it has been received."""
         return joined_tool_calls(self.messages)
 
     @property
     def status(self) -> SessionStatus | str | None:
-        """The last status that was handed out; None before the first."""
+        """The status of the last `StatusEvent` yielded; None before the first."""
         return self._status
 
     @property
     def error(self) -> AgentError | None:
-        """What the agent reported to have gone wrong, not raised; None if it reported nothing."""
+        """The last error that the agent reported, as an exception; None if there is none.
+
+        Iterating over the events does not raise it; `text` and `final_messages` do.
+        """
         event = self._agent_error
         if event is None:
             return None
@@ -118,7 +124,7 @@ class StreamState:
         return error
 
     def _fold(self, event: StreamEvent) -> None:
-        """Take in an event that is about to be handed out."""
+        """Update the state with an event, just before it is yielded."""
         if type(event) is StatusEvent:
             self._text = ""
             self._status = event.data.status
@@ -127,21 +133,23 @@ class StreamState:
         else:
             self._text = self._accumulator.feed(event)
 
-    def _raise_error(self) -> None:
+    def _raise_agent_error(self) -> None:
         if (error := self.error) is not None:
             raise error
 
     def _stored(self) -> Any:
         if self.correlation_id is None:
-            raise Flux0Error("no event has named the turn yet, so its events cannot be listed")
+            raise Flux0Error(
+                "the stored events cannot be listed before the first event with a correlation id"
+            )
         return self._list_stored(correlation_id=self.correlation_id)
 
     def _enter(self) -> None:
-        self._check()
+        self._raise_failure()
         self._entered = True
 
-    def _check(self) -> None:
-        """Raise if nothing more can be pulled for a bad reason."""
+    def _raise_failure(self) -> None:
+        """Raise if the turn has failed, or the stream was closed before its end."""
         failure = self._turn.failure
         if failure is not None:
             if isinstance(failure, StreamError):
@@ -150,20 +158,20 @@ class StreamState:
         if self._closed and not self._ended:
             raise ClientClosed(self._closed)
 
-    def _compare(self, stored: Events) -> None:
-        """Take what the server has stored of a turn whose end nothing else proves."""
-        said = self._accumulator.finish()
-        if said and joined_history(stored, said) == joined_history(stored, ()):
-            self._proven = True
+    def _compare_with_stored(self, stored: Events) -> None:
+        """Confirm the end of the turn if the server has stored all its messages."""
+        messages = self._accumulator.finish()
+        if messages and joined_history(stored, messages) == joined_history(stored, ()):
+            self._end_proven = True
         else:
             self._turn.mark_interrupted(
-                "the stream ended, and the server has not stored what it said"
+                "the stream ended, but the server has not stored all its messages"
             )
 
-    def _take(self, data: bytes | None, waited: float) -> bool:
-        """Take the next piece of the body, or its end; say whether it was the last."""
+    def _feed_turn(self, data: bytes | None, waited: float) -> bool:
+        """Feed the next piece of the body, or None at its end; return whether it was the last."""
         if data is None:
-            if self._closed:  # Which a body may take for its end.
+            if self._closed:  # Some bodies end without an error when they are closed.
                 raise ClientClosed(self._closed)
             self._turn.end()
             self._ended = self._turn.failure is None
@@ -171,18 +179,19 @@ class StreamState:
             self._batch = iter(self._turn.feed(data, waited))
         return self._ended or self._turn.failure is not None
 
-    def _check_end(self) -> None:
-        """Raise if the stream has no end that could be confirmed."""
-        self._check()
+    def _raise_unless_ended(self) -> None:
+        self._raise_failure()
         if not self._ended:
-            raise Flux0Error("the stream has not been read to its end yet")
+            raise Flux0Error(
+                "the stream has not been read to its end yet: read all events before confirm()"
+            )
 
-    def _fail(self, error: TransportError) -> None:
-        if self._closed:  # By another thread or task, which is what made the transport fail.
+    def _on_transport_error(self, error: TransportError) -> None:
+        if self._closed:  # Another thread or task closed the stream, so the transport failed.
             raise ClientClosed(self._closed) from error
         self._turn.on_transport_error(error)
 
 
 def _is_behind_proxy(headers: Headers) -> bool:
-    """Return whether the answer comes from another than the server, which is run by uvicorn."""
+    """Return whether the headers name a proxy. The flux0 server itself runs on uvicorn."""
     return "via" in headers or not headers.get("server", "uvicorn").lower().startswith("uvicorn")

@@ -1,7 +1,7 @@
-"""A turn's events as users iterate over them, sync and async.
+"""The sync and the async stream of a turn's events.
 
-Both streams pump a `Turn`. Inside a `with` block the block owns the connection, and iteration may
-be left and taken up again; without one, leaving a loop early releases the connection at once.
+Both read the response body and feed its pieces to a `Turn`. Inside a `with` block, the connection
+stays open until the block ends. Without a block, leaving a loop early closes the connection.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Gener
 from threading import Lock
 from typing import Any, Generic, TypeVar, final
 
-from flux0.client.stream_state import LEFT, StreamInUse, StreamState
+from flux0.client.stream_state import CLOSED_EARLY, StreamInUse, StreamState
 from flux0.domain.errors import Flux0Error, TransportError
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
@@ -24,17 +24,28 @@ T = TypeVar("T")
 
 @final
 class EventStream(StreamState):
-    """The events of one turn, each handed out when its bytes arrive.
+    """The events of one turn: an iterator that yields each event when its bytes arrive.
 
-    Leaving it early closes the connection, and that cancels the agent: what it was saying is not
-    stored. Read to the end to have the whole turn stored.
+        with client.conversation(agent=agent).send("Hello") as stream:
+            for event in stream:  # StatusEvent, ChunkEvent or UnknownEvent
+                print(event)
+        print(stream.messages)
 
-    Raises, while it is iterated over:
-        StreamInterrupted: the stream ended before the turn did.
-        StreamIdleTimeout: nothing came for the idle timeout.
-        EventTooLarge: one event is larger than the limit.
-        DecodeError: an event is not what the server promises.
-        ClientClosed: the stream was closed before its end.
+    Iteration, `text` and `final_messages` share one position: each continues after the last event
+    that was read. Only one thread can read at a time.
+
+    In a `with` block, you can leave a loop and start another one; the stream is closed at the end
+    of the block. Without a block, leaving a loop closes the stream.
+
+    Closing a stream before its end cancels the agent, and the server does not store the message in
+    progress. Read to the end if the whole turn must be stored.
+
+    Raises while iterating:
+        StreamInterrupted: The connection failed or the body ended before the turn was complete.
+        StreamIdleTimeout: No event was received within the idle timeout, by default 600 s.
+        EventTooLarge: An event is larger than `max_event_bytes` of the client.
+        DecodeError: An event is not valid JSON or has the wrong shape.
+        ClientClosed: The stream was closed before its end.
     """
 
     def __init__(
@@ -58,20 +69,20 @@ class EventStream(StreamState):
 
     def __iter__(self) -> Iterator[StreamEvent]:
         fold = self._fold
-        own = True
+        is_reader = True
         try:
             while True:
-                # The batch is shared: another loop goes on where this one was left.
+                # All loops share the batch, so that the next loop continues after the last event.
                 for event in self._batch:
                     fold(event)
                     yield event
                 if not self._advance():
                     return
         except StreamInUse:
-            own = False
+            is_reader = False
             raise
         finally:
-            if own and not self._entered:
+            if is_reader and not self._entered:
                 self.close()
 
     def __next__(self) -> StreamEvent:
@@ -83,88 +94,107 @@ class EventStream(StreamState):
                 raise StopIteration
 
     def text(self) -> Iterator[str]:
-        """Iterate over the text of the answer as it grows, without the agent's reasoning.
+        """Iterate over the answer of the agent, piece by piece, without its reasoning.
 
-        Raises `AgentError` as soon as the agent reports an error, besides what iterating over the
-        events raises.
+        Raises:
+            AgentError: The agent reported an error. Raised at once; the events after it can still
+                be read.
+            StreamError: The stream failed; see the errors of the class.
         """
         for _ in self:
-            self._raise_error()
+            self._raise_agent_error()
             if self._text:
                 yield self._text
 
     def final_messages(self) -> tuple[TurnMessage, ...]:
-        """Read to the end and return the messages and tool results that the server stores.
+        """Read to the end and return the messages and tool results, as the server stores them.
 
-        The server decides what it stores when the agent calls a message ready, which no stream
-        tells; `stored_events` asks it. Raises as `text` does.
+        The server stores a message when the agent marks it as ready, which a stream does not show.
+        To get the events that are really stored, call `stored_events`.
+
+        Raises the errors of `text` and `confirm`.
         """
-        self._raise_error()
+        self._raise_agent_error()
         for _ in self:
-            self._raise_error()
+            self._raise_agent_error()
         self.confirm()
         return self._accumulator.finish()
 
     def confirm(self) -> None:
-        """Make sure that a stream which has ended was whole, and be `finished`.
+        """Check that a stream which was read to its end is complete; then `finished` is True.
 
-        Where nothing but the end of the connection ended it, this lists what the server has stored.
+        If the framing of the response proves the end, this sends no request. Otherwise it lists the
+        stored events of the turn and compares them with the messages of the stream.
 
         Raises:
-            StreamInterrupted: the server has not stored what the stream said.
-            Flux0Error: the stream has not ended yet.
+            StreamInterrupted: The server has not stored all messages of the stream, or the stored
+                events could not be listed.
+            Flux0Error: The stream has not been read to its end.
         """
-        self._check_end()
-        if not self._proven:
+        self._raise_unless_ended()
+        if not self._end_proven:
             try:
-                self._compare(self.stored_events())
+                self._compare_with_stored(self.stored_events())
             except Flux0Error as error:
                 self._turn.mark_interrupted(
-                    f"the stream ended, and what is stored cannot be listed: {error}"
+                    f"the stream ended, but the stored events could not be listed: {error}"
                 )
-            self._check()
+            self._raise_failure()
 
     def relay(self, *, heartbeat_ms: int | None = 15_000) -> Iterator[bytes]:
-        """Iterate over the turn as server-sent events, for a page that a browser shows.
+        """Iterate over the turn as server-sent events in bytes, to forward it to a browser.
 
-        The events are in the server's own form, as bytes, each as soon as it comes. A comment comes
-        in silences of `heartbeat_ms` milliseconds, or never if that is None. An error is a last
-        event named `error`, whose data is JSON with `type` and `message`. Leaving the iteration
-        closes the stream, which cancels the agent.
+        The events have the format of the flux0 server. If an error is raised, the last event is
+        named `error`, and its data is JSON with `type` and `message`. Closing the iterator closes
+        the stream, which cancels the agent.
+
+        Args:
+            heartbeat_ms: Milliseconds without an event after which a comment is yielded. It keeps
+                proxies from closing the connection. None means no comments.
         """
         from flux0.client.relay import heartbeat_seconds, relay  # noqa: PLC0415 - few need it
 
         return relay(self, self.close, heartbeat_seconds(heartbeat_ms))
 
     def stored_events(self) -> Events:
-        """Return the events of this turn that the server has stored by now."""
+        """Return the events of this turn that the server has stored so far.
+
+        This sends a request. It can be called while the stream is being read.
+
+        Raises:
+            Flux0Error: No event has been received yet, so the turn has no `correlation_id`.
+        """
         events: Events = self._stored()
         return events
 
-    def close(self, reason: str = LEFT) -> None:
-        """Release the connection; whoever reads on is told the reason. Harmless when repeated."""
+    def close(self, reason: str = CLOSED_EARLY) -> None:
+        """Close the stream and release its connection. Closing it again has no effect.
+
+        Args:
+            reason: The message of the `ClientClosed` that a reader of the stream gets.
+        """
         self._closed = self._closed or reason
         self._close_body()
 
     def _advance(self) -> bool:
-        """Pull the next piece of the body; say whether there was one to pull."""
-        if not self._reading.acquire(blocking=False):
+        """Read the next piece of the body; return False if the body had already ended."""
+        if not self._reader_lock.acquire(blocking=False):
             raise StreamInUse
         try:
-            self._check()
+            self._raise_failure()
             if self._ended:
                 return False
             began = self._clock()
             piece = next(self._pieces, None)
-            last = self._take(piece, self._clock() - began)
+            last = self._feed_turn(piece, self._clock() - began)
         except TransportError as error:
-            self._fail(error)
+            self._on_transport_error(error)
             last = True
         except BaseException:
             self.close()
             raise
         finally:
-            self._reading.release()
+            self._reader_lock.release()
         if last:
             self.close()
         return True
@@ -172,7 +202,10 @@ class EventStream(StreamState):
 
 @final
 class AsyncEventStream(StreamState):
-    """An `EventStream` for asynchronous code, with the same behaviour and errors."""
+    """The async version of `EventStream`, with the same behaviour and the same errors.
+
+    Only one task can read at a time. Use it in `async with`, and iterate with `async for`.
+    """
 
     def __init__(
         self,
@@ -194,7 +227,9 @@ class AsyncEventStream(StreamState):
         await self.close_async()
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        return self if self._entered else _Loop(self.__anext__, self._leave, self._reading)
+        if self._entered:
+            return self
+        return _ClosingIterator(self.__anext__, self._close_unless_entered, self._reader_lock)
 
     async def __anext__(self) -> StreamEvent:
         while True:
@@ -205,146 +240,128 @@ class AsyncEventStream(StreamState):
                 raise StopAsyncIteration
 
     def text(self) -> AsyncIterator[str]:
-        """Iterate over the text of the answer as it grows, without the agent's reasoning.
-
-        Raises `AgentError` as soon as the agent reports an error, besides what iterating over the
-        events raises.
-        """
-        return _Loop(self._next_text, self._leave, self._reading)
+        """The async version of `EventStream.text`."""
+        return _ClosingIterator(self._next_text, self._close_unless_entered, self._reader_lock)
 
     async def final_messages(self) -> tuple[TurnMessage, ...]:
-        """Read to the end and return the messages and tool results that the server stores.
-
-        The server decides what it stores when the agent calls a message ready, which no stream
-        tells; `stored_events` asks it. Raises as `text` does.
-        """
-        self._raise_error()
+        """The async version of `EventStream.final_messages`."""
+        self._raise_agent_error()
         async for _ in self:
-            self._raise_error()
+            self._raise_agent_error()
         await self.confirm()
         return self._accumulator.finish()
 
     async def confirm(self) -> None:
-        """Make sure that a stream which has ended was whole, and be `finished`.
-
-        Where nothing but the end of the connection ended it, this lists what the server has stored.
-
-        Raises:
-            StreamInterrupted: the server has not stored what the stream said.
-            Flux0Error: the stream has not ended yet.
-        """
-        self._check_end()
-        if not self._proven:
+        """The async version of `EventStream.confirm`."""
+        self._raise_unless_ended()
+        if not self._end_proven:
             try:
-                self._compare(await self.stored_events())
+                self._compare_with_stored(await self.stored_events())
             except Flux0Error as error:
                 self._turn.mark_interrupted(
-                    f"the stream ended, and what is stored cannot be listed: {error}"
+                    f"the stream ended, but the stored events could not be listed: {error}"
                 )
-            self._check()
+            self._raise_failure()
 
     def relay(self, *, heartbeat_ms: int | None = 15_000) -> AsyncIterator[bytes]:
-        """Iterate over the turn as server-sent events, for a page that a browser shows.
-
-        The events are in the server's own form, as bytes, each as soon as it comes. A comment comes
-        in silences of `heartbeat_ms` milliseconds, or never if that is None. An error is a last
-        event named `error`, whose data is JSON with `type` and `message`. Leaving the iteration
-        closes the stream, which cancels the agent.
-        """
+        """The async version of `EventStream.relay`."""
         from flux0.client.relay import heartbeat_seconds, relay_async  # noqa: PLC0415 - few do
 
         return relay_async(self, self.close_async, heartbeat_seconds(heartbeat_ms))
 
     async def stored_events(self) -> Events:
-        """Return the events of this turn that the server has stored by now."""
+        """The async version of `EventStream.stored_events`."""
         events: Events = await self._stored()
         return events
 
-    async def close_async(self, reason: str = LEFT) -> None:
-        """Release the connection; whoever reads on is told the reason. Harmless when repeated."""
+    async def close_async(self, reason: str = CLOSED_EARLY) -> None:
+        """The async version of `EventStream.close`."""
         self._closed = self._closed or reason
         await self._close_body()
 
     async def _next_text(self) -> str:
         while True:
             await self.__anext__()
-            self._raise_error()
+            self._raise_agent_error()
             if self._text:
                 return self._text
 
     async def _advance(self) -> bool:
-        """Pull the next piece of the body; say whether there was one to pull."""
-        if not self._reading.acquire(blocking=False):
+        """Read the next piece of the body; return False if the body had already ended."""
+        if not self._reader_lock.acquire(blocking=False):
             raise StreamInUse
         try:
-            self._check()
+            self._raise_failure()
             if self._ended:
                 return False
             began = self._clock()
             piece = await anext(self._pieces, None)
-            last = self._take(piece, self._clock() - began)
+            last = self._feed_turn(piece, self._clock() - began)
         except TransportError as error:
-            self._fail(error)
+            self._on_transport_error(error)
             last = True
         except BaseException:
             await self.close_async()
             raise
         finally:
-            self._reading.release()
+            self._reader_lock.release()
         if last:
             await self.close_async()
         return True
 
-    def close_soon(self, reason: str = LEFT) -> None:
-        """Have the event loop release the connection, from code that cannot await."""
+    def close_soon(self, reason: str = CLOSED_EARLY) -> None:
+        """Close the stream without awaiting; its event loop releases the connection soon after.
+
+        Use it in code that cannot await, such as a callback. `reason` is as for `close_async`.
+        """
         if not self._closed:
             self._closed = reason
-            del self._pieces  # Its body releases the connection when nobody holds it any more.
-            self._close_body = _nothing
+            del self._pieces  # When the body is garbage-collected, it releases the connection.
+            self._close_body = _already_closed
 
-    def _leave(self) -> None:
+    def _close_unless_entered(self) -> None:
         if not self._entered:
             self.close_soon()
 
 
-class _Loop(Generic[T]):
-    """One `async for` over a stream; leaving it leaves the stream, unless a block owns that.
+class _ClosingIterator(Generic[T]):
+    """The iterator of one `async for` loop. It closes the stream when it is garbage-collected.
 
-    One that another reader kept from reading is refused, and leaves nothing.
+    An iterator that raised `StreamInUse` does not close the stream, because another task reads it.
     """
 
     def __init__(
         self,
         advance: Callable[[], Coroutine[Any, Any, T]],
-        leave: Callable[[], None],
-        reading: Lock,
+        close: Callable[[], None],
+        reader_lock: Lock,
     ) -> None:
         self._advance = advance
-        self._leave = leave
-        self._reading = reading
-        self._refused = False
+        self._close = close
+        self._reader_lock = reader_lock
+        self._in_use = False
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
 
     def __anext__(self) -> Coroutine[Any, Any, T]:
-        self._refused = self._reading.locked()
+        self._in_use = self._reader_lock.locked()
         return self._advance()
 
     def __del__(self) -> None:
-        if not self._refused:
-            self._leave()
+        if not self._in_use:
+            self._close()
 
 
-async def _nothing() -> None:
-    """Close what was let go of already."""
+async def _already_closed() -> None:
+    """Replaces the method that closes the body."""
 
 
 @final
 class AsyncOpening:
-    """A turn that is about to begin: await it for its stream, or use it in `async with`."""
+    """A turn that has not begun yet: await it to get its stream, or use it in `async with`."""
 
-    _stream: AsyncEventStream  # Once it is entered.
+    _stream: AsyncEventStream  # Set by `__aenter__`.
 
     def __init__(self, opening: Coroutine[Any, Any, AsyncEventStream]) -> None:
         self._opening = opening

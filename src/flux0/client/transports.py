@@ -1,4 +1,4 @@
-"""Which transports a client's calls go over."""
+"""Chooses the sync and the async transport of a client from its arguments."""
 
 from __future__ import annotations
 
@@ -21,19 +21,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The transports of clients that are given none; the last one counts. They are those of the whole
-# process, since code under test makes its clients in any thread and task.
-_stand_ins: Final[list[Any]] = []
+# The default transports of the open `default_transport` blocks; the last one is used. The list is
+# shared by the whole process, because the tested code may create clients in any thread or task.
+_default_transports: Final[list[Any]] = []
 
 
 @contextmanager
-def standing_in(transport: T) -> Generator[T, None, None]:
-    """Have `transport` serve each client that is made without one, within a `with` block."""
-    _stand_ins.append(transport)
+def default_transport(transport: T) -> Generator[T, None, None]:
+    """Use `transport`, in this block, for all new clients without a transport or client.
+
+    It applies to all threads and tasks of the process. `FakeTransport.installed` uses it.
+    """
+    _default_transports.append(transport)
     try:
         yield transport
     finally:
-        _stand_ins.remove(transport)
+        _default_transports.remove(transport)
 
 
 def choose_transports(
@@ -42,35 +45,35 @@ def choose_transports(
     client: HttpClient | None,
     async_client: AsyncHttpClient | None,
 ) -> tuple[Transport | None, AsyncTransport]:
-    """Return what synchronous calls go over, if they can, and what asynchronous calls do.
+    """Return the transport of sync calls, or None if there is none, and of async calls.
 
-    What was given serves both kinds of calls, in worker threads where it must. What is asynchronous
-    serves asynchronous calls alone.
+    Without an async transport or client, async calls use the sync one, in worker threads if it has
+    no async methods. An async transport or client is not used for sync calls.
     """
-    given: tuple[object, ...] = (transport, async_transport, client, async_client)
-    if _stand_ins and given == (None,) * len(given):
-        transport = _stand_ins[-1]
+    passed: tuple[object, ...] = (transport, async_transport, client, async_client)
+    if _default_transports and passed == (None,) * len(passed):
+        transport = _default_transports[-1]
     _check_transport("transport", transport, "send", "send_async")
     _check_transport("async_transport", async_transport, "send_async")
     if client is not None and transport is not None:
         raise InvalidArgument("client", "cannot be passed together with transport")
     if async_client is not None and async_transport is not None:
         raise InvalidArgument("async_client", "cannot be passed together with async_transport")
-    given_async = async_transport is not None or async_client is not None
-    if transport is not None and not hasattr(transport, "send") and given_async:
-        problem = "is asynchronous, and cannot be passed together with another such transport"
+    has_async = async_transport is not None or async_client is not None
+    if transport is not None and not hasattr(transport, "send") and has_async:
+        problem = "is async and cannot be passed together with async_transport or async_client"
         raise InvalidArgument("transport", problem)
 
-    transport, async_transport = _own(transport), _own(async_transport)
-    # A transport for both kinds of calls may have been given a client for one of them only.
+    transport, async_transport = _for_client(transport), _for_client(async_transport)
+    # `serves_sync` is False if a transport with sync and async methods has only an async client.
     serves_sync = hasattr(transport, "send") and getattr(transport, "serves_sync", True)
     serves_async = hasattr(transport, "send_async") and getattr(transport, "serves_async", True)
     sync_side: Any = transport if serves_sync else None
     async_side: Any = async_transport
     if client is not None:
-        sync_side = _over_httpx(client)
+        sync_side = _httpx_transport(client)
     if async_client is not None:
-        async_side = _over_httpx(async_client, asynchronous=True)
+        async_side = _httpx_transport(async_client, is_async=True)
     elif async_side is None and serves_async:
         async_side = transport
     if sync_side is None and async_side is None:
@@ -84,27 +87,27 @@ def choose_transports(
     return cast("Transport | None", sync_side), cast("AsyncTransport", async_side)
 
 
-def time_of(transport: object) -> Time:
-    """Return the time that a transport brings along, or else that of the machine."""
+def time_source(transport: object) -> Time:
+    """Return the `time` of the transport if it has one, else the system's time."""
     own = getattr(transport, "time", None)
     return own if isinstance(own, Time) else SystemTime()
 
 
-def _own(transport: T) -> T:
-    """Return a client's own transport, if several clients share this one."""
+def _for_client(transport: T) -> T:
+    """Return a new transport for the client if `transport` is shared by clients."""
     return cast("T", transport.for_client()) if isinstance(transport, Shared) else transport
 
 
-def _over_httpx(client: Any, *, asynchronous: bool = False) -> HttpxFamilyTransport:
-    """Return a transport over this client's library: httpx2 if it is of that, else httpx."""
-    given = (None, client) if asynchronous else (client, None)
+def _httpx_transport(client: Any, *, is_async: bool = False) -> HttpxFamilyTransport:
+    """Return a transport for a client of httpx or httpx2, or for an object that works like one."""
+    clients = (None, client) if is_async else (client, None)
     if library_of(client) == "httpx2":
         from flux0.adapters.httpx import Httpx2Transport  # noqa: PLC0415 - loads httpx2
 
-        return Httpx2Transport(*given)
+        return Httpx2Transport(*clients)
     from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx
 
-    return HttpxTransport(*given)
+    return HttpxTransport(*clients)
 
 
 def _check_transport(argument: str, value: object, *methods: str) -> None:
@@ -112,6 +115,7 @@ def _check_transport(argument: str, value: object, *methods: str) -> None:
         return
     refuse_misplaced(argument, value)
     if not any(hasattr(value, method) for method in methods):
-        raise InvalidArgument(argument, f"must have a method {' or '.join(methods)}: {value!r}")
+        problem = f"must have a method {' or '.join(methods)}, but {value!r} has none"
+        raise InvalidArgument(argument, problem)
     if iscoroutinefunction(getattr(value, "send", None)):
-        raise InvalidArgument(argument, "has an asynchronous send; that is called send_async")
+        raise InvalidArgument(argument, "has an async method send: rename it to send_async")

@@ -1,10 +1,13 @@
-"""`flux0.models`, which the submodules of the old package are too: each had one or two names."""
+"""The names of `flux0.models`.
+
+The generated client had one submodule per model. All these submodules are aliases of this module.
+"""
 
 from __future__ import annotations
 
 import sys
 
-from flux0.models import *  # noqa: F403 - each of its names
+from flux0.models import *  # noqa: F403 - all its names
 from flux0.models import ChunkEvent, StatusEvent
 
 ChunkEventStream = ChunkEvent

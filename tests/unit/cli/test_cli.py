@@ -201,7 +201,7 @@ def test_without_the_extra_one_line_says_what_to_install(
     monkeypatch.setitem(sys.modules, package, None)
     for module in [name for name in sys.modules if name.startswith(("flux0.cli", f"{package}."))]:
         monkeypatch.delitem(sys.modules, module)
-    problem = f"The command line needs {package}: pip install 'flux0-client[cli]'"
+    problem = f"the command line needs the package {package}: pip install 'flux0-client[cli]'"
     with pytest.raises(SystemExit, match=re.escape(problem)):
         __main__.main()
 

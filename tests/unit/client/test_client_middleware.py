@@ -189,22 +189,22 @@ async def test_a_layer_sees_the_bytes_of_an_answer_and_the_stream_of_a_turn(mode
     assert not isinstance(bodies[1], bytes)
 
 
-async def an_async_def(request: Request, send: SendFlow) -> Any: ...
+async def async_function(request: Request, send: SendFlow) -> Any: ...
 
 
-class AnAsyncCall:
+class AsyncCallable:
     async def __call__(self, request: Request, send: SendFlow) -> Any: ...
 
 
 @pytest.mark.parametrize(
     ("middleware", "problem"),
     [
-        (an_async_def, "must be a list of layers"),
-        (3, "must be a list of layers"),
-        ([3], "not a function"),
-        ([AnAsyncCall], "not a function"),
-        ([an_async_def], "an async def"),
-        ([AnAsyncCall()], "an async def"),
+        (async_function, "must be a list of functions: pass"),
+        (3, "must be a list of functions: pass"),
+        ([3], "must contain functions, not 3"),
+        ([AsyncCallable], "must contain functions, not <class"),
+        ([async_function], "must contain generator functions, not the async function"),
+        ([AsyncCallable()], "must contain generator functions, not the async function"),
     ],
 )
 def test_what_is_no_layer_is_refused_at_once(middleware: Any, problem: str) -> None:

@@ -185,7 +185,7 @@ class AsyncSend:
     [
         ("transport", object(), "must have a method send or send_async"),
         ("transport", "http://127.0.0.1:8080", "must have a method send or send_async"),
-        ("transport", AsyncSend(), "that is called send_async"),
+        ("transport", AsyncSend(), "has an async method send: rename it to send_async"),
         (
             "transport",
             httpx.Client(),
@@ -217,8 +217,8 @@ class AsyncSend:
         ("async_client", SyncSend(), "pass it as client="),
         ("async_client", httpx.Client(), "pass it as client="),
         ("client", HttpxTransport(), "is a transport: pass it as transport="),
-        ("on_retry", "log", "must be a function that is not async"),
-        ("on_retry", AsyncSend().send, "must be a function that is not async"),
+        ("on_retry", "log", "must be a sync function, not 'log'"),
+        ("on_retry", AsyncSend().send, "must be a sync function"),
         ("debug_logger", print, "must be a logging.Logger"),
     ],
 )

@@ -114,7 +114,7 @@ async def test_what_is_not_stored_was_cut_off(mode: Mode) -> None:
     for pieces, listed in cases:
         stream = await begin(mode, script(unproven(*pieces), listed))
 
-        with pytest.raises(StreamInterrupted, match="the stream ended, and") as caught:
+        with pytest.raises(StreamInterrupted, match="the stream ended, but") as caught:
             await come(stream.final_messages())
 
         assert not stream.finished

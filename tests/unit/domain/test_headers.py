@@ -232,7 +232,7 @@ async def test_an_asynchronous_function_serves_asynchronous_calls(mode: Mode) ->
         fake = FakeTransport()
         async with Flux0(transport=fake, headers={"authorization": compute}) as flux0:
             await flux0.agents.list_async()
-            problem = r"headers\['authorization'\].* is asynchronous: call an _async method"
+            problem = r"headers\['authorization'\].* is async: call an _async method"
             with pytest.raises(InvalidArgument, match=problem):
                 flux0.agents.list()
 

@@ -205,9 +205,9 @@ class FakeTransport(SharedTransport):
 
         It holds for all threads and tasks of the process.
         """
-        from flux0.client.transports import standing_in  # noqa: PLC0415 - only where it is used
+        from flux0.client.transports import default_transport  # noqa: PLC0415 - rarely needed
 
-        return standing_in(self)
+        return default_transport(self)
 
     def serve(self, port: int = 0) -> AbstractContextManager[str]:
         """Return a block that serves the fake on `port`, by default a free one, and has its URL."""
