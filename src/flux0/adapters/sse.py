@@ -1,6 +1,8 @@
 """Server-sent events: the bytes of a `text/event-stream` become events.
 
-After WHATWG HTML, section 9.2.6, "Interpreting an event stream".
+Source: WHATWG HTML, section 9.2.6, "Interpreting an event stream". A block is the lines before a
+blank line; it becomes at most one event. `SSEParser` splits the bytes into blocks, and
+`_EventDecoder` turns blocks into events.
 """
 
 from __future__ import annotations
@@ -16,27 +18,34 @@ _BOM: Final = b"\xef\xbb\xbf"
 _LF: Final = 0x0A
 _CR: Final = 0x0D
 
-# Python's strictest setting converts no more digits; and nobody waits 10**640 milliseconds.
+# Python's strictest limit for `int` is 640 digits. A longer reconnection time has no use.
 _MAX_RETRY_DIGITS: Final = 640
 
-# Makes an event in half the time that the class itself needs, with its names and defaults.
+# Creates an event in half the time of `ServerSentEvent(...)`, without keywords and defaults.
 _new: Final[Callable[..., ServerSentEvent]] = cast("Any", tuple).__new__
+
+# The states of the parser: its position in the stream, after the bytes that it has received.
+_START: Final = 0  # Nothing, or a part of a byte order mark (BOM), was received.
+_BETWEEN_BLOCKS: Final = 1  # No block has begun since the last blank line.
+_IN_BLOCK: Final = 2  # In or after a line of a block that is not complete.
+_AFTER_CR: Final = 3  # Like one of the last two, but an LF at this position belongs to the CR.
+_FAILED: Final = 4  # An event was too large. This state is final.
 
 
 class SSEParser:
     """An incremental parser of one event stream; an `EventStreamParser`.
 
-    The result depends on the bytes alone, not on how they were split. An event is returned by the
-    feed that brings the CR or LF of its blank line, even if an LF may still follow the CR. The cost
-    is linear in the bytes, however small the pieces, and only the unfinished event is kept. A
-    `retry` of more than 640 digits, without leading zeros, is ignored.
+    The result depends only on the bytes, not on how they are split. An event is returned by the
+    call of `feed` that receives the CR or LF of its blank line, even if an LF may follow the CR.
+    The cost is linear in the bytes, however they are split. Only the unfinished block is stored.
+    A `retry` field with more than 640 digits, without leading zeros, is ignored.
 
-    `max_event_bytes` limits one event; None lifts the limit. All bytes since the last blank line
-    count, also those of comments and unknown fields, and the end of each line as one byte. As soon
-    as they pass the limit, `feed` raises `EventTooLarge`, reads nothing more, and raises again
-    whenever it is called; `pending` is then True. If the same feed completed other events before,
-    it returns them, and the next feed raises, even one of no bytes. So feed `b""` at the end of the
-    input if `pending` is True.
+    `max_event_bytes` limits the size of one event; None means no limit. The size is the number of
+    bytes since the last blank line, including comments and unknown fields. Each line end counts as
+    one byte. If an event exceeds the limit, `feed` raises `EventTooLarge`, then and in each later
+    call, and `pending` stays True. If the same call completed events before that event, it returns
+    them, and the next call raises. Therefore call `feed(b"")` at the end of the input if `pending`
+    is True.
 
     Raises:
         InvalidArgument: `max_event_bytes` is not positive.
@@ -46,146 +55,196 @@ class SSEParser:
         if max_event_bytes is not None and max_event_bytes <= 0:
             raise InvalidArgument("max_event_bytes", f"must be positive, not {max_event_bytes}")
         self._limit = sys.maxsize if max_event_bytes is None else max_event_bytes
-        self._too_large = False
-        # The bytes that may become the byte order mark; None once that is decided.
-        self._start: bytes | None = b""
-        # False at the start, after a CR, and for good when an event was too large.
-        self._settled = False
-        # The unfinished block, with LF as the end of each line. Its last LF is held apart: another
-        # one ends the block. Appending to a bytearray costs the same however long it is.
-        self._held = bytearray()
-        self._held_lf = b""
-        self._within_line = False
-        self._last_event_id = ""
-        self._retry: int | None = None
-        # The start of an event that is a name and one line of data, with the last such name.
-        self._usual_start = b"event: message\ndata: "
-        self._usual_name = "message"
+        self._decoder = _EventDecoder()
+        self._decode = self._decoder.decode
+        self._state = _START
+        self._bom = b""  # The first bytes of the stream, while they may become the BOM.
+        # The unfinished block, with LF as the end of each line. The LF of its last line is not
+        # stored: if the line is complete, `_in_line` is False. Appending to a bytearray has the
+        # same cost at any length.
+        self._block = bytearray()
+        self._in_line = False
 
     @property
     def last_event_id(self) -> str:
-        """The last event id in force: that of the last block that a blank line ended, or empty."""
-        return self._last_event_id
+        """The value of the last `id` field in the complete blocks, or the empty string."""
+        return self._decoder.last_event_id
 
     @property
     def retry(self) -> int | None:
-        """The last valid reconnection time in milliseconds, or None; its line alone sets it."""
-        return _last_retry(self._held_lines()[:-1], self._retry)
+        """The last valid reconnection time in milliseconds, or None.
+
+        Unlike the other fields, `retry` takes effect at the end of its line, not of its block.
+        """
+        return _last_retry(self._unfinished_lines()[:-1], self._decoder.retry)
 
     @property
     def pending(self) -> bool:
-        """Whether the stream would be cut short within a line or a block if it ended here.
+        """Whether the stream would be truncated, in a line or a block, if it ended now.
 
-        A comment is complete with its line. A part of a byte order mark is a part of a line.
+        A comment is complete at the end of its line. A part of a byte order mark is a part of a
+        line.
         """
-        *lines, rest = self._held_lines()
+        *lines, rest = self._unfinished_lines()
         has_fields = any(not line.startswith(":") for line in lines)
-        return has_fields or bool(rest) or bool(self._start) or self._too_large
+        return has_fields or bool(rest) or bool(self._bom) or self._state == _FAILED
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
-        """Take the next bytes, of any number, and return the events that they complete.
+        """Parse the next bytes, of any number, and return the events that they complete.
 
         Raises:
-            EventTooLarge: one event grew past the limit.
+            EventTooLarge: an event exceeded the limit.
         """
-        held = self._held
-        if self._within_line and _LF not in data and _CR not in data:
-            held += data  # Small pieces mostly are more of an unfinished line.
-            if len(held) <= self._limit:
+        block = self._block
+        if self._in_line:
+            # Small pieces usually continue a line.
+            if _LF not in data and _CR not in data:
+                block += data
+                if len(block) <= self._limit:
+                    return []
+                data = b""
+        elif self._state == _BETWEEN_BLOCKS:
+            # Servers usually send whole events.
+            if data.endswith(b"\n\n") and _CR not in data and len(data) <= self._limit:
+                return self._decode(data)
+        elif self._state != _IN_BLOCK:
+            data = self._skip_bom_or_lf(data)
+            if not data:
                 return []
-            data = b""
-        self._within_line = False
-        if not self._settled:
-            data = self._settle(data)
         if _CR in data:
-            self._settled = data[-1] != _CR
-            # One byte is found many times as fast as two.
-            first, *rest = data.split(b"\r")
-            data = b"\n".join((first, *(line.removeprefix(b"\n") for line in rest)))
-        if len(held) + len(data) >= self._limit:
-            data = self._within_limit(data)
-        events: list[ServerSentEvent] = []
-        if not held:
-            data = self._read(data, events)
-        else:
-            data = self._held_lf + data
-            # What is held is copied where that costs no more than the piece, or ends the block.
-            if len(data) > len(held) or _block_end(data, 0) >= 0:
-                data = b"".join((held, data))
-                held.clear()
-                self._held_lf = b""
-                data = self._read(data, events)
+            return self._feed_crs(data)
+        if len(block) + len(data) < self._limit:
+            return self._feed_lines(data)
+        return self._feed_up_to_limit(data)
+
+    def _skip_bom_or_lf(self, data: bytes) -> bytes:
+        """Return `data` without a BOM at the start of the stream, or without the LF after a CR."""
+        if self._state == _FAILED:
+            raise EventTooLarge(self._limit)
+        if self._state == _START:
+            data = self._bom + data
+            if len(data) < len(_BOM) and _BOM.startswith(data):
+                self._bom = data
+                return b""
+            self._bom = b""
+            self._state = _BETWEEN_BLOCKS
+            return data.removeprefix(_BOM)
         if data:
-            self._within_line = data[-1] != _LF
-            if not self._within_line:
-                data = data[:-1]
-            self._held_lf = b"" if self._within_line else b"\n"
-            held += data
-        if self._too_large:
-            self._retry = self.retry
-            self._within_line = False
-            held.clear()
-            if not events:
-                raise EventTooLarge(self._limit)
+            self._state = _IN_BLOCK if self._block else _BETWEEN_BLOCKS
+        return data.removeprefix(b"\n")
+
+    def _feed_crs(self, data: bytes) -> list[ServerSentEvent]:
+        """Replace each CR and CRLF by LF, and feed the result."""
+        events = self.feed(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
+        if data[-1] == _CR and self._state != _FAILED:
+            self._state = _AFTER_CR
         return events
 
-    def _settle(self, data: bytes) -> bytes:
-        """Return `data` without a byte order mark, and without the LF of a CRLF that was cut."""
-        if self._too_large:
-            raise EventTooLarge(self._limit)
-        if self._start is None:
-            self._settled = bool(data)
-            return data.removeprefix(b"\n")
-        start = self._start + data
-        if len(start) < len(_BOM) and _BOM.startswith(start):
-            self._start = start
-            return b""
-        self._start = None
-        self._settled = True
-        return start.removeprefix(_BOM)
+    def _feed_lines(self, data: bytes) -> list[ServerSentEvent]:
+        """Return the events of the blocks that are complete, and store the unfinished block."""
+        block = self._block
+        if block:
+            if not self._in_line:
+                data = b"\n" + data
+            # Copy the unfinished block only if it is complete now, or not longer than `data`.
+            if len(data) > len(block) or b"\n\n" in data:
+                data = b"".join((block, data))
+                block.clear()
+        events: list[ServerSentEvent] = []
+        if not block:
+            end = data.rfind(b"\n\n")
+            if end >= 0:
+                events = self._decode(data[: end + 2])
+                data = data[end + 2 :]
+            else:
+                data = data.removeprefix(b"\n")
+        if not data:
+            self._state = _BETWEEN_BLOCKS
+            self._in_line = False
+        elif data[-1] == _LF:
+            self._state = _IN_BLOCK
+            self._in_line = False
+            block += data[:-1]
+        else:
+            self._state = _IN_BLOCK
+            self._in_line = True
+            block += data
+        return events
 
-    def _within_limit(self, data: bytes) -> bytes:
-        """Return the held bytes and `data`, but only up to where a block passes the limit."""
-        data = bytes(self._held) + self._held_lf + data
-        self._held.clear()
-        self._held_lf = b""
+    def _feed_up_to_limit(self, data: bytes) -> list[ServerSentEvent]:
+        """Do the same as `_feed_lines`, but fail at the first block that exceeds the limit."""
+        data = self._unfinished_block() + data
+        self._block.clear()
+        excess = self._find_excess(data)
+        if excess < 0:
+            return self._feed_lines(data)
+        events = self._feed_lines(data[:excess])
+        self._decoder.retry = self.retry  # The unfinished block may have set it.
+        self._block.clear()
+        self._state = _FAILED
+        self._in_line = False
+        if not events:
+            raise EventTooLarge(self._limit)
+        return events
+
+    def _find_excess(self, data: bytes) -> int:
+        """Return the position of the first byte that exceeds the limit of its block, or -1."""
         start = 0
         for lines in data.split(b"\n\n"):
             block = lines.lstrip(b"\n")
             start += len(lines) - len(block)
             end = start + len(block)
-            if len(block) + (end < len(data)) > self._limit:  # Its last LF counts too.
-                self._too_large, self._settled = True, False
-                return data[: start + self._limit]
+            if len(block) + (end < len(data)) > self._limit:  # The LF of its last line counts.
+                return start + self._limit
             start = end + 2
-        return data
+        return -1
 
-    def _read(self, data: bytes, events: list[ServerSentEvent]) -> bytes:
-        """Append to `events` what the whole blocks say, and return the unfinished one."""
-        usual, place, size = self._usual_start, 0, len(data)
-        while place < size:
-            # Servers mostly send one line of data with the name that the last event had.
-            if data.startswith(usual, place):
-                start = place + len(usual)
-                end = data.find(b"\n", start)
-                if end < 0:
-                    return data[place:]
-                if end + 1 < size and data[end + 1] == _LF:
-                    text = data[start:end].decode("utf-8", "replace")
+    def _unfinished_block(self) -> bytes:
+        has_line_end = self._block and not self._in_line
+        return bytes(self._block) + (b"\n" if has_line_end else b"")
+
+    def _unfinished_lines(self) -> list[str]:
+        return self._unfinished_block().decode("utf-8", "replace").split("\n")
+
+
+class _EventDecoder:
+    """Decodes complete blocks, with LF as the end of each line, and keeps the last event id."""
+
+    def __init__(self) -> None:
+        self.last_event_id = ""
+        self.retry: int | None = None
+        # The start of the last block of the form "event: NAME, data: ...", and its name. Servers
+        # usually send several such blocks with the same name.
+        self._common_start = b"event: message\ndata: "
+        self._common_name = "message"
+
+    def decode(self, blocks: bytes) -> list[ServerSentEvent]:
+        """Return the events of `blocks`, which end with a blank line."""
+        events: list[ServerSentEvent] = []
+        start, position, size = self._common_start, 0, len(blocks)
+        while position < size:
+            if blocks.startswith(start, position):
+                data_start = position + len(start)
+                end = blocks.find(b"\n", data_start)
+                if blocks[end + 1] == _LF:  # Only one line of data.
+                    text = blocks[data_start:end].decode("utf-8", "replace")
                     events.append(
-                        _new(ServerSentEvent, (self._usual_name, text, self._last_event_id, None))
+                        _new(ServerSentEvent, (self._common_name, text, self.last_event_id, None))
                     )
-                    place = end + 2
+                    position = end + 2
                     continue
-            end = _block_end(data, place)
-            if end < 0:
-                return data[place:].lstrip(b"\n")
-            self._interpret(data[place:end], events)
-            usual, place = self._usual_start, end + 2
-        return b""
+            elif blocks[position] == _LF:  # A second blank line.
+                position += 1
+                continue
+            end = blocks.find(b"\n\n", position)
+            event = self._decode_block(blocks[position:end])
+            if event is not None:
+                events.append(event)
+            start, position = self._common_start, end + 2
+        return events
 
-    def _interpret(self, block: bytes, events: list[ServerSentEvent]) -> None:
-        """Append to `events` what the lines of one block say."""
+    def _decode_block(self, block: bytes) -> ServerSentEvent | None:
+        """Return the event of a block of any form; None if it has no data."""
         name = ""
         data: list[str] = []
         lines = block.decode("utf-8", "replace").split("\n")
@@ -197,33 +256,22 @@ class SSEParser:
             elif field == "event":
                 name = value
             elif field == "id" and "\0" not in value:
-                self._last_event_id = value
+                self.last_event_id = value
         retry = _last_retry(lines, None)
         if retry is not None:
-            self._retry = retry
-        if data:
-            name = name or "message"
-            events.append(ServerSentEvent(name, "\n".join(data), self._last_event_id, retry))
+            self.retry = retry
         start, separator, _ = block.partition(b"\ndata: ")
         if separator and start.startswith(b"event: ") and _LF not in start:
-            # Not `name`, which a line after the data may have given.
-            usual = start.removeprefix(b"event: ").decode("utf-8", "replace")
-            self._usual_start, self._usual_name = start + separator, usual or "message"
-
-    def _held_lines(self) -> list[str]:
-        return (self._held + self._held_lf).decode("utf-8", "replace").split("\n")
-
-
-def _block_end(data: bytes, place: int) -> int:
-    """Return where the LF is that a blank line follows, from `place` on; -1 if there is none."""
-    # One byte is found many times as fast as two.
-    end = data.find(b"\n", place)
-    while end >= 0 and data[end + 1 : end + 2] != b"\n":
-        end = data.find(b"\n", end + 1)
-    return end
+            # Not `name`: a line after the data can set another one, only for this block.
+            common = start.removeprefix(b"event: ").decode("utf-8", "replace")
+            self._common_start, self._common_name = start + separator, common or "message"
+        if not data:
+            return None
+        return ServerSentEvent(name or "message", "\n".join(data), self.last_event_id, retry)
 
 
-def _last_retry(lines: list[str], otherwise: int | None) -> int | None:
+def _last_retry(lines: list[str], default: int | None) -> int | None:
+    """Return the value of the last valid `retry` field in `lines`."""
     for line in reversed(lines):
         if line.startswith("retry:"):
             digits = line[6:].removeprefix(" ")
@@ -231,4 +279,4 @@ def _last_retry(lines: list[str], otherwise: int | None) -> int | None:
                 digits = digits.lstrip("0") or "0"
                 if len(digits) <= _MAX_RETRY_DIGITS:
                     return int(digits)
-    return otherwise
+    return default
