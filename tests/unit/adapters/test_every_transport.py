@@ -1,4 +1,4 @@
-"""What all transports of this package do beyond the contract."""
+"""Features of all built-in transports that the contract does not require."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 @pytest.mark.parametrize("early", range(len(LAST_CHUNK)))
 @over(*ONCE)
-async def test_what_follows_an_answer_answers_no_request_however_its_end_is_cut(
-    way: Way, early: int
-) -> None:
-    """Be it after a body in chunks, whose end comes in two parts, or after one of a length."""
+async def test_surplus_bytes_are_not_the_next_response(way: Way, early: int) -> None:
+    """The end of a chunked body may arrive in two parts, at any position."""
     start, first, _ = map(to_bytes, zip(http_response(b"first", framing="chunked")))
-    begun, ended = start + first + LAST_CHUNK[:early], LAST_CHUNK[early:] + SURPLUS
-    in_two = (Write(begun), WaitForRelease(), Write(ended), WaitForRelease())
-    of_a_length = (Write(to_bytes(OK) + SURPLUS), WaitForRelease())
+    beginning, end = start + first + LAST_CHUNK[:early], LAST_CHUNK[early:] + SURPLUS
+    in_two_parts = (Write(beginning), WaitForRelease(), Write(end), WaitForRelease())
+    with_length = (Write(to_bytes(OK) + SURPLUS), WaitForRelease())
     transport = sending.in_mode(way.mode, way.make_transport())
-    with ByteServer(in_two, http_response(b"second", framing="chunked"), of_a_length, OK) as server:
+    with ByteServer(
+        in_two_parts, http_response(b"second", framing="chunked"), with_length, OK
+    ) as server:
         pieces = aiter((await transport.send_async(get(server.url, stream=True))).body)
         assert await anext(pieces) == b"first"
         server.release()
@@ -58,7 +58,7 @@ async def test_what_follows_an_answer_answers_no_request_however_its_end_is_cut(
 
 
 @over(*ONCE)
-async def test_an_address_that_is_none(way: Way) -> None:
+async def test_invalid_url_is_a_connect_error(way: Way) -> None:
     transport = sending.in_mode(way.mode, way.make_transport())
     for url in ("http://*/", "http://127.0.0.1:99999/", "ftp://127.0.0.1/", "http:///"):
         with pytest.raises(ConnectError) as caught:
@@ -68,10 +68,10 @@ async def test_an_address_that_is_none(way: Way) -> None:
 
 
 @over(*ONCE)
-async def test_a_head_cut_short_is_an_interruption(way: Way) -> None:
+async def test_truncated_head_is_an_interruption(way: Way) -> None:
     whole = head("200 OK", [("Content-Length", "0")])
     cuts = [truncated((whole,), length) for length in range(size((whole,)))]
-    # Over urllib3, a field that was cut short may read as broken framing.
+    # For urllib3, a truncated field may be an invalid content-length.
     kinds = (ConnectionInterrupted, *[ProtocolError] * (way.transport in ("requests", "urllib3")))
     transport = sending.in_mode(way.mode, way.make_transport())
     with ByteServer(*cuts) as server:
@@ -81,9 +81,9 @@ async def test_a_head_cut_short_is_an_interruption(way: Way) -> None:
         await transport.close_async()
 
 
-# aiohttp has loaded the authorities that it trusts by now.
+# aiohttp has loaded its trusted certificates already, so the environment has no effect.
 @over(*(way for way in ONCE if way.transport != "aiohttp"))
-async def test_tls_that_ends_within_a_body_is_an_interruption(
+async def test_tls_connection_closed_within_a_body_is_an_interruption(
     way: Way, secured: Secured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", secured.ca_file)
@@ -98,19 +98,19 @@ async def test_tls_that_ends_within_a_body_is_an_interruption(
 
 
 @over(*ONCE)
-async def test_only_what_is_undone_is_asked_for_unless_the_user_asks(way: Way) -> None:
+async def test_accept_encoding_lists_the_decoded_codings_unless_the_user_sets_it(way: Way) -> None:
     transport = sending.in_mode(way.mode, way.make_transport())
     with ByteServer(OK) as server:
         await fetch(transport, get(server.url))
         await fetch(transport, get(server.url, ("Accept-Encoding", "identity")))
         await transport.close_async()
-        asked = [request.headers["accept-encoding"] for request in server.requests]
-    assert asked == ["gzip, deflate", "identity"]
+        sent = [request.headers["accept-encoding"] for request in server.requests]
+    assert sent == ["gzip, deflate", "identity"]
 
 
 @pytest.mark.parametrize("way", ONCE, ids=str)
-def test_an_error_has_the_librarys_response_which_can_be_read_again(way: Way) -> None:
-    """Be it so large that it is decompressed in several pieces."""
+def test_raw_response_of_an_error_can_be_read_again(way: Way) -> None:
+    """The body is so large that it is decompressed in several pieces."""
     large = b'{"detail":' + b" " * 2_000_000 + b'"no"}'
     steps = http_response(large, status="404 Not Found", framing="chunked", gzip=True)
 
@@ -131,7 +131,7 @@ def test_an_error_has_the_librarys_response_which_can_be_read_again(way: Way) ->
 
 
 @over(*ONCE)
-async def test_a_body_outlives_its_transport(way: Way) -> None:
+async def test_body_can_be_read_after_its_transport_was_garbage_collected(way: Way) -> None:
     with ByteServer(HALF) as server:
         response = await sending.in_mode(way.mode, way.make_transport()).send_async(get(server.url))
         response = evolve(response, raw_response=None)
@@ -144,7 +144,7 @@ async def test_a_body_outlives_its_transport(way: Way) -> None:
 
 
 @over(*WAYS)
-async def test_a_transport_that_is_forgotten_closes_its_connections(way: Way) -> None:
+async def test_garbage_collected_transport_closes_its_connections(way: Way) -> None:
     with ByteServer(OK) as server:
         assert (
             await fetch(sending.in_mode(way.mode, way.make_transport()), get(server.url)) == b"ok"
@@ -158,8 +158,8 @@ LOOPS = [way for way in WAYS if way.mode != "sync" and way.transport in ("aiohtt
 
 @pytest.mark.parametrize("way", LOOPS, ids=str)
 @pytest.mark.parametrize("cycle", [False, True], ids=["plain", "cycle"])
-def test_a_body_may_be_kept_beyond_its_event_loop(way: Way, *, cycle: bool) -> None:
-    """Which ends its connection, and leaves nothing to warn of."""
+def test_body_may_outlive_its_event_loop(way: Way, *, cycle: bool) -> None:
+    """The end of the loop closes the connection. The garbage collection causes no warning."""
     kept: list[Any] = []
 
     async def use() -> None:
@@ -176,12 +176,12 @@ def test_a_body_may_be_kept_beyond_its_event_loop(way: Way, *, cycle: bool) -> N
     gc.collect()
 
 
-# More than httpx and aiohttp have connections by default, and anyio has threads.
+# More than the default limits on connections of httpx and aiohttp, and on threads of anyio.
 MANY = 110
 
 
 @pytest.mark.parametrize("way", ONCE, ids=str)
-def test_many_streams_share_a_client(way: Way) -> None:
+def test_client_may_have_many_open_streams(way: Way) -> None:
     turn = http_response(
         chunk("a"), WaitForRelease(), chunk("b"), headers=SSE.items(), framing="chunked"
     )
@@ -207,7 +207,7 @@ def test_many_streams_share_a_client(way: Way) -> None:
 
 
 @pytest.mark.parametrize("name", ["aiohttp", "httpx"])
-def test_one_transport_serves_one_event_loop_after_another(name: str) -> None:
+def test_transport_can_be_used_in_one_event_loop_after_another(name: str) -> None:
     ways = [way for way in LOOPS if way.transport == name] * 2
     transport = sending.in_mode("asyncio", ways[0].make_transport())
 

@@ -1,4 +1,4 @@
-"""Over urllib3 and requests: what was sent is known, and what users' code raises is theirs."""
+"""urllib3 and requests: requests are sent once, and exceptions of user code are not wrapped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from requests.auth import AuthBase
 from urllib3.connection import HTTPConnection
 
 from flux0 import BackoffStrategy, Flux0, RequestsTransport, RetryConfig, Urllib3Transport
-from flux0.adapters.urllib3 import connection as urllib3_connection, http_response as http_answer
+from flux0.adapters.urllib3 import (
+    connection as urllib3_connection,
+    http_response as urllib3_response,
+)
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -48,7 +51,7 @@ Call = Callable[[str], bytes]
 
 @frozen
 class Library:
-    """How the two libraries are told the same."""
+    """One of the two libraries, with the same way to create a transport."""
 
     name: str
 
@@ -61,7 +64,7 @@ class Library:
     def make_with_user(
         self, *, ca_file: str | None = None, proxy: str | None = None
     ) -> tuple[Transport, Call]:
-        """Return a transport, and how its user sends a GET over the same connections."""
+        """Return a transport, and a function that sends a GET over the client of the user."""
         headers = {"accept-encoding": "br, zstd"}
         if self.name == "requests":
             session = requests.Session()
@@ -87,8 +90,8 @@ def client(url: str, transport: Transport, **options: Any) -> Flux0:
 
 
 def failure_of_post(url: str, transport: Transport) -> Any:
-    """Return what a POST raises."""
-    with client(url, transport) as flux0, pytest.raises(BaseException) as caught:  # noqa: PT011 - looked at
+    """Return the exception that a POST raises."""
+    with client(url, transport) as flux0, pytest.raises(BaseException) as caught:  # noqa: PT011 - the caller checks it
         flux0.sessions.create(agent_id="a")
     return caught.value
 
@@ -97,8 +100,8 @@ def failure_of_post(url: str, transport: Transport) -> Any:
 
 
 @over_both
-def test_a_tunnel_through_a_secured_proxy(library: Library, secured: Secured) -> None:
-    """TLS within TLS, of which no plain socket knows."""
+def test_close_wakes_a_reader_of_tls_in_tls(library: Library, secured: Secured) -> None:
+    """TLS in TLS has no socket object of its own, so `close` must find the raw socket."""
     with Proxy(tls=secured.server) as proxy, ByteServer(OK, HALF, tls=secured.server) as server:
         transport = library.make(ca_file=secured.ca_file, proxy=proxy.url)
         assert fetch_sync(transport, get(server.url)) == b"ok"
@@ -120,21 +123,21 @@ def test_a_tunnel_through_a_secured_proxy(library: Library, secured: Secured) ->
         server.wait_until_closed()
 
 
-# --- connections that are not used again
+# --- connections that are not reused
 
 
 @over_both
-def test_a_connection_that_rested_is_not_used_again(
+def test_connections_idle_for_four_seconds_are_not_reused(
     library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A long body is no rest."""
+    """The time to read a body is not idle time."""
     now = 100.0
-    for module in (urllib3_connection, http_answer):
+    for module in (urllib3_connection, urllib3_response):
         monkeypatch.setattr(module, "monotonic", lambda: now)
     with ByteServer(OK) as server:
         transport = library.make()
-        for rested, connections in ((0.0, 1), (3.9, 1), (3.9, 1), (4.1, 2), (3.9, 2)):
-            now += rested
+        for idle_seconds, connections in ((0.0, 1), (3.9, 1), (3.9, 1), (4.1, 2), (3.9, 2)):
+            now += idle_seconds
             body = transport.send(get(server.url, stream=True)).body
             now += 600
             assert b"".join(body) == b"ok"
@@ -146,28 +149,33 @@ def test_a_connection_that_rested_is_not_used_again(
 
 @over_both
 @pytest.mark.parametrize("proxied", [False, True], ids=["direct", "proxied"])
-def test_connections_from_before_are_not_used(library: Library, *, proxied: bool) -> None:
-    """Of those that the user's code left in the pool, nobody would know what happens on them."""
+def test_untracked_idle_connections_are_not_reused(library: Library, *, proxied: bool) -> None:
+    """User code left them in the pool before flux0 used it. They do not record what is sent."""
     with ByteServer(OK) as server, Proxy() as proxy:
-        transport, theirs = library.make_with_user(proxy=proxy.url if proxied else None)
-        for send, connections in ((theirs, 1), (theirs, 1), (None, 2), (theirs, 2)):
+        transport, send_as_user = library.make_with_user(proxy=proxy.url if proxied else None)
+        for send, connections in (
+            (send_as_user, 1),
+            (send_as_user, 1),
+            (None, 2),
+            (send_as_user, 2),
+        ):
             body = fetch_sync(transport, get(server.url)) if send is None else send(server.url)
             assert (body, server.connections) == (b"ok", connections)
 
 
 @over_both
-def test_what_the_user_sends_over_the_same_pools_goes_on(library: Library) -> None:
-    transport, theirs = library.make_with_user()
+def test_user_requests_share_the_pools_of_the_transport(library: Library) -> None:
+    transport, send_as_user = library.make_with_user()
     with ByteServer(HALF, OK) as server:
         body = transport.send(get(server.url, stream=True)).body
-        assert theirs(server.url) == b"ok"
+        assert send_as_user(server.url) == b"ok"
         body.close()
     with pytest.raises((requests.ConnectionError, urllib3.exceptions.MaxRetryError)):
-        theirs(server.url)
+        send_as_user(server.url)
 
 
 @pytest.mark.parametrize("block", [False, True])
-def test_the_place_of_a_connection_from_before_stays(*, block: bool) -> None:
+def test_slots_of_untracked_connections_stay_in_the_pool(*, block: bool) -> None:
     with ByteServer(HALF) as server:
         manager = urllib3.PoolManager(maxsize=2, block=block)
         server.release()
@@ -178,7 +186,7 @@ def test_the_place_of_a_connection_from_before_stays(*, block: bool) -> None:
         assert server.connections == 3
 
 
-def test_a_pool_that_its_user_closed() -> None:
+def test_pool_closed_by_the_user_is_a_connect_error() -> None:
     with ByteServer(OK) as server:
         manager = urllib3.PoolManager()
         manager.connection_from_url(server.url).close()
@@ -186,19 +194,19 @@ def test_a_pool_that_its_user_closed() -> None:
             Urllib3Transport(manager).send(get(server.url))
 
 
-# --- what the user's code raises
+# --- exceptions of user code
 
 
-USERS_ERRORS = [
+USER_ERRORS = [
     OSError("the disk is full"),
     UnicodeError("not a letter"),
     requests.ConnectionError("redis is down"),
     requests.ReadTimeout("redis is slow"),
     urllib3.exceptions.ProtocolError("redis is odd"),
     KeyError("tenant"),
-    httpx.ConnectError("of another service"),  # It raises where it is asked for its request.
+    httpx.ConnectError("of another service"),  # Its attribute `request` raises.
 ]
-NOT_OF_REQUESTS = [USERS_ERRORS[0], USERS_ERRORS[1], USERS_ERRORS[5]]
+ERRORS_OUTSIDE_REQUESTS = [USER_ERRORS[0], USER_ERRORS[1], USER_ERRORS[5]]
 
 
 def raising(error: Exception) -> Callable[..., Any]:
@@ -212,7 +220,7 @@ def raising_nothing(*_: Any) -> None: ...
 
 
 def raising_session(where: str, error: Exception) -> requests.Session:
-    """Return a session with code of the user's that raises `error`."""
+    """Return a session whose hook, authentication or adapter raises `error`."""
     session = requests.Session()
     if where.startswith("hook"):
         session.hooks["response"] = raising(error)
@@ -228,11 +236,15 @@ def raising_session(where: str, error: Exception) -> requests.Session:
 
 @pytest.mark.parametrize(
     ("where", "raised"),
-    [(where, raised) for where in ("hook", "hook, redirect", "auth") for raised in USERS_ERRORS]
-    + [(where, raised) for where in ("adapter", "HTTPAdapter") for raised in NOT_OF_REQUESTS],
-    ids=lambda given: given if isinstance(given, str) else type(given).__name__,
+    [(where, raised) for where in ("hook", "hook, redirect", "auth") for raised in USER_ERRORS]
+    + [
+        (where, raised)
+        for where in ("adapter", "HTTPAdapter")
+        for raised in ERRORS_OUTSIDE_REQUESTS
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_what_the_users_code_raises_is_raised_as_it_is(where: str, raised: Exception) -> None:
+def test_exceptions_of_user_code_are_raised_unchanged(where: str, raised: Exception) -> None:
     session = raising_session(where, raised)
     moved = http_response(b"", status="302 Found", headers=[("Location", "http://[")])
     with ByteServer(moved if where == "hook, redirect" else OK) as server:
@@ -240,8 +252,8 @@ def test_what_the_users_code_raises_is_raised_as_it_is(where: str, raised: Excep
         assert len(server.requests) == where.startswith("hook")
 
 
-def test_a_hook_that_sends_a_request_of_its_own() -> None:
-    """That one fails to connect, which says nothing of the first."""
+def test_failed_request_of_a_hook_is_not_the_failure_of_the_call() -> None:
+    """The hook's own request fails to connect. The request of the call was sent."""
     session = requests.Session()
 
     def report(response: requests.Response, **_: Any) -> None:
@@ -254,7 +266,7 @@ def test_a_hook_that_sends_a_request_of_its_own() -> None:
         assert len(server.requests) == 1
 
 
-def test_a_manager_of_the_users_raises() -> None:
+def test_exception_of_a_user_manager_is_raised_unchanged() -> None:
     full = OSError("the disk is full")
 
     class Manager(urllib3.PoolManager):
@@ -264,25 +276,27 @@ def test_a_manager_of_the_users_raises() -> None:
         assert failure_of_post(server.url, Urllib3Transport(Manager())) is full
 
 
-# --- connections of others
+# --- untracked connections
 
 
-class _Unwatched(HTTPConnection):
-    """Sends in a way of its own, of which nothing is noted."""
+class _UntrackedConnection(HTTPConnection):
+    """A connection with its own `request`, as a recorder has. It is not tracked."""
 
     def request(self, *args: Any, **options: Any) -> None:
         super().request(*args, **options)
 
 
 @over_both
-def test_a_recorder_comes_and_goes(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recorders put their own class of connections in place of urllib3's, in all pools."""
+def test_recorder_may_start_and_stop_between_requests(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recorder replaces the connection class of all pools."""
     with ByteServer(http_response(b"first", b"second", framing="chunked", gzip=True)) as server:
         transport = library.make()
         for _ in range(2):
             assert fetch_sync(transport, get(server.url)) == b"firstsecond"
             with monkeypatch.context() as recording:
-                recording.setattr(urllib3.HTTPConnectionPool, "ConnectionCls", _Unwatched)
+                recording.setattr(urllib3.HTTPConnectionPool, "ConnectionCls", _UntrackedConnection)
                 transport.close()
                 assert fetch_sync(transport, get(server.url)) == b"firstsecond"
 
@@ -298,15 +312,15 @@ def test_a_recorder_comes_and_goes(library: Library, monkeypatch: pytest.MonkeyP
         ),
         (http_response(b"a", WaitForRelease(), framing="chunked"), ReadTimeout),
     ],
-    ids=["reset", "chunk", "silent"],
+    ids=["reset", "chunk", "timeout"],
 )
-def test_of_a_connection_that_notes_nothing_nobody_knows(
+def test_failure_of_an_untracked_connection_is_an_interruption(
     library: Library,
     monkeypatch: pytest.MonkeyPatch,
     steps: ServerSteps,
     kind: type[TransportError],
 ) -> None:
-    monkeypatch.setattr(urllib3.HTTPConnectionPool, "ConnectionCls", _Unwatched)
+    monkeypatch.setattr(urllib3.HTTPConnectionPool, "ConnectionCls", _UntrackedConnection)
     with ByteServer(steps) as server, client(server.url, library.make()) as flux0:
         with pytest.raises(kind):
             flux0.sessions.create(agent_id="a", timeout_ms=300)
@@ -332,16 +346,16 @@ assert TrackedConnection.__bases__ == (own,)
 """
 
 
-def test_a_transport_is_first_made_while_a_recorder_is_in_urllib3s_place() -> None:
+def test_transport_may_be_created_while_a_recorder_is_active() -> None:
     done = subprocess.run([sys.executable, "-c", RECORDED], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-# --- what is refused, and what is not
+# --- wrong arguments and packages
 
 
 @pytest.mark.parametrize(
-    ("make", "given", "way_out"),
+    ("make", "value", "fix"),
     [
         (Urllib3Transport, requests.Session(), "RequestsTransport"),
         (Urllib3Transport, urllib3.PoolManager, "PoolManager()"),
@@ -351,14 +365,14 @@ def test_a_transport_is_first_made_while_a_recorder_is_in_urllib3s_place() -> No
         (RequestsTransport, HTTPAdapter(), "must be a Session"),
     ],
 )
-def test_a_wrong_object_is_refused(make: Any, given: Any, way_out: str) -> None:
+def test_object_of_the_wrong_type_is_rejected(make: Any, value: Any, fix: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        make(given)
-    assert way_out in str(caught.value)
+        make(value)
+    assert fix in str(caught.value)
 
 
 @pytest.mark.parametrize("make", [Urllib3Transport, RequestsTransport])
-def test_another_package_in_urllib3s_place_is_refused(
+def test_urllib3_future_is_rejected(
     make: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(urllib3_connection, "HTTPConnection", object)

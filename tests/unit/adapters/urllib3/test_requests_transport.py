@@ -1,4 +1,4 @@
-"""The requests transport: the contract, and what is requests' own."""
+"""The requests transport: the contract, and features of requests."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class TestRequestsTransport(TransportContract):
         session.verify = ca_file
         return RequestsTransport(session)
 
-    def test_a_test_of_ones_own_needs_nothing_of_the_contract(self) -> None:
+    def test_subclass_may_have_tests_without_the_fixtures_of_the_contract(self) -> None:
         assert isinstance(self.make_transport(), RequestsTransport)
 
 
 def hooked(
     hook: Callable[[requests.Response], object], session: requests.Session | None = None
 ) -> RequestsTransport:
-    """Return a transport over a session that has this hook."""
+    """Return a transport over a session with this hook."""
 
     def call(response: requests.Response, **_: Any) -> None:
         hook(response)
@@ -66,7 +66,7 @@ def hooked(
     return RequestsTransport(session)
 
 
-def test_a_users_session_keeps_what_it_has_and_stays_open() -> None:
+def test_user_session_keeps_its_settings_and_stays_open() -> None:
     session = requests.Session()
     session.mount("http://", HTTPAdapter(pool_maxsize=1, pool_block=True))
     session.headers.update({"x-key": "k", "accept": "text/plain"})
@@ -101,7 +101,7 @@ def test_a_users_session_keeps_what_it_has_and_stays_open() -> None:
     ],
     ids=["total", "no-total", "status"],
 )
-def test_an_adapter_that_retries_is_refused(retry: urllib3.Retry) -> None:
+def test_session_with_a_retrying_adapter_is_rejected(retry: urllib3.Retry) -> None:
     session = requests.Session()
     transport = RequestsTransport(session)
     session.mount("http://", HTTPAdapter(max_retries=retry))
@@ -116,7 +116,7 @@ def test_an_adapter_that_retries_is_refused(retry: urllib3.Retry) -> None:
 # --- hooks and authentication
 
 
-def test_a_hook_may_raise_for_the_status() -> None:
+def test_hook_may_call_raise_for_status() -> None:
     transport = hooked(lambda response: response.raise_for_status())
     with ByteServer(http_response(b"no", status="404 Not Found"), OK) as server:
         response = transport.send(get(server.url))
@@ -125,7 +125,7 @@ def test_a_hook_may_raise_for_the_status() -> None:
         assert server.connections == 1
 
 
-def test_a_hook_may_read_the_body() -> None:
+def test_hook_may_read_the_body() -> None:
     seen: list[str] = []
     transport = hooked(lambda response: seen.append(response.text))
     with ByteServer(http_response(b"ok", gzip=True, headers=[("X-A", "b")])) as server:
@@ -138,9 +138,11 @@ def test_a_hook_may_read_the_body() -> None:
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-@pytest.mark.parametrize("what", ["response", "raw"])
-def test_a_hook_that_closes_the_response_leaves_no_body(what: str, framing: Framing) -> None:
-    transport = hooked(lambda response: (response if what == "response" else response.raw).close())
+@pytest.mark.parametrize("closed", ["response", "raw"])
+def test_body_closed_by_a_hook_is_an_interruption(closed: str, framing: Framing) -> None:
+    transport = hooked(
+        lambda response: (response if closed == "response" else response.raw).close()
+    )
     with (
         ByteServer(http_response(b"ok", framing=framing)) as server,
         pytest.raises(ConnectionInterrupted),
@@ -148,8 +150,8 @@ def test_a_hook_that_closes_the_response_leaves_no_body(what: str, framing: Fram
         fetch_sync(transport, get(server.url))
 
 
-@pytest.mark.parametrize("second", [OK, (Reset(),)], ids=["answered", "reset"])
-def test_digest_authentication_of_the_session_answers_its_challenge(second: ServerSteps) -> None:
+@pytest.mark.parametrize("second", [OK, (Reset(),)], ids=["response", "reset"])
+def test_digest_authentication_of_the_session_sends_a_second_request(second: ServerSteps) -> None:
     session = requests.Session()
     session.auth = HTTPDigestAuth("me", "password")
     challenge = http_response(
@@ -169,15 +171,15 @@ def test_digest_authentication_of_the_session_answers_its_challenge(second: Serv
         assert server.requests[1].headers["authorization"].startswith("Digest")
 
 
-def test_no_connection_for_the_answer_to_a_challenge_means_that_something_was_sent() -> None:
-    """The server has got the first request, so nobody may take this for one that never left."""
+def test_failed_connection_after_a_challenge_is_not_a_connect_error() -> None:
+    """A `ConnectError` would be retried, but the server has received the first request."""
     challenge = http_response(
         status="401 Unauthorized",
         headers=[("WWW-Authenticate", 'Digest realm="r", nonce="n"'), ("Connection", "close")],
     )
     listener = socket.create_server(("127.0.0.1", 0))
 
-    def challenge_and_die() -> None:
+    def challenge_and_disconnect() -> None:
         connection, _ = listener.accept()
         listener.close()
         with connection:
@@ -188,12 +190,14 @@ def test_no_connection_for_the_answer_to_a_challenge_means_that_something_was_se
     session.auth = HTTPDigestAuth("me", "password")
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     with ThreadPoolExecutor(1) as threads, session:
-        threads.submit(challenge_and_die)
+        threads.submit(challenge_and_disconnect)
         with pytest.raises(ConnectionInterrupted):
             RequestsTransport(session).send(post(url))
 
 
-def test_no_password_comes_from_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_built_in_session_does_not_read_netrc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("default login me password secret\n", encoding="utf-8")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -201,16 +205,16 @@ def test_no_password_comes_from_netrc(tmp_path: Path, monkeypatch: pytest.Monkey
         fetch_sync(RequestsTransport(), get(server.url))
         fetch_sync(RequestsTransport(), get(server.url, ("authorization", "Bearer token")))
         fetch_sync(RequestsTransport(requests.Session()), get(server.url))
-        none, own, asked_for = server.requests
-        assert "authorization" not in none.headers
-        assert own.headers["authorization"] == "Bearer token"
-        assert asked_for.headers["authorization"].startswith("Basic")
+        built_in, explicit, user_session = server.requests
+        assert "authorization" not in built_in.headers
+        assert explicit.headers["authorization"] == "Bearer token"
+        assert user_session.headers["authorization"].startswith("Basic")
 
 
-# --- what is asked for, and what comes
+# --- redirects, certificates and header fields
 
 
-def test_the_body_of_a_redirect_is_not_waited_for() -> None:
+def test_redirect_is_returned_before_its_body_is_complete() -> None:
     moved = http_response(
         b"first",
         WaitForRelease(),
@@ -228,33 +232,33 @@ def test_the_body_of_a_redirect_is_not_waited_for() -> None:
         server.wait_until_closed()
 
 
-def test_certificates_of_the_session_count_more_than_the_environment(
+def test_certificates_of_the_session_override_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, secured: Secured
 ) -> None:
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "nowhere.pem"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "missing.pem"))
     session = requests.Session()
     session.verify = secured.ca_file
     with ByteServer(OK, tls=secured.server) as server:
         assert fetch_sync(RequestsTransport(session), get(server.url)) == b"ok"
 
 
-def test_certificates_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_certificate_file_is_a_connect_error(tmp_path: Path) -> None:
     session = requests.Session()
-    session.verify = str(tmp_path / "nowhere.pem")
-    with pytest.raises(ConnectError, match=r"nowhere\.pem"):
+    session.verify = str(tmp_path / "missing.pem")
+    with pytest.raises(ConnectError, match=r"missing\.pem"):
         RequestsTransport(session).send(get("https://127.0.0.1:1/"))
 
 
-def test_a_header_that_requests_refuses_is_a_protocol_error() -> None:
+def test_header_that_requests_rejects_is_a_protocol_error() -> None:
     with pytest.raises(ProtocolError):
         RequestsTransport().send(get("http://127.0.0.1:1/", ("x-a", " b")))
 
 
-# --- adapters of the user's
+# --- adapters of the user
 
 
 def over(respond: Callable[[], requests.Response]) -> RequestsTransport:
-    """Return a transport over an adapter of the user's that opens no connection."""
+    """Return a transport over a user's adapter that returns `respond()` without a connection."""
 
     class Adapter(BaseAdapter):
         def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
@@ -267,7 +271,7 @@ def over(respond: Callable[[], requests.Response]) -> RequestsTransport:
     return RequestsTransport(session)
 
 
-def test_an_adapter_may_answer_with_any_file() -> None:
+def test_adapter_may_return_a_response_with_any_file() -> None:
     def file() -> requests.Response:
         response = requests.Response()
         response.status_code = 200
@@ -283,14 +287,14 @@ def test_an_adapter_may_answer_with_any_file() -> None:
 @pytest.mark.parametrize(
     ("raised", "kind"),
     [
-        (requests.ConnectTimeout(), ReadTimeout),  # Of what was sent before, nobody knows.
+        (requests.ConnectTimeout(), ReadTimeout),  # A user's adapter may have sent bytes.
         (requests.ReadTimeout("slow"), ReadTimeout),
         (requests.ConnectionError("gone"), ConnectionInterrupted),
         (requests.exceptions.ChunkedEncodingError("cut"), ConnectionInterrupted),
         (requests.ConnectionError(ConnectionResetError("gone")), ConnectionInterrupted),
     ],
 )
-def test_an_adapter_may_raise_whatever_requests_has(
+def test_exceptions_of_requests_from_an_adapter_are_wrapped(
     raised: Exception, kind: type[TransportError]
 ) -> None:
     def fail() -> requests.Response:

@@ -1,6 +1,6 @@
-"""The urllib3 transport: the contract, what is urllib3's own, and the reading of its responses.
+"""The urllib3 transport: the contract, features of urllib3, and invalid responses.
 
-The transport over requests reads by the same code.
+The requests transport reads responses with the same code.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TestUrllib3Transport(LimitedPoolContract, TransportContract):
         return Urllib3Transport(urllib3.PoolManager(maxsize=1, block=True))
 
 
-def test_a_users_manager_keeps_its_headers_and_stays_open() -> None:
+def test_user_manager_keeps_its_headers_and_stays_open() -> None:
     manager = urllib3.PoolManager(headers={"x-key": "k", "accept": "text/plain"})
     with ByteServer(OK) as server:
         transport = Urllib3Transport(manager)
@@ -50,7 +50,7 @@ def test_a_users_manager_keeps_its_headers_and_stays_open() -> None:
         assert server.connections == 1
 
 
-def test_a_users_manager_neither_retries_nor_follows() -> None:
+def test_retries_and_redirects_of_the_user_manager_are_disabled() -> None:
     moved = http_response(
         b"", status="307 Temporary Redirect", headers=[("Location", "/elsewhere")]
     )
@@ -66,7 +66,7 @@ def test_a_users_manager_neither_retries_nor_follows() -> None:
         assert [request.target for request in server.requests] == [target, "/", "/"]
 
 
-def test_one_transport_talks_to_several_servers() -> None:
+def test_one_transport_sends_to_several_servers() -> None:
     with ByteServer(http_response(b"one")) as one, ByteServer(http_response(b"two")) as two:
         transport = Urllib3Transport()
         targets = [f"{one.url}/a?b=c", two.url, one.url]
@@ -75,7 +75,7 @@ def test_one_transport_talks_to_several_servers() -> None:
         assert [request.target for request in one.requests] == ["/a?b=c", "/"]
 
 
-def test_a_proxy_of_the_manager_is_used() -> None:
+def test_requests_go_through_the_proxy_of_a_proxy_manager() -> None:
     with ByteServer(OK) as proxy:
         transport = Urllib3Transport(urllib3.ProxyManager(proxy.url))
         url = "http://flux0.invalid/api/agents/..%2Fx?a=%2F"
@@ -86,12 +86,12 @@ def test_a_proxy_of_the_manager_is_used() -> None:
         assert request.headers.get_all("accept") == ("application/json",)
 
 
-def test_the_raw_response_of_an_error_need_not_be_kept() -> None:
+def test_error_body_is_read_after_the_raw_response_was_dropped() -> None:
     with ByteServer(http_response(b"no", status="404 Not Found", gzip=True)) as server:
         assert fetch_sync(Urllib3Transport(), get(server.url)) == b"no"
 
 
-def test_an_interrupted_read_does_not_look_like_an_end() -> None:
+def test_body_cannot_be_resumed_after_keyboard_interrupt() -> None:
     with ByteServer(HALF) as server:
         pieces = iter(Urllib3Transport().send(get(server.url, stream=True)).body)
         assert next(pieces) == b"first"
@@ -107,14 +107,14 @@ def test_an_interrupted_read_does_not_look_like_an_end() -> None:
             next(pieces)
 
 
-# --- answers
+# --- responses
 
 
 def chunked(body: bytes) -> ServerSteps:
     return (head("200 OK", [("Transfer-Encoding", "chunked")]), Write(body), Disconnect())
 
 
-def told(*fields: tuple[str, str]) -> ServerSteps:
+def with_fields(*fields: tuple[str, str]) -> ServerSteps:
     return (head("200 OK", fields), Write(b"body"), Disconnect())
 
 
@@ -128,11 +128,11 @@ LENGTH = ("Content-Length", "4")
         (Write(b"ICY 200 OK"), Disconnect()),
         (Write(b"HTTP/2.0 200 OK\r\n\r\n"), Disconnect()),
         (head("101 Switching Protocols"), *OK),
-        told(("Transfer-Encoding", "gzip, chunked")),
-        told(("Content-Length", "four")),
-        told(("Content-Length", "-4")),
-        told(LENGTH, ("Content-Length", "5")),
-        told(LENGTH, ("Content-Encoding", "br")),
+        with_fields(("Transfer-Encoding", "gzip, chunked")),
+        with_fields(("Content-Length", "four")),
+        with_fields(("Content-Length", "-4")),
+        with_fields(LENGTH, ("Content-Length", "5")),
+        with_fields(LENGTH, ("Content-Encoding", "br")),
         chunked(b"-4\r\nbody\r\n0\r\n\r\n"),
         chunked(b"0_4\r\nbody\r\n0\r\n\r\n"),
         chunked(b"xyz\r\nbody\r\n0\r\n\r\n"),
@@ -142,12 +142,12 @@ LENGTH = ("Content-Length", "4")
     ],
     ids=lambda steps: str(b"".join(step.data for step in steps if isinstance(step, Write))[-25:]),
 )
-def test_what_is_not_http_is_a_protocol_error(steps: ServerSteps) -> None:
+def test_invalid_http_is_a_protocol_error(steps: ServerSteps) -> None:
     with ByteServer(steps) as server, pytest.raises(ProtocolError):
         fetch_sync(Urllib3Transport(), get(server.url))
 
 
-def test_a_chunk_is_handed_over_before_it_is_whole() -> None:
+def test_incomplete_chunk_is_yielded_when_its_bytes_arrive() -> None:
     start, *_ = chunked(b"")
     with ByteServer(
         (start, Write(b"9\r\nfirst"), WaitForRelease(), Write(b"last\r\n0\r\n\r\n"))
@@ -158,9 +158,9 @@ def test_a_chunk_is_handed_over_before_it_is_whole() -> None:
         assert list(pieces) == [b"last"]
 
 
-def test_a_large_chunk_comes_in_pieces() -> None:
-    whole = bytes(200_000)
-    with ByteServer(http_response(whole, framing="chunked")) as server:
+def test_large_chunk_is_yielded_in_pieces() -> None:
+    content = bytes(200_000)
+    with ByteServer(http_response(content, framing="chunked")) as server:
         pieces = list(Urllib3Transport().send(get(server.url)).body)
-        assert b"".join(pieces) == whole
+        assert b"".join(pieces) == content
         assert max(len(piece) for piece in pieces) <= 64 * 1024
