@@ -1,7 +1,8 @@
-"""The transport contract: what every transport must do, as tests to run against one's own.
+"""The transport contract: tests that each transport must pass, including your own.
 
-Subclass `TransportContract` or `AsyncTransportContract` in a test module under a name that begins
-with `Test`, and say how to make the transport, and how to make one that trusts an authority::
+In a test module, subclass `TransportContract` or `AsyncTransportContract`. The name of the class
+must start with `Test`. Define how to create the transport, and how to create a transport that
+trusts a certificate authority::
 
     class TestMyTransport(TransportContract):
         def make_transport(self) -> MyTransport:
@@ -11,10 +12,10 @@ with `Test`, and say how to make the transport, and how to make one that trusts 
             return MyTransport(ca_file)
 
 If your library can limit the connections of a pool, subclass `LimitedPoolContract` as well. The
-tests need pytest, trustme, trio for asynchronous transports, and Linux.
+tests need Linux, pytest and trustme, and trio for async transports.
 """
 
-# ruff: noqa: E402 - asserts are rewritten from here on
+# ruff: noqa: E402 - pytest must know the modules before they are imported
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ from flux0.testing.contract.waiting import IdleContract, InterruptContract, Time
 
 
 class _Parts(
-    IdleContract,  # The first base's tests run last.
+    IdleContract,  # pytest runs the tests of the first base class last.
     HeadContract,
     BodyContract,
     ConnectContract,
@@ -54,12 +55,18 @@ class _Parts(
 
 
 class TransportContract(_Parts, InterruptContract):
-    """What a `Transport` must do. Say how to make one; `make_trusting_transport` is for TLS."""
+    """The tests that a `Transport` must pass.
+
+    Define `make_transport` and `make_trusting_transport`.
+    """
 
     backends: ClassVar[tuple[str, ...]] = (THREADS,)
 
 
 class AsyncTransportContract(_Parts, CancellationContract):
-    """What an `AsyncTransport` must do, under asyncio and trio."""
+    """The tests that an `AsyncTransport` must pass, under asyncio and trio.
+
+    Define `make_transport` and `make_trusting_transport`.
+    """
 
     backends: ClassVar[tuple[str, ...]] = ("asyncio", "trio")

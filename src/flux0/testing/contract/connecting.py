@@ -1,4 +1,4 @@
-"""The contract's part on connecting, with TLS and without: nothing was sent if that fails."""
+"""The contract for connecting, with and without TLS: if it fails, no request was sent."""
 
 # ruff: noqa: S101 - a test suite asserts
 
@@ -24,24 +24,24 @@ _SHORT_CONNECT = evolve(LONG_TIMEOUT, connect=SHORT)
 
 
 class ConnectContract(Contract):
-    """No connection: nothing was sent, and the error says so."""
+    """The connection cannot be established: the error is a `ConnectError` or its subclass."""
 
     @pytest.mark.parametrize(
         "host",
         ["flux0.invalid", "flüx.invalid", "xn--a-.invalid", "a" * 64 + ".invalid", "a..invalid"],
     )
     def test_unknown_host_is_a_connect_error(self, harness: Harness, host: str) -> None:
-        """`.invalid` has no hosts (RFC 2606), and labels have 1 to 63 characters."""
+        """`.invalid` has no hosts (RFC 2606). Labels must have 1 to 63 characters (RFC 1035)."""
         fails(lambda: harness.send(get(f"http://{host}/")), errors.ConnectError)
 
     def test_refused_connection_is_a_connect_error(self, harness: Harness) -> None:
-        """Nobody listens."""
+        """No socket listens on the port."""
         listener, url = harness.listen()
         listener.close()
         fails(lambda: harness.send(get(url)), errors.ConnectError)
 
     def test_connect_timeout_expires(self, harness: Harness) -> None:
-        """The port's queue of connections is full; `Timeout.connect` is the limit."""
+        """The listening socket accepts no connection, and its queue is full."""
         listener, url = harness.listen()
         listener.listen(0)
         with ExitStack() as sockets:
@@ -53,7 +53,7 @@ class ConnectContract(Contract):
 
 
 class TLSContract(Contract):
-    """A server is trusted for a certificate of its name by a known authority, or not at all."""
+    """A server needs a certificate for its host name from a trusted authority."""
 
     def make_trusting_transport(self, ca_file: str) -> Any:
         """Return a new transport that trusts the authorities in the PEM file `ca_file`."""
@@ -61,32 +61,32 @@ class TLSContract(Contract):
 
     @pytest.fixture
     def authority(self) -> trustme.CA:
-        """An authority that nobody trusts unless told to."""
+        """A certificate authority that is trusted only by `trusting`."""
         return trustme.CA()
 
     @pytest.fixture
     def tls(self, authority: trustme.CA) -> ssl.SSLContext:
-        """What secures the connections of a server at 127.0.0.1."""
+        """A server context with a certificate for 127.0.0.1."""
         return _context(authority, "127.0.0.1")
 
     @pytest.fixture
     def trusting(
         self, new_harness: Callable[[Any], Harness], authority: trustme.CA, tmp_path: Path
     ) -> Harness:
-        """Drives a transport that trusts the authority."""
+        """A harness for a transport that trusts `authority`."""
         path = tmp_path / "ca.pem"
         authority.cert_pem.write_to_path(path)
         return new_harness(self.make_trusting_transport(str(path)))
 
     def test_trusted_server_is_used_over_tls(self, trusting: Harness, tls: ssl.SSLContext) -> None:
-        """The same as without TLS."""
+        """The connection is reused, as without TLS."""
         server = trusting.serve(http_response(b"secret", framing="chunked"), tls=tls)
         assert trusting.fetch(get(server.url, stream=True)) == b"secret"
         assert trusting.fetch(get(server.url)) == b"secret"
         assert server.connections == 1
 
     def test_unknown_authority_is_a_tls_error(self, harness: Harness, tls: ssl.SSLContext) -> None:
-        """Nothing is sent."""
+        """The request is not sent."""
         server = harness.serve(http_response(b""), tls=tls)
         fails(lambda: harness.send(get(server.url)), errors.TLSError)
         assert server.requests == ()
@@ -94,13 +94,13 @@ class TLSContract(Contract):
     def test_certificate_for_another_host_is_a_tls_error(
         self, trusting: Harness, authority: trustme.CA
     ) -> None:
-        """Nothing is sent."""
+        """The request is not sent."""
         server = trusting.serve(http_response(b""), tls=_context(authority, "elsewhere.example"))
         fails(lambda: trusting.send(get(server.url)), errors.TLSError)
         assert server.requests == ()
 
     def test_plain_http_instead_of_tls_is_a_tls_error(self, harness: Harness) -> None:
-        """It answers in plain HTTP."""
+        """The server sends an HTTP response instead of a TLS handshake."""
         server = harness.serve(
             on_connect=(Write(b"HTTP/1.1 400 Bad Request\r\n\r\n"), WaitForRelease())
         )
@@ -108,7 +108,7 @@ class TLSContract(Contract):
         fails(lambda: harness.send(get(url)), errors.TLSError)
 
     def test_connect_timeout_limits_the_tls_handshake(self, harness: Harness) -> None:
-        """The handshake is a part of connecting."""
+        """The server accepts the TCP connection, but sends nothing."""
         server = harness.serve(on_connect=(WaitForRelease(),))
         url = server.url.replace("http:", "https:")
         fails(lambda: harness.send(get(url, timeout=_SHORT_CONNECT)), errors.ConnectTimeout)
@@ -117,7 +117,7 @@ class TLSContract(Contract):
     def test_malformed_response_over_tls_is_a_protocol_error(
         self, trusting: Harness, tls: ssl.SSLContext
     ) -> None:
-        """The same as without TLS."""
+        """The same error as without TLS."""
         head = Write(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}")
         server = trusting.serve((head, Disconnect()), tls=tls)
         fails(lambda: trusting.send(get(server.url)), errors.ProtocolError)
@@ -126,7 +126,7 @@ class TLSContract(Contract):
     def test_corrupt_tls_record_in_a_body_is_an_interruption(
         self, trusting: Harness, tls: ssl.SSLContext
     ) -> None:
-        """By then the server has the request."""
+        """The server has the request already, so the error is not a `TLSError`."""
         noise = Write(b"\x17\x03\x03\x00\x20" + bytes(32), below_tls=True)
         steps = (*http_response(b"first", WaitForRelease(), framing="chunked")[:-1], noise)
         server, response = trusting.read_first(steps, tls=tls)
@@ -135,7 +135,7 @@ class TLSContract(Contract):
         server.wait_until_closed()
 
     def test_close_ends_a_read_over_tls(self, trusting: Harness, tls: ssl.SSLContext) -> None:
-        """As without TLS: the waiting thread or task gets an error, at once."""
+        """The waiting thread or task gets an error immediately, as without TLS."""
         server, response = trusting.read_first(
             http_response(b"first", WaitForRelease(), framing="chunked"), tls=tls
         )
@@ -147,19 +147,19 @@ class TLSContract(Contract):
 
 
 class LimitedPoolContract(Contract):
-    """For a transport whose library can limit the connections of its pool."""
+    """The tests for a limited pool. Define `make_limited_transport`."""
 
     def make_limited_transport(self) -> object:
-        """Return a new transport that opens one connection at most."""
+        """Return a new transport that opens at most one connection at a time."""
         raise NotImplementedError(f"{type(self).__name__} must define make_limited_transport()")
 
     @pytest.fixture
     def limited(self, new_harness: Callable[[Any], Harness]) -> Harness:
-        """Drives a transport that opens one connection at most."""
+        """A harness for a transport that opens at most one connection at a time."""
         return new_harness(self.make_limited_transport())
 
     def test_pool_timeout_expires(self, limited: Harness) -> None:
-        """`Timeout.pool` is the limit; afterwards the pool is whole."""
+        """Another response uses the only connection. Later, the pool works again."""
         steps = http_response(b"first", WaitForRelease(), b"second", framing="chunked")
         server, response = limited.exchange(steps, stream=True)
         request = get(server.url, timeout=evolve(LONG_TIMEOUT, pool=SHORT))
@@ -169,7 +169,7 @@ class LimitedPoolContract(Contract):
         assert limited.fetch(get(server.url)) == b"firstsecond"
 
     def test_garbage_collected_body_frees_its_place_in_the_pool(self, limited: Harness) -> None:
-        """The pool does not run dry of what its users left behind."""
+        """Otherwise, each unreferenced body would leave one connection less in the pool."""
         server = limited.serve(http_response(b"first", WaitForRelease(), framing="chunked"))
         for _ in range(3):
             limited.send(get(server.url, stream=True)).drop(in_cycle=False)

@@ -1,4 +1,4 @@
-"""The contract's part on connections: a request goes out once, and each connection is let go."""
+"""The contract for connections: each request is sent once, and each connection is released."""
 
 # ruff: noqa: S101 - a test suite asserts
 
@@ -37,24 +37,24 @@ from flux0.testing.contract.responses import (
 
 _OK = http_response(b"ok")
 _SILENT = http_response(b"first", WaitForRelease(), b"second", framing="chunked")
-_BEGUN = Write(b"HTTP/1.1 200 OK\r\nContent-")
+_PARTIAL_HEAD = Write(b"HTTP/1.1 200 OK\r\nContent-")
 _MANY = 20
 _MOMENTS = 150
 
-# What a server does that has read the whole request, and the errors that it may be.
+# The steps of a server that has read the whole request, and the error that they must cause.
 _BREAKS: dict[str, tuple[ServerSteps, type[errors.TransportError]]] = {
     "closed": ((Disconnect(),), errors.ConnectionInterrupted),
     "reset": ((Reset(),), errors.ConnectionInterrupted),
-    "closed-in-head": ((_BEGUN, Disconnect()), errors.ConnectionInterrupted),
-    "reset-in-head": ((_BEGUN, Reset()), errors.ConnectionInterrupted),
+    "closed-in-head": ((_PARTIAL_HEAD, Disconnect()), errors.ConnectionInterrupted),
+    "reset-in-head": ((_PARTIAL_HEAD, Reset()), errors.ConnectionInterrupted),
     "closed-after-interim": ((head("103 Early Hints"), Disconnect()), errors.ConnectionInterrupted),
     "silent": ((WaitForRelease(),), errors.ReadTimeout),
     "ssh": ((Write(b"SSH-2.0-OpenSSH\r\n\r\n"), Disconnect()), errors.ProtocolError),
     "nonsense": ((Write(b"HTTP/1.1 abc Nonsense\r\n\r\n"), Disconnect()), errors.ProtocolError),
     "binary": ((Write(b"\x00\xff" * 100 + b"\r\n\r\n"), Disconnect()), errors.ProtocolError),
 }
-# An answer, and bytes that are too much, such as a 408 for a connection that was idle.
-_UNREAD: dict[str, ServerSteps] = {
+# A response, and surplus bytes after it, such as a 408 response for an idle connection.
+_SURPLUS: dict[str, ServerSteps] = {
     "with-it": (Write(to_bytes(_OK) * 2),),
     "after-it": (*_OK, WaitForRelease(), *http_response(b"slow", status="408 Request Timeout")),
 }
@@ -67,14 +67,14 @@ _half_read = pytest.mark.parametrize("read", [b"", b"first"], ids=["not-read", "
 
 
 class NeverTwiceContract(Contract):
-    """A server that may have acted on a request does not get it again."""
+    """A request that the server may have received is not sent again."""
 
     @pytest.mark.parametrize("breaks", _BREAKS)
     @_pooling
     def test_request_is_sent_once_if_its_response_fails(
         self, harness: Harness, breaks: str, *, pooled: bool
     ) -> None:
-        """However the answer fails to come; and the error does not say that nothing was sent."""
+        """The error must not be a `ConnectError`, which would allow a retry."""
         steps, error = _BREAKS[breaks]
         server = harness.serve(*[_OK] * pooled, steps, _OK)
         if pooled:
@@ -85,7 +85,7 @@ class NeverTwiceContract(Contract):
         server.wait_until_closed()
 
     def test_request_is_sent_once_if_writing_fails(self, harness: Harness) -> None:
-        """It may have read enough to act."""
+        """The server may have read enough of the request to act on it."""
         server = harness.serve(on_connect=(Receive(), Reset()))
         with pytest.raises(errors.ConnectionInterrupted):
             harness.send(post(server.url, bytes(16_000_000)))
@@ -94,17 +94,22 @@ class NeverTwiceContract(Contract):
     def test_request_that_the_server_began_to_read_is_not_sent_again(
         self, harness: Harness
     ) -> None:
-        """The request goes out over a new one only if the server has seen nothing of it."""
+        """The server resets a pooled connection during the request.
+
+        A second connection is allowed only if the server received no byte over the first one.
+        """
         begun = Event()
         server = harness.serve((*_OK, Receive(), Signal(begun), Reset()), _OK)
         assert harness.fetch(get(server.url)) == b"ok"
-        answered = b""
+        body = b""
         with suppress(errors.ConnectionInterrupted):
-            answered = harness.fetch(post(server.url, bytes(16_000_000)))
-        assert not (answered and begun.is_set()), "the request was sent again"
+            body = harness.fetch(post(server.url, bytes(16_000_000)))
+        assert not (body and begun.is_set()), "the request was sent again"
 
-    def test_pooled_connection_that_the_server_closed(self, harness: Harness) -> None:
-        """The next request goes out over a new one, or fails and was received once at most."""
+    def test_request_over_a_closed_pooled_connection_is_not_sent_twice(
+        self, harness: Harness
+    ) -> None:
+        """The next request is sent over a new connection, or it fails; it is not sent twice."""
         server = harness.serve((*_OK, WaitForRelease(), Disconnect()), _OK)
         assert harness.fetch(get(server.url)) == b"ok"
         server.release()
@@ -118,7 +123,7 @@ class NeverTwiceContract(Contract):
 
     @pytest.mark.parametrize("location", _LOCATIONS)
     def test_redirects_are_not_followed(self, harness: Harness, location: str) -> None:
-        """Nobody follows it, so nobody has to understand it; what it says may be lost."""
+        """Even a malformed `location` is returned, not followed. The body may be missing."""
         server = harness.serve(
             http_response(b"moved", status="302 Found", headers=[("Location", location)])
         )
@@ -129,13 +134,13 @@ class NeverTwiceContract(Contract):
 
 
 class ReleaseContract(Contract):
-    """The server sees at once that a client is done with a connection."""
+    """A connection is returned to the pool or closed as soon as it is no longer needed."""
 
     @streams
     def test_finished_body_releases_its_connection_for_reuse(
         self, harness: Harness, *, stream: bool
     ) -> None:
-        """The next request takes the same connection; closing the body, even twice, is no harm."""
+        """Later calls of `close` have no effect."""
         server = harness.serve(http_response(b"a", b"b", framing="chunked", gzip=True))
         for _ in range(3):
             response = harness.send(get(server.url, stream=stream))
@@ -149,7 +154,7 @@ class ReleaseContract(Contract):
     def test_body_closed_early_closes_its_connection(
         self, harness: Harness, read: bytes, *, stream: bool
     ) -> None:
-        """So is the connection; and the body does not look like one that has ended."""
+        """After `close`, reading the body is an error: it must not look like the end."""
         server, response = harness.exchange(_SILENT, stream=stream)
         assert response.read(len(read)) == read
         response.close()
@@ -164,30 +169,32 @@ class ReleaseContract(Contract):
     def test_garbage_collected_body_closes_its_connection(
         self, harness: Harness, read: bytes, *, in_cycle: bool, stream: bool
     ) -> None:
-        """The connection is closed, at once or by the garbage collector."""
+        """The body is freed immediately, or by the garbage collector if it is in a cycle."""
         server, response = harness.exchange(_SILENT, stream=stream)
         assert response.read(len(read)) == read
         response.drop(in_cycle=in_cycle)
         server.wait_until_closed()
 
-    @pytest.mark.parametrize("what", ["body", "transport"])
-    def test_close_ends_a_read_in_another_thread_or_task(self, harness: Harness, what: str) -> None:
-        """Whoever waits for the next piece, in another thread or task, gets an error, at once."""
+    @pytest.mark.parametrize("closed", ["body", "transport"])
+    def test_close_ends_a_read_in_another_thread_or_task(
+        self, harness: Harness, closed: str
+    ) -> None:
+        """Closing the body or the transport ends the read with an error."""
         server, response = harness.read_first(_SILENT, stream=True)
         waiting = response.start_next()
-        (response if what == "body" else harness).close()
+        (response if closed == "body" else harness).close()
         with pytest.raises(errors.TransportError):
             waiting.outcome()
         server.wait_until_closed()
 
-    @pytest.mark.parametrize("unread", _UNREAD)
+    @pytest.mark.parametrize("surplus", _SURPLUS)
     def test_connection_with_surplus_bytes_is_not_reused(
-        self, harness: Harness, hang_timeout: float, unread: str
+        self, harness: Harness, hang_timeout: float, surplus: str
     ) -> None:
-        """They came with the answer, or after it, and do not answer the next request."""
+        """Bytes that arrive with or after a response are not part of the next response."""
         arrived = Event()
         server = harness.serve(
-            (*_UNREAD[unread], Signal(arrived), WaitForRelease()), http_response(b"second")
+            (*_SURPLUS[surplus], Signal(arrived), WaitForRelease()), http_response(b"second")
         )
         assert harness.fetch(get(server.url)) == b"ok"
         server.release()
@@ -195,7 +202,7 @@ class ReleaseContract(Contract):
         assert harness.fetch(get(server.url)) == b"second"
 
     def test_concurrent_requests_do_not_block_each_other(self, harness: Harness) -> None:
-        """Threads or tasks share one transport, and none waits for another."""
+        """All threads or tasks use the same transport."""
         server = harness.serve((WaitForRelease(), *http_response(b"body", framing="chunked")))
         fetching = [harness.start_fetch(get(f"{server.url}/{number}")) for number in range(_MANY)]
         server.wait_for_requests(_MANY)
@@ -205,7 +212,7 @@ class ReleaseContract(Contract):
         assert targets == {f"/{number}" for number in range(_MANY)}
 
     def test_waiting_reads_do_not_block_other_calls(self, harness: Harness) -> None:
-        """One that waits for its next piece holds up neither other bodies nor other requests."""
+        """While many threads or tasks wait for the next piece, another request succeeds."""
         server = harness.serve(*[_SILENT] * _MANY, _OK)
         responses = [harness.send(get(server.url, stream=True)) for _ in range(_MANY)]
         assert [response.read(5) for response in responses] == [b"first"] * _MANY
@@ -217,30 +224,35 @@ class ReleaseContract(Contract):
     def test_garbage_collection_at_any_moment_does_not_deadlock(
         self, harness: Harness, backend: str, hang_timeout: float
     ) -> None:
-        """Even while the pool's lock is held, which closing a forgotten body must not wait for."""
+        """The collector may run while the same thread holds the lock of the pool.
+
+        Closing the connection of an unreferenced body must not wait for this lock.
+        """
         server = harness.serve(http_response(b"first", b"second", framing="chunked"))
 
-        def forget(harness: Harness) -> None:  # pragma: no cover - in the child
+        def abandon(harness: Harness) -> None:  # pragma: no cover - in the child
             harness.send(get(server.url, stream=True)).detach(in_cycle=True)
 
         def work() -> None:  # pragma: no cover - in the child
-            ending = ExitStack()  # Not closed: the child ends at once.
+            ending = ExitStack()  # Never closed: the child exits immediately.
             harness = self.make_harness(self.make_transport(), backend, hang_timeout, ending)
             for moment in range(_MOMENTS):
                 signal.setitimer(signal.ITIMER_REAL, hang_timeout)
                 gc.disable()
-                forget(harness)
-                gc.set_threshold(gc.get_count()[0] + moment)  # It runs after so many new objects.
+                abandon(harness)
+                gc.set_threshold(
+                    gc.get_count()[0] + moment
+                )  # The collector runs after this many objects.
                 gc.enable()
                 assert harness.fetch(get(server.url)) == b"firstsecond"
             with ThreadPoolExecutor(2) as other_threads:
-                for _ in other_threads.map(forget, [harness] * _MOMENTS):
+                for _ in other_threads.map(abandon, [harness] * _MOMENTS):
                     assert harness.fetch(get(server.url)) == b"firstsecond"
 
         _run_in_child(work, hang_timeout)
 
     def test_closing_the_transport_closes_idle_connections(self, harness: Harness) -> None:
-        """Its idle connections are closed, even twice; then it opens anew, or says it is closed."""
+        """A second `close` has no effect. A later request succeeds or raises `ClientClosed`."""
         server = harness.serve(_OK)
         assert harness.fetch(get(server.url)) == b"ok"
         harness.close()
@@ -251,7 +263,7 @@ class ReleaseContract(Contract):
 
     @pytest.mark.parametrize("size", [2, 16_000_000], ids=["waiting", "writing"])
     def test_closing_the_transport_during_a_send_returns(self, harness: Harness, size: int) -> None:
-        """Closing ends, whatever becomes of the request."""
+        """`close` must return; the request may succeed or fail."""
         listener, url = harness.listen()
         sending = harness.start(post(url, bytes(size)))
         connection, _ = listener.accept()
@@ -261,10 +273,10 @@ class ReleaseContract(Contract):
 
 
 class CancellationContract(Contract):
-    """What is cancelled leaves no connection behind."""
+    """A cancelled call leaves no open connection."""
 
     def test_cancelled_send_closes_its_connection(self, harness: Harness) -> None:
-        """The call ends, and so does its connection."""
+        """The task is cancelled while it waits for the headers."""
         server = harness.serve((WaitForRelease(),))
         sending = harness.start(get(server.url))
         server.wait_for_requests(1)
@@ -275,7 +287,7 @@ class CancellationContract(Contract):
     def test_body_closed_on_cancellation_closes_its_connection(
         self, harness: Harness, *, stream: bool
     ) -> None:
-        """Who reads closes the body while being cancelled."""
+        """The reader is cancelled while it waits for a piece, and closes the body."""
         server, response = harness.read_first(_SILENT, stream=stream)
         body, pieces = response.detach()
         begun = Event()
@@ -293,7 +305,7 @@ class CancellationContract(Contract):
         server.wait_until_closed()
 
     def test_cancelled_read_does_not_end_the_body(self, harness: Harness) -> None:
-        """Reading on goes on, or fails; it does not look like the end of the body."""
+        """The next read returns the next piece or fails. It must not look like the end."""
         server, response = harness.read_first(_SILENT, stream=True)
         body, pieces = response.detach()
 
@@ -316,21 +328,26 @@ def _posts(server: ByteServer) -> int:
 
 
 def _run_in_child(work: Callable[[], object], timeout: float) -> None:
-    """Assert that `work` ends in a child process, within `timeout` since it last set the timer."""
+    """Assert that `work` ends in a child process without an error.
+
+    The child is killed `timeout` seconds after the start, unless `work` restarts the timer.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # The child uses no thread from here.
+        warnings.simplefilter("ignore", DeprecationWarning)  # The child uses none of the threads.
         child = os.fork()
-    if child == 0:  # pragma: no cover - measured in the parent alone
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # Ends it, even where it waits for a lock.
+    if child == 0:  # pragma: no cover - coverage is measured only in the parent
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # Kills a child that waits for a lock.
         signal.setitimer(signal.ITIMER_REAL, timeout)
-        gc.freeze()  # What is garbage here may be in use in the parent.
+        gc.freeze()  # Do not run finalizers of objects of the parent.
         try:
             work()
-        except BaseException:  # noqa: BLE001 - whatever it is, nothing of the parent's runs on
+        except BaseException:  # noqa: BLE001 - the child must never run the parent's code
             os.write(2, traceback.format_exc().encode())
             os._exit(1)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    assert code != -signal.SIGALRM, f"the transport hangs: no end within {timeout:.1f} s"
-    assert code == 0, "the transport failed in the child, as standard error tells"
+    assert code != -signal.SIGALRM, (
+        f"the transport hangs: the call did not end within {timeout:.1f} s"
+    )
+    assert code == 0, "the transport failed in a child process: see its standard error"

@@ -1,7 +1,7 @@
-"""Drives a transport from a test's own thread, so that every test is written once.
+"""The test harness: it lets one test cover sync and async transports.
 
-Each call of a transport runs in a worker thread or in an event loop, as it would in a program, and
-one that hangs fails the test instead of stopping it.
+The test itself runs in the main thread. Each call of the transport runs in a worker thread or in
+an event loop, as in an application. If a call hangs, the test fails instead of hanging too.
 """
 
 # ruff: noqa: S101 - a test suite asserts
@@ -28,40 +28,45 @@ from flux0.testing.contract.responses import ServerSteps
 T = TypeVar("T")
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, T]]
 
-# Long enough never to be reached, so that a hang shows as a hang.
+# Longer than any test waits: if a transport hangs, no timeout of the request hides it.
 LONG_TIMEOUT: Final = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
 
 
 def get(url: str, *, stream: bool = False, timeout: Timeout = LONG_TIMEOUT) -> Request:
-    """Return a plain GET."""
+    """Return a GET request without header fields."""
     return Request("GET", url, Headers(), stream=stream, timeout=timeout)
 
 
 def post(url: str, body: bytes = b"{}", *, timeout: Timeout = LONG_TIMEOUT) -> Request:
-    """Return a plain POST."""
+    """Return a POST request without header fields."""
     return Request("POST", url, Headers(), body, timeout=timeout)
 
 
 @frozen
 class Pending(Generic[T]):
-    """A call of a transport that runs elsewhere."""
+    """A call of a transport that runs in another thread or task."""
 
     future: Future[T]
     timeout: float
 
     def outcome(self) -> T:
-        """Return or raise what the call does; fail if it does not end."""
+        """Wait for the result of the call, or raise its error. Fail if the call hangs."""
         wait([self.future], self.timeout)
-        assert self.future.done(), f"the transport hangs: no outcome within {self.timeout:.1f} s"
+        assert self.future.done(), (
+            f"the transport hangs: the call did not end within {self.timeout:.1f} s"
+        )
         return self.future.result()
 
     def is_pending_after(self, seconds: float) -> bool:
-        """Return whether the call is not over within so many seconds."""
+        """Wait for at most `seconds`, and return whether the call is still running."""
         return not wait([self.future], seconds).done
 
 
 class ReceivedResponse:
-    """An answer whose body is still to be read; its head is as the transport gave it."""
+    """A response of the transport, whose body has not been read yet.
+
+    `head` is the `Response` of the transport without the body.
+    """
 
     def __init__(self, head: Response[Any], run: Callable[[Work[Any]], Pending[Any]]) -> None:
         self.head: Response[None] = evolve(head, body=None)
@@ -70,15 +75,15 @@ class ReceivedResponse:
         self._run = run
 
     def start_next(self) -> Pending[bytes | None]:
-        """Begin to wait for the next piece, or None for the end."""
+        """Start to read the next piece of the body; the result is None at the end."""
 
-        async def following() -> Any:
+        async def next_piece() -> Any:
             return await anext(self._pieces, None)
 
-        return self._run(following)
+        return self._run(next_piece)
 
     def read(self, size: int | None = None) -> bytes:
-        """Return the next pieces until they have `size` bytes or the body ends, or all of them."""
+        """Read pieces until they have `size` bytes together; by default, read to the end."""
 
         async def pieces() -> bytes:
             data = b""
@@ -97,15 +102,21 @@ class ReceivedResponse:
         self._run(self._body.close_async).outcome()
 
     def detach(self, *, in_cycle: bool = False) -> list[Any]:
-        """Return the body and its iterator, and hold them no longer."""
-        taken = [self._body, self._pieces]
-        taken += [taken] * in_cycle
+        """Return the body and its iterator, and remove the references to them.
+
+        With `in_cycle`, the returned list contains itself: only the garbage collector can free it.
+        """
+        detached = [self._body, self._pieces]
+        detached += [detached] * in_cycle
         self._body = self._pieces = None
         self.head = evolve(self.head, raw_response=None)
-        return taken
+        return detached
 
     def drop(self, *, in_cycle: bool) -> None:
-        """Drop the body, in the thread or loop that reads it, or for the collector to find."""
+        """Remove the last references to the body, in the thread or event loop that reads it.
+
+        With `in_cycle`, the body is freed by the garbage collector, which then runs.
+        """
 
         async def drop() -> None:
             self.detach(in_cycle=in_cycle)
@@ -117,28 +128,28 @@ class ReceivedResponse:
 
 @frozen
 class Harness:
-    """A transport, what its calls run in, and the servers of a test."""
+    """Runs the calls of a transport in threads or in an event loop, and the servers of a test."""
 
-    _transport: AsyncTransport  # Or a blocking one in its form.
-    _begin: Callable[[Work[Any]], Future[Any]]  # Begins a call elsewhere.
-    _timeout: float  # Seconds that a call may take before it counts as hung.
-    servers: ExitStack  # Ends the servers.
+    _transport: AsyncTransport  # A sync transport is wrapped in `BlockingAsAsync`.
+    _start: Callable[[Work[Any]], Future[Any]]  # Starts a call in another thread or task.
+    _timeout: float  # Seconds after which a call counts as hung.
+    servers: ExitStack  # Stops the servers.
 
     def run(self, call: Work[T]) -> Pending[T]:
-        """Begin `call` elsewhere."""
-        return Pending(self._begin(call), self._timeout)
+        """Start `call` in another thread or task."""
+        return Pending(self._start(call), self._timeout)
 
-    def serve(self, *answers: ServerSteps, **options: Any) -> ByteServer:
-        """Return a `ByteServer` with these arguments that runs until the test is over."""
-        return self.servers.enter_context(ByteServer(*answers, timeout=self._timeout, **options))
+    def serve(self, *responses: ServerSteps, **options: Any) -> ByteServer:
+        """Start a `ByteServer` with these arguments, which stops at the end of the test."""
+        return self.servers.enter_context(ByteServer(*responses, timeout=self._timeout, **options))
 
     def listen(self) -> tuple[socket.socket, str]:
-        """Return a socket that hears connections, which nobody accepts, and its URL."""
-        deaf = self.servers.enter_context(socket.create_server(("127.0.0.1", 0)))
-        return deaf, f"http://127.0.0.1:{deaf.getsockname()[1]}/"
+        """Return a listening socket that accepts no connections, and its URL."""
+        listener = self.servers.enter_context(socket.create_server(("127.0.0.1", 0)))
+        return listener, f"http://127.0.0.1:{listener.getsockname()[1]}/"
 
     def start(self, request: Request) -> Pending[ReceivedResponse]:
-        """Begin to send `request`."""
+        """Start to send `request`."""
 
         async def send() -> ReceivedResponse:
             return ReceivedResponse(await self._transport.send_async(request), self.run)
@@ -146,26 +157,24 @@ class Harness:
         return self.run(send)
 
     def send(self, request: Request) -> ReceivedResponse:
-        """Send `request` and return its answer."""
+        """Send `request` and return its response."""
         return self.start(request).outcome()
 
     def exchange(
-        self, answer: ServerSteps, *, tls: SSLContext | None = None, **options: Any
+        self, steps: ServerSteps, *, tls: SSLContext | None = None, **options: Any
     ) -> tuple[ByteServer, ReceivedResponse]:
-        """Send `get` with these options to a server that answers so; return both."""
-        server = self.serve(answer, tls=tls)
+        """Start a server with these steps, send it a GET, and return server and response."""
+        server = self.serve(steps, tls=tls)
         return server, self.send(get(server.url, **options))
 
-    def read_first(
-        self, answer: ServerSteps, **options: Any
-    ) -> tuple[ByteServer, ReceivedResponse]:
-        """Do as `ask`, and read the piece `first`."""
-        server, response = self.exchange(answer, **options)
+    def read_first(self, steps: ServerSteps, **options: Any) -> tuple[ByteServer, ReceivedResponse]:
+        """Call `exchange`, and read the first bytes of the body, which must be `first`."""
+        server, response = self.exchange(steps, **options)
         assert response.read(5) == b"first"
         return server, response
 
     def start_fetch(self, request: Request) -> Pending[bytes]:
-        """Begin to send `request` and to read the whole body of its answer."""
+        """Start to send `request` and to read its response to the end."""
 
         async def fetch() -> bytes:
             response = await self._transport.send_async(request)
@@ -174,7 +183,7 @@ class Harness:
         return self.run(fetch)
 
     def fetch(self, request: Request) -> bytes:
-        """Send `request` and return the whole body of its answer."""
+        """Send `request` and return the whole body of its response."""
         return self.start_fetch(request).outcome()
 
     def close(self) -> None:
@@ -183,7 +192,7 @@ class Harness:
 
 
 def run_in_thread(call: Work[T]) -> Future[T]:
-    """Begin a call that blocks where asynchronous code would let others run."""
+    """Run a call in a new thread. The call must block instead of awaiting."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -191,7 +200,7 @@ def run_in_thread(call: Work[T]) -> Future[T]:
             call().send(None)
         except StopIteration as stop:
             future.set_result(stop.value)
-        except BaseException as error:  # noqa: BLE001 - for the test, whatever it is
+        except BaseException as error:  # noqa: BLE001 - the test gets any error
             future.set_exception(error)
 
     Thread(target=run, daemon=True).start()
@@ -202,13 +211,16 @@ def run_in_thread(call: Work[T]) -> Future[T]:
 def event_loop(
     backend: str, timeout: float
 ) -> Generator[Callable[[Work[Any]], Future[Any]], None, None]:
-    """Run an event loop, and yield what begins a task in it. One that hangs is left alone."""
+    """Run an event loop in a thread, and yield the function that starts tasks in it.
+
+    At the end, running tasks are cancelled. The loop is abandoned if it does not stop in time.
+    """
     running = ExitStack()
     portal = running.enter_context(start_blocking_portal(backend))
 
     def stop() -> None:
         with running:
-            portal.call(portal.stop, True)  # noqa: FBT003 - cancels what still runs
+            portal.call(portal.stop, True)  # noqa: FBT003 - cancels running tasks
 
     stopping = Thread(target=stop, daemon=True)
     try:
@@ -219,20 +231,20 @@ def event_loop(
 
 
 class BlockingAsAsync:
-    """A `Transport` or a `ByteStream` with the methods of its asynchronous twin, which block."""
+    """A sync `Transport` or `ByteStream` with the methods of the async version, which block."""
 
-    def __init__(self, twin: Any) -> None:
-        self._twin = twin
+    def __init__(self, wrapped: Any) -> None:
+        self._wrapped = wrapped
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        """Do as `Transport.send` does."""
-        response = self._twin.send(request)
+        """Call `Transport.send`."""
+        response = self._wrapped.send(request)
         return evolve(response, body=BlockingAsAsync(response.body))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self._twin:
+        for piece in self._wrapped:
             yield piece
 
     async def close_async(self) -> None:
-        """Do as `close` does."""
-        self._twin.close()
+        """Call `close`."""
+        self._wrapped.close()

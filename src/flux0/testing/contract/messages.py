@@ -1,4 +1,4 @@
-"""The contract's part on requests and answers: they come over as they are, or as an error."""
+"""The contract for requests and responses: they are transferred unchanged, or with an error."""
 
 # ruff: noqa: S101 - a test suite asserts
 
@@ -33,8 +33,9 @@ from flux0.testing.contract.responses import (
 )
 
 _framings = pytest.mark.parametrize("framing", FRAMINGS)
-# Where something tells a body that is cut short.
-_PROVEN = [(each, gzip) for each in FRAMINGS for gzip in (True, False)][:-1]
+# The combinations in which a truncated body can be detected: all but identity with
+# close-delimited framing.
+_DETECTABLE = [(each, gzip) for each in FRAMINGS for gzip in (True, False)][:-1]
 _codings = pytest.mark.parametrize("gzip", [False, True], ids=["identity", "gzip"])
 
 _EVENTS = (b"data: one\n\n", b"data: \xc3\xa9\xe2\x80\xa8\n", b"\n", b"data: three\n\n")
@@ -57,7 +58,7 @@ _FIRST = Write(to_bytes(http_response(b"first", framing="chunked")[:-1]))
 _BAD_CHUNK = Write(b"xyz\r\nsecond\r\n")
 _ZIPPED = to_bytes(http_response(b"first", framing="chunked", gzip=True)[:2])
 _BAD_CHECKSUM = b"a\r\n\x03\x00" + bytes(8) + b"\r\n"
-# How a body goes on after its first piece, and the error that it ends with.
+# The steps of a body with a fault after its first piece, and the error that they must cause.
 _LATE_FAULTS: dict[str, tuple[ServerSteps, type[errors.TransportError]]] = {
     "chunk": ((_FIRST, WaitForRelease(), _BAD_CHUNK, Disconnect()), errors.ProtocolError),
     "chunk-at-once": ((Write(_FIRST.data + _BAD_CHUNK.data), Disconnect()), errors.ProtocolError),
@@ -74,14 +75,14 @@ _MEGABYTES = [(f"X-{number}", "x" * 1000) for number in range(2000)]
 
 
 class HeadContract(Contract):
-    """A request goes out as told, and an answer comes back as it is."""
+    """Request and response heads, request bodies and status codes."""
 
     @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
     @pytest.mark.parametrize("target", _TARGETS)
     def test_target_and_body_are_sent_unchanged(
         self, harness: Harness, method: str, target: str
     ) -> None:
-        """Percent-encodings are left alone; any method may have a body, sent with its length."""
+        """Percent-encodings are kept. Any method may have a body, with a `content-length`."""
         server = harness.serve(_OK)
         body = bytes(range(256)) * 300
         assert harness.fetch(evolve(post(f"{server.url}{target}", body), method=method)) == b"ok"
@@ -92,7 +93,7 @@ class HeadContract(Contract):
 
     @pytest.mark.parametrize("method", ["GET", "POST"])
     def test_request_without_a_body_announces_none(self, harness: Harness, method: str) -> None:
-        """None is announced; but a POST may say that its length is zero (RFC 9110, section 8.6)."""
+        """Only a POST may have `content-length: 0` (RFC 9110, section 8.6)."""
         server = harness.serve(_OK)
         harness.fetch(evolve(get(server.url), method=method))
         (received,) = server.requests
@@ -101,7 +102,7 @@ class HeadContract(Contract):
         assert "transfer-encoding" not in received.headers
 
     def test_request_headers_are_sent_unchanged(self, harness: Harness) -> None:
-        """Given fields replace the library's own; a repeated one keeps all its values."""
+        """They replace the default fields of the library. Repeated fields keep all values."""
         server = harness.serve(_OK)
         given = {
             "accept": "text/event-stream",
@@ -118,14 +119,14 @@ class HeadContract(Contract):
 
     @pytest.mark.parametrize("value", ["", "caf\xe9", "caf\xc3\xa9", '"a, b"; c=%20'])
     def test_header_values_are_latin_1(self, harness: Harness, value: str) -> None:
-        """And may be empty, in requests and in answers (RFC 9110, section 5.5)."""
+        """Values may be empty, in requests and in responses (RFC 9110, section 5.5)."""
         server = harness.serve(http_response(b"ok", headers=[("X-Name", value)]))
         response = harness.send(evolve(get(server.url), headers=Headers((("x-name", value),))))
         assert (response.head.headers.get("x-name"), response.read()) == (value, b"ok")
         assert server.requests[0].headers.get("x-name") == value
 
     def test_cookies_are_not_stored(self, harness: Harness) -> None:
-        """Who the user is must not depend on what was answered before."""
+        """Otherwise, a cookie from an earlier response could change the user of a request."""
         server = harness.serve(
             http_response(b"", headers=[("Set-Cookie", "flux0_user_sub=other; Path=/")])
         )
@@ -135,7 +136,7 @@ class HeadContract(Contract):
 
     @pytest.mark.parametrize("status", [200, 201, 299, 307, 400, 404, 418, 422, 429, 500, 503, 599])
     def test_every_status_is_returned(self, harness: Harness, status: int) -> None:
-        """Nothing is raised for a status, known or not, and no redirect is followed."""
+        """No status is an error, not even an unknown one, and redirects are not followed."""
         location = [("Location", "/elsewhere")]
         server, response = harness.exchange(
             http_response(b"why", status=f"{status} Because", headers=location)
@@ -149,7 +150,7 @@ class HeadContract(Contract):
     def test_interim_responses_are_skipped(
         self, harness: Harness, status: int, *, at_once: bool
     ) -> None:
-        """They come before the answer and are none, and the next request has its own."""
+        """The final response is returned. The next request gets its own response."""
         steps = (
             *[head(f"{status} Wait", [("Link", "</style.css>")])] * 2,
             *http_response(b"first"),
@@ -173,7 +174,7 @@ class HeadContract(Contract):
     def test_responses_without_a_body_end_with_their_head(
         self, harness: Harness, method: str, status: str, fields: list[tuple[str, str]]
     ) -> None:
-        """These end with their head, whatever it says (RFC 9112, section 6.3)."""
+        """Header fields that describe a body do not matter here (RFC 9112, section 6.3)."""
         server = harness.serve((head(status, fields),))
         for _ in range(2):
             response = harness.send(evolve(get(server.url), method=method))
@@ -181,7 +182,7 @@ class HeadContract(Contract):
         assert server.connections == 1
 
     def test_response_headers_are_returned_unchanged(self, harness: Harness) -> None:
-        """Repeated fields are kept apart, and the library's own response shows the rest."""
+        """Repeated fields stay separate. `raw_response` is the response of the library."""
         fields = [("X-Request-ID", "7"), ("Set-Cookie", "a=1, b"), ("set-cookie", "c=2")]
         _, response = harness.exchange(http_response(b"", headers=fields))
         headers = response.head.headers
@@ -201,7 +202,7 @@ class HeadContract(Contract):
         ids=["usual", "terse", "old", "latin-1"],
     )
     def test_unusual_response_heads_are_accepted(self, harness: Harness, start: bytes) -> None:
-        """All of these are in use, and arrive in any pieces."""
+        """Some servers send such heads, and TCP may split them anywhere."""
         _, response = harness.exchange(
             (Write(start[:30]), Write(start[30:]), Write(b"ok"), Disconnect())
         )
@@ -209,7 +210,7 @@ class HeadContract(Contract):
 
 
 class BodyContract(Contract):
-    """A body is the same however it is framed and split, and what is broken is an error."""
+    """Response bodies: framing and pieces make no difference, and damaged bodies are errors."""
 
     @_framings
     @_codings
@@ -218,13 +219,13 @@ class BodyContract(Contract):
     def test_body_is_returned_unchanged(
         self, harness: Harness, framing: Framing, body: str, *, gzip: bool, stream: bool
     ) -> None:
-        """Nothing is lost, added or changed; and it is told where nothing proves the end."""
+        """`close_delimited` is true only if the end of the connection ends the body."""
         steps = http_response(*_BODIES[body], framing=framing, gzip=gzip)
         steps = byte_by_byte(steps) if body == "byte-by-byte" else steps
         _, response = harness.exchange(steps, stream=stream)
         assert response.head.close_delimited is (framing == "close-delimited")
         same = response.read() == b"".join(_BODIES[body])
-        assert same, "the body is not the one that was sent"  # To show where takes pytest minutes.
+        assert same, "the received body differs from the sent body"  # A diff takes pytest minutes.
 
     @_framings
     @_codings
@@ -232,14 +233,14 @@ class BodyContract(Contract):
     def test_pieces_are_yielded_when_they_arrive(
         self, harness: Harness, framing: Framing, *, gzip: bool, stream: bool
     ) -> None:
-        """A piece is not held back until more arrives, nor until the body ends."""
+        """A piece does not wait for the next piece or for the end of the body."""
         steps = http_response(b"first", WaitForRelease(), b"second", framing=framing, gzip=gzip)
         server, response = harness.read_first(steps, stream=stream)
         server.release()
         assert response.read() == b"second"
 
     def test_chunk_extensions_and_trailers_are_ignored(self, harness: Harness) -> None:
-        """Extensions of chunks and trailers are no part of the body (RFC 9112, section 7.1)."""
+        """They are not part of the body (RFC 9112, section 7.1)."""
         server = harness.serve(
             (_START, Write(b'2;a=1;b="x"\r\nok\r\n0;end\r\nX-Trailer: yes\r\n\r\n'))
         )
@@ -248,20 +249,20 @@ class BodyContract(Contract):
 
     @pytest.mark.parametrize("coding", ["gzip", "GZIP", "x-gzip", "identity"])
     def test_content_codings_are_decoded(self, harness: Harness, coding: str) -> None:
-        """All members of gzip are the body (RFC 1952, section 2.2); `identity` changes nothing."""
+        """A gzip body may have several members (RFC 1952, section 2.2)."""
         pieces = _EVENTS if coding == "identity" else [compress(piece) for piece in _EVENTS]
         _, response = harness.exchange(
             http_response(b"".join(pieces), headers=[("Content-Encoding", coding)])
         )
         assert response.read() == b"".join(_EVENTS)
 
-    # --- what is broken
+    # --- damaged bodies
 
-    @pytest.mark.parametrize(("framing", "gzip"), _PROVEN)
+    @pytest.mark.parametrize(("framing", "gzip"), _DETECTABLE)
     def test_truncated_body_is_an_interruption(
         self, harness: Harness, framing: Framing, *, gzip: bool
     ) -> None:
-        """Wherever it is cut, be it within the last chunk's head or the end of the gzip."""
+        """The body ends at every possible position, even within the last chunk or gzip trailer."""
         steps = http_response(b"event", b"chunk", framing=framing, gzip=gzip)
         start = size(steps[:1]) + (framing == "close-delimited")
         cuts = [truncated(steps, length) for length in range(start, size(steps))]
@@ -274,7 +275,7 @@ class BodyContract(Contract):
     def test_truncated_gzip_data_is_an_interruption(
         self, harness: Harness, framing: Framing
     ) -> None:
-        """The framing is whole, but what it carries is not: a proxy lost its server."""
+        """The framing is complete, but the gzip data is not: a proxy lost its own server."""
         whole = compress(b"event" * 100)
         lengths = range(1, len(whole))
         server = harness.serve(
@@ -285,14 +286,14 @@ class BodyContract(Contract):
 
     @pytest.mark.parametrize("damaged", [0, 12, -6, -2], ids=["head", "data", "crc", "length"])
     def test_corrupt_gzip_data_is_a_protocol_error(self, harness: Harness, damaged: int) -> None:
-        """A checksum that does not fit is an error too."""
+        """A wrong checksum or length is an error, too."""
         data = bytearray(compress(bytes(range(256))))
         data[damaged] ^= 0xFF
         _, response = harness.exchange(http_response(bytes(data), headers=_GZIPPED))
         fails(response.read, errors.ProtocolError)
 
     def test_unsupported_coding_is_a_protocol_error(self, harness: Harness) -> None:
-        """What nobody can decode is not handed over as if it were decoded."""
+        """Encoded bytes must not be returned as if they were decoded."""
         headers = [("Content-Encoding", "x-unheard-of")]
         server, response = harness.exchange(
             http_response(b"?", WaitForRelease(), b"?", headers=headers)
@@ -305,17 +306,17 @@ class BodyContract(Contract):
     def test_bytes_before_an_error_are_yielded(
         self, harness: Harness, fault: str, *, stream: bool
     ) -> None:
-        """What came before the failure is handed over first, even if both came at once."""
+        """The first piece is yielded before the error, even if both arrive together."""
         steps, error = _LATE_FAULTS[fault]
         server, response = harness.read_first(steps, stream=stream)
         server.release()
         assert fails(response.read, error, caused=False).__cause__ is not None
         server.wait_until_closed()
 
-    # --- what grows without end
+    # --- limits
 
     def test_size_of_the_head_is_limited(self, harness: Harness) -> None:
-        """Two megabytes of header fields."""
+        """2 MB of header fields are a `ProtocolError`."""
         fails(
             lambda: harness.exchange((head("200 OK", _MEGABYTES), WaitForRelease())),
             errors.ProtocolError,
@@ -325,7 +326,7 @@ class BodyContract(Contract):
     def test_size_of_interim_responses_is_limited(
         self, harness: Harness, fields: list[tuple[str, str]]
     ) -> None:
-        """Two megabytes of them, though each is small."""
+        """2 MB of small interim responses are a `ProtocolError`."""
         interim = head("100 Continue", fields).data
         many = Write(interim * (2_000_000 // len(interim)))
         fails(lambda: harness.exchange((many, *http_response(b"ok"))), errors.ProtocolError)
@@ -339,19 +340,19 @@ class BodyContract(Contract):
         ids=["extension", "trailers"],
     )
     def test_chunk_overhead_is_limited(self, harness: Harness, ending: bytes) -> None:
-        """Two megabytes of what is no content."""
+        """2 MB of a chunk extension or of trailers are a `ProtocolError`."""
         server, response = harness.exchange((_START, Write(ending)))
         fails(response.read, errors.ProtocolError)
         server.wait_until_closed()
 
     def test_decompression_bomb_is_decoded_in_pieces(self, harness: Harness) -> None:
-        """200 MB in 200 kB of gzip: whoever reads with a limit needs memory for little more."""
+        """200 kB of gzip data become 200 MB: a reader that stops at 4 MB needs less than 32 MB."""
         compressor = zlib.compressobj(9, wbits=31)
         first, another = (
             compressor.compress(bytes(1_000_000)) + compressor.flush(zlib.Z_FULL_FLUSH)
             for _ in range(2)
         )
-        # After a full flush the compressor starts afresh, so one block serves many times.
+        # After a full flush, blocks do not depend on earlier ones: this block can be repeated.
         _, response = harness.exchange(http_response(first + another * 199, headers=_GZIPPED))
         tracemalloc.start()
         try:
