@@ -29,7 +29,7 @@ DEARER = Case("call", "b", amounts(3.0, 8.0, 3.0), {"bare": amounts(2.0, 1.0, 2.
 ALONE = Case("core", "c", amounts(3.0, 4.0, 5.0), {})
 
 
-def test_ratios_are_medians_and_the_fastest_peer_counts(tmp_path: Path) -> None:
+def test_ratio_is_median_compared_with_the_fastest_peer(tmp_path: Path) -> None:
     results = [measured(case, QUICK) for case in (FASTER, DEARER, ALONE)]
 
     assert [result.ratio for result in results] == [2.0, 1.5, None]

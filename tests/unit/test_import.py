@@ -37,7 +37,7 @@ def printed(code: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_importing_the_package_loads_little() -> None:
+def test_import_flux0_imports_no_http_library_or_slow_module() -> None:
     loaded = printed(
         "import sys\n"
         "before = set(sys.modules)\n"  # An interpreter may be set up to load some of them itself.
@@ -48,14 +48,14 @@ def test_importing_the_package_loads_little() -> None:
     assert loaded == [""]
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_name_in_all_exists() -> None:
     assert {name for name in flux0.__all__ if name.endswith("Transport")} == TRANSPORTS.keys()
     for name in set(flux0.__all__) - TRANSPORTS.keys():
         assert getattr(flux0, name) is not None, name
     assert dir(flux0) == sorted(flux0.__all__)
 
 
-def test_models_and_transports_are_loaded_when_they_are_asked_for() -> None:
+def test_transports_are_imported_on_first_use() -> None:
     lines = printed(
         "import sys, flux0\n"
         "print(flux0.models.AgentDTO.__name__, 'httpx' in sys.modules)\n"
@@ -67,7 +67,7 @@ def test_models_and_transports_are_loaded_when_they_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)
-def test_a_transport_whose_library_is_missing_says_what_to_install(
+def test_transport_without_its_library_says_what_to_install(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library, package = TRANSPORTS[name]
@@ -86,13 +86,13 @@ def test_a_transport_whose_library_is_missing_says_what_to_install(
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 
-def test_what_is_not_there_is_no_attribute() -> None:
+def test_unknown_attribute_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Flux1'"):
         flux0.Flux1  # noqa: B018 - raising is what it does
     assert not hasattr(flux0, "transport")
 
 
-def test_without_the_libraries_of_the_extras_the_package_can_be_looked_at() -> None:
+def test_package_can_be_inspected_without_optional_libraries() -> None:
     lines = printed(
         "import sys\n"
         "for name in ('aiohttp', 'httpx', 'httpx2', 'requests', 'urllib3', 'opentelemetry'):\n"
@@ -106,7 +106,7 @@ def test_without_the_libraries_of_the_extras_the_package_can_be_looked_at() -> N
     assert lines == ["True", "True"]
 
 
-def test_everything_among_the_models_is_in_the_package_but_the_old_names() -> None:
+def test_flux0_has_all_names_of_flux0_models_except_old_names() -> None:
     missing = {name for name in dir(models) if name[0].isupper()} - set(flux0.__all__)
 
     assert {name for name in missing if "DTO" not in name} == {
@@ -114,6 +114,6 @@ def test_everything_among_the_models_is_in_the_package_but_the_old_names() -> No
     }
 
 
-def test_the_version_is_that_of_the_distribution_which_is_marked_as_typed() -> None:
+def test_version_equals_distribution_version_and_py_typed_exists() -> None:
     assert flux0.__version__ == version("flux0-client")
     assert files("flux0").joinpath("py.typed").is_file()

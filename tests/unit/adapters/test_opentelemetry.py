@@ -44,7 +44,7 @@ def traced(url: str, retries: RetryConfig | None = None) -> Tracing:
     return Tracing(client, exporter)
 
 
-def test_a_call_is_one_client_span_by_the_http_conventions() -> None:
+def test_call_creates_one_client_span_with_http_attributes() -> None:
     with ByteServer(http_response(AGENT, headers=JSON.items())) as server:
         tracing = traced(server.url.replace("//", "//user:secret@"))
         with tracing.flux0 as flux0:
@@ -68,7 +68,7 @@ def test_a_call_is_one_client_span_by_the_http_conventions() -> None:
     assert (trace_id, span_id) == (f"{context.trace_id:032x}", f"{context.span_id:016x}")
 
 
-def test_an_error_of_the_server_marks_the_span() -> None:
+def test_error_status_is_recorded_in_the_span() -> None:
     refusal = http_response(b'{"detail": "no"}', status="403 Forbidden", headers=JSON.items())
     with ByteServer(refusal) as server:
         tracing = traced(server.url)
@@ -80,7 +80,7 @@ def test_an_error_of_the_server_marks_the_span() -> None:
     assert (span.attributes or {})["http.response.status_code"] == 403
 
 
-def test_a_failure_of_the_transport_names_its_kind_and_the_default_port() -> None:
+def test_transport_error_span_has_error_type_and_default_port() -> None:
     tracing = traced("https://flux0.invalid", RetryConfig("none"))
     with tracing.flux0 as flux0, pytest.raises(TransportError):
         flux0.agents.list()
@@ -88,7 +88,7 @@ def test_a_failure_of_the_transport_names_its_kind_and_the_default_port() -> Non
     assert (tracing.span().attributes or {})["server.port"] == 443
 
 
-def test_retries_are_events_of_the_one_span() -> None:
+def test_retry_is_an_event_of_the_span() -> None:
     quick = RetryConfig("backoff", evolve(BackoffStrategy(), initial_interval=1))
     with ByteServer(http_response(status="503 Busy"), AGENTS) as server:
         tracing = traced(server.url, quick)
@@ -100,7 +100,7 @@ def test_retries_are_events_of_the_one_span() -> None:
     assert (event.attributes or {})["http.request.resend_count"] == 1
 
 
-def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_opentelemetry_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     monkeypatch.delitem(sys.modules, "flux0.adapters.opentelemetry")
 

@@ -42,7 +42,7 @@ def request_of(flux0: Flux0, transport: Script, **options: Any) -> Request:
         ("no URL", "http://127.0.0.1:9000", "http://127.0.0.1:9000"),
     ],
 )
-def test_the_server_is_the_argument_s_else_the_environment_s_else_the_default(
+def test_server_url_comes_from_argument_or_environment_or_default(
     environment: str | None, argument: str | None, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FLUX0_SERVER_URL", raising=False)
@@ -64,7 +64,7 @@ def test_the_server_is_the_argument_s_else_the_environment_s_else_the_default(
         ({"Authorization": lambda: "Bearer mine"}, "Bearer mine"),
     ],
 )
-def test_an_authorization_wins_over_credentials_in_the_url(
+def test_authorization_header_takes_precedence_over_credentials_in_url(
     headers: dict[str, Any], sent: str
 ) -> None:
     transport = agents(4)
@@ -82,7 +82,7 @@ def test_an_authorization_wins_over_credentials_in_the_url(
     assert authorizations == [sent, own, "own", own or "Basic bWU6"]
 
 
-def test_credentials_in_the_url_of_one_call_are_those_of_the_call() -> None:
+def test_credentials_in_server_url_of_a_call_are_sent_with_that_call() -> None:
     transport = agents(2)
 
     with Flux0("http://other:secret@127.0.0.1", transport=transport) as flux0:
@@ -94,7 +94,7 @@ def test_credentials_in_the_url_of_one_call_are_those_of_the_call() -> None:
 # --- options
 
 
-def test_without_options_a_call_has_the_defaults() -> None:
+def test_default_options_of_a_call() -> None:
     transport = agents()
 
     with Flux0(transport=transport) as flux0:
@@ -113,7 +113,7 @@ def test_without_options_a_call_has_the_defaults() -> None:
     ("client", "call", "seconds"),
     [(20_000, None, 20), (20_000, 5_000, 5), (5_000, 120_000, 120), (None, 5_000, 5)],
 )
-def test_the_time_of_a_call_is_its_own_else_the_client_s(
+def test_timeout_ms_of_a_call_overrides_the_client(
     client: int | None, call: int | None, seconds: float
 ) -> None:
     transport = agents()
@@ -134,7 +134,7 @@ def test_the_time_of_a_call_is_its_own_else_the_client_s(
     assert request.deadline is not None
 
 
-def test_retries_and_the_longest_silence_are_the_call_s_else_the_client_s() -> None:
+def test_retries_and_idle_timeout_of_a_call_override_the_client() -> None:
     transport = script(*(scripted_response(headers=SSE) for _ in range(2)))
     client, call = RetryConfig(max_attempts=7), RetryConfig("none")
 
@@ -166,14 +166,14 @@ BAD_OPTIONS: list[tuple[str, Any]] = [
         ("max_body_bytes", 1.5),
     ],
 )
-def test_an_option_that_makes_no_sense_is_refused_by_the_client(option: str, value: Any) -> None:
+def test_client_rejects_invalid_options(option: str, value: Any) -> None:
     with pytest.raises(InvalidArgument) as caught:
         Flux0(**{option: value})
 
     assert caught.value.argument == option
 
 
-def test_a_bad_server_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_server_url_in_environment_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLUX0_SERVER_URL", "127.0.0.1:8080")
 
     with pytest.raises(InvalidArgument, match=r"^server_url "):
@@ -181,7 +181,7 @@ def test_a_bad_server_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 @in_every_mode
-async def test_an_option_that_makes_no_sense_is_refused_by_the_call(mode: Mode) -> None:
+async def test_call_rejects_invalid_options_before_sending(mode: Mode) -> None:
     transport = script()
     bad: list[tuple[str, Any]] = [
         *BAD_OPTIONS,
@@ -202,7 +202,7 @@ async def test_an_option_that_makes_no_sense_is_refused_by_the_call(mode: Mode) 
 
 
 @in_every_mode
-async def test_events_and_bodies_have_limits_and_streams_have_none(mode: Mode) -> None:
+async def test_size_limits_apply_to_events_and_bodies_but_not_to_streams(mode: Mode) -> None:
     pieces: list[Step] = [chunk(f"{number}") for number in range(10)]
     transport = script(
         scripted_response(b'{"data": []}', b" " * 989),
@@ -226,7 +226,9 @@ async def test_events_and_bodies_have_limits_and_streams_have_none(mode: Mode) -
 
 
 @in_every_mode
-async def test_a_closed_client_refuses_every_call_and_closing_again_is_harmless(mode: Mode) -> None:
+async def test_every_call_of_a_closed_client_raises_and_second_close_has_no_effect(
+    mode: Mode,
+) -> None:
     transport = script()
     flux0 = in_mode(mode, Flux0(transport=transport))
     async with flux0:
@@ -272,7 +274,7 @@ def logger() -> Iterator[logging.Logger]:
         *((value, False) for value in ("", "0", "false", "no", "2")),
     ],
 )
-def test_the_environment_asks_for_a_log_on_standard_error(
+def test_flux0_debug_logs_to_standard_error(
     value: str,
     asked: bool,
     logger: logging.Logger,
@@ -296,7 +298,7 @@ def test_the_environment_asks_for_a_log_on_standard_error(
 
 
 @pytest.mark.parametrize("name", ["flux0", "mine"])
-def test_whoever_handles_a_log_already_goes_on_to_do_so(
+def test_flux0_debug_keeps_existing_log_handlers(
     name: str,
     logger: logging.Logger,
     monkeypatch: pytest.MonkeyPatch,

@@ -60,7 +60,7 @@ class Wire(Script):
 
 
 @in_every_mode
-async def test_the_layers_are_in_the_order_that_the_documentation_tells(mode: Mode) -> None:
+async def test_order_of_layers_is_as_documented(mode: Mode) -> None:
     diary = Diary()
     client = Flux0(
         transport=Wire(
@@ -104,7 +104,7 @@ async def list_through(mode: Mode, layer: Middleware, transport: Script) -> Agen
 
 
 @in_every_mode
-async def test_a_layer_can_change_what_is_sent_and_answered_or_answer_by_itself(mode: Mode) -> None:
+async def test_middleware_can_change_request_and_response_or_skip_sending(mode: Mode) -> None:
     def change(request: Request, send: SendFlow) -> Flow[Response[Any]]:
         response = yield from send(evolve(request, url="http://other.example/"))
         return evolve(response, body=NO_AGENTS)
@@ -121,7 +121,7 @@ async def test_a_layer_can_change_what_is_sent_and_answered_or_answer_by_itself(
 
 
 @in_every_mode
-async def test_a_layer_can_handle_errors_wait_and_send_again(mode: Mode) -> None:
+async def test_middleware_can_catch_an_error_sleep_and_send_again(mode: Mode) -> None:
     caught: list[APIError] = []
 
     def patient(request: Request, send: SendFlow) -> Flow[Response[Any]]:
@@ -140,7 +140,7 @@ async def test_a_layer_can_handle_errors_wait_and_send_again(mode: Mode) -> None
 
 
 @in_every_mode
-async def test_what_a_layer_raises_reaches_the_caller(mode: Mode) -> None:
+async def test_exceptions_of_middleware_are_raised_unchanged(mode: Mode) -> None:
     class RefusedError(Exception):
         pass
 
@@ -160,7 +160,7 @@ async def test_what_a_layer_raises_reaches_the_caller(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_a_layer_that_forgets_to_pass_effects_on_is_told_so(mode: Mode) -> None:
+async def test_middleware_without_yield_from_raises_type_error(mode: Mode) -> None:
     def forgetful(request: Request, send: SendFlow) -> Flow[Response[Any]]:
         response: Response[Any] = yield send(request)  # type: ignore[misc]  # pyright: ignore[reportReturnType] - the mistake
         return response
@@ -170,7 +170,7 @@ async def test_a_layer_that_forgets_to_pass_effects_on_is_told_so(mode: Mode) ->
 
 
 @in_every_mode
-async def test_a_layer_sees_the_bytes_of_an_answer_and_the_stream_of_a_turn(mode: Mode) -> None:
+async def test_middleware_sees_body_as_bytes_or_as_stream_of_a_turn(mode: Mode) -> None:
     bodies: list[Any] = []
 
     def look(request: Request, send: SendFlow) -> Flow[Response[Any]]:
@@ -207,7 +207,7 @@ class AsyncCallable:
         ([AsyncCallable()], "must contain generator functions, not the async function"),
     ],
 )
-def test_what_is_no_layer_is_refused_at_once(middleware: Any, problem: str) -> None:
+def test_invalid_middleware_is_rejected(middleware: Any, problem: str) -> None:
     with pytest.raises(InvalidArgument, match=problem) as caught:
         Flux0(transport=script(), middleware=middleware)
 

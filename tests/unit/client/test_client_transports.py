@@ -122,7 +122,7 @@ def network() -> Iterator[ByteServer]:
         ("transport=both, async_client", "both", "async_client"),
     ],
 )
-def test_each_kind_of_call_goes_over_what_was_given_for_it(
+def test_sync_and_async_calls_use_the_transport_or_client_passed_for_them(
     mode: Mode, given: str, sync_by: str, async_by: str, network: ByteServer
 ) -> None:
     served: list[str] = []
@@ -159,7 +159,7 @@ def test_each_kind_of_call_goes_over_what_was_given_for_it(
         ("transport=async, async_client", "transport"),
     ],
 )
-def test_two_for_the_same_calls_are_refused(given: str, argument: str) -> None:
+def test_two_transports_for_the_same_calls_are_rejected(given: str, argument: str) -> None:
     with pytest.raises(InvalidArgument, match="cannot be passed together") as caught:
         Flux0(**arguments(given, []))
 
@@ -222,14 +222,16 @@ class AsyncSend:
         ("debug_logger", print, "must be a logging.Logger"),
     ],
 )
-def test_what_cannot_do_the_work_is_refused(argument: str, value: object, problem: str) -> None:
+def test_arguments_of_wrong_type_are_rejected_with_the_fix(
+    argument: str, value: object, problem: str
+) -> None:
     with pytest.raises(InvalidArgument, match=problem) as caught:
         Flux0(**{argument: value})  # type: ignore[arg-type]
 
     assert caught.value.argument == argument
 
 
-def test_transports_show_the_classes_of_what_they_were_given(tmp_path: Path) -> None:
+def test_repr_of_transports_names_the_class_of_their_client(tmp_path: Path) -> None:
     async def over_aiohttp() -> str:
         async with aiohttp.ClientSession(headers={"authorization": "secret"}) as session:
             return repr(AiohttpTransport(session))
@@ -257,7 +259,7 @@ def test_transports_show_the_classes_of_what_they_were_given(tmp_path: Path) -> 
 # --- closing
 
 
-def test_closing_a_client_closes_the_synchronous_transport_and_waits_for_nothing() -> None:
+def test_close_closes_only_the_sync_transport() -> None:
     sync, asynchronous = Sync("sync", []), Async("async", [])
     for flux0 in (
         Flux0(transport=sync, async_transport=asynchronous),
@@ -271,7 +273,7 @@ def test_closing_a_client_closes_the_synchronous_transport_and_waits_for_nothing
 
 
 @in_both_loops
-async def test_closing_a_client_asynchronously_closes_both_transports(mode: Mode) -> None:
+async def test_close_async_closes_both_transports(mode: Mode) -> None:
     sync, asynchronous = Sync("sync", []), Async("async", [])
     flux0 = Flux0(transport=sync, async_transport=asynchronous)
 
@@ -283,7 +285,7 @@ async def test_closing_a_client_asynchronously_closes_both_transports(mode: Mode
 
 
 @in_every_mode
-async def test_a_block_closes_the_transport_whatever_happens_in_it(mode: Mode) -> None:
+async def test_with_block_closes_transport_after_an_exception(mode: Mode) -> None:
     transport = Both("both", [])
 
     with pytest.raises(ZeroDivisionError):

@@ -50,7 +50,7 @@ def said(messages: tuple[Event | TurnMessage, ...]) -> list[object]:
 
 
 @in_every_mode
-async def test_a_conversation_with_an_agent_is_a_new_session(mode: Mode) -> None:
+async def test_conversation_with_agent_creates_a_session(mode: Mode) -> None:
     fake = FakeTransport()
 
     async with client(mode, fake) as flux0:
@@ -65,7 +65,7 @@ async def test_a_conversation_with_an_agent_is_a_new_session(mode: Mode) -> None
 
 
 @in_every_mode
-async def test_a_conversation_goes_on_with_a_session(mode: Mode) -> None:
+async def test_conversation_with_session_continues_it(mode: Mode) -> None:
     fake = FakeTransport()
 
     async with client(mode, fake) as flux0:
@@ -88,7 +88,7 @@ SESSION = Session(
 
 
 @in_every_mode
-async def test_what_makes_no_sense_is_refused_before_anything_is_sent(mode: Mode) -> None:
+async def test_invalid_arguments_of_conversation_are_rejected_before_sending(mode: Mode) -> None:
     fake = FakeTransport()
     given: list[tuple[dict[str, Any], str]] = [
         ({}, "agent"),
@@ -115,7 +115,7 @@ async def test_what_makes_no_sense_is_refused_before_anything_is_sent(mode: Mode
 
 
 @in_every_mode
-async def test_every_call_of_a_conversation_says_who_the_user_is(mode: Mode) -> None:
+async def test_every_call_of_a_conversation_sends_the_user_cookie(mode: Mode) -> None:
     for user, cookie in (("ada", "flux0_user_sub=ada"), (None, None)):
         fake = FakeTransport()
         async with client(mode, fake) as flux0:
@@ -135,7 +135,7 @@ async def test_every_call_of_a_conversation_says_who_the_user_is(mode: Mode) -> 
 
 
 @in_every_mode
-async def test_users_are_kept_apart(mode: Mode) -> None:
+async def test_each_user_name_is_a_separate_user(mode: Mode) -> None:
     fake = FakeTransport()
 
     async with client(mode, fake) as flux0:
@@ -152,7 +152,7 @@ BAD_USERS: list[Any] = [
 
 
 @in_every_mode
-async def test_a_user_that_no_cookie_can_carry_is_refused(mode: Mode) -> None:
+async def test_user_name_with_characters_not_allowed_in_cookies_is_rejected(mode: Mode) -> None:
     fake = FakeTransport()
     ways: list[dict[str, Any]] = [
         {"agent": fake.agent_id},
@@ -182,7 +182,7 @@ async def finished_turn(chat: AsyncConversation, content: str) -> tuple[TurnMess
 
 
 @in_every_mode
-async def test_the_history_has_what_was_said_in_order(mode: Mode) -> None:
+async def test_history_returns_messages_and_tool_results_in_order(mode: Mode) -> None:
     fake = FakeTransport()
     fake.script(TURN, "Bye")
 
@@ -202,7 +202,7 @@ async def test_the_history_has_what_was_said_in_order(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_a_live_turn_is_joined_without_doubles(mode: Mode) -> None:
+async def test_history_with_live_messages_has_each_message_once(mode: Mode) -> None:
     fake = FakeTransport()
     pause, twice = Pause(1), Say("Twice")
     fake.script("Once", [pause, twice, pause, twice, pause, Say("Not yet", pieces=2, pause=1)])
@@ -226,7 +226,7 @@ async def test_a_live_turn_is_joined_without_doubles(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_an_answer_is_asked_for_in_one_line(mode: Mode) -> None:
+async def test_ask_returns_the_reply(mode: Mode) -> None:
     fake = FakeTransport(TURN)
 
     async with client(mode, fake) as flux0:
@@ -242,7 +242,7 @@ async def test_an_answer_is_asked_for_in_one_line(mode: Mode) -> None:
 
 
 @in_both_loops
-async def test_a_turn_is_opened_with_and_without_await(mode: Mode) -> None:
+async def test_async_with_accepts_send_with_and_without_await(mode: Mode) -> None:
     fake = FakeTransport([Say("Hi.")])
 
     async with Flux0(transport=fake) as flux0:
@@ -266,7 +266,7 @@ async def test_a_turn_is_opened_with_and_without_await(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_other_cookies_of_the_client_are_sent_as_well(mode: Mode) -> None:
+async def test_user_cookie_is_merged_with_other_cookies(mode: Mode) -> None:
     fake = FakeTransport()
 
     async with client(mode, fake, headers={"Cookie": "a=1=1; flux0_user_sub=eve"}) as flux0:
@@ -283,7 +283,7 @@ async def test_other_cookies_of_the_client_are_sent_as_well(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_the_first_agent_is_found_or_the_others_are_named(mode: Mode) -> None:
+async def test_first_returns_matching_agent_or_error_lists_all_agents(mode: Mode) -> None:
     fake = FakeTransport()
 
     async with client(mode, fake) as flux0:
@@ -303,7 +303,7 @@ async def test_the_first_agent_is_found_or_the_others_are_named(mode: Mode) -> N
             await flux0.agents.first_async(type_=cast("str", 3))
 
 
-def test_a_server_without_agents_says_how_to_make_one() -> None:
+def test_first_without_agents_says_how_to_create_one() -> None:
     with (
         Flux0(transport=script(json_answer(b'{"data": []}'))) as flux0,
         pytest.raises(AgentNotFound, match=r"none at all; make one with agents.create\(name="),

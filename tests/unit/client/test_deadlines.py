@@ -53,7 +53,7 @@ def after(time: Time, seconds: float, piece: bytes | None) -> Step:
 
 
 @in_every_mode
-async def test_each_attempt_has_less_time_than_the_one_before(mode: Mode) -> None:
+async def test_timeouts_of_each_attempt_are_limited_to_the_remaining_time(mode: Mode) -> None:
     time = Time()
     transport = Slow(
         [ConnectionInterrupted("reset"), scripted_response(status=503), scripted_response(b"ok")],
@@ -78,7 +78,7 @@ async def test_each_attempt_has_less_time_than_the_one_before(mode: Mode) -> Non
 
 
 @in_every_mode
-async def test_a_body_that_drips_is_not_read_to_its_end(mode: Mode) -> None:
+async def test_slow_body_is_closed_at_the_deadline(mode: Mode) -> None:
     """And its end can come too late."""
     time = Time()
     dripping = tape(*(after(time, 1.0, b"x") for _ in range(9)))
@@ -94,7 +94,7 @@ async def test_a_body_that_drips_is_not_read_to_its_end(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_the_status_of_an_error_counts_though_its_explanation_is_too_slow(mode: Mode) -> None:
+async def test_error_status_is_raised_if_its_body_exceeds_the_deadline(mode: Mode) -> None:
     time = Time()
     recorded = tape(after(time, 3.0, b'{"detail": "late"}'))
     flow = whole(evolve(REQUEST, deadline=Deadline(time.now + 2.5, 2.5)))
@@ -124,7 +124,7 @@ class Silent(Script):
 
 
 @in_both_loops
-async def test_a_call_is_interrupted_and_not_tried_again(mode: Mode) -> None:
+async def test_call_without_response_is_cancelled_at_timeout_ms_and_not_retried(mode: Mode) -> None:
     transport = Silent([])
 
     async with Flux0(transport=transport, timeout_ms=200) as flux0:
@@ -164,7 +164,7 @@ class Dripping:
         self._closed.set()
 
 
-def test_a_synchronous_wait_for_the_head_is_ended_from_another_thread() -> None:
+def test_sync_wait_for_response_head_ends_at_timeout_ms() -> None:
     with (
         Flux0(transport=Woken([]), timeout_ms=300) as flux0,
         pytest.raises(ReadTimeout, match="timeout_ms") as caught,
@@ -174,7 +174,7 @@ def test_a_synchronous_wait_for_the_head_is_ended_from_another_thread() -> None:
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_what_was_waited_for_is_told_though_the_clock_has_gone_on() -> None:
+def test_timeout_error_of_transport_is_kept_after_the_deadline() -> None:
     time = Time()
     transport = Slow([PoolTimeout("no connection became free")], time=time, seconds=3.0)
 
@@ -182,7 +182,7 @@ def test_what_was_waited_for_is_told_though_the_clock_has_gone_on() -> None:
         drive_sync(whole(evolve(REQUEST, deadline=Deadline(time.now + 1, 1))), transport, time)
 
 
-def test_a_synchronous_wait_for_the_body_is_ended_from_another_thread() -> None:
+def test_sync_wait_for_body_ends_at_timeout_ms() -> None:
     response = Response(200, Headers(), Dripping())
 
     with (
@@ -192,7 +192,7 @@ def test_a_synchronous_wait_for_the_body_is_ended_from_another_thread() -> None:
         flux0.agents.list()
 
 
-def test_an_interrupt_that_was_fired_early_wakes_as_soon_as_it_can() -> None:
+def test_interrupt_fired_before_on_fire_calls_the_function_at_once() -> None:
     woken: list[str] = []
     interrupt = Interrupt()
 

@@ -52,7 +52,7 @@ async def drive(
 
 
 @in_every_mode
-async def test_effects_are_performed_and_their_outcomes_sent(mode: Mode) -> None:
+async def test_driver_performs_effects_and_sends_their_outcomes(mode: Mode) -> None:
     first, second = tape(b"one ", b"two"), tape(b"three")
     transport = script(response_from(first), response_from(second))
     clock = Clock([0.0])
@@ -75,7 +75,9 @@ async def test_effects_are_performed_and_their_outcomes_sent(mode: Mode) -> None
 
 @pytest.mark.parametrize("failure", [ConnectError("refused"), KeyboardInterrupt()])
 @pytest.mark.parametrize("mode", SYNC + ASYNC)
-def test_a_flow_may_perform_effects_as_it_cleans_up(mode: Mode, failure: BaseException) -> None:
+def test_flow_can_yield_effects_while_it_handles_a_failure(
+    mode: Mode, failure: BaseException
+) -> None:
     held = tape(b"x")
     transport = script(response_from(held), failure)
 
@@ -104,7 +106,7 @@ def hang_and_cancel(scope: anyio.CancelScope) -> Callable[[], Hang]:
 
 
 @in_every_mode
-async def test_a_body_may_be_as_large_as_its_limit_and_no_larger(mode: Mode) -> None:
+async def test_body_at_size_limit_is_read_and_larger_body_raises(mode: Mode) -> None:
     def flow() -> Flow[object]:
         response: Response[Any] = yield Send(REQUEST)
         return (yield ReadBody(response, 4))
@@ -130,7 +132,7 @@ def fetch(request: Request) -> Flow[object]:
 
 
 @in_every_mode
-async def test_no_wait_is_longer_than_what_is_left_of_the_call(mode: Mode) -> None:
+async def test_timeouts_are_limited_to_the_time_until_the_deadline(mode: Mode) -> None:
     given = Timeout(connect=1, read=60, write=None, pool=None, idle=600)
     request = evolve(REQUEST, timeout=given, deadline=Deadline(105.0, 5.0))
     transport = script(scripted_response(b"x"))
@@ -142,7 +144,7 @@ async def test_no_wait_is_longer_than_what_is_left_of_the_call(mode: Mode) -> No
 
 
 @in_every_mode
-async def test_nothing_is_sent_after_the_deadline(mode: Mode) -> None:
+async def test_request_is_not_sent_after_the_deadline(mode: Mode) -> None:
     transport = script()
 
     with pytest.raises(ReadTimeout, match=r"the call took longer than 5 s \(timeout_ms\)"):
@@ -153,7 +155,7 @@ async def test_nothing_is_sent_after_the_deadline(mode: Mode) -> None:
     assert transport.requests == []
 
 
-def test_an_answer_after_the_deadline_is_released() -> None:
+def test_response_after_the_deadline_is_closed() -> None:
     late = tape(b"x")
     driver = Driver(script(response_from(late)), Clock([0.0, 6.0]))
 
@@ -165,7 +167,7 @@ def test_an_answer_after_the_deadline_is_released() -> None:
 
 
 @in_both_loops
-async def test_an_asynchronous_read_is_interrupted_at_the_deadline(mode: Mode) -> None:
+async def test_async_read_is_cancelled_at_the_deadline(mode: Mode) -> None:
     hanging = tape(b"a", Hang())
     transport = script(response_from(hanging))
     # In time for the sending, and over as soon as the reading begins.
@@ -180,7 +182,7 @@ async def test_an_asynchronous_read_is_interrupted_at_the_deadline(mode: Mode) -
 
 
 @in_both_loops
-async def test_a_cancelled_body_is_released_and_its_deadline_not_blamed(mode: Mode) -> None:
+async def test_cancelled_read_closes_the_body_and_raises_no_timeout(mode: Mode) -> None:
     for deadline in (None, Deadline(5.0, 5.0)):
         scope = anyio.CancelScope()
         hanging = tape(hang_and_cancel(scope))

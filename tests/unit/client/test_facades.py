@@ -45,7 +45,7 @@ TWINS = {
 
 
 @pytest.mark.parametrize(("method", "twin"), TWINS.values(), ids=TWINS)
-def test_twins_take_the_same_and_return_the_same_or_its_asynchronous_counterpart(
+def test_sync_and_async_methods_have_matching_signatures(
     method: Callable[..., Any], twin: Callable[..., Any] | None
 ) -> None:
     assert twin is not None, "it has no asynchronous twin"
@@ -60,7 +60,7 @@ def test_twins_take_the_same_and_return_the_same_or_its_asynchronous_counterpart
     assert returned == expected
 
 
-def test_the_streams_have_the_same_methods_and_attributes() -> None:
+def test_sync_and_async_streams_have_the_same_public_names() -> None:
     def public(kind: type[Any]) -> set[str]:
         return {name for name in dir(kind) if not name.startswith("_")}
 
@@ -79,7 +79,7 @@ def test_the_streams_have_the_same_methods_and_attributes() -> None:
 
 
 @pytest.mark.parametrize("kind", RESOURCES)
-def test_every_method_of_a_resource_takes_the_options_of_a_call_by_name(kind: type[Any]) -> None:
+def test_every_method_of_a_resource_accepts_the_call_options(kind: type[Any]) -> None:
     for name, method in methods(kind).items():
         parameters = dict(inspect.signature(method).parameters)
         parameters.pop("self")

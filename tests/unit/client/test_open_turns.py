@@ -55,7 +55,7 @@ async def begin(flux0: Flux0, session_id: str = "s", **options: Any) -> AsyncEve
 
 
 @in_every_mode
-async def test_a_second_turn_closes_the_first_before_it_begins(mode: Mode) -> None:
+async def test_second_turn_on_a_session_closes_the_first_before_sending(mode: Mode) -> None:
     transport = turns(3)
 
     async with in_mode(mode, Flux0(transport=transport)) as flux0:
@@ -71,7 +71,7 @@ async def test_a_second_turn_closes_the_first_before_it_begins(mode: Mode) -> No
 
 
 @in_every_mode
-async def test_other_sessions_and_servers_are_left_alone(mode: Mode) -> None:
+async def test_turns_of_other_sessions_and_servers_stay_open(mode: Mode) -> None:
     transport = turns(4)
 
     async with in_mode(mode, Flux0(OTHER_SERVER, transport=transport)) as flux0:
@@ -92,7 +92,7 @@ async def test_other_sessions_and_servers_are_left_alone(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_a_message_that_does_not_arrive_leaves_no_turn_open(mode: Mode) -> None:
+async def test_turn_can_be_opened_after_a_message_that_was_not_sent(mode: Mode) -> None:
     transport = turns(2)
     transport.answers.insert(1, ConnectError("refused"))
 
@@ -106,7 +106,7 @@ async def test_a_message_that_does_not_arrive_leaves_no_turn_open(mode: Mode) ->
 
 
 @in_every_mode
-async def test_a_turn_that_is_forgotten_is_not_held(mode: Mode) -> None:
+async def test_unreferenced_stream_is_garbage_collected_and_closed(mode: Mode) -> None:
     transport = turns(1)
 
     async with in_mode(mode, Flux0(transport=transport)) as flux0:
@@ -124,7 +124,7 @@ async def test_a_turn_that_is_forgotten_is_not_held(mode: Mode) -> None:
 
 
 @in_both_loops
-async def test_turns_of_both_kinds_close_each_other(mode: Mode) -> None:
+async def test_sync_and_async_turns_on_a_session_close_each_other(mode: Mode) -> None:
     transport = turns(3)
 
     async with Flux0(transport=transport) as flux0:
@@ -160,7 +160,7 @@ class Slow(Turns):
 
 
 @in_every_mode
-async def test_messages_at_the_same_time_take_turns(mode: Mode) -> None:
+async def test_concurrent_messages_on_a_session_are_sent_one_after_another(mode: Mode) -> None:
     tapes = [tape(chunk("a"), chunk("b")) for _ in range(3)]
     transport = Slow([response_from(each, headers=SSE) for each in tapes], tapes=tapes)
     streams: list[AsyncEventStream] = []
@@ -186,7 +186,7 @@ async def test_messages_at_the_same_time_take_turns(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_a_message_that_waits_for_another_keeps_to_its_timeout(mode: Mode) -> None:
+async def test_timeout_ms_limits_the_wait_for_another_message(mode: Mode) -> None:
     transport = Slow([response_from(tape(chunk("a")), headers=SSE)])
 
     async with in_mode(mode, Flux0(transport=transport)) as flux0:

@@ -80,14 +80,14 @@ OFFSET = {
         UnknownEvent("message", ""),
     ],
 )
-def test_an_event_is_written_as_the_server_writes_it(event: StreamEvent) -> None:
+def test_to_sse_can_be_parsed_back_to_the_event(event: StreamEvent) -> None:
     if event == UnknownEvent("message", ""):
         assert event.to_sse() == b"event: message\ndata: \n\n"  # Which no parser dispatches.
     else:
         assert events_of(event.to_sse()) == [event]
 
 
-def test_the_bytes_are_those_of_the_server() -> None:
+def test_to_sse_has_the_same_bytes_as_the_server() -> None:
     for case in CASES:
         for block in case["wire"].split("\n\n")[:-1]:
             written = f"{block}\n\n".encode()
@@ -96,7 +96,7 @@ def test_the_bytes_are_those_of_the_server() -> None:
 
 
 @in_every_mode
-async def test_a_page_gets_the_events_of_the_turn(mode: Mode) -> None:
+async def test_relay_yields_all_events_of_the_turn(mode: Mode) -> None:
     fake = FakeTransport(TURN)
     async with in_mode(mode, Flux0(transport=fake)) as flux0:
         chat = await flux0.conversation_async(agent=fake.agent_id)
@@ -114,7 +114,7 @@ async def test_a_page_gets_the_events_of_the_turn(mode: Mode) -> None:
     fake.assert_no_open_streams()
 
 
-def test_a_silence_is_filled_with_comments_and_leaving_closes_the_stream() -> None:
+def test_sync_relay_yields_comments_while_idle_and_closing_it_closes_the_stream() -> None:
     left = threading.Event()
 
     def silent() -> bytes:
@@ -135,7 +135,9 @@ def test_a_silence_is_filled_with_comments_and_leaving_closes_the_stream() -> No
 
 
 @in_both_loops
-async def test_an_asynchronous_silence_is_filled_and_leaving_closes_the_stream(mode: Mode) -> None:
+async def test_async_relay_yields_comments_while_idle_and_closing_it_closes_the_stream(
+    mode: Mode,
+) -> None:
     recorded = tape(chunk("a"), Hang())
     pieces: Any = open_async(recorded).relay(heartbeat_ms=1)
 
@@ -149,7 +151,7 @@ async def test_an_asynchronous_silence_is_filled_and_leaving_closes_the_stream(m
 
 
 @in_both_loops
-async def test_a_web_server_that_is_cancelled_closes_the_stream(mode: Mode) -> None:
+async def test_cancelling_the_relay_closes_the_stream(mode: Mode) -> None:
     recorded = tape(chunk("a"), Hang())
 
     async def serve() -> None:
@@ -162,7 +164,7 @@ async def test_a_web_server_that_is_cancelled_closes_the_stream(mode: Mode) -> N
         await anyio.lowlevel.checkpoint()
 
 
-def test_a_reader_that_is_far_ahead_ends_when_the_page_leaves() -> None:
+def test_closing_the_relay_stops_the_reader_with_a_full_queue() -> None:
     recorded = tape(*(chunk(str(number)) for number in range(500)))
     pieces = open_sync(recorded).relay()
 
@@ -174,7 +176,7 @@ def test_a_reader_that_is_far_ahead_ends_when_the_page_leaves() -> None:
 
 
 @in_every_mode
-async def test_an_error_is_the_last_event(mode: Mode) -> None:
+async def test_relay_yields_an_error_as_the_last_event(mode: Mode) -> None:
     recorded = tape(chunk("a"), ConnectionInterrupted("gone"))
     stream = open_sync(recorded) if mode == "sync" else open_async(recorded)
 
@@ -191,13 +193,13 @@ async def test_an_error_is_the_last_event(mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("heartbeat_ms", [0, -1, True, "1"])
-def test_a_heartbeat_that_is_no_time_is_refused(heartbeat_ms: Any) -> None:
+def test_invalid_heartbeat_ms_is_rejected(heartbeat_ms: Any) -> None:
     with pytest.raises(InvalidArgument, match="heartbeat_ms"):
         open_sync(tape()).relay(heartbeat_ms=heartbeat_ms)
 
 
 @in_every_mode
-async def test_a_bug_is_raised_where_the_page_is_served(mode: Mode) -> None:
+async def test_relay_raises_other_exceptions_to_its_reader(mode: Mode) -> None:
     recorded = tape(chunk("a"), ZeroDivisionError("a bug"))
     stream = open_sync(recorded) if mode == "sync" else open_async(recorded)
 

@@ -68,7 +68,7 @@ def split(wire: str, cuts: Iterable[int]) -> list[Step]:
 @example(case=CASES[0], cuts=list(range(10_000)))
 @given(case=st.sampled_from(CASES), cuts=st.lists(st.integers(0, 10_000), max_size=20))
 @settings(max_examples=50, deadline=None)
-def test_the_messages_after_each_event_are_the_same_however_the_bytes_are_split(
+def test_state_after_each_event_does_not_depend_on_how_bytes_are_split(
     mode: Mode, case: Case, cuts: list[int]
 ) -> None:
     wire: str = case["wire"]
@@ -85,9 +85,7 @@ def test_the_messages_after_each_event_are_the_same_however_the_bytes_are_split(
 @given(case=st.sampled_from(CASES), place=st.integers(0, 10_000))
 @example(case=CASES[0], place=0)
 @settings(deadline=None)
-def test_wherever_a_turn_is_cut_off_its_whole_events_count_and_no_others(
-    case: Case, place: int
-) -> None:
+def test_interrupted_turn_has_exactly_the_complete_events(case: Case, place: int) -> None:
     data: bytes = case["wire"].encode()
     data = data[: place % len(data)]
     whole = data.count(b"\n\n")
@@ -114,7 +112,7 @@ FAILURES: dict[str, tuple[Step, type[StreamError]]] = {
 
 @pytest.mark.parametrize(("step", "kind"), FAILURES.values(), ids=FAILURES)
 @pytest.mark.parametrize("mode", SYNC + ASYNC)
-def test_a_failure_offers_what_came_before_and_what_is_stored(
+def test_stream_error_has_messages_so_far_and_stored_events(
     mode: Mode, step: Step, kind: type[StreamError]
 ) -> None:
     async def test() -> None:
@@ -145,7 +143,7 @@ def test_a_failure_offers_what_came_before_and_what_is_stored(
 
 
 @in_every_mode
-async def test_text_events_and_messages_take_turns(mode: Mode) -> None:
+async def test_text_events_and_messages_share_one_position(mode: Mode) -> None:
     steps = [chunk("one "), chunk("two "), chunk("three "), status("typing"), chunk("four")]
 
     async with opened(mode, tape(*steps)) as stream:

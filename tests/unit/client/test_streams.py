@@ -107,7 +107,7 @@ async def ends_in(kind: type[E], stream: AsyncEventStream) -> tuple[list[object]
 
 
 @in_every_mode
-async def test_a_stream_is_read_to_its_end(mode: Mode) -> None:
+async def test_stream_read_to_its_end_is_finished(mode: Mode) -> None:
     recorded = tape(status("processing"), chunk("a") + chunk("b"), chunk("c"))
 
     async with opened(mode, recorded) as stream:
@@ -129,7 +129,7 @@ async def test_a_stream_is_read_to_its_end(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_an_event_is_handed_out_before_more_is_read(mode: Mode) -> None:
+async def test_each_event_is_yielded_before_more_bytes_are_read(mode: Mode) -> None:
     recorded = tape(chunk("a"), chunk("b")[:5], chunk("b")[5:], chunk("c"))
     reads: list[int] = []
 
@@ -144,7 +144,7 @@ async def test_an_event_is_handed_out_before_more_is_read(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_the_events_before_a_broken_one_come_first(mode: Mode) -> None:
+async def test_events_before_an_invalid_event_are_yielded_first(mode: Mode) -> None:
     recorded = tape(chunk("a") + chunk("b") + BROKEN + chunk("c"), chunk("d"))
     stream = opened(mode, recorded)
 
@@ -159,7 +159,7 @@ async def test_the_events_before_a_broken_one_come_first(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_a_failure_is_raised_again_however_the_stream_is_used(mode: Mode) -> None:
+async def test_failure_is_raised_again_by_every_use_of_the_stream(mode: Mode) -> None:
     stream = opened(mode, tape(errors.ConnectionInterrupted("reset")))
     _, failure = await ends_in(errors.StreamInterrupted, stream)
 
@@ -176,7 +176,9 @@ async def test_a_failure_is_raised_again_however_the_stream_is_used(mode: Mode) 
 
 
 @in_every_mode
-async def test_an_interruption_of_a_read_closes_the_stream(mode: Mode) -> None:
+async def test_keyboard_interrupt_or_memory_error_while_reading_closes_the_stream(
+    mode: Mode,
+) -> None:
     for interruption in (KeyboardInterrupt, MemoryError):
         recorded = tape(interruption(), chunk("b"))
 
@@ -189,7 +191,7 @@ async def test_an_interruption_of_a_read_closes_the_stream(mode: Mode) -> None:
 
 
 @in_both_loops
-async def test_a_cancelled_read_closes_the_stream(mode: Mode) -> None:
+async def test_cancelled_read_closes_the_stream(mode: Mode) -> None:
     recorded = tape(chunk("a"), Hang())
 
     async with open_async(recorded) as stream:
@@ -207,7 +209,7 @@ async def test_a_cancelled_read_closes_the_stream(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_the_end_of_its_block_closes_the_stream_and_so_does_an_error_in_it(
+async def test_exception_in_with_block_closes_the_stream(
     mode: Mode,
 ) -> None:
     recorded = tape(chunk("a"), chunk("b"))
@@ -228,7 +230,7 @@ async def test_the_end_of_its_block_closes_the_stream_and_so_does_an_error_in_it
 
 
 @in_every_mode
-async def test_without_a_block_leaving_the_loop_closes_the_stream_at_once(mode: Mode) -> None:
+async def test_leaving_a_loop_without_a_with_block_closes_the_stream(mode: Mode) -> None:
     for reads_text, has_error in ((False, False), (True, False), (False, True), (True, True)):
         recorded = tape(chunk("a") + chunk("b"), chunk("c"))
         stream = opened(mode, recorded)
@@ -247,7 +249,7 @@ async def test_without_a_block_leaving_the_loop_closes_the_stream_at_once(mode: 
 
 
 @in_every_mode
-async def test_closing_ends_a_stream_and_is_harmless_when_repeated(mode: Mode) -> None:
+async def test_closed_stream_raises_and_second_close_has_no_effect(mode: Mode) -> None:
     recorded = tape(chunk("a"), chunk("b"))
     stream, finished = opened(mode, recorded), opened(mode, tape())
     await anext(stream)
@@ -266,7 +268,7 @@ async def test_closing_ends_a_stream_and_is_harmless_when_repeated(mode: Mode) -
 
 
 @in_every_mode
-async def test_a_stream_that_is_forgotten_lets_go_of_its_connection(mode: Mode) -> None:
+async def test_garbage_collected_stream_closes_its_connection(mode: Mode) -> None:
     recorded = tape(chunk("a"), chunk("b"))
     stream = opened(mode, recorded)
     await anext(stream)
@@ -278,7 +280,7 @@ async def test_a_stream_that_is_forgotten_lets_go_of_its_connection(mode: Mode) 
 
 
 @in_every_mode
-async def test_a_stream_closed_while_it_is_read_is_closed_and_did_not_end_or_fail(
+async def test_stream_closed_during_a_read_raises_client_closed(
     mode: Mode,
 ) -> None:
     # Some sockets take a close for the end.
@@ -306,7 +308,7 @@ async def test_a_stream_closed_while_it_is_read_is_closed_and_did_not_end_or_fai
 
 
 @in_both_loops
-async def test_a_stream_closed_soon_is_closed_unless_it_had_ended(mode: Mode) -> None:
+async def test_close_soon_closes_an_open_stream_and_not_a_finished_one(mode: Mode) -> None:
     recorded = tape(chunk("a"))
     stream, finished = open_async(recorded), open_async(tape(chunk("a")))
     await values(finished)
@@ -326,7 +328,7 @@ async def test_a_stream_closed_soon_is_closed_unless_it_had_ended(mode: Mode) ->
 
 
 @in_every_mode
-async def test_the_status_and_the_agent_s_error_are_the_last_ones(mode: Mode) -> None:
+async def test_status_and_error_are_the_latest_of_the_stream(mode: Mode) -> None:
     statuses = (
         status("error", {"detail": 1}) + chunk("a") + status("dreaming"),
         status("error", {"detail": 2}),
@@ -346,7 +348,7 @@ async def test_the_status_and_the_agent_s_error_are_the_last_ones(mode: Mode) ->
 
 
 @in_every_mode
-async def test_an_agent_s_error_ends_the_text_and_the_final_messages(mode: Mode) -> None:
+async def test_agent_error_is_raised_by_text_and_final_messages(mode: Mode) -> None:
     def failing() -> Tape:
         return tape(
             chunk("It "), status("error", {"detail": "no weather"}), chunk("is"), chunk("rainy")
@@ -376,7 +378,7 @@ async def test_an_agent_s_error_ends_the_text_and_the_final_messages(mode: Mode)
 # --- two readers
 
 
-def test_a_second_reader_is_refused_in_words_and_the_first_goes_on() -> None:
+def test_second_thread_reading_a_stream_raises_and_the_first_continues() -> None:
     refused: list[Exception] = []
 
     def second() -> None:
@@ -402,7 +404,7 @@ def test_a_second_reader_is_refused_in_words_and_the_first_goes_on() -> None:
 
 
 @in_both_loops
-async def test_a_second_task_is_refused_in_words_and_the_first_goes_on(mode: Mode) -> None:
+async def test_second_task_reading_a_stream_raises_and_the_first_continues(mode: Mode) -> None:
     def read_by_another() -> bytes:
         readers: list[Any] = [stream, aiter(stream), stream.text()]
         for reader in readers:
@@ -416,7 +418,7 @@ async def test_a_second_task_is_refused_in_words_and_the_first_goes_on(mode: Mod
     assert stream.finished
 
 
-def test_its_repr_tells_how_far_it_is() -> None:
+def test_repr_shows_state_and_number_of_events() -> None:
     stream, closed, broken = open_sync(tape(chunk("a"))), open_sync(tape()), open_sync(tape(BROKEN))
     assert repr(stream) == "<EventStream open, 0 events>"
     list(stream)
@@ -428,7 +430,7 @@ def test_its_repr_tells_how_far_it_is() -> None:
     assert repr(broken) == "<EventStream broken, 0 events>"
 
 
-def test_the_repr_of_a_turn_that_was_not_awaited_tells_what_to_do() -> None:
+def test_repr_of_a_turn_that_was_not_awaited_says_to_await_it() -> None:
     async def begin() -> Any: ...
 
     coroutine = begin()

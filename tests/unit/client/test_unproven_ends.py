@@ -61,7 +61,7 @@ async def begin(mode: Mode, transport: Script) -> AsyncEventStream:
 
 
 @in_every_mode
-async def test_an_end_that_framing_proves_is_believed(mode: Mode) -> None:
+async def test_end_proven_by_framing_sends_no_extra_request(mode: Mode) -> None:
     transport = script(scripted_response(chunk("a"), headers=SSE))
     stream = await begin(mode, transport)
 
@@ -72,7 +72,7 @@ async def test_an_end_that_framing_proves_is_believed(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_an_end_that_nothing_proves_is_not_finished_but_no_error(mode: Mode) -> None:
+async def test_unconfirmed_end_is_not_finished_and_raises_nothing(mode: Mode) -> None:
     stream = await begin(mode, script(unproven(chunk("a"), chunk("b"))))
 
     assert len([event async for event in stream]) == 2
@@ -82,7 +82,7 @@ async def test_an_end_that_nothing_proves_is_not_finished_but_no_error(mode: Mod
 
 
 @in_every_mode
-async def test_it_is_finished_once_all_that_was_said_is_stored(mode: Mode) -> None:
+async def test_unconfirmed_end_is_finished_if_all_messages_are_stored(mode: Mode) -> None:
     transport = script(unproven(chunk("a"), chunk("b")), stored("before", "ab"))
     stream = await begin(mode, transport)
     with pytest.raises(Flux0Error, match="not been read to its end"):
@@ -100,7 +100,9 @@ async def test_it_is_finished_once_all_that_was_said_is_stored(mode: Mode) -> No
 
 
 @in_every_mode
-async def test_what_is_not_stored_was_cut_off(mode: Mode) -> None:
+async def test_unconfirmed_end_with_messages_not_stored_raises_stream_interrupted(
+    mode: Mode,
+) -> None:
     two = (chunk("a"), chunk("b"))
     cases: list[tuple[tuple[bytes, ...], Response[Any] | BaseException]] = [
         (two, stored("a")),
@@ -136,7 +138,9 @@ async def test_what_is_not_stored_was_cut_off(mode: Mode) -> None:
         ({"content-encoding": "identity"}, False),
     ],
 )
-def test_header_fields_tell_whether_the_end_is_proven(fields: dict[str, str], framed: bool) -> None:
+def test_is_framed_is_true_for_content_length_and_chunked(
+    fields: dict[str, str], framed: bool
+) -> None:
     assert is_framed(Headers(tuple(fields.items()))) is framed
 
 
@@ -150,9 +154,7 @@ def test_header_fields_tell_whether_the_end_is_proven(fields: dict[str, str], fr
         ({"server": "uvicorn", "via": "1.1 varnish"}, False),
     ],
 )
-def test_an_end_that_a_proxy_may_have_made_is_not_proven(
-    fields: dict[str, str], finished: bool
-) -> None:
+def test_end_behind_a_proxy_is_not_finished(fields: dict[str, str], finished: bool) -> None:
     with Flux0(
         transport=script(scripted_response(chunk("a"), headers={**SSE, **fields}))
     ) as client:
