@@ -1,4 +1,4 @@
-"""Resources and locks that stay usable when the process forks.
+"""Resources, locks and threads that stay usable when the process forks or exits.
 
 A forked child inherits the parent's connections and locks. The child must not use the connections,
 because they belong to the parent. A lock that another thread held at the fork is never released in
@@ -8,6 +8,8 @@ the child.
 from __future__ import annotations
 
 import os
+import sys
+from _thread import start_new_thread
 from collections.abc import Callable
 from contextlib import suppress
 from os import getpid
@@ -28,6 +30,18 @@ with suppress(AttributeError):  # Windows has no fork.
         after_in_parent=fork_lock.release,
         after_in_child=fork_lock.release,
     )
+
+
+def run_in_new_thread(act: Callable[[], object]) -> bool:
+    """Call `act` in a new thread, which holds no lock.
+
+    Return False, without calling `act`, if the interpreter is exiting and starts no more threads.
+    """
+    with suppress(RuntimeError):
+        if not sys.is_finalizing():  # Python 3.10 would crash.
+            start_new_thread(act, ())
+            return True
+    return False
 
 
 class PerProcess(Generic[T]):

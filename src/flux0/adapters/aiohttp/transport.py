@@ -209,7 +209,7 @@ class _Body(AsyncPulledBody):
             self._expired = True
             self._content.set_exception(aiohttp.SocketTimeoutError("no data received"))
 
-    async def _finish(self) -> None:
+    async def _on_finished(self) -> None:
         self._release()
         if self.retained is not None:
             body = b"".join(self.retained)
@@ -218,10 +218,10 @@ class _Body(AsyncPulledBody):
             content.feed_eof()
             self._response.content = content
 
-    async def _give_up(self, _error: BaseException) -> None:
+    async def _on_failure(self, _error: BaseException) -> None:
         self._release()
 
-    def _translated(self, error: BaseException) -> TransportError | None:
+    def _translate_error(self, error: BaseException) -> TransportError | None:
         if not isinstance(error, _RAISED):
             return None
         kind: type[TransportError] = ReadTimeout if self._expired else ConnectionInterrupted

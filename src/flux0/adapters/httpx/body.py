@@ -14,7 +14,8 @@ from attrs import evolve
 
 from flux0.adapters.httpx.connection import AnyConnection
 from flux0.adapters.httpx.exchange import HttpxExchange
-from flux0.adapters.shared.bodies import AsyncPulledBody, PulledBody, SyncPulledBody, shut_down
+from flux0.adapters.shared.bodies import AsyncPulledBody, PulledBody, SyncPulledBody
+from flux0.adapters.shared.exchange import shut_down
 from flux0.domain.errors import TransportError
 from flux0.domain.http import is_success
 from flux0.ports import Request
@@ -64,7 +65,7 @@ class _HttpxBody(PulledBody):
         # Users read the body of an error again, from `raw_response`.
         self._read_raw: list[bytes] | None = [] if failed and not self._was_read else None
         # A hook that raised for the status has lost the body.
-        self.ended: bool = failed and response.is_closed and not self._was_read
+        self.finished: bool = failed and response.is_closed and not self._was_read
         if request.is_streaming(response.status_code):
             if response.http_version == "HTTP/2":
                 warnings.warn(_OVER_HTTP2, RuntimeWarning, stacklevel=2)
@@ -87,7 +88,7 @@ class _HttpxBody(PulledBody):
         """Return a stream of what was read, for the library to read it again."""
         return self._exchange.library.ByteStream(b"".join(self._read_raw or ()))
 
-    def _translated(self, error: BaseException) -> TransportError | None:
+    def _translate_error(self, error: BaseException) -> TransportError | None:
         exchange = self._exchange
         raised = (exchange.library.RequestError, exchange.library.StreamError)
         known = isinstance(error, raised) or exchange.failed_by(error)
@@ -114,7 +115,7 @@ class SyncHttpxBody(_HttpxBody, SyncPulledBody):
         self._waits()
         return self._keep(next(self._raw, None))
 
-    def _finish(self) -> None:
+    def _on_finished(self) -> None:
         response: Any = self._response
         if self._read_raw is None:
             response.close()
@@ -140,7 +141,7 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
         self._waits()
         return self._keep(await anext(self._raw, None))
 
-    async def _finish(self) -> None:
+    async def _on_finished(self) -> None:
         response: Any = self._response
         if self._read_raw is None:
             await response.aclose()
@@ -150,7 +151,7 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
             with suppress(self._exchange.library.RequestError):
                 await response.aread()
 
-    async def _give_up(self, error: BaseException, /) -> None:
+    async def _on_failure(self, error: BaseException, /) -> None:
         if isinstance(error, Exception):
             await self.close()
 
@@ -170,7 +171,7 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
 
     def forget(self, loop: Loop) -> None:
         """Have `loop` release the connection; it ends now, since a loop that ends does no more."""
-        if not (self.ended or self.closed or self._response.is_closed):
+        if not (self.finished or self.closed or self._response.is_closed):
             self._shut_down()
         in_trio = hasattr(loop, "run_sync_soon")
         schedule_close(loop, self.release if in_trio else self._release_later)

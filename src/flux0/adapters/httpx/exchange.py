@@ -91,11 +91,10 @@ class HttpxExchange(Exchange):
         except (self.library.InvalidURL, ValueError):
             return False
 
-    def complete(self, response: Any) -> Any:
-        """Put back into the library's response what was taken away, and return it."""
+    def complete(self, response: Any) -> None:
+        """Put the removed location back into the library's response."""
         if self._withheld:
             response.headers = self.library.Headers([*response.headers.raw, *self._withheld])
-        return response
 
     def use(self, stream: Any) -> None:
         """Take note of the connection that the answer will come over."""

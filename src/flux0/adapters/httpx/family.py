@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, ClassVar, Final, Protocol, TypeVar, cast, runtime_checkable
@@ -12,7 +12,7 @@ from flux0.adapters.httpx.body import AsyncBody, SyncHttpxBody
 from flux0.adapters.httpx.connection import current, instrument_client
 from flux0.adapters.httpx.exchange import HttpxExchange
 from flux0.adapters.httpx.own_clients import OwnClients
-from flux0.adapters.shared.bodies import SyncBody, in_thread, run
+from flux0.adapters.shared.bodies import SyncBody
 from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import ACCEPT_ENCODING
 from flux0.adapters.shared.misplaced import refuse_misplaced, shown
@@ -22,7 +22,7 @@ from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
 from flux0.ports import AsyncByteStream, ByteStream, Request, Response
 from flux0.runtime.event_loop import PerLoop
-from flux0.runtime.processes import PerProcess
+from flux0.runtime.processes import PerProcess, run_in_new_thread
 
 Body = TypeVar("Body")
 
@@ -123,16 +123,17 @@ class HttpxFamilyTransport:
         built = self._build(client, request)
         exchange = HttpxExchange(self.library, self.core, built, request)
         built.extensions["trace"] = exchange.trace
-
-        async def send() -> Any:
-            return client.send(built, stream=True, follow_redirects=False)
-
         token = current.set(exchange)
         try:
-            response = run(self._send(client, built, exchange, send()))
+            response = client.send(built, stream=True, follow_redirects=False)
+        except Exception as error:
+            response = self._response_despite(error, client, built, exchange)
+            if response is None:
+                raise
         finally:
             current.reset(token)
-            request.interrupt.clear()
+            exchange.clear_interrupt()
+        exchange.complete(response)
         body = SyncBody(SyncHttpxBody(request, built, exchange, response, self))
         if own is not None:
             own.bodies.add(body)
@@ -160,11 +161,15 @@ class HttpxFamilyTransport:
             built.stream = self._whole_body(request.body)
         token = current.set(exchange)
         try:
-            sending = client.send(built, stream=True, follow_redirects=False)
-            response = await self._send(client, built, exchange, sending)
+            response = await client.send(built, stream=True, follow_redirects=False)
+        except Exception as error:
+            response = self._response_despite(error, client, built, exchange)
+            if response is None:
+                raise
         finally:
             current.reset(token)
-            request.interrupt.clear()
+            exchange.clear_interrupt()
+        exchange.complete(response)
         return _answer(response, AsyncBody(request, built, exchange, response, self))
 
     async def close_async(self) -> None:
@@ -190,27 +195,26 @@ class HttpxFamilyTransport:
             raise failure(ConnectError, error, timeout) from error
         return built
 
-    async def _send(
-        self, client: Any, built: Any, exchange: HttpxExchange, sending: Awaitable[Any]
+    def _response_despite(
+        self, error: Exception, client: Any, built: Any, exchange: HttpxExchange
     ) -> Any:
-        """Return the library's response."""
-        library = self.library
-        try:
-            return exchange.complete(await sending)
-        except library.HTTPStatusError as error:
-            # A hook has called `raise_for_status`.
-            if error.request is built and not is_success(error.response.status_code):
-                return exchange.complete(error.response)
-            raise
-        except RuntimeError as error:
+        """Return the response if a hook called `raise_for_status`; None to re-raise `error`.
+
+        Raises:
+            TransportError: The library failed to send the request.
+            ClientClosed: The client, or its event loop, is closed.
+        """
+        if isinstance(error, self.library.HTTPStatusError):
+            own = error.request is built and not is_success(error.response.status_code)
+            return error.response if own else None
+        if isinstance(error, RuntimeError):
             if getattr(client, "is_closed", False) or "loop is closed" in str(error):
                 raise self._closed() from error
-            raise
-        except Exception as error:
-            translated = exchange.translated(error, built)
-            if translated is None:
-                raise
+            return None
+        translated = exchange.translated(error, built)
+        if translated is not None:
             raise translated from error
+        return None
 
     def _closed(self) -> ClientClosed:
         name = self.library.__name__
@@ -224,7 +228,7 @@ def _forget(
     if transport() is not None:  # Python ends: nobody holds a lock, and no thread must begin.
         own.close_clients()
     elif own.is_used:  # The collector may have run while this thread holds a lock.
-        in_thread(own.close)
+        run_in_new_thread(own.close)
 
 
 def _check(argument: str, client: object, name: str, *, asynchronous: bool) -> None:

@@ -1,242 +1,209 @@
-"""How the body of a response is pulled, for several adapters, by sync and by async code."""
+"""Base classes for response bodies that the caller pulls piece by piece."""
 
 from __future__ import annotations
 
-import socket
-import sys
-from _thread import start_new_thread
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from threading import Lock, RLock
-from typing import Any, TypeVar
+from typing import Final
 from weakref import WeakSet, finalize
 
 from flux0.adapters.shared.decompression import decoder_for
 from flux0.domain.errors import ConnectionInterrupted, Flux0Error, TransportError
-from flux0.runtime.processes import OwnerProcess
-
-T = TypeVar("T")
-
-
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Return what a coroutine returns that never waits for an event loop."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-    raise AssertionError("the coroutine waits for an event loop")
-
-
-def in_thread(act: Callable[[], object]) -> bool:
-    """Call `act` in a thread of its own, where no lock is held; say whether Python still can."""
-    with suppress(RuntimeError):
-        if not sys.is_finalizing():  # Python 3.10 would crash.
-            start_new_thread(act, ())
-            return True
-    return False
-
-
-def shut_down(connection: Any) -> None:
-    """End a connection, and wake who reads from it; takes no lock, and never raises.
-
-    `connection` is a socket, what an event loop has in place of one, or None.
-    """
-    with suppress(OSError):
-        if isinstance(connection, socket.socket):
-            # Not the method of SSLSocket, which would drop the TLS layer under a reader.
-            socket.socket.shutdown(connection, socket.SHUT_RDWR)
-        elif connection is not None:
-            connection.shutdown(socket.SHUT_RDWR)
+from flux0.runtime.processes import OwnerProcess, run_in_new_thread
 
 
 class PulledBody(ABC):
-    """A body that is decompressed as far as its bytes have come.
+    """A response body that is received and decompressed when the caller pulls the next piece.
 
     Attributes:
-        ended: whether the whole body was read.
-        closed: whether it was left.
-        reading: held by whoever reads.
-        ending: held while its connection is given back, or shut down, so that no other answer is.
-        retained: the pieces that were read, if they are wanted again.
+        finished: Whether the body was read to its end.
+        closed: Whether the body was closed, or reading it has failed.
+        retained: The decoded pieces so far, if they are needed again; otherwise None.
     """
 
     def __init__(self, coding: str) -> None:
-        self.ended: bool = False
+        self.finished: bool = False
         self.closed: bool = False
-        self.reading: Lock = Lock()
-        # A collector may close a body anywhere, even where it is being closed.
-        self.ending: RLock = RLock()
         self.retained: list[bytes] | None = None
         self._decoder = decoder_for(coding)
-        self._pieces: Iterator[bytes] = iter(())
+        self._decoded: Iterator[bytes] = iter(())
+        self._read_lock = Lock()
+        # A finished body's connection may serve the next request, and must not be shut down. So
+        # `finished` is set, and the connection is shut down, under this lock. It is reentrant,
+        # because the garbage collector may call `close` while the same thread holds it.
+        self._end_lock = RLock()
 
     @abstractmethod
-    def _translated(self, error: BaseException) -> TransportError | None:
-        """Return the error of ours for one of the library's; None if the user's code raised it."""
+    def _translate_error(self, error: BaseException) -> TransportError | None:
+        """Return the flux0 error for a library's error; None if the user's code raised it."""
 
-    def _begin(self) -> None:
-        """Begin to read a piece."""
-        if self.closed and not self.ended:
+    def _start_reading(self) -> None:
+        """Acquire the read lock, or raise if the body is closed or has another reader."""
+        if self.closed and not self.finished:
             raise ConnectionInterrupted("the body was closed before its end")
-        if not self.reading.acquire(blocking=False):
+        if not self._read_lock.acquire(blocking=False):
             raise Flux0Error("another thread or task is reading this body")
 
-    def _leave(self) -> bool:
-        """Take note that the body is left; return whether it was before."""
+    def _mark_closed(self) -> bool:
+        """Mark the body as closed; return whether it was closed before."""
         closed, self.closed = self.closed, True
         return closed
 
-    def _rest(self) -> bytes | None:
-        """Return what is left of the data that came last, or None if that is used up."""
-        piece = next(self._pieces, None)
+    def _next_decoded(self) -> bytes | None:
+        """Return the next piece of the data that was received last; None if no piece is left."""
+        piece = next(self._decoded, None)
         if piece is not None and self.retained is not None:
             self.retained.append(piece)
         return piece
 
-    def _take(self, data: bytes | None) -> bytes | None:
-        """Return the first piece of the data that came, or None at the end.
+    def _decode(self, data: bytes | None) -> bytes | None:
+        """Return the first decoded piece of received data, or None at the end of the body.
 
-        A piece is empty if what arrived holds no content yet.
+        The piece is empty if the data does not complete any content yet.
         """
         if data is None:
-            if self.closed:  # Closing it elsewhere may have been what ended it.
+            if self.closed:  # Another thread closed the body, which may look like its end.
                 raise EOFError
             if self._decoder is not None:
                 self._decoder.end()
-            with self.ending:
-                self.ended = True
+            with self._end_lock:
+                self.finished = True
             return None
         if self._decoder is not None:
-            self._pieces = self._decoder.feed(data)
-            data = next(self._pieces, b"")
+            self._decoded = self._decoder.feed(data)
+            data = next(self._decoded, b"")
         if self.retained is not None:
             self.retained.append(data)
         return data
 
-    def _meaning(self, error: BaseException, *, closed: bool) -> TransportError | None:
-        """Return what to raise for an error, or None if that is itself."""
-        if closed and isinstance(error, Exception):  # What was closed elsewhere has failed.
+    def _error_to_raise(self, error: BaseException, *, closed: bool) -> TransportError | None:
+        """Return the error to raise in place of `error`; None to raise `error` itself.
+
+        `closed` says whether the body was closed before the error.
+        """
+        if closed and isinstance(error, Exception):
             return ConnectionInterrupted("the body was closed while it was read")
-        return self._translated(error)
+        return self._translate_error(error)
 
 
 class AsyncPulledBody(PulledBody):
-    """One that asynchronous code reads."""
+    """A `PulledBody` for async code."""
 
     @abstractmethod
     async def _receive(self) -> bytes | None:
-        """Return what has arrived, after waiting for it if need be, or None at the end."""
+        """Return the next bytes, waiting if necessary; None at the end of the body."""
 
     @abstractmethod
-    async def _finish(self) -> None:
-        """Take note that the whole body was read."""
+    async def _on_finished(self) -> None:
+        """Release the connection after the body was read to its end."""
 
     @abstractmethod
-    async def _give_up(self, error: BaseException, /) -> None:
-        """Release the connection."""
+    async def _on_failure(self, error: BaseException, /) -> None:
+        """Release the connection after `error` was raised."""
 
     async def pull(self) -> bytes | None:
         """Return the next piece, or None at the end."""
-        self._begin()
+        self._start_reading()
         try:
-            piece = None if self._decoder is None else self._rest()
-            if piece is None and not self.ended:
-                piece = self._take(await self._receive())
+            piece = None if self._decoder is None else self._next_decoded()
+            if piece is None and not self.finished:
+                piece = self._decode(await self._receive())
                 if piece is None:
-                    await self._finish()
+                    await self._on_finished()
         except BaseException as error:
-            closed = self._leave()
-            await self._give_up(error)
-            translated = self._meaning(error, closed=closed)
+            closed = self._mark_closed()
+            await self._on_failure(error)
+            translated = self._error_to_raise(error, closed=closed)
             if translated is None:
                 raise
             raise translated from error
         finally:
-            self.reading.release()
+            self._read_lock.release()
         return piece
 
 
 class SyncPulledBody(PulledBody):
-    """One that synchronous code reads, and that another thread or the collector may close."""
+    """A `PulledBody` for sync code. Other threads and the garbage collector may close it."""
 
     def __init__(self, coding: str) -> None:
         super().__init__(coding)
-        self.owner: OwnerProcess = OwnerProcess()
+        self._owner = OwnerProcess()
         self._released = False
 
     @abstractmethod
     def _receive(self) -> bytes | None:
-        """Return what has arrived, after waiting for it if need be, or None at the end."""
+        """Return the next bytes, waiting if necessary; None at the end of the body."""
 
     @abstractmethod
-    def _finish(self) -> None:
-        """Take note that the whole body was read."""
+    def _on_finished(self) -> None:
+        """Release the connection after the body was read to its end."""
 
     @abstractmethod
     def _shut_down(self) -> None:
-        """End the connection, and wake who reads from it; takes no lock, and never raises."""
+        """Shut the connection down and wake its reader; acquire no lock and never raise."""
 
     @abstractmethod
     def _release(self) -> None:
-        """Release the connection, from where no lock is held; never raises."""
+        """Release the connection; never raise. It may acquire locks of the connection pool."""
 
     def pull(self) -> bytes | None:
         """Return the next piece, or None at the end."""
-        self.owner.check()
-        self._begin()
+        self._owner.check()
+        self._start_reading()
         try:
-            piece = None if self._decoder is None else self._rest()
-            if piece is None and not self.ended:
-                piece = self._take(self._receive())
+            piece = None if self._decoder is None else self._next_decoded()
+            if piece is None and not self.finished:
+                piece = self._decode(self._receive())
                 if piece is None:
-                    self._finish()
+                    self._on_finished()
         except BaseException as error:
-            closed = self._leave()
+            closed = self._mark_closed()
             self._released = True
             self._shut_down()
             self._release()
-            translated = self._meaning(error, closed=closed)
+            translated = self._error_to_raise(error, closed=closed)
             if translated is None:
                 raise
             raise translated from error
         finally:
-            self.reading.release()
-            if self.closed:  # In another thread, just when nothing was waited for.
+            self._read_lock.release()
+            if self.closed:  # Another thread may have closed the body after the last receive.
                 self.close()
         return piece
 
     def close(self) -> None:
-        """Release the connection, without a lock that is not its own.
+        """Release the connection without waiting for a lock of the connection pool.
 
-        The collector may call this anywhere, even while the same thread holds a lock of the pool's.
-        So all that may take one is left to another thread.
+        The garbage collector may call this method anywhere, even while the same thread holds a lock
+        of the pool. Another thread does the work that may acquire such a lock.
         """
-        if self.owner.is_inherited():
-            _keep(self)  # Garbage would be closed, with locks that nobody releases in this process.
+        if self._owner.is_inherited():
+            _never_collected.add(self)
             return
-        self._leave()
-        with self.ending:
-            if self.ended or self._released:
+        self._mark_closed()
+        with self._end_lock:
+            if self.finished or self._released:
                 return
             self._shut_down()
-        # Who reads already wakes, and releases it.
-        if self.reading.acquire(blocking=False) and not in_thread(self._release):
-            _keep(self)
+        # If the body has a reader, the shutdown wakes the reader, which releases the connection.
+        if self._read_lock.acquire(blocking=False) and not run_in_new_thread(self._release):
+            _never_collected.add(self)
 
 
-def _keep(body: SyncPulledBody) -> None:
-    """Keep what is not to be garbage: finalizers are kept, and this class is never garbage."""
-    finalize(SyncPulledBody, id, body).atexit = False
+# Bodies that must not be garbage-collected. Collecting a body closes it, with locks of its
+# connection pool. In a forked child, and while the interpreter exits, another thread may have held
+# these locks and no longer runs. So the collection would wait forever.
+_never_collected: Final[set[SyncPulledBody]] = set()
 
 
 class SyncBody:
-    """What synchronous code iterates over, as `ByteStream` says; forgotten, it is closed."""
+    """The `ByteStream` over a `SyncPulledBody`. Its finalizer closes the pulled body."""
 
     def __init__(self, body: SyncPulledBody) -> None:
         self._body = body
-        # Not __del__: what is garbage together with this would be closed first, with its locks.
+        # Not __del__: if the body's generators are garbage in the same collection, they could be
+        # closed first, with locks of the connection pool.
         finalize(self, body.close).atexit = False
 
     def __iter__(self) -> Iterator[bytes]:
@@ -249,25 +216,25 @@ class SyncBody:
         return piece
 
     def close(self) -> None:
-        """Release the connection; whoever waits for the next piece is woken and raises."""
+        """Release the connection; a thread that waits for the next piece gets an error."""
         self._body.close()
 
 
 class OpenBodies:
-    """What is read over a transport, which ends when that is closed."""
+    """The sync bodies of one transport, which are closed together with it."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._known: WeakSet[SyncBody] = WeakSet()
+        self._bodies: WeakSet[SyncBody] = WeakSet()
 
     def add(self, body: SyncBody) -> None:
-        """Know of a body for as long as somebody holds it."""
+        """Track `body` until it is garbage-collected."""
         with self._lock:
-            self._known.add(body)
+            self._bodies.add(body)
 
     def close(self) -> None:
-        """Close all that are known."""
+        """Close all tracked bodies."""
         with self._lock:
-            known = tuple(self._known)
-        for body in known:
+            bodies = tuple(self._bodies)
+        for body in bodies:
             body.close()

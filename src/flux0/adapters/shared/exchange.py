@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from flux0.adapters.shared.bodies import shut_down
 from flux0.ports import Request
+
+
+def shut_down(connection: Any) -> None:
+    """Shut a connection down and wake its reader; acquire no lock and never raise.
+
+    `connection` is a socket, an event loop's replacement for a socket, or None.
+    """
+    with suppress(OSError):
+        if isinstance(connection, socket.socket):
+            # `SSLSocket.shutdown` would remove the TLS layer while another thread reads.
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        elif connection is not None:
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 class Exchange:
@@ -28,12 +42,13 @@ class Exchange:
         self.timeout = request.timeout
         self._interrupt = request.interrupt
 
-    def shut_down_on_interrupt(self, socket: Any) -> None:
-        """Shut `socket` down when the request is interrupted, to wake the call that waits for it.
+    def shut_down_on_interrupt(self, connection: Any) -> None:
+        """Shut `connection` down when the request is interrupted; see `shut_down`.
 
-        It replaces the socket of an earlier call. See `shut_down` for the types of sockets.
+        This wakes the sync call that waits for the response head. It replaces the connection of an
+        earlier call.
         """
-        self._interrupt.on_fire(partial(shut_down, socket))
+        self._interrupt.on_fire(partial(shut_down, connection))
 
     def clear_interrupt(self) -> None:
         """Keep the connection open if the request is interrupted from now on."""

@@ -12,7 +12,8 @@ from typing import Any, Final
 from attrs import evolve
 from urllib3 import BaseHTTPResponse, exceptions
 
-from flux0.adapters.shared.bodies import SyncPulledBody, shut_down
+from flux0.adapters.shared.bodies import SyncPulledBody
+from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.failures import chain, failure, refused_by_proxy
 from flux0.adapters.urllib3.connection import TrackedConnection, Urllib3Exchange
 from flux0.domain.errors import (
@@ -80,7 +81,7 @@ class Urllib3Body(SyncPulledBody):
     def _receive(self) -> bytes | None:
         return next(self._received, None)
 
-    def _finish(self) -> None:
+    def _on_finished(self) -> None:
         self._response.release_conn()
         if self._retain is not None:
             self._retain(b"".join(self.retained or ()))
@@ -93,7 +94,7 @@ class Urllib3Body(SyncPulledBody):
             self._response.close()
             self._response.release_conn()
 
-    def _translated(self, error: BaseException) -> TransportError | None:
+    def _translate_error(self, error: BaseException) -> TransportError | None:
         if not isinstance(error, (HTTPException, OSError, exceptions.HTTPError)):
             return None
         kind = _kind_after_sending(chain(error)[-1])

@@ -13,7 +13,7 @@ from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead
 from time import monotonic
 from typing import Any, Final
 
-from flux0.adapters.shared.bodies import shut_down
+from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
 from flux0.adapters.urllib3.chunks import Chunks
 

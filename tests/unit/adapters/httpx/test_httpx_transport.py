@@ -22,7 +22,6 @@ from attrs import evolve
 
 from flux0 import HttpxTransport
 from flux0.adapters.httpx.connection import AsyncConnection
-from flux0.adapters.shared.bodies import run as run_blocking
 from flux0.domain.errors import ClientClosed, ConnectionInterrupted, Flux0Error
 from flux0.ports import Interrupt
 from flux0.testing.contract import AsyncTransportContract, TransportContract
@@ -151,7 +150,7 @@ def test_the_wait_for_content_is_over_when_something_else_has_come() -> None:
     connection.awaited = time.monotonic() - 1
 
     with pytest.raises(httpcore.ReadTimeout):
-        run_blocking(connection.read(1, 0.5))
+        asyncio.run(connection.read(1, 0.5))
 
 
 # --- connections that are others' too
@@ -251,15 +250,10 @@ def test_a_stream_that_is_left_as_python_ends_is_kept(
         body = transport.send(get(server.url, stream=True)).body
         assert next(iter(body)) == b"first"
         with monkeypatch.context() as patched:
-            patched.setattr(f"flux0.adapters.shared.bodies.{name}", stub)
+            patched.setattr(f"flux0.runtime.processes.{name}", stub)
             del body
         server.wait_until_closed()
         transport.close()
-
-
-def test_a_coroutine_that_waits_needs_an_event_loop() -> None:
-    with pytest.raises(AssertionError, match="event loop"):
-        run_blocking(asyncio.sleep(0))
 
 
 # --- event loops
