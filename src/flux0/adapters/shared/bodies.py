@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from threading import Lock, RLock
-from typing import Final
+from typing import ClassVar
 from weakref import WeakSet, finalize
 
 from flux0.adapters.shared.decompression import decoder_for
@@ -126,6 +126,12 @@ class AsyncPulledBody(PulledBody):
 class SyncPulledBody(PulledBody):
     """A `PulledBody` for sync code. Other threads and the garbage collector may close it."""
 
+    # Bodies that must not be garbage-collected. Collecting a body closes it, with locks of its
+    # connection pool. In a forked child, and while the interpreter exits, another thread may have
+    # held these locks and no longer runs. So the collection would wait forever. This is no module
+    # global, because the interpreter clears these while it exits.
+    _never_collected: ClassVar[set[SyncPulledBody]] = set()
+
     def __init__(self, coding: str) -> None:
         super().__init__(coding)
         self._owner = OwnerProcess()
@@ -179,7 +185,7 @@ class SyncPulledBody(PulledBody):
         of the pool. Another thread does the work that may acquire such a lock.
         """
         if self._owner.is_inherited():
-            _never_collected.add(self)
+            self._never_collected.add(self)
             return
         self._mark_closed()
         with self._end_lock:
@@ -188,13 +194,7 @@ class SyncPulledBody(PulledBody):
             self._shut_down()
         # If the body has a reader, the shutdown wakes the reader, which releases the connection.
         if self._read_lock.acquire(blocking=False) and not run_in_new_thread(self._release):
-            _never_collected.add(self)
-
-
-# Bodies that must not be garbage-collected. Collecting a body closes it, with locks of its
-# connection pool. In a forked child, and while the interpreter exits, another thread may have held
-# these locks and no longer runs. So the collection would wait forever.
-_never_collected: Final[set[SyncPulledBody]] = set()
+            self._never_collected.add(self)
 
 
 class SyncBody:
