@@ -104,7 +104,7 @@ class SSEParser:
                     return []
                 data = b""
         elif self._state == _BETWEEN_BLOCKS:
-            # Servers usually send whole events.
+            # Servers usually send complete events.
             if data.endswith(b"\n\n") and _CR not in data and len(data) <= self._limit:
                 return self._decode(data)
         elif self._state != _IN_BLOCK:

@@ -1,4 +1,4 @@
-"""The parser of event streams, against known cases and a plain reading of the standard."""
+"""The SSE parser, compared with known cases and with a simple implementation of the standard."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CASES: list[dict[str, Any]] = json.loads(
 
 @frozen
 class Outcome:
-    """All that a parser shows after some bytes."""
+    """The events and the properties of a parser after some bytes."""
 
     events: list[ServerSentEvent]
     last_event_id: str
@@ -36,8 +36,8 @@ class Outcome:
     pending: bool
 
 
-def read_whole(stream: bytes) -> Outcome:
-    """Read a stream as the standard tells it, all at once."""
+def parse_all_at_once(stream: bytes) -> Outcome:
+    """Parse a complete stream in the simplest way that follows the standard."""
     text = stream.decode("utf-8", "replace").removeprefix("\ufeff")
     *lines, rest = re.split("\r\n|\r|\n", text)
     events: list[ServerSentEvent] = []
@@ -69,7 +69,7 @@ def read_whole(stream: bytes) -> Outcome:
     return Outcome(events, last_event_id, retry, pending or rest != "")
 
 
-def shown(parser: SSEParser, events: list[ServerSentEvent]) -> Outcome:
+def outcome_of(parser: SSEParser, events: list[ServerSentEvent]) -> Outcome:
     return Outcome(events, parser.last_event_id, parser.retry, parser.pending)
 
 
@@ -77,12 +77,12 @@ def feed_all(parser: EventStreamParser, pieces: Iterable[bytes]) -> list[ServerS
     return [event for piece in pieces for event in parser.feed(piece)]
 
 
-def one_by_one(stream: bytes, size: int = 1) -> list[bytes]:
+def in_pieces(stream: bytes, size: int = 1) -> list[bytes]:
     return [stream[start : start + size] for start in range(0, len(stream), size)]
 
 
 def splits(stream: bytes) -> st.SearchStrategy[list[bytes]]:
-    """Every way to cut a stream, with empty pieces among them."""
+    """Generate all ways to split a stream, including empty pieces."""
     cuts = st.lists(st.integers(0, len(stream)), max_size=12)
     return cuts.map(
         lambda places: [
@@ -91,7 +91,7 @@ def splits(stream: bytes) -> st.SearchStrategy[list[bytes]]:
     )
 
 
-# What the rules turn on, whole and in parts.
+# The bytes that have a meaning in the standard, complete and in parts.
 EDGES = [
     *(b"\r", b"\n", b"\r\n", b"\n\n", b"\r\r", b":", b" ", b"\0", b"\t", b"x", b"7", b"10"),
     *(b"data", b"event", b"id", b"retry", b"Data", b"data: ", b"event: ", b"id: ", b"retry: "),
@@ -104,7 +104,7 @@ STREAMS = st.builds(
     st.sampled_from([b"", b"", BOM, BOM[:1], BOM[:2], BOM + BOM]),
     st.lists(st.sampled_from(EDGES), max_size=30).map(b"".join),
 )
-# Pieces that are whole events, or nearly.
+# Complete events, and pieces that differ from a complete event in one byte or line.
 EVENTS = [
     b"event: e\ndata: d\n\n",
     b"event: \ndata:  d\n\n",
@@ -134,30 +134,30 @@ def check_case(case: dict[str, Any], pieces: Iterable[bytes]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
-def test_a_case_of_the_standard_in_whole_and_byte_by_byte_and_in_its_own_pieces(
+def test_known_case_at_once_and_byte_by_byte_and_in_its_own_pieces(
     case: dict[str, Any],
 ) -> None:
     stream = b64decode(case["input_b64"])
     check_case(case, [stream])
-    check_case(case, one_by_one(stream))
+    check_case(case, in_pieces(stream))
     if "chunks_b64" in case:
         check_case(case, map(b64decode, case["chunks_b64"]))
 
 
 @settings(deadline=None, max_examples=500)
-@example(pieces=one_by_one(BOM + b"data: a\r\rdata: b\r\n\r\nid: 1\r\n: c\n\n\r\n"))
+@example(pieces=in_pieces(BOM + b"data: a\r\rdata: b\r\n\r\nid: 1\r\n: c\n\n\r\n"))
 @given(pieces=SPLIT_STREAMS)
-def test_after_every_piece_the_parser_shows_what_the_bytes_so_far_say(pieces: list[bytes]) -> None:
+def test_after_each_piece_the_outcome_depends_only_on_the_bytes_so_far(pieces: list[bytes]) -> None:
     parser = SSEParser()
     events: list[ServerSentEvent] = []
     read = b""
     for piece in pieces:
         read += piece
         events += parser.feed(piece)
-        assert shown(parser, events) == read_whole(read)
+        assert outcome_of(parser, events) == parse_all_at_once(read)
 
 
-def test_an_event_carries_its_name_and_retry_and_the_id_in_force() -> None:
+def test_event_has_its_name_and_retry_and_the_last_event_id() -> None:
     parser = SSEParser()
     stream = b"event: status\nid: 4\nretry: 20\ndata: a\ndata: b\n\ndata: c\n\n"
     assert parser.feed(stream) == [
@@ -165,7 +165,7 @@ def test_an_event_carries_its_name_and_retry_and_the_id_in_force() -> None:
         ServerSentEvent("message", "c", "4", None),
     ]
     assert parser.feed(b"event: chunk\ndata:  x\n\n") == [ServerSentEvent("chunk", " x", "4")]
-    for start in ("a", ""):  # The last name counts, and for its own event alone.
+    for start in ("a", ""):  # The last name is used, but only for this event.
         named, then = f"event: {start}\ndata: 1\nevent: b\n\n", f"event: {start}\ndata: 2\n\n"
         assert parser.feed((named + then).encode()) == [
             ServerSentEvent("b", "1", "4"),
@@ -185,17 +185,17 @@ def test_an_event_carries_its_name_and_retry_and_the_id_in_force() -> None:
     ],
     ids=["zeros", "leading-zeros", "longest", "too-long", "far-too-long"],
 )
-def test_a_retry_of_any_length_is_taken_or_left_alone(digits: bytes, retry: int) -> None:
+def test_retry_with_more_than_640_digits_is_ignored(digits: bytes, retry: int) -> None:
     parser = SSEParser()
     parser.feed(b"retry: 1\n\nretry: " + digits + b"\n")
     assert parser.retry == retry
 
 
-# --- the limit of one event
+# --- the size limit of one event
 
 
 def block_size(stream: bytes) -> int:
-    """Return what the limit counts of the block that is unfinished where `stream` ends."""
+    """Return the size of the unfinished block at the end of `stream`, as the limit defines it."""
     if BOM.startswith(stream):
         return 0
     *lines, rest = re.split(b"\r\n|\r|\n", stream.removeprefix(BOM))
@@ -205,8 +205,8 @@ def block_size(stream: bytes) -> int:
     return size + len(rest)
 
 
-def bytes_taken(stream: bytes, limit: int) -> int:
-    """Return how many bytes a parser takes before an event passes the limit."""
+def bytes_accepted(stream: bytes, limit: int) -> int:
+    """Return the number of bytes that a parser accepts before an event exceeds the limit."""
     for length in range(1, len(stream) + 1):
         if block_size(stream[:length]) > limit:
             return length - 1
@@ -215,12 +215,12 @@ def bytes_taken(stream: bytes, limit: int) -> int:
 
 @settings(deadline=None, max_examples=500)
 @given(pieces=SPLIT_STREAMS, limit=st.integers(1, 40))
-def test_the_limit_stops_at_the_same_event_however_the_stream_is_split(
+def test_limit_applies_to_the_same_event_however_the_stream_is_split(
     pieces: list[bytes], limit: int
 ) -> None:
     stream = b"".join(pieces)
-    expected = read_whole(stream[: bytes_taken(stream, limit)])
-    too_large = bytes_taken(stream, limit) < len(stream)
+    expected = parse_all_at_once(stream[: bytes_accepted(stream, limit)])
+    too_large = bytes_accepted(stream, limit) < len(stream)
     parser = SSEParser(max_event_bytes=limit)
     events: list[ServerSentEvent] = []
     raised = False
@@ -238,7 +238,7 @@ def test_the_limit_stops_at_the_same_event_however_the_stream_is_split(
     assert parser.pending is (expected.pending or too_large)
 
 
-def test_events_before_one_too_large_are_returned_first() -> None:
+def test_events_before_an_event_that_is_too_large_are_returned_first() -> None:
     parser = SSEParser(max_event_bytes=10)
     assert parser.feed(b"data: a\n\ndata: 789012\n\ndata: b\n\n") == [
         ServerSentEvent("message", "a")
@@ -252,7 +252,7 @@ def test_events_before_one_too_large_are_returned_first() -> None:
         parser.feed(b"\n\ndata: c\n\n")
 
 
-def test_the_limit_has_a_default_and_can_be_lifted() -> None:
+def test_default_limit_is_16_mib_and_none_means_no_limit() -> None:
     pieces = [b"x" * (1024 * 1024)] * 16
     parser, unlimited = SSEParser(), SSEParser(max_event_bytes=None)
     feed_all(parser, pieces)
@@ -262,7 +262,7 @@ def test_the_limit_has_a_default_and_can_be_lifted() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_that_is_not_positive_is_refused(limit: int) -> None:
+def test_limit_that_is_not_positive_is_rejected(limit: int) -> None:
     with pytest.raises(InvalidArgument) as caught:
         SSEParser(max_event_bytes=limit)
     assert caught.value.argument == "max_event_bytes"
@@ -271,26 +271,26 @@ def test_a_limit_that_is_not_positive_is_refused(limit: int) -> None:
 # --- cost
 
 
-# Ways in which bytes may come, by how many of them.
+# Functions that return the pieces of a stream whose length is proportional to `n`.
 SHAPES: dict[str, Callable[[int], list[bytes]]] = {
-    "a line, split": lambda n: one_by_one(b"data: " + b"x" * n + b"\n\n"),
-    "a line in sixteens": lambda n: one_by_one(b"data: " + b"x" * (16 * n) + b"\n\n", 16),
-    "many lines, split": lambda n: one_by_one(b"data: abc\n" * (n // 10) + b"\n"),
+    "a line, split": lambda n: in_pieces(b"data: " + b"x" * n + b"\n\n"),
+    "a line in sixteens": lambda n: in_pieces(b"data: " + b"x" * (16 * n) + b"\n\n", 16),
+    "many lines, split": lambda n: in_pieces(b"data: abc\n" * (n // 10) + b"\n"),
     "tiny lines at once": lambda n: [b"data:\n" * n + b"\n"],
     "events at once": lambda n: [b"id: 1\ndata: x\n\n" * n],
     "an event a piece": lambda n: [b"event: e\ndata: x\n\n"] * n,
-    "only CRs, split": lambda n: one_by_one(b"\r" * n),
+    "only CRs, split": lambda n: in_pieces(b"\r" * n),
     "only CRs at once": lambda n: [b"\r" * n],
 }
 
 
 def steps(pieces: list[bytes]) -> int:
-    """Count what Python does: loops over what was seen before show here."""
+    """Count the executed lines and C functions, to detect loops over bytes of earlier pieces."""
     return steps_taken(lambda: feed_all(SSEParser(), pieces))
 
 
 def bytes_allocated(pieces: list[bytes]) -> int:
-    """Add up what each feed allocates at its peak: copies of what is held show here."""
+    """Sum the peak allocation of each feed, to detect copies of the unfinished block."""
     parser = SSEParser()
     total = 0
     tracemalloc.start()
@@ -308,20 +308,23 @@ def bytes_allocated(pieces: list[bytes]) -> int:
 
 @pytest.mark.parametrize("measure", [steps, bytes_allocated])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_twice_the_bytes_cost_twice_the_work(
+def test_cost_is_linear_in_the_bytes(
     shape: Callable[[int], list[bytes]], measure: Callable[[list[bytes]], int]
 ) -> None:
-    # The least of three: other threads of the process may allocate, too.
+    # The minimum of three: other threads of the process may allocate memory, too.
     assert min(measure(shape(3000)) for _ in range(3)) < 2.5 * measure(shape(1500))
 
 
 class CountingBuffer(bytearray):
-    """Counts the bytes that are gone over or moved in it, without a copy that would show above."""
+    """Counts the bytes that its operations may search or move.
+
+    `bytes_allocated` does not detect these operations, because they make no copy.
+    """
 
     touched = 0
 
     def __getattribute__(self, name: str) -> Any:
-        # A method by name, such as `find` or `clear`, may go over all of it.
+        # Each method, such as `find` or `clear`, may access all bytes.
         if name != "touched":
             self.touched += len(self)
         return super().__getattribute__(name)
@@ -342,8 +345,8 @@ class CountingBuffer(bytearray):
 
 def bytes_touched(pieces: list[bytes]) -> int:
     parser = SSEParser()
-    held = [name for name, value in vars(parser).items() if isinstance(value, bytearray)]
-    buffers = {name: CountingBuffer() for name in held}
+    names = [name for name, value in vars(parser).items() if isinstance(value, bytearray)]
+    buffers = {name: CountingBuffer() for name in names}
     vars(parser).update(buffers)
     feed_all(parser, pieces)
     assert all(vars(parser)[name] is buffer for name, buffer in buffers.items())
@@ -351,13 +354,13 @@ def bytes_touched(pieces: list[bytes]) -> int:
 
 
 @pytest.mark.parametrize("shape", ["a line, split", "a line in sixteens", "many lines, split"])
-def test_bytes_that_are_held_are_not_searched_or_moved_again(shape: str) -> None:
+def test_bytes_of_the_unfinished_block_are_not_searched_or_moved_again(shape: str) -> None:
     pieces = SHAPES[shape](3000)
-    held = len(b"".join(pieces))
-    assert 0.5 * held < bytes_touched(pieces) <= 3 * held
+    size = len(b"".join(pieces))
+    assert 0.5 * size < bytes_touched(pieces) <= 3 * size
 
 
-def test_what_is_held_does_not_grow_with_the_stream_nor_after_an_event_too_large() -> None:
+def test_memory_does_not_grow_with_the_stream_or_after_an_event_that_is_too_large() -> None:
     parser = SSEParser(max_event_bytes=1_000_000)
     blocks = [b"event: e\nid: 1\ndata: " + b"x" * 1000 + b"\n\n", b": ping\n\n", b"retry: 1\n\n"]
     tracemalloc.start()

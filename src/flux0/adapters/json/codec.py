@@ -1,4 +1,4 @@
-"""The codec: the server's JSON to models and back."""
+"""The codec, which converts the server's JSON to models and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flux0.ports import ServerSentEvent
 
 T = TypeVar("T")
 
-_EXCERPT = 200
+_EXCERPT_LENGTH = 200  # Characters or bytes of the body that an error shows.
 
 _decode: Callable[[str], tuple[Any, int]] = JSONDecoder().raw_decode
 
@@ -25,50 +25,55 @@ _decode: Callable[[str], tuple[Any, int]] = JSONDecoder().raw_decode
 class JsonCodec:
     """The `Codec` of the flux0 server.
 
-    One converter reads fast. Only where it fails, another one reads again and says what is wrong.
+    A fast converter builds the models. Only if it fails, a second converter repeats the work to
+    find the place and the problem for the error message.
     """
 
     def decode(self, model: type[T], body: bytes) -> T:
-        """Return the model that `body` holds as JSON; `object` gives plain JSON."""
+        """Return the model in the JSON `body`. If `model` is `object`, return plain JSON."""
         data = _load(body)
-        made: T = data if model is object else self._structure(model, data, body)
-        return made
+        result: T = data if model is object else self._structure(model, data, body)
+        return result
 
     def decode_event(self, event: ServerSentEvent) -> StreamEvent:
-        """Return what one event of a turn's stream says; an unknown name keeps its data as text."""
+        """Return the model of a server-sent event.
+
+        An event with an unknown name is returned as an `UnknownEvent`, with its data as a string.
+        """
         name, text, id_, _ = event
         if name not in _EVENTS:
             return UnknownEvent(name, text, id_)
-        made: StreamEvent = self._structure(_EVENTS[name], _load(text), text)
-        return made
+        result: StreamEvent = self._structure(_EVENTS[name], _load(text), text)
+        return result
 
     def encode(self, value: Any) -> bytes:
-        """Return a model or plain JSON as the server reads it, in ASCII."""
+        """Return the JSON of a model, or of plain JSON, as ASCII bytes."""
         return json.dumps(self.to_dict(value), separators=(",", ":")).encode("ascii")
 
     def from_dict(self, model: type[T], data: Any) -> T:
-        """Return the model that plain JSON stands for.
+        """Return the model that plain JSON represents.
 
         `model` may also be a union of models, such as `StreamEvent`, or a list or tuple of models.
 
         Raises:
-            InvalidArgument: `model` is none of these.
+            InvalidArgument: `model` is not such a type.
+            DecodeError: the JSON does not fit the model.
         """
         if not is_model(model):
             raise InvalidArgument("model", f"must be one of flux0.models, not {model!r}")
         kind: Any = model
-        if get_origin(kind) is list:  # cattrs takes any iterable for one.
+        if get_origin(kind) is list:  # For a list, cattrs accepts any iterable.
             kind = tuple.__class_getitem__((*get_args(kind), ...))
-        made: Any = self._structure(kind, data, "")
+        result: Any = self._structure(kind, data, "")
         if kind is not model:
-            made = list(made)
-        return cast("T", made)
+            result = list(result)
+        return cast("T", result)
 
     def to_dict(self, value: Any) -> Any:
         """Return the plain JSON that the server uses for `value`.
 
         Raises:
-            InvalidArgument: it has no form in JSON, or is nested too deeply.
+            InvalidArgument: `value` cannot be represented in JSON, or is nested too deeply.
         """
         try:
             return plain(value)
@@ -79,12 +84,12 @@ class JsonCodec:
         try:
             return structure_hook(model)(data, model)
         except (ValueError, KeyError, TypeError):
-            pass  # What follows says why.
+            pass  # The second converter finds the reason.
         try:
             return converter(explaining=True).structure(data, model)
         except Exception as error:
-            problem, _, place = transform_error(error, "", _in_words)[0].rpartition(" @ ")
-            field = place.lstrip(".").removesuffix("_")  # `from_` stands for `from`.
+            problem, _, place = transform_error(error, "", _describe_problem)[0].rpartition(" @ ")
+            field = place.lstrip(".").removesuffix("_")  # The field `from_` is the key `from`.
             raise DecodeError(problem, field=field, body=_excerpt(body)) from error
 
 
@@ -93,23 +98,24 @@ _EVENTS: dict[str, Any] = {kind.event: kind for kind in (ChunkEvent, StatusEvent
 
 def _load(text: str | bytes) -> Any:
     try:
-        # The scanner alone, without the checks of json.loads for what JSON almost never is.
-        usual = text if isinstance(text, str) else text.decode()
-        data, end = _decode(usual)
-        if end == len(usual):
+        # The decoder without the other steps of `json.loads`: the detection of the encoding, and
+        # the search for a byte order mark and for white space around the value.
+        string = text if isinstance(text, str) else text.decode()
+        data, end = _decode(string)
+        if end == len(string):
             return data
     except (ValueError, RecursionError):
-        pass  # What follows reads it all the same, or says why it cannot.
+        pass  # `json.loads` accepts more input, and its error names the reason.
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"not JSON ({error})", body=_excerpt(text)) from error
 
 
-def _in_words(error: BaseException, _: Any) -> str:
+def _describe_problem(error: BaseException, _: Any) -> str:
     return "is missing" if isinstance(error, KeyError) else str(error)
 
 
 def _excerpt(body: str | bytes) -> str:
-    start = body[:_EXCERPT]
+    start = body[:_EXCERPT_LENGTH]
     return start if isinstance(start, str) else start.decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Models as plain JSON: dict, list, str, int, float, bool and None, and no subclass of them."""
+"""Converts models to plain JSON: dict, list, str, int, float, bool and None, but no subclasses."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SCALARS = frozenset((str, int, float, bool, type(None)))
 
 
 def plain(value: Any) -> Any:
-    """Return a model, or what holds models, in the JSON form that the server uses.
+    """Return the JSON form that the server uses for a model, or for a container of models.
 
     Raises:
-        InvalidArgument: something in it has no form in JSON.
+        InvalidArgument: a value or a key cannot be represented in JSON.
     """
     if type(value) in _SCALARS:
         return value
@@ -41,10 +41,10 @@ def _plain_scalar(value: Any) -> Any:
     if isinstance(value, Enum):
         return plain(value.value)
     for scalar in (str, int, float):
-        if isinstance(value, scalar):  # A subclass, whatever it makes of `str` or `int`.
+        if isinstance(value, scalar):  # A subclass, which may override `__str__` or `__int__`.
             return cast("Any", scalar).__add__(value, scalar())
     name = type(value).__name__
-    raise InvalidArgument("value", f"holds a {name}, which has no form in JSON")
+    raise InvalidArgument("value", f"contains a {name}, which cannot be represented in JSON")
 
 
 def _fields(model: Any) -> dict[str, Any]:
@@ -62,7 +62,9 @@ def _fields(model: Any) -> dict[str, Any]:
 
 def _key(key: object) -> str:
     if not isinstance(key, str):
-        raise InvalidArgument("value", f"has the key {key!r} in a mapping; JSON's keys are texts")
+        raise InvalidArgument(
+            "value", f"contains a mapping with the key {key!r}; keys must be strings"
+        )
     return str.__str__(key)
 
 

@@ -1,4 +1,7 @@
-"""How cattrs makes models of plain JSON: strictly, no value is coerced to its field's type."""
+"""The cattrs converters that build models from plain JSON.
+
+They are strict: a value of another type than its field's is an error, and is never converted.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import attrs
 from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn, override
 
-from flux0.adapters.json.reading import Hook, is_plain, reader
+from flux0.adapters.json.code_generation import Hook, generate_hook, is_plain
 from flux0.domain.enums import EventSource, EventType, OpenEnum, SessionStatus
 from flux0.domain.messages.json_patch import MAX_DEPTH, measure
 from flux0.domain.models import (
@@ -34,17 +37,17 @@ from flux0.domain.stream_events import (
     UnknownEvent,
 )
 
-# The models that `type` names in some JSON, by the union of them.
+# For each union of models: the models by the value of the key `type` in JSON.
 _BY_TYPE: dict[Any, dict[str, Any]] = {
     MessagePart: {part.type: part for part in (ContentPart, ReasoningPart, ToolCallPart)},
     EventData: {data.type: data for data in (MessageData, StatusData, ToolData)},
     MessageData | ToolData: {data.type: data for data in (MessageData, ToolData)},
 }
-_LONGEST_SHOWN = 200
+_MAX_SHOWN_CHARACTERS = 200
 
 
-class Misfit(ValueError):
-    """A value is not what its field holds; the text says what was expected, and what it is."""
+class TypeMismatch(ValueError):
+    """A value has another type than its field; the message names both types."""
 
     def __init__(self, expected: str, value: object) -> None:
         got = "None" if value is None else type(value).__name__
@@ -53,7 +56,7 @@ class Misfit(ValueError):
 
 @cache
 def converter(*, explaining: bool) -> Converter:
-    """Return the converter that reads fast, or the one that says where something is wrong."""
+    """Return the fast converter, or the converter whose errors name the place and the problem."""
     made = Converter(detailed_validation=explaining)
     for kind, expected in ((str, "a str"), (int, "an int"), (bool, "a bool")):
         made.register_structure_hook(kind, _exactly(kind, expected))
@@ -77,12 +80,12 @@ def converter(*, explaining: bool) -> Converter:
 
 @cache
 def structure_hook(model: Any) -> Hook:
-    """Return what reads a model fast."""
+    """Return the function of the fast converter that builds a model from plain JSON."""
     return converter(explaining=False).get_structure_hook(model)
 
 
 def is_model(kind: Any) -> bool:
-    """Return whether this is a model, a union of models, or a list or tuple of those."""
+    """Return whether `kind` is a model, a union of models, or a list or tuple of models."""
     if get_origin(kind) in {list, tuple}:
         item, *rest = get_args(kind)
         return is_model(item) and rest == ([] if get_origin(kind) is list else [...])
@@ -96,7 +99,7 @@ def _exactly(kind: type, expected: str) -> Hook:
     def structure(value: Any, _: Any) -> Any:
         if type(value) is kind:
             return value
-        raise Misfit(expected, value)
+        raise TypeMismatch(expected, value)
 
     return structure
 
@@ -104,13 +107,13 @@ def _exactly(kind: type, expected: str) -> Hook:
 def _number(value: Any, _: Any) -> float:
     if type(value) is float or type(value) is int:
         return value
-    raise Misfit("a number", value)
+    raise TypeMismatch("a number", value)
 
 
 def _text_or_integer(value: Any, _: Any) -> str | int:
     if type(value) is str or type(value) is int:
         return value
-    raise Misfit("a str or an int", value)
+    raise TypeMismatch("a str or an int", value)
 
 
 def _any(value: Any, _: Any) -> Any:
@@ -121,9 +124,9 @@ def _any(value: Any, _: Any) -> Any:
 
 def _mapping(value: Any, _: Any) -> Any:
     if type(value) is not dict:
-        raise Misfit("a dict", value)
+        raise TypeMismatch("a dict", value)
     data: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
-    for item in data.values():  # Metadata, for instance, hold nothing that is nested.
+    for item in data.values():  # Most mappings, such as metadata, are not nested.
         if type(item) is dict or type(item) is list:
             _check_depth(data)
             break
@@ -131,29 +134,29 @@ def _mapping(value: Any, _: Any) -> Any:
 
 
 def _check_depth(value: Any) -> None:
-    """Refuse JSON that is nested too deeply for Python's own functions to follow."""
+    """Raise ValueError if JSON is nested so deeply that `repr` or `pickle` would fail later."""
     if measure(value)[1] > MAX_DEPTH:
-        raise ValueError(f"has more than {MAX_DEPTH} lists and objects within each other")
+        raise ValueError(f"is nested more than {MAX_DEPTH} levels deep")
 
 
 _FRACTION = re.compile(r"\.(\d+)")
 
 
 def _datetime(value: Any, _: Any) -> datetime:
-    """Return an aware datetime; a time without a zone is taken as UTC, as the server means it."""
+    """Return an aware datetime. The server sends UTC, so UTC is the default time zone."""
     if type(value) is not str:
-        raise Misfit("a date and time", value)
+        raise TypeMismatch("a date and time", value)
     try:
         parsed = datetime.fromisoformat(value)
     except ValueError:
-        # Python 3.10 reads neither a Z nor a fraction of other than 3 or 6 digits.
+        # Python 3.10 does not accept "Z", and fractions only with 3 or 6 digits.
         text = _FRACTION.sub(lambda match: f".{match[1][:6]:0<6}", value, count=1)
         if text[-1:] in ("Z", "z"):
             text = f"{text[:-1]}+00:00"
         try:
             parsed = datetime.fromisoformat(text)
         except ValueError:
-            shown = value[:_LONGEST_SHOWN]
+            shown = value[:_MAX_SHOWN_CHARACTERS]
             raise ValueError(f"expected a date and time, got {shown!r}") from None
     return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=timezone.utc)
 
@@ -175,7 +178,7 @@ def _open_enum(kind: type[OpenEnum]) -> Hook:
     def structure(value: Any, _: Any) -> Any:
         if type(value) is str:
             return members.get(value, value)
-        raise Misfit("a str", value)
+        raise TypeMismatch("a str", value)
 
     return structure
 
@@ -196,12 +199,13 @@ def _tuple(made: Converter, kind: Any) -> Hook:
     item_kind = get_args(kind)[0]
     item = made.get_structure_hook(item_kind)
     list_kind: Any = list.__class_getitem__(item_kind)
-    # cattrs takes any iterable for a list, and its own hook for lists notes the failing index.
+    # cattrs accepts any iterable as a list, so the type is checked here. Its hook for lists is used
+    # for error messages, because it adds the index of the wrong item.
     as_list = made.get_structure_hook(list_kind) if made.detailed_validation else None
 
     def structure(value: Any, _: Any) -> tuple[Any, ...]:
         if type(value) is not list:
-            raise Misfit("a list", value)
+            raise TypeMismatch("a list", value)
         if as_list is not None:
             return tuple(as_list(value, list_kind))
         return tuple([item(each, item_kind) for each in value])  # pyright: ignore[reportUnknownVariableType]
@@ -211,7 +215,7 @@ def _tuple(made: Converter, kind: Any) -> Hook:
 
 def _model(made: Converter, kind: Any) -> Hook:
     if not made.detailed_validation:
-        return reader(kind, made.get_structure_hook)
+        return generate_hook(kind, made.get_structure_hook)
     renamed: Any = {"from_": override(rename="from")} if kind is JSONPatchOperation else {}
     generated: Hook = make_dict_structure_fn(
         kind, made, _cattrs_detailed_validation=True, **renamed
@@ -219,34 +223,37 @@ def _model(made: Converter, kind: Any) -> Hook:
 
     def structure(value: Any, _: Any) -> Any:
         if type(value) is not dict:
-            raise Misfit("a dict", value)
+            raise TypeMismatch("a dict", value)
         return generated(value, kind)  # pyright: ignore[reportUnknownArgumentType]
 
     return structure
 
 
 def _by_type(made: Converter, union: Any, kinds: Mapping[str, Any]) -> Hook:
-    """Return the hook of a union; JSON of a type that is not known stays as it is, if it may."""
+    """Return the hook of a union of models, which selects the model by the key `type`.
+
+    If the union includes `Mapping`, JSON with an unknown type is returned unchanged.
+    """
     hooks = {name: (made.get_structure_hook(kind), kind) for name, kind in kinds.items()}
     is_open = any(get_origin(option) is Mapping for option in get_args(union))
 
     def structure(value: Any, _: Any) -> Any:
         if type(value) is not dict:
-            raise Misfit("a dict", value)
+            raise TypeMismatch("a dict", value)
         data: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
         name = data.get("type")
         if type(name) is str and name in hooks:
             hook, kind = hooks[name]
             return hook(data, kind)
         if not is_open:
-            raise ValueError(f"has a type other than {' or '.join(map(repr, hooks))}")
+            raise ValueError(f"must have the type {' or '.join(map(repr, hooks))}")
         return _mapping(data, None)
 
     return structure
 
 
 def _stream_event(data: Any) -> Any:
-    """Return which event of a stream the JSON stands for."""
+    """Return the model of a stream event in plain JSON."""
     known = cast("dict[str, Any]", data) if type(data) is dict else {}
     if "patches" in known:
         return ChunkEvent

@@ -1,4 +1,4 @@
-"""The codec: what is no JSON, JSON of the wrong shape, and that both converters agree."""
+"""The codec: invalid JSON, JSON that does not fit the model, and deeply nested JSON."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def results(*calls: dict[str, Any]) -> dict[str, Any]:
         ),
     ],
 )
-def test_a_body_of_the_wrong_shape_names_the_place(
+def test_error_for_a_body_that_does_not_fit_names_the_field(
     model: Any, data: Any, field: str, problem: str
 ) -> None:
     body = json.dumps(data)
@@ -136,7 +136,7 @@ def test_a_body_of_the_wrong_shape_names_the_place(
     assert caught.value.body == body[:200]
 
 
-def test_a_long_value_is_not_repeated_whole() -> None:
+def test_long_value_is_shortened_in_the_error() -> None:
     with pytest.raises(DecodeError) as caught:
         CODEC.from_dict(Agent, agent(created_at="9" * 10_000))
 
@@ -150,7 +150,7 @@ def test_a_long_value_is_not_repeated_whole() -> None:
         *(b"[" * 100_000, b"[" * 100_000 + b"]" * 100_000),
     ],
 )
-def test_what_is_no_json_is_a_decode_error_with_the_start_of_the_body(body: bytes) -> None:
+def test_invalid_json_raises_decode_error_with_the_start_of_the_body(body: bytes) -> None:
     for model in (Agents, object):
         with pytest.raises(DecodeError, match="not JSON") as caught:
             CODEC.decode(model, body)
@@ -160,13 +160,13 @@ def test_what_is_no_json_is_a_decode_error_with_the_start_of_the_body(body: byte
         assert caught.value.__cause__ is not None
 
 
-def test_plain_json_is_had_by_asking_for_object_and_may_begin_with_a_byte_order_mark() -> None:
+def test_decoding_object_returns_plain_json_and_byte_order_mark_is_skipped() -> None:
     assert CODEC.decode(object, b'[1, {"a": null}]') == [1, {"a": None}]
     assert math.isnan(CODEC.decode(float, b"NaN"))
     assert CODEC.decode(Agents, b'\xef\xbb\xbf{"data": []}') == Agents(())
 
 
-def test_what_is_sent_is_ascii_and_may_have_numbers_that_are_none() -> None:
+def test_encoded_json_is_ascii_and_supports_nan_and_infinity() -> None:
     part = CODEC.decode(ContentPart, b'{"type": "content", "content": [NaN, -Infinity]}')
 
     assert math.isnan(part.content[0])
@@ -175,7 +175,7 @@ def test_what_is_sent_is_ascii_and_may_have_numbers_that_are_none() -> None:
     assert CODEC.encode({"a": ["é", EventSource.USER]}) == b'{"a":["\\u00e9","user"]}'
 
 
-def test_the_details_of_a_422_are_read_whole() -> None:
+def test_details_of_a_422_keep_all_fields_of_the_model() -> None:
     known = {"type": "short", "loc": ["body", 0, "title"], "msg": "too short", "input": "x"}
     detail = {**known, "ctx": {"min_length": 3}, "url": "https://errors.pydantic.dev"}
 
@@ -190,7 +190,7 @@ def test_the_details_of_a_422_are_read_whole() -> None:
 
 
 @pytest.mark.parametrize("model", [42, "Agent", dict, ControlOptions("auto"), Listing, RetryConfig])
-def test_what_is_no_model_is_refused_by_name(model: Any) -> None:
+def test_from_dict_rejects_types_that_are_not_models(model: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"flux0\.models") as caught:
         from_dict(model, {"data": [1]})
 
@@ -198,19 +198,21 @@ def test_what_is_no_model_is_refused_by_name(model: Any) -> None:
 
 
 @attrs.frozen
-class Stranger:
+class ForeignModel:
     value: complex
 
 
-@pytest.mark.parametrize("model", [list[int], tuple[Agent, Agent], tuple[Agent], list[Stranger]])
-def test_only_lists_and_tuples_of_any_length_are_read(model: Any) -> None:
+@pytest.mark.parametrize(
+    "model", [list[int], tuple[Agent, Agent], tuple[Agent], list[ForeignModel]]
+)
+def test_from_dict_rejects_tuples_of_fixed_length_and_items_that_are_not_models(model: Any) -> None:
     with pytest.raises(InvalidArgument, match="must be one of"):
         from_dict(model, [])
-    with pytest.raises(Flux0Error, match="Stranger"):
-        from_dict(Stranger, {"value": 1})
+    with pytest.raises(Flux0Error, match="ForeignModel"):
+        from_dict(ForeignModel, {"value": 1})
 
 
-def test_a_value_that_is_nested_too_deeply_to_write_is_refused() -> None:
+def test_to_dict_rejects_a_value_that_is_nested_too_deeply() -> None:
     content: list[Any] = []
     for _ in range(100_000):
         content = [content]
@@ -218,25 +220,25 @@ def test_a_value_that_is_nested_too_deeply_to_write_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="nested too deeply"):
         to_dict(ContentPart(content))
 
-    while content:  # Python's own clean-up of it would recurse as well.
+    while content:  # Deallocate it level by level: Python would recurse.
         content = content.pop()
 
 
 # --- events of a stream
 
 
-def test_a_status_is_read() -> None:
+def test_status_event_is_decoded() -> None:
     read = streamed("status", status())
 
     data = StatusData(SessionStatus.PROCESSING, data={"detail": "x"})
     assert read == StatusEvent("", "RID(1)::2", EventSource.AI_AGENT, data)
     assert read.status is SessionStatus.PROCESSING
     text = CODEC.decode_event(ServerSentEvent("status", f" {json.dumps(status())}\n\n"))
-    assert text == read, "white space around its JSON is no matter"
+    assert text == read, "white space around JSON is ignored"
 
 
 @pytest.mark.parametrize(("name", "data"), [("message", ""), ("weather", "no JSON"), ("", "{}")])
-def test_an_event_of_an_unknown_name_keeps_its_text(name: str, data: str) -> None:
+def test_event_with_an_unknown_name_keeps_its_data_as_text(name: str, data: str) -> None:
     read = CODEC.decode_event(ServerSentEvent(name, data, "7"))
 
     assert read == UnknownEvent(event=name, data=data, id="7")
@@ -250,7 +252,7 @@ def test_an_event_of_an_unknown_name_keeps_its_text(name: str, data: str) -> Non
         *("[" * 100_000, f" {'[' * 100_000}", "9" * 5000, f" {'9' * 5000}"),
     ],
 )
-def test_an_event_that_is_no_json_is_a_decode_error(name: str, text: str) -> None:
+def test_event_with_invalid_json_raises_decode_error(name: str, text: str) -> None:
     with pytest.raises(DecodeError, match="not JSON") as caught:
         CODEC.decode_event(ServerSentEvent(name, text))
 
@@ -274,7 +276,7 @@ def test_an_event_that_is_no_json_is_a_decode_error(name: str, text: str) -> Non
         ({"timestamp": True}, "timestamp"),
     ],
 )
-def test_a_chunk_of_the_wrong_shape_names_the_place(changes: Any, field: str) -> None:
+def test_error_for_a_chunk_that_does_not_fit_names_the_field(changes: Any, field: str) -> None:
     sent = chunk(**changes)
 
     with pytest.raises(DecodeError) as caught:
@@ -285,14 +287,14 @@ def test_a_chunk_of_the_wrong_shape_names_the_place(changes: Any, field: str) ->
 
 
 @pytest.mark.parametrize("key", ["correlation_id", "event_id", "seq", "patches", "metadata"])
-def test_a_chunk_that_lacks_something_names_it(key: str) -> None:
+def test_error_for_a_chunk_without_a_required_key_names_the_key(key: str) -> None:
     with pytest.raises(DecodeError, match=f"^{key}: is missing"):
         streamed("chunk", without(chunk(), key))
     with pytest.raises(DecodeError, match="expected a dict"):
         streamed("chunk", [])
 
 
-def test_a_chunk_needs_no_timestamp() -> None:
+def test_timestamp_of_a_chunk_is_optional() -> None:
     assert streamed("chunk", without(chunk(), "timestamp")).timestamp is None
     assert streamed("chunk", chunk(timestamp=None)).timestamp is None
     assert streamed("chunk", chunk(timestamp=12)).timestamp == 12
@@ -318,24 +320,24 @@ def nested(depth: int) -> Any:
         ("status", {"data": {"type": "status", "status": "x", "data": "deep"}}),
     ],
 )
-def test_json_that_is_too_deep_for_python_is_refused(
+def test_event_that_is_nested_too_deeply_raises_decode_error(
     name: str, changed: dict[str, Any], levels: int
 ) -> None:
     sent = json.dumps(chunk(**changed) if name == "chunk" else status(**changed))
     deep = sent.replace(': "deep"', f": {'[' * levels}{']' * levels}")
 
-    with pytest.raises(DecodeError, match=f"more than {MAX_DEPTH} lists and objects|not JSON"):
+    with pytest.raises(DecodeError, match=f"more than {MAX_DEPTH} levels deep|not JSON"):
         CODEC.decode_event(ServerSentEvent(name, deep))
 
 
-def test_events_and_parts_of_new_types_are_not_too_deep_either() -> None:
+def test_depth_is_limited_in_events_and_parts_of_unknown_types() -> None:
     newer = {"type": "newer", "deep": nested(300)}
     for data in (newer, {**MESSAGE, "parts": [newer]}):
-        with pytest.raises(DecodeError, match="lists and objects"):
+        with pytest.raises(DecodeError, match=f"more than {MAX_DEPTH} levels deep"):
             CODEC.from_dict(Events, {"data": [event(data=data)]})
 
 
-def test_what_is_as_deep_as_allowed_can_be_copied_shown_and_written() -> None:
+def test_json_of_the_greatest_allowed_depth_can_be_copied_pickled_and_shown() -> None:
     deep = nested(MAX_DEPTH - 1)
     read = streamed("chunk", chunk(patches=[{"op": "add", "path": "/-", "value": deep}]))
     accumulator = MessageAccumulator()
@@ -344,7 +346,7 @@ def test_what_is_as_deep_as_allowed_can_be_copied_shown_and_written() -> None:
 
     for value in (read, message, AgentError(nested(MAX_DEPTH))):
         assert repr(value)
-        again = pickle.loads(pickle.dumps(value))  # noqa: S301 - its own bytes
+        again = pickle.loads(pickle.dumps(value))  # noqa: S301 - pickled in this line
         assert repr(again) == repr(copy.deepcopy(value)) == repr(value)
     assert copy.deepcopy(message) == message
     assert from_dict(ChunkEvent, to_dict(read)) == read
