@@ -1,7 +1,7 @@
-"""A pytest plugin: a fake server, a client of it, and cassettes, as fixtures.
+"""A pytest plugin with fixtures for a fake server, its client, and cassettes.
 
-It costs a test run that does not use them nothing, since flux0 is imported within the fixtures; and
-it is a package of its own, since importing a part of flux0 imports flux0.
+The fixtures import flux0 when they are used, so other test runs do not load it. The plugin is a
+separate package, because importing a submodule of flux0 would import flux0.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
 
 _PASSED = pytest.StashKey[bool]()
 _MARKERS = {
-    "flux0_fake(used=True, expected=True, streams=True)": "what flux0_fake checks in the end",
-    "flux0_cassette(path=None, **options)": "the test's cassette; see flux0.testing.cassette",
+    "flux0_fake(used=True, expected=True, streams=True)": "checks of flux0_fake after the test",
+    "flux0_cassette(path=None, **options)": "path and options of flux0_cassette",
 }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option by which cassettes are recorded anew."""
+    """Add the option that sets the mode of cassettes."""
     parser.getgroup("flux0").addoption(
         "--flux0-cassettes",
         choices=("once", "none", "all"),
-        help="whether cassettes are recorded: if they are missing (once), never, or all of them",
+        help="record cassettes if they are missing (once), never (none), or always (all)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers."""
-    for name, what in _MARKERS.items():
-        config.addinivalue_line("markers", f"{name}: {what}")
+    for name, description in _MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {description}")
 
 
-@pytest.hookimpl(hookwrapper=True)  # Which every pytest knows, unlike `wrapper`.
+@pytest.hookimpl(hookwrapper=True)  # Old versions of pytest do not support `wrapper`.
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, Any, None]:
-    """Take note of whether the test itself has passed."""
+    """Record whether the test itself has passed."""
     outcome = yield
     if call.when == "call":
         item.stash[_PASSED] = outcome.get_result().passed
@@ -64,14 +64,19 @@ def _options(request: pytest.FixtureRequest, marker: str) -> dict[str, Any]:
 
 @pytest.fixture
 def flux0_fake(request: pytest.FixtureRequest) -> Iterator[FakeTransport]:
-    """A `FakeTransport`.
+    """A `FakeTransport` for the test.
 
-    A test that has passed fails in the end if a script, a fault or an expected call was not used
-    up; if a call was not expected, or an agent raised an exception, and the code under test has
-    swallowed that; or if a stream is still open. The marker `flux0_fake` switches each off:
+    After a test that passed, the fixture raises an error:
+
+    - if a script, a fault or an expected call was not used up (`used`),
+    - if a call was not expected or an agent raised an exception, and the code under test caught
+      the error (`expected`),
+    - if a stream is still open (`streams`).
+
+    The marker `flux0_fake` switches checks off:
     `@pytest.mark.flux0_fake(used=False, expected=False, streams=False)`.
     """
-    from flux0.testing import FakeTransport  # noqa: PLC0415 - see above
+    from flux0.testing import FakeTransport  # noqa: PLC0415 - see the module docstring
 
     fake = FakeTransport()
     yield fake
@@ -80,16 +85,16 @@ def flux0_fake(request: pytest.FixtureRequest) -> Iterator[FakeTransport]:
         "expected": fake.assert_nothing_unexpected,
         "streams": fake.assert_no_open_streams,
     }
-    wanted = _options(request, "flux0_fake")
+    enabled = _options(request, "flux0_fake")
     for name, check in checks.items():
-        if _passed(request) and wanted.get(name, True):
+        if _passed(request) and enabled.get(name, True):
             check()
 
 
 @pytest.fixture
 def flux0_client(flux0_fake: FakeTransport) -> Iterator[Flux0]:
-    """A client of `flux0_fake`, for synchronous and asynchronous code."""
-    from flux0 import Flux0  # noqa: PLC0415 - see above
+    """A `Flux0` client of `flux0_fake`, for sync and async calls."""
+    from flux0 import Flux0  # noqa: PLC0415 - see the module docstring
 
     with Flux0(transport=flux0_fake) as client:
         yield client
@@ -97,7 +102,10 @@ def flux0_client(flux0_fake: FakeTransport) -> Iterator[Flux0]:
 
 @pytest.fixture
 def flux0_cassette_transport() -> Callable[[], Any] | None:
-    """What returns the transport that cassettes are recorded over; override it for another one."""
+    """A function that returns the transport for recording; None means `HttpxTransport`.
+
+    Override this fixture to record over another transport.
+    """
     return None
 
 
@@ -105,28 +113,29 @@ def flux0_cassette_transport() -> Callable[[], Any] | None:
 def flux0_cassette(
     request: pytest.FixtureRequest, flux0_cassette_transport: Callable[[], Any] | None
 ) -> Iterator[RecordingTransport | ReplayTransport]:
-    """A transport that replays the cassette of the test, or records it; see `cassette`.
+    """A transport that replays or records the cassette of the test; see `flux0.testing.cassette`.
 
-    The cassette is `cassettes/MODULE/TEST.json` next to the test, or the path that the marker
-    `flux0_cassette` gives, from there. A recording is kept if the test passes. All that a
-    cassette has must be replayed.
+    The cassette is the file `cassettes/MODULE/TEST.json` in the folder of the test. The marker
+    `flux0_cassette` sets another path, relative to that folder. A recording is kept if the test
+    passes. When replaying, the fixture raises an error if an exchange of the cassette was not
+    used.
     """
     from flux0.testing import RecordingTransport, ReplayTransport, cassette  # noqa: PLC0415
 
     mode = request.config.getoption("--flux0-cassettes")
     options: dict[str, Any] = {"mode": mode, **_options(request, "flux0_cassette")}
     name = re.sub(r"[^\w.\[\]-]", "_", request.node.name)
-    own = options.pop("path", f"cassettes/{request.path.stem}/{name}.json")
-    path: Path = request.path.parent / own
+    relative = options.pop("path", f"cassettes/{request.path.stem}/{name}.json")
+    path: Path = request.path.parent / relative
     transport = cassette(path, flux0_cassette_transport, **options)
     if isinstance(transport, ReplayTransport):
         yield transport
         if _passed(request):
             transport.assert_all_used()
         return
-    beside = path.with_name(f"{path.name}.new")
-    beside.unlink(missing_ok=True)
-    yield RecordingTransport(transport.transport, beside, scrub=options.get("scrub"))
-    if _passed(request) and beside.exists():
-        beside.replace(path)
-    beside.unlink(missing_ok=True)
+    new_path = path.with_name(f"{path.name}.new")
+    new_path.unlink(missing_ok=True)
+    yield RecordingTransport(transport.transport, new_path, scrub=options.get("scrub"))
+    if _passed(request) and new_path.exists():
+        new_path.replace(path)
+    new_path.unlink(missing_ok=True)

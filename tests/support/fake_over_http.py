@@ -1,4 +1,4 @@
-"""A `FakeTransport` behind a real socket, for processes that know nothing but an address."""
+"""A `FakeTransport` on a real port, with an event for the end of its streams."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 class FakeOverHTTP(ExitStack):
-    """A context manager: serves a fake on a free port of 127.0.0.1.
+    """A context manager that serves a fake on a free port of 127.0.0.1.
 
     Attributes:
-        url: where it is served.
-        left: can be waited for until no stream of the fake is open.
+        url: the URL of the fake.
+        left: `left.wait()` returns when no stream of the fake is open.
     """
 
     def __init__(self, fake: FakeTransport) -> None:
         super().__init__()
         self._fake = fake
-        self.left = _Left(fake)
+        self.left = _NoOpenStreams(fake)
         self.url = ""
 
     def __enter__(self) -> Self:
@@ -32,7 +32,7 @@ class FakeOverHTTP(ExitStack):
         return self
 
 
-class _Left(threading.Event):
+class _NoOpenStreams(threading.Event):
     def __init__(self, fake: FakeTransport) -> None:
         super().__init__()
         self._fake = fake
@@ -43,7 +43,7 @@ class _Left(threading.Event):
             self._fake.assert_no_open_streams()
         except AssertionError:
             try:
-                self._fake.clock.wait(Wait(seen=seen, patience=timeout))
+                self._fake.clock.wait(Wait(seen=seen, real_timeout=timeout))
             except AssertionError:
                 return False
             return self.wait(timeout)

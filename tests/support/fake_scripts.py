@@ -1,4 +1,7 @@
-"""The same turns for the real server's scripted agent and for a fake: scripts there and back."""
+"""The same turns for the real server's scripted agent and for a fake.
+
+`as_script` converts steps to a script; `scripted_reply` converts a script to steps.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,9 @@ from flux0.testing import (
 
 
 def scripted_fake(agent_id: str, gates: Mapping[str, Gate] | None = None) -> FakeTransport:
-    """Return a fake whose agent is like the scripted one of the real server.
+    """Return a fake with the same scripted agent as the real server.
 
-    Its steps that wait do so at the gates of their names.
+    A step `{"wait": name}` waits at the gate with this name.
     """
     return FakeTransport(
         partial(scripted_reply, gates={} if gates is None else gates),
@@ -42,7 +45,7 @@ def scripted_fake(agent_id: str, gates: Mapping[str, Gate] | None = None) -> Fak
 
 
 def as_script(steps: Iterable[AgentStep]) -> list[dict[str, Any]]:
-    """Return what `scripted_agent.py` performs as `steps`."""
+    """Return the script with which `scripted_agent.py` performs `steps`."""
     return [_as_script(step) for step in steps]
 
 
@@ -58,8 +61,8 @@ def _as_script(step: AgentStep) -> dict[str, Any]:  # noqa: PLR0911 - one return
             return {"tool_result": {"id": id, "name": name, "args": args, "result": result}}
         case Report(status, data, event_id, acknowledged_offset):
             rest = {"data": data, "event_id": event_id, "acknowledged_offset": acknowledged_offset}
-            given = {key: value for key, value in rest.items() if value is not None}
-            return {"status": str(status), **given}
+            present = {key: value for key, value in rest.items() if value is not None}
+            return {"status": str(status), **present}
         case Fail(data):
             return {"error": data}
         case Pause(seconds):
@@ -75,11 +78,11 @@ def _as_script(step: AgentStep) -> dict[str, Any]:  # noqa: PLR0911 - one return
             }
             return {"chunk": chunk}
         case _:
-            raise AssertionError(f"the scripted agent has no word for {step}")
+            raise AssertionError(f"the scripted agent does not support {step}")
 
 
 def scripted_reply(message: UserMessage, gates: Mapping[str, Gate]) -> Iterator[AgentStep]:
-    """Do as `scripted_agent.py` does with a message."""
+    """Yield the steps that `scripted_agent.py` performs for a message."""
     try:
         script: list[dict[str, Any]] = json.loads(message.content)
     except ValueError:

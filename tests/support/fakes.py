@@ -1,4 +1,4 @@
-"""Raw requests to a fake, and turns over a client of one."""
+"""Raw requests to a fake, and turns over a client."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ URL = "http://127.0.0.1:8080"
 def request(
     method: str, path: str, body: Any = None, headers: Mapping[str, str] = JSON, **options: Any
 ) -> Request:
-    """Return a request to a fake; a body that is not bytes is sent as JSON."""
+    """Return a request to a fake. A body that is not bytes is sent as JSON."""
     if body is not None and not isinstance(body, bytes):
         body = json.dumps(body).encode()
     return Request(method, f"{URL}{path}", Headers(tuple(headers.items())), body, **options)
 
 
 @frozen
-class WholeAnswer:
-    """What a fake answered, read to its end."""
+class CompleteResponse:
+    """A response of a fake, with its complete body."""
 
     status_code: int
     headers: Headers
@@ -46,28 +46,28 @@ class WholeAnswer:
 
 def ask(
     fake: FakeTransport, method: str, path: str, body: Any = None, headers: Mapping[str, str] = JSON
-) -> WholeAnswer:
-    """Send a request and read the answer."""
+) -> CompleteResponse:
+    """Send a request and read the response to its end."""
     response = fake.send(request(method, path, body, headers))
-    return WholeAnswer(response.status_code, response.headers, b"".join(response.body))
+    return CompleteResponse(response.status_code, response.headers, b"".join(response.body))
 
 
 def new_session(fake: FakeTransport, **more: Any) -> str:
-    """Open a session with the fake's agent, and return its id."""
+    """Create a session with the fake's agent, and return its id."""
     session_id = ask(fake, "POST", "/api/sessions", {"agent_id": fake.agent_id, **more}).json["id"]
     assert isinstance(session_id, str)
     return session_id
 
 
 def message_to(session_id: str, content: str = "Hi", *, idle: float | None = 600.0) -> Request:
-    """Return the request that sends a message and streams the turn."""
+    """Return a request that sends a message and streams the turn."""
     path = f"/api/sessions/{session_id}/events/stream"
     body = {"type": "message", "source": "user", "content": content}
     return request("POST", path, body, stream=True, timeout=Timeout(idle=idle))
 
 
 def turn(fake: FakeTransport, content: str = "Hi") -> tuple[list[StreamEvent], list[Event]]:
-    """Have a turn in a new session; return what is streamed, and what is stored of the agent."""
+    """Run a turn in a new session; return the streamed events and the agent's stored events."""
     session_id = new_session(fake)
     with Flux0(transport=fake) as flux0:
         events = list(flux0.sessions.create_event(session_id=session_id, content=content))
@@ -76,18 +76,18 @@ def turn(fake: FakeTransport, content: str = "Hi") -> tuple[list[StreamEvent], l
 
 
 def post(fake: FakeTransport, session_id: str, content: str = "Hi") -> Any:
-    """Send a message; return the body of the stream, which is its own iterator."""
+    """Send a message; return the body of the response, which is an iterator."""
     return fake.send(message_to(session_id, content)).body
 
 
 def begin(reply: AgentReply, **options: Any) -> tuple[FakeTransport, str, Any]:
-    """Send a message to a new fake; return the fake, the session's id, and the body."""
+    """Send a message to a new fake; return the fake, the id of the session, and the body."""
     fake = FakeTransport(reply, **options)
     session_id = new_session(fake)
     return fake, session_id, post(fake, session_id)
 
 
 def kinds(fake: FakeTransport, session_id: str) -> list[Any]:
-    """Return the types of what a session has stored, and the statuses in place of theirs."""
+    """Return the types of the stored events of a session; for status events, the statuses."""
     events = ask(fake, "GET", f"/api/sessions/{session_id}/events").json["data"]
     return [event["data"].get("status", event["type"]) for event in events]

@@ -1,7 +1,7 @@
-"""Records what the server's own langchain adapter makes of the runs of a model and of a tool.
+"""Records the events that the server's LangChain adapter sends for runs of a model and a tool.
 
-It wrote `tests/data/langchain_turn.json`, with flux0-stream 0.1.0b2 and langchain-core 1.8. Run it
-in an environment that has both:
+The file `tests/data/langchain_turn.json` was recorded with flux0-stream 0.1.0b2 and langchain-core
+1.8. To record it again, run this script in an environment with both packages:
 
     python tests/support/langchain_adapter.py > tests/data/langchain_turn.json
 """
@@ -27,7 +27,7 @@ _CUT = 5
 
 
 async def record() -> list[Any]:
-    """Return what the emitter hands to the stream, in its order."""
+    """Return the chunks and events that the emitter passes to the stream, in order."""
     seen: list[Any] = []
 
     async def on_chunk(chunk: Any) -> None:
@@ -45,31 +45,31 @@ async def record() -> list[Any]:
         emitter.subscribe_processed("turn", on_chunk)
         emitter.subscribe_final("turn", on_event)
 
-        async def tell(event: str, run: str, **data: Any) -> None:
-            given = {"event": event, "run_id": run, "data": data}
-            await handle_event(agent, "turn", given, emitter, logger, context)
+        async def send_event(event: str, run: str, **data: Any) -> None:
+            payload = {"event": event, "run_id": run, "data": data}
+            await handle_event(agent, "turn", payload, emitter, logger, context)
 
         async def say(run: str, text: str = "", **call: Any) -> None:
             calls = [{"type": "tool_call_chunk", **call}] if call else []
-            also = {"tool_calls": [{"index": call["index"]}]} if call else {}
+            more = {"tool_calls": [{"index": call["index"]}]} if call else {}
             chunk = AIMessageChunk(
-                content=text, id="m", tool_call_chunks=calls, additional_kwargs=also
+                content=text, id="m", tool_call_chunks=calls, additional_kwargs=more
             )
-            await tell("on_chat_model_stream", run, chunk=chunk)
+            await send_event("on_chat_model_stream", run, chunk=chunk)
 
-        await tell("on_chat_model_start", "run-1")
+        await send_event("on_chat_model_start", "run-1")
         await say("run-1")
-        for index, (own, arguments) in enumerate(_CALLS):
-            await say("run-1", name="search", args="", id=own, index=index)
+        for index, (call_id, arguments) in enumerate(_CALLS):
+            await say("run-1", name="search", args="", id=call_id, index=index)
             for piece in (arguments[:_CUT], arguments[_CUT:]):
                 await say("run-1", name=None, args=piece, id=None, index=index)
-        await tell("on_chat_model_end", "run-1")
+        await send_event("on_chat_model_end", "run-1")
         result = ToolMessage(content="foggy", name="search", tool_call_id="call-1")
-        await tell("on_tool_end", "run-2", output=result, input={"q": "SF"})
-        await tell("on_chat_model_start", "run-3")
+        await send_event("on_tool_end", "run-2", output=result, input={"q": "SF"})
+        await send_event("on_chat_model_start", "run-3")
         for text in _TEXTS:
             await say("run-3", text)
-        await tell("on_chat_model_end", "run-3")
+        await send_event("on_chat_model_end", "run-3")
         await emitter.queue.join()
     return seen
 

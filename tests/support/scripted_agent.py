@@ -1,40 +1,40 @@
-"""A flux0 agent that does in each turn what the user's message tells it to do.
+"""A flux0 agent that performs a script from the user's message.
 
-The server loads it with `FLUX0_MODULES=scripted_agent` and this file's folder on `PYTHONPATH`. It
-registers the agent type `scripted` and makes one agent of it, so that a chat can begin at once.
+The server loads this module with `FLUX0_MODULES=scripted_agent` and this file's folder on
+`PYTHONPATH`. The module registers the agent type `scripted` and creates one agent of this type.
 
-A message is a JSON array of steps, in the server's terms:
+A message is a JSON array of steps. Steps of the server's protocol:
 
     {"status": "typing", "event_id": "e1", "data": ...}
-        Any status. `event_id` and `data` may be left out.
+        Sends any status. `event_id` and `data` are optional.
     {"chunk": {"event_id": "e1", "seq": 0, "patches": [...], "metadata": {...}}}
-        `metadata` adds to the agent's id and name; a null takes a key out.
+        Sends a chunk. `metadata` is merged with the agent's id and name; null removes a key.
 
-in simpler words:
+Simple steps:
 
     {"text": "Hello there", "pieces": 3}
-        A whole message, streamed in that many chunks (1 by default) and stored.
+        Sends a complete message in this number of chunks (1 by default) and stores it.
     {"reason": "Let me see", "pieces": 2}
-        The same as reasoning.
+        Sends reasoning in the same way.
     {"tool_call": {"id": "c1", "name": "get_weather", "args": {...}}}
     {"tool_result": {"id": "c1", "name": "get_weather", "args": {...}, "result": ...}}
     {"error": "why"}
-        The status `error`. Its data is an object, a text, or with null not there at all.
+        Sends the status `error`. The value becomes its `data`; null omits `data`.
 
-and to be slow or to misbehave:
+Steps for slow and faulty agents:
 
     {"pause_ms": 20}
     {"wait": "name"}
-        Waits for the file `name.released` in SCRIPTED_AGENT_DIR, and leaves the file
-        `name.cancelled` there if the turn is cancelled meanwhile.
+        Waits for the file `name.released` in SCRIPTED_AGENT_DIR. If the turn is cancelled before,
+        creates the file `name.cancelled` there.
     {"crash": "why"}
-        Raises, which leaves the stream open and silent.
+        Raises an exception. The server then keeps the stream open and sends no more data.
     {"hang": true}
-        Never goes on.
+        Waits forever.
     {"end": false}
-        Leaves out the `completed` that otherwise ends every script which does not say it itself.
+        Omits the status `completed`, which is otherwise sent at the end of each script.
 
-A step that makes no sense is the status `error`, with the reason, and the last of its turn.
+An invalid step sends the status `error` with the reason and ends the turn.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _NO_END = {"end": False}
 
 
 class ScriptError(Exception):
-    """A step makes no sense."""
+    """A step is invalid."""
 
 
 class Turn:
@@ -87,7 +87,7 @@ class Turn:
             case {"reason": text}:
                 await self._message(_pieces(text, step), {"kind": "reasoning"})
             case {"tool_call": {"id": id_, "name": name, "args": args}}:
-                # The arguments come in pieces of JSON text, as they do from a language model.
+                # Language models send arguments as JSON text in pieces, too.
                 call = {"type": "tool_call", "tool_call_id": id_, "tool_name": name, "args": []}
                 pieces = _pieces(json.dumps(args), {"pieces": 2}, "/tool_calls/0/args")
                 await self._message([[_add("/tool_calls/0", call)], *pieces])
@@ -107,7 +107,7 @@ class Turn:
             case {"hang": True}:
                 await asyncio.Event().wait()
             case _:
-                raise ScriptError(f"there is no step like {step}")
+                raise ScriptError(f"unknown step: {step}")
 
     async def _status(self, status: str, event_id: str | None = None, **rest: Any) -> None:
         """Say a status. The server keeps `ready` (store) and `completed` (end) to itself."""
@@ -120,21 +120,21 @@ class Turn:
     async def _chunk(
         self, event_id: str, seq: int, patches: list[Any], metadata: dict[str, Any] | None = None
     ) -> None:
-        """Patch a message."""
-        told = {**self._agent, **(metadata or {})}
+        """Send a chunk of a message."""
+        all_metadata = {**self._agent, **(metadata or {})}
         chunk = ChunkEvent(
             correlation_id=self._correlation_id,
             event_id=EventId(event_id),
             seq=seq,
             patches=patches,
-            metadata={key: value for key, value in told.items() if value is not None},
+            metadata={key: value for key, value in all_metadata.items() if value is not None},
         )
         await self._emitter.enqueue_event_chunk(chunk)
 
     async def _message(
         self, patches: Iterable[list[Any]], metadata: dict[str, Any] | None = None
     ) -> None:
-        """Say a whole message: one chunk for each list of patches, then `ready`."""
+        """Send a complete message: one chunk for each list of patches, then `ready`."""
         event_id = gen_id()
         for seq, operations in enumerate(patches):
             await self._chunk(event_id, seq, operations, metadata)
@@ -147,16 +147,18 @@ def _add(path: str, value: Any) -> dict[str, Any]:
 
 
 def _pieces(text: str, step: dict[str, Any], path: str = "") -> list[list[Any]]:
-    """Return the patches of one chunk for each piece of a text."""
+    """Return the patches of the chunks of the text, one list for each piece."""
     pieces = step.get("pieces", 1)
     if not 1 <= pieces <= len(text):
-        raise ScriptError(f"{len(text)} characters do not make {pieces} pieces")
+        raise ScriptError(
+            f"pieces must be from 1 to {len(text)} (characters of text), not {pieces}"
+        )
     cuts = pairwise(len(text) * number // pieces for number in range(pieces + 1))
     return [[_add(f"{path}/-", text[start:end])] for start, end in cuts]
 
 
 async def _wait(name: str) -> None:
-    """Wait until somebody outside says go."""
+    """Wait until the file that releases this step exists."""
     try:
         while not (_DIRECTORY / f"{name}.released").exists():
             await asyncio.sleep(_POLL_SECONDS)
@@ -167,11 +169,11 @@ async def _wait(name: str) -> None:
 
 @agent_runner(AGENT_TYPE)
 class ScriptedAgentRunner(AgentRunner):
-    """Performs one turn; keeps nothing between turns."""
+    """Performs turns; has no state between turns."""
 
     async def run(self, context: Context, deps: Deps) -> bool:
         agent = await deps.read_agent(context.agent_id)
-        assert agent is not None, "the server starts a turn for agents that exist only"
+        assert agent is not None, "the server starts turns only for existing agents"
         turn = Turn(deps, {"agent_id": agent.id, "agent_name": agent.name})
         script = await self._script(context, deps)
         try:
@@ -179,8 +181,8 @@ class ScriptedAgentRunner(AgentRunner):
                 if step == _NO_END:
                     continue
                 await turn.perform(step)
-                # A real agent awaits its model. One that never lets go of the loop gets nothing
-                # sent until the server has worked off all that it said.
+                # A real agent awaits its model. Without a checkpoint, the server would send no
+                # event before the whole script was performed.
                 await asyncio.sleep(0)
         except ScriptError as error:
             await turn.perform({"error": {"exception": f"Invalid script: {error}"}})
@@ -189,8 +191,8 @@ class ScriptedAgentRunner(AgentRunner):
         return True
 
     async def _script(self, context: Context, deps: Deps) -> list[dict[str, Any]]:
-        """Return the script of this turn; a session that asks for a greeting has none."""
-        # Events of other turns may follow the message; the correlation id names this turn's.
+        """Return the script of this turn. The turn of a greeting has no user message."""
+        # The session contains other turns, too; the correlation id identifies this one.
         for event in await deps.list_session_events(context.session_id):
             if event.correlation_id == deps.correlator.correlation_id and event.source == "user":
                 message: Any = event.data
@@ -200,12 +202,12 @@ class ScriptedAgentRunner(AgentRunner):
 
 
 async def init_module(container: Any) -> None:
-    """Register the agent type, and have one agent of it, before the server listens."""
+    """Register the agent type and create one agent, before the server listens."""
     container[ScriptedAgentRunner] = ScriptedAgentRunner()
     agent = await container[AgentStore].create_agent(name="Scripted", type=AGENT_TYPE)
-    # Whoever started this server knows by this id that it is this server that answers.
+    # The process that started the server uses this id to recognize it.
     (_DIRECTORY / "agent_id").write_text(agent.id, encoding="utf-8")
 
 
 async def shutdown_module() -> None:
-    """Do nothing: there is nothing to give back. The server wants the function to exist."""
+    """Do nothing. The server requires this function."""

@@ -1,4 +1,4 @@
-"""A real flux0 server in a process of its own, for tests to talk to, release, cut off and kill."""
+"""A real flux0 server in a child process, with an agent that tests control."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ _PORTS_TO_TRY = 5
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on right now."""
+    """Return a TCP port that is not in use."""
     with socket.socket() as listener:
         listener.bind(("", 0))
         return int(listener.getsockname()[1])
 
 
 class Flux0Server:
-    """A context manager: the server with the scripted agent, on a free port.
+    """A context manager that runs the server with the scripted agent on a free port.
 
-    The store is in memory, and holds nothing but that agent, `agent_id`, at the start.
+    The store is in memory. At the start, it contains only that agent.
 
     Args:
-        python: the Python that has flux0-server installed.
-        directory: a folder for the server's output and the signals to its agent; the server's
-            current folder, so that it reads nobody else's `flux0.toml` and `.env`.
-        agent_module: the module of the agent, which may lie in `directory`.
+        python: the path of a Python interpreter with flux0-server installed.
+        directory: a folder for the server's output and for the files that control its agent. It is
+            the working directory of the server, so that the server reads no other `flux0.toml` or
+            `.env`.
+        agent_module: the module of the agent. It may be a file in `directory`.
     """
 
     def __init__(self, python: str, directory: Path, *, agent_module: str = _SCRIPTED) -> None:
@@ -52,24 +53,24 @@ class Flux0Server:
 
     @property
     def url(self) -> str:
-        """The server's address, without a path."""
+        """The URL of the server, without a path."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def agent_id(self) -> str:
-        """The id of an agent of type `scripted` that is there from the start."""
+        """The id of the agent of type `scripted` that exists from the start."""
         return (self._directory / "agent_id").read_text(encoding="utf-8")
 
     def __enter__(self) -> Self:
-        for others in reversed(range(_PORTS_TO_TRY)):
+        for attempts_left in reversed(range(_PORTS_TO_TRY)):
             self.port = free_port()
             self._launch()
             try:
-                self._until(self._is_up, _START_SECONDS, "the flux0 server did not answer")
+                self._until(self._is_up, _START_SECONDS, "the flux0 server did not start")
             except RuntimeError as error:
                 self.kill()
-                # Between the choice of a port and its use, somebody else may have taken it.
-                if not others or "address already in use" not in str(error):
+                # Another process may have taken the port before the server could use it.
+                if not attempts_left or "address already in use" not in str(error):
                     raise
             else:
                 break
@@ -83,39 +84,41 @@ class Flux0Server:
     ) -> None:
         assert self._process is not None
         self._process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # It waits for hanging agents forever.
+        with contextlib.suppress(subprocess.TimeoutExpired):  # The server waits for hanging agents.
             self._process.wait(_STOP_SECONDS)
         self.kill()
 
     def release(self, name: str) -> None:
-        """Let the step `{"wait": name}` go on, whether a turn has reached it or not.
+        """End the step `{"wait": name}`, now or as soon as a turn reaches it.
 
-        A name stays released: take a new one for each turn.
+        The name stays released, so use a new name for each turn.
         """
         (self._directory / f"{name}.released").touch()
 
     def wait_cancelled(self, name: str) -> None:
-        """Return once the server has cancelled a turn that was at the step `{"wait": name}`."""
+        """Wait until the server has cancelled a turn at the step `{"wait": name}`."""
         cancelled = self._directory / f"{name}.cancelled"
-        self._until(cancelled.exists, _CANCEL_SECONDS, f"no turn was cancelled while at {name!r}")
+        self._until(
+            cancelled.exists, _CANCEL_SECONDS, f"no turn was cancelled at the step {name!r}"
+        )
 
     def kill(self) -> None:
-        """End the server at once, in the middle of whatever it is doing."""
+        """Kill the server process at once."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
     def _launch(self) -> None:
-        ours = ("COVERAGE_", "FLUX0_", "PYTHON")
+        excluded = ("COVERAGE_", "FLUX0_", "PYTHON")
         environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
+            **{name: value for name, value in os.environ.items() if not name.startswith(excluded)},
             "FLUX0_MODULES": self._agent_module,
             "FLUX0_PORT": str(self.port),
             "PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), str(self._directory))),
             "PYTHONUNBUFFERED": "1",
             "SCRIPTED_AGENT_DIR": str(self._directory),
         }
-        # A file takes any amount of output; a full pipe that nobody reads would stop the server.
+        # Not a pipe: the server would block when an unread pipe is full.
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
                 self._command,
@@ -127,7 +130,7 @@ class Flux0Server:
             )
 
     def _is_up(self) -> bool:
-        """Whether this server answers; another one on this port would not know our agent."""
+        """Return whether this server responds. Another server on the port has no such agent."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
         try:
             connection.request("GET", "/api/agents")
@@ -144,9 +147,9 @@ class Flux0Server:
             assert self._process is not None
             status = self._process.poll()
             if status is not None:
-                otherwise += f": it ended with status {status}"
+                otherwise += f": the process ended with status {status}"
             if status is not None or time.monotonic() > deadline:
                 output = self._output.read_text(encoding="utf-8", errors="replace")[-4000:]
                 raise RuntimeError(f"{otherwise}:\n{output}")
-            # There is no event to wait for: the other side is a process of a library we do not own.
+            # Poll: the server process sends no notification.
             time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""What tests do by way of the client: have turns with the scripted agent, as users of their own."""
+"""Turns with the scripted agent, over a client."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from flux0.models import Event, StreamEvent
 
 
 async def perform(flux0: Flux0, session_id: str, *script: dict[str, Any]) -> AsyncEventStream:
-    """Begin a turn in which the agent performs `script`."""
+    """Start a turn in which the agent performs `script`."""
     content = json.dumps(script)
     return await flux0.sessions.create_event_async(session_id=session_id, content=content)
 
 
 def appended(event: StreamEvent) -> Any:
-    """Return what a chunk adds to the end of its message."""
+    """Return the value that a chunk appends to its message."""
     assert isinstance(event, ChunkEvent)
     (patch,) = event.patches
     assert (patch.op, patch.path) == ("add", "/-")
@@ -25,16 +25,16 @@ def appended(event: StreamEvent) -> Any:
 
 
 async def rest_of(stream: AsyncEventStream) -> list[StreamEvent]:
-    """Return the events up to the end of the turn."""
+    """Return the remaining events of the turn."""
     return [event async for event in stream]
 
 
 async def stored_by_agent(flux0: Flux0, session_id: str) -> tuple[Event, ...]:
-    """Return the events of the agent that the server has stored."""
+    """Return the agent's stored events."""
     events = await flux0.sessions.list_events_async(session_id=session_id, source="ai_agent")
     return events.data
 
 
 def new_user() -> dict[str, str]:
-    """Return the header that names a user who has no sessions yet."""
+    """Return the cookie header of a new user, who has no sessions."""
     return {"cookie": f"flux0_user_sub={uuid4().hex}"}

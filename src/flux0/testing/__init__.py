@@ -1,4 +1,4 @@
-"""For tests of code that uses flux0; nothing here is loaded by `import flux0`."""
+"""Fakes and cassettes for tests of code that uses flux0. `import flux0` does not load them."""
 
 from flux0.testing.cassettes.cassette import CassetteError as CassetteError
 from flux0.testing.cassettes.recording import RecordingTransport as RecordingTransport

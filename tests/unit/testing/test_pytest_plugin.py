@@ -1,4 +1,4 @@
-"""The pytest plugin, and the samples of the page on testing, as users run them."""
+"""The pytest plugin, and the samples of docs/testing.md."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PAGE = Path(__file__).parents[3] / "docs" / "testing.md"
 
 
 @pytest.fixture(autouse=True)
-def only_this_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Load the plugin by its name, whether or not its entry point is installed."""
+def load_only_this_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load only this plugin, by its module name instead of its entry point."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTEST_PLUGINS", "flux0_pytest")
 
 
-def test_the_fixtures_are_a_fake_and_a_client_of_it(pytester: pytest.Pytester) -> None:
+def test_each_test_gets_a_fake_and_a_client(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         def test_agents(flux0_client, flux0_fake):
@@ -40,13 +40,13 @@ def test_the_fixtures_are_a_fake_and_a_client_of_it(pytester: pytest.Pytester) -
 
 
 @pytest.mark.parametrize(
-    ("marker", "body", "told"),
+    ("marker", "body", "message"),
     [
-        ("streams", "next(say(client, fake))", "left open:"),
-        ("streams", "KEPT.append(say(client, fake))", "left open:"),
+        ("streams", "next(say(client, fake))", "responses left open:"),
+        ("streams", "KEPT.append(say(client, fake))", "responses left open:"),
         ("used", "fake.script('never')", "script 1: no turn has used it"),
-        ("used", "fake.inject(Refuse(), operation='agents.list')", "never happened: Refuse*"),
-        ("used", "fake.expect('sessions.list')", "never called: sessions.list()"),
+        ("used", "fake.inject(Refuse(), operation='agents.list')", "fault not applied: Refuse*"),
+        ("used", "fake.expect('sessions.list')", "expected but not called: sessions.list()"),
         (
             "expected",
             "fake.expect('agents.list'); client.agents.list(); swallow(client.agents.list)",
@@ -59,8 +59,8 @@ def test_the_fixtures_are_a_fake_and_a_client_of_it(pytester: pytest.Pytester) -
         ),
     ],
 )
-def test_a_test_fails_for_what_it_leaves(
-    pytester: pytest.Pytester, marker: str, body: str, told: str
+def test_fixture_fails_the_test_if_a_check_fails(
+    pytester: pytest.Pytester, marker: str, body: str, message: str
 ) -> None:
     pytester.makepyfile(
         f"""
@@ -93,10 +93,10 @@ def test_a_test_fails_for_what_it_leaves(
     )
     result = pytester.runpytest_inprocess("--strict-markers")
     result.assert_outcomes(passed=2, errors=1, failed=1)
-    result.stdout.fnmatch_lines([f"*{told}"])
+    result.stdout.fnmatch_lines([f"*{message}"])
 
 
-def test_the_plugin_costs_other_projects_no_module_but_its_own(
+def test_plugin_alone_does_not_import_flux0(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(flux0_pytest.__file__).parents[1]))
@@ -131,7 +131,7 @@ CASSETTE_TEST = """
 """
 
 
-def test_a_cassette_is_recorded_once_and_then_replayed(
+def test_cassette_is_recorded_once_and_then_replayed(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CI", raising=False)
@@ -158,7 +158,7 @@ def test_a_cassette_is_recorded_once_and_then_replayed(
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_cassette_may_have_its_own_path_and_options_and_is_replayed_whole(
+def test_cassette_marker_sets_path_and_options_and_unused_exchanges_fail(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CI", "true")
@@ -181,15 +181,15 @@ def test_a_cassette_may_have_its_own_path_and_options_and_is_replayed_whole(
     result.stdout.fnmatch_lines(["*exchange 1, agents.list()"])
 
 
-def test_the_samples_of_the_page_on_testing_pass(
+def test_samples_of_the_testing_page(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     examples = list(Document.parse(str(PAGE), PythonCodeBlockParser()).examples())
     pytester.makepyfile(
-        **{f"test_{number}": str(one.parsed) for number, one in enumerate(examples)}
+        **{f"test_{number}": str(example.parsed) for number, example in enumerate(examples)}
     )
-    with FakeOverHTTP(demo_transport()) as server:  # For the sample that records.
+    with FakeOverHTTP(demo_transport()) as server:  # One sample records a cassette.
         monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
-        # Starlette wants httpx2 instead, which needs Python 3.11.
+        # Starlette recommends httpx2, which needs Python 3.11.
         result = pytester.runpytest_inprocess("-W", "ignore:Using `httpx` with")
-    result.assert_outcomes(passed=12)  # The others assert when they are imported.
+    result.assert_outcomes(passed=12)  # The other samples run on import.

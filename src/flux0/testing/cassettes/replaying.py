@@ -31,7 +31,7 @@ from flux0.testing.cassettes.cassette import (
 )
 from flux0.testing.cassettes.recording import RecordingTransport, Scrub, recorded_request
 from flux0.testing.fake.body import FakeBody, SharedTransport
-from flux0.testing.fake.calls import Call, call_of, nearest
+from flux0.testing.fake.calls import Call, call_from, nearest
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 
 Matching: TypeAlias = Literal["strict", "loose"]
@@ -113,12 +113,12 @@ class ReplayTransport(SharedTransport):
 
     # --- within
 
-    def answer(
+    def respond(
         self,
         request: Request,
         loop: Loop | None,  # noqa: ARG002 - there is no agent to run in it
     ) -> Waits[Response[FakeBody]]:
-        """Return what was recorded as the answer to `request`; see `SharedTransport.answer`."""
+        """Return what was recorded as the answer to `request`; see `SharedTransport.respond`."""
         with self._lock:
             asked = recorded_request(request, self._scrub)
             track = self._find(asked, self._key(asked))
@@ -250,7 +250,7 @@ def _call(request: RecordedRequest) -> Call:
     url = f"http://recorded{request.path}?{request.query}"
     headers = Headers(tuple(request.headers.items()))
     body = None if request.body is None else request.body.data
-    return call_of(Request(request.method, url, headers, body))
+    return call_from(Request(request.method, url, headers, body))
 
 
 def _differences(track: _Track, request: RecordedRequest) -> list[str]:

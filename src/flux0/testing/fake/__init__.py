@@ -1,1 +1,1 @@
-"""The in-memory server."""
+"""A flux0 server in memory, for tests."""

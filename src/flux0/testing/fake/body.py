@@ -1,4 +1,4 @@
-"""The bodies of a fake's responses, while they are read."""
+"""The bodies of a fake's responses, and the transport that returns them."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from flux0.ports import AsyncByteStream, ByteStream, Request, Response, Shared
 from flux0.runtime.event_loop import Loop, running_loop, sleep
 from flux0.testing.fake.clock import FakeClock, Wait, Waits, perform, perform_async
 
-# How a body comes to be no longer open. Lost: its client was closed, or nobody holds it any more.
-BodyEnd: TypeAlias = Literal["whole", "closed", "lost"]
+# Unclosed: the client was closed or the body was unreferenced, but `close` was not called.
+BodyEnd: TypeAlias = Literal["finished", "closed", "unclosed"]
 
 
 @define(eq=False)
 class FakeBody:
-    """A `ByteStream` and an `AsyncByteStream` of a fake; reading the latter has a checkpoint."""
+    """A `ByteStream` and an `AsyncByteStream` of a fake. Each async read is a checkpoint."""
 
     _pieces: Iterator[bytes | Wait]
-    # The timeout in seconds of the fake's clock. Without one, a read to which nothing will come
-    # raises AssertionError; with an infinite one, it waits in real time.
-    _longest_silence: float | None
+    # Seconds of the fake's clock. If it is None, a read that would never end raises AssertionError.
+    # If it is infinite, such a read waits in real time.
+    _read_timeout: float | None
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
-    _on_end: Callable[[Iterator[bytes | Wait], BodyEnd], None]  # Is told once how it ended.
-    # How it ends if nobody holds it any more: asynchronous code that leaves a loop only lets go.
-    let_go: BodyEnd = field(default="lost", init=False)
+    _on_end: Callable[[Iterator[bytes | Wait], BodyEnd], None]  # Called once, when the body ends.
+    # The end that is recorded on garbage collection. Leaving an `async for` loop closes nothing.
+    end_if_unread: BodyEnd = field(default="unclosed", init=False)
     _end: BodyEnd | None = field(default=None, init=False)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -46,8 +46,8 @@ class FakeBody:
         return piece
 
     def close(self) -> None:
-        """Leave, whether or not there is more to come."""
-        self.end("closed")
+        """Close the body, whether or not it was read to its end."""
+        self.mark_ended("closed")
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -60,16 +60,16 @@ class FakeBody:
         return piece
 
     async def close_async(self) -> None:
-        """Leave, whether or not there is more to come."""
-        self.end("closed")
+        """Do what `close` does."""
+        self.mark_ended("closed")
 
     def __del__(self) -> None:
-        self.end(self.let_go)
+        self.mark_ended(self.end_if_unread)
 
     def _read(self) -> Waits[bytes | None]:
-        """Return the next piece, or None at the end. When a timeout is raised, it has passed."""
-        clock, silence = self._clock, self._longest_silence
-        limit = inf if silence is None else clock.now() + silence
+        """Return the next piece, or None at the end of the body."""
+        clock, timeout = self._clock, self._read_timeout
+        limit = inf if timeout is None else clock.now() + timeout
         while True:
             seen = clock.changes
             with self._lock:
@@ -77,26 +77,29 @@ class FakeBody:
             if not isinstance(outcome, Wait):
                 return outcome
             if clock.now() >= limit:
-                self.end("closed")
-                raise timed_out(ReadTimeout, silence)
+                self.mark_ended("closed")
+                raise timed_out(ReadTimeout, timeout)
             moment = inf if outcome.moment is None else outcome.moment
-            in_real_time = silence == inf and not (clock.moves_by_itself and moment < inf)
+            in_real_time = timeout == inf and not (clock.moves_by_itself and moment < inf)
             if outcome.moment is None or in_real_time:
                 yield evolve(outcome, moment=None, seen=seen)
             elif min(moment, limit) < inf:
-                yield outcome if moment <= limit else Wait(limit, timeout=True)
+                yield outcome if moment <= limit else Wait(limit, is_timeout=True)
             else:
-                self.end("closed")
-                raise AssertionError("nothing more will come, and no timeout ends this read")
+                self.mark_ended("closed")
+                raise AssertionError(
+                    "this read would never end: the agent sends no more data, "
+                    "and the request has no read timeout"
+                )
 
-    def end(self, how: BodyEnd) -> None:
-        """End the body, unless it has ended, and wake whoever reads it."""
+    def mark_ended(self, how: BodyEnd) -> None:
+        """Record how the body ended, unless it has ended before, and wake its reader."""
         with self._lock:
             if self._end is not None:
                 return
             self._end = how
             self._on_end(self._pieces, how)
-        self._clock.tell()
+        self._clock.notify()
 
     def _next(self) -> bytes | Wait | None:
         if self._end is None:
@@ -104,52 +107,52 @@ class FakeBody:
                 if (outcome := next(self._pieces, None)) is not None:
                     return outcome
             except BaseException:
-                self.end("closed")
+                self.mark_ended("closed")
                 raise
-            self.end("whole")
-        if self._end != "whole":
-            raise ConnectionInterrupted("the connection was closed")
+            self.mark_ended("finished")
+        if self._end != "finished":
+            raise ConnectionInterrupted("the body was closed before its end")
         return None
 
 
 class SharedTransport(Shared):
-    """What the transports of a fake have in common: both kinds of code, and many clients."""
+    """A base of in-memory transports that sync and async code and many clients can share."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock: FakeClock = clock
-        self.time: FakeClock = clock  # That clients go by.
+        self.time: FakeClock = clock  # The `Time` of the clients.
         self._bodies: WeakSet[FakeBody] = WeakSet()
 
     @abstractmethod
-    def answer(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
-        """Return the answer to `request`; `loop` is the event loop of asynchronous code."""
+    def respond(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
+        """Return the response to `request`. `loop` is the event loop of async code, else None."""
 
     def send(self, request: Request) -> Response[ByteStream]:
-        """Answer `request`; see `Transport.send`."""
-        return perform(self.answer(request, None), self.clock)
+        """Return the response to `request`; see `Transport.send`."""
+        return perform(self.respond(request, None), self.clock)
 
     def close(self) -> None:
-        """Do nothing: as a server would, this goes on when a client is closed."""
+        """Do nothing: like a server, the transport outlives its clients."""
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        """Answer `request`; see `AsyncTransport.send_async`."""
+        """Return the response to `request`; see `AsyncTransport.send_async`."""
         await sleep(0)
-        answer = await perform_async(self.answer(request, running_loop()), self.clock)
-        answer.body.let_go = "closed"
-        return answer
+        response = await perform_async(self.respond(request, running_loop()), self.clock)
+        response.body.end_if_unread = "closed"
+        return response
 
     async def close_async(self) -> None:
         """Do what `close` does."""
         self.close()
 
     def for_client(self) -> ClientTransport:
-        """Return this transport for one client."""
+        """Return a view of this transport for one client."""
         return ClientTransport(self)
 
 
 @final
 class ClientTransport(SharedTransport):
-    """A shared transport as one client has it: closing it cuts off the streams of that client."""
+    """One client's view of a shared transport. Closing it interrupts that client's streams."""
 
     def __init__(self, shared: SharedTransport) -> None:
         super().__init__(shared.clock)
@@ -158,13 +161,13 @@ class ClientTransport(SharedTransport):
     def __repr__(self) -> str:
         return repr(self._shared)
 
-    def answer(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
-        """Return the answer of the shared transport."""
-        answer = yield from self._shared.answer(request, loop)
-        self._bodies.add(answer.body)
-        return answer
+    def respond(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
+        """Return the response of the shared transport, and track its body."""
+        response = yield from self._shared.respond(request, loop)
+        self._bodies.add(response.body)
+        return response
 
     def close(self) -> None:
-        """Cut off what this client has left open."""
+        """Interrupt the streams that this client has left open."""
         for body in tuple(self._bodies):
-            body.end("lost")
+            body.mark_ended("unclosed")

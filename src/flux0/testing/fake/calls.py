@@ -1,4 +1,4 @@
-"""The calls that a fake was made, and the ones that a test expects, as values."""
+"""Values for the calls that a fake received and the calls that a test expects."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ from flux0.ports import Request, Response
 T = TypeVar("T")
 
 _MISSING: Final = object()
-_LONGEST_COMPARED = 1000  # Characters: comparing two texts may take the product of their lengths.
+_MAX_COMPARED = 1000  # Characters. Comparing two strings can take time quadratic in their length.
 _JSON = re.compile(r"\s*application/([^;]*\+)?json\s*(;|$)", re.IGNORECASE)
 
 
 @frozen
 class CallResponse:
-    """The head of the answer to a call, and its body: the JSON or the bytes; None of a stream."""
+    """The response to a call, as the client received it.
+
+    Attributes:
+        status_code: the HTTP status.
+        headers: the header fields of the response.
+        body: the parsed JSON; the bytes if they are not JSON; None for a stream or an empty body.
+    """
 
     status_code: int
     headers: Headers
@@ -34,15 +40,20 @@ class CallResponse:
 
 @frozen
 class Call:
-    """One request as it was sent.
+    """A request that a fake received.
 
     Attributes:
-        operation: the API's name for it, such as `sessions.create_event`, or empty.
-        method, path, query, headers: as sent, the path and the query decoded.
-        body: the JSON that it brought, its bytes if they are not JSON, or None.
-        arguments: what the path, the query and the body say, by name. Those of the query are texts.
-        time: when it was made, by the fake's clock in seconds since 1970.
-        answer: what came back, or the error that came instead; None while there is neither.
+        operation: the name of the API operation, such as `sessions.create_event`; empty if the
+            request matches none.
+        method: the HTTP method.
+        path: the percent-decoded path.
+        query: the decoded query parameters.
+        headers: the header fields of the request.
+        body: the parsed JSON; the bytes if they are not JSON; None if the body is empty.
+        arguments: the parameters from the path, the query and the body, by name. Query parameters
+            are strings.
+        time: when the fake received the request: seconds since 1970 on the fake's clock.
+        response: the response, or the error that was raised instead; None before either exists.
     """
 
     operation: str
@@ -53,25 +64,25 @@ class Call:
     body: Any
     arguments: Mapping[str, Any]
     time: float = field(default=0.0, eq=False)
-    answer: CallResponse | TransportError | None = field(default=None, eq=False)
+    response: CallResponse | TransportError | None = field(default=None, eq=False)
 
     @property
     def user(self) -> str | None:
-        """Whom the cookie `flux0_user_sub` names."""
+        """The user from the cookie `flux0_user_sub`, or None."""
         return user_of(self.headers)
 
     @property
     def name(self) -> str:
-        """The operation; of a request that is none, its method and path."""
+        """The operation, or the method and the path if the request matches no operation."""
         return self.operation or f"{self.method} {self.path}"
 
     def __str__(self) -> str:
-        return _shown(self.name, self.arguments)
+        return _format_call(self.name, self.arguments)
 
 
 @frozen
 class ExpectedCall:
-    """A call of some operation, with at least these arguments."""
+    """A call that a test expects: the operation, with at least these arguments."""
 
     operation: str
     arguments: Mapping[str, Any] = field(factory=dict[str, Any])
@@ -80,10 +91,10 @@ class ExpectedCall:
         check_operation(self.operation)
 
     def __str__(self) -> str:
-        return _shown(self.operation, self.arguments)
+        return _format_call(self.operation, self.arguments)
 
     def differences(self, call: Call) -> list[str]:
-        """Return what is not as expected about `call`, one line each."""
+        """Return the differences between `call` and this expectation, one line for each."""
         lines: list[str] = []
         if call.operation != self.operation:
             lines.append(f"expected {self.operation}, got {call.name}")
@@ -91,14 +102,14 @@ class ExpectedCall:
             actual = call.arguments.get(name, _MISSING)
             if actual is _MISSING:
                 lines.append(f"{name}: expected {expected!r}, got nothing")
-            elif not _same(expected, actual, in_query=actual == call.query.get(name)):
+            elif not _matches(expected, actual, in_query=actual == call.query.get(name)):
                 lines.append(f"{name}: expected {expected!r}, got {actual!r}")
         return lines
 
 
-def call_of(request: Request, time: float = 0.0) -> Call:
-    """Return `request` as a call."""
-    target, body = target_of(request), json_or_bytes(request.body)
+def call_from(request: Request, time: float = 0.0) -> Call:
+    """Return the `Call` for a request received at `time`."""
+    target, body = target_from(request), json_or_bytes(request.body)
     operation, query = target.operation, target.query
     arguments: dict[str, Any] = {**query, **target.arguments}
     if isinstance(body, dict):
@@ -109,20 +120,22 @@ def call_of(request: Request, time: float = 0.0) -> Call:
     return Call(operation, method, target.path, query, headers, body, arguments, time)
 
 
-def nearest(one: object, others: Iterable[T], differences: Callable[[T], Iterable[str]]) -> str:
-    """Return, in words, which of `others` is most like `one`, if any, and what is different."""
+def nearest(
+    target: object, candidates: Iterable[T], differences: Callable[[T], Iterable[str]]
+) -> str:
+    """Describe the candidate most similar to `target`, with its differences; empty if none."""
 
-    def likeness(other: T) -> tuple[bool, float]:
-        first, second = (str(each)[:_LONGEST_COMPARED] for each in (one, other))
+    def similarity(candidate: T) -> tuple[bool, float]:
+        first, second = (str(each)[:_MAX_COMPARED] for each in (target, candidate))
         operations = {text.partition("(")[0].rpartition(" ")[2] for text in (first, second)}
         return len(operations) == 1, SequenceMatcher(None, first, second).ratio()
 
-    found = max(others, key=likeness, default=None)
+    found = max(candidates, key=similarity, default=None)
     return "" if found is None else "\n  ".join((str(found), *differences(found)))
 
 
 def user_of(headers: Headers) -> str | None:
-    """Return whom the cookie `flux0_user_sub` names, as the server reads it: the last one."""
+    """Return the user from the cookie `flux0_user_sub`; like the server, from the last one."""
     user = None
     for cookie in ";".join(headers.get_all("cookie")).split(";"):
         name, _, value = cookie.partition("=")
@@ -132,12 +145,12 @@ def user_of(headers: Headers) -> str | None:
 
 
 def is_json(content_type: str) -> bool:
-    """Return whether a header field announces JSON."""
+    """Return whether a `content-type` value is a JSON media type."""
     return bool(_JSON.match(content_type))
 
 
 def json_or_bytes(body: bytes | None) -> Any:
-    """Return the JSON that a body holds, its bytes if that is not JSON, or None if it is empty."""
+    """Return the parsed JSON of a body, the bytes if they are not JSON, or None if it is empty."""
     if not body:
         return None
     try:
@@ -146,22 +159,22 @@ def json_or_bytes(body: bytes | None) -> Any:
         return body
 
 
-def _same(expected: object, actual: object, *, in_query: bool) -> bool:
-    # A tuple is a list on the wire, and in a query everything is a text.
+def _matches(expected: object, actual: object, *, in_query: bool) -> bool:
+    # JSON turns tuples into lists, and query parameters are strings.
     text = json.dumps(expected, default=repr)
     return actual in [expected, json.loads(text), *([text] * in_query)]
 
 
-def _shown(name: str, arguments: Mapping[str, Any]) -> str:
+def _format_call(name: str, arguments: Mapping[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    # As in the server, whose `$` also lets a line break through.
+    # The server uses `$`, too, which also matches before a trailing line break.
     return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", template) + "$")
 
 
-# In the server's order: where no method fits, the first route of a path says what is allowed.
+# In the server's order: if no method matches, a 405 response names the method of the first route.
 _ROUTES = (
     ("agents.create", "POST", _pattern("/api/agents")),
     ("agents.retrieve", "GET", _pattern("/api/agents/{agent_id}")),
@@ -172,32 +185,34 @@ _ROUTES = (
     ("sessions.create_event", "POST", _pattern("/api/sessions/{session_id}/events/stream")),
     ("sessions.list_events", "GET", _pattern("/api/sessions/{session_id}/events")),
 )
-# A path that the server's are below, as behind a proxy.
+# A path prefix before `/api`, as with a reverse proxy.
 _PREFIX = re.compile(r"(?!/api(?:/|$))(?:/[^/]+)+?(?=/api/)")
 
 
 def check_operation(operation: str) -> None:
-    """Raise InvalidArgument unless there is such an operation."""
+    """Raise InvalidArgument if the API has no operation of this name."""
     names = [name for name, _, _ in _ROUTES]
     if operation not in names:
         near = get_close_matches(operation, names, 1)
         hint = f"did you mean {near[0]}?" if near else f"it must be one of {', '.join(names)}"
-        raise InvalidArgument("operation", f"is not one of the API, {operation!r}: {hint}")
+        raise InvalidArgument("operation", f"{operation!r} does not exist in the API: {hint}")
 
 
 @frozen
 class Target:
-    """Where a request goes."""
+    """The route and the parameters of a request."""
 
-    operation: str  # Empty where there is no such route.
-    path: str  # Decoded, after a prefix.
+    operation: str  # Empty if no route matches.
+    path: str  # Percent-decoded, without the prefix before `/api`.
     arguments: Mapping[str, str]
     query: Mapping[str, str]
-    allowed: tuple[str, ...] = ()  # The methods of a path, if this is not among them.
+    allowed: tuple[
+        str, ...
+    ] = ()  # The methods of the path, if it does not allow the request's method.
 
 
-def target_of(request: Request) -> Target:
-    """Return where `request` goes. Of a query parameter that is repeated, the last counts."""
+def target_from(request: Request) -> Target:
+    """Return the route and the parameters of a request. The last of repeated parameters is used."""
     url = urlsplit(request.url)
     path = _PREFIX.sub("", unquote(url.path), count=1)
     query = dict(parse_qsl(url.query, keep_blank_values=True))
@@ -211,14 +226,14 @@ def target_of(request: Request) -> Target:
     return Target("", path, {}, query, tuple(allowed))
 
 
-def whole_answer(
+def complete_response(
     status_code: int, content_type: str, body: bytes, *fields: tuple[str, str]
 ) -> Response[bytes]:
-    """Return an answer whose body is there; `fields` come first in its head."""
+    """Return a response with this body; its headers start with `fields`."""
     own = (("content-length", str(len(body))), ("content-type", content_type))
     return Response(status_code, Headers((*fields, *own)), body)
 
 
-def server_failure() -> Response[bytes]:
-    """Return what the server answers when it fails."""
-    return whole_answer(500, "text/plain; charset=utf-8", b"Internal Server Error")
+def internal_server_error() -> Response[bytes]:
+    """Return the 500 response that the server sends if handling a request fails."""
+    return complete_response(500, "text/plain; charset=utf-8", b"Internal Server Error")

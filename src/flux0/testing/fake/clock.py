@@ -1,7 +1,7 @@
-"""The time of a fake server, and how code that uses a fake waits.
+"""The clock of a fake server, and the sync and the async driver of its waits.
 
-What a fake does is written once, as a flow that yields each wait; `perform` waits as synchronous
-code does, `perform_async` as asynchronous code does.
+The fake's logic exists once, as generators that yield `Wait` values. `perform` runs them for sync
+code, `perform_async` for async code.
 """
 
 from __future__ import annotations
@@ -28,32 +28,41 @@ _START = 1_767_225_600.0  # 2026-01-01T00:00:00Z
 
 @frozen
 class Wait:
-    """A wait for a moment, in seconds since 1970; without one, for any change since `seen`."""
+    """A wait until a moment on the clock, or for the next change.
+
+    Attributes:
+        moment: seconds since 1970; None waits for any change after change number `seen`.
+        seen: the number of changes that the caller has already handled.
+        is_timeout: whether a timeout expires at `moment`. Such a wait also moves a clock that
+            only the test moves.
+        real_timeout: the limit of a wait for a change, in real seconds.
+    """
 
     moment: float | None = None
     seen: int = 0
-    timeout: bool = False  # The moment ends a timeout, which passes whoever moves the clock.
-    patience: float | None = None  # How many real seconds a change may take.
+    is_timeout: bool = False
+    real_timeout: float | None = None
 
 
 Waits: TypeAlias = Generator[Wait, None, T]
 
 
 class ClockStandsStill(AssertionError):
-    """Something waits on a clock that only the test moves, and the test is what waits."""
+    """Code waits for a later time on a `FakeClock(moves_by_itself=False)`. Call `advance` first."""
 
 
 class FakeClock(Time):
-    """A clock that moves only when it is told to, so that no test waits.
+    """A simulated clock: waits take no real time.
 
-    What agents do after a pause happens while the clock is moved past its end.
+    When the clock moves past the end of an agent's pause, the agent continues.
 
     Args:
-        start: what it shows first, in seconds since 1970, UTC.
-        moves_by_itself: whether a wait moves it on. Otherwise the test moves it with `advance`,
-            and a wait for a moment that has not come raises `ClockStandsStill`.
-        sleep: is called with the seconds of each wait that moves the clock. With `time.sleep` the
-            waits are real, as a demonstration wants them. Asynchronous code calls it in a thread.
+        start: the initial time, in seconds since 1970 (UTC). The default is 2026-01-01.
+        moves_by_itself: whether a wait moves the clock forward. If False, only `advance` moves it,
+            and waiting for a later time raises `ClockStandsStill`.
+        sleep: a function that is called with the seconds of each wait that moves the clock.
+            Pass `time.sleep` for real waits, for example in a demo. Async code calls it in a
+            worker thread.
     """
 
     def __init__(
@@ -64,75 +73,82 @@ class FakeClock(Time):
         sleep: Callable[[float], object] | None = None,
     ) -> None:
         self.moves_by_itself = moves_by_itself
-        self.changes: int = 0  # How many things have happened that somebody may wait for.
+        self.changes: int = 0  # The number of changes so far; see `Wait.seen`.
         self._now = float(start)
         self._sleep = sleep
-        self._random = Random(0)  # noqa: S311 - it spreads retries, alike in every run
-        self._lock = RLock()  # Whoever holds it may be interrupted by a finalizer, which tells.
+        self._random = Random(0)  # noqa: S311 - jitter that is the same in every run
+        self._lock = (
+            RLock()
+        )  # Reentrant: a finalizer may call `notify` while its thread holds the lock.
         self._wake: list[Callable[[], object]] = []
         self._due: list[tuple[float, Callable[[], object]]] = []
 
     def now(self) -> float:
-        """Return the time in seconds since 1970, UTC."""
+        """Return the time in seconds since 1970 (UTC)."""
         return self._now
 
     monotonic = now
 
     def utc_now(self) -> datetime:
-        """Return the date and time, in UTC."""
+        """Return the date and time in UTC."""
         return datetime.fromtimestamp(self._now, timezone.utc)
 
     def sleep(self, seconds: float) -> None:
-        """Let `seconds` pass, as a wait."""
+        """Wait for `seconds` on this clock."""
         self.wait(Wait(self._now + seconds))
 
     async def sleep_async(self, seconds: float) -> None:
-        """Let `seconds` pass, as a wait that does not block the event loop."""
+        """Wait for `seconds` on this clock without blocking the event loop."""
         await self.wait_async(Wait(self._now + seconds))
 
     def jitter(self) -> float:
-        """Return a number from 0 to 1, the same in every run."""
+        """Return the next number from 0 to 1 of a fixed sequence."""
         return self._random.random()
 
     def advance(self, seconds: float) -> None:
-        """Let `seconds` pass, and have agents do what they do meanwhile."""
+        """Move the clock forward by `seconds`, and run the agents whose pauses end by then."""
         self._move_to(self._now + seconds)
 
-    def at(self, moment: float, act: Callable[[], object]) -> None:
-        """Have `act` called when it is `moment`, by whoever moves the clock."""
+    def call_at(self, moment: float, act: Callable[[], object]) -> None:
+        """Schedule `act` at `moment`. The thread that moves the clock past `moment` calls it."""
         with self._lock:
             insort(self._due, (moment, act), key=itemgetter(0))
 
-    def tell(self) -> None:
-        """Wake the threads and tasks that wait for a change."""
+    def notify(self) -> None:
+        """Count a change, and wake the threads and tasks that wait for one."""
         with self._lock:
             self.changes += 1
             wake, self._wake = self._wake, []
-        for one in wake:
-            one()
+        for wake_waiter in wake:
+            wake_waiter()
 
     def wait(self, wait: Wait) -> None:
-        """Wait for a moment, or for a change; raise AssertionError if that cannot come."""
+        """Wait until the moment, or for the change.
+
+        Raises:
+            ClockStandsStill: only the test moves this clock, and the moment is in the future.
+            AssertionError: no change happened within `wait.real_timeout`.
+        """
         if wait.moment is None:
             changed = Event()
-            if self._will_wake(wait, changed.set) and not changed.wait(wait.patience):
-                raise _out_of_patience(wait)
+            if self._must_wait(wait, changed.set) and not changed.wait(wait.real_timeout):
+                raise _gate_not_opened(wait)
             return
         if pause := self._pause_before(wait.moment, wait):
             pause()
         self._move_to(wait.moment)
 
     async def wait_async(self, wait: Wait) -> None:
-        """Wait as `wait` does, without blocking the event loop."""
+        """Do what `wait` does, without blocking the event loop."""
         import anyio.to_thread  # noqa: PLC0415 - slow to import
 
         if wait.moment is None:
             changed = anyio.Event()
-            if self._will_wake(wait, partial(call_soon, running_loop(), changed.set)):
-                with anyio.move_on_after(wait.patience):
+            if self._must_wait(wait, partial(call_soon, running_loop(), changed.set)):
+                with anyio.move_on_after(wait.real_timeout):
                     await changed.wait()
                 if not changed.is_set():
-                    raise _out_of_patience(wait)
+                    raise _gate_not_opened(wait)
             return
         if pause := self._pause_before(wait.moment, wait):
             limiter = anyio.CapacityLimiter(1)
@@ -141,22 +157,22 @@ class FakeClock(Time):
             await sleep(0)
         self._move_to(wait.moment)
 
-    def _will_wake(self, wait: Wait, wake: Callable[[], object]) -> bool:
-        """Have `wake` called at the next change, unless there was one that the wait is for."""
+    def _must_wait(self, wait: Wait, wake: Callable[[], object]) -> bool:
+        """Return False if a change has happened since `wait.seen`; else call `wake` at the next."""
         with self._lock:
-            if waits := self.changes == wait.seen:
+            if must_wait := self.changes == wait.seen:
                 self._wake.append(wake)
-            return waits
+            return must_wait
 
     def _pause_before(self, moment: float, wait: Wait) -> Callable[[], object] | None:
-        """Return what takes real time until it is `moment`, if anything does."""
+        """Return a function that sleeps in real time until `moment`; None if no sleep is needed."""
         seconds = moment - self._now
         if seconds <= 0:
             return None
-        if not (self.moves_by_itself or wait.timeout):
+        if not (self.moves_by_itself or wait.is_timeout):
             raise ClockStandsStill(
-                f"nothing comes for another {seconds:g} s, and the clock stands still: "
-                f"call advance({seconds:g}) on it, or use a FakeClock that moves by itself"
+                f"waiting for another {seconds:g} s on a FakeClock that only the test moves: "
+                f"call its advance({seconds:g}) first, or use FakeClock(moves_by_itself=True)"
             )
         return None if self._sleep is None else partial(self._sleep, seconds)
 
@@ -169,11 +185,11 @@ class FakeClock(Time):
                 due, act = self._due.pop(0)
                 self._now = max(self._now, due)
             act()
-        self.tell()
+        self.notify()
 
 
 def perform(waits: Waits[T], clock: FakeClock) -> T:
-    """Return what a flow returns, and wait as synchronous code does."""
+    """Run a generator of waits in sync code, and return its result."""
     with closing(waits):
         try:
             while True:
@@ -184,8 +200,8 @@ def perform(waits: Waits[T], clock: FakeClock) -> T:
 
 
 async def perform_async(waits: Waits[T], clock: FakeClock) -> T:
-    """Return what a flow returns, and wait as asynchronous code does."""
-    with closing(waits):  # At once, if the code is cancelled: the garbage would wait.
+    """Run a generator of waits in async code, and return its result."""
+    with closing(waits):  # If the task is cancelled, do not leave closing to garbage collection.
         try:
             while True:
                 await clock.wait_async(next(waits))
@@ -194,8 +210,8 @@ async def perform_async(waits: Waits[T], clock: FakeClock) -> T:
             return result
 
 
-def _out_of_patience(wait: Wait) -> AssertionError:
+def _gate_not_opened(wait: Wait) -> AssertionError:
     return AssertionError(
-        f"an agent waits at a gate, and nobody has opened it for {wait.patience:g} s: "
-        "call open() on it, from another thread or task than the one that reads"
+        f"an agent waited at a Gate that was not opened within {wait.real_timeout:g} s: "
+        "call open() on the gate, from another thread or task than the reader of the stream"
     )

@@ -1,4 +1,4 @@
-"""What may go wrong between a client and a fake server, as values."""
+"""Faults: values that describe failures between a client and a fake server."""
 
 from __future__ import annotations
 
@@ -11,20 +11,34 @@ from typing import Any, ClassVar, TypeAlias
 
 from attrs import evolve, field, frozen
 
-from flux0.domain.errors import ConnectError, ConnectionInterrupted, InvalidArgument
+from flux0.domain.errors import (
+    ConnectError,
+    ConnectionInterrupted,
+    ConnectTimeout,
+    InvalidArgument,
+    PoolTimeout,
+    TLSError,
+    TransportError,
+)
 from flux0.domain.headers import Headers
-from flux0.ports import Response
-from flux0.testing.fake.calls import server_failure, whole_answer
+from flux0.domain.timeouts import timed_out
+from flux0.ports import Response, Timeout
+from flux0.testing.fake.calls import complete_response, internal_server_error
 from flux0.testing.fake.clock import Wait
 
 
 @frozen
 class Respond:
-    """The call never reaches the server: something before it answers with a status.
+    """A response from a proxy in front of the server. The call does not reach the fake server.
 
-    The body is `{"detail": detail}`, and the detail is the status's name by default; a 500 looks by
-    default as the server's own does. `body` replaces all of it. `retry_after` becomes the header
-    field of that name: seconds, or a date.
+    Attributes:
+        status_code: the HTTP status.
+        detail: the value of `detail` in the JSON body. The default is the phrase of the status,
+            such as "Service Unavailable"; for 500, the default body is the plain text that the
+            flux0 server sends.
+        retry_after: the value of the `retry-after` header: seconds, or an HTTP date.
+        headers: more header fields; they replace default fields of the same name.
+        body: the bytes of the body, instead of the JSON with `detail`.
     """
 
     status_code: int
@@ -33,16 +47,16 @@ class Respond:
     headers: Mapping[str, str] = field(factory=dict[str, str])
     body: bytes | None = None
 
-    def answer(self) -> Response[bytes]:
-        """Return the answer."""
+    def response(self) -> Response[bytes]:
+        """Return the response that the client receives."""
         if self.body is not None:
-            plain = whole_answer(self.status_code, "text/html", self.body)
+            plain = complete_response(self.status_code, "text/html", self.body)
         elif self.detail is None and self.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
-            plain = server_failure()
+            plain = internal_server_error()
         else:
             detail = HTTPStatus(self.status_code).phrase if self.detail is None else self.detail
             body = json.dumps({"detail": detail}).encode()
-            plain = whole_answer(self.status_code, "application/json", body)
+            plain = complete_response(self.status_code, "application/json", body)
         own = dict(self.headers)
         if self.retry_after is not None:
             own["retry-after"] = str(self.retry_after)
@@ -51,65 +65,105 @@ class Respond:
 
 @frozen
 class Refuse:
-    """No connection comes about; `raises` tells in which way."""
+    """The connection cannot be established. Nothing is sent, so the client may retry.
+
+    Attributes:
+        raises: the class of the error, such as `ConnectTimeout` or `TLSError`.
+    """
 
     raises: type[ConnectError] = ConnectError
+
+    def error(self, timeout: Timeout) -> TransportError:
+        """Return the error, with the same message as over a real transport."""
+        if self.raises is ConnectTimeout:
+            return timed_out(ConnectTimeout, timeout.connect)
+        if self.raises is PoolTimeout:
+            return timed_out(PoolTimeout, timeout.pool)
+        if self.raises is TLSError:
+            return TLSError("the server's certificate is not trusted: self-signed certificate")
+        return self.raises("connection refused")
 
 
 @frozen
 class Drop:
-    """The connection breaks off before the answer; with `after_acting`, after the server acted."""
+    """The server closes the connection before it sends a response.
+
+    Attributes:
+        after_acting: whether the server has acted on the request before, for example stored a
+            message.
+    """
 
     after_acting: bool = False
 
 
 @frozen
 class Delay:
-    """The answer comes `seconds` late on the fake's clock, though the server has acted at once."""
+    """The server acts on the request at once, but sends the response `seconds` later.
+
+    The call raises `ReadTimeout` if its read timeout expires first.
+
+    Attributes:
+        seconds: the delay, in seconds of the fake's clock.
+    """
 
     seconds: float
 
 
 @frozen
-class _Cut:
-    needed: ClassVar[int] = 0  # How many of the two have to be given.
+class _Cutoff:
+    required: ClassVar[bool] = False  # Whether one of the two arguments must be passed.
     after_events: int | None = None
     after_bytes: int | None = None
 
     def __attrs_post_init__(self) -> None:
         given = (self.after_events is not None) + (self.after_bytes is not None)
-        if not self.needed <= given <= 1:
-            raise InvalidArgument("after_bytes", "or after_events is needed, and not both")
+        if given > 1:
+            raise InvalidArgument("after_bytes", "cannot be combined with after_events")
+        if self.required and not given:
+            raise InvalidArgument("after_bytes", "or after_events must be passed")
 
 
 @frozen
-class Stall(_Cut):
-    """Nothing more comes, until the client's timeout has passed on the fake's clock.
+class Stall(_Cutoff):
+    """The server stops sending data; the client's timeout expires on the fake's clock.
 
-    That is after so many events or bytes of the body; by default, before the server does anything.
+    Pass one argument at most. Without one, the server ignores the request and sends no response.
+
+    Attributes:
+        after_events: the number of events of the body that are sent before.
+        after_bytes: the number of bytes of the body that are sent before.
     """
 
 
 @frozen
-class Truncate(_Cut):
-    """The connection breaks off after so many events or bytes; if `clean`, the body just ends."""
+class Truncate(_Cutoff):
+    """The connection is closed within the body. Pass `after_events` or `after_bytes`.
 
-    needed: ClassVar[int] = 1
+    Attributes:
+        after_events: the number of events of the body that are sent before.
+        after_bytes: the number of bytes of the body that are sent before.
+        clean: whether the body ends without a transport error, as if it were complete.
+    """
+
+    required: ClassVar[bool] = True
     clean: bool = False
 
 
 def _positive(sizes: int | Iterable[int]) -> tuple[int, ...]:
     several = (sizes,) if isinstance(sizes, int) else tuple(sizes)
     if not several or min(several) < 1:
-        raise InvalidArgument("sizes", f"must be numbers of bytes above 0: {several}")
+        raise InvalidArgument("sizes", f"must be one or more positive numbers, not {several}")
     return several
 
 
 @frozen
 class Split:
-    """The body arrives in pieces of so many bytes; of several sizes, each is taken in turn.
+    """The body arrives in pieces of other sizes.
 
-    A size may be larger than an event: a piece then holds several, unless there is a pause.
+    A piece can contain several events, but never spans a pause of the agent.
+
+    Attributes:
+        sizes: the number of bytes of each piece, or several numbers that are used in rotation.
     """
 
     sizes: tuple[int, ...] = field(converter=_positive)
@@ -119,7 +173,7 @@ Fault: TypeAlias = Respond | Refuse | Drop | Delay | Stall | Truncate | Split
 
 
 def with_faults(pieces: Iterator[bytes | Wait], faults: Iterable[Fault]) -> Iterator[bytes | Wait]:
-    """Return a body's pieces, and the waits before them, with what `faults` do to them."""
+    """Apply `faults` to the pieces of a body and the waits between them."""
     for fault in sorted(faults, key=lambda fault: isinstance(fault, Split)):
         if isinstance(fault, Split):
             pieces = _split(pieces, fault.sizes)
@@ -134,7 +188,7 @@ def _cut_off(pieces: Iterator[bytes | Wait], fault: Stall | Truncate) -> Iterato
     while left:
         piece = next(pieces, None)
         if piece is None:
-            raise AssertionError(f"{fault} did not happen: the body was over before")
+            raise AssertionError(f"{fault} was not applied: the body ended before")
         if isinstance(piece, bytes):
             piece = piece[:left] if counts_bytes else piece
             left -= len(piece) if counts_bytes else 1
@@ -155,7 +209,7 @@ def _split(pieces: Iterator[bytes | Wait], sizes: tuple[int, ...]) -> Iterator[b
             waits = isinstance(piece, Wait)
             if isinstance(piece, bytes):
                 held += piece
-            # Before a wait, nothing follows for now that it could wait for.
+            # A wait flushes the buffer: the next bytes arrive only after it.
             while len(held) >= size or (held and waits):
                 yield bytes(held[:size])
                 del held[:size]

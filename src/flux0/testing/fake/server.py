@@ -1,4 +1,4 @@
-"""A flux0 server in memory: requests in, answers out, as the released server gives them."""
+"""A flux0 server in memory that returns the same responses as the released server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flux0.testing.fake.clock import FakeClock
 from flux0.testing.fake.steps import UserMessage
 from flux0.testing.fake.store import FakeStore, JSONObject, models_of, without_nulls
 from flux0.testing.fake.turn import FakeTurn
-from flux0.testing.fake.validation import IS_ID, Form, Refusal, choice, text
+from flux0.testing.fake.validation import IS_ID, Form, RequestRejected, choice, text
 
 _TYPE = choice(*(kind.value for kind in EventType))
 _SOURCE = choice(*(source.value for source in EventSource))
@@ -32,7 +32,7 @@ _FORMS: Mapping[str, Form] = {
         members={"name": text(1, 100), "type": text(1, 100), "description": text()},
         optional=frozenset({"description"}),
     ),
-    # A greeting is neither streamed nor stored by the released server, so none is made.
+    # The released server neither streams nor stores a greeting, so the fake creates none.
     "sessions.create": Form(
         query={"allow_greeting": validation.flag},
         members={"agent_id": IS_ID, "id": IS_ID, "title": text(longest=200)},
@@ -42,7 +42,7 @@ _FORMS: Mapping[str, Form] = {
         members={"type": _TYPE, "source": _SOURCE, "content": text()},
         optional=frozenset({"content"}),
     ),
-    # The query's `types` counts for nothing in the released server.
+    # The released server ignores the query parameter `types`.
     "sessions.list_events": Form(
         query={"min_offset": validation.integer, "source": _SOURCE}, items=_TYPE
     ),
@@ -51,13 +51,13 @@ _FORMS: Mapping[str, Form] = {
 
 @define(eq=False)
 class FakeServer:
-    """Answers requests out of a store in memory, and makes turns, in which agents are to act."""
+    """Handles requests on a store in memory, and creates the turns in which agents run."""
 
     _agent_types: tuple[str, ...]
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
     store: FakeStore = field(init=False)
-    # The last turn of each session.
+    # The latest turn of each session, by session id.
     _turns: dict[str, FakeTurn] = field(factory=dict[str, FakeTurn], init=False)
     _operations: Mapping[str, Callable[[Request, Target, Any], Response[Any]]] = field(init=False)
 
@@ -74,21 +74,24 @@ class FakeServer:
             "sessions.list_events": self._list_events,
         }
 
-    def answer(self, request: Request) -> Response[Any]:
-        """Return what the server answers to `request`."""
+    def respond(self, request: Request) -> Response[Any]:
+        """Return the server's response to `request`."""
         try:
-            answer = self._answer(request)
-        except Refusal as refusal:
-            answer = _json(refusal.status_code, {"detail": refusal.detail})
+            response = self._route(request)
+        except RequestRejected as error:
+            response = _json(error.status_code, {"detail": error.detail})
         except validation.ServerFailure:
-            answer = calls.server_failure()
+            response = calls.internal_server_error()
         date = formatdate(self._clock.now(), usegmt=True)
-        headers = Headers((("date", date), ("server", "uvicorn"), *answer.headers.pairs))
-        body = b"" if request.method == "HEAD" else answer.body
-        return Response(answer.status_code, headers, body)
+        headers = Headers((("date", date), ("server", "uvicorn"), *response.headers.pairs))
+        body = b"" if request.method == "HEAD" else response.body
+        return Response(response.status_code, headers, body)
 
-    def leave(self, turn: FakeTurn) -> None:
-        """Cancel what the session is at, though it be another turn, if `turn` is left too early."""
+    def on_closed_early(self, turn: FakeTurn) -> None:
+        """Handle the early close of the stream of `turn`.
+
+        Like the server, cancel the latest turn of the session, even if that is another turn.
+        """
         if not turn.completed:
             self._cancel_turn(turn.message.session_id)
 
@@ -97,8 +100,8 @@ class FakeServer:
         if turn is not None:
             turn.cancel()
 
-    def _answer(self, request: Request) -> Response[Any]:
-        target = calls.target_of(request)
+    def _route(self, request: Request) -> Response[Any]:
+        target = calls.target_from(request)
         if target.operation:
             given = _FORMS.get(target.operation, Form()).read(request, target)
             return self._operations[target.operation](request, target, given)
@@ -106,15 +109,15 @@ class FakeServer:
             detail = HTTPStatus.METHOD_NOT_ALLOWED.phrase
             return _json(405, {"detail": detail}, ("allow", target.allowed[0]))
         url = urlsplit(request.url)._replace(path=target.path.rstrip("/")).geturl()
-        shorter = calls.target_of(evolve(request, url=url))
+        shorter = calls.target_from(evolve(request, url=url))
         if target.path.endswith("/") and (shorter.operation or shorter.allowed):
             location = quote(url, safe=":/%#?=@[]!$&'()*+,;")
             return Response(307, Headers((("content-length", "0"), ("location", location))), b"")
-        raise Refusal(404, HTTPStatus.NOT_FOUND.phrase)
+        raise RequestRejected(404, HTTPStatus.NOT_FOUND.phrase)
 
     def _create_agent(self, _: Request, __: Target, given: JSONObject) -> Response[bytes]:
         if given["type"] not in self._agent_types:
-            raise Refusal(422, f"Agent type '{given['type']}' is not supported")
+            raise RequestRejected(422, f"Agent type '{given['type']}' is not supported")
         description = given.get("description") or None
         agent = self.store.create_agent(given["name"], given["type"], description)
         return _json(201, without_nulls(agent))
@@ -135,7 +138,7 @@ class FakeServer:
             "consumption_offsets": {"client": 0},
             "created_at": self.store.created_at(),
         }
-        self.store.sessions.append(session)  # Even where there is one of that id.
+        self.store.sessions.append(session)  # The server accepts an id that already exists.
         return _json(201, without_nulls(session))
 
     def _retrieve_session(self, _: Request, target: Target, __: Any) -> Response[bytes]:
@@ -152,11 +155,11 @@ class FakeServer:
 
     def _create_event(self, _: Request, target: Target, given: JSONObject) -> Response[FakeTurn]:
         if given["type"] != EventType.MESSAGE:
-            raise Refusal(422, "Only message events can currently be added manually")
+            raise RequestRejected(422, "Only message events can currently be added manually")
         if given["source"] != EventSource.USER:
-            raise Refusal(422, 'Only "user" source is supported for direct posting.')
+            raise RequestRejected(422, 'Only "user" source is supported for direct posting.')
         if not given.get("content"):
-            raise Refusal(422, "Missing 'message' field in event parameters")
+            raise RequestRejected(422, "Missing 'message' field in event parameters")
         store, session = self.store, self._session(target, 400)
         agent = store.agents[session["agent_id"]]
         message = UserMessage(
@@ -174,11 +177,11 @@ class FakeServer:
             "tags": [],
             "flagged": False,
             "parts": [{"type": "content", "content": message.content}],
-            # The server names everybody so, whatever the cookie says.
+            # The server uses this name for every user.
             "participant": {"id": message.user_id, "name": "Anonymous"},
         }
         store.create_event(message, EventType.MESSAGE, EventSource.USER, data)
-        self._cancel_turn(message.session_id)  # What the agent was at.
+        self._cancel_turn(message.session_id)
         turn = self._turns[message.session_id] = FakeTurn(message, store, self._clock, self._lock)
         content_type = ("content-type", "text/event-stream; charset=utf-8")
         return Response(200, Headers((content_type, ("transfer-encoding", "chunked"))), turn)
@@ -196,12 +199,12 @@ class FakeServer:
             and (not types or event["type"] in types)
         ]
         if any(event["data"] is None for event in events):
-            return calls.server_failure()
+            return calls.internal_server_error()
         return _json(200, {"data": events})
 
     def _agent(self, agent_id: str, otherwise: int) -> JSONObject:
         if agent_id not in self.store.agents:
-            raise Refusal(otherwise, f"Agent with ID {agent_id} not found")
+            raise RequestRejected(otherwise, f"Agent with ID {agent_id} not found")
         return self.store.agents[agent_id]
 
     def _session(
@@ -210,18 +213,18 @@ class FakeServer:
         session_id = target.arguments["session_id"]
         for session in self.store.sessions:
             if session["id"] == session_id:
-                return session  # The first one of that id.
-        raise Refusal(otherwise, problem.format(session_id))
+                return session  # If sessions share an id, the server uses the first.
+        raise RequestRejected(otherwise, problem.format(session_id))
 
     def _user_id(self, request: Request) -> str:
         return self.store.user_ids[calls.user_of(request.headers) or "anonymous"]
 
 
-# Texts, which stay as they are, and small numbers, which the server spells otherwise than Python.
-_TEXT_OR_SMALL = re.compile(r'"(?:[^"\\]|\\.)*"|(\d)(\.(\d+))?e-0(\d)')
+# JSON strings, which stay unchanged, and small numbers, which the server formats unlike Python.
+_STRING_OR_SMALL_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|(\d)(\.(\d+))?e-0(\d)')
 
 
-def _spelled(found: re.Match[str]) -> str:
+def _format_like_server(found: re.Match[str]) -> str:
     text, digit, rest, decimals, exponent = found.group(0, 1, 2, 3, 4)
     if digit is None:
         return str(text)
@@ -233,7 +236,7 @@ def _spelled(found: re.Match[str]) -> str:
 def _json(status_code: int, data: JSONObject, *fields: tuple[str, str]) -> Response[Any]:
     try:
         text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        body = _TEXT_OR_SMALL.sub(_spelled, text).encode("utf-8")
-    except ValueError:  # NaN, or half of a surrogate pair: the server cannot say it either.
-        return calls.server_failure()
-    return calls.whole_answer(status_code, "application/json", body, *fields)
+        body = _STRING_OR_SMALL_NUMBER.sub(_format_like_server, text).encode("utf-8")
+    except ValueError:  # NaN, or a lone surrogate: the server cannot encode it either.
+        return calls.internal_server_error()
+    return calls.complete_response(status_code, "application/json", body, *fields)

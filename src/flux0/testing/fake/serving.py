@@ -1,4 +1,4 @@
-"""A fake on a port of 127.0.0.1, for programs that know nothing but an address."""
+"""An HTTP server on 127.0.0.1 for a fake, for programs that need a URL."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
 from flux0.testing.fake.body import SharedTransport
 
-_POLL_SECONDS = 0.05  # After so long at most, an end is seen.
+_POLL_SECONDS = 0.05  # The longest time until `shutdown` takes effect.
 
 
 @contextmanager
 def serve(fake: SharedTransport, port: int) -> Generator[str, None, None]:
-    """Serve a fake within a block, each connection in a thread; see `FakeTransport.serve`."""
+    """Serve a fake in a `with` block, each connection in a thread; see `FakeTransport.serve`."""
     with _Server(fake, port) as server:
         thread = Thread(target=server.serve_forever, args=(_POLL_SECONDS,), daemon=True)
         thread.start()
@@ -46,17 +46,17 @@ class _Server(ThreadingHTTPServer):
         self.connections: WeakSet[socket] = WeakSet()
 
     def get_request(self) -> tuple[socket, Any]:
-        """Accept a connection, and take note of it."""
+        """Accept a connection and track it."""
         accepted = super().get_request()
         self.connections.add(accepted[0])
         return accepted
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers the requests of one connection as a fake does.
+    """Serves the requests of one connection from a fake.
 
-    An event is sent when the agent says it. A client that goes away cancels the agent at once, and
-    a turn that falls silent is silent until then.
+    Events are sent as soon as the agent produces them. If the client disconnects, the agent is
+    cancelled at once. A turn whose agent sends no more events stays open until then.
     """
 
     protocol_version = "HTTP/1.1"
@@ -65,12 +65,12 @@ class _Handler(BaseHTTPRequestHandler):
     connection: socket
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def handle_any(self) -> None:
-        """Answer one request."""
+        """Handle one request."""
         if "transfer-encoding" in self.headers:
-            self.send_error(HTTPStatus.LENGTH_REQUIRED)  # This closes the connection.
+            self.send_error(HTTPStatus.LENGTH_REQUIRED)  # This also closes the connection.
             return
         size = int(self.headers.get("content-length") or 0)
         request = Request(
@@ -82,36 +82,37 @@ class _Handler(BaseHTTPRequestHandler):
             timeout=Timeout(read=None, idle=inf),
         )
         try:
-            head = self.server.fake.send(request)
-        except (TransportError, AssertionError):  # A fault that leaves no answer.
+            response = self.server.fake.send(request)
+        except (TransportError, AssertionError):  # A fault instead of a response.
             self.close_connection = True
             return
-        body = head.body
-        chunked = "transfer-encoding" in head.headers and self.request_version != "HTTP/1.0"
-        self.send_response_only(head.status_code)
-        for name, value in head.headers.pairs:
+        body = response.body
+        chunked = "transfer-encoding" in response.headers and self.request_version != "HTTP/1.0"
+        self.send_response_only(response.status_code)
+        for name, value in response.headers.pairs:
             if name != "transfer-encoding" or chunked:
                 self.send_header(name, value)
-        self.close_connection |= "content-length" not in head.headers and not chunked
-        leaving = Thread(target=self._close_when_left, args=(body.close,), daemon=True)
-        leaving.start()
+        self.close_connection |= "content-length" not in response.headers and not chunked
+        watcher = Thread(target=self._close_on_disconnect, args=(body.close,), daemon=True)
+        watcher.start()
         try:
             self.end_headers()
             for piece in body:
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
             if chunked:
                 self.wfile.write(b"0\r\n\r\n")
-        except Exception as error:  # noqa: BLE001 - see below
+        except Exception as error:  # noqa: BLE001 - agents can raise any exception
             self.close_connection = True
             if not isinstance(error, (TransportError, OSError)):
-                leaving.join()  # A bug of the agent, of which the server tells nobody.
+                # The agent raised. Like the server, keep the connection open and send no more data.
+                watcher.join()
         finally:
             body.close()
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = handle_any  # noqa: N815
 
-    def _close_when_left(self, close: Callable[[], None]) -> None:
+    def _close_on_disconnect(self, close: Callable[[], None]) -> None:
         with suppress(OSError):
             if self.connection.recv(1, MSG_PEEK):
-                return  # The next request.
+                return  # The client has sent its next request.
         close()

@@ -1,6 +1,7 @@
-"""What may be an agent, and what it does in a turn, step by step, as values.
+"""The steps of a fake agent's turn, and the values that can serve as an agent.
 
-`Wording` turns the words of a conversation, such as `Say`, into the server's, such as `SendChunk`.
+`StepExpander` expands steps such as `Say` into the steps of the server's protocol, such as
+`SendChunk`.
 """
 
 from __future__ import annotations
@@ -22,38 +23,52 @@ if TYPE_CHECKING:
     from flux0.domain.models import Event
 
 
-def _can_be_cut(step: _Words, attribute: Attribute[int], pieces: int) -> None:
+def _check_pieces(step: _TextStep, attribute: Attribute[int], pieces: int) -> None:
+    if not step.text:
+        raise InvalidArgument("text", "must not be empty")
     if not 1 <= pieces <= len(step.text):
         raise InvalidArgument(
-            attribute.name, f"must be from 1 to the text's {len(step.text)} characters: {pieces}"
+            attribute.name, f"must be from 1 to {len(step.text)} (characters of text), not {pieces}"
         )
 
 
 def _not_negative(_: object, attribute: Attribute[float], value: float) -> None:
     if value < 0:
-        raise InvalidArgument(attribute.name, f"must not be negative, and is {value}")
+        raise InvalidArgument(attribute.name, f"must not be negative, not {value}")
 
 
 @frozen
-class _Words:
+class _TextStep:
     text: str
-    pieces: int = field(default=1, validator=_can_be_cut)
+    pieces: int = field(default=1, validator=_check_pieces)
     pause: float = field(default=0.0, validator=_not_negative)
 
 
 @frozen
-class Say(_Words):
-    """Say `text`, in so many pieces, with a pause of so many seconds after each but the last."""
+class Say(_TextStep):
+    """Stream a message and store it.
+
+    Attributes:
+        text: the text of the message; not empty.
+        pieces: the number of chunk events that the text is split into.
+        pause: seconds of the fake's clock between two pieces.
+    """
 
 
 @frozen
-class Reason(_Words):
-    """Think `text`, as `Say` says it."""
+class Reason(_TextStep):
+    """Stream reasoning and store it. It has the same attributes as `Say`."""
 
 
 @frozen
 class CallTool:
-    """Ask for a tool. `id` joins the call and its result; by default each call gets its own."""
+    """Request a tool call.
+
+    Attributes:
+        name: the name of the tool.
+        args: the arguments, as JSON.
+        id: the id that connects the call and its result. By default, each call gets a new id.
+    """
 
     name: str
     args: Mapping[str, Any] = field(factory=dict[str, Any])
@@ -62,7 +77,12 @@ class CallTool:
 
 @frozen
 class GiveResult:
-    """Give the result of a tool that was called, as any JSON."""
+    """Send the result of a tool call.
+
+    Attributes:
+        call: the `CallTool` step that the result belongs to.
+        result: any JSON value.
+    """
 
     call: CallTool
     result: Any = None
@@ -72,8 +92,14 @@ class GiveResult:
 class Report:
     """Report a status.
 
-    As on the server, `ready` stores the message `event_id` and `completed` ends the turn, and the
-    stream shows neither. `data` may be any JSON; what is None is left out.
+    Two statuses are not streamed: `ready` stores the message `event_id`, and `completed` ends the
+    turn. The server does the same.
+
+    Attributes:
+        status: a `SessionStatus`, or another string.
+        data: any JSON value; None omits it.
+        event_id: the id of the status event, or of the message that is ready.
+        acknowledged_offset: the offset of the event that the agent has handled; None omits it.
     """
 
     status: SessionStatus | str
@@ -84,83 +110,96 @@ class Report:
 
 @frozen
 class Fail:
-    """Report the status `error`, with any JSON as its data. The turn goes on, and then ends."""
+    """Report the status `error`, with any JSON value as `data`. Later steps still run."""
 
     data: Any = None
 
 
 @frozen
 class Pause:
-    """Do nothing for so many seconds of the fake's clock."""
+    """Wait for `seconds` of the fake's clock."""
 
     seconds: float = field(validator=_not_negative)
 
 
 class Gate:
-    """A step at which an agent waits until the test calls `open`. Once open, it stays open.
+    """A step at which an agent waits until the test calls `open`. An opened gate stays open.
 
-    Nothing else waits meanwhile: the fake answers other calls, and time may pass. If nobody opens
-    it for `timeout` real seconds, a stream that waits here raises an AssertionError.
+    Other calls to the fake are answered meanwhile, and its clock can move.
+
+    Args:
+        timeout: the limit of the wait, in real seconds. After it, reading the agent's stream
+            raises AssertionError.
+
+    Attributes:
+        reached: whether an agent has reached the gate.
     """
 
     def __init__(self, *, timeout: float = 10.0) -> None:
         self.timeout: float = timeout
-        self.reached: bool = False  # Whether an agent has come here.
+        self.reached: bool = False
         self._lock = Lock()
         self._open = False
         self._waiting: list[Callable[[], object]] = []
 
     def open(self) -> None:
-        """Let the agents that wait here go on, and all that come later."""
+        """Resume the agents that wait at the gate. Agents that reach it later do not wait."""
         with self._lock:
             self._open = True
             waiting, self._waiting = self._waiting, []
-        for go_on in waiting:
-            go_on()
+        for resume in waiting:
+            resume()
 
-    def holds(self, go_on: Callable[[], object]) -> bool:
-        """Return whether an agent has to wait; `go_on` is then called when it need not any more."""
+    def must_wait(self, resume: Callable[[], object]) -> bool:
+        """Return whether the gate is closed. If so, `open` will call `resume`."""
         with self._lock:
             self.reached = True
             if not self._open:
-                self._waiting.append(go_on)
+                self._waiting.append(resume)
             return not self._open
 
 
 @frozen
 class FallSilent:
-    """Never go on, and never end: what a client sees of an agent that crashes or hangs."""
+    """Send no more events and never end the turn, like a real agent that crashes or hangs."""
 
 
-def _complete(patches: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+def _check_patches(patches: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
     several = tuple(patches)
     for patch in several:
         has_value = patch.get("op") in {"add", "replace", "test"}
         if missing := {"op", "path", *(("value",) if has_value else ())} - patch.keys():
-            raise InvalidArgument("patches", f"needs {min(missing)} in {patch!r}")
+            raise InvalidArgument(
+                "patches", f"must have the key {min(missing)!r} in each operation: {patch!r}"
+            )
     return several
 
 
 @frozen
 class SendChunk:
-    """Patch the message `event_id`, with JSON Patch operations as on the wire.
+    """Send a chunk event with your own JSON Patch operations (RFC 6902).
 
-    `metadata` adds to the agent's id and name; a None takes a key out. The message is stored once
-    `Report("ready", event_id=...)` says so.
+    `Report("ready", event_id=...)` stores the message.
+
+    Attributes:
+        event_id: the id of the message.
+        patches: the operations, as in the server's JSON.
+        seq: the sequence number of the chunk.
+        metadata: keys to add to the agent's id and name. A None value removes the key.
     """
 
     event_id: str
-    patches: tuple[Mapping[str, Any], ...] = field(converter=_complete)
+    patches: tuple[Mapping[str, Any], ...] = field(converter=_check_patches)
     seq: int = 0
     metadata: Mapping[str, Any] = field(factory=dict[str, Any])
 
 
 class LangChain:
-    """What the server's own langchain adapter makes of one run of a model, or of a tool.
+    """The events that the server's LangChain adapter sends for one run of a model or a tool.
 
-    `LangChain(Say(...), CallTool(...), CallTool(...))` is one message of a model, and
-    `LangChain(GiveResult(...))` the end of a tool's run. As with the adapter, a message with
-    several tool calls is not stored, and its stream shows the first call whole.
+    `LangChain(Say(...), CallTool(...), CallTool(...))` is one message of a model.
+    `LangChain(GiveResult(...))` is the result of a tool. As with the adapter, a message with
+    several tool calls is not stored, and only the first call in its stream is complete.
     """
 
     def __init__(self, *steps: Say | CallTool | GiveResult) -> None:
@@ -173,7 +212,18 @@ AgentStep: TypeAlias = PlainStep | Say | Reason | CallTool | GiveResult | Fail |
 
 @frozen
 class UserMessage:
-    """What a fake agent answers: the message of one turn, and whom it reached."""
+    """The user's message of one turn, as a fake agent receives it.
+
+    Attributes:
+        content: the text of the message.
+        session_id: the id of the session.
+        user_id: the id of the user who owns the session.
+        agent_id: the id of the agent.
+        agent_name: the name of the agent.
+        agent_type: the type of the agent.
+        correlation_id: the id that all events of the turn share.
+        stored: returns the stored events of the session; `history` is based on it.
+    """
 
     content: str
     session_id: str
@@ -186,53 +236,58 @@ class UserMessage:
 
     @property
     def history(self) -> tuple[Event, ...]:
-        """What the session has stored before this message, oldest first."""
+        """The events that were stored in the session before this message, oldest first."""
         own = self.correlation_id
         return tuple(takewhile(lambda event: event.correlation_id != own, self.stored()))
 
 
-# What an agent does: a text is a `Say` of it.
+# The steps of an agent. A string `s` means `Say(s)`.
 SyncSteps: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | None
 AgentSteps: TypeAlias = SyncSteps | AsyncIterable[str | AgentStep]
-# What is called in each turn.
+# A function that is called in each turn.
 AgentFunction: TypeAlias = Callable[[UserMessage], AgentSteps | Awaitable[AgentSteps]]
 AgentReply: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | AgentFunction
 
 
-def agent_of(reply: AgentReply) -> AgentFunction:
-    """Return the function that makes the steps of each turn that is answered with `reply`."""
+def as_agent(reply: AgentReply) -> AgentFunction:
+    """Return `reply` as a function of the `UserMessage`."""
     if callable(reply):
         return reply
-    steps = tuple(steps_of(reply))
+    steps = tuple(iter_steps(reply))
     return lambda _: steps
 
 
-def steps_of(given: SyncSteps) -> Generator[AgentStep, None, None]:
-    """Return the steps that an agent has returned, or yields."""
-    one = isinstance(given, (str, AgentStep))
+def iter_steps(result: SyncSteps) -> Generator[AgentStep, None, None]:
+    """Yield the steps of an agent's result, and close the result at the end if possible."""
+    is_single = isinstance(result, (str, AgentStep))
     try:
-        for step in cast("Iterable[str | AgentStep]", (given,) if one else given or ()):
-            if not isinstance(step, (str, AgentStep)):  # pyright: ignore[reportUnnecessaryIsInstance] - users yield what they like
-                raise TypeError(f"an agent yields texts and steps of flux0.testing, not {step!r}")
+        for step in cast("Iterable[str | AgentStep]", (result,) if is_single else result or ()):
+            if not isinstance(step, (str, AgentStep)):  # pyright: ignore[reportUnnecessaryIsInstance] - types are not enforced
+                raise TypeError(
+                    f"an agent must yield strings or steps of flux0.testing, not {step!r}"
+                )
             yield Say(step) if isinstance(step, str) else step
     finally:
-        if isinstance(given, Generator):
-            given.close()
+        if isinstance(result, Generator):
+            result.close()
 
 
 _Patches: TypeAlias = list[dict[str, Any]]
 
 
-class Wording:
-    """The wording of one turn; `next_number` counts messages, runs and tool calls of the fake."""
+class StepExpander:
+    """Expands the steps of one turn into steps of the server's protocol.
+
+    `next_number` counts the messages, runs and tool calls of the fake.
+    """
 
     def __init__(self, next_number: Callable[[str], int]) -> None:
         self._next_number = next_number
-        # By the identity of the step, since two calls of one tool may be equal.
+        # Keyed by identity, because two calls of the same tool may be equal.
         self._call_ids: dict[int, tuple[CallTool, str]] = {}
 
-    def of(self, step: AgentStep) -> Iterable[PlainStep]:
-        """Return what `step` comes to."""
+    def expand(self, step: AgentStep) -> Iterable[PlainStep]:
+        """Yield the protocol steps of `step`."""
         match step:
             case Say() | Reason() | CallTool() | GiveResult():
                 event_id, seq = f"m{self._next_number('message'):09}", count()
@@ -251,7 +306,7 @@ class Wording:
                 yield step
 
     def _langchain(self, run: LangChain) -> Iterable[PlainStep]:
-        """As flux0_stream.frameworks.langchain (flux0-stream 0.1.0b2) does."""
+        """Yield the steps of the adapter, measured with flux0-stream 0.1.0b2."""
         run_id = str(UUID(int=self._next_number("run"), version=4))
 
         def status(name: SessionStatus) -> Report:
@@ -277,40 +332,46 @@ class Wording:
                 yield from _call_patches(step, self._new_call_id(step), index)
             case GiveResult(call, result):
                 known = self._call_ids.get(id(call))
-                own = self._new_call_id(call) if known is None else known[1]
-                item = {"tool_call_id": own, "tool_name": call.name, "args": call.args}
+                call_id = self._new_call_id(call) if known is None else known[1]
+                item = {"tool_call_id": call_id, "tool_name": call.name, "args": call.args}
                 item["data"] = {"result": result}
-                yield [_added("/tool_call_results", []), _added("/tool_call_results/-", item)]
+                yield [
+                    _add_patch("/tool_call_results", []),
+                    _add_patch("/tool_call_results/-", item),
+                ]
             case _:
-                for number, piece in enumerate(cut(step.text, step.pieces)):
+                for number, piece in enumerate(split_text(step.text, step.pieces)):
                     if number and step.pause:
                         yield Pause(step.pause)
-                    yield [_added("/-", piece)]
+                    yield [_add_patch("/-", piece)]
 
     def _new_call_id(self, call: CallTool) -> str:
-        own = f"call-{self._next_number('call')}" if call.id is None else call.id
-        self._call_ids[id(call)] = call, own
-        return own
+        call_id = f"call-{self._next_number('call')}" if call.id is None else call.id
+        self._call_ids[id(call)] = call, call_id
+        return call_id
 
 
-def cut(text: str, pieces: int) -> Iterable[str]:
-    """Return `text` in so many pieces, which are as long as each other, give or take one."""
+def split_text(text: str, pieces: int) -> Iterable[str]:
+    """Split `text` into pieces whose lengths differ by at most one character."""
     marks = (len(text) * number // pieces for number in range(pieces + 1))
     return (text[start:end] for start, end in pairwise(marks))
 
 
-def _added(path: str, value: Any) -> dict[str, Any]:
+def _add_patch(path: str, value: Any) -> dict[str, Any]:
     return {"op": "add", "path": path, "value": value}
 
 
 def _call_patches(call: CallTool, id: str, index: int | None) -> Iterable[_Patches]:
-    """Return the call, its arguments in pieces of JSON; langchain's adapter sends names apart."""
+    """Yield the patches of a tool call; the JSON of its arguments is split in two.
+
+    With an `index`, the name is set by a patch of its own, as in the LangChain adapter.
+    """
     path = f"/tool_calls/{index or 0}"
     name = call.name if index is None else ""
     value: dict[str, Any] = {"type": "tool_call", "tool_call_id": id, "tool_name": name, "args": []}
-    first: _Patches = [_added(path, value)]
+    first: _Patches = [_add_patch(path, value)]
     if index is not None:
         first.append({"op": "replace", "path": f"{path}/tool_name", "value": call.name})
     yield first
-    for piece in cut(json.dumps(call.args), 2):
-        yield [_added(f"{path}/args/-", piece)]
+    for piece in split_text(json.dumps(call.args), 2):
+        yield [_add_patch(f"{path}/args/-", piece)]

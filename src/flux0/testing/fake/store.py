@@ -1,6 +1,7 @@
-"""What a fake server keeps, as the JSON that the released server lists.
+"""The store of a fake server: agents, sessions and events, as the JSON that the server returns.
 
-Where the server could not list an event, which it stores unchecked, the data here is None.
+The server stores events without checking them, and fails when it lists an invalid one. The `data`
+of such an event is None here.
 """
 
 from __future__ import annotations
@@ -25,48 +26,51 @@ if TYPE_CHECKING:
 
 JSONObject: TypeAlias = dict[str, Any]
 
-# Of the members of a message's and of a tool event's data.
+# The order of the members in the data of message and tool events.
 _ORDER = ("type", "tags", "flagged", "parts", "participant", "tool_calls")
 _TICK = timedelta(microseconds=1)
 
 
-class _StoredDraft(MessageAccumulator):
+class _OpenMessage(MessageAccumulator):
     last_seq = -1
 
 
 class FakeStore:
-    """Plain lists, in the order in which things were made, as the server's store in memory."""
+    """Agents, sessions and events, in the order of their creation."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.agents: dict[str, JSONObject] = {}
-        self.sessions: list[JSONObject] = []  # Some may share an id, and then share their events.
+        self.sessions: list[JSONObject] = []  # Sessions with the same id share their events.
         self.events: defaultdict[str, list[JSONObject]] = defaultdict(list)
-        # The messages in the making, of all sessions: the server does not keep turns apart.
-        self._drafts: defaultdict[str, _StoredDraft] = defaultdict(_StoredDraft)
-        # By what the cookie calls them.
+        # Unfinished messages of all sessions by event id; the server does not separate turns.
+        self._open_messages: defaultdict[str, _OpenMessage] = defaultdict(_OpenMessage)
+        # User ids by the value of the cookie.
         self.user_ids: defaultdict[str, str] = defaultdict(lambda: self.new_id("user"))
         self._counters: defaultdict[str, count[int]] = defaultdict(lambda: count(1))
         self._now = now
-        self._last = datetime.min.replace(tzinfo=timezone.utc)
+        self._last_created_at = datetime.min.replace(tzinfo=timezone.utc)
 
     def next_number(self, kind: str) -> int:
-        """Return how many things of a kind there are, one more included."""
+        """Return the next number for objects of this kind, starting at 1."""
         return next(self._counters[kind])
 
     def new_id(self, kind: str) -> str:
-        """Return an id of 10 characters, as the server's are: `s000000001` for a first session."""
+        """Return a new id of 10 characters, such as `s000000001` for the first session."""
         return f"{kind[0]}{self.next_number(kind):09}"
 
     def created_at(self, moment: float | None = None) -> str:
-        """Return a time as the server writes it, now by default; each is later than the last."""
-        given = datetime.fromtimestamp(self._now() if moment is None else moment, timezone.utc)
-        self._last = max(given, self._last + _TICK)
-        return self._last.isoformat().replace("+00:00", "Z")
+        """Return a creation time in the server's format; now by default.
+
+        Each call returns a later time than the call before.
+        """
+        requested = datetime.fromtimestamp(self._now() if moment is None else moment, timezone.utc)
+        self._last_created_at = max(requested, self._last_created_at + _TICK)
+        return self._last_created_at.isoformat().replace("+00:00", "Z")
 
     def create_agent(
         self, name: str, type: str, description: str | None = None, *, id: str = ""
     ) -> JSONObject:
-        """Keep a new agent."""
+        """Create and store an agent."""
         agent: JSONObject = {
             "id": id or self.new_id("agent"),
             "name": name,
@@ -86,7 +90,7 @@ class FakeStore:
         metadata: Mapping[str, Any] | None = None,
         at: float | None = None,
     ) -> None:
-        """Keep a new event of the turn of `message`. Without `data` it cannot be listed."""
+        """Store an event in the turn of `message`. If `data` is None, listing it fails."""
         events = self.events[message.session_id]
         events.append(
             {
@@ -103,72 +107,73 @@ class FakeStore:
         )
 
     def add_chunk(self, chunk: ChunkEvent) -> bool:
-        """Apply a chunk to its message, and return whether the server sends it on.
+        """Apply a chunk to its message, and return whether the server streams the chunk.
 
-        It does not if a patch does not apply; or if the chunk does not append to anything, and its
-        `seq` does not follow that of the last chunk that was sent (flux0-stream 0.1.0b2).
+        The server drops a chunk if a patch cannot be applied. It also drops a chunk that appends
+        to no list and whose `seq` does not follow the last streamed one. Measured with
+        flux0-stream 0.1.0b2.
         """
-        draft = self._drafts[chunk.event_id]
+        message = self._open_messages[chunk.event_id]
         appends = any(patch.path.endswith("/-") for patch in chunk.patches)
-        if not appends and chunk.seq != draft.last_seq + 1:
-            # Nothing of it counts but, if it is the first, its metadata.
-            draft.feed(evolve(chunk, patches=()))
+        if not appends and chunk.seq != message.last_seq + 1:
+            # Only the metadata are used, if this is the first chunk of the message.
+            message.feed(evolve(chunk, patches=()))
             return False
-        before = len(draft.problems)
-        draft.feed(chunk)
-        applies = len(draft.problems) == before
+        before = len(message.problems)
+        message.feed(chunk)
+        applies = len(message.problems) == before
         if applies:
-            draft.last_seq = chunk.seq
+            message.last_seq = chunk.seq
         return applies
 
     def finish_message(self, event_id: str) -> TurnMessage | None:
-        """Return what the server stores of a message that is ready, if anything, and forget it."""
-        draft = self._drafts.pop(event_id, None)
-        return next(iter(draft.finish()), None) if draft else None
+        """Remove an unfinished message and return its stored form; None if it is empty."""
+        message = self._open_messages.pop(event_id, None)
+        return next(iter(message.finish()), None) if message else None
 
 
 def without_nulls(data: JSONObject) -> JSONObject:
-    """Return the members that are not null."""
+    """Return a copy without the members that are None."""
     return {name: value for name, value in data.items() if value is not None}
 
 
 def models_of(events: list[JSONObject]) -> tuple[Event, ...]:
-    """Return events as a client has them."""
+    """Return stored events as the models that a client returns."""
     from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
 
     return JsonCodec().from_dict(Events, {"data": events}).data
 
 
 def status_data(reported: StatusData) -> JSONObject | None:
-    """Return the data of the event that a status becomes."""
+    """Return the data of the stored event for a status; None if listing it would fail."""
     if reported.status not in set(SessionStatus):
         return None
     return {
         "type": "status",
         "status": reported.status,
         "acknowledged_offset": reported.acknowledged_offset,
-        # JSON has no number for NaN and the infinities, though the stream shows them.
+        # The stored JSON cannot contain NaN or infinities, although the stream can.
         "data": copied(reported.data, finite=True),
     }
 
 
 def agent_data(message: TurnMessage) -> JSONObject | None:
-    """Return the data of the message or tool event that an agent's message becomes."""
+    """Return the data of the stored event for an agent's message; None if listing would fail."""
     from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
 
     data = message.data
     if isinstance(data, ToolData):
         calls: tuple[Any, ...] = data.tool_calls
-        listed = all(_is_call(call) and isinstance(call.args, Mapping) for call in calls)
+        is_valid = all(_is_call(call) and isinstance(call.args, Mapping) for call in calls)
     else:
-        listed = all(
+        is_valid = all(
             _is_call(part) if isinstance(part, ToolCallPart) else not isinstance(part, Mapping)
             for part in data.parts
         )
-    plain: JSONObject = JsonCodec().to_dict(data) if listed else {}
+    plain: JSONObject = JsonCodec().to_dict(data) if is_valid else {}
     return {name: plain[name] for name in _ORDER if name in plain} or None
 
 
 def _is_call(call: Any) -> bool:
-    # Whatever the fields' types are, an agent sends what it likes.
+    # An agent can send values that do not match the declared types.
     return isinstance(call.tool_call_id, str) and isinstance(call.tool_name, str)

@@ -1,4 +1,4 @@
-"""A transport that goes nowhere: a flux0 server in memory, for tests of code that uses flux0."""
+"""`FakeTransport`: a flux0 server in memory, for tests of code that uses flux0."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flux0.testing.fake.calls import Call, CallResponse, ExpectedCall
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 from flux0.testing.fake.faults import Delay, Drop, Fault, Refuse, Respond, Stall, with_faults
 from flux0.testing.fake.server import FakeServer
-from flux0.testing.fake.steps import AgentFunction, AgentReply, agent_of
+from flux0.testing.fake.steps import AgentFunction, AgentReply, as_agent
 from flux0.testing.fake.turn import FakeTurn
 from flux0.testing.fake.validation import ID_LENGTH
 
@@ -35,33 +35,41 @@ class _PlannedFaults:
     when: Callable[[Call], object] | None
 
     def __str__(self) -> str:
+        calls = "1 more call" if self.times == 1 else f"{self.times} more calls"
         of = f" of {self.operation}" if self.operation else ""
-        return f"{', '.join(map(str, self.faults))} for {self.times} calls{of}"
+        return f"{', '.join(map(str, self.faults))} for {calls}{of}"
 
-    def befall(self, call: Call) -> bool:
-        """Return whether they happen to `call`, and count it."""
+    def consume(self, call: Call) -> bool:
+        """Return whether the faults apply to `call`, and count the call."""
         if self.operation not in {None, call.operation} or (self.when and not self.when(call)):
             return False
-        happen = self.after == 0
-        self.after -= not happen
-        self.times -= happen
-        return happen
+        apply = self.after == 0
+        self.after -= not apply
+        self.times -= apply
+        return apply
 
 
 class FakeTransport(SharedTransport):
-    """A `Transport` and an `AsyncTransport` that behave like a flux0 server of one's own.
+    """A `Transport` and an `AsyncTransport` that simulate a flux0 server in memory.
 
-    It answers as the released server does, errors included, and has one agent to begin with. Many
-    clients, threads and tasks may use it at once. An agent runs in the thread that posts the
-    message, and after a pause in the one that moves the clock.
+    Responses, including errors, are the same as from the released server. Any number of clients,
+    threads and tasks can use a fake at once. A sync agent runs in the thread that sends the
+    message, and after a pause in the thread that moves the clock.
 
     Args:
-        reply: what agents answer: a text, a step of `flux0.testing`, several of both, or a function
-            of the `UserMessage` that returns or yields them, asynchronous or not.
-        agent_id: the id of the agent that is there from the start; it has 10 characters.
-        agent_name: the name of that agent.
-        agent_types: the types of which agents can be created; that agent is of the first.
-        clock: the fake's time; by default it moves by itself, so that nothing ever waits.
+        reply: the default reply of agents: a string, a step of `flux0.testing`, an iterable of
+            both, or a sync or async function that takes a `UserMessage` and returns or yields them.
+        agent_id: the id of the first agent, 10 characters long. By default, the fake creates one.
+        agent_name: the name of the first agent.
+        agent_types: the agent types that the server supports. The first agent has the first type.
+        clock: the clock of the fake. The default is a `FakeClock` on which waits take no real time.
+
+    Attributes:
+        agent_id: the id of the first agent.
+        clock: the clock of the fake.
+
+    Raises:
+        InvalidArgument: `agent_types` is empty, or `agent_id` has a wrong length.
     """
 
     def __init__(
@@ -77,12 +85,12 @@ class FakeTransport(SharedTransport):
         if not self._types:
             raise InvalidArgument("agent_types", "must not be empty")
         if agent_id is not None and len(agent_id) != ID_LENGTH:
-            raise InvalidArgument("agent_id", f"must have {ID_LENGTH} characters: {agent_id!r}")
+            raise InvalidArgument("agent_id", f"must have {ID_LENGTH} characters, not {agent_id!r}")
         super().__init__(FakeClock() if clock is None else clock)
         self._lock = RLock()
-        self._agent = agent_of(reply)
+        self._agent = as_agent(reply)
         self._agent_name = agent_name
-        # What was neither read to its end nor closed.
+        # Bodies that were neither read to their end nor closed, by their pieces.
         self._open: dict[Iterator[bytes | Wait], tuple[Call, FakeTurn | None]] = {}
         self.agent_id: str = agent_id or ""
         self.reset()
@@ -91,16 +99,16 @@ class FakeTransport(SharedTransport):
         return f"<FakeTransport, {len(self._calls)} calls>"
 
     def reset(self) -> None:
-        """Forget everything that has happened and was to happen, and cut off what is still open.
+        """Delete sessions, calls, scripts, faults and expectations, and close open streams.
 
-        The agent that is there from the start stays, and so does the time.
+        The first agent and the time of the clock are kept.
         """
         with self._lock:
             for body in tuple(self._bodies):
-                body.end("closed")
+                body.mark_ended("closed")
             self._open.clear()
             self._scripts: list[AgentFunction] = []
-            # All turns, and those that the scripts answer.
+            # All turns, and the turns that use a script.
             self._turns: list[FakeTurn] = []
             self._scripted: list[FakeTurn] = []
             self._calls: list[Call] = []
@@ -113,9 +121,9 @@ class FakeTransport(SharedTransport):
             self.agent_id = agent["id"]
 
     def script(self, *replies: AgentReply) -> None:
-        """Have each of `replies` answer one of the next turns, in the order of their messages."""
+        """Use each of `replies` for one of the next turns, in the order of the sent messages."""
         with self._lock:
-            self._scripts.extend(map(agent_of, replies))
+            self._scripts.extend(map(as_agent, replies))
 
     def inject(
         self,
@@ -125,140 +133,161 @@ class FakeTransport(SharedTransport):
         after: int = 0,
         when: Callable[[Call], object] | None = None,
     ) -> None:
-        """Have all of `faults` happen to each of the next `times` calls of an operation.
+        """Apply all of `faults` to each of the next `times` matching calls.
 
-        Faults that were injected first happen first.
+        If several injections match a call, the oldest is used.
 
         Args:
-            operation: its name, such as `sessions.create_event`; without one, any call will do.
-            after: how many such calls are left alone first.
-            when: is given such a call, and returns whether it counts; for faults of one session,
-                user or argument: `when=lambda call: call.user == "ann"`.
+            faults: the faults, such as `Respond(503)`.
+            times: the number of calls to which the faults apply.
+            operation: the operation of matching calls, such as `sessions.create_event`. By
+                default, calls of all operations match.
+            after: the number of matching calls to skip first.
+            when: a function that returns whether a `Call` matches, for example
+                `lambda call: call.user == "ann"`.
+
+        Raises:
+            InvalidArgument: the operation does not exist, or `times` is less than 1.
         """
         if operation is not None:
             calls.check_operation(operation)
         if times < 1:
-            raise InvalidArgument("times", f"must be 1 or more, and is {times}")
+            raise InvalidArgument("times", f"must be 1 or more, not {times}")
         with self._lock:
             self._planned.append(_PlannedFaults(faults, times, operation, after, when))
 
     def expect(self, operation: str, **arguments: Any) -> None:
-        """Expect a call of an operation with at least these arguments, once, in any order.
+        """Expect one call of an operation with at least these arguments.
 
-        As soon as anything is expected, a call that is not raises AssertionError. `arguments` are
-        those of the HTTP request: `type`, not `type_`.
+        Expected calls may happen in any order. After the first `expect`, a call that was not
+        expected raises AssertionError. Use the argument names of the HTTP API: `type`, not `type_`.
+
+        Raises:
+            InvalidArgument: the operation does not exist.
         """
         with self._lock:
             self._expected = [*(self._expected or ()), ExpectedCall(operation, arguments)]
 
     @property
     def calls(self) -> tuple[Call, ...]:
-        """Every call so far, oldest first, those that a fault befell included."""
+        """All calls so far, oldest first, including calls to which a fault was applied."""
         return tuple(self._calls)
 
     def assert_called(self, operation: str, **arguments: Any) -> Call:
-        """Return the last call of an operation with these arguments, or tell the nearest one."""
+        """Return the last call of an operation with at least these arguments.
+
+        Raises:
+            AssertionError: there is no such call. The message shows the most similar one.
+            InvalidArgument: the operation does not exist.
+        """
         expected = ExpectedCall(operation, arguments)
         for call in reversed(self.calls):
             if not expected.differences(call):
                 return call
         near = calls.nearest(expected, self.calls, expected.differences)
-        made = f"nearest: {near}" if near else "no call was made"
-        raise AssertionError(f"{expected} was not called\n{made}")
+        hint = f"nearest: {near}" if near else "there were no calls"
+        raise AssertionError(f"{expected} was not called\n{hint}")
 
     def assert_all_used(self) -> None:
         """Raise AssertionError if a script, a fault or an expected call was not used up.
 
-        A script is used up when it has come to its end, or to a `FallSilent` or a `Fail`.
+        A script is used up when its agent has reached the end, a `FallSilent` or a `Fail`.
         """
         with self._lock:
             problems = [
-                f"script {number}: {left}"
+                f"script {number}: {unused}"
                 for number, (_, turn) in enumerate(zip_longest(self._scripts, self._scripted), 1)
-                if (left := "no turn has used it" if turn is None else turn.left)
+                if (unused := "no turn has used it" if turn is None else turn.unused_steps)
             ]
-            problems += [f"never happened: {planned}" for planned in self._planned]
-            problems += [f"never called: {expected}" for expected in self._expected or ()]
-        _raise_if("not all was used:", problems)
+            problems += [f"fault not applied: {planned}" for planned in self._planned]
+            problems += [
+                f"expected but not called: {expected}" for expected in self._expected or ()
+            ]
+        _raise_if("not everything was used:", problems)
 
     def assert_nothing_unexpected(self) -> None:
         """Raise AssertionError if a call was not expected, or an agent raised an exception.
 
-        The code under test may have caught what was raised there and then.
+        Call it at the end of a test: the code under test may have caught the first exception.
         """
         with self._lock:
             raised = [f"an agent raised {turn.error!r}" for turn in self._turns if turn.error]
             problems = [*self._unexpected, *raised]
-        _raise_if("not expected:", problems)
+        _raise_if("unexpected calls or errors:", problems)
 
     def assert_no_open_streams(self) -> None:
-        """Raise AssertionError if an answer was neither read to its end nor closed.
+        """Raise AssertionError if a response was neither read to its end nor closed.
 
-        Closing the client does not count, nor does letting go of a synchronous stream.
+        Closing the client does not close its streams for this check. Nor does the garbage
+        collection of a sync stream.
         """
         with self._lock:
-            left = [str(call) for call, _ in self._open.values()]
-        _raise_if("left open:", left)
+            still_open = [str(call) for call, _ in self._open.values()]
+        _raise_if("responses left open:", still_open)
 
     def installed(self) -> AbstractContextManager[FakeTransport]:
-        """Have each `Flux0()` that is made without a transport within a `with` block use the fake.
+        """Return a context manager in which each new `Flux0()` without a transport uses the fake.
 
-        It holds for all threads and tasks of the process.
+        It applies to all threads and tasks of the process. Its value is the fake.
         """
         from flux0.client.transports import default_transport  # noqa: PLC0415 - rarely needed
 
         return default_transport(self)
 
     def serve(self, port: int = 0) -> AbstractContextManager[str]:
-        """Return a block that serves the fake on `port`, by default a free one, and has its URL."""
+        """Return a context manager that serves the fake on 127.0.0.1. Its value is the URL.
+
+        Args:
+            port: the TCP port; 0 chooses a free one.
+        """
         from flux0.testing.fake.serving import serve  # noqa: PLC0415 - loads http.server
 
         return serve(self, port)
 
-    def answer(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
-        """Return the answer to `request`; see `SharedTransport.answer`."""
+    def respond(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
+        """Return the response to `request`; see `SharedTransport.respond`."""
         with self._lock:
-            made, number = self._calls, len(self._calls)
-            call = calls.call_of(request, self.clock.now())
-            made.append(call)
+            received, number = self._calls, len(self._calls)
+            call = calls.call_from(request, self.clock.now())
+            received.append(call)
             self._check_expected(call)
-            faults = self._take_faults(call)
+            faults = self._pop_faults(call)
         body = None
         try:
-            instead = yield from self._apply_faults(request, faults, acted=False)
-            answer = instead or self._served(request, loop)
-            turn = answer.body if isinstance(answer.body, FakeTurn) else None
-            content = b"" if turn else cast("bytes", answer.body)
-            streams = request.is_streaming(answer.status_code)
-            timeout = request.timeout.idle if streams else request.timeout.read
+            injected = yield from self._apply_faults(request, faults, acted=False)
+            response = injected or self._server_response(request, loop)
+            turn = response.body if isinstance(response.body, FakeTurn) else None
+            content = b"" if turn else cast("bytes", response.body)
+            is_streaming = request.is_streaming(response.status_code)
+            timeout = request.timeout.idle if is_streaming else request.timeout.read
             pieces = with_faults(iter(turn or filter(None, (content,))), faults)
-            body = FakeBody(pieces, timeout, self.clock, self._lock, self._ended)
+            body = FakeBody(pieces, timeout, self.clock, self._lock, self._on_body_end)
             self._open[pieces] = call, turn
             self._bodies.add(body)
             yield from self._apply_faults(request, faults, acted=True)
         except BaseException as error:
             if body is not None:
-                body.end("closed")
+                body.mark_ended("closed")
             if isinstance(error, TransportError):
-                made[number] = evolve(call, answer=error)
+                received[number] = evolve(call, response=error)
             raise
-        known = CallResponse(answer.status_code, answer.headers, calls.json_or_bytes(content))
-        made[number] = evolve(call, answer=known)
-        return evolve(answer, body=body)
+        summary = CallResponse(response.status_code, response.headers, calls.json_or_bytes(content))
+        received[number] = evolve(call, response=summary)
+        return evolve(response, body=body)
 
-    def _served(self, request: Request, loop: Loop | None) -> Response[Any]:
-        """Return what the server answers, and have an agent begin if that is a turn."""
+    def _server_response(self, request: Request, loop: Loop | None) -> Response[Any]:
+        """Return the server's response. If it streams a turn, start the agent."""
         with self._lock:
-            answer = self._server.answer(request)
-            if not isinstance(answer.body, FakeTurn):
-                return answer
+            response = self._server.respond(request)
+            if not isinstance(response.body, FakeTurn):
+                return response
             agent, number = self._agent, len(self._scripted)
-            self._turns.append(answer.body)
+            self._turns.append(response.body)
             if number < len(self._scripts):
-                self._scripted.append(answer.body)
+                self._scripted.append(response.body)
                 agent = self._scripts[number]
-        answer.body.begin(agent, loop)
-        return answer
+        response.body.start(agent, loop)
+        return response
 
     def _check_expected(self, call: Call) -> None:
         if self._expected is None:
@@ -268,14 +297,14 @@ class FakeTransport(SharedTransport):
                 self._expected.remove(expected)
                 return
         near = calls.nearest(call, self._expected, lambda expected: expected.differences(call))
-        left = f"nearest expected: {near}" if near else "no more calls are expected"
-        problem = f"unexpected: {call}\n{left}"
+        hint = f"nearest expected: {near}" if near else "no more calls are expected"
+        problem = f"unexpected: {call}\n{hint}"
         self._unexpected.append(problem)
         raise AssertionError(problem)
 
-    def _take_faults(self, call: Call) -> tuple[Fault, ...]:
+    def _pop_faults(self, call: Call) -> tuple[Fault, ...]:
         for planned in self._planned:
-            if planned.befall(call):
+            if planned.consume(call):
                 if planned.times == 0:
                     self._planned.remove(planned)
                 return planned.faults
@@ -284,42 +313,48 @@ class FakeTransport(SharedTransport):
     def _apply_faults(
         self, request: Request, faults: Iterable[Fault], *, acted: bool
     ) -> Waits[Response[Any] | None]:
-        """Do what keeps a call from the server, and return what comes in place of its answer."""
+        """Apply the faults of one phase; return a response that replaces the real one, if any.
+
+        Faults with `acted=False` come before the server acts, the others after.
+        """
         for fault in faults:
             match fault:
                 case Respond() if not acted:
-                    return fault.answer()
-                case Refuse(raises) if not acted:
-                    raise raises("connection refused")
+                    return fault.response()
+                case Refuse() if not acted:
+                    raise fault.error(request.timeout)
                 case Stall(None, None) if not acted:
-                    yield from self._late(inf, request)
+                    yield from self._delay_response(inf, request)
                 case Drop(after_acting) if after_acting is acted:
                     raise ConnectionInterrupted("the connection was closed before the response")
                 case Delay(seconds) if acted:
-                    yield from self._late(seconds, request)
+                    yield from self._delay_response(seconds, request)
                 case _:
                     pass
         return None
 
-    def _late(self, seconds: float, request: Request) -> Waits[None]:
-        """Wait until an answer comes; raise ReadTimeout if that takes longer than the timeout."""
+    def _delay_response(self, seconds: float, request: Request) -> Waits[None]:
+        """Wait for `seconds`; raise ReadTimeout if the read timeout expires before."""
         timeout = request.timeout.read
         if seconds < (inf if timeout is None else timeout):
             yield Wait(self.clock.now() + seconds)
             return
         if timeout is None:
-            raise AssertionError("no answer will come, and this call has no timeout to end it")
-        yield Wait(self.clock.now() + timeout, timeout=True)
+            raise AssertionError(
+                "this call would never end: no response is sent, "
+                "and the request has no read timeout"
+            )
+        yield Wait(self.clock.now() + timeout, is_timeout=True)
         raise timed_out(ReadTimeout, timeout)
 
-    def _ended(self, pieces: Iterator[bytes | Wait], how: BodyEnd) -> None:
+    def _on_body_end(self, pieces: Iterator[bytes | Wait], how: BodyEnd) -> None:
         _, turn = self._open[pieces]
-        if how != "lost":
+        if how != "unclosed":
             del self._open[pieces]
-        if how != "whole" and turn is not None:
-            self._server.leave(turn)
+        if how != "finished" and turn is not None:
+            self._server.on_closed_early(turn)
 
 
-def _raise_if(what: str, problems: list[str]) -> None:
+def _raise_if(heading: str, problems: list[str]) -> None:
     if problems:
-        raise AssertionError("\n".join((what, *problems)))
+        raise AssertionError("\n".join((heading, *problems)))

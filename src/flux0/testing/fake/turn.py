@@ -1,7 +1,8 @@
-"""One turn of a fake agent: its steps become the bytes of a stream, and what is stored.
+"""One turn of a fake agent: its steps become the bytes of a stream and stored events.
 
-As on the server, the agent runs ahead of its reader: from the moment the message is posted up to
-its next pause or gate, and on as the clock moves. What it says is stored when it says it.
+As on the server, the agent does not wait for the reader of the stream. It runs as soon as the
+message is sent, up to its next pause or gate, and continues as the clock moves. Its events are
+stored when it produces them.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from flux0.testing.fake.clock import FakeClock, Wait
 from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data, without_nulls
 
 
-class _Resting:
-    """What an agent awaits at a rest if it does not run in a loop."""
+class _AgentPaused:
+    """Suspends the coroutine of an agent that runs without an event loop."""
 
     def __await__(self) -> Generator[object, None, None]:
         yield self
@@ -34,107 +35,113 @@ class _Resting:
 
 @define(eq=False)
 class FakeTurn:
-    """A turn. Iterating gives what comes out of it: each event as bytes, or a wait for one.
+    """A turn. Iterating yields each event as bytes, or a `Wait` if none is available.
 
-    A wait until infinity is a silence that nothing ends. An exception that the agent raises comes
-    out where its next event would.
+    A wait until infinity means that no more events will follow. If the agent raises an exception,
+    iterating raises it in place of the agent's next event.
     """
 
     message: steps.UserMessage
     _store: FakeStore
     _clock: FakeClock
-    # Is held while the agent does a step, but not while its code decides on the next.
+    # Held while a step takes effect, but not while the agent's own code runs.
     _lock: AbstractContextManager[Any]
-    # Whether the agent has ended the turn, so that leaving it cancels nothing; what it has raised.
+    # Whether the agent has ended the turn. Closing the stream then cancels nothing.
     completed: bool = field(default=False, init=False)
+    # The exception that the agent raised.
     error: BaseException | None = field(default=None, init=False)
-    # How many steps were done, and whether none is left that counts.
-    _done: int = field(default=0, init=False)
-    _used: bool = field(default=False, init=False)
-    # The agent's own time: its pauses begin when it comes to them.
+    # The number of steps that were run, and whether the rest may stay unused.
+    _steps_done: int = field(default=0, init=False)
+    _used_up: bool = field(default=False, init=False)
+    # The time at which the agent produces its next event, after all its pauses so far.
     _time: float = field(init=False)
     _output: deque[bytes | BaseException] = field(factory=deque[Any], init=False)
-    _wording: steps.Wording = field(init=False)
-    _given: steps.AgentSteps | Awaitable[steps.AgentSteps] = field(default=None, init=False)
-    # What runs the agent: this, a step at a time, or a task, which `_cancel_task` cancels.
+    _expander: steps.StepExpander = field(init=False)
+    _result: steps.AgentSteps | Awaitable[steps.AgentSteps] = field(default=None, init=False)
+    # The coroutine of an agent without an event loop. Other agents run in a task instead.
     _agent: Coroutine[object, None, None] | None = field(default=None, init=False)
     _cancel_task: Callable[[], None] | None = field(default=None, init=False)
+    # Whether some thread or task runs the agent, or none may run it any more.
     _running: bool = field(default=False, init=False)
-    # Where the agent rests: until a moment, or until a gate is opened; once cancelled, for ever.
-    _rest: Wait | None = field(default=None, init=False)
+    # The agent's current wait: for a moment or a gate. Infinite after the agent was cancelled.
+    _wait: Wait | None = field(default=None, init=False)
     _cancelled: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._time = self._clock.now()
-        self._wording = steps.Wording(self._store.next_number)
+        self._expander = steps.StepExpander(self._store.next_number)
 
     def __iter__(self) -> Generator[bytes | Wait, None, None]:
         while self._output or not self.completed:
-            outcome = self._output.popleft() if self._output else self._rest or Wait()
+            outcome = self._output.popleft() if self._output else self._wait or Wait()
             if isinstance(outcome, BaseException):
                 raise outcome
             yield outcome
 
     @property
-    def left(self) -> str | None:
-        """What of its agent's steps is left, in words; None if it came to its end."""
-        done = f"{self._done} {'step' if self._done == 1 else 'steps'}"
-        return None if self._used else f"its turn was left after {done}"
+    def unused_steps(self) -> str | None:
+        """A description of the agent's unused steps; None if there are none."""
+        done = f"{self._steps_done} {'step' if self._steps_done == 1 else 'steps'}"
+        return None if self._used_up else f"its turn stopped after {done}"
 
-    def begin(self, agent: steps.AgentFunction, loop: Loop | None) -> None:
-        """Run the agent up to its first rest; one that is asynchronous code runs in `loop`."""
+    def start(self, agent: steps.AgentFunction, loop: Loop | None) -> None:
+        """Start the agent: in a task of `loop` if it is async, else up to its first wait."""
         try:
-            self._given = agent(self.message)
-        except BaseException as error:  # noqa: BLE001 - kept for the test
+            self._result = agent(self.message)
+        except BaseException as error:  # noqa: BLE001 - agents can raise any exception
             self._fail(error)
             return
-        if loop is None or not isinstance(self._given, (Awaitable, AsyncIterable)):
-            self.go_on()
+        if loop is None or not isinstance(self._result, (Awaitable, AsyncIterable)):
+            self.resume()
             return
         self._running = True
         self._cancel_task = partial(call_soon, loop, start_task(self._run_in_task))
 
-    def go_on(self) -> None:
-        """Run the agent on, up to its next rest, unless somebody else does."""
+    def resume(self) -> None:
+        """Run the agent up to its next wait, unless another thread or task runs it."""
         with self._lock:
             if not self._cancelled:
-                self._rest = None
+                self._wait = None
             runs, self._running = not self._running, True
         if runs:
-            self._run_on()
-        self._clock.tell()
+            self._run_until_wait()
+        self._clock.notify()
 
     def cancel(self) -> None:
-        """Stop the agent where it is; whoever reads gets what it has said, and nothing more."""
+        """Cancel the agent. The reader still receives the events that were produced before."""
         with self._lock:
             if self._cancelled:
                 return
             self._cancelled = True
-            self._rest = Wait(inf)
-            # Whoever runs the agent closes it.
+            self._wait = Wait(inf)
+            # If another thread runs the agent, that thread closes it.
             idle, self._running = not self._running, True
         if idle and self._agent is not None:
             self._agent.close()
         if self._cancel_task is not None:
             self._cancel_task()
-        self._clock.tell()
+        self._clock.notify()
 
-    # --- the agent
+    # --- running the agent
 
-    def _run_on(self) -> None:
+    def _run_until_wait(self) -> None:
         agent = self._agent = self._agent or self._run()
-        cancelled = rests = False
+        cancelled = waits = False
         try:
-            while not rests:
-                if not isinstance(agent.send(None), _Resting):
-                    way = "use the asynchronous methods of the client"
-                    agent.throw(TypeError(f"the agent awaits something: {way}"))
-                with self._lock:  # Another thread may end the rest, and run the agent, from here.
-                    rests, cancelled = self._rest is not None, self._cancelled
-                    self._running = cancelled or not rests
+            while not waits:
+                if not isinstance(agent.send(None), _AgentPaused):
+                    agent.throw(
+                        TypeError(
+                            "an agent that awaits needs an event loop: "
+                            "use the async methods of the client, such as create_event_async"
+                        )
+                    )
+                with self._lock:  # After this block, another thread may resume the agent.
+                    waits, cancelled = self._wait is not None, self._cancelled
+                    self._running = cancelled or not waits
         except StopIteration:
             pass
-        except BaseException as error:  # noqa: BLE001 - as above
+        except BaseException as error:  # noqa: BLE001 - agents can raise any exception
             self._fail(error)
         if cancelled:
             agent.close()
@@ -142,80 +149,82 @@ class FakeTurn:
     async def _run_in_task(self) -> None:
         try:
             await self._run()
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - agents can raise any exception
             self._fail(error)
         finally:
             if not self.completed:
                 self.cancel()
 
     async def _run(self) -> None:
-        made = await self._given if isinstance(self._given, Awaitable) else self._given
-        if isinstance(made, AsyncIterable):
+        result = await self._result if isinstance(self._result, Awaitable) else self._result
+        if isinstance(result, AsyncIterable):
             try:
-                async for one in made:
-                    for step in steps.steps_of(one):
-                        await self._take(step)
+                async for item in result:
+                    for step in steps.iter_steps(item):
+                        await self._run_step(step)
             finally:
-                if isinstance(made, AsyncGenerator):
-                    await made.aclose()
+                if isinstance(result, AsyncGenerator):
+                    await result.aclose()
         else:
-            with closing(steps.steps_of(made)) as taken:
-                for step in taken:
-                    await self._take(step)
-        self.completed = self._used = True
-        self._clock.tell()
+            with closing(steps.iter_steps(result)) as remaining:
+                for step in remaining:
+                    await self._run_step(step)
+        self.completed = self._used_up = True
+        self._clock.notify()
 
-    async def _take(self, step: steps.AgentStep) -> None:
-        self._used |= isinstance(step, (steps.FallSilent, steps.Fail))
-        for plain in self._wording.of(step):
-            self._do(plain)
+    async def _run_step(self, step: steps.AgentStep) -> None:
+        self._used_up |= isinstance(step, (steps.FallSilent, steps.Fail))
+        for plain in self._expander.expand(step):
+            self._apply_step(plain)
             seen = self._clock.changes
-            while self._rest is not None:
+            while self._wait is not None:
                 if self._cancel_task is None:
-                    await _Resting()
+                    await _AgentPaused()
                 else:
                     await self._clock.wait_async(Wait(seen=seen))
                     seen = self._clock.changes
-        self._done += 1
+        self._steps_done += 1
 
     def _fail(self, error: BaseException) -> None:
-        """Have whoever reads get an error of the agent, which the test is to see."""
+        """Record an exception of the agent, and raise it in the reader of the stream."""
         with self._lock:
             self.error = error
             self._output.append(error)
-            self._used = self._cancelled = True
-            self._rest = Wait(inf)
-        self._clock.tell()
+            self._used_up = self._cancelled = True
+            self._wait = Wait(inf)
+        self._clock.notify()
         if not isinstance(error, Exception):
             raise error
 
-    # --- its steps
+    # --- effects of steps
 
-    def _do(self, step: steps.PlainStep) -> None:
-        """Do a step, after which the agent may rest."""
+    def _apply_step(self, step: steps.PlainStep) -> None:
+        """Apply the effect of a step. Afterwards, `_wait` is set if the agent has to wait."""
         with self._lock:
             if self._cancelled:
                 return
             match step:
                 case steps.SendChunk():
-                    self._chunk(step)
+                    self._send_chunk(step)
                 case steps.Report(SessionStatus.COMPLETED):
-                    self.completed = True  # The agent goes on, though nobody hears it.
+                    self.completed = (
+                        True  # The agent continues, but its further events are dropped.
+                    )
                 case steps.Report():
-                    self._report(step)
+                    self._send_status(step)
                 case steps.Pause(seconds):
                     self._time += seconds
                     if self._time > self._clock.now():
-                        self._rest = Wait(self._time)
-                        self._clock.at(self._time, self.go_on)
+                        self._wait = Wait(self._time)
+                        self._clock.call_at(self._time, self.resume)
                 case steps.Gate():
-                    if step.holds(self.go_on):
-                        self._rest = Wait(patience=step.timeout)
+                    if step.must_wait(self.resume):
+                        self._wait = Wait(real_timeout=step.timeout)
                 case _:  # FallSilent
-                    self._rest = Wait(inf)
-        self._clock.tell()
+                    self._wait = Wait(inf)
+        self._clock.notify()
 
-    def _chunk(self, step: steps.SendChunk) -> None:
+    def _send_chunk(self, step: steps.SendChunk) -> None:
         message = self.message
         agent = {"agent_id": message.agent_id, "agent_name": message.agent_name}
         data: JSONObject = {
@@ -227,22 +236,22 @@ class FakeTurn:
             "timestamp": self._time,
         }
         patches = tuple(
-            JSONPatchOperation(one["op"], one["path"], one.get("value"), one.get("from"))
-            for one in step.patches
+            JSONPatchOperation(patch["op"], patch["path"], patch.get("value"), patch.get("from"))
+            for patch in step.patches
         )
         members: JSONObject = {**data, "patches": patches}
         if self._store.add_chunk(ChunkEvent(**members)):
-            # As the agent spells it; the model would put the members in order.
+            # Not from the model, which would reorder the members of the patches.
             self._send(f"event: chunk\ndata: {json.dumps(data)}\n\n".encode())
 
-    def _report(self, step: steps.Report) -> None:
+    def _send_status(self, step: steps.Report) -> None:
         if step.status == SessionStatus.READY:
             message = self._store.finish_message(step.event_id or "")
             if message is not None:
-                self._keep(message.type, agent_data(message), message.metadata)
+                self._store_event(message.type, agent_data(message), message.metadata)
             return
         data = StatusData(step.status, step.acknowledged_offset, step.data)
-        self._keep(EventType.STATUS, status_data(data))
+        self._store_event(EventType.STATUS, status_data(data))
         ids = (step.event_id or "", self.message.correlation_id)
         self._send(StatusEvent(*ids, EventSource.AI_AGENT, data).to_sse())
 
@@ -250,7 +259,7 @@ class FakeTurn:
         if not self.completed:
             self._output.append(event)
 
-    def _keep(self, type: EventType, data: JSONObject | None, metadata: Any = None) -> None:
+    def _store_event(self, type: EventType, data: JSONObject | None, metadata: Any = None) -> None:
         if not self.completed:
             source = EventSource.AI_AGENT
             self._store.create_event(self.message, type, source, data, metadata, self._time)

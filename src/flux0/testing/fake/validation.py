@@ -1,6 +1,6 @@
-"""How the released server checks requests: by FastAPI's rules, in pydantic's words.
+"""The request checks of the released server, with the rules of FastAPI and pydantic's messages.
 
-Measured against flux0-api 0.1.0b3 with FastAPI 0.165 and pydantic 2.14.
+Measured with flux0-api 0.1.0b3 with FastAPI 0.165 and pydantic 2.14.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from attrs import field, frozen
 from flux0.ports import Request
 from flux0.testing.fake.calls import Target, is_json
 
-# What is wrong with a value: pydantic's name for it, and what its words are about.
-Found: TypeAlias = tuple[str, dict[str, object]]
-Check: TypeAlias = Callable[[Any], Found | None]
+# A problem with a value: the name of pydantic's error, and the parameters of its message.
+Problem: TypeAlias = tuple[str, dict[str, object]]
+Check: TypeAlias = Callable[[Any], Problem | None]
 
 ID_LENGTH: Final = 10
 
 _NO_TEXT: Final = "Input should be a valid string"
-_WORDS: Mapping[str, str] = {
+_MESSAGES: Mapping[str, str] = {
     "bool_parsing": "Input should be a valid boolean, unable to interpret input",
     "enum": "Input should be {expected}",
     "extra_forbidden": "Extra inputs are not permitted",
@@ -41,26 +41,26 @@ _WORDS: Mapping[str, str] = {
 _NO_BODY = object()
 _INTEGER = re.compile(r"[+-]?[0-9]+(?:_[0-9]+)*(?:\.0+)?")
 _TOO_LONG = re.compile(r"-?[1-9][0-9]{4300,}")
-_SURROGATE = re.compile("[\\ud800-\\udfff]")  # Without its other half, which JSON can spell.
+_SURROGATE = re.compile("[\\ud800-\\udfff]")  # Lone surrogates, which JSON escapes can express.
 _FLAGS = frozenset({"1", "on", "t", "true", "y", "yes", "0", "off", "f", "false", "n", "no"})
 
 
 @frozen
-class Refusal(Exception):
-    """The server refuses a request; `detail` is a text, or a list of what is wrong."""
+class RequestRejected(Exception):
+    """The server rejects a request. `detail` is a string or a list of problems."""
 
     status_code: int
     detail: object
 
 
 class ServerFailure(Exception):
-    """The server fails on a request, and answers 500."""
+    """Handling the request fails in the server, which returns a 500 response."""
 
 
 def text(shortest: int = 0, longest: float = inf) -> Check:
-    """Return the check of a text of so many characters."""
+    """Return a check for strings whose number of characters is in this range."""
 
-    def check(value: object) -> Found | None:
+    def check(value: object) -> Problem | None:
         if not isinstance(value, str):
             return "string_type", {}
         if (shortest or longest < inf) and _SURROGATE.search(value):
@@ -73,14 +73,14 @@ def text(shortest: int = 0, longest: float = inf) -> Check:
 
 
 def choice(*names: str) -> Check:
-    """Return the check of one of some names."""
+    """Return a check for one of these strings."""
     *most, last = (repr(name) for name in names)
-    found: Found = "enum", {"expected": f"{', '.join(most)} or {last}"}
+    found: Problem = "enum", {"expected": f"{', '.join(most)} or {last}"}
     return lambda value: None if isinstance(value, str) and value in names else found
 
 
 def integer_of(text: str) -> int | None:
-    """Return the integer that a text stands for, if it does."""
+    """Parse an integer as pydantic does; return None if the string is not one."""
     number = text.strip().partition(".")[0].replace("_", "")
     digits = number.lstrip("+-0")
     if not _INTEGER.fullmatch(text.strip()) or len(digits) > 4300:  # noqa: PLR2004
@@ -88,14 +88,14 @@ def integer_of(text: str) -> int | None:
     return (-1 if number[0] == "-" else 1) * int(digits or 0)
 
 
-def integer(text: str) -> Found | None:
-    """Check a text that stands for an integer."""
+def integer(text: str) -> Problem | None:
+    """Check that a string is an integer."""
     problem = "int_parsing_size" if _TOO_LONG.match(text) else "int_parsing"
     return (problem, {}) if integer_of(text) is None else None
 
 
-def flag(text: str) -> Found | None:
-    """Check a text that stands for true or false."""
+def flag(text: str) -> Problem | None:
+    """Check that a string is a boolean."""
     return None if text.lower() in _FLAGS else ("bool_parsing", {})
 
 
@@ -104,15 +104,15 @@ IS_ID: Final = text(ID_LENGTH, ID_LENGTH)
 
 @frozen
 class Form:
-    """What an operation takes beside the ids in its path: checks of its query and its body."""
+    """The checks of an operation's query and body. `read` also checks the ids in the path."""
 
     query: Mapping[str, Check] = field(factory=dict[str, Check])
-    members: Mapping[str, Check] | None = None  # Of an object.
-    optional: frozenset[str] = frozenset()  # Those of them that may be missing or null.
-    items: Check | None = None  # Of a list, which may be missing.
+    members: Mapping[str, Check] | None = None  # The members of a JSON object.
+    optional: frozenset[str] = frozenset()  # Members that may be missing or null.
+    items: Check | None = None  # The items of a JSON array. The body may be missing.
 
     def read(self, request: Request, target: Target) -> Any:
-        """Return the body, or raise a `Refusal` that says all that is wrong with a request."""
+        """Return the parsed body; raise `RequestRejected` with all problems of the request."""
         body: Any = _body_of(request) if self.members or self.items else _NO_BODY
         queries = ((name, target.query[name]) for name in self.query if name in target.query)
         checked = (
@@ -122,11 +122,11 @@ class Form:
         )
         problems = [_problem(found, value, *place) for found, value, *place in checked if found]
         if problems:
-            raise Refusal(422, problems)
+            raise RequestRejected(422, problems)
         return [] if body is _NO_BODY or body is None else body
 
     def _body(self, body: Any) -> Iterator[tuple[Any, ...]]:
-        """Check the body: what was found, about which value, and the places of that."""
+        """Yield the result of each check of the body: the problem, the value and its location."""
         if self.members is not None and body is _NO_BODY:
             yield ("missing", {}), None, "body"
         elif self.members is not None and not isinstance(body, dict):
@@ -148,15 +148,15 @@ class Form:
             yield ("list_type", {}), body, "body"
 
 
-def _problem(found: Found, value: object, *place: str | int) -> dict[str, Any]:
+def _problem(found: Problem, value: object, *place: str | int) -> dict[str, Any]:
     kind, context = found
-    message = _WORDS[kind].format(**context).replace(" 1 characters", " 1 character")
+    message = _MESSAGES[kind].format(**context).replace(" 1 characters", " 1 character")
     problem = {"type": kind, "loc": list(place), "msg": message, "input": value}
     return {**problem, "ctx": context} if context else problem
 
 
 def _body_of(request: Request) -> object:
-    """Return the JSON that a request brings, if any; what is not declared as JSON is a text."""
+    """Return the parsed JSON body, or a string if the content type is not JSON."""
     if not request.body:
         return _NO_BODY
     if not is_json(next(iter(request.headers.get_all("content-type")), "")):
@@ -167,7 +167,7 @@ def _body_of(request: Request) -> object:
     try:
         return json.loads(request.body)
     except json.JSONDecodeError as error:
-        found: Found = "json_invalid", {"error": error.msg}
-        raise Refusal(422, [_problem(found, {}, "body", error.pos)]) from None
+        found: Problem = "json_invalid", {"error": error.msg}
+        raise RequestRejected(422, [_problem(found, {}, "body", error.pos)]) from None
     except (ValueError, RecursionError):
-        raise Refusal(400, "There was an error parsing the body") from None
+        raise RequestRejected(400, "There was an error parsing the body") from None

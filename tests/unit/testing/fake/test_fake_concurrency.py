@@ -1,4 +1,4 @@
-"""A fake in asynchronous code and among threads: checkpoints, gates, and agents that await."""
+"""A fake in async code and several threads: checkpoints, gates and async agents."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def texts(events: list[Any]) -> str:
     return "".join(event.patches[0].value for event in events if event.event == "chunk")
 
 
-async def said(flux0: Flux0, fake: FakeTransport) -> str:
-    async with await started(flux0, fake) as stream:
+async def ask_for_text(flux0: Flux0, fake: FakeTransport) -> str:
+    async with await start_turn(flux0, fake) as stream:
         return "".join([text async for text in stream.text()])
 
 
-async def started(flux0: Flux0, fake: FakeTransport) -> Any:
+async def start_turn(flux0: Flux0, fake: FakeTransport) -> Any:
     session = await flux0.sessions.create_async(agent_id=fake.agent_id)
     return await flux0.sessions.create_event_async(session_id=session.id, content="Hi")
 
@@ -50,11 +50,11 @@ async def started(flux0: Flux0, fake: FakeTransport) -> Any:
 
 
 @in_both_loops
-async def test_a_cancelled_scope_ends_the_reading_of_a_turn(mode: Mode) -> None:
+async def test_cancelled_scope_stops_reading_at_the_next_event(mode: Mode) -> None:
     fake = FakeTransport([Say("x" * 1000, pieces=1000)])
     count = 0
     async with Flux0(transport=fake) as flux0:
-        stream = await started(flux0, fake)
+        stream = await start_turn(flux0, fake)
         with anyio.CancelScope() as scope:
             async for _ in stream:
                 count += 1
@@ -65,7 +65,7 @@ async def test_a_cancelled_scope_ends_the_reading_of_a_turn(mode: Mode) -> None:
 
 
 @in_both_loops
-async def test_a_scope_that_has_expired_sends_nothing(mode: Mode) -> None:
+async def test_expired_scope_sends_nothing(mode: Mode) -> None:
     fake = FakeTransport()
     async with Flux0(transport=fake) as flux0:
         with anyio.move_on_after(0) as scope:
@@ -75,13 +75,13 @@ async def test_a_scope_that_has_expired_sends_nothing(mode: Mode) -> None:
 
 
 @in_both_loops
-async def test_tasks_take_turns(mode: Mode) -> None:
+async def test_reading_tasks_are_interleaved(mode: Mode) -> None:
     fake = FakeTransport([Say("abc", pieces=3)])
     order: list[str] = []
 
     async def read(name: str) -> None:
-        async for _ in await started(flux0, fake):
-            order.append(name)  # noqa: PERF401 - as the events come
+        async for _ in await start_turn(flux0, fake):
+            order.append(name)  # noqa: PERF401 - the order of the events matters
 
     async with Flux0(transport=fake) as flux0, anyio.create_task_group() as tasks:
         for name in "xyz":
@@ -92,7 +92,7 @@ async def test_tasks_take_turns(mode: Mode) -> None:
 
 
 @in_both_loops
-async def test_a_real_pause_does_not_block_other_tasks(mode: Mode) -> None:
+async def test_real_pause_does_not_block_other_tasks(mode: Mode) -> None:
     slept, released = threading.Event(), threading.Event()
 
     def sleep(_: float) -> None:
@@ -107,30 +107,30 @@ async def test_a_real_pause_does_not_block_other_tasks(mode: Mode) -> None:
 
     async with Flux0(transport=fake) as flux0, anyio.create_task_group() as tasks:
         tasks.start_soon(release)
-        assert await said(flux0, fake) == "Hello"
+        assert await ask_for_text(flux0, fake) == "Hello"
 
 
 @in_both_loops
-async def test_a_real_pause_may_be_cancelled(mode: Mode) -> None:
+async def test_real_pause_can_be_cancelled(mode: Mode) -> None:
     released = threading.Event()
     clock = FakeClock(sleep=lambda _: released.wait(10))
     fake = FakeTransport([Report("typing"), Pause(1), Say("Hello")], clock=clock)
     async with Flux0(transport=fake) as flux0:
         with anyio.move_on_after(0.05) as scope:
-            await said(flux0, fake)
+            await ask_for_text(flux0, fake)
     released.set()
     assert scope.cancelled_caught
     fake.assert_no_open_streams()
 
 
 @in_both_loops
-async def test_a_call_may_be_cancelled_while_its_answer_is_late(mode: Mode) -> None:
+async def test_delayed_call_can_be_cancelled(mode: Mode) -> None:
     released = threading.Event()
     fake = FakeTransport(FallSilent(), clock=FakeClock(sleep=lambda _: released.wait(10)))
     fake.inject(Delay(1), operation="sessions.create_event")
     async with Flux0(transport=fake) as flux0:
         with anyio.move_on_after(0.05) as scope:
-            await started(flux0, fake)
+            await start_turn(flux0, fake)
     released.set()
     assert scope.cancelled_caught
     fake.assert_no_open_streams()
@@ -141,7 +141,7 @@ async def test_a_call_may_be_cancelled_while_its_answer_is_late(mode: Mode) -> N
 
 @contextmanager
 def in_thread(work: Callable[[], object]) -> Generator[threading.Thread, None, None]:
-    """Have another thread do `work` beside a block, which waits for it in the end."""
+    """Call `work` in a thread during the block, and wait for the thread at the end."""
     thread = threading.Thread(target=work)
     thread.start()
     yield thread
@@ -149,7 +149,7 @@ def in_thread(work: Callable[[], object]) -> Generator[threading.Thread, None, N
     assert not thread.is_alive()
 
 
-def test_an_agent_waits_at_a_gate_while_others_go_on() -> None:
+def test_closed_gate_blocks_only_its_agent() -> None:
     gate = Gate()
     fake, session_id, body = begin([Report("typing"), gate, Say("Hello")])
     assert gate.reached
@@ -158,10 +158,10 @@ def test_an_agent_waits_at_a_gate_while_others_go_on() -> None:
     gate.open()
     assert kinds(fake, session_id) == ["message", "typing", "message"]
     assert len(list(body)) == 2
-    assert texts(turn(fake)[0]) == "Hello"  # It stays open.
+    assert texts(turn(fake)[0]) == "Hello"  # An opened gate stays open.
 
 
-def test_a_thread_waits_for_a_gate_that_another_opens() -> None:
+def test_gate_opened_by_another_thread() -> None:
     gate, arrived = Gate(), threading.Event()
     fake, _, body = begin([Report("typing"), gate, Say("Hello")])
     pieces: list[bytes] = []
@@ -179,13 +179,13 @@ def test_a_thread_waits_for_a_gate_that_another_opens() -> None:
 
 
 @in_both_loops
-async def test_a_task_waits_for_a_gate_that_another_opens(mode: Mode) -> None:
+async def test_gate_opened_by_another_task(mode: Mode) -> None:
     gate = Gate()
     fake = FakeTransport([Report("typing"), gate, Say("Hello")])
     answers: list[str] = []
 
     async def read() -> None:
-        answers.append(await said(flux0, fake))
+        answers.append(await ask_for_text(flux0, fake))
 
     async with Flux0(transport=fake) as flux0, anyio.create_task_group() as tasks:
         tasks.start_soon(read)
@@ -197,14 +197,17 @@ async def test_a_task_waits_for_a_gate_that_another_opens(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_a_gate_that_nobody_opens_is_told(mode: Mode) -> None:
+async def test_unopened_gate_raises_after_its_timeout(mode: Mode) -> None:
     fake = FakeTransport([Gate(timeout=0.05)])
-    async with in_mode(mode, Flux0(transport=fake)) as flux0, await started(flux0, fake) as stream:
-        with pytest.raises(AssertionError, match=r"nobody has opened it for 0\.05 s"):
+    async with (
+        in_mode(mode, Flux0(transport=fake)) as flux0,
+        await start_turn(flux0, fake) as stream,
+    ):
+        with pytest.raises(AssertionError, match=r"a Gate that was not opened within 0\.05 s"):
             await anext(stream)
 
 
-def test_time_that_passes_at_a_gate_ends_in_the_timeout() -> None:
+def test_clock_moved_during_a_gate_expires_the_read_timeout() -> None:
     fake = FakeTransport([Gate()])
     body: Any = fake.send(message_to(new_session(fake), idle=30)).body
     failures: list[BaseException] = []
@@ -222,7 +225,7 @@ def test_time_that_passes_at_a_gate_ends_in_the_timeout() -> None:
     assert len(failures) == 1
 
 
-def test_a_turn_that_is_left_at_a_gate_is_cancelled() -> None:
+def test_closing_a_stream_at_a_gate_cancels_the_turn() -> None:
     gate = Gate()
     fake, session_id, body = begin([gate, Say("Hello")])
     body.close()
@@ -230,7 +233,7 @@ def test_a_turn_that_is_left_at_a_gate_is_cancelled() -> None:
     assert kinds(fake, session_id) == ["message"]
 
 
-def test_an_agent_that_blocks_blocks_nobody_else() -> None:
+def test_blocking_agent_does_not_block_other_sessions() -> None:
     begun, released = threading.Event(), threading.Event()
 
     def agent(message: UserMessage) -> Iterator[AgentStep]:
@@ -255,7 +258,7 @@ def test_an_agent_that_blocks_blocks_nobody_else() -> None:
     assert len(list(bodies[0])) == 2
 
 
-def test_a_turn_is_cancelled_while_its_agent_works_in_another_thread() -> None:
+def test_turn_is_cancelled_while_another_thread_runs_its_agent() -> None:
     begun, released = threading.Event(), threading.Event()
     cancelled: list[str] = []
 
@@ -281,11 +284,11 @@ def test_a_turn_is_cancelled_while_its_agent_works_in_another_thread() -> None:
         next(bodies[0])
 
 
-# --- what may be an agent
+# --- kinds of agents
 
 
 async def generating(message: UserMessage) -> AsyncIterator[str | AgentStep]:
-    yield f"You said {message.content}"
+    yield f"You ask_for_text {message.content}"
     await anyio.sleep(0)
     yield Pause(5)
     yield " and I answer"
@@ -293,21 +296,21 @@ async def generating(message: UserMessage) -> AsyncIterator[str | AgentStep]:
 
 async def returning(message: UserMessage) -> list[str]:
     await anyio.sleep(0)
-    return [f"You said {message.content}", " and I answer"]
+    return [f"You ask_for_text {message.content}", " and I answer"]
 
 
 @in_both_loops
-async def test_an_agent_may_be_asynchronous(mode: Mode) -> None:
+async def test_async_agents(mode: Mode) -> None:
     fake = FakeTransport(generating)
     fake.script(returning, generating)
     async with Flux0(transport=fake) as flux0:
         for _ in range(3):
-            assert await said(flux0, fake) == "You said Hi and I answer"
+            assert await ask_for_text(flux0, fake) == "You ask_for_text Hi and I answer"
     fake.assert_all_used()
 
 
 @in_both_loops
-async def test_an_asynchronous_agent_waits_for_what_it_likes(mode: Mode) -> None:
+async def test_async_agent_can_await_events_and_gates(mode: Mode) -> None:
     event, gate = anyio.Event(), Gate()
     ends: list[str] = []
 
@@ -323,7 +326,7 @@ async def test_an_asynchronous_agent_waits_for_what_it_likes(mode: Mode) -> None
 
     fake = FakeTransport(agent)
     async with Flux0(transport=fake, stream_idle_timeout_ms=30_000) as flux0:
-        stream = await started(flux0, fake)
+        stream = await start_turn(flux0, fake)
         await anext(stream)
         event.set()
         gate.open()
@@ -336,7 +339,7 @@ async def test_an_asynchronous_agent_waits_for_what_it_likes(mode: Mode) -> None
 
 
 @in_both_loops
-async def test_an_asynchronous_agent_is_cancelled(mode: Mode) -> None:
+async def test_async_agent_is_cancelled_with_its_stream(mode: Mode) -> None:
     ends: list[str] = []
 
     async def agent(message: UserMessage) -> AsyncIterator[AgentStep]:
@@ -348,18 +351,18 @@ async def test_an_asynchronous_agent_is_cancelled(mode: Mode) -> None:
 
     fake = FakeTransport(agent)
     async with Flux0(transport=fake) as flux0:
-        async for _ in await started(flux0, fake):
+        async for _ in await start_turn(flux0, fake):
             break
         await anyio.wait_all_tasks_blocked()
         assert ends == ["Hi"]
-        # Before it has begun as well.
+        # It is also cancelled before its first step.
         await (await fake.send_async(message_to("s000000001", "2"))).body.close_async()
         await anyio.wait_all_tasks_blocked()
     assert kinds(fake, "s000000001") == ["message", "typing", "message"]
 
 
 @in_both_loops
-async def test_a_bug_of_an_asynchronous_agent_is_seen_by_the_test(mode: Mode) -> None:
+async def test_exception_of_an_async_agent_is_raised_by_the_stream(mode: Mode) -> None:
     async def agent(_: UserMessage) -> AsyncIterator[AgentStep]:
         yield Report("typing")
         raise LookupError("a bug")
@@ -368,14 +371,14 @@ async def test_a_bug_of_an_asynchronous_agent_is_seen_by_the_test(mode: Mode) ->
     fake.script(agent)
     async with Flux0(transport=fake) as flux0:
         with pytest.raises(LookupError, match="a bug"):
-            await said(flux0, fake)
+            await ask_for_text(flux0, fake)
     fake.assert_all_used()
     with pytest.raises(AssertionError, match=r"an agent raised LookupError\('a bug'\)"):
         fake.assert_nothing_unexpected()
 
 
 @in_both_loops
-async def test_an_asynchronous_agent_may_cancel_itself(mode: Mode) -> None:
+async def test_async_agent_can_close_its_own_stream(mode: Mode) -> None:
     done: list[str] = []
     streams: list[Any] = []
 
@@ -388,14 +391,14 @@ async def test_an_asynchronous_agent_may_cancel_itself(mode: Mode) -> None:
 
     fake = FakeTransport(agent)
     async with Flux0(transport=fake) as flux0:
-        streams.append(await started(flux0, fake))
+        streams.append(await start_turn(flux0, fake))
         await anyio.sleep(0.02)
         await anyio.wait_all_tasks_blocked()
     assert (done, kinds(fake, "s000000001")) == ([], ["message", "typing"])
 
 
 @in_both_loops
-async def test_an_agent_may_be_any_asynchronous_iterable(mode: Mode) -> None:
+async def test_agent_can_be_any_async_iterable(mode: Mode) -> None:
     class Countdown:
         def __init__(self, _: UserMessage) -> None:
             self.left = 3
@@ -411,21 +414,21 @@ async def test_an_agent_may_be_any_asynchronous_iterable(mode: Mode) -> None:
 
     fake = FakeTransport(Countdown)
     async with Flux0(transport=fake) as flux0:
-        assert await said(flux0, fake) == "210"
+        assert await ask_for_text(flux0, fake) == "210"
 
 
 @in_both_loops
-async def test_what_has_happened_before_a_wait_ends_it(mode: Mode) -> None:
+async def test_wait_returns_at_once_after_an_earlier_change(mode: Mode) -> None:
     clock = FakeClock()
     seen = clock.changes
-    clock.tell()
+    clock.notify()
     await clock.wait_async(Wait(seen=seen))
     clock.wait(Wait(seen=seen))
 
 
-def test_synchronous_code_may_have_an_asynchronous_agent_that_awaits_nothing() -> None:
+def test_sync_call_with_an_async_agent_that_awaits_nothing() -> None:
     async def agent(message: UserMessage) -> AsyncIterator[str]:
-        yield "You said "
+        yield "You ask_for_text "
         yield message.content
 
     async def answer(message: UserMessage) -> str:
@@ -433,10 +436,10 @@ def test_synchronous_code_may_have_an_asynchronous_agent_that_awaits_nothing() -
 
     fake = FakeTransport(agent)
     fake.script(answer)
-    assert [texts(turn(fake)[0]) for _ in range(2)] == ["Hi", "You said Hi"]
+    assert [texts(turn(fake)[0]) for _ in range(2)] == ["Hi", "You ask_for_text Hi"]
 
 
-def test_synchronous_code_may_not_have_an_agent_that_awaits_something() -> None:
+def test_sync_call_with_an_agent_that_awaits_raises() -> None:
     class Later:
         def __await__(self) -> Generator[None, None, None]:
             yield
@@ -446,7 +449,7 @@ def test_synchronous_code_may_not_have_an_agent_that_awaits_something() -> None:
         yield Say("Never")
 
     _, _, body = begin(agent)
-    with pytest.raises(TypeError, match="use the asynchronous methods of the client"):
+    with pytest.raises(TypeError, match="use the async methods of the client"):
         next(body)
 
 
@@ -462,7 +465,7 @@ REPLIES: list[tuple[AgentReply, str]] = [
 
 
 @pytest.mark.parametrize(("reply", "text"), REPLIES)
-def test_agents_may_be_of_many_kinds(reply: AgentReply, text: str) -> None:
+def test_replies_of_all_types(reply: AgentReply, text: str) -> None:
     assert texts(turn(FakeTransport(reply))[0]) == text
 
 
@@ -476,21 +479,21 @@ def interrupting_at_once(_: UserMessage) -> str:
 
 
 @pytest.mark.parametrize("agent", [interrupting, interrupting_at_once])
-def test_an_agent_may_end_the_test(agent: Any) -> None:
+def test_keyboard_interrupt_of_an_agent_propagates(agent: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         begin(agent)
 
 
-def test_an_agent_knows_what_was_said_before() -> None:
+def test_history_has_the_earlier_messages() -> None:
     def agent(message: UserMessage) -> str:
-        said: list[Any] = [event.data for event in message.history]
-        return f"You have said {[data.parts[0].content for data in said]}"
+        ask_for_text: list[Any] = [event.data for event in message.history]
+        return f"You have ask_for_text {[data.parts[0].content for data in ask_for_text]}"
 
     fake = FakeTransport(agent)
     with Flux0(transport=fake) as flux0:
         conversation = flux0.conversation(agent=fake.agent_id)
         for content, answer in (
-            ("One", "You have said []"),
-            ("Two", "You have said ['One', 'You have said []']"),
+            ("One", "You have ask_for_text []"),
+            ("Two", "You have ask_for_text ['One', 'You have ask_for_text []']"),
         ):
             assert "".join(conversation.send(content).text()) == answer

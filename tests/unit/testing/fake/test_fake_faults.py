@@ -1,7 +1,8 @@
-"""Faults by script: what a client makes of calls that fail and of streams that break."""
+"""Injected faults: calls that fail and streams that are interrupted, as a client sees them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from flux0.domain.errors import (
     ConnectionInterrupted,
     ConnectTimeout,
     InvalidArgument,
+    PoolTimeout,
     RateLimitError,
     ReadTimeout,
     ServerError,
@@ -42,14 +44,14 @@ ONCE = RetryConfig(strategy="none")
 
 
 def client(fake: FakeTransport) -> Flux0:
-    """Return a client that tries everything once."""
+    """Return a client without retries."""
     return Flux0(transport=fake, retry_config=ONCE)
 
 
-# --- calls that fail
+# --- failed calls
 
 
-def test_the_next_calls_get_a_status() -> None:
+def test_injected_status_applies_to_the_next_calls() -> None:
     fake = FakeTransport()
     fake.inject(Respond(429, retry_after=3), times=2)
     with client(fake) as flux0:
@@ -80,7 +82,7 @@ def test_the_next_calls_get_a_status() -> None:
         ),
     ],
 )
-def test_an_answer_may_be_of_any_kind(fault: Respond, body: bytes, headers: dict[str, str]) -> None:
+def test_injected_responses(fault: Respond, body: bytes, headers: dict[str, str]) -> None:
     fake = FakeTransport()
     fake.inject(fault)
     answer = ask(fake, "GET", "/api/agents")
@@ -88,7 +90,7 @@ def test_an_answer_may_be_of_any_kind(fault: Respond, body: bytes, headers: dict
     assert dict(answer.headers).items() >= headers.items()
 
 
-def test_faults_befall_some_calls() -> None:
+def test_faults_apply_to_matching_calls_only() -> None:
     fake = FakeTransport()
     fake.inject(Respond(500), after=1, times=2, operation="agents.list")
     fake.inject(Respond(503), operation="sessions.list")
@@ -120,13 +122,15 @@ WRONG: list[tuple[Callable[[FakeTransport], object], str]] = [
 
 
 @pytest.mark.parametrize(("act", "hint"), WRONG)
-def test_an_operation_has_to_exist(act: Callable[[FakeTransport], object], hint: str) -> None:
+def test_unknown_operations_raise_with_a_hint(
+    act: Callable[[FakeTransport], object], hint: str
+) -> None:
     with pytest.raises(InvalidArgument) as caught:
         act(FakeTransport())
     assert hint in str(caught.value)
 
 
-def test_an_answer_may_be_late() -> None:
+def test_delay_moves_the_clock_but_not_the_agent() -> None:
     fake = FakeTransport([Pause(1), Say("Hello")])
     began = fake.clock.now()
     fake.inject(Delay(3), times=2)
@@ -134,7 +138,7 @@ def test_an_answer_may_be_late() -> None:
         session = flux0.sessions.create(agent_id=fake.agent_id)
         with flux0.sessions.create_event(session_id=session.id, content="Hi") as stream:
             assert fake.clock.now() - began == 6
-            # The agent has not waited.
+            # The agent acted without the delay.
             assert len(flux0.sessions.list_events(session_id=session.id)) == 2
             assert list(stream)
         fake.inject(Delay(60), operation="agents.create")
@@ -144,7 +148,7 @@ def test_an_answer_may_be_late() -> None:
     fake.assert_no_open_streams()
 
 
-def test_a_date_to_try_again_at_goes_by_the_clock_of_the_fake() -> None:
+def test_retry_after_date_uses_the_clock_of_the_fake() -> None:
     fake = FakeTransport()
     fake.inject(Respond(503, retry_after="Thu, 01 Jan 2026 00:00:30 GMT"))
     with Flux0(transport=fake) as flux0:
@@ -152,45 +156,53 @@ def test_a_date_to_try_again_at_goes_by_the_clock_of_the_fake() -> None:
     assert [call.time - 1767225600.0 for call in fake.calls] == [0, 30]
 
 
-@pytest.mark.parametrize("kind", [ConnectError, ConnectTimeout, TLSError])
-def test_connections_are_refused(kind: type[ConnectError]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (ConnectError, "connection refused"),
+        (ConnectTimeout, "could not connect within 10 s (connect timeout)"),
+        (PoolTimeout, "no connection of the pool became free within 60 s (pool timeout)"),
+        (TLSError, "the server's certificate is not trusted: self-signed certificate"),
+    ],
+)
+def test_refused_connections(kind: type[ConnectError], message: str) -> None:
     fake = FakeTransport()
     fake.inject(Refuse(kind))
     with client(fake) as flux0:
-        with pytest.raises(kind):
+        with pytest.raises(kind, match=re.escape(message)):
             flux0.agents.create(name="N", type_="fake")
         assert len(flux0.agents.list()) == 1
 
 
 @pytest.mark.parametrize(("after_acting", "agents"), [(False, 1), (True, 2)])
-def test_connections_are_dropped(after_acting: bool, agents: int) -> None:
+def test_dropped_connections(after_acting: bool, agents: int) -> None:
     fake = FakeTransport([Pause(1), Say("Hello")])
     session_id = new_session(fake)
     fake.inject(Drop(after_acting=after_acting), times=2)
     with client(fake) as flux0:
-        with pytest.raises(ConnectionInterrupted):
+        with pytest.raises(ConnectionInterrupted, match="connection was closed before the resp"):
             flux0.agents.create(name="N", type_="fake")
         with pytest.raises(ConnectionInterrupted):
             flux0.sessions.create_event(session_id=session_id, content="Hi")
         assert len(flux0.agents.list()) == agents
-        # The turn is cancelled.
+        # The turn was cancelled.
         stored = flux0.sessions.list_events(session_id=session_id)
         assert [event.source for event in stored] == ["user"] * after_acting
     fake.assert_no_open_streams()
 
 
-def test_no_answer_comes_until_the_timeout() -> None:
+def test_stall_without_position_expires_the_read_timeout() -> None:
     fake = FakeTransport()
     fake.inject(Stall(), times=2)
     began = fake.clock.now()
     with pytest.raises(ReadTimeout):
         fake.send(request("GET", "/api/agents", timeout=Timeout(read=2.5)))
     assert fake.clock.now() - began == 2.5
-    with pytest.raises(AssertionError, match="no timeout"):
+    with pytest.raises(AssertionError, match="the request has no read timeout"):
         fake.send(request("GET", "/api/agents", timeout=Timeout(read=None)))
 
 
-# --- bodies that break
+# --- interrupted bodies
 
 
 STEPS: list[AgentStep] = [Report("processing"), Say("Hello there", pieces=4), Report("typing")]
@@ -206,7 +218,7 @@ SLOW: list[AgentStep] = [
 def read(
     *faults: Fault, steps: list[AgentStep] = STEPS
 ) -> tuple[list[Any], BaseException | None, FakeTransport]:
-    """Have a turn that faults befall; return its events, how it failed, and the fake."""
+    """Run a turn with faults; return its events, the error of the stream if any, and the fake."""
     fake = FakeTransport(steps)
     session_id = new_session(fake)
     fake.inject(*faults)
@@ -225,7 +237,7 @@ def read(
     ("events", "stored"), [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 2), (6, 3)]
 )
 @pytest.mark.parametrize("more", [(), (Split(7),)])
-def test_a_stream_is_cut_off_after_some_events(
+def test_stream_is_truncated_after_events(
     events: int, stored: int, more: tuple[Fault, ...]
 ) -> None:
     received, failure, fake = read(*more, Truncate(after_events=events), steps=SLOW)
@@ -235,15 +247,15 @@ def test_a_stream_is_cut_off_after_some_events(
     assert len(kinds(fake, "s000000001")) == 1 + stored
 
 
-def whole() -> bytes:
-    """Return the bytes of the turn."""
+def complete_body() -> bytes:
+    """Return the bytes of a turn without faults."""
     return b"".join(begin(STEPS)[2])
 
 
 @settings(max_examples=50)
 @given(st.data())
-def test_a_stream_is_cut_off_at_any_byte(data: st.DataObject) -> None:
-    body = whole()
+def test_stream_is_truncated_at_any_byte(data: st.DataObject) -> None:
+    body = complete_body()
     size = data.draw(st.integers(0, len(body)))
     clean = data.draw(st.booleans())
     received, failure, _ = read(Truncate(after_bytes=size, clean=clean))
@@ -253,50 +265,52 @@ def test_a_stream_is_cut_off_at_any_byte(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("fault", [Stall(after_events=2), Stall(after_bytes=700)])
-def test_a_stream_stalls(fault: Stall) -> None:
+def test_stalled_stream_expires_the_idle_timeout(fault: Stall) -> None:
     received, failure, fake = read(fault)
     assert [type(event) for event in received] == [StatusEvent, ChunkEvent]
     assert isinstance(failure, StreamIdleTimeout)
     assert fake.clock.now() == 1767225600.0 + 600
 
 
-def test_a_list_is_cut_off_or_stalls() -> None:
+def test_truncated_and_stalled_lists() -> None:
     fake = FakeTransport()
     fake.inject(Truncate(after_bytes=5))
     fake.inject(Stall(after_bytes=5))
     fake.inject(Respond(503), Truncate(after_bytes=3))
     with client(fake) as flux0:
-        with pytest.raises(ConnectionInterrupted):
+        with pytest.raises(ConnectionInterrupted, match="connection was closed within the body"):
             flux0.agents.list()
         with pytest.raises(ReadTimeout, match="60 s"):
             flux0.agents.list()
-        with pytest.raises(ServerError, match="503"):  # An error is its status all the same.
+        with pytest.raises(ServerError, match="503"):  # A truncated body does not hide the status.
             flux0.agents.list()
 
 
-def test_a_cut_behind_the_end_is_told() -> None:
+def test_truncate_after_the_end_of_the_body_raises() -> None:
     fake = FakeTransport()
     session_id = new_session(fake)
     fake.inject(Truncate(after_events=2))
-    with pytest.raises(AssertionError, match="the body was over before"):
+    with pytest.raises(
+        AssertionError, match=r"Truncate\(.*\) was not applied: the body ended before"
+    ):
         list(post(fake, session_id))
 
 
 @settings(max_examples=25)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=5))
-def test_pieces_of_any_sizes_say_the_same(sizes: list[int]) -> None:
+def test_split_changes_pieces_but_not_content(sizes: list[int]) -> None:
     fake = FakeTransport(STEPS)
     session_id = new_session(fake)
     fake.inject(Split(sizes))
     pieces = list(post(fake, session_id))
-    assert b"".join(pieces) == whole()
+    assert b"".join(pieces) == complete_body()
     expected = (sizes * len(pieces))[: len(pieces)]
     assert [*map(len, pieces)][:-1] == expected[:-1]
     assert len(pieces[-1]) <= expected[-1]
     assert read(Split(sizes))[0] == read()[0]
 
 
-def test_a_pause_sends_what_there_is() -> None:
+def test_pause_flushes_a_partial_piece() -> None:
     fake = FakeTransport([Report("typing"), Pause(1), Pause(1), Report("typing")])
     session_id = new_session(fake)
     fake.inject(Split(10_000))
@@ -316,6 +330,6 @@ def test_a_pause_sends_what_there_is() -> None:
         lambda: FakeTransport().inject(Refuse(), times=0),
     ],
 )
-def test_faults_that_make_no_sense(make: Callable[[], object]) -> None:
+def test_invalid_faults(make: Callable[[], object]) -> None:
     with pytest.raises(InvalidArgument):
         make()

@@ -1,6 +1,6 @@
-"""A fake answers every request as the released server does, errors included.
+"""Responses of the fake to valid and invalid requests.
 
-The integration tests ask both the same; here is what one can tell without a server.
+The integration tests send the same requests to the released server and the fake.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WORDS = {
 
 
 def wrong(kind: str, place: str, given: Any, **ctx: Any) -> dict[str, Any]:
-    """Return one entry of a 422 in pydantic's words; a place is such as `body.name`."""
+    """Return an entry of a 422 response as pydantic writes it; `place` looks like `body.name`."""
     loc = [int(part) if part.isdigit() else part for part in place.split(".")]
     message = WORDS[kind].format(**ctx).replace("least 1 characters", "least 1 character")
     entry = {"type": kind, "loc": loc, "msg": message, "input": given}
@@ -59,20 +59,22 @@ NO_JSON = wrong("json_invalid", "body.5", {}) | {"ctx": {"error": "Expecting ':'
         ("GET", "/api/a%2Fb", 404, None),
     ],
 )
-def test_what_is_no_route(method: str, path: str, status: int, detail: str | None) -> None:
+def test_unknown_routes_and_methods(
+    method: str, path: str, status: int, detail: str | None
+) -> None:
     answer = ask(FakeTransport(), method, path)
     assert answer.status_code == status
     assert answer.detail == ("Method Not Allowed" if detail else "Not Found")
     assert answer.headers.get("allow") == detail
 
 
-def test_a_head_has_the_headers_of_an_answer_and_no_body() -> None:
+def test_head_response_has_headers_but_no_body() -> None:
     answer = ask(FakeTransport(), "HEAD", "/api/agents")
     assert (answer.status_code, answer.body) == (405, b"")
     assert answer.headers["content-length"] == "31"
 
 
-def test_a_trailing_slash_is_redirected_to_the_absolute_address() -> None:
+def test_trailing_slash_redirects_to_the_absolute_url() -> None:
     answer = ask(FakeTransport(), "POST", "/api/agents/a%20b/?c=d%20e")
     assert (answer.status_code, answer.body) == (307, b"")
     assert answer.headers["location"] == "http://127.0.0.1:8080/api/agents/a%20b?c=d%20e"
@@ -81,7 +83,7 @@ def test_a_trailing_slash_is_redirected_to_the_absolute_address() -> None:
 # --- agents, sessions and users
 
 
-def test_agents_are_made_and_found_again() -> None:
+def test_create_list_and_retrieve_agents() -> None:
     with Flux0(transport=FakeTransport(agent_name="First", agent_types=["a", "b"])) as flux0:
         second = flux0.agents.create(name="Second", type_="b", description="The second")
         first, listed = flux0.agents.list()
@@ -90,7 +92,7 @@ def test_agents_are_made_and_found_again() -> None:
         assert flux0.agents.create(name="Third", type_="a", description="").description is None
 
 
-def test_what_an_agent_is_told_by() -> None:
+def test_json_of_an_agent() -> None:
     fake = FakeTransport(agent_id="my-agent-1")
     fake.clock.advance(1.5)
     made = ask(fake, "POST", "/api/agents", {"name": "é", "type": "fake"})
@@ -113,29 +115,31 @@ def test_what_an_agent_is_told_by() -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"agent_id": "short"}, "agent_id must have 10 characters: 'short'"),
+        ({"agent_id": "short"}, "agent_id must have 10 characters, not 'short'"),
         ({"agent_types": ()}, "agent_types must not be empty"),
     ],
 )
-def test_an_agent_that_no_request_could_name_is_impossible(
-    options: dict[str, Any], problem: str
-) -> None:
+def test_invalid_agent_id_and_agent_types(options: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         FakeTransport(**options)
 
 
-def test_sessions_are_made_and_found_again() -> None:
+def test_create_list_and_retrieve_sessions() -> None:
     fake = FakeTransport()
     with Flux0(transport=fake) as flux0:
         titled = flux0.sessions.create(agent_id=fake.agent_id, title="T" * 200, id="my-session")
-        twin = flux0.sessions.create(agent_id=fake.agent_id, id="my-session", allow_greeting=True)
-        assert list(flux0.sessions.list()) == [titled, twin]
-        assert flux0.sessions.retrieve(session_id="my-session") == titled  # It hides the twin.
+        duplicate = flux0.sessions.create(
+            agent_id=fake.agent_id, id="my-session", allow_greeting=True
+        )
+        assert list(flux0.sessions.list()) == [titled, duplicate]
+        assert (
+            flux0.sessions.retrieve(session_id="my-session") == titled
+        )  # The first session with the id is returned.
         assert titled.consumption_offsets.client == 0
-        assert not flux0.sessions.list_events(session_id=twin.id)
+        assert not flux0.sessions.list_events(session_id=duplicate.id)
 
 
-def test_sessions_are_those_of_the_user_and_the_agent() -> None:
+def test_list_sessions_filters_by_user_and_agent() -> None:
     fake = FakeTransport()
     with Flux0(transport=fake) as flux0:
         other = flux0.agents.create(name="Other", type_="fake")
@@ -155,7 +159,7 @@ def test_sessions_are_those_of_the_user_and_the_agent() -> None:
     assert users["x"] == (anonymous, 4)
 
 
-def test_what_is_not_there() -> None:
+def test_unknown_ids() -> None:
     with Flux0(transport=FakeTransport()) as flux0:
         with pytest.raises(NotFoundError, match=f"Agent with ID {UNKNOWN} not found"):
             flux0.agents.retrieve(agent_id=UNKNOWN)
@@ -176,7 +180,7 @@ def test_what_is_not_there() -> None:
 # --- events
 
 
-def test_what_the_user_said_is_stored_at_once() -> None:
+def test_user_message_is_stored_at_once() -> None:
     fake = FakeTransport([Pause(1)])
     session_id = new_session(fake)
     response = fake.send(message_to(session_id, "What is up?"))
@@ -224,7 +228,7 @@ def test_what_the_user_said_is_stored_at_once() -> None:
         ("?min_offset=1&source=ai_agent", ["message"], [2, 5, 7]),
     ],
 )
-def test_events_are_filtered(query: str, types: Any, offsets: Any) -> None:
+def test_list_events_filters(query: str, types: Any, offsets: Any) -> None:
     call = CallTool("get_weather", {"location": "San Francisco"})
     fake = FakeTransport("B")
     fake.script([Report("processing"), call, GiveResult(call, 1), Report("typing"), Say("A")])
@@ -235,7 +239,7 @@ def test_events_are_filtered(query: str, types: Any, offsets: Any) -> None:
     assert [event["offset"] for event in answer.json["data"]] == list(offsets)
 
 
-# --- what is refused
+# --- rejected requests
 
 
 def of(*problems: dict[str, Any]) -> list[dict[str, Any]]:
@@ -293,7 +297,7 @@ REFUSED: list[tuple[str, Any, Any]] = [
 
 
 @pytest.mark.parametrize(("place", "body", "detail"), REFUSED)
-def test_what_is_refused(place: str, body: Any, detail: Any) -> None:
+def test_rejected_requests(place: str, body: Any, detail: Any) -> None:
     fake = FakeTransport()
     path = f"/api/sessions/{new_session(fake)}/{place}" if "events" in place else f"/api/{place}"
     listed = "events" in place and "stream" not in place
@@ -320,7 +324,7 @@ def test_what_is_refused(place: str, body: Any, detail: Any) -> None:
         (SURROGATE, JSON["content-type"], 500, None),
     ],
 )
-def test_bodies_are_read_by_their_type(body: bytes, kind: str, status: int, detail: Any) -> None:
+def test_body_is_parsed_by_content_type(body: bytes, kind: str, status: int, detail: Any) -> None:
     answer = ask(FakeTransport(), "POST", "/api/agents", body, {"content-type": kind})
     assert answer.status_code == status
     if detail is None:

@@ -1,4 +1,4 @@
-"""A fake on a real port, and in place of the transports of clients that are given none."""
+"""`FakeTransport.serve` on a real port, and `FakeTransport.installed`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from support.transports import Mode
 def served(
     reply: AgentReply, **options: Any
 ) -> Generator[tuple[FakeTransport, str, EventStream], None, None]:
-    """Serve a fake, and send it a message; yield the fake, its URL, and the stream."""
+    """Serve a fake and send it a message; yield the fake, its URL and the stream."""
     fake = FakeTransport(reply, **options)
     with (
         fake.serve() as url,
@@ -51,7 +51,7 @@ def served(
 
 
 @in_every_mode
-async def test_a_served_fake_is_a_server(mode: Mode) -> None:
+async def test_served_fake_handles_calls_and_streams(mode: Mode) -> None:
     fake = FakeTransport([Report("typing"), Say("Hello", pieces=3)])
     with fake.serve() as url:
         async with in_mode(mode, Flux0(url)) as flux0:
@@ -64,10 +64,10 @@ async def test_a_served_fake_is_a_server(mode: Mode) -> None:
     fake.assert_no_open_streams()
     assert fake.calls[0].operation == "sessions.create"
     with Flux0(url, retry_config=ONCE) as late, pytest.raises(TransportError):
-        late.agents.list()  # Nothing is served after the block.
+        late.agents.list()  # The server is stopped after the block.
 
 
-def test_events_come_when_the_agent_says_them() -> None:
+def test_events_are_sent_immediately() -> None:
     gate = Gate()
     with served([Report("typing"), gate, Say("Hello")]) as (_, url, stream):
         assert isinstance(next(stream), StatusEvent)
@@ -81,7 +81,7 @@ def test_events_come_when_the_agent_says_them() -> None:
     ("last", "moves_by_itself"),
     [(FallSilent(), True), (FallSilent(), False), (Gate(), True), (Pause(1000), False)],
 )
-def test_a_client_that_leaves_cancels_the_agent(last: Any, moves_by_itself: bool) -> None:
+def test_disconnected_client_cancels_the_agent(last: Any, moves_by_itself: bool) -> None:
     left = threading.Event()
 
     def agent(_: object) -> Any:
@@ -101,7 +101,7 @@ def test_a_client_that_leaves_cancels_the_agent(last: Any, moves_by_itself: bool
             assert len(flux0.agents.list()) == 1
 
 
-def test_the_test_moves_the_clock_of_a_served_fake() -> None:
+def test_advance_moves_the_clock_of_a_served_fake() -> None:
     clock = FakeClock(moves_by_itself=False)
     with served([Report("typing"), Pause(5), Say("Hello")], clock=clock) as (_, _, stream):
         next(stream)
@@ -109,12 +109,12 @@ def test_the_test_moves_the_clock_of_a_served_fake() -> None:
         assert len(list(stream)) == 1
 
 
-def test_pauses_are_real_if_the_clock_sleeps() -> None:
+def test_sleep_of_the_clock_makes_pauses_real() -> None:
     with served([Pause(0.02), Say("Hello")], clock=FakeClock(sleep=time.sleep)) as (_, _, stream):
         assert "".join(stream.text()) == "Hello"
 
 
-def test_faults_happen_on_the_connection() -> None:
+def test_faults_apply_to_the_real_connection() -> None:
     fake = FakeTransport([Say("Hello", pieces=3)])
     with fake.serve() as url, Flux0(url, retry_config=ONCE) as flux0:
         session = flux0.sessions.create(agent_id=fake.agent_id)
@@ -130,7 +130,7 @@ def test_faults_happen_on_the_connection() -> None:
         assert caught.value.event_count == 2
 
 
-def test_an_agent_with_a_bug_leaves_the_stream_silent_as_on_the_server() -> None:
+def test_exception_of_an_agent_leaves_the_stream_open() -> None:
     def agent(_: object) -> Any:
         yield Report("typing")
         raise LookupError("a bug")
@@ -144,7 +144,7 @@ def test_an_agent_with_a_bug_leaves_the_stream_silent_as_on_the_server() -> None
 
 
 def exchange(url: str, text: str) -> bytes:
-    """Send what is no request of a client of ours, and return all that comes back."""
+    """Send a raw request over a new connection, and return all bytes of the response."""
     address = urlsplit(url)
     assert address.hostname is not None
     assert address.port is not None
@@ -156,7 +156,7 @@ def exchange(url: str, text: str) -> bytes:
     return answer
 
 
-def test_any_method_is_answered_as_the_server_does() -> None:
+def test_all_http_methods() -> None:
     with FakeTransport().serve() as url:
         address = urlsplit(url)
         connection = http.client.HTTPConnection(address.netloc)
@@ -168,13 +168,13 @@ def test_any_method_is_answered_as_the_server_does() -> None:
         connection.close()
 
 
-def test_bodies_in_chunks_are_refused() -> None:
+def test_chunked_request_bodies_get_411() -> None:
     with FakeTransport().serve() as url:
         head = "POST /api/agents HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
         assert exchange(url, f"{head}0\r\n\r\n").startswith(b"HTTP/1.1 411 ")
 
 
-def test_an_old_client_gets_no_chunks() -> None:
+def test_http_1_0_clients_get_close_delimited_bodies() -> None:
     fake = FakeTransport()
     with fake.serve() as url:
         with Flux0(url) as flux0:
@@ -191,7 +191,7 @@ def test_an_old_client_gets_no_chunks() -> None:
     assert content.endswith(b"}\n\n")
 
 
-def test_many_clients_are_served() -> None:
+def test_concurrent_clients() -> None:
     fake = FakeTransport(lambda message: message.content)
     with fake.serve() as url, Flux0(url) as flux0:
 
@@ -203,7 +203,7 @@ def test_many_clients_are_served() -> None:
             assert list(threads.map(talk, range(40))) == [str(number) for number in range(40)]
 
 
-def test_connections_are_closed_after_the_block() -> None:
+def test_connections_are_closed_at_the_end_of_the_block() -> None:
     fake = FakeTransport([Report("typing"), FallSilent()])
     with fake.serve() as url:
         flux0 = Flux0(url)
@@ -214,11 +214,11 @@ def test_connections_are_closed_after_the_block() -> None:
     flux0.close()
 
 
-# --- clients that are given no transport
+# --- clients without a transport
 
 
 @in_every_mode
-async def test_an_installed_fake_serves_clients_without_a_transport(mode: Mode) -> None:
+async def test_installed_fake_replaces_the_default_transport(mode: Mode) -> None:
     fake = FakeTransport("Hello")
     with fake.installed() as installed:
         assert installed is fake
@@ -243,7 +243,7 @@ def test_an_installed_fake_leaves_other_transports_alone() -> None:
         flux0.agents.list()
 
 
-def test_a_client_may_have_a_path_before_that_of_the_api() -> None:
+def test_path_prefixes_before_the_api() -> None:
     fake = FakeTransport()
     for url in ("http://proxy/flux0/", "http://proxy/a/b"):
         with Flux0(url, transport=fake) as flux0:

@@ -1,4 +1,4 @@
-"""A fake as a transport: for any kind of code, with its scripts, and with what it remembers."""
+"""`FakeTransport`: sync and async calls, scripts, recorded calls, expectations and checks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from support.transports import Mode
 
 
 @in_every_mode
-async def test_a_whole_conversation(mode: Mode) -> None:
+async def test_conversation_from_agents_to_stored_events(mode: Mode) -> None:
     call = CallTool("get_weather", {"location": "San Francisco"})
     fake = FakeTransport([Reason("Hm."), call, GiveResult(call, "fog"), Say("It is foggy.")])
     async with in_mode(mode, Flux0(transport=fake)) as flux0:
@@ -56,7 +56,7 @@ async def test_a_whole_conversation(mode: Mode) -> None:
 
 
 @in_both_loops
-async def test_leaving_an_asynchronous_loop_leaves_the_turn(mode: Mode) -> None:
+async def test_leaving_an_async_for_loop_closes_the_stream(mode: Mode) -> None:
     fake = FakeTransport([Say("Hello", pieces=5)])
     flux0 = Flux0(transport=fake)
     session = await flux0.sessions.create_async(agent_id=fake.agent_id)
@@ -69,7 +69,7 @@ async def test_leaving_an_asynchronous_loop_leaves_the_turn(mode: Mode) -> None:
     fake.assert_no_open_streams()
 
 
-def test_importing_flux0_loads_nothing_of_it_and_it_loads_no_http_library() -> None:
+def test_import_flux0_does_not_load_testing_and_testing_loads_no_http_library() -> None:
     program = """
 import sys
 import flux0
@@ -87,21 +87,26 @@ print(*sorted(loaded & {"aiohttp", "anyio", "cattrs", "httpx", "pytest", "reques
 # --- scripts
 
 
-def said(flux0: Flux0, session_id: str, content: str = "Hi") -> str:
+def ask_for_text(flux0: Flux0, session_id: str, content: str = "Hi") -> str:
     return "".join(flux0.sessions.create_event(session_id=session_id, content=content).text())
 
 
-def test_scripts_answer_one_turn_each_and_then_the_reply_does() -> None:
+def test_each_script_is_used_for_one_turn_and_then_the_reply() -> None:
     fake = FakeTransport("default")
     session_id = new_session(fake)
     with Flux0(transport=fake) as flux0:
-        assert said(flux0, session_id) == "default"
+        assert ask_for_text(flux0, session_id) == "default"
         fake.script("one", [Say("two")])
         fake.script(lambda message: [Say(message.content)])
-        assert [said(flux0, session_id) for _ in range(4)] == ["one", "two", "Hi", "default"]
+        assert [ask_for_text(flux0, session_id) for _ in range(4)] == [
+            "one",
+            "two",
+            "Hi",
+            "default",
+        ]
     fake.script("first", "second")
     bodies = [post(fake, new_session(fake)) for _ in range(2)]
-    texts = [b"".join(body) for body in reversed(bodies)]  # The order of reading does not count.
+    texts = [b"".join(body) for body in reversed(bodies)]  # Only the order of sending matters.
     assert [b"second" in texts[0], b"first" in texts[1]] == [True, True]
     fake.assert_all_used()
 
@@ -114,14 +119,16 @@ def test_scripts_answer_one_turn_each_and_then_the_reply_does() -> None:
         [Say("Hello"), FallSilent(), Say("never")],
     ],
 )
-def test_a_script_that_has_come_to_its_point_is_used_up(script: list[AgentStep]) -> None:
+def test_scripts_are_used_up_at_their_end_or_at_fail_or_fall_silent(
+    script: list[AgentStep],
+) -> None:
     fake = FakeTransport()
     fake.script(script)
     post(fake, new_session(fake)).close()
     fake.assert_all_used()
 
 
-def test_what_was_not_used_is_told() -> None:
+def test_assert_all_used_lists_unused_scripts_faults_and_expectations() -> None:
     fake = FakeTransport()
     fake.script("used", [Report("typing"), Say("ab", pieces=2, pause=1), Say("Hi")], [], "not used")
     fake.inject(Refuse(), Stall(), times=2, operation="agents.list")
@@ -136,36 +143,38 @@ def test_what_was_not_used_is_told() -> None:
     with pytest.raises(AssertionError) as caught:
         fake.assert_all_used()
     assert str(caught.value).splitlines() == [
-        "not all was used:",
-        "script 2: its turn was left after 1 step",
+        "not everything was used:",
+        "script 2: its turn stopped after 1 step",
         "script 3: no turn has used it",
         "script 4: no turn has used it",
-        "never happened: Refuse(raises=<class 'flux0.ConnectError'>), "
-        "Stall(after_events=None, after_bytes=None) for 2 calls of agents.list",
-        "never happened: Split(sizes=(1,)) for 1 calls",
-        "never called: agents.create(name='N')",
+        "fault not applied: Refuse(raises=<class 'flux0.ConnectError'>), "
+        "Stall(after_events=None, after_bytes=None) for 2 more calls of agents.list",
+        "fault not applied: Split(sizes=(1,)) for 1 more call",
+        "expected but not called: agents.create(name='N')",
     ]
 
 
-# --- streams that are left open
+# --- open streams
 
 
-def test_a_stream_that_is_open_is_told() -> None:
+def test_assert_no_open_streams_lists_open_responses() -> None:
     fake = FakeTransport()
     streaming = post(fake, new_session(fake))
     listing = fake.send(request("GET", "/api/agents")).body
     with pytest.raises(AssertionError) as caught:
         fake.assert_no_open_streams()
-    assert re.search(r"left open:\nsessions.create_event\(.*'Hi'\)\nagents", str(caught.value))
+    assert re.search(
+        r"responses left open:\nsessions.create_event\(.*'Hi'\)\nagents", str(caught.value)
+    )
     assert (len(list(streaming)), list(streaming)) == (1, [])
     listing.close()
     fake.assert_no_open_streams()
-    fake.send(request("GET", "/api/agents"))  # Letting go of it is no way to close it.
+    fake.send(request("GET", "/api/agents"))  # Garbage collection does not count as closing.
     with pytest.raises(AssertionError, match="left open"):
         fake.assert_no_open_streams()
 
 
-def test_closing_a_client_cuts_off_its_streams_alone() -> None:
+def test_closing_a_client_interrupts_only_its_streams() -> None:
     fake = FakeTransport([Say("Hello", pieces=5, pause=1)])
     clients = [Flux0(transport=fake) for _ in range(2)]
     streams = [flux0.conversation(agent=fake.agent_id).send("Hi") for flux0 in clients]
@@ -182,7 +191,7 @@ def test_closing_a_client_cuts_off_its_streams_alone() -> None:
 
 
 @in_both_loops
-async def test_closing_an_asynchronous_client_cuts_off_its_streams_alone(mode: Mode) -> None:
+async def test_closing_an_async_client_interrupts_only_its_streams(mode: Mode) -> None:
     fake = FakeTransport([Say("Hello", pieces=5, pause=1)])
     async with Flux0(transport=fake) as other:
         conversation = await other.conversation_async(agent=fake.agent_id)
@@ -195,11 +204,11 @@ async def test_closing_an_asynchronous_client_cuts_off_its_streams_alone(mode: M
 # --- calls
 
 
-def test_calls_are_remembered_with_what_they_say() -> None:
+def test_calls_are_recorded_with_their_arguments() -> None:
     fake = FakeTransport()
     session_id = new_session(fake)
     with Flux0(transport=fake, headers={"x-mine": "yes"}) as flux0:
-        said(flux0, session_id, "How are you?")
+        ask_for_text(flux0, session_id, "How are you?")
         flux0.sessions.list_events(session_id=session_id, min_offset=1, types=["message"])
     created, message, listed = fake.calls
     assert (created.operation, created.method, created.path) == (
@@ -220,7 +229,7 @@ def test_calls_are_remembered_with_what_they_say() -> None:
 
 
 @pytest.mark.parametrize("body", [b"\xff", b"{", b"[" * 100_000])
-def test_a_body_that_is_not_json_is_remembered_as_bytes(body: bytes) -> None:
+def test_bodies_that_are_not_json_are_recorded_as_bytes(body: bytes) -> None:
     fake = FakeTransport()
     fake.send(Request("POST", "http://fake/nope?a=b", Headers(tuple(JSON.items())), body))
     (call,) = fake.calls
@@ -228,7 +237,7 @@ def test_a_body_that_is_not_json_is_remembered_as_bytes(body: bytes) -> None:
     assert str(call) == "POST /nope(a='b')"
 
 
-def test_calls_know_when_they_were_made_and_what_came_of_them() -> None:
+def test_calls_are_recorded_with_time_and_response() -> None:
     fake = FakeTransport([Pause(5), Say("Hello")])
     began = fake.clock.now()
     fake.inject(Respond(429, retry_after=2), Split(1))
@@ -236,22 +245,22 @@ def test_calls_know_when_they_were_made_and_what_came_of_them() -> None:
     at_once = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
     with Flux0(transport=fake, retry_config=at_once) as flux0:
         session = flux0.sessions.create(agent_id=fake.agent_id)
-        said(flux0, session.id)
+        ask_for_text(flux0, session.id)
         flux0.agents.list()
     failed, refused, created, turn, listed = fake.calls
     assert [call.time - began for call in fake.calls] == [0, 2, 2, 2, 7]
-    assert isinstance(failed.answer, CallResponse)
-    assert (failed.answer.status_code, failed.answer.headers["retry-after"]) == (429, "2")
-    assert isinstance(refused.answer, ConnectError)
-    assert isinstance(created.answer, CallResponse)
-    assert created.answer.body["id"] == session.id
-    assert isinstance(turn.answer, CallResponse)
-    assert (turn.answer.status_code, turn.answer.body) == (200, None)
-    assert isinstance(listed.answer, CallResponse)
-    assert len(listed.answer.body["data"]) == 1
+    assert isinstance(failed.response, CallResponse)
+    assert (failed.response.status_code, failed.response.headers["retry-after"]) == (429, "2")
+    assert isinstance(refused.response, ConnectError)
+    assert isinstance(created.response, CallResponse)
+    assert created.response.body["id"] == session.id
+    assert isinstance(turn.response, CallResponse)
+    assert (turn.response.status_code, turn.response.body) == (200, None)
+    assert isinstance(listed.response, CallResponse)
+    assert len(listed.response.body["data"]) == 1
 
 
-def test_a_fake_begins_anew() -> None:
+def test_reset() -> None:
     fake = FakeTransport([Say("Hello", pieces=2, pause=1)])
     body = post(fake, new_session(fake))
     fake.send(request("GET", "/api/agents"))
@@ -269,15 +278,15 @@ def test_a_fake_begins_anew() -> None:
     with Flux0(transport=fake) as flux0:
         assert len(flux0.agents.list()) == 1
         assert flux0.sessions.list().data == ()
-        assert said(flux0, flux0.sessions.create(agent_id=agent_id).id) == "Hello"
+        assert ask_for_text(flux0, flux0.sessions.create(agent_id=agent_id).id) == "Hello"
 
 
-def test_a_call_that_was_made_is_found() -> None:
+def test_assert_called_returns_the_last_matching_call() -> None:
     fake = FakeTransport()
     session_id = new_session(fake)
     with Flux0(transport=fake) as flux0:
-        said(flux0, session_id, "first")
-        said(flux0, session_id, "second")
+        ask_for_text(flux0, session_id, "first")
+        ask_for_text(flux0, session_id, "second")
         flux0.sessions.list_events(session_id=session_id, min_offset=3, types=["tool", "message"])
     assert fake.assert_called("sessions.create_event").body["content"] == "second"
     assert fake.assert_called("sessions.create_event", content="first") == fake.calls[1]
@@ -286,14 +295,16 @@ def test_a_call_that_was_made_is_found() -> None:
     fake.assert_called("sessions.list_events", min_offset="3")
 
 
-def test_a_call_that_was_not_made_is_explained_by_the_nearest_one() -> None:
+def test_assert_called_shows_the_nearest_call() -> None:
     fake = FakeTransport()
-    with pytest.raises(AssertionError, match=r"agents.list\(\) was not called\nno call was made"):
+    with pytest.raises(
+        AssertionError, match=r"agents.list\(\) was not called\nthere were no calls"
+    ):
         fake.assert_called("agents.list")
     session_id = new_session(fake)
     with Flux0(transport=fake) as flux0:
-        said(flux0, session_id, "Hello there")
-        said(flux0, session_id, "Something else")
+        ask_for_text(flux0, session_id, "Hello there")
+        ask_for_text(flux0, session_id, "Something else")
     with pytest.raises(AssertionError) as caught:
         fake.assert_called("sessions.create_event", content="Hello, there", title="T", type={1})
     assert str(caught.value).splitlines() == [
@@ -306,7 +317,7 @@ def test_a_call_that_was_not_made_is_explained_by_the_nearest_one() -> None:
     ]
 
 
-def test_an_unexpected_call_is_explained_by_the_nearest_expected_one() -> None:
+def test_unexpected_call_shows_the_nearest_expected_call() -> None:
     fake = FakeTransport()
     fake.expect("agents.list")
     fake.expect("agents.create", name="Drizzle", description="D")
@@ -330,15 +341,17 @@ def test_an_unexpected_call_is_explained_by_the_nearest_expected_one() -> None:
             fake.send(request("PUT", "/api/agents"))
         flux0.agents.list()
     fake.assert_all_used()
-    with pytest.raises(AssertionError, match=r"^not expected:\nunexpected: agents.create\("):
+    with pytest.raises(
+        AssertionError, match=r"^unexpected calls or errors:\nunexpected: agents.create\("
+    ):
         fake.assert_nothing_unexpected()
 
 
-# --- the time of a client that waits
+# --- time
 
 
 @in_both_loops
-async def test_a_client_may_sleep_on_the_fakes_clock(mode: Mode) -> None:
+async def test_clients_can_sleep_on_the_clock_of_the_fake(mode: Mode) -> None:
     fake = FakeTransport()
     began = fake.time.monotonic()
     fake.time.sleep(1.5)

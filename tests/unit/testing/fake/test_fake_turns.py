@@ -1,4 +1,4 @@
-"""What a fake agent's steps come to: on the stream, in the store, and on the clock."""
+"""The effects of a fake agent's steps on the stream, the store and the clock."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def add(path: str, value: Any) -> dict[str, Any]:
     return {"op": "add", "path": path, "value": value}
 
 
-# --- steps in words
+# --- simple steps
 
 
-def test_the_bytes_are_those_of_the_server() -> None:
+def test_streamed_bytes_are_the_same_as_from_the_server() -> None:
     _, _, body = begin([Report("typing", {"x": "é"}, event_id="e1"), Say("é")])
     assert list(body) == [
         b"event: status\nid: e1\ndata: "
@@ -72,7 +72,7 @@ def test_the_bytes_are_those_of_the_server() -> None:
 
 
 @pytest.mark.parametrize(("step", "part"), [(Say, ContentPart), (Reason, ReasoningPart)])
-def test_words_come_in_pieces_with_pauses_between_them(step: Any, part: Any) -> None:
+def test_say_and_reason_with_pieces_and_pauses(step: Any, part: Any) -> None:
     fake = FakeTransport([step("Hello there", pieces=3, pause=2), Report("typing")])
     events, (message, status) = turn(fake)
     chunks = [event for event in events if isinstance(event, ChunkEvent)]
@@ -86,10 +86,10 @@ def test_words_come_in_pieces_with_pauses_between_them(step: Any, part: Any) -> 
     assert fake.clock.now() == START + 4
 
 
-def test_a_tool_is_called_and_gives_its_result() -> None:
+def test_tool_call_and_result() -> None:
     call = CallTool("get_weather", {"location": "San Francisco"}, id="c1")
     events, (asked, given) = turn(FakeTransport([call, GiveResult(call, {"celsius": 16})]))
-    assert len(events) == 4  # Its arguments come in two pieces.
+    assert len(events) == 4  # The arguments are sent in two pieces.
     assert isinstance(asked.data, MessageData)
     assert asked.data.parts == (ToolCallPart("c1", "get_weather", call.args),)
     assert isinstance(given.data, ToolData)
@@ -100,7 +100,7 @@ def test_a_tool_is_called_and_gives_its_result() -> None:
     assert used.error is None
 
 
-def test_each_call_of_a_tool_has_an_id_of_its_own() -> None:
+def test_each_tool_call_has_its_own_id() -> None:
     one, other = CallTool("get_weather", {"at": "SF"}), CallTool("get_weather", {"at": "SF"})
     given = CallTool("get_time", id="mine")
     fake = FakeTransport([one, other, given, GiveResult(other, 2), GiveResult(one, 1), one])
@@ -116,7 +116,7 @@ def test_each_call_of_a_tool_has_an_id_of_its_own() -> None:
     assert unasked.data.tool_calls[0].tool_call_id == "call-1"
 
 
-def test_steps_may_look_like_those_of_the_langchain_adapter() -> None:
+def test_langchain_step_equals_the_recorded_adapter() -> None:
     recorded = json.loads((DATA / "langchain_turn.json").read_text("utf-8"))
     one, other = CallTool("search", {"q": "SF"}), CallTool("search", {"q": "LA"})
     steps: list[AgentStep] = [
@@ -143,14 +143,14 @@ def test_steps_may_look_like_those_of_the_langchain_adapter() -> None:
     assert "".join(texts) == "It is foggy. Bye"
 
 
-def test_statuses_are_reported_and_stored() -> None:
+def test_statuses_are_streamed_and_stored() -> None:
     events, stored = turn(FakeTransport([Report("typing", [1], acknowledged_offset=3), Fail("x")]))
     said = [event.data for event in events if isinstance(event, StatusEvent)]
     assert [event.data for event in stored] == said
     assert [(data.status, data.data) for data in said] == [("typing", [1]), ("error", "x")]
 
 
-def test_an_agent_sees_who_says_what() -> None:
+def test_fields_of_the_user_message() -> None:
     seen: list[UserMessage] = []
 
     def agent(message: UserMessage) -> str:
@@ -177,19 +177,21 @@ def failing_at_once(_: UserMessage) -> str:
     raise LookupError("a bug")
 
 
-def mistaken(_: UserMessage) -> list[int]:
+def yielding_an_int(_: UserMessage) -> list[int]:
     return [5]
 
 
 BUGS: list[tuple[Any, int, Exception]] = [
     (failing, 1, LookupError("a bug")),
     (failing_at_once, 0, LookupError("a bug")),
-    (mistaken, 0, TypeError("an agent yields texts and steps of flux0.testing, not 5")),
+    (yielding_an_int, 0, TypeError("an agent must yield strings or steps of flux0.testing, not 5")),
 ]
 
 
 @pytest.mark.parametrize(("agent", "pieces", "error"), BUGS)
-def test_an_agents_bug_is_seen_by_the_test(agent: Any, pieces: int, error: Exception) -> None:
+def test_exception_of_an_agent_is_raised_by_the_stream(
+    agent: Any, pieces: int, error: Exception
+) -> None:
     fake, _, body = begin(agent)
     for _ in range(pieces):
         next(body)
@@ -212,12 +214,12 @@ def test_an_agents_bug_is_seen_by_the_test(agent: Any, pieces: int, error: Excep
         lambda: SendChunk("e1", [{"op": "add", "path": "/-"}]),
     ],
 )
-def test_steps_that_make_no_sense(make: Any) -> None:
-    with pytest.raises(ValueError, match=r"pieces|pause|seconds|patches"):
+def test_invalid_steps(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"text|pieces|pause|seconds|patches"):
         make()
 
 
-# --- what is stored
+# --- stored events
 
 
 READY = Report("ready", event_id="e1")
@@ -255,12 +257,12 @@ def test_chunks_become_messages(steps: list[AgentStep], expected: list[Any]) -> 
     assert [part for data in said for part in data.parts] == expected
 
 
-def test_chunks_that_do_not_apply_are_not_sent() -> None:
+def test_inapplicable_chunks_are_not_streamed() -> None:
     steps = [raw(add("/-", "x"), {"op": "remove", "path": "/9"}), raw(add("/a", 1), seq=9)]
     assert turn(FakeTransport(steps))[0] == []
 
 
-def test_metadata_add_to_the_agents() -> None:
+def test_chunk_metadata_are_merged_with_the_agents() -> None:
     steps: list[AgentStep] = [raw(add("/-", "x"), mood="good", agent_id=None), READY]
     (event,), (stored,) = turn(FakeTransport(steps))
     assert isinstance(event, ChunkEvent)
@@ -268,7 +270,7 @@ def test_metadata_add_to_the_agents() -> None:
     assert stored.metadata == {"mood": "good"}
 
 
-def test_numbers_are_listed_as_the_server_spells_them() -> None:
+def test_numbers_are_formatted_as_by_the_server() -> None:
     numbers = [1.5e-7, -1.25e-5, 1e-5, 1e-10, 1e16, "1e-07", math.nan]
     fake, session_id, body = begin([Report("typing", numbers)])
     assert b"NaN" in b"".join(body)
@@ -296,7 +298,7 @@ TOOL_RESULT: dict[str, Any] = {**TOOL_CALL, "data": {"result": 1}}
         [raw(add("/tool_call_results", [{**TOOL_RESULT, "args": []}])), READY],
     ],
 )
-def test_one_event_that_cannot_be_listed_spoils_its_session(steps: list[AgentStep]) -> None:
+def test_one_invalid_event_makes_listing_return_500(steps: list[AgentStep]) -> None:
     fake, session_id, body = begin(steps)
     list(body)
     answer = ask(fake, "GET", f"/api/sessions/{session_id}/events")
@@ -304,11 +306,11 @@ def test_one_event_that_cannot_be_listed_spoils_its_session(steps: list[AgentSte
     assert ask(fake, "GET", f"/api/sessions/{session_id}/events?source=user").status_code == 200
 
 
-# --- leaving
+# --- closing streams early
 
 
-class Witness:
-    """An agent that tells how it ended."""
+class CancelRecorder:
+    """An agent that records the messages of its cancelled turns."""
 
     def __init__(self) -> None:
         self.cancelled: list[str] = []
@@ -325,8 +327,8 @@ class Witness:
             raise
 
 
-def test_a_turn_that_is_left_is_cancelled_and_stores_no_more() -> None:
-    agent = Witness()
+def test_closing_a_stream_cancels_its_turn() -> None:
+    agent = CancelRecorder()
     fake, session_id, body = begin(agent)
     next(body)
     assert agent.cancelled == []
@@ -339,14 +341,16 @@ def test_a_turn_that_is_left_is_cancelled_and_stores_no_more() -> None:
 
 
 @pytest.mark.parametrize("pause", [[], [Pause(0)]])
-def test_a_fast_turn_is_stored_though_it_is_left(pause: list[AgentStep]) -> None:
+def test_turn_without_pauses_is_stored_although_its_stream_is_closed(
+    pause: list[AgentStep],
+) -> None:
     fake, session_id, body = begin([Say("Hello", pieces=5), *pause, Say("Bye")])
     next(body)
     body.close()
     assert kinds(fake, session_id) == ["message"] * 3
 
 
-def test_an_unread_turn_is_stored_as_the_clock_moves() -> None:
+def test_unread_turn_is_stored_when_the_clock_moves() -> None:
     fake, session_id, body = begin([Say("1"), Pause(1), Say("2"), Pause(1), Say("3")])
     seen = [len(kinds(fake, session_id))]
     for seconds in (0.5, 0.5, 5):
@@ -356,7 +360,7 @@ def test_an_unread_turn_is_stored_as_the_clock_moves() -> None:
     assert len(list(body)) == 3
 
 
-def test_a_turn_that_ended_unread_is_delivered_and_leaving_it_cancels_nothing() -> None:
+def test_completed_unread_turn_stays_readable_and_closing_it_cancels_nothing() -> None:
     fake, session_id, first = begin("Hello")
     second = post(fake, session_id)
     fake.script([Say("One"), Pause(1), Say("Two")])
@@ -365,7 +369,7 @@ def test_a_turn_that_ended_unread_is_delivered_and_leaving_it_cancels_nothing() 
     assert [len(list(body)) for body in (third, second)] == [2, 1]
 
 
-def test_turns_of_several_sessions_go_on_in_the_order_of_time() -> None:
+def test_turns_of_several_sessions_continue_in_order_of_time() -> None:
     fake = FakeTransport(lambda message: [Pause(float(message.content)), Say(message.content)])
     sessions = {seconds: new_session(fake) for seconds in "312"}
     bodies = [post(fake, session_id, seconds) for seconds, session_id in sessions.items()]
@@ -376,7 +380,7 @@ def test_turns_of_several_sessions_go_on_in_the_order_of_time() -> None:
     assert [len(list(body)) for body in bodies] == [1, 1, 1]
 
 
-def test_an_agent_goes_on_after_it_has_ended_its_turn() -> None:
+def test_agent_continues_after_it_has_completed_its_turn() -> None:
     done: list[str] = []
 
     def agent(_: UserMessage) -> Iterator[AgentStep]:
@@ -394,21 +398,21 @@ def test_an_agent_goes_on_after_it_has_ended_its_turn() -> None:
     assert kinds(fake, session_id) == ["message", "message"]
 
 
-def test_a_second_turn_silences_the_first() -> None:
-    agent = Witness()
+def test_second_turn_cancels_the_first() -> None:
+    agent = CancelRecorder()
     fake, session_id, first = begin(agent)
     next(first)
     fake.clock.advance(1)
     second = post(fake, session_id, "second")
     assert agent.cancelled == ["Hi"]
     assert len(list(second)) == 3
-    assert b"typing" in next(first)  # It was said before.
+    assert b"typing" in next(first)  # The event was produced before the cancellation.
     with pytest.raises(ReadTimeout):
         next(first)
 
 
-def test_leaving_the_first_of_two_turns_ends_the_second() -> None:
-    agent = Witness()
+def test_closing_the_first_of_two_streams_cancels_the_second_turn() -> None:
+    agent = CancelRecorder()
     fake, session_id, first = begin(agent)
     second = post(fake, session_id, "second")
     next(second)
@@ -418,7 +422,7 @@ def test_leaving_the_first_of_two_turns_ends_the_second() -> None:
         next(second)
 
 
-def test_an_agent_may_cancel_itself() -> None:
+def test_agent_can_close_its_own_stream() -> None:
     bodies: list[Any] = []
 
     def agent(_: UserMessage) -> Iterator[AgentStep]:
@@ -438,7 +442,7 @@ def test_an_agent_may_cancel_itself() -> None:
 # --- time
 
 
-def test_a_pause_longer_than_the_idle_timeout_ends_the_stream() -> None:
+def test_pause_longer_than_the_idle_timeout() -> None:
     fake = FakeTransport([Report("typing"), Pause(20), Pause(11), Say("Hello")])
     with Flux0(transport=fake, stream_idle_timeout_ms=30_000) as flux0:
         stream = flux0.conversation(agent=fake.agent_id).send("Hi")
@@ -449,7 +453,7 @@ def test_a_pause_longer_than_the_idle_timeout_ends_the_stream() -> None:
     fake.assert_no_open_streams()
 
 
-def test_silence_passes_the_idle_timeout_at_once() -> None:
+def test_fall_silent_expires_the_idle_timeout_without_a_real_wait() -> None:
     fake, session_id, body = begin([Say("Hello"), FallSilent(), Say("Never")])
     next(body)
     with pytest.raises(ReadTimeout, match="600 s"):
@@ -457,11 +461,11 @@ def test_silence_passes_the_idle_timeout_at_once() -> None:
     assert fake.clock.now() == START + 600
     endless = iter(fake.send(message_to(session_id, idle=None)).body)
     next(endless)
-    with pytest.raises(AssertionError, match="no timeout"):
+    with pytest.raises(AssertionError, match="the request has no read timeout"):
         next(endless)
 
 
-def test_an_agent_does_not_wait_for_its_reader() -> None:
+def test_agent_does_not_wait_for_the_reader() -> None:
     steps: list[AgentStep] = [Report("typing"), Pause(5), Report("processing"), Pause(5), Say("x")]
     fake, _, body = begin(steps)
     next(body)
@@ -472,26 +476,26 @@ def test_an_agent_does_not_wait_for_its_reader() -> None:
     assert fake.clock.now() == START + 10
 
 
-def test_a_clock_that_the_test_moves() -> None:
+def test_clock_that_only_advance_moves() -> None:
     clock = FakeClock(moves_by_itself=False)
     steps: list[AgentStep] = [Report("typing"), Pause(5), Say("Hello"), FallSilent()]
     _, _, body = begin(steps, clock=clock)
     next(body)
-    with pytest.raises(ClockStandsStill, match=r"another 5 s.*advance\(5\)"):
+    with pytest.raises(ClockStandsStill, match=r"waiting for another 5 s.*advance\(5\)"):
         next(body)
     clock.advance(5)
     assert b"Hello" in next(body)
-    # Silence is not something to wait for: nothing could end it but the timeout.
+    # After FallSilent, only the timeout can end the wait, so the clock moves by itself.
     with pytest.raises(ReadTimeout):
         next(body)
 
 
-def test_waits_are_real_if_somebody_sleeps() -> None:
+def test_sleep_of_the_clock_is_called_for_each_wait() -> None:
     slept: list[float] = []
     clock = FakeClock(0, sleep=slept.append)
     turn(FakeTransport([Pause(2), Say("ab", 2, pause=0.5)], clock=clock))
     assert (slept, clock.now()) == ([2, 0.5], 2.5)
-    clock.wait(Wait(1))  # It never goes back.
+    clock.wait(Wait(1))  # The clock never moves backward.
     assert clock.now() == 2.5
 
 
@@ -507,7 +511,7 @@ def test_waits_are_real_if_somebody_sleeps() -> None:
         ("Hello", "San Francisco"),
     ],
 )
-def test_the_demo_agent_looks_the_weather_up(question: str, place: str) -> None:
+def test_demo_agent_calls_the_weather_tool(question: str, place: str) -> None:
     slept: list[float] = []
     fake = demo_transport(sleep=slept.append, start=1_000_000_000)
     with Flux0(transport=fake) as flux0:
@@ -525,7 +529,7 @@ def test_the_demo_agent_looks_the_weather_up(question: str, place: str) -> None:
 # --- cost
 
 
-def test_a_turn_costs_as_much_as_it_has_events() -> None:
+def test_cost_of_a_turn_is_linear_in_its_events() -> None:
     def cost(events: int) -> int:
         fake = FakeTransport([Say("x" * events, pieces=events)])
         session_id = new_session(fake)
@@ -537,7 +541,7 @@ def test_a_turn_costs_as_much_as_it_has_events() -> None:
     assert cost(2_000) < 2.1 * cost(1_000)
 
 
-def test_an_error_has_no_raw_response() -> None:
+def test_errors_from_a_fake_have_no_raw_response() -> None:
     with Flux0(transport=FakeTransport()) as flux0, pytest.raises(APIError) as caught:
         flux0.agents.retrieve(agent_id="0123456789")
     assert caught.value.raw_response is None

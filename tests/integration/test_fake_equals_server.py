@@ -1,4 +1,4 @@
-"""The fake and the real server are asked the same, and say the same: ids and times aside."""
+"""The fake and the real server return the same responses, except for ids and times."""
 
 from __future__ import annotations
 
@@ -28,45 +28,53 @@ from flux0.testing import (
     Say,
     SendChunk,
 )
+from support.fake_comparison import (
+    EVENTS,
+    STREAM,
+    ComparedResponse,
+    ComparedServer,
+    RequestSpec,
+    get,
+    post,
+)
 from support.fake_scripts import scripted_fake
-from support.fake_witness import EVENTS, STREAM, ComparedAnswer, Question, Witness, get, post
 from support.server import Flux0Server
 
 ROOT = Path(__file__).parents[1]
-Servers = tuple[Witness, Witness]
+Servers = tuple[ComparedServer, ComparedServer]
 
 
 @pytest.fixture(scope="module")
 def servers(server_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """The real server and the fake, to which the same happens throughout."""
+    """The real server and the fake. Both receive the same requests in all tests."""
     with Flux0Server(server_python, tmp_path_factory.mktemp("truth")) as server:
-        # The server closes a connection that rests, maybe just when a slow machine uses it again.
+        # The server closes idle connections, possibly just when one is reused.
         client = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
         transport = HttpxTransport(client)
         fake = scripted_fake(server.agent_id)
         yield (
-            Witness(transport, server.url, server.agent_id),
-            Witness(fake, "http://fake", fake.agent_id),
+            ComparedServer(transport, server.url, server.agent_id),
+            ComparedServer(fake, "http://fake", fake.agent_id),
         )
         client.close()
         fake.assert_no_open_streams()
 
 
-def same(servers: Servers, scenario: Callable[[Witness], Any]) -> Any:
-    """Have both go through `scenario` in a session of their own, and return what both come to."""
-    for witness in servers:
-        witness.new_session()
+def same(servers: Servers, scenario: Callable[[ComparedServer], Any]) -> Any:
+    """Run `scenario` on both servers in a new session; return the result, which must be equal."""
+    for server in servers:
+        server.new_session()
     real, fake = servers
-    said = scenario(fake)
-    real.be_patient_if_not_silent(fake)
-    assert said == scenario(real)
-    return said
+    result = scenario(fake)
+    real.use_timeout_after(fake)
+    assert result == scenario(real)
+    return result
 
 
-def ask_all(servers: Servers, questions: Iterable[Question]) -> set[int]:
-    """Ask both all `questions`, and return the statuses that they answer with."""
-    answers: list[ComparedAnswer] = [
-        same(servers, partial(Witness.ask, question=question)) for question in questions
+def send_all(servers: Servers, specs: Iterable[RequestSpec]) -> set[int]:
+    """Send all requests to both servers, and return the statuses of the responses."""
+    answers: list[ComparedResponse] = [
+        same(servers, partial(ComparedServer.ask, spec=spec)) for spec in specs
     ]
     return {answer.status_code for answer in answers}
 
@@ -80,46 +88,46 @@ def test_routes(servers: Servers) -> None:
     wrong = ["/nope", "/api", "/api/", "/api/nope/", "//api/agents", "/api//agents"]
     wrong += ["/api/agents/a%2Fb4567890", f"{EVENTS}//", "/api/agents%0A%0A", "/api/agents%0D"]
     slashes = [f"{path}/{query}" for path in paths for query in ("", "?a=b%20c&d")]
-    questions = [Question(method, path) for path in paths for method in ("PUT", "OPTIONS", "HEAD")]
-    questions += [get(path) for path in (*wrong, *slashes)]
-    questions += [post(path, {"x": 1}) for path in (STREAM.removesuffix("/stream"), *slashes)]
-    assert ask_all(servers, questions) == {307, 404, 405}
+    specs = [RequestSpec(method, path) for path in paths for method in ("PUT", "OPTIONS", "HEAD")]
+    specs += [get(path) for path in (*wrong, *slashes)]
+    specs += [post(path, {"x": 1}) for path in (STREAM.removesuffix("/stream"), *slashes)]
+    assert send_all(servers, specs) == {307, 404, 405}
 
 
-def test_a_line_break_after_a_path(servers: Servers) -> None:
+def test_line_break_after_the_path(servers: Servers) -> None:
     paths = ["/api/agents%0A", "/api/sessions%0A", f"{EVENTS}%0A", "/api/agents/AGENT%0A"]
-    questions = [get(path) for path in (*paths, "/api/agents/0123456789%0A", "/api/agents/%0A")]
-    questions += [post("/api/agents%0A", {}), post(f"{STREAM}%0A", MESSAGE), get("/api/agents/%0A")]
-    assert ask_all(servers, [*questions, get("/api/agents%0A/"), Question("PUT", paths[0])])
+    specs = [get(path) for path in (*paths, "/api/agents/0123456789%0A", "/api/agents/%0A")]
+    specs += [post("/api/agents%0A", {}), post(f"{STREAM}%0A", MESSAGE), get("/api/agents/%0A")]
+    assert send_all(servers, [*specs, get("/api/agents%0A/"), RequestSpec("PUT", paths[0])])
 
 
-def test_a_second_content_type(servers: Servers) -> None:
+def test_two_content_types(servers: Servers) -> None:
     kinds = ["application/json", "text/plain", ""]
     pairs = [(("content-type", one), ("Content-Type", two)) for one in kinds for two in kinds]
-    questions = [Question("POST", "/api/agents", b"{}", headers) for headers in pairs]
-    assert ask_all(servers, questions) == {422}
+    specs = [RequestSpec("POST", "/api/agents", b"{}", headers) for headers in pairs]
+    assert send_all(servers, specs) == {422}
 
 
 def test_ids_in_paths(servers: Servers) -> None:
     ids = ["nobodyhere", "short", "waytoolong1234", "%C3%A934567890", "a%20b", "%FF234567890"]
     paths = ["/api/agents/{}", "/api/sessions/{}", "/api/sessions/{}/events"]
-    questions = [get(path.format(one)) for path in paths for one in ids]
-    questions += [post(f"/api/sessions/{one}/events/stream", MESSAGE) for one in ids]
-    questions += [
+    specs = [get(path.format(one)) for path in paths for one in ids]
+    specs += [post(f"/api/sessions/{one}/events/stream", MESSAGE) for one in ids]
+    specs += [
         post("/api/sessions/short/events/stream", {"type": "x", "source": "y"}),
         get("/api/sessions/short/events?min_offset=x&source=y", ["z"]),
         get("/api/sessions/short/events", b"{"),
     ]
-    assert ask_all(servers, questions) == {400, 404, 422}
+    assert send_all(servers, specs) == {400, 404, 422}
 
 
 @pytest.mark.parametrize("path", ["/api/agents", "/api/sessions", STREAM])
-def test_bodies_of_any_kind(servers: Servers, path: str) -> None:
+def test_unusual_bodies(servers: Servers, path: str) -> None:
     bodies = [None, b"", b"   ", b"{", b"{'a': 1}", b"[1, 2", b"nul", b'"abc', b'{"a" 1}']
     bodies += [b"{} trailing", b"\xff\xfe", b'{"name": "\xff"}', b"null", b"1", b"1.5", b'"text"']
     bodies += [b"true", b"[]", b"[1]", b"{}", b"NaN", b'{"name": NaN}', b"[" * 100_000]
     bodies += [b'{"x": {"y": [1, null, "z"]}}']
-    assert ask_all(servers, [post(path, body) for body in bodies]) == {400, 422, 500}
+    assert send_all(servers, [post(path, body) for body in bodies]) == {400, 422, 500}
 
 
 KINDS = (
@@ -131,12 +139,12 @@ KINDS = (
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_content_types(servers: Servers, kind: str | None) -> None:
-    questions = [
-        Question(method, path, body, {} if kind is None else {"content-type": kind})
+    specs = [
+        RequestSpec(method, path, body, {} if kind is None else {"content-type": kind})
         for method, path in (("POST", "/api/agents"), ("GET", EVENTS))
         for body in (b"{}", b"[]", "é".encode(), b"\xff", b"")
     ]
-    assert {200, 422} < ask_all(servers, questions)
+    assert {200, 422} < send_all(servers, specs)
 
 
 def test_agents(servers: Servers) -> None:
@@ -145,14 +153,14 @@ def test_agents(servers: Servers) -> None:
     changes = [{member: name} for member in new for name in names]
     changes += [{"description": description} for description in ("", "d" * 1000, None, 5)]
     changes += [{"x": 1, "y": [1]}]
-    questions = [post("/api/agents", {**new, **change}) for change in changes]
-    questions += [
+    specs = [post("/api/agents", {**new, **change}) for change in changes]
+    specs += [
         post("/api/agents", {"x": 1, "name": ""}),
         post("/api/agents", b'{"name": "a", "name": "b", "type": "scripted"}'),
         get("/api/agents"),
         get("/api/agents/AGENT"),
     ]
-    assert ask_all(servers, questions) == {200, 201, 422, 500}
+    assert send_all(servers, specs) == {200, 201, 422, 500}
 
 
 def test_sessions(servers: Servers) -> None:
@@ -160,28 +168,28 @@ def test_sessions(servers: Servers) -> None:
     new = {"agent_id": "AGENT"}
     flags = ["true", "false", "1", "0", "yes", "no", "on", "off", "y", "n", "t", "f", "TRUE"]
     flags += ["maybe", "2", "%20true", "", "x&allow_greeting=1&y=z"]
-    questions = [
+    specs = [
         post("/api/sessions", {**new, member: value})
         for member in ("agent_id", "id", "title")
         for value in values
     ]
-    questions += [post(f"/api/sessions?allow_greeting={flag}", new) for flag in flags]
-    questions += [
+    specs += [post(f"/api/sessions?allow_greeting={flag}", new) for flag in flags]
+    specs += [
         post("/api/sessions?allow_greeting=x", {"agent_id": "short", "z": 1}),
         get("/api/sessions/SESSION"),
         get("/api/sessions/unknown-id"),
     ]
-    assert ask_all(servers, questions) == {200, 201, 400, 404, 422, 500}
+    assert send_all(servers, specs) == {200, 201, 400, 404, 422, 500}
 
 
-def test_sessions_of_one_id_are_two_sessions(servers: Servers) -> None:
+def test_two_sessions_with_the_same_id(servers: Servers) -> None:
     body = {"agent_id": "AGENT", "id": "twins-1234"}
 
-    def scenario(witness: Witness) -> list[ComparedAnswer]:
+    def scenario(server: ComparedServer) -> list[ComparedResponse]:
         cookie = "flux0_user_sub=twins"
         return [
-            witness.ask(question)
-            for question in (
+            server.ask(spec)
+            for spec in (
                 post("/api/sessions", body, cookie=cookie),
                 post("/api/sessions", {**body, "title": "second"}, cookie=cookie),
                 get("/api/sessions", cookie=cookie),
@@ -206,27 +214,25 @@ COOKIES = (
 def test_users(servers: Servers, cookie: str) -> None:
     queries = ["", "?agent_id=AGENT", "?agent_id=x", "?agent_id=", "?agent_id=x&agent_id=AGENT"]
 
-    def scenario(witness: Witness) -> list[list[str]]:
-        witness.ask(post("/api/sessions", {"agent_id": "AGENT", "title": cookie}, cookie=cookie))
-        answers = [witness.ask(get(f"/api/sessions{query}", cookie=cookie)) for query in queries]
+    def scenario(server: ComparedServer) -> list[list[str]]:
+        server.ask(post("/api/sessions", {"agent_id": "AGENT", "title": cookie}, cookie=cookie))
+        answers = [server.ask(get(f"/api/sessions{query}", cookie=cookie)) for query in queries]
         return [[session["title"] for session in answer.data] for answer in answers]
 
     everything, *_ = same(servers, scenario)
     assert everything[-1] == cookie
 
 
-def test_messages_that_are_refused(servers: Servers) -> None:
+def test_rejected_messages(servers: Servers) -> None:
     changes: list[dict[str, Any]] = [{"content": content} for content in ("", None, 5)]
     changes += [{"type": kind} for kind in ("status", "custom", "x", None, 1)]
     changes += [{"source": source} for source in ("ai_agent", "system", "x")]
     changes += [{"source": []}, {"source": "system", "content": ""}, {"x": 5}]
     changes += [{"type": "tool", "source": "system", "content": ""}]
     unknown = "/api/sessions/unknown-id/events/stream"
-    questions = [
-        post(path, {**MESSAGE, **change}) for path in (STREAM, unknown) for change in changes
-    ]
-    questions += [post(STREAM, {"type": "message", "source": "user"}), post(unknown, MESSAGE)]
-    assert ask_all(servers, questions) == {400, 422}
+    specs = [post(path, {**MESSAGE, **change}) for path in (STREAM, unknown) for change in changes]
+    specs += [post(STREAM, {"type": "message", "source": "user"}), post(unknown, MESSAGE)]
+    assert send_all(servers, specs) == {400, 422}
 
 
 CALL = CallTool("get_weather", {"location": "San Francisco"}, id="c1")
@@ -244,7 +250,7 @@ TURN: list[AgentStep] = [
 ]
 
 
-def test_filters_of_events(servers: Servers) -> None:
+def test_filter_events(servers: Servers) -> None:
     offsets = ["-1", "0", "3", "8", "99", "1.0", "%201_0.00%20", "%2B2", "x", "", "1.5", "1.", ".0"]
     offsets += ["1__0", "- 1", "%2B", "-", "%2B-1", "_1", "1_", "0_0", "00", "-0", "%20"]
     offsets += ["9" * 4301, "0" * 4301, "1." + "0" * 4300, "1_" * 2200 + "1"]
@@ -261,28 +267,28 @@ def test_filters_of_events(servers: Servers) -> None:
         *(b"null", b"  ", b"{", b"[NaN]", b'["\xff"]'),
     ]
 
-    def scenario(witness: Witness) -> list[ComparedAnswer]:
-        witness.read(witness.begin(*TURN))
-        questions = [
+    def scenario(server: ComparedServer) -> list[ComparedResponse]:
+        server.read(server.begin(*TURN))
+        specs = [
             *(get(f"{EVENTS}?{query}") for query in queries),
             *(get(EVENTS, types) for types in lists),
             get(f"{EVENTS}?min_offset=3&source=ai_agent", ["message"]),
         ]
-        return list(map(witness.ask, questions))
+        return list(map(server.ask, specs))
 
     answers = same(servers, scenario)
     assert {answer.status_code for answer in answers} == {200, 400, 422, 500}
     assert [event["offset"] for event in answers[-1].data] == [3, 6]
 
 
-def test_the_events_of_one_turn(servers: Servers) -> None:
-    def scenario(witness: Witness) -> list[ComparedAnswer]:
+def test_filter_events_by_correlation_id(servers: Servers) -> None:
+    def scenario(server: ComparedServer) -> list[ComparedResponse]:
         return [
-            witness.read(witness.begin(Say("a"), Report("typing"))),
-            witness.read(witness.begin(Say("b"))),
-            everything := witness.events(),
+            server.read(server.begin(Say("a"), Report("typing"))),
+            server.read(server.begin(Say("b"))),
+            everything := server.events(),
             *(
-                witness.ask(get(f"{EVENTS}?correlation_id={event['correlation_id']}"))
+                server.ask(get(f"{EVENTS}?correlation_id={event['correlation_id']}"))
                 for event in everything.data
             ),
         ]
@@ -292,14 +298,14 @@ def test_the_events_of_one_turn(servers: Servers) -> None:
     assert turns[-1].data == everything.data[3:]
 
 
-def test_a_turn_byte_by_byte(servers: Servers) -> None:
+def test_bytes_of_a_turn(servers: Servers) -> None:
     stream, events = same(servers, lambda w: (w.read(w.begin(*TURN)), w.events()))
     assert stream.status_code == 200
     assert stream.body.count("\n\n") == 17
     assert len(events.data) == 10
 
 
-# --- turns out of the ordinary
+# --- unusual turns
 
 
 def raw(*patches: dict[str, Any], **rest: Any) -> SendChunk:
@@ -378,13 +384,13 @@ TOOL_RESULT = {**NAMES, "data": {"result": 1}}
     ],
     ids=str,
 )
-def test_turns_out_of_the_ordinary(servers: Servers, steps: list[AgentStep]) -> None:
-    take_turn(servers, steps)
+def test_unusual_turns(servers: Servers, steps: list[AgentStep]) -> None:
+    compare_turn(servers, steps)
 
 
-def take_turn(servers: Servers, steps: list[AgentStep]) -> None:
-    """Have both do a turn, and compare what they send and what they store."""
-    # A message that is not made ready is still in the making when its id comes up again.
+def compare_turn(servers: Servers, steps: list[AgentStep]) -> None:
+    """Run a turn on both servers; compare the streams and the stored events."""
+    # Both servers keep unfinished messages across turns, so each turn needs its own event ids.
     turn = next(_turns)
     own = [
         evolve(step, event_id=f"{step.event_id}-{turn}")
@@ -392,7 +398,7 @@ def take_turn(servers: Servers, steps: list[AgentStep]) -> None:
         else step
         for step in steps
     ]
-    same(servers, lambda witness: (witness.read(witness.begin(*own)), witness.events()))
+    same(servers, lambda server: (server.read(server.begin(*own)), server.events()))
 
 
 _turns = count()
@@ -440,23 +446,23 @@ _steps = st.one_of(
 )
 @given(steps=st.lists(_steps, max_size=8))
 def test_any_turn(servers: Servers, steps: list[AgentStep]) -> None:
-    take_turn(servers, steps)
+    compare_turn(servers, steps)
 
 
-def test_the_langchain_adapter_still_does_what_was_recorded(server_python: str) -> None:
-    """The fake's `LangChain` is compared with the record in the unit tests."""
+def test_langchain_adapter_equals_the_record(server_python: str) -> None:
+    """The unit tests compare the fake's `LangChain` step with the same record."""
     script = ROOT / "support" / "langchain_adapter.py"
     ran = subprocess.run([server_python, script], capture_output=True, text=True, check=False)
     recorded = (ROOT / "data" / "langchain_turn.json").read_text("utf-8")
     assert ran.stdout == recorded, ran.stderr
 
 
-def test_sessions_do_not_disturb_each_other(servers: Servers) -> None:
-    def scenario(witness: Witness) -> tuple[Any, ...]:
-        first = witness.begin(Report("processing"), Pause(0.1), Say("Hello"))
-        witness.read_next(first)
-        witness.new_session()
-        return witness.read(witness.begin(Say("Bye"))), witness.read(first)
+def test_sessions_are_independent(servers: Servers) -> None:
+    def scenario(server: ComparedServer) -> tuple[Any, ...]:
+        first = server.begin(Report("processing"), Pause(0.1), Say("Hello"))
+        server.read_next(first)
+        server.new_session()
+        return server.read(server.begin(Say("Bye"))), server.read(first)
 
     second, first = same(servers, scenario)
-    assert (second.silent, first.silent) == (False, False)
+    assert (second.timed_out, first.timed_out) == (False, False)

@@ -1,6 +1,6 @@
-"""The integration tests once more, with the fake in place of the real server.
+"""The integration tests with the fake instead of the real server.
 
-Left out are those that do something to a server's process or its connections.
+Tests that control the server process or its connections are excluded.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from support.modes import MakeClient, in_mode
 from support.transports import ASYNC, SYNC, Way
 
 _SUITES = (test_conversations, test_resources, test_turns)
-_OF_A_PROCESS = frozenset({"fresh_name", "relay"})
+_PROCESS_FIXTURES = frozenset({"fresh_name", "relay"})
 _TIMEOUT_MS = 20_000
 
 
 def _tests(suite: ModuleType) -> dict[str, Any]:
     return {
-        f"{name}_as_in_{suite.__name__.rpartition('.')[2]}": test
+        f"{name}_from_{suite.__name__.rpartition('.')[2]}": test
         for name, test in vars(suite).items()
-        if name.startswith("test_") and _OF_A_PROCESS.isdisjoint(inspect.signature(test).parameters)
+        if name.startswith("test_")
+        and _PROCESS_FIXTURES.isdisjoint(inspect.signature(test).parameters)
     }
 
 
@@ -38,7 +39,7 @@ for _suite in _SUITES:
 
 @frozen
 class FakeServer:
-    """What the tests know of a server that they only talk to."""
+    """The attributes of `Flux0Server` that the tests use."""
 
     url: str
     agent_id: str
@@ -46,25 +47,25 @@ class FakeServer:
 
 @pytest.fixture(scope="module")
 def fake() -> FakeTransport:
-    """The one server that all these tests share."""
+    """The fake that all tests share."""
     return scripted_fake("scripted-1")
 
 
 @pytest.fixture(scope="module")
 def server(fake: FakeTransport) -> FakeServer:
-    """Where the fake seems to be."""
+    """The fake's URL and agent, as a server."""
     return FakeServer("http://fake", fake.agent_id)
 
 
 @pytest.fixture(params=[Way("fake", mode) for mode in SYNC + ASYNC], ids=str)
 def way(request: pytest.FixtureRequest) -> Any:
-    """The kind of code that this test runs with."""
+    """The mode of the test: sync, or async under asyncio or trio."""
     return request.param
 
 
 @pytest.fixture
 def make_client(server: FakeServer, fake: FakeTransport, way: Way) -> MakeClient:
-    """Makes clients of the fake."""
+    """A function that creates clients of the fake."""
 
     def make(**options: Any) -> Flux0:
         defaults: dict[str, Any] = {
@@ -80,6 +81,6 @@ def make_client(server: FakeServer, fake: FakeTransport, way: Way) -> MakeClient
 
 @pytest.fixture
 def session_id(fake: FakeTransport) -> str:
-    """A new session with the fake's agent."""
+    """The id of a new session with the fake's agent."""
     with Flux0(transport=fake) as flux0:
         return flux0.sessions.create(agent_id=fake.agent_id).id
