@@ -1,4 +1,4 @@
-"""What all tests share: the same surroundings wherever they run, and how many of them run."""
+"""Settings, options and fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from support.secured import Secured
 
-# How fast a busy machine is says nothing about the code. CI draws the same examples every time.
+# Time limits would fail on a busy machine. CI uses the same examples in every run.
 settings.register_profile(
     "flux0",
     deadline=None,
@@ -31,14 +31,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="run one in N of the parameter sets of each test; which ones differs by Python",
+        help="run one in N parameter sets of each test; the selection depends on the Python",
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep one in N of the parameter sets of each function, and at least one of each.
+    """Select one in N parameter sets of each test function (`--thin`), and sort the tests.
 
-    A function that several suites inherit counts once, so that the Pythons share its transports.
+    A function that several test classes inherit is one function here, so that each Python version
+    runs it with other transports.
     """
     families: defaultdict[object, list[pytest.Item]] = defaultdict(list)
     for item in items:
@@ -50,17 +51,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         family.sort(key=lambda item: item.nodeid)
         kept.update(family[sys.version_info.minor % step :: step])
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    # What waits while the other tests of its class run comes last, when it has little left to wait.
-    modules = [list(those) for _, those in groupby(filter(kept.__contains__, items), _scope)]
-    for module in modules:
-        module.sort(key=_waits_idle)
-    # What takes longest starts first, so that no process is left with it in the end.
-    modules.sort(key=_takes_long, reverse=True)
-    items[:] = [item for module in modules for item in module]
+    # Tests of `IdleContract` wait in the background while other tests of their class run, so they
+    # finish last.
+    scopes = [list(group) for _, group in groupby(filter(kept.__contains__, items), _scope)]
+    for scope in scopes:
+        scope.sort(key=_waits_idle)
+    # Slow scopes start first. Otherwise, one process could still run them when all others are done.
+    scopes.sort(key=_takes_long, reverse=True)
+    items[:] = [item for scope in scopes for item in scope]
 
 
 def _scope(item: pytest.Item) -> str:
-    """Return what one process runs as a whole: a class, or the functions of a module."""
+    """Return the id of the class or module of a test. All its tests run in one process."""
     assert item.parent is not None
     return item.parent.nodeid
 
@@ -76,7 +78,7 @@ def _waits_idle(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C work here and in child processes: it is ignored in the background of a shell."""
+    """Enable Ctrl-C here and in child processes. A shell disables it for background jobs."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -84,7 +86,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
-    """Certificates by the one authority that clients trust by default: to load all takes long."""
+    """Test certificates. Their authority is the only trusted one, since loading all is slow."""
     secured = Secured(tmp_path_factory.mktemp("tls"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", secured.ca_file)

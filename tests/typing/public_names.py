@@ -1,4 +1,4 @@
-"""What type checkers tell users of the package. mypy and pyright check this file; it never runs."""
+"""The types of the public names. mypy and pyright check this file; it is never run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from flux0.ports import AsyncByteStream, AsyncTransport, ByteStream, Request, Re
 from flux0.testing import FakeTransport
 
 
-def an_event_is_told_by_its_class(event: StreamEvent) -> None:
+def stream_events_can_be_matched_by_class(event: StreamEvent) -> None:
     match event:
         case StatusEvent():
             assert_type(event.data, StatusData)
@@ -42,7 +42,7 @@ def an_event_is_told_by_its_class(event: StreamEvent) -> None:
             assert_never(event)
 
 
-def stored_data_is_told_by_its_class(event: Event) -> None:
+def event_data_can_be_matched_by_class(event: Event) -> None:
     match event.data:
         case MessageData() as message:
             assert_type(message, MessageData)
@@ -54,7 +54,7 @@ def stored_data_is_told_by_its_class(event: Event) -> None:
             assert_type(other, Mapping[str, Any])
 
 
-def synchronous_calls_return_what_they_say(client: Flux0) -> None:
+def sync_calls_return_models(client: Flux0) -> None:
     assert_type(client.agents.list(), Agents)
     assert_type(client.agents.list()[0], Agent)
     assert_type(client.agents.list()[1:], tuple[Agent, ...])
@@ -65,7 +65,7 @@ def synchronous_calls_return_what_they_say(client: Flux0) -> None:
             assert_type(event, StreamEvent)
 
 
-async def asynchronous_calls_return_the_same(client: Flux0) -> None:
+async def async_calls_return_models(client: Flux0) -> None:
     assert_type(await client.agents.list_async(), Agents)
     assert_type(await client.conversation_async(agent="a"), AsyncConversation)
     async with await client.sessions.create_event_async(session_id="s", content="Hi") as stream:
@@ -76,7 +76,7 @@ async def asynchronous_calls_return_the_same(client: Flux0) -> None:
 
 
 class OwnTransport:
-    """Is a transport by its shape alone."""
+    """A transport without a base class."""
 
     def send(self, request: Request) -> Response[ByteStream]:
         raise NotImplementedError
@@ -85,7 +85,7 @@ class OwnTransport:
 
 
 class OwnAsyncTransport:
-    """The same, for asynchronous code."""
+    """An async transport without a base class."""
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         raise NotImplementedError
@@ -94,30 +94,30 @@ class OwnAsyncTransport:
 
 
 class NoTransport:
-    """Cannot be closed."""
+    """Not a transport, because it has no method `close`."""
 
     def send(self, request: Request) -> Response[ByteStream]:
         raise NotImplementedError
 
 
-def patient(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+def delayed(request: Request, send: SendFlow) -> Flow[Response[Any]]:
     yield Sleep(0.1)
     return (yield from send(request))
 
 
-def careless(request: Request) -> Response[Any]:
+def not_a_middleware(request: Request) -> Response[Any]:
     raise NotImplementedError
 
 
-def a_client_takes_what_fits() -> None:
-    synchronous: Transport = OwnTransport()
-    asynchronous: AsyncTransport = OwnAsyncTransport()
-    Flux0(transport=synchronous, async_transport=asynchronous, middleware=[patient])
+def client_arguments_have_precise_types() -> None:
+    sync_transport: Transport = OwnTransport()
+    async_transport: AsyncTransport = OwnAsyncTransport()
+    Flux0(transport=sync_transport, async_transport=async_transport, middleware=[delayed])
     Flux0(transport=FakeTransport())
     Flux0(transport=flux0.RequestsTransport())
     Flux0(transport=NoTransport())  # type: ignore[arg-type] # pyright: ignore
-    Flux0(middleware=[careless])  # type: ignore[list-item] # pyright: ignore
+    Flux0(middleware=[not_a_middleware])  # type: ignore[list-item] # pyright: ignore
 
 
-def json_comes_back_as_the_model(data: object) -> None:
+def from_dict_returns_the_model_type(data: object) -> None:
     assert_type(flux0.from_dict(Agent, data), Agent)

@@ -1,4 +1,4 @@
-"""What the unit tests need of the Python that runs them."""
+"""Fixtures of the unit tests, and the test modules that need another Python version or system."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from collections.abc import Iterator
 import pytest
 
 collect_ignore: list[str] = []
-if sys.version_info < (3, 11):  # As httpx2 needs.
+if sys.version_info < (3, 11):  # httpx2 needs Python 3.11.
     collect_ignore.append("adapters/httpx/test_httpx2_transport.py")
 if not hasattr(os, "fork"):
     collect_ignore.append("runtime/test_fork.py")
 
 
 def pytest_report_collectionfinish() -> list[str]:
-    """Say what is left out, so that nobody takes it for tested."""
-    return [f"left out on this Python: {name}" for name in collect_ignore]
+    """Report the ignored test modules."""
+    return [f"not collected on this Python or system: {name}" for name in collect_ignore]
 
 
 @pytest.fixture
 def little_garbage() -> Iterator[None]:
-    """Let collecting take no time for what was there before."""
+    """Make garbage collection fast: it ignores all objects that exist before the test."""
     gc.freeze()
     yield
     gc.unfreeze()

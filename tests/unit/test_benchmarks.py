@@ -1,4 +1,4 @@
-"""What the benchmarks make of what was measured. How fast anything is, no test asserts."""
+"""The evaluation and the reports of the benchmarks, with given measurements. No speed is tested."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from benchmarks import report
 from benchmarks.measuring import QUICK, Case, Sample, measured
 
 
-def amounts(*given: float) -> Sample:
-    left: Iterator[float] = iter(given)
-    return lambda: next(left)
+def amounts(*values: float) -> Sample:
+    remaining: Iterator[float] = iter(values)
+    return lambda: next(remaining)
 
 
-# Three turns, in the second of which the machine was busy with something else.
+# Three rounds. In the second round, all amounts are larger, as on a busy machine.
 FASTER = Case(
     "parse",
     "a <case>",

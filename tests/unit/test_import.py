@@ -1,4 +1,4 @@
-"""What importing the package costs, what is reached lazily, and what is said of what is missing."""
+"""The import of the package: imported modules, lazy names and missing libraries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRANSPORTS = {
     "Urllib3Transport": ("urllib3", "flux0-client[urllib3]"),
 }
 
-# The HTTP libraries, the event loops, and what is slow to import.
+# HTTP libraries, event loops and other modules that are slow to import.
 NOT_LOADED = [
     *("aiohttp", "httpx", "httpx2", "httpcore", "requests", "urllib3", "h11", "http.client"),
     *("anyio", "asyncio", "trio", "socket", "ssl", "concurrent.futures"),
@@ -31,7 +31,7 @@ NOT_LOADED = [
 
 
 def printed(code: str) -> list[str]:
-    """Run code in a new interpreter; return the lines that it printed."""
+    """Run code in a new interpreter and return the printed lines."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
@@ -40,7 +40,7 @@ def printed(code: str) -> list[str]:
 def test_import_flux0_imports_no_http_library_or_slow_module() -> None:
     loaded = printed(
         "import sys\n"
-        "before = set(sys.modules)\n"  # An interpreter may be set up to load some of them itself.
+        "before = set(sys.modules)\n"  # A site configuration may import some of the modules.
         "from flux0 import Flux0, EventType\n"
         f"print(*[name for name in {NOT_LOADED} if name in sys.modules and name not in before])"
     )
@@ -88,7 +88,7 @@ def test_transport_without_its_library_says_what_to_install(
 
 def test_unknown_attribute_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Flux1'"):
-        flux0.Flux1  # noqa: B018 - raising is what it does
+        flux0.Flux1  # noqa: B018 - the access raises
     assert not hasattr(flux0, "transport")
 
 

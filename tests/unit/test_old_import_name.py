@@ -1,4 +1,4 @@
-"""The import name of the generated client, which hands on the names of `flux0`."""
+"""`flux0_client`, the import name of the generated client, re-exports the names of `flux0`."""
 
 from __future__ import annotations
 

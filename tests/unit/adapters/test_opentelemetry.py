@@ -1,4 +1,4 @@
-"""Tracing: what a user finds in their spans."""
+"""The spans of the OpenTelemetry middleware."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AGENT = b'{"id": "7", "name": "Drizzle", "type": "weather", "created_at": "2025-
 
 @frozen
 class Tracing:
-    """A client whose spans are kept."""
+    """A client with tracing, and the exporter that keeps its spans."""
 
     flux0: Flux0
     exporter: InMemorySpanExporter

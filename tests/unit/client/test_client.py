@@ -1,4 +1,4 @@
-"""How a client is set up: where it calls, with which options, and when it refuses to."""
+"""The options of a client and of a call, closing, and the log of `FLUX0_DEBUG`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def agents(number: int = 1) -> Script:
 
 
 def request_of(flux0: Flux0, transport: Script, **options: Any) -> Request:
-    """Make a call, and return its request."""
+    """List the agents and return the request."""
     flux0.agents.list(**options)
     return transport.requests[-1]
 
 
-# --- where
+# --- the URL of the server
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ async def test_size_limits_apply_to_events_and_bodies_but_not_to_streams(mode: M
 
 
 @in_every_mode
-async def test_every_call_of_a_closed_client_raises_and_second_close_has_no_effect(
+async def test_calls_of_a_closed_client_raise_and_second_close_has_no_effect(
     mode: Mode,
 ) -> None:
     transport = script()
@@ -252,12 +252,12 @@ async def test_every_call_of_a_closed_client_raises_and_second_close_has_no_effe
     assert transport.requests == []
 
 
-# --- the log that the environment asks for
+# --- FLUX0_DEBUG
 
 
 @pytest.fixture
 def logger() -> Iterator[logging.Logger]:
-    """The package's logger, as it was before anybody set it up."""
+    """The logger of the package without handlers. The old state is restored after the test."""
     logger = logging.getLogger("flux0")
     kept = (logger.level, logger.handlers[:], logger.propagate)
     logger.handlers.clear()
@@ -268,7 +268,7 @@ def logger() -> Iterator[logging.Logger]:
 
 
 @pytest.mark.parametrize(
-    ("value", "asked"),
+    ("value", "logs"),
     [
         *((value, True) for value in ("1", "true", "YES", "on")),
         *((value, False) for value in ("", "0", "false", "no", "2")),
@@ -276,7 +276,7 @@ def logger() -> Iterator[logging.Logger]:
 )
 def test_flux0_debug_logs_to_standard_error(
     value: str,
-    asked: bool,
+    logs: bool,
     logger: logging.Logger,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -290,8 +290,8 @@ def test_flux0_debug_logs_to_standard_error(
             flux0.agents.list()
 
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == (4 if asked else 0), "two clients, and still one handler"
-    if asked:
+    assert len(lines) == (4 if logs else 0), "two clients share one handler"
+    if logs:
         assert f"flux0 GET {DEFAULT_URL} attempt=1" in lines[0]
         assert "'authorization': '***'" in lines[0]
         assert f"flux0 GET {DEFAULT_URL} answered 200" in lines[1]

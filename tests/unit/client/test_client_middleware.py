@@ -1,4 +1,4 @@
-"""The layers around a client's calls, the user's own among them."""
+"""The chain of a client: the order of its layers, and the middleware of the user."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ AT_ONCE = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
 NO_AGENTS = b'{"data": []}'
 
 
-class Diary:
-    """What happens in each layer, in order."""
+class EventLog:
+    """Records the calls of each layer in one list."""
 
     def __init__(self) -> None:
         self.entries: list[str] = []
 
     def layer(self, name: str) -> Middleware:
-        def note(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        def record(request: Request, send: SendFlow) -> Flow[Response[Any]]:
             self.entries.append(f"{name}: {request.operation} {request.attempt}")
             response = yield from send(request)
             self.entries.append(f"{name}: {response.body!r}")
             return response
 
-        return note
+        return record
 
     def compute(self) -> str:
         self.entries.append("headers")
         return "computed"
 
-    def told(self, details: RetryDetails) -> None:
+    def on_retry(self, details: RetryDetails) -> None:
         self.entries.append(f"retry: {type(details.cause).__name__}")
 
     def debug(self, msg: str, *args: Any) -> None:
@@ -47,39 +47,39 @@ class Diary:
         self.entries.append(f"log: {verb} {args[-1]}")
 
 
-class Wire(Script):
-    """A transport that writes a diary."""
+class LoggedTransport(Script):
+    """A scripted transport that records its calls in an `EventLog`."""
 
-    def __init__(self, diary: Diary, *answers: Response[Any] | BaseException) -> None:
+    def __init__(self, log: EventLog, *answers: Response[Any] | BaseException) -> None:
         super().__init__(list(answers))
-        self._diary = diary
+        self._log = log
 
     def send(self, request: Request) -> Response[Any]:
-        self._diary.entries.append(f"transport: {request.headers['x-computed']}")
+        self._log.entries.append(f"transport: {request.headers['x-computed']}")
         return super().send(request)
 
 
 @in_every_mode
 async def test_order_of_layers_is_as_documented(mode: Mode) -> None:
-    diary = Diary()
+    log = EventLog()
     client = Flux0(
-        transport=Wire(
-            diary,
+        transport=LoggedTransport(
+            log,
             scripted_response(status=503),
             ConnectError("refused"),
             scripted_response(NO_AGENTS),
         ),
-        middleware=[diary.layer("first"), diary.layer("second")],
-        on_retry=diary.told,
-        headers={"x-computed": diary.compute},
-        debug_logger=diary,
+        middleware=[log.layer("first"), log.layer("second")],
+        on_retry=log.on_retry,
+        headers={"x-computed": log.compute},
+        debug_logger=log,
         retry_config=AT_ONCE,
     )
 
     async with in_mode(mode, client) as flux0:
         await flux0.agents.list_async()
 
-    assert diary.entries == [
+    assert log.entries == [
         "first: agents.list 1",
         "second: agents.list 1",
         *("headers", "log: attempt none", "transport: computed"),
@@ -95,7 +95,7 @@ async def test_order_of_layers_is_as_documented(mode: Mode) -> None:
     ]
 
 
-# --- what a layer of the user's can do
+# --- middleware of the user
 
 
 async def list_through(mode: Mode, layer: Middleware, transport: Script) -> Agents:
@@ -124,7 +124,7 @@ async def test_middleware_can_change_request_and_response_or_skip_sending(mode: 
 async def test_middleware_can_catch_an_error_sleep_and_send_again(mode: Mode) -> None:
     caught: list[APIError] = []
 
-    def patient(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def retrying(request: Request, send: SendFlow) -> Flow[Response[Any]]:
         try:
             return (yield from send(evolve(request, retries=RetryConfig("none"))))
         except ServerError as error:
@@ -134,7 +134,7 @@ async def test_middleware_can_catch_an_error_sleep_and_send_again(mode: Mode) ->
 
     transport = script(scripted_response(status=503), scripted_response(NO_AGENTS))
 
-    assert list(await list_through(mode, patient, transport)) == []
+    assert list(await list_through(mode, retrying, transport)) == []
     assert [error.attempts for error in caught] == [1]
     assert len(transport.requests) == 2
 
@@ -147,13 +147,13 @@ async def test_exceptions_of_middleware_are_raised_unchanged(mode: Mode) -> None
     def refuse(request: Request, send: SendFlow) -> Flow[Response[Any]]:
         raise RefusedError
 
-    def refuse_the_answer(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def refuse_response(request: Request, send: SendFlow) -> Flow[Response[Any]]:
         yield from send(request)
         raise RefusedError
 
     transport = script(scripted_response(NO_AGENTS))
 
-    for layer in (refuse, refuse_the_answer):
+    for layer in (refuse, refuse_response):
         with pytest.raises(RefusedError):
             await list_through(mode, layer, transport)
     assert len(transport.requests) == 1
@@ -161,12 +161,12 @@ async def test_exceptions_of_middleware_are_raised_unchanged(mode: Mode) -> None
 
 @in_every_mode
 async def test_middleware_without_yield_from_raises_type_error(mode: Mode) -> None:
-    def forgetful(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def without_yield_from(request: Request, send: SendFlow) -> Flow[Response[Any]]:
         response: Response[Any] = yield send(request)  # type: ignore[misc]  # pyright: ignore[reportReturnType] - the mistake
         return response
 
     with pytest.raises(TypeError, match="yield from"):
-        await list_through(mode, forgetful, script())
+        await list_through(mode, without_yield_from, script())
 
 
 @in_every_mode

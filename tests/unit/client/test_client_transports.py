@@ -1,4 +1,4 @@
-"""Which transport a client makes its calls over, whatever it was given."""
+"""How a client chooses its transports from its arguments, and how it closes them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NO_AGENTS = b'{"data": []}'
 
 
 class Sync:
-    """A transport for synchronous code, which notes its name when it is asked for something."""
+    """A sync transport that records its name in `served` for each request."""
 
     closes: int = 0
 
@@ -44,7 +44,7 @@ class Sync:
 
 
 class Both(Sync):
-    """One for asynchronous code, too."""
+    """A transport with sync and async methods."""
 
     async def send_async(self, request: Request) -> Response[Any]:
         return self.send(request)
@@ -54,10 +54,10 @@ class Both(Sync):
 
 
 class Async:
-    """One for asynchronous code alone, whose methods are no `async def`, and return what one does.
+    """An async transport. Its methods are attributes, not functions of its class.
 
     Attributes:
-        both: the transport that it delegates to.
+        both: The transport that does the work.
     """
 
     def __init__(self, name: str, served: list[str]) -> None:
@@ -74,7 +74,7 @@ def answering(name: str, served: list[str]) -> httpx.MockTransport:
     return httpx.MockTransport(respond)
 
 
-GIVEN: dict[str, Callable[[list[str]], dict[str, Any]]] = {
+ARGUMENTS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "transport=sync": lambda served: {"transport": Sync("sync", served)},
     "transport=async": lambda served: {"transport": Async("async", served)},
     "transport=both": lambda served: {"transport": Both("both", served)},
@@ -88,16 +88,16 @@ GIVEN: dict[str, Callable[[list[str]], dict[str, Any]]] = {
 
 
 def arguments(given: str, served: list[str]) -> dict[str, Any]:
-    """Return the client's arguments that `given` names."""
+    """Return the keyword arguments of `Flux0` that `given` names."""
     made: dict[str, Any] = {}
     for name in filter(None, given.split(", ")):
-        made.update(GIVEN[name](served))
+        made.update(ARGUMENTS[name](served))
     return made
 
 
 @pytest.fixture
 def network() -> Iterator[ByteServer]:
-    """A server on the network, which only a transport that the client made itself reaches."""
+    """A server on a socket. Only the built-in transport sends requests to it."""
     with ByteServer(written(NO_AGENTS)) as server:
         yield server
 
@@ -145,7 +145,7 @@ def test_sync_and_async_calls_use_the_transport_or_client_passed_for_them(
     assert len(network.requests) == (expected == "network")
 
 
-# --- what is refused
+# --- rejected arguments
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Conversations: one session, one turn at a time, one user."""
+"""Conversations: opening, users, turns and history."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flux0.testing import AgentStep, CallTool, FakeTransport, GiveResult, Pause,
 from support.in_memory import in_both_loops, in_every_mode, script, scripted_response as json_answer
 from support.modes import in_mode
 from support.transports import Mode
-from unit.client.test_streams import come
+from unit.client.test_streams import result_of
 
 WEATHER = CallTool("weather", {"city": "SF"})
 TURN: list[AgentStep] = [
@@ -36,7 +36,7 @@ def operations(fake: FakeTransport) -> list[str]:
 
 
 def said(messages: tuple[Event | TurnMessage, ...]) -> list[object]:
-    """Return the contents of messages, and the results of tools."""
+    """Return the contents of messages and the results of tools."""
     contents: list[object] = []
     for message in messages:
         if isinstance(message.data, MessageData):
@@ -111,7 +111,7 @@ async def test_invalid_arguments_of_conversation_are_rejected_before_sending(mod
     assert fake.calls == ()
 
 
-# --- one user
+# --- users
 
 
 @in_every_mode
@@ -121,8 +121,8 @@ async def test_every_call_of_a_conversation_sends_the_user_cookie(mode: Mode) ->
         async with client(mode, fake) as flux0:
             chat = await flux0.conversation_async(agent=fake.agent_id, user=user)
             stream = await chat.send("Hi")
-            await come(stream.final_messages())
-            await come(stream.stored_events())
+            await result_of(stream.final_messages())
+            await result_of(stream.stored_events())
             await chat.history()
             again = await flux0.conversation_async(session=chat.session.id, user=user)
             assert again.session.user_id == chat.session.user_id
@@ -170,15 +170,12 @@ async def test_user_name_with_characters_not_allowed_in_cookies_is_rejected(mode
     assert fake.calls == ()
 
 
-# --- turns
+# --- history
 
 
 async def finished_turn(chat: AsyncConversation, content: str) -> tuple[TurnMessage, ...]:
-    messages: tuple[TurnMessage, ...] = await come((await chat.send(content)).final_messages())
+    messages: tuple[TurnMessage, ...] = await result_of((await chat.send(content)).final_messages())
     return messages
-
-
-# --- looking back
 
 
 @in_every_mode
@@ -216,7 +213,7 @@ async def test_history_with_live_messages_has_each_message_once(mode: Mode) -> N
         for live in (["Twice"], ["Twice"] * 2, ["Twice", "Twice", "Not"]):
             await anext(stream)
             assert said(await chat.history(stream.messages)) == said_before + live
-        final = await come(stream.final_messages())
+        final = await result_of(stream.final_messages())
         history = await chat.history()
         assert said(history) == [*said_before, "Twice", "Twice", "Not yet"]
         assert await chat.history((*before, *final)) == history
@@ -231,7 +228,7 @@ async def test_ask_returns_the_reply(mode: Mode) -> None:
 
     async with client(mode, fake) as flux0:
         chat = await flux0.conversation_async(agent=fake.agent_id, user="ada")
-        reply = await come(chat.ask("Weather?", timeout_ms=5000))
+        reply = await result_of(chat.ask("Weather?", timeout_ms=5000))
 
         assert (reply.text, str(reply)) == ("Sunny.", "Sunny.")
         assert [call.result and call.result.data for call in reply.tool_calls] == ["sunny"]
@@ -271,7 +268,7 @@ async def test_user_cookie_is_merged_with_other_cookies(mode: Mode) -> None:
 
     async with client(mode, fake, headers={"Cookie": "a=1=1; flux0_user_sub=eve"}) as flux0:
         chat = await flux0.conversation_async(agent=fake.agent_id, user="ada")
-        await come(chat.ask("Hi", http_headers={"cookie": "b=2; a=3"}))
+        await result_of(chat.ask("Hi", http_headers={"cookie": "b=2; a=3"}))
 
     assert [call.headers.get("cookie") for call in fake.calls] == [
         "a=1=1; flux0_user_sub=ada",

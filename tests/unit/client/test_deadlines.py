@@ -1,4 +1,4 @@
-"""A call that has a deadline is over by then, through all layers and attempts."""
+"""A call ends by its deadline, including all its layers and attempts."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from support.transports import Mode
 REQUEST = Request("GET", "http://h/api/agents", Headers())
 
 
-def whole(request: Request) -> Flow[Response[Any]]:
+def fetch(request: Request) -> Flow[Response[Any]]:
     return chain([ResponsePolicy(JsonCodec(), 100)])(request)
 
 
 def after(time: Time, seconds: float, piece: bytes | None) -> Step:
-    """Return a step of a body that takes some seconds of a clock."""
+    """Return a step of a body that yields `piece` after `seconds` on the clock."""
 
-    def wait_and_go_on() -> bytes | None:
+    def wait_and_continue() -> bytes | None:
         time.now += seconds
         return piece
 
-    return wait_and_go_on
+    return wait_and_continue
 
 
 # --- the timeouts of a transport
@@ -61,7 +61,7 @@ async def test_timeouts_of_each_attempt_are_limited_to_the_remaining_time(mode: 
         seconds=2.0,
     )
     config = RetryConfig(backoff=BackoffStrategy(initial_interval=1000, exponent=1))
-    layers = chain([Retry(RetryBudget(), time, lambda _: None), lambda request, _: whole(request)])
+    layers = chain([Retry(RetryBudget(), time, lambda _: None), lambda request, _: fetch(request)])
 
     response = await drive(
         mode,
@@ -74,30 +74,30 @@ async def test_timeouts_of_each_attempt_are_limited_to_the_remaining_time(mode: 
     assert [request.timeout.read for request in transport.requests] == [9.0, 6.0, 3.0]
 
 
-# --- what is too slow
+# --- slow responses
 
 
 @in_every_mode
 async def test_slow_body_is_closed_at_the_deadline(mode: Mode) -> None:
-    """And its end can come too late."""
+    """Both a body that arrives in small pieces and a body with a late end are closed."""
     time = Time()
-    dripping = tape(*(after(time, 1.0, b"x") for _ in range(9)))
-    late = tape(b"whole", after(time, 3.0, None))
+    slow = tape(*(after(time, 1.0, b"x") for _ in range(9)))
+    late_end = tape(b"whole", after(time, 3.0, None))
 
-    for recorded in (dripping, late):
-        flow = whole(evolve(REQUEST, deadline=Deadline(time.now + 2.5, 2.5)))
+    for recorded in (slow, late_end):
+        flow = fetch(evolve(REQUEST, deadline=Deadline(time.now + 2.5, 2.5)))
         with pytest.raises(ReadTimeout, match="timeout_ms"):
             await drive(mode, flow, script(response_from(recorded)), time)
         assert recorded.releases
 
-    assert dripping.reads == 3
+    assert slow.reads == 3
 
 
 @in_every_mode
 async def test_error_status_is_raised_if_its_body_exceeds_the_deadline(mode: Mode) -> None:
     time = Time()
     recorded = tape(after(time, 3.0, b'{"detail": "late"}'))
-    flow = whole(evolve(REQUEST, deadline=Deadline(time.now + 2.5, 2.5)))
+    flow = fetch(evolve(REQUEST, deadline=Deadline(time.now + 2.5, 2.5)))
 
     with pytest.raises(ServerError, match="503: Service Unavailable"):
         await drive(mode, flow, script(response_from(recorded, status=503)), time)
@@ -105,12 +105,12 @@ async def test_error_status_is_raised_if_its_body_exceeds_the_deadline(mode: Mod
     assert recorded.releases
 
 
-# --- over a client
+# --- calls of a client
 
 
 @define
-class Silent(Script):
-    """A server that takes a request and never answers."""
+class NoResponse(Script):
+    """A transport that records a request and then waits until it is cancelled."""
 
     cancelled: int = 0
 
@@ -120,12 +120,12 @@ class Silent(Script):
             await anyio.sleep_forever()
         finally:
             self.cancelled += 1
-        raise AssertionError("for ever is over")
+        raise AssertionError("sleep_forever returned")
 
 
 @in_both_loops
 async def test_call_without_response_is_cancelled_at_timeout_ms_and_not_retried(mode: Mode) -> None:
-    transport = Silent([])
+    transport = NoResponse([])
 
     async with Flux0(transport=transport, timeout_ms=200) as flux0:
         with pytest.raises(ReadTimeout, match="timeout_ms") as caught:
@@ -138,19 +138,19 @@ async def test_call_without_response_is_cancelled_at_timeout_ms_and_not_retried(
     assert transport.cancelled == 2
 
 
-class Woken(Script):
-    """A server whose head or body never ends, and a transport that can be woken as it waits."""
+class Interruptible(Script):
+    """A sync transport that waits for a response head until its request is interrupted."""
 
     def send(self, request: Request) -> Response[Any]:
-        woken = threading.Event()
-        request.interrupt.on_fire(woken.set)
-        assert woken.wait(20)
+        interrupted = threading.Event()
+        request.interrupt.on_fire(interrupted.set)
+        assert interrupted.wait(20)
         request.interrupt.clear()
         raise ConnectionInterrupted("the socket was shut down") from OSError("bad descriptor")
 
 
-class Dripping:
-    """A body that can be closed while it is read."""
+class ClosableBody:
+    """A body that waits for data until another thread closes it."""
 
     def __init__(self) -> None:
         self._closed = threading.Event()
@@ -166,7 +166,7 @@ class Dripping:
 
 def test_sync_wait_for_response_head_ends_at_timeout_ms() -> None:
     with (
-        Flux0(transport=Woken([]), timeout_ms=300) as flux0,
+        Flux0(transport=Interruptible([]), timeout_ms=300) as flux0,
         pytest.raises(ReadTimeout, match="timeout_ms") as caught,
     ):
         flux0.agents.list()
@@ -179,11 +179,11 @@ def test_timeout_error_of_transport_is_kept_after_the_deadline() -> None:
     transport = Slow([PoolTimeout("no connection became free")], time=time, seconds=3.0)
 
     with pytest.raises(PoolTimeout):
-        drive_sync(whole(evolve(REQUEST, deadline=Deadline(time.now + 1, 1))), transport, time)
+        drive_sync(fetch(evolve(REQUEST, deadline=Deadline(time.now + 1, 1))), transport, time)
 
 
 def test_sync_wait_for_body_ends_at_timeout_ms() -> None:
-    response = Response(200, Headers(), Dripping())
+    response = Response(200, Headers(), ClosableBody())
 
     with (
         Flux0(transport=script(response), timeout_ms=300) as flux0,
@@ -193,13 +193,13 @@ def test_sync_wait_for_body_ends_at_timeout_ms() -> None:
 
 
 def test_interrupt_fired_before_on_fire_calls_the_function_at_once() -> None:
-    woken: list[str] = []
+    calls: list[str] = []
     interrupt = Interrupt()
 
     interrupt.fire()
-    interrupt.on_fire(lambda: woken.append("late"))
+    interrupt.on_fire(lambda: calls.append("late"))
     interrupt.clear()
     interrupt.fire()
 
-    assert woken == ["late"]
+    assert calls == ["late"]
     assert interrupt.fired

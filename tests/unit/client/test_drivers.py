@@ -1,4 +1,4 @@
-"""Both drivers: outcomes and failures into flows, bodies released, deadlines kept."""
+"""The sync and the async driver: effects, failures, closed bodies and deadlines."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents", Headers())
 
 
 class Clock(Time):
-    """A clock that shows these times in turn, and the last of them from then on."""
+    """A clock that returns the given times one after another, and then always the last one."""
 
     def __init__(self, times: Iterable[float]) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Clock(Time):
 async def drive(
     mode: Mode, flow: Flow[Any], transport: Script, *, times: Iterable[float] = (0.0,)
 ) -> Any:
-    """Drive a flow to its end, on a clock that shows these times."""
+    """Drive a flow to its end with a `Clock`."""
     return await driving.drive(mode, flow, transport, Clock(times))
 
 
@@ -96,7 +96,7 @@ def test_flow_can_yield_effects_while_it_handles_a_failure(
 
 
 def hang_and_cancel(scope: anyio.CancelScope) -> Callable[[], Hang]:
-    """Return a step of a body that cancels the reader, who would wait for ever else."""
+    """Return a step of a body that cancels its reader, and would otherwise block forever."""
 
     def step() -> Hang:
         scope.cancel()
@@ -126,7 +126,7 @@ async def test_body_at_size_limit_is_read_and_larger_body_raises(mode: Mode) -> 
 
 
 def fetch(request: Request) -> Flow[object]:
-    """Send a request and read its answer, both before the request's deadline."""
+    """Send a request and read its response, both before the deadline of the request."""
     response: Response[Any] = yield Send(request)
     return (yield ReadBody(response, 100, request.deadline))
 
@@ -170,7 +170,7 @@ def test_response_after_the_deadline_is_closed() -> None:
 async def test_async_read_is_cancelled_at_the_deadline(mode: Mode) -> None:
     hanging = tape(b"a", Hang())
     transport = script(response_from(hanging))
-    # In time for the sending, and over as soon as the reading begins.
+    # The deadline passes after the request was sent, before the body is read.
     times = [0.0, 0.0, 6.0]
 
     with pytest.raises(ReadTimeout, match="timeout_ms"):

@@ -1,4 +1,4 @@
-"""The two faces of every method: the synchronous and the asynchronous twin agree."""
+"""The sync and the async version of each method have the same parameters and results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flux0 import AsyncConversation, AsyncEventStream, Conversation, EventStream
 from flux0.adapters.httpx import HttpxTransport
 from flux0.client.resources import AgentsResource, SessionsResource
 
-# What the asynchronous twin's annotations have where the synchronous one's have the key.
+# The annotations of sync methods, and the ones of their async versions.
 ASYNC_NAMES = {
     "EventStream": "AsyncEventStream",
     "Conversation": "AsyncConversation",
@@ -24,7 +24,7 @@ OPTIONS = ("retries", "server_url", "timeout_ms", "http_headers")
 
 
 def methods(kind: type[Any]) -> dict[str, Any]:
-    """Return the public methods that a class has itself, by name."""
+    """Return the public methods that a class defines, by name."""
     return {
         name: member
         for name, member in vars(kind).items()
@@ -33,7 +33,7 @@ def methods(kind: type[Any]) -> dict[str, Any]:
 
 
 RESOURCES: tuple[type[Any], ...] = (AgentsResource, SessionsResource)
-TWINS = {
+PAIRS = {
     f"{kind.__name__}.{name}": (method, getattr(kind, f"{name}_async", None))
     for kind in (*RESOURCES, Flux0, HttpxTransport)
     for name, method in methods(kind).items()
@@ -44,14 +44,14 @@ TWINS = {
 }
 
 
-@pytest.mark.parametrize(("method", "twin"), TWINS.values(), ids=TWINS)
+@pytest.mark.parametrize(("method", "async_method"), PAIRS.values(), ids=PAIRS)
 def test_sync_and_async_methods_have_matching_signatures(
-    method: Callable[..., Any], twin: Callable[..., Any] | None
+    method: Callable[..., Any], async_method: Callable[..., Any] | None
 ) -> None:
-    assert twin is not None, "it has no asynchronous twin"
-    one, other = inspect.signature(method), inspect.signature(twin)
+    assert async_method is not None, "the method has no async version"
+    one, other = inspect.signature(method), inspect.signature(async_method)
     opens = other.return_annotation == "AsyncOpening"
-    assert inspect.iscoroutinefunction(twin) is not opens
+    assert inspect.iscoroutinefunction(async_method) is not opens
     assert not inspect.iscoroutinefunction(method)
 
     assert list(other.parameters.values()) == list(one.parameters.values())
@@ -64,7 +64,6 @@ def test_sync_and_async_streams_have_the_same_public_names() -> None:
     def public(kind: type[Any]) -> set[str]:
         return {name for name in dir(kind) if not name.startswith("_")}
 
-    # What only asynchronous code needs.
     assert public(AsyncEventStream) - public(EventStream) == {"close_async", "close_soon"}
     assert public(EventStream) - public(AsyncEventStream) == {"close"}
     for name in public(EventStream) & public(AsyncEventStream):
@@ -86,4 +85,4 @@ def test_every_method_of_a_resource_accepts_the_call_options(kind: type[Any]) ->
 
         assert set(OPTIONS) <= parameters.keys(), name
         assert all(parameters[option].default is None for option in OPTIONS), name
-        assert all(given.kind is inspect.Parameter.KEYWORD_ONLY for given in parameters.values())
+        assert all(each.kind is inspect.Parameter.KEYWORD_ONLY for each in parameters.values())

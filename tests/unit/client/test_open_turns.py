@@ -1,4 +1,4 @@
-"""A session has one turn at a time: a client closes the open one before it begins another."""
+"""A session has one turn at a time: a client closes the open turn before it starts another."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from support.transports import Mode
 
 OTHER_SERVER = "http://127.0.0.1:9090"
 NO_RETRIES = RetryConfig("none")
-# Which of three turns are closed when each of them begins.
+# For each of three messages: whether the stream of each turn is closed when it is sent.
 ONE_BY_ONE = [[False, False, False], [True, False, False], [True, True, False]]
 
 
 @define
 class Turns(Script):
-    """A server with some turns, that notes at each message which turns are closed by then."""
+    """A transport that records, for each message, which of its streams are closed."""
 
     tapes: list[Tape] = field(factory=list[Tape], kw_only=True)
     closed: list[list[bool]] = field(factory=list[list[bool]], kw_only=True)
@@ -88,7 +88,7 @@ async def test_turns_of_other_sessions_and_servers_stay_open(mode: Mode) -> None
         assert not transport.tapes[0].releases
         await begin(flux0, "one", server_url=f"{OTHER_SERVER}/")
 
-    assert transport.closed[3][0], "it is the same server"
+    assert transport.closed[3][0], "a trailing slash does not change the server"
 
 
 @in_every_mode
@@ -112,15 +112,15 @@ async def test_unreferenced_stream_is_garbage_collected_and_closed(mode: Mode) -
     async with in_mode(mode, Flux0(transport=transport)) as flux0:
         stream = await begin(flux0)
         await anext(stream)
-        forgotten = weakref.ref(stream)
+        reference = weakref.ref(stream)
         del stream
         gc.collect()
 
-        assert forgotten() is None
+        assert reference() is None
         assert transport.tapes[0].releases
 
 
-# --- both kinds of code in one client
+# --- sync and async code with one client
 
 
 @in_both_loops
@@ -142,19 +142,19 @@ async def test_sync_and_async_turns_on_a_session_close_each_other(mode: Mode) ->
 
 @define
 class Slow(Turns):
-    """A server that answers a message only when it is told to, and notes how many wait."""
+    """A transport that responds when `may_respond` is released, and counts the requests."""
 
-    answers_now: threading.Semaphore = field(factory=lambda: threading.Semaphore(0), kw_only=True)
+    may_respond: threading.Semaphore = field(factory=lambda: threading.Semaphore(0), kw_only=True)
     sending: int = field(default=0, kw_only=True)
 
     def send(self, request: Request) -> Response[Any]:
         self.sending += 1
-        assert self.answers_now.acquire(timeout=20)
+        assert self.may_respond.acquire(timeout=20)
         return super().send(request)
 
     async def send_async(self, request: Request) -> Response[Any]:
         self.sending += 1
-        while not self.answers_now.acquire(blocking=False):
+        while not self.may_respond.acquire(blocking=False):
             await anyio.lowlevel.checkpoint()
         return Turns.send(self, request)
 
@@ -167,16 +167,16 @@ async def test_concurrent_messages_on_a_session_are_sent_one_after_another(mode:
 
     async with in_mode(mode, Flux0(transport=transport)) as flux0:
 
-        async def say() -> None:
+        async def send() -> None:
             streams.append(await begin(flux0))
-            # Whoever is first to be answered is also the first whose stream is closed.
+            # No other message is sent before this one has a response.
             assert transport.sending == len(streams)
 
-        async def answer() -> None:
+        async def respond() -> None:
             for _ in range(3):
-                transport.answers_now.release()
+                transport.may_respond.release()
 
-        await at_once(mode, say, say, say, answer)
+        await at_once(mode, send, send, send, respond)
         for stream in streams[:2]:
             with pytest.raises(ClientClosed, match="closed by another message on its session"):
                 await anext(stream)
@@ -199,7 +199,7 @@ async def test_timeout_ms_limits_the_wait_for_another_message(mode: Mode) -> Non
                 await anyio.lowlevel.checkpoint() if mode != "sync" else None
             with pytest.raises(ReadTimeout, match="timeout_ms"):
                 await begin(flux0, timeout_ms=1)
-            transport.answers_now.release()
+            transport.may_respond.release()
 
         await at_once(mode, first, second)
 

@@ -1,4 +1,4 @@
-"""A turn that is handed on as server-sent events: the same events, heartbeats, errors, leaving."""
+"""`to_sse` and `relay`: the format of events, heartbeats, errors, and closing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TURN: list[AgentStep] = [
 
 
 def events_of(data: bytes) -> list[StreamEvent]:
-    """Return the events that a client reads of a stream."""
+    """Parse and decode the bytes of a stream."""
     codec, parser = JsonCodec(), SSEParser()
     events = [codec.decode_event(event) for event in parser.feed(data)]
     assert not parser.pending
@@ -82,7 +82,7 @@ OFFSET = {
 )
 def test_to_sse_can_be_parsed_back_to_the_event(event: StreamEvent) -> None:
     if event == UnknownEvent("message", ""):
-        assert event.to_sse() == b"event: message\ndata: \n\n"  # Which no parser dispatches.
+        assert event.to_sse() == b"event: message\ndata: \n\n"  # Parsers ignore it.
     else:
         assert events_of(event.to_sse()) == [event]
 
@@ -115,21 +115,21 @@ async def test_relay_yields_all_events_of_the_turn(mode: Mode) -> None:
 
 
 def test_sync_relay_yields_comments_while_idle_and_closing_it_closes_the_stream() -> None:
-    left = threading.Event()
+    closing = threading.Event()
 
-    def silent() -> bytes:
-        assert left.wait(20)
+    def idle() -> bytes:
+        assert closing.wait(20)
         raise ConnectionInterrupted("the socket was shut down")
 
-    recorded = tape(chunk("a"), silent)
+    recorded = tape(chunk("a"), idle)
     pieces = open_sync(recorded).relay(heartbeat_ms=1)
 
     while (piece := next(pieces)) == STILL_HERE:
-        pass  # A busy machine takes its time.
+        pass  # On a busy machine, comments may be yielded before the first event.
     assert piece == chunk("a")
     assert [next(pieces), next(pieces)] == [STILL_HERE] * 2
-    left.set()
-    pieces.close()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue] - a web server does
+    closing.set()
+    pieces.close()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue] - as a web server does
 
     assert recorded.releases
 
@@ -142,7 +142,7 @@ async def test_async_relay_yields_comments_while_idle_and_closing_it_closes_the_
     pieces: Any = open_async(recorded).relay(heartbeat_ms=1)
 
     while (piece := await anext(pieces)) == STILL_HERE:
-        pass  # A busy machine takes its time.
+        pass  # On a busy machine, comments may be yielded before the first event.
     assert piece == chunk("a")
     assert [await anext(pieces), await anext(pieces)] == [STILL_HERE] * 2
     await pieces.aclose()
@@ -169,7 +169,7 @@ def test_closing_the_relay_stops_the_reader_with_a_full_queue() -> None:
     pieces = open_sync(recorded).relay()
 
     assert next(pieces) == chunk("0")
-    pieces.close()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue] - a web server does
+    pieces.close()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue] - as a web server does
 
     assert recorded.releases
     assert recorded.reads < 200
@@ -186,9 +186,9 @@ async def test_relay_yields_an_error_as_the_last_event(mode: Mode) -> None:
     (event,) = events_of(last)
     assert isinstance(event, UnknownEvent)
     assert event.event == "error"
-    told = json.loads(event.data)
-    assert told["type"] == "StreamInterrupted"
-    assert "gone" in told["message"]
+    data = json.loads(event.data)
+    assert data["type"] == "StreamInterrupted"
+    assert "gone" in data["message"]
     assert recorded.releases
 
 

@@ -1,4 +1,4 @@
-"""What a stream has rebuilt of its turn, over recorded turns, however their bytes are split."""
+"""The messages that a stream builds from recorded turns, with their bytes split at any place."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from flux0.domain.models import ToolCall
 from support.in_memory import CORRELATION_ID, Step, chunk, in_every_mode, status, tape
 from support.modes import run
 from support.transports import ASYNC, SYNC, Mode
-from unit.client.test_streams import NO_EVENTS, come, open_sync, opened
+from unit.client.test_streams import NO_EVENTS, open_sync, opened, result_of
 from unit.domain.messages.test_accumulator import CASES
 
 Case = dict[str, Any]
@@ -35,7 +35,7 @@ Case = dict[str, Any]
 
 @frozen
 class State:
-    """What a stream says of its turn after an event."""
+    """The state of a stream after an event."""
 
     messages: tuple[TurnMessage, ...]
     tool_calls: tuple[ToolCall, ...]
@@ -52,13 +52,13 @@ def state(stream: Any) -> State:
 
 @functools.cache
 def states(wire: str) -> list[State]:
-    """Return the states of a turn, from before its first event to after its last."""
+    """Return the states of a stream before its first event and after each event."""
     with open_sync(tape(wire.encode())) as stream:
         return [state(stream), *(state(stream) for _ in stream)]
 
 
 def split(wire: str, cuts: Iterable[int]) -> list[Step]:
-    """Return the bytes of a turn, cut at these places."""
+    """Split the bytes of a turn at these places."""
     data = wire.encode()
     places = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
     return [data[start:end] for start, end in pairwise(places)]
@@ -88,15 +88,15 @@ def test_state_after_each_event_does_not_depend_on_how_bytes_are_split(
 def test_interrupted_turn_has_exactly_the_complete_events(case: Case, place: int) -> None:
     data: bytes = case["wire"].encode()
     data = data[: place % len(data)]
-    whole = data.count(b"\n\n")
+    complete = data.count(b"\n\n")
     stream = open_sync(tape(data, ConnectionInterrupted("reset")))
 
     with pytest.raises(StreamInterrupted) as caught:
         list(stream)
 
-    assert caught.value.event_count == stream.event_count == whole
-    assert caught.value.messages == states(case["wire"])[whole].messages
-    assert state(stream) == states(case["wire"])[whole]
+    assert caught.value.event_count == stream.event_count == complete
+    assert caught.value.messages == states(case["wire"])[complete].messages
+    assert state(stream) == states(case["wire"])[complete]
 
 
 # --- errors
@@ -120,14 +120,14 @@ def test_stream_error_has_messages_so_far_and_stored_events(
         recorded = tape(status("typing"), chunk("It "), chunk("is"), step)
         stream = opened(mode, recorded, asked)
         with pytest.raises(kind) as caught:
-            await come(stream.final_messages())
+            await result_of(stream.final_messages())
 
         error = caught.value
         assert recorded.releases
         assert isinstance(error.__cause__, TransportError) is isinstance(step, TransportError)
         assert (error.correlation_id, error.event_count) == (CORRELATION_ID, 3)
         assert [message.text for message in error.messages] == ["It is"]
-        assert await come(error.stored_events()) is NO_EVENTS
+        assert await result_of(error.stored_events()) is NO_EVENTS
         assert asked == [CORRELATION_ID]
         copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - its own bytes
         assert (type(copy), str(copy)) == (kind, str(error))
@@ -139,7 +139,7 @@ def test_stream_error_has_messages_so_far_and_stored_events(
     run(mode, test)
 
 
-# --- text, events and messages together
+# --- text, events and messages of one stream
 
 
 @in_every_mode
@@ -154,7 +154,7 @@ async def test_text_events_and_messages_share_one_position(mode: Mode) -> None:
             break
         assert stream.messages[0].text == "one two "
         assert [text async for text in stream.text()] == ["three ", "four"]
-        (message,) = await come(stream.final_messages())
+        (message,) = await result_of(stream.final_messages())
         assert message.text == "one two three four"
-        assert await come(stream.final_messages()) == (message,)
+        assert await result_of(stream.final_messages()) == (message,)
         assert [text async for text in stream.text()] == []

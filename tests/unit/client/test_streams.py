@@ -1,4 +1,4 @@
-"""Both streams over scripted bodies: what they hand out, how they end, and when they let go."""
+"""The sync and the async stream over scripted bodies: events, ends, failures and closing."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ def open_async(recorded: Tape, asked: list[str] | None = None) -> AsyncEventStre
 
 
 def opened(mode: Mode, recorded: Tape, asked: list[str] | None = None) -> AsyncEventStream:
-    """Return a stream of either kind, to be used as an asynchronous one."""
+    """Return a stream for this mode. A sync stream is wrapped, so that async tests can use it."""
     if mode == "sync":
         return cast("AsyncEventStream", in_mode(mode, cast("Any", open_sync(recorded, asked))))
     return open_async(recorded, asked)
 
 
-async def come(value: Any) -> Any:
-    """Return what a method of either kind gives."""
+async def result_of(value: Any) -> Any:
+    """Return the result of a sync or an async method."""
     return await value if hasattr(value, "__await__") else value
 
 
 async def each(values: Any) -> AsyncIterator[Any]:
-    """Iterate over an iterator of either kind."""
+    """Iterate over a sync or an async iterator."""
     if hasattr(values, "__aiter__"):
         async for value in values:
             yield value
@@ -88,16 +88,16 @@ def value_of(event: StreamEvent) -> object:
 
 
 async def values(stream: AsyncEventStream) -> list[object]:
-    """Return what the chunks of the rest of a stream append."""
+    """Return the values that the remaining chunks of a stream append."""
     return [value_of(event) async for event in stream]
 
 
 async def ends_in(kind: type[E], stream: AsyncEventStream) -> tuple[list[object], E]:
-    """Read a stream to its failure; return what came before, and the failure."""
+    """Read a stream until it fails; return the values before the failure, and the failure."""
     seen: list[object] = []
     try:
         async for event in stream:
-            seen.append(value_of(event))  # noqa: PERF401 - what came before counts
+            seen.append(value_of(event))  # noqa: PERF401 - the values before a failure are needed
     except kind as failure:
         return seen, failure
     raise AssertionError("the stream did not fail")
@@ -118,7 +118,7 @@ async def test_stream_read_to_its_end_is_finished(mode: Mode) -> None:
         assert isinstance(events[0], StatusEvent)
         assert [value_of(event) for event in events[1:]] == ["a", "b", "c"]
         assert stream.finished
-        assert recorded.releases, "the connection is free before the block ends"
+        assert recorded.releases, "the connection is released before the block ends"
         assert [event async for event in stream] == []
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
@@ -135,7 +135,7 @@ async def test_each_event_is_yielded_before_more_bytes_are_read(mode: Mode) -> N
 
     async with opened(mode, recorded) as stream:
         async for _ in stream:
-            reads.append(recorded.reads)  # noqa: PERF401 - read while the stream is
+            reads.append(recorded.reads)  # noqa: PERF401 - `reads` changes during the iteration
 
     assert reads == [1, 3, 4]
 
@@ -149,7 +149,7 @@ async def test_events_before_an_invalid_event_are_yielded_first(mode: Mode) -> N
     stream = opened(mode, recorded)
 
     assert value_of(await anext(stream)) == "a"
-    assert recorded.releases, "the connection is free before the failure is met"
+    assert recorded.releases, "the connection is released before the failure is raised"
     seen, failure = await ends_in(errors.DecodeError, stream)
 
     assert seen == ["b"]
@@ -172,11 +172,11 @@ async def test_failure_is_raised_again_by_every_use_of_the_stream(mode: Mode) ->
     assert not stream.finished
     assert (failure.correlation_id, failure.event_count, failure.messages) == (None, 0, ())
     with pytest.raises(errors.Flux0Error, match="before the first event"):
-        await come(failure.stored_events())
+        await result_of(failure.stored_events())
 
 
 @in_every_mode
-async def test_keyboard_interrupt_or_memory_error_while_reading_closes_the_stream(
+async def test_keyboard_interrupt_or_memory_error_in_read_closes_the_stream(
     mode: Mode,
 ) -> None:
     for interruption in (KeyboardInterrupt, MemoryError):
@@ -205,7 +205,7 @@ async def test_cancelled_read_closes_the_stream(mode: Mode) -> None:
             await anext(stream)
 
 
-# --- leaving
+# --- closing
 
 
 @in_every_mode
@@ -215,7 +215,7 @@ async def test_exception_in_with_block_closes_the_stream(
     recorded = tape(chunk("a"), chunk("b"))
     stream = opened(mode, recorded)
 
-    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - leaving is what is tested
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the end of the block is tested
         async with stream:
             async for _ in stream:
                 raise ZeroDivisionError
@@ -243,7 +243,7 @@ async def test_leaving_a_loop_without_a_with_block_closes_the_stream(mode: Mode)
 
         assert recorded.releases
         assert not stream.finished
-        assert value_of(await anext(stream)) == "b", "what has arrived is not lost"
+        assert value_of(await anext(stream)) == "b", "received events can still be read"
         with pytest.raises(errors.ClientClosed):
             await anext(stream)
 
@@ -283,11 +283,11 @@ async def test_garbage_collected_stream_closes_its_connection(mode: Mode) -> Non
 async def test_stream_closed_during_a_read_raises_client_closed(
     mode: Mode,
 ) -> None:
-    # Some sockets take a close for the end.
+    # If a socket is closed by another thread, some reads return the end of the body.
     for outcome in (None, errors.ConnectionInterrupted("the socket is gone")):
         streams: list[AsyncEventStream] = []
 
-        def close_and_go_on(
+        def close_during_read(
             streams: list[AsyncEventStream] = streams, outcome: Exception | None = outcome
         ) -> None:
             with pytest.raises(StopIteration):
@@ -295,7 +295,7 @@ async def test_stream_closed_during_a_read_raises_client_closed(
             if outcome is not None:
                 raise outcome
 
-        stream = opened(mode, tape(chunk("a"), close_and_go_on))
+        stream = opened(mode, tape(chunk("a"), close_during_read))
         streams.append(stream)
 
         _, failure = await ends_in(errors.ClientClosed, stream)
@@ -316,7 +316,7 @@ async def test_close_soon_closes_an_open_stream_and_not_a_finished_one(mode: Mod
     for one in (stream, stream, finished):
         one.close_soon()
 
-    assert recorded.releases, "although nothing was awaited"
+    assert recorded.releases, "the body is closed without an await"
     with pytest.raises(errors.ClientClosed):
         await anext(stream)
     await stream.close_async()
@@ -324,7 +324,7 @@ async def test_close_soon_closes_an_open_stream_and_not_a_finished_one(mode: Mod
     assert await values(finished) == []
 
 
-# --- what the turn says
+# --- status and errors of the agent
 
 
 @in_every_mode
@@ -337,10 +337,10 @@ async def test_status_and_error_are_the_latest_of_the_stream(mode: Mode) -> None
 
     async with opened(mode, tape(*statuses), asked) as stream:
         seen = [(stream.status, stream.error and stream.error.data) async for _ in stream]
-        assert stream.finished, "an agent's error is no failure of the stream"
+        assert stream.finished, "an error of the agent is not a failure of the stream"
         assert stream.error is not None
-        assert await come(stream.error.stored_events()) is NO_EVENTS
-        assert await come(stream.stored_events()) is NO_EVENTS
+        assert await result_of(stream.error.stored_events()) is NO_EVENTS
+        assert await result_of(stream.stored_events()) is NO_EVENTS
 
     first, second = {"detail": 1}, {"detail": 2}
     assert seen == [("error", first), ("error", first), ("dreaming", first), ("error", second)]
@@ -359,20 +359,20 @@ async def test_agent_error_is_raised_by_text_and_final_messages(mode: Mode) -> N
         texts: list[str] = []
         with pytest.raises(errors.AgentError, match="no weather") as caught:  # noqa: PT012 - of a loop
             async for text in each(stream.text()):
-                texts.append(text)  # noqa: PERF401 - what came before counts
+                texts.append(text)  # noqa: PERF401 - the texts before a failure are needed
         assert texts == ["It "]
         assert caught.value.data == {"detail": "no weather"}
         assert caught.value.messages == stream.messages != ()
         assert stream.error is not None
         with pytest.raises(errors.AgentError):
-            await come(stream.final_messages())
+            await result_of(stream.final_messages())
         with pytest.raises(errors.AgentError):
             await anext(each(stream.text()))
-        assert value_of(await anext(stream)) == "rainy", "the events themselves go on"
+        assert value_of(await anext(stream)) == "rainy", "further events can still be read"
 
     stream = opened(mode, failing())
     with pytest.raises(errors.AgentError):
-        await come(stream.final_messages())
+        await result_of(stream.final_messages())
 
 
 # --- two readers
@@ -388,12 +388,12 @@ def test_second_thread_reading_a_stream_raises_and_the_first_continues() -> None
             except errors.Flux0Error as error:
                 refused.append(error)
 
-    def read_by_another() -> bytes:
+    def read_by_second() -> bytes:
         with ThreadPoolExecutor(1) as threads:
             threads.submit(second).result()
         return chunk("b")
 
-    recorded = tape(chunk("a"), read_by_another)
+    recorded = tape(chunk("a"), read_by_second)
     stream = open_sync(recorded)
 
     assert [value_of(event) for event in stream] == ["a", "b"]
@@ -405,14 +405,14 @@ def test_second_thread_reading_a_stream_raises_and_the_first_continues() -> None
 
 @in_both_loops
 async def test_second_task_reading_a_stream_raises_and_the_first_continues(mode: Mode) -> None:
-    def read_by_another() -> bytes:
+    def read_by_second() -> bytes:
         readers: list[Any] = [stream, aiter(stream), stream.text()]
         for reader in readers:
             with pytest.raises(StreamInUse, match="already being read by another"):
                 reader.__anext__().send(None)
         return chunk("b")
 
-    stream = open_async(tape(chunk("a"), read_by_another))
+    stream = open_async(tape(chunk("a"), read_by_second))
 
     assert [value_of(event) async for event in stream] == ["a", "b"]
     assert stream.finished

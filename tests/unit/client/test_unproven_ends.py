@@ -1,4 +1,4 @@
-"""An end that nothing but the end of the connection tells is confirmed before it counts."""
+"""Streams whose end is not proven by framing: `confirm` compares them with the stored events."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from support.in_memory import (
 )
 from support.modes import in_mode
 from support.transports import Mode
-from unit.client.test_streams import come
+from unit.client.test_streams import result_of
 
 
-def unproven(*pieces: bytes) -> Response[Any]:
+def close_delimited(*pieces: bytes) -> Response[Any]:
     return evolve(scripted_response(*pieces, headers=SSE), close_delimited=True)
 
 
 def stored(*texts: str) -> Response[Any]:
-    """Return the list of a turn's events in which these messages are stored."""
+    """Return a response that lists these messages as stored events of the turn."""
     events: list[dict[str, Any]] = [
         {
             "id": f"id{offset}",
@@ -65,7 +65,7 @@ async def test_end_proven_by_framing_sends_no_extra_request(mode: Mode) -> None:
     transport = script(scripted_response(chunk("a"), headers=SSE))
     stream = await begin(mode, transport)
 
-    await come(stream.final_messages())
+    await result_of(stream.final_messages())
 
     assert stream.finished
     assert len(transport.requests) == 1
@@ -73,7 +73,7 @@ async def test_end_proven_by_framing_sends_no_extra_request(mode: Mode) -> None:
 
 @in_every_mode
 async def test_unconfirmed_end_is_not_finished_and_raises_nothing(mode: Mode) -> None:
-    stream = await begin(mode, script(unproven(chunk("a"), chunk("b"))))
+    stream = await begin(mode, script(close_delimited(chunk("a"), chunk("b"))))
 
     assert len([event async for event in stream]) == 2
 
@@ -83,13 +83,13 @@ async def test_unconfirmed_end_is_not_finished_and_raises_nothing(mode: Mode) ->
 
 @in_every_mode
 async def test_unconfirmed_end_is_finished_if_all_messages_are_stored(mode: Mode) -> None:
-    transport = script(unproven(chunk("a"), chunk("b")), stored("before", "ab"))
+    transport = script(close_delimited(chunk("a"), chunk("b")), stored("before", "ab"))
     stream = await begin(mode, transport)
     with pytest.raises(Flux0Error, match="not been read to its end"):
-        await come(stream.confirm())
+        await result_of(stream.confirm())
 
-    (message,) = await come(stream.final_messages())
-    await come(stream.confirm())
+    (message,) = await result_of(stream.final_messages())
+    await result_of(stream.confirm())
 
     assert stream.finished
     assert message.event_id == "e"
@@ -114,10 +114,10 @@ async def test_unconfirmed_end_with_messages_not_stored_raises_stream_interrupte
         ((), stored()),
     ]
     for pieces, listed in cases:
-        stream = await begin(mode, script(unproven(*pieces), listed))
+        stream = await begin(mode, script(close_delimited(*pieces), listed))
 
         with pytest.raises(StreamInterrupted, match="the stream ended, but") as caught:
-            await come(stream.final_messages())
+            await result_of(stream.final_messages())
 
         assert not stream.finished
         assert caught.value.event_count == len(pieces)
