@@ -1,12 +1,12 @@
-"""Random turns over one transport, broken in random ways, and what they leave behind.
+"""A soak test: random turns with random faults over one transport, and a check for leaks.
 
     python -m support.soak <transport> <sync|asyncio|trio> <seconds> <seed>
 
-It prints a line of JSON: how many turns there were, and what was left behind or sent twice. With an
-odd seed they go through a proxy.
+It prints one JSON object: the number of turns, and everything that leaked or was sent twice. If the
+seed is odd, the requests go through a proxy.
 """
 
-# ruff: noqa: S311 - nothing here is a secret
+# ruff: noqa: S311 - the random numbers are not secrets
 
 from __future__ import annotations
 
@@ -52,37 +52,37 @@ from support.proxy import Proxy
 from support.transports import Mode, make_transport
 
 _WORKERS = 6
-_PATIENCE = 20.0  # seconds
-# If connecting is cancelled, older ones leave the connection to the collector.
-_ANYIO_CLOSES = tuple(map(int, version("anyio").split(".")[:2])) >= (4, 16)
+_TIMEOUT = 20.0  # seconds
+# Older versions leave a connection open if it is cancelled while it is established.
+_ANYIO_CLOSES_CANCELLED = tuple(map(int, version("anyio").split(".")[:2])) >= (4, 16)
 
 
-def random_answer(chance: random.Random) -> ServerSteps:
-    """Return a turn that goes well, or breaks anywhere, or falls silent."""
-    kinds: list[bytes | Sleep] = [chunk("Hi"), Sleep(0.005)]
-    whole = http_response(
-        *chance.choices(kinds, k=chance.randrange(1, 6)),
-        framing=chance.choice(["chunked", "content-length", "close-delimited"]),
-        gzip=chance.random() < 0.3,
+def random_response(rng: random.Random) -> ServerSteps:
+    """Return the response of one turn: complete, interrupted at any byte, or never ending."""
+    pieces: list[bytes | Sleep] = [chunk("Hi"), Sleep(0.005)]
+    complete = http_response(
+        *rng.choices(pieces, k=rng.randrange(1, 6)),
+        framing=rng.choice(["chunked", "content-length", "close-delimited"]),
+        gzip=rng.random() < 0.3,
         headers=[("Content-Type", "text/event-stream")],
     )
-    broken: list[Callable[[], ServerSteps]] = [
-        lambda: whole,
-        lambda: whole,
-        lambda: (head("103 Early Hints"), *whole),
-        lambda: truncated(whole, chance.randrange(size(whole))),
-        lambda: (*whole[: chance.randrange(len(whole))], Reset()),
-        lambda: (*whole[: chance.randrange(len(whole))], WaitForRelease()),
+    variants: list[Callable[[], ServerSteps]] = [
+        lambda: complete,
+        lambda: complete,
+        lambda: (head("103 Early Hints"), *complete),
+        lambda: truncated(complete, rng.randrange(size(complete))),
+        lambda: (*complete[: rng.randrange(len(complete))], Reset()),
+        lambda: (*complete[: rng.randrange(len(complete))], WaitForRelease()),
         lambda: (Write(b"SSH-2.0\r\n\r\n"), Disconnect()),
         lambda: http_response(b"Later.", status="503 Busy"),
     ]
-    if size(whole) < 1_000:
-        broken.append(lambda: byte_by_byte(whole))
-    return chance.choice(broken)()
+    if size(complete) < 1_000:
+        variants.append(lambda: byte_by_byte(complete))
+    return rng.choice(variants)()
 
 
 class Soak:
-    """Workers that share a client, each of which sends turns, one after the other."""
+    """Workers that share a client. Each of them sends one turn after another."""
 
     def __init__(self, seed: int, seconds: float, mode: Mode) -> None:
         self.seed = seed
@@ -92,7 +92,7 @@ class Soak:
         self._lock = threading.Lock()
 
     def _turns(self) -> Iterator[str]:
-        """Yield a new session for each turn until time is up, and once even on a slow machine."""
+        """Yield a new session for each turn until the end, but at least one."""
         while True:
             with self._lock:
                 self.sent += 1
@@ -102,20 +102,20 @@ class Soak:
                 return
 
     async def work(self, flux0: Flux0, worker: int) -> None:
-        chance = random.Random(f"{self.seed} {worker}")
+        rng = random.Random(f"{self.seed} {worker}")
         for turn in self._turns():
-            seconds = chance.random() * 0.02 if chance.random() < 0.3 else _PATIENCE
+            seconds = rng.random() * 0.02 if rng.random() < 0.3 else _TIMEOUT
             sync = self.mode == "sync"
             with suppress(Flux0Error), nullcontext() if sync else anyio.move_on_after(seconds):
-                await self._turn(in_mode(self.mode, flux0), turn, chance)
+                await self._turn(in_mode(self.mode, flux0), turn, rng)
 
-    async def _turn(self, flux0: Flux0, turn: str, chance: random.Random) -> None:
+    async def _turn(self, flux0: Flux0, turn: str, rng: random.Random) -> None:
         stream = await flux0.sessions.create_event_async(session_id=turn, content="Hello")
-        read = chance.choice(["all", "some", "none", "cycle", "elsewhere"])
+        read = rng.choice(["all", "some", "none", "cycle", "closed in thread"])
         if read == "cycle":
             cycle: list[Any] = [stream]
             cycle.append(cycle)
-        elif read == "elsewhere" and self.mode == "sync":
+        elif read == "closed in thread" and self.mode == "sync":
             threading.Timer(0.01, cast("Any", stream)._real.close).start()
         if read in ("none", "cycle"):
             return
@@ -134,26 +134,26 @@ class Soak:
         if hasattr(os, "fork"):
             self._fork(flux0)
         for thread in threads:
-            thread.join(_PATIENCE + self.end - time.monotonic())
+            thread.join(_TIMEOUT + self.end - time.monotonic())
         flux0.close()
         assert not any(thread.is_alive() for thread in threads), "a worker hangs"
 
     def _fork(self, flux0: Flux0) -> None:
-        """Have a child use the client, and forget it, while the workers go on."""
+        """Use and close the client in a forked child, while the workers continue."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
         if child == 0:
-            faulthandler.dump_traceback_later(_PATIENCE / 2)
+            faulthandler.dump_traceback_later(_TIMEOUT / 2)
             with suppress(BaseException):
                 with suppress(Flux0Error):
                     flux0.agents.list()
                 flux0.close()
                 gc.collect()
             os._exit(0)
-        child_ends = os.pidfd_open(child)
-        ended, _, _ = select.select([child_ends], [], [], _PATIENCE)
-        os.close(child_ends)
+        child_descriptor = os.pidfd_open(child)
+        ended, _, _ = select.select([child_descriptor], [], [], _TIMEOUT)
+        os.close(child_descriptor)
         if not ended:
             os.kill(child, 9)
         os.waitpid(child, 0)
@@ -166,7 +166,8 @@ class Soak:
                 workers.start_soon(self.work, flux0, worker)
         await flux0.close_async()
         gc.collect()
-        for _ in range(200):  # Callbacks of what was closed come in the loop's next rounds.
+        # Callbacks of closed connections run in the next iterations of the loop.
+        for _ in range(200):
             if self._tasks() == before:
                 break
             await anyio.sleep(0.01)
@@ -182,31 +183,32 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def settled(measure: Any, wanted: int) -> int:
-    """Return the measure once it is as wanted, or after some seconds."""
+def settled(measure: Callable[[], int], expected: int) -> int:
+    """Return the result of `measure` when it is at most `expected`, or after 5 s."""
     end = time.monotonic() + 5
-    while (found := measure()) > wanted and time.monotonic() < end:
+    while (found := measure()) > expected and time.monotonic() < end:
         gc.collect()
-        time.sleep(0.01)  # Threads end by themselves, and tell nobody.
-    return int(found)
+        time.sleep(0.01)  # No event reports the end of a thread.
+    return found
 
 
-def left_behind(transport: str, mode: Mode, seconds: float, seed: int) -> dict[str, Any]:
-    """Run, and return what is wrong afterwards."""
-    chance = random.Random(seed)
-    complaints: list[str] = []
+def find_leaks(transport: str, mode: Mode, seconds: float, seed: int) -> dict[str, Any]:
+    """Run the turns; return their number and the leaks."""
+    rng = random.Random(seed)
+    caught_warnings: list[str] = []
 
-    def complain(message: Warning | str, *_rest: Any, **_more: Any) -> None:
-        way, text = (transport[:5], mode), str(message)
-        if _ANYIO_CLOSES or way != ("httpx", "asyncio") or not text.startswith("unclosed "):
-            complaints.append(text)
+    def record_warning(message: Warning | str, *_args: Any, **_options: Any) -> None:
+        text = str(message)
+        over_httpx = (transport[:5], mode) == ("httpx", "asyncio")
+        if _ANYIO_CLOSES_CANCELLED or not over_httpx or not text.startswith("unclosed "):
+            caught_warnings.append(text)
 
     warnings.simplefilter("always")
-    warnings.showwarning = complain
-    sys.unraisablehook = lambda raised: complaints.append(repr(raised.exc_value))
+    warnings.showwarning = record_warning
+    sys.unraisablehook = lambda raised: caught_warnings.append(repr(raised.exc_value))
     with ExitStack() as running:
-        answers = [random_answer(chance) for _ in range(1000)]
-        server = running.enter_context(ByteServer(*answers, timeout=_PATIENCE))
+        responses = [random_response(rng) for _ in range(1000)]
+        server = running.enter_context(ByteServer(*responses, timeout=_TIMEOUT))
         fds, threads = descriptors(), threading.active_count()
         flux0 = Flux0(
             server.url,
@@ -231,22 +233,22 @@ def left_behind(transport: str, mode: Mode, seconds: float, seed: int) -> dict[s
             server.wait_until_closed()
         targets = [each.target for each in server.requests if each.method == "POST"]
         twice = len(targets) - len(set(targets))
-        lost: dict[str, Any] = {
+        leaks: dict[str, Any] = {
             "sent twice": twice,
             "connections": server.open_connections,
             "descriptors": max(0, settled(descriptors, fds) - fds),
-            "warnings": complaints[:5],
+            "warnings": caught_warnings[:5],
         }
-        # The server has a thread for each connection; all are gone by now.
+        # The server has a thread for each connection, and all connections are closed now.
         extra = settled(threading.active_count, threads) - threads
-        lost["threads"] = [each.name for each in threading.enumerate()] if extra > 0 else []
-        return {"turns": soak.sent, **{name: what for name, what in lost.items() if what}}
+        leaks["threads"] = [each.name for each in threading.enumerate()] if extra > 0 else []
+        return {"turns": soak.sent, **{name: leak for name, leak in leaks.items() if leak}}
 
 
 def main() -> None:
-    """Do what the arguments say."""
+    """Run the soak test with the arguments of the command line."""
     transport, mode, seconds, seed = sys.argv[1:]
-    print(json.dumps(left_behind(transport, cast("Mode", mode), float(seconds), int(seed))))
+    print(json.dumps(find_leaks(transport, cast("Mode", mode), float(seconds), int(seed))))
 
 
 if __name__ == "__main__":

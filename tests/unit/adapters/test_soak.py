@@ -1,4 +1,4 @@
-"""A short soak: see tests/support/soak.py. `tox -e soak` is the long one."""
+"""A short soak test: see tests/support/soak.py. `tox -e soak` runs a long one."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ RUNS = [(way, seed) for way in WAYS for seed in (0, 1)]
 
 
 @pytest.mark.parametrize(("way", "seed"), RUNS, ids=str)
-def test_nothing_is_left_behind_and_nothing_is_sent_twice(way: Way, seed: int) -> None:
+def test_random_turns_leak_nothing_and_are_sent_once(way: Way, seed: int) -> None:
     arguments = [way.transport, way.mode, SECONDS, f"{seed}"]
-    done = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-m", "support.soak", *arguments],
         capture_output=True,
         text=True,
@@ -28,7 +28,7 @@ def test_nothing_is_left_behind_and_nothing_is_sent_twice(way: Way, seed: int) -
         cwd=Path(__file__).parents[2],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    found = json.loads(done.stdout)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    found = json.loads(finished.stdout)
     assert found.pop("turns") > 0
     assert found == {}, found
