@@ -1,6 +1,6 @@
-"""Every model and error of flux0 in one place, and the names that the generated client used.
+"""All models and errors of flux0, and aliases with the names of the generated client.
 
-The names in the second part are aliases for code that moves over from the generated `flux0_client`.
+The aliases at the end are for code that was written for the generated `flux0_client`.
 """
 
 from flux0.domain.enums import (

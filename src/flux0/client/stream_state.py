@@ -173,7 +173,7 @@ class StreamState:
         if data is None:
             if self._closed:  # Some bodies end without an error when they are closed.
                 raise ClientClosed(self._closed)
-            self._turn.end()
+            self._turn.on_end()
             self._ended = self._turn.failure is None
         else:
             self._batch = iter(self._turn.feed(data, waited))

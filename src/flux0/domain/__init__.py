@@ -1,1 +1,1 @@
-"""Pure values and rules of flux0, on the standard library and attrs alone."""
+"""The values and rules of flux0. They depend only on the standard library and attrs."""

@@ -1,7 +1,7 @@
-"""Every check of what users pass, made before anything is sent.
+"""Checks of the arguments that users pass, before a request is sent.
 
-Each function returns the value as the library uses it, or raises `InvalidArgument`, which names the
-argument and says what to pass instead.
+Each function returns the value in the form that the library uses. If the value is invalid, it
+raises `InvalidArgument` with the name of the argument and the values that are allowed.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from flux0.domain.headers import Headers
 T = TypeVar("T")
 
 _LARGEST_OFFSET = 2**63 - 1
-_LONGEST_WAIT_MS = 2**31 - 1  # More is an OverflowError in socket.settimeout.
-_LONGEST_INTERVAL_MS = 10**12  # 31 years; time.sleep refuses some centuries.
+_LONGEST_WAIT_MS = 2**31 - 1  # Longer timeouts raise OverflowError in socket.settimeout.
+_LONGEST_INTERVAL_MS = 10**12  # 31 years; time.sleep raises OverflowError for some centuries.
 
-# The released server undoes percent-encoding before it routes, so that these reach other routes.
+# The server decodes percent-encoding before routing: an id with these reaches another route.
 _NOT_IN_IDS = frozenset("/\\?#%")
-# RFC 6265, section 4.1.1, besides control characters.
+# Not allowed in cookies by RFC 6265, section 4.1.1; neither are control characters.
 _NOT_IN_COOKIES = frozenset(' ",;\\')
-# RFC 9110: section 5.6.2 for names, section 5.5 for values.
+# RFC 9110: section 5.6.2 for field names, section 5.5 for field values.
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
-# A wrong one would break the request off, or smuggle in another.
+# A wrong value would truncate the request, or smuggle a second request into the connection.
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
 
 
 def text(argument: str, value: object, *, longest: int | None = None) -> str:
-    """Return `value` if it is a str that is not empty, of at most `longest` characters."""
+    """Return `value` if it is a non-empty str of at most `longest` characters."""
     if not isinstance(value, str):
         raise InvalidArgument(argument, f"must be a str, not {_kind(value)}")
     if not value:
@@ -41,7 +41,7 @@ def text(argument: str, value: object, *, longest: int | None = None) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise InvalidArgument(argument, "has lone surrogates, which UTF-8 cannot carry") from None
+        raise InvalidArgument(argument, "has lone surrogates, which UTF-8 cannot encode") from None
     return value
 
 
@@ -51,39 +51,41 @@ def optional_text(argument: str, value: object, *, longest: int | None = None) -
 
 
 def identifier(argument: str, value: object) -> str:
-    """Return an id that leads to nothing else where it is a segment of a path."""
+    """Return an id that is safe as one segment of a URL path."""
     checked = text(argument, value)
     if not checked.strip(".") or not checked.isprintable() or _NOT_IN_IDS & set(checked):
-        raise InvalidArgument(argument, f"is not an id: {checked!r}")
+        problem = "must be printable, without / \\ ? # %, and not only dots"
+        raise InvalidArgument(argument, f"{problem}, not {checked!r}")
     return checked
 
 
 def user(argument: str, value: object) -> str:
-    """Return the name of a user, which a cookie carries to the server."""
+    """Return the name of a user, which is sent in a cookie."""
     checked = text(argument, value)
     if not checked.isascii() or not checked.isprintable() or _NOT_IN_COOKIES & set(checked):
-        raise InvalidArgument(argument, f"cannot be sent in a cookie: {checked!r}")
+        problem = "cannot be sent in a cookie: it must be printable ASCII without spaces"
+        raise InvalidArgument(argument, f"{problem}, quotes and , ; \\, not {checked!r}")
     return checked
 
 
 def name(argument: str, value: object) -> str:
-    """Return a name, such as a member of an open enum, as its text."""
+    """Return a name as a plain str; members of an `OpenEnum` are replaced by their value."""
     return str(text(argument, value))
 
 
 def names(argument: str, values: object) -> tuple[str, ...]:
-    """Return the texts of several names, each once."""
+    """Return names as plain strings, without duplicates."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise InvalidArgument(argument, f"must be a list of names, not {values!r}")
-    given = cast("Iterable[object]", values)
-    checked = tuple(dict.fromkeys(name(argument, each) for each in given))
+    items = cast("Iterable[object]", values)
+    checked = tuple(dict.fromkeys(name(argument, item) for item in items))
     if not checked:
-        raise InvalidArgument(argument, "must not be empty; leave it out for no filter")
+        raise InvalidArgument(argument, "must not be empty; omit it for no filter")
     return checked
 
 
 def instance(argument: str, kind: type[T], value: object) -> T:
-    """Return `value` if it is of class `kind`."""
+    """Return `value` if it is an instance of `kind`."""
     if not isinstance(value, kind):
         raise InvalidArgument(argument, f"must be a {kind.__name__}, not {_kind(value)}")
     return value
@@ -97,22 +99,22 @@ def flag(argument: str, value: object) -> bool:
 
 
 def offset(argument: str, value: object) -> int:
-    """Return the offset of an event: an int of 0 or more."""
+    """Return the offset of an event: an int of at least 0."""
     return _integer(argument, value, smallest=0, largest=_LARGEST_OFFSET)
 
 
 def size(argument: str, value: object) -> int:
-    """Return a limit in bytes: an int of 1 or more."""
+    """Return a limit in bytes: an int of at least 1."""
     return _integer(argument, value, smallest=1)
 
 
 def attempts(argument: str, value: object) -> int | None:
-    """Return a number of attempts, an int of 1 or more, or None for no limit."""
+    """Return a number of attempts: an int of at least 1, or None for no limit."""
     return None if value is None else _integer(argument, value, smallest=1)
 
 
 def interval(argument: str, value: object) -> float:
-    """Return a number that is not negative, such as an interval in milliseconds."""
+    """Return a number from 0 to 10**12, such as an interval in milliseconds."""
     if not _is_number(value) or not 0 <= value <= _LONGEST_INTERVAL_MS:
         raise InvalidArgument(
             argument, f"must be a number from 0 to {_LONGEST_INTERVAL_MS:,}, not {value!r}"
@@ -121,17 +123,18 @@ def interval(argument: str, value: object) -> float:
 
 
 def seconds(argument: str, milliseconds: object) -> float:
-    """Return a timeout in milliseconds, above 0 and below 25 days, as seconds."""
+    """Convert a timeout from milliseconds to seconds; it must be positive and below 25 days."""
     if not _is_number(milliseconds) or not 0 < milliseconds <= _LONGEST_WAIT_MS:
-        problem = f"must be a number of milliseconds above 0, not {milliseconds!r}"
+        allowed = f"above 0 and up to {_LONGEST_WAIT_MS:,}"
+        problem = f"must be a number of milliseconds {allowed}, not {milliseconds!r}"
         raise InvalidArgument(argument, problem)
     return milliseconds / 1000
 
 
 def server_url(url: object) -> tuple[str, Headers]:
-    """Return the URL that routes are appended to, and the login in it as a header field.
+    """Split a server URL into the base URL of the routes, and its credentials as a header field.
 
-    The URL has no trailing slash and no credentials, so that it may be shown.
+    The base URL has no trailing slash and no credentials, so it may be shown in logs and errors.
     """
     if not isinstance(url, str):
         raise InvalidArgument("server_url", f"must be a str, not {_kind(url)}")
@@ -146,8 +149,8 @@ def server_url(url: object) -> tuple[str, Headers]:
 
 def headers(argument: str, fields: object) -> Headers:
     """Return header fields from a mapping of str to str (RFC 9110, section 5)."""
-    given = mapping(argument, fields).items()
-    return Headers(tuple(_field(argument, name, value) for name, value in given))
+    items = mapping(argument, fields).items()
+    return Headers(tuple(_field(argument, name, value) for name, value in items))
 
 
 def mapping(argument: str, value: object) -> Mapping[object, object]:
@@ -159,17 +162,15 @@ def mapping(argument: str, value: object) -> Mapping[object, object]:
 
 def _field(argument: str, name: object, value: object) -> tuple[str, str]:
     if not isinstance(name, str) or not _FIELD_NAME.fullmatch(name):
-        raise InvalidArgument(argument, f"has {name!r}, which is not a header name")
+        raise InvalidArgument(argument, f"has the key {name!r}, which is not a valid header name")
     if name.lower() in _FRAMING:
-        raise InvalidArgument(argument, f"has {name!r}, which the transport sets")
+        raise InvalidArgument(argument, f"must not have {name!r}: the transport sets it")
     if not isinstance(value, str):
-        raise InvalidArgument(
-            argument, f"has the value of {name!r}, which must be a str, not {_kind(value)}"
-        )
+        raise InvalidArgument(argument, f"has a {_kind(value)} for {name!r}: it must be a str")
     if not _FIELD_VALUE.fullmatch(value):
         problem = (
-            f"has the value of {name!r}, which holds a line break, a control character, "
-            f"white space at an end, or a character that is not in Latin-1"
+            f"has an invalid value for {name!r}: it must be Latin-1 without line breaks, control "
+            f"characters, and spaces at the start or end"
         )
         raise InvalidArgument(argument, problem)
     return name, value
@@ -177,7 +178,7 @@ def _field(argument: str, name: object, value: object) -> tuple[str, str]:
 
 def _basic(login: str) -> Headers:
     from base64 import b64encode  # noqa: PLC0415 - not needed to import this package
-    from urllib.parse import unquote  # noqa: PLC0415 - the same
+    from urllib.parse import unquote  # noqa: PLC0415 - not needed to import this package
 
     name, _, password = login.partition(":")
     credentials = b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
@@ -188,9 +189,9 @@ def _integer(argument: str, value: object, *, smallest: int, largest: int | None
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidArgument(argument, f"must be an int, not {value!r}")
     if value < smallest:
-        raise InvalidArgument(argument, f"must be {smallest} or more, not {value}")
+        raise InvalidArgument(argument, f"must be at least {smallest}, not {value}")
     if largest is not None and value > largest:
-        raise InvalidArgument(argument, f"must be at most {largest}")
+        raise InvalidArgument(argument, f"must be at most {largest:,}")
     return value
 
 
@@ -203,11 +204,11 @@ def _is_base_url(url: str) -> bool:
 
     try:
         parts = urlsplit(url)
-        named = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # A port that is not a number, or brackets that do not match.
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # The port is not a number, or the brackets do not match.
         return False
     plain = url.isprintable() and not any(character in url for character in " ?#\\")
-    return named and plain and parts.scheme in ("http", "https")
+    return has_host and plain and parts.scheme in ("http", "https")
 
 
 def _kind(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Names that the server uses in its events, open to names it may add later."""
+"""Names that the server uses in its events. Later versions of the server may add names."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from enum import Enum
 
 
 class OpenEnum(str, Enum):
-    """A text enum whose members equal, print and serialize as their text."""
+    """A string enum; `str()` and `format()` of a member return its value."""
 
     __str__ = str.__str__
     __format__ = str.__format__  # type: ignore[assignment]  # only the parameter's name differs
 
 
 class EventType(OpenEnum):
-    """What kind of thing happened in a session."""
+    """The type of an event."""
 
     MESSAGE = "message"
     TOOL = "tool"
@@ -22,7 +22,7 @@ class EventType(OpenEnum):
 
 
 class EventSource(OpenEnum):
-    """Who caused an event."""
+    """The source of an event."""
 
     USER = "user"
     AI_AGENT = "ai_agent"
@@ -30,9 +30,9 @@ class EventSource(OpenEnum):
 
 
 class SessionStatus(OpenEnum):
-    """What the agent is doing.
+    """The status of an agent in a turn.
 
-    The server acts on `READY` and `COMPLETED` itself and sends neither on a stream.
+    `READY` and `COMPLETED` never appear in a stream: the server handles them itself.
     """
 
     ACKNOWLEDGED = "acknowledged"

@@ -1,4 +1,4 @@
-"""Everything that flux0 raises. All of it is a `Flux0Error`, and all of it pickles."""
+"""The errors of flux0. All are subclasses of `Flux0Error`, and all can be pickled."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 class Flux0Error(Exception):
-    """The base of every error that this library raises.
+    """The base class of every error of this library.
 
     Attributes:
-        operation: the call that failed, such as `agents.list`; empty where nothing was to be sent.
-        method: the request's method.
-        url: the request's URL, without credentials.
-        attempts: how many times the request was tried.
+        operation: the call that failed, such as `agents.list`; empty if it made no request.
+        method: the method of the request.
+        url: the URL of the request, without credentials.
+        attempts: the number of attempts, including the first.
     """
 
     def __init_subclass__(cls) -> None:
         if cls.__module__ == __name__:
-            cls.__module__ = "flux0"  # Where users import it from.
+            cls.__module__ = "flux0"  # Users import the errors from there.
 
     operation: str = ""
     method: str = ""
@@ -34,11 +34,11 @@ class Flux0Error(Exception):
 
     @property
     def problem(self) -> str:
-        """What went wrong, without the request."""
+        """The error message without the request."""
         return super().__str__()
 
     def attach_request(self, operation: str, method: str, url: str) -> None:
-        """Take note of the request that failed, unless it is known already."""
+        """Store the request that failed, unless one is stored already."""
         if not self.operation:
             self.operation, self.method, self.url = operation, method, url
 
@@ -49,7 +49,7 @@ class Flux0Error(Exception):
         return text if self.attempts == 1 else f"{text} ({self.attempts} attempts)"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The message is rebuilt as it was, not by calling __init__ again: subclasses take more.
+        # Subclasses have other parameters, so the copy is created without calling __init__.
         return _restore, (type(self), self.args, self._picklable_state())
 
     def _picklable_state(self) -> dict[str, Any]:
@@ -58,13 +58,13 @@ class Flux0Error(Exception):
 
 def _restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]) -> Flux0Error:
     error = cls.__new__(cls, *args)
-    super(Flux0Error, error).__init__(*args)  # Which an ImportError needs, for its `msg`.
+    super(Flux0Error, error).__init__(*args)  # ImportError sets its `msg` here.
     error.__dict__.update(state)
     return error
 
 
 class InvalidArgument(Flux0Error, ValueError):
-    """A call's argument was refused before anything was sent; `argument` is its name."""
+    """An argument is invalid; the request was not sent. `argument` is the name of the argument."""
 
     def __init__(self, argument: str, problem: str) -> None:
         super().__init__(f"{argument} {problem}")
@@ -72,31 +72,40 @@ class InvalidArgument(Flux0Error, ValueError):
 
 
 class ClientClosed(Flux0Error, RuntimeError):
-    """A client or a stream was used after it was closed."""
+    """The client or the stream was closed before it was used, or while a call was waiting."""
 
 
 class MissingDependency(Flux0Error, ImportError):
-    """A part of flux0 needs a package that is not installed; the message names the extra."""
+    """A package is not installed; the message names the extra of flux0 that installs it."""
 
 
 class AgentNotFound(Flux0Error, LookupError):
-    """The server has no agent as was asked for; `agents` are those that it has."""
+    """The server has no agent of the requested type and name; `agents` are the existing agents."""
 
     def __init__(self, wanted: str, agents: tuple[Agent, ...]) -> None:
-        known = ", ".join(f"{agent.name!r} of type {agent.type!r}" for agent in agents)
+        existing = ", ".join(f"{agent.name!r} of type {agent.type!r}" for agent in agents)
         super().__init__(
             f"the server has no agent{f' of {wanted}' if wanted else ''}; "
-            f"it has {known or 'none at all'}; make one with agents.create(name=..., type_=...)"
+            f"existing agents: {existing or 'none'}; "
+            f"create one with agents.create(name=..., type_=...)"
         )
         self.agents = agents
 
 
-# --- the server answered, with something other than success
+# --- a response with a status other than 2xx
 
 
 @frozen
 class ValidationError:
-    """One thing that the server found wrong with a request; `loc` leads to it."""
+    """One problem that the server found in a request.
+
+    Attributes:
+        loc: the path to the invalid value, such as `("body", "name")`.
+        msg: the description of the problem.
+        type: the kind of problem, for code to compare.
+        input: the invalid value.
+        ctx: further details, such as a limit.
+    """
 
     loc: tuple[str | int, ...]
     msg: str
@@ -107,20 +116,21 @@ class ValidationError:
 
 @frozen
 class HTTPValidationErrorData:
-    """What a 422 says in detail; empty where the server sent plain text instead."""
+    """The problems that a 422 response lists; empty if the server sent only text."""
 
     detail: tuple[ValidationError, ...] = ()
 
 
 class APIError(Flux0Error):
-    """The server, or a proxy before it, answered with a status other than 2xx.
+    """The server, or a proxy in front of it, returned a status other than 2xx.
 
     Attributes:
         status_code: the HTTP status.
-        message: the server's own words, or the start of the body, or the status's name.
-        body: the whole body as text.
-        headers: the answer's header fields.
-        raw_response: the HTTP library's own response object; None after unpickling.
+        message: the server's error text; if it sent none, the start of a plain-text body or the
+            name of the status.
+        body: the complete body as text.
+        headers: the header fields of the response.
+        raw_response: the response object of the HTTP library; None after unpickling.
     """
 
     def __init__(
@@ -144,27 +154,27 @@ class APIError(Flux0Error):
 
 
 class BadRequestError(APIError):
-    """400: among others, the answer for an unknown session when its events are asked for."""
+    """400: the server rejected the request, for example because the session does not exist."""
 
 
 class AuthenticationError(APIError):
-    """401: no credentials, or wrong ones."""
+    """401: the credentials are missing or wrong."""
 
 
 class PermissionDeniedError(APIError):
-    """403: known, but not allowed."""
+    """403: the credentials do not permit this request."""
 
 
 class NotFoundError(APIError):
-    """404: no such agent, session or route."""
+    """404: the agent, the session or the route does not exist."""
 
 
 class ConflictError(APIError):
-    """409: the request does not fit the state of things."""
+    """409: the request conflicts with the current state of the server."""
 
 
 class HTTPValidationError(APIError):
-    """422: the server refused the arguments; `data.detail` says which, where it told."""
+    """422: the server rejected the arguments; `data.detail` lists the problems if it sent them."""
 
     def __init__(
         self, message: str, *, data: HTTPValidationErrorData | None = None, **rest: Any
@@ -174,11 +184,11 @@ class HTTPValidationError(APIError):
 
 
 class RateLimitError(APIError):
-    """429: too many requests; `headers` may hold a `Retry-After`."""
+    """429: too many requests; `headers` may have a `Retry-After`, which retries respect."""
 
 
 class ServerError(APIError):
-    """5xx: the server, or a proxy before it, failed."""
+    """5xx: the server, or a proxy in front of it, failed; it may have acted on the request."""
 
 
 _BY_STATUS: Mapping[int, type[APIError]] = {
@@ -193,72 +203,96 @@ _BY_STATUS: Mapping[int, type[APIError]] = {
 
 
 def api_error_class(status_code: int) -> type[APIError]:
-    """Return the class of error for a status other than 2xx."""
+    """Return the error class for a status other than 2xx."""
     if status_code >= 500:  # noqa: PLR2004 - the first status of the server-error range
         return ServerError
     return _BY_STATUS.get(status_code, APIError)
 
 
-# --- the server was not reached, or did not speak HTTP to the end
+# --- no complete response: connection, timeout, HTTP syntax
 
 
 class TransportError(Flux0Error):
-    """The exchange with the server failed; `__cause__` is the HTTP library's own exception."""
+    """The exchange with the server failed; the subclass says how.
+
+    After a `ConnectError`, the request was certainly not sent. After the other errors, the server
+    may have acted on it. `__cause__` is the exception of the HTTP library.
+    """
 
 
 class ConnectError(TransportError):
-    """No connection came about: name not found, refused, unreachable. Nothing was sent."""
+    """The connection could not be established: unknown host, refused or unreachable.
+
+    The request was not sent. Check `server_url` and that the server is running.
+    """
 
 
 class TLSError(ConnectError):
-    """The server's certificate or its TLS was refused. Nothing was sent."""
+    """The server's certificate or its TLS version is not accepted. The request was not sent."""
 
 
 class TransportTimeout(TransportError):
-    """Something took longer than its timeout."""
+    """A timeout expired; the message names it and its limit."""
 
 
 class ConnectTimeout(TransportTimeout, ConnectError):
-    """No connection came about in time. Nothing was sent."""
+    """The connection was not established within the connect timeout. The request was not sent."""
 
 
 class PoolTimeout(TransportTimeout, ConnectError):
-    """No connection of the pool became free in time. Nothing was sent."""
+    """No connection of the pool became free within the pool timeout. The request was not sent.
+
+    Close streams that you do not need, or pass an HTTP client with a larger pool.
+    """
 
 
 class ReadTimeout(TransportTimeout):
-    """The server fell silent while it was being read."""
+    """The server sent no data within the read timeout, or the call exceeded its `timeout_ms`.
+
+    The server may have acted on the request. Set `timeout_ms` to change both limits.
+    """
 
 
 class WriteTimeout(TransportTimeout):
-    """The server took the request too slowly."""
+    """The server did not accept the request within the write timeout.
+
+    The request was sent in part; the server may have acted on it.
+    """
 
 
 class ConnectionInterrupted(TransportError):
-    """The connection broke off after it was made; the server may have acted on the request."""
+    """The connection was closed or reset before the response was complete.
+
+    The server may have acted on the request.
+    """
 
 
 class ProtocolError(TransportError):
-    """What came back is not HTTP, or breaks its own framing or compression."""
+    """The response is not valid HTTP, or its framing or content coding is invalid.
+
+    The server may have acted on the request. Check that `server_url` is an HTTP server.
+    """
 
 
 class ResponseTooLarge(Flux0Error):
-    """A body grew past the limit that was set for it, in bytes."""
+    """The body of a response has more than `limit` bytes, the client's `max_body_bytes`."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"the response's body is larger than {limit:,} bytes")
+        super().__init__(f"the response body is larger than {limit:,} bytes (max_body_bytes)")
         self.limit = limit
 
 
-# --- what came back was not what the server promises
+# --- a complete response or stream with unexpected content
 
 
 class DecodeError(Flux0Error):
-    """A body or an event was not JSON, or JSON of the wrong shape.
+    """A body or an event is not JSON, or does not have the expected fields.
+
+    The server has acted on the request. Check that `server_url` is a flux0 server.
 
     Attributes:
-        field: the place that was wrong, such as `data[0].created_at`; empty where it is the whole.
-        body: the start of what was read.
+        field: the invalid field, such as `data[0].created_at`; empty if it is the whole value.
+        body: the start of the received text.
     """
 
     def __init__(self, problem: str, *, field: str = "", body: str = "") -> None:
@@ -270,12 +304,12 @@ class DecodeError(Flux0Error):
 
 
 class StreamError(Flux0Error):
-    """A turn's stream went wrong.
+    """The stream of a turn failed. The message was sent, so sending it again would repeat it.
 
     Attributes:
-        correlation_id: names the turn, for listing what the server stored; None if none came.
-        event_count: how many events came before.
-        messages: what was rebuilt of the turn's messages so far.
+        correlation_id: the id of the turn; None if no event with an id was received.
+        event_count: the number of events that were received.
+        messages: the messages of the turn, as far as they were received.
     """
 
     correlation_id: str | None = None
@@ -286,18 +320,20 @@ class StreamError(Flux0Error):
     def attach_stream(
         self, messages: tuple[TurnMessage, ...], list_stored: Callable[[], Any] | None
     ) -> None:
-        """Take what the stream had rebuilt, and its way to list what the server stored."""
+        """Store the messages of the stream, and the function that lists the stored events."""
         self.messages = messages
         self._list_stored = list_stored
 
     def stored_events(self) -> Any:
-        """Return the events of this turn that the server has stored by now, as `Events`.
+        """Return the events that the server has stored for this turn, as `Events`.
 
-        Of an asynchronous stream's error it is an awaitable of them. An error that was unpickled,
-        or whose stream had no event to name the turn, raises `Flux0Error`.
+        If the stream was async, return an awaitable. Raises `Flux0Error` if the error was
+        unpickled, or if `correlation_id` is None.
         """
         if self._list_stored is None:
-            raise Flux0Error("this error does not know the stream that it came from")
+            raise Flux0Error(
+                "cannot list the stored events: this error was unpickled or has no stream"
+            )
         return self._list_stored()
 
     def _picklable_state(self) -> dict[str, Any]:
@@ -305,15 +341,21 @@ class StreamError(Flux0Error):
 
 
 class StreamInterrupted(StreamError):
-    """The stream ended before the turn did. The server may have stored more, or less, than came."""
+    """The connection failed, or the stream ended, before the turn was complete.
+
+    The server may have stored more or less than was received; `stored_events` lists it.
+    """
 
 
 class StreamIdleTimeout(StreamError):
-    """Nothing came for the stream's idle timeout; the server falls silent when an agent crashes."""
+    """No event was received within the idle timeout (`stream_idle_timeout_ms`).
+
+    The usual reason is an agent that crashed: the server then keeps the stream open forever.
+    """
 
 
 class AgentError(StreamError):
-    """The agent reported an error; `data` is what it said about it, as JSON, or None."""
+    """The agent reported an error; `data` has its details as plain JSON, or None."""
 
     def __init__(self, data: Any) -> None:
         super().__init__(f"the agent reported an error: {data}")
@@ -321,8 +363,8 @@ class AgentError(StreamError):
 
 
 class EventTooLarge(StreamError):
-    """One event grew past the limit that was set for it."""
+    """An event of the stream has more than `limit` bytes, the client's `max_event_bytes`."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"an event of the stream is larger than {limit:,} bytes")
+        super().__init__(f"an event of the stream is larger than {limit:,} bytes (max_event_bytes)")
         self.limit = limit

@@ -6,7 +6,7 @@ from collections.abc import ItemsView, Iterator, Mapping
 
 from attrs import field, frozen
 
-# What may be shown in logs and reprs. Anything else may carry a credential.
+# Only these values appear in logs and reprs, because other headers may hold credentials.
 _SHOWN = frozenset(
     {
         "accept",
@@ -30,10 +30,10 @@ _SHOWN = frozenset(
 
 @frozen(repr=False)
 class Headers(Mapping[str, str]):
-    """Header fields in the order they were given; names compare without case.
+    """Header fields in their original order; names are case-insensitive.
 
-    Looking a name up joins its values by commas (RFC 9110, section 5.3); `pairs` keeps them
-    apart. Its repr shows only values that are known to carry no credential.
+    `headers[name]` joins repeated fields with commas (RFC 9110, section 5.3); `pairs` has each
+    field. The repr hides every value that may be a credential.
     """
 
     pairs: tuple[tuple[str, str], ...] = ()
@@ -41,7 +41,7 @@ class Headers(Mapping[str, str]):
 
     @property
     def _joined(self) -> dict[str, str]:
-        """The values by lower-case name, made when first looked at."""
+        """The joined values by lower-case name, computed at the first access."""
         joined = self._by_name
         if joined is None:
             joined = {}
@@ -52,9 +52,9 @@ class Headers(Mapping[str, str]):
         return joined
 
     def merge(self, other: Headers) -> Headers:
-        """Return these fields with those of `other` in place of fields of the same names.
+        """Return these fields, updated with the fields of `other`.
 
-        Of cookies both are sent, and those of `other` in place of cookies of the same names.
+        Cookies are merged one by one: a cookie of `other` replaces only the cookie of its name.
         """
         if not other.pairs:
             return self
@@ -68,16 +68,16 @@ class Headers(Mapping[str, str]):
         return Headers((*kept, *added))
 
     def get_all(self, name: str) -> tuple[str, ...]:
-        """Return each value of `name`, in order."""
+        """Return the values of all fields with this name, in order."""
         key = name.lower()
-        return tuple(value for given, value in self.pairs if given.lower() == key)
+        return tuple(value for field_name, value in self.pairs if field_name.lower() == key)
 
     def redacted(self) -> dict[str, str]:
-        """Return the fields by lower-case name, hiding values that may be a credential."""
+        """Return the fields by lower-case name, with `***` for values that may hold credentials."""
         return {key: value if key in _SHOWN else "***" for key, value in self._joined.items()}
 
     def items(self) -> ItemsView[str, str]:
-        """Return the names, in lower case, with their values."""
+        """Return pairs of lower-case name and joined value."""
         return self._joined.items()
 
     def __getitem__(self, name: str) -> str:
@@ -97,6 +97,6 @@ class Headers(Mapping[str, str]):
 
 
 def _cookies(value: str) -> dict[str, str]:
-    """Return the cookies of a field by their names (RFC 6265, section 4.2.1)."""
+    """Return the cookies of a `Cookie` field by name (RFC 6265, section 4.2.1)."""
     cookies = (cookie.strip() for cookie in value.split(";"))
     return {cookie.partition("=")[0]: cookie for cookie in cookies if cookie}

@@ -1,7 +1,7 @@
-"""What the server keeps: agents, sessions and the events of a session.
+"""The models of the server's resources: agents, sessions and the events of a session.
 
-Every class is a frozen value. A field typed `Any` holds plain JSON: None, bool, int, float, str,
-list or dict.
+All models are frozen attrs classes. A field of type `Any` holds plain JSON: None, bool, int, float,
+str, list or dict.
 """
 
 from __future__ import annotations
@@ -17,44 +17,44 @@ from flux0.domain.enums import EventSource, EventType, SessionStatus
 T = TypeVar("T")
 
 
-def _in_a_zone(time: datetime) -> datetime:
-    """Return `time`, in UTC if it has no zone, as the server means it."""
+def _aware(time: datetime) -> datetime:
+    """Return `time` with a time zone. If it has none, it is UTC, as in the server's JSON."""
     return time.replace(tzinfo=timezone.utc) if getattr(time, "tzinfo", time) is None else time
 
 
 @frozen
 class Agent:
-    """An agent that sessions can be opened with; `type` names the code that runs it."""
+    """An agent of the server; `type` is the name of the code that runs it."""
 
     id: str
     name: str
     type: str
-    created_at: datetime = field(converter=_in_a_zone)
+    created_at: datetime = field(converter=_aware)
     description: str | None = None
 
 
 @frozen
 class ConsumptionOffsets:
-    """How far each consumer has read a session, as event offsets."""
+    """The offsets up to which each consumer has read the events of a session."""
 
     client: int | None = None
 
 
 @frozen
 class Session:
-    """A conversation between one user and one agent."""
+    """A session: the conversation of one user with one agent."""
 
     id: str
     agent_id: str
     user_id: str
-    created_at: datetime = field(converter=_in_a_zone)
+    created_at: datetime = field(converter=_aware)
     consumption_offsets: ConsumptionOffsets
     title: str | None = None
 
 
 @frozen
 class ContentPart:
-    """A part of a message that is meant for the reader: text, or any JSON."""
+    """A part of a message with content for the user: text, or any JSON."""
 
     type: ClassVar[str] = "content"
     content: Any
@@ -62,7 +62,7 @@ class ContentPart:
 
 @frozen
 class ReasoningPart:
-    """A part of a message in which the agent thinks: text, or any JSON."""
+    """A part of a message with the agent's reasoning: text, or any JSON."""
 
     type: ClassVar[str] = "reasoning"
     reasoning: Any
@@ -70,7 +70,7 @@ class ReasoningPart:
 
 @frozen
 class ToolCallPart:
-    """A part of a message in which the agent asks for a tool."""
+    """A part of a message in which the agent calls a tool."""
 
     type: ClassVar[str] = "tool_call"
     tool_call_id: str
@@ -83,7 +83,7 @@ MessagePart: TypeAlias = ContentPart | ReasoningPart | ToolCallPart | Mapping[st
 
 @frozen
 class Participant:
-    """Who spoke: a user or an agent."""
+    """The author of a message: a user or an agent."""
 
     id: str | None = None
     name: str | None = None
@@ -93,7 +93,7 @@ class Participant:
 class MessageData:
     """The data of an event of type `message`.
 
-    A part whose type is not known here is the mapping that the server sent.
+    A part of a type that this library does not know is the mapping that the server sent.
     """
 
     type: ClassVar[str] = "message"
@@ -104,26 +104,26 @@ class MessageData:
 
     @property
     def text(self) -> str:
-        """The text of the parts that are meant for the reader."""
+        """The text of all content parts, joined, without the reasoning."""
         texts = (part.content for part in self.parts if isinstance(part, ContentPart))
         return "".join(text for text in texts if isinstance(text, str))
 
     @property
     def reasoning(self) -> str:
-        """The text of the parts in which the agent thinks."""
+        """The text of all reasoning parts, joined."""
         texts = (part.reasoning for part in self.parts if isinstance(part, ReasoningPart))
         return "".join(text for text in texts if isinstance(text, str))
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The tools that the agent asks for, without their results."""
+        """The tool calls in this message, without their results."""
         parts = (part for part in self.parts if isinstance(part, ToolCallPart))
         return tuple(ToolCall(part.tool_call_id, part.tool_name, part.args) for part in parts)
 
 
 @frozen
 class StatusData:
-    """The data of an event of type `status`; `data` is whatever the agent added."""
+    """The data of an event of type `status`; `data` has details from the agent, as plain JSON."""
 
     type: ClassVar[str] = "status"
     status: SessionStatus | str
@@ -133,14 +133,14 @@ class StatusData:
 
 @frozen
 class ControlOptions:
-    """Who drives the session after a tool result: `auto` or `manual`."""
+    """The mode of the session after a tool result: `auto` or `manual`."""
 
     mode: str
 
 
 @frozen
 class ToolResult:
-    """What a tool gave back."""
+    """The result of a tool call."""
 
     data: Any
     metadata: Mapping[str, Any]
@@ -149,7 +149,7 @@ class ToolResult:
 
 @frozen
 class ToolCall:
-    """One use of a tool, joined to the `ToolCallPart` that asked for it by `tool_call_id`."""
+    """A tool call, with its result if there is one; `tool_call_id` joins it to a `ToolCallPart`."""
 
     tool_call_id: str
     tool_name: str
@@ -170,25 +170,25 @@ EventData: TypeAlias = MessageData | StatusData | ToolData | Mapping[str, Any]
 
 
 class HasMessageData:
-    """What an event says, whatever its kind."""
+    """A base class for events: shortcuts to the text and the tool calls in their data."""
 
     __slots__ = ()
     if TYPE_CHECKING:
-        data: Any  # Each kind has its own.
+        data: Any  # Each subclass declares its own type.
 
     @property
     def text(self) -> str:
-        """The text of a message that is meant for the reader; empty if it has none."""
+        """The text of a message, without the reasoning; empty for other events."""
         return self.data.text if isinstance(self.data, MessageData) else ""
 
     @property
     def reasoning(self) -> str:
-        """The text of a message in which the agent thinks; empty if it has none."""
+        """The reasoning in a message; empty for other events."""
         return self.data.reasoning if isinstance(self.data, MessageData) else ""
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The tools that a message asks for, or those that a tool event has the results of."""
+        """The tool calls of a message or of a tool event; empty for other events."""
         return self.data.tool_calls if isinstance(self.data, (MessageData, ToolData)) else ()
 
 
@@ -196,8 +196,8 @@ class HasMessageData:
 class Event(HasMessageData):
     """One stored event of a session.
 
-    `correlation_id` is shared by all events of one turn. Data of a type that is not known here is
-    the mapping that the server sent.
+    All events of one turn have the same `correlation_id`. Data of a type that this library does not
+    know is the mapping that the server sent.
     """
 
     id: str
@@ -207,13 +207,13 @@ class Event(HasMessageData):
     offset: int
     data: EventData
     deleted: bool
-    created_at: datetime = field(converter=_in_a_zone)
+    created_at: datetime = field(converter=_aware)
     metadata: Mapping[str, Any] | None = None
 
 
 @frozen
 class Listing(Sequence[T], Generic[T]):
-    """A list as the server answers it: an object with `data`, which is itself a sequence."""
+    """A list from the server: an object with `data` that is also a sequence of its items."""
 
     data: tuple[T, ...]
 
@@ -233,20 +233,20 @@ class Listing(Sequence[T], Generic[T]):
 
 @frozen
 class Agents(Listing[Agent]):
-    """All agents, in the server's order."""
+    """All agents, in the order of the server."""
 
     data: tuple[Agent, ...]
 
 
 @frozen
 class Sessions(Listing[Session]):
-    """Sessions, in the server's order."""
+    """Sessions, in the order of the server."""
 
     data: tuple[Session, ...]
 
 
 @frozen
 class Events(Listing[Event]):
-    """Events of one session, by offset."""
+    """Events of one session, in the order of their offsets."""
 
     data: tuple[Event, ...]

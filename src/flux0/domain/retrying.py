@@ -1,4 +1,4 @@
-"""When a failed call is tried again, and after how long: values and the pure decision."""
+"""The retry policy: its settings, and the decision whether and when to retry a failed call."""
 
 from __future__ import annotations
 
@@ -22,10 +22,17 @@ from flux0.domain.errors import (
 
 @frozen
 class BackoffStrategy:
-    """Waits that grow from `initial_interval` by `exponent` up to `max_interval`.
+    """Waits between attempts that grow exponentially, with random jitter.
 
-    Each wait is a random part of that ("full jitter"). Intervals are in milliseconds. No retry
-    begins `max_elapsed_time` or more after the first attempt began.
+    The longest wait after attempt n is `initial_interval * exponent ** (n - 1)`, and at most
+    `max_interval`. The actual wait is a random part of it ("full jitter"). All times are in
+    milliseconds.
+
+    Attributes:
+        initial_interval: the longest wait after the first attempt.
+        max_interval: the upper limit of every wait, also if the server asks for a longer one.
+        exponent: the factor by which the waits grow.
+        max_elapsed_time: no retry starts later than this after the start of the first attempt.
     """
 
     initial_interval: int = 500
@@ -38,23 +45,32 @@ class BackoffStrategy:
             arguments.interval(name, getattr(self, name))
 
     def ceiling(self, attempt: int) -> float:
-        """Return the longest wait after `attempt`, which counts from 1, in milliseconds."""
+        """Return the longest wait after an attempt (the first is 1), in milliseconds."""
         if self.initial_interval == 0:
             return 0.0
         try:
             growth = float(self.exponent) ** (attempt - 1)
-        except OverflowError:  # As 1.5 does after some 1,750 attempts.
+        except OverflowError:  # The default exponent overflows after about 1,750 attempts.
             return self.max_interval
         return min(self.initial_interval * growth, self.max_interval)
 
 
 @frozen
 class RetryConfig:
-    """What is tried again: `strategy` is `"backoff"` or `"none"`.
+    """The retry policy of a client or of one call.
 
-    `retry_connection_errors` covers connections that could not be made, were reset, or died in the
-    pool. `max_attempts` counts the first attempt; None sets no limit but the time. A POST is tried
-    again only where the server surely did nothing, unless `retry_posts` says to treat it as a GET.
+    Idempotent requests (GET, PUT, DELETE) are retried after connection errors and after the
+    statuses 408, 429, 500, 502, 503 and 504. A POST is retried only if the server has certainly not
+    acted on it: if the connection could not be established, or after a 429.
+
+    Attributes:
+        strategy: `"backoff"`, or `"none"` for no retries.
+        backoff: the waits between attempts.
+        retry_connection_errors: whether to retry if the connection could not be established or
+            was interrupted.
+        max_attempts: the largest number of attempts, including the first; None means no limit.
+        retry_posts: whether to retry a POST like a GET, which may repeat its effect. The message
+            of a turn is never retried in this way.
     """
 
     strategy: str = "backoff"
@@ -81,9 +97,15 @@ _RETRIED_STATUSES = frozenset({408, _TOO_MANY_REQUESTS, 500, 502, 503, 504})
 
 @frozen
 class RetryDetails:
-    """What is about to be tried again.
+    """A retry that is about to happen, as passed to `on_retry`.
 
-    `attempt` is the one that failed, counted from 1; `delay_ms` the wait before the next.
+    Attributes:
+        operation: the call, such as `agents.list`.
+        method: the method of the request.
+        url: the URL of the request, without credentials.
+        attempt: the number of the attempt that failed; the first is 1.
+        delay_ms: the wait before the next attempt, in milliseconds.
+        cause: the error of the attempt that failed.
     """
 
     operation: str
@@ -105,41 +127,42 @@ def wait_before_retry(
     jitter: float,
     now: datetime,
 ) -> float | None:
-    """Return the seconds to wait before the next attempt, or None where there is to be none.
+    """Return the seconds to wait before the next attempt, or None if the error must be raised.
+
+    A `Retry-After` header determines the wait, up to `max_interval`.
 
     Args:
         config: the policy.
-        error: what the attempt failed by.
-        attempt: which one failed, counted from 1.
-        repeatable: doing the request twice does no harm.
-        elapsed: the seconds since the first attempt began.
-        left: the seconds until the call must be over.
+        error: the error of the attempt that failed.
+        attempt: the number of that attempt; the first is 1.
+        repeatable: whether the request may be processed twice without harm.
+        elapsed: the seconds since the first attempt started.
+        left: the seconds until the deadline of the call.
         jitter: a random number from 0 to 1.
-        now: the time that a `Retry-After` date is read by. No wait is longer than `max_interval`,
-            whatever the server asks for.
+        now: the current time, for a `Retry-After` that is a date.
     """
-    if config.strategy == "none" or not _worth_it(config, error, repeatable=repeatable):
+    if config.strategy == "none" or not _is_retryable(config, error, repeatable=repeatable):
         return None
     if config.max_attempts is not None and attempt >= config.max_attempts:
         return None
     backoff = config.backoff
-    asked = retry_after(error, now)
-    if asked is None:
+    requested = retry_after(error, now)
+    if requested is None:
         wait = jitter * backoff.ceiling(attempt) / 1000
     else:
-        wait = min(asked, backoff.max_interval / 1000)
+        wait = min(requested, backoff.max_interval / 1000)
     return wait if elapsed + wait < backoff.max_elapsed_time / 1000 and wait < left else None
 
 
-def _worth_it(config: RetryConfig, error: Flux0Error, *, repeatable: bool) -> bool:
+def _is_retryable(config: RetryConfig, error: Flux0Error, *, repeatable: bool) -> bool:
     if isinstance(error, APIError):
         if error.status_code == _TOO_MANY_REQUESTS:
-            return True  # The server says that it took nothing.
+            return True  # The server reports that it has not acted on the request.
         return repeatable and error.status_code in _RETRIED_STATUSES
     if not isinstance(error, TransportError) or not config.retry_connection_errors:
         return False
     if isinstance(error, ConnectError):
-        # A certificate does not mend, and more attempts do not relieve a full pool.
+        # Another attempt fails in the same way: an invalid certificate stays invalid, a pool full.
         return not isinstance(error, (TLSError, PoolTimeout))
     return repeatable and isinstance(error, ConnectionInterrupted)
 
@@ -148,10 +171,10 @@ _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
 def retry_after(error: Flux0Error, now: datetime) -> float | None:
-    """Return the seconds that an answer's `Retry-After` asks to wait, or None where it is no use.
+    """Return the seconds to wait by the `Retry-After` header of an error response.
 
-    It is a number of seconds or an HTTP date (RFC 9110, section 10.2.3). Nonsense, and what is
-    negative or past, are no use.
+    The value is a number of seconds or an HTTP date (RFC 9110, section 10.2.3). Return None if it
+    is missing, invalid, negative, or a date in the past.
     """
     value = error.headers.get("retry-after", "").strip() if isinstance(error, APIError) else ""
     if not value:

@@ -1,11 +1,11 @@
-"""What a turn's stream hands out: status events, chunks, and anything newer than this library."""
+"""The events of a turn's stream: status events, chunk events, and events of unknown types."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias
 
-from attrs import frozen
+from attrs import asdict, frozen
 
 from flux0.domain.enums import EventSource, SessionStatus
 from flux0.domain.models import StatusData
@@ -13,10 +13,15 @@ from flux0.domain.models import StatusData
 
 @frozen
 class JSONPatchOperation:
-    """One operation of RFC 6902. `value` is plain JSON; operations without one leave it None.
+    """One JSON Patch operation (RFC 6902).
 
-    The server's document allows `add` and `replace`; the others work and reach the wire too. An
-    unknown `op` stays as its text.
+    Agents normally send `add` and `replace`, but may send the other operations, too.
+
+    Attributes:
+        op: the name of the operation.
+        path: the JSON Pointer of the target.
+        value: plain JSON; None for operations without a value.
+        from_: the JSON Pointer of the source; only for `move` and `copy`.
     """
 
     op: str
@@ -25,7 +30,7 @@ class JSONPatchOperation:
     from_: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return this operation as RFC 6902 writes it."""
+        """Return this operation as plain JSON, in the form of RFC 6902."""
         has_value = self.value is not None or self.op not in {"remove", "move", "copy"}
         return {
             "op": self.op,
@@ -37,10 +42,17 @@ class JSONPatchOperation:
 
 @frozen
 class ChunkEvent:
-    """A piece of a message in the making: operations on the document named `event_id`.
+    """A change to a message that the agent is writing.
 
-    Chunks apply in the order in which they arrive; `seq` is no guide, since some agents send 0
-    throughout. `timestamp` is in seconds since 1970, UTC.
+    Apply chunk events in the order in which they arrive. `MessageAccumulator` does it.
+
+    Attributes:
+        correlation_id: the id of the turn.
+        event_id: the id of the message in this stream; the stored event has another id.
+        seq: not usable for sorting, because some agents always send 0.
+        patches: operations on the JSON document of the message.
+        metadata: the agent, and details that the agent adds.
+        timestamp: seconds since 1970, UTC.
     """
 
     event: ClassVar[str] = "chunk"
@@ -52,21 +64,19 @@ class ChunkEvent:
     timestamp: float | None = None
 
     def to_sse(self) -> bytes:
-        """Return the event as the server writes it on a stream."""
-        data = {
-            "correlation_id": self.correlation_id,
-            "event_id": self.event_id,
-            "seq": self.seq,
-            "patches": [patch.to_json() for patch in self.patches],
-            "metadata": dict(self.metadata),
-            **({} if self.timestamp is None else {"timestamp": self.timestamp}),
-        }
-        return _written(self.event, data)
+        """Encode the event as the server sends it in a stream."""
+        data = asdict(self, recurse=False, filter=lambda _, value: value is not None)
+        data["patches"] = [patch.to_json() for patch in self.patches]
+        data["metadata"] = dict(self.metadata)
+        return _encoded(self.event, data)
 
 
 @frozen
 class StatusEvent:
-    """A change in what the agent is doing. `id` is often empty and never a stored event's id."""
+    """A change of the agent's status.
+
+    `id` is often empty, and it is never the id of the stored event.
+    """
 
     event: ClassVar[str] = "status"
     type: ClassVar[str] = "status"
@@ -78,12 +88,12 @@ class StatusEvent:
 
     @property
     def status(self) -> SessionStatus | str:
-        """The status itself, out of `data`."""
+        """The status in `data`."""
         return self.data.status
 
     def to_sse(self) -> bytes:
-        """Return the event as the server writes it on a stream."""
-        offset, more = self.data.acknowledged_offset, self.data.data
+        """Encode the event as the server sends it in a stream."""
+        offset, details = self.data.acknowledged_offset, self.data.data
         data = {
             "id": self.id,
             "source": self.source,
@@ -93,37 +103,37 @@ class StatusEvent:
                 "type": self.data.type,
                 **({} if offset is None else {"acknowledged_offset": offset}),
                 "status": self.status,
-                **({} if more is None else {"data": more}),
+                **({} if details is None else {"data": details}),
             },
             "metadata": None if self.metadata is None else dict(self.metadata),
         }
-        return _written(self.event, data, self.id)
+        return _encoded(self.event, data, self.id)
 
 
 @frozen
 class UnknownEvent:
-    """An event whose name this library does not know, with its data as the text that was sent."""
+    """An event with a name that this library does not know; `data` is its text, not parsed."""
 
     event: str
     data: str
     id: str = ""
 
     def to_sse(self) -> bytes:
-        """Return the event as the server writes it on a stream."""
+        """Encode the event as the server sends it in a stream."""
         return _framed(self.event, self.data, self.id or None)
 
 
 StreamEvent: TypeAlias = ChunkEvent | StatusEvent | UnknownEvent
 
 
-def _written(name: str, data: dict[str, Any], id: str | None = None) -> bytes:
+def _encoded(name: str, data: dict[str, Any], id: str | None = None) -> bytes:
     import json  # noqa: PLC0415 - not needed to import this package
 
     return _framed(name, json.dumps(data), id)
 
 
 def _framed(name: str, data: str, id: str | None) -> bytes:
-    # A name or an id with a line break would begin a field of its own; no stream brings one.
+    # Parsed names and ids have no line breaks, so they cannot start another field here.
     lines = [
         f"event: {name}",
         *([] if id is None else [f"id: {id}"]),

@@ -1,1 +1,1 @@
-"""Composable policy: each layer a flow around the next, `(request, send) -> Flow[Response]`."""
+"""Middleware: each layer is a flow around the next, `(request, send) -> Flow[Response]`."""

@@ -1,4 +1,4 @@
-"""Header fields whose values are computed for each attempt, such as a token that is refreshed."""
+"""Headers whose values are computed for each attempt, such as a token that expires."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from flux0.ports import Request, Response
 
 
 class ComputedHeaders:
-    """Calls each function when a request is about to be sent, and sends what it returns.
+    """Calls functions before each attempt, and sends their results as headers.
 
-    The functions run in the thread or task that makes the call and must not block for long. Those
-    that are asynchronous serve asynchronous calls alone. What they raise reaches the caller as it
-    is; a value that cannot be sent is an `InvalidArgument`. A field that the call itself sets wins.
+    The functions run in the thread or task of the call and must not block for long. Async functions
+    work only in async calls. Their exceptions are re-raised unchanged; an invalid header value
+    raises `InvalidArgument`. Headers that the call sets take precedence.
     """
 
     def __init__(self, values: Mapping[str, Callable[[], str | Awaitable[str]]]) -> None:
         self._values = dict(values)
 
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
-        """Return what the next layer returns."""
+        """Send the request with the computed headers, and return the response."""
         computed: dict[str, object] = {}
         for name, function in self._values.items():
             value = function()

@@ -1,4 +1,4 @@
-"""Logging of each exchange, without what must not be logged."""
+"""Debug logging of requests and responses, without credentials."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _LONGEST_BODY = 1000
 
 
 class DebugLogger(Protocol):
-    """What takes the debug messages: a `logging.Logger`, or anything with the same `debug`."""
+    """The interface of a debug logger: a `logging.Logger`, or an object with the same `debug`."""
 
     def debug(self, msg: str, *args: Any) -> None:
-        """Take one message, with `%`-style arguments."""
+        """Log one message with `%`-style arguments."""
         ...
 
 
 class Logging:
-    """Tells a logger of each attempt: method, URL, status or failure, and duration.
+    """Logs each attempt: method, URL, headers, body, status or error, and duration.
 
-    Header values are shown by allow-list, and bodies are cut.
+    Values of headers that may hold credentials are hidden. Long bodies are truncated.
     """
 
     def __init__(self, logger: DebugLogger, time: Time) -> None:
@@ -30,35 +30,35 @@ class Logging:
         self._time = time
 
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
-        """Return what the next layer returns."""
+        """Log the request, send it, log the response or the error, and return the response."""
         where = f"{request.method} {request.url}"
         debug = self._logger.debug
-        shown = request.headers.redacted()
-        debug("%s attempt=%d headers=%s body=%s", where, request.attempt, shown, _cut(request.body))
-        began = self._time.monotonic()
+        headers, body = request.headers.redacted(), _shown(request.body)
+        debug("%s attempt=%d headers=%s body=%s", where, request.attempt, headers, body)
+        start = self._time.monotonic()
         try:
             response = yield from send(request)
         except Exception as error:
-            took = 1000 * (self._time.monotonic() - began)
-            debug("%s failed after %.1f ms: %s: %s", where, took, type(error).__name__, error)
+            duration = 1000 * (self._time.monotonic() - start)
+            debug("%s failed after %.1f ms: %s: %s", where, duration, type(error).__name__, error)
             raise
         debug(
-            "%s answered %d in %.1f ms headers=%s body=%s",
+            "%s returned %d in %.1f ms headers=%s body=%s",
             where,
             response.status_code,
-            1000 * (self._time.monotonic() - began),
+            1000 * (self._time.monotonic() - start),
             response.headers.redacted(),
-            _cut(response.body),
+            _shown(response.body),
         )
         return response
 
 
 def log_retry(details: RetryDetails) -> None:
-    """Tell the logger `flux0` that a request is about to be tried again."""
+    """Log a retry to the logger `flux0`."""
     import logging  # noqa: PLC0415 - slow to import, and retries are rare
 
     logging.getLogger("flux0").info(
-        "%s %s: attempt %d failed (%s: %s), trying again in %.0f ms",
+        "%s %s: attempt %d failed (%s: %s), retrying in %.0f ms",
         details.method,
         details.url,
         details.attempt,
@@ -68,7 +68,7 @@ def log_retry(details: RetryDetails) -> None:
     )
 
 
-def _cut(body: object) -> str:
+def _shown(body: object) -> str:
     if body is None:
         return "none"
     if not isinstance(body, bytes):

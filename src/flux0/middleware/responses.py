@@ -1,4 +1,4 @@
-"""What becomes of an answer: its body is read, and a status other than 2xx is an `APIError`."""
+"""Handling of responses: read the body, and raise an `APIError` for a status other than 2xx."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from flux0.flows import Flow, ReadBody, SendFlow
 from flux0.ports import Codec, Request, Response
 
 _LONGEST_MESSAGE = 500
-# What the server says of a route that it does not have; its words for anything else are others.
+# The server's text for an unknown route. For an unknown agent or session, the text is different.
 _NOT_FOUND = "Not Found"
 _NO_ROUTE = (
-    "Not Found: no such route; server_url is the address before /api, such as http://host:8080"
+    "Not Found: the route does not exist; server_url must be the URL before /api, such as "
+    "http://host:8080"
 )
 
 
 class ResponsePolicy:
-    """Reads the body of an answer up to a limit in bytes, and raises for any status but 2xx.
+    """Reads the body of a response, up to a limit in bytes, and raises for errors.
 
-    The body of a successful answer to a request that asks for a stream is left to be read.
+    The body of a streaming response is not read.
     """
 
     def __init__(self, codec: Codec, max_body_bytes: int) -> None:
@@ -35,19 +36,19 @@ class ResponsePolicy:
         self._max_body_bytes = max_body_bytes
 
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
-        """Return the response of a success; raise an `APIError` for any other status."""
+        """Return a 2xx response; raise an `APIError` for any other status."""
         response = yield from send(request)
-        reading = ReadBody(response, self._max_body_bytes, request.deadline)
+        read_body = ReadBody(response, self._max_body_bytes, request.deadline)
         body: bytes
         if request.is_streaming(response.status_code):
             return response
         if is_success(response.status_code):
-            body = yield reading
+            body = yield read_body
             return Response(response.status_code, response.headers, body, response.raw_response)
         try:
-            body = yield reading
+            body = yield read_body
         except Flux0Error:
-            body = b""  # The status says more than why its explanation did not arrive.
+            body = b""  # The status is more useful than the reason why the body cannot be read.
         raise self._error(response, body)
 
     def _error(self, response: Response[Any], body: bytes) -> APIError:
@@ -55,23 +56,23 @@ class ResponsePolicy:
         kind = api_error_class(status)
         detail = self._detail(body)
         text = body.decode("utf-8", "replace")
-        facts: dict[str, Any] = {
+        attributes: dict[str, Any] = {
             "status_code": status,
             "body": text,
             "headers": response.headers,
             "raw_response": response.raw_response,
         }
         if isinstance(detail, str) and detail:
-            return kind(_NO_ROUTE if detail == _NOT_FOUND else detail, **facts)
+            return kind(_NO_ROUTE if detail == _NOT_FOUND else detail, **attributes)
         data = self._validation(detail)
         if data.detail:
             if kind is HTTPValidationError:
-                facts["data"] = data
-            return kind(_summary(data), **facts)
-        return kind(_plain(response, text) or _phrase(status), **facts)
+                attributes["data"] = data
+            return kind(_summary(data), **attributes)
+        return kind(_plain(response, text) or _phrase(status), **attributes)
 
     def _detail(self, body: bytes) -> object:
-        """Return what the server's JSON has under `detail`, if it is that."""
+        """Return the member `detail` of a JSON object, or None for any other body."""
         try:
             data = self._codec.decode(object, body)
         except DecodeError:
@@ -92,7 +93,7 @@ def _summary(data: HTTPValidationErrorData) -> str:
 
 
 def _plain(response: Response[Any], text: str) -> str:
-    """Return a short plain text that a server or a proxy sent; markup tells a reader nothing."""
+    """Return the start of a plain-text body, or "" for HTML and other types."""
     content_type = response.headers.get("content-type", "").lower()
     return text.strip()[:_LONGEST_MESSAGE] if content_type.startswith("text/plain") else ""
 

@@ -1,4 +1,4 @@
-"""The retry policy: tries a failed request again, where that cannot do it twice."""
+"""The retry middleware: sends a failed request again if that cannot repeat its effect."""
 
 from __future__ import annotations
 
@@ -16,40 +16,41 @@ from flux0.ports import Request, Response, Time
 
 
 class RetryBudget:
-    """A token bucket that keeps many clients' retries from multiplying an outage.
+    """A token bucket for retries, so that retries of many clients do not make an outage worse.
 
-    It holds `capacity` retries, and is full to begin with. Each retry takes one,
-    `successes_per_retry` calls that succeed give one back; without a whole one nothing is tried
-    again. One client has one budget, shared by its threads.
+    It starts with `capacity` retries, which is also its maximum. Each retry costs one, and
+    `successes_per_retry` successful calls add one. When it is empty, failed calls are not retried.
+    Each client has one budget for all its threads.
     """
 
     def __init__(self, capacity: int = 100, successes_per_retry: int = 10) -> None:
-        # Counted in successes, since sums of fractions are not exact.
-        self._price = successes_per_retry
-        self._full = capacity * successes_per_retry
-        self._left = self._full
+        # The unit is one successful call, because sums of fractions are not exact.
+        self._cost = successes_per_retry
+        self._maximum = capacity * successes_per_retry
+        self._balance = self._maximum
         self._lock = Lock()
 
-    def take(self) -> bool:
-        """Take a retry; False when there is none."""
+    def spend(self) -> bool:
+        """Pay for one retry; return False if the budget is empty."""
         with self._lock:
-            if self._left < self._price:
+            if self._balance < self._cost:
                 return False
-            self._left -= self._price
+            self._balance -= self._cost
             return True
 
-    def give(self) -> None:
-        """Take note of a success."""
-        if self._left < self._full:
+    def add_success(self) -> None:
+        """Add the share of one successful call."""
+        if self._balance < self._maximum:
             with self._lock:
-                self._left = min(self._full, self._left + 1)
+                self._balance = min(self._maximum, self._balance + 1)
 
 
 class Retry:
-    """Repeats a request after failures that a second attempt may mend.
+    """Retries a request after temporary failures, by the policy in `request.retries`.
 
-    A streaming request is repeated only until its headers are in, and even with `retry_posts` only
-    where the server surely did nothing. The error of the last attempt is raised, with `attempts`.
+    A streaming request is retried only until its response head was received, and only if the server
+    has certainly not acted on it, even with `retry_posts`. The error of the last attempt is raised;
+    its `attempts` is the number of attempts.
     """
 
     def __init__(
@@ -61,12 +62,12 @@ class Retry:
 
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Return the response of the first attempt that succeeds."""
-        began = self._time.monotonic()
+        start = self._time.monotonic()
         while True:
             try:
                 response = yield from send(request)
             except Flux0Error as error:
-                wait = self._wait(request, error, began)
+                wait = self._wait(request, error, start)
                 if wait is None:
                     error.attach_request(request.operation, request.method, request.url)
                     error.attempts = request.attempt
@@ -82,12 +83,12 @@ class Retry:
                     )
                 )
             else:
-                self._budget.give()
+                self._budget.add_success()
                 return response
             yield Sleep(wait)
             request = evolve(request, attempt=request.attempt + 1)
 
-    def _wait(self, request: Request, error: Flux0Error, began: float) -> float | None:
+    def _wait(self, request: Request, error: Flux0Error, start: float) -> float | None:
         config = request.retries or DEFAULT_RETRIES
         now = self._time.monotonic()
         wait = wait_before_retry(
@@ -95,9 +96,9 @@ class Retry:
             error,
             attempt=request.attempt,
             repeatable=request.is_idempotent or (config.retry_posts and not request.stream),
-            elapsed=now - began,
+            elapsed=now - start,
             left=inf if request.deadline is None else request.deadline.left(now),
             jitter=self._time.jitter(),
             now=self._time.utc_now(),
         )
-        return wait if wait is not None and self._budget.take() else None
+        return wait if wait is not None and self._budget.spend() else None

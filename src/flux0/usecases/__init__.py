@@ -1,1 +1,1 @@
-"""What the API can do, each thing written once as a flow. No I/O and no HTTP library here."""
+"""The operations of the API, each written once as a flow, without I/O and HTTP libraries."""

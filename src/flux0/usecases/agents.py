@@ -1,4 +1,4 @@
-"""What can be done with agents."""
+"""The operations on agents."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _LONGEST_NAME = 100
 
 
 def list_agents(call: ApiCall) -> Flow[Agents]:
-    """Return every agent of the server; there is no paging."""
+    """Return all agents of the server; the server has no paging."""
     return call.fetch(Agents, call.request("agents.list", "GET", _ROUTE))
 
 
 def first_agent(call: ApiCall, *, type_: str | None, name: str | None) -> Flow[Agent]:
-    """Return the first agent of a type and a name, where they are given."""
+    """Return the first agent with this type and name; None matches any agent."""
     wanted = {"type": type_, "name": name}
     for argument, value in (("type_", type_), ("name", name)):
         arguments.optional_text(argument, value)
-    known = yield from list_agents(call)
-    for agent in known:
+    existing = yield from list_agents(call)
+    for agent in existing:
         if type_ in (None, agent.type) and name in (None, agent.name):
             return agent
-    given = " and ".join(f"{key} {value!r}" for key, value in wanted.items() if value is not None)
-    raise AgentNotFound(given, known.data)
+    filters = " and ".join(f"{key} {value!r}" for key, value in wanted.items() if value is not None)
+    raise AgentNotFound(filters, existing.data)
 
 
 def create_agent(call: ApiCall, *, name: str, type_: str, description: str | None) -> Flow[Agent]:
-    """Create an agent, of a type that the server has code for, and return it."""
+    """Create an agent and return it. The server must have code for its type."""
     body = {
         "name": arguments.text("name", name, longest=_LONGEST_NAME),
         "type": arguments.text("type_", type_, longest=_LONGEST_NAME),
@@ -43,6 +43,6 @@ def create_agent(call: ApiCall, *, name: str, type_: str, description: str | Non
 
 
 def retrieve_agent(call: ApiCall, *, agent_id: str) -> Flow[Agent]:
-    """Return one agent."""
+    """Return the agent with this id."""
     ids = {"agent_id": arguments.identifier("agent_id", agent_id)}
     return call.fetch(Agent, call.request("agents.retrieve", "GET", _AGENT, ids=ids))

@@ -1,4 +1,4 @@
-"""One call's way to the server and back: what every use case shares."""
+"""Building and sending the request of one call; every use case starts here."""
 
 from __future__ import annotations
 
@@ -24,12 +24,19 @@ _STREAM = Headers((("accept", "text/event-stream"), ("content-type", "applicatio
 
 @frozen(eq=False)
 class ApiCall:
-    """Where one call goes, through what, and with which options.
+    """The settings of one call, and the functions that send it and decode its response.
 
-    `server_url` has no trailing slash; `login` is what it had credentials for, and gives way to
-    `headers`; it is None where the client computes an authorization, which wins over any login.
-    `max_body_bytes` bounds a body that is read whole; `deadline` is when the call must be over, by
-    the driver's clock.
+    Attributes:
+        send: the chain of middleware that sends a request.
+        codec: encodes request bodies and decodes responses.
+        server_url: the base URL, without a trailing slash and credentials.
+        login: the credentials of the server URL as a header field; `headers` override it. None if
+            the client computes an `authorization` header, which replaces the credentials.
+        headers: the headers of the client and of the call.
+        timeout: the timeouts of each attempt.
+        max_body_bytes: the largest body that is read completely.
+        retries: the retry policy.
+        deadline: the moment by which the call must end, with all its attempts.
     """
 
     send: SendFlow
@@ -53,17 +60,17 @@ class ApiCall:
         body: Any = None,
         stream: bool = False,
     ) -> Request:
-        """Return the request of this call; `ids` go where `route` has their names."""
-        url = f"{self.server_url}{route if ids is None else _filled(route, ids)}"
+        """Return a request of this call; the placeholders in `route` are replaced by `ids`."""
+        url = f"{self.server_url}{route if ids is None else _fill(route, ids)}"
         if query:
             from urllib.parse import urlencode  # noqa: PLC0415 - not needed to import this package
 
             url = f"{url}?{urlencode(query)}"
-        own = _STREAM if stream else _JSON if body is None else _JSON_BODY
+        defaults = _STREAM if stream else _JSON if body is None else _JSON_BODY
         return Request(
             method=method,
             url=url,
-            headers=own.merge(self.login or _NOTHING).merge(self.headers),
+            headers=defaults.merge(self.login or _NOTHING).merge(self.headers),
             body=None if body is None else self.codec.encode(body),
             stream=stream,
             timeout=self.timeout,
@@ -74,7 +81,10 @@ class ApiCall:
         )
 
     def fetch(self, model: type[T], request: Request) -> Flow[T]:
-        """Send `request` and return the model that the answer's body holds."""
+        """Send `request` and decode the body of the response into `model`.
+
+        If the response has no body, as with 204, use `yield from call.send(request)` instead.
+        """
         response = yield from self.send(request)
         try:
             return self.codec.decode(model, response.body)
@@ -83,7 +93,7 @@ class ApiCall:
             raise
 
 
-def _filled(route: str, ids: Mapping[str, str]) -> str:
+def _fill(route: str, ids: Mapping[str, str]) -> str:
     from urllib.parse import quote  # noqa: PLC0415 - not needed to import this package
 
     return route.format_map({name: quote(id_, safe="") for name, id_ in ids.items()})

@@ -1,4 +1,4 @@
-"""What can be done with sessions and their events."""
+"""The operations on sessions and their events."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _LONGEST_TITLE = 200
 def create_session(
     call: ApiCall, *, agent_id: str, allow_greeting: bool, id: str | None, title: str | None
 ) -> Flow[Session]:
-    """Open a session with an agent and return it.
+    """Create a session with an agent and return it.
 
-    An `id` that exists already gives a second session of that id: nothing here is idempotent.
+    If a session with this `id` exists, the server creates a second one: the call is not idempotent.
     """
     body = {"agent_id": arguments.text("agent_id", agent_id)}
     if id is not None:
@@ -38,13 +38,13 @@ def create_session(
 
 
 def list_sessions(call: ApiCall, *, agent_id: str | None) -> Flow[Sessions]:
-    """Return the sessions of the user that the cookie names, of one agent or of all."""
+    """Return the sessions of the user in the cookie; if `agent_id` is given, only of this agent."""
     query = () if agent_id is None else (("agent_id", arguments.text("agent_id", agent_id)),)
     return call.fetch(Sessions, call.request("sessions.list", "GET", _ROUTE, query=query))
 
 
 def retrieve_session(call: ApiCall, *, session_id: str) -> Flow[Session]:
-    """Return one session."""
+    """Return the session with this id."""
     ids = {"session_id": arguments.identifier("session_id", session_id)}
     return call.fetch(Session, call.request("sessions.retrieve", "GET", _SESSION, ids=ids))
 
@@ -58,10 +58,10 @@ def list_events(
     correlation_id: str | None,
     types: Iterable[EventType | str] | None,
 ) -> Flow[Events]:
-    """Return a session's stored events by offset, those that pass every filter given.
+    """Return the stored events of a session that match all filters, in the order of their offsets.
 
-    The released server reads `types` from the body of the GET, a later one from the query, and
-    each ignores the other. So both are sent, and what comes back is filtered once more.
+    The released server reads `types` from the body of the GET, later versions read it from the
+    query. Both are sent, and the result is filtered again, so each version returns the same.
     """
     ids = {"session_id": arguments.identifier("session_id", session_id)}
     query: list[tuple[str, str]] = []
@@ -71,18 +71,18 @@ def list_events(
         query.append(("source", arguments.name("source", source)))
     if correlation_id is not None:
         query.append(("correlation_id", arguments.text("correlation_id", correlation_id)))
-    wanted = None if types is None else arguments.names("types", types)
-    if wanted is not None:
-        query.extend(("types", name) for name in wanted)
+    type_names = None if types is None else arguments.names("types", types)
+    if type_names is not None:
+        query.extend(("types", name) for name in type_names)
     request = call.request(
         "sessions.list_events",
         "GET",
         f"{_SESSION}/events",
         ids=ids,
         query=tuple(query),
-        body=wanted,
+        body=type_names,
     )
-    return _fetch_events(call, request, wanted)
+    return _fetch_events(call, request, type_names)
 
 
 def create_event(
@@ -93,7 +93,7 @@ def create_event(
     source: EventSource | str,
     content: str,
 ) -> Request:
-    """Return the request that sends a message, for `open_stream`."""
+    """Return the request that sends a message; pass it to `open_stream`."""
     ids = {"session_id": arguments.identifier("session_id", session_id)}
     body = {
         "type": arguments.name("type_", type_),
@@ -110,15 +110,17 @@ def create_event(
     )
 
 
-def _fetch_events(call: ApiCall, request: Request, wanted: tuple[str, ...] | None) -> Flow[Events]:
+def _fetch_events(
+    call: ApiCall, request: Request, type_names: tuple[str, ...] | None
+) -> Flow[Events]:
     events = yield from call.fetch(Events, request)
-    if wanted is None:
+    if type_names is None:
         return events
-    return Events(tuple(event for event in events if event.type in wanted))
+    return Events(tuple(event for event in events if event.type in type_names))
 
 
 def open_stream(call: ApiCall, request: Request) -> Flow[Response[Any]]:
-    """Send a message and return the response whose body is the turn's stream of events."""
+    """Send a message and return the response; its body is the event stream of the turn."""
     response = yield from call.send(request)
     content_type = response.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "text/event-stream":

@@ -1,14 +1,18 @@
-"""A turn's stream as a state machine: bytes in, events out; end or failure in, verdict out.
+"""The stream of a turn as a state machine without I/O.
 
-    OPEN --feed--> OPEN       an event was complete and readable, or none was complete yet
-    OPEN --feed--> BROKEN     an event could not be read, or none came for the idle timeout; the
-                              events before are handed out first
-    OPEN --end---> FINISHED   the body was whole, and so was the last event
-    OPEN --end---> BROKEN     the body ended within an event
-    OPEN --on_transport_error--> BROKEN     the transport failed, or fell silent
-    FINISHED --mark_interrupted--> BROKEN    the server has not stored what the turn said
+Input is the bytes of the body, the end of the body, or a transport error. Output is events, and in
+the end a failure or none. The streams in `flux0.client.streams` do the I/O.
 
-It does no I/O: the streams of `flux0.client.streams` pump it.
+    state     input               next state   when
+    OPEN      feed                OPEN         the bytes hold complete events, or part of one
+    OPEN      feed                FAILED       an event is invalid or too large, or the idle timeout
+                                               expired; earlier events are returned first
+    OPEN      on_end              FINISHED     the body ended after a complete event
+    OPEN      on_end              FAILED       the body ended in the middle of an event
+    OPEN      on_transport_error  FAILED       the connection failed, or the read timeout expired
+    FINISHED  mark_interrupted    FAILED       the server has not stored all messages of the turn
+
+The state is FAILED if `failure` is not None. The streams distinguish OPEN and FINISHED.
 """
 
 from __future__ import annotations
@@ -35,18 +39,19 @@ E = TypeVar("E", bound=Flux0Error)
 
 
 class Turn:
-    """One turn as it streams in.
+    """The state of one turn while its stream is read.
 
     Args:
-        parser: makes server-sent events of the bytes.
-        codec: makes the turn's events of those.
-        request: what began the turn. Its idle timeout limits the wait for an event, whatever else
-            comes.
+        parser: parses the bytes into server-sent events.
+        codec: decodes the server-sent events.
+        request: the request that started the turn. Its idle timeout limits the time between two
+            events; only events reset it, comments do not.
 
     Attributes:
-        correlation_id: names the turn; None until an event has told it.
-        event_count: how many events came so far.
-        failure: what broke the turn; to be raised once the events before it are handed out.
+        correlation_id: the id of the turn; None until an event with an id was received.
+        event_count: the number of events so far.
+        failure: the error of the stream, to be raised after the earlier events; None if it is open
+            or finished.
     """
 
     def __init__(self, parser: EventStreamParser, codec: Codec, request: Request) -> None:
@@ -61,15 +66,15 @@ class Turn:
         self.failure: Flux0Error | None = None
 
     def feed(self, data: bytes, waited: float = 0.0) -> Sequence[StreamEvent]:
-        """Return the events that `data` completes; check `failure` when they are handed out.
+        """Return the events that `data` completes. Check `failure` after processing them.
 
-        `waited` is how long it took to come, in seconds. Comments keep a connection alive, but an
-        agent that sends nothing else has crashed: the wait is counted until an event comes.
+        `waited` is the time in seconds until `data` was received. The waits are added up until an
+        event is complete: comments keep the connection alive even if the agent has crashed.
         """
         events: list[StreamEvent] = []
         try:
             for event in self._parser.feed(data):
-                events.append(self._decode(event))  # noqa: PERF401 - those before a failure count
+                events.append(self._decode(event))  # noqa: PERF401 - keep the events before a failure
         except (DecodeError, EventTooLarge) as error:
             self._set_failure(error)
         self.event_count += len(events)
@@ -77,34 +82,38 @@ class Turn:
         if self.correlation_id is None:
             self.correlation_id = _correlation_id(events)
         if self._waited > self._idle and self.failure is None:
-            self._fall_silent()
+            self._fail_idle(self._idle_problem)
         return events
 
-    def end(self) -> None:
-        """Take the end of the body, which is a failure within an event."""
-        self.feed(b"")  # A parser may have kept an event that is too large for the next feed.
+    def on_end(self) -> None:
+        """Handle the end of the body; in the middle of an event, it is a failure."""
+        self.feed(b"")  # A parser may report an event that is too large only at the next call.
         if self.failure is None and self._parser.pending:
-            self.mark_interrupted("the stream ended within an event")
+            self.mark_interrupted("the stream ended in the middle of an event")
 
     def on_transport_error(self, error: TransportError) -> None:
-        """Take a failure of the transport."""
-        if isinstance(error, ReadTimeout):
-            failure = self._fall_silent()
+        """Handle an error of the transport while the body is read."""
+        if not isinstance(error, ReadTimeout):
+            failure = self.mark_interrupted(f"the stream was interrupted: {error}")
+        elif self._idle == inf:  # A timeout of the user's HTTP client expired.
+            failure = self._fail_idle(str(error))
         else:
-            failure = self.mark_interrupted(f"the stream was cut off: {error}")
+            failure = self._fail_idle(self._idle_problem)
         failure.__cause__ = error.__cause__ or error
 
     def mark_interrupted(self, problem: str) -> StreamError:
-        """Take it that more was to come than did."""
+        """Fail the turn: the stream ended too early."""
         return self._set_failure(StreamInterrupted(f"{problem} {self._so_far()}"))
 
-    def _fall_silent(self) -> StreamError:
-        limit = f"no event for {duration(self._idle)} (idle timeout; set stream_idle_timeout_ms)"
-        problem = f"{limit} {self._so_far()}"
-        return self._set_failure(StreamIdleTimeout(problem))
+    def _fail_idle(self, problem: str) -> StreamError:
+        return self._set_failure(StreamIdleTimeout(f"{problem} {self._so_far()}"))
+
+    @property
+    def _idle_problem(self) -> str:
+        return f"no event for {duration(self._idle)} (idle timeout; set stream_idle_timeout_ms)"
 
     def attach_request(self, error: Flux0Error) -> None:
-        """Have an error tell of this turn."""
+        """Add the request to an error, and to a `StreamError` the turn."""
         error.attach_request(self._request.operation, self._request.method, self._request.url)
         if isinstance(error, StreamError):
             error.correlation_id, error.event_count = self.correlation_id, self.event_count

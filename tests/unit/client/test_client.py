@@ -294,7 +294,7 @@ def test_flux0_debug_logs_to_standard_error(
     if logs:
         assert f"flux0 GET {DEFAULT_URL} attempt=1" in lines[0]
         assert "'authorization': '***'" in lines[0]
-        assert f"flux0 GET {DEFAULT_URL} answered 200" in lines[1]
+        assert f"flux0 GET {DEFAULT_URL} returned 200" in lines[1]
 
 
 @pytest.mark.parametrize("name", ["flux0", "mine"])

@@ -43,7 +43,7 @@ class EventLog:
         self.entries.append(f"retry: {type(details.cause).__name__}")
 
     def debug(self, msg: str, *args: Any) -> None:
-        verb = next(word for word in ("attempt", "failed", "answered") if word in msg)
+        verb = next(word for word in ("attempt", "failed", "returned") if word in msg)
         self.entries.append(f"log: {verb} {args[-1]}")
 
 
@@ -89,7 +89,7 @@ async def test_order_of_layers_is_as_documented(mode: Mode) -> None:
         "log: failed refused",
         "retry: ConnectError",
         *("headers", "log: attempt none", "transport: computed"),
-        'log: answered {"data": []}',
+        'log: returned {"data": []}',
         f"second: {NO_AGENTS!r}",
         f"first: {NO_AGENTS!r}",
     ]

@@ -303,6 +303,6 @@ async def test_first_returns_matching_agent_or_error_lists_all_agents(mode: Mode
 def test_first_without_agents_says_how_to_create_one() -> None:
     with (
         Flux0(transport=script(json_answer(b'{"data": []}'))) as flux0,
-        pytest.raises(AgentNotFound, match=r"none at all; make one with agents.create\(name="),
+        pytest.raises(AgentNotFound, match=r"agents: none; create one with agents.create\(name="),
     ):
         flux0.agents.first()

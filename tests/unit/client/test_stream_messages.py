@@ -133,7 +133,7 @@ def test_stream_error_has_messages_so_far_and_stored_events(
         assert (type(copy), str(copy)) == (kind, str(error))
         assert copy.messages == error.messages
         assert (copy.correlation_id, copy.event_count) == (CORRELATION_ID, 3)
-        with pytest.raises(Flux0Error, match="does not know the stream"):
+        with pytest.raises(Flux0Error, match="cannot list the stored events"):
             copy.stored_events()
 
     run(mode, test)

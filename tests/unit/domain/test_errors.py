@@ -124,6 +124,10 @@ def test_errors_can_be_caught_by_what_they_are() -> None:
         assert not issubclass(kind, errors.ConnectError)
 
 
+BODY_TOO_LARGE = "the response body is larger than 65,536 bytes (max_body_bytes)"
+EVENT_TOO_LARGE = "an event of the stream is larger than 65,536 bytes (max_event_bytes)"
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [
@@ -131,8 +135,8 @@ def test_errors_can_be_caught_by_what_they_are() -> None:
         (make(errors.InvalidArgument), "agent_id must not be empty"),
         (make(errors.DecodeError), "data[0].id: words in '{'"),
         (errors.DecodeError("words"), "words"),
-        (errors.ResponseTooLarge(65536), "the response's body is larger than 65,536 bytes"),
-        (errors.EventTooLarge(65536), "an event of the stream is larger than 65,536 bytes"),
+        (errors.ResponseTooLarge(65536), BODY_TOO_LARGE),
+        (errors.EventTooLarge(65536), EVENT_TOO_LARGE),
         (errors.StreamInterrupted("words"), "words"),
     ],
 )
@@ -169,5 +173,5 @@ def test_what_a_stream_offers_with_an_error_is_lost_where_the_stream_is() -> Non
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
 
     assert again.correlation_id == "c"
-    with pytest.raises(errors.Flux0Error, match="does not know the stream"):
+    with pytest.raises(errors.Flux0Error, match="cannot list the stored events"):
         again.stored_events()

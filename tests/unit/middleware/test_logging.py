@@ -61,7 +61,7 @@ def test_an_exchange_is_told_in_two_lines() -> None:
         'POST http://127.0.0.1:8080/api/agents?a=1 attempt=2 headers={} body={"name": "n"}'
     )
     assert answered == (
-        "POST http://127.0.0.1:8080/api/agents?a=1 answered 201 in 250.0 ms "
+        "POST http://127.0.0.1:8080/api/agents?a=1 returned 201 in 250.0 ms "
         "headers={'content-type': 'application/json'} body={\"data\": []}"
     )
 

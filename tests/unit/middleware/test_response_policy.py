@@ -96,7 +96,7 @@ def test_a_status_becomes_its_error_with_the_server_s_words(
 def test_a_route_that_the_server_does_not_have_is_explained() -> None:
     error = refused(404, '{"detail":"Not Found"}')
 
-    assert error.message.startswith("Not Found: no such route; server_url is the address before")
+    assert error.message.startswith("Not Found: the route does not exist; server_url must be")
 
 
 DETAIL: list[dict[str, Any]] = [

@@ -326,7 +326,7 @@ def test_each_retry_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert (record.name, record.levelname) == ("flux0", "INFO")
     assert record.message == (
         "GET http://127.0.0.1:8080/api/agents: attempt 1 failed (ConnectError: refused), "
-        "trying again in 0 ms"
+        "retrying in 0 ms"
     )
     assert [type(details.cause) for details in told] == [errors.ConnectError]
 
@@ -336,7 +336,7 @@ def test_each_retry_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 def takes(budget: RetryBudget, times: int) -> int:
     """Return how often a retry was to be had."""
-    return sum(budget.take() for _ in range(times))
+    return sum(budget.spend() for _ in range(times))
 
 
 @pytest.mark.parametrize("successes_per_retry", [1, 2, 7, 10])
@@ -348,11 +348,11 @@ def test_so_many_successes_give_one_retry_back_of_those_there_were(
 
     for _ in range(3):
         for _ in range(successes_per_retry):
-            assert not budget.take()
-            budget.give()
+            assert not budget.spend()
+            budget.add_success()
         assert takes(budget, 2) == 1
     for _ in range(100):
-        budget.give()
+        budget.add_success()
     assert takes(budget, 5) == 3
 
 
@@ -361,7 +361,7 @@ def test_a_retry_that_is_not_worth_it_costs_nothing() -> None:
     policy = Policy(script(scripted_response(status=404)), budget=budget)
     with pytest.raises(errors.NotFoundError):
         policy.send_sync(GET)
-    assert budget.take()
+    assert budget.spend()
 
 
 def test_a_client_has_one_budget_for_all_its_calls() -> None:
@@ -386,7 +386,7 @@ def test_threads_share_a_budget_and_none_of_it_is_lost() -> None:
 
     def take_and_give_back(_: int) -> None:
         for _ in range(takes(budget, 50)):
-            budget.give()
+            budget.add_success()
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(take_and_give_back, range(100)))

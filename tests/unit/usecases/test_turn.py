@@ -20,7 +20,7 @@ def values(events: Sequence[StreamEvent]) -> list[object]:
 
 
 def fed(data: bytes) -> Turn:
-    turn = new_turn()
+    turn = new_turn(idle=600)
     turn.feed(data)
     return turn
 
@@ -29,14 +29,14 @@ def fed(data: bytes) -> Turn:
 def test_an_end_within_an_event_is_an_interruption(rest: bytes) -> None:
     turn = fed(chunk("a") + rest)
 
-    turn.end()
+    turn.on_end()
 
     failure = turn.failure
     assert isinstance(failure, errors.StreamInterrupted)
-    assert "ended within an event" in str(failure)
+    assert "ended in the middle of an event" in str(failure)
     assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 1)
     whole = fed(chunk("a") + b": bye\n")
-    whole.end()
+    whole.on_end()
     assert whole.failure is None, "a comment is no event"
 
 
@@ -58,7 +58,7 @@ def test_an_event_over_the_limit_breaks_the_turn_and_says_where_it_was(more: byt
     events = turn.feed(chunk("a") + chunk("b") + b"data: " + b"x" * 2000)
     assert values(events) == ["a", "b"], "those before it are handed out"
     if more is None:
-        turn.end()
+        turn.on_end()
     else:
         assert turn.feed(more) == []
 
@@ -89,8 +89,19 @@ def test_a_silence_is_an_idle_timeout_and_any_other_failure_an_interruption(
     assert isinstance(failure, verdict)
     assert failure.__cause__ is error
     assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 2)
-    assert f"(after 2 events of turn {CORRELATION_ID})" in str(failure)
-    assert ("reset by peer" in str(failure)) == (verdict is errors.StreamInterrupted)
+    problem = "the stream was interrupted: reset by peer"
+    if verdict is errors.StreamIdleTimeout:
+        problem = "no event for 600 s (idle timeout; set stream_idle_timeout_ms)"
+    assert failure.problem == f"{problem} (after 2 events of turn {CORRELATION_ID})"
+
+
+def test_read_timeout_without_idle_timeout_names_the_timeout_of_the_transport() -> None:
+    turn = new_turn(idle=None)
+
+    turn.on_transport_error(errors.ReadTimeout("no data received within 5 s"))
+
+    assert isinstance(turn.failure, errors.StreamIdleTimeout)
+    assert turn.failure.problem == "no data received within 5 s (after 0 events)"
 
 
 def test_what_is_no_event_does_not_keep_a_silent_agent_alive() -> None:

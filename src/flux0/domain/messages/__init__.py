@@ -1,1 +1,1 @@
-"""How the chunks of a turn become its messages."""
+"""Building the messages of a turn from its chunk events."""

@@ -1,6 +1,7 @@
-"""What the server makes of a message once its agent calls it ready.
+"""Converting the document of a message into the event that the server stores.
 
-The rules were measured against the released server (flux0-stream 0.1.0b2).
+The server does it when the agent reports the status `ready`. The rules were measured with the
+released server (flux0-stream 0.1.0b2).
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from flux0.domain.models import (
 if TYPE_CHECKING:
     from flux0.domain.stream_events import ChunkEvent
 
-# The `kind` in a chunk's metadata that makes a message one of reasoning.
+# The `kind` in the metadata of a chunk that marks a reasoning message.
 REASONING = "reasoning"
 
 
 @frozen
 class TurnMessage(HasMessageData):
-    """A message or tool event of a turn, rebuilt from its stream.
+    """A message or tool event of a turn, built from its chunk events.
 
-    `event_id` is the stream's own; the stored event has another `id`, and the same `type`, `data`,
-    `metadata` and `correlation_id`.
+    The stored event has the same `type`, `data`, `metadata` and `correlation_id`. Its `id` is
+    different: `event_id` is used only in the stream.
     """
 
     event_id: str
@@ -48,25 +49,25 @@ class TurnMessage(HasMessageData):
 
     @property
     def source(self) -> EventSource:
-        """Who said it: always the agent."""
+        """The source of the event: always the agent."""
         return EventSource.AI_AGENT
 
 
 def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMessage | None:
-    """Return the event that the server stores for a message, or None where it stores nothing.
+    """Return the event that the server stores for a message, or None if it stores nothing.
 
     Args:
-        first: the message's first chunk, whose metadata count for all of it.
-        root: the document that the chunks made; nothing of it is shared with the result.
-        partial: the message is still growing. Arguments of a tool call that are not JSON yet are
-            given as the text that has come so far; the server would store nothing.
+        first: the first chunk of the message; its metadata apply to the whole message.
+        root: the document of the message; it is copied.
+        partial: the message is not complete. If the arguments of a tool call are not valid JSON
+            yet, the result has the incomplete text, although the server would store nothing.
     """
     if not root or "agent_name" not in first.metadata:
         return None
     try:
         data, metadata = _finalized(first, root, partial=partial)
     except (KeyError, TypeError, ValueError, RecursionError):
-        # The server fails on what does not have the right shape, and stores nothing.
+        # The server fails on such a document, too, and stores nothing.
         return None
     return TurnMessage(
         event_id=first.event_id,
@@ -77,7 +78,7 @@ def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMes
     )
 
 
-# Wrong shapes surface below as KeyError or TypeError, as they do in the server.
+# The functions below raise KeyError, TypeError or ValueError for a document of the wrong shape.
 
 
 def _finalized(
@@ -91,28 +92,28 @@ def _finalized(
         calls: Any = root["tool_calls"]
         parts = tuple(_tool_call_part(call, partial=partial) for call in calls)
         if not parts:
-            raise ValueError("a message without parts")
+            raise ValueError("the message has no parts")
         return MessageData(parts, participant), None
     if isinstance(root, dict) and "tool_call_results" in root:
         results: Any = root["tool_call_results"]
         return ToolData(tuple(_tool_call(result) for result in results)), None
     if not isinstance(root, (str, list, dict)):
-        raise TypeError("a message that is a number")
+        raise TypeError("the message is a number")
     is_text = isinstance(root, list) and all(isinstance(item, str) for item in root)
-    content = "".join(cast("list[str]", root)) if is_text else _listed(root)
+    content = "".join(cast("list[str]", root)) if is_text else _as_stored(root)
     part = ReasoningPart(content) if is_reasoning else ContentPart(content)
-    return MessageData((part,), participant), _listed(metadata)
+    return MessageData((part,), participant), _as_stored(metadata)
 
 
 def _tool_call_part(item: Any, *, partial: bool) -> ToolCallPart | Mapping[str, Any]:
     part = {
-        "tool_call_id": _listed(item["tool_call_id"]),
-        "tool_name": _listed(item["tool_name"]),
-        "args": _listed(_args(item["args"], partial=partial)),
+        "tool_call_id": _as_stored(item["tool_call_id"]),
+        "tool_name": _as_stored(item["tool_name"]),
+        "args": _as_stored(_args(item["args"], partial=partial)),
     }
     if item["type"] == ToolCallPart.type:
         return ToolCallPart(**part)
-    return {"type": _listed(item["type"]), **part}
+    return {"type": _as_stored(item["type"]), **part}
 
 
 def _args(args: Any, *, partial: bool) -> Any:
@@ -134,20 +135,20 @@ def _parsed(text: str) -> Any:
 
     value = json.loads(text)
     if measure(value)[1] > MAX_DEPTH:
-        raise ValueError("too many lists and objects within each other")
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
     return value
 
 
 def _tool_call(item: Any) -> ToolCall:
     data = item["data"]["result"] if isinstance(item["data"], dict) else None
     return ToolCall(
-        tool_call_id=_listed(item["tool_call_id"]),
-        tool_name=_listed(item["tool_name"]),
-        args=_listed(item["args"]),
-        result=ToolResult(data=_listed(data), metadata={}, control=ControlOptions(mode="auto")),
+        tool_call_id=_as_stored(item["tool_call_id"]),
+        tool_name=_as_stored(item["tool_name"]),
+        args=_as_stored(item["args"]),
+        result=ToolResult(data=_as_stored(data), metadata={}, control=ControlOptions(mode="auto")),
     )
 
 
-def _listed(value: Any) -> Any:
-    """Return a copy of JSON as the server lists it: with null for what JSON has no number for."""
+def _as_stored(value: Any) -> Any:
+    """Return a copy of JSON as the server lists it: with null for NaN and the infinities."""
     return copied(value, finite=True)

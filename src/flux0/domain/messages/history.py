@@ -1,4 +1,4 @@
-"""What was said: in one turn, and in a session together with a turn that still streams in."""
+"""The reply of one turn, and the history of a session with a turn that is still streaming."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from flux0.domain.enums import EventType
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import Event, ToolCall
 
-# The events that are said, rather than said about the agent.
+# The events with content; the others are about the state of the agent.
 MESSAGE_TYPES = (EventType.MESSAGE, EventType.TOOL)
 
 
 @frozen
 class Reply:
-    """The whole of a turn, as it was read to its end.
+    """The complete reply of an agent in one turn.
 
-    `messages` are its messages and tool results, `tool_calls` the tools that the agent asked for,
-    each with its result.
+    Attributes:
+        messages: the messages and tool results, in order.
+        tool_calls: the tool calls of the agent, each with its result if there is one.
     """
 
     messages: tuple[TurnMessage, ...]
@@ -27,7 +28,7 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """The text of the answer, without the agent's reasoning; messages are apart by a line."""
+        """The text of the answer, without the reasoning; a line break separates messages."""
         return "\n".join(message.text for message in self.messages if message.text)
 
     def __str__(self) -> str:
@@ -37,29 +38,32 @@ class Reply:
 def joined_history(
     stored: Iterable[Event], live: Iterable[TurnMessage]
 ) -> tuple[Event | TurnMessage, ...]:
-    """Return the message and tool events of a session, each once.
+    """Return the message and tool events of a session, without duplicates.
 
-    `live` are the messages of a turn as its stream rebuilt them. Those that are stored by now are
-    left out: the ids differ, so they are told by turn, type, data and metadata. What is not stored
-    comes after what is, in its own order.
+    The stored events are followed by the messages of `live` that are not stored yet. The ids in a
+    stream differ from the stored ids, so events are compared by turn, type, data and metadata.
+
+    Args:
+        stored: the stored events of the session.
+        live: the messages of a turn, built from its stream.
     """
     history = [event for event in stored if event.type in MESSAGE_TYPES]
     unmatched: dict[str, list[Event]] = {}
     for event in history:
         unmatched.setdefault(event.correlation_id, []).append(event)
-    rest: list[TurnMessage] = []
+    not_stored: list[TurnMessage] = []
     for message in live:
         turn = unmatched.get(message.correlation_id, [])
-        twin = next((event for event in turn if _are_one(event, message)), None)
-        if twin is None:
-            rest.append(message)
+        match = next((event for event in turn if _is_same(event, message)), None)
+        if match is None:
+            not_stored.append(message)
         else:
-            turn.remove(twin)
-    return (*history, *rest)
+            turn.remove(match)
+    return (*history, *not_stored)
 
 
-def _are_one(event: Event, message: TurnMessage) -> bool:
-    """Whether an event of the same turn is this message."""
+def _is_same(event: Event, message: TurnMessage) -> bool:
+    """Return whether an event of the same turn has the same content as `message`."""
     return (
         event.type == message.type
         and event.data == message.data

@@ -1,9 +1,7 @@
-"""JSON Patch on a document in the making, as the flux0 server applies it.
+"""JSON Patch (RFC 6902) as the flux0 server applies it to the document of a message.
 
-The operations are those of RFC 6902 on the pointers of RFC 6901. Measured against the released
-server (flux0-stream 0.1.0b2 over jsonpatch 1.48), which does more than the RFCs say: before each
-operation it creates the parents that the path lacks, and what it created stays when the operation
-then fails.
+Unlike the RFC, the server creates missing parents of a path before each operation, and keeps them
+if the operation then fails. Measured with flux0-stream 0.1.0b2 and jsonpatch 1.48.
 """
 
 from __future__ import annotations
@@ -18,63 +16,68 @@ if TYPE_CHECKING:
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
-# The most lists and objects within each other. Python's own functions, such as `repr` and
-# `copy.deepcopy`, follow nested values by recursion, and fail at a few hundred levels.
+# The largest nesting depth of lists and objects. Functions of Python such as `repr` and
+# `copy.deepcopy` are recursive, and fail at a few hundred levels.
 MAX_DEPTH = 200
 
-# What a value counts as, besides the characters of a text or key: about what Python needs for it.
+# The bytes charged for a value, in addition to its characters: about the size of a Python object.
 VALUE_SIZE = 64
 
 _OPERATIONS = frozenset({"add", "remove", "replace", "move", "copy", "test"})
 
 
 class PatchError(ValueError):
-    """An operation cannot be applied; the text says why."""
+    """An operation cannot be applied; the message says why."""
 
 
 class MemoryBudget:
-    """How much the documents of a turn may hold.
+    """The memory that the documents of one turn may use.
 
-    Each value counts for `VALUE_SIZE` bytes, and each character of a text or key for one more. What
-    is removed makes budget again.
+    Each value is charged `VALUE_SIZE` bytes, and each character of a string or key one more byte.
+    When a value is removed, its size is added to `remaining` again.
 
-    Work that the stream does not pay for with bytes of its own is limited too, and for good: what
-    `copy` adds, what `move` looks through, and the items that fill a list up to an index.
+    A short operation can also cause much work: `copy` duplicates a value, `move` walks through one,
+    and a large index fills a list. The total of this work has the same limit, and is never
+    refunded.
     """
 
-    __slots__ = ("left", "limit", "unpaid")
+    __slots__ = ("limit", "remaining", "remaining_work")
 
     def __init__(self, limit: int) -> None:
         self.limit: int = limit
-        self.left: int = limit
-        self.unpaid: int = limit
+        self.remaining: int = limit
+        self.remaining_work: int = limit
 
-    def take(self, size: int) -> None:
-        """Count what a document gains; raises `PatchError` if there is no budget for it."""
-        if size > self.left:
-            raise PatchError(f"the turn's messages would hold more than {self.limit:,} bytes")
-        self.left -= size
+    def charge(self, size: int) -> None:
+        """Charge the growth of a document; raises `PatchError` if it exceeds the budget."""
+        if size > self.remaining:
+            raise PatchError(
+                f"the messages of the turn need more than {self.limit:,} bytes (max_turn_bytes)"
+            )
+        self.remaining -= size
 
-    def work(self, size: int) -> None:
-        """Count work that the stream does not pay for; raises `PatchError` if it is too much."""
-        if size > self.unpaid:
-            raise PatchError(f"the turn has copied or moved more than {self.limit:,} bytes")
-        self.unpaid -= size
+    def charge_work(self, size: int) -> None:
+        """Charge work of this size; raises `PatchError` if the turn has caused too much work."""
+        if size > self.remaining_work:
+            raise PatchError(
+                f"the turn copies or moves more than {self.limit:,} bytes (max_turn_bytes)"
+            )
+        self.remaining_work -= size
 
-    def measure(self, value: JSON) -> tuple[int, int]:
-        """Return size and depth of what is to be copied or moved, which is work of that size."""
-        size, depth = measure(value, most=self.unpaid)
-        if size > self.unpaid:
-            self.unpaid = 0  # That was work too.
-        self.work(size)
+    def charge_copy(self, value: JSON) -> tuple[int, int]:
+        """Charge the work of copying or moving `value`, and return its size and depth."""
+        size, depth = measure(value, most=self.remaining_work)
+        if size > self.remaining_work:
+            self.remaining_work = 0  # Measuring so far was work, too.
+        self.charge_work(size)
         return size, depth
 
 
 def check_operation(operation: JSONPatchOperation) -> None:
-    """Check what can be told without the document.
+    """Check an operation without applying it to a document.
 
     Raises:
-        PatchError: no such operation, or `path` is not a JSON Pointer.
+        PatchError: the operation does not exist, or `path` is not a JSON Pointer (RFC 6901).
     """
     if operation.op not in _OPERATIONS:
         raise PatchError(f"unknown operation {operation.op!r}")
@@ -82,27 +85,28 @@ def check_operation(operation: JSONPatchOperation) -> None:
 
 
 def apply_operation(document: JSON, operation: JSONPatchOperation, budget: MemoryBudget) -> JSON:
-    """Apply one operation to `document` in place and return the document's root from now on.
+    """Apply one operation to `document` in place, and return the new root of the document.
 
-    None stands for a document that does not exist yet. The operation's value is copied. The cost is
-    that of the path, the value and what is removed, not that of the document; but `copy`, and
-    `move` to a deeper place, cost as much as what they copy or move, and inserting into a list
-    moves what follows.
+    A `document` of None does not exist yet. The value of the operation is copied.
+
+    The cost is proportional to the path, the value and the removed value, not to the document. The
+    exceptions are `copy`, `move` to a deeper place (both proportional to the copied or moved value)
+    and an insertion into a list, which shifts the following items.
 
     Raises:
-        PatchError: the operation does not apply, or the document would be too large or too deep. It
-            is as it was, except for the parents that were created on the way.
+        PatchError: the operation cannot be applied, or the document would be too large or too
+            deeply nested. The document is unchanged, except for created parents.
     """
     segments = _segments(operation.path)
     _check_depth(len(segments))
-    left = budget.left
+    remaining = budget.remaining
     try:
         return _applied(
             _with_parents(document, operation.path, budget), segments, operation, budget
         )
     except PatchError:
-        if document is None:  # Then nothing is kept.
-            budget.left = left
+        if document is None:  # The parents created for it are discarded.
+            budget.remaining = remaining
         raise
 
 
@@ -113,58 +117,58 @@ def _applied(
         case "add" | "replace":
             size, depth = measure(operation.value)
             _check_depth(len(segments) + depth)
-            put = _add if operation.op == "add" else _replace
-            return put(root, segments, copied(operation.value), size, budget)
+            apply = _add if operation.op == "add" else _replace
+            return apply(root, segments, copied(operation.value), size, budget)
         case "remove":
             parent, key = _existing(root, segments)
-            budget.left += measure(parent.pop(key))[0] + _key_size(parent, key)
+            budget.remaining += measure(parent.pop(key))[0] + _key_size(parent, key)
         case "move":
             return _move(root, segments, _segments(operation.from_), budget)
         case "copy":
             value = _value(root, _segments(operation.from_))
-            size, depth = budget.measure(value)
+            size, depth = budget.charge_copy(value)
             _check_depth(len(segments) + depth)
             return _add(root, segments, copied(value), size, budget)
         case "test":
             if not _equal(_value(root, segments), operation.value):
-                raise PatchError("the value is not the one that was tested for")
+                raise PatchError(f"the test failed: the value at {operation.path!r} is different")
         case _:
             check_operation(operation)
     return root
 
 
 def measure(value: JSON, *, most: int = maxsize) -> tuple[int, int]:
-    """Return what a value counts for, and how many lists and objects it has within each other.
+    """Return the size of a value in bytes, as charged to the budget, and its nesting depth.
 
-    It stops, with less than the whole, once the size is more than `most`.
+    Measuring stops early, with incomplete results, when the size exceeds `most`.
     """
     size, depth = VALUE_SIZE, 0
     level: list[JSON] = [value]
     while level:
-        below: list[JSON] = []
-        is_deeper = False
+        next_level: list[JSON] = []
+        is_nested = False
         for item in level:
             if isinstance(item, str):
                 size += len(item)
             elif isinstance(item, (list, dict)):
-                is_deeper = True
+                is_nested = True
                 size += VALUE_SIZE * len(item)
                 if size > most:
                     return size, depth
                 if isinstance(item, dict):
                     size += sum(map(len, item))
-                    below += item.values()
+                    next_level += item.values()
                 else:
-                    below += item
-        depth += is_deeper
-        level = below
+                    next_level += item
+        depth += is_nested
+        level = next_level
     return size, depth
 
 
 def copied(value: JSON, *, finite: bool = False) -> JSON:
-    """Return a copy of `value` that shares no list and no dict with it, however deep it is.
+    """Return a deep copy of `value`, without recursion.
 
-    With `finite`, null takes the place of NaN and the infinities.
+    If `finite` is true, NaN and the infinities are replaced by None.
     """
     if not isinstance(value, (list, dict, float)):
         return value
@@ -185,7 +189,7 @@ def copied(value: JSON, *, finite: bool = False) -> JSON:
 
 def _check_depth(depth: int) -> None:
     if depth > MAX_DEPTH:
-        raise PatchError(f"more than {MAX_DEPTH} lists and objects would be within each other")
+        raise PatchError(f"the document would be nested more than {MAX_DEPTH} levels deep")
 
 
 def _key_size(parent: list[JSON] | dict[str, JSON], key: Any) -> int:
@@ -202,20 +206,20 @@ def _segments(pointer: str | None) -> list[str]:
     segments = pointer.split("/")[1:]
     if "~" in pointer:
         if pointer.count("~") != pointer.count("~0") + pointer.count("~1"):
-            raise PatchError(f"{pointer!r} holds a '~' that is neither '~0' nor '~1'")
+            raise PatchError(f"{pointer!r} has a '~' that is not part of '~0' or '~1'")
         segments = [segment.replace("~1", "/").replace("~0", "~") for segment in segments]
     return segments
 
 
 def _with_parents(root: JSON, path: str, budget: MemoryBudget) -> JSON:
-    """Create what `path` leads through, by the server's rule, and return the root.
+    """Create the missing parents of `path` by the server's rule, and return the root.
 
-    The rule is not that of JSON Pointer: slashes at both ends count for nothing, nothing is
-    unescaped, and whatever `str.isdigit` accepts is an index.
+    The rule differs from JSON Pointer: slashes at both ends are ignored, `~0` and `~1` are not
+    unescaped, and every segment that `str.isdigit` accepts is an index.
     """
     parts = path.strip("/").split("/")
     if root is None:
-        budget.take(VALUE_SIZE)
+        budget.charge(VALUE_SIZE)
         is_list = path not in {"", "/"} and (parts[0] == "-" or parts[0].isdigit())
         root = [] if is_list else {}
     if path in {"", "/"}:
@@ -223,25 +227,25 @@ def _with_parents(root: JSON, path: str, budget: MemoryBudget) -> JSON:
     node: JSON = root
     for part, following in pairwise(parts):
         if part == "-":
-            raise PatchError("'-' can only end a path")
+            raise PatchError("'-' must be the last segment of a path")
         if part.isdigit():
             if not isinstance(node, list):
-                raise PatchError(f"{part!r} needs a list")
+                raise PatchError(f"{part!r} is an index, but its parent is not a list")
             index = _integer(part)
             missing = index + 1 - len(node)
             if missing > 0:
-                budget.work((missing - 1) * VALUE_SIZE)
-                budget.take(missing * VALUE_SIZE)
+                budget.charge_work((missing - 1) * VALUE_SIZE)
+                budget.charge(missing * VALUE_SIZE)
                 node.extend([] if following.isdigit() else {} for _ in range(missing))
             node = node[index]
         else:
             if not isinstance(node, dict):
-                raise PatchError(f"{part!r} needs an object")
+                raise PatchError(f"{part!r} is a key, but its parent is not an object")
             if part not in node:
-                budget.take(VALUE_SIZE + len(part))
+                budget.charge(VALUE_SIZE + len(part))
                 node[part] = [] if following.isdigit() else {}
             elif following.isdigit() and not isinstance(node[part], list):
-                budget.left += measure(node[part])[0] - VALUE_SIZE
+                budget.remaining += measure(node[part])[0] - VALUE_SIZE
                 node[part] = []
             node = node[part]
     return root
@@ -251,17 +255,17 @@ def _add(root: JSON, segments: list[str], value: JSON, size: int, budget: Memory
     if not segments:
         if value is None:
             raise PatchError("the document cannot be null")
-        budget.take(size - measure(root)[0])
+        budget.charge(size - measure(root)[0])
         return value
     parent, key = _place(root, segments)
     if isinstance(parent, dict):
         old = measure(parent[key])[0] if key in parent else -len(key)
-        budget.take(size - old)
+        budget.charge(size - old)
         parent[key] = value
     elif key > len(parent):
-        raise PatchError(f"{key} is behind the end of the list")
+        raise PatchError(f"index {key} is beyond the end of the list")
     else:
-        budget.take(size)
+        budget.charge(size)
         parent.insert(key, value)
     return root
 
@@ -270,7 +274,7 @@ def _replace(root: JSON, segments: list[str], value: JSON, size: int, budget: Me
     if not segments:
         return _add(root, segments, value, size, budget)
     parent, key = _existing(root, segments)
-    budget.take(size - measure(parent[key])[0])
+    budget.charge(size - measure(parent[key])[0])
     parent[key] = value
     return root
 
@@ -280,13 +284,13 @@ def _move(root: JSON, segments: list[str], source: list[str], budget: MemoryBudg
     if segments == source:
         return root
     if segments[: len(source)] == source:
-        raise PatchError("a value cannot move into itself")
+        raise PatchError("a value cannot be moved into itself")
     if len(segments) > len(source):
-        _check_depth(len(segments) + budget.measure(value)[1])
+        _check_depth(len(segments) + budget.charge_copy(value)[1])
     parent, key = _existing(root, source)
     del parent[key]
     try:
-        # Its size is counted already, and so is the old key's; but that goes.
+        # The size of the value was charged before; the size of its old key is refunded below.
         root = _add(root, segments, value, 0, budget)
     except PatchError:
         if isinstance(parent, dict):
@@ -294,7 +298,7 @@ def _move(root: JSON, segments: list[str], source: list[str], budget: MemoryBudg
         else:
             parent.insert(key, value)
         raise
-    budget.left += _key_size(parent, key)
+    budget.remaining += _key_size(parent, key)
     return root
 
 
@@ -307,30 +311,30 @@ def _value(root: JSON, segments: list[str]) -> JSON:
 
 
 def _existing(root: JSON, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON], Any]:
-    """Return `_place(root, segments)`, where there has to be something."""
+    """Return `_place(root, segments)` if there is a value at this place."""
     if not segments:
         raise PatchError("the whole document cannot be removed")
     parent, key = _place(root, segments)
     if key >= len(parent) if isinstance(parent, list) else key not in parent:
-        raise PatchError(f"nothing is at {key!r}")
+        raise PatchError(f"{key!r} does not exist")
     return parent, key
 
 
 def _place(root: JSON, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON], Any]:
-    """Return the container that the last segment refers into, and its index or key there.
+    """Return the list or object that contains the last segment, and its index or key there.
 
-    The `-` of a list comes back as the list's length.
+    The index of `-` is the length of the list.
     """
     node: JSON = root
     for segment in segments[:-1]:
         if isinstance(node, dict):
             if segment not in node:
-                raise PatchError(f"nothing is at {segment!r}")
+                raise PatchError(f"{segment!r} does not exist")
             node = node[segment]
         else:
             items, index = _index(node, segment)
             if index >= len(items):
-                raise PatchError(f"nothing is at {segment!r}")
+                raise PatchError(f"{segment!r} does not exist")
             node = items[index]
     if isinstance(node, dict):
         return node, segments[-1]
@@ -339,7 +343,7 @@ def _place(root: JSON, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON
 
 def _index(node: JSON, segment: str) -> tuple[list[JSON], int]:
     if not isinstance(node, list):
-        raise PatchError(f"{segment!r} needs a list or an object")
+        raise PatchError(f"the parent of {segment!r} is not a list or an object")
     if segment == "-":
         return node, len(node)
     if not (segment.isascii() and segment.isdigit()) or (segment[0] == "0" and segment != "0"):
@@ -351,23 +355,23 @@ def _integer(digits: str) -> int:
     try:
         return int(digits)
     except ValueError:
-        # A digit such as '²', or more digits than Python reads.
+        # `digits` has a character such as '²', or more digits than `int` accepts.
         raise PatchError(f"{digits[:20]!r} is not an index") from None
 
 
 def _equal(left: JSON, right: JSON) -> bool:
-    """Compare as RFC 6902, section 4.6 does: to Python true is 1, to JSON it is not."""
+    """Compare by RFC 6902, section 4.6. Unlike in Python, true and 1 are different."""
     pending = [(left, right)]
     while pending:
-        one, other = pending.pop()
-        if isinstance(one, dict) and isinstance(other, dict):
-            if one.keys() != other.keys():
+        first, second = pending.pop()
+        if isinstance(first, dict) and isinstance(second, dict):
+            if first.keys() != second.keys():
                 return False
-            pending.extend((one[key], other[key]) for key in one)
-        elif isinstance(one, list) and isinstance(other, list):
-            if len(one) != len(other):
+            pending.extend((first[key], second[key]) for key in first)
+        elif isinstance(first, list) and isinstance(second, list):
+            if len(first) != len(second):
                 return False
-            pending.extend(zip(one, other, strict=True))
-        elif one != other or isinstance(one, bool) != isinstance(other, bool):
+            pending.extend(zip(first, second, strict=True))
+        elif first != second or isinstance(first, bool) != isinstance(second, bool):
             return False
     return True

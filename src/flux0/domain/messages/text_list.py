@@ -1,4 +1,4 @@
-"""A list of texts that grows at its end, as the documents of most messages do."""
+"""A compact list of strings that grows at its end, like the documents of most messages."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections.abc import Iterable
 from itertools import chain
 
 _BLOCK = 1024
-_BETWEEN = "\0"
+_SEPARATOR = "\0"
 
 
 class TextList:
-    """A list of texts, in little more memory than their characters, however short they are.
+    """A list of strings that needs little more memory than their characters.
 
-    `characters` is how many characters they have together.
+    `characters` is the total number of characters.
     """
 
-    __slots__ = ("_blocks", "_joined", "_length", "_recent", "_seen", "characters")
+    __slots__ = ("_blocks", "_joined", "_joined_recent", "_length", "_recent", "characters")
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._length = 0
         self.characters: int = 0
-        # Blocks of older texts: each is one str with marks between the texts, or a list of them if
-        # a text has the mark in it.
+        # Each block holds `_BLOCK` older strings: joined with separators, or as a list if one of
+        # them contains the separator.
         self._blocks: list[str | list[str]] = []
         self._recent: list[str] = []
-        # What `text` returned last, if it was ever called, and how many recent texts that has.
+        # The last result of `text`, and the number of recent strings that it includes.
         self._joined: str | None = None
-        self._seen = 0
+        self._joined_recent = 0
         for text in texts:
             self.append(text)
 
@@ -34,35 +34,36 @@ class TextList:
         return self._length
 
     def append(self, text: str) -> None:
-        """Add a text at the end."""
+        """Add a string at the end."""
         self._length += 1
         self.characters += len(text)
         self._recent.append(text)
         if len(self._recent) == _BLOCK:
             if self._joined is not None:
                 self.text()
-            block = _BETWEEN.join(self._recent)
-            is_clear = block.count(_BETWEEN) == _BLOCK - 1
-            self._blocks.append(block if is_clear else self._recent)
-            self._recent, self._seen = [], 0
+            block = _SEPARATOR.join(self._recent)
+            is_reversible = block.count(_SEPARATOR) == _BLOCK - 1
+            self._blocks.append(block if is_reversible else self._recent)
+            self._recent, self._joined_recent = [], 0
 
     def texts(self) -> list[str]:
-        """Return the texts as a list."""
+        """Return the strings as a list."""
         blocks = (
-            block.split(_BETWEEN) if isinstance(block, str) else block for block in self._blocks
+            block.split(_SEPARATOR) if isinstance(block, str) else block for block in self._blocks
         )
         return [*chain.from_iterable(blocks), *self._recent]
 
     def text(self) -> str:
-        """Return all texts joined, at the cost of those that are new since the last time.
+        """Return all strings joined.
 
-        The cost is that of all of them if the caller still holds what was returned the last time.
+        The cost is proportional to the strings added since the last call. If the caller still holds
+        the last result, the cost is proportional to all strings.
         """
         joined, self._joined = self._joined, None
         if joined is None:
             joined = "".join(self.texts())
         else:
-            # Python appends in place to a text that is held only here, in this variable.
-            joined += "".join(self._recent[self._seen :])
-        self._joined, self._seen = joined, len(self._recent)
+            # CPython appends in place if this variable is the only reference to the string.
+            joined += "".join(self._recent[self._joined_recent :])
+        self._joined, self._joined_recent = joined, len(self._recent)
         return joined

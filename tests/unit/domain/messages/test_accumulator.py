@@ -396,7 +396,7 @@ def test_a_document_of_any_depth_is_refused_past_the_limit() -> None:
     for _ in range(100_000):
         deep = [deep]
     accumulator = after(chunk(add("/-", "a")), chunk(add("/-", deep)), chunk(add("/a" * 99_999, 1)))
-    assert ["200 lists" in problem.reason for problem in accumulator.problems] == [True, True]
+    assert ["200 levels" in problem.reason for problem in accumulator.problems] == [True, True]
     assert accumulator.finish() == (message(models.ContentPart("a")),)
 
 
