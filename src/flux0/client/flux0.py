@@ -114,7 +114,7 @@ class Flux0:
         arguments.size("max_turn_bytes", max_turn_bytes)
         arguments.size("max_body_bytes", max_body_bytes)
         fixed, computed = split_headers({} if headers is None else headers)
-        idle, whole = stream_idle_timeout_ms, timeout_ms
+        idle_ms, call_ms = stream_idle_timeout_ms, timeout_ms
         if server_url is None:
             server_url = os.environ.get("FLUX0_SERVER_URL") or DEFAULT_SERVER_URL
         self._server_url, login = arguments.server_url(server_url)
@@ -136,8 +136,8 @@ class Flux0:
             login=None if "authorization" in map(str.lower, computed) else login,
             headers=fixed,
             timeout=Timeout()
-            if idle is None
-            else Timeout(idle=arguments.seconds("stream_idle_timeout_ms", idle)),
+            if idle_ms is None
+            else Timeout(idle=arguments.seconds("stream_idle_timeout_ms", idle_ms)),
             max_body_bytes=max_body_bytes,
             retries=(
                 DEFAULT_RETRIES
@@ -145,7 +145,7 @@ class Flux0:
                 else arguments.instance("retry_config", RetryConfig, retry_config)
             ),
         )
-        call_timeout = None if whole is None else arguments.seconds("timeout_ms", whole)
+        call_timeout = None if call_ms is None else arguments.seconds("timeout_ms", call_ms)
         self._caller = Caller(default_call, call_timeout, *transports, time)
         self.agents = AgentsResource(self._caller)
         self.sessions = SessionsResource(

@@ -35,10 +35,10 @@ def build_chain(
     on_retry: Callable[[RetryDetails], None] | None,
     debug_logger: DebugLogger | None,
 ) -> SendFlow:
-    """Return the chain of a client: its own middleware, then the built-in layers.
+    """Return the chain of middleware for all requests of a client.
 
     From the outside to the inside: the user's middleware, retries, computed headers, the debug log
-    and the response policy. Retries, headers and log see each attempt.
+    and the response policy. The layers inside the retries are called for each attempt.
     """
     if on_retry is not None and (not callable(on_retry) or iscoroutinefunction(on_retry)):
         raise InvalidArgument("on_retry", f"must be a sync function, not {on_retry!r}")
@@ -69,7 +69,7 @@ def split_headers(
     fixed = {name: value for name, value in headers.items() if not callable(value)}
     computed = {name: value for name, value in headers.items() if callable(value)}
     names = arguments.headers("headers", dict.fromkeys(computed, ""))
-    # A fixed value wins over a computed one, so the default must not be set here.
+    # A fixed value replaces a computed value, so do not add the default to the fixed headers.
     defaults = Headers() if "user-agent" in names else _USER_AGENT
     return defaults.merge(arguments.headers("headers", fixed)), computed
 

@@ -2,7 +2,7 @@
 
 The server runs one turn per session. A second turn stops the events of the first one, and closing
 the first stream after that cancels the second turn (measured, 0.1.0b4). So a message first waits
-until the previous message of its session has been sent, then closes the stream of that turn.
+until the previous message of its session has been sent, and then closes the stream of its turn.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ANOTHER_MESSAGE = (
 
 
 class OpenTurns:
-    """The latest stream of each session, as long as the user has a reference to it.
+    """The latest stream of each session, while the user has a reference to it.
 
     A thread waits for other threads, and a task for other tasks. A thread and a task that send on
     one session at the same time do not wait for each other.

@@ -25,7 +25,10 @@ _QUEUE_SIZE: Final = 64  # The events that are read before the browser has recei
 def relay(
     stream: Iterable[StreamEvent], close: Callable[[], object], heartbeat: float | None
 ) -> Iterator[bytes]:
-    """Yield the events of `stream`, and a comment after each `heartbeat` seconds without events."""
+    """Yield the events of `stream`, and a comment after each `heartbeat` seconds without events.
+
+    A `Flux0Error` becomes the last event. Other exceptions are raised.
+    """
     pieces: Queue[bytes | Exception | None] = Queue(_QUEUE_SIZE)
 
     def read() -> None:

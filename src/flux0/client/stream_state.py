@@ -65,7 +65,7 @@ class StreamState:
     def __repr__(self) -> str:
         failed = self._turn.failure is not None
         state = (
-            "broken" if failed else "ended" if self._ended else "closed" if self._closed else "open"
+            "failed" if failed else "ended" if self._ended else "closed" if self._closed else "open"
         )
         turn = "" if self.correlation_id is None else f" of {self.correlation_id}"
         return f"<{type(self).__name__} {state}, {self.event_count} events{turn}>"

@@ -96,10 +96,8 @@ class EventStream(StreamState):
     def text(self) -> Iterator[str]:
         """Iterate over the answer of the agent, piece by piece, without its reasoning.
 
-        Raises:
-            AgentError: The agent reported an error. Raised at once; the events after it can still
-                be read.
-            StreamError: The stream failed; see the errors of the class.
+        Raises `AgentError` as soon as the agent reports an error; later events can still be read.
+        Also raises the errors of iterating over the events.
         """
         for _ in self:
             self._raise_agent_error()
@@ -144,9 +142,9 @@ class EventStream(StreamState):
     def relay(self, *, heartbeat_ms: int | None = 15_000) -> Iterator[bytes]:
         """Iterate over the turn as server-sent events in bytes, to forward it to a browser.
 
-        The events have the format of the flux0 server. If an error is raised, the last event is
-        named `error`, and its data is JSON with `type` and `message`. Closing the iterator closes
-        the stream, which cancels the agent.
+        The events have the format of the flux0 server. If the stream fails, the last event is named
+        `error`, and its data is JSON with the `type` and the `message` of the error. Closing the
+        iterator closes the stream, which cancels the agent.
 
         Args:
             heartbeat_ms: Milliseconds without an event after which a comment is yielded. It keeps

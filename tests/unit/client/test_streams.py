@@ -427,7 +427,7 @@ def test_repr_shows_state_and_number_of_events() -> None:
     assert repr(closed) == "<EventStream closed, 0 events>"
     with pytest.raises(errors.DecodeError):
         next(broken)
-    assert repr(broken) == "<EventStream broken, 0 events>"
+    assert repr(broken) == "<EventStream failed, 0 events>"
 
 
 def test_repr_of_a_turn_that_was_not_awaited_says_to_await_it() -> None:
