@@ -109,7 +109,7 @@ def _read_by_library(response: Any) -> Iterator[bytes]:
         yield piece
 
 
-def to_transport_error(error: BaseException, exchange: Urllib3Exchange) -> TransportError:
+def translate_error(error: BaseException, exchange: Urllib3Exchange) -> TransportError:
     """Return the flux0 error for a request that could not be sent, or whose head is missing.
 
     Args:

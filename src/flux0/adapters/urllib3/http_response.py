@@ -31,8 +31,8 @@ class TrackedResponse(HTTPResponse):
         sock: The object that http.client reads the response from.
 
     Attributes:
-        idle_since: The time (`time.monotonic`) of the end of the body. Before the body is read to
-            its end, the time when reading of the response began.
+        idle_since: The value of `time.monotonic()` when the body was read to its end, or, before
+            that, when this object was created.
     """
 
     fp: Any

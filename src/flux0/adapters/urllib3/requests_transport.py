@@ -34,7 +34,7 @@ from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import ACCEPT_ENCODING, MAX_IDLE_CONNECTIONS
 from flux0.adapters.shared.misplaced import shown
 from flux0.adapters.shared.proxies import EnvironmentProxies
-from flux0.adapters.urllib3.body import Urllib3Body, request_body, to_transport_error
+from flux0.adapters.urllib3.body import Urllib3Body, request_body, translate_error
 from flux0.adapters.urllib3.connection import Urllib3Exchange, check_type, check_urllib3, track
 from flux0.domain.errors import ConnectError, InvalidArgument, ProtocolError, ReadTimeout
 from flux0.domain.headers import Headers
@@ -159,7 +159,7 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
                 raise failure(ReadTimeout, error, request.timeout) from error
             known = isinstance(error, (exceptions.RequestException, HTTPError))
             if known or error is exchange.failure:
-                raise to_transport_error(error, exchange) from error
+                raise translate_error(error, exchange) from error
             raise
         finally:
             recorder.response = None  # Its request has the hooks: break the reference cycle.

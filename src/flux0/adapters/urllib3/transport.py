@@ -30,7 +30,7 @@ from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import ACCEPT_ENCODING, MAX_CONNECTIONS
 from flux0.adapters.shared.misplaced import shown
 from flux0.adapters.shared.proxies import EnvironmentProxies
-from flux0.adapters.urllib3.body import Urllib3Body, request_body, to_transport_error
+from flux0.adapters.urllib3.body import Urllib3Body, request_body, translate_error
 from flux0.adapters.urllib3.connection import Urllib3Exchange, check_type, check_urllib3, track
 from flux0.domain.errors import ConnectError
 from flux0.domain.headers import Headers
@@ -88,7 +88,7 @@ class Urllib3Transport:
                 )
             except Exception as error:
                 if isinstance(error, urllib3.exceptions.HTTPError) or error is exchange.failure:
-                    raise to_transport_error(error, exchange) from error
+                    raise translate_error(error, exchange) from error
                 raise
         raw, retain = (response, None) if is_success(response.status) else _copy(response)
         pulled = Urllib3Body(response, timeout, retain)

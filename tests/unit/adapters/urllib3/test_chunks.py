@@ -55,8 +55,18 @@ def test_a_chunk_longer_than_its_size_is_a_failure(body: bytes, cuts: list[int])
 
 
 @pytest.mark.parametrize("cuts", [[], [1], [20_000]])
-def test_a_size_with_too_many_digits_is_a_failure(cuts: list[int]) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"0" * 20_000 + b"3\r\nabc\r\n",
+        b"3;" + b"x" * 20_000 + b"\r\nabc\r\n",
+        b"0\r\n" + b"Name: value\r\n" * 6_000 + b"\r\n",
+    ],
+    ids=["size", "extension", "trailer"],
+)
+def test_lines_and_trailers_over_the_limit_are_a_failure(body: bytes, cuts: list[int]) -> None:
     parser = Chunks()
-    for piece in split(b"0" * 20_000 + b"3\r\nabc\r\n", cuts):
+    for piece in split(body, cuts):
         parser.feed(piece)
     assert parser.failure is not None
+    assert not parser.ended
