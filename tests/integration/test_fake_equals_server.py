@@ -73,10 +73,10 @@ def same(servers: Servers, scenario: Callable[[ComparedServer], Any]) -> Any:
 
 def send_all(servers: Servers, specs: Iterable[RequestSpec]) -> set[int]:
     """Send all requests to both servers, and return the statuses of the responses."""
-    answers: list[ComparedResponse] = [
+    responses: list[ComparedResponse] = [
         same(servers, partial(ComparedServer.ask, spec=spec)) for spec in specs
     ]
-    return {answer.status_code for answer in answers}
+    return {response.status_code for response in responses}
 
 
 MESSAGE = {"type": "message", "source": "user", "content": "[]"}
@@ -216,8 +216,8 @@ def test_users(servers: Servers, cookie: str) -> None:
 
     def scenario(server: ComparedServer) -> list[list[str]]:
         server.ask(post("/api/sessions", {"agent_id": "AGENT", "title": cookie}, cookie=cookie))
-        answers = [server.ask(get(f"/api/sessions{query}", cookie=cookie)) for query in queries]
-        return [[session["title"] for session in answer.data] for answer in answers]
+        responses = [server.ask(get(f"/api/sessions{query}", cookie=cookie)) for query in queries]
+        return [[session["title"] for session in response.data] for response in responses]
 
     everything, *_ = same(servers, scenario)
     assert everything[-1] == cookie
@@ -276,9 +276,9 @@ def test_filter_events(servers: Servers) -> None:
         ]
         return list(map(server.ask, specs))
 
-    answers = same(servers, scenario)
-    assert {answer.status_code for answer in answers} == {200, 400, 422, 500}
-    assert [event["offset"] for event in answers[-1].data] == [3, 6]
+    responses = same(servers, scenario)
+    assert {response.status_code for response in responses} == {200, 400, 422, 500}
+    assert [event["offset"] for event in responses[-1].data] == [3, 6]
 
 
 def test_filter_events_by_correlation_id(servers: Servers) -> None:

@@ -32,7 +32,7 @@ class FakeBody:
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
     _on_end: Callable[[Iterator[bytes | Wait], BodyEnd], None]  # Called once, when the body ends.
-    # The end that is recorded on garbage collection. Leaving an `async for` loop closes nothing.
+    # The end if `close` is never called. Async code may leave an `async for` loop without closing.
     end_if_unread: BodyEnd = field(default="unclosed", init=False)
     _end: BodyEnd | None = field(default=None, init=False)
 

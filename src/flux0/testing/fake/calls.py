@@ -206,9 +206,8 @@ class Target:
     path: str  # Percent-decoded, without the prefix before `/api`.
     arguments: Mapping[str, str]
     query: Mapping[str, str]
-    allowed: tuple[
-        str, ...
-    ] = ()  # The methods of the path, if it does not allow the request's method.
+    # The methods of the path, if it does not allow the request's method.
+    allowed: tuple[str, ...] = ()
 
 
 def target_from(request: Request) -> Target:

@@ -77,9 +77,8 @@ class FakeClock(Time):
         self._now = float(start)
         self._sleep = sleep
         self._random = Random(0)  # noqa: S311 - jitter that is the same in every run
-        self._lock = (
-            RLock()
-        )  # Reentrant: a finalizer may call `notify` while its thread holds the lock.
+        # Reentrant: a finalizer may call `notify` while its thread holds the lock.
+        self._lock = RLock()
         self._wake: list[Callable[[], object]] = []
         self._due: list[tuple[float, Callable[[], object]]] = []
 

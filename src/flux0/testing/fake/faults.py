@@ -158,7 +158,7 @@ def _positive(sizes: int | Iterable[int]) -> tuple[int, ...]:
 
 @frozen
 class Split:
-    """The body arrives in pieces of other sizes.
+    """The body arrives in pieces of the given sizes.
 
     A piece can contain several events, but never spans a pause of the agent.
 
@@ -184,11 +184,13 @@ def with_faults(pieces: Iterator[bytes | Wait], faults: Iterable[Fault]) -> Iter
 
 def _cut_off(pieces: Iterator[bytes | Wait], fault: Stall | Truncate) -> Iterator[bytes | Wait]:
     counts_bytes = fault.after_events is None
-    left = (fault.after_bytes if counts_bytes else fault.after_events) or 0
+    limit = (fault.after_bytes if counts_bytes else fault.after_events) or 0
+    left = limit
     while left:
         piece = next(pieces, None)
         if piece is None:
-            raise AssertionError(f"{fault} was not applied: the body ended before")
+            unit = "bytes" if counts_bytes else "events"
+            raise AssertionError(f"{fault} was not applied: {unit} in the body: {limit - left}")
         if isinstance(piece, bytes):
             piece = piece[:left] if counts_bytes else piece
             left -= len(piece) if counts_bytes else 1

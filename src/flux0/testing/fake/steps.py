@@ -34,7 +34,7 @@ def _check_pieces(step: _TextStep, attribute: Attribute[int], pieces: int) -> No
 
 def _not_negative(_: object, attribute: Attribute[float], value: float) -> None:
     if value < 0:
-        raise InvalidArgument(attribute.name, f"must not be negative, not {value}")
+        raise InvalidArgument(attribute.name, f"must be 0 or more, not {value}")
 
 
 @frozen

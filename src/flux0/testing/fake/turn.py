@@ -207,9 +207,8 @@ class FakeTurn:
                 case steps.SendChunk():
                     self._send_chunk(step)
                 case steps.Report(SessionStatus.COMPLETED):
-                    self.completed = (
-                        True  # The agent continues, but its further events are dropped.
-                    )
+                    # The agent continues, but its further events are dropped.
+                    self.completed = True
                 case steps.Report():
                     self._send_status(step)
                 case steps.Pause(seconds):

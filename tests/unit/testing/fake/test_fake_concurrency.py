@@ -32,7 +32,7 @@ from support.modes import in_mode
 from support.transports import Mode
 
 
-def texts(events: list[Any]) -> str:
+def text_of(events: list[Any]) -> str:
     return "".join(event.patches[0].value for event in events if event.event == "chunk")
 
 
@@ -158,7 +158,7 @@ def test_closed_gate_blocks_only_its_agent() -> None:
     gate.open()
     assert kinds(fake, session_id) == ["message", "typing", "message"]
     assert len(list(body)) == 2
-    assert texts(turn(fake)[0]) == "Hello"  # An opened gate stays open.
+    assert text_of(turn(fake)[0]) == "Hello"  # An opened gate stays open.
 
 
 def test_gate_opened_by_another_thread() -> None:
@@ -436,7 +436,7 @@ def test_sync_call_with_an_async_agent_that_awaits_nothing() -> None:
 
     fake = FakeTransport(agent)
     fake.script(answer)
-    assert [texts(turn(fake)[0]) for _ in range(2)] == ["Hi", "You ask_for_text Hi"]
+    assert [text_of(turn(fake)[0]) for _ in range(2)] == ["Hi", "You ask_for_text Hi"]
 
 
 def test_sync_call_with_an_agent_that_awaits_raises() -> None:
@@ -466,7 +466,7 @@ REPLIES: list[tuple[AgentReply, str]] = [
 
 @pytest.mark.parametrize(("reply", "text"), REPLIES)
 def test_replies_of_all_types(reply: AgentReply, text: str) -> None:
-    assert texts(turn(FakeTransport(reply))[0]) == text
+    assert text_of(turn(FakeTransport(reply))[0]) == text
 
 
 def interrupting(_: UserMessage) -> Iterator[str]:

@@ -85,9 +85,9 @@ def test_injected_status_applies_to_the_next_calls() -> None:
 def test_injected_responses(fault: Respond, body: bytes, headers: dict[str, str]) -> None:
     fake = FakeTransport()
     fake.inject(fault)
-    answer = ask(fake, "GET", "/api/agents")
-    assert (answer.status_code, answer.body) == (fault.status_code, body)
-    assert dict(answer.headers).items() >= headers.items()
+    response = ask(fake, "GET", "/api/agents")
+    assert (response.status_code, response.body) == (fault.status_code, body)
+    assert dict(response.headers).items() >= headers.items()
 
 
 def test_faults_apply_to_matching_calls_only() -> None:
@@ -161,7 +161,7 @@ def test_retry_after_date_uses_the_clock_of_the_fake() -> None:
     [
         (ConnectError, "connection refused"),
         (ConnectTimeout, "could not connect within 10 s (connect timeout)"),
-        (PoolTimeout, "no connection of the pool became free within 60 s (pool timeout)"),
+        (PoolTimeout, "no connection of the pool became free within 10 s (pool timeout)"),
         (TLSError, "the server's certificate is not trusted: self-signed certificate"),
     ],
 )
@@ -291,7 +291,7 @@ def test_truncate_after_the_end_of_the_body_raises() -> None:
     session_id = new_session(fake)
     fake.inject(Truncate(after_events=2))
     with pytest.raises(
-        AssertionError, match=r"Truncate\(.*\) was not applied: the body ended before"
+        AssertionError, match=r"Truncate\(.*\) was not applied: events in the body: 1"
     ):
         list(post(fake, session_id))
 

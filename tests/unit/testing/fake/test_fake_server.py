@@ -62,22 +62,22 @@ NO_JSON = wrong("json_invalid", "body.5", {}) | {"ctx": {"error": "Expecting ':'
 def test_unknown_routes_and_methods(
     method: str, path: str, status: int, detail: str | None
 ) -> None:
-    answer = ask(FakeTransport(), method, path)
-    assert answer.status_code == status
-    assert answer.detail == ("Method Not Allowed" if detail else "Not Found")
-    assert answer.headers.get("allow") == detail
+    response = ask(FakeTransport(), method, path)
+    assert response.status_code == status
+    assert response.detail == ("Method Not Allowed" if detail else "Not Found")
+    assert response.headers.get("allow") == detail
 
 
 def test_head_response_has_headers_but_no_body() -> None:
-    answer = ask(FakeTransport(), "HEAD", "/api/agents")
-    assert (answer.status_code, answer.body) == (405, b"")
-    assert answer.headers["content-length"] == "31"
+    response = ask(FakeTransport(), "HEAD", "/api/agents")
+    assert (response.status_code, response.body) == (405, b"")
+    assert response.headers["content-length"] == "31"
 
 
 def test_trailing_slash_redirects_to_the_absolute_url() -> None:
-    answer = ask(FakeTransport(), "POST", "/api/agents/a%20b/?c=d%20e")
-    assert (answer.status_code, answer.body) == (307, b"")
-    assert answer.headers["location"] == "http://127.0.0.1:8080/api/agents/a%20b?c=d%20e"
+    response = ask(FakeTransport(), "POST", "/api/agents/a%20b/?c=d%20e")
+    assert (response.status_code, response.body) == (307, b"")
+    assert response.headers["location"] == "http://127.0.0.1:8080/api/agents/a%20b?c=d%20e"
 
 
 # --- agents, sessions and users
@@ -132,9 +132,8 @@ def test_create_list_and_retrieve_sessions() -> None:
             agent_id=fake.agent_id, id="my-session", allow_greeting=True
         )
         assert list(flux0.sessions.list()) == [titled, duplicate]
-        assert (
-            flux0.sessions.retrieve(session_id="my-session") == titled
-        )  # The first session with the id is returned.
+        # If sessions share an id, the first is returned.
+        assert flux0.sessions.retrieve(session_id="my-session") == titled
         assert titled.consumption_offsets.client == 0
         assert not flux0.sessions.list_events(session_id=duplicate.id)
 
@@ -235,8 +234,8 @@ def test_list_events_filters(query: str, types: Any, offsets: Any) -> None:
     session_id = new_session(fake)
     for _ in range(2):
         list(fake.send(message_to(session_id)).body)
-    answer = ask(fake, "GET", f"/api/sessions/{session_id}/events{query}", types)
-    assert [event["offset"] for event in answer.json["data"]] == list(offsets)
+    response = ask(fake, "GET", f"/api/sessions/{session_id}/events{query}", types)
+    assert [event["offset"] for event in response.json["data"]] == list(offsets)
 
 
 # --- rejected requests
@@ -252,7 +251,7 @@ def message(**change: Any) -> dict[str, Any]:
 
 N101, T201 = "n" * 101, "t" * 201
 NO_CONTENT = "Missing 'message' field in event parameters"
-REFUSED: list[tuple[str, Any, Any]] = [
+REJECTED: list[tuple[str, Any, Any]] = [
     ("agents", {"name": "N", "type": "nope"}, "Agent type 'nope' is not supported"),
     ("agents", {"name": "", "type": "fake"},
      of(wrong("string_too_short", "body.name", "", min_length=1))),
@@ -296,17 +295,17 @@ REFUSED: list[tuple[str, Any, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("place", "body", "detail"), REFUSED)
+@pytest.mark.parametrize(("place", "body", "detail"), REJECTED)
 def test_rejected_requests(place: str, body: Any, detail: Any) -> None:
     fake = FakeTransport()
     path = f"/api/sessions/{new_session(fake)}/{place}" if "events" in place else f"/api/{place}"
     listed = "events" in place and "stream" not in place
-    answer = ask(fake, "GET" if listed else "POST", path, body)
-    assert (answer.status_code, answer.detail) == (422, detail)
-    assert dict(answer.headers) == {
+    response = ask(fake, "GET" if listed else "POST", path, body)
+    assert (response.status_code, response.detail) == (422, detail)
+    assert dict(response.headers) == {
         "date": "Thu, 01 Jan 2026 00:00:00 GMT",
         "server": "uvicorn",
-        "content-length": str(len(answer.body)),
+        "content-length": str(len(response.body)),
         "content-type": "application/json",
     }
     assert len(ask(fake, "GET", "/api/agents").json["data"]) == 1
@@ -325,10 +324,10 @@ def test_rejected_requests(place: str, body: Any, detail: Any) -> None:
     ],
 )
 def test_body_is_parsed_by_content_type(body: bytes, kind: str, status: int, detail: Any) -> None:
-    answer = ask(FakeTransport(), "POST", "/api/agents", body, {"content-type": kind})
-    assert answer.status_code == status
+    response = ask(FakeTransport(), "POST", "/api/agents", body, {"content-type": kind})
+    assert response.status_code == status
     if detail is None:
-        assert answer.body == b"Internal Server Error"
-        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+        assert response.body == b"Internal Server Error"
+        assert response.headers["content-type"] == "text/plain; charset=utf-8"
     else:
-        assert answer.detail == detail
+        assert response.detail == detail

@@ -82,21 +82,21 @@ def test_events_are_sent_immediately() -> None:
     [(FallSilent(), True), (FallSilent(), False), (Gate(), True), (Pause(1000), False)],
 )
 def test_disconnected_client_cancels_the_agent(last: Any, moves_by_itself: bool) -> None:
-    left = threading.Event()
+    cancelled = threading.Event()
 
     def agent(_: object) -> Any:
         try:
             yield Report("typing")
             yield last
         except GeneratorExit:
-            left.set()
+            cancelled.set()
             raise
 
     clock = FakeClock(moves_by_itself=moves_by_itself)
     with served(agent, clock=clock) as (_, url, stream):
         next(stream)
         stream.close()
-        assert left.wait(10)
+        assert cancelled.wait(10)
         with Flux0(url) as flux0:
             assert len(flux0.agents.list()) == 1
 
@@ -150,10 +150,10 @@ def exchange(url: str, text: str) -> bytes:
     assert address.port is not None
     with socket.create_connection((address.hostname, address.port)) as connection:
         connection.sendall(text.encode())
-        answer = b""
+        response = b""
         while data := connection.recv(65536):
-            answer += data
-    return answer
+            response += data
+    return response
 
 
 def test_all_http_methods() -> None:
@@ -162,9 +162,9 @@ def test_all_http_methods() -> None:
         connection = http.client.HTTPConnection(address.netloc)
         for method, status in (("PUT", 405), ("HEAD", 405), ("GET", 200)):
             connection.request(method, "/api/agents")
-            answer = connection.getresponse()
-            assert (answer.status, answer.getheader("server")) == (status, "uvicorn")
-            answer.read()
+            response = connection.getresponse()
+            assert (response.status, response.getheader("server")) == (status, "uvicorn")
+            response.read()
         connection.close()
 
 
@@ -180,12 +180,12 @@ def test_http_1_0_clients_get_close_delimited_bodies() -> None:
         with Flux0(url) as flux0:
             session = flux0.sessions.create(agent_id=fake.agent_id)
         body = json.dumps({"type": "message", "source": "user", "content": "Hi"})
-        answer = exchange(
+        response = exchange(
             url,
             f"POST http://fake/api/sessions/{session.id}/events/stream HTTP/1.0\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}",
         )
-    head, _, content = answer.partition(b"\r\n\r\n")
+    head, _, content = response.partition(b"\r\n\r\n")
     assert b"chunked" not in head
     assert content.startswith(b"event: chunk\n")
     assert content.endswith(b"}\n\n")

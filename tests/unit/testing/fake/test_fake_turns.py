@@ -301,8 +301,8 @@ TOOL_RESULT: dict[str, Any] = {**TOOL_CALL, "data": {"result": 1}}
 def test_one_invalid_event_makes_listing_return_500(steps: list[AgentStep]) -> None:
     fake, session_id, body = begin(steps)
     list(body)
-    answer = ask(fake, "GET", f"/api/sessions/{session_id}/events")
-    assert (answer.status_code, answer.body) == (500, b"Internal Server Error")
+    response = ask(fake, "GET", f"/api/sessions/{session_id}/events")
+    assert (response.status_code, response.body) == (500, b"Internal Server Error")
     assert ask(fake, "GET", f"/api/sessions/{session_id}/events?source=user").status_code == 200
 
 
