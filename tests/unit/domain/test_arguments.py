@@ -49,7 +49,7 @@ def refusal(check: Callable[..., object], value: Any, **options: Any) -> str:
         (arguments.seconds, 2**31 - 1, 2147483.647),
     ],
 )
-def test_what_makes_sense_is_taken(check: Callable[..., Any], value: Any, taken: Any) -> None:
+def test_valid_arguments_are_returned(check: Callable[..., Any], value: Any, taken: Any) -> None:
     given = check("thing", value)
 
     assert given == taken
@@ -68,13 +68,13 @@ def test_what_makes_sense_is_taken(check: Callable[..., Any], value: Any, taken:
     ],
 )
 @pytest.mark.parametrize("check", [arguments.text, arguments.identifier, arguments.name])
-def test_what_is_no_text_is_refused(
+def test_invalid_text_is_rejected(
     check: Callable[..., object], value: object, problem: str
 ) -> None:
     assert refusal(check, value) == problem
 
 
-def test_a_text_may_have_a_longest_length() -> None:
+def test_text_has_a_maximum_length() -> None:
     assert refusal(arguments.text, "a" * 6, longest=5) == (
         "thing must have at most 5 characters, not 6"
     )
@@ -89,7 +89,7 @@ def test_a_text_may_have_a_longest_length() -> None:
         *("a\r\nb", "a\0", "\x7f", "a\u2028b"),
     ],
 )
-def test_an_id_cannot_lead_to_another_route(value: str) -> None:
+def test_id_that_could_reach_another_route_is_rejected(value: str) -> None:
     problem = "thing must be printable, without / \\ ? # %, and not only dots, not "
     assert refusal(arguments.identifier, value) == f"{problem}{value!r}"
 
@@ -109,7 +109,7 @@ def test_an_id_cannot_lead_to_another_route(value: str) -> None:
         (["message", "\ud800"], "has lone surrogates"),
     ],
 )
-def test_what_is_no_list_of_names_is_refused(values: object, problem: str) -> None:
+def test_invalid_list_of_names_is_rejected(values: object, problem: str) -> None:
     assert refusal(arguments.names, values).startswith(f"thing {problem}")
 
 
@@ -140,14 +140,14 @@ def test_what_is_no_list_of_names_is_refused(values: object, problem: str) -> No
         ),
     ],
 )
-def test_what_is_no_such_value_is_refused(
+def test_invalid_numbers_and_flags_are_rejected(
     check: Callable[..., object], problem: str, values: list[Any]
 ) -> None:
     for value in values:
         assert refusal(check, value).startswith(f"thing {problem}")
 
 
-def test_retries_are_a_policy() -> None:
+def test_retries_must_be_a_retry_config() -> None:
     check = partial(arguments.instance, "retries", RetryConfig)
     # The generated client's positional arguments.
     policy = RetryConfig("backoff", BackoffStrategy(500, 60_000, 1.5, 3_600_000), False)  # noqa: FBT003
@@ -172,7 +172,7 @@ def test_retries_are_a_policy() -> None:
         ("http://bücher.example/%C3%A9", "http://bücher.example/%C3%A9"),
     ],
 )
-def test_a_server_url_is_what_routes_are_appended_to(url: str, base: str) -> None:
+def test_server_url_is_normalized(url: str, base: str) -> None:
     assert arguments.server_url(url) == (base, Headers())
 
 
@@ -180,7 +180,9 @@ def test_a_server_url_is_what_routes_are_appended_to(url: str, base: str) -> Non
     ("login", "credentials"),
     [("me:p%40%C3%A9", "me:p@é"), ("me", "me:"), ("me:a@b", "me:a@b"), ("m%3Ae:", "m:e:")],
 )
-def test_the_login_in_a_server_url_is_a_header_field(login: str, credentials: str) -> None:
+def test_login_in_the_server_url_becomes_an_authorization_header(
+    login: str, credentials: str
+) -> None:
     url, header = arguments.server_url(f"http://{login}@example.org:80/a@b/")
 
     assert url == "http://example.org:80/a@b"
@@ -200,7 +202,7 @@ def test_the_login_in_a_server_url_is_a_header_field(login: str, credentials: st
         *(None, 8080, b"http://example.org", ["http://example.org"]),
     ],
 )
-def test_what_is_no_server_url_is_refused_without_telling_credentials(url: object) -> None:
+def test_invalid_server_url_is_rejected_without_showing_credentials(url: object) -> None:
     with pytest.raises(InvalidArgument) as caught:
         arguments.server_url(url)
 

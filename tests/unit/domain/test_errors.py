@@ -57,7 +57,7 @@ def make(kind: type[errors.Flux0Error]) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_error_is_a_model_that_pickles_and_can_be_copied(
+def test_every_error_is_in_models_and_can_be_pickled_and_copied(
     kind: type[errors.Flux0Error],
 ) -> None:
     error = make(kind)
@@ -87,7 +87,7 @@ class OfAUser(errors.Flux0Error):
         self.code = code
 
 
-def test_an_error_of_a_user_s_own_pickles_as_well() -> None:
+def test_error_subclass_of_the_user_can_be_pickled() -> None:
     again = pickle.loads(pickle.dumps(OfAUser(7, "seven")))  # noqa: S301 - our own
 
     assert (str(again), again.code) == ("7: seven", 7)
@@ -111,7 +111,7 @@ PARENTS: dict[type[errors.Flux0Error], tuple[type[Exception], ...]] = {
 }
 
 
-def test_errors_can_be_caught_by_what_they_are() -> None:
+def test_base_classes_of_errors() -> None:
     for kind, parents in PARENTS.items():
         assert all(issubclass(kind, parent) for parent in (*parents, errors.Flux0Error)), kind
     # What may have reached the server is no ConnectError.
@@ -140,11 +140,11 @@ EVENT_TOO_LARGE = "an event of the stream is larger than 65,536 bytes (max_event
         (errors.StreamInterrupted("words"), "words"),
     ],
 )
-def test_an_error_says_what_happened(error: errors.Flux0Error, text: str) -> None:
+def test_message_of_an_error(error: errors.Flux0Error, text: str) -> None:
     assert str(error) == text
 
 
-def test_an_error_says_what_was_called() -> None:
+def test_message_of_an_error_names_the_request_and_the_attempts() -> None:
     error = errors.ConnectError("refused")
     assert (str(error), error.attempts) == ("refused", 1)
 
@@ -156,14 +156,14 @@ def test_an_error_says_what_was_called() -> None:
     assert (error.operation, error.method) == ("agents.list", "GET")
 
 
-def test_a_validation_error_without_details_has_an_empty_list_of_them() -> None:
+def test_validation_error_without_details_has_an_empty_list() -> None:
     error = errors.HTTPValidationError("words", status_code=422, body="", headers=Headers())
 
     assert error.data.detail == ()
     assert error.raw_response is None
 
 
-def test_what_a_stream_offers_with_an_error_is_lost_where_the_stream_is() -> None:
+def test_stored_events_cannot_be_listed_after_unpickling() -> None:
     error = errors.StreamInterrupted("words")
     assert (error.correlation_id, error.event_count) == (None, 0)
     error.correlation_id = "c"

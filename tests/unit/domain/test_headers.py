@@ -27,7 +27,7 @@ from support.transports import Mode
 FIELDS = Headers((("Content-Type", "text/plain"), ("Set-Cookie", "a=1"), ("set-cookie", "b=2")))
 
 
-def test_names_compare_without_case() -> None:
+def test_header_names_are_case_insensitive() -> None:
     assert FIELDS["content-type"] == FIELDS["CONTENT-TYPE"] == "text/plain"
     assert "CONTENT-type" in FIELDS
     assert "content" not in FIELDS
@@ -37,7 +37,7 @@ def test_names_compare_without_case() -> None:
         FIELDS["accept"]
 
 
-def test_fields_of_one_name_are_joined_and_can_be_had_apart() -> None:
+def test_repeated_fields_are_joined_and_available_separately() -> None:
     assert dict(FIELDS) == {"content-type": "text/plain", "set-cookie": "a=1, b=2"}
     assert list(FIELDS) == ["content-type", "set-cookie"]
     assert len(FIELDS) == 2
@@ -46,13 +46,13 @@ def test_fields_of_one_name_are_joined_and_can_be_had_apart() -> None:
     assert FIELDS.get_all("accept") == ()
 
 
-def test_fields_are_equal_when_they_are_written_alike() -> None:
+def test_equal_fields_are_equal_and_hashable() -> None:
     assert Headers((("A", "1"),)) == Headers((("A", "1"),))
     assert Headers((("A", "1"),)) != Headers((("A", "2"),))
     assert len({Headers((("A", "1"),)), Headers((("A", "1"),))}) == 1
 
 
-def test_merging_replaces_all_fields_of_a_name_and_keeps_the_rest() -> None:
+def test_merge_replaces_all_fields_with_the_same_name() -> None:
     fields = (("SET-COOKIE", "c=3"), ("accept", "*/*"))
 
     assert FIELDS.merge(Headers(fields)).pairs == (("Content-Type", "text/plain"), *fields)
@@ -67,7 +67,7 @@ def test_merging_replaces_all_fields_of_a_name_and_keeps_the_rest() -> None:
         "x" * 100_000,
     ],
 )
-def test_a_value_that_http_allows_is_taken_as_it_is(value: str) -> None:
+def test_valid_header_value_is_unchanged(value: str) -> None:
     assert arguments.headers("headers", {"X-Name": value}).pairs == (("X-Name", value),)
 
 
@@ -79,7 +79,7 @@ def test_a_value_that_http_allows_is_taken_as_it_is(value: str) -> None:
         *(1, None, b"bytes", ["a"], "Bearer secret\n"),
     ],
 )
-def test_a_value_that_http_does_not_allow_is_refused(value: Any) -> None:
+def test_invalid_header_value_is_rejected(value: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"^http_headers has .*'X-Name'") as caught:
         arguments.headers("http_headers", {"Accept": "*/*", "X-Name": value})
 
@@ -99,7 +99,7 @@ def test_a_value_that_http_does_not_allow_is_refused(value: Any) -> None:
         *((odd, "must be a mapping") for odd in ([("a", "b")], "a: b", 1, {"a"})),
     ],
 )
-def test_what_are_no_fields_of_the_users_to_set_is_refused(fields: Any, problem: str) -> None:
+def test_invalid_and_reserved_header_names_are_rejected(fields: Any, problem: str) -> None:
     with pytest.raises(InvalidArgument, match=problem) as caught:
         arguments.headers("headers", fields)
 
@@ -113,7 +113,7 @@ def test_what_are_no_fields_of_the_users_to_set_is_refused(fields: Any, problem:
         *("X-Auth-Token", "WWW-Authenticate", "X-Whatever"),
     ],
 )
-def test_what_may_be_a_credential_is_never_shown(name: str) -> None:
+def test_values_that_may_be_credentials_are_hidden(name: str) -> None:
     headers = Headers((("Content-Type", "text/plain"), (name, "secret")))
 
     assert headers.redacted() == {"content-type": "text/plain", name.lower(): "***"}
@@ -135,7 +135,7 @@ def sent(values: dict[str, Callable[[], Any]], request: Request = REQUEST) -> Re
     return transport.requests[0]
 
 
-def test_what_a_function_returns_is_sent_with_the_rest() -> None:
+def test_computed_headers_are_added_to_the_request() -> None:
     request = evolve(REQUEST, method="POST", body=b"{}", stream=True, operation="o", attempt=2)
 
     changed = sent({"Authorization": lambda: "Bearer 1", "x-empty": lambda: ""}, request)
@@ -150,7 +150,7 @@ def test_what_a_function_returns_is_sent_with_the_rest() -> None:
 
 
 @pytest.mark.parametrize("value", ["a\r\nb: c", "a\x00", " a", "€", None, 7, b"a", ["a"]])
-def test_what_is_no_header_value_is_refused(value: Any) -> None:
+def test_invalid_computed_header_value_is_rejected(value: Any) -> None:
     with pytest.raises(InvalidArgument, match="'x-computed'") as caught:
         sent({"x-computed": lambda: value})
 
@@ -160,7 +160,7 @@ def test_what_is_no_header_value_is_refused(value: Any) -> None:
 # --- over a client
 
 
-def test_a_client_takes_fixed_and_computed_fields_and_a_call_wins_over_both() -> None:
+def test_headers_of_a_call_override_fixed_and_computed_headers() -> None:
     transport = script(*(scripted_response(b'{"data": []}') for _ in range(2)))
     headers: dict[str, str | Callable[[], str]] = {
         "x-tenant": "acme",
@@ -180,7 +180,7 @@ def test_a_client_takes_fixed_and_computed_fields_and_a_call_wins_over_both() ->
 
 
 @in_every_mode
-async def test_a_client_computes_a_field_for_each_attempt(mode: Mode) -> None:
+async def test_computed_header_is_computed_for_each_attempt(mode: Mode) -> None:
     numbers = count(1)
     transport = script(
         ConnectError("no"), scripted_response(status=503), scripted_response(b'{"data": []}')
@@ -197,7 +197,7 @@ async def test_a_client_computes_a_field_for_each_attempt(mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("value", ["mine/1", lambda: "mine/1"])
-def test_the_user_agent_can_be_replaced(value: str | Callable[[], str]) -> None:
+def test_user_agent_can_be_replaced(value: str | Callable[[], str]) -> None:
     transport = script(scripted_response(b'{"data": []}'))
 
     with Flux0(transport=transport, headers={"User-Agent": value}) as flux0:
@@ -209,7 +209,7 @@ def test_the_user_agent_can_be_replaced(value: str | Callable[[], str]) -> None:
 @pytest.mark.parametrize(
     "headers", [{"a b": lambda: "x"}, {1: lambda: "x"}, {"a": 1}, [("a", "x")]]
 )
-def test_what_are_no_header_fields_are_refused_by_the_client(headers: Any) -> None:
+def test_client_rejects_invalid_headers(headers: Any) -> None:
     with pytest.raises(InvalidArgument) as caught:
         Flux0(headers=headers)
 
@@ -227,7 +227,7 @@ async def token() -> str:
 
 
 @in_both_loops
-async def test_an_asynchronous_function_serves_asynchronous_calls(mode: Mode) -> None:
+async def test_async_header_function_works_only_in_async_calls(mode: Mode) -> None:
     for compute in (token, Token):
         fake = FakeTransport()
         async with Flux0(transport=fake, headers={"authorization": compute}) as flux0:

@@ -63,7 +63,7 @@ def model_of(schema: str) -> Any:
 @pytest.mark.parametrize(
     "schema", sorted(SCHEMAS.keys() - ARGUMENTS.keys() - FRAMES.keys() - {"SessionStream"})
 )
-def test_every_schema_has_its_model_with_every_property(schema: str) -> None:
+def test_every_schema_has_a_model_with_all_properties(schema: str) -> None:
     model, described = model_of(schema), SCHEMAS[schema]
 
     if "enum" in described:
@@ -80,14 +80,14 @@ def test_every_schema_has_its_model_with_every_property(schema: str) -> None:
     assert demanded <= set(described.get("required", ())), "stricter than the server's document"
 
 
-def test_every_property_of_a_request_is_a_parameter() -> None:
+def test_every_property_of_a_request_schema_is_a_parameter() -> None:
     for schema, method in ARGUMENTS.items():
         parameters = {name.rstrip("_") for name in inspect.signature(method).parameters}
 
         assert SCHEMAS[schema]["properties"].keys() <= parameters
 
 
-def test_every_event_of_the_stream_has_its_model() -> None:
+def test_every_stream_event_schema_has_a_model() -> None:
     for frame, model in FRAMES.items():
         properties = SCHEMAS[frame]["properties"]
 
@@ -95,13 +95,13 @@ def test_every_event_of_the_stream_has_its_model() -> None:
         assert model_of(properties["data"]["$ref"].rpartition("/")[2]) is model
 
 
-def test_what_no_schema_names_is_there_by_the_name_of_the_generated_client() -> None:
+def test_other_names_of_the_generated_client_exist() -> None:
     for name in ("APIError", "EventDTOData", "HTTPValidationError", "Part", "SessionStream"):
         assert hasattr(models, name)
 
 
 @pytest.mark.parametrize("turn", TURNS, ids=[turn["name"] for turn in TURNS])
-def test_stored_events_come_back_as_the_server_sent_them(turn: dict[str, Any]) -> None:
+def test_stored_events_are_unchanged_by_decoding_and_encoding(turn: dict[str, Any]) -> None:
     listed = {"data": turn["persisted"]}
 
     assert to_dict(from_dict(Events, listed)) == listed
@@ -114,7 +114,7 @@ def stored(**changes: Any) -> dict[str, Any]:
     return {**event, "data": {"type": "message", "parts": parts}, **rest, **changes}
 
 
-def test_an_event_is_typed_all_the_way_down_and_fields_that_are_new_are_ignored() -> None:
+def test_nested_values_are_models_and_unknown_fields_are_ignored() -> None:
     data = {
         "type": "message",
         "parts": [{"type": "content", "content": "hi", "new": 1}],
@@ -131,7 +131,7 @@ def test_an_event_is_typed_all_the_way_down_and_fields_that_are_new_are_ignored(
     assert event.metadata is None
 
 
-def test_unknown_names_come_through_as_they_are() -> None:
+def test_unknown_types_and_names_are_kept_as_plain_json() -> None:
     new_part = {"type": "hologram", "voxels": [1, 2]}
     new_data = {"type": "weather", "sun": True}
 
@@ -148,7 +148,7 @@ def test_unknown_names_come_through_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("untyped", [{}, {"type": None}, {"type": ["message"]}, {"type": 1}])
-def test_data_and_parts_without_a_usable_type_come_through_as_they_are(untyped: Any) -> None:
+def test_data_and_parts_without_a_valid_type_are_kept_as_plain_json(untyped: Any) -> None:
     assert from_dict(Event, stored(data=untyped)).data == untyped
     assert from_dict(MessageData, {"parts": [untyped]}).parts == (untyped,)
 
@@ -168,7 +168,7 @@ def test_data_and_parts_without_a_usable_type_come_through_as_they_are(untyped: 
         ("2026-11-24", (0, 0, 0, 0)),
     ],
 )
-def test_times_are_aware_and_taken_as_utc_where_no_zone_is_given(
+def test_decoded_times_are_aware_and_utc_by_default(
     text: str, expected: tuple[int, int, int, int]
 ) -> None:
     moment = from_dict(Event, stored(created_at=text)).created_at
@@ -184,7 +184,7 @@ def test_times_are_aware_and_taken_as_utc_where_no_zone_is_given(
         *("0000-01-01T00:00:00Z", "10000-01-01T00:00:00Z", "2026-11-24T22:38:57+99:00", "\ud800"),
     ],
 )
-def test_what_is_no_time_is_a_decode_error(text: str) -> None:
+def test_invalid_time_is_a_decode_error(text: str) -> None:
     with pytest.raises(DecodeError, match="date and time") as caught:
         from_dict(Event, stored(created_at=text))
 
@@ -199,7 +199,7 @@ def test_what_is_no_time_is_a_decode_error(text: str) -> None:
         (timedelta(seconds=30), "2026-11-24T22:38:57+00:00:30"),
     ],
 )
-def test_times_are_written_as_the_server_writes_them(offset: timedelta, text: str) -> None:
+def test_times_are_encoded_in_the_form_of_the_server(offset: timedelta, text: str) -> None:
     moment = datetime(2026, 11, 24, 22, 38, 57, tzinfo=timezone(offset))
 
     written = to_dict(Agent(id="i", name="n", type="t", created_at=moment))
@@ -213,7 +213,7 @@ def some_agents(*names: str) -> Agents:
     return Agents(tuple(Agent(id=name, name=name, type="t", created_at=moment) for name in names))
 
 
-def test_a_listing_is_a_sequence() -> None:
+def test_listing_is_a_sequence() -> None:
     agents = some_agents("a", "b", "c")
     first, second, third = agents
 
@@ -233,13 +233,13 @@ def test_a_listing_is_a_sequence() -> None:
     assert [one == Agents(()) for one in empty] == [True, False, False]
 
 
-def test_models_cannot_be_changed() -> None:
+def test_models_are_frozen() -> None:
     for model, name in ((some_agents("a"), "data"), (ContentPart("hi"), "content")):
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             setattr(model, name, None)
 
 
-def test_names_that_the_server_uses_print_and_format_as_their_text() -> None:
+def test_enum_members_print_and_format_as_their_value() -> None:
     assert str(EventType.TOOL) == f"{EventType.TOOL}" == f"{'tool'}"
     assert json.dumps([SessionStatus.READY, EventSource.AI_AGENT]) == '["ready", "ai_agent"]'
     assert f"{EventType.TOOL:>6}" == "  tool"
@@ -323,7 +323,7 @@ def kind_of(value: object) -> str:
 @settings(deadline=None, max_examples=20)
 @pytest.mark.parametrize("kind", MODELS.values(), ids=MODELS)
 @given(data=st.data())
-def test_every_model_survives_the_way_to_json_and_back(kind: Any, data: st.DataObject) -> None:
+def test_every_model_is_unchanged_by_encoding_and_decoding(kind: Any, data: st.DataObject) -> None:
     model = data.draw(made_up(kind))
     written = to_dict(model)
 
@@ -347,7 +347,7 @@ class Shouting(str):
         return self.upper()
 
 
-def test_subclasses_of_plain_types_become_plain() -> None:
+def test_subclasses_of_plain_types_are_encoded_as_plain_types() -> None:
     written = to_dict(ContentPart(MappingProxyType({Shouting("key"): (Shouting("text"),)})))
 
     assert written == {"type": "content", "content": {"key": ["text"]}}
@@ -355,7 +355,7 @@ def test_subclasses_of_plain_types_become_plain() -> None:
 
 
 @pytest.mark.parametrize("odd", [{1, 2}, b"bytes", object(), {1: "one"}, [{None: 1}]])
-def test_what_json_has_no_form_for_is_refused(odd: object) -> None:
+def test_values_without_a_json_form_are_rejected(odd: object) -> None:
     for write in (to_dict, JsonCodec().encode):
         with pytest.raises(InvalidArgument, match="JSON"):
             write(odd)
@@ -377,7 +377,7 @@ def test_what_json_has_no_form_for_is_refused(odd: object) -> None:
         (TurnMessage, {"data": {}}, "data", "other than 'message' or 'tool"),
     ],
 )
-def test_what_does_not_fit_a_union_names_the_place(
+def test_decode_error_of_a_union_names_the_field(
     model: Any, data: Any, field: str, problem: str
 ) -> None:
     if model is TurnMessage:

@@ -83,9 +83,7 @@ NEVER = [
     [*ALWAYS, *WHERE_REPEATABLE, *NEVER],
     ids=lambda error: f"{type(error).__name__}-{error}",
 )
-def test_a_failure_is_tried_again_where_that_may_help_and_does_no_harm(
-    error: Flux0Error, repeatable: bool
-) -> None:
+def test_retry_decision_for_each_error(error: Flux0Error, repeatable: bool) -> None:
     again = error in ALWAYS or (repeatable and error in WHERE_REPEATABLE)
     without_connection_errors = RetryConfig(retry_connection_errors=False)
 
@@ -96,7 +94,7 @@ def test_a_failure_is_tried_again_where_that_may_help_and_does_no_harm(
     assert (wait is not None) is (again and isinstance(error, APIError))
 
 
-def test_every_way_in_which_a_transport_fails_has_been_decided_on() -> None:
+def test_retry_decision_covers_every_transport_error() -> None:
     def below(kind: type[TransportError]) -> set[type[TransportError]]:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
@@ -107,7 +105,7 @@ def test_every_way_in_which_a_transport_fails_has_been_decided_on() -> None:
     } <= decided
 
 
-def test_the_number_of_attempts_is_limited_where_it_is_set() -> None:
+def test_max_attempts_limits_the_attempts() -> None:
     three = RetryConfig(max_attempts=3)
 
     assert [decide(three, REFUSED, attempt=n) is not None for n in (1, 2, 3, 4)] == [
@@ -122,7 +120,7 @@ def test_the_number_of_attempts_is_limited_where_it_is_set() -> None:
 # --- after how long
 
 
-def test_waits_grow_up_to_the_longest() -> None:
+def test_waits_grow_up_to_max_interval() -> None:
     backoff = BackoffStrategy()
 
     assert [backoff.ceiling(attempt) for attempt in (1, 2, 3, 4)] == [500, 750, 1125, 1687.5]
@@ -134,7 +132,7 @@ def test_waits_grow_up_to_the_longest() -> None:
     assert [BackoffStrategy(max_interval=0).ceiling(attempt) for attempt in (1, 99)] == [0, 0]
 
 
-def test_a_wait_is_a_random_part_of_its_ceiling() -> None:
+def test_jitter_is_a_factor_of_the_longest_wait() -> None:
     for jitter, wait in ((0.0, 0.0), (0.5, 0.375), (1.0, 0.75)):
         assert decide(DEFAULT_RETRIES, REFUSED, attempt=2, jitter=jitter) == wait
 
@@ -171,7 +169,7 @@ AT_ONCE = {"asked": None, "elapsed": 0.0, "left": inf, "jitter": 1.0}
     left=st.just(inf) | st.floats(-10, 1e9),
     jitter=st.floats(0, 1),
 )
-def test_no_wait_goes_past_the_end_of_the_call(
+def test_wait_ends_before_the_deadline_and_max_elapsed_time(
     backoff: BackoffStrategy,
     asked: str | None,
     attempt: int,
@@ -194,7 +192,7 @@ def test_no_wait_goes_past_the_end_of_the_call(
         assert elapsed + wait < backoff.max_elapsed_time / 1000
 
 
-def test_the_end_of_the_call_itself_is_too_late() -> None:
+def test_wait_until_the_deadline_itself_is_not_allowed() -> None:
     backoff = BackoffStrategy(initial_interval=1000, max_elapsed_time=3000)
     config = RetryConfig(backoff=backoff)
 
@@ -222,7 +220,7 @@ def test_the_end_of_the_call_itself_is_too_late() -> None:
         ("Thu, 01 Jan 2026 00:00:00 GMT", 0.0),
     ],
 )
-def test_a_retry_after_is_seconds_or_a_date(value: str, seconds: float) -> None:
+def test_retry_after_is_a_number_of_seconds_or_a_date(value: str, seconds: float) -> None:
     assert retry_after(status_error(503, value), NOW) == seconds
 
 
@@ -235,12 +233,12 @@ def test_a_retry_after_is_seconds_or_a_date(value: str, seconds: float) -> None:
         *("Thu, 01 Jan 99999 00:00:30 GMT", "Thu, 01 Jan 2026 00:00:30 +999999"),
     ],
 )
-def test_any_other_retry_after_asks_for_nothing(value: str | None) -> None:
+def test_invalid_retry_after_is_ignored(value: str | None) -> None:
     assert retry_after(status_error(503, value), NOW) is None
     assert retry_after(REFUSED, NOW) is None
 
 
-def test_what_the_server_asks_for_takes_the_place_of_the_backoff() -> None:
+def test_retry_after_replaces_the_backoff() -> None:
     config = RetryConfig(backoff=BackoffStrategy(max_interval=10_000, max_elapsed_time=20_000))
 
     for status in (429, 503):
@@ -262,7 +260,7 @@ def test_what_the_server_asks_for_takes_the_place_of_the_backoff() -> None:
 @pytest.mark.parametrize(
     "argument", ["initial_interval", "max_interval", "exponent", "max_elapsed_time"]
 )
-def test_a_backoff_that_makes_no_sense_is_refused(argument: str, value: Any) -> None:
+def test_invalid_backoff_is_rejected(argument: str, value: Any) -> None:
     numbers = f"^{argument} must be a number from 0 to 1,000,000,000,000, not "
     with pytest.raises(InvalidArgument, match=numbers) as caught:
         BackoffStrategy(**{argument: value})
@@ -287,7 +285,7 @@ def test_a_backoff_that_makes_no_sense_is_refused(argument: str, value: Any) -> 
         (lambda: RetryConfig(max_attempts=True), "max_attempts"),
     ],
 )
-def test_a_policy_of_the_wrong_kind_is_refused(make: Callable[[], Any], argument: str) -> None:
+def test_invalid_retry_config_is_rejected(make: Callable[[], Any], argument: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         make()
 

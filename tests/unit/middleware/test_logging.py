@@ -52,7 +52,7 @@ def log_of(request: Request, outcome: Response[Any] | BaseException) -> list[str
     return notes.lines
 
 
-def test_an_exchange_is_told_in_two_lines() -> None:
+def test_exchange_is_logged_in_two_lines() -> None:
     request = evolve(REQUEST, method="POST", body=b'{"name": "n"}', attempt=2)
 
     asked, answered = log_of(request, scripted_response(b'{"data"', b": []}", status=201))
@@ -66,7 +66,7 @@ def test_an_exchange_is_told_in_two_lines() -> None:
     )
 
 
-def test_a_failure_is_told_with_its_kind() -> None:
+def test_failure_is_logged_with_its_class() -> None:
     asked, failed = log_of(REQUEST, ConnectError("refused"))
 
     assert asked.endswith("body=none")
@@ -76,7 +76,7 @@ def test_a_failure_is_told_with_its_kind() -> None:
     assert len(log_of(REQUEST, KeyboardInterrupt())) == 1, "the user ended it"
 
 
-def test_a_stream_is_not_read_to_be_logged() -> None:
+def test_body_of_a_stream_is_not_logged() -> None:
     _, answered = log_of(
         evolve(REQUEST, stream=True), scripted_response(b"never read", headers=SSE)
     )
@@ -92,14 +92,14 @@ def test_a_stream_is_not_read_to_be_logged() -> None:
         (b"\xff", "\ufffd"),
     ],
 )
-def test_long_bodies_are_cut_and_what_is_no_text_is_replaced(body: bytes, shown: str) -> None:
+def test_long_bodies_are_truncated_and_invalid_utf_8_is_replaced(body: bytes, shown: str) -> None:
     asked, answered = log_of(evolve(REQUEST, body=body), scripted_response(body))
 
     assert asked.endswith(f"body={shown}")
     assert answered.endswith(f"body={shown}")
 
 
-def test_credentials_in_header_fields_are_not_logged() -> None:
+def test_credentials_in_headers_are_not_logged() -> None:
     secret = ("Authorization", "cookie", "X-Api-Key", "X-Made-Up")
     fields = Headers((*((name, "secret") for name in secret), ("user-agent", "test")))
 

@@ -49,7 +49,7 @@ def refused(status: int, *body: Step | str, headers: Mapping[str, str] = JSON) -
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
-def test_the_body_of_a_success_is_read_unless_a_stream_is_asked_for(status: int) -> None:
+def test_body_of_a_2xx_response_is_read_unless_it_is_streaming(status: int) -> None:
     recorded = tape(b"some ", b"bytes")
     response = response_from(recorded, status=status)
 
@@ -81,7 +81,7 @@ def test_the_body_of_a_success_is_read_unless_a_stream_is_asked_for(status: int)
         (599, errors.ServerError),
     ],
 )
-def test_a_status_becomes_its_error_with_the_server_s_words(
+def test_status_becomes_its_error_with_the_text_of_the_server(
     status: int, kind: type[errors.APIError]
 ) -> None:
     error = refused(status, '{"detail": "Agent ', 'not found"}')
@@ -93,7 +93,7 @@ def test_a_status_becomes_its_error_with_the_server_s_words(
         assert error.data.detail == ()
 
 
-def test_a_route_that_the_server_does_not_have_is_explained() -> None:
+def test_unknown_route_is_explained() -> None:
     error = refused(404, '{"detail":"Not Found"}')
 
     assert error.message.startswith("Not Found: the route does not exist; server_url must be")
@@ -117,7 +117,7 @@ def refused_422(body: str) -> errors.HTTPValidationError:
     return error
 
 
-def test_a_422_with_a_list_says_what_is_wrong_where() -> None:
+def test_422_with_a_list_has_each_problem() -> None:
     error = refused_422(json.dumps({"detail": DETAIL}))
 
     assert error.data.detail == (
@@ -148,7 +148,7 @@ def test_a_422_with_a_list_says_what_is_wrong_where() -> None:
         *('{"error": "x"}', '{"detail"', "", "\x00", "[" * 50_000),
     ],
 )
-def test_json_that_says_nothing_leaves_the_status_s_name(body: str) -> None:
+def test_json_without_a_detail_gives_the_name_of_the_status(body: str) -> None:
     error = refused_422(body)
 
     assert error.message.startswith("Unprocessable")
@@ -165,7 +165,7 @@ def test_json_that_says_nothing_leaves_the_status_s_name(body: str) -> None:
         (b"\xff\xfe", TEXT, "\ufffd\ufffd", "\ufffd\ufffd"),
     ],
 )
-def test_a_plain_text_is_the_message(
+def test_plain_text_body_is_the_message(
     body: bytes, headers: dict[str, str], message: str, kept: str
 ) -> None:
     error = refused(500, body, headers=headers)
@@ -180,7 +180,7 @@ def test_a_plain_text_is_the_message(
     ("body", "headers"),
     [("<html><h1>nginx</h1></html>", HTML), ("", HTML), (" \n", TEXT), ("", JSON), ("x", {})],
 )
-def test_what_people_cannot_read_leaves_the_status_s_name(
+def test_html_and_empty_bodies_give_the_name_of_the_status(
     status: int, name: str, body: str, headers: dict[str, str]
 ) -> None:
     error = refused(status, body, headers=headers)
@@ -189,7 +189,7 @@ def test_what_people_cannot_read_leaves_the_status_s_name(
     assert error.body == body
 
 
-def test_a_body_that_does_not_arrive_or_is_over_the_limit_leaves_the_status() -> None:
+def test_unreadable_body_of_an_error_gives_the_name_of_the_status() -> None:
     for steps in (
         (b'{"detail": "ov', errors.ConnectionInterrupted("reset")),
         (b"x" * LIMIT, b"x", b""),
@@ -201,7 +201,9 @@ def test_a_body_that_does_not_arrive_or_is_over_the_limit_leaves_the_status() ->
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, GeneratorExit])
-def test_an_interruption_is_no_failure_of_the_server_s(interruption: type[BaseException]) -> None:
+def test_keyboard_interrupt_while_reading_an_error_body_is_raised(
+    interruption: type[BaseException],
+) -> None:
     recorded = tape(interruption())
 
     with pytest.raises(interruption):

@@ -85,7 +85,7 @@ def reset() -> errors.ConnectionInterrupted:
 
 
 @in_every_mode
-async def test_a_call_is_tried_again_until_it_succeeds(mode: Mode) -> None:
+async def test_call_is_retried_until_it_succeeds(mode: Mode) -> None:
     policy = Policy(
         script(
             scripted_response(status=503),
@@ -105,7 +105,7 @@ async def test_a_call_is_tried_again_until_it_succeeds(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_what_is_told_of_a_retry(mode: Mode) -> None:
+async def test_details_of_a_retry(mode: Mode) -> None:
     date = "Thu, 01 Jan 2026 00:00:07 GMT"
     policy = Policy(
         script(
@@ -125,7 +125,7 @@ async def test_what_is_told_of_a_retry(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_the_last_error_is_raised_and_says_how_many_attempts_there_were(mode: Mode) -> None:
+async def test_last_error_is_raised_with_the_number_of_attempts(mode: Mode) -> None:
     policy = Policy(
         script(scripted_response(status=503), reset(), refused(), scripted_response(b"never sent"))
     )
@@ -140,7 +140,7 @@ async def test_the_last_error_is_raised_and_says_how_many_attempts_there_were(mo
 
 
 @in_every_mode
-async def test_no_wait_goes_past_the_end_of_the_call_or_its_longest_time(mode: Mode) -> None:
+async def test_no_retry_after_the_deadline_or_max_elapsed_time(mode: Mode) -> None:
     longest = evolve(STEADY, backoff=evolve(STEADY.backoff, max_elapsed_time=5000))
     for changes, waits in (
         ({"deadline": Deadline(Time().now + 3.5, 3.5)}, [1.0]),
@@ -186,13 +186,13 @@ def failures(cause: str) -> Sequence[Response[Any] | errors.TransportError]:
     return [scripted_response(status=int(status)) for status in re.findall(r"\d+", cause)]
 
 
-def test_the_table_in_the_documentation_is_whole() -> None:
+def test_documented_table_has_all_cases() -> None:
     assert len(documented()) == 2 * 4
     assert sum(len(failures(cause)) for _, cause, _ in documented()) == 2 * (1 + 2 + 1 + 5)
 
 
 @pytest.mark.parametrize(("method", "cause", "verdict"), documented())
-def test_the_table_in_the_documentation_is_true(method: str, cause: str, verdict: str) -> None:
+def test_documented_table_is_correct(method: str, cause: str, verdict: str) -> None:
     request = evolve(GET, method=method, retries=None)
 
     for failure in failures(cause):
@@ -223,7 +223,7 @@ def test_other_request_is_not_retried_after_a_reset(method: str) -> None:
     assert policy.attempts == [1]
 
 
-def test_a_post_is_tried_like_a_get_where_the_user_says_so() -> None:
+def test_retry_posts_retries_a_post_like_a_get() -> None:
     opted_in = evolve(STEADY, retry_posts=True)
 
     for cause in {cause for _, cause, _ in documented()}:
@@ -233,7 +233,7 @@ def test_a_post_is_tried_like_a_get_where_the_user_says_so() -> None:
 
 
 @pytest.mark.parametrize("retry_posts", [True, False])
-def test_a_turn_is_begun_again_only_where_the_server_surely_did_nothing(retry_posts: bool) -> None:
+def test_turn_is_retried_only_if_the_server_did_not_act_on_it(retry_posts: bool) -> None:
     request = evolve(TURN, retries=evolve(STEADY, retry_posts=retry_posts))
 
     for failure in (*failures("the connection could not be made"), *failures("429")):
@@ -246,7 +246,7 @@ def test_a_turn_is_begun_again_only_where_the_server_surely_did_nothing(retry_po
         assert policy.attempts == [1]
 
 
-def test_a_turn_is_never_replayed_once_its_headers_are_in() -> None:
+def test_turn_is_not_retried_after_its_response_head() -> None:
     policy = Policy(
         script(scripted_response(b"event", reset(), headers=SSE), scripted_response(headers=SSE))
     )
@@ -260,7 +260,7 @@ def test_a_turn_is_never_replayed_once_its_headers_are_in() -> None:
 
 
 @in_every_mode
-async def test_a_body_that_breaks_off_is_released_and_asked_for_again(mode: Mode) -> None:
+async def test_interrupted_body_is_released_and_the_request_retried(mode: Mode) -> None:
     half, failed = tape(b"half", reset()), tape(b"no")
     policy = Policy(
         script(response_from(half), response_from(failed, status=500), scripted_response(b"whole"))
@@ -274,7 +274,7 @@ async def test_a_body_that_breaks_off_is_released_and_asked_for_again(mode: Mode
 
 
 @in_every_mode
-async def test_what_is_too_large_stays_too_large(mode: Mode) -> None:
+async def test_too_large_response_is_not_retried(mode: Mode) -> None:
     policy = Policy(
         script(refused(), scripted_response(bytes(LIMIT + 1)), scripted_response(b"ok"))
     )
@@ -287,7 +287,7 @@ async def test_what_is_too_large_stays_too_large(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_an_error_of_the_user_s_own_code_is_raised_at_once(mode: Mode) -> None:
+async def test_exception_of_user_code_is_not_retried(mode: Mode) -> None:
     policy = Policy(script(TypeError("a bug"), scripted_response(b"ok")))
 
     with pytest.raises(TypeError, match="a bug"):
@@ -300,7 +300,7 @@ async def test_an_error_of_the_user_s_own_code_is_raised_at_once(mode: Mode) -> 
 # --- what is told
 
 
-def test_the_user_is_told_before_the_wait_and_may_end_it() -> None:
+def test_exception_in_on_retry_stops_the_retries() -> None:
     class EnoughError(Exception):
         pass
 
@@ -314,7 +314,7 @@ def test_the_user_is_told_before_the_wait_and_may_end_it() -> None:
     assert len(transport.requests) == 1
 
 
-def test_each_retry_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_retry_is_logged_and_reported(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "flux0")
     told: list[RetryDetails] = []
     transport = script(refused(), scripted_response(b'{"data": []}'))
@@ -340,7 +340,7 @@ def takes(budget: RetryBudget, times: int) -> int:
 
 
 @pytest.mark.parametrize("successes_per_retry", [1, 2, 7, 10])
-def test_so_many_successes_give_one_retry_back_of_those_there_were(
+def test_successes_refill_the_budget_up_to_its_capacity(
     successes_per_retry: int,
 ) -> None:
     budget = RetryBudget(capacity=3, successes_per_retry=successes_per_retry)
@@ -356,7 +356,7 @@ def test_so_many_successes_give_one_retry_back_of_those_there_were(
     assert takes(budget, 5) == 3
 
 
-def test_a_retry_that_is_not_worth_it_costs_nothing() -> None:
+def test_error_that_is_not_retried_does_not_use_the_budget() -> None:
     budget = RetryBudget(capacity=1)
     policy = Policy(script(scripted_response(status=404)), budget=budget)
     with pytest.raises(errors.NotFoundError):
@@ -364,7 +364,7 @@ def test_a_retry_that_is_not_worth_it_costs_nothing() -> None:
     assert budget.spend()
 
 
-def test_a_client_has_one_budget_for_all_its_calls() -> None:
+def test_client_has_one_budget_for_all_calls() -> None:
     transport = script(*(errors.ConnectError("refused") for _ in range(104)))
 
     with Flux0(transport=transport, retry_config=AT_ONCE) as flux0:
@@ -381,7 +381,7 @@ def test_a_client_has_one_budget_for_all_its_calls() -> None:
     assert transport.answers == []
 
 
-def test_threads_share_a_budget_and_none_of_it_is_lost() -> None:
+def test_budget_is_thread_safe() -> None:
     budget = RetryBudget(capacity=100, successes_per_retry=1)
 
     def take_and_give_back(_: int) -> None:

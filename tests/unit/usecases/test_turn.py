@@ -26,7 +26,7 @@ def fed(data: bytes) -> Turn:
 
 
 @pytest.mark.parametrize("rest", [b"event: chunk\n", b"data: {}\n", b"x", chunk("b")[:-1]])
-def test_an_end_within_an_event_is_an_interruption(rest: bytes) -> None:
+def test_end_in_the_middle_of_an_event_is_an_interruption(rest: bytes) -> None:
     turn = fed(chunk("a") + rest)
 
     turn.on_end()
@@ -40,7 +40,7 @@ def test_an_end_within_an_event_is_an_interruption(rest: bytes) -> None:
     assert whole.failure is None, "a comment is no event"
 
 
-def test_the_turn_is_named_by_the_first_event_that_tells_and_keeps_its_name() -> None:
+def test_first_event_with_an_id_sets_the_correlation_id() -> None:
     turn = new_turn()
 
     turn.feed(UNKNOWN)
@@ -52,7 +52,7 @@ def test_the_turn_is_named_by_the_first_event_that_tells_and_keeps_its_name() ->
 
 
 @pytest.mark.parametrize("more", [None, b"x"])
-def test_an_event_over_the_limit_breaks_the_turn_and_says_where_it_was(more: bytes | None) -> None:
+def test_too_large_event_fails_the_turn_after_the_earlier_events(more: bytes | None) -> None:
     turn = new_turn(max_event_bytes=1000)
 
     events = turn.feed(chunk("a") + chunk("b") + b"data: " + b"x" * 2000)
@@ -77,7 +77,7 @@ def test_an_event_over_the_limit_breaks_the_turn_and_says_where_it_was(more: byt
         (errors.ConnectTimeout, errors.StreamInterrupted),
     ],
 )
-def test_a_silence_is_an_idle_timeout_and_any_other_failure_an_interruption(
+def test_transport_error_becomes_idle_timeout_or_interruption(
     kind: type[errors.TransportError], verdict: type[errors.StreamError]
 ) -> None:
     turn = fed(chunk("a") + chunk("b"))
@@ -104,7 +104,7 @@ def test_read_timeout_without_idle_timeout_names_the_timeout_of_the_transport() 
     assert turn.failure.problem == "no data received within 5 s (after 0 events)"
 
 
-def test_what_is_no_event_does_not_keep_a_silent_agent_alive() -> None:
+def test_comments_do_not_reset_the_idle_timeout() -> None:
     turn = new_turn(idle=5)
 
     assert turn.feed(b": still here\n", waited=3) == []

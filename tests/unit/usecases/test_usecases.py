@@ -156,7 +156,7 @@ FILTERS = {"min_offset": 7, "source": "user", "correlation_id": "RID(1): 2"}
         ),
     ],
 )
-def test_a_call_is_sent_as_the_server_takes_it_and_its_answer_read(
+def test_request_and_result_of_each_call(
     operation: str, flow: Flow[Any], path: str, body: Any, answer: Any
 ) -> None:
     request, result = ask(flow, answer)
@@ -177,7 +177,7 @@ def test_a_call_is_sent_as_the_server_takes_it_and_its_answer_read(
 # --- events
 
 
-def test_types_are_sent_in_the_query_and_in_the_body_and_filtered_once_more() -> None:
+def test_types_are_sent_in_query_and_body_and_filtered_again() -> None:
     flow = list_events(min_offset=1, types=iter([EventType.MESSAGE, "tool", "message"]))
 
     request, listed = ask(flow, stored("message", "status", "tool", "new", "message"))
@@ -189,7 +189,7 @@ def test_types_are_sent_in_the_query_and_in_the_body_and_filtered_once_more() ->
     assert [event.offset for event in listed] == [0, 2, 4]
 
 
-def test_a_message_is_sent_and_the_response_handed_out_with_its_stream_unread() -> None:
+def test_create_event_returns_the_response_with_an_unread_body() -> None:
     response = scripted_response(headers=SSE)
 
     effects, result = play(create_event(), response)
@@ -210,7 +210,7 @@ def test_a_message_is_sent_and_the_response_handed_out_with_its_stream_unread() 
 @pytest.mark.parametrize(
     "content_type", ["text/event-stream", "Text/Event-Stream", "text/event-stream ; charset=utf-8"]
 )
-def test_a_stream_is_known_by_its_content_type(content_type: str) -> None:
+def test_event_stream_is_recognized_by_its_content_type(content_type: str) -> None:
     response = scripted_response(headers={"Content-Type": content_type})
 
     assert play(create_event(), response)[1] is response
@@ -225,7 +225,9 @@ def test_a_stream_is_known_by_its_content_type(content_type: str) -> None:
         ({"content-type": "application/json; a=text/event-stream"}, "got application/json"),
     ],
 )
-def test_what_is_no_stream_is_read_and_shown(headers: dict[str, str], problem: str) -> None:
+def test_other_content_type_is_a_decode_error_with_the_body(
+    headers: dict[str, str], problem: str
+) -> None:
     flow = create_event(evolve(WAY, deadline=Deadline(12.5, 9.0)))
     next(flow)
     response = scripted_response(headers=headers)
@@ -243,7 +245,7 @@ def test_what_is_no_stream_is_read_and_shown(headers: dict[str, str], problem: s
 # --- what every call shares
 
 
-def test_header_fields_of_the_user_s_win() -> None:
+def test_headers_of_the_user_override_the_defaults() -> None:
     fields = Headers((("Accept", "text/x-special"), ("content-TYPE", "application/json; v=2")))
     way = evolve(WAY, headers=WAY.headers.merge(fields))
 
@@ -255,7 +257,7 @@ def test_header_fields_of_the_user_s_win() -> None:
     assert headers["user-agent"] == "test"
 
 
-def test_the_body_s_start_is_in_the_error_where_it_is_no_model() -> None:
+def test_decode_error_has_the_start_of_the_body_and_the_request() -> None:
     with pytest.raises(DecodeError) as caught:
         ask(agents.list_agents(WAY), {"data": [{**AGENT, "name": 1}]})
 
@@ -301,7 +303,7 @@ SURROGATE = "\ud800"
         (lambda: create_event(content=SURROGATE), "content"),
     ],
 )
-def test_what_is_refused_is_refused_before_the_flow_begins(
+def test_invalid_arguments_are_rejected_before_the_flow_starts(
     make: Callable[[], object], argument: str
 ) -> None:
     with pytest.raises(InvalidArgument) as caught:

@@ -63,7 +63,7 @@ def compared(event: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     "case", [pytest.param(case, id=case["name"]) for case in CASES if case["client_derivable"]]
 )
-def test_a_recorded_turn_gives_the_events_that_the_server_stored(case: dict[str, Any]) -> None:
+def test_recorded_turn_gives_the_events_that_the_server_stored(case: dict[str, Any]) -> None:
     accumulator = MessageAccumulator()
     for event in new_turn().feed(case["wire"].encode()):
         accumulator.feed(event)
@@ -101,13 +101,13 @@ def test_a_recorded_turn_gives_the_events_that_the_server_stored(case: dict[str,
         (True, None),
     ],
 )
-def test_the_root_becomes_one_part_or_nothing(root: Any, part: models.ContentPart | None) -> None:
+def test_root_becomes_one_part_or_no_message(root: Any, part: models.ContentPart | None) -> None:
     accumulator = after(chunk(add("", root)))
     expected = () if part is None else (message(part),)
     assert accumulator.finish() == accumulator.messages == expected
 
 
-def test_the_first_chunk_says_who_speaks_and_how() -> None:
+def test_first_chunk_determines_participant_kind_and_metadata() -> None:
     accumulator = after(
         chunk(add("/-", "a"), kind="reasoning", node="n", odd=[float("nan")]),
         chunk(add("/-", "b"), kind="other", agent_name="Sunny", late=True),
@@ -123,7 +123,7 @@ def test_the_first_chunk_says_who_speaks_and_how() -> None:
         ({"agent_id": "a1"}, None),
     ],
 )
-def test_the_participant_is_text_and_nothing_is_stored_without_its_name(
+def test_message_without_agent_name_is_not_stored(
     metadata: dict[str, Any], participant: models.Participant | None
 ) -> None:
     accumulator = after(ChunkEvent("turn", "e1", 0, (add("/-", "a"),), metadata))
@@ -136,7 +136,7 @@ def tool_call(**fields: Any) -> dict[str, Any]:
     return {"type": "tool_call", "tool_call_id": "c1", "tool_name": "search", "args": {}, **fields}
 
 
-def test_a_tool_call_shows_its_arguments_as_text_until_they_are_json() -> None:
+def test_incomplete_arguments_of_a_tool_call_are_text() -> None:
     accumulator = after(chunk(add("/tool_calls/0", tool_call(args=[]))))
     seen: list[Any] = []
     for piece in ('{"days"', ": [1, ", "NaN]}"):
@@ -151,7 +151,7 @@ def test_a_tool_call_shows_its_arguments_as_text_until_they_are_json() -> None:
     assert accumulator.finish() == (attrs.evolve(message(call), metadata=None),)
 
 
-def test_a_tool_result_becomes_a_tool_event() -> None:
+def test_tool_results_become_a_tool_event() -> None:
     fields = {"tool_call_id": "c1", "tool_name": "search", "args": {"q": 1}, "error": "bad"}
     results = [
         {**fields, "data": {"result": [float("inf")]}},
@@ -167,7 +167,7 @@ def test_a_tool_result_becomes_a_tool_event() -> None:
     assert event == TurnMessage("e1", "turn", EventType.TOOL, models.ToolData((first, second)))
 
 
-def test_no_results_are_a_tool_event_but_no_calls_are_nothing() -> None:
+def test_empty_results_are_a_tool_event_but_empty_calls_are_not_stored() -> None:
     (event,) = after(chunk(add("/tool_call_results", []))).finish()
     assert event.data == models.ToolData(())
     assert after(chunk(add("/tool_calls", []))).finish() == ()
@@ -192,14 +192,14 @@ def test_no_results_are_a_tool_event_but_no_calls_are_nothing() -> None:
         {"tool_call_results": None},
     ],
 )
-def test_nothing_is_stored_of_what_the_server_cannot_read(root: Any) -> None:
+def test_document_that_the_server_cannot_convert_is_not_stored(root: Any) -> None:
     assert after(chunk(add("", root))).finish() == ()
 
 
 # --- several messages, and messages in the making
 
 
-def test_messages_come_in_the_order_in_which_they_began() -> None:
+def test_messages_are_in_the_order_of_their_first_chunks() -> None:
     accumulator = after(
         chunk(add("/-", "A"), event_id="a"),
         chunk(add("/-", ""), event_id="nothing yet"),
@@ -214,14 +214,14 @@ def test_messages_come_in_the_order_in_which_they_began() -> None:
     assert accumulator.finish() == accumulator.messages
 
 
-def test_other_events_add_nothing() -> None:
+def test_status_and_unknown_events_add_no_message() -> None:
     accumulator = MessageAccumulator()
     status = StatusEvent("", "turn", EventSource.AI_AGENT, models.StatusData(SessionStatus.TYPING))
     assert accumulator.feed(status) == accumulator.feed(UnknownEvent("new", "{}")) == ""
     assert accumulator.finish() == accumulator.messages == ()
 
 
-def test_a_message_that_was_handed_out_does_not_change() -> None:
+def test_returned_messages_do_not_change_later() -> None:
     result = tool_call(args=[[1]], data={"result": {"a": []}})
     program = [
         chunk(add("/-", "a")),
@@ -246,7 +246,7 @@ def test_a_message_that_was_handed_out_does_not_change() -> None:
     assert repr(program) == before
 
 
-def test_a_message_that_did_not_change_is_not_built_again() -> None:
+def test_unchanged_message_is_not_built_again() -> None:
     accumulator = after(chunk(add("/-", {"a": 1})), chunk(add("/-", "B"), event_id="b"))
     first, second = accumulator.messages
     accumulator.feed(chunk(add("/-", "C"), event_id="b"))
@@ -273,7 +273,7 @@ def test_a_message_that_did_not_change_is_not_built_again() -> None:
         ([add("/-", "a"), JSONPatchOperation("move", "", from_="/0")], ["a", ""]),
     ],
 )
-def test_feeding_gives_the_text_that_was_added_at_the_end(
+def test_feed_returns_the_appended_text(
     operations: list[JSONPatchOperation], texts: list[str]
 ) -> None:
     accumulator = MessageAccumulator()
@@ -295,7 +295,7 @@ def test_feeding_gives_the_text_that_was_added_at_the_end(
         (JSONPatchOperation("append", "/5", "x"), ""),
     ],
 )
-def test_a_chunk_that_does_not_apply_is_reported_and_the_rest_goes_on(
+def test_failed_operation_is_recorded_and_later_chunks_apply(
     failing: JSONPatchOperation, applied: str
 ) -> None:
     accumulator = after(chunk(add("/-", "a")))
@@ -328,7 +328,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("operations", HOSTILE.values(), ids=HOSTILE)
-def test_a_stream_cannot_make_the_messages_hold_more_than_the_limit(
+def test_memory_for_the_messages_of_a_stream_is_limited(
     operations: list[JSONPatchOperation],
 ) -> None:
     accumulator = MessageAccumulator(max_turn_bytes=1_000_000)
@@ -344,7 +344,7 @@ def test_a_stream_cannot_make_the_messages_hold_more_than_the_limit(
     assert len(accumulator.finish()) <= 1
 
 
-def test_small_messages_share_the_limit_with_the_problems_that_are_noted() -> None:
+def test_many_messages_and_recorded_problems_are_limited() -> None:
     accumulator = MessageAccumulator(max_turn_bytes=100_000)
     for n in range(1000):
         accumulator.feed(chunk(add("/-", "x"), event_id=f"{n}"))
@@ -355,7 +355,7 @@ def test_small_messages_share_the_limit_with_the_problems_that_are_noted() -> No
     assert 50 < len(accumulator.problems) < 1000
 
 
-def test_what_is_replaced_or_removed_makes_room() -> None:
+def test_replaced_and_removed_values_free_their_memory() -> None:
     accumulator = MessageAccumulator(max_turn_bytes=10_000)
     text = ""
     for n in range(100):
@@ -369,7 +369,7 @@ def test_what_is_replaced_or_removed_makes_room() -> None:
     assert accumulator.problems == ()
 
 
-def test_a_replacement_that_is_too_large_changes_nothing() -> None:
+def test_too_large_replacement_changes_nothing() -> None:
     accumulator = MessageAccumulator(max_turn_bytes=10_000)
     accumulator.feed(chunk(add("/-", "a")))
     accumulator.feed(chunk(replace("", "x" * 20_000), add("/-", "b")))
@@ -381,7 +381,7 @@ def test_a_replacement_that_is_too_large_changes_nothing() -> None:
     assert accumulator.finish() == (message(models.ContentPart("ac" + "d" * 5_000)),)
 
 
-def test_arguments_deeper_than_the_limit_stay_text() -> None:
+def test_too_deeply_nested_arguments_stay_text() -> None:
     for depth, stored in ((200, 1), (201, 0)):
         deep = "[" * depth + "]" * depth
         accumulator = after(chunk(add("/tool_calls", [tool_call(args=[deep])])))
@@ -391,7 +391,7 @@ def test_arguments_deeper_than_the_limit_stay_text() -> None:
         assert len(accumulator.finish()) == stored
 
 
-def test_a_document_of_any_depth_is_refused_past_the_limit() -> None:
+def test_too_deeply_nested_document_is_rejected() -> None:
     deep: Any = []
     for _ in range(100_000):
         deep = [deep]
@@ -404,7 +404,7 @@ def test_a_document_of_any_depth_is_refused_past_the_limit() -> None:
 
 
 @pytest.mark.parametrize("look_every", [None, 1, 1000])
-def test_a_long_answer_holds_little_more_than_its_text(look_every: int | None) -> None:
+def test_long_answer_needs_little_more_memory_than_its_text(look_every: int | None) -> None:
     accumulator, pieces = MessageAccumulator(), 20_000
     tracemalloc.start()
     try:
@@ -418,7 +418,7 @@ def test_a_long_answer_holds_little_more_than_its_text(look_every: int | None) -
     assert held < 7 * pieces * (1.7 if look_every is None else 4)
 
 
-def test_texts_and_other_operations_take_turns() -> None:
+def test_other_operations_apply_to_a_long_text() -> None:
     accumulator = after(*(chunk(add("/-", f"{n} ")) for n in range(3000)))
     before = accumulator.messages
     accumulator.feed(chunk(replace("/1500", "X "), add("/-", "end")))
@@ -449,7 +449,7 @@ TEXT = chunk(add("/-", "word "))
         pytest.param(HEADER, chunk(add("/tool_calls/0/args/x/y", "1")), False, id="dropped"),
     ],
 )
-def test_the_cost_of_a_chunk_does_not_grow_with_the_message(
+def test_cost_of_a_chunk_does_not_depend_on_the_message_length(
     start: ChunkEvent, event: ChunkEvent, is_watched: bool
 ) -> None:
     def run(count: int) -> int:

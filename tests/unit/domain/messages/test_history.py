@@ -64,7 +64,7 @@ TOOL = live(
 )
 
 
-def test_what_is_stored_by_now_is_told_once_and_the_rest_comes_last() -> None:
+def test_stored_messages_are_not_repeated_and_the_others_follow() -> None:
     messages = [live("a"), TOOL, live("b", metadata={"k": [1]}), live("c")]
     history = all_stored(messages[:3])
 
@@ -75,7 +75,7 @@ def test_what_is_stored_by_now_is_told_once_and_the_rest_comes_last() -> None:
     assert joined_history([], []) == ()
 
 
-def test_only_messages_and_tool_results_are_history() -> None:
+def test_history_has_only_messages_and_tool_results() -> None:
     said = all_stored([live("a"), TOOL])
     status = evolve(said[0], type=EventType.STATUS, data=StatusData(SessionStatus.TYPING))
     custom = evolve(said[0], type="custom", data={"type": "custom"})
@@ -84,7 +84,7 @@ def test_only_messages_and_tool_results_are_history() -> None:
     assert joined_history([status, said[0], custom, said[1], newer], []) == tuple(said)
 
 
-def test_of_two_equal_messages_each_is_told() -> None:
+def test_equal_messages_are_matched_one_to_one() -> None:
     twice = [live("yes", event_id="m1"), live("yes", event_id="m2")]
 
     assert joined_history([], twice) == tuple(twice)
@@ -95,7 +95,7 @@ def test_of_two_equal_messages_each_is_told() -> None:
     assert joined_history(both, twice[:1]) == tuple(both)
 
 
-def test_messages_that_differ_are_told_apart() -> None:
+def test_different_messages_are_not_matched() -> None:
     history = all_stored([live("a")])
 
     for other in (
@@ -108,14 +108,14 @@ def test_messages_that_differ_are_told_apart() -> None:
         assert joined_history(history, [other]) == (*history, other)
 
 
-def test_what_is_stored_keeps_the_server_s_order() -> None:
+def test_stored_events_keep_their_order() -> None:
     first, second, third = messages = [live("a"), live("b"), live("c")]
     history = all_stored([third, first])
 
     assert joined_history(history, messages) == (*history, second)
 
 
-def test_all_of_a_history_has_source_type_and_text() -> None:
+def test_every_item_of_a_history_has_source_type_and_text() -> None:
     thought = live("r", data=MessageData((ReasoningPart("Let me see"), ReasoningPart({"no": 1}))))
     parts = (ContentPart("I ask."), ToolCallPart("c1", "weather", {"city": "SF"}))
     asked, said = live("q", data=MessageData(parts)), live("Sunny")
@@ -159,7 +159,7 @@ def event(data: EventData) -> Event:
     return evolve(stored(live("")), data=data)
 
 
-def test_a_call_has_its_result_once_that_is_there() -> None:
+def test_tool_call_is_joined_with_its_result() -> None:
     answered = call("1", SUNNY)
 
     assert joined_tool_calls([message(asked("1"))]) == (call("1"),)
@@ -169,7 +169,7 @@ def test_a_call_has_its_result_once_that_is_there() -> None:
             assert joined_tool_calls(iter([had_result, had_asked])) == (answered,)
 
 
-def test_calls_come_in_the_order_in_which_they_were_asked_for() -> None:
+def test_tool_calls_are_in_the_order_of_the_calls() -> None:
     second, third = call("2", SUNNY), call("3", SUNNY)
     messages = [
         message(asked("1"), ContentPart("and"), asked("2")),
@@ -180,7 +180,7 @@ def test_calls_come_in_the_order_in_which_they_were_asked_for() -> None:
     assert joined_tool_calls(messages) == (call("1"), second, third)
 
 
-def test_a_result_that_nobody_asked_for_other_parts_and_other_data_are_no_calls() -> None:
+def test_results_without_a_call_and_other_parts_are_ignored() -> None:
     unknown: dict[str, Any] = {"type": "function", "tool_call_id": "1", "tool_name": "weather"}
 
     assert joined_tool_calls([results(call("1", SUNNY))]) == ()
@@ -189,13 +189,13 @@ def test_a_result_that_nobody_asked_for_other_parts_and_other_data_are_no_calls(
     assert joined_tool_calls([]) == ()
 
 
-def test_of_several_results_the_last_counts() -> None:
+def test_last_of_several_results_is_used() -> None:
     error = ToolCall("1", "weather", {}, error="too late")
 
     assert joined_tool_calls([message(asked("1")), results(call("1", SUNNY), error)]) == (error,)
 
 
-def test_an_agent_may_name_its_calls_by_anything() -> None:
+def test_calls_whose_id_is_not_a_string_are_not_joined() -> None:
     for odd in (["1"], {"id": 1}, 1, None):
         messages = [message(asked(odd), asked("1")), results(call(odd, SUNNY), call("1", SUNNY))]
 

@@ -114,7 +114,7 @@ def as_text(document: Any) -> str:
         ({"a": 1}, Op("append", "/a", "b"), None),
     ],
 )
-def test_an_operation_applies_or_changes_nothing(
+def test_operation_is_applied_or_changes_nothing(
     document: Any, operation: Op, expected: Any
 ) -> None:
     before, document = document, deepcopy(document)
@@ -175,7 +175,7 @@ def test_created_parents_stay_when_the_operation_fails(
     assert as_text(document) == as_text(left)
 
 
-def test_a_list_is_not_grown_without_end() -> None:
+def test_growth_of_a_list_by_an_index_is_limited() -> None:
     budget = MemoryBudget(1000 * VALUE_SIZE)
     grown: Any = apply_in([], Op("add", "/499/a", 1), budget)
     assert len(grown) == 500
@@ -185,14 +185,14 @@ def test_a_list_is_not_grown_without_end() -> None:
     assert len(grown) == 500
 
 
-def test_what_is_no_operation_is_told_without_a_document() -> None:
+def test_invalid_operation_is_detected_without_a_document() -> None:
     check_operation(Op("add", "/a/-/b", 1))
     for operation in (Op("append", "/a"), Op("add", "a"), Op("add", "/~2")):
         with pytest.raises(PatchError):
             check_operation(operation)
 
 
-def test_the_value_is_copied() -> None:
+def test_value_of_the_operation_is_copied() -> None:
     value: dict[str, Any] = {"args": [{"x": [1]}]}
     operation = Op("add", "/a", value)
     document = apply_operation({}, operation)
@@ -208,7 +208,7 @@ def nested(depth: int) -> Any:
     return value
 
 
-def test_values_are_as_deep_as_the_limit_allows_and_no_deeper() -> None:
+def test_nesting_depth_is_limited() -> None:
     document = apply_operation({}, Op("add", "/a", nested(MAX_DEPTH - 1)))
     assert apply_operation(document, Op("test", "/a", nested(MAX_DEPTH - 1))) is document
     before = as_text(document)
@@ -228,12 +228,12 @@ def test_values_are_as_deep_as_the_limit_allows_and_no_deeper() -> None:
     assert measure(apply_operation(document, Op("move", "/b", from_="/a")))[1] == MAX_DEPTH
 
 
-def test_any_depth_is_copied_and_measured() -> None:
+def test_copying_and_measuring_work_at_any_depth() -> None:
     deep: Any = nested(50_000)
     assert measure(copied(deep))[1] == 50_000
 
 
-def test_a_copy_can_be_held_to_the_numbers_of_json() -> None:
+def test_finite_copy_replaces_nan_and_infinities() -> None:
     odd: Any = {"a": [float("nan"), 1.5, {"b": float("-inf")}], "c": "d"}
     assert copied(odd, finite=True) == {"a": [None, 1.5, {"b": None}], "c": "d"}
     assert copied(float("inf"), finite=True) is None
