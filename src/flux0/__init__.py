@@ -4,7 +4,7 @@
         agents = client.agents.list()
 
 `flux0.models` has all models and errors. `import flux0` imports no HTTP library: a transport
-imports its library when you first use its name.
+imports its library at its first use.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from flux0._version import __version__
+from flux0.adapters.shared.misplaced import not_installed
 from flux0.client.conversation import AsyncConversation, Conversation
 from flux0.client.flux0 import Flux0
 from flux0.client.streams import AsyncEventStream, EventStream
-from flux0.domain.errors import MissingDependency
 from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.retrying import BackoffStrategy, RetryConfig, RetryDetails
@@ -96,11 +96,9 @@ def _placeholder(name: str, extra: str, cause: ModuleNotFoundError) -> type[Any]
 
     `inspect` and `from flux0 import *` access all names, so the access itself must not raise.
     """
-    package = "flux0-client" if extra == "httpx" else f"flux0-client[{extra}]"
 
     def fail(*_: object, **__: object) -> None:
-        problem = f"{name} needs the package {extra}: pip install '{package}'"
-        raise MissingDependency(problem) from cause
+        raise not_installed(extra) from cause
 
     return type(name, (), {"__module__": __name__, "__init__": fail})
 

@@ -100,10 +100,13 @@ class HttpxContract(LimitedPoolContract):
         return self._configured(verify=ssl.create_default_context(cafile=ca_file))
 
     def make_limited_transport(self) -> Any:
-        return self._configured(limits=self.transport.library.Limits(max_connections=1))
+        return self._configured(limits=self._library().Limits(max_connections=1))
+
+    def _library(self) -> Any:
+        return import_module(self.transport.__name__.removesuffix("Transport").lower())
 
     def _configured(self, **options: Any) -> Any:
-        library, transport = self.transport.library, self.transport
+        library, transport = self._library(), self.transport
         client, async_client = library.Client(**options), library.AsyncClient(**options)
 
         class Configured(transport):  # type: ignore[misc, valid-type]

@@ -23,7 +23,7 @@ from flux0.usecases.call import ApiCall
 from flux0.usecases.turn import Turn
 
 if TYPE_CHECKING:
-    from flux0.adapters.httpx.family import AsyncHttpClient, HttpClient
+    from flux0.adapters.httpx.transport import AsyncHttpClient, HttpClient
     from flux0.middleware.logging import DebugLogger
 
 DEFAULT_SERVER_URL = "http://127.0.0.1:8080"

@@ -18,7 +18,7 @@ from flux0.adapters.aiohttp.protocol_shim import NEVER, ProtocolShim
 from flux0.adapters.shared.bodies import AsyncPulledBody
 from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import MAX_CONNECTIONS, MAX_IDLE_SECONDS
-from flux0.adapters.shared.misplaced import refuse_misplaced, shown
+from flux0.adapters.shared.misplaced import refuse_misplaced, transport_repr
 from flux0.adapters.shared.proxies import EnvironmentProxies
 from flux0.domain.errors import (
     ClientClosed,
@@ -64,7 +64,7 @@ class AiohttpTransport:
         self._proxies = EnvironmentProxies("aiohttp")
 
     def __repr__(self) -> str:
-        return shown(self, session=self._session)
+        return transport_repr(self, session=self._session)
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Send `request` once; see `AsyncTransport.send_async`."""

@@ -1,4 +1,4 @@
-"""Reading of the responses of httpx, and of libraries that are made like it."""
+"""The response bodies of httpx and httpx2."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from weakref import finalize
 
 from attrs import evolve
 
-from flux0.adapters.httpx.connection import AnyConnection
+from flux0.adapters.httpx.connections import TrackedConnection
 from flux0.adapters.httpx.exchange import HttpxExchange
 from flux0.adapters.shared.bodies import AsyncPulledBody, PulledBody, SyncPulledBody
 from flux0.adapters.shared.exchange import shut_down
@@ -30,16 +30,16 @@ from flux0.runtime.event_loop import (
 if TYPE_CHECKING:
     import httpx
 
-_OVER_HTTP2: Final = (
-    "a turn comes over HTTP/2, where the server does not notice that it is left early: "
+_HTTP2_WARNING: Final = (
+    "the turn is streamed over HTTP/2, so closing the stream early does not cancel the agent: "
     "use a client without http2=True"
 )
 
 
 class _HttpxBody(PulledBody):
-    """The reading of a response.
+    """Reads the encoded bytes of a response, and decompresses them with limits.
 
-    It goes below the library's response, which would decompress without a limit.
+    httpx would decompress without limits.
     """
 
     def __init__(
@@ -50,49 +50,52 @@ class _HttpxBody(PulledBody):
         response: httpx.Response,
         transport: object,
     ) -> None:
-        # A hook, or a transport of the user's without sockets, may have read it.
-        self._was_read = response.is_stream_consumed
-        super().__init__("" if self._was_read else response.headers.get("content-encoding", ""))
+        # A hook, or a custom transport of the user, may have read the body.
+        self._already_read = response.is_stream_consumed
+        coding = "" if self._already_read else response.headers.get("content-encoding", "")
+        super().__init__(coding)
         self._exchange = exchange
         self._response = response
         stream = response.extensions.get("network_stream")
-        own = isinstance(stream, AnyConnection) and response.http_version != "HTTP/2"
-        self._connection = stream if own else None  # That of HTTP/2 is shared.
+        # Other exchanges share a connection of HTTP/2.
+        exclusive = isinstance(stream, TrackedConnection) and response.http_version != "HTTP/2"
+        self._connection = stream if exclusive else None
         if self._connection is not None:
-            self._connection.in_chunks = "transfer-encoding" in response.headers
-        self._transport = transport  # Its client must outlive the body.
+            self._connection.chunked = "transfer-encoding" in response.headers
+        self._transport = transport  # If it is garbage-collected, its client is closed.
         failed = not is_success(response.status_code)
-        # Users read the body of an error again, from `raw_response`.
-        self._read_raw: list[bytes] | None = [] if failed and not self._was_read else None
-        # A hook that raised for the status has lost the body.
-        self.finished: bool = failed and response.is_closed and not self._was_read
+        # The user may read the body of an error again, from `raw_response`.
+        self._retained_raw: list[bytes] | None = [] if failed and not self._already_read else None
+        # `raise_for_status` in a hook has closed the response without reading the body.
+        self.finished: bool = failed and response.is_closed and not self._already_read
         if request.is_streaming(response.status_code):
             if response.http_version == "HTTP/2":
-                warnings.warn(_OVER_HTTP2, RuntimeWarning, stacklevel=2)
-            # httpcore looks the read timeout up once more when it begins to read the body.
+                warnings.warn(_HTTP2_WARNING, RuntimeWarning, stacklevel=2)
+            # httpcore looks up the read timeout again when it starts to read the body.
             built.extensions.get("timeout", {})["read"] = request.timeout.idle
             exchange.timeout = evolve(request.timeout, read=request.timeout.idle)
 
-    def _waits(self) -> None:
-        """Have the idle timeout run from now on, whatever comes that is no content."""
+    def _start_timeout(self) -> None:
+        """Start the timeout for the next piece. Received bytes without content do not reset it."""
         if self._connection is not None:
-            self._connection.awaited = monotonic()
+            self._connection.waiting_since = monotonic()
 
-    def _keep(self, data: bytes | None) -> bytes | None:
-        """Take note of what was read, where users read it again, and return it."""
-        if data is not None and self._read_raw is not None:
-            self._read_raw.append(data)
+    def _retain_raw(self, data: bytes | None) -> bytes | None:
+        """Return received data, after retaining it if the user may read it again."""
+        if data is not None and self._retained_raw is not None:
+            self._retained_raw.append(data)
         return data
 
-    def _what_was_read(self) -> Any:
-        """Return a stream of what was read, for the library to read it again."""
-        return self._exchange.library.ByteStream(b"".join(self._read_raw or ()))
+    def _retained_stream(self) -> Any:
+        """Return a stream of the library over the retained data."""
+        return self._exchange.httpx_module.ByteStream(b"".join(self._retained_raw or ()))
 
     def _translate_error(self, error: BaseException) -> TransportError | None:
         exchange = self._exchange
-        raised = (exchange.library.RequestError, exchange.library.StreamError)
-        known = isinstance(error, raised) or exchange.failed_by(error)
-        return exchange.failed(error) if known else None
+        errors = (exchange.httpx_module.RequestError, exchange.httpx_module.StreamError)
+        if isinstance(error, errors) or exchange.raised_by_httpcore(error):
+            return exchange.to_transport_error(error)
+        return None
 
     def _shut_down(self) -> None:
         response = self._response
@@ -103,30 +106,31 @@ class _HttpxBody(PulledBody):
 
 
 class SyncHttpxBody(_HttpxBody, SyncPulledBody):
-    """The reading of a response by synchronous code."""
+    """The body of a response, pulled by sync code."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         response = self._response
         self._raw: Iterator[bytes]
-        self._raw = response.iter_bytes() if self._was_read else iter(cast("Any", response.stream))
+        read = self._already_read
+        self._raw = response.iter_bytes() if read else iter(cast("Any", response.stream))
 
     def _receive(self) -> bytes | None:
-        self._waits()
-        return self._keep(next(self._raw, None))
+        self._start_timeout()
+        return self._retain_raw(next(self._raw, None))
 
     def _on_finished(self) -> None:
         response: Any = self._response
-        if self._read_raw is None:
+        if self._retained_raw is None:
             response.close()
         else:
             response.stream.close()
-            response.stream = self._what_was_read()
-            with suppress(self._exchange.library.RequestError):
+            response.stream = self._retained_stream()
+            with suppress(self._exchange.httpx_module.RequestError):
                 response.read()
 
     def _release(self) -> None:
-        with suppress(Exception):  # The connection is given up, however it takes that.
+        with suppress(Exception):  # The connection is shut down already, so no error matters.
             self._response.close()
 
 
@@ -134,80 +138,87 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         response = self._response
-        raw = response.aiter_bytes() if self._was_read else aiter(cast("Any", response.stream))
+        read = self._already_read
+        raw = response.aiter_bytes() if read else aiter(cast("Any", response.stream))
         self._raw = cast("AsyncGeneratorType[bytes, None]", raw)
 
     async def _receive(self) -> bytes | None:
-        self._waits()
-        return self._keep(await anext(self._raw, None))
+        self._start_timeout()
+        return self._retain_raw(await anext(self._raw, None))
 
     async def _on_finished(self) -> None:
         response: Any = self._response
-        if self._read_raw is None:
+        if self._retained_raw is None:
             await response.aclose()
         else:
             await response.stream.aclose()
-            response.stream = self._what_was_read()
-            with suppress(self._exchange.library.RequestError):
+            response.stream = self._retained_stream()
+            with suppress(self._exchange.httpx_module.RequestError):
                 await response.aread()
 
     async def _on_failure(self, error: BaseException, /) -> None:
-        if isinstance(error, Exception):
+        if isinstance(error, Exception):  # If cancelled, httpcore has released the connection.
             await self.close()
 
     async def close(self) -> None:
-        """Release the connection, even when cancelled."""
+        """Release the connection, even if the caller is cancelled meanwhile."""
         self.closed = True
         if not self._response.is_closed:
             await shielded(self.release)
 
     async def release(self) -> None:
         """Release the connection."""
-        with suppress(Exception):  # As above.
-            if not self._raw.ag_running:  # If it is, who waits gets an error from what follows.
+        with suppress(Exception):  # No error matters: the body is not read any further.
+            # If the generator is running, closing the response wakes its reader with an error.
+            if not self._raw.ag_running:
                 await close_nested_generators(self._raw)
         with suppress(Exception):
             await self._response.aclose()
 
-    def forget(self, loop: Loop) -> None:
-        """Have `loop` release the connection; it ends now, since a loop that ends does no more."""
+    def close_from_finalizer(self, loop: Loop) -> None:
+        """Shut the connection down now, and release it later in `loop`.
+
+        A loop that is about to end may not run the second step.
+        """
         if not (self.finished or self.closed or self._response.is_closed):
             self._shut_down()
         in_trio = hasattr(loop, "run_sync_soon")
         schedule_close(loop, self.release if in_trio else self._release_later)
 
     async def _release_later(self) -> None:
-        """Release the connection, unless the loop ends now and closes nothing.
+        """Release the connection after one step of the loop, or if the loop ends before.
 
-        A task that stands in a scope of anyio then would never be garbage, nor its connection.
+        Cancelling a task within a cancel scope of anyio would leave a reference cycle, and with it
+        the connection.
         """
-        import asyncio  # noqa: PLC0415 - not needed under trio
+        import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
-        with suppress(asyncio.CancelledError):  # The loop ends, and waits for this.
+        with suppress(asyncio.CancelledError):  # A loop that ends cancels its tasks, and waits.
             await asyncio.sleep(0)
         await self.release()
 
 
 class AsyncBody:
-    """The body of a response, pulled by asynchronous code."""
+    """The `AsyncByteStream` over a response. Its finalizer closes the response."""
 
     def __init__(self, *args: Any) -> None:
-        self._reading = _AsyncHttpxBody(*args)
-        # Not __del__, for the reason above.
-        self._forgotten = finalize(self, self._reading.forget, running_loop())
-        self._forgotten.atexit = False
+        self._body = _AsyncHttpxBody(*args)
+        # Not __del__: if the body's generators are garbage in the same collection, they could be
+        # closed first.
+        self._finalizer = finalize(self, self._body.close_from_finalizer, running_loop())
+        self._finalizer.atexit = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        piece = await self._reading.pull()
+        piece = await self._body.pull()
         if piece is None:
-            self._forgotten.detach()
+            self._finalizer.detach()
             raise StopAsyncIteration
         return piece
 
     async def close_async(self) -> None:
         """Release the connection; see `AsyncByteStream.close_async`."""
-        self._forgotten.detach()
-        await self._reading.close()
+        self._finalizer.detach()
+        await self._body.close()

@@ -1,4 +1,4 @@
-"""What is known of one exchange over httpx, or a library made like it, and of how it failed."""
+"""The state of one exchange over httpx or httpx2, and the flux0 errors for its failures."""
 
 from __future__ import annotations
 
@@ -21,147 +21,162 @@ from flux0.domain.errors import (
 )
 from flux0.ports import Request
 
-# What h11 and httpcore say when a connection ends where HTTP goes on.
-_ENDED_EARLY = ("closed connection", "Server disconnected", "ConnectionTerminated")
+# Parts of the messages of h11 and httpcore for a connection that was closed too early.
+_CLOSED_EARLY = ("closed connection", "Server disconnected", "ConnectionTerminated")
 _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
 
 
 class HttpxExchange(Exchange):
-    """One exchange, as httpcore tells of it by the request's extension `trace`.
+    """One exchange, recorded from the trace events of httpcore.
 
-    It does not know the request, which would be a circle that only the collector ends.
+    It has no reference to the library's request, which refers to it by the extension `trace`. So no
+    reference cycle delays the release of either.
 
     Attributes:
-        library, core: such as the modules httpx and httpcore.
-        answered: whether the head of the answer is in.
-        received: how many bytes have come before.
+        httpx_module: The module `httpx` or `httpx2`.
+        httpcore_module: The module `httpcore` or `httpcore2`.
+        head_received: Whether the response head was received.
+        head_bytes: The number of bytes received until then, with interim responses.
     """
 
-    def __init__(self, library: Any, core: Any, built: Any, request: Request) -> None:
+    def __init__(
+        self, httpx_module: Any, httpcore_module: Any, built: Any, request: Request
+    ) -> None:
         super().__init__(request)
-        self.library = library
-        self.core = core
-        self.answered: bool = False
-        self.received: int = 0
+        self.httpx_module = httpx_module
+        self.httpcore_module = httpcore_module
+        self.head_received: bool = False
+        self.head_bytes: int = 0
         self._url = built.url
-        self._others = built.extensions.get("trace")
+        self._user_trace = built.extensions.get("trace")
         self._traced = False
-        self._withheld: list[tuple[bytes, bytes]] = []
+        self._removed_location: list[tuple[bytes, bytes]] = []
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Take note of an event, and tell whom else the request was to tell."""
-        self._note(event, info)
-        if self._others is not None:
-            self._others(event, info)
+        """Record an event of httpcore, and call the user's trace function."""
+        self._record_step(event, info)
+        if self._user_trace is not None:
+            self._user_trace(event, info)
 
     async def trace_async(self, event: str, info: dict[str, Any]) -> None:
-        """Take note of an event of an asynchronous client, and tell whom else it was to tell."""
-        self._note(event, info)
-        if self._others is not None:
-            await self._others(event, info)
+        """Record an event of httpcore, and await the user's trace function."""
+        self._record_step(event, info)
+        if self._user_trace is not None:
+            await self._user_trace(event, info)
 
-    def _note(self, event: str, info: dict[str, Any]) -> None:
+    def _record_step(self, event: str, info: dict[str, Any]) -> None:
         self._traced = True
         protocol, _, step = event.partition(".")
         if step == "send_request_headers.started":
-            # A tunnel through a proxy is asked for by a request of its own.
+            # A CONNECT request opens a tunnel through a proxy; it is not the user's request.
             self.sent = self.sent or info["request"].method != b"CONNECT"
             if protocol == "http2":
                 self.clear_interrupt()  # Other exchanges share the connection.
         elif step == "receive_response_headers.complete" and self.sent:
-            self.answered = True
-            self._withhold_location(info["return_value"][-1])
+            self.head_received = True
+            self._remove_invalid_location(info["return_value"][-1])
         elif step in _CONNECTED:
-            self.use(info["return_value"])
+            self.bind_connection(info["return_value"])
         elif step.endswith(".failed"):
             self.failure = info["exception"]
 
-    def _withhold_location(self, fields: list[tuple[bytes, bytes]]) -> None:
-        """Take a location away that the library cannot read: it would drop the whole answer."""
+    def _remove_invalid_location(self, fields: list[tuple[bytes, bytes]]) -> None:
+        """Remove a `location` header that httpx cannot parse; httpx would drop the response."""
         location = [field for field in fields if field[0].lower() == b"location"]
-        if location and not self._is_understood(location):
-            self._withheld = location
+        if location and not self._is_valid_location(location):
+            self._removed_location = location
             fields[:] = [field for field in fields if field not in location]
 
-    def _is_understood(self, location: list[tuple[bytes, bytes]]) -> bool:
+    def _is_valid_location(self, location: list[tuple[bytes, bytes]]) -> bool:
+        httpx_module = self.httpx_module
         try:
-            to = self.library.URL(self.library.Headers(location)["location"])
-            self._url.join(to)
-            return bool(to.host or not to.scheme)  # The library would put a host into it.
-        except (self.library.InvalidURL, ValueError):
+            url = httpx_module.URL(httpx_module.Headers(location)["location"])
+            self._url.join(url)
+            # If the URL has a scheme and no host, httpx would add a host.
+            return bool(url.host or not url.scheme)
+        except (httpx_module.InvalidURL, ValueError):
             return False
 
-    def complete(self, response: Any) -> None:
-        """Put the removed location back into the library's response."""
-        if self._withheld:
-            response.headers = self.library.Headers([*response.headers.raw, *self._withheld])
+    def restore_location(self, response: Any) -> None:
+        """Add the removed `location` header to the library's response."""
+        if self._removed_location:
+            fields = [*response.headers.raw, *self._removed_location]
+            response.headers = self.httpx_module.Headers(fields)
 
-    def use(self, stream: Any) -> None:
-        """Take note of the connection that the answer will come over."""
+    def bind_connection(self, stream: Any) -> None:
+        """Use the socket of `stream`, which sends the request, to interrupt the exchange."""
         self.shut_down_on_interrupt(stream.get_extra_info("socket"))
 
-    def translated(self, error: Exception, request: Any) -> TransportError | None:
-        """Return the error of ours for what sending raised; None if the user's code raised it."""
-        library, core, cause = self.library, self.core, error.__cause__
-        of_core = isinstance(
+    def translate(self, error: Exception, built: Any) -> TransportError | None:
+        """Return the flux0 error for an exception of `client.send`.
+
+        Return None if the user's code raised the exception. `built` is the library's request.
+        """
+        httpcore_module, cause = self.httpcore_module, error.__cause__
+        from_httpcore = isinstance(
             cause,
             (
-                core.TimeoutException,
-                core.NetworkError,
-                core.ProtocolError,
-                core.ProxyError,
-                core.UnsupportedProtocol,
+                httpcore_module.TimeoutException,
+                httpcore_module.NetworkError,
+                httpcore_module.ProtocolError,
+                httpcore_module.ProxyError,
+                httpcore_module.UnsupportedProtocol,
             ),
         )
-        if isinstance(error, library.RequestError):
-            # That of a request which a hook sends is the hook's. A transport of the user's, which
-            # nothing traces, speaks by these errors too.
-            known = _request_of(error) is request and (of_core or not self._traced)
+        if isinstance(error, self.httpx_module.RequestError):
+            # The request of an error differs if a hook of the user sent another request. A custom
+            # transport of the user raises these errors without events of httpcore.
+            raised_here = _request_of(error) is built and (from_httpcore or not self._traced)
         else:
-            known = self.failed_by(error)
-        if not known:
+            raised_here = self.raised_by_httpcore(error)
+        if not raised_here:
             return None
-        # These come before anything is traced.
-        early = isinstance(cause, (core.PoolTimeout, core.UnsupportedProtocol))
-        return self.failed(error, sent=self.sent or not (self._traced or early))
+        # httpcore raises these errors before its first event.
+        early = isinstance(
+            cause, (httpcore_module.PoolTimeout, httpcore_module.UnsupportedProtocol)
+        )
+        return self.to_transport_error(error, sent=self.sent or not (self._traced or early))
 
-    def failed_by(self, error: BaseException) -> bool:
-        """Return whether httpcore told of this error as what went wrong last."""
+    def raised_by_httpcore(self, error: BaseException) -> bool:
+        """Return whether the last failure that httpcore reported is this error."""
         return error is self.failure and isinstance(error, Exception)
 
-    def failed(self, error: BaseException, *, sent: bool = True) -> TransportError:
-        """Return the error of ours for one of the library's."""
-        library = self.library
-        if isinstance(error, library.ProxyError) and not sent:
+    def to_transport_error(self, error: BaseException, *, sent: bool = True) -> TransportError:
+        """Return the flux0 error for an error of the library.
+
+        `sent` says whether a byte of the request may have been sent.
+        """
+        httpx_module = self.httpx_module
+        if isinstance(error, httpx_module.ProxyError) and not sent:
             return refused_by_proxy(str(error))
         kind: type[TransportError] = ProtocolError
-        if isinstance(error, library.TimeoutException):
+        if isinstance(error, httpx_module.TimeoutException):
             kinds = (
-                ((library.ReadTimeout, ReadTimeout), (library.WriteTimeout, WriteTimeout))
+                ((httpx_module.ReadTimeout, ReadTimeout), (httpx_module.WriteTimeout, WriteTimeout))
                 if sent
-                else ((library.PoolTimeout, PoolTimeout), (Exception, ConnectTimeout))
+                else ((httpx_module.PoolTimeout, PoolTimeout), (Exception, ConnectTimeout))
             )
             kind = next((to for raised, to in kinds if isinstance(error, raised)), TransportTimeout)
         elif not sent:
-            kind = TLSError if _refuses_tls(error) else ConnectError
-        elif isinstance(error, (library.NetworkError, library.ProxyError, OSError)) or any(
-            words in str(error) for words in _ENDED_EARLY
-        ):
+            kind = TLSError if _is_tls_failure(error) else ConnectError
+        elif isinstance(
+            error, (httpx_module.NetworkError, httpx_module.ProxyError, OSError)
+        ) or any(part in str(error) for part in _CLOSED_EARLY):
             kind = ConnectionInterrupted
         if not self._traced and error.__cause__ is None and str(error):
-            return kind(str(error))  # A transport of the user's has said so.
-        return failure(kind, error, self.timeout, head_received=self.answered)
+            return kind(str(error))  # The message of a custom transport of the user.
+        return failure(kind, error, self.timeout, head_received=self.head_received)
 
 
 def _request_of(error: Any) -> object:
     try:
         return error.request
-    except RuntimeError:  # It has none.
+    except RuntimeError:  # The error has no request.
         return None
 
 
-def _refuses_tls(error: BaseException | None) -> bool:
-    """Return whether TLS was refused. The subclasses stand for a connection that only ended."""
+def _is_tls_failure(error: BaseException | None) -> bool:
+    """Return whether TLS failed. Other subclasses of `SSLError` report a closed connection."""
     while error is not None:
         if type(error) in (ssl.SSLError, ssl.SSLCertVerificationError):
             return True

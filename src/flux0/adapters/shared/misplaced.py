@@ -1,13 +1,13 @@
-"""The objects of HTTP libraries that users pass: in a wrong place they are refused in words."""
+"""Errors for missing HTTP libraries, and for their objects in the wrong argument."""
 
 from __future__ import annotations
 
 from inspect import isclass, iscoroutinefunction
 from typing import Final
 
-from flux0.domain.errors import InvalidArgument
+from flux0.domain.errors import InvalidArgument, MissingDependency
 
-# What goes over a library's own client, by the library, which is its module's and extra's name.
+# The transport for each HTTP library. The module and the extra have the name of the library.
 TRANSPORTS: Final = {
     "aiohttp": "AiohttpTransport",
     "httpx": "HttpxTransport",
@@ -17,29 +17,43 @@ TRANSPORTS: Final = {
 }
 
 
+def not_installed(library: str) -> MissingDependency:
+    """Return the error for a transport whose library is not installed."""
+    package = "flux0-client" if library == "httpx" else f"flux0-client[{library}]"
+    return MissingDependency(
+        f"{TRANSPORTS[library]} needs the package {library}: pip install '{package}'"
+    )
+
+
 def library_of(value: object) -> str | None:
-    """Return the HTTP library that a value's class, or one of its bases, is of."""
+    """Return the HTTP library that defines the value's class or one of its base classes."""
     bases = (base.__module__.partition(".")[0] for base in type(value).__mro__)
     return next((library for library in bases if library in TRANSPORTS), None)
 
 
 def refuse_misplaced(argument: str, value: object, library: str = "") -> None:
-    """Refuse a class in place of an instance, and what is of another library than `library`."""
+    """Raise `InvalidArgument` if `value` is a class, or an object of another HTTP library.
+
+    Args:
+        argument: The name of the argument.
+        value: The value that was passed.
+        library: The HTTP library whose objects are allowed; by default none.
+    """
     if isclass(value):
         raise InvalidArgument(argument, f"is the class {value.__name__}: pass {value.__name__}()")
     other = library_of(value)
     if other not in (None, library):
-        it, asynchronous = "it", iscoroutinefunction(getattr(value, "send", None))
+        it, is_async = "it", iscoroutinefunction(getattr(value, "send", None))
         if hasattr(value, "handle_request") or hasattr(value, "handle_async_request"):
-            asynchronous = not hasattr(value, "handle_request")  # A transport of httpx itself.
-            it = f"{other}.{'AsyncClient' if asynchronous else 'Client'}(transport=it)"
-        name = "async_client" if asynchronous else "client"
+            is_async = not hasattr(value, "handle_request")  # The value is a transport of httpx.
+            it = f"{other}.{'AsyncClient' if is_async else 'Client'}(transport=it)"
+        name = "async_client" if is_async else "client"
         way = f"{it} as {name}=, or " if other.startswith("httpx") else ""
-        problem = f"is of {other}: pass {way}transport=flux0.{TRANSPORTS[other]}({it})"
+        problem = f"is an object of {other}: pass {way}transport=flux0.{TRANSPORTS[other]}({it})"
         raise InvalidArgument(argument, problem)
 
 
-def shown(transport: object, **given: object) -> str:
-    """Return a repr of a transport, with the classes of what it was given."""
-    clients = (f"{name}=<{type(it).__name__}>" for name, it in given.items() if it is not None)
-    return f"{type(transport).__name__}({', '.join(clients)})"
+def transport_repr(transport: object, **clients: object) -> str:
+    """Return the repr of a transport, with the classes of the clients that the user passed."""
+    passed = (f"{name}=<{type(it).__name__}>" for name, it in clients.items() if it is not None)
+    return f"{type(transport).__name__}({', '.join(passed)})"

@@ -32,7 +32,7 @@ from urllib3.exceptions import HTTPError
 from flux0.adapters.shared.bodies import OpenBodies, SyncBody
 from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import ACCEPT_ENCODING, MAX_IDLE_CONNECTIONS
-from flux0.adapters.shared.misplaced import shown
+from flux0.adapters.shared.misplaced import transport_repr
 from flux0.adapters.shared.proxies import EnvironmentProxies
 from flux0.adapters.urllib3.body import Urllib3Body, request_body, translate_error
 from flux0.adapters.urllib3.connection import Urllib3Exchange, check_type, check_urllib3, track
@@ -68,7 +68,7 @@ class RequestsTransport:
         self._connections = PerProcess(partial(_Connections, session))
 
     def __repr__(self) -> str:
-        return shown(self, session=self._user_session)
+        return transport_repr(self, session=self._user_session)
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""

@@ -28,7 +28,7 @@ from urllib3.util import make_headers, parse_url
 from flux0.adapters.shared.bodies import OpenBodies, SyncBody
 from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import ACCEPT_ENCODING, MAX_CONNECTIONS
-from flux0.adapters.shared.misplaced import shown
+from flux0.adapters.shared.misplaced import transport_repr
 from flux0.adapters.shared.proxies import EnvironmentProxies
 from flux0.adapters.urllib3.body import Urllib3Body, request_body, translate_error
 from flux0.adapters.urllib3.connection import Urllib3Exchange, check_type, check_urllib3, track
@@ -62,7 +62,7 @@ class Urllib3Transport:
         self._connections = PerProcess(partial(_Connections, pool_manager))
 
     def __repr__(self) -> str:
-        return shown(self, pool_manager=self._user_manager)
+        return transport_repr(self, pool_manager=self._user_manager)
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""

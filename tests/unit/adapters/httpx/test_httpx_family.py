@@ -306,7 +306,7 @@ def test_a_client_of_the_other_library_is_refused(way: OverHttpx) -> None:
 @pytest.mark.parametrize("way", FAMILY, ids=str)
 def test_a_transport_with_one_kind_of_client_says_what_it_serves(way: OverHttpx) -> None:
     async def refuse() -> None:
-        with pytest.raises(Flux0Error, match="synchronous client only"):
+        with pytest.raises(Flux0Error, match="has a sync client only"):
             await transport.send_async(get("http://flux0.invalid"))
 
     transport = way.transport_over(way.client())
@@ -315,7 +315,7 @@ def test_a_transport_with_one_kind_of_client_says_what_it_serves(way: OverHttpx)
     if way.mode == "sync":
         run("asyncio", refuse)
     else:
-        with pytest.raises(Flux0Error, match="asynchronous client only"):
+        with pytest.raises(Flux0Error, match="has an async client only"):
             transport.send(get("http://flux0.invalid"))
     own = flux0.HttpxTransport()
     assert (own.serves_sync, own.serves_async) == (True, True)

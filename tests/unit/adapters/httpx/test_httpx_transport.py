@@ -21,7 +21,7 @@ import pytest
 from attrs import evolve
 
 from flux0 import HttpxTransport
-from flux0.adapters.httpx.connection import AsyncConnection
+from flux0.adapters.httpx.connections import AsyncConnection
 from flux0.domain.errors import ClientClosed, ConnectionInterrupted, Flux0Error
 from flux0.ports import Interrupt
 from flux0.testing.contract import AsyncTransportContract, TransportContract
@@ -56,7 +56,7 @@ async def test_our_own_connections_are_the_ones_that_are_used(way: OverHttpx) ->
         async with way.closing(client) as transport:
             await way.fetch(transport, get(server.url))
     (stream,) = seen
-    assert type(stream).__module__ == "flux0.adapters.httpx.connection"
+    assert type(stream).__module__ == "flux0.adapters.httpx.connections"
 
 
 @over(*FAMILY)
@@ -147,7 +147,7 @@ def test_an_interrupt_wakes_a_call(way: OverHttpx, secured: Secured, *, pooled: 
 def test_the_wait_for_content_is_over_when_something_else_has_come() -> None:
     """A read that would begin after the timeout does not begin."""
     connection = AsyncConnection(httpcore.AsyncMockStream([]), httpcore)
-    connection.awaited = time.monotonic() - 1
+    connection.waiting_since = time.monotonic() - 1
 
     with pytest.raises(httpcore.ReadTimeout):
         asyncio.run(connection.read(1, 0.5))

@@ -1,0 +1,359 @@
+"""The transports over httpx and httpx2, which have the same interface.
+
+A call passes these steps:
+
+1. `send` chooses the client: the user's client, or a built-in client for the proxy of the URL.
+2. The client builds a request of the library. flux0 adds a trace function to it, which records the
+   next steps in an `HttpxExchange` (`exchange.py`). `current_exchange` is this exchange until 6.
+3. The client sends the request. The user's hooks and authentication run here.
+4. httpcore takes an idle connection from its pool, or opens a connection (`connections.py`).
+5. httpcore starts to send the request: `sent` is True. An error from now on says that the server
+   may have received the request.
+6. httpcore receives the response head: `head_received` is True. `send` returns the response.
+7. The caller pulls the body piece by piece, and flux0 decompresses it (`body.py`).
+8. At the end of the body, the connection returns to the pool. If surplus bytes were received, the
+   pool closes the connection.
+9. If reading fails, or the body is closed early or garbage-collected, the connection is shut down.
+
+The exchange translates each exception of the library into an error of flux0.
+"""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator
+from functools import cache, partial
+from inspect import iscoroutinefunction
+from typing import Any, ClassVar, Final, Protocol, TypeVar, cast, runtime_checkable
+
+from flux0.adapters.httpx.body import AsyncBody, SyncHttpxBody
+from flux0.adapters.httpx.connections import BuiltInClients, current_exchange, track_client
+from flux0.adapters.httpx.exchange import HttpxExchange
+from flux0.adapters.shared.bodies import SyncBody
+from flux0.adapters.shared.failures import failure
+from flux0.adapters.shared.limits import ACCEPT_ENCODING
+from flux0.adapters.shared.misplaced import not_installed, refuse_misplaced, transport_repr
+from flux0.adapters.shared.proxies import EnvironmentProxies
+from flux0.domain.errors import ClientClosed, ConnectError, Flux0Error, InvalidArgument
+from flux0.domain.headers import Headers
+from flux0.domain.http import is_framed, is_success
+from flux0.ports import AsyncByteStream, ByteStream, Request, Response
+from flux0.runtime.event_loop import PerLoop
+from flux0.runtime.processes import PerProcess, run_in_new_thread
+
+Body = TypeVar("Body")
+
+_PROXY_SCHEMES: Final = ("http", "https", "socks5", "socks5h")
+
+
+class HttpResponse(Protocol):
+    """A response of httpx or httpx2. The protocol only identifies it for type checkers."""
+
+    status_code: int
+
+
+@runtime_checkable
+class HttpClient(Protocol):
+    """The methods of `httpx.Client` or `httpx2.Client` that flux0 calls."""
+
+    def build_request(
+        self, method: str, url: Any, *, content: Any, headers: Any, timeout: Any
+    ) -> Any:
+        """Return a request of the library, with the defaults of the client."""
+        ...
+
+    def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> HttpResponse:
+        """Send a request and return the library's response."""
+        ...
+
+
+@runtime_checkable
+class AsyncHttpClient(Protocol):
+    """The methods of `httpx.AsyncClient` or `httpx2.AsyncClient` that flux0 calls."""
+
+    def build_request(
+        self, method: str, url: Any, *, content: Any, headers: Any, timeout: Any
+    ) -> Any:
+        """Return a request of the library, with the defaults of the client."""
+        ...
+
+    async def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> HttpResponse:
+        """Send a request and return the library's response."""
+        ...
+
+
+class HttpxFamilyTransport(ABC):
+    """The common part of `HttpxTransport` and `Httpx2Transport`."""
+
+    _library: ClassVar[str]
+
+    def __init__(
+        self, client: HttpClient | None = None, async_client: AsyncHttpClient | None = None
+    ) -> None:
+        try:
+            httpx_module, httpcore_module = self._import_modules()
+        except ModuleNotFoundError as error:
+            raise not_installed(self._library) from error
+        _check_client("client", client, self._library, is_async=False)
+        _check_client("async_client", async_client, self._library, is_async=True)
+        self._httpx_module = httpx_module
+        self._httpcore_module = httpcore_module
+        self._client = track_client(client, httpx_module, httpcore_module)
+        self._async_client = track_client(async_client, httpx_module, httpcore_module)
+        self._proxies = EnvironmentProxies(self._library, _PROXY_SCHEMES)
+        create = partial(BuiltInClients, httpx_module, httpcore_module)
+        self._built_in_clients = PerProcess(partial(create, is_async=False))
+        weakref.finalize(self, _close_from_finalizer, weakref.ref(self), self._built_in_clients)
+        self._built_in_async_clients: PerLoop[BuiltInClients] = PerLoop(
+            partial(create, is_async=True), BuiltInClients.close_async
+        )
+        self._request_body = _request_body_class(httpx_module.AsyncByteStream)
+
+    @staticmethod
+    @abstractmethod
+    def _import_modules() -> tuple[Any, Any]:
+        """Import and return the modules `httpx` and `httpcore`, or `httpx2` and `httpcore2`."""
+
+    def __repr__(self) -> str:
+        return transport_repr(self, client=self._client, async_client=self._async_client)
+
+    @property
+    def serves_sync(self) -> bool:
+        """Whether `send` works: the transport has a sync client, or the user passed no client."""
+        return self._client is not None or self._async_client is None
+
+    @property
+    def serves_async(self) -> bool:
+        """Whether `send_async` works: there is an async client, or the user passed no client."""
+        return self._async_client is not None or self._client is None
+
+    def send(self, request: Request) -> Response[ByteStream]:
+        """Send `request` once; see `Transport.send`."""
+        if not self.serves_sync:
+            raise Flux0Error(
+                "the transport has an async client only: use the methods that end in _async, or "
+                "pass a sync client as client="
+            )
+        built_in = None if self._client is not None else self._built_in_clients.get()
+        client: Any = self._client
+        if built_in is not None:
+            client = built_in.get(self._proxies.proxy_for(request.url))
+        built = self._build_request(client, request)
+        exchange = HttpxExchange(self._httpx_module, self._httpcore_module, built, request)
+        built.extensions["trace"] = exchange.trace
+        token = current_exchange.set(exchange)
+        try:
+            response = client.send(built, stream=True, follow_redirects=False)
+        except Exception as error:
+            response = self._response_despite(error, client, built, exchange)
+            if response is None:
+                raise
+        finally:
+            current_exchange.reset(token)
+            exchange.clear_interrupt()
+        exchange.restore_location(response)
+        body = SyncBody(SyncHttpxBody(request, built, exchange, response, self))
+        if built_in is not None:
+            built_in.bodies.add(body)
+        return _to_response(response, body)
+
+    def close(self) -> None:
+        """Close the built-in sync client and its bodies, but no client of the user."""
+        self._built_in_clients.get().close()
+
+    async def send_async(self, request: Request) -> Response[AsyncByteStream]:
+        """Send `request` once; see `AsyncTransport.send_async`."""
+        if not self.serves_async:
+            raise Flux0Error(
+                "the transport has a sync client only: pass an async client as async_client=, or "
+                "pass the transport to Flux0, which runs its async calls in threads"
+            )
+        client: Any = self._async_client
+        if client is None:
+            built_in = await self._built_in_async_clients.get()
+            client = built_in.get(self._proxies.proxy_for(request.url))
+        built = self._build_request(client, request)
+        exchange = HttpxExchange(self._httpx_module, self._httpcore_module, built, request)
+        built.extensions["trace"] = exchange.trace_async
+        if request.body is not None:
+            built.stream = self._request_body(request.body)
+        token = current_exchange.set(exchange)
+        try:
+            response = await client.send(built, stream=True, follow_redirects=False)
+        except Exception as error:
+            response = self._response_despite(error, client, built, exchange)
+            if response is None:
+                raise
+        finally:
+            current_exchange.reset(token)
+            exchange.clear_interrupt()
+        exchange.restore_location(response)
+        return _to_response(response, AsyncBody(request, built, exchange, response, self))
+
+    async def close_async(self) -> None:
+        """Close the built-in client of the running event loop, but no client of the user."""
+        await self._built_in_async_clients.close_async()
+
+    def _build_request(self, client: Any, request: Request) -> Any:
+        if getattr(client, "is_closed", False):
+            raise self._client_closed()
+        httpx_module, timeout, headers = self._httpx_module, request.timeout, request.headers
+        pairs = headers.pairs
+        if "accept-encoding" not in headers:
+            pairs += (("accept-encoding", ACCEPT_ENCODING),)
+        try:
+            built: Any = client.build_request(
+                request.method,
+                request.url,
+                content=request.body,
+                headers=httpx_module.Headers(pairs, encoding="latin-1"),
+                timeout=(timeout.connect, timeout.read, timeout.write, timeout.pool),
+            )
+        except (httpx_module.InvalidURL, UnicodeError) as error:  # idna raises UnicodeError.
+            raise failure(ConnectError, error, timeout) from error
+        return built
+
+    def _response_despite(
+        self, error: Exception, client: Any, built: Any, exchange: HttpxExchange
+    ) -> Any:
+        """Return the response if a hook called `raise_for_status`; None to re-raise `error`.
+
+        Raises:
+            TransportError: The library failed to send the request.
+            ClientClosed: The client, or its event loop, is closed.
+        """
+        if isinstance(error, self._httpx_module.HTTPStatusError):
+            own = error.request is built and not is_success(error.response.status_code)
+            return error.response if own else None
+        if isinstance(error, RuntimeError):
+            if getattr(client, "is_closed", False) or "loop is closed" in str(error):
+                raise self._client_closed() from error
+            return None
+        translated = exchange.translate(error, built)
+        if translated is not None:
+            raise translated from error
+        return None
+
+    def _client_closed(self) -> ClientClosed:
+        return ClientClosed(f"the {self._library} client or its event loop is closed")
+
+
+class HttpxTransport(HttpxFamilyTransport):
+    """Sends requests over httpx, with the user's clients or with built-in clients.
+
+    Your client keeps its proxies, certificates, authentication, cookies and hooks, and flux0 never
+    closes it. flux0 tracks the connections that your client opens from now on: a connection with
+    surplus bytes is never reused. Built-in clients are created at the first use, and store no
+    cookies. Timeouts are set for each request. Redirects are not followed.
+
+    Args:
+        client: An `httpx.Client`, for sync calls.
+        async_client: An `httpx.AsyncClient`, for async calls.
+
+    Raises:
+        MissingDependency: httpx is not installed.
+        InvalidArgument: An argument is not a client of httpx.
+    """
+
+    _library: ClassVar[str] = "httpx"
+
+    @staticmethod
+    def _import_modules() -> tuple[Any, Any]:
+        import httpcore  # noqa: PLC0415 - a program may use httpx2 only
+        import httpx  # noqa: PLC0415
+
+        return httpx, httpcore
+
+
+class Httpx2Transport(HttpxFamilyTransport):
+    """Sends requests over httpx2, as `HttpxTransport` does over httpx.
+
+    Your client keeps its proxies, certificates, authentication, cookies and hooks, and flux0 never
+    closes it. flux0 tracks the connections that your client opens from now on: a connection with
+    surplus bytes is never reused. Built-in clients are created at the first use, and store no
+    cookies. Timeouts are set for each request. Redirects are not followed. httpx2 needs Python 3.11
+    or newer.
+
+    Args:
+        client: An `httpx2.Client`, for sync calls.
+        async_client: An `httpx2.AsyncClient`, for async calls.
+
+    Raises:
+        MissingDependency: httpx2 is not installed.
+        InvalidArgument: An argument is not a client of httpx2.
+    """
+
+    _library: ClassVar[str] = "httpx2"
+
+    @staticmethod
+    def _import_modules() -> tuple[Any, Any]:
+        import httpcore2  # noqa: PLC0415 - most programs use httpx only
+        import httpx2  # noqa: PLC0415
+
+        return httpx2, httpcore2
+
+
+def _close_from_finalizer(
+    transport: weakref.ref[HttpxFamilyTransport], built_in_clients: PerProcess[BuiltInClients]
+) -> None:
+    clients = built_in_clients.get()
+    if transport() is not None:  # The interpreter exits: it starts no threads, and no lock is held.
+        clients.close_clients()
+    elif clients.has_clients:  # The garbage collector may run while this thread holds a lock.
+        run_in_new_thread(clients.close)
+
+
+def _check_client(argument: str, client: object, library: str, *, is_async: bool) -> None:
+    """Raise `InvalidArgument` unless `client` is a client of the library, and sync or async."""
+    if client is None:
+        return
+    refuse_misplaced(argument, client, library)
+    if hasattr(client, "send_async"):
+        raise InvalidArgument(argument, "is a transport: pass it as transport=")
+    for method in ("build_request", "send"):
+        if not hasattr(client, method):
+            problem = f"must be like an {library}.Client: {type(client).__name__} has no {method}"
+            raise InvalidArgument(argument, problem)
+    if iscoroutinefunction(cast("Any", client).send) is not is_async:
+        kind, other = ("a sync", "client") if is_async else ("an async", "async_client")
+        raise InvalidArgument(argument, f"is {kind} client: pass it as {other}=")
+
+
+def _to_response(response: Any, body: Body) -> Response[Body]:
+    fields = response.headers.raw
+    pairs = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
+    headers = Headers(tuple(pairs))
+    framed = response.http_version == "HTTP/2" or is_framed(headers)
+    # Without a network stream, an application in this process ends the body.
+    close_delimited = "network_stream" in response.extensions and not framed
+    return Response(response.status_code, headers, body, response, close_delimited)
+
+
+class _RequestBody:
+    """The body of an async request.
+
+    The body of httpx is an async generator. If sending fails, trio warns about the open generator.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _SinglePiece(iter((self._body,)))
+
+
+@cache
+def _request_body_class(base: type[Any]) -> type[Any]:
+    """Return a `_RequestBody` that derives from the library's class, which httpx checks."""
+    return type("RequestBody", (_RequestBody, base), {})
+
+
+class _SinglePiece(AsyncIterator[bytes]):
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+
+    async def __anext__(self) -> bytes:
+        for piece in self._pieces:
+            return piece
+        raise StopAsyncIteration
