@@ -1,4 +1,4 @@
-"""The command line against the real server."""
+"""The command line, with the real server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(server: Flux0Server) -> Run:
-    """Runs a command on the shared server, with `input` as its standard input."""
+    """Runs a command with the shared server and with `input` as its standard input."""
 
     def invoke(*arguments: str, input: str = "") -> Result:
         environment = {"FLUX0_SERVER_URL": server.url}
@@ -35,7 +35,7 @@ def script(*steps: Mapping[str, Any]) -> str:
     return json.dumps(steps)
 
 
-def in_json(result: Result) -> Any:
+def parse_json(result: Result) -> Any:
     return json.loads(result.stdout)
 
 
@@ -47,7 +47,7 @@ WEATHER = script(
     {"status": "typing"},
     {"text": "It is foggy.", "pieces": 4},
 )
-ASIDE = """\
+TURN_STDERR = """\
 · processing: Thinking
 Let me see.
 
@@ -58,16 +58,16 @@ Let me see.
 """
 
 
-def test_a_turn_is_shown_and_its_session_can_be_taken_up(
+def test_turn_is_shown_and_its_session_can_be_continued(
     run: Run, server: Flux0Server, fresh_name: str
 ) -> None:
     user = ("--user", fresh_name)
     turn = run("chat", WEATHER, "--agent", server.agent_id, *user)
     assert turn.exit_code == 0
     assert turn.stdout == "It is foggy.\n"
-    (session,) = in_json(run("sessions", "list", *user, "--json"))["data"]
-    assert turn.stderr == f"Session {session['id']} with Scripted.\n{ASIDE}"
-    assert in_json(run("sessions", "get", session["id"], "--json")) == session
+    (session,) = parse_json(run("sessions", "list", *user, "--json"))["data"]
+    assert turn.stderr == f"Session {session['id']} with Scripted.\n{TURN_STDERR}"
+    assert parse_json(run("sessions", "get", session["id"], "--json")) == session
     assert run("sessions", "list", "--user", uuid4().hex).stdout == ""
     bye = script({"text": "Bye."})
     later = run("chat", "--session", session["id"], *user, input=bye)
@@ -76,13 +76,13 @@ def test_a_turn_is_shown_and_its_session_can_be_taken_up(
     assert lines.stdout == "Bye.\n\nBye.\n"
 
 
-def test_the_events_of_a_turn_are_those_of_its_stream(run: Run, session_id: str) -> None:
+def test_stored_events_of_a_turn_have_the_data_of_its_stream(run: Run, session_id: str) -> None:
     chat = run("chat", "--json", WEATHER, "--session", session_id)
     streamed = [json.loads(line) for line in chat.stdout.splitlines()]
     turn = streamed[0]["correlation_id"]
     types = ("--type", "status", "--type", "tool")
     options = ("--correlation-id", turn, "--source", "ai_agent", "--min-offset", "1", *types)
-    stored = in_json(run("events", session_id, "--json", *options))["data"]
+    stored = parse_json(run("events", session_id, "--json", *options))["data"]
     assert [event["data"].get("status") for event in stored] == ["processing", None, "typing"]
     assert stored[0]["data"] == streamed[0]["data"]
     assert {(event["session_id"], event["correlation_id"]) for event in streamed} == {
@@ -92,7 +92,7 @@ def test_the_events_of_a_turn_are_those_of_its_stream(run: Run, session_id: str)
     assert "get_weather" in run("events", session_id).stdout
 
 
-def test_what_the_server_refuses_is_one_line(run: Run) -> None:
+def test_error_response_is_reported_on_one_line(run: Run) -> None:
     unknown = "Error: No {} has the id 'xxxxxxxxxx'."
     short = "Error: No {} has the id 'x': ids have 10 characters."
     for command, words in (

@@ -1,6 +1,6 @@
-"""Record `flux0 demo` in a real terminal, as the picture of the README: docs/images/demo.svg.
+"""Record `flux0-client demo` in a real terminal for the README, as docs/images/demo.svg.
 
-Run it where the extra `cli` is installed: `python tests/support/record_demo.py`.
+Usage, with the extra `cli`: `python tests/support/record_demo.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PICTURE = Path(__file__).parents[2] / "docs/images/demo.svg"
 WIDTH = 80
 
 if __name__ == "__main__":
-    # It runs its command in a terminal, whose size is in the environment.
+    # `script` runs the command in a terminal. The environment sets its size.
     command = ["script", "-qec", f"{sys.executable} -m flux0 demo", "/dev/null"]
     terminal = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(WIDTH), "LINES": "24"}
     output = subprocess.run(command, env=terminal, capture_output=True, text=True, check=True)
@@ -27,6 +27,6 @@ if __name__ == "__main__":
     console.print("$ flux0-client demo", style="bold")
     console.print(Text.from_ansi(output.stdout))
     picture = console.export_svg(title="flux0", unique_id="flux0")
-    # Without what would be loaded from elsewhere.
+    # Remove the fonts, which a browser would load from another server.
     picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
     PICTURE.write_text(picture, "utf-8")

@@ -1,1 +1,1 @@
-"""The command line, a user of the client like any other; needs the extra `cli`."""
+"""The command line. It uses only the public client, and needs the extra `cli`."""

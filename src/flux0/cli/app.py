@@ -1,4 +1,4 @@
-"""The commands, their options and their help."""
+"""The commands of `flux0-client`, with their options and help."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flux0 import EventSource, EventType, Flux0, Flux0Error, __version__, to_dict
-from flux0.cli.wording import Listed, describe_error
+from flux0.cli.descriptions import Listed, describe_error
 from flux0.client.conversation import user_headers
 from flux0.client.flux0 import DEFAULT_SERVER_URL
 from flux0.domain import arguments
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _FAILED, _WRONG_USE, _INTERRUPTED = 1, 2, 130  # The exit codes.
 
-# The server makes up ids that may begin with a hyphen, and then look like options.
-_TAKES_AN_ID = {"ignore_unknown_options": True}
+# Ids from the server may begin with a hyphen, as options do.
+_SETTINGS_FOR_IDS = {"ignore_unknown_options": True}
 
 
 def _option(name: str, metavar: str | None, help: str, **more: Any) -> Any:
@@ -37,21 +37,21 @@ def _argument(metavar: str, help: str) -> Any:
     return typer.Argument(metavar=metavar, help=help)
 
 
-_WHERE = f"Where the server is; by default FLUX0_SERVER_URL, else {DEFAULT_SERVER_URL}."
-_WHO = "Who you are: sessions belong to users. By default the one anonymous user."
-_FIELD = "Send this header field; may be repeated. FLUX0_TOKEN is sent as a bearer token."
+_SERVER = f"URL of the server. Default: FLUX0_SERVER_URL, or {DEFAULT_SERVER_URL}."
+_USER = "Name of the user who owns the sessions. Default: the anonymous user."
+_HEADER = "Header field to send; may be repeated. FLUX0_TOKEN is sent as a bearer token."
 
-# The options of every command that asks a server, which may stand before it too.
-Server = Annotated[str | None, _option("--server-url", "URL", _WHERE)]
-User = Annotated[str | None, _option("--user", "NAME", _WHO)]
-Header = Annotated[list[str] | None, _option("--header", "'NAME: VALUE'", _FIELD)]
-Json = Annotated[bool, _option("--json", None, "Print JSON, in the server's form.")]
+# The options of all commands that connect to a server, written before or after the command.
+Server = Annotated[str | None, _option("--server-url", "URL", _SERVER)]
+User = Annotated[str | None, _option("--user", "NAME", _USER)]
+Header = Annotated[list[str] | None, _option("--header", "'NAME: VALUE'", _HEADER)]
+Json = Annotated[bool, _option("--json", None, "Print JSON in the format of the server.")]
 
-AgentId = Annotated[str, _argument("AGENT", "The agent's id.")]
-SessionId = Annotated[str, _argument("SESSION", "The session's id.")]
+AgentId = Annotated[str, _argument("AGENT", "Id of the agent.")]
+SessionId = Annotated[str, _argument("SESSION", "Id of the session.")]
 
 
-def _take(
+def _store_options(
     context: typer.Context,
     server: Server = None,
     user: User = None,
@@ -59,7 +59,10 @@ def _take(
     *,
     as_json: Json = False,
 ) -> None:
-    """Take what stands before the command, or behind it, which counts; header fields add up."""
+    """Store the common options in `context.obj`.
+
+    An option after the command overrides the same option before it; all header fields are sent.
+    """
     before = context.obj or (None, None, (), False)
     context.obj = (
         server or before[0],
@@ -70,9 +73,9 @@ def _take(
 
 
 app: typer.Typer = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-_group = partial(typer.Typer, no_args_is_help=True, callback=_take)
-agents: typer.Typer = _group(help="List the server's agents, show or create one.")
-sessions: typer.Typer = _group(help="List your sessions, show or create one.")
+_group = partial(typer.Typer, no_args_is_help=True, callback=_store_options)
+agents: typer.Typer = _group(help="List, show and create agents.")
+sessions: typer.Typer = _group(help="List, show and create sessions.")
 app.add_typer(agents, name="agents")
 app.add_typer(sessions, name="sessions")
 
@@ -96,43 +99,46 @@ def root(
     as_json: Json = False,
     _version: Annotated[bool, _VERSION] = False,
 ) -> None:
-    """Talk to the agents of a flux0 server, and look at what it keeps.
+    """Talk to the agents of a flux0 server, and list its agents, sessions and events.
 
-    flux0-client demo                       See a turn, with no server at all.
+    flux0-client demo                       Show an example turn, without a server.
     flux0-client chat "What's the weather?" Send one message.
     flux0-client chat                       Have a conversation.
-    flux0-client events qH-klmX3cz          See what the server has stored of it.
+    flux0-client events qH-klmX3cz          List the stored events of a session.
     """
-    _take(context, server, user, header, as_json=as_json)
+    _store_options(context, server, user, header, as_json=as_json)
 
 
-_SAID = "What to say; by default what is piped in, else you are asked."
-_TYPE = "Talk to the first agent of this type, which is created if there is none."
-_IDLE = "Give up when the agent is silent for so long; by default 600."
+_MESSAGE = "Text to send. Default: the piped input; in a terminal, a prompt for each message."
+_AGENT = "Id of the agent. Default: the agent of the server, if it has only one."
+_SESSION = "Id of the session to continue. Default: a new session."
+_TYPE = "Type of the agent: use the first agent of this type, or create it."
+_IDLE = "Longest time without an event, after which the turn fails. Default: 600."
 
 
 @app.command()
 def chat(
     context: typer.Context,
-    message: Annotated[str | None, _argument("MESSAGE", _SAID)] = None,
+    message: Annotated[str | None, _argument("MESSAGE", _MESSAGE)] = None,
     *,
-    agent: Annotated[str | None, _option("--agent", "ID", "By default the only one.")] = None,
+    agent: Annotated[str | None, _option("--agent", "ID", _AGENT)] = None,
     agent_type: Annotated[str | None, _option("--agent-type", "TYPE", _TYPE)] = None,
-    session: Annotated[str | None, _option("--session", "ID", "Go on with this session.")] = None,
-    lines: Annotated[bool, _option("--lines", None, "Each line piped in is a message.")] = False,
+    session: Annotated[str | None, _option("--session", "ID", _SESSION)] = None,
+    lines: Annotated[bool, _option("--lines", None, "Send each line of piped input.")] = False,
     idle_timeout: Annotated[int | None, _option("--idle-timeout", "SECONDS", _IDLE, min=1)] = None,
     as_json: Annotated[bool, _option("--json", None, "Print events as lines of JSON.")] = False,
-    demo: Annotated[bool, _option("--demo", None, "Talk to a demo agent, with no server.")] = False,
+    demo: Annotated[bool, _option("--demo", None, "Use the demo agent, without a server.")] = False,
     server: Server = None,
     user: User = None,
     header: Header = None,
 ) -> None:
     """Talk to an agent: one turn for a MESSAGE, or a conversation.
 
-    A terminal shows all of a turn as it comes. Output that is piped is the answer's text alone;
-    all else goes to standard error. What is piped in is the message, or the context of MESSAGE.
+    A terminal shows the complete turn while it streams. If the output is piped, only the text of
+    the answer is written to it, and everything else to standard error. Piped input is the message;
+    if there is a MESSAGE, the input is appended to it as context.
 
-    In a conversation Ctrl-C ends a turn; a second one leaves, as do Ctrl-D and "exit".
+    In a conversation, Ctrl-C cancels the turn. A second Ctrl-C, Ctrl-D or "exit" ends the program.
 
     Examples:
     flux0-client chat "What's the weather in SF?"
@@ -140,22 +146,30 @@ def chat(
     flux0-client chat --session qH-klmX3cz "And tomorrow?"
     """
     if sum(choice is not None for choice in (agent, agent_type, session)) > 1:
-        raise typer.BadParameter("--agent, --agent-type and --session exclude each other.")
+        raise typer.BadParameter("--agent, --agent-type and --session cannot be combined.")
     if lines and message is not None:
-        raise typer.BadParameter("takes the messages from standard input.", param_hint="--lines")
-    _take(context, server, user, header, as_json=as_json)
+        problem = "cannot be combined with MESSAGE: the messages are read from standard input."
+        raise typer.BadParameter(problem, param_hint="--lines")
+    _store_options(context, server, user, header, as_json=as_json)
     *_, as_json = context.obj
     explain = partial(describe_error, ids={"agent": agent, "session": session})
     with _client(context, explain, idle_timeout, demo=demo) as flux0:
-        from flux0.cli.chat import Chat, begin, messages_to_send, standard_input  # noqa: PLC0415 - slow
+        from flux0.cli.chat import (  # noqa: PLC0415 - slow
+            Chat,
+            messages_to_send,
+            standard_input,
+            start_conversation,
+        )
 
         interactive = message is None and standard_input().isatty()
         if as_json and interactive:
-            raise typer.BadParameter("needs a MESSAGE.", param_hint="--json")
+            raise typer.BadParameter("needs a MESSAGE or piped input.", param_hint="--json")
         messages = None if interactive else messages_to_send(message, lines=lines)
-        conversation = begin(flux0, agent_id=agent, agent_type=agent_type, session_id=session)
-        talk = Chat(conversation, explain, as_json=as_json)
-        if not (talk.converse() if messages is None else talk.say_all(messages)):
+        conversation = start_conversation(
+            flux0, agent_id=agent, agent_type=agent_type, session_id=session
+        )
+        chat = Chat(conversation, explain, as_json=as_json)
+        if not (chat.converse() if messages is None else chat.send_all(messages)):
             raise typer.Exit(_FAILED)
 
 
@@ -163,22 +177,24 @@ def chat(
 def demo(context: typer.Context) -> None:
     """Show a turn with reasoning, a tool call and an answer.
 
-    The agent is in memory, so no server is needed. To talk to it yourself:
+    The agent runs in memory, so no server is needed. To talk to the agent:
     flux0-client chat --demo
     """
     with _client(context, demo=True) as flux0:
         from flux0.cli.chat import Chat  # noqa: PLC0415 - slow
 
         conversation = flux0.conversation(agent=flux0.agents.list()[0])
-        Chat(conversation).demonstrate("What's the weather like in San Francisco?")
+        Chat(conversation).show_example("What's the weather like in San Francisco?")
 
 
 @app.command()
 def serve_demo(
     *,
-    port: Annotated[int, _option("--port", "N", "0 takes a free one.", min=0, max=65535)] = 8080,
+    port: Annotated[
+        int, _option("--port", "N", "Port to listen on; 0 selects a free port.", min=0, max=65535)
+    ] = 8080,
 ) -> None:
-    """Serve the demo agent on 127.0.0.1, and print the URL. Ctrl-C ends it."""
+    """Serve the demo agent on 127.0.0.1 until Ctrl-C, and print the URL."""
     with _exit_codes(describe_error):
         try:
             with _demo_transport().serve(port) as url:
@@ -188,10 +204,10 @@ def serve_demo(
             raise InvalidArgument("port", f"cannot be {port}: {error.strerror}") from error
 
 
-def _shows(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], None]:
-    """Make a command of a function: it shows what the function gets from the server.
+def _query(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], None]:
+    """Register a function as a command that shows the models returned by the function.
 
-    The command takes the function's parameters but the client, and the options of every command.
+    The command has the parameters of the function, except for the client, and the common options.
     """
 
     def register(get: Callable[..., Listed]) -> None:
@@ -202,15 +218,15 @@ def _shows(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], N
             server: Server = None,
             user: User = None,
             header: Header = None,
-            **given: Any,
+            **arguments: Any,
         ) -> None:
-            _take(context, server, user, header, as_json=as_json)
+            _store_options(context, server, user, header, as_json=as_json)
             *_, as_json = context.obj
-            with _client(context, partial(describe_error, ids=given)) as flux0:
+            with _client(context, partial(describe_error, ids=arguments)) as flux0:
                 from flux0.cli.listing import show  # noqa: PLC0415 - loads rich
                 from flux0.cli.output import Output  # noqa: PLC0415
 
-                model = get(flux0, **given)
+                model = get(flux0, **arguments)
                 if as_json:
                     Output().json(to_dict(model), indent=2)
                 else:
@@ -218,32 +234,32 @@ def _shows(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], N
 
         _, *own = inspect.signature(get, eval_str=True).parameters.values()
         signature = inspect.signature(command, eval_str=True)
-        context, *added, _ = signature.parameters.values()
+        context, *common, _ = signature.parameters.values()
         command.__doc__ = get.__doc__
-        vars(command)["__signature__"] = signature.replace(parameters=[context, *own, *added])
-        takes_an_id = any(parameter.annotation in {AgentId, SessionId} for parameter in own)
-        group.command(name, context_settings=_TAKES_AN_ID if takes_an_id else None)(command)
+        vars(command)["__signature__"] = signature.replace(parameters=[context, *own, *common])
+        has_id = any(each.annotation in {AgentId, SessionId} for each in own)
+        group.command(name, context_settings=_SETTINGS_FOR_IDS if has_id else None)(command)
 
     return register
 
 
-_KIND = "Only message, tool, status or custom events; may be repeated."
-_SOURCE = "Only events of the user, the ai_agent or the system."
-_TURN = "Only events of this turn."
-_FROM = "Only events from this offset on."
+_EVENT_TYPE = "List only events of this type; may be repeated."
+_SOURCE = "List only events from this source."
+_TURN = "List only events of the turn with this correlation id."
+_FROM = "List only events with this offset or a higher one."
 
 
-@_shows(app, "events")
+@_query(app, "events")
 def events(
     flux0: Flux0,
     session: SessionId,
     *,
-    types: Annotated[list[EventType] | None, _option("--type", "TYPE", _KIND)] = None,
+    types: Annotated[list[EventType] | None, _option("--type", "TYPE", _EVENT_TYPE)] = None,
     source: Annotated[EventSource | None, _option("--source", "SOURCE", _SOURCE)] = None,
     correlation_id: Annotated[str | None, _option("--correlation-id", "ID", _TURN)] = None,
     min_offset: Annotated[int | None, _option("--min-offset", "N", _FROM, min=0)] = None,
 ) -> Listed:
-    """List the events that the server has stored of a session, turn by turn.
+    """List the events that the server has stored for a session, grouped by turn.
 
     Examples:
     flux0-client events qH-klmX3cz
@@ -258,25 +274,28 @@ def events(
     )
 
 
-@_shows(agents, "list")
+@_query(agents, "list")
 def list_agents(flux0: Flux0) -> Listed:
     """List all agents of the server."""
     return flux0.agents.list()
 
 
-@_shows(agents, "get")
+@_query(agents, "get")
 def get_agent(flux0: Flux0, agent: AgentId) -> Listed:
     """Show one agent."""
     return flux0.agents.retrieve(agent_id=agent)
 
 
-@_shows(agents, "create")
+_PURPOSE = "Description of the agent and its purpose."
+
+
+@_query(agents, "create")
 def create_agent(
     flux0: Flux0,
-    name: Annotated[str, _argument("NAME", "What people call it.")],
-    type_: Annotated[str, _argument("TYPE", "The code that runs it; the server must have it.")],
+    name: Annotated[str, _argument("NAME", "Name of the agent for people.")],
+    type_: Annotated[str, _argument("TYPE", "Type of the agent; the server must have it.")],
     *,
-    description: Annotated[str | None, _option("--description", "TEXT", "What it is for.")] = None,
+    description: Annotated[str | None, _option("--description", "TEXT", _PURPOSE)] = None,
 ) -> Listed:
     """Create an agent.
 
@@ -286,30 +305,32 @@ def create_agent(
     return flux0.agents.create(name=name, type_=type_, description=description)
 
 
-@_shows(sessions, "list")
+@_query(sessions, "list")
 def list_sessions(
     flux0: Flux0,
     *,
-    agent: Annotated[str | None, _option("--agent", "ID", "Only those with this agent.")] = None,
+    agent: Annotated[
+        str | None, _option("--agent", "ID", "List only sessions with this agent.")
+    ] = None,
 ) -> Listed:
-    """List your sessions."""
+    """List the sessions of the user."""
     return flux0.sessions.list(agent_id=agent)
 
 
-@_shows(sessions, "get")
+@_query(sessions, "get")
 def get_session(flux0: Flux0, session: SessionId) -> Listed:
     """Show one session."""
     return flux0.sessions.retrieve(session_id=session)
 
 
-@_shows(sessions, "create")
+@_query(sessions, "create")
 def create_session(
     flux0: Flux0,
     agent: AgentId,
     *,
-    title: Annotated[str | None, _option("--title", "TEXT", "What it is about.")] = None,
+    title: Annotated[str | None, _option("--title", "TEXT", "Topic of the session.")] = None,
 ) -> Listed:
-    """Open a session with an agent.
+    """Create a session with an agent.
 
     Example:
     flux0-client sessions create f1KizRKqjY --title "The weather"
@@ -325,7 +346,7 @@ def _client(
     *,
     demo: bool = False,
 ) -> Generator[Flux0, None, None]:
-    """Give out a client with the options that were taken."""
+    """Open a client with the common options of the command."""
     server, user, header, _ = context.obj
     with (
         _exit_codes(explain),
@@ -341,7 +362,7 @@ def _client(
 
 @contextmanager
 def _exit_codes(explain: Callable[[Flux0Error], str]) -> Generator[None, None, None]:
-    """Have what goes wrong end as a line on standard error and an exit code."""
+    """Convert errors to a message on standard error and an exit code."""
     from flux0.cli.output import escape_unencodable, print_problem  # noqa: PLC0415 - loads rich
 
     escape_unencodable()
@@ -355,15 +376,15 @@ def _exit_codes(explain: Callable[[Flux0Error], str]) -> Generator[None, None, N
         raise typer.Exit(code) from error
 
 
-def _headers(user: str | None, given: list[str]) -> Mapping[str, str]:
-    """Return the header fields to send; those of the same name are joined, as HTTP has it."""
+def _headers(user: str | None, options: list[str]) -> Mapping[str, str]:
+    """Return the header fields to send. Values of the same name are joined (RFC 9110, 5.3)."""
     fields = dict(user_headers(user) or {})
-    for text in given:
+    for text in options:
         name, colon, value = map(str.strip, text.partition(":"))
         if not colon:
-            raise InvalidArgument("headers", "must be like 'NAME: VALUE'")
-        name, joint = name.lower(), "; " if name.lower() == "cookie" else ", "
-        fields[name] = f"{fields[name]}{joint}{value}" if name in fields else value
+            raise InvalidArgument("headers", "must have the form 'NAME: VALUE'")
+        name, separator = name.lower(), "; " if name.lower() == "cookie" else ", "
+        fields[name] = f"{fields[name]}{separator}{value}" if name in fields else value
     if token := os.environ.get("FLUX0_TOKEN", "").strip():
         own = arguments.headers("FLUX0_TOKEN", {"authorization": f"Bearer {token}"})
         fields = {**own, **fields}
@@ -371,6 +392,6 @@ def _headers(user: str | None, given: list[str]) -> Mapping[str, str]:
 
 
 def _demo_transport() -> FakeTransport:
-    from flux0.cli.demo_agent import demo_transport  # noqa: PLC0415 - not for a real server
+    from flux0.cli.demo_agent import demo_transport  # noqa: PLC0415 - only the demo needs it
 
     return demo_transport(sleep=time.sleep, start=time.time())

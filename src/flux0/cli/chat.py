@@ -1,4 +1,4 @@
-"""Talking to an agent: one turn, or one after the other."""
+"""The command `chat`: sends one message, or has a conversation."""
 
 from __future__ import annotations
 
@@ -13,36 +13,41 @@ from typing import TextIO, cast
 import typer
 
 from flux0 import Conversation, Event, EventSource, Flux0, Flux0Error, StreamEvent, to_dict
+from flux0.cli.descriptions import describe_data, describe_error
 from flux0.cli.output import Output, one_line, print_note, print_problem
 from flux0.cli.turn_view import TurnView
-from flux0.cli.wording import describe_data, describe_error
 from flux0.domain import arguments
 from flux0.models import Agent, AgentNotFound, InvalidArgument
 
 _PROMPT = "> "
-_FAREWELLS = {"exit", "quit"}
+_EXIT_COMMANDS = {"exit", "quit"}
 
 
 def messages_to_send(message: str | None, *, lines: bool) -> Iterable[str]:
-    """Return `message` with what is piped in below it, that alone, or each of its lines."""
+    """Return the messages of the command line.
+
+    They are `message` with the piped input below it, or the piped input, or each line of it.
+    """
     stream = standard_input()
     first = ""
     rest: Iterable[str] = ()
     if lines:
-        said = (line.strip() for line in stream if not line.isspace())
-        first, rest = next(said, ""), said
+        stripped = (line.strip() for line in stream if not line.isspace())
+        first, rest = next(stripped, ""), stripped
     elif message is None or message.strip():
         piped = "" if stream.isatty() else stream.read().rstrip()
         first = "\n\n".join(filter(None, (message, piped)))
     if not first.strip():
-        raise InvalidArgument("message", "is empty: pass one, or pipe it into standard input")
+        raise InvalidArgument(
+            "message", "must not be empty: pass a text, or pipe it into the command"
+        )
     return chain([arguments.text("message", first)], rest)
 
 
-def begin(
+def start_conversation(
     flux0: Flux0, *, agent_id: str | None, agent_type: str | None, session_id: str | None
 ) -> Conversation:
-    """Take up a session or open one, and say which on standard error."""
+    """Continue or create a session, and print its id to standard error."""
     agent = None if session_id is not None else _chosen_agent(flux0, agent_id, agent_type)
     conversation = flux0.conversation(agent=agent, session=session_id)
     session = conversation.session
@@ -51,10 +56,11 @@ def begin(
 
 
 class Chat:
-    """A conversation that is written to the terminal, or to what reads standard output.
+    """A conversation whose turns are written to the terminal or to a pipe.
 
-    A terminal gets all of it. A pipe gets the text of the answers, or each event as a line of JSON;
-    all else goes to standard error. `explain` puts into words what went wrong in a turn.
+    A terminal shows everything. If standard output is a pipe, it gets only the text of the answers,
+    or each event as a line of JSON; everything else is written to standard error. `explain` returns
+    the message for an error.
     """
 
     def __init__(
@@ -71,8 +77,8 @@ class Chat:
         aside = self._output if self._output.is_terminal else Output(stderr=True)
         self._view = TurnView(self._output, aside)
 
-    def say(self, message: str) -> bool:
-        """Send a message and write the turn as it comes; return whether the agent had no error."""
+    def send(self, message: str) -> bool:
+        """Send a message and write the turn while it streams. Return False after an agent error."""
         with self._conversation.send(message) as stream:
             try:
                 for event in stream:
@@ -81,51 +87,51 @@ class Chat:
                     else:
                         self._view.show(event, stream)
             finally:
-                self._view.end(stream)
+                self._view.finish(stream)
             return stream.error is None
 
-    def demonstrate(self, message: str) -> bool:
-        """Send a message, and write it above the turn as if somebody had typed it."""
+    def show_example(self, message: str) -> bool:
+        """Send a message, and write it above the turn, as in a conversation."""
         self._view.user(message)
-        return self.say(message)
+        return self.send(message)
 
-    def say_all(self, messages: Iterable[str]) -> bool:
-        """Send each message; a turn that fails, fails alone. Return whether none did."""
-        went_well = True
+    def send_all(self, messages: Iterable[str]) -> bool:
+        """Send all messages, even if a turn fails. Return whether all turns succeeded."""
+        succeeded = True
         for number, message in enumerate(messages):
             if number and not self._as_json:
                 self._output.write("\n")
-            went_well &= self._try(message)
-        return went_well
+            succeeded &= self._send_and_report(message)
+        return succeeded
 
     def converse(self) -> bool:
-        """Answer what somebody types, who ends with Ctrl-C no more than a turn."""
+        """Send each message that the user types. Ctrl-C cancels only the current turn."""
         if self._output.is_terminal:
             self._show_history()
-        for message in self._asked():
+        for message in self._read_messages():
             try:
-                self._try(message)
+                self._send_and_report(message)
             except KeyboardInterrupt:
-                print_note("The turn was ended.")
+                print_note("Turn cancelled.")
             self._output.write("\n")
-        return True  # Whoever sits there has seen what failed.
+        return True  # The user has seen the errors, so the exit code is 0.
 
-    def _try(self, message: str) -> bool:
+    def _send_and_report(self, message: str) -> bool:
         try:
-            return self.say(message)
+            return self.send(message)
         except Flux0Error as error:
             print_problem(self._explain(error))
             return False
 
     def _show_history(self) -> None:
-        """Write what was said so far."""
+        """Write the previous messages of the session."""
         history = self._conversation.history()
         for number, event in enumerate(history):
             if isinstance(event, Event) and event.source == EventSource.USER:
                 self._view.user(describe_data(event.data))
             else:
                 self._view.message(event.data, str(number))
-        self._view.end()
+        self._view.finish()
         if history:
             self._output.write("\n")
 
@@ -133,14 +139,14 @@ class Chat:
         turn = {"session_id": self._conversation.session.id, "correlation_id": correlation_id}
         self._output.json({"event": event.event, **turn, **to_dict(event)})
 
-    def _asked(self) -> Iterator[str]:
-        """Yield what is typed, line by line, until a line says farewell or the input ends."""
-        print_note("Ctrl-C ends a turn; a second one, Ctrl-D or exit leaves.")
+    def _read_messages(self) -> Iterator[str]:
+        """Yield each typed line until "exit", "quit" or the end of the input."""
+        print_note('Ctrl-C cancels a turn. A second Ctrl-C, Ctrl-D or "exit" ends the program.')
         with contextlib.suppress(ImportError):
-            import_module("readline")  # Edits and recalls lines, where there is one.
+            import_module("readline")  # Adds editing and a history to `input`, if available.
         while True:
             prompt = _PROMPT if self._output.is_terminal else ""
-            if not prompt:  # input() would write it to standard output.
+            if not prompt:  # `input` writes the prompt to standard output.
                 Output(stderr=True).write(_PROMPT)
             try:
                 line = input(prompt).strip()
@@ -149,22 +155,22 @@ class Chat:
                 if isinstance(reason, EOFError):
                     return
                 raise
-            if line in _FAREWELLS:
+            if line in _EXIT_COMMANDS:
                 return
             if line:
                 yield line
 
 
 def standard_input() -> TextIO:
-    """Return standard input, where what is not in its encoding is replaced."""
-    if sys.stdin is None:  # As it is where a shell has closed it.
+    """Return standard input, in which bytes with a wrong encoding are replaced."""
+    if sys.stdin is None:  # The shell has closed it.
         return StringIO()
     cast("TextIOWrapper", sys.stdin).reconfigure(errors="replace")
     return sys.stdin
 
 
 def _chosen_agent(flux0: Flux0, agent_id: str | None, agent_type: str | None) -> Agent:
-    """Return the agent with this id, else the first of this type, else the only one."""
+    """Return the agent with this id, or the first agent of this type, or the only agent."""
     if agent_id is not None:
         return flux0.agents.retrieve(agent_id=agent_id)
     if agent_type is not None:
@@ -176,6 +182,8 @@ def _chosen_agent(flux0: Flux0, agent_id: str | None, agent_type: str | None) ->
     if len(agents) == 1:
         return agents[0]
     if not agents:
-        raise typer.BadParameter("The server has no agent yet; --agent-type TYPE creates one.")
+        raise typer.BadParameter(
+            "The server has no agents. Create an agent with --agent-type TYPE."
+        )
     listed = "".join(f"\n{one_line(f'{agent.id} {agent.name} ({agent.type})')}" for agent in agents)
-    raise typer.BadParameter(f"The server has several agents; pass --agent ID for one of{listed}")
+    raise typer.BadParameter(f"The server has several agents. Select one with --agent ID:{listed}")

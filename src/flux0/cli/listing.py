@@ -1,21 +1,21 @@
-"""Showing what the server keeps: agents, sessions, events."""
+"""Writes lists of agents, sessions and events."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from flux0 import Agent, Session
+from flux0.cli.descriptions import Listed, describe_data
 from flux0.cli.output import Output, print_note
-from flux0.cli.wording import Listed, describe_data
 
-# The columns of each table, with their importance.
+# The columns of each table, with their importance: 1 is left out first.
 _AGENT = {"ID": 5, "TYPE": 2, "NAME": 4, "CREATED": 1, "DESCRIPTION": 3}
 _SESSION = {"ID": 4, "AGENT": 3, "CREATED": 1, "TITLE": 2}
 _EVENT = {"OFFSET": 1, "SOURCE": 3, "TYPE": 2, "DATA": 4}
 
 
 def show(output: Output, listed: Listed) -> None:
-    """Write agents or sessions as a table, and events turn by turn, in few words."""
+    """Write agents or sessions as a table, or events grouped by turn, in a short form."""
     columns: Mapping[str, int] = {}
     rows: list[tuple[str, ...]] = []
     turn = ""
@@ -38,4 +38,4 @@ def show(output: Output, listed: Listed) -> None:
     if rows:
         output.table(columns, rows, head=columns is not _EVENT)
     else:
-        print_note("There are none.")
+        print_note(f"No {type(listed).__name__.lower()} found.")

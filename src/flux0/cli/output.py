@@ -1,4 +1,4 @@
-"""Writing to standard output and standard error: blocks of text, tables, JSON, problems."""
+"""Writes blocks of text, tables, JSON and error messages to standard output and standard error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BOLD = Style(bold=True)
 RED = Style(color="red", bold=True)
 
 _GAP = "  "  # Between the columns of a table.
-_NARROWEST = 11  # In cells: what the last column of a table needs, since its words can be wrapped.
+_MIN_LAST_COLUMN = 11  # In cells. The last column of a table can be narrow: its text is wrapped.
 
 _VISIBLE = {
     **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))},
@@ -28,35 +28,36 @@ _VISIBLE = {
 
 
 def visible(text: str) -> str:
-    """Return text of the server's with its control characters escaped: a terminal obeys them."""
+    """Escape control characters, which could have an effect on the terminal."""
     return text.translate(_VISIBLE)
 
 
 def one_line(text: str) -> str:
-    """Return visible text with each stretch of white space made one space."""
+    """Escape control characters, and replace each sequence of white space by one space."""
     return " ".join(visible(text).split())
 
 
 class Output:
-    """Standard output, or standard error, as a text that grows.
+    """Standard output or standard error, to which text is appended.
 
-    Only a terminal gets styles, and line breaks between words that do not fit its width.
-    `is_terminal` tells whether it is one, rather than a program or a file.
+    Styles are used, and lines are wrapped, only on a terminal. `is_terminal` is False for a pipe or
+    a file.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
         self._console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
         self.is_terminal: bool = self._console.file.isatty()
-        obeys = not (self._console.is_dumb_terminal or self._console.legacy_windows)
-        self._wraps = obeys and self.is_terminal
-        self._color_system = COLOR_SYSTEMS.get(self._console.color_system or "") if obeys else None
-        self._indent = ""  # Of the lines that the text of the open line goes on in.
-        self._line = ""  # What a terminal shows of the open line, without its mark or indent.
+        has_controls = not (self._console.is_dumb_terminal or self._console.legacy_windows)
+        self._wraps = has_controls and self.is_terminal
+        color_system = self._console.color_system or ""
+        self._color_system = COLOR_SYSTEMS.get(color_system) if has_controls else None
+        self._indent = ""  # The indentation of the lines that continue the open line.
+        self._line = ""  # The open line as a terminal shows it, without its mark or indentation.
         self._line_is_open = False
-        self._block = ("", "")  # The kind of what was written last, and the id of its message.
+        self._block = ("", "")  # The kind of the last block, and the id of its message.
 
-    def begin(self, kind: str, message_id: str = "") -> None:
-        """Begin a block on a new line, unless the text of a message goes on."""
+    def begin_block(self, kind: str, message_id: str = "") -> None:
+        """Begin a block on a new line, or continue the block of the same message."""
         last, last_message = self._block
         if message_id and (kind, message_id) == (last, last_message):
             return
@@ -65,15 +66,17 @@ class Output:
             self.write("\n")
         self._block = (kind, message_id)
 
-    def end(self) -> None:
-        """End the line, and the block."""
+    def end_block(self) -> None:
+        """End the open line and the block."""
         self.end_line()
         self._block = ("", "")
 
     def write(self, text: str, style: Style = PLAIN, *, mark: str = "") -> None:
-        """Append text, at once; with a mark, on a line of its own that begins with the mark.
+        """Append text, and flush it.
 
-        Further lines are indented as far. Control characters but line breaks and tabs are escaped.
+        If there is a mark, such as "> ", the text begins on a new line after the mark, and its
+        further lines are indented to the same column. Control characters, except for line breaks
+        and tabs, are escaped.
         """
         if mark:
             self.end_line()
@@ -81,10 +84,10 @@ class Output:
         text = visible(text)
         if mark or text:
             self._line_is_open = not text.endswith("\n")
-            self._append(mark + self._laid_out(text), style)
+            self._append(mark + self._wrap(text), style)
 
     def end_line(self) -> None:
-        """Begin a new line, unless at the beginning of one."""
+        """Begin a new line if the open line has text."""
         if self._line_is_open:
             self._indent = ""
             self.write("\n")
@@ -92,10 +95,11 @@ class Output:
     def table(
         self, columns: Mapping[str, int], rows: Iterable[Sequence[str]], *, head: bool = True
     ) -> None:
-        """Write a table, whose columns have a name and an importance.
+        """Write a table. `columns` maps the name of each column to its importance.
 
-        On a narrow terminal the least important columns are left out, and the last one that stays
-        is wrapped. A row of one cell is a heading. Without `head`, the names are not written.
+        On a narrow terminal, the least important columns are left out, and the text of the last
+        column is wrapped. A row with one cell is a heading. If `head` is False, the names of the
+        columns are not written.
         """
         lines = [tuple(map(one_line, row)) for row in ([tuple(columns)] if head else []) + [*rows]]
         widths = [
@@ -103,7 +107,7 @@ class Output:
             for column in zip(*(line for line in lines if len(line) > 1), strict=True)
         ]
         kept, importance = list(range(len(widths))), tuple(columns.values())
-        while self._wraps and len(kept) > 1 and self._console.width < _least_width(widths, kept):
+        while self._wraps and len(kept) > 1 and self._console.width < _min_width(widths, kept):
             kept.remove(min(kept, key=importance.__getitem__))
         for line in lines:
             if len(line) == 1:
@@ -117,19 +121,19 @@ class Output:
             self.end_line()
 
     def json(self, data: object, *, indent: int | None = None) -> None:
-        """Write JSON on a line of its own, or on several that are indented."""
+        """Write JSON on one line, or on several lines with an indentation."""
         try:
             text = json.dumps(data, indent=indent, allow_nan=False)
-        except ValueError:  # NaN is no JSON. The server sends it, and says null when it lists it.
+        except ValueError:  # NaN is not valid JSON. The server streams NaN, but lists null.
             data = json.loads(json.dumps(data), parse_constant=lambda _: None)
             text = json.dumps(data, indent=indent)
         self._append(f"{text}\n", PLAIN)
 
-    def _laid_out(self, text: str) -> str:
-        """Return what to append so that a terminal breaks lines between words.
+    def _wrap(self, text: str) -> str:
+        """Return the text to append so that a terminal breaks lines between words.
 
-        What is shown of a word that turns out not to fit is taken back, and shown again on the
-        next line, so that nothing has to wait for the end of a word.
+        The first part of a word is written immediately. If the rest does not fit, the part is
+        erased and written again on the next line.
         """
         if not self._wraps:
             return text.replace("\n", f"\n{self._indent}")
@@ -137,7 +141,7 @@ class Output:
         room = max(self._console.width - column, 1)
         text = shown + text.replace("\t", "    ")
         lines = [line.plain for line in Text(text).wrap(self._console, room, overflow="fold")]
-        blank = text[len(text.rstrip()) :].rpartition("\n")[2]  # Some of it may not fit.
+        blank = text[len(text.rstrip()) :].rpartition("\n")[2]  # `wrap` may have removed it.
         self._line = lines[-1].rstrip() + blank
         if len(lines[0].rstrip()) < len(shown.rstrip()):
             lines[0], shown = f"\x1b[{column + cell_len(lines[0]) + 1}G\x1b[K", ""
@@ -147,30 +151,30 @@ class Output:
     def _append(self, text: str, style: Style) -> None:
         if self._console.no_color:
             style = style.without_color
-        # By one call, and not by rich, which writes again what Ctrl-C has interrupted it in.
+        # In one call, because rich repeats its output after a KeyboardInterrupt.
         self._console.file.write(style.render(text, color_system=self._color_system))
         self._console.file.flush()
 
 
 def print_note(text: str) -> None:
-    """Write a line about the conversation, rather than of it, to standard error."""
+    """Write a line of information to standard error."""
     Output(stderr=True).write(f"{one_line(text)}\n", DIM)
 
 
 def print_problem(text: str) -> None:
-    """Write one line that says what went wrong to standard error."""
+    """Write an error message to standard error, on one line."""
     output = Output(stderr=True)
     output.write("Error: ", RED)
     output.write(f"{one_line(text)}\n")
 
 
 def escape_unencodable() -> None:
-    """Have characters escaped that the terminal's encoding lacks, where Python would fail."""
+    """Configure the streams to escape characters that their encoding does not have."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # As it is where a shell has closed it.
+        if stream is not None:  # It is None if the shell has closed it.
             cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")
 
 
-def _least_width(widths: Sequence[int], kept: Sequence[int]) -> int:
+def _min_width(widths: Sequence[int], kept: Sequence[int]) -> int:
     *others, last = (widths[column] for column in kept)
-    return sum(others) + len(_GAP) * len(others) + min(last, _NARROWEST)
+    return sum(others) + len(_GAP) * len(others) + min(last, _MIN_LAST_COLUMN)

@@ -1,4 +1,4 @@
-"""The command line, against a fake server on a real socket."""
+"""The command line, with a fake server on a real socket."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from flux0.testing import (
 )
 from support.fake_over_http import FakeOverHTTP
 
-_SECONDS = 60.0  # Far more than anything here takes.
+_SECONDS = 60.0  # The limit of all waits. It is never reached.
 pytestmark = pytest.mark.slow
 PYTHON = (sys.executable,)
 
@@ -51,7 +51,7 @@ TURN: tuple[Any, ...] = (
     Report("typing"),
     Say("It is foggy.", pieces=4),
 )
-TURN_ASIDE = """\
+TURN_STDERR = """\
 · processing: Thinking
 Let me see.
 
@@ -60,17 +60,17 @@ Let me see.
 
 · typing
 """
-TURN_SAID = "It is foggy.\n"
+TURN_STDOUT = "It is foggy.\n"
 
 
 def reply(message: UserMessage) -> Iterable[AgentStep]:
-    """Answer a text with itself, and what a test has prepared with that."""
+    """Answer "weather" with `TURN`, and all other messages with an echo."""
     return TURN if message.content == "weather" else (Say(f"You said {message.content}."),)
 
 
 @pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives every test the same terminal, wherever the tests run."""
+def _terminal_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives all tests the same terminal, independent of the environment."""
     for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE", "FLUX0_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"TERM": "xterm", "COLUMNS": "100", "LINES": "20"}.items():
@@ -79,7 +79,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fake() -> FakeTransport:
-    """A fake server whose one agent echoes."""
+    """A fake server whose only agent echoes messages."""
     return FakeTransport(reply, agent_name="Drizzle", agent_types=("weather", "echo"))
 
 
@@ -92,9 +92,9 @@ def server(fake: FakeTransport) -> Iterator[FakeOverHTTP]:
 
 @pytest.fixture
 def environment(server: FakeOverHTTP) -> Mapping[str, str]:
-    """The environment of a process with `server` as its server, and nothing else out of ours."""
-    ours = ("PATH", "HOME", "PYTHONPATH", "COVERAGE_")
-    kept = {name: value for name, value in os.environ.items() if name.startswith(ours)}
+    """The environment of a process that uses `server`, without most of our variables."""
+    prefixes = ("PATH", "HOME", "PYTHONPATH", "COVERAGE_")
+    kept = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
     return {**kept, "FLUX0_SERVER_URL": server.url}
 
 
@@ -107,7 +107,7 @@ def run(environment: Mapping[str, str]) -> Run:
 
     def invoke(*arguments: str, input: str | bytes = "") -> Result:
         result = CliRunner().invoke(app, arguments, input=input, env=dict(environment))
-        # Anything else that is raised would be a traceback for whoever uses the command.
+        # The user of the command would see any other exception as a traceback.
         assert isinstance(result.exception, (SystemExit, type(None))), result.exception
         return result
 
@@ -123,7 +123,7 @@ def client(fake: FakeTransport) -> Iterator[Flux0]:
 
 @pytest.fixture
 def agent_id(fake: FakeTransport) -> str:
-    """The one agent's id."""
+    """The id of the only agent."""
     return fake.agent_id
 
 
@@ -133,16 +133,16 @@ def session_id(client: Flux0, agent_id: str) -> str:
     return client.sessions.create(agent_id=agent_id).id
 
 
-def at_once(_: float) -> None:
-    """Take the place of a sleep."""
+def no_sleep(_: float) -> None:
+    """Replaces `time.sleep`."""
 
 
 def words(text: str) -> str:
-    """Return a text without its styles, its line breaks and the boxes around it."""
+    """Return text without styles, line breaks and the borders of boxes."""
     return " ".join(re.sub("[─│╭╮╰╯]", " ", re.sub("\x1b\\[[0-9;]*m", "", text)).split())
 
 
-# --- help, version, and how it starts
+# --- help, version, entry points
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def words(text: str) -> str:
         ("sessions list", "--agent --user"),
     ],
 )
-def test_help_explains_each_command(run: Run, command: str, mentions: str) -> None:
+def test_help_mentions_subcommands_and_options(run: Run, command: str, mentions: str) -> None:
     result = run(*command.split(), "--help")
     assert result.exit_code == 0
     assert [text for text in mentions.split() if text not in words(result.stdout)] == []
@@ -172,7 +172,7 @@ def test_help_explains_each_command(run: Run, command: str, mentions: str) -> No
         ("chat --agent-", ["--agent-type"]),
     ],
 )
-def test_the_shell_completes_what_is_typed(typed: str, completions: list[str]) -> None:
+def test_shell_completion_of_commands_and_options(typed: str, completions: list[str]) -> None:
     shell = {
         "_FLUX0_CLIENT_COMPLETE": "complete_bash",
         "COMP_WORDS": f"flux0-client {typed}",
@@ -194,7 +194,7 @@ def test_help_loads_no_http_library(environment: Mapping[str, str]) -> None:
 
 
 @pytest.mark.parametrize("package", ["typer", "rich"])
-def test_without_the_extra_one_line_says_what_to_install(
+def test_missing_package_of_the_extra_is_reported_with_the_install_command(
     monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["flux0-client", "agents", "list"])
@@ -206,13 +206,15 @@ def test_without_the_extra_one_line_says_what_to_install(
         __main__.main()
 
 
-def test_another_missing_module_is_not_blamed_on_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_module_of_flux0_is_not_reported_as_missing_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "flux0.cli.app", None)
     with pytest.raises(ModuleNotFoundError, match=r"flux0\.cli\.app"):
         __main__.main()
 
 
-def test_the_package_is_a_command(
+def test_package_can_be_run_with_python_m(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["flux0-client", "--version"])
@@ -255,8 +257,8 @@ def test_sessions_are_created_and_listed_for_a_user(run: Run, agent_id: str) -> 
     assert row.endswith("My day")
     assert run("sessions", "get", session["id"], "--json").stdout == made.stdout
     assert run("sessions", "get", session["id"]).stdout.splitlines()[1] == row
-    nobodys = run("sessions", "list")
-    assert (nobodys.stdout, nobodys.stderr) == ("", "There are none.\n")
+    anonymous = run("sessions", "list")
+    assert (anonymous.stdout, anonymous.stderr) == ("", "No sessions found.\n")
     assert json.loads(run("sessions", "list", "--json").stdout) == {"data": []}
     assert run("sessions", "list", "--user", "ann", "--agent", "x" * 10).stdout == ""
 
@@ -265,8 +267,8 @@ def test_sessions_are_created_and_listed_for_a_user(run: Run, agent_id: str) -> 
 
 
 @pytest.fixture
-def talk(client: Flux0, session_id: str) -> str:
-    """The id of a session in which two turns were had."""
+def used_session_id(client: Flux0, session_id: str) -> str:
+    """The id of a session with two turns."""
     conversation = client.conversation(session=session_id)
     for content in ("weather", "bye"):
         with conversation.send(content) as stream:
@@ -274,9 +276,9 @@ def talk(client: Flux0, session_id: str) -> str:
     return session_id
 
 
-def test_events_are_listed_turn_by_turn(run: Run, client: Flux0, talk: str) -> None:
-    stored = client.sessions.list_events(session_id=talk)
-    lines = [line.strip() for line in run("events", talk).stdout.splitlines()]
+def test_events_are_listed_grouped_by_turn(run: Run, client: Flux0, used_session_id: str) -> None:
+    stored = client.sessions.list_events(session_id=used_session_id)
+    lines = [line.strip() for line in run("events", used_session_id).stdout.splitlines()]
     assert lines[0].startswith(stored[0].correlation_id)
     assert lines[1:8] == [
         "0  user      message  weather",
@@ -291,35 +293,37 @@ def test_events_are_listed_turn_by_turn(run: Run, client: Flux0, talk: str) -> N
     assert lines[9:] == ["7  user      message  bye", "8  ai_agent  message  You said bye."]
 
 
-def test_events_are_listed_as_json_and_filtered(run: Run, client: Flux0, talk: str) -> None:
+def test_events_are_listed_as_json_and_filtered(
+    run: Run, client: Flux0, used_session_id: str
+) -> None:
     def offsets(*options: str) -> list[int]:
-        listed = json.loads(run("events", talk, "--json", *options).stdout)
+        listed = json.loads(run("events", used_session_id, "--json", *options).stdout)
         return [event["offset"] for event in listed["data"]]
 
-    turn = client.sessions.list_events(session_id=talk)[-1].correlation_id
+    turn = client.sessions.list_events(session_id=used_session_id)[-1].correlation_id
     assert offsets() == list(range(9))
     assert offsets("--type", "tool", "--type", "status") == [1, 4, 5]
     assert offsets("--source", "user") == [0, 7]
     assert offsets("--min-offset", "6") == [6, 7, 8]
     assert offsets("--correlation-id", turn, "--source", "ai_agent") == [8]
-    none = run("events", talk, "--type", "custom")
-    assert (none.stdout, none.stderr) == ("", "There are none.\n")
+    none = run("events", used_session_id, "--type", "custom")
+    assert (none.stdout, none.stderr) == ("", "No events found.\n")
 
 
-def test_events_that_are_not_known_are_listed_as_json(
-    run: Run, client: Flux0, fake: FakeTransport, talk: str
+def test_events_of_unknown_types_are_listed_as_json(
+    run: Run, client: Flux0, fake: FakeTransport, used_session_id: str
 ) -> None:
-    first, *_ = to_dict(client.sessions.list_events(session_id=talk))["data"]
+    first, *_ = to_dict(client.sessions.list_events(session_id=used_session_id))["data"]
     parts = [{"type": "smell", "of": "roses"}, {"type": "content", "content": {"a": 1}}]
     message = {**first, "data": {"type": "message", "parts": parts}}
     mood = {**first, "type": "custom", "data": {"type": "mood", "value": 1}}
     fake.inject(Respond(200, body=json.dumps({"data": [mood, message]}).encode()))
-    shown = run("events", talk).stdout
+    shown = run("events", used_session_id).stdout
     assert '{"type": "mood", "value": 1}' in shown
     assert '{"type": "smell", "of": "roses"} {"a": 1}' in shown
 
 
-def test_an_id_that_begins_with_a_hyphen_is_no_option(run: Run) -> None:
+def test_id_that_begins_with_a_hyphen_is_not_parsed_as_an_option(run: Run) -> None:
     for command in ("events", "agents get", "sessions get", "sessions create"):
         result = run(*command.split(), "-helpmeABC")
         assert (result.exit_code, result.stdout) == (1, "")
@@ -330,27 +334,27 @@ def test_an_id_that_begins_with_a_hyphen_is_no_option(run: Run) -> None:
 # --- one turn
 
 
-def test_a_turn_that_is_piped_is_the_answer_and_all_else_is_beside_it(
+def test_piped_output_is_only_the_answer_and_the_rest_is_on_standard_error(
     run: Run, client: Flux0, fake: FakeTransport
 ) -> None:
     fake.script(TURN, [Say("One", pieces=3), Report("typing"), Say("Two"), Reason("Hm"), Say("3")])
     result = run("chat", "weather")
     (session,) = client.sessions.list()
-    assert (result.exit_code, result.stdout) == (0, TURN_SAID)
-    assert result.stderr == f"Session {session.id} with Drizzle.\n{TURN_ASIDE}"
+    assert (result.exit_code, result.stdout) == (0, TURN_STDOUT)
+    assert result.stderr == f"Session {session.id} with Drizzle.\n{TURN_STDERR}"
     again = run("chat", "Hi", "--session", session.id)
     assert again.stdout == "One\n\nTwo\n\n3\n"
     assert again.stderr.startswith(f"Session {session.id} with agent {fake.agent_id}.\n")
 
 
-def test_a_turn_is_printed_as_one_line_of_json_per_event(
+def test_json_option_prints_one_line_per_event(
     run: Run, fake: FakeTransport, session_id: str
 ) -> None:
     fake.script([Report("typing", {"at": float("nan"), "é": "\udc80"}), Say("Hi")], "Bye")
     result = run("chat", "--lines", "--json", "--session", session_id, input="one\ntwo\n")
     status, said, bye = events = [json.loads(line) for line in result.stdout.splitlines()]
     assert [event["event"] for event in events] == ["status", "chunk", "chunk"]
-    # JSON has no such number.
+    # JSON has no NaN.
     assert status["data"]["data"] == {"at": None, "é": "\udc80"}
     assert bye["patches"][0]["op"] == "add"
     assert {event["session_id"] for event in events} == {session_id}
@@ -359,29 +363,29 @@ def test_a_turn_is_printed_as_one_line_of_json_per_event(
 
 
 @pytest.mark.parametrize(
-    ("steps", "said", "problem"),
+    ("steps", "output", "problem"),
     [
         ([Say("Well"), Fail({"exception": "boom"})], "Well\n", "· error: boom\n"),
         ([Say("Hm"), FallSilent()], "Hm\n", "no event for "),
         ([Say("Once upon", pieces=2), Say("a time")], "Once upon\n", "Error: the stream was cut"),
     ],
 )
-def test_a_turn_that_fails_is_a_failure_after_what_was_said(
-    run: Run, fake: FakeTransport, steps: list[AgentStep], said: str, problem: str
+def test_failed_turn_exits_with_1_after_the_received_text(
+    run: Run, fake: FakeTransport, steps: list[AgentStep], output: str, problem: str
 ) -> None:
     fake.script(steps)
     if "cut" in problem:
         fake.inject(Truncate(2), operation="sessions.create_event")
     result = run("chat", "Hi", "--idle-timeout", "1")
-    assert (result.exit_code, result.stdout) == (1, said)
+    assert (result.exit_code, result.stdout) == (1, output)
     assert problem in result.stderr
 
 
-# --- what is said
+# --- the message
 
 
 @pytest.mark.parametrize(
-    ("arguments", "input", "said"),
+    ("arguments", "input", "sent"),
     [
         (("one",), "", "one"),
         ((), "one\ntwo\n", "one\ntwo"),
@@ -391,14 +395,14 @@ def test_a_turn_that_fails_is_a_failure_after_what_was_said(
         (("--lines",), b"caf\xe9\n", "caf\ufffd"),
     ],
 )
-def test_the_message_is_what_is_passed_and_what_is_piped_in(
-    run: Run, client: Flux0, arguments: tuple[str, ...], input: str | bytes, said: str
+def test_message_consists_of_the_argument_and_the_piped_input(
+    run: Run, client: Flux0, arguments: tuple[str, ...], input: str | bytes, sent: str
 ) -> None:
     assert run("chat", *arguments, input=input).exit_code == 0
     (session,) = client.sessions.list()
     events = client.sessions.list_events(session_id=session.id, source="user")
     parts = [event.data.parts[0] for event in events if isinstance(event.data, MessageData)]
-    assert "|".join(part.content for part in parts if isinstance(part, ContentPart)) == said
+    assert "|".join(part.content for part in parts if isinstance(part, ContentPart)) == sent
 
 
 @pytest.mark.parametrize(
@@ -412,7 +416,7 @@ def test_the_message_is_what_is_passed_and_what_is_piped_in(
         (("--lines",), "\n  \n"),
     ],
 )
-def test_a_message_that_cannot_be_sent_is_refused_before_anything_is(
+def test_empty_or_invalid_message_is_rejected_before_a_request_is_sent(
     run: Run, fake: FakeTransport, arguments: tuple[str, ...], input: str
 ) -> None:
     result = run("chat", *arguments, input=input)
@@ -427,24 +431,26 @@ def test_standard_streams_may_be_closed(environment: Mapping[str, str]) -> None:
     assert (done.returncode, done.stdout) == (0, "You said Hi.\n")
 
 
-# --- who asks, and where
+# --- server, user and headers
 
 
-def test_options_of_every_command_may_stand_before_it_or_behind_it(
+def test_common_options_are_accepted_before_and_after_the_command(
     run: Run, server: FakeOverHTTP, agent_id: str
 ) -> None:
     nowhere = ("--server-url", "http://127.0.0.1:1")
     here = ("--server-url", server.url)
-    for before, behind in ((("--user", "ann"), ()), ((), ("--user", "ann"))):
-        assert run(*before, "sessions", "create", agent_id, *behind).exit_code == 0
-    for before, between, behind in ((here, (), ()), (nowhere, here, ()), (nowhere, (), here)):
-        options = (*before, "sessions", *between, "list", *behind)
+    for before, after in ((("--user", "ann"), ()), ((), ("--user", "ann"))):
+        assert run(*before, "sessions", "create", agent_id, *after).exit_code == 0
+    for before, between, after in ((here, (), ()), (nowhere, here, ()), (nowhere, (), here)):
+        options = (*before, "sessions", *between, "list", *after)
         listed = run("--user", "bob", *options, "--user", "ann", "--json").stdout
         assert len(json.loads(listed)["data"]) == 2
     assert run(*nowhere, "sessions", "list").exit_code == 1
 
 
-def test_headers_are_sent(run: Run, fake: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_header_options_and_token_are_sent(
+    run: Run, fake: FakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run("--header", "X-One: a:b", "agents", "list", "--header", "x-one:c", "--header", "X-Two: d")
     run("--header", "Cookie: a=b", "--user", "ann", "agents", "list")
     monkeypatch.setenv("FLUX0_TOKEN", "secret\n")
@@ -467,7 +473,7 @@ def test_headers_are_sent(run: Run, fake: FakeTransport, monkeypatch: pytest.Mon
         ("FLUX0_TOKEN", "sec\nret"),
     ],
 )
-def test_a_header_that_is_none_is_refused_and_not_shown(
+def test_invalid_header_is_rejected_without_showing_its_value(
     run: Run, monkeypatch: pytest.MonkeyPatch, option: str, value: str
 ) -> None:
     if option == "FLUX0_TOKEN":
@@ -478,10 +484,10 @@ def test_a_header_that_is_none_is_refused_and_not_shown(
     assert "ret" not in result.stderr
 
 
-# --- whom one talks to
+# --- the agent
 
 
-def test_an_agent_is_chosen_by_its_id_or_type_and_created_if_there_is_none(
+def test_agent_is_selected_by_id_or_type_and_created_if_the_type_has_no_agent(
     run: Run, client: Flux0, agent_id: str
 ) -> None:
     for options in ("--agent-type weather", "--agent-type echo", "--agent-type echo"):
@@ -492,7 +498,7 @@ def test_an_agent_is_chosen_by_its_id_or_type_and_created_if_there_is_none(
     assert (first.id, chosen) == (agent_id, [agent_id, echo.id, echo.id, agent_id])
 
 
-def test_of_several_agents_or_none_one_must_be_chosen(
+def test_chat_without_agent_option_fails_for_several_agents_or_no_agent(
     run: Run, client: Flux0, fake: FakeTransport, agent_id: str
 ) -> None:
     echo = client.agents.create(name="Echo", type_="echo")
@@ -502,20 +508,20 @@ def test_of_several_agents_or_none_one_must_be_chosen(
     assert f"{agent_id} Drizzle (weather) {echo.id} Echo (echo)" in shown
     assert "--agent ID" in shown
     fake.inject(Respond(200, body=b'{"data": []}'))
-    nobody = run("chat", "Hi")
-    assert nobody.exit_code == 2
-    assert "The server has no agent yet" in words(nobody.stderr)
+    result = run("chat", "Hi")
+    assert result.exit_code == 2
+    assert "The server has no agents" in words(result.stderr)
 
 
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ("--agent a --agent-type b", "--agent, --agent-type and --session exclude each other."),
-        ("--agent a --session b", "--agent, --agent-type and --session exclude each other."),
-        ("--lines", "--lines: takes the messages from standard input."),
+        ("--agent a --agent-type b", "--agent, --agent-type and --session cannot be combined."),
+        ("--agent a --session b", "--agent, --agent-type and --session cannot be combined."),
+        ("--lines", "--lines: cannot be combined with MESSAGE"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused(
+def test_options_that_cannot_be_combined_are_rejected(
     run: Run, fake: FakeTransport, options: str, problem: str
 ) -> None:
     result = run("chat", "Hi", *options.split())
@@ -524,14 +530,14 @@ def test_options_that_contradict_each_other_are_refused(
     assert fake.calls == ()
 
 
-# --- problems
+# --- errors
 
 
 @pytest.mark.parametrize("command", ["agents get xxxxxxxxxx", "chat Hi"])
-def test_a_server_that_is_not_there_is_one_line(
+def test_refused_connection_is_reported_on_one_line(
     run: Run, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    monkeypatch.setattr("time.sleep", at_once)  # Between attempts.
+    monkeypatch.setattr("time.sleep", no_sleep)  # It is called between attempts.
     result = run(*command.split(), "--server-url", "http://127.0.0.1:1")
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
@@ -550,7 +556,7 @@ def test_a_server_that_is_not_there_is_one_line(
         ("chat Hi --session ID", "a/b"),
     ],
 )
-def test_an_id_that_nothing_has_is_named(run: Run, command: str, id: str) -> None:
+def test_error_for_an_unknown_id_names_the_id(run: Run, command: str, id: str) -> None:
     result = run(*(id if word == "ID" else word for word in command.split()))
     kind = "agent" if "agent" in command or "create" in command else "session"
     hint = "" if len(id) == 10 else ": ids have 10 characters"
@@ -559,7 +565,7 @@ def test_an_id_that_nothing_has_is_named(run: Run, command: str, id: str) -> Non
     assert result.exit_code in {1, 2}
 
 
-def test_what_the_server_refuses_is_one_line(
+def test_error_response_is_reported_on_one_line(
     run: Run, fake: FakeTransport, server: FakeOverHTTP
 ) -> None:
     fake.inject(Respond(400, "one\ntwo \x1b[31m"), times=2)
@@ -570,7 +576,9 @@ def test_what_the_server_refuses_is_one_line(
     fake.inject(Respond(200, body=b"<html>"))
     result = run("agents", "list")
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"Error: What answers at {server.url}/api/agents is no flux0")
+    assert result.stderr.startswith(
+        f"Error: The server at {server.url}/api/agents is not a flux0 server: "
+    )
 
 
 @pytest.mark.parametrize(
@@ -589,22 +597,22 @@ def test_what_the_server_refuses_is_one_line(
         (["agents", "list", "--nonsense"], "No such option: --nonsense"),
     ],
 )
-def test_a_wrong_use_ends_with_2(run: Run, command: list[str], problem: str) -> None:
+def test_wrong_use_exits_with_2(run: Run, command: list[str], problem: str) -> None:
     result = run(*command)
     assert (result.exit_code, result.stdout) == (2, "")
     assert problem in words(result.stderr)
 
 
-# --- a message in each line
+# --- the option --lines
 
 
-def test_each_line_of_the_input_is_a_turn(run: Run) -> None:
+def test_lines_option_sends_each_line_as_a_message(run: Run) -> None:
     result = run("chat", "--lines", input="one\n\n  two \nexit")
     assert result.exit_code == 0
     assert result.stdout == "You said one.\n\nYou said two.\n\nYou said exit.\n"
 
 
-def test_other_lines_are_said_after_a_turn_that_failed(run: Run, fake: FakeTransport) -> None:
+def test_lines_after_a_failed_turn_are_sent(run: Run, fake: FakeTransport) -> None:
     fake.script([Fail("boom")], "fine")
     fake.inject(Respond(503, "busy"), operation="sessions.create_event")
     result = run("chat", "--lines", input="one\ntwo\nthree\n")
@@ -616,8 +624,8 @@ def test_other_lines_are_said_after_a_turn_that_failed(run: Run, fake: FakeTrans
 # --- the demo
 
 
-def test_the_demo_needs_no_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", at_once)  # The agent types at its own pace.
+def test_demo_needs_no_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", no_sleep)  # The demo agent calls it between pieces.
     result = run("demo")
     assert (result.exit_code, result.stdout.count("\n")) == (0, 1)
     assert result.stdout.startswith("It is 16 °C and foggy in San Francisco")
@@ -630,13 +638,13 @@ def test_the_demo_needs_no_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     assert "foggy in Oslo" in chat.stdout
 
 
-# --- a process of its own
+# --- in a child process
 
 
 def finished(
     environment: Mapping[str, str], *arguments: str | bytes, program: Sequence[str] = PYTHON
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python, or another program, to its end."""
+    """Run Python, or another program, until it exits."""
     return subprocess.run(
         [*program, *arguments],
         env=environment,
@@ -648,7 +656,9 @@ def finished(
     )
 
 
-def test_output_that_is_piped_is_plain_text_in_its_encoding(environment: Mapping[str, str]) -> None:
+def test_piped_output_has_no_styles_and_escapes_unencodable_characters(
+    environment: Mapping[str, str],
+) -> None:
     ascii_only = {**environment, "TERM": "xterm-256color", "PYTHONIOENCODING": "ascii"}
     done = finished(ascii_only, "-m", "flux0", "chat", "caf\u00e9".encode())
     assert (done.returncode, done.stdout) == (0, "You said caf\\xe9.\n")
@@ -659,7 +669,7 @@ def test_output_that_is_piped_is_plain_text_in_its_encoding(environment: Mapping
 def started(
     environment: Mapping[str, str], *arguments: str, stdin: int = subprocess.DEVNULL
 ) -> Generator[subprocess.Popen[str], None, None]:
-    """Start a command, which ends with the block at the latest."""
+    """Start a command, and kill it at the end of the block."""
     with subprocess.Popen(
         [*PYTHON, "-m", "flux0", *arguments],
         env=environment,
@@ -675,7 +685,7 @@ def started(
 
 
 def read_until(stream: IO[str] | None, text: str) -> str:
-    """Read what comes until `text` has; the end of the stream before that is a failure."""
+    """Read until the data ends with `text`. Fail if the stream ends earlier."""
     assert stream is not None
     read = ""
     while not read.endswith(text):
@@ -686,21 +696,21 @@ def read_until(stream: IO[str] | None, text: str) -> str:
 
 
 def press_ctrl_c(
-    interrupt: Callable[[], None], until: threading.Event, patience: float = 2.0
+    interrupt: Callable[[], None], until: threading.Event, timeout: float = 2.0
 ) -> None:
-    """Interrupt, and again if Python missed that because it was just about to wait."""
+    """Interrupt until `until` is set. Python can miss a signal at the moment when a wait begins."""
     for _ in range(5):
         interrupt()
-        if until.wait(patience):
+        if until.wait(timeout):
             return
-    pytest.fail("Ctrl-C did nothing")
+    pytest.fail("Ctrl-C had no effect")
 
 
 def interrupt_main_thread() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
-def test_ctrl_c_ends_all_lines(
+def test_ctrl_c_exits_and_skips_the_remaining_lines(
     environment: Mapping[str, str], fake: FakeTransport, server: FakeOverHTTP
 ) -> None:
     fake.script([Say("Once upon"), FallSilent()])
@@ -715,7 +725,7 @@ def test_ctrl_c_ends_all_lines(
     assert problems.splitlines()[1:] == []
 
 
-def test_a_reader_who_leaves_is_no_problem(
+def test_closed_output_pipe_ends_the_command_without_an_error_message(
     environment: Mapping[str, str], fake: FakeTransport
 ) -> None:
     fake.script([Say("word " * 100, pieces=100)])
@@ -727,7 +737,7 @@ def test_a_reader_who_leaves_is_no_problem(
         assert process.wait() == 1
 
 
-def test_the_demo_is_served_until_ctrl_c(environment: Mapping[str, str], run: Run) -> None:
+def test_serve_demo_runs_until_ctrl_c(environment: Mapping[str, str], run: Run) -> None:
     with started(environment, "serve-demo", "--port", "0") as process:
         url = read_until(process.stdout, "\n").strip()
         with Flux0(url) as flux0:
@@ -748,7 +758,7 @@ def test_the_demo_is_served_until_ctrl_c(environment: Mapping[str, str], run: Ru
 
 
 class Terminal:
-    """A terminal of 40 columns that this process's standard streams are connected to."""
+    """A pseudo-terminal with 40 columns, used as the standard streams of this process."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, server_url: str) -> None:
         self._master, slave = pty.openpty()
@@ -771,22 +781,22 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def wait_for(self, text: str) -> None:
-        """Return once `text` is shown."""
+        """Wait until the terminal shows `text`."""
         with self._changed:
             assert self._changed.wait_for(lambda: text in self._shown, _SECONDS), self._shown
 
     def run(self, *arguments: str, piped: bool = False) -> int:
-        """Run a command and return its exit code; with `piped`, it only reads from here."""
+        """Run a command, and return its exit code. If `piped`, only its input is the terminal."""
         self._monkeypatch.setattr(sys, "stdin", self._streams[0])
         if not piped:
             self._monkeypatch.setattr(sys, "stdout", self._streams[1])
-        with pytest.raises(SystemExit) as leaving:
+        with pytest.raises(SystemExit) as caught:
             app(arguments)
-        assert isinstance(leaving.value.code, int)
-        return leaving.value.code
+        assert isinstance(caught.value.code, int)
+        return caught.value.code
 
     def close(self) -> str:
-        """Return all that was shown, with escape sequences that begin with `~`."""
+        """Close the terminal, and return its complete output, with `~` for the start of escapes."""
         for stream in self._streams:
             stream.close()
         self._reader.join()
@@ -798,7 +808,7 @@ class Terminal:
         while True:
             try:
                 data = os.read(self._master, 1000)
-            except OSError:  # How Linux says that nobody is left on the other side.
+            except OSError:  # On Linux: the other side is closed.
                 return
             with self._changed:
                 self._shown += data.decode()
@@ -829,10 +839,10 @@ def terminal(monkeypatch: pytest.MonkeyPatch, server: FakeOverHTTP) -> Terminal:
             "~2m· typing~0m\n"
             "It is foggy.\n",
         ),
-        ({"TERM": "dumb"}, TURN_ASIDE + TURN_SAID),
+        ({"TERM": "dumb"}, TURN_STDERR + TURN_STDOUT),
     ],
 )
-def test_a_terminal_gets_the_styles_that_it_can_show(
+def test_styles_depend_on_the_terminal(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], shown: str
 ) -> None:
     for name, value in variables.items():
@@ -842,56 +852,62 @@ def test_a_terminal_gets_the_styles_that_it_can_show(
 
 
 @pytest.mark.parametrize("columns", [40, 12])
-def test_a_table_fits_the_terminal(
-    terminal: Terminal, client: Flux0, talk: str, monkeypatch: pytest.MonkeyPatch, columns: int
+def test_table_fits_the_width_of_the_terminal(
+    terminal: Terminal,
+    client: Flux0,
+    used_session_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    columns: int,
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     echo = client.agents.create(name="Echo", type_="echo", description="word " * 20)
     assert terminal.run("agents", "list") == 0
-    assert terminal.run("sessions", "get", talk) == 0
-    assert terminal.run("events", talk) == 0
+    assert terminal.run("sessions", "get", used_session_id) == 0
+    assert terminal.run("events", used_session_id) == 0
     plain = re.sub(r"~[\d;]*m", "", terminal.close())
     lines = plain.splitlines()
     assert max(map(len, lines)) <= columns
     assert [line.split()[0] for line in lines].count(echo.id) == 1
-    assert [line.split()[0] for line in lines].count(talk) == 1
+    assert [line.split()[0] for line in lines].count(used_session_id) == 1
     if columns == 40:
         assert plain.count("word") == 20
         assert "0  user      message  weather" in lines
 
 
-def test_somebody_at_a_terminal_is_prompted(
+def test_conversation_in_a_terminal_prompts_on_standard_output(
     terminal: Terminal, fake: FakeTransport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.script([Fail("boom")], "fine")
     terminal.type("one\n\ntwo\n\x04")
-    assert terminal.run("chat") == 0  # They saw that a turn had failed.
+    assert terminal.run("chat") == 0  # The user has seen the error of the turn.
     assert terminal.close() == "> ~1;31m· error: boom~0m\n\n> > fine\n\n> \n"
     assert "Ctrl-D" in capsys.readouterr().err
 
 
-def test_somebody_whose_output_is_piped_is_prompted_beside_it(
-    terminal: Terminal, capsys: pytest.CaptureFixture[str], talk: str
+def test_conversation_with_piped_output_prompts_on_standard_error(
+    terminal: Terminal, capsys: pytest.CaptureFixture[str], used_session_id: str
 ) -> None:
     terminal.type("one\nexit\n")
-    assert terminal.run("chat", "--session", talk, piped=True) == 0
+    assert terminal.run("chat", "--session", used_session_id, piped=True) == 0
     shown = capsys.readouterr()
     assert shown.out == "You said one.\n\n"
-    assert shown.err.splitlines()[2:] == ["> > "]  # Whoever types ends the lines.
+    assert shown.err.splitlines()[2:] == ["> > "]  # The line breaks are typed by the user.
     assert terminal.close() == ""
 
 
-def test_a_conversation_in_json_needs_a_message(
+def test_json_option_in_a_terminal_needs_a_message(
     terminal: Terminal, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert terminal.run("chat", "--json") == 2
     assert terminal.close() == ""
-    assert "--json: needs a MESSAGE." in words(capsys.readouterr().err)
+    assert "--json: needs a MESSAGE or piped input." in words(capsys.readouterr().err)
 
 
-def test_a_session_that_is_taken_up_begins_with_its_history(terminal: Terminal, talk: str) -> None:
+def test_continued_session_shows_its_history_first(
+    terminal: Terminal, used_session_id: str
+) -> None:
     terminal.type("again\nexit\n")
-    assert terminal.run("chat", "--session", talk) == 0
+    assert terminal.run("chat", "--session", used_session_id) == 0
     assert re.sub(r"~[\d;]*m", "", terminal.close()) == (
         "> weather\nLet me see.\n\n"
         '• get_weather(location="SF")\n  {"sky": "foggy"}\n\nIt is foggy.\n\n'
@@ -900,22 +916,22 @@ def test_a_session_that_is_taken_up_begins_with_its_history(terminal: Terminal, 
     )
 
 
-def test_ctrl_c_at_the_prompt_leaves(terminal: Terminal) -> None:
-    over = threading.Event()
+def test_ctrl_c_at_the_prompt_exits(terminal: Terminal) -> None:
+    exited = threading.Event()
 
     def interrupt() -> None:
         terminal.wait_for("> ")
-        press_ctrl_c(interrupt_main_thread, until=over, patience=0.5)
+        press_ctrl_c(interrupt_main_thread, until=exited, timeout=0.5)
 
-    somebody = threading.Thread(target=interrupt)
-    somebody.start()
+    user = threading.Thread(target=interrupt)
+    user.start()
     assert terminal.run("chat") == 130
-    over.set()
-    somebody.join()
+    exited.set()
+    user.join()
     assert terminal.close() == "> \n"
 
 
-def test_ctrl_c_in_a_turn_leads_back_to_the_prompt(
+def test_ctrl_c_in_a_turn_returns_to_the_prompt(
     terminal: Terminal, fake: FakeTransport, server: FakeOverHTTP
 ) -> None:
     fake.script([Say("Once upon"), FallSilent()], "fine")
@@ -925,9 +941,9 @@ def test_ctrl_c_in_a_turn_leads_back_to_the_prompt(
         press_ctrl_c(interrupt_main_thread, until=server.left)
         terminal.type("two\nexit\n")
 
-    somebody = threading.Thread(target=interrupt)
-    somebody.start()
+    user = threading.Thread(target=interrupt)
+    user.start()
     terminal.type("one\n")
     assert terminal.run("chat") == 0
-    somebody.join()
+    user.join()
     assert terminal.close() == "> Once upon\n\n> fine\n\n> "

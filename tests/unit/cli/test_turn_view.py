@@ -1,4 +1,4 @@
-"""How a turn is shown while it streams in, where standard output is no terminal."""
+"""The output of a turn while it streams, if standard output is not a terminal."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def new_view() -> TurnView:
 
 @pytest.fixture(autouse=True)
 def _no_colors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has standard output be plain text, whatever the tests' own output is."""
+    """Makes the output plain text, independent of the environment."""
     monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 
 @pytest.fixture
 def view(capsys: pytest.CaptureFixture[str]) -> View:
-    """Shows events, and returns what was written; with `end`, the turn is over then."""
+    """Shows events, and returns the output. If `end` is True, the turn ends after them."""
     accumulator = MessageAccumulator()
     turn = new_view()
 
@@ -40,7 +40,7 @@ def view(capsys: pytest.CaptureFixture[str]) -> View:
             accumulator.feed(event)
             turn.show(event, accumulator)
         if end:
-            turn.end(accumulator)
+            turn.finish(accumulator)
         return capsys.readouterr().out
 
     return show
@@ -89,7 +89,7 @@ def result(value: Any, event_id: str = "r", number: int = 0) -> ChunkEvent:
 # --- text
 
 
-def test_text_and_reasoning_are_written_as_they_come(view: View) -> None:
+def test_text_and_reasoning_are_written_when_they_arrive(view: View) -> None:
     assert view(text("Let me ", kind="reasoning"), text("see", kind="reasoning")) == "Let me see"
     assert view(text("It ", "n")) == "\n\nIt "
     assert view(text("rains", "n")) == "rains"
@@ -106,7 +106,7 @@ def test_text_and_reasoning_are_written_as_they_come(view: View) -> None:
         ([UnknownEvent("progress", "half")], "· progress: half\n"),
     ],
 )
-def test_each_message_is_a_block_of_its_own(
+def test_messages_are_separated_by_blank_lines(
     view: View, events: list[models.StreamEvent], shown: str
 ) -> None:
     assert view(*events, end=True) == shown
@@ -123,21 +123,19 @@ def test_each_message_is_a_block_of_its_own(
         ([chunk("/tool_calls/0", MAGIC)], json.dumps(MAGIC, indent=2) + "\n"),
     ],
 )
-def test_structured_content_is_written_as_json_when_the_message_is_over(
+def test_structured_content_is_written_as_json_when_the_message_is_complete(
     view: View, events: list[models.StreamEvent], shown: str
 ) -> None:
     assert view(*events) == ""
     assert view(end=True) == shown
 
 
-def test_control_characters_are_made_visible(view: View) -> None:
+def test_control_characters_are_escaped(view: View) -> None:
     assert view(text("a\x1b[31m\x9b\x07b\r\nc\td"), end=True) == "a\\x1b[31m\\x9b\\x07b\nc\td\n"
 
 
 @pytest.mark.parametrize("kind", ["", "reasoning"])
-def test_text_that_is_rewritten_is_written_again_when_the_message_is_over(
-    view: View, kind: str
-) -> None:
+def test_replaced_text_is_written_again_when_the_message_is_complete(view: View, kind: str) -> None:
     assert view(text("It rain", kind=kind)) == "It rain"
     assert view(chunk("/0", "It snows", op="replace", kind=kind)) == ""
     assert view(text(".", "n")) == "\n\nIt snows\n\n."
@@ -145,7 +143,9 @@ def test_text_that_is_rewritten_is_written_again_when_the_message_is_over(
 
 
 @pytest.mark.parametrize("kind", ["", "reasoning"])
-def test_what_a_rewriting_adds_is_written_as_it_comes(view: View, kind: str) -> None:
+def test_replacement_that_extends_the_text_is_written_when_it_arrives(
+    view: View, kind: str
+) -> None:
     assert view(text("It rain", kind=kind)) == "It rain"
     assert view(chunk("", ["It rains"], kind=kind, op="replace")) == "s"
     assert view(end=True) == "\n"
@@ -154,53 +154,55 @@ def test_what_a_rewriting_adds_is_written_as_it_comes(view: View, kind: str) -> 
 # --- tools
 
 
-def test_a_call_is_written_once_its_arguments_are_there(view: View) -> None:
+def test_tool_call_is_written_when_its_arguments_are_complete(view: View) -> None:
     assert view(call([]), piece('{"location": "San '), piece("Fran")) == ""
     assert view(piece('cisco"}')) == '• get_weather(location="San Francisco")'
     assert view(end=True) == "\n"
 
 
-def test_long_arguments_are_cut_before_all_of_them_have_come(view: View) -> None:
+def test_long_arguments_are_shortened_before_they_are_complete(view: View) -> None:
     assert view(call([]), piece('{"code": "')) == ""
     assert view(piece("x" * 391)) == f'• get_weather({{"code": "{"x" * 390}… (1 more characters))'
     assert view(piece("y" * 1000), piece('"}'), end=True) == "\n"
 
 
-def test_arguments_that_never_became_json_are_written_when_the_message_is_over(view: View) -> None:
+def test_incomplete_arguments_are_written_when_the_message_is_complete(view: View) -> None:
     assert view(call([]), piece('{"a": ')) == ""
     assert view(status("typing")) == '• get_weather({"a": )\n\n· typing'
 
 
-def test_several_calls_of_a_message_are_written_one_by_one(view: View) -> None:
+def test_tool_calls_of_a_message_are_written_separately(view: View) -> None:
     assert view(call({})) == "• get_weather()"
     assert view(call([], number=1), piece("{", 1)) == ""
     assert view(piece("}", 1)) == "\n• get_weather()"
 
 
-def test_a_result_is_written_below_its_call(view: View) -> None:
+def test_result_is_written_below_its_call(view: View) -> None:
     assert view(call({"days": [1], "where": None})) == "• get_weather(days=[1], where=null)"
     assert view(result({"sky": "foggy"})) == '\n  {"sky": "foggy"}'
     assert view(text("Foggy")) == "\n\nFoggy"
     assert view(call({}, "c2"), result("x" * 2000, "r2")).endswith("x… (800 more characters)")
 
 
-def test_a_result_that_is_not_below_its_call_is_written_with_its_name(view: View) -> None:
+def test_result_that_does_not_follow_its_call_is_written_with_the_name_of_the_tool(
+    view: View,
+) -> None:
     calls = view(call({}), call({}, number=1), result("a\nb"))
     assert calls == "• get_weather()\n• get_weather()\n  get_weather: a\n  b"
 
 
-def test_a_result_of_null_is_written_when_the_message_is_over(view: View) -> None:
+def test_null_result_is_written_when_the_message_is_complete(view: View) -> None:
     assert view(call({}), result(None)) == "• get_weather()"
     assert view(end=True) == "\n  null\n"
 
 
-def test_a_tool_that_failed_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_of_a_tool_is_written_as_its_result(capsys: pytest.CaptureFixture[str]) -> None:
     failed = models.ToolCall("call-0", "get_weather", {}, error="no such place")
     new_view().message(models.ToolData((failed,)), "r")
     assert capsys.readouterr().out == "  get_weather: no such place"
 
 
-# --- statuses and the rest
+# --- statuses and stored messages
 
 
 @pytest.mark.parametrize(
@@ -213,16 +215,16 @@ def test_a_tool_that_failed_says_why(capsys: pytest.CaptureFixture[str]) -> None
         ({"step": 1, "of": 2}, ': {"step": 1, "of": 2}'),
     ],
 )
-def test_a_status_is_written_with_what_the_agent_added(view: View, data: Any, words: str) -> None:
+def test_status_is_written_with_its_data(view: View, data: Any, words: str) -> None:
     assert view(status("processing", data), end=True) == f"· processing{words}\n"
 
 
-def test_a_status_begins_a_line_of_its_own(view: View) -> None:
+def test_status_begins_on_a_new_line(view: View) -> None:
     events = status("processing"), text("Hi"), status("typing"), status("error", "boom")
     assert view(*events, end=True) == "· processing\nHi\n\n· typing\n· error: boom\n"
 
 
-def test_a_stored_message_is_written_part_by_part(capsys: pytest.CaptureFixture[str]) -> None:
+def test_stored_message_is_written_part_by_part(capsys: pytest.CaptureFixture[str]) -> None:
     view = new_view()
     parts = (
         models.ContentPart("a"),

@@ -1,4 +1,4 @@
-"""Breaking text between words while it streams in, on the screen of a small terminal."""
+"""Word wrap of streamed text, on a simulated screen of a narrow terminal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rich.cells import cell_len
 
 from flux0.cli.output import Output
 
-_PIECES = re.compile(r"\x1b\[(\d*)([GK])|(.)", re.DOTALL)
+_CONTROLS_AND_CHARACTERS = re.compile(r"\x1b\[(\d*)([GK])|(.)", re.DOTALL)
 
 
 class Screen(io.StringIO):
-    """What a terminal shows; like a real one, it breaks a line that is longer than itself."""
+    """The screen of a terminal. Like a real terminal, it breaks lines that are too long."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -30,8 +30,8 @@ class Screen(io.StringIO):
         return True
 
     def write(self, text: str) -> int:
-        for number, command, character in _PIECES.findall(text):
-            if command == "G":  # Go to a column; all that follows is erased next.
+        for number, command, character in _CONTROLS_AND_CHARACTERS.findall(text):
+            if command == "G":  # Go to a column; the next command erases the rest of the line.
                 while cell_len(self.lines[-1]) >= int(number):
                     self.lines[-1] = self.lines[-1][:-1]
             elif character == "\n":
@@ -82,17 +82,17 @@ def shown(*pieces: str, width: int = 10, mark: str = "") -> list[str]:
         (["ab 日本", "語日"], ["ab ", "日本語日"]),
     ],
 )
-def test_lines_are_broken_between_words(pieces: list[str], lines: list[str]) -> None:
+def test_lines_are_wrapped_between_words(pieces: list[str], lines: list[str]) -> None:
     assert [line.rstrip() for line in shown(*pieces)] == [line.rstrip() for line in lines]
 
 
-def test_broken_lines_and_words_go_on_after_the_mark() -> None:
+def test_wrapped_lines_are_indented_to_the_column_after_the_mark() -> None:
     lines = shown("one two three four", mark="• ")
     assert [line.rstrip() for line in lines] == ["• one two", "  three", "  four"]
     assert shown("012345678", mark="• ") == ["• 01234567", "  8"]
 
 
-def test_a_terminal_that_changes_its_width_loses_nothing() -> None:
+def test_no_text_is_lost_when_the_terminal_becomes_narrower() -> None:
     with terminal(20) as (screen, output):
         output.write("some words and ano")
         screen.width = 8
@@ -111,11 +111,11 @@ gaps = st.sampled_from([" ", "  ", "\n"])
     size=st.integers(1, 9),
     width=st.integers(12, 30),
 )
-def test_no_word_is_cut_or_lost_however_the_text_comes(
+def test_no_word_is_broken_or_lost_however_the_text_is_split(
     text: list[tuple[str, str]], size: int, width: int
 ) -> None:
-    whole = "".join(word + gap for word, gap in text)
-    pieces = [whole[start : start + size] for start in range(0, len(whole), size)]
+    joined = "".join(word + gap for word, gap in text)
+    pieces = [joined[start : start + size] for start in range(0, len(joined), size)]
     lines = shown(*pieces, width=width)
     assert [word for line in lines for word in line.split()] == [word for word, _ in text]
     assert all(cell_len(line) <= width for line in lines)

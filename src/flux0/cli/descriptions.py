@@ -1,0 +1,126 @@
+"""Short descriptions of events, tool calls and errors for the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, cast
+
+from flux0 import models
+from flux0.models import ContentPart, MessageData, ReasoningPart, ToolCall, ToolCallPart, ToolData
+
+Item: TypeAlias = models.MessagePart | ToolCall
+Listed: TypeAlias = models.Agent | models.Agents | models.Session | models.Sessions | models.Events
+
+# In characters. `flux0-client events --json` prints the complete values.
+MAX_ARGS_SHOWN = 400
+_MAX_RESULT_SHOWN = 1200
+
+_ID_LENGTH = 10
+# The command-line names of the client's arguments. Other arguments are options of the same name.
+_OPTIONS = {
+    "FLUX0_TOKEN": "FLUX0_TOKEN",
+    "headers": "--header",
+    "message": "MESSAGE",
+    "name": "NAME",
+    "type_": "TYPE",
+}
+
+
+def to_text(value: Any, *, indent: int | None = None) -> str:
+    """Return a string unchanged, and any other value as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, indent=indent, ensure_ascii=False)
+
+
+def describe_status(status: str, data: Any) -> str:
+    """Describe a status and its data."""
+    if isinstance(data, Mapping):
+        values = [*cast("Mapping[str, Any]", data).values()]
+        if len(values) == 1 and isinstance(values[0], str):
+            data = values[0]
+    return f"{status}: {to_text(data)}" if data else str(status)
+
+
+def describe_call(call: ToolCall | ToolCallPart) -> str:
+    """Describe a tool call in the form of Python code."""
+    args: Any = call.args
+    if isinstance(args, Mapping):
+        items = cast("Mapping[str, Any]", args).items()
+        args = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in items)
+    return f"{call.tool_name}({_shorten(to_text(args), MAX_ARGS_SHOWN)})"
+
+
+def describe_result(call: ToolCall) -> str:
+    """Describe the result or the error of a tool call."""
+    if call.error is not None:
+        return call.error
+    return _shorten(to_text(call.result and call.result.data), _MAX_RESULT_SHOWN)
+
+
+def describe_data(data: models.EventData) -> str:
+    """Describe the data of an event."""
+    if isinstance(data, models.StatusData):
+        return describe_status(data.status, data.data)
+    if isinstance(data, (MessageData, ToolData)):
+        return " ".join(map(_describe_item, items_of(data)))
+    return to_text(data)
+
+
+def describe_error(error: models.Flux0Error, ids: Mapping[str, Any] | None = None) -> str:
+    """Return a message for an error, with a hint at the likely cause.
+
+    `ids` contains the ids of the command line under the keys "agent" and "session".
+    """
+    for kind in ("agent", "session"):
+        id_ = (ids or {}).get(kind)
+        if id_ is not None and _is_unknown(kind, id_, error):
+            hint = "" if len(id_) == _ID_LENGTH else f": ids have {_ID_LENGTH} characters"
+            return f"No {kind} has the id {id_!r}{hint}."
+    if isinstance(error, models.InvalidArgument):
+        option = _OPTIONS.get(error.argument, f"--{error.argument.replace('_', '-')}")
+        return error.problem.replace(error.argument, option, 1)
+    if isinstance(error, models.ConnectError):
+        return f"No connection to {error.url}: {error.problem}. Is the server running?"
+    if isinstance(error, models.DecodeError):
+        return f"The server at {error.url} is not a flux0 server: {error.problem}"
+    return error.problem
+
+
+def _is_unknown(kind: str, id_: str, error: models.Flux0Error) -> bool:
+    """Whether the error means that no agent or session has this id."""
+    match error:
+        case models.InvalidArgument():
+            return error.argument == f"{kind}_id"
+        case models.HTTPValidationError():
+            return any(f"{kind}_id" in problem.loc for problem in error.data.detail)
+        case models.APIError():
+            return id_ in error.message  # The 404 response for a wrong URL does not contain the id.
+        case _:
+            return False
+
+
+def items_of(data: models.EventData | None) -> Sequence[Item]:
+    """Return the parts of a message, or the tool calls of a tool event."""
+    if isinstance(data, MessageData):
+        return data.parts
+    return data.tool_calls if isinstance(data, ToolData) else ()
+
+
+def _describe_item(item: Item) -> str:
+    match item:
+        case ContentPart(content):
+            return to_text(content)
+        case ReasoningPart(reasoning):
+            return f"(reasoning) {to_text(reasoning)}"
+        case ToolCallPart():
+            return describe_call(item)
+        case ToolCall():
+            return f"{item.tool_name}: {describe_result(item)}"
+        case _:
+            return to_text(item)
+
+
+def _shorten(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}… ({len(text) - limit:,} more characters)"
