@@ -83,7 +83,7 @@ class ApiCall:
     def fetch(self, model: type[T], request: Request) -> Flow[T]:
         """Send `request` and decode the body of the response into `model`.
 
-        If the response has no body, as with 204, use `yield from call.send(request)` instead.
+        For an operation without a result (204), return `call.send(request)` instead.
         """
         response = yield from self.send(request)
         try:

@@ -1,4 +1,4 @@
-"""What users may pass and what is refused, by name, before anything is sent."""
+"""Checks of arguments: valid values are returned, and errors name the argument."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from flux0.domain.headers import Headers
 EMOJI = "\N{GRINNING FACE}"
 
 
-def refusal(check: Callable[..., object], value: Any, **options: Any) -> str:
-    """Return why `check` refuses the value of an argument called `thing`."""
+def rejection(check: Callable[..., object], value: Any, **options: Any) -> str:
+    """Return the message of the error that `check` raises for an argument called `thing`."""
     with pytest.raises(InvalidArgument) as caught:
         check("thing", value, **options)
     assert caught.value.argument == "thing"
@@ -28,7 +28,7 @@ def refusal(check: Callable[..., object], value: Any, **options: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("check", "value", "taken"),
+    ("check", "value", "expected"),
     [
         *((arguments.text, text, text) for text in ("a", " ", "é", EMOJI, "\0", "a" * 100_000)),
         (partial(arguments.text, longest=5), "a" * 5, "a" * 5),
@@ -49,11 +49,11 @@ def refusal(check: Callable[..., object], value: Any, **options: Any) -> str:
         (arguments.seconds, 2**31 - 1, 2147483.647),
     ],
 )
-def test_valid_arguments_are_returned(check: Callable[..., Any], value: Any, taken: Any) -> None:
-    given = check("thing", value)
+def test_valid_arguments_are_returned(check: Callable[..., Any], value: Any, expected: Any) -> None:
+    returned = check("thing", value)
 
-    assert given == taken
-    assert type(given) is type(taken)
+    assert returned == expected
+    assert type(returned) is type(expected)
 
 
 @pytest.mark.parametrize(
@@ -71,15 +71,15 @@ def test_valid_arguments_are_returned(check: Callable[..., Any], value: Any, tak
 def test_invalid_text_is_rejected(
     check: Callable[..., object], value: object, problem: str
 ) -> None:
-    assert refusal(check, value) == problem
+    assert rejection(check, value) == problem
 
 
 def test_text_has_a_maximum_length() -> None:
-    assert refusal(arguments.text, "a" * 6, longest=5) == (
+    assert rejection(arguments.text, "a" * 6, longest=5) == (
         "thing must have at most 5 characters, not 6"
     )
-    assert "at most 3" in refusal(arguments.optional_text, "abcd", longest=3)
-    assert "must be a str" in refusal(arguments.optional_text, 0)
+    assert "at most 3" in rejection(arguments.optional_text, "abcd", longest=3)
+    assert "must be a str" in rejection(arguments.optional_text, 0)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_text_has_a_maximum_length() -> None:
 )
 def test_id_that_could_reach_another_route_is_rejected(value: str) -> None:
     problem = "thing must be printable, without / \\ ? # %, and not only dots, not "
-    assert refusal(arguments.identifier, value) == f"{problem}{value!r}"
+    assert rejection(arguments.identifier, value) == f"{problem}{value!r}"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_id_that_could_reach_another_route_is_rejected(value: str) -> None:
     ],
 )
 def test_invalid_list_of_names_is_rejected(values: object, problem: str) -> None:
-    assert refusal(arguments.names, values).startswith(f"thing {problem}")
+    assert rejection(arguments.names, values).startswith(f"thing {problem}")
 
 
 @pytest.mark.parametrize(
@@ -144,12 +144,12 @@ def test_invalid_numbers_and_flags_are_rejected(
     check: Callable[..., object], problem: str, values: list[Any]
 ) -> None:
     for value in values:
-        assert refusal(check, value).startswith(f"thing {problem}")
+        assert rejection(check, value).startswith(f"thing {problem}")
 
 
 def test_retries_must_be_a_retry_config() -> None:
     check = partial(arguments.instance, "retries", RetryConfig)
-    # The generated client's positional arguments.
+    # The positional arguments of the generated client.
     policy = RetryConfig("backoff", BackoffStrategy(500, 60_000, 1.5, 3_600_000), False)  # noqa: FBT003
 
     assert check(policy) is policy
@@ -159,7 +159,7 @@ def test_retries_must_be_a_retry_config() -> None:
             check(other)
 
 
-# --- where the server is
+# --- server_url
 
 
 @pytest.mark.parametrize(

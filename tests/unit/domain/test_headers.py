@@ -1,4 +1,4 @@
-"""Header fields: a mapping without case, what users may set, what is shown, what is computed."""
+"""Headers: the mapping, the checks of names and values, redaction, and computed headers."""
 
 from __future__ import annotations
 
@@ -123,13 +123,13 @@ def test_values_that_may_be_credentials_are_hidden(name: str) -> None:
     assert headers[name] == "secret"
 
 
-# --- fields that are computed for each attempt
+# --- computed headers
 
 REQUEST = Request("GET", "http://h/", Headers((("Accept", "a/b"), ("X-Own", "kept"))))
 
 
 def sent(values: dict[str, Callable[[], Any]], request: Request = REQUEST) -> Request:
-    """Return a request as it is sent."""
+    """Send a request with computed headers, and return the request that the transport received."""
     transport = script(scripted_response())
     drive_sync(chain([ComputedHeaders(values)])(request), transport, Time())
     return transport.requests[0]
@@ -157,7 +157,7 @@ def test_invalid_computed_header_value_is_rejected(value: Any) -> None:
     assert caught.value.argument == "headers"
 
 
-# --- over a client
+# --- headers of a client
 
 
 def test_headers_of_a_call_override_fixed_and_computed_headers() -> None:

@@ -1,4 +1,4 @@
-"""Models against the server's own document, recorded events, and everything hypothesis makes up."""
+"""Models: compared with the OpenAPI document of the server, recorded events, and random values."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ SCHEMAS: dict[str, dict[str, Any]] = json.loads((DATA / "openapi.json").read_tex
 ]["schemas"]
 TURNS: list[dict[str, Any]] = json.loads((DATA / "accumulator_cases.json").read_text("utf-8"))
 
-# Where the document's name for a thing is not the name that `flux0.models` has for it.
+# Schemas whose name in the document differs from the name in `flux0.models`.
 RENAMED = {
     "HTTPValidationError": "HTTPValidationErrorData",
     "JsonPatchOperationDTO": "JSONPatchOperationDTO",
 }
-# What is no model here: the arguments of a method, and the lines of an event stream.
+# Schemas without a model: the parameters of methods, and the fields of stream events.
 ARGUMENTS: dict[str, Callable[..., Any]] = {
     "AgentCreationParamsDTO": AgentsResource.create,
     "SessionCreationParamsDTO": SessionsResource.create,
@@ -64,20 +64,22 @@ def model_of(schema: str) -> Any:
     "schema", sorted(SCHEMAS.keys() - ARGUMENTS.keys() - FRAMES.keys() - {"SessionStream"})
 )
 def test_every_schema_has_a_model_with_all_properties(schema: str) -> None:
-    model, described = model_of(schema), SCHEMAS[schema]
+    model, schema_json = model_of(schema), SCHEMAS[schema]
 
-    if "enum" in described:
+    if "enum" in schema_json:
         assert issubclass(model, OpenEnum)
-        assert [member.value for member in model] == described["enum"]
+        assert [member.value for member in model] == schema_json["enum"]
         return
     fields = {field.name: field for field in attrs.fields(model)}
-    for name, form in described["properties"].items():
+    for name, form in schema_json["properties"].items():
         if name == "type" and name not in fields:
             assert model.type == form.get("const", "status")
         else:
             assert name in fields
-    demanded = {name for name, field in fields.items() if field.default is attrs.NOTHING}
-    assert demanded <= set(described.get("required", ())), "stricter than the server's document"
+    required = {name for name, field in fields.items() if field.default is attrs.NOTHING}
+    assert required <= set(schema_json.get("required", ())), (
+        "the model requires more than the document"
+    )
 
 
 def test_every_property_of_a_request_schema_is_a_parameter() -> None:
@@ -202,10 +204,10 @@ def test_invalid_time_is_a_decode_error(text: str) -> None:
 def test_times_are_encoded_in_the_form_of_the_server(offset: timedelta, text: str) -> None:
     moment = datetime(2026, 11, 24, 22, 38, 57, tzinfo=timezone(offset))
 
-    written = to_dict(Agent(id="i", name="n", type="t", created_at=moment))
+    encoded = to_dict(Agent(id="i", name="n", type="t", created_at=moment))
 
-    assert written["created_at"] == text
-    assert from_dict(Agent, written).created_at == moment
+    assert encoded["created_at"] == text
+    assert from_dict(Agent, encoded).created_at == moment
 
 
 def some_agents(*names: str) -> Agents:
@@ -263,7 +265,7 @@ def is_new(data: dict[str, Any]) -> bool:
     return not isinstance(name, str) or name not in known
 
 
-# What a field of each type may hold.
+# Strategies for the values of each type.
 FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     Any: JSON,
     str: TEXT,
@@ -281,19 +283,19 @@ FIELDS: dict[Any, st.SearchStrategy[Any]] = {
 }
 
 
-def made_up(kind: Any) -> st.SearchStrategy[Any]:
-    """Return what makes up values of a type, models among them."""
+def random_values(kind: Any) -> st.SearchStrategy[Any]:
+    """Return a strategy for the values of a type, including models."""
     if kind not in FIELDS:
         if attrs.has(kind):
             types = get_type_hints(kind)
-            fields = {field.name: made_up(types[field.name]) for field in attrs.fields(kind)}
+            fields = {field.name: random_values(types[field.name]) for field in attrs.fields(kind)}
             FIELDS[kind] = st.builds(kind, **fields)
         elif isinstance(kind, type) and issubclass(kind, OpenEnum):
             FIELDS[kind] = st.sampled_from(list(kind))
         elif get_origin(kind) is tuple:
-            FIELDS[kind] = several(made_up(get_args(kind)[0]))
+            FIELDS[kind] = several(random_values(get_args(kind)[0]))
         else:
-            FIELDS[kind] = st.one_of([made_up(one) for one in get_args(kind)])
+            FIELDS[kind] = st.one_of([random_values(option) for option in get_args(kind)])
     return FIELDS[kind]
 
 
@@ -301,14 +303,16 @@ def several(items: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]
     return st.lists(items, max_size=3).map(tuple)
 
 
-# By their names, without the aliases.
+# By class name, without the aliases.
 MODELS: dict[str, Any] = {
-    one.__name__: one for one in vars(models).values() if attrs.has(one) and one is not Reply
+    model.__name__: model
+    for model in vars(models).values()
+    if attrs.has(model) and model is not Reply
 }
 
 
 def kinds_in(value: Any) -> set[type]:
-    """Return the exact types of all values in some JSON."""
+    """Return the exact types of all values in plain JSON."""
     if kind_of(value) == "dict":
         return {dict}.union(*map(kinds_in, [*value, *value.values()]))
     if kind_of(value) == "list":
@@ -324,20 +328,20 @@ def kind_of(value: object) -> str:
 @pytest.mark.parametrize("kind", MODELS.values(), ids=MODELS)
 @given(data=st.data())
 def test_every_model_is_unchanged_by_encoding_and_decoding(kind: Any, data: st.DataObject) -> None:
-    model = data.draw(made_up(kind))
-    written = to_dict(model)
+    model = data.draw(random_values(kind))
+    encoded = to_dict(model)
 
-    again: Any = from_dict(kind, json.loads(json.dumps(written)))
+    again: Any = from_dict(kind, json.loads(json.dumps(encoded)))
 
-    assert kinds_in(written) <= {dict, list, str, int, float, bool, type(None)}
-    assert again == from_dict(kind, written) == model
-    assert json.dumps(to_dict(again)) == json.dumps(written)
-    assert structure_hook(kind)(written, kind) == model, "the fast way reads it, too"
-    assert from_dict(list[kind], [written]) == [model]
-    assert from_dict(tuple[kind, ...], [written]) == (model,)
+    assert kinds_in(encoded) <= {dict, list, str, int, float, bool, type(None)}
+    assert again == from_dict(kind, encoded) == model
+    assert json.dumps(to_dict(again)) == json.dumps(encoded)
+    assert structure_hook(kind)(encoded, kind) == model, "the fast converter reads it, too"
+    assert from_dict(list[kind], [encoded]) == [model]
+    assert from_dict(tuple[kind, ...], [encoded]) == (model,)
     for union in (models.StreamEvent, models.EventData):
         if kind in get_args(union):
-            assert from_dict(union, written) == model
+            assert from_dict(union, encoded) == model
 
 
 class Shouting(str):
@@ -348,10 +352,10 @@ class Shouting(str):
 
 
 def test_subclasses_of_plain_types_are_encoded_as_plain_types() -> None:
-    written = to_dict(ContentPart(MappingProxyType({Shouting("key"): (Shouting("text"),)})))
+    encoded = to_dict(ContentPart(MappingProxyType({Shouting("key"): (Shouting("text"),)})))
 
-    assert written == {"type": "content", "content": {"key": ["text"]}}
-    assert kinds_in(written) == {dict, list, str}
+    assert encoded == {"type": "content", "content": {"key": ["text"]}}
+    assert kinds_in(encoded) == {dict, list, str}
 
 
 @pytest.mark.parametrize("odd", [{1, 2}, b"bytes", object(), {1: "one"}, [{None: 1}]])

@@ -1,4 +1,4 @@
-"""Which failures are tried again, and after how long: the decision alone, without a clock."""
+"""The retry decision: which errors are retried, and after which wait."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def status_error(status: int, retry_after: str | None = None) -> APIError:
 
 
 def decide(config: RetryConfig, error: Flux0Error, **changes: Any) -> float | None:
-    usual = {"attempt": 1, "repeatable": True, "elapsed": 0.0, "left": inf, "jitter": 1.0}
-    given: dict[str, Any] = {**usual, **changes}
-    return wait_before_retry(config, error, now=NOW, **given)
+    defaults = {"attempt": 1, "repeatable": True, "elapsed": 0.0, "left": inf, "jitter": 1.0}
+    options: dict[str, Any] = {**defaults, **changes}
+    return wait_before_retry(config, error, now=NOW, **options)
 
 
-# --- what is tried again
+# --- which errors are retried
 
 ALWAYS = [REFUSED, ConnectTimeout("slow"), status_error(429)]
-WHERE_REPEATABLE = [
+IF_REPEATABLE = [
     ConnectionInterrupted("reset"),
     *(status_error(status) for status in (408, 500, 502, 503, 504)),
 ]
@@ -80,29 +80,31 @@ NEVER = [
 @pytest.mark.parametrize("repeatable", [True, False])
 @pytest.mark.parametrize(
     "error",
-    [*ALWAYS, *WHERE_REPEATABLE, *NEVER],
+    [*ALWAYS, *IF_REPEATABLE, *NEVER],
     ids=lambda error: f"{type(error).__name__}-{error}",
 )
 def test_retry_decision_for_each_error(error: Flux0Error, repeatable: bool) -> None:
-    again = error in ALWAYS or (repeatable and error in WHERE_REPEATABLE)
+    expected = error in ALWAYS or (repeatable and error in IF_REPEATABLE)
     without_connection_errors = RetryConfig(retry_connection_errors=False)
 
     for config in (DEFAULT_RETRIES, RetryConfig()):
-        assert (decide(config, error, repeatable=repeatable) is not None) is again
+        assert (decide(config, error, repeatable=repeatable) is not None) is expected
     assert decide(RetryConfig("none"), error, repeatable=repeatable) is None
     wait = decide(without_connection_errors, error, repeatable=repeatable)
-    assert (wait is not None) is (again and isinstance(error, APIError))
+    assert (wait is not None) is (expected and isinstance(error, APIError))
 
 
 def test_retry_decision_covers_every_transport_error() -> None:
-    def below(kind: type[TransportError]) -> set[type[TransportError]]:
-        return {kind}.union(*map(below, kind.__subclasses__()))
+    def with_subclasses(kind: type[TransportError]) -> set[type[TransportError]]:
+        return {kind}.union(*map(with_subclasses, kind.__subclasses__()))
 
-    decided = {type(error) for error in (*ALWAYS, *WHERE_REPEATABLE, *NEVER)}
+    covered = {type(error) for error in (*ALWAYS, *IF_REPEATABLE, *NEVER)}
 
     assert {
-        kind for kind in below(TransportError) if kind.__module__ in ("flux0", errors.__name__)
-    } <= decided
+        kind
+        for kind in with_subclasses(TransportError)
+        if kind.__module__ in ("flux0", errors.__name__)
+    } <= covered
 
 
 def test_max_attempts_limits_the_attempts() -> None:
@@ -117,7 +119,7 @@ def test_max_attempts_limits_the_attempts() -> None:
     assert DEFAULT_RETRIES.max_attempts == 3
 
 
-# --- after how long
+# --- waits
 
 
 def test_waits_grow_up_to_max_interval() -> None:
@@ -154,7 +156,7 @@ RETRY_AFTERS = (
 )
 
 
-AT_ONCE = {"asked": None, "elapsed": 0.0, "left": inf, "jitter": 1.0}
+AT_ONCE = {"retry_after_value": None, "elapsed": 0.0, "left": inf, "jitter": 1.0}
 
 
 @settings(deadline=None)
@@ -163,7 +165,7 @@ AT_ONCE = {"asked": None, "elapsed": 0.0, "left": inf, "jitter": 1.0}
 @example(backoff=BackoffStrategy(10**12, 5e-324, 0.5), attempt=2000, **AT_ONCE)  # type: ignore[arg-type]
 @given(
     backoff=BACKOFFS,
-    asked=RETRY_AFTERS,
+    retry_after_value=RETRY_AFTERS,
     attempt=st.integers(1, 10**9),
     elapsed=st.floats(0, 1e9),
     left=st.just(inf) | st.floats(-10, 1e9),
@@ -171,7 +173,7 @@ AT_ONCE = {"asked": None, "elapsed": 0.0, "left": inf, "jitter": 1.0}
 )
 def test_wait_ends_before_the_deadline_and_max_elapsed_time(
     backoff: BackoffStrategy,
-    asked: str | None,
+    retry_after_value: str | None,
     attempt: int,
     elapsed: float,
     left: float,
@@ -179,7 +181,7 @@ def test_wait_ends_before_the_deadline_and_max_elapsed_time(
 ) -> None:
     wait = decide(
         RetryConfig(backoff=backoff),
-        status_error(429, asked),
+        status_error(429, retry_after_value),
         attempt=attempt,
         elapsed=elapsed,
         left=left,
@@ -251,7 +253,7 @@ def test_retry_after_replaces_the_backoff() -> None:
         assert decide(config, status_error(status, "7"), left=6.5) is None
 
 
-# --- values that are refused
+# --- invalid settings
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the log says of an exchange, and what it never says."""
+"""Debug logging: its lines, and the values that are hidden."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents?a=1", Headers())
 
 
 @define
-class Notes:
-    """A logger that keeps what it is told."""
+class RecordingLogger:
+    """A logger that records its lines."""
 
     lines: list[str] = field(factory=list[str])
 
@@ -32,7 +32,7 @@ class Notes:
 
 
 class Clock(Time):
-    """A clock on which every look takes a quarter of a second."""
+    """A clock that advances by 0.25 s at each call."""
 
     def monotonic(self) -> float:
         self.now += 0.25
@@ -40,48 +40,50 @@ class Clock(Time):
 
 
 def log_of(request: Request, outcome: Response[Any] | BaseException) -> list[str]:
-    """Return what is logged of one exchange."""
-    notes = Notes()
-    layers = chain([Logging(notes, Clock()), ResponsePolicy(JsonCodec(), 10**6)])
+    """Return the lines that are logged for one exchange."""
+    logger = RecordingLogger()
+    layers = chain([Logging(logger, Clock()), ResponsePolicy(JsonCodec(), 10**6)])
     driver = Driver(script(outcome), Time())
     if isinstance(outcome, BaseException):
         with pytest.raises(type(outcome)):
             driver.run(layers(request))
     else:
         driver.run(layers(request))
-    return notes.lines
+    return logger.lines
 
 
 def test_exchange_is_logged_in_two_lines() -> None:
     request = evolve(REQUEST, method="POST", body=b'{"name": "n"}', attempt=2)
 
-    asked, answered = log_of(request, scripted_response(b'{"data"', b": []}", status=201))
+    request_line, response_line = log_of(
+        request, scripted_response(b'{"data"', b": []}", status=201)
+    )
 
-    assert asked == (
+    assert request_line == (
         'POST http://127.0.0.1:8080/api/agents?a=1 attempt=2 headers={} body={"name": "n"}'
     )
-    assert answered == (
+    assert response_line == (
         "POST http://127.0.0.1:8080/api/agents?a=1 returned 201 in 250.0 ms "
         "headers={'content-type': 'application/json'} body={\"data\": []}"
     )
 
 
 def test_failure_is_logged_with_its_class() -> None:
-    asked, failed = log_of(REQUEST, ConnectError("refused"))
+    request_line, failed = log_of(REQUEST, ConnectError("refused"))
 
-    assert asked.endswith("body=none")
+    assert request_line.endswith("body=none")
     assert failed == (
         "GET http://127.0.0.1:8080/api/agents?a=1 failed after 250.0 ms: ConnectError: refused"
     )
-    assert len(log_of(REQUEST, KeyboardInterrupt())) == 1, "the user ended it"
+    assert len(log_of(REQUEST, KeyboardInterrupt())) == 1, "an interrupt is not logged"
 
 
 def test_body_of_a_stream_is_not_logged() -> None:
-    _, answered = log_of(
+    _, response_line = log_of(
         evolve(REQUEST, stream=True), scripted_response(b"never read", headers=SSE)
     )
 
-    assert answered.endswith("body=a stream")
+    assert response_line.endswith("body=a stream")
 
 
 @pytest.mark.parametrize(
@@ -93,22 +95,22 @@ def test_body_of_a_stream_is_not_logged() -> None:
     ],
 )
 def test_long_bodies_are_truncated_and_invalid_utf_8_is_replaced(body: bytes, shown: str) -> None:
-    asked, answered = log_of(evolve(REQUEST, body=body), scripted_response(body))
+    request_line, response_line = log_of(evolve(REQUEST, body=body), scripted_response(body))
 
-    assert asked.endswith(f"body={shown}")
-    assert answered.endswith(f"body={shown}")
+    assert request_line.endswith(f"body={shown}")
+    assert response_line.endswith(f"body={shown}")
 
 
 def test_credentials_in_headers_are_not_logged() -> None:
     secret = ("Authorization", "cookie", "X-Api-Key", "X-Made-Up")
     fields = Headers((*((name, "secret") for name in secret), ("user-agent", "test")))
 
-    asked, answered = log_of(
+    request_line, response_line = log_of(
         evolve(REQUEST, headers=fields),
         scripted_response(headers={**JSON, "Set-Cookie": "a=secret"}),
     )
 
-    assert "secret" not in asked + answered
-    assert "'user-agent': 'test'" in asked
-    assert "'authorization': '***'" in asked
-    assert "'set-cookie': '***'" in answered
+    assert "secret" not in request_line + response_line
+    assert "'user-agent': 'test'" in request_line
+    assert "'authorization': '***'" in request_line
+    assert "'set-cookie': '***'" in response_line

@@ -1,4 +1,4 @@
-"""The body of a success is read; any other answer is an error that says what the server said."""
+"""Responses: the body of a 2xx response is read, and other statuses raise an `APIError`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ HTML = {"content-type": "text/html"}
 
 
 def send(response: Response[Any], request: Request = REQUEST) -> Response[Any]:
-    """Send a request through the policy to a server that answers with this."""
+    """Send a request through the middleware to a transport that returns `response`."""
     send_flow = chain([ResponsePolicy(JsonCodec(), LIMIT)])
     return Driver(script(response), Time()).run(send_flow(request))
 
 
-def refused(status: int, *body: Step | str, headers: Mapping[str, str] = JSON) -> errors.APIError:
-    """Return the error that an answer becomes, having seen that the answer was released."""
+def error_of(status: int, *body: Step | str, headers: Mapping[str, str] = JSON) -> errors.APIError:
+    """Return the error for a response, and check that the response was released."""
     recorded = tape(*(step.encode() if isinstance(step, str) else step for step in body))
     response = response_from(recorded, status=status, headers=headers)
 
@@ -55,9 +55,9 @@ def test_body_of_a_2xx_response_is_read_unless_it_is_streaming(status: int) -> N
 
     assert send(response, evolve(REQUEST, stream=True)) is response
     assert recorded.reads == recorded.releases == 0
-    whole = send(response)
-    assert whole.body == b"some bytes"
-    assert evolve(whole, body=response.body) == response
+    complete = send(response)
+    assert complete.body == b"some bytes"
+    assert evolve(complete, body=response.body) == response
     assert recorded.releases
 
 
@@ -84,7 +84,7 @@ def test_body_of_a_2xx_response_is_read_unless_it_is_streaming(status: int) -> N
 def test_status_becomes_its_error_with_the_text_of_the_server(
     status: int, kind: type[errors.APIError]
 ) -> None:
-    error = refused(status, '{"detail": "Agent ', 'not found"}')
+    error = error_of(status, '{"detail": "Agent ', 'not found"}')
 
     assert type(error) is kind
     assert error.message == "Agent not found"
@@ -94,7 +94,7 @@ def test_status_becomes_its_error_with_the_text_of_the_server(
 
 
 def test_unknown_route_is_explained() -> None:
-    error = refused(404, '{"detail":"Not Found"}')
+    error = error_of(404, '{"detail":"Not Found"}')
 
     assert error.message.startswith("Not Found: the route does not exist; server_url must be")
 
@@ -111,14 +111,14 @@ DETAIL: list[dict[str, Any]] = [
 ]
 
 
-def refused_422(body: str) -> errors.HTTPValidationError:
-    error = refused(422, body)
+def error_of_422(body: str) -> errors.HTTPValidationError:
+    error = error_of(422, body)
     assert isinstance(error, errors.HTTPValidationError)
     return error
 
 
 def test_422_with_a_list_has_each_problem() -> None:
-    error = refused_422(json.dumps({"detail": DETAIL}))
+    error = error_of_422(json.dumps({"detail": DETAIL}))
 
     assert error.data.detail == (
         errors.ValidationError(
@@ -135,7 +135,7 @@ def test_422_with_a_list_has_each_problem() -> None:
     assert error.message == (
         "body.title: String should have at most 200 characters; body.0.agent_id: Field required"
     )
-    assert refused(400, error.body).message == error.message
+    assert error_of(400, error.body).message == error.message
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_422_with_a_list_has_each_problem() -> None:
     ],
 )
 def test_json_without_a_detail_gives_the_name_of_the_status(body: str) -> None:
-    error = refused_422(body)
+    error = error_of_422(body)
 
     assert error.message.startswith("Unprocessable")
     assert error.body == body
@@ -157,7 +157,7 @@ def test_json_without_a_detail_gives_the_name_of_the_status(body: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "headers", "message", "kept"),
+    ("body", "headers", "message", "full_body"),
     [
         (b"Server Error\n", TEXT, "Server Error", "Server Error\n"),
         (b"Server Error", {"Content-Type": "Text/Plain"}, "Server Error", "Server Error"),
@@ -166,11 +166,11 @@ def test_json_without_a_detail_gives_the_name_of_the_status(body: str) -> None:
     ],
 )
 def test_plain_text_body_is_the_message(
-    body: bytes, headers: dict[str, str], message: str, kept: str
+    body: bytes, headers: dict[str, str], message: str, full_body: str
 ) -> None:
-    error = refused(500, body, headers=headers)
+    error = error_of(500, body, headers=headers)
 
-    assert (error.message, error.body) == (message, kept)
+    assert (error.message, error.body) == (message, full_body)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_plain_text_body_is_the_message(
 def test_html_and_empty_bodies_give_the_name_of_the_status(
     status: int, name: str, body: str, headers: dict[str, str]
 ) -> None:
-    error = refused(status, body, headers=headers)
+    error = error_of(status, body, headers=headers)
 
     assert error.message == name
     assert error.body == body
@@ -194,7 +194,7 @@ def test_unreadable_body_of_an_error_gives_the_name_of_the_status() -> None:
         (b'{"detail": "ov', errors.ConnectionInterrupted("reset")),
         (b"x" * LIMIT, b"x", b""),
     ):
-        error = refused(503, *steps)
+        error = error_of(503, *steps)
 
         assert (error.message, error.body) == ("Service Unavailable", "")
         assert error.__cause__ is None

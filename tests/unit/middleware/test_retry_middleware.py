@@ -1,4 +1,4 @@
-"""The retry policy at work: how often, after how long, within what budget, and what is told."""
+"""The retry middleware: attempts, waits, the budget, and the reports of retries."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from support.transports import Mode
 
 LIMIT = 1000
 STEADY = RetryConfig(backoff=BackoffStrategy(initial_interval=1000, exponent=1))
-AT_ONCE = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
+NO_WAIT = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
 GET = Request("GET", "http://h/api/agents", Headers(), operation="agents.list", retries=STEADY)
 POST = evolve(GET, method="POST", operation="agents.create")
 TURN = evolve(POST, operation="sessions.create_event", stream=True)
@@ -44,17 +44,17 @@ TURN = evolve(POST, operation="sessions.create_event", stream=True)
 
 @define
 class Policy:
-    """The retry policy with what is inside of it in a client, and what it told."""
+    """The retry middleware around the response middleware, with the retries it reported."""
 
     transport: Script
     time: Time = field(factory=Time)
     budget: RetryBudget = field(factory=RetryBudget)
     jitter: float = 1.0
-    told: list[RetryDetails] = field(factory=list[RetryDetails])
+    reported: list[RetryDetails] = field(factory=list[RetryDetails])
 
     def flow(self, request: Request) -> Flow[Response[Any]]:
         self.time.random = self.jitter
-        retry = Retry(self.budget, self.time, self.told.append)
+        retry = Retry(self.budget, self.time, self.reported.append)
         return chain([retry, ResponsePolicy(JsonCodec(), LIMIT)])(request)
 
     async def send(self, mode: Mode, request: Request) -> Any:
@@ -81,7 +81,7 @@ def reset() -> errors.ConnectionInterrupted:
     return errors.ConnectionInterrupted("reset")
 
 
-# --- how often, and after how long
+# --- attempts and waits
 
 
 @in_every_mode
@@ -115,7 +115,7 @@ async def test_details_of_a_retry(mode: Mode) -> None:
 
     await policy.send(mode, GET)
 
-    (details,) = policy.told
+    (details,) = policy.reported
     assert isinstance(details.cause, errors.ServerError)
     assert (details.operation, details.method, details.url) == ("agents.list", "GET", GET.url)
     assert (details.attempt, details.delay_ms) == (1, 7000.0)
@@ -127,7 +127,7 @@ async def test_details_of_a_retry(mode: Mode) -> None:
 @in_every_mode
 async def test_last_error_is_raised_with_the_number_of_attempts(mode: Mode) -> None:
     policy = Policy(
-        script(scripted_response(status=503), reset(), refused(), scripted_response(b"never sent"))
+        script(scripted_response(status=503), reset(), refused(), scripted_response(b"not sent"))
     )
 
     error = await policy.fails(mode, evolve(GET, retries=None))
@@ -135,7 +135,7 @@ async def test_last_error_is_raised_with_the_number_of_attempts(mode: Mode) -> N
     assert isinstance(error, errors.ConnectError)
     assert error.attempts == 3
     assert str(error) == f"GET {GET.url}: refused (3 attempts)"
-    assert [details.attempt for details in policy.told] == [1, 2]
+    assert [details.attempt for details in policy.reported] == [1, 2]
     assert len(policy.time.waits) == 2
 
 
@@ -159,22 +159,22 @@ async def test_no_retry_after_the_deadline_or_max_elapsed_time(mode: Mode) -> No
         assert policy.time.waits == waits
 
 
-# --- what is tried again
+# --- which failures are retried
 
 _DOC = (Path(__file__).parents[3] / "docs" / "reliability.md").read_text("utf-8")
 
 
 def documented() -> list[tuple[str, str, str]]:
-    """Return the table of docs/reliability.md: method, what happened, and what is done."""
+    """Return the table of docs/reliability.md as rows of method, cause and outcome."""
     rows = [
         [cell.strip() for cell in line.strip("| ").split("|")]
         for line in re.findall(r"^\| (?:\||GET|POST).*\|$", _DOC, re.MULTILINE)
     ]
-    causes, *verdicts = rows
+    causes, *outcomes = rows
     return [
-        (method, cause, verdict)
-        for method, *cells in verdicts
-        for cause, verdict in zip(causes, cells, strict=True)
+        (method, cause, outcome)
+        for method, *cells in outcomes
+        for cause, outcome in zip(causes, cells, strict=True)
     ]
 
 
@@ -191,16 +191,16 @@ def test_documented_table_has_all_cases() -> None:
     assert sum(len(failures(cause)) for _, cause, _ in documented()) == 2 * (1 + 2 + 1 + 5)
 
 
-@pytest.mark.parametrize(("method", "cause", "verdict"), documented())
-def test_documented_table_is_correct(method: str, cause: str, verdict: str) -> None:
+@pytest.mark.parametrize(("method", "cause", "outcome"), documented())
+def test_documented_table_is_correct(method: str, cause: str, outcome: str) -> None:
     request = evolve(GET, method=method, retries=None)
 
     for failure in failures(cause):
         policy = Policy(script(failure, scripted_response(b"ok")))
-        if verdict == "again":
+        if outcome == "again":
             assert policy.send_sync(request).body == b"ok"
         else:
-            assert verdict == "raised"
+            assert outcome == "raised"
             with pytest.raises(errors.Flux0Error):
                 policy.send_sync(request)
             assert policy.attempts == [1]
@@ -294,10 +294,10 @@ async def test_exception_of_user_code_is_not_retried(mode: Mode) -> None:
         await policy.send(mode, GET)
 
     assert policy.attempts == [1]
-    assert policy.told == []
+    assert policy.reported == []
 
 
-# --- what is told
+# --- reports of retries
 
 
 def test_exception_in_on_retry_stops_the_retries() -> None:
@@ -316,10 +316,10 @@ def test_exception_in_on_retry_stops_the_retries() -> None:
 
 def test_retry_is_logged_and_reported(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "flux0")
-    told: list[RetryDetails] = []
+    reported: list[RetryDetails] = []
     transport = script(refused(), scripted_response(b'{"data": []}'))
 
-    with Flux0(transport=transport, retry_config=AT_ONCE, on_retry=told.append) as flux0:
+    with Flux0(transport=transport, retry_config=NO_WAIT, on_retry=reported.append) as flux0:
         flux0.agents.list()
 
     (record,) = caplog.records
@@ -328,14 +328,14 @@ def test_retry_is_logged_and_reported(caplog: pytest.LogCaptureFixture) -> None:
         "GET http://127.0.0.1:8080/api/agents: attempt 1 failed (ConnectError: refused), "
         "retrying in 0 ms"
     )
-    assert [type(details.cause) for details in told] == [errors.ConnectError]
+    assert [type(details.cause) for details in reported] == [errors.ConnectError]
 
 
 # --- the budget
 
 
-def takes(budget: RetryBudget, times: int) -> int:
-    """Return how often a retry was to be had."""
+def allowed(budget: RetryBudget, times: int) -> int:
+    """Return how many of these retries the budget allows."""
     return sum(budget.spend() for _ in range(times))
 
 
@@ -344,16 +344,16 @@ def test_successes_refill_the_budget_up_to_its_capacity(
     successes_per_retry: int,
 ) -> None:
     budget = RetryBudget(capacity=3, successes_per_retry=successes_per_retry)
-    assert takes(budget, 5) == 3
+    assert allowed(budget, 5) == 3
 
     for _ in range(3):
         for _ in range(successes_per_retry):
             assert not budget.spend()
             budget.add_success()
-        assert takes(budget, 2) == 1
+        assert allowed(budget, 2) == 1
     for _ in range(100):
         budget.add_success()
-    assert takes(budget, 5) == 3
+    assert allowed(budget, 5) == 3
 
 
 def test_error_that_is_not_retried_does_not_use_the_budget() -> None:
@@ -367,7 +367,7 @@ def test_error_that_is_not_retried_does_not_use_the_budget() -> None:
 def test_client_has_one_budget_for_all_calls() -> None:
     transport = script(*(errors.ConnectError("refused") for _ in range(104)))
 
-    with Flux0(transport=transport, retry_config=AT_ONCE) as flux0:
+    with Flux0(transport=transport, retry_config=NO_WAIT) as flux0:
         with pytest.raises(errors.ConnectError, match="101 attempts"):
             flux0.agents.list()
         with pytest.raises(errors.ConnectError) as caught:
@@ -384,11 +384,11 @@ def test_client_has_one_budget_for_all_calls() -> None:
 def test_budget_is_thread_safe() -> None:
     budget = RetryBudget(capacity=100, successes_per_retry=1)
 
-    def take_and_give_back(_: int) -> None:
-        for _ in range(takes(budget, 50)):
+    def spend_and_refill(_: int) -> None:
+        for _ in range(allowed(budget, 50)):
             budget.add_success()
 
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(take_and_give_back, range(100)))
+        list(threads.map(spend_and_refill, range(100)))
 
-    assert takes(budget, 200) == 100
+    assert allowed(budget, 200) == 100

@@ -1,4 +1,4 @@
-"""A turn as a state machine: bytes in, events out; end or failure in, verdict out."""
+"""The state machine of a turn: bytes, the end and errors in; events and a failure out."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ UNKNOWN = frame("weather", {"sun": True})
 
 
 def values(events: Sequence[StreamEvent]) -> list[object]:
-    """Return what the chunks among some events append."""
+    """Return the values that the chunk events append."""
     return [event.patches[0].value for event in events if isinstance(event, ChunkEvent)]
 
 
-def fed(data: bytes) -> Turn:
+def turn_after(data: bytes) -> Turn:
     turn = new_turn(idle=600)
     turn.feed(data)
     return turn
@@ -27,7 +27,7 @@ def fed(data: bytes) -> Turn:
 
 @pytest.mark.parametrize("rest", [b"event: chunk\n", b"data: {}\n", b"x", chunk("b")[:-1]])
 def test_end_in_the_middle_of_an_event_is_an_interruption(rest: bytes) -> None:
-    turn = fed(chunk("a") + rest)
+    turn = turn_after(chunk("a") + rest)
 
     turn.on_end()
 
@@ -35,9 +35,9 @@ def test_end_in_the_middle_of_an_event_is_an_interruption(rest: bytes) -> None:
     assert isinstance(failure, errors.StreamInterrupted)
     assert "ended in the middle of an event" in str(failure)
     assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 1)
-    whole = fed(chunk("a") + b": bye\n")
-    whole.on_end()
-    assert whole.failure is None, "a comment is no event"
+    complete = turn_after(chunk("a") + b": bye\n")
+    complete.on_end()
+    assert complete.failure is None, "a comment is not an event"
 
 
 def test_first_event_with_an_id_sets_the_correlation_id() -> None:
@@ -51,16 +51,16 @@ def test_first_event_with_an_id_sets_the_correlation_id() -> None:
     assert turn.correlation_id == "first"
 
 
-@pytest.mark.parametrize("more", [None, b"x"])
-def test_too_large_event_fails_the_turn_after_the_earlier_events(more: bytes | None) -> None:
+@pytest.mark.parametrize("next_data", [None, b"x"])
+def test_too_large_event_fails_the_turn_after_the_earlier_events(next_data: bytes | None) -> None:
     turn = new_turn(max_event_bytes=1000)
 
     events = turn.feed(chunk("a") + chunk("b") + b"data: " + b"x" * 2000)
-    assert values(events) == ["a", "b"], "those before it are handed out"
-    if more is None:
+    assert values(events) == ["a", "b"], "the earlier events are returned"
+    if next_data is None:
         turn.on_end()
     else:
-        assert turn.feed(more) == []
+        assert turn.feed(next_data) == []
 
     failure = turn.failure
     assert isinstance(failure, errors.EventTooLarge)
@@ -69,7 +69,7 @@ def test_too_large_event_fails_the_turn_after_the_earlier_events(more: bytes | N
 
 
 @pytest.mark.parametrize(
-    ("kind", "verdict"),
+    ("kind", "expected"),
     [
         (errors.ReadTimeout, errors.StreamIdleTimeout),
         (errors.ConnectionInterrupted, errors.StreamInterrupted),
@@ -78,19 +78,19 @@ def test_too_large_event_fails_the_turn_after_the_earlier_events(more: bytes | N
     ],
 )
 def test_transport_error_becomes_idle_timeout_or_interruption(
-    kind: type[errors.TransportError], verdict: type[errors.StreamError]
+    kind: type[errors.TransportError], expected: type[errors.StreamError]
 ) -> None:
-    turn = fed(chunk("a") + chunk("b"))
+    turn = turn_after(chunk("a") + chunk("b"))
     error = kind("reset by peer")
 
     turn.on_transport_error(error)
 
     failure = turn.failure
-    assert isinstance(failure, verdict)
+    assert isinstance(failure, expected)
     assert failure.__cause__ is error
     assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 2)
     problem = "the stream was interrupted: reset by peer"
-    if verdict is errors.StreamIdleTimeout:
+    if expected is errors.StreamIdleTimeout:
         problem = "no event for 600 s (idle timeout; set stream_idle_timeout_ms)"
     assert failure.problem == f"{problem} (after 2 events of turn {CORRELATION_ID})"
 
@@ -107,10 +107,10 @@ def test_read_timeout_without_idle_timeout_names_the_timeout_of_the_transport() 
 def test_comments_do_not_reset_the_idle_timeout() -> None:
     turn = new_turn(idle=5)
 
-    assert turn.feed(b": still here\n", waited=3) == []
+    assert turn.feed(b": keep-alive\n", waited=3) == []
     assert len(turn.feed(chunk("a"), waited=1.5)) == 1
     for _ in range(2):
-        turn.feed(b": still here\n", waited=2.5)
+        turn.feed(b": keep-alive\n", waited=2.5)
         assert turn.failure is None
     turn.feed(b"", waited=0.1)
 

@@ -1,4 +1,4 @@
-"""What each call sends, in the form that the server takes, and what it makes of the answer."""
+"""Use cases: the request of each call, and the result that is decoded from its response."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SESSION = {
     "consumption_offsets": {"client": 0},
     "title": None,
 }
-WAY = ApiCall(
+CALL = ApiCall(
     send=send_once,
     codec=JsonCodec(),
     server_url="http://127.0.0.1:8080/base",
@@ -49,8 +49,8 @@ WAY = ApiCall(
 )
 
 
-def ask(flow: Flow[Any], data: object, status: int = 200) -> tuple[Request, Any]:
-    """Answer a flow's one request with JSON; return the request and the flow's result."""
+def run(flow: Flow[Any], data: object, status: int = 200) -> tuple[Request, Any]:
+    """Run a flow whose only request gets a JSON response; return the request and the result."""
     body = json.dumps(data).encode()
     effects, result = play(flow, Response(status, Headers(), body))
     (send,) = effects
@@ -64,27 +64,27 @@ def body_of(request: Request) -> Any:
 
 def create_agent(**changes: Any) -> Flow[Any]:
     given: dict[str, Any] = {"name": "Drizzle", "type_": "weather", "description": None}
-    return agents.create_agent(WAY, **{**given, **changes})
+    return agents.create_agent(CALL, **{**given, **changes})
 
 
 def create_session(**changes: Any) -> Flow[Any]:
     given: dict[str, Any] = {"agent_id": "a", "allow_greeting": False, "id": None, "title": None}
-    return sessions.create_session(WAY, **{**given, **changes})
+    return sessions.create_session(CALL, **{**given, **changes})
 
 
 def list_events(**changes: Any) -> Flow[Any]:
     unfiltered = dict.fromkeys(("min_offset", "source", "correlation_id", "types"))
     given: dict[str, Any] = {"session_id": "s 1", **unfiltered, **changes}
-    return sessions.list_events(WAY, **given)
+    return sessions.list_events(CALL, **given)
 
 
-def create_event(way: ApiCall = WAY, **changes: Any) -> Flow[Any]:
+def create_event(call: ApiCall = CALL, **changes: Any) -> Flow[Any]:
     given = {"session_id": "s 1", "type_": "message", "source": "user", "content": "How is it?"}
-    return sessions.open_stream(way, sessions.create_event(way, **{**given, **changes}))
+    return sessions.open_stream(call, sessions.create_event(call, **{**given, **changes}))
 
 
 def stored(*types: str) -> dict[str, Any]:
-    """Return a listing of events of these types."""
+    """Return the JSON of a list of events with these types."""
     event = {"correlation_id": "c", "source": "user", "data": {"type": "?"}, "deleted": False}
     rest = {"metadata": None, "created_at": "2026-11-24T22:38:57Z"}
     return {
@@ -113,14 +113,14 @@ FILTERS = {"min_offset": 7, "source": "user", "correlation_id": "RID(1): 2"}
 @pytest.mark.parametrize(
     ("operation", "flow", "path", "body", "answer"),
     [
-        ("agents.list", agents.list_agents(WAY), AGENTS, None, {"data": [AGENT]}),
+        ("agents.list", agents.list_agents(CALL), AGENTS, None, {"data": [AGENT]}),
         ("agents.create", create_agent(), AGENTS, DRIZZLE, AGENT),
         (
             *("agents.create", create_agent(description="")),
             *(AGENTS, {**DRIZZLE, "description": ""}, AGENT),
         ),
         (
-            *("agents.retrieve", agents.retrieve_agent(WAY, agent_id="a-b_c~d.e;é +=")),
+            *("agents.retrieve", agents.retrieve_agent(CALL, agent_id="a-b_c~d.e;é +=")),
             *(f"{AGENTS}/a-b_c~d.e%3B%C3%A9%20%2B%3D", None, AGENT),
         ),
         ("sessions.create", create_session(), SESSIONS, {"agent_id": "a"}, SESSION),
@@ -133,15 +133,15 @@ FILTERS = {"min_offset": 7, "source": "user", "correlation_id": "RID(1): 2"}
             *(SESSIONS, {"agent_id": "a", "id": "zv3h4j5Fjv", "title": ""}, SESSION),
         ),
         (
-            *("sessions.list", sessions.list_sessions(WAY, agent_id=None)),
+            *("sessions.list", sessions.list_sessions(CALL, agent_id=None)),
             *(SESSIONS, None, {"data": [SESSION]}),
         ),
         (
-            *("sessions.list", sessions.list_sessions(WAY, agent_id="a&b=c")),
+            *("sessions.list", sessions.list_sessions(CALL, agent_id="a&b=c")),
             *(f"{SESSIONS}?agent_id=a%26b%3Dc", None, {"data": []}),
         ),
         (
-            *("sessions.retrieve", sessions.retrieve_session(WAY, session_id="a b")),
+            *("sessions.retrieve", sessions.retrieve_session(CALL, session_id="a b")),
             *(f"{SESSIONS}/a%20b", None, SESSION),
         ),
         ("sessions.list_events", list_events(), EVENTS, None, stored("message", "new")),
@@ -159,19 +159,29 @@ FILTERS = {"min_offset": 7, "source": "user", "correlation_id": "RID(1): 2"}
 def test_request_and_result_of_each_call(
     operation: str, flow: Flow[Any], path: str, body: Any, answer: Any
 ) -> None:
-    request, result = ask(flow, answer)
+    request, result = run(flow, answer)
 
     assert request.operation == operation
     assert (request.method, request.route) == ROUTES[operation]
-    assert request.url == f"{WAY.server_url}{path}"
+    assert request.url == f"{CALL.server_url}{path}"
     assert (None if request.body is None else body_of(request)) == body
     assert not request.stream
     assert to_dict(result) == answer
-    assert (request.timeout, request.retries) == (WAY.timeout, WAY.retries)
-    assert request.deadline == WAY.deadline
+    assert (request.timeout, request.retries) == (CALL.timeout, CALL.retries)
+    assert request.deadline == CALL.deadline
     assert request.headers["user-agent"] == "test"
     assert request.headers["accept"] == "application/json"
     assert ("content-type" in request.headers) == (body is not None)
+
+
+def test_response_without_content_is_not_decoded() -> None:
+    request = CALL.request("sessions.delete", "DELETE", "/api/sessions/{id}", ids={"id": "s 1"})
+
+    effects, response = play(CALL.send(request), Response(204, Headers(), b""))
+
+    assert sent(effects[0]).url == f"{CALL.server_url}{SESSIONS}/s%201"
+    assert sent(effects[0]).is_idempotent
+    assert response.status_code == 204
 
 
 # --- events
@@ -180,7 +190,7 @@ def test_request_and_result_of_each_call(
 def test_types_are_sent_in_query_and_body_and_filtered_again() -> None:
     flow = list_events(min_offset=1, types=iter([EventType.MESSAGE, "tool", "message"]))
 
-    request, listed = ask(flow, stored("message", "status", "tool", "new", "message"))
+    request, listed = run(flow, stored("message", "status", "tool", "new", "message"))
 
     assert request.method == "GET"
     assert request.url.partition("?")[2] == "min_offset=1&types=message&types=tool"
@@ -228,7 +238,7 @@ def test_event_stream_is_recognized_by_its_content_type(content_type: str) -> No
 def test_other_content_type_is_a_decode_error_with_the_body(
     headers: dict[str, str], problem: str
 ) -> None:
-    flow = create_event(evolve(WAY, deadline=Deadline(12.5, 9.0)))
+    flow = create_event(evolve(CALL, deadline=Deadline(12.5, 9.0)))
     next(flow)
     response = scripted_response(headers=headers)
 
@@ -237,19 +247,19 @@ def test_other_content_type_is_a_decode_error_with_the_body(
         flow.send(b"<html>\xff" + b"x" * 1000)
 
     assert reading.response is response
-    assert (reading.limit, reading.deadline) == (WAY.max_body_bytes, Deadline(12.5, 9.0))
+    assert (reading.limit, reading.deadline) == (CALL.max_body_bytes, Deadline(12.5, 9.0))
     assert caught.value.body == f"<html>\ufffd{'x' * 193}"
     assert caught.value.operation == "sessions.create_event"
 
 
-# --- what every call shares
+# --- all calls
 
 
 def test_headers_of_the_user_override_the_defaults() -> None:
     fields = Headers((("Accept", "text/x-special"), ("content-TYPE", "application/json; v=2")))
-    way = evolve(WAY, headers=WAY.headers.merge(fields))
+    call = evolve(CALL, headers=CALL.headers.merge(fields))
 
-    effects, _ = play(create_event(way), scripted_response(headers=SSE))
+    effects, _ = play(create_event(call), scripted_response(headers=SSE))
 
     headers = sent(effects[0]).headers
     assert headers.get_all("accept") == ("text/x-special",)
@@ -259,13 +269,13 @@ def test_headers_of_the_user_override_the_defaults() -> None:
 
 def test_decode_error_has_the_start_of_the_body_and_the_request() -> None:
     with pytest.raises(DecodeError) as caught:
-        ask(agents.list_agents(WAY), {"data": [{**AGENT, "name": 1}]})
+        run(agents.list_agents(CALL), {"data": [{**AGENT, "name": 1}]})
 
     error = caught.value
     assert error.field == "data[0].name"
     assert error.body.startswith('{"data": [{"id": "t-2DtXTicj"')
     assert (error.operation, error.method) == ("agents.list", "GET")
-    assert error.url == f"{WAY.server_url}/api/agents"
+    assert error.url == f"{CALL.server_url}/api/agents"
 
 
 SURROGATE = "\ud800"
@@ -279,16 +289,16 @@ SURROGATE = "\ud800"
         (lambda: create_agent(type_=""), "type_"),
         (lambda: create_agent(type_="t" * 101), "type_"),
         (lambda: create_agent(description=SURROGATE), "descript"),
-        (lambda: agents.retrieve_agent(WAY, agent_id=""), "agent_id"),
-        (lambda: agents.retrieve_agent(WAY, agent_id=".."), "agent_id"),
+        (lambda: agents.retrieve_agent(CALL, agent_id=""), "agent_id"),
+        (lambda: agents.retrieve_agent(CALL, agent_id=".."), "agent_id"),
         (lambda: create_session(agent_id=None), "agent_id"),
         (lambda: create_session(agent_id=SURROGATE), "agent_id"),
         (lambda: create_session(allow_greeting="yes"), "allow_greeting"),
         (lambda: create_session(id=""), "id"),
         (lambda: create_session(title="t" * 201), "title"),
         (lambda: create_session(title=7), "title"),
-        (lambda: sessions.list_sessions(WAY, agent_id=SURROGATE), "agent_id"),
-        (lambda: sessions.retrieve_session(WAY, session_id="."), "session_id"),
+        (lambda: sessions.list_sessions(CALL, agent_id=SURROGATE), "agent_id"),
+        (lambda: sessions.retrieve_session(CALL, session_id="."), "session_id"),
         (lambda: list_events(session_id=None), "session_id"),
         (lambda: list_events(min_offset=-1), "min_offset"),
         (lambda: list_events(source=SURROGATE), "source"),

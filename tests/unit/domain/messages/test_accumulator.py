@@ -1,4 +1,4 @@
-"""Messages rebuilt from a turn's stream: recorded turns, the rules one by one, and the cost."""
+"""Building messages from a stream: recorded turns, each rule, limits, and cost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.cost import steps_taken
 from support.in_memory import new_turn
 
 AGENT = {"agent_id": "a1", "agent_name": "Drizzle"}
-NAMED = models.Participant(id="a1", name="Drizzle")
+PARTICIPANT = models.Participant(id="a1", name="Drizzle")
 CASES: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[3] / "data" / "accumulator_cases.json").read_text("utf-8")
 )
@@ -47,7 +47,11 @@ def after(*chunks: ChunkEvent) -> MessageAccumulator:
 
 def message(*parts: Any, **metadata: Any) -> TurnMessage:
     return TurnMessage(
-        "e1", "turn", EventType.MESSAGE, models.MessageData(parts, participant=NAMED), metadata
+        "e1",
+        "turn",
+        EventType.MESSAGE,
+        models.MessageData(parts, participant=PARTICIPANT),
+        metadata,
     )
 
 
@@ -55,7 +59,7 @@ def message(*parts: Any, **metadata: Any) -> TurnMessage:
 
 
 def compared(event: dict[str, Any]) -> str:
-    """What a stored event and a rebuilt one share, as text: there 1, 1.0 and true differ."""
+    """Return the members that stored and rebuilt events share, as text: 1, 1.0 and true differ."""
     shared = {key: event[key] for key in ("type", "data", "metadata", "correlation_id")}
     return json.dumps(shared, sort_keys=True)
 
@@ -80,7 +84,7 @@ def test_recorded_turn_gives_the_events_that_the_server_stored(case: dict[str, A
     assert accumulator.problems == ()
 
 
-# --- what is stored, rule by rule
+# --- rules of the server
 
 
 @pytest.mark.parametrize(
@@ -127,8 +131,8 @@ def test_message_without_agent_name_is_not_stored(
     metadata: dict[str, Any], participant: models.Participant | None
 ) -> None:
     accumulator = after(ChunkEvent("turn", "e1", 0, (add("/-", "a"),), metadata))
-    said = [models.MessageData((models.ContentPart("a"),), participant=participant)]
-    assert [event.data for event in accumulator.finish()] == (said if participant else [])
+    expected = [models.MessageData((models.ContentPart("a"),), participant=participant)]
+    assert [event.data for event in accumulator.finish()] == (expected if participant else [])
     assert accumulator.finish() == accumulator.messages
 
 
@@ -196,16 +200,16 @@ def test_document_that_the_server_cannot_convert_is_not_stored(root: Any) -> Non
     assert after(chunk(add("", root))).finish() == ()
 
 
-# --- several messages, and messages in the making
+# --- several messages, and incomplete messages
 
 
 def test_messages_are_in_the_order_of_their_first_chunks() -> None:
     accumulator = after(
         chunk(add("/-", "A"), event_id="a"),
-        chunk(add("/-", ""), event_id="nothing yet"),
+        chunk(add("/-", ""), event_id="empty"),
         chunk(add("/-", "B"), event_id="b"),
         chunk(add("/-", "A"), event_id="a"),
-        chunk(replace("", []), event_id="nothing yet"),
+        chunk(replace("", []), event_id="empty"),
     )
     assert [(event.event_id, event.text) for event in accumulator.messages] == [
         ("a", "AA"),
@@ -240,9 +244,9 @@ def test_returned_messages_do_not_change_later() -> None:
     for event in program:
         accumulator.feed(event)
         results = (accumulator.messages, accumulator.finish())
-        seen += [(handed_out, repr(handed_out)) for handed_out in results]
+        seen += [(returned, repr(returned)) for returned in results]
     assert len({text for _, text in seen}) == len(program)
-    assert [repr(handed_out) for handed_out, _ in seen] == [text for _, text in seen]
+    assert [repr(returned) for returned, _ in seen] == [text for _, text in seen]
     assert repr(program) == before
 
 
@@ -255,7 +259,7 @@ def test_unchanged_message_is_not_built_again() -> None:
     assert changed != second
 
 
-# --- the text that an event adds
+# --- the appended text
 
 
 @pytest.mark.parametrize(
@@ -284,14 +288,14 @@ def test_feed_returns_the_appended_text(
     assert MessageAccumulator().feed(chunk(*operations)) == "".join(texts)
 
 
-# --- chunks that do not apply
+# --- operations that cannot be applied
 
 
 @pytest.mark.parametrize(
     ("failing", "applied"),
     [
         (replace("/5", "x"), "b"),
-        # Of a chunk with what is no operation, nothing is applied.
+        # A chunk with an invalid operation is not applied at all.
         (JSONPatchOperation("append", "/5", "x"), ""),
     ],
 )
@@ -349,7 +353,7 @@ def test_many_messages_and_recorded_problems_are_limited() -> None:
     for n in range(1000):
         accumulator.feed(chunk(add("/-", "x"), event_id=f"{n}"))
     assert 100 < len(accumulator.finish()) < 500
-    assert accumulator.feed(chunk(event_id="one more")) == ""
+    assert accumulator.feed(chunk(event_id="another")) == ""
     for _ in range(1000):
         accumulator.feed(chunk(replace("/5", "x" * 1000)))
     assert 50 < len(accumulator.problems) < 1000
@@ -377,7 +381,7 @@ def test_too_large_replacement_changes_nothing() -> None:
     assert len(accumulator.problems) == 1
     assert accumulator.finish() == (message(models.ContentPart("ac")),)
     accumulator.feed(chunk(add("/-", "d" * 5_000)))
-    accumulator.feed(chunk(add("/-", "e" * 5_000)))  # The budget is as it was, and no larger.
+    accumulator.feed(chunk(add("/-", "e" * 5_000)))  # Exceeds the budget, which is unchanged.
     assert accumulator.finish() == (message(models.ContentPart("ac" + "d" * 5_000)),)
 
 
@@ -400,22 +404,22 @@ def test_too_deeply_nested_document_is_rejected() -> None:
     assert accumulator.finish() == (message(models.ContentPart("a")),)
 
 
-# --- texts in little memory
+# --- memory of long answers
 
 
-@pytest.mark.parametrize("look_every", [None, 1, 1000])
-def test_long_answer_needs_little_more_memory_than_its_text(look_every: int | None) -> None:
+@pytest.mark.parametrize("read_every", [None, 1, 1000])
+def test_long_answer_needs_little_more_memory_than_its_text(read_every: int | None) -> None:
     accumulator, pieces = MessageAccumulator(), 20_000
     tracemalloc.start()
     try:
         for n in range(pieces):
             accumulator.feed(chunk(add("/-", f"{n:06d} ")))
-            if look_every and n % look_every == 0:
+            if read_every and n % read_every == 0:
                 _ = accumulator.messages
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert held < 7 * pieces * (1.7 if look_every is None else 4)
+    assert held < 7 * pieces * (1.7 if read_every is None else 4)
 
 
 def test_other_operations_apply_to_a_long_text() -> None:
@@ -437,7 +441,7 @@ TEXT = chunk(add("/-", "word "))
 
 
 @pytest.mark.parametrize(
-    ("start", "event", "is_watched"),
+    ("start", "event", "reads_messages"),
     [
         pytest.param(TEXT, TEXT, True, id="text"),
         pytest.param(TEXT, chunk(add("/-", {"a": 1})), False, id="items"),
@@ -450,7 +454,7 @@ TEXT = chunk(add("/-", "word "))
     ],
 )
 def test_cost_of_a_chunk_does_not_depend_on_the_message_length(
-    start: ChunkEvent, event: ChunkEvent, is_watched: bool
+    start: ChunkEvent, event: ChunkEvent, reads_messages: bool
 ) -> None:
     def run(count: int) -> int:
         accumulator = after(start)
@@ -458,7 +462,7 @@ def test_cost_of_a_chunk_does_not_depend_on_the_message_length(
         def feed() -> None:
             for _ in range(count):
                 accumulator.feed(event)
-                if is_watched:
+                if reads_messages:
                     _ = accumulator.messages
 
         return steps_taken(feed)

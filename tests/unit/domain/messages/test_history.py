@@ -1,4 +1,4 @@
-"""Stored events and live messages: as one list that has each once, and as calls with results."""
+"""Joining stored events with live messages, and tool calls with their results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 
 def live(text: str, turn: str = "t1", **changes: Any) -> TurnMessage:
-    """Return a message as a stream rebuilt it."""
+    """Return a message that was built from a stream."""
     message = TurnMessage(
         event_id=f"live-{text}",
         correlation_id=turn,
@@ -76,23 +76,23 @@ def test_stored_messages_are_not_repeated_and_the_others_follow() -> None:
 
 
 def test_history_has_only_messages_and_tool_results() -> None:
-    said = all_stored([live("a"), TOOL])
-    status = evolve(said[0], type=EventType.STATUS, data=StatusData(SessionStatus.TYPING))
-    custom = evolve(said[0], type="custom", data={"type": "custom"})
-    newer = evolve(said[0], type="newer", data={"type": "newer"})
+    reply = all_stored([live("a"), TOOL])
+    status = evolve(reply[0], type=EventType.STATUS, data=StatusData(SessionStatus.TYPING))
+    custom = evolve(reply[0], type="custom", data={"type": "custom"})
+    newer = evolve(reply[0], type="newer", data={"type": "newer"})
 
-    assert joined_history([status, said[0], custom, said[1], newer], []) == tuple(said)
+    assert joined_history([status, reply[0], custom, reply[1], newer], []) == tuple(reply)
 
 
 def test_equal_messages_are_matched_one_to_one() -> None:
-    twice = [live("yes", event_id="m1"), live("yes", event_id="m2")]
+    messages = [live("yes", event_id="m1"), live("yes", event_id="m2")]
 
-    assert joined_history([], twice) == tuple(twice)
-    one = all_stored(twice[:1])
-    assert joined_history(one, twice) == (*one, twice[1])
-    both = all_stored(twice)
-    assert joined_history(both, twice) == tuple(both)
-    assert joined_history(both, twice[:1]) == tuple(both)
+    assert joined_history([], messages) == tuple(messages)
+    first = all_stored(messages[:1])
+    assert joined_history(first, messages) == (*first, messages[1])
+    both = all_stored(messages)
+    assert joined_history(both, messages) == tuple(both)
+    assert joined_history(both, messages[:1]) == tuple(both)
 
 
 def test_different_messages_are_not_matched() -> None:
@@ -118,10 +118,10 @@ def test_stored_events_keep_their_order() -> None:
 def test_every_item_of_a_history_has_source_type_and_text() -> None:
     thought = live("r", data=MessageData((ReasoningPart("Let me see"), ReasoningPart({"no": 1}))))
     parts = (ContentPart("I ask."), ToolCallPart("c1", "weather", {"city": "SF"}))
-    asked, said = live("q", data=MessageData(parts)), live("Sunny")
+    asked, reply = live("q", data=MessageData(parts)), live("Sunny")
     question = evolve(stored(live("How is it?")), source=EventSource.USER)
 
-    history = joined_history([question], [thought, asked, TOOL, said])
+    history = joined_history([question], [thought, asked, TOOL, reply])
 
     texts = [f"{message.source}: {message.text}" for message in history]
     assert texts[:2] == ["user: How is it?", "ai_agent: "]
@@ -160,13 +160,13 @@ def event(data: EventData) -> Event:
 
 
 def test_tool_call_is_joined_with_its_result() -> None:
-    answered = call("1", SUNNY)
+    finished = call("1", SUNNY)
 
     assert joined_tool_calls([message(asked("1"))]) == (call("1"),)
-    for had_asked in (message(asked("1")), event(MessageData((asked("1"),)))):
-        for had_result in (results(answered), event(ToolData((answered,)))):
-            assert joined_tool_calls([had_asked, had_result]) == (answered,)
-            assert joined_tool_calls(iter([had_result, had_asked])) == (answered,)
+    for call_message in (message(asked("1")), event(MessageData((asked("1"),)))):
+        for result_message in (results(finished), event(ToolData((finished,)))):
+            assert joined_tool_calls([call_message, result_message]) == (finished,)
+            assert joined_tool_calls(iter([result_message, call_message])) == (finished,)
 
 
 def test_tool_calls_are_in_the_order_of_the_calls() -> None:

@@ -1,4 +1,4 @@
-"""JSON Patch as the server applies it."""
+"""JSON Patch with the rules of the server."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from flux0.domain.stream_events import JSONPatchOperation as Op
 
 
 def apply_operation(document: JSON, operation: Op) -> JSON:
-    """Apply an operation in plenty of budget, and see that what it holds is counted right."""
+    """Apply an operation, and check that the budget is charged for the size of the document."""
     budget = MemoryBudget(1_000_000)
-    held = 0 if document is None else measure(document)[0]
+    size_before = 0 if document is None else measure(document)[0]
     result = document
     try:
         result = apply_in(document, operation, budget)
     finally:
-        size = 0 if result is None else measure(result)[0]
-        assert held + budget.limit - budget.remaining == size
+        size_after = 0 if result is None else measure(result)[0]
+        assert size_before + budget.limit - budget.remaining == size_after
     return result
 
 
 def as_text(document: Any) -> str:
-    """JSON text tells 1, 1.0 and true apart, where Python's == does not."""
+    """Return JSON text, in which 1, 1.0 and true differ, unlike in a comparison with ==."""
     return json.dumps(document, sort_keys=True)
 
 
 @pytest.mark.parametrize(
     ("document", "operation", "expected"),
     [
-        # The root comes into being.
+        # The root is created.
         (None, Op("add", "", "text"), "text"),
         (None, Op("add", "/-", "a"), ["a"]),
         (None, Op("add", "/0", "a"), ["a"]),
@@ -102,7 +102,7 @@ def as_text(document: Any) -> str:
         ({"a": {"b": 1, "c": 1}}, Op("test", "/a", {"b": 1}), None),
         ({"a": "b"}, Op("test", "/a", ["b"]), None),
         ({"a": 1}, Op("test", "", {"a": 1}), {"a": 1}),
-        # Pointers are unescaped, in the right order.
+        # Pointers are unescaped in the right order.
         ({}, Op("add", "/a~1b", 1), {"a/b": 1}),
         ({}, Op("add", "/a~01", 1), {"a~1": 1}),
         ({"a~b": {"c/d": 1}}, Op("copy", "/x", from_="/a~0b/c~1d"), {"a~b": {"c/d": 1}, "x": 1}),
@@ -110,7 +110,7 @@ def as_text(document: Any) -> str:
         ({"a": 1}, Op("copy", "/x", from_="a"), None),
         ({"a": 1}, Op("add", "a", 2), None),
         ({"a": 1}, Op("add", "/~~0", 2), None),
-        # Anything else is no operation.
+        # Other operations do not exist.
         ({"a": 1}, Op("append", "/a", "b"), None),
     ],
 )
@@ -136,9 +136,9 @@ def test_operation_is_applied_or_changes_nothing(
         ({"rows": []}, "/rows/2/name", {"rows": [{}, {}, {"name": 1}]}),
         ({"rows": []}, "/rows/1/0", {"rows": [[], [1]]}),
         ({"a": {"k": 1}}, "/a/0", {"a": [1]}),
-        # The server does not unescape here, and leaves this behind.
+        # The server creates parents without unescaping, and does not remove them.
         ({"a/b": {}}, "/a~1b/c", {"a/b": {"c": 1}, "a~1b": {}}),
-        # Outer slashes count for the pointer, not for the parents.
+        # Outer slashes are part of the pointer, but are ignored when parents are created.
         ({"": {}}, "//a", {"": {"a": 1}}),
         ({"a": {}}, "/a/", {"a": {"": 1}}),
     ],
@@ -147,7 +147,7 @@ def test_missing_parents_are_created(document: Any, path: str, expected: Any) ->
     assert as_text(apply_operation(deepcopy(document), Op("add", path, 1))) == as_text(expected)
 
 
-LEFT_BEHIND: list[tuple[JSON, Op, JSON]] = [
+REMAINING: list[tuple[JSON, Op, JSON]] = [
     ({}, Op("remove", "/a/b"), {"a": {}}),
     ({"a": {"k": 1}}, Op("replace", "/a/0", 1), {"a": []}),
     ({"a": []}, Op("replace", "/a/1/b", 1), {"a": [{}, {}]}),
@@ -158,7 +158,7 @@ LEFT_BEHIND: list[tuple[JSON, Op, JSON]] = [
     ({"a": 1}, Op("add", "/0/b", 1), {"a": 1}),
     ({"x": 1}, Op("move", "/a/b/c", from_="/y"), {"x": 1, "a": {"b": {}}}),
     ({"x": 1, "a": []}, Op("move", "/a/5", from_="/x"), {"x": 1, "a": []}),
-    # The pointer leads elsewhere than the parents that were created.
+    # The pointer does not refer to the created parents.
     ({}, Op("add", "/a~1b/c", 1), {"a~1b": {}}),
     ([[]], Op("add", "/0//a", 1), [[]]),
     ([[]], Op("copy", "/-", from_="/1/a"), [[]]),
@@ -166,23 +166,23 @@ LEFT_BEHIND: list[tuple[JSON, Op, JSON]] = [
 ]
 
 
-@pytest.mark.parametrize(("document", "operation", "left"), LEFT_BEHIND)
+@pytest.mark.parametrize(("document", "operation", "remaining"), REMAINING)
 def test_created_parents_stay_when_the_operation_fails(
-    document: Any, operation: Op, left: Any
+    document: Any, operation: Op, remaining: Any
 ) -> None:
     with pytest.raises(PatchError):
         apply_operation(document, operation)
-    assert as_text(document) == as_text(left)
+    assert as_text(document) == as_text(remaining)
 
 
 def test_growth_of_a_list_by_an_index_is_limited() -> None:
     budget = MemoryBudget(1000 * VALUE_SIZE)
-    grown: Any = apply_in([], Op("add", "/499/a", 1), budget)
-    assert len(grown) == 500
+    document: Any = apply_in([], Op("add", "/499/a", 1), budget)
+    assert len(document) == 500
     for index in ("10000", "9" * 12, "9" * 5000):
         with pytest.raises(PatchError):
-            apply_in(grown, Op("add", f"/{index}/a", 1), budget)
-    assert len(grown) == 500
+            apply_in(document, Op("add", f"/{index}/a", 1), budget)
+    assert len(document) == 500
 
 
 def test_invalid_operation_is_detected_without_a_document() -> None:
