@@ -1,4 +1,4 @@
-"""The server for tests does what it is told, seen from a bare socket."""
+"""`ByteServer`, seen by a client that is a plain socket."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ def connected(server: ByteServer) -> Generator[socket.socket, None, None]:
 
 
 @contextmanager
-def asking(*answers: ServerSteps) -> Generator[tuple[ByteServer, socket.socket], None, None]:
-    """Yield a server, and a connection over which a request was sent."""
-    with ByteServer(*answers) as server, connected(server) as connection:
+def after_get(*responses: ServerSteps) -> Generator[tuple[ByteServer, socket.socket], None, None]:
+    """Yield a server and a connection over which a GET has been sent."""
+    with ByteServer(*responses) as server, connected(server) as connection:
         connection.sendall(GET)
         yield server, connection
 
 
-def exactly(connection: socket.socket, count: int) -> bytes:
+def receive(connection: socket.socket, count: int) -> bytes:
     data = b""
     while len(data) < count:
         data += connection.recv(count - len(data))
     return data
 
 
-def all_of(connection: socket.socket) -> bytes:
+def receive_all(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
@@ -73,21 +73,19 @@ def all_of(connection: socket.socket) -> bytes:
         ("close-delimited", b"Connection: close", b"one" * 6 + b"two"),
     ],
 )
-def test_an_answer_is_written_as_its_framing_says(
-    framing: Framing, field: bytes, body: bytes
-) -> None:
+def test_response_is_written_with_its_framing(framing: Framing, field: bytes, body: bytes) -> None:
     steps = http_response(
         b"one" * 6, b"two", framing=framing, status="201 Made", headers=[("X-A", "b")]
     )
     expected = b"HTTP/1.1 201 Made\r\nX-A: b\r\n" + field + b"\r\n\r\n" + body
     assert (size(steps), size(steps[1:])) == (len(expected), len(body))
-    for same in (steps, byte_by_byte(steps)):
-        with asking(same) as (_, connection):
-            assert exactly(connection, size(same)) == expected
+    for each in (steps, byte_by_byte(steps)):
+        with after_get(each) as (_, connection):
+            assert receive(connection, size(each)) == expected
             assert framing != "close-delimited" or connection.recv(1) == b""
 
 
-def test_every_piece_of_a_gzip_can_be_decompressed_when_it_is_there() -> None:
+def test_each_gzip_piece_can_be_decompressed_when_it_arrives() -> None:
     start, *pieces = http_response(b"one", b"two", gzip=True)
     assert isinstance(start, Write)
     assert b"Content-Encoding: gzip\r\n" in start.data
@@ -97,20 +95,20 @@ def test_every_piece_of_a_gzip_can_be_decompressed_when_it_is_there() -> None:
     assert decompressor.eof
 
 
-def test_an_answer_can_be_cut_anywhere() -> None:
+def test_response_can_be_truncated_anywhere() -> None:
     whole = to_bytes(http_response(b"one", b"two"))
-    cuts = [
+    responses = [
         truncated(http_response(b"one", WaitForRelease(), b"two"), length)
         for length in range(len(whole))
     ]
-    with ByteServer(*cuts) as server:
+    with ByteServer(*responses) as server:
         for length in range(len(whole)):
             with connected(server) as connection:
                 connection.sendall(GET)
-                assert all_of(connection) == whole[:length]
+                assert receive_all(connection) == whole[:length]
 
 
-def test_requests_are_recorded_as_they_came() -> None:
+def test_requests_are_recorded_unchanged() -> None:
     body = bytes(range(256))
     post = b"POST / HTTP/1.1\r\nContent-Length: 256\r\n\r\n" + body
     with ByteServer(OK) as server, connected(server) as connection:
@@ -125,28 +123,28 @@ def test_requests_are_recorded_as_they_came() -> None:
         assert server.connections == 1
 
 
-def test_requests_are_answered_in_turn_and_then_all_alike() -> None:
-    with asking(http_response(b"1"), http_response(b"2")) as (_, connection):
+def test_last_response_is_repeated() -> None:
+    with after_get(http_response(b"1"), http_response(b"2")) as (_, connection):
         bodies: list[bytes] = []
         for _ in range(3):
-            bodies.append(exactly(connection, size(OK) - 1)[-1:])
+            bodies.append(receive(connection, size(OK) - 1)[-1:])
             connection.sendall(GET)
         assert bodies == [b"1", b"2", b"2"]
 
 
-def test_a_hold_is_silent_until_it_is_released() -> None:
-    with asking((Write(b"a"), WaitForRelease(), Write(b"b"))) as (server, connection):
-        assert exactly(connection, 1) == b"a"
+def test_wait_for_release_ends_with_release() -> None:
+    with after_get((Write(b"a"), WaitForRelease(), Write(b"b"))) as (server, connection):
+        assert receive(connection, 1) == b"a"
         connection.sendall(GET)
         connection.settimeout(0.05)
         with pytest.raises(TimeoutError):
             connection.recv(1)
         connection.settimeout(10)
         server.release()
-        assert exactly(connection, 3) == b"bab", "once released, nothing is held"
+        assert receive(connection, 3) == b"bab", "after a release, no step waits"
 
 
-def test_a_hold_or_a_pause_ends_when_the_client_is_gone() -> None:
+def test_waits_end_when_the_client_closes_the_connection() -> None:
     for steps in ((WaitForRelease(), Write(b"never")), (Sleep(60),)):
         with ByteServer(steps) as server:
             with connected(server) as connection:
@@ -157,23 +155,23 @@ def test_a_hold_or_a_pause_ends_when_the_client_is_gone() -> None:
             assert (server.open_connections, server.connections) == (0, 1)
 
 
-def test_a_pause_ends_by_itself() -> None:
-    with asking((Write(b"a"), Sleep(0.01), Write(b"b"))) as (_, connection):
-        assert exactly(connection, 2) == b"ab"
+def test_sleep_ends_after_its_seconds() -> None:
+    with after_get((Write(b"a"), Sleep(0.01), Write(b"b"))) as (_, connection):
+        assert receive(connection, 2) == b"ab"
 
 
-def test_what_is_not_asked_for_comes_before_the_request() -> None:
+def test_on_connect_steps_run_before_the_request() -> None:
     with ByteServer(OK, on_connect=(Write(b"hello"),)) as server, connected(server) as connection:
-        assert exactly(connection, 5) == b"hello"
+        assert receive(connection, 5) == b"hello"
         connection.sendall(GET)
-        assert exactly(connection, size(OK))[-2:] == b"ok"
+        assert receive(connection, size(OK))[-2:] == b"ok"
 
 
-def test_what_is_received_is_lost() -> None:
+def test_receive_waits_for_the_next_bytes() -> None:
     begun = Event()
     steps = (Write(b"a"), Receive(), Signal(begun), Write(b"b"), Reset())
-    with asking(steps) as (server, connection):
-        assert exactly(connection, 1) == b"a"
+    with after_get(steps) as (server, connection):
+        assert receive(connection, 1) == b"a"
         assert not begun.is_set()
         connection.sendall(b"P")
         assert begun.wait(10)
@@ -193,31 +191,31 @@ def many_descriptors() -> Generator[None, None, None]:
 
 
 @pytest.mark.usefixtures("many_descriptors")
-def test_there_may_be_more_than_1024_descriptors() -> None:
-    with asking((WaitForRelease(), *OK)) as (server, connection):
+def test_more_than_1024_descriptors_are_supported() -> None:
+    with after_get((WaitForRelease(), *OK)) as (server, connection):
         assert connection.fileno() > 1024
         server.wait_for_requests(1)
         server.release()
-        assert exactly(connection, size(OK))[-2:] == b"ok"
+        assert receive(connection, size(OK))[-2:] == b"ok"
 
 
-def test_closing_lets_the_client_read_what_was_sent_though_it_sends_more() -> None:
-    with asking((Write(b"bye"), Disconnect())) as (_, connection):
+def test_client_that_still_sends_can_read_all_bytes_before_a_disconnect() -> None:
+    with after_get((Write(b"bye"), Disconnect())) as (_, connection):
         connection.sendall(GET)
-        assert all_of(connection) == b"bye"
+        assert receive_all(connection) == b"bye"
 
 
-def test_a_reset_is_a_reset() -> None:
-    with asking((Reset(),)) as (server, connection):
+def test_reset_step_resets_the_connection() -> None:
+    with after_get((Reset(),)) as (server, connection):
         with pytest.raises(ConnectionResetError):
             connection.recv(1)
         server.wait_until_closed()
 
 
-def test_waiting_in_vain_fails_and_says_what_is_there() -> None:
+def test_expired_wait_raises_an_error_with_the_state() -> None:
     with ByteServer(OK, timeout=0.05) as server, connected(server) as connection:
         connection.sendall(GET)
-        assert exactly(connection, size(OK))
+        assert receive(connection, size(OK))
         with pytest.raises(
             AssertionError, match=r"for 2 requests; the server has 1 requests, 1 open"
         ):
@@ -227,29 +225,29 @@ def test_waiting_in_vain_fails_and_says_what_is_there() -> None:
         server.wait_until_closed(max_open=1)
 
 
-def test_connections_can_be_secured() -> None:
+def test_tls_context_enables_https() -> None:
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate = authority.issue_cert("127.0.0.1")
     certificate.configure_cert(context)  # pyright: ignore[reportUnknownMemberType] - it also takes a type of pyOpenSSL
-    trusting = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+    client_context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
     steps = (*OK, Write(b"noise noise noise", below_tls=True))
     with ByteServer(steps, tls=context) as server:
         assert server.url == f"https://127.0.0.1:{server.port}"
         with (
             connected(server) as plain,
-            trusting.wrap_socket(plain, server_hostname="127.0.0.1") as secured,
+            client_context.wrap_socket(plain, server_hostname="127.0.0.1") as secured,
         ):
             secured.sendall(GET)
-            assert exactly(secured, size(OK))[-2:] == b"ok"
+            assert receive(secured, size(OK))[-2:] == b"ok"
             with pytest.raises(ssl.SSLError):
                 secured.recv(1)
 
 
-def test_leaving_ends_a_connection_whose_client_does_not_read() -> None:
+def test_exit_closes_connections_of_clients_that_do_not_read() -> None:
     with ExitStack() as clients:
         with ByteServer((WaitForRelease(), Write(bytes(64_000_000)))) as server:
-            deaf = clients.enter_context(connected(server))
-            deaf.sendall(GET)
+            client = clients.enter_context(connected(server))
+            client.sendall(GET)
             server.wait_for_requests(1)
         assert server.open_connections == 0
