@@ -16,7 +16,7 @@ from flux0.testing.cassettes.cassette import (
     RecordedExchange,
     RecordedRequest,
     RecordedResponse,
-    kept,
+    to_content,
 )
 from support.modes import in_mode
 from support.transports import Mode
@@ -26,7 +26,7 @@ ONCE = RetryConfig(strategy="none")
 
 def piece(after: float, data: bytes, *, as_json: bool = False) -> Content:
     """Return a piece of a body."""
-    return kept(data, as_json=as_json, after=after)
+    return to_content(data, as_json=as_json, after=after)
 
 
 LIST_AGENTS = RecordedExchange(
@@ -46,7 +46,7 @@ def asking(
     path: str, body: bytes | None = None, *, method: str = "POST", query: str = ""
 ) -> RecordedExchange:
     """Return an exchange with this request."""
-    content = None if body is None else kept(body, as_json=True, exact=False)
+    content = None if body is None else to_content(body, as_json=True, exact=False)
     return evolve(LIST_AGENTS, request=RecordedRequest(method, path, {}, query, content))
 
 

@@ -1,1 +1,1 @@
-"""Recorded exchanges: writing them, and answering from them."""
+"""Cassettes: files of recorded exchanges, and the transports that record and replay them."""

@@ -1,7 +1,7 @@
-"""Cassettes: exchanges with a server as values, and as a file of JSON that people can read.
+"""Cassettes: recorded exchanges as values, and the readable JSON file that stores them.
 
-All times are in seconds. A request keeps of its URL the path and the query, and of its header
-fields what `Headers.redacted` shows.
+All times are in seconds. A recorded request has the path and the query of the URL, and the header
+fields as `Headers.redacted` returns them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from flux0.domain.errors import DecodeError, Flux0Error, TransportError
 
 VERSION: Final = 1
 
-# How an exchange ended: its body was read to the end, or left before that (by closing it, by
-# cancelling the call), or failed with one of the errors.
+# How an exchange ended: the body was read to its end ("whole"), the body was closed early or the
+# call was cancelled ("closed"), or one of the errors was raised.
 WHOLE: Final = "whole"
 CLOSED: Final = "closed"
 ERRORS: Final[Mapping[str, type[TransportError]]] = {
@@ -32,11 +32,11 @@ ERRORS: Final[Mapping[str, type[TransportError]]] = {
     for name, kind in vars(errors).items()
     if isclass(kind) and issubclass(kind, TransportError)
 }
-_ABSENT: Final = object()  # JSON has a null of its own.
+_ABSENT: Final = object()  # Not None, because None is a JSON value.
 
 
 class CassetteError(Flux0Error):
-    """A file is missing, or it is not a cassette that this version can read."""
+    """A cassette is missing, damaged, or of another version of the format."""
 
 
 def _bytes_of(content: Content) -> bytes:
@@ -46,12 +46,18 @@ def _bytes_of(content: Content) -> bytes:
         return content.text.encode()
     if content.base64 is not None:
         return b64decode(content.base64, validate=True)
-    raise ValueError("needs json, text or base64")
+    raise ValueError("must have one of json, text and base64")
 
 
 @frozen(kw_only=True)
 class Content:
-    """Bytes, `data`, as JSON, as text or in base64; a piece of a body came `after` its head."""
+    """A body, or a piece of one, stored as JSON, as text or in base64.
+
+    Attributes:
+        json, text, base64: The stored form; two of them are absent.
+        after: When the piece arrived, in seconds after the response head.
+        data: The bytes.
+    """
 
     json: Any = _ABSENT
     text: str | None = None
@@ -60,13 +66,16 @@ class Content:
     data: bytes = field(default=Factory(_bytes_of, takes_self=True), init=False, repr=False)
 
 
-def kept(data: bytes, *, as_json: bool, exact: bool = True, after: float = 0.0) -> Content:
-    """Return `data` as kept: as JSON if `as_json`; if `exact`, only where JSON gives it again."""
+def to_content(data: bytes, *, as_json: bool, exact: bool = True, after: float = 0.0) -> Content:
+    """Return `data` in the most readable form: as JSON (if `as_json`), text or base64.
+
+    If `exact`, JSON is used only if it is decoded to exactly the same bytes.
+    """
     if as_json:
-        with suppress(ValueError, RecursionError):  # NaN is a reason, and half a surrogate.
+        with suppress(ValueError, RecursionError):  # Such as NaN, or a lone surrogate.
             value = json.loads(data)
             content = Content(json=value, after=after)
-            json.dumps([[[[[[value]]]]]], indent=2)  # As deep as in the file.
+            json.dumps([[[[[[value]]]]]], indent=2)  # Is it too deep? In the file it is nested.
             if content.data == data or not exact:
                 return content
     try:
@@ -77,7 +86,7 @@ def kept(data: bytes, *, as_json: bool, exact: bool = True, after: float = 0.0) 
 
 @frozen
 class RecordedRequest:
-    """A request as a cassette keeps it: without the host, and its header fields redacted."""
+    """A request in a cassette: without scheme and host, and with redacted header fields."""
 
     method: str
     path: str
@@ -88,7 +97,7 @@ class RecordedRequest:
 
 @frozen
 class RecordedResponse:
-    """A response; its head came `after` the request was sent."""
+    """A response in a cassette; `after` is the time from the request to the response head."""
 
     after: float
     status_code: int
@@ -98,23 +107,27 @@ class RecordedResponse:
 
 @frozen
 class RecordedExchange:
-    """A request and what came of it.
+    """A request, its response if there was one, and how the exchange ended.
 
-    It ended `after` the head of the response or, where none came, the request. In a file, exchanges
-    are in the order in which they ended; `number` counts the requests as they were sent.
+    Attributes:
+        end: "whole", "closed", or the name of an error; see `WHOLE`, `CLOSED` and `ERRORS`.
+        after: When it ended, in seconds after the response head, or after the request if there is
+            no response.
+        number: The position of the request in the order of sending. In the file, exchanges are in
+            the order in which they ended.
     """
 
     request: RecordedRequest
-    end: str  # `WHOLE`, `CLOSED`, or the name of one of `ERRORS`.
+    end: str
     after: float
     response: RecordedResponse | None = None
     number: int = 0
 
     def __attrs_post_init__(self) -> None:
         if self.end not in (known := (WHOLE, CLOSED, *ERRORS)):
-            raise ValueError(f"end must be one of {', '.join(known)}")
+            raise ValueError(f"end must be one of {', '.join(known)}, not {self.end!r}")
         if self.response is None and self.end == WHOLE:
-            raise ValueError("the end of a body needs a response")
+            raise ValueError(f"end must not be {WHOLE!r} without a response")
 
 
 @frozen
@@ -129,8 +142,8 @@ class _AnyVersion:
 
 
 def how_to_record(path: Path) -> str:
-    """Return how a cassette is made, for people."""
-    return f"by running this code over RecordingTransport(transport, {str(path)!r})"
+    """Return the part of an error message that says how to record the cassette."""
+    return f"run this code with RecordingTransport(transport, {str(path)!r})"
 
 
 # --- the file
@@ -144,9 +157,10 @@ _TAIL = b"\n  ]\n}\n"
 
 @define
 class CassetteFile:
-    """A file to which exchanges are appended, and which is a whole cassette after each of them.
+    """Writes a cassette: the file is complete after each exchange.
 
-    Folders that are missing are made. A file that exists stays while `NAME.new` is written.
+    Missing folders are created. If the file exists, `NAME.new` is written next to it, and
+    `finish` replaces the file.
     """
 
     _path: Path
@@ -158,10 +172,10 @@ class CassetteFile:
         self._path.parent.mkdir(parents=True, exist_ok=True)
 
     def append(self, exchange: RecordedExchange) -> None:
-        """Write one more exchange. The cost is that of the exchange, however long the file is."""
+        """Append an exchange. The cost does not depend on the size of the file."""
         if self._written is None:
-            beside = self._path.with_name(f"{self._path.name}.new")
-            self._written = beside if self._path.exists() else self._path
+            new_path = self._path.with_name(f"{self._path.name}.new")
+            self._written = new_path if self._path.exists() else self._path
             self._written.write_bytes(_HEAD + _TAIL)
         text = json.dumps(exchange, default=_members, ensure_ascii=False, indent=2)
         indented = f"    {text}".replace("\n", "\n    ").encode()
@@ -173,19 +187,20 @@ class CassetteFile:
         self._failed |= exchange.end in ERRORS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
     def finish(self) -> str | None:
-        """Take the place of the file that was there, or return why that one stays."""
+        """Replace the earlier file, unless an exchange failed; then return a warning."""
         if self._written is not None and self._written != self._path:
             if self._failed:
                 return (
-                    f"{self._path} stays as it was, since something failed while it was recorded "
-                    f"anew; see {self._written}. To record failures, delete {self._path} before."
+                    f"{self._path} was not replaced, because an exchange failed during the new "
+                    f"recording: see {self._written}. To record failures, first delete "
+                    f"{self._path}"
                 )
             self._written = self._written.replace(self._path)
         return None
 
 
 def _members(value: Any) -> dict[str, Any]:
-    """Return what is written of a value of this module."""
+    """Return the members of a value of this module, without members that have their default."""
     kind: Any = value.__class__
     return {
         attribute.name: member
@@ -198,7 +213,7 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
     """Return the exchanges of a cassette, in the order in which their requests were sent.
 
     Raises:
-        CassetteError: it is missing, broken, something else, or of another version of the format.
+        CassetteError: The file is missing or damaged, is not a cassette, or has another version.
     """
     from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
 
@@ -207,13 +222,13 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
         version = JsonCodec().decode(_AnyVersion, body).flux0_cassette
         if version != VERSION:
             raise CassetteError(
-                f"{path} is a cassette of version {version}, and this flux0 reads version "
-                f"{VERSION}: record it anew {how_to_record(path)}"
+                f"{path} has version {version} of the cassette format, but this version of flux0 "
+                f"reads only version {VERSION}: to record it again, {how_to_record(path)}"
             )
         cassette = JsonCodec().decode(_CassetteFile, body)
     except FileNotFoundError:
-        problem = f"there is no cassette {path}: record it {how_to_record(path)}"
+        problem = f"cassette {path} does not exist: to record it, {how_to_record(path)}"
         raise CassetteError(problem) from None
     except DecodeError as error:
-        raise CassetteError(f"{path} is not a cassette, or it is broken: {error}") from error
+        raise CassetteError(f"{path} is not a cassette, or it is damaged: {error}") from error
     return tuple(sorted(cassette.exchanges, key=lambda exchange: exchange.number))

@@ -1,4 +1,4 @@
-"""A transport that goes nowhere: it plays what `RecordingTransport` has recorded."""
+"""The replay transport: it returns the responses of a cassette instead of sending requests."""
 
 from __future__ import annotations
 
@@ -41,38 +41,42 @@ _NOTHING = object()
 
 
 @define(eq=False)
-class _Track:
-    """An exchange of a cassette, by its number from 1, and whether it has been played."""
+class _Replay:
+    """An exchange of a cassette: its number (starting at 1), and whether it was replayed."""
 
     number: int
     exchange: RecordedExchange
     key: str
-    played: bool = False
+    done: bool = False
 
     def __str__(self) -> str:
         return f"exchange {self.number}, {_call(self.exchange.request)}"
 
 
 class ReplayTransport(SharedTransport):
-    """A `Transport` and an `AsyncTransport` that answer as a cassette says.
+    """A `Transport` and an `AsyncTransport` that replay the exchanges of a cassette.
 
-    What was recorded happens again: heads, pieces of bodies, errors, and the time between them,
-    whatever a request's timeouts are. The time passes on a clock of its own, so nothing waits.
+    They return the recorded response heads, pieces and errors, with the recorded times between
+    them, whatever the timeouts of a request are. The times pass on the clock of this transport,
+    so no call really waits.
 
-    A request matches a recorded one of the same method, path, query and body; bodies are compared
-    as JSON, and header fields are not compared. A request that matches none, or not in its turn, is
-    an AssertionError that tells what is different, and so is reading on where the recorded program
-    had left an answer.
+    A request matches a recorded request with the same method, path, query and body. Bodies are
+    compared as JSON. Header fields are not compared.
 
     Args:
-        path: the cassette.
-        matching: "strict" wants the requests in the order in which they were recorded. "loose"
-            takes them in any order, each once; a request that matches no other recorded one is
-            taken any number of times.
-        match: returns the part of a `Call` that has to be equal, such as
-            `lambda call: call.operation`, if some of its content changes from run to run.
-        scrub: what the recording was given as `scrub`, if anything.
-        sleep: is called with the seconds of each wait, such as `time.sleep`.
+        path: The path of the cassette.
+        matching: With "strict", requests must be sent in the recorded order. With "loose", each
+            recorded request may be sent once, in any order. A request that was recorded only once
+            may then be repeated.
+        match: Returns the part of a `Call` that is compared, such as `lambda call: call.operation`,
+            if other parts change from run to run.
+        scrub: The `scrub` function of the recording, if it had one.
+        sleep: Called with the seconds of each wait. Pass `time.sleep` to replay in real time.
+
+    Raises:
+        CassetteError: The cassette is missing or damaged.
+        AssertionError: Raised while sending if a request does not match; the message lists the
+            differences. Raised while reading if the recorded program closed the response earlier.
     """
 
     def __init__(
@@ -91,109 +95,113 @@ class ReplayTransport(SharedTransport):
         self._match = match
         self._scrub = scrub
         self._lock = RLock()
-        self._tracks = tuple(
-            _Track(number, exchange, self._key(exchange.request))
+        self._replays = tuple(
+            _Replay(number, exchange, self._key(exchange.request))
             for number, exchange in enumerate(read_cassette(self._path), start=1)
         )
-        self._find = self._next_track if matching == "strict" else self._any_track
-        self._following = deque(self._tracks)
-        self._alike: defaultdict[str, list[_Track]] = defaultdict(list)
-        for track in self._tracks:
-            self._alike[track.key].append(track)
-        self._left = {key: iter(alike) for key, alike in self._alike.items()}
+        self._find = self._find_next if matching == "strict" else self._find_any
+        self._next = deque(self._replays)
+        self._by_key: defaultdict[str, list[_Replay]] = defaultdict(list)
+        for replay in self._replays:
+            self._by_key[replay.key].append(replay)
+        self._unused = {key: iter(matches) for key, matches in self._by_key.items()}
 
     def __repr__(self) -> str:
         return f"ReplayTransport({str(self._path)!r})"
 
     def assert_all_used(self) -> None:
-        """Raise AssertionError if some exchange of the cassette was not played."""
-        unused = [str(track) for track in self._tracks if not track.played]
+        """Raise AssertionError if an exchange of the cassette was not replayed."""
+        unused = [str(replay) for replay in self._replays if not replay.done]
         if unused:
-            raise AssertionError("\n".join((f"not all of {self._path} was played:", *unused)))
+            raise AssertionError(
+                "\n".join((f"some exchanges of {self._path} were not replayed:", *unused))
+            )
 
-    # --- within
+    # --- replaying
 
     def respond(
         self,
         request: Request,
-        loop: Loop | None,  # noqa: ARG002 - there is no agent to run in it
+        loop: Loop | None,  # noqa: ARG002 - only a fake runs an agent in it
     ) -> Waits[Response[FakeBody]]:
-        """Return what was recorded as the answer to `request`; see `SharedTransport.respond`."""
+        """Return the recorded response to `request`; see `SharedTransport.respond`."""
         with self._lock:
-            asked = recorded_request(request, self._scrub)
-            track = self._find(asked, self._key(asked))
-            track.played = True
-        sent = self.clock.now()
-        response = track.exchange.response
+            sent_request = recorded_request(request, self._scrub)
+            replay = self._find(sent_request, self._key(sent_request))
+            replay.done = True
+        start = self.clock.now()
+        response = replay.exchange.response
         if response is None:
-            yield Wait(sent + track.exchange.after)
-            raise self._failure(request, track)
-        began = sent + response.after
-        yield Wait(began)
-        pieces = self._pieces(request, track, response, began)
+            yield Wait(start + replay.exchange.after)
+            raise self._failure(request, replay)
+        head_time = start + response.after
+        yield Wait(head_time)
+        pieces = self._pieces(request, replay, response, head_time)
         headers = Headers(tuple(response.headers.items()))
         body = FakeBody(pieces, None, self.clock, self._lock, lambda _, __: None)
         return Response(response.status_code, headers, body)
 
     def _pieces(
-        self, request: Request, track: _Track, response: RecordedResponse, began: float
+        self, request: Request, replay: _Replay, response: RecordedResponse, head_time: float
     ) -> Iterator[bytes | Wait]:
         for piece in response.pieces:
-            yield Wait(began + piece.after)
+            yield Wait(head_time + piece.after)
             yield piece.data
-        yield Wait(began + track.exchange.after)
-        if track.exchange.end != WHOLE:
-            raise self._failure(request, track)
+        yield Wait(head_time + replay.exchange.after)
+        if replay.exchange.end != WHOLE:
+            raise self._failure(request, replay)
 
-    def _failure(self, request: Request, track: _Track) -> Exception:
-        exchange = track.exchange
+    def _failure(self, request: Request, replay: _Replay) -> Exception:
+        exchange = replay.exchange
+        no_response = exchange.response is None
         if exchange.end != CLOSED:
             return ERRORS[exchange.end](f"recorded in {self._path}")
         if request.deadline is not None and request.deadline.left(self.clock.now()) < 0:
-            return request.deadline.exceeded()  # Why it was left.
+            return request.deadline.exceeded()  # It also expired in the recording.
         return AssertionError(
-            f"{self._path} has no more of {track}: the program left it there, {exchange.after:g} s "
-            f"{'after the request' if exchange.response is None else 'into the answer'}\n"
-            f"To have the rest of it, record it anew {how_to_record(self._path)}."
+            f"{self._path} has no more data of {replay}: the recorded program cancelled or closed "
+            f"it {exchange.after:g} s after the {'request' if no_response else 'response head'}\n"
+            f"To record the whole response, {how_to_record(self._path)}."
         )
 
-    # --- finding what a request is answered with
+    # --- matching requests
 
-    def _next_track(self, request: RecordedRequest, key: str) -> _Track:
-        if self._following and self._following[0].key == key:
-            return self._following.popleft()
-        lines = [f"{_call(request)} is not what comes next in {self._path}"]
-        if not self._following:
-            lines.append(f"all exchanges were played, {len(self._tracks)} in number")
+    def _find_next(self, request: RecordedRequest, key: str) -> _Replay:
+        if self._next and self._next[0].key == key:
+            return self._next.popleft()
+        lines = [f"{_call(request)} is not the next request in {self._path}"]
+        if not self._next:
+            lines.append(f"all {len(self._replays)} exchanges were replayed already")
         else:
-            track = self._following[0]
-            lines.append("\n  ".join((f"next: {track}", *_differences(track, request))))
-        later = [str(track.number) for track in self._alike.get(key, ()) if not track.played]
+            replay = self._next[0]
+            lines.append("\n  ".join((f"next: {replay}", *_differences(replay, request))))
+        later = [str(replay.number) for replay in self._by_key.get(key, ()) if not replay.done]
         if later:
-            lines.append(f'it is exchange {", ".join(later)}: matching="loose" takes any order')
-        raise self._refusal(*lines)
+            lines.append(f'it is exchange {", ".join(later)}: matching="loose" allows any order')
+        raise self._mismatch(*lines)
 
-    def _any_track(self, request: RecordedRequest, key: str) -> _Track:
-        alike = self._alike.get(key, [])
-        track = alike[0] if len(alike) == 1 else next(self._left.get(key, iter(())), None)
-        if track is not None:
-            return track
-        asked = _call(request)
-        if alike:
-            numbers = ", ".join(str(track.number) for track in alike)
-            problem = f"{asked} was made more often than {self._path} has it"
-            raise self._refusal(problem, f"exchanges {numbers} were played")
-        near = nearest(asked, self._tracks, lambda track: _differences(track, request))
-        raise self._refusal(f"{asked} is not in {self._path}", *([f"nearest: {near}"] * bool(near)))
+    def _find_any(self, request: RecordedRequest, key: str) -> _Replay:
+        matches = self._by_key.get(key, [])
+        replay = matches[0] if len(matches) == 1 else next(self._unused.get(key, iter(())), None)
+        if replay is not None:
+            return replay
+        call = _call(request)
+        if matches:
+            numbers = ", ".join(str(replay.number) for replay in matches)
+            problem = f"{call} was sent more often than it was recorded in {self._path}"
+            raise self._mismatch(problem, f"exchanges {numbers} were replayed already")
+        near = nearest(call, self._replays, lambda replay: _differences(replay, request))
+        raise self._mismatch(f"{call} is not in {self._path}", *([f"nearest: {near}"] * bool(near)))
 
     def _key(self, request: RecordedRequest) -> str:
-        """Return a text that requests share which match each other."""
-        return _spelled(_members(request) if self._match is None else self._match(_call(request)))
+        """Return a string that is equal for requests that match."""
+        return _to_json(_members(request) if self._match is None else self._match(_call(request)))
 
-    def _refusal(self, *lines: str) -> AssertionError:
+    def _mismatch(self, *lines: str) -> AssertionError:
         return AssertionError(
-            "\n".join(lines) + "\nThe program or the cassette has changed. If the cassette is "
-            f"stale, record it anew {how_to_record(self._path)}."
+            "\n".join(lines)
+            + "\nThe code or the cassette has changed. If the cassette is outdated, record it "
+            f"again: {how_to_record(self._path)}."
         )
 
 
@@ -206,15 +214,16 @@ def cassette(
     match: Callable[[Call], object] | None = None,
     scrub: Scrub | None = None,
 ) -> RecordingTransport | ReplayTransport:
-    """Return a transport that replays a cassette, or one that records it.
+    """Return a transport that replays the cassette, or a transport that records it.
 
     Args:
-        path: the cassette.
-        transport: returns what sends the requests when recording; by default `HttpxTransport`.
-        mode: "once" replays a cassette that exists, and records one that does not; "none" only
-            replays; "all" only records. The default is "none" where the environment variable `CI`
-            is set, and "once" elsewhere.
-        matching, match, scrub: see `ReplayTransport`.
+        path: The path of the cassette.
+        transport: Returns the transport that sends the requests while recording. The default is
+            `HttpxTransport`.
+        mode: "once" replays the cassette if it exists, and records it otherwise. "none" always
+            replays, "all" always records. The default is "none" if the environment variable `CI`
+            is set, and "once" otherwise.
+        matching, match, scrub: See `ReplayTransport`.
     """
     if mode is None:
         mode = "none" if os.environ.get("CI", "").lower() not in {"", "0", "false"} else "once"
@@ -230,7 +239,7 @@ def cassette(
 
 
 def _members(request: RecordedRequest) -> dict[str, Any]:
-    """Return what has to be equal, by its names for people."""
+    """Return the parts of a request that are compared, by their names in messages."""
     members: dict[str, Any] = {"method": request.method, "path": request.path}
     for name, values in parse_qs(request.query, keep_blank_values=True).items():
         members[f"query {name}"] = values if len(values) > 1 else values[0]
@@ -241,8 +250,8 @@ def _members(request: RecordedRequest) -> dict[str, Any]:
     return members
 
 
-def _spelled(value: object) -> str:
-    # Compared as texts, since Python takes true for 1.
+def _to_json(value: object) -> str:
+    # Compare JSON instead of values, because True == 1 in Python.
     return json.dumps(value, sort_keys=True, default=repr)
 
 
@@ -253,18 +262,18 @@ def _call(request: RecordedRequest) -> Call:
     return call_from(Request(request.method, url, headers, body))
 
 
-def _differences(track: _Track, request: RecordedRequest) -> list[str]:
-    """Return what keeps `request` from matching, one line each."""
-    recorded, given = _members(track.exchange.request), _members(request)
-    bodies = recorded.get("body"), given.get("body")
+def _differences(replay: _Replay, request: RecordedRequest) -> list[str]:
+    """Return the differences between a recorded and a sent request, as lines of a message."""
+    recorded, sent = _members(replay.exchange.request), _members(request)
+    bodies = recorded.get("body"), sent.get("body")
     if isinstance(bodies[0], dict) and isinstance(bodies[1], dict):
-        for members in (recorded, given):
+        for members in (recorded, sent):
             body: dict[str, Any] = members.pop("body")
             members |= {f"body {name}": value for name, value in body.items()}
     lines: list[str] = []
-    for name in {**recorded, **given}:
-        values = (recorded.get(name, _NOTHING), given.get(name, _NOTHING))
-        if _spelled(values[0]) != _spelled(values[1]):
+    for name in {**recorded, **sent}:
+        values = (recorded.get(name, _NOTHING), sent.get(name, _NOTHING))
+        if _to_json(values[0]) != _to_json(values[1]):
             before, now = ("nothing" if value is _NOTHING else repr(value) for value in values)
             lines.append(f"{name}: recorded {before}, got {now}")
     return lines

@@ -1,4 +1,4 @@
-"""Cassettes as files: what they look like, what they keep, and what is said of a broken one."""
+"""Cassette files: their format, their content, and the errors for damaged files."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from flux0.testing.cassettes.cassette import (
     RecordedExchange,
     RecordedRequest,
     RecordedResponse,
-    kept,
     read_cassette,
+    to_content,
 )
 from flux0.testing.cassettes.recording import recorded_request
 from flux0.testing.fake.calls import is_json
@@ -44,7 +44,7 @@ TURN = RecordedExchange(
 REFUSED = RecordedExchange(RecordedRequest("GET", "/", {}), "ConnectError", 1)
 
 
-def test_a_cassette_is_json_that_people_can_read(tmp_path: Path) -> None:
+def test_cassette_is_readable_json(tmp_path: Path) -> None:
     text = written(tmp_path / "c.json", LIST_AGENTS, TURN, REFUSED).read_text("utf-8")
     assert text == (
         """\
@@ -126,12 +126,12 @@ def test_a_cassette_is_json_that_people_can_read(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "c.json"]
 
 
-def test_exchanges_are_in_the_order_in_which_they_were_sent(tmp_path: Path) -> None:
+def test_exchanges_are_read_in_the_order_of_sending(tmp_path: Path) -> None:
     first, second = evolve(TURN, number=1), evolve(LIST_AGENTS, number=2)
     assert read_cassette(written(tmp_path / "c.json", second, first)) == (first, second)
 
 
-def test_what_is_kept_of_a_request_is_no_secret() -> None:
+def test_recorded_request_has_no_credentials() -> None:
     headers = Headers((("Authorization", "Bearer secret"), ("Accept", "*/*"), ("X-Key", "secret")))
     url = "https://user:secret@host.example:8080/base/api/agents?a=b%20c"
     assert recorded_request(Request("GET", url, headers, b""), None) == RecordedRequest(
@@ -142,7 +142,7 @@ def test_what_is_kept_of_a_request_is_no_secret() -> None:
     )
 
 
-def test_every_error_of_a_transport_has_its_name() -> None:
+def test_each_transport_error_can_be_recorded_by_name() -> None:
     def kinds(kind: type[TransportError]) -> Iterator[type[TransportError]]:
         yield kind
         for below in kind.__subclasses__():
@@ -157,12 +157,12 @@ def test_every_error_of_a_transport_has_its_name() -> None:
     "content_type",
     ["application/json", "Application/JSON ; charset=utf-8", "application/problem+json"],
 )
-def test_json_is_told_by_its_media_type(content_type: str) -> None:
+def test_json_media_types_are_json(content_type: str) -> None:
     assert is_json(content_type)
 
 
 @pytest.mark.parametrize("content_type", ["text/html", "application/jsonlines", "text/xjson", ""])
-def test_what_is_no_json_is_told_by_its_media_type(content_type: str) -> None:
+def test_other_media_types_are_not_json(content_type: str) -> None:
     assert not is_json(content_type)
 
 
@@ -170,7 +170,7 @@ def test_what_is_no_json_is_told_by_its_media_type(content_type: str) -> None:
 
 
 AS_JSON = ['{"é":[1.5,null,true]}', '"\u2028"', "null", '""', "[" * 99 + "]" * 99]
-AS_TEXT = [  # Most of it is JSON whose spelling would be lost.
+AS_TEXT = [  # Most are JSON, but would be formatted differently.
     *('{"a": 1}', '{"a":1,"a":2}', '"\\u00e9"', "1.50", "1e999", "NaN", '"\\ud800"', "[" * 100_000),
     *("1" * 5000, "\ufeff[]", "<html>é</html>\r\n\x00\x85\u2028", ""),
 ]
@@ -185,7 +185,7 @@ AS_TEXT = [  # Most of it is JSON whose spelling would be lost.
     ],
     ids=lambda value: repr(value)[:20],
 )
-def test_a_body_is_kept_in_the_first_form_that_gives_back_the_same_bytes(
+def test_body_is_stored_in_the_first_form_that_keeps_its_bytes(
     tmp_path: Path, body: bytes, expected: object
 ) -> None:
     assert LIST_AGENTS.response is not None
@@ -200,7 +200,7 @@ def test_a_body_is_kept_in_the_first_form_that_gives_back_the_same_bytes(
 
 
 @pytest.mark.parametrize("body", [b'{ "a" : "\\u00e9" }', b'{"a":"\xc3\xa9"}'])
-def test_a_request_is_kept_as_json_however_it_is_spelled(tmp_path: Path, body: bytes) -> None:
+def test_request_body_is_stored_as_json_in_any_formatting(tmp_path: Path, body: bytes) -> None:
     path = written(tmp_path / "c", asking("/api/agents", body))
     assert '"a": "é"' in path.read_text("utf-8")
     (exchange,) = read_cassette(path)
@@ -217,7 +217,7 @@ headers = st.dictionaries(
 
 
 pieces = st.builds(piece, seconds, bodies, as_json=st.booleans())
-contents = st.builds(kept, bodies, as_json=st.sampled_from([True]), exact=st.booleans())
+contents = st.builds(to_content, bodies, as_json=st.sampled_from([True]), exact=st.booleans())
 responses = st.builds(
     RecordedResponse, seconds, st.integers(100, 599), headers, st.lists(pieces).map(tuple)
 )
@@ -229,7 +229,7 @@ exchanges = st.builds(
 
 @settings(deadline=None)
 @given(st.lists(exchanges, max_size=3))
-def test_what_is_written_is_read_again(exchanges: list[RecordedExchange]) -> None:
+def test_written_exchanges_are_read_unchanged(exchanges: list[RecordedExchange]) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder, "c.json")
         assert read_cassette(written(path, *exchanges)) == tuple(exchanges)
@@ -238,7 +238,7 @@ def test_what_is_written_is_read_again(exchanges: list[RecordedExchange]) -> Non
 # --- writing
 
 
-def test_writing_an_exchange_costs_the_same_however_long_the_file_is(tmp_path: Path) -> None:
+def test_cost_of_append_does_not_depend_on_the_file_size(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     file = CassetteFile(path)
     sizes: list[int] = []
@@ -249,16 +249,16 @@ def test_writing_an_exchange_costs_the_same_however_long_the_file_is(tmp_path: P
     assert len(read_cassette(path)) == 50
 
 
-# --- what is no cassette
+# --- damaged files
 
 
-def test_a_cassette_that_is_not_there_is_told_with_how_to_record_it(tmp_path: Path) -> None:
+def test_error_for_a_missing_cassette_says_how_to_record_it(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     with pytest.raises(CassetteError) as caught:
         read_cassette(path)
     assert isinstance(caught.value, Flux0Error)
     assert str(caught.value) == (
-        f"there is no cassette {path}: record it by running this code over "
+        f"cassette {path} does not exist: to record it, run this code with "
         f"RecordingTransport(transport, {str(path)!r})"
     )
 
@@ -266,21 +266,26 @@ def test_a_cassette_that_is_not_there_is_told_with_how_to_record_it(tmp_path: Pa
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"interactions:\n- request:\n", "is not a cassette, or it is broken: not JSON (Expecting"),
-        (b'{"flux0_cassette": 1, "exch', "or it is broken: not JSON (Unterminated string"),
-        (b"\xff\xfe", "is not a cassette, or it is broken"),
-        (b"[" * 100_000, "is not a cassette, or it is broken"),
-        (b"[]", "is not a cassette, or it is broken"),
-        (b'{"log": {"version": "1.2"}}', "is not a cassette, or it is broken: flux0_cassette: is"),
+        (
+            b"interactions:\n- request:\n",
+            "is not a cassette, or it is damaged: not JSON (Expecting",
+        ),
+        (b'{"flux0_cassette": 1, "exch', "or it is damaged: not JSON (Unterminated string"),
+        (b"\xff\xfe", "is not a cassette, or it is damaged"),
+        (b"[" * 100_000, "is not a cassette, or it is damaged"),
+        (b"[]", "is not a cassette, or it is damaged"),
+        (b'{"log": {"version": "1.2"}}', "is not a cassette, or it is damaged: flux0_cassette: is"),
         (
             b'{"flux0_cassette": 2}',
-            "is a cassette of version 2, and this flux0 reads version 1: re",
+            "has version 2 of the cassette format, but this version of flux0 reads only version 1",
         ),
-        (b'{"flux0_cassette": 1}', "broken: exchanges: is missing"),
+        (b'{"flux0_cassette": 1}', "damaged: exchanges: is missing"),
         (b'{"flux0_cassette": 1, "exchanges": {}}', "exchanges: expected "),
     ],
 )
-def test_what_is_no_cassette_is_told(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_file_that_is_not_a_cassette_is_an_error(
+    tmp_path: Path, content: bytes, problem: str
+) -> None:
     path = tmp_path / "c.json"
     path.write_bytes(content)
     with pytest.raises(CassetteError) as caught:
@@ -289,8 +294,8 @@ def test_what_is_no_cassette_is_told(tmp_path: Path, content: bytes, problem: st
     assert problem in str(caught.value)
 
 
-def replaced(path: Path, place: str, value: object) -> None:
-    """Put `value` at a place of a cassette; None takes away what is there."""
+def replace(path: Path, place: str, value: object) -> None:
+    """Replace the value at `place` in a cassette, or delete it if `value` is None."""
     root = json.loads(path.read_bytes())
     *steps, last = (int(step) if step.isdigit() else step for step in place.split("."))
     node = root
@@ -312,7 +317,11 @@ def replaced(path: Path, place: str, value: object) -> None:
         ("exchanges.0.request.headers", 1, "exchanges[0].request.headers: "),
         ("exchanges.0.response.after", True, "exchanges[0].response.after: expected a number"),
         ("exchanges.0.response.status_code", 200.5, "exchanges[0].response.status_code: expected "),
-        ("exchanges.0.response.pieces.0.json", None, "pieces[0]: needs json, text or base64"),
+        (
+            "exchanges.0.response.pieces.0.json",
+            None,
+            "pieces[0]: must have one of json, text and base64",
+        ),
         ("exchanges.0.response.pieces.0.json", [float("nan")], "exchanges[0].response.pieces[0]: "),
         ("exchanges.0.response.pieces.0.json", "\ud800", "exchanges[0].response.pieces[0]: "),
         ("exchanges.1.response.pieces.0.text", "\ud800", "exchanges[1].response.pieces[0]: "),
@@ -320,21 +329,21 @@ def replaced(path: Path, place: str, value: object) -> None:
         ("exchanges.1.response.pieces.1.base64", "/w=\u00e9=", "exchanges[1].response.pieces[1]: "),
         ("exchanges.1.response.pieces.1.base64", "/w-==", "exchanges[1].response.pieces[1]: "),
         ("exchanges.1.end", "ValueError", "exchanges[1]: end must be one of whole, closed"),
-        ("exchanges.2.end", "whole", "exchanges[2]: the end of a body needs a response"),
+        ("exchanges.2.end", "whole", "exchanges[2]: end must not be 'whole' without a response"),
     ],
 )
-def test_what_is_wrong_with_a_cassette_is_told(
+def test_error_names_the_damaged_place(
     tmp_path: Path, place: str, value: object, problem: str
 ) -> None:
     path = written(tmp_path / "c.json", LIST_AGENTS, TURN, REFUSED)
-    replaced(path, place, value)
+    replace(path, place, value)
     with pytest.raises(CassetteError) as caught:
         read_cassette(path)
-    assert str(caught.value).startswith(f"{path} is not a cassette, or it is broken: ")
+    assert str(caught.value).startswith(f"{path} is not a cassette, or it is damaged: ")
     assert problem in str(caught.value)
 
 
-def test_what_a_cassette_has_besides_is_ignored(tmp_path: Path) -> None:
+def test_unknown_members_are_ignored(tmp_path: Path) -> None:
     path = written(tmp_path / "c.json", LIST_AGENTS)
-    replaced(path, "exchanges.0.request.note", "Some comment")
+    replace(path, "exchanges.0.request.note", "Some comment")
     assert read_cassette(path) == (LIST_AGENTS,)

@@ -1,4 +1,4 @@
-"""Recording: the program notices nothing, and the cassette lacks nothing but credentials."""
+"""Recording changes nothing for the program, and omits nothing except credentials."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ modes = pytest.mark.parametrize("mode", SYNC + ASYNC)
 loops = pytest.mark.parametrize("mode", ASYNC)
 
 
-def ways(path: Path) -> list[str]:
-    """Return how each exchange of a cassette ended."""
+def ends(path: Path) -> list[str]:
+    """Return the `end` of each exchange of a cassette."""
     return [exchange.end for exchange in read_cassette(path)]
 
 
-def recorded(path: Path, position: int = -1) -> Any:
+def recorded_pieces(path: Path, position: int = -1) -> Any:
     """Return the pieces of a recorded body."""
     response = read_cassette(path)[position].response
     assert response is not None
@@ -67,7 +67,7 @@ def recorded(path: Path, position: int = -1) -> Any:
 
 
 def awaitable(function: Callable[[], None]) -> Callable[[], Awaitable[None]]:
-    """Return a function that does not block as asynchronous code calls it."""
+    """Return a sync function as an async function."""
 
     async def call() -> None:
         function()
@@ -84,21 +84,21 @@ def path(tmp_path: Path) -> Path:
 
 
 @modes
-def test_a_program_notices_nothing(mode: Mode, path: Path) -> None:
+def test_recording_does_not_change_results(mode: Mode, path: Path) -> None:
     async def without() -> None:
         async with in_mode(mode, Flux0(server.url)) as flux0:
-            came.append(await talk(flux0))
+            results.append(await talk(flux0))
 
     async def with_recording() -> None:
-        came.append(await record(mode, server.url, path))
+        results.append(await record(mode, server.url, path))
 
-    came: list[Any] = []
+    results: list[Any] = []
     for program in (without, with_recording):
-        with FakeOverHTTP(demo_transport()) as server:  # Each of which says the very same.
+        with FakeOverHTTP(demo_transport()) as server:  # Both return the same responses.
             run(mode, program)
-    assert came[0] == came[1]
-    assert len(came[0][2]) > 10
-    assert ways(path) == [WHOLE] * 5
+    assert results[0] == results[1]
+    assert len(results[0][2]) > 10
+    assert ends(path) == [WHOLE] * 5
     agents, _, turn, listed, missing = read_cassette(path)
     assert agents.request.path == "/api/agents"
     assert turn.request.path.endswith("/events/stream")
@@ -108,12 +108,12 @@ def test_a_program_notices_nothing(mode: Mode, path: Path) -> None:
     )
     assert missing.response is not None
     assert missing.response.status_code == 404
-    assert len(recorded(path, 2)) > 1  # In pieces, as they came.
-    assert len(recorded(path, 3)) == 1
+    assert len(recorded_pieces(path, 2)) > 1  # The recorded pieces are the received pieces.
+    assert len(recorded_pieces(path, 3)) == 1
 
 
 @modes
-def test_failures_are_recorded_with_what_came_before_them(mode: Mode, path: Path) -> None:
+def test_failed_exchanges_are_recorded_with_the_received_pieces(mode: Mode, path: Path) -> None:
     fake = FakeTransport([Say("Hello there", pieces=5)])
     session_id = new_session(fake)
 
@@ -152,13 +152,13 @@ def test_failures_are_recorded_with_what_came_before_them(mode: Mode, path: Path
     assert silent.end == "ReadTimeout"
     assert silent.after >= 0.05
     for position in (2, 3):
-        assert b"".join(recorded(path, position)).count(b"event: chunk") == 2
+        assert b"".join(recorded_pieces(path, position)).count(b"event: chunk") == 2
     assert left.end == CLOSED
-    assert b"event: chunk" in recorded(path)[0]
+    assert b"event: chunk" in recorded_pieces(path)[0]
 
 
 @modes
-def test_no_secret_is_in_the_file(mode: Mode, path: Path) -> None:
+def test_cassette_contains_no_credentials(mode: Mode, path: Path) -> None:
     fake = FakeTransport()
     fake.inject(
         Respond(
@@ -210,7 +210,7 @@ def test_no_secret_is_in_the_file(mode: Mode, path: Path) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(1,), (7, 1000), (10_000,)])
-def test_texts_are_left_out_of_bodies_and_queries(path: Path, sizes: tuple[int, ...]) -> None:
+def test_scrub_replaces_strings_in_bodies_and_queries(path: Path, sizes: tuple[int, ...]) -> None:
     def scrub(text: str) -> str:
         return re.sub(r"\bsécret-\d+", "***", text)
 
@@ -236,7 +236,7 @@ def test_texts_are_left_out_of_bodies_and_queries(path: Path, sizes: tuple[int, 
     assert program(replay, "sécret-2") == ("About ***", "You said: My ***")
 
 
-# --- what it can do is what the other transport can do
+# --- sync and async transports
 
 
 def can(transport: object) -> list[bool]:
@@ -249,7 +249,9 @@ def can(transport: object) -> list[bool]:
 @pytest.mark.parametrize(
     "kind", [HttpxTransport, AiohttpTransport, RequestsTransport, FakeTransport]
 )
-def test_it_can_do_what_the_other_transport_can(path: Path, kind: Callable[[], Any]) -> None:
+def test_recording_transport_serves_the_same_calls_as_the_other(
+    path: Path, kind: Callable[[], Any]
+) -> None:
     transport = kind()
     assert can(RecordingTransport(transport, path)) == can(transport)
 
@@ -258,7 +260,7 @@ def test_it_can_do_what_the_other_transport_can(path: Path, kind: Callable[[], A
     ("mode", "kind"),
     [("asyncio", RequestsTransport), ("trio", RequestsTransport), ("asyncio", AiohttpTransport)],
 )
-def test_any_transport_serves_asynchronous_code(
+def test_async_calls_are_recorded_over_any_transport(
     mode: Mode, kind: Callable[[], Any], path: Path
 ) -> None:
     async def test() -> None:
@@ -267,11 +269,11 @@ def test_any_transport_serves_asynchronous_code(
 
     with FakeOverHTTP(FakeTransport()) as server:
         run(mode, test)
-    assert ways(path) == [WHOLE]
+    assert ends(path) == [WHOLE]
 
 
 @modes
-def test_time_that_is_not_real_is_recorded_and_kept(mode: Mode, path: Path) -> None:
+def test_times_of_a_fake_clock_are_recorded(mode: Mode, path: Path) -> None:
     async def test() -> None:
         transport = RecordingTransport(fake, path)
         async with in_mode(mode, Flux0(transport=transport)) as flux0:
@@ -293,10 +295,10 @@ def test_time_that_is_not_real_is_recorded_and_kept(mode: Mode, path: Path) -> N
     assert (turn.end, turn.after) == (WHOLE, 5.25)
 
 
-# --- when it is written
+# --- writing the file
 
 
-def test_an_exchange_is_in_the_file_as_soon_as_it_has_ended(path: Path) -> None:
+def test_exchange_is_written_when_it_ends(path: Path) -> None:
     fake = FakeTransport()
     session_id = new_session(fake)
     transport = RecordingTransport(fake, path)
@@ -304,22 +306,22 @@ def test_an_exchange_is_in_the_file_as_soon_as_it_has_ended(path: Path) -> None:
     next(body)
     assert not path.exists()
     assert next(body, None) is None
-    assert ways(path) == [WHOLE]
+    assert ends(path) == [WHOLE]
     assert next(body, None) is None
     fake.inject(Refuse())
     with pytest.raises(ConnectError):
         transport.send(request("GET", "/api/agents"))
-    assert ways(path) == [WHOLE, "ConnectError"]
+    assert ends(path) == [WHOLE, "ConnectError"]
     streaming = transport.send(message_to(session_id)).body
     transport.send(request("GET", "/api/agents")).body.close()
-    assert ways(path) == [WHOLE, "ConnectError", CLOSED]
+    assert ends(path) == [WHOLE, "ConnectError", CLOSED]
     list(streaming)
-    assert ways(path) == [WHOLE, "ConnectError", WHOLE, CLOSED]  # As they were sent.
+    assert ends(path) == [WHOLE, "ConnectError", WHOLE, CLOSED]  # In the order of sending.
     transport.close()
-    assert ways(path) == [WHOLE, "ConnectError", WHOLE, CLOSED]
+    assert ends(path) == [WHOLE, "ConnectError", WHOLE, CLOSED]
 
 
-def test_nothing_is_kept_or_written_again_of_what_has_ended(path: Path) -> None:
+def test_ended_exchange_is_freed_and_written_only_once(path: Path) -> None:
     transport = RecordingTransport(script(scripted_response(b"of this test")), path)
     body = transport.send(request("GET", "/")).body
     assert list(body) == [b"of this test"]
@@ -333,7 +335,7 @@ def test_nothing_is_kept_or_written_again_of_what_has_ended(path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_new_recording_takes_the_place_of_the_old_one_when_it_is_closed(path: Path) -> None:
+def test_close_replaces_the_old_cassette(path: Path) -> None:
     fake = FakeTransport()
     RecordingTransport(fake, path).close()
     assert not path.exists()
@@ -341,20 +343,20 @@ def test_a_new_recording_takes_the_place_of_the_old_one_when_it_is_closed(path: 
         transport = RecordingTransport(fake, path)
         for _ in range(agents):
             Flux0(transport=transport).agents.list()
-            assert ways(path) == [WHOLE]
+            assert ends(path) == [WHOLE]
         transport.close()
-    assert ways(path) == [WHOLE, WHOLE]
-    Flux0(transport=transport).agents.list()  # It goes on after its close.
-    assert ways(path) == [WHOLE, WHOLE, WHOLE]
+    assert ends(path) == [WHOLE, WHOLE]
+    Flux0(transport=transport).agents.list()  # Recording continues after `close`.
+    assert ends(path) == [WHOLE, WHOLE, WHOLE]
     RecordingTransport(fake, path).close()
-    assert ways(path) == [WHOLE, WHOLE, WHOLE], "a recording of nothing destroys a cassette"
+    assert ends(path) == [WHOLE, WHOLE, WHOLE], "an empty recording replaced the cassette"
     assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
     "fault", [Refuse(), Respond(503), Respond(500), Truncate(after_bytes=3), Stall(after_bytes=3)]
 )
-def test_a_recording_that_fails_destroys_no_cassette(path: Path, fault: Fault) -> None:
+def test_failed_recording_does_not_replace_the_cassette(path: Path, fault: Fault) -> None:
     fake = FakeTransport()
     with Flux0(transport=RecordingTransport(fake, path)) as flux0:
         flux0.agents.list()
@@ -364,14 +366,16 @@ def test_a_recording_that_fails_destroys_no_cassette(path: Path, fault: Fault) -
     with pytest.raises(Flux0Error):
         flux0.agents.list()
     flux0.agents.list()
-    with pytest.warns(UserWarning, match=r"stays as it was.*To record failures, delete"):
+    with pytest.warns(
+        UserWarning, match=r"was not replaced, because.*To record failures, first delete"
+    ):
         flux0.close()
     assert path.read_bytes() == good
-    assert len(ways(path.with_name(f"{path.name}.new"))) == 2
+    assert len(ends(path.with_name(f"{path.name}.new"))) == 2
 
 
 @modes
-def test_what_is_open_at_the_close_counts_as_left_there(mode: Mode, path: Path) -> None:
+def test_open_exchange_is_recorded_as_closed_by_close(mode: Mode, path: Path) -> None:
     class Failing(Script):
         def close(self) -> None:
             super().close()
@@ -389,24 +393,24 @@ def test_what_is_open_at_the_close_counts_as_left_there(mode: Mode, path: Path) 
         with pytest.raises(OSError, match="cannot"):
             await close()
         assert failing.closes == 1
-        assert (ways(path), recorded(path)) == ([CLOSED], [b"one"])
+        assert (ends(path), recorded_pieces(path)) == ([CLOSED], [b"one"])
         assert list(pieces) == [b"two"]
-        assert (ways(path), recorded(path)) == ([CLOSED], [b"one"])
+        assert (ends(path), recorded_pieces(path)) == ([CLOSED], [b"one"])
 
     run(mode, test)
 
 
-def test_a_folder_that_cannot_be_made_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_an_error_before_sending(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="file"):
         RecordingTransport(FakeTransport(), tmp_path / "file" / "folder" / "c.json")
 
 
 @modes
-def test_a_body_is_released_though_the_file_cannot_be_written(mode: Mode, tmp_path: Path) -> None:
+def test_body_is_released_even_if_writing_fails(mode: Mode, tmp_path: Path) -> None:
     async def test() -> None:
-        reel = tape(b"one")
-        transport = RecordingTransport(script(response_from(reel)), tmp_path / mode / "c.json")
+        body_tape = tape(b"one")
+        transport = RecordingTransport(script(response_from(body_tape)), tmp_path / mode / "c.json")
         (tmp_path / mode).rmdir()
         if mode == "sync":
             close = awaitable(transport.send(request("GET", "/")).body.close)
@@ -414,7 +418,7 @@ def test_a_body_is_released_though_the_file_cannot_be_written(mode: Mode, tmp_pa
             close = (await transport.send_async(request("GET", "/"))).body.close_async
         with pytest.raises(OSError, match=tmp_path.name):
             await close()
-        assert reel.releases
+        assert body_tape.releases
 
     run(mode, test)
 
@@ -423,14 +427,14 @@ def test_a_body_is_released_though_the_file_cannot_be_written(mode: Mode, tmp_pa
 
 
 class OwnTimeout(ReadTimeout):
-    """An error of a transport that a user wrote: it goes by the name of its kind."""
+    """An error of a user's transport: the name of its base class is recorded."""
 
 
 @modes
 @pytest.mark.parametrize(
     ("error", "end"), [(OwnTimeout, "ReadTimeout"), (TransportError, "TransportError")]
 )
-def test_an_error_ends_an_exchange_and_closing_it_then_changes_nothing(
+def test_error_ends_the_exchange_and_a_later_close_changes_nothing(
     mode: Mode, error: type[TransportError], end: str, path: Path
 ) -> None:
     async def test() -> None:
@@ -453,11 +457,11 @@ def test_an_error_ends_an_exchange_and_closing_it_then_changes_nothing(
             await async_body.close_async()
 
     run(mode, test)
-    assert (ways(path), recorded(path)) == ([end, end], [b"one"])
+    assert (ends(path), recorded_pieces(path)) == ([end, end], [b"one"])
 
 
 @loops
-def test_a_cancelled_call_counts_as_left(mode: Mode, path: Path) -> None:
+def test_cancelled_call_is_recorded_as_closed(mode: Mode, path: Path) -> None:
     async def test() -> None:
         transport = RecordingTransport(
             script(scripted_response(b"one"), scripted_response(b"one")), path
@@ -465,23 +469,23 @@ def test_a_cancelled_call_counts_as_left(mode: Mode, path: Path) -> None:
         with anyio.CancelScope() as scope:
             scope.cancel()
             await transport.send_async(request("GET", "/"))
-        held = await transport.send_async(request("GET", "/"))
-        pieces = aiter(held.body)
+        response = await transport.send_async(request("GET", "/"))
+        pieces = aiter(response.body)
         await anext(pieces)
         with anyio.CancelScope() as scope:
             scope.cancel()
             await anext(pieces)
-        await held.body.close_async()
+        await response.body.close_async()
 
     run(mode, test)
     cancelled, left = read_cassette(path)
     assert (cancelled.response, cancelled.end) == (None, CLOSED)
     assert left.response is not None
-    assert (left.end, recorded(path)) == (CLOSED, [b"one"])
+    assert (left.end, recorded_pieces(path)) == (CLOSED, [b"one"])
 
 
 @loops
-def test_leaving_an_asynchronous_loop_releases_the_connection(mode: Mode, path: Path) -> None:
+def test_break_from_an_async_loop_releases_the_connection(mode: Mode, path: Path) -> None:
     async def test() -> None:
         fake = FakeTransport([Say("Hello", pieces=5)])
         async with Flux0(transport=RecordingTransport(fake, path)) as flux0:
@@ -495,14 +499,14 @@ def test_leaving_an_asynchronous_loop_releases_the_connection(mode: Mode, path: 
             fake.assert_no_open_streams()
 
     run(mode, test)
-    assert ways(path) == [WHOLE, CLOSED]
-    assert len(recorded(path)) == 1
+    assert ends(path) == [WHOLE, CLOSED]
+    assert len(recorded_pieces(path)) == 1
 
 
-# --- many at once
+# --- concurrency
 
 
-def test_many_threads_share_a_recording(path: Path) -> None:
+def test_threads_can_share_a_recording(path: Path) -> None:
     fake = FakeTransport([Say("Hello there", pieces=11)])
     barrier = Barrier(8)
 
@@ -514,8 +518,10 @@ def test_many_threads_share_a_recording(path: Path) -> None:
     transport = RecordingTransport(fake, path)
     with ThreadPoolExecutor(8) as threads:
         bodies = list(threads.map(one_turn, range(8)))
-    assert ways(path) == [WHOLE] * 8
-    by_content = {content(one): recorded(path, at) for at, one in enumerate(read_cassette(path))}
+    assert ends(path) == [WHOLE] * 8
+    by_content = {
+        content(each): recorded_pieces(path, at) for at, each in enumerate(read_cassette(path))
+    }
     assert by_content == {str(number): body for number, body in enumerate(bodies)}
 
 
@@ -525,26 +531,26 @@ def content(exchange: RecordedExchange) -> Any:
 
 
 @loops
-def test_streams_that_are_read_in_turns_keep_their_pieces_apart(mode: Mode, path: Path) -> None:
+def test_pieces_of_interleaved_streams_are_recorded_separately(mode: Mode, path: Path) -> None:
     async def test() -> None:
-        answers = (scripted_response(*(chunk(f"{name}{n}") for n in range(3))) for name in "abc")
-        transport = RecordingTransport(script(*answers), path)
+        responses = (scripted_response(*(chunk(f"{name}{n}") for n in range(3))) for name in "abc")
+        transport = RecordingTransport(script(*responses), path)
         sent = [await transport.send_async(request("GET", f"/{n}")) for n in range(3)]
-        bodies = [aiter(one.body) for one in sent]
+        bodies = [aiter(response.body) for response in sent]
         for _ in range(4):
             for body in reversed(bodies):
                 await anext(body, None)
 
     run(mode, test)
-    assert [one.request.path for one in read_cassette(path)] == ["/0", "/1", "/2"]
+    assert [each.request.path for each in read_cassette(path)] == ["/0", "/1", "/2"]
     for position, name in enumerate("abc"):
-        assert recorded(path, position) == [b"".join(chunk(f"{name}{n}") for n in range(3))]
+        assert recorded_pieces(path, position) == [b"".join(chunk(f"{name}{n}") for n in range(3))]
 
 
 # --- cost
 
 
-def test_the_cost_of_a_turn_is_linear(path: Path) -> None:
+def test_cost_of_a_turn_is_linear(path: Path) -> None:
     def cost(events: int) -> int:
         fake = FakeTransport([Say("x" * events, pieces=events)])
         turn = message_to(new_session(fake))
@@ -552,4 +558,4 @@ def test_the_cost_of_a_turn_is_linear(path: Path) -> None:
         return calls_made(lambda: list(transport.send(turn).body))
 
     assert cost(10_000) < 10.5 * cost(1000)
-    assert len(recorded(path.with_name("10000"))) == 10_000
+    assert len(recorded_pieces(path.with_name("10000"))) == 10_000

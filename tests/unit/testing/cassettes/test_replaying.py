@@ -1,4 +1,4 @@
-"""Replaying: what was recorded happens again, and what was not is explained."""
+"""Replaying repeats the recorded exchanges, and explains requests that do not match."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "cassette.json"
 
 
-def asked(exchange: RecordedExchange) -> Request:
-    """Return the request that a recorded exchange answers."""
+def request_of(exchange: RecordedExchange) -> Request:
+    """Return a request that matches a recorded exchange."""
     recorded = exchange.request
     body = json.loads(recorded.body.data) if recorded.body else None
     return request(recorded.method, f"{recorded.path}?{recorded.query}", body)
 
 
 def explanation(replay: ReplayTransport, exchange: RecordedExchange) -> list[str]:
-    """Return what is told of a request that cannot be answered, but for how to record anew."""
+    """Return the message for a request that does not match, without its last line."""
     with pytest.raises(AssertionError) as caught:
-        replay.send(asked(exchange))
+        replay.send(request_of(exchange))
     *lines, last = str(caught.value).splitlines()
-    assert last.startswith("The program or the cassette has changed. If the cassette is stale, re")
+    assert last.startswith("The code or the cassette has changed. If the cassette is outdated, re")
     assert last.endswith(".json').")
     return lines
 
@@ -84,27 +84,27 @@ def explanation(replay: ReplayTransport, exchange: RecordedExchange) -> list[str
 @modes
 @pytest.mark.parametrize("recorded_in", SYNC + ASYNC)
 @pytest.mark.parametrize("matching", ["strict", "loose"])
-def test_a_program_gets_again_what_it_got(
+def test_replay_returns_the_recorded_results(
     mode: Mode, recorded_in: Mode, matching: Matching, path: Path
 ) -> None:
-    came: list[Any] = []
+    results: list[Any] = []
 
     async def recording() -> None:
-        came.append(await record(recorded_in, server.url, path))
+        results.append(await record(recorded_in, server.url, path))
 
     async def replaying() -> None:
         async with in_mode(mode, Flux0(transport=replay, retry_config=ONCE)) as flux0:
-            came.append(await talk(flux0))
+            results.append(await talk(flux0))
 
     with FakeOverHTTP(demo_transport()) as server:
         run(recorded_in, recording)
     replay = ReplayTransport(path, matching)
     run(mode, replaying)
-    assert came[0] == came[1]
+    assert results[0] == results[1]
     replay.assert_all_used()
 
 
-def test_a_replay_may_be_recorded(path: Path, tmp_path: Path) -> None:
+def test_replay_can_be_recorded(path: Path, tmp_path: Path) -> None:
     recording = RecordingTransport(ReplayTransport(written(path, LIST_AGENTS)), tmp_path / "2")
     with Flux0(transport=recording) as flux0:
         assert len(flux0.agents.list()) == 0
@@ -113,13 +113,17 @@ def test_a_replay_may_be_recorded(path: Path, tmp_path: Path) -> None:
 
 
 def outcome(flux0: Flux0, session_id: str) -> Any:
-    """Have a turn that may fail; return all that can be seen of it."""
+    """Start a turn that may fail; return its events, and the error if there is one."""
     events: list[Any] = []
     try:
         events.extend(flux0.sessions.create_event(session_id=session_id, content="Hi"))
     except Flux0Error as error:
-        told = ("status_code", "body", "event_count")
-        events += (type(error), *sorted(vars(error)), *(getattr(error, n, None) for n in told))
+        attributes = ("status_code", "body", "event_count")
+        events += (
+            type(error),
+            *sorted(vars(error)),
+            *(getattr(error, n, None) for n in attributes),
+        )
     return events
 
 
@@ -145,7 +149,7 @@ def outcome(flux0: Flux0, session_id: str) -> Any:
     ids=str,
 )
 @pytest.mark.parametrize("tries", [1, 2])
-def test_every_fault_happens_again(fault: Fault, tries: int, path: Path) -> None:
+def test_each_fault_is_replayed(fault: Fault, tries: int, path: Path) -> None:
     def play(transport: Transport) -> list[Any]:
         retries = RetryConfig(
             strategy="backoff" if tries > 1 else "none",
@@ -154,19 +158,19 @@ def test_every_fault_happens_again(fault: Fault, tries: int, path: Path) -> None
         )
         with Flux0(transport=transport, retry_config=retries) as flux0:
             session = flux0.sessions.create(agent_id=fake.agent_id)
-            # Nothing else than the fault happens to the call; another attempt may succeed.
+            # Only the first attempt gets the fault; a second attempt may succeed.
             if isinstance(transport, RecordingTransport):
                 fake.inject(fault, operation="sessions.create_event")
             return [*outcome(flux0, session.id), *outcome(flux0, session.id)]
 
     fake = FakeTransport([Report("typing"), Pause(1), Say("Hé", pieces=2)])
-    came = play(RecordingTransport(fake, path))
+    results = play(RecordingTransport(fake, path))
     replay = ReplayTransport(path)
-    assert play(replay) == came
+    assert play(replay) == results
     replay.assert_all_used()
 
 
-def test_a_silence_lasts_as_long_as_it_did(path: Path) -> None:
+def test_idle_timeout_expires_after_the_recorded_time(path: Path) -> None:
     fake = FakeTransport([Report("typing"), Pause(5), Report("typing"), FallSilent()])
     session_id = new_session(fake)
     makers: list[Any] = [lambda: RecordingTransport(fake, path), lambda: ReplayTransport(path)]
@@ -185,32 +189,32 @@ def test_a_silence_lasts_as_long_as_it_did(path: Path) -> None:
 AGENTS = [asking("/api/agents", b'{"name":"%d","type":"fake"}' % number) for number in range(4)]
 
 
-def test_strict_matching_takes_the_recorded_order_alone(path: Path) -> None:
+def test_strict_matching_requires_the_recorded_order(path: Path) -> None:
     replay = ReplayTransport(written(path, *AGENTS[:3]))
-    replay.send(asked(AGENTS[0]))
+    replay.send(request_of(AGENTS[0]))
     assert explanation(replay, AGENTS[2]) == [
-        f"agents.create(name='2', type='fake') is not what comes next in {path}",
+        f"agents.create(name='2', type='fake') is not the next request in {path}",
         "next: exchange 2, agents.create(name='1', type='fake')",
         "  body name: recorded '1', got '2'",
-        'it is exchange 3: matching="loose" takes any order',
+        'it is exchange 3: matching="loose" allows any order',
     ]
     assert explanation(replay, AGENTS[0]) == [
-        f"agents.create(name='0', type='fake') is not what comes next in {path}",
+        f"agents.create(name='0', type='fake') is not the next request in {path}",
         "next: exchange 2, agents.create(name='1', type='fake')",
         "  body name: recorded '1', got '0'",
     ]
-    replay.send(asked(AGENTS[1]))
-    replay.send(asked(AGENTS[2]))
+    replay.send(request_of(AGENTS[1]))
+    replay.send(request_of(AGENTS[2]))
     assert explanation(replay, AGENTS[3]) == [
-        f"agents.create(name='3', type='fake') is not what comes next in {path}",
-        "all exchanges were played, 3 in number",
+        f"agents.create(name='3', type='fake') is not the next request in {path}",
+        "all 3 exchanges were replayed already",
     ]
 
 
-def test_loose_matching_takes_any_order(path: Path) -> None:
+def test_loose_matching_allows_any_order(path: Path) -> None:
     replay = ReplayTransport(written(path, *AGENTS[:3]), "loose")
     for position in (2, 0, 1):
-        replay.send(asked(AGENTS[position]))
+        replay.send(request_of(AGENTS[position]))
     assert explanation(replay, AGENTS[3]) == [
         f"agents.create(name='3', type='fake') is not in {path}",
         "nearest: exchange 1, agents.create(name='0', type='fake')",
@@ -218,33 +222,33 @@ def test_loose_matching_takes_any_order(path: Path) -> None:
     ]
 
 
-def test_loose_matching_plays_what_is_unique_any_number_of_times_and_the_rest_once(
+def test_loose_matching_repeats_only_requests_that_were_recorded_once(
     path: Path,
 ) -> None:
     assert AGENTS[0].response is not None
-    answers = [
+    responses = [
         evolve(AGENTS[0], response=evolve(AGENTS[0].response, pieces=(piece(0, data),)))
         for data in (b"1", b"2")
     ]
-    replay = ReplayTransport(written(path, answers[0], LIST_AGENTS, answers[1]), "loose")
+    replay = ReplayTransport(written(path, responses[0], LIST_AGENTS, responses[1]), "loose")
     for _ in range(3):
-        assert b"".join(replay.send(asked(LIST_AGENTS)).body) == b'{"data":[]}'
-    came = [b"".join(replay.send(asked(AGENTS[0])).body) for _ in range(2)]
-    assert came == [b"1", b"2"]
+        assert b"".join(replay.send(request_of(LIST_AGENTS)).body) == b'{"data":[]}'
+    results = [b"".join(replay.send(request_of(AGENTS[0])).body) for _ in range(2)]
+    assert results == [b"1", b"2"]
     assert explanation(replay, AGENTS[0]) == [
-        f"agents.create(name='0', type='fake') was made more often than {path} has it",
-        "exchanges 1, 3 were played",
+        f"agents.create(name='0', type='fake') was sent more often than it was recorded in {path}",
+        "exchanges 1, 3 were replayed already",
     ]
 
 
 @pytest.mark.parametrize("matching", ["strict", "loose"])
-def test_what_has_to_match_may_be_told(path: Path, matching: Matching) -> None:
+def test_match_selects_the_compared_parts(path: Path, matching: Matching) -> None:
     cassette = written(path, *AGENTS[:2], LIST_AGENTS)
     replay = ReplayTransport(
         cassette, matching, match=lambda call: (call.operation, call.arguments.get("type"))
     )
     for exchange in (AGENTS[2], AGENTS[3], LIST_AGENTS):
-        replay.send(asked(exchange))
+        replay.send(request_of(exchange))
     replay.assert_all_used()
     assert explanation(replay, AGENTS[0])
 
@@ -264,12 +268,12 @@ def test_what_has_to_match_may_be_told(path: Path, matching: Matching) -> None:
         (None, "false", False, RecordingTransport),
         (None, "", True, ReplayTransport),
         (None, "true", True, ReplayTransport),
-        (None, "true", False, CassetteError("there is no cassette")),
-        ("none", "", False, CassetteError("there is no cassette")),
+        (None, "true", False, CassetteError("cassette .* does not exist")),
+        ("none", "", False, CassetteError("cassette .* does not exist")),
         ("new_episodes", "", True, InvalidArgument("mode", 'must be "once", "none" or "all", not')),
     ],
 )
-def test_the_mode_says_whether_a_cassette_is_recorded(
+def test_mode_selects_recording_or_replaying(
     path: Path,
     monkeypatch: pytest.MonkeyPatch,
     mode: CassetteMode | None,
@@ -287,7 +291,7 @@ def test_the_mode_says_whether_a_cassette_is_recorded(
         assert type(cassette(path, FakeTransport, mode=mode)) is expected
 
 
-def test_a_cassette_is_recorded_over_httpx_by_default(path: Path) -> None:
+def test_default_transport_for_recording_is_httpx(path: Path) -> None:
     with FakeOverHTTP(FakeTransport()) as server:
         for url, name in ((server.url, "Fake"), ("http://127.0.0.1:1", "fake")):
             transport = cassette(path, mode="once", scrub=str.lower, match=lambda call: call.path)
@@ -296,13 +300,13 @@ def test_a_cassette_is_recorded_over_httpx_by_default(path: Path) -> None:
 
 
 @pytest.mark.parametrize("matching", ["strict", "loose"])
-def test_an_empty_cassette_answers_nothing(path: Path, matching: Matching) -> None:
+def test_empty_cassette_matches_no_request(path: Path, matching: Matching) -> None:
     lines = explanation(ReplayTransport(written(path), matching), LIST_AGENTS)
     assert lines[0].startswith("agents.list() is not ")
 
 
 @pytest.mark.parametrize(
-    ("recorded", "given", "differences"),
+    ("recorded", "sent", "differences"),
     [
         (asking("/a"), asking("/b"), ["path: recorded '/a', got '/b'"]),
         (asking("/a"), asking("/a", method="PUT"), ["method: recorded 'POST', got 'PUT'"]),
@@ -331,24 +335,24 @@ def test_an_empty_cassette_answers_nothing(path: Path, matching: Matching) -> No
     ],
 )
 @pytest.mark.parametrize("matching", ["strict", "loose"])
-def test_what_is_different_is_told(
+def test_error_lists_the_differences(
     path: Path,
     matching: Matching,
     recorded: RecordedExchange,
-    given: RecordedExchange,
+    sent: RecordedExchange,
     differences: list[str],
 ) -> None:
     replay = ReplayTransport(written(path, recorded), matching)
-    url = f"http://h{given.request.path}?{given.request.query}"
-    body = given.request.body.data if given.request.body else None
+    url = f"http://h{sent.request.path}?{sent.request.query}"
+    body = sent.request.body.data if sent.request.body else None
     with pytest.raises(AssertionError) as caught:
-        replay.send(Request(given.request.method, url, Headers(), body))
-    told = [line[2:] for line in str(caught.value).splitlines() if line.startswith("  ")]
-    assert told == differences
+        replay.send(Request(sent.request.method, url, Headers(), body))
+    lines = [line[2:] for line in str(caught.value).splitlines() if line.startswith("  ")]
+    assert lines == differences
 
 
 @pytest.mark.parametrize("matching", ["strict", "loose"])
-def test_what_is_no_difference(path: Path, matching: Matching) -> None:
+def test_equivalent_requests_match(path: Path, matching: Matching) -> None:
     recorded = asking("/a", '{"a":"é","b":[1,{"c":null}]}'.encode(), query="x=1&y=%C3%A9")
     headers = request("GET", "/", headers={"authorization": "other"}).headers
     body = b'{ "b": [1, {"c": null}], "a": "\\u00e9" }'
@@ -359,14 +363,14 @@ def test_what_is_no_difference(path: Path, matching: Matching) -> None:
 
 
 @pytest.mark.parametrize("body", [b"\xff", b"{", b"[" * 100_000], ids=["binary", "text", "deep"])
-def test_bodies_that_are_no_json_are_compared_as_they_are(path: Path, body: bytes) -> None:
+def test_bodies_that_are_not_json_are_compared_as_bytes(path: Path, body: bytes) -> None:
     replay = ReplayTransport(written(path, asking("/a", body), asking("/a", body)))
     replay.send(Request("POST", "http://h/a", Headers(), body))
     with pytest.raises(AssertionError, match="  body: recorded b"):
         replay.send(Request("POST", "http://h/a", Headers(), body + b"x"))
 
 
-def test_the_nearest_exchange_is_of_the_same_operation_first(path: Path) -> None:
+def test_nearest_exchange_has_the_same_operation(path: Path) -> None:
     session = asking("/api/sessions", b'{"agent_id":"a000000001"}')
     turn = asking("/api/sessions/s1/events/stream", b'{"type":"message","content":"Hi"}')
     body = b'{"type":"message","content":"Hello","x":1}'
@@ -383,31 +387,31 @@ def test_the_nearest_exchange_is_of_the_same_operation_first(path: Path) -> None
     ]
 
 
-def test_what_was_not_used_is_told(path: Path) -> None:
+def test_assert_all_used_lists_unused_exchanges(path: Path) -> None:
     replay = ReplayTransport(written(path, LIST_AGENTS, *AGENTS[:2]))
-    replay.send(asked(LIST_AGENTS))
+    replay.send(request_of(LIST_AGENTS))
     with pytest.raises(AssertionError) as caught:
         replay.assert_all_used()
     assert str(caught.value).splitlines() == [
-        f"not all of {path} was played:",
+        f"some exchanges of {path} were not replayed:",
         "exchange 2, agents.create(name='0', type='fake')",
         "exchange 3, agents.create(name='1', type='fake')",
     ]
 
 
-def test_what_cannot_be_replayed_is_told_at_once(path: Path) -> None:
-    with pytest.raises(CassetteError, match="there is no cassette"):
+def test_invalid_arguments_are_rejected_immediately(path: Path) -> None:
+    with pytest.raises(CassetteError, match="does not exist: to record it"):
         ReplayTransport(path)
     matching: Any = "lose"
     with pytest.raises(InvalidArgument, match='matching must be "strict" or "loose", not'):
         ReplayTransport(written(path), matching)
 
 
-# --- where the recorded program had left
+# --- responses that the recorded program closed early
 
 
 @modes
-def test_reading_on_where_the_recorded_program_left_is_explained(mode: Mode, path: Path) -> None:
+def test_reading_beyond_an_early_close_is_explained(mode: Mode, path: Path) -> None:
     async def program(transport: Any, events: int) -> None:
         async with in_mode(mode, Flux0(transport=transport)) as flux0:
             session = await flux0.sessions.create_async(agent_id=fake.agent_id)
@@ -423,33 +427,33 @@ def test_reading_on_where_the_recorded_program_left_is_explained(mode: Mode, pat
     with pytest.raises(AssertionError) as caught:
         run(mode, lambda: program(ReplayTransport(path), 3))
     assert str(caught.value).splitlines() == [
-        f"{path} has no more of exchange 2, sessions.create_event(session_id='s000000001', "
-        "type='message', source='user', content='Hi'): the program left it there, 0.5 s into the "
-        "answer",
-        f"To have the rest of it, record it anew by running this code over "
+        f"{path} has no more data of exchange 2, sessions.create_event(session_id='s000000001', "
+        "type='message', source='user', content='Hi'): the recorded program cancelled or closed "
+        "it 0.5 s after the response head",
+        f"To record the whole response, run this code with "
         f"RecordingTransport(transport, {str(path)!r}).",
     ]
 
 
-def test_waiting_for_an_answer_that_was_not_awaited_is_explained(path: Path) -> None:
+def test_waiting_for_a_cancelled_response_is_explained(path: Path) -> None:
     left = evolve(LIST_AGENTS, response=None, end=CLOSED, after=2.5)
     replay = ReplayTransport(written(path, left))
-    with pytest.raises(AssertionError, match=r"agents.list\(\).*there, 2.5 s after the request"):
-        replay.send(asked(left))
+    with pytest.raises(AssertionError, match=r"agents.list\(\).*it 2.5 s after the request"):
+        replay.send(request_of(left))
 
 
 @modes
 @pytest.mark.parametrize("response", [None, LIST_AGENTS.response], ids=["before", "within"])
 @pytest.mark.parametrize(
-    ("timeout_ms", "error", "told"),
-    [(5000, ReadTimeout, "timeout_ms"), (6000, AssertionError, "the program left it there")],
+    ("timeout_ms", "error", "message"),
+    [(5000, ReadTimeout, "timeout_ms"), (6000, AssertionError, "the recorded program cancelled")],
 )
-def test_a_call_that_ran_out_of_time_does_so_again(
-    mode: Mode, response: Any, timeout_ms: int, error: type[Exception], told: str, path: Path
+def test_deadline_expires_again_if_it_is_not_longer(
+    mode: Mode, response: Any, timeout_ms: int, error: type[Exception], message: str, path: Path
 ) -> None:
     async def test() -> None:
         async with in_mode(mode, Flux0(transport=replay, retry_config=ONCE)) as flux0:
-            with pytest.raises(error, match=told):
+            with pytest.raises(error, match=message):
                 await flux0.agents.list_async(timeout_ms=timeout_ms)
 
     left = evolve(LIST_AGENTS, end=CLOSED, after=5.1, response=response)
@@ -458,7 +462,7 @@ def test_a_call_that_ran_out_of_time_does_so_again(
 
 
 @loops
-def test_a_deadline_that_passes_while_recording_passes_again(mode: Mode, path: Path) -> None:
+def test_deadline_that_expired_while_recording_expires_again(mode: Mode, path: Path) -> None:
     async def program(transport: Any) -> None:
         async with Flux0(transport=transport, retry_config=ONCE, timeout_ms=100) as flux0:
             with pytest.raises(ReadTimeout):
@@ -474,11 +478,11 @@ def test_a_deadline_that_passes_while_recording_passes_again(mode: Mode, path: P
 # --- time
 
 
-def test_time_passes_as_it_did_and_waits_are_told(path: Path) -> None:
+def test_recorded_times_pass_and_waits_are_passed_to_sleep(path: Path) -> None:
     waits: list[float] = []
     replay = ReplayTransport(written(path, LIST_AGENTS), sleep=waits.append)
     began = replay.time.monotonic()
-    pieces = iter(replay.send(asked(LIST_AGENTS)).body)
+    pieces = iter(replay.send(request_of(LIST_AGENTS)).body)
     assert replay.time.monotonic() - began == 0.25
     next(pieces)
     assert replay.time.monotonic() - began == 0.75
@@ -488,13 +492,13 @@ def test_time_passes_as_it_did_and_waits_are_told(path: Path) -> None:
     assert replay.clock.now() - began == 1.75
 
 
-def test_timeouts_that_are_shorter_now_change_nothing(path: Path) -> None:
+def test_shorter_timeouts_do_not_expire_in_a_replay(path: Path) -> None:
     with Flux0(transport=ReplayTransport(written(path, LIST_AGENTS)), timeout_ms=800) as flux0:
         assert len(flux0.agents.list()) == 0
 
 
 @modes
-def test_a_client_waits_between_attempts_on_its_clock(mode: Mode, path: Path) -> None:
+def test_client_waits_between_attempts_on_the_replay_clock(mode: Mode, path: Path) -> None:
     async def test() -> None:
         fake = FakeTransport()
         fake.inject(Respond(503, retry_after=20))
@@ -513,7 +517,7 @@ def test_a_client_waits_between_attempts_on_its_clock(mode: Mode, path: Path) ->
 # --- bodies
 
 
-def test_closing_a_client_cuts_off_its_streams_alone(path: Path) -> None:
+def test_closing_a_client_interrupts_only_its_own_streams(path: Path) -> None:
     fake = FakeTransport([Say("Hello", pieces=3, pause=1)])
     turn = message_to(new_session(fake))
     recording = RecordingTransport(fake, path)
@@ -529,23 +533,23 @@ def test_closing_a_client_cuts_off_its_streams_alone(path: Path) -> None:
     assert b"".join(second)
 
 
-def test_an_error_is_raised_once_and_says_where_it_comes_from(path: Path) -> None:
+def test_recorded_error_is_raised_once_and_names_the_cassette(path: Path) -> None:
     broken = evolve(LIST_AGENTS, end="ReadTimeout", after=60.0)
     refused = evolve(LIST_AGENTS, response=None, end="ConnectError", after=1.0)
     replay = ReplayTransport(written(path, broken, refused))
     began = replay.clock.now()
-    pieces = iter(replay.send(asked(broken)).body)
+    pieces = iter(replay.send(request_of(broken)).body)
     next(pieces)
     with pytest.raises(ReadTimeout, match=f"recorded in {path}"):
         next(pieces)
     with pytest.raises(ConnectionInterrupted, match="closed"):
         next(pieces)
     with pytest.raises(ConnectError, match=f"recorded in {path}"):
-        replay.send(asked(refused))
+        replay.send(request_of(refused))
     assert replay.clock.now() - began == 61.25
 
 
-def test_nothing_is_kept_of_a_body_that_is_let_go(path: Path) -> None:
+def test_unreferenced_body_is_freed(path: Path) -> None:
     def bodies() -> int:
         gc.collect()
         return sum(type(thing) is FakeBody for thing in gc.get_objects())
@@ -553,15 +557,15 @@ def test_nothing_is_kept_of_a_body_that_is_let_go(path: Path) -> None:
     before = bodies()
     replay = ReplayTransport(written(path, *[LIST_AGENTS] * 10))
     for _ in range(10):
-        replay.send(asked(LIST_AGENTS))
+        replay.send(request_of(LIST_AGENTS))
     assert bodies() <= before
     replay.close()
 
 
-# --- many at once
+# --- concurrency
 
 
-def test_many_threads_share_a_loose_replay(path: Path) -> None:
+def test_threads_can_share_a_loose_replay(path: Path) -> None:
     def talks(transport: Transport) -> list[Any]:
         with Flux0(transport=transport) as flux0:
 
@@ -582,7 +586,7 @@ def test_many_threads_share_a_loose_replay(path: Path) -> None:
 
 
 @pytest.mark.parametrize("matching", ["strict", "loose"])
-def test_the_cost_is_linear(path: Path, matching: Matching) -> None:
+def test_cost_is_linear(path: Path, matching: Matching) -> None:
     def cost(exchanges: int, pieces: int) -> int:
         assert LIST_AGENTS.response is not None
         response = evolve(LIST_AGENTS.response, pieces=(piece(0, b"x"),) * pieces)
@@ -592,7 +596,7 @@ def test_the_cost_is_linear(path: Path, matching: Matching) -> None:
         def play() -> None:
             replay = ReplayTransport(path, matching)
             for _ in range(exchanges):
-                assert len(list(replay.send(asked(exchange)).body)) == pieces
+                assert len(list(replay.send(request_of(exchange)).body)) == pieces
 
         return calls_made(play)
 
@@ -600,7 +604,7 @@ def test_the_cost_is_linear(path: Path, matching: Matching) -> None:
     assert cost(1, 10_000) < 10.5 * cost(1, 1000)
 
 
-def test_a_replay_needs_no_http_library(path: Path) -> None:
+def test_replay_imports_no_http_library(path: Path) -> None:
     program = f"""
 import sys
 from flux0 import Flux0
