@@ -54,8 +54,8 @@ def identifier(argument: str, value: object) -> str:
     """Return an id that is safe as one segment of a URL path."""
     checked = text(argument, value)
     if not checked.strip(".") or not checked.isprintable() or _NOT_IN_IDS & set(checked):
-        problem = "must be printable, without / \\ ? # %, and not only dots"
-        raise InvalidArgument(argument, f"{problem}, not {checked!r}")
+        problem = "must be printable, not only dots, and without / \\ ? # %"
+        raise InvalidArgument(argument, f"{problem}: {checked!r}")
     return checked
 
 
@@ -63,8 +63,8 @@ def user(argument: str, value: object) -> str:
     """Return the name of a user, which is sent in a cookie."""
     checked = text(argument, value)
     if not checked.isascii() or not checked.isprintable() or _NOT_IN_COOKIES & set(checked):
-        problem = "cannot be sent in a cookie: it must be printable ASCII without spaces"
-        raise InvalidArgument(argument, f"{problem}, quotes and , ; \\, not {checked!r}")
+        problem = "cannot be sent in a cookie: must be printable ASCII without spaces"
+        raise InvalidArgument(argument, f'{problem} and without " , ; \\: {checked!r}')
     return checked
 
 
@@ -148,13 +148,13 @@ def server_url(url: object) -> tuple[str, Headers]:
 
 
 def headers(argument: str, fields: object) -> Headers:
-    """Return header fields from a mapping of str to str (RFC 9110, section 5)."""
+    """Return the header fields in a mapping of str to str, by the rules of RFC 9110, section 5."""
     items = mapping(argument, fields).items()
     return Headers(tuple(_field(argument, name, value) for name, value in items))
 
 
 def mapping(argument: str, value: object) -> Mapping[object, object]:
-    """Return `value` if it is a mapping."""
+    """Return `value` if it is a mapping; the items are not checked."""
     if not isinstance(value, Mapping):
         raise InvalidArgument(argument, f"must be a mapping of str to str, not {_kind(value)}")
     return cast("Mapping[object, object]", value)

@@ -72,7 +72,7 @@ class InvalidArgument(Flux0Error, ValueError):
 
 
 class ClientClosed(Flux0Error, RuntimeError):
-    """The client or the stream was closed before it was used, or while a call was waiting."""
+    """The client, the stream or the HTTP client of the user is closed; the message says which."""
 
 
 class MissingDependency(Flux0Error, ImportError):
@@ -228,7 +228,10 @@ class ConnectError(TransportError):
 
 
 class TLSError(ConnectError):
-    """The server's certificate or its TLS version is not accepted. The request was not sent."""
+    """The certificate or the TLS version of the server was rejected. The request was not sent.
+
+    Check that your HTTP client trusts the authority that issued the certificate.
+    """
 
 
 class TransportTimeout(TransportError):
@@ -275,7 +278,10 @@ class ProtocolError(TransportError):
 
 
 class ResponseTooLarge(Flux0Error):
-    """The body of a response has more than `limit` bytes, the client's `max_body_bytes`."""
+    """The body of a response has more than `limit` bytes (`max_body_bytes` of the client).
+
+    The server may have acted on the request.
+    """
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"the response body is larger than {limit:,} bytes (max_body_bytes)")
@@ -288,7 +294,7 @@ class ResponseTooLarge(Flux0Error):
 class DecodeError(Flux0Error):
     """A body or an event is not JSON, or does not have the expected fields.
 
-    The server has acted on the request. Check that `server_url` is a flux0 server.
+    The server may have acted on the request. Check that `server_url` is a flux0 server.
 
     Attributes:
         field: the invalid field, such as `data[0].created_at`; empty if it is the whole value.
@@ -350,7 +356,8 @@ class StreamInterrupted(StreamError):
 class StreamIdleTimeout(StreamError):
     """No event was received within the idle timeout (`stream_idle_timeout_ms`).
 
-    The usual reason is an agent that crashed: the server then keeps the stream open forever.
+    The usual reason is an agent that crashed: the server then keeps the stream open forever. If
+    your agents need more time, set a longer timeout.
     """
 
 
@@ -363,7 +370,7 @@ class AgentError(StreamError):
 
 
 class EventTooLarge(StreamError):
-    """An event of the stream has more than `limit` bytes, the client's `max_event_bytes`."""
+    """An event of the stream has more than `limit` bytes (`max_event_bytes` of the client)."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"an event of the stream is larger than {limit:,} bytes (max_event_bytes)")

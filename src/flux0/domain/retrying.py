@@ -59,7 +59,7 @@ class BackoffStrategy:
 class RetryConfig:
     """The retry policy of a client or of one call.
 
-    Idempotent requests (GET, PUT, DELETE) are retried after connection errors and after the
+    Idempotent requests (such as GET) are retried after connection errors and after the
     statuses 408, 429, 500, 502, 503 and 504. A POST is retried only if the server has certainly not
     acted on it: if the connection could not be established, or after a 429.
 
@@ -69,8 +69,8 @@ class RetryConfig:
         retry_connection_errors: whether to retry if the connection could not be established or
             was interrupted.
         max_attempts: the largest number of attempts, including the first; None means no limit.
-        retry_posts: whether to retry a POST like a GET, which may repeat its effect. The message
-            of a turn is never retried in this way.
+        retry_posts: whether to retry a POST like a GET, which may repeat its effect. This does
+            not apply to the messages of turns.
     """
 
     strategy: str = "backoff"
@@ -162,7 +162,7 @@ def _is_retryable(config: RetryConfig, error: Flux0Error, *, repeatable: bool) -
     if not isinstance(error, TransportError) or not config.retry_connection_errors:
         return False
     if isinstance(error, ConnectError):
-        # Another attempt fails in the same way: an invalid certificate stays invalid, a pool full.
+        # Another attempt does not help: the certificate stays invalid, and the pool stays full.
         return not isinstance(error, (TLSError, PoolTimeout))
     return repeatable and isinstance(error, ConnectionInterrupted)
 
@@ -171,7 +171,7 @@ _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
 def retry_after(error: Flux0Error, now: datetime) -> float | None:
-    """Return the seconds to wait by the `Retry-After` header of an error response.
+    """Return the seconds in the `Retry-After` header of an error response.
 
     The value is a number of seconds or an HTTP date (RFC 9110, section 10.2.3). Return None if it
     is missing, invalid, negative, or a date in the past.

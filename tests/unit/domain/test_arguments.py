@@ -90,7 +90,7 @@ def test_text_has_a_maximum_length() -> None:
     ],
 )
 def test_id_that_could_reach_another_route_is_rejected(value: str) -> None:
-    problem = "thing must be printable, without / \\ ? # %, and not only dots, not "
+    problem = "thing must be printable, not only dots, and without / \\ ? # %: "
     assert rejection(arguments.identifier, value) == f"{problem}{value!r}"
 
 

@@ -65,9 +65,9 @@ class MessageAccumulator:
     def feed(self, event: StreamEvent) -> str:
         """Apply one event, and return the text that it appends to the answer.
 
-        Return the strings that a chunk appends to the list of a message. If a chunk replaces the
-        whole document and the new text starts with the old text, return the rest. For reasoning,
-        structured content, other changes and other events, return "".
+        For a chunk that appends strings to the list of a message, return these strings. For a chunk
+        that replaces the whole document by a text that starts with the old text, return the rest.
+        Return "" for reasoning, structured content, other changes and other events.
 
         The cost depends on the event, not on the length of the message; see `apply_operation` for
         the exceptions.

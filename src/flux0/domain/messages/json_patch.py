@@ -311,7 +311,7 @@ def _value(root: JSON, segments: list[str]) -> JSON:
 
 
 def _existing(root: JSON, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON], Any]:
-    """Return `_place(root, segments)` if there is a value at this place."""
+    """Return the result of `_place`; raises `PatchError` if there is no value at this place."""
     if not segments:
         raise PatchError("the whole document cannot be removed")
     parent, key = _place(root, segments)
