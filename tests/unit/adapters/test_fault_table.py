@@ -208,7 +208,7 @@ MESSAGES = {
     "the body is truncated (content-length)": "the connection was closed within the body",
     # Older versions of anyio report a reset connection as closed.
     "the connection is reset within the body": "the connection was (reset|closed) within the body",
-    "the gzip data is corrupt": "the body's compression is broken: .+",
+    "the gzip data is corrupt": "the gzip data is invalid: .+",
     "the server stops sending within the body": NO_DATA,
 }
 DEADLINE = r"the call took longer than 0\.\d+ s \(timeout_ms\)"

@@ -203,8 +203,8 @@ class AsyncBody:
 
     def __init__(self, *args: Any) -> None:
         self._body = _AsyncHttpxBody(*args)
-        # Not __del__: if the body's generators are garbage in the same collection, they could be
-        # closed first.
+        # Not __del__: if the collector finds the body's generators at the same time, it may close
+        # them first.
         self._finalizer = finalize(self, self._body.close_from_finalizer, running_loop())
         self._finalizer.atexit = False
 

@@ -289,9 +289,9 @@ class AsyncBuiltInClient(_BuiltInClient):
 
 
 class BuiltInClients:
-    """The built-in clients of a transport: one for each proxy, and one without a proxy.
+    """The built-in clients of a transport: a client for each proxy, and a client without proxy.
 
-    They are created at the first use, and again if they are used after `close`.
+    A client is created at its first use, and again at the first use after `close`.
 
     Attributes:
         bodies: The sync bodies that are read over these clients.

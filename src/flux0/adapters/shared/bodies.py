@@ -126,10 +126,10 @@ class AsyncPulledBody(PulledBody):
 class SyncPulledBody(PulledBody):
     """A `PulledBody` for sync code. Other threads and the garbage collector may close it."""
 
-    # Bodies that must not be garbage-collected. Collecting a body closes it, with locks of its
+    # References that prevent garbage collection. Collecting a body closes it, with locks of its
     # connection pool. In a forked child, and while the interpreter exits, another thread may have
-    # held these locks and no longer runs. So the collection would wait forever. This is no module
-    # global, because the interpreter clears these while it exits.
+    # held these locks and no longer runs, so the collection would wait forever. The set is not a
+    # module global, because the interpreter clears module globals while it exits.
     _never_collected: ClassVar[set[SyncPulledBody]] = set()
 
     def __init__(self, coding: str) -> None:
@@ -202,8 +202,8 @@ class SyncBody:
 
     def __init__(self, body: SyncPulledBody) -> None:
         self._body = body
-        # Not __del__: if the body's generators are garbage in the same collection, they could be
-        # closed first, with locks of the connection pool.
+        # Not __del__: if the collector finds the body's generators at the same time, it may close
+        # them first, with locks of the connection pool.
         finalize(self, body.close).atexit = False
 
     def __iter__(self) -> Iterator[bytes]:

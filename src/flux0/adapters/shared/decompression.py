@@ -1,4 +1,4 @@
-"""Undoing of a body's `Content-Encoding`, for libraries that take one cut short for a whole one."""
+"""Decompression of bodies, with limits, for libraries that accept truncated data as complete."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any, Final
 
 from flux0.domain.errors import ConnectionInterrupted, ProtocolError
 
-_LARGEST_PIECE: Final = 1 << 20
+_MAX_PIECE_BYTES: Final = 1 << 20
 _PLAIN: Final = frozenset({"", "identity"})
 _COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate"})
 
 
 def decoder_for(coding: str) -> Decoder | None:
-    """Return what decodes a body with this `Content-Encoding`, or None if nothing needs to."""
+    """Return a decoder for a body with this `Content-Encoding`; None if it is not encoded."""
     coding = coding.strip().lower()
     return None if coding in _PLAIN else Decoder(coding)
 
 
 class Decoder:
-    """Decompresses one body of gzip or deflate, as far as its bytes have come.
+    """Decompresses one gzip or deflate body, as its bytes are received.
 
-    Gzip may have several members (RFC 1952, section 2.2). Deflate is in the format of zlib, or raw
-    as some servers send it (RFC 9110, section 8.4.1.2).
+    Gzip data may have several members (RFC 1952, section 2.2). Deflate data is in the zlib format,
+    or raw, as some servers send it (RFC 9110, section 8.4.1.2).
     """
 
     def __init__(self, coding: str) -> None:
@@ -32,48 +32,52 @@ class Decoder:
         self._member: Any = None
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield what `data` completes, in pieces of at most 1 MiB; an empty one if it is nothing.
+        """Yield the decompressed content of `data`, in pieces of at most 1 MiB.
+
+        Yield one empty piece if `data` completes no content.
 
         Raises:
-            ProtocolError: it is not compressed as it should be; what comes before is yielded.
+            ProtocolError: The data is invalid. The content before the error is yielded first.
         """
-        piece, nothing = b"", True
-        # A full piece may leave output behind that needs no further input.
-        while data or (len(piece) == _LARGEST_PIECE and not self._member.eof):
+        piece, empty = b"", True
+        # After a full piece, zlib may have more output without further input.
+        while data or (len(piece) == _MAX_PIECE_BYTES and not self._member.eof):
             if self._member is None or self._member.eof:
-                self._member = zlib.decompressobj(self._format(data[0]))
+                self._member = zlib.decompressobj(self._window_bits(data[0]))
             before = self._member.copy()
             try:
-                piece = self._member.decompress(data, _LARGEST_PIECE)
+                piece = self._member.decompress(data, _MAX_PIECE_BYTES)
             except zlib.error as error:
-                yield _as_far_as_whole(before, data)
-                raise ProtocolError(f"the body's compression is broken: {error}") from error
+                yield _content_before_error(before, data)
+                raise ProtocolError(f"the {self._coding} data is invalid: {error}") from error
             if piece:
-                nothing = False
+                empty = False
                 yield piece
             data = self._member.unused_data or self._member.unconsumed_tail
-        if nothing:
+        if empty:
             yield b""
 
     def end(self) -> None:
-        """Take the end of the body.
+        """Check at the end of the body that the compressed data is complete.
 
         Raises:
-            ConnectionInterrupted: it comes before that of the compressed data.
+            ConnectionInterrupted: The compressed data is truncated.
         """
         if self._member is not None and not self._member.eof:
-            raise ConnectionInterrupted("the body ended within its compressed data")
+            raise ConnectionInterrupted("the body ended before the end of its compressed data")
 
-    def _format(self, first: int) -> int:
-        """Return the format of what begins with this byte, as zlib counts formats."""
+    def _window_bits(self, first: int) -> int:
+        """Return the argument `wbits` of zlib for data that starts with the byte `first`."""
         if self._coding not in _COMPRESSED:
-            raise ProtocolError(f"the body is encoded as {self._coding!r}, which was not asked for")
-        # The first byte of zlib's format ends in 8, and no raw data that means anything does.
+            raise ProtocolError(
+                f"the content coding of the body must be gzip or deflate, not {self._coding!r}"
+            )
+        # The low half of the first byte is 8 in the zlib format, and never 8 in valid raw data.
         raw = self._coding == "deflate" and first != 0x1F and first & 0xF != 8  # noqa: PLR2004
-        return -zlib.MAX_WBITS if raw else 32 + zlib.MAX_WBITS  # 32: gzip or zlib, as it begins.
+        return -zlib.MAX_WBITS if raw else 32 + zlib.MAX_WBITS  # 32: detect gzip or zlib.
 
 
-def _as_far_as_whole(member: Any, data: bytes) -> bytes:
+def _content_before_error(member: Any, data: bytes) -> bytes:
     pieces: list[bytes] = []
     with suppress(zlib.error):
         pieces.extend(member.decompress(bytes((byte,))) for byte in data)

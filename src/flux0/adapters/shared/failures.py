@@ -35,7 +35,7 @@ def failure(
 ) -> TransportError:
     """Return the flux0 error of class `kind` for a library's error.
 
-    `timeout` has the limits that were in force, and `head_received` tells whether the error
+    `timeout` has the limits that were in force, and `head_received` says whether the error
     interrupted the body or came before it.
     """
     if issubclass(kind, TransportTimeout):

@@ -1,6 +1,6 @@
-"""The proxies that the environment names, by one rule for all transports.
+"""The proxy settings of the environment, read by the same rules for all transports.
 
-The libraries have rules of their own, which differ, and some have none.
+The rules of the HTTP libraries differ, and some libraries ignore the environment.
 """
 
 from __future__ import annotations
@@ -14,34 +14,38 @@ from flux0.domain.errors import ConnectError
 
 
 class EnvironmentProxies:
-    """Which proxy a request goes through, as the environment was when its server was first asked.
+    """The proxy for each server, as the environment was at the first request to the server.
 
-    `HTTP_PROXY`, `HTTPS_PROXY` and `ALL_PROXY` name proxies, and `NO_PROXY` the servers that are
-    reached without one; on macOS and Windows the system's settings count too.
+    The settings are `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`. On macOS and Windows,
+    the settings of the system are used, too.
 
     Args:
-        library: what connects to the proxies.
-        schemes: those of the proxies that it knows.
+        library: The name of the HTTP library that connects to the proxies.
+        schemes: The URL schemes of proxies that the library supports.
     """
 
     def __init__(self, library: str, schemes: Iterable[str] = ("http", "https")) -> None:
         self._library = library
         self._schemes = frozenset(schemes)
-        self._known: dict[str, str | None] = {}
+        self._proxies: dict[str, str | None] = {}
 
     def proxy_for(self, url: str) -> str | None:
-        """Return the URL of the proxy for a request, or None; raises `ConnectError`."""
+        """Return the URL of the proxy for a request to `url`; None if no proxy is set.
+
+        Raises:
+            ConnectError: The library cannot use the proxy.
+        """
         origin = "/".join(url.split("/", 3)[:3])
-        if origin not in self._known:
-            self._known[origin] = self._find(origin)
-        return self._known[origin]
+        if origin not in self._proxies:
+            self._proxies[origin] = self._find(origin)
+        return self._proxies[origin]
 
     def _find(self, origin: str) -> str | None:
         try:
             server = urlsplit(origin)
             host, port = server.hostname or "", server.port
         except ValueError:
-            return None  # The library says what is wrong with the URL.
+            return None  # The library rejects the invalid URL later.
         proxies = getproxies()
         proxy = proxies.get(server.scheme) or proxies.get("all")
         if not proxy or _is_direct(host, port, proxies.get("no", "")):
@@ -57,14 +61,15 @@ class EnvironmentProxies:
             usable = False
         if not usable:
             raise ConnectError(
-                f"the environment names the proxy {scheme}://{place}, which {self._library} cannot "
-                "use"
+                f"{self._library} cannot use the proxy {scheme}://{place} from the environment: "
+                "use a URL such as http://proxy:8080"
             )
-        # Some of the libraries leave out a name that has no password.
+        # Some libraries send no user name if the password is missing.
         return f"{scheme}://{login}:@{place}" if at and ":" not in login else proxy
 
 
 def _is_direct(host: str, port: int | None, exceptions: str) -> bool:
+    """Return whether `NO_PROXY`, or a setting of the system, excludes a server from the proxy."""
     if proxy_bypass(host if port is None else f"{host}:{port}"):
         return True
     try:
@@ -76,5 +81,5 @@ def _is_direct(host: str, port: int | None, exceptions: str) -> bool:
             if address in ip_network(exception.strip(), strict=False):
                 return True
         except ValueError:
-            continue  # It is a name.
+            continue  # A host name.
     return False

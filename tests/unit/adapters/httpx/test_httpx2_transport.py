@@ -1,4 +1,4 @@
-"""The httpx2 transport: the contract. What it shares with httpx is in test_httpx_family.py."""
+"""The contract for the transport over httpx2. test_httpx_family.py has the other tests."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class TestAsyncHttpx2Transport(HttpxContract, AsyncTransportContract):
     transport: ClassVar[type[Httpx2Transport]] = Httpx2Transport
 
 
-def test_the_cause_of_an_error_is_httpx2s() -> None:
+def test_cause_of_an_error_is_an_error_of_httpx2() -> None:
     with pytest.raises(ConnectError) as caught:
         Httpx2Transport().send(get("http://127.0.0.1:1"))
     assert isinstance(caught.value.__cause__, httpx2.ConnectError)
 
 
-def test_a_client_takes_clients_of_httpx2_for_what_they_are() -> None:
+def test_flux0_accepts_a_client_of_httpx2() -> None:
     def refuse(request: httpx2.Request) -> httpx2.Response:
         return httpx2.Response(403, json={"detail": "no"})
 

@@ -1,4 +1,4 @@
-"""What the transports over httpx and httpx2 promise for clients of the user's, and for own ones."""
+"""The transports over httpx and httpx2, with the user's clients and with built-in clients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from support.sending import OK, get, over, post
 
 
 @over(*FAMILY)
-async def test_a_redirect_that_leads_nowhere_is_an_answer(way: OverHttpx) -> None:
+async def test_redirect_with_an_invalid_location_is_returned(way: OverHttpx) -> None:
     for location in ("http://[", "\xff"):
         fields = [("Location", location), ("X-A", "b")]
         with ByteServer(http_response(b"moved", status="302 Found", headers=fields)) as server:
@@ -43,46 +43,46 @@ async def test_a_redirect_that_leads_nowhere_is_an_answer(way: OverHttpx) -> Non
             assert len(server.requests) == 1
 
 
-# --- code of the user's
+# --- the user's code
 
 
 class Stop(Exception):
-    """Raised by code of the user's."""
+    """An exception of the user's code."""
 
 
-def nested(library: Any) -> Exception:
-    """Return an error of the library's, from a request of the user's own."""
+def error_of_nested_request(library: Any) -> Exception:
+    """Return an error of the library, raised by another request."""
     try:
         library.Client().get("http://127.0.0.1:1")
     except library.ConnectError as error:
         failure: Exception = error
         return failure
-    raise AssertionError("somebody listens there")
+    raise AssertionError("a server listens at port 1")
 
 
-def of_another(library: Any) -> Exception:
-    """Return the error of the status of another request."""
+def status_error_of_another_request(library: Any) -> Exception:
+    """Return the error that `raise_for_status` raises for another request."""
     other = library.Request("GET", "http://flux0.invalid")
     response = library.Response(404, request=other)
-    error: Exception = library.HTTPStatusError("not mine", request=other, response=response)
+    error: Exception = library.HTTPStatusError("other request", request=other, response=response)
     return error
 
 
 RAISED: dict[str, Callable[[Any], Exception]] = {
-    "its own": lambda _: Stop("stop"),
+    "custom": lambda _: Stop("stop"),
     "OSError": lambda _: OSError("the disk is full"),
     "UnicodeError": lambda _: UnicodeError("no such letter"),
     "RuntimeError": lambda _: RuntimeError("stop"),
     "SSLError": lambda _: ssl.SSLError("of something else"),
-    "of a nested call": nested,
-    "of the library": lambda library: library.ReadTimeout("of something else"),
+    "of a nested request": error_of_nested_request,
+    "ReadTimeout": lambda library: library.ReadTimeout("of something else"),
     "InvalidURL": lambda library: library.InvalidURL("of something else"),
-    "of another status": of_another,
+    "HTTPStatusError of another request": status_error_of_another_request,
 }
 
 
 def raising(way: OverHttpx, error: Exception, where: str) -> dict[str, Any]:
-    """Return options of a client with code that raises `error`."""
+    """Return options of a client with user code that raises `error`."""
 
     def act(*_: object) -> None:
         raise error
@@ -110,11 +110,11 @@ def raising(way: OverHttpx, error: Exception, where: str) -> dict[str, Any]:
     + [
         (where, raised)
         for where in ("request", "auth, before", "auth, after")
-        for raised in ("OSError", "of the library", "of a nested call")
+        for raised in ("OSError", "ReadTimeout", "of a nested request")
     ]
     + [("transport", "OSError"), ("transport", "RuntimeError")],
 )
-async def test_what_the_users_code_raises_is_raised_as_it_is(
+async def test_exceptions_of_user_code_are_raised_unchanged(
     way: OverHttpx, where: str, raised: str
 ) -> None:
     error = RAISED[raised](way.library)
@@ -137,10 +137,10 @@ async def test_what_the_users_code_raises_is_raised_as_it_is(
         ("UnsupportedProtocol", ProtocolError),
     ],
 )
-async def test_a_transport_that_nothing_traces_proves_nothing(
+async def test_after_an_error_of_a_custom_transport_the_request_counts_as_sent(
     way: OverHttpx, raised: str, kind: type[TransportError]
 ) -> None:
-    """It may have sent the request before, so that a POST is not sent again."""
+    """The custom transport may have sent the request, so a POST is not retried."""
     error = getattr(way.library, raised)("says the transport")
     with pytest.raises(TransportError, match="says the transport") as caught:
         await way.fetch_once(post("http://flux0.invalid"), **raising(way, error, "transport"))
@@ -149,7 +149,7 @@ async def test_a_transport_that_nothing_traces_proves_nothing(
 
 
 @over(*FAMILY)
-async def test_raise_for_status_in_a_hook_raises_the_error_of_that_status(way: OverHttpx) -> None:
+async def test_raise_for_status_in_a_hook_raises_api_error(way: OverHttpx) -> None:
     def check(response: Any) -> None:
         response.raise_for_status()
 
@@ -163,7 +163,7 @@ async def test_raise_for_status_in_a_hook_raises_the_error_of_that_status(way: O
 
 
 @over(*FAMILY)
-async def test_a_hook_may_read_the_body(way: OverHttpx) -> None:
+async def test_hook_may_read_the_body(way: OverHttpx) -> None:
     def read(response: Any) -> None:
         response.read()
 
@@ -178,7 +178,7 @@ async def test_a_hook_may_read_the_body(way: OverHttpx) -> None:
 
 
 @over(*FAMILY)
-async def test_a_trace_of_the_users_goes_on(way: OverHttpx) -> None:
+async def test_users_trace_function_is_called(way: OverHttpx) -> None:
     seen: list[str] = []
 
     def trace(event: str, _: object) -> None:
@@ -195,7 +195,9 @@ async def test_a_trace_of_the_users_goes_on(way: OverHttpx) -> None:
 
 
 @over(*FAMILY)
-async def test_a_hook_that_replaces_the_trace_leaves_nothing_proven(way: OverHttpx) -> None:
+async def test_if_a_hook_replaces_the_trace_function_the_request_counts_as_sent(
+    way: OverHttpx,
+) -> None:
     def replace(request: Any) -> None:
         request.extensions["trace"] = way.act(lambda *_: None)
 
@@ -205,11 +207,11 @@ async def test_a_hook_that_replaces_the_trace_leaves_nothing_proven(way: OverHtt
     assert type(caught.value) is ConnectionInterrupted
 
 
-# --- clients of the user's
+# --- the user's clients
 
 
 @over(*FAMILY)
-async def test_a_client_of_the_users_stays_open_and_as_it_is(way: OverHttpx) -> None:
+async def test_users_client_stays_open_and_keeps_its_settings(way: OverHttpx) -> None:
     client = way.client(
         headers={"x-team": "blue", "accept": "text/html", "accept-encoding": "br, zstd"},
         auth=("me", "secret"),
@@ -223,7 +225,7 @@ async def test_a_client_of_the_users_stays_open_and_as_it_is(way: OverHttpx) -> 
             await sending.in_mode(way.mode, transport).close_async()
             del transport
         assert not client.is_closed
-        if way.mode == "sync":  # What the user sends goes over the same connections.
+        if way.mode == "sync":  # The user's own requests use the same connections.
             assert client.get(server.url).text == "ok"
         assert server.connections == 1
         received = server.requests[1].headers
@@ -239,7 +241,7 @@ async def test_a_client_of_the_users_stays_open_and_as_it_is(way: OverHttpx) -> 
 
 
 @over(*FAMILY)
-async def test_a_client_of_the_users_may_connect_again(way: OverHttpx) -> None:
+async def test_users_client_may_retry_to_connect(way: OverHttpx) -> None:
     with pytest.raises(ConnectError):
         await way.fetch_once(
             get("http://127.0.0.1:1"), transport=way.kind("HTTPTransport")(retries=1)
@@ -247,8 +249,8 @@ async def test_a_client_of_the_users_may_connect_again(way: OverHttpx) -> None:
 
 
 @over(*FAMILY)
-async def test_a_response_that_was_read_already_is_read_again(way: OverHttpx) -> None:
-    """As a transport of the user's without sockets gives it."""
+async def test_response_that_was_read_already_is_returned(way: OverHttpx) -> None:
+    """A custom transport without sockets returns such a response."""
 
     def respond(_: object) -> Any:
         return way.library.Response(200, content=b'{"data":[]}')
@@ -259,7 +261,7 @@ async def test_a_response_that_was_read_already_is_read_again(way: OverHttpx) ->
 
 
 @over(*FAMILY)
-async def test_a_turn_over_http_2_warns(way: OverHttpx) -> None:
+async def test_turn_over_http2_warns(way: OverHttpx) -> None:
     def handle(_: object) -> Any:
         content = way.library.ByteStream(b"data")
         return way.library.Response(200, stream=content, extensions={"http_version": b"HTTP/2"})
@@ -271,7 +273,7 @@ async def test_a_turn_over_http_2_warns(way: OverHttpx) -> None:
 
 
 class Minimal:
-    """Has what a transport asks of a client, and no more; its requests know no timeouts."""
+    """A client with only the methods that flux0 calls. Its requests have no timeouts."""
 
     def __init__(self, client: Any, library: Any) -> None:
         self._client = client
@@ -286,17 +288,17 @@ class Minimal:
 
 
 @over(*FAMILY_BLOCKING)
-async def test_all_that_is_used_is_build_request_and_send(way: OverHttpx) -> None:
+async def test_client_needs_only_build_request_and_send(way: OverHttpx) -> None:
     with ByteServer(OK) as server, way.client() as client:
         transport = way.transport_over(Minimal(client, way.library))
         assert await way.fetch(transport, get(server.url, stream=True)) == (200, b"ok")
 
 
-# --- what is refused
+# --- rejected arguments and calls
 
 
 @pytest.mark.parametrize("way", FAMILY_BLOCKING, ids=str)
-def test_a_client_of_the_other_library_is_refused(way: OverHttpx) -> None:
+def test_client_of_the_other_library_is_rejected(way: OverHttpx) -> None:
     other = {"httpx": "httpx2", "httpx2": "httpx"}[way.transport]
     client = type("Client", (), {"__module__": other, "send": None, "build_request": None})()
     with pytest.raises(InvalidArgument, match=f"{other.title()}Transport"):
@@ -304,7 +306,7 @@ def test_a_client_of_the_other_library_is_refused(way: OverHttpx) -> None:
 
 
 @pytest.mark.parametrize("way", FAMILY, ids=str)
-def test_a_transport_with_one_kind_of_client_says_what_it_serves(way: OverHttpx) -> None:
+def test_transport_with_only_a_sync_or_an_async_client(way: OverHttpx) -> None:
     async def refuse() -> None:
         with pytest.raises(Flux0Error, match="has a sync client only"):
             await transport.send_async(get("http://flux0.invalid"))

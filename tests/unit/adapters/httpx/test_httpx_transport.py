@@ -1,4 +1,4 @@
-"""The transports over httpx and httpx2: the contract for httpx, connections, and bodies."""
+"""The contract for the transport over httpx; connections and bodies of httpx and httpx2."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class TestAsyncHttpxTransport(HttpxContract, AsyncTransportContract):
 
 
 @over(*FAMILY)
-async def test_our_own_connections_are_the_ones_that_are_used(way: OverHttpx) -> None:
-    """This fails if the library no longer looks where `instrument` puts them."""
+async def test_tracked_connections_are_used(way: OverHttpx) -> None:
+    """This fails if the library no longer uses the backend that `track_transport` sets."""
     seen: list[Any] = []
 
     def see(response: Any) -> None:
@@ -60,12 +60,11 @@ async def test_our_own_connections_are_the_ones_that_are_used(way: OverHttpx) ->
 
 
 @over(*FAMILY)
-async def test_a_client_of_the_users_does_not_mix_answers_up(
+async def test_users_client_never_returns_surplus_bytes_as_a_response(
     way: OverHttpx, secured: Secured
 ) -> None:
-    """What comes with an answer and is not part of it answers no other request."""
     surplus = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nothers"
-    # The long one takes more than one record of TLS, so that the surplus has one of its own.
+    # The long body needs several TLS records, so that the surplus bytes are in another record.
     bodies = (b"first", b"x" * 40_000, b"last")
     answers = [http_response(body, framing="chunked") for body in bodies]
     for tls in (None, secured.server):
@@ -83,8 +82,8 @@ async def test_a_client_of_the_users_does_not_mix_answers_up(
         assert server.connections == 2
 
 
-def test_bytes_in_the_buffer_of_tls_are_something_left_over(secured: Secured) -> None:
-    """An event loop puts all that has arrived there, so that its socket has nothing to read."""
+def test_bytes_in_the_tls_buffer_are_surplus(secured: Secured) -> None:
+    """An event loop moves all received bytes there, so the socket is not readable."""
     arrived, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = secured.trusting().wrap_bio(arrived, sent, server_hostname="127.0.0.1")
     server = secured.server.wrap_bio(sent, arrived, server_side=True)
@@ -94,7 +93,7 @@ def test_bytes_in_the_buffer_of_tls_are_something_left_over(secured: Secured) ->
     infos = {"is_readable": False, "ssl_object": client}
     connection = AsyncConnection(SimpleNamespace(get_extra_info=infos.__getitem__), None)
     assert not connection.get_extra_info("is_readable")
-    server.write(b"another's")
+    server.write(b"surplus")
     assert connection.get_extra_info("is_readable")
     client.read()
     assert not connection.get_extra_info("is_readable")
@@ -104,7 +103,7 @@ def test_bytes_in_the_buffer_of_tls_are_something_left_over(secured: Secured) ->
 
 
 @over(*FAMILY)
-async def test_a_client_of_the_users_may_have_a_unix_socket(way: OverHttpx, tmp_path: Any) -> None:
+async def test_users_client_may_use_a_unix_socket(way: OverHttpx, tmp_path: Any) -> None:
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor() as threads:
         listener.bind(path)
@@ -122,8 +121,8 @@ async def test_a_client_of_the_users_may_have_a_unix_socket(way: OverHttpx, tmp_
 
 
 @pytest.mark.parametrize("way", FAMILY_BLOCKING, ids=str)
-@pytest.mark.parametrize("pooled", [False, True], ids=["new, of the user's", "pooled, TLS"])
-def test_an_interrupt_wakes_a_call(way: OverHttpx, secured: Secured, *, pooled: bool) -> None:
+@pytest.mark.parametrize("pooled", [False, True], ids=["new, user's client", "pooled, TLS"])
+def test_interrupt_ends_a_waiting_call(way: OverHttpx, secured: Secured, *, pooled: bool) -> None:
     interrupt = Interrupt()
 
     def wake() -> None:
@@ -144,8 +143,8 @@ def test_an_interrupt_wakes_a_call(way: OverHttpx, secured: Secured, *, pooled: 
         assert server.connections == 1
 
 
-def test_the_wait_for_content_is_over_when_something_else_has_come() -> None:
-    """A read that would begin after the timeout does not begin."""
+def test_read_that_starts_after_the_timeout_raises() -> None:
+    """httpcore reads again if the received bytes hold no content, for example only a chunk size."""
     connection = AsyncConnection(httpcore.AsyncMockStream([]), httpcore)
     connection.waiting_since = time.monotonic() - 1
 
@@ -153,7 +152,7 @@ def test_the_wait_for_content_is_over_when_something_else_has_come() -> None:
         asyncio.run(connection.read(1, 0.5))
 
 
-# --- connections that are others' too
+# --- shared connections
 
 
 class NetworkStream:
@@ -165,8 +164,8 @@ class NetworkStream:
 
 
 @over(*FAMILY_BLOCKING)
-async def test_an_interrupt_leaves_the_connection_of_others_alone(way: OverHttpx) -> None:
-    """One of HTTP/2 may be others' too, and some that a transport of the user's makes have none."""
+async def test_interrupt_does_not_shut_down_a_shared_connection(way: OverHttpx) -> None:
+    """Requests over HTTP/2 share a connection. Streams of custom transports may have no socket."""
     ours, theirs = socket.socketpair()
 
     def handle(request: Any) -> Any:
@@ -186,7 +185,7 @@ async def test_an_interrupt_leaves_the_connection_of_others_alone(way: OverHttpx
         assert theirs.recv(1) == b"x"
 
 
-def test_closing_does_not_touch_the_other_streams_of_a_connection() -> None:
+def test_closing_a_body_does_not_shut_down_a_shared_connection() -> None:
     ours, theirs = socket.socketpair()
 
     def close(**extensions: Any) -> None:
@@ -207,7 +206,7 @@ def test_closing_does_not_touch_the_other_streams_of_a_connection() -> None:
 # --- bodies
 
 
-def test_a_second_reader_is_refused_and_the_first_goes_on() -> None:
+def test_second_reader_gets_an_error_and_the_first_continues() -> None:
     with ByteServer(HALF) as server, ThreadPoolExecutor(2) as threads:
         body = iter(HttpxTransport().send(get(server.url, stream=True)).body)
         assert next(body) == b"first"
@@ -219,8 +218,8 @@ def test_a_second_reader_is_refused_and_the_first_goes_on() -> None:
         assert reading.pop().result() == b"second"
 
 
-def test_a_body_that_is_closed_while_it_is_read_has_not_ended() -> None:
-    """As another thread may do; to its reader it may look like the end of the connection."""
+def test_body_closed_during_a_read_is_interrupted() -> None:
+    """Another thread may close the body, which may look like the end of the body."""
 
     class Closing(httpx.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
@@ -241,10 +240,10 @@ def refuse(*_: object) -> None:
 @pytest.mark.parametrize(
     ("name", "stub"), [("start_new_thread", refuse), ("sys.is_finalizing", lambda: True)]
 )
-def test_a_stream_that_is_left_as_python_ends_is_kept(
+def test_unreferenced_stream_is_kept_while_the_interpreter_exits(
     monkeypatch: pytest.MonkeyPatch, name: str, stub: Callable[..., Any]
 ) -> None:
-    """No thread can be started any more, and the pool's locks are not taken."""
+    """No thread can be started, and the locks of the pool must not be acquired."""
     with ByteServer(HALF) as server:
         transport = HttpxTransport()
         body = transport.send(get(server.url, stream=True)).body
@@ -259,19 +258,19 @@ def test_a_stream_that_is_left_as_python_ends_is_kept(
 # --- event loops
 
 
-def test_one_of_an_event_loop_that_is_over_says_so() -> None:
+def test_client_of_an_ended_event_loop_raises_client_closed() -> None:
     with ByteServer(OK, OK) as server:
         transport = HttpxTransport(async_client=httpx.AsyncClient())
         asyncio.run(fetch(transport, get(server.url)))
         with pytest.raises(ClientClosed, match="event loop"):
             asyncio.run(fetch(transport, get(server.url)))
-        with warnings.catch_warnings():  # The client cannot be closed any more.
+        with warnings.catch_warnings():  # The event loop has ended, so the client stays open.
             warnings.simplefilter("ignore", ResourceWarning)
             del transport
             gc.collect()
 
 
-def test_closing_goes_on_when_its_task_is_cancelled() -> None:
+def test_closing_continues_when_its_task_is_cancelled() -> None:
     async def main() -> None:
         async with httpx.AsyncClient(limits=httpx.Limits(max_connections=1)) as client:
             transport = HttpxTransport(async_client=client)

@@ -1,4 +1,4 @@
-"""Bodies that are decompressed here come out as they went in, or not at all."""
+"""Decompression of bodies: the exact content, or an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def decoder(coding: str = "gzip") -> Decoder:
 
 
 def decoded(coding: str, data: bytes, size: int = 1000) -> bytes:
-    """Return what `data`, arriving in pieces of this size, decodes to."""
+    """Return the content of `data`, which is fed in pieces of this size."""
     made = decoder(coding)
     starts = range(0, len(data), size)
     body = b"".join(piece for start in starts for piece in made.feed(data[start : start + size]))
@@ -29,8 +29,8 @@ def decoded(coding: str, data: bytes, size: int = 1000) -> bytes:
     return body
 
 
-def handed_out(data: bytes) -> bytes:
-    """Return what is handed out of one buffer before it turns out to be broken."""
+def content_before_error(data: bytes) -> bytes:
+    """Return the content that one buffer yields before its error."""
     pieces: list[bytes] = []
     with pytest.raises(ProtocolError):
         pieces.extend(decoder().feed(data))
@@ -38,12 +38,12 @@ def handed_out(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("coding", ["", "identity", " Identity "])
-def test_nothing_needs_to_be_done_for_identity(coding: str) -> None:
+def test_identity_needs_no_decoder(coding: str) -> None:
     assert decoder_for(coding) is None
 
 
 @given(members=st.lists(bodies, min_size=1, max_size=3), size=st.integers(1, 100))
-def test_gzip_in_members_and_pieces(members: list[bytes], size: int) -> None:
+def test_gzip_with_several_members(members: list[bytes], size: int) -> None:
     compressed = b"".join(map(gzip.compress, members))
     assert decoded(" GZip", compressed, size) == b"".join(members)
 
@@ -58,7 +58,7 @@ def test_deflate_may_be_raw(body: bytes, size: int, wbits: int) -> None:
 
 
 @given(body=bodies, data=st.data())
-def test_every_beginning_of_a_body_is_one_cut_short(body: bytes, data: st.DataObject) -> None:
+def test_truncated_gzip_is_interrupted(body: bytes, data: st.DataObject) -> None:
     compressed = gzip.compress(body)
     length = data.draw(st.integers(1, len(compressed) - 1))
     with pytest.raises(ConnectionInterrupted):
@@ -66,20 +66,20 @@ def test_every_beginning_of_a_body_is_one_cut_short(body: bytes, data: st.DataOb
 
 
 @given(body=bodies, rest=st.binary(min_size=10, max_size=30))
-def test_what_follows_a_body_is_another_member_or_broken(body: bytes, rest: bytes) -> None:
+def test_data_after_a_gzip_member_must_be_another_member(body: bytes, rest: bytes) -> None:
     with pytest.raises((ProtocolError, ConnectionInterrupted)):
         decoded("gzip", gzip.compress(body) + b"\x00" + rest)
 
 
 @pytest.mark.parametrize("coding", ["br", "gzip, gzip", "x-unknown"])
-def test_a_coding_that_is_not_known_is_named(coding: str) -> None:
+def test_unknown_coding_is_named_in_the_error(coding: str) -> None:
     assert decoded(coding, b"") == b""
     with pytest.raises(ProtocolError, match=coding):
         decoded(coding, b"data")
 
 
 @pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 1, 3 << 20])
-def test_pieces_are_of_a_mebibyte_at_most(size: int) -> None:
+def test_pieces_have_at_most_one_mebibyte(size: int) -> None:
     made = decoder()
     pieces = list(made.feed(gzip.compress(bytes(size))))
     made.end()
@@ -88,7 +88,7 @@ def test_pieces_are_of_a_mebibyte_at_most(size: int) -> None:
 
 
 @pytest.mark.parametrize("data", [gzip.compress(b""), gzip.compress(b"") * 9, b""], ids=len)
-def test_what_holds_no_content_gives_control_back(data: bytes) -> None:
+def test_data_without_content_yields_one_empty_piece(data: bytes) -> None:
     made = decoder()
     for _ in range(3):
         assert list(made.feed(data)) == [b""]
@@ -96,14 +96,14 @@ def test_what_holds_no_content_gives_control_back(data: bytes) -> None:
 
 
 @given(body=bodies, place=st.integers(-8, -1))
-def test_what_comes_before_a_wrong_checksum_is_handed_out(body: bytes, place: int) -> None:
+def test_content_before_a_wrong_checksum_is_yielded(body: bytes, place: int) -> None:
     data = bytearray(gzip.compress(body))
     data[place] ^= 0xFF
-    assert handed_out(bytes(data)) == body
+    assert content_before_error(bytes(data)) == body
 
 
-def test_what_comes_before_broken_data_is_handed_out() -> None:
+def test_content_before_invalid_data_is_yielded() -> None:
     compressor = zlib.compressobj(wbits=31)
     whole = compressor.compress(b"data: 1\n\n") + compressor.flush(zlib.Z_SYNC_FLUSH)
-    assert handed_out(whole + b"\xff" * 9) == b"data: 1\n\n"
-    assert handed_out(gzip.compress(b"data: 2\n\n") + b"\xff" * 9) == b"data: 2\n\n"
+    assert content_before_error(whole + b"\xff" * 9) == b"data: 1\n\n"
+    assert content_before_error(gzip.compress(b"data: 2\n\n") + b"\xff" * 9) == b"data: 2\n\n"

@@ -1,4 +1,4 @@
-"""All transports go through the proxies that the environment names, by one rule."""
+"""All transports read the proxy settings of the environment by the same rules."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def list_agents(way: Way, url: str) -> None:
             await flux0.agents.list_async()
 
 
-# --- the rule
+# --- rules
 
 
 def proxy_for(url: str) -> str | None:
@@ -64,7 +64,7 @@ def proxy_for(url: str) -> str | None:
         ("ALL_PROXY", "http://proxy:1"),
     ],
 )
-def test_the_environment_names_proxies_and_the_servers_that_need_none(
+def test_proxy_and_no_proxy_variables(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -92,9 +92,9 @@ def test_the_environment_names_proxies_and_the_servers_that_need_none(
     "proxy",
     ["ftp://ada:s@127.0.0.1:1", "http://[", "http://127.0.0.1:x", "http://:80", "http://a:0"],
 )
-def test_a_proxy_that_cannot_be_used(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_proxy_is_a_connect_error(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("all_proxy", proxy)
-    with pytest.raises(ConnectError, match="the environment names the proxy") as caught:
+    with pytest.raises(ConnectError, match="httpx cannot use the proxy") as caught:
         proxy_for("http://flux0.invalid")
     assert "ada" not in str(caught.value)
 
@@ -112,7 +112,7 @@ def test_a_proxy_that_cannot_be_used(proxy: str, monkeypatch: pytest.MonkeyPatch
         ("http_proxy", "http://ada@{}", "Basic YWRhOg=="),
     ],
 )
-async def test_a_proxy_is_used(
+async def test_requests_are_sent_through_the_proxy(
     way: Way, name: str, value: str, login: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Proxy() as proxy, ByteServer(AGENTS) as server:
@@ -124,7 +124,7 @@ async def test_a_proxy_is_used(
 
 
 @over(*ONCE)
-async def test_some_servers_need_none(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_proxy_excludes_servers(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     with Proxy() as proxy, ByteServer(AGENTS) as server:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         monkeypatch.setenv("NO_PROXY", "127.0.0.0/8")
@@ -148,7 +148,7 @@ BEGUN = Write(b"HTTP/1.1 200 OK\r\n")
     ],
     ids=["closed", "closed, fresh", "reset", "closed in head", "reset in head", "not HTTP"],
 )
-async def test_a_post_through_a_proxy_is_sent_once(
+async def test_post_through_a_proxy_is_sent_once(
     way: Way,
     breaks: ServerSteps,
     secured: Secured,
@@ -157,8 +157,8 @@ async def test_a_post_through_a_proxy_is_sent_once(
     pooled: bool,
     tunnel: bool,
 ) -> None:
-    """A tunnel is another connection than the one that the request goes out over."""
-    # aiohttp has loaded the authorities that it trusts by now.
+    """Opening a tunnel sends a CONNECT request, which does not count as sending the POST."""
+    # aiohttp has read the trusted certificates already.
     tls = secured.server if tunnel and way.transport != "aiohttp" else None
     retries = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 10_000), max_attempts=3)
     with Proxy() as proxy, ByteServer(*[AGENTS] * pooled, breaks, tls=tls) as server:
@@ -175,22 +175,24 @@ async def test_a_post_through_a_proxy_is_sent_once(
         assert (proxy.requests[0].method == "CONNECT") is (tls is not None)
 
 
-# http.client leaves the socket of a tunnel that failed to the garbage collector in some Pythons.
+# In some Python versions, http.client does not close the socket of a failed tunnel.
 leaves_a_socket = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 
 @leaves_a_socket
 @over(*ONCE)
-async def test_a_proxy_that_opens_no_tunnel(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rejected_tunnel_is_a_connect_error(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Proxy(refusal="407 Proxy Authentication Required") as proxy:
         monkeypatch.setenv("https_proxy", proxy.url)
         with pytest.raises(ConnectError) as caught:
             await list_agents(way, "https://flux0.invalid")
         assert {request.method for request in proxy.requests} == {"CONNECT"}
-    told = str(caught.value)
+    message = str(caught.value)
     del caught
     gc.collect()
-    assert told == (
+    assert message == (
         "GET https://flux0.invalid/api/agents: "
         "the proxy refused the connection: 407 Proxy Authentication Required"
     )
@@ -201,26 +203,26 @@ async def test_a_proxy_that_opens_no_tunnel(way: Way, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     "does",
     [(Disconnect(),), (Reset(),), (Write(b"nonsense\r\n\r\n"), Disconnect()), (WaitForRelease(),)],
-    ids=["closed", "reset", "nonsense", "silence"],
+    ids=["closed", "reset", "not HTTP", "no data"],
 )
-async def test_a_proxy_that_breaks_before_the_tunnel_sends_nothing(
+async def test_proxy_failure_before_the_tunnel_is_a_connect_error(
     way: Way, does: ServerSteps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    silent = does == (WaitForRelease(),)
-    timeout = evolve(LONG_TIMEOUT, connect=0.2, read=0.2, pool=0.2) if silent else LONG_TIMEOUT
+    no_data = does == (WaitForRelease(),)
+    timeout = evolve(LONG_TIMEOUT, connect=0.2, read=0.2, pool=0.2) if no_data else LONG_TIMEOUT
     transport = sending.in_mode(way.mode, way.make_transport())
     with ByteServer(does) as proxy:
         monkeypatch.setenv("https_proxy", proxy.url)
         with pytest.raises(ConnectError) as caught:
             await transport.send_async(post("https://127.0.0.1:9", timeout=timeout))
-        assert type(caught.value) is (ConnectTimeout if silent else ConnectError)
+        assert type(caught.value) is (ConnectTimeout if no_data else ConnectError)
         await transport.close_async()
     del caught
     gc.collect()
 
 
 @over(*ONCE)
-async def test_a_socks_proxy_needs_what_is_not_here(
+async def test_socks_proxy_without_its_extra_is_a_connect_error(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("socksio", "socks"):
@@ -230,7 +232,9 @@ async def test_a_socks_proxy_needs_what_is_not_here(
         await list_agents(way, "http://flux0.invalid")
 
 
-def test_a_client_of_the_users_looks_at_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_client_ignores_the_proxy_settings_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def over_aiohttp() -> bytes:
         async with aiohttp.ClientSession() as session:
             return await fetch(AiohttpTransport(session), get(server.url))

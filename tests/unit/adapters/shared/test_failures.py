@@ -1,4 +1,4 @@
-"""What failures are called, whatever a library wraps them in."""
+"""The messages of transport errors, however the library wraps the error."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ CASES: list[tuple[type[TransportError], Exception, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "error", "words"), CASES)
+@pytest.mark.parametrize(("kind", "error", "message"), CASES)
 @pytest.mark.parametrize("wrapped", ["not", "cause", "argument", "reason", "group"])
-def test_the_innermost_error_says_it(
-    kind: type[TransportError], error: Exception, words: str, wrapped: str
+def test_message_describes_the_innermost_error(
+    kind: type[TransportError], error: Exception, message: str, wrapped: str
 ) -> None:
     outer: Exception = RuntimeError("at http://ada:secret@host/")
     if wrapped == "not":
@@ -62,6 +62,6 @@ def test_the_innermost_error_says_it(
             "group": ("exceptions", (error, ValueError("another"))),
         }[wrapped]
         setattr(outer, name, value)
-    made = failure(kind, outer, Timeout(), head_received=WITHIN in words)
+    made = failure(kind, outer, Timeout(), head_received=WITHIN in message)
     assert type(made) is kind
-    assert made.problem == words
+    assert made.problem == message
