@@ -1,4 +1,4 @@
-"""The real server and the ways to it; see server.py, scripted_agent.py, transports.py, modes.py."""
+"""Fixtures: the real server, and clients with each transport in each mode."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _TIMEOUT_MS = 20_000
 
 
 def pytest_report_collectionfinish() -> list[str]:
-    """Say what is left out, so that nobody takes it for tested."""
+    """Report the skipped tests of proxies."""
     missing = " and ".join(_MISSING)
-    return [f"left out without {missing}: {name}" for name in collect_ignore]
+    return [f"skipped, because {missing} is not installed: {name}" for name in collect_ignore]
 
 
 @pytest.fixture(scope="session")
 def server_python() -> str:
-    """The Python that has flux0-server installed. Without one these tests fail; they never skip."""
+    """The Python with flux0-server. If it is missing, these tests fail; they are never skipped."""
     python = os.environ.get(_VARIABLE)
     if not python:
         pytest.fail(
-            f"The integration tests need a real flux0 server. Make a Python 3.13 environment with"
+            f"The integration tests need a real flux0 server. Create a Python 3.13 environment with"
             f" `pip install --pre flux0-server`, and set {_VARIABLE} to the path of its python."
-            f" To run the other tests alone: pytest tests/unit",
+            f" To run only the unit tests: pytest tests/unit",
             pytrace=False,
         )
     return python
@@ -46,27 +46,27 @@ def server_python() -> str:
 
 @pytest.fixture(scope="session")
 def server(server_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flux0Server]:
-    """The one server that all tests share; it gathers the agents and sessions of all of them."""
+    """The server that all tests share. It contains the agents and sessions of all of them."""
     with Flux0Server(server_python, tmp_path_factory.mktemp("server")) as running:
         yield running
 
 
 @pytest.fixture
 def relay(server: Flux0Server) -> Iterator[Relay]:
-    """Another address of the server, which counts the connections that are made to it."""
+    """Another address of the server, with a count of its connections."""
     with Relay(server.port) as running:
         yield running
 
 
 @pytest.fixture(params=WAYS, ids=str)
 def way(request: pytest.FixtureRequest) -> Way:
-    """The transport and the kind of code that this test runs with; see ways.py."""
+    """The transport and the mode of this test; see ways.py."""
     return cast("Way", request.param)
 
 
 @pytest.fixture
 def make_client(server: Flux0Server, way: Way) -> MakeClient:
-    """Makes clients that go the test's way to the shared server, and never wait for ever."""
+    """Creates clients of the server with the transport and mode of the test, and with timeouts."""
 
     def make(**options: Any) -> Flux0:
         options = {
@@ -90,22 +90,22 @@ def session_id(server: Flux0Server) -> str:
 
 @pytest.fixture
 def nowhere() -> str:
-    """The address of a server that does not exist, so that sending anything fails."""
+    """The URL of a port without a server, so that each request fails."""
     return f"http://127.0.0.1:{free_port()}"
 
 
 @pytest.fixture
 def fresh_name() -> str:
-    """A name for a wait or an event that no turn has used; the server mixes up events of one id."""
+    """A unique name for a wait or an event. The server mixes up events with the same id."""
     return uuid4().hex
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a test that is asynchronous code in the kind of code that its way names."""
+    """Run an async test in the mode of its way."""
     test = pyfuncitem.obj
     if not inspect.iscoroutinefunction(test):
         return None
-    given = {name: pyfuncitem.funcargs[name] for name in inspect.signature(test).parameters}
-    run(cast("Way", pyfuncitem.funcargs["way"]).mode, lambda: test(**given))
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(test).parameters}
+    run(cast("Way", pyfuncitem.funcargs["way"]).mode, lambda: test(**arguments))
     return True

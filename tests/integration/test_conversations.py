@@ -1,4 +1,4 @@
-"""Turns as messages, and sessions as conversations, on the real server."""
+"""The messages of turns, and conversations, with the real server."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ TURN: list[dict[str, Any]] = [
 ]
 
 
-def said(message: Event | TurnMessage) -> tuple[object, ...]:
-    """What a message is, apart from its ids."""
+def without_ids(message: Event | TurnMessage) -> tuple[object, ...]:
+    """Return the fields of a message, except for its ids and times."""
     return (message.correlation_id, message.type, message.data, message.metadata)
 
 
-async def test_the_messages_of_a_turn_are_those_that_the_server_stores(
+async def test_messages_of_a_turn_equal_the_stored_messages(
     make_client: MakeClient, session_id: str
 ) -> None:
     async with make_client() as flux0:
@@ -42,7 +42,9 @@ async def test_the_messages_of_a_turn_are_those_that_the_server_stores(
         (tool,) = stream.tool_calls
     assert [event.source for event in stored] == ["user", *["ai_agent"] * 5]
     assert [event.type for event in stored[:2]] == ["message", "status"]
-    assert [said(message) for message in messages] == [said(event) for event in stored[2:]]
+    assert [without_ids(message) for message in messages] == [
+        without_ids(event) for event in stored[2:]
+    ]
     data: list[dict[str, Any]] = [to_dict(event.data) for event in stored[2:]]
     call = {"tool_call_id": "c1", "tool_name": "get_weather", "args": {"location": "Paris"}}
     assert [each["parts"] for each in data if "parts" in each] == [
@@ -57,14 +59,14 @@ async def test_the_messages_of_a_turn_are_those_that_the_server_stores(
     assert (stream.status, stream.error, stream.finished) == ("processing", None, True)
 
 
-async def test_a_turn_can_be_read_as_text(make_client: MakeClient, session_id: str) -> None:
+async def test_turn_can_be_iterated_as_text(make_client: MakeClient, session_id: str) -> None:
     async with make_client() as flux0:
         stream = await perform(flux0, session_id, *TURN)
         assert [piece async for piece in stream.text()] == ["It ", "is ", "fog", "gy."]
         assert stream.finished
 
 
-async def test_an_agents_error_is_raised_where_its_words_are_wanted(
+async def test_error_of_the_agent_is_raised_by_final_messages_and_text(
     make_client: MakeClient, session_id: str
 ) -> None:
     script: list[dict[str, Any]] = [{"text": "Well"}, {"error": {"exception": "bad"}}]
@@ -78,7 +80,7 @@ async def test_an_agents_error_is_raised_where_its_words_are_wanted(
             await anext(text)
 
 
-async def test_a_stream_that_breaks_tells_what_came_and_what_is_stored(
+async def test_interrupted_stream_has_its_messages_and_the_stored_events(
     make_client: MakeClient, session_id: str, fresh_name: str, way: Way
 ) -> None:
     half = {"op": "add", "path": "/-", "value": "Half"}
@@ -86,7 +88,7 @@ async def test_a_stream_that_breaks_tells_what_came_and_what_is_stored(
         stream = await perform(
             flux0,
             session_id,
-            {"text": "Whole"},
+            {"text": "Complete"},
             {"chunk": {"event_id": fresh_name, "seq": 0, "patches": [half]}},
             {"crash": "boom"},
         )
@@ -94,12 +96,12 @@ async def test_a_stream_that_breaks_tells_what_came_and_what_is_stored(
             await stream.final_messages()
         stored = caught.value.stored_events()
         events = stored if way.mode == "sync" else await stored
-    assert [message.text for message in caught.value.messages] == ["Whole", "Half"]
+    assert [message.text for message in caught.value.messages] == ["Complete", "Half"]
     assert [event.source for event in events] == ["user", "ai_agent"]
-    assert events[1].data.parts == (ContentPart("Whole"),)
+    assert events[1].data.parts == (ContentPart("Complete"),)
 
 
-async def test_a_conversation_is_one_users_session(
+async def test_conversation_belongs_to_one_user(
     make_client: MakeClient, server: Flux0Server
 ) -> None:
     user = new_user()["cookie"].removeprefix("flux0_user_sub=")
@@ -111,11 +113,11 @@ async def test_a_conversation_is_one_users_session(
             messages = await turn.final_messages()
         again = await flux0.conversation_async(session=chat.session.id, user=user)
         history = await again.history()
-        # What is stored already is not told twice.
+        # Messages that are already stored are not repeated.
         assert await again.history(messages) == history
-        mine = await flux0.sessions.list_async(http_headers={"cookie": f"flux0_user_sub={user}"})
+        listed = await flux0.sessions.list_async(http_headers={"cookie": f"flux0_user_sub={user}"})
     assert [message.text for message in history] == [
         *('[{"text": "One"}]', "One"),
         *('[{"text": "Two"}]', "Two"),
     ]
-    assert [session.id for session in mine] == [chat.session.id]
+    assert [session.id for session in listed] == [chat.session.id]

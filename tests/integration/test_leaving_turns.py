@@ -1,4 +1,4 @@
-"""Turns that are left before their end, which cancels the agent, on the real server."""
+"""Turns that are closed early, which cancels the agent, with the real server."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ async def by_break(stream: AsyncEventStream) -> None:
         break
 
 
-async def by_an_exception(stream: AsyncEventStream) -> None:
+async def by_exception(stream: AsyncEventStream) -> None:
     with suppress(LookupError):
         async with stream:
             raise LookupError(await anext(stream))
 
 
-async def by_closing(stream: AsyncEventStream) -> None:
+async def by_close(stream: AsyncEventStream) -> None:
     await anext(stream)
     await stream.close_async()
     await stream.close_async()
 
 
-async def by_closing_unread(stream: AsyncEventStream) -> None:
+async def by_close_before_reading(stream: AsyncEventStream) -> None:
     await stream.close_async()
 
 
-@pytest.mark.parametrize("leave", [by_break, by_an_exception, by_closing, by_closing_unread])
-async def test_leaving_a_turn_cancels_the_agent(
+@pytest.mark.parametrize("close_early", [by_break, by_exception, by_close, by_close_before_reading])
+async def test_closing_a_turn_early_cancels_the_agent(
     make_client: MakeClient,
     server: Flux0Server,
     way: Way,
     session_id: str,
     fresh_name: str,
-    leave: Callable[[AsyncEventStream], Awaitable[None]],
+    close_early: Callable[[AsyncEventStream], Awaitable[None]],
 ) -> None:
     async with make_client() as flux0:
         stream = await perform(flux0, session_id, {"text": "Hi"}, {"wait": fresh_name})
-        await leave(stream)
-        # The stream is still there: it is not the garbage collector that closes it.
+        await close_early(stream)
+        # The stream is still referenced, so the garbage collector has not closed it.
         await call_blocking(way.mode, server.wait_cancelled, fresh_name)
         assert not stream.finished
         with pytest.raises(ClientClosed):
@@ -63,10 +63,10 @@ async def test_leaving_a_turn_cancels_the_agent(
         assert [appended(event) for event in await rest_of(another)] == ["Still here"]
 
 
-async def test_forgetting_a_turn_cancels_the_agent(
+async def test_garbage_collecting_a_turn_cancels_the_agent(
     make_client: MakeClient, server: Flux0Server, way: Way, session_id: str, fresh_name: str
 ) -> None:
-    async def forget() -> None:
+    async def drop_streams() -> None:
         other = await flux0.sessions.create_async(agent_id=server.agent_id)
         unread = await perform(flux0, other.id, {"wait": f"{fresh_name}-unread"})
         stream = await perform(flux0, session_id, {"text": "Hi"}, {"wait": fresh_name})
@@ -74,7 +74,7 @@ async def test_forgetting_a_turn_cancels_the_agent(
         assert not unread.finished
 
     async with make_client() as flux0:
-        await forget()
+        await drop_streams()
         gc.collect()
         for name in (fresh_name, f"{fresh_name}-unread"):
             await call_blocking(way.mode, server.wait_cancelled, name)
@@ -95,7 +95,7 @@ async def test_cancelling_a_task_cancels_the_agent(
 
 
 @only(lambda way: way.mode == "sync")
-async def test_interrupting_a_program_cancels_the_agent(
+async def test_keyboard_interrupt_cancels_the_agent(
     make_client: MakeClient, server: Flux0Server, session_id: str, fresh_name: str
 ) -> None:
     interrupt = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT))
@@ -112,14 +112,14 @@ async def test_interrupting_a_program_cancels_the_agent(
         assert await flux0.agents.list_async()
 
 
-async def test_a_turn_may_be_left_while_somebody_waits_for_it(
+async def test_turn_can_be_closed_while_another_task_waits_for_an_event(
     make_client: MakeClient, server: Flux0Server, way: Way, session_id: str, fresh_name: str
 ) -> None:
     async def wait() -> None:
         with pytest.raises(ClientClosed):
             await anext(stream)
 
-    async def leave() -> None:
+    async def close() -> None:
         if way.mode != "sync":
             await anyio.wait_all_tasks_blocked()
         await stream.close_async()
@@ -128,4 +128,4 @@ async def test_a_turn_may_be_left_while_somebody_waits_for_it(
     async with make_client() as flux0:
         stream = await perform(flux0, session_id, {"text": "Hi"}, {"wait": fresh_name})
         assert appended(await anext(stream)) == "Hi"
-        await at_once(way.mode, wait, leave)
+        await at_once(way.mode, wait, close)

@@ -1,4 +1,4 @@
-"""Clients that are closed, or forgotten, while turns are open, on the real server."""
+"""Clients that are closed, or never closed, while turns are open, with the real server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.transports import TRANSPORTS, Way
 from support.turns import appended, perform
 
 
-async def test_closing_a_client_ends_its_turns(
+async def test_closing_a_client_closes_its_streams(
     make_client: MakeClient, server: Flux0Server, way: Way, session_id: str, fresh_name: str
 ) -> None:
     async with make_client() as flux0:
@@ -28,16 +28,18 @@ async def test_closing_a_client_ends_its_turns(
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_program_that_closes_nothing_ends_in_silence(server: Flux0Server, transport: str) -> None:
-    """So do its event loops, which may share a client."""
-    what = [*TRANSPORTS[transport][1], "loops"]
+def test_program_that_closes_nothing_exits_without_output(
+    server: Flux0Server, transport: str
+) -> None:
+    """The program can also use several event loops, which may share a client."""
+    modes = [*TRANSPORTS[transport][1], "loops"]
     if transport == "httpx2":
-        # When a loop of asyncio ends under an open stream, it closes the generators of which the
-        # response is made in any order, and complains if an inner one comes first. Bare httpx2
-        # shows it.
-        what = ["sync", "trio"]
+        # If an asyncio loop ends while a stream is open, asyncio closes the generators of the
+        # response in any order, and warns if an inner generator is closed first. The same happens
+        # with httpx2 alone.
+        modes = ["sync", "trio"]
     command = [sys.executable, "-W", "error", "-X", "dev", "-m", "support.forgetful"]
-    command += [transport, server.url, server.agent_id, *what]
+    command += [transport, server.url, server.agent_id, *modes]
     folder = Path(__file__).parents[1]
     program = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=60, check=False

@@ -1,4 +1,4 @@
-"""What users of the generated client wrote runs as it stands, against the real server."""
+"""Programs for the generated client run unchanged, with the real server."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ with warnings.catch_warnings():
 
 
 @pytest.fixture(autouse=True)
-def _at_the_server(server: Flux0Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have `Flux0()` talk to the server, as it does where that is at the usual address."""
+def _server_url(server: Flux0Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the server the default of `Flux0()`."""
     monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
 
 
-def test_sessions_and_the_events_of_a_turn(server: Flux0Server) -> None:
+def test_session_and_events_of_a_turn(server: Flux0Server) -> None:
     session_id = uuid4().hex[:10]
-    retries = RetryConfig("backoff", BackoffStrategy(1, 50, 1.1, 100), False)  # noqa: FBT003 - as people wrote it
+    retries = RetryConfig("backoff", BackoffStrategy(1, 50, 1.1, 100), False)  # noqa: FBT003 - as in programs of users
     with Flux0(retry_config=retries) as flux0:
         res = flux0.agents.list(retries=retries)
         assert isinstance(res, models.AgentsDTO)
@@ -51,7 +51,7 @@ def test_sessions_and_the_events_of_a_turn(server: Flux0Server) -> None:
     assert [event.source for event in stored.data] == ["user", "ai_agent"]
 
 
-def test_errors() -> None:
+def test_errors_have_the_old_names_and_attributes() -> None:
     with Flux0() as flux0:
         with pytest.raises(models.APIError) as caught:
             flux0.agents.retrieve(agent_id="vUfk4PgjTm")
@@ -79,15 +79,15 @@ class CustomClient(AsyncHttpClient):
         return self.client.build_request(method, url, **options)
 
 
-def test_a_client_that_is_wrapped() -> None:
+def test_client_can_be_wrapped() -> None:
     sent: list[httpx.Request] = []
 
-    async def keep(request: httpx.Request) -> None:
+    async def record(request: httpx.Request) -> None:
         sent.append(request)
 
     async def main() -> None:
         async with (
-            httpx.AsyncClient(event_hooks={"request": [keep]}) as inner,
+            httpx.AsyncClient(event_hooks={"request": [record]}) as inner,
             Flux0Client(async_client=CustomClient(inner)) as s,
         ):
             assert (await s.agents.list_async()).data

@@ -1,4 +1,4 @@
-"""What nginx and haproxy do to streams, by their settings; docs/proxies.md tells the same."""
+"""The effect of settings of nginx and haproxy on streams, as documented in docs/proxies.md."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COMPRESSION = "compression algo gzip\n    compression type text/event-stream"
 
 @frozen
 class Setup:
-    """A program, its settings, and how a flux0 server frames its answer to what asks so."""
+    """A proxy, its settings, and the framing of the server's response to its requests."""
 
     program: str
     settings: str
@@ -47,24 +47,24 @@ GOOD = [
     Setup("haproxy", ABORT),
     Setup("haproxy", f"{ABORT}\n    {COMPRESSION}"),
 ]
-# nginx speaks HTTP/1.0 to the server unless told otherwise, which is answered without chunks.
-HELD_BACK = [Setup("nginx", "", "close-delimited"), Setup("nginx", f"{VERSION} {GZIP}")]
-IMPATIENT = [
+# By default, nginx sends HTTP/1.0 to the server, whose response then is close-delimited.
+BUFFERING = [Setup("nginx", "", "close-delimited"), Setup("nginx", f"{VERSION} {GZIP}")]
+SHORT_TIMEOUT = [
     Setup("nginx", f"{PROMPT} proxy_read_timeout 1s;"),
     Setup("haproxy", "timeout server 1s"),
 ]
 setups = pytest.mark.parametrize("setup", GOOD, ids=str)
 
 
-Begin = Callable[..., tuple[ByteServer, EventStream]]
+StartTurn = Callable[..., tuple[ByteServer, EventStream]]
 
 
 @pytest.fixture
-def begin(tmp_path: Path) -> Iterator[Begin]:
-    """Begins a turn through a proxy: two events and their end, or one and what is given."""
+def start_turn(tmp_path: Path) -> Iterator[StartTurn]:
+    """Starts a turn through a proxy: two events and the end, or one event and the steps `end`."""
     with ExitStack() as stack:
 
-        def begin(setup: Setup, *end: Disconnect, idle: int = 20_000) -> Any:
+        def start(setup: Setup, *end: Disconnect, idle: int = 20_000) -> Any:
             steps = http_response(
                 EVENT, WaitForRelease(), EVENT, framing=setup.framing, headers=TYPE
             )
@@ -73,26 +73,34 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
             )
             port = stack.enter_context(server).port
             url = stack.enter_context(reverse_proxy(setup.program, setup.settings, port, tmp_path))
-            once = RetryConfig("none")
-            flux0 = Flux0(url, timeout_ms=idle, stream_idle_timeout_ms=idle, retry_config=once)
+            no_retries = RetryConfig("none")
+            flux0 = Flux0(
+                url, timeout_ms=idle, stream_idle_timeout_ms=idle, retry_config=no_retries
+            )
             sessions = stack.enter_context(flux0).sessions
             return server, sessions.create_event(session_id="s", content="Hello")
 
-        yield begin
+        yield start
 
 
 @setups
-def test_events_come_at_once_and_a_proxy_proves_no_end(setup: Setup, begin: Begin) -> None:
-    server, events = begin(setup)
+def test_events_arrive_promptly_and_only_haproxy_confirms_the_end(
+    setup: Setup, start_turn: StartTurn
+) -> None:
+    server, events = start_turn(setup)
     assert next(events).event == "chunk"
     server.release()
     assert len(list(events)) == 1
-    assert events.finished is (setup.program != "nginx")  # Which puts its name in the head.
+    assert events.finished is (
+        setup.program != "nginx"
+    )  # Its name in the response head shows that a proxy framed the body.
 
 
 @setups
-def test_a_server_that_dies_is_noticed(setup: Setup, begin: Begin) -> None:
-    server, events = begin(setup, Disconnect())
+def test_disconnect_of_the_server_interrupts_the_stream(
+    setup: Setup, start_turn: StartTurn
+) -> None:
+    server, events = start_turn(setup, Disconnect())
     next(events)
     server.release()
     with pytest.raises(StreamInterrupted):
@@ -101,35 +109,40 @@ def test_a_server_that_dies_is_noticed(setup: Setup, begin: Begin) -> None:
 
 
 @setups
-def test_leaving_early_reaches_the_server(setup: Setup, begin: Begin) -> None:
-    server, events = begin(setup)
+def test_closing_early_closes_the_connection_to_the_server(
+    setup: Setup, start_turn: StartTurn
+) -> None:
+    server, events = start_turn(setup)
     with events:
         next(events)
     server.wait_until_closed()
 
 
-@pytest.mark.parametrize("setup", HELD_BACK, ids=str)
-def test_settings_that_hold_events_back(setup: Setup, begin: Begin) -> None:
+@pytest.mark.parametrize("setup", BUFFERING, ids=str)
+def test_settings_that_buffer_events_cause_timeouts(setup: Setup, start_turn: StartTurn) -> None:
     with pytest.raises((ReadTimeout, StreamIdleTimeout)):
-        next(begin(setup, idle=1_000)[1])
+        next(start_turn(setup, idle=1_000)[1])
 
 
-@pytest.mark.parametrize("setup", IMPATIENT, ids=str)
-def test_a_proxy_that_is_less_patient_than_the_client(setup: Setup, begin: Begin) -> None:
-    _, events = begin(setup)
+@pytest.mark.parametrize("setup", SHORT_TIMEOUT, ids=str)
+def test_shorter_timeout_of_the_proxy_interrupts_the_stream(
+    setup: Setup, start_turn: StartTurn
+) -> None:
+    _, events = start_turn(setup)
     next(events)
     with pytest.raises(StreamInterrupted):
         next(events)
 
 
-# With HTTP/1.0, nginx makes chunks of an answer without, and its end of a server that died.
+# With HTTP/1.0, nginx converts a close-delimited response to chunked. It sends the last chunk even
+# if the server disconnected early.
 @pytest.mark.parametrize(
     ("program", "settings"), [("haproxy", ""), ("nginx", "proxy_buffering off;")]
 )
-def test_an_end_that_the_server_did_not_frame_is_not_believed(
-    program: str, settings: str, begin: Begin
+def test_end_of_a_close_delimited_response_is_unconfirmed(
+    program: str, settings: str, start_turn: StartTurn
 ) -> None:
-    server, events = begin(Setup(program, settings, "close-delimited"), Disconnect())
+    server, events = start_turn(Setup(program, settings, "close-delimited"), Disconnect())
     next(events)
     server.release()
     assert list(events) == []

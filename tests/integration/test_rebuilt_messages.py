@@ -1,4 +1,4 @@
-"""What a stream rebuilds is what the real server stores, whatever the agent does."""
+"""The messages that a stream rebuilds equal the messages stored by the real server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=3),
     max_leaves=5,
 )
-# A field that an operation does not have is ignored.
+# The fields that an operation does not use are ignored.
 _OPERATIONS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {"op": st.just("add"), "path": st.just("/-"), "value": st.text(max_size=5)}
 ) | st.fixed_dictionaries(
@@ -32,26 +32,26 @@ _OPERATIONS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     }
 )
 _METADATA = st.sampled_from([dict[str, Any](), {"kind": "reasoning"}, {"mood": "good"}])
-# Several at once, since each turn costs the server more than its messages.
+# Several messages in each turn, because turns are slow and messages are fast.
 _MESSAGES = st.lists(
     st.tuples(st.lists(_OPERATIONS, min_size=1, max_size=8), _METADATA), min_size=1, max_size=12
 )
 
 
 def script_of(messages: list[tuple[list[dict[str, Any]], dict[str, Any]]]) -> list[Any]:
-    """Return the script of an agent that makes these messages, one after the other.
+    """Return the script of an agent that sends these messages, one after the other.
 
-    Operations that do not apply are left out: what they leave behind on the server, no stream
-    tells.
+    Each message ends before the first operation that cannot be applied, because its effect on the
+    server cannot be derived from the stream.
     """
     steps: list[Any] = []
     for operations, metadata in messages:
         event_id = uuid4().hex
-        tried = MessageAccumulator()
+        accumulator = MessageAccumulator()
         for operation in operations:
             chunk = {"event_id": event_id, "seq": 0, "patches": [operation], "metadata": metadata}
-            tried.feed(from_dict(ChunkEvent, {"correlation_id": "", **chunk}))
-            if tried.problems:
+            accumulator.feed(from_dict(ChunkEvent, {"correlation_id": "", **chunk}))
+            if accumulator.problems:
                 break
             steps.append({"chunk": chunk})
         steps.append({"status": "ready", "event_id": event_id})
@@ -66,7 +66,7 @@ def flux0(server: Flux0Server) -> Iterator[Flux0]:
 
 @settings(max_examples=40)
 @given(messages=_MESSAGES)
-def test_whatever_patches_an_agent_sends(
+def test_rebuilt_messages_equal_the_stored_messages_for_any_patches(
     flux0: Flux0, server: Flux0Server, messages: list[tuple[list[dict[str, Any]], dict[str, Any]]]
 ) -> None:
     conversation = flux0.conversation(agent=server.agent_id)
@@ -75,10 +75,10 @@ def test_whatever_patches_an_agent_sends(
     stored = flux0.sessions.list_events(
         session_id=conversation.session.id, source="ai_agent", types=["message", "tool"]
     )
-    # All but ids, times and what is not the agent's to say.
+    # Without ids, times, and the fields that the server sets.
     names = ("type", "data", "metadata", "correlation_id")
-    ours, theirs = (
+    rebuilt_data, stored_data = (
         [{name: each[name] for name in names} for each in map(to_dict, events)]
         for events in (rebuilt, stored.data)
     )
-    assert ours == theirs
+    assert rebuilt_data == stored_data

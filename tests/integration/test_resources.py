@@ -1,4 +1,4 @@
-"""Agents, sessions and stored events, by way of the client, on the real server."""
+"""Agents, sessions and stored events, with the real server."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from support.turns import new_user, perform, rest_of
 # --- agents
 
 
-async def test_agents_are_created_found_and_listed(
+async def test_agents_are_created_retrieved_and_listed(
     make_client: MakeClient, server: Flux0Server
 ) -> None:
     async with make_client() as flux0:
         before = datetime.now(timezone.utc)
         create = flux0.agents.create_async
         plain = await create(name="Drizzle", type_="scripted")
-        told = await create(name="雨", type_="scripted", description="é \u2028 😀" * 100)
-        found = await flux0.agents.retrieve_async(agent_id=told.id)
+        described = await create(name="雨", type_="scripted", description="é \u2028 😀" * 100)
+        found = await flux0.agents.retrieve_async(agent_id=described.id)
         listed = await flux0.agents.list_async()
     assert (plain.name, plain.type, plain.description) == ("Drizzle", "scripted", None)
-    assert (told.name, told.description) == ("雨", "é \u2028 😀" * 100)
-    assert abs(told.created_at - before) < timedelta(minutes=1)
-    assert found == told
+    assert (described.name, described.description) == ("雨", "é \u2028 😀" * 100)
+    assert abs(described.created_at - before) < timedelta(minutes=1)
+    assert found == described
     assert tuple(listed) == listed.data
     assert {type(each) for each in listed} == {Agent}
-    assert {plain.id, told.id, server.agent_id} <= {each.id for each in listed}
+    assert {plain.id, described.id, server.agent_id} <= {each.id for each in listed}
 
 
 @few_ways
-async def test_what_is_refused_is_told_in_words_or_in_detail(make_client: MakeClient) -> None:
+async def test_validation_errors_have_a_message_or_details(make_client: MakeClient) -> None:
     async with make_client() as flux0:
         with pytest.raises(HTTPValidationError, match="'nonesuch' is not supported") as caught:
             await flux0.agents.create_async(name="Drizzle", type_="nonesuch")
@@ -54,7 +54,7 @@ async def test_what_is_refused_is_told_in_words_or_in_detail(make_client: MakeCl
     assert problem.input == "short"
 
 
-async def test_an_id_that_does_not_exist_reaches_no_other_route(make_client: MakeClient) -> None:
+async def test_special_characters_in_ids_do_not_change_the_route(make_client: MakeClient) -> None:
     async with make_client() as flux0:
         for agent_id in ("a b+cd;e=f", "é456789012"):
             with pytest.raises(NotFoundError, match=f"ID {agent_id} not found".replace("+", r"\+")):
@@ -64,12 +64,12 @@ async def test_an_id_that_does_not_exist_reaches_no_other_route(make_client: Mak
 
 
 @few_ways
-async def test_what_no_url_can_hold_as_an_id_is_not_sent(
+async def test_ids_that_would_change_the_path_are_rejected(
     make_client: MakeClient, session_id: str
 ) -> None:
-    wrong = ["", ".", "../agents", f"../{session_id}", f"{session_id}/", f"{session_id}?x="]
+    invalid = ["", ".", "../agents", f"../{session_id}", f"{session_id}/", f"{session_id}?x="]
     async with make_client() as flux0:
-        for each in (*wrong, f"{session_id}/events/stream#", "%2e%2e", "a%2Fb", "\n", "\ud800"):
+        for each in (*invalid, f"{session_id}/events/stream#", "%2e%2e", "a%2Fb", "\n", "\ud800"):
             with pytest.raises(InvalidArgument, match="agent_id"):
                 await flux0.agents.retrieve_async(agent_id=each)
             for call in (flux0.sessions.retrieve_async, flux0.sessions.list_events_async):
@@ -84,7 +84,7 @@ async def test_what_no_url_can_hold_as_an_id_is_not_sent(
 
 
 @few_ways
-async def test_a_session_is_created_and_found_again(
+async def test_created_session_can_be_retrieved(
     make_client: MakeClient, server: Flux0Server
 ) -> None:
     async with make_client() as flux0:
@@ -98,7 +98,7 @@ async def test_a_session_is_created_and_found_again(
 
 
 @few_ways
-async def test_an_id_may_be_chosen_and_chosen_twice(
+async def test_id_of_a_session_can_be_chosen_and_used_twice(
     make_client: MakeClient, server: Flux0Server
 ) -> None:
     chosen = uuid4().hex[:10]
@@ -110,10 +110,12 @@ async def test_an_id_may_be_chosen_and_chosen_twice(
 
 
 @few_ways
-async def test_a_session_may_greet(make_client: MakeClient, server: Flux0Server) -> None:
+async def test_greeting_is_allowed_but_not_stored_by_the_server(
+    make_client: MakeClient, server: Flux0Server
+) -> None:
     async with make_client() as flux0:
         session = await flux0.sessions.create_async(agent_id=server.agent_id, allow_greeting=True)
-        # The released server neither streams nor stores what the agent then says.
+        # The released server neither streams nor stores the greeting of the agent.
         assert (await flux0.sessions.list_events_async(session_id=session.id)).data == ()
 
 
@@ -135,7 +137,7 @@ async def test_what_does_not_exist_is_refused(make_client: MakeClient) -> None:
 
 
 @few_ways
-async def test_each_user_lists_their_own_sessions_by_agent(
+async def test_sessions_are_listed_by_user_and_agent(
     make_client: MakeClient, server: Flux0Server
 ) -> None:
     ann, bob = new_user(), new_user()
@@ -150,9 +152,9 @@ async def test_each_user_lists_their_own_sessions_by_agent(
         for agent_id, expected in ((other.id, theirs), (server.agent_id, ours)):
             listed = await list_sessions(agent_id=agent_id, http_headers=ann)
             assert listed.data == (expected,)
-        everybodys = await list_sessions()
+        anonymous = await list_sessions()
     assert ours.user_id == theirs.user_id != bobs.user_id
-    assert not {ours.id, theirs.id, bobs.id} & {session.id for session in everybodys}
+    assert not {ours.id, theirs.id, bobs.id} & {session.id for session in anonymous}
 
 
 # --- events
@@ -168,7 +170,7 @@ TURN: list[dict[str, Any]] = [
 STORED = ["message", "status", "message", "tool", "message"]
 
 
-async def test_events_are_listed_by_what_they_are(make_client: MakeClient, session_id: str) -> None:
+async def test_stored_events_are_filtered(make_client: MakeClient, session_id: str) -> None:
     async with make_client() as flux0:
         assert (await flux0.sessions.list_events_async(session_id=session_id)).data == ()
         for _ in range(2):
@@ -199,13 +201,13 @@ async def test_events_are_listed_by_what_they_are(make_client: MakeClient, sessi
             ({"types": ["message", "tool", "status", "custom"]}, lambda event: True),
             (everything, lambda event: event in (stored[7], stored[9])),
         ]
-        for given, fits in filters:
-            events = await flux0.sessions.list_events_async(session_id=session_id, **given)
-            assert [*events] == [event for event in stored if fits(event)]
+        for options, matches in filters:
+            events = await flux0.sessions.list_events_async(session_id=session_id, **options)
+            assert [*events] == [event for event in stored if matches(event)]
 
 
 @few_ways
-async def test_a_type_that_the_server_does_not_know_reaches_it(
+async def test_unknown_event_type_is_sent_to_the_server(
     make_client: MakeClient, session_id: str
 ) -> None:
     async with make_client() as flux0:

@@ -1,4 +1,4 @@
-"""Turns as they stream in or break off, by way of the client, on the real server."""
+"""Streamed turns that end or are interrupted, with the real server."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from support.server import Flux0Server
 from support.transports import WAYS, Way
 from support.turns import appended, perform, rest_of, stored_by_agent
 
-# --- what comes
+# --- events
 
 
-async def test_a_text_comes_in_pieces_and_is_stored_whole(
+async def test_text_is_streamed_in_chunks_and_stored_as_one_message(
     make_client: MakeClient, server: Flux0Server, session_id: str
 ) -> None:
     async with make_client() as flux0:
@@ -51,7 +51,9 @@ async def test_a_text_comes_in_pieces_and_is_stored_whole(
 
 
 @few_ways
-async def test_what_is_not_known_comes_as_it_is(make_client: MakeClient, session_id: str) -> None:
+async def test_unknown_status_and_numbers_are_passed_through(
+    make_client: MakeClient, session_id: str
+) -> None:
     data = {"ratio": math.nan, "limit": math.inf}
     async with make_client() as flux0:
         status, text = await rest_of(
@@ -64,12 +66,12 @@ async def test_what_is_not_known_comes_as_it_is(make_client: MakeClient, session
     assert appended(text) == "Hi"
 
 
-async def test_events_come_as_the_agent_said_them_and_in_that_order(
+async def test_events_keep_their_content_and_order(
     make_client: MakeClient, session_id: str, fresh_name: str
 ) -> None:
     texts = ["é😀 \u2028\u2029\x85 \x00 \ufeff", 'line\r\n\r\ndata: {"no": "event"}\n\n', "\ud83d"]
     texts += [f"{n} é{'x' * (n % 50)}" for n in range(100)]
-    # Two messages in turns, each with a seq that starts anew now and then, as some agents send it.
+    # Two alternating messages. Their `seq` sometimes restarts at 0, as with some agents.
     chunks: list[dict[str, Any]] = [
         {
             "event_id": f"{fresh_name}-{n % 2}",
@@ -88,20 +90,20 @@ async def test_events_come_as_the_agent_said_them_and_in_that_order(
     typing = events.pop(50)
     assert isinstance(typing, StatusEvent)
     assert (typing.id, typing.status, typing.data.data) == (fresh_name, "typing", {"half": True})
-    said: list[dict[str, Any]] = [to_dict(event) for event in events]
-    times = [event["timestamp"] for event in said]
+    received: list[dict[str, Any]] = [to_dict(event) for event in events]
+    times = [event["timestamp"] for event in received]
     assert times == sorted(times)
-    for event, chunk in zip(said, chunks, strict=True):
+    for event, chunk in zip(received, chunks, strict=True):
         assert {name: event[name] for name in ("event_id", "seq", "patches")} == {
             name: chunk[name] for name in ("event_id", "seq", "patches")
         }
         assert event["metadata"]["n"] == chunk["metadata"]["n"]
 
 
-# --- when it comes
+# --- timing and concurrency
 
 
-async def test_what_was_said_comes_while_the_agent_thinks_on(
+async def test_events_arrive_while_the_agent_is_still_working(
     make_client: MakeClient, server: Flux0Server, session_id: str, fresh_name: str
 ) -> None:
     script: list[dict[str, Any]] = [
@@ -110,7 +112,7 @@ async def test_what_was_said_comes_while_the_agent_thinks_on(
         {"text": "After"},
     ]
     async with make_client() as flux0, await perform(flux0, session_id, *script) as stream:
-        # The agent goes on only when these have come; else the stream's idle timeout ends it.
+        # The agent waits until these have arrived. Otherwise the idle timeout would expire.
         assert [appended(await anext(stream)) for _ in range(3)] == ["Be", "fo", "re"]
         assert not stream.finished
         server.release(fresh_name)
@@ -118,7 +120,7 @@ async def test_what_was_said_comes_while_the_agent_thinks_on(
         assert stream.finished
 
 
-async def test_a_session_has_one_open_turn(
+async def test_new_turn_closes_the_open_turn_of_its_session(
     make_client: MakeClient, server: Flux0Server, way: Way, session_id: str, fresh_name: str
 ) -> None:
     async with make_client() as flux0:
@@ -126,7 +128,7 @@ async def test_a_session_has_one_open_turn(
         first = await perform(flux0, session_id, {"text": "One"}, {"wait": fresh_name})
         assert appended(await anext(first)) == "One"
         elsewhere = await perform(flux0, other.id, {"text": "Two"})
-        # Only if the first is closed before it begins does the server leave this one alone.
+        # The server would cancel this turn, too, if the first turn was not closed before.
         second = await perform(flux0, session_id, {"text": "Three"}, {"text": "Four"})
         await call_blocking(way.mode, server.wait_cancelled, fresh_name)
         assert [appended(event) for event in await rest_of(second)] == ["Three", "Four"]
@@ -135,15 +137,15 @@ async def test_a_session_has_one_open_turn(
             await anext(first)
 
 
-async def test_many_turns_at_once_keep_their_events_apart_and_are_all_stored(
+async def test_concurrent_turns_get_their_own_events_and_are_stored(
     make_client: MakeClient, server: Flux0Server, way: Way
 ) -> None:
     async def turns(flux0: Flux0, number: int) -> None:
         session = await flux0.sessions.create_async(agent_id=server.agent_id)
         for turn in range(3):
             script = [{"text": f"{number}.{turn}.{part}"} for part in range(3)]
-            said = [appended(each) async for each in await perform(flux0, session.id, *script)]
-            assert said == [step["text"] for step in script]
+            received = [appended(each) async for each in await perform(flux0, session.id, *script)]
+            assert received == [step["text"] for step in script]
         stored = await stored_by_agent(flux0, session.id)
         assert [event.type for event in stored] == ["message"] * 9
 
@@ -151,19 +153,19 @@ async def test_many_turns_at_once_keep_their_events_apart_and_are_all_stored(
         await at_once(way.mode, *(lambda n=n: turns(flux0, n) for n in range(4)))
 
 
-# --- what does not come
+# --- failures
 
 
-async def test_a_turn_that_is_refused_leaves_the_connection_usable(
+async def test_connection_is_reused_after_an_error_response(
     make_client: MakeClient, relay: Relay, session_id: str
 ) -> None:
     async with make_client(server_url=relay.url) as flux0:
         create_event = flux0.sessions.create_event_async
         for _ in range(5):
-            refusals: list[dict[str, Any]] = [{"source": "system"}, {"type_": "custom"}]
-            for refused in refusals:
+            invalid_options: list[dict[str, Any]] = [{"source": "system"}, {"type_": "custom"}]
+            for options in invalid_options:
                 with pytest.raises(HTTPValidationError, match="Only") as caught:
-                    await create_event(session_id=session_id, content="Hi", **refused)
+                    await create_event(session_id=session_id, content="Hi", **options)
                 assert caught.value.data.detail == ()
             with pytest.raises(BadRequestError, match="abcdefghij"):
                 await create_event(session_id="abcdefghij", content="Hi")
@@ -171,7 +173,9 @@ async def test_a_turn_that_is_refused_leaves_the_connection_usable(
     assert relay.connections == 1
 
 
-async def test_a_crashed_agent_is_an_idle_stream(make_client: MakeClient, session_id: str) -> None:
+async def test_stream_of_a_crashed_agent_ends_with_the_idle_timeout(
+    make_client: MakeClient, session_id: str
+) -> None:
     async with make_client(stream_idle_timeout_ms=500) as flux0:
         async with await perform(
             flux0, session_id, {"text": "Hi", "pieces": 2}, {"crash": "boom"}
@@ -188,10 +192,10 @@ async def test_a_crashed_agent_is_an_idle_stream(make_client: MakeClient, sessio
         assert caught.value.correlation_id == stream.correlation_id == message.correlation_id
 
 
-def test_a_server_that_dies_interrupts_every_turn(
+def test_killed_server_interrupts_the_turns_of_all_transports(
     server_python: str, tmp_path: Path, fresh_name: str
 ) -> None:
-    everybody = Barrier(len(WAYS) + 1, timeout=30)
+    barrier = Barrier(len(WAYS) + 1, timeout=30)
 
     async def be_interrupted(way: Way) -> None:
         flux0 = in_mode(way.mode, Flux0(server.url, transport=way.make_transport()))
@@ -199,8 +203,8 @@ def test_a_server_that_dies_interrupts_every_turn(
             session = await flux0.sessions.create_async(agent_id=server.agent_id)
             stream = await perform(flux0, session.id, {"text": "Hi"}, {"wait": fresh_name})
             event = await anext(stream)
-            everybody.wait()  # Each has come so far; then the server is dead.
-            everybody.wait()
+            barrier.wait()  # All turns have begun. At the next line, the server was killed.
+            barrier.wait()
             with pytest.raises(StreamInterrupted, match="after 1 event") as caught:
                 await anext(stream)
             assert not stream.finished
@@ -211,8 +215,8 @@ def test_a_server_that_dies_interrupts_every_turn(
 
     with Flux0Server(server_python, tmp_path) as server, ThreadPoolExecutor(len(WAYS)) as threads:
         running = [threads.submit(run, way.mode, partial(be_interrupted, way)) for way in WAYS]
-        everybody.wait()
+        barrier.wait()
         server.kill()
-        everybody.wait()
+        barrier.wait()
         for each in running:
             each.result()

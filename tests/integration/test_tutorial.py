@@ -1,4 +1,4 @@
-"""The tutorial, word for word: its agent on a real server, and its samples one after another."""
+"""The tutorial: its agent runs on a real server, and its samples run one after the other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text("utf-8")
 BLOCK = r"(?ms)^```{}\n(.*?)^```$"
 
 
-def test_the_tutorial_works(
+def test_samples_of_the_tutorial_run_and_print_the_expected_output(
     server_python: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -25,7 +25,7 @@ def test_the_tutorial_works(
     with Flux0Server(server_python, tmp_path, agent_module="weather_agent") as server:
         monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
         for sample in re.findall(BLOCK.format("python"), PAGE):
-            exec(sample, {"__name__": "sample"})  # noqa: S102 - a reader runs them, too
+            exec(sample, {"__name__": "sample"})  # noqa: S102 - readers run the samples, too
 
     printed = capsys.readouterr().out
     assert printed.count("It is sunny in SF.") == 3

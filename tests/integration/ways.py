@@ -1,4 +1,4 @@
-"""Which of the ways to the server a test goes, where it is not all of them."""
+"""Decorators that run a test with only some of the ways: of the transports and modes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from support.transports import WAYS, Way
 
 
-def only(wanted: Callable[[Way], bool]) -> pytest.MarkDecorator:
-    """Have a test go some of the ways."""
-    ways = [way for way in WAYS if wanted(way)]
+def only(condition: Callable[[Way], bool]) -> pytest.MarkDecorator:
+    """Run a test only with the ways that fulfill the condition."""
+    ways = [way for way in WAYS if condition(way)]
     return pytest.mark.parametrize("way", ways, ids=str, indirect=True)
 
 
-# Enough for what the server does and for what the core does, whatever carries the bytes.
+# Enough for tests of the server and of the core, which do not depend on the transport.
 few_ways = only(lambda way: way in {Way("httpx", "sync"), Way("aiohttp", "asyncio")})
