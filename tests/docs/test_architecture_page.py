@@ -1,4 +1,4 @@
-"""The page on the architecture tells how the code is: its sizes, and what it uses of others."""
+"""The architecture page matches the code: line counts, and private names of other libraries."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ STOPS = [
     *re.findall(r"^\| (`[^|]+) \| (\d+) \|", PAGE, re.MULTILINE),
     *re.findall(r"(`adapters/sse.py`) \((\d+) lines\)", PAGE),
 ]
-# Documented, in spite of their underscores.
+# Names with underscores that are public and documented.
 DOCUMENTED = {"_exit", "_replace"}
 
 
 @pytest.mark.parametrize(("stop", "number"), STOPS)
-def test_a_stop_has_about_as_many_lines_as_the_page_says(stop: str, number: str) -> None:
+def test_line_counts_on_the_page_are_about_right(stop: str, number: str) -> None:
     assert len(STOPS) == 8
     lines = 0
     folder = SRC / "flux0"
@@ -35,7 +35,7 @@ def test_a_stop_has_about_as_many_lines_as_the_page_says(stop: str, number: str)
 
 
 def names(tree: ast.AST) -> Iterator[str]:
-    """Yield each name that is taken from an object, with "self." before one of `self`."""
+    """Yield each attribute, import, key and getattr() name; attributes of `self` with "self."."""
     for node in ast.walk(tree):
         match node:
             case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name):
@@ -52,7 +52,7 @@ def names(tree: ast.AST) -> Iterator[str]:
 
 
 def defined_names(tree: ast.AST) -> Iterator[str]:
-    """Yield the names that a module gives to objects and classes of its own."""
+    """Yield the functions and attributes that a module defines."""
     for node in ast.walk(tree):
         match node:
             case (
@@ -66,7 +66,7 @@ def defined_names(tree: ast.AST) -> Iterator[str]:
                 pass
 
 
-def test_the_table_has_each_private_use_of_another_library() -> None:
+def test_table_lists_each_private_name_of_other_libraries() -> None:
     trees = {path.name: ast.parse(path.read_text("utf-8")) for path in SRC.rglob("*.py")}
     ours = {f"self.{name}" for tree in trees.values() for name in defined_names(tree)}
     uses = {
@@ -76,10 +76,10 @@ def test_the_table_has_each_private_use_of_another_library() -> None:
         if re.fullmatch(r"(self\.)?_[a-z]\w*", name)
     }
     rows = PAGE.partition("## Private parts of other libraries")[2].splitlines()
-    told = {
+    listed = {
         (file, name)
         for row in rows
         for file in re.findall(r"`adapters/(?:\w+/)*(\w+\.py)`", row)
         for name in re.findall(r"`(_[a-z_]+)`", row)
     }
-    assert uses == told
+    assert uses == listed

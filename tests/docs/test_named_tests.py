@@ -1,4 +1,4 @@
-"""Each test that a page names is there, in the file that the page says."""
+"""Each test that a page names exists in the file that the page names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FOLDERS = ("tests/unit", "src/flux0/testing")
 
 
 def named(page: str) -> list[tuple[str, str]]:
-    """Return each test of a page, and the last file that was named before it, or "*.py"."""
+    """Return each test on a page, with the last file named before it in the line, or "*.py"."""
     found: list[tuple[str, str]] = []
     for line in (ROOT / page).read_text("utf-8").splitlines():
         file = "*.py"
@@ -30,13 +30,13 @@ OTHERS = {
 }
 
 
-def test_tests_are_named() -> None:
+def test_pages_name_tests() -> None:
     assert len(RELIABILITY) > 40
     assert len(OTHERS) > 20
 
 
 @pytest.mark.parametrize(("file", "name"), [*RELIABILITY, *sorted(OTHERS)])
-def test_the_test_is_there(file: str, name: str) -> None:
+def test_named_test_exists(file: str, name: str) -> None:
     texts = [path.read_text("utf-8") for folder in FOLDERS for path in (ROOT / folder).rglob(file)]
 
-    assert any(re.search(rf"def {name}\(", text) for text in texts), f"{file} has no {name}"
+    assert any(re.search(rf"def {name}\(", text) for text in texts), f"{file} has no test {name}"

@@ -1,7 +1,7 @@
-"""Every Python sample of the README and of the documentation runs, over real sockets.
+"""Each Python sample in the README and in the documentation runs without an error.
 
-The samples talk to a server at `FLUX0_SERVER_URL`. Here that is the in-memory server with its demo
-agent, served on a port.
+The samples send requests to the server at `FLUX0_SERVER_URL`. In these tests, it is the in-memory
+server with the demo agent, on a real port.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ SAMPLES = [
 
 @pytest.fixture(scope="module")
 def server_url() -> Generator[str, None, None]:
-    """Serve the in-memory server while this module runs."""
+    """Run the in-memory server for the tests of this module."""
     with FakeOverHTTP(demo_transport()) as server:
         yield server.url
 
 
 @pytest.mark.filterwarnings(
     "ignore:flux0_client is the old name",
-    "ignore:Using `httpx` with",  # Starlette wants httpx2 instead, which needs Python 3.11.
+    "ignore:Using `httpx` with",  # Starlette recommends httpx2, which needs Python 3.11.
 )
 @pytest.mark.parametrize("example", SAMPLES)
-def test_a_sample_runs(example: Example, server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_runs(example: Example, server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLUX0_SERVER_URL", server_url)
-    example.namespace.clear()  # Each stands alone, as a reader would copy it.
+    example.namespace.clear()  # A reader may copy a single sample.
     example.namespace["__name__"] = "sample"
     example.evaluate()

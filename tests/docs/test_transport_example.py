@@ -1,4 +1,4 @@
-"""The transport that the documentation shows keeps the contract, and shows how to say so."""
+"""The example of a transport in the documentation passes the contract."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from support.transports_page import CONTRACT, PAGE, TRANSPORT
 
 
 def loaded(name: str, source: str) -> ModuleType:
-    """Return the module that a reader would have saved."""
+    """Return the sample as a module, as if a reader had saved it."""
     module = ModuleType(name)
-    exec(compile(source, f"{PAGE}:{name}", "exec"), module.__dict__)  # noqa: S102 - our own page
+    exec(compile(source, f"{PAGE}:{name}", "exec"), module.__dict__)  # noqa: S102 - code of our documentation
     return module
 
 

@@ -23,7 +23,7 @@ from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.stream_events import StreamEvent
 from flux0.ports import ServerSentEvent
 from flux0.testing.cassettes.cassette import CassetteError, read_cassette
-from support.cassettes import LIST_AGENTS, written
+from support.cassettes import LIST_AGENTS, write_cassette
 
 long = settings(max_examples=5_000)
 
@@ -134,7 +134,7 @@ def test_the_accumulator_takes_any_chunks(chunks: list[dict[str, Any]]) -> None:
 # --- cassettes
 
 with TemporaryDirectory() as folder:
-    GOOD = written(Path(folder, "c.json"), LIST_AGENTS).read_bytes()
+    GOOD = write_cassette(Path(folder, "c.json"), LIST_AGENTS).read_bytes()
 
 
 @st.composite

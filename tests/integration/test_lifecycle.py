@@ -38,7 +38,7 @@ def test_program_that_closes_nothing_exits_without_output(
         # response in any order, and warns if an inner generator is closed first. The same happens
         # with httpx2 alone.
         modes = ["sync", "trio"]
-    command = [sys.executable, "-W", "error", "-X", "dev", "-m", "support.forgetful"]
+    command = [sys.executable, "-W", "error", "-X", "dev", "-m", "support.closes_nothing"]
     command += [transport, server.url, server.agent_id, *modes]
     folder = Path(__file__).parents[1]
     program = subprocess.run(

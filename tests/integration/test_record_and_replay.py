@@ -1,4 +1,4 @@
-"""Programs recorded on the real server, and replayed without it."""
+"""Programs are recorded with the real server, and replayed without it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCRIPT = (
 )
 
 
-async def test_a_program_gets_again_what_the_server_said(
+async def test_replay_returns_the_results_of_the_server(
     make_client: MakeClient, server: Flux0Server, way: Way, nowhere: str, tmp_path: Path
 ) -> None:
     user = new_user()
@@ -40,57 +40,57 @@ async def test_a_program_gets_again_what_the_server_said(
         async with await perform(flux0, session.id, *SCRIPT) as stream:
             events = await rest_of(stream)
             stored = await stream.stored_events()
-        said = await flux0.sessions.list_events_async(session_id=session.id, types=["message"])
+        found = await flux0.sessions.list_events_async(session_id=session.id, types=["message"])
         listed = await flux0.sessions.list_async(http_headers=user)
-        return [agents, session, events, stream.messages, stream.tool_calls, stored, said, listed]
+        return [agents, session, events, stream.messages, stream.tool_calls, stored, found, listed]
 
     path = tmp_path / "cassette.json"
     async with make_client(transport=RecordingTransport(way.make_transport(), path)) as flux0:
-        came = await program(flux0)
-    assert len(came[2]) > 8
-    assert len(came[-1]) == 1
+        results = await program(flux0)
+    assert len(results[2]) > 8
+    assert len(results[-1]) == 1
 
     replay = ReplayTransport(path)
     async with make_client(transport=replay, server_url=nowhere) as flux0:
-        assert await program(flux0) == came
+        assert await program(flux0) == results
     replay.assert_all_used()
 
     text = path.read_text("utf-8")
     assert user["cookie"].partition("=")[2] not in text
     assert '"cookie": "***"' in text
-    assert '"title": "Zürich"' in text  # JSON, as the server spells it, is kept as JSON.
+    assert '"title": "Zürich"' in text  # JSON responses of the server are stored as JSON.
     assert '"base64"' not in text
 
 
 @pytest.mark.parametrize("matching", ["strict", "loose"])
-async def test_errors_of_the_server_come_again(
+async def test_errors_of_the_server_are_replayed(
     make_client: MakeClient, way: Way, nowhere: str, tmp_path: Path, matching: Any
 ) -> None:
     async def program(flux0: Flux0) -> list[Any]:
-        seen: list[Any] = []
-        for failing, error in (
+        errors: list[Any] = []
+        for call, error in (
             (flux0.agents.retrieve_async(agent_id="0123456789"), NotFoundError),
             (flux0.agents.retrieve_async(agent_id="short"), HTTPValidationError),
             (perform(flux0, "0123456789", {"text": "Hi"}), BadRequestError),
         ):
             with pytest.raises(APIError) as caught:
-                await failing
+                await call
             assert type(caught.value) is error
-            seen.append(
+            errors.append(
                 (caught.value.problem, caught.value.body, getattr(caught.value, "data", None))
             )
-        return seen
+        return errors
 
     path = tmp_path / "cassette.json"
     async with make_client(transport=RecordingTransport(way.make_transport(), path)) as flux0:
-        came = await program(flux0)
+        results = await program(flux0)
     replay = ReplayTransport(path, matching)
     async with make_client(transport=replay, server_url=nowhere) as flux0:
-        assert await program(flux0) == came
+        assert await program(flux0) == results
     replay.assert_all_used()
 
 
-async def test_a_turn_that_falls_silent_or_is_left_does_so_again(
+async def test_idle_timeouts_and_early_closes_are_replayed(
     make_client: MakeClient,
     server: Flux0Server,
     way: Way,
@@ -100,22 +100,22 @@ async def test_a_turn_that_falls_silent_or_is_left_does_so_again(
 ) -> None:
     async def program(flux0: Flux0) -> list[Any]:
         session = await flux0.sessions.create_async(agent_id=server.agent_id)
-        silent = await perform(flux0, session.id, {"text": "One"}, {"wait": fresh_name})
-        events = [await anext(silent)]
+        idle = await perform(flux0, session.id, {"text": "One"}, {"wait": fresh_name})
+        events = [await anext(idle)]
         with pytest.raises(StreamIdleTimeout) as caught:
-            await anext(silent)
-        async with await perform(flux0, session.id, {"text": "Two"}, {"wait": fresh_name}) as left:
-            events.append(await anext(left))
-        return [events, caught.value.event_count, caught.value.messages, left.messages]
+            await anext(idle)
+        async with await perform(flux0, session.id, {"text": "Two"}, {"wait": fresh_name}) as turn:
+            events.append(await anext(turn))
+        return [events, caught.value.event_count, caught.value.messages, turn.messages]
 
     path = tmp_path / "cassette.json"
     recording = RecordingTransport(way.make_transport(), path)
     async with make_client(transport=recording, stream_idle_timeout_ms=300) as flux0:
-        came = await program(flux0)
-    assert [one.end for one in read_cassette(path)] == ["whole", "ReadTimeout", "closed"]
+        results = await program(flux0)
+    assert [exchange.end for exchange in read_cassette(path)] == ["whole", "ReadTimeout", "closed"]
     replay = ReplayTransport(path)
-    began = replay.time.monotonic()
+    start = replay.time.monotonic()
     async with make_client(transport=replay, server_url=nowhere) as flux0:
-        assert await program(flux0) == came
+        assert await program(flux0) == results
     replay.assert_all_used()
-    assert replay.time.monotonic() - began >= 0.3
+    assert replay.time.monotonic() - start >= 0.3

@@ -1,6 +1,6 @@
-"""Back ends that stand between a browser and the flux0 server: one on ASGI, one on WSGI.
+"""Back ends between a browser and the flux0 server: one for ASGI, one for WSGI.
 
-Each has the server's own route for a turn, so that the client itself can play the browser.
+Their route for a turn is the same as the route of the server. So a client can act as the browser.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HEARTBEAT_MS = 20
 
 @contextmanager
 def asgi(client: Flux0) -> Generator[str, None, None]:
-    """Serve turns of `client` by Starlette and uvicorn; yield the address."""
+    """Serve turns of `client` with Starlette and uvicorn; yield the URL."""
 
     async def turn(request: Request) -> StreamingResponse:
         message = await request.json()
@@ -67,12 +67,12 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def wsgi(client: Flux0) -> Generator[str, None, None]:
-    """Serve turns of `client` by a WSGI application in threads; yield the address."""
+    """Serve turns of `client` with a WSGI application in threads; yield the URL."""
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         message = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))

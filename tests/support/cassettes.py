@@ -1,4 +1,4 @@
-"""Recording and replaying in tests: exchanges made by hand, and programs that talk to a server."""
+"""Helpers for the tests of cassettes: exchanges, and a program to record and replay."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ONCE = RetryConfig(strategy="none")
 
 
 def piece(after: float, data: bytes, *, as_json: bool = False) -> Content:
-    """Return a piece of a body."""
+    """Return a recorded piece of a body."""
     return to_content(data, as_json=as_json, after=after)
 
 
@@ -42,16 +42,16 @@ LIST_AGENTS = RecordedExchange(
 )
 
 
-def asking(
+def posting(
     path: str, body: bytes | None = None, *, method: str = "POST", query: str = ""
 ) -> RecordedExchange:
-    """Return an exchange with this request."""
+    """Return a recorded exchange with this request."""
     content = None if body is None else to_content(body, as_json=True, exact=False)
     return evolve(LIST_AGENTS, request=RecordedRequest(method, path, {}, query, content))
 
 
-def written(path: Path, *exchanges: RecordedExchange) -> Path:
-    """Write a cassette, and return its path."""
+def write_cassette(path: Path, *exchanges: RecordedExchange) -> Path:
+    """Write a cassette with these exchanges, and return its path."""
     path.write_text('{"flux0_cassette": 1, "exchanges": []}')
     if exchanges:
         path.unlink()
@@ -61,8 +61,8 @@ def written(path: Path, *exchanges: RecordedExchange) -> Path:
     return path
 
 
-async def talk(flux0: Flux0, content: str = "How is the weather?") -> list[Any]:
-    """Do a little of everything, and return all that came of it."""
+async def use_client(flux0: Flux0, content: str = "How is the weather?") -> list[Any]:
+    """Call several methods of a client, one of which fails, and return all results."""
     agents = await flux0.agents.list_async()
     session = await flux0.sessions.create_async(agent_id=agents[0].id, title="Wetter, schönes")
     async with await flux0.sessions.create_event_async(
@@ -74,11 +74,11 @@ async def talk(flux0: Flux0, content: str = "How is the weather?") -> list[Any]:
         await flux0.agents.retrieve_async(agent_id="0123456789")
     except Flux0Error as error:
         return [agents, session, events, stream.messages, stored, repr(error), vars(error)["body"]]
-    raise AssertionError("there is no such agent")
+    raise AssertionError("expected a NotFoundError for an unknown agent")
 
 
 async def record(mode: Mode, url: str, path: Path, content: str = "How is the weather?") -> Any:
-    """Record `talk` over httpx and return what it returned."""
+    """Record `use_client` over httpx, and return its results."""
     transport = RecordingTransport(HttpxTransport(), path)
     async with in_mode(mode, Flux0(url, transport=transport, retry_config=ONCE)) as flux0:
-        return await talk(flux0, content)
+        return await use_client(flux0, content)

@@ -1,4 +1,4 @@
-"""What work costs, counted and not timed."""
+"""Measures the cost of code by counting, not by time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def calls_made(work: Callable[[], object]) -> int:
-    """Return how many functions `work` calls."""
+    """Return the number of functions that `work` calls."""
     calls = 0
 
     def count(_: FrameType, event: str, __: object) -> None:
@@ -26,7 +26,7 @@ def calls_made(work: Callable[[], object]) -> int:
 
 
 def steps_taken(work: Callable[[], object]) -> int:
-    """Return how many lines of Python `work` runs, and how many functions of C it calls."""
+    """Return the number of Python lines that `work` runs plus the C functions that it calls."""
     steps = 0
 
     def trace(_: FrameType, event: str, __: object) -> Any:

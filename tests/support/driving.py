@@ -1,4 +1,4 @@
-"""Flows driven in every kind of code, by a clock that passes only where somebody waits."""
+"""Drives flows in each mode, with a clock that advances only when the flow waits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.transports import Mode
 
 @define
 class Time(ports.Time):
-    """A monotonic clock in seconds, and the waits on it; dates are in January of 2026."""
+    """A monotonic clock in seconds that records its waits. The date is 2026-01-01."""
 
     now: float = 1000.0
     random: float = 1.0
@@ -44,7 +44,7 @@ class Time(ports.Time):
 
 @define
 class Slow(Script):
-    """A script whose every answer takes some seconds of a clock."""
+    """A `Script` whose responses take `seconds` on the clock `time`."""
 
     time: Time = field(factory=Time, kw_only=True)
     seconds: float = field(default=0.0, kw_only=True)
@@ -55,12 +55,12 @@ class Slow(Script):
 
 
 def drive_sync(flow: Flow[Any], transport: Script, time: Time) -> Any:
-    """Drive a flow to its end over a transport, and return its result."""
+    """Drive a flow with the sync driver, and return its result."""
     return Driver(transport, time).run(flow)
 
 
 async def drive(mode: Mode, flow: Flow[Any], transport: Script, time: Time) -> Any:
-    """Do as `drive_sync` does, in any kind of code."""
+    """Drive a flow in any mode, and return its result."""
     if mode == "sync":
         return drive_sync(flow, transport, time)
     return await AsyncDriver(transport, time).run(flow)

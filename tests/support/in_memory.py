@@ -1,4 +1,4 @@
-"""Stand-ins in memory for a server's answers: bodies, responses and a transport, all scripted."""
+"""Scripted bodies, responses and transports in memory, without a server."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ CORRELATION_ID = "RID(1)::2"
 
 @frozen
 class Hang:
-    """A step of a body at which an asynchronous reader waits for ever."""
+    """A step of a body at which an async reader waits without end."""
 
 
-# What reading a body gives next: bytes, an error, or whatever a function does and returns, where
-# None is the end.
+# The result of the next read of a body: a piece, an error, or the result of a function, which may
+# be None for the end.
 Step = bytes | BaseException | Callable[[], bytes | Hang | None] | Hang
 
 
 @define
 class Tape:
-    """The script of a body, how often it was read, and how often it was closed or collected."""
+    """The steps of a body, and how often it was read, and closed or garbage-collected."""
 
     steps: list[Step]
     reads: int = 0
@@ -59,7 +59,7 @@ def tape(*steps: Step) -> Tape:
 
 
 class Body:
-    """The body that a tape describes, for both kinds of code; it lets go when it is collected."""
+    """A sync and async body with the steps of a tape. It records when it is garbage-collected."""
 
     def __init__(self, tape: Tape) -> None:
         self._tape = tape
@@ -69,7 +69,7 @@ class Body:
 
     def __next__(self) -> bytes:
         piece = self._tape.next()
-        assert not isinstance(piece, Hang), "synchronous code would hang"
+        assert not isinstance(piece, Hang), "a sync reader would hang"
         if piece is None:
             raise StopIteration
         return piece
@@ -106,24 +106,24 @@ def scripted_response(
 def response_from(
     recorded: Tape, *, status: int = 200, headers: Mapping[str, str] = JSON
 ) -> Response[Any]:
-    """Return a response whose body is that of a tape."""
+    """Return a response whose body has the steps of a tape."""
     return Response(status, Headers(tuple(headers.items())), Body(recorded), raw_response=object())
 
 
 @define
 class Script:
-    """A transport that gives one answer after another, and keeps the requests."""
+    """A transport that returns the responses in order, raises errors, and records requests."""
 
-    answers: list[Response[Any] | BaseException]
+    responses: list[Response[Any] | BaseException]
     requests: list[Request] = field(factory=list[Request])
     closes: int = 0
 
     def send(self, request: Request) -> Response[Any]:
         self.requests.append(request)
-        given = self.answers.pop(0)
-        if isinstance(given, BaseException):
-            raise given
-        return given
+        outcome = self.responses.pop(0)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
 
     async def send_async(self, request: Request) -> Response[Any]:
         await anyio.lowlevel.checkpoint()
@@ -136,12 +136,12 @@ class Script:
         self.closes += 1
 
 
-def script(*answers: Response[Any] | BaseException) -> Script:
-    return Script(list(answers))
+def script(*responses: Response[Any] | BaseException) -> Script:
+    return Script(list(responses))
 
 
 def play(flow: Flow[Any], *outcomes: object) -> tuple[list[object], Any]:
-    """Drive a flow by hand, giving it one outcome, or raising one error, for each of its effects.
+    """Run a flow: send or raise one of `outcomes` for each effect.
 
     Returns the effects and the result.
     """
@@ -149,13 +149,13 @@ def play(flow: Flow[Any], *outcomes: object) -> tuple[list[object], Any]:
     try:
         effects.append(next(flow))
         for outcome in outcomes:
-            given = (
+            effect = (
                 flow.throw(outcome) if isinstance(outcome, BaseException) else flow.send(outcome)
             )
-            effects.append(given)
+            effects.append(effect)
     except StopIteration as stop:
         return effects, stop.value
-    raise AssertionError(f"the flow wants more: {effects[-1]}")
+    raise AssertionError(f"the flow has more effects than outcomes: {effects[-1]}")
 
 
 def sent(effect: object) -> Request:
@@ -183,12 +183,12 @@ def new_turn(max_event_bytes: int = 1000, *, idle: float | None = None) -> Turn:
 
 
 def frame(name: str, data: object) -> bytes:
-    """Return one event of a stream as the server writes it."""
+    """Return an event of a stream as the server writes it."""
     return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
 
 
 def chunk(value: object, *, event_id: str = "e", correlation_id: str = CORRELATION_ID) -> bytes:
-    """Return a chunk that appends `value` to a message."""
+    """Return a chunk event that appends `value` to a message."""
     return frame(
         "chunk",
         {
@@ -217,7 +217,7 @@ def status(name: str, data: object = None) -> bytes:
     )
 
 
-# --- one test for both kinds of code
+# --- decorators for async tests
 
 Test = Callable[[Mode], Coroutine[Any, Any, None]]
 
@@ -231,10 +231,10 @@ def _in_modes(test: Test, modes: tuple[Mode, ...]) -> Callable[[Mode], None]:
 
 
 def in_every_mode(test: Test) -> Callable[[Mode], None]:
-    """Run an asynchronous test under asyncio and trio, and as synchronous code."""
+    """Run an async test under asyncio and trio, and as a sync test."""
     return _in_modes(test, SYNC + ASYNC)
 
 
 def in_both_loops(test: Test) -> Callable[[Mode], None]:
-    """Run an asynchronous test under asyncio and trio."""
+    """Run an async test under asyncio and trio."""
     return _in_modes(test, ASYNC)

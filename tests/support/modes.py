@@ -1,7 +1,7 @@
-"""Tests are written once, as asynchronous code; this runs them as synchronous code too.
+"""Runs async tests under asyncio and trio, and also as sync tests without an event loop.
 
-In the mode "sync" a client's `_async` methods call their synchronous twins and `async for` iterates
-over the synchronous stream, so that nothing is ever awaited and no event loop is needed.
+In the mode "sync", the `_async` methods of a client call the sync methods, and `async for` iterates
+over the sync stream. So the test never waits for an event loop.
 """
 
 from __future__ import annotations
@@ -29,44 +29,44 @@ T = TypeVar("T")
 
 Test = Callable[[], Coroutine[Any, Any, None]]
 
-# Everything here takes a second or two. Synchronous code has the client's own timeouts alone.
-_TOO_LONG_SECONDS = 60
+# Tests take a second or two. In the mode "sync", only the timeouts of the client end a hung test.
+_TIMEOUT_SECONDS = 60
 
 
 class MakeClient(Protocol):
-    """Makes a client with these options of `Flux0`, of which every test has sensible defaults."""
+    """Creates a client with these options of `Flux0`, and with suitable defaults for tests."""
 
     def __call__(self, **options: Any) -> Flux0: ...
 
 
 def run(mode: Mode, test: Test) -> None:
-    """Run `test` to its end in the given kind of code."""
+    """Run `test` to its end in this mode."""
 
-    async def in_time() -> None:
-        with anyio.fail_after(_TOO_LONG_SECONDS):
+    async def with_timeout() -> None:
+        with anyio.fail_after(_TIMEOUT_SECONDS):
             await test()
 
     if mode == "asyncio":
-        asyncio.run(in_time())
+        asyncio.run(with_timeout())
     elif mode == "trio":
-        trio.run(in_time)
+        trio.run(with_timeout)
     else:
         try:
             test().send(None)
         except StopIteration:
             return
-        raise AssertionError("synchronous code waits for an event loop")
+        raise AssertionError("a sync test must not wait for an event loop")
 
 
 async def call_blocking(mode: Mode, function: Callable[..., T], *args: object) -> T:
-    """Call what blocks, while the event loop, if there is one, goes on."""
+    """Call a blocking function: in a worker thread, except in the mode "sync"."""
     if mode == "sync":
         return function(*args)
     return await anyio.to_thread.run_sync(function, *args)
 
 
 async def at_once(mode: Mode, *tests: Test) -> None:
-    """Run several tests beside each other: in threads, or in tasks of the running loop."""
+    """Run several tests concurrently: in threads, or in tasks of the running event loop."""
     if mode == "sync":
         with ThreadPoolExecutor(len(tests)) as threads:
             for running in [threads.submit(run, mode, test) for test in tests]:
@@ -78,23 +78,23 @@ async def at_once(mode: Mode, *tests: Test) -> None:
 
 
 def in_mode(mode: Mode, flux0: Flux0) -> Flux0:
-    """Return a client whose `_async` methods are those of `flux0`, or their synchronous twins."""
-    return cast("Flux0", _InSync(flux0)) if mode == "sync" else flux0
+    """Return `flux0`; in the mode "sync", a wrapper whose `_async` methods call sync methods."""
+    return cast("Flux0", _SyncWrapper(flux0)) if mode == "sync" else flux0
 
 
-class _InSync:
-    """A client or a part of one, whose asynchronous methods act through the synchronous ones."""
+class _SyncWrapper:
+    """Wraps a client or one of its objects: the async methods call the sync methods."""
 
     def __init__(self, real: Any) -> None:
         self._real = real
 
     def __getattr__(self, name: str) -> Any:
-        twin = getattr(self._real, name.removesuffix("_async"))
-        if not callable(twin):
-            return _wrap(twin)
+        member = getattr(self._real, name.removesuffix("_async"))
+        if not callable(member):
+            return _wrap(member)
 
         def call(*args: Any, **options: Any) -> Any:
-            return _wrap(twin(*args, **options))
+            return _wrap(member(*args, **options))
 
         async def call_async(*args: Any, **options: Any) -> Any:
             return call(*args, **options)
@@ -116,8 +116,8 @@ class _InSync:
     ) -> None:
         self._real.__exit__(kind, error, traceback)
 
-    def __aiter__(self) -> _InSync:
-        return _InSync(iter(self._real))
+    def __aiter__(self) -> _SyncWrapper:
+        return _SyncWrapper(iter(self._real))
 
     async def __anext__(self) -> Any:
         try:
@@ -126,7 +126,7 @@ class _InSync:
             raise StopAsyncIteration from None
 
 
-# What has methods for synchronous code: what has those for asynchronous code.
+# Classes with sync methods, and the classes with the corresponding async methods.
 _ASYNC: Mapping[type, type] = {
     Flux0: Flux0,
     AgentsResource: AgentsResource,
@@ -137,4 +137,4 @@ _ASYNC: Mapping[type, type] = {
 
 
 def _wrap(value: Any) -> Any:
-    return _InSync(value) if type(value) in _ASYNC or isinstance(value, Iterator) else value
+    return _SyncWrapper(value) if type(value) in _ASYNC or isinstance(value, Iterator) else value

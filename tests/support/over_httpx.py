@@ -1,4 +1,4 @@
-"""httpx, and httpx2 which is made like it: their clients, in every kind of code."""
+"""The clients of httpx and httpx2, in each mode."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ FAST = RetryConfig(backoff=BackoffStrategy(1, 1, 1, 10_000), max_attempts=3)
 
 @frozen
 class OverHttpx(Way):
-    """One of the libraries, in one kind of code."""
+    """httpx or httpx2, in one mode."""
 
     @property
     def library(self) -> Any:
         return import_module(self.transport)
 
     def kind(self, name: str) -> Any:
-        """Return a class of the library, or its asynchronous twin."""
+        """Return a class of the library; in async modes, its async version."""
         return getattr(self.library, name if self.mode == "sync" else f"Async{name}")
 
     def client(self, **options: Any) -> Any:
         return self.kind("Client")(**options)
 
     def transport_over(self, client: Any) -> Any:
-        """Return a transport over a client, or over its own."""
+        """Return a transport over `client`; if it is None, over the built-in client."""
         name, _ = TRANSPORTS[self.transport]
         argument = "client" if self.mode == "sync" else "async_client"
         return getattr(flux0, name)(**{argument: client})
 
     def act(self, act: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function as this kind of client calls it: as it is, or as a coroutine."""
+        """Return `act` as a callback for the client: in async modes, as a coroutine function."""
         if self.mode == "sync":
             return act
 
@@ -53,7 +53,7 @@ class OverHttpx(Way):
 
     @asynccontextmanager
     async def closing(self, client: Any) -> AsyncGenerator[Any, None]:
-        """Give a transport over a client, and close both."""
+        """Yield a transport over a client, and close both at the end."""
         transport = self.transport_over(client)
         try:
             yield transport
@@ -63,33 +63,32 @@ class OverHttpx(Way):
                 await client.aclose() if hasattr(client, "aclose") else client.close()
 
     async def fetch(self, transport: Any, request: Request) -> tuple[int, bytes]:
-        """Send a request, and return the status and the body of its answer."""
+        """Send a request, and return the status and the body of the response."""
         response = await sending.in_mode(self.mode, transport).send_async(request)
         return response.status_code, await sending.read(response.body)
 
     async def fetch_once(self, request: Request, **options: Any) -> tuple[int, bytes]:
-        """Do so over a client with these options, or over the transport's own without any."""
+        """Call `fetch` over a client with these options; by default, over the built-in client."""
         async with self.closing(self.client(**options) if options else None) as transport:
             return await self.fetch(transport, request)
 
     async def create_session(self, url: str, transport: Any) -> None:
-        """Have a client send a POST, which must not be sent twice."""
-        either = modes.in_mode(self.mode, Flux0(url, transport=transport, retry_config=FAST))
-        await either.sessions.create_async(agent_id="a")
+        """Send a POST with a `Flux0` client; it must not be sent twice."""
+        client = modes.in_mode(self.mode, Flux0(url, transport=transport, retry_config=FAST))
+        await client.sessions.create_async(agent_id="a")
 
     async def create_session_once(self, url: str, **options: Any) -> None:
-        """Do so over a client of the library with these options."""
+        """Call `create_session` over a client of the library with these options."""
         async with self.closing(self.client(**options)) as transport:
             await self.create_session(url, transport)
 
 
 FAMILY = tuple(OverHttpx(way.transport, way.mode) for way in WAYS if "httpx" in way.transport)
-FAMILY_BLOCKING = tuple(way for way in FAMILY if way.mode == "sync")
-FAMILY_LOOPS = tuple(way for way in FAMILY if way.mode != "sync")
+FAMILY_SYNC = tuple(way for way in FAMILY if way.mode == "sync")
 
 
 class HttpxContract(LimitedPoolContract):
-    """How to make the transports that the contract asks for."""
+    """Creates the transports for the contract."""
 
     transport: ClassVar[Any]
 
@@ -110,7 +109,7 @@ class HttpxContract(LimitedPoolContract):
         client, async_client = library.Client(**options), library.AsyncClient(**options)
 
         class Configured(transport):  # type: ignore[misc, valid-type]
-            """Closes the clients that it was given, as their user would."""
+            """Closes its clients, as a user would."""
 
             def close(self) -> None:
                 super().close()  # pyright: ignore[reportUnknownMemberType]

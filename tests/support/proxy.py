@@ -1,4 +1,4 @@
-"""A real HTTP proxy for tests: it forwards requests, and opens tunnels by CONNECT."""
+"""An HTTP proxy for tests: it forwards requests, and opens tunnels (CONNECT)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from attrs import frozen
 
 from flux0.domain.headers import Headers
 
-_PATIENCE = 10.0  # Seconds for a connection to the server; only a failing test waits so long.
+_TIMEOUT = 10.0  # Seconds to connect to the server. Only a failing test waits this long.
 
 
 @frozen
 class ProxiedRequest:
-    """A request as the proxy received it; `target` is a URL, or host and port of a tunnel."""
+    """A request to the proxy; `target` is a URL, or the host and port of a tunnel."""
 
     method: str
     target: str
@@ -30,16 +30,17 @@ class ProxiedRequest:
 class Proxy:
     """A context manager: an HTTP proxy on a port of 127.0.0.1.
 
-    What a server sends is passed on as it comes, and when one side ends or breaks off, so does the
-    connection to the other. So it is the server that decides how an exchange goes wrong.
+    Bytes are forwarded immediately. When one side closes or resets its connection, the proxy closes
+    the other connection. So the server of a test determines how an exchange fails.
 
     Args:
-        refusal: a status such as "407 Proxy Authentication Required" that answers all requests.
-        tls: how to secure the connections to the proxy itself.
+        refusal: The status of the response to all requests, such as "407 Proxy Authentication
+            Required". By default, requests are forwarded.
+        tls: The context for TLS connections to the proxy; None for plain HTTP.
 
     Attributes:
-        url: where it is.
-        requests: the requests so far, tunnels among them, in order.
+        url: The URL of the proxy.
+        requests: The received requests, including CONNECT, in order.
     """
 
     def __init__(self, *, refusal: str | None = None, tls: ssl.SSLContext | None = None) -> None:
@@ -58,26 +59,26 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         for connection in tuple(self._open):
-            _end(connection)
-        self._server.server_close()  # This waits for the conversations.
+            _shut_down(connection)
+        self._server.server_close()  # This waits for the threads of all connections.
 
     def _serve(self, plain: socket.socket) -> None:
-        # OSError: either side broke off, or the client did not shake hands.
+        # OSError: a connection was reset, or the TLS handshake failed.
         with contextlib.suppress(OSError), contextlib.ExitStack() as ending:
-            self._keep(plain, ending)
+            self._register(plain, ending)
             client = plain
             if self._tls is not None:
-                client = self._keep(self._tls.wrap_socket(plain, server_side=True), ending)
-            self._converse(client, ending)
+                client = self._register(self._tls.wrap_socket(plain, server_side=True), ending)
+            self._handle(client, ending)
 
-    def _keep(self, connection: socket.socket, ending: contextlib.ExitStack) -> socket.socket:
+    def _register(self, connection: socket.socket, ending: contextlib.ExitStack) -> socket.socket:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._open.append(connection)
         ending.callback(connection.close)
-        ending.callback(_end, connection)
+        ending.callback(_shut_down, connection)
         return connection
 
-    def _converse(self, client: socket.socket, ending: contextlib.ExitStack) -> None:
+    def _handle(self, client: socket.socket, ending: contextlib.ExitStack) -> None:
         server, origin, unread = client, "", b""
         while True:
             while b"\r\n\r\n" not in unread:
@@ -98,7 +99,7 @@ class Proxy:
                 server = self._connect(f"//{target}", client, ending)
                 client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 server.sendall(unread)
-                _pass_on(client, server)
+                _forward(client, server)
                 return
             url = urlsplit(target)
             if url.netloc != origin:
@@ -118,14 +119,14 @@ class Proxy:
     def _connect(
         self, url: str, client: socket.socket, ending: contextlib.ExitStack
     ) -> socket.socket:
-        """Return a connection to a server, from which all is passed on to the client."""
+        """Connect to a server, and start to forward its bytes to the client."""
         parts = urlsplit(url)
-        server = socket.create_connection((parts.hostname or "", parts.port or 80), _PATIENCE)
+        server = socket.create_connection((parts.hostname or "", parts.port or 80), _TIMEOUT)
         server.settimeout(None)
-        passing_on = threading.Thread(target=_pass_on, args=(server, client), daemon=True)
-        ending.callback(passing_on.join)
-        self._keep(server, ending)
-        passing_on.start()
+        forwarding = threading.Thread(target=_forward, args=(server, client), daemon=True)
+        ending.callback(forwarding.join)
+        self._register(server, ending)
+        forwarding.start()
         return server
 
 
@@ -141,16 +142,16 @@ class _Server(ThreadingTCPServer):
         self._serve(request)
 
 
-def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    """Copy until the source's end or break, and end both."""
+def _forward(source: socket.socket, target: socket.socket) -> None:
+    """Forward bytes until `source` is closed or reset, and shut down both connections."""
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
             target.sendall(data)
-    _end(source)
-    _end(target)
+    _shut_down(source)
+    _shut_down(target)
 
 
-def _end(connection: socket.socket) -> None:
-    # The plain socket's method: that of SSLSocket drops the TLS layer under a reader.
+def _shut_down(connection: socket.socket) -> None:
+    # SSLSocket.shutdown() would remove the TLS layer while another thread reads.
     with contextlib.suppress(OSError):
         socket.socket.shutdown(connection, socket.SHUT_RDWR)

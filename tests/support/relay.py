@@ -1,4 +1,4 @@
-"""A way to the server on which the connections are counted."""
+"""A TCP relay that counts the connections to a server."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _HOST = "127.0.0.1"
 
 
 class Relay:
-    """A context manager: passes bytes on to and fro, on a port of its own."""
+    """A context manager: forwards connections to the port of a server, in both directions."""
 
     def __init__(self, port: int) -> None:
         self._listener = _Listener(port)
 
     @property
     def url(self) -> str:
-        """The server's address by way of here, without a path."""
+        """The URL of the relay, without a path."""
         return f"http://{_HOST}:{self._listener.server_address[1]}"
 
     @property
     def connections(self) -> int:
-        """How many connections have been made so far."""
+        """The number of connections that clients have opened so far."""
         return self._listener.connections
 
     def __enter__(self) -> Self:
@@ -52,19 +52,19 @@ class _Connection(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         listener = cast("_Listener", self.server)
         listener.connections += 1
-        ours: socket.socket = self.request
-        with socket.create_connection((_HOST, listener.target_port)) as theirs:
-            for end in (ours, theirs):  # Else small pieces wait for each other's receipts.
+        client: socket.socket = self.request
+        with socket.create_connection((_HOST, listener.target_port)) as server:
+            for end in (client, server):  # Otherwise, small pieces wait for acknowledgements.
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            answering = threading.Thread(target=_pass_on, args=(theirs, ours))
-            answering.start()
-            _pass_on(ours, theirs)
-            answering.join()
+            responding = threading.Thread(target=_forward, args=(server, client))
+            responding.start()
+            _forward(client, server)
+            responding.join()
 
 
-def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    """Copy until the source's end, and end the target."""
-    with contextlib.suppress(OSError):  # Either side may break off.
+def _forward(source: socket.socket, target: socket.socket) -> None:
+    """Forward bytes until `source` is closed, and shut down `target` for writing."""
+    with contextlib.suppress(OSError):  # Either side may reset its connection.
         while data := source.recv(65536):
             target.sendall(data)
     with contextlib.suppress(OSError):

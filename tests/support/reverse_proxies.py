@@ -1,4 +1,4 @@
-"""The real nginx and haproxy, in front of a server on another port of 127.0.0.1."""
+"""Runs nginx or haproxy as a reverse proxy for a server on another port of 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ listen flux0
     bind 127.0.0.1:{port}
     server one 127.0.0.1:{upstream}
 """
-_PATIENCE = 10.0  # seconds
+_TIMEOUT = 10.0  # seconds
 
 
 def is_installed(program: str) -> bool:
-    """Return whether the program is there; /usr/sbin is not on everybody's PATH."""
+    """Return whether the program is installed."""
     return _path(program) is not None
 
 
@@ -55,7 +55,7 @@ def is_installed(program: str) -> bool:
 def reverse_proxy(
     program: str, settings: str, upstream: int, folder: Path
 ) -> Generator[str, None, None]:
-    """Run the program with these settings in front of a port; yield its URL."""
+    """Run the program as a reverse proxy for the port `upstream`; yield its URL."""
     path = _path(program)
     assert path is not None
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -76,19 +76,20 @@ def reverse_proxy(
 
 
 def _path(program: str) -> str | None:
+    # On some systems, /usr/sbin is not on the PATH of users.
     return shutil.which(program) or shutil.which(program, path="/usr/sbin")
 
 
 def _wait_for(port: int, running: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + _TIMEOUT
     while True:
         try:
             socket.create_connection(("127.0.0.1", port)).close()
         except ConnectionRefusedError:
             if running.poll() is not None or time.monotonic() > end:
                 running.kill()
-                _, said = running.communicate()
-                raise AssertionError(said.decode()) from None
-            time.sleep(0.01)  # Another's process, which tells nobody that it listens.
+                _, output = running.communicate()
+                raise AssertionError(output.decode()) from None
+            time.sleep(0.01)  # The process does not signal when it is ready.
         else:
             return

@@ -1,4 +1,4 @@
-"""Certificates of servers at 127.0.0.1."""
+"""TLS contexts for servers at 127.0.0.1 and their clients."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import trustme
 
 
 class Secured:
-    """One authority, and what it certifies.
+    """A certificate authority, and a certificate for 127.0.0.1.
 
     Attributes:
-        server: what secures the connections of a server.
-        ca_file: the path of the authority's own certificate.
+        server: The TLS context for servers.
+        ca_file: The path of the certificate of the authority.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -25,5 +25,5 @@ class Secured:
         certificate.configure_cert(self.server)  # pyright: ignore[reportUnknownMemberType] - it also takes a type of pyOpenSSL
 
     def trusting(self) -> ssl.SSLContext:
-        """Return what a client secures its connections with."""
+        """Return a TLS context for clients that trust the authority."""
         return ssl.create_default_context(cafile=self.ca_file)

@@ -1,4 +1,4 @@
-"""Requests that tests send over any transport, alike in every kind of code."""
+"""Functions that send requests over any transport, with the same code for sync and async."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flux0.testing.contract.responses import WaitForRelease, http_response
 from support.modes import run
 from support.transports import Mode
 
-# Long enough never to be reached, so that a hang shows as a hang.
+# Longer than any test waits: if a transport hangs, no timeout of the request hides it.
 LONG_TIMEOUT = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
 OK = http_response(b"ok")
 HALF = http_response(b"first", WaitForRelease(), b"second", framing="chunked")
@@ -24,7 +24,7 @@ AGENTS = http_response(b'{"data": []}', headers=[("Content-Type", "application/j
 
 
 class HasMode(Protocol):
-    """What a test runs over, in one kind of code."""
+    """A parameter of a test that has a mode, such as a `Way`."""
 
     @property
     def mode(self) -> Mode: ...
@@ -37,7 +37,7 @@ P = ParamSpec("P")
 def over(
     *ways: OverT,
 ) -> Callable[[Callable[Concatenate[OverT, P], Coroutine[Any, Any, None]]], Callable[..., None]]:
-    """Run an asynchronous test over each of these, which is its first parameter."""
+    """Run an async test once for each of `ways`, which is its first parameter."""
 
     def decorate(
         test: Callable[Concatenate[OverT, P], Coroutine[Any, Any, None]],
@@ -63,12 +63,12 @@ def post(url: str, body: bytes = b"{}", *, timeout: Timeout = LONG_TIMEOUT) -> R
 
 
 def fetch_sync(transport: Transport, request: Request) -> bytes:
-    """Send a request over a transport for synchronous code, and return the body."""
+    """Send a request over a sync transport, and return the body."""
     return b"".join(transport.send(request).body)
 
 
 async def fetch(transport: AsyncTransport, request: Request) -> bytes:
-    """Send a request and return the body."""
+    """Send a request over an async transport, and return the body."""
     return await read((await transport.send_async(request)).body)
 
 
@@ -77,7 +77,7 @@ async def read(body: AsyncByteStream) -> bytes:
 
 
 def in_mode(mode: Mode, transport: Any) -> AsyncTransport:
-    """Return what asynchronous tests send over: in the mode "sync", what blocks."""
+    """Return the async version of a transport. In the mode "sync", its calls block."""
     if mode == "sync":
         return _Blocking(transport)
     return transport if hasattr(transport, "send_async") else ThreadedTransport(transport)

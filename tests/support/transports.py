@@ -1,4 +1,4 @@
-"""The HTTP libraries that tests go over: a new one is a line in `TRANSPORTS`."""
+"""The transports that the tests use. To test another one, add it to `TRANSPORTS`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Mode: TypeAlias = Literal["sync", "asyncio", "trio"]
 SYNC: Final[tuple[Mode, ...]] = ("sync",)
 ASYNC: Final[tuple[Mode, ...]] = ("asyncio", "trio")
 
-# Name: the transport's class, and the kinds of code that it serves. A library is loaded when its
-# transport is made, since not every one is there on every Python.
+# By library: the name of the transport class, and the modes that it supports. Some libraries do
+# not support every Python version, so they are imported only when their transport is created.
 TRANSPORTS: Mapping[str, tuple[str, tuple[Mode, ...]]] = {
     "aiohttp": ("AiohttpTransport", ("asyncio",)),
     "httpx": ("HttpxTransport", SYNC + ASYNC),
@@ -28,14 +28,14 @@ TRANSPORTS: Mapping[str, tuple[str, tuple[Mode, ...]]] = {
 
 
 def make_transport(name: str) -> Transport | AsyncTransport:
-    """Return a new transport, with its defaults."""
+    """Return a new transport with its default settings."""
     kind: Callable[[], Transport | AsyncTransport] = getattr(flux0, TRANSPORTS[name][0])
     return kind()
 
 
 @frozen
 class Way:
-    """One transport in one kind of code: every test of the client runs once each way."""
+    """A transport and a mode. Tests of the client run once for each `Way`."""
 
     transport: str
     mode: Mode
@@ -44,7 +44,7 @@ class Way:
         return f"{self.transport}-{self.mode}"
 
     def make_transport(self) -> Transport | AsyncTransport:
-        """Return a transport of its own, with the transport's defaults."""
+        """Return a new transport with its default settings."""
         return make_transport(self.transport)
 
 
@@ -52,8 +52,9 @@ WAYS = tuple(
     Way(name, mode)
     for name, (_, modes) in TRANSPORTS.items()
     for mode in modes
-    if name != "httpx2" or sys.version_info >= (3, 11)  # As httpx2 needs.
+    if name != "httpx2" or sys.version_info >= (3, 11)  # Required by httpx2.
 )
-BLOCKING = tuple(way for way in WAYS if way.mode == "sync")
-# Each adapter in the kinds of code that it has code for. requests runs in threads for urllib3 too.
+SYNC_WAYS = tuple(way for way in WAYS if way.mode == "sync")
+# Each adapter in the modes for which it has its own code. The tests of requests also cover the
+# worker threads of urllib3.
 ONCE = tuple(way for way in WAYS if way.mode != "trio" and way != Way("urllib3", "asyncio"))

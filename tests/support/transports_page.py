@@ -1,4 +1,4 @@
-"""The code of docs/transports.md: an example of a transport, and its run of the contract."""
+"""The code of docs/transports.md: the example of a transport, and its contract tests."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ async def test_turns_of_other_sessions_and_servers_stay_open(mode: Mode) -> None
 @in_every_mode
 async def test_turn_can_be_opened_after_a_message_that_was_not_sent(mode: Mode) -> None:
     transport = turns(2)
-    transport.answers.insert(1, ConnectError("refused"))
+    transport.responses.insert(1, ConnectError("refused"))
 
     async with in_mode(mode, Flux0(transport=transport)) as flux0:
         await begin(flux0)

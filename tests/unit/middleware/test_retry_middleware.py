@@ -373,12 +373,12 @@ def test_client_has_one_budget_for_all_calls() -> None:
         with pytest.raises(errors.ConnectError) as caught:
             flux0.sessions.list()
         assert caught.value.attempts == 1
-        transport.answers[:0] = [scripted_response(b'{"data": []}') for _ in range(10)]
+        transport.responses[:0] = [scripted_response(b'{"data": []}') for _ in range(10)]
         for _ in range(10):
             flux0.agents.list()
         with pytest.raises(errors.ConnectError, match="2 attempts"):
             flux0.agents.list()
-    assert transport.answers == []
+    assert transport.responses == []
 
 
 def test_budget_is_thread_safe() -> None:

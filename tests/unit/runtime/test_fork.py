@@ -31,7 +31,7 @@ from flux0.testing.contract.responses import ServerSteps, WaitForRelease, http_r
 from support.in_memory import JSON, SSE, chunk, status
 from support.secured import Secured
 from support.sending import AGENTS
-from support.transports import BLOCKING, TRANSPORTS, Way
+from support.transports import SYNC_WAYS, TRANSPORTS, Way
 
 # Python warns about a fork in a process with threads, and the test server runs threads.
 pytestmark = [
@@ -42,7 +42,7 @@ pytestmark = [
 
 # httpx2 shares this code with httpx.
 over_every_transport = pytest.mark.parametrize(
-    "way", [way for way in BLOCKING if way.transport != "httpx2"], ids=str
+    "way", [way for way in SYNC_WAYS if way.transport != "httpx2"], ids=str
 )
 
 TURN = http_response(

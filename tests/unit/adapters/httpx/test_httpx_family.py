@@ -26,7 +26,7 @@ from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import http_response
 from support import sending
 from support.modes import run
-from support.over_httpx import FAMILY, FAMILY_BLOCKING, OverHttpx
+from support.over_httpx import FAMILY, FAMILY_SYNC, OverHttpx
 from support.sending import OK, get, over, post
 
 
@@ -125,7 +125,7 @@ async def test_exceptions_of_user_code_are_raised_unchanged(
         assert len(server.requests) == (where in ("response", "auth, after"))
 
 
-@over(*FAMILY_BLOCKING)
+@over(*FAMILY_SYNC)
 @pytest.mark.parametrize(
     ("raised", "kind"),
     [
@@ -287,7 +287,7 @@ class Minimal:
         return self._client.send(request, stream=stream, follow_redirects=follow_redirects)
 
 
-@over(*FAMILY_BLOCKING)
+@over(*FAMILY_SYNC)
 async def test_client_needs_only_build_request_and_send(way: OverHttpx) -> None:
     with ByteServer(OK) as server, way.client() as client:
         transport = way.transport_over(Minimal(client, way.library))
@@ -297,7 +297,7 @@ async def test_client_needs_only_build_request_and_send(way: OverHttpx) -> None:
 # --- rejected arguments and calls
 
 
-@pytest.mark.parametrize("way", FAMILY_BLOCKING, ids=str)
+@pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
 def test_client_of_the_other_library_is_rejected(way: OverHttpx) -> None:
     other = {"httpx": "httpx2", "httpx2": "httpx"}[way.transport]
     client = type("Client", (), {"__module__": other, "send": None, "build_request": None})()

@@ -27,7 +27,7 @@ from flux0.ports import Interrupt
 from flux0.testing.contract import AsyncTransportContract, TransportContract
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, Write, http_response, to_bytes
-from support.over_httpx import FAMILY, FAMILY_BLOCKING, HttpxContract, OverHttpx
+from support.over_httpx import FAMILY, FAMILY_SYNC, HttpxContract, OverHttpx
 from support.secured import Secured
 from support.sending import HALF, OK, fetch, fetch_sync, get, over, post
 
@@ -120,7 +120,7 @@ async def test_users_client_may_use_a_unix_socket(way: OverHttpx, tmp_path: Any)
         assert await way.fetch_once(get("http://flux0"), transport=transport) == (200, b"ok")
 
 
-@pytest.mark.parametrize("way", FAMILY_BLOCKING, ids=str)
+@pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
 @pytest.mark.parametrize("pooled", [False, True], ids=["new, user's client", "pooled, TLS"])
 def test_interrupt_ends_a_waiting_call(way: OverHttpx, secured: Secured, *, pooled: bool) -> None:
     interrupt = Interrupt()
@@ -163,7 +163,7 @@ class NetworkStream:
         return {"socket": self._connection}[info]
 
 
-@over(*FAMILY_BLOCKING)
+@over(*FAMILY_SYNC)
 async def test_interrupt_does_not_shut_down_a_shared_connection(way: OverHttpx) -> None:
     """Requests over HTTP/2 share a connection. Streams of custom transports may have no socket."""
     ours, theirs = socket.socketpair()

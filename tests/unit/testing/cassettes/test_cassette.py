@@ -30,12 +30,12 @@ from flux0.testing.cassettes.cassette import (
 )
 from flux0.testing.cassettes.recording import recorded_request
 from flux0.testing.fake.calls import is_json
-from support.cassettes import LIST_AGENTS, asking, piece, written
+from support.cassettes import LIST_AGENTS, piece, posting, write_cassette
 
 SSE = {"content-type": "text/event-stream; charset=utf-8"}
 
 TURN = RecordedExchange(
-    asking("/api/sessions/s/events/stream", b'{"content":"Hi"}', query="a=b").request,
+    posting("/api/sessions/s/events/stream", b'{"content":"Hi"}', query="a=b").request,
     "ConnectionInterrupted",
     2.0,
     RecordedResponse(0.125, 200, SSE, (piece(0, b'data: "\xc3\xa9"\n\n'), piece(1.5, b"\xff"))),
@@ -45,7 +45,7 @@ REFUSED = RecordedExchange(RecordedRequest("GET", "/", {}), "ConnectError", 1)
 
 
 def test_cassette_is_readable_json(tmp_path: Path) -> None:
-    text = written(tmp_path / "c.json", LIST_AGENTS, TURN, REFUSED).read_text("utf-8")
+    text = write_cassette(tmp_path / "c.json", LIST_AGENTS, TURN, REFUSED).read_text("utf-8")
     assert text == (
         """\
 {
@@ -128,7 +128,7 @@ def test_cassette_is_readable_json(tmp_path: Path) -> None:
 
 def test_exchanges_are_read_in_the_order_of_sending(tmp_path: Path) -> None:
     first, second = evolve(TURN, number=1), evolve(LIST_AGENTS, number=2)
-    assert read_cassette(written(tmp_path / "c.json", second, first)) == (first, second)
+    assert read_cassette(write_cassette(tmp_path / "c.json", second, first)) == (first, second)
 
 
 def test_recorded_request_has_no_credentials() -> None:
@@ -190,7 +190,7 @@ def test_body_is_stored_in_the_first_form_that_keeps_its_bytes(
 ) -> None:
     assert LIST_AGENTS.response is not None
     response = evolve(LIST_AGENTS.response, pieces=(piece(0, body, as_json=True),))
-    path = written(tmp_path / "c", evolve(LIST_AGENTS, response=response))
+    path = write_cassette(tmp_path / "c", evolve(LIST_AGENTS, response=response))
     (exchange,) = read_cassette(path)
     assert exchange.response is not None
     assert exchange.response == response
@@ -201,7 +201,7 @@ def test_body_is_stored_in_the_first_form_that_keeps_its_bytes(
 
 @pytest.mark.parametrize("body", [b'{ "a" : "\\u00e9" }', b'{"a":"\xc3\xa9"}'])
 def test_request_body_is_stored_as_json_in_any_formatting(tmp_path: Path, body: bytes) -> None:
-    path = written(tmp_path / "c", asking("/api/agents", body))
+    path = write_cassette(tmp_path / "c", posting("/api/agents", body))
     assert '"a": "é"' in path.read_text("utf-8")
     (exchange,) = read_cassette(path)
     assert exchange.request.body is not None
@@ -232,7 +232,7 @@ exchanges = st.builds(
 def test_written_exchanges_are_read_unchanged(exchanges: list[RecordedExchange]) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder, "c.json")
-        assert read_cassette(written(path, *exchanges)) == tuple(exchanges)
+        assert read_cassette(write_cassette(path, *exchanges)) == tuple(exchanges)
 
 
 # --- writing
@@ -335,7 +335,7 @@ def replace(path: Path, place: str, value: object) -> None:
 def test_error_names_the_damaged_place(
     tmp_path: Path, place: str, value: object, problem: str
 ) -> None:
-    path = written(tmp_path / "c.json", LIST_AGENTS, TURN, REFUSED)
+    path = write_cassette(tmp_path / "c.json", LIST_AGENTS, TURN, REFUSED)
     replace(path, place, value)
     with pytest.raises(CassetteError) as caught:
         read_cassette(path)
@@ -344,6 +344,6 @@ def test_error_names_the_damaged_place(
 
 
 def test_unknown_members_are_ignored(tmp_path: Path) -> None:
-    path = written(tmp_path / "c.json", LIST_AGENTS)
+    path = write_cassette(tmp_path / "c.json", LIST_AGENTS)
     replace(path, "exchanges.0.request.note", "Some comment")
     assert read_cassette(path) == (LIST_AGENTS,)

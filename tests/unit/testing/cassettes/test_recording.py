@@ -41,7 +41,7 @@ from flux0.testing import (
     Truncate,
 )
 from flux0.testing.cassettes.cassette import CLOSED, WHOLE, Content, RecordedExchange, read_cassette
-from support.cassettes import ONCE, record, talk
+from support.cassettes import ONCE, record, use_client
 from support.cost import calls_made
 from support.fake_over_http import FakeOverHTTP
 from support.fakes import message_to, new_session, request
@@ -87,7 +87,7 @@ def path(tmp_path: Path) -> Path:
 def test_recording_does_not_change_results(mode: Mode, path: Path) -> None:
     async def without() -> None:
         async with in_mode(mode, Flux0(server.url)) as flux0:
-            results.append(await talk(flux0))
+            results.append(await use_client(flux0))
 
     async def with_recording() -> None:
         results.append(await record(mode, server.url, path))

@@ -45,7 +45,15 @@ from flux0.testing import (
 from flux0.testing.cassettes.cassette import CLOSED, RecordedExchange, read_cassette
 from flux0.testing.cassettes.replaying import CassetteMode, Matching
 from flux0.testing.fake.body import FakeBody
-from support.cassettes import LIST_AGENTS, ONCE, asking, piece, record, talk, written
+from support.cassettes import (
+    LIST_AGENTS,
+    ONCE,
+    piece,
+    posting,
+    record,
+    use_client,
+    write_cassette,
+)
 from support.cost import calls_made
 from support.fake_over_http import FakeOverHTTP
 from support.fakes import message_to, new_session, request
@@ -94,7 +102,7 @@ def test_replay_returns_the_recorded_results(
 
     async def replaying() -> None:
         async with in_mode(mode, Flux0(transport=replay, retry_config=ONCE)) as flux0:
-            results.append(await talk(flux0))
+            results.append(await use_client(flux0))
 
     with FakeOverHTTP(demo_transport()) as server:
         run(recorded_in, recording)
@@ -105,7 +113,9 @@ def test_replay_returns_the_recorded_results(
 
 
 def test_replay_can_be_recorded(path: Path, tmp_path: Path) -> None:
-    recording = RecordingTransport(ReplayTransport(written(path, LIST_AGENTS)), tmp_path / "2")
+    recording = RecordingTransport(
+        ReplayTransport(write_cassette(path, LIST_AGENTS)), tmp_path / "2"
+    )
     with Flux0(transport=recording) as flux0:
         assert len(flux0.agents.list()) == 0
     (again,) = read_cassette(tmp_path / "2")
@@ -186,11 +196,11 @@ def test_idle_timeout_expires_after_the_recorded_time(path: Path) -> None:
 # --- matching
 
 
-AGENTS = [asking("/api/agents", b'{"name":"%d","type":"fake"}' % number) for number in range(4)]
+AGENTS = [posting("/api/agents", b'{"name":"%d","type":"fake"}' % number) for number in range(4)]
 
 
 def test_strict_matching_requires_the_recorded_order(path: Path) -> None:
-    replay = ReplayTransport(written(path, *AGENTS[:3]))
+    replay = ReplayTransport(write_cassette(path, *AGENTS[:3]))
     replay.send(request_of(AGENTS[0]))
     assert explanation(replay, AGENTS[2]) == [
         f"agents.create(name='2', type='fake') is not the next request in {path}",
@@ -212,7 +222,7 @@ def test_strict_matching_requires_the_recorded_order(path: Path) -> None:
 
 
 def test_loose_matching_allows_any_order(path: Path) -> None:
-    replay = ReplayTransport(written(path, *AGENTS[:3]), "loose")
+    replay = ReplayTransport(write_cassette(path, *AGENTS[:3]), "loose")
     for position in (2, 0, 1):
         replay.send(request_of(AGENTS[position]))
     assert explanation(replay, AGENTS[3]) == [
@@ -230,7 +240,7 @@ def test_loose_matching_repeats_only_requests_that_were_recorded_once(
         evolve(AGENTS[0], response=evolve(AGENTS[0].response, pieces=(piece(0, data),)))
         for data in (b"1", b"2")
     ]
-    replay = ReplayTransport(written(path, responses[0], LIST_AGENTS, responses[1]), "loose")
+    replay = ReplayTransport(write_cassette(path, responses[0], LIST_AGENTS, responses[1]), "loose")
     for _ in range(3):
         assert b"".join(replay.send(request_of(LIST_AGENTS)).body) == b'{"data":[]}'
     results = [b"".join(replay.send(request_of(AGENTS[0])).body) for _ in range(2)]
@@ -243,7 +253,7 @@ def test_loose_matching_repeats_only_requests_that_were_recorded_once(
 
 @pytest.mark.parametrize("matching", ["strict", "loose"])
 def test_match_selects_the_compared_parts(path: Path, matching: Matching) -> None:
-    cassette = written(path, *AGENTS[:2], LIST_AGENTS)
+    cassette = write_cassette(path, *AGENTS[:2], LIST_AGENTS)
     replay = ReplayTransport(
         cassette, matching, match=lambda call: (call.operation, call.arguments.get("type"))
     )
@@ -283,7 +293,7 @@ def test_mode_selects_recording_or_replaying(
 ) -> None:
     monkeypatch.setenv("CI", ci)
     if exists:
-        written(path)
+        write_cassette(path)
     if isinstance(expected, Flux0Error):
         with pytest.raises(type(expected), match=str(expected)):
             cassette(path, FakeTransport, mode=mode)
@@ -301,18 +311,22 @@ def test_default_transport_for_recording_is_httpx(path: Path) -> None:
 
 @pytest.mark.parametrize("matching", ["strict", "loose"])
 def test_empty_cassette_matches_no_request(path: Path, matching: Matching) -> None:
-    lines = explanation(ReplayTransport(written(path), matching), LIST_AGENTS)
+    lines = explanation(ReplayTransport(write_cassette(path), matching), LIST_AGENTS)
     assert lines[0].startswith("agents.list() is not ")
 
 
 @pytest.mark.parametrize(
     ("recorded", "sent", "differences"),
     [
-        (asking("/a"), asking("/b"), ["path: recorded '/a', got '/b'"]),
-        (asking("/a"), asking("/a", method="PUT"), ["method: recorded 'POST', got 'PUT'"]),
+        (posting("/a"), posting("/b"), ["path: recorded '/a', got '/b'"]),
         (
-            asking("/a", query="x=1&y=2&y=3&z="),
-            asking("/a", query="x=2&y=2&w=%20"),
+            posting("/a"),
+            posting("/a", method="PUT"),
+            ["method: recorded 'POST', got 'PUT'"],
+        ),
+        (
+            posting("/a", query="x=1&y=2&y=3&z="),
+            posting("/a", query="x=2&y=2&w=%20"),
             [
                 "query x: recorded '1', got '2'",
                 "query y: recorded ['2', '3'], got '2'",
@@ -321,17 +335,21 @@ def test_empty_cassette_matches_no_request(path: Path, matching: Matching) -> No
             ],
         ),
         (
-            asking("/a", b'{"a":1,"b":true,"c":{"d":[1,2]}}'),
-            asking("/a", b'{"a":1.0,"b":1,"c":{"d":[2,1]}}'),
+            posting("/a", b'{"a":1,"b":true,"c":{"d":[1,2]}}'),
+            posting("/a", b'{"a":1.0,"b":1,"c":{"d":[2,1]}}'),
             [
                 "body a: recorded 1, got 1.0",
                 "body b: recorded True, got 1",
                 "body c: recorded {'d': [1, 2]}, got {'d': [2, 1]}",
             ],
         ),
-        (asking("/a", b'["x"]'), asking("/a"), ["body: recorded ['x'], got nothing"]),
-        (asking("/a"), asking("/a", b'{"a":1}'), ["body: recorded nothing, got {'a': 1}"]),
-        (asking("/a", b"null"), asking("/a"), ["body: recorded None, got nothing"]),
+        (posting("/a", b'["x"]'), posting("/a"), ["body: recorded ['x'], got nothing"]),
+        (
+            posting("/a"),
+            posting("/a", b'{"a":1}'),
+            ["body: recorded nothing, got {'a': 1}"],
+        ),
+        (posting("/a", b"null"), posting("/a"), ["body: recorded None, got nothing"]),
     ],
 )
 @pytest.mark.parametrize("matching", ["strict", "loose"])
@@ -342,7 +360,7 @@ def test_error_lists_the_differences(
     sent: RecordedExchange,
     differences: list[str],
 ) -> None:
-    replay = ReplayTransport(written(path, recorded), matching)
+    replay = ReplayTransport(write_cassette(path, recorded), matching)
     url = f"http://h{sent.request.path}?{sent.request.query}"
     body = sent.request.body.data if sent.request.body else None
     with pytest.raises(AssertionError) as caught:
@@ -353,30 +371,30 @@ def test_error_lists_the_differences(
 
 @pytest.mark.parametrize("matching", ["strict", "loose"])
 def test_equivalent_requests_match(path: Path, matching: Matching) -> None:
-    recorded = asking("/a", '{"a":"é","b":[1,{"c":null}]}'.encode(), query="x=1&y=%C3%A9")
+    recorded = posting("/a", '{"a":"é","b":[1,{"c":null}]}'.encode(), query="x=1&y=%C3%A9")
     headers = request("GET", "/", headers={"authorization": "other"}).headers
     body = b'{ "b": [1, {"c": null}], "a": "\\u00e9" }'
     for url in ("http://h/a?x=1&y=%c3%a9", "https://u:p@other:1/a?y=%C3%A9&x=1"):
-        replay = ReplayTransport(written(path, recorded), matching)
+        replay = ReplayTransport(write_cassette(path, recorded), matching)
         replay.send(Request("POST", url, headers, body))
         replay.assert_all_used()
 
 
 @pytest.mark.parametrize("body", [b"\xff", b"{", b"[" * 100_000], ids=["binary", "text", "deep"])
 def test_bodies_that_are_not_json_are_compared_as_bytes(path: Path, body: bytes) -> None:
-    replay = ReplayTransport(written(path, asking("/a", body), asking("/a", body)))
+    replay = ReplayTransport(write_cassette(path, posting("/a", body), posting("/a", body)))
     replay.send(Request("POST", "http://h/a", Headers(), body))
     with pytest.raises(AssertionError, match="  body: recorded b"):
         replay.send(Request("POST", "http://h/a", Headers(), body + b"x"))
 
 
 def test_nearest_exchange_has_the_same_operation(path: Path) -> None:
-    session = asking("/api/sessions", b'{"agent_id":"a000000001"}')
-    turn = asking("/api/sessions/s1/events/stream", b'{"type":"message","content":"Hi"}')
+    session = posting("/api/sessions", b'{"agent_id":"a000000001"}')
+    turn = posting("/api/sessions/s1/events/stream", b'{"type":"message","content":"Hi"}')
     body = b'{"type":"message","content":"Hello","x":1}'
-    agent = asking("/api/agents", body)  # It has the fewest differences.
-    replay = ReplayTransport(written(path, session, turn, agent, LIST_AGENTS), "loose")
-    other = asking("/api/sessions/s2/events/stream", body)
+    agent = posting("/api/agents", body)  # It has the fewest differences.
+    replay = ReplayTransport(write_cassette(path, session, turn, agent, LIST_AGENTS), "loose")
+    other = posting("/api/sessions/s2/events/stream", body)
     assert explanation(replay, other) == [
         f"sessions.create_event(session_id='s2', type='message', content='Hello', x=1) is not in "
         f"{path}",
@@ -388,7 +406,7 @@ def test_nearest_exchange_has_the_same_operation(path: Path) -> None:
 
 
 def test_assert_all_used_lists_unused_exchanges(path: Path) -> None:
-    replay = ReplayTransport(written(path, LIST_AGENTS, *AGENTS[:2]))
+    replay = ReplayTransport(write_cassette(path, LIST_AGENTS, *AGENTS[:2]))
     replay.send(request_of(LIST_AGENTS))
     with pytest.raises(AssertionError) as caught:
         replay.assert_all_used()
@@ -404,7 +422,7 @@ def test_invalid_arguments_are_rejected_immediately(path: Path) -> None:
         ReplayTransport(path)
     matching: Any = "lose"
     with pytest.raises(InvalidArgument, match='matching must be "strict" or "loose", not'):
-        ReplayTransport(written(path), matching)
+        ReplayTransport(write_cassette(path), matching)
 
 
 # --- responses that the recorded program closed early
@@ -437,7 +455,7 @@ def test_reading_beyond_an_early_close_is_explained(mode: Mode, path: Path) -> N
 
 def test_waiting_for_a_cancelled_response_is_explained(path: Path) -> None:
     left = evolve(LIST_AGENTS, response=None, end=CLOSED, after=2.5)
-    replay = ReplayTransport(written(path, left))
+    replay = ReplayTransport(write_cassette(path, left))
     with pytest.raises(AssertionError, match=r"agents.list\(\).*it 2.5 s after the request"):
         replay.send(request_of(left))
 
@@ -457,7 +475,7 @@ def test_deadline_expires_again_if_it_is_not_longer(
                 await flux0.agents.list_async(timeout_ms=timeout_ms)
 
     left = evolve(LIST_AGENTS, end=CLOSED, after=5.1, response=response)
-    replay = ReplayTransport(written(path, left))
+    replay = ReplayTransport(write_cassette(path, left))
     run(mode, test)
 
 
@@ -480,7 +498,7 @@ def test_deadline_that_expired_while_recording_expires_again(mode: Mode, path: P
 
 def test_recorded_times_pass_and_waits_are_passed_to_sleep(path: Path) -> None:
     waits: list[float] = []
-    replay = ReplayTransport(written(path, LIST_AGENTS), sleep=waits.append)
+    replay = ReplayTransport(write_cassette(path, LIST_AGENTS), sleep=waits.append)
     began = replay.time.monotonic()
     pieces = iter(replay.send(request_of(LIST_AGENTS)).body)
     assert replay.time.monotonic() - began == 0.25
@@ -493,7 +511,9 @@ def test_recorded_times_pass_and_waits_are_passed_to_sleep(path: Path) -> None:
 
 
 def test_shorter_timeouts_do_not_expire_in_a_replay(path: Path) -> None:
-    with Flux0(transport=ReplayTransport(written(path, LIST_AGENTS)), timeout_ms=800) as flux0:
+    with Flux0(
+        transport=ReplayTransport(write_cassette(path, LIST_AGENTS)), timeout_ms=800
+    ) as flux0:
         assert len(flux0.agents.list()) == 0
 
 
@@ -536,7 +556,7 @@ def test_closing_a_client_interrupts_only_its_own_streams(path: Path) -> None:
 def test_recorded_error_is_raised_once_and_names_the_cassette(path: Path) -> None:
     broken = evolve(LIST_AGENTS, end="ReadTimeout", after=60.0)
     refused = evolve(LIST_AGENTS, response=None, end="ConnectError", after=1.0)
-    replay = ReplayTransport(written(path, broken, refused))
+    replay = ReplayTransport(write_cassette(path, broken, refused))
     began = replay.clock.now()
     pieces = iter(replay.send(request_of(broken)).body)
     next(pieces)
@@ -555,7 +575,7 @@ def test_unreferenced_body_is_freed(path: Path) -> None:
         return sum(type(thing) is FakeBody for thing in gc.get_objects())
 
     before = bodies()
-    replay = ReplayTransport(written(path, *[LIST_AGENTS] * 10))
+    replay = ReplayTransport(write_cassette(path, *[LIST_AGENTS] * 10))
     for _ in range(10):
         replay.send(request_of(LIST_AGENTS))
     assert bodies() <= before
@@ -591,7 +611,7 @@ def test_cost_is_linear(path: Path, matching: Matching) -> None:
         assert LIST_AGENTS.response is not None
         response = evolve(LIST_AGENTS.response, pieces=(piece(0, b"x"),) * pieces)
         exchange = evolve(LIST_AGENTS, response=response)
-        written(path, *[exchange] * exchanges)
+        write_cassette(path, *[exchange] * exchanges)
 
         def play() -> None:
             replay = ReplayTransport(path, matching)
@@ -609,7 +629,7 @@ def test_replay_imports_no_http_library(path: Path) -> None:
 import sys
 from flux0 import Flux0
 from flux0.testing import ReplayTransport
-with Flux0(transport=ReplayTransport({str(written(path, LIST_AGENTS))!r})) as flux0:
+with Flux0(transport=ReplayTransport({str(write_cassette(path, LIST_AGENTS))!r})) as flux0:
     flux0.agents.list()
 loaded = {{name.partition(".")[0] for name in sys.modules}}
 print(*sorted(loaded & {{"aiohttp", "anyio", "httpx", "pytest", "requests", "urllib3"}}))

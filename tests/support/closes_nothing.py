@@ -1,9 +1,10 @@
-"""A program that closes nothing.
+"""A program that closes neither clients nor streams.
 
-    python -m support.forgetful <transport> <server url> <agent id> <sync|asyncio|trio|loops>...
+    python -m support.closes_nothing TRANSPORT SERVER_URL AGENT_ID MODE...
 
-It leaves clients and streams behind, some of them to the garbage collector and some until the
-interpreter ends, and says nothing. What it says in spite of that is for the tests to see.
+Each MODE is sync, asyncio or trio; or loops, which uses one client in several event loops. Some
+clients and streams are garbage-collected, others are referenced until the interpreter exits. The
+program prints nothing itself: tests check that Python and the libraries print no warnings.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from support.modes import in_mode, run
 from support.transports import TRANSPORTS, Mode, make_transport
 
 _CONTENT = json.dumps([{"text": "Hi"}, {"text": "there"}, {"hang": True}])
-_LEFT_BEHIND: list[object] = []
+_REFERENCED: list[object] = []
 
 
-async def use(flux0: Flux0, agent_id: str) -> None:
-    """Leave behind a stream that was left by `break`, one read by half, and one not read at all."""
-    for keep in (_LEFT_BEHIND.append, id):
+async def leave_streams(flux0: Flux0, agent_id: str) -> None:
+    """Start streams that are not read, partly read, or left by `break`, and close none of them."""
+    for keep in (_REFERENCED.append, id):
         for reads in range(3):
             session = await flux0.sessions.create_async(agent_id=agent_id)
             stream = await flux0.sessions.create_event_async(
@@ -41,29 +42,29 @@ async def use(flux0: Flux0, agent_id: str) -> None:
 
 
 def main() -> None:
-    """Do what the arguments say."""
-    transport, url, agent_id, *what = sys.argv[1:]
+    """Run the modes in the command-line arguments."""
+    transport, url, agent_id, *modes = sys.argv[1:]
 
     def make_client() -> Flux0:
         return Flux0(url, transport=make_transport(transport))
 
-    def leave_behind(mode: Mode, make: Callable[[], Flux0]) -> None:
+    def run_program(mode: Mode, make: Callable[[], Flux0]) -> None:
         async def program() -> None:
             if mode == "asyncio":
-                # In development mode it complains when a busy machine is slow to import.
+                # Otherwise, development mode warns about slow imports on a busy machine.
                 asyncio.get_running_loop().slow_callback_duration = 60
-            await use(in_mode(mode, make()), agent_id)
+            await leave_streams(in_mode(mode, make()), agent_id)
 
         run(mode, program)
 
-    for each in what:
+    for each in modes:
         if each == "loops":
             shared = repeat(make_client())
             for mode in TRANSPORTS[transport][1] * 2:
                 if mode != "sync":
-                    leave_behind(mode, shared.__next__)
+                    run_program(mode, shared.__next__)
         else:
-            leave_behind(cast("Mode", each), make_client)
+            run_program(cast("Mode", each), make_client)
         gc.collect()
 
 

@@ -1,4 +1,4 @@
-"""Pages tell what is there: every public name, every file, and the command that CI runs."""
+"""The pages are complete and correct: links, public names, and the test command."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_file_that_a_page_links_to_exists(page: Path) -> None:
+def test_linked_files_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_reference_has_every_public_name() -> None:
+def test_reference_contains_each_public_name() -> None:
     page = (ROOT / "docs/reference/client.md").read_text("utf-8")
     shown = set(re.findall(r"^::: [\w.]+\.(\w+)$", page, re.MULTILINE))
-    apart = {"models", "__version__", *dir(flux0.models)}
-    assert set(flux0.__all__) - apart <= shown
+    on_other_pages = {"models", "__version__", *dir(flux0.models)}
+    assert set(flux0.__all__) - on_other_pages <= shown
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
