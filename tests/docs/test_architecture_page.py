@@ -67,11 +67,12 @@ def defined_names(tree: ast.AST) -> Iterator[str]:
 
 
 def test_table_lists_each_private_name_of_other_libraries() -> None:
-    trees = {path.name: ast.parse(path.read_text("utf-8")) for path in SRC.rglob("*.py")}
-    ours = {f"self.{name}" for tree in trees.values() for name in defined_names(tree)}
+    # A list, because several modules have the same file name.
+    trees = [(path.name, ast.parse(path.read_text("utf-8"))) for path in SRC.rglob("*.py")]
+    ours = {f"self.{name}" for _, tree in trees for name in defined_names(tree)}
     uses = {
         (file, name.removeprefix("self."))
-        for file, tree in trees.items()
+        for file, tree in trees
         for name in {*names(tree)} - {*defined_names(tree)} - ours - DOCUMENTED
         if re.fullmatch(r"(self\.)?_[a-z]\w*", name)
     }

@@ -241,7 +241,7 @@ class _BuiltInClient:
 
     def __init__(self, httpx_module: Any, transport: Any) -> None:
         self._httpx_module = httpx_module
-        self._transport = transport
+        self._httpx_transport = transport
         # Parsing the URL takes a tenth of the time of a call.
         self._parse_url = lru_cache(128)(httpx_module.URL)
 
@@ -258,7 +258,7 @@ class SyncBuiltInClient(_BuiltInClient):
     def send(self, request: Any, **_: object) -> Any:
         """Send a request and return the library's response."""
         try:
-            response = self._transport.handle_request(request)
+            response = self._httpx_transport.handle_request(request)
         except self._httpx_module.RequestError as error:
             error.request = request  # `httpx.Client` sets it, too.
             raise
@@ -267,7 +267,7 @@ class SyncBuiltInClient(_BuiltInClient):
 
     def close(self) -> None:
         """Close all connections."""
-        self._transport.close()
+        self._httpx_transport.close()
 
 
 class AsyncBuiltInClient(_BuiltInClient):
@@ -276,7 +276,7 @@ class AsyncBuiltInClient(_BuiltInClient):
     async def send(self, request: Any, **_: object) -> Any:
         """Send a request and return the library's response."""
         try:
-            response = await self._transport.handle_async_request(request)
+            response = await self._httpx_transport.handle_async_request(request)
         except self._httpx_module.RequestError as error:
             error.request = request  # `httpx.AsyncClient` sets it, too.
             raise
@@ -285,7 +285,7 @@ class AsyncBuiltInClient(_BuiltInClient):
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._transport.aclose()
+        await self._httpx_transport.aclose()
 
 
 class BuiltInClients:

@@ -215,7 +215,7 @@ class HttpxFamilyTransport(ABC):
         return built
 
     def _response_despite(
-        self, error: Exception, client: Any, built: Any, exchange: HttpxExchange
+        self, error: Any, client: Any, built: Any, exchange: HttpxExchange
     ) -> Any:
         """Return the response if a hook called `raise_for_status`; None to re-raise `error`.
 

@@ -44,7 +44,7 @@ def failure(
 
 
 def _limit(kind: type[TransportTimeout], timeout: Timeout) -> float | None:
-    limits = {
+    limits: dict[type[TransportTimeout], float | None] = {
         ConnectTimeout: timeout.connect,
         PoolTimeout: timeout.pool,
         ReadTimeout: timeout.read,
