@@ -75,7 +75,7 @@ def to_content(data: bytes, *, as_json: bool, exact: bool = True, after: float =
         with suppress(ValueError, RecursionError):  # Such as NaN, or a lone surrogate.
             value = json.loads(data)
             content = Content(json=value, after=after)
-            json.dumps([[[[[[value]]]]]], indent=2)  # Is it too deep? In the file it is nested.
+            json.dumps([[[[[[value]]]]]], indent=2)  # The file nests it 6 levels deeper.
             if content.data == data or not exact:
                 return content
     try:
@@ -187,7 +187,7 @@ class CassetteFile:
         self._failed |= exchange.end in ERRORS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
     def finish(self) -> str | None:
-        """Replace the earlier file, unless an exchange failed; then return a warning."""
+        """Replace the earlier file. If an exchange failed, keep it and return a warning."""
         if self._written is not None and self._written != self._path:
             if self._failed:
                 return (

@@ -90,7 +90,10 @@ class RecordingTransport:
         return exchange.record_response(response, iter)
 
     def close(self) -> None:
-        """Close the other transport, and replace an older cassette with the new one."""
+        """Close the other transport, and replace an older cassette with the new one.
+
+        If an exchange failed, keep the older cassette and issue a warning.
+        """
         try:
             self.transport.close()
         finally:

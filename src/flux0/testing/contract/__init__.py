@@ -34,8 +34,8 @@ from flux0.testing.contract.connecting import (
 )
 from flux0.testing.contract.connections import (
     CancellationContract,
-    NeverTwiceContract,
     ReleaseContract,
+    SendOnceContract,
 )
 from flux0.testing.contract.messages import BodyContract, HeadContract
 from flux0.testing.contract.waiting import IdleContract, InterruptContract, TimeoutContract
@@ -47,7 +47,7 @@ class _Parts(
     BodyContract,
     ConnectContract,
     TimeoutContract,
-    NeverTwiceContract,
+    SendOnceContract,
     ReleaseContract,
     TLSContract,
 ):

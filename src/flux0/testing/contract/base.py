@@ -62,7 +62,10 @@ class Contract(ABC):
         """The seconds that the tests of this class may still lose; fail if none are left."""
         budget = class_of(request).stash.setdefault(_TIME_BUDGET, 3 * self.timeout)
         if budget <= 0:
-            pytest.fail("not run: the transport hung in too many earlier tests", pytrace=False)
+            pytest.fail(
+                "not run: the transport hung in too many earlier tests; see their failures",
+                pytrace=False,
+            )
         return budget
 
     @pytest.fixture
@@ -89,7 +92,7 @@ class Contract(ABC):
 
 
 def class_of(request: pytest.FixtureRequest) -> pytest.Class:
-    """Return the class of the running test, which stores the values that its tests share."""
+    """Return the class of the running test. Its `stash` stores values that its tests share."""
     node: pytest.Item = request.node
     found = node.getparent(pytest.Class)
     assert found is not None
@@ -110,8 +113,12 @@ def fails(
     assert str(error), f"{type(error).__name__} has no message"
     if caused:
         cause = error.__cause__
-        assert isinstance(cause, Exception), "the error must be raised from the library's exception"
-        assert not isinstance(cause, TransportError), "the cause must be the library's exception"
+        assert isinstance(cause, Exception), (
+            "the error must be raised from the exception of the library"
+        )
+        assert not isinstance(cause, TransportError), (
+            "the cause must be the exception of the library"
+        )
     return error
 
 

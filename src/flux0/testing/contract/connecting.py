@@ -83,13 +83,13 @@ class TLSContract(Contract):
         server = trusting.serve(http_response(b"secret", framing="chunked"), tls=tls)
         assert trusting.fetch(get(server.url, stream=True)) == b"secret"
         assert trusting.fetch(get(server.url)) == b"secret"
-        assert server.connections == 1
+        assert server.connections == 1, "the connection was not reused"
 
     def test_unknown_authority_is_a_tls_error(self, harness: Harness, tls: ssl.SSLContext) -> None:
         """The request is not sent."""
         server = harness.serve(http_response(b""), tls=tls)
         fails(lambda: harness.send(get(server.url)), errors.TLSError)
-        assert server.requests == ()
+        assert server.requests == (), "the request was sent over an untrusted connection"
 
     def test_certificate_for_another_host_is_a_tls_error(
         self, trusting: Harness, authority: trustme.CA
@@ -97,7 +97,7 @@ class TLSContract(Contract):
         """The request is not sent."""
         server = trusting.serve(http_response(b""), tls=_context(authority, "elsewhere.example"))
         fails(lambda: trusting.send(get(server.url)), errors.TLSError)
-        assert server.requests == ()
+        assert server.requests == (), "the request was sent over an untrusted connection"
 
     def test_plain_http_instead_of_tls_is_a_tls_error(self, harness: Harness) -> None:
         """The server sends an HTTP response instead of a TLS handshake."""

@@ -66,7 +66,7 @@ _pooling = pytest.mark.parametrize("pooled", [False, True], ids=["fresh", "poole
 _half_read = pytest.mark.parametrize("read", [b"", b"first"], ids=["not-read", "half-read"])
 
 
-class NeverTwiceContract(Contract):
+class SendOnceContract(Contract):
     """A request that the server may have received is not sent again."""
 
     @pytest.mark.parametrize("breaks", _BREAKS)
@@ -81,7 +81,7 @@ class NeverTwiceContract(Contract):
             assert harness.fetch(get(server.url)) == b"ok"
         request = post(server.url, timeout=evolve(LONG_TIMEOUT, read=SHORT))
         fails(lambda: harness.send(request), error)
-        assert _posts(server) == 1
+        assert _posts(server) == 1, "the request was not sent exactly once"
         server.wait_until_closed()
 
     def test_request_is_sent_once_if_writing_fails(self, harness: Harness) -> None:
@@ -89,7 +89,7 @@ class NeverTwiceContract(Contract):
         server = harness.serve(on_connect=(Receive(), Reset()))
         with pytest.raises(errors.ConnectionInterrupted):
             harness.send(post(server.url, bytes(16_000_000)))
-        assert server.connections == 1
+        assert server.connections == 1, "the request was sent again"
 
     def test_request_that_the_server_began_to_read_is_not_sent_again(
         self, harness: Harness
@@ -118,7 +118,9 @@ class NeverTwiceContract(Contract):
             assert harness.fetch(post(server.url)) == b"ok"
         except (errors.ConnectError, errors.ConnectionInterrupted) as error:
             least, most = 0, isinstance(error, errors.ConnectionInterrupted)
-        assert least <= _posts(server) <= most
+        assert least <= _posts(server) <= most, (
+            "the request was lost, or sent in spite of the error"
+        )
         assert harness.fetch(get(server.url)) == b"ok"
 
     @pytest.mark.parametrize("location", _LOCATIONS)
@@ -130,7 +132,7 @@ class NeverTwiceContract(Contract):
         response = harness.send(post(server.url))
         assert (response.head.status_code, response.head.headers["location"]) == (302, location)
         assert response.read() in (b"moved", b"")
-        assert _posts(server) == 1
+        assert _posts(server) == 1, "the request was not sent exactly once"
 
 
 class ReleaseContract(Contract):
@@ -147,7 +149,7 @@ class ReleaseContract(Contract):
             assert response.read() == b"ab"
             response.close()
             response.close()
-        assert server.connections == 1
+        assert server.connections == 1, "the connection was not reused"
 
     @_half_read
     @streams
@@ -268,7 +270,7 @@ class ReleaseContract(Contract):
         sending = harness.start(post(url, bytes(size)))
         connection, _ = listener.accept()
         with connection:
-            assert sending.is_pending_after(SHORT)
+            assert sending.is_pending_after(SHORT), "the request ended without a response"
             harness.close()
 
 

@@ -1,4 +1,4 @@
-"""The contract for requests and responses: they are transferred unchanged, or with an error."""
+"""The contract for requests and responses: both are unchanged, or the call fails."""
 
 # ruff: noqa: S101 - a test suite asserts
 
@@ -75,7 +75,7 @@ _MEGABYTES = [(f"X-{number}", "x" * 1000) for number in range(2000)]
 
 
 class HeadContract(Contract):
-    """Request and response heads, request bodies and status codes."""
+    """Requests are sent unchanged, and response heads are returned unchanged."""
 
     @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
     @pytest.mark.parametrize("target", _TARGETS)
@@ -132,7 +132,7 @@ class HeadContract(Contract):
         )
         harness.fetch(get(server.url))
         harness.fetch(get(server.url))
-        assert "cookie" not in server.requests[1].headers
+        assert "cookie" not in server.requests[1].headers, "the transport stored a cookie"
 
     @pytest.mark.parametrize("status", [200, 201, 299, 307, 400, 404, 418, 422, 429, 500, 503, 599])
     def test_every_status_is_returned(self, harness: Harness, status: int) -> None:
@@ -143,7 +143,7 @@ class HeadContract(Contract):
         )
         assert (response.head.status_code, response.read()) == (status, b"why")
         assert response.head.headers["location"] == "/elsewhere"
-        assert len(server.requests) == 1
+        assert len(server.requests) == 1, "the redirect was followed"
 
     @pytest.mark.parametrize("status", [100, 102, 103])
     @pytest.mark.parametrize("at_once", [False, True], ids=["apart", "at-once"])
@@ -174,12 +174,12 @@ class HeadContract(Contract):
     def test_responses_without_a_body_end_with_their_head(
         self, harness: Harness, method: str, status: str, fields: list[tuple[str, str]]
     ) -> None:
-        """Header fields that describe a body do not matter here (RFC 9112, section 6.3)."""
+        """They have no body, whatever their header fields say (RFC 9112, section 6.3)."""
         server = harness.serve((head(status, fields),))
         for _ in range(2):
             response = harness.send(evolve(get(server.url), method=method))
             assert (response.head.status_code, response.read()) == (int(status[:3]), b"")
-        assert server.connections == 1
+        assert server.connections == 1, "the connection was not reused"
 
     def test_response_headers_are_returned_unchanged(self, harness: Harness) -> None:
         """Repeated fields stay separate. `raw_response` is the response of the library."""
@@ -188,7 +188,7 @@ class HeadContract(Contract):
         headers = response.head.headers
         assert headers["x-request-id"] == headers["X-REQUEST-ID"] == "7"
         assert headers.get_all("SET-COOKIE") == ("a=1, b", "c=2")
-        assert response.head.raw_response is not None
+        assert response.head.raw_response is not None, "must be the response of the library"
         assert response.read() == b""
 
     @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ class HeadContract(Contract):
 
 
 class BodyContract(Contract):
-    """Response bodies: framing and pieces make no difference, and damaged bodies are errors."""
+    """Response bodies are returned unchanged in each framing, and damaged bodies are errors."""
 
     @_framings
     @_codings
@@ -310,7 +310,8 @@ class BodyContract(Contract):
         steps, error = _LATE_FAULTS[fault]
         server, response = harness.read_first(steps, stream=stream)
         server.release()
-        assert fails(response.read, error, caused=False).__cause__ is not None
+        cause = fails(response.read, error, caused=False).__cause__
+        assert cause is not None, "the error must be raised from the exception of the library"
         server.wait_until_closed()
 
     # --- limits
@@ -361,5 +362,5 @@ class BodyContract(Contract):
         finally:
             tracemalloc.stop()
         assert read >= 4_000_000  # noqa: PLR2004
-        assert peak < 32_000_000  # noqa: PLR2004
+        assert peak < 32_000_000, "too much was decompressed at once"  # noqa: PLR2004
         response.close()

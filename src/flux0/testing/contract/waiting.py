@@ -67,7 +67,7 @@ class TimeoutContract(Contract):
         timeout = evolve(LONG_TIMEOUT, read=5 * SHORT)  # Enough time for the head.
         server, response = harness.read_first(_HALF, stream=True, timeout=timeout)
         next_piece = response.start_next()
-        assert next_piece.is_pending_after(6 * SHORT)
+        assert next_piece.is_pending_after(6 * SHORT), "the read timeout ended the stream"
         server.release()
         assert next_piece.outcome() == b"second"
         assert response.read() == b""
@@ -229,4 +229,4 @@ class IdleContract(Contract):
         assert here.calls["pooled"].outcome() == b"ok"
         here.is_pending_at_end("head")
         assert here.harness.fetch(get(here.pooled.url)) == b"ok"
-        assert here.pooled.connections == 2  # noqa: PLR2004
+        assert here.pooled.connections == 2, "an idle connection was reused"  # noqa: PLR2004
