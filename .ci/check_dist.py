@@ -1,4 +1,4 @@
-"""What is published: wheel and source distribution, as `tox run -e dist` made them in dist/."""
+"""Tests of the published files: the wheel and the source distribution in dist/."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 (WHEEL,) = (ROOT / "dist").glob("*.whl")
 (SDIST,) = (ROOT / "dist").glob("*.tar.gz")
 
-# Each extra, and what then works.
+# Each extra, and a statement that needs it.
 EXTRAS = {
     "": "flux0.HttpxTransport()",
     "aiohttp": "flux0.AiohttpTransport()",
@@ -31,7 +31,7 @@ PYTHONS = [f"3.{minor}" for minor in range(10, 15)]
 
 
 def run(*command: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command, in surroundings that show it nothing of this environment."""
+    """Run a command without the variables of this test environment."""
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -48,7 +48,7 @@ def run(*command: object, cwd: Path | None = None) -> subprocess.CompletedProces
     )
 
 
-def test_the_wheel_has_the_packages_and_nothing_else() -> None:
+def test_wheel_contains_only_the_packages() -> None:
     with zipfile.ZipFile(WHEEL) as wheel:
         names = wheel.namelist()
     top = {name.split("/")[0] for name in names if ".dist-info/" not in name}
@@ -58,15 +58,15 @@ def test_the_wheel_has_the_packages_and_nothing_else() -> None:
     assert {Path(name).suffix for name in names if name.startswith("flux0")} >= {".py", ".typed"}
 
 
-def test_building_again_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_build_is_reproducible(tmp_path: Path) -> None:
     built = run(sys.executable, "-m", "build", "--installer", "uv", "--outdir", tmp_path, ROOT)
     assert built.returncode == 0, built.stdout
-    for made in (WHEEL, SDIST):
-        assert (tmp_path / made.name).read_bytes() == made.read_bytes(), made.name
+    for path in (WHEEL, SDIST):
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 @pytest.mark.timeout(900)
-def test_the_source_distribution_runs_its_tests_and_builds_its_documentation(
+def test_source_distribution_can_run_its_tests_and_build_its_documentation(
     tmp_path: Path,
 ) -> None:
     with tarfile.open(SDIST) as archive:
@@ -78,11 +78,13 @@ def test_the_source_distribution_runs_its_tests_and_builds_its_documentation(
 
 @pytest.mark.parametrize("extra", EXTRAS)
 @pytest.mark.parametrize("python", PYTHONS)
-def test_an_extra_is_enough(python: str, extra: str, tmp_path: Path) -> None:
+def test_wheel_with_one_extra_can_be_installed_and_used(
+    python: str, extra: str, tmp_path: Path
+) -> None:
     uv = shutil.which("uv")
     found = run(uv, "python", "find", "--python-preference", "only-system", python)
     if found.returncode != 0 or (python == "3.10" and extra == "httpx2"):
-        return  # That Python is not on this machine, or too old for httpx2.
+        return  # This Python is not installed, or it is too old for httpx2.
     interpreter = tmp_path / "bin" / "python"
     name = f"flux0-client[{extra}]" if extra else "flux0-client"
     for command in (

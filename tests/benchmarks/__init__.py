@@ -1,1 +1,1 @@
-"""Benchmarks: ours beside its peers, on the same bytes in the same run. See docs/benchmarks.md."""
+"""Benchmarks of flux0 and other libraries, with the same bytes in one run."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`, which `tox run -e bench` runs."""
+"""The command `python -m benchmarks`, which `tox run -e bench` runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import decoding, exchanges, processes, report
-from benchmarks.measuring import FULL, QUICK, Case, Effort, Result, measured
+from benchmarks.measuring import FULL, QUICK, Case, Effort, Result, measure
 
 _SCENARIOS: dict[str, Callable[[Effort], Iterator[Case]]] = {
     "parse": decoding.parse,
@@ -29,32 +29,37 @@ _SCENARIOS: dict[str, Callable[[Effort], Iterator[Case]]] = {
 
 
 def main() -> None:
-    """Measure what was asked for; print each result as it comes, and write all of them."""
-    told = [textwrap.fill(f"{name}: {make.__doc__}") for name, make in _SCENARIOS.items()]
+    """Measure the selected scenarios, print each result, and write all results to files."""
+    descriptions = [textwrap.fill(f"{name}: {make.__doc__}") for name, make in _SCENARIOS.items()]
     parser = argparse.ArgumentParser(
         "benchmarks",
-        description="Measure flux0 beside its peers: on the same bytes, in the same run, by turns."
-        " A ratio is the median over all turns of the ratio of CPU times.",
-        epilog="\n".join(["scenarios:", *told]),
+        description="Compare flux0 with other libraries, with the same bytes in one run."
+        " A ratio is the median of the ratios of CPU times in all rounds.",
+        epilog="\n".join(["scenarios:", *descriptions]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="fewer turns, and shorter: under two minutes")
-    add("--only", action="append", choices=_SCENARIOS, help="a scenario; may be repeated")
-    add("--output", type=Path, help="a folder for the results as text, JSON and SVG")
-    given = parser.parse_args()
+    add("--quick", action="store_true", help="run fewer and shorter rounds: less than two minutes")
+    add(
+        "--only",
+        action="append",
+        choices=_SCENARIOS,
+        help="run only this scenario; may be repeated",
+    )
+    add("--output", type=Path, help="write the results to this folder, as text, JSON and SVG")
+    options = parser.parse_args()
 
-    effort: Effort = QUICK if given.quick else FULL
-    wanted = given.only or list(_SCENARIOS)
+    effort: Effort = QUICK if options.quick else FULL
+    names = options.only or list(_SCENARIOS)
     results: list[Result] = []
-    for number, name in enumerate(wanted, 1):
-        print(f"[{number}/{len(wanted)}] {name} ...", file=sys.stderr, flush=True)
+    for number, name in enumerate(names, 1):
+        print(f"[{number}/{len(names)}] {name} ...", file=sys.stderr, flush=True)
         for case in _SCENARIOS[name](effort):
-            results.append(measured(case, effort))
+            results.append(measure(case, effort))
             print(report.line(results[-1]), flush=True)
-    if given.output is not None:
-        report.write(results, given.output)
-        print(f"written to {given.output}", file=sys.stderr)
+    if options.output is not None:
+        report.write(results, options.output)
+        print(f"written to {options.output}", file=sys.stderr)
 
 
 if __name__ == "__main__":

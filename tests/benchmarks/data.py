@@ -1,4 +1,4 @@
-"""The bytes that all contestants are given: turns, and lists as the server answers them."""
+"""The bytes for all libraries: event streams, and lists in the format of the server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 ENDS = {"LF": b"\n", "CRLF": b"\r\n", "CR": b"\r"}
 
 _AGENT_ID, _TURN = "q8XvYgZc1s", "RID(q8XvYgZc1sT0pQe5WnB)::process"
-# In a list, the number of the item is in the place of each `#`.
+# In a list, each `#` is replaced by the number of the item.
 _CREATED = {"created_at": "2026-11-25T13:31:36.114237Z"}
 AGENT = {"id": "a#", "name": "Agent #", "type": "weather", "description": None, **_CREATED}
 SESSION = {
@@ -43,14 +43,14 @@ EVENTS = tuple(
 
 
 def listing(count: int, *kinds: dict[str, Any]) -> bytes:
-    """Return the body that the server answers with a list, of these kinds in turn."""
+    """Return the body of a list response with `count` items, which repeat `kinds` in order."""
     items = islice(cycle(json.dumps(kind) for kind in kinds), count)
     numbered = (item.replace("#", f"{number:09}") for number, item in enumerate(items))
     return f'{{"data":[{",".join(numbered)}]}}'.encode()
 
 
 def chunk(number: int, text: str = "") -> str:
-    """Return the JSON of one chunk, which says its number and a text."""
+    """Return the JSON of a chunk event, whose text contains its number."""
     patch = {"op": "add", "path": "/-", "value": f"word {number} {text}"}
     return json.dumps(
         {
@@ -65,7 +65,7 @@ def chunk(number: int, text: str = "") -> str:
 
 
 def turn(size: int, count: int, end: bytes = b"\n") -> list[bytes]:
-    """Return the events of a turn, each of about `size` bytes, or of the least if that is more."""
+    """Return the events of a turn. Each has about `size` bytes, or more if that is too short."""
 
     def event(number: int, text: str) -> bytes:
         data = chunk(number, text).encode()

@@ -1,4 +1,4 @@
-"""Bytes to server-sent events, to typed events, to messages and to lists, without a network."""
+"""Decoding without a network: server-sent events, typed events, messages and lists."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Decoder: TypeAlias = Callable[[Iterable[bytes]], object]
 
 
 def parse(effort: Effort) -> Iterator[Case]:
-    """Parsing alone: events of three sizes, in pieces of all sizes, with each end of a line."""
+    """The SSE parser, for events and pieces of several sizes, and for each kind of line end."""
     decoders = _peers()
     for (end_name, end), (size_name, size), (piece_name, piece) in product(
         data.ENDS.items(), _SIZES.items(), _PIECES.items()
@@ -46,15 +46,15 @@ def parse(effort: Effort) -> Iterator[Case]:
         count = max(1, (30_000 if piece == 1 else 300_000) // size)
         pieces = data.turn(size, count, end)
         if piece:
-            whole = b"".join(pieces)
-            pieces = [whole[at : at + piece] for at in range(0, len(whole), piece)]
+            stream = b"".join(pieces)
+            pieces = [stream[at : at + piece] for at in range(0, len(stream), piece)]
         quick = {
             name: effort.cpu(count, decode, pieces)
             for name, decode in decoders.items()
-            if _is_quick(decode, pieces, effort.patience)
+            if _is_quick(decode, pieces, effort.max_peer_seconds)
         }
         slow = ", ".join(name for name in decoders if name not in quick)
-        note = f"over {effort.patience} s: {slow}" if slow else ""
+        note = f"over {effort.max_peer_seconds} s: {slow}" if slow else ""
         name = f"{size_name}, pieces of {piece_name}, {end_name}"
         ours = effort.cpu(count, _decode, pieces)
         yield Case("parse", name, ours, quick, "speed", _TARGETS.get(name), note=note)
@@ -66,7 +66,7 @@ def _decode(pieces: Iterable[bytes]) -> object:
 
 
 def _peers() -> dict[str, Decoder]:
-    """Return the decoders of other libraries, which only `tox -e bench` installs."""
+    """Return the decoders of other libraries. Only the environment `bench` of tox has them."""
     sse, client = import_module("httpx_sse"), import_module("sseclient")
 
     def httpx_sse(pieces: Iterable[bytes]) -> object:
@@ -74,37 +74,37 @@ def _peers() -> dict[str, Decoder]:
         response = httpx.Response(200, headers=headers, content=iter(pieces))
         return list(sse.EventSource(response).iter_sse())
 
-    def of_an_sdk(name: str) -> Decoder:
+    def sdk_decoder(name: str) -> Decoder:
         module = import_module(f"{name}._streaming")
         return lambda pieces: list(module.SSEDecoder().iter_bytes(iter(pieces)))
 
     return {
-        "anthropic": of_an_sdk("anthropic"),
-        "openai": of_an_sdk("openai"),
+        "anthropic": sdk_decoder("anthropic"),
+        "openai": sdk_decoder("openai"),
         "httpx-sse": httpx_sse,
         "sseclient-py": lambda pieces: list(client.SSEClient(pieces).events()),
     }
 
 
 def _is_quick(decode: Decoder, pieces: list[bytes], seconds: float) -> bool:
-    """Return whether a decoder takes no longer than `seconds` of CPU time."""
+    """Return whether a decoder needs at most `seconds` of CPU time."""
     end = process_time() + seconds
 
-    def hurried() -> Iterator[bytes]:
+    def limited() -> Iterator[bytes]:
         for piece in pieces:
             if process_time() > end:
                 raise TimeoutError
             yield piece
 
     try:
-        decode(hurried())
+        decode(limited())
     except TimeoutError:
         return False
     return True
 
 
 def typed(effort: Effort) -> Iterator[Case]:
-    """Bytes to typed events, against `json.loads` of the same data and nothing else."""
+    """From bytes to typed events, compared with only `json.loads` of the same data."""
     codec = JsonCodec()
 
     def ours(events: list[bytes]) -> object:
@@ -118,7 +118,7 @@ def typed(effort: Effort) -> Iterator[Case]:
         events = data.turn(size, count)
         yield Case(
             "typed",
-            f"{name}, one event a piece",
+            f"{name}, one event per piece",
             effort.cpu(count, ours, events),
             {"json.loads": effort.cpu(count, loads, data.texts(events))},
             target=1.5,
@@ -126,7 +126,7 @@ def typed(effort: Effort) -> Iterator[Case]:
 
 
 def accumulate(effort: Effort) -> Iterator[Case]:
-    """100,000 chunks to one message, against joining their texts."""
+    """Building a message from 100,000 chunk events, compared with joining their strings."""
     chunks = _chunks(100_000)
 
     def ours() -> object:
@@ -136,26 +136,26 @@ def accumulate(effort: Effort) -> Iterator[Case]:
         return accumulator.messages[0].text
 
     def joined() -> object:
-        said: list[str] = []
+        strings: list[str] = []
         for chunk in chunks:
-            said.append(chunk.patches[0].value)  # noqa: PERF401 - one by one, as they come
-        return "".join(said)
+            strings.append(chunk.patches[0].value)  # noqa: PERF401 - one by one, as they arrive
+        return "".join(strings)
 
     peers = {"appended and joined": effort.cpu(len(chunks), joined)}
     yield Case("accumulate", "100,000 chunks", effort.cpu(len(chunks), ours), peers)
 
 
 def look(effort: Effort) -> Iterator[Case]:
-    """Looking at the messages after each event: a long turn against a short one, per event."""
+    """Reading `messages` after each event: the cost per event of a long and a short turn."""
 
-    def looking(chunks: list[ChunkEvent]) -> None:
+    def read_messages(chunks: list[ChunkEvent]) -> None:
         accumulator = MessageAccumulator()
         for chunk in chunks:
             accumulator.feed(chunk)
             len(accumulator.messages)
 
-    long, short = (effort.cpu(n, looking, _chunks(n)) for n in (200_000, 20_000))
-    name = "messages, at each of 200,000 events"
+    long, short = (effort.cpu(n, read_messages, _chunks(n)) for n in (200_000, 20_000))
+    name = "messages, after each of 200,000 events"
     yield Case("look", name, long, {"of 20,000": short}, target=1.2, slow=True)
 
 
@@ -235,7 +235,7 @@ class _List(BaseModel, Generic[T]):
 
 
 def lists(effort: Effort) -> Iterator[Case]:
-    """The bodies of lists of 10,000, against models of pydantic, as generated clients have."""
+    """Lists of 10,000 items, compared with pydantic models, which generated clients use."""
     decode: Any = JsonCodec().decode
     for name, model, peer, kinds in (
         ("agents", models.Agents, _List[_Agent], (data.AGENT,)),

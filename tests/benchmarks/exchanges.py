@@ -1,4 +1,4 @@
-"""Streams and calls over loopback, beside the bare libraries; and the core's share of a call."""
+"""Streams and calls over loopback, compared with the HTTP libraries; and calls of the core."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from flux0.ports import Request, Response
 
 _HEADERS = {"accept": "text/event-stream", "content-type": "application/json"}
 _BODY = b'{"type":"message","source":"user","content":"Hi"}'
-# Over the last three, promises are kept by public interfaces that cost more than private ones.
+# The transports of the last three use only public interfaces, which cost more than private ones.
 _STREAM_TARGETS = {
     **dict.fromkeys(("httpx", "httpx async", "httpx2", "httpx2 async"), 1.25),
     **dict.fromkeys(("requests", "urllib3", "aiohttp"), 1.6),
@@ -35,12 +35,12 @@ _CALL_TARGETS = {"urllib3": 1.3, "aiohttp": 1.3}
 
 
 def streams(effort: Effort) -> Iterator[Case]:
-    """A turn, its events one by one: ours against bare bytes and `json.loads` of each event."""
+    """A streamed turn, compared with reading its bytes and `json.loads` of each event."""
     return _turns("stream", effort, count=300, pause=0.0005, targets=_STREAM_TARGETS)
 
 
 def bursts(effort: Effort) -> Iterator[Case]:
-    """The same, all events at once: the library has the least to do for each."""
+    """A turn whose events arrive at once, so that the HTTP library does the least work."""
     return _turns("burst", effort, count=1000, pause=0.0, targets={})
 
 
@@ -51,9 +51,9 @@ def _turns(
     texts = data.texts(data.turn(EVENT_BYTES, count))
 
     def bare(library: Library, url: str) -> None:
-        decoded = map(json.loads, texts)  # One as each piece comes, as a program would, and ...
-        library.to_the_end(library.read, url, decoded)()
-        deque(decoded, 0)  # ... the others where several came in one piece.
+        decoded = map(json.loads, texts)  # `read` decodes one event after each piece.
+        library.runner(library.read, url, decoded)()
+        deque(decoded, 0)  # Decode the rest: some pieces contained several events.
 
     with serving() as base:
         url = f"{base}/api/sessions/{session}/events/stream"
@@ -63,7 +63,7 @@ def _turns(
             yield Case(
                 scenario,
                 library.name,
-                effort.cpu(count, library.to_the_end(ours, client, session)),
+                effort.cpu(count, library.runner(ours, client, session)),
                 {"bare + json.loads": effort.cpu(count, bare, library, url)},
                 target=targets.get(library.name),
             )
@@ -80,23 +80,23 @@ async def _ours_async(client: Flux0, session: str) -> None:
 
 
 def calls(effort: Effort) -> Iterator[Case]:
-    """`agents.list()` of ten agents: ours against the bare library and `json.loads`."""
+    """`agents.list()` with ten agents, compared with the HTTP library and `json.loads`."""
     with serving() as base:
         for library in _libraries():
             agents = Flux0(base, transport=library.transport()).agents
             ours = agents.list if library.loop is None else agents.list_async
-            bare = library.to_the_end(library.fetch, f"{base}/api/agents")
+            bare = library.runner(library.fetch, f"{base}/api/agents")
             yield Case(
                 "call",
                 library.name,
-                effort.cpu(1, library.to_the_end(ours)),
+                effort.cpu(1, library.runner(ours)),
                 {"bare + json.loads": effort.cpu(1, bare)},
                 target=_CALL_TARGETS.get(library.name, 1.15),
             )
 
 
 def core(effort: Effort) -> Iterator[Case]:
-    """The core's own share of a call: a transport that does nothing, against `json.loads`."""
+    """A call of the core with a transport that does nothing, compared with `json.loads`."""
     body = data.listing(10, data.AGENT)
     client = Flux0(transport=Stub((body,)))
     name = "agents.list() over a transport that does nothing"
@@ -105,32 +105,31 @@ def core(effort: Effort) -> Iterator[Case]:
 
 
 class Stub:
-    """A transport that answers every request with the same pieces, which come from nowhere."""
+    """A transport without a network, which returns the same body for each request."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = pieces
 
     def send(self, request: Request) -> Response[Any]:
-        """Return the answer, with the content type that was asked for."""
+        """Return the response, with the content type that the request accepts."""
         return Response(200, Headers((("content-type", request.headers["accept"]),)), self)
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._pieces)
 
     def close(self) -> None:
-        """Close nothing: neither the transport nor the body, which it is too."""
+        """Do nothing. This object is the transport and the body."""
 
 
-# --- the bare libraries, as their own documents tell to use them
+# --- the HTTP libraries, used as their documentation recommends
 
 
 @frozen
 class Library:
-    """A library, its transport of ours, and what it is measured by: functions of a URL.
+    """An HTTP library, the flux0 transport for it, and functions that use only the library.
 
-    `fetch` returns the JSON of an answer. `read` reads a stream to its end, and takes a thing from
-    what it is given besides as each piece comes. They are coroutine functions where there is a
-    loop.
+    `fetch` returns the JSON of a response. `read` reads a stream to its end, and calls `next` on
+    its second argument after each piece. If there is a loop, both are coroutine functions.
     """
 
     name: str
@@ -139,8 +138,8 @@ class Library:
     read: Callable[[str, Iterator[object]], Any]
     loop: asyncio.AbstractEventLoop | None = None
 
-    def to_the_end(self, work: Callable[..., Any], *arguments: object) -> Callable[[], object]:
-        """Return what does some work to its end, in the loop if there is one."""
+    def runner(self, work: Callable[..., Any], *arguments: object) -> Callable[[], object]:
+        """Return a function that runs `work`, in the loop if there is one."""
         loop = self.loop
         if loop is None:
             return partial(work, *arguments)
@@ -148,7 +147,7 @@ class Library:
 
 
 def _libraries() -> list[Library]:
-    """Return every library, with clients that are open."""
+    """Return all libraries, with open clients."""
     httpx_family = [
         make(name, transport)
         for name, transport in (("httpx", flux0.HttpxTransport), ("httpx2", flux0.Httpx2Transport))

@@ -1,7 +1,7 @@
-"""Measuring: contestants take turns, and what counts is the ratio within a turn.
+"""Measures flux0 and its peers alternately, and compares them within each round.
 
-The machine may be shared and its clock may change. So CPU time is measured and no duration, and the
-ratio is the median of those of all turns.
+The machine may be shared, and the frequency of its CPU may change. Therefore CPU time is measured
+instead of wall-clock time, and the result is the median of the ratios of all rounds.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Literal, TypeAlias
 
 from attrs import Factory, frozen
 
-# Measures one contestant once, and returns the amount in the case's unit.
+# Measures one library once, and returns the amount in the unit of the case.
 Sample: TypeAlias = Callable[[], float]
 
 
 @frozen
 class Cpu:
-    """Measures the CPU time of `work`, in microseconds for each of the `count` things that it does.
+    """Measures the CPU time of `work`, in microseconds per item, of which it processes `count`.
 
-    The work is done as often as `seconds` last, the first time apart.
+    After one call that is not measured, the work is repeated for about `seconds`.
     """
 
     work: Callable[[], object]
@@ -34,44 +34,45 @@ class Cpu:
     def __call__(self) -> float:
         if not self._repeats:
             self.work()
-            self._repeats.append(max(1, int(self.seconds / max(self._took(1), 1e-7))))
+            self._repeats.append(max(1, int(self.seconds / max(self._measure(1), 1e-7))))
         (repeats,) = self._repeats
-        return self._took(repeats) / repeats / self.count * 1e6
+        return self._measure(repeats) / repeats / self.count * 1e6
 
-    def _took(self, repeats: int) -> float:
+    def _measure(self, repeats: int) -> float:
         work = self.work
         gc.collect()
-        gc.freeze()  # What other cases have made is not traversed in this one's time.
-        began = process_time()
+        gc.freeze()  # Exclude the objects of other cases from garbage collections.
+        start = process_time()
         for _ in range(repeats):
             work()
-        return process_time() - began
+        return process_time() - start
 
 
 @frozen
 class Effort:
-    """How thoroughly to measure."""
+    """The number and the length of the measurements."""
 
-    turns: int
-    slow_turns: int  # for what takes seconds
-    seconds: float  # of CPU time for one sample of a quick thing
-    patience: float  # seconds that a peer may take for one run
+    rounds: int
+    slow_rounds: int  # For cases that take seconds.
+    seconds: float  # CPU time of one sample, in seconds.
+    max_peer_seconds: float  # A peer that needs more CPU time for one run is left out.
 
     def cpu(self, count: int, work: Callable[..., object], *arguments: object) -> Cpu:
-        """Return a sample of work that does `count` things."""
+        """Return a sample of work that processes `count` items."""
         return Cpu(partial(work, *arguments), self.seconds, count)
 
 
-QUICK = Effort(turns=3, slow_turns=1, seconds=0.01, patience=0.1)
-FULL = Effort(turns=7, slow_turns=3, seconds=0.03, patience=0.5)
+QUICK = Effort(rounds=3, slow_rounds=1, seconds=0.01, max_peer_seconds=0.1)
+FULL = Effort(rounds=7, slow_rounds=3, seconds=0.03, max_peer_seconds=0.5)
 
 
 @frozen
 class Case:
-    """One comparison.
+    """One comparison of flux0 with its peers.
 
-    `speed` is how many times as fast as the fastest peer ours is; `cost` is how many times the
-    first peer ours takes. `target` is the least speed, or the highest cost.
+    The ratio of the kind `speed` says how many times as fast flux0 is as the fastest peer. The
+    ratio of the kind `cost` is the cost of flux0, divided by the cost of the first peer. `target`
+    is the lowest allowed speed, or the highest allowed cost.
     """
 
     scenario: str
@@ -87,7 +88,7 @@ class Case:
 
 @frozen
 class Result:
-    """What came of a case: the least amount of each contestant, and the ratio of ours."""
+    """The result of a case: the lowest amount of each library, and the ratio of flux0."""
 
     case: Case
     amounts: Mapping[str, float]
@@ -95,7 +96,7 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """Whether the target is met; empty if there is none."""
+        """The words "met" or "missed", or an empty string if there is no target."""
         target = self.case.target
         if target is None or self.ratio is None:
             return ""
@@ -103,15 +104,15 @@ class Result:
         return "met" if met else "missed"
 
 
-def measured(case: Case, effort: Effort) -> Result:
-    """Return the result of a case, whose contestants take turns."""
+def measure(case: Case, effort: Effort) -> Result:
+    """Measure flux0 and its peers alternately, and return the result."""
     samples = {"flux0": case.ours, **case.peers}
-    turns = [
+    rounds = [
         {name: sample() for name, sample in samples.items()}
-        for _ in range(effort.slow_turns if case.slow else effort.turns)
+        for _ in range(effort.slow_rounds if case.slow else effort.rounds)
     ]
-    amounts = {name: min(turn[name] for turn in turns) for name in samples}
-    medians = [median(turn["flux0"] / turn[name] for turn in turns) for name in case.peers]
+    amounts = {name: min(each[name] for each in rounds) for name in samples}
+    medians = [median(each["flux0"] / each[name] for each in rounds) for name in case.peers]
     if not medians:
         return Result(case, amounts, None)
     return Result(case, amounts, medians[0] if case.kind == "cost" else 1 / max(medians))

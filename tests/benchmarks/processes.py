@@ -1,6 +1,6 @@
-"""Imports, memory, clients, and a thousand streams at once.
+"""Imports, memory, the creation of clients, and a thousand open streams.
 
-`python -m benchmarks.processes NAME ARGUMENT` measures what needs a process of its own.
+`python -m benchmarks.processes NAME ARGUMENT` runs a measurement that needs its own process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from flux0 import Flux0
 _STREAMS = 1000
 _WORD = "word 7 "
 _LONG_TURN = 1_000_000
-_COMPILE_ANEW = "PYTHONDONTWRITEBYTECODE"
+_NO_BYTECODE_FILES = "PYTHONDONTWRITEBYTECODE"
 _IMPORT = """
 import sys, time
 known = len(sys.modules)
@@ -36,7 +36,7 @@ print({})
 
 
 def imports(effort: Effort) -> Iterator[Case]:
-    """Importing the package, against importing attrs, which it needs."""
+    """The import of flux0, compared with the import of attrs, on which flux0 depends."""
     for name, measure, unit, target in (
         ("CPU time of Python and the import", "time.process_time() * 1e3", "ms", 1.8),
         ("modules", "len(sys.modules) - known", "modules", 1.8),
@@ -49,23 +49,23 @@ def imports(effort: Effort) -> Iterator[Case]:
 
 
 def clients(effort: Effort) -> Iterator[Case]:
-    """Making a client, when there was one before."""
+    """The creation of a second client, compared with 100 µs."""
     peers: dict[str, Sample] = {"100 µs": lambda: 100.0}
     peers["httpx.Client()"] = effort.cpu(1, httpx.Client)
-    name = "a second Flux0(), against 100 µs"
+    name = "a second Flux0(), compared with 100 µs"
     yield Case("client", name, effort.cpu(1, Flux0), peers, target=1.0)
 
 
 def memory(effort: Effort) -> Iterator[Case]:
-    """The memory that a turn of 1,000,000 events takes, if it is iterated over and no more."""
-    name = "1,000,000 events, against their text"
+    """The memory of a turn with 1,000,000 events that is only iterated over."""
+    name = "1,000,000 events, compared with their text"
     ours = _run("-m", __name__, "turn", str(_LONG_TURN))
     peers = {"text": lambda: len(_WORD) * _LONG_TURN / 1e6}
     yield Case("memory", name, ours, peers, target=1.0, unit="MB", slow=True)
 
 
 def many(effort: Effort) -> Iterator[Case]:
-    """The memory of 1,000 asynchronous streams that are open at once."""
+    """The memory of 1,000 async streams that are open at the same time."""
     with serving() as base:
         ours, bare = (_run("-m", __name__, name, base) for name in ("flux0", "httpx"))
         name, peers = "1,000 open streams", {"httpx": bare}
@@ -74,27 +74,27 @@ def many(effort: Effort) -> Iterator[Case]:
 
 def _run(*arguments: str) -> Sample:
     command = (sys.executable, *arguments)
-    # What was compiled once is kept, as it is for users.
-    keeping = {name: value for name, value in os.environ.items() if name != _COMPILE_ANEW}
+    # Python stores compiled modules, as it does for users.
+    environment = {name: value for name, value in os.environ.items() if name != _NO_BYTECODE_FILES}
 
     def sample() -> float:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=keeping)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         return float(done.stdout)
 
     return sample
 
 
-# --- in a process of its own
+# --- in a child process
 
 
 def _megabytes() -> float:
-    """Return how much memory this process holds."""
+    """Return the memory of this process, in megabytes."""
     pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
     return pages * resource.getpagesize() / 1e6
 
 
 def _turn(count: int) -> float:
-    """Return how much more memory a long turn takes than a short one, if it is only iterated."""
+    """Return the memory that a long turn needs in addition to the memory of a short turn."""
     event = data.turn(0, 1)[0].replace(b"word 0 ", _WORD.encode())
     grown = 0.0
     for events in (10_000, count):
@@ -108,14 +108,14 @@ def _turn(count: int) -> float:
 
 
 async def _open_streams(base: str, *, ours: bool) -> float:
-    """Return how much memory many open streams take, each after its first event."""
+    """Return the memory of `_STREAMS` open streams, each after its first event."""
     session = session_id(0)
     url = f"{base}/api/sessions/{session}/events/stream"
     limits = httpx.Limits(max_connections=_STREAMS)
     flux0, bare = Flux0(base), httpx.AsyncClient(limits=limits, timeout=60)
-    kept: list[Any] = []
+    streams: list[Any] = []
 
-    async def begin(stack: AsyncExitStack) -> None:
+    async def open_stream(stack: AsyncExitStack) -> None:
         if ours:
             opening = flux0.sessions.create_event_async(session_id=session, content="Hi")
             pieces: Any = await stack.enter_async_context(opening)
@@ -123,19 +123,19 @@ async def _open_streams(base: str, *, ours: bool) -> float:
             response = await stack.enter_async_context(bare.stream("POST", url, content=b"{}"))
             pieces = response.aiter_raw()
         await anext(pieces)
-        kept.append(pieces)
+        streams.append(pieces)
 
     async with AsyncExitStack() as stack:
-        await begin(stack)
+        await open_stream(stack)
         before = _megabytes()
-        await asyncio.gather(*(begin(stack) for _ in range(_STREAMS - 1)))
+        await asyncio.gather(*(open_stream(stack) for _ in range(_STREAMS - 1)))
         return _megabytes() - before
 
 
 if __name__ == "__main__":
-    _, what, argument = sys.argv
+    _, measurement, argument = sys.argv
     open_many_files()
-    if what == "turn":
+    if measurement == "turn":
         print(_turn(int(argument)))
     else:
-        print(asyncio.run(_open_streams(argument, ours=what == "flux0")))
+        print(asyncio.run(_open_streams(argument, ours=measurement == "flux0")))

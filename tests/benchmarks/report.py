@@ -1,4 +1,4 @@
-"""Results as text, as JSON, and as a picture."""
+"""Writes the results as text, as JSON, and as a picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _LIBRARIES = (
     *("anthropic", "openai", "httpx-sse", "sseclient-py", "pydantic"),
     *("httpx", "httpx2", "requests", "urllib3", "aiohttp", "attrs", "cattrs"),
 )
-_ROW, _LEFT, _WIDTH, _MOST = 18, 330, 760, 4.0  # Pixels, and the ratio at the right edge.
+_ROW, _LEFT, _WIDTH = 18, 330, 760  # Pixels.
+_MAX_RATIO = 4.0  # The ratio at the right edge.
 _PICTURE = """\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">
 <title>Ratios of flux0 to its peers, {python}</title>
@@ -27,8 +28,8 @@ svg {{ background: #fff }} text {{ font: 12px sans-serif; fill: #222 }} .h {{ fo
 .speed {{ fill: #3f7fbf }} .cost {{ fill: #c08a3e }}
 .target {{ stroke: #b22 }} .one {{ stroke: #999 }}
 </style>
-<text class="h" x="10" y="18">Blue: times as fast as the fastest peer. \
-Brown: times the cost of the bare work. Red: target.</text>
+<text class="h" x="10" y="18">Blue: speed, divided by the speed of the fastest peer. \
+Brown: cost, divided by the cost of the HTTP library or json.loads. Red: target.</text>
 {bars}
 </svg>
 """
@@ -39,20 +40,20 @@ def line(result: Result) -> str:
     case, amounts = result.case, {**result.amounts}
     ours = f"{_shown(amounts.pop('flux0'))} {case.unit}"
     peers = ", ".join(f"{name} {_shown(amount)}" for name, amount in amounts.items())
-    told = [f"{case.scenario:<10} {case.name:<36} {_ratio(result):<26} {ours}"]
-    told += [f"({peers})"] * bool(peers) + [case.note] * bool(case.note)
-    return " ".join(told)
+    columns = [f"{case.scenario:<10} {case.name:<36} {_ratio(result):<26} {ours}"]
+    columns += [f"({peers})"] * bool(peers) + [case.note] * bool(case.note)
+    return " ".join(columns)
 
 
 def write(results: Sequence[Result], folder: Path) -> None:
-    """Write all three into a folder, with what the results depend on."""
+    """Write the three files, with the versions of Python and the libraries, to a folder."""
     installed = {each.name: each.version for each in distributions()}
     environment = {
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         **{name: installed[name] for name in _LIBRARIES if name in installed},
     }
-    text = [", ".join(f"{name}: {what}" for name, what in environment.items()), ""]
+    text = [", ".join(f"{name}: {value}" for name, value in environment.items()), ""]
     rows = [
         {
             **asdict(
@@ -74,7 +75,7 @@ def write(results: Sequence[Result], folder: Path) -> None:
 
 
 def _picture(results: Sequence[Result], python: str) -> str:
-    """Return the ratios that have targets, as bars."""
+    """Return an SVG with a bar for each ratio that has a target."""
     rows = [result for result in results if result.verdict]
     height = (len(rows) + 3) * _ROW
     bars = [part for row, result in enumerate(rows, 2) for part in _bar(result, row * _ROW)]
@@ -99,12 +100,12 @@ def _rule(ratio: float, kind: str, top: int, bottom: int) -> str:
 
 
 def _x(ratio: float) -> float:
-    return _LEFT + min(ratio, _MOST) / _MOST * (_WIDTH - _LEFT - 50)
+    return _LEFT + min(ratio, _MAX_RATIO) / _MAX_RATIO * (_WIDTH - _LEFT - 50)
 
 
 def _ratio(result: Result) -> str:
     if result.ratio is None:
-        return "no peer to compare with"
+        return "no peer installed"
     times = f"{result.ratio:.2f}x {'as fast' if result.case.kind == 'speed' else 'the cost'}"
     return f"{times} ({result.case.target:g} {result.verdict})" if result.verdict else times
 

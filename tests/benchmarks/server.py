@@ -1,4 +1,4 @@
-"""A server of canned answers, in a process of its own so that its work is not counted."""
+"""A server with prepared responses, in its own process, so that its CPU time is not measured."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _STREAM = (
 EVENT_BYTES = 300
 
 
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer the requests of one connection."""
+async def _serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Respond to the requests of one connection."""
     with suppress(asyncio.IncompleteReadError, ConnectionError):
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -45,20 +45,23 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 @cache
 def _turn(count: int) -> list[bytes]:
-    """Return the answer of a turn, each event a chunk of HTTP; one of no events never ends."""
+    """Return the response of a turn, with one HTTP chunk per event.
+
+    If `count` is 0, the response has one event and no end.
+    """
     events = data.turn(EVENT_BYTES, count or 1)
     chunks = [b"%x\r\n%b\r\n" % (len(event), event) for event in events]
     return [_STREAM, *chunks, *([b"0\r\n\r\n"] if count else [])]
 
 
 def session_id(count: int, pause: float = 0.0) -> str:
-    """Return the session whose turns have `count` events, with `pause` seconds between them."""
+    """Return the id of a session whose turns have `count` events with pauses of `pause` s."""
     return f"{count}-{pause}"
 
 
 @contextmanager
 def serving() -> Generator[str, None, None]:
-    """Run the server; gives its URL."""
+    """Run the server, and yield its URL."""
     command = [sys.executable, "-m", "benchmarks.server"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -69,13 +72,13 @@ def serving() -> Generator[str, None, None]:
 
 
 def open_many_files() -> None:
-    """Let this process have as many connections as the system allows."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Raise the limit of open files, and thus of connections, to the system's maximum."""
+    _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
 
 
 async def _serve() -> None:
-    server = await asyncio.start_server(_answer, "127.0.0.1", backlog=2000)
+    server = await asyncio.start_server(_serve_connection, "127.0.0.1", backlog=2000)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

@@ -1,7 +1,7 @@
-"""A longer search with random input than the unit tests have time for: `tox run -e fuzz`.
+"""Tests with much random input, which are too slow for the unit tests: `tox run -e fuzz`.
 
-Nothing from outside may raise anything but the package's own errors, however broken it is. What is
-found becomes a unit test.
+For any input, however malformed, only errors of flux0 may be raised. Add a unit test for each error
+that is found.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def outcome(pieces: list[bytes], limit: int | None) -> tuple[list[ServerSentEven
 
 @long
 @given(STREAMS, st.data(), st.none() | st.integers(1, 40))
-def test_the_parser_sees_the_same_however_the_stream_is_split(
+def test_events_do_not_depend_on_how_the_stream_is_split(
     stream: bytes, data: st.DataObject, limit: int | None
 ) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(0, len(stream)))))
@@ -74,7 +74,7 @@ LISTS = [models.Agents, models.Sessions, models.Events]
 @pytest.mark.parametrize("model", [*LISTS, models.Event, models.HTTPValidationErrorData])
 @long
 @given(st.binary(max_size=60) | JSON_BYTES)
-def test_the_codec_decodes_or_refuses(model: type[Any], body: bytes) -> None:
+def test_codec_returns_a_model_or_raises_decode_error(model: type[Any], body: bytes) -> None:
     with suppress(DecodeError):
         assert isinstance(CODEC.decode(model, body), model)
 
@@ -97,8 +97,8 @@ CHUNK: dict[str, st.SearchStrategy[Any]] = {
     "patches": st.lists(st.fixed_dictionaries(PATCH), max_size=4),
     "metadata": st.dictionaries(st.sampled_from(["agent_id", "agent_name", "kind"]), JSON),
 }
-# Any field may be missing, or be something else.
-BROKEN = st.fixed_dictionaries({}, optional={name: given | JSON for name, given in CHUNK.items()})
+# Any field may be missing, or have any JSON value.
+BROKEN = st.fixed_dictionaries({}, optional={name: valid | JSON for name, valid in CHUNK.items()})
 
 
 def decoded(name: str, data: object) -> StreamEvent | None:
@@ -109,7 +109,7 @@ def decoded(name: str, data: object) -> StreamEvent | None:
 
 @long
 @given(st.sampled_from(["chunk", "status", "message"]), BROKEN | JSON)
-def test_an_event_is_decoded_or_refused(name: str, data: object) -> None:
+def test_codec_returns_an_event_or_raises_decode_error(name: str, data: object) -> None:
     event = decoded(name, data)
     assert event is None or isinstance(event, get_args(StreamEvent))
 
@@ -119,16 +119,16 @@ def test_an_event_is_decoded_or_refused(name: str, data: object) -> None:
 
 @long
 @given(st.lists(st.fixed_dictionaries(CHUNK), max_size=8))
-def test_the_accumulator_takes_any_chunks(chunks: list[dict[str, Any]]) -> None:
-    whole, watched = MessageAccumulator(), MessageAccumulator()
+def test_accumulator_accepts_any_chunks(chunks: list[dict[str, Any]]) -> None:
+    unobserved, observed = MessageAccumulator(), MessageAccumulator()
     for chunk in chunks:
         event = decoded("chunk", chunk)
         if event is not None:
-            whole.feed(event)
-            watched.feed(event)
-            assert watched.messages is not None  # Which looks at all that there is so far.
-    assert repr(whole.finish()) == repr(watched.finish())
-    assert len(whole.problems) == len(watched.problems)
+            unobserved.feed(event)
+            observed.feed(event)
+            assert observed.messages is not None  # Reading it builds the messages so far.
+    assert repr(unobserved.finish()) == repr(observed.finish())
+    assert len(unobserved.problems) == len(observed.problems)
 
 
 # --- cassettes
@@ -139,7 +139,7 @@ with TemporaryDirectory() as folder:
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """Return a cassette of which a part is lost, or something else."""
+    """Return a cassette in which some bytes are replaced by others."""
     start = draw(st.integers(0, len(GOOD)))
     end = draw(st.integers(start, len(GOOD)))
     return GOOD[:start] + draw(st.binary(max_size=6)) + GOOD[end:]
@@ -147,7 +147,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 @long
 @given(st.just(GOOD) | damaged() | JSON_BYTES)
-def test_a_cassette_is_read_or_refused(content: bytes) -> None:
+def test_cassette_is_read_or_raises_cassette_error(content: bytes) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder, "c.json")
         path.write_bytes(content)
