@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from benchmarks import report
-from benchmarks.measuring import QUICK, Case, Sample, measured
+from benchmarks.measuring import QUICK, Case, Sample, measure
 
 
 def amounts(*values: float) -> Sample:
@@ -30,7 +30,7 @@ ALONE = Case("core", "c", amounts(3.0, 4.0, 5.0), {})
 
 
 def test_ratio_is_median_compared_with_the_fastest_peer(tmp_path: Path) -> None:
-    results = [measured(case, QUICK) for case in (FASTER, DEARER, ALONE)]
+    results = [measure(case, QUICK) for case in (FASTER, DEARER, ALONE)]
 
     assert [result.ratio for result in results] == [2.0, 1.5, None]
     assert [result.verdict for result in results] == ["missed", "met", ""]

@@ -367,14 +367,18 @@ def test_json_option_prints_one_line_per_event(
     [
         ([Say("Well"), Fail({"exception": "boom"})], "Well\n", "· error: boom\n"),
         ([Say("Hm"), FallSilent()], "Hm\n", "no event for "),
-        ([Say("Once upon", pieces=2), Say("a time")], "Once upon\n", "Error: the stream was cut"),
+        (
+            [Say("Once upon", pieces=2), Say("a time")],
+            "Once upon\n",
+            "Error: the stream was interrupted",
+        ),
     ],
 )
 def test_failed_turn_exits_with_1_after_the_received_text(
     run: Run, fake: FakeTransport, steps: list[AgentStep], output: str, problem: str
 ) -> None:
     fake.script(steps)
-    if "cut" in problem:
+    if "interrupted" in problem:
         fake.inject(Truncate(2), operation="sessions.create_event")
     result = run("chat", "Hi", "--idle-timeout", "1")
     assert (result.exit_code, result.stdout) == (1, output)
