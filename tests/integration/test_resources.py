@@ -120,7 +120,7 @@ async def test_greeting_is_allowed_but_not_stored_by_the_server(
 
 
 @few_ways
-async def test_what_does_not_exist_is_refused(make_client: MakeClient) -> None:
+async def test_unknown_ids_are_rejected_by_the_server(make_client: MakeClient) -> None:
     async with make_client() as flux0:
         with pytest.raises(BadRequestError, match="abcdefghij") as caught:
             await flux0.sessions.create_async(agent_id="abcdefghij")

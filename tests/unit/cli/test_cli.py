@@ -238,7 +238,7 @@ def test_agents_are_listed_as_a_table(run: Run, client: Flux0, agent_id: str) ->
         assert [agent["id"] for agent in listed] == [agent_id, echo.id]
 
 
-def test_an_agent_is_created(run: Run, client: Flux0) -> None:
+def test_agent_is_created_with_name_type_and_description(run: Run, client: Flux0) -> None:
     made = run("agents", "create", "Echo", "echo", "--description", "Says it again", "--json")
     agent = client.agents.retrieve(agent_id=json.loads(made.stdout)["id"])
     assert (agent.name, agent.type, agent.description) == ("Echo", "echo", "Says it again")
@@ -293,7 +293,7 @@ def test_events_are_listed_grouped_by_turn(run: Run, client: Flux0, used_session
     assert lines[9:] == ["7  user      message  bye", "8  ai_agent  message  You said bye."]
 
 
-def test_events_are_listed_as_json_and_filtered(
+def test_events_can_be_filtered_and_listed_as_json(
     run: Run, client: Flux0, used_session_id: str
 ) -> None:
     def offsets(*options: str) -> list[int]:
@@ -429,7 +429,7 @@ def test_empty_or_invalid_message_is_rejected_before_a_request_is_sent(
     assert fake.calls == ()
 
 
-def test_standard_streams_may_be_closed(environment: Mapping[str, str]) -> None:
+def test_chat_works_with_closed_standard_streams(environment: Mapping[str, str]) -> None:
     closed = f"exec {sys.executable} -m flux0 chat Hi <&- 2>&-"
     done = finished(environment, closed, program=("/bin/sh", "-c"))
     assert (done.returncode, done.stdout) == (0, "You said Hi.\n")

@@ -19,8 +19,8 @@ attrs generates `__init__` in the same way. For a model with the fields `name: s
 It takes half the time of the code that cattrs generates, which calls a function for each field.
 Here, plain values and nested models need no call, and slots are set without `__init__`.
 
-A value is in a variable that is named by its path, such as `data_name`. Code that handles a value
-replaces it: first the variable contains JSON, then the value for the model.
+Each variable is named by the path of its value in the JSON, such as `data_name`. It contains the
+JSON value first, and after the conversion the value for the model.
 """
 
 from __future__ import annotations

@@ -60,9 +60,10 @@ class JsonCodec:
             DecodeError: the JSON does not fit the model.
         """
         if not is_model(model):
-            raise InvalidArgument("model", f"must be one of flux0.models, not {model!r}")
+            expected = "must be one of the classes in flux0.models, or a list or tuple of it"
+            raise InvalidArgument("model", f"{expected}, not {model!r}")
         kind: Any = model
-        if get_origin(kind) is list:  # For a list, cattrs accepts any iterable.
+        if get_origin(kind) is list:  # cattrs would accept any iterable as a list.
             kind = tuple.__class_getitem__((*get_args(kind), ...))
         result: Any = self._structure(kind, data, "")
         if kind is not model:
