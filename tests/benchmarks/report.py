@@ -28,8 +28,8 @@ svg {{ background: #fff }} text {{ font: 12px sans-serif; fill: #222 }} .h {{ fo
 .speed {{ fill: #3f7fbf }} .cost {{ fill: #c08a3e }}
 .target {{ stroke: #b22 }} .one {{ stroke: #999 }}
 </style>
-<text class="h" x="10" y="18">Blue: speed, divided by the speed of the fastest peer. \
-Brown: cost, divided by the cost of the HTTP library or json.loads. Red: target.</text>
+<text class="h" x="10" y="18">Blue: speed relative to the fastest peer. \
+Brown: cost relative to the first peer. Red: target.</text>
 {bars}
 </svg>
 """
