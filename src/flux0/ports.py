@@ -201,6 +201,16 @@ class Time(ABC):
     def sleep(self, seconds: float) -> None:
         """Wait for `seconds`."""
 
+    def sleep_or_wake(self, seconds: float, wait: Callable[[float], object]) -> None:  # noqa: ARG002
+        """Sleep for `seconds`, or until the sleep is ended from another thread.
+
+        Args:
+            seconds: the longest time to sleep.
+            wait: sleeps for a number of real seconds, or returns early. A time that is not real
+                does not need it.
+        """
+        self.sleep(seconds)
+
     @abstractmethod
     async def sleep_async(self, seconds: float) -> None:
         """Wait for `seconds` without blocking the event loop."""

@@ -8,9 +8,11 @@ from typing import Concatenate, ParamSpec, TypeVar
 from attrs import evolve
 
 from flux0.client.drivers import AsyncDriver, Driver
+from flux0.client.open_calls import OpenCalls
+from flux0.client.open_turns import OpenTurns
 from flux0.client.options import CallOptions
 from flux0.domain import arguments
-from flux0.domain.errors import ClientClosed, Flux0Error
+from flux0.domain.errors import Flux0Error
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow
@@ -30,6 +32,9 @@ class Caller:
         transport: The transport of sync calls. If it is None, sync calls raise `Flux0Error`.
         async_transport: The transport of async calls.
         time: The clock of timeouts and retries.
+
+    Attributes:
+        open_turns: The streams that are open, one for each session.
     """
 
     def __init__(
@@ -43,9 +48,10 @@ class Caller:
         self.time = time
         self._default_call = default_call
         self._call_timeout = call_timeout
-        self._driver = None if transport is None else Driver(transport, time)
-        self._async_driver = AsyncDriver(async_transport, time)
-        self._closed = False
+        self._open_calls = OpenCalls()
+        self.open_turns: OpenTurns = OpenTurns(self._open_calls)
+        self._driver = None if transport is None else Driver(transport, time, self._open_calls)
+        self._async_driver = AsyncDriver(async_transport, time, self._open_calls)
 
     def run(
         self,
@@ -55,7 +61,8 @@ class Caller:
         **kwargs: P.kwargs,
     ) -> T:
         """Run a use case with these options, over the sync transport."""
-        return self.drive(usecase(self.call(**options), *args, **kwargs))
+        call = self.call(**options)
+        return self.drive(usecase(call, *args, **kwargs), call.deadline)
 
     async def run_async(
         self,
@@ -65,7 +72,8 @@ class Caller:
         **kwargs: P.kwargs,
     ) -> T:
         """Run a use case with these options, over the async transport."""
-        return await self.drive_async(usecase(self.call(**options), *args, **kwargs))
+        call = self.call(**options)
+        return await self.drive_async(usecase(call, *args, **kwargs), call.deadline)
 
     def call(
         self,
@@ -80,8 +88,7 @@ class Caller:
 
         Raises `ClientClosed` after `close`.
         """
-        if self._closed:
-            raise ClientClosed("this Flux0 client is closed: create a new client")
+        self.check_open()
         call = self._default_call
         if retries is not None:
             call = evolve(call, retries=arguments.instance("retries", RetryConfig, retries))
@@ -103,26 +110,32 @@ class Caller:
             call = evolve(call, timeout=timeout, deadline=deadline)
         return call
 
-    def drive(self, flow: Flow[T]) -> T:
-        """Drive `flow` over the sync transport."""
+    def check_open(self) -> None:
+        """Raise `ClientClosed` after `close`."""
+        self._open_calls.check()
+
+    def drive(self, flow: Flow[T], deadline: Deadline | None) -> T:
+        """Drive `flow` over the sync transport until `deadline`."""
         if self._driver is None:
             raise Flux0Error(
                 "this client has only an async transport: call the methods that end in _async, "
                 "or pass a sync transport or client, too"
             )
-        return self._driver.run(flow)
+        return self._driver.run(flow, deadline)
 
-    async def drive_async(self, flow: Flow[T]) -> T:
-        """Drive `flow` over the async transport."""
-        return await self._async_driver.run(flow)
+    async def drive_async(self, flow: Flow[T], deadline: Deadline | None) -> T:
+        """Drive `flow` over the async transport until `deadline`."""
+        return await self._async_driver.run(flow, deadline)
 
     def close(self) -> None:
-        """Close the sync transport. Further calls raise `ClientClosed`."""
-        self._closed = True
+        """Close the sync transport and all streams, and end all calls with `ClientClosed`."""
+        self._open_calls.close()
+        self.open_turns.mark_closed()  # Before their connections close, so that readers know why.
         if self._driver is not None:
             self._driver.transport.close()
+        self.open_turns.close()
 
     async def close_async(self) -> None:
-        """Close both transports. Further calls raise `ClientClosed`."""
+        """Close both transports and all streams, and end all calls with `ClientClosed`."""
         self.close()
         await self._async_driver.transport.close_async()

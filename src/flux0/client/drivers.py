@@ -1,19 +1,22 @@
-"""The sync and the async driver: they perform the effects that a flow yields.
+"""The two drivers: they perform the effects that flows describe.
 
-Both end a call at its deadline. The async driver cancels the call. The sync driver limits each
-timeout to the remaining time. A slow but steady response never reaches such a timeout, so an alarm
-in another thread also closes its connection at the deadline.
+The sync driver blocks, the async driver awaits. Both end a call at its deadline, and when the
+client is closed: the async driver cancels the call, and the sync driver wakes it from another
+thread, because it may wait for a server that keeps sending a few bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
 from inspect import iscoroutine
 from typing import TypeVar
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
+from flux0.client.open_calls import CLIENT_CLOSED, OpenCalls
 from flux0.domain.errors import (
+    ClientClosed,
     InvalidArgument,
     ResponseTooLarge,
     TransportError,
@@ -22,64 +25,66 @@ from flux0.domain.errors import (
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Await, Effect, Flow, ReadBody, Send, Sleep
 from flux0.ports import AsyncTransport, ByteStream, Request, Response, Time, Timeout, Transport
+from flux0.runtime.event_loop import call_soon, running_loop
+from flux0.runtime.waker import Waker
 
 T = TypeVar("T")
 
-# Seconds after the deadline. The transport's own timeout should expire first, because its error
-# names the step that timed out.
+# Seconds after the deadline. The transport's own timeout expires first, and its error says more.
 _GRACE = 0.1
 
 
 @frozen(eq=False)
 class Driver:
-    """Drives flows in sync code."""
+    """Performs the effects of flows over a sync transport."""
 
     transport: Transport
     time: Time
+    calls: OpenCalls = field(factory=OpenCalls)
 
-    def run(self, flow: Flow[T]) -> T:
-        """Perform the effects of `flow` and return its result."""
+    def run(self, flow: Flow[T], deadline: Deadline | None = None) -> T:
+        """Perform the effects of `flow` until it returns, and return its result."""
         try:
             effect = next(flow)
             while True:
                 try:
-                    outcome = self._perform(effect)
-                except BaseException as error:  # noqa: BLE001 - the flow handles it or re-raises it
-                    effect = flow.throw(error)
+                    outcome = self._perform(effect, deadline)
+                except BaseException as error:  # noqa: BLE001 - the flow handles it, and cleans up
+                    effect = flow.throw(self.calls.explain(error))
                 else:
                     effect = flow.send(outcome)
         except StopIteration as stop:
             result: T = stop.value
             return result
 
-    def _perform(self, effect: Effect) -> object:
+    def _perform(self, effect: Effect, deadline: Deadline | None) -> object:
         match effect:
             case Send(request):
+                self.calls.check()
                 return self._send(request)
-            case ReadBody(response, _, deadline):
-                stop = response.body.close
+            case ReadBody(response, _, body_deadline):
+                close = response.body.close
                 try:
-                    return self._until_deadline(deadline, stop, lambda: self._read(effect))
+                    return self._wakeable(body_deadline, close, partial(self._read, effect))
                 finally:
-                    stop()
+                    close()
             case Sleep(seconds):
-                self.time.sleep(seconds)
+                self._sleep(seconds, deadline)
                 return None
             case Await(awaitable, argument):
                 if iscoroutine(awaitable):
                     awaitable.close()  # Avoid the warning "coroutine was never awaited".
-                raise InvalidArgument(argument, "is async: call an _async method")
+                raise InvalidArgument(argument, "is async: call the _async method")
             case _:
                 raise _not_an_effect(effect)
 
     def _send(self, request: Request) -> Response[ByteStream]:
         deadline = request.deadline
-        if deadline is None:
-            return self.transport.send(request)
-        limited = _with_limited_timeouts(request, deadline, self.time)
-        stop = request.interrupt.fire
-        response = self._until_deadline(deadline, stop, lambda: self.transport.send(limited))
-        if self.time.monotonic() > deadline.moment:
+        if deadline is not None:
+            request = _limited(request, deadline, self.time)
+        send = partial(self.transport.send, request)
+        response = self._wakeable(deadline, request.interrupt.fire, send)
+        if deadline is not None and self.time.monotonic() > deadline.moment:
             response.body.close()
             raise deadline.exceeded()
         return response
@@ -89,23 +94,34 @@ class Driver:
         for piece in effect.response.body:
             size += len(piece)
             pieces.append(piece)
-            _check_limits(effect, size, self.time)
-        _check_limits(effect, size, self.time)
+            _check(effect, size, self.time)
+        _check(effect, size, self.time)
         return b"".join(pieces)
 
-    def _until_deadline(
-        self, deadline: Deadline | None, stop: Callable[[], object], work: Callable[[], T]
+    def _sleep(self, seconds: float, deadline: Deadline | None) -> None:
+        left = seconds if deadline is None else deadline.left(self.time.monotonic())
+        waker = Waker()
+        with self.calls.wake_on_close(waker.wake):
+            self.time.sleep_or_wake(max(min(seconds, left), 0), waker.wait)
+        self.calls.check()
+        if deadline is not None and left < seconds:
+            raise deadline.exceeded()
+
+    def _wakeable(
+        self, deadline: Deadline | None, wake: Callable[[], object], work: Callable[[], T]
     ) -> T:
-        """Return the result of `work`; at the deadline, call `stop` in another thread."""
+        """Return the result of `work`; call `wake` at the deadline, or when the client closes."""
         if deadline is None:
-            return work()
-        cancel = self.time.alarm(deadline.moment + _GRACE, stop)
+            with self.calls.wake_on_close(wake):
+                return work()
+        cancel = self.time.alarm(deadline.moment + _GRACE, wake)
         try:
-            return work()
+            with self.calls.wake_on_close(wake):
+                return work()
         except TransportTimeout:
-            raise  # Its message names the step that timed out.
+            raise  # It names the timeout that expired, even if the deadline has passed, too.
         except TransportError as error:
-            if self.time.monotonic() > deadline.moment + _GRACE:
+            if self.time.monotonic() > deadline.moment + _GRACE and not self.calls.closed:
                 raise deadline.exceeded() from error.__cause__ or error
             raise
         finally:
@@ -114,40 +130,55 @@ class Driver:
 
 @frozen(eq=False)
 class AsyncDriver:
-    """Drives flows in async code."""
+    """Performs the effects of flows over an async transport."""
 
     transport: AsyncTransport
     time: Time
+    calls: OpenCalls = field(factory=OpenCalls)
 
-    async def run(self, flow: Flow[T]) -> T:
-        """Perform the effects of `flow` and return its result."""
+    async def run(self, flow: Flow[T], deadline: Deadline | None = None) -> T:
+        """The async version of `Driver.run`."""
+        from anyio import move_on_after  # noqa: PLC0415 - slow to import; httpx imports it anyway
+
+        left = None if deadline is None else deadline.left(self.time.monotonic()) + _GRACE
+        with move_on_after(left) as scope:
+            cancel = partial(call_soon, running_loop(), scope.cancel)
+            with self.calls.wake_on_close(cancel):
+                return await self._run(flow, deadline)
+        if deadline is None or self.calls.closed:
+            raise ClientClosed(CLIENT_CLOSED)
+        raise deadline.exceeded()
+
+    async def _run(self, flow: Flow[T], deadline: Deadline | None) -> T:
         try:
             effect = next(flow)
             while True:
                 try:
-                    outcome = await self._perform(effect)
-                except BaseException as error:  # noqa: BLE001 - the flow handles it or re-raises it
-                    effect = flow.throw(error)
+                    outcome = await self._perform(effect, deadline)
+                except BaseException as error:  # noqa: BLE001 - the flow handles it, and cleans up
+                    effect = flow.throw(self.calls.explain(error))
                 else:
                     effect = flow.send(outcome)
         except StopIteration as stop:
             result: T = stop.value
             return result
 
-    async def _perform(self, effect: Effect) -> object:
+    async def _perform(self, effect: Effect, deadline: Deadline | None) -> object:
         match effect:
             case Send(request):
-                deadline = request.deadline
-                if deadline is not None:
-                    request = _with_limited_timeouts(request, deadline, self.time)
-                return await self._until_deadline(deadline, self.transport.send_async(request))
-            case ReadBody(response, _, deadline):
+                self.calls.check()
+                if request.deadline is not None:
+                    request = _limited(request, request.deadline, self.time)
+                return await self.transport.send_async(request)
+            case ReadBody(response):
                 try:
-                    return await self._until_deadline(deadline, self._read(effect))
+                    return await self._read(effect)
                 finally:
                     await response.body.close_async()
             case Sleep(seconds):
                 await self.time.sleep_async(seconds)
+                if deadline is not None and deadline.left(self.time.monotonic()) <= 0:
+                    raise deadline.exceeded()
                 return None
             case Await(awaitable):
                 return await awaitable
@@ -159,51 +190,42 @@ class AsyncDriver:
         async for piece in effect.response.body:
             size += len(piece)
             pieces.append(piece)
-            _check_limits(effect, size, self.time)
-        _check_limits(effect, size, self.time)
+            _check(effect, size, self.time)
+        _check(effect, size, self.time)
         return b"".join(pieces)
 
-    async def _until_deadline(self, deadline: Deadline | None, work: Awaitable[T]) -> T:
-        """Return the result of `work`; cancel it at the deadline."""
-        if deadline is None:
-            return await work
-        from anyio import move_on_after  # noqa: PLC0415 - slow to import; comes with httpx
 
-        with move_on_after(deadline.moment + _GRACE - self.time.monotonic()):
-            return await work
-        raise deadline.exceeded()
-
-
-def _check_limits(effect: ReadBody, size: int, time: Time) -> None:
+def _check(effect: ReadBody, size: int, time: Time) -> None:
+    """Raise if a body is too large, or its deadline has passed."""
     if size > effect.limit:
         raise ResponseTooLarge(effect.limit)
     if effect.deadline is not None and time.monotonic() > effect.deadline.moment:
         raise effect.deadline.exceeded()
 
 
-def _with_limited_timeouts(request: Request, deadline: Deadline, time: Time) -> Request:
-    """Return `request` with all timeouts but `idle` limited to the time until the deadline."""
-    remaining = deadline.left(time.monotonic())
-    if remaining <= 0:
+def _limited(request: Request, deadline: Deadline, time: Time) -> Request:
+    """Return `request` with no timeout longer than the time until the deadline."""
+    left = deadline.left(time.monotonic())
+    if left <= 0:
         raise deadline.exceeded()
     timeout = request.timeout
     return evolve(
         request,
         timeout=Timeout(
-            connect=_shorter(timeout.connect, remaining),
-            read=_shorter(timeout.read, remaining),
-            write=_shorter(timeout.write, remaining),
-            pool=_shorter(timeout.pool, remaining),
+            connect=_shorter(timeout.connect, left),
+            read=_shorter(timeout.read, left),
+            write=_shorter(timeout.write, left),
+            pool=_shorter(timeout.pool, left),
             idle=timeout.idle,
         ),
     )
 
 
-def _shorter(timeout: float | None, remaining: float) -> float:
-    return remaining if timeout is None else min(timeout, remaining)
+def _shorter(timeout: float | None, left: float) -> float:
+    return left if timeout is None else min(timeout, left)
 
 
 def _not_an_effect(value: object) -> TypeError:
     return TypeError(
-        f"a flow must yield effects, not {value!r}: to run another flow, use `yield from`"
+        f"a flow must yield effects, not {value!r}; another flow is called with `yield from`"
     )

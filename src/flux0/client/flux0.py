@@ -205,14 +205,16 @@ class Flux0:
         return AsyncConversation(self.sessions, session, user)
 
     def close(self) -> None:
-        """Close the connections of sync calls. Further calls raise `ClientClosed`.
+        """Close the connections of sync calls and all streams; later, no request is sent.
 
-        Connections of async calls are closed by `close_async`, or when their event loop ends.
+        Calls in progress end with `ClientClosed`, and so do readers of a stream, in all threads and
+        event loops. Idle connections of async calls are closed by `close_async`, or when their
+        event loop ends.
         """
         self._caller.close()
 
     async def close_async(self) -> None:
-        """Close all connections of this client. Further calls raise `ClientClosed`."""
+        """Close all connections of this client; see `close`."""
         await self._caller.close_async()
 
     def __repr__(self) -> str:

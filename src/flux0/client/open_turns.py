@@ -1,115 +1,232 @@
-"""Tracks the open turns of a client, so that a session never has two.
+"""The open turns of a client: a session never has two at the same time.
 
-The server runs one turn per session. A second turn stops the events of the first one, and closing
-the first stream after that cancels the second turn (measured, 0.1.0b4). So a message first waits
-until the previous message of its session has been sent, and then closes the stream of its turn.
+The server runs one turn per session. A second message silences the stream of the first one
+indefinitely, and closing that stream afterwards cancels the second turn (measured, 0.1.0b4). So a
+client sends the messages of a session one after another, and closes the open stream of the session
+before it sends the next message.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
-from threading import Lock
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+from functools import partial
+from threading import get_ident
+from time import monotonic
+from typing import Final
 from weakref import WeakValueDictionary
 
+from attrs import frozen
+
+from flux0.client.open_calls import CLIENT_CLOSED, OpenCalls
+from flux0.client.session_queue import (
+    Sender,
+    SessionKey,
+    SessionQueue,
+    SessionQueues,
+    TaskSender,
+    ThreadSender,
+)
 from flux0.client.streams import AsyncEventStream, EventStream
-from flux0.domain.timeouts import Deadline
-from flux0.runtime.processes import PerProcess
+from flux0.domain.errors import Flux0Error, TransportTimeout
+from flux0.domain.timeouts import Deadline, duration
+from flux0.runtime.event_loop import running_loop, schedule_close
 
-if TYPE_CHECKING:
-    import anyio
+# Seconds that a message waits for each message ahead of it, if the call has no `timeout_ms`.
+_MAX_QUEUE_SECONDS: Final = 60.0
+# Seconds that a message waits for another event loop to close the open stream of the session.
+_MAX_CLOSE_SECONDS: Final = 10.0
 
-L = TypeVar("L")
-
-SessionKey: TypeAlias = tuple[str, str]  # The URL of the server and the id of the session.
-
-_ANOTHER_MESSAGE = (
+_ANOTHER_MESSAGE: Final = (
     "the stream was closed by another message on its session: a session has one turn at a time"
 )
 
 
-class OpenTurns:
-    """The latest stream of each session, while the user has a reference to it.
+@frozen
+class _Limit:
+    """The limit of a wait, and the error to raise when it expires."""
 
-    A thread waits for other threads, and a task for other tasks. A thread and a task that send on
-    one session at the same time do not wait for each other.
+    seconds: float
+    error: TransportTimeout
+
+
+class OpenTurns:
+    """The latest stream of each session, as long as the user has a reference to it.
+
+    Threads, tasks and event loops may send on one session at the same time. Different sessions
+    never wait for each other.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, calls: OpenCalls) -> None:
+        self._calls = calls
+        self._queues = SessionQueues()
         self._streams: WeakValueDictionary[SessionKey, EventStream | AsyncEventStream]
         self._streams = WeakValueDictionary()
-        self._threads = PerProcess(lambda: _Locks[Lock](Lock))
-        self._tasks: _Locks[anyio.Lock] = _Locks(_task_lock)
 
     @contextmanager
     def exclusive(
         self, session: SessionKey, deadline: Deadline | None, now: float
     ) -> Generator[None, None, None]:
-        """Exclude other threads that send on `session`, and close the open stream of the session.
+        """Return a context in which no other call of this client sends on `session`.
 
-        An async stream is only scheduled to be closed by its event loop, which may happen after the
-        next turn has begun. Raises `ReadTimeout` if the wait does not end by the deadline.
+        Entering it waits for the calls ahead, and closes the open stream of the session.
+
+        Args:
+            session: The URL of the server and the id of the session.
+            deadline: The deadline of the call; None if it has no `timeout_ms`.
+            now: The current time, on the clock of the deadline.
+
+        Raises:
+            TransportTimeout: The wait took too long. The message was not sent.
+            ClientClosed: The client was closed meanwhile.
+            Flux0Error: A task of this thread is sending on the session, or reads its open stream.
         """
-        lock = self._threads.get().lock_for(session)
-        if deadline is None:
-            lock.acquire()
-        elif not lock.acquire(timeout=max(deadline.left(now), 0)):
-            raise deadline.exceeded()
+        queue, sender = self._queues.of(session), ThreadSender()
+        ahead = queue.join(sender)
         try:
-            stream = self._streams.pop(session, None)
-            if isinstance(stream, EventStream):
-                stream.close(_ANOTHER_MESSAGE)
-            elif stream is not None:
-                stream.close_soon(_ANOTHER_MESSAGE)
+            if ahead:
+                self._wait(queue, sender, ahead, _queue_limit(len(ahead), deadline, now))
+            stream = self._streams.get(session)
+            if stream is not None and stream.is_open:
+                self._close(stream, _close_limit(deadline, now))
             yield
         finally:
-            lock.release()
+            queue.leave(sender)
 
     @asynccontextmanager
     async def exclusive_async(
         self, session: SessionKey, deadline: Deadline | None, now: float
     ) -> AsyncGenerator[None, None]:
-        """Exclude other tasks that send on `session`, and close the open stream of the session.
-
-        Raises `ReadTimeout` if the wait does not end by the deadline.
-        """
-        from anyio import move_on_after  # noqa: PLC0415 - slow to import; comes with httpx
-
-        lock = self._tasks.lock_for(session)
-        with move_on_after(None if deadline is None else deadline.left(now)) as scope:
-            await lock.acquire()
-        if deadline is not None and scope.cancelled_caught:
-            raise deadline.exceeded()
+        """The async version of `exclusive`."""
+        queue, sender = self._queues.of(session), TaskSender()
+        ahead = queue.join(sender)
         try:
-            stream = self._streams.pop(session, None)
-            if isinstance(stream, EventStream):
-                stream.close(_ANOTHER_MESSAGE)
-            elif stream is not None:
-                await stream.close_async(_ANOTHER_MESSAGE)
+            if ahead:
+                limit = _queue_limit(len(ahead), deadline, now)
+                await self._wait_async(sender, limit, lambda: queue.is_first(sender))
+            stream = self._streams.get(session)
+            if stream is not None and stream.is_open:
+                await self._close_async(stream, _close_limit(deadline, now))
             yield
         finally:
-            lock.release()
+            queue.leave(sender)
 
     def add(self, session: SessionKey, stream: EventStream | AsyncEventStream) -> None:
-        """Record the stream that is now open on `session`."""
+        """Record `stream` as the open stream of `session`."""
         self._streams[session] = stream
 
+    def mark_closed(self) -> None:
+        """Let the readers of all open streams raise `ClientClosed` once their connections close."""
+        for stream in self._open():
+            stream.mark_closed(CLIENT_CLOSED)
 
-class _Locks(Generic[L]):
-    """One lock per session, which exists while it is held or waited for."""
+    def close(self) -> None:
+        """Close all open streams. Each event loop closes its own streams soon."""
+        for stream in self._open():
+            if isinstance(stream, EventStream):
+                stream.close(CLIENT_CLOSED)
+            elif not schedule_close(stream.loop, partial(stream.close_async, CLIENT_CLOSED)):
+                stream.close_soon(CLIENT_CLOSED)
 
-    def __init__(self, new_lock: Callable[[], L]) -> None:
-        self._new_lock = new_lock
-        self._guard = Lock()
-        self._locks: WeakValueDictionary[SessionKey, L] = WeakValueDictionary()
+    def _open(self) -> tuple[EventStream | AsyncEventStream, ...]:
+        return tuple(stream for stream in self._streams.values() if stream.is_open)
 
-    def lock_for(self, session: SessionKey) -> L:
-        with self._guard:
-            return self._locks.setdefault(session, self._new_lock())
+    def _wait(
+        self, queue: SessionQueue, sender: ThreadSender, ahead: tuple[Sender, ...], limit: _Limit
+    ) -> None:
+        if any(isinstance(other, TaskSender) and other.thread == get_ident() for other in ahead):
+            raise Flux0Error(
+                "an async call of this thread is sending on the same session, and cannot continue "
+                "while a sync call blocks the thread: use the _async method"
+            )
+        ends = monotonic() + limit.seconds
+        with self._calls.wake_on_close(sender.wake):
+            while not queue.is_first(sender):
+                if not sender.wait(max(ends - monotonic(), 0)):
+                    raise limit.error
+                self._calls.check()
+
+    async def _wait_async(
+        self, sender: TaskSender, limit: _Limit, is_over: Callable[[], bool]
+    ) -> None:
+        from anyio import move_on_after  # noqa: PLC0415 - slow to import; comes with httpx
+
+        with move_on_after(limit.seconds), self._calls.wake_on_close(sender.wake):
+            await sender.wait()
+        self._calls.check()
+        if not is_over():
+            raise limit.error
+
+    def _close(self, stream: EventStream | AsyncEventStream, limit: _Limit) -> None:
+        if isinstance(stream, EventStream):
+            stream.close(_ANOTHER_MESSAGE)
+        elif stream.thread == get_ident():
+            if stream.is_being_read:
+                raise Flux0Error(
+                    "an async task of this thread is reading the open stream of the session, and "
+                    "cannot continue while a sync call blocks the thread: use the _async method"
+                )
+            stream.close_soon(_ANOTHER_MESSAGE)
+        else:
+            waiter = ThreadSender()
+            if _close_in_its_loop(stream, waiter.wake):
+                with self._calls.wake_on_close(waiter.wake):
+                    waiter.wait(limit.seconds)
+                self._calls.check()
+                if stream.is_open:
+                    raise limit.error
+
+    async def _close_async(self, stream: EventStream | AsyncEventStream, limit: _Limit) -> None:
+        if isinstance(stream, EventStream):
+            stream.close(_ANOTHER_MESSAGE)
+        elif stream.loop is running_loop():
+            await stream.close_async(_ANOTHER_MESSAGE)
+        else:
+            waiter = TaskSender()
+            if _close_in_its_loop(stream, waiter.wake):
+                await self._wait_async(waiter, limit, lambda: not stream.is_open)
 
 
-def _task_lock() -> anyio.Lock:
-    from anyio import Lock as TaskLock  # noqa: PLC0415 - slow to import; comes with httpx
+def _close_in_its_loop(stream: AsyncEventStream, wake: Callable[[], None]) -> bool:
+    """Let the event loop of `stream` close it and then call `wake`; return whether the loop exists.
 
-    return TaskLock()
+    If the loop has ended, this closes the stream.
+    """
+
+    async def close() -> None:
+        try:
+            await stream.close_async(_ANOTHER_MESSAGE)
+        finally:
+            wake()
+
+    stream.mark_closed(_ANOTHER_MESSAGE)
+    if schedule_close(stream.loop, close):
+        return True
+    stream.close_soon(_ANOTHER_MESSAGE)
+    return False
+
+
+def _queue_limit(ahead: int, deadline: Deadline | None, now: float) -> _Limit:
+    if deadline is not None:
+        return _Limit(max(deadline.left(now), 0), deadline.exceeded())
+    seconds = _MAX_QUEUE_SECONDS * ahead
+    return _Limit(
+        seconds,
+        TransportTimeout(
+            f"the message was not sent: the messages before it on the session were still being "
+            f"sent after {duration(seconds)} (set timeout_ms for another limit)"
+        ),
+    )
+
+
+def _close_limit(deadline: Deadline | None, now: float) -> _Limit:
+    seconds = _MAX_CLOSE_SECONDS
+    if deadline is not None:
+        seconds = min(max(deadline.left(now), 0), seconds)
+    return _Limit(
+        seconds,
+        TransportTimeout(
+            f"the message was not sent: the event loop that opened the last stream of the session "
+            f"did not close it within {duration(seconds)}; the loop is blocked or stopped"
+        ),
+    )

@@ -7,10 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flux0.client.caller import Caller
-from flux0.client.open_turns import OpenTurns
 from flux0.client.options import CallOptions, TurnOptions, show_options
 from flux0.client.streams import AsyncEventStream, AsyncOpening, EventStream
 from flux0.domain.enums import EventSource, EventType
+from flux0.domain.errors import ClientClosed
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.models import Agent, Agents, Events, Session, Sessions
 from flux0.ports import Request
@@ -131,7 +131,6 @@ class SessionsResource:
         self._caller = caller
         self._new_turn = new_turn
         self._new_accumulator = new_accumulator
-        self._open_turns = OpenTurns()
 
     def create(
         self,
@@ -234,12 +233,17 @@ class SessionsResource:
         call, request, stored = self._prepare(session_id, type_, source, content, options)
         session = call.server_url, session_id
         list_stored = partial(self.list_events, **stored)
-        clock = self._caller.time.monotonic
-        with self._open_turns.exclusive(session, call.deadline, clock()):
-            response = self._caller.drive(sessions.open_stream(call, request))
+        clock, turns = self._caller.time.monotonic, self._caller.open_turns
+        with turns.exclusive(session, call.deadline, clock()):
+            response = self._caller.drive(sessions.open_stream(call, request), call.deadline)
             turn, accumulator = self._new_turn(request), self._new_accumulator()
             stream = EventStream(response, turn, accumulator, list_stored, clock)
-            self._open_turns.add(session, stream)
+            turns.add(session, stream)
+        try:
+            self._caller.check_open()
+        except ClientClosed:  # It was closed before `turns` had the stream.
+            stream.close()
+            raise
         return stream
 
     def create_event_async(
@@ -268,12 +272,19 @@ class SessionsResource:
         call, request, stored = self._prepare(session_id, type_, source, content, options)
         session = call.server_url, session_id
         list_stored = partial(self.list_events_async, **stored)
-        clock = self._caller.time.monotonic
-        async with self._open_turns.exclusive_async(session, call.deadline, clock()):
-            response = await self._caller.drive_async(sessions.open_stream(call, request))
+        clock, turns = self._caller.time.monotonic, self._caller.open_turns
+        async with turns.exclusive_async(session, call.deadline, clock()):
+            response = await self._caller.drive_async(
+                sessions.open_stream(call, request), call.deadline
+            )
             turn, accumulator = self._new_turn(request), self._new_accumulator()
             stream = AsyncEventStream(response, turn, accumulator, list_stored, clock)
-            self._open_turns.add(session, stream)
+            turns.add(session, stream)
+        try:
+            self._caller.check_open()
+        except ClientClosed:  # It was closed before `turns` had the stream.
+            await stream.close_async()
+            raise
         return stream
 
     def _prepare(

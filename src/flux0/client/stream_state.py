@@ -60,6 +60,7 @@ class StreamState:
         self._entered = False
         self._closed = ""  # The reason why the stream was closed; empty while it is open.
         self._ended = False
+        self._released = False  # Whether the connection was released.
         self._reader_lock = Lock()
 
     def __repr__(self) -> str:
@@ -92,6 +93,16 @@ class StreamState:
         return self._ended and self._end_proven
 
     @property
+    def is_open(self) -> bool:
+        """Whether the stream still has its connection: it has not ended, failed or been closed."""
+        return not (self._ended or self._released)
+
+    @property
+    def is_being_read(self) -> bool:
+        """Whether a thread or a task is waiting for the next event."""
+        return self._reader_lock.locked()
+
+    @property
     def messages(self) -> tuple[TurnMessage, ...]:
         """The messages of the turn, built from the events yielded so far.
 
@@ -122,6 +133,10 @@ class StreamState:
         self._turn.attach_request(error)
         error.attach_stream(self.messages, self._stored)
         return error
+
+    def mark_closed(self, reason: str) -> None:
+        """Let the reader raise `ClientClosed(reason)` when the connection is closed elsewhere."""
+        self._closed = self._closed or reason
 
     def _fold(self, event: StreamEvent) -> None:
         """Update the state with an event, just before it is yielded."""

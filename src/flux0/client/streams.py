@@ -7,7 +7,7 @@ stays open until the block ends. Without a block, leaving a loop early closes th
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any, Generic, TypeVar, final
 
 from flux0.client.stream_state import CLOSED_EARLY, StreamInUse, StreamState
@@ -17,6 +17,7 @@ from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import Events
 from flux0.domain.stream_events import StreamEvent
 from flux0.ports import AsyncByteStream, ByteStream, Response
+from flux0.runtime.event_loop import Loop, running_loop
 from flux0.usecases.turn import Turn
 
 T = TypeVar("T")
@@ -171,8 +172,9 @@ class EventStream(StreamState):
         Args:
             reason: The message of the `ClientClosed` that a reader of the stream gets.
         """
-        self._closed = self._closed or reason
+        self.mark_closed(reason)
         self._close_body()
+        self._released = True
 
     def _advance(self) -> bool:
         """Read the next piece of the body; return False if the body had already ended."""
@@ -216,6 +218,8 @@ class AsyncEventStream(StreamState):
         super().__init__(response, turn, accumulator, list_stored, clock)
         self._pieces = aiter(response.body)
         self._close_body: Callable[[], Awaitable[None]] = response.body.close_async
+        self.loop: Loop = running_loop()
+        self.thread: int = get_ident()
 
     async def __aenter__(self) -> AsyncEventStream:
         self._enter()
@@ -274,8 +278,9 @@ class AsyncEventStream(StreamState):
 
     async def close_async(self, reason: str = CLOSED_EARLY) -> None:
         """The async version of `EventStream.close`."""
-        self._closed = self._closed or reason
+        self.mark_closed(reason)
         await self._close_body()
+        self._released = True
 
     async def _next_text(self) -> str:
         while True:
@@ -312,8 +317,9 @@ class AsyncEventStream(StreamState):
 
         Use it in code that cannot await, such as a callback. `reason` is as for `close_async`.
         """
-        if not self._closed:
-            self._closed = reason
+        if not self._released:
+            self.mark_closed(reason)
+            self._released = True
             del self._pieces  # When the body is garbage-collected, it releases the connection.
             self._close_body = _already_closed
 

@@ -62,19 +62,23 @@ def start_task(run: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], obj
     return cancel
 
 
-def call_soon(loop: Loop, act: Callable[[], object]) -> None:
-    """Schedule `act` on `loop`; do nothing if the loop has ended.
+def call_soon(loop: Loop, act: Callable[[], object]) -> bool:
+    """Schedule `act` on `loop`; return False if the loop has ended.
 
     Safe in any thread and in finalizers, because it takes no lock.
     """
-    with suppress(RuntimeError):  # asyncio and trio raise it if the loop has ended.
+    try:
         (loop.run_sync_soon if hasattr(loop, "run_sync_soon") else loop.call_soon_threadsafe)(act)
+    except RuntimeError:  # asyncio and trio raise it if the loop has ended.
+        return False
+    return True
 
 
-def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> None:
+def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
     """Start a task on `loop` that awaits `close()` and ignores its errors.
 
-    For sync code such as finalizers. Safe in any thread, because it takes no lock.
+    For sync code such as finalizers. Safe in any thread, because it takes no lock. Returns False if
+    the loop has ended.
     """
 
     async def close_quietly() -> None:
@@ -92,8 +96,8 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> None:
     spawn = spawn_in_trio if hasattr(loop, "run_sync_soon") else spawn_in_asyncio
     if _is_running(loop):
         spawn()  # Start it now, so that a loop that is about to end still cancels the task.
-    else:
-        call_soon(loop, spawn)
+        return True
+    return call_soon(loop, spawn)
 
 
 async def shielded(close: Callable[[], Awaitable[None]]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
 from os import urandom
-from threading import Condition, Thread
+from threading import TIMEOUT_MAX, Condition, Thread
 from typing import Final
 
 from flux0.ports import Time
@@ -34,6 +34,10 @@ class SystemTime(Time):
     def sleep(self, seconds: float) -> None:
         """Wait for `seconds`."""
         time.sleep(seconds)
+
+    def sleep_or_wake(self, seconds: float, wait: Callable[[float], object]) -> None:
+        """Sleep for `seconds`, or until `wait` returns early; see `Time.sleep_or_wake`."""
+        wait(min(seconds, TIMEOUT_MAX))
 
     async def sleep_async(self, seconds: float) -> None:
         """Wait for `seconds` under asyncio or trio."""
