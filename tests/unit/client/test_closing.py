@@ -1,0 +1,160 @@
+"""Closing a client ends its calls and its streams, in every thread and event loop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+
+from flux0 import BackoffStrategy, ClientClosed, Flux0, RetryConfig
+from flux0.testing import FakeTransport, Gate, Say
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.responses import ServerSteps, WaitForRelease, http_response
+from support.in_memory import SSE, chunk, in_every_mode
+from support.modes import call_blocking, in_mode
+from support.sending import over
+from support.transports import WAYS, Mode, Way
+
+MESSAGE = "this Flux0 client is closed: create a new client"
+SILENT = (WaitForRelease(),)
+HALF_BODY = http_response(b'{"data"', WaitForRelease(), b": []}", framing="chunked")
+ONE_EVENT = http_response(
+    chunk("a"), WaitForRelease(), headers=list(SSE.items()), framing="chunked"
+)
+# A retry waits for a minute, unless the client is closed.
+SLOW_RETRIES = RetryConfig("backoff", BackoffStrategy(60_000, 60_000, 1.0, 600_000))
+
+
+async def list_agents(flux0: Flux0) -> None:
+    await flux0.agents.list_async()
+
+
+async def close_when(way: Way, flux0: Flux0, ready: Callable[[], object]) -> None:
+    """Close the client in another thread, or in another task, after `ready` has returned."""
+    await call_blocking(way.mode, ready)
+    if way.mode == "sync":
+        flux0.close()
+    else:
+        await flux0.close_async()
+
+
+async def run_and_close(
+    way: Way, flux0: Flux0, call: Callable[[], Any], ready: Callable[[], object]
+) -> None:
+    """Run `call`, which must raise `ClientClosed`, and close the client while it waits."""
+
+    async def run() -> None:
+        with pytest.raises(ClientClosed) as caught:
+            await call()
+        assert caught.value.problem == MESSAGE
+
+    if way.mode == "sync":
+        with ThreadPoolExecutor(1) as threads:
+            closing = threads.submit(lambda: (ready(), flux0.close()))
+            await run()
+            closing.result()
+    else:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await close_when(way, flux0, ready)
+
+
+@over(*WAYS)
+@pytest.mark.parametrize("response", [SILENT, HALF_BODY], ids=["head", "body"])
+async def test_call_that_waits_for_the_server_ends_and_is_not_retried(
+    way: Way, response: ServerSteps
+) -> None:
+    with ByteServer(response) as server:
+        real = Flux0(server.url, transport=way.make_transport())
+        flux0 = in_mode(way.mode, real)
+        await run_and_close(
+            way, real, partial(list_agents, flux0), partial(server.wait_for_requests, 1)
+        )
+        server.wait_until_closed()
+
+    assert len(server.requests) == 1
+
+
+@over(*WAYS)
+async def test_call_that_waits_for_a_retry_ends(way: Way) -> None:
+    with ByteServer(http_response(status="503 Service Unavailable")) as server:
+        retried = threading.Event()
+        real = Flux0(
+            server.url,
+            transport=way.make_transport(),
+            retry_config=SLOW_RETRIES,
+            on_retry=lambda _: retried.set(),
+        )
+        await run_and_close(
+            way, real, partial(list_agents, in_mode(way.mode, real)), partial(retried.wait, 20)
+        )
+
+    assert len(server.requests) == 1
+
+
+@over(*WAYS)
+async def test_reader_of_a_stream_gets_client_closed(way: Way) -> None:
+    with ByteServer(ONE_EVENT) as server:
+        real = Flux0(server.url, transport=way.make_transport())
+        flux0 = in_mode(way.mode, real)
+        stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
+        await anext(stream)
+        await run_and_close(way, real, lambda: anext(stream), lambda: None)
+        server.wait_until_closed()
+
+
+@over(*WAYS)
+async def test_message_that_waits_for_another_message_ends(way: Way) -> None:
+    with ByteServer(SILENT) as server:
+        real = Flux0(server.url, transport=way.make_transport())
+        flux0 = in_mode(way.mode, real)
+        first_ended = threading.Event()
+
+        def send_first() -> None:
+            with pytest.raises(ClientClosed):
+                real.sessions.create_event(session_id="s", content="first")
+            first_ended.set()
+
+        async def send_first_async() -> None:
+            with pytest.raises(ClientClosed):
+                await real.sessions.create_event_async(session_id="s", content="first")
+            first_ended.set()
+
+        async def send_second() -> None:
+            await flux0.sessions.create_event_async(session_id="s", content="second")
+
+        if way.mode == "sync":
+            with ThreadPoolExecutor(1) as threads:
+                sending = threads.submit(send_first)
+                server.wait_for_requests(1)
+                await run_and_close(way, real, send_second, lambda: None)
+                sending.result()
+        else:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(send_first_async)
+                await call_blocking(way.mode, server.wait_for_requests, 1)
+                await run_and_close(way, real, send_second, lambda: None)
+        assert first_ended.is_set()
+
+    assert len(server.requests) == 1
+
+
+@in_every_mode
+async def test_reader_of_a_fake_gets_the_same_message(mode: Mode) -> None:
+    real = Flux0(transport=FakeTransport([Say("a"), Gate(), Say("b")]))
+    flux0 = in_mode(mode, real)
+    agent = await flux0.agents.first_async()
+    session = await flux0.sessions.create_async(agent_id=agent.id)
+    stream = await flux0.sessions.create_event_async(session_id=session.id, content="Hi")
+    await anext(stream)
+
+    async def read() -> None:
+        async for _ in stream:
+            pass
+
+    await run_and_close(Way("fake", mode), real, read, lambda: None)

@@ -1,0 +1,256 @@
+"""One client in several event loops and threads: the messages of a session are serialized."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+import anyio
+import pytest
+import trio
+
+from flux0 import ClientClosed, Flux0, Flux0Error, TransportTimeout
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.responses import ServerSteps, WaitForRelease, http_response
+from support.in_memory import SSE, chunk
+from support.transports import WAYS, Mode, Way, make_transport
+
+ASYNC_WAYS = tuple(way for way in WAYS if way.mode != "sync")
+TWO_LOOPS: list[tuple[Mode, Mode]] = [
+    ("asyncio", "asyncio"),
+    ("asyncio", "trio"),
+    ("trio", "asyncio"),
+    ("trio", "trio"),
+    ("sync", "asyncio"),
+    ("sync", "trio"),
+    ("asyncio", "sync"),
+    ("trio", "sync"),
+]
+ANOTHER_MESSAGE = "closed by another message on its session"
+
+Run: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+
+
+def turn(*steps: bytes | WaitForRelease) -> ServerSteps:
+    return http_response(*steps, headers=list(SSE.items()), framing="chunked")
+
+
+ONE_EVENT = turn(chunk("a"), WaitForRelease())
+TWO_EVENTS = turn(chunk("a"), chunk("b"))
+
+
+def run_in(mode: Mode, run: Run) -> None:
+    """Run async code in a new event loop, or sync code that is written as async code."""
+    if mode == "asyncio":
+        asyncio.run(run())
+    elif mode == "trio":
+        trio.run(run)
+    else:
+        with pytest.raises(StopIteration):
+            run().send(None)
+
+
+async def open_stream(mode: Mode, flux0: Flux0, session_id: str = "s", **options: Any) -> Any:
+    if mode == "sync":
+        return flux0.sessions.create_event(session_id=session_id, content="Hi", **options)
+    return await flux0.sessions.create_event_async(session_id=session_id, content="Hi", **options)
+
+
+async def read(mode: Mode, stream: Any) -> int:
+    return len(list(stream)) if mode == "sync" else len([event async for event in stream])
+
+
+@pytest.mark.parametrize(("first", "second"), TWO_LOOPS)
+def test_message_waits_until_another_loop_has_sent_its_message(first: Mode, second: Mode) -> None:
+    delayed = (WaitForRelease(), *TWO_EVENTS)
+    with ByteServer(delayed, TWO_EVENTS) as server, ThreadPoolExecutor(2) as threads:
+        flux0 = Flux0(server.url)
+
+        async def send_first() -> None:
+            await open_stream(first, flux0)
+
+        async def send_second() -> None:
+            stream = await open_stream(second, flux0)
+            assert await read(second, stream) == 2
+
+        sending = threads.submit(run_in, first, send_first)
+        server.wait_for_requests(1)
+        waiting = threads.submit(run_in, second, send_second)
+        with pytest.raises(TransportTimeout, match="timeout_ms"):
+            flux0.sessions.create_event(session_id="s", content="Hi", timeout_ms=100)
+        assert len(server.requests) == 1
+        server.release()
+        sending.result(20)
+        waiting.result(20)
+
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("way", ASYNC_WAYS, ids=str)
+@pytest.mark.parametrize("second", ["asyncio", "trio", "sync"])
+def test_reader_in_another_loop_gets_client_closed_before_the_message_is_sent(
+    way: Way, second: Mode
+) -> None:
+    if (way.transport, second) == ("aiohttp", "trio"):
+        second = "asyncio"
+    with ByteServer(ONE_EVENT, TWO_EVENTS) as server, ThreadPoolExecutor(2) as threads:
+        if (way.transport, second) == ("aiohttp", "sync"):
+            flux0 = Flux0(
+                server.url,
+                transport=make_transport("httpx"),  # type: ignore[arg-type]
+                async_transport=way.make_transport(),  # type: ignore[arg-type]
+            )
+        else:
+            flux0 = Flux0(server.url, transport=way.make_transport())
+        reading = threading.Event()
+
+        async def read_first() -> None:
+            stream = await open_stream(way.mode, flux0)
+            await anext(stream)
+            reading.set()
+            with pytest.raises(ClientClosed, match=ANOTHER_MESSAGE):
+                await anext(stream)
+
+        async def send_second() -> None:
+            assert await read(second, await open_stream(second, flux0)) == 2
+
+        first = threads.submit(run_in, way.mode, read_first)
+        assert reading.wait(20)
+        threads.submit(run_in, second, send_second).result(20)
+        first.result(20)
+
+
+@pytest.mark.parametrize("second", ["asyncio", "trio", "sync"])
+def test_blocked_loop_limits_the_wait_and_the_message_is_not_sent(second: Mode) -> None:
+    with ByteServer(ONE_EVENT, TWO_EVENTS) as server, ThreadPoolExecutor(2) as threads:
+        flux0 = Flux0(server.url)
+        opened, unblock = threading.Event(), threading.Event()
+
+        async def open_first() -> None:
+            stream = await open_stream("asyncio", flux0)
+            opened.set()
+            unblock.wait(20)
+            with pytest.raises(ClientClosed, match=ANOTHER_MESSAGE):
+                await read("asyncio", stream)
+
+        async def send_second() -> None:
+            with pytest.raises(TransportTimeout, match="the loop is blocked or stopped"):
+                await open_stream(second, flux0, timeout_ms=100)
+
+        first = threads.submit(run_in, "asyncio", open_first)
+        assert opened.wait(20)
+        run_in(second, send_second)
+        assert len(server.requests) == 1
+        unblock.set()
+        first.result(20)
+
+
+def test_stream_of_a_loop_that_has_ended_does_not_delay_a_message() -> None:
+    with ByteServer(ONE_EVENT, TWO_EVENTS) as server:
+        flux0 = Flux0(server.url)
+        streams: list[Any] = []
+
+        async def open_first() -> None:
+            streams.append(await open_stream("asyncio", flux0))
+
+        async def send_second() -> None:
+            assert await read("asyncio", await open_stream("asyncio", flux0)) == 2
+
+        asyncio.run(open_first())
+        asyncio.run(send_second())
+
+
+def test_sync_message_in_the_thread_of_a_task_that_sends_is_rejected() -> None:
+    async def main() -> None:
+        flux0 = Flux0(server.url)
+        async with anyio.create_task_group() as tasks:
+
+            async def send() -> None:
+                stream = await open_stream("asyncio", flux0)
+                await stream.close_async()
+
+            tasks.start_soon(send)
+            await anyio.to_thread.run_sync(server.wait_for_requests, 1)
+            with pytest.raises(Flux0Error, match="use the _async method"):
+                flux0.sessions.create_event(session_id="s", content="Hi")
+            server.release()
+
+    with ByteServer((WaitForRelease(), *TWO_EVENTS)) as server:
+        asyncio.run(main())
+
+    assert len(server.requests) == 1
+
+
+def test_sync_message_in_the_thread_of_a_task_that_reads_is_rejected() -> None:
+    async def main() -> None:
+        flux0 = Flux0(server.url)
+        stream = await open_stream("asyncio", flux0)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read, "asyncio", stream)
+            while not stream.is_being_read or stream.event_count < 1:
+                await anyio.lowlevel.checkpoint()
+            with pytest.raises(Flux0Error, match="use the _async method"):
+                flux0.sessions.create_event(session_id="s", content="Hi")
+            server.release()
+
+    with ByteServer(ONE_EVENT) as server:
+        asyncio.run(main())
+
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("mode", ["asyncio", "trio"])
+def test_cancelled_message_lets_the_next_one_be_sent(mode: Mode) -> None:
+    async def main() -> None:
+        flux0 = Flux0(server.url)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(open_stream, mode, flux0)
+            await anyio.to_thread.run_sync(server.wait_for_requests, 1)
+            with anyio.move_on_after(0.01):
+                await open_stream(mode, flux0)
+            tasks.start_soon(open_stream, mode, flux0)
+            await anyio.lowlevel.checkpoint()
+            server.release()
+
+    with ByteServer((WaitForRelease(), *TWO_EVENTS), TWO_EVENTS) as server:
+        run_in(mode, main)
+
+    assert len(server.requests) == 2
+
+
+def test_different_sessions_do_not_wait_for_each_other() -> None:
+    with ByteServer((WaitForRelease(), *TWO_EVENTS), TWO_EVENTS) as server:
+        flux0 = Flux0(server.url)
+        with ThreadPoolExecutor(1) as threads:
+            first: Future[Any] = threads.submit(
+                flux0.sessions.create_event, session_id="one", content="Hi"
+            )
+            server.wait_for_requests(1)
+            assert len(list(flux0.sessions.create_event(session_id="two", content="Hi"))) == 2
+            server.release()
+            assert len(list(first.result(20))) == 2
+
+
+def test_many_loops_and_threads_share_one_session() -> None:
+    """Each message is sent once, and no sender waits longer than the others need."""
+    with ByteServer(TWO_EVENTS) as server, ThreadPoolExecutor(9) as threads:
+        flux0 = Flux0(server.url)
+
+        def send(mode: Mode) -> None:
+            async def sends() -> None:
+                for _ in range(5):
+                    try:
+                        await read(mode, await open_stream(mode, flux0))
+                    except ClientClosed as error:
+                        assert ANOTHER_MESSAGE in error.problem  # noqa: PT017
+
+            run_in(mode, sends)
+
+        modes: list[Mode] = ["sync", "asyncio", "trio"] * 3
+        for done in [threads.submit(send, mode) for mode in modes]:
+            done.result(60)
+
+    assert len(server.requests) == 45
