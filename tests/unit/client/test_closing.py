@@ -34,13 +34,9 @@ async def list_agents(flux0: Flux0) -> None:
     await flux0.agents.list_async()
 
 
-async def close_when(way: Way, flux0: Flux0, ready: Callable[[], object]) -> None:
-    """Close the client in another thread, or in another task, after `ready` has returned."""
-    await call_blocking(way.mode, ready)
-    if way.mode == "sync":
-        flux0.close()
-    else:
-        await flux0.close_async()
+def close_sync(flux0: Flux0, ready: Callable[[], object]) -> None:
+    ready()
+    flux0.close()
 
 
 async def run_and_close(
@@ -55,13 +51,14 @@ async def run_and_close(
 
     if way.mode == "sync":
         with ThreadPoolExecutor(1) as threads:
-            closing = threads.submit(lambda: (ready(), flux0.close()))
+            closing = threads.submit(close_sync, flux0, ready)
             await run()
             closing.result()
     else:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run)
-            await close_when(way, flux0, ready)
+            await call_blocking(way.mode, ready)
+            await flux0.close_async()
 
 
 @over(*WAYS)

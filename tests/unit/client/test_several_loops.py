@@ -100,7 +100,7 @@ def test_reader_in_another_loop_gets_client_closed_before_the_message_is_sent(
         if (way.transport, second) == ("aiohttp", "sync"):
             flux0 = Flux0(
                 server.url,
-                transport=make_transport("httpx"),  # type: ignore[arg-type]
+                transport=make_transport("httpx"),
                 async_transport=way.make_transport(),  # type: ignore[arg-type]
             )
         else:

@@ -60,7 +60,7 @@ class FakeTurn:
     _result: steps.AgentSteps | Awaitable[steps.AgentSteps] = field(default=None, init=False)
     # The coroutine of an agent without an event loop. Other agents run in a task instead.
     _agent: Coroutine[object, None, None] | None = field(default=None, init=False)
-    _cancel_task: Callable[[], None] | None = field(default=None, init=False)
+    _cancel_task: Callable[[], object] | None = field(default=None, init=False)
     # Whether some thread or task runs the agent, or none may run it any more.
     _running: bool = field(default=False, init=False)
     # The agent's current wait: for a moment or a gate. Infinite after the agent was cancelled.

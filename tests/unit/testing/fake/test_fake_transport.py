@@ -10,7 +10,7 @@ from unittest.mock import ANY
 
 import pytest
 
-from flux0 import BackoffStrategy, EventType, Flux0, RetryConfig, StreamInterrupted
+from flux0 import BackoffStrategy, ClientClosed, EventType, Flux0, RetryConfig
 from flux0.domain.errors import ConnectError, ConnectionInterrupted
 from flux0.domain.headers import Headers
 from flux0.models import ChunkEvent
@@ -181,7 +181,7 @@ def test_closing_a_client_interrupts_only_its_streams() -> None:
     for stream in streams:
         next(stream)
     clients[0].close()
-    with pytest.raises(StreamInterrupted):
+    with pytest.raises(ClientClosed):
         next(streams[0])
     assert len(list(streams[1])) == 4
     with pytest.raises(AssertionError, match="left open") as caught:
