@@ -30,12 +30,14 @@ from flux0.client.session_queue import (
 from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.domain.errors import Flux0Error, TransportTimeout
 from flux0.domain.timeouts import Deadline, duration
-from flux0.runtime.event_loop import running_loop, schedule_close
+from flux0.runtime.event_loop import has_ended, running_loop, schedule_close
 
 # Seconds that a message waits for each message ahead of it, if the call has no `timeout_ms`.
 _MAX_QUEUE_SECONDS: Final = 60.0
 # Seconds that a message waits for another event loop to close the open stream of the session.
 _MAX_CLOSE_SECONDS: Final = 10.0
+# Seconds between two checks whether that event loop has ended, which ends no wait by itself.
+_CHECK_SECONDS: Final = 0.05
 
 _ANOTHER_MESSAGE: Final = (
     "the stream was closed by another message on its session: a session has one turn at a time"
@@ -102,8 +104,7 @@ class OpenTurns:
         ahead = queue.join(sender)
         try:
             if ahead:
-                limit = _queue_limit(len(ahead), deadline, now)
-                await self._wait_async(sender, limit, lambda: queue.is_first(sender))
+                await self._wait_async(queue, sender, _queue_limit(len(ahead), deadline, now))
             stream = self._streams.get(session)
             if stream is not None and stream.is_open:
                 await self._close_async(stream, _close_limit(deadline, now))
@@ -146,15 +147,13 @@ class OpenTurns:
                     raise limit.error
                 self._calls.check()
 
-    async def _wait_async(
-        self, sender: TaskSender, limit: _Limit, is_over: Callable[[], bool]
-    ) -> None:
+    async def _wait_async(self, queue: SessionQueue, sender: TaskSender, limit: _Limit) -> None:
         from anyio import move_on_after  # noqa: PLC0415 - slow to import; comes with httpx
 
         with move_on_after(limit.seconds), self._calls.wake_on_close(sender.wake):
             await sender.wait()
         self._calls.check()
-        if not is_over():
+        if not queue.is_first(sender):
             raise limit.error
 
     def _close(self, stream: EventStream | AsyncEventStream, limit: _Limit) -> None:
@@ -169,12 +168,14 @@ class OpenTurns:
             stream.close_soon(_ANOTHER_MESSAGE)
         else:
             waiter = ThreadSender()
-            if _close_in_its_loop(stream, waiter.wake):
-                with self._calls.wake_on_close(waiter.wake):
-                    waiter.wait(limit.seconds)
-                self._calls.check()
-                if stream.is_open:
-                    raise limit.error
+            _close_in_its_loop(stream, waiter.wake)
+            ends = monotonic() + limit.seconds
+            with self._calls.wake_on_close(waiter.wake):
+                while not (waiter.wait(_CHECK_SECONDS) or has_ended(stream.loop)):
+                    if monotonic() > ends:
+                        raise limit.error
+            self._calls.check()
+            stream.close_soon(_ANOTHER_MESSAGE)  # If the loop ended before it closed the stream.
 
     async def _close_async(self, stream: EventStream | AsyncEventStream, limit: _Limit) -> None:
         if isinstance(stream, EventStream):
@@ -182,16 +183,23 @@ class OpenTurns:
         elif stream.loop is running_loop():
             await stream.close_async(_ANOTHER_MESSAGE)
         else:
+            from anyio import move_on_after  # noqa: PLC0415 - slow to import; comes with httpx
+
             waiter = TaskSender()
-            if _close_in_its_loop(stream, waiter.wake):
-                await self._wait_async(waiter, limit, lambda: not stream.is_open)
+            _close_in_its_loop(stream, waiter.wake)
+            ends = monotonic() + limit.seconds
+            with self._calls.wake_on_close(waiter.wake):
+                while not (waiter.is_woken or has_ended(stream.loop)):
+                    if monotonic() > ends:
+                        raise limit.error
+                    with move_on_after(_CHECK_SECONDS):
+                        await waiter.wait()
+            self._calls.check()
+            stream.close_soon(_ANOTHER_MESSAGE)  # If the loop ended before it closed the stream.
 
 
-def _close_in_its_loop(stream: AsyncEventStream, wake: Callable[[], None]) -> bool:
-    """Let the event loop of `stream` close it and then call `wake`; return whether the loop exists.
-
-    If the loop has ended, this closes the stream.
-    """
+def _close_in_its_loop(stream: AsyncEventStream, wake: Callable[[], None]) -> None:
+    """Let the event loop of `stream` close it, and then call `wake`."""
 
     async def close() -> None:
         try:
@@ -200,10 +208,7 @@ def _close_in_its_loop(stream: AsyncEventStream, wake: Callable[[], None]) -> bo
             wake()
 
     stream.mark_closed(_ANOTHER_MESSAGE)
-    if schedule_close(stream.loop, close):
-        return True
-    stream.close_soon(_ANOTHER_MESSAGE)
-    return False
+    schedule_close(stream.loop, close)
 
 
 def _queue_limit(ahead: int, deadline: Deadline | None, now: float) -> _Limit:

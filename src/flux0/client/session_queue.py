@@ -35,6 +35,11 @@ class TaskSender:
         self._loop = running_loop()
         self._woken = Event()
 
+    @property
+    def is_woken(self) -> bool:
+        """Whether the wait has ended."""
+        return self._woken.is_set()
+
     def wake(self) -> None:
         """End the wait, from any thread and in finalizers."""
         call_soon(self._loop, self._woken.set)

@@ -74,6 +74,15 @@ def call_soon(loop: Loop, act: Callable[[], object]) -> bool:
     return True
 
 
+def has_ended(loop: Loop) -> bool:
+    """Return whether `loop` has ended, so that it runs nothing any more."""
+    return not call_soon(loop, _do_nothing)
+
+
+def _do_nothing() -> None:
+    """Show that a loop accepts callbacks."""
+
+
 def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
     """Start a task on `loop` that awaits `close()` and ignores its errors.
 
