@@ -7,7 +7,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from support.in_memory import CORRELATION_ID, chunk
 from support.modes import in_mode
 from support.sending import over
 from support.transports import ONCE, Way
+from support.unreachable import unreachable_address
 
 pytestmark = pytest.mark.slow
 TABLE = Path(__file__).parents[3] / "docs" / "errors.md"
@@ -83,16 +84,8 @@ def refusing() -> Generator[str, None, None]:
 
 @contextmanager
 def full_backlog() -> Generator[str, None, None]:
-    """Yield the URL of a server that accepts no more connections."""
-    with ExitStack() as sockets:
-        listener = sockets.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(4):
-            waiting = sockets.enter_context(socket.socket())
-            waiting.settimeout(0)
-            waiting.connect_ex(listener.getsockname())
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with unreachable_address() as (host, port):
+        yield f"http://{host}:{port}"
 
 
 @contextmanager

@@ -34,13 +34,14 @@ class Exchange:
         failure: The last exception that the library itself raised, or None. An adapter compares an
             exception with it to find out whether the library or the user's code raised it.
         timeout: The timeouts of the request.
+        interrupt: Ends the wait for the connection, or for the response head.
     """
 
     def __init__(self, request: Request) -> None:
         self.sent: bool = False
         self.failure: BaseException | None = None
         self.timeout = request.timeout
-        self._interrupt = request.interrupt
+        self.interrupt = request.interrupt
 
     def shut_down_on_interrupt(self, connection: Any) -> None:
         """Shut `connection` down when the request is interrupted; see `shut_down`.
@@ -48,8 +49,8 @@ class Exchange:
         This wakes the sync call that waits for the response head. It replaces the connection of an
         earlier call.
         """
-        self._interrupt.on_fire(partial(shut_down, connection))
+        self.interrupt.on_fire(partial(shut_down, connection))
 
     def clear_interrupt(self) -> None:
         """Keep the connection open if the request is interrupted from now on."""
-        self._interrupt.clear()
+        self.interrupt.clear()

@@ -1,0 +1,94 @@
+"""Opens TCP connections for sync code, with one timeout for all addresses of a host."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable
+from contextlib import ExitStack
+from errno import ECONNABORTED, EINPROGRESS, EWOULDBLOCK
+from functools import partial
+from selectors import EVENT_WRITE, DefaultSelector
+from time import monotonic
+from typing import Any
+
+from attrs import frozen
+
+from flux0.adapters.shared.exchange import shut_down
+from flux0.ports import Interrupt
+
+
+@frozen
+class Connector:
+    """Opens one TCP connection.
+
+    Attributes:
+        timeout: the limit in seconds, with the name resolution; None means no limit.
+        interrupt: ends the attempt to connect when it fires.
+        options: the arguments of `setsockopt` for each socket option to set.
+        source_address: the local host and port to connect from; None means any.
+    """
+
+    timeout: float | None
+    interrupt: Interrupt
+    options: Iterable[tuple[Any, ...]] = ()
+    source_address: tuple[str, int] | None = None
+
+    def connect(self, host: str, port: int) -> socket.socket:
+        """Return a socket that is connected to the first address of `host` that accepts.
+
+        The addresses are tried one after another. Each may use an equal share of the time that is
+        left, so that an unreachable address does not prevent the next attempt. The timeout of the
+        socket is the rest of the time, for a TLS handshake or a tunnel.
+
+        Raises:
+            OSError: The error of the last address. It is a `TimeoutError` if the limit expired, and
+                a `socket.gaierror` if the host is unknown.
+            UnicodeError: The host name is not valid.
+        """
+        end = None if self.timeout is None else monotonic() + self.timeout
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        failures: list[OSError] = []
+        try:
+            for tried, (family, kind, protocol, _, address) in enumerate(addresses):
+                share = None if end is None else (end - monotonic()) / (len(addresses) - tried)
+                try:
+                    sock = self._connect((family, kind, protocol), address, share)
+                except OSError as error:
+                    failures.append(error)
+                    if self.interrupt.fired:
+                        break
+                else:
+                    # A timeout of 0 would make the socket non-blocking.
+                    sock.settimeout(None if end is None else max(end - monotonic(), 0.001))
+                    return sock
+            raise failures[-1]
+        finally:
+            failures.clear()  # Break the reference cycle with the traceback.
+
+    def _connect(
+        self, kind: tuple[int, int, int], address: Any, timeout: float | None
+    ) -> socket.socket:
+        with ExitStack() as on_failure:
+            sock = on_failure.enter_context(socket.socket(*kind))
+            for option in self.options:
+                sock.setsockopt(*option)
+            if self.source_address is not None:
+                sock.bind(self.source_address)
+            # A shutdown of a socket that is not connecting yet has no effect. So begin to connect
+            # without blocking, and wait only when the interrupt knows the socket.
+            sock.setblocking(False)  # noqa: FBT003 - a positional-only parameter
+            status = sock.connect_ex(address)
+            self.interrupt.on_fire(partial(shut_down, sock))
+            if status in (EINPROGRESS, EWOULDBLOCK):
+                with DefaultSelector() as selector:
+                    selector.register(sock, EVENT_WRITE)
+                    if not selector.select(timeout):
+                        raise TimeoutError
+                status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if self.interrupt.fired:  # On Linux, a socket that was shut down looks connected.
+                status = ECONNABORTED
+            if status:
+                raise OSError(status, os.strerror(status))
+            on_failure.pop_all()
+            return sock

@@ -1,0 +1,72 @@
+"""Connecting without an HTTP library."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from threading import Thread
+
+import pytest
+
+from flux0.adapters.shared.connecting import Connector
+from flux0.ports import Interrupt
+from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT
+from support.unreachable import resolve_to, unreachable_address
+
+SHORT_TIMEOUT = 0.2
+
+
+def test_address_after_unreachable_addresses_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each address may use its share of the timeout. The rest is the timeout of the socket."""
+    no_delay = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        source = unused.getsockname()
+    connector = Connector(SHORT_TIMEOUT, Interrupt(), [no_delay], source)
+    with unreachable_address() as dead, socket.create_server(("127.0.0.1", 0)) as server:
+        resolve_to(monkeypatch, dead, dead, dead, server.getsockname())
+        with connector.connect("flux0.example", 80) as connected:
+            assert connected.getpeername() == server.getsockname()
+            assert connected.getsockname() == source
+            assert 0 < (connected.gettimeout() or 0) <= SHORT_TIMEOUT / 4
+            assert connected.getsockopt(*no_delay[:2])
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["meanwhile", "before"])
+def test_interrupt_ends_connecting(monkeypatch: pytest.MonkeyPatch, *, before: bool) -> None:
+    """The remaining addresses are not tried."""
+    interrupt, errors = Interrupt(), list[OSError]()
+
+    def connect() -> None:
+        with pytest.raises(OSError) as caught:  # noqa: PT011 - the test checks errno
+            Connector(None, interrupt).connect("flux0.example", 80)
+        errors.append(caught.value)
+
+    with unreachable_address() as dead:
+        resolve_to(monkeypatch, dead, dead)
+        connecting = Thread(target=connect)
+        if before:
+            interrupt.fire()
+        connecting.start()
+        interrupt.fire()
+        connecting.join(DEFAULT_TIMEOUT)
+    assert [error.errno for error in errors] == [errno.ECONNABORTED]
+
+
+def test_interrupted_connection_is_not_used() -> None:
+    """The server accepted the connection before the interrupt fired."""
+    interrupt = Interrupt()
+    interrupt.fire()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        pytest.raises(ConnectionAbortedError),
+    ):
+        Connector(None, interrupt).connect(*server.getsockname())
+
+
+def test_error_of_the_last_address_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        refusing = server.getsockname()
+    with unreachable_address() as dead:
+        resolve_to(monkeypatch, dead, refusing)
+        with pytest.raises(ConnectionRefusedError):
+            Connector(SHORT_TIMEOUT, Interrupt()).connect("flux0.example", 80)
