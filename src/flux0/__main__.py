@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 _EXTRA = {"rich", "typer"}
+_INTERRUPTED, _CLOSED_PIPE = 130, 141  # The exit codes of shells for SIGINT and SIGPIPE.
 
 
 def main() -> None:
@@ -18,6 +20,23 @@ def main() -> None:
         if package not in _EXTRA:
             raise
         sys.exit(f"the command line needs the package {package}: pip install 'flux0-client[cli]'")
+    except KeyboardInterrupt:  # During the import.
+        sys.exit(_INTERRUPTED)
+    except (OSError, SystemExit) as end:
+        # If a pipe is closed, rich and typer replace the error by SystemExit(1).
+        cause = end.__context__ if isinstance(end, SystemExit) else end
+        if not isinstance(cause, OSError):
+            raise
+        _discard_output()
+        if isinstance(cause, BrokenPipeError):
+            sys.exit(_CLOSED_PIPE)
+        sys.exit(f"Error: cannot write the output: {cause.strerror}")
+
+
+def _discard_output() -> None:
+    """Redirect standard output to the null device, so that Python can flush it at exit."""
+    if sys.stdout is not None:  # It is None if the shell has closed it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

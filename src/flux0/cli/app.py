@@ -40,11 +40,13 @@ def _argument(metavar: str, help: str) -> Any:
 _SERVER = f"URL of the server. Default: FLUX0_SERVER_URL, or {DEFAULT_SERVER_URL}."
 _USER = "Name of the user who owns the sessions. Default: the anonymous user."
 _HEADER = "Header field to send; may be repeated. FLUX0_TOKEN is sent as a bearer token."
+_TIMEOUT = "Longest time for a request with all its retries, or for the start of a turn."
 
 # The options of all commands that connect to a server, written before or after the command.
 Server = Annotated[str | None, _option("--server-url", "URL", _SERVER)]
 User = Annotated[str | None, _option("--user", "NAME", _USER)]
 Header = Annotated[list[str] | None, _option("--header", "'NAME: VALUE'", _HEADER)]
+Timeout = Annotated[float | None, _option("--timeout", "SECONDS", _TIMEOUT, min=0.001)]
 Json = Annotated[bool, _option("--json", None, "Print JSON in the format of the server.")]
 
 AgentId = Annotated[str, _argument("AGENT", "Id of the agent.")]
@@ -56,6 +58,7 @@ def _store_options(
     server: Server = None,
     user: User = None,
     header: Header = None,
+    timeout: Timeout = None,
     *,
     as_json: Json = False,
 ) -> None:
@@ -63,12 +66,13 @@ def _store_options(
 
     An option after the command overrides the same option before it; all header fields are sent.
     """
-    before = context.obj or (None, None, (), False)
+    before = context.obj or (None, None, None, (), False)
     context.obj = (
-        server or before[0],
-        user or before[1],
-        [*before[2], *(header or ())],
-        as_json or before[3],
+        before[0] if server is None else server,
+        before[1] if user is None else user,
+        before[2] if timeout is None else timeout,
+        [*before[3], *(header or ())],
+        as_json or before[4],
     )
 
 
@@ -95,18 +99,19 @@ def root(
     server: Server = None,
     user: User = None,
     header: Header = None,
+    timeout: Timeout = None,
     *,
     as_json: Json = False,
     _version: Annotated[bool, _VERSION] = False,
 ) -> None:
     """Talk to the agents of a flux0 server, and list its agents, sessions and events.
 
-    flux0-client demo                       Show an example turn, without a server.
+    flux0-client demo                       Show an example turn.
     flux0-client chat "What's the weather?" Send one message.
     flux0-client chat                       Have a conversation.
     flux0-client events qH-klmX3cz          List the stored events of a session.
     """
-    _store_options(context, server, user, header, as_json=as_json)
+    _store_options(context, server, user, header, timeout, as_json=as_json)
 
 
 _MESSAGE = "Text to send. Default: the piped input; in a terminal, a prompt for each message."
@@ -115,8 +120,22 @@ _SESSION = "Id of the session to continue. Default: a new session."
 _TYPE = "Type of the agent: use the first agent of this type, or create it."
 _IDLE = "Longest time without an event, after which the turn fails. Default: 600."
 
+# One line for each paragraph, because typer shows the line breaks of all paragraphs but the first.
+_CHAT = (
+    "Talk to an agent: one turn for a MESSAGE, or a conversation.\n\n"
+    "A terminal shows the complete turn while it streams. If the output is piped, only the text of "
+    "the answer is written to it, and everything else to standard error. Piped input is the "
+    "message; if there is a MESSAGE, the input is appended to it as context.\n\n"
+    "In a conversation, Ctrl-C cancels the turn. "
+    'A second Ctrl-C, Ctrl-D or "exit" ends the program.\n\n'
+    "Examples:\n"
+    'flux0-client chat "What\'s the weather in SF?"\n'
+    'flux0-client chat "Summarize this." < report.txt > summary.txt\n'
+    'flux0-client chat --session qH-klmX3cz "And tomorrow?"'
+)
 
-@app.command()
+
+@app.command(help=_CHAT)
 def chat(
     context: typer.Context,
     message: Annotated[str | None, _argument("MESSAGE", _MESSAGE)] = None,
@@ -131,26 +150,15 @@ def chat(
     server: Server = None,
     user: User = None,
     header: Header = None,
+    timeout: Timeout = None,
 ) -> None:
-    """Talk to an agent: one turn for a MESSAGE, or a conversation.
-
-    A terminal shows the complete turn while it streams. If the output is piped, only the text of
-    the answer is written to it, and everything else to standard error. Piped input is the message;
-    if there is a MESSAGE, the input is appended to it as context.
-
-    In a conversation, Ctrl-C cancels the turn. A second Ctrl-C, Ctrl-D or "exit" ends the program.
-
-    Examples:
-    flux0-client chat "What's the weather in SF?"
-    flux0-client chat "Summarize this." < report.txt > summary.txt
-    flux0-client chat --session qH-klmX3cz "And tomorrow?"
-    """
+    """Send one message, each line of the input, or each message that the user types."""
     if sum(choice is not None for choice in (agent, agent_type, session)) > 1:
         raise typer.BadParameter("--agent, --agent-type and --session cannot be combined.")
     if lines and message is not None:
         problem = "cannot be combined with MESSAGE: the messages are read from standard input."
         raise typer.BadParameter(problem, param_hint="--lines")
-    _store_options(context, server, user, header, as_json=as_json)
+    _store_options(context, server, user, header, timeout, as_json=as_json)
     *_, as_json = context.obj
     explain = partial(describe_error, ids={"agent": agent, "session": session})
     with _client(context, explain, idle_timeout, demo=demo) as flux0:
@@ -218,9 +226,10 @@ def _query(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], N
             server: Server = None,
             user: User = None,
             header: Header = None,
+            timeout: Timeout = None,
             **arguments: Any,
         ) -> None:
-            _store_options(context, server, user, header, as_json=as_json)
+            _store_options(context, server, user, header, timeout, as_json=as_json)
             *_, as_json = context.obj
             with _client(context, partial(describe_error, ids=arguments)) as flux0:
                 from flux0.cli.listing import show  # noqa: PLC0415 - loads rich
@@ -347,12 +356,13 @@ def _client(
     demo: bool = False,
 ) -> Generator[Flux0, None, None]:
     """Open a client with the common options of the command."""
-    server, user, header, _ = context.obj
+    server, user, timeout, header, _ = context.obj
     with (
         _exit_codes(explain),
         Flux0(
             server,
             transport=_demo_transport() if demo else None,
+            timeout_ms=None if timeout is None else timeout * 1000,
             stream_idle_timeout_ms=None if idle_timeout is None else idle_timeout * 1000,
             headers=_headers(user, header),
         ) as client,

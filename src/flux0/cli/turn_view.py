@@ -67,11 +67,13 @@ class TurnView:
 
     def finish(self, turn: EventStream | MessageAccumulator | None = None) -> None:
         """Write the rest of a turn, and reset the view for the next turn."""
-        if turn is not None:
-            self._show_new(turn, is_complete=True)
-        self._shown.clear()
-        self._answer.end_block()
-        self._aside.end_block()
+        try:
+            if turn is not None:
+                self._show_new(turn, is_complete=True)
+            self._shown.clear()
+            self._answer.end_block()
+        finally:  # The pipe of the answer may be closed.
+            self._aside.end_block()
 
     def _item(self, item: descriptions.Item, message_id: str) -> None:
         match item:

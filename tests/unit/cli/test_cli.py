@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
 import re
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import termios
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 import pytest
@@ -153,7 +156,7 @@ def words(text: str) -> str:
         ("events", "--type --source --correlation-id --min-offset --user"),
         ("serve-demo", "--port Ctrl-C"),
         ("agents", "list get create"),
-        ("agents create", "NAME TYPE --description --server-url --json"),
+        ("agents create", "NAME TYPE --description --server-url --timeout --json"),
         ("sessions list", "--agent --user"),
     ],
 )
@@ -161,6 +164,20 @@ def test_help_mentions_subcommands_and_options(run: Run, command: str, mentions:
     result = run(*command.split(), "--help")
     assert result.exit_code == 0
     assert [text for text in mentions.split() if text not in words(result.stdout)] == []
+
+
+@pytest.mark.parametrize("command", ["", "chat", "demo", "events", "agents create"])
+def test_help_lines_are_wrapped_at_words_of_whole_paragraphs(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """No paragraph has a short line before its last line, as with line breaks of the source."""
+    monkeypatch.setenv("COLUMNS", "80")
+    text = run(*command.split(), "--help").stdout.partition("╭")[0].partition("Usage:")[2]
+    for paragraph in re.split(r"\n *\n", text)[1:]:
+        lines = [line.strip() for line in paragraph.splitlines()]
+        for line, following in itertools.pairwise(lines):
+            is_list = following.startswith("flux0-client")
+            assert is_list or len(f"{line} {following.split()[0]}") > 78
 
 
 @pytest.mark.parametrize(
@@ -385,6 +402,16 @@ def test_failed_turn_exits_with_1_after_the_received_text(
     assert problem in result.stderr
 
 
+@pytest.mark.parametrize("text", ["Hi", "Hi\n", "Hi\r\n"])
+def test_piped_answer_ends_with_one_line_break(run: Run, fake: FakeTransport, text: str) -> None:
+    fake.script([Say(text), Report("typing")])
+    assert run("chat", "Hello").stdout == "Hi\n"
+    fake.script([Say(text), Say("more", pieces=2)])
+    fake.inject(Truncate(1), operation="sessions.create_event")
+    interrupted = run("chat", "Hello")
+    assert (interrupted.exit_code, interrupted.stdout) == (1, "Hi\n")
+
+
 # --- the message
 
 
@@ -549,6 +576,16 @@ def test_refused_connection_is_reported_on_one_line(
     assert line.endswith(". Is the server running?")
 
 
+@pytest.mark.parametrize("command", ["--timeout 0.01 agents list", "chat Hi --timeout 0.01"])
+def test_timeout_option_limits_each_request(run: Run, command: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        result = run("--server-url", url, *command.split())
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert "0.01 s" in line
+
+
 @pytest.mark.parametrize(
     ("command", "id"),
     [
@@ -590,6 +627,10 @@ def test_error_response_is_reported_on_one_line(
     [
         (["chat", ""], "MESSAGE"),
         (["sessions", "list", "--user", "a b"], "--user cannot be sent in a cookie"),
+        (["sessions", "list", "--user", ""], "--user must not be empty"),
+        (["--user", "ann", "sessions", "list", "--user", ""], "--user must not be empty"),
+        (["agents", "list", "--server-url", ""], "--server-url must be like http://"),
+        (["agents", "list", "--timeout", "0"], "--timeout"),
         (["agents", "list", "--server-url", "example.com"], "--server-url must be like http://"),
         (["agents", "create", "", "echo"], "NAME must not be empty"),
         (["agents", "create", "Echo", ""], "TYPE must not be empty"),
@@ -729,16 +770,43 @@ def test_ctrl_c_exits_and_skips_the_remaining_lines(
     assert problems.splitlines()[1:] == []
 
 
-def test_closed_output_pipe_ends_the_command_without_an_error_message(
-    environment: Mapping[str, str], fake: FakeTransport
+@pytest.mark.parametrize("command", ["chat Hi", "chat Hi --json", "agents list", "--help"])
+def test_closed_output_pipe_ends_the_command_with_exit_code_141(
+    environment: Mapping[str, str], fake: FakeTransport, command: str
 ) -> None:
     fake.script([Say("word " * 100, pieces=100)])
-    with started(environment, "chat", "Hi") as process:
+    with started(environment, *command.split()) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None
-        assert len(process.stderr.read().splitlines()) == 1
-        assert process.wait() == 1
+        notes = [line for line in process.stderr if not line.startswith("Session ")]
+        assert (notes, process.wait()) == ([], 141)
+
+
+@pytest.mark.parametrize(
+    "command", ["chat weather", "chat Hi --json", "agents list", "agents list --json", "--help"]
+)
+def test_full_device_is_reported_on_one_line(environment: Mapping[str, str], command: str) -> None:
+    full = f"exec {sys.executable} -m flux0 {command} >/dev/full"
+    done = finished(environment, full, program=("/bin/sh", "-c"))
+    assert done.returncode == 1
+    *_, last = done.stderr.splitlines()
+    assert last == "Error: cannot write the output: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_during_the_start_prints_no_traceback(
+    environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "typer.py").write_text(
+        "import signal\nprint('ready', flush=True)\nsignal.pause()\n"
+    )
+    path = os.pathsep.join((str(tmp_path), environment.get("PYTHONPATH", "")))
+    with started({**environment, "PYTHONPATH": path}, "agents", "list") as process:
+        read_until(process.stdout, "ready\n")
+        process.send_signal(signal.SIGINT)
+        rest, problems = process.communicate(timeout=_SECONDS)
+    assert (process.returncode, rest, problems) == (130, "", "")
 
 
 def test_serve_demo_runs_until_ctrl_c(environment: Mapping[str, str], run: Run) -> None:
