@@ -163,7 +163,9 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
     async def close(self) -> None:
         """Release the connection, even if the caller is cancelled meanwhile."""
         self.closed = True
-        if not self._response.is_closed:
+        # The generator may be suspended although the response is closed: another task closed it
+        # just after the reader had received its last piece.
+        if not self._response.is_closed or getattr(self._raw, "ag_frame", None) is not None:
             await shielded(self.release)
 
     async def release(self) -> None:
