@@ -101,7 +101,7 @@ class _SyncWrapper:
 
         method = getattr(_ASYNC[type(self._real)], name)
         opens = inspect.signature(method).return_annotation == "AsyncOpening"
-        awaited = opens or inspect.iscoroutinefunction(method)
+        awaited = opens or inspect.iscoroutinefunction(inspect.unwrap(method))
         return call_async if awaited else call
 
     async def __aenter__(self) -> Self:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, final
 
+from flux0.client.opening import AsyncOpening
 from flux0.client.options import TurnOptions, show_options
 from flux0.client.resources import SessionsResource
-from flux0.client.streams import AsyncEventStream, AsyncOpening, EventStream
+from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers

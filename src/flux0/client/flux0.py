@@ -11,6 +11,7 @@ from flux0.adapters.sse import SSEParser
 from flux0.client.caller import Caller
 from flux0.client.conversation import AsyncConversation, Conversation, check_arguments
 from flux0.client.layers import HeaderFunction, build_chain, split_headers
+from flux0.client.opening import opens_conversation
 from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.client.transports import choose_transports, time_source
 from flux0.domain import arguments
@@ -186,6 +187,7 @@ class Flux0:
             session = self.sessions.create(agent_id=agent_id, title=title, http_headers=headers)
         return Conversation(self.sessions, session, user)
 
+    @opens_conversation
     async def conversation_async(
         self,
         *,

@@ -7,8 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flux0.client.caller import Caller
+from flux0.client.opening import AsyncOpening
 from flux0.client.options import CallOptions, TurnOptions, show_options
-from flux0.client.streams import AsyncEventStream, AsyncOpening, EventStream
+from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.errors import ClientClosed
 from flux0.domain.messages.accumulator import MessageAccumulator

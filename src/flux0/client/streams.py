@@ -6,7 +6,7 @@ stays open until the block ends. Without a block, leaving a loop early closes th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from threading import Lock, get_ident
 from typing import Any, Generic, TypeVar, final
 
@@ -359,26 +359,3 @@ class _ClosingIterator(Generic[T]):
 
 async def _already_closed() -> None:
     """Replaces the method that closes the body."""
-
-
-@final
-class AsyncOpening:
-    """A turn that has not begun yet: await it to get its stream, or use it in `async with`."""
-
-    _stream: AsyncEventStream  # Set by `__aenter__`.
-
-    def __init__(self, opening: Coroutine[Any, Any, AsyncEventStream]) -> None:
-        self._opening = opening
-
-    def __repr__(self) -> str:
-        return "<a turn that has not begun: await it, or use it in async with>"
-
-    def __await__(self) -> Generator[Any, Any, AsyncEventStream]:
-        return self._opening.__await__()
-
-    async def __aenter__(self) -> AsyncEventStream:
-        self._stream = await self._opening
-        return await self._stream.__aenter__()
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._stream.close_async()

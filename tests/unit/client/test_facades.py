@@ -51,7 +51,7 @@ def test_sync_and_async_methods_have_matching_signatures(
     assert async_method is not None, "the method has no async version"
     one, other = inspect.signature(method), inspect.signature(async_method)
     opens = other.return_annotation == "AsyncOpening"
-    assert inspect.iscoroutinefunction(async_method) is not opens
+    assert inspect.iscoroutinefunction(inspect.unwrap(async_method)) is not opens
     assert not inspect.iscoroutinefunction(method)
 
     assert list(other.parameters.values()) == list(one.parameters.values())

@@ -1,0 +1,98 @@
+"""Coroutines that open a stream or a conversation; they say how if the `await` is missing."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Coroutine, Generator
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, final
+
+from flux0.client.streams import AsyncEventStream
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Opening(Coroutine[Any, Any, T], Generic[T]):
+    """A coroutine that raises a clear error if it is used like its result.
+
+    A coroutine of Python has a method `send`, so `send("Hello")` would raise a confusing error.
+    """
+
+    _problem = "await is missing"
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._coroutine = coroutine
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self._problem}>"
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._coroutine.__await__()
+
+    def send(self, value: Any = None, **misplaced: Any) -> Any:
+        """Run the coroutine to its next step; only event loops call this."""
+        if value is not None or misplaced:
+            raise TypeError(self._problem)
+        return self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Raise an error in the coroutine; only event loops call this."""
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        """Cancel the coroutine."""
+        self._coroutine.close()
+
+    if not TYPE_CHECKING:  # Type checkers find these mistakes themselves.
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(self._problem)
+
+        def __enter__(self, *_: object) -> Any:
+            raise TypeError(self._problem)
+
+        __exit__ = __iter__ = __aiter__ = __enter__
+
+
+@final
+class AsyncOpening(_Opening[AsyncEventStream]):
+    """A turn that has not begun yet: await it to get its stream, or use it in `async with`."""
+
+    _problem = (
+        "the turn has not begun: await it, or use it in async with, "
+        "as in `async with conversation.send(...) as stream`"
+    )
+    _stream: AsyncEventStream  # Set by `__aenter__`.
+
+    async def __aenter__(self) -> AsyncEventStream:
+        self._stream = await self._coroutine
+        return await self._stream.__aenter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stream.close_async()
+
+
+@final
+class ConversationOpening(_Opening[T]):
+    """A conversation that is not open yet: await it."""
+
+    _problem = (
+        "the conversation is not open: await it, "
+        "as in `conversation = await client.conversation_async(...)`"
+    )
+
+
+def opens_conversation(
+    method: Callable[P, Coroutine[Any, Any, T]],
+) -> Callable[P, ConversationOpening[T]]:
+    """Decorate a coroutine function, so that the result says how to await it."""
+
+    @wraps(method)
+    def call(*args: P.args, **options: P.kwargs) -> ConversationOpening[T]:
+        return ConversationOpening(method(*args, **options))
+
+    if sys.version_info >= (3, 12):  # Frameworks and unittest.mock check for coroutine functions.
+        inspect.markcoroutinefunction(call)
+    return call

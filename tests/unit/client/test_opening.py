@@ -1,0 +1,89 @@
+"""Turns and conversations of async code that are used without `await`."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from flux0 import AsyncConversation, AsyncEventStream, Flux0
+from flux0.testing import FakeTransport
+from support.in_memory import in_both_loops
+from support.transports import Mode
+
+MISTAKES: dict[str, Callable[[Any], object]] = {
+    "attribute": lambda result: result.messages,
+    "method": lambda result: result.text(),
+    "with": lambda result: ExitStack().enter_context(result),
+    "for": list,
+    "async for": aiter,
+    "send": lambda result: result.send("Hello"),
+    "send with keywords": lambda result: result.send(content="Hello"),
+}
+
+
+@in_both_loops
+async def test_missing_await_is_named_in_the_error(mode: Mode) -> None:
+    async with Flux0(transport=FakeTransport()) as client:
+        conversation = await client.conversation_async(agent=await client.agents.first_async())
+        for mistake in MISTAKES.values():
+            for result, advice in (
+                (conversation.send("Hi"), r"async with conversation\.send"),
+                (client.conversation_async(agent="x" * 10), r"await client\.conversation_async"),
+            ):
+                with pytest.raises((TypeError, AttributeError), match=f"await it.*{advice}"):
+                    mistake(result)
+                assert "await it" in repr(result)
+                result.close()
+
+
+@pytest.mark.parametrize("name", ["__reduce__", "__len__", "nonsense"])
+def test_attributes_of_all_objects_remain_available(name: str) -> None:
+    opening = Flux0(transport=FakeTransport()).conversation_async(agent="x" * 10)
+    assert hasattr(opening, name) is hasattr(object(), name)
+    opening.close()
+
+
+def test_result_that_is_never_awaited_causes_a_warning() -> None:
+    client = Flux0(transport=FakeTransport())
+    with pytest.warns(RuntimeWarning, match="conversation_async' was never awaited"):
+        client.conversation_async(agent="x" * 10)
+    with pytest.warns(RuntimeWarning, match="was never awaited"):
+        client.sessions.create_event_async(session_id="x" * 10, content="Hi")
+
+
+@in_both_loops
+async def test_result_can_be_awaited_once(mode: Mode) -> None:
+    async with Flux0(transport=FakeTransport()) as client:
+        opening = client.conversation_async(agent=await client.agents.first_async())
+        conversation = await opening
+        assert isinstance(conversation, AsyncConversation)
+        with pytest.raises(RuntimeError, match="already awaited"):
+            await opening
+        assert isinstance(await conversation.send("Hi"), AsyncEventStream)
+
+
+def test_results_can_be_tasks_of_asyncio() -> None:
+    async def main() -> None:
+        async with Flux0(transport=FakeTransport()) as client:
+            agent = await client.agents.first_async()
+            conversation = await asyncio.create_task(client.conversation_async(agent=agent))
+            stream = await asyncio.create_task(conversation.send("Hi"))
+            assert isinstance(stream, AsyncEventStream)
+            task = asyncio.create_task(conversation.send("Hi"))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect cannot mark functions")
+def test_conversation_async_is_a_coroutine_function() -> None:
+    assert inspect.iscoroutinefunction(Flux0.conversation_async)
