@@ -116,6 +116,8 @@ def client_arguments_have_precise_types() -> None:
     Flux0(transport=FakeTransport())
     Flux0(transport=flux0.RequestsTransport())
     Flux0(transport=NoTransport())  # type: ignore[arg-type] # pyright: ignore
+    Flux0(timeout=30)  # type: ignore[arg-type] # pyright: ignore
+    Flux0().agents.list(timeout=30)  # type: ignore[call-arg] # pyright: ignore
     Flux0(middleware=[not_a_middleware])  # type: ignore[list-item] # pyright: ignore
 
 

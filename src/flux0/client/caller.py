@@ -10,7 +10,7 @@ from attrs import evolve
 from flux0.client.drivers import AsyncDriver, Driver
 from flux0.client.open_calls import OpenCalls
 from flux0.client.open_turns import OpenTurns
-from flux0.client.options import CallOptions
+from flux0.client.options import CallOptions, check_names
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error
 from flux0.domain.retrying import RetryConfig
@@ -83,12 +83,14 @@ class Caller:
         timeout_ms: int | None = None,
         http_headers: Mapping[str, str] | None = None,
         stream_idle_timeout_ms: int | None = None,
+        **unknown: object,
     ) -> ApiCall:
         """Return the settings of one call. For options that are None, use the client's.
 
         Raises `ClientClosed` after `close`.
         """
         self.check_open()
+        check_names(unknown, of_call=True)
         call = self._default_call
         if retries is not None:
             call = evolve(call, retries=arguments.instance("retries", RetryConfig, retries))

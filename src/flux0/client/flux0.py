@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, NoReturn, final
 
 from flux0.adapters.sse import SSEParser
 from flux0.client.caller import Caller
 from flux0.client.conversation import AsyncConversation, Conversation, check_arguments
 from flux0.client.layers import HeaderFunction, build_chain, split_headers
 from flux0.client.opening import opens_conversation
+from flux0.client.options import check_names, show_options
 from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.client.transports import choose_transports, time_source
 from flux0.domain import arguments
@@ -33,6 +34,7 @@ DEFAULT_MAX_BODY_BYTES = 64 * 1024 * 1024
 
 
 @final
+@show_options
 class Flux0:
     """A client of a flux0 server, for sync and async code.
 
@@ -106,10 +108,12 @@ class Flux0:
         max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
         max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES,
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+        **options: NoReturn,
     ) -> None:
         # Imported here, because it takes long, and `import flux0` does not need it.
         from flux0.adapters.json import JsonCodec  # noqa: PLC0415
 
+        check_names(options, of_call=False)
         codec = JsonCodec()
         arguments.size("max_event_bytes", max_event_bytes)
         arguments.size("max_turn_bytes", max_turn_bytes)

@@ -1,8 +1,8 @@
-"""The options that all methods accept as keyword arguments."""
+"""The options that all methods accept as keyword arguments, and the error for unknown names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from inspect import Parameter, signature
 from typing import ForwardRef, TypedDict, TypeVar, cast
 
@@ -61,4 +61,28 @@ def _parameters(options: type[CallOptions | TurnOptions]) -> tuple[Parameter, ..
     )
 
 
-_SHOWN = {f"Unpack[{kind.__name__}]": _parameters(kind) for kind in (CallOptions, TurnOptions)}
+# `**options: NoReturn` accepts no option. It only collects unknown names for `check_names`.
+_SHOWN = {
+    "NoReturn": (),
+    **{f"Unpack[{kind.__name__}]": _parameters(kind) for kind in (CallOptions, TurnOptions)},
+}
+
+# Names in other libraries: the option of `Flux0`, and the option of a call.
+_OTHER_NAMES = {
+    "api_key": ('headers={"authorization": ...}', 'http_headers={"authorization": ...}'),
+    "base_url": ("server_url", "server_url"),
+    "default_headers": ("headers", "http_headers"),
+    "extra_headers": ("headers", "http_headers"),
+    "headers": ("headers", "http_headers"),
+    "http_client": ("client", "Flux0(client=...)"),
+    "max_retries": ("retry_config", "retries"),
+    "timeout": ("timeout_ms, in milliseconds", "timeout_ms, in milliseconds"),
+}
+
+
+def check_names(unknown: Iterable[str], *, of_call: bool) -> None:
+    """Raise `TypeError` if there is an unknown keyword argument."""
+    for name in unknown:
+        ours = _OTHER_NAMES.get(name)
+        hint = f": use {ours[of_call]}" if ours else ""
+        raise TypeError(f"unexpected keyword argument {name!r}{hint}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -220,6 +222,46 @@ async def test_size_limits_apply_to_events_and_bodies_but_not_to_streams(mode: M
             await anext(stream)
 
     assert too_large.value.limit == caught.value.limit == 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "of_client", "of_call"),
+    [
+        ("timeout", "timeout_ms, in milliseconds", "timeout_ms, in milliseconds"),
+        ("max_retries", "retry_config", "retries"),
+        ("base_url", "server_url", "server_url"),
+        ("api_key", 'headers={"authorization": ...}', 'http_headers={"authorization": ...}'),
+        ("default_headers", "headers", "http_headers"),
+    ],
+)
+def test_options_of_other_libraries_are_rejected_with_the_name_to_use(
+    name: str, of_client: str, of_call: str
+) -> None:
+    transport = agents(0)
+    options: Any = {name: "value"}
+    with pytest.raises(TypeError) as caught:
+        Flux0(transport=transport, **options)
+    assert str(caught.value) == f"unexpected keyword argument {name!r}: use {of_client}"
+    with Flux0(transport=transport) as flux0:
+        for call in (flux0.agents.list, partial(flux0.agents.retrieve, agent_id="0123456789")):
+            with pytest.raises(TypeError) as caught:
+                call(**options)
+            assert str(caught.value) == f"unexpected keyword argument {name!r}: use {of_call}"
+
+
+@in_every_mode
+async def test_unknown_options_of_calls_are_rejected_before_sending(mode: Mode) -> None:
+    transport = agents(0)
+    options: Any = {"metadata": {}}
+    async with in_mode(mode, Flux0(transport=transport)) as flux0:
+        with pytest.raises(TypeError, match=r"^unexpected keyword argument 'metadata'$"):
+            await flux0.sessions.create_async(agent_id="0123456789", **options)
+    assert transport.requests == []
+
+
+def test_signature_of_the_client_shows_only_options_that_exist() -> None:
+    kinds = {each.kind for each in inspect.signature(Flux0).parameters.values()}
+    assert inspect.Parameter.VAR_KEYWORD not in kinds
 
 
 # --- closing
