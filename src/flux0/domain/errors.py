@@ -224,7 +224,12 @@ class ConnectError(TransportError):
     """The connection could not be established: unknown host, refused or unreachable.
 
     The request was not sent. Check `server_url` and that the server is running.
+
+    Attributes:
+        permanent: whether another attempt would fail, too; then the call is not retried.
     """
+
+    permanent: bool = False
 
 
 class TLSError(ConnectError):
@@ -232,6 +237,8 @@ class TLSError(ConnectError):
 
     Check that your HTTP client trusts the authority that issued the certificate.
     """
+
+    permanent: bool = True
 
 
 class TransportTimeout(TransportError):
@@ -247,6 +254,8 @@ class PoolTimeout(TransportTimeout, ConnectError):
 
     Close streams that you do not need, or pass an HTTP client with a larger pool.
     """
+
+    permanent: bool = True
 
 
 class ReadTimeout(TransportTimeout):

@@ -14,8 +14,6 @@ from flux0.domain.errors import (
     ConnectionInterrupted,
     Flux0Error,
     InvalidArgument,
-    PoolTimeout,
-    TLSError,
     TransportError,
 )
 
@@ -162,8 +160,7 @@ def _is_retryable(config: RetryConfig, error: Flux0Error, *, repeatable: bool) -
     if not isinstance(error, TransportError) or not config.retry_connection_errors:
         return False
     if isinstance(error, ConnectError):
-        # Another attempt does not help: the certificate stays invalid, and the pool stays full.
-        return not isinstance(error, (TLSError, PoolTimeout))
+        return not error.permanent
     return repeatable and isinstance(error, ConnectionInterrupted)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
+from flux0.adapters.shared.failures import login_rejected_by_proxy, refused_by_proxy
 from flux0.domain import errors
 from flux0.domain.errors import (
     APIError,
@@ -61,7 +62,12 @@ def decide(config: RetryConfig, error: Flux0Error, **changes: Any) -> float | No
 
 # --- which errors are retried
 
-ALWAYS = [REFUSED, ConnectTimeout("slow"), status_error(429)]
+ALWAYS = [
+    REFUSED,
+    ConnectTimeout("slow"),
+    status_error(429),
+    refused_by_proxy("503 Service Unavailable"),
+]
 IF_REPEATABLE = [
     ConnectionInterrupted("reset"),
     *(status_error(status) for status in (408, 500, 502, 503, 504)),
@@ -74,6 +80,8 @@ NEVER = [
     ResponseTooLarge(1),
     InvalidArgument("id", "is bad"),
     Flux0Error("no"),
+    login_rejected_by_proxy(),
+    refused_by_proxy("407 Proxy Authentication Required"),
 ]
 
 

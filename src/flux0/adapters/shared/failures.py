@@ -22,8 +22,10 @@ from flux0.domain.errors import (
 from flux0.domain.timeouts import timed_out
 from flux0.ports import Timeout
 
+_LOGIN_REQUIRED: Final = "407"
 _CLOSED: Final = "the server closed the connection before it was established"
-_TLS_CLOSED: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+_TLS_LOGIN_REQUIRED: Final = "407"
+_CLOSED: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
 def failure(
@@ -54,8 +56,17 @@ def _limit(kind: type[TransportTimeout], timeout: Timeout) -> float | None:
 
 
 def refused_by_proxy(status: str) -> ConnectError:
-    """Return the error for a proxy that rejected a tunnel with this status."""
-    return ConnectError(f"the proxy refused the connection: {status}")
+    """Return the error for a proxy that rejected a connection, with this status or reason."""
+    error = ConnectError(f"the proxy refused the connection: {status}")
+    error.permanent = status.startswith(_LOGIN_REQUIRED)
+    return error
+
+
+def login_rejected_by_proxy() -> ConnectError:
+    """Return the error for a SOCKS proxy that requires a login, or another login."""
+    error = ConnectError("the proxy rejected the login: set user and password in the proxy's URL")
+    error.permanent = True
+    return error
 
 
 def chain(error: BaseException | None) -> tuple[BaseException, ...]:
