@@ -24,8 +24,7 @@ from flux0.ports import Timeout
 
 _LOGIN_REQUIRED: Final = "407"
 _CLOSED: Final = "the server closed the connection before it was established"
-_TLS_LOGIN_REQUIRED: Final = "407"
-_CLOSED: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+_TLS_CLOSED: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
 def failure(
