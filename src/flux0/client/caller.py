@@ -34,6 +34,7 @@ class Caller:
         time: The clock of timeouts and retries.
 
     Attributes:
+        server_url: The URL of the server, without credentials.
         open_turns: The streams that are open, one for each session.
     """
 
@@ -46,6 +47,7 @@ class Caller:
         time: Time,
     ) -> None:
         self.time = time
+        self.server_url: str = default_call.server_url
         self._default_call = default_call
         self._call_timeout = call_timeout
         self._open_calls = OpenCalls()

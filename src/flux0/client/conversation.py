@@ -9,6 +9,7 @@ from flux0.client.opening import AsyncOpening
 from flux0.client.options import TurnOptions, show_options
 from flux0.client.resources import SessionsResource
 from flux0.client.streams import AsyncEventStream, EventStream
+from flux0.client.uncopyable import Uncopyable
 from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _COOKIE = "flux0_user_sub"
 
 
-class _ConversationBase:
+class _ConversationBase(Uncopyable):
     """The state that `Conversation` and `AsyncConversation` share.
 
     Attributes:

@@ -15,6 +15,7 @@ from flux0.client.opening import opens_conversation
 from flux0.client.options import check_names, show_options
 from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.client.transports import choose_transports, time_source
+from flux0.client.uncopyable import Uncopyable
 from flux0.domain import arguments
 from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES, MessageAccumulator
 from flux0.domain.models import Agent, Session
@@ -35,7 +36,7 @@ DEFAULT_MAX_BODY_BYTES = 64 * 1024 * 1024
 
 @final
 @show_options
-class Flux0:
+class Flux0(Uncopyable):
     """A client of a flux0 server, for sync and async code.
 
         with Flux0() as client:

@@ -10,6 +10,7 @@ from flux0.client.caller import Caller
 from flux0.client.opening import AsyncOpening
 from flux0.client.options import CallOptions, TurnOptions, show_options
 from flux0.client.streams import AsyncEventStream, EventStream
+from flux0.client.uncopyable import Uncopyable
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.errors import ClientClosed
 from flux0.domain.messages.accumulator import MessageAccumulator
@@ -23,8 +24,16 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+class _Resource(Uncopyable):
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._caller.server_url!r})"
+
+
 @show_options
-class AgentsResource:
+class AgentsResource(_Resource):
     """The agents of the server, available as `client.agents`.
 
     All methods accept these options, which change the settings of the client for one call:
@@ -34,9 +43,6 @@ class AgentsResource:
     All methods raise `APIError` if the server returns an error status, `TransportError` if the
     exchange fails, and `InvalidArgument` for a wrong argument, before anything is sent.
     """
-
-    def __init__(self, caller: Caller) -> None:
-        self._caller = caller
 
     def list(self, **options: Unpack[CallOptions]) -> Agents:
         """Return all agents of the server. The result is a sequence; there is no paging."""
@@ -109,7 +115,7 @@ class AgentsResource:
 
 
 @show_options
-class SessionsResource:
+class SessionsResource(_Resource):
     """The sessions of the server and their events, available as `client.sessions`.
 
     A session is one dialog with one agent. To send messages and read replies, `Flux0.conversation`
@@ -129,7 +135,7 @@ class SessionsResource:
         new_turn: Callable[[Request], Turn],
         new_accumulator: Callable[[], MessageAccumulator],
     ) -> None:
-        self._caller = caller
+        super().__init__(caller)
         self._new_turn = new_turn
         self._new_accumulator = new_accumulator
 

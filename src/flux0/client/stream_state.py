@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import Any
 
+from flux0.client.uncopyable import Uncopyable
 from flux0.domain.enums import SessionStatus
 from flux0.domain.errors import AgentError, ClientClosed, Flux0Error, StreamError, TransportError
 from flux0.domain.headers import Headers
@@ -30,7 +31,7 @@ class StreamInUse(Flux0Error, RuntimeError):
         )
 
 
-class StreamState:
+class StreamState(Uncopyable):
     """The state of a turn that is read from a stream.
 
     Attributes:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
+import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 
-from flux0 import Flux0, RetryConfig, __version__
+from flux0 import ChunkEvent, Flux0, RetryConfig, __version__
 from flux0.domain.errors import ClientClosed, EventTooLarge, InvalidArgument, ResponseTooLarge
 from flux0.ports import Request
-from support.in_memory import SSE, Script, Step, chunk, in_every_mode, script, scripted_response
+from flux0.testing import FakeTransport
+from support.in_memory import (
+    SSE,
+    Script,
+    Step,
+    chunk,
+    in_both_loops,
+    in_every_mode,
+    script,
+    scripted_response,
+)
 from support.modes import in_mode
 from support.transports import Mode
 
@@ -262,6 +274,29 @@ async def test_unknown_options_of_calls_are_rejected_before_sending(mode: Mode) 
 def test_signature_of_the_client_shows_only_options_that_exist() -> None:
     kinds = {each.kind for each in inspect.signature(Flux0).parameters.values()}
     assert inspect.Parameter.VAR_KEYWORD not in kinds
+
+
+# --- copies and names
+
+
+@in_both_loops
+async def test_objects_with_connections_cannot_be_pickled_or_copied(mode: Mode) -> None:
+    async with Flux0(transport=FakeTransport()) as flux0:
+        agent = flux0.agents.first()
+        chats = flux0.conversation(agent=agent), await flux0.conversation_async(agent=agent)
+        streams = chats[0].send("Hi"), await chats[1].send("Hi")
+        for each in (flux0, flux0.agents, flux0.sessions, *chats, *streams):
+            for copied in (pickle.dumps, copy.copy, copy.deepcopy):
+                name = type(each).__name__
+                with pytest.raises(TypeError, match=f"^{name} cannot be pickled or copied, "):
+                    copied(each)
+        assert [type(event) for event in streams[0]] == [ChunkEvent]
+
+
+def test_repr_of_resources_shows_the_url_without_credentials() -> None:
+    with Flux0("http://ann:secret@localhost:1", transport=agents(0)) as flux0:
+        assert repr(flux0.agents) == "AgentsResource('http://localhost:1')"
+        assert repr(flux0.sessions) == "SessionsResource('http://localhost:1')"
 
 
 # --- closing

@@ -1,0 +1,15 @@
+"""The base class of objects that cannot be pickled or copied."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+
+class Uncopyable:
+    """An object that uses the connections and locks of a client."""
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled or copied, because it uses the connections "
+            f"of its client: create a Flux0 client in each process, and pass ids"
+        )
