@@ -29,7 +29,7 @@ class Timeout:
     """The timeouts of one request, in seconds; None means no limit.
 
     Attributes:
-        connect: limit for connecting to one address, including the TLS handshake.
+        connect: limit for connecting to the server, however many addresses it has, and for TLS.
         read: limit for the wait for the next bytes of the response.
         write: limit for the wait until the server accepts the next bytes of the request.
         pool: limit for the wait until a connection of the pool is free.

@@ -7,16 +7,20 @@ of every step. So a connection records its steps in the `Urllib3Exchange` of the
 from __future__ import annotations
 
 import socket
+import sys
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import cache
+from math import inf
 from queue import Empty, Full, LifoQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast, final
 
 import urllib3
 import urllib3.connection
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
+from flux0.adapters.shared.connecting import Connector
 from flux0.adapters.shared.exchange import Exchange
 from flux0.adapters.shared.limits import MAX_IDLE_SECONDS
 from flux0.adapters.shared.misplaced import refuse_misplaced
@@ -51,6 +55,10 @@ class Urllib3Exchange(Exchange):
         self.clear_interrupt()
 
 
+# How often a thread that waits for a connection of the pool checks whether it was interrupted. The
+# locks of a queue must not be acquired to wake it, because a finalizer may fire the interrupt.
+_INTERRUPT_CHECK_SECONDS: Final = 0.1
+
 _EXCHANGE: ContextVar[Urllib3Exchange | None] = ContextVar("flux0_exchange", default=None)
 
 
@@ -65,6 +73,7 @@ class TrackedConnection(HTTPConnection):
     timeout: float | None
     _sock: Any = None
     _raw_socket: Any = None
+    _duplicate: socket.socket | None = None
 
     @property
     def sock(self) -> Any:
@@ -76,8 +85,6 @@ class TrackedConnection(HTTPConnection):
         self._sock = sock
         if isinstance(sock, socket.socket):
             self._raw_socket = sock
-            if exchange := _EXCHANGE.get():
-                exchange.shut_down_on_interrupt(sock)
 
     @property
     def is_connected(self) -> bool:
@@ -94,6 +101,40 @@ class TrackedConnection(HTTPConnection):
             if exchange := _EXCHANGE.get():
                 exchange.failure = error
             raise
+        finally:
+            if self._duplicate is not None:
+                self._duplicate.close()
+                self._duplicate = None
+
+    def _new_conn(self) -> socket.socket:
+        """Return a new socket, connected to the server or the proxy."""
+        exchange = _EXCHANGE.get()
+        if exchange is None:
+            return super()._new_conn()
+        # Connections through SOCKS proxies, and the user's own classes, connect in their own way.
+        own = cast("Any", super()._new_conn).__func__ is HTTPConnection._new_conn  # noqa: SLF001
+        sock = self._connect(exchange) if own else super()._new_conn()
+        # The TLS handshake moves the descriptor to another socket object, which is unknown until
+        # the handshake has ended.
+        self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
+        exchange.shut_down_on_interrupt(self._duplicate)
+        return sock
+
+    def _connect(self, exchange: Urllib3Exchange) -> socket.socket:
+        connector = Connector(
+            exchange.timeout.connect,
+            exchange.interrupt,
+            self.socket_options or (),
+            self.source_address,
+        )
+        try:
+            sock = connector.connect(self._dns_host.strip("[]"), self.port)
+        except OSError as error:
+            timed_out = isinstance(error, TimeoutError)
+            kind = ConnectTimeoutError if timed_out else NewConnectionError
+            raise kind(self, str(error)) from error
+        sys.audit("http.client.connect", self, self.host, self.port)
+        return sock
 
     def request(self, *args: Any, **options: Any) -> None:
         """Send a request. Connect first, to separate errors of connecting from later errors."""
@@ -133,6 +174,40 @@ def track(pool: Any) -> None:
         pool.ConnectionCls = _tracked(connection_class)
         if pool.pool is not None:
             _close_idle(pool.pool)
+            if type(pool.pool) is LifoQueue:
+                pool.pool.__class__ = _Slots  # Other threads may wait for this queue.
+
+
+class _Slots(LifoQueue[Any]):
+    """The queue of a blocking pool: waiting ends at the pool timeout, or by an interrupt."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Return a connection, or None for a free slot; raise `Empty` if there is none."""
+        exchange = _EXCHANGE.get()
+        if not block or exchange is None:
+            return super().get(block, timeout)
+        left = inf if exchange.timeout.pool is None else exchange.timeout.pool
+        end = monotonic() + left
+        while True:
+            try:
+                return super().get(timeout=max(0.0, min(left, _INTERRUPT_CHECK_SECONDS)))
+            except Empty:
+                left = end - monotonic()
+                if left <= 0 or exchange.interrupt.fired:
+                    raise
+
+
+def close_pools(manager: urllib3.PoolManager) -> None:
+    """Close the idle connections of a pool manager, and remove its pools.
+
+    `PoolManager.clear` only removes the pools. A kept exception may refer to a pool, and so keep
+    its connections open.
+    """
+    pools = [manager.pools.get(key) for key in manager.pools.keys()]  # noqa: SIM118 - not iterable
+    manager.clear()
+    for pool in pools:
+        if pool is not None:
+            pool.close()
 
 
 def _is_unmodified(connection_class: Any) -> bool:

@@ -35,7 +35,13 @@ from flux0.adapters.shared.limits import ACCEPT_ENCODING, MAX_IDLE_CONNECTIONS
 from flux0.adapters.shared.misplaced import transport_repr
 from flux0.adapters.shared.proxies import EnvironmentProxies
 from flux0.adapters.urllib3.body import Urllib3Body, request_body, translate_error
-from flux0.adapters.urllib3.connection import Urllib3Exchange, check_type, check_urllib3, track
+from flux0.adapters.urllib3.connection import (
+    Urllib3Exchange,
+    check_type,
+    check_urllib3,
+    close_pools,
+    track,
+)
 from flux0.domain.errors import ConnectError, InvalidArgument, ProtocolError, ReadTimeout
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
@@ -54,9 +60,9 @@ class RequestsTransport:
     `.netrc` and stores no cookies. Exceptions from hooks, authentication and adapters are re-raised
     unchanged.
 
-    The request sets all timeouts except the pool timeout: if an adapter has `pool_block=True`,
-    requests waits indefinitely for a free connection. Redirects are not followed. A session with an
-    adapter that retries is rejected.
+    The request sets all timeouts. The pool timeout has an effect only if an adapter has
+    `pool_block=True`. Redirects are not followed. A session with an adapter that retries is
+    rejected.
     """
 
     def __init__(self, session: requests.Session | None = None) -> None:
@@ -191,6 +197,11 @@ class _TrackingAdapter(HTTPAdapter):
     ) -> Any:
         get = super().get_connection_with_tls_context
         return _tracked_pool(self, get, request, verify=verify, proxies=proxies, cert=cert)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            close_pools(manager)
 
 
 def _track_connections(session: requests.Session, prepared: Any, settings: Any) -> None:

@@ -31,7 +31,13 @@ from flux0.adapters.shared.limits import ACCEPT_ENCODING, MAX_CONNECTIONS
 from flux0.adapters.shared.misplaced import transport_repr
 from flux0.adapters.shared.proxies import EnvironmentProxies
 from flux0.adapters.urllib3.body import Urllib3Body, request_body, translate_error
-from flux0.adapters.urllib3.connection import Urllib3Exchange, check_type, check_urllib3, track
+from flux0.adapters.urllib3.connection import (
+    Urllib3Exchange,
+    check_type,
+    check_urllib3,
+    close_pools,
+    track,
+)
 from flux0.domain.errors import ConnectError
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
@@ -124,7 +130,7 @@ class _Connections:
     def close(self) -> None:
         self._last_pool = None
         for manager in (self.manager, *self._proxy_managers.values()):
-            manager.clear()  # An unreferenced pool closes its connections.
+            close_pools(manager)
         self.bodies.close()
 
     def opener_for(self, url: str) -> tuple[Any, str]:

@@ -1,0 +1,168 @@
+"""Waits for a connection end at the deadline, and when the client is closed."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import Any
+
+import pytest
+import requests
+import urllib3
+from attrs import evolve
+from requests.adapters import HTTPAdapter
+
+from flux0 import ClientClosed, Flux0, RequestsTransport, RetryConfig, Urllib3Transport
+from flux0.domain.errors import ConnectError, ConnectTimeout, PoolTimeout
+from flux0.ports import ByteStream, Request, Response, Transport
+from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
+from flux0.testing.contract.responses import Receive, Signal, WaitForRelease
+from support.sending import AGENTS, HALF, LONG_TIMEOUT, OK, fetch_sync, get
+from support.transports import SYNC_WAYS, Way
+from support.unreachable import resolve_to, unreachable_address
+
+WAYS = [way for way in SYNC_WAYS if not way.transport.startswith("httpx")]
+
+over_sync = pytest.mark.parametrize("way", WAYS, ids=str)
+SHORT_TIMEOUT = 0.2
+# With a timeout for each address, the test would take longer than a test may take.
+MANY = 1000
+
+
+class Announcing:
+    """A transport with long timeouts that sets an event when it begins to send."""
+
+    def __init__(self, transport: Any, sending: Event) -> None:
+        self._transport = transport
+        self._sending = sending
+
+    def send(self, request: Request) -> Response[ByteStream]:
+        self._sending.set()
+        response: Response[ByteStream] = self._transport.send(evolve(request, timeout=LONG_TIMEOUT))
+        return response
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+def close_while_calling(transport: Any, url: str, waiting: Event | None = None) -> None:
+    """Close a client while its call waits, and check the error of the call."""
+    sending = Event()
+    flux0 = Flux0(url, transport=Announcing(transport, sending), retry_config=RetryConfig("none"))
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(flux0.agents.list)
+        assert (waiting or sending).wait(DEFAULT_TIMEOUT)
+        flux0.close()
+        error = call.exception(DEFAULT_TIMEOUT)
+    assert isinstance(error, ClientClosed)
+
+
+# --- a connection to the server
+
+
+@over_sync
+def test_connect_timeout_limits_all_addresses_together(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport: Any = way.make_transport()
+    timeout = evolve(LONG_TIMEOUT, connect=SHORT_TIMEOUT)
+    with unreachable_address() as dead:
+        resolve_to(monkeypatch, *[dead] * MANY)
+        with pytest.raises(ConnectTimeout):
+            transport.send(get("http://flux0.example", timeout=timeout))
+
+
+@over_sync
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_closing_a_client_ends_connecting(
+    way: Way, monkeypatch: pytest.MonkeyPatch, *, tls: bool
+) -> None:
+    """The address is unreachable, or the server sends nothing in the TLS handshake."""
+    connecting = Event()
+    transport = way.make_transport()
+    if tls:
+        with ByteServer(on_connect=(Receive(), Signal(connecting), WaitForRelease())) as server:
+            close_while_calling(transport, server.url.replace("http:", "https:"), connecting)
+            server.wait_until_closed()
+        return
+    with unreachable_address() as dead:
+        resolve_to(monkeypatch, dead)
+        resolve = socket.getaddrinfo
+
+        def getaddrinfo(*args: Any, **options: Any) -> Any:
+            connecting.set()
+            return resolve(*args, **options)
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        close_while_calling(transport, "http://flux0.example", connecting)
+
+
+@over_sync
+def test_connection_refused_by_all_addresses_is_a_connect_error(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        refusing = server.getsockname()
+    resolve_to(monkeypatch, refusing, refusing)
+    transport: Any = way.make_transport()
+    with pytest.raises(ConnectError, match=r"^connection refused$"):
+        transport.send(get("http://flux0.example"))
+
+
+# --- a connection of the pool
+
+
+def blocking_session() -> Transport:
+    session = requests.Session()
+    session.mount("http://", HTTPAdapter(pool_maxsize=1, pool_block=True))
+    return RequestsTransport(session)
+
+
+def blocking_manager() -> Transport:
+    return Urllib3Transport(urllib3.PoolManager(maxsize=1, block=True))
+
+
+over_blocking = pytest.mark.parametrize("make", [blocking_session, blocking_manager])
+
+
+@over_blocking
+def test_pool_timeout_limits_the_wait_for_a_connection(make: Callable[[], Transport]) -> None:
+    transport = make()
+    with ByteServer(HALF, OK) as server:
+        body = transport.send(get(server.url, stream=True)).body
+        with pytest.raises(PoolTimeout, match=r"within 0\.2 s \(pool timeout\)"):
+            transport.send(get(server.url, timeout=evolve(LONG_TIMEOUT, pool=SHORT_TIMEOUT)))
+        with ThreadPoolExecutor(1) as threads:
+            second = threads.submit(fetch_sync, transport, get(server.url))
+            server.release()
+            assert b"".join(body) == b"firstsecond"
+            assert second.result(DEFAULT_TIMEOUT) == b"ok"
+        assert server.connections == 1
+
+
+@over_blocking
+def test_closing_a_client_ends_the_wait_for_a_connection(make: Callable[[], Transport]) -> None:
+    transport = make()
+    with ByteServer(HALF) as server:
+        body = transport.send(get(server.url, stream=True)).body
+        close_while_calling(transport, server.url)
+        body.close()
+
+
+# --- connections of a closed client
+
+
+@over_sync
+def test_kept_exception_keeps_no_connection_open(way: Way) -> None:
+    """The traceback of the exception refers to the connection pool."""
+    with ByteServer((WaitForRelease(),), AGENTS) as server:
+        transport: Any = way.make_transport()
+        flux0 = Flux0(server.url, transport=transport, retry_config=RetryConfig("none"))
+        with pytest.raises(Exception, match="no data received") as caught:
+            flux0.agents.list(timeout_ms=200)
+        flux0.agents.list()
+        flux0.close()
+        server.wait_until_closed()
+        assert caught.value.__traceback__ is not None
