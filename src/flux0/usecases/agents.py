@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from flux0.domain import arguments
-from flux0.domain.errors import AgentNotFound
+from flux0.domain.errors import AgentNotFound, HTTPValidationError
 from flux0.domain.models import Agent, Agents
 from flux0.flows import Flow
 from flux0.usecases.call import ApiCall
+
+T = TypeVar("T")
 
 _ROUTE = "/api/agents"
 _AGENT = f"{_ROUTE}/{{agent_id}}"
@@ -45,4 +49,19 @@ def create_agent(call: ApiCall, *, name: str, type_: str, description: str | Non
 def retrieve_agent(call: ApiCall, *, agent_id: str) -> Flow[Agent]:
     """Return the agent with this id."""
     ids = {"agent_id": arguments.identifier("agent_id", agent_id)}
-    return call.fetch(Agent, call.request("agents.retrieve", "GET", _AGENT, ids=ids))
+    request = call.request("agents.retrieve", "GET", _AGENT, ids=ids)
+    return with_name_hint(call.fetch(Agent, request), agent_id)
+
+
+def with_name_hint(flow: Flow[T], agent_id: str) -> Flow[T]:
+    """Run `flow`; if the server rejects the form of `agent_id`, add a hint at names to the error.
+
+    The server 0.1.0b4 accepts only ids of 10 characters (measured).
+    """
+    try:
+        return (yield from flow)
+    except HTTPValidationError as error:
+        if any("agent_id" in each.loc for each in error.data.detail):
+            hint = f"use client.agents.first(name={agent_id!r}) to get an agent by name"
+            error.args = (f"{error.problem}; {agent_id!r} is not an id: {hint}",)
+        raise

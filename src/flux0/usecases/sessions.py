@@ -11,6 +11,7 @@ from flux0.domain.errors import DecodeError
 from flux0.domain.models import Events, Session, Sessions
 from flux0.flows import Flow, ReadBody
 from flux0.ports import Request, Response
+from flux0.usecases.agents import with_name_hint
 from flux0.usecases.call import ApiCall
 
 _ROUTE = "/api/sessions"
@@ -34,7 +35,7 @@ def create_session(
         (("allow_greeting", "true"),) if arguments.flag("allow_greeting", allow_greeting) else ()
     )
     request = call.request("sessions.create", "POST", _ROUTE, query=query, body=body)
-    return call.fetch(Session, request)
+    return with_name_hint(call.fetch(Session, request), agent_id)
 
 
 def list_sessions(call: ApiCall, *, agent_id: str | None) -> Flow[Sessions]:

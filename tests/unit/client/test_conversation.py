@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from copy import copy
 from datetime import datetime, timezone
 from typing import Any, cast
 
 import pytest
 
 from flux0 import AsyncConversation, Flux0
-from flux0.domain.errors import AgentNotFound, BadRequestError, InvalidArgument
+from flux0.domain.errors import AgentNotFound, BadRequestError, HTTPValidationError, InvalidArgument
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import ConsumptionOffsets, Event, MessageData, Session, ToolData
 from flux0.testing import AgentStep, CallTool, FakeTransport, GiveResult, Pause, Reason, Report, Say
@@ -109,6 +110,22 @@ async def test_invalid_arguments_of_conversation_are_rejected_before_sending(mod
             assert caught.value.argument == argument
 
     assert fake.calls == ()
+
+
+@in_every_mode
+async def test_error_for_a_name_as_agent_says_how_to_get_an_agent_by_name(mode: Mode) -> None:
+    async with client(mode, FakeTransport(agent_name="Drizzle")) as flux0:
+        for call in (
+            flux0.conversation_async(agent="Drizzle"),
+            flux0.agents.retrieve_async(agent_id="Drizzle"),
+        ):
+            with pytest.raises(HTTPValidationError) as caught:
+                await call
+            assert str(caught.value).endswith(
+                "agent_id: String should have at least 10 characters; 'Drizzle' is not an id: "
+                "use client.agents.first(name='Drizzle') to get an agent by name"
+            )
+            assert str(copy(caught.value)) == str(caught.value)
 
 
 # --- users
