@@ -17,11 +17,14 @@ from attrs import evolve, field, frozen
 from flux0.client.open_calls import CLIENT_CLOSED, OpenCalls
 from flux0.domain.errors import (
     ClientClosed,
+    Flux0Error,
     InvalidArgument,
     ResponseTooLarge,
+    Sent,
     TransportError,
     TransportTimeout,
 )
+from flux0.domain.http import is_rejected
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Await, Effect, Flow, ReadBody, Send, Sleep
 from flux0.ports import AsyncTransport, ByteStream, Request, Response, Time, Timeout, Transport
@@ -29,9 +32,43 @@ from flux0.runtime.event_loop import call_soon, running_loop
 from flux0.runtime.waker import Waker
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Flux0Error)
 
 # Seconds after the deadline. The transport's own timeout expires first, and its error says more.
 _GRACE = 0.1
+
+
+class _Progress:
+    """Whether a call has sent its request, for `sent` of the error that it raises."""
+
+    def __init__(self) -> None:
+        self._sent: Sent = "no"
+        self._request: Request | None = None
+
+    def record(self, effect: Effect, outcome: object) -> None:
+        """Record the outcome of an effect: the result, or the exception that it raised."""
+        if not isinstance(effect, Send):
+            return
+        self._request = effect.request
+        if isinstance(outcome, Response):
+            rejected = is_rejected(outcome.status_code)
+        else:
+            rejected = isinstance(outcome, Flux0Error) and outcome.sent == "no"
+        if not rejected:
+            self._sent = "maybe"
+
+    def describe(self, error: E) -> E:
+        """Set `sent` of the error that the call raises, and return it."""
+        error.sent = self._sent
+        return error
+
+    def ended(self, error: E) -> E:
+        """Return the error of a call that was cancelled, after adding the last request."""
+        if self._request is not None:
+            request = self._request
+            error.attach_request(request.operation, request.method, request.url)
+            error.attempts = request.attempt
+        return self.describe(error)
 
 
 @frozen(eq=False)
@@ -44,18 +81,25 @@ class Driver:
 
     def run(self, flow: Flow[T], deadline: Deadline | None = None) -> T:
         """Perform the effects of `flow` until it returns, and return its result."""
+        progress = _Progress()
         try:
             effect = next(flow)
             while True:
                 try:
                     outcome = self._perform(effect, deadline)
                 except BaseException as error:  # noqa: BLE001 - the flow handles it, and cleans up
-                    effect = flow.throw(self.calls.explain(error))
+                    explained = self.calls.explain(error)
+                    progress.record(effect, explained)
+                    effect = flow.throw(explained)
                 else:
+                    progress.record(effect, outcome)
                     effect = flow.send(outcome)
         except StopIteration as stop:
             result: T = stop.value
             return result
+        except Flux0Error as error:
+            progress.describe(error)
+            raise
 
     def _perform(self, effect: Effect, deadline: Deadline | None) -> object:
         match effect:
@@ -122,7 +166,7 @@ class Driver:
             raise  # It names the timeout that expired, even if the deadline has passed, too.
         except TransportError as error:
             if self.time.monotonic() > deadline.moment + _GRACE and not self.calls.closed:
-                raise deadline.exceeded() from error.__cause__ or error
+                raise deadline.exceeded(error.sent) from error.__cause__ or error
             raise
         finally:
             cancel()
@@ -140,28 +184,35 @@ class AsyncDriver:
         """The async version of `Driver.run`."""
         from anyio import move_on_after  # noqa: PLC0415 - slow to import; httpx imports it anyway
 
+        progress = _Progress()
         left = None if deadline is None else deadline.left(self.time.monotonic()) + _GRACE
         with move_on_after(left) as scope:
             cancel = partial(call_soon, running_loop(), scope.cancel)
             with self.calls.wake_on_close(cancel):
-                return await self._run(flow, deadline)
+                return await self._run(flow, deadline, progress)
         if deadline is None or self.calls.closed:
-            raise ClientClosed(CLIENT_CLOSED)
-        raise deadline.exceeded()
+            raise progress.ended(ClientClosed(CLIENT_CLOSED))
+        raise progress.ended(deadline.exceeded())
 
-    async def _run(self, flow: Flow[T], deadline: Deadline | None) -> T:
+    async def _run(self, flow: Flow[T], deadline: Deadline | None, progress: _Progress) -> T:
         try:
             effect = next(flow)
             while True:
                 try:
                     outcome = await self._perform(effect, deadline)
                 except BaseException as error:  # noqa: BLE001 - the flow handles it, and cleans up
-                    effect = flow.throw(self.calls.explain(error))
+                    explained = self.calls.explain(error)
+                    progress.record(effect, explained)
+                    effect = flow.throw(explained)
                 else:
+                    progress.record(effect, outcome)
                     effect = flow.send(outcome)
         except StopIteration as stop:
             result: T = stop.value
             return result
+        except Flux0Error as error:
+            progress.describe(error)
+            raise
 
     async def _perform(self, effect: Effect, deadline: Deadline | None) -> object:
         match effect:
@@ -207,7 +258,7 @@ def _limited(request: Request, deadline: Deadline, time: Time) -> Request:
     """Return `request` with no timeout longer than the time until the deadline."""
     left = deadline.left(time.monotonic())
     if left <= 0:
-        raise deadline.exceeded()
+        raise deadline.exceeded("no")
     timeout = request.timeout
     return evolve(
         request,

@@ -36,6 +36,7 @@ class OpenCalls:
             return error
         closed = ClientClosed(CLIENT_CLOSED)
         closed.__cause__ = error.__cause__ or error
+        closed.sent = error.sent
         return closed
 
     def wake_on_close(self, wake: Callable[[], object]) -> WakeOnClose:

@@ -51,6 +51,11 @@ class _Limit:
     seconds: float
     error: TransportTimeout
 
+    def expired(self) -> TransportTimeout:
+        """Return the error. The message was not sent."""
+        self.error.sent = "no"
+        return self.error
+
 
 class OpenTurns:
     """The latest stream of each session, as long as the user has a reference to it.
@@ -144,7 +149,7 @@ class OpenTurns:
         with self._calls.wake_on_close(sender.wake):
             while not queue.is_first(sender):
                 if not sender.wait(max(ends - monotonic(), 0)):
-                    raise limit.error
+                    raise limit.expired()
                 self._calls.check()
 
     async def _wait_async(self, queue: SessionQueue, sender: TaskSender, limit: _Limit) -> None:
@@ -154,7 +159,7 @@ class OpenTurns:
             await sender.wait()
         self._calls.check()
         if not queue.is_first(sender):
-            raise limit.error
+            raise limit.expired()
 
     def _close(self, stream: EventStream | AsyncEventStream, limit: _Limit) -> None:
         if isinstance(stream, EventStream):
@@ -173,7 +178,7 @@ class OpenTurns:
             with self._calls.wake_on_close(waiter.wake):
                 while not (waiter.wait(_CHECK_SECONDS) or has_ended(stream.loop)):
                     if monotonic() > ends:
-                        raise limit.error
+                        raise limit.expired()
             self._calls.check()
             stream.close_soon(_ANOTHER_MESSAGE)  # If the loop ended before it closed the stream.
 
@@ -191,7 +196,7 @@ class OpenTurns:
             with self._calls.wake_on_close(waiter.wake):
                 while not (waiter.is_woken or has_ended(stream.loop)):
                     if monotonic() > ends:
-                        raise limit.error
+                        raise limit.expired()
                     with move_on_after(_CHECK_SECONDS):
                         await waiter.wait()
             self._calls.check()

@@ -22,15 +22,6 @@ from flux0.usecases.turn import Turn
 CLOSED_EARLY = "the stream was closed before its end"
 
 
-class StreamInUse(Flux0Error, RuntimeError):
-    """A second thread or task tried to read a stream. The first reader is not affected."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "stream is already being read by another thread or task: read it in one place only"
-        )
-
-
 class StreamState(Uncopyable):
     """The state of a turn that is read from a stream.
 
@@ -130,8 +121,7 @@ class StreamState(Uncopyable):
         event = self._agent_error
         if event is None:
             return None
-        error = AgentError(event.data.data)
-        self._turn.attach_request(error)
+        error = self._turn.attach_request(AgentError(event.data.data))
         error.attach_stream(self.messages, self._stored)
         return error
 
@@ -172,7 +162,10 @@ class StreamState(Uncopyable):
                 failure.attach_stream(self.messages, self._stored)
             raise failure
         if self._closed and not self._ended:
-            raise ClientClosed(self._closed)
+            raise self._client_closed()
+
+    def _client_closed(self) -> ClientClosed:
+        return self._turn.attach_request(ClientClosed(self._closed))
 
     def _compare_with_stored(self, stored: Events) -> None:
         """Confirm the end of the turn if the server has stored all its messages."""
@@ -188,7 +181,7 @@ class StreamState(Uncopyable):
         """Feed the next piece of the body, or None at its end; return whether it was the last."""
         if data is None:
             if self._closed:  # Some bodies end without an error when they are closed.
-                raise ClientClosed(self._closed)
+                raise self._client_closed()
             self._turn.on_end()
             self._ended = self._turn.failure is None
         else:
@@ -198,13 +191,14 @@ class StreamState(Uncopyable):
     def _raise_unless_ended(self) -> None:
         self._raise_failure()
         if not self._ended:
-            raise Flux0Error(
+            problem = (
                 "the stream has not been read to its end yet: read all events before confirm()"
             )
+            raise self._turn.attach_request(Flux0Error(problem))
 
     def _on_transport_error(self, error: TransportError) -> None:
         if self._closed:  # Another thread or task closed the stream, so the transport failed.
-            raise ClientClosed(self._closed) from error
+            raise self._client_closed() from error
         self._turn.on_transport_error(error)
 
 

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from threading import Lock, get_ident
 from typing import Any, Generic, TypeVar, final
 
-from flux0.client.stream_state import CLOSED_EARLY, StreamInUse, StreamState
-from flux0.domain.errors import Flux0Error, TransportError
+from flux0.client.stream_state import CLOSED_EARLY, StreamState
+from flux0.domain.errors import Flux0Error, StreamInUse, TransportError
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import Events
@@ -179,7 +179,7 @@ class EventStream(StreamState):
     def _advance(self) -> bool:
         """Read the next piece of the body; return False if the body had already ended."""
         if not self._reader_lock.acquire(blocking=False):
-            raise StreamInUse
+            raise self._turn.attach_request(StreamInUse())
         try:
             self._raise_failure()
             if self._ended:
@@ -292,7 +292,7 @@ class AsyncEventStream(StreamState):
     async def _advance(self) -> bool:
         """Read the next piece of the body; return False if the body had already ended."""
         if not self._reader_lock.acquire(blocking=False):
-            raise StreamInUse
+            raise self._turn.attach_request(StreamInUse())
         try:
             self._raise_failure()
             if self._ended:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from attrs import frozen
+
+from flux0.domain.http import is_rejected
 
 if TYPE_CHECKING:
     from flux0.domain.headers import Headers
     from flux0.domain.messages.finalizing import TurnMessage
     from flux0.domain.models import Agent
 
+Sent: TypeAlias = Literal["no", "maybe", "yes"]
+
 
 class Flux0Error(Exception):
     """The base class of every error of this library.
 
     Attributes:
+        sent: whether the server accepted the request of the call, such as the message of a turn:
+            "no" (certainly not), "maybe", or "yes" (an event of the turn was received). If there
+            were several attempts, it is "no" only if it is "no" for each of them.
+        from_user_code: whether the user's code raised the error during the call: a hook,
+            authentication, an adapter, or a function for a header. Such an error is not retried.
         operation: the call that failed, such as `agents.list`; empty if it made no request.
         method: the method of the request.
         url: the URL of the request, without credentials.
@@ -27,6 +36,8 @@ class Flux0Error(Exception):
         if cls.__module__ == __name__:
             cls.__module__ = "flux0"  # Users import the errors from there.
 
+    sent: Sent = "no"
+    from_user_code: bool = False
     operation: str = ""
     method: str = ""
     url: str = ""
@@ -63,6 +74,16 @@ def _restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]
     return error
 
 
+def mark_user_error(error: BaseException, *, sent: bool = False) -> None:
+    """Record that the user's code raised `error` during a call, so that the call is not retried.
+
+    If it is the error of another call, its `sent` describes this call from now on.
+    """
+    if isinstance(error, Flux0Error):
+        error.from_user_code = True
+        error.sent = "maybe" if sent else "no"
+
+
 class InvalidArgument(Flux0Error, ValueError):
     """An argument is invalid; the request was not sent. `argument` is the name of the argument."""
 
@@ -73,6 +94,15 @@ class InvalidArgument(Flux0Error, ValueError):
 
 class ClientClosed(Flux0Error, RuntimeError):
     """The client, the stream or the HTTP client of the user is closed; the message says which."""
+
+
+class StreamInUse(Flux0Error, RuntimeError):
+    """A second thread or task tried to read a stream. The first reader is not affected."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "stream is already being read by another thread or task: read it in one place only"
+        )
 
 
 class MissingDependency(Flux0Error, ImportError):
@@ -143,6 +173,7 @@ class APIError(Flux0Error):
         raw_response: Any = None,
     ) -> None:
         super().__init__(f"{status_code}: {message}")
+        self.sent = "no" if is_rejected(status_code) else "maybe"
         self.message = message
         self.status_code = status_code
         self.body = body
@@ -219,6 +250,8 @@ class TransportError(Flux0Error):
     may have acted on it. `__cause__` is the exception of the HTTP library.
     """
 
+    sent: Sent = "maybe"
+
 
 class ConnectError(TransportError):
     """The connection could not be established: unknown host, refused or unreachable.
@@ -230,6 +263,7 @@ class ConnectError(TransportError):
     """
 
     permanent: bool = False
+    sent: Sent = "no"
 
 
 class TLSError(ConnectError):
@@ -292,6 +326,8 @@ class ResponseTooLarge(Flux0Error):
     The server may have acted on the request.
     """
 
+    sent: Sent = "maybe"
+
     def __init__(self, limit: int) -> None:
         super().__init__(f"the response body is larger than {limit:,} bytes (max_body_bytes)")
         self.limit = limit
@@ -310,6 +346,8 @@ class DecodeError(Flux0Error):
         body: the start of the received text.
     """
 
+    sent: Sent = "maybe"
+
     def __init__(self, problem: str, *, field: str = "", body: str = "") -> None:
         where = f"{field}: " if field else ""
         shown = f" in {body!r}" if body else ""
@@ -327,6 +365,7 @@ class StreamError(Flux0Error):
         messages: the messages of the turn, as far as they were received.
     """
 
+    sent: Sent = "maybe"
     correlation_id: str | None = None
     event_count: int = 0
     messages: tuple[TurnMessage, ...] = ()

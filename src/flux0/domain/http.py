@@ -17,6 +17,15 @@ def is_success(status_code: int) -> bool:
     return 200 <= status_code < 300  # noqa: PLR2004 - RFC 9110, section 15.3
 
 
+def is_rejected(status_code: int) -> bool:
+    """Return whether the status says that the server did not accept the request.
+
+    These are the client errors (RFC 9110, section 15.5), except 408: a proxy may return it after
+    the server received the request.
+    """
+    return 400 <= status_code < 500 and status_code != 408  # noqa: PLR2004
+
+
 def is_framed(headers: Headers) -> bool:
     """Return whether the framing of an HTTP/1 response proves that its body is complete.
 

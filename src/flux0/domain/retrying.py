@@ -153,6 +153,8 @@ def wait_before_retry(
 
 
 def _is_retryable(config: RetryConfig, error: Flux0Error, *, repeatable: bool) -> bool:
+    if error.from_user_code:
+        return False
     if isinstance(error, APIError):
         if error.status_code == _TOO_MANY_REQUESTS:
             return True  # The server reports that it has not acted on the request.

@@ -10,6 +10,7 @@ from flux0.domain.errors import (
     ConnectTimeout,
     PoolTimeout,
     ReadTimeout,
+    Sent,
     TransportTimeout,
     WriteTimeout,
 )
@@ -38,9 +39,11 @@ class Deadline:
         """Return the seconds from `now` to the end; negative if it has passed."""
         return self.moment - now
 
-    def exceeded(self) -> ReadTimeout:
+    def exceeded(self, sent: Sent = "maybe") -> ReadTimeout:
         """Return the error of a call that did not end by this deadline."""
-        return ReadTimeout(f"the call took longer than {duration(self.limit)} (timeout_ms)")
+        error = ReadTimeout(f"the call took longer than {duration(self.limit)} (timeout_ms)")
+        error.sent = sent
+        return error
 
 
 def timed_out(kind: type[TransportTimeout], seconds: float | None) -> TransportTimeout:

@@ -9,6 +9,7 @@ from typing import Any
 from attrs import evolve
 
 from flux0.domain import arguments
+from flux0.domain.errors import Flux0Error, mark_user_error
 from flux0.flows import Await, Flow, SendFlow
 from flux0.ports import Request, Response
 
@@ -27,10 +28,14 @@ class ComputedHeaders:
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Send the request with the computed headers, and return the response."""
         computed: dict[str, object] = {}
-        for name, function in self._values.items():
-            value = function()
-            if not isinstance(value, str) and isawaitable(value):
-                value = yield Await(value, f"headers[{name!r}]")
-            computed[name] = value
+        try:
+            for name, function in self._values.items():
+                value = function()
+                if not isinstance(value, str) and isawaitable(value):
+                    value = yield Await(value, f"headers[{name!r}]")
+                computed[name] = value
+        except Flux0Error as error:
+            mark_user_error(error)
+            raise
         headers = arguments.headers("headers", computed).merge(request.headers)
         return (yield from send(evolve(request, headers=headers)))

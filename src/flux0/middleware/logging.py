@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from flux0.domain.errors import Flux0Error, mark_user_error
 from flux0.domain.retrying import RetryDetails
 from flux0.flows import Flow, SendFlow
 from flux0.ports import Request, Response, Time
@@ -32,7 +33,7 @@ class Logging:
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Log the request, send it, log the response or the error, and return the response."""
         where = f"{request.method} {request.url}"
-        debug = self._logger.debug
+        debug = self._debug
         headers, body = request.headers.redacted(), _shown(request.body)
         debug("%s attempt=%d headers=%s body=%s", where, request.attempt, headers, body)
         start = self._time.monotonic()
@@ -40,7 +41,8 @@ class Logging:
             response = yield from send(request)
         except Exception as error:
             duration = 1000 * (self._time.monotonic() - start)
-            debug("%s failed after %.1f ms: %s: %s", where, duration, type(error).__name__, error)
+            text = str(error)  # A handler may keep the record, but must not keep the error.
+            debug("%s failed after %.1f ms: %s: %s", where, duration, type(error).__name__, text)
             raise
         debug(
             "%s returned %d in %.1f ms headers=%s body=%s",
@@ -51,6 +53,13 @@ class Logging:
             _shown(response.body),
         )
         return response
+
+    def _debug(self, message: str, *args: Any) -> None:
+        try:
+            self._logger.debug(message, *args)
+        except Flux0Error as error:
+            mark_user_error(error, sent=True)
+            raise
 
 
 def log_retry(details: RetryDetails) -> None:
@@ -63,7 +72,7 @@ def log_retry(details: RetryDetails) -> None:
         details.url,
         details.attempt,
         type(details.cause).__name__,
-        details.cause,
+        str(details.cause),
         details.delay_ms,
     )
 

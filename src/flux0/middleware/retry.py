@@ -63,14 +63,18 @@ class Retry:
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Return the response of the first attempt that succeeds."""
         start = self._time.monotonic()
+        sent = False
         while True:
             try:
                 response = yield from send(request)
             except Flux0Error as error:
+                sent = sent or error.sent != "no"
+                error.sent = "maybe" if sent else "no"
                 wait = self._wait(request, error, start)
                 if wait is None:
-                    error.attach_request(request.operation, request.method, request.url)
-                    error.attempts = request.attempt
+                    if not error.from_user_code:
+                        error.attach_request(request.operation, request.method, request.url)
+                        error.attempts = request.attempt
                     raise
                 self._on_retry(
                     RetryDetails(

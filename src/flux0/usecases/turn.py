@@ -72,16 +72,19 @@ class Turn:
         event is complete: comments keep the connection alive even if the agent has crashed.
         """
         events: list[StreamEvent] = []
+        failure: DecodeError | EventTooLarge | None = None
         try:
             for event in self._parser.feed(data):
                 events.append(self._decode(event))  # noqa: PERF401 - keep the events before a failure
         except (DecodeError, EventTooLarge) as error:
-            self._set_failure(error)
+            failure = error
         self.event_count += len(events)
         self._waited = 0.0 if events else self._waited + waited
         if self.correlation_id is None:
             self.correlation_id = _correlation_id(events)
-        if self._waited > self._idle and self.failure is None:
+        if failure is not None:
+            self._set_failure(failure)
+        elif self._waited > self._idle and self.failure is None:
             self._fail_idle(self._idle_problem)
         return events
 
@@ -112,15 +115,16 @@ class Turn:
     def _idle_problem(self) -> str:
         return f"no event for {duration(self._idle)} (idle timeout; set stream_idle_timeout_ms)"
 
-    def attach_request(self, error: Flux0Error) -> None:
-        """Add the request to an error, and to a `StreamError` the turn."""
+    def attach_request(self, error: E) -> E:
+        """Add the request to an error, and to a `StreamError` the turn; return the error."""
         error.attach_request(self._request.operation, self._request.method, self._request.url)
+        error.sent = "yes" if self.event_count else "maybe"
         if isinstance(error, StreamError):
             error.correlation_id, error.event_count = self.correlation_id, self.event_count
+        return error
 
     def _set_failure(self, failure: E) -> E:
-        self.attach_request(failure)
-        self.failure = failure
+        self.failure = self.attach_request(failure)
         return failure
 
     def _so_far(self) -> str:

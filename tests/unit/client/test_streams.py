@@ -13,9 +13,9 @@ import anyio
 import pytest
 
 from flux0.client.opening import AsyncOpening
-from flux0.client.stream_state import StreamInUse
 from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.domain import errors
+from flux0.domain.errors import StreamInUse
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.models import Events
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent

@@ -51,6 +51,7 @@ FACTORIES: dict[type[errors.Flux0Error], Callable[[Any], Any]] = {
     errors.ResponseTooLarge: lambda kind: kind(16),
     errors.InvalidArgument: lambda kind: kind("agent_id", "must not be empty"),
     errors.AgentNotFound: lambda kind: kind("type 'x'", ()),
+    errors.StreamInUse: lambda kind: kind(),
     errors.Flux0Error: lambda kind: kind("problem"),
 }
 
@@ -66,6 +67,7 @@ def test_every_error_is_in_models_and_can_be_pickled_and_copied(
 ) -> None:
     error = make(kind)
     error.attempts = 2
+    error.sent, error.from_user_code = "yes", True
     error.__notes__ = ["a note"]  # `add_note` sets it since Python 3.11.
     pickled = [pickle.dumps(error, number) for number in range(pickle.HIGHEST_PROTOCOL + 1)]
 
@@ -102,6 +104,7 @@ def test_error_subclass_of_the_user_can_be_pickled() -> None:
 PARENTS: dict[type[errors.Flux0Error], tuple[type[Exception], ...]] = {
     errors.InvalidArgument: (ValueError,),
     errors.ClientClosed: (RuntimeError,),
+    errors.StreamInUse: (RuntimeError,),
     errors.MissingDependency: (ImportError,),
     errors.ConnectTimeout: (errors.ConnectError, errors.TransportTimeout, errors.TransportError),
     errors.PoolTimeout: (errors.ConnectError, errors.TransportTimeout),

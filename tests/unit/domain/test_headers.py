@@ -232,7 +232,7 @@ async def test_async_header_function_works_only_in_async_calls(mode: Mode) -> No
         fake = FakeTransport()
         async with Flux0(transport=fake, headers={"authorization": compute}) as flux0:
             await flux0.agents.list_async()
-            problem = r"headers\['authorization'\].* is async: call an _async method"
+            problem = r"headers\['authorization'\].* is async: call the _async method"
             with pytest.raises(InvalidArgument, match=problem):
                 flux0.agents.list()
 

@@ -24,8 +24,7 @@ import pytest
 from attrs import define
 
 from flux0 import EventStream, Flux0
-from flux0.client.stream_state import StreamInUse
-from flux0.domain.errors import StreamInterrupted
+from flux0.domain.errors import StreamInterrupted, StreamInUse
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.responses import ServerSteps, WaitForRelease, http_response
 from support.in_memory import JSON, SSE, chunk, status

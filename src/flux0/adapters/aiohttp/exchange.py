@@ -28,6 +28,7 @@ from flux0.domain.errors import (
     TLSError,
     TransportError,
     WriteTimeout,
+    mark_user_error,
 )
 from flux0.ports import Request
 
@@ -44,6 +45,7 @@ class AiohttpExchange(Exchange):
         self.body: RequestBody = RequestBody(request.body or b"", request.timeout.write)
         self._step = ""  # What aiohttp does, by the name of its last trace event.
         self._telling = False  # Whether it is telling the user's traces of an event.
+        self._own_error: Exception | None = None  # The error of flux0 for `failure`.
 
     async def run(
         self, session: aiohttp.ClientSession, proxy: str | None
@@ -75,8 +77,13 @@ class AiohttpExchange(Exchange):
             )
         except _UserError as carrier:
             error = carrier.error
+        except Flux0Error as raised:
+            if raised is not self._own_error:
+                mark_user_error(raised, sent=self.sent)
+            raise
         finally:
             _EXCHANGE.set(None)
+        mark_user_error(error, sent=self.sent)
         raise error  # Outside of the block, so that it is as it was.
 
     def _headers(self) -> list[tuple[str, str]]:
@@ -100,7 +107,8 @@ class AiohttpExchange(Exchange):
             return await handler(request)
         except Exception as error:
             if error is self.failure:
-                raise self._translated(error) from error
+                self._own_error = self._translated(error)
+                raise self._own_error from error
             # aiohttp would send a GET again, or make another error of it.
             if isinstance(error, (OSError, aiohttp.ServerDisconnectedError)):
                 raise _UserError(error) from error

@@ -35,7 +35,13 @@ from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import ACCEPT_ENCODING
 from flux0.adapters.shared.misplaced import not_installed, refuse_misplaced, transport_repr
 from flux0.adapters.shared.proxies import EnvironmentProxies
-from flux0.domain.errors import ClientClosed, ConnectError, Flux0Error, InvalidArgument
+from flux0.domain.errors import (
+    ClientClosed,
+    ConnectError,
+    Flux0Error,
+    InvalidArgument,
+    mark_user_error,
+)
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
 from flux0.ports import AsyncByteStream, ByteStream, Request, Response
@@ -148,6 +154,7 @@ class HttpxFamilyTransport(ABC):
         except Exception as error:
             response = self._response_despite(error, client, built, exchange)
             if response is None:
+                mark_user_error(error, sent=exchange.sent)
                 raise
         finally:
             current_exchange.reset(token)
@@ -184,6 +191,7 @@ class HttpxFamilyTransport(ABC):
         except Exception as error:
             response = self._response_despite(error, client, built, exchange)
             if response is None:
+                mark_user_error(error, sent=exchange.sent)
                 raise
         finally:
             current_exchange.reset(token)
@@ -228,7 +236,9 @@ class HttpxFamilyTransport(ABC):
             return error.response if own else None
         if isinstance(error, RuntimeError):
             if getattr(client, "is_closed", False) or "loop is closed" in str(error):
-                raise self._client_closed() from error
+                closed = self._client_closed()
+                closed.sent = "maybe" if exchange.sent else "no"
+                raise closed from error
             return None
         translated = exchange.translate(error, built)
         if translated is not None:

@@ -9,7 +9,12 @@ from typing import ClassVar
 from weakref import WeakSet, finalize
 
 from flux0.adapters.shared.decompression import decoder_for
-from flux0.domain.errors import ConnectionInterrupted, Flux0Error, TransportError
+from flux0.domain.errors import (
+    ConnectionInterrupted,
+    Flux0Error,
+    TransportError,
+    mark_user_error,
+)
 from flux0.runtime.processes import OwnerProcess, run_in_new_thread
 
 
@@ -108,7 +113,12 @@ class AsyncPulledBody(PulledBody):
         try:
             piece = None if self._decoder is None else self._next_decoded()
             if piece is None and not self.finished:
-                piece = self._decode(await self._receive())
+                try:
+                    data = await self._receive()
+                except Flux0Error as error:
+                    mark_user_error(error, sent=True)
+                    raise
+                piece = self._decode(data)
                 if piece is None:
                     await self._on_finished()
         except BaseException as error:
@@ -160,7 +170,12 @@ class SyncPulledBody(PulledBody):
         try:
             piece = None if self._decoder is None else self._next_decoded()
             if piece is None and not self.finished:
-                piece = self._decode(self._receive())
+                try:
+                    data = self._receive()
+                except Flux0Error as error:
+                    mark_user_error(error, sent=True)
+                    raise
+                piece = self._decode(data)
                 if piece is None:
                     self._on_finished()
         except BaseException as error:

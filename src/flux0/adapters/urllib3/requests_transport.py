@@ -42,7 +42,14 @@ from flux0.adapters.urllib3.connection import (
     close_pools,
     track,
 )
-from flux0.domain.errors import ConnectError, InvalidArgument, ProtocolError, ReadTimeout
+from flux0.domain.errors import (
+    ConnectError,
+    Flux0Error,
+    InvalidArgument,
+    ProtocolError,
+    ReadTimeout,
+    mark_user_error,
+)
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
 from flux0.ports import ByteStream, Request, Response, Timeout
@@ -157,6 +164,7 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
         except BaseException as error:
             if recorder.response is not None and not _is_about(error, prepared):
                 recorder.response.close()
+                mark_user_error(error, sent=True)
                 raise  # A hook raised it.
             if isinstance(error, requests.HTTPError) and error.response is not None:
                 return error.response  # A hook called raise_for_status.
@@ -166,6 +174,7 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
             known = isinstance(error, (exceptions.RequestException, HTTPError))
             if known or error is exchange.failure:
                 raise translate_error(error, exchange) from error
+            mark_user_error(error, sent=exchange.sent)
             raise
         finally:
             recorder.response = None  # Its request has the hooks: break the reference cycle.
@@ -180,9 +189,14 @@ def _prepare(session: requests.Session, request: Request) -> Any:
     try:
         prepared: Any = session.prepare_request(unprepared)
     except exceptions.InvalidHeader as error:
-        raise failure(ProtocolError, error, request.timeout) from error
+        invalid = failure(ProtocolError, error, request.timeout)
+        invalid.sent = "no"
+        raise invalid from error
     except (exceptions.InvalidURL, exceptions.MissingSchema) as error:
         raise failure(ConnectError, error, Timeout()) from error
+    except Flux0Error as error:  # The authentication of the session raised it.
+        mark_user_error(error)
+        raise
     # A header field of the request overrides the authentication of the session.
     if "authorization" in request.headers:
         prepared.headers["authorization"] = request.headers["authorization"]

@@ -38,7 +38,7 @@ from flux0.adapters.urllib3.connection import (
     close_pools,
     track,
 )
-from flux0.domain.errors import ConnectError
+from flux0.domain.errors import ConnectError, mark_user_error
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
 from flux0.ports import ByteStream, Request, Response
@@ -95,6 +95,7 @@ class Urllib3Transport:
             except Exception as error:
                 if isinstance(error, urllib3.exceptions.HTTPError) or error is exchange.failure:
                     raise translate_error(error, exchange) from error
+                mark_user_error(error, sent=exchange.sent)
                 raise
         raw, retain = (response, None) if is_success(response.status) else _copy(response)
         pulled = Urllib3Body(response, timeout, retain)
