@@ -107,11 +107,12 @@ async def test_conversation_belongs_to_one_user(
     user = new_user()["cookie"].removeprefix("flux0_user_sub=")
     async with make_client() as flux0:
         chat = await flux0.conversation_async(agent=server.agent_id, user=user, title="Fog")
+        assert chat.session is not None
         assert chat.session.title == "Fog"
         for content in ("One", "Two"):
             turn = await chat.send(json.dumps([{"text": content}]))
             messages = await turn.final_messages()
-        again = await flux0.conversation_async(session=chat.session.id, user=user)
+        again = await flux0.conversation_async(session=chat.session_id, user=user)
         history = await again.history()
         # Messages that are already stored are not repeated.
         assert await again.history(messages) == history
@@ -120,4 +121,4 @@ async def test_conversation_belongs_to_one_user(
         *('[{"text": "One"}]', "One"),
         *('[{"text": "Two"}]', "Two"),
     ]
-    assert [session.id for session in listed] == [chat.session.id]
+    assert [session.id for session in listed] == [chat.session_id]

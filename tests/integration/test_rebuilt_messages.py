@@ -73,7 +73,7 @@ def test_rebuilt_messages_equal_the_stored_messages_for_any_patches(
     with conversation.send(json.dumps(script_of(messages))) as stream:
         rebuilt = stream.final_messages()
     stored = flux0.sessions.list_events(
-        session_id=conversation.session.id, source="ai_agent", types=["message", "tool"]
+        session_id=conversation.session_id, source="ai_agent", types=["message", "tool"]
     )
     # Without ids, times, and the fields that the server sets.
     names = ("type", "data", "metadata", "correlation_id")

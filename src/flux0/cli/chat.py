@@ -48,10 +48,13 @@ def start_conversation(
     flux0: Flux0, *, agent_id: str | None, agent_type: str | None, session_id: str | None
 ) -> Conversation:
     """Continue or create a session, and print its id to standard error."""
-    agent = None if session_id is not None else _chosen_agent(flux0, agent_id, agent_type)
-    conversation = flux0.conversation(agent=agent, session=session_id)
-    session = conversation.session
-    print_note(f"Session {session.id} with {agent.name if agent else f'agent {session.agent_id}'}.")
+    if session_id is None:
+        agent = _chosen_agent(flux0, agent_id, agent_type)
+        conversation, name = flux0.conversation(agent=agent), agent.name
+    else:
+        session = flux0.sessions.retrieve(session_id=session_id)
+        conversation, name = flux0.conversation(session=session), f"agent {session.agent_id}"
+    print_note(f"Session {conversation.session_id} with {name}.")
     return conversation
 
 
@@ -136,7 +139,7 @@ class Chat:
             self._output.write("\n")
 
     def _write_json(self, event: StreamEvent, correlation_id: str | None) -> None:
-        turn = {"session_id": self._conversation.session.id, "correlation_id": correlation_id}
+        turn = {"session_id": self._conversation.session_id, "correlation_id": correlation_id}
         self._output.json({"event": event.event, **turn, **to_dict(event)})
 
     def _read_messages(self) -> Iterator[str]:

@@ -27,17 +27,23 @@ class _ConversationBase(Uncopyable):
     """The state that `Conversation` and `AsyncConversation` share.
 
     Attributes:
-        session: The session, as the server returned it when the conversation was opened.
+        session_id: The id of the session.
+        session: The new session, or the `Session` that you passed; None if you passed an id.
     """
 
-    def __init__(self, sessions: SessionsResource, session: Session, user: str | None) -> None:
+    def __init__(
+        self, sessions: SessionsResource, session: Session | str, user: str | None
+    ) -> None:
         self._sessions = sessions
         self._user = user
-        self.session = session
+        self.session: Session | None = session if isinstance(session, Session) else None
+        self.session_id: str = arguments.identifier(
+            "session_id", session.id if isinstance(session, Session) else session
+        )
 
     def __repr__(self) -> str:
         user = "" if self._user is None else f", user={self._user!r}"
-        return f"{type(self).__name__}(session={self.session.id!r}{user})"
+        return f"{type(self).__name__}(session={self.session_id!r}{user})"
 
     def _options(self, options: TurnOptions) -> TurnOptions:
         """Return the options with the user's cookie added to the headers."""
@@ -57,7 +63,8 @@ class Conversation(_ConversationBase):
     cancels the agent.
 
     Attributes:
-        session: The session, as the server returned it when the conversation was opened.
+        session_id: The id of the session.
+        session: The new session, or the `Session` that you passed; None if you passed an id.
     """
 
     def send(self, content: str, **options: Unpack[TurnOptions]) -> EventStream:
@@ -66,7 +73,7 @@ class Conversation(_ConversationBase):
         The options and errors are the ones of `client.sessions.create_event`.
         """
         return self._sessions.create_event(
-            session_id=self.session.id, content=content, **self._options(options)
+            session_id=self.session_id, content=content, **self._options(options)
         )
 
     def ask(self, content: str, **options: Unpack[TurnOptions]) -> Reply:
@@ -85,7 +92,7 @@ class Conversation(_ConversationBase):
                 added at the end; no message is returned twice.
         """
         stored = self._sessions.list_events(
-            session_id=self.session.id, types=MESSAGE_TYPES, http_headers=user_headers(self._user)
+            session_id=self.session_id, types=MESSAGE_TYPES, http_headers=user_headers(self._user)
         )
         return joined_history(stored, live)
 
@@ -101,7 +108,7 @@ class AsyncConversation(_ConversationBase):
         Await the result to get the stream, or use it in `async with` directly.
         """
         return self._sessions.create_event_async(
-            session_id=self.session.id, content=content, **self._options(options)
+            session_id=self.session_id, content=content, **self._options(options)
         )
 
     async def ask(self, content: str, **options: Unpack[TurnOptions]) -> Reply:
@@ -113,7 +120,7 @@ class AsyncConversation(_ConversationBase):
     async def history(self, live: Iterable[TurnMessage] = ()) -> tuple[Event | TurnMessage, ...]:
         """The async version of `Conversation.history`."""
         stored = await self._sessions.list_events_async(
-            session_id=self.session.id, types=MESSAGE_TYPES, http_headers=user_headers(self._user)
+            session_id=self.session_id, types=MESSAGE_TYPES, http_headers=user_headers(self._user)
         )
         return joined_history(stored, live)
 

@@ -170,8 +170,8 @@ class Flux0(Uncopyable):
     ) -> Conversation:
         """Start a conversation with an agent, or continue an existing session.
 
-        With `agent`, this creates a session. With `session`, it continues that session. Pass one of
-        them.
+        With `agent`, this creates a session. With `session`, it continues that session and sends no
+        request. Pass one of them.
 
         Args:
             agent: The agent to talk to, or its id.
@@ -183,12 +183,10 @@ class Flux0(Uncopyable):
 
         Raises:
             BadRequestError: The agent does not exist.
-            NotFoundError: The session does not exist.
+                If the session does not exist, the first message raises it.
         """
         agent_id, headers = check_arguments(agent, session, user, title)
-        if isinstance(session, str):
-            session = self.sessions.retrieve(session_id=session, http_headers=headers)
-        elif session is None:
+        if session is None:
             session = self.sessions.create(agent_id=agent_id, title=title, http_headers=headers)
         return Conversation(self.sessions, session, user)
 
@@ -203,9 +201,7 @@ class Flux0(Uncopyable):
     ) -> AsyncConversation:
         """The async version of `conversation`. The result has async methods."""
         agent_id, headers = check_arguments(agent, session, user, title)
-        if isinstance(session, str):
-            session = await self.sessions.retrieve_async(session_id=session, http_headers=headers)
-        elif session is None:
+        if session is None:
             session = await self.sessions.create_async(
                 agent_id=agent_id, title=title, http_headers=headers
             )
