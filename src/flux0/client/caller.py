@@ -50,6 +50,7 @@ class Caller:
         self.server_url: str = default_call.server_url
         self._default_call = default_call
         self._call_timeout = call_timeout
+        self._warned = False
         self._open_calls = OpenCalls()
         self.open_turns: OpenTurns = OpenTurns(self._open_calls)
         self._driver = None if transport is None else Driver(transport, time, self._open_calls)
@@ -117,6 +118,14 @@ class Caller:
     def check_open(self) -> None:
         """Raise `ClientClosed` after `close`."""
         self._open_calls.check()
+
+    def warn_of_unconfirmed_end(self) -> None:
+        """Log a warning about unconfirmed ends, once for each client."""
+        if not self._warned:
+            self._warned = True
+            from flux0.middleware.logging import log_unconfirmed_end  # noqa: PLC0415 - rare
+
+            log_unconfirmed_end()
 
     def drive(self, flow: Flow[T], deadline: Deadline | None) -> T:
         """Drive `flow` over the sync transport until `deadline`."""

@@ -82,7 +82,7 @@ class Conversation(_ConversationBase):
         Raises the errors of `send` and `EventStream.final_messages`.
         """
         with self.send(content, **options) as stream:
-            return Reply(stream.final_messages(), stream.tool_calls)
+            return Reply(stream.final_messages(), stream.tool_calls, stream.finished)
 
     def history(self, live: Iterable[TurnMessage] = ()) -> tuple[Event | TurnMessage, ...]:
         """Return the stored messages and tool results of the session, in order.
@@ -115,7 +115,7 @@ class AsyncConversation(_ConversationBase):
         """The async version of `Conversation.ask`."""
         stream: AsyncEventStream
         async with self.send(content, **options) as stream:
-            return Reply(await stream.final_messages(), stream.tool_calls)
+            return Reply(await stream.final_messages(), stream.tool_calls, stream.finished)
 
     async def history(self, live: Iterable[TurnMessage] = ()) -> tuple[Event | TurnMessage, ...]:
         """The async version of `Conversation.history`."""

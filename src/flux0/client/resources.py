@@ -241,10 +241,11 @@ class SessionsResource(_Resource):
         session = call.server_url, session_id
         list_stored = partial(self.list_events, **stored)
         clock, turns = self._caller.time.monotonic, self._caller.open_turns
+        warn = self._caller.warn_of_unconfirmed_end
         with turns.exclusive(session, call.deadline, clock()):
             response = self._caller.drive(sessions.open_stream(call, request), call.deadline)
             turn, accumulator = self._new_turn(request), self._new_accumulator()
-            stream = EventStream(response, turn, accumulator, list_stored, clock)
+            stream = EventStream(response, turn, accumulator, list_stored, clock, warn)
             turns.add(session, stream)
         try:
             self._caller.check_open()
@@ -280,12 +281,13 @@ class SessionsResource(_Resource):
         session = call.server_url, session_id
         list_stored = partial(self.list_events_async, **stored)
         clock, turns = self._caller.time.monotonic, self._caller.open_turns
+        warn = self._caller.warn_of_unconfirmed_end
         async with turns.exclusive_async(session, call.deadline, clock()):
             response = await self._caller.drive_async(
                 sessions.open_stream(call, request), call.deadline
             )
             turn, accumulator = self._new_turn(request), self._new_accumulator()
-            stream = AsyncEventStream(response, turn, accumulator, list_stored, clock)
+            stream = AsyncEventStream(response, turn, accumulator, list_stored, clock, warn)
             turns.add(session, stream)
         try:
             self._caller.check_open()

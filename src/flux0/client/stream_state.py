@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from threading import Lock
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from flux0.client.uncopyable import Uncopyable
 from flux0.domain.enums import SessionStatus
@@ -18,6 +18,8 @@ from flux0.domain.models import Events, ToolCall
 from flux0.domain.stream_events import StatusEvent, StreamEvent
 from flux0.ports import Response
 from flux0.usecases.turn import Turn
+
+Ending: TypeAlias = Literal["confirmed", "unconfirmed", "interrupted"]
 
 CLOSED_EARLY = "the stream was closed before its end"
 
@@ -37,13 +39,15 @@ class StreamState(Uncopyable):
         accumulator: MessageAccumulator,
         list_stored: Callable[..., Any],
         clock: Callable[[], float],
+        warn: Callable[[], None],
     ) -> None:
         self.headers: Headers = response.headers
         self.raw_response: Any = response.raw_response
         self._turn = turn
         self._list_stored = list_stored
         self._clock = clock
-        self._end_proven = not (response.close_delimited or _is_behind_proxy(response.headers))
+        self._warn = warn
+        self._is_provable = not (response.close_delimited or _is_behind_proxy(response.headers))
         self._accumulator = accumulator
         self._text = ""  # The text that the last event added to the answer.
         self._status: SessionStatus | str | None = None
@@ -75,14 +79,26 @@ class StreamState(Uncopyable):
 
     @property
     def finished(self) -> bool:
-        """Whether the stream was read to its end, and the end of the turn is confirmed.
+        """Whether the stream was read to its end, and the end is confirmed: see `ending`."""
+        return self.ending == "confirmed"
 
-        With HTTP/1.0, the body ends when the connection closes, so a killed server looks like a
-        finished turn. A proxy can hide this: by default, nginx ends such a response with a valid
-        last chunk. If the response is close-delimited, or its `via` or `server` header names a
-        proxy, `finished` stays False until `confirm` has compared the turn with the stored events.
+    @property
+    def ending(self) -> Ending | None:
+        """How the stream ended; None while it is open, or if it was closed early.
+
+        - `"confirmed"`: the framing of the response proves that the turn is complete.
+        - `"unconfirmed"`: the response ended without an error, but its framing proves nothing. With
+          HTTP/1.0, the body ends when the connection closes, so a killed server looks like a
+          finished turn. A proxy can hide this: by default, nginx ends such a response with a valid
+          last chunk. This applies to responses without a length or chunks, and to responses whose
+          `via` or `server` header names a proxy.
+        - `"interrupted"`: reading raised an error.
         """
-        return self._ended and self._end_proven
+        if self._turn.failure is not None:
+            return "interrupted"
+        if not self._ended:
+            return None
+        return "confirmed" if self._is_provable else "unconfirmed"
 
     @property
     def is_open(self) -> bool:
@@ -168,14 +184,18 @@ class StreamState(Uncopyable):
         return self._turn.attach_request(ClientClosed(self._closed))
 
     def _compare_with_stored(self, stored: Events) -> None:
-        """Confirm the end of the turn if the server has stored all its messages."""
-        messages = self._accumulator.finish()
-        if messages and joined_history(stored, messages) == joined_history(stored, ()):
-            self._end_proven = True
-        else:
+        """Mark the turn as interrupted if the server has not stored all its messages."""
+        if joined_history(stored, self._accumulator.finish()) != joined_history(stored, ()):
             self._turn.mark_interrupted(
                 "the stream ended, but the server has not stored all its messages"
             )
+
+    def _needs_check(self) -> bool:
+        """Return whether only the stored events can show that the end is an interruption."""
+        if self.ending != "unconfirmed":
+            return False
+        self._warn()
+        return bool(self._accumulator.finish())
 
     def _feed_turn(self, data: bytes | None, waited: float) -> bool:
         """Feed the next piece of the body, or None at its end; return whether it was the last."""

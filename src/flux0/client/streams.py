@@ -56,8 +56,9 @@ class EventStream(StreamState):
         accumulator: MessageAccumulator,
         list_stored: Callable[..., Events],
         clock: Callable[[], float],
+        warn: Callable[[], None],
     ) -> None:
-        super().__init__(response, turn, accumulator, list_stored, clock)
+        super().__init__(response, turn, accumulator, list_stored, clock, warn)
         self._pieces = iter(response.body)
         self._close_body = response.body.close
 
@@ -109,7 +110,8 @@ class EventStream(StreamState):
         """Read to the end and return the messages and tool results, as the server stores them.
 
         The server stores a message when the agent marks it as ready, which a stream does not show.
-        To get the events that are really stored, call `stored_events`.
+        To get the events that are stored, call `stored_events`. If the end is unconfirmed, the
+        messages may be incomplete: check `finished`.
 
         Raises the errors of `text` and `confirm`.
         """
@@ -120,10 +122,13 @@ class EventStream(StreamState):
         return self._accumulator.finish()
 
     def confirm(self) -> None:
-        """Check that a stream which was read to its end is complete; then `finished` is True.
+        """Check the end of a stream that was read to its end.
 
-        If the framing of the response proves the end, this sends no request. Otherwise it lists the
-        stored events of the turn and compares them with the messages of the stream.
+        If the end is confirmed, this does nothing. If it is unconfirmed, this compares the messages
+        of the stream with the stored events of the turn. This finds a truncated turn if its last
+        message is missing in the store. It cannot prove that the turn is complete, because the
+        agent may have had more to say. So an unconfirmed end stays unconfirmed, and the client logs
+        one warning with the proxy settings that confirm the end.
 
         Raises:
             StreamInterrupted: The server has not stored all messages of the stream, or the stored
@@ -131,7 +136,7 @@ class EventStream(StreamState):
             Flux0Error: The stream has not been read to its end.
         """
         self._raise_unless_ended()
-        if not self._end_proven:
+        if self._needs_check():
             try:
                 self._compare_with_stored(self.stored_events())
             except Flux0Error as error:
@@ -214,8 +219,9 @@ class AsyncEventStream(StreamState):
         accumulator: MessageAccumulator,
         list_stored: Callable[..., Awaitable[Events]],
         clock: Callable[[], float],
+        warn: Callable[[], None],
     ) -> None:
-        super().__init__(response, turn, accumulator, list_stored, clock)
+        super().__init__(response, turn, accumulator, list_stored, clock, warn)
         self._pieces = aiter(response.body)
         self._close_body: Callable[[], Awaitable[None]] = response.body.close_async
         self.loop: Loop = running_loop()
@@ -256,7 +262,7 @@ class AsyncEventStream(StreamState):
     async def confirm(self) -> None:
         """The async version of `EventStream.confirm`."""
         self._raise_unless_ended()
-        if not self._end_proven:
+        if self._needs_check():
             try:
                 self._compare_with_stored(await self.stored_events())
             except Flux0Error as error:

@@ -41,6 +41,10 @@ NO_EVENTS = Events(())
 BROKEN = b"event: chunk\ndata: {no JSON}\n\n"
 
 
+def no_warning() -> None:
+    """Ignore that an end is unconfirmed."""
+
+
 def open_sync(recorded: Tape, asked: list[str] | None = None) -> EventStream:
     def list_stored(correlation_id: str) -> Events:
         if asked is not None:
@@ -48,7 +52,9 @@ def open_sync(recorded: Tape, asked: list[str] | None = None) -> EventStream:
         return NO_EVENTS
 
     response = response_from(recorded, headers=SSE)
-    return EventStream(response, new_turn(), MessageAccumulator(), list_stored, monotonic)
+    return EventStream(
+        response, new_turn(), MessageAccumulator(), list_stored, monotonic, no_warning
+    )
 
 
 def open_async(recorded: Tape, asked: list[str] | None = None) -> AsyncEventStream:
@@ -58,7 +64,9 @@ def open_async(recorded: Tape, asked: list[str] | None = None) -> AsyncEventStre
         return NO_EVENTS
 
     response = response_from(recorded, headers=SSE)
-    return AsyncEventStream(response, new_turn(), MessageAccumulator(), list_stored, monotonic)
+    return AsyncEventStream(
+        response, new_turn(), MessageAccumulator(), list_stored, monotonic, no_warning
+    )
 
 
 def opened(mode: Mode, recorded: Tape, asked: list[str] | None = None) -> AsyncEventStream:

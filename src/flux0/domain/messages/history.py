@@ -16,15 +16,18 @@ MESSAGE_TYPES = (EventType.MESSAGE, EventType.TOOL)
 
 @frozen
 class Reply:
-    """The complete reply of an agent in one turn.
+    """The reply of an agent in one turn.
 
     Attributes:
         messages: the messages and tool results, in order.
         tool_calls: the tool calls of the agent, each with its result if there is one.
+        finished: whether the end of the turn is confirmed. If not, the reply may be incomplete,
+            because a proxy can hide that the server was killed.
     """
 
     messages: tuple[TurnMessage, ...]
     tool_calls: tuple[ToolCall, ...]
+    finished: bool = True
 
     @property
     def text(self) -> str:

@@ -1,4 +1,4 @@
-"""Streams whose end is not proven by framing: `confirm` compares them with the stored events."""
+"""The endings of a stream: confirmed by its framing, unconfirmed, or interrupted."""
 
 from __future__ import annotations
 
@@ -55,35 +55,50 @@ def stored(*texts: str) -> Response[Any]:
     return scripted_response(json.dumps({"data": events}).encode())
 
 
+SESSION = {
+    "id": "abcdefghij",
+    "agent_id": "agent12345",
+    "user_id": "anonymous",
+    "title": None,
+    "consumption_offsets": {"client": 0},
+    "created_at": "2026-01-01T00:00:00Z",
+}
+
+
 async def begin(mode: Mode, transport: Script) -> AsyncEventStream:
     flux0 = in_mode(mode, Flux0(transport=transport, retry_config=RetryConfig("none")))
     return await flux0.sessions.create_event_async(session_id="s", content="Hi")
 
 
 @in_every_mode
-async def test_end_proven_by_framing_sends_no_extra_request(mode: Mode) -> None:
+async def test_end_proven_by_framing_is_confirmed_without_a_request(mode: Mode) -> None:
     transport = script(scripted_response(chunk("a"), headers=SSE))
     stream = await begin(mode, transport)
 
     await result_of(stream.final_messages())
 
     assert stream.finished
+    assert stream.ending == "confirmed"
     assert len(transport.requests) == 1
 
 
 @in_every_mode
-async def test_unconfirmed_end_is_not_finished_and_raises_nothing(mode: Mode) -> None:
+async def test_reading_an_unconfirmed_end_raises_nothing(mode: Mode) -> None:
     stream = await begin(mode, script(close_delimited(chunk("a"), chunk("b"))))
 
     assert len([event async for event in stream]) == 2
 
     assert not stream.finished
+    assert stream.ending == "unconfirmed"
     assert [event async for event in stream] == []
 
 
 @in_every_mode
-async def test_unconfirmed_end_is_finished_if_all_messages_are_stored(mode: Mode) -> None:
-    transport = script(close_delimited(chunk("a"), chunk("b")), stored("before", "ab"))
+async def test_stored_messages_do_not_confirm_an_end(mode: Mode) -> None:
+    """The server stores the same events if it is killed between two messages of a turn."""
+    transport = script(
+        close_delimited(chunk("a"), chunk("b")), stored("before", "ab"), stored("ab")
+    )
     stream = await begin(mode, transport)
     with pytest.raises(Flux0Error, match="not been read to its end"):
         await result_of(stream.confirm())
@@ -91,12 +106,53 @@ async def test_unconfirmed_end_is_finished_if_all_messages_are_stored(mode: Mode
     (message,) = await result_of(stream.final_messages())
     await result_of(stream.confirm())
 
-    assert stream.finished
+    assert not stream.finished
+    assert stream.ending == "unconfirmed"
     assert message.event_id == "e"
     assert [request.operation for request in transport.requests] == [
         "sessions.create_event",
         "sessions.list_events",
+        "sessions.list_events",
     ]
+
+
+@in_every_mode
+async def test_unconfirmed_end_without_messages_raises_nothing(mode: Mode) -> None:
+    for pieces in ((status("processing"),), ()):
+        transport = script(close_delimited(*pieces))
+        stream = await begin(mode, transport)
+
+        assert await result_of(stream.final_messages()) == ()
+
+        assert stream.ending == "unconfirmed"
+        assert len(transport.requests) == 1
+
+
+@in_every_mode
+async def test_reply_of_ask_says_whether_it_is_finished(mode: Mode) -> None:
+    for response, finished in (
+        (scripted_response(chunk("a"), headers=SSE), True),
+        (close_delimited(chunk("a")), False),
+    ):
+        session = scripted_response(json.dumps(SESSION).encode())
+        flux0 = in_mode(mode, Flux0(transport=script(session, response, stored("a"))))
+        conversation = await flux0.conversation_async(agent="agent12345")
+
+        reply = await conversation.ask("Hi")
+
+        assert (reply.text, reply.finished) == ("a", finished)
+
+
+def test_client_warns_once_of_unconfirmed_ends(caplog: pytest.LogCaptureFixture) -> None:
+    turns = [close_delimited(status("typing")) for _ in range(3)]
+    flux0 = Flux0(transport=script(*turns))
+    for _ in turns:
+        flux0.sessions.create_event(session_id="s", content="Hi").final_messages()
+
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "proxy_http_version 1.1" in record.message
+    assert "docs/proxies.md" in record.message
 
 
 @in_every_mode
@@ -108,10 +164,8 @@ async def test_unconfirmed_end_with_messages_not_stored_raises_stream_interrupte
         (two, stored("a")),
         (two, stored()),
         ((chunk("a"), chunk("b", event_id="f")), stored("a")),
-        ((status("processing"),), stored()),
         (two, ConnectError("refused")),
         (two, scripted_response(status=400)),
-        ((), stored()),
     ]
     for pieces, listed in cases:
         stream = await begin(mode, script(close_delimited(*pieces), listed))
@@ -120,6 +174,7 @@ async def test_unconfirmed_end_with_messages_not_stored_raises_stream_interrupte
             await result_of(stream.final_messages())
 
         assert not stream.finished
+        assert stream.ending == "interrupted"
         assert caught.value.event_count == len(pieces)
         with pytest.raises(StreamInterrupted):
             await anext(stream)
