@@ -45,7 +45,7 @@ class Flux0(Uncopyable):
 
     Each method that sends a request has an async version: `client.agents.list_async()`.
 
-    Threads and tasks can share a client, and several event loops can use it one after another.
+    Any number of threads, tasks and event loops can share a client.
 
     Use the client in a `with` or `async with` block, or call `close` or `close_async`. Otherwise,
     its connections are closed when it is garbage-collected, or when the process or the event loop
