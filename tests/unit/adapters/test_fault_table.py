@@ -104,11 +104,19 @@ def closing() -> Generator[str, None, None]:
         yield server.url.replace("http:", "https:")
 
 
+@contextmanager
+def without_tls() -> Generator[str, None, None]:
+    """Yield an https URL of a server that replies to a TLS handshake with HTTP."""
+    with ByteServer(on_connect=(Write(b"HTTP/1.1 400 Bad Request\r\n\r\n"),)) as server:
+        yield server.url.replace("http:", "https:")
+
+
 CONNECT_FAULTS: dict[str, Callable[[], AbstractContextManager[str]]] = {
     "the host name cannot be resolved": unknown_host,
     "the connection is refused": refusing,
     "the connect timeout expires": full_backlog,
     "the certificate is not trusted": untrusted,
+    "the server replies without TLS to an https URL": without_tls,
     "the server closes the connection in the TLS handshake": closing,
 }
 
@@ -190,6 +198,9 @@ MESSAGES = {
     "the connection is refused": "connection refused",
     "the connect timeout expires": r"could not connect within 0\.\d+ s \(connect timeout\)",
     "the certificate is not trusted": "the server's certificate is not trusted: .+",
+    "the server replies without TLS to an https URL": (
+        "TLS failed: the server or the proxy replied without TLS; use http:// in its URL"
+    ),
     "the server closes the connection in the TLS handshake": (
         "the server closed the connection before it was established"
     ),

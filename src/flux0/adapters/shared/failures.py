@@ -101,6 +101,8 @@ def _unconnected(error: OSError) -> str:
         return _CLOSED
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the server's certificate is not trusted: {error.verify_message.rstrip('.')}"
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "TLS failed: the server or the proxy replied without TLS; use http:// in its URL"
     if isinstance(error, socket.gaierror):
         return f"the host name cannot be resolved: {_system(error)}"
     return _system(error)

@@ -26,7 +26,11 @@ CASES: list[tuple[type[TransportError], Exception, str]] = [
     (ConnectError, OSError("of a proxy,\n indeed"), "of a proxy, indeed"),
     (ConnectError, EOFError(), "the server closed the connection before it was established"),
     (ConnectError, NO_NAME, "the host name cannot be resolved: try again"),
-    (TLSError, TLS_VERSION, "TLS failed: wrong version number"),
+    (
+        TLSError,
+        TLS_VERSION,
+        "TLS failed: the server or the proxy replied without TLS; use http:// in its URL",
+    ),
     (ProtocolError, ValueError("a\n  b"), "the response is not valid HTTP: a b"),
     (ConnectionInterrupted, EOFError(), f"the connection was closed {BEFORE}"),
     (
