@@ -12,7 +12,7 @@ from flux0.domain.errors import AgentError, ClientClosed, Flux0Error, StreamErro
 from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
-from flux0.domain.messages.history import joined_history
+from flux0.domain.messages.history import answer_of, joined_history
 from flux0.domain.messages.tool_calls import joined_tool_calls
 from flux0.domain.models import Events, ToolCall
 from flux0.domain.stream_events import StatusEvent, StreamEvent
@@ -117,6 +117,14 @@ class StreamState(Uncopyable):
         A tool call is included while its arguments are still incomplete; they are a string then.
         """
         return self._accumulator.messages
+
+    @property
+    def answer(self) -> str:
+        """The text of the agent's answer so far; at the end of the turn, the same as `Reply.text`.
+
+        It has no reasoning; a line break separates messages.
+        """
+        return answer_of(self.messages)
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:

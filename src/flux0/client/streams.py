@@ -98,6 +98,9 @@ class EventStream(StreamState):
     def text(self) -> Iterator[str]:
         """Iterate over the answer of the agent, piece by piece, without its reasoning.
 
+        It yields only text of events that were not read before; `answer` is the whole text so far.
+        Nothing is yielded between two messages; in `answer`, a line break separates them.
+
         Raises `AgentError` as soon as the agent reports an error; later events can still be read.
         Also raises the errors of iterating over the events.
         """

@@ -12,6 +12,7 @@ import pytest
 from attrs import frozen
 from hypothesis import example, given, settings, strategies as st
 
+from flux0 import Flux0
 from flux0.domain.errors import (
     ConnectionInterrupted,
     EventTooLarge,
@@ -23,9 +24,11 @@ from flux0.domain.errors import (
     TransportError,
 )
 from flux0.domain.messages.finalizing import TurnMessage
+from flux0.domain.messages.history import Reply
 from flux0.domain.models import ToolCall
+from flux0.testing import AgentStep, CallTool, FakeTransport, Reason, Say
 from support.in_memory import CORRELATION_ID, Step, chunk, in_every_mode, status, tape
-from support.modes import run
+from support.modes import in_mode, run
 from support.transports import ASYNC, SYNC, Mode
 from unit.client.test_streams import NO_EVENTS, open_sync, opened, result_of
 from unit.domain.messages.test_accumulator import CASES
@@ -158,3 +161,24 @@ async def test_text_events_and_messages_share_one_position(mode: Mode) -> None:
         assert message.text == "one two three four"
         assert await result_of(stream.final_messages()) == (message,)
         assert [text async for text in stream.text()] == []
+
+
+@in_every_mode
+async def test_answer_is_the_whole_text_so_far(mode: Mode) -> None:
+    steps: list[AgentStep] = [
+        Say("One"),
+        Reason("Hm"),
+        Say("two ", pieces=2),
+        CallTool("a", {}),
+        Say("three"),
+    ]
+    async with in_mode(mode, Flux0(transport=FakeTransport(steps))) as flux0:
+        chat = await flux0.conversation_async(agent=await flux0.agents.first_async())
+        async with await chat.send("Hi") as stream:
+            assert stream.answer == ""
+            assert (await anext(stream)).event == "chunk"
+            assert stream.answer == "One"
+            assert [text async for text in stream.text()] == ["tw", "o ", "three"]
+            assert stream.answer == "One\ntwo \nthree"
+            assert Reply(await result_of(stream.final_messages()), ()).text == stream.answer
+        assert stream.answer == (await result_of(chat.ask("Hi"))).text

@@ -32,10 +32,15 @@ class Reply:
     @property
     def text(self) -> str:
         """The text of the answer, without the reasoning; a line break separates messages."""
-        return "\n".join(message.text for message in self.messages if message.text)
+        return answer_of(self.messages)
 
     def __str__(self) -> str:
         return self.text
+
+
+def answer_of(messages: Iterable[TurnMessage]) -> str:
+    """Return the text of the messages, without the reasoning; a line break separates messages."""
+    return "\n".join(message.text for message in messages if message.text)
 
 
 def joined_history(
