@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from flux0.domain.headers import Headers
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+# A number of bytes, or a list that repeats the same number (RFC 9110, section 8.6).
+_LENGTH: Final = re.compile(r"[ \t]*(\d{1,18})[ \t]*(?:,[ \t]*\1[ \t]*)*", re.ASCII)
 
 
 def is_idempotent(method: str) -> bool:
@@ -35,3 +40,23 @@ def is_framed(headers: Headers) -> bool:
     if "content-length" in headers:
         return True
     return headers.get("transfer-encoding", "").lower().endswith("chunked")
+
+
+def framing_problem(length: str | None, coding: str | None) -> str | None:
+    """Return why the end of an HTTP/1 response body is ambiguous; None if it is not.
+
+    Two programs that find different ends can be tricked into taking a part of one response for
+    another response (RFC 9112, section 11.2).
+
+    Args:
+        length: The value of `content-length`, repeated fields joined by commas; None if missing.
+        coding: The value of `transfer-encoding`, in the same form.
+    """
+    if coding is not None:
+        if length is not None:
+            return "it has both a content-length and a transfer-encoding"
+        if coding.strip(" \t").lower() != "chunked":
+            return f"the transfer-encoding must be chunked, not {coding!r}"
+    elif length is not None and not _LENGTH.fullmatch(length):
+        return f"the content-length must be one number of bytes, not {length[:50]!r}"
+    return None

@@ -63,9 +63,25 @@ def refused_by_proxy(status: str) -> ConnectError:
 
 def login_rejected_by_proxy() -> ConnectError:
     """Return the error for a SOCKS proxy that requires a login, or another login."""
-    error = ConnectError("the proxy rejected the login: set user and password in the proxy's URL")
+    return unusable_proxy("the proxy rejected the login: set user and password in the proxy's URL")
+
+
+def unusable_proxy(problem: str) -> ConnectError:
+    """Return the error for a proxy that cannot be used, however often a call is retried."""
+    error = ConnectError(problem)
     error.permanent = True
     return error
+
+
+def proxy_unreachable(error: TransportError, proxy: str) -> TransportError:
+    """Return an error that names the proxy which could not be reached, without its credentials.
+
+    Args:
+        error: The error of connecting to the proxy.
+        proxy: The URL of the proxy.
+    """
+    address = proxy.rpartition("://")[2].rpartition("@")[2].rstrip("/")
+    return type(error)(f"cannot connect to the proxy {address}: {error.problem}")
 
 
 def chain(error: BaseException | None) -> tuple[BaseException, ...]:
@@ -88,7 +104,7 @@ def _describe(
     known = (each for each in reversed(errors) if isinstance(each, OSError) and each.errno)
     found, message = next(known, None), _message(errors[-1])
     if kind is ProtocolError:
-        return f"the response is not valid HTTP: {message}"
+        return f"the response is not valid HTTP: {message or 'the status line is empty'}"
     if kind is ConnectionInterrupted:
         return _interrupted(found, "within the body" if head_received else "before the response")
     if isinstance(errors[-1], UnicodeError):

@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from flux0.domain.errors import ConnectError
+from flux0.adapters.shared.failures import unusable_proxy
 
 
 class EnvironmentProxies:
@@ -60,7 +60,7 @@ class EnvironmentProxies:
         except ValueError:
             usable = False
         if not usable:
-            raise ConnectError(
+            raise unusable_proxy(
                 f"{self._library} cannot use the proxy {scheme}://{place} from the environment: "
                 "use a URL such as http://proxy:8080"
             )

@@ -7,6 +7,7 @@ interim responses as if they were final.
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Generator, Iterator
 from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead
@@ -16,8 +17,17 @@ from typing import Any, Final
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
 from flux0.adapters.urllib3.chunks import Chunks
+from flux0.domain.http import framing_problem
 
 _MAX_PIECE_BYTES: Final = 64 * 1024
+
+_NAME: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_VALID_HEAD: Final = re.compile(
+    rb"HTTP/1\.1 2\d\d[^\r\n\0]*\r\n(?:" + _NAME + rb":[^\r\n\0]*(?<![ \t])\r\n)*\r\n"
+)
+_FIELD_LINE: Final = re.compile(_NAME + rb":[^\r\n\0]*\r?\n")
+# A field line, or the continuation of a field (RFC 9112, section 5.2).
+_FOLDED_LINE: Final = re.compile(rb"(?:" + _NAME + rb":|[ \t])[^\r\n\0]*\r?\n")
 
 _SWITCHING_PROTOCOLS: Final = 101
 _FIRST_FINAL_STATUS: Final = 200
@@ -49,8 +59,8 @@ class TrackedResponse(HTTPResponse):
         """Read the head of the final response; skip interim responses (RFC 9110, section 15.2)."""
         file = self.fp
         received = file.peek()
-        # Most heads arrive complete. Only the others need the checks of `_HeadReader`.
-        if not (received.startswith(b"HTTP/1.1 2") and b"\r\n\r\n" in received):
+        # Most heads arrive complete and valid. Only the others need the checks of `_HeadReader`.
+        if not _VALID_HEAD.match(received):
             self.fp = _HeadReader(file)
         super().begin()
         while self.status < _FIRST_FINAL_STATUS:
@@ -59,9 +69,15 @@ class TrackedResponse(HTTPResponse):
             self.headers = self.msg = None  # type: ignore[assignment] # makes begin() start again
             super().begin()
         self.fp = file
-        known = self.chunked or self.length is not None
-        if not known and ("transfer-encoding" in self.headers or "content-length" in self.headers):
-            raise HTTPException("the transfer-encoding or content-length is not supported")
+        length = self._joined("content-length")
+        if problem := framing_problem(length, self._joined("transfer-encoding")):
+            raise HTTPException(problem)
+        if self.length is None and length is not None:  # http.client does not accept "5, 5".
+            self.length = int(length.partition(",")[0])
+
+    def _joined(self, name: str) -> str | None:
+        values = self.headers.get_all(name)
+        return None if values is None else ", ".join(values)
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the bytes of the body as they arrive, up to its end.
@@ -105,12 +121,15 @@ class TrackedResponse(HTTPResponse):
 
 
 class _HeadReader:
-    """A file for http.client that fails if a head is truncated or too large."""
+    """A file for http.client that fails if a head is truncated, malformed or too large.
+
+    http.client would take the fields after a malformed line for a part of the body.
+    """
 
     def __init__(self, file: Any) -> None:
         self._file = file
         self._remaining = MAX_OVERHEAD_BYTES
-        self._in_head = False
+        self._valid_line: re.Pattern[bytes] | None = None  # None before the status line.
 
     def readline(self, limit: int) -> bytes:
         line: bytes = self._file.readline(limit)
@@ -118,10 +137,18 @@ class _HeadReader:
         if self._remaining < 0:
             raise HTTPException(f"the response head has more than {MAX_OVERHEAD_BYTES:,} bytes")
         # http.client itself raises for an empty response, and for a first line that is not HTTP.
-        in_head = self._in_head or (line != b"" and b"HTTP/".startswith(line[:5]))
+        in_head = self._valid_line or (line != b"" and b"HTTP/".startswith(line[:5]))
         if in_head and not line.endswith(b"\n") and len(line) < limit:
             raise IncompleteRead(line)
-        self._in_head = line not in (b"\r\n", b"\n")
+        if line in (b"\r\n", b"\n"):
+            self._valid_line = None
+        elif self._valid_line is None:
+            self._valid_line = _FIELD_LINE
+        elif self._valid_line.fullmatch(line) or len(line) == limit:
+            self._valid_line = _FOLDED_LINE
+            return line.rstrip() + b"\r\n"  # http.client would keep spaces in the value.
+        else:
+            raise HTTPException(f"a header line is malformed: {line[:50]!r}")
         return line
 
     def flush(self) -> None:

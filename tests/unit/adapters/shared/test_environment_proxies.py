@@ -97,6 +97,7 @@ def test_unusable_proxy_is_a_connect_error(proxy: str, monkeypatch: pytest.Monke
     with pytest.raises(ConnectError, match="httpx cannot use the proxy") as caught:
         proxy_for("http://flux0.invalid")
     assert "ada" not in str(caught.value)
+    assert caught.value.permanent
 
 
 # --- over each transport

@@ -9,7 +9,7 @@ import ssl
 import pytest
 
 from flux0 import ConnectError, ConnectionInterrupted, ProtocolError, TLSError, TransportError
-from flux0.adapters.shared.failures import failure
+from flux0.adapters.shared.failures import failure, proxy_unreachable
 from flux0.ports import Timeout
 
 TLS_VERSION = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
@@ -69,3 +69,13 @@ def test_message_describes_the_innermost_error(
     made = failure(kind, outer, Timeout(), head_received=WITHIN in message)
     assert type(made) is kind
     assert made.problem == message
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://ada:s%40cret@127.0.0.1:3128", "127.0.0.1:3128", "socks5h://127.0.0.1:3128/"]
+)
+def test_unreachable_proxy_is_named_without_its_credentials(proxy: str) -> None:
+    refused = failure(ConnectError, ConnectionRefusedError(errno.ECONNREFUSED, ""), Timeout())
+    error = proxy_unreachable(refused, proxy)
+    assert type(error) is ConnectError
+    assert error.problem == "cannot connect to the proxy 127.0.0.1:3128: connection refused"
