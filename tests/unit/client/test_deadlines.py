@@ -15,7 +15,7 @@ from flux0.adapters.json import JsonCodec
 from flux0.domain.errors import ConnectionInterrupted, PoolTimeout, ReadTimeout, ServerError
 from flux0.domain.headers import Headers
 from flux0.domain.timeouts import Deadline
-from flux0.flows import Flow, chain
+from flux0.flows import Await, Flow, SendFlow, Sleep, chain
 from flux0.middleware.responses import ResponsePolicy
 from flux0.middleware.retry import Retry, RetryBudget
 from flux0.ports import Interrupt, Request, Response
@@ -30,6 +30,7 @@ from support.in_memory import (
     scripted_response,
     tape,
 )
+from support.modes import in_mode
 from support.transports import Mode
 
 REQUEST = Request("GET", "http://h/api/agents", Headers())
@@ -136,6 +137,64 @@ async def test_call_without_response_is_cancelled_at_timeout_ms_and_not_retried(
     assert caught.value.attempts == 1
     assert len(transport.requests) == 2
     assert transport.cancelled == 2
+
+
+@in_both_loops
+async def test_async_token_function_ends_at_timeout_ms(mode: Mode) -> None:
+    ended: list[str] = []
+
+    async def token() -> str:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append("token")
+        return ""
+
+    transport = script()
+    async with Flux0(transport=transport, headers={"authorization": token}) as flux0:
+        with pytest.raises(ReadTimeout, match="timeout_ms"):
+            await flux0.agents.list_async(timeout_ms=100)
+
+    assert ended == ["token"]
+    assert transport.requests == []
+
+
+@in_every_mode
+async def test_sleep_of_a_middleware_ends_at_timeout_ms(mode: Mode) -> None:
+    """Also if the middleware sleeps again after the deadline."""
+    caught: list[Exception] = []
+
+    def sleeping(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        try:
+            yield Sleep(3600)
+        except ReadTimeout as error:
+            caught.append(error)
+        yield Sleep(3600)
+        return (yield from send(request))
+
+    transport = script()
+    flux0 = in_mode(mode, Flux0(transport=transport, middleware=[sleeping]))
+    async with flux0:
+        with pytest.raises(ReadTimeout, match="timeout_ms"):
+            await flux0.agents.list_async(timeout_ms=100)
+
+    assert len(caught) == (mode == "sync")  # An async call is cancelled instead.
+    assert transport.requests == []
+
+
+@in_both_loops
+async def test_await_of_a_middleware_ends_at_timeout_ms(mode: Mode) -> None:
+    def awaiting(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        response = yield from send(request)
+        yield Await(anyio.sleep_forever(), "middleware")
+        return response
+
+    transport = script(scripted_response(b'{"data": []}'))
+    async with Flux0(transport=transport, middleware=[awaiting]) as flux0:
+        with pytest.raises(ReadTimeout, match="timeout_ms") as caught:
+            await flux0.agents.list_async(timeout_ms=100)
+
+    assert (caught.value.operation, caught.value.sent) == ("agents.list", "maybe")
 
 
 class Interruptible(Script):
