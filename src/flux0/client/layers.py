@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from inspect import isclass, iscoroutinefunction
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from flux0._version import __version__
@@ -45,8 +45,9 @@ def build_chain(
     if debug_logger is not None and not callable(getattr(debug_logger, "debug", None)):
         problem = f"must be a logging.Logger or have its method debug, not {debug_logger!r}"
         raise InvalidArgument("debug_logger", problem)
+    policy = ResponsePolicy(codec, max_body_bytes)
     layers: list[Middleware] = [
-        *_checked_middleware(middleware),
+        *_user_layers(middleware, policy),
         Retry(RetryBudget(), time, _logged(on_retry)),
     ]
     if computed_headers:
@@ -58,7 +59,7 @@ def build_chain(
         from flux0.middleware.logging import Logging  # noqa: PLC0415 - rarely needed
 
         layers.append(Logging(logger, time))
-    return chain((*layers, ResponsePolicy(codec, max_body_bytes)))
+    return chain((*layers, policy))
 
 
 def split_headers(
@@ -74,17 +75,16 @@ def split_headers(
     return defaults.merge(arguments.headers("headers", fixed)), computed
 
 
-def _checked_middleware(middleware: object) -> Iterable[Middleware]:
+def _user_layers(middleware: object, policy: ResponsePolicy) -> list[Middleware]:
+    """Return the user's middleware, with checks of the responses that it returns."""
     if callable(middleware) or not isinstance(middleware, Iterable):
         raise InvalidArgument("middleware", f"must be a list of functions: pass [{middleware!r}]")
     layers = tuple(cast("Iterable[Middleware]", middleware))
-    for layer in layers:
-        if isclass(layer) or not callable(layer):
-            raise InvalidArgument("middleware", f"must contain functions, not {layer!r}")
-        if iscoroutinefunction(layer) or iscoroutinefunction(type(layer).__call__):
-            problem = f"must contain generator functions, not the async function {layer!r}"
-            raise InvalidArgument("middleware", problem)
-    return layers
+    if not layers:
+        return []
+    from flux0.middleware.checked import checked  # noqa: PLC0415 - most clients have no middleware
+
+    return [checked(layer, policy) for layer in layers]
 
 
 def _logged(on_retry: Callable[[RetryDetails], None] | None) -> Callable[[RetryDetails], None]:

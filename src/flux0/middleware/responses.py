@@ -38,17 +38,20 @@ class ResponsePolicy:
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Return a 2xx response; raise an `APIError` for any other status."""
         response = yield from send(request)
-        read_body = ReadBody(response, self._max_body_bytes, request.deadline)
-        body: bytes
-        if request.is_streaming(response.status_code):
+        status = response.status_code
+        if request.is_streaming(status):
             return response
-        if is_success(response.status_code):
-            body = yield read_body
-            return Response(response.status_code, response.headers, body, response.raw_response)
-        try:
-            body = yield read_body
-        except Flux0Error:
-            body = b""  # The status is more useful than the reason why the body cannot be read.
+        body = response.body
+        if not isinstance(body, bytes):  # Otherwise a middleware returned it.
+            try:
+                body = yield ReadBody(response, self._max_body_bytes, request.deadline)
+            except Flux0Error:
+                if is_success(status):
+                    raise
+                body = b""  # The status is more useful than the reason why the body is missing.
+            response = Response(status, response.headers, body, response.raw_response)
+        if is_success(status):
+            return response
         raise self._error(response, body)
 
     def _error(self, response: Response[Any], body: bytes) -> APIError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from attrs import evolve
 
 from flux0 import BackoffStrategy, Flux0, RetryConfig, RetryDetails
 from flux0.domain.errors import APIError, ConnectError, InvalidArgument, ServerError
+from flux0.domain.headers import Headers
 from flux0.domain.models import Agents
 from flux0.flows import Flow, Middleware, SendFlow, Sleep
 from flux0.ports import Request, Response
@@ -170,6 +172,71 @@ async def test_middleware_without_yield_from_raises_type_error(mode: Mode) -> No
 
 
 @in_every_mode
+async def test_error_response_of_a_middleware_raises_the_error_of_a_server(mode: Mode) -> None:
+    """The middleware around it sees the error, and a stream fails like any other call."""
+    seen: list[str] = []
+
+    def look(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        try:
+            return (yield from send(request))
+        except ServerError as error:
+            seen.append(error.operation)
+            raise
+
+    def unavailable(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        yield from ()
+        return Response(503, Headers(), b'{"detail": "the circuit is open"}')
+
+    transport = script()
+    client = Flux0(transport=transport, middleware=[look, unavailable])
+    async with in_mode(mode, client) as flux0:
+        for call in (
+            flux0.agents.list_async,
+            partial(flux0.sessions.create_event_async, session_id="s", content="Hi"),
+        ):
+            with pytest.raises(ServerError) as caught:
+                await call()
+            error = caught.value
+            assert (error.status_code, error.message) == (503, "the circuit is open")
+            assert str(error) == f"{error.method} {error.url}: 503: the circuit is open"
+            assert error.sent == "no"
+
+    assert seen == ["agents.list", "sessions.create_event"]
+    assert transport.requests == []
+
+
+def without_return(request: Request, send: SendFlow) -> Any:
+    yield from send(request)
+
+
+def without_yield(request: Request, send: SendFlow) -> Any:
+    return scripted_response()
+
+
+def returning_text(request: Request, send: SendFlow) -> Any:
+    yield from ()
+    return Response(200, Headers(), b"text")
+
+
+def returning_async_generator(request: Request, send: SendFlow) -> Any:
+    return async_generator(request, send)
+
+
+@in_every_mode
+async def test_mistake_in_a_middleware_is_named(mode: Mode) -> None:
+    for layer, problem in (
+        (without_return, "without_return .*returned None.*: end it with `return response`"),
+        (without_yield, "without_yield .*must be a generator function"),
+        (returning_async_generator, "must be a generator function"),
+    ):
+        with pytest.raises(TypeError, match=problem):
+            await list_through(mode, layer, script(scripted_response(NO_AGENTS)))
+    async with in_mode(mode, Flux0(transport=script(), middleware=[returning_text])) as flux0:
+        with pytest.raises(TypeError, match=r"returning_text .* bytes as the body of a stream"):
+            await flux0.sessions.create_event_async(session_id="s", content="Hi")
+
+
+@in_every_mode
 async def test_middleware_sees_body_as_bytes_or_as_stream_of_a_turn(mode: Mode) -> None:
     bodies: list[Any] = []
 
@@ -192,6 +259,10 @@ async def test_middleware_sees_body_as_bytes_or_as_stream_of_a_turn(mode: Mode) 
 async def async_function(request: Request, send: SendFlow) -> Any: ...
 
 
+async def async_generator(request: Request, send: SendFlow) -> Any:
+    yield
+
+
 class AsyncCallable:
     async def __call__(self, request: Request, send: SendFlow) -> Any: ...
 
@@ -205,6 +276,7 @@ class AsyncCallable:
         ([AsyncCallable], "must contain functions, not <class"),
         ([async_function], "must contain generator functions, not the async function"),
         ([AsyncCallable()], "must contain generator functions, not the async function"),
+        ([async_generator], "must contain generator functions, not the async generator .* write"),
     ],
 )
 def test_invalid_middleware_is_rejected(middleware: Any, problem: str) -> None:

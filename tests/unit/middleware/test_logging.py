@@ -78,6 +78,22 @@ def test_failure_is_logged_with_its_class() -> None:
     assert len(log_of(REQUEST, KeyboardInterrupt())) == 1, "an interrupt is not logged"
 
 
+def test_log_records_do_not_keep_the_error() -> None:
+    """A handler may keep records, and an error refers to the frames and objects of the call."""
+    kept: list[object] = []
+
+    class Keeping(RecordingLogger):
+        def debug(self, msg: str, *args: Any) -> None:
+            kept.extend(args)
+
+    layers = chain([Logging(Keeping(), Clock()), ResponsePolicy(JsonCodec(), 10**6)])
+    with pytest.raises(ConnectError):
+        Driver(script(ConnectError("refused")), Time()).run(layers(REQUEST))
+
+    assert "refused" in kept
+    assert not any(isinstance(each, BaseException) for each in kept)
+
+
 def test_body_of_a_stream_is_not_logged() -> None:
     _, response_line = log_of(
         evolve(REQUEST, stream=True), scripted_response(b"never read", headers=SSE)

@@ -1,0 +1,62 @@
+"""The user's middleware, with clear errors for mistakes in it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from functools import partial
+from inspect import isasyncgenfunction, isclass, iscoroutinefunction
+from typing import Any, cast
+
+from flux0.domain.errors import APIError, InvalidArgument
+from flux0.flows import Flow, Middleware, SendFlow
+from flux0.ports import Request, Response
+
+
+def checked(layer: Middleware, policy: Middleware) -> Middleware:
+    """Return a middleware that calls `layer` and checks the response that it returns.
+
+    If `layer` returns a response with an error status, `policy` raises the same `APIError` as for a
+    response of the server.
+
+    Raises:
+        InvalidArgument: `layer` is not a function, or is async.
+    """
+    if isclass(layer) or not callable(layer):
+        raise InvalidArgument("middleware", f"must contain functions, not {layer!r}")
+    for function in (layer, type(layer).__call__):
+        if iscoroutinefunction(function) or isasyncgenfunction(function):
+            kind = "function" if iscoroutinefunction(function) else "generator"
+            raise InvalidArgument(
+                "middleware",
+                f"must contain generator functions, not the async {kind} {layer!r}: write def, "
+                "and yield Await(...) to await",
+            )
+
+    def run(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        flow = layer(request, send)
+        if not isinstance(cast("object", flow), Generator):
+            raise TypeError(
+                f"the middleware {layer!r} must be a generator function, but returned {flow!r}: "
+                "send the request with `response = yield from send(request)`"
+            )
+        response = yield from flow
+        if not isinstance(cast("object", response), Response):
+            raise TypeError(
+                f"the middleware {layer!r} returned {response!r}, not a Response: "
+                "end it with `return response`"
+            )
+        if isinstance(response.body, bytes) and request.is_streaming(response.status_code):
+            raise TypeError(
+                f"the middleware {layer!r} returned bytes as the body of a stream: "
+                "return the response of `send`, or a body that is a ByteStream"
+            )
+        return response
+
+    def run_and_check(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        try:
+            return (yield from policy(request, partial(run, send=send)))
+        except APIError as error:
+            error.attach_request(request.operation, request.method, request.url)
+            raise
+
+    return run_and_check
