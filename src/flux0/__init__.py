@@ -174,6 +174,7 @@ __all__ = [  # noqa: F405 - from flux0.models
     "Sessions",
     "StatusData",
     "StatusEvent",
+    "StoredTurn",
     "StreamError",
     "StreamEvent",
     "StreamIdleTimeout",

@@ -46,7 +46,7 @@ from flux0.domain.errors import (
     WriteTimeout as WriteTimeout,
 )
 from flux0.domain.messages.finalizing import TurnMessage as TurnMessage
-from flux0.domain.messages.history import Reply as Reply
+from flux0.domain.messages.history import Reply as Reply, StoredTurn as StoredTurn
 from flux0.domain.models import (
     Agent as Agent,
     Agents as Agents,

@@ -18,7 +18,8 @@ from support.reverse_proxies import reverse_proxy
 
 EVENT = (
     b'event: chunk\ndata: {"correlation_id": "RID(1)::2", "event_id": "m", "seq": 0, "patches": '
-    b'[{"op": "add", "path": "/-", "value": "Hi"}], "metadata": {"agent_id": "a", "agent_name": "D"}, "timestamp": 1.5}\n\n'
+    b'[{"op": "add", "path": "/-", "value": "Hi"}], '
+    b'"metadata": {"agent_id": "a", "agent_name": "D"}, "timestamp": 1.5}\n\n'
 )
 HEADERS = [("Content-Type", "text/event-stream; charset=utf-8"), ("Server", "uvicorn")]
 VERSION = 'proxy_http_version 1.1; proxy_set_header Connection "";'

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, TypeVar, cast, final
 
+from flux0.client.caller import Caller
 from flux0.client.opening import AsyncOpening
-from flux0.client.options import TurnOptions, show_options
+from flux0.client.options import CallOptions, TurnOptions, show_options
 from flux0.client.resources import SessionsResource
 from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.client.uncopyable import Uncopyable
@@ -14,11 +15,14 @@ from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.messages.finalizing import TurnMessage
-from flux0.domain.messages.history import MESSAGE_TYPES, Reply, joined_history
+from flux0.domain.messages.history import MESSAGE_TYPES, Reply, StoredTurn, joined_history
 from flux0.domain.models import Agent, Event, Session
+from flux0.usecases import stored_turns
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+OptionsT = TypeVar("OptionsT", bound=CallOptions)
 
 _COOKIE = "flux0_user_sub"
 
@@ -32,8 +36,13 @@ class _ConversationBase(Uncopyable):
     """
 
     def __init__(
-        self, sessions: SessionsResource, session: Session | str, user: str | None
+        self,
+        caller: Caller,
+        sessions: SessionsResource,
+        session: Session | str,
+        user: str | None,
     ) -> None:
+        self._caller = caller
         self._sessions = sessions
         self._user = user
         self.session: Session | None = session if isinstance(session, Session) else None
@@ -45,10 +54,11 @@ class _ConversationBase(Uncopyable):
         user = "" if self._user is None else f", user={self._user!r}"
         return f"{type(self).__name__}(session={self.session_id!r}{user})"
 
-    def _options(self, options: TurnOptions) -> TurnOptions:
+    def _options(self, options: OptionsT) -> OptionsT:
         """Return the options with the user's cookie added to the headers."""
-        headers = user_headers(self._user, options.get("http_headers"))
-        return {**options, "http_headers": headers}
+        given: CallOptions = options
+        headers = user_headers(self._user, given.get("http_headers"))
+        return cast("OptionsT", {**options, "http_headers": headers})
 
 
 @final
@@ -96,6 +106,51 @@ class Conversation(_ConversationBase):
         )
         return joined_history(stored, live)
 
+    def next_offset(self, **options: Unpack[CallOptions]) -> int:
+        """Return the offset that the next event of the session will have.
+
+        Keep it before you send a message, so that `find_turn` can find the turn later. This lists
+        all events of the session.
+        """
+        return self._caller.run(
+            stored_turns.next_offset, self._options(options), session_id=self.session_id
+        )
+
+    def find_turn(
+        self,
+        content: str | None = None,
+        *,
+        since: int | None = None,
+        correlation_id: str | None = None,
+        wait_ms: int | None = 1_000,
+        **options: Unpack[CallOptions],
+    ) -> StoredTurn | None:
+        """Return a turn as it is stored, or None if its message is not stored by now.
+
+        Use it after an error, after a restart, or in another process. Pass `correlation_id` (see
+        `StreamError.correlation_id`), which is exact, or `content` and `since`. If several senders
+        send the same text at the same time, `content` cannot tell their turns apart.
+
+        None is not final: a server or a proxy may still store the message later. A stored message
+        may stay without a reply, because the agent stops when its stream is closed.
+
+        Args:
+            content: The text of the message.
+            since: The offset from which to search, from `next_offset`. Required with `content`,
+                because an older message may have the same text.
+            correlation_id: The correlation id of the turn.
+            wait_ms: Milliseconds to wait for the message to be stored; None to look once.
+        """
+        return self._caller.run(
+            stored_turns.find_turn,
+            self._options(options),
+            session_id=self.session_id,
+            content=content,
+            since=since,
+            correlation_id=correlation_id,
+            wait_ms=wait_ms,
+        )
+
 
 @final
 @show_options
@@ -123,6 +178,32 @@ class AsyncConversation(_ConversationBase):
             session_id=self.session_id, types=MESSAGE_TYPES, http_headers=user_headers(self._user)
         )
         return joined_history(stored, live)
+
+    async def next_offset(self, **options: Unpack[CallOptions]) -> int:
+        """The async version of `Conversation.next_offset`."""
+        return await self._caller.run_async(
+            stored_turns.next_offset, self._options(options), session_id=self.session_id
+        )
+
+    async def find_turn(
+        self,
+        content: str | None = None,
+        *,
+        since: int | None = None,
+        correlation_id: str | None = None,
+        wait_ms: int | None = 1_000,
+        **options: Unpack[CallOptions],
+    ) -> StoredTurn | None:
+        """The async version of `Conversation.find_turn`."""
+        return await self._caller.run_async(
+            stored_turns.find_turn,
+            self._options(options),
+            session_id=self.session_id,
+            content=content,
+            since=since,
+            correlation_id=correlation_id,
+            wait_ms=wait_ms,
+        )
 
 
 def user_headers(

@@ -188,7 +188,7 @@ class Flux0(Uncopyable):
         agent_id, headers = check_arguments(agent, session, user, title)
         if session is None:
             session = self.sessions.create(agent_id=agent_id, title=title, http_headers=headers)
-        return Conversation(self.sessions, session, user)
+        return Conversation(self._caller, self.sessions, session, user)
 
     @opens_conversation
     async def conversation_async(
@@ -205,7 +205,7 @@ class Flux0(Uncopyable):
             session = await self.sessions.create_async(
                 agent_id=agent_id, title=title, http_headers=headers
             )
-        return AsyncConversation(self.sessions, session, user)
+        return AsyncConversation(self._caller, self.sessions, session, user)
 
     def close(self) -> None:
         """Close the connections of sync calls and all streams; later, no request is sent.

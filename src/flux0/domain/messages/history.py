@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-from flux0.domain.enums import EventType
+from flux0.domain.enums import EventSource, EventType
 from flux0.domain.messages.finalizing import TurnMessage
+from flux0.domain.messages.tool_calls import joined_tool_calls
 from flux0.domain.models import Event, ToolCall
 
 # The events with content; the others are about the state of the agent.
@@ -38,9 +39,54 @@ class Reply:
         return self.text
 
 
-def answer_of(messages: Iterable[TurnMessage]) -> str:
+@frozen
+class StoredTurn:
+    """A turn as the server has stored it so far.
+
+    The stored events do not tell whether the turn is complete, or whether the agent is running.
+
+    Attributes:
+        message: the message of the user.
+        messages: the messages and tool results of the agent, in order.
+    """
+
+    message: Event
+    messages: tuple[Event, ...]
+
+    @property
+    def correlation_id(self) -> str:
+        """The id that all events of this turn share."""
+        return self.message.correlation_id
+
+    @property
+    def offset(self) -> int:
+        """The offset of the user's message in the session."""
+        return self.message.offset
+
+    @property
+    def text(self) -> str:
+        """The text of the answer so far, without the reasoning; see `Reply.text`."""
+        return answer_of(self.messages)
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The tool calls of the agent, each with its result if there is one."""
+        return joined_tool_calls(self.messages)
+
+
+def answer_of(messages: Iterable[Event | TurnMessage]) -> str:
     """Return the text of the messages, without the reasoning; a line break separates messages."""
     return "\n".join(message.text for message in messages if message.text)
+
+
+def stored_turn(events: Iterable[Event], content: str | None) -> StoredTurn | None:
+    """Return the first turn whose user message has this text; None stands for any text."""
+    history = [event for event in events if event.type in MESSAGE_TYPES]
+    for message in history:
+        if message.source == EventSource.USER and content in (None, message.text):
+            turn = (event for event in history if event.correlation_id == message.correlation_id)
+            return StoredTurn(message, tuple(event for event in turn if event is not message))
+    return None
 
 
 def joined_history(
