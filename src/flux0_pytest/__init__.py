@@ -6,8 +6,10 @@ separate package, because importing a submodule of flux0 would import flux0.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Generator, Iterator
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,9 +21,15 @@ if TYPE_CHECKING:
     from flux0.testing import FakeTransport, RecordingTransport, ReplayTransport
 
 _PASSED = pytest.StashKey[bool]()
+_CHECKED = pytest.StashKey[object]()
+_MAX_NAME = 150  # Characters. File names may have 255 bytes on most systems.
 _MARKERS = {
     "flux0_fake(used=True, expected=True, streams=True)": "checks of flux0_fake after the test",
     "flux0_cassette(path=None, **options)": "path and options of flux0_cassette",
+}
+_ARGUMENTS = {
+    "flux0_fake": ("used", "expected", "streams"),
+    "flux0_cassette": ("path", "mode", "matching", "match", "scrub"),
 }
 
 
@@ -29,8 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that sets the mode of cassettes."""
     parser.getgroup("flux0").addoption(
         "--flux0-cassettes",
-        choices=("once", "none", "all"),
-        help="record cassettes if they are missing (once), never (none), or always (all)",
+        choices=("once", "none", "all", "new_episodes"),
+        help="record cassettes if they are missing (once), never (none), always (all), or only "
+        "requests that they do not contain (new_episodes)",
     )
 
 
@@ -44,7 +53,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, Any, None]:
-    """Record whether the test itself has passed."""
+    """Record whether the test itself has passed, and hide flux0 in tracebacks of assertions."""
+    # Before pytest 7.4, a traceback without visible frames is an internal error.
+    can_hide = call.when == "call" or pytest.version_tuple >= (7, 4)
+    if can_hide and call.excinfo is not None and call.excinfo.errisinstance(AssertionError):
+        for entry in call.excinfo.traceback:
+            if entry.frame.f_globals.get("__name__", "").startswith(("flux0.", "flux0_pytest")):
+                entry.frame.f_locals["__tracebackhide__"] = True
     outcome = yield
     if call.when == "call":
         item.stash[_PASSED] = outcome.get_result().passed
@@ -57,16 +72,55 @@ def _passed(request: pytest.FixtureRequest) -> bool:
 
 def _options(request: pytest.FixtureRequest, marker: str) -> dict[str, Any]:
     found = request.node.get_closest_marker(marker)
-    return (
-        {} if found is None else {**dict(zip(("path",), found.args, strict=False)), **found.kwargs}
-    )
+    if found is None:
+        return {}
+    return {**dict(zip(("path",), found.args, strict=False)), **found.kwargs}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Reject unknown arguments of the markers."""
+    for name, known in _ARGUMENTS.items():
+        for marker in item.iter_markers(name):
+            unknown = [*(set(marker.kwargs) - set(known)), *marker.args[known[0] == "path" :]]
+            if unknown:
+                arguments = ", ".join(f"{each}=" for each in known)
+                problem = f"the marker {name} has no argument {unknown[0]!r}: use {arguments}"
+                pytest.fail(problem, pytrace=False)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, Any, None]:
+    """Check `flux0_fake` at teardown, even if a project has its own fixture of this name."""
+    outcome = yield
+    if fixturedef.argname == "flux0_fake" and outcome.excinfo is None:
+        fixturedef.addfinalizer(lambda: _check(outcome.get_result(), request))
+
+
+def _check(fake: object, request: pytest.FixtureRequest) -> None:
+    from flux0.testing import FakeTransport  # noqa: PLC0415 - see the module docstring
+
+    stash = request.node.stash
+    if not isinstance(fake, FakeTransport) or stash.get(_CHECKED, None) is fake:
+        return
+    stash[_CHECKED] = fake  # A fixture may override this fixture and return the same fake.
+    enabled = _options(request, "flux0_fake")
+    checks = {
+        "used": fake.assert_all_used,
+        "expected": fake.assert_nothing_unexpected,
+        "streams": fake.assert_no_open_streams,
+    }
+    for name, check in checks.items():
+        if _passed(request) and enabled.get(name, True):
+            check()
 
 
 @pytest.fixture
-def flux0_fake(request: pytest.FixtureRequest) -> Iterator[FakeTransport]:
+def flux0_fake() -> FakeTransport:
     """A `FakeTransport` for the test.
 
-    After a test that passed, the fixture raises an error:
+    After a test that passed, the plugin raises an error:
 
     - if a script, a fault or an expected call was not used up (`used`),
     - if a call was not expected or an agent raised an exception, and the code under test caught
@@ -74,21 +128,12 @@ def flux0_fake(request: pytest.FixtureRequest) -> Iterator[FakeTransport]:
     - if a stream is still open (`streams`).
 
     The marker `flux0_fake` switches checks off:
-    `@pytest.mark.flux0_fake(used=False, expected=False, streams=False)`.
+    `@pytest.mark.flux0_fake(used=False, expected=False, streams=False)`. A fixture of a project
+    that overrides this fixture is checked, too.
     """
     from flux0.testing import FakeTransport  # noqa: PLC0415 - see the module docstring
 
-    fake = FakeTransport()
-    yield fake
-    checks = {
-        "used": fake.assert_all_used,
-        "expected": fake.assert_nothing_unexpected,
-        "streams": fake.assert_no_open_streams,
-    }
-    enabled = _options(request, "flux0_fake")
-    for name, check in checks.items():
-        if _passed(request) and enabled.get(name, True):
-            check()
+    return FakeTransport()
 
 
 @pytest.fixture
@@ -115,27 +160,44 @@ def flux0_cassette(
 ) -> Iterator[RecordingTransport | ReplayTransport]:
     """A transport that replays or records the cassette of the test; see `flux0.testing.cassette`.
 
-    The cassette is the file `cassettes/MODULE/TEST.json` in the folder of the test. The marker
-    `flux0_cassette` sets another path, relative to that folder. A recording is kept if the test
-    passes. When replaying, the fixture raises an error if an exchange of the cassette was not
+    The cassette is the file `cassettes/MODULE/CLASS.TEST.json` in the folder of the test. The
+    marker `flux0_cassette` sets another path, relative to that folder. A recording is kept if the
+    test passes. When replaying, the fixture raises an error if an exchange of the cassette was not
     used.
     """
-    from flux0.testing import RecordingTransport, ReplayTransport, cassette  # noqa: PLC0415
+    from flux0.testing import CassetteError, ReplayTransport, cassette  # noqa: PLC0415
+    from flux0.testing.cassettes.cassette import how_to_record  # noqa: PLC0415
 
     mode = request.config.getoption("--flux0-cassettes")
     options: dict[str, Any] = {"mode": mode, **_options(request, "flux0_cassette")}
-    name = re.sub(r"[^\w.\[\]-]", "_", request.node.name)
-    relative = options.pop("path", f"cassettes/{request.path.stem}/{name}.json")
-    path: Path = request.path.parent / relative
-    transport = cassette(path, flux0_cassette_transport, **options)
+    path = request.path.parent / options.pop("path", _default_path(request, options["mode"]))
+    record = "run this test with `pytest --flux0-cassettes=all`"
+    try:
+        transport = cassette(path, flux0_cassette_transport, **options)
+    except CassetteError as error:
+        raise CassetteError(str(error).replace(how_to_record(path), record)) from None
     if isinstance(transport, ReplayTransport):
+        transport.how_to_record = record
         yield transport
         if _passed(request):
             transport.assert_all_used()
-        return
-    new_path = path.with_name(f"{path.name}.new")
-    new_path.unlink(missing_ok=True)
-    yield RecordingTransport(transport.transport, new_path, scrub=options.get("scrub"))
-    if _passed(request) and new_path.exists():
-        new_path.replace(path)
-    new_path.unlink(missing_ok=True)
+    else:
+        keep = transport.defer()
+        yield transport
+        keep(_passed(request))
+
+
+def _default_path(request: pytest.FixtureRequest, mode: str | None) -> Path:
+    folder = request.path.parent / "cassettes" / request.path.stem
+    test = request.node.name
+    full = f"{request.cls.__qualname__}.{test}" if request.cls else test
+    name = _file_name(full)
+    if name != full or len(name) > _MAX_NAME:
+        name = f"{name[:_MAX_NAME]}-{sha256(full.encode()).hexdigest()[:8]}"
+    path, old_path = folder / f"{name}.json", folder / f"{_file_name(test)}.json"
+    is_old = mode != "all" and os.path.exists(old_path) and not path.exists()
+    return old_path if is_old else path
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.\[\]-]", "_", name)

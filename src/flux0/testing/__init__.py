@@ -4,6 +4,7 @@ from flux0.testing.cassettes.cassette import CassetteError as CassetteError
 from flux0.testing.cassettes.recording import RecordingTransport as RecordingTransport
 from flux0.testing.cassettes.replaying import (
     CassetteMode as CassetteMode,
+    NotRecorded as NotRecorded,
     ReplayTransport as ReplayTransport,
     cassette as cassette,
 )

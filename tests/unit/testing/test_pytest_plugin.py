@@ -96,6 +96,84 @@ def test_fixture_fails_the_test_if_a_check_fails(
     result.stdout.fnmatch_lines([f"*{message}"])
 
 
+OWN_FAKE = """
+    import pytest
+    from flux0.testing import FakeTransport
+
+    @pytest.fixture
+    def flux0_fake({argument}):
+        return {fake}
+
+    def test_unused_script(flux0_client, flux0_fake):
+        flux0_fake.script("never")
+
+    @pytest.mark.flux0_fake(used=False)
+    def test_lenient(flux0_client, flux0_fake):
+        flux0_fake.script("never")
+        assert flux0_client.agents.list()[0].type == {type_!r}
+"""
+
+
+@pytest.mark.parametrize(
+    ("argument", "fake", "type_"),
+    [("", "FakeTransport(agent_types=['own'])", "own"), ("flux0_fake", "flux0_fake", "fake")],
+)
+def test_own_fixture_with_the_name_flux0_fake_is_checked(
+    pytester: pytest.Pytester, argument: str, fake: str, type_: str
+) -> None:
+    pytester.makepyfile(OWN_FAKE.format(argument=argument, fake=fake, type_=type_))
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(passed=2, errors=1)
+    assert result.stdout.str().count("E   AssertionError: not everything was used:") == 1
+
+
+def test_own_fixture_that_is_not_a_fake_transport_is_not_checked(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def flux0_fake():
+            return None
+
+        def test_it(flux0_fake):
+            pass
+        """
+    )
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("marker", "problem"),
+    [
+        (
+            "flux0_fake(stream=False)",
+            "flux0_fake has no argument 'stream': use used=, expected=, streams=",
+        ),
+        ("flux0_fake(False)", "the marker flux0_fake has no argument False: use used=, expected="),
+        ("flux0_cassette('a', 'b')", "flux0_cassette has no argument 'b': use path=, mode=, match"),
+        ("flux0_cassette(matchin='loose')", "flux0_cassette has no argument 'matchin': use path="),
+    ],
+)
+def test_unknown_arguments_of_markers_are_rejected(
+    pytester: pytest.Pytester, marker: str, problem: str
+) -> None:
+    pytester.makepyfile(
+        f"""
+        import pytest
+
+        @pytest.mark.{marker}
+        def test_it():
+            pass
+        """
+    )
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f"*{problem}*"])
+
+
 def test_plugin_alone_does_not_import_flux0(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +236,116 @@ def test_cassette_is_recorded_once_and_then_replayed(
     assert list(path.parent.iterdir()) == [path]
 
 
+COLLIDING_TESTS = """
+    import pytest
+    from flux0 import Flux0
+
+    @pytest.fixture
+    def flux0_cassette_transport():
+        from flux0.testing import FakeTransport
+        return FakeTransport
+
+    class TestA:
+        title = "a"
+
+        @pytest.mark.parametrize("question", ["How?", "How!", "x" * 300])
+        def test_it(self, flux0_cassette, question):
+            with Flux0(transport=flux0_cassette) as flux0:
+                flux0.sessions.create(
+                    agent_id=flux0.agents.first().id, title=self.title + question[:9]
+                )
+
+    class TestB(TestA):
+        title = "b"
+"""
+
+
+def test_each_test_has_its_own_cassette(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    pytester.makepyfile(test_cassette=COLLIDING_TESTS)
+    for mode in ("once", "none"):
+        result = pytester.runpytest_inprocess(f"--flux0-cassettes={mode}")
+        result.assert_outcomes(passed=6)
+    files = sorted(file.name for file in (pytester.path / "cassettes" / "test_cassette").iterdir())
+    assert len(files) == 6
+    assert files[0].startswith("TestA.test_it[How_]-")
+
+
+@pytest.mark.parametrize("mode", ["none", "once", "new_episodes"])
+def test_cassettes_with_names_of_earlier_versions_are_found(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    pytester.makepyfile(test_cassette=COLLIDING_TESTS)
+    select = ("test_cassette.py::TestA::test_it[How?]",)
+    pytester.runpytest_inprocess(*select).assert_outcomes(passed=1)
+    (path,) = (pytester.path / "cassettes" / "test_cassette").iterdir()
+    old_path = path.rename(path.with_name("test_it[How_].json"))
+    pytester.runpytest_inprocess(*select, f"--flux0-cassettes={mode}").assert_outcomes(passed=1)
+    assert list(path.parent.iterdir()) == [old_path]
+    pytester.runpytest_inprocess(*select, "--flux0-cassettes=all").assert_outcomes(passed=1)
+    assert sorted(path.parent.iterdir()) == [path, old_path]
+
+
+def test_mismatch_fits_on_a_screen_and_names_the_option(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    for content in ("before", "after"):
+        test = CASSETTE_TEST.format(options="", passes=True)
+        prompt = f"'lorem ipsum ' * 40_000 + '{content}'"
+        pytester.makepyfile(test_cassette=test.replace('send("Hi")', f"send({prompt})"))
+        result = pytester.runpytest_inprocess("-p", "no:warnings")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["E*record it again: run this test with `pytest --flux0-cassettes=*"]
+    )
+    failure = result.stdout.str().partition("= FAILURES =")[2]
+    assert len(failure) < 3000
+    assert "flux0/client" not in failure.replace("\\", "/")
+    full = pytester.runpytest_inprocess("--full-trace").stdout.str()
+    assert "flux0/client" in full.replace("\\", "/")
+
+
+def test_missing_cassette_names_the_option(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_cassette=CASSETTE_TEST.format(options="mode='none'", passes=True))
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        ["E*test_it.json does not exist: to record it, run this test with `pytest --flux0-cass*"]
+    )
+
+
+def test_cassette_of_a_fixture_without_the_plugin_survives_a_failed_test(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_PLUGINS")
+    path = pytester.path / "c.json"
+    for passes, outcome in ((True, "passed"), (False, "failed"), (True, "passed")):
+        pytester.makepyfile(
+            test_it=f"""
+            import pytest
+            from flux0 import Flux0
+            from flux0.testing import FakeTransport, cassette
+
+            @pytest.fixture
+            def client():
+                with Flux0(transport=cassette({str(path)!r}, FakeTransport, mode="all")) as client:
+                    yield client
+
+            def test_it(client):
+                client.agents.list()
+                assert {passes}
+                client.agents.list()
+            """
+        )
+        result = pytester.runpytest_inprocess("-W", "default")
+        result.assert_outcomes(**{outcome: 1}, warnings=int(not passes))
+        assert path.read_text("utf-8").count('"request"') == 2
+
+
 def test_cassette_marker_sets_path_and_options_and_unused_exchanges_fail(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,4 +380,4 @@ def test_samples_of_the_testing_page(
         monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
         # Starlette recommends httpx2, which needs Python 3.11.
         result = pytester.runpytest_inprocess("-W", "ignore:Using `httpx` with")
-    result.assert_outcomes(passed=12)  # The other samples run on import.
+    result.assert_outcomes(passed=13)  # The other samples run on import.

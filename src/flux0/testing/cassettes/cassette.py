@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from inspect import isclass
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from attrs import Factory, define, field, fields, frozen
 
@@ -36,7 +37,7 @@ _ABSENT: Final = object()  # Not None, because None is a JSON value.
 
 
 class CassetteError(Flux0Error):
-    """A cassette is missing, damaged, or of another version of the format."""
+    """A cassette is missing, damaged, of another version, or is being recorded already."""
 
 
 def _bytes_of(content: Content) -> bytes:
@@ -155,48 +156,118 @@ _HEAD = f'{{\n  "flux0_cassette": {VERSION},\n  "exchanges": ['.encode()
 _TAIL = b"\n  ]\n}\n"
 
 
-@define
+# The unfinished recordings of the process, by path: two recordings of one file would overwrite
+# each other.
+_recordings: Final[WeakValueDictionary[str, CassetteFile]] = WeakValueDictionary()
+
+
+@define(eq=False)
 class CassetteFile:
     """Writes a cassette: the file is complete after each exchange.
 
     Missing folders are created. If the file exists, `NAME.new` is written next to it, and
-    `finish` replaces the file.
+    `finish` replaces the file. The new file starts with the exchanges in `keep`.
     """
 
     _path: Path
+    _keep: Sequence[RecordedExchange] = ()
     _written: Path | None = field(default=None, init=False)
-    _separator: bytes = field(default=b"\n", init=False)
-    _failed: bool = field(default=False, init=False)
+    _separator: bytes = field(default=b"", init=False)
+    _failures: set[str] = field(factory=set[str], init=False)
+    _deferred: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
+        _check_no_folder(self._path)
+        if _recordings.setdefault(self._key, self) is not self:
+            raise CassetteError(
+                f"{self._path} is being recorded already: use the same RecordingTransport for all "
+                "clients, or close the first one before"
+            )
         self._path.parent.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def _key(self) -> str:
+        return os.path.normcase(os.path.realpath(self._path))
 
     def append(self, exchange: RecordedExchange) -> None:
         """Append an exchange. The cost does not depend on the size of the file."""
         if self._written is None:
-            new_path = self._path.with_name(f"{self._path.name}.new")
-            self._written = new_path if self._path.exists() else self._path
+            suffix = f"{os.getpid()}.new" if self._deferred else "new"
+            new_path = self._path.with_name(f"{self._path.name}.{suffix}")
+            self._written = new_path if self._deferred or self._path.exists() else self._path
             self._written.write_bytes(_HEAD + _TAIL)
+            self._separator = b"\n"
+            for kept in self._keep:
+                self._write(self._written, kept)
+        self._write(self._written, exchange)
+        self._failures |= _failures([exchange])
+
+    def defer(self) -> Callable[[bool], None]:
+        """Return a function that replaces the file (True) or deletes the recording (False).
+
+        `finish` then does neither.
+        """
+        self._deferred = True
+        return self._settle
+
+    def finish(self, error: str = "") -> str | None:
+        """Replace the earlier file. If the recording failed, keep it and return a warning.
+
+        Args:
+            error: The name of the exception that ended the recording, if there was one.
+        """
+        if self._deferred:
+            return None
+        problem, new_path = None, self._new_path()
+        if new_path is not None and (failure := error or self._new_failures()):
+            problem = (
+                f"{self._path} was not replaced, because the new recording failed ({failure}): "
+                f"see {new_path}. To record failures, first delete {self._path}"
+            )
+            self._written = None
+        self._settle(keep=True)
+        return problem
+
+    def _settle(self, keep: bool) -> None:
+        if _recordings.get(self._key) is self:
+            del _recordings[self._key]
+        self._deferred = False
+        if (new_path := self._new_path()) is not None:
+            if keep:
+                new_path.replace(self._path)
+            else:
+                new_path.unlink(missing_ok=True)
+            self._written = self._path if keep else None
+
+    def _new_path(self) -> Path | None:
+        return None if self._written == self._path else self._written
+
+    def _write(self, path: Path, exchange: RecordedExchange) -> None:
         text = json.dumps(exchange, default=_members, ensure_ascii=False, indent=2)
         indented = f"    {text}".replace("\n", "\n    ").encode()
-        with self._written.open("r+b") as file:
+        with path.open("r+b") as file:
             file.seek(-len(_TAIL), os.SEEK_END)
             file.write(self._separator + indented + _TAIL)
         self._separator = b",\n"
-        status = exchange.response.status_code if exchange.response else 0
-        self._failed |= exchange.end in ERRORS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
-    def finish(self) -> str | None:
-        """Replace the earlier file. If an exchange failed, keep it and return a warning."""
-        if self._written is not None and self._written != self._path:
-            if self._failed:
-                return (
-                    f"{self._path} was not replaced, because an exchange failed during the new "
-                    f"recording: see {self._written}. To record failures, first delete "
-                    f"{self._path}"
-                )
-            self._written = self._written.replace(self._path)
-        return None
+    def _new_failures(self) -> str:
+        """Return the failures that the earlier file does not have."""
+        known: set[str] = set()
+        if self._failures:
+            with suppress(CassetteError):
+                known = _failures(read_cassette(self._path))
+        return ", ".join(sorted(self._failures - known))
+
+
+def _failures(exchanges: Iterable[RecordedExchange]) -> set[str]:
+    """Return the names of the transport errors, and the statuses of 400 or more."""
+    found: set[str] = set()
+    for exchange in exchanges:
+        if exchange.end in ERRORS:
+            found.add(exchange.end)
+        elif exchange.response and exchange.response.status_code >= HTTPStatus.BAD_REQUEST:
+            found.add(f"status {exchange.response.status_code}")
+    return found
 
 
 def _members(value: Any) -> dict[str, Any]:
@@ -213,10 +284,12 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
     """Return the exchanges of a cassette, in the order in which their requests were sent.
 
     Raises:
-        CassetteError: The file is missing or damaged, is not a cassette, or has another version.
+        CassetteError: The file is missing or damaged, is a folder or not a cassette, or has another
+            version.
     """
     from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
 
+    _check_no_folder(path)
     try:
         body = path.read_bytes()
         version = JsonCodec().decode(_AnyVersion, body).flux0_cassette
@@ -232,3 +305,8 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
     except DecodeError as error:
         raise CassetteError(f"{path} is not a cassette, or it is damaged: {error}") from error
     return tuple(sorted(cassette.exchanges, key=lambda exchange: exchange.number))
+
+
+def _check_no_folder(path: Path) -> None:
+    if path.is_dir():
+        raise CassetteError(f"{path} is a folder: the path of a cassette must be a file")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
+import sys
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from os import PathLike
 from pathlib import Path
 from threading import RLock
-from typing import Any, TypeAlias
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from typing import Any
+from urllib.parse import urlsplit
 
 from attrs import define, evolve, field
 
@@ -38,6 +37,7 @@ from flux0.testing.cassettes.cassette import (
     RecordedResponse,
     to_content,
 )
+from flux0.testing.cassettes.scrubbing import Scrub, scrub_body, scrub_path, scrub_query
 from flux0.testing.fake.calls import is_json
 
 _DIGITS = 6  # Times are rounded to microseconds.
@@ -50,14 +50,20 @@ class RecordingTransport:
     values of header fields that may be credentials, and no host, user name or password of a URL.
     Everything else is recorded unchanged, except for the strings that `scrub` replaces.
 
-    If the cassette exists, the new one is written to `NAME.new`. `close` replaces the old cassette,
-    unless there was a transport error or a 5xx response.
+    If the cassette exists, the new one is written to `NAME.new`. `close` replaces the old cassette
+    only if the recording ended without an error: no exception left the block that closes the
+    client, and no transport error and no status of 400 or more was recorded that the old cassette
+    does not have.
 
     Args:
         transport: The transport that sends the requests, such as an `HttpxTransport`. It is closed
             with this transport.
         path: The path of the cassette. Missing folders are created.
-        scrub: Called with each string in a body or a query; returns the string to record instead.
+        scrub: Called with each string in a path, a query or a body; returns the string to record
+            instead.
+
+    Raises:
+        CassetteError: `path` is a folder, or another transport is recording it.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class RecordingTransport:
         path: str | PathLike[str],
         *,
         scrub: Scrub | None = None,
+        keep: Sequence[RecordedExchange] = (),
     ) -> None:
         self.transport: Any = transport.for_client() if isinstance(transport, Shared) else transport
         inner = self.transport
@@ -74,10 +81,12 @@ class RecordingTransport:
         clock = getattr(transport, "time", None)
         self.time: Time | None = clock if isinstance(clock, Time) else None
         self._clock = time.monotonic if self.time is None else self.time.monotonic
-        self._file = CassetteFile(Path(path))
+        self._file = CassetteFile(Path(path), keep)
         self._scrub = scrub
         self._lock = RLock()
-        self._sent = 0
+        self._sent = max((exchange.number for exchange in keep), default=0)
+        self._error = ""  # The name of an exception during a call, such as KeyboardInterrupt.
+        self._earlier_errors = _current_errors()
         self._open: list[_OpenExchange] = []
 
     def __repr__(self) -> str:
@@ -92,7 +101,7 @@ class RecordingTransport:
     def close(self) -> None:
         """Close the other transport, and replace an older cassette with the new one.
 
-        If an exchange failed, keep the older cassette and issue a warning.
+        If the recording ended with an error, keep the older cassette and issue a warning.
         """
         try:
             self.transport.close()
@@ -112,6 +121,13 @@ class RecordingTransport:
         finally:
             self._finish()
 
+    def defer(self) -> Callable[[bool], None]:
+        """Return a function that keeps the recording (True) or deletes it (False).
+
+        Until it is called, the recording is in a file next to the cassette, even after `close`.
+        """
+        return self._file.defer()
+
     # --- open exchanges
 
     def _start(self, request: Request) -> _OpenExchange:
@@ -121,8 +137,11 @@ class RecordingTransport:
             self._open.append(exchange)
         return exchange
 
-    def _end(self, exchange: _OpenExchange, how: str) -> None:
+    def _end(self, exchange: _OpenExchange, how: str, error: BaseException | None = None) -> None:
         with self._lock:  # Two threads may end it at the same time.
+            # A cancellation is neither: programs cancel calls on purpose.
+            if isinstance(error, (Exception, KeyboardInterrupt)):
+                self._error = type(error).__name__
             if exchange in self._open:
                 self._open.remove(exchange)
                 self._file.append(exchange.finish(how, self._scrub))
@@ -131,9 +150,20 @@ class RecordingTransport:
         with self._lock:
             for exchange in tuple(self._open):
                 self._end(exchange, CLOSED)
-            problem = self._file.finish()
-        if problem:
+            earlier = self._earlier_errors
+            new = [error for error in _current_errors() if all(error is not old for old in earlier)]
+            problem = self._file.finish(type(new[0]).__name__ if new else self._error)
+        error = sys.exc_info()[1]
+        if problem and error is None:
             warnings.warn(problem, stacklevel=3)
+        elif problem:  # A warning that is an error (`python -W error`) would replace the exception.
+            getattr(error, "add_note", str)(problem)  # Python 3.10 has no notes.
+
+
+def _current_errors() -> list[BaseException]:
+    """Return the exception that is being handled, and the error of the test under pytest."""
+    errors = sys.exc_info()[1], getattr(sys, "last_value", None)
+    return [error for error in errors if error is not None]
 
 
 @define(eq=False)
@@ -143,7 +173,7 @@ class _OpenExchange:
     _request: Request
     _number: int
     _clock: Callable[[], float]
-    _end: Callable[[_OpenExchange, str], None]
+    _end: Callable[[_OpenExchange, str, BaseException | None], None]
     _started: float
     _response: RecordedResponse | None = None
     _pieces: list[tuple[float, bytes]] = field(factory=list[tuple[float, bytes]])
@@ -158,7 +188,7 @@ class _OpenExchange:
             kinds = (kind.__name__ for kind in type(error).__mro__)
             self.end(next(kind for kind in kinds if kind in ERRORS))
         elif error is not None:  # Such as a cancellation.
-            self.end(CLOSED)
+            self.end(CLOSED, error)
 
     def record_response(
         self, response: Response[Any], iterate: Callable[[Any], Any]
@@ -173,9 +203,9 @@ class _OpenExchange:
         self._pieces.append((self._elapsed(), data))
         return data
 
-    def end(self, how: str) -> None:
+    def end(self, how: str, error: BaseException | None = None) -> None:
         """End the exchange, unless it has ended: closing a finished body changes nothing."""
-        self._end(self, how)
+        self._end(self, how, error)
 
     def finish(self, how: str, scrub: Scrub | None) -> RecordedExchange:
         """Return the exchange, and free the recorded pieces."""
@@ -223,31 +253,20 @@ class _RecordedBody:
             await self._stream.close_async()
 
 
-# Called with each string in a body or a query; returns the string to record instead.
-Scrub: TypeAlias = Callable[[str], str]
-
-_DATA = "data: "
-# A string of JSON. Before a colon, it is the name of a member.
-_STRING = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?')
-_END_OF_EVENT = b"\n\n"
-
-
 def recorded_request(request: Request, scrub: Scrub | None) -> RecordedRequest:
     """Return a request as it is recorded. A JSON body may be formatted differently."""
     url = urlsplit(request.url)
-    query, body = url.query, request.body
+    path, query, body = url.path, url.query, request.body
     if scrub is not None:
-        pairs = parse_qsl(query, keep_blank_values=True)
-        query = urlencode([(name, scrub(value)) for name, value in pairs])
-        body = body and _scrubbed(body, scrub)
+        path, query = scrub_path(path, scrub), scrub_query(query, scrub)
+        body = body and scrub_body([body], scrub)[0]
     content = to_content(body, as_json=True, exact=False) if body else None
-    return RecordedRequest(
-        request.method, url.path, request.headers.redacted(), query=query, body=content
-    )
+    headers = request.headers.redacted()
+    return RecordedRequest(request.method, path, headers, query=query, body=content)
 
 
 def recorded_pieces(
-    pieces: Iterable[tuple[float, bytes]], scrub: Scrub | None, *, as_json: bool
+    pieces: Sequence[tuple[float, bytes]], scrub: Scrub | None, *, as_json: bool
 ) -> tuple[Content, ...]:
     """Return the pieces of a body as they are recorded; each piece has the time of its arrival.
 
@@ -255,15 +274,13 @@ def recorded_pieces(
     string to replace may be split between two pieces.
     """
     if as_json or scrub is not None:
-        pieces = _joined(pieces, b"" if as_json else _END_OF_EVENT)
+        pieces = list(_joined(pieces, b"" if as_json else b"\n\n"))
+    bodies = [data for _, data in pieces]
+    if scrub is not None:
+        bodies = scrub_body(bodies, scrub)
     return tuple(
-        to_content(
-            _scrubbed(data, scrub) if scrub else data,
-            as_json=as_json,
-            exact=scrub is None,
-            after=after,
-        )
-        for after, data in pieces
+        to_content(data, as_json=as_json, exact=scrub is None, after=after)
+        for (after, _), data in zip(pieces, bodies, strict=True)
     )
 
 
@@ -277,31 +294,3 @@ def _joined(pieces: Iterable[tuple[float, bytes]], end: bytes) -> Iterator[tuple
             joined.clear()
     if joined:
         yield after, bytes(joined)
-
-
-def _scrubbed(data: bytes, scrub: Scrub) -> bytes:
-    """Scrub each string of a JSON body or of the JSON in event data, and each other line."""
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        return data
-    scrubbed = _scrubbed_json(text, scrub)
-    if scrubbed is None:
-        scrubbed = "\n".join(
-            (line.startswith(_DATA) and _scrubbed_json(line, scrub)) or scrub(line)
-            for line in text.split("\n")
-        )
-    return scrubbed.encode()
-
-
-def _scrubbed_json(text: str, scrub: Scrub) -> str | None:
-    """Scrub each string of JSON, or of a `data:` line with JSON. Return None for other text."""
-    try:
-        json.loads(text.removeprefix(_DATA))
-    except (ValueError, RecursionError):
-        return None
-
-    def scrubbed(found: re.Match[str]) -> str:
-        return found[0] if found[2] else json.dumps(scrub(json.loads(found[1])))
-
-    return _STRING.sub(scrubbed, text)

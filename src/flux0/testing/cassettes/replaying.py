@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -10,14 +9,13 @@ from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from threading import RLock
-from typing import Any, Literal, TypeAlias, get_args
-from urllib.parse import parse_qs
+from typing import Literal, TypeAlias, get_args
 
 from attrs import define
 
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
-from flux0.ports import AsyncTransport, Request, Response, Transport
+from flux0.ports import AsyncByteStream, AsyncTransport, ByteStream, Request, Response, Transport
 from flux0.runtime.event_loop import Loop
 from flux0.testing.cassettes.cassette import (
     CLOSED,
@@ -29,15 +27,22 @@ from flux0.testing.cassettes.cassette import (
     how_to_record,
     read_cassette,
 )
-from flux0.testing.cassettes.recording import RecordingTransport, Scrub, recorded_request
+from flux0.testing.cassettes.differences import (
+    call_of,
+    describe_call,
+    differences,
+    members_of,
+    shorten,
+    to_json,
+)
+from flux0.testing.cassettes.recording import RecordingTransport, recorded_request
+from flux0.testing.cassettes.scrubbing import Scrub
 from flux0.testing.fake.body import FakeBody, SharedTransport
-from flux0.testing.fake.calls import Call, call_from, nearest
+from flux0.testing.fake.calls import Call, nearest
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 
 Matching: TypeAlias = Literal["strict", "loose"]
-CassetteMode: TypeAlias = Literal["once", "none", "all"]
-
-_NOTHING = object()
+CassetteMode: TypeAlias = Literal["once", "none", "all", "new_episodes"]
 
 
 @define(eq=False)
@@ -50,7 +55,16 @@ class _Replay:
     done: bool = False
 
     def __str__(self) -> str:
-        return f"exchange {self.number}, {_call(self.exchange.request)}"
+        return f"exchange {self.number}, {describe_call(self.exchange.request)}"
+
+    def differences(self, request: RecordedRequest) -> list[str]:
+        return differences(self.exchange.request, request)
+
+
+class NotRecorded(AssertionError):
+    """A request matches no exchange of the cassette."""
+
+    __module__ = "flux0.testing"  # A shorter name in messages of pytest.
 
 
 class ReplayTransport(SharedTransport):
@@ -75,8 +89,9 @@ class ReplayTransport(SharedTransport):
 
     Raises:
         CassetteError: The cassette is missing or damaged.
-        AssertionError: Raised while sending if a request does not match; the message lists the
-            differences. Raised while reading if the recorded program closed the response earlier.
+        NotRecorded: Raised while sending if a request does not match; the message lists the
+            differences. It is an AssertionError.
+        AssertionError: Raised while reading if the recorded program closed the response earlier.
     """
 
     def __init__(
@@ -92,6 +107,8 @@ class ReplayTransport(SharedTransport):
             raise InvalidArgument("matching", f'must be "strict" or "loose", not {matching!r}')
         super().__init__(FakeClock(sleep=sleep))
         self._path = Path(path)
+        # The end of messages; the pytest plugin names its option.
+        self.how_to_record: str = how_to_record(self._path)
         self._match = match
         self._scrub = scrub
         self._lock = RLock()
@@ -161,7 +178,7 @@ class ReplayTransport(SharedTransport):
         return AssertionError(
             f"{self._path} has no more data of {replay}: the recorded program cancelled or closed "
             f"it {exchange.after:g} s after the {'request' if no_response else 'response head'}\n"
-            f"To record the whole response, {how_to_record(self._path)}."
+            f"To record the whole response, {self.how_to_record}."
         )
 
     # --- matching requests
@@ -169,15 +186,18 @@ class ReplayTransport(SharedTransport):
     def _find_next(self, request: RecordedRequest, key: str) -> _Replay:
         if self._next and self._next[0].key == key:
             return self._next.popleft()
-        lines = [f"{_call(request)} is not the next request in {self._path}"]
+        lines = [f"{describe_call(request)} is not the next request in {self._path}"]
         if not self._next:
             lines.append(f"all {len(self._replays)} exchanges were replayed already")
         else:
             replay = self._next[0]
-            lines.append("\n  ".join((f"next: {replay}", *_differences(replay, request))))
+            lines.append(
+                "\n  ".join((f"next: {replay}", *differences(replay.exchange.request, request)))
+            )
         later = [str(replay.number) for replay in self._by_key.get(key, ()) if not replay.done]
         if later:
-            lines.append(f'it is exchange {", ".join(later)}: matching="loose" allows any order')
+            numbers = shorten(", ".join(later))
+            lines.append(f'it is exchange {numbers}: matching="loose" allows any order')
         raise self._mismatch(*lines)
 
     def _find_any(self, request: RecordedRequest, key: str) -> _Replay:
@@ -185,24 +205,55 @@ class ReplayTransport(SharedTransport):
         replay = matches[0] if len(matches) == 1 else next(self._unused.get(key, iter(())), None)
         if replay is not None:
             return replay
-        call = _call(request)
+        call = describe_call(request)
         if matches:
-            numbers = ", ".join(str(replay.number) for replay in matches)
+            numbers = shorten(", ".join(str(replay.number) for replay in matches))
             problem = f"{call} was sent more often than it was recorded in {self._path}"
             raise self._mismatch(problem, f"exchanges {numbers} were replayed already")
-        near = nearest(call, self._replays, lambda replay: _differences(replay, request))
+        near = nearest(call, self._replays, lambda replay: replay.differences(request))
         raise self._mismatch(f"{call} is not in {self._path}", *([f"nearest: {near}"] * bool(near)))
 
     def _key(self, request: RecordedRequest) -> str:
         """Return a string that is equal for requests that match."""
-        return _to_json(_members(request) if self._match is None else self._match(_call(request)))
+        return to_json(
+            members_of(request) if self._match is None else self._match(call_of(request))
+        )
 
-    def _mismatch(self, *lines: str) -> AssertionError:
-        return AssertionError(
+    def _mismatch(self, *lines: str) -> NotRecorded:
+        return NotRecorded(
             "\n".join(lines)
             + "\nThe code or the cassette has changed. If the cassette is outdated, record it "
-            f"again: {how_to_record(self._path)}."
+            f"again: {self.how_to_record}."
         )
+
+
+class NewEpisodesTransport(RecordingTransport):
+    """Replays the requests that a cassette contains, and appends the others to the cassette."""
+
+    def __init__(
+        self,
+        transport: Transport | AsyncTransport,
+        path: str | PathLike[str],
+        *,
+        match: Callable[[Call], object] | None = None,
+        scrub: Scrub | None = None,
+    ) -> None:
+        super().__init__(transport, path, scrub=scrub, keep=read_cassette(Path(path)))
+        self._replay = ReplayTransport(path, "loose", match=match, scrub=scrub)
+        # Requests have deadlines on the clock of the client.
+        self._replay.clock = FakeClock(self._clock())
+
+    def send(self, request: Request) -> Response[ByteStream]:
+        """Return the recorded response, or send `request` and record the exchange."""
+        with suppress(NotRecorded):
+            return self._replay.send(request)
+        return super().send(request)
+
+    async def send_async(self, request: Request) -> Response[AsyncByteStream]:
+        """The async version of `send`."""
+        with suppress(NotRecorded):
+            return await self._replay.send_async(request)
+        return await super().send_async(request)
 
 
 def cassette(
@@ -221,59 +272,22 @@ def cassette(
         transport: Returns the transport that sends the requests while recording. The default is
             `HttpxTransport`.
         mode: "once" replays the cassette if it exists, and records it otherwise. "none" always
-            replays, "all" always records. The default is "none" if the environment variable `CI`
-            is set, and "once" otherwise.
+            replays, "all" always records. "new_episodes" replays the requests that the cassette
+            contains, in any order, and appends the others to it. The default is "none" if the
+            environment variable `CI` is set, and "once" otherwise.
         matching, match, scrub: See `ReplayTransport`.
     """
     if mode is None:
         mode = "none" if os.environ.get("CI", "").lower() not in {"", "0", "false"} else "once"
     elif mode not in get_args(CassetteMode):
-        raise InvalidArgument("mode", f'must be "once", "none" or "all", not {mode!r}')
+        known = '"once", "none", "all" or "new_episodes"'
+        raise InvalidArgument("mode", f"must be {known}, not {mode!r}")
     if mode == "none" or (mode == "once" and Path(path).exists()):
         return ReplayTransport(path, matching, match=match, scrub=scrub)
     if transport is None:
         from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx
 
         transport = HttpxTransport
+    if mode == "new_episodes" and Path(path).exists():
+        return NewEpisodesTransport(transport(), path, match=match, scrub=scrub)
     return RecordingTransport(transport(), path, scrub=scrub)
-
-
-def _members(request: RecordedRequest) -> dict[str, Any]:
-    """Return the parts of a request that are compared, by their names in messages."""
-    members: dict[str, Any] = {"method": request.method, "path": request.path}
-    for name, values in parse_qs(request.query, keep_blank_values=True).items():
-        members[f"query {name}"] = values if len(values) > 1 else values[0]
-    if request.body is not None:
-        members["body"] = request.body.data
-        with suppress(ValueError, RecursionError):
-            members["body"] = json.loads(request.body.data)
-    return members
-
-
-def _to_json(value: object) -> str:
-    # Compare JSON instead of values, because True == 1 in Python.
-    return json.dumps(value, sort_keys=True, default=repr)
-
-
-def _call(request: RecordedRequest) -> Call:
-    url = f"http://recorded{request.path}?{request.query}"
-    headers = Headers(tuple(request.headers.items()))
-    body = None if request.body is None else request.body.data
-    return call_from(Request(request.method, url, headers, body))
-
-
-def _differences(replay: _Replay, request: RecordedRequest) -> list[str]:
-    """Return the differences between a recorded and a sent request, as lines of a message."""
-    recorded, sent = _members(replay.exchange.request), _members(request)
-    bodies = recorded.get("body"), sent.get("body")
-    if isinstance(bodies[0], dict) and isinstance(bodies[1], dict):
-        for members in (recorded, sent):
-            body: dict[str, Any] = members.pop("body")
-            members |= {f"body {name}": value for name, value in body.items()}
-    lines: list[str] = []
-    for name in {**recorded, **sent}:
-        values = (recorded.get(name, _NOTHING), sent.get(name, _NOTHING))
-        if _to_json(values[0]) != _to_json(values[1]):
-            before, now = ("nothing" if value is _NOTHING else repr(value) for value in values)
-            lines.append(f"{name}: recorded {before}, got {now}")
-    return lines

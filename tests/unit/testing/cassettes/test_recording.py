@@ -5,14 +5,17 @@ from __future__ import annotations
 import gc
 import json
 import re
+import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Barrier
 from typing import Any
 
 import anyio
 import pytest
+from attrs import evolve
 
 from flux0 import (
     AiohttpTransport,
@@ -27,6 +30,8 @@ from flux0.cli.demo_agent import demo_transport
 from flux0.domain.errors import ConnectError, ReadTimeout, TransportError
 from flux0.models import APIError, Flux0Error
 from flux0.testing import (
+    CallTool,
+    CassetteError,
     FakeTransport,
     Fault,
     Pause,
@@ -39,6 +44,7 @@ from flux0.testing import (
     Split,
     Stall,
     Truncate,
+    cassette,
 )
 from flux0.testing.cassettes.cassette import CLOSED, WHOLE, Content, RecordedExchange, read_cassette
 from support.cassettes import ONCE, record, use_client
@@ -236,6 +242,62 @@ def test_scrub_replaces_strings_in_bodies_and_queries(path: Path, sizes: tuple[i
     assert program(replay, "sécret-2") == ("About ***", "You said: My ***")
 
 
+def test_scrub_replaces_secrets_in_paths(path: Path) -> None:
+    def scrub(text: str) -> str:
+        return re.sub(r"sécret-\d+", "***", text)
+
+    def program(transport: Any, secret: str) -> int:
+        response = transport.send(request("GET", f"/a%2fb/{secret}%20x/c"))
+        list(response.body)
+        return int(response.status_code)
+
+    recording = RecordingTransport(FakeTransport(), path, scrub=scrub)
+    assert program(recording, "s%C3%A9cret-1") == 404
+    (exchange,) = read_cassette(path)
+    assert exchange.request.path == "/a%2fb/***%20x/c"
+    assert program(ReplayTransport(path, scrub=scrub), "s%c3%a9cret-2") == 404
+
+
+def test_scrub_replaces_secrets_in_bodies_that_are_not_utf8(path: Path) -> None:
+    fake = FakeTransport()
+    fake.inject(
+        Respond(418, body="\xff sécret\xfe".encode("latin-1").replace(b"\xe9", b"\xc3\xa9"))
+    )
+    transport = RecordingTransport(
+        fake, path, scrub=lambda text: text.replace("sécret", "***").replace("hidden", "***")
+    )
+    sent = evolve(request("POST", "/x"), body=b"\xff hidden")
+    list(transport.send(sent).body)
+    assert recorded_pieces(path) == [b"\xff ***\xfe"]
+    recorded = read_cassette(path)[0].request.body
+    assert recorded is not None
+    assert recorded.data == b"\xff ***"
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 5, 19])
+def test_scrub_replaces_secrets_that_are_split_between_events(path: Path, pieces: int) -> None:
+    def program(transport: Any) -> tuple[str, Any]:
+        with Flux0(transport=transport) as flux0:
+            session = flux0.sessions.create(agent_id=fake.agent_id)
+            stream = flux0.sessions.create_event(session_id=session.id, content="Hi")
+            events = list(stream)
+            (call,) = stream.tool_calls
+            text = "".join(message.text for message in stream.messages)
+            assert len(events) == pieces + 3
+            return text, call.args
+
+    fake = FakeTransport(
+        [Say("It is sécret-123, ok?", pieces=pieces), CallTool("t", {"key": "secret-4"})]
+    )
+    recording = RecordingTransport(
+        fake, path, scrub=lambda text: re.sub(r"s.cret-\d+", "***", text)
+    )
+    assert program(recording) == ("It is sécret-123, ok?", {"key": "secret-4"})
+    assert program(ReplayTransport(path)) == ("It is ***, ok?", {"key": "***"})
+    added = re.findall(r'\\"value\\": \\"(.*?)\\"', path.read_text("utf-8"))
+    assert "It is ***, ok?" in "".join(added)
+
+
 # --- sync and async transports
 
 
@@ -372,6 +434,101 @@ def test_failed_recording_does_not_replace_the_cassette(path: Path, fault: Fault
         flux0.close()
     assert path.read_bytes() == good
     assert len(ends(path.with_name(f"{path.name}.new"))) == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 429])
+def test_status_that_the_cassette_does_not_have_keeps_the_cassette(path: Path, status: int) -> None:
+    fake = FakeTransport()
+
+    def record_again(failures: int) -> None:
+        if failures:
+            fake.inject(Respond(status), times=failures)
+        with Flux0(transport=RecordingTransport(fake, path), retry_config=ONCE) as flux0:
+            for _ in range(failures):
+                with pytest.raises(APIError):
+                    flux0.agents.list()
+            flux0.agents.list()
+
+    record_again(0)
+    good = path.read_bytes()
+    with pytest.warns(UserWarning, match=rf"was not replaced.*\(status {status}\): see "):
+        record_again(1)
+    assert path.read_bytes() == good
+    path.unlink()
+    record_again(1)
+    record_again(2)
+    assert ends(path) == [WHOLE] * 3
+
+
+@modes
+@pytest.mark.parametrize("error", [AssertionError, KeyboardInterrupt, SystemExit])
+def test_recording_that_ends_with_an_exception_keeps_the_cassette(
+    mode: Mode, error: type[BaseException], path: Path
+) -> None:
+    fake = FakeTransport()
+
+    async def record(*, fails: bool) -> None:
+        async with in_mode(mode, Flux0(transport=RecordingTransport(fake, path))) as flux0:
+            await flux0.agents.list_async()
+            if fails:
+                raise error("as tested")
+            await flux0.agents.list_async()
+
+    async def test() -> None:
+        await record(fails=False)
+        good = path.read_bytes()
+        with pytest.raises(error, match="as tested") as caught:
+            await record(fails=True)
+        assert path.read_bytes() == good
+        assert ends(path.with_name(f"{path.name}.new")) == [WHOLE]
+        if sys.version_info >= (3, 11):
+            (note,) = caught.value.__notes__
+            assert f"was not replaced, because the new recording failed ({error.__name__})" in note
+        try:
+            int("not a number")
+        except ValueError:
+            await record(fails=False)  # The exception has not ended this recording.
+        assert not path.with_name(f"{path.name}.new").exists()
+
+    run(mode, test)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_exception_during_a_call_keeps_the_cassette(path: Path, error: type[BaseException]) -> None:
+    list(RecordingTransport(script(scripted_response(b"old")), path).send(request("GET", "/")).body)
+    transport = RecordingTransport(script(scripted_response(b"new"), error()), path)
+    list(transport.send(request("GET", "/")).body)
+    with pytest.raises(error):
+        transport.send(request("GET", "/"))
+    with pytest.warns(UserWarning, match=rf"failed \({error.__name__}\)"):
+        transport.close()
+    assert recorded_pieces(path) == [b"old"]
+
+
+def test_second_recording_of_the_same_file_is_rejected(path: Path) -> None:
+    fake = FakeTransport()
+    first = RecordingTransport(fake, path)
+    for same in (path, path.parent / ".." / path.parent.name / path.name):
+        with pytest.raises(CassetteError, match="is being recorded already: use the same Recor"):
+            RecordingTransport(fake, same)
+    RecordingTransport(fake, path.with_name("other.json"))
+    Flux0(transport=first).agents.list()
+    with pytest.raises(CassetteError):
+        RecordingTransport(fake, path)
+    first.close()
+    second = RecordingTransport(fake, path)
+    first.close()
+    with pytest.raises(CassetteError):
+        RecordingTransport(fake, path)
+    del second  # It was never closed.
+    RecordingTransport(fake, path).close()
+    assert ends(path) == [WHOLE]
+
+
+def test_folder_as_path_is_an_error(tmp_path: Path) -> None:
+    for kind in (partial(RecordingTransport, FakeTransport()), ReplayTransport, cassette):
+        with pytest.raises(CassetteError, match="is a folder: the path of a cassette must be a f"):
+            kind(tmp_path)
 
 
 @modes

@@ -43,7 +43,7 @@ from flux0.testing import (
     cassette,
 )
 from flux0.testing.cassettes.cassette import CLOSED, RecordedExchange, read_cassette
-from flux0.testing.cassettes.replaying import CassetteMode, Matching
+from flux0.testing.cassettes.replaying import CassetteMode, Matching, NewEpisodesTransport
 from flux0.testing.fake.body import FakeBody
 from support.cassettes import (
     LIST_AGENTS,
@@ -280,7 +280,9 @@ def test_match_selects_the_compared_parts(path: Path, matching: Matching) -> Non
         (None, "true", True, ReplayTransport),
         (None, "true", False, CassetteError("cassette .* does not exist")),
         ("none", "", False, CassetteError("cassette .* does not exist")),
-        ("new_episodes", "", True, InvalidArgument("mode", 'must be "once", "none" or "all", not')),
+        ("new", "", True, InvalidArgument("mode", 'must be "once", "none", "all" or "new_ep')),
+        ("new_episodes", "true", True, NewEpisodesTransport),
+        ("new_episodes", "true", False, RecordingTransport),
     ],
 )
 def test_mode_selects_recording_or_replaying(
@@ -299,6 +301,37 @@ def test_mode_selects_recording_or_replaying(
             cassette(path, FakeTransport, mode=mode)
     else:
         assert type(cassette(path, FakeTransport, mode=mode)) is expected
+
+
+@modes
+def test_new_episodes_replays_recorded_requests_and_appends_the_others(
+    mode: Mode, path: Path
+) -> None:
+    async def program(agents: int, *, fails: bool = False) -> None:
+        transport = cassette(path, lambda: fake, mode="new_episodes")
+        async with in_mode(mode, Flux0(transport=transport)) as flux0:
+            for number in range(agents):
+                await flux0.agents.create_async(name=str(number), type_="fake")
+            assert len(await flux0.agents.list_async()) == 0
+            if fails:
+                raise ValueError("as tested")
+
+    async def test() -> None:
+        await program(2)
+        assert [call.operation for call in fake.calls] == ["agents.create"] * 2
+        listed, *created = read_cassette(path)
+        assert listed == evolve(LIST_AGENTS, number=7)
+        assert [exchange.number for exchange in created] == [8, 9]
+        recorded = path.read_bytes()
+        with pytest.raises(ValueError, match="as tested"):
+            await program(3, fails=True)
+        await program(2)
+        assert len(fake.calls) == 3
+        assert path.read_bytes() == recorded
+
+    fake = FakeTransport()
+    write_cassette(path, evolve(LIST_AGENTS, number=7))
+    run(mode, test)
 
 
 def test_default_transport_for_recording_is_httpx(path: Path) -> None:
@@ -367,6 +400,44 @@ def test_error_lists_the_differences(
         replay.send(Request(sent.request.method, url, Headers(), body))
     lines = [line[2:] for line in str(caught.value).splitlines() if line.startswith("  ")]
     assert lines == differences
+
+
+LONG = "lorem ipsum " * 40_000
+
+
+@pytest.mark.parametrize(
+    ("recorded", "sent", "difference"),
+    [
+        (
+            f"{LONG}before{LONG}",
+            f"{LONG}after{LONG}",
+            "got 'ipsum lorem ipsum lorem ipsum afterlorem ipsum lorem ipsum l' "
+            "(excerpts: the first difference is at character 480,001)",
+        ),
+        (LONG, f"{LONG}!", "got 'ipsum lorem ipsum lorem ipsum !' (excerpts: the first difference"),
+        (LONG, None, "lorem ipsum lor... (480,002 characters), got None"),
+        ([LONG, 1], [LONG, 2], """got 'um lorem ipsum lorem ipsum ", 2]' (excerpts: """),
+    ],
+)
+def test_error_shows_where_long_values_differ(
+    path: Path, recorded: object, sent: object, difference: str
+) -> None:
+    def turn(content: object) -> RecordedExchange:
+        return posting("/api/agents", json.dumps({"name": LONG, "content": content}).encode())
+
+    for matching in ("strict", "loose"):
+        replay = ReplayTransport(write_cassette(path, turn(recorded)), matching)
+        lines = explanation(replay, turn(sent))
+        assert sum(map(len, lines)) < 1500 - len(str(path))
+        assert difference in lines[2]
+
+
+def test_error_lists_only_some_of_many_differences(path: Path) -> None:
+    many = [json.dumps({f"{n}": n + add for n in range(100)}).encode() for add in (0, 1)]
+    replay = ReplayTransport(write_cassette(path, posting("/a", many[0])))
+    lines = explanation(replay, posting("/a", many[1]))
+    assert lines[-2:] == ["  body 4: recorded 4, got 5", "  95 more differences"]
+    assert len(lines) == 8
 
 
 @pytest.mark.parametrize("matching", ["strict", "loose"])

@@ -1,0 +1,89 @@
+"""Compares requests with recorded requests, and describes the differences in one screen."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+from flux0.domain.headers import Headers
+from flux0.ports import Request
+from flux0.testing.cassettes.cassette import RecordedRequest
+from flux0.testing.fake.calls import Call, call_from
+
+_NOTHING: Final = object()  # Not None, because None is a JSON value.
+_MAX_DIFFERENCES: Final = 5
+_MAX_SHOWN: Final = 100  # Characters of a value.
+_MAX_ARGUMENT: Final = 40  # Characters of an argument of a call.
+_CONTEXT: Final = 30  # Characters of a long value, on both sides of the first difference.
+
+
+def members_of(request: RecordedRequest) -> dict[str, Any]:
+    """Return the parts of a request that are compared, by their names in messages."""
+    members: dict[str, Any] = {"method": request.method, "path": request.path}
+    for name, values in parse_qs(request.query, keep_blank_values=True).items():
+        members[f"query {name}"] = values if len(values) > 1 else values[0]
+    if request.body is not None:
+        members["body"] = request.body.data
+        with suppress(ValueError, RecursionError):
+            members["body"] = json.loads(request.body.data)
+    return members
+
+
+def to_json(value: object) -> str:
+    """Return JSON to compare, because True == 1 in Python."""
+    return json.dumps(value, sort_keys=True, default=repr)
+
+
+def call_of(request: RecordedRequest) -> Call:
+    """Return a recorded request as a `Call`."""
+    url = f"http://recorded{request.path}?{request.query}"
+    headers = Headers(tuple(request.headers.items()))
+    body = None if request.body is None else request.body.data
+    return call_from(Request(request.method, url, headers, body))
+
+
+def describe_call(request: RecordedRequest) -> str:
+    """Return the operation and its arguments, without the ends of long values."""
+    call = call_of(request)
+    arguments = (
+        f"{name}={shorten(repr(value), _MAX_ARGUMENT)}" for name, value in call.arguments.items()
+    )
+    return shorten(f"{call.name}({', '.join(arguments)})", 3 * _MAX_SHOWN)
+
+
+def differences(recorded_request: RecordedRequest, sent_request: RecordedRequest) -> list[str]:
+    """Return the differences between a recorded and a sent request, as lines of a message."""
+    recorded, sent = members_of(recorded_request), members_of(sent_request)
+    bodies = recorded.get("body"), sent.get("body")
+    if isinstance(bodies[0], dict) and isinstance(bodies[1], dict):
+        for members in (recorded, sent):
+            body: dict[str, Any] = members.pop("body")
+            members |= {f"body {name}": value for name, value in body.items()}
+    lines: list[str] = []
+    for name in {**recorded, **sent}:
+        before, now = recorded.get(name, _NOTHING), sent.get(name, _NOTHING)
+        if to_json(before) != to_json(now):
+            lines.append(f"{shorten(name)}: {_difference(before, now)}")
+    more = len(lines) - _MAX_DIFFERENCES
+    return lines if more <= 0 else [*lines[:_MAX_DIFFERENCES], f"{more} more differences"]
+
+
+def shorten(text: str, limit: int = _MAX_SHOWN) -> str:
+    """Return the text if it is not longer than `limit`, and otherwise its start and its length."""
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+
+
+def _difference(before: Any, now: Any) -> str:
+    values = ["nothing" if value is _NOTHING else repr(value) for value in (before, now)]
+    note = ""
+    if type(before) is type(now) and max(map(len, values)) > _MAX_SHOWN:
+        if not isinstance(before, (str, bytes)):
+            before, now = to_json(before), to_json(now)
+        pairs = enumerate(zip(before, now, strict=False))
+        start = next((n for n, (a, b) in pairs if a != b), min(len(before), len(now)))
+        excerpt = slice(max(0, start - _CONTEXT), start + _CONTEXT)
+        values = [repr(before[excerpt]), repr(now[excerpt])]
+        note = f" (excerpts: the first difference is at character {start + 1:,})"
+    return f"recorded {shorten(values[0])}, got {shorten(values[1])}{note}"

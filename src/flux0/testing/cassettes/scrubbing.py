@@ -1,0 +1,115 @@
+"""Applies a `scrub` function to the strings of a request or a response before it is recorded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+from urllib.parse import parse_qsl, quote, unquote, urlencode
+
+# Called with each string in a path, a query or a body; returns the string to record instead.
+Scrub: TypeAlias = Callable[[str], str]
+
+_DATA = "data: "
+# A string of JSON. Before a colon, it is the name of a member.
+_STRING = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?')
+_NOT_UTF8 = "surrogateescape"  # Bytes that are not UTF-8 are kept.
+
+
+def scrub_path(path: str, scrub: Scrub) -> str:
+    """Scrub each segment of a path. Segments that `scrub` keeps are not encoded again."""
+    return "/".join(
+        segment if (text := unquote(segment)) == (scrubbed := scrub(text)) else quote(scrubbed, "*")
+        for segment in path.split("/")
+    )
+
+
+def scrub_query(query: str, scrub: Scrub) -> str:
+    """Scrub each value of a query."""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    return urlencode([(name, scrub(value)) for name, value in pairs])
+
+
+def scrub_body(pieces: Iterable[bytes], scrub: Scrub) -> list[bytes]:
+    """Scrub each string of a JSON body or of the JSON in event data, and each other line.
+
+    If a body has several pieces, none may end within an event.
+    """
+    texts = [piece.decode(errors=_NOT_UTF8) for piece in pieces]
+    return [
+        _scrub_text(text, scrub).encode(errors=_NOT_UTF8)
+        for text in _scrub_streamed_text(texts, scrub)
+    ]
+
+
+def _scrub_text(text: str, scrub: Scrub) -> str:
+    scrubbed = _scrub_json(text, scrub)
+    if scrubbed is not None:
+        return scrubbed
+    return "\n".join(
+        (line.startswith(_DATA) and _scrub_json(line, scrub)) or scrub(line)
+        for line in text.split("\n")
+    )
+
+
+def _scrub_json(text: str, scrub: Scrub) -> str | None:
+    """Scrub each string of JSON, or of a `data:` line with JSON. Return None for other text."""
+    try:
+        json.loads(text.removeprefix(_DATA).encode())  # Surrogates are a ValueError.
+    except (ValueError, RecursionError):
+        return None
+
+    def scrubbed(found: re.Match[str]) -> str:
+        return found[0] if found[2] else json.dumps(scrub(json.loads(found[1])))
+
+    return _STRING.sub(scrubbed, text)
+
+
+def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
+    """Scrub text that several chunk events add to the same place of the same message."""
+    lines = [piece.split("\n") for piece in pieces]
+    additions: defaultdict[str, list[tuple[list[str], int, Any, Any]]] = defaultdict(list)
+    for piece in lines:
+        for number, line in enumerate(piece):
+            for place, event, patch in _added_texts(line):
+                additions[place].append((piece, number, event, patch))
+    for added in additions.values():
+        values = [patch["value"] for *_, patch in added]
+        scrubbed = scrub("".join(values))
+        if scrubbed == "".join(map(scrub, values)):
+            continue  # No string to replace is split between two events.
+        split = _split_like(values, scrubbed)
+        for (piece, number, event, patch), value in zip(added, split, strict=True):
+            patch["value"] = value
+            piece[number] = _DATA + json.dumps(event)
+    return ["\n".join(piece) for piece in lines]
+
+
+def _added_texts(line: str) -> list[tuple[str, Any, Any]]:
+    """Return the place, the event and the patch of each text that the line adds to a message."""
+    if not line.startswith(_DATA) or '"patches"' not in line:
+        return []
+    try:
+        event = json.loads(line.removeprefix(_DATA).encode())
+        return [
+            (json.dumps([event["event_id"], patch["path"]]), event, patch)
+            for patch in event["patches"]
+            if isinstance(patch.get("value"), str)
+        ]
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return []
+
+
+def _split_like(pieces: list[str], text: str) -> list[str]:
+    """Split `text` into as many pieces. Only the pieces of the part that differs are changed."""
+    first, last = 0, len(pieces) - 1
+    start, end = 0, len(text)
+    while first < last and text.startswith(pieces[first], start, end):
+        start += len(pieces[first])
+        first += 1
+    while first < last and text.endswith(pieces[last], start, end):
+        end -= len(pieces[last])
+        last -= 1
+    return [*pieces[:first], text[start:end], *[""] * (last - first), *pieces[last + 1 :]]
