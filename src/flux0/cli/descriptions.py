@@ -23,6 +23,8 @@ _OPTIONS = {
     "headers": "--header",
     "message": "MESSAGE",
     "name": "NAME",
+    "stream_idle_timeout_ms": "--idle-timeout",
+    "timeout_ms": "--timeout",
     "type_": "TYPE",
 }
 
@@ -83,7 +85,10 @@ def describe_error(error: models.Flux0Error, ids: Mapping[str, Any] | None = Non
         return f"No connection to {error.url}: {error.problem}. Is the server running?"
     if isinstance(error, models.DecodeError):
         return f"The server at {error.url} is not a flux0 server: {error.problem}"
-    return error.problem
+    problem = error.problem
+    for name in ("stream_idle_timeout_ms", "timeout_ms"):
+        problem = problem.replace(name, _OPTIONS[name])
+    return problem
 
 
 def _is_unknown(kind: str, id_: str, error: models.Flux0Error) -> bool:
