@@ -30,6 +30,7 @@ from flux0.testing import (
 )
 from support.fake_comparison import (
     EVENTS,
+    JSON,
     STREAM,
     ComparedResponse,
     ComparedServer,
@@ -223,6 +224,19 @@ def test_users(servers: Servers, cookie: str) -> None:
     assert everything[-1] == cookie
 
 
+def test_repeated_cookies(servers: Servers) -> None:
+    def scenario(server: ComparedServer) -> list[int]:
+        counts: list[int] = []
+        for users in (("x-1", "x-2"), ("x-2", "x-1"), ("x-1", "x-1")):
+            fields = (*JSON.items(), *(("cookie", f"flux0_user_sub={user}") for user in users))
+            server.ask(RequestSpec("POST", "/api/sessions", {"agent_id": "AGENT"}, fields))
+            listed = server.ask(RequestSpec("GET", "/api/sessions", None, fields))
+            counts.append(len(listed.data))
+        return counts
+
+    assert same(servers, scenario) == [1, 1, 2]
+
+
 def test_rejected_messages(servers: Servers) -> None:
     changes: list[dict[str, Any]] = [{"content": content} for content in ("", None, 5)]
     changes += [{"type": kind} for kind in ("status", "custom", "x", None, 1)]
@@ -381,6 +395,8 @@ TOOL_RESULT = {**NAMES, "data": {"result": 1}}
         [raw(add("/tool_call_results", [{**TOOL_RESULT, "data": "x"}])), READY],
         [Say("before"), FallSilent()],
         [raw(add("/-", "x"), event_id="a\nb"), Report("typing", event_id="a\nb")],
+        [raw(add("/-", "x"), event_id=""), Report("ready"), Say("after")],
+        [Say("before"), Report("typing", event_id="\ud800"), Report("typing"), Say("after")],
     ],
     ids=str,
 )

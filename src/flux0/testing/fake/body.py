@@ -80,7 +80,9 @@ class FakeBody:
                 self.mark_ended("closed")
                 raise timed_out(ReadTimeout, timeout)
             moment = inf if outcome.moment is None else outcome.moment
-            in_real_time = timeout == inf and not (clock.moves_by_itself and moment < inf)
+            in_real_time = timeout == inf and not (
+                moment <= clock.now() or (clock.moves_by_itself and moment < inf)
+            )
             if outcome.moment is None or in_real_time:
                 yield evolve(outcome, moment=None, seen=seen)
             elif min(moment, limit) < inf:

@@ -23,7 +23,7 @@ from flux0.domain.errors import (
 from flux0.domain.headers import Headers
 from flux0.domain.timeouts import timed_out
 from flux0.ports import Response, Timeout
-from flux0.testing.fake.calls import complete_response, internal_server_error
+from flux0.testing.fake.calls import Call, complete_response, internal_server_error
 from flux0.testing.fake.clock import Wait
 
 
@@ -169,20 +169,21 @@ class Split:
     sizes: tuple[int, ...] = field(converter=_positive)
 
 
+Pieces: TypeAlias = Iterator[bytes | Wait]
 Fault: TypeAlias = Respond | Refuse | Drop | Delay | Stall | Truncate | Split
 
 
-def with_faults(pieces: Iterator[bytes | Wait], faults: Iterable[Fault]) -> Iterator[bytes | Wait]:
+def with_faults(pieces: Pieces, faults: Iterable[Fault], call: Call) -> Pieces:
     """Apply `faults` to the pieces of a body and the waits between them."""
     for fault in sorted(faults, key=lambda fault: isinstance(fault, Split)):
         if isinstance(fault, Split):
             pieces = _split(pieces, fault.sizes)
         elif isinstance(fault, (Stall, Truncate)):
-            pieces = _cut_off(pieces, fault)
+            pieces = _cut_off(pieces, fault, call)
     return pieces
 
 
-def _cut_off(pieces: Iterator[bytes | Wait], fault: Stall | Truncate) -> Iterator[bytes | Wait]:
+def _cut_off(pieces: Pieces, fault: Stall | Truncate, call: Call) -> Pieces:
     counts_bytes = fault.after_events is None
     limit = (fault.after_bytes if counts_bytes else fault.after_events) or 0
     left = limit
@@ -190,7 +191,9 @@ def _cut_off(pieces: Iterator[bytes | Wait], fault: Stall | Truncate) -> Iterato
         piece = next(pieces, None)
         if piece is None:
             unit = "bytes" if counts_bytes else "events"
-            raise AssertionError(f"{fault} was not applied: {unit} in the body: {limit - left}")
+            raise AssertionError(
+                f"{fault} was not applied to {call}: {unit} in the body: {limit - left}"
+            )
         if isinstance(piece, bytes):
             piece = piece[:left] if counts_bytes else piece
             left -= len(piece) if counts_bytes else 1
@@ -202,7 +205,7 @@ def _cut_off(pieces: Iterator[bytes | Wait], fault: Stall | Truncate) -> Iterato
         raise ConnectionInterrupted("the connection was closed within the body")
 
 
-def _split(pieces: Iterator[bytes | Wait], sizes: tuple[int, ...]) -> Iterator[bytes | Wait]:
+def _split(pieces: Pieces, sizes: tuple[int, ...]) -> Pieces:
     wanted = cycle(sizes)
     size = next(wanted)
     held = bytearray()

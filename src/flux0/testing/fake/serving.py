@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import re
+from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import inf
-from socket import MSG_PEEK, SHUT_RDWR, socket
+from socket import IPPROTO_TCP, MSG_PEEK, SHUT_RDWR, TCP_NODELAY, socket
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from threading import Thread
 from typing import Any
-from urllib.parse import urljoin
 from weakref import WeakSet
+
+import h11
 
 from flux0.domain.errors import TransportError
 from flux0.domain.headers import Headers
@@ -19,16 +21,23 @@ from flux0.ports import Request, Timeout
 from flux0.testing.fake.body import SharedTransport
 
 _POLL_SECONDS = 0.05  # The longest time until `shutdown` takes effect.
+_BLOCK_BYTES = 65536
+_MAX_HEAD_BYTES = 2**20  # The real server has no fixed limit.
+_HOST = re.compile(r"([\w.~%!$&'()*+,;=-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?", re.ASCII)
+# The real server runs on Python 3.13. Older versions have another phrase for 422.
+_REASONS = {**{each.value: each.phrase for each in HTTPStatus}, 422: "Unprocessable Content"}
 
 
 @contextmanager
-def serve(fake: SharedTransport, port: int) -> Generator[str, None, None]:
+def serve(
+    fake: SharedTransport, port: int, allow_origins: Collection[str]
+) -> Generator[str, None, None]:
     """Serve a fake in a `with` block, each connection in a thread; see `FakeTransport.serve`."""
-    with _Server(fake, port) as server:
+    with _Server(fake, port, allow_origins) as server:
         thread = Thread(target=server.serve_forever, args=(_POLL_SECONDS,), daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}"
+            yield f"http://{server.address}"
         finally:
             server.shutdown()
             thread.join()
@@ -37,12 +46,16 @@ def serve(fake: SharedTransport, port: int) -> Generator[str, None, None]:
                     connection.shutdown(SHUT_RDWR)
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(ThreadingTCPServer):
+    allow_reuse_address = True
     daemon_threads = True
+    request_queue_size = 1024
 
-    def __init__(self, fake: SharedTransport, port: int) -> None:
+    def __init__(self, fake: SharedTransport, port: int, allow_origins: Collection[str]) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
+        self.address = f"127.0.0.1:{self.server_address[1]}"
         self.fake = fake
+        self.allow_origins = allow_origins
         self.connections: WeakSet[socket] = WeakSet()
 
     def get_request(self) -> tuple[socket, Any]:
@@ -52,67 +65,134 @@ class _Server(ThreadingHTTPServer):
         return accepted
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(BaseRequestHandler):
     """Serves the requests of one connection from a fake.
 
     Events are sent as soon as the agent produces them. If the client disconnects, the agent is
     cancelled at once. A turn whose agent sends no more events stays open until then.
     """
 
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
     server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
-    connection: socket
+    request: socket
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Log nothing."""
+    def setup(self) -> None:
+        """Prepare the connection."""
+        self.request.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD_BYTES)
 
-    def handle_any(self) -> None:
-        """Handle one request."""
-        if "transfer-encoding" in self.headers:
-            self.send_error(HTTPStatus.LENGTH_REQUIRED)  # This also closes the connection.
-            return
-        size = int(self.headers.get("content-length") or 0)
-        request = Request(
-            self.command,
-            urljoin(f"http://{self.headers.get('host', 'fake')}", self.path),
-            Headers(tuple(self.headers.items())),
-            self.rfile.read(size) or None,
+    def handle(self) -> None:
+        """Respond to requests until the connection has to be closed."""
+        # LocalProtocolError: a fault has changed the response so that HTTP does not allow it.
+        with suppress(OSError, h11.LocalProtocolError):
+            try:
+                while (request := self._read_request()) and self._respond(request):
+                    self.http.start_next_cycle()
+            except h11.RemoteProtocolError:
+                fields = ("content-type", "text/plain; charset=utf-8"), ("connection", "close")
+                self._send_response(400, fields, [b"Invalid HTTP request received."])
+
+    def _read_request(self) -> Request | None:
+        """Return the next request; None if the client has closed the connection."""
+        head, body = self._receive(), bytearray()
+        if self.http.they_are_waiting_for_100_continue:
+            self._send(h11.InformationalResponse(status_code=100, headers=[], reason="Continue"))
+        while isinstance(event := self._receive(), h11.Data):
+            body += event.data
+        if not isinstance(head, h11.Request) or event is None or self._is_closed_by_client():
+            return None
+        headers = Headers(
+            tuple((key.decode(), value.decode("latin-1")) for key, value in head.headers)
+        )
+        scheme, host = headers.get("x-forwarded-proto"), headers.get("host", "")
+        scheme = scheme if scheme in {"https", "ws", "wss"} else "http"
+        host = host if _HOST.fullmatch(host) else self.server.address
+        target = head.target.decode().replace("#", "%23")
+        if not target.startswith("/"):  # A target such as an absolute URL matches no route.
+            target = f"//{target}"
+        return Request(
+            head.method.decode(),
+            f"{scheme}://{host}{target}",
+            headers,
+            bytes(body) or None,
             stream=True,
             timeout=Timeout(read=None, idle=inf),
         )
+
+    def _receive(self) -> object:
+        """Return the next h11 event; None if the client has closed the connection."""
+        while (event := self.http.next_event()) is h11.NEED_DATA:
+            if not (data := self.request.recv(_BLOCK_BYTES)):
+                return None
+            self.http.receive_data(data)
+        return event
+
+    def _respond(self, request: Request) -> bool:
+        """Send the response to `request`; return whether the connection can be used again."""
+        cors = _cors_fields(request.headers, self.server.allow_origins)
+        if cors and request.method == "OPTIONS":
+            self._send_response(204, cors)
+            return self.http.our_state is h11.DONE
         try:
             response = self.server.fake.send(request)
         except (TransportError, AssertionError):  # A fault instead of a response.
-            self.close_connection = True
-            return
+            return False
         body = response.body
-        chunked = "transfer-encoding" in response.headers and self.request_version != "HTTP/1.0"
-        self.send_response_only(response.status_code)
-        for name, value in response.headers.pairs:
-            if name != "transfer-encoding" or chunked:
-                self.send_header(name, value)
-        self.close_connection |= "content-length" not in response.headers and not chunked
         watcher = Thread(target=self._close_on_disconnect, args=(body.close,), daemon=True)
         watcher.start()
         try:
-            self.end_headers()
-            for piece in body:
-                self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
-            if chunked:
-                self.wfile.write(b"0\r\n\r\n")
+            self._send_response(response.status_code, (*response.headers.pairs, *cors), body)
         except Exception as error:  # noqa: BLE001 - agents can raise any exception
-            self.close_connection = True
-            if not isinstance(error, (TransportError, OSError)):
+            if not isinstance(error, (TransportError, OSError, h11.LocalProtocolError)):
                 # The agent raised. Like the server, keep the connection open and send no more data.
                 watcher.join()
+            return False
         finally:
             body.close()
+        return self.http.our_state is h11.DONE
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = handle_any  # noqa: N815
+    def _send_response(
+        self, status: int, fields: Iterable[tuple[str, str]], body: Iterable[bytes] = ()
+    ) -> None:
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in fields]
+        reason = _REASONS.get(status, "")
+        self._send(h11.Response(status_code=status, headers=headers, reason=reason))
+        for piece in body:
+            self._send(h11.Data(data=piece))
+        self._send(h11.EndOfMessage())
+
+    def _send(self, event: h11.Event) -> None:
+        if data := self.http.send(event):
+            self.request.sendall(data)
+
+    def _is_closed_by_client(self) -> bool:
+        # Like the real server, ignore a request if its client does not wait for the response.
+        self.request.settimeout(0)
+        try:
+            return not self.request.recv(1, MSG_PEEK)
+        except BlockingIOError:
+            return False
+        finally:
+            self.request.settimeout(None)
 
     def _close_on_disconnect(self, close: Callable[[], None]) -> None:
         with suppress(OSError):
-            if self.connection.recv(1, MSG_PEEK):
+            if self.request.recv(1, MSG_PEEK):
                 return  # The client has sent its next request.
         close()
+
+
+def _cors_fields(headers: Headers, origins: Collection[str]) -> tuple[tuple[str, str], ...]:
+    """Return the fields that let a browser use the response; none if the origin is not allowed."""
+    origin = headers.get("origin")
+    if origin is None or not {origin, "*"} & set(origins):
+        return ()
+    requested = (
+        (f"access-control-allow-{plural}", headers.get(f"access-control-request-{name}"))
+        for plural, name in (("methods", "method"), ("headers", "headers"))
+    )
+    return (
+        ("access-control-allow-origin", origin),
+        ("access-control-allow-credentials", "true"),
+        ("vary", "origin"),
+        *((name, value) for name, value in requested if value is not None),
+    )

@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping
 from itertools import count, pairwise, takewhile
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
 from uuid import UUID
 
 from attrs import Attribute, field, frozen
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 def _check_pieces(step: _TextStep, attribute: Attribute[int], pieces: int) -> None:
     if not step.text:
-        raise InvalidArgument("text", "must not be empty")
+        raise InvalidArgument(
+            "text",
+            f"of {type(step).__name__} must not be empty; to send no message, use an empty list",
+        )
     if not 1 <= pieces <= len(step.text):
         raise InvalidArgument(
             attribute.name, f"must be from 1 to {len(step.text)} (characters of text), not {pieces}"
@@ -208,6 +211,7 @@ class LangChain:
 
 PlainStep: TypeAlias = Report | SendChunk | Pause | Gate | FallSilent
 AgentStep: TypeAlias = PlainStep | Say | Reason | CallTool | GiveResult | Fail | LangChain
+_STEP_TYPES = (str, *get_args(AgentStep))  # Faster to check than the union.
 
 
 @frozen
@@ -259,10 +263,10 @@ def as_agent(reply: AgentReply) -> AgentFunction:
 
 def iter_steps(result: SyncSteps) -> Generator[AgentStep, None, None]:
     """Yield the steps of an agent's result, and close the result at the end if possible."""
-    is_single = isinstance(result, (str, AgentStep))
+    is_single = isinstance(result, _STEP_TYPES)
     try:
         for step in cast("Iterable[str | AgentStep]", (result,) if is_single else result or ()):
-            if not isinstance(step, (str, AgentStep)):  # pyright: ignore[reportUnnecessaryIsInstance] - types are not enforced
+            if not isinstance(step, _STEP_TYPES):
                 raise TypeError(
                     f"an agent must yield strings or steps of flux0.testing, not {step!r}"
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from itertools import zip_longest
 from math import inf
@@ -234,15 +234,20 @@ class FakeTransport(SharedTransport):
 
         return default_transport(self)
 
-    def serve(self, port: int = 0) -> AbstractContextManager[str]:
+    def serve(
+        self, port: int = 0, *, allow_origins: Collection[str] = ()
+    ) -> AbstractContextManager[str]:
         """Return a context manager that serves the fake on 127.0.0.1. Its value is the URL.
 
         Args:
             port: the TCP port; 0 chooses a free one.
+            allow_origins: the origins of web pages that may use the fake with CORS, such as
+                `http://localhost:5173`; `*` allows all. The real server allows none.
         """
-        from flux0.testing.fake.serving import serve  # noqa: PLC0415 - loads http.server
+        from flux0.testing.fake.serving import serve  # noqa: PLC0415 - loads h11
 
-        return serve(self, port)
+        origins = (allow_origins,) if isinstance(allow_origins, str) else allow_origins
+        return serve(self, port, origins)
 
     def respond(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
         """Return the response to `request`; see `SharedTransport.respond`."""
@@ -260,7 +265,7 @@ class FakeTransport(SharedTransport):
             content = b"" if turn else cast("bytes", response.body)
             is_streaming = request.is_streaming(response.status_code)
             timeout = request.timeout.idle if is_streaming else request.timeout.read
-            pieces = with_faults(iter(turn or filter(None, (content,))), faults)
+            pieces = with_faults(iter(turn or filter(None, (content,))), faults, call)
             body = FakeBody(pieces, timeout, self.clock, self._lock, self._on_body_end)
             self._open[pieces] = call, turn
             self._bodies.add(body)

@@ -2,7 +2,7 @@
 
 As on the server, the agent does not wait for the reader of the stream. It runs as soon as the
 message is sent, up to its next pause or gate, and continues as the clock moves. Its events are
-stored when it produces them.
+stored when it produces them. Only with `_MAX_UNREAD` unread events, it waits for the reader.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from math import inf
+from traceback import walk_tb
 from typing import Any
 
 from attrs import define, field
@@ -24,6 +25,11 @@ from flux0.runtime.event_loop import Loop, call_soon, start_task
 from flux0.testing.fake import steps
 from flux0.testing.fake.clock import FakeClock, Wait
 from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data, without_nulls
+
+# The real server has stored whole turns of 5,000 unread events.
+_MAX_UNREAD = 10_000
+_UNTIL_READ = Wait()
+_NO_LOOP = "no running event loop"  # The message of asyncio.
 
 
 class _AgentPaused:
@@ -53,8 +59,9 @@ class FakeTurn:
     # The number of steps that were run, and whether the rest may stay unused.
     _steps_done: int = field(default=0, init=False)
     _used_up: bool = field(default=False, init=False)
-    # The time at which the agent produces its next event, after all its pauses so far.
+    # The agent's time, and the clock's time when the agent's code continued.
     _time: float = field(init=False)
+    _continued_at: float = field(init=False)
     _output: deque[bytes | BaseException] = field(factory=deque[Any], init=False)
     _expander: steps.StepExpander = field(init=False)
     _result: steps.AgentSteps | Awaitable[steps.AgentSteps] = field(default=None, init=False)
@@ -73,6 +80,11 @@ class FakeTurn:
 
     def __iter__(self) -> Generator[bytes | Wait, None, None]:
         while self._output or not self.completed:
+            if self._wait is _UNTIL_READ and not self._output:
+                # The clock resumes the agent, because the caller holds the lock.
+                now = self._clock.now()
+                self._wait = Wait(now)
+                self._clock.call_at(now, self.resume)
             outcome = self._output.popleft() if self._output else self._wait or Wait()
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -101,7 +113,7 @@ class FakeTurn:
         """Run the agent up to its next wait, unless another thread or task runs it."""
         with self._lock:
             if not self._cancelled:
-                self._wait = None
+                self._time, self._wait = self._clock.now(), None
             runs, self._running = not self._running, True
         if runs:
             self._run_until_wait()
@@ -130,18 +142,19 @@ class FakeTurn:
         try:
             while not waits:
                 if not isinstance(agent.send(None), _AgentPaused):
-                    agent.throw(
-                        TypeError(
-                            "an agent that awaits needs an event loop: "
-                            "use the async methods of the client, such as create_event_async"
-                        )
-                    )
+                    agent.throw(RuntimeError(_NO_LOOP))
                 with self._lock:  # After this block, another thread may resume the agent.
                     waits, cancelled = self._wait is not None, self._cancelled
                     self._running = cancelled or not waits
         except StopIteration:
             pass
         except BaseException as error:  # noqa: BLE001 - agents can raise any exception
+            if _needs_loop(error):
+                advice = TypeError(
+                    "an agent that awaits needs an event loop: "
+                    "use the async methods of the client, such as create_event_async"
+                )
+                advice.__cause__, error = error, advice
             self._fail(error)
         if cancelled:
             agent.close()
@@ -156,6 +169,7 @@ class FakeTurn:
                 self.cancel()
 
     async def _run(self) -> None:
+        self._continued_at = self._clock.now()
         result = await self._result if isinstance(self._result, Awaitable) else self._result
         if isinstance(result, AsyncIterable):
             try:
@@ -174,6 +188,8 @@ class FakeTurn:
 
     async def _run_step(self, step: steps.AgentStep) -> None:
         self._used_up |= isinstance(step, (steps.FallSilent, steps.Fail))
+        if self._clock.now() > self._continued_at:  # The agent's own code has waited.
+            self._time = self._clock.now()
         for plain in self._expander.expand(step):
             self._apply_step(plain)
             seen = self._clock.changes
@@ -184,6 +200,7 @@ class FakeTurn:
                     await self._clock.wait_async(Wait(seen=seen))
                     seen = self._clock.changes
         self._steps_done += 1
+        self._continued_at = self._clock.now()
 
     def _fail(self, error: BaseException) -> None:
         """Record an exception of the agent, and raise it in the reader of the stream."""
@@ -221,6 +238,8 @@ class FakeTurn:
                         self._wait = Wait(real_timeout=step.timeout)
                 case _:  # FallSilent
                     self._wait = Wait(inf)
+            if len(self._output) >= _MAX_UNREAD and self._wait is None:
+                self._wait = _UNTIL_READ
         self._clock.notify()
 
     def _send_chunk(self, step: steps.SendChunk) -> None:
@@ -245,14 +264,17 @@ class FakeTurn:
 
     def _send_status(self, step: steps.Report) -> None:
         if step.status == SessionStatus.READY:
-            message = self._store.finish_message(step.event_id or "")
+            message = None if step.event_id is None else self._store.finish_message(step.event_id)
             if message is not None:
                 self._store_event(message.type, agent_data(message), message.metadata)
             return
         data = StatusData(step.status, step.acknowledged_offset, step.data)
         self._store_event(EventType.STATUS, status_data(data))
         ids = (step.event_id or "", self.message.correlation_id)
-        self._send(StatusEvent(*ids, EventSource.AI_AGENT, data).to_sse())
+        try:
+            self._send(StatusEvent(*ids, EventSource.AI_AGENT, data).to_sse())
+        except UnicodeEncodeError:  # The id has a lone surrogate: the server ends the stream.
+            self.completed = True
 
     def _send(self, event: bytes) -> None:
         if not self.completed:
@@ -262,3 +284,12 @@ class FakeTurn:
         if not self.completed:
             source = EventSource.AI_AGENT
             self._store.create_event(self.message, type, source, data, metadata, self._time)
+
+
+def _needs_loop(error: BaseException) -> bool:
+    """Return whether code that needs an event loop raised `error`, because none is running."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    module = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return isinstance(error, (AttributeError, RuntimeError)) and (
+        str(error) == _NO_LOOP or module in {"anyio", "asyncio", "sniffio", "trio"}
+    )

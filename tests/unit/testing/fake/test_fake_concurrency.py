@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import count
 from typing import Any
 
 import anyio
 import pytest
+import trio
 
 from flux0 import Flux0, StreamIdleTimeout
 from flux0.domain.errors import ReadTimeout
@@ -339,6 +343,49 @@ async def test_async_agent_can_await_events_and_gates(mode: Mode) -> None:
 
 
 @in_both_loops
+async def test_times_of_an_async_agent_that_awaits_and_pauses(mode: Mode) -> None:
+    event = anyio.Event()
+
+    async def agent(_: UserMessage) -> AsyncIterator[AgentStep]:
+        await event.wait()
+        for status in ("typing", "processing"):
+            yield Pause(5)
+            yield Report(status)
+
+    fake = FakeTransport(agent)
+    async with Flux0(transport=fake) as flux0:
+        stream = await start_turn(flux0, fake)
+        await anyio.wait_all_tasks_blocked()
+        fake.clock.advance(10)
+        event.set()
+        await anyio.wait_all_tasks_blocked()
+        assert kinds(fake, "s000000001") == ["message"]
+        fake.clock.advance(100)
+        assert len([event async for event in stream]) == 2
+        events = await flux0.sessions.list_events_async(session_id="s000000001", source="ai_agent")
+    assert [event.created_at.second for event in events] == [15, 20]
+
+
+@in_both_loops
+async def test_async_agent_without_an_end_waits_for_its_reader(mode: Mode) -> None:
+    produced = count()
+
+    async def agent(_: UserMessage) -> AsyncIterator[AgentStep]:
+        for number in produced:
+            yield Report(f"status {number}")
+
+    fake = FakeTransport(agent)
+    body: Any = (await fake.send_async(message_to(new_session(fake)))).body
+    await anyio.wait_all_tasks_blocked()
+    assert next(produced) == 10_000
+    for _ in range(10_001):
+        await anext(body)
+    await anyio.wait_all_tasks_blocked()
+    assert next(produced) == 20_001
+    await body.close_async()
+
+
+@in_both_loops
 async def test_async_agent_is_cancelled_with_its_stream(mode: Mode) -> None:
     ends: list[str] = []
 
@@ -439,18 +486,43 @@ def test_sync_call_with_an_async_agent_that_awaits_nothing() -> None:
     assert [text_of(turn(fake)[0]) for _ in range(2)] == ["Hi", "You ask_for_text Hi"]
 
 
-def test_sync_call_with_an_agent_that_awaits_raises() -> None:
-    class Later:
-        def __await__(self) -> Generator[None, None, None]:
-            yield
+class Later:
+    def __await__(self) -> Generator[None, None, None]:
+        yield
 
+
+async def use_running_loop() -> None:
+    asyncio.get_running_loop()
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        Later,
+        use_running_loop,
+        partial(asyncio.sleep, 1),
+        lambda: asyncio.Event().wait(),
+        partial(anyio.sleep, 1),
+        partial(trio.sleep, 1),
+    ],
+)
+def test_sync_call_with_an_agent_that_awaits_raises(wait: Any) -> None:
     async def agent(_: UserMessage) -> AsyncIterator[AgentStep]:
-        await Later()
+        await wait()
         yield Say("Never")
 
     _, _, body = begin(agent)
     with pytest.raises(TypeError, match="use the async methods of the client"):
         next(body)
+
+
+def test_sync_call_with_an_async_agent_that_raises() -> None:
+    async def agent(_: UserMessage) -> AsyncIterator[AgentStep]:
+        yield Report("typing")
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(begin(agent)[2])
 
 
 REPLIES: list[tuple[AgentReply, str]] = [
@@ -482,6 +554,13 @@ def interrupting_at_once(_: UserMessage) -> str:
 def test_keyboard_interrupt_of_an_agent_propagates(agent: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         begin(agent)
+
+
+def test_history_does_not_grow_with_later_turns() -> None:
+    messages: list[UserMessage] = []
+    fake, session_id, _ = begin(messages.append)
+    post(fake, session_id)
+    assert [len(message.history) for message in messages] == [0, 1]
 
 
 def test_history_has_the_earlier_messages() -> None:

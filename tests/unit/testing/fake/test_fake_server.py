@@ -5,14 +5,17 @@ The integration tests send the same requests to the released server and the fake
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from flux0 import Flux0
+from flux0.domain.headers import Headers
 from flux0.models import BadRequestError, HTTPValidationError, NotFoundError
+from flux0.ports import Request
 from flux0.testing import CallTool, FakeTransport, GiveResult, Pause, Report, Say
-from support.fakes import JSON, ask, message_to, new_session
+from support.fakes import JSON, URL, ask, message_to, new_session
 
 UNKNOWN = "0123456789"
 MANY = "9" * 4301
@@ -214,6 +217,7 @@ def test_user_message_is_stored_at_once() -> None:
         ("", None, range(8)),
         ("?min_offset=6", None, [6, 7]),
         ("?min_offset=%20%2B0_6.00%20", None, [6, 7]),
+        (f"?min_offset={'0' * 4301}6", None, [6, 7]),
         ("?min_offset=-1", None, range(8)),
         ("?min_offset=-6", None, range(8)),
         ("?source=user", None, [0, 6]),
@@ -236,6 +240,31 @@ def test_list_events_filters(query: str, types: Any, offsets: Any) -> None:
         list(fake.send(message_to(session_id)).body)
     response = ask(fake, "GET", f"/api/sessions/{session_id}/events{query}", types)
     assert [event["offset"] for event in response.json["data"]] == list(offsets)
+
+
+def test_last_of_repeated_cookies_is_used() -> None:
+    fake = FakeTransport()
+    users: list[str] = []
+    for cookies in (
+        ["flux0_user_sub=alice"],
+        ["flux0_user_sub=bob; flux0_user_sub=alice"],
+        ["flux0_user_sub=bob", "flux0_user_sub=alice"],
+        ["flux0_user_sub=alice", "flux0_user_sub=bob"],
+    ):
+        fields = [("content-type", "application/json"), *(("cookie", each) for each in cookies)]
+        body = json.dumps({"agent_id": fake.agent_id}).encode()
+        response = fake.send(Request("POST", f"{URL}/api/sessions", Headers((*fields,)), body))
+        users.append(json.loads(b"".join(response.body))["user_id"])
+    assert users == [users[0]] * 3 + [users[3]]
+    assert users[3] != users[0]
+    assert fake.calls[-1].user == "bob"
+
+
+@pytest.mark.parametrize("name", ["\ud800", "x\udfff"])
+def test_agent_with_a_lone_surrogate_in_its_name_is_not_created(name: str) -> None:
+    fake = FakeTransport()
+    assert ask(fake, "POST", "/api/agents", {"name": name, "type": "fake"}).status_code == 500
+    assert len(ask(fake, "GET", "/api/agents").json["data"]) == 1
 
 
 # --- rejected requests

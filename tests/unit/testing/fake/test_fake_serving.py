@@ -9,10 +9,12 @@ import threading
 import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import islice, repeat
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from flux0 import EventStream, Flux0, HttpxTransport, StreamInterrupted
@@ -31,6 +33,7 @@ from flux0.testing import (
     Truncate,
 )
 from support.cassettes import ONCE
+from support.fakes import kinds, new_session
 from support.in_memory import in_every_mode
 from support.modes import in_mode
 from support.transports import Mode
@@ -114,6 +117,12 @@ def test_sleep_of_the_clock_makes_pauses_real() -> None:
         assert "".join(stream.text()) == "Hello"
 
 
+def test_reading_resumes_an_agent_that_is_far_ahead() -> None:
+    clock = FakeClock(moves_by_itself=False)
+    with served(lambda _: repeat(Report("typing")), clock=clock) as (_, _, stream):
+        assert len(list(islice(stream, 10_500))) == 10_500
+
+
 def test_faults_apply_to_the_real_connection() -> None:
     fake = FakeTransport([Say("Hello", pieces=3)])
     with fake.serve() as url, Flux0(url, retry_config=ONCE) as flux0:
@@ -143,48 +152,188 @@ def test_exception_of_an_agent_leaves_the_stream_open() -> None:
         fake.assert_nothing_unexpected()
 
 
-def exchange(url: str, text: str) -> bytes:
-    """Send a raw request over a new connection, and return all bytes of the response."""
+def connect(url: str) -> socket.socket:
+    """Return a new connection to a served fake."""
     address = urlsplit(url)
     assert address.hostname is not None
-    assert address.port is not None
-    with socket.create_connection((address.hostname, address.port)) as connection:
-        connection.sendall(text.encode())
-        response = b""
-        while data := connection.recv(65536):
-            response += data
-    return response
+    return socket.create_connection((address.hostname, address.port or 80))
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Return all bytes that the server sends until it closes the connection."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def exchange(url: str, text: str) -> bytes:
+    """Send a raw request over a new connection, and return all bytes of the response."""
+    with connect(url) as connection:
+        connection.sendall(text.encode("latin-1"))
+        return read_all(connection)
 
 
 def test_all_http_methods() -> None:
     with FakeTransport().serve() as url:
         address = urlsplit(url)
         connection = http.client.HTTPConnection(address.netloc)
-        for method, status in (("PUT", 405), ("HEAD", 405), ("GET", 200)):
+        for method in ("PUT", "HEAD", "FOO", "get", "GET"):
             connection.request(method, "/api/agents")
             response = connection.getresponse()
-            assert (response.status, response.getheader("server")) == (status, "uvicorn")
+            assert response.status == (200 if method == "GET" else 405)
+            assert response.getheader("server") == "uvicorn"
             response.read()
         connection.close()
 
 
-def test_chunked_request_bodies_get_411() -> None:
+_CLOSE = "host: x\r\nconnection: close\r\n"
+_JSON = f"{_CLOSE}content-type: application/json\r\n"
+_AGENT = '{"name":"n","type":"fake"}'
+
+
+@pytest.mark.parametrize(
+    ("request_line", "rest", "response"),
+    [
+        ("POST /api/agents",
+         f"{_JSON}transfer-encoding: chunked\r\n\r\n1a\r\n{_AGENT}\r\n0\r\n\r\n", "201 Created"),
+        ("POST /api/agents", f"{_JSON}content-length: 2\r\n\r\n{{}}", "422 Unprocessable Content"),
+        ("GET //api/agents", _CLOSE, "404 Not Found"),
+        ("GET /api/x/../agents", _CLOSE, "404 Not Found"),
+        ("GET http://x/api/agents", _CLOSE, "404 Not Found"),
+        ("GET /api/agents#x", _CLOSE, "404 Not Found"),
+        ("GET api/agents", _CLOSE, "404 Not Found"),
+        ("CONNECT x:80", _CLOSE, "404 Not Found"),
+        ("TRACE /api/agents", _CLOSE, "405 Method Not Allowed"),
+        ("GET /api/agents", _CLOSE + "a: b\r\n" * 200, "200 OK"),
+        ("GET /api/agents", f"{_CLOSE}a: {'b' * 100_000}\r\n", "200 OK"),
+        ("GET /api/agents", "connection: close\r\nhost: [::1\r\n", "200 OK"),
+        ("GET /api/agents", "", "400 Bad Request"),
+        ("GET /api/agents", f"{_CLOSE}content-length: +2\r\n", "400 Bad Request"),
+        ("GET /api/agents", f"{_CLOSE}content-length: x\r\n", "400 Bad Request"),
+        ("GET /api/agents", f"{_CLOSE}content-length: 0\r\ncontent-length: 1\r\n",
+         "400 Bad Request"),
+    ],
+)  # fmt: skip
+def test_raw_requests(request_line: str, rest: str, response: str) -> None:
+    """The integration tests compare more of these requests with the real server."""
     with FakeTransport().serve() as url:
-        head = "POST /api/agents HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
-        assert exchange(url, f"{head}0\r\n\r\n").startswith(b"HTTP/1.1 411 ")
+        head, _, body = exchange(url, f"{request_line} HTTP/1.1\r\n{rest}\r\n").partition(
+            b"\r\n\r\n"
+        )
+    assert head.startswith(f"HTTP/1.1 {response}\r\n".encode())
+    assert body == b"Invalid HTTP request received." or json.loads(body)
+
+
+def test_redirect_uses_the_scheme_of_the_proxy_and_a_valid_host() -> None:
+    with FakeTransport().serve() as url:
+        for fields, location in (
+            ("host: x\r\nx-forwarded-proto: https\r\n", "https://x"),
+            ("host: x\r\nx-forwarded-proto: y\r\n", "http://x"),
+            ("host: a b\r\n", url),
+        ):
+            request = f"GET /api/agents/ HTTP/1.1\r\nconnection: close\r\n{fields}\r\n"
+            assert f"location: {location}/api/agents\r\n".encode() in exchange(url, request)
+
+
+def test_expect_100_continue_gets_an_interim_response() -> None:
+    with FakeTransport().serve() as url, connect(url) as connection:
+        head = f"{_JSON}expect: 100-continue\r\ncontent-length: {len(_AGENT)}\r\n"
+        connection.sendall(f"POST /api/agents HTTP/1.1\r\n{head}\r\n".encode())
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(_AGENT.encode())
+        assert read_all(connection).startswith(b"HTTP/1.1 201 Created\r\n")
+
+
+def test_many_simultaneous_connections() -> None:
+    with FakeTransport().serve() as url, ExitStack() as stack:
+        connections = [stack.enter_context(connect(url)) for _ in range(100)]
+        for connection in connections:
+            connection.sendall(f"GET /api/agents HTTP/1.1\r\n{_CLOSE}\r\n".encode())
+        assert all(read_all(each).startswith(b"HTTP/1.1 200 OK\r\n") for each in connections)
+
+
+def message(session_id: str, version: str) -> str:
+    """Return a raw request that sends a message."""
+    body = json.dumps({"type": "message", "source": "user", "content": "Hi"})
+    return (
+        f"POST /api/sessions/{session_id}/events/stream {version}\r\nhost: x\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}"
+    )
+
+
+def test_half_closed_connection_is_closed_and_cancels_the_agent() -> None:
+    fake = FakeTransport([Report("typing"), Gate(), Say("Never")])
+    session_id = new_session(fake)
+    with fake.serve() as url, connect(url) as connection:
+        connection.sendall(message(session_id, "HTTP/1.1").encode())
+        received = b""
+        while not received.endswith(b"}\n\n\r\n"):
+            received += connection.recv(65536)
+        connection.shutdown(socket.SHUT_WR)
+        assert read_all(connection) == b""  # Not even the last chunk.
+        assert kinds(fake, session_id) == ["message", "typing"]
+
+
+@pytest.mark.skipif(not hasattr(socket, "MSG_MORE"), reason="the request and FIN are two segments")
+def test_half_closed_connection_gets_no_response_and_its_request_is_ignored() -> None:
+    fake = FakeTransport()
+    session_id = new_session(fake)
+    with fake.serve() as url, connect(url) as connection:
+        connection.send(message(session_id, "HTTP/1.1").encode(), socket.MSG_MORE)
+        connection.shutdown(socket.SHUT_WR)
+        assert read_all(connection) == b""
+    assert kinds(fake, session_id) == []
+
+
+# --- CORS
+
+
+def test_real_server_and_fake_have_no_cors_by_default() -> None:
+    with FakeTransport().serve() as url:
+        response = httpx.get(f"{url}/api/agents", headers={"origin": "http://a.example"})
+        assert not [name for name in response.headers if name.startswith("access-control")]
+        assert httpx.options(f"{url}/api/agents").status_code == 405
+
+
+@pytest.mark.parametrize("allowed", ["http://a.example", ["http://b.example", "*"]])
+def test_allowed_origins_can_use_the_fake(allowed: Any) -> None:
+    origin = {"origin": "http://a.example"}
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "x-a"}
+    fake = FakeTransport()
+    with fake.serve(allow_origins=allowed) as url:
+        preflight = httpx.options(f"{url}/api/sessions", headers={**origin, **asked})
+        response = httpx.get(f"{url}/api/agents", headers=origin)
+    expected = {
+        "access-control-allow-origin": "http://a.example",
+        "access-control-allow-credentials": "true",
+        "vary": "origin",
+    }
+    assert expected.items() <= dict(response.headers).items()
+    more = {"access-control-allow-methods": "POST", "access-control-allow-headers": "x-a"}
+    assert dict(preflight.headers) == {**expected, **more}
+    assert preflight.status_code == 204
+    assert [call.operation for call in fake.calls] == ["agents.list"]
+
+
+@pytest.mark.parametrize("origin", [{}, {"origin": "http://b.example"}])
+def test_other_origins_cannot_use_the_fake(origin: dict[str, str]) -> None:
+    with FakeTransport().serve(allow_origins=["http://a.example"]) as url:
+        response = httpx.options(f"{url}/api/sessions", headers=origin)
+    assert response.status_code == 405
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_response_that_http_does_not_allow_closes_the_connection() -> None:
+    fake = FakeTransport()
+    with fake.serve() as url, Flux0(url, retry_config=ONCE) as flux0:
+        fake.inject(Truncate(after_bytes=2, clean=True))
+        with pytest.raises(TransportError):
+            flux0.agents.list()
+        assert len(flux0.agents.list()) == 1
 
 
 def test_http_1_0_clients_get_close_delimited_bodies() -> None:
     fake = FakeTransport()
     with fake.serve() as url:
-        with Flux0(url) as flux0:
-            session = flux0.sessions.create(agent_id=fake.agent_id)
-        body = json.dumps({"type": "message", "source": "user", "content": "Hi"})
-        response = exchange(
-            url,
-            f"POST http://fake/api/sessions/{session.id}/events/stream HTTP/1.0\r\n"
-            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}",
-        )
+        response = exchange(url, message(new_session(fake), "HTTP/1.0"))
     head, _, content = response.partition(b"\r\n\r\n")
     assert b"chunked" not in head
     assert content.startswith(b"event: chunk\n")

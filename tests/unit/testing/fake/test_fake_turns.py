@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from itertools import count, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from flux0.testing import (
     AgentStep,
     CallTool,
     ClockStandsStill,
+    Delay,
     Fail,
     FakeClock,
     FakeTransport,
     FallSilent,
+    Gate,
     GiveResult,
     LangChain,
     Pause,
@@ -204,6 +207,7 @@ def test_exception_of_an_agent_is_raised_by_the_stream(
     "make",
     [
         lambda: Say(""),
+        lambda: Reason(""),
         lambda: Say("abc", pieces=4),
         lambda: Reason("abc", pieces=0),
         lambda: Say("abc", pause=-1),
@@ -242,6 +246,9 @@ def raw(*patches: dict[str, Any], seq: int = 0, **metadata: Any) -> SendChunk:
         ),
         ([raw(add("/a", [])), raw(add("/a/-", 1), seq=7), raw(add("/b", 2), seq=8), READY],
          [ContentPart({"a": [1], "b": 2})]),
+        ([raw(add("/a", [])), raw(add("/a/-", 1), add("/b", 2), seq=7), READY],
+         [ContentPart({"a": [1], "b": 2})]),
+        ([SendChunk("", [add("/-", "x")]), Report("ready")], []),
         ([raw(add("/a", 1), seq=5, kind="reasoning"), raw(add("/a", 2)), READY],
          [ReasoningPart({"a": 2})]),
         ([raw(add("/-", "x"), {"op": "remove", "path": "/9"}), raw(add("/-", "y")), READY],
@@ -268,6 +275,13 @@ def test_chunk_metadata_are_merged_with_the_agents() -> None:
     assert isinstance(event, ChunkEvent)
     assert event.metadata == {"agent_name": "Fake", "mood": "good"}
     assert stored.metadata == {"mood": "good"}
+
+
+def test_status_with_a_lone_surrogate_in_its_id_ends_the_stream() -> None:
+    fake, session_id, body = begin([Report("typing", event_id="\ud800"), Report("processing")])
+    assert list(body) == []
+    assert kinds(fake, session_id) == ["message", "typing"]
+    fake.assert_nothing_unexpected()
 
 
 def test_numbers_are_formatted_as_by_the_server() -> None:
@@ -440,6 +454,60 @@ def test_agent_can_close_its_own_stream() -> None:
 
 
 # --- time
+
+
+def times(fake: FakeTransport, session_id: str) -> list[str]:
+    """Return the minutes and seconds at which the events of the agent were stored."""
+    events = ask(fake, "GET", f"/api/sessions/{session_id}/events?source=ai_agent").json["data"]
+    return [event["created_at"][14:19] for event in events]
+
+
+@pytest.mark.parametrize("call_is_delayed", [False, True])
+def test_pause_after_a_gate_begins_when_the_gate_opens(*, call_is_delayed: bool) -> None:
+    gate = Gate()
+    fake, session_id, body = begin([gate, Report("typing"), Pause(5), Say("Hello")])
+    if call_is_delayed:
+        fake.inject(Delay(10))
+        ask(fake, "GET", "/api/agents")
+    else:
+        fake.clock.advance(10)
+    gate.open()
+    assert times(fake, session_id) == ["00:10"]
+    fake.clock.advance(10)
+    assert times(fake, session_id) == ["00:10", "00:15"]
+    assert b'"timestamp": 1767225615.0' in list(body)[1]
+
+
+def test_pause_after_the_agent_itself_has_moved_the_clock() -> None:
+    def agent(_: UserMessage) -> Iterator[AgentStep]:
+        fake.clock.advance(10)
+        yield Report("typing")
+        yield Pause(5)
+        yield Say("Hello")
+
+    fake = FakeTransport(agent)
+    session_id = new_session(fake)
+    list(post(fake, session_id))
+    assert times(fake, session_id) == ["00:10", "00:15"]
+
+
+def test_agent_without_an_end_waits_for_its_reader() -> None:
+    produced = count()
+    body: Generator[bytes, None, None]  # A body has the same methods.
+    fake, _, body = begin(lambda _: (Report(f"status {number}") for number in produced))
+    fake.clock.advance(1)
+    assert next(produced) == 10_000
+    assert len(list(islice(body, 10_001))) == 10_001
+    assert next(produced) == 20_001
+    body.close()
+    fake.assert_no_open_streams()
+
+
+def test_pause_of_an_agent_that_is_far_ahead() -> None:
+    steps: list[AgentStep] = [*repeat(Report("typing"), 10_000), Pause(5), Report("processing")]
+    fake, session_id, body = begin(steps)
+    assert len(list(body)) == 10_001
+    assert times(fake, session_id)[-2:] == ["00:00", "00:05"]
 
 
 def test_pause_longer_than_the_idle_timeout() -> None:
