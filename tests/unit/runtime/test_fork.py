@@ -57,7 +57,7 @@ TURN = http_response(
 @pytest.fixture(autouse=True)
 def long_idle_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reuse idle connections for longer: a fork takes more than 4 s on a slow machine."""
-    for module in ("httpx.connections", "urllib3.connection"):
+    for module in ("httpx.clients", "urllib3.connection"):
         monkeypatch.setattr(f"flux0.adapters.{module}.MAX_IDLE_SECONDS", 60.0)
 
 

@@ -21,8 +21,8 @@ from flux0.domain.errors import (
 )
 from flux0.ports import Request
 
-# Parts of the messages of h11 and httpcore for a connection that was closed too early.
-_CLOSED_EARLY = ("closed connection", "Server disconnected", "ConnectionTerminated")
+# Part of the message of httpcore if the server ended a connection of HTTP/2.
+_TERMINATED = "ConnectionTerminated"
 _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
 
 
@@ -37,6 +37,10 @@ class HttpxExchange(Exchange):
         httpcore_module: The module `httpcore` or `httpcore2`.
         head_received: Whether the response head was received.
         head_bytes: The number of bytes received until then, with interim responses.
+        head_start: The first of these bytes.
+        connection: The `TrackedConnection` that sends the request, or None.
+        multiplexed: Whether other exchanges share the connection, as in HTTP/2.
+        proxy_failure: The error for the reply of a SOCKS proxy, or None.
     """
 
     def __init__(
@@ -47,6 +51,10 @@ class HttpxExchange(Exchange):
         self.httpcore_module = httpcore_module
         self.head_received: bool = False
         self.head_bytes: int = 0
+        self.head_start: bytes = b""
+        self.connection: Any = None
+        self.multiplexed: bool = False
+        self.proxy_failure: ConnectError | None = None
         self._url = built.url
         self._user_trace = built.extensions.get("trace")
         self._traced = False
@@ -71,12 +79,13 @@ class HttpxExchange(Exchange):
             # A CONNECT request opens a tunnel through a proxy; it is not the user's request.
             self.sent = self.sent or info["request"].method != b"CONNECT"
             if protocol == "http2":
-                self.clear_interrupt()  # Other exchanges share the connection.
+                self.multiplexed = True
+                self.clear_interrupt()
         elif step == "receive_response_headers.complete" and self.sent:
             self.head_received = True
             self._remove_invalid_location(info["return_value"][-1])
         elif step in _CONNECTED:
-            self.bind_connection(info["return_value"])
+            self.bind_socket(info["return_value"].get_extra_info("socket"))
         elif step.endswith(".failed"):
             self.failure = info["exception"]
 
@@ -103,9 +112,17 @@ class HttpxExchange(Exchange):
             fields = [*response.headers.raw, *self._removed_location]
             response.headers = self.httpx_module.Headers(fields)
 
-    def bind_connection(self, stream: Any) -> None:
-        """Use the socket of `stream`, which sends the request, to interrupt the exchange."""
-        self.shut_down_on_interrupt(stream.get_extra_info("socket"))
+    def bind_socket(self, sock: Any) -> None:
+        """Shut down `sock`, which sends the request, when the exchange is interrupted."""
+        if not self.multiplexed:
+            self.shut_down_on_interrupt(sock)
+
+    @property
+    def unfinished_connection(self) -> Any:
+        """The connection that a proxy did not establish, which httpcore leaves open; or None."""
+        return (
+            self.connection if self.connection is not None and self.connection.connecting else None
+        )
 
     def translate(self, error: Exception, built: Any) -> TransportError | None:
         """Return the flux0 error for an exception of `client.send`.
@@ -147,6 +164,8 @@ class HttpxExchange(Exchange):
         `sent` says whether a byte of the request may have been sent.
         """
         httpx_module = self.httpx_module
+        if not sent and self.proxy_failure is not None:
+            return self.proxy_failure
         if isinstance(error, httpx_module.ProxyError) and not sent:
             return refused_by_proxy(str(error))
         kind: type[TransportError] = ProtocolError
@@ -159,13 +178,24 @@ class HttpxExchange(Exchange):
             kind = next((to for raised, to in kinds if isinstance(error, raised)), TransportTimeout)
         elif not sent:
             kind = TLSError if _is_tls_failure(error) else ConnectError
-        elif isinstance(
-            error, (httpx_module.NetworkError, httpx_module.ProxyError, OSError)
-        ) or any(part in str(error) for part in _CLOSED_EARLY):
+        elif self._is_interruption(error):
             kind = ConnectionInterrupted
         if not self._traced and error.__cause__ is None and str(error):
             return kind(str(error))  # The message of a custom transport of the user.
         return failure(kind, error, self.timeout, head_received=self.head_received)
+
+    def _is_interruption(self, error: BaseException) -> bool:
+        """Return whether the connection ended, as opposed to a response that is not valid."""
+        httpx_module = self.httpx_module
+        if isinstance(error, (httpx_module.NetworkError, httpx_module.ProxyError, OSError)):
+            return True
+        if self.connection is not None:
+            ended = self.multiplexed and _TERMINATED in str(error)
+            return ended or bool(self.connection.at_eof)
+        # The connection is not tracked. If h11 raised the error before the body, it says that the
+        # head is not valid. Otherwise, assume an interruption, which is more likely.
+        from_h11 = error.__cause__ is not None and error.__cause__.__context__ is not None
+        return self._traced and (self.head_received or not from_h11)
 
 
 def _request_of(error: Any) -> object:

@@ -28,7 +28,8 @@ from inspect import iscoroutinefunction
 from typing import Any, ClassVar, Final, Protocol, TypeVar, cast, runtime_checkable
 
 from flux0.adapters.httpx.body import AsyncBody, SyncHttpxBody
-from flux0.adapters.httpx.connections import BuiltInClients, current_exchange, track_client
+from flux0.adapters.httpx.clients import BuiltInClients, track_client
+from flux0.adapters.httpx.connections import current_exchange
 from flux0.adapters.httpx.exchange import HttpxExchange
 from flux0.adapters.shared.bodies import SyncBody
 from flux0.adapters.shared.failures import failure
@@ -45,7 +46,7 @@ from flux0.domain.errors import (
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
 from flux0.ports import AsyncByteStream, ByteStream, Request, Response
-from flux0.runtime.event_loop import PerLoop
+from flux0.runtime.event_loop import PerLoop, shielded
 from flux0.runtime.processes import PerProcess, run_in_new_thread
 
 Body = TypeVar("Body")
@@ -159,6 +160,8 @@ class HttpxFamilyTransport(ABC):
         finally:
             current_exchange.reset(token)
             exchange.clear_interrupt()
+            if exchange.unfinished_connection is not None:
+                exchange.unfinished_connection.close()
         exchange.restore_location(response)
         body = SyncBody(SyncHttpxBody(request, built, exchange, response, self))
         if built_in is not None:
@@ -196,6 +199,8 @@ class HttpxFamilyTransport(ABC):
         finally:
             current_exchange.reset(token)
             exchange.clear_interrupt()
+            if exchange.unfinished_connection is not None:
+                await shielded(exchange.unfinished_connection.aclose)
         exchange.restore_location(response)
         return _to_response(response, AsyncBody(request, built, exchange, response, self))
 

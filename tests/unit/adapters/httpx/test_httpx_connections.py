@@ -1,0 +1,275 @@
+"""httpx and httpx2: SOCKS proxies, waits for a connection, early responses, and other protocols."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from flux0 import APIError, ClientClosed, Flux0
+from flux0.domain.errors import ConnectError, ConnectTimeout, Flux0Error, ProtocolError
+from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
+from flux0.testing.contract.responses import (
+    Disconnect,
+    Reset,
+    ServerSteps,
+    Signal,
+    WaitForRelease,
+    Write,
+    http_response,
+    to_bytes,
+)
+from support import modes
+from support.over_httpx import FAMILY, FAMILY_SYNC, FAST, OverHttpx
+from support.secured import Secured
+from support.sending import AGENTS, LONG_TIMEOUT, OK, get, over, post
+from support.socks_proxy import SocksProxy
+from support.unreachable import resolve_to, unreachable_address
+
+SHORT_TIMEOUT = 0.3
+# With a timeout for each address, the test would take longer than a test may take.
+MANY = 1000
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+async def list_agents(way: OverHttpx, url: str, client: Any = None) -> None:
+    """List the agents, with up to three attempts, over a client or over the built-in client."""
+    async with way.closing(client) as transport:
+        flux0 = Flux0(url, transport=transport, retry_config=FAST)
+        await modes.in_mode(way.mode, flux0).agents.list_async()
+
+
+# --- SOCKS proxies
+
+
+@over(*FAMILY)
+@pytest.mark.parametrize("own", [False, True], ids=["environment", "user's client"])
+@pytest.mark.parametrize("login", [None, ("user", "secret")], ids=["no login", "login"])
+async def test_requests_are_sent_through_a_socks_proxy(
+    way: OverHttpx, monkeypatch: pytest.MonkeyPatch, login: Any, *, own: bool
+) -> None:
+    with SocksProxy(login=login) as proxy, ByteServer(AGENTS) as server:
+        credentials = "" if login is None else f"{login[0]}:{login[1]}@"
+        url = f"socks5://{credentials}{proxy.address}"
+        if not own:
+            monkeypatch.setenv("ALL_PROXY", url)
+        await list_agents(way, server.url, way.client(proxy=url) if own else None)
+        assert len(server.requests) == 1
+        assert [f"http://{host}:{port}" for host, port in proxy.targets] == [server.url]
+
+
+@over(*FAMILY)
+async def test_tls_through_a_socks_proxy(way: OverHttpx, secured: Secured) -> None:
+    with SocksProxy() as proxy, ByteServer(AGENTS, tls=secured.server) as server:
+        client = way.client(proxy=f"socks5://{proxy.address}", verify=secured.trusting())
+        await list_agents(way, server.url, client)
+        assert len(server.requests) == 1
+
+
+@over(*FAMILY)
+@pytest.mark.parametrize("credentials", ["", "user:wrong@"], ids=["no login", "wrong login"])
+async def test_login_that_a_socks_proxy_rejects_is_not_retried(
+    way: OverHttpx, monkeypatch: pytest.MonkeyPatch, credentials: str
+) -> None:
+    with SocksProxy(login=("user", "secret")) as proxy:
+        monkeypatch.setenv("ALL_PROXY", f"socks5://{credentials}{proxy.address}")
+        with pytest.raises(ConnectError, match="the proxy rejected the login"):
+            await list_agents(way, "http://flux0.invalid")
+        assert proxy.accepted == 1
+
+
+@over(*FAMILY)
+async def test_refusal_by_a_socks_proxy_is_a_connect_error(
+    way: OverHttpx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SocksProxy(refuse=True) as proxy:
+        monkeypatch.setenv("ALL_PROXY", f"socks5://{proxy.address}")
+        message = "the proxy refused the connection: connection refused"
+        with pytest.raises(ConnectError, match=message):
+            await list_agents(way, "http://flux0.invalid")
+        assert proxy.accepted == 3
+
+
+@over(*FAMILY)
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ((Disconnect(),), "the proxy closed the connection"),
+        ((Write(b"HTTP/1.1 400 Bad Request\r\n\r\n"), WaitForRelease()), "does not support SOCKS5"),
+    ],
+    ids=["closes", "HTTP"],
+)
+async def test_proxy_that_is_not_socks_is_a_connect_error(
+    way: OverHttpx, monkeypatch: pytest.MonkeyPatch, steps: ServerSteps, message: str
+) -> None:
+    with ByteServer(on_connect=steps) as proxy:
+        monkeypatch.setenv("ALL_PROXY", proxy.url.replace("http:", "socks5:"))
+        with pytest.raises(ConnectError, match=message):
+            await list_agents(way, "http://flux0.invalid")
+
+
+@over(*FAMILY)
+@pytest.mark.parametrize("scheme", ["socks5", "http"])
+async def test_connect_timeout_limits_a_silent_proxy(
+    way: OverHttpx, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """The read timeout, which is longer, does not apply before the request is sent."""
+    with SocksProxy(silent=True) as proxy:
+        monkeypatch.setenv("ALL_PROXY", f"{scheme}://{proxy.address}")
+        timeout = evolve(LONG_TIMEOUT, connect=SHORT_TIMEOUT)
+        with pytest.raises(ConnectTimeout, match=r"could not connect within 0\.3 s"):
+            await way.fetch_once(get("https://flux0.invalid", timeout=timeout))
+
+
+# --- waiting for a connection
+
+
+@pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
+def test_connect_timeout_limits_all_addresses_together(
+    way: OverHttpx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeout = evolve(LONG_TIMEOUT, connect=SHORT_TIMEOUT)
+    with unreachable_address() as dead:
+        resolve_to(monkeypatch, *[dead] * MANY)
+        with pytest.raises(ConnectTimeout):
+            way.transport_over(None).send(get("http://flux0.example", timeout=timeout))
+
+
+@pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_closing_a_client_ends_connecting(
+    way: OverHttpx, monkeypatch: pytest.MonkeyPatch, *, tls: bool
+) -> None:
+    """The address is unreachable, or the server sends nothing in the TLS handshake."""
+    connecting = threading.Event()
+
+    def close_while_connecting(url: str) -> None:
+        flux0 = Flux0(url, transport=way.transport_over(None), timeout_ms=60_000)
+        with ThreadPoolExecutor(1) as threads:
+            call = threads.submit(flux0.agents.list)
+            assert connecting.wait(DEFAULT_TIMEOUT)
+            flux0.close()
+            error = call.exception(DEFAULT_TIMEOUT)
+        assert isinstance(error, ClientClosed)
+
+    if tls:
+        with ByteServer(on_connect=(Signal(connecting), WaitForRelease())) as server:
+            close_while_connecting(server.url.replace("http:", "https:"))
+            server.wait_until_closed()
+        return
+    with unreachable_address() as dead:
+        resolve_to(monkeypatch, dead)
+        resolve: Callable[..., Any] = socket.getaddrinfo
+
+        def getaddrinfo(*args: Any, **options: Any) -> Any:
+            connecting.set()
+            return resolve(*args, **options)
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        close_while_connecting("http://flux0.example")
+
+
+# --- responses that are not HTTP
+
+NOT_HTTP = {
+    "SSH": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "HTML": b"<html>Log in</html>",
+    "short": b"no",
+    "blank lines": b"\r\n\r\n",
+}
+
+
+@over(*FAMILY)
+@pytest.mark.parametrize("end", [Disconnect(), Reset(), WaitForRelease()], ids=repr)
+@pytest.mark.parametrize("name", NOT_HTTP)
+async def test_response_that_is_not_http_is_a_protocol_error(
+    way: OverHttpx, name: str, end: Any
+) -> None:
+    with ByteServer((Write(NOT_HTTP[name]), end)) as server:
+        with pytest.raises(ProtocolError) as caught:
+            await list_agents(way, server.url)
+        assert repr(NOT_HTTP[name])[1:] in str(caught.value)
+        assert len(server.requests) == 1
+
+
+@over(*FAMILY)
+async def test_response_that_is_not_http_over_an_untracked_connection(way: OverHttpx) -> None:
+    """The connection was opened before the client was passed to flux0."""
+    malformed = (Write(b"HTTP/1.1 abc Nonsense\r\n\r\n"), Disconnect())
+    for steps, requests in ((malformed, 1), ((Disconnect(),), 3)):
+        with ByteServer(OK, steps) as server:
+            client = way.client()
+            opened = client.get(server.url)
+            if way.mode != "sync":
+                await opened
+            with pytest.raises(Flux0Error):
+                await list_agents(way, server.url, client)
+            assert len(server.requests) == 1 + requests
+
+
+# --- responses before the request was sent completely
+
+TOO_LARGE = to_bytes(http_response(b'{"detail": "too large"}', status="413 Content Too Large"))
+
+
+@contextmanager
+def early_server(response: bytes, *, closes: bool) -> Generator[str, None, None]:
+    """Yield the URL of a server that responds to the first bytes of a request.
+
+    It does not read the other bytes. If it closes the connection, it thereby resets it.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connections: list[socket.socket] = []
+
+        def serve() -> None:
+            with suppress(OSError):  # The listener was shut down.
+                while True:
+                    connection, _ = listener.accept()
+                    connections.append(connection)
+                    connection.recv(1)
+                    connection.sendall(response)
+                    if closes:
+                        connection.close()
+
+        serving = threading.Thread(target=serve, daemon=True)
+        serving.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+        serving.join()
+        for connection in connections:
+            connection.close()
+
+
+@over(*FAMILY)
+@pytest.mark.parametrize("closes", [False, True], ids=["open", "closes"])
+@pytest.mark.parametrize("size", [10_000, 20_000_000])
+async def test_rejection_of_a_large_request_is_an_api_error(
+    way: OverHttpx, size: int, *, closes: bool
+) -> None:
+    with early_server(TOO_LARGE, closes=closes) as url:
+        async with way.closing(None) as transport:
+            flux0 = modes.in_mode(way.mode, Flux0(url, transport=transport, timeout_ms=60_000))
+            with pytest.raises(APIError, match="too large") as caught:
+                await flux0.sessions.create_event_async(session_id="s", content="x" * size)
+    assert caught.value.status_code == 413
+
+
+@over(*FAMILY)
+async def test_interim_response_does_not_stop_a_large_request(way: OverHttpx) -> None:
+    interim = (Write(b"HTTP/1.1 102 Processing\r\n\r\n"),)
+    with ByteServer(OK, on_connect=interim) as server:
+        body = b"x" * 20_000_000
+        assert await way.fetch_once(post(server.url, body)) == (200, b"ok")
+        assert server.requests[0].body == body
