@@ -37,9 +37,10 @@ def is_framed(headers: Headers) -> bool:
     A content-length and the chunked coding do (RFC 9112, section 6). A content coding does not: a
     body that is cut off before its first byte, or between two gzip members, looks complete.
     """
-    if "content-length" in headers:
-        return True
-    return headers.get("transfer-encoding", "").lower().endswith("chunked")
+    coding = headers.get("transfer-encoding")
+    if coding is not None:  # It overrides a content-length (RFC 9112, section 6.3).
+        return coding.lower().rpartition(",")[2].strip() == "chunked"
+    return "content-length" in headers
 
 
 def framing_problem(length: str | None, coding: str | None) -> str | None:

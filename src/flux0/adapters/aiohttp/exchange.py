@@ -1,233 +1,168 @@
-"""One request over aiohttp, on its way to the head of its answer, and what goes wrong with it."""
+"""One request over aiohttp until its response head is received, and the errors on the way."""
 
 from __future__ import annotations
 
 import asyncio
-from contextvars import ContextVar
+from collections.abc import Iterator
 from functools import partial
-from types import SimpleNamespace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import aiohttp
+from aiohttp.client_middlewares import build_client_middlewares
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL  # aiohttp's own type of URL
 
-from flux0.adapters.aiohttp.protocol_shim import RequestBody
+from flux0.adapters.aiohttp.connection import TrackedConnection, track
 from flux0.adapters.shared.exchange import Exchange
-from flux0.adapters.shared.failures import failure, refused_by_proxy
+from flux0.adapters.shared.failures import chain, failure, refused_by_proxy
 from flux0.adapters.shared.limits import ACCEPT_ENCODING
-from flux0.domain.errors import (
-    ConnectError,
-    ConnectionInterrupted,
-    ConnectTimeout,
-    Flux0Error,
-    InvalidArgument,
-    PoolTimeout,
-    ProtocolError,
-    ReadTimeout,
-    TLSError,
-    TransportError,
-    WriteTimeout,
-    mark_user_error,
-)
-from flux0.ports import Request
+from flux0.domain import errors
+from flux0.ports import Request, Timeout
 
-_MAX_HEADER_BYTES: Final = 64 * 1024
+_OPTIONS: Final = {"allow_redirects": False, "raise_for_status": False, "auto_decompress": False}
+_LIMITS: Final = {"max_line_size": 64 * 1024, "max_field_size": 64 * 1024}
+_MAX_BYTES_BODY: Final = 1024 * 1024  # aiohttp warns about larger bodies in `bytes`.
+_TLS_ERRORS: Final = (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch)
+_HTTP_ERRORS: Final = (aiohttp.ClientResponseError, HttpProcessingError)
+# Python raises UnicodeError for an invalid host name.
+LIBRARY_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError, UnicodeError)
 
 
 class AiohttpExchange(Exchange):
-    """One request on its way to the head of its answer, and what is known of it."""
-
-    def __init__(self, request: Request, url: URL) -> None:
-        super().__init__(request)
-        self._request = request
-        self._url = url
-        self.body: RequestBody = RequestBody(request.body or b"", request.timeout.write)
-        self._step = ""  # What aiohttp does, by the name of its last trace event.
-        self._telling = False  # Whether it is telling the user's traces of an event.
-        self._own_error: Exception | None = None  # The error of flux0 for `failure`.
+    """The state of one request until the response head is received."""
 
     async def run(
-        self, session: aiohttp.ClientSession, proxy: str | None
+        self, request: Request, url: URL, session: aiohttp.ClientSession, proxy: str | None
     ) -> aiohttp.ClientResponse:
-        """Send the request and return the answer when its head is in."""
-        # Those of a request replace the session's, for which aiohttp has no public name. Without
-        # ours around and inside of them, a request could be sent twice, and what they raise could
-        # not be told from what aiohttp raises.
-        theirs = session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        timeout = self.timeout
-        _EXCHANGE.set(self)
-        try:
-            return await session.request(
-                self._request.method,
-                self._url,
-                headers=self._headers(),
-                skip_auto_headers=("Content-Type",) if self._request.body is None else None,
-                data=self.body,
-                allow_redirects=False,
-                raise_for_status=False,
-                auto_decompress=False,
-                proxy=proxy,
-                middlewares=(self._outermost, *theirs, self._innermost),
-                max_line_size=_MAX_HEADER_BYTES,
-                max_field_size=_MAX_HEADER_BYTES,
-                timeout=aiohttp.ClientTimeout(
-                    connect=timeout.pool, sock_connect=timeout.connect, sock_read=timeout.read
-                ),
-            )
-        except _UserError as carrier:
-            error = carrier.error
-        except Flux0Error as raised:
-            if raised is not self._own_error:
-                mark_user_error(raised, sent=self.sent)
-            raise
-        finally:
-            _EXCHANGE.set(None)
-        mark_user_error(error, sent=self.sent)
-        raise error  # Outside of the block, so that it is as it was.
-
-    def _headers(self) -> list[tuple[str, str]]:
-        headers = self._request.headers
+        """Send the request, and return the response when its head is received."""
+        method, body, headers = request.method, request.body, request.headers
+        self._authorization = headers.get("authorization")
         pairs = [pair for pair in headers.pairs if pair[0].lower() != "authorization"]
         if "accept-encoding" not in headers:
             pairs.append(("accept-encoding", ACCEPT_ENCODING))
-        return pairs
-
-    async def _outermost(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        """Complete the request, and keep the errors of the user's middlewares as they are."""
-        _EXCHANGE.set(None)  # A middleware may send requests of its own.
-        authorization = self._request.headers.get("authorization")
-        if authorization is not None:
-            request.headers["Authorization"] = authorization
-        if self._request.body is None and request.method in request.GET_METHODS:
-            del request.headers["Content-Length"]
+        limits = self.timeout
         try:
-            return await handler(request)
-        except Exception as error:
-            if error is self.failure:
-                self._own_error = self._translated(error)
-                raise self._own_error from error
-            # aiohttp would send a GET again, or make another error of it.
-            if isinstance(error, (OSError, aiohttp.ServerDisconnectedError)):
-                raise _UserError(error) from error
-            raise
+            return await session.request(
+                method,
+                url,
+                headers=pairs,
+                skip_auto_headers=("Content-Type",) if body is None and method != "GET" else None,
+                data=body if body is None or len(body) <= _MAX_BYTES_BODY else _LargeBody(body),
+                proxy=proxy,
+                middlewares=(self._call_middlewares,),
+                timeout=aiohttp.ClientTimeout(connect=limits.pool, sock_connect=limits.connect),
+                **_OPTIONS,
+                **_LIMITS,
+            )
+        except _UserError as carrier:
+            error: Exception = carrier.args[0]
+        raise error  # Outside of the block, so that it is unchanged.
 
-    async def _innermost(
+    async def _call_middlewares(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Have aiohttp send the request; take note of whether it did, and of what it raises."""
+        """Call the user's middlewares, then aiohttp. Raise no error that makes aiohttp retry."""
+        if self._authorization is not None:  # It may replace the authorization of the session.
+            request.headers["Authorization"] = self._authorization
+        call: aiohttp.ClientHandlerType = partial(self._call_aiohttp, handler)
+        # The middlewares of a request replace those of the session, which have no public name.
+        users = request.session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        if users:
+            call = build_client_middlewares(call, users)
+        try:
+            return await call(request)
+        except Exception as error:  # noqa: BLE001 - raised below
+            raised = error
+            if error is self.failure:
+                raised = transport_error(error, self.timeout, sent=self.sent)
+        if isinstance(raised, (OSError, aiohttp.ServerDisconnectedError)):
+            raised = _UserError(raised)
+        raise raised  # Outside of the block, so that no error with secrets is its `__context__`.
+
+    async def _call_aiohttp(
+        self, handler: aiohttp.ClientHandlerType, request: aiohttp.ClientRequest
+    ) -> aiohttp.ClientResponse:
+        """Send the request over a usable connection; record the errors of aiohttp in `failure`."""
         if request.loop is not asyncio.get_running_loop():
-            raise Flux0Error("the aiohttp session belongs to another event loop")
-        if "Expect" in request.headers:
-            problem = "has expect, for whose 100 Continue aiohttp waits without end"
-            raise InvalidArgument("headers", problem)
-        body = self.body
+            raise errors.Flux0Error("the aiohttp session belongs to another event loop")
         while True:
-            body.prepare()
-            self._telling = False
-            known = request.body is body  # A middleware may have replaced it.
+            # aiohttp calls this method when it has a connection.
+            request.send = partial(self._send, request.send)  # type: ignore[method-assign]
             try:
-                response = await handler(request)
-                if not known or body.begun or not body.reused:
-                    return response
-                response.close()  # It came before the request went out, so it answers another.
-            except Exception as error:
-                if body.unfit:
-                    continue
-                if self._telling:
-                    raise self._of_trace(error) from None
+                return await handler(request)
+            except _StaleConnectionError:
+                continue
+            except LIBRARY_ERRORS as error:
+                for each, function in _functions(error):
+                    if function.startswith("aiohttp.tracing."):  # A trace of the user raised it.
+                        raise each from None
                 self.failure = error
                 raise
             finally:
-                self.sent = self.sent or body.begun or not known
+                del request.send  # Otherwise the request would be part of a reference cycle.
 
-    def _of_trace(self, error: Exception) -> BaseException:
-        """Return what the user's trace has raised, which aiohttp wraps while it connects."""
-        if self._step in _SENDING:
-            return self.body.failure or error
-        wrappers: tuple[type[Exception], ...] = (aiohttp.ConnectionTimeoutError,)
-        if self._step.startswith("dns"):
-            wrappers += (aiohttp.ClientConnectorDNSError,)
-        return (isinstance(error, wrappers) and error.__cause__) or error
+    async def _send(self, send: Any, connection: Any) -> Any:
+        protocol = connection.protocol
+        if protocol is None or (isinstance(protocol, TrackedConnection) and protocol.is_stale()):
+            raise _StaleConnectionError
+        track(protocol).await_head(self.timeout.read)
+        self.sent = True
+        return await send(connection)
 
-    def note(self, step: str, *, telling: bool) -> None:
-        """Take note of what aiohttp does, and of whether the user's traces are yet to be told."""
-        self._step, self._telling = step, telling
-        if step in ("connection_reuseconn", "connection_create_start"):
-            self.body.reused = step == "connection_reuseconn"
 
-    def _translated(self, error: Exception) -> Exception:
-        """Return the error of ours that one of aiohttp's stands for, or itself if there is none."""
-        if isinstance(self.body.failure, WriteTimeout):
-            return self.body.failure
-        if isinstance(error, aiohttp.ClientHttpProxyError):
-            return refused_by_proxy(f"{error.status} {error.message}")
-        unsent = not self.sent and self._step in _CONNECTING
-        kinds = _UNSENT if unsent else _SENT
-        kind = next((to for raised, to in kinds if isinstance(error, raised)), None)
-        if kind is ConnectTimeout and self._step == "connection_queued_start":
-            kind = PoolTimeout
-        return error if kind is None else failure(kind, error, self.timeout)
+class _StaleConnectionError(Exception):
+    """A connection of the pool cannot be used."""
 
 
 class _UserError(Exception):
-    """Carries an error of the user's past aiohttp."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
+    """Carries an error of the user's code through aiohttp."""
 
 
-# What aiohttp raises before a byte is sent, and after; the first that fits counts.
-_Kinds: TypeAlias = tuple[tuple[type[Exception], type[TransportError]], ...]
-_UNSENT: Final[_Kinds] = (
-    (asyncio.TimeoutError, ConnectTimeout),
-    (aiohttp.ClientSSLError, TLSError),
-    (aiohttp.ServerFingerprintMismatch, TLSError),
-    (aiohttp.ClientError, ConnectError),
-    (HttpProcessingError, ConnectError),  # Of a proxy.
-    (OSError, ConnectError),
-    (UnicodeError, ConnectError),  # The standard library cannot encode the name of the host.
-)
-_SENT: Final[_Kinds] = (
-    (asyncio.TimeoutError, ReadTimeout),
-    (aiohttp.ClientConnectionError, ConnectionInterrupted),
-    (aiohttp.ClientError, ProtocolError),
-    (OSError, ConnectionInterrupted),
-)
+class _LargeBody(aiohttp.BytesPayload):
+    """A request body of any size, without aiohttp's warning about large bodies."""
 
-# aiohttp's trace events: before it has a connection, once it has one, and while it sends.
-_CONNECTING: Final = (
-    *("connection_queued_start", "connection_queued_end", "connection_create_start"),
-    *("dns_resolvehost_start", "dns_resolvehost_end", "dns_cache_hit", "dns_cache_miss"),
-)
-_CONNECTED: Final = ("connection_create_end", "connection_reuseconn")
-_SENDING: Final = ("request_headers_sent", "request_chunk_sent")
-
-# The exchange whose request is handed to aiohttp right now.
-_EXCHANGE: ContextVar[AiohttpExchange | None] = ContextVar("flux0_aiohttp_exchange", default=None)
+    def __init__(self, body: bytes) -> None:
+        aiohttp.Payload.__init__(self, body)
+        self._size = len(body)
 
 
-class _TraceContext(SimpleNamespace):
-    def __init__(self, **given: Any) -> None:
-        super().__init__(exchange=_EXCHANGE.get(), **given)
+def transport_error(
+    error: Exception, timeout: Timeout, *, sent: bool, head_received: bool = False
+) -> errors.TransportError:
+    """Return the flux0 error for an error of aiohttp."""
+    kind: type[errors.TransportError]
+    if isinstance(error, asyncio.TimeoutError):
+        pooled = any("._wait_for_available_connection" in name for _, name in _functions(error))
+        unsent = errors.PoolTimeout if pooled else errors.ConnectTimeout
+        kind = errors.ReadTimeout if sent else unsent
+    elif sent:
+        is_http = not isinstance(error, _HTTP_ERRORS)
+        kind = errors.ConnectionInterrupted if is_http else errors.ProtocolError
+    else:
+        kind = errors.TLSError if isinstance(error, _TLS_ERRORS) else errors.ConnectError
+    cause = _without_secrets(error)
+    translated = failure(kind, cause, timeout, head_received=head_received)
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        translated = refused_by_proxy(f"{error.status} {error.message}")
+    translated.__cause__ = cause
+    return translated
 
 
-def _trace(*, telling: bool) -> aiohttp.TraceConfig:
-    config = aiohttp.TraceConfig(_TraceContext)
-
-    async def tell(step: str, _session: object, context: Any, _params: object) -> None:
-        if context.exchange is not None:  # Otherwise the request is the user's own.
-            context.exchange.note(step, telling=telling)
-
-    for step in (*_CONNECTING, *_CONNECTED, *_SENDING):
-        getattr(config, f"on_{step}").append(partial(tell, step))
-    config.freeze()
-    return config
+def _without_secrets(error: BaseException) -> BaseException:
+    """Return `error`, or an error in its place if it contains headers or a password."""
+    while error.__cause__ is not None and isinstance(error, aiohttp.ClientConnectionError):
+        error = error.__cause__
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return aiohttp.ServerDisconnectedError()
+    if isinstance(error, _HTTP_ERRORS):
+        return HttpProcessingError(message=error.message.partition(":")[0])
+    return error
 
 
-# One is told before the user's own traces, the other after them.
-BEFORE_USER_TRACES: Final = _trace(telling=True)
-AFTER_USER_TRACES: Final = _trace(telling=False)
+def _functions(error: BaseException) -> Iterator[tuple[BaseException, str]]:
+    """Yield the functions that an error, and each error that it wraps, passed through."""
+    for each in chain(error):
+        traceback = each.__traceback__
+        while traceback is not None:
+            frame, traceback = traceback.tb_frame, traceback.tb_next
+            yield each, f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}"

@@ -1,35 +1,36 @@
-"""The transport over aiohttp, for asynchronous code under asyncio."""
+"""The transport over aiohttp, for async code under asyncio.
+
+1. `send_async` starts an `AiohttpExchange`. It passes the request to `ClientSession.request`, with
+   a middleware of flux0 that calls the user's middlewares, and then aiohttp.
+2. aiohttp takes a connection from the pool or opens one, and calls `AiohttpExchange._send`, which
+   rejects stale connections. From then on the request counts as sent. It is sent only once.
+3. `TrackedConnection` limits the wait for the response head, and rejects data that is not HTTP.
+4. If aiohttp fails, the middleware raises a flux0 error. Errors of the user's code are unchanged.
+5. `_Body` reads and decompresses the content. The connection uses one timer for all waits.
+6. At the end of the body, aiohttp returns the connection to the pool. A body that is closed early,
+   cancelled, broken or garbage-collected aborts its connection.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Final, cast
+from typing import Any, cast
 from weakref import finalize
 
 import aiohttp
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL  # aiohttp's own type of URL
 
-from flux0.adapters.aiohttp.exchange import AFTER_USER_TRACES, BEFORE_USER_TRACES, AiohttpExchange
-from flux0.adapters.aiohttp.protocol_shim import NEVER, ProtocolShim
+from flux0.adapters.aiohttp.connection import TrackedConnection
+from flux0.adapters.aiohttp.exchange import LIBRARY_ERRORS, AiohttpExchange, transport_error
 from flux0.adapters.shared.bodies import AsyncPulledBody
-from flux0.adapters.shared.failures import failure
+from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import MAX_CONNECTIONS, MAX_IDLE_SECONDS
 from flux0.adapters.shared.misplaced import refuse_misplaced, transport_repr
 from flux0.adapters.shared.proxies import EnvironmentProxies
-from flux0.domain.errors import (
-    ClientClosed,
-    ConnectError,
-    ConnectionInterrupted,
-    Flux0Error,
-    InvalidArgument,
-    ProtocolError,
-    ReadTimeout,
-    TransportError,
-)
+from flux0.domain.errors import ClientClosed, ConnectError, Flux0Error, InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
 from flux0.ports import AsyncByteStream, Request, Response, Timeout
@@ -37,28 +38,24 @@ from flux0.runtime.event_loop import PerLoop
 
 
 class AiohttpTransport:
-    """Sends requests over aiohttp, with a session of the user's or sessions made when first needed.
+    """Sends requests over aiohttp, with your session or with sessions that it creates.
 
-    A session passed in keeps its connector, proxy, certificates, cookies, middlewares and traces,
-    belongs to the event loop that it was made in, and is never closed here. One made here obeys the
-    proxies that the environment names, which `AiohttpTransport(aiohttp.ClientSession())` does not,
-    and keeps no cookies. Timeouts are the request's: aiohttp has a single one for waiting for a
-    free connection and for making it, and that is `pool`; `connect` limits each address that is
-    tried. Redirects are not followed, and aiohttp's own retries are off.
+    Your session keeps its connector, proxy, certificates, cookies, middlewares and traces, belongs
+    to the event loop that created it, and is never closed here. A created session stores no cookies
+    and uses the proxy settings of the environment, which `aiohttp.ClientSession()` does not. Of the
+    timeouts, `pool` limits the wait for a free connection together with opening it, and `read` also
+    limits the wait for the server to receive more of the request.
 
     Raises:
-        InvalidArgument: `session` is not a session; it may be something that wraps one.
+        InvalidArgument: `session` is no `aiohttp.ClientSession`, but for example a wrapper.
     """
 
     def __init__(self, session: aiohttp.ClientSession | None = None) -> None:
         if session is not None:
             refuse_misplaced("session", session, "aiohttp")
             if not isinstance(cast("object", session), aiohttp.ClientSession):
-                problem = f"is {session!r}, and must be an aiohttp.ClientSession"
-                raise InvalidArgument("session", f"{problem}: pass the one that it wraps")
-            if AFTER_USER_TRACES not in session.trace_configs:
-                session.trace_configs.insert(0, BEFORE_USER_TRACES)
-                session.trace_configs.append(AFTER_USER_TRACES)
+                problem = f"is {session!r}: pass an aiohttp.ClientSession, not a wrapper of it"
+                raise InvalidArgument("session", problem)
         self._session = session
         self._own_sessions = PerLoop(_make_session, aiohttp.ClientSession.close)
         self._proxies = EnvironmentProxies("aiohttp")
@@ -68,34 +65,24 @@ class AiohttpTransport:
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Send `request` once; see `AsyncTransport.send_async`."""
-        url = _url(request.url)
+        url = _parse_url(request.url)
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            message = "aiohttp works under asyncio only: use HttpxTransport under trio"
-            raise Flux0Error(message) from None
+            raise Flux0Error("aiohttp needs asyncio: use HttpxTransport under trio") from None
         session, proxy = self._session, None
         if session is None:
             session = await self._own_sessions.get()
             proxy = self._proxies.proxy_for(request.url)
         elif session.closed:
             raise ClientClosed("the aiohttp session is closed")
-        exchange = AiohttpExchange(request, url)
-        response = await exchange.run(session, proxy)
-        wire = exchange.body.wire
-        if response.connection is not None and response.connection.transport is not None:
-            wire = ProtocolShim.of(
-                response.connection.transport
-            )  # Another, if the user's code sent it.
-        pairs = (
-            (str(name, "latin-1"), str(value, "latin-1")) for name, value in response.raw_headers
-        )
-        headers = Headers(tuple(pairs))
-        body = _Body(request, response, wire, self, close_delimited=not is_framed(headers))
-        return Response(response.status, headers, body, response, body.close_delimited)
+        response = await AiohttpExchange(request).run(request, url, session, proxy)
+        pairs = ((str(n, "latin-1"), str(v, "latin-1")) for n, v in response.raw_headers)
+        headers, body = Headers(tuple(pairs)), _Body(request, response, self)
+        return Response(response.status, headers, body, response, not is_framed(headers))
 
     async def close_async(self) -> None:
-        """Close the running loop's session, unless it is the user's."""
+        """Close the session of the running loop, unless you passed it in."""
         await self._own_sessions.close_async()
 
 
@@ -103,62 +90,40 @@ def _make_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=MAX_IDLE_SECONDS),
         cookie_jar=aiohttp.DummyCookieJar(),
-        trace_configs=[AFTER_USER_TRACES],
     )
 
 
-def _url(text: str) -> URL:
+def _parse_url(text: str) -> URL:
     try:
         url = URL(text, encoded=True)
         if not text.isascii():
-            url = url.with_host(url.raw_host or "")  # Which encodes it.
+            url = url.with_host(url.raw_host or "")  # yarl encodes the host name.
         if url.scheme in ("http", "https") and url.host and url.port is not None:
             return url
         problem = ValueError("it does not begin with http:// or https:// and a server's name")
     except ValueError as error:
         problem = error
-    raise ConnectError(f"the URL leads nowhere: {problem}") from problem
-
-
-# RuntimeError: the connection was closed, which aiohttp has not told the reader yet.
-_RAISED: Final = (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError)
+    raise ConnectError(f"the URL is not valid: {problem}") from problem
 
 
 class _Body(AsyncPulledBody):
-    """The body of a response."""
+    """The body of a response. It references `owner`, whose garbage collection would close it."""
 
-    def __init__(
-        self,
-        request: Request,
-        response: aiohttp.ClientResponse,
-        wire: ProtocolShim | None,
-        transport: AiohttpTransport,
-        *,
-        close_delimited: bool,
-    ) -> None:
+    def __init__(self, request: Request, response: aiohttp.ClientResponse, owner: object) -> None:
         super().__init__(response.headers.get("Content-Encoding", ""))
         timeout = request.timeout
-        self._silence = timeout.idle if request.is_streaming(response.status) else timeout.read
-        self._begun = self._expired = False
-        self.close_delimited = close_delimited
-        self._loop = asyncio.get_running_loop()
-        self._response = response
-        self._content = response.content
-        self._wire = wire
-        self._transport = transport  # Its session must outlive the body.
-        # Users read the body of an error again, from `raw_response`.
+        self._limit = timeout.idle if request.is_streaming(response.status) else timeout.read
+        self._response, self._content, self._owner = response, response.content, owner
+        self._received = False
+        self._finalizer: finalize[..., _Body] | None = None
         if not is_success(response.status):
-            self.retained = []
-        self._forgotten: finalize[..., _Body] | None = None
+            self.retained = []  # Users read the body of an error again, from `raw_response`.
         protocol = None if response.connection is None else response.connection.protocol
-        if protocol is not None and wire is not None:  # Otherwise the whole body is there.
-            # aiohttp's timeout also runs while nobody reads; ours begins anew with each wait.
-            protocol.read_timeout = None
-            protocol.start_timeout()
-            wire.watch(response.content)
-            # Not __del__, which comes too late for a connection that is garbage together with this.
-            # At Python's end too, since aiohttp warns of what is open then.
-            self._forgotten = finalize(self, _release_soon, self._loop, response, wire)
+        self._connection = protocol if isinstance(protocol, TrackedConnection) else None
+        if protocol is not None:  # Otherwise the body is complete, and the connection is released.
+            # Not __del__, which runs too late if the connection is garbage-collected, too.
+            loop, transport = asyncio.get_running_loop(), protocol.transport
+            self._finalizer = finalize(self, _close_soon, loop, response, transport)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -173,88 +138,53 @@ class _Body(AsyncPulledBody):
         self.closed = True
         self._release()
 
-    def _release(self) -> None:
-        if self._forgotten is not None and self._wire is not None:
-            self._forgotten.detach()
-            _release(self._response, self._wire)
-
     async def _receive(self) -> bytes | None:
+        connection, raised = self._connection, None
         try:
+            if connection is not None:
+                connection.start_wait(self._limit)
+            data = await self._content.readany()
+            if connection is not None:
+                connection.deadline = None
+            if not data and not self._received:
+                data = await self._response.read()  # A middleware of the user may have read it.
+        except LIBRARY_ERRORS as error:
+            self._content.set_exception(cast("Exception", None))  # It would hide received data.
             data = self._content.read_nowait()
-            if not data and not self._content.at_eof():
-                data = await self._wait()
-            elif not data and not self._begun:
-                data = await self._response.read()  # A middleware may have read it.
-            self._begun = True
-        except _RAISED:
-            data = b"" if self.closed else _withheld(self._content)
-            if not data:
-                raise
-        lost = None if self._wire is None else self._wire.failure
-        # aiohttp takes every end of a connection for that of a body which ends with it.
-        if not data and isinstance(lost, OSError) and self.close_delimited:
-            raise lost
+            self._content.set_exception(error)
+            limit = Timeout(read=self._limit)
+            raised = transport_error(error, limit, sent=True, head_received=True)
+        if raised is not None and (self.closed or not data):
+            raise raised  # Outside of the block, so that its `__context__` has no secrets.
+        self._received = True
         return data or None
-
-    async def _wait(self) -> bytes:
-        silence = NEVER if self._silence is None else self._silence
-        timer = self._loop.call_later(silence, self._expire, self._content.total_bytes)
-        try:
-            return await self._content.readany()
-        finally:
-            timer.cancel()
-
-    def _expire(self, seen: int) -> None:
-        if self._content.total_bytes == seen:  # Otherwise bytes came at the same time.
-            self._expired = True
-            self._content.set_exception(aiohttp.SocketTimeoutError("no data received"))
 
     async def _on_finished(self) -> None:
         self._release()
         if self.retained is not None:
-            body = b"".join(self.retained)
-            content = aiohttp.StreamReader(BaseProtocol(self._loop), len(body), loop=self._loop)
-            content.feed_data(body)
-            content.feed_eof()
-            self._response.content = content
+            body, loop = b"".join(self.retained), asyncio.get_running_loop()
+            self._response.content = aiohttp.StreamReader(BaseProtocol(loop), len(body), loop=loop)
+            self._response.content.feed_data(body)
+            self._response.content.feed_eof()
 
     async def _on_failure(self, _error: BaseException) -> None:
         self._release()
 
-    def _translate_error(self, error: BaseException) -> TransportError | None:
-        if not isinstance(error, _RAISED):
-            return None
-        kind: type[TransportError] = ReadTimeout if self._expired else ConnectionInterrupted
-        lost = None if self._wire is None else self._wire.failure
-        if any(isinstance(each, HttpProcessingError) for each in (error, lost)):
-            kind = ProtocolError
-        timeout = Timeout(read=self._silence)
-        return failure(kind, lost or error, timeout, head_received=True)
+    def _release(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        if not self._response.closed:  # Otherwise aiohttp has released the connection.
+            self._response.close()
+
+    def _translate_error(self, error: BaseException) -> None:
+        """Keep every error: `_receive` has translated the errors of aiohttp."""
 
 
-def _withheld(content: aiohttp.StreamReader) -> bytes:
-    """Return what came before a failure, which aiohttp withholds from then on."""
-    failure = content.exception()
-    content.set_exception(cast("Exception", None))
-    data = content.read_nowait()
-    content.set_exception(cast("Exception", failure))
-    return data
-
-
-def _release_soon(
-    loop: asyncio.AbstractEventLoop, response: aiohttp.ClientResponse, wire: ProtocolShim
-) -> None:
-    """Have `loop` give up the connection, from any thread: garbage is collected in any."""
+def _close_soon(loop: Any, response: aiohttp.ClientResponse, transport: Any) -> None:
+    """Close the response in its event loop: the garbage collector runs in any thread."""
     try:
-        loop.call_soon_threadsafe(_release, response, wire)
+        loop.call_soon_threadsafe(response.close)
     except RuntimeError:  # The loop is closed.
-        wire.shut_down()
+        shut_down(transport and transport.get_extra_info("socket"))
         with suppress(RuntimeError):
             response.release()
-
-
-def _release(response: aiohttp.ClientResponse, wire: ProtocolShim) -> None:
-    """Give up the connection, unless the whole body is in, and end whoever waits for more."""
-    if not response.closed:
-        wire.abort()  # Closing would wait for the other side to end its TLS.
-        response.close()

@@ -1,9 +1,11 @@
-"""What goes wrong over aiohttp: whose error it is, and how often the server got the request."""
+"""Errors over aiohttp: the class that is raised, and how often the request is sent."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import tracemalloc
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -20,13 +22,14 @@ from flux0.domain.errors import (
     ConnectTimeout,
     InvalidArgument,
     ProtocolError,
+    ReadTimeout,
     TransportError,
 )
 from flux0.domain.headers import Headers
 from flux0.ports import Timeout
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import Disconnect, WaitForRelease, Write, http_response
-from support.sending import OK, fetch, get, post
+from support.sending import OK, fetch, get, post, read
 
 SHORT = 0.2
 LARGE = bytes(1_000_000)
@@ -38,11 +41,11 @@ Got = aiohttp.ClientResponse
 
 
 def over_a_session(run: Run, **options: Any) -> Any:
-    """Run `run` with a transport over a session that has these options."""
+    """Call `run` with a transport over a session that has these options."""
 
     async def main() -> Any:
         for name in {"connector", "cookie_jar"} & set(options):
-            options[name] = options[name]()  # Which needs the loop.
+            options[name] = options[name]()  # These objects must be created in the event loop.
         async with aiohttp.ClientSession(**options) as session:
             return await run(AiohttpTransport(session))
 
@@ -50,13 +53,13 @@ def over_a_session(run: Run, **options: Any) -> Any:
 
 
 def failure(url: str, body: bytes | None = b"{}", **options: Any) -> Exception:
-    """Return what a request over a session with these options raises."""
+    """Return the exception of a request over a session with these options."""
     request = get(url) if body is None else post(url, body)
 
     async def run(transport: AiohttpTransport) -> Exception:
         try:
             await fetch(transport, request)
-        except Exception as error:  # noqa: BLE001 - which it is, is for the test to say
+        except Exception as error:  # noqa: BLE001 - the tests check its class
             return error
         raise AssertionError("nothing was raised")
 
@@ -68,7 +71,7 @@ def failure(url: str, body: bytes | None = b"{}", **options: Any) -> Exception:
 bodies = pytest.mark.parametrize("body", [None, b"{}", LARGE], ids=["get", "small", "large"])
 
 
-# --- what the user's code raises
+# --- exceptions of user code
 
 
 ERRORS = [
@@ -98,7 +101,7 @@ AFTER = ("middleware, after", "request_end")
 
 
 def raising(where: str, error: Exception) -> dict[str, Any]:
-    """Return options of a session with code of the user's that raises `error`."""
+    """Return the options of a session whose user code raises `error`."""
 
     async def fail(*_: object) -> Any:
         raise error
@@ -132,7 +135,7 @@ def raising(where: str, error: Exception) -> dict[str, Any]:
     + [(where, ERRORS[0], None) for where in ("request_headers_sent", "request_end")],
     ids=lambda given: given if isinstance(given, str) else type(given).__name__,
 )
-def test_what_the_users_code_raises_is_raised_as_it_is(
+def test_exceptions_of_user_code_are_raised_unchanged(
     where: str, error: Exception, body: bytes | None
 ) -> None:
     with ByteServer(OK) as server:
@@ -142,7 +145,7 @@ def test_what_the_users_code_raises_is_raised_as_it_is(
 
 
 @pytest.mark.parametrize("error", OF_EACH_KIND, ids=lambda error: type(error).__name__)
-def test_what_a_trace_of_a_pooled_connection_raises(error: Exception) -> None:
+def test_exception_of_a_trace_for_a_reused_connection_is_raised_unchanged(error: Exception) -> None:
     async def run(transport: AiohttpTransport) -> None:
         assert await fetch(transport, post(server.url)) == b"ok"
         with pytest.raises(type(error)) as caught:
@@ -155,13 +158,13 @@ def test_what_a_trace_of_a_pooled_connection_raises(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", OF_EACH_KIND, ids=lambda error: type(error).__name__)
-def test_what_a_trace_of_failures_raises(error: Exception) -> None:
+def test_exception_of_a_trace_for_failures_is_raised_unchanged(error: Exception) -> None:
     with ByteServer((Disconnect(),)) as server:
         assert failure(server.url, **raising("request_exception", error)) is error
         assert len(server.requests) == 1
 
 
-def test_what_a_middleware_makes_of_an_error_of_aiohttp() -> None:
+def test_exception_that_a_middleware_raises_from_an_aiohttp_error_is_unchanged() -> None:
     mine = OSError("mine")
 
     async def convert(request: Sent, handler: Handler) -> Got:
@@ -176,8 +179,8 @@ def test_what_a_middleware_makes_of_an_error_of_aiohttp() -> None:
         assert len(server.requests) == 1
 
 
-def test_a_call_that_a_middleware_makes_by_itself() -> None:
-    """Over the same session; its failure is the user's, and does not count for the request."""
+def test_failed_request_of_a_middleware_is_not_the_failure_of_the_call() -> None:
+    """The middleware sends its own request over the same session."""
 
     async def call(request: Sent, handler: Handler) -> Got:
         async with request.session.get(tokens, middlewares=()) as token:
@@ -196,11 +199,11 @@ def test_a_call_that_a_middleware_makes_by_itself() -> None:
         assert server.connections == 0
 
 
-def test_traces_are_told_of_the_users_own_requests_as_before() -> None:
-    told: list[Any] = []
+def test_traces_of_the_session_also_see_requests_of_the_user() -> None:
+    contexts: list[Any] = []
 
     async def note(_session: object, context: Any, _params: object) -> None:
-        told.append(context.trace_request_ctx)
+        contexts.append(context.trace_request_ctx)
 
     async def run(url: str) -> None:
         trace = aiohttp.TraceConfig()
@@ -213,15 +216,15 @@ def test_traces_are_told_of_the_users_own_requests_as_before() -> None:
 
     with ByteServer(OK) as server:
         asyncio.run(run(server.url))
-    assert told == [None, "mine"]
+    assert contexts == [None, "mine"]
 
 
 class Wrapper:
-    """Sends by itself, as `aiohttp_retry.RetryClient` does."""
+    """An object that contains a session, such as `aiohttp_retry.RetryClient`."""
 
 
 @pytest.mark.parametrize("wrong", [Wrapper(), aiohttp.ClientSession, "http://127.0.0.1"])
-def test_what_only_wraps_a_session_is_refused(wrong: Any) -> None:
+def test_wrapper_of_a_session_is_rejected(wrong: Any) -> None:
     with pytest.raises(InvalidArgument, match="pass "):
         AiohttpTransport(wrong)
 
@@ -230,19 +233,19 @@ def test_what_only_wraps_a_session_is_refused(wrong: Any) -> None:
 
 
 class Refusing(aiohttp.TCPConnector):
-    """Makes one connection, and no other."""
+    """Opens one connection, and rejects further connections."""
 
-    left = 1
+    remaining = 1
 
     async def connect(self, *args: Any, **options: Any) -> Any:
-        if not self.left:
+        if not self.remaining:
             raise aiohttp.ClientConnectionError("no more")
-        self.left -= 1
+        self.remaining -= 1
         return await super().connect(*args, **options)
 
 
-def test_a_middleware_that_sends_twice_has_the_last_word() -> None:
-    """As those do that answer a challenge; afterwards it is not known that nothing was sent."""
+def test_second_request_of_a_middleware_fails_before_it_is_sent() -> None:
+    """The first request was sent, so the call fails with `ConnectionInterrupted`."""
 
     async def twice(request: Sent, handler: Handler) -> Got:
         first = await handler(request)
@@ -256,38 +259,36 @@ def test_a_middleware_that_sends_twice_has_the_last_word() -> None:
         assert len(server.requests) == 1
 
 
-def test_a_body_that_a_middleware_has_replaced_may_have_been_sent() -> None:
+def test_middleware_may_replace_the_body() -> None:
+    """If the connection is refused, it is still known that nothing was sent."""
+
     async def replace(request: Sent, handler: Handler) -> Got:
         await request.update_body(b"signed")
         return await handler(request)
 
     async def run(transport: AiohttpTransport) -> None:
         assert await fetch(transport, post(server.url)) == b"ok"
-        with pytest.raises(TransportError) as caught:
+        with pytest.raises(ConnectError):
             await fetch(transport, post("http://127.0.0.1:1"))
-        assert not isinstance(caught.value, ConnectError)
 
     with ByteServer(OK) as server:
         over_a_session(run, middlewares=(replace,))
         assert [received.body for received in server.requests] == [b"signed"]
 
 
-def test_expecting_a_100_continue_is_refused() -> None:
-    """aiohttp would wait for it without end."""
+def test_wait_for_100_continue_is_limited() -> None:
+    """aiohttp itself would wait forever."""
 
     async def run(transport: AiohttpTransport) -> None:
-        with pytest.raises(InvalidArgument, match="expect"):
-            await fetch(transport, post(server.url))
-        given = evolve(post(server.url), headers=Headers((("expect", "100-continue"),)))
-        with pytest.raises(InvalidArgument, match="expect"):
-            await fetch(AiohttpTransport(), given)
+        with pytest.raises(ReadTimeout):
+            await fetch(transport, post(server.url, timeout=Timeout(read=SHORT)))
 
     with ByteServer(OK) as server:
         over_a_session(run, headers={"Expect": "100-continue"})
         assert server.requests == ()
 
 
-# --- connections from the pool
+# --- pooled connections
 
 
 LATE = Write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
@@ -297,15 +298,15 @@ LATE = Write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
 @pytest.mark.parametrize(
     "then",
     [(WaitForRelease(), LATE, WaitForRelease()), (Disconnect(),)],
-    ids=["an answer", "the end"],
+    ids=["response", "end"],
 )
-def test_what_came_unseen_is_not_taken_for_the_next_answer(body: bytes | None, then: Any) -> None:
-    """The event loop had no time to look at the connection."""
+def test_connection_with_unread_bytes_is_not_reused(body: bytes | None, then: Any) -> None:
+    """The bytes arrive while the event loop is blocked, so it has not read them."""
 
     async def run(transport: AiohttpTransport) -> None:
         assert await fetch(transport, post(server.url)) == b"first"
         server.release()
-        time.sleep(SHORT)  # As code does that computes something: what comes meanwhile is unseen.
+        time.sleep(SHORT)  # The event loop is blocked, as in a long computation.
         second = get(server.url) if body is None else post(server.url, body)
         assert await fetch(transport, second) == b"second"
         assert await fetch(transport, post(server.url)) == b"third"
@@ -316,7 +317,7 @@ def test_what_came_unseen_is_not_taken_for_the_next_answer(body: bytes | None, t
         assert (len(server.requests), server.connections) == (3, 2)
 
 
-def test_a_resolver_that_takes_too_long() -> None:
+def test_slow_resolver_is_a_connect_timeout() -> None:
     class Slow(AbstractResolver):
         async def resolve(self, *_: Any, **__: Any) -> Any:
             await asyncio.sleep(60)
@@ -330,7 +331,7 @@ def test_a_resolver_that_takes_too_long() -> None:
     over_a_session(run, connector=lambda: aiohttp.TCPConnector(resolver=Slow()))
 
 
-# --- broken answers
+# --- invalid responses
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -339,7 +340,9 @@ INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
 
 @pytest.mark.parametrize("before", [b"", INTERIM], ids=["alone", "after-interim"])
 @pytest.mark.parametrize("cut", range(-4, 1))
-def test_events_before_a_broken_chunk_in_the_same_segment(before: bytes, cut: int) -> None:
+def test_events_before_a_broken_chunk_in_one_segment_are_yielded(
+    before: bytes, cut: int
+) -> None:
     async def run(transport: AiohttpTransport) -> None:
         response = await transport.send_async(get(server.url, stream=True))
         pieces = aiter(response.body)
@@ -352,3 +355,115 @@ def test_events_before_a_broken_chunk_in_the_same_segment(before: bytes, cut: in
     steps = (Write(wire),) if not cut else (Write(wire[:split]), Write(wire[split:]))
     with ByteServer((*steps, WaitForRelease())) as server:
         over_a_session(run)
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        (b"SSH-2.0-OpenSSH_9.9\r\n", "SSH-2.0"),
+        (b"<!DOCTYPE html><p>Login</p>\r\n\r\n", "<!DOCTYPE html>"),
+        (b"hello", "hello"),
+        (b"\r\n\r\n", r"\r\n\r\n"),
+    ],
+    ids=["SSH", "HTML", "text", "blank lines"],
+)
+def test_data_that_is_not_http_is_a_protocol_error(data: bytes, shown: str) -> None:
+    async def run(transport: AiohttpTransport) -> None:
+        with pytest.raises(ProtocolError) as caught:
+            await fetch(transport, get(server.url))
+        assert shown in str(caught.value)
+
+    with ByteServer((Write(data), Disconnect())) as server:
+        over_a_session(run)
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("coding", ["xchunked", "chunked, x", "gzip"])
+def test_end_after_an_unknown_transfer_coding_is_unconfirmed(coding: str) -> None:
+    """Only the end of the connection ends such a body, so it may be truncated."""
+
+    async def run(transport: AiohttpTransport) -> None:
+        response = await transport.send_async(get(server.url, stream=True))
+        assert response.close_delimited
+        assert await read(response.body) == b"data: 1"
+
+    start = f"HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\n\r\n".encode()
+    with ByteServer((Write(start + b"data: 1"), Disconnect())) as server:
+        over_a_session(run)
+
+
+def test_stream_after_a_head_with_lf_line_ends_is_not_stored() -> None:
+    """The memory is bounded, however long the stream is."""
+    piece = bytes(1_000_000)
+
+    async def run(transport: AiohttpTransport) -> int:
+        response = await transport.send_async(get(server.url, stream=True))
+        tracemalloc.start()
+        size = sum([len(piece) async for piece in response.body])
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000
+        return size
+
+    start = Write(b"HTTP/1.1 200 OK\nContent-Type: text/event-stream\n\n")
+    with ByteServer((start, *(Write(piece) for _ in range(40)), Disconnect())) as server:
+        try:
+            assert over_a_session(run) == 40 * len(piece)
+        finally:
+            tracemalloc.stop()
+
+
+# --- secrets
+
+
+def shown_by(error: BaseException | None) -> str:
+    """Return the messages and reprs of an error and of its causes."""
+    if error is None:
+        return ""
+    return f"{error!r} {error} {error.args!r} {shown_by(error.__cause__ or error.__context__)}"
+
+
+SECRET_HEADERS = (("authorization", "Bearer hush"), ("cookie", "hush=hush"))
+SECRET = b"Set-Cookie: sid=hush\r\n"
+MALFORMED = [
+    b"HTTP/1.1 200 OK\r\n" + SECRET + b"broken\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\n" + SECRET.replace(b"hush", b"hush\x00hush") + b"\r\n",
+    b"HTTP/1.1 200 OK\r\n" + SECRET.replace(b"hush", b"hush" * 20_000) + b"\r\n",
+    b"HTTP/1.1 200 OK\r\n" + SECRET,
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nhush\x00: hush\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n" + SECRET + b"\r\nhush",
+    b"hush hush\r\n" + SECRET + b"\r\n",
+    b"",
+]
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own session", "user session"])
+@pytest.mark.parametrize("data", MALFORMED, ids=range(len(MALFORMED)))
+def test_errors_contain_no_secrets(
+    data: bytes, caplog: pytest.LogCaptureFixture, *, own: bool
+) -> None:
+    async def run(transport: AiohttpTransport) -> None:
+        transport = AiohttpTransport() if own else transport
+        with pytest.raises(TransportError) as caught:
+            await fetch(transport, get(server.url, *SECRET_HEADERS))
+        texts.append(shown_by(caught.value))
+        await transport.close_async()
+
+    texts: list[str] = []
+    with ByteServer((Write(data), Disconnect())) as server:
+        over_a_session(run)
+        assert len(server.requests) == 1
+    gc.collect()
+    shown = texts[0] if not data.startswith(b"hush") else texts[0].partition("starts with")[0]
+    assert "hush" not in f"{shown} {caplog.text}"
+
+
+def test_errors_of_a_proxy_contain_no_secrets() -> None:
+    async def run(transport: AiohttpTransport) -> None:
+        request = evolve(get("https://flux0.invalid"), headers=Headers(SECRET_HEADERS))
+        with pytest.raises(ConnectError) as caught:
+            await fetch(transport, request)
+        assert "hush" not in shown_by(caught.value)
+
+    for steps in (http_response(b"", status="407 No", headers=[("X", "hush")]), (Disconnect(),)):
+        with ByteServer(steps) as server:
+            over_a_session(run, proxy=server.url.replace("//", "//ada:hush@"))
+    over_a_session(run, proxy="http://ada:hush@127.0.0.1:1")

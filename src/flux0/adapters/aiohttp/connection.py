@@ -1,0 +1,142 @@
+"""The connections of aiohttp, with the limits and checks that aiohttp lacks."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from typing import Any, Final
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
+
+from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
+
+_VERSION: Final = b"HTTP/"
+
+
+class TrackedConnection(ResponseHandler):
+    """The protocol object of one connection: aiohttp's own, with more checks.
+
+    It limits each wait for data and the bytes that are not content, reports each failure to the
+    reader of the body, and distinguishes a response that is not HTTP from an interruption.
+    """
+
+    # `track` changes the class of existing objects. So the attributes need defaults.
+    deadline: float | None = None  # The loop time when the wait expires. None if no task waits.
+    _limit: float | None = None
+    _wait_timer: asyncio.TimerHandle | None = None
+    _content: aiohttp.StreamReader | None = None  # None until the response head is received.
+    _content_bytes = _overhead = _unsent = 0
+    _head_start = b""
+    _poll: Any = None
+
+    def is_stale(self) -> bool:
+        """Return whether the idle connection was closed, or received bytes of no response."""
+        transport = self.transport
+        if transport is None or transport.is_closing() or self.should_close:
+            return True
+        # The event loop may not have read the last bytes yet. On Windows it always has.
+        if self._poll is None and hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(transport.get_extra_info("socket"), select.POLLIN)
+        return self._poll is not None and bool(self._poll.poll(0))
+
+    def await_head(self, limit: float | None) -> None:
+        """Expect a response. Each wait for bytes of its head may take `limit` seconds."""
+        self._content, self._head_start = None, b""
+        self._content_bytes = self._overhead = self._unsent = 0
+        self.start_wait(limit)
+
+    def start_wait(self, limit: float | None) -> None:
+        """Wait for data for `limit` seconds. A pending timer is kept, and set again if it fires."""
+        self._limit = limit
+        if limit is not None:
+            self.deadline = self._loop.time() + limit
+            if self._wait_timer is not None and self._wait_timer.when() > self.deadline:
+                self._wait_timer.cancel()
+                self._wait_timer = None
+            if self._wait_timer is None:
+                self._wait_timer = self._loop.call_at(self.deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._wait_timer = None
+        if self.deadline is None or self._limit is None:
+            return
+        now, transport = self._loop.time(), self.transport
+        unsent = 0 if transport is None else transport.get_write_buffer_size()
+        if unsent != self._unsent:  # The server was still receiving the request.
+            self._unsent, self.deadline = unsent, now + self._limit
+        if self.deadline > now:
+            self._wait_timer = self._loop.call_at(self.deadline, self._on_timer)
+        else:
+            self.set_exception(aiohttp.SocketTimeoutError("no data received"))
+
+    def data_received(self, data: bytes) -> None:
+        """Parse received bytes, and limit the bytes that are not content."""
+        content, start = self._content, 0
+        if content is None:
+            self._head_start = (self._head_start + data)[:16]
+            if self.deadline is not None:
+                self.start_wait(self._limit)
+        elif data and content.is_eof():
+            self.force_close()  # These bytes belong to no response.
+        # aiohttp drops a head if the following bytes are invalid, so parse the head separately.
+        while self._content is None and (end := data.find(b"\n\r\n", start)) >= 0:
+            super().data_received(data[start : end + 3])
+            start = end + 3
+        super().data_received(data[start:])
+        content = self._content
+        if content is not None and content.total_bytes != self._content_bytes:
+            self._content_bytes, self._overhead, self.deadline = content.total_bytes, 0, None
+            return
+        self._overhead += len(data)
+        if self._overhead > MAX_OVERHEAD_BYTES:
+            self.abort()  # First, because it removes the exception.
+            part = "head" if content is None else "framing"
+            problem = f"the {part} is larger than {MAX_OVERHEAD_BYTES} bytes"
+            self.set_exception(HttpProcessingError(message=problem))
+
+    def feed_data(self, data: Any, size: int = 0) -> None:
+        """Record that the response head is received, unless it is an interim response."""
+        message, content = data
+        interim = message.code < 200 and message.code != 101  # noqa: PLR2004 - RFC 9110, section 15.2
+        if self._content is None and not interim:
+            self._content, self.deadline = content, None
+        super().feed_data(data, size)
+
+    def set_exception(self, exc: BaseException, exc_cause: Any = None) -> None:
+        """Report a failure to the exchange and to the reader of the body."""
+        is_http = _VERSION.startswith(self._head_start[: len(_VERSION)])
+        if isinstance(exc, (aiohttp.ServerDisconnectedError, HttpProcessingError)) and not is_http:
+            exc = HttpProcessingError(message=f"it starts with {self._head_start!r}")
+            exc_cause = None
+        super().set_exception(exc, exc_cause)
+        self._fail_content(exc)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Report a reset to the reader: aiohttp takes it for the end of a close-delimited body."""
+        if self._wait_timer is not None:
+            self._wait_timer.cancel()  # Otherwise the event loop would reference the connection.
+        if exc is not None:
+            self._fail_content(exc)
+        super().connection_lost(exc)
+
+    def close(self) -> None:
+        """Close the connection without waiting for the server to read data or to end TLS."""
+        self._fail_content(aiohttp.ClientConnectionError("the connection was closed"))
+        self.abort()
+
+    def _fail_content(self, exc: BaseException) -> None:
+        content = self._content
+        if content is not None and not content.is_eof() and content.exception() is None:
+            content.set_exception(exc)
+
+
+def track(protocol: ResponseHandler) -> TrackedConnection:
+    """Turn the protocol object of a connection into a `TrackedConnection`, and return it."""
+    if not isinstance(protocol, TrackedConnection):
+        protocol.__class__ = TrackedConnection
+        if protocol.transport is not None:
+            protocol.transport.set_protocol(protocol)  # uvloop stores the methods of the protocol.
+    return protocol  # type: ignore[return-value]
