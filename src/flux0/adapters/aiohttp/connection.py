@@ -36,8 +36,7 @@ class TrackedConnection(ResponseHandler):
         transport = self.transport
         if transport is None or transport.is_closing() or self.should_close:
             return True
-        # The event loop may not have read the last bytes yet. On Windows it always has.
-        if self._poll is None and hasattr(select, "poll"):
+        if self._poll is None and hasattr(select, "poll"):  # The event loop of Windows reads ahead.
             self._poll = select.poll()
             self._poll.register(transport.get_extra_info("socket"), select.POLLIN)
         return self._poll is not None and bool(self._poll.poll(0))
@@ -107,30 +106,30 @@ class TrackedConnection(ResponseHandler):
 
     def set_exception(self, exc: BaseException, exc_cause: Any = None) -> None:
         """Report a failure to the exchange and to the reader of the body."""
+        cause: Any = exc_cause or exc.__cause__
         is_http = _VERSION.startswith(self._head_start[: len(_VERSION)])
         if isinstance(exc, (aiohttp.ServerDisconnectedError, HttpProcessingError)) and not is_http:
             exc = HttpProcessingError(message=f"it starts with {self._head_start!r}")
-            exc_cause = None
-        super().set_exception(exc, exc_cause)
-        self._fail_content(exc)
+            cause = None
+        super().set_exception(exc, cause)
+        content = self._content
+        if content is not None and not content.is_eof() and content.exception() is None:
+            content.set_exception(exc)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Report a reset to the reader: aiohttp takes it for the end of a close-delimited body."""
         if self._wait_timer is not None:
             self._wait_timer.cancel()  # Otherwise the event loop would reference the connection.
-        if exc is not None:
-            self._fail_content(exc)
+        if exc is not None and not self.is_eof():
+            self.set_exception(exc)
+        if self.transport is not None:
+            self.transport.abort()  # On Python 3.10, TLS transports warn if they are not closed.
         super().connection_lost(exc)
 
     def close(self) -> None:
         """Close the connection without waiting for the server to read data or to end TLS."""
-        self._fail_content(aiohttp.ClientConnectionError("the connection was closed"))
+        self.set_exception(aiohttp.ClientConnectionError("the connection was closed"))
         self.abort()
-
-    def _fail_content(self, exc: BaseException) -> None:
-        content = self._content
-        if content is not None and not content.is_eof() and content.exception() is None:
-            content.set_exception(exc)
 
 
 def track(protocol: ResponseHandler) -> TrackedConnection:

@@ -1,10 +1,11 @@
-"""One request over aiohttp until its response head is received, and the errors on the way."""
+"""One request over aiohttp until its response head is received, and the errors of aiohttp."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
 from functools import partial
+from traceback import walk_tb
 from typing import Any, Final
 
 import aiohttp
@@ -65,16 +66,16 @@ class AiohttpExchange(Exchange):
         if self._authorization is not None:  # It may replace the authorization of the session.
             request.headers["Authorization"] = self._authorization
         call: aiohttp.ClientHandlerType = partial(self._call_aiohttp, handler)
-        # The middlewares of a request replace those of the session, which have no public name.
+        # The middlewares of a request replace the session's, which have no public name.
         users = request.session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         if users:
             call = build_client_middlewares(call, users)
         try:
             return await call(request)
         except Exception as error:  # noqa: BLE001 - raised below
-            raised = error
-            if error is self.failure:
-                raised = transport_error(error, self.timeout, sent=self.sent)
+            raised = (
+                translate(error, self.timeout, sent=self.sent) if error is self.failure else error
+            )
         if isinstance(raised, (OSError, aiohttp.ServerDisconnectedError)):
             raised = _UserError(raised)
         raise raised  # Outside of the block, so that no error with secrets is its `__context__`.
@@ -126,7 +127,7 @@ class _LargeBody(aiohttp.BytesPayload):
         self._size = len(body)
 
 
-def transport_error(
+def translate(
     error: Exception, timeout: Timeout, *, sent: bool, head_received: bool = False
 ) -> errors.TransportError:
     """Return the flux0 error for an error of aiohttp."""
@@ -161,8 +162,8 @@ def _without_secrets(error: BaseException) -> BaseException:
 
 def _functions(error: BaseException) -> Iterator[tuple[BaseException, str]]:
     """Yield the functions that an error, and each error that it wraps, passed through."""
-    for each in chain(error):
-        traceback = each.__traceback__
-        while traceback is not None:
-            frame, traceback = traceback.tb_frame, traceback.tb_next
+    raised = chain(error)
+    contexts = (each.__context__ for each in raised)  # The causes of timeouts on Python 3.10.
+    for each in (*raised, *(it for it in contexts if isinstance(it, asyncio.CancelledError))):
+        for frame, _ in walk_tb(each.__traceback__):
             yield each, f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}"

@@ -24,7 +24,7 @@ from aiohttp.base_protocol import BaseProtocol
 from yarl import URL  # aiohttp's own type of URL
 
 from flux0.adapters.aiohttp.connection import TrackedConnection
-from flux0.adapters.aiohttp.exchange import LIBRARY_ERRORS, AiohttpExchange, transport_error
+from flux0.adapters.aiohttp.exchange import LIBRARY_ERRORS, AiohttpExchange, translate
 from flux0.adapters.shared.bodies import AsyncPulledBody
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import MAX_CONNECTIONS, MAX_IDLE_SECONDS
@@ -40,14 +40,13 @@ from flux0.runtime.event_loop import PerLoop
 class AiohttpTransport:
     """Sends requests over aiohttp, with your session or with sessions that it creates.
 
-    Your session keeps its connector, proxy, certificates, cookies, middlewares and traces, belongs
-    to the event loop that created it, and is never closed here. A created session stores no cookies
-    and uses the proxy settings of the environment, which `aiohttp.ClientSession()` does not. Of the
-    timeouts, `pool` limits the wait for a free connection together with opening it, and `read` also
-    limits the wait for the server to receive more of the request.
+    Your session keeps its settings, cookies, middlewares and traces, belongs to the event loop that
+    created it, and is never closed here. A created session stores no cookies and uses the proxy
+    settings of the environment. The timeout `pool` limits the wait for a free connection together
+    with opening it, and `read` also limits the wait until the request is sent.
 
     Raises:
-        InvalidArgument: `session` is no `aiohttp.ClientSession`, but for example a wrapper.
+        InvalidArgument: `session` is not an `aiohttp.ClientSession`, for example a wrapper.
     """
 
     def __init__(self, session: aiohttp.ClientSession | None = None) -> None:
@@ -152,8 +151,7 @@ class _Body(AsyncPulledBody):
             self._content.set_exception(cast("Exception", None))  # It would hide received data.
             data = self._content.read_nowait()
             self._content.set_exception(error)
-            limit = Timeout(read=self._limit)
-            raised = transport_error(error, limit, sent=True, head_received=True)
+            raised = translate(error, Timeout(read=self._limit), sent=True, head_received=True)
         if raised is not None and (self.closed or not data):
             raise raised  # Outside of the block, so that its `__context__` has no secrets.
         self._received = True
