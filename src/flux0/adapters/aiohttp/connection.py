@@ -22,7 +22,7 @@ class TrackedConnection(ResponseHandler):
     reader of the body, and distinguishes a response that is not HTTP from an interruption.
     """
 
-    # `track` changes the class of existing objects. So the attributes need defaults.
+    # The class of existing objects is changed to this class, so the attributes need defaults.
     deadline: float | None = None  # The loop time when the wait expires. None if no task waits.
     _limit: float | None = None
     _wait_timer: asyncio.TimerHandle | None = None
@@ -130,12 +130,3 @@ class TrackedConnection(ResponseHandler):
         """Close the connection without waiting for the server to read data or to end TLS."""
         self.set_exception(aiohttp.ClientConnectionError("the connection was closed"))
         self.abort()
-
-
-def track(protocol: ResponseHandler) -> TrackedConnection:
-    """Turn the protocol object of a connection into a `TrackedConnection`, and return it."""
-    if not isinstance(protocol, TrackedConnection):
-        protocol.__class__ = TrackedConnection
-        if protocol.transport is not None:
-            protocol.transport.set_protocol(protocol)  # uvloop stores the methods of the protocol.
-    return protocol  # type: ignore[return-value]

@@ -13,7 +13,7 @@ from aiohttp.client_middlewares import build_client_middlewares
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL  # aiohttp's own type of URL
 
-from flux0.adapters.aiohttp.connection import TrackedConnection, track
+from flux0.adapters.aiohttp.connection import TrackedConnection
 from flux0.adapters.shared.exchange import Exchange
 from flux0.adapters.shared.failures import chain, failure, refused_by_proxy
 from flux0.adapters.shared.limits import ACCEPT_ENCODING
@@ -31,6 +31,8 @@ LIBRARY_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError, Unic
 
 class AiohttpExchange(Exchange):
     """The state of one request until the response head is received."""
+
+    _translated: Exception | None = None  # The flux0 error for `failure`.
 
     async def run(
         self, request: Request, url: URL, session: aiohttp.ClientSession, proxy: str | None
@@ -55,9 +57,11 @@ class AiohttpExchange(Exchange):
                 **_OPTIONS,
                 **_LIMITS,
             )
-        except _UserError as carrier:
-            error: Exception = carrier.args[0]
-        raise error  # Outside of the block, so that it is unchanged.
+        except Exception as error:  # noqa: BLE001 - raised below
+            raised: Exception = error.args[0] if isinstance(error, _UserError) else error
+        if raised is not self._translated:
+            errors.mark_user_error(raised, sent=self.sent)
+        raise raised  # Outside of the block, so that it is unchanged.
 
     async def _call_middlewares(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -73,9 +77,9 @@ class AiohttpExchange(Exchange):
         try:
             return await call(request)
         except Exception as error:  # noqa: BLE001 - raised below
-            raised = (
-                translate(error, self.timeout, sent=self.sent) if error is self.failure else error
-            )
+            raised = error
+            if error is self.failure:
+                raised = self._translated = translate(error, self.timeout, sent=self.sent)
         if isinstance(raised, (OSError, aiohttp.ServerDisconnectedError)):
             raised = _UserError(raised)
         raise raised  # Outside of the block, so that no error with secrets is its `__context__`.
@@ -104,9 +108,13 @@ class AiohttpExchange(Exchange):
 
     async def _send(self, send: Any, connection: Any) -> Any:
         protocol = connection.protocol
-        if protocol is None or (isinstance(protocol, TrackedConnection) and protocol.is_stale()):
+        if not isinstance(protocol, TrackedConnection):
+            protocol.__class__ = TrackedConnection
+            if connection.transport is not None:
+                connection.transport.set_protocol(protocol)  # uvloop stores its methods.
+        elif protocol.is_stale():
             raise _StaleConnectionError
-        track(protocol).await_head(self.timeout.read)
+        protocol.await_head(self.timeout.read)
         self.sent = True
         return await send(connection)
 
@@ -141,7 +149,7 @@ def translate(
         kind = errors.ConnectionInterrupted if is_http else errors.ProtocolError
     else:
         kind = errors.TLSError if isinstance(error, _TLS_ERRORS) else errors.ConnectError
-    cause = _without_secrets(error)
+    cause = without_secrets(error)
     translated = failure(kind, cause, timeout, head_received=head_received)
     if isinstance(error, aiohttp.ClientHttpProxyError):
         translated = refused_by_proxy(f"{error.status} {error.message}")
@@ -149,7 +157,7 @@ def translate(
     return translated
 
 
-def _without_secrets(error: BaseException) -> BaseException:
+def without_secrets(error: BaseException) -> BaseException:
     """Return `error`, or an error in its place if it contains headers or a password."""
     while error.__cause__ is not None and isinstance(error, aiohttp.ClientConnectionError):
         error = error.__cause__

@@ -23,14 +23,14 @@ import aiohttp
 from aiohttp.base_protocol import BaseProtocol
 from yarl import URL  # aiohttp's own type of URL
 
+from flux0.adapters.aiohttp import exchange
 from flux0.adapters.aiohttp.connection import TrackedConnection
-from flux0.adapters.aiohttp.exchange import LIBRARY_ERRORS, AiohttpExchange, translate
 from flux0.adapters.shared.bodies import AsyncPulledBody
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import MAX_CONNECTIONS, MAX_IDLE_SECONDS
 from flux0.adapters.shared.misplaced import refuse_misplaced, transport_repr
 from flux0.adapters.shared.proxies import EnvironmentProxies
-from flux0.domain.errors import ClientClosed, ConnectError, Flux0Error, InvalidArgument
+from flux0.domain import errors
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
 from flux0.ports import AsyncByteStream, Request, Response, Timeout
@@ -54,7 +54,7 @@ class AiohttpTransport:
             refuse_misplaced("session", session, "aiohttp")
             if not isinstance(cast("object", session), aiohttp.ClientSession):
                 problem = f"is {session!r}: pass an aiohttp.ClientSession, not a wrapper of it"
-                raise InvalidArgument("session", problem)
+                raise errors.InvalidArgument("session", problem)
         self._session = session
         self._own_sessions = PerLoop(_make_session, aiohttp.ClientSession.close)
         self._proxies = EnvironmentProxies("aiohttp")
@@ -68,14 +68,14 @@ class AiohttpTransport:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            raise Flux0Error("aiohttp needs asyncio: use HttpxTransport under trio") from None
+            raise errors.Flux0Error("aiohttp needs asyncio: use HttpxTransport in trio") from None
         session, proxy = self._session, None
         if session is None:
             session = await self._own_sessions.get()
             proxy = self._proxies.proxy_for(request.url)
         elif session.closed:
-            raise ClientClosed("the aiohttp session is closed")
-        response = await AiohttpExchange(request).run(request, url, session, proxy)
+            raise errors.ClientClosed("the aiohttp session is closed")
+        response = await exchange.AiohttpExchange(request).run(request, url, session, proxy)
         pairs = ((str(n, "latin-1"), str(v, "latin-1")) for n, v in response.raw_headers)
         headers, body = Headers(tuple(pairs)), _Body(request, response, self)
         return Response(response.status, headers, body, response, not is_framed(headers))
@@ -102,7 +102,7 @@ def _parse_url(text: str) -> URL:
         problem = ValueError("it does not begin with http:// or https:// and a server's name")
     except ValueError as error:
         problem = error
-    raise ConnectError(f"the URL is not valid: {problem}") from problem
+    raise errors.ConnectError(f"the URL is not valid: {problem}") from problem
 
 
 class _Body(AsyncPulledBody):
@@ -147,11 +147,11 @@ class _Body(AsyncPulledBody):
                 connection.deadline = None
             if not data and not self._received:
                 data = await self._response.read()  # A middleware of the user may have read it.
-        except LIBRARY_ERRORS as error:
+        except exchange.LIBRARY_ERRORS as error:
             self._content.set_exception(cast("Exception", None))  # It would hide received data.
             data = self._content.read_nowait()
             self._content.set_exception(error)
-            raised = translate(error, Timeout(read=self._limit), sent=True, head_received=True)
+            raised = exchange.without_secrets(error)
         if raised is not None and (self.closed or not data):
             raise raised  # Outside of the block, so that its `__context__` has no secrets.
         self._received = True
@@ -174,8 +174,10 @@ class _Body(AsyncPulledBody):
         if not self._response.closed:  # Otherwise aiohttp has released the connection.
             self._response.close()
 
-    def _translate_error(self, error: BaseException) -> None:
-        """Keep every error: `_receive` has translated the errors of aiohttp."""
+    def _translate_error(self, error: BaseException) -> errors.TransportError | None:
+        if not isinstance(error, exchange.LIBRARY_ERRORS):
+            return None
+        return exchange.translate(error, Timeout(read=self._limit), sent=True, head_received=True)
 
 
 def _close_soon(loop: Any, response: aiohttp.ClientResponse, transport: Any) -> None:
