@@ -11,6 +11,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
+from flux0.domain.http import framing_problem
 
 _VERSION: Final = b"HTTP/"
 
@@ -18,8 +19,7 @@ _VERSION: Final = b"HTTP/"
 class TrackedConnection(ResponseHandler):
     """The protocol object of one connection: aiohttp's own, with more checks.
 
-    It limits each wait for data and the bytes that are not content, reports each failure to the
-    reader of the body, and distinguishes a response that is not HTTP from an interruption.
+    It limits each wait and the bytes that are not content, and reports each failure to the reader.
     """
 
     # The class of existing objects is changed to this class, so the attributes need defaults.
@@ -97,10 +97,13 @@ class TrackedConnection(ResponseHandler):
             self.set_exception(HttpProcessingError(message=problem))
 
     def feed_data(self, data: Any, size: int = 0) -> None:
-        """Record that the response head is received, unless it is an interim response."""
+        """Record that the head of the final response is received. Reject an ambiguous framing."""
         message, content = data
-        interim = message.code < 200 and message.code != 101  # noqa: PLR2004 - RFC 9110, section 15.2
-        if self._content is None and not interim:
+        if self._content is None and (message.code >= 200 or message.code == 101):  # noqa: PLR2004
+            codings = message.headers.getall("Transfer-Encoding", ())
+            if codings and (problem := framing_problem(None, ", ".join(codings))):
+                self.set_exception(HttpProcessingError(message=problem))
+                return
             self._content, self.deadline = content, None
         super().feed_data(data, size)
 

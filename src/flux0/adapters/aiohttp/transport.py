@@ -44,9 +44,6 @@ class AiohttpTransport:
     created it, and is never closed here. A created session stores no cookies and uses the proxy
     settings of the environment. The timeout `pool` limits the wait for a free connection together
     with opening it, and `read` also limits the wait until the request is sent.
-
-    Raises:
-        InvalidArgument: `session` is not an `aiohttp.ClientSession`, for example a wrapper.
     """
 
     def __init__(self, session: aiohttp.ClientSession | None = None) -> None:
