@@ -55,6 +55,11 @@ def to_dict(model: object) -> Any:
     return _codec().to_dict(model)
 
 
+def to_json(model: object) -> str:
+    """Return the JSON form of a model as text; see `to_dict`."""
+    return _codec().encode(model).decode()
+
+
 @overload
 def from_dict(model: type[T], data: object) -> T: ...
 @overload
@@ -196,4 +201,5 @@ __all__ = [  # noqa: F405 - from flux0.models
     "from_dict",
     "models",
     "to_dict",
+    "to_json",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Concatenate, ParamSpec, TypeVar
+from copy import copy
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from attrs import evolve
 
@@ -51,6 +52,7 @@ class Caller:
         self._default_call = default_call
         self._call_timeout = call_timeout
         self._warned = False
+        self._is_view = False
         self._open_calls = OpenCalls()
         self.open_turns: OpenTurns = OpenTurns(self._open_calls)
         self._driver = None if transport is None else Driver(transport, time, self._open_calls)
@@ -78,21 +80,43 @@ class Caller:
         call = self.call(**options)
         return await self.drive_async(usecase(call, *args, **kwargs), call.deadline)
 
-    def call(
-        self,
-        *,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
-        stream_idle_timeout_ms: int | None = None,
-        **unknown: object,
-    ) -> ApiCall:
+    def call(self, timeout_ms: int | None = None, **options: Any) -> ApiCall:
         """Return the settings of one call. For options that are None, use the client's.
+
+        Args:
+            timeout_ms: The longest time that the call may take, in milliseconds.
+            options: The other options; see `TurnOptions`.
 
         Raises `ClientClosed` after `close`.
         """
         self.check_open()
+        call, limit = self._settings(**options), self._limit(timeout_ms)
+        if limit is None:
+            return call
+        # The limit replaces the read and the write timeout, even if it is longer.
+        timeout = evolve(call.timeout, read=limit, write=limit)
+        deadline = Deadline(self.time.monotonic() + limit, limit)
+        return evolve(call, timeout=timeout, deadline=deadline)
+
+    def with_options(self, timeout_ms: int | None, **options: Any) -> Caller:
+        """Return a caller with other default options. It shares the rest, and closes nothing."""
+        view = copy(self)
+        vars(view).update(
+            _is_view=True,
+            _call_timeout=self._limit(timeout_ms),
+            _default_call=self._settings(**options),
+        )
+        return view
+
+    def _settings(
+        self,
+        *,
+        retries: RetryConfig | None = None,
+        server_url: str | None = None,
+        http_headers: Mapping[str, str] | None = None,
+        stream_idle_timeout_ms: int | None = None,
+        **unknown: object,
+    ) -> ApiCall:
         check_names(unknown, of_call=True)
         call = self._default_call
         if retries is not None:
@@ -106,14 +130,17 @@ class Caller:
         if stream_idle_timeout_ms is not None:
             idle = arguments.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
             call = evolve(call, timeout=evolve(call.timeout, idle=idle))
-        limit = self._call_timeout
-        if timeout_ms is not None:
-            limit = arguments.seconds("timeout_ms", timeout_ms)
-        if limit is not None:  # It replaces the read and the write timeout, even if it is longer.
-            timeout = evolve(call.timeout, read=limit, write=limit)
-            deadline = Deadline(self.time.monotonic() + limit, limit)
-            call = evolve(call, timeout=timeout, deadline=deadline)
         return call
+
+    def _limit(self, timeout_ms: int | None) -> float | None:
+        if timeout_ms is None:
+            return self._call_timeout
+        return arguments.seconds("timeout_ms", timeout_ms)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._open_calls.closed
 
     def check_open(self) -> None:
         """Raise `ClientClosed` after `close`."""
@@ -142,6 +169,8 @@ class Caller:
 
     def close(self) -> None:
         """Close the sync transport and all streams, and end all calls with `ClientClosed`."""
+        if self._is_view:
+            return
         self._open_calls.close()
         self.open_turns.mark_closed()  # Before their connections close, so that readers know why.
         if self._driver is not None:
@@ -151,4 +180,5 @@ class Caller:
     async def close_async(self) -> None:
         """Close both transports and all streams, and end all calls with `ClientClosed`."""
         self.close()
-        await self._async_driver.transport.close_async()
+        if not self._is_view:
+            await self._async_driver.transport.close_async()

@@ -53,7 +53,8 @@ class Flux0(Uncopyable):
 
     Args:
         server_url: The URL of the server. Default: the environment variable `FLUX0_SERVER_URL`, or
-            `http://127.0.0.1:8080`.
+            `http://127.0.0.1:8080`. If the environment variable `FLUX0_TOKEN` is set, it is sent to
+            this server as a bearer token, unless the URL or `headers` contains an authorization.
         transport: Sends the requests of sync methods. Async methods use it, too, if no async
             transport is passed; a transport without async methods runs in worker threads.
         async_transport: Sends the requests of async methods.
@@ -124,6 +125,8 @@ class Flux0(Uncopyable):
         if server_url is None:
             server_url = os.environ.get("FLUX0_SERVER_URL") or DEFAULT_SERVER_URL
         self._server_url, login = arguments.server_url(server_url)
+        if not login.pairs and (token := os.environ.get("FLUX0_TOKEN", "").strip()):
+            login = arguments.headers("FLUX0_TOKEN", {"authorization": f"Bearer {token}"})
         transports = choose_transports(transport, async_transport, client, async_client)
         time = time_source(transports[0] or transports[1])
         send = build_chain(
@@ -153,12 +156,51 @@ class Flux0(Uncopyable):
         )
         call_timeout = None if call_ms is None else arguments.seconds("timeout_ms", call_ms)
         self._caller = Caller(default_call, call_timeout, *transports, time)
-        self.agents = AgentsResource(self._caller)
-        self.sessions = SessionsResource(
-            self._caller,
-            lambda request: Turn(SSEParser(max_event_bytes=max_event_bytes), codec, request),
-            partial(MessageAccumulator, max_turn_bytes=max_turn_bytes),
+        self._new_turn = lambda request: Turn(
+            SSEParser(max_event_bytes=max_event_bytes), codec, request
         )
+        self._new_accumulator = partial(MessageAccumulator, max_turn_bytes=max_turn_bytes)
+        self.agents = AgentsResource(self._caller)
+        self.sessions = SessionsResource(self._caller, self._new_turn, self._new_accumulator)
+
+    def with_options(
+        self,
+        *,
+        retries: RetryConfig | None = None,
+        timeout_ms: int | None = None,
+        stream_idle_timeout_ms: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Flux0:
+        """Return a client with other default options that shares all connections with this one.
+
+        Both clients share the transport, its connections and the open turns, so the new client is
+        cheap. Closing the new client closes nothing. Closing this client closes both.
+
+        Args:
+            retries: The retry policy; None keeps the policy of this client, and so on.
+            timeout_ms: The longest time in milliseconds that a call may take.
+            stream_idle_timeout_ms: The longest time in milliseconds between two events of a stream.
+            headers: Header fields in addition to the fields of this client.
+        """
+        caller = self._caller.with_options(
+            timeout_ms,
+            retries=retries,
+            http_headers=headers,
+            stream_idle_timeout_ms=stream_idle_timeout_ms,
+        )
+        client = Flux0.__new__(Flux0)
+        vars(client).update(
+            vars(self),
+            _caller=caller,
+            agents=AgentsResource(caller),
+            sessions=SessionsResource(caller, self._new_turn, self._new_accumulator),
+        )
+        return client
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client was closed. A closed client raises `ClientClosed`."""
+        return self._caller.is_closed
 
     def conversation(
         self,

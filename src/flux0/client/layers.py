@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, TypeAlias, cast
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 HeaderFunction: TypeAlias = Callable[[], "str | Awaitable[str]"]
 
-_USER_AGENT = Headers((("user-agent", f"flux0-client/{__version__}"),))
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_USER_AGENT = Headers((("user-agent", f"flux0-client/{__version__} Python/{_PYTHON}"),))
 
 
 def build_chain(

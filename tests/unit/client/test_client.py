@@ -6,6 +6,7 @@ import copy
 import inspect
 import logging
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -120,7 +121,8 @@ def test_default_options_of_a_call() -> None:
     assert request.deadline is None
     assert request.retries is not None
     assert request.retries.max_attempts == 3
-    assert request.headers["user-agent"] == f"flux0-client/{__version__}"
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert request.headers["user-agent"] == f"flux0-client/{__version__} Python/{python}"
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ PAIRS = {
     f"{kind.__name__}.{name}": (method, getattr(kind, f"{name}_async", None))
     for kind in (*RESOURCES, Flux0, HttpxTransport)
     for name, method in methods(kind).items()
-    if not name.endswith("_async")
+    if not name.endswith("_async") and name != "with_options"  # It sends no request.
 } | {
     f"Conversation.{name}": (method, getattr(AsyncConversation, name, None))
     for name, method in methods(Conversation).items()

@@ -1,0 +1,107 @@
+"""`Flux0.with_options`: a client with other defaults that shares connections and open turns."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import flux0
+from flux0 import ClientClosed, Flux0, RetryConfig
+from flux0.models import ConnectError
+from support.in_memory import (
+    SSE,
+    chunk,
+    in_every_mode,
+    response_from,
+    script,
+    scripted_response,
+    tape,
+)
+from support.modes import in_mode
+from support.transports import Mode
+
+AGENTS = b'{"data": []}'
+
+
+@in_every_mode
+async def test_options_of_the_new_client_apply_to_its_calls_only(mode: Mode) -> None:
+    transport = script(*[scripted_response(AGENTS) for _ in range(3)])
+    client = Flux0(transport=transport, headers={"x-a": "1"}, timeout_ms=5_000)
+    other = client.with_options(timeout_ms=300, headers={"x-b": "2"}, stream_idle_timeout_ms=7_000)
+
+    await in_mode(mode, other).agents.list_async()
+    await in_mode(mode, client).agents.list_async()
+    await in_mode(mode, client.with_options()).agents.list_async()
+
+    first, second, third = transport.requests
+    assert (first.headers.get("x-a"), first.headers.get("x-b")) == ("1", "2")
+    assert first.deadline is not None
+    assert (first.deadline.limit, first.timeout.idle) == (0.3, 7.0)
+    for request in (second, third):
+        assert "x-b" not in request.headers
+        assert request.deadline is not None
+        assert request.deadline.limit == 5.0
+
+
+@in_every_mode
+async def test_retries_of_the_new_client_apply(mode: Mode) -> None:
+    transport = script(ConnectError("refused"), scripted_response(AGENTS))
+    client = Flux0(transport=transport).with_options(retries=RetryConfig("none"))
+
+    with pytest.raises(ConnectError):
+        await in_mode(mode, client).agents.list_async()
+
+    assert len(transport.requests) == 1
+
+
+@in_every_mode
+async def test_both_clients_share_open_turns(mode: Mode) -> None:
+    first_turn = tape(chunk("a"), chunk("b"))
+    transport = script(
+        response_from(first_turn, headers=SSE), scripted_response(chunk("c"), headers=SSE)
+    )
+    client = Flux0(transport=transport)
+    stream = await in_mode(mode, client).sessions.create_event_async(session_id="s", content="Hi")
+    await anext(stream)
+
+    other = in_mode(mode, client.with_options(timeout_ms=1_000))
+    await other.sessions.create_event_async(session_id="s", content="Hi")
+
+    assert first_turn.releases
+    with pytest.raises(ClientClosed):
+        await anext(stream)
+
+
+def test_closing_the_new_client_closes_nothing_and_closing_the_first_closes_both() -> None:
+    client = Flux0(transport=script(scripted_response(AGENTS)))
+    with client.with_options(timeout_ms=1_000) as other:
+        pass
+    assert len(other.agents.list()) == 0
+
+    client.close()
+
+    assert client.is_closed
+    assert other.is_closed
+    with pytest.raises(ClientClosed):
+        other.agents.list()
+
+
+def test_token_of_the_environment_is_sent_to_the_servers_own_url_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLUX0_TOKEN", "secret")
+    transport = script(*[scripted_response(AGENTS) for _ in range(4)])
+    Flux0(transport=transport).agents.list()
+    Flux0(transport=transport).agents.list(server_url="http://other.example")
+    Flux0("http://ada:pw@127.0.0.1:8080", transport=transport).agents.list()
+    Flux0(transport=transport, headers={"Authorization": "Bearer own"}).agents.list()
+
+    values = [request.headers.get("authorization") for request in transport.requests]
+    assert values == ["Bearer secret", None, "Basic YWRhOnB3", "Bearer own"]
+
+
+def test_to_json_is_the_text_of_to_dict() -> None:
+    operation = flux0.JSONPatchOperation("add", "/-", "é")
+
+    assert json.loads(flux0.to_json(operation)) == flux0.to_dict(operation)
