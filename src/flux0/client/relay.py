@@ -8,17 +8,18 @@ reads the stream, while the web server waits for the next event or comment.
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import suppress
-from queue import Empty, Queue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Final
 
 from flux0.domain import arguments
-from flux0.domain.errors import Flux0Error
+from flux0.domain.errors import Flux0Error, StreamInUse
 from flux0.domain.stream_events import StreamEvent
 from flux0.runtime.event_loop import start_task
 
-HEARTBEAT: Final = b": still here\n\n"
+# A blank line after the comment would be an empty message for @microsoft/fetch-event-source, the
+# reader of the server's React hook.
+HEARTBEAT: Final = b": heartbeat\n"
 _QUEUE_SIZE: Final = 64  # The events that are read before the browser has received them.
 
 
@@ -27,27 +28,31 @@ def relay(
 ) -> Iterator[bytes]:
     """Yield the events of `stream`, and a comment after each `heartbeat` seconds without events.
 
-    A `Flux0Error` becomes the last event. Other exceptions are raised.
+    A `Flux0Error` becomes the last event. Other exceptions are raised. Closing the iterator closes
+    the stream, unless another reader uses it, and does not wait for the thread that reads it.
     """
-    pieces: Queue[bytes | Exception | None] = Queue(_QUEUE_SIZE)
+    pieces = _Pieces()
 
     def read() -> None:
+        nonlocal close
         end: Exception | None = None
         try:
             for event in stream:
-                pieces.put(event.to_sse())
+                if not pieces.put(event.to_sse()):
+                    return
         except Flux0Error as error:
+            if isinstance(error, StreamInUse):
+                close = _leave_open
             pieces.put(error_event(error))
         except Exception as error:  # noqa: BLE001 - raised below, in the thread of the web server
             end = error
         pieces.put(end)
 
-    reader = Thread(target=read, name="flux0-relay", daemon=True)
-    reader.start()
+    Thread(target=read, name="flux0-relay", daemon=True).start()
     try:
         while True:
             try:
-                piece = pieces.get(timeout=heartbeat)
+                piece = pieces.get(heartbeat)
             except Empty:
                 piece = HEARTBEAT
             if isinstance(piece, Exception):
@@ -56,10 +61,47 @@ def relay(
                 return
             yield piece
     finally:
+        pieces.close()
         close()
-        while reader.is_alive():  # The reader may be waiting until the queue has space.
-            with suppress(Empty):
-                pieces.get(timeout=0.1)
+
+
+def _leave_open() -> None:
+    """Replaces the function that closes the stream if another reader uses the stream."""
+
+
+class _Pieces:
+    """A queue with a limited size, from the thread that reads a stream to the web server.
+
+    The garbage collector may close it in any thread, even within `put` or `get`, because a
+    `SimpleQueue` allows reentrant calls.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: SimpleQueue[bytes | Exception | None] = SimpleQueue()
+        self._free: SimpleQueue[None] = SimpleQueue()  # One item for each piece that has space.
+        self._closed = False
+        for _ in range(_QUEUE_SIZE):
+            self._free.put(None)
+
+    def put(self, piece: bytes | Exception | None) -> bool:
+        """Add a piece, after waiting for space; return False if the queue was closed instead."""
+        if not self._closed:
+            self._free.get()
+        if self._closed:
+            return False
+        self._pieces.put(piece)
+        return True
+
+    def get(self, timeout: float | None) -> bytes | Exception | None:
+        """Remove the next piece. Raises `Empty` if there is none within `timeout` seconds."""
+        piece = self._pieces.get(timeout=timeout)
+        self._free.put(None)
+        return piece
+
+    def close(self) -> None:
+        """End the wait of `put`."""
+        self._closed = True
+        self._free.put(None)
 
 
 async def relay_async(
@@ -73,11 +115,14 @@ async def relay_async(
     sender, receiver = anyio.create_memory_object_stream[bytes | Exception](_QUEUE_SIZE)
 
     async def read() -> None:
+        nonlocal close
         async with sender:
             try:
                 async for event in stream:
                     await sender.send(event.to_sse())
             except Flux0Error as error:
+                if isinstance(error, StreamInUse):
+                    close = _leave_open_async
                 await sender.send(error_event(error))
             except Exception as error:  # noqa: BLE001 - raised below, in the task of the web server
                 await sender.send(error)
@@ -100,6 +145,10 @@ async def relay_async(
     finally:
         cancel()
         receiver.close()
+
+
+async def _leave_open_async() -> None:
+    """The async version of `_leave_open`."""
 
 
 def heartbeat_seconds(heartbeat_ms: int | None) -> float | None:

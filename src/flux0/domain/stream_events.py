@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from attrs import asdict, frozen
 
@@ -40,8 +40,31 @@ class JSONPatchOperation:
         }
 
 
+class _Received:
+    """The base class of events that remember the JSON that they were decoded from.
+
+    It has members that this version of flux0 does not know. The JSON is not a field of the event:
+    `attrs.evolve` and unpickled copies do not have it.
+    """
+
+    __slots__ = ("_json",)
+    _json: str
+
+    def _received(self) -> str | None:
+        return getattr(self, "_json", None)
+
+
+ReceivedT = TypeVar("ReceivedT", bound=_Received)
+
+
+def keep_json(event: ReceivedT, json: str) -> ReceivedT:
+    """Return `event` after storing the JSON that it was decoded from."""
+    object.__setattr__(event, "_json", json)
+    return event
+
+
 @frozen
-class ChunkEvent:
+class ChunkEvent(_Received):
     """A change to a message that the agent is writing.
 
     Apply chunk events in the order in which they arrive. `MessageAccumulator` does it.
@@ -64,7 +87,9 @@ class ChunkEvent:
     timestamp: float | None = None
 
     def to_sse(self) -> bytes:
-        """Encode the event as the server sends it in a stream."""
+        """Encode the event as the server sends it in a stream, with members unknown to flux0."""
+        if (json := self._received()) is not None:
+            return _framed(self.event, json, None)
         data = asdict(self, recurse=False, filter=lambda _, value: value is not None)
         data["patches"] = [patch.to_json() for patch in self.patches]
         data["metadata"] = dict(self.metadata)
@@ -72,7 +97,7 @@ class ChunkEvent:
 
 
 @frozen
-class StatusEvent:
+class StatusEvent(_Received):
     """A change of the agent's status.
 
     `id` is often empty, and it is never the id of the stored event.
@@ -92,7 +117,9 @@ class StatusEvent:
         return self.data.status
 
     def to_sse(self) -> bytes:
-        """Encode the event as the server sends it in a stream."""
+        """Encode the event as the server sends it in a stream, with members unknown to flux0."""
+        if (json := self._received()) is not None:
+            return _framed(self.event, json, self.id)
         offset, details = self.data.acknowledged_offset, self.data.data
         data = {
             "id": self.id,

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import json
+import pickle
 import threading
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
+from attrs import evolve
 
 from flux0 import ChunkEvent, Flux0, UnknownEvent
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
 from flux0.domain.errors import ConnectionInterrupted, InvalidArgument
 from flux0.domain.stream_events import JSONPatchOperation, StreamEvent
-from flux0.testing import AgentStep, CallTool, FakeTransport, GiveResult, Reason, Report, Say
+from flux0.testing import (
+    AgentStep,
+    CallTool,
+    FakeTransport,
+    Gate,
+    GiveResult,
+    Reason,
+    Report,
+    Say,
+)
 from support.in_memory import Hang, chunk, frame, in_both_loops, in_every_mode, status, tape
 from support.modes import in_mode
 from support.transports import Mode
 from unit.client.test_streams import open_async, open_sync
 from unit.domain.messages.test_accumulator import CASES
 
-STILL_HERE = b": still here\n\n"
+HEARTBEAT = b": heartbeat\n"
 TOOL = CallTool("weather", {"city": "SF"})
 TURN: list[AgentStep] = [
     Report("processing"),
@@ -85,6 +96,7 @@ def test_to_sse_can_be_parsed_back_to_the_event(event: StreamEvent) -> None:
         assert event.to_sse() == b"event: message\ndata: \n\n"  # Parsers ignore it.
     else:
         assert events_of(event.to_sse()) == [event]
+        assert events_of(evolve(event).to_sse()) == [event]
 
 
 def test_to_sse_has_the_same_bytes_as_the_server() -> None:
@@ -92,7 +104,24 @@ def test_to_sse_has_the_same_bytes_as_the_server() -> None:
         for block in case["wire"].split("\n\n")[:-1]:
             written = f"{block}\n\n".encode()
             (event,) = events_of(written)
-            assert event.to_sse() == written
+            assert event.to_sse() == evolve(event).to_sse() == written
+
+
+def test_unknown_members_are_kept_by_to_sse_but_not_by_a_changed_event() -> None:
+    for written in (
+        frame("chunk", {**json.loads(chunk("a").split(b"data: ")[1]), "mode": {"new": [1]}}),
+        frame("status", {**OFFSET, "new": None}).replace(b"data:", b"id: x\ndata:"),
+    ):
+        (event,) = events_of(written)
+        assert event.to_sse() == written
+        assert b"new" not in evolve(cast("Any", event), correlation_id="other").to_sse()
+        assert pickle.loads(pickle.dumps(event)) == event  # noqa: S301 - pickled above
+
+
+def test_comment_between_events_is_not_an_event() -> None:
+    """Each blank line is an empty message for the reader of the server's React hook."""
+    assert events_of(chunk("a") + HEARTBEAT + chunk("b")) == events_of(chunk("a") + chunk("b"))
+    assert (chunk("a") + HEARTBEAT + chunk("b")).count(b"\n\n") == 2
 
 
 @in_every_mode
@@ -124,10 +153,10 @@ def test_sync_relay_yields_comments_while_idle_and_closing_it_closes_the_stream(
     recorded = tape(chunk("a"), idle)
     pieces = open_sync(recorded).relay(heartbeat_ms=1)
 
-    while (piece := next(pieces)) == STILL_HERE:
+    while (piece := next(pieces)) == HEARTBEAT:
         pass  # On a busy machine, comments may be yielded before the first event.
     assert piece == chunk("a")
-    assert [next(pieces), next(pieces)] == [STILL_HERE] * 2
+    assert [next(pieces), next(pieces)] == [HEARTBEAT] * 2
     closing.set()
     pieces.close()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue] - as a web server does
 
@@ -141,10 +170,10 @@ async def test_async_relay_yields_comments_while_idle_and_closing_it_closes_the_
     recorded = tape(chunk("a"), Hang())
     pieces: Any = open_async(recorded).relay(heartbeat_ms=1)
 
-    while (piece := await anext(pieces)) == STILL_HERE:
+    while (piece := await anext(pieces)) == HEARTBEAT:
         pass  # On a busy machine, comments may be yielded before the first event.
     assert piece == chunk("a")
-    assert [await anext(pieces), await anext(pieces)] == [STILL_HERE] * 2
+    assert [await anext(pieces), await anext(pieces)] == [HEARTBEAT] * 2
     await pieces.aclose()
     while not recorded.releases:
         await anyio.lowlevel.checkpoint()
@@ -162,6 +191,72 @@ async def test_cancelling_the_relay_closes_the_stream(mode: Mode) -> None:
         tasks.start_soon(serve)
     while not recorded.releases:
         await anyio.lowlevel.checkpoint()
+
+
+def test_closing_the_relay_does_not_wait_for_its_reader() -> None:
+    """Some transports cannot end a read before the idle timeout."""
+    ended, finished = threading.Event(), threading.Event()
+
+    def stuck() -> bytes:
+        assert ended.wait(20)
+        finished.set()
+        raise ConnectionInterrupted("closed")
+
+    recorded = tape(chunk("a"), stuck)
+    pieces: Any = open_sync(recorded).relay()
+    assert next(pieces) == chunk("a")
+    pieces.close()
+    assert recorded.releases
+    assert not finished.is_set()
+    ended.set()
+    assert finished.wait(20)
+
+
+def test_relay_may_be_finalized_in_its_reader_thread() -> None:
+    """The garbage collector runs in any thread."""
+    dropped, returned = threading.Event(), threading.Event()
+
+    def drop() -> bytes:
+        assert dropped.wait(20)
+        relays.clear()
+        returned.set()
+        return chunk("b")
+
+    recorded = tape(chunk("a"), drop)
+    relays: list[Any] = [open_sync(recorded).relay()]
+    assert next(relays[0]) == chunk("a")
+    dropped.set()
+    assert returned.wait(20)
+    assert recorded.releases
+
+
+@in_every_mode
+async def test_second_relay_gets_an_error_and_the_first_continues(mode: Mode) -> None:
+    gate = Gate()
+    fake = FakeTransport([Say("a"), gate, Say("b")])
+    async with in_mode(mode, Flux0(transport=fake)) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id)
+        stream = await chat.send("Hi")
+        first, second = stream.relay(), stream.relay()
+        begin = await anext(first)
+        while not (gate.reached and stream.is_being_read):
+            await yield_to_others(mode)
+        (error,) = await gathered(getattr(second, "_real", second))
+        gate.open()
+        rest = await gathered(getattr(first, "_real", first))
+        assert stream.finished
+
+    (event,) = events_of(error)
+    assert isinstance(event, UnknownEvent)
+    assert json.loads(event.data)["type"] == "StreamInUse"
+    assert len(events_of(begin + b"".join(rest))) == stream.event_count
+
+
+async def yield_to_others(mode: Mode) -> None:
+    if mode == "sync":
+        threading.Event().wait(0.001)
+    else:
+        await anyio.sleep(0.001)
 
 
 def test_closing_the_relay_stops_the_reader_with_a_full_queue() -> None:

@@ -12,7 +12,13 @@ from cattrs import transform_error
 from flux0.adapters.json.plain import plain
 from flux0.adapters.json.structuring import converter, is_model, structure_hook
 from flux0.domain.errors import DecodeError, InvalidArgument
-from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent, UnknownEvent
+from flux0.domain.stream_events import (
+    ChunkEvent,
+    StatusEvent,
+    StreamEvent,
+    UnknownEvent,
+    keep_json,
+)
 from flux0.ports import ServerSentEvent
 
 T = TypeVar("T")
@@ -43,8 +49,8 @@ class JsonCodec:
         name, text, id_, _ = event
         if name not in _EVENTS:
             return UnknownEvent(name, text, id_)
-        result: StreamEvent = self._structure(_EVENTS[name], _load(text), text)
-        return result
+        result: ChunkEvent | StatusEvent = self._structure(_EVENTS[name], _load(text), text)
+        return keep_json(result, text)
 
     def encode(self, value: Any) -> bytes:
         """Return the JSON of a model, or of plain JSON, as ASCII bytes."""
