@@ -90,6 +90,7 @@ def chain(error: BaseException | None) -> tuple[BaseException, ...]:
         return ()
     inner = (
         getattr(error, "reason", None),
+        getattr(error, "socket_err", None),  # An error of PySocks.
         *reversed(error.args),
         *getattr(error, "exceptions", ()),
         error.__cause__,

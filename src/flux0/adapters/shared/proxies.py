@@ -5,12 +5,24 @@ The rules of the HTTP libraries differ, and some libraries ignore the environmen
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from importlib import import_module
 from ipaddress import ip_address, ip_network
+from typing import Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from flux0.adapters.shared.failures import unusable_proxy
+
+# The schemes of proxies that urllib3 supports if PySocks is installed.
+PYSOCKS_SCHEMES: Final = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
+# The module that each HTTP library needs for SOCKS proxies. Its extra `socks` installs the module.
+_SOCKS_MODULES: Mapping[str, str] = {
+    "httpx": "socksio",
+    "httpx2": "socksio",
+    "requests": "socks",
+    "urllib3": "socks",
+}
 
 
 class EnvironmentProxies:
@@ -64,6 +76,14 @@ class EnvironmentProxies:
                 f"{self._library} cannot use the proxy {scheme}://{place} from the environment: "
                 "use a URL such as http://proxy:8080"
             )
+        if scheme.lower().startswith("socks"):
+            try:
+                import_module(_SOCKS_MODULES[self._library])
+            except ImportError as error:
+                raise unusable_proxy(
+                    f"{self._library} needs a package for the proxy {scheme}://{place}: "
+                    f"pip install '{self._library}[socks]'"
+                ) from error
         # Some libraries send no user name if the password is missing.
         return f"{scheme}://{login}:@{place}" if at and ":" not in login else proxy
 

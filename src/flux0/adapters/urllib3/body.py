@@ -14,7 +14,13 @@ from urllib3 import BaseHTTPResponse, exceptions
 
 from flux0.adapters.shared.bodies import SyncPulledBody
 from flux0.adapters.shared.exchange import shut_down
-from flux0.adapters.shared.failures import chain, failure, refused_by_proxy
+from flux0.adapters.shared.failures import (
+    chain,
+    failure,
+    login_rejected_by_proxy,
+    proxy_unreachable,
+    refused_by_proxy,
+)
 from flux0.adapters.urllib3.connection import TrackedConnection, Urllib3Exchange
 from flux0.domain.errors import (
     ConnectError,
@@ -124,6 +130,18 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
     message = str(errors[-1])
     if wraps(exceptions.ProxyError) and message.startswith(_TUNNEL_FAILED):
         return refused_by_proxy(message.removeprefix(_TUNNEL_FAILED))
+    dead_proxy = exchange.dead_proxy
+    for each in errors:
+        # By name, because PySocks may not be installed.
+        match f"{type(each).__module__}.{type(each).__name__}":
+            case "socks.SOCKS5AuthError":
+                return login_rejected_by_proxy()
+            case "socks.SOCKS4Error" | "socks.SOCKS5Error":  # Such as "0x05: Connection refused".
+                return refused_by_proxy(str(each).partition(": ")[2].lower())
+            case "socks.ProxyConnectionError":  # Such as "... SOCKS5 proxy 127.0.0.1:1080: ...".
+                dead_proxy = str(each).partition(" proxy ")[2].partition(": ")[0]
+            case _:
+                pass
     kind = _kind_after_sending(errors[-1])
     # urllib3 raises these two errors before the request has a connection.
     without_connection = wraps(exceptions.EmptyPoolError, exceptions.ClosedPoolError)
@@ -137,7 +155,8 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
             kind = TLSError
     elif wraps(TimeoutError) and not wraps(exceptions.ReadTimeoutError):
         kind = WriteTimeout
-    return failure(kind, error, exchange.timeout)
+    translated = failure(kind, error, exchange.timeout)
+    return translated if dead_proxy is None else proxy_unreachable(translated, dead_proxy)
 
 
 _TUNNEL_FAILED: Final = "Tunnel connection failed: "

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, final
 
 import urllib3
 import urllib3.connection
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
 from flux0.adapters.shared.connecting import Connector
 from flux0.adapters.shared.exchange import Exchange
@@ -43,8 +43,12 @@ else:
 class Urllib3Exchange(Exchange):
     """The state of one request, which the connections record while its `with` block runs.
 
-    `failure` is the exception that the last attempt to connect raised, or None.
+    Attributes:
+        failure: The exception that the last attempt to connect raised, or None.
+        dead_proxy: The URL, or host and port, of a proxy that could not be reached, or None.
     """
+
+    dead_proxy: str | None = None
 
     def __enter__(self) -> Urllib3Exchange:
         self._token = _EXCHANGE.set(self)
@@ -111,9 +115,15 @@ class TrackedConnection(HTTPConnection):
         exchange = _EXCHANGE.get()
         if exchange is None:
             return super()._new_conn()
-        # Connections through SOCKS proxies, and the user's own classes, connect in their own way.
-        own = cast("Any", super()._new_conn).__func__ is HTTPConnection._new_conn  # noqa: SLF001
-        sock = self._connect(exchange) if own else super()._new_conn()
+        if cast("Any", super()._new_conn).__func__ is HTTPConnection._new_conn:  # noqa: SLF001
+            sock = self._connect(exchange)
+        else:  # A connection through a SOCKS proxy, or of the user's own class.
+            try:
+                sock = super()._new_conn()
+            except HTTPError as error:
+                # urllib3 does not chain some errors of PySocks.
+                error.__cause__ = error.__cause__ or error.__context__
+                raise
         # The TLS handshake moves the descriptor to another socket object, which is unknown until
         # the handshake has ended.
         self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
@@ -130,6 +140,7 @@ class TrackedConnection(HTTPConnection):
         try:
             sock = connector.connect(self._dns_host.strip("[]"), self.port)
         except OSError as error:
+            exchange.dead_proxy = self.proxy and self.proxy.url
             timed_out = isinstance(error, TimeoutError)
             kind = ConnectTimeoutError if timed_out else NewConnectionError
             raise kind(self, str(error)) from error
@@ -174,7 +185,7 @@ def track(pool: Any) -> None:
         pool.ConnectionCls = _tracked(connection_class)
         if pool.pool is not None:
             _close_idle(pool.pool)
-            if type(pool.pool) is LifoQueue:
+            if pool.pool.__class__ is LifoQueue:
                 pool.pool.__class__ = _Slots  # Other threads may wait for this queue.
 
 

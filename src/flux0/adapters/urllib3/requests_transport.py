@@ -21,7 +21,7 @@ from __future__ import annotations
 from functools import partial
 from http.cookiejar import DefaultCookiePolicy
 from io import BytesIO
-from typing import Any, Final
+from typing import Any
 
 import requests
 from requests import exceptions
@@ -33,7 +33,7 @@ from flux0.adapters.shared.bodies import OpenBodies, SyncBody
 from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import ACCEPT_ENCODING, MAX_IDLE_CONNECTIONS
 from flux0.adapters.shared.misplaced import transport_repr
-from flux0.adapters.shared.proxies import EnvironmentProxies
+from flux0.adapters.shared.proxies import PYSOCKS_SCHEMES, EnvironmentProxies
 from flux0.adapters.urllib3.body import Urllib3Body, request_body, translate_error
 from flux0.adapters.urllib3.connection import (
     Urllib3Exchange,
@@ -54,8 +54,6 @@ from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
 from flux0.ports import ByteStream, Request, Response, Timeout
 from flux0.runtime.processes import PerProcess
-
-_PROXY_SCHEMES: Final = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 
 
 class RequestsTransport:
@@ -115,7 +113,7 @@ class _Connections:
 
     def __init__(self, session: requests.Session | None) -> None:
         self.session = _make_session() if session is None else session
-        self.proxies = EnvironmentProxies("requests", _PROXY_SCHEMES) if session is None else None
+        self.proxies = EnvironmentProxies("requests", PYSOCKS_SCHEMES) if session is None else None
         self.bodies = OpenBodies()
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ from flux0.adapters.shared.bodies import OpenBodies, SyncBody
 from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import ACCEPT_ENCODING, MAX_CONNECTIONS
 from flux0.adapters.shared.misplaced import transport_repr
-from flux0.adapters.shared.proxies import EnvironmentProxies
+from flux0.adapters.shared.proxies import PYSOCKS_SCHEMES, EnvironmentProxies
 from flux0.adapters.urllib3.body import Urllib3Body, request_body, translate_error
 from flux0.adapters.urllib3.connection import (
     Urllib3Exchange,
@@ -124,7 +124,7 @@ class _Connections:
         built_in = user_manager is None
         self.manager = urllib3.PoolManager(**_POOL) if user_manager is None else user_manager
         self.bodies = OpenBodies()
-        self._proxies = EnvironmentProxies("urllib3") if built_in else None
+        self._proxies = EnvironmentProxies("urllib3", PYSOCKS_SCHEMES) if built_in else None
         self._proxy_managers: dict[str, urllib3.PoolManager] = {}
         self._last_pool: tuple[str, urllib3.HTTPConnectionPool] | None = None
 
@@ -156,12 +156,21 @@ class _Connections:
             return self.manager
         manager = self._proxy_managers.get(proxy)
         if manager is None:
-            parsed = parse_url(proxy)
-            auth = make_headers(proxy_basic_auth=unquote(parsed.auth)) if parsed.auth else None
-            proxy_url = parsed._replace(auth=None).url
-            manager = urllib3.ProxyManager(proxy_url, proxy_headers=auth, **_POOL)
+            manager = _proxy_manager(proxy)
             manager = self._proxy_managers.setdefault(proxy, manager)
         return manager
+
+
+def _proxy_manager(proxy: str) -> urllib3.PoolManager:
+    parsed = parse_url(proxy)
+    proxy_url = parsed._replace(auth=None).url
+    if proxy_url.startswith("socks"):
+        from urllib3.contrib.socks import SOCKSProxyManager  # noqa: PLC0415 - needs PySocks
+
+        user, _, password = (parsed.auth or "").partition(":")
+        return SOCKSProxyManager(proxy_url, unquote(user) or None, unquote(password), **_POOL)
+    auth = make_headers(proxy_basic_auth=unquote(parsed.auth)) if parsed.auth else None
+    return urllib3.ProxyManager(proxy_url, proxy_headers=auth, **_POOL)
 
 
 @lru_cache(8)

@@ -1,0 +1,157 @@
+"""SOCKS proxies: of the environment over each transport, and of the user's client."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import requests
+import urllib3
+from urllib3.contrib.socks import SOCKSProxyManager
+
+from flux0 import BackoffStrategy, Flux0, RequestsTransport, RetryConfig, Urllib3Transport
+from flux0.domain.errors import ConnectError, ConnectTimeout
+from flux0.ports import Transport
+from flux0.testing.contract.byte_server import ByteServer
+from support.modes import in_mode
+from support.sending import AGENTS, over
+from support.socks_proxy import SocksProxy
+from support.transports import ONCE, Way
+
+# aiohttp has no support for SOCKS. Its error is tested with the other unusable proxies.
+WAYS = [way for way in ONCE if way.transport != "aiohttp"]
+EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
+LOGIN_REJECTED = "the proxy rejected the login: set user and password in the proxy's URL"
+
+
+async def list_agents(way: Way, url: str, *, timeout_ms: int) -> None:
+    flux0 = Flux0(url, transport=way.make_transport(), retry_config=EAGER, timeout_ms=timeout_ms)
+    async with in_mode(way.mode, flux0) as either:
+        for _ in range(2):
+            await either.agents.list_async()
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def in_environment(
+    monkeypatch: pytest.MonkeyPatch, proxy: SocksProxy, login: str = "", scheme: str = "socks5"
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", f"{scheme}://{login}{proxy.address}")
+
+
+@over(*WAYS)
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+@pytest.mark.parametrize("login", [None, ("ada", "s@cret")], ids=["open", "login"])
+async def test_requests_are_sent_through_the_proxy(
+    way: Way, scheme: str, login: tuple[str, str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ByteServer(AGENTS) as server, SocksProxy(login=login) as proxy:
+        in_environment(monkeypatch, proxy, "ada:s%40cret@" if login else "", scheme)
+        await list_agents(way, server.url, timeout_ms=60_000)
+        assert proxy.targets == ((server.host, server.port),)
+
+
+@over(*WAYS)
+@pytest.mark.parametrize("login", ["", "ada:wrong@"], ids=["none", "wrong"])
+async def test_rejected_login_is_a_connect_error_and_not_retried(
+    way: Way, login: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SocksProxy(login=("ada", "secret")) as proxy:
+        in_environment(monkeypatch, proxy, login)
+        with pytest.raises(ConnectError) as caught:
+            await list_agents(way, "http://127.0.0.1:9", timeout_ms=60_000)
+        assert (caught.value.problem, caught.value.attempts) == (LOGIN_REJECTED, 1)
+        assert proxy.accepted == 1
+
+
+@over(*WAYS)
+async def test_refused_connection_is_a_connect_error(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SocksProxy(refuse=True) as proxy:
+        in_environment(monkeypatch, proxy)
+        with pytest.raises(ConnectError, match="the proxy refused the connection:") as caught:
+            await list_agents(way, "http://127.0.0.1:9", timeout_ms=60_000)
+        assert type(caught.value) is ConnectError
+        assert "connection refused" in caught.value.problem.lower()
+        assert "Connection(" not in caught.value.problem
+
+
+@over(*WAYS)
+async def test_silent_proxy_is_a_connect_timeout(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SocksProxy(silent=True) as proxy:
+        in_environment(monkeypatch, proxy)
+        with pytest.raises(ConnectTimeout, match=r"could not connect within 0\.\d+ s"):
+            await list_agents(way, "http://127.0.0.1:9", timeout_ms=200)
+
+
+@over(*WAYS)
+async def test_dead_proxy_is_named(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = SocksProxy()
+    with proxy:
+        in_environment(monkeypatch, proxy, "ada:secret@")
+    with pytest.raises(ConnectError) as caught:
+        await list_agents(way, "http://127.0.0.1:9", timeout_ms=60_000)
+    assert caught.value.problem == (
+        f"cannot connect to the proxy {proxy.address}: connection refused"
+    )
+
+
+def over_requests(proxy: str) -> Transport:
+    session = requests.Session()
+    session.proxies = {"http": proxy}
+    return RequestsTransport(session)
+
+
+def over_urllib3(proxy: str) -> Transport:
+    manager: urllib3.PoolManager = SOCKSProxyManager(proxy)
+    return Urllib3Transport(manager)
+
+
+@pytest.mark.parametrize("make", [over_requests, over_urllib3])
+def test_proxy_of_the_users_client_is_used(make: Callable[[str], Transport]) -> None:
+    with ByteServer(AGENTS) as server, SocksProxy(login=("ada", "secret")) as proxy:
+        url = f"socks5h://ada:secret@{proxy.address}"
+        with Flux0(server.url, transport=make(url), retry_config=EAGER) as flux0:
+            flux0.agents.list()
+        assert proxy.targets == ((server.host, server.port),)
+        with (
+            Flux0(server.url, transport=make(f"socks5h://{proxy.address}")) as flux0,
+            pytest.raises(ConnectError, match=LOGIN_REJECTED),
+        ):
+            flux0.agents.list()
+        assert proxy.accepted == 2
+
+
+WITHOUT_PACKAGES = """
+import sys
+
+sys.modules["socks"] = sys.modules["socksio"] = None  # as if they were not installed
+
+import flux0
+
+with flux0.Flux0("http://127.0.0.1:9", transport=flux0.{transport}()) as client:
+    try:
+        client.agents.list()
+    except flux0.ConnectError as error:
+        print(error.problem, error.attempts)
+"""
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way.mode == "sync"], ids=str)
+def test_error_names_the_missing_package(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a new process, because requests imports PySocks only once."""
+    monkeypatch.setenv("ALL_PROXY", "socks5://ada:secret@127.0.0.1:1080")
+    script = WITHOUT_PACKAGES.format(transport=type(way.make_transport()).__name__)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert done.stdout.decode().strip() == (
+        f"{way.transport} needs a package for the proxy socks5://127.0.0.1:1080: "
+        f"pip install '{way.transport}[socks]' 1"
+    )
