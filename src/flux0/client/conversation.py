@@ -122,7 +122,7 @@ class Conversation(_ConversationBase):
         *,
         since: int | None = None,
         correlation_id: str | None = None,
-        wait_ms: int | None = 1_000,
+        wait_ms: int = 1_000,
         **options: Unpack[CallOptions],
     ) -> StoredTurn | None:
         """Return a turn as it is stored, or None if its message is not stored by now.
@@ -131,15 +131,19 @@ class Conversation(_ConversationBase):
         `StreamError.correlation_id`), which is exact, or `content` and `since`. If several senders
         send the same text at the same time, `content` cannot tell their turns apart.
 
-        None is not final: a server or a proxy may still store the message later. A stored message
-        may stay without a reply, because the agent stops when its stream is closed.
+        None is not final: the message may be stored later, for example if a proxy queues requests.
+        A stored message may stay without a reply, because the agent stops when its stream is
+        closed. The stored events do not tell whether a reply is complete.
 
         Args:
             content: The text of the message.
             since: The offset from which to search, from `next_offset`. Required with `content`,
                 because an older message may have the same text.
             correlation_id: The correlation id of the turn.
-            wait_ms: Milliseconds to wait for the message to be stored; None to look once.
+            wait_ms: Milliseconds to wait until the message is stored; 0 looks once.
+
+        Raises the errors of `client.sessions.list_events`. If the server does not know the session,
+        for example because its store was in memory and it was restarted, this is `BadRequestError`.
         """
         return self._caller.run(
             stored_turns.find_turn,
@@ -150,6 +154,16 @@ class Conversation(_ConversationBase):
             correlation_id=correlation_id,
             wait_ms=wait_ms,
         )
+
+    def belongs_to_user(self, **options: Unpack[CallOptions]) -> bool:
+        """Return whether the session is in the server's list of the user's sessions.
+
+        The server does not check this: everyone who knows the id of a session can read it and send
+        messages to it. Call it before you use an id from a browser. If you passed no `user`, it
+        checks the sessions of the anonymous user.
+        """
+        sessions = self._sessions.list(**self._options(options))
+        return any(session.id == self.session_id for session in sessions)
 
 
 @final
@@ -191,7 +205,7 @@ class AsyncConversation(_ConversationBase):
         *,
         since: int | None = None,
         correlation_id: str | None = None,
-        wait_ms: int | None = 1_000,
+        wait_ms: int = 1_000,
         **options: Unpack[CallOptions],
     ) -> StoredTurn | None:
         """The async version of `Conversation.find_turn`."""
@@ -204,6 +218,11 @@ class AsyncConversation(_ConversationBase):
             correlation_id=correlation_id,
             wait_ms=wait_ms,
         )
+
+    async def belongs_to_user(self, **options: Unpack[CallOptions]) -> bool:
+        """The async version of `Conversation.belongs_to_user`."""
+        sessions = await self._sessions.list_async(**self._options(options))
+        return any(session.id == self.session_id for session in sessions)
 
 
 def user_headers(

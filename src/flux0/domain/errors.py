@@ -404,8 +404,9 @@ class StreamInterrupted(StreamError):
 class StreamIdleTimeout(StreamError):
     """No event was received within the idle timeout (`stream_idle_timeout_ms`).
 
-    The usual reason is an agent that crashed: the server then keeps the stream open forever. If
-    your agents need more time, set a longer timeout.
+    The usual reason is an agent that crashed: the server then keeps the stream open forever. It
+    also does so if another client sends a message to the same session. If your agents need more
+    time, set a longer timeout.
     """
 
 

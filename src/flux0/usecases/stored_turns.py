@@ -11,9 +11,9 @@ from flux0.flows import Flow, Sleep
 from flux0.usecases.call import ApiCall
 from flux0.usecases.sessions import list_events
 
-# Seconds between two looks. Of the messages that were missing directly after a connection broke,
-# two thirds were stored within 0.1 s (measured).
-_INTERVAL: Final = 0.1
+# Seconds between the first two looks; later intervals double. Of the messages that were missing
+# directly after a connection broke, two thirds were stored within 0.1 s (measured).
+_FIRST_INTERVAL: Final = 0.1
 
 
 def next_offset(call: ApiCall, *, session_id: str) -> Flow[int]:
@@ -36,15 +36,19 @@ def find_turn(
     content: str | None,
     since: int | None,
     correlation_id: str | None,
-    wait_ms: int | None,
+    wait_ms: int,
 ) -> Flow[StoredTurn | None]:
     """Return a stored turn, or None if its message is not stored after `wait_ms` milliseconds."""
     if (content is None) is (correlation_id is None):
         raise InvalidArgument("content", "or correlation_id must be passed, but not both")
-    if content is not None and since is None:
-        problem = "must be passed with content: an older message may have the same text"
-        raise InvalidArgument("since", f"{problem} (see next_offset)")
-    left = 0.0 if wait_ms is None else arguments.seconds("wait_ms", wait_ms)
+    if content is not None:
+        arguments.text("content", content)
+        if since is None:
+            problem = "must be passed with content: an older message may have the same text"
+            raise InvalidArgument("since", f"{problem} (see next_offset)")
+    if since is not None:
+        arguments.offset("since", since)
+    left, interval = arguments.interval("wait_ms", wait_ms) / 1000, _FIRST_INTERVAL
     while True:
         events = yield from list_events(
             call,
@@ -57,5 +61,7 @@ def find_turn(
         turn = stored_turn(events, content)
         if turn is not None or left <= 0:
             return turn
-        yield Sleep(min(_INTERVAL, left))
-        left -= _INTERVAL
+        interval = min(interval, left)
+        yield Sleep(interval)
+        left -= interval
+        interval *= 2

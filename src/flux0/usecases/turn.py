@@ -113,7 +113,8 @@ class Turn:
 
     @property
     def _idle_problem(self) -> str:
-        return f"no event for {duration(self._idle)} (idle timeout; set stream_idle_timeout_ms)"
+        limit = f"no event for {duration(self._idle)} (idle timeout; set stream_idle_timeout_ms)"
+        return f"{limit}; the agent may have crashed, or another client may use the session"
 
     def attach_request(self, error: E) -> E:
         """Add the request to an error, and to a `StreamError` the turn; return the error."""

@@ -91,7 +91,10 @@ def test_transport_error_becomes_idle_timeout_or_interruption(
     assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 2)
     problem = "the stream was interrupted: reset by peer"
     if expected is errors.StreamIdleTimeout:
-        problem = "no event for 600 s (idle timeout; set stream_idle_timeout_ms)"
+        problem = (
+            "no event for 600 s (idle timeout; set stream_idle_timeout_ms); "
+            "the agent may have crashed, or another client may use the session"
+        )
     assert failure.problem == f"{problem} (after 2 events of turn {CORRELATION_ID})"
 
 
