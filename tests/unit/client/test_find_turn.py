@@ -187,12 +187,13 @@ async def test_find_turn_looks_until_wait_ms_has_passed(mode: Mode) -> None:
 
     async with client(mode, fake) as flux0:
         chat = await flux0.conversation_async(agent=fake.agent_id)
-        for options, seconds, looks in (
+        given: list[tuple[dict[str, Any], float, int]] = [
             ({}, 1, 5),
             ({"wait_ms": 0}, 0, 1),
             ({"wait_ms": 50}, 0.05, 2),
             ({"wait_ms": 10_000}, 10, 8),
-        ):
+        ]
+        for options, seconds, looks in given:
             calls, began = len(fake.calls), fake.clock.now()
             assert await chat.find_turn("Hi", since=0, **options) is None
             assert fake.clock.now() - began == pytest.approx(seconds)
@@ -235,7 +236,7 @@ async def test_timeout_ms_limits_find_turn_as_a_whole(mode: Mode) -> None:
 
     async with client(mode, fake) as flux0:
         chat = await flux0.conversation_async(agent=fake.agent_id)
-        with pytest.raises(TransportTimeout, match="0.5 s"):
+        with pytest.raises(TransportTimeout, match=r"0\.5 s"):
             await chat.find_turn("Hi", since=0, timeout_ms=500)
 
 
