@@ -21,7 +21,7 @@ from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES, MessageAcc
 from flux0.domain.models import Agent, Session
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig, RetryDetails
 from flux0.flows import Middleware
-from flux0.ports import AsyncTransport, Timeout, Transport
+from flux0.ports import AsyncTransport, Request, Timeout, Transport
 from flux0.usecases.call import ApiCall
 from flux0.usecases.turn import Turn
 
@@ -156,9 +156,11 @@ class Flux0(Uncopyable):
         )
         call_timeout = None if call_ms is None else arguments.seconds("timeout_ms", call_ms)
         self._caller = Caller(default_call, call_timeout, *transports, time)
-        self._new_turn = lambda request: Turn(
-            SSEParser(max_event_bytes=max_event_bytes), codec, request
-        )
+
+        def new_turn(request: Request) -> Turn:
+            return Turn(SSEParser(max_event_bytes=max_event_bytes), codec, request)
+
+        self._new_turn = new_turn
         self._new_accumulator = partial(MessageAccumulator, max_turn_bytes=max_turn_bytes)
         self.agents = AgentsResource(self._caller)
         self.sessions = SessionsResource(self._caller, self._new_turn, self._new_accumulator)
