@@ -71,7 +71,7 @@ def split_headers(
     arguments.mapping("headers", headers)
     fixed = {name: value for name, value in headers.items() if not callable(value)}
     computed = {name: value for name, value in headers.items() if callable(value)}
-    names = arguments.headers("headers", dict.fromkeys(computed, ""))
+    names = arguments.headers("headers", dict.fromkeys(headers, ""))
     # A fixed value replaces a computed value, so do not add the default to the fixed headers.
     defaults = Headers() if "user-agent" in names else _USER_AGENT
     return defaults.merge(arguments.headers("headers", fixed)), computed

@@ -149,8 +149,14 @@ def server_url(url: object) -> tuple[str, Headers]:
 
 def headers(argument: str, fields: object) -> Headers:
     """Return the header fields in a mapping of str to str, by the rules of RFC 9110, section 5."""
-    items = mapping(argument, fields).items()
-    return Headers(tuple(_field(argument, name, value) for name, value in items))
+    names: dict[str, str] = {}
+    pairs = tuple(_field(argument, *item) for item in mapping(argument, fields).items())
+    for name, _ in pairs:
+        other = names.setdefault(name.lower(), name)
+        if other != name:
+            problem = f"must have only one of {other!r} and {name!r}: case does not matter"
+            raise InvalidArgument(argument, problem)
+    return Headers(pairs)
 
 
 def mapping(argument: str, value: object) -> Mapping[object, object]:

@@ -178,6 +178,7 @@ BAD_OPTIONS: list[tuple[str, Any]] = [
         *BAD_OPTIONS,
         ("retry_config", "none"),
         ("headers", {"a": "b\r\nc: d"}),
+        ("headers", {"Cookie": "a=1", "cookie": lambda: "b=2"}),
         ("max_event_bytes", 0),
         ("max_body_bytes", 1.5),
     ],

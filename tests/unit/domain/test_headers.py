@@ -96,6 +96,7 @@ def test_invalid_header_value_is_rejected(value: Any) -> None:
         ),
         ({"Content-Length": "1"}, "must not have 'Content-Length': the transport sets it"),
         ({"transfer-encoding": "1"}, "must not have 'transfer-encoding': the transport sets it"),
+        ({"Cookie": "a=1", "cookie": "b=2"}, "must have only one of 'Cookie' and 'cookie'"),
         *((odd, "must be a mapping") for odd in ([("a", "b")], "a: b", 1, {"a"})),
     ],
 )

@@ -5,12 +5,13 @@ The rules of the HTTP libraries differ, and some libraries ignore the environmen
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from ipaddress import ip_address, ip_network
 from typing import Final
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import getproxies, proxy_bypass, proxy_bypass_environment
 
 from flux0.adapters.shared.failures import unusable_proxy
 
@@ -90,15 +91,19 @@ class EnvironmentProxies:
 
 def _is_direct(host: str, port: int | None, exceptions: str) -> bool:
     """Return whether `NO_PROXY`, or a setting of the system, excludes a server from the proxy."""
-    if proxy_bypass(host if port is None else f"{host}:{port}"):
+    host = host.rstrip(".")
+    place = host if port is None else f"{host}:{port}"
+    # Names may end with a dot, and IPv6 addresses may have brackets, also together with a port.
+    names = [name.strip().rstrip(".") for name in re.sub(r"[\[\]]", "", exceptions).split(",")]
+    if proxy_bypass(place) or proxy_bypass_environment(place, {"no": ",".join(names)}):
         return True
     try:
         address = ip_address(host)
     except ValueError:
         return False
-    for exception in exceptions.split(","):
+    for name in names:
         try:
-            if address in ip_network(exception.strip(), strict=False):
+            if address in ip_network(name, strict=False):
                 return True
         except ValueError:
             continue  # A host name.

@@ -89,6 +89,29 @@ def test_proxy_and_no_proxy_variables(
 
 
 @pytest.mark.parametrize(
+    ("url", "but"),
+    [
+        ("http://[::1]:8080", "[::1]"),
+        ("http://[::1]:8080", "a.example, [::1]:8080"),
+        ("http://[::1]:8080", "::1"),
+        ("http://[fd00::7]", "[fd00::]/8"),
+        ("http://flux0.example.", "flux0.example"),
+        ("http://flux0.example.:8080", "example"),
+        ("http://flux0.example", "a, flux0.example."),
+        ("http://flux0.example", ".example."),
+    ],
+)
+def test_no_proxy_accepts_brackets_and_trailing_dots(
+    url: str, but: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("all_proxy", "http://proxy:1")
+    assert proxy_for(url) == "http://proxy:1"
+    monkeypatch.setenv("no_proxy", but)
+    assert proxy_for(url) is None
+    assert proxy_for("http://[::2]:8080") == "http://proxy:1"
+
+
+@pytest.mark.parametrize(
     "proxy",
     ["ftp://ada:s@127.0.0.1:1", "http://[", "http://127.0.0.1:x", "http://:80", "http://a:0"],
 )
@@ -122,6 +145,17 @@ async def test_requests_are_sent_through_the_proxy(
         assert [request.target for request in proxy.requests] == [f"{server.url}/api/agents"] * 2
         logins = [request.headers.get("proxy-authorization") for request in proxy.requests]
         assert logins == [login] * 2
+
+
+@over(*ONCE)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_dead_proxy_is_named(way: Way, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy() as proxy:
+        place = proxy.url.removeprefix("http://")
+    monkeypatch.setenv("all_proxy", f"http://ada:secret@{place}")
+    with pytest.raises(ConnectError) as caught:
+        await list_agents(way, f"{scheme}://flux0.invalid")
+    assert caught.value.problem == f"cannot connect to the proxy {place}: connection refused"
 
 
 @over(*ONCE)
