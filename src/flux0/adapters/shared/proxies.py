@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from ipaddress import ip_address, ip_network
 from typing import Final
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass, proxy_bypass_environment
+from urllib.request import getproxies, proxy_bypass
 
 from flux0.adapters.shared.failures import unusable_proxy
 
@@ -93,18 +94,18 @@ def _is_direct(host: str, port: int | None, exceptions: str) -> bool:
     """Return whether `NO_PROXY`, or a setting of the system, excludes a server from the proxy."""
     host = host.rstrip(".")
     place = host if port is None else f"{host}:{port}"
-    # Names may end with a dot, and IPv6 addresses may have brackets, also together with a port.
-    names = [name.strip().rstrip(".") for name in re.sub(r"[\[\]]", "", exceptions).split(",")]
-    if proxy_bypass(place) or proxy_bypass_environment(place, {"no": ",".join(names)}):
+    if proxy_bypass(place):
         return True
     try:
         address = ip_address(host)
     except ValueError:
-        return False
-    for name in names:
-        try:
-            if address in ip_network(name, strict=False):
+        address = None
+    # Addresses of IPv6 may have brackets, and names may end with a dot.
+    for exception in re.sub(r"[\[\]]", "", exceptions.lower()).split(","):
+        name = exception.strip().strip(".")
+        if name and (f".{host}".endswith(f".{name}") or place == name):
+            return True
+        with suppress(ValueError):  # A host name.
+            if address is not None and address in ip_network(name, strict=False):
                 return True
-        except ValueError:
-            continue  # A host name.
     return False
