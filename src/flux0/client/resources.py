@@ -249,7 +249,8 @@ class SessionsResource(_Resource):
             turns.add(session, stream)
         try:
             self._caller.check_open()
-        except ClientClosed:  # It was closed before `turns` had the stream.
+        except ClientClosed as error:  # It was closed before `turns` had the stream.
+            error.sent = "maybe"
             stream.close()
             raise
         return stream
@@ -291,7 +292,8 @@ class SessionsResource(_Resource):
             turns.add(session, stream)
         try:
             self._caller.check_open()
-        except ClientClosed:  # It was closed before `turns` had the stream.
+        except ClientClosed as error:  # It was closed before `turns` had the stream.
+            error.sent = "maybe"
             await stream.close_async()
             raise
         return stream

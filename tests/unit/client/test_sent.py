@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import pytest
@@ -43,7 +43,17 @@ from flux0.testing.contract.responses import (
     Write,
     http_response,
 )
-from support.in_memory import SSE, chunk, frame, in_both_loops, in_every_mode, script, status
+from support.in_memory import (
+    SSE,
+    Script,
+    chunk,
+    frame,
+    in_both_loops,
+    in_every_mode,
+    script,
+    scripted_response,
+    status,
+)
 from support.modes import call_blocking, in_mode, run
 from support.sending import over
 from support.transports import WAYS, Mode, Way
@@ -261,6 +271,28 @@ async def test_message_was_not_sent_if_the_client_is_closed_while_it_waits_for_a
         call = partial(read_turn, in_mode(way.mode, real))
         error = await close_during(way, real, call, partial(retried.wait, 20))
     assert error.sent == "no"
+
+
+class Closing(Script):
+    """A transport during whose response another thread closes the client."""
+
+    client: ClassVar[Flux0]
+
+    def send(self, request: Request) -> Response[Any]:
+        response = super().send(request)
+        self.client.close()
+        return response
+
+
+@in_every_mode
+async def test_message_may_have_been_sent_if_the_client_is_closed_with_the_response(
+    mode: Mode,
+) -> None:
+    transport = Closing([scripted_response(chunk("a"), headers=SSE)])
+    Closing.client = Flux0(transport=transport)
+    with pytest.raises(ClientClosed) as caught:
+        await read_turn(in_mode(mode, Closing.client))
+    assert caught.value.sent == "maybe"
 
 
 @over(*WAYS)
