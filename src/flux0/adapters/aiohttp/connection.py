@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import select
-from typing import Any, Final
+from typing import Any
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -12,8 +12,6 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
 from flux0.domain.http import framing_problem
-
-_VERSION: Final = b"HTTP/"
 
 
 class TrackedConnection(ResponseHandler):
@@ -76,8 +74,6 @@ class TrackedConnection(ResponseHandler):
         content, start = self._content, 0
         if content is None:
             self._head_start = (self._head_start + data)[:16]
-            if self.deadline is not None:
-                self.start_wait(self._limit)
         elif data and content.is_eof():
             self.force_close()  # These bytes belong to no response.
         # aiohttp drops a head if the following bytes are invalid, so parse the head separately.
@@ -89,6 +85,8 @@ class TrackedConnection(ResponseHandler):
         if content is not None and content.total_bytes != self._content_bytes:
             self._content_bytes, self._overhead, self.deadline = content.total_bytes, 0, None
             return
+        if content is None and self.deadline is not None:
+            self.start_wait(self._limit)
         self._overhead += len(data)
         if self._overhead > MAX_OVERHEAD_BYTES:
             self.abort()  # First, because it removes the exception.
@@ -110,7 +108,7 @@ class TrackedConnection(ResponseHandler):
     def set_exception(self, exc: BaseException, exc_cause: Any = None) -> None:
         """Report a failure to the exchange and to the reader of the body."""
         cause: Any = exc_cause or exc.__cause__
-        is_http = _VERSION.startswith(self._head_start[: len(_VERSION)])
+        is_http = b"HTTP/".startswith(self._head_start[:5])
         if isinstance(exc, (aiohttp.ServerDisconnectedError, HttpProcessingError)) and not is_http:
             exc = HttpProcessingError(message=f"it starts with {self._head_start!r}")
             cause = None

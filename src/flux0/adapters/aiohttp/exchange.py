@@ -38,12 +38,13 @@ class AiohttpExchange(Exchange):
         self, request: Request, url: URL, session: aiohttp.ClientSession, proxy: str | None
     ) -> aiohttp.ClientResponse:
         """Send the request, and return the response when its head is received."""
-        method, body, headers = request.method, request.body, request.headers
+        method, body, headers, times = request.method, request.body, request.headers, self.timeout
         self._authorization = headers.get("authorization")
-        pairs = [pair for pair in headers.pairs if pair[0].lower() != "authorization"]
+        pairs = [*headers.pairs]
+        if self._authorization is not None:
+            pairs = [pair for pair in pairs if pair[0].lower() != "authorization"]
         if "accept-encoding" not in headers:
             pairs.append(("accept-encoding", ACCEPT_ENCODING))
-        limits = self.timeout
         try:
             return await session.request(
                 method,
@@ -53,7 +54,7 @@ class AiohttpExchange(Exchange):
                 data=body if body is None or len(body) <= _MAX_BYTES_BODY else _LargeBody(body),
                 proxy=proxy,
                 middlewares=(self._call_middlewares,),
-                timeout=aiohttp.ClientTimeout(connect=limits.pool, sock_connect=limits.connect),
+                timeout=aiohttp.ClientTimeout(connect=times.pool, sock_connect=times.connect),
                 **_OPTIONS,
                 **_LIMITS,
             )

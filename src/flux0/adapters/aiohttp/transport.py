@@ -73,7 +73,7 @@ class AiohttpTransport:
         elif session.closed:
             raise errors.ClientClosed("the aiohttp session is closed")
         response = await exchange.AiohttpExchange(request).run(request, url, session, proxy)
-        pairs = ((str(n, "latin-1"), str(v, "latin-1")) for n, v in response.raw_headers)
+        pairs = [(str(n, "latin-1"), str(v, "latin-1")) for n, v in response.raw_headers]
         headers, body = Headers(tuple(pairs)), _Body(request, response, self)
         return Response(response.status, headers, body, response, not is_framed(headers))
 
