@@ -10,6 +10,7 @@ from typing import Any, Final
 from flux0.domain.errors import ConnectionInterrupted, ProtocolError
 
 _MAX_PIECE_BYTES: Final = 1 << 20
+_MAX_KEPT_BYTES: Final = 16 * 1024
 _PLAIN: Final = frozenset({"", "identity"})
 _COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate"})
 
@@ -30,6 +31,12 @@ class Decoder:
     def __init__(self, coding: str) -> None:
         self._coding = coding
         self._member: Any = None
+        # zlib drops the content before an error. To return it, the decoder decompresses again, from a
+        # copy of the state. Copying for each small input would be slow, so keep the inputs since the
+        # last copy.
+        self._copy: Any = None
+        self._inputs: list[bytes] = []
+        self._input_bytes = 0
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the decompressed content of `data`, in pieces of at most 1 MiB.
@@ -43,12 +50,17 @@ class Decoder:
         # After a full piece, zlib may have more output without further input.
         while data or (len(piece) == _MAX_PIECE_BYTES and not self._member.eof):
             if self._member is None or self._member.eof:
-                self._member = zlib.decompressobj(self._window_bits(data[0]))
-            before = self._member.copy()
+                bits = self._window_bits(data[0])
+                self._member, self._copy = zlib.decompressobj(bits), zlib.decompressobj(bits)
+                self._inputs, self._input_bytes = [], 0
+            elif self._input_bytes > _MAX_KEPT_BYTES:
+                self._copy, self._inputs, self._input_bytes = self._member.copy(), [], 0
+            self._inputs.append(data)
+            self._input_bytes += len(data)
             try:
                 piece = self._member.decompress(data, _MAX_PIECE_BYTES)
             except zlib.error as error:
-                yield _content_before_error(before, data)
+                yield _content_before_error(self._copy, *self._inputs)
                 raise ProtocolError(f"the {self._coding} data is invalid: {error}") from error
             if piece:
                 empty = False
@@ -77,8 +89,12 @@ class Decoder:
         return -zlib.MAX_WBITS if raw else 32 + zlib.MAX_WBITS  # 32: detect gzip or zlib.
 
 
-def _content_before_error(member: Any, data: bytes) -> bytes:
+def _content_before_error(member: Any, *inputs: bytes) -> bytes:
+    """Return the content of the last input before its error; `member` has none of the inputs."""
+    *earlier, last = inputs
+    for data in earlier:
+        member.decompress(data, _MAX_PIECE_BYTES)
     pieces: list[bytes] = []
     with suppress(zlib.error):
-        pieces.extend(member.decompress(bytes((byte,))) for byte in data)
+        pieces.extend(member.decompress(bytes((byte,))) for byte in last)
     return b"".join(pieces)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from random import Random
 
 import pytest
 from hypothesis import given, strategies as st
@@ -107,3 +108,23 @@ def test_content_before_invalid_data_is_yielded() -> None:
     whole = compressor.compress(b"data: 1\n\n") + compressor.flush(zlib.Z_SYNC_FLUSH)
     assert content_before_error(whole + b"\xff" * 9) == b"data: 1\n\n"
     assert content_before_error(gzip.compress(b"data: 2\n\n") + b"\xff" * 9) == b"data: 2\n\n"
+
+
+@pytest.mark.parametrize("count", [3, 30, 300])
+def test_content_before_an_error_is_yielded_after_many_pieces(count: int) -> None:
+    """The compressed data may be larger than the data that the decoder keeps."""
+    events = [Random(number).randbytes(300) for number in range(count)]
+    compressor, made, content = zlib.compressobj(wbits=31), decoder(), list[bytes]()
+    for event in events:
+        data = compressor.compress(event) + compressor.flush(zlib.Z_SYNC_FLUSH)
+        content.extend(made.feed(data))
+    last = compressor.compress(b"data: last\n\n") + compressor.flush(zlib.Z_SYNC_FLUSH)
+    with pytest.raises(ProtocolError):
+        content.extend(made.feed(last + b"\xff" * 9))
+    assert b"".join(content) == b"".join(events) + b"data: last\n\n"
+
+
+def test_content_before_an_error_is_yielded_once_after_full_pieces() -> None:
+    body = bytes(3 << 20)
+    data = gzip.compress(body)
+    assert content_before_error(data[:-8] + bytes(8)) == body
