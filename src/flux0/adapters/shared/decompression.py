@@ -31,9 +31,9 @@ class Decoder:
     def __init__(self, coding: str) -> None:
         self._coding = coding
         self._member: Any = None
-        # zlib drops the content before an error. To return it, the decoder decompresses again, from a
-        # copy of the state. Copying for each small input would be slow, so keep the inputs since the
-        # last copy.
+        # zlib drops the content before an error. To return it, the decoder decompresses the input
+        # again, from a copy of the earlier state. A copy for each small input would be slow, so the
+        # decoder keeps the inputs since the last copy.
         self._copy: Any = None
         self._inputs: list[bytes] = []
         self._input_bytes = 0
