@@ -1,4 +1,4 @@
-"""A TCP relay that counts the connections to a server."""
+"""A TCP relay that counts the connections to a server, and can cut them."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ class Relay:
         """The number of connections that clients have opened so far."""
         return self._listener.connections
 
+    def cut_before(self, marker: bytes) -> None:
+        """Cut the first connection that carries `marker`, in either direction, in front of it.
+
+        Later connections are not cut.
+        """
+        self._listener.marker = marker
+
     def __enter__(self) -> Self:
         threading.Thread(target=self._listener.serve_forever, args=(0.02,), daemon=True).start()
         return self
@@ -46,6 +53,7 @@ class _Listener(socketserver.ThreadingTCPServer):
         super().__init__((_HOST, 0), _Connection)
         self.target_port = target_port
         self.connections = 0
+        self.marker: bytes | None = None
 
 
 class _Connection(socketserver.BaseRequestHandler):
@@ -56,16 +64,22 @@ class _Connection(socketserver.BaseRequestHandler):
         with socket.create_connection((_HOST, listener.target_port)) as server:
             for end in (client, server):  # Otherwise, small pieces wait for acknowledgements.
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            responding = threading.Thread(target=_forward, args=(server, client))
+            responding = threading.Thread(target=self._forward, args=(server, client))
             responding.start()
-            _forward(client, server)
+            self._forward(client, server)
             responding.join()
 
-
-def _forward(source: socket.socket, target: socket.socket) -> None:
-    """Forward bytes until `source` is closed, and shut down `target` for writing."""
-    with contextlib.suppress(OSError):  # Either side may reset its connection.
-        while data := source.recv(65536):
-            target.sendall(data)
-    with contextlib.suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        """Forward bytes until `source` is closed or cut, and shut down `target` for writing."""
+        listener = cast("_Listener", self.server)
+        with contextlib.suppress(OSError):  # Either side may reset its connection.
+            while data := source.recv(65536):
+                marker = listener.marker
+                if marker is not None and marker in data:
+                    listener.marker = None
+                    target.sendall(data.partition(marker)[0])
+                    source.shutdown(socket.SHUT_RDWR)
+                    break
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)

@@ -33,7 +33,7 @@ def free_port() -> int:
 class Flux0Server:
     """A context manager that runs the server with the scripted agent on a free port.
 
-    The store is in memory. At the start, it contains only that agent.
+    At the start, the store contains only that agent.
 
     Args:
         python: the path of a Python interpreter with flux0-server installed.
@@ -41,12 +41,22 @@ class Flux0Server:
             the working directory of the server, so that the server reads no other `flux0.toml` or
             `.env`.
         agent_module: the module of the agent. It may be a file in `directory`.
+        store: the URI of the store, by default in memory. The file store `nanodb://json?dir=...`
+            rewrites its file in place: kill the server only while it writes nothing.
     """
 
-    def __init__(self, python: str, directory: Path, *, agent_module: str = _SCRIPTED) -> None:
+    def __init__(
+        self,
+        python: str,
+        directory: Path,
+        *,
+        agent_module: str = _SCRIPTED,
+        store: str = "nanodb://memory",
+    ) -> None:
         self._command = [python, "-m", "flux0_server.main"]
         self._directory = directory
         self._agent_module = agent_module
+        self._store = store
         self._output = directory / "output.txt"
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -108,10 +118,18 @@ class Flux0Server:
         self._process.kill()
         self._process.wait()
 
+    def restart(self) -> None:
+        """Kill the server, and start it on the same port with the same store and a new agent."""
+        self.kill()
+        (self._directory / "agent_id").unlink()
+        self._launch()
+        self._until(self._is_up, _START_SECONDS, "the flux0 server did not start again")
+
     def _launch(self) -> None:
         excluded = ("COVERAGE_", "FLUX0_", "PYTHON")
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(excluded)},
+            "FLUX0_DB_URI": self._store,
             "FLUX0_MODULES": self._agent_module,
             "FLUX0_PORT": str(self.port),
             "PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), str(self._directory))),
