@@ -190,7 +190,8 @@ def flux0_cassette(
 def _default_path(request: pytest.FixtureRequest, mode: str | None) -> Path:
     folder = request.path.parent / "cassettes" / request.path.stem
     test = request.node.name
-    full = f"{request.cls.__qualname__}.{test}" if request.cls else test
+    test_class = request.node.getparent(pytest.Class)
+    full = test if test_class is None else f"{test_class.obj.__qualname__}.{test}"
     name = _file_name(full)
     if name != full or len(name) > _MAX_NAME:
         name = f"{name[:_MAX_NAME]}-{sha256(full.encode()).hexdigest()[:8]}"

@@ -88,7 +88,7 @@ def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
 
 
 def _added_texts(line: str) -> list[tuple[str, Any, Any]]:
-    """Return the place, the event and the patch of each text that the line adds to a message."""
+    """Return the place, the event and the patch of each string that the line adds to a message."""
     if not line.startswith(_DATA) or '"patches"' not in line:
         return []
     try:
