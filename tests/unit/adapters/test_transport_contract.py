@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import sys
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import pytest
 from attrs import frozen
 
+import flux0.testing.contract
 from flux0.testing.contract import AsyncTransportContract, LimitedPoolContract, TransportContract
 from support.transports_page import CONTRACT, TRANSPORT
 
@@ -116,6 +120,33 @@ BUGS = {
         {"isinstance(event, h11.Response)": "event.status_code != 100"},
         ("test_interim_responses_are_skipped",),
     ),
+    "encodes the query again": Bug(
+        {"{url.query}": "{url.query.replace('%20', '+')}"}, ("test_target_and_body_are_sent",)
+    ),
+    "sends only the first part of a large body": Bug(
+        {"self.socket.sendall(": "self.socket.send("}, ("test_large_body_is_sent_completely",)
+    ),
+    "sends no length for an empty body": Bug(
+        {"if request.body is not None:": "if request.body:"},
+        ("test_empty_body_has_a_content_length",),
+    ),
+    "sends accept-encoding twice": Bug(
+        {"(request.headers).pairs": '(request.headers).pairs + (("accept-encoding", "gzip"),)'},
+        ("test_default_headers_are_sent_once",),
+    ),
+    "sends an IPv6 host without brackets": Bug(
+        {'("host", url.netloc)': '("host", f"{url.hostname}:{url.port}")'},
+        ("test_ipv6_host_has_brackets",),
+    ),
+    "connects only to the first address": Bug(
+        {
+            "create_connection(address, timeout)": """\
+create_connection(
+            socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][4], timeout
+        )"""
+        },
+        ("test_each_address_of_a_host_is_tried",),
+    ),
     # --- requests are sent once
     "sends again after a reset": Bug(
         sending_again("ConnectionInterrupted"), ("test_request_is_sent_once_if_its_response_fails",)
@@ -214,6 +245,21 @@ BUGS = {
         {"            yield piece  #": "            if piece: yield piece  #"},
         ("test_gzip_data_without_content_yields_an_empty_piece",),
     ),
+    "ignores the write timeout": Bug(
+        {"settimeout(request.timeout.write)": "settimeout(None)"}, ("test_write_timeout_expires",)
+    ),
+    "uses the read timeout for writing": Bug(
+        {"settimeout(request.timeout.write)": "settimeout(request.timeout.read)"},
+        ("test_write_timeout_expires",),
+    ),
+    "cannot be interrupted over a pooled connection": Bug(
+        {
+            "interrupt.on_fire(connection.shut_down)": (
+                "interrupt.on_fire(Lock if connection._idle_since else connection.shut_down)"
+            )
+        },
+        ("test_interrupt_ends_the_wait_over_a_pooled_connection",),
+    ),
     # --- concurrency
     "sends one request at a time": Bug(
         {
@@ -307,6 +353,31 @@ BUGS = {
         {'or self._state.trailing_data != (b"", False)': ""},
         ("test_connection_with_surplus_bytes_is_not_reused",),
     ),
+    "reuses connections to another port": Bug(
+        {
+            "self.origin = (url.scheme, url.netloc)": "self.origin = (url.scheme, url.hostname)",
+            "self._idle.get((url.scheme, url.netloc))": (
+                "self._idle.get((url.scheme, url.hostname))"
+            ),
+        },
+        ("test_connection_is_not_reused_for_another_port",),
+    ),
+    "reuses connections for another scheme": Bug(
+        {
+            "self.origin = (url.scheme, url.netloc)": "self.origin = url.netloc",
+            "self._idle.get((url.scheme, url.netloc))": "self._idle.get(url.netloc)",
+        },
+        ("test_connection_is_not_reused_for_another_scheme",),
+    ),
+    "reuses connections after connection: close": Bug(
+        {
+            "states = self._state.states\n": "states = {None: h11.DONE}\n",
+            "self._state.start_next_cycle()": (
+                "self._state = h11.Connection(h11.CLIENT, MAX_HEAD_BYTES)"
+            ),
+        },
+        ("test_connection_is_not_reused_after_connection_close",),
+    ),
     "reuses old connections": Bug(
         {"MAX_IDLE_SECONDS = 0.5": "MAX_IDLE_SECONDS = 4e9"},
         ("test_connection_idle_for_long_is_not_reused",),
@@ -372,6 +443,28 @@ def failures(pytester: pytest.Pytester, transport: str, contract: str, *options:
 )
 def test_bug_in_a_transport_is_detected(pytester: pytest.Pytester, bug: Bug, test: str) -> None:
     assert failures(pytester, bug.inserted(), FAST_CONTRACT, "-x", "-k", test)
+
+
+def test_each_assertion_says_what_is_required() -> None:
+    folder = Path(str(files(flux0.testing.contract)))
+    trees = [ast.parse(path.read_text("utf-8")) for path in folder.glob("*.py")]
+    asserts = [
+        ast.unparse(node)
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assert) and node.msg is None
+    ]
+    assert asserts == ["assert found is not None"]  # In `class_of`, where it cannot fail.
+
+
+def test_failure_names_the_required_value(pytester: pytest.Pytester) -> None:
+    bug = BUGS["returns an interim response"]
+    pytester.makepyfile(h11_transport=bug.inserted(), test_example=FAST_CONTRACT)
+    pytester.syspathinsert()
+    result = pytester.runpytest_inprocess("--import-mode=importlib", "-x", "-k", *bug.fails)
+    result.stdout.fnmatch_lines(
+        ["E*AssertionError: the status of the final response must be 200, not 102"]
+    )
 
 
 def test_long_waits_pass_without_a_bug(pytester: pytest.Pytester) -> None:

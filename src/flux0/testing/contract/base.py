@@ -19,6 +19,7 @@ from flux0.testing.contract.harness import BlockingAsAsync, Harness, event_loop,
 
 SHORT: Final = 0.2  # Seconds to wait before a test concludes that nothing happens.
 THREADS: Final = "threads"
+_MAX_SHOWN: Final = 300  # Characters of a value in a message.
 streams: pytest.MarkDecorator = pytest.mark.parametrize(
     "stream", [False, True], ids=["whole", "stream"]
 )
@@ -97,6 +98,13 @@ def class_of(request: pytest.FixtureRequest) -> pytest.Class:
     found = node.getparent(pytest.Class)
     assert found is not None
     return found
+
+
+def check(value: object, required: object, subject: str) -> None:
+    """Assert that `value`, the value of `subject`, is equal to the required value."""
+    __tracebackhide__ = True
+    texts = [repr(each)[:_MAX_SHOWN] for each in (required, value)]
+    assert value == required, f"{subject} must be {texts[0]}, not {texts[1]}"
 
 
 def fails(

@@ -46,7 +46,7 @@ class ReceivedRequest:
 
 @final
 class ByteServer:
-    """A server on a free port of 127.0.0.1 that runs until the end of its `with` block.
+    """A server on a free port of `host` that runs until the end of its `with` block.
 
     It handles the first request with the first of `responses`, the second with the second, and so
     on, across all connections. The last of `responses` also handles all further requests.
@@ -56,6 +56,7 @@ class ByteServer:
         on_connect: The steps on each new connection, before the first request is read.
         tls: The context for TLS connections; None for plain HTTP.
         timeout: Seconds after which the `wait_` methods raise AssertionError.
+        host: The IPv4 or IPv6 address to listen on.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ByteServer:
         on_connect: ServerSteps = (),
         tls: ssl.SSLContext | None = None,
         timeout: float = DEFAULT_TIMEOUT,
+        host: str = "127.0.0.1",
     ) -> None:
         self._responses = responses
         self._on_connect = on_connect
@@ -77,12 +79,15 @@ class ByteServer:
         self._released, self._release = socket.socketpair()
         # The queue must be long: some tests open hundreds of connections at the same time, and the
         # system resets connections that find the queue full.
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        is_ipv6 = ":" in host
+        family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family, backlog=1024)
         self._accepting = Thread(target=self._accept, daemon=True)
         self._closed = False
-        self.host: str = "127.0.0.1"
+        self.host: str = host
         self.port: int = self._listener.getsockname()[1]
-        self.url: str = f"{'https' if tls else 'http'}://{self.host}:{self.port}"
+        netloc = f"[{host}]:{self.port}" if is_ipv6 else f"{host}:{self.port}"
+        self.url: str = f"{'https' if tls else 'http'}://{netloc}"
 
     def __enter__(self) -> ByteServer:
         self._accepting.start()
@@ -188,7 +193,7 @@ class _Conversation:
     def __init__(self, connection: socket.socket, released: socket.socket) -> None:
         self._connection = connection
         self._released = released
-        self._unread = b""
+        self._unread = bytearray()
 
     def read_request(self) -> ReceivedRequest:
         while b"\r\n\r\n" not in self._unread:
@@ -201,7 +206,7 @@ class _Conversation:
         size = int(headers.get("content-length", "0"))
         while len(self._unread) < size:
             self._receive()
-        body, self._unread = self._unread[:size], self._unread[size:]
+        body, self._unread = bytes(self._unread[:size]), self._unread[size:]
         return ReceivedRequest(method, target, headers, body)
 
     def perform(self, steps: ServerSteps) -> None:  # noqa: PLR0912 - one branch for each step

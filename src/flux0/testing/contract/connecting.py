@@ -16,7 +16,7 @@ import trustme
 from attrs import evolve
 
 from flux0.domain import errors
-from flux0.testing.contract.base import SHORT, Contract, fails
+from flux0.testing.contract.base import SHORT, Contract, check, fails
 from flux0.testing.contract.harness import LONG_TIMEOUT, Harness, get
 from flux0.testing.contract.responses import Disconnect, WaitForRelease, Write, http_response
 
@@ -51,6 +51,31 @@ class ConnectContract(Contract):
                 waiting.connect_ex(listener.getsockname())
             fails(lambda: harness.send(get(url, timeout=_SHORT_CONNECT)), errors.ConnectTimeout)
 
+    def test_each_address_of_a_host_is_tried(
+        self, harness: Harness, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first address of the host refuses the connection, such as ::1 of `localhost`."""
+        server = harness.serve(http_response(b"ok"))
+        resolve = socket.getaddrinfo
+
+        def resolve_to_two(host: Any, *args: Any, **options: Any) -> list[Any]:
+            is_ours = host in {"two.invalid", b"two.invalid"}
+            addresses = ("127.0.0.2", "127.0.0.1") if is_ours else (host,)
+            return [found for each in addresses for found in resolve(each, *args, **options)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolve_to_two)
+        check(harness.fetch(get(f"http://two.invalid:{server.port}")), b"ok", "the body")
+
+    def test_ipv6_host_has_brackets(self, harness: Harness) -> None:
+        """The `host` header repeats the brackets of the URL (RFC 9110, section 7.2)."""
+        try:
+            server = harness.serve(http_response(b"ok"), host="::1")
+        except OSError:  # pragma: no cover - depends on the machine
+            pytest.skip("this machine has no IPv6")
+        check(harness.fetch(get(server.url)), b"ok", "the body")
+        host = server.requests[0].headers["host"]
+        assert host == f"[::1]:{server.port}", "the host header must have the host of the URL"
+
 
 class TLSContract(Contract):
     """A server needs a certificate for its host name from a trusted authority."""
@@ -81,8 +106,8 @@ class TLSContract(Contract):
     def test_trusted_server_is_used_over_tls(self, trusting: Harness, tls: ssl.SSLContext) -> None:
         """The connection is reused, as without TLS."""
         server = trusting.serve(http_response(b"secret", framing="chunked"), tls=tls)
-        assert trusting.fetch(get(server.url, stream=True)) == b"secret"
-        assert trusting.fetch(get(server.url)) == b"secret"
+        check(trusting.fetch(get(server.url, stream=True)), b"secret", "the body")
+        check(trusting.fetch(get(server.url)), b"secret", "the body")
         assert server.connections == 1, "the connection was not reused"
 
     def test_unknown_authority_is_a_tls_error(self, harness: Harness, tls: ssl.SSLContext) -> None:
@@ -166,7 +191,7 @@ class LimitedPoolContract(Contract):
         fails(lambda: limited.send(request), errors.PoolTimeout)
         response.close()
         server.release()
-        assert limited.fetch(get(server.url)) == b"firstsecond"
+        check(limited.fetch(get(server.url)), b"firstsecond", "the body")
 
     def test_garbage_collected_body_frees_its_place_in_the_pool(self, limited: Harness) -> None:
         """Otherwise, each unreferenced body would leave one connection less in the pool."""

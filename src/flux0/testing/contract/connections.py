@@ -19,7 +19,7 @@ from anyio import CancelScope
 from attrs import evolve
 
 from flux0.domain import errors
-from flux0.testing.contract.base import SHORT, Contract, fails, streams
+from flux0.testing.contract.base import SHORT, Contract, check, fails, streams
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.harness import LONG_TIMEOUT, Harness, get, post
 from flux0.testing.contract.responses import (
@@ -78,7 +78,7 @@ class SendOnceContract(Contract):
         steps, error = _BREAKS[breaks]
         server = harness.serve(*[_OK] * pooled, steps, _OK)
         if pooled:
-            assert harness.fetch(get(server.url)) == b"ok"
+            check(harness.fetch(get(server.url)), b"ok", "the body")
         request = post(server.url, timeout=evolve(LONG_TIMEOUT, read=SHORT))
         fails(lambda: harness.send(request), error)
         assert _posts(server) == 1, "the request was not sent exactly once"
@@ -100,7 +100,7 @@ class SendOnceContract(Contract):
         """
         begun = Event()
         server = harness.serve((*_OK, Receive(), Signal(begun), Reset()), _OK)
-        assert harness.fetch(get(server.url)) == b"ok"
+        check(harness.fetch(get(server.url)), b"ok", "the body")
         body = b""
         with suppress(errors.ConnectionInterrupted):
             body = harness.fetch(post(server.url, bytes(16_000_000)))
@@ -111,17 +111,17 @@ class SendOnceContract(Contract):
     ) -> None:
         """The next request is sent over a new connection, or it fails; it is not sent twice."""
         server = harness.serve((*_OK, WaitForRelease(), Disconnect()), _OK)
-        assert harness.fetch(get(server.url)) == b"ok"
+        check(harness.fetch(get(server.url)), b"ok", "the body")
         server.release()
         least, most = 1, 1
         try:
-            assert harness.fetch(post(server.url)) == b"ok"
+            check(harness.fetch(post(server.url)), b"ok", "the body")
         except (errors.ConnectError, errors.ConnectionInterrupted) as error:
             least, most = 0, isinstance(error, errors.ConnectionInterrupted)
         assert least <= _posts(server) <= most, (
             "the request was lost, or sent in spite of the error"
         )
-        assert harness.fetch(get(server.url)) == b"ok"
+        check(harness.fetch(get(server.url)), b"ok", "the body")
 
     @pytest.mark.parametrize("location", _LOCATIONS)
     def test_redirects_are_not_followed(self, harness: Harness, location: str) -> None:
@@ -130,8 +130,11 @@ class SendOnceContract(Contract):
             http_response(b"moved", status="302 Found", headers=[("Location", location)])
         )
         response = harness.send(post(server.url))
-        assert (response.head.status_code, response.head.headers["location"]) == (302, location)
-        assert response.read() in (b"moved", b"")
+        check(response.head.status_code, 302, "the status")
+        check(response.head.headers.get("location"), location, "the location header")
+        assert response.read() in (b"moved", b""), (
+            "the body must be the body of the redirect, or empty"
+        )
         assert _posts(server) == 1, "the request was not sent exactly once"
 
 
@@ -146,10 +149,34 @@ class ReleaseContract(Contract):
         server = harness.serve(http_response(b"a", b"b", framing="chunked", gzip=True))
         for _ in range(3):
             response = harness.send(get(server.url, stream=stream))
-            assert response.read() == b"ab"
+            check(response.read(), b"ab", "the body")
             response.close()
             response.close()
         assert server.connections == 1, "the connection was not reused"
+
+    def test_connection_is_not_reused_for_another_port(self, harness: Harness) -> None:
+        """Each request is sent to the server in its URL."""
+        servers = [harness.serve(http_response(name)) for name in (b"one", b"other")]
+        received = [harness.fetch(get(server.url)) for server in servers]
+        assert received == [b"one", b"other"], "a request was sent to the server of another URL"
+
+    def test_connection_is_not_reused_for_another_scheme(self, harness: Harness) -> None:
+        """After an http request to the same port, an https request must not be sent in clear."""
+        server = harness.serve(_OK)
+        check(harness.fetch(get(server.url)), b"ok", "the body")
+        url = server.url.replace("http:", "https:")
+        with pytest.raises(errors.ConnectError):
+            harness.send(get(url, timeout=evolve(LONG_TIMEOUT, connect=SHORT)))
+        assert len(server.requests) == 1, "an https request was sent without TLS"
+
+    def test_connection_is_not_reused_after_connection_close(self, harness: Harness) -> None:
+        """The server may close it at any moment (RFC 9112, section 9.6)."""
+        server = harness.serve(http_response(b"ok", headers=[("Connection", "close")]))
+        for _ in range(2):
+            check(harness.fetch(get(server.url)), b"ok", "the body")
+        assert server.connections == 2, (  # noqa: PLR2004
+            "a connection was reused after a response with the header connection: close"
+        )
 
     @_half_read
     @streams
@@ -158,7 +185,7 @@ class ReleaseContract(Contract):
     ) -> None:
         """After `close`, reading the body is an error: it must not look like the end."""
         server, response = harness.exchange(_SILENT, stream=stream)
-        assert response.read(len(read)) == read
+        check(response.read(len(read)), read, "the body")
         response.close()
         server.wait_until_closed()
         response.close()
@@ -173,7 +200,7 @@ class ReleaseContract(Contract):
     ) -> None:
         """The body is freed immediately, or by the garbage collector if it is in a cycle."""
         server, response = harness.exchange(_SILENT, stream=stream)
-        assert response.read(len(read)) == read
+        check(response.read(len(read)), read, "the body")
         response.drop(in_cycle=in_cycle)
         server.wait_until_closed()
 
@@ -198,10 +225,10 @@ class ReleaseContract(Contract):
         server = harness.serve(
             (*_SURPLUS[surplus], Signal(arrived), WaitForRelease()), http_response(b"second")
         )
-        assert harness.fetch(get(server.url)) == b"ok"
+        check(harness.fetch(get(server.url)), b"ok", "the body")
         server.release()
-        assert arrived.wait(hang_timeout)
-        assert harness.fetch(get(server.url)) == b"second"
+        assert arrived.wait(hang_timeout), "the server did not send the surplus bytes in time"
+        check(harness.fetch(get(server.url)), b"second", "the body")
 
     def test_concurrent_requests_do_not_block_each_other(self, harness: Harness) -> None:
         """All threads or tasks use the same transport."""
@@ -209,19 +236,19 @@ class ReleaseContract(Contract):
         fetching = [harness.start_fetch(get(f"{server.url}/{number}")) for number in range(_MANY)]
         server.wait_for_requests(_MANY)
         server.release()
-        assert [pending.outcome() for pending in fetching] == [b"body"] * _MANY
+        check([pending.outcome() for pending in fetching], [b"body"] * _MANY, "the bodies")
         targets = {request.target for request in server.requests}
-        assert targets == {f"/{number}" for number in range(_MANY)}
+        check(targets, {f"/{number}" for number in range(_MANY)}, "the received targets")
 
     def test_waiting_reads_do_not_block_other_calls(self, harness: Harness) -> None:
         """While many threads or tasks wait for the next piece, another request succeeds."""
         server = harness.serve(*[_SILENT] * _MANY, _OK)
         responses = [harness.send(get(server.url, stream=True)) for _ in range(_MANY)]
-        assert [response.read(5) for response in responses] == [b"first"] * _MANY
+        check([response.read(5) for response in responses], [b"first"] * _MANY, "the bodies")
         reading = [response.start_next() for response in responses]
-        assert harness.fetch(get(server.url)) == b"ok"
+        check(harness.fetch(get(server.url)), b"ok", "the body")
         server.release()
-        assert [pending.outcome() for pending in reading] == [b"second"] * _MANY
+        check([pending.outcome() for pending in reading], [b"second"] * _MANY, "the bodies")
 
     def test_garbage_collection_at_any_moment_does_not_deadlock(
         self, harness: Harness, backend: str, hang_timeout: float
@@ -246,22 +273,22 @@ class ReleaseContract(Contract):
                     gc.get_count()[0] + moment
                 )  # The collector runs after this many objects.
                 gc.enable()
-                assert harness.fetch(get(server.url)) == b"firstsecond"
+                check(harness.fetch(get(server.url)), b"firstsecond", "the body")
             with ThreadPoolExecutor(2) as other_threads:
                 for _ in other_threads.map(abandon, [harness] * _MOMENTS):
-                    assert harness.fetch(get(server.url)) == b"firstsecond"
+                    check(harness.fetch(get(server.url)), b"firstsecond", "the body")
 
         _run_in_child(work, hang_timeout)
 
     def test_closing_the_transport_closes_idle_connections(self, harness: Harness) -> None:
         """A second `close` has no effect. A later request succeeds or raises `ClientClosed`."""
         server = harness.serve(_OK)
-        assert harness.fetch(get(server.url)) == b"ok"
+        check(harness.fetch(get(server.url)), b"ok", "the body")
         harness.close()
         server.wait_until_closed()
         harness.close()
         with suppress(errors.ClientClosed):
-            assert harness.fetch(get(server.url)) == b"ok"
+            check(harness.fetch(get(server.url)), b"ok", "the body")
 
     @pytest.mark.parametrize("size", [2, 16_000_000], ids=["waiting", "writing"])
     def test_closing_the_transport_during_a_send_returns(self, harness: Harness, size: int) -> None:
@@ -322,7 +349,7 @@ class CancellationContract(Contract):
                 await body.close_async()
 
         with suppress(errors.TransportError):
-            assert harness.run(read).outcome() == b"second"
+            check(harness.run(read).outcome(), b"second", "the body")
 
 
 def _posts(server: ByteServer) -> int:

@@ -170,7 +170,8 @@ class Harness:
     def read_first(self, steps: ServerSteps, **options: Any) -> tuple[ByteServer, ReceivedResponse]:
         """Call `exchange`, and read the first bytes of the body, which must be `first`."""
         server, response = self.exchange(steps, **options)
-        assert response.read(5) == b"first"
+        first = response.read(5)
+        assert first == b"first", f"the body must begin with b'first', not {first!r}"
         return server, response
 
     def start_fetch(self, request: Request) -> Pending[bytes]:
