@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+from math import inf
 from typing import Any
 
 import aiohttp
@@ -12,6 +13,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
 from flux0.domain.http import framing_problem
+
+
+class WriteTimeoutError(aiohttp.SocketTimeoutError):
+    """The server accepted no bytes of the request for too long."""
 
 
 class TrackedConnection(ResponseHandler):
@@ -23,6 +28,7 @@ class TrackedConnection(ResponseHandler):
     # The class of existing objects is changed to this class, so the attributes need defaults.
     deadline: float | None = None  # The loop time when the wait expires. None if no task waits.
     _limit: float | None = None
+    _write_limit: float | None = None
     _wait_timer: asyncio.TimerHandle | None = None
     _content: aiohttp.StreamReader | None = None  # None until the response head is received.
     _content_bytes = _overhead = _unsent = 0
@@ -39,15 +45,23 @@ class TrackedConnection(ResponseHandler):
             self._poll.register(transport.get_extra_info("socket"), select.POLLIN)
         return self._poll is not None and bool(self._poll.poll(0))
 
-    def await_head(self, limit: float | None) -> None:
-        """Expect a response. Each wait for bytes of its head may take `limit` seconds."""
-        self._content, self._head_start = None, b""
+    def await_head(self, limit: float | None, write_limit: float | None) -> None:
+        """Expect a response. Each wait for bytes of its head may take `limit` seconds.
+
+        While the request is being sent, the wait may take `write_limit` seconds instead.
+        """
+        self._content, self._head_start, self._write_limit = None, b"", write_limit
         self._content_bytes = self._overhead = self._unsent = 0
-        self.start_wait(limit)
+        if write_limit is not None and (limit is None or write_limit < limit):
+            self.start_wait(write_limit)  # The first look at the unsent bytes.
+            self.deadline = inf if limit is None else self._loop.time() + limit
+            self._limit = limit
+        else:
+            self.start_wait(limit)
 
     def start_wait(self, limit: float | None) -> None:
         """Wait for data for `limit` seconds. A pending timer is kept, and set again if it fires."""
-        self._limit = limit
+        self._limit, self.deadline = limit, None
         if limit is not None:
             self.deadline = self._loop.time() + limit
             if self._wait_timer is not None and self._wait_timer.when() > self.deadline:
@@ -58,16 +72,19 @@ class TrackedConnection(ResponseHandler):
 
     def _on_timer(self) -> None:
         self._wait_timer = None
-        if self.deadline is None or self._limit is None:
+        if self.deadline is None:
             return
         now, transport = self._loop.time(), self.transport
         unsent = 0 if transport is None else transport.get_write_buffer_size()
+        read_end = inf if self._limit is None else now + self._limit
         if unsent != self._unsent:  # The server was still receiving the request.
-            self._unsent, self.deadline = unsent, now + self._limit
-        if self.deadline > now:
-            self._wait_timer = self._loop.call_at(self.deadline, self._on_timer)
-        else:
-            self.set_exception(aiohttp.SocketTimeoutError("no data received"))
+            write_end = inf if self._write_limit is None else now + self._write_limit
+            self._unsent, self.deadline = unsent, write_end if unsent else read_end
+        if self.deadline <= now:
+            kind = WriteTimeoutError if unsent else aiohttp.SocketTimeoutError
+            self.set_exception(kind("no data sent" if unsent else "no data received"))
+        elif (moment := min(self.deadline, read_end)) < inf:  # Sending may end before `deadline`.
+            self._wait_timer = self._loop.call_at(moment, self._on_timer)
 
     def data_received(self, data: bytes) -> None:
         """Parse received bytes, and limit the bytes that are not content."""

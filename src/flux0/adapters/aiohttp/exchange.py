@@ -13,7 +13,7 @@ from aiohttp.client_middlewares import build_client_middlewares
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL  # aiohttp's own type of URL
 
-from flux0.adapters.aiohttp.connection import TrackedConnection
+from flux0.adapters.aiohttp.connection import TrackedConnection, WriteTimeoutError
 from flux0.adapters.shared.exchange import Exchange
 from flux0.adapters.shared.failures import chain, failure, refused_by_proxy
 from flux0.adapters.shared.limits import ACCEPT_ENCODING
@@ -115,7 +115,7 @@ class AiohttpExchange(Exchange):
                 connection.transport.set_protocol(protocol)  # uvloop stores its methods.
         elif protocol.is_stale():
             raise _StaleConnectionError
-        protocol.await_head(self.timeout.read)
+        protocol.await_head(self.timeout.read, self.timeout.write)
         self.sent = True
         return await send(connection)
 
@@ -145,6 +145,8 @@ def translate(
         pooled = any("._wait_for_available_connection" in name for _, name in _functions(error))
         unsent = errors.PoolTimeout if pooled else errors.ConnectTimeout
         kind = errors.ReadTimeout if sent else unsent
+        if isinstance(error, WriteTimeoutError):
+            kind = errors.WriteTimeout
     elif sent:
         is_http = not isinstance(error, _HTTP_ERRORS)
         kind = errors.ConnectionInterrupted if is_http else errors.ProtocolError
