@@ -87,7 +87,7 @@ VALID = {
     "spaces after a coding": with_coding(b"chunked  "),
     "spaces after a length": with_length(b"12  "),
     "zeros before a length": with_length(b"0012"),
-    "folded length": response(b"Content-Length:\r\n 12\r\n"),
+    "folded field": response(b"X: a\r\n  b\r\n", LENGTH),
     "no carriage returns": response(b"X: a\r\n", LENGTH).replace(b"\r\n", b"\n"),
     "no reason": response(LENGTH).replace(b"200 OK", b"200"),
     "control character in a value": response(b"X: a\x01b\r\n", LENGTH),

@@ -15,7 +15,7 @@ from yarl import URL  # aiohttp's own type of URL
 
 from flux0.adapters.aiohttp.connection import TrackedConnection, WriteTimeoutError
 from flux0.adapters.shared.exchange import Exchange
-from flux0.adapters.shared.failures import chain, failure, refused_by_proxy
+from flux0.adapters.shared.failures import chain, failure, proxy_unreachable, refused_by_proxy
 from flux0.adapters.shared.limits import ACCEPT_ENCODING
 from flux0.domain import errors
 from flux0.ports import Request, Timeout
@@ -156,6 +156,8 @@ def translate(
     translated = failure(kind, cause, timeout, head_received=head_received)
     if isinstance(error, aiohttp.ClientHttpProxyError):
         translated = refused_by_proxy(f"{error.status} {error.message}")
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        translated = proxy_unreachable(translated, f"{error.host}:{error.port}")
     translated.__cause__ = cause
     return translated
 
