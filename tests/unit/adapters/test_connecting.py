@@ -23,9 +23,7 @@ from support.sending import AGENTS, HALF, LONG_TIMEOUT, OK, fetch_sync, get
 from support.transports import SYNC_WAYS, Way
 from support.unreachable import resolve_to, unreachable_address
 
-WAYS = [way for way in SYNC_WAYS if not way.transport.startswith("httpx")]
-
-over_sync = pytest.mark.parametrize("way", WAYS, ids=str)
+over_sync = pytest.mark.parametrize("way", SYNC_WAYS, ids=str)
 SHORT_TIMEOUT = 0.2
 # With a timeout for each address, the test would take longer than a test may take.
 MANY = 1000
