@@ -1,0 +1,154 @@
+"""The web samples accept only the sessions of the user who is logged in."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from flask import Flask
+from starlette.authentication import AuthCredentials, SimpleUser
+from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.requests import HTTPConnection
+from sybil import Document, Example
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+from flux0 import Flux0
+from flux0.testing import FakeTransport
+
+ROOT = Path(__file__).parents[2]
+
+Post = Callable[[str, str | None], tuple[int, bytes]]
+
+
+def load(page: str, line: str) -> dict[str, Any]:
+    """Run the sample of a page that contains this line; return its names."""
+
+    def is_wanted(example: Example) -> bool:
+        return f"{line}\n" in str(example.parsed)
+
+    document = Document.parse(str(ROOT / page), PythonCodeBlockParser())
+    (example,) = filter(is_wanted, document.examples())
+    example.namespace["__name__"] = "sample"
+    example.evaluate()
+    return example.namespace
+
+
+# Each function returns a function that posts a message to a session as a user, None if nobody is
+# logged in. It returns the status and the body of the response.
+
+
+def starlette() -> Post:
+    class Login:
+        async def authenticate(self, connection: HTTPConnection) -> Any:
+            name = connection.headers.get("x-user")
+            return None if name is None else (AuthCredentials(["authenticated"]), SimpleUser(name))
+
+    app = load("README.md", "from starlette.applications import Starlette")["app"]
+    app.add_middleware(AuthenticationMiddleware, backend=Login())
+    page = TestClient(app)
+
+    def post(session_id: str, user: str | None) -> tuple[int, bytes]:
+        headers = {} if user is None else {"x-user": user}
+        response = page.post(f"/chat/{session_id}", content="Hi", headers=headers)
+        return response.status_code, response.content
+
+    return post
+
+
+def fastapi() -> Post:
+    sample = load("docs/how-to/web.md", "from fastapi.responses import StreamingResponse")
+    page = TestClient(sample["app"])
+
+    def post(session_id: str, user: str | None) -> tuple[int, bytes]:
+        logins = {} if user is None else {sample["logged_in_user"]: lambda: user}
+        sample["app"].dependency_overrides = logins
+        response = page.post(f"/chat/{session_id}", params={"message": "Hi"})
+        return response.status_code, response.content
+
+    return post
+
+
+def flask() -> Post:
+    app: Flask = load("docs/how-to/web.md", "app = Flask(__name__)")["app"]
+    app.secret_key = "of the test"
+
+    def post(session_id: str, user: str | None) -> tuple[int, bytes]:
+        with app.test_client() as page:
+            with page.session_transaction() as session:
+                session["user"] = user
+            response = page.post(f"/chat/{session_id}", data="Hi")
+            return response.status_code, response.data
+
+    return post
+
+
+def django() -> Post:
+    line = "from django.core.exceptions import PermissionDenied"
+    view = load("docs/how-to/web.md", line)["chat"]
+
+    async def post_async(session_id: str, user: str | None) -> tuple[int, bytes]:
+        async def logged_in() -> Any:
+            return SimpleNamespace(pk=user, is_authenticated=user is not None)
+
+        try:
+            response = await view(SimpleNamespace(auser=logged_in, body=b"Hi"), session_id)
+        except Exception as error:  # noqa: BLE001 - Django turns them into responses
+            return {"Http404": 404, "PermissionDenied": 403}[type(error).__name__], b""
+        return 200, b"".join([piece async for piece in response])
+
+    return lambda session_id, user: asyncio.run(post_async(session_id, user))
+
+
+def wsgi() -> Post:
+    line = "def application(environ, start_response) -> Iterable[bytes]:"
+    application = load("docs/turns.md", line)["application"]
+
+    def post(session_id: str, user: str | None) -> tuple[int, bytes]:
+        statuses: list[str] = []
+
+        def start_response(status: str, _: object) -> None:
+            statuses.append(status)
+
+        environ = {"PATH_INFO": f"/{session_id}", "wsgi.input": io.BytesIO(b"Hi")}
+        environ |= {} if user is None else {"REMOTE_USER": user}
+        try:
+            body = b"".join(application(environ, start_response))
+        except KeyError:  # The web server sets REMOTE_USER if it has checked the login.
+            return 401, b""
+        return int(statuses[0].split()[0]), body
+
+    return post
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeTransport]:
+    with FakeTransport("Secret.").installed() as fake:
+        yield fake
+
+
+@pytest.mark.filterwarnings("ignore:Using `httpx` with")
+@pytest.mark.parametrize("sample", [starlette, fastapi, flask, django, wsgi])
+def test_web_sample_rejects_the_sessions_of_other_users(
+    fake: FakeTransport, sample: Callable[[], Post]
+) -> None:
+    post = sample()
+    with Flux0() as client:
+        own = client.conversation(agent=fake.agent_id, user="ada").session_id
+        of_nobody = client.conversation(agent=fake.agent_id).session_id
+    calls = len(fake.calls)
+
+    for session_id, user in ((own, "eve"), (own, None), (of_nobody, "ada"), (of_nobody, None)):
+        status, body = post(session_id, user)
+        assert status == 404 if user else status in (401, 403)
+        assert b"Secret." not in body
+    assert {call.operation for call in fake.calls[calls:]} == {"sessions.list"}
+
+    status, body = post(own, "ada")
+    assert status == 200
+    assert b"Secret." in body
