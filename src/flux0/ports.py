@@ -229,7 +229,7 @@ class Time(ABC):
 
 
 def _cancel_nothing() -> None:
-    """Do nothing: the default alarm was never set."""
+    """Do nothing, because the default `alarm` sets no alarm."""
 
 
 class Transport(Protocol):

@@ -27,7 +27,7 @@ _new: Final[Callable[..., ServerSentEvent]] = cast("Any", tuple).__new__
 # The states of the parser: its position in the stream, after the bytes that it has received.
 _START: Final = 0  # Nothing, or a part of a byte order mark (BOM), was received.
 _BETWEEN_BLOCKS: Final = 1  # No block has begun since the last blank line.
-_IN_BLOCK: Final = 2  # In or after a line of a block that is not complete.
+_IN_BLOCK: Final = 2  # In a block: in a line, or after a line of the block.
 _AFTER_CR: Final = 3  # Like one of the last two, but an LF at this position belongs to the CR.
 _FAILED: Final = 4  # An event was too large. This state is final.
 
@@ -179,7 +179,7 @@ class SSEParser:
         if excess < 0:
             return self._feed_lines(data)
         events = self._feed_lines(data[:excess])
-        self._decoder.retry = self.retry  # The unfinished block may have set it.
+        self._decoder.retry = self.retry  # An incomplete block may have changed it.
         self._block.clear()
         self._state = _FAILED
         self._in_line = False

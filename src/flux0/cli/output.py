@@ -87,7 +87,7 @@ class Output:
             self._append(mark + self._wrap(text), style)
 
     def end_line(self) -> None:
-        """Begin a new line if the open line has text."""
+        """Write a line break if the current line is not empty."""
         if self._line_is_open:
             self._indent = ""
             self.write("\n")

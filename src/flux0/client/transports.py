@@ -45,7 +45,7 @@ def choose_transports(
     client: HttpClient | None,
     async_client: AsyncHttpClient | None,
 ) -> tuple[Transport | None, AsyncTransport]:
-    """Return the transport of sync calls, or None if there is none, and of async calls.
+    """Return two transports: one for sync calls, or None, and one for async calls.
 
     Without an async transport or client, async calls use the sync one, in worker threads if it has
     no async methods. An async transport or client is not used for sync calls.

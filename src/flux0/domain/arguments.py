@@ -16,7 +16,7 @@ from flux0.domain.headers import Headers
 T = TypeVar("T")
 
 _LARGEST_OFFSET = 2**63 - 1
-_LONGEST_WAIT_MS = 2**31 - 1  # Longer timeouts raise OverflowError in socket.settimeout.
+_LONGEST_WAIT_MS = 2**31 - 1  # socket.settimeout raises OverflowError above it.
 _LONGEST_INTERVAL_MS = 10**12  # 31 years; time.sleep raises OverflowError for some centuries.
 
 # The server decodes percent-encoding before routing: an id with these reaches another route.

@@ -93,7 +93,8 @@ class Participant:
 class MessageData:
     """The data of an event of type `message`.
 
-    A part of a type that this library does not know is the mapping that the server sent.
+    If this library does not know the type of a part, the part is the mapping that the server
+    sent.
     """
 
     type: ClassVar[str] = "message"
@@ -196,8 +197,9 @@ class HasMessageData:
 class Event(HasMessageData):
     """One stored event of a session.
 
-    All events of one turn have the same `correlation_id`. Data of a type that this library does not
-    know is the mapping that the server sent.
+    All events of one turn have the same `correlation_id`.
+
+    If this library does not know the type of the data, `data` is the mapping that the server sent.
     """
 
     id: str

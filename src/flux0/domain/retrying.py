@@ -48,7 +48,7 @@ class BackoffStrategy:
             return 0.0
         try:
             growth = float(self.exponent) ** (attempt - 1)
-        except OverflowError:  # The default exponent overflows after about 1,750 attempts.
+        except OverflowError:  # The default exponent overflows a float after 1,750 attempts.
             return self.max_interval
         return min(self.initial_interval * growth, self.max_interval)
 

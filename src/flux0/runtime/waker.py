@@ -1,4 +1,4 @@
-"""A wait of one thread that other threads can end."""
+"""A wait of a thread that another thread can end."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def list_agents(call: ApiCall) -> Flow[Agents]:
 
 
 def first_agent(call: ApiCall, *, type_: str | None, name: str | None) -> Flow[Agent]:
-    """Return the first agent with this type and name; None matches any agent."""
+    """Return the first agent with this type and this name; None allows any type or name."""
     wanted = {"type": type_, "name": name}
     for argument, value in (("type_", type_), ("name", name)):
         arguments.optional_text(argument, value)

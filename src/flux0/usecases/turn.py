@@ -1,7 +1,7 @@
 """The stream of a turn as a state machine without I/O.
 
-Input is the bytes of the body, the end of the body, or a transport error. Output is events, and in
-the end a failure or none. The streams in `flux0.client.streams` do the I/O.
+Input is the bytes of the body, the end of the body, or a transport error. Output is
+events, and at most one failure. The streams in `flux0.client.streams` do the I/O.
 
     state     input               next state   when
     OPEN      feed                OPEN         the bytes hold complete events, or part of one
@@ -12,7 +12,7 @@ the end a failure or none. The streams in `flux0.client.streams` do the I/O.
     OPEN      on_transport_error  FAILED       the connection failed, or the read timeout expired
     FINISHED  mark_interrupted    FAILED       the server has not stored all messages of the turn
 
-The state is FAILED if `failure` is not None. The streams distinguish OPEN and FINISHED.
+The state is FAILED if `failure` is not None. The streams know whether a turn is OPEN or FINISHED.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def converter(*, explaining: bool) -> Converter:
 
 @cache
 def structure_hook(model: Any) -> Hook:
-    """Return the function of the fast converter that builds a model from plain JSON."""
+    """Return the function that builds `model` from plain JSON; it belongs to the fast converter."""
     return converter(explaining=False).get_structure_hook(model)
 
 

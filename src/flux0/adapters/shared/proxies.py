@@ -28,7 +28,7 @@ _SOCKS_MODULES: Mapping[str, str] = {
 
 
 class EnvironmentProxies:
-    """The proxy for each server, as the environment was at the first request to the server.
+    """The proxy for each server. The environment is read at the first request to a server.
 
     The settings are `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`. On macOS and Windows,
     the settings of the system are used, too.

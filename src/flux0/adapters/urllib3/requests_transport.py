@@ -217,7 +217,7 @@ class _TrackingAdapter(HTTPAdapter):
 
 
 def _track_connections(session: requests.Session, prepared: Any, settings: Any) -> None:
-    """Make the pool that the user's adapter will use open tracked connections."""
+    """Configure the pool of the user's adapter, so that it opens tracked connections."""
     try:
         adapter = session.get_adapter(prepared.url)
     except exceptions.InvalidSchema as error:

@@ -6,7 +6,8 @@ The steps of one request:
 2. `track` makes the pool open connections that record their steps in a `Urllib3Exchange`.
 3. urllib3 takes an idle connection from the pool, or connects. If this fails, nothing was sent.
 4. The connection records that the request is being sent, and sends its head and body.
-5. `TrackedResponse.begin` reads the response head. Until now, an interrupt shuts the socket down.
+5. `TrackedResponse.begin` reads the response head. Up to this step, an interrupt shuts down the
+   socket.
 6. `send` returns the response. Its body has not been read yet.
 7. The caller iterates over the body. `TrackedResponse.pieces` yields bytes as they arrive, and
    `Urllib3Body` decodes them.
@@ -107,7 +108,7 @@ class Urllib3Transport:
         return Response(response.status, headers, body, raw, not is_framed(headers))
 
     def close(self) -> None:
-        """Close the connections and the open bodies, unless the manager is yours."""
+        """Close the connections and the open bodies, unless you passed in the pool manager."""
         if self._user_manager is None:
             self._connections.get().close()
 

@@ -195,7 +195,9 @@ class _MessageBuilder:
         """Return the message so far."""
         if self._stale:
             self._stale = False
-            self._message = None  # Its reference to the text would prevent appending in place.
+            self._message = (
+                None  # With a second reference, Python would copy the text to append to it.
+            )
             self._message = self._finalized(partial=True)
         return self._message
 

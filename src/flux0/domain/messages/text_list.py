@@ -24,7 +24,7 @@ class TextList:
         # them contains the separator.
         self._blocks: list[str | list[str]] = []
         self._recent: list[str] = []
-        # The last result of `text`, and the number of recent strings that it includes.
+        # The last result of `text`, and the number of strings in `_recent` that it includes.
         self._joined: str | None = None
         self._joined_recent = 0
         for text in texts:

@@ -99,7 +99,7 @@ class RecordingTransport:
         return exchange.record_response(response, iter)
 
     def close(self) -> None:
-        """Close the other transport, and replace an older cassette with the new one.
+        """Close the wrapped transport, and replace an older cassette with the new one.
 
         If the recording ended with an error, keep the older cassette and issue a warning.
         """

@@ -90,7 +90,10 @@ class FakeStore:
         metadata: Mapping[str, Any] | None = None,
         at: float | None = None,
     ) -> None:
-        """Store an event in the turn of `message`. If `data` is None, listing it fails."""
+        """Store an event in the turn of `message`.
+
+        If `data` is None, the server fails when it lists the event.
+        """
         events = self.events[message.session_id]
         events.append(
             {
