@@ -707,11 +707,12 @@ def test_pieces_of_interleaved_streams_are_recorded_separately(mode: Mode, path:
 # --- cost
 
 
-def test_cost_of_a_turn_is_linear(path: Path) -> None:
+@pytest.mark.parametrize("scrub", [None, str.upper, lambda text: text.replace("xx", "*")])
+def test_cost_of_a_turn_is_linear(path: Path, scrub: Callable[[str], str] | None) -> None:
     def cost(events: int) -> int:
         fake = FakeTransport([Say("x" * events, pieces=events)])
         turn = message_to(new_session(fake))
-        transport = RecordingTransport(fake, path.with_name(str(events)))
+        transport = RecordingTransport(fake, path.with_name(str(events)), scrub=scrub)
         return calls_made(lambda: list(transport.send(turn).body))
 
     assert cost(10_000) < 10.5 * cost(1000)

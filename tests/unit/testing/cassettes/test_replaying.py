@@ -57,6 +57,7 @@ from support.cassettes import (
 from support.cost import calls_made
 from support.fake_over_http import FakeOverHTTP
 from support.fakes import message_to, new_session, request
+from support.in_memory import script
 from support.modes import in_mode, run
 from support.transports import ASYNC, SYNC, Mode
 
@@ -332,6 +333,15 @@ def test_new_episodes_replays_recorded_requests_and_appends_the_others(
     fake = FakeTransport()
     write_cassette(path, evolve(LIST_AGENTS, number=7))
     run(mode, test)
+
+
+def test_early_close_in_new_episodes_is_not_taken_for_an_expired_deadline(path: Path) -> None:
+    """The deadlines of requests are on the clock of the client, not on a clock of the replay."""
+    write_cassette(path, evolve(LIST_AGENTS, end=CLOSED))
+    transport = cassette(path, lambda: script(), mode="new_episodes")  # noqa: PLW0108 - typed
+    expected = pytest.raises(AssertionError, match="has no more data of exchange 1")
+    with Flux0(transport=transport, timeout_ms=60_000) as flux0, expected:
+        flux0.agents.list()
 
 
 def test_default_transport_for_recording_is_httpx(path: Path) -> None:
