@@ -47,6 +47,7 @@ from flux0.testing import (
     cassette,
 )
 from flux0.testing.cassettes.cassette import CLOSED, WHOLE, Content, RecordedExchange, read_cassette
+from flux0.testing.cassettes.scrubbing import scrub_body
 from support.cassettes import ONCE, record, use_client
 from support.cost import calls_made
 from support.fake_over_http import FakeOverHTTP
@@ -296,6 +297,18 @@ def test_scrub_replaces_secrets_that_are_split_between_events(path: Path, pieces
     assert program(ReplayTransport(path)) == ("It is ***, ok?", {"key": "***"})
     added = re.findall(r'\\"value\\": \\"(.*?)\\"', path.read_text("utf-8"))
     assert "It is ***, ok?" in "".join(added)
+
+
+def test_scrub_keeps_the_pieces_of_text_without_split_secrets() -> None:
+    def scrubbed(*texts: str) -> list[str]:
+        pieces = [chunk(text) for text in texts]
+        return [
+            json.loads(piece.split(b"data: ")[1])["patches"][0]["value"]
+            for piece in scrub_body(pieces, lambda text: re.sub(r"key-\d", "***", text))
+        ]
+
+    assert scrubbed("key-1 ", "and ", "key-2") == ["*** ", "and ", "***"]
+    assert scrubbed("so ", "key", "-1", " and", " so") == ["so ", "***", "", " and", " so"]
 
 
 # --- sync and async transports
