@@ -82,8 +82,7 @@ class _Handler(BaseRequestHandler):
 
     def handle(self) -> None:
         """Respond to requests until the connection has to be closed."""
-        # LocalProtocolError: a fault has changed the response so that HTTP does not allow it.
-        with suppress(OSError, h11.LocalProtocolError):
+        with suppress(OSError):
             try:
                 while (request := self._read_request()) and self._respond(request):
                     self.http.start_next_cycle()
@@ -142,6 +141,7 @@ class _Handler(BaseRequestHandler):
         try:
             self._send_response(response.status_code, (*response.headers.pairs, *cors), body)
         except Exception as error:  # noqa: BLE001 - agents can raise any exception
+            # LocalProtocolError: a fault has changed the response so that HTTP does not allow it.
             if not isinstance(error, (TransportError, OSError, h11.LocalProtocolError)):
                 # The agent raised. Like the server, keep the connection open and send no more data.
                 watcher.join()

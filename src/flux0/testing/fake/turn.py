@@ -80,7 +80,7 @@ class FakeTurn:
 
     def __iter__(self) -> Generator[bytes | Wait, None, None]:
         while self._output or not self.completed:
-            if self._wait is _UNTIL_READ and not self._output:
+            if self._wait is _UNTIL_READ:
                 # The clock resumes the agent, because the caller holds the lock.
                 now = self._clock.now()
                 self._wait = Wait(now)
@@ -238,7 +238,7 @@ class FakeTurn:
                         self._wait = Wait(real_timeout=step.timeout)
                 case _:  # FallSilent
                     self._wait = Wait(inf)
-            if len(self._output) >= _MAX_UNREAD and self._wait is None:
+            if len(self._output) >= _MAX_UNREAD:
                 self._wait = _UNTIL_READ
         self._clock.notify()
 

@@ -367,6 +367,22 @@ async def test_times_of_an_async_agent_that_awaits_and_pauses(mode: Mode) -> Non
 
 
 @in_both_loops
+async def test_async_agent_starts_before_the_delay_of_the_response(mode: Mode) -> None:
+    async def agent(_: UserMessage) -> AsyncIterator[AgentStep]:
+        yield Report("typing")
+        yield Pause(5)
+        yield Report("processing")
+
+    fake = FakeTransport(agent)
+    fake.inject(Delay(10), operation="sessions.create_event")
+    async with Flux0(transport=fake) as flux0:
+        stream = await start_turn(flux0, fake)
+        assert len([event async for event in stream]) == 2
+        events = await flux0.sessions.list_events_async(session_id="s000000001", source="ai_agent")
+    assert [event.created_at.second for event in events] == [0, 5]
+
+
+@in_both_loops
 async def test_async_agent_without_an_end_waits_for_its_reader(mode: Mode) -> None:
     produced = count()
 
@@ -516,12 +532,20 @@ def test_sync_call_with_an_agent_that_awaits_raises(wait: Any) -> None:
         next(body)
 
 
-def test_sync_call_with_an_async_agent_that_raises() -> None:
+def raise_a_bug() -> None:
+    raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize(
+    ("fail", "error"),
+    [(raise_a_bug, RuntimeError), (lambda: asyncio.Queue[int]().get_nowait(), asyncio.QueueEmpty)],
+)
+def test_sync_call_with_an_async_agent_that_raises(fail: Any, error: type[Exception]) -> None:
     async def agent(_: UserMessage) -> AsyncIterator[AgentStep]:
         yield Report("typing")
-        raise RuntimeError("a bug")
+        fail()
 
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(error):
         list(begin(agent)[2])
 
 
