@@ -62,16 +62,9 @@ def same(ports: Ports, text: str, *, half_close: bool = False) -> str:
 
 
 TARGETS = [
-    *(
-        "//api/agents",
-        "/api/x/../agents",
-        "/api//agents",
-        "http://x/api/agents",
-        "x/api/agents",
-        "*",
-    ),
+    *("//api/agents", "/api/x/../agents", "/api//agents", "http://x/api/agents", "*", "[", "x:80"),
     *("/api/agents#x", "/api/agents?a=1#b", "/api/agents?", "/api/agents;x", "/api/%61gents"),
-    *("/api/agents/", "http://x/api/agents/", "/api/agents/%", "/api/agents/\\x", "x:80", "x/api/agents"),
+    *("/api/agents/", "http://x/api/agents/", "x/api/agents", "/api/agents/%", "/api/agents/\\x"),
     *("/api/agents\x7f", "/api/ag\xe9nts", f"/api/agents?{'y' * 30_000}"),
 ]
 
