@@ -196,7 +196,7 @@ class _MessageBuilder:
         if self._stale:
             self._stale = False
             self._message = (
-                None  # With a second reference, Python would copy the text to append to it.
+                None  # Two references would make Python copy the text.
             )
             self._message = self._finalized(partial=True)
         return self._message
