@@ -115,6 +115,7 @@ class TrackedConnection(HTTPConnection):
         exchange = _EXCHANGE.get()
         if exchange is None:
             return super()._new_conn()
+        sock: Any
         if cast("Any", super()._new_conn).__func__ is HTTPConnection._new_conn:  # noqa: SLF001
             sock = self._connect(exchange)
         else:  # A connection through a SOCKS proxy, or of the user's own class.
@@ -126,8 +127,9 @@ class TrackedConnection(HTTPConnection):
                 raise
         # The TLS handshake moves the descriptor to another socket object, which is unknown until
         # the handshake has ended.
-        self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
-        exchange.shut_down_on_interrupt(self._duplicate)
+        if isinstance(sock, socket.socket):  # The user's class may return another object.
+            self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
+            exchange.shut_down_on_interrupt(self._duplicate)
         return sock
 
     def _connect(self, exchange: Urllib3Exchange) -> socket.socket:
