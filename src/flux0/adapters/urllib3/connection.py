@@ -110,7 +110,7 @@ class TrackedConnection(HTTPConnection):
                 self._duplicate.close()
                 self._duplicate = None
 
-    def _new_conn(self) -> socket.socket:
+    def _new_conn(self) -> Any:
         """Return a new socket, connected to the server or the proxy."""
         exchange = _EXCHANGE.get()
         if exchange is None:
