@@ -19,6 +19,7 @@ from flux0.domain.http import is_idempotent, is_success
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.stream_events import StreamEvent
 from flux0.domain.timeouts import Deadline
+from flux0.observers import Call
 
 T = TypeVar("T")
 Body_co = TypeVar("Body_co", covariant=True)
@@ -84,8 +85,8 @@ class Interrupt:
 class Request:
     """One HTTP request with its complete body, and the options for sending it.
 
-    A transport ignores `operation`, `route`, `retries`, `attempt` and `deadline`: before a request
-    is sent, the client shortens its `timeout` to the time that is left until the deadline.
+    A transport ignores `operation`, `route`, `retries`, `attempt`, `deadline` and `call`: before a
+    request is sent, the client shortens its `timeout` to the time that is left until the deadline.
 
     Attributes:
         method: the HTTP method, in upper case.
@@ -100,6 +101,7 @@ class Request:
         attempt: the number of this attempt; the first is 1.
         deadline: the moment by which the call must end, with all its attempts.
         interrupt: stops the wait for the response head; sync transports support it if they can.
+        call: the call as its observers see it; None if the client has no observers.
     """
 
     method: str
@@ -114,6 +116,7 @@ class Request:
     attempt: int = 1
     deadline: Deadline | None = None
     interrupt: Interrupt = field(factory=Interrupt, eq=False, repr=False)
+    call: Call | None = field(default=None, eq=False, repr=False)
 
     @property
     def is_idempotent(self) -> bool:

@@ -1,100 +1,309 @@
-"""A middleware for tracing with OpenTelemetry.
+"""An observer that records traces and metrics with OpenTelemetry.
 
-Its spans follow the semantic conventions for HTTP client spans, version 1.23 and later.
+Turns follow the semantic conventions for generative AI, version 0.1.0 (`invoke_agent` and
+`execute_tool`). Attempts follow the stable semantic conventions for HTTP client spans and metrics.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Iterator, Mapping
+from contextvars import Token
+from time import time_ns
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
-from attrs import evolve
+from attrs import define, field
 
 from flux0._version import __version__
-from flux0.domain.errors import APIError, MissingDependency
-from flux0.domain.headers import Headers
+from flux0.domain.errors import (
+    AgentError,
+    APIError,
+    MissingDependency,
+    StreamError,
+    TransportError,
+)
+from flux0.domain.models import ContentPart, MessageData, ReasoningPart, ToolCallPart
+from flux0.observers import AttemptEnd, Call, CallEnd, Observer, TurnEnd
 
 try:
-    from opentelemetry import propagate, trace
-    from opentelemetry.trace import SpanKind, StatusCode
+    from opentelemetry import context, metrics, propagate, trace
+    from opentelemetry.trace import Span, SpanKind, StatusCode
 except ModuleNotFoundError as _error:
     raise MissingDependency(
         f"OpenTelemetry needs the package {_error.name}: pip install 'flux0-client[opentelemetry]'"
     ) from _error
 
 if TYPE_CHECKING:
-    from flux0.domain.retrying import RetryDetails
-    from flux0.flows import Flow, SendFlow
-    from flux0.ports import Request, Response
+    from opentelemetry.context import Context
+
+    from flux0.domain.messages.tool_calls import TimedToolCall
+
+_Attributes: TypeAlias = "dict[str, str | int | float]"
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
+# Upper bounds of the histogram buckets in seconds, from the conventions.
+_TURN_BUCKETS = tuple(0.01 * 2**power for power in range(14))
+_HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
-class OpenTelemetry:
-    """Creates one client span for each call. Retries become events of this span.
 
-    The span of a stream ends when the response headers have been received. The context of the span
-    is sent in the request headers, so that spans of the server can become its children. Pass
-    `on_retry` to the client, too:
+@define
+class _SpanInContext:
+    """A span that is the current span until `detach` is called."""
 
-        telemetry = OpenTelemetry()
-        Flux0(middleware=[telemetry], on_retry=telemetry.on_retry)
+    span: Span
+    context: Context = field(init=False)
+    _token: Token[Context] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.context = trace.set_span_in_context(self.span)
+        self._token = context.attach(self.context)
+
+    def detach(self) -> None:
+        context.detach(self._token)
+
+
+@define
+class _Observed:
+    """The spans of a call, until it ends, or until its turn ends.
+
+    Attributes:
+        call: the span of the call or turn.
+        start: the start of this span, in nanoseconds since 1970.
+        server: the attributes of the server, for spans and metrics.
+        attempt: the span of the attempt in progress.
+    """
+
+    call: _SpanInContext
+    start: int
+    server: _Attributes
+    attempt: _SpanInContext | None = None
+
+
+class OpenTelemetry(Observer):
+    """Records a span for each turn, call and attempt, and metrics of turns and attempts.
+
+        Flux0(observers=[OpenTelemetry()])
+
+    The span of a turn starts when the message is sent, and ends when the stream ends, fails or is
+    closed. The context of each attempt is sent in the request headers, so that the spans of the
+    server become its children.
 
     Args:
         tracer_provider: Creates the tracer. Default: the global tracer provider of OpenTelemetry.
+        meter_provider: Creates the meter. Default: the global meter provider of OpenTelemetry.
+        contents: Whether to record the messages, and the arguments and results of tools.
     """
 
-    def __init__(self, tracer_provider: trace.TracerProvider | None = None) -> None:
+    def __init__(
+        self,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: metrics.MeterProvider | None = None,
+        *,
+        contents: bool = False,
+    ) -> None:
+        self._contents = contents
+        self._calls: dict[Call, _Observed] = {}
         self._tracer = trace.get_tracer("flux0", __version__, tracer_provider)
-
-    def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
-        """Send `request` in a span and return its response."""
-        with self._tracer.start_as_current_span(
-            f"{request.method} {request.route}",
-            kind=SpanKind.CLIENT,
-            attributes=_attributes(request),
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
-            try:
-                response = yield from send(_with_context(request))
-            except Exception as error:
-                kind = type(error).__qualname__
-                if isinstance(error, APIError):
-                    kind = str(error.status_code)
-                    span.set_attribute("http.response.status_code", error.status_code)
-                span.set_attribute("error.type", kind)
-                span.set_status(StatusCode.ERROR, str(error))
-                raise
-            span.set_attribute("http.response.status_code", response.status_code)
-            return response
-
-    def on_retry(self, details: RetryDetails) -> None:
-        """Add an event for a retry to the current span."""
-        trace.get_current_span().add_event(
-            "retry",
-            {
-                "http.request.resend_count": details.attempt,
-                "error.type": type(details.cause).__qualname__,
-                "flux0.retry.delay_ms": details.delay_ms,
-            },
+        meter = metrics.get_meter("flux0", __version__, meter_provider)
+        self._turn_seconds = meter.create_histogram(
+            "gen_ai.client.operation.duration",
+            "s",
+            "GenAI operation duration.",
+            explicit_bucket_boundaries_advisory=_TURN_BUCKETS,
+        )
+        self._first_event_seconds = meter.create_histogram(
+            "gen_ai.client.operation.time_to_first_chunk",
+            "s",
+            "Time from sending the message to the first event.",
+            explicit_bucket_boundaries_advisory=_TURN_BUCKETS,
+        )
+        self._attempt_seconds = meter.create_histogram(
+            "http.client.request.duration",
+            "s",
+            "Duration of HTTP client requests.",
+            explicit_bucket_boundaries_advisory=_HTTP_BUCKETS,
         )
 
+    def on_call_start(self, call: Call) -> None:
+        """Start the span of a call or of a turn."""
+        server = _server(call)
+        attributes: _Attributes = {"flux0.operation": call.operation, **server}
+        if call.session_id is not None:
+            attributes["gen_ai.conversation.id"] = call.session_id
+        if call.starts_turn:
+            attributes |= _INVOKE_AGENT
+            if self._contents:
+                part = {"type": "text", "content": call.content}
+                attributes["gen_ai.input.messages"] = _json([{"role": "user", "parts": [part]}])
+        start = time_ns()
+        span = self._tracer.start_span(
+            "invoke_agent" if call.starts_turn else call.operation,
+            kind=SpanKind.CLIENT if call.starts_turn else SpanKind.INTERNAL,
+            attributes=attributes,
+            start_time=start,
+        )
+        self._calls[call] = _Observed(_SpanInContext(span), start, server)
 
-def _attributes(request: Request) -> dict[str, str | int]:
-    parts = urlsplit(request.url)
-    return {
-        "http.request.method": request.method,
-        "url.full": request.url,
-        "url.template": request.route,
-        "server.address": parts.hostname or "",
-        "server.port": parts.port or _DEFAULT_PORTS[parts.scheme],
-        "flux0.operation": request.operation,
-    }
+    def on_attempt_start(self, call: Call, number: int) -> Mapping[str, str]:
+        """Start the span of an attempt, and return the header fields of its context."""
+        observed = self._calls[call]
+        attributes: _Attributes = {
+            "http.request.method": call.method,
+            "url.full": call.url,
+            "url.template": call.route,
+            **observed.server,
+        }
+        if number > 1:
+            attributes["http.request.resend_count"] = number - 1
+        span = self._tracer.start_span(
+            f"{call.method} {call.route}",
+            context=observed.call.context,
+            kind=SpanKind.CLIENT,
+            attributes=attributes,
+        )
+        observed.attempt = _SpanInContext(span)
+        fields: dict[str, str] = {}
+        propagate.inject(fields, observed.attempt.context)
+        return fields
+
+    def on_attempt_end(self, call: Call, attempt: AttemptEnd) -> None:
+        """End the span of an attempt, and record its duration."""
+        observed = self._calls[call]
+        outcome: _Attributes = {}
+        if attempt.status_code is not None:
+            outcome["http.response.status_code"] = attempt.status_code
+        if attempt.error is not None:
+            outcome["error.type"] = _error_type(attempt.error)
+        if (current := observed.attempt) is not None:
+            observed.attempt = None
+            current.detach()
+            current.span.set_attributes(outcome)
+            self._set_status(current.span, attempt.error)
+            current.span.end()
+        method: _Attributes = {"http.request.method": call.method}
+        self._attempt_seconds.record(attempt.seconds, {**method, **observed.server, **outcome})
+
+    def on_call_end(self, call: Call, end: CallEnd) -> None:
+        """End the span of a call, unless it has opened a turn."""
+        observed = self._calls[call]
+        observed.call.detach()
+        if call.starts_turn and end.error is None:
+            return
+        del self._calls[call]
+        span = observed.call.span
+        self._set_error(span, end.error)
+        span.end()
+        if call.starts_turn:
+            self._record_turn(observed, end.seconds, end.error)
+
+    def on_first_event(self, call: Call, seconds: float) -> None:
+        """Record the time to the first event of a turn."""
+        observed = self._calls[call]
+        observed.call.span.set_attribute("gen_ai.response.time_to_first_chunk", seconds)
+        self._first_event_seconds.record(seconds, {**_INVOKE_AGENT, **observed.server})
+
+    def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
+        """End the span of a turn, and record its tool calls and its duration."""
+        observed = self._calls.pop(call)
+        span, end = observed.call.span, observed.start + round(turn.seconds * 1e9)
+        for key, value in (
+            ("gen_ai.agent.id", turn.agent_id),
+            ("gen_ai.agent.name", turn.agent_name),
+            ("flux0.turn.ending", turn.ending),
+            ("flux0.turn.correlation_id", turn.correlation_id),
+            ("flux0.turn.event_count", turn.event_count),
+        ):
+            if value is not None:
+                span.set_attribute(key, value)
+        if turn.agent_name is not None:
+            span.update_name(f"invoke_agent {turn.agent_name}")
+        for tool_call in turn.tool_calls:
+            self._record_tool_call(observed, tool_call, end)
+        error = turn.error or turn.agent_error
+        if self._contents:
+            span.set_attribute("gen_ai.output.messages", _output_messages(turn, error))
+        self._set_error(span, error)
+        span.end(end)
+        self._record_turn(observed, turn.seconds, error)
+
+    def _record_tool_call(self, turn: _Observed, timed: TimedToolCall, turn_end: int) -> None:
+        """Record the span of a tool call within the span of its turn."""
+        call = timed.call
+        attributes: _Attributes = {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": str(call.tool_name),
+            "gen_ai.tool.call.id": str(call.tool_call_id),
+        }
+        if self._contents:
+            attributes["gen_ai.tool.call.arguments"] = _json(call.args)
+            if call.result is not None:
+                attributes["gen_ai.tool.call.result"] = _json(call.result.data)
+        # The clock of the server may differ, but the span must be within the span of the turn.
+        duration = min(round((timed.seconds or 0) * 1e9), turn_end - turn.start)
+        start = turn_end if timed.started_at is None else round(timed.started_at * 1e9)
+        start = min(max(start, turn.start), turn_end - duration)
+        span = self._tracer.start_span(
+            f"execute_tool {call.tool_name}",
+            context=turn.call.context,
+            attributes=attributes,
+            start_time=start,
+        )
+        span.end(start + duration)
+
+    def _record_turn(self, turn: _Observed, seconds: float, error: BaseException | None) -> None:
+        outcome: _Attributes = {} if error is None else {"error.type": _error_type(error)}
+        self._turn_seconds.record(seconds, {**_INVOKE_AGENT, **turn.server, **outcome})
+
+    def _set_error(self, span: Span, error: BaseException | None) -> None:
+        if error is not None:
+            span.set_attribute("error.type", _error_type(error))
+            self._set_status(span, error)
+
+    def _set_status(self, span: Span, error: BaseException | None) -> None:
+        if error is not None:
+            # The message of another error may quote the agent or the server.
+            own = isinstance(error, (TransportError, StreamError))
+            shown = self._contents or (own and not isinstance(error, AgentError))
+            span.set_status(StatusCode.ERROR, str(error) if shown else None)
 
 
-def _with_context(request: Request) -> Request:
-    carrier: dict[str, str] = {}
-    propagate.inject(carrier)
-    headers = Headers(tuple(carrier.items())).merge(request.headers)
-    return evolve(request, headers=headers)
+_INVOKE_AGENT: _Attributes = {
+    "gen_ai.operation.name": "invoke_agent",
+    "gen_ai.provider.name": "flux0",
+}
+
+
+def _server(call: Call) -> _Attributes:
+    parts = urlsplit(call.url)
+    port = parts.port or _DEFAULT_PORTS[parts.scheme]
+    return {"server.address": parts.hostname or "", "server.port": port}
+
+
+def _error_type(error: BaseException) -> str:
+    return str(error.status_code) if isinstance(error, APIError) else type(error).__qualname__
+
+
+def _output_messages(turn: TurnEnd, error: object) -> str:
+    reason = "stop" if error is None else "error"
+    parts = list(_parts(turn))
+    return _json([{"role": "assistant", "parts": parts, "finish_reason": reason}] if parts else [])
+
+
+def _parts(turn: TurnEnd) -> Iterator[dict[str, Any]]:
+    for message in turn.messages:
+        for part in message.data.parts if isinstance(message.data, MessageData) else ():
+            match part:
+                case ContentPart(content):
+                    yield {"type": "text", "content": content}
+                case ReasoningPart(reasoning):
+                    yield {"type": "reasoning", "content": reasoning}
+                case ToolCallPart(id_, name, args):
+                    yield {"type": "tool_call", "id": id_, "name": name, "arguments": args}
+                case _:
+                    yield dict(part)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)

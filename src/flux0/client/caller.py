@@ -17,6 +17,7 @@ from flux0.domain.errors import Flux0Error
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow
+from flux0.middleware.observing import Observers
 from flux0.ports import AsyncTransport, Time, Transport
 from flux0.usecases.call import ApiCall
 
@@ -33,6 +34,7 @@ class Caller:
         transport: The transport of sync calls. If it is None, sync calls raise `Flux0Error`.
         async_transport: The transport of async calls.
         time: The clock of timeouts and retries.
+        observers: The observers of calls and turns.
 
     Attributes:
         server_url: The URL of the server, without credentials.
@@ -46,8 +48,10 @@ class Caller:
         transport: Transport | None,
         async_transport: AsyncTransport,
         time: Time,
+        observers: Observers,
     ) -> None:
         self.time = time
+        self.observers = observers
         self.server_url: str = default_call.server_url
         self._default_call = default_call
         self._call_timeout = call_timeout
@@ -176,6 +180,7 @@ class Caller:
         if self._driver is not None:
             self._driver.transport.close()
         self.open_turns.close()
+        self.observers.flush()
 
     async def close_async(self) -> None:
         """Close both transports and all streams, and end all calls with `ClientClosed`."""

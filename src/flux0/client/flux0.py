@@ -21,6 +21,8 @@ from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES, MessageAcc
 from flux0.domain.models import Agent, Session
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig, RetryDetails
 from flux0.flows import Middleware
+from flux0.middleware.observing import Observers
+from flux0.observers import Observer
 from flux0.ports import AsyncTransport, Request, Timeout, Transport
 from flux0.usecases.call import ApiCall
 from flux0.usecases.turn import Turn
@@ -74,6 +76,8 @@ class Flux0(Uncopyable):
             calls.
         middleware: Generator functions `(request, send) -> Flow[Response]` around each call,
             outermost first. They wrap the retries, so each of them sees a call once.
+        observers: Objects that are called when calls, attempts and turns start and end, such as
+            `flux0.adapters.opentelemetry.OpenTelemetry`. See `flux0.observers`.
         on_retry: A function that is called before the wait for each retry.
         debug_logger: A logger for all requests and responses. Default: if the environment variable
             `FLUX0_DEBUG` is 1, the logger `flux0`; otherwise nothing is logged.
@@ -105,6 +109,7 @@ class Flux0(Uncopyable):
         stream_idle_timeout_ms: int | None = None,
         headers: Mapping[str, str | HeaderFunction] | None = None,
         middleware: Iterable[Middleware] = (),
+        observers: Iterable[Observer] = (),
         on_retry: Callable[[RetryDetails], None] | None = None,
         debug_logger: DebugLogger | None = None,
         max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
@@ -129,6 +134,7 @@ class Flux0(Uncopyable):
             login = arguments.headers("FLUX0_TOKEN", {"authorization": f"Bearer {token}"})
         transports = choose_transports(transport, async_transport, client, async_client)
         time = time_source(transports[0] or transports[1])
+        observing = Observers(observers, time)
         send = build_chain(
             codec,
             time,
@@ -137,6 +143,7 @@ class Flux0(Uncopyable):
             computed_headers=computed,
             on_retry=on_retry,
             debug_logger=debug_logger,
+            observers=observing,
         )
         default_call = ApiCall(
             send=send,
@@ -153,9 +160,10 @@ class Flux0(Uncopyable):
                 if retry_config is None
                 else arguments.instance("retry_config", RetryConfig, retry_config)
             ),
+            observe=observing.observe_call if observing else None,
         )
         call_timeout = None if call_ms is None else arguments.seconds("timeout_ms", call_ms)
-        self._caller = Caller(default_call, call_timeout, *transports, time)
+        self._caller = Caller(default_call, call_timeout, *transports, time, observing)
 
         def new_turn(request: Request) -> Turn:
             return Turn(SSEParser(max_event_bytes=max_event_bytes), codec, request)

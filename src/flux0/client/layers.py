@@ -14,6 +14,7 @@ from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryDetails
 from flux0.flows import Middleware, SendFlow, chain
+from flux0.middleware.observing import Observers
 from flux0.middleware.responses import ResponsePolicy
 from flux0.middleware.retry import Retry, RetryBudget
 from flux0.ports import Codec, Time
@@ -36,11 +37,12 @@ def build_chain(
     computed_headers: Mapping[str, HeaderFunction],
     on_retry: Callable[[RetryDetails], None] | None,
     debug_logger: DebugLogger | None,
+    observers: Observers,
 ) -> SendFlow:
     """Return the chain of middleware for all requests of a client.
 
-    From the outside to the inside: the user's middleware, retries, computed headers, the debug log
-    and the response policy. The layers inside the retries are called for each attempt.
+    From the outside to the inside: the user's middleware, retries, computed headers, observers, the
+    debug log and the response policy. The layers inside the retries are called for each attempt.
     """
     if on_retry is not None and (not callable(on_retry) or iscoroutinefunction(on_retry)):
         raise InvalidArgument("on_retry", f"must be a sync function, not {on_retry!r}")
@@ -56,6 +58,8 @@ def build_chain(
         from flux0.middleware.headers import ComputedHeaders  # noqa: PLC0415 - rarely needed
 
         layers.append(ComputedHeaders(computed_headers))
+    if observers:
+        layers.append(observers)
     logger = debug_logger if debug_logger is not None else _environment_logger()
     if logger is not None:
         from flux0.middleware.logging import Logging  # noqa: PLC0415 - rarely needed

@@ -10,6 +10,7 @@ from flux0.client.caller import Caller
 from flux0.client.opening import AsyncOpening
 from flux0.client.options import CallOptions, TurnOptions, show_options
 from flux0.client.streams import AsyncEventStream, EventStream
+from flux0.client.turn_report import TurnReport
 from flux0.client.uncopyable import Uncopyable
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.errors import ClientClosed
@@ -243,9 +244,10 @@ class SessionsResource(_Resource):
         clock, turns = self._caller.time.monotonic, self._caller.open_turns
         warn = self._caller.warn_of_unconfirmed_end
         with turns.exclusive(session, call.deadline, clock()):
+            report = TurnReport(self._caller.observers, request, session_id, clock)
             response = self._caller.drive(sessions.open_stream(call, request), call.deadline)
             turn, accumulator = self._new_turn(request), self._new_accumulator()
-            stream = EventStream(response, turn, accumulator, list_stored, clock, warn)
+            stream = EventStream(response, turn, accumulator, list_stored, clock, warn, report)
             turns.add(session, stream)
         try:
             self._caller.check_open()
@@ -284,11 +286,12 @@ class SessionsResource(_Resource):
         clock, turns = self._caller.time.monotonic, self._caller.open_turns
         warn = self._caller.warn_of_unconfirmed_end
         async with turns.exclusive_async(session, call.deadline, clock()):
+            report = TurnReport(self._caller.observers, request, session_id, clock)
             response = await self._caller.drive_async(
                 sessions.open_stream(call, request), call.deadline
             )
             turn, accumulator = self._new_turn(request), self._new_accumulator()
-            stream = AsyncEventStream(response, turn, accumulator, list_stored, clock, warn)
+            stream = AsyncEventStream(response, turn, accumulator, list_stored, clock, warn, report)
             turns.add(session, stream)
         try:
             self._caller.check_open()

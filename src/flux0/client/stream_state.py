@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import Any, Literal, TypeAlias
 
+from flux0.client.turn_report import TurnReport
 from flux0.client.uncopyable import Uncopyable
 from flux0.domain.enums import SessionStatus
 from flux0.domain.errors import AgentError, ClientClosed, Flux0Error, StreamError, TransportError
@@ -13,9 +14,10 @@ from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import answer_of, joined_history
-from flux0.domain.messages.tool_calls import joined_tool_calls
-from flux0.domain.models import Events, ToolCall
+from flux0.domain.messages.tool_calls import joined_tool_calls, timed_tool_calls
+from flux0.domain.models import Events, Participant, ToolCall
 from flux0.domain.stream_events import StatusEvent, StreamEvent
+from flux0.observers import TurnEnd
 from flux0.ports import Response
 from flux0.usecases.turn import Turn
 
@@ -40,6 +42,7 @@ class StreamState(Uncopyable):
         list_stored: Callable[..., Any],
         clock: Callable[[], float],
         warn: Callable[[], None],
+        report: TurnReport,
     ) -> None:
         self.headers: Headers = response.headers
         self.raw_response: Any = response.raw_response
@@ -58,6 +61,14 @@ class StreamState(Uncopyable):
         self._ended = False
         self._released = False  # Whether the connection was released.
         self._reader_lock = Lock()
+        self._report = report
+        self._awaits_first_event = True
+        self._report_later = False  # Whether the end may be noticed in the garbage collector.
+
+    def __del__(self) -> None:
+        if not self._released:
+            self._report_later = True
+            self._report_end()
 
     def __repr__(self) -> str:
         failed = self._turn.failure is not None
@@ -149,6 +160,30 @@ class StreamState(Uncopyable):
         error.attach_stream(self.messages, self._stored)
         return error
 
+    @property
+    def session_id(self) -> str:
+        """The id of the session."""
+        return self._report.session_id
+
+    @property
+    def agent(self) -> Participant | None:
+        """The agent, as the first chunk event names it; None before this event."""
+        chunks = self._accumulator.first_chunks
+        if not chunks:
+            return None
+        names = (chunks[0].metadata.get(key) for key in ("agent_id", "agent_name"))
+        return Participant(*(None if name is None else str(name) for name in names))
+
+    @property
+    def seconds_to_first_event(self) -> float | None:
+        """The time from sending the message to the first event; None before the first event."""
+        return self._report.seconds_to_first_event
+
+    @property
+    def seconds(self) -> float | None:
+        """The time from sending the message to the end of the stream; None while it is open."""
+        return self._report.seconds
+
     def mark_closed(self, reason: str) -> None:
         """Let the reader raise `ClientClosed(reason)` when the connection is closed elsewhere."""
         self._closed = self._closed or reason
@@ -162,6 +197,32 @@ class StreamState(Uncopyable):
                 self._agent_error = event
         else:
             self._text = self._accumulator.feed(event)
+
+    def _report_end(self) -> None:
+        """Report the end of the turn, unless it was reported already."""
+        self._report.end(self._describe_end, later=self._report_later)
+
+    def _describe_end(self, with_messages: bool) -> TurnEnd:
+        event, agent = self._agent_error, self.agent
+        messages = self.messages if with_messages else ()
+        times = {chunk.event_id: chunk.timestamp for chunk in self._accumulator.first_chunks}
+        return TurnEnd(
+            ending=self.ending or "closed",
+            error=self._turn.failure,
+            # Not `self.error`, which has a reference to this stream.
+            agent_error=None
+            if event is None
+            else self._turn.attach_request(AgentError(event.data.data)),
+            session_id=self.session_id,
+            correlation_id=self.correlation_id,
+            agent_id=None if agent is None else agent.id,
+            agent_name=None if agent is None else agent.name,
+            event_count=self.event_count,
+            seconds_to_first_event=self.seconds_to_first_event,
+            seconds=self.seconds or 0.0,
+            messages=messages,
+            tool_calls=timed_tool_calls(messages, times),
+        )
 
     def _raise_agent_error(self) -> None:
         if (error := self.error) is not None:
@@ -214,6 +275,9 @@ class StreamState(Uncopyable):
             self._ended = self._turn.failure is None
         else:
             self._batch = iter(self._turn.feed(data, waited))
+            if self._awaits_first_event and self._turn.event_count:
+                self._awaits_first_event = False
+                self._report.first_event()
         return self._ended or self._turn.failure is not None
 
     def _raise_unless_ended(self) -> None:

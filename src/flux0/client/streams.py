@@ -11,6 +11,7 @@ from threading import Lock, get_ident
 from typing import Any, Generic, TypeVar, final
 
 from flux0.client.stream_state import CLOSED_EARLY, StreamState
+from flux0.client.turn_report import TurnReport
 from flux0.domain.errors import Flux0Error, StreamInUse, TransportError
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
@@ -57,8 +58,9 @@ class EventStream(StreamState):
         list_stored: Callable[..., Events],
         clock: Callable[[], float],
         warn: Callable[[], None],
+        report: TurnReport,
     ) -> None:
-        super().__init__(response, turn, accumulator, list_stored, clock, warn)
+        super().__init__(response, turn, accumulator, list_stored, clock, warn, report)
         self._pieces = iter(response.body)
         self._close_body = response.body.close
 
@@ -82,6 +84,9 @@ class EventStream(StreamState):
                     return
         except StreamInUse:
             is_reader = False
+            raise
+        except GeneratorExit:  # Possibly in the garbage collector.
+            self._report_later = not self._entered
             raise
         finally:
             if is_reader and not self._entered:
@@ -183,6 +188,7 @@ class EventStream(StreamState):
         self.mark_closed(reason)
         self._close_body()
         self._released = True
+        self._report_end()
 
     def _advance(self) -> bool:
         """Read the next piece of the body; return False if the body had already ended."""
@@ -223,8 +229,9 @@ class AsyncEventStream(StreamState):
         list_stored: Callable[..., Awaitable[Events]],
         clock: Callable[[], float],
         warn: Callable[[], None],
+        report: TurnReport,
     ) -> None:
-        super().__init__(response, turn, accumulator, list_stored, clock, warn)
+        super().__init__(response, turn, accumulator, list_stored, clock, warn, report)
         self._pieces = aiter(response.body)
         self._close_body: Callable[[], Awaitable[None]] = response.body.close_async
         self.loop: Loop = running_loop()
@@ -290,6 +297,7 @@ class AsyncEventStream(StreamState):
         self.mark_closed(reason)
         await self._close_body()
         self._released = True
+        self._report_end()
 
     async def _next_text(self) -> str:
         while True:
@@ -331,6 +339,8 @@ class AsyncEventStream(StreamState):
             self._released = True
             del self._pieces  # When the body is garbage-collected, it releases the connection.
             self._close_body = _already_closed
+            self._report_later = True  # Possibly in the garbage collector.
+            self._report_end()
 
     def _close_unless_entered(self) -> None:
         if not self._entered:

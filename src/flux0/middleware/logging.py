@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from flux0.domain.errors import Flux0Error, mark_user_error
 from flux0.domain.retrying import RetryDetails
 from flux0.flows import Flow, SendFlow
+from flux0.observers import TurnEnd
 from flux0.ports import Request, Response, Time
 
 _LONGEST_BODY = 1000
@@ -74,10 +75,13 @@ def log_unconfirmed_end() -> None:
 
 
 def log_retry(details: RetryDetails) -> None:
-    """Log a retry to the logger `flux0`."""
+    """Log a retry to the logger `flux0`.
+
+    The level is WARNING, because Python prints warnings even if no handler is configured.
+    """
     import logging  # noqa: PLC0415 - slow to import, and retries are rare
 
-    logging.getLogger("flux0").info(
+    logging.getLogger("flux0").warning(
         "%s %s: attempt %d failed (%s: %s), retrying in %.0f ms",
         details.method,
         details.url,
@@ -85,6 +89,43 @@ def log_retry(details: RetryDetails) -> None:
         type(details.cause).__name__,
         str(details.cause),
         details.delay_ms,
+    )
+
+
+def is_turn_logged() -> bool:
+    """Return whether `log_turn` has an effect."""
+    import logging  # noqa: PLC0415 - slow to import; HTTP libraries import it, too
+
+    return logging.getLogger("flux0").isEnabledFor(logging.INFO)
+
+
+def log_turn(turn: TurnEnd) -> None:
+    """Log the end of a turn to the logger `flux0`, without contents."""
+    import logging  # noqa: PLC0415 - slow to import; HTTP libraries import it, too
+
+    error = turn.error or turn.agent_error
+    first = turn.seconds_to_first_event
+    logging.getLogger("flux0").info(
+        "turn ended: ending=%s%s agent=%s session=%s turn=%s events=%d first_event=%s total=%.3fs",
+        turn.ending,
+        "" if error is None else f" error={type(error).__name__}",
+        turn.agent_name or turn.agent_id,
+        turn.session_id,
+        turn.correlation_id,
+        turn.event_count,
+        None if first is None else f"{first:.3f}s",
+        turn.seconds,
+    )
+
+
+def log_failed_observer(observer: object, error: Exception) -> None:
+    """Log the first exception of an observer to the logger `flux0`."""
+    import logging  # noqa: PLC0415 - slow to import, and rarely needed
+
+    logging.getLogger("flux0").error(
+        "the observer %r raised an exception; later exceptions of it are not logged",
+        observer,
+        exc_info=error,
     )
 
 

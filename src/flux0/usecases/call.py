@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from attrs import frozen
@@ -12,6 +12,7 @@ from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow, SendFlow
+from flux0.observers import Call
 from flux0.ports import Codec, Request, Timeout
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ class ApiCall:
         max_body_bytes: the largest body that is read completely.
         retries: the retry policy.
         deadline: the moment by which the call must end, with all its attempts.
+        observe: runs the flow of a call, and reports its start and end; None without observers.
     """
 
     send: SendFlow
@@ -48,6 +50,7 @@ class ApiCall:
     max_body_bytes: int
     retries: RetryConfig
     deadline: Deadline | None = None
+    observe: Callable[[Request, Flow[Any]], Flow[Any]] | None = None
 
     def request(
         self,
@@ -59,8 +62,12 @@ class ApiCall:
         query: tuple[tuple[str, str], ...] = (),
         body: Any = None,
         stream: bool = False,
+        content: str | None = None,
     ) -> Request:
-        """Return a request of this call; the placeholders in `route` are replaced by `ids`."""
+        """Return a request of this call; the placeholders in `route` are replaced by `ids`.
+
+        `content` is the message of the user, if the call starts a turn.
+        """
         url = f"{self.server_url}{route if ids is None else _fill(route, ids)}"
         if query:
             from urllib.parse import urlencode  # noqa: PLC0415 - not needed to import this package
@@ -78,6 +85,16 @@ class ApiCall:
             route=route,
             retries=self.retries,
             deadline=self.deadline,
+            call=None
+            if self.observe is None
+            else Call(
+                operation=operation,
+                method=method,
+                url=url,
+                route=route,
+                session_id=None if ids is None else ids.get("session_id"),
+                content=content,
+            ),
         )
 
     def fetch(self, model: type[T], request: Request) -> Flow[T]:
@@ -85,6 +102,13 @@ class ApiCall:
 
         For an operation without a result (204), return `call.send(request)` instead.
         """
+        return self.observed(request, self._fetch(model, request))
+
+    def observed(self, request: Request, flow: Flow[T]) -> Flow[T]:
+        """Return `flow`, the whole call of `request`, with reports to the observers, if any."""
+        return flow if self.observe is None else self.observe(request, flow)
+
+    def _fetch(self, model: type[T], request: Request) -> Flow[T]:
         response = yield from self.send(request)
         try:
             return self.codec.decode(model, response.body)

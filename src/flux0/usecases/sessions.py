@@ -108,6 +108,7 @@ def create_event(
         ids=ids,
         body=body,
         stream=True,
+        content=body["content"],
     )
 
 
@@ -122,6 +123,10 @@ def _fetch_events(
 
 def open_stream(call: ApiCall, request: Request) -> Flow[Response[Any]]:
     """Send a message and return the response; its body is the event stream of the turn."""
+    return call.observed(request, _open_stream(call, request))
+
+
+def _open_stream(call: ApiCall, request: Request) -> Flow[Response[Any]]:
     response = yield from call.send(request)
     content_type = response.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "text/event-stream":

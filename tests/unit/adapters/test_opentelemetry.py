@@ -1,103 +1,406 @@
-"""The spans of the OpenTelemetry middleware."""
+"""The spans and the metrics of the OpenTelemetry observer."""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
+from typing import Any
 
 import pytest
-from attrs import evolve, frozen
+from attrs import field, frozen
+from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from flux0 import APIError, BackoffStrategy, Flux0, RetryConfig, TransportError
+from flux0 import APIError, BackoffStrategy, Flux0, Flux0Error, RetryConfig, TransportError
 from flux0.adapters.opentelemetry import OpenTelemetry
 from flux0.domain.errors import MissingDependency
+from flux0.testing import (
+    AgentReply,
+    AgentStep,
+    CallTool,
+    Fail,
+    FakeTransport,
+    FallSilent,
+    GiveResult,
+    Pause,
+    Reason,
+    Respond,
+    Say,
+    Truncate,
+)
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import http_response
-from support.in_memory import JSON
-from support.sending import AGENTS
+from support.in_memory import JSON, in_every_mode
+from support.modes import in_mode
+from support.transports import Mode
 
 AGENT = b'{"id": "7", "name": "Drizzle", "type": "weather", "created_at": "2025-01-21T23:44:48Z"}'
+AT_ONCE = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
+TOOL = CallTool("weather", {"city": "Paris"})
+STEPS: list[AgentStep] = [
+    *(Pause(1), Reason("Paris?"), TOOL, Pause(2)),
+    *(GiveResult(TOOL, "rain"), Say("It rains.", pieces=3)),
+]
+TURN: AgentReply = STEPS
+HTTP_SECONDS = "http.client.request.duration"
+SERVER = {"server.address": "127.0.0.1", "server.port": 8080}
 
 
 @frozen
-class Tracing:
-    """A client with tracing, and the exporter that keeps its spans."""
+class Telemetry:
+    """Providers that keep all spans and metrics in memory."""
 
-    flux0: Flux0
-    exporter: InMemorySpanExporter
+    spans: InMemorySpanExporter = field(factory=InMemorySpanExporter)
+    reader: InMemoryMetricReader = field(factory=InMemoryMetricReader)
+    traces: TracerProvider = field(factory=TracerProvider)
 
-    def span(self) -> ReadableSpan:
-        (span,) = self.exporter.get_finished_spans()
+    def __attrs_post_init__(self) -> None:
+        self.traces.add_span_processor(SimpleSpanProcessor(self.spans))
+
+    def observer(self, *, contents: bool = False) -> OpenTelemetry:
+        return OpenTelemetry(self.traces, MeterProvider([self.reader]), contents=contents)
+
+    def span(self, name: str) -> ReadableSpan:
+        (span,) = (span for span in self.spans.get_finished_spans() if span.name == name)
         return span
 
+    @property
+    def names(self) -> list[str]:
+        return [span.name for span in self.spans.get_finished_spans()]
 
-def traced(url: str, retries: RetryConfig | None = None) -> Tracing:
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    telemetry = OpenTelemetry(provider)
-    client = Flux0(url, middleware=[telemetry], on_retry=telemetry.on_retry, retry_config=retries)
-    return Tracing(client, exporter)
+    def points(self, name: str) -> list[HistogramDataPoint]:
+        """Return the data points of a histogram."""
+        data = self.reader.get_metrics_data()
+        assert data is not None
+        metrics = [
+            metric
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == name
+        ]
+        return [point for metric in metrics for point in metric.data.data_points]  # type: ignore[misc]
 
 
-def test_call_creates_one_client_span_with_http_attributes() -> None:
-    with ByteServer(http_response(AGENT, headers=JSON.items())) as server:
-        tracing = traced(server.url.replace("//", "//user:secret@"))
-        with tracing.flux0 as flux0:
-            flux0.agents.retrieve(agent_id="7")
-    span = tracing.span()
-    assert span.name == "GET /api/agents/{agent_id}"
-    assert span.kind is SpanKind.CLIENT
-    assert dict(span.attributes or {}) == {
+def attributes(span: ReadableSpan) -> Mapping[str, Any]:
+    return dict(span.attributes or {})
+
+
+def seconds(span: ReadableSpan) -> float:
+    assert span.start_time is not None
+    assert span.end_time is not None
+    return (span.end_time - span.start_time) / 1e9
+
+
+def is_child(span: ReadableSpan, parent: ReadableSpan) -> bool:
+    assert span.parent is not None
+    return span.parent == parent.get_span_context()
+
+
+async def turn(
+    mode: Mode,
+    telemetry: Telemetry,
+    reply: AgentReply = "Hello there",
+    *faults: Any,
+    contents: bool = False,
+    events: int | None = None,
+    **options: Any,
+) -> Any:
+    """Run a turn and read `events` events of its stream, or all; return the stream."""
+    fake = FakeTransport(agent_name="Drizzle")
+    fake.script(reply)
+    session = Flux0(transport=fake).sessions.create(agent_id=fake.agent_id)
+    fake.inject(*faults)
+    observer = telemetry.observer(contents=contents)
+    client = Flux0(transport=fake, observers=[observer], retry_config=AT_ONCE, **options)
+    async with in_mode(mode, client) as flux0:
+        stream: Any = await flux0.sessions.create_event_async(session_id=session.id, content="Hi")
+        async with stream:
+            with suppress(Flux0Error):
+                async for _ in stream:
+                    if stream.event_count == events:
+                        break
+    return stream
+
+
+# --- calls
+
+
+def test_call_has_a_span_with_its_attempt_below_it() -> None:
+    telemetry = Telemetry()
+    with (
+        ByteServer(http_response(AGENT, headers=JSON.items())) as server,
+        Flux0(
+            server.url.replace("//", "//user:secret@"), observers=[telemetry.observer()]
+        ) as flux0,
+    ):
+        flux0.agents.retrieve(agent_id="7")
+    call = telemetry.span("agents.retrieve")
+    attempt = telemetry.span("GET /api/agents/{agent_id}")
+    assert (call.kind, attempt.kind) == (SpanKind.INTERNAL, SpanKind.CLIENT)
+    assert is_child(attempt, call)
+    address = {"server.address": server.host, "server.port": server.port}
+    assert attributes(call) == {"flux0.operation": "agents.retrieve", **address}
+    assert attributes(attempt) == {
         "http.request.method": "GET",
         "url.full": f"{server.url}/api/agents/7",
         "url.template": "/api/agents/{agent_id}",
-        "server.address": server.host,
-        "server.port": server.port,
-        "flux0.operation": "agents.retrieve",
+        **address,
         "http.response.status_code": 200,
     }
-    assert span.status.status_code is StatusCode.UNSET
-    context = span.get_span_context()
+    assert attempt.status.status_code is StatusCode.UNSET
+    context = attempt.get_span_context()
     assert context is not None
     trace_id, span_id = server.requests[0].headers["traceparent"].split("-")[1:3]
     assert (trace_id, span_id) == (f"{context.trace_id:032x}", f"{context.span_id:016x}")
 
 
-def test_error_status_is_recorded_in_the_span() -> None:
-    refusal = http_response(b'{"detail": "no"}', status="403 Forbidden", headers=JSON.items())
-    with ByteServer(refusal) as server:
-        tracing = traced(server.url)
-        with tracing.flux0 as flux0, pytest.raises(APIError):
+@in_every_mode
+async def test_each_attempt_is_a_span_and_a_data_point(mode: Mode) -> None:
+    telemetry, fake = Telemetry(), FakeTransport()
+    fake.inject(Respond(503))
+    client = Flux0(transport=fake, observers=[telemetry.observer()], retry_config=AT_ONCE)
+    async with in_mode(mode, client) as flux0:
+        await flux0.agents.list_async()
+
+    first, second, call = telemetry.spans.get_finished_spans()
+    assert is_child(first, call)
+    assert is_child(second, call)
+    assert first.status.status_code is StatusCode.ERROR
+    assert attributes(first)["error.type"] == "503"
+    assert attributes(first)["http.response.status_code"] == 503
+    assert "http.request.resend_count" not in attributes(first)
+    assert attributes(second)["http.request.resend_count"] == 1
+    assert (call.name, call.status.status_code) == ("agents.list", StatusCode.UNSET)
+    method = {"http.request.method": "GET", **SERVER}
+    assert [dict(each.attributes or {}) for each in telemetry.points(HTTP_SECONDS)] == [
+        {**method, "http.response.status_code": 503, "error.type": "503"},
+        {**method, "http.response.status_code": 200},
+    ]
+
+
+def test_error_status_is_recorded_in_both_spans() -> None:
+    telemetry, fake = Telemetry(), FakeTransport()
+    with Flux0(transport=fake, observers=[telemetry.observer()]) as flux0:
+        fake.inject(Respond(403, "the detail"))
+        with pytest.raises(APIError):
             flux0.agents.list()
-    span = tracing.span()
-    assert span.status.status_code is StatusCode.ERROR
-    assert (span.attributes or {})["error.type"] == "403"
-    assert (span.attributes or {})["http.response.status_code"] == 403
+    for span in telemetry.spans.get_finished_spans():
+        assert span.status.status_code is StatusCode.ERROR
+        assert attributes(span)["error.type"] == "403"
+        assert span.status.description is None
 
 
 def test_transport_error_span_has_error_type_and_default_port() -> None:
-    tracing = traced("https://flux0.invalid", RetryConfig("none"))
-    with tracing.flux0 as flux0, pytest.raises(TransportError):
+    telemetry = Telemetry()
+    with (
+        Flux0(
+            "https://flux0.invalid",
+            observers=[telemetry.observer()],
+            retry_config=RetryConfig("none"),
+        ) as flux0,
+        pytest.raises(TransportError) as caught,
+    ):
         flux0.agents.list()
-    assert (tracing.span().attributes or {})["error.type"] == "ConnectError"
-    assert (tracing.span().attributes or {})["server.port"] == 443
+    span = telemetry.span("GET /api/agents")
+    assert attributes(span)["error.type"] == "ConnectError"
+    assert attributes(span)["server.port"] == 443
+    assert str(caught.value).endswith(str(span.status.description))
 
 
-def test_retry_is_an_event_of_the_span() -> None:
-    quick = RetryConfig("backoff", evolve(BackoffStrategy(), initial_interval=1))
-    with ByteServer(http_response(status="503 Busy"), AGENTS) as server:
-        tracing = traced(server.url, quick)
-        with tracing.flux0 as flux0:
-            flux0.agents.list()
-    (event,) = tracing.span().events
-    assert event.name == "retry"
-    assert (event.attributes or {})["error.type"] == "ServerError"
-    assert (event.attributes or {})["http.request.resend_count"] == 1
+@in_every_mode
+async def test_attempt_is_the_current_span_while_it_is_sent(mode: Mode) -> None:
+    """So the spans of an instrumented HTTP library become its children."""
+    current: list[trace.Span] = []
+
+    def token() -> str:
+        current.append(trace.get_current_span())
+        return "token"
+
+    telemetry, fake = Telemetry(), FakeTransport()
+    client = Flux0(
+        transport=fake, observers=[telemetry.observer()], headers={"authorization": token}
+    )
+    async with in_mode(mode, client) as flux0:
+        await flux0.agents.list_async()
+        assert trace.get_current_span() is trace.INVALID_SPAN
+
+    assert current[0].get_span_context() == telemetry.span("agents.list").get_span_context()
+
+
+# --- turns
+
+
+@in_every_mode
+async def test_complete_turn_is_one_client_span(mode: Mode) -> None:
+    telemetry = Telemetry()
+    stream = await turn(mode, telemetry, TURN)
+
+    span = telemetry.span("invoke_agent Drizzle")
+    assert span.kind is SpanKind.CLIENT
+    assert attributes(span) == {
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.provider.name": "flux0",
+        "gen_ai.agent.id": stream.agent.id,
+        "gen_ai.agent.name": "Drizzle",
+        "gen_ai.conversation.id": stream.session_id,
+        "gen_ai.response.time_to_first_chunk": stream.seconds_to_first_event,
+        "flux0.operation": "sessions.create_event",
+        "flux0.turn.ending": "confirmed",
+        "flux0.turn.correlation_id": stream.correlation_id,
+        "flux0.turn.event_count": stream.event_count,
+        **SERVER,
+    }
+    assert span.status.status_code is StatusCode.UNSET
+    assert seconds(span) == pytest.approx(3)
+    assert is_child(telemetry.span("POST /api/sessions/{session_id}/events/stream"), span)
+
+
+@in_every_mode
+async def test_tool_calls_are_spans_within_the_turn(mode: Mode) -> None:
+    telemetry = Telemetry()
+    stream = await turn(mode, telemetry, TURN)
+
+    tool, whole = telemetry.span("execute_tool weather"), telemetry.span("invoke_agent Drizzle")
+    assert is_child(tool, whole)
+    assert tool.kind is SpanKind.INTERNAL
+    assert attributes(tool) == {
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.name": "weather",
+        "gen_ai.tool.call.id": stream.tool_calls[0].tool_call_id,
+    }
+    assert seconds(tool) == pytest.approx(2)
+    assert tool.start_time is not None
+    assert whole.start_time is not None
+    assert tool.start_time >= whole.start_time
+    assert tool.end_time is not None
+    assert whole.end_time is not None
+    assert tool.end_time <= whole.end_time
+
+
+@in_every_mode
+async def test_contents_are_recorded_only_on_request(mode: Mode) -> None:
+    silent, talkative = Telemetry(), Telemetry()
+    await turn(mode, silent, [*STEPS, Fail("the cause")])
+    await turn(mode, talkative, TURN, contents=True)
+
+    recorded = "".join(span.to_json() for span in silent.spans.get_finished_spans())
+    for content in ("Hi", "Paris", "rain", "the cause"):
+        assert content not in recorded
+    span = attributes(talkative.span("invoke_agent Drizzle"))
+    assert json.loads(span["gen_ai.input.messages"]) == [
+        {"role": "user", "parts": [{"type": "text", "content": "Hi"}]}
+    ]
+    (answer,) = json.loads(span["gen_ai.output.messages"])
+    assert (answer["role"], answer["finish_reason"]) == ("assistant", "stop")
+    assert [part["type"] for part in answer["parts"]] == ["reasoning", "tool_call", "text"]
+    assert answer["parts"][1]["arguments"] == {"city": "Paris"}
+    assert answer["parts"][2]["content"] == "It rains."
+    tool = attributes(talkative.span("execute_tool weather"))
+    assert json.loads(tool["gen_ai.tool.call.arguments"]) == {"city": "Paris"}
+    assert json.loads(tool["gen_ai.tool.call.result"]) == "rain"
+
+
+@in_every_mode
+async def test_interrupted_turn_is_an_error(mode: Mode) -> None:
+    telemetry = Telemetry()
+    await turn(mode, telemetry, [Say("Hello there", pieces=5)], Truncate(after_events=2))
+
+    span = telemetry.span("invoke_agent Drizzle")
+    assert attributes(span)["error.type"] == "StreamInterrupted"
+    assert attributes(span)["flux0.turn.ending"] == "interrupted"
+    assert span.status.status_code is StatusCode.ERROR
+    assert "after 2 events" in str(span.status.description)
+
+
+@in_every_mode
+async def test_silent_turn_is_an_error(mode: Mode) -> None:
+    telemetry = Telemetry()
+    await turn(mode, telemetry, [FallSilent()], stream_idle_timeout_ms=5_000)
+
+    span = telemetry.span("invoke_agent")
+    assert attributes(span)["error.type"] == "StreamIdleTimeout"
+    assert span.status.status_code is StatusCode.ERROR
+    assert seconds(span) == pytest.approx(5)
+    (point,) = telemetry.points("gen_ai.client.operation.duration")
+    assert (point.attributes or {})["error.type"] == "StreamIdleTimeout"
+
+
+@in_every_mode
+async def test_turn_that_is_closed_early_is_recorded_without_an_error(mode: Mode) -> None:
+    telemetry = Telemetry()
+    await turn(mode, telemetry, [Say("Hello there", pieces=5)], events=3)
+
+    span = telemetry.span("invoke_agent Drizzle")
+    assert attributes(span)["flux0.turn.ending"] == "closed"
+    assert "error.type" not in attributes(span)
+    assert span.status.status_code is StatusCode.UNSET
+
+
+@in_every_mode
+async def test_error_of_the_agent_is_the_error_of_the_turn(mode: Mode) -> None:
+    telemetry = Telemetry()
+    await turn(mode, telemetry, [Say("Oh"), Fail("the cause")])
+
+    span = telemetry.span("invoke_agent Drizzle")
+    assert attributes(span)["error.type"] == "AgentError"
+    assert span.status.status_code is StatusCode.ERROR
+
+
+@in_every_mode
+async def test_message_that_is_refused_is_a_failed_turn(mode: Mode) -> None:
+    telemetry = Telemetry()
+    client = Flux0(transport=FakeTransport(), observers=[telemetry.observer()])
+    async with in_mode(mode, client) as flux0:
+        with pytest.raises(APIError) as caught:
+            await flux0.sessions.create_event_async(session_id="0123456789", content="Hi")
+
+    error_type = str(caught.value.status_code)
+    assert attributes(telemetry.span("invoke_agent"))["error.type"] == error_type
+    (point,) = telemetry.points("gen_ai.client.operation.duration")
+    assert (point.attributes or {})["error.type"] == error_type
+
+
+@in_every_mode
+async def test_turns_have_metrics(mode: Mode) -> None:
+    telemetry = Telemetry()
+    await turn(mode, telemetry, TURN, Respond(429))
+
+    whole = {"gen_ai.operation.name": "invoke_agent", "gen_ai.provider.name": "flux0", **SERVER}
+    (duration,) = telemetry.points("gen_ai.client.operation.duration")
+    assert (duration.count, duration.sum, dict(duration.attributes or {})) == (1, 3, whole)
+    assert duration.explicit_bounds[:2] == (0.01, 0.02)
+    assert duration.explicit_bounds[-1] == 81.92
+    (first,) = telemetry.points("gen_ai.client.operation.time_to_first_chunk")
+    assert (first.count, dict(first.attributes or {})) == (1, whole)
+    assert len(telemetry.points(HTTP_SECONDS)) == 2
+
+
+def test_turn_is_a_child_of_the_span_of_the_user() -> None:
+    telemetry, fake = Telemetry(), FakeTransport("Hello", agent_name="Drizzle")
+    tracer = telemetry.traces.get_tracer("app")
+    with Flux0(transport=fake, observers=[telemetry.observer()]) as flux0:
+        conversation = flux0.conversation(agent=fake.agent_id)
+        with tracer.start_as_current_span("request") as outer, conversation.send("Hi") as stream:
+            for _ in stream:
+                assert trace.get_current_span() is outer
+
+    assert is_child(telemetry.span("invoke_agent Drizzle"), telemetry.span("request"))
+
+
+def test_nothing_is_kept_after_the_end() -> None:
+    observer, fake = Telemetry().observer(), FakeTransport("Hello")
+    with Flux0(transport=fake, observers=[observer]) as flux0:
+        flux0.conversation(agent=fake.agent_id).ask("Hi")
+    assert vars(observer)["_calls"] == {}
 
 
 def test_missing_opentelemetry_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,17 @@ import pytest
 
 from flux0.client.opening import AsyncOpening
 from flux0.client.streams import AsyncEventStream, EventStream
+from flux0.client.turn_report import TurnReport
 from flux0.domain import errors
 from flux0.domain.errors import StreamInUse
+from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.models import Events
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
+from flux0.middleware.observing import Observers
 from flux0.models import SessionStatus
+from flux0.ports import Request
+from flux0.runtime.time import SystemTime
 from support.in_memory import (
     CORRELATION_ID,
     SSE,
@@ -45,6 +50,11 @@ def no_warning() -> None:
     """Ignore that an end is unconfirmed."""
 
 
+def unobserved() -> TurnReport:
+    """Return the report of a turn without observers."""
+    return TurnReport(Observers((), SystemTime()), Request("POST", "", Headers()), "s", monotonic)
+
+
 def open_sync(recorded: Tape, asked: list[str] | None = None) -> EventStream:
     def list_stored(correlation_id: str) -> Events:
         if asked is not None:
@@ -53,7 +63,7 @@ def open_sync(recorded: Tape, asked: list[str] | None = None) -> EventStream:
 
     response = response_from(recorded, headers=SSE)
     return EventStream(
-        response, new_turn(), MessageAccumulator(), list_stored, monotonic, no_warning
+        response, new_turn(), MessageAccumulator(), list_stored, monotonic, no_warning, unobserved()
     )
 
 
@@ -65,7 +75,7 @@ def open_async(recorded: Tape, asked: list[str] | None = None) -> AsyncEventStre
 
     response = response_from(recorded, headers=SSE)
     return AsyncEventStream(
-        response, new_turn(), MessageAccumulator(), list_stored, monotonic, no_warning
+        response, new_turn(), MessageAccumulator(), list_stored, monotonic, no_warning, unobserved()
     )
 
 

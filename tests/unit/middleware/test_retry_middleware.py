@@ -324,7 +324,7 @@ def test_retry_is_logged_and_reported(caplog: pytest.LogCaptureFixture) -> None:
 
     (record,) = caplog.records
     assert not any(isinstance(each, BaseException) for each in record.args or ())
-    assert (record.name, record.levelname) == ("flux0", "INFO")
+    assert (record.name, record.levelname) == ("flux0", "WARNING")
     assert record.message == (
         "GET http://127.0.0.1:8080/api/agents: attempt 1 failed (ConnectError: refused), "
         "retrying in 0 ms"

@@ -109,6 +109,11 @@ class MessageAccumulator:
         return tuple(message for message in messages if message is not None)
 
     @property
+    def first_chunks(self) -> tuple[ChunkEvent, ...]:
+        """The first chunk event of each message, in the order in which they started."""
+        return tuple(builder.first for builder in self._builders.values())
+
+    @property
     def problems(self) -> tuple[PatchProblem, ...]:
         """The operations that could not be applied, oldest first.
 
@@ -140,10 +145,10 @@ class MessageAccumulator:
 class _MessageBuilder:
     """Builds one message from its chunks."""
 
-    __slots__ = ("_budget", "_first", "_is_reasoning", "_message", "_root", "_stale")
+    __slots__ = ("_budget", "_is_reasoning", "_message", "_root", "_stale", "first")
 
     def __init__(self, first: ChunkEvent, budget: MemoryBudget) -> None:
-        self._first = first
+        self.first = first
         self._is_reasoning = first.metadata.get("kind") == REASONING
         self._budget = budget
         # The document. It is a `TextList` while strings are only appended to it.
@@ -195,9 +200,7 @@ class _MessageBuilder:
         """Return the message so far."""
         if self._stale:
             self._stale = False
-            self._message = (
-                None  # Two references would make Python copy the text.
-            )
+            self._message = None  # Two references would make Python copy the text.
             self._message = self._finalized(partial=True)
         return self._message
 
@@ -212,7 +215,7 @@ class _MessageBuilder:
             self._root = root = TextList(cast("list[str]", root))
             self._budget.remaining += VALUE_SIZE * len(root)
         return finalize(
-            self._first, [root.text()] if isinstance(root, TextList) else root, partial=partial
+            self.first, [root.text()] if isinstance(root, TextList) else root, partial=partial
         )
 
     def _append_text(self, text: str) -> None:

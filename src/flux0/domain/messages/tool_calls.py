@@ -2,10 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from attrs import frozen
 
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import Event, MessageData, ToolCall, ToolData
+
+
+@frozen
+class TimedToolCall:
+    """A tool call of a turn, with its times on the clock of the server.
+
+    Attributes:
+        call: the tool call, with its result if it has been received.
+        started_at: the time of the first chunk of the call, in seconds since 1970, UTC; None if the
+            agent sends no time.
+        seconds: the time from the first chunk of the call to the first chunk of its result; None
+            without a result or without times.
+    """
+
+    call: ToolCall
+    started_at: float | None
+    seconds: float | None
+
+
+def timed_tool_calls(
+    messages: Iterable[TurnMessage], times: Mapping[str, float | None]
+) -> tuple[TimedToolCall, ...]:
+    """Return the tool calls in `messages` with their times.
+
+    Args:
+        messages: the messages of a turn.
+        times: the time of the first chunk of each message, by `event_id`.
+    """
+    items = tuple(messages)
+    starts: dict[str, float | None] = {}
+    ends: dict[str, float | None] = {}
+    for message in items:
+        moments = ends if isinstance(message.data, ToolData) else starts
+        for call in message.tool_calls:
+            moments.setdefault(str(call.tool_call_id), times.get(message.event_id))
+    timed: list[TimedToolCall] = []
+    for call in joined_tool_calls(items):
+        start, end = starts[str(call.tool_call_id)], ends.get(str(call.tool_call_id))
+        seconds = None if start is None or end is None else max(end - start, 0.0)
+        timed.append(TimedToolCall(call, start, seconds))
+    return tuple(timed)
 
 
 def joined_tool_calls(messages: Iterable[Event | TurnMessage]) -> tuple[ToolCall, ...]:

@@ -1,0 +1,56 @@
+"""Reports the first event and the end of a turn to the observers and the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Lock
+
+from flux0.middleware.observing import Observers
+from flux0.observers import TurnEnd
+from flux0.ports import Request
+
+
+class TurnReport:
+    """The report of one turn, from the moment when its message is sent.
+
+    Attributes:
+        session_id: The id of the session.
+        seconds_to_first_event: The time until the first event; None before.
+        seconds: The time until the end; None before.
+    """
+
+    def __init__(
+        self, observers: Observers, request: Request, session_id: str, clock: Callable[[], float]
+    ) -> None:
+        self._observers = observers
+        self._request = request
+        self._clock = clock
+        self._start = clock()
+        self._once = Lock()
+        self.session_id: str = session_id
+        self.seconds_to_first_event: float | None = None
+        self.seconds: float | None = None
+        observers.flush()
+
+    def first_event(self) -> None:
+        """Report the first event."""
+        self.seconds_to_first_event = self._clock() - self._start
+        self._observers.first_event(self._request.call, self.seconds_to_first_event)
+
+    def end(self, describe: Callable[[bool], TurnEnd], *, later: bool) -> None:
+        """Report the end, unless it was reported already.
+
+        Args:
+            describe: Returns the facts about the turn, with its messages if the argument is True.
+            later: Whether this may be called by the garbage collector.
+        """
+        if not self._once.acquire(blocking=False):
+            return
+        self.seconds = self._clock() - self._start
+        if not (self._observers or later):
+            from flux0.middleware.logging import is_turn_logged  # noqa: PLC0415 - imports logging
+
+            if not is_turn_logged():
+                return
+        report = self._observers.postpone if later else self._observers.turn_ended
+        report(self._request.call, describe(bool(self._observers)))

@@ -1,0 +1,132 @@
+"""Calls the observers of a client, and logs the end of each turn."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
+
+from attrs import evolve
+
+from flux0.domain import arguments
+from flux0.domain.errors import APIError, InvalidArgument
+from flux0.domain.headers import Headers
+from flux0.flows import Flow, SendFlow
+from flux0.observers import AttemptEnd, Call, CallEnd, Observer, TurnEnd
+from flux0.ports import Request, Response, Time
+
+T = TypeVar("T")
+
+
+class Observers:
+    """The observers of one client.
+
+    `observe_call` is the outermost layer of a call. The instance itself is a middleware inside the
+    retries, which observes each attempt.
+    """
+
+    def __init__(self, observers: Iterable[Observer], time: Time) -> None:
+        self._observers = _checked(observers)
+        self._time = time
+        self._failed: set[Observer] = set()
+        self._postponed: deque[tuple[Call | None, TurnEnd]] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._observers)
+
+    def observe_call(self, request: Request, flow: Flow[T]) -> Flow[T]:
+        """Run `flow`, and report its start and its end."""
+        if (call := request.call) is None:
+            return (yield from flow)
+        start, error = self._time.monotonic(), None
+        self.flush()
+        self._each(lambda observer: observer.on_call_start(call))
+        try:
+            return (yield from flow)
+        except BaseException as raised:
+            error = self._explained(raised, request)
+            raise
+        finally:
+            end = CallEnd(self._time.monotonic() - start, error)
+            self._each(lambda observer: observer.on_call_end(call, end))
+
+    def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        """Send `request`, and report the start and the end of the attempt."""
+        if (call := request.call) is None:
+            return (yield from send(request))
+        number, status, error = request.attempt, None, None
+        added = Headers()
+        for fields in self._each(lambda observer: _header_fields(observer, call, number)):
+            added = added.merge(fields)
+        request = evolve(request, headers=added.merge(request.headers))
+        start = self._time.monotonic()
+        try:
+            response = yield from send(request)
+            status = response.status_code
+        except BaseException as raised:
+            error = self._explained(raised, request)
+            status = raised.status_code if isinstance(raised, APIError) else None
+            raise
+        finally:
+            end = AttemptEnd(number, self._time.monotonic() - start, status, error)
+            self._each(lambda observer: observer.on_attempt_end(call, end))
+        return response
+
+    def first_event(self, call: Call | None, seconds: float) -> None:
+        """Report the first event of a turn; `call` is None if there are no observers."""
+        if call is not None:
+            self._each(lambda observer: observer.on_first_event(call, seconds))
+
+    def turn_ended(self, call: Call | None, turn: TurnEnd) -> None:
+        """Log the end of a turn, and report it."""
+        from flux0.middleware.logging import log_turn  # noqa: PLC0415 - imports logging
+
+        log_turn(turn)
+        if call is not None:
+            self._each(lambda observer: observer.on_turn_end(call, turn))
+
+    def postpone(self, call: Call | None, turn: TurnEnd) -> None:
+        """Report the end of a turn at the next `flush`. Safe in finalizers: it takes no lock."""
+        self._postponed.append((call, turn))
+
+    def flush(self) -> None:
+        """Report the turns that the garbage collector has ended."""
+        while self._postponed:
+            try:
+                call, turn = self._postponed.popleft()
+            except IndexError:  # Another thread was faster.
+                return
+            self.turn_ended(call, turn)
+
+    def _each(self, report: Callable[[Observer], T]) -> list[T]:
+        """Call all observers. An exception is logged if it is the first of its observer."""
+        results: list[T] = []
+        for observer in self._observers:
+            try:
+                results.append(report(observer))
+            except Exception as error:  # noqa: BLE001 - an observer must not break the call
+                if observer not in self._failed:
+                    self._failed.add(observer)
+                    from flux0.middleware.logging import log_failed_observer  # noqa: PLC0415
+
+                    log_failed_observer(observer, error)
+        return results
+
+    def _explained(self, error: BaseException, request: Request) -> BaseException:
+        """Return the error that the call raises: the driver cancels an async call at a deadline."""
+        deadline = request.deadline
+        if isinstance(error, Exception) or deadline is None:
+            return error
+        return error if deadline.left(self._time.monotonic()) > 0 else deadline.exceeded()
+
+
+def _header_fields(observer: Observer, call: Call, number: int) -> Headers:
+    fields = observer.on_attempt_start(call, number)
+    return Headers() if not fields else arguments.headers("on_attempt_start", fields)
+
+
+def _checked(observers: object) -> tuple[Observer, ...]:
+    if isinstance(observers, Observer) or not isinstance(observers, Iterable):
+        raise InvalidArgument("observers", f"must be a list of observers: pass [{observers!r}]")
+    each = cast("Iterable[object]", observers)
+    return tuple(arguments.instance("observers", Observer, observer) for observer in each)

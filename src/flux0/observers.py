@@ -1,0 +1,147 @@
+"""Observers: objects that a client calls when calls, attempts and turns start and end.
+
+Use them for metrics, traces and logs. `flux0.adapters.opentelemetry` is one.
+
+    class CountTurns(Observer):
+        def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
+            turns[turn.ending] += 1
+
+    client = Flux0(observers=[CountTurns()])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+from attrs import frozen
+
+from flux0.domain.errors import AgentError, Flux0Error
+from flux0.domain.messages.finalizing import TurnMessage
+from flux0.domain.messages.tool_calls import TimedToolCall
+
+TurnEnding: TypeAlias = Literal["confirmed", "unconfirmed", "interrupted", "closed"]
+
+
+@frozen(eq=False)
+class Call:
+    """A call of the API. All reports of one call have the same object, so it can be a dict key.
+
+    Attributes:
+        operation: the name of the call, such as `agents.list`.
+        method: the HTTP method.
+        url: the URL, without credentials.
+        route: the path with placeholders instead of ids.
+        session_id: the id of the session, if the call belongs to one.
+        content: the message of the user, if the call starts a turn; otherwise None.
+    """
+
+    operation: str
+    method: str
+    url: str
+    route: str
+    session_id: str | None = None
+    content: str | None = None
+
+    @property
+    def starts_turn(self) -> bool:
+        """Whether a turn follows if the call succeeds."""
+        return self.content is not None
+
+
+@frozen
+class AttemptEnd:
+    """The end of one HTTP exchange. For a stream, it is the end of the response head.
+
+    Attributes:
+        number: the number of the attempt; the first is 1.
+        seconds: the duration.
+        status_code: the HTTP status; None if no response was received.
+        error: the exception, also for an error status; None if the attempt succeeded.
+    """
+
+    number: int
+    seconds: float
+    status_code: int | None
+    error: BaseException | None
+
+
+@frozen
+class CallEnd:
+    """The end of a call with all its attempts.
+
+    Attributes:
+        seconds: the duration, with the waits between the attempts.
+        error: the exception that the call raises; None if it succeeded.
+    """
+
+    seconds: float
+    error: BaseException | None
+
+
+@frozen
+class TurnEnd:
+    """The end of a turn: of the stream that a successful call has opened.
+
+    Attributes:
+        ending: `"closed"` if the stream was closed or garbage-collected before its end; otherwise
+            as in `EventStream.ending`.
+        error: the exception that reading the stream raised; None if it was not interrupted.
+        agent_error: the last error that the agent reported.
+        session_id: the id of the session.
+        correlation_id: the id of the turn; None if no status or chunk was received.
+        agent_id: the id of the agent, from the first chunk.
+        agent_name: the name of the agent, from the first chunk.
+        event_count: the number of events received.
+        seconds_to_first_event: the time from sending the message to the first event, if any.
+        seconds: the time from sending the message to the end.
+        messages: the messages and tool results so far.
+        tool_calls: the tool calls so far, with their durations.
+    """
+
+    ending: TurnEnding
+    error: Flux0Error | None
+    agent_error: AgentError | None
+    session_id: str
+    correlation_id: str | None
+    agent_id: str | None
+    agent_name: str | None
+    event_count: int
+    seconds_to_first_event: float | None
+    seconds: float
+    messages: tuple[TurnMessage, ...] = ()
+    tool_calls: tuple[TimedToolCall, ...] = ()
+
+
+class Observer:
+    """The base class of observers. Override the methods that you need.
+
+    Methods are called in the thread or task of the call, or of the reader of a stream. So they must
+    return quickly, and several threads may call them at the same time. An exception of an observer
+    does not affect the call: the first one is logged, and later ones are ignored.
+    """
+
+    def on_call_start(self, call: Call) -> None:
+        """Handle the start of a call, before its first attempt."""
+
+    def on_attempt_start(self, call: Call, number: int) -> Mapping[str, str] | None:
+        """Handle the start of an attempt. The first has the number 1.
+
+        Return header fields to add to the request, such as `traceparent`, or None.
+        """
+
+    def on_attempt_end(self, call: Call, attempt: AttemptEnd) -> None:
+        """Handle the end of an attempt."""
+
+    def on_call_end(self, call: Call, end: CallEnd) -> None:
+        """Handle the end of a call. If it has started a turn, `on_turn_end` follows."""
+
+    def on_first_event(self, call: Call, seconds: float) -> None:
+        """Handle the first event of a turn, `seconds` after the message was sent."""
+
+    def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
+        """Handle the end of a turn. This is called once for each turn.
+
+        If the garbage collector closes the stream, this is called at the next call of the client,
+        or when the client is closed, because code of a finalizer must not wait for locks.
+        """
