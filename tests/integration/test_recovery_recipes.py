@@ -234,8 +234,12 @@ def test_lock_keeps_turns_of_two_clients_apart(
 
     slow = ({"text": "First"}, {"wait": fresh_name}, {"text": "is complete"})
     with ThreadPoolExecutor(2) as threads, Flux0(server.url) as client:
+        conversation = client.conversation(session=session_id)
         first = threads.submit(ask, *slow)
-        until_stored(client.conversation(session=session_id), content_of(*slow), "First")
+        until_stored(conversation, content_of(*slow), "First")
         second = threads.submit(ask, {"text": "Second"})
+        content = content_of({"text": "Second"})
+        # The second client waits for the lock, so its message is not stored.
+        assert conversation.find_turn(content, since=0, wait_ms=500) is None
         server.release(fresh_name)
         assert (first.result(60), second.result(60)) == ("First\nis complete", "Second")
