@@ -1,7 +1,7 @@
 """The models of the server's resources: agents, sessions and the events of a session.
 
 All models are frozen attrs classes. A field of type `Any` holds plain JSON: None, bool, int, float,
-str, list or dict.
+str, list or dict. `extra` has the members that this version of flux0 does not know.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar, ov
 from attrs import field, frozen
 
 from flux0.domain.enums import EventSource, EventType, SessionStatus
+from flux0.domain.extensible import Extensible
 
 T = TypeVar("T")
 
@@ -23,7 +24,7 @@ def _aware(time: datetime) -> datetime:
 
 
 @frozen
-class Agent:
+class Agent(Extensible):
     """An agent of the server; `type` is the name of the code that runs it."""
 
     id: str
@@ -34,14 +35,14 @@ class Agent:
 
 
 @frozen
-class ConsumptionOffsets:
+class ConsumptionOffsets(Extensible):
     """The offsets up to which each consumer has read the events of a session."""
 
     client: int | None = None
 
 
 @frozen
-class Session:
+class Session(Extensible):
     """A session: the conversation of one user with one agent."""
 
     id: str
@@ -53,7 +54,7 @@ class Session:
 
 
 @frozen
-class ContentPart:
+class ContentPart(Extensible):
     """A part of a message with content for the user: text, or any JSON."""
 
     type: ClassVar[str] = "content"
@@ -61,7 +62,7 @@ class ContentPart:
 
 
 @frozen
-class ReasoningPart:
+class ReasoningPart(Extensible):
     """A part of a message with the agent's reasoning: text, or any JSON."""
 
     type: ClassVar[str] = "reasoning"
@@ -69,7 +70,7 @@ class ReasoningPart:
 
 
 @frozen
-class ToolCallPart:
+class ToolCallPart(Extensible):
     """A part of a message in which the agent calls a tool."""
 
     type: ClassVar[str] = "tool_call"
@@ -82,7 +83,7 @@ MessagePart: TypeAlias = ContentPart | ReasoningPart | ToolCallPart | Mapping[st
 
 
 @frozen
-class Participant:
+class Participant(Extensible):
     """The author of a message: a user or an agent."""
 
     id: str | None = None
@@ -90,7 +91,7 @@ class Participant:
 
 
 @frozen
-class MessageData:
+class MessageData(Extensible):
     """The data of an event of type `message`.
 
     If this library does not know the type of a part, the part is the mapping that the server
@@ -123,7 +124,7 @@ class MessageData:
 
 
 @frozen
-class StatusData:
+class StatusData(Extensible):
     """The data of an event of type `status`; `data` has details from the agent, as plain JSON."""
 
     type: ClassVar[str] = "status"
@@ -133,14 +134,14 @@ class StatusData:
 
 
 @frozen
-class ControlOptions:
+class ControlOptions(Extensible):
     """The mode of the session after a tool result: `auto` or `manual`."""
 
     mode: str
 
 
 @frozen
-class ToolResult:
+class ToolResult(Extensible):
     """The result of a tool call."""
 
     data: Any
@@ -149,7 +150,7 @@ class ToolResult:
 
 
 @frozen
-class ToolCall:
+class ToolCall(Extensible):
     """A tool call, with its result if there is one; `tool_call_id` joins it to a `ToolCallPart`."""
 
     tool_call_id: str
@@ -160,7 +161,7 @@ class ToolCall:
 
 
 @frozen
-class ToolData:
+class ToolData(Extensible):
     """The data of an event of type `tool`."""
 
     type: ClassVar[str] = "tool_call_result"
@@ -194,7 +195,7 @@ class HasMessageData:
 
 
 @frozen
-class Event(HasMessageData):
+class Event(HasMessageData, Extensible):
     """One stored event of a session.
 
     All events of one turn have the same `correlation_id`.
@@ -214,7 +215,7 @@ class Event(HasMessageData):
 
 
 @frozen
-class Listing(Sequence[T], Generic[T]):
+class Listing(Extensible, Sequence[T], Generic[T]):
     """A list from the server: an object with `data` that is also a sequence of its items."""
 
     data: tuple[T, ...]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias
 
 from attrs import asdict, frozen
 
 from flux0.domain.enums import EventSource, SessionStatus
+from flux0.domain.extensible import Extensible
 from flux0.domain.models import StatusData
 
 
 @frozen
-class JSONPatchOperation:
+class JSONPatchOperation(Extensible):
     """One JSON Patch operation (RFC 6902).
 
     Agents normally send `add` and `replace`, but may send the other operations, too.
@@ -37,34 +38,12 @@ class JSONPatchOperation:
             **({} if self.from_ is None else {"from": self.from_}),
             "path": self.path,
             **({"value": self.value} if has_value else {}),
+            **self.extra,
         }
 
 
-class _Received:
-    """The base class of events that remember the JSON that they were decoded from.
-
-    It has members that this version of flux0 does not know. The JSON is not a field of the event:
-    `attrs.evolve` and unpickled copies do not have it.
-    """
-
-    __slots__ = ("_json",)
-    _json: str
-
-    def _received(self) -> str | None:
-        return getattr(self, "_json", None)
-
-
-ReceivedT = TypeVar("ReceivedT", bound=_Received)
-
-
-def keep_json(event: ReceivedT, json: str) -> ReceivedT:
-    """Return `event` after storing the JSON that it was decoded from."""
-    object.__setattr__(event, "_json", json)
-    return event
-
-
 @frozen
-class ChunkEvent(_Received):
+class ChunkEvent(Extensible):
     """A change to a message that the agent is writing.
 
     Apply chunk events in the order in which they arrive. `MessageAccumulator` does it.
@@ -88,16 +67,15 @@ class ChunkEvent(_Received):
 
     def to_sse(self) -> bytes:
         """Encode the event as the server sends it in a stream, with members unknown to flux0."""
-        if (json := self._received()) is not None:
-            return _framed(self.event, json, None)
         data = asdict(self, recurse=False, filter=lambda _, value: value is not None)
         data["patches"] = [patch.to_json() for patch in self.patches]
         data["metadata"] = dict(self.metadata)
+        data |= data.pop("extra")
         return _encoded(self.event, data)
 
 
 @frozen
-class StatusEvent(_Received):
+class StatusEvent(Extensible):
     """A change of the agent's status.
 
     `id` is often empty, and it is never the id of the stored event.
@@ -118,10 +96,8 @@ class StatusEvent(_Received):
 
     def to_sse(self) -> bytes:
         """Encode the event as the server sends it in a stream, with members unknown to flux0."""
-        if (json := self._received()) is not None:
-            return _framed(self.event, json, self.id)
         offset, details = self.data.acknowledged_offset, self.data.data
-        data = {
+        data: dict[str, Any] = {
             "id": self.id,
             "source": self.source,
             "type": self.type,
@@ -131,8 +107,10 @@ class StatusEvent(_Received):
                 **({} if offset is None else {"acknowledged_offset": offset}),
                 "status": self.status,
                 **({} if details is None else {"data": details}),
+                **self.data.extra,
             },
             "metadata": None if self.metadata is None else dict(self.metadata),
+            **self.extra,
         }
         return _encoded(self.event, data, self.id)
 

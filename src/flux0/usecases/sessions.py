@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from attrs import evolve
+
 from flux0.domain import arguments
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.errors import DecodeError
@@ -118,7 +120,7 @@ def _fetch_events(
     events = yield from call.fetch(Events, request)
     if type_names is None:
         return events
-    return Events(tuple(event for event in events if event.type in type_names))
+    return evolve(events, data=tuple(event for event in events if event.type in type_names))
 
 
 def open_stream(call: ApiCall, request: Request) -> Flow[Response[Any]]:

@@ -58,6 +58,7 @@ async def gathered(pieces: Iterator[bytes] | AsyncIterator[bytes]) -> list[bytes
     return [piece async for piece in pieces]
 
 
+CHUNK: dict[str, Any] = json.loads(chunk("a").split(b"data: ")[1])
 OFFSET = {
     "id": "x",
     "source": "ai_agent",
@@ -107,15 +108,21 @@ def test_to_sse_has_the_same_bytes_as_the_server() -> None:
             assert event.to_sse() == evolve(event).to_sse() == written
 
 
-def test_unknown_members_are_kept_by_to_sse_but_not_by_a_changed_event() -> None:
+def test_unknown_members_are_kept_by_to_sse_also_in_changed_and_unpickled_events() -> None:
+    patch = {"op": "add", "path": "/-", "value": "a", "hint": 1}
+    data = {"type": "status", "status": "ok", "hint": [1]}
     for written in (
-        frame("chunk", {**json.loads(chunk("a").split(b"data: ")[1]), "mode": {"new": [1]}}),
-        frame("status", {**OFFSET, "new": None}).replace(b"data:", b"id: x\ndata:"),
+        frame("chunk", {**CHUNK, "patches": [patch], "mode": {"new": [1]}}),
+        frame("status", {**OFFSET, "data": data, "new": None}).replace(b"data:", b"id: x\ndata:"),
     ):
         (event,) = events_of(written)
         assert event.to_sse() == written
-        assert b"new" not in evolve(cast("Any", event), correlation_id="other").to_sse()
-        assert pickle.loads(pickle.dumps(event)) == event  # noqa: S301 - pickled above
+        assert pickle.loads(pickle.dumps(event)).to_sse() == written  # noqa: S301 - pickled above
+        changed = evolve(cast("Any", event), correlation_id="other")
+        assert json.loads(changed.to_sse().split(b"data: ")[1]) == {
+            **json.loads(written.split(b"data: ")[1]),
+            "correlation_id": "other",
+        }
 
 
 def test_comment_between_events_is_not_an_event() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import pickle
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import MappingProxyType
@@ -20,8 +22,10 @@ from flux0.adapters.json.structuring import structure_hook
 from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.domain.enums import OpenEnum
 from flux0.domain.errors import DecodeError, InvalidArgument
+from flux0.domain.extensible import Extensible
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import Reply
+from flux0.domain.messages.json_patch import MAX_DEPTH
 from flux0.domain.models import (
     Agent,
     Agents,
@@ -116,7 +120,7 @@ def stored(**changes: Any) -> dict[str, Any]:
     return {**event, "data": {"type": "message", "parts": parts}, **rest, **changes}
 
 
-def test_nested_values_are_models_and_unknown_fields_are_ignored() -> None:
+def test_nested_values_are_models_and_unknown_fields_are_kept() -> None:
     data = {
         "type": "message",
         "parts": [{"type": "content", "content": "hi", "new": 1}],
@@ -125,12 +129,112 @@ def test_nested_values_are_models_and_unknown_fields_are_ignored() -> None:
     }
 
     event = from_dict(Event, stored(new=1, data=data))
+    assert isinstance(event.data, MessageData)
+    for model in (event, event.data, event.data.parts[0], event.data.participant):
+        assert isinstance(model, Extensible)
+        assert model.extra == {"new": 1}
 
     assert event.type is EventType.MESSAGE
     assert event.source is EventSource.USER
     assert event.data == MessageData((ContentPart("hi"),), participant=Participant("p", "n"))
     assert event.created_at == datetime(2026, 11, 24, 22, 38, 57, 617650, timezone.utc)
     assert event.metadata is None
+
+
+def extended(data: Any) -> Any:
+    """Add an unknown member to each object that is a model."""
+    if kind_of(data) == "list":
+        return [extended(item) for item in data]
+    if kind_of(data) != "dict":
+        return data
+    nested = {
+        key: extended(value) if key not in {"metadata", "args", "content", "value"} else value
+        for key, value in data.items()
+    }
+    return {**nested, "new": [{"deep": None}]}
+
+
+@pytest.mark.parametrize("turn", TURNS, ids=[turn["name"] for turn in TURNS])
+def test_unknown_members_at_each_level_are_unchanged_by_decoding_and_encoding(
+    turn: dict[str, Any],
+) -> None:
+    """Tool results have members of type `Any` with the name `data`, so they are not extended."""
+    stored_events = [event for event in turn["persisted"] if event["type"] == "message"]
+    listed = extended({"data": stored_events})
+
+    events = from_dict(Events, listed)
+
+    assert to_dict(events) == listed
+    assert (
+        from_dict(Events, to_dict(events)) == events == from_dict(Events, {"data": stored_events})
+    )
+    assert events.extra == {"new": [{"deep": None}]}
+
+
+UNKNOWN: dict[str, Any] = {"extra": 1, "metadata": {"a": [1]}}
+AGENT = {"id": "i", "name": "n", "type": "t", "created_at": "2026-11-24T22:38:57Z"}
+CALL: dict[str, Any] = {"tool_call_id": "1", "tool_name": "n", "args": {}}
+RESULT: dict[str, Any] = {"data": 1, "metadata": {}, "control": {"mode": "auto", "new": 1}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (models.Agent, {**AGENT, "description": None}),
+        (models.Agent, AGENT),
+        (
+            models.Session,
+            {
+                **dict.fromkeys(("id", "agent_id", "user_id"), "x"),
+                "created_at": "2026-11-24T22:38:57Z",
+                "consumption_offsets": {"client": 1, "new": 2},
+            },
+        ),
+        (models.StatusData, {"type": "status", "status": "ready"}),
+        (models.StatusData, {"status": "ready", "data": 1}),
+        (models.ToolCallPart, CALL),
+        (
+            models.ToolData,
+            {"tool_calls": [{**CALL, "new": 1, "result": {**RESULT, "new": 1}}]},
+        ),
+        (models.JSONPatchOperation, {"op": "add", "path": "/-"}),
+    ],
+)
+def test_unknown_members_are_readable_and_kept_by_copies(kind: Any, data: dict[str, Any]) -> None:
+    model = from_dict(kind, {**UNKNOWN, **data})
+    unknown = {key: value for key, value in UNKNOWN.items() if key not in data}
+
+    assert model.extra == unknown
+    assert from_dict(kind, data).extra == {}
+    for copied in (
+        attrs.evolve(model),
+        pickle.loads(pickle.dumps(model)),  # noqa: S301 - pickled here
+        deepcopy(model),
+        from_dict(kind, to_dict(model)),
+    ):
+        assert copied.extra == unknown
+        assert copied == model == from_dict(kind, data)
+        assert to_dict(copied) == to_dict(model)
+        assert unknown.items() <= to_dict(model).items()
+
+
+def test_extra_members_of_new_models_are_encoded() -> None:
+    part = ContentPart("hi", extra={"mode": "draft"})
+
+    assert part.extra == {"mode": "draft"}
+    assert to_dict(part) == {"type": "content", "content": "hi", "mode": "draft"}
+    assert repr(part) == "ContentPart(content='hi')"
+    assert attrs.evolve(part, extra={}).extra == ContentPart("hi").extra == {}
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        part.extra = {}  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_unknown_members_that_are_nested_too_deeply_are_left_out() -> None:
+    deep: Any = None
+    for _ in range(MAX_DEPTH + 1):
+        deep = [deep]
+
+    assert from_dict(Agent, {**AGENT, "deep": deep, "new": deep[0]}).extra == {"new": deep[0]}
 
 
 def test_unknown_types_and_names_are_kept_as_plain_json() -> None:

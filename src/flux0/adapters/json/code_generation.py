@@ -5,14 +5,17 @@ attrs generates `__init__` in the same way. For a model with the fields `name: s
 
     def build(data, _):
         if type(data) is not dict: raise ValueError
+        data_count = len(data)
         data_name = data["name"]
         if not (type(data_name) is str): raise ValueError
-        data_title = data["title"] if "title" in data else default_data_title
+        if "title" in data: data_title = data["title"]
+        else: data_title = default_data_title; data_count += 1
         if data_title is not None:
             if not (type(data_title) is str): raise ValueError
         data_made = new(model_data)
         set_data_name(data_made, data_name)
         set_data_title(data_made, data_title)
+        if data_count != 2: set_extra(data_made, unknown_members(data, keys_data))
         data = data_made
         return data
 
@@ -32,7 +35,10 @@ from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 import attrs
 
+from flux0.adapters.json.plain import json_keys, type_tag
 from flux0.domain.enums import OpenEnum
+from flux0.domain.extensible import Extensible
+from flux0.domain.messages.json_patch import MAX_DEPTH, measure
 
 Hook = Callable[[Any, Any], Any]
 FindHook = Callable[[Any], Hook]
@@ -131,21 +137,41 @@ def _hook_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHook
 
 def _model_lines(name: str, model: Any, names: dict[str, Any], find_hook: FindHook) -> list[str]:
     lines, stores = [f"if type({name}) is not dict: raise ValueError"], list[str]()
-    types = get_type_hints(model)
+    types, keys = get_type_hints(model), dict(json_keys(model))
+    count = f"{name}_count"  # The number of keys in the JSON, plus the optional keys that it lacks.
+    lines.append(f"{count} = len({name})")
+    if type_tag(model):
+        keys["type"] = "type"
+        lines.append(f"if 'type' not in {name}: {count} += 1")
     for field in attrs.fields(model):
-        value, key = (
-            f"{name}_{field.name}",
-            field.name.rstrip("_"),
-        )  # The field `from_` is the key `from`.
-        lines.append(f"{value} = {name}[{key!r}]")
-        if field.default is not attrs.NOTHING:
+        if (key := keys.get(field.name)) is None:
+            continue
+        value = f"{name}_{field.name}"
+        store = f"{value} = {name}[{key!r}]"
+        if field.default is attrs.NOTHING:
+            lines.append(store)
+        else:
             names[f"default_{value}"] = field.default
-            lines[-1] += f" if {key!r} in {name} else default_{value}"
+            lines += [
+                f"if {key!r} in {name}: {store}",
+                f"else: {value} = default_{value}; {count} += 1",
+            ]
         lines += _value_lines(value, types[field.name], names, find_hook)
         names[f"set_{value}"] = getattr(model, field.name).__set__
         stores.append(f"set_{value}({name}_made, {value})")
     names[f"model_{name}"] = model
+    if issubclass(model, Extensible):
+        names["set_extra"] = vars(Extensible)["extra"].__set__
+        names["unknown_members"], names[f"keys_{name}"] = _unknown_members, frozenset(keys.values())
+        unknown = f"unknown_members({name}, keys_{name})"
+        stores.append(f"if {count} != {len(keys)}: set_extra({name}_made, {unknown})")
     return [*lines, f"{name}_made = new(model_{name})", *stores, f"{name} = {name}_made"]
+
+
+def _unknown_members(data: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
+    """Return the members whose keys are not known, except for those that are nested too deeply."""
+    unknown = {key: value for key, value in data.items() if key not in known}
+    return {key: value for key, value in unknown.items() if measure(value)[1] <= MAX_DEPTH}
 
 
 def _indented(lines: list[str]) -> list[str]:

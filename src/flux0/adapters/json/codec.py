@@ -12,18 +12,15 @@ from cattrs import transform_error
 from flux0.adapters.json.plain import plain
 from flux0.adapters.json.structuring import converter, is_model, structure_hook
 from flux0.domain.errors import DecodeError, InvalidArgument
-from flux0.domain.stream_events import (
-    ChunkEvent,
-    StatusEvent,
-    StreamEvent,
-    UnknownEvent,
-    keep_json,
-)
+from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent, UnknownEvent
 from flux0.ports import ServerSentEvent
 
 T = TypeVar("T")
 
 _EXCERPT_LENGTH = 200  # Characters or bytes of the body that an error shows.
+
+# Exceptions of the fast converter for JSON that does not fit the model.
+_UNFIT = (ValueError, KeyError, TypeError)
 
 _decode: Callable[[str], tuple[Any, int]] = JSONDecoder().raw_decode
 
@@ -47,10 +44,15 @@ class JsonCodec:
         An event with an unknown name is returned as an `UnknownEvent`, with its data as a string.
         """
         name, text, id_, _ = event
-        if name not in _EVENTS:
+        kind = _EVENTS.get(name)
+        if kind is None:
             return UnknownEvent(name, text, id_)
-        result: ChunkEvent | StatusEvent = self._structure(_EVENTS[name], _load(text), text)
-        return keep_json(result, text)
+        data = _load(text)
+        try:
+            result: StreamEvent = structure_hook(kind)(data, kind)
+        except _UNFIT:
+            result = self._structure_slowly(kind, data, text)
+        return result
 
     def encode(self, value: Any) -> bytes:
         """Return the JSON of a model, or of plain JSON, as ASCII bytes."""
@@ -90,8 +92,11 @@ class JsonCodec:
     def _structure(self, model: Any, data: Any, body: str | bytes) -> Any:
         try:
             return structure_hook(model)(data, model)
-        except (ValueError, KeyError, TypeError):
-            pass  # The second converter finds the reason.
+        except _UNFIT:
+            return self._structure_slowly(model, data, body)
+
+    def _structure_slowly(self, model: Any, data: Any, body: str | bytes) -> Any:
+        """Build the model with the second converter, which finds the reason of the failure."""
         try:
             return converter(explaining=True).structure(data, model)
         except Exception as error:

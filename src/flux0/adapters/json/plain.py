@@ -11,7 +11,8 @@ from typing import Any, cast
 import attrs
 
 from flux0.domain.errors import InvalidArgument
-from flux0.domain.stream_events import JSONPatchOperation
+from flux0.domain.extensible import Extensible
+from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, UnknownEvent
 
 _SCALARS = frozenset((str, int, float, bool, type(None)))
 
@@ -51,12 +52,12 @@ def _fields(model: Any) -> dict[str, Any]:
     if isinstance(model, JSONPatchOperation):
         return {key: plain(value) for key, value in model.to_json().items()}
     kind: Any = model.__class__
-    data: dict[str, Any] = {}
-    tag = getattr(kind, "type", None)
-    if type(tag) is str:
-        data["type"] = tag
-    for name, key in _keys(kind):
+    tag = type_tag(kind)
+    data: dict[str, Any] = {} if tag is None else {"type": tag}
+    for name, key in json_keys(kind):
         data[key] = plain(getattr(model, name))
+    if isinstance(model, Extensible) and model.extra:
+        data |= plain(model.extra)
     return data
 
 
@@ -69,5 +70,13 @@ def _key(key: object) -> str:
 
 
 @cache
-def _keys(kind: Any) -> tuple[tuple[str, str], ...]:
-    return tuple((field.name, field.name.rstrip("_")) for field in attrs.fields(kind))
+def json_keys(kind: Any) -> tuple[tuple[str, str], ...]:
+    """Return the fields of a model, each with its key in JSON: the key of `from_` is `from`."""
+    names = [field.name for field in attrs.fields(kind)]
+    return tuple((name, name.rstrip("_")) for name in names if name != "extra")
+
+
+def type_tag(kind: Any) -> str | None:
+    """Return the constant value of the key `type` in the JSON of a model; None if it has none."""
+    tag = getattr(kind, "type", None)
+    return tag if type(tag) is str and kind not in (ChunkEvent, UnknownEvent) else None

@@ -17,6 +17,7 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from flux0.adapters.json.code_generation import Hook, generate_hook, is_plain
 from flux0.domain.enums import EventSource, EventType, OpenEnum, SessionStatus
+from flux0.domain.extensible import Extensible
 from flux0.domain.messages.json_patch import MAX_DEPTH, measure
 from flux0.domain.models import (
     ContentPart,
@@ -216,9 +217,11 @@ def _tuple(made: Converter, kind: Any) -> Hook:
 def _model(made: Converter, kind: Any) -> Hook:
     if not made.detailed_validation:
         return generate_hook(kind, made.get_structure_hook)
-    renamed: Any = {"from_": override(rename="from")} if kind is JSONPatchOperation else {}
+    changes: Any = {"extra": override(omit=True)} if issubclass(kind, Extensible) else {}
+    if kind is JSONPatchOperation:
+        changes["from_"] = override(rename="from")
     generated: Hook = make_dict_structure_fn(
-        kind, made, _cattrs_detailed_validation=True, **renamed
+        kind, made, _cattrs_detailed_validation=True, **changes
     )
 
     def structure(value: Any, _: Any) -> Any:
@@ -242,9 +245,8 @@ def _by_type(made: Converter, union: Any, kinds: Mapping[str, Any]) -> Hook:
             raise TypeMismatch("a dict", value)
         data: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
         name = data.get("type")
-        if type(name) is str and name in hooks:
-            hook, kind = hooks[name]
-            return hook(data, kind)
+        if type(name) is str and (found := hooks.get(name)) is not None:
+            return found[0](data, found[1])
         if not is_open:
             raise ValueError(f"must have the type {' or '.join(map(repr, hooks))}")
         return _mapping(data, None)
