@@ -12,6 +12,7 @@ from weakref import finalize
 
 from attrs import evolve
 
+from flux0.adapters.httpx.cancellation import Uninterrupted
 from flux0.adapters.httpx.connections import TrackedConnection
 from flux0.adapters.httpx.exchange import HttpxExchange
 from flux0.adapters.shared.bodies import AsyncPulledBody, PulledBody, SyncPulledBody
@@ -144,9 +145,12 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
 
     async def _receive(self) -> bytes | None:
         self._start_timeout()
-        return self._retain_raw(await anext(self._raw, None))
+        return self._retain_raw(await Uninterrupted(anext(self._raw, None)))
 
     async def _on_finished(self) -> None:
+        await Uninterrupted(self._finish())
+
+    async def _finish(self) -> None:
         response: Any = self._response
         if self._retained_raw is None:
             await response.aclose()

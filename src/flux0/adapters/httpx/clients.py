@@ -6,23 +6,29 @@ response. So flux0 opens the connections itself, for built-in clients and for cl
 
 from __future__ import annotations
 
+import os
+import ssl
 import threading
-from collections.abc import Iterable
-from functools import lru_cache, partial
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from functools import cache, lru_cache, partial
+from typing import Any, Final
 
-from flux0.adapters.httpx.connections import AsyncBackend
+from flux0.adapters.httpx.connections import AsyncBackend, current_exchange
+from flux0.adapters.httpx.pools import MAX_EXCHANGES, Pool, Pools
 from flux0.adapters.httpx.sockets import SyncBackend
 from flux0.adapters.shared.bodies import OpenBodies
 from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import (
-    MAX_CONNECTIONS,
     MAX_IDLE_CONNECTIONS,
     MAX_IDLE_SECONDS,
 )
 from flux0.domain.errors import ConnectError
 from flux0.ports import Timeout
+from flux0.runtime.event_loop import start_task
 from flux0.runtime.processes import fork_lock
+
+# For http, where TLS is not used: it trusts no authority.
+_EMPTY_CONTEXT: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def track_client(client: Any, httpx_module: Any, httpcore_module: Any) -> Any:
@@ -53,9 +59,9 @@ class _BuiltInClient:
     Clients of httpx look for these in each call, which takes a quarter of the time of the call.
     """
 
-    def __init__(self, httpx_module: Any, transport: Any) -> None:
+    def __init__(self, httpx_module: Any, make_transport: Callable[[], Any]) -> None:
         self._httpx_module = httpx_module
-        self._httpx_transport = transport
+        self._pools = Pools(make_transport, MAX_EXCHANGES)
         # Parsing the URL takes a tenth of the time of a call.
         self._parse_url = lru_cache(128)(httpx_module.URL)
 
@@ -71,17 +77,31 @@ class SyncBuiltInClient(_BuiltInClient):
 
     def send(self, request: Any, **_: object) -> Any:
         """Send a request and return the library's response."""
+        exchange = current_exchange.get()
+        pool = self._pools.enter(request.extensions["timeout"]["pool"], exchange.interrupt)
         try:
-            response = self._httpx_transport.handle_request(request)
+            response = pool.transport.handle_request(request)
         except self._httpx_module.RequestError as error:
+            self._leave(pool)
             error.request = request  # `httpx.Client` sets it, too.
             raise
+        except BaseException:
+            self._leave(pool)
+            raise
         response.request = request
+        kind = _sync_stream(self._httpx_module)
+        response.stream = kind(response.stream, partial(self._leave, pool))
         return response
+
+    def _leave(self, pool: Pool) -> None:
+        unused = self._pools.leave(pool)
+        if unused is not None:
+            unused.close()
 
     def close(self) -> None:
         """Close all connections."""
-        self._httpx_transport.close()
+        for transport in self._pools.transports():
+            transport.close()
 
 
 class AsyncBuiltInClient(_BuiltInClient):
@@ -89,21 +109,78 @@ class AsyncBuiltInClient(_BuiltInClient):
 
     async def send(self, request: Any, **_: object) -> Any:
         """Send a request and return the library's response."""
+        pool = await self._pools.enter_async(request.extensions["timeout"]["pool"])
         try:
-            response = await self._httpx_transport.handle_async_request(request)
+            response = await pool.transport.handle_async_request(request)
         except self._httpx_module.RequestError as error:
+            self._leave(pool)
             error.request = request  # `httpx.AsyncClient` sets it, too.
             raise
+        except BaseException:
+            self._leave(pool)
+            raise
         response.request = request
+        kind = _async_stream(self._httpx_module)
+        response.stream = kind(response.stream, partial(self._leave, pool))
         return response
+
+    def _leave(self, pool: Pool) -> None:
+        unused = self._pools.leave(pool)
+        if unused is not None:
+            start_task(unused.aclose)
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._httpx_transport.aclose()
+        for transport in self._pools.transports():
+            await transport.aclose()
+
+
+@cache
+def _sync_stream(httpx_module: Any) -> type[Any]:
+    """Return the class of a response stream that calls a function when it is closed."""
+
+    class Stream(httpx_module.SyncByteStream):  # type: ignore[misc] # the class is not known
+        def __init__(self, stream: Any, on_close: Callable[[], None]) -> None:
+            self._stream = stream
+            self._on_close = [on_close]
+
+        def __iter__(self) -> Iterator[bytes]:
+            return iter(self._stream)
+
+        def close(self) -> None:
+            try:
+                self._stream.close()
+            finally:
+                while self._on_close:
+                    self._on_close.pop()()
+
+    return Stream
+
+
+@cache
+def _async_stream(httpx_module: Any) -> type[Any]:
+    """Return the async version of `_sync_stream`."""
+
+    class Stream(httpx_module.AsyncByteStream):  # type: ignore[misc] # the class is not known
+        def __init__(self, stream: Any, on_close: Callable[[], None]) -> None:
+            self._stream = stream
+            self._on_close = [on_close]
+
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            return aiter(self._stream)
+
+        async def aclose(self) -> None:
+            try:
+                await self._stream.aclose()
+            finally:
+                while self._on_close:
+                    self._on_close.pop()()
+
+    return Stream
 
 
 class BuiltInClients:
-    """The built-in clients of a transport: a client for each proxy, and a client without proxy.
+    """The built-in clients of a transport: for each proxy and for no proxy, for http and https.
 
     A client is created at its first use, and again at the first use after `close`.
 
@@ -115,19 +192,20 @@ class BuiltInClients:
         self._create = partial(_create_client, httpx_module, httpcore_module, is_async=is_async)
         self._lock = threading.Lock()
         self.bodies: OpenBodies = OpenBodies()
-        self._clients: dict[str | None, Any] = {}
+        self._clients: dict[tuple[str | None, bool], Any] = {}
 
     @property
     def has_clients(self) -> bool:
         """Whether any client was created since the last `close`. Acquires no lock."""
         return bool(self._clients)
 
-    def get(self, proxy: str | None) -> Any:
-        """Return the client for the proxy with this URL, or for no proxy."""
+    def get(self, url: str, proxy: str | None) -> Any:
+        """Return the client for requests to `url` through the proxy with this URL, if any."""
+        key = proxy, url.startswith("https:")
         with self._lock:
-            if proxy not in self._clients:
-                self._clients[proxy] = self._create(proxy)
-            return self._clients[proxy]
+            if key not in self._clients:
+                self._clients[key] = self._create(*key)
+            return self._clients[key]
 
     def close(self) -> None:
         """Close the sync clients and their bodies."""
@@ -151,18 +229,38 @@ class BuiltInClients:
 
 
 def _create_client(
-    httpx_module: Any, httpcore_module: Any, proxy: str | None, *, is_async: bool
+    httpx_module: Any, httpcore_module: Any, proxy: str | None, tls: bool, *, is_async: bool
 ) -> SyncBuiltInClient | AsyncBuiltInClient:
+    # `Pools` limits the number of connections.
     limits = httpx_module.Limits(
-        max_connections=MAX_CONNECTIONS,
+        max_connections=None,
         max_keepalive_connections=MAX_IDLE_CONNECTIONS,
         keepalive_expiry=MAX_IDLE_SECONDS,
     )
     kind = httpx_module.AsyncHTTPTransport if is_async else httpx_module.HTTPTransport
-    try:
-        with fork_lock:  # OpenSSL reads the certificates, and holds a lock of its own meanwhile.
-            transport = kind(limits=limits, proxy=proxy)
-    except ImportError as error:  # SOCKS proxies need an extra, such as httpx[socks].
-        raise failure(ConnectError, error, Timeout()) from error
-    track_transport(transport, httpx_module, httpcore_module)
-    return (AsyncBuiltInClient if is_async else SyncBuiltInClient)(httpx_module, transport)
+
+    def make_transport() -> Any:
+        try:
+            with (
+                fork_lock
+            ):  # OpenSSL reads the certificates, and holds a lock of its own meanwhile.
+                context = _tls_context(httpx_module) if tls else _EMPTY_CONTEXT
+                transport = kind(verify=context, limits=limits, proxy=proxy)
+        # SOCKS proxies need an extra, such as httpx[socks]. OSError: reading certificates failed.
+        except (ImportError, OSError) as error:
+            raise failure(ConnectError, error, Timeout()) from error
+        track_transport(transport, httpx_module, httpcore_module)
+        return transport
+
+    return (AsyncBuiltInClient if is_async else SyncBuiltInClient)(httpx_module, make_transport)
+
+
+def _tls_context(httpx_module: Any) -> Any:
+    """Return the default TLS context of the library, which all clients of this process share."""
+    files = (os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"))
+    return _cached_tls_context(httpx_module, os.getpid(), *files)
+
+
+@cache
+def _cached_tls_context(httpx_module: Any, *_: object) -> Any:
+    return httpx_module.create_ssl_context()

@@ -20,7 +20,9 @@ from attrs import frozen
 from flux0.adapters.httpx.connections import READ_BYTES, TrackedConnection, current_exchange
 from flux0.adapters.httpx.exchange import HttpxExchange
 from flux0.adapters.shared.connecting import Connector
+from flux0.adapters.shared.exchange import shut_down
 from flux0.ports import Interrupt
+from flux0.runtime.processes import OwnerProcess
 
 _NO_DELAY: Final = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 _WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -32,6 +34,7 @@ class SyncConnection(TrackedConnection):
     def __init__(self, sock: Any, httpcore_module: Any, connect_by: float | None = None) -> None:
         super().__init__(httpcore_module, connect_by)
         self._sock = sock  # A socket, or `_NestedTLS`.
+        self._owner = OwnerProcess()
 
     def _bind(self, exchange: HttpxExchange) -> None:
         super()._bind(exchange)
@@ -92,7 +95,9 @@ class SyncConnection(TrackedConnection):
             raise self._rejected()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, and wake a thread that reads or writes."""
+        if not self._owner.is_inherited():  # A shutdown would end the connection of the parent.
+            shut_down(self._get_info("socket"))
         self._sock.close()
 
     def start_tls(

@@ -28,6 +28,7 @@ from inspect import iscoroutinefunction
 from typing import Any, ClassVar, Final, Protocol, TypeVar, cast, runtime_checkable
 
 from flux0.adapters.httpx.body import AsyncBody, SyncHttpxBody
+from flux0.adapters.httpx.cancellation import Uninterrupted
 from flux0.adapters.httpx.clients import BuiltInClients, track_client
 from flux0.adapters.httpx.connections import current_exchange
 from flux0.adapters.httpx.exchange import HttpxExchange
@@ -145,7 +146,7 @@ class HttpxFamilyTransport(ABC):
         built_in = None if self._client is not None else self._built_in_clients.get()
         client: Any = self._client
         if built_in is not None:
-            client = built_in.get(self._proxies.proxy_for(request.url))
+            client = built_in.get(request.url, self._proxies.proxy_for(request.url))
         built = self._build_request(client, request)
         exchange = HttpxExchange(self._httpx_module, self._httpcore_module, built, request)
         built.extensions["trace"] = exchange.trace
@@ -182,12 +183,17 @@ class HttpxFamilyTransport(ABC):
         client: Any = self._async_client
         if client is None:
             built_in = await self._built_in_async_clients.get()
-            client = built_in.get(self._proxies.proxy_for(request.url))
+            client = built_in.get(request.url, self._proxies.proxy_for(request.url))
         built = self._build_request(client, request)
         exchange = HttpxExchange(self._httpx_module, self._httpcore_module, built, request)
         built.extensions["trace"] = exchange.trace_async
         if request.body is not None:
             built.stream = self._request_body(request.body)
+        return await Uninterrupted(self._send_async(client, built, exchange, request))
+
+    async def _send_async(
+        self, client: Any, built: Any, exchange: HttpxExchange, request: Request
+    ) -> Response[AsyncByteStream]:
         token = current_exchange.set(exchange)
         try:
             response = await client.send(built, stream=True, follow_redirects=False)

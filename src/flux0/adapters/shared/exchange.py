@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from contextlib import suppress
 from functools import partial
@@ -20,7 +21,11 @@ def shut_down(connection: Any) -> None:
             # `SSLSocket.shutdown` would remove the TLS layer while another thread reads.
             socket.socket.shutdown(connection, socket.SHUT_RDWR)
         elif connection is not None:
-            connection.shutdown(socket.SHUT_RDWR)
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except TypeError:  # The replacement of uvloop has no shutdown.
+                with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+                    duplicate.shutdown(socket.SHUT_RDWR)
 
 
 class Exchange:

@@ -1,0 +1,140 @@
+"""The built-in clients of httpx and httpx2: pools, the limit of open exchanges, cancelled tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from flux0 import ClientClosed, Flux0, HttpxTransport, RetryConfig
+from flux0.adapters.httpx import clients
+from flux0.domain.errors import PoolTimeout, ReadTimeout
+from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
+from flux0.testing.contract.responses import Disconnect, Signal, WaitForRelease, http_response
+from support import sending
+from support.over_httpx import FAMILY, FAMILY_SYNC, OverHttpx
+from support.sending import AGENTS, HALF, LONG_TIMEOUT, OK, fetch_sync, get, over
+
+NO_WAIT = evolve(LONG_TIMEOUT, pool=0.05)
+OVER_ASYNCIO = tuple(way for way in FAMILY if way.mode == "asyncio")
+
+
+@pytest.fixture
+def _one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "MAX_EXCHANGES", 1)
+
+
+@over(*FAMILY)
+@pytest.mark.usefixtures("_one_place")
+async def test_open_exchanges_are_limited(way: OverHttpx) -> None:
+    """A place is free again after the end of a body, an error, a timeout, `close`, and garbage
+    collection."""
+    with ByteServer(HALF, OK, (Disconnect(),), OK, HALF, OK, HALF, OK) as server:
+        async with way.closing(None) as transport:
+            send = sending.in_mode(way.mode, transport).send_async
+            body = (await send(get(server.url, stream=True))).body
+            with pytest.raises(PoolTimeout, match=r"within 0\.05 s"):
+                await send(get(server.url, timeout=NO_WAIT))
+            await body.close_async()
+            assert await way.fetch(transport, get(server.url)) == (200, b"ok")
+            with pytest.raises(Exception, match="the connection was closed"):
+                await send(get(server.url))
+            assert await way.fetch(transport, get(server.url)) == (200, b"ok")
+            response = await send(get(server.url, stream=True))
+            server.release()
+            assert await sending.read(response.body) == b"firstsecond"
+            assert await way.fetch(transport, get(server.url)) == (200, b"ok")
+            body = (await send(get(server.url, stream=True))).body
+            del body
+            gc.collect()
+            assert await way.fetch(transport, get(server.url)) == (200, b"ok")
+
+
+@over(*FAMILY)
+async def test_connections_are_reused_while_many_streams_are_open(way: OverHttpx) -> None:
+    streams = 120
+    with ByteServer(*[HALF] * streams, OK) as server:
+        async with way.closing(None) as transport:
+            send = sending.in_mode(way.mode, transport).send_async
+            bodies = [(await send(get(server.url, stream=True))).body for _ in range(streams)]
+            for _ in range(10):
+                assert await way.fetch(transport, get(server.url)) == (200, b"ok")
+            assert server.connections == streams + 1
+            for body in bodies:
+                await body.close_async()
+            assert await way.fetch(transport, get(server.url)) == (200, b"ok")
+
+
+@pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
+@pytest.mark.parametrize("ends", ["close", "deadline"])
+@pytest.mark.usefixtures("_one_place")
+def test_waiting_for_a_place_ends(way: OverHttpx, ends: str) -> None:
+    """The other call has the only place."""
+    waiting = Event()
+    with (
+        ByteServer((Signal(waiting), WaitForRelease())) as server,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        transport = way.transport_over(None)
+        options: Any = {"transport": transport, "retry_config": RetryConfig("none")}
+        first = Flux0(server.url, **options)
+        timeout = None if ends == "close" else 200
+        second = Flux0(server.url, timeout_ms=timeout, **options)
+        calls = [threads.submit(first.agents.list)]
+        assert waiting.wait(DEFAULT_TIMEOUT)
+        calls.append(threads.submit(second.agents.list))
+        if ends == "close":
+            second.close()
+            expected: Any = ClientClosed
+        else:
+            expected = (PoolTimeout, ReadTimeout)
+        assert isinstance(calls[1].exception(DEFAULT_TIMEOUT), expected)
+        first.close()
+        assert calls[0].exception(DEFAULT_TIMEOUT) is not None
+
+
+@over(*OVER_ASYNCIO)
+async def test_repeatedly_cancelled_calls_leave_no_connections(way: OverHttpx) -> None:
+    """Each call is cancelled at another step, and again in each of the next steps."""
+    slow = http_response(b'{"data": ', b"[]}", framing="chunked")
+    with ByteServer(slow) as server:
+        async with Flux0(server.url, transport=way.transport_over(None)) as flux0:
+            for steps in range(120):
+                call = asyncio.ensure_future(flux0.agents.list_async())
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                while not call.done():
+                    call.cancel()
+                    await asyncio.sleep(0)
+                assert call.cancelled() or call.result() is not None
+            assert list(await flux0.agents.list_async()) == []
+            # The server accepts connections in order: it has accepted all earlier ones, too.
+            fetch_sync(HttpxTransport(), get(server.url))
+            opened = server.connections
+            for _ in range(10):
+                assert list(await flux0.agents.list_async()) == []
+            assert server.connections == opened
+            server.wait_until_closed(max_open=2)
+
+
+@over(*OVER_ASYNCIO)
+@pytest.mark.usefixtures("_one_place")
+async def test_cancelled_wait_for_a_place_keeps_no_place(way: OverHttpx) -> None:
+    with ByteServer(HALF, AGENTS) as server:
+        async with Flux0(server.url, transport=way.transport_over(None)) as flux0:
+            transport = way.transport_over(None)
+            response = await transport.send_async(get(server.url, stream=True))
+            waiting = asyncio.ensure_future(transport.send_async(get(server.url)))
+            await asyncio.sleep(0)
+            # The place is given to the waiting task, which is cancelled in the same step.
+            await response.body.close_async()
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            assert (await way.fetch(transport, get(server.url)))[0] == 200
+            await transport.close_async()
+            assert list(await flux0.agents.list_async()) == []
