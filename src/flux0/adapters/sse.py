@@ -1,8 +1,8 @@
-"""Server-sent events: the bytes of a `text/event-stream` become events.
+"""A parser of server-sent events, in bodies of the type `text/event-stream`.
 
-Source: WHATWG HTML, section 9.2.6, "Interpreting an event stream". A block is the lines before a
-blank line; it becomes at most one event. `SSEParser` splits the bytes into blocks, and
-`_EventDecoder` turns blocks into events.
+Source: WHATWG HTML, section 9.2.6, "Interpreting an event stream". A block is a sequence of lines
+that ends with a blank line. Each block has at most one event. `SSEParser` splits the bytes into
+blocks, and `_EventDecoder` decodes the blocks into events.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ _BOM: Final = b"\xef\xbb\xbf"
 _LF: Final = 0x0A
 _CR: Final = 0x0D
 
-# Python's strictest limit for `int` is 640 digits. A longer reconnection time has no use.
+# `int` raises ValueError for strings above a configurable limit, which is at least 640 digits.
 _MAX_RETRY_DIGITS: Final = 640
 
-# Creates an event in half the time of `ServerSentEvent(...)`, without keywords and defaults.
+# `tuple.__new__` creates a `ServerSentEvent`, a named tuple, in half the time of its constructor.
 _new: Final[Callable[..., ServerSentEvent]] = cast("Any", tuple).__new__
 
-# The states of the parser: its position in the stream, after the bytes that it has received.
-_START: Final = 0  # Nothing, or a part of a byte order mark (BOM), was received.
-_BETWEEN_BLOCKS: Final = 1  # No block has begun since the last blank line.
-_IN_BLOCK: Final = 2  # In a block: in a line, or after a line of the block.
-_AFTER_CR: Final = 3  # Like one of the last two, but an LF at this position belongs to the CR.
-_FAILED: Final = 4  # An event was too large. This state is final.
+# The states of the parser, which describe the end of the bytes that were received.
+_START: Final = 0  # No bytes, or only a part of a byte order mark (BOM), were received.
+_BETWEEN_BLOCKS: Final = 1  # The last line was blank, and no new block has begun.
+_IN_BLOCK: Final = 2  # A block has begun: the last line may be complete or not.
+_AFTER_CR: Final = 3  # The last byte was a CR. If the next byte is an LF, it belongs to the CR.
+_FAILED: Final = 4  # An event was too large. The parser stays in this state.
 
 
 class SSEParser:
     """An incremental parser of one event stream; an `EventStreamParser`.
 
-    The result depends only on the bytes, not on how they are split. An event is returned by the
-    call of `feed` that receives the CR or LF of its blank line, even if an LF may follow the CR.
-    The cost is linear in the bytes, however they are split. Only the unfinished block is stored.
-    A `retry` field with more than 640 digits, without leading zeros, is ignored.
+    The events depend only on the bytes, not on how the bytes are split into calls of `feed`. Each
+    event is returned by the call that receives the CR or LF of its blank line, even if an LF may
+    follow the CR. The parser stores only the incomplete block, and its cost is linear in the number
+    of bytes. A `retry` field with more than 640 digits, not counting leading zeros, is ignored.
 
     `max_event_bytes` limits the size of one event; None means no limit. The size is the number of
     bytes since the last blank line, including comments and unknown fields. Each line end counts as
-    one byte. If an event exceeds the limit, `feed` raises `EventTooLarge`, then and in each later
-    call, and `pending` stays True. If the same call completed events before that event, it returns
-    them, and the next call raises. Therefore call `feed(b"")` at the end of the input if `pending`
-    is True.
+    one byte. If an event exceeds the limit, `feed` raises `EventTooLarge` in this call and in each
+    further call, and `pending` stays True. If complete events precede the large event in the same
+    call, `feed` returns these events, and the next call raises the error. Therefore, if `pending`
+    is True at the end of the input, call `feed(b"")` once.
 
     Raises:
         InvalidArgument: `max_event_bytes` is not positive.
@@ -58,10 +58,10 @@ class SSEParser:
         self._decoder = _EventDecoder()
         self._decode = self._decoder.decode
         self._state = _START
-        self._bom = b""  # The first bytes of the stream, while they may become the BOM.
-        # The unfinished block, with LF as the end of each line. The LF of its last line is not
-        # stored: if the line is complete, `_in_line` is False. Appending to a bytearray has the
-        # same cost at any length.
+        self._bom = b""  # The received bytes of the stream, if they may be the start of a BOM.
+        # The incomplete block, with LF as the end of each line. The LF of its last line is not
+        # stored: `_in_line` is True if the line is incomplete. The block is a bytearray, because
+        # the cost of appending to it does not depend on its length.
         self._block = bytearray()
         self._in_line = False
 
@@ -80,9 +80,9 @@ class SSEParser:
 
     @property
     def pending(self) -> bool:
-        """Whether the stream would be truncated, in a line or a block, if it ended now.
+        """Whether the received bytes end with an incomplete line or block.
 
-        A comment is complete at the end of its line. A part of a byte order mark is a part of a
+        A comment is complete at the end of its line. A part of a byte order mark is an incomplete
         line.
         """
         *lines, rest = self._unfinished_lines()
@@ -90,21 +90,21 @@ class SSEParser:
         return has_fields or bool(rest) or bool(self._bom) or self._state == _FAILED
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
-        """Parse the next bytes, of any number, and return the events that they complete.
+        """Parse the next bytes and return the events that `data` completes.
 
         Raises:
             EventTooLarge: an event exceeded the limit.
         """
         block = self._block
         if self._in_line:
-            # Small pieces usually continue a line.
+            # Fast path: a small piece usually has no line end.
             if _LF not in data and _CR not in data:
                 block += data
                 if len(block) <= self._limit:
                     return []
                 data = b""
         elif self._state == _BETWEEN_BLOCKS:
-            # Servers usually send complete events.
+            # Fast path: servers usually send complete events.
             if data.endswith(b"\n\n") and _CR not in data and len(data) <= self._limit:
                 return self._decode(data)
         elif self._state != _IN_BLOCK:
@@ -141,12 +141,13 @@ class SSEParser:
         return events
 
     def _feed_lines(self, data: bytes) -> list[ServerSentEvent]:
-        """Return the events of the blocks that are complete, and store the unfinished block."""
+        """Return the events of the complete blocks, and store the incomplete block."""
         block = self._block
         if block:
             if not self._in_line:
                 data = b"\n" + data
-            # Copy the unfinished block only if it is complete now, or not longer than `data`.
+            # Copying the stored block for each small piece would make the cost quadratic. So copy
+            # the block only if `data` may complete it, or if `data` is longer than the block.
             if len(data) > len(block) or b"\n\n" in data:
                 data = b"".join((block, data))
                 block.clear()
@@ -172,14 +173,14 @@ class SSEParser:
         return events
 
     def _feed_up_to_limit(self, data: bytes) -> list[ServerSentEvent]:
-        """Do the same as `_feed_lines`, but fail at the first block that exceeds the limit."""
+        """Feed lines like `_feed_lines`, but fail at the first block that exceeds the limit."""
         data = self._unfinished_block() + data
         self._block.clear()
         excess = self._find_excess(data)
         if excess < 0:
             return self._feed_lines(data)
         events = self._feed_lines(data[:excess])
-        self._decoder.retry = self.retry  # An incomplete block may have changed it.
+        self._decoder.retry = self.retry  # The incomplete block may have a `retry` field.
         self._block.clear()
         self._state = _FAILED
         self._in_line = False
@@ -194,7 +195,8 @@ class SSEParser:
             block = lines.lstrip(b"\n")
             start += len(lines) - len(block)
             end = start + len(block)
-            if len(block) + (end < len(data)) > self._limit:  # The LF of its last line counts.
+            # The LF at the end of the last line is a part of the size.
+            if len(block) + (end < len(data)) > self._limit:
                 return start + self._limit
             start = end + 2
         return -1
@@ -208,13 +210,13 @@ class SSEParser:
 
 
 class _EventDecoder:
-    """Decodes complete blocks, with LF as the end of each line, and keeps the last event id."""
+    """Decodes complete blocks, whose lines end with LF, and stores the last event id."""
 
     def __init__(self) -> None:
         self.last_event_id = ""
         self.retry: int | None = None
-        # The start of the last block of the form "event: NAME, data: ...", and its name. Servers
-        # usually send several such blocks with the same name.
+        # Servers usually send many blocks with a line "event: NAME" and a line "data: ...", and
+        # with the same name. So store the start of the last such block, and its name.
         self._common_start = b"event: message\ndata: "
         self._common_name = "message"
 
@@ -226,14 +228,14 @@ class _EventDecoder:
             if blocks.startswith(start, position):
                 data_start = position + len(start)
                 end = blocks.find(b"\n", data_start)
-                if blocks[end + 1] == _LF:  # Only one line of data.
+                if blocks[end + 1] == _LF:  # The block has only one line of data.
                     text = blocks[data_start:end].decode("utf-8", "replace")
                     events.append(
                         _new(ServerSentEvent, (self._common_name, text, self.last_event_id, None))
                     )
                     position = end + 2
                     continue
-            elif blocks[position] == _LF:  # A second blank line.
+            elif blocks[position] == _LF:  # Skip a further blank line.
                 position += 1
                 continue
             end = blocks.find(b"\n\n", position)
@@ -244,7 +246,7 @@ class _EventDecoder:
         return events
 
     def _decode_block(self, block: bytes) -> ServerSentEvent | None:
-        """Return the event of a block of any form; None if it has no data."""
+        """Return the event of a block; None if the block has no data."""
         name = ""
         data: list[str] = []
         lines = block.decode("utf-8", "replace").split("\n")
@@ -262,7 +264,7 @@ class _EventDecoder:
             self.retry = retry
         start, separator, _ = block.partition(b"\ndata: ")
         if separator and start.startswith(b"event: ") and _LF not in start:
-            # Not `name`: a line after the data can set another one, only for this block.
+            # Do not use `name`: in this block, a second event line may follow the data.
             common = start.removeprefix(b"event: ").decode("utf-8", "replace")
             self._common_start, self._common_name = start + separator, common or "message"
         if not data:
@@ -271,7 +273,7 @@ class _EventDecoder:
 
 
 def _last_retry(lines: list[str], default: int | None) -> int | None:
-    """Return the value of the last valid `retry` field in `lines`."""
+    """Return the value of the last valid `retry` field in `lines`, or `default`."""
     for line in reversed(lines):
         if line.startswith("retry:"):
             digits = line[6:].removeprefix(" ")

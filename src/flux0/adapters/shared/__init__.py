@@ -1,1 +1,1 @@
-"""Code that several transports share."""
+"""Code that the transports of several HTTP libraries share."""

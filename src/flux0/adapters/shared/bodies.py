@@ -23,8 +23,8 @@ class PulledBody(ABC):
 
     Attributes:
         finished: Whether the body was read to its end.
-        closed: Whether the body was closed, or reading it has failed.
-        retained: The decoded pieces so far, if they are needed again; otherwise None.
+        closed: Whether the body was closed, or reading the body has failed.
+        retained: The decoded pieces so far, if the user may read the body again; otherwise None.
     """
 
     def __init__(self, coding: str) -> None:
@@ -34,14 +34,15 @@ class PulledBody(ABC):
         self._decoder = decoder_for(coding)
         self._decoded: Iterator[bytes] = iter(())
         self._read_lock = Lock()
-        # A finished body's connection may serve the next request, and must not be shut down. So
-        # `finished` is set, and the connection is shut down, under this lock. It is reentrant,
-        # because the garbage collector may call `close` while the same thread holds it.
+        # The connection of a finished body may serve the next request, so it must not be shut down.
+        # Therefore this lock is held while `finished` is set, and while the connection is shut
+        # down. The lock is reentrant, because the garbage collector may call `close` in the thread
+        # that holds the lock.
         self._end_lock = RLock()
 
     @abstractmethod
     def _translate_error(self, error: BaseException) -> TransportError | None:
-        """Return the flux0 error for a library's error; None if the user's code raised it."""
+        """Return the flux0 error for an error of the library; None for other errors."""
 
     def _start_reading(self) -> None:
         """Acquire the read lock, or raise if the body is closed or has another reader."""
@@ -51,24 +52,25 @@ class PulledBody(ABC):
             raise Flux0Error("another thread or task is reading this body")
 
     def _mark_closed(self) -> bool:
-        """Mark the body as closed; return whether it was closed before."""
+        """Mark the body as closed; return True if it was already closed."""
         closed, self.closed = self.closed, True
         return closed
 
     def _next_decoded(self) -> bytes | None:
-        """Return the next piece of the data that was received last; None if no piece is left."""
+        """Return the next decoded piece of the last received bytes; None if no piece is left."""
         piece = next(self._decoded, None)
         if piece is not None and self.retained is not None:
             self.retained.append(piece)
         return piece
 
     def _decode(self, data: bytes | None) -> bytes | None:
-        """Return the first decoded piece of received data, or None at the end of the body.
+        """Decode received bytes and return the first piece, or None at the end of the body.
 
-        The piece is empty if the data does not complete any content yet.
+        `data` is None at the end of the body. The piece is empty if no content can be decoded from
+        `data` yet.
         """
         if data is None:
-            if self.closed:  # Another thread closed the body, which may look like its end.
+            if self.closed:  # After `close`, the library may report the end of the body.
                 raise EOFError
             if self._decoder is not None:
                 self._decoder.end()
@@ -85,7 +87,7 @@ class PulledBody(ABC):
     def _error_to_raise(self, error: BaseException, *, closed: bool) -> TransportError | None:
         """Return the error to raise in place of `error`; None to raise `error` itself.
 
-        `closed` says whether the body was closed before the error.
+        `closed` is True if the body was already closed when the error was raised.
         """
         if closed and isinstance(error, Exception):
             return ConnectionInterrupted("the body was closed while it was read")
@@ -97,7 +99,7 @@ class AsyncPulledBody(PulledBody):
 
     @abstractmethod
     async def _receive(self) -> bytes | None:
-        """Return the next bytes, waiting if necessary; None at the end of the body."""
+        """Wait for the next bytes and return them; return None at the end of the body."""
 
     @abstractmethod
     async def _on_finished(self) -> None:
@@ -108,7 +110,7 @@ class AsyncPulledBody(PulledBody):
         """Release the connection after `error` was raised."""
 
     async def pull(self) -> bytes | None:
-        """Return the next piece, or None at the end."""
+        """Return the next decoded piece, or None at the end of the body."""
         self._start_reading()
         try:
             piece = None if self._decoder is None else self._next_decoded()
@@ -136,9 +138,9 @@ class AsyncPulledBody(PulledBody):
 class SyncPulledBody(PulledBody):
     """A `PulledBody` for sync code. Other threads and the garbage collector may close it."""
 
-    # References that prevent garbage collection. Collecting a body closes it, with locks of its
-    # connection pool. In a forked child, and while the interpreter exits, another thread may have
-    # held these locks and no longer runs, so the collection would wait forever. The set is not a
+    # This set keeps bodies alive. The collection of a body would close the body and acquire locks
+    # of the connection pool. In a forked child, and while the interpreter exits, such a lock may
+    # belong to a thread that no longer runs, so the collection would never end. The set is not a
     # module global, because the interpreter clears module globals while it exits.
     _never_collected: ClassVar[set[SyncPulledBody]] = set()
 
@@ -149,7 +151,7 @@ class SyncPulledBody(PulledBody):
 
     @abstractmethod
     def _receive(self) -> bytes | None:
-        """Return the next bytes, waiting if necessary; None at the end of the body."""
+        """Wait for the next bytes and return them; return None at the end of the body."""
 
     @abstractmethod
     def _on_finished(self) -> None:
@@ -157,14 +159,20 @@ class SyncPulledBody(PulledBody):
 
     @abstractmethod
     def _shut_down(self) -> None:
-        """Shut the connection down and wake its reader; acquire no lock and never raise."""
+        """Shut the connection down and wake the thread that reads from it.
+
+        Implementations must not acquire a lock and must not raise an exception.
+        """
 
     @abstractmethod
     def _release(self) -> None:
-        """Release the connection; never raise. It may acquire locks of the connection pool."""
+        """Release the connection.
+
+        Implementations may acquire locks of the connection pool, but must not raise an exception.
+        """
 
     def pull(self) -> bytes | None:
-        """Return the next piece, or None at the end."""
+        """Return the next decoded piece, or None at the end of the body."""
         self._owner.check()
         self._start_reading()
         try:
@@ -189,15 +197,16 @@ class SyncPulledBody(PulledBody):
             raise translated from error
         finally:
             self._read_lock.release()
-            if self.closed:  # Another thread may have closed the body after the last receive.
+            # Another thread may have called `close` while this thread held the read lock.
+            if self.closed:
                 self.close()
         return piece
 
     def close(self) -> None:
         """Release the connection without waiting for a lock of the connection pool.
 
-        The garbage collector may call this method anywhere, even while the same thread holds a lock
-        of the pool. Another thread does the work that may acquire such a lock.
+        The garbage collector may call this method in a thread that holds a lock of the pool.
+        Therefore a new thread does the work that may acquire such a lock.
         """
         if self._owner.is_inherited():
             self._never_collected.add(self)
@@ -207,7 +216,8 @@ class SyncPulledBody(PulledBody):
             if self.finished or self._released:
                 return
             self._shut_down()
-        # If the body has a reader, the shutdown wakes the reader, which releases the connection.
+        # If another thread reads the body, the shutdown wakes that thread, and `pull` releases the
+        # connection.
         if self._read_lock.acquire(blocking=False) and not run_in_new_thread(self._release):
             self._never_collected.add(self)
 
@@ -217,8 +227,8 @@ class SyncBody:
 
     def __init__(self, body: SyncPulledBody) -> None:
         self._body = body
-        # Not __del__: if the collector finds the body's generators at the same time, it may close
-        # them first, with locks of the connection pool.
+        # Use a finalizer, not __del__: the garbage collector may close the generators of the body
+        # before it calls __del__, and closing the generators acquires locks of the connection pool.
         finalize(self, body.close).atexit = False
 
     def __iter__(self) -> Iterator[bytes]:
@@ -231,12 +241,12 @@ class SyncBody:
         return piece
 
     def close(self) -> None:
-        """Release the connection; a thread that waits for the next piece gets an error."""
+        """Release the connection. In a thread that waits for the next piece, an error is raised."""
         self._body.close()
 
 
 class OpenBodies:
-    """The sync bodies of one transport, which are closed together with it."""
+    """The open sync bodies of one transport. Closing the transport closes these bodies."""
 
     def __init__(self) -> None:
         self._lock = Lock()

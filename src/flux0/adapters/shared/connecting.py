@@ -1,4 +1,4 @@
-"""Opens TCP connections for sync code, with one timeout for all addresses of a host."""
+"""Opens TCP connections for sync code. One timeout limits all addresses of a host together."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Connector:
     """Opens one TCP connection.
 
     Attributes:
-        timeout: the limit in seconds, with the name resolution; None means no limit.
-        interrupt: ends the attempt to connect when it fires.
+        timeout: the limit in seconds, including the name resolution; None means no limit.
+        interrupt: ends the attempt to connect when the interrupt fires.
         options: the arguments of `setsockopt` for each socket option to set.
-        source_address: the local host and port to connect from; None means any.
+        source_address: the local host and port to connect from; None lets the system choose.
     """
 
     timeout: float | None
@@ -35,15 +35,16 @@ class Connector:
     source_address: tuple[str, int] | None = None
 
     def connect(self, host: str, port: int) -> socket.socket:
-        """Return a socket that is connected to the first address of `host` that accepts.
+        """Return a socket that is connected to `host`.
 
-        The addresses are tried one after another. Each may use an equal share of the time that is
-        left, so that an unreachable address does not prevent the next attempt. The timeout of the
-        socket is the rest of the time, for a TLS handshake or a tunnel.
+        The addresses of the host are tried one after another, until a server accepts the
+        connection. Each attempt may use an equal share of the remaining time, so that one
+        unreachable address does not use up the timeout. The socket is returned with the remaining
+        time as its timeout, for a TLS handshake or a proxy tunnel.
 
         Raises:
-            OSError: The error of the last address. It is a `TimeoutError` if the limit expired, and
-                a `socket.gaierror` if the host is unknown.
+            OSError: The error of the last address: a `TimeoutError` if the timeout expired, or a
+                `socket.gaierror` if the host is unknown.
             UnicodeError: The host name is not valid.
         """
         end = None if self.timeout is None else monotonic() + self.timeout
@@ -75,8 +76,8 @@ class Connector:
                 sock.setsockopt(*option)
             if self.source_address is not None:
                 sock.bind(self.source_address)
-            # A shutdown of a socket that is not connecting yet has no effect. So begin to connect
-            # without blocking, and wait only when the interrupt knows the socket.
+            # The interrupt can only shut down a socket that has begun to connect. So begin without
+            # blocking, then register the socket with the interrupt, then wait.
             sock.setblocking(False)  # noqa: FBT003 - a positional-only parameter
             status = sock.connect_ex(address)
             self.interrupt.on_fire(partial(shut_down, sock))
@@ -86,7 +87,7 @@ class Connector:
                     if not selector.select(timeout):
                         raise TimeoutError
                 status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if self.interrupt.fired:  # On Linux, a socket that was shut down looks connected.
+            if self.interrupt.fired:  # On Linux, SO_ERROR is 0 for a socket that was shut down.
                 status = ECONNABORTED
             if status:
                 raise OSError(status, os.strerror(status))

@@ -1,4 +1,7 @@
-"""Decompression of bodies, with limits, for libraries that accept truncated data as complete."""
+"""Decompression of response bodies, in pieces of limited size.
+
+Some HTTP libraries accept truncated gzip or deflate data as complete. This module rejects it.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +19,25 @@ _COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate"})
 
 
 def decoder_for(coding: str) -> Decoder | None:
-    """Return a decoder for a body with this `Content-Encoding`; None if it is not encoded."""
+    """Return a decoder for a body with the `Content-Encoding` `coding`; None for no coding."""
     coding = coding.strip().lower()
     return None if coding in _PLAIN else Decoder(coding)
 
 
 class Decoder:
-    """Decompresses one gzip or deflate body, as its bytes are received.
+    """Decompresses one gzip or deflate body piece by piece, as the bytes are received.
 
-    Gzip data may have several members (RFC 1952, section 2.2). Deflate data is in the zlib format,
-    or raw, as some servers send it (RFC 9110, section 8.4.1.2).
+    Gzip data may have several members (RFC 1952, section 2.2). Deflate data may be in the zlib
+    format, or raw, because some servers omit the zlib header (RFC 9110, section 8.4.1.2).
     """
 
     def __init__(self, coding: str) -> None:
         self._coding = coding
         self._member: Any = None
-        # zlib drops the content before an error. To return it, the decoder decompresses the input
-        # again, from a copy of the earlier state. A copy for each small input would be slow, so the
-        # decoder keeps the inputs since the last copy.
+        # If zlib finds an error in an input, it drops the valid content before the error. To return
+        # this content, the decoder decompresses the input a second time, from a copy of the zlib
+        # state. To copy the state for each small input would be slow, so the decoder stores the
+        # inputs since the last copy.
         self._copy: Any = None
         self._inputs: list[bytes] = []
         self._input_bytes = 0
@@ -41,13 +45,13 @@ class Decoder:
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the decompressed content of `data`, in pieces of at most 1 MiB.
 
-        Yield one empty piece if `data` completes no content.
+        Yield one empty piece if no content can be decompressed from `data` yet.
 
         Raises:
             ProtocolError: The data is invalid. The content before the error is yielded first.
         """
         piece, empty = b"", True
-        # After a full piece, zlib may have more output without further input.
+        # If the last piece had the maximum size, zlib may have more output without further input.
         while data or (len(piece) == _MAX_PIECE_BYTES and not self._member.eof):
             if self._member is None or self._member.eof:
                 bits = self._window_bits(data[0])
@@ -90,7 +94,10 @@ class Decoder:
 
 
 def _content_before_error(member: Any, *inputs: bytes) -> bytes:
-    """Return the content of the last input before its error; `member` has none of the inputs."""
+    """Return the valid content of the last input, up to its error.
+
+    `member` is a zlib decompressor that has received none of the inputs.
+    """
     *earlier, last = inputs
     for data in earlier:
         member.decompress(data, _MAX_PIECE_BYTES)

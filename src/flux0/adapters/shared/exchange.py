@@ -1,4 +1,4 @@
-"""The state of one exchange, which the adapters of all HTTP libraries record."""
+"""The state of one exchange (a request and its response), which every adapter records."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from flux0.ports import Request
 
 
 def shut_down(connection: Any) -> None:
-    """Shut a connection down and wake its reader; acquire no lock and never raise.
+    """Shut a connection down, so that a thread that reads from it returns.
 
-    `connection` is a socket, an event loop's replacement for a socket, or None.
+    Safe in finalizers, because no lock is acquired. Never raises an exception. `connection` is a
+    socket, the object that an event loop uses as a socket, or None.
     """
     with suppress(OSError):
         if isinstance(connection, socket.socket):
@@ -31,15 +32,15 @@ def shut_down(connection: Any) -> None:
 class Exchange:
     """The state of one request until the response head is received.
 
-    Each adapter derives a class from it that records the steps of its library. When the library
-    raises an exception, the adapter uses this state to choose the error of flux0.
+    Each adapter has a subclass that records the steps of its HTTP library. When the library raises
+    an exception, the adapter uses this state to choose the flux0 error.
 
     Attributes:
         sent: Whether a byte of the request may have been sent.
-        failure: The last exception that the library itself raised, or None. An adapter compares an
-            exception with it to find out whether the library or the user's code raised it.
+        failure: The last exception that the library itself raised, or None. If an adapter catches
+            any other exception, the user's code raised that exception.
         timeout: The timeouts of the request.
-        interrupt: Ends the wait for the connection, or for the response head.
+        interrupt: Ends the wait for the connection, or for the response head, when it fires.
     """
 
     def __init__(self, request: Request) -> None:
@@ -51,11 +52,11 @@ class Exchange:
     def shut_down_on_interrupt(self, connection: Any) -> None:
         """Shut `connection` down when the request is interrupted; see `shut_down`.
 
-        This wakes the sync call that waits for the response head. It replaces the connection of an
-        earlier call.
+        The shutdown wakes the thread that waits for the response head. `connection` replaces the
+        connection of the previous call of this method.
         """
         self.interrupt.on_fire(partial(shut_down, connection))
 
     def clear_interrupt(self) -> None:
-        """Keep the connection open if the request is interrupted from now on."""
+        """Stop shutting the connection down when the request is interrupted."""
         self.interrupt.clear()

@@ -1,4 +1,4 @@
-"""The messages of transport errors: the same failure has the same message over every library."""
+"""The messages of transport errors, which do not depend on the HTTP library."""
 
 from __future__ import annotations
 
@@ -34,10 +34,13 @@ def failure(
     *,
     head_received: bool = False,
 ) -> TransportError:
-    """Return the flux0 error of class `kind` for a library's error.
+    """Return a flux0 error of the class `kind` for an error of an HTTP library.
 
-    `timeout` has the limits that were in force, and `head_received` says whether the error
-    interrupted the body or came before it.
+    Args:
+        kind: The class of the flux0 error.
+        error: The error of the HTTP library.
+        timeout: The timeouts of the request.
+        head_received: Whether the response head was received before the error.
     """
     if issubclass(kind, TransportTimeout):
         return timed_out(kind, _limit(kind, timeout))
@@ -55,42 +58,42 @@ def _limit(kind: type[TransportTimeout], timeout: Timeout) -> float | None:
 
 
 def refused_by_proxy(status: str) -> ConnectError:
-    """Return the error for a proxy that rejected a connection, with this status or reason."""
+    """Return the error for a proxy that refused to connect; `status` is the proxy's reason."""
     error = ConnectError(f"the proxy refused the connection: {status}")
     error.permanent = status.startswith(_LOGIN_REQUIRED)
     return error
 
 
 def login_rejected_by_proxy() -> ConnectError:
-    """Return the error for a SOCKS proxy that requires a login, or another login."""
+    """Return the error for a SOCKS proxy that rejected a missing or wrong login."""
     return unusable_proxy("the proxy rejected the login: set user and password in the proxy's URL")
 
 
 def unusable_proxy(problem: str) -> ConnectError:
-    """Return the error for a proxy that cannot be used, however often a call is retried."""
+    """Return the error for a proxy that cannot be used. A call with this error is not retried."""
     error = ConnectError(problem)
     error.permanent = True
     return error
 
 
 def proxy_unreachable(error: TransportError, proxy: str) -> TransportError:
-    """Return an error that names the proxy which could not be reached, without its credentials.
+    """Return an error that names the unreachable proxy, without the proxy's credentials.
 
     Args:
-        error: The error of connecting to the proxy.
-        proxy: The URL of the proxy.
+        error: The error that was raised when the library tried to connect to the proxy.
+        proxy: The URL of the proxy, or its host and port.
     """
     address = proxy.rpartition("://")[2].rpartition("@")[2].rstrip("/")
     return type(error)(f"cannot connect to the proxy {address}: {error.problem}")
 
 
 def chain(error: BaseException | None) -> tuple[BaseException, ...]:
-    """Return an error and the errors that it wraps, from the outermost to the innermost."""
+    """Return `error` and the errors that are nested in it, from the outermost to the innermost."""
     if error is None:
         return ()
     inner = (
         getattr(error, "reason", None),
-        getattr(error, "socket_err", None),  # An error of PySocks.
+        getattr(error, "socket_err", None),  # PySocks stores the socket error here.
         *reversed(error.args),
         *getattr(error, "exceptions", ()),
         error.__cause__,
@@ -101,7 +104,8 @@ def chain(error: BaseException | None) -> tuple[BaseException, ...]:
 def _describe(
     kind: type[TransportError], errors: tuple[BaseException, ...], *, head_received: bool
 ) -> str:
-    # Errors of HTTP libraries that derive from OSError have no errno.
+    # Some error classes of HTTP libraries derive from OSError. Only errors of the system have an
+    # errno.
     known = (each for each in reversed(errors) if isinstance(each, OSError) and each.errno)
     found, message = next(known, None), _message(errors[-1])
     if kind is ProtocolError:
@@ -134,19 +138,19 @@ def _interrupted(error: OSError | None, where: str) -> str:
 
 
 def _system(error: OSError) -> str:
-    """Return the message of the operating system, or of its TLS library."""
+    """Return the message of an error of the operating system or of the TLS library."""
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {(error.reason or str(error)).lower().replace('_', ' ')}"
     if error.errno == ECONNREFUSED:
         return "connection refused"
-    # asyncio replaces the message of the system.
+    # asyncio replaces the system's message, so look the message up by the error number.
     name = isinstance(error, socket.gaierror)
     message = str(error.strerror if name else os.strerror(error.errno or 0))
     return f"{message[:1].lower()}{message[1:]}"
 
 
 def _message(error: BaseException) -> str:
-    """Return a library's message on one line."""
-    # The str() of aiohttp's errors also contains headers.
+    """Return the message of a library's error on one line."""
+    # Prefer `message`: the str() of aiohttp's errors also contains headers.
     message: object = getattr(error, "message", None)
     return " ".join((message if isinstance(message, str) else str(error)).split())

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-# A turn holds its connection while the agent thinks, so a busy process needs many connections.
+# The largest number of connections of one pool. A turn uses its connection until the agent has
+# finished, so a process with many turns needs many connections.
 MAX_CONNECTIONS: Final = 1000
-# The number of idle connections that a pool keeps for later requests.
+# The largest number of idle connections that a pool keeps for the next requests.
 MAX_IDLE_CONNECTIONS: Final = 100
-# Seconds after which an idle connection is not reused. A flux0 server closes it after 5 s, and a
-# NAT may drop it without notice.
+# A connection is not reused if it was idle for so many seconds. A flux0 server closes an idle
+# connection after 5 s, and a NAT router may drop the connection without closing it.
 MAX_IDLE_SECONDS: Final = 4.0
-# The number of received bytes that are not content: response heads, or the framing of a body.
+# The largest number of received bytes that are not content: response heads, or chunk framing.
 MAX_OVERHEAD_BYTES: Final = 256 * 1024
-# The content codings that flux0 decodes with limits.
+# The value of the request header `Accept-Encoding`: the codings that `decompression` supports.
 ACCEPT_ENCODING: Final = "gzip, deflate"

@@ -1,4 +1,4 @@
-"""Errors for missing HTTP libraries, and for their objects in the wrong argument."""
+"""Errors for HTTP libraries that are not installed, and for HTTP clients in a wrong argument."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from flux0.domain.errors import InvalidArgument, MissingDependency
 
-# The transport for each HTTP library. The module and the extra have the name of the library.
+# The transport class for each HTTP library. The keys are module names, and names of extras.
 TRANSPORTS: Final = {
     "aiohttp": "AiohttpTransport",
     "httpx": "HttpxTransport",
@@ -37,7 +37,7 @@ def refuse_misplaced(argument: str, value: object, library: str = "") -> None:
     Args:
         argument: The name of the argument.
         value: The value that was passed.
-        library: The HTTP library whose objects are allowed; by default none.
+        library: The HTTP library whose objects are allowed. The empty string allows no library.
     """
     if isclass(value):
         raise InvalidArgument(argument, f"is the class {value.__name__}: pass {value.__name__}()")
@@ -45,7 +45,8 @@ def refuse_misplaced(argument: str, value: object, library: str = "") -> None:
     if other not in (None, library):
         it, is_async = "it", iscoroutinefunction(getattr(value, "send", None))
         if hasattr(value, "handle_request") or hasattr(value, "handle_async_request"):
-            is_async = not hasattr(value, "handle_request")  # The value is a transport of httpx.
+            # The value is a transport of httpx: suggest a client with this transport.
+            is_async = not hasattr(value, "handle_request")
             it = f"{other}.{'AsyncClient' if is_async else 'Client'}(transport=it)"
         name = "async_client" if is_async else "client"
         way = f"{it} as {name}=, or " if other.startswith("httpx") else ""

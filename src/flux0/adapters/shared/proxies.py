@@ -1,6 +1,7 @@
-"""The proxy settings of the environment, read by the same rules for all transports.
+"""The proxy settings of the environment, such as `HTTPS_PROXY`.
 
-The rules of the HTTP libraries differ, and some libraries ignore the environment.
+All transports use these rules, because each HTTP library has different rules, and some libraries
+ignore the environment.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from flux0.adapters.shared.failures import unusable_proxy
 
 # The schemes of proxies that urllib3 supports if PySocks is installed.
 PYSOCKS_SCHEMES: Final = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
-# The module that each HTTP library needs for SOCKS proxies. Its extra `socks` installs the module.
+# For each HTTP library, the module that it needs for SOCKS proxies. The extra `socks` of the
+# library, such as httpx[socks], installs the module.
 _SOCKS_MODULES: Mapping[str, str] = {
     "httpx": "socksio",
     "httpx2": "socksio",
@@ -28,10 +30,11 @@ _SOCKS_MODULES: Mapping[str, str] = {
 
 
 class EnvironmentProxies:
-    """The proxy for each server. The environment is read at the first request to a server.
+    """Finds the proxy for each server, and caches it.
 
-    The settings are `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`. On macOS and Windows,
-    the settings of the system are used, too.
+    The environment is read at the first request to each server: the variables `HTTP_PROXY`,
+    `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`. On macOS and Windows, the settings of the system are
+    used, too.
 
     Args:
         library: The name of the HTTP library that connects to the proxies.
@@ -59,7 +62,7 @@ class EnvironmentProxies:
             server = urlsplit(origin)
             host, port = server.hostname or "", server.port
         except ValueError:
-            return None  # The library rejects the invalid URL later.
+            return None  # The URL is invalid. The library raises an error when it is used.
         proxies = getproxies()
         proxy = proxies.get(server.scheme) or proxies.get("all")
         if not proxy or _is_direct(host, port, proxies.get("no", "")):
@@ -86,7 +89,7 @@ class EnvironmentProxies:
                     f"{self._library} needs a package for the proxy {scheme}://{place}: "
                     f"pip install '{self._library}[socks]'"
                 ) from error
-        # Some libraries send no user name if the password is missing.
+        # Some libraries omit the user name if there is no password, so add an empty password.
         return f"{scheme}://{login}:@{place}" if at and ":" not in login else proxy
 
 
@@ -100,12 +103,12 @@ def _is_direct(host: str, port: int | None, exceptions: str) -> bool:
         address = ip_address(host)
     except ValueError:
         address = None
-    # Addresses of IPv6 may have brackets, and names may end with a dot.
+    # Accept IPv6 addresses in brackets, and host names with a dot at the end.
     for exception in re.sub(r"[\[\]]", "", exceptions.lower()).split(","):
         name = exception.strip().strip(".")
         if name and (f".{host}".endswith(f".{name}") or place == name):
             return True
-        with suppress(ValueError):  # A host name.
+        with suppress(ValueError):  # `name` is a host name, not an IP network.
             if address is not None and address in ip_network(name, strict=False):
                 return True
     return False

@@ -1,1 +1,1 @@
-"""The transports over urllib3 and over requests, which is built on urllib3."""
+"""The transports over urllib3 and over requests. The library requests uses urllib3."""

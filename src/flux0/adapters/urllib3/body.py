@@ -1,4 +1,4 @@
-"""Bodies of requests and responses, and the errors of exchanges, over urllib3 and requests."""
+"""The bodies and the errors of the transports over urllib3 and requests."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ _MAX_BLOCK_BYTES: Final = 64 * 1024
 
 
 def request_body(body: bytes | None) -> bytes | BytesIO | None:
-    """Return a request body in the form to pass to urllib3: a file if it is large.
+    """Return a request body in the form to pass to urllib3: as a file if the body is large.
 
-    urllib3 sends a file in blocks, so that the write timeout limits each block and not the whole.
+    urllib3 sends a file in blocks. Then the write timeout limits each block, not the whole body.
     """
     return body if body is None or len(body) <= _MAX_BLOCK_BYTES else BytesIO(body)
 
@@ -56,7 +56,7 @@ class Urllib3Body(SyncPulledBody):
     Args:
         response: A response of urllib3, or a similar object. Its body must not be loaded yet.
         timeout: The timeouts of the request.
-        retain: Called with the decoded body when it was read to its end, unless None.
+        retain: A function to call with the decoded body at the end of the body, or None.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Urllib3Body(SyncPulledBody):
         timeout: Timeout,
         retain: Callable[[bytes], object] | None = None,
     ) -> None:
-        # The body of a recorder's response is decoded already: it was decoded for the recording.
+        # A recorder such as vcrpy returns responses of another class, whose body is decoded.
         encoded = isinstance(response, BaseHTTPResponse)
         super().__init__(response.headers.get("content-encoding", "") if encoded else "")
         connection = getattr(response, "connection", None)
@@ -108,7 +108,7 @@ class Urllib3Body(SyncPulledBody):
 
 
 def _read_by_library(response: Any) -> Iterator[bytes]:
-    if response.closed:  # A hook of the user closed the response.
+    if response.closed:  # A hook of the user has closed the response.
         raise IncompleteRead(b"")
     options = {"decode_content": False} if isinstance(response, BaseHTTPResponse) else {}
     while piece := response.read1(_MAX_PIECE_BYTES, **options):
@@ -116,10 +116,10 @@ def _read_by_library(response: Any) -> Iterator[bytes]:
 
 
 def translate_error(error: BaseException, exchange: Urllib3Exchange) -> TransportError:
-    """Return the flux0 error for a request that could not be sent, or whose head is missing.
+    """Return the flux0 error for an exchange that failed before the response head was received.
 
     Args:
-        error: The exception of urllib3, or an exception of requests that wraps it.
+        error: The exception of urllib3, or the exception of requests that wraps it.
         exchange: The exchange that failed.
     """
     errors = chain(error)
@@ -132,18 +132,20 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
         return refused_by_proxy(message.removeprefix(_TUNNEL_FAILED))
     dead_proxy = exchange.dead_proxy
     for each in errors:
-        # By name, because PySocks may not be installed.
+        # Compare the names of the classes, because PySocks may not be installed.
         match f"{type(each).__module__}.{type(each).__name__}":
             case "socks.SOCKS5AuthError":
                 return login_rejected_by_proxy()
-            case "socks.SOCKS4Error" | "socks.SOCKS5Error":  # Such as "0x05: Connection refused".
+            case "socks.SOCKS4Error" | "socks.SOCKS5Error":
+                # An example of the message: "0x05: Connection refused".
                 return refused_by_proxy(str(each).partition(": ")[2].lower())
-            case "socks.ProxyConnectionError":  # Such as "... SOCKS5 proxy 127.0.0.1:1080: ...".
+            case "socks.ProxyConnectionError":
+                # The form of the message: "... SOCKS5 proxy 127.0.0.1:1080: ...".
                 dead_proxy = str(each).partition(" proxy ")[2].partition(": ")[0]
             case _:
                 pass
     kind = _kind_after_sending(errors[-1])
-    # urllib3 raises these two errors before the request has a connection.
+    # urllib3 raises these two errors if the pool has no connection for the request.
     without_connection = wraps(exceptions.EmptyPoolError, exceptions.ClosedPoolError)
     if not exchange.sent and (without_connection or exchange.failure is not None):
         kind = ConnectError
@@ -160,7 +162,8 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
 
 
 _TUNNEL_FAILED: Final = "Tunnel connection failed: "
-# The server closed the connection during the TLS handshake. It did not reject a certificate.
+# Errors for a server that closes the connection during the TLS handshake. They are not TLS errors
+# such as a certificate that is not trusted.
 _CLOSED_IN_HANDSHAKE: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)
 
 

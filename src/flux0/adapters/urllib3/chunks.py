@@ -6,15 +6,16 @@ from collections.abc import Callable
 from http.client import HTTPException
 from typing import Final
 
-_MAX_LINE_BYTES: Final = 16 * 1024  # A chunk size with its extensions, or a trailer field.
+# The limit for a line with a chunk size and its extensions, and for a line of the trailer.
+_MAX_LINE_BYTES: Final = 16 * 1024
 _MAX_TRAILER_BYTES: Final = 64 * 1024
-_MAX_SHORT_LINE: Final = 18  # 16 digits and CRLF.
+_MAX_SHORT_LINE: Final = 18  # A chunk size of 16 digits, and CRLF.
 
 _HEXADECIMAL: Final = b"0123456789abcdefABCDEF"
 
 
 class Chunks:
-    """Decodes a chunked body, as its bytes arrive.
+    """Decodes a chunked body piece by piece, as the bytes are received.
 
     The parser is always in one of these states, and each state has one method::
 
@@ -27,8 +28,8 @@ class Chunks:
 
     Attributes:
         ended: Whether the last chunk and the trailer were received.
-        failure: The error to raise after the content that was received before it, or None.
-        surplus: At the end, the bytes received after the body.
+        failure: The error of an invalid body, or None. Raise it after the last content was used.
+        surplus: The bytes that were received after the end of the body.
     """
 
     def __init__(self) -> None:
@@ -37,11 +38,11 @@ class Chunks:
         self.surplus: bytes = b""
         self._state: _State = Chunks._size_line
         self._partial_line = b""
-        self._missing = 0  # Bytes of the current chunk.
+        self._missing = 0  # The number of bytes of the current chunk that were not received yet.
         self._trailer_limit = _MAX_TRAILER_BYTES
 
     def feed(self, data: bytes) -> bytes:
-        """Return the content in `data`."""
+        """Parse the next received bytes, and return the content of the chunks in `data`."""
         if not self._partial_line and self._state is Chunks._size_line:
             # Fast path: servers mostly send one complete chunk at a time.
             end = data.find(b"\r\n", 0, _MAX_SHORT_LINE)
@@ -57,8 +58,8 @@ class Chunks:
             at = self._state(self, data, at, content)
         return b"".join(content)
 
-    # Each state parses `data` from the position `at`. It returns the next position, or None to stop
-    # until more data is fed.
+    # Each method of a state parses `data` from the position `at`, and appends to `content`. It
+    # returns the next position, or None if it needs more data or if parsing has ended.
 
     def _size_line(self, data: bytes, at: int, _content: list[bytes]) -> int | None:
         line = self._read_line(data, at)
@@ -115,7 +116,10 @@ class Chunks:
         return None
 
     def _read_line(self, data: bytes, at: int) -> bytes | None:
-        """Return the line at `at`, with its line end; if it is incomplete, keep it for later."""
+        """Return the line at the position `at`, including its line end.
+
+        If the line is incomplete, store it for the next call of `feed`, and return None.
+        """
         end = data.find(b"\n", at)
         line = data[at : end + 1] if end >= 0 else data[at:]
         if len(line) > _MAX_LINE_BYTES:

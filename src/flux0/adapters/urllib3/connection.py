@@ -1,7 +1,8 @@
 """Connections that record their steps, for the transports over urllib3 and requests.
 
-The errors of these libraries do not say whether the request was sent: the same classes wrap errors
-of every step. So a connection records its steps in the `Urllib3Exchange` of the current context.
+The exceptions of these libraries do not say whether the request was sent, because the same classes
+are raised in every step. So a connection records its steps in the `Urllib3Exchange` of the current
+context.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from flux0.domain.errors import InvalidArgument, MissingDependency
 if TYPE_CHECKING:
     from urllib3.connection import HTTPConnection
 else:
-    # While a recorder such as vcrpy is active, urllib3.connection.HTTPConnection is the recorder's
-    # subclass. Find the class of urllib3 among its bases.
+    # While a recorder such as vcrpy is active, the name urllib3.connection.HTTPConnection refers to
+    # a subclass of the recorder. Find the original class among the bases of the subclass.
     HTTPConnection: Final = next(
         base
         for base in urllib3.connection.HTTPConnection.__mro__
@@ -41,11 +42,11 @@ else:
 
 @final
 class Urllib3Exchange(Exchange):
-    """The state of one request, which the connections record while its `with` block runs.
+    """The state of one request. Connections record their steps in it inside its `with` block.
 
     Attributes:
-        failure: The exception that the last attempt to connect raised, or None.
-        dead_proxy: The URL, or host and port, of a proxy that could not be reached, or None.
+        failure: The exception of the last failed attempt to connect, or None.
+        dead_proxy: The URL of the proxy that could not be reached, or None.
     """
 
     dead_proxy: str | None = None
@@ -59,18 +60,19 @@ class Urllib3Exchange(Exchange):
         self.clear_interrupt()
 
 
-# How often a thread that waits for a connection of the pool checks whether it was interrupted. The
-# locks of a queue must not be acquired to wake it, because a finalizer may fire the interrupt.
+# A thread that waits for a connection of the pool checks in this interval whether its request was
+# interrupted. An interrupt cannot wake the thread: it may be fired by a finalizer, which must not
+# acquire the lock of the pool's queue.
 _INTERRUPT_CHECK_SECONDS: Final = 0.1
 
 _EXCHANGE: ContextVar[Urllib3Exchange | None] = ContextVar("flux0_exchange", default=None)
 
 
 class TrackedConnection(HTTPConnection):
-    """A mixin for the connection class of a pool.
+    """A mixin for the connection class of a pool, which records the steps of each request.
 
     Attributes:
-        last_response: The response to the last request, or None before the first one.
+        last_response: The response to the last request; None if no request was sent yet.
     """
 
     last_response: TrackedResponse | None = None
@@ -81,7 +83,7 @@ class TrackedConnection(HTTPConnection):
 
     @property
     def sock(self) -> Any:
-        """The socket, or urllib3's `SSLTransport` for TLS in TLS."""
+        """The socket. For TLS inside TLS, it is an `SSLTransport` of urllib3."""
         return self._sock
 
     @sock.setter
@@ -92,13 +94,13 @@ class TrackedConnection(HTTPConnection):
 
     @property
     def is_connected(self) -> bool:
-        """Whether the connection can be reused. A pool checks it before each request."""
+        """Whether the connection can be reused; the pool reads this property before a request."""
         response = self.last_response
         idle_seconds = 0.0 if response is None else monotonic() - response.idle_since
         return idle_seconds < MAX_IDLE_SECONDS and super().is_connected
 
     def connect(self) -> None:
-        """Connect, including the tunnel through a proxy and TLS."""
+        """Connect to the server, with the proxy tunnel and the TLS handshake if necessary."""
         try:
             super().connect()
         except BaseException as error:
@@ -118,16 +120,17 @@ class TrackedConnection(HTTPConnection):
         sock: Any
         if cast("Any", super()._new_conn).__func__ is HTTPConnection._new_conn:  # noqa: SLF001
             sock = self._connect(exchange)
-        else:  # A connection through a SOCKS proxy, or of the user's own class.
+        else:  # The connection class is the class for SOCKS proxies, or a class of the user.
             try:
                 sock = super()._new_conn()
             except HTTPError as error:
                 # urllib3 does not chain some errors of PySocks.
                 error.__cause__ = error.__cause__ or error.__context__
                 raise
-        # The TLS handshake moves the descriptor to another socket object, which is unknown until
-        # the handshake has ended.
-        if isinstance(sock, socket.socket):  # The user's class may return another object.
+        # The TLS handshake detaches `sock` and creates an SSLSocket, which is only available after
+        # the handshake. So shut down a duplicate of the socket on an interrupt. A class of the user
+        # may return an object that is no socket and cannot be duplicated.
+        if isinstance(sock, socket.socket):
             self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
             exchange.shut_down_on_interrupt(self._duplicate)
         return sock
@@ -150,17 +153,18 @@ class TrackedConnection(HTTPConnection):
         return sock
 
     def request(self, *args: Any, **options: Any) -> None:
-        """Send a request. Connect first, to separate errors of connecting from later errors."""
+        """Connect if necessary, record that the request is being sent, and send it."""
         if exchange := _EXCHANGE.get():
             if self.is_closed:
                 self.connect()
             exchange.sent = True
             exchange.shut_down_on_interrupt(self._raw_socket)
-            self.timeout = exchange.timeout.write  # urllib3 would use its connect timeout.
+            # urllib3 would use the connect timeout while it sends the request.
+            self.timeout = exchange.timeout.write
         super().request(*args, **options)
 
     def response_class(self, sock: Any, *args: Any, **options: Any) -> TrackedResponse:  # type: ignore[override]
-        """Return the object that http.client reads the response with."""
+        """Return the response object that http.client creates for each request."""
         self.last_response = TrackedResponse(self._raw_socket, sock, *args, **options)
         return self.last_response
 
@@ -175,8 +179,9 @@ class TrackedConnection(HTTPConnection):
 def track(pool: Any) -> None:
     """Make `pool` open tracked connections, and close its idle connections that are not tracked.
 
-    A recorder such as vcrpy replaces the connection class by a class that sends in another way.
-    Such a pool is not changed. Then it is unknown whether a request was sent.
+    A recorder such as vcrpy replaces the connection class of the pool. Such a pool is not changed,
+    because the recorder's class sends requests in another way. Then it is unknown whether a request
+    was sent.
     """
     connection_class: Any = pool.ConnectionCls
     if issubclass(connection_class, TrackedConnection):
@@ -188,14 +193,19 @@ def track(pool: Any) -> None:
         if pool.pool is not None:
             _close_idle(pool.pool)
             if pool.pool.__class__ is LifoQueue:
-                pool.pool.__class__ = _Slots  # Other threads may wait for this queue.
+                # Change the class of the queue. Threads that wait for the queue would never get a
+                # connection from a new queue.
+                pool.pool.__class__ = _Slots
 
 
 class _Slots(LifoQueue[Any]):
-    """The queue of a blocking pool: waiting ends at the pool timeout, or by an interrupt."""
+    """The queue of a pool with `block=True`. The pool timeout or an interrupt ends a wait."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Return a connection, or None for a free slot; raise `Empty` if there is none."""
+        """Return an idle connection, or None for a free slot of the pool.
+
+        Raises `Empty` if no slot became free in time.
+        """
         exchange = _EXCHANGE.get()
         if not block or exchange is None:
             return super().get(block, timeout)
@@ -213,8 +223,8 @@ class _Slots(LifoQueue[Any]):
 def close_pools(manager: urllib3.PoolManager) -> None:
     """Close the idle connections of a pool manager, and remove its pools.
 
-    `PoolManager.clear` only removes the pools. A kept exception may refer to a pool, and so keep
-    its connections open.
+    `PoolManager.clear` only removes the pools. If the user stores an exception that refers to a
+    pool, the connections of the pool would stay open.
     """
     pools = [manager.pools.get(key) for key in manager.pools.keys()]  # noqa: SIM118 - not iterable
     manager.clear()
@@ -243,7 +253,8 @@ def _close_idle(connections: LifoQueue[Any]) -> None:
             if connection := connections.get_nowait():
                 connection.close()
             removed += 1
-    # In the queue, None is a free slot. Another thread may have filled some slots by now.
+    # In the queue, None is a free slot. The queue is full if other threads have returned their
+    # connections in the meantime.
     with suppress(Full):
         for _ in range(removed):
             connections.put_nowait(None)

@@ -1,8 +1,8 @@
-"""A response of http.client with its own head checks and body framing (RFC 9112, sections 6 and 7).
+"""A subclass of `http.client.HTTPResponse` that reads heads and bodies more strictly.
 
-http.client does three things that flux0 must not do. Its reads may wait for more bytes than have
-arrived. It accepts a head or a last chunk that the end of the connection truncates. It returns
-interim responses as if they were final.
+`HTTPResponse` has three problems. A read of a body may wait for more bytes, although some bytes
+have been received. A head or a last chunk that is truncated is accepted. An interim response is
+returned like a final response. The framing of bodies is defined in RFC 9112, sections 6 and 7.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class TrackedResponse(HTTPResponse):
     """The response to one request.
 
     Args:
-        raw_socket: The socket of the operating system, below any TLS in TLS.
+        raw_socket: The socket of the connection. For TLS inside TLS, the socket of the outer TLS.
         sock: The object that http.client reads the response from.
 
     Attributes:
-        idle_since: The value of `time.monotonic()` when the body was read to its end, or, before
-            that, when this object was created.
+        idle_since: The value of `time.monotonic()` at the end of the body. Until the body was read
+            to its end, it is the time at which this object was created.
     """
 
     fp: Any
@@ -56,10 +56,11 @@ class TrackedResponse(HTTPResponse):
         self.idle_since: float = monotonic()
 
     def begin(self) -> None:
-        """Read the head of the final response; skip interim responses (RFC 9110, section 15.2)."""
+        """Skip interim responses (RFC 9110, section 15.2), and read the head of the final one."""
         file = self.fp
         received = file.peek()
-        # Most heads arrive complete and valid. Only the others need the checks of `_HeadReader`.
+        # Most heads are received completely, and are valid. Only for other heads, use the checks of
+        # `_HeadReader`, which are slower.
         if not _VALID_HEAD.match(received):
             self.fp = _HeadReader(file)
         super().begin()
@@ -72,7 +73,8 @@ class TrackedResponse(HTTPResponse):
         length = self._joined("content-length")
         if problem := framing_problem(length, self._joined("transfer-encoding")):
             raise HTTPException(problem)
-        if self.length is None and length is not None:  # http.client does not accept "5, 5".
+        # A content-length such as "5, 5" is valid (RFC 9110, section 8.6); http.client ignores it.
+        if self.length is None and length is not None:
             self.length = int(length.partition(",")[0])
 
     def _joined(self, name: str) -> str | None:
@@ -80,11 +82,11 @@ class TrackedResponse(HTTPResponse):
         return None if values is None else ", ".join(values)
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the bytes of the body as they arrive, up to its end.
+        """Yield the bytes of the body as they are received, until the end of the body.
 
-        A piece is empty if the received bytes contain only framing.
+        A piece is empty if the received bytes contain only chunk framing.
         """
-        if self.fp is None:  # A hook of the user closed the response.
+        if self.fp is None:  # A hook of the user has closed the response.
             raise IncompleteRead(b"")
         surplus = b""
         if self.length is not None:
@@ -98,7 +100,7 @@ class TrackedResponse(HTTPResponse):
         else:
             while piece := self.fp.read1(_MAX_PIECE_BYTES):
                 yield piece
-        if surplus:  # The next response on this connection would begin with these bytes.
+        if surplus:  # If the connection were reused, the next response would begin with `surplus`.
             shut_down(self.raw_socket)
         self.idle_since = monotonic()
         self.close()
@@ -113,7 +115,7 @@ class TrackedResponse(HTTPResponse):
         return chunks.surplus
 
     def _read(self) -> bytes:
-        """Return the bytes that have arrived, waiting if there are none."""
+        """Return the received bytes; wait only if no byte has been received."""
         data: bytes = self.fp.read1(_MAX_PIECE_BYTES)
         if not data:
             raise IncompleteRead(b"")
@@ -121,9 +123,9 @@ class TrackedResponse(HTTPResponse):
 
 
 class _HeadReader:
-    """A file for http.client that fails if a head is truncated, malformed or too large.
+    """A file for http.client that raises if a head is truncated, malformed or too large.
 
-    http.client would take the fields after a malformed line for a part of the body.
+    After a malformed line, http.client would read the remaining fields as a part of the body.
     """
 
     def __init__(self, file: Any) -> None:
@@ -136,7 +138,7 @@ class _HeadReader:
         self._remaining -= len(line)
         if self._remaining < 0:
             raise HTTPException(f"the response head has more than {MAX_OVERHEAD_BYTES:,} bytes")
-        # http.client itself raises for an empty response, and for a first line that is not HTTP.
+        # If the response is empty, or the first line is not HTTP, http.client itself raises.
         in_head = self._valid_line or (line != b"" and b"HTTP/".startswith(line[:5]))
         if in_head and not line.endswith(b"\n") and len(line) < limit:
             raise IncompleteRead(line)
@@ -146,13 +148,13 @@ class _HeadReader:
             self._valid_line = _FIELD_LINE
         elif self._valid_line.fullmatch(line) or len(line) == limit:
             self._valid_line = _FOLDED_LINE
-            return line.rstrip() + b"\r\n"  # http.client would keep spaces in the value.
+            return line.rstrip() + b"\r\n"  # http.client would not strip spaces after the value.
         else:
             raise HTTPException(f"a header line is malformed: {line[:50]!r}")
         return line
 
     def flush(self) -> None:
-        """Do nothing; http.client calls it when a response is closed."""
+        """Do nothing. http.client calls this method when it closes a response."""
 
     def close(self) -> None:
         self._file.close()

@@ -4,16 +4,16 @@ The steps of one request:
 
 1. `RequestsTransport.send` prepares the request with the headers, cookies, parameters and
    authentication of the session.
-2. The adapter of the session finds a pool. `track` makes it open connections that record their
-   steps in a `Urllib3Exchange`.
+2. The adapter of the session finds a pool. `track` changes the connection class of the pool, so
+   that connections record their steps in a `Urllib3Exchange`.
 3. urllib3 connects, sends the request and reads the response head, as in the module `transport`.
-4. The hooks of the session are called with the response. `_HookRecorder` has the first and the last
-   hook: they record the response, and hide its location.
-5. `send` returns the response. Its body has not been read yet, unless a hook did it.
-6. The caller iterates over the body. `TrackedResponse.pieces` yields bytes as they arrive, and
-   `Urllib3Body` decodes them.
-7. At the end of the body, the connection returns to the pool. After an error or an early `close`,
-   it is closed instead.
+4. The hooks of the session are called with the response. The first hook and the last hook belong
+   to `_HookRecorder`: the first one records the response, and the last one hides its location.
+5. `send` returns the response. The body has not been read yet, unless a hook has read it.
+6. The caller iterates over the body. `TrackedResponse.pieces` yields bytes as they are received, and
+   `Urllib3Body` decodes the bytes.
+7. At the end of the body, the connection returns to the pool. If the body is closed early, or after
+   an error, the connection is closed.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ from flux0.runtime.processes import PerProcess
 
 
 class RequestsTransport:
-    """Sends requests over requests, with your session or a built-in one.
+    """Sends requests with the library requests, over your session or a built-in session.
 
-    Your session keeps its proxies, certificates, authentication, cookies, headers, hooks and
-    adapters, and stays open. Its connections are tracked, to know whether a request was sent. The
-    built-in session uses proxies and certificates from the environment. It reads no passwords from
-    `.netrc` and stores no cookies. Exceptions from hooks, authentication and adapters are re-raised
-    unchanged.
+    Your session is used with its proxies, certificates, authentication, cookies, headers, hooks and
+    adapters, and is never closed. Its connections are tracked, to know whether a request was sent.
+    The built-in session uses proxies and certificates from the environment. It reads no passwords
+    from `.netrc` and stores no cookies. Exceptions from hooks, authentication and adapters are
+    re-raised unchanged.
 
-    The request sets all timeouts. The pool timeout has an effect only if an adapter has
+    The timeouts come from the request. The pool timeout has an effect only if an adapter has
     `pool_block=True`. Redirects are not followed. A session with an adapter that retries is
     rejected.
     """
@@ -87,7 +87,7 @@ class RequestsTransport:
         response = _send(connections, request)
         status = response.status_code
         headers = _headers(response)
-        # The client reads the body of an error. The user can read it again from the raw response.
+        # The client reads the body of an error response. `_retain` lets the user read it again.
         retain = None if is_success(status) else partial(_retain, response)
         pulled = Urllib3Body(_body_source(response), request.timeout, retain)
         if request.is_streaming(status):
@@ -97,7 +97,7 @@ class RequestsTransport:
         return Response(status, headers, body, response, not is_framed(headers))
 
     def close(self) -> None:
-        """Close the connections and the open bodies, unless the session is yours."""
+        """Close the connections and the open bodies, unless you passed in the session."""
         if self._user_session is None:
             self._connections.get().close()
 
@@ -202,7 +202,7 @@ def _prepare(session: requests.Session, request: Request) -> Any:
 
 
 class _TrackingAdapter(HTTPAdapter):
-    """An adapter whose pools open tracked connections."""
+    """The adapter of the built-in session, whose pools open tracked connections."""
 
     def get_connection_with_tls_context(
         self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
@@ -231,7 +231,7 @@ def _track_connections(session: requests.Session, prepared: Any, settings: Any) 
 def _tracked_pool(
     adapter: HTTPAdapter, get: Any, request: Any, *, verify: Any, proxies: Any, cert: Any
 ) -> Any:
-    """Return the pool that `get` returns, after making it open tracked connections."""
+    """Call `get`, and return its pool with tracked connections."""
     try:
         pool = get(request, verify, proxies, cert)
         adapter.cert_verify(pool, request.url, verify, cert)  # type: ignore[no-untyped-call]
@@ -242,10 +242,10 @@ def _tracked_pool(
 
 
 class _HookRecorder:
-    """Adds a hook before the hooks of the user, and a hook after them.
+    """Adds a hook before the user's hooks, and a hook after the user's hooks.
 
     Attributes:
-        response: The response of the adapter, or None before it was received.
+        response: The response of the adapter; None if no response was received.
     """
 
     def __init__(self, prepared: requests.PreparedRequest) -> None:
@@ -259,7 +259,7 @@ class _HookRecorder:
         self.response = response
 
     def _hide_location(self, response: requests.Response, **_: Any) -> None:
-        # For a redirect, requests would read the whole body and close the response.
+        # With a location, requests would read the whole body and close the response.
         self._location = response.headers.pop("location", None)
 
     def restore_location(self, response: requests.Response) -> None:
@@ -270,8 +270,8 @@ class _HookRecorder:
 def _body_source(response: requests.Response) -> Any:
     """Return the object that `Urllib3Body` reads the body from."""
     raw: Any = response.raw
-    # A hook may have read the body. Requests has no public attribute for this.
-    # The user's adapter may return any file.
+    # A hook may have read the body; requests has no public attribute to find out. If the adapter is
+    # a class of the user, `raw` may be any file.
     if vars(response)["_content"] is not False or not hasattr(raw, "read1"):
         return HTTPResponse(BytesIO(response.content), preload_content=False)
     if hasattr(raw, "release_conn"):
@@ -281,7 +281,7 @@ def _body_source(response: requests.Response) -> Any:
 
 def _headers(response: requests.Response) -> Headers:
     fields = getattr(response.raw, "headers", None)
-    # Only the headers of urllib3 keep repeated fields separate.
+    # `response.headers` of requests joins repeated fields, so prefer the headers of urllib3.
     return Headers(
         tuple((fields if isinstance(fields, HTTPHeaderDict) else response.headers).items())
     )

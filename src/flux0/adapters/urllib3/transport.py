@@ -3,16 +3,17 @@
 The steps of one request:
 
 1. `Urllib3Transport.send` finds the pool of the server, or the manager of the proxy.
-2. `track` makes the pool open connections that record their steps in a `Urllib3Exchange`.
+2. `track` changes the connection class of the pool, so that connections record their steps in a
+   `Urllib3Exchange`.
 3. urllib3 takes an idle connection from the pool, or connects. If this fails, nothing was sent.
 4. The connection records that the request is being sent, and sends its head and body.
 5. `TrackedResponse.begin` reads the response head. Up to this step, an interrupt shuts down the
    socket.
-6. `send` returns the response. Its body has not been read yet.
-7. The caller iterates over the body. `TrackedResponse.pieces` yields bytes as they arrive, and
-   `Urllib3Body` decodes them.
-8. At the end of the body, the connection returns to the pool. After an error or an early `close`,
-   it is closed instead.
+6. `send` returns the response. The body has not been read yet.
+7. The caller iterates over the body. `TrackedResponse.pieces` yields bytes as they are received, and
+   `Urllib3Body` decodes the bytes.
+8. At the end of the body, the connection returns to the pool. If the body is closed early, or after
+   an error, the connection is closed.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ _NO_RETRIES: Final = urllib3.Retry(total=False, redirect=False)
 
 
 class Urllib3Transport:
-    """Sends requests over urllib3, with your pool manager or a built-in one.
+    """Sends requests over urllib3, with your pool manager or a built-in pool manager.
 
-    Your manager, such as a `ProxyManager`, keeps its proxy, certificates, limits and default
-    headers, and stays open. Its connections are tracked, to know whether a request was sent. The
-    built-in manager reads the proxy settings of the environment with the first request to each
-    server. To ignore them, pass a `PoolManager()`.
+    Your manager, such as a `ProxyManager`, is used with its proxy, certificates, limits and default
+    headers, and is never closed. Its connections are tracked, to know whether a request was sent.
+    The built-in manager reads the proxy settings of the environment with the first request to each
+    server. To ignore these settings, pass a `PoolManager()`.
 
-    The request sets all timeouts. The pool timeout has an effect only if the manager has
+    The timeouts come from the request. The pool timeout has an effect only if the manager has
     `block=True`, as the built-in manager does. Redirects are not followed, and the retries of
     urllib3 are disabled.
     """
@@ -136,13 +137,13 @@ class _Connections:
         self.bodies.close()
 
     def opener_for(self, url: str) -> tuple[Any, str]:
-        """Return the object whose `urlopen` sends a request to `url`, and the URL to pass to it."""
+        """Return the object whose `urlopen` sends a request to `url`, and the URL for `urlopen`."""
         parts = urlsplit(url)
         manager = self._manager_for(url)
         if manager is not self.manager or self._proxies is None:
             track(manager.connection_from_url(url))
             return manager, url
-        # The same as PoolManager.urlopen, which would parse the URL again for each request.
+        # PoolManager.urlopen would parse the URL for each request, so call the pool directly.
         origin = f"{parts.scheme}://{parts.netloc}"
         last = self._last_pool
         if last is None or last[0] != origin:
@@ -181,7 +182,8 @@ def _timeout(connect: float | None, read: float | None) -> urllib3.Timeout:
 
 def _headers(request: Request, manager: urllib3.PoolManager) -> dict[str, str]:
     sources = manager.headers, {"Accept-Encoding": ACCEPT_ENCODING}, request.headers
-    # In title case, because ProxyManager has default fields, and compares names case-sensitively.
+    # Use title case, because ProxyManager adds default fields, and compares their names
+    # case-sensitively.
     headers = {name.title(): value for fields in sources for name, value in fields.items()}
     if request.body is not None:
         headers["Content-Length"] = str(len(request.body))
@@ -189,7 +191,7 @@ def _headers(request: Request, manager: urllib3.PoolManager) -> dict[str, str]:
 
 
 def _copy(response: Any) -> tuple[urllib3.HTTPResponse, Callable[[bytes], object]]:
-    """Return a copy that the user can read, and a function that stores the decoded body in it."""
+    """Return a copy of the response for the user, and a function that fills in the decoded body."""
     content = BytesIO()
     copy = urllib3.HTTPResponse(
         content,
@@ -204,7 +206,7 @@ def _copy(response: Any) -> tuple[urllib3.HTTPResponse, Callable[[bytes], object
     )
 
     def fill(data: bytes) -> None:
-        if not content.closed:  # Closed together with the copy, or with its last reference.
+        if not content.closed:  # The user may have closed the copy, or may have dropped it.
             content.seek(-content.write(data), SEEK_CUR)
 
     return copy, fill
