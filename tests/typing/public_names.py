@@ -42,6 +42,15 @@ def stream_events_can_be_matched_by_class(event: StreamEvent) -> None:
             assert_never(event)
 
 
+def stream_events_can_be_compared_by_type(event: StreamEvent) -> None:
+    if event.type == "chunk":
+        assert_type(event, ChunkEvent)
+    elif event.type == "status":
+        assert_type(event, StatusEvent)
+    else:
+        assert_type(event, UnknownEvent)
+
+
 def event_data_can_be_matched_by_class(event: Event) -> None:
     match event.data:
         case MessageData() as message:

@@ -1,9 +1,13 @@
-"""The events of a turn's stream: status events, chunk events, and events of unknown types."""
+"""The events of a turn's stream: status events, chunk events, and events of unknown types.
+
+`type` tells the classes apart: `"status"`, `"chunk"` or `"unknown"`. Only the JSON of a status event
+has a key `type`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from attrs import asdict, frozen
 
@@ -58,6 +62,7 @@ class ChunkEvent(Extensible):
     """
 
     event: ClassVar[str] = "chunk"
+    type: ClassVar[Literal["chunk"]] = "chunk"
     correlation_id: str
     event_id: str
     seq: int
@@ -82,7 +87,7 @@ class StatusEvent(Extensible):
     """
 
     event: ClassVar[str] = "status"
-    type: ClassVar[str] = "status"
+    type: ClassVar[Literal["status"]] = "status"
     id: str
     correlation_id: str
     source: EventSource | str
@@ -119,6 +124,7 @@ class StatusEvent(Extensible):
 class UnknownEvent:
     """An event with a name that this library does not know; `data` is its text, not parsed."""
 
+    type: ClassVar[Literal["unknown"]] = "unknown"
     event: str
     data: str
     id: str = ""

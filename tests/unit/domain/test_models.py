@@ -218,6 +218,20 @@ def test_unknown_members_are_readable_and_kept_by_copies(kind: Any, data: dict[s
         assert unknown.items() <= to_dict(model).items()
 
 
+def test_only_the_json_of_status_events_has_the_type_of_the_event() -> None:
+    status = StatusEvent("", "c", EventSource.AI_AGENT, StatusData(SessionStatus.TYPING))
+    events: list[models.StreamEvent] = [
+        ChunkEvent("c", "e", 0, (), {}),
+        status,
+        models.UnknownEvent("note", "text"),
+    ]
+
+    assert [event.type for event in events] == ["chunk", "status", "unknown"]
+    assert [to_dict(event).get("type") for event in events] == [None, "status", None]
+    assert from_dict(list[models.StreamEvent], to_dict(events)) == events
+    assert from_dict(ChunkEvent, {**to_dict(events[0]), "type": "x"}).extra == {"type": "x"}
+
+
 def test_extra_members_of_new_models_are_encoded() -> None:
     part = ContentPart("hi", extra={"mode": "draft"})
 
