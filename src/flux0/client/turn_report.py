@@ -47,10 +47,7 @@ class TurnReport:
         if not self._once.acquire(blocking=False):
             return
         self.seconds = self._clock() - self._start
-        if not (self._observers or later):
-            from flux0.middleware.logging import is_turn_logged  # noqa: PLC0415 - imports logging
-
-            if not is_turn_logged():
-                return
+        if not (later or self._observers.is_turn_observed()):
+            return
         report = self._observers.postpone if later else self._observers.turn_ended
         report(self._request.call, describe(bool(self._observers)))

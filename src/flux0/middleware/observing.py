@@ -28,6 +28,7 @@ class Observers:
     def __init__(self, observers: Iterable[Observer], time: Time) -> None:
         self._observers = _checked(observers)
         self._time = time
+        self._is_logged: Callable[[], bool] | None = None
         self._failed: set[Observer] = set()
         self._postponed: deque[tuple[Call | None, TurnEnd]] = deque()
 
@@ -71,6 +72,16 @@ class Observers:
             end = AttemptEnd(number, self._time.monotonic() - start, status, error)
             self._each(lambda observer: observer.on_attempt_end(call, end))
         return response
+
+    def is_turn_observed(self) -> bool:
+        """Return whether `turn_ended` has an effect."""
+        if self._observers:
+            return True
+        if self._is_logged is None:
+            from flux0.middleware.logging import turn_log_check  # noqa: PLC0415 - imports logging
+
+            self._is_logged = turn_log_check()
+        return self._is_logged()
 
     def first_event(self, call: Call | None, seconds: float) -> None:
         """Report the first event of a turn; `call` is None if there are no observers."""

@@ -102,10 +102,7 @@ class ApiCall:
 
         For an operation without a result (204), return `call.send(request)` instead.
         """
-        return self.observed(request, self._fetch(model, request))
-
-    def observed(self, request: Request, flow: Flow[T]) -> Flow[T]:
-        """Return `flow`, the whole call of `request`, with reports to the observers, if any."""
+        flow = self._fetch(model, request)
         return flow if self.observe is None else self.observe(request, flow)
 
     def _fetch(self, model: type[T], request: Request) -> Flow[T]:

@@ -125,7 +125,8 @@ def _fetch_events(
 
 def open_stream(call: ApiCall, request: Request) -> Flow[Response[Any]]:
     """Send a message and return the response; its body is the event stream of the turn."""
-    return call.observed(request, _open_stream(call, request))
+    flow = _open_stream(call, request)
+    return flow if call.observe is None else call.observe(request, flow)
 
 
 def _open_stream(call: ApiCall, request: Request) -> Flow[Response[Any]]:
