@@ -21,6 +21,12 @@ from flux0.middleware.observing import Observers
 from flux0.ports import AsyncTransport, Time, Transport
 from flux0.usecases.call import ApiCall
 
+_UNCONFIRMED = (
+    "the end of a turn is unconfirmed: a proxy may hide that the server was killed, so replies can "
+    "be incomplete. Behind nginx, set proxy_http_version 1.1 and proxy_pass_header Server: see "
+    "https://github.com/flux0-ai/flux0-client-python/blob/main/docs/proxies.md"
+)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -154,9 +160,9 @@ class Caller:
         """Log a warning about unconfirmed ends, once for each client."""
         if not self._warned:
             self._warned = True
-            from flux0.middleware.logging import log_unconfirmed_end  # noqa: PLC0415 - rare
+            import logging  # noqa: PLC0415 - slow to import, and HTTP libraries import it anyway
 
-            log_unconfirmed_end()
+            logging.getLogger("flux0").warning(_UNCONFIRMED)
 
     def drive(self, flow: Flow[T], deadline: Deadline | None) -> T:
         """Drive `flow` over the sync transport until `deadline`."""

@@ -65,17 +65,6 @@ class Logging:
             raise
 
 
-def log_unconfirmed_end() -> None:
-    """Log to the logger `flux0` that the end of a turn could not be confirmed."""
-    import logging  # noqa: PLC0415 - slow to import, and rarely needed
-
-    logging.getLogger("flux0").warning(
-        "the end of a turn is unconfirmed: a proxy may hide that the server was killed, so replies "
-        "can be incomplete. Behind nginx, set proxy_http_version 1.1 and proxy_pass_header Server: "
-        "see https://github.com/flux0-ai/flux0-client-python/blob/main/docs/proxies.md"
-    )
-
-
 def log_retry(details: RetryDetails) -> None:
     """Log a retry to the logger `flux0`.
 
