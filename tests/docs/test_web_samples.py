@@ -39,8 +39,8 @@ def load(page: str, line: str) -> dict[str, Any]:
     return example.namespace
 
 
-# Each function returns a function that posts a message to a session as a user, None if nobody is
-# logged in. It returns the status and the body of the response.
+# Each function returns a function that posts a message to a session as a user; None means that
+# no user is logged in. It returns the status and the body of the response.
 
 
 def starlette() -> Post:

@@ -92,7 +92,7 @@ def test_web_request_that_fails_before_sending_stores_nothing(
     assert conversation.history() == ()
 
 
-def test_web_request_returns_the_answer(client: Flux0, session_id: str) -> None:
+def test_web_request_returns_the_reply(client: Flux0, session_id: str) -> None:
     ask_once: Callable[[Conversation, str], str] = load("ask_once")
     assert ask_once(client.conversation(session=session_id), content_of({"text": "Hi"})) == "Hi"
 
@@ -220,7 +220,7 @@ def test_two_clients_in_one_session_lose_both_replies(
         server.wait_cancelled(waits[1])
 
 
-def test_lock_keeps_turns_of_two_clients_apart(
+def test_with_a_lock_two_clients_get_both_replies(
     server: Flux0Server, session_id: str, fresh_name: str, tmp_path: Path
 ) -> None:
     session_lock: Callable[[Path, Conversation], AbstractContextManager[None]]

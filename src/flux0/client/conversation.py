@@ -129,11 +129,11 @@ class Conversation(_ConversationBase):
 
         Use it after an error, after a restart, or in another process. Pass `correlation_id` (see
         `StreamError.correlation_id`), which is exact, or `content` and `since`. If several senders
-        send the same text at the same time, `content` cannot tell their turns apart.
+        send the same text at the same time, `content` cannot distinguish their turns.
 
         None is not final: the message may be stored later, for example if a proxy queues requests.
         A stored message may stay without a reply, because the agent stops when its stream is
-        closed. The stored events do not tell whether a reply is complete.
+        closed. The stored events do not show whether a reply is complete.
 
         Args:
             content: The text of the message.

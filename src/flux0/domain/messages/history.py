@@ -43,7 +43,7 @@ class Reply:
 class StoredTurn:
     """A turn as the server has stored it so far.
 
-    The stored events do not tell whether the turn is complete, or whether the agent is running.
+    The stored events do not show whether the turn is complete, or whether the agent is running.
 
     Attributes:
         message: the message of the user.
@@ -80,7 +80,7 @@ def answer_of(messages: Iterable[Event | TurnMessage]) -> str:
 
 
 def stored_turn(events: Iterable[Event], content: str | None) -> StoredTurn | None:
-    """Return the first turn whose user message has this text; None stands for any text."""
+    """Return the first turn whose user message has this text; None matches any text."""
     history = [event for event in events if event.type in MESSAGE_TYPES]
     for message in history:
         if message.source == EventSource.USER and content in (None, message.text):
