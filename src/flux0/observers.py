@@ -142,6 +142,7 @@ class Observer:
     def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
         """Handle the end of a turn. This is called once for each turn.
 
-        If the garbage collector closes the stream, this is called at the next call of the client,
-        or when the client is closed, because code of a finalizer must not wait for locks.
+        If the garbage collector may have closed the stream, this is called at the next call of the
+        client, or when the client is closed, because a finalizer must not wait for locks. This also
+        applies to a sync stream in a generator that is closed.
         """

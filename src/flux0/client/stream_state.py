@@ -66,7 +66,7 @@ class StreamState(Uncopyable):
         self._report_later = False  # Whether the end may be noticed in the garbage collector.
 
     def __del__(self) -> None:
-        if not self._released:
+        if self._report.seconds is None:
             self._report_later = True
             self._report_end()
 

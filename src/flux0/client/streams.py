@@ -68,7 +68,9 @@ class EventStream(StreamState):
         self._enter()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # The garbage collector may close the generator that contains the `with` block.
+        self._report_later = kind is GeneratorExit
         self.close()
 
     def __iter__(self) -> Iterator[StreamEvent]:
@@ -166,7 +168,8 @@ class EventStream(StreamState):
         """
         from flux0.client.relay import heartbeat_seconds, relay  # noqa: PLC0415 - few need it
 
-        return relay(self, self.close, heartbeat_seconds(heartbeat_ms))
+        # The garbage collector may close the iterator, so its reading thread reports the end.
+        return relay(self, self._release, heartbeat_seconds(heartbeat_ms))
 
     def stored_events(self) -> Events:
         """Return the events of this turn that the server has stored so far.
@@ -185,10 +188,13 @@ class EventStream(StreamState):
         Args:
             reason: The message of the `ClientClosed` that a reader of the stream gets.
         """
+        self._release(reason)
+        self._report_end()
+
+    def _release(self, reason: str = CLOSED_EARLY) -> None:
         self.mark_closed(reason)
         self._close_body()
         self._released = True
-        self._report_end()
 
     def _advance(self) -> bool:
         """Read the next piece of the body; return False if the body had already ended."""

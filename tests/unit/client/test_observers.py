@@ -6,9 +6,10 @@ import gc
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from io import StringIO
+from threading import Event
 from typing import Any, cast
 
 import anyio
@@ -35,6 +36,7 @@ from flux0.testing import (
     Fail,
     FakeTransport,
     FallSilent,
+    Gate,
     GiveResult,
     Pause,
     Respond,
@@ -331,6 +333,41 @@ async def test_loop_that_is_left_without_a_with_block_is_reported_when_the_clien
         gc.collect()
 
     assert (recorder.turn.ending, recorder.turn.event_count) == ("closed", stream.event_count)
+
+
+def test_stream_in_a_closed_generator_is_reported_at_the_next_call() -> None:
+    """A web server may leave its generators to the garbage collector."""
+
+    def pieces() -> Iterator[str]:
+        with flux0.conversation(agent=fake.agent_id).send("Hi") as stream:
+            yield from stream.text()
+
+    fake, recorder = FakeTransport([Say("Hello there", pieces=5)]), Recorder()
+    with Flux0(transport=fake, observers=[recorder]) as flux0:
+        generator = pieces()
+        next(generator)
+        del generator
+        assert recorder.turns == []
+        flux0.agents.list()
+        assert recorder.turn.ending == "closed"
+
+
+def test_relay_that_is_closed_early_is_reported_by_its_thread() -> None:
+    reported = Event()
+
+    class Signal(Recorder):
+        def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
+            super().on_turn_end(call, turn)
+            reported.set()
+
+    fake, recorder = FakeTransport([Say("Hello"), Gate()]), Signal()
+    with Flux0(transport=fake, observers=[recorder]) as flux0:
+        relay = flux0.conversation(agent=fake.agent_id).send("Hi").relay()
+        next(relay)
+        del relay
+        assert reported.wait(10)
+
+    assert recorder.turn.ending == "closed"
 
 
 def test_closing_the_client_reports_its_open_turns() -> None:
