@@ -43,7 +43,7 @@ class AiohttpTransport:
     Your session keeps its settings, cookies, middlewares and traces, belongs to the event loop that
     created it, and is never closed here. A created session stores no cookies and uses the proxy
     settings of the environment. The timeout `pool` limits the wait for a free connection together
-    with opening it, and `read` also limits the wait until the request is sent.
+    with opening it.
     """
 
     def __init__(self, session: aiohttp.ClientSession | None = None) -> None:
