@@ -124,6 +124,8 @@ class Caller:
         retries: RetryConfig | None = None,
         server_url: str | None = None,
         http_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, str] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
         stream_idle_timeout_ms: int | None = None,
         **unknown: object,
     ) -> ApiCall:
@@ -137,6 +139,10 @@ class Caller:
         if http_headers is not None:
             headers = call.headers.merge(arguments.headers("http_headers", http_headers))
             call = evolve(call, headers=headers)
+        if extra_query is not None:
+            call = evolve(call, extra_query=arguments.parameters("extra_query", extra_query))
+        if extra_body is not None:
+            call = evolve(call, extra_body=arguments.members("extra_body", extra_body))
         if stream_idle_timeout_ms is not None:
             idle = arguments.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
             call = evolve(call, timeout=evolve(call.timeout, idle=idle))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from inspect import Parameter, signature
-from typing import ForwardRef, TypedDict, TypeVar, cast
+from typing import Any, ForwardRef, TypedDict, TypeVar, cast
 
 from flux0.domain.retrying import RetryConfig
 
@@ -21,12 +21,17 @@ class CallOptions(TypedDict, total=False):
             For a stream, the time until its response headers.
         http_headers: Header fields to send in addition to the client's. They replace fields of the
             client with the same name.
+        extra_query: Parameters to add to the query, for a server that is newer than flux0.
+        extra_body: Members to add to the JSON object in the body, for a server that is newer than
+            flux0. Values are plain JSON or models.
     """
 
     retries: RetryConfig | None
     server_url: str | None
     timeout_ms: int | None
     http_headers: Mapping[str, str] | None
+    extra_query: Mapping[str, str] | None
+    extra_body: Mapping[str, Any] | None
 
 
 class TurnOptions(CallOptions, total=False):

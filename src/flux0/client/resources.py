@@ -39,7 +39,8 @@ class AgentsResource(_Resource):
 
     All methods accept these options, which change the settings of the client for one call:
     `retries` (a `RetryConfig`), `server_url`, `timeout_ms` (a limit for the call with all its
-    retries) and `http_headers` (sent in addition to the headers of the client).
+    retries), `http_headers` (sent in addition to the headers of the client), and `extra_query` and
+    `extra_body` (for fields of a newer server).
 
     All methods raise `APIError` if the server returns an error status, `TransportError` if the
     exchange fails, and `InvalidArgument` for a wrong argument, before anything is sent.
@@ -124,7 +125,8 @@ class SessionsResource(_Resource):
 
     All methods accept these options, which change the settings of the client for one call:
     `retries` (a `RetryConfig`), `server_url`, `timeout_ms` (a limit for the call with all its
-    retries) and `http_headers` (sent in addition to the headers of the client).
+    retries), `http_headers` (sent in addition to the headers of the client), and `extra_query` and
+    `extra_body` (for fields of a newer server).
 
     All methods raise `APIError` if the server returns an error status, `TransportError` if the
     exchange fails, and `InvalidArgument` for a wrong argument, before anything is sent.

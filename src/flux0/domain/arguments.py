@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TypeGuard, TypeVar, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
@@ -82,6 +82,27 @@ def names(argument: str, values: object) -> tuple[str, ...]:
     if not checked:
         raise InvalidArgument(argument, "must not be empty; omit it for no filter")
     return checked
+
+
+def members(argument: str, value: object) -> dict[str, Any]:
+    """Return a mapping with str keys as a dict; the codec checks its values."""
+    if not isinstance(value, Mapping):
+        raise InvalidArgument(argument, f"must be a mapping, not {_kind(value)}")
+    items = dict(cast("Mapping[object, Any]", value))
+    for key in items:
+        if not isinstance(key, str):
+            raise InvalidArgument(argument, f"must have keys of type str, not {_kind(key)}")
+    return cast("dict[str, Any]", items)
+
+
+def parameters(argument: str, value: object) -> dict[str, str]:
+    """Return a mapping of str to str as a dict."""
+    items = members(argument, value)
+    for key, item in items.items():
+        if not isinstance(item, str):
+            raise InvalidArgument(argument, f"must have a str for {key!r}, not {_kind(item)}")
+        optional_text(argument, key + item)
+    return items
 
 
 def instance(argument: str, kind: type[T], value: object) -> T:

@@ -1,7 +1,7 @@
 """The events of a turn's stream: status events, chunk events, and events of unknown types.
 
-`type` tells the classes apart: `"status"`, `"chunk"` or `"unknown"`. Only the JSON of a status event
-has a key `type`.
+`type` tells the classes apart: `"status"`, `"chunk"` or `"unknown"`. In JSON, only status events
+have a key `type`.
 """
 
 from __future__ import annotations

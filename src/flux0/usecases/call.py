@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Any, TypeVar, cast
 
 from attrs import frozen
 
-from flux0.domain.errors import DecodeError
+from flux0.domain.errors import DecodeError, InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.timeouts import Deadline
@@ -39,6 +39,8 @@ class ApiCall:
         retries: the retry policy.
         deadline: the moment by which the call must end, with all its attempts.
         observe: runs the flow of a call, and reports its start and end; None without observers.
+        extra_query: parameters that are added to the query; None adds nothing.
+        extra_body: members that are added to the JSON object in the body; None adds nothing.
     """
 
     send: SendFlow
@@ -51,6 +53,8 @@ class ApiCall:
     retries: RetryConfig
     deadline: Deadline | None = None
     observe: Callable[[Request, Flow[Any]], Flow[Any]] | None = None
+    extra_query: Mapping[str, str] | None = None
+    extra_body: Mapping[str, Any] | None = None
 
     def request(
         self,
@@ -67,7 +71,20 @@ class ApiCall:
         """Return a request of this call; the placeholders in `route` are replaced by `ids`.
 
         `content` is the message of the user, if the call starts a turn.
+
+        Raises:
+            InvalidArgument: `extra_query` or `extra_body` does not fit this request.
         """
+        if self.extra_query is not None:
+            _check_new("extra_query", self.extra_query, dict(query))
+            query = (*query, *self.extra_query.items())
+        if self.extra_body is not None:
+            if not isinstance(body, dict):
+                problem = f"must not be passed: {operation} sends no JSON object in the body"
+                raise InvalidArgument("extra_body", problem)
+            members = cast("dict[str, Any]", body)
+            _check_new("extra_body", self.extra_body, members)
+            body = {**members, **self.extra_body}
         url = f"{self.server_url}{route if ids is None else _fill(route, ids)}"
         if query:
             from urllib.parse import urlencode  # noqa: PLC0415 - not needed to import this package
@@ -112,6 +129,13 @@ class ApiCall:
         except DecodeError as error:
             error.attach_request(request.operation, request.method, request.url)
             raise
+
+
+def _check_new(argument: str, extra: Iterable[str], own: Container[str]) -> None:
+    for key in extra:
+        if key in own:
+            problem = f"must not contain {key!r}: flux0 sends it in this call"
+            raise InvalidArgument(argument, problem)
 
 
 def _fill(route: str, ids: Mapping[str, str]) -> str:

@@ -205,6 +205,8 @@ async def test_call_rejects_invalid_options_before_sending(mode: Mode) -> None:
         ("retries", {"strategy": "none"}),
         ("http_headers", {"a b": "c"}),
         ("http_headers", "a: b"),
+        ("extra_query", "a=b"),
+        ("extra_body", [("a", "b")]),
     ]
 
     async with in_mode(mode, Flux0(transport=transport)) as flux0:

@@ -299,6 +299,28 @@ async def test_user_cookie_is_merged_with_other_cookies(mode: Mode) -> None:
     ]
 
 
+# --- fields of a newer server
+
+
+@in_every_mode
+async def test_extra_query_and_body_are_sent_with_the_message_only(mode: Mode) -> None:
+    fake = FakeTransport()
+
+    async with client(mode, fake) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id)
+        with pytest.raises(HTTPValidationError, match="Extra inputs are not permitted"):
+            await result_of(chat.ask("Hi", extra_body={"mode": "replay"}))
+        await result_of(chat.ask("Hi", extra_query={"mode": "re play"}))
+        stream = await result_of(chat.send("Hi", extra_query={"a": "b"}))
+        await result_of(stream.final_messages())
+        await result_of(stream.stored_events())
+
+    queries = [dict(call.query) for call in fake.calls]
+    assert queries[:4] == [{}, {}, {"mode": "re play"}, {"a": "b"}]
+    assert operations(fake)[4:] == ["sessions.list_events"]
+    assert "a" not in queries[4]
+
+
 # --- the first agent
 
 

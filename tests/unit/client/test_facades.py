@@ -20,7 +20,7 @@ ASYNC_NAMES = {
     "Iterator[bytes]": "AsyncIterator[bytes]",
     "Response[ByteStream]": "Response[AsyncByteStream]",
 }
-OPTIONS = ("retries", "server_url", "timeout_ms", "http_headers")
+OPTIONS = ("retries", "server_url", "timeout_ms", "http_headers", "extra_query", "extra_body")
 
 
 def methods(kind: type[Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from base64 import b64encode
 from collections.abc import Callable
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -43,6 +44,8 @@ def rejection(check: Callable[..., object], value: Any, **options: Any) -> str:
         (arguments.names, iter(["message", "tool", EventType.MESSAGE]), ("message", "tool")),
         *((arguments.offset, number, number) for number in (0, 1, 2**63 - 1)),
         *((arguments.flag, value, value) for value in (True, False)),
+        (arguments.members, {"a": [None]}, {"a": [None]}),
+        (arguments.parameters, MappingProxyType({"a": "", "": "b"}), {"a": "", "": "b"}),
         (arguments.size, 1, 1),
         (arguments.seconds, 1, 0.001),
         (arguments.seconds, 0.5, 0.0005),
@@ -54,6 +57,14 @@ def test_valid_arguments_are_returned(check: Callable[..., Any], value: Any, exp
 
     assert returned == expected
     assert type(returned) is type(expected)
+
+
+def test_mappings_with_wrong_keys_or_values_are_rejected() -> None:
+    assert rejection(arguments.members, [("a", 1)]) == "thing must be a mapping, not list"
+    assert rejection(arguments.members, {1: "a"}) == "thing must have keys of type str, not int"
+    expected = "thing must have a str for 'a', not int"
+    assert rejection(arguments.parameters, {"a": 1}) == expected
+    assert "lone surrogates" in rejection(arguments.parameters, {"a": "\ud800"})
 
 
 @pytest.mark.parametrize(

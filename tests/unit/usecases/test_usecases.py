@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from flux0.adapters.json import JsonCodec
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.errors import DecodeError, InvalidArgument
 from flux0.domain.headers import Headers
+from flux0.domain.models import ContentPart
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow, send_once
 from flux0.ports import Request, Response, Timeout
@@ -320,3 +322,44 @@ def test_invalid_arguments_are_rejected_before_the_flow_starts(
         make()
 
     assert caught.value.argument.startswith(argument)
+
+
+def test_extra_members_and_parameters_are_added_to_the_request() -> None:
+    extra_body = {"metadata": {"a": [1]}, "part": ContentPart("hi")}
+    call = evolve(CALL, extra_query={"mode": "a b", "x": ""}, extra_body=extra_body)
+    request, _ = run(
+        sessions.create_session(call, agent_id="a", allow_greeting=True, id=None, title=None),
+        SESSION,
+    )
+
+    assert request.url.endswith("/api/sessions?allow_greeting=true&mode=a+b&x=")
+    part = {"type": "content", "content": "hi"}
+    assert body_of(request) == {"agent_id": "a", "metadata": {"a": [1]}, "part": part}
+
+
+@pytest.mark.parametrize(
+    ("extra", "problem"),
+    [
+        ({"extra_query": {"allow_greeting": "x"}}, "extra_query must not contain 'allow_greeting'"),
+        ({"extra_body": {"agent_id": "x"}}, "extra_body must not contain 'agent_id'"),
+        ({"extra_body": {"new": object()}}, "cannot be represented in JSON"),
+    ],
+)
+def test_extra_fields_that_the_call_sets_or_that_are_not_json_are_rejected(
+    extra: Any, problem: str
+) -> None:
+    call = evolve(CALL, **extra)
+    with pytest.raises(InvalidArgument, match=problem):
+        sessions.create_session(call, agent_id="a", allow_greeting=True, id=None, title=None)
+
+
+def test_extra_body_is_rejected_if_the_request_has_no_json_object() -> None:
+    call = evolve(CALL, extra_body={})
+    unfiltered = dict.fromkeys(("min_offset", "source", "correlation_id"))
+    for flow in (
+        partial(agents.list_agents, call),
+        partial(sessions.list_events, call, session_id="s", types=["tool"], **unfiltered),
+    ):
+        with pytest.raises(InvalidArgument, match="sends no JSON object in the body") as caught:
+            flow()
+        assert caught.value.argument == "extra_body"
