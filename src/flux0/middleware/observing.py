@@ -12,6 +12,7 @@ from flux0.domain import arguments
 from flux0.domain.errors import APIError, InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.flows import Flow, SendFlow
+from flux0.middleware.logging import log_failed_observer, log_turn, turn_log_check
 from flux0.observers import AttemptEnd, Call, CallEnd, Observer, TurnEnd
 from flux0.ports import Request, Response, Time
 
@@ -78,8 +79,6 @@ class Observers:
         if self._observers:
             return True
         if self._is_logged is None:
-            from flux0.middleware.logging import turn_log_check  # noqa: PLC0415 - imports logging
-
             self._is_logged = turn_log_check()
         return self._is_logged()
 
@@ -90,8 +89,6 @@ class Observers:
 
     def turn_ended(self, call: Call | None, turn: TurnEnd) -> None:
         """Log the end of a turn, and report it."""
-        from flux0.middleware.logging import log_turn  # noqa: PLC0415 - imports logging
-
         log_turn(turn)
         if call is not None:
             self._each(lambda observer: observer.on_turn_end(call, turn))
@@ -118,8 +115,6 @@ class Observers:
             except Exception as error:  # noqa: BLE001 - an observer must not break the call
                 if observer not in self._failed:
                     self._failed.add(observer)
-                    from flux0.middleware.logging import log_failed_observer  # noqa: PLC0415
-
                     log_failed_observer(observer, error)
         return results
 
