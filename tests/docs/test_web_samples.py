@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from flask import Flask
 from starlette.authentication import AuthCredentials, SimpleUser
@@ -18,7 +19,7 @@ from starlette.requests import HTTPConnection
 from sybil import Document, Example
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-from flux0 import Flux0
+from flux0 import Flux0, to_dict
 from flux0.testing import FakeTransport
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +76,9 @@ def fastapi() -> Post:
 
 
 def flask() -> Post:
-    app: Flask = load("docs/how-to/web.md", "app = Flask(__name__)")["app"]
+    app: Flask = load(
+        "docs/how-to/web.md", "from flask import Flask, Response, abort, request, session"
+    )["app"]
     app.secret_key = "of the test"
 
     def post(session_id: str, user: str | None) -> tuple[int, bytes]:
@@ -152,3 +155,30 @@ def test_web_sample_rejects_the_sessions_of_other_users(
     status, body = post(own, "ada")
     assert status == 200
     assert b"Secret." in body
+
+
+@pytest.mark.filterwarnings("ignore:Using `httpx` with")
+def test_models_are_returned_and_accepted_by_web_frameworks(fake: FakeTransport) -> None:
+    with Flux0() as client:
+        agents = to_dict(client.agents.list())
+        session = to_dict(client.sessions.create(agent_id=fake.agent_id))
+    page = load("docs/how-to/web.md", "    return to_dict(await client.agents.list_async())")
+    assert TestClient(page["app"]).get("/agents").json() == agents
+    page = load("docs/how-to/web.md", "    return to_dict(client.agents.list())")
+    assert page["app"].test_client().get("/agents").json == agents
+
+    chat: Any = load("docs/how-to/web.md", "class Chat(BaseModel):")["Chat"]
+    app = FastAPI()
+
+    def echoed(body: Any) -> Any:
+        return body
+
+    echoed.__annotations__.update({"body": chat, "return": chat})
+    app.post("/")(echoed)
+    data = {"title": "t", "session": {**session, "new": 1}}
+    echo = TestClient(app)
+    assert echo.post("/", json=data).json() == data
+    wrong = echo.post("/", json={"title": "t", "session": {"id": 1}})
+    assert wrong.status_code == 422
+    assert "id: expected a str, got int" in wrong.json()["detail"][0]["msg"]
+    assert echo.get("/openapi.json").status_code == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -284,3 +285,17 @@ def test_invalid_middleware_is_rejected(middleware: Any, problem: str) -> None:
         Flux0(transport=script(), middleware=middleware)
 
     assert caught.value.argument == "middleware"
+
+
+@in_every_mode
+async def test_context_variable_of_a_middleware_is_visible_to_the_caller(mode: Mode) -> None:
+    last: ContextVar[Response[Any]] = ContextVar("last")
+
+    def keep(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        last.set(response := (yield from send(request)))
+        return response
+
+    transport = script(scripted_response(NO_AGENTS, headers=Headers((("x-id", "7"),))))
+    await in_mode(mode, Flux0(transport=transport, middleware=[keep])).agents.list_async()
+
+    assert (last.get().status_code, last.get().headers["x-id"]) == (200, "7")
