@@ -1,7 +1,7 @@
 """A pytest plugin with fixtures for a fake server, its client, and cassettes.
 
-The fixtures import flux0 when they are used, so other test runs do not load it. The plugin is a
-separate package, because importing a submodule of flux0 would import flux0.
+A fixture imports flux0 when a test uses the fixture, so other test runs do not load flux0. The
+plugin is a separate package, because importing a submodule of flux0 would import flux0.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("flux0").addoption(
         "--flux0-cassettes",
         choices=("once", "none", "all", "new_episodes"),
-        help="record cassettes if they are missing (once), never (none), always (all), or only "
-        "requests that they do not contain (new_episodes)",
+        help="when to record cassettes: if the file is missing (once), never (none), always (all), "
+        "or only for requests that the file does not contain (new_episodes)",
     )
 
 
@@ -104,7 +104,8 @@ def _check(fake: object, request: pytest.FixtureRequest) -> None:
     stash = request.node.stash
     if not isinstance(fake, FakeTransport) or stash.get(_CHECKED, None) is fake:
         return
-    stash[_CHECKED] = fake  # A fixture may override this fixture and return the same fake.
+    # A fixture that overrides `flux0_fake` may return the same fake: check the fake only once.
+    stash[_CHECKED] = fake
     enabled = _options(request, "flux0_fake")
     checks = {
         "used": fake.assert_all_used,

@@ -1,1 +1,1 @@
-"""What unit and integration tests share."""
+"""Code that unit and integration tests share."""

@@ -1,6 +1,6 @@
 """Back ends between a browser and the flux0 server: one for ASGI, one for WSGI.
 
-Their route for a turn is the same as the route of the server. So a client can act as the browser.
+Both have the same route for a turn as the server, so a flux0 client can act as the browser.
 """
 
 from __future__ import annotations

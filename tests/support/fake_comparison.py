@@ -24,7 +24,7 @@ JSON = {"content-type": "application/json"}
 EVENTS = "/api/sessions/SESSION/events"
 STREAM = f"{EVENTS}/stream"
 
-# The idle timeout of a stream: if it is expected to expire, and if it is not.
+# Idle timeouts of streams: the short timeout is used if a timeout is expected to expire.
 _SHORT_IDLE_SECONDS = 0.3
 _LONG_IDLE_SECONDS = 5.0
 
@@ -80,7 +80,7 @@ class ComparedResponse:
 
 
 class ComparedServer:
-    """One of the two servers, with its ids of the objects that both have."""
+    """The real server or the fake, with the ids of its agent and its session."""
 
     def __init__(self, transport: Transport, url: str, agent_id: str) -> None:
         self._transport = transport
@@ -111,10 +111,10 @@ class ComparedServer:
         )
 
     def read(self, response: Response[ByteStream]) -> ComparedResponse:
-        """Read the rest of a response."""
+        """Read the remaining body of a response."""
         pieces: list[bytes] = []
         timed_out = True
-        with suppress(ReadTimeout, AssertionError):  # AssertionError: the timeout of a fake's gate.
+        with suppress(ReadTimeout, AssertionError):  # AssertionError: a gate timed out.
             pieces.extend(response.body)
             timed_out = False
         response.body.close()
@@ -133,7 +133,7 @@ class ComparedServer:
         return self._without_ids_and_times(next(iter(response.body), b""))
 
     def use_timeout_after(self, other: ComparedServer) -> None:
-        """Use the short idle timeout only if one expired for `other` in its current session."""
+        """Use the short idle timeout only if a timeout expired in the session of `other`."""
         self._idle_timeout = _SHORT_IDLE_SECONDS if other._has_timed_out else _LONG_IDLE_SECONDS
 
     def new_session(self) -> None:

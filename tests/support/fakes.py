@@ -1,4 +1,4 @@
-"""Raw requests to a fake, and turns over a client."""
+"""Functions that send raw requests to a fake, or run turns over a client."""
 
 from __future__ import annotations
 

@@ -28,17 +28,17 @@ CORRELATION_ID = "RID(1)::2"
 
 @frozen
 class Hang:
-    """A step of a body at which an async reader waits without end."""
+    """A step of a body at which an async reader waits forever."""
 
 
-# The result of the next read of a body: a piece, an error, or the result of a function, which may
-# be None for the end.
+# A read of a body returns the next step, raises it if it is an exception, or calls it if it is a
+# function. The function may return None for the end of the body.
 Step = bytes | BaseException | Callable[[], bytes | Hang | None] | Hang
 
 
 @define
 class Tape:
-    """The steps of a body, and how often it was read, and closed or garbage-collected."""
+    """The steps of a body, and the numbers of its reads and releases (by `close` or `__del__`)."""
 
     steps: list[Step]
     reads: int = 0

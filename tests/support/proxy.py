@@ -60,7 +60,7 @@ class Proxy:
         self._server.shutdown()
         for connection in tuple(self._open):
             _shut_down(connection)
-        self._server.server_close()  # This waits for the threads of all connections.
+        self._server.server_close()  # server_close() waits for the threads of all connections.
 
     def _serve(self, plain: socket.socket) -> None:
         # OSError: a connection was reset, or the TLS handshake failed.

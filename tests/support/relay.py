@@ -31,7 +31,7 @@ class Relay:
         return self._listener.connections
 
     def cut_before(self, marker: bytes) -> None:
-        """Cut the first connection that carries `marker`, in either direction, in front of it.
+        """Cut the first connection that carries `marker` (in either direction), before `marker`.
 
         Later connections are not cut.
         """
@@ -62,7 +62,8 @@ class _Connection(socketserver.BaseRequestHandler):
         listener.connections += 1
         client: socket.socket = self.request
         with socket.create_connection((_HOST, listener.target_port)) as server:
-            for end in (client, server):  # Otherwise, small pieces wait for acknowledgements.
+            for end in (client, server):
+                # Without TCP_NODELAY, small pieces wait for acknowledgements.
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             responding = threading.Thread(target=self._forward, args=(server, client))
             responding.start()

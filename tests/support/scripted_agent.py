@@ -110,8 +110,8 @@ class Turn:
                 raise ScriptError(f"unknown step: {step}")
 
     async def _status(self, status: str, event_id: str | None = None, **rest: Any) -> None:
-        """Say a status. The server keeps `ready` (store) and `completed` (end) to itself."""
-        # In the order of the server's langchain adapter.
+        """Report a status. The server does not stream the statuses `ready` and `completed`."""
+        # The order of the members is the same as in the server's LangChain adapter.
         offset = {key: rest.pop(key) for key in ("acknowledged_offset",) if key in rest}
         data: Any = {"type": "status", **offset, "status": status, **rest}
         own_id = None if event_id is None else EventId(event_id)
@@ -169,7 +169,7 @@ async def _wait(name: str) -> None:
 
 @agent_runner(AGENT_TYPE)
 class ScriptedAgentRunner(AgentRunner):
-    """Performs turns; has no state between turns."""
+    """Performs turns. No state is kept between turns."""
 
     async def run(self, context: Context, deps: Deps) -> bool:
         agent = await deps.read_agent(context.agent_id)

@@ -16,7 +16,7 @@ from flux0.testing.contract.responses import WaitForRelease, http_response
 from support.modes import run
 from support.transports import Mode
 
-# Longer than any test waits: if a transport hangs, no timeout of the request hides it.
+# Longer than any test waits, so that no timeout of a request ends a call that hangs.
 LONG_TIMEOUT = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
 OK = http_response(b"ok")
 HALF = http_response(b"first", WaitForRelease(), b"second", framing="chunked")
@@ -37,7 +37,7 @@ P = ParamSpec("P")
 def over(
     *ways: OverT,
 ) -> Callable[[Callable[Concatenate[OverT, P], Coroutine[Any, Any, None]]], Callable[..., None]]:
-    """Run an async test once for each of `ways`, which is its first parameter."""
+    """Return a decorator that runs an async test once for each way, the first argument."""
 
     def decorate(
         test: Callable[Concatenate[OverT, P], Coroutine[Any, Any, None]],

@@ -148,7 +148,7 @@ class Flux0Server:
             )
 
     def _is_up(self) -> bool:
-        """Return whether this server responds. Another server on the port has no such agent."""
+        """Return whether this server responds, not another server that uses the same port."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
         try:
             connection.request("GET", "/api/agents")

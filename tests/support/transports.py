@@ -1,4 +1,4 @@
-"""The transports that the tests use. To test another one, add it to `TRANSPORTS`."""
+"""The transports that the tests use. To test another transport, add it to `TRANSPORTS`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Mode: TypeAlias = Literal["sync", "asyncio", "trio"]
 SYNC: Final[tuple[Mode, ...]] = ("sync",)
 ASYNC: Final[tuple[Mode, ...]] = ("asyncio", "trio")
 
-# By library: the name of the transport class, and the modes that it supports. Some libraries do
-# not support every Python version, so they are imported only when their transport is created.
+# The name of the transport class and its modes, by library. Some libraries do not support every
+# Python version, so a library is imported only when its transport is created.
 TRANSPORTS: Mapping[str, tuple[str, tuple[Mode, ...]]] = {
     "aiohttp": ("AiohttpTransport", ("asyncio",)),
     "httpx": ("HttpxTransport", SYNC + ASYNC),
@@ -52,7 +52,7 @@ WAYS = tuple(
     Way(name, mode)
     for name, (_, modes) in TRANSPORTS.items()
     for mode in modes
-    if name != "httpx2" or sys.version_info >= (3, 11)  # Required by httpx2.
+    if name != "httpx2" or sys.version_info >= (3, 11)  # httpx2 needs Python 3.11.
 )
 SYNC_WAYS = tuple(way for way in WAYS if way.mode == "sync")
 # Each adapter in the modes for which it has its own code. The tests of requests also cover the

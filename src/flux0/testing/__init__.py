@@ -1,4 +1,4 @@
-"""Fakes and cassettes for tests of code that uses flux0. `import flux0` does not load them."""
+"""Fakes and cassettes for tests of code that uses flux0. Not loaded by `import flux0`."""
 
 from flux0.testing.cassettes.cassette import CassetteError
 from flux0.testing.cassettes.recording import RecordingTransport

@@ -25,7 +25,7 @@ pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.slow
 
 
-# The example and its contract with shorter waits.
+# The example of a transport, and its contract tests, with shorter waits than in the docs.
 FAST_EXAMPLE = TRANSPORT.replace("MAX_IDLE_SECONDS = 4.0", "MAX_IDLE_SECONDS = 0.5")
 FAST_CONTRACT = CONTRACT.replace(
     "Contract):\n", "Contract):\n    timeout = 1.0\n    idle_test_seconds = 1.0\n"
@@ -34,7 +34,7 @@ FAST_CONTRACT = CONTRACT.replace(
 
 @frozen
 class Bug:
-    """Replacements in the code of the example, and the tests of the contract that then fail."""
+    """A bug: the code to replace in the example, and the contract tests that then fail."""
 
     changes: dict[str, str]
     fails: tuple[str, ...]
@@ -391,13 +391,13 @@ create_connection(
 
 @pytest.fixture(autouse=True)
 def _plain_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Load no plugins: the contract needs none."""
+    """Run pytest without plugins, because the contract does not need any."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
 
 @pytest.fixture(autouse=True)
 def _connections_of_broken_transports() -> Iterator[None]:
-    """Free the connections that a broken transport leaves open, before a later test warns."""
+    """Free the connections that a broken transport left open, so that no later test warns."""
     before = set(threading.enumerate())
     yield
     with warnings.catch_warnings():
@@ -413,9 +413,9 @@ def _connections_of_broken_transports() -> Iterator[None]:
 
 
 class _FastCollections:
-    """A plugin that speeds up the five collections at the end of the inner pytest run.
+    """A plugin that speeds up the five garbage collections at the end of the inner pytest run.
 
-    Otherwise, each of them would also visit all objects of the outer run.
+    Otherwise, each collection would also visit all objects of the outer run.
     """
 
     def pytest_unconfigure(self) -> None:
@@ -423,7 +423,7 @@ class _FastCollections:
 
 
 def failures(pytester: pytest.Pytester, transport: str, contract: str, *options: str) -> int:
-    """Return how many tests of the contract fail for this code of the example."""
+    """Return the number of contract tests that fail for the code `transport`."""
     pytester.makepyfile(h11_transport=transport, test_example=contract)
     pytester.syspathinsert()
     arguments = ("--import-mode=importlib", "-pno:cacheprovider", *options)
@@ -454,7 +454,7 @@ def test_each_assertion_says_what_is_required() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Assert) and node.msg is None
     ]
-    assert asserts == ["assert found is not None"]  # In `class_of`, where it cannot fail.
+    assert asserts == ["assert found is not None"]  # In `class_of`. This assertion cannot fail.
 
 
 def test_failure_names_the_required_value(pytester: pytest.Pytester) -> None:

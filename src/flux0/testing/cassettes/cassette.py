@@ -1,7 +1,7 @@
 """Cassettes: recorded exchanges as values, and the readable JSON file that stores them.
 
-All times are in seconds. A recorded request has the path and the query of the URL, and the header
-fields as `Headers.redacted` returns them.
+All times are in seconds. A recorded request contains the path and the query of its URL, and its
+header fields without credentials (see `Headers.redacted`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ERRORS: Final[Mapping[str, type[TransportError]]] = {
     for name, kind in vars(errors).items()
     if isclass(kind) and issubclass(kind, TransportError)
 }
-_ABSENT: Final = object()  # Not None, because None is a JSON value.
+_ABSENT: Final = object()  # None cannot mark an absent value, because None is a JSON value.
 
 
 class CassetteError(Flux0Error):
@@ -47,7 +47,7 @@ def _bytes_of(content: Content) -> bytes:
         return content.text.encode()
     if content.base64 is not None:
         return b64decode(content.base64, validate=True)
-    raise ValueError("must have one of json, text and base64")
+    raise ValueError("must have one of the keys json, text and base64")
 
 
 @frozen(kw_only=True)
@@ -55,7 +55,7 @@ class Content:
     """A body, or a piece of one, stored as JSON, as text or in base64.
 
     Attributes:
-        json, text, base64: The stored form; two of them are absent.
+        json, text, base64: The stored form. Exactly one of the three is set.
         after: When the piece arrived, in seconds after the response head.
         data: The bytes.
     """
@@ -70,13 +70,13 @@ class Content:
 def to_content(data: bytes, *, as_json: bool, exact: bool = True, after: float = 0.0) -> Content:
     """Return `data` in the most readable form: as JSON (if `as_json`), text or base64.
 
-    If `exact`, JSON is used only if it is decoded to exactly the same bytes.
+    If `exact`, JSON is used only if encoding the parsed value returns exactly `data`.
     """
     if as_json:
-        with suppress(ValueError, RecursionError):  # Such as NaN, or a lone surrogate.
+        with suppress(ValueError, RecursionError):  # NaN and lone surrogates cannot be encoded.
             value = json.loads(data)
             content = Content(json=value, after=after)
-            json.dumps([[[[[[value]]]]]], indent=2)  # The file nests it 6 levels deeper.
+            json.dumps([[[[[[value]]]]]], indent=2)  # In the file, the value is 6 levels deeper.
             if content.data == data or not exact:
                 return content
     try:
@@ -112,8 +112,8 @@ class RecordedExchange:
 
     Attributes:
         end: "whole", "closed", or the name of an error; see `WHOLE`, `CLOSED` and `ERRORS`.
-        after: When it ended, in seconds after the response head, or after the request if there is
-            no response.
+        after: When the exchange ended, in seconds after the response head, or after the request if
+            there is no response.
         number: The position of the request in the order of sending. In the file, exchanges are in
             the order in which they ended.
     """
@@ -156,17 +156,18 @@ _HEAD = f'{{\n  "flux0_cassette": {VERSION},\n  "exchanges": ['.encode()
 _TAIL = b"\n  ]\n}\n"
 
 
-# The unfinished recordings of the process, by path: two recordings of one file would overwrite
-# each other.
+# The unfinished recordings of this process, by path. Two recordings of the same file would
+# overwrite each other.
 _recordings: Final[WeakValueDictionary[str, CassetteFile]] = WeakValueDictionary()
 
 
 @define(eq=False)
 class CassetteFile:
-    """Writes a cassette: the file is complete after each exchange.
+    """Writes a cassette. After each exchange, the file is a complete cassette.
 
-    Missing folders are created. If the file exists, `NAME.new` is written next to it, and
-    `finish` replaces the file. The new file starts with the exchanges in `keep`.
+    Missing folders are created. If the cassette exists, the recording is written to `NAME.new` in
+    the same folder, and `finish` replaces the old cassette. The recording starts with the exchanges
+    in `keep`.
     """
 
     _path: Path
@@ -181,7 +182,7 @@ class CassetteFile:
         if _recordings.setdefault(self._key, self) is not self:
             raise CassetteError(
                 f"{self._path} is being recorded already: use the same RecordingTransport for all "
-                "clients, or close the first one before"
+                "clients, or close the first RecordingTransport before you create the second"
             )
         self._path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -203,15 +204,17 @@ class CassetteFile:
         self._failures |= _failures([exchange])
 
     def defer(self) -> Callable[[bool], None]:
-        """Return a function that replaces the file (True) or deletes the recording (False).
+        """Return a function that replaces the old cassette (True) or deletes the recording (False).
 
-        `finish` then does neither.
+        After `defer`, `finish` has no effect until that function has been called.
         """
         self._deferred = True
         return self._settle
 
     def finish(self, error: str = "") -> str | None:
-        """Replace the earlier file. If the recording failed, keep it and return a warning.
+        """Replace the old cassette with the recording.
+
+        If the recording failed, keep the old cassette and return the text of a warning.
 
         Args:
             error: The name of the exception that ended the recording, if there was one.
@@ -251,7 +254,7 @@ class CassetteFile:
         self._separator = b",\n"
 
     def _new_failures(self) -> str:
-        """Return the failures that the earlier file does not have."""
+        """Return the failures in the recording that the old cassette does not contain."""
         known: set[str] = set()
         if self._failures:
             with suppress(CassetteError):
@@ -271,7 +274,7 @@ def _failures(exchanges: Iterable[RecordedExchange]) -> set[str]:
 
 
 def _members(value: Any) -> dict[str, Any]:
-    """Return the members of a value of this module, without members that have their default."""
+    """Return the attributes of a value by name, except for attributes with their default value."""
     kind: Any = value.__class__
     return {
         attribute.name: member
@@ -284,8 +287,8 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
     """Return the exchanges of a cassette, in the order in which their requests were sent.
 
     Raises:
-        CassetteError: The file is missing or damaged, is a folder or not a cassette, or has another
-            version.
+        CassetteError: The file does not exist, is a folder, is damaged, is not a cassette, or has
+            another version.
     """
     from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
 

@@ -1,4 +1,4 @@
-"""Compares requests with recorded requests, and describes the differences in one screen."""
+"""Compares sent requests with recorded requests, and describes the differences in a few lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flux0.ports import Request
 from flux0.testing.cassettes.cassette import RecordedRequest
 from flux0.testing.fake.calls import Call, call_from
 
-_NOTHING: Final = object()  # Not None, because None is a JSON value.
+_NOTHING: Final = object()  # None cannot mark a missing value, because None is a JSON value.
 _MAX_DIFFERENCES: Final = 5
 _MAX_SHOWN: Final = 100  # Characters of a value.
 _MAX_ARGUMENT: Final = 40  # Characters of an argument of a call.
@@ -20,7 +20,7 @@ _CONTEXT: Final = 30  # Characters of a long value, on both sides of the first d
 
 
 def members_of(request: RecordedRequest) -> dict[str, Any]:
-    """Return the parts of a request that are compared, by their names in messages."""
+    """Return the parts of a request to compare. The keys are the names of the parts in messages."""
     members: dict[str, Any] = {"method": request.method, "path": request.path}
     for name, values in parse_qs(request.query, keep_blank_values=True).items():
         members[f"query {name}"] = values if len(values) > 1 else values[0]
@@ -32,7 +32,7 @@ def members_of(request: RecordedRequest) -> dict[str, Any]:
 
 
 def to_json(value: object) -> str:
-    """Return JSON to compare, because True == 1 in Python."""
+    """Return the JSON of a value, for comparisons: True == 1 in Python, but their JSON differs."""
     return json.dumps(value, sort_keys=True, default=repr)
 
 
@@ -45,7 +45,7 @@ def call_of(request: RecordedRequest) -> Call:
 
 
 def describe_call(request: RecordedRequest) -> str:
-    """Return the operation and its arguments, without the ends of long values."""
+    """Return the operation and its arguments as a string. Long values are shortened."""
     call = call_of(request)
     arguments = (
         f"{name}={shorten(repr(value), _MAX_ARGUMENT)}" for name, value in call.arguments.items()
@@ -71,7 +71,7 @@ def differences(recorded_request: RecordedRequest, sent_request: RecordedRequest
 
 
 def shorten(text: str, limit: int = _MAX_SHOWN) -> str:
-    """Return the text if it is not longer than `limit`, and otherwise its start and its length."""
+    """Return `text`. If `text` is longer than `limit`, return only its start and its length."""
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
 
 

@@ -46,24 +46,24 @@ _DIGITS = 6  # Times are rounded to microseconds.
 class RecordingTransport:
     """Sends requests over another transport, and records each exchange in a cassette.
 
-    It supports sync calls, async calls, or both, like the other transport. The cassette contains no
-    values of header fields that may be credentials, and no host, user name or password of a URL.
+    Sync and async calls are supported if the other transport supports them. The cassette contains
+    no values of header fields that may be credentials, and no host, user name or password of a URL.
     Everything else is recorded unchanged, except for the strings that `scrub` replaces.
 
-    If the cassette exists, the new one is written to `NAME.new`. `close` replaces the old cassette
-    only if the recording ended without an error: no exception left the block that closes the
-    client, and no transport error and no status of 400 or more was recorded that the old cassette
-    does not have.
+    If the cassette exists, the recording is written to `NAME.new`, and `close` replaces the old
+    cassette. The old cassette is kept if an exception ends the `with` block of the client. It is
+    also kept if the recording has a transport error, or a status of 400 or more, that the old
+    cassette does not contain.
 
     Args:
-        transport: The transport that sends the requests, such as an `HttpxTransport`. It is closed
-            with this transport.
+        transport: The transport that sends the requests, such as an `HttpxTransport`. Closing the
+            `RecordingTransport` closes it, too.
         path: The path of the cassette. Missing folders are created.
-        scrub: Called with each string in a path, a query or a body; returns the string to record
-            instead.
+        scrub: A function that is called with each string in a path, a query or a body, and returns
+            the string to record instead.
 
     Raises:
-        CassetteError: `path` is a folder, or another transport is recording it.
+        CassetteError: `path` is a folder, or another transport is recording to the same path.
     """
 
     def __init__(
@@ -99,9 +99,9 @@ class RecordingTransport:
         return exchange.record_response(response, iter)
 
     def close(self) -> None:
-        """Close the wrapped transport, and replace an older cassette with the new one.
+        """Close the wrapped transport, and replace the old cassette with the recording.
 
-        If the recording ended with an error, keep the older cassette and issue a warning.
+        If the recording failed, keep the old cassette and issue a warning.
         """
         try:
             self.transport.close()
@@ -124,7 +124,8 @@ class RecordingTransport:
     def defer(self) -> Callable[[bool], None]:
         """Return a function that keeps the recording (True) or deletes it (False).
 
-        Until it is called, the recording is in a file next to the cassette, even after `close`.
+        Until this function is called, the recording stays in a separate file next to the cassette,
+        even after `close`.
         """
         return self._file.defer()
 
@@ -138,8 +139,8 @@ class RecordingTransport:
         return exchange
 
     def _end(self, exchange: _OpenExchange, how: str, error: BaseException | None = None) -> None:
-        with self._lock:  # Two threads may end it at the same time.
-            # A cancellation is neither: programs cancel calls on purpose.
+        with self._lock:  # Two threads may end the same exchange at the same time.
+            # A cancellation is not a failure, because programs cancel calls on purpose.
             if isinstance(error, (Exception, KeyboardInterrupt)):
                 self._error = type(error).__name__
             if exchange in self._open:
@@ -156,19 +157,19 @@ class RecordingTransport:
         error = sys.exc_info()[1]
         if problem and error is None:
             warnings.warn(problem, stacklevel=3)
-        elif problem:  # A warning that is an error (`python -W error`) would replace the exception.
+        elif problem:  # With `python -W error`, a warning would replace the exception.
             getattr(error, "add_note", str)(problem)  # Python 3.10 has no notes.
 
 
 def _current_errors() -> list[BaseException]:
-    """Return the exception that is being handled, and the error of the test under pytest."""
+    """Return the exception that is being handled and, under pytest, the error of a failed test."""
     errors = sys.exc_info()[1], getattr(sys, "last_value", None)
     return [error for error in errors if error is not None]
 
 
 @define(eq=False)
 class _OpenExchange:
-    """An exchange that is being recorded. As a context manager, it ends if its block raises."""
+    """An exchange that is being recorded. An exception in its `with` block ends the exchange."""
 
     _request: Request
     _number: int
@@ -187,13 +188,13 @@ class _OpenExchange:
         elif isinstance(error, TransportError):
             kinds = (kind.__name__ for kind in type(error).__mro__)
             self.end(next(kind for kind in kinds if kind in ERRORS))
-        elif error is not None:  # Such as a cancellation.
+        elif error is not None:  # For example, the task was cancelled.
             self.end(CLOSED, error)
 
     def record_response(
         self, response: Response[Any], iterate: Callable[[Any], Any]
     ) -> Response[Any]:
-        """Return `response` with a recorded body; `iterate` is `iter` or `aiter`."""
+        """Return `response` with a body that records its pieces. `iterate` is `iter` or `aiter`."""
         headers = response.headers.redacted()
         self._response = RecordedResponse(self._elapsed(), response.status_code, headers, ())
         self._started = self._clock()
@@ -204,11 +205,11 @@ class _OpenExchange:
         return data
 
     def end(self, how: str, error: BaseException | None = None) -> None:
-        """End the exchange, unless it has ended: closing a finished body changes nothing."""
+        """End the exchange. If the exchange has ended already, do nothing."""
         self._end(self, how, error)
 
     def finish(self, how: str, scrub: Scrub | None) -> RecordedExchange:
-        """Return the exchange, and free the recorded pieces."""
+        """Return the exchange in the form that a cassette stores, and free the recorded pieces."""
         response, pieces, self._pieces = self._response, self._pieces, []
         if response is not None:
             as_json = is_json(response.headers.get("content-type", "")) and how == WHOLE
@@ -254,7 +255,7 @@ class _RecordedBody:
 
 
 def recorded_request(request: Request, scrub: Scrub | None) -> RecordedRequest:
-    """Return a request as it is recorded. A JSON body may be formatted differently."""
+    """Return a request in the form that a cassette stores. The format of a JSON body may change."""
     url = urlsplit(request.url)
     path, query, body = url.path, url.query, request.body
     if scrub is not None:
@@ -268,7 +269,7 @@ def recorded_request(request: Request, scrub: Scrub | None) -> RecordedRequest:
 def recorded_pieces(
     pieces: Sequence[tuple[float, bytes]], scrub: Scrub | None, *, as_json: bool
 ) -> tuple[Content, ...]:
-    """Return the pieces of a body as they are recorded; each piece has the time of its arrival.
+    """Return the pieces of a body in the form that a cassette stores, with their arrival times.
 
     JSON is recorded as one piece. With `scrub`, pieces are joined to complete events, because a
     string to replace may be split between two pieces.
@@ -285,7 +286,7 @@ def recorded_pieces(
 
 
 def _joined(pieces: Iterable[tuple[float, bytes]], end: bytes) -> Iterator[tuple[float, bytes]]:
-    """Join pieces until one ends with `end`. If `end` is empty, join all pieces."""
+    """Join pieces up to each piece that ends with `end`. If `end` is empty, join all pieces."""
     joined, after = bytearray(), 0.0
     for after, data in pieces:
         joined += data

@@ -47,7 +47,7 @@ CassetteMode: TypeAlias = Literal["once", "none", "all", "new_episodes"]
 
 @define(eq=False)
 class _Replay:
-    """An exchange of a cassette: its number (starting at 1), and whether it was replayed."""
+    """An exchange of a cassette, with its number (starting at 1) and whether it was replayed."""
 
     number: int
     exchange: RecordedExchange
@@ -68,30 +68,31 @@ class NotRecorded(AssertionError):
 
 
 class ReplayTransport(SharedTransport):
-    """A `Transport` and an `AsyncTransport` that replay the exchanges of a cassette.
+    """Replays the exchanges of a cassette, for sync and async calls.
 
-    They return the recorded response heads, pieces and errors, with the recorded times between
-    them, whatever the timeouts of a request are. The times pass on the clock of this transport,
-    so no call really waits.
+    Responses and errors are the same as in the recording, and take the same time on the simulated
+    clock of this transport. No call waits in real time. The timeouts of requests are ignored.
 
     A request matches a recorded request with the same method, path, query and body. Bodies are
     compared as JSON. Header fields are not compared.
 
     Args:
         path: The path of the cassette.
-        matching: With "strict", requests must be sent in the recorded order. With "loose", each
-            recorded request may be sent once, in any order. A request that was recorded only once
-            may then be repeated.
-        match: Returns the part of a `Call` that is compared, such as `lambda call: call.operation`,
-            if other parts change from run to run.
-        scrub: The `scrub` function of the recording, if it had one.
-        sleep: Called with the seconds of each wait. Pass `time.sleep` to replay in real time.
+        matching: "strict" requires the recorded order of requests; "loose" allows any order. With
+            "loose", a request that was recorded once may be sent any number of times. A request
+            that was recorded n times may be sent n times.
+        match: A function that returns the part of a `Call` to compare, such as
+            `lambda call: call.operation`. Pass it if other parts of requests differ in each run.
+        scrub: The `scrub` function with which the cassette was recorded, if any.
+        sleep: A function that is called with the seconds of each wait. Pass `time.sleep` to replay
+            in real time.
 
     Raises:
         CassetteError: The cassette is missing or damaged.
-        NotRecorded: Raised while sending if a request does not match; the message lists the
-            differences. It is an AssertionError.
-        AssertionError: Raised while reading if the recorded program closed the response earlier.
+        NotRecorded: Raised by a call whose request does not match. The message lists the
+            differences. `NotRecorded` is a subclass of AssertionError.
+        AssertionError: Raised when more of a response is read than the recorded program has read
+            before it closed the response.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class ReplayTransport(SharedTransport):
             raise InvalidArgument("matching", f'must be "strict" or "loose", not {matching!r}')
         super().__init__(FakeClock(sleep=sleep))
         self._path = Path(path)
-        # The end of messages; the pytest plugin names its option.
+        # The last part of error messages. The pytest plugin replaces it with its own advice.
         self.how_to_record: str = how_to_record(self._path)
         self._match = match
         self._scrub = scrub
@@ -174,7 +175,7 @@ class ReplayTransport(SharedTransport):
         if exchange.end != CLOSED:
             return ERRORS[exchange.end](f"recorded in {self._path}")
         if request.deadline is not None and request.deadline.left(self.clock.now()) < 0:
-            return request.deadline.exceeded()  # It also expired in the recording.
+            return request.deadline.exceeded()  # The deadline expired in the recording, too.
         return AssertionError(
             f"{self._path} has no more data of {replay}: the recorded program cancelled or closed "
             f"it {exchange.after:g} s after the {'request' if no_response else 'response head'}\n"
@@ -197,7 +198,7 @@ class ReplayTransport(SharedTransport):
         later = [str(replay.number) for replay in self._by_key.get(key, ()) if not replay.done]
         if later:
             numbers = shorten(", ".join(later))
-            lines.append(f'it is exchange {numbers}: matching="loose" allows any order')
+            lines.append(f'the request is exchange {numbers}: matching="loose" allows any order')
         raise self._mismatch(*lines)
 
     def _find_any(self, request: RecordedRequest, key: str) -> _Replay:
@@ -240,7 +241,7 @@ class NewEpisodesTransport(RecordingTransport):
     ) -> None:
         super().__init__(transport, path, scrub=scrub, keep=read_cassette(Path(path)))
         self._replay = ReplayTransport(path, "loose", match=match, scrub=scrub)
-        # Requests have deadlines on the clock of the client.
+        # The replay uses the clock of the client, because deadlines of requests refer to it.
         self._replay.clock = FakeClock(self._clock())
 
     def send(self, request: Request) -> Response[ByteStream]:
@@ -269,7 +270,7 @@ def cassette(
 
     Args:
         path: The path of the cassette.
-        transport: Returns the transport that sends the requests while recording. The default is
+        transport: A function that returns the transport for recording. The default is
             `HttpxTransport`.
         mode: "once" replays the cassette if it exists, and records it otherwise. "none" always
             replays, "all" always records. "new_episodes" replays the requests that the cassette

@@ -13,13 +13,13 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 Scrub: TypeAlias = Callable[[str], str]
 
 _DATA = "data: "
-# A string of JSON. Before a colon, it is the name of a member.
+# A JSON string. If a colon follows, the string is the name of a member.
 _STRING = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?')
-_NOT_UTF8 = "surrogateescape"  # Bytes that are not UTF-8 are kept.
+_NOT_UTF8 = "surrogateescape"  # Decoding and encoding keep bytes that are not UTF-8.
 
 
 def scrub_path(path: str, scrub: Scrub) -> str:
-    """Scrub each segment of a path. Segments that `scrub` keeps are not encoded again."""
+    """Scrub each segment of a path. Unchanged segments keep their percent-encoding."""
     return "/".join(
         segment if (text := unquote(segment)) == (scrubbed := scrub(text)) else quote(scrubbed, "*")
         for segment in path.split("/")
@@ -33,9 +33,9 @@ def scrub_query(query: str, scrub: Scrub) -> str:
 
 
 def scrub_body(pieces: Iterable[bytes], scrub: Scrub) -> list[bytes]:
-    """Scrub each string of a JSON body or of the JSON in event data, and each other line.
+    """Scrub each string in a JSON body or in JSON event data, and each line that is not JSON.
 
-    If a body has several pieces, none may end within an event.
+    If a body has several pieces, each piece must end at the end of an event.
     """
     texts = [piece.decode(errors=_NOT_UTF8) for piece in pieces]
     return [
@@ -55,9 +55,9 @@ def _scrub_text(text: str, scrub: Scrub) -> str:
 
 
 def _scrub_json(text: str, scrub: Scrub) -> str | None:
-    """Scrub each string of JSON, or of a `data:` line with JSON. Return None for other text."""
+    """Scrub each string of JSON, or of a `data:` line with JSON; None if the text is not JSON."""
     try:
-        json.loads(text.removeprefix(_DATA).encode())  # Surrogates are a ValueError.
+        json.loads(text.removeprefix(_DATA).encode())  # encode() raises ValueError for surrogates.
     except (ValueError, RecursionError):
         return None
 
@@ -79,7 +79,7 @@ def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
         values = [patch["value"] for *_, patch in added]
         scrubbed = scrub("".join(values))
         if scrubbed == "".join(map(scrub, values)):
-            continue  # No string to replace is split between two events.
+            continue  # `scrub` replaces no string that is split between two events.
         split = _split_like(values, scrubbed)
         for (piece, number, event, patch), value in zip(added, split, strict=True):
             patch["value"] = value
@@ -103,7 +103,7 @@ def _added_texts(line: str) -> list[tuple[str, Any, Any]]:
 
 
 def _split_like(pieces: list[str], text: str) -> list[str]:
-    """Split `text` into as many pieces. Only the pieces of the part that differs are changed."""
+    """Split `text` into as many strings as `pieces`. Pieces outside the changed part are kept."""
     first, last = 0, len(pieces) - 1
     start, end = 0, len(text)
     while first < last and text.startswith(pieces[first], start, end):

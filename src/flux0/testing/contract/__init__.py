@@ -42,7 +42,7 @@ from flux0.testing.contract.waiting import IdleContract, InterruptContract, Time
 
 
 class _Parts(
-    IdleContract,  # pytest runs the tests of the first base class last.
+    IdleContract,  # First, because pytest then runs its tests last: they check long waits.
     HeadContract,
     BodyContract,
     ConnectContract,

@@ -43,7 +43,7 @@ class Contract(ABC):
     def make_harness(
         self, transport: Any, backend: str, timeout: float, ending: ExitStack
     ) -> Harness:
-        """Return a harness for `transport`; leaving `ending` closes both, and the servers."""
+        """Return a harness for `transport`. Closing `ending` closes the harness and its servers."""
         servers = ending.enter_context(ExitStack())
         if backend == THREADS:
             harness = Harness(BlockingAsAsync(transport), run_in_thread, timeout, servers)
@@ -71,7 +71,7 @@ class Contract(ABC):
 
     @pytest.fixture
     def hang_timeout(self, request: pytest.FixtureRequest, time_budget: float) -> Iterator[float]:
-        """Seconds after which a call of this test counts as hung; shorter after earlier hangs."""
+        """Seconds after which a call of this test counts as hung; fewer if earlier tests hung."""
         started = monotonic()
         yield min(self.timeout, max(time_budget / 4, self.timeout / 10))
         lost = max(0.0, monotonic() - started - self.timeout / 20)
@@ -79,7 +79,7 @@ class Contract(ABC):
 
     @pytest.fixture
     def new_harness(self, backend: str, hang_timeout: float) -> Iterator[Callable[[Any], Harness]]:
-        """Returns a new harness for a transport."""
+        """A function that returns a new harness for a transport."""
         gc.freeze()  # Collections are faster if they skip all objects that exist already.
         with ExitStack() as ending:
             ending.callback(gc.unfreeze)
@@ -101,7 +101,7 @@ def class_of(request: pytest.FixtureRequest) -> pytest.Class:
 
 
 def check(value: object, required: object, subject: str) -> None:
-    """Assert that `value`, the value of `subject`, is equal to the required value."""
+    """Assert that `value` is equal to `required`. The message of a failure names the `subject`."""
     __tracebackhide__ = True
     texts = [repr(each)[:_MAX_SHOWN] for each in (required, value)]
     assert value == required, f"{subject} must be {texts[0]}, not {texts[1]}"

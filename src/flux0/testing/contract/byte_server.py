@@ -36,7 +36,7 @@ _Selector: type[selectors.BaseSelector] = getattr(
 
 @frozen
 class ReceivedRequest:
-    """A request as the server received it: `target` and `headers` unchanged, and all of `body`."""
+    """A request as the server received it, with the complete body and unchanged headers."""
 
     method: str
     target: str
@@ -96,7 +96,7 @@ class ByteServer:
     def __exit__(self, *_: object) -> None:
         self.release()
         self._closed = True
-        socket.create_connection((self.host, self.port)).close()  # Ends accept().
+        socket.create_connection((self.host, self.port)).close()  # Wakes the accepting thread.
         self._accepting.join()
         with self._changed:
             for connection in self._sockets:
@@ -122,7 +122,7 @@ class ByteServer:
         return len(self._sockets)
 
     def release(self) -> None:
-        """End each `WaitForRelease`, the current ones and all later ones."""
+        """End each `WaitForRelease` step, including steps that begin after this call."""
         self._release.send(b"x")
 
     def wait_for_requests(self, count: int) -> None:
@@ -167,8 +167,8 @@ class ByteServer:
                 conversation.start()
 
     def _converse(self, connection: socket.socket) -> None:
-        # OSError: the client reset the connection or rejected the certificate. EOFError: it closed
-        # the connection.
+        # OSError: the client reset the connection or rejected the certificate.
+        # EOFError: the client closed the connection.
         with suppress(OSError, EOFError):
             conversation = _Conversation(connection, self._released)
             conversation.perform(self._on_connect)
@@ -188,7 +188,10 @@ class ByteServer:
 
 
 class _Conversation:
-    """Reads requests and performs steps on one connection; EOFError when the client closes it."""
+    """Reads requests and performs steps on one connection.
+
+    Methods raise EOFError when the client closes the connection.
+    """
 
     def __init__(self, connection: socket.socket, released: socket.socket) -> None:
         self._connection = connection
@@ -230,9 +233,9 @@ class _Conversation:
                     event.set()
                 case Disconnect():
                     _shut_down(self._connection, socket.SHUT_WR)
-                    while (
-                        True
-                    ):  # close() would reset the connection before the client has read all.
+                    # close() would reset the connection while the client still reads. So wait until
+                    # the client closes the connection.
+                    while True:
                         self._receive()
                 case _:  # Reset
                     linger = struct.pack("ii", 1, 0)
@@ -246,7 +249,7 @@ class _Conversation:
         self._unread += data
 
     def _readable(self, timeout: float | None = None) -> set[object]:
-        """Wait for data, or without a timeout also for `release`; return the readable sockets."""
+        """Wait for data, or without a timeout for data or `release`; return the readable sockets."""
         sockets = (self._connection,) if timeout is not None else (self._connection, self._released)
         with _Selector() as selector:
             for each in sockets:

@@ -1,4 +1,4 @@
-"""The contract for connecting, with and without TLS: if it fails, no request was sent."""
+"""The contract for connecting, with and without TLS. If connecting fails, no request is sent."""
 
 # ruff: noqa: S101 - a test suite asserts
 
@@ -104,7 +104,7 @@ class TLSContract(Contract):
         return new_harness(self.make_trusting_transport(str(path)))
 
     def test_trusted_server_is_used_over_tls(self, trusting: Harness, tls: ssl.SSLContext) -> None:
-        """The connection is reused, as without TLS."""
+        """TLS connections are reused, too."""
         server = trusting.serve(http_response(b"secret", framing="chunked"), tls=tls)
         check(trusting.fetch(get(server.url, stream=True)), b"secret", "the body")
         check(trusting.fetch(get(server.url)), b"secret", "the body")
@@ -142,7 +142,7 @@ class TLSContract(Contract):
     def test_malformed_response_over_tls_is_a_protocol_error(
         self, trusting: Harness, tls: ssl.SSLContext
     ) -> None:
-        """The same error as without TLS."""
+        """The error is the same as without TLS."""
         head = Write(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}")
         server = trusting.serve((head, Disconnect()), tls=tls)
         fails(lambda: trusting.send(get(server.url)), errors.ProtocolError)
@@ -184,7 +184,7 @@ class LimitedPoolContract(Contract):
         return new_harness(self.make_limited_transport())
 
     def test_pool_timeout_expires(self, limited: Harness) -> None:
-        """Another response uses the only connection. Later, the pool works again."""
+        """Another response uses the only connection. After its end, the pool works again."""
         steps = http_response(b"first", WaitForRelease(), b"second", framing="chunked")
         server, response = limited.exchange(steps, stream=True)
         request = get(server.url, timeout=evolve(LONG_TIMEOUT, pool=SHORT))
@@ -194,7 +194,7 @@ class LimitedPoolContract(Contract):
         check(limited.fetch(get(server.url)), b"firstsecond", "the body")
 
     def test_garbage_collected_body_frees_its_place_in_the_pool(self, limited: Harness) -> None:
-        """Otherwise, each unreferenced body would leave one connection less in the pool."""
+        """Otherwise, an unreferenced body would occupy the only connection of the pool forever."""
         server = limited.serve(http_response(b"first", WaitForRelease(), framing="chunked"))
         for _ in range(3):
             limited.send(get(server.url, stream=True)).drop(in_cycle=False)

@@ -183,7 +183,7 @@ class ReleaseContract(Contract):
     def test_body_closed_early_closes_its_connection(
         self, harness: Harness, read: bytes, *, stream: bool
     ) -> None:
-        """After `close`, reading the body is an error: it must not look like the end."""
+        """After `close`, reading the body raises an error: a closed body must not look complete."""
         server, response = harness.exchange(_SILENT, stream=stream)
         check(response.read(len(read)), read, "the body")
         response.close()
@@ -269,9 +269,8 @@ class ReleaseContract(Contract):
                 signal.setitimer(signal.ITIMER_REAL, hang_timeout)
                 gc.disable()
                 abandon(harness)
-                gc.set_threshold(
-                    gc.get_count()[0] + moment
-                )  # The collector runs after this many objects.
+                # The collector runs after `moment` more objects.
+                gc.set_threshold(gc.get_count()[0] + moment)
                 gc.enable()
                 check(harness.fetch(get(server.url)), b"firstsecond", "the body")
             with ThreadPoolExecutor(2) as other_threads:
@@ -334,7 +333,7 @@ class CancellationContract(Contract):
         server.wait_until_closed()
 
     def test_cancelled_read_does_not_end_the_body(self, harness: Harness) -> None:
-        """The next read returns the next piece or fails. It must not look like the end."""
+        """After the cancellation, a read returns the next piece or fails; it returns no end."""
         server, response = harness.read_first(_SILENT, stream=True)
         body, pieces = response.detach()
 
@@ -362,12 +361,13 @@ def _run_in_child(work: Callable[[], object], timeout: float) -> None:
     The child is killed `timeout` seconds after the start, unless `work` restarts the timer.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # The child uses none of the threads.
+        # Python 3.12 warns about forks with running threads. The child uses none of the threads.
+        warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:  # pragma: no cover - coverage is measured only in the parent
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # Kills a child that waits for a lock.
         signal.setitimer(signal.ITIMER_REAL, timeout)
-        gc.freeze()  # Do not run finalizers of objects of the parent.
+        gc.freeze()  # The child must not run finalizers of the parent's objects.
         try:
             work()
         except BaseException:  # noqa: BLE001 - the child must never run the parent's code

@@ -28,7 +28,7 @@ from flux0.testing.contract.responses import ServerSteps
 T = TypeVar("T")
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, T]]
 
-# Longer than any test waits: if a transport hangs, no timeout of the request hides it.
+# Longer than any test waits, so that no timeout of a request ends a call that hangs.
 LONG_TIMEOUT: Final = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
 
 
@@ -83,7 +83,7 @@ class ReceivedResponse:
         return self._run(next_piece)
 
     def read(self, size: int | None = None) -> bytes:
-        """Read pieces until they have `size` bytes together; by default, read to the end."""
+        """Read pieces until `size` bytes were read; by default, read to the end of the body."""
 
         async def pieces() -> bytes:
             data = b""
@@ -102,7 +102,7 @@ class ReceivedResponse:
         self._run(self._body.close_async).outcome()
 
     def detach(self, *, in_cycle: bool = False) -> list[Any]:
-        """Return the body and its iterator, and remove the references to them.
+        """Return the body and its iterator, and remove this object's references to both.
 
         With `in_cycle`, the returned list contains itself: only the garbage collector can free it.
         """

@@ -33,8 +33,8 @@ from flux0.testing.contract.responses import (
 )
 
 _framings = pytest.mark.parametrize("framing", FRAMINGS)
-# The combinations in which a truncated body can be detected: all but identity with
-# close-delimited framing.
+# The combinations of framing and coding in which a truncated body can be detected: all except
+# close-delimited bodies without gzip.
 _DETECTABLE = [(each, gzip) for each in FRAMINGS for gzip in (True, False)][:-1]
 _codings = pytest.mark.parametrize("gzip", [False, True], ids=["identity", "gzip"])
 
@@ -147,7 +147,7 @@ class HeadContract(Contract):
         )
 
     def test_request_headers_are_sent_unchanged(self, harness: Harness) -> None:
-        """They replace the default fields of the library. Repeated fields keep all values."""
+        """The request's headers replace the library's defaults. Repeated fields keep all values."""
         server = harness.serve(_OK)
         given = {
             "accept": "text/event-stream",
@@ -226,7 +226,7 @@ class HeadContract(Contract):
     def test_responses_without_a_body_end_with_their_head(
         self, harness: Harness, method: str, status: str, fields: list[tuple[str, str]]
     ) -> None:
-        """They have no body, whatever their header fields say (RFC 9112, section 6.3)."""
+        """Header fields that announce a body are ignored (RFC 9112, section 6.3)."""
         server = harness.serve((head(status, fields),))
         for _ in range(2):
             response = harness.send(evolve(get(server.url), method=method))
@@ -280,8 +280,9 @@ class BodyContract(Contract):
         check(
             response.head.close_delimited, framing == "close-delimited", "Response.close_delimited"
         )
+        # Compare outside of the assertion: pytest needs minutes for a diff of long bodies.
         same = response.read() == b"".join(_BODIES[body])
-        assert same, "the received body differs from the sent body"  # A diff takes pytest minutes.
+        assert same, "the received body differs from the sent body"
 
     @_framings
     @_codings
@@ -296,7 +297,7 @@ class BodyContract(Contract):
         check(response.read(), b"second", "the body")
 
     def test_chunk_extensions_and_trailers_are_ignored(self, harness: Harness) -> None:
-        """They are not part of the body (RFC 9112, section 7.1)."""
+        """Extensions and trailers are not part of the body (RFC 9112, section 7.1)."""
         server = harness.serve(
             (_START, Write(b'2;a=1;b="x"\r\nok\r\n0;end\r\nX-Trailer: yes\r\n\r\n'))
         )
@@ -331,7 +332,7 @@ class BodyContract(Contract):
     def test_truncated_gzip_data_is_an_interruption(
         self, harness: Harness, framing: Framing
     ) -> None:
-        """The framing is complete, but the gzip data is not: a proxy lost its own server."""
+        """The framing is complete, but the gzip data is not: a proxy lost its upstream server."""
         whole = compress(b"event" * 100)
         lengths = range(1, len(whole))
         server = harness.serve(
@@ -403,13 +404,13 @@ class BodyContract(Contract):
         server.wait_until_closed()
 
     def test_decompression_bomb_is_decoded_in_pieces(self, harness: Harness) -> None:
-        """200 kB of gzip data become 200 MB: a reader that stops at 4 MB needs less than 32 MB."""
+        """The body has 200 kB, and 200 MB decoded. Reading 4 MB needs less than 32 MB of memory."""
         compressor = zlib.compressobj(9, wbits=31)
         first, another = (
             compressor.compress(bytes(1_000_000)) + compressor.flush(zlib.Z_FULL_FLUSH)
             for _ in range(2)
         )
-        # After a full flush, blocks do not depend on earlier ones: this block can be repeated.
+        # After a full flush, a block does not depend on earlier blocks, so it can be repeated.
         _, response = harness.exchange(http_response(first + another * 199, headers=_GZIPPED))
         tracemalloc.start()
         try:

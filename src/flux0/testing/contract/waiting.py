@@ -1,4 +1,4 @@
-"""The contract for waiting: timeouts expire on time, not earlier, and calls can be interrupted."""
+"""The contract for waiting: timeouts expire, but not too early, and calls can be interrupted."""
 
 # ruff: noqa: S101 - a test suite asserts
 
@@ -113,7 +113,7 @@ _ENDLESS_HEADS: dict[str, ServerSteps] = {
 class InterruptContract(Contract):
     """`Request.interrupt` ends the wait for a response head when `timeout_ms` expires."""
 
-    # False: calls may exceed `timeout_ms` as long as the server sends single bytes.
+    # If False, calls may exceed `timeout_ms` as long as the server sends single bytes.
     interruptible: ClassVar[bool] = True
 
     @pytest.mark.parametrize("server_sends", _ENDLESS_HEADS)
@@ -164,7 +164,7 @@ class InterruptContract(Contract):
 
 @frozen
 class BackgroundCalls:
-    """Calls in one backend that start with the first test of a class and run during the others."""
+    """Calls in one backend that start before the first test of a class and run during its tests."""
 
     harness: Harness
     pooled: ByteServer
@@ -180,7 +180,7 @@ _CALLS = pytest.StashKey[dict[str, BackgroundCalls]]()
 
 
 class IdleContract(Contract):
-    """Long waits: they start before the first test of the class and are checked after the last."""
+    """Tests of long waits, which start before the first test of the class and run meanwhile."""
 
     # Seconds to wait. Must exceed the 5 s default timeouts of some libraries, and the 4 s for
     # which an idle connection may be reused.
@@ -215,7 +215,8 @@ class IdleContract(Contract):
             "pooled": get(pooled.url),
         }
         calls = {name: harness.start_fetch(request) for name, request in requests.items()}
-        ending.callback(harness.servers.close)  # Ends handshakes, which cannot be cancelled.
+        # Closing the servers ends TLS handshakes, which cannot be cancelled.
+        ending.callback(harness.servers.close)
         return BackgroundCalls(harness, pooled, calls, monotonic() + self.idle_test_seconds)
 
     @pytest.mark.parametrize("call", ["connect", "write", "head", "body", "stream"])

@@ -1,4 +1,4 @@
-"""The bodies of a fake's responses, and the transport that returns them."""
+"""The response bodies of in-memory transports, and the base class of these transports."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from flux0.ports import AsyncByteStream, ByteStream, Request, Response, Shared
 from flux0.runtime.event_loop import Loop, running_loop, sleep
 from flux0.testing.fake.clock import FakeClock, Wait, Waits, perform, perform_async
 
-# Unclosed: the client was closed or the body was unreferenced, but `close` was not called.
+# "unclosed" means that the client was closed or the body was garbage-collected without `close`.
 BodyEnd: TypeAlias = Literal["finished", "closed", "unclosed"]
 
 
 @define(eq=False)
 class FakeBody:
-    """A `ByteStream` and an `AsyncByteStream` of a fake. Each async read is a checkpoint."""
+    """A response body of a fake, for sync and async code. Each async read is a checkpoint."""
 
     _pieces: Iterator[bytes | Wait]
-    # Seconds of the fake's clock. If it is None, a read that would never end raises AssertionError.
-    # If it is infinite, such a read waits in real time.
+    # In seconds of the fake's clock. If the timeout is None, a read that would never end raises
+    # AssertionError. If the timeout is infinite, such a read waits in real time.
     _read_timeout: float | None
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
     _on_end: Callable[[Iterator[bytes | Wait], BodyEnd], None]  # Called once, when the body ends.
-    # The end if `close` is never called. Async code may leave an `async for` loop without closing.
+    # How the body ends if it is garbage-collected. For async bodies, garbage collection counts as
+    # "closed", because leaving an `async for` loop does not close the iterator.
     end_if_unread: BodyEnd = field(default="unclosed", init=False)
     _end: BodyEnd | None = field(default=None, init=False)
 
@@ -60,7 +61,7 @@ class FakeBody:
         return piece
 
     async def close_async(self) -> None:
-        """Do what `close` does."""
+        """The async version of `close`."""
         self.mark_ended("closed")
 
     def __del__(self) -> None:
@@ -95,7 +96,7 @@ class FakeBody:
                 )
 
     def mark_ended(self, how: BodyEnd) -> None:
-        """Record how the body ended, unless it has ended before, and wake its reader."""
+        """Record how the body ended, and wake its reader. Only the first call has an effect."""
         with self._lock:
             if self._end is not None:
                 return
@@ -118,7 +119,7 @@ class FakeBody:
 
 
 class SharedTransport(Shared):
-    """A base of in-memory transports that sync and async code and many clients can share."""
+    """The base class of in-memory transports. Many clients, sync and async, can share one."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock: FakeClock = clock
@@ -127,7 +128,7 @@ class SharedTransport(Shared):
 
     @abstractmethod
     def respond(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
-        """Return the response to `request`. `loop` is the event loop of async code, else None."""
+        """Return the response to `request`. `loop` is the running event loop; None in sync code."""
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Return the response to `request`; see `Transport.send`."""
@@ -144,7 +145,7 @@ class SharedTransport(Shared):
         return response
 
     async def close_async(self) -> None:
-        """Do what `close` does."""
+        """The async version of `close`."""
         self.close()
 
     def for_client(self) -> ClientTransport:
@@ -154,7 +155,7 @@ class SharedTransport(Shared):
 
 @final
 class ClientTransport(SharedTransport):
-    """One client's view of a shared transport. Closing it interrupts that client's streams."""
+    """A view of a shared transport for one client. `close` interrupts that client's streams."""
 
     def __init__(self, shared: SharedTransport) -> None:
         super().__init__(shared.clock)

@@ -30,7 +30,8 @@ class CallResponse:
     Attributes:
         status_code: the HTTP status.
         headers: the header fields of the response.
-        body: the parsed JSON; the bytes if they are not JSON; None for a stream or an empty body.
+        body: the parsed JSON, or the bytes of a body that is not JSON. It is None for a stream or
+            an empty body.
     """
 
     status_code: int
@@ -44,16 +45,16 @@ class Call:
 
     Attributes:
         operation: the name of the API operation, such as `sessions.create_event`; empty if the
-            request matches none.
+            request matches no operation.
         method: the HTTP method.
         path: the percent-decoded path.
         query: the decoded query parameters.
         headers: the header fields of the request.
-        body: the parsed JSON; the bytes if they are not JSON; None if the body is empty.
+        body: the parsed JSON, or the bytes of a body that is not JSON; None if the body is empty.
         arguments: the parameters from the path, the query and the body, by name. Query parameters
             are strings.
-        time: when the fake received the request: seconds since 1970 on the fake's clock.
-        response: the response, or the error that was raised instead; None before either exists.
+        time: when the fake received the request, in seconds since 1970 on the fake's clock.
+        response: the response, or the error that the call raised; None while the call waits.
     """
 
     operation: str
@@ -68,7 +69,7 @@ class Call:
 
     @property
     def user(self) -> str | None:
-        """The user from the cookie `flux0_user_sub`, or None."""
+        """The user from the cookie `flux0_user_sub`; None if there is no such cookie."""
         return user_of(self.headers)
 
     @property
@@ -123,7 +124,10 @@ def call_from(request: Request, time: float = 0.0) -> Call:
 def nearest(
     target: object, candidates: Iterable[T], differences: Callable[[T], Iterable[str]]
 ) -> str:
-    """Describe the candidate most similar to `target`, with its differences; empty if none."""
+    """Return a description of the candidate most similar to `target`, and of its differences.
+
+    If there are no candidates, return an empty string.
+    """
 
     def similarity(candidate: T) -> tuple[bool, float]:
         first, second = (str(each)[:_MAX_COMPARED] for each in (target, candidate))
@@ -135,7 +139,7 @@ def nearest(
 
 
 def user_of(headers: Headers) -> str | None:
-    """Return the user from the cookie `flux0_user_sub`; like the server, from the last one."""
+    """Return the user from the last cookie `flux0_user_sub`. The server does the same."""
     user = None
     for cookie in ";".join(headers.get_all("cookie")).split(";"):
         name, _, value = cookie.partition("=")
@@ -160,7 +164,7 @@ def json_or_bytes(body: bytes | None) -> Any:
 
 
 def _matches(expected: object, actual: object, *, in_query: bool) -> bool:
-    # JSON turns tuples into lists, and query parameters are strings.
+    # Compare JSON forms, too: JSON turns tuples into lists, and query parameters are strings.
     text = json.dumps(expected, default=repr)
     return actual in [expected, json.loads(text), *([text] * in_query)]
 
@@ -170,7 +174,7 @@ def _format_call(name: str, arguments: Mapping[str, Any]) -> str:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    # The server uses `$`, too, which also matches before a trailing line break.
+    # Like the server, use `$`, which also matches before a trailing line break.
     return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", template) + "$")
 
 
@@ -185,7 +189,7 @@ _ROUTES = (
     ("sessions.create_event", "POST", _pattern("/api/sessions/{session_id}/events/stream")),
     ("sessions.list_events", "GET", _pattern("/api/sessions/{session_id}/events")),
 )
-# A path prefix before `/api`, as with a reverse proxy.
+# A path prefix before `/api`, such as the prefix of a reverse proxy.
 _PREFIX = re.compile(r"(?!/api(?:/|$))(?:/[^/]+)+?(?=/api/)")
 
 
@@ -206,12 +210,15 @@ class Target:
     path: str  # Percent-decoded, without the prefix before `/api`.
     arguments: Mapping[str, str]
     query: Mapping[str, str]
-    # The methods of the path, if it does not allow the request's method.
+    # The methods that the path allows, if it does not allow the method of the request.
     allowed: tuple[str, ...] = ()
 
 
 def target_from(request: Request) -> Target:
-    """Return the route and the parameters of a request. The last of repeated parameters is used."""
+    """Return the route and the parameters of a request.
+
+    If a query parameter is repeated, its last value is used.
+    """
     url = urlsplit(request.url)
     path = _PREFIX.sub("", unquote(url.path), count=1)
     query = dict(parse_qsl(url.query, keep_blank_values=True))
@@ -228,7 +235,7 @@ def target_from(request: Request) -> Target:
 def complete_response(
     status_code: int, content_type: str, body: bytes, *fields: tuple[str, str]
 ) -> Response[bytes]:
-    """Return a response with this body; its headers start with `fields`."""
+    """Return a response with this body. `fields` are its first header fields."""
     own = (("content-length", str(len(body))), ("content-type", content_type))
     return Response(status_code, Headers((*fields, *own)), body)
 

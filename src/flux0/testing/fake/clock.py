@@ -1,4 +1,4 @@
-"""The clock of a fake server, and the sync and the async driver of its waits.
+"""The clock of a fake server, and the functions that perform waits in sync and async code.
 
 The fake's logic exists once, as generators that yield `Wait` values. `perform` runs them for sync
 code, `perform_async` for async code.
@@ -28,13 +28,14 @@ _START = 1_767_225_600.0  # 2026-01-01T00:00:00Z
 
 @frozen
 class Wait:
-    """A wait until a moment on the clock, or for the next change.
+    """A wait until a moment on the clock, or for a change that `FakeClock.notify` reports.
 
     Attributes:
-        moment: seconds since 1970; None waits for any change after change number `seen`.
+        moment: the end of the wait, in seconds since 1970. If None, the wait ends with the next
+            change after change number `seen`.
         seen: the number of changes that the caller has already handled.
-        is_timeout: whether a timeout expires at `moment`. Such a wait also moves a clock that
-            only the test moves.
+        is_timeout: whether a timeout expires at `moment`. Such a wait moves the clock even with
+            `moves_by_itself=False`.
         real_timeout: the limit of a wait for a change, in real seconds.
     """
 
@@ -48,13 +49,13 @@ Waits: TypeAlias = Generator[Wait, None, T]
 
 
 class ClockStandsStill(AssertionError):
-    """Code waits for a later time on a `FakeClock(moves_by_itself=False)`. Call `advance` first."""
+    """Raised if code waits on a `FakeClock(moves_by_itself=False)`, which only `advance` moves."""
 
 
 class FakeClock(Time):
     """A simulated clock: waits take no real time.
 
-    When the clock moves past the end of an agent's pause, the agent continues.
+    When the clock reaches the end of an agent's pause, the agent continues.
 
     Args:
         start: the initial time, in seconds since 1970 (UTC). The default is 2026-01-01.
@@ -105,16 +106,16 @@ class FakeClock(Time):
         return self._random.random()
 
     def advance(self, seconds: float) -> None:
-        """Move the clock forward by `seconds`, and run the agents whose pauses end by then."""
+        """Move the clock forward by `seconds`, and run the agents whose pauses end in this time."""
         self._move_to(self._now + seconds)
 
     def call_at(self, moment: float, act: Callable[[], object]) -> None:
-        """Schedule `act` at `moment`. The thread that moves the clock past `moment` calls it."""
+        """Schedule `act` for `moment`. The thread that moves the clock to `moment` calls `act`."""
         with self._lock:
             insort(self._due, (moment, act), key=itemgetter(0))
 
     def notify(self) -> None:
-        """Count a change, and wake the threads and tasks that wait for one."""
+        """Count a change, and wake the threads and tasks that wait for a change."""
         with self._lock:
             self.changes += 1
             wake, self._wake = self._wake, []
@@ -122,7 +123,7 @@ class FakeClock(Time):
             wake_waiter()
 
     def wait(self, wait: Wait) -> None:
-        """Wait until the moment, or for the change.
+        """Wait until `wait.moment`. If `wait.moment` is None, wait for the next change.
 
         Raises:
             ClockStandsStill: only the test moves this clock, and the moment is in the future.
@@ -138,7 +139,7 @@ class FakeClock(Time):
         self._move_to(wait.moment)
 
     async def wait_async(self, wait: Wait) -> None:
-        """Do what `wait` does, without blocking the event loop."""
+        """The async version of `wait`: it does not block the event loop."""
         import anyio.to_thread  # noqa: PLC0415 - slow to import
 
         if wait.moment is None:
@@ -157,7 +158,7 @@ class FakeClock(Time):
         self._move_to(wait.moment)
 
     def _must_wait(self, wait: Wait, wake: Callable[[], object]) -> bool:
-        """Return False if a change has happened since `wait.seen`; else call `wake` at the next."""
+        """Return whether no change has happened since `wait.seen`. If so, the next calls `wake`."""
         with self._lock:
             if must_wait := self.changes == wait.seen:
                 self._wake.append(wake)
@@ -200,7 +201,7 @@ def perform(waits: Waits[T], clock: FakeClock) -> T:
 
 async def perform_async(waits: Waits[T], clock: FakeClock) -> T:
     """Run a generator of waits in async code, and return its result."""
-    with closing(waits):  # If the task is cancelled, do not leave closing to garbage collection.
+    with closing(waits):  # A cancelled task must close the generator at once.
         try:
             while True:
                 await clock.wait_async(next(waits))

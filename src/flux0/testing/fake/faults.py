@@ -89,8 +89,8 @@ class Drop:
     """The server closes the connection before it sends a response.
 
     Attributes:
-        after_acting: whether the server has acted on the request before, for example stored a
-            message.
+        after_acting: whether the server acts on the request before it closes the connection, for
+            example stores a message.
     """
 
     after_acting: bool = False
@@ -127,11 +127,12 @@ class _Cutoff:
 class Stall(_Cutoff):
     """The server stops sending data; the client's timeout expires on the fake's clock.
 
-    Pass one argument at most. Without one, the server ignores the request and sends no response.
+    Pass at most one argument. Without arguments, the server ignores the request and sends no
+    response.
 
     Attributes:
-        after_events: the number of events of the body that are sent before.
-        after_bytes: the number of bytes of the body that are sent before.
+        after_events: the number of events of the body that are sent before the stall.
+        after_bytes: the number of bytes of the body that are sent before the stall.
     """
 
 
@@ -140,8 +141,8 @@ class Truncate(_Cutoff):
     """The connection is closed within the body. Pass `after_events` or `after_bytes`.
 
     Attributes:
-        after_events: the number of events of the body that are sent before.
-        after_bytes: the number of bytes of the body that are sent before.
+        after_events: the number of events of the body that are sent before the end.
+        after_bytes: the number of bytes of the body that are sent before the end.
         clean: whether the body ends without a transport error, as if it were complete.
     """
 
@@ -192,7 +193,7 @@ def _cut_off(pieces: Pieces, fault: Stall | Truncate, call: Call) -> Pieces:
         if piece is None:
             unit = "bytes" if counts_bytes else "events"
             raise AssertionError(
-                f"{fault} was not applied to {call}: {unit} in the body: {limit - left}"
+                f"{fault} was not applied to {call}: number of {unit} in the body: {limit - left}"
             )
         if isinstance(piece, bytes):
             piece = piece[:left] if counts_bytes else piece
@@ -214,7 +215,7 @@ def _split(pieces: Pieces, sizes: tuple[int, ...]) -> Pieces:
             waits = isinstance(piece, Wait)
             if isinstance(piece, bytes):
                 held += piece
-            # A wait flushes the buffer: the next bytes arrive only after it.
+            # Before a wait, yield all buffered bytes: the next bytes arrive after the wait.
             while len(held) >= size or (held and waits):
                 yield bytes(held[:size])
                 del held[:size]

@@ -90,7 +90,7 @@ class FakeServer:
     def on_closed_early(self, turn: FakeTurn) -> None:
         """Handle the early close of the stream of `turn`.
 
-        Like the server, cancel the latest turn of the session, even if that is another turn.
+        Like the server, cancel the latest turn of the session, even if it is not `turn`.
         """
         if not turn.completed:
             self._cancel_turn(turn.message.session_id)
@@ -213,7 +213,7 @@ class FakeServer:
         session_id = target.arguments["session_id"]
         for session in self.store.sessions:
             if session["id"] == session_id:
-                return session  # If sessions share an id, the server uses the first.
+                return session  # If sessions share an id, the server uses the first session.
         raise RequestRejected(otherwise, problem.format(session_id))
 
     def _user_id(self, request: Request) -> str:
@@ -237,6 +237,6 @@ def _json(status_code: int, data: JSONObject, *fields: tuple[str, str]) -> Respo
     try:
         text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         body = _STRING_OR_SMALL_NUMBER.sub(_format_like_server, text).encode("utf-8")
-    except ValueError:  # NaN, or a lone surrogate: the server cannot encode it either.
+    except ValueError:  # The server cannot encode NaN or lone surrogates, either.
         return calls.internal_server_error()
     return calls.complete_response(status_code, "application/json", body, *fields)

@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.05  # The longest time until `shutdown` takes effect.
 _BLOCK_BYTES = 65536
 _MAX_HEAD_BYTES = 2**20  # The real server has no fixed limit.
 _HOST = re.compile(r"([\w.~%!$&'()*+,;=-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?", re.ASCII)
-# The real server runs on Python 3.13. Older versions have another phrase for 422.
+# The real server runs on Python 3.13. Older versions of Python have another phrase for 422.
 _REASONS = {**{each.value: each.phrase for each in HTTPStatus}, 422: "Unprocessable Content"}
 
 
@@ -69,7 +69,8 @@ class _Handler(BaseRequestHandler):
     """Serves the requests of one connection from a fake.
 
     Events are sent as soon as the agent produces them. If the client disconnects, the agent is
-    cancelled at once. A turn whose agent sends no more events stays open until then.
+    cancelled at once. A turn whose agent sends no more events stays open until the client
+    disconnects.
     """
 
     server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -126,14 +127,14 @@ class _Handler(BaseRequestHandler):
         return event
 
     def _respond(self, request: Request) -> bool:
-        """Send the response to `request`; return whether the connection can be used again."""
+        """Send the response to `request`, and return whether the connection can be reused."""
         cors = _cors_fields(request.headers, self.server.allow_origins)
         if cors and request.method == "OPTIONS":
             self._send_response(204, cors)
             return self.http.our_state is h11.DONE
         try:
             response = self.server.fake.send(request)
-        except (TransportError, AssertionError):  # A fault instead of a response.
+        except (TransportError, AssertionError):  # A fault replaced the response.
             return False
         body = response.body
         watcher = Thread(target=self._close_on_disconnect, args=(body.close,), daemon=True)
@@ -143,7 +144,8 @@ class _Handler(BaseRequestHandler):
         except Exception as error:  # noqa: BLE001 - agents can raise any exception
             # LocalProtocolError: a fault has changed the response so that HTTP does not allow it.
             if not isinstance(error, (TransportError, OSError, h11.LocalProtocolError)):
-                # The agent raised. Like the server, keep the connection open and send no more data.
+                # The agent raised an exception. Like the server, send no more data, but keep the
+                # connection open.
                 watcher.join()
             return False
         finally:
@@ -177,7 +179,7 @@ class _Handler(BaseRequestHandler):
     def _close_on_disconnect(self, close: Callable[[], None]) -> None:
         with suppress(OSError):
             if self.request.recv(1, MSG_PEEK):
-                return  # The client has sent its next request.
+                return  # The client sent its next request, so it is still connected.
         close()
 
 

@@ -1,4 +1,4 @@
-"""The steps of a fake agent's turn, and the values that can serve as an agent.
+"""The steps of a fake agent's turn, and the types of replies that define an agent.
 
 `StepExpander` expands steps such as `Say` into the steps of the server's protocol, such as
 `SendChunk`.
@@ -60,7 +60,7 @@ class Say(_TextStep):
 
 @frozen
 class Reason(_TextStep):
-    """Stream reasoning and store it. It has the same attributes as `Say`."""
+    """Stream reasoning and store it. The attributes are the same as for `Say`."""
 
 
 @frozen
@@ -128,10 +128,10 @@ class Pause:
 class Gate:
     """A step at which an agent waits until the test calls `open`. An opened gate stays open.
 
-    Other calls to the fake are answered meanwhile, and its clock can move.
+    While an agent waits, the fake still handles other calls, and its clock can move.
 
     Args:
-        timeout: the limit of the wait, in real seconds. After it, reading the agent's stream
+        timeout: the limit of the wait, in real seconds. After this time, reading the agent's stream
             raises AssertionError.
 
     Attributes:
@@ -211,7 +211,7 @@ class LangChain:
 
 PlainStep: TypeAlias = Report | SendChunk | Pause | Gate | FallSilent
 AgentStep: TypeAlias = PlainStep | Say | Reason | CallTool | GiveResult | Fail | LangChain
-_STEP_TYPES = (str, *get_args(AgentStep))  # Faster to check than the union.
+_STEP_TYPES = (str, *get_args(AgentStep))  # isinstance() is faster with a tuple than with a union.
 
 
 @frozen
@@ -226,7 +226,7 @@ class UserMessage:
         agent_name: the name of the agent.
         agent_type: the type of the agent.
         correlation_id: the id that all events of the turn share.
-        stored: returns the stored events of the session; `history` is based on it.
+        stored: a function that returns the stored events of the session. `history` uses it.
     """
 
     content: str
@@ -262,7 +262,7 @@ def as_agent(reply: AgentReply) -> AgentFunction:
 
 
 def iter_steps(result: SyncSteps) -> Generator[AgentStep, None, None]:
-    """Yield the steps of an agent's result, and close the result at the end if possible."""
+    """Yield the steps of an agent's result. If the result is a generator, close it at the end."""
     is_single = isinstance(result, _STEP_TYPES)
     try:
         for step in cast("Iterable[str | AgentStep]", (result,) if is_single else result or ()):
@@ -282,7 +282,7 @@ _Patches: TypeAlias = list[dict[str, Any]]
 class StepExpander:
     """Expands the steps of one turn into steps of the server's protocol.
 
-    `next_number` counts the messages, runs and tool calls of the fake.
+    `next_number` returns the next number for a kind of object: "message", "run" or "call".
     """
 
     def __init__(self, next_number: Callable[[str], int]) -> None:
@@ -310,7 +310,7 @@ class StepExpander:
                 yield step
 
     def _langchain(self, run: LangChain) -> Iterable[PlainStep]:
-        """Yield the steps of the adapter, measured with flux0-stream 0.1.0b2."""
+        """Yield the steps that the LangChain adapter of flux0-stream 0.1.0b2 sends (measured)."""
         run_id = str(UUID(int=self._next_number("run"), version=4))
 
         def status(name: SessionStatus) -> Report:
@@ -366,9 +366,9 @@ def _add_patch(path: str, value: Any) -> dict[str, Any]:
 
 
 def _call_patches(call: CallTool, id: str, index: int | None) -> Iterable[_Patches]:
-    """Yield the patches of a tool call; the JSON of its arguments is split in two.
+    """Yield the patches of a tool call. The JSON of its arguments is sent in two pieces.
 
-    With an `index`, the name is set by a patch of its own, as in the LangChain adapter.
+    With an `index`, a separate patch sets the name, as in the LangChain adapter.
     """
     path = f"/tool_calls/{index or 0}"
     name = call.name if index is None else ""

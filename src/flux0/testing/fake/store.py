@@ -1,7 +1,7 @@
 """The store of a fake server: agents, sessions and events, as the JSON that the server returns.
 
-The server stores events without checking them, and fails when it lists an invalid one. The `data`
-of such an event is None here.
+The server stores events without checking them. If a stored event is invalid, listing the events
+fails. In this store, invalid events have the `data` None.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class FakeStore:
         self.agents: dict[str, JSONObject] = {}
         self.sessions: list[JSONObject] = []  # Sessions with the same id share their events.
         self.events: defaultdict[str, list[JSONObject]] = defaultdict(list)
-        # Unfinished messages of all sessions by event id; the server does not separate turns.
+        # Unfinished messages by event id. Like the server, do not separate sessions or turns.
         self._open_messages: defaultdict[str, _OpenMessage] = defaultdict(_OpenMessage)
-        # User ids by the value of the cookie.
+        # User ids by the value of the cookie `flux0_user_sub`.
         self.user_ids: defaultdict[str, str] = defaultdict(lambda: self.new_id("user"))
         self._counters: defaultdict[str, count[int]] = defaultdict(lambda: count(1))
         self._now = now
@@ -59,9 +59,9 @@ class FakeStore:
         return f"{kind[0]}{self.next_number(kind):09}"
 
     def created_at(self, moment: float | None = None) -> str:
-        """Return a creation time in the server's format; now by default.
+        """Return a creation time in the server's format: `moment`, by default now.
 
-        Each call returns a later time than the call before.
+        Each call returns a later time than the previous call.
         """
         requested = datetime.fromtimestamp(self._now() if moment is None else moment, timezone.utc)
         self._last_created_at = max(requested, self._last_created_at + _TICK)
@@ -113,13 +113,13 @@ class FakeStore:
         """Apply a chunk to its message, and return whether the server streams the chunk.
 
         The server drops a chunk if a patch cannot be applied. It also drops a chunk that appends
-        to no list and whose `seq` does not follow the last streamed one. Measured with
-        flux0-stream 0.1.0b2.
+        to no list and whose `seq` does not follow the `seq` of the last streamed chunk. Measured
+        with flux0-stream 0.1.0b2.
         """
         message = self._open_messages[chunk.event_id]
         appends = any(patch.path.endswith("/-") for patch in chunk.patches)
         if not appends and chunk.seq != message.last_seq + 1:
-            # Only the metadata are used, if this is the first chunk of the message.
+            # Like the server, use only the metadata, if this is the first chunk of the message.
             message.feed(evolve(chunk, patches=()))
             return False
         before = len(message.problems)

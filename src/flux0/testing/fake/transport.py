@@ -53,8 +53,8 @@ class FakeTransport(SharedTransport):
     """A `Transport` and an `AsyncTransport` that simulate a flux0 server in memory.
 
     Responses, including errors, are the same as from the released server. Any number of clients,
-    threads and tasks can use a fake at once. A sync agent runs in the thread that sends the
-    message, and after a pause in the thread that moves the clock.
+    threads and tasks can use a fake at once. A sync agent starts in the thread that sends the
+    message. After a pause, it continues in the thread that moves the clock.
 
     Args:
         reply: the default reply of agents: a string, a step of `flux0.testing`, an iterable of
@@ -90,7 +90,8 @@ class FakeTransport(SharedTransport):
         self._lock = RLock()
         self._agent = as_agent(reply)
         self._agent_name = agent_name
-        # Bodies that were neither read to their end nor closed, by their pieces.
+        # The call and the turn of each body that was neither read to its end nor closed. The keys
+        # are the pieces of the bodies.
         self._open: dict[Iterator[bytes | Wait], tuple[Call, FakeTurn | None]] = {}
         self.agent_id: str = agent_id or ""
         self.reset()
@@ -121,7 +122,7 @@ class FakeTransport(SharedTransport):
             self.agent_id = agent["id"]
 
     def script(self, *replies: AgentReply) -> None:
-        """Use each of `replies` for one of the next turns, in the order of the sent messages."""
+        """Use each of `replies` for one of the next turns, in the order in which turns start."""
         with self._lock:
             self._scripts.extend(map(as_agent, replies))
 
@@ -208,7 +209,7 @@ class FakeTransport(SharedTransport):
     def assert_nothing_unexpected(self) -> None:
         """Raise AssertionError if a call was not expected, or an agent raised an exception.
 
-        Call it at the end of a test: the code under test may have caught the first exception.
+        Call this method at the end of a test: the code under test may have caught the exceptions.
         """
         with self._lock:
             raised = [f"an agent raised {turn.error!r}" for turn in self._turns if turn.error]
@@ -218,8 +219,8 @@ class FakeTransport(SharedTransport):
     def assert_no_open_streams(self) -> None:
         """Raise AssertionError if a response was neither read to its end nor closed.
 
-        Closing the client does not close its streams for this check. Nor does the garbage
-        collection of a sync stream.
+        A stream counts as open even if its client was closed. A sync stream also counts as open
+        after its garbage collection.
         """
         with self._lock:
             still_open = [str(call) for call, _ in self._open.values()]
@@ -228,7 +229,7 @@ class FakeTransport(SharedTransport):
     def installed(self) -> AbstractContextManager[FakeTransport]:
         """Return a context manager in which each new `Flux0()` without a transport uses the fake.
 
-        It applies to all threads and tasks of the process. Its value is the fake.
+        The context manager applies to all threads and tasks of the process. Its value is the fake.
         """
         from flux0.client.transports import default_transport  # noqa: PLC0415 - rarely needed
 
@@ -318,9 +319,9 @@ class FakeTransport(SharedTransport):
     def _apply_faults(
         self, request: Request, faults: Iterable[Fault], *, acted: bool
     ) -> Waits[Response[Any] | None]:
-        """Apply the faults of one phase; return a response that replaces the real one, if any.
+        """Apply the faults of one phase. Return the response of a `Respond` fault, or None.
 
-        Faults with `acted=False` come before the server acts, the others after.
+        The phase is before the server acts (`acted=False`) or after it has acted (`acted=True`).
         """
         for fault in faults:
             match fault:
@@ -339,7 +340,7 @@ class FakeTransport(SharedTransport):
         return None
 
     def _delay_response(self, seconds: float, request: Request) -> Waits[None]:
-        """Wait for `seconds`; raise ReadTimeout if the read timeout expires before."""
+        """Wait for `seconds`; raise ReadTimeout if the read timeout expires first."""
         timeout = request.timeout.read
         if seconds < (inf if timeout is None else timeout):
             yield Wait(self.clock.now() + seconds)

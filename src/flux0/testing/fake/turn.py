@@ -1,8 +1,8 @@
-"""One turn of a fake agent: its steps become the bytes of a stream and stored events.
+"""One turn of a fake agent: its steps are converted to stream bytes and to stored events.
 
 As on the server, the agent does not wait for the reader of the stream. It runs as soon as the
 message is sent, up to its next pause or gate, and continues as the clock moves. Its events are
-stored when it produces them. Only with `_MAX_UNREAD` unread events, it waits for the reader.
+stored when it produces them. If `_MAX_UNREAD` events are unread, the agent waits for the reader.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from flux0.testing.fake import steps
 from flux0.testing.fake.clock import FakeClock, Wait
 from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data, without_nulls
 
-# The real server has stored whole turns of 5,000 unread events.
+# Measured: the real server ran a turn with 5,000 unread events without waiting for the reader.
 _MAX_UNREAD = 10_000
 _UNTIL_READ = Wait()
-_NO_LOOP = "no running event loop"  # The message of asyncio.
+_NO_LOOP = "no running event loop"  # The message of asyncio's RuntimeError.
 
 
 class _AgentPaused:
@@ -41,7 +41,7 @@ class _AgentPaused:
 
 @define(eq=False)
 class FakeTurn:
-    """A turn. Iterating yields each event as bytes, or a `Wait` if none is available.
+    """A turn. Iterating yields each event as bytes, or a `Wait` while no event is available.
 
     A wait until infinity means that no more events will follow. If the agent raises an exception,
     iterating raises it in place of the agent's next event.
@@ -50,16 +50,16 @@ class FakeTurn:
     message: steps.UserMessage
     _store: FakeStore
     _clock: FakeClock
-    # Held while a step takes effect, but not while the agent's own code runs.
+    # The lock is held while a step takes effect, but not while the agent's own code runs.
     _lock: AbstractContextManager[Any]
     # Whether the agent has ended the turn. Closing the stream then cancels nothing.
     completed: bool = field(default=False, init=False)
     # The exception that the agent raised.
     error: BaseException | None = field(default=None, init=False)
-    # The number of steps that were run, and whether the rest may stay unused.
+    # The number of steps that were run, and whether the remaining steps may stay unused.
     _steps_done: int = field(default=0, init=False)
     _used_up: bool = field(default=False, init=False)
-    # The agent's time, and the clock's time when the agent's code continued.
+    # The time of the agent's events, and the clock's time when the agent's code last continued.
     _time: float = field(init=False)
     _continued_at: float = field(init=False)
     _output: deque[bytes | BaseException] = field(factory=deque[Any], init=False)
@@ -68,7 +68,8 @@ class FakeTurn:
     # The coroutine of an agent without an event loop. Other agents run in a task instead.
     _agent: Coroutine[object, None, None] | None = field(default=None, init=False)
     _cancel_task: Callable[[], object] | None = field(default=None, init=False)
-    # Whether some thread or task runs the agent, or none may run it any more.
+    # Whether a thread or task runs the agent. It stays True after the end of the agent, so that no
+    # other thread runs the agent.
     _running: bool = field(default=False, init=False)
     # The agent's current wait: for a moment or a gate. Infinite after the agent was cancelled.
     _wait: Wait | None = field(default=None, init=False)
@@ -81,7 +82,7 @@ class FakeTurn:
     def __iter__(self) -> Generator[bytes | Wait, None, None]:
         while self._output or not self.completed:
             if self._wait is _UNTIL_READ:
-                # The clock resumes the agent, because the caller holds the lock.
+                # The clock must resume the agent later, because the caller holds the lock now.
                 now = self._clock.now()
                 self._wait = Wait(now)
                 self._clock.call_at(now, self.resume)
@@ -92,12 +93,15 @@ class FakeTurn:
 
     @property
     def unused_steps(self) -> str | None:
-        """A description of the agent's unused steps; None if there are none."""
+        """A description of the agent's unused steps; None if all steps were used."""
         done = f"{self._steps_done} {'step' if self._steps_done == 1 else 'steps'}"
         return None if self._used_up else f"its turn stopped after {done}"
 
     def start(self, agent: steps.AgentFunction, loop: Loop | None) -> None:
-        """Start the agent: in a task of `loop` if it is async, else up to its first wait."""
+        """Start the agent.
+
+        With a `loop`, an async agent runs in a task. All other agents run up to their first wait.
+        """
         try:
             self._result = agent(self.message)
         except BaseException as error:  # noqa: BLE001 - agents can raise any exception
@@ -120,13 +124,13 @@ class FakeTurn:
         self._clock.notify()
 
     def cancel(self) -> None:
-        """Cancel the agent. The reader still receives the events that were produced before."""
+        """Cancel the agent. The reader still receives the events that were already produced."""
         with self._lock:
             if self._cancelled:
                 return
             self._cancelled = True
             self._wait = Wait(inf)
-            # If another thread runs the agent, that thread closes it.
+            # If another thread is running the agent, the other thread closes the agent.
             idle, self._running = not self._running, True
         if idle and self._agent is not None:
             self._agent.close()
@@ -259,7 +263,7 @@ class FakeTurn:
         )
         members: JSONObject = {**data, "patches": patches}
         if self._store.add_chunk(ChunkEvent(**members)):
-            # Not from the model, which would reorder the members of the patches.
+            # Encode `data` instead of the event, which would reorder the members of the patches.
             self._send(f"event: chunk\ndata: {json.dumps(data)}\n\n".encode())
 
     def _send_status(self, step: steps.Report) -> None:
@@ -287,7 +291,7 @@ class FakeTurn:
 
 
 def _needs_loop(error: BaseException) -> bool:
-    """Return whether code that needs an event loop raised `error`, because none is running."""
+    """Return whether `error` was raised because no event loop is running."""
     *_, (frame, _) = walk_tb(error.__traceback__)
     module = str(frame.f_globals.get("__name__")).partition(".")[0]
     return isinstance(error, (AttributeError, RuntimeError)) and (

@@ -1,4 +1,4 @@
-"""The request checks of the released server, with the rules of FastAPI and pydantic's messages.
+"""The request checks of the released server, with FastAPI's rules and pydantic's messages.
 
 Measured with flux0-api 0.1.0b3 with FastAPI 0.165 and pydantic 2.14.
 """

@@ -170,7 +170,7 @@ def test_other_media_types_are_not_json(content_type: str) -> None:
 
 
 AS_JSON = ['{"é":[1.5,null,true]}', '"\u2028"', "null", '""', "[" * 99 + "]" * 99]
-AS_TEXT = [  # Most are JSON, but would be formatted differently.
+AS_TEXT = [  # Most bodies are JSON, but encoding the parsed value would return other bytes.
     *('{"a": 1}', '{"a":1,"a":2}', '"\\u00e9"', "1.50", "1e999", "NaN", '"\\ud800"', "[" * 100_000),
     *("1" * 5000, "\ufeff[]", "<html>é</html>\r\n\x00\x85\u2028", ""),
 ]
@@ -320,7 +320,7 @@ def replace(path: Path, place: str, value: object) -> None:
         (
             "exchanges.0.response.pieces.0.json",
             None,
-            "pieces[0]: must have one of json, text and base64",
+            "pieces[0]: must have one of the keys json, text and base64",
         ),
         ("exchanges.0.response.pieces.0.json", [float("nan")], "exchanges[0].response.pieces[0]: "),
         ("exchanges.0.response.pieces.0.json", "\ud800", "exchanges[0].response.pieces[0]: "),

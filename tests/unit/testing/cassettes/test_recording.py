@@ -101,7 +101,7 @@ def test_recording_does_not_change_results(mode: Mode, path: Path) -> None:
 
     results: list[Any] = []
     for program in (without, with_recording):
-        with FakeOverHTTP(demo_transport()) as server:  # Both return the same responses.
+        with FakeOverHTTP(demo_transport()) as server:  # Both programs get the same responses.
             run(mode, program)
     assert results[0] == results[1]
     assert len(results[0][2]) > 10
@@ -391,7 +391,7 @@ def test_exchange_is_written_when_it_ends(path: Path) -> None:
     transport.send(request("GET", "/api/agents")).body.close()
     assert ends(path) == [WHOLE, "ConnectError", CLOSED]
     list(streaming)
-    assert ends(path) == [WHOLE, "ConnectError", WHOLE, CLOSED]  # In the order of sending.
+    assert ends(path) == [WHOLE, "ConnectError", WHOLE, CLOSED]  # The order of sending.
     transport.close()
     assert ends(path) == [WHOLE, "ConnectError", WHOLE, CLOSED]
 
@@ -500,7 +500,7 @@ def test_recording_that_ends_with_an_exception_keeps_the_cassette(
         try:
             int("not a number")
         except ValueError:
-            await record(fails=False)  # The exception has not ended this recording.
+            await record(fails=False)  # The exception did not occur in this recording.
         assert not path.with_name(f"{path.name}.new").exists()
 
     run(mode, test)
@@ -533,7 +533,7 @@ def test_second_recording_of_the_same_file_is_rejected(path: Path) -> None:
     first.close()
     with pytest.raises(CassetteError):
         RecordingTransport(fake, path)
-    del second  # It was never closed.
+    del second  # A garbage-collected recording does not block the path.
     RecordingTransport(fake, path).close()
     assert ends(path) == [WHOLE]
 

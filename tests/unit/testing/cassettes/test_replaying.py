@@ -207,7 +207,7 @@ def test_strict_matching_requires_the_recorded_order(path: Path) -> None:
         f"agents.create(name='2', type='fake') is not the next request in {path}",
         "next: exchange 2, agents.create(name='1', type='fake')",
         "  body name: recorded '1', got '2'",
-        'it is exchange 3: matching="loose" allows any order',
+        'the request is exchange 3: matching="loose" allows any order',
     ]
     assert explanation(replay, AGENTS[0]) == [
         f"agents.create(name='0', type='fake') is not the next request in {path}",
@@ -336,7 +336,7 @@ def test_new_episodes_replays_recorded_requests_and_appends_the_others(
 
 
 def test_early_close_in_new_episodes_is_not_taken_for_an_expired_deadline(path: Path) -> None:
-    """The deadlines of requests are on the clock of the client, not on a clock of the replay."""
+    """The deadline of a request refers to the clock of the client, not to a clock of the replay."""
     write_cassette(path, evolve(LIST_AGENTS, end=CLOSED))
     transport = cassette(path, lambda: script(), mode="new_episodes")  # noqa: PLW0108 - typed
     expected = pytest.raises(AssertionError, match="has no more data of exchange 1")
@@ -473,7 +473,7 @@ def test_nearest_exchange_has_the_same_operation(path: Path) -> None:
     session = posting("/api/sessions", b'{"agent_id":"a000000001"}')
     turn = posting("/api/sessions/s1/events/stream", b'{"type":"message","content":"Hi"}')
     body = b'{"type":"message","content":"Hello","x":1}'
-    agent = posting("/api/agents", body)  # It has the fewest differences.
+    agent = posting("/api/agents", body)  # This exchange has the fewest differences.
     replay = ReplayTransport(write_cassette(path, session, turn, agent, LIST_AGENTS), "loose")
     other = posting("/api/sessions/s2/events/stream", body)
     assert explanation(replay, other) == [

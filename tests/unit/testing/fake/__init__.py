@@ -1,1 +1,1 @@
-"""Tests of single modules, without a server."""
+"""Tests of the fake server and its agents."""

@@ -418,7 +418,7 @@ async def test_async_agent_is_cancelled_with_its_stream(mode: Mode) -> None:
             break
         await anyio.wait_all_tasks_blocked()
         assert ends == ["Hi"]
-        # It is also cancelled before its first step.
+        # An agent is also cancelled if its stream is closed before its first step.
         await (await fake.send_async(message_to("s000000001", "2"))).body.close_async()
         await anyio.wait_all_tasks_blocked()
     assert kinds(fake, "s000000001") == ["message", "typing", "message"]

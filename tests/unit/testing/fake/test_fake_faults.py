@@ -138,7 +138,7 @@ def test_delay_moves_the_clock_but_not_the_agent() -> None:
         session = flux0.sessions.create(agent_id=fake.agent_id)
         with flux0.sessions.create_event(session_id=session.id, content="Hi") as stream:
             assert fake.clock.now() - began == 6
-            # The agent acted without the delay.
+            # The delay applies to the response; the agent acted immediately.
             assert len(flux0.sessions.list_events(session_id=session.id)) == 2
             assert list(stream)
         fake.inject(Delay(60), operation="agents.create")
@@ -290,7 +290,7 @@ def test_truncate_after_the_end_of_the_body_raises() -> None:
     fake = FakeTransport()
     session_id = new_session(fake)
     fake.inject(Truncate(after_events=2))
-    applied = r"was not applied to sessions\.create_event\(.*\): events in the body: 1"
+    applied = r"was not applied to sessions\.create_event\(.*\): number of events in the body: 1"
     with pytest.raises(AssertionError, match=rf"Truncate\(.*\) {applied}"):
         list(post(fake, session_id))
 

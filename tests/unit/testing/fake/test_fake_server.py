@@ -135,7 +135,7 @@ def test_create_list_and_retrieve_sessions() -> None:
             agent_id=fake.agent_id, id="my-session", allow_greeting=True
         )
         assert list(flux0.sessions.list()) == [titled, duplicate]
-        # If sessions share an id, the first is returned.
+        # If sessions share an id, the first session is returned.
         assert flux0.sessions.retrieve(session_id="my-session") == titled
         assert titled.consumption_offsets.client == 0
         assert not flux0.sessions.list_events(session_id=duplicate.id)

@@ -269,7 +269,7 @@ def test_half_closed_connection_is_closed_and_cancels_the_agent() -> None:
         while not received.endswith(b"}\n\n\r\n"):
             received += connection.recv(65536)
         connection.shutdown(socket.SHUT_WR)
-        assert read_all(connection) == b""  # Not even the last chunk.
+        assert read_all(connection) == b""  # The server does not even send the last chunk.
         assert kinds(fake, session_id) == ["message", "typing"]
 
 

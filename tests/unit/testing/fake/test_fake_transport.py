@@ -106,7 +106,7 @@ def test_each_script_is_used_for_one_turn_and_then_the_reply() -> None:
         ]
     fake.script("first", "second")
     bodies = [post(fake, new_session(fake)) for _ in range(2)]
-    texts = [b"".join(body) for body in reversed(bodies)]  # Only the order of sending matters.
+    texts = [b"".join(body) for body in reversed(bodies)]  # The order of reading is irrelevant.
     assert [b"second" in texts[0], b"first" in texts[1]] == [True, True]
     fake.assert_all_used()
 
