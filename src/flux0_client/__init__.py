@@ -1,6 +1,6 @@
 """The old import name of `flux0`, for code that was written for the generated client.
 
-Importing it emits a `DeprecationWarning`.
+Importing this package emits a `DeprecationWarning`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import warnings
 
 from flux0 import Flux0 as Flux0, __version__ as __version__
 from flux0_client import models as models
-from flux0_client.models import *  # noqa: F403 - as in the generated package
+from flux0_client.models import *  # noqa: F403 - the generated package exports its models, too
 
 Flux0Client = Flux0
 

@@ -1,4 +1,4 @@
-"""The protocols of HTTP clients, in the same module as in the generated client."""
+"""The protocols of HTTP clients. The generated client had them in a module of this name."""
 
 from flux0.adapters.httpx import AsyncHttpClient, HttpClient
 

@@ -1,4 +1,4 @@
-"""The classes of the retry policy, in the same module as in the generated client."""
+"""The classes of the retry policy. The generated client had them in a module of this name."""
 
 from flux0 import BackoffStrategy, RetryConfig
 

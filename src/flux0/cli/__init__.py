@@ -1,1 +1,1 @@
-"""The command line. It uses only the public client, and needs the extra `cli`."""
+"""The command `flux0-client`, which needs the packages of the extra `cli`."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _FAILED, _WRONG_USE, _INTERRUPTED = 1, 2, 130  # The exit codes.
 
-# Ids from the server may begin with a hyphen, as options do.
+# An id may begin with a hyphen. With this setting, such an id is not read as an option.
 _SETTINGS_FOR_IDS = {"ignore_unknown_options": True}
 
 
@@ -120,7 +120,7 @@ _SESSION = "Id of the session to continue. Default: a new session."
 _TYPE = "Type of the agent: use the first agent of this type, or create it."
 _IDLE = "Longest time without an event, after which the turn fails. Default: 600."
 
-# One line for each paragraph, because typer shows the line breaks of all paragraphs but the first.
+# Each paragraph is one line, because typer joins the lines of the first paragraph only.
 _CHAT = (
     "Talk to an agent: one turn for a MESSAGE, or a conversation.\n\n"
     "A terminal shows the complete turn while it streams. If the output is piped, only the text of "
@@ -215,7 +215,7 @@ def serve_demo(
 def _query(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], None]:
     """Register a function as a command that shows the models returned by the function.
 
-    The command has the parameters of the function, except for the client, and the common options.
+    The command has the common options and the parameters of the function, except `flux0`.
     """
 
     def register(get: Callable[..., Listed]) -> None:
@@ -372,7 +372,7 @@ def _client(
 
 @contextmanager
 def _exit_codes(explain: Callable[[Flux0Error], str]) -> Generator[None, None, None]:
-    """Convert errors to a message on standard error and an exit code."""
+    """Print each error of the `with` block to standard error, and exit with an exit code."""
     from flux0.cli.output import escape_unencodable, print_problem  # noqa: PLC0415 - loads rich
 
     escape_unencodable()
@@ -387,7 +387,7 @@ def _exit_codes(explain: Callable[[Flux0Error], str]) -> Generator[None, None, N
 
 
 def _headers(user: str | None, options: list[str]) -> Mapping[str, str]:
-    """Return the header fields to send. Values of the same name are joined (RFC 9110, 5.3)."""
+    """Return the header fields to send. Repeated fields are joined (RFC 9110, section 5.3)."""
     fields = dict(user_headers(user) or {})
     for text in options:
         name, colon, value = map(str.strip, text.partition(":"))

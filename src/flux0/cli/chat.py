@@ -24,9 +24,10 @@ _EXIT_COMMANDS = {"exit", "quit"}
 
 
 def messages_to_send(message: str | None, *, lines: bool) -> Iterable[str]:
-    """Return the messages of the command line.
+    """Return the messages to send, from the argument MESSAGE and the piped input.
 
-    They are `message` with the piped input below it, or the piped input, or each line of it.
+    If `lines` is True, each line of the input is a message. Otherwise there is one message:
+    `message`, or the piped input, or both with a blank line between them.
     """
     stream = standard_input()
     first = ""
@@ -61,9 +62,9 @@ def start_conversation(
 class Chat:
     """A conversation whose turns are written to the terminal or to a pipe.
 
-    A terminal shows everything. If standard output is a pipe, it gets only the text of the answers,
-    or each event as a line of JSON; everything else is written to standard error. `explain` returns
-    the message for an error.
+    A terminal shows the complete turn. If standard output is a pipe, only the text of the answers
+    is written to the pipe, and everything else to standard error. If `as_json` is True, each event
+    is written to standard output as a line of JSON. `explain` returns the message for an error.
     """
 
     def __init__(
@@ -94,12 +95,12 @@ class Chat:
             return stream.error is None
 
     def show_example(self, message: str) -> bool:
-        """Send a message, and write it above the turn, as in a conversation."""
+        """Write the message of the user as in a conversation, send it, and write the turn."""
         self._view.user(message)
         return self.send(message)
 
     def send_all(self, messages: Iterable[str]) -> bool:
-        """Send all messages, even if a turn fails. Return whether all turns succeeded."""
+        """Send all messages, even if a turn fails. Return True if all turns succeeded."""
         succeeded = True
         for number, message in enumerate(messages):
             if number and not self._as_json:
@@ -149,7 +150,7 @@ class Chat:
             import_module("readline")  # Adds editing and a history to `input`, if available.
         while True:
             prompt = _PROMPT if self._output.is_terminal else ""
-            if not prompt:  # `input` writes the prompt to standard output.
+            if not prompt:  # `input` would write the prompt into the piped answers.
                 Output(stderr=True).write(_PROMPT)
             try:
                 line = input(prompt).strip()
@@ -165,15 +166,15 @@ class Chat:
 
 
 def standard_input() -> TextIO:
-    """Return standard input, in which bytes with a wrong encoding are replaced."""
-    if sys.stdin is None:  # The shell has closed it.
+    """Return standard input, configured to replace bytes that it cannot decode."""
+    if sys.stdin is None:  # The program was started with standard input closed.
         return StringIO()
     cast("TextIOWrapper", sys.stdin).reconfigure(errors="replace")
     return sys.stdin
 
 
 def _chosen_agent(flux0: Flux0, agent_id: str | None, agent_type: str | None) -> Agent:
-    """Return the agent with this id, or the first agent of this type, or the only agent."""
+    """Return the agent with `agent_id`, or the first agent of `agent_type`, or the only agent."""
     if agent_id is not None:
         return flux0.agents.retrieve(agent_id=agent_id)
     if agent_type is not None:

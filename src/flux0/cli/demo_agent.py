@@ -1,4 +1,4 @@
-"""An example agent in memory: it reasons, calls a weather tool, and answers."""
+"""An example agent that runs in memory. It reasons, calls a weather tool, and answers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 from flux0 import SessionStatus, testing
 
-_PIECE_LENGTH = 4  # Characters; about the length of a token of a language model.
-_PIECE_SECONDS = 0.02  # The pause between two pieces.
+_PIECE_LENGTH = 4  # In characters: the typical length of a token of a language model.
+_PIECE_SECONDS = 0.02  # The pause between two pieces of text.
 _THINKING_SECONDS = 0.3
 _TOOL_SECONDS = 0.5
 
@@ -17,7 +17,7 @@ _PLACE = re.compile(rf"\bin ({_NAME}(?:[ '-]{_NAME})*)")
 
 
 def weather_agent(message: testing.UserMessage) -> Iterator[testing.AgentStep]:
-    """Answer each message with the weather in the place that it mentions."""
+    """Answer with the weather in the place that the user's message mentions."""
     match = _PLACE.search(message.content)
     place = match[1] if match else "San Francisco"
     yield testing.Report(SessionStatus.PROCESSING, {"detail": "Thinking"})
@@ -43,8 +43,8 @@ def demo_transport(
     """Return a fake server with the weather agent.
 
     Args:
-        sleep: called with the seconds of each pause, such as `time.sleep`. By default, pauses take
-            no real time.
+        sleep: a function such as `time.sleep`, called for each pause. By default, pauses take no
+            real time.
         start: the start time of the fake's clock, in seconds since 1970.
     """
     clock = testing.FakeClock(*(() if start is None else (start,)), sleep=sleep)

@@ -17,7 +17,8 @@ MAX_ARGS_SHOWN = 400
 _MAX_RESULT_SHOWN = 1200
 
 _ID_LENGTH = 10
-# The command-line names of the client's arguments. Other arguments are options of the same name.
+# The keys are arguments of the client, the values their names on the command line. An argument that
+# is not listed is an option of the same name.
 _OPTIONS = {
     "FLUX0_TOKEN": "FLUX0_TOKEN",
     "headers": "--header",
@@ -53,7 +54,7 @@ def describe_call(call: ToolCall | ToolCallPart) -> str:
 
 
 def describe_result(call: ToolCall) -> str:
-    """Describe the result or the error of a tool call."""
+    """Return the error of a tool call, or else its shortened result."""
     if call.error is not None:
         return call.error
     return _shorten(to_text(call.result and call.result.data), _MAX_RESULT_SHOWN)
@@ -71,7 +72,7 @@ def describe_data(data: models.EventData) -> str:
 def describe_error(error: models.Flux0Error, ids: Mapping[str, Any] | None = None) -> str:
     """Return a message for an error, with a hint at the likely cause.
 
-    `ids` contains the ids of the command line under the keys "agent" and "session".
+    `ids` contains the ids from the command line, with the keys "agent" and "session".
     """
     for kind in ("agent", "session"):
         id_ = (ids or {}).get(kind)
@@ -99,7 +100,8 @@ def _is_unknown(kind: str, id_: str, error: models.Flux0Error) -> bool:
         case models.HTTPValidationError():
             return any(f"{kind}_id" in problem.loc for problem in error.data.detail)
         case models.APIError():
-            return id_ in error.message  # The 404 response for a wrong URL does not contain the id.
+            # If the URL of the server is wrong, the 404 response does not contain the id.
+            return id_ in error.message
         case _:
             return False
 

@@ -18,8 +18,9 @@ DIM = Style(dim=True)
 BOLD = Style(bold=True)
 RED = Style(color="red", bold=True)
 
-_GAP = "  "  # Between the columns of a table.
-_MIN_LAST_COLUMN = 11  # In cells. The last column of a table can be narrow: its text is wrapped.
+_GAP = "  "  # The space between two columns of a table.
+# The smallest width of the last column of a table, in terminal cells. Its text is wrapped.
+_MIN_LAST_COLUMN = 11
 
 _VISIBLE = {
     **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))},
@@ -28,7 +29,7 @@ _VISIBLE = {
 
 
 def visible(text: str) -> str:
-    """Escape control characters, which could have an effect on the terminal."""
+    """Escape control characters, because a terminal could interpret them as commands."""
     return text.translate(_VISIBLE)
 
 
@@ -38,10 +39,10 @@ def one_line(text: str) -> str:
 
 
 class Output:
-    """Standard output or standard error, to which text is appended.
+    """Writes text to standard output or standard error.
 
-    Styles are used, and lines are wrapped, only on a terminal. `is_terminal` is False for a pipe or
-    a file.
+    Styles and line wrapping are used only on a terminal. `is_terminal` is False for a pipe or a
+    file.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
@@ -51,13 +52,13 @@ class Output:
         self._wraps = has_controls and self.is_terminal
         color_system = self._console.color_system or ""
         self._color_system = COLOR_SYSTEMS.get(color_system) if has_controls else None
-        self._indent = ""  # The indentation of the lines that continue the open line.
-        self._line = ""  # The open line as a terminal shows it, without its mark or indentation.
+        self._indent = ""  # The indentation of further lines of the current text.
+        self._line = ""  # The current line of the terminal, without its mark or indentation.
         self._line_is_open = False
-        self._block = ("", "")  # The kind of the last block, and the id of its message.
+        self._block = ("", "")  # The kind of the current block, and the id of its message.
 
     def begin_block(self, kind: str, message_id: str = "") -> None:
-        """Begin a block on a new line, or continue the block of the same message."""
+        """Begin a block on a new line, or continue the current block if the message is the same."""
         last, last_message = self._block
         if message_id and (kind, message_id) == (last, last_message):
             return
@@ -67,16 +68,16 @@ class Output:
         self._block = (kind, message_id)
 
     def end_block(self) -> None:
-        """End the open line and the block."""
+        """End the current line and the current block."""
         self.end_line()
         self._block = ("", "")
 
     def write(self, text: str, style: Style = PLAIN, *, mark: str = "") -> None:
-        """Append text, and flush it.
+        """Append text, and flush the output.
 
-        If there is a mark, such as "> ", the text begins on a new line after the mark, and its
-        further lines are indented to the same column. Control characters, except for line breaks
-        and tabs, are escaped.
+        If `mark` is not empty, write the mark (such as "> ") on a new line, then the text. Further
+        lines of the text are indented by the width of the mark. Control characters, except line
+        breaks and tabs, are escaped.
         """
         if mark:
             self.end_line()
@@ -98,8 +99,8 @@ class Output:
         """Write a table. `columns` maps the name of each column to its importance.
 
         On a narrow terminal, the least important columns are left out, and the text of the last
-        column is wrapped. A row with one cell is a heading. If `head` is False, the names of the
-        columns are not written.
+        column is wrapped. A row with only one cell is written as a heading. If `head` is False, the
+        names of the columns are not written.
         """
         lines = [tuple(map(one_line, row)) for row in ([tuple(columns)] if head else []) + [*rows]]
         widths = [
@@ -121,19 +122,20 @@ class Output:
             self.end_line()
 
     def json(self, data: object, *, indent: int | None = None) -> None:
-        """Write JSON on one line, or on several lines with an indentation."""
+        """Write JSON on one line, or on indented lines if `indent` is not None."""
         try:
             text = json.dumps(data, indent=indent, allow_nan=False)
-        except ValueError:  # NaN is not valid JSON. The server streams NaN, but lists null.
+        except ValueError:
+            # NaN is not valid JSON. Write null, as the server does in lists of stored events.
             data = json.loads(json.dumps(data), parse_constant=lambda _: None)
             text = json.dumps(data, indent=indent)
         self._append(f"{text}\n", PLAIN)
 
     def _wrap(self, text: str) -> str:
-        """Return the text to append so that a terminal breaks lines between words.
+        """Return the characters to append, so that lines are broken between words.
 
-        The first part of a word is written immediately. If the rest does not fit, the part is
-        erased and written again on the next line.
+        `text` may end within a word. If the word turns out to be too long for its line, its first
+        part is erased there and written again on the next line.
         """
         if not self._wraps:
             return text.replace("\n", f"\n{self._indent}")
@@ -141,7 +143,8 @@ class Output:
         room = max(self._console.width - column, 1)
         text = shown + text.replace("\t", "    ")
         lines = [line.plain for line in Text(text).wrap(self._console, room, overflow="fold")]
-        blank = text[len(text.rstrip()) :].rpartition("\n")[2]  # `wrap` may have removed it.
+        # `wrap` may have removed the spaces at the end of the last line.
+        blank = text[len(text.rstrip()) :].rpartition("\n")[2]
         self._line = lines[-1].rstrip() + blank
         if len(lines[0].rstrip()) < len(shown.rstrip()):
             lines[0], shown = f"\x1b[{column + cell_len(lines[0]) + 1}G\x1b[K", ""
@@ -151,7 +154,7 @@ class Output:
     def _append(self, text: str, style: Style) -> None:
         if self._console.no_color:
             style = style.without_color
-        # In one call, because rich repeats its output after a KeyboardInterrupt.
+        # Do not print with rich: after a KeyboardInterrupt, rich writes its last output again.
         self._console.file.write(style.render(text, color_system=self._color_system))
         self._console.file.flush()
 
@@ -169,9 +172,9 @@ def print_problem(text: str) -> None:
 
 
 def escape_unencodable() -> None:
-    """Configure the streams to escape characters that their encoding does not have."""
+    """Configure both output streams to escape characters that they cannot encode."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # It is None if the shell has closed it.
+        if stream is not None:  # A stream is None if the program was started with it closed.
             cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")
 
 

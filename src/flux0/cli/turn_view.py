@@ -1,4 +1,4 @@
-"""Writes turns and stored messages: text, reasoning, tool calls and statuses."""
+"""Writes turns and stored messages to the terminal."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ _REASONING = Style(dim=True, italic=True)
 _CALL = Style(color="cyan")
 _INDENT = "  "
 
-# The paths of patches that append or replace text, and the start of the paths of tool calls.
-_TEXT = re.compile(r"(/(-|\d+))?")
-_TOOLS = "/tool_call"
+_TEXT = re.compile(r"(/(-|\d+))?")  # The paths of patches that append or replace text.
+_TOOLS = "/tool_call"  # The start of the paths of patches of tool calls.
 
 
 class TurnView:
     """Writes messages in blocks, with a blank line between blocks of different kinds.
 
-    While a turn streams, text is written when it arrives. A tool call is written when its arguments
-    are complete, or longer than the part that is shown; a tool result is written when it is
-    complete. Content that cannot be appended, such as structured content, is written at the end of
-    its message: when another message begins, a status arrives, or the turn ends. The text of
-    answers is written to `answer`, and everything else to `aside`.
+    Text is written when its chunk event is received. A tool call is written when its arguments are
+    complete, or when they are longer than the limit for display. A tool result is written when it
+    is complete. Structured content is written at the end of its message: when the next message
+    begins, when a status is received, or when the turn ends. The text of answers is written to
+    `answer`, and everything else to `aside`.
     """
 
     def __init__(self, answer: Output, aside: Output) -> None:
         self._answer = answer
         self._aside = aside
         self._last_call = ""
-        self._current = ""  # The id of the last chunk's message.
-        self._shown: dict[tuple[str, int], str] = {}  # The written text, by message and part.
-        self._is_waiting = False  # Whether a tool call or result is not complete and not written.
+        self._current = ""  # The id of the message that the last chunk event belongs to.
+        # The text that was written for each part; the keys are a message id and a part number.
+        self._shown: dict[tuple[str, int], str] = {}
+        # Whether a tool call or result was not written yet, because it is incomplete.
+        self._is_waiting = False
 
     def user(self, text: str) -> None:
         """Write a message of the user."""
@@ -44,12 +45,12 @@ class TurnView:
         self._aside.write(text, BOLD, mark="> ")
 
     def message(self, data: models.EventData, message_id: str) -> None:
-        """Write a complete message, or complete tool results."""
+        """Write a stored message or stored tool results."""
         for place, item in enumerate(descriptions.items_of(data)):
             self._item(item, f"{message_id}/{place}")
 
     def show(self, event: models.StreamEvent, turn: EventStream | MessageAccumulator) -> None:
-        """Write the changes of an event that `turn` has already processed."""
+        """Write the content that an event has added. `turn` must have processed the event."""
         if isinstance(event, ChunkEvent):
             if event.event_id != self._current:
                 self._show_new(turn, is_complete=True)
@@ -66,13 +67,13 @@ class TurnView:
         self._aside.write(descriptions.describe_status(status, data), style, mark="· ")
 
     def finish(self, turn: EventStream | MessageAccumulator | None = None) -> None:
-        """Write the rest of a turn, and reset the view for the next turn."""
+        """Write the content of a turn that was not written yet, and prepare for the next turn."""
         try:
             if turn is not None:
                 self._show_new(turn, is_complete=True)
             self._shown.clear()
             self._answer.end_block()
-        finally:  # The pipe of the answer may be closed.
+        finally:  # `end_block` raises if the pipe of the answer is closed.
             self._aside.end_block()
 
     def _item(self, item: descriptions.Item, message_id: str) -> None:
@@ -95,10 +96,11 @@ class TurnView:
                 self._answer.write(descriptions.to_text(content, indent=2))
 
     def _may_show(self, patch: models.JSONPatchOperation) -> bool:
-        """Whether a patch may add text that can be written before the message is complete.
+        """Return whether a patch may add content that can be written now.
 
-        Parts of structured content and of long arguments cannot be written yet. They are skipped,
-        because rebuilding the message for each of them has a cost that grows with its length.
+        Fragments of structured content and of tool arguments cannot be written before they are
+        complete. For these patches, the message is not rebuilt, because the cost of rebuilding
+        grows with the length of the message.
         """
         if patch.path.startswith(_TOOLS):
             return self._is_waiting or not isinstance(patch.value, str)
@@ -129,15 +131,16 @@ class TurnView:
         if not text.startswith(shown):
             if not is_complete:
                 return
-            # The agent replaced the text. The old text stays on the terminal, above the new one.
+            # The agent has replaced the text. The old text stays visible above the new text.
             shown, message_id = "", f"{message_id}/rewritten"
-        self._shown[key] = text  # Before writing, because Ctrl-C may interrupt it.
+        # Store the text before it is written, because Ctrl-C may interrupt the writing.
+        self._shown[key] = text
         if text != shown:
             self._item(type(part)(text[len(shown) :]), message_id)
 
 
 def _can_be_shown(item: descriptions.Item) -> bool:
-    """Whether a tool call or result can be written before its message is complete."""
+    """Return whether a tool call or result can be written before its message is complete."""
     if isinstance(item, ToolCall):
         return item.result is not None and item.result.data is not None
     if isinstance(item, ToolCallPart):

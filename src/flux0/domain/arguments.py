@@ -16,17 +16,20 @@ from flux0.domain.headers import Headers
 T = TypeVar("T")
 
 _LARGEST_OFFSET = 2**63 - 1
-_LONGEST_WAIT_MS = 2**31 - 1  # socket.settimeout raises OverflowError above it.
-_LONGEST_INTERVAL_MS = 10**12  # 31 years; time.sleep raises OverflowError for some centuries.
+_LONGEST_WAIT_MS = 2**31 - 1  # For longer timeouts, socket.settimeout raises OverflowError.
+# This interval is 31 years. For intervals of several centuries, time.sleep raises OverflowError.
+_LONGEST_INTERVAL_MS = 10**12
 
-# The server decodes percent-encoding before routing: an id with these reaches another route.
+# The server decodes a percent-encoded path before it selects the route. So an id with one of these
+# characters would select a different route.
 _NOT_IN_IDS = frozenset("/\\?#%")
-# Not allowed in cookies by RFC 6265, section 4.1.1; neither are control characters.
+# RFC 6265, section 4.1.1, forbids these characters, and control characters, in cookie values.
 _NOT_IN_COOKIES = frozenset(' ",;\\')
-# RFC 9110: section 5.6.2 for field names, section 5.5 for field values.
+# RFC 9110 defines field names in section 5.6.2 and field values in section 5.5.
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
-# A wrong value would truncate the request, or smuggle a second request into the connection.
+# The user must not set these fields: a wrong value would truncate the request, or the server would
+# read a part of the body as a second request.
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
 
 
@@ -51,7 +54,7 @@ def optional_text(argument: str, value: object, *, longest: int | None = None) -
 
 
 def identifier(argument: str, value: object) -> str:
-    """Return an id that is safe as one segment of a URL path."""
+    """Return `value` if it is a string that is safe as one segment of a URL path."""
     checked = text(argument, value)
     if not checked.strip(".") or not checked.isprintable() or _NOT_IN_IDS & set(checked):
         problem = "must be printable, not only dots, and without / \\ ? # %"
@@ -60,7 +63,7 @@ def identifier(argument: str, value: object) -> str:
 
 
 def user(argument: str, value: object) -> str:
-    """Return the name of a user, which is sent in a cookie."""
+    """Return `value` if it is a user name that can be sent in a cookie."""
     checked = text(argument, value)
     if not checked.isascii() or not checked.isprintable() or _NOT_IN_COOKIES & set(checked):
         problem = "cannot be sent in a cookie: must be printable ASCII without spaces"
@@ -69,12 +72,12 @@ def user(argument: str, value: object) -> str:
 
 
 def name(argument: str, value: object) -> str:
-    """Return a name as a plain str; members of an `OpenEnum` are replaced by their value."""
+    """Return a name as a plain str. For a member of an `OpenEnum`, return the member's value."""
     return str(text(argument, value))
 
 
 def names(argument: str, values: object) -> tuple[str, ...]:
-    """Return names as plain strings, without duplicates."""
+    """Return a non-empty list of names as plain strings, without duplicates."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise InvalidArgument(argument, f"must be a list of names, not {values!r}")
     items = cast("Iterable[object]", values)
@@ -120,22 +123,22 @@ def flag(argument: str, value: object) -> bool:
 
 
 def offset(argument: str, value: object) -> int:
-    """Return the offset of an event: an int of at least 0."""
+    """Return `value` if it is an offset of an event: an int of at least 0."""
     return _integer(argument, value, smallest=0, largest=_LARGEST_OFFSET)
 
 
 def size(argument: str, value: object) -> int:
-    """Return a limit in bytes: an int of at least 1."""
+    """Return `value` if it is a limit in bytes: an int of at least 1."""
     return _integer(argument, value, smallest=1)
 
 
 def attempts(argument: str, value: object) -> int | None:
-    """Return a number of attempts: an int of at least 1, or None for no limit."""
+    """Return `value` if it is a number of attempts: an int of at least 1, or None for no limit."""
     return None if value is None else _integer(argument, value, smallest=1)
 
 
 def interval(argument: str, value: object) -> float:
-    """Return a number from 0 to 10**12, such as an interval in milliseconds."""
+    """Return `value` if it is a number from 0 to 10**12, such as an interval in milliseconds."""
     if not _is_number(value) or not 0 <= value <= _LONGEST_INTERVAL_MS:
         raise InvalidArgument(
             argument, f"must be a number from 0 to {_LONGEST_INTERVAL_MS:,}, not {value!r}"
@@ -153,9 +156,9 @@ def seconds(argument: str, milliseconds: object) -> float:
 
 
 def server_url(url: object) -> tuple[str, Headers]:
-    """Split a server URL into the base URL of the routes, and its credentials as a header field.
+    """Return the base URL of the API, and the credentials in the URL as an authorization header.
 
-    The base URL has no trailing slash and no credentials, so it may be shown in logs and errors.
+    The base URL has no trailing slash and no credentials. Therefore logs and errors may show it.
     """
     if not isinstance(url, str):
         raise InvalidArgument("server_url", f"must be a str, not {_kind(url)}")
@@ -169,7 +172,7 @@ def server_url(url: object) -> tuple[str, Headers]:
 
 
 def headers(argument: str, fields: object) -> Headers:
-    """Return the header fields in a mapping of str to str, by the rules of RFC 9110, section 5."""
+    """Return the fields of a mapping of str to str, if they are valid (RFC 9110, section 5)."""
     names: dict[str, str] = {}
     pairs = tuple(_field(argument, *item) for item in mapping(argument, fields).items())
     for name, _ in pairs:
@@ -181,7 +184,7 @@ def headers(argument: str, fields: object) -> Headers:
 
 
 def mapping(argument: str, value: object) -> Mapping[object, object]:
-    """Return `value` if it is a mapping; the items are not checked."""
+    """Return `value` if it is a mapping. Its keys and values are not checked."""
     if not isinstance(value, Mapping):
         raise InvalidArgument(argument, f"must be a mapping of str to str, not {_kind(value)}")
     return cast("Mapping[object, object]", value)

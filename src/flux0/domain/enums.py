@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class OpenEnum(str, Enum):
-    """A string enum; `str()` and `format()` of a member return its value."""
+    """A base class of string enums: `str()` and `format()` of a member return its value."""
 
     __str__ = str.__str__
     __format__ = str.__format__  # type: ignore[assignment]  # only the parameter's name differs
@@ -32,7 +32,7 @@ class EventSource(OpenEnum):
 class SessionStatus(OpenEnum):
     """The status of an agent in a turn.
 
-    `READY` and `COMPLETED` never appear in a stream: the server handles them itself.
+    `READY` and `COMPLETED` never appear in a stream, because the server does not send them.
     """
 
     ACKNOWLEDGED = "acknowledged"

@@ -22,11 +22,11 @@ class Flux0Error(Exception):
 
     Attributes:
         sent: whether the server accepted the request of the call, such as the message of a turn:
-            "no" (certainly not), "maybe", or "yes" (an event of the turn was received). If there
-            were several attempts, it is "no" only if it is "no" for each of them.
+            "no" (certainly not), "maybe", or "yes" (an event of the turn was received). After
+            several attempts, the value is "no" only if it is "no" for each attempt.
         from_user_code: whether the user's code raised the error during the call: a hook,
             authentication, an adapter, or a function for a header. Such an error is not retried.
-        operation: the call that failed, such as `agents.list`; empty if it made no request.
+        operation: the call that failed, such as `agents.list`; empty if the call sent no request.
         method: the method of the request.
         url: the URL of the request, without credentials.
         attempts: the number of attempts, including the first.
@@ -34,7 +34,7 @@ class Flux0Error(Exception):
 
     def __init_subclass__(cls) -> None:
         if cls.__module__ == __name__:
-            cls.__module__ = "flux0"  # Users import the errors from there.
+            cls.__module__ = "flux0"  # Users import the errors from the package `flux0`.
 
     sent: Sent = "no"
     from_user_code: bool = False
@@ -45,11 +45,11 @@ class Flux0Error(Exception):
 
     @property
     def problem(self) -> str:
-        """The error message without the request."""
+        """The error message without the method and the URL of the request."""
         return super().__str__()
 
     def attach_request(self, operation: str, method: str, url: str) -> None:
-        """Store the request that failed, unless one is stored already."""
+        """Store the request that failed, unless a request is already stored."""
         if not self.operation:
             self.operation, self.method, self.url = operation, method, url
 
@@ -60,7 +60,7 @@ class Flux0Error(Exception):
         return text if self.attempts == 1 else f"{text} ({self.attempts} attempts)"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Subclasses have other parameters, so the copy is created without calling __init__.
+        # The parameters of __init__ differ between subclasses, so `_restore` does not call it.
         return _restore, (type(self), self.args, self._picklable_state())
 
     def _picklable_state(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Flux0Error(Exception):
 
 def _restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]) -> Flux0Error:
     error = cls.__new__(cls, *args)
-    super(Flux0Error, error).__init__(*args)  # ImportError sets its `msg` here.
+    super(Flux0Error, error).__init__(*args)  # ImportError.__init__ sets the attribute `msg`.
     error.__dict__.update(state)
     return error
 
@@ -77,7 +77,8 @@ def _restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]
 def mark_user_error(error: BaseException, *, sent: bool = False) -> None:
     """Record that the user's code raised `error` during a call, so that the call is not retried.
 
-    If it is the error of another call, its `sent` describes this call from now on.
+    If `error` is a `Flux0Error` of a different call, its `sent` is replaced by the value for this
+    call.
     """
     if isinstance(error, Flux0Error):
         error.from_user_code = True
@@ -93,7 +94,7 @@ class InvalidArgument(Flux0Error, ValueError):
 
 
 class ClientClosed(Flux0Error, RuntimeError):
-    """The client, the stream or the HTTP client of the user is closed; the message says which."""
+    """The client, the stream or the user's HTTP client is closed; the message names the object."""
 
 
 class StreamInUse(Flux0Error, RuntimeError):
@@ -110,7 +111,7 @@ class MissingDependency(Flux0Error, ImportError):
 
 
 class AgentNotFound(Flux0Error, LookupError):
-    """The server has no agent of the requested type and name; `agents` are the existing agents."""
+    """The server has no agent of the requested type and name; `agents` has the existing agents."""
 
     def __init__(self, wanted: str, agents: tuple[Agent, ...]) -> None:
         existing = ", ".join(f"{agent.name!r} of type {agent.type!r}" for agent in agents)
@@ -134,7 +135,7 @@ class ValidationError:
         msg: the description of the problem.
         type: the kind of problem, for code to compare.
         input: the invalid value.
-        ctx: further details, such as a limit.
+        ctx: details of the problem, such as the limit that was exceeded.
     """
 
     loc: tuple[str | int, ...]
@@ -146,7 +147,7 @@ class ValidationError:
 
 @frozen
 class HTTPValidationErrorData:
-    """The problems that a 422 response lists; empty if the server sent only text."""
+    """The problems in a 422 response. `detail` is empty if the server sent only text."""
 
     detail: tuple[ValidationError, ...] = ()
 
@@ -156,11 +157,11 @@ class APIError(Flux0Error):
 
     Attributes:
         status_code: the HTTP status.
-        message: the server's error text; if it sent none, the start of a plain-text body or the
-            name of the status.
+        message: the server's error text. If the body has no error text, it is the start of a
+            plain-text body, or the name of the status.
         body: the complete body as text.
         headers: the header fields of the response.
-        raw_response: the response object of the HTTP library; None after unpickling.
+        raw_response: the response object of the HTTP library; None if the error was unpickled.
     """
 
     def __init__(
@@ -205,7 +206,7 @@ class ConflictError(APIError):
 
 
 class HTTPValidationError(APIError):
-    """422: the server rejected the arguments; `data.detail` lists the problems if it sent them."""
+    """422: the server rejected the arguments; `data.detail` has the problems that it reported."""
 
     def __init__(
         self, message: str, *, data: HTTPValidationErrorData | None = None, **rest: Any
@@ -215,11 +216,11 @@ class HTTPValidationError(APIError):
 
 
 class RateLimitError(APIError):
-    """429: too many requests; `headers` may have a `Retry-After`, which retries respect."""
+    """429: too many requests. Retries wait as long as the header `Retry-After` says, if present."""
 
 
 class ServerError(APIError):
-    """5xx: the server, or a proxy in front of it, failed; it may have acted on the request."""
+    """5xx: the server, or a proxy in front of it, failed. The request may have had an effect."""
 
 
 _BY_STATUS: Mapping[int, type[APIError]] = {
@@ -244,7 +245,7 @@ def api_error_class(status_code: int) -> type[APIError]:
 
 
 class TransportError(Flux0Error):
-    """The exchange with the server failed; the subclass says how.
+    """The exchange with the server failed. The subclasses are the kinds of failure.
 
     After a `ConnectError`, the request was certainly not sent. After the other errors, the server
     may have acted on it. `__cause__` is the exception of the HTTP library.
@@ -259,7 +260,7 @@ class ConnectError(TransportError):
     The request was not sent. Check `server_url` and that the server is running.
 
     Attributes:
-        permanent: whether another attempt would fail, too; then the call is not retried.
+        permanent: whether a retry would fail for the same reason. If True, the call is not retried.
     """
 
     permanent: bool = False
@@ -276,7 +277,7 @@ class TLSError(ConnectError):
 
 
 class TransportTimeout(TransportError):
-    """A timeout expired; the message names it and its limit."""
+    """A timeout expired. The message names the timeout and its limit."""
 
 
 class ConnectTimeout(TransportTimeout, ConnectError):
@@ -300,9 +301,9 @@ class ReadTimeout(TransportTimeout):
 
 
 class WriteTimeout(TransportTimeout):
-    """The server did not accept the request within the write timeout.
+    """The server did not accept the data of the request within the write timeout.
 
-    The request was sent in part; the server may have acted on it.
+    A part of the request was sent. The server may have acted on the request.
     """
 
 
@@ -342,7 +343,7 @@ class DecodeError(Flux0Error):
     The server may have acted on the request. Check that `server_url` is a flux0 server.
 
     Attributes:
-        field: the invalid field, such as `data[0].created_at`; empty if it is the whole value.
+        field: the invalid field, such as `data[0].created_at`; empty if the whole value is invalid.
         body: the start of the received text.
     """
 
@@ -357,12 +358,12 @@ class DecodeError(Flux0Error):
 
 
 class StreamError(Flux0Error):
-    """The stream of a turn failed. The message was sent, so sending it again would repeat it.
+    """The stream of a turn failed. Do not send the message again: the server may process it twice.
 
     Attributes:
         correlation_id: the id of the turn; None if no event with an id was received.
-        event_count: the number of events that were received.
-        messages: the messages of the turn, as far as they were received.
+        event_count: the number of received events.
+        messages: the messages of the turn that were received, even if incomplete.
     """
 
     sent: Sent = "maybe"
@@ -381,7 +382,7 @@ class StreamError(Flux0Error):
     def stored_events(self) -> Any:
         """Return the events that the server has stored for this turn, as `Events`.
 
-        If the stream was async, return an awaitable. Raises `Flux0Error` if the error was
+        If the stream was async, returns an awaitable. Raises `Flux0Error` if this error was
         unpickled, or if `correlation_id` is None.
         """
         if self._list_stored is None:
@@ -397,21 +398,21 @@ class StreamError(Flux0Error):
 class StreamInterrupted(StreamError):
     """The connection failed, or the stream ended, before the turn was complete.
 
-    The server may have stored more or less than was received; `stored_events` lists it.
+    The server may have stored more or fewer events than were received; see `stored_events`.
     """
 
 
 class StreamIdleTimeout(StreamError):
     """No event was received within the idle timeout (`stream_idle_timeout_ms`).
 
-    The usual reason is an agent that crashed: the server then keeps the stream open forever. It
-    also does so if another client sends a message to the same session. If your agents need more
-    time, set a longer timeout.
+    If an agent crashes, the server keeps the stream open and sends nothing. The same happens if
+    another client sends a message to the same session. If your agents need more time, set a longer
+    timeout.
     """
 
 
 class AgentError(StreamError):
-    """The agent reported an error; `data` has its details as plain JSON, or None."""
+    """The agent reported an error. `data` has the details as plain JSON; None if there are none."""
 
     def __init__(self, data: Any) -> None:
         super().__init__(f"the agent reported an error: {data}")

@@ -6,7 +6,8 @@ from collections.abc import ItemsView, Iterator, Mapping
 
 from attrs import field, frozen
 
-# Only these values appear in logs and reprs, because other headers may hold credentials.
+# Logs and reprs show only the values of these header fields, because the values of all other fields
+# may be credentials.
 _SHOWN = frozenset(
     {
         "accept",
@@ -32,8 +33,8 @@ _SHOWN = frozenset(
 class Headers(Mapping[str, str]):
     """Header fields in their original order; names are case-insensitive.
 
-    `headers[name]` joins repeated fields with commas (RFC 9110, section 5.3); `pairs` has each
-    field. The repr hides every value that may be a credential.
+    `headers[name]` returns the values of repeated fields, joined with commas (RFC 9110, section
+    5.3). `pairs` contains each field separately. The repr hides values that may be credentials.
     """
 
     pairs: tuple[tuple[str, str], ...] = ()
@@ -52,9 +53,9 @@ class Headers(Mapping[str, str]):
         return joined
 
     def merge(self, other: Headers) -> Headers:
-        """Return these fields, updated with the fields of `other`.
+        """Return a copy in which the fields of `other` replace fields with the same names.
 
-        Cookies are merged one by one: a cookie of `other` replaces only the cookie of its name.
+        Cookies are merged one by one: a cookie of `other` replaces only the cookie with its name.
         """
         if not other.pairs:
             return self
@@ -77,7 +78,7 @@ class Headers(Mapping[str, str]):
         return {key: value if key in _SHOWN else "***" for key, value in self._joined.items()}
 
     def items(self) -> ItemsView[str, str]:
-        """Return pairs of lower-case name and joined value."""
+        """Return the fields as pairs: the name in lower case, and the joined value."""
         return self._joined.items()
 
     def __getitem__(self, name: str) -> str:

@@ -8,12 +8,12 @@ from typing import Final
 from flux0.domain.headers import Headers
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-# A number of bytes, or a list that repeats the same number (RFC 9110, section 8.6).
+# A valid content-length: a number, or a list that repeats the same number (RFC 9110, section 8.6).
 _LENGTH: Final = re.compile(r"[ \t]*(\d{1,18})[ \t]*(?:,[ \t]*\1[ \t]*)*", re.ASCII)
 
 
 def is_idempotent(method: str) -> bool:
-    """Return whether repeating a request with this method is harmless (RFC 9110, section 9.2.2)."""
+    """Return whether requests with this method are idempotent (RFC 9110, section 9.2.2)."""
     return method in _IDEMPOTENT
 
 
@@ -23,10 +23,10 @@ def is_success(status_code: int) -> bool:
 
 
 def is_rejected(status_code: int) -> bool:
-    """Return whether the status says that the server did not accept the request.
+    """Return whether the status proves that the server did not accept the request.
 
-    These are the client errors (RFC 9110, section 15.5), except 408: a proxy may return it after
-    the server received the request.
+    Client errors (RFC 9110, section 15.5) prove it, except 408: a proxy may return a 408 response
+    after the server has received the request.
     """
     return 400 <= status_code < 500 and status_code != 408  # noqa: PLR2004
 
@@ -34,23 +34,24 @@ def is_rejected(status_code: int) -> bool:
 def is_framed(headers: Headers) -> bool:
     """Return whether the framing of an HTTP/1 response proves that its body is complete.
 
-    A content-length and the chunked coding do (RFC 9112, section 6). A content coding does not: a
-    body that is cut off before its first byte, or between two gzip members, looks complete.
+    A content-length or the chunked coding proves it (RFC 9112, section 6). A content coding does
+    not: a gzip body that is truncated to zero bytes, or between two members, looks complete.
     """
     coding = headers.get("transfer-encoding")
-    if coding is not None:  # It overrides a content-length (RFC 9112, section 6.3).
+    if coding is not None:  # It takes precedence over a content-length (RFC 9112, 6.3).
         return coding.lower().rpartition(",")[2].strip() == "chunked"
     return "content-length" in headers
 
 
 def framing_problem(length: str | None, coding: str | None) -> str | None:
-    """Return why the end of an HTTP/1 response body is ambiguous; None if it is not.
+    """Return why the end of an HTTP/1 response body is ambiguous; None if the end is clear.
 
-    Two programs that find different ends can be tricked into taking a part of one response for
-    another response (RFC 9112, section 11.2).
+    If two programs find different ends, an attacker can make one of them read a part of a body as a
+    separate response (RFC 9112, section 11.2).
 
     Args:
-        length: The value of `content-length`, repeated fields joined by commas; None if missing.
+        length: The value of `content-length`; None if the field is missing. The values of repeated
+            fields are joined by commas.
         coding: The value of `transfer-encoding`, in the same form.
     """
     if coding is not None:

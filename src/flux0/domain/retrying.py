@@ -20,17 +20,17 @@ from flux0.domain.errors import (
 
 @frozen
 class BackoffStrategy:
-    """Waits between attempts that grow exponentially, with random jitter.
+    """The waits between attempts, which grow exponentially and have random jitter.
 
-    The longest wait after attempt n is `initial_interval * exponent ** (n - 1)`, and at most
-    `max_interval`. The actual wait is a random part of it ("full jitter"). All times are in
-    milliseconds.
+    The longest wait after attempt n is `initial_interval * exponent ** (n - 1)`, but not more than
+    `max_interval`. The actual wait is a random time from 0 to the longest wait ("full jitter"). All
+    times are in milliseconds.
 
     Attributes:
         initial_interval: the longest wait after the first attempt.
-        max_interval: the upper limit of every wait, also if the server asks for a longer one.
+        max_interval: the upper limit of every wait, even if the server asks for a longer wait.
         exponent: the factor by which the waits grow.
-        max_elapsed_time: no retry starts later than this after the start of the first attempt.
+        max_elapsed_time: the longest time between the start of the first attempt and a retry.
     """
 
     initial_interval: int = 500
@@ -43,7 +43,7 @@ class BackoffStrategy:
             arguments.interval(name, getattr(self, name))
 
     def ceiling(self, attempt: int) -> float:
-        """Return the longest wait after an attempt (the first is 1), in milliseconds."""
+        """Return the longest wait after an attempt, in milliseconds. The first attempt is 1."""
         if self.initial_interval == 0:
             return 0.0
         try:
@@ -64,11 +64,11 @@ class RetryConfig:
     Attributes:
         strategy: `"backoff"`, or `"none"` for no retries.
         backoff: the waits between attempts.
-        retry_connection_errors: whether to retry if the connection could not be established or
+        retry_connection_errors: whether to retry if the connection could not be established, or
             was interrupted.
         max_attempts: the largest number of attempts, including the first; None means no limit.
-        retry_posts: whether to retry a POST like a GET, which may repeat its effect. This does
-            not apply to the messages of turns.
+        retry_posts: whether to retry a POST in the same cases as a GET. The server may then
+            process a POST twice. Messages of turns are never retried in this way.
     """
 
     strategy: str = "backoff"
@@ -95,13 +95,13 @@ _RETRIED_STATUSES = frozenset({408, _TOO_MANY_REQUESTS, 500, 502, 503, 504})
 
 @frozen
 class RetryDetails:
-    """A retry that is about to happen, as passed to `on_retry`.
+    """A description of the next retry, passed to `on_retry` before the wait.
 
     Attributes:
         operation: the call, such as `agents.list`.
         method: the method of the request.
         url: the URL of the request, without credentials.
-        attempt: the number of the attempt that failed; the first is 1.
+        attempt: the number of the attempt that failed; the first attempt is 1.
         delay_ms: the wait before the next attempt, in milliseconds.
         cause: the error of the attempt that failed.
     """
@@ -127,13 +127,14 @@ def wait_before_retry(
 ) -> float | None:
     """Return the seconds to wait before the next attempt, or None if the error must be raised.
 
-    A `Retry-After` header determines the wait, up to `max_interval`.
+    If the error response has a `Retry-After` header, the header determines the wait, up to
+    `max_interval`.
 
     Args:
-        config: the policy.
+        config: the retry policy.
         error: the error of the attempt that failed.
-        attempt: the number of that attempt; the first is 1.
-        repeatable: whether the request may be processed twice without harm.
+        attempt: the number of the attempt that failed; the first attempt is 1.
+        repeatable: whether it is harmless if the server processes the request twice.
         elapsed: the seconds since the first attempt started.
         left: the seconds until the deadline of the call.
         jitter: a random number from 0 to 1.
@@ -172,8 +173,8 @@ _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 def retry_after(error: Flux0Error, now: datetime) -> float | None:
     """Return the seconds in the `Retry-After` header of an error response.
 
-    The value is a number of seconds or an HTTP date (RFC 9110, section 10.2.3). Return None if it
-    is missing, invalid, negative, or a date in the past.
+    The value is a number of seconds or an HTTP date (RFC 9110, section 10.2.3). Returns None if the
+    header is missing or invalid, or if the date is in the past.
     """
     value = error.headers.get("retry-after", "").strip() if isinstance(error, APIError) else ""
     if not value:

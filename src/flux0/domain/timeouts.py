@@ -1,4 +1,4 @@
-"""Deadlines of calls, and the messages of timeouts, which are the same for every transport."""
+"""Deadlines of calls, and the messages of timeout errors for all transports."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ class Deadline:
     """The moment by which a call must end.
 
     Attributes:
-        moment: the end of the call, on the clock of the client's `Time`.
-        limit: the `timeout_ms` of the call, in seconds, for the message of the error.
+        moment: the deadline, as a value of `Time.monotonic()`.
+        limit: the `timeout_ms` of the call, in seconds; only for the error message.
     """
 
     moment: float
     limit: float
 
     def left(self, now: float) -> float:
-        """Return the seconds from `now` to the end; negative if it has passed."""
+        """Return the seconds from `now` to the deadline; negative after the deadline."""
         return self.moment - now
 
     def exceeded(self, sent: Sent = "maybe") -> ReadTimeout:
-        """Return the error of a call that did not end by this deadline."""
+        """Return the error for a call that did not end before this deadline."""
         error = ReadTimeout(f"the call took longer than {duration(self.limit)} (timeout_ms)")
         error.sent = sent
         return error
 
 
 def timed_out(kind: type[TransportTimeout], seconds: float | None) -> TransportTimeout:
-    """Return the error of a timeout that expired after `seconds` (None: the limit is unknown)."""
+    """Return an error of the class `kind` for a timeout of `seconds`; None if it is unknown."""
     limit = "" if seconds is None else f" within {duration(seconds)}"
     return kind(_EXPIRED.get(kind, "the request timed out{}").format(limit))
 

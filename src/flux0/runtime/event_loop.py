@@ -1,7 +1,7 @@
-"""Functions and resources for async code that works under asyncio and under trio.
+"""Functions of event loops that work under asyncio and under trio, and resources of event loops.
 
-A connection belongs to the event loop that opened it and fails in any other loop. `PerLoop`
-therefore keeps one resource for each loop, and closes it while its loop is still running.
+A connection can only be used in the event loop that opened it. Therefore `PerLoop` has one resource
+for each event loop, and closes the resource before the loop ends.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def start_task(run: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], obj
 def call_soon(loop: Loop, act: Callable[[], object]) -> bool:
     """Schedule `act` on `loop`; return False if the loop has ended.
 
-    Safe in any thread and in finalizers, because it takes no lock.
+    Safe in any thread and in finalizers, because no lock is acquired.
     """
     try:
         (loop.run_sync_soon if hasattr(loop, "run_sync_soon") else loop.call_soon_threadsafe)(act)
@@ -75,42 +75,45 @@ def call_soon(loop: Loop, act: Callable[[], object]) -> bool:
 
 
 def has_ended(loop: Loop) -> bool:
-    """Return whether `loop` has ended, so that it runs nothing any more."""
+    """Return whether `loop` has ended and accepts no more callbacks."""
     return not call_soon(loop, _do_nothing)
 
 
 def _do_nothing() -> None:
-    """Show that a loop accepts callbacks."""
+    """A callback without effect, to find out whether a loop accepts callbacks."""
 
 
 def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
     """Start a task on `loop` that awaits `close()` and ignores its errors.
 
-    For sync code such as finalizers. Safe in any thread, because it takes no lock. Returns False if
-    the loop has ended.
+    Safe in any thread and in finalizers, because no lock is acquired. Returns False if the loop has
+    ended.
     """
 
     async def close_quietly() -> None:
-        with suppress(Exception):  # No caller waits for the task, so it could not report an error.
+        with suppress(Exception):  # No caller waits for this task and could receive the error.
             await close()
 
     def spawn_in_trio() -> None:
-        with suppress(RuntimeError):  # An ending run starts no more tasks; it closes its resources.
+        # A trio run that is ending raises RuntimeError. It closes the resource itself.
+        with suppress(RuntimeError):
             sys.modules["trio"].lowlevel.spawn_system_task(close_quietly)
 
     def spawn_in_asyncio() -> None:
-        # No reference to the task is needed: the loop references the I/O that the task waits for.
+        # The task is not garbage-collected while it waits, because the loop refers to its I/O.
         loop.create_task(close_quietly())
 
     spawn = spawn_in_trio if hasattr(loop, "run_sync_soon") else spawn_in_asyncio
     if _is_running(loop):
-        spawn()  # Start it now, so that a loop that is about to end still cancels the task.
+        # Create the task now and not in a callback: a loop that is about to end cancels all
+        # existing tasks, but may drop callbacks.
+        spawn()
         return True
     return call_soon(loop, spawn)
 
 
 async def shielded(close: Callable[[], Awaitable[None]]) -> None:
-    """Await `close()`, which runs to its end even if the caller is cancelled."""
+    """Await `close()`. If the caller is cancelled, `close()` still runs to its end."""
     trio = _running_trio()
     if trio is not None:
         with trio.CancelScope(shield=True):
@@ -122,10 +125,11 @@ async def shielded(close: Callable[[], Awaitable[None]]) -> None:
 
 
 async def close_nested_generators(generator: AsyncGenerator[Any, None]) -> None:
-    """Close a suspended async generator and the generators that it iterates.
+    """Close a suspended async generator, and the inner generators that it iterates.
 
-    `generator.aclose()` would leave the inner generators to the garbage collector, and trio warns
-    about these. Resuming the generator in a cancelled scope ends the innermost generator first.
+    `generator.aclose()` would not close the inner generators. The garbage collector would close
+    them, with a warning from trio. Therefore resume the generator in a cancelled scope: the
+    cancellation is raised in the innermost generator and ends all of them.
     """
     from anyio import CancelScope  # noqa: PLC0415 - needed only for bodies that are closed early
 
@@ -139,15 +143,16 @@ class PerLoop(Generic[T]):
     """One resource for each event loop, created at the first use and closed when the loop ends.
 
     Args:
-        make: creates the resource.
-        close: closes the resource; it is awaited in the loop that created the resource.
+        make: a function that creates the resource.
+        close: an async function that closes the resource, called in the loop of the resource.
     """
 
     def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
         self._make = make
         self._close = close
         self._entries: _Entries[T] = {}
-        # Not __del__, which runs too late if this object and the guards are collected together.
+        # Use a finalizer, not __del__: if this object and the guards are garbage-collected in one
+        # cycle, __del__ runs after the guards were closed.
         weakref.finalize(self, _schedule_close_all, self._entries, close).atexit = False
 
     async def get(self) -> T:
@@ -164,18 +169,19 @@ class PerLoop(Generic[T]):
         return resource
 
     async def close_async(self) -> None:
-        """Close the resource of the running loop; other loops close theirs when they end."""
+        """Close the resource of the running loop. Other loops close theirs when they end."""
         await _close_entry(self._entries, running_loop(), self._close)
 
 
-# For each loop: the resource, and the suspended generator that closes it when the loop ends.
+# For each loop: the resource, and a suspended generator, the guard. When the loop ends, the guard
+# closes the resource.
 _Entries: TypeAlias = dict[Loop, tuple[T, AsyncGenerator[None, None]]]
 
 
 async def _close_at_loop_end(
     entries: _Entries[T], loop: Loop, close: Callable[[T], Awaitable[None]]
 ) -> AsyncGenerator[None, None]:
-    # An ending loop closes its suspended async generators, under asyncio and under trio.
+    # At its end, a loop of asyncio or trio closes its suspended async generators, such as this one.
     try:
         yield
     finally:
@@ -190,15 +196,14 @@ async def _close_entry(
     entry = entries.pop(loop, None)
     if entry is not None:
         resource, guard = entry
-        await guard.aclose()  # The entry is removed already, so the guard closes nothing.
+        await guard.aclose()  # The guard finds no entry, so it does not close the resource.
         await close(resource)
 
 
 async def _close_entry_later(
     entries: _Entries[T], loop: Loop, close: Callable[[T], Awaitable[None]]
 ) -> None:
-    # If the loop ends during the delay, asyncio cancels this task and the guard closes the
-    # resource.
+    # If the loop ends during the delay, this task is cancelled, and the guard closes the resource.
     await sleep(_CLOSE_DELAY)
     await _close_entry(entries, loop, close)
 
@@ -210,11 +215,12 @@ def _schedule_close_all(entries: _Entries[T], close: Callable[[T], Awaitable[Non
 
 
 def _close_dead_loops(entries: _Entries[T], close: Callable[[T], Awaitable[None]]) -> None:
-    """Close the resources of asyncio loops that were closed without closing their generators."""
+    """Close the resources of closed asyncio loops that did not close their async generators."""
     for loop in tuple(entries):
         if hasattr(loop, "is_closed") and loop.is_closed():
             resource, _ = entries.pop(loop)
-            # Run `close` to its first wait. The garbage collector closes the remaining sockets.
+            # No loop can run `close` to its end, so run it up to its first wait. If sockets are
+            # still open then, the garbage collector closes them.
             closing = close(resource).__await__()
             with suppress(Exception):
                 next(closing)
@@ -232,8 +238,8 @@ def _running_trio() -> Any:
     """Return the trio module if the caller runs under trio, else None; never import trio."""
     trio = sys.modules.get("trio")
     if trio is not None:
-        # Not in_trio_run: older trio lacks it, and in guest mode it is also true for the tasks of
-        # the asyncio host.
+        # Do not use `in_trio_run`: old versions of trio do not have it. In guest mode, it also
+        # returns True in asyncio tasks of the host loop.
         with suppress(RuntimeError):
             trio.lowlevel.current_task()
             return trio

@@ -1,8 +1,8 @@
-"""Resources, locks and threads that stay usable when the process forks or exits.
+"""Resources, locks and threads that are safe when the process forks or exits.
 
-A forked child inherits the parent's connections and locks. The child must not use the connections,
-because they belong to the parent. A lock that another thread held at the fork is never released in
-the child.
+A forked child inherits the connections and locks of its parent. The child must not use the
+connections, because the parent still uses them. If another thread held a lock at the time of the
+fork, the lock is never released in the child.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from flux0.domain.errors import ConnectionInterrupted
 
 T = TypeVar("T")
 
-# `os.fork` waits for this lock. Hold it while another library holds locks of its own: OpenSSL takes
-# one when it reads certificates, and the child would inherit it locked. It is reentrant, because a
-# signal handler may fork.
+# `os.fork` waits until this lock is free. Hold the lock while another library holds an internal
+# lock, so that a child does not inherit the internal lock as locked. For example, OpenSSL acquires
+# a lock when it reads certificates. `fork_lock` is reentrant, because a signal handler may fork.
 fork_lock: Final = RLock()
 with suppress(AttributeError):  # Windows has no fork.
     os.register_at_fork(
@@ -33,12 +33,12 @@ with suppress(AttributeError):  # Windows has no fork.
 
 
 def run_in_new_thread(act: Callable[[], object]) -> bool:
-    """Call `act` in a new thread, which holds no lock.
+    """Call `act` in a new thread. Unlike the current thread, the new thread holds no lock.
 
-    Return False, without calling `act`, if the interpreter is exiting and starts no more threads.
+    Returns False, without calling `act`, if the interpreter exits and no longer starts threads.
     """
     with suppress(RuntimeError):
-        if not sys.is_finalizing():  # Python 3.10 would crash.
+        if not sys.is_finalizing():  # In this state, Python 3.10 crashes if a thread is started.
             start_new_thread(act, ())
             return True
     return False
@@ -47,12 +47,13 @@ def run_in_new_thread(act: Callable[[], object]) -> bool:
 class PerProcess(Generic[T]):
     """One resource for each process, created at the first use.
 
-    A child keeps a reference to the parent's resource, because garbage collection would close it.
+    A forked child keeps a reference to its parent's resource. Otherwise the garbage collector of
+    the child would close the resource.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
-        # Python imports this codec at the first host lookup. A child that was forked during the
-        # import would wait forever for the import lock, so import it now.
+        # Python imports the codec "idna" at the first lookup of a host name. A child that is forked
+        # during the import would wait forever for the import lock, so import the codec now.
         "".encode("idna")
         self._make = make
         self._resources: dict[int, T] = {}
@@ -62,7 +63,7 @@ class PerProcess(Generic[T]):
         pid = getpid()
         resource = self._resources.get(pid)
         if resource is None:
-            # Another thread may have stored a resource in the meantime. Then use that resource.
+            # If another thread has stored a resource in the meantime, setdefault returns that one.
             resource = self._resources.setdefault(pid, self._make())
         return resource
 
@@ -74,10 +75,10 @@ class OwnerProcess:
         self._pid = getpid()
 
     def is_inherited(self) -> bool:
-        """Return whether the running process is a fork that inherited the object."""
+        """Return whether the running process is a forked child that inherited the object."""
         return getpid() != self._pid
 
     def check(self) -> None:
-        """Raise `ConnectionInterrupted` in a forked child, which would take the parent's bytes."""
+        """Raise `ConnectionInterrupted` in a forked child: it must not read the parent's data."""
         if getpid() != self._pid:
             raise ConnectionInterrupted("the body belongs to the process that this one forked from")

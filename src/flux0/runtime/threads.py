@@ -1,4 +1,4 @@
-"""A sync transport for async code: each blocking call runs in a thread."""
+"""An adapter that makes a sync transport usable in async code, with a thread for each call."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ T = TypeVar("T")
 
 
 class ThreadedTransport:
-    """An async transport over a sync one, which runs each send and each read in a new thread.
+    """An async transport that runs each send and each read of a sync transport in a new thread.
 
-    A cancelled call returns at once. Its thread closes the response, and does not keep the process
-    alive. Sync transports that support `Request.interrupt` end the thread's wait at once.
+    A cancelled call returns at once. Its thread closes the response when `send` returns; the
+    process can exit earlier. If the sync transport supports `Request.interrupt`, `send` returns at
+    once.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -49,7 +50,7 @@ class ThreadedTransport:
 
 
 class _SendCall:
-    """A call of `Transport.send`, which closes the response if the call was abandoned."""
+    """A call of `Transport.send` in a thread. If the call is abandoned, its response is closed."""
 
     def __init__(self, transport: Transport, request: Request) -> None:
         self._transport = transport
@@ -68,7 +69,7 @@ class _SendCall:
         return response
 
     def abandon(self) -> None:
-        """Interrupt the call, or close its response if the call has returned."""
+        """Interrupt the call if it is still running, otherwise close its response."""
         with self._lock:
             self._abandoned = True
             response = self._response
@@ -92,7 +93,8 @@ class _ThreadedBody:
         try:
             piece = await _run_in_thread(lambda: next(self._pieces, None))
         except BaseException:
-            self._body.close()  # This also ends the read that a cancelled call left in its thread.
+            # If the task was cancelled, a thread is still reading. Closing the body ends the read.
+            self._body.close()
             raise
         if piece is None:
             raise StopAsyncIteration
@@ -105,7 +107,7 @@ class _ThreadedBody:
 async def _run_in_thread(function: Callable[[], T]) -> T:
     """Return the result of `function`, called in a new daemon thread.
 
-    anyio's worker threads would not do: the interpreter waits for them when it exits.
+    The worker threads of anyio are not suitable, because the interpreter waits for them at exit.
     """
     loop, done = running_loop(), Event()
     results: list[T] = []

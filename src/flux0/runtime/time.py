@@ -1,4 +1,4 @@
-"""The system clock as a `Time`, with alarms that a background thread calls."""
+"""The system clock as a `Time`, with alarms that run in a background thread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from flux0.ports import Time
 from flux0.runtime.event_loop import sleep
 from flux0.runtime.processes import PerProcess
 
-_MAX_WAIT: Final = 3600.0  # seconds; much longer waits raise OverflowError on some systems.
+# In seconds. On some systems, `Condition.wait` raises OverflowError for much longer waits.
+_MAX_WAIT: Final = 3600.0
 
 
 class SystemTime(Time):
@@ -36,7 +37,7 @@ class SystemTime(Time):
         time.sleep(seconds)
 
     def sleep_or_wake(self, seconds: float, wait: Callable[[float], object]) -> None:
-        """Sleep for `seconds`, or until `wait` returns early; see `Time.sleep_or_wake`."""
+        """Wait with the function `wait` for at most `seconds`; see `Time.sleep_or_wake`."""
         wait(min(seconds, TIMEOUT_MAX))
 
     async def sleep_async(self, seconds: float) -> None:
@@ -77,12 +78,12 @@ class _Alarms:
             self._alarms[alarm] = moment, act
             if self._thread is None:
                 thread = Thread(target=self._run_alarms, name="flux0-alarms", daemon=True)
-                with suppress(RuntimeError):  # A Python that is exiting starts no threads.
+                with suppress(RuntimeError):  # An interpreter that is exiting starts no threads.
                     thread.start()
                     self._thread = thread
             elif moment < self._next_moment:
                 self._changed.notify()
-        # The returned function takes no lock, because finalizers may call it.
+        # The returned function must not acquire a lock, because finalizers may call it.
         return lambda: self._alarms.pop(alarm, None)
 
     def _run_alarms(self) -> None:
@@ -90,7 +91,8 @@ class _Alarms:
             now = time.monotonic()
             for alarm, (moment, act) in sorted(self._alarms.copy().items(), key=_moment):
                 if moment <= now and self._alarms.pop(alarm, None) is not None:
-                    with suppress(Exception):  # An alarm that raises must not stop the others.
+                    # An exception of one alarm must not end the thread, which calls all alarms.
+                    with suppress(Exception):
                         act()
             with self._changed:
                 moments = [moment for moment, _ in self._alarms.copy().values()]

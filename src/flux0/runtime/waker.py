@@ -1,4 +1,4 @@
-"""A wait of a thread that another thread can end."""
+"""A class that lets one thread wait until another thread wakes it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import suppress
 class Waker:
     """Lets one thread wait until another thread wakes it.
 
-    `threading.Event` would not do: a finalizer that calls its `set` while the same thread is inside
-    `wait` would wait for a lock of its own thread.
+    `threading.Event` is not suitable: if a finalizer called `Event.set` while the same thread is
+    inside `Event.wait`, `set` would wait forever for a lock that its own thread holds.
     """
 
     def __init__(self) -> None:
@@ -18,10 +18,13 @@ class Waker:
         self._woken.acquire()
 
     def wake(self) -> None:
-        """End the wait, now or as soon as it starts; from any thread, and in finalizers."""
-        with suppress(RuntimeError):  # It was woken before.
+        """End the current wait, or the next wait if no thread waits.
+
+        Safe in any thread and in finalizers.
+        """
+        with suppress(RuntimeError):  # `wake` was already called.
             self._woken.release()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until `wake` is called; return False if that takes longer than `seconds`."""
+        """Wait until `wake` is called; return False if `wake` is not called within `seconds`."""
         return self._woken.acquire(timeout=seconds)

@@ -1,13 +1,14 @@
-"""The names of `flux0.models`.
+"""The names of `flux0.models`, under the old import name.
 
-The generated client had one submodule per model. All these submodules are aliases of this module.
+The generated client had one submodule for each model. All these submodules are aliases of this
+module.
 """
 
 from __future__ import annotations
 
 import sys
 
-from flux0.models import *  # noqa: F403 - all its names
+from flux0.models import *  # noqa: F403 - every model is re-exported
 from flux0.models import ChunkEvent, StatusEvent
 
 ChunkEventStream = ChunkEvent

@@ -10,8 +10,8 @@ The steps of one request:
 4. The hooks of the session are called with the response. The first hook and the last hook belong
    to `_HookRecorder`: the first one records the response, and the last one hides its location.
 5. `send` returns the response. The body has not been read yet, unless a hook has read it.
-6. The caller iterates over the body. `TrackedResponse.pieces` yields bytes as they are received, and
-   `Urllib3Body` decodes the bytes.
+6. The caller iterates over the body. `TrackedResponse.pieces` yields the received bytes, and
+   `Urllib3Body` decodes them.
 7. At the end of the body, the connection returns to the pool. If the body is closed early, or after
    an error, the connection is closed.
 """

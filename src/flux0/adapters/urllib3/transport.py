@@ -10,8 +10,8 @@ The steps of one request:
 5. `TrackedResponse.begin` reads the response head. Up to this step, an interrupt shuts down the
    socket.
 6. `send` returns the response. The body has not been read yet.
-7. The caller iterates over the body. `TrackedResponse.pieces` yields bytes as they are received, and
-   `Urllib3Body` decodes the bytes.
+7. The caller iterates over the body. `TrackedResponse.pieces` yields the received bytes, and
+   `Urllib3Body` decodes them.
 8. At the end of the body, the connection returns to the pool. If the body is closed early, or after
    an error, the connection is closed.
 """
