@@ -26,7 +26,7 @@ def test_import_emits_a_deprecation_warning_at_the_importing_line() -> None:
 
 def test_names_are_the_objects_of_flux0() -> None:
     assert flux0_client.Flux0 is flux0_client.Flux0Client is flux0.Flux0
-    assert flux0_client.__version__ == flux0.__version__
+    assert flux0_client.__version__ == flux0_client.VERSION == flux0.__version__
     assert (utils.RetryConfig, utils.BackoffStrategy) == (flux0.RetryConfig, flux0.BackoffStrategy)
     assert httpclient.HttpClient is flux0.HttpClient
     assert httpclient.AsyncHttpClient is flux0.AsyncHttpClient

@@ -1,6 +1,6 @@
 """The events of a turn's stream: status events, chunk events, and events of unknown types.
 
-`type` tells the classes apart: `"status"`, `"chunk"` or `"unknown"`. In JSON, only status events
+`type` distinguishes the classes: `"status"`, `"chunk"` or `"unknown"`. In JSON, only status events
 have a key `type`.
 """
 
