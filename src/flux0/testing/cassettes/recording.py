@@ -158,7 +158,7 @@ class RecordingTransport:
         if problem and error is None:
             warnings.warn(problem, stacklevel=3)
         elif problem:  # With `python -W error`, a warning would replace the exception.
-            getattr(error, "add_note", str)(problem)  # Python 3.10 has no notes.
+            getattr(error, "add_note", str)(problem)  # Notes need Python 3.11.
 
 
 def _current_errors() -> list[BaseException]:

@@ -28,7 +28,7 @@ from flux0.testing.contract.responses import (
 # Seconds. The awaited events take milliseconds, so only a failing test waits this long.
 DEFAULT_TIMEOUT = 10.0
 
-# select() rejects descriptors above 1,023, and each EpollSelector opens one more descriptor.
+# Prefer poll(): select() rejects descriptors above 1,023, and an EpollSelector opens a descriptor.
 _Selector: type[selectors.BaseSelector] = getattr(
     selectors, "PollSelector", selectors.SelectSelector
 )
@@ -249,7 +249,7 @@ class _Conversation:
         self._unread += data
 
     def _readable(self, timeout: float | None = None) -> set[object]:
-        """Wait for data, or without a timeout for data or `release`; return the readable sockets."""
+        """Wait for data, and if `timeout` is None, for `release`; return the readable sockets."""
         sockets = (self._connection,) if timeout is not None else (self._connection, self._released)
         with _Selector() as selector:
             for each in sockets:

@@ -53,7 +53,7 @@ _BREAKS: dict[str, tuple[ServerSteps, type[errors.TransportError]]] = {
     "nonsense": ((Write(b"HTTP/1.1 abc Nonsense\r\n\r\n"), Disconnect()), errors.ProtocolError),
     "binary": ((Write(b"\x00\xff" * 100 + b"\r\n\r\n"), Disconnect()), errors.ProtocolError),
 }
-# A response, and surplus bytes after it, such as a 408 response for an idle connection.
+# A response, followed by surplus bytes, such as a 408 response for an idle connection.
 _SURPLUS: dict[str, ServerSteps] = {
     "with-it": (Write(to_bytes(_OK) * 2),),
     "after-it": (*_OK, WaitForRelease(), *http_response(b"slow", status="408 Request Timeout")),
@@ -145,7 +145,7 @@ class ReleaseContract(Contract):
     def test_finished_body_releases_its_connection_for_reuse(
         self, harness: Harness, *, stream: bool
     ) -> None:
-        """Later calls of `close` have no effect."""
+        """After the end of the body, calls of `close` have no effect."""
         server = harness.serve(http_response(b"a", b"b", framing="chunked", gzip=True))
         for _ in range(3):
             response = harness.send(get(server.url, stream=stream))
@@ -379,4 +379,4 @@ def _run_in_child(work: Callable[[], object], timeout: float) -> None:
     assert code != -signal.SIGALRM, (
         f"the transport hangs: the call did not end within {timeout:.1f} s"
     )
-    assert code == 0, "the transport failed in a child process: see its standard error"
+    assert code == 0, "the transport failed in a child process: see the captured standard error"

@@ -242,7 +242,7 @@ class HeadContract(Contract):
         check(headers.get("x-request-id"), "7", "the header")
         check(headers.get("X-REQUEST-ID"), "7", "the header by a name in upper case")
         check(headers.get_all("SET-COOKIE"), ("a=1, b", "c=2"), "the values of the repeated header")
-        assert response.head.raw_response is not None, "must be the response of the library"
+        assert response.head.raw_response is not None, "raw_response must be the library's response"
         check(response.read(), b"", "the body")
 
     @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ class BodyContract(Contract):
         server.wait_until_closed()
 
     def test_decompression_bomb_is_decoded_in_pieces(self, harness: Harness) -> None:
-        """The body has 200 kB, and 200 MB decoded. Reading 4 MB needs less than 32 MB of memory."""
+        """200 kB of gzip data decode to 200 MB. Reading the first 4 MB needs less than 32 MB."""
         compressor = zlib.compressobj(9, wbits=31)
         first, another = (
             compressor.compress(bytes(1_000_000)) + compressor.flush(zlib.Z_FULL_FLUSH)

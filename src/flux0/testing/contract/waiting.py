@@ -225,7 +225,9 @@ class IdleContract(Contract):
     ) -> None:
         """A timeout of None does not fall back to a default of the library."""
         here = background[backend]
-        assert here.is_pending_at_end(call), f"ended early: {here.calls[call].future.exception()!r}"
+        assert here.is_pending_at_end(call), (
+            f"{call} ended early: {here.calls[call].future.exception()!r}"
+        )
 
     @pytest.mark.usefixtures("time_budget")
     def test_each_piece_restarts_the_idle_timeout(

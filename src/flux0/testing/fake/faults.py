@@ -120,7 +120,7 @@ class _Cutoff:
         if given > 1:
             raise InvalidArgument("after_bytes", "cannot be combined with after_events")
         if self.required and not given:
-            raise InvalidArgument("after_bytes", "or after_events must be passed")
+            raise InvalidArgument("after_bytes", "is required if after_events is not passed")
 
 
 @frozen

@@ -220,7 +220,7 @@ class FakeServer:
         return self.store.user_ids[calls.user_of(request.headers) or "anonymous"]
 
 
-# JSON strings, which stay unchanged, and small numbers, which the server formats unlike Python.
+# Matches strings, which stay unchanged, and small numbers, which the server formats unlike Python.
 _STRING_OR_SMALL_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|(\d)(\.(\d+))?e-0(\d)')
 
 

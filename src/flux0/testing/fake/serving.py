@@ -167,7 +167,7 @@ class _Handler(BaseRequestHandler):
             self.request.sendall(data)
 
     def _is_closed_by_client(self) -> bool:
-        # Like the real server, ignore a request if its client does not wait for the response.
+        # The real server ignores a request whose client has already closed the connection.
         self.request.settimeout(0)
         try:
             return not self.request.recv(1, MSG_PEEK)

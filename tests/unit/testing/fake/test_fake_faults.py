@@ -165,7 +165,7 @@ def test_retry_after_date_uses_the_clock_of_the_fake() -> None:
         (TLSError, "the server's certificate is not trusted: self-signed certificate"),
     ],
 )
-def test_refused_connections(kind: type[ConnectError], message: str) -> None:
+def test_refuse_raises_a_connect_error(kind: type[ConnectError], message: str) -> None:
     fake = FakeTransport()
     fake.inject(Refuse(kind))
     with client(fake) as flux0:
@@ -175,7 +175,7 @@ def test_refused_connections(kind: type[ConnectError], message: str) -> None:
 
 
 @pytest.mark.parametrize(("after_acting", "agents"), [(False, 1), (True, 2)])
-def test_dropped_connections(after_acting: bool, agents: int) -> None:
+def test_drop_interrupts_the_connection(after_acting: bool, agents: int) -> None:
     fake = FakeTransport([Pause(1), Say("Hello")])
     session_id = new_session(fake)
     fake.inject(Drop(after_acting=after_acting), times=2)
@@ -272,7 +272,7 @@ def test_stalled_stream_expires_the_idle_timeout(fault: Stall) -> None:
     assert fake.clock.now() == 1767225600.0 + 600
 
 
-def test_truncated_and_stalled_lists() -> None:
+def test_truncated_and_stalled_lists_raise() -> None:
     fake = FakeTransport()
     fake.inject(Truncate(after_bytes=5))
     fake.inject(Stall(after_bytes=5))
@@ -329,6 +329,6 @@ def test_pause_flushes_a_partial_piece() -> None:
         lambda: FakeTransport().inject(Refuse(), times=0),
     ],
 )
-def test_invalid_faults(make: Callable[[], object]) -> None:
+def test_invalid_faults_raise(make: Callable[[], object]) -> None:
     with pytest.raises(InvalidArgument):
         make()

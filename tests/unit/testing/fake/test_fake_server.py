@@ -161,7 +161,7 @@ def test_list_sessions_filters_by_user_and_agent() -> None:
     assert users["x"] == (anonymous, 4)
 
 
-def test_unknown_ids() -> None:
+def test_unknown_ids_get_error_responses() -> None:
     with Flux0(transport=FakeTransport()) as flux0:
         with pytest.raises(NotFoundError, match=f"Agent with ID {UNKNOWN} not found"):
             flux0.agents.retrieve(agent_id=UNKNOWN)
@@ -325,7 +325,7 @@ REJECTED: list[tuple[str, Any, Any]] = [
 
 
 @pytest.mark.parametrize(("place", "body", "detail"), REJECTED)
-def test_rejected_requests(place: str, body: Any, detail: Any) -> None:
+def test_invalid_requests_get_the_errors_of_the_server(place: str, body: Any, detail: Any) -> None:
     fake = FakeTransport()
     path = f"/api/sessions/{new_session(fake)}/{place}" if "events" in place else f"/api/{place}"
     listed = "events" in place and "stream" not in place

@@ -213,7 +213,9 @@ _AGENT = '{"name":"n","type":"fake"}'
          "400 Bad Request"),
     ],
 )  # fmt: skip
-def test_raw_requests(request_line: str, rest: str, response: str) -> None:
+def test_raw_requests_get_the_responses_of_the_server(
+    request_line: str, rest: str, response: str
+) -> None:
     """The integration tests compare more of these requests with the real server."""
     with FakeTransport().serve() as url:
         head, _, body = exchange(url, f"{request_line} HTTP/1.1\r\n{rest}\r\n").partition(
@@ -243,7 +245,7 @@ def test_expect_100_continue_gets_an_interim_response() -> None:
         assert read_all(connection).startswith(b"HTTP/1.1 201 Created\r\n")
 
 
-def test_many_simultaneous_connections() -> None:
+def test_many_simultaneous_connections_are_accepted() -> None:
     with FakeTransport().serve() as url, ExitStack() as stack:
         connections = [stack.enter_context(connect(url)) for _ in range(100)]
         for connection in connections:
@@ -341,7 +343,7 @@ def test_http_1_0_clients_get_close_delimited_bodies() -> None:
     assert content.endswith(b"}\n\n")
 
 
-def test_concurrent_clients() -> None:
+def test_concurrent_clients_are_served() -> None:
     fake = FakeTransport(lambda message: message.content)
     with fake.serve() as url, Flux0(url) as flux0:
 
@@ -393,7 +395,7 @@ def test_an_installed_fake_leaves_other_transports_alone() -> None:
         flux0.agents.list()
 
 
-def test_path_prefixes_before_the_api() -> None:
+def test_path_prefix_before_the_api_is_ignored() -> None:
     fake = FakeTransport()
     for url in ("http://proxy/flux0/", "http://proxy/a/b"):
         with Flux0(url, transport=fake) as flux0:

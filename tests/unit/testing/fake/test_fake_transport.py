@@ -260,7 +260,7 @@ def test_calls_are_recorded_with_time_and_response() -> None:
     assert len(listed.response.body["data"]) == 1
 
 
-def test_reset() -> None:
+def test_reset_deletes_all_but_the_first_agent() -> None:
     fake = FakeTransport([Say("Hello", pieces=2, pause=1)])
     body = post(fake, new_session(fake))
     fake.send(request("GET", "/api/agents"))

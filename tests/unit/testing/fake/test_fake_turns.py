@@ -218,7 +218,7 @@ def test_exception_of_an_agent_is_raised_by_the_stream(
         lambda: SendChunk("e1", [{"op": "add", "path": "/-"}]),
     ],
 )
-def test_invalid_steps(make: Any) -> None:
+def test_invalid_steps_raise(make: Any) -> None:
     with pytest.raises(ValueError, match=r"text|pieces|pause|seconds|patches"):
         make()
 
@@ -503,14 +503,14 @@ def test_agent_without_an_end_waits_for_its_reader() -> None:
     fake.assert_no_open_streams()
 
 
-def test_pause_of_an_agent_that_is_far_ahead() -> None:
+def test_pause_after_ten_thousand_unread_events_takes_its_time() -> None:
     steps: list[AgentStep] = [*repeat(Report("typing"), 10_000), Pause(5), Report("processing")]
     fake, session_id, body = begin(steps)
     assert len(list(body)) == 10_001
     assert times(fake, session_id)[-2:] == ["00:00", "00:05"]
 
 
-def test_pause_longer_than_the_idle_timeout() -> None:
+def test_pause_longer_than_the_idle_timeout_expires_it() -> None:
     fake = FakeTransport([Report("typing"), Pause(20), Pause(11), Say("Hello")])
     with Flux0(transport=fake, stream_idle_timeout_ms=30_000) as flux0:
         stream = flux0.conversation(agent=fake.agent_id).send("Hi")
@@ -544,7 +544,7 @@ def test_agent_does_not_wait_for_the_reader() -> None:
     assert fake.clock.now() == START + 10
 
 
-def test_clock_that_only_advance_moves() -> None:
+def test_clock_that_only_advance_moves_rejects_waits() -> None:
     clock = FakeClock(moves_by_itself=False)
     steps: list[AgentStep] = [Report("typing"), Pause(5), Say("Hello"), FallSilent()]
     _, _, body = begin(steps, clock=clock)
