@@ -94,9 +94,10 @@ def _user_layers(middleware: object, policy: ResponsePolicy) -> list[Middleware]
 
 
 def _logged(on_retry: Callable[[RetryDetails], None] | None) -> Callable[[RetryDetails], None]:
-    def log_and_call(details: RetryDetails) -> None:
-        from flux0.middleware.logging import log_retry  # noqa: PLC0415 - retries are rare
+    # Not at the first retry: if no more files can be opened, the import would fail.
+    from flux0.middleware.logging import log_retry  # noqa: PLC0415 - slow to import
 
+    def log_and_call(details: RetryDetails) -> None:
         log_retry(details)
         if on_retry is not None:
             on_retry(details)
