@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from flux0.adapters.shared.misplaced import library_of, refuse_misplaced
-from flux0.domain.errors import InvalidArgument
+from flux0.domain.errors import Flux0Error, InvalidArgument
 from flux0.ports import AsyncTransport, Shared, Time, Transport
 from flux0.runtime.time import SystemTime
 
@@ -39,6 +40,15 @@ def default_transport(transport: T) -> Generator[T, None, None]:
         _default_transports.remove(transport)
 
 
+def _refuse_eventlet() -> None:
+    eventlet: Any = sys.modules.get("eventlet")
+    if eventlet is not None and eventlet.patcher.is_monkey_patched("socket"):
+        raise Flux0Error(
+            "eventlet has replaced the sockets of this process, and flux0 does not support them: "
+            "use threads or asyncio, or do not patch the module socket"
+        )
+
+
 def choose_transports(
     transport: Transport | AsyncTransport | None,
     async_transport: AsyncTransport | None,
@@ -50,6 +60,7 @@ def choose_transports(
     Without an async transport or client, async calls use the sync one, in worker threads if it has
     no async methods. An async transport or client is not used for sync calls.
     """
+    _refuse_eventlet()
     passed: tuple[object, ...] = (transport, async_transport, client, async_client)
     if _default_transports and passed == (None,) * len(passed):
         transport = _default_transports[-1]

@@ -156,7 +156,8 @@ class HttpxFamilyTransport(ABC):
         except Exception as error:
             response = self._response_despite(error, client, built, exchange)
             if response is None:
-                mark_user_error(error, sent=exchange.sent)
+                if client is self._client:  # Built-in clients call no code of the user.
+                    mark_user_error(error, sent=exchange.sent)
                 raise
         finally:
             current_exchange.reset(token)
@@ -200,7 +201,8 @@ class HttpxFamilyTransport(ABC):
         except Exception as error:
             response = self._response_despite(error, client, built, exchange)
             if response is None:
-                mark_user_error(error, sent=exchange.sent)
+                if client is self._async_client:
+                    mark_user_error(error, sent=exchange.sent)
                 raise
         finally:
             current_exchange.reset(token)

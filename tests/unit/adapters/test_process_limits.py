@@ -1,0 +1,59 @@
+"""Processes that cannot open more files, and processes with the sockets of eventlet."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from flux0 import Flux0
+from flux0.domain.errors import Flux0Error
+from support.transports import SYNC_WAYS, TRANSPORTS, Way
+
+SCRIPT = """
+import os, resource, sys
+import flux0
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
+retries = flux0.RetryConfig("backoff", flux0.BackoffStrategy(1, 1, 1, 60_000), max_attempts=2)
+transport = getattr(flux0, sys.argv[2])()
+client = flux0.Flux0(sys.argv[1], transport=transport, retry_config=retries)
+held = []
+try:
+    while True:
+        held.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+try:
+    client.agents.list()
+except flux0.ConnectError as error:
+    for each in held:
+        os.close(each)
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("way", SYNC_WAYS, ids=str)
+def test_process_that_cannot_open_files_gets_a_connect_error(way: Way, scheme: str) -> None:
+    """The first retry imports nothing, and the certificates that cannot be read are no OSError."""
+    url = f"{scheme}://127.0.0.1:9"
+    command = (sys.executable, "-c", SCRIPT, url, TRANSPORTS[way.transport][0])
+    process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=50)
+    assert process.stdout == f"GET {url}/api/agents: too many open files (2 attempts)\n"
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_process_with_sockets_of_eventlet_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, *, patched: bool
+) -> None:
+    patcher = SimpleNamespace(is_monkey_patched=lambda module: patched and module == "socket")
+    monkeypatch.setitem(sys.modules, "eventlet", SimpleNamespace(patcher=patcher))
+    if patched:
+        with pytest.raises(Flux0Error, match="eventlet has replaced the sockets"):
+            Flux0()
+    else:
+        Flux0().close()
