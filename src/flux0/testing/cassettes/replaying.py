@@ -64,7 +64,7 @@ class _Replay:
 class NotRecorded(AssertionError):
     """A request matches no exchange of the cassette."""
 
-    __module__ = "flux0.testing"  # A shorter name in messages of pytest.
+    __module__ = "flux0.testing"  # pytest then shows a shorter name.
 
 
 class ReplayTransport(SharedTransport):

@@ -233,7 +233,7 @@ class _Conversation:
                     event.set()
                 case Disconnect():
                     _shut_down(self._connection, socket.SHUT_WR)
-                    # close() would reset the connection while the client still reads. So wait until
+                    # close() would reset the connection while the client still reads, so read until
                     # the client closes the connection.
                     while True:
                         self._receive()

@@ -161,7 +161,7 @@ class ReleaseContract(Contract):
         assert received == [b"one", b"other"], "a request was sent to the server of another URL"
 
     def test_connection_is_not_reused_for_another_scheme(self, harness: Harness) -> None:
-        """After an http request to the same port, an https request must not be sent in clear."""
+        """An https request must not be sent over a pooled connection without TLS."""
         server = harness.serve(_OK)
         check(harness.fetch(get(server.url)), b"ok", "the body")
         url = server.url.replace("http:", "https:")
@@ -220,7 +220,7 @@ class ReleaseContract(Contract):
     def test_connection_with_surplus_bytes_is_not_reused(
         self, harness: Harness, hang_timeout: float, surplus: str
     ) -> None:
-        """Bytes that arrive with or after a response are not part of the next response."""
+        """Surplus bytes after a response must not become part of the next response."""
         arrived = Event()
         server = harness.serve(
             (*_SURPLUS[surplus], Signal(arrived), WaitForRelease()), http_response(b"second")
@@ -333,7 +333,7 @@ class CancellationContract(Contract):
         server.wait_until_closed()
 
     def test_cancelled_read_does_not_end_the_body(self, harness: Harness) -> None:
-        """After the cancellation, a read returns the next piece or fails; it returns no end."""
+        """After the cancellation, the next read returns the next piece or raises an error."""
         server, response = harness.read_first(_SILENT, stream=True)
         body, pieces = response.detach()
 

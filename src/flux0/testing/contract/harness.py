@@ -83,7 +83,7 @@ class ReceivedResponse:
         return self._run(next_piece)
 
     def read(self, size: int | None = None) -> bytes:
-        """Read pieces until `size` bytes were read; by default, read to the end of the body."""
+        """Read pieces until they contain at least `size` bytes; by default, read the whole body."""
 
         async def pieces() -> bytes:
             data = b""

@@ -226,7 +226,7 @@ class HeadContract(Contract):
     def test_responses_without_a_body_end_with_their_head(
         self, harness: Harness, method: str, status: str, fields: list[tuple[str, str]]
     ) -> None:
-        """Header fields that announce a body are ignored (RFC 9112, section 6.3)."""
+        """In these responses, a `content-length` announces no body (RFC 9112, section 6.3)."""
         server = harness.serve((head(status, fields),))
         for _ in range(2):
             response = harness.send(evolve(get(server.url), method=method))

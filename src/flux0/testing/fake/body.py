@@ -119,7 +119,7 @@ class FakeBody:
 
 
 class SharedTransport(Shared):
-    """The base class of in-memory transports. Many clients, sync and async, can share one."""
+    """The base class of in-memory transports. Many clients can share one transport."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock: FakeClock = clock

@@ -210,7 +210,7 @@ class Target:
     path: str  # Percent-decoded, without the prefix before `/api`.
     arguments: Mapping[str, str]
     query: Mapping[str, str]
-    # The methods that the path allows, if it does not allow the method of the request.
+    # The methods that the path allows; set only if the method of the request is not allowed.
     allowed: tuple[str, ...] = ()
 
 

@@ -22,7 +22,7 @@ from flux0.testing.fake.body import SharedTransport
 
 _POLL_SECONDS = 0.05  # The longest time until `shutdown` takes effect.
 _BLOCK_BYTES = 65536
-_MAX_HEAD_BYTES = 2**20  # The real server has no fixed limit.
+_MAX_HEAD_BYTES = 2**20  # The real server has no fixed limit for heads.
 _HOST = re.compile(r"([\w.~%!$&'()*+,;=-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?", re.ASCII)
 # The real server runs on Python 3.13. Older versions of Python have another phrase for 422.
 _REASONS = {**{each.value: each.phrase for each in HTTPStatus}, 422: "Unprocessable Content"}

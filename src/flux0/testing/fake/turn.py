@@ -82,7 +82,8 @@ class FakeTurn:
     def __iter__(self) -> Generator[bytes | Wait, None, None]:
         while self._output or not self.completed:
             if self._wait is _UNTIL_READ:
-                # The clock must resume the agent later, because the caller holds the lock now.
+                # The clock resumes the agent. Calling `resume` here would run the agent's code
+                # while the caller holds the lock.
                 now = self._clock.now()
                 self._wait = Wait(now)
                 self._clock.call_at(now, self.resume)
