@@ -22,7 +22,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(server: Flux0Server) -> Run:
-    """Runs a command with the shared server and with `input` as its standard input."""
+    """Runs a command with the shared server, and with the argument `input` as standard input."""
 
     def invoke(*arguments: str, input: str = "") -> Result:
         environment = {"FLUX0_SERVER_URL": server.url}

@@ -115,7 +115,7 @@ def root(
 
 
 _MESSAGE = "Text to send. Default: the piped input; in a terminal, a prompt for each message."
-_AGENT = "Id of the agent. Default: the agent of the server, if it has only one."
+_AGENT = "Id of the agent. Default: the only agent of the server."
 _SESSION = "Id of the session to continue. Default: a new session."
 _TYPE = "Type of the agent: use the first agent of this type, or create it."
 _IDLE = "Longest time without an event, after which the turn fails. Default: 600."

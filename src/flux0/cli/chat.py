@@ -40,7 +40,7 @@ def messages_to_send(message: str | None, *, lines: bool) -> Iterable[str]:
         first = "\n\n".join(filter(None, (message, piped)))
     if not first.strip():
         raise InvalidArgument(
-            "message", "must not be empty: pass a text, or pipe it into the command"
+            "message", "must not be empty: pass a message, or pipe text into the command"
         )
     return chain([arguments.text("message", first)], rest)
 

@@ -83,7 +83,7 @@ def names(argument: str, values: object) -> tuple[str, ...]:
     items = cast("Iterable[object]", values)
     checked = tuple(dict.fromkeys(name(argument, item) for item in items))
     if not checked:
-        raise InvalidArgument(argument, "must not be empty; omit it for no filter")
+        raise InvalidArgument(argument, "must not be empty: omit the argument for no filter")
     return checked
 
 

@@ -81,4 +81,4 @@ class OwnerProcess:
     def check(self) -> None:
         """Raise `ConnectionInterrupted` in a forked child: it must not read the parent's data."""
         if getpid() != self._pid:
-            raise ConnectionInterrupted("the body belongs to the process that this one forked from")
+            raise ConnectionInterrupted("a forked child cannot read a body of its parent process")

@@ -91,7 +91,7 @@ def splits(stream: bytes) -> st.SearchStrategy[list[bytes]]:
     )
 
 
-# The bytes that have a meaning in the standard, complete and in parts.
+# Byte sequences that have a meaning in the standard, and parts of them.
 EDGES = [
     *(b"\r", b"\n", b"\r\n", b"\n\n", b"\r\r", b":", b" ", b"\0", b"\t", b"x", b"7", b"10"),
     *(b"data", b"event", b"id", b"retry", b"Data", b"data: ", b"event: ", b"id: ", b"retry: "),
@@ -165,7 +165,8 @@ def test_event_has_its_name_and_retry_and_the_last_event_id() -> None:
         ServerSentEvent("message", "c", "4", None),
     ]
     assert parser.feed(b"event: chunk\ndata:  x\n\n") == [ServerSentEvent("chunk", " x", "4")]
-    for start in ("a", ""):  # The last name is used, but only for this event.
+    # In a block with two names, the last name is used. It must not affect the next block.
+    for start in ("a", ""):
         named, then = f"event: {start}\ndata: 1\nevent: b\n\n", f"event: {start}\ndata: 2\n\n"
         assert parser.feed((named + then).encode()) == [
             ServerSentEvent("b", "1", "4"),
@@ -195,7 +196,7 @@ def test_retry_with_more_than_640_digits_is_ignored(digits: bytes, retry: int) -
 
 
 def block_size(stream: bytes) -> int:
-    """Return the size of the unfinished block at the end of `stream`, as the limit defines it."""
+    """Return the size of the incomplete block at the end of `stream`, as defined for the limit."""
     if BOM.startswith(stream):
         return 0
     *lines, rest = re.split(b"\r\n|\r|\n", stream.removeprefix(BOM))
@@ -206,7 +207,7 @@ def block_size(stream: bytes) -> int:
 
 
 def bytes_accepted(stream: bytes, limit: int) -> int:
-    """Return the number of bytes that a parser accepts before an event exceeds the limit."""
+    """Return the number of bytes of `stream` up to the first event that exceeds the limit."""
     for length in range(1, len(stream) + 1):
         if block_size(stream[:length]) > limit:
             return length - 1
@@ -268,7 +269,7 @@ def test_limit_that_is_not_positive_is_rejected(limit: int) -> None:
     assert caught.value.argument == "max_event_bytes"
 
 
-# --- cost
+# --- the cost of parsing
 
 
 # Functions that return the pieces of a stream whose length is proportional to `n`.
@@ -285,12 +286,12 @@ SHAPES: dict[str, Callable[[int], list[bytes]]] = {
 
 
 def steps(pieces: list[bytes]) -> int:
-    """Count the executed lines and C functions, to detect loops over bytes of earlier pieces."""
+    """Count the executed lines and C functions, to detect loops over previous pieces."""
     return steps_taken(lambda: feed_all(SSEParser(), pieces))
 
 
 def bytes_allocated(pieces: list[bytes]) -> int:
-    """Sum the peak allocation of each feed, to detect copies of the unfinished block."""
+    """Sum the peak allocation of each feed, to detect copies of the incomplete block."""
     parser = SSEParser()
     total = 0
     tracemalloc.start()
@@ -311,14 +312,14 @@ def bytes_allocated(pieces: list[bytes]) -> int:
 def test_cost_is_linear_in_the_bytes(
     shape: Callable[[int], list[bytes]], measure: Callable[[list[bytes]], int]
 ) -> None:
-    # The minimum of three: other threads of the process may allocate memory, too.
+    # Use the minimum of three runs, because other threads of the process may allocate memory.
     assert min(measure(shape(3000)) for _ in range(3)) < 2.5 * measure(shape(1500))
 
 
 class CountingBuffer(bytearray):
-    """Counts the bytes that its operations may search or move.
+    """Counts the bytes that operations on the buffer may search or move.
 
-    `bytes_allocated` does not detect these operations, because they make no copy.
+    `bytes_allocated` does not detect such operations, because they allocate no memory.
     """
 
     touched = 0

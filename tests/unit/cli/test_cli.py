@@ -41,7 +41,7 @@ from flux0.testing import (
 )
 from support.fake_over_http import FakeOverHTTP
 
-_SECONDS = 60.0  # The limit of all waits. It is never reached.
+_SECONDS = 60.0  # The limit of all waits. A test that reaches the limit fails.
 pytestmark = pytest.mark.slow
 PYTHON = (sys.executable,)
 
@@ -73,7 +73,7 @@ def reply(message: UserMessage) -> Iterable[AgentStep]:
 
 @pytest.fixture(autouse=True)
 def _terminal_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives all tests the same terminal, independent of the environment."""
+    """Sets the variables of the terminal, so that tests do not depend on the environment."""
     for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE", "FLUX0_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"TERM": "xterm", "COLUMNS": "100", "LINES": "20"}.items():
@@ -88,14 +88,14 @@ def fake() -> FakeTransport:
 
 @pytest.fixture
 def server(fake: FakeTransport) -> Iterator[FakeOverHTTP]:
-    """The fake on a socket."""
+    """The fake, served on a real socket."""
     with FakeOverHTTP(fake) as running:
         yield running
 
 
 @pytest.fixture
 def environment(server: FakeOverHTTP) -> Mapping[str, str]:
-    """The environment of a process that uses `server`, without most of our variables."""
+    """The environment variables of a process that uses `server`."""
     prefixes = ("PATH", "HOME", "PYTHONPATH", "COVERAGE_")
     kept = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
     return {**kept, "FLUX0_SERVER_URL": server.url}
@@ -119,29 +119,29 @@ def run(environment: Mapping[str, str]) -> Run:
 
 @pytest.fixture
 def client(fake: FakeTransport) -> Iterator[Flux0]:
-    """A client of the same fake."""
+    """A client of the fake, to prepare and check its data."""
     with Flux0(transport=fake) as flux0:
         yield flux0
 
 
 @pytest.fixture
 def agent_id(fake: FakeTransport) -> str:
-    """The id of the only agent."""
+    """The id of the fake's only agent."""
     return fake.agent_id
 
 
 @pytest.fixture
 def session_id(client: Flux0, agent_id: str) -> str:
-    """A new session."""
+    """The id of a new session."""
     return client.sessions.create(agent_id=agent_id).id
 
 
 def no_sleep(_: float) -> None:
-    """Replaces `time.sleep`."""
+    """A replacement of `time.sleep` that does not wait."""
 
 
 def words(text: str) -> str:
-    """Return text without styles, line breaks and the borders of boxes."""
+    """Return the words of a help text, without styles, line breaks and borders."""
     return " ".join(re.sub("[─│╭╮╰╯]", " ", re.sub("\x1b\\[[0-9;]*m", "", text)).split())
 
 
@@ -170,7 +170,7 @@ def test_help_mentions_subcommands_and_options(run: Run, command: str, mentions:
 def test_help_lines_are_wrapped_at_words_of_whole_paragraphs(
     run: Run, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    """No paragraph has a short line before its last line, as with line breaks of the source."""
+    """Line breaks of the source would show as short lines within a paragraph."""
     monkeypatch.setenv("COLUMNS", "80")
     text = run(*command.split(), "--help").stdout.partition("╭")[0].partition("Usage:")[2]
     for paragraph in re.split(r"\n *\n", text)[1:]:
@@ -371,7 +371,7 @@ def test_json_option_prints_one_line_per_event(
     result = run("chat", "--lines", "--json", "--session", session_id, input="one\ntwo\n")
     status, said, bye = events = [json.loads(line) for line in result.stdout.splitlines()]
     assert [event["event"] for event in events] == ["status", "chunk", "chunk"]
-    # JSON has no NaN.
+    # JSON has no NaN, so null is printed.
     assert status["data"]["data"] == {"at": None, "é": "\udc80"}
     assert bye["patches"][0]["op"] == "add"
     assert {event["session_id"] for event in events} == {session_id}
@@ -568,7 +568,7 @@ def test_options_that_cannot_be_combined_are_rejected(
 def test_refused_connection_is_reported_on_one_line(
     run: Run, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    monkeypatch.setattr("time.sleep", no_sleep)  # It is called between attempts.
+    monkeypatch.setattr("time.sleep", no_sleep)  # The client sleeps between attempts.
     result = run(*command.split(), "--server-url", "http://127.0.0.1:1")
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
@@ -671,7 +671,7 @@ def test_lines_after_a_failed_turn_are_sent(run: Run, fake: FakeTransport) -> No
 
 
 def test_demo_needs_no_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", no_sleep)  # The demo agent calls it between pieces.
+    monkeypatch.setattr("time.sleep", no_sleep)  # The demo agent sleeps between pieces of text.
     result = run("demo")
     assert (result.exit_code, result.stdout.count("\n")) == (0, 1)
     assert result.stdout.startswith("It is 16 °C and foggy in San Francisco")
@@ -690,7 +690,7 @@ def test_demo_needs_no_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
 def finished(
     environment: Mapping[str, str], *arguments: str | bytes, program: Sequence[str] = PYTHON
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python, or another program, until it exits."""
+    """Run a program, by default Python, until it exits."""
     return subprocess.run(
         [*program, *arguments],
         env=environment,
@@ -731,7 +731,7 @@ def started(
 
 
 def read_until(stream: IO[str] | None, text: str) -> str:
-    """Read until the data ends with `text`. Fail if the stream ends earlier."""
+    """Read until the data ends with `text`. Fail if the stream ends before that."""
     assert stream is not None
     read = ""
     while not read.endswith(text):
@@ -744,7 +744,7 @@ def read_until(stream: IO[str] | None, text: str) -> str:
 def press_ctrl_c(
     interrupt: Callable[[], None], until: threading.Event, timeout: float = 2.0
 ) -> None:
-    """Interrupt until `until` is set. Python can miss a signal at the moment when a wait begins."""
+    """Call `interrupt` until `until` is set, because a signal can get lost when a wait begins."""
     for _ in range(5):
         interrupt()
         if until.wait(timeout):
@@ -859,7 +859,7 @@ class Terminal:
             assert self._changed.wait_for(lambda: text in self._shown, _SECONDS), self._shown
 
     def run(self, *arguments: str, piped: bool = False) -> int:
-        """Run a command, and return its exit code. If `piped`, only its input is the terminal."""
+        """Return the exit code of a command. If `piped`, only standard input is the terminal."""
         self._monkeypatch.setattr(sys, "stdin", self._streams[0])
         if not piped:
             self._monkeypatch.setattr(sys, "stdout", self._streams[1])
@@ -869,7 +869,7 @@ class Terminal:
         return caught.value.code
 
     def close(self) -> str:
-        """Close the terminal, and return its complete output, with `~` for the start of escapes."""
+        """Close the terminal, and return its complete output, with `~` for "ESC ["."""
         for stream in self._streams:
             stream.close()
         self._reader.join()
@@ -881,7 +881,7 @@ class Terminal:
         while True:
             try:
                 data = os.read(self._master, 1000)
-            except OSError:  # On Linux: the other side is closed.
+            except OSError:  # Linux raises it after the other side was closed.
                 return
             with self._changed:
                 self._shown += data.decode()
@@ -952,7 +952,8 @@ def test_conversation_in_a_terminal_prompts_on_standard_output(
 ) -> None:
     fake.script([Fail("boom")], "fine")
     terminal.type("one\n\ntwo\n\x04")
-    assert terminal.run("chat") == 0  # The user has seen the error of the turn.
+    # The exit code is 0 although a turn failed, because the user has seen the error.
+    assert terminal.run("chat") == 0
     assert terminal.close() == "> ~1;31m· error: boom~0m\n\n> > fine\n\n> \n"
     assert "Ctrl-D" in capsys.readouterr().err
 
@@ -964,7 +965,8 @@ def test_conversation_with_piped_output_prompts_on_standard_error(
     assert terminal.run("chat", "--session", used_session_id, piped=True) == 0
     shown = capsys.readouterr()
     assert shown.out == "You said one.\n\n"
-    assert shown.err.splitlines()[2:] == ["> > "]  # The line breaks are typed by the user.
+    # The user types the line breaks, so they are not in the output.
+    assert shown.err.splitlines()[2:] == ["> > "]
     assert terminal.close() == ""
 
 

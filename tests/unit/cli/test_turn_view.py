@@ -31,7 +31,7 @@ def _no_colors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def view(capsys: pytest.CaptureFixture[str]) -> View:
-    """Shows events, and returns the output. If `end` is True, the turn ends after them."""
+    """Shows events, and returns the output. If `end` is True, then ends the turn."""
     accumulator = MessageAccumulator()
     turn = new_view()
 

@@ -31,7 +31,8 @@ class Screen(io.StringIO):
 
     def write(self, text: str) -> int:
         for number, command, character in _CONTROLS_AND_CHARACTERS.findall(text):
-            if command == "G":  # Go to a column; the next command erases the rest of the line.
+            # After a move to a column, the output always erases the rest of the line.
+            if command == "G":
                 while cell_len(self.lines[-1]) >= int(number):
                     self.lines[-1] = self.lines[-1][:-1]
             elif character == "\n":

@@ -112,7 +112,7 @@ def test_id_that_could_reach_another_route_is_rejected(value: str) -> None:
         (EventType.MESSAGE, "must be a list of names"),
         (1, "must be a list of names, not 1"),
         (None, "must be a list of names, not None"),
-        ([], "must not be empty; omit it for no filter"),
+        ([], "must not be empty: omit the argument for no filter"),
         (iter(()), "must not be empty"),
         ([1], "must be a str, not int"),
         (b"ab", "must be a str, not int"),
@@ -160,7 +160,7 @@ def test_invalid_numbers_and_flags_are_rejected(
 
 def test_retries_must_be_a_retry_config() -> None:
     check = partial(arguments.instance, "retries", RetryConfig)
-    # The positional arguments of the generated client.
+    # Programs for the generated client pass these positional arguments.
     policy = RetryConfig("backoff", BackoffStrategy(500, 60_000, 1.5, 3_600_000), False)  # noqa: FBT003
 
     assert check(policy) is policy

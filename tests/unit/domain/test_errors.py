@@ -41,7 +41,7 @@ API_ERROR: dict[str, Any] = {
     "raw_response": object(),
 }
 
-# The factory of the nearest base class creates the error of each class.
+# Functions that create errors. For a class that is not listed, use the entry of its base class.
 FACTORIES: dict[type[errors.Flux0Error], Callable[[Any], Any]] = {
     errors.APIError: lambda kind: kind("problem", **API_ERROR),
     errors.HTTPValidationError: lambda kind: kind("problem", data=DETAIL, **API_ERROR),
@@ -68,7 +68,7 @@ def test_every_error_is_in_models_and_can_be_pickled_and_copied(
     error = make(kind)
     error.attempts = 2
     error.sent, error.from_user_code = "yes", True
-    error.__notes__ = ["a note"]  # `add_note` sets it since Python 3.11.
+    error.__notes__ = ["a note"]  # Python 3.10 has no method `add_note`, which sets the attribute.
     pickled = [pickle.dumps(error, number) for number in range(pickle.HIGHEST_PROTOCOL + 1)]
 
     assert getattr(models, kind.__name__) is kind
@@ -84,7 +84,8 @@ def test_every_error_is_in_models_and_can_be_pickled_and_copied(
         }
         if isinstance(error, errors.APIError):
             assert error.raw_response is not None
-            assert vars(copied)["raw_response"] is None  # It holds sockets and locks.
+            # A raw response cannot be pickled, because it contains sockets and locks.
+            assert vars(copied)["raw_response"] is None
 
 
 class UserError(errors.Flux0Error):
@@ -121,7 +122,7 @@ PARENTS: dict[type[errors.Flux0Error], tuple[type[Exception], ...]] = {
 def test_base_classes_of_errors() -> None:
     for kind, parents in PARENTS.items():
         assert all(issubclass(kind, parent) for parent in (*parents, errors.Flux0Error)), kind
-    # After a ConnectError, the request was certainly not sent, so these must not be one.
+    # A ConnectError means that the request was not sent. With these errors, this is not certain.
     for kind in (
         errors.ReadTimeout,
         errors.WriteTimeout,

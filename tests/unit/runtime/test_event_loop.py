@@ -1,4 +1,4 @@
-"""Tests of the functions and resources for asyncio and trio."""
+"""Functions of event loops, and resources for each loop, under asyncio and trio."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 
 class Resource:
-    """A resource that counts its `aclose` calls and reports the first one."""
+    """A resource that counts the calls of `aclose`, and sets an event at the first call."""
 
     def __init__(self) -> None:
         self.closed = 0
@@ -63,7 +63,7 @@ def test_asyncio_needs_no_trio(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(main())
 
 
-# --- one resource for each loop; test_every_transport.py has more tests of it
+# --- one resource for each loop; test_every_transport.py has further tests of `PerLoop`
 
 
 @pytest.mark.parametrize("how", ["in another thread", "in a cycle"])
@@ -116,7 +116,7 @@ def test_errors_of_a_scheduled_close_are_ignored(
 
 @pytest.mark.parametrize("rounds", range(12))
 def test_close_scheduled_while_trio_is_ending_is_dropped(rounds: int) -> None:
-    """The close is scheduled this number of scheduler rounds after the main task has ended."""
+    """`schedule_close` is called `rounds` scheduler rounds after the end of the main task."""
 
     async def main() -> None:
         token = trio.lowlevel.current_trio_token()
@@ -161,7 +161,7 @@ def test_shielded_close_finishes_when_asyncio_cancels_the_task() -> None:
 
 
 def run_carelessly(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in a new loop, and only call `loop.close()` afterwards."""
+    """Run a coroutine in a new loop, then close the loop without `loop.shutdown_asyncgens()`."""
     loop = asyncio.new_event_loop()
     try:
         return loop.run_until_complete(coroutine)
@@ -170,7 +170,7 @@ def run_carelessly(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 both = pytest.mark.parametrize("transport", [AiohttpTransport, HttpxTransport])
-# Python warns about transports that are still open when their loop is closed.
+# Python warns about asyncio transports that are still open when their loop is closed.
 unclosed = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 TURN = http_response(chunk("a"), WaitForRelease(), headers=SSE.items(), framing="chunked")
 
@@ -196,7 +196,7 @@ def test_closed_loops_leave_no_connections_open(transport: type[Any]) -> None:
 def test_stream_of_a_closed_loop_releases_its_connection(
     transport: type[Any], *, kept: bool
 ) -> None:
-    """A loop that is only closed cannot run the tasks that would close the stream."""
+    """A closed loop cannot run a task to close the stream."""
 
     async def begin(flux0: Flux0) -> tuple[Any, weakref.ref[Any]]:
         stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")

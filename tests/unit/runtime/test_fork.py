@@ -56,7 +56,7 @@ TURN = http_response(
 
 @pytest.fixture(autouse=True)
 def long_idle_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reuse idle connections for longer: a fork takes more than 4 s on a slow machine."""
+    """Raises the idle time for reuse, because a fork may take more than 4 s on a slow machine."""
     for module in ("httpx.clients", "urllib3.connection"):
         monkeypatch.setattr(f"flux0.adapters.{module}.MAX_IDLE_SECONDS", 60.0)
 
@@ -128,7 +128,7 @@ def _run_and_exit(act: Callable[[], object]) -> None:
 def test_child_and_grandchild_open_their_own_connections(
     way: Way, secured: Secured, monkeypatch: pytest.MonkeyPatch, *, secure: bool
 ) -> None:
-    """If the child closed TLS properly, the server would close the parent's connection."""
+    """If the child sent the closing message of TLS, the parent's connection would be closed."""
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", secured.ca_file)
     with parent(way, tls=secured.server if secure else None) as here:
 
@@ -148,7 +148,7 @@ def test_child_and_grandchild_open_their_own_connections(
 
 @over_every_transport
 def test_child_cannot_read_the_inherited_stream_but_can_open_another(way: Way) -> None:
-    """Opening another stream closes the open stream of the session."""
+    """Before the child sends a message, it closes the inherited stream of the session."""
     with parent(way, TURN, TURN) as here:
 
         def read_and_begin() -> None:
@@ -163,18 +163,18 @@ def test_child_cannot_read_the_inherited_stream_but_can_open_another(way: Way) -
 
 @over_every_transport
 def test_fork_while_a_thread_reads_the_stream(way: Way) -> None:
-    """The thread holds the locks of the stream, which stay locked in the child."""
+    """In the child, the locks that the thread holds are never released."""
     with ThreadPoolExecutor(1) as threads, parent(way) as here:
         thread = threads.submit(threading.get_ident).result()
         reader = threads.submit(list, here.stream)
-        while _function(thread) not in ("read", "readinto"):  # The thread waits for the socket.
+        # Wait until the thread waits for data of the socket.
+        while _function(thread) not in ("read", "readinto"):
             os.sched_yield()
 
         def use_and_close() -> None:
             here.flux0.agents.list()
-            with pytest.raises(
-                StreamInUse
-            ):  # In the child, the stream still looks as if a thread reads it.
+            # In the child, the stream is still marked as being read by the parent's thread.
+            with pytest.raises(StreamInUse):
                 next(here.stream)
             here.stream.close()
             here.flux0.close()
@@ -191,13 +191,13 @@ def _function(thread: int) -> str:
 
 
 def test_fork_waits_until_a_client_is_created(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenSSL holds a lock while it reads certificates; the child would inherit it locked."""
+    """While certificates are read, OpenSSL holds a lock, which a child would inherit as locked."""
     started, created = threading.Event(), threading.Event()
 
     class Slow(httpx.HTTPTransport):
         def __init__(self, **options: Any) -> None:
             started.set()
-            created.wait(0.2)  # Time in which a fork that does not wait would happen.
+            created.wait(0.2)  # If the fork did not wait, it would happen in this time.
             created.set()
             super().__init__(**options)
 
@@ -272,7 +272,7 @@ print(sorted(set(sys.modules) - before))
 
 @over_every_transport
 def test_calls_import_no_modules(way: Way) -> None:
-    """A child that is forked during an import would inherit the import lock locked."""
+    """A child that is forked during an import would inherit the import lock as locked."""
     turn = http_response(chunk("a"), headers=SSE.items(), framing="chunked")
     missing = http_response(b'{"detail": "no"}', headers=JSON.items(), status="404 Not Found")
     with ByteServer(AGENTS, missing, turn) as server:

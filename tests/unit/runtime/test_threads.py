@@ -24,8 +24,8 @@ from support.in_memory import JSON, SSE, Body, Step, in_both_loops, tape
 from support.transports import Mode
 
 REQUEST = Request("GET", "http://h/api/agents", Headers())
-MANY = 60  # More than the default number of anyio's worker threads.
-TOO_LONG = 20.0  # seconds
+MANY = 60  # anyio has 40 worker threads by default, which must not limit the calls.
+TOO_LONG = 20.0  # The limit of all waits, in seconds.
 
 
 def wait(event: threading.Event) -> None:
@@ -97,7 +97,7 @@ async def test_event_loop_keeps_running_while_the_transport_blocks(mode: Mode) -
         tasks.start_soon(use)
         for door in (sending, reading):
             await wait_in_thread(door.reached)
-            door.opened.set()  # A blocked event loop would never reach this line.
+            door.opened.set()  # If the event loop were blocked, this line would not be reached.
 
     assert read == [b"a", b"late"]
     assert library.closed_in != [threading.current_thread()]
@@ -205,9 +205,7 @@ async def test_cancelled_read_returns_at_once_and_closes_the_body(mode: Mode) ->
 
     def piece() -> bytes:
         reached.set()
-        wait(
-            body.closed
-        )  # A blocked read of a socket ends the same way when the socket is shut down.
+        wait(body.closed)  # A read of a socket also ends when the socket is shut down.
         ended.set()
         raise ConnectionInterrupted("closed")
 
@@ -277,7 +275,7 @@ def test_process_exits_while_a_thread_still_waits(backend: str, transport: str, 
         assert (process.returncode, errors) == (0, "")
 
 
-# --- over a client
+# --- a client with a sync transport in async code
 
 
 @in_both_loops

@@ -24,7 +24,7 @@ def alarm_threads() -> list[threading.Thread]:
 
 
 class WatchedTime(SystemTime):
-    """A `SystemTime` that records the words of its alarms, and finds its own alarm threads."""
+    """A `SystemTime` whose alarms record a word, and which finds its own alarm threads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def test_alarms_are_called_in_the_order_of_their_moments(time: WatchedTime) -> N
     assert [time.next_word(), time.next_word()] == ["first", "second"]
     assert len(time.threads()) == 1
     later()
-    time.set_alarm(0, "overdue")  # This alarm wakes the thread, which then ends.
+    time.set_alarm(0, "overdue")  # This alarm wakes the thread, which ends because none is left.
     assert time.next_word() == "overdue"
     time.join()
 
@@ -131,7 +131,7 @@ def test_forked_child_has_its_own_alarms(time: WatchedTime) -> None:
 
 @pytest.mark.parametrize("at_exit", [False, True], ids=["running", "ending"])
 def test_alarm_does_not_keep_the_process_alive(*, at_exit: bool) -> None:
-    """An alarm can also be set while Python exits, when no thread can be started."""
+    """With `at_exit`, the alarm is set while Python exits and can start no thread."""
     code = (
         "import atexit\n"
         "from flux0.runtime.time import SystemTime\n"

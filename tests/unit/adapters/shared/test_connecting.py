@@ -1,4 +1,4 @@
-"""Connecting without an HTTP library."""
+"""The `Connector`: addresses, timeouts and interrupts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHORT_TIMEOUT = 0.2
 
 
 def test_address_after_unreachable_addresses_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each address may use its share of the timeout. The rest is the timeout of the socket."""
+    """Each address may use a share of the timeout. The socket gets the remaining time."""
     no_delay = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with socket.create_server(("127.0.0.1", 0)) as unused:
         source = unused.getsockname()
@@ -33,7 +33,7 @@ def test_address_after_unreachable_addresses_is_used(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("before", [False, True], ids=["meanwhile", "before"])
 def test_interrupt_ends_connecting(monkeypatch: pytest.MonkeyPatch, *, before: bool) -> None:
-    """The remaining addresses are not tried."""
+    """After an interrupt, the second address is not tried."""
     interrupt, errors = Interrupt(), list[OSError]()
 
     def connect() -> None:
@@ -53,7 +53,7 @@ def test_interrupt_ends_connecting(monkeypatch: pytest.MonkeyPatch, *, before: b
 
 
 def test_interrupted_connection_is_not_used() -> None:
-    """The server accepted the connection before the interrupt fired."""
+    """The connection is closed, although the server accepts it."""
     interrupt = Interrupt()
     interrupt.fire()
     with (

@@ -1,4 +1,4 @@
-"""Decompression of bodies: the exact content, or an error."""
+"""Decompression of bodies: the result is the exact content or an error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def decoder(coding: str = "gzip") -> Decoder:
 
 
 def decoded(coding: str, data: bytes, size: int = 1000) -> bytes:
-    """Return the content of `data`, which is fed in pieces of this size."""
+    """Return the content of `data`, fed to the decoder in pieces of `size` bytes."""
     made = decoder(coding)
     starts = range(0, len(data), size)
     body = b"".join(piece for start in starts for piece in made.feed(data[start : start + size]))
@@ -31,7 +31,7 @@ def decoded(coding: str, data: bytes, size: int = 1000) -> bytes:
 
 
 def content_before_error(data: bytes) -> bytes:
-    """Return the content that one buffer yields before its error."""
+    """Feed invalid data in one call, and return the content that is yielded before the error."""
     pieces: list[bytes] = []
     with pytest.raises(ProtocolError):
         pieces.extend(decoder().feed(data))
@@ -112,7 +112,7 @@ def test_content_before_invalid_data_is_yielded() -> None:
 
 @pytest.mark.parametrize("count", [3, 30, 300])
 def test_content_before_an_error_is_yielded_after_many_pieces(count: int) -> None:
-    """The compressed data may be larger than the data that the decoder keeps."""
+    """The compressed data of 300 pieces is larger than the data that the decoder stores."""
     random = Random(count)  # noqa: S311 - data that cannot be compressed
     events = [random.randbytes(300) for _ in range(count)]
     compressor, made, content = zlib.compressobj(wbits=31), decoder(), list[bytes]()

@@ -1,4 +1,4 @@
-"""All transports read the proxy settings of the environment by the same rules."""
+"""The rules for the proxy settings of the environment, and their use by each transport."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def list_agents(way: Way, url: str) -> None:
             await flux0.agents.list_async()
 
 
-# --- rules
+# --- the rules of the variables
 
 
 def proxy_for(url: str) -> str | None:
@@ -123,7 +123,7 @@ def test_unusable_proxy_is_a_connect_error(proxy: str, monkeypatch: pytest.Monke
     assert caught.value.permanent
 
 
-# --- over each transport
+# --- requests through a proxy, over each transport
 
 
 @over(*ONCE)
@@ -192,8 +192,8 @@ async def test_post_through_a_proxy_is_sent_once(
     pooled: bool,
     tunnel: bool,
 ) -> None:
-    """Opening a tunnel sends a CONNECT request, which does not count as sending the POST."""
-    # aiohttp has read the trusted certificates already.
+    """The CONNECT request of a tunnel is sent in the same connection before the POST."""
+    # aiohttp reads the trusted certificates when it is imported, so it cannot trust this server.
     tls = secured.server if tunnel and way.transport != "aiohttp" else None
     retries = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 10_000), max_attempts=3)
     with Proxy() as proxy, ByteServer(*[AGENTS] * pooled, breaks, tls=tls) as server:

@@ -1,4 +1,4 @@
-"""Shutting down the replacements of sockets that event loops return."""
+"""Shutting down a connection for which the event loop returns no real socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The messages of transport errors, however the library wraps the error."""
+"""The messages of transport errors do not depend on how a library nests its errors."""
 
 from __future__ import annotations
 

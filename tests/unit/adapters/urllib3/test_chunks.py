@@ -1,4 +1,4 @@
-"""The parser of the chunked coding, with input that is split at every kind of position."""
+"""The parser of the chunked coding, with input that is split at random positions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import example, given, strategies as st
 
 from flux0.adapters.urllib3.chunks import Chunks
 
-# Some contents look like chunks, too.
+# Some of these contents look like chunk framing.
 CONTENT = st.sampled_from([b"4\r\nabcd\r\n", b"0\r\n\r\n", b"\r\n", b"\n", b"4", b"data: {}\n\n"])
 SIZE = st.sampled_from(["{:x}", "{:X}", "00{:x}", "{:x};name=value", " {:x} "])
 TRAILER = st.sampled_from([b"", b"4\r\nabcd\r\n", b"Name: value\r\n"])

@@ -172,7 +172,7 @@ def test_digest_authentication_of_the_session_sends_a_second_request(second: Ser
 
 
 def test_failed_connection_after_a_challenge_is_not_a_connect_error() -> None:
-    """A `ConnectError` would be retried, but the server has received the first request."""
+    """The server has received the first request, but a `ConnectError` means that it has not."""
     challenge = http_response(
         status="401 Unauthorized",
         headers=[("WWW-Authenticate", 'Digest realm="r", nonce="n"'), ("Connection", "close")],
@@ -258,7 +258,7 @@ def test_header_that_requests_rejects_is_a_protocol_error() -> None:
 
 
 def over(respond: Callable[[], requests.Response]) -> RequestsTransport:
-    """Return a transport over a user's adapter that returns `respond()` without a connection."""
+    """Return a transport over an adapter that opens no connection and returns `respond()`."""
 
     class Adapter(BaseAdapter):
         def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
@@ -287,7 +287,8 @@ def test_adapter_may_return_a_response_with_any_file() -> None:
 @pytest.mark.parametrize(
     ("raised", "kind"),
     [
-        (requests.ConnectTimeout(), ReadTimeout),  # A user's adapter may have sent bytes.
+        # Even if it raises a ConnectTimeout, a user's adapter may have sent the request.
+        (requests.ConnectTimeout(), ReadTimeout),
         (requests.ReadTimeout("slow"), ReadTimeout),
         (requests.ConnectionError("gone"), ConnectionInterrupted),
         (requests.exceptions.ChunkedEncodingError("cut"), ConnectionInterrupted),

@@ -1,6 +1,6 @@
 """The urllib3 transport: the contract, features of urllib3, and invalid responses.
 
-The requests transport reads responses with the same code.
+The transport over requests reads responses with the same code.
 """
 
 from __future__ import annotations
