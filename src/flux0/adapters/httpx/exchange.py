@@ -6,7 +6,7 @@ import ssl
 from typing import Any
 
 from flux0.adapters.shared.exchange import Exchange
-from flux0.adapters.shared.failures import failure, refused_by_proxy
+from flux0.adapters.shared.failures import failure, proxy_unreachable, refused_by_proxy
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -19,6 +19,7 @@ from flux0.domain.errors import (
     TransportTimeout,
     WriteTimeout,
 )
+from flux0.domain.http import framing_problem
 from flux0.ports import Request
 
 # Part of the message of httpcore if the server ended a connection of HTTP/2.
@@ -58,6 +59,7 @@ class HttpxExchange(Exchange):
         self._url = built.url
         self._user_trace = built.extensions.get("trace")
         self._traced = False
+        self._address: tuple[str, int] | None = None  # While a connection to it is opened.
         self._removed_location: list[tuple[bytes, bytes]] = []
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
@@ -83,11 +85,25 @@ class HttpxExchange(Exchange):
                 self.clear_interrupt()
         elif step == "receive_response_headers.complete" and self.sent:
             self.head_received = True
+            self._check_framing(info["return_value"][-1])
             self._remove_invalid_location(info["return_value"][-1])
+        elif step == "connect_tcp.started":
+            self._address = info["host"], info["port"]
         elif step in _CONNECTED:
+            self._address = None
             self.bind_socket(info["return_value"].get_extra_info("socket"))
         elif step.endswith(".failed"):
             self.failure = info["exception"]
+
+    def _check_framing(self, fields: list[tuple[bytes, bytes]]) -> None:
+        """Raise an error of httpcore if the end of the body is ambiguous; httpcore accepts this."""
+        length, coding = (
+            [value.decode("latin-1") for field, value in fields if field.lower() == name]
+            for name in (b"content-length", b"transfer-encoding")
+        )
+        if length and coding and not self.multiplexed:
+            problem = framing_problem(", ".join(length), ", ".join(coding))
+            raise self.httpcore_module.RemoteProtocolError(problem)
 
     def _remove_invalid_location(self, fields: list[tuple[bytes, bytes]]) -> None:
         """Remove a `location` header that httpx cannot parse; httpx would drop the response."""
@@ -182,7 +198,15 @@ class HttpxExchange(Exchange):
             kind = ConnectionInterrupted
         if not self._traced and error.__cause__ is None and str(error):
             return kind(str(error))  # The message of a custom transport of the user.
-        return failure(kind, error, self.timeout, head_received=self.head_received)
+        translated = failure(kind, error, self.timeout, head_received=self.head_received)
+        if self._address not in (None, self._server_address()):
+            return proxy_unreachable(translated, "{}:{}".format(*self._address))
+        return translated
+
+    def _server_address(self) -> tuple[str, int]:
+        url = self._url
+        port: int = url.port or (443 if url.scheme == "https" else 80)
+        return url.raw_host.decode("ascii").strip("[]"), port
 
     def _is_interruption(self, error: BaseException) -> bool:
         """Return whether the connection ended, as opposed to a response that is not valid."""
