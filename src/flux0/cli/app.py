@@ -64,7 +64,8 @@ def _store_options(
 ) -> None:
     """Store the common options in `context.obj`.
 
-    An option after the command overrides the same option before it; all header fields are sent.
+    If an option is passed before and after the command, the second value is used. The header
+    fields of both places are sent.
     """
     before = context.obj or (None, None, None, (), False)
     context.obj = (

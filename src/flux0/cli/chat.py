@@ -48,7 +48,7 @@ def messages_to_send(message: str | None, *, lines: bool) -> Iterable[str]:
 def start_conversation(
     flux0: Flux0, *, agent_id: str | None, agent_type: str | None, session_id: str | None
 ) -> Conversation:
-    """Continue or create a session, and print its id to standard error."""
+    """Continue the session with `session_id`, or create a session; print the session id."""
     if session_id is None:
         agent = _chosen_agent(flux0, agent_id, agent_type)
         conversation, name = flux0.conversation(agent=agent), agent.name
@@ -95,7 +95,7 @@ class Chat:
             return stream.error is None
 
     def show_example(self, message: str) -> bool:
-        """Write the message of the user as in a conversation, send it, and write the turn."""
+        """Write `message` like a message of the user, send it, and write the turn."""
         self._view.user(message)
         return self.send(message)
 
@@ -147,7 +147,7 @@ class Chat:
         """Yield each typed line until "exit", "quit" or the end of the input."""
         print_note('Ctrl-C cancels a turn. A second Ctrl-C, Ctrl-D or "exit" ends the program.')
         with contextlib.suppress(ImportError):
-            import_module("readline")  # Adds editing and a history to `input`, if available.
+            import_module("readline")  # Python's `input` then supports editing and a history.
         while True:
             prompt = _PROMPT if self._output.is_terminal else ""
             if not prompt:  # `input` would write the prompt into the piped answers.

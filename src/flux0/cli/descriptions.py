@@ -12,7 +12,7 @@ from flux0.models import ContentPart, MessageData, ReasoningPart, ToolCall, Tool
 Item: TypeAlias = models.MessagePart | ToolCall
 Listed: TypeAlias = models.Agent | models.Agents | models.Session | models.Sessions | models.Events
 
-# In characters. `flux0-client events --json` prints the complete values.
+# Limits in characters. `flux0-client events --json` prints the complete values.
 MAX_ARGS_SHOWN = 400
 _MAX_RESULT_SHOWN = 1200
 
@@ -93,7 +93,7 @@ def describe_error(error: models.Flux0Error, ids: Mapping[str, Any] | None = Non
 
 
 def _is_unknown(kind: str, id_: str, error: models.Flux0Error) -> bool:
-    """Whether the error means that no agent or session has this id."""
+    """Return whether the error means that no agent or session has the id `id_`."""
     match error:
         case models.InvalidArgument():
             return error.argument == f"{kind}_id"

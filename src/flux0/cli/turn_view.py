@@ -16,7 +16,7 @@ _CALL = Style(color="cyan")
 _INDENT = "  "
 
 _TEXT = re.compile(r"(/(-|\d+))?")  # The paths of patches that append or replace text.
-_TOOLS = "/tool_call"  # The start of the paths of patches of tool calls.
+_TOOLS = "/tool_call"  # Patches of tool calls have a path with this prefix.
 
 
 class TurnView:
@@ -50,7 +50,7 @@ class TurnView:
             self._item(item, f"{message_id}/{place}")
 
     def show(self, event: models.StreamEvent, turn: EventStream | MessageAccumulator) -> None:
-        """Write the content that an event has added. `turn` must have processed the event."""
+        """Write the content that `event` has added to the messages of `turn`."""
         if isinstance(event, ChunkEvent):
             if event.event_id != self._current:
                 self._show_new(turn, is_complete=True)

@@ -88,7 +88,7 @@ def names(argument: str, values: object) -> tuple[str, ...]:
 
 
 def members(argument: str, value: object) -> dict[str, Any]:
-    """Return a mapping with str keys as a dict; the codec checks its values."""
+    """Return a mapping with str keys as a dict. Its values are checked later, by the codec."""
     if not isinstance(value, Mapping):
         raise InvalidArgument(argument, f"must be a mapping, not {_kind(value)}")
     items = dict(cast("Mapping[object, Any]", value))
@@ -147,7 +147,7 @@ def interval(argument: str, value: object) -> float:
 
 
 def seconds(argument: str, milliseconds: object) -> float:
-    """Convert a timeout from milliseconds to seconds; it must be positive and below 25 days."""
+    """Convert a timeout to seconds. The timeout must be positive and shorter than 25 days."""
     if not _is_number(milliseconds) or not 0 < milliseconds <= _LONGEST_WAIT_MS:
         allowed = f"above 0 and up to {_LONGEST_WAIT_MS:,}"
         problem = f"must be a number of milliseconds {allowed}, not {milliseconds!r}"
@@ -235,7 +235,7 @@ def _is_base_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         has_host = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # The port is not a number, or the brackets do not match.
+    except ValueError:  # The port is not a number, or a bracket of the host is missing.
         return False
     plain = url.isprintable() and not any(character in url for character in " ?#\\")
     return has_host and plain and parts.scheme in ("http", "https")

@@ -247,8 +247,8 @@ def api_error_class(status_code: int) -> type[APIError]:
 class TransportError(Flux0Error):
     """The exchange with the server failed. The subclasses are the kinds of failure.
 
-    After a `ConnectError`, the request was certainly not sent. After the other errors, the server
-    may have acted on it. `__cause__` is the exception of the HTTP library.
+    After a `ConnectError`, the request was certainly not sent. After any other transport error, the
+    server may have acted on the request. `__cause__` is the exception of the HTTP library.
     """
 
     sent: Sent = "maybe"

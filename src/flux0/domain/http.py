@@ -38,7 +38,7 @@ def is_framed(headers: Headers) -> bool:
     not: a gzip body that is truncated to zero bytes, or between two members, looks complete.
     """
     coding = headers.get("transfer-encoding")
-    if coding is not None:  # It takes precedence over a content-length (RFC 9112, 6.3).
+    if coding is not None:  # A content-length has no effect then (RFC 9112, 6.3).
         return coding.lower().rpartition(",")[2].strip() == "chunked"
     return "content-length" in headers
 

@@ -69,7 +69,7 @@ def call_soon(loop: Loop, act: Callable[[], object]) -> bool:
     """
     try:
         (loop.run_sync_soon if hasattr(loop, "run_sync_soon") else loop.call_soon_threadsafe)(act)
-    except RuntimeError:  # asyncio and trio raise it if the loop has ended.
+    except RuntimeError:  # asyncio and trio raise this error if the loop has ended.
         return False
     return True
 
@@ -187,7 +187,8 @@ async def _close_at_loop_end(
     finally:
         entry = entries.pop(loop, None)
         if entry is not None:
-            await shielded(partial(close, entry[0]))  # trio closes generators in a cancelled scope.
+            # trio closes generators in a cancelled scope, in which `close` could not await.
+            await shielded(partial(close, entry[0]))
 
 
 async def _close_entry(

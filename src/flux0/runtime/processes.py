@@ -63,7 +63,7 @@ class PerProcess(Generic[T]):
         pid = getpid()
         resource = self._resources.get(pid)
         if resource is None:
-            # If another thread has stored a resource in the meantime, setdefault returns that one.
+            # If another thread has stored a resource in the meantime, return that resource.
             resource = self._resources.setdefault(pid, self._make())
         return resource
 

@@ -37,7 +37,7 @@ class SystemTime(Time):
         time.sleep(seconds)
 
     def sleep_or_wake(self, seconds: float, wait: Callable[[float], object]) -> None:
-        """Wait with the function `wait` for at most `seconds`; see `Time.sleep_or_wake`."""
+        """Call `wait(seconds)`, which may return early; see `Time.sleep_or_wake`."""
         wait(min(seconds, TIMEOUT_MAX))
 
     async def sleep_async(self, seconds: float) -> None:

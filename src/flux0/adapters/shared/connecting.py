@@ -23,7 +23,7 @@ class Connector:
     """Opens one TCP connection.
 
     Attributes:
-        timeout: the limit in seconds, including the name resolution; None means no limit.
+        timeout: the limit of `connect` in seconds, including the name resolution, or None.
         interrupt: ends the attempt to connect when the interrupt fires.
         options: the arguments of `setsockopt` for each socket option to set.
         source_address: the local host and port to connect from; None lets the system choose.
@@ -65,7 +65,7 @@ class Connector:
                     return sock
             raise failures[-1]
         finally:
-            failures.clear()  # Break the reference cycle with the traceback.
+            failures.clear()  # Break the reference cycle: the traceback of an error has this list.
 
     def _connect(
         self, kind: tuple[int, int, int], address: Any, timeout: float | None

@@ -19,7 +19,7 @@ _COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate"})
 
 
 def decoder_for(coding: str) -> Decoder | None:
-    """Return a decoder for a body with the `Content-Encoding` `coding`; None for no coding."""
+    """Return a decoder for this `Content-Encoding`; None if the body is not encoded."""
     coding = coding.strip().lower()
     return None if coding in _PLAIN else Decoder(coding)
 
@@ -90,7 +90,7 @@ class Decoder:
             )
         # The low half of the first byte is 8 in the zlib format, and never 8 in valid raw data.
         raw = self._coding == "deflate" and first != 0x1F and first & 0xF != 8  # noqa: PLR2004
-        return -zlib.MAX_WBITS if raw else 32 + zlib.MAX_WBITS  # 32: detect gzip or zlib.
+        return -zlib.MAX_WBITS if raw else 32 + zlib.MAX_WBITS  # With 32, zlib detects gzip.
 
 
 def _content_before_error(member: Any, *inputs: bytes) -> bytes:

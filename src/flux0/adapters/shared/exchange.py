@@ -24,7 +24,7 @@ def shut_down(connection: Any) -> None:
         elif connection is not None:
             try:
                 connection.shutdown(socket.SHUT_RDWR)
-            except TypeError:  # The replacement of uvloop has no shutdown.
+            except TypeError:  # The object that uvloop uses as a socket has no shutdown.
                 with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
                     duplicate.shutdown(socket.SHUT_RDWR)
 

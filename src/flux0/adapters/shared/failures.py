@@ -77,7 +77,7 @@ def unusable_proxy(problem: str) -> ConnectError:
 
 
 def proxy_unreachable(error: TransportError, proxy: str) -> TransportError:
-    """Return an error that names the unreachable proxy, without the proxy's credentials.
+    """Return an error whose message names the unreachable proxy, without credentials.
 
     Args:
         error: The error that was raised when the library tried to connect to the proxy.
@@ -104,8 +104,7 @@ def chain(error: BaseException | None) -> tuple[BaseException, ...]:
 def _describe(
     kind: type[TransportError], errors: tuple[BaseException, ...], *, head_received: bool
 ) -> str:
-    # Some error classes of HTTP libraries derive from OSError. Only errors of the system have an
-    # errno.
+    # Some errors of HTTP libraries derive from OSError. Skip these errors, which have no errno.
     known = (each for each in reversed(errors) if isinstance(each, OSError) and each.errno)
     found, message = next(known, None), _message(errors[-1])
     if kind is ProtocolError:

@@ -62,7 +62,7 @@ class EnvironmentProxies:
             server = urlsplit(origin)
             host, port = server.hostname or "", server.port
         except ValueError:
-            return None  # The URL is invalid. The library raises an error when it is used.
+            return None  # The URL is invalid. The library raises the error later.
         proxies = getproxies()
         proxy = proxies.get(server.scheme) or proxies.get("all")
         if not proxy or _is_direct(host, port, proxies.get("no", "")):
@@ -94,7 +94,7 @@ class EnvironmentProxies:
 
 
 def _is_direct(host: str, port: int | None, exceptions: str) -> bool:
-    """Return whether `NO_PROXY`, or a setting of the system, excludes a server from the proxy."""
+    """Return whether a server is excluded from the proxy by `NO_PROXY` or by the system."""
     host = host.rstrip(".")
     place = host if port is None else f"{host}:{port}"
     if proxy_bypass(place):

@@ -81,7 +81,7 @@ class Chunks:
         if self._missing:
             return None
         at += len(piece)
-        if data.startswith(b"\r\n", at):  # Skip the state "end of chunk", for speed.
+        if data.startswith(b"\r\n", at):  # For speed, skip the state "end of chunk".
             self._state = Chunks._size_line
             return at + 2
         self._state = Chunks._end_of_chunk

@@ -42,7 +42,7 @@ else:
 
 @final
 class Urllib3Exchange(Exchange):
-    """The state of one request. Connections record their steps in it inside its `with` block.
+    """The state of one request. Inside a `with` block, connections record their steps in it.
 
     Attributes:
         failure: The exception of the last failed attempt to connect, or None.
@@ -124,7 +124,8 @@ class TrackedConnection(HTTPConnection):
             try:
                 sock = super()._new_conn()
             except HTTPError as error:
-                # urllib3 does not chain some errors of PySocks.
+                # For some errors of PySocks, urllib3 sets only __context__. The function `chain` of
+                # the module `failures` follows only __cause__.
                 error.__cause__ = error.__cause__ or error.__context__
                 raise
         # The TLS handshake detaches `sock` and creates an SSLSocket, which is only available after
@@ -164,12 +165,12 @@ class TrackedConnection(HTTPConnection):
         super().request(*args, **options)
 
     def response_class(self, sock: Any, *args: Any, **options: Any) -> TrackedResponse:  # type: ignore[override]
-        """Return the response object that http.client creates for each request."""
+        """Create the object that reads the response. http.client calls this for each request."""
         self.last_response = TrackedResponse(self._raw_socket, sock, *args, **options)
         return self.last_response
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own
-        """Wait for the response head."""
+        """Wait for the response head, and return the response."""
         response = super().getresponse()
         if exchange := _EXCHANGE.get():
             exchange.clear_interrupt()
@@ -187,7 +188,9 @@ def track(pool: Any) -> None:
     if issubclass(connection_class, TrackedConnection):
         if _is_unmodified(cast("Any", type(pool)).ConnectionCls):
             return
-        del pool.ConnectionCls  # A recorder has replaced the class since the last call.
+        # A recorder has replaced the default class of the pool. Remove the class that an earlier
+        # call of this function has set.
+        del pool.ConnectionCls
     elif _is_unmodified(connection_class):
         pool.ConnectionCls = _tracked(connection_class)
         if pool.pool is not None:

@@ -115,7 +115,7 @@ class TrackedResponse(HTTPResponse):
         return chunks.surplus
 
     def _read(self) -> bytes:
-        """Return the received bytes; wait only if no byte has been received."""
+        """Return the bytes received so far. Wait only if there are none."""
         data: bytes = self.fp.read1(_MAX_PIECE_BYTES)
         if not data:
             raise IncompleteRead(b"")
@@ -131,7 +131,7 @@ class _HeadReader:
     def __init__(self, file: Any) -> None:
         self._file = file
         self._remaining = MAX_OVERHEAD_BYTES
-        self._valid_line: re.Pattern[bytes] | None = None  # None before the status line.
+        self._valid_line: re.Pattern[bytes] | None = None  # None until the status line was read.
 
     def readline(self, limit: int) -> bytes:
         line: bytes = self._file.readline(limit)

@@ -124,7 +124,7 @@ class _Connections:
 def _make_session() -> requests.Session:
     session = requests.Session()
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-    session.auth = lambda prepared: prepared  # Without it, requests reads .netrc.
+    session.auth = lambda prepared: prepared  # Without this function, requests reads .netrc.
     for prefix in ("https://", "http://"):
         session.mount(prefix, _TrackingAdapter(pool_maxsize=MAX_IDLE_CONNECTIONS))
     return session
@@ -163,11 +163,12 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
             if recorder.response is not None and not _is_about(error, prepared):
                 recorder.response.close()
                 mark_user_error(error, sent=True)
-                raise  # A hook raised it.
+                raise  # A hook raised this error.
             if isinstance(error, requests.HTTPError) and error.response is not None:
                 return error.response  # A hook called raise_for_status.
             if isinstance(error, exceptions.Timeout) and not _has_cause(error):
-                # The user's adapter raised it: HTTPAdapter always wraps an error of urllib3.
+                # An adapter of the user raised the error: in errors of HTTPAdapter, an error of
+                # urllib3 is nested.
                 raise failure(ReadTimeout, error, request.timeout) from error
             known = isinstance(error, (exceptions.RequestException, HTTPError))
             if known or error is exchange.failure:
@@ -175,7 +176,7 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
             mark_user_error(error, sent=exchange.sent)
             raise
         finally:
-            recorder.response = None  # Its request has the hooks: break the reference cycle.
+            recorder.response = None  # Break the reference cycle: the response has the hooks.
     recorder.restore_location(response)
     return response
 
@@ -192,7 +193,7 @@ def _prepare(session: requests.Session, request: Request) -> Any:
         raise invalid from error
     except (exceptions.InvalidURL, exceptions.MissingSchema) as error:
         raise failure(ConnectError, error, Timeout()) from error
-    except Flux0Error as error:  # The authentication of the session raised it.
+    except Flux0Error as error:  # The authentication of the session raised this error.
         mark_user_error(error)
         raise
     # A header field of the request overrides the authentication of the session.
@@ -231,7 +232,7 @@ def _track_connections(session: requests.Session, prepared: Any, settings: Any) 
 def _tracked_pool(
     adapter: HTTPAdapter, get: Any, request: Any, *, verify: Any, proxies: Any, cert: Any
 ) -> Any:
-    """Call `get`, and return its pool with tracked connections."""
+    """Return the pool that `get` returns, after `track` has changed its connection class."""
     try:
         pool = get(request, verify, proxies, cert)
         adapter.cert_verify(pool, request.url, verify, cert)  # type: ignore[no-untyped-call]
