@@ -234,13 +234,13 @@ class AsyncConnection(TrackedConnection):
     async def _write_and_read(self, data: bytes, timeout: float | None) -> None:
         """Send `data`, and receive the start of a response meanwhile.
 
-        If a write fails, asyncio drops received data that nobody has read.
+        If a write fails, asyncio drops received data that is unread.
         """
         failure: Exception | None = None
         async with create_task_group() as tasks:
             tasks.start_soon(self._read_early, tasks.cancel_scope)
             try:
-                for _ in range(2):  # The event loop starts to read, and reads what has arrived.
+                for _ in range(2):  # The event loop starts to read, and receives the waiting data.
                     await checkpoint()
                 await self._stream.write(data, timeout)
             except Exception as error:  # noqa: BLE001 - a task group would wrap it
