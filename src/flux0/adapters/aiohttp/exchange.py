@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from functools import partial
-from traceback import walk_tb
+from functools import lru_cache, partial
+from io import BytesIO
+from types import SimpleNamespace
 from typing import Any, Final
 
 import aiohttp
@@ -15,8 +15,9 @@ from yarl import URL  # aiohttp's own type of URL
 
 from flux0.adapters.aiohttp.connection import TrackedConnection, WriteTimeoutError
 from flux0.adapters.shared.exchange import Exchange
-from flux0.adapters.shared.failures import chain, failure, proxy_unreachable, refused_by_proxy
+from flux0.adapters.shared.failures import failure, proxy_unreachable, refused_by_proxy
 from flux0.adapters.shared.limits import ACCEPT_ENCODING
+from flux0.adapters.shared.places import Places
 from flux0.domain import errors
 from flux0.ports import Request, Timeout
 
@@ -27,39 +28,51 @@ _TLS_ERRORS: Final = (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch)
 _HTTP_ERRORS: Final = (aiohttp.ClientResponseError, HttpProcessingError)
 # Python raises UnicodeError for an invalid host name.
 LIBRARY_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError, UnicodeError)
+_client_timeout = lru_cache(16)(lambda connect: aiohttp.ClientTimeout(connect=connect))
 
 
 class AiohttpExchange(Exchange):
     """The state of one request until the response head is received."""
 
+    places: Places | None = None  # The limit of the session; the exchange has a place.
+    trace_error: Exception | None = None  # The last error of a trace function.
     _translated: Exception | None = None  # The flux0 error for `failure`.
 
     async def run(
         self, request: Request, url: URL, session: aiohttp.ClientSession, proxy: str | None
     ) -> aiohttp.ClientResponse:
         """Send the request, and return the response when its head is received."""
-        method, body, headers, times = request.method, request.body, request.headers, self.timeout
+        method, body, headers = request.method, request.body, request.headers
         self._authorization = headers.get("authorization")
         pairs = [*headers.pairs]
         if self._authorization is not None:
             pairs = [pair for pair in pairs if pair[0].lower() != "authorization"]
         if "accept-encoding" not in headers:
             pairs.append(("accept-encoding", ACCEPT_ENCODING))
+        traces = session.trace_configs
+        if traces and not all(isinstance(each, _RecordedTraces) for each in traces):
+            traces[:] = map(_RecordedTraces, traces)
         try:
+            if session.closed:
+                raise errors.ClientClosed("the aiohttp session is closed")  # noqa: TRY301
             return await session.request(
                 method,
                 url,
                 headers=pairs,
                 skip_auto_headers=("Content-Type",) if body is None and method != "GET" else None,
-                data=body if body is None or len(body) <= _MAX_BYTES_BODY else _LargeBody(body),
+                data=BytesIO(body) if body and len(body) > _MAX_BYTES_BODY else body,
                 proxy=proxy,
                 middlewares=(self._call_middlewares,),
-                timeout=aiohttp.ClientTimeout(connect=times.pool, sock_connect=times.connect),
+                timeout=_client_timeout(self.timeout.connect),
+                trace_request_ctx=self,
                 **_OPTIONS,
                 **_LIMITS,
             )
         except Exception as error:  # noqa: BLE001 - raised below
             raised: Exception = error.args[0] if isinstance(error, _UserError) else error
+        finally:
+            if self.places is not None and not self.sent:
+                self.places.release()
         if raised is not self._translated:
             errors.mark_user_error(raised, sent=self.sent)
         raise raised  # Outside of the block, so that it is unchanged.
@@ -92,20 +105,22 @@ class AiohttpExchange(Exchange):
         if request.loop is not asyncio.get_running_loop():
             raise errors.Flux0Error("the aiohttp session belongs to another event loop")
         while True:
-            # aiohttp calls this method when it has a connection.
+            self.trace_error = None
+            # aiohttp has no public hook for the connections of a user's session. So this replaces
+            # the method that aiohttp calls when it has a connection, and `_send` replaces the class
+            # of the connection.
             request.send = partial(self._send, request.send)  # type: ignore[method-assign]
             try:
                 return await handler(request)
             except _StaleConnectionError:
                 continue
             except LIBRARY_ERRORS as error:
-                for each, function in _functions(error):
-                    if function.startswith("aiohttp.tracing."):  # A trace of the user raised it.
-                        raise each from None
-                self.failure = error
-                raise
+                if self.trace_error is None:
+                    self.failure = error
+                    raise
             finally:
                 del request.send  # Otherwise the request would be part of a reference cycle.
+            raise self.trace_error  # Outside of the block, so that it is unchanged.
 
     async def _send(self, send: Any, connection: Any) -> Any:
         protocol = connection.protocol
@@ -116,6 +131,8 @@ class AiohttpExchange(Exchange):
         elif protocol.is_stale():
             raise _StaleConnectionError
         protocol.await_head(self.timeout.read, self.timeout.write)
+        if self.places is not None:
+            connection.add_callback(self.places.release)
         self.sent = True
         return await send(connection)
 
@@ -128,12 +145,29 @@ class _UserError(Exception):
     """Carries an error of the user's code through aiohttp."""
 
 
-class _LargeBody(aiohttp.BytesPayload):
-    """A request body of any size, without aiohttp's warning about large bodies."""
+class _RecordedTraces(aiohttp.TraceConfig):
+    """Calls the trace functions of a user's config, and records their errors in the exchange."""
 
-    def __init__(self, body: bytes) -> None:
-        aiohttp.Payload.__init__(self, body)
-        self._size = len(body)
+    def __init__(self, users: aiohttp.TraceConfig) -> None:
+        super().__init__(partial(self._context, users))  # type: ignore[arg-type] # any function
+        for event in (name for name in dir(users) if name.startswith("on_")):
+            getattr(self, event).append(partial(self._call, getattr(users, event)))
+        self.freeze()
+
+    @staticmethod
+    def _context(users: aiohttp.TraceConfig, trace_request_ctx: Any) -> SimpleNamespace:
+        exchange = trace_request_ctx if isinstance(trace_request_ctx, AiohttpExchange) else None
+        context = users.trace_config_ctx(None if exchange else trace_request_ctx)
+        return SimpleNamespace(exchange=exchange, users=context)
+
+    @staticmethod
+    async def _call(users: Any, session: object, context: Any, params: object) -> None:
+        try:
+            await users.send(session, context.users, params)
+        except Exception as error:
+            if context.exchange is not None:  # Otherwise the request is the user's own.
+                context.exchange.trace_error = error
+            raise
 
 
 def translate(
@@ -142,9 +176,7 @@ def translate(
     """Return the flux0 error for an error of aiohttp."""
     kind: type[errors.TransportError]
     if isinstance(error, asyncio.TimeoutError):
-        pooled = any("._wait_for_available_connection" in name for _, name in _functions(error))
-        unsent = errors.PoolTimeout if pooled else errors.ConnectTimeout
-        kind = errors.ReadTimeout if sent else unsent
+        kind = errors.ReadTimeout if sent else errors.ConnectTimeout
         if isinstance(error, WriteTimeoutError):
             kind = errors.WriteTimeout
     elif sent:
@@ -171,12 +203,3 @@ def without_secrets(error: BaseException) -> BaseException:
     if isinstance(error, _HTTP_ERRORS):
         return HttpProcessingError(message=error.message.partition(":")[0])
     return error
-
-
-def _functions(error: BaseException) -> Iterator[tuple[BaseException, str]]:
-    """Yield the functions that an error, and each error that it wraps, passed through."""
-    raised = chain(error)
-    contexts = (each.__context__ for each in raised)  # The causes of timeouts on Python 3.10.
-    for each in (*raised, *(it for it in contexts if isinstance(it, asyncio.CancelledError))):
-        for frame, _ in walk_tb(each.__traceback__):
-            yield each, f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}"

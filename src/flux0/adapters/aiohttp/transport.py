@@ -1,20 +1,18 @@
 """The transport over aiohttp, for async code under asyncio.
 
-1. `send_async` starts an `AiohttpExchange`. It passes the request to `ClientSession.request`, with
-   a middleware of flux0 that calls the user's middlewares, and then aiohttp.
-2. aiohttp takes a connection from the pool or opens one, and calls `AiohttpExchange._send`, which
+1. `send_async` takes a place in the limit of its session, and starts an `AiohttpExchange`.
+2. `ClientSession.request` calls a middleware of flux0, which calls the user's middlewares, and then
+   aiohttp. If aiohttp fails, it raises a flux0 error. Errors of the user's code are unchanged.
+3. aiohttp takes a connection from the pool or opens one, and calls `AiohttpExchange._send`, which
    rejects stale connections. From then on the request counts as sent. It is sent only once.
-3. `TrackedConnection` limits the wait for the response head, and rejects data that is not HTTP.
-4. If aiohttp fails, the middleware raises a flux0 error. Errors of the user's code are unchanged.
-5. `_Body` reads and decompresses the content. The connection uses one timer for all waits.
-6. At the end of the body, aiohttp returns the connection to the pool. A body that is closed early,
-   cancelled, broken or garbage-collected aborts its connection.
+4. `TrackedConnection` limits the wait for the response head, and rejects data that is not HTTP.
+5. `_Body` reads the content. At its end, aiohttp returns the connection to the pool. A body that is
+   closed early, cancelled, broken or garbage-collected aborts its connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, cast
 from weakref import finalize
@@ -24,17 +22,17 @@ from aiohttp.base_protocol import BaseProtocol
 from yarl import URL  # aiohttp's own type of URL
 
 from flux0.adapters.aiohttp import exchange
-from flux0.adapters.aiohttp.connection import TrackedConnection
 from flux0.adapters.shared.bodies import AsyncPulledBody
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import MAX_CONNECTIONS, MAX_IDLE_SECONDS
 from flux0.adapters.shared.misplaced import refuse_misplaced, transport_repr
+from flux0.adapters.shared.places import Places
 from flux0.adapters.shared.proxies import EnvironmentProxies
 from flux0.domain import errors
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
 from flux0.ports import AsyncByteStream, Request, Response, Timeout
-from flux0.runtime.event_loop import PerLoop
+from flux0.runtime.event_loop import PerLoop, call_soon
 
 
 class AiohttpTransport:
@@ -42,8 +40,8 @@ class AiohttpTransport:
 
     Your session keeps its settings, cookies, middlewares and traces, belongs to the event loop that
     created it, and is never closed here. A created session stores no cookies and uses the proxy
-    settings of the environment. The timeout `pool` limits the wait for a free connection together
-    with opening it.
+    settings of the environment. In your session, `connect` limits the wait for a free connection
+    together with opening it.
     """
 
     def __init__(self, session: aiohttp.ClientSession | None = None) -> None:
@@ -53,7 +51,7 @@ class AiohttpTransport:
                 problem = f"is {session!r}: pass an aiohttp.ClientSession, not a wrapper of it"
                 raise errors.InvalidArgument("session", problem)
         self._session = session
-        self._own_sessions = PerLoop(_make_session, aiohttp.ClientSession.close)
+        self._own_sessions = PerLoop(_make_session, lambda own: own[0].close())
         self._proxies = EnvironmentProxies("aiohttp")
 
     def __repr__(self) -> str:
@@ -66,13 +64,13 @@ class AiohttpTransport:
             asyncio.get_running_loop()
         except RuntimeError:
             raise errors.Flux0Error("aiohttp needs asyncio: use HttpxTransport in trio") from None
-        session, proxy = self._session, None
+        call, session, proxy = exchange.AiohttpExchange(request), self._session, None
         if session is None:
-            session = await self._own_sessions.get()
+            session, places = await self._own_sessions.get()
             proxy = self._proxies.proxy_for(request.url)
-        elif session.closed:
-            raise errors.ClientClosed("the aiohttp session is closed")
-        response = await exchange.AiohttpExchange(request).run(request, url, session, proxy)
+            await places.enter(request.timeout.pool)
+            call.places = places
+        response = await call.run(request, url, session, proxy)
         pairs = [(str(n, "latin-1"), str(v, "latin-1")) for n, v in response.raw_headers]
         headers, body = Headers(tuple(pairs)), _Body(request, response, self)
         return Response(response.status, headers, body, response, not is_framed(headers))
@@ -82,11 +80,11 @@ class AiohttpTransport:
         await self._own_sessions.close_async()
 
 
-def _make_session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=MAX_IDLE_SECONDS),
-        cookie_jar=aiohttp.DummyCookieJar(),
-    )
+def _make_session(limit: int = MAX_CONNECTIONS) -> tuple[aiohttp.ClientSession, Places]:
+    """Return a session, and the limit of its connections."""
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=MAX_IDLE_SECONDS)
+    session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+    return session, Places(limit)
 
 
 def _parse_url(text: str) -> URL:
@@ -114,21 +112,13 @@ class _Body(AsyncPulledBody):
         self._finalizer: finalize[..., _Body] | None = None
         if not is_success(response.status):
             self.retained = []  # Users read the body of an error again, from `raw_response`.
-        protocol = None if response.connection is None else response.connection.protocol
-        self._connection = protocol if isinstance(protocol, TrackedConnection) else None
-        if protocol is not None:  # Otherwise the body is complete, and the connection is released.
+        self._connection = response.connection and cast("Any", response.connection).protocol
+        if (
+            self._connection is not None
+        ):  # Otherwise the body is complete, and the connection is released.
             # Not __del__, which runs too late if the connection is garbage-collected, too.
-            loop, transport = asyncio.get_running_loop(), protocol.transport
+            loop, transport = asyncio.get_running_loop(), self._connection.transport
             self._finalizer = finalize(self, _close_soon, loop, response, transport)
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        piece = await self.pull()
-        if piece is None:
-            raise StopAsyncIteration
-        return piece
 
     async def close_async(self) -> None:
         self.closed = True
@@ -179,9 +169,7 @@ class _Body(AsyncPulledBody):
 
 def _close_soon(loop: Any, response: aiohttp.ClientResponse, transport: Any) -> None:
     """Close the response in its event loop: the garbage collector runs in any thread."""
-    try:
-        loop.call_soon_threadsafe(response.close)
-    except RuntimeError:  # The loop is closed.
+    if not call_soon(loop, response.close):
         shut_down(transport and transport.get_extra_info("socket"))
         with suppress(RuntimeError):
             response.release()

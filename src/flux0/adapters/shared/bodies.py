@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from threading import Lock, RLock
 from typing import ClassVar
 from weakref import WeakSet, finalize
@@ -108,6 +108,15 @@ class AsyncPulledBody(PulledBody):
     @abstractmethod
     async def _on_failure(self, error: BaseException, /) -> None:
         """Release the connection after `error` was raised."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = await self.pull()
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
 
     async def pull(self) -> bytes | None:
         """Return the next decoded piece, or None at the end of the body."""

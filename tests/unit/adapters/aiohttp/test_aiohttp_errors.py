@@ -164,6 +164,41 @@ def test_exception_of_a_trace_for_failures_is_raised_unchanged(error: Exception)
         assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("where", ["dns_resolvehost_start", "request_chunk_sent"])
+def test_exception_of_a_trace_keeps_its_cause(where: str) -> None:
+    """aiohttp wraps the exception in its own exceptions."""
+    mine, cause = OSError("mine"), aiohttp.ServerTimeoutError("of another call")
+    mine.__cause__ = cause
+    with ByteServer(OK) as server:
+        url = server.url.replace("127.0.0.1", "localhost")
+        assert failure(url, **raising(where, mine)) is mine
+        assert mine.__cause__ is cause
+
+
+def test_library_error_after_an_exception_of_a_trace_is_translated() -> None:
+    """A middleware sends the request again, and then the connection is interrupted."""
+    mine = OSError("mine")
+
+    async def again(request: Sent, handler: Handler) -> Got:
+        with pytest.raises(OSError, match="mine") as caught:
+            await handler(request)
+        assert caught.value is mine
+        return await handler(request)
+
+    async def fail_once(*_: object) -> None:
+        if not fails:
+            fails.append(mine)
+            raise mine
+
+    fails: list[Exception] = []
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_create_start.append(fail_once)
+    with ByteServer((Disconnect(),)) as server:
+        error = failure(server.url, trace_configs=[trace], middlewares=(again,))
+        assert type(error) is ConnectionInterrupted
+        assert len(server.requests) == 1
+
+
 def test_exception_that_a_middleware_raises_from_an_aiohttp_error_is_unchanged() -> None:
     mine = OSError("mine")
 
@@ -201,9 +236,12 @@ def test_failed_request_of_a_middleware_is_not_the_failure_of_the_call() -> None
 
 def test_traces_of_the_session_also_see_requests_of_the_user() -> None:
     contexts: list[Any] = []
+    mine = OSError("mine")
 
     async def note(_session: object, context: Any, _params: object) -> None:
         contexts.append(context.trace_request_ctx)
+        if context.trace_request_ctx == "fail":
+            raise mine
 
     async def run(url: str) -> None:
         trace = aiohttp.TraceConfig()
@@ -211,12 +249,18 @@ def test_traces_of_the_session_also_see_requests_of_the_user() -> None:
         async with aiohttp.ClientSession(trace_configs=[trace]) as session:
             AiohttpTransport(session)
             await fetch(AiohttpTransport(session), post(url))
+            configs = [*session.trace_configs]
+            await fetch(AiohttpTransport(session), post(url))
+            assert session.trace_configs == configs
             async with session.get(url, trace_request_ctx="mine") as response:
                 assert await response.read() == b"ok"
+            with pytest.raises(OSError, match="mine") as caught:
+                await session.get(url, trace_request_ctx="fail")
+            assert caught.value is mine
 
     with ByteServer(OK) as server:
         asyncio.run(run(server.url))
-    assert contexts == [None, "mine"]
+    assert contexts == [None, None, "mine", "fail"]
 
 
 class Wrapper:
@@ -326,7 +370,7 @@ def test_slow_resolver_is_a_connect_timeout() -> None:
 
     async def run(transport: AiohttpTransport) -> None:
         with pytest.raises(ConnectTimeout):
-            await transport.send_async(get("http://flux0.invalid", timeout=Timeout(pool=SHORT)))
+            await transport.send_async(get("http://flux0.invalid", timeout=Timeout(connect=SHORT)))
 
     over_a_session(run, connector=lambda: aiohttp.TCPConnector(resolver=Slow()))
 

@@ -17,16 +17,21 @@ from typing import Any, ClassVar
 import aiohttp
 import pytest
 import trio
+from aiohttp.client_proto import ResponseHandler
 
-from flux0.adapters.aiohttp.transport import AiohttpTransport
+from flux0.adapters.aiohttp.connection import TrackedConnection
+from flux0.adapters.aiohttp.transport import AiohttpTransport, _make_session
 from flux0.domain.errors import (
     ClientClosed,
+    ConnectError,
     ConnectionInterrupted,
+    ConnectTimeout,
     Flux0Error,
     ProtocolError,
     TransportError,
 )
 from flux0.ports import AsyncByteStream, Request, Response, Timeout
+from flux0.runtime.event_loop import PerLoop
 from flux0.testing.contract import AsyncTransportContract, LimitedPoolContract
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.harness import Harness
@@ -65,8 +70,15 @@ class TestAiohttpTransport(LimitedPoolContract, AsyncTransportContract):
         context = ssl.create_default_context(cafile=ca_file)
         return Configured(partial(aiohttp.TCPConnector, ssl=context))
 
-    def make_limited_transport(self) -> Configured:
-        return Configured(partial(aiohttp.TCPConnector, limit=1))
+    def make_limited_transport(self) -> AiohttpTransport:
+        return limited()
+
+
+def limited() -> AiohttpTransport:
+    """Return a transport whose own sessions use at most one connection at the same time."""
+    transport = AiohttpTransport()
+    transport._own_sessions = PerLoop(partial(_make_session, 1), lambda own: own[0].close())
+    return transport
 
 
 class Configured:
@@ -202,6 +214,106 @@ def test_error_under_trio_names_another_transport() -> None:
         await transport.close_async()
 
     trio.run(run)
+
+
+# --- the limit of the connections
+
+
+def test_wait_for_a_connection_in_the_session_of_the_user_is_a_connect_timeout() -> None:
+    """aiohttp has one timeout for this wait and for opening a connection."""
+
+    async def run(server: ByteServer) -> None:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
+            transport = AiohttpTransport(session)
+            response = await begun(transport, server.url)
+            with pytest.raises(ConnectTimeout, match=r"within 0\.1 s \(connect timeout\)"):
+                await transport.send_async(get(server.url, timeout=Timeout(connect=SHORT)))
+            server.release()
+            assert await read(response.body) == b"second"
+            assert await fetch(transport, get(server.url)) == b"ok"
+
+    with ByteServer(HALF, OK) as server:
+        asyncio.run(run(server))
+        assert server.connections == 1
+
+
+def test_failed_and_cancelled_requests_free_their_place() -> None:
+    async def cancelled(sending: asyncio.Task[Any]) -> None:
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+
+    async def run(server: ByteServer) -> None:
+        transport = limited()
+        with pytest.raises(ConnectError):  # No connection.
+            await fetch(transport, get("http://127.0.0.1:1"))
+        with pytest.raises(ConnectionInterrupted):  # No response head.
+            await fetch(transport, post(server.url))
+        response = await begun(transport, server.url)
+        waiting = asyncio.ensure_future(fetch(transport, get(server.url)))
+        second = asyncio.ensure_future(fetch(transport, get(server.url)))
+        await asyncio.sleep(0)
+        await cancelled(waiting)  # While it waits for the place.
+        await response.body.close_async()
+        sent = asyncio.ensure_future(asyncio.to_thread(server.wait_for_requests, 3))
+        await sent
+        await cancelled(second)  # While it waits for the response head.
+        assert await fetch(transport, get(server.url)) == b"ok"
+        await transport.close_async()
+
+    with ByteServer((Disconnect(),), HALF, (WaitForRelease(),), OK) as server:
+        asyncio.run(run(server))
+        assert len(server.requests) == 4
+
+
+def test_request_that_waits_for_a_connection_when_its_session_is_closed() -> None:
+    async def run(server: ByteServer) -> None:
+        transport = limited()
+        response = await begun(transport, server.url)
+        waiting = [asyncio.ensure_future(fetch(transport, get(server.url))) for _ in range(3)]
+        await asyncio.sleep(0)
+        await transport.close_async()
+        await response.body.close_async()
+        for each in waiting:
+            with pytest.raises(ClientClosed):
+                await each
+
+    with ByteServer(HALF) as server:
+        asyncio.run(run(server))
+        assert len(server.requests) == 1
+
+
+# --- private parts of aiohttp
+
+
+@pytest.mark.parametrize("users", [False, True], ids=["own", "the user's"])
+def test_aiohttp_has_the_parts_that_the_adapter_replaces(*, users: bool) -> None:
+    """A new version of aiohttp may have others. Then the adapter must be changed."""
+    seen: list[type[Any]] = []
+
+    class Connector(aiohttp.TCPConnector):
+        async def connect(self, *args: Any, **options: Any) -> Any:
+            connection = await super().connect(*args, **options)
+            seen.append(type(connection.protocol))
+            return connection
+
+    async def run(server: ByteServer) -> None:
+        async with aiohttp.ClientSession(connector=Connector()) as session:
+            transport = AiohttpTransport(session if users else None)
+            response = await begun(transport, server.url)
+            raw: Any = response.raw_response
+            protocol = raw.connection.protocol
+            assert type(protocol) is TrackedConnection
+            assert raw.connection.transport.get_protocol() is protocol
+            server.release()
+            assert await read(response.body) == b"second"
+            assert await fetch(transport, get(server.url)) == b"ok"
+            await transport.close_async()
+
+    with ByteServer(HALF, OK) as server:
+        asyncio.run(run(server))
+        assert server.connections == 1
+    assert seen == ([ResponseHandler, TrackedConnection] if users else [])
 
 
 # --- requests

@@ -1,0 +1,34 @@
+"""The limit of the connections that an asyncio event loop uses at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+
+from anyio import fail_after
+
+from flux0.domain.errors import PoolTimeout
+from flux0.domain.timeouts import timed_out
+
+
+class Places(asyncio.Semaphore):
+    """A place for each exchange of one event loop. `release` frees a place.
+
+    aiohttp has one timeout for two waits: for a free connection, and for opening a connection. With
+    its own wait for a place, an adapter knows which timeout has expired.
+    """
+
+    async def enter(self, timeout: float | None) -> None:
+        """Take a place, after waiting for it if necessary.
+
+        Raises:
+            PoolTimeout: No place became free within `timeout` seconds.
+        """
+        if self.locked():
+            try:
+                # Not asyncio.wait_for: before Python 3.12, a cancelled task could lose its place.
+                with fail_after(timeout):
+                    await self.acquire()
+            except TimeoutError as error:
+                raise timed_out(PoolTimeout, timeout) from error
+        else:
+            await self.acquire()
