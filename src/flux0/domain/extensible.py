@@ -24,6 +24,11 @@ class Extensible:
     )
 
 
+def with_extra(data: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON of a model with the members of `extra`, after its own members."""
+    return {**data, **extra, **data} if extra else data
+
+
 class _OptionalSlot:
     """A slot that is not set if its value is empty, so that decoding need not set it."""
 

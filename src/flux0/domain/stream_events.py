@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from attrs import asdict, frozen
 
 from flux0.domain.enums import EventSource, SessionStatus
-from flux0.domain.extensible import Extensible
+from flux0.domain.extensible import Extensible, with_extra
 from flux0.domain.models import StatusData
 
 
@@ -37,13 +37,13 @@ class JSONPatchOperation(Extensible):
     def to_json(self) -> dict[str, Any]:
         """Return this operation as plain JSON, in the form of RFC 6902."""
         has_value = self.value is not None or self.op not in {"remove", "move", "copy"}
-        return {
+        operation = {
             "op": self.op,
             **({} if self.from_ is None else {"from": self.from_}),
             "path": self.path,
             **({"value": self.value} if has_value else {}),
-            **self.extra,
         }
+        return with_extra(operation, self.extra)
 
 
 @frozen
@@ -75,8 +75,7 @@ class ChunkEvent(Extensible):
         data = asdict(self, recurse=False, filter=lambda _, value: value is not None)
         data["patches"] = [patch.to_json() for patch in self.patches]
         data["metadata"] = dict(self.metadata)
-        data |= data.pop("extra")
-        return _encoded(self.event, data)
+        return _encoded(self.event, with_extra(data, data.pop("extra")))
 
 
 @frozen
@@ -102,22 +101,21 @@ class StatusEvent(Extensible):
     def to_sse(self) -> bytes:
         """Encode the event as the server sends it in a stream, with members unknown to flux0."""
         offset, details = self.data.acknowledged_offset, self.data.data
-        data: dict[str, Any] = {
+        status = {
+            "type": self.data.type,
+            **({} if offset is None else {"acknowledged_offset": offset}),
+            "status": self.status,
+            **({} if details is None else {"data": details}),
+        }
+        data = {
             "id": self.id,
             "source": self.source,
             "type": self.type,
             "correlation_id": self.correlation_id,
-            "data": {
-                "type": self.data.type,
-                **({} if offset is None else {"acknowledged_offset": offset}),
-                "status": self.status,
-                **({} if details is None else {"data": details}),
-                **self.data.extra,
-            },
+            "data": with_extra(status, self.data.extra),
             "metadata": None if self.metadata is None else dict(self.metadata),
-            **self.extra,
         }
-        return _encoded(self.event, data, self.id)
+        return _encoded(self.event, with_extra(data, self.extra), self.id)
 
 
 @frozen

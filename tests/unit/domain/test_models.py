@@ -237,6 +237,7 @@ def test_extra_members_of_new_models_are_encoded() -> None:
 
     assert part.extra == {"mode": "draft"}
     assert to_dict(part) == {"type": "content", "content": "hi", "mode": "draft"}
+    assert to_dict(attrs.evolve(part, extra={"content": "x"})) == to_dict(ContentPart("hi"))
     assert repr(part) == "ContentPart(content='hi')"
     assert attrs.evolve(part, extra={}).extra == ContentPart("hi").extra == {}
     with pytest.raises(attrs.exceptions.FrozenInstanceError):

@@ -11,7 +11,7 @@ from typing import Any, cast
 import attrs
 
 from flux0.domain.errors import InvalidArgument
-from flux0.domain.extensible import Extensible
+from flux0.domain.extensible import Extensible, with_extra
 from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, UnknownEvent
 
 _SCALARS = frozenset((str, int, float, bool, type(None)))
@@ -57,7 +57,7 @@ def _fields(model: Any) -> dict[str, Any]:
     for name, key in json_keys(kind):
         data[key] = plain(getattr(model, name))
     if isinstance(model, Extensible) and model.extra:
-        data |= plain(model.extra)
+        return with_extra(data, plain(model.extra))
     return data
 
 
