@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 _EXCERPT_LENGTH = 200  # Characters or bytes of the body that an error shows.
 
-# Exceptions of the fast converter for JSON that does not fit the model.
-_UNFIT = (ValueError, KeyError, TypeError)
+# Exceptions of the fast converter if the JSON does not fit the model, and of the JSON decoder.
+_UNFIT = (ValueError, KeyError, TypeError, RecursionError)
 
 _decode: Callable[[str], tuple[Any, int]] = JSONDecoder().raw_decode
 
@@ -47,11 +47,14 @@ class JsonCodec:
         kind = _EVENTS.get(name)
         if kind is None:
             return UnknownEvent(name, text, id_)
-        data = _load(text)
-        try:
-            result: StreamEvent = structure_hook(kind)(data, kind)
+        try:  # The fast way, without the calls of `_load` and `_structure`.
+            data, end = _decode(text)
+            if end == len(text):
+                hook: Callable[..., StreamEvent] = structure_hook(kind)
+                return hook(data, kind)
         except _UNFIT:
-            result = self._structure_slowly(kind, data, text)
+            pass  # `_load` or `_structure` raises an error with the reason.
+        result: StreamEvent = self._structure(kind, _load(text), text)
         return result
 
     def encode(self, value: Any) -> bytes:
@@ -93,10 +96,7 @@ class JsonCodec:
         try:
             return structure_hook(model)(data, model)
         except _UNFIT:
-            return self._structure_slowly(model, data, body)
-
-    def _structure_slowly(self, model: Any, data: Any, body: str | bytes) -> Any:
-        """Build the model with the second converter, which finds the reason of the failure."""
+            pass  # The second converter finds the reason.
         try:
             return converter(explaining=True).structure(data, model)
         except Exception as error:
