@@ -143,22 +143,25 @@ class SSEParser:
     def _feed_lines(self, data: bytes) -> list[ServerSentEvent]:
         """Return the events of the complete blocks, and store the incomplete block."""
         block = self._block
-        if block:
-            if not self._in_line:
-                data = b"\n" + data
-            # Copying the stored block for each small piece would make the cost quadratic. So copy
-            # the block only if `data` may complete it, or if `data` is longer than the block.
-            if len(data) > len(block) or b"\n\n" in data:
-                data = b"".join((block, data))
-                block.clear()
+        if block and not self._in_line:
+            data = b"\n" + data
+        # Find the last blank line. Searching for one byte is many times as fast as for two bytes.
+        end = data.rfind(b"\n")
+        while end > 0 and data[end - 1] != _LF:
+            end = data.rfind(b"\n", 0, end)
+        # Copying the stored block for each small piece would make the cost quadratic. So copy the
+        # block only if `data` completes it, or if `data` is longer than the block.
+        if block and (end > 0 or len(data) > len(block)):
+            if end > 0:
+                end += len(block)
+            data = b"".join((block, data))
+            block.clear()
         events: list[ServerSentEvent] = []
-        if not block:
-            end = data.rfind(b"\n\n")
-            if end >= 0:
-                events = self._decode(data[: end + 2])
-                data = data[end + 2 :]
-            else:
-                data = data.removeprefix(b"\n")
+        if end > 0:
+            events = self._decode(data[: end + 1])
+            data = data[end + 1 :]
+        elif not block:
+            data = data.removeprefix(b"\n")
         if not data:
             self._state = _BETWEEN_BLOCKS
             self._in_line = False
@@ -238,7 +241,9 @@ class _EventDecoder:
             elif blocks[position] == _LF:  # Skip a further blank line.
                 position += 1
                 continue
-            end = blocks.find(b"\n\n", position)
+            end = blocks.find(b"\n", position)
+            while blocks[end + 1] != _LF:
+                end = blocks.find(b"\n", end + 1)
             event = self._decode_block(blocks[position:end])
             if event is not None:
                 events.append(event)
