@@ -50,7 +50,10 @@ def test_process_that_cannot_open_files_gets_a_connect_error(way: Way, scheme: s
 def test_process_with_sockets_of_eventlet_is_rejected(
     monkeypatch: pytest.MonkeyPatch, *, patched: bool
 ) -> None:
-    patcher = SimpleNamespace(is_monkey_patched=lambda module: patched and module == "socket")
+    def is_monkey_patched(module: str) -> bool:
+        return patched and module == "socket"
+
+    patcher = SimpleNamespace(is_monkey_patched=is_monkey_patched)
     monkeypatch.setitem(sys.modules, "eventlet", SimpleNamespace(patcher=patcher))
     if patched:
         with pytest.raises(Flux0Error, match="eventlet has replaced the sockets"):
