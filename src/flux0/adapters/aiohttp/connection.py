@@ -142,7 +142,11 @@ class TrackedConnection(ResponseHandler):
             self.set_exception(exc)
         if self.transport is not None:
             self.transport.abort()  # On Python 3.10, TLS transports warn if they are not closed.
+        content = self._content
+        reported = None if content is None else content.exception()
         super().connection_lost(exc)
+        if content is not None and reported is not None:
+            content.set_exception(reported)  # aiohttp replaces the exception of invalid trailers.
 
     def close(self) -> None:
         """Close the connection without waiting for the server to read data or to end TLS."""

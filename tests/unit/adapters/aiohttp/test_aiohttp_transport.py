@@ -412,8 +412,9 @@ def test_reset_within_a_close_delimited_body_is_an_interruption() -> None:
     [
         ((*HALF[:4], Disconnect()), b"second", ConnectionInterrupted),
         ((*HALF[:3], Write(b"xyz\r\n"), WaitForRelease()), b"", ProtocolError),
+        ((*HALF[:3], Write(b"0\r\n" + b"X: 1\r\n" * 1000), WaitForRelease()), b"", ProtocolError),
     ],
-    ids=["the end", "broken framing"],
+    ids=["the end", "broken framing", "trailers"],
 )
 def test_bytes_before_a_failure_are_yielded_even_if_they_are_read_late(
     steps: ServerSteps, rest: bytes, kind: type[TransportError]
