@@ -20,6 +20,17 @@ def test_linked_files_exist(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_readme_links_to_existing_files_and_headings() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    links = re.findall(r"flux0-client-python/(?:blob/)?main/([\w./-]+)(?:#([\w-]+))?", readme)
+    assert len(links) > 20
+    for path, anchor in links:
+        text = (ROOT / path).read_text("utf-8")
+        headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+        assert anchor in {"", *anchors}, f"{path} has no heading for #{anchor}"
+
+
 def test_reference_contains_each_public_name() -> None:
     page = (ROOT / "docs/reference/client.md").read_text("utf-8")
     shown = set(re.findall(r"^::: [\w.]+\.(\w+)$", page, re.MULTILINE))
