@@ -1,7 +1,8 @@
-"""The built-in clients of httpx and httpx2, and the tracking of all clients.
+"""The built-in clients of httpx and httpx2, and the tracking of connections.
 
 httpcore does not report which socket an exchange uses, or whether bytes are left after the end of a
-response. So flux0 opens the connections itself, for built-in clients and for clients of the user.
+response. Therefore flux0 opens or wraps all connections, of built-in clients and of the user's
+clients.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import os
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache, lru_cache, partial
+from operator import methodcaller
 from typing import Any, Final
 
 from flux0.adapters.httpx.connections import AsyncBackend, current_exchange
@@ -27,14 +30,14 @@ from flux0.ports import Timeout
 from flux0.runtime.event_loop import start_task
 from flux0.runtime.processes import fork_lock
 
-# For http, where TLS is not used: it trusts no authority.
+# For http, where TLS is not used. Creating this context reads no certificates.
 _EMPTY_CONTEXT: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def track_client(client: Any, httpx_module: Any, httpcore_module: Any) -> Any:
     """Track the future connections of the user's client, and return the client."""
     if isinstance(client, (httpx_module.Client, httpx_module.AsyncClient)):
-        for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001 - see below
+        for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001 - no public way
             track_transport(transport, httpx_module, httpcore_module)
     return client
 
@@ -42,8 +45,8 @@ def track_client(client: Any, httpx_module: Any, httpcore_module: Any) -> Any:
 def track_transport(transport: Any, httpx_module: Any, httpcore_module: Any) -> None:
     """Track the future connections of a transport of httpx.
 
-    Pools of httpcore accept a network backend, but httpx has no argument for it. Transports of
-    other classes, and existing connections, stay unchanged.
+    Pools of httpcore accept a network backend, but httpx has no argument for the backend. Existing
+    connections are not tracked. A custom transport of the user is left unchanged.
     """
     if isinstance(transport, httpx_module.HTTPTransport):
         transport._pool._network_backend = SyncBackend(httpcore_module)  # noqa: SLF001
@@ -54,14 +57,14 @@ def track_transport(transport: Any, httpx_module: Any, httpcore_module: Any) -> 
 
 
 class _BuiltInClient:
-    """A client without cookies, authentication and redirects.
+    """A client of httpx without cookies, authentication and redirects.
 
-    Clients of httpx look for these in each call, which takes a quarter of the time of the call.
+    In each call, `httpx.Client` looks for them, which takes a quarter of the time of the call.
     """
 
-    def __init__(self, httpx_module: Any, make_transport: Callable[[], Any]) -> None:
+    def __init__(self, httpx_module: Any, pools: Pools) -> None:
         self._httpx_module = httpx_module
-        self._pools = Pools(make_transport, MAX_EXCHANGES)
+        self._pools = pools
         # Parsing the URL takes a tenth of the time of a call.
         self._parse_url = lru_cache(128)(httpx_module.URL)
 
@@ -71,32 +74,38 @@ class _BuiltInClient:
         request: Any = self._httpx_module.Request
         return request(method, self._parse_url(url), extensions={"timeout": limits}, **options)
 
+    @contextmanager
+    def _leave_on_error(self, pool: Pool, request: Any) -> Generator[None, None, None]:
+        try:
+            yield
+        except BaseException as error:
+            self._pools.leave(pool)
+            if isinstance(error, self._httpx_module.RequestError):
+                error.request = request  # `httpx.Client` sets the attribute, too.
+            raise
+
+    def _complete(self, response: Any, request: Any, pool: Pool) -> Any:
+        """Return the response with the attributes that `httpx.Client` would set.
+
+        When the response is closed, its place in `pool` becomes free.
+        """
+        on_close = ExitStack()
+        on_close.callback(self._pools.leave, pool)
+        response.request = request
+        response.stream = _stream_class(self._httpx_module)(response.stream, on_close)
+        return response
+
 
 class SyncBuiltInClient(_BuiltInClient):
     """A built-in client for sync code."""
 
     def send(self, request: Any, **_: object) -> Any:
         """Send a request and return the library's response."""
-        exchange = current_exchange.get()
-        pool = self._pools.enter(request.extensions["timeout"]["pool"], exchange.interrupt)
-        try:
+        timeout = request.extensions["timeout"]["pool"]
+        pool = self._pools.enter(timeout, current_exchange.get().interrupt)
+        with self._leave_on_error(pool, request):
             response = pool.transport.handle_request(request)
-        except self._httpx_module.RequestError as error:
-            self._leave(pool)
-            error.request = request  # `httpx.Client` sets it, too.
-            raise
-        except BaseException:
-            self._leave(pool)
-            raise
-        response.request = request
-        kind = _sync_stream(self._httpx_module)
-        response.stream = kind(response.stream, partial(self._leave, pool))
-        return response
-
-    def _leave(self, pool: Pool) -> None:
-        unused = self._pools.leave(pool)
-        if unused is not None:
-            unused.close()
+        return self._complete(response, request, pool)
 
     def close(self) -> None:
         """Close all connections."""
@@ -110,24 +119,9 @@ class AsyncBuiltInClient(_BuiltInClient):
     async def send(self, request: Any, **_: object) -> Any:
         """Send a request and return the library's response."""
         pool = await self._pools.enter_async(request.extensions["timeout"]["pool"])
-        try:
+        with self._leave_on_error(pool, request):
             response = await pool.transport.handle_async_request(request)
-        except self._httpx_module.RequestError as error:
-            self._leave(pool)
-            error.request = request  # `httpx.AsyncClient` sets it, too.
-            raise
-        except BaseException:
-            self._leave(pool)
-            raise
-        response.request = request
-        kind = _async_stream(self._httpx_module)
-        response.stream = kind(response.stream, partial(self._leave, pool))
-        return response
-
-    def _leave(self, pool: Pool) -> None:
-        unused = self._pools.leave(pool)
-        if unused is not None:
-            start_task(unused.aclose)
+        return self._complete(response, request, pool)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -136,53 +130,35 @@ class AsyncBuiltInClient(_BuiltInClient):
 
 
 @cache
-def _sync_stream(httpx_module: Any) -> type[Any]:
+def _stream_class(httpx_module: Any) -> type[Any]:
     """Return the class of a response stream that calls a function when it is closed."""
 
-    class Stream(httpx_module.SyncByteStream):  # type: ignore[misc] # the class is not known
-        def __init__(self, stream: Any, on_close: Callable[[], None]) -> None:
+    class Stream(httpx_module.SyncByteStream, httpx_module.AsyncByteStream):  # type: ignore[misc] # the base classes are not known
+        def __init__(self, stream: Any, on_close: ExitStack) -> None:
             self._stream = stream
-            self._on_close = [on_close]
+            self._on_close = on_close
 
         def __iter__(self) -> Iterator[bytes]:
             return iter(self._stream)
 
-        def close(self) -> None:
-            try:
-                self._stream.close()
-            finally:
-                while self._on_close:
-                    self._on_close.pop()()
-
-    return Stream
-
-
-@cache
-def _async_stream(httpx_module: Any) -> type[Any]:
-    """Return the async version of `_sync_stream`."""
-
-    class Stream(httpx_module.AsyncByteStream):  # type: ignore[misc] # the class is not known
-        def __init__(self, stream: Any, on_close: Callable[[], None]) -> None:
-            self._stream = stream
-            self._on_close = [on_close]
-
         def __aiter__(self) -> AsyncIterator[bytes]:
             return aiter(self._stream)
 
+        def close(self) -> None:
+            with self._on_close:
+                self._stream.close()
+
         async def aclose(self) -> None:
-            try:
+            with self._on_close:
                 await self._stream.aclose()
-            finally:
-                while self._on_close:
-                    self._on_close.pop()()
 
     return Stream
 
 
 class BuiltInClients:
-    """The built-in clients of a transport: for each proxy and for no proxy, for http and https.
+    """The built-in clients of a transport: one for each combination of proxy and URL scheme.
 
-    A client is created at its first use, and again at the first use after `close`.
+    A client is created at the first use, and a new client at the first use after `close`.
 
     Attributes:
         bodies: The sync bodies that are read over these clients.
@@ -200,7 +176,10 @@ class BuiltInClients:
         return bool(self._clients)
 
     def get(self, url: str, proxy: str | None) -> Any:
-        """Return the client for requests to `url` through the proxy with this URL, if any."""
+        """Return the client for requests to `url` through the proxy with the URL `proxy`.
+
+        If `proxy` is None, the client connects to the server directly.
+        """
         key = proxy, url.startswith("https:")
         with self._lock:
             if key not in self._clients:
@@ -231,9 +210,8 @@ class BuiltInClients:
 def _create_client(
     httpx_module: Any, httpcore_module: Any, proxy: str | None, tls: bool, *, is_async: bool
 ) -> SyncBuiltInClient | AsyncBuiltInClient:
-    # `Pools` limits the number of connections.
     limits = httpx_module.Limits(
-        max_connections=None,
+        max_connections=None,  # `Pools` limits the number of connections.
         max_keepalive_connections=MAX_IDLE_CONNECTIONS,
         keepalive_expiry=MAX_IDLE_SECONDS,
     )
@@ -241,22 +219,31 @@ def _create_client(
 
     def make_transport() -> Any:
         try:
-            with (
-                fork_lock
-            ):  # OpenSSL reads the certificates, and holds a lock of its own meanwhile.
+            # While OpenSSL reads the certificates, it holds a lock. A forked child must not
+            # inherit the locked lock.
+            with fork_lock:
                 context = _tls_context(httpx_module) if tls else _EMPTY_CONTEXT
                 transport = kind(verify=context, limits=limits, proxy=proxy)
-        # SOCKS proxies need an extra, such as httpx[socks]. OSError: reading certificates failed.
+        # ImportError: SOCKS proxies need an extra, such as httpx[socks]. OSError: the certificates
+        # could not be read.
         except (ImportError, OSError) as error:
             raise failure(ConnectError, error, Timeout()) from error
         track_transport(transport, httpx_module, httpcore_module)
         return transport
 
-    return (AsyncBuiltInClient if is_async else SyncBuiltInClient)(httpx_module, make_transport)
+    if is_async:
+        pools = Pools(make_transport, lambda unused: start_task(unused.aclose), MAX_EXCHANGES)
+        return AsyncBuiltInClient(httpx_module, pools)
+    return SyncBuiltInClient(
+        httpx_module, Pools(make_transport, methodcaller("close"), MAX_EXCHANGES)
+    )
 
 
 def _tls_context(httpx_module: Any) -> Any:
-    """Return the default TLS context of the library, which all clients of this process share."""
+    """Return the library's default TLS context. All clients of this process share the context.
+
+    If one of the environment variables changes, a new context is created.
+    """
     files = (os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"))
     return _cached_tls_context(httpx_module, os.getpid(), *files)
 

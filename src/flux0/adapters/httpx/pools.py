@@ -1,16 +1,18 @@
 """The pools of a built-in client, and the limit of its open exchanges.
 
 For each request, httpcore examines all connections of a pool several times. With 2,000 open streams
-in one pool, this would block an event loop for seconds. It also counts active connections as idle.
-So a client has pools of 100 connections, and waits for a free place itself.
+in one pool, this would block an event loop for seconds. httpcore also counts active connections as
+idle. Therefore a client has several pools of 100 connections each. httpcore cannot limit several
+pools together, so `Pools` lets a call wait while too many exchanges are open.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from threading import TIMEOUT_MAX, Lock
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from anyio import Event, move_on_after
 from attrs import define
@@ -31,7 +33,7 @@ class Pool:
     """A transport of httpx with its own pool, and the number of its open exchanges."""
 
     transport: Any
-    open: int = 0
+    open_exchanges: int = 0
 
 
 @define(eq=False)
@@ -43,15 +45,18 @@ class _Waiter:
 class Pools:
     """The pools of one client. Each open exchange has a place in a pool.
 
-    Full pools come first, so that the next calls reuse the same connections.
+    A new exchange gets a place in the first pool with a free place, so that consecutive calls reuse
+    the same connections.
 
     Args:
-        make: creates a transport of httpx.
-        limit: the largest number of open exchanges.
+        make: Creates a transport of httpx.
+        close: Closes such a transport. `Pools` calls it if no exchange uses the transport any more.
+        limit: The largest number of open exchanges.
     """
 
-    def __init__(self, make: Callable[[], Any], limit: int) -> None:
+    def __init__(self, make: Callable[[], Any], close: Callable[[Any], object], limit: int) -> None:
         self._make = make
+        self._close = close
         self._free = limit
         self._lock = Lock()
         self._pools: list[Pool] = []
@@ -62,80 +67,82 @@ class Pools:
         with self._lock:
             return tuple(pool.transport for pool in self._pools)
 
-    def enter(self, timeout: float | None, interrupt: Interrupt | None) -> Pool:
+    def enter(self, timeout: float | None, interrupt: Interrupt) -> Pool:
         """Return a pool with a place for one exchange, after waiting for it if necessary.
 
         Raises:
             PoolTimeout: No place became free within `timeout` seconds.
-            ConnectError: The wait was interrupted.
+            ConnectError: `interrupt` fired during the wait.
         """
         waker = Waker()
         waiter = self._request(waker.wake)
         if waiter.pool is None:
-            if interrupt is not None:
+            with self._queued(waiter, timeout):
                 interrupt.on_fire(waker.wake)
-            woken = waker.wait(TIMEOUT_MAX if timeout is None else timeout)
-            pool = self._stop_waiting(waiter)
-            if pool is None:
-                if woken:
+                woken = waker.wait(TIMEOUT_MAX if timeout is None else timeout)
+                if woken and waiter.pool is None:
                     raise ConnectError("the wait for a connection was interrupted")
-                raise timed_out(PoolTimeout, timeout)
-            return pool
-        return waiter.pool
+        return cast("Pool", waiter.pool)
 
     async def enter_async(self, timeout: float | None) -> Pool:
-        """The async version of `enter`, which ends when its task is cancelled."""
+        """The async version of `enter`. The wait also ends if the task is cancelled."""
         event = Event()
         waiter = self._request(event.set)
         if waiter.pool is None:
-            try:
-                with move_on_after(timeout):
-                    await event.wait()
-            except BaseException:
-                pool = self._stop_waiting(waiter)
-                if pool is not None:
-                    self.leave(pool)
-                raise
-            pool = self._stop_waiting(waiter)
-            if pool is None:
-                raise timed_out(PoolTimeout, timeout)
-            return pool
-        return waiter.pool
+            with self._queued(waiter, timeout), move_on_after(timeout):
+                await event.wait()
+        return cast("Pool", waiter.pool)
 
-    def leave(self, pool: Pool) -> Any:
-        """Free a place. Return the transport of the pool if the pool is now unused."""
+    def leave(self, pool: Pool) -> None:
+        """Free a place in `pool`. Close the pool if it is now unused, except the first pool."""
         with self._lock:
             if self._waiting:
                 waiter = self._waiting.popleft()
                 waiter.pool = pool
                 waiter.wake()
-                return None
+                return
             self._free += 1
-            pool.open -= 1
-            if pool.open or pool is self._pools[0]:
-                return None
+            pool.open_exchanges -= 1
+            if pool.open_exchanges or pool is self._pools[0]:
+                return
             self._pools.remove(pool)
-            return pool.transport
+        self._close(pool.transport)
 
     def _request(self, wake: Callable[[], object]) -> _Waiter:
-        """Return a waiter that has a place, or is in the queue."""
+        """Return a waiter that has a place or, if no place is free, waits in the queue."""
         waiter = _Waiter(wake)
         with self._lock:
             if self._free:
-                pool = next((pool for pool in self._pools if pool.open < _POOL_SIZE), None)
+                free = (pool for pool in self._pools if pool.open_exchanges < _POOL_SIZE)
+                pool = next(free, None)
                 if pool is None:
                     pool = Pool(self._make())
                     self._pools.append(pool)
-                pool.open += 1
+                pool.open_exchanges += 1
                 self._free -= 1
                 waiter.pool = pool
             else:
                 self._waiting.append(waiter)
         return waiter
 
-    def _stop_waiting(self, waiter: _Waiter) -> Pool | None:
-        """Return the pool of the waiter; if it has none, remove it from the queue."""
+    @contextmanager
+    def _queued(self, waiter: _Waiter, timeout: float | None) -> Generator[None, None, None]:
+        """Remove a waiter without a place from the queue after the wait, and raise `PoolTimeout`.
+
+        If the wait was interrupted or cancelled, a place that the waiter has received is freed.
+        """
+        try:
+            yield
+        except BaseException:
+            if self._stop_waiting(waiter):
+                self.leave(cast("Pool", waiter.pool))
+            raise
+        if not self._stop_waiting(waiter):
+            raise timed_out(PoolTimeout, timeout)
+
+    def _stop_waiting(self, waiter: _Waiter) -> bool:
+        """Return whether the waiter has a place. If not, remove the waiter from the queue."""
         with self._lock:
             if waiter.pool is None:
                 self._waiting.remove(waiter)
-            return waiter.pool
+            return waiter.pool is not None

@@ -1,11 +1,13 @@
-"""The built-in clients of httpx and httpx2: pools, the limit of open exchanges, cancelled tasks."""
+"""Built-in clients of httpx and httpx2: pools, the limit of open exchanges, cancelled tasks."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,9 @@ from attrs import evolve
 
 from flux0 import ClientClosed, Flux0, HttpxTransport, RetryConfig
 from flux0.adapters.httpx import clients
+from flux0.adapters.httpx.pools import Pools
 from flux0.domain.errors import PoolTimeout, ReadTimeout
+from flux0.ports import Interrupt
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.responses import Disconnect, Signal, WaitForRelease, http_response
 from support import sending
@@ -32,8 +36,7 @@ def _one_place(monkeypatch: pytest.MonkeyPatch) -> None:
 @over(*FAMILY)
 @pytest.mark.usefixtures("_one_place")
 async def test_open_exchanges_are_limited(way: OverHttpx) -> None:
-    """A place is free again after the end of a body, an error, a timeout, `close`, and garbage
-    collection."""
+    """A place becomes free at the end of a body, an error, `close` and garbage collection."""
     with ByteServer(HALF, OK, (Disconnect(),), OK, HALF, OK, HALF, OK) as server:
         async with way.closing(None) as transport:
             send = sending.in_mode(way.mode, transport).send_async
@@ -74,7 +77,7 @@ async def test_connections_are_reused_while_many_streams_are_open(way: OverHttpx
 @pytest.mark.parametrize("ends", ["close", "deadline"])
 @pytest.mark.usefixtures("_one_place")
 def test_waiting_for_a_place_ends(way: OverHttpx, ends: str) -> None:
-    """The other call has the only place."""
+    """The first call has the only place, and the second call waits for it."""
     waiting = Event()
     with (
         ByteServer((Signal(waiting), WaitForRelease())) as server,
@@ -98,9 +101,21 @@ def test_waiting_for_a_place_ends(way: OverHttpx, ends: str) -> None:
         assert calls[0].exception(DEFAULT_TIMEOUT) is not None
 
 
+def test_wait_that_ctrl_c_ends_keeps_no_place() -> None:
+    closed: list[str] = []
+    pools = Pools(lambda: "transport", closed.append, limit=1)
+    pool = pools.enter(None, Interrupt())
+    ctrl_c: Any = SimpleNamespace(on_fire=lambda _: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        pools.enter(None, ctrl_c)
+    pools.leave(pool)
+    assert pools.enter(0, Interrupt()) is pool
+    assert closed == []
+
+
 @over(*OVER_ASYNCIO)
 async def test_repeatedly_cancelled_calls_leave_no_connections(way: OverHttpx) -> None:
-    """Each call is cancelled at another step, and again in each of the next steps."""
+    """The n-th call is cancelled in its n-th step, and in each step after that."""
     slow = http_response(b'{"data": ', b"[]}", framing="chunked")
     with ByteServer(slow) as server:
         async with Flux0(server.url, transport=way.transport_over(None)) as flux0:
@@ -113,7 +128,8 @@ async def test_repeatedly_cancelled_calls_leave_no_connections(way: OverHttpx) -
                     await asyncio.sleep(0)
                 assert call.cancelled() or call.result() is not None
             assert list(await flux0.agents.list_async()) == []
-            # The server accepts connections in order: it has accepted all earlier ones, too.
+            # The server accepts connections in order. When this call returns, the server has
+            # accepted all connections of the cancelled calls, too.
             fetch_sync(HttpxTransport(), get(server.url))
             opened = server.connections
             for _ in range(10):
@@ -131,7 +147,8 @@ async def test_cancelled_wait_for_a_place_keeps_no_place(way: OverHttpx) -> None
             response = await transport.send_async(get(server.url, stream=True))
             waiting = asyncio.ensure_future(transport.send_async(get(server.url)))
             await asyncio.sleep(0)
-            # The place is given to the waiting task, which is cancelled in the same step.
+            # Closing the body gives the place to the waiting task, which is then cancelled before
+            # it runs.
             await response.body.close_async()
             waiting.cancel()
             await asyncio.wait([waiting])
