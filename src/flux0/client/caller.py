@@ -1,4 +1,4 @@
-"""Makes the calls of a client: turns options into an `ApiCall`, and drives its flow."""
+"""Makes the calls of a client: converts options into an `ApiCall`, and drives the flow."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Caller:
 
     Attributes:
         server_url: The URL of the server, without credentials.
-        open_turns: The streams that are open, one for each session.
+        open_turns: The open streams, at most one for each session.
     """
 
     def __init__(
@@ -103,13 +103,16 @@ class Caller:
         call, limit = self._settings(**options), self._limit(timeout_ms)
         if limit is None:
             return call
-        # The limit replaces the read and the write timeout, even if it is longer.
+        # `timeout_ms` replaces the read and the write timeout, even if these are shorter.
         timeout = evolve(call.timeout, read=limit, write=limit)
         deadline = Deadline(self.time.monotonic() + limit, limit)
         return evolve(call, timeout=timeout, deadline=deadline)
 
     def with_options(self, timeout_ms: int | None, **options: Any) -> Caller:
-        """Return a caller with other default options. It shares the rest, and closes nothing."""
+        """Return a caller with different default options. Closing the new caller closes nothing.
+
+        Both callers share transports, open turns and observers.
+        """
         view = copy(self)
         vars(view).update(
             _is_view=True,
@@ -188,7 +191,9 @@ class Caller:
         if self._is_view:
             return
         self._open_calls.close()
-        self.open_turns.mark_closed()  # Before their connections close, so that readers know why.
+        # First mark the streams as closed, so that their readers raise ClientClosed instead of a
+        # transport error when the connections are closed.
+        self.open_turns.mark_closed()
         if self._driver is not None:
             self._driver.transport.close()
         self.open_turns.close()

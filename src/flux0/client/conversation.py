@@ -55,7 +55,7 @@ class _ConversationBase(Uncopyable):
         return f"{type(self).__name__}(session={self.session_id!r}{user})"
 
     def _options(self, options: OptionsT) -> OptionsT:
-        """Return the options with the user's cookie added to the headers."""
+        """Return `options`, with the user's cookie added to `http_headers`."""
         given: CallOptions = options
         headers = user_headers(self._user, given.get("http_headers"))
         return cast("OptionsT", {**options, "http_headers": headers})
@@ -80,7 +80,7 @@ class Conversation(_ConversationBase):
     def send(self, content: str, **options: Unpack[TurnOptions]) -> EventStream:
         """Send a message and return the stream of the agent's turn.
 
-        The options and errors are the ones of `client.sessions.create_event`.
+        The options and errors are the same as for `client.sessions.create_event`.
         """
         return self._sessions.create_event(
             session_id=self.session_id, content=content, **self._options(options)
@@ -98,8 +98,8 @@ class Conversation(_ConversationBase):
         """Return the stored messages and tool results of the session, in order.
 
         Args:
-            live: Messages of an open turn (`stream.messages`). Messages that are not stored yet are
-                added at the end; no message is returned twice.
+            live: The messages of an open turn, from `stream.messages`. If they are not stored yet,
+                they are added at the end; no message is returned twice.
         """
         stored = self._sessions.list_events(
             session_id=self.session_id, types=MESSAGE_TYPES, http_headers=user_headers(self._user)
@@ -109,8 +109,8 @@ class Conversation(_ConversationBase):
     def next_offset(self, **options: Unpack[CallOptions]) -> int:
         """Return the offset that the next event of the session will have.
 
-        Keep it before you send a message, so that `find_turn` can find the turn later. This lists
-        all events of the session.
+        Call this method before you send a message, and keep the result: `find_turn` needs it to
+        find the turn later. The method lists all events of the session.
         """
         return self._caller.run(
             stored_turns.next_offset, self._options(options), session_id=self.session_id
@@ -125,25 +125,27 @@ class Conversation(_ConversationBase):
         wait_ms: int = 1_000,
         **options: Unpack[CallOptions],
     ) -> StoredTurn | None:
-        """Return a turn as it is stored, or None if its message is not stored by now.
+        """Return a turn from the stored events, or None if its message is not stored.
 
-        Use it after an error, after a restart, or in another process. Pass `correlation_id` (see
-        `StreamError.correlation_id`), which is exact, or `content` and `since`. If several senders
-        send the same text at the same time, `content` cannot distinguish their turns.
+        Use this method after an error, after a restart, or in another process. Pass
+        `correlation_id`, which identifies the turn exactly (see `StreamError.correlation_id`).
+        Without a correlation id, pass `content` and `since`: they cannot distinguish turns if the
+        same text is sent several times after `since`.
 
-        None is not final: the message may be stored later, for example if a proxy queues requests.
-        A stored message may stay without a reply, because the agent stops when its stream is
-        closed. The stored events do not show whether a reply is complete.
+        If the result is None, the message may still be stored later, for example if a proxy queues
+        requests. A stored message may stay without a reply, because the agent stops when its stream
+        is closed. The stored events do not show whether a reply is complete.
 
         Args:
             content: The text of the message.
             since: The offset from which to search, from `next_offset`. Required with `content`,
                 because an older message may have the same text.
             correlation_id: The correlation id of the turn.
-            wait_ms: Milliseconds to wait until the message is stored; 0 looks once.
+            wait_ms: The longest time in milliseconds to wait until the message is stored. If it is
+                0, the events are listed only once.
 
-        Raises the errors of `client.sessions.list_events`. If the server does not know the session,
-        for example because its store was in memory and it was restarted, this is `BadRequestError`.
+        Raises the errors of `client.sessions.list_events`, such as `BadRequestError` if the server
+        does not know the session. A server that stores sessions in memory loses them in a restart.
         """
         return self._caller.run(
             stored_turns.find_turn,
@@ -158,9 +160,9 @@ class Conversation(_ConversationBase):
     def belongs_to_user(self, **options: Unpack[CallOptions]) -> bool:
         """Return whether the session is in the server's list of the user's sessions.
 
-        The server does not check this: everyone who knows the id of a session can read it and send
-        messages to it. Call it before you use an id from a browser. If you passed no `user`, it
-        checks the sessions of the anonymous user.
+        Call this method before you use a session id from a browser. The server does not check the
+        user: everyone who knows the id of a session can read the session and send messages to it.
+        If the conversation has no `user`, this method checks the sessions of the anonymous user.
         """
         sessions = self._sessions.list(**self._options(options))
         return any(session.id == self.session_id for session in sessions)
@@ -174,7 +176,7 @@ class AsyncConversation(_ConversationBase):
     def send(self, content: str, **options: Unpack[TurnOptions]) -> AsyncOpening:
         """The async version of `Conversation.send`.
 
-        Await the result to get the stream, or use it in `async with` directly.
+        Await the result to get the stream, or use the result directly in `async with`.
         """
         return self._sessions.create_event_async(
             session_id=self.session_id, content=content, **self._options(options)
@@ -228,7 +230,7 @@ class AsyncConversation(_ConversationBase):
 def user_headers(
     user: str | None, others: Mapping[str, str] | None = None
 ) -> Mapping[str, str] | None:
-    """Return `others` with the cookie of the user added. No cookie means the anonymous user.
+    """Return the headers `others` with the user's cookie added. If `user` is None, add no cookie.
 
     Raises:
         InvalidArgument: The name is empty or has characters that a cookie cannot contain.

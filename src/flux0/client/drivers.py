@@ -1,8 +1,8 @@
-"""The two drivers: they perform the effects that flows describe.
+"""The sync and the async driver, which perform the effects that flows describe.
 
-The sync driver blocks, the async driver awaits. Both end a call at its deadline, and when the
-client is closed: the async driver cancels the call, and the sync driver wakes it from another
-thread, because it may wait for a server that keeps sending a few bytes.
+The sync driver blocks; the async driver awaits. Both end a call at its deadline, and when the
+client is closed. The async driver cancels the call. The sync driver closes the connection of the
+call from another thread, because read timeouts never expire while a server keeps sending bytes.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ from flux0.runtime.waker import Waker
 T = TypeVar("T")
 E = TypeVar("E", bound=Flux0Error)
 
-# Seconds after the deadline. The transport's own timeout expires first, and its error says more.
+# Seconds that the driver waits after the deadline. The transport's own timeout ends at the deadline
+# and should expire first, because its error names the step that took too long.
 _GRACE = 0.1
 
 
 class _Progress:
-    """Whether a call has sent its request, for `sent` of the error that it raises."""
+    """Records whether a call has sent its request, to set `sent` of the error that it raises."""
 
     def __init__(self) -> None:
         self._sent: Sent = "no"
         self._request: Request | None = None
 
     def record(self, effect: Effect, outcome: object) -> None:
-        """Record the outcome of an effect: the result, or the exception that it raised."""
+        """Record the outcome of an effect: its result, or the exception if it failed."""
         if not isinstance(effect, Send):
             return
         self._request = effect.request
@@ -63,7 +64,7 @@ class _Progress:
         return error
 
     def ended(self, error: E) -> E:
-        """Return the error of a call that was cancelled, after adding the last request."""
+        """Add the last request of a cancelled call to `error`, set `sent`, and return `error`."""
         if self._request is not None:
             request = self._request
             error.attach_request(request.operation, request.method, request.url)
@@ -154,7 +155,10 @@ class Driver:
     def _wakeable(
         self, deadline: Deadline | None, wake: Callable[[], object], work: Callable[[], T]
     ) -> T:
-        """Return the result of `work`; call `wake` at the deadline, or when the client closes."""
+        """Return the result of `work`.
+
+        `wake` is called at the deadline, or when the client is closed; it must end `work`.
+        """
         if deadline is None:
             with self.calls.wake_on_close(wake):
                 return work()
@@ -163,7 +167,7 @@ class Driver:
             with self.calls.wake_on_close(wake):
                 return work()
         except TransportTimeout:
-            raise  # It names the timeout that expired, even if the deadline has passed, too.
+            raise  # A timeout error names the step that took too long; keep it after the deadline.
         except TransportError as error:
             if self.time.monotonic() > deadline.moment + _GRACE and not self.calls.closed:
                 raise deadline.exceeded(error.sent) from error.__cause__ or error
@@ -255,7 +259,7 @@ def _check(effect: ReadBody, size: int, time: Time) -> None:
 
 
 def _limited(request: Request, deadline: Deadline, time: Time) -> Request:
-    """Return `request` with no timeout longer than the time until the deadline."""
+    """Return `request`, with its timeouts limited to the time until the deadline."""
     left = deadline.left(time.monotonic())
     if left <= 0:
         raise deadline.exceeded("no")

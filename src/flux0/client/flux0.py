@@ -1,4 +1,4 @@
-"""The client class."""
+"""The client class `Flux0`."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ class Flux0(Uncopyable):
     Any number of threads, tasks and event loops can share a client.
 
     Use the client in a `with` or `async with` block, or call `close` or `close_async`. Otherwise,
-    its connections are closed when it is garbage-collected, or when the process or the event loop
-    ends. flux0 never closes an HTTP client that you passed in.
+    the connections are closed when the client is garbage-collected, or when the process or the
+    event loop ends. flux0 never closes an HTTP client that you passed in.
 
     Args:
         server_url: The URL of the server. Default: the environment variable `FLUX0_SERVER_URL`, or
-            `http://127.0.0.1:8080`. If the environment variable `FLUX0_TOKEN` is set, it is sent to
-            this server as a bearer token, unless the URL or `headers` contains an authorization.
-        transport: Sends the requests of sync methods. Async methods use it, too, if no async
-            transport is passed; a transport without async methods runs in worker threads.
+            `http://127.0.0.1:8080`. If the environment variable `FLUX0_TOKEN` is set, its value is
+            sent to this server as a bearer token, unless the URL or `headers` has credentials.
+        transport: Sends the requests of sync methods. Without an async transport, it also sends the
+            requests of async methods, in worker threads if it has no async methods.
         async_transport: Sends the requests of async methods.
         client: Your `httpx.Client` or `httpx2.Client`, or an object with the same `build_request`
             and `send`, instead of `transport`.
@@ -67,15 +67,16 @@ class Flux0(Uncopyable):
         retry_config: The retry policy. By default, a GET is sent up to three times. A POST is sent
             again only if the server cannot have acted on it.
         timeout_ms: The longest time in milliseconds that a call may take, with all its retries. For
-            a stream, the time until its response headers. By default, a call has no limit, but each
-            wait within it has one, of at most 60 s.
+            a stream, the longest time until the response headers are received. By default, a call
+            has no limit, but each single wait, for example for the next bytes, has a limit of at
+            most 60 s.
         stream_idle_timeout_ms: The longest time in milliseconds between two events of a stream.
             Default: 600 s.
-        headers: Header fields to send with each request. If a value is a function, it is called for
-            each attempt, for example to refresh a token. An async function works only in async
-            calls.
+        headers: Header fields to send with each request. If a value is a function, the function is
+            called for each attempt, for example to refresh a token. An async function works only in
+            async calls.
         middleware: Generator functions `(request, send) -> Flow[Response]` around each call,
-            outermost first. They wrap the retries, so each of them sees a call once.
+            outermost first. They run once for each call, around all its retries.
         observers: Objects that are called when calls, attempts and turns start and end, such as
             `flux0.adapters.opentelemetry.OpenTelemetry`. See `flux0.observers`.
         on_retry: A function that is called before the wait for each retry.
@@ -83,8 +84,8 @@ class Flux0(Uncopyable):
             `FLUX0_DEBUG` is 1, the logger `flux0`; otherwise nothing is logged.
         max_event_bytes: The size limit of one event of a stream. Default: 16 MiB.
         max_turn_bytes: The size limit of the messages that a stream builds from its events, as
-            counted by `MessageAccumulator`. Default: 64 MiB. Beyond the limit, events are still
-            yielded, but no longer added to the messages.
+            counted by `MessageAccumulator`. Default: 64 MiB. When the limit is reached, events are
+            still yielded, but no longer added to the messages.
         max_body_bytes: The size limit of a decoded response body that is not streamed. Default:
             64 MiB.
 
@@ -117,7 +118,7 @@ class Flux0(Uncopyable):
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         **options: NoReturn,
     ) -> None:
-        # Imported here, because it takes long, and `import flux0` does not need it.
+        # Imported here, because importing the codec takes long, and `import flux0` must be fast.
         from flux0.adapters.json import JsonCodec  # noqa: PLC0415
 
         check_names(options, of_call=False)
@@ -181,13 +182,15 @@ class Flux0(Uncopyable):
         stream_idle_timeout_ms: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Flux0:
-        """Return a client with other default options that shares all connections with this one.
+        """Return a client with different default options and the same connections.
 
         Both clients share the transport, its connections and the open turns, so the new client is
         cheap. Closing the new client closes nothing. Closing this client closes both.
 
+        For each option that is None, the new client uses the setting of this client.
+
         Args:
-            retries: The retry policy; None keeps the policy of this client, and so on.
+            retries: The retry policy.
             timeout_ms: The longest time in milliseconds that a call may take.
             stream_idle_timeout_ms: The longest time in milliseconds between two events of a stream.
             headers: Header fields in addition to the fields of this client.
@@ -222,8 +225,8 @@ class Flux0(Uncopyable):
     ) -> Conversation:
         """Start a conversation with an agent, or continue an existing session.
 
-        With `agent`, this creates a session. With `session`, it continues that session and sends no
-        request. Pass one of them.
+        Pass either `agent`, to create a new session, or `session`, to continue an existing session.
+        Continuing a session sends no request.
 
         Args:
             agent: The agent to talk to, or its id.
@@ -234,8 +237,8 @@ class Flux0(Uncopyable):
             title: The title of a new session, at most 200 characters.
 
         Raises:
-            BadRequestError: The agent does not exist.
-                If the session does not exist, the first message raises it.
+            BadRequestError: The agent does not exist. If the session does not exist, sending the
+                first message raises this error.
         """
         agent_id, headers = check_arguments(agent, session, user, title)
         if session is None:
@@ -251,7 +254,7 @@ class Flux0(Uncopyable):
         user: str | None = None,
         title: str | None = None,
     ) -> AsyncConversation:
-        """The async version of `conversation`. The result has async methods."""
+        """The async version of `conversation`. The returned conversation has async methods."""
         agent_id, headers = check_arguments(agent, session, user, title)
         if session is None:
             session = await self.sessions.create_async(
@@ -260,11 +263,11 @@ class Flux0(Uncopyable):
         return AsyncConversation(self._caller, self.sessions, session, user)
 
     def close(self) -> None:
-        """Close the connections of sync calls and all streams; later, no request is sent.
+        """Close the connections of sync calls and all streams. Later calls raise `ClientClosed`.
 
-        Calls in progress end with `ClientClosed`, and so do readers of a stream, in all threads and
-        event loops. Idle connections of async calls are closed by `close_async`, or when their
-        event loop ends.
+        Calls in progress and readers of a stream get a `ClientClosed`, in all threads and event
+        loops. Idle connections of async calls stay open until `close_async` is called, or until
+        their event loop ends.
         """
         self._caller.close()
 

@@ -1,4 +1,4 @@
-"""Builds the chain of middleware around each request of a client."""
+"""Builds the chain of middleware that each request of a client passes through."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ def build_chain(
 ) -> SendFlow:
     """Return the chain of middleware for all requests of a client.
 
-    From the outside to the inside: the user's middleware, retries, computed headers, observers, the
-    debug log and the response policy. The layers inside the retries are called for each attempt.
+    The layers are, from the outermost to the innermost: the user's middleware, retries, computed
+    headers, observers, the debug log and the response policy. The layers after the retries are
+    called for each attempt.
     """
     if on_retry is not None and (not callable(on_retry) or iscoroutinefunction(on_retry)):
         raise InvalidArgument("on_retry", f"must be a sync function, not {on_retry!r}")
@@ -76,13 +77,14 @@ def split_headers(
     fixed = {name: value for name, value in headers.items() if not callable(value)}
     computed = {name: value for name, value in headers.items() if callable(value)}
     names = arguments.headers("headers", dict.fromkeys(headers, ""))
-    # A fixed value replaces a computed value, so do not add the default to the fixed headers.
+    # A fixed header replaces a computed header, so the default user agent must not be added as a
+    # fixed header if the user passes a function that computes it.
     defaults = Headers() if "user-agent" in names else _USER_AGENT
     return defaults.merge(arguments.headers("headers", fixed)), computed
 
 
 def _user_layers(middleware: object, policy: ResponsePolicy) -> list[Middleware]:
-    """Return the user's middleware, with checks of the responses that it returns."""
+    """Return the user's middleware, each wrapped in checks of the response that it returns."""
     if callable(middleware) or not isinstance(middleware, Iterable):
         raise InvalidArgument("middleware", f"must be a list of functions: pass [{middleware!r}]")
     layers = tuple(cast("Iterable[Middleware]", middleware))
@@ -94,7 +96,8 @@ def _user_layers(middleware: object, policy: ResponsePolicy) -> list[Middleware]
 
 
 def _logged(on_retry: Callable[[RetryDetails], None] | None) -> Callable[[RetryDetails], None]:
-    # Not at the first retry: if no more files can be opened, the import would fail.
+    # Imported now instead of at the first retry: the retry may be caused by too many open files,
+    # and then the import would fail, too.
     from flux0.middleware.logging import log_retry  # noqa: PLC0415 - slow to import
 
     def log_and_call(details: RetryDetails) -> None:
@@ -112,7 +115,7 @@ def _environment_logger() -> DebugLogger | None:
 
     logger = logging.getLogger("flux0")
     logger.setLevel(logging.DEBUG)
-    if not logger.hasHandlers():  # Without a handler, the log would not be shown anywhere.
+    if not logger.hasHandlers():  # Without a handler, Python would not print the debug messages.
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
         logger.addHandler(handler)

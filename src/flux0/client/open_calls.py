@@ -1,4 +1,4 @@
-"""The calls of a client that are in progress, so that closing the client ends them."""
+"""The calls of a client that are in progress. Closing the client ends these calls."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ CLIENT_CLOSED = "this Flux0 client is closed: create a new client"
 class OpenCalls:
     """The waiting calls of one client.
 
-    Registering takes no lock: one operation of a `dict` is atomic. Each process has its own calls,
-    so that closing a client in a forked child does not end the calls of the parent.
+    Adding and removing a call takes no lock, because a single operation of a `dict` is atomic. Each
+    process has its own calls, so closing a client in a forked child does not end calls of the
+    parent.
 
     Attributes:
         closed: whether the client was closed.
@@ -31,7 +32,11 @@ class OpenCalls:
             raise ClientClosed(CLIENT_CLOSED)
 
     def explain(self, error: BaseException) -> BaseException:
-        """Return the error to raise for `error`: `ClientClosed` if closing the client caused it."""
+        """Return the error that the call raises instead of `error`.
+
+        If the client is closed and `error` comes from the transport, this is a `ClientClosed`.
+        Otherwise, it is `error` itself.
+        """
         if not (self.closed and isinstance(error, (TransportError, ClientClosed))):
             return error
         closed = ClientClosed(CLIENT_CLOSED)
@@ -40,21 +45,22 @@ class OpenCalls:
         return closed
 
     def wake_on_close(self, wake: Callable[[], object]) -> WakeOnClose:
-        """Return a context manager in which closing the client calls `wake`, from any thread.
+        """Return a context manager; if the client is closed within its block, `wake` is called.
 
-        `wake` must not block or raise. Entering raises `ClientClosed` if the client is closed.
+        `wake` may be called in any thread, and must not block or raise. Entering the block raises
+        `ClientClosed` if the client is already closed.
         """
         return WakeOnClose(self, self._wakers.get(), wake)
 
     def close(self) -> None:
-        """Wake all waiting calls, and let further calls raise `ClientClosed`."""
+        """Wake all waiting calls. Later calls raise `ClientClosed`."""
         self.closed = True
         for wake in tuple(self._wakers.get().values()):
             wake()
 
 
 class WakeOnClose:
-    """A context manager around one wait of a call."""
+    """The context manager that `OpenCalls.wake_on_close` returns, around one wait of a call."""
 
     __slots__ = ("_calls", "_wake", "_wakers")
 
@@ -70,7 +76,8 @@ class WakeOnClose:
 
     def __enter__(self) -> None:
         self._wakers[self] = self._wake
-        if self._calls.closed:  # `close` may have read the wakers just before.
+        # `close` may have called all wakers just before this waker was added, so check again.
+        if self._calls.closed:
             del self._wakers[self]
             self._calls.check()
 

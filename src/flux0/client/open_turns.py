@@ -1,7 +1,7 @@
-"""The open turns of a client: a session never has two at the same time.
+"""The open turns of a client, at most one for each session.
 
-The server runs one turn per session. A second message silences the stream of the first one
-indefinitely, and closing that stream afterwards cancels the second turn (measured, 0.1.0b4). So a
+The server runs one turn per session. If a second message is sent during a turn, the first stream
+gets no more events, and closing the first stream cancels the second turn (measured, 0.1.0b4). So a
 client sends the messages of a session one after another, and closes the open stream of the session
 before it sends the next message.
 """
@@ -32,11 +32,12 @@ from flux0.domain.errors import Flux0Error, TransportTimeout
 from flux0.domain.timeouts import Deadline, duration
 from flux0.runtime.event_loop import has_ended, running_loop, schedule_close
 
-# Seconds that a message waits for each message ahead of it, if the call has no `timeout_ms`.
+# Seconds that a message waits for each message ahead in the queue, if the call has no `timeout_ms`.
 _MAX_QUEUE_SECONDS: Final = 60.0
 # Seconds that a message waits for another event loop to close the open stream of the session.
 _MAX_CLOSE_SECONDS: Final = 10.0
-# Seconds between two checks whether that event loop has ended, which ends no wait by itself.
+# Seconds between two checks whether the other event loop has ended. Python has no notification for
+# the end of an event loop.
 _CHECK_SECONDS: Final = 0.05
 
 _ANOTHER_MESSAGE: Final = (
@@ -52,13 +53,13 @@ class _Limit:
     error: TransportTimeout
 
     def expired(self) -> TransportTimeout:
-        """Return the error. The message was not sent."""
+        """Return the error, after recording in it that the message was not sent."""
         self.error.sent = "no"
         return self.error
 
 
 class OpenTurns:
-    """The latest stream of each session, as long as the user has a reference to it.
+    """The latest stream of each session, until the stream is garbage-collected.
 
     Threads, tasks and event loops may send on one session at the same time. Different sessions
     never wait for each other.
@@ -74,9 +75,9 @@ class OpenTurns:
     def exclusive(
         self, session: SessionKey, deadline: Deadline | None, now: float
     ) -> Generator[None, None, None]:
-        """Return a context in which no other call of this client sends on `session`.
+        """Return a context manager; within its block, no other call of this client uses `session`.
 
-        Entering it waits for the calls ahead, and closes the open stream of the session.
+        Entering the block waits for earlier calls on the session, and closes its open stream.
 
         Args:
             session: The URL of the server and the id of the session.
@@ -85,7 +86,7 @@ class OpenTurns:
 
         Raises:
             TransportTimeout: The wait took too long. The message was not sent.
-            ClientClosed: The client was closed meanwhile.
+            ClientClosed: The client was closed during the wait.
             Flux0Error: A task of this thread is sending on the session, or reads its open stream.
         """
         queue, sender = self._queues.of(session), ThreadSender()
@@ -122,12 +123,12 @@ class OpenTurns:
         self._streams[session] = stream
 
     def mark_closed(self) -> None:
-        """Let the readers of all open streams raise `ClientClosed` once their connections close."""
+        """Mark all open streams, so that readers raise `ClientClosed` when connections close."""
         for stream in self._open():
             stream.mark_closed(CLIENT_CLOSED)
 
     def close(self) -> None:
-        """Close all open streams. Each event loop closes its own streams soon."""
+        """Close all open streams; async streams are closed soon, each in its event loop."""
         for stream in self._open():
             if isinstance(stream, EventStream):
                 stream.close(CLIENT_CLOSED)
@@ -180,7 +181,8 @@ class OpenTurns:
                     if monotonic() > ends:
                         raise limit.expired()
             self._calls.check()
-            stream.close_soon(_ANOTHER_MESSAGE)  # If the loop ended before it closed the stream.
+            # No effect, unless the event loop ended before it closed the stream.
+            stream.close_soon(_ANOTHER_MESSAGE)
 
     async def _close_async(self, stream: EventStream | AsyncEventStream, limit: _Limit) -> None:
         if isinstance(stream, EventStream):
@@ -200,11 +202,12 @@ class OpenTurns:
                     with move_on_after(_CHECK_SECONDS):
                         await waiter.wait()
             self._calls.check()
-            stream.close_soon(_ANOTHER_MESSAGE)  # If the loop ended before it closed the stream.
+            # No effect, unless the event loop ended before it closed the stream.
+            stream.close_soon(_ANOTHER_MESSAGE)
 
 
 def _close_in_its_loop(stream: AsyncEventStream, wake: Callable[[], None]) -> None:
-    """Let the event loop of `stream` close it, and then call `wake`."""
+    """Schedule the closing of `stream` in its event loop, which calls `wake` afterwards."""
 
     async def close() -> None:
         try:

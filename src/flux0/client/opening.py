@@ -1,4 +1,4 @@
-"""Coroutines that open a stream or a conversation; they say how if the `await` is missing."""
+"""Coroutines that open a stream or a conversation, with clear errors if `await` is missing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ T = TypeVar("T")
 
 
 class _Opening(Coroutine[Any, Any, T], Generic[T]):
-    """A coroutine that raises a clear error if it is used like its result.
+    """A coroutine that raises a clear error if `await` is missing.
 
-    A coroutine of Python has a method `send`, so `send("Hello")` would raise a confusing error.
+    Python's coroutines have a method `send`, so calling `send("Hello")` on a conversation that was
+    not awaited would otherwise raise a confusing error.
     """
 
     _problem = "await is missing"
@@ -45,7 +46,8 @@ class _Opening(Coroutine[Any, Any, T], Generic[T]):
         """Cancel the coroutine."""
         self._coroutine.close()
 
-    if not TYPE_CHECKING:  # Type checkers find these mistakes themselves.
+    # Hidden from type checkers, so that they report these mistakes.
+    if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
             raise AttributeError(self._problem)
@@ -58,7 +60,7 @@ class _Opening(Coroutine[Any, Any, T], Generic[T]):
 
 @final
 class AsyncOpening(_Opening[AsyncEventStream]):
-    """A turn that has not begun yet: await it to get its stream, or use it in `async with`."""
+    """A turn that has not begun: await the object to get the stream, or use `async with`."""
 
     _problem = (
         "the turn has not begun: await it, or use it in async with, "
@@ -76,7 +78,7 @@ class AsyncOpening(_Opening[AsyncEventStream]):
 
 @final
 class ConversationOpening(_Opening[T]):
-    """A conversation that is not open yet: await it."""
+    """A conversation that is not open yet: await the object to get the conversation."""
 
     _problem = (
         "the conversation is not open: await it, "
@@ -87,12 +89,13 @@ class ConversationOpening(_Opening[T]):
 def opens_conversation(
     method: Callable[P, Coroutine[Any, Any, T]],
 ) -> Callable[P, ConversationOpening[T]]:
-    """Decorate a coroutine function, so that the result says how to await it."""
+    """Decorate a coroutine function, so that its coroutine explains a missing `await`."""
 
     @wraps(method)
     def call(*args: P.args, **options: P.kwargs) -> ConversationOpening[T]:
         return ConversationOpening(method(*args, **options))
 
-    if sys.version_info >= (3, 12):  # Frameworks and unittest.mock check for coroutine functions.
+    # Frameworks and unittest.mock treat coroutine functions differently, so mark `call` as one.
+    if sys.version_info >= (3, 12):
         inspect.markcoroutinefunction(call)
     return call

@@ -18,12 +18,12 @@ class CallOptions(TypedDict, total=False):
         retries: The retry policy.
         server_url: The URL of the server.
         timeout_ms: The longest time in milliseconds that the call may take, with all its retries.
-            For a stream, the time until its response headers.
-        http_headers: Header fields to send in addition to the client's. They replace fields of the
-            client with the same name.
+            For a stream, the longest time until the response headers are received.
+        http_headers: Header fields to send in addition to the client's fields. They replace fields
+            of the client with the same name.
         extra_query: Parameters to add to the query, for a server that is newer than flux0.
-        extra_body: Members to add to the JSON object in the body, for a server that is newer than
-            flux0. Values are plain JSON or models.
+        extra_body: Members to add to the JSON object in the request body, for a server that is
+            newer than flux0. Values are plain JSON or models.
     """
 
     retries: RetryConfig | None
@@ -45,9 +45,9 @@ class TurnOptions(CallOptions, total=False):
 
 
 def show_options(resource: type[T]) -> type[T]:
-    """Replace `**options` by the single options in the signatures that `help()` shows.
+    """Decorate a class so that `help()` lists each option instead of `**options`.
 
-    This class decorator changes the signatures of all methods with such a parameter.
+    The decorator sets the `__signature__` of all methods that have a parameter `**options`.
     """
     for method in vars(resource).values():
         shown = _SHOWN.get(getattr(method, "__annotations__", {}).get("options", ""))
@@ -66,13 +66,15 @@ def _parameters(options: type[CallOptions | TurnOptions]) -> tuple[Parameter, ..
     )
 
 
-# `**options: NoReturn` accepts no option. It only collects unknown names for `check_names`.
+# The parameters to show, by the annotation of `**options`. Methods with `**options: NoReturn`
+# accept no options: they collect unknown names for the error message of `check_names`.
 _SHOWN = {
     "NoReturn": (),
     **{f"Unpack[{kind.__name__}]": _parameters(kind) for kind in (CallOptions, TurnOptions)},
 }
 
-# Names in other libraries: the option of `Flux0`, and the option of a call.
+# The names of other libraries. The values are the names of the same option in flux0: as an argument
+# of `Flux0`, and as an option of one call.
 _OTHER_NAMES = {
     "api_key": ('headers={"authorization": ...}', 'http_headers={"authorization": ...}'),
     "base_url": ("server_url", "server_url"),
@@ -86,7 +88,7 @@ _OTHER_NAMES = {
 
 
 def check_names(unknown: Iterable[str], *, of_call: bool) -> None:
-    """Raise `TypeError` if there is an unknown keyword argument."""
+    """Raise `TypeError` if `unknown` is not empty, with the right name if it is known."""
     for name in unknown:
         ours = _OTHER_NAMES.get(name)
         hint = f": use {ours[of_call]}" if ours else ""

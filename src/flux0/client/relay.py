@@ -1,8 +1,8 @@
 """Forwards a turn to a browser, as server-sent events in the format of the flux0 server.
 
-If no event is received for a while, a comment is sent. It keeps proxies from closing the
-connection, and its failure shows that the browser has disconnected. So a separate thread or task
-reads the stream, while the web server waits for the next event or comment.
+If no event is received for a while, a comment is sent. The comment keeps proxies from closing the
+connection; if sending the comment fails, the browser has disconnected. Comments must be sent while
+the stream waits for events, so a separate thread or task reads the stream.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from flux0.domain.errors import Flux0Error, StreamInUse
 from flux0.domain.stream_events import StreamEvent
 from flux0.runtime.event_loop import start_task
 
-# A blank line after the comment would be an empty message for @microsoft/fetch-event-source, the
-# reader of the server's React hook.
+# The comment has no blank line after it: @microsoft/fetch-event-source, which the server's React
+# hook uses, would treat the blank line as an empty message.
 HEARTBEAT: Final = b": heartbeat\n"
-_QUEUE_SIZE: Final = 64  # The events that are read before the browser has received them.
+_QUEUE_SIZE: Final = 64  # The largest number of events that wait until the web server sends them.
 
 
 def relay(
@@ -66,25 +66,25 @@ def relay(
 
 
 def _leave_open() -> None:
-    """Replaces the function that closes the stream if another reader uses the stream."""
+    """Do nothing. Replaces the function that closes the stream, if another reader uses it."""
 
 
 class _Pieces:
     """A queue with a limited size, from the thread that reads a stream to the web server.
 
-    The garbage collector may close it in any thread, even within `put` or `get`, because a
-    `SimpleQueue` allows reentrant calls.
+    The garbage collector may call `close` in any thread, even while the same thread runs `put` or
+    `get`. So the queue is built on `SimpleQueue`, which allows reentrant calls.
     """
 
     def __init__(self) -> None:
         self._pieces: SimpleQueue[bytes | Exception | None] = SimpleQueue()
-        self._free: SimpleQueue[None] = SimpleQueue()  # One item for each piece that has space.
+        self._free: SimpleQueue[None] = SimpleQueue()  # One item for each free place.
         self._closed = False
         for _ in range(_QUEUE_SIZE):
             self._free.put(None)
 
     def put(self, piece: bytes | Exception | None) -> bool:
-        """Add a piece, after waiting for space; return False if the queue was closed instead."""
+        """Wait for space and add a piece. Return False if the queue is closed."""
         if not self._closed:
             self._free.get()
         if self._closed:
@@ -93,13 +93,13 @@ class _Pieces:
         return True
 
     def get(self, timeout: float | None) -> bytes | Exception | None:
-        """Remove the next piece. Raises `Empty` if there is none within `timeout` seconds."""
+        """Remove and return the next piece. Raises `Empty` if none arrives in `timeout` seconds."""
         piece = self._pieces.get(timeout=timeout)
         self._free.put(None)
         return piece
 
     def close(self) -> None:
-        """End the wait of `put`."""
+        """Close the queue, and wake a thread that waits in `put`."""
         self._closed = True
         self._free.put(None)
 
@@ -129,7 +129,8 @@ async def relay_async(
             finally:
                 await close()
 
-    # A task group cannot be used: the web server may close this generator in another task.
+    # A task group must be left by the task that entered it, but the web server may close this
+    # generator in another task. So start a task without a group.
     cancel = start_task(read)
     try:
         while True:

@@ -1,4 +1,4 @@
-"""The resources of the client. Each method exists as a sync and an async version of a use case."""
+"""The resources of the client. Each use case has a sync and an async method."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class AgentsResource(_Resource):
     """
 
     def list(self, **options: Unpack[CallOptions]) -> Agents:
-        """Return all agents of the server. The result is a sequence; there is no paging."""
+        """Return all agents of the server as a sequence. The server has no paging."""
         return self._caller.run(agents.list_agents, options)
 
     async def list_async(self, **options: Unpack[CallOptions]) -> Agents:
@@ -88,7 +88,7 @@ class AgentsResource(_Resource):
             name: The name of the agent, 1 to 100 characters.
             type_: The type of the agent, 1 to 100 characters. The server must have an agent runner
                 for it.
-            description: The purpose of the agent, in any words.
+            description: A description of the agent for people.
         """
         return self._caller.run(
             agents.create_agent, options, name=name, type_=type_, description=description
@@ -120,8 +120,8 @@ class AgentsResource(_Resource):
 class SessionsResource(_Resource):
     """The sessions of the server and their events, available as `client.sessions`.
 
-    A session is one dialog with one agent. To send messages and read replies, `Flux0.conversation`
-    is easier to use than these methods.
+    A session is one dialog with one agent. `Flux0.conversation` is the easier way to send messages
+    and read replies.
 
     All methods accept these options, which change the settings of the client for one call:
     `retries` (a `RetryConfig`), `server_url`, `timeout_ms` (a limit for the call with all its
@@ -157,8 +157,9 @@ class SessionsResource(_Resource):
             agent_id: The id of the agent. Raises `BadRequestError` if the agent does not exist.
             allow_greeting: Run the agent at once, so that it can greet the user. The server 0.1.0b4
                 neither streams nor stores this greeting (measured).
-            id: The id of the session, exactly 10 characters. By default, the server chooses one. If
-                a session with this id exists, the server creates a second one (measured, 0.1.0b4).
+            id: The id of the session, exactly 10 characters. By default, the server chooses an id.
+                If a session with this id exists, the server creates a second session with the same
+                id (measured, 0.1.0b4).
             title: The title of the session, at most 200 characters.
         """
         return self._caller.run(
@@ -227,12 +228,12 @@ class SessionsResource(_Resource):
     ) -> EventStream:
         """Send a message to the agent of a session, and return the stream of its turn.
 
-        If this client has an open turn on the session, it is closed first, because the server runs
-        one turn per session. A failed message is sent again only if the server cannot have acted on
-        it.
+        If this client has an open turn on the session, the open turn is closed first, because the
+        server runs one turn per session. If sending fails, the message is sent again only if the
+        server cannot have acted on it.
 
-        The options differ from other methods in one point: `timeout_ms` limits the time until the
-        response headers are received, and `stream_idle_timeout_ms` the time between two events.
+        Two options limit the time: `timeout_ms` until the response headers are received, and
+        `stream_idle_timeout_ms` between two events.
 
         Args:
             session_id: The id of the session. Raises `BadRequestError` if it does not exist.
@@ -253,7 +254,7 @@ class SessionsResource(_Resource):
             turns.add(session, stream)
         try:
             self._caller.check_open()
-        except ClientClosed as error:  # It was closed before `turns` had the stream.
+        except ClientClosed as error:  # Closing the client missed the stream: close it here.
             error.sent = "maybe"
             stream.close()
             raise
@@ -270,7 +271,7 @@ class SessionsResource(_Resource):
     ) -> AsyncOpening:
         """The async version of `create_event`.
 
-        Await the result to get the stream, or use it in `async with` directly.
+        Await the result to get the stream, or use the result directly in `async with`.
         """
         return AsyncOpening(self._open(session_id, type_, source, content, options))
 
@@ -297,7 +298,7 @@ class SessionsResource(_Resource):
             turns.add(session, stream)
         try:
             self._caller.check_open()
-        except ClientClosed as error:  # It was closed before `turns` had the stream.
+        except ClientClosed as error:  # Closing the client missed the stream: close it here.
             error.sent = "maybe"
             await stream.close_async()
             raise
@@ -333,7 +334,7 @@ class SessionsResource(_Resource):
 
         Args:
             session_id: The id of the session. Raises `BadRequestError` if it does not exist.
-            min_offset: Return only events with this offset or a larger one.
+            min_offset: Return only events with this offset or a larger offset.
             source: Return only events from this source.
             correlation_id: Return only events of this turn.
             types: Return only events of these types.

@@ -1,9 +1,10 @@
-"""Queues in which the messages of a session wait, whichever thread or event loop sends them.
+"""Queues in which the messages of a session wait, from all threads and event loops.
 
-A sender joins the queue of its session, sends when it is the first, and leaves. Whoever leaves
-(sent, cancelled, timed out or garbage-collected) wakes the sender that is the first then. No lock
-guards a queue, because one operation of a `deque` is atomic, and because the garbage collector may
-finalize an abandoned task, which leaves its queue, in a thread that would hold the lock.
+A sender joins the queue of its session, sends its message when it is the first in the queue, and
+leaves the queue. A sender that leaves, for any reason, wakes the new first sender.
+
+A queue has no lock. A lock could deadlock: the garbage collector may finalize a task, which leaves
+its queue, in a thread that already holds the lock. A single operation of a `deque` is atomic.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from flux0.runtime.event_loop import call_soon, running_loop
 from flux0.runtime.processes import PerProcess
 from flux0.runtime.waker import Waker
 
-SessionKey: TypeAlias = tuple[str, str]  # the server's URL and the session's id
+SessionKey: TypeAlias = tuple[str, str]  # The URL of the server, and the id of the session.
 
 
 class ThreadSender(Waker):
-    """A sync call that sends a message, or waits in order to send one."""
+    """A sync call that sends a message, or waits for earlier messages of its session."""
 
 
 class TaskSender:
-    """An async call that sends a message, or waits in order to send one."""
+    """An async call that sends a message, or waits for earlier messages of its session."""
 
     def __init__(self) -> None:
         from anyio import Event  # noqa: PLC0415 - slow to import; comes with httpx
@@ -37,15 +38,15 @@ class TaskSender:
 
     @property
     def is_woken(self) -> bool:
-        """Whether the wait has ended."""
+        """Whether `wake` has ended the wait."""
         return self._woken.is_set()
 
     def wake(self) -> None:
-        """End the wait, from any thread and in finalizers."""
+        """End the wait. Safe in any thread and in finalizers."""
         call_soon(self._loop, self._woken.set)
 
     async def wait(self) -> None:
-        """Wait to be woken."""
+        """Wait until `wake` is called."""
         await self._woken.wait()
 
 
@@ -59,30 +60,30 @@ class SessionQueue:
         self._senders: deque[Sender] = deque()
 
     def join(self, sender: Sender) -> tuple[Sender, ...]:
-        """Add `sender` at the end, and return the senders ahead of it."""
+        """Add `sender` at the end of the queue, and return the senders ahead of `sender`."""
         self._senders.append(sender)
         ahead = tuple(self._senders.copy())
         return ahead[: ahead.index(sender)]
 
     def is_first(self, sender: Sender) -> bool:
-        """Return whether it is the turn of `sender`."""
+        """Return whether `sender` is the first in the queue, so that it may send."""
         return self._senders[0] is sender
 
     def leave(self, sender: Sender) -> None:
-        """Remove `sender`, and wake the first of the others."""
+        """Remove `sender` from the queue, and wake the new first sender."""
         self._senders.remove(sender)
         with suppress(IndexError):  # The queue is empty.
             self._senders[0].wake()
 
 
 class SessionQueues:
-    """One queue for each session that has senders; after a fork, the child starts without any."""
+    """The queues of all sessions that have senders. A forked child process starts without queues."""
 
     def __init__(self) -> None:
         self._queues: PerProcess[_Queues] = PerProcess(_Queues)
 
     def of(self, session: SessionKey) -> SessionQueue:
-        """Return the queue of a session, which lasts as long as a sender references it."""
+        """Return the queue of a session. It exists as long as a sender has a reference to it."""
         return self._queues.get().of(session)
 
 

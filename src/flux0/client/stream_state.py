@@ -52,7 +52,7 @@ class StreamState(Uncopyable):
         self._warn = warn
         self._is_provable = not (response.close_delimited or _is_behind_proxy(response.headers))
         self._accumulator = accumulator
-        self._text = ""  # The text that the last event added to the answer.
+        self._text = ""  # The text that the last event appended to the answer.
         self._status: SessionStatus | str | None = None
         self._agent_error: StatusEvent | None = None
         self._batch: Iterator[StreamEvent] = iter(())
@@ -63,7 +63,8 @@ class StreamState(Uncopyable):
         self._reader_lock = Lock()
         self._report = report
         self._awaits_first_event = True
-        self._report_later = False  # Whether the end may be noticed in the garbage collector.
+        # Whether the garbage collector may be running the code that reports the end of the turn.
+        self._report_later = False
 
     def __del__(self) -> None:
         if self._report.seconds is None:
@@ -80,7 +81,7 @@ class StreamState(Uncopyable):
 
     @property
     def correlation_id(self) -> str | None:
-        """The id that all events of this turn share; None before the first status or chunk."""
+        """The id that all events of this turn share; None until a status or chunk is received."""
         return self._turn.correlation_id
 
     @property
@@ -98,11 +99,11 @@ class StreamState(Uncopyable):
         """How the stream ended; None while it is open, or if it was closed early.
 
         - `"confirmed"`: the framing of the response proves that the turn is complete.
-        - `"unconfirmed"`: the response ended without an error, but its framing proves nothing. With
-          HTTP/1.0, the body ends when the connection closes, so a killed server looks like a
-          finished turn. A proxy can hide this: by default, nginx ends such a response with a valid
-          last chunk. This applies to responses without a length or chunks, and to responses whose
-          `via` or `server` header names a proxy.
+        - `"unconfirmed"`: the response ended without an error, but its framing does not prove that
+          the turn is complete. This applies to responses without a length or chunks, which end when
+          the connection closes, so a killed server looks like a finished turn. It also applies to
+          responses whose `via` or `server` header names a proxy: a proxy such as nginx can convert
+          the end of a connection into a valid last chunk.
         - `"interrupted"`: reading raised an error.
         """
         if self._turn.failure is not None:
@@ -113,7 +114,7 @@ class StreamState(Uncopyable):
 
     @property
     def is_open(self) -> bool:
-        """Whether the stream still has its connection: it has not ended, failed or been closed."""
+        """Whether the stream still has its connection: False after its end, failure or closing."""
         return not (self._ended or self._released)
 
     @property
@@ -125,26 +126,26 @@ class StreamState(Uncopyable):
     def messages(self) -> tuple[TurnMessage, ...]:
         """The messages of the turn, built from the events yielded so far.
 
-        A tool call is included while its arguments are still incomplete; they are a string then.
+        A tool call is included even if its arguments are incomplete; then `args` is a string.
         """
         return self._accumulator.messages
 
     @property
     def answer(self) -> str:
-        """The text of the agent's answer so far; at the end of the turn, the same as `Reply.text`.
+        """The text of the agent's answer so far, without the reasoning, as in `Reply.text`.
 
-        It has no reasoning; a line break separates messages.
+        A line break separates messages.
         """
         return answer_of(self.messages)
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The tool calls of the agent so far, each with its result if it has been received."""
+        """The tool calls of the agent so far, each with its result if the result was received."""
         return joined_tool_calls(self.messages)
 
     @property
     def status(self) -> SessionStatus | str | None:
-        """The status of the last `StatusEvent` yielded; None before the first."""
+        """The status in the last `StatusEvent` that was yielded; None if there was none."""
         return self._status
 
     @property
@@ -167,7 +168,7 @@ class StreamState(Uncopyable):
 
     @property
     def agent(self) -> Participant | None:
-        """The agent, as the first chunk event names it; None before this event."""
+        """The agent, from the metadata of the first chunk event; None before the first chunk."""
         chunks = self._accumulator.first_chunks
         if not chunks:
             return None
@@ -185,7 +186,7 @@ class StreamState(Uncopyable):
         return self._report.seconds
 
     def mark_closed(self, reason: str) -> None:
-        """Let the reader raise `ClientClosed(reason)` when the connection is closed elsewhere."""
+        """Record why the stream is closed; its reader then raises `ClientClosed(reason)`."""
         self._closed = self._closed or reason
 
     def _fold(self, event: StreamEvent) -> None:
@@ -209,7 +210,7 @@ class StreamState(Uncopyable):
         return TurnEnd(
             ending=self.ending or "closed",
             error=self._turn.failure,
-            # Not `self.error`, which has a reference to this stream.
+            # `self.error` would have a reference to this stream, and observers may keep the error.
             agent_error=None
             if event is None
             else self._turn.attach_request(AgentError(event.data.data)),
@@ -260,16 +261,16 @@ class StreamState(Uncopyable):
             )
 
     def _needs_check(self) -> bool:
-        """Return whether only the stored events can show that the end is an interruption."""
+        """Log a warning if the end is unconfirmed; return whether there are messages to compare."""
         if self.ending != "unconfirmed":
             return False
         self._warn()
         return bool(self._accumulator.finish())
 
     def _feed_turn(self, data: bytes | None, waited: float) -> bool:
-        """Feed the next piece of the body, or None at its end; return whether it was the last."""
+        """Feed the next piece of the body, or None at its end. Return whether the turn is over."""
         if data is None:
-            if self._closed:  # Some bodies end without an error when they are closed.
+            if self._closed:  # If a body is closed, some transports end it without an error.
                 raise self._client_closed()
             self._turn.on_end()
             self._ended = self._turn.failure is None
@@ -289,7 +290,7 @@ class StreamState(Uncopyable):
             raise self._turn.attach_request(Flux0Error(problem))
 
     def _on_transport_error(self, error: TransportError) -> None:
-        if self._closed:  # Another thread or task closed the stream, so the transport failed.
+        if self._closed:  # The transport failed because another thread or task closed the stream.
             raise self._client_closed() from error
         self._turn.on_transport_error(error)
 

@@ -1,7 +1,8 @@
 """The sync and the async stream of a turn's events.
 
-Both read the response body and feed its pieces to a `Turn`. Inside a `with` block, the connection
-stays open until the block ends. Without a block, leaving a loop early closes the connection.
+Both streams read the response body and feed its pieces to a `Turn`. If the stream is used in a
+`with` block, the connection stays open until the block ends. Without such a block, leaving a `for`
+loop early closes the connection.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ class EventStream(StreamState):
                 print(event)
         print(stream.messages)
 
-    Iteration, `text` and `final_messages` share one position: each continues after the last event
-    that was read. Only one thread can read at a time.
+    Iteration, `text` and `final_messages` share one position in the stream: each continues after
+    the last event that was read. Only one thread can read at a time.
 
-    In a `with` block, you can leave a loop and start another one; the stream is closed at the end
-    of the block. Without a block, leaving a loop closes the stream.
+    In a `with` block, you can leave a `for` loop and continue with another loop; the stream is
+    closed at the end of the block. Without a `with` block, leaving a loop closes the stream.
 
     Closing a stream before its end cancels the agent, and the server does not store the message in
     progress. Read to the end if the whole turn must be stored.
@@ -69,7 +70,8 @@ class EventStream(StreamState):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # The garbage collector may close the generator that contains the `with` block.
+        # GeneratorExit: the `with` block is in a generator, which the garbage collector may be
+        # closing. Then the end must be reported later, because reporting may wait for locks.
         self._report_later = kind is GeneratorExit
         self.close()
 
@@ -78,7 +80,7 @@ class EventStream(StreamState):
         is_reader = True
         try:
             while True:
-                # All loops share the batch, so that the next loop continues after the last event.
+                # All loops share the iterator `_batch`, so another loop continues after this event.
                 for event in self._batch:
                     fold(event)
                     yield event
@@ -87,7 +89,7 @@ class EventStream(StreamState):
         except StreamInUse:
             is_reader = False
             raise
-        except GeneratorExit:  # Possibly in the garbage collector.
+        except GeneratorExit:  # The garbage collector may be closing this generator.
             self._report_later = not self._entered
             raise
         finally:
@@ -103,10 +105,10 @@ class EventStream(StreamState):
                 raise StopIteration
 
     def text(self) -> Iterator[str]:
-        """Iterate over the answer of the agent, piece by piece, without its reasoning.
+        """Iterate over the agent's answer, piece by piece, without the agent's reasoning.
 
-        It yields only text of events that were not read before; `answer` is the whole text so far.
-        Nothing is yielded between two messages; in `answer`, a line break separates them.
+        Only events that were not read yet are used; the whole text so far is in `answer`. Between
+        two messages, `answer` has a line break, but this iterator yields nothing.
 
         Raises `AgentError` as soon as the agent reports an error; later events can still be read.
         Also raises the errors of iterating over the events.
@@ -117,11 +119,11 @@ class EventStream(StreamState):
                 yield self._text
 
     def final_messages(self) -> tuple[TurnMessage, ...]:
-        """Read to the end and return the messages and tool results, as the server stores them.
+        """Read the stream to its end, and return the messages and tool results of the turn.
 
-        The server stores a message when the agent marks it as ready, which a stream does not show.
-        To get the events that are stored, call `stored_events`. If the end is unconfirmed, the
-        messages may be incomplete: check `finished`.
+        They have the form in which the server stores them. The stream does not show which messages
+        the server has stored: call `stored_events` to get the stored events. If the end is
+        unconfirmed, the messages may be incomplete: check `finished`.
 
         Raises the errors of `text` and `confirm`.
         """
@@ -134,11 +136,11 @@ class EventStream(StreamState):
     def confirm(self) -> None:
         """Check the end of a stream that was read to its end.
 
-        If the end is confirmed, this does nothing. If it is unconfirmed, this compares the messages
-        of the stream with the stored events of the turn. This finds a truncated turn if its last
-        message is missing in the store. It cannot prove that the turn is complete, because the
-        agent may have had more to say. So an unconfirmed end stays unconfirmed, and the client logs
-        one warning with the proxy settings that confirm the end.
+        If the end is confirmed, this method does nothing. If the end is unconfirmed, this method
+        compares the messages of the stream with the stored events of the turn. The comparison finds
+        a truncated turn if the server has not stored the last message. It cannot prove that the
+        turn is complete, because the agent may have had more to say. So an unconfirmed end stays
+        unconfirmed, and the client logs one warning about proxy settings that prevent this.
 
         Raises:
             StreamInterrupted: The server has not stored all messages of the stream, or the stored
@@ -163,18 +165,19 @@ class EventStream(StreamState):
         iterator closes the stream, which cancels the agent.
 
         Args:
-            heartbeat_ms: Milliseconds without an event after which a comment is yielded. It keeps
-                proxies from closing the connection. None means no comments.
+            heartbeat_ms: Milliseconds without an event after which a comment is yielded. The
+                comment keeps proxies from closing the connection. None means no comments.
         """
         from flux0.client.relay import heartbeat_seconds, relay  # noqa: PLC0415 - few need it
 
-        # The garbage collector may close the iterator, so its reading thread reports the end.
+        # Pass `_release`, which reports nothing: the garbage collector may close the iterator. The
+        # thread that reads the stream reports the end.
         return relay(self, self._release, heartbeat_seconds(heartbeat_ms))
 
     def stored_events(self) -> Events:
         """Return the events of this turn that the server has stored so far.
 
-        This sends a request. It can be called while the stream is being read.
+        Sends a request. You can call this method while the stream is being read.
 
         Raises:
             Flux0Error: No event has been received yet, so the turn has no `correlation_id`.
@@ -183,7 +186,7 @@ class EventStream(StreamState):
         return events
 
     def close(self, reason: str = CLOSED_EARLY) -> None:
-        """Close the stream and release its connection. Closing it again has no effect.
+        """Close the stream and release its connection. Does nothing if the stream is closed.
 
         Args:
             reason: The message of the `ClientClosed` that a reader of the stream gets.
@@ -224,7 +227,7 @@ class EventStream(StreamState):
 class AsyncEventStream(StreamState):
     """The async version of `EventStream`, with the same behaviour and the same errors.
 
-    Only one task can read at a time. Use it in `async with`, and iterate with `async for`.
+    Use the stream in `async with`, and iterate with `async for`. Only one task can read at a time.
     """
 
     def __init__(
@@ -336,16 +339,20 @@ class AsyncEventStream(StreamState):
         return True
 
     def close_soon(self, reason: str = CLOSED_EARLY) -> None:
-        """Close the stream without awaiting; its event loop releases the connection soon after.
+        """Close the stream without awaiting. Its event loop releases the connection soon after.
 
-        Use it in code that cannot await, such as a callback. `reason` is as for `close_async`.
+        Use this method in code that cannot await, such as a callback.
+
+        Args:
+            reason: The message of the `ClientClosed` that a reader of the stream gets.
         """
         if not self._released:
             self.mark_closed(reason)
             self._released = True
-            del self._pieces  # When the body is garbage-collected, it releases the connection.
+            # Without references, the body is garbage-collected, which releases the connection.
+            del self._pieces
             self._close_body = _already_closed
-            self._report_later = True  # Possibly in the garbage collector.
+            self._report_later = True  # The garbage collector may be calling this method.
             self._report_end()
 
     def _close_unless_entered(self) -> None:
@@ -354,9 +361,10 @@ class AsyncEventStream(StreamState):
 
 
 class _ClosingIterator(Generic[T]):
-    """The iterator of one `async for` loop. It closes the stream when it is garbage-collected.
+    """The iterator of one `async for` loop. Garbage collection of the iterator closes the stream.
 
-    An iterator that raised `StreamInUse` does not close the stream, because another task reads it.
+    An iterator that raised `StreamInUse` does not close the stream, because another task is reading
+    the stream.
     """
 
     def __init__(
@@ -383,4 +391,4 @@ class _ClosingIterator(Generic[T]):
 
 
 async def _already_closed() -> None:
-    """Replaces the method that closes the body."""
+    """Do nothing. Replaces the method that closes the body after `close_soon`."""

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The default transports of the open `default_transport` blocks; the last one is used. The list is
-# shared by the whole process, because the tested code may create clients in any thread or task.
+# One transport for each active `default_transport` block; clients use the last of them. All threads
+# and tasks share the list, because the tested code may create clients in any of them.
 _default_transports: Final[list[Any]] = []
 
 
 @contextmanager
 def default_transport(transport: T) -> Generator[T, None, None]:
-    """Use `transport`, in this block, for all new clients without a transport or client.
+    """Within the block, use `transport` for new clients to which no transport or client is passed.
 
-    It applies to all threads and tasks of the process. `FakeTransport.installed` uses it.
+    The block affects all threads and tasks of the process. `FakeTransport.installed` uses it.
     """
     _default_transports.append(transport)
     try:
@@ -55,10 +55,10 @@ def choose_transports(
     client: HttpClient | None,
     async_client: AsyncHttpClient | None,
 ) -> tuple[Transport | None, AsyncTransport]:
-    """Return two transports: one for sync calls, or None, and one for async calls.
+    """Return two transports: for sync calls (or None) and for async calls.
 
-    Without an async transport or client, async calls use the sync one, in worker threads if it has
-    no async methods. An async transport or client is not used for sync calls.
+    Without an async transport or client, async calls use the sync transport, in worker threads if
+    it has no async methods. Sync calls never use an async transport or client.
     """
     _refuse_eventlet()
     passed: tuple[object, ...] = (transport, async_transport, client, async_client)
@@ -99,18 +99,18 @@ def choose_transports(
 
 
 def time_source(transport: object) -> Time:
-    """Return the `time` of the transport if it has one, else the system's time."""
+    """Return the attribute `time` of the transport, or the system's time if it has none."""
     own = getattr(transport, "time", None)
     return own if isinstance(own, Time) else SystemTime()
 
 
 def _for_client(transport: T) -> T:
-    """Return a new transport for the client if `transport` is shared by clients."""
+    """Return the transport that one client uses; for a `Shared` transport, this is a new object."""
     return cast("T", transport.for_client()) if isinstance(transport, Shared) else transport
 
 
 def _httpx_transport(client: Any, *, is_async: bool = False) -> HttpxFamilyTransport:
-    """Return a transport for a client of httpx or httpx2, or for an object that works like one."""
+    """Return a transport for a client of httpx or httpx2, or for an object with its methods."""
     clients = (None, client) if is_async else (client, None)
     if library_of(client) == "httpx2":
         from flux0.adapters.httpx import Httpx2Transport  # noqa: PLC0415 - loads httpx2

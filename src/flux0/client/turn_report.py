@@ -11,12 +11,12 @@ from flux0.ports import Request
 
 
 class TurnReport:
-    """The report of one turn, from the moment when its message is sent.
+    """The report of one turn. Times are measured from the creation of the report.
 
     Attributes:
         session_id: The id of the session.
-        seconds_to_first_event: The time until the first event; None before.
-        seconds: The time until the end; None before.
+        seconds_to_first_event: The time until the first event; None until then.
+        seconds: The time until the end of the turn; None until then.
     """
 
     def __init__(
@@ -33,16 +33,17 @@ class TurnReport:
         observers.flush()
 
     def first_event(self) -> None:
-        """Report the first event."""
+        """Report the first event of the turn to the observers."""
         self.seconds_to_first_event = self._clock() - self._start
         self._observers.first_event(self._request.call, self.seconds_to_first_event)
 
     def end(self, describe: Callable[[bool], TurnEnd], *, later: bool) -> None:
-        """Report the end, unless it was reported already.
+        """Report the end of the turn, unless the end was reported already.
 
         Args:
             describe: Returns the facts about the turn, with its messages if the argument is True.
-            later: Whether this may be called by the garbage collector.
+            later: Whether the garbage collector may be calling this method. If True, observers are
+                called later, because they may wait for locks.
         """
         if not self._once.acquire(blocking=False):
             return

@@ -6,7 +6,10 @@ from typing import NoReturn
 
 
 class Uncopyable:
-    """An object that uses the connections and locks of a client."""
+    """The base class of objects that use the connections and locks of a client.
+
+    Pickling or copying such an object raises `TypeError`.
+    """
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -1,1 +1,1 @@
-"""Middleware: each layer is a flow around the next, `(request, send) -> Flow[Response]`."""
+"""Middleware: functions `(request, send) -> Flow[Response]` that run around each request."""

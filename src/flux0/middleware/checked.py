@@ -1,4 +1,4 @@
-"""The user's middleware, with clear errors for mistakes in it."""
+"""Wraps the user's middleware in checks that raise clear errors for mistakes in it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from flux0.ports import Request, Response
 def checked(layer: Middleware, policy: Middleware) -> Middleware:
     """Return a middleware that calls `layer` and checks the response that it returns.
 
-    If `layer` returns a response with an error status, `policy` raises the same `APIError` as for a
-    response of the server.
+    If `layer` returns a response with an error status, `policy` raises an `APIError`, as it does
+    for responses of the server.
 
     Raises:
         InvalidArgument: `layer` is not a function, or is async.

@@ -18,8 +18,8 @@ class ComputedHeaders:
     """Calls functions before each attempt, and sends their results as headers.
 
     The functions run in the thread or task of the call and must not block for long. Async functions
-    work only in async calls. Their exceptions are re-raised unchanged; an invalid header value
-    raises `InvalidArgument`. Headers that the call sets take precedence.
+    work only in async calls. Exceptions of the functions are re-raised unchanged; an invalid header
+    value raises `InvalidArgument`. Headers that the caller passes to the call take precedence.
     """
 
     def __init__(self, values: Mapping[str, Callable[[], str | Awaitable[str]]]) -> None:

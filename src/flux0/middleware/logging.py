@@ -1,4 +1,4 @@
-"""Debug logging of requests and responses, without credentials."""
+"""Logging: requests and responses without credentials, retries, turns and failed observers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ class Logging:
             response = yield from send(request)
         except Exception as error:
             duration = 1000 * (self._time.monotonic() - start)
-            text = str(error)  # A handler may keep the record, but must not keep the error.
+            # Pass a string: a handler may keep its arguments, and must not keep the error alive.
+            text = str(error)
             debug("%s failed after %.1f ms: %s: %s", where, duration, type(error).__name__, text)
             raise
         debug(
@@ -84,14 +85,14 @@ def log_retry(details: RetryDetails) -> None:
 
 
 def turn_log_check() -> Callable[[], bool]:
-    """Return a function that returns whether `log_turn` has an effect."""
+    """Return a function that returns whether `log_turn` would log anything."""
     import logging  # noqa: PLC0415 - slow to import; HTTP libraries import it, too
 
     return partial(logging.getLogger("flux0").isEnabledFor, logging.INFO)
 
 
 def log_turn(turn: TurnEnd) -> None:
-    """Log the end of a turn to the logger `flux0`, without contents."""
+    """Log the end of a turn to the logger `flux0`, without the contents of messages."""
     import logging  # noqa: PLC0415 - slow to import; HTTP libraries import it, too
 
     error = turn.error or turn.agent_error

@@ -22,8 +22,8 @@ T = TypeVar("T")
 class Observers:
     """The observers of one client.
 
-    `observe_call` is the outermost layer of a call. The instance itself is a middleware inside the
-    retries, which observes each attempt.
+    `observe_call` runs around a whole call. The instance itself is a middleware that the retry
+    middleware calls for each attempt.
     """
 
     def __init__(self, observers: Iterable[Observer], time: Time) -> None:
@@ -37,7 +37,7 @@ class Observers:
         return bool(self._observers)
 
     def observe_call(self, request: Request, flow: Flow[T]) -> Flow[T]:
-        """Run `flow`, and report its start and its end."""
+        """Run the flow of a call, and report the start and the end of the call."""
         if (call := request.call) is None:
             return (yield from flow)
         start, error = self._time.monotonic(), None
@@ -75,7 +75,7 @@ class Observers:
         return response
 
     def is_turn_observed(self) -> bool:
-        """Return whether `turn_ended` has an effect."""
+        """Return whether there are observers, or the ends of turns are logged."""
         if self._observers:
             return True
         if self._is_logged is None:
@@ -88,26 +88,29 @@ class Observers:
             self._each(lambda observer: observer.on_first_event(call, seconds))
 
     def turn_ended(self, call: Call | None, turn: TurnEnd) -> None:
-        """Log the end of a turn, and report it."""
+        """Log the end of a turn, and report the end to the observers."""
         log_turn(turn)
         if call is not None:
             self._each(lambda observer: observer.on_turn_end(call, turn))
 
     def postpone(self, call: Call | None, turn: TurnEnd) -> None:
-        """Report the end of a turn at the next `flush`. Safe in finalizers: it takes no lock."""
+        """Report the end of a turn at the next `flush`.
+
+        Safe in finalizers, because this method takes no lock.
+        """
         self._postponed.append((call, turn))
 
     def flush(self) -> None:
-        """Report the turns that the garbage collector has ended."""
+        """Report the ends of turns that `postpone` has recorded."""
         while self._postponed:
             try:
                 call, turn = self._postponed.popleft()
-            except IndexError:  # Another thread was faster.
+            except IndexError:  # Another thread has removed the last item since the check.
                 return
             self.turn_ended(call, turn)
 
     def _each(self, report: Callable[[Observer], T]) -> list[T]:
-        """Call all observers. An exception is logged if it is the first of its observer."""
+        """Call all observers, and return their results. Log the first exception of each observer."""
         results: list[T] = []
         for observer in self._observers:
             try:
@@ -119,7 +122,11 @@ class Observers:
         return results
 
     def _explained(self, error: BaseException, request: Request) -> BaseException:
-        """Return the error that the call raises: the driver cancels an async call at a deadline."""
+        """Return the error to report to observers.
+
+        At a deadline, the driver cancels an async call, and then raises the deadline's error. So
+        report that error instead of the cancellation.
+        """
         deadline = request.deadline
         if isinstance(error, Exception) or deadline is None:
             return error

@@ -1,4 +1,4 @@
-"""Handling of responses: read the body, and raise an `APIError` for a status other than 2xx."""
+"""Reads the bodies of responses, and raises an `APIError` for each status other than 2xx."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from flux0.flows import Flow, ReadBody, SendFlow
 from flux0.ports import Codec, Request, Response
 
 _LONGEST_MESSAGE = 500
-# The server's text for an unknown route. For an unknown agent or session, the text is different.
+# The message of the server for an unknown route. For an unknown agent or session, its message is
+# different.
 _NOT_FOUND = "Not Found"
 _NO_ROUTE = (
     "Not Found: the route does not exist; server_url must be the URL before /api, such as "
@@ -26,7 +27,7 @@ _NO_ROUTE = (
 
 
 class ResponsePolicy:
-    """Reads the body of a response, up to a limit in bytes, and raises for errors.
+    """Reads the body of a response, up to a size limit, and raises `APIError` for error statuses.
 
     The body of a streaming response is not read.
     """
@@ -42,13 +43,13 @@ class ResponsePolicy:
         if request.is_streaming(status):
             return response
         body = response.body
-        if not isinstance(body, bytes):  # Otherwise a middleware returned it.
+        if not isinstance(body, bytes):  # A middleware may return the whole body as bytes.
             try:
                 body = yield ReadBody(response, self._max_body_bytes, request.deadline)
             except Flux0Error:
                 if is_success(status):
                     raise
-                body = b""  # The status is more useful than the reason why the body is missing.
+                body = b""  # Raise the APIError of the status, which is more useful to the user.
             response = Response(status, response.headers, body, response.raw_response)
         if is_success(status):
             return response
@@ -96,7 +97,7 @@ def _summary(data: HTTPValidationErrorData) -> str:
 
 
 def _plain(response: Response[Any], text: str) -> str:
-    """Return the start of a plain-text body, or "" for HTML and other types."""
+    """Return the start of a plain-text body, or "" if the content type is not text/plain."""
     content_type = response.headers.get("content-type", "").lower()
     return text.strip()[:_LONGEST_MESSAGE] if content_type.startswith("text/plain") else ""
 

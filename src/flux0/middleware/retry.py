@@ -1,4 +1,4 @@
-"""The retry middleware: sends a failed request again if that cannot repeat its effect."""
+"""The retry middleware: sends a failed request again, according to the retry policy."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from flux0.ports import Request, Response, Time
 
 
 class RetryBudget:
-    """A token bucket for retries, so that retries of many clients do not make an outage worse.
+    """A token bucket that limits the retries of a client, so that they do not worsen an outage.
 
-    It starts with `capacity` retries, which is also its maximum. Each retry costs one, and
-    `successes_per_retry` successful calls add one. When it is empty, failed calls are not retried.
-    Each client has one budget for all its threads.
+    The budget starts full, with `capacity` retries. Each retry removes one from the budget, and
+    `successes_per_retry` successful calls add one. If the budget is empty, failed calls are not
+    retried. All threads of a client share one budget.
     """
 
     def __init__(self, capacity: int = 100, successes_per_retry: int = 10) -> None:
-        # The unit is one successful call, because sums of fractions are not exact.
+        # Count in integers: one successful call adds 1, and one retry costs `successes_per_retry`.
+        # Sums of fractions would not be exact.
         self._cost = successes_per_retry
         self._maximum = capacity * successes_per_retry
         self._balance = self._maximum
         self._lock = Lock()
 
     def spend(self) -> bool:
-        """Pay for one retry; return False if the budget is empty."""
+        """Remove one retry from the budget; return False if the budget has none left."""
         with self._lock:
             if self._balance < self._cost:
                 return False
@@ -39,7 +40,7 @@ class RetryBudget:
             return True
 
     def add_success(self) -> None:
-        """Add the share of one successful call."""
+        """Add the fraction of a retry that one successful call earns."""
         if self._balance < self._maximum:
             with self._lock:
                 self._balance = min(self._maximum, self._balance + 1)
@@ -48,9 +49,9 @@ class RetryBudget:
 class Retry:
     """Retries a request after temporary failures, by the policy in `request.retries`.
 
-    A streaming request is retried only until its response head was received, and only if the server
-    has certainly not acted on it, even with `retry_posts`. The error of the last attempt is raised;
-    its `attempts` is the number of attempts.
+    A streaming request is retried only before its response head is received, and only if the server
+    has certainly not acted on it, even with `retry_posts`. If all attempts fail, the error of the
+    last attempt is raised; its attribute `attempts` is the number of attempts.
     """
 
     def __init__(
