@@ -77,7 +77,7 @@ class SessionQueue:
 
 
 class SessionQueues:
-    """The queues of all sessions that have senders. A forked child process starts without queues."""
+    """The queues of all sessions with senders. A forked child process starts without queues."""
 
     def __init__(self) -> None:
         self._queues: PerProcess[_Queues] = PerProcess(_Queues)

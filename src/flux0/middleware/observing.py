@@ -110,7 +110,7 @@ class Observers:
             self.turn_ended(call, turn)
 
     def _each(self, report: Callable[[Observer], T]) -> list[T]:
-        """Call all observers, and return their results. Log the first exception of each observer."""
+        """Call all observers, and return the results. Log the first exception of each observer."""
         results: list[T] = []
         for observer in self._observers:
             try:
