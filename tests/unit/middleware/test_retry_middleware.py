@@ -179,9 +179,9 @@ def documented() -> list[tuple[str, str, str]]:
 
 
 def failures(cause: str) -> Sequence[Response[Any] | errors.TransportError]:
-    if cause == "the connection could not be made":
+    if cause == "the connection could not be established":
         return [refused()]
-    if cause == "the connection broke off":
+    if cause == "the connection was interrupted":
         return [reset(), scripted_response(b"half", reset())]
     return [scripted_response(status=int(status)) for status in re.findall(r"\d+", cause)]
 
@@ -197,7 +197,7 @@ def test_documented_table_is_correct(method: str, cause: str, outcome: str) -> N
 
     for failure in failures(cause):
         policy = Policy(script(failure, scripted_response(b"ok")))
-        if outcome == "again":
+        if outcome == "retried":
             assert policy.send_sync(request).body == b"ok"
         else:
             assert outcome == "raised"
@@ -236,7 +236,7 @@ def test_retry_posts_retries_a_post_like_a_get() -> None:
 def test_turn_is_retried_only_if_the_server_did_not_act_on_it(retry_posts: bool) -> None:
     request = evolve(TURN, retries=evolve(STEADY, retry_posts=retry_posts))
 
-    for failure in (*failures("the connection could not be made"), *failures("429")):
+    for failure in (*failures("the connection could not be established"), *failures("429")):
         policy = Policy(script(failure, scripted_response(headers=SSE)))
         assert policy.send_sync(request).status_code == 200
     for failure in (*failures("503, 408"), reset()):
