@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from time import monotonic
 from types import AsyncGeneratorType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 from weakref import finalize
 
 from attrs import evolve
@@ -38,10 +38,7 @@ _HTTP2_WARNING: Final = (
 
 
 class _HttpxBody(PulledBody):
-    """Reads the encoded bytes of a response, and decompresses them with limits.
-
-    httpx would decompress without limits.
-    """
+    """A response body, decompressed by flux0 with limits; httpx would decompress without limits."""
 
     def __init__(
         self,
@@ -51,44 +48,43 @@ class _HttpxBody(PulledBody):
         response: httpx.Response,
         transport: object,
     ) -> None:
-        # A hook, or a custom transport of the user, may have read the body.
+        # A hook or a custom transport of the user may have read the body.
         self._already_read = response.is_stream_consumed
         coding = "" if self._already_read else response.headers.get("content-encoding", "")
         super().__init__(coding)
         self._exchange = exchange
         self._response = response
-        stream = response.extensions.get("network_stream")
-        # Other exchanges share a connection of HTTP/2.
-        exclusive = isinstance(stream, TrackedConnection) and response.http_version != "HTTP/2"
-        self._connection = stream if exclusive else None
-        if self._connection is not None:
+        http2 = response.http_version == "HTTP/2"
+        # None over HTTP/2, because other exchanges use the same connection.
+        self._connection: Any = None if http2 else response.extensions.get("network_stream")
+        if isinstance(self._connection, TrackedConnection):
             self._connection.chunked = "transfer-encoding" in response.headers
-        self._transport = transport  # If it is garbage-collected, its client is closed.
+        self._transport = transport  # Keep a reference: its finalizer closes the client.
         failed = not is_success(response.status_code)
         # The user may read the body of an error again, from `raw_response`.
         self._retained_raw: list[bytes] | None = [] if failed and not self._already_read else None
-        # `raise_for_status` in a hook has closed the response without reading the body.
+        # If True, `raise_for_status` in a hook has closed the response without reading the body.
         self.finished: bool = failed and response.is_closed and not self._already_read
         if request.is_streaming(response.status_code):
-            if response.http_version == "HTTP/2":
+            if http2:
                 warnings.warn(_HTTP2_WARNING, RuntimeWarning, stacklevel=2)
-            # httpcore looks up the read timeout again when it starts to read the body.
+            # httpcore reads this value again when it starts to read the body.
             built.extensions.get("timeout", {})["read"] = request.timeout.idle
             exchange.timeout = evolve(request.timeout, read=request.timeout.idle)
 
     def _start_timeout(self) -> None:
-        """Start the timeout for the next piece. Received bytes without content do not reset it."""
-        if self._connection is not None:
+        """Start the timeout for the next piece. Received overhead does not reset the timeout."""
+        if isinstance(self._connection, TrackedConnection):
             self._connection.waiting_since = monotonic()
 
     def _retain_raw(self, data: bytes | None) -> bytes | None:
-        """Return received data, after retaining it if the user may read it again."""
+        """Return received data. If the user may read the body again, also retain the data."""
         if data is not None and self._retained_raw is not None:
             self._retained_raw.append(data)
         return data
 
     def _retained_stream(self) -> Any:
-        """Return a stream of the library over the retained data."""
+        """Return a stream of the library that yields the retained data."""
         return self._exchange.httpx_module.ByteStream(b"".join(self._retained_raw or ()))
 
     def _translate_error(self, error: BaseException) -> TransportError | None:
@@ -99,11 +95,8 @@ class _HttpxBody(PulledBody):
         return None
 
     def _shut_down(self) -> None:
-        response = self._response
-        stream = response.extensions.get("network_stream")
-        # Other exchanges share a connection of HTTP/2.
-        if stream is not None and response.http_version != "HTTP/2":
-            shut_down(stream.get_extra_info("socket"))
+        if self._connection is not None:
+            shut_down(self._connection.get_extra_info("socket"))
 
 
 class SyncHttpxBody(_HttpxBody, SyncPulledBody):
@@ -111,10 +104,9 @@ class SyncHttpxBody(_HttpxBody, SyncPulledBody):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        response = self._response
-        self._raw: Iterator[bytes]
+        response: Any = self._response
         read = self._already_read
-        self._raw = response.iter_bytes() if read else iter(cast("Any", response.stream))
+        self._raw: Iterator[bytes] = response.iter_bytes() if read else iter(response.stream)
 
     def _receive(self) -> bytes | None:
         self._start_timeout()
@@ -131,17 +123,16 @@ class SyncHttpxBody(_HttpxBody, SyncPulledBody):
                 response.read()
 
     def _release(self) -> None:
-        with suppress(Exception):  # The connection is shut down already, so no error matters.
+        with suppress(Exception):  # The connection was shut down, which may cause errors.
             self._response.close()
 
 
 class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        response = self._response
-        read = self._already_read
-        raw = response.aiter_bytes() if read else aiter(cast("Any", response.stream))
-        self._raw = cast("AsyncGeneratorType[bytes, None]", raw)
+        response: Any = self._response
+        raw: Any = response.aiter_bytes() if self._already_read else aiter(response.stream)
+        self._raw: AsyncGeneratorType[bytes, None] = raw
 
     async def _receive(self) -> bytes | None:
         self._start_timeout()
@@ -161,30 +152,32 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
                 await response.aread()
 
     async def _on_failure(self, error: BaseException, /) -> None:
-        if isinstance(error, Exception):  # If cancelled, httpcore has released the connection.
+        # If the task was cancelled, httpcore has already released the connection.
+        if isinstance(error, Exception):
             await self.close()
 
     async def close(self) -> None:
         """Release the connection, even if the caller is cancelled meanwhile."""
         self.closed = True
-        # The generator may be suspended although the response is closed: another task closed it
-        # just after the reader had received its last piece.
+        # The generator may be suspended although the response is closed: another task may have
+        # closed the response just after the reader received the last piece.
         if not self._response.is_closed or getattr(self._raw, "ag_frame", None) is not None:
             await shielded(self.release)
 
     async def release(self) -> None:
         """Release the connection."""
-        with suppress(Exception):  # No error matters: the body is not read any further.
-            # If the generator is running, closing the response wakes its reader with an error.
+        with suppress(Exception):  # The body is not read any more, so ignore all errors.
+            # If a reader waits in the generator, closing the response raises an error there.
             if not self._raw.ag_running:
                 await close_nested_generators(self._raw)
         with suppress(Exception):
             await self._response.aclose()
 
     def close_from_finalizer(self, loop: Loop) -> None:
-        """Shut the connection down now, and release it later in `loop`.
+        """Shut the connection down now, and release the connection later in `loop`.
 
-        A loop that is about to end may not run the second step.
+        The shutdown does not wait for `loop`, because a loop that is about to end may not run the
+        release.
         """
         if not (self.finished or self.closed or self._response.is_closed):
             self._shut_down()
@@ -192,14 +185,15 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
         schedule_close(loop, self.release if in_trio else self._release_later)
 
     async def _release_later(self) -> None:
-        """Release the connection after one step of the loop, or if the loop ends before.
+        """Release the connection in the next step of the loop, or when the loop cancels its tasks.
 
-        Cancelling a task within a cancel scope of anyio would leave a reference cycle, and with it
-        the connection.
+        The release uses a cancel scope of anyio. If the task was cancelled within the scope, a
+        reference cycle would keep the connection alive.
         """
         import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
-        with suppress(asyncio.CancelledError):  # A loop that ends cancels its tasks, and waits.
+        # A loop that ends cancels its tasks and waits for them.
+        with suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
         await self.release()
 
@@ -209,8 +203,8 @@ class AsyncBody:
 
     def __init__(self, *args: Any) -> None:
         self._body = _AsyncHttpxBody(*args)
-        # Not __del__: if the collector finds the body's generators at the same time, it may close
-        # them first.
+        # Use a finalizer, not __del__: the garbage collector may close the generators of the body
+        # before it calls __del__.
         self._finalizer = finalize(self, self._body.close_from_finalizer, running_loop())
         self._finalizer.atexit = False
 

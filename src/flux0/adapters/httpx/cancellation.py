@@ -1,7 +1,8 @@
 """Cancellation of tasks that wait in httpcore.
 
-httpcore cleans up in shielded cancel scopes of anyio. These do not stop `asyncio.Task.cancel`: a
-task that is cancelled again meanwhile leaves a connection that blocks a place in the pool forever.
+When a task is cancelled, httpcore cleans up in a cancel scope of anyio with a shield. The shield
+does not stop `asyncio.Task.cancel`. If the task is cancelled a second time during the cleanup, the
+cleanup ends early, and its connection blocks a place in the pool forever.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ T = TypeVar("T")
 
 
 class Uninterrupted(Generic[T]):
-    """An awaitable that does what `work` does, but is not cancelled in checkpoints of `work`.
+    """An awaitable that runs `work`, and delays a cancellation that occurs in a checkpoint.
 
-    In a checkpoint, a task lets other tasks run, without waiting for an event. httpcore cleans up
-    in steps that contain only checkpoints. If the task is cancelled there, the cancellation takes
-    effect when `work` waits for an event, or when it ends.
+    In a checkpoint, a task lets other tasks run, without waiting for an event. The cleanup of
+    httpcore only waits in checkpoints. If a task is cancelled in a checkpoint, the cancellation
+    takes effect when `work` next waits for an event, or when `work` ends.
     """
 
     def __init__(self, work: Awaitable[T]) -> None:
@@ -38,8 +39,8 @@ class Uninterrupted(Generic[T]):
                 except GeneratorExit:
                     steps.close()
                     raise
-                except BaseException as error:  # noqa: BLE001 - `work` gets it
-                    # In asyncio, a checkpoint awaits None.
+                except BaseException as error:  # noqa: BLE001 - raised in `work`
+                    # In asyncio, a checkpoint yields None instead of a future.
                     if awaited is None and _is_task_cancellation(error):
                         resume, argument, cancelled = steps.send, None, True
                     else:
@@ -57,7 +58,11 @@ class Uninterrupted(Generic[T]):
 
 
 def _is_task_cancellation(error: BaseException) -> bool:
-    """Return whether `Task.cancel` was called. Cancel scopes of anyio respect its shields."""
+    """Return whether `Task.cancel` raised `error`.
+
+    If a cancel scope of anyio raised `error`, the current deadline is -inf. Such a cancellation
+    needs no delay, because shields stop it.
+    """
     import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
     from anyio import current_effective_deadline  # noqa: PLC0415

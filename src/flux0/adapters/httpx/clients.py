@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, lru_cache, partial
 from operator import methodcaller
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from flux0.adapters.httpx.connections import AsyncBackend, current_exchange
 from flux0.adapters.httpx.pools import MAX_EXCHANGES, Pool, Pools
@@ -81,7 +81,7 @@ class _BuiltInClient:
         except BaseException as error:
             self._pools.leave(pool)
             if isinstance(error, self._httpx_module.RequestError):
-                error.request = request  # `httpx.Client` sets the attribute, too.
+                cast("Any", error).request = request  # `httpx.Client` sets the attribute, too.
             raise
 
     def _complete(self, response: Any, request: Any, pool: Pool) -> Any:
@@ -133,7 +133,7 @@ class AsyncBuiltInClient(_BuiltInClient):
 def _stream_class(httpx_module: Any) -> type[Any]:
     """Return the class of a response stream that calls a function when it is closed."""
 
-    class Stream(httpx_module.SyncByteStream, httpx_module.AsyncByteStream):  # type: ignore[misc] # the base classes are not known
+    class Stream(httpx_module.SyncByteStream, httpx_module.AsyncByteStream):  # type: ignore[misc]
         def __init__(self, stream: Any, on_close: ExitStack) -> None:
             self._stream = stream
             self._on_close = on_close

@@ -1,4 +1,7 @@
-"""Tracked connections: what httpcore does not report about an exchange is recorded here."""
+"""Connections that detect surplus bytes and record how far an exchange has progressed.
+
+httpcore reports neither, so its network streams are wrapped or replaced.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,18 @@ from flux0.adapters.shared.failures import login_rejected_by_proxy, refused_by_p
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
 from flux0.domain.errors import ConnectError
 
-# The exchange whose request the running thread or task sends.
+# The exchange whose request the current thread or task sends.
 current_exchange: Final[ContextVar[HttpxExchange]] = ContextVar("current_exchange")
 
 READ_BYTES: Final = 64 * 1024
 _MIN_SECONDS: Final = 0.001  # A timeout of 0 would make a socket non-blocking.
-# While more bytes than this are sent, the connection is read, too.
+# If a write has more bytes than this limit, the connection is also read while it is written.
 _LARGE_WRITE: Final = 64 * 1024
 _HTTP: Final = b"HTTP/"
 _SHOWN_BYTES: Final = 40
 _REJECTION: Final = re.compile(rb"HTTP/1\.[01] [345]")
-# Messages to a proxy start with the version of SOCKS5, or of its login, or are a CONNECT request.
+# The first bytes of messages to a proxy: the version of SOCKS5 or of its login protocol, or a
+# CONNECT request.
 _SOCKS: Final = (b"\x05", b"\x01")
 _TO_PROXY: Final = (*_SOCKS, b"CONNECT ")
 _SOCKS_REASONS: Final[Mapping[int, str]] = {
@@ -44,22 +48,22 @@ _SOCKS_REASONS: Final[Mapping[int, str]] = {
 class TrackedConnection(ABC):
     """A network stream of httpcore that detects surplus bytes after the end of a response.
 
-    httpcore would take surplus bytes for the response to the next request. So `read` returns all
-    received bytes except the last one, and holds this byte back until httpcore reads again. If
-    httpcore has found the end of the response without the held byte, the byte is surplus. The
-    connection is then reported as readable, and the pool closes it instead of reusing it.
+    httpcore would treat surplus bytes as the response to the next request. Therefore `read` returns
+    all received bytes except the last byte, and keeps the last byte for the next call. If httpcore
+    finds the end of the response without calling `read` again, the kept byte is surplus. Then the
+    connection reports that it is readable, and the pool closes the connection.
 
-    In a chunked body, surplus bytes can only follow the last chunk, which has size 0. `read` holds
-    no byte back until this chunk may have started. This saves a second read for each piece. No byte
-    is held back while a proxy establishes the connection.
+    In a chunked body, surplus bytes can only follow the last chunk, which has size 0. Until the
+    last chunk may have started, `read` returns all bytes, so that httpcore does not have to call
+    `read` twice for each piece. `read` also returns all bytes of a proxy's messages.
 
     Attributes:
-        waiting_since: When the wait for the current piece of a body started (`time.monotonic`);
-            None while a request is sent.
-        chunked: Whether the body that is being read is chunked.
+        waiting_since: The `time.monotonic` at which the wait for the current piece of a body
+            started; None while a request is sent.
+        chunked: Whether the body of the current response is chunked.
         at_eof: Whether the server has closed the connection.
-        connecting: Whether no request was sent to the server itself yet. A proxy may need messages
-            before it establishes the connection.
+        connecting: True until the first request is sent to the server itself. A proxy may exchange
+            messages with the client before that.
     """
 
     waiting_since: float | None = None
@@ -68,28 +72,28 @@ class TrackedConnection(ABC):
 
     def __init__(self, httpcore_module: Any, connect_by: float | None) -> None:
         self._httpcore_module = httpcore_module
-        self._connect_by = connect_by  # On the clock of `time.monotonic`.
+        self._connect_by = connect_by  # A moment of `time.monotonic`.
         self.connecting: bool = True
         self._with_socks = False
         self._sending = False
         self._unsent_head = b""
         self._early_data: bytes | None = None  # Received before the request was sent completely.
-        self._held_byte = b""
+        self._kept_byte = b""
         self._last_byte = b""
         self._in_last_chunk = False  # Whether the last chunk may have started.
 
     @abstractmethod
     def _is_readable(self) -> bool:
-        """Whether the idle connection has received anything, or was closed."""
+        """Whether the socket has unread bytes, or the connection was closed."""
 
     @abstractmethod
     def _get_info(self, info: str) -> Any:
-        """Return a property of the connection, by the names of httpcore."""
+        """Return the property of the connection that has this name in httpcore."""
 
     def get_extra_info(self, info: str) -> Any:
-        """Return a property of the stream. `is_readable` is also true if surplus bytes are left."""
+        """Return a property of the stream. `is_readable` is also True if bytes were kept."""
         if info == "is_readable":
-            return bool(self._held_byte or self._early_data) or self._is_readable()
+            return bool(self._kept_byte or self._early_data) or self._is_readable()
         return self._get_info(info)
 
     def _bind(self, exchange: HttpxExchange) -> None:
@@ -98,8 +102,9 @@ class TrackedConnection(ABC):
     def _next_to_send(self, buffer: bytes) -> bytes:
         """Return the bytes to send now.
 
-        The head of a request is sent together with its body. If a server rejected the head and
-        closed the connection, sending the body afterwards would fail, and lose the response.
+        The head of a request is kept and sent together with the body. If they were sent separately,
+        a server could reject the head and close the connection. Sending the body would then fail,
+        and the response would be lost.
         """
         if not self._sending:
             self._sending = True
@@ -107,7 +112,7 @@ class TrackedConnection(ABC):
             self.connecting = self.connecting and buffer.startswith(_TO_PROXY)
             self._with_socks = self.connecting and buffer.startswith(_SOCKS)
             exchange = current_exchange.get(None)
-            if exchange is not None:  # None if the user sends a request over their client.
+            if exchange is not None:  # It is None if the user's own code sends a request.
                 self._bind(exchange)
             if buffer.endswith(b"\r\n\r\n") and b" HTTP/1.1\r\n" in buffer:
                 self._unsent_head = buffer
@@ -116,15 +121,15 @@ class TrackedConnection(ABC):
         return head + buffer if head else buffer
 
     def _connect_limit(self, timeout: float | None) -> float | None:
-        """Return the rest of the connect timeout, in seconds; once connected, `timeout`."""
+        """Return the remaining connect timeout in seconds. If connected, return `timeout`."""
         if not self.connecting or self._connect_by is None:
             return timeout
         return max(self._connect_by - monotonic(), _MIN_SECONDS)
 
     def _read_limit(self, timeout: float | None) -> float | None:
-        """Return the rest of the timeout for the current piece, in seconds.
+        """Return the remaining timeout for the current piece, in seconds.
 
-        httpcore reads again, with the full timeout, if the received bytes hold no content.
+        If the received bytes contain no content, httpcore reads again with the full timeout.
         """
         if timeout is None or self.waiting_since is None:
             return self._connect_limit(timeout)
@@ -134,22 +139,22 @@ class TrackedConnection(ABC):
         return remaining
 
     def _pop_received(self) -> bytes | None:
-        """Return data that was received earlier, or None."""
+        """Return bytes that were received but not returned by `read` yet, or None."""
         self._sending = False
-        if self._held_byte:
-            held, self._held_byte = self._held_byte, b""
-            return held
+        if self._kept_byte:
+            kept, self._kept_byte = self._kept_byte, b""
+            return kept
         if self._early_data is None:
             return None
         data, self._early_data = self._early_data, None
         return self._on_received(data)
 
     def _on_received(self, data: bytes) -> bytes:
-        """Return received data without the byte that is held back.
+        """Return the part of the received data that `read` returns now.
 
         Raises:
-            RemoteProtocolError: The response is not HTTP, or its head, with interim responses,
-                exceeds 256 KiB.
+            RemoteProtocolError: The response is not HTTP, or the head together with the interim
+                responses exceeds 256 KiB.
         """
         self.at_eof = not data
         exchange = current_exchange.get(None)
@@ -158,12 +163,12 @@ class TrackedConnection(ABC):
             return data
         if exchange is not None and exchange.sent and not exchange.head_received:
             self._check_head(data, exchange)
-        # The size of the last chunk is a 0 at the start of a line.
+        # The last chunk starts with its size, a 0 at the start of a line.
         starts = b"\n0" in data or (data[:1] == b"0" and self._last_byte == b"\n")
         self._in_last_chunk = self._in_last_chunk or starts
         self._last_byte = data[-1:]
         if len(data) > 1 and (self._in_last_chunk or not self.chunked):
-            self._held_byte = self._last_byte
+            self._kept_byte = self._last_byte
             return data[:-1]
         return data
 
@@ -190,14 +195,14 @@ class TrackedConnection(ABC):
         """Whether the server has rejected the request before it was sent completely."""
         return _REJECTION.match(self._early_data or b"") is not None
 
-    def _rejected(self) -> Exception:
-        """Return the error after which httpcore stops sending, and reads the response."""
-        error: Exception = self._httpcore_module.WriteError("the server rejected the request early")
-        return error
+    def _raise_if_rejected(self) -> None:
+        """Raise `WriteError` if `_is_rejected`, so that httpcore stops sending and reads."""
+        if self._is_rejected():
+            raise self._httpcore_module.WriteError("the server rejected the request early")
 
 
 def _socks_failure(reply: bytes) -> ConnectError | None:
-    """Return the error for a reply of a SOCKS5 proxy (RFC 1928, RFC 1929); None if it agrees."""
+    """Return the error that a SOCKS5 proxy reports (RFC 1928, RFC 1929), or None."""
     version, status = reply[:1], reply[1:2]
     if version not in _SOCKS:
         return ConnectError("the proxy does not support SOCKS5")
@@ -209,7 +214,7 @@ def _socks_failure(reply: bytes) -> ConnectError | None:
 
 
 class AsyncConnection(TrackedConnection):
-    """A `TrackedConnection` for async code, over a stream of httpcore."""
+    """A `TrackedConnection` for async code. It wraps a network stream of httpcore."""
 
     def __init__(self, stream: Any, httpcore_module: Any, connect_by: float | None = None) -> None:
         super().__init__(httpcore_module, connect_by)
@@ -223,7 +228,7 @@ class AsyncConnection(TrackedConnection):
         return self._on_received(await self._stream.read(max_bytes, self._read_limit(timeout)))
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send `buffer`. Stop if the server rejects the request meanwhile."""
+        """Send `buffer`. If the server rejects the request meanwhile, stop sending."""
         data = self._next_to_send(buffer)
         exchange = current_exchange.get(None)
         if len(data) > _LARGE_WRITE and exchange is not None and not exchange.multiplexed:
@@ -234,25 +239,27 @@ class AsyncConnection(TrackedConnection):
     async def _write_and_read(self, data: bytes, timeout: float | None) -> None:
         """Send `data`, and receive the start of a response meanwhile.
 
-        If a write fails, asyncio drops received data that is unread.
+        If a write fails, asyncio discards received data that was not read yet. Therefore the
+        response must be read before the write fails.
         """
         failure: Exception | None = None
         async with create_task_group() as tasks:
             tasks.start_soon(self._read_early, tasks.cancel_scope)
             try:
-                for _ in range(2):  # The event loop starts to read, and receives the waiting data.
+                # In the first step, the event loop starts to read. In the second step, it receives
+                # the data that has already arrived.
+                for _ in range(2):
                     await checkpoint()
                 await self._stream.write(data, timeout)
-            except Exception as error:  # noqa: BLE001 - a task group would wrap it
+            except Exception as error:  # noqa: BLE001 - a task group would wrap the error
                 failure = error
             tasks.cancel_scope.cancel()
         if failure is not None:
             raise failure
-        if self._is_rejected():
-            raise self._rejected()
+        self._raise_if_rejected()
 
     async def _read_early(self, writing: CancelScope) -> None:
-        with suppress(self._httpcore_module.NetworkError):  # The write fails, too.
+        with suppress(self._httpcore_module.NetworkError):  # The write fails, too, and reports it.
             self._early_data = await self._stream.read(READ_BYTES)
             if self._is_rejected():
                 writing.cancel()
@@ -264,7 +271,7 @@ class AsyncConnection(TrackedConnection):
     async def start_tls(
         self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
     ) -> AsyncConnection:
-        """Return the connection with TLS."""
+        """Return a connection that uses TLS over this connection."""
         limit = self._connect_limit(timeout)
         stream = await self._stream.start_tls(ssl_context, server_hostname, limit)
         return AsyncConnection(stream, self._httpcore_module, self._connect_by)
@@ -279,7 +286,7 @@ class AsyncConnection(TrackedConnection):
         if not isinstance(tls, ssl.SSLObject):
             return False
         try:
-            tls.read(1)  # Received bytes are in the buffer of TLS, and no longer in the socket.
+            tls.read(1)  # The event loop has moved received bytes from the socket to this buffer.
         except ssl.SSLError as error:
             return not isinstance(error, ssl.SSLWantReadError)
         return True
@@ -287,22 +294,22 @@ class AsyncConnection(TrackedConnection):
 
 @frozen
 class AsyncBackend:
-    """An `httpcore.AsyncNetworkBackend` that opens tracked connections."""
+    """A backend for async pools (`httpcore.AsyncNetworkBackend`) with tracked connections."""
 
     backend: Any
     httpcore_module: Any
 
     async def connect_tcp(self, *, timeout: float | None = None, **options: Any) -> AsyncConnection:
-        """Return a new connection."""
+        """Return a new TCP connection."""
         connect_by = None if timeout is None else monotonic() + timeout
         stream = await self.backend.connect_tcp(timeout=timeout, **options)
         return AsyncConnection(stream, self.httpcore_module, connect_by)
 
     async def connect_unix_socket(self, **options: Any) -> AsyncConnection:
-        """Return a new connection."""
+        """Return a new connection to the server that listens at a Unix socket."""
         stream = await self.backend.connect_unix_socket(**options)
         return AsyncConnection(stream, self.httpcore_module)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait before the next attempt to connect."""
+        """Wait for `seconds`; the pool waits between its attempts to connect."""
         await self.backend.sleep(seconds)

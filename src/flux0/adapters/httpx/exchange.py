@@ -22,7 +22,7 @@ from flux0.domain.errors import (
 from flux0.domain.http import framing_problem
 from flux0.ports import Request
 
-# Part of the message of httpcore if the server ended a connection of HTTP/2.
+# Part of the error message of httpcore if the server closed a connection of HTTP/2.
 _TERMINATED = "ConnectionTerminated"
 _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
 
@@ -30,18 +30,18 @@ _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls
 class HttpxExchange(Exchange):
     """One exchange, recorded from the trace events of httpcore.
 
-    It has no reference to the library's request, which refers to it by the extension `trace`. So no
-    reference cycle delays the release of either.
+    The library's request refers to the exchange by the extension `trace`. The exchange has no
+    reference to this request, because a reference cycle would delay garbage collection.
 
     Attributes:
         httpx_module: The module `httpx` or `httpx2`.
         httpcore_module: The module `httpcore` or `httpcore2`.
         head_received: Whether the response head was received.
-        head_bytes: The number of bytes received until then, with interim responses.
-        head_start: The first of these bytes.
-        connection: The `TrackedConnection` that sends the request, or None.
+        head_bytes: The number of bytes of the response head and the interim responses so far.
+        head_start: The first bytes of the response.
+        connection: The `TrackedConnection` that sends the request, or None if it is not tracked.
         multiplexed: Whether other exchanges share the connection, as in HTTP/2.
-        proxy_failure: The error for the reply of a SOCKS proxy, or None.
+        proxy_failure: The error that a SOCKS proxy reported, or None.
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class HttpxExchange(Exchange):
         self.proxy_failure: ConnectError | None = None
         self._url = built.url
         self._user_trace = built.extensions.get("trace")
-        self._traced = False
-        self._address: tuple[str, int] | None = None  # While a connection to it is opened.
+        self._traced = False  # Whether httpcore has reported any event.
+        self._connecting_to: tuple[str, int] | None = None
         self._removed_location: list[tuple[bytes, bytes]] = []
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Record an event of httpcore, and call the user's trace function."""
+        """Record an event of httpcore, then call the user's trace function."""
         self._record_step(event, info)
         if self._user_trace is not None:
             self._user_trace(event, info)
 
     async def trace_async(self, event: str, info: dict[str, Any]) -> None:
-        """Record an event of httpcore, and await the user's trace function."""
+        """The async version of `trace`."""
         self._record_step(event, info)
         if self._user_trace is not None:
             await self._user_trace(event, info)
@@ -78,25 +78,29 @@ class HttpxExchange(Exchange):
         self._traced = True
         protocol, _, step = event.partition(".")
         if step == "send_request_headers.started":
-            # A CONNECT request opens a tunnel through a proxy; it is not the user's request.
+            # httpcore itself sends CONNECT requests, to open a tunnel through a proxy.
             self.sent = self.sent or info["request"].method != b"CONNECT"
             if protocol == "http2":
                 self.multiplexed = True
                 self.clear_interrupt()
         elif step == "receive_response_headers.complete" and self.sent:
             self.head_received = True
-            self._check_framing(info["return_value"][-1])
-            self._remove_invalid_location(info["return_value"][-1])
+            fields = info["return_value"][-1]
+            self._check_framing(fields)
+            self._remove_invalid_location(fields)
         elif step == "connect_tcp.started":
-            self._address = info["host"], info["port"]
+            self._connecting_to = info["host"], info["port"]
         elif step in _CONNECTED:
-            self._address = None
+            self._connecting_to = None
             self.bind_socket(info["return_value"].get_extra_info("socket"))
         elif step.endswith(".failed"):
             self.failure = info["exception"]
 
     def _check_framing(self, fields: list[tuple[bytes, bytes]]) -> None:
-        """Raise an error of httpcore if the end of the body is ambiguous; httpcore accepts this."""
+        """Raise `RemoteProtocolError` if two header fields disagree about the end of the body.
+
+        httpcore accepts such a response.
+        """
         length, coding = (
             [value.decode("latin-1") for field, value in fields if field.lower() == name]
             for name in (b"content-length", b"transfer-encoding")
@@ -106,7 +110,10 @@ class HttpxExchange(Exchange):
             raise self.httpcore_module.RemoteProtocolError(problem)
 
     def _remove_invalid_location(self, fields: list[tuple[bytes, bytes]]) -> None:
-        """Remove a `location` header that httpx cannot parse; httpx would drop the response."""
+        """Remove a `location` header that httpx cannot parse.
+
+        With this header, httpx would raise an error instead of returning the response.
+        """
         location = [field for field in fields if field[0].lower() == b"location"]
         if location and not self._is_valid_location(location):
             self._removed_location = location
@@ -117,33 +124,35 @@ class HttpxExchange(Exchange):
         try:
             url = httpx_module.URL(httpx_module.Headers(location)["location"])
             self._url.join(url)
-            # If the URL has a scheme and no host, httpx would add a host.
+            # httpx would change a URL that has a scheme but no host.
             return bool(url.host or not url.scheme)
         except (httpx_module.InvalidURL, ValueError):
             return False
 
     def restore_location(self, response: Any) -> None:
-        """Add the removed `location` header to the library's response."""
+        """Add the `location` header to the library's response if the header was removed."""
         if self._removed_location:
             fields = [*response.headers.raw, *self._removed_location]
             response.headers = self.httpx_module.Headers(fields)
 
     def bind_socket(self, sock: Any) -> None:
-        """Shut down `sock`, which sends the request, when the exchange is interrupted."""
+        """Shut down `sock`, the socket of the connection, when the exchange is interrupted."""
         if not self.multiplexed:
             self.shut_down_on_interrupt(sock)
 
     @property
     def unfinished_connection(self) -> Any:
-        """The connection that a proxy did not establish, which httpcore leaves open; or None."""
-        return (
-            self.connection if self.connection is not None and self.connection.connecting else None
-        )
+        """The connection to a proxy that did not connect to the server, or None.
+
+        httpcore does not close such a connection.
+        """
+        connection = self.connection
+        return connection if connection is not None and connection.connecting else None
 
     def translate(self, error: Exception, built: Any) -> TransportError | None:
-        """Return the flux0 error for an exception of `client.send`.
+        """Return the flux0 error for an exception that `client.send` raised.
 
-        Return None if the user's code raised the exception. `built` is the library's request.
+        If the user's code raised the exception, return None. `built` is the library's request.
         """
         httpcore_module, cause = self.httpcore_module, error.__cause__
         from_httpcore = isinstance(
@@ -157,27 +166,28 @@ class HttpxExchange(Exchange):
             ),
         )
         if isinstance(error, self.httpx_module.RequestError):
-            # The request of an error differs if a hook of the user sent another request. A custom
-            # transport of the user raises these errors without events of httpcore.
+            # If a hook of the user sent another request, the error has this other request. If the
+            # user has a custom transport, the transport raises these errors without httpcore, so
+            # no event was traced.
             raised_here = _request_of(error) is built and (from_httpcore or not self._traced)
         else:
             raised_here = self.raised_by_httpcore(error)
         if not raised_here:
             return None
-        # httpcore raises these errors before its first event.
-        early = isinstance(
-            cause, (httpcore_module.PoolTimeout, httpcore_module.UnsupportedProtocol)
-        )
-        return self.to_transport_error(error, sent=self.sent or not (self._traced or early))
+        # httpcore raises these errors before its first event. After other errors without events,
+        # assume that a custom transport has sent the request.
+        before_events = (httpcore_module.PoolTimeout, httpcore_module.UnsupportedProtocol)
+        traced = self._traced or isinstance(cause, before_events)
+        return self.to_transport_error(error, sent=self.sent or not traced)
 
     def raised_by_httpcore(self, error: BaseException) -> bool:
-        """Return whether the last failure that httpcore reported is this error."""
+        """Return whether `error` is the last exception that httpcore reported in an event."""
         return error is self.failure and isinstance(error, Exception)
 
     def to_transport_error(self, error: BaseException, *, sent: bool = True) -> TransportError:
         """Return the flux0 error for an error of the library.
 
-        `sent` says whether a byte of the request may have been sent.
+        `sent` is True if a byte of the request may have been sent.
         """
         httpx_module = self.httpx_module
         if not sent and self.proxy_failure is not None:
@@ -197,10 +207,10 @@ class HttpxExchange(Exchange):
         elif self._is_interruption(error):
             kind = ConnectionInterrupted
         if not self._traced and error.__cause__ is None and str(error):
-            return kind(str(error))  # The message of a custom transport of the user.
+            return kind(str(error))  # A custom transport of the user wrote this message.
         translated = failure(kind, error, self.timeout, head_received=self.head_received)
-        if self._address not in (None, self._server_address()):
-            return proxy_unreachable(translated, "{}:{}".format(*self._address))
+        if self._connecting_to not in (None, self._server_address()):
+            return proxy_unreachable(translated, "{}:{}".format(*self._connecting_to))
         return translated
 
     def _server_address(self) -> tuple[str, int]:
@@ -209,15 +219,15 @@ class HttpxExchange(Exchange):
         return url.raw_host.decode("ascii").strip("[]"), port
 
     def _is_interruption(self, error: BaseException) -> bool:
-        """Return whether the connection ended, as opposed to a response that is not valid."""
+        """Return True if the connection ended; False if the response is not valid HTTP."""
         httpx_module = self.httpx_module
         if isinstance(error, (httpx_module.NetworkError, httpx_module.ProxyError, OSError)):
             return True
         if self.connection is not None:
             ended = self.multiplexed and _TERMINATED in str(error)
             return ended or bool(self.connection.at_eof)
-        # The connection is not tracked. If h11 raised the error before the body, it says that the
-        # head is not valid. Otherwise, assume an interruption, which is more likely.
+        # The connection is not tracked. If h11 (the parser of httpcore) raised the error before the
+        # body, the response head is not valid. Otherwise, an interruption is more likely.
         from_h11 = error.__cause__ is not None and error.__cause__.__context__ is not None
         return self._traced and (self.head_received or not from_h11)
 
@@ -230,8 +240,9 @@ def _request_of(error: Any) -> object:
 
 
 def _is_tls_failure(error: BaseException | None) -> bool:
-    """Return whether TLS failed. Other subclasses of `SSLError` report a closed connection."""
+    """Return whether TLS failed."""
     while error is not None:
+        # Other subclasses of SSLError report that the connection was closed.
         if type(error) in (ssl.SSLError, ssl.SSLCertVerificationError):
             return True
         error = error.__cause__ or error.__context__

@@ -1,7 +1,8 @@
 """The connections of sync clients, over sockets that flux0 opens.
 
-The backend of httpcore has a connect timeout for each address, and its attempts to connect cannot
-be interrupted. While it sends a request, it does not notice a response.
+The backend of httpcore has three limits: it applies the connect timeout to each address of a host
+separately, its attempts to connect cannot be interrupted, and it does not receive a response while
+it sends a request. Therefore flux0 has its own backend.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from attrs import frozen
 
@@ -23,6 +24,8 @@ from flux0.adapters.shared.connecting import Connector
 from flux0.adapters.shared.exchange import shut_down
 from flux0.ports import Interrupt
 from flux0.runtime.processes import OwnerProcess
+
+T = TypeVar("T")
 
 _NO_DELAY: Final = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 _WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -45,27 +48,19 @@ class SyncConnection(TrackedConnection):
         received = self._pop_received()
         if received is not None:
             return received
-        limit = self._read_limit(timeout)
-        try:
+        httpcore, limit = self._httpcore_module, self._read_limit(timeout)
+        with _translated_errors(httpcore.ReadTimeout, httpcore.ReadError):
             self._sock.settimeout(limit)
             data = self._sock.recv(max_bytes)
-        except TimeoutError as error:
-            raise self._httpcore_module.ReadTimeout(error) from error
-        except OSError as error:
-            raise self._httpcore_module.ReadError(error) from error
         return self._on_received(data)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send `buffer`. Stop if the server rejects the request meanwhile."""
+        """Send `buffer`. If the server rejects the request meanwhile, stop sending."""
         unsent = memoryview(self._next_to_send(buffer))
-        limit = self._connect_limit(timeout)
-        try:
+        httpcore, limit = self._httpcore_module, self._connect_limit(timeout)
+        with _translated_errors(httpcore.WriteTimeout, httpcore.WriteError):
             while unsent:
                 unsent = unsent[self._send(unsent, limit) :]
-        except TimeoutError as error:
-            raise self._httpcore_module.WriteTimeout(error) from error
-        except OSError as error:
-            raise self._httpcore_module.WriteError(error) from error
 
     def _send(self, unsent: memoryview, timeout: float | None) -> int:
         """Send some bytes, or wait until more can be sent; return the number of sent bytes."""
@@ -89,14 +84,14 @@ class SyncConnection(TrackedConnection):
     def _read_early(self) -> None:
         try:
             self._early_data = self._sock.recv(READ_BYTES)
-        except _WOULD_BLOCK:  # It was not content, but a message of TLS.
+        except _WOULD_BLOCK:  # Only a message of the TLS protocol was received.
             return
-        if self._is_rejected():
-            raise self._rejected()
+        self._raise_if_rejected()
 
     def close(self) -> None:
-        """Close the connection, and wake a thread that reads or writes."""
-        if not self._owner.is_inherited():  # A shutdown would end the connection of the parent.
+        """Close the connection, and wake the thread that reads or writes."""
+        # In a forked child, shutting the socket down would end the connection of the parent.
+        if not self._owner.is_inherited():
             shut_down(self._get_info("socket"))
         self._sock.close()
 
@@ -106,7 +101,7 @@ class SyncConnection(TrackedConnection):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> SyncConnection:
-        """Return the connection with TLS."""
+        """Return a connection that uses TLS over this connection."""
         try:
             self._sock.settimeout(self._connect_limit(timeout))
             with _connect_errors(self._httpcore_module):
@@ -130,7 +125,8 @@ class SyncConnection(TrackedConnection):
         if info == "socket":
             return raw
         if info == "ssl_object":
-            return sock.tls if sock is not raw else sock if isinstance(raw, ssl.SSLSocket) else None
+            tls = sock.tls if isinstance(sock, _NestedTLS) else sock
+            return tls if isinstance(tls, (ssl.SSLSocket, ssl.SSLObject)) else None
         addresses = {"client_addr": raw.getsockname, "server_addr": raw.getpeername}
         return addresses[info]() if info in addresses else None
 
@@ -155,14 +151,13 @@ class _NestedTLS:
         self._perform(self.tls.do_handshake)
 
     def recv(self, size: int) -> bytes:
-        data: bytes = self._perform(partial(self.tls.read, size))
-        return data
+        return self._perform(partial(self.tls.read, size))
 
     def send(self, data: memoryview) -> int:
-        sent: int = self._perform(partial(self.tls.write, data))
-        return sent
+        return self._perform(partial(self.tls.write, data))
 
-    def _perform(self, step: Callable[[], Any]) -> Any:
+    def _perform(self, step: Callable[[], T]) -> T:
+        """Call `step` until it has enough received data; send the data that TLS produces."""
         while True:
             try:
                 result = step()
@@ -177,7 +172,7 @@ class _NestedTLS:
 
 @frozen
 class SyncBackend:
-    """An `httpcore.NetworkBackend` that opens tracked connections."""
+    """A backend for the pools of httpcore (`httpcore.NetworkBackend`) with tracked connections."""
 
     httpcore_module: Any
 
@@ -189,7 +184,8 @@ class SyncBackend:
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> SyncConnection:
-        """Return a new connection; see `Connector`."""
+        """Return a new TCP connection; see `Connector`."""
+        connect_by = None if timeout is None else time.monotonic() + timeout
         exchange = current_exchange.get(None)
         connector = Connector(
             timeout,
@@ -197,54 +193,51 @@ class SyncBackend:
             options=(*(socket_options or ()), _NO_DELAY),
             source_address=None if local_address is None else (local_address, 0),
         )
-        return self._open(partial(connector.connect, host, port), timeout)
+        with _connect_errors(self.httpcore_module):
+            sock = connector.connect(host, port)
+        return SyncConnection(sock, self.httpcore_module, connect_by)
 
     def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> SyncConnection:
-        """Return a new connection."""
-
-        def connect() -> socket.socket:
-            sock = socket.socket(socket.AF_UNIX)
-            try:
-                for option in socket_options or ():
-                    sock.setsockopt(*option)
-                sock.settimeout(timeout)
-                sock.connect(path)
-            except BaseException:
-                sock.close()
-                raise
-            return sock
-
-        return self._open(connect, timeout)
-
-    def _open(self, connect: Callable[[], socket.socket], timeout: float | None) -> SyncConnection:
-        connect_by = None if timeout is None else time.monotonic() + timeout
-        with _connect_errors(self.httpcore_module):
-            sock = connect()
-        return SyncConnection(sock, self.httpcore_module, connect_by)
+        """Return a new connection to the server that listens at the Unix socket `path`."""
+        with _connect_errors(self.httpcore_module), ExitStack() as on_failure:
+            sock = on_failure.enter_context(socket.socket(socket.AF_UNIX))
+            for option in socket_options or ():
+                sock.setsockopt(*option)
+            sock.settimeout(timeout)
+            sock.connect(path)
+            on_failure.pop_all()
+        return SyncConnection(sock, self.httpcore_module)
 
     def sleep(self, seconds: float) -> None:
-        """Wait before the next attempt to connect."""
+        """Wait for `seconds`; the pool waits between its attempts to connect."""
         time.sleep(seconds)
 
 
 @contextmanager
-def _connect_errors(httpcore_module: Any) -> Generator[None, None, None]:
-    """Translate the errors of sockets into errors of httpcore."""
+def _translated_errors(timeout_error: Any, other_error: Any) -> Generator[None, None, None]:
+    """Translate the errors of sockets into these two classes of errors of httpcore."""
     try:
         yield
     except TimeoutError as error:
-        raise httpcore_module.ConnectTimeout(error) from error
+        raise timeout_error(error) from error
     except OSError as error:
-        raise httpcore_module.ConnectError(error) from error
+        raise other_error(error) from error
+
+
+def _connect_errors(httpcore_module: Any) -> AbstractContextManager[None]:
+    return _translated_errors(httpcore_module.ConnectTimeout, httpcore_module.ConnectError)
 
 
 def _wait(
     sock: socket.socket, timeout: float | None, *, read: bool = False, write: bool = False
 ) -> tuple[bool, bool]:
-    """Wait until the socket is readable or writable; return whether it is each of the two."""
-    if not hasattr(select, "poll"):  # On Windows.
+    """Wait until the socket is readable or writable, and return both states.
+
+    `read` and `write` choose the states to wait for. Both states are False if the timeout expired.
+    """
+    if not hasattr(select, "poll"):  # Windows has no poll.
         readable, writable, _ = select.select([sock] * read, [sock] * write, [], timeout)
         return bool(readable), bool(writable)
     poll = select.poll()

@@ -3,17 +3,19 @@
 A call passes these steps:
 
 1. `send` chooses the client: the user's client, or a built-in client for the proxy of the URL.
-2. The client builds a request of the library. flux0 adds a trace function to it, which records the
-   next steps in an `HttpxExchange` (`exchange.py`). `current_exchange` is this exchange until 6.
-3. The client sends the request. The user's hooks and authentication run here.
+2. The client builds a request of the library. flux0 adds a trace function to this request. The
+   trace function records steps 4 to 6 in an `HttpxExchange` (`exchange.py`). During steps 3 to 6,
+   `current_exchange` is this exchange.
+3. The client sends the request. The user's hooks and authentication run in this step.
 4. httpcore takes an idle connection from its pool, or opens a connection (`connections.py`).
-5. httpcore starts to send the request: `sent` is True. An error from now on says that the server
-   may have received the request.
+5. httpcore starts to send the request: `sent` is True. If an error is raised after this step, the
+   error indicates that the server may have received the request.
 6. httpcore receives the response head: `head_received` is True. `send` returns the response.
-7. The caller pulls the body piece by piece, and flux0 decompresses it (`body.py`).
+7. The caller pulls the body piece by piece, and flux0 decompresses each piece (`body.py`).
 8. At the end of the body, the connection returns to the pool. If surplus bytes were received, the
    pool closes the connection.
-9. If reading fails, or the body is closed early or garbage-collected, the connection is shut down.
+9. If reading fails, or if the body is closed early or garbage-collected, flux0 shuts the connection
+   down.
 
 The exchange translates each exception of the library into an error of flux0.
 """
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from functools import cache, partial
 from inspect import iscoroutinefunction
 from typing import Any, ClassVar, Final, Protocol, TypeVar, cast, runtime_checkable
@@ -56,7 +58,7 @@ _PROXY_SCHEMES: Final = ("http", "https", "socks5", "socks5h")
 
 
 class HttpResponse(Protocol):
-    """A response of httpx or httpx2. The protocol only identifies it for type checkers."""
+    """A response of httpx or httpx2, as the return type of `HttpClient.send`."""
 
     status_code: int
 
@@ -128,12 +130,12 @@ class HttpxFamilyTransport(ABC):
 
     @property
     def serves_sync(self) -> bool:
-        """Whether `send` works: the transport has a sync client, or the user passed no client."""
+        """Whether sync calls work: the user passed a sync client or no client at all."""
         return self._client is not None or self._async_client is None
 
     @property
     def serves_async(self) -> bool:
-        """Whether `send_async` works: there is an async client, or the user passed no client."""
+        """Whether async calls work: the user passed an async client or no client at all."""
         return self._async_client is not None or self._client is None
 
     def send(self, request: Request) -> Response[ByteStream]:
@@ -156,8 +158,6 @@ class HttpxFamilyTransport(ABC):
         except Exception as error:
             response = self._response_despite(error, client, built, exchange)
             if response is None:
-                if client is self._client:  # Built-in clients call no code of the user.
-                    mark_user_error(error, sent=exchange.sent)
                 raise
         finally:
             current_exchange.reset(token)
@@ -171,7 +171,7 @@ class HttpxFamilyTransport(ABC):
         return _to_response(response, body)
 
     def close(self) -> None:
-        """Close the built-in sync client and its bodies, but no client of the user."""
+        """Close the built-in sync clients and their bodies. The user's client stays open."""
         self._built_in_clients.get().close()
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
@@ -201,8 +201,6 @@ class HttpxFamilyTransport(ABC):
         except Exception as error:
             response = self._response_despite(error, client, built, exchange)
             if response is None:
-                if client is self._async_client:
-                    mark_user_error(error, sent=exchange.sent)
                 raise
         finally:
             current_exchange.reset(token)
@@ -213,7 +211,7 @@ class HttpxFamilyTransport(ABC):
         return _to_response(response, AsyncBody(request, built, exchange, response, self))
 
     async def close_async(self) -> None:
-        """Close the built-in client of the running event loop, but no client of the user."""
+        """Close the built-in clients of the running event loop. The user's client stays open."""
         await self._built_in_async_clients.close_async()
 
     def _build_request(self, client: Any, request: Request) -> Any:
@@ -231,31 +229,34 @@ class HttpxFamilyTransport(ABC):
                 headers=httpx_module.Headers(pairs, encoding="latin-1"),
                 timeout=(timeout.connect, timeout.read, timeout.write, timeout.pool),
             )
-        except (httpx_module.InvalidURL, UnicodeError) as error:  # idna raises UnicodeError.
+        # UnicodeError: the host name is not valid.
+        except (httpx_module.InvalidURL, UnicodeError) as error:
             raise failure(ConnectError, error, timeout) from error
         return built
 
     def _response_despite(
         self, error: Any, client: Any, built: Any, exchange: HttpxExchange
     ) -> Any:
-        """Return the response if a hook called `raise_for_status`; None to re-raise `error`.
+        """Return the response if a hook called `raise_for_status`, or None to re-raise `error`.
 
         Raises:
             TransportError: The library failed to send the request.
             ClientClosed: The client, or its event loop, is closed.
         """
         if isinstance(error, self._httpx_module.HTTPStatusError):
-            own = error.request is built and not is_success(error.response.status_code)
-            return error.response if own else None
-        if isinstance(error, RuntimeError):
+            if error.request is built and not is_success(error.response.status_code):
+                return error.response
+        elif isinstance(error, RuntimeError):
             if getattr(client, "is_closed", False) or "loop is closed" in str(error):
                 closed = self._client_closed()
                 closed.sent = "maybe" if exchange.sent else "no"
                 raise closed from error
-            return None
-        translated = exchange.translate(error, built)
-        if translated is not None:
-            raise translated from error
+        else:
+            translated = exchange.translate(error, built)
+            if translated is not None:
+                raise translated from error
+        if client in (self._client, self._async_client):  # Built-in clients call no user code.
+            mark_user_error(error, sent=exchange.sent)
         return None
 
     def _client_closed(self) -> ClientClosed:
@@ -266,9 +267,10 @@ class HttpxTransport(HttpxFamilyTransport):
     """Sends requests over httpx, with the user's clients or with built-in clients.
 
     Your client keeps its proxies, certificates, authentication, cookies and hooks, and flux0 never
-    closes it. flux0 tracks the connections that your client opens from now on: a connection with
-    surplus bytes is never reused. Built-in clients are created at the first use, and store no
-    cookies. Timeouts are set for each request. Redirects are not followed.
+    closes it. flux0 tracks the connections that your client opens after you pass it: a connection
+    with surplus bytes is never reused. Built-in clients are created at the first use, and store no
+    cookies. The timeouts of the `Flux0` client replace the timeouts of your client. Redirects are
+    not followed.
 
     Args:
         client: An `httpx.Client`, for sync calls.
@@ -290,13 +292,13 @@ class HttpxTransport(HttpxFamilyTransport):
 
 
 class Httpx2Transport(HttpxFamilyTransport):
-    """Sends requests over httpx2, as `HttpxTransport` does over httpx.
+    """Sends requests over httpx2, with the user's clients or with built-in clients.
 
     Your client keeps its proxies, certificates, authentication, cookies and hooks, and flux0 never
-    closes it. flux0 tracks the connections that your client opens from now on: a connection with
-    surplus bytes is never reused. Built-in clients are created at the first use, and store no
-    cookies. Timeouts are set for each request. Redirects are not followed. httpx2 needs Python 3.11
-    or newer.
+    closes it. flux0 tracks the connections that your client opens after you pass it: a connection
+    with surplus bytes is never reused. Built-in clients are created at the first use, and store no
+    cookies. The timeouts of the `Flux0` client replace the timeouts of your client. Redirects are
+    not followed. httpx2 needs Python 3.11 or newer.
 
     Args:
         client: An `httpx2.Client`, for sync calls.
@@ -321,14 +323,16 @@ def _close_from_finalizer(
     transport: weakref.ref[HttpxFamilyTransport], built_in_clients: PerProcess[BuiltInClients]
 ) -> None:
     clients = built_in_clients.get()
-    if transport() is not None:  # The interpreter exits: it starts no threads, and no lock is held.
+    if transport() is not None:
+        # The interpreter exits. It starts no threads, and this thread holds no lock of a pool.
         clients.close_clients()
-    elif clients.has_clients:  # The garbage collector may run while this thread holds a lock.
+    elif clients.has_clients:
+        # The garbage collector may run while this thread holds a lock of the connection pool.
         run_in_new_thread(clients.close)
 
 
 def _check_client(argument: str, client: object, library: str, *, is_async: bool) -> None:
-    """Raise `InvalidArgument` unless `client` is a client of the library, and sync or async."""
+    """Raise `InvalidArgument` if `client` is not None and not a suitable client of `library`."""
     if client is None:
         return
     refuse_misplaced(argument, client, library)
@@ -348,35 +352,31 @@ def _to_response(response: Any, body: Body) -> Response[Body]:
     pairs = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
     headers = Headers(tuple(pairs))
     framed = response.http_version == "HTTP/2" or is_framed(headers)
-    # Without a network stream, an application in this process ends the body.
+    # Without a network stream, the response is from an application in this process. Then no
+    # connection closes, so the end of the body is always known.
     close_delimited = "network_stream" in response.extensions and not framed
     return Response(response.status_code, headers, body, response, close_delimited)
 
 
-class _RequestBody:
-    """The body of an async request.
-
-    The body of httpx is an async generator. If sending fails, trio warns about the open generator.
-    """
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return _SinglePiece(iter((self._body,)))
-
-
 @cache
 def _request_body_class(base: type[Any]) -> type[Any]:
-    """Return a `_RequestBody` that derives from the library's class, which httpx checks."""
-    return type("RequestBody", (_RequestBody, base), {})
+    """Return the class of the body of an async request. `base` is the library's base class.
 
+    The library's own body is an async generator. If sending fails, the generator stays suspended,
+    and trio warns about it.
+    """
 
-class _SinglePiece(AsyncIterator[bytes]):
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
+    class RequestBody(base):  # type: ignore[misc] # the class is not known
+        def __init__(self, body: bytes) -> None:
+            self._body = body
 
-    async def __anext__(self) -> bytes:
-        for piece in self._pieces:
-            return piece
-        raise StopAsyncIteration
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            self._unsent = [self._body]
+            return self
+
+        async def __anext__(self) -> bytes:
+            if not self._unsent:
+                raise StopAsyncIteration
+            return self._unsent.pop()
+
+    return RequestBody

@@ -105,7 +105,11 @@ def test_wait_that_ctrl_c_ends_keeps_no_place() -> None:
     closed: list[str] = []
     pools = Pools(lambda: "transport", closed.append, limit=1)
     pool = pools.enter(None, Interrupt())
-    ctrl_c: Any = SimpleNamespace(on_fire=lambda _: signal.raise_signal(signal.SIGINT))
+
+    def press_ctrl_c(_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    ctrl_c: Any = SimpleNamespace(on_fire=press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         pools.enter(None, ctrl_c)
     pools.leave(pool)
