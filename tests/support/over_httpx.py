@@ -1,4 +1,4 @@
-"""The clients of httpx and httpx2, in each mode."""
+"""Tools for tests of httpx and httpx2, sync and async."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAST = RetryConfig(backoff=BackoffStrategy(1, 1, 1, 10_000), max_attempts=3)
 
 @frozen
 class OverHttpx(Way):
-    """httpx or httpx2, in one mode."""
+    """httpx or httpx2, in sync code or under one event loop."""
 
     @property
     def library(self) -> Any:
@@ -36,13 +36,13 @@ class OverHttpx(Way):
         return self.kind("Client")(**options)
 
     def transport_over(self, client: Any) -> Any:
-        """Return a transport over `client`; if it is None, over the built-in client."""
+        """Return a transport over `client`, or over the built-in client if `client` is None."""
         name, _ = TRANSPORTS[self.transport]
         argument = "client" if self.mode == "sync" else "async_client"
         return getattr(flux0, name)(**{argument: client})
 
     def act(self, act: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `act` as a callback for the client: in async modes, as a coroutine function."""
+        """Return `act` as a callback for the client. Async clients need a coroutine function."""
         if self.mode == "sync":
             return act
 
@@ -68,17 +68,17 @@ class OverHttpx(Way):
         return response.status_code, await sending.read(response.body)
 
     async def fetch_once(self, request: Request, **options: Any) -> tuple[int, bytes]:
-        """Call `fetch` over a client with these options; by default, over the built-in client."""
+        """Call `fetch` over a new client with these options, or over the built-in client."""
         async with self.closing(self.client(**options) if options else None) as transport:
             return await self.fetch(transport, request)
 
     async def create_session(self, url: str, transport: Any) -> None:
-        """Send a POST with a `Flux0` client; it must not be sent twice."""
+        """Send a POST with a `Flux0` client that retries."""
         client = modes.in_mode(self.mode, Flux0(url, transport=transport, retry_config=FAST))
         await client.sessions.create_async(agent_id="a")
 
     async def create_session_once(self, url: str, **options: Any) -> None:
-        """Call `create_session` over a client of the library with these options."""
+        """Call `create_session` over a new client of the library with these options."""
         async with self.closing(self.client(**options)) as transport:
             await self.create_session(url, transport)
 

@@ -1,4 +1,4 @@
-"""Waits for a connection end at the deadline, and when the client is closed."""
+"""A call that waits for a connection ends at its deadline, and when its client is closed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from support.unreachable import resolve_to, unreachable_address
 
 over_sync = pytest.mark.parametrize("way", SYNC_WAYS, ids=str)
 SHORT_TIMEOUT = 0.2
-# With a timeout for each address, the test would take longer than a test may take.
+# The number of unreachable addresses. With a timeout for each address, the test would be too slow.
 MANY = 1000
 
 
@@ -77,7 +77,7 @@ def test_connect_timeout_limits_all_addresses_together(
 def test_closing_a_client_ends_connecting(
     way: Way, monkeypatch: pytest.MonkeyPatch, *, tls: bool
 ) -> None:
-    """The address is unreachable, or the server sends nothing in the TLS handshake."""
+    """With http, the address is unreachable. With https, the server sends no TLS handshake."""
     connecting = Event()
     transport = way.make_transport()
     if tls:
@@ -154,7 +154,7 @@ def test_closing_a_client_ends_the_wait_for_a_connection(make: Callable[[], Tran
 
 @over_sync
 def test_kept_exception_keeps_no_connection_open(way: Way) -> None:
-    """The traceback of the exception refers to the connection pool."""
+    """The traceback of the exception refers to the pool, which must be closed nevertheless."""
     with ByteServer((WaitForRelease(),), AGENTS) as server:
         transport: Any = way.make_transport()
         flux0 = Flux0(server.url, transport=transport, retry_config=RetryConfig("none"))

@@ -38,7 +38,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 @pytest.mark.parametrize("early", range(len(LAST_CHUNK)))
 @over(*ONCE)
 async def test_surplus_bytes_are_not_the_next_response(way: Way, early: int) -> None:
-    """The end of a chunked body may arrive in two parts, at any position."""
+    """`early` bytes of the last chunk arrive together with the content, the remaining bytes later."""
     start, first, _ = map(to_bytes, zip(http_response(b"first", framing="chunked")))
     beginning, end = start + first + LAST_CHUNK[:early], LAST_CHUNK[early:] + SURPLUS
     in_two_parts = (Write(beginning), WaitForRelease(), Write(end), WaitForRelease())
@@ -71,7 +71,7 @@ async def test_invalid_url_is_a_connect_error(way: Way) -> None:
 async def test_truncated_head_is_an_interruption(way: Way) -> None:
     whole = head("200 OK", [("Content-Length", "0")])
     cuts = [truncated((whole,), length) for length in range(size((whole,)))]
-    # For urllib3, a truncated field may be an invalid content-length.
+    # urllib3 reads a truncated content-length field, and may report that the field is invalid.
     kinds = (ConnectionInterrupted, *[ProtocolError] * (way.transport in ("requests", "urllib3")))
     transport = sending.in_mode(way.mode, way.make_transport())
     with ByteServer(*cuts) as server:
@@ -81,7 +81,7 @@ async def test_truncated_head_is_an_interruption(way: Way) -> None:
         await transport.close_async()
 
 
-# aiohttp has loaded its trusted certificates already, so the environment has no effect.
+# aiohttp loads its trusted certificates when it is imported, so it ignores the variable.
 @over(*(way for way in ONCE if way.transport != "aiohttp"))
 async def test_tls_connection_closed_within_a_body_is_an_interruption(
     way: Way, secured: Secured, monkeypatch: pytest.MonkeyPatch
@@ -110,7 +110,7 @@ async def test_accept_encoding_lists_the_decoded_codings_unless_the_user_sets_it
 
 @pytest.mark.parametrize("way", ONCE, ids=str)
 def test_raw_response_of_an_error_can_be_read_again(way: Way) -> None:
-    """The body is so large that it is decompressed in several pieces."""
+    """A body of this size is decompressed in several pieces."""
     large = b'{"detail":' + b" " * 2_000_000 + b'"no"}'
     steps = http_response(large, status="404 Not Found", framing="chunked", gzip=True)
 
@@ -159,7 +159,7 @@ LOOPS = [way for way in WAYS if way.mode != "sync" and way.transport in ("aiohtt
 @pytest.mark.parametrize("way", LOOPS, ids=str)
 @pytest.mark.parametrize("cycle", [False, True], ids=["plain", "cycle"])
 def test_body_may_outlive_its_event_loop(way: Way, *, cycle: bool) -> None:
-    """The end of the loop closes the connection. The garbage collection causes no warning."""
+    """The connection is closed when the loop ends. Collecting the body later causes no warning."""
     kept: list[Any] = []
 
     async def use() -> None:
@@ -176,7 +176,8 @@ def test_body_may_outlive_its_event_loop(way: Way, *, cycle: bool) -> None:
     gc.collect()
 
 
-# More than the default limits on connections of httpx and aiohttp, and on threads of anyio.
+# The number of open streams. It exceeds the default limits of httpx and aiohttp on connections, and
+# the default limit of anyio on threads.
 MANY = 110
 
 

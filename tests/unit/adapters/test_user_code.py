@@ -1,4 +1,4 @@
-"""Errors of flux0 that the user's code raises during a call: the call is not retried."""
+"""If the user's code raises an error of flux0 during a call, the call is not retried."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AGENT = b'{"id": "a", "type": "t", "name": "n", "created_at": "2026-01-01T00:00:
 
 @define
 class Audit:
-    """Code of the user that calls a server which is down, and the errors that it raised."""
+    """User code that calls a server which is down, and records the errors of these calls."""
 
     way: Way
     errors: list[Flux0Error] = field(factory=list[Flux0Error])
@@ -57,7 +57,7 @@ class Audit:
                 raise
 
 
-# For each library: returns a client of the library that calls `audit` at the place `where`.
+# The keys are libraries. Each function returns a client that calls `audit` at the place `where`.
 
 
 def httpx_client(audit: Audit, where: str) -> Any:
@@ -194,7 +194,7 @@ def test_post_is_sent_once_if_user_code_raises_an_error_of_flux0(
 def test_header_function_that_raises_an_error_of_flux0_is_called_once(
     way: Way, *, is_async: bool
 ) -> None:
-    # A sync function cannot make its call over aiohttp.
+    # aiohttp has no sync calls, so the sync header function makes its call over httpx.
     audit = Audit(way if is_async or way.transport != "aiohttp" else Way("httpx", "sync"))
 
     async def test() -> None:
@@ -218,7 +218,7 @@ def test_header_function_that_raises_an_error_of_flux0_is_called_once(
 
 
 class FailingLogger:
-    """A logger that fails when the response was received."""
+    """A logger that raises an error when it logs a response."""
 
     def debug(self, msg: str, *args: Any) -> None:
         if "returned" in msg:
@@ -249,7 +249,7 @@ async def test_errors_of_a_custom_transport_are_retried(mode: Mode) -> None:
 async def test_get_is_not_retried_if_a_trace_function_fails_while_the_body_is_read(
     way: OverHttpx,
 ) -> None:
-    """httpcore calls the trace function, which a hook may add to the request."""
+    """A hook can add a trace function to the request. httpcore calls the trace function."""
     raised = ConnectError("the trace server is down")
 
     def trace(event: str, _: Any) -> None:

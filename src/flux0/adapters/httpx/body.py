@@ -59,7 +59,9 @@ class _HttpxBody(PulledBody):
         self._connection: Any = None if http2 else response.extensions.get("network_stream")
         if isinstance(self._connection, TrackedConnection):
             self._connection.chunked = "transfer-encoding" in response.headers
-        self._transport = transport  # Keep a reference: its finalizer closes the client.
+        self._transport = (
+            transport  # Keep the transport alive, because its finalizer closes the client.
+        )
         failed = not is_success(response.status_code)
         # The user may read the body of an error again, from `raw_response`.
         self._retained_raw: list[bytes] | None = [] if failed and not self._already_read else None

@@ -59,7 +59,8 @@ def track_transport(transport: Any, httpx_module: Any, httpcore_module: Any) -> 
 class _BuiltInClient:
     """A client of httpx without cookies, authentication and redirects.
 
-    In each call, `httpx.Client` looks for them, which takes a quarter of the time of the call.
+    `httpx.Client` checks for these features in each call, which takes a quarter of the time of a
+    call.
     """
 
     def __init__(self, httpx_module: Any, pools: Pools) -> None:

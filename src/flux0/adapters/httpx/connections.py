@@ -91,7 +91,7 @@ class TrackedConnection(ABC):
         """Return the property of the connection that has this name in httpcore."""
 
     def get_extra_info(self, info: str) -> Any:
-        """Return a property of the stream. `is_readable` is also True if bytes were kept."""
+        """Return a property of the stream. `is_readable` is also True if a byte was kept."""
         if info == "is_readable":
             return bool(self._kept_byte or self._early_data) or self._is_readable()
         return self._get_info(info)
@@ -102,9 +102,9 @@ class TrackedConnection(ABC):
     def _next_to_send(self, buffer: bytes) -> bytes:
         """Return the bytes to send now.
 
-        The head of a request is kept and sent together with the body. If they were sent separately,
-        a server could reject the head and close the connection. Sending the body would then fail,
-        and the response would be lost.
+        The head of a request is kept and sent together with the body. If the head was sent first, a
+        server could reject the head and close the connection. Sending the body would then fail, and
+        the response would be lost.
         """
         if not self._sending:
             self._sending = True
@@ -121,7 +121,7 @@ class TrackedConnection(ABC):
         return head + buffer if head else buffer
 
     def _connect_limit(self, timeout: float | None) -> float | None:
-        """Return the remaining connect timeout in seconds. If connected, return `timeout`."""
+        """Return the remaining connect timeout in seconds, or `timeout` after connecting."""
         if not self.connecting or self._connect_by is None:
             return timeout
         return max(self._connect_by - monotonic(), _MIN_SECONDS)
@@ -129,7 +129,8 @@ class TrackedConnection(ABC):
     def _read_limit(self, timeout: float | None) -> float | None:
         """Return the remaining timeout for the current piece, in seconds.
 
-        If the received bytes contain no content, httpcore reads again with the full timeout.
+        httpcore may read several times for one piece, each time with the full timeout. Therefore
+        the time since `waiting_since` is subtracted.
         """
         if timeout is None or self.waiting_since is None:
             return self._connect_limit(timeout)

@@ -235,7 +235,7 @@ class HttpxExchange(Exchange):
 def _request_of(error: Any) -> object:
     try:
         return error.request
-    except RuntimeError:  # The error has no request.
+    except RuntimeError:  # httpx raises it if the error has no request.
         return None
 
 

@@ -1,1 +1,1 @@
-"""Tests of single modules, without a server."""
+"""Tests of the transports over httpx and httpx2."""

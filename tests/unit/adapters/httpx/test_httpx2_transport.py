@@ -1,4 +1,4 @@
-"""The contract for the transport over httpx2. test_httpx_family.py has the other tests."""
+"""The contract for the transport over httpx2. More tests of httpx2 are in test_httpx_family.py."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from support.socks_proxy import SocksProxy
 from support.unreachable import resolve_to, unreachable_address
 
 SHORT_TIMEOUT = 0.3
-# With a timeout for each address, the test would take longer than a test may take.
+# The number of unreachable addresses. With a timeout for each address, the test would be too slow.
 MANY = 1000
 
 
@@ -125,7 +125,7 @@ async def test_proxy_that_is_not_socks_is_a_connect_error(
 async def test_connect_timeout_limits_a_silent_proxy(
     way: OverHttpx, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
-    """The read timeout, which is longer, does not apply before the request is sent."""
+    """The connect timeout is shorter than the read timeout, and also limits the proxy's replies."""
     with SocksProxy(silent=True) as proxy:
         monkeypatch.setenv("ALL_PROXY", f"{scheme}://{proxy.address}")
         timeout = evolve(LONG_TIMEOUT, connect=SHORT_TIMEOUT)
@@ -152,7 +152,7 @@ def test_connect_timeout_limits_all_addresses_together(
 def test_closing_a_client_ends_connecting(
     way: OverHttpx, monkeypatch: pytest.MonkeyPatch, *, tls: bool
 ) -> None:
-    """The address is unreachable, or the server sends nothing in the TLS handshake."""
+    """With http, the address is unreachable. With https, the server sends no TLS handshake."""
     connecting = threading.Event()
 
     def close_while_connecting(url: str) -> None:
@@ -206,7 +206,7 @@ async def test_response_that_is_not_http_is_a_protocol_error(
 
 @over(*FAMILY)
 async def test_response_that_is_not_http_over_an_untracked_connection(way: OverHttpx) -> None:
-    """The connection was opened before the client was passed to flux0."""
+    """flux0 does not track connections that were opened before it received the client."""
     malformed = (Write(b"HTTP/1.1 abc Nonsense\r\n\r\n"), Disconnect())
     for steps, requests in ((malformed, 1), ((Disconnect(),), 3)):
         with ByteServer(OK, steps) as server:
@@ -228,13 +228,13 @@ TOO_LARGE = to_bytes(http_response(b'{"detail": "too large"}', status="413 Conte
 def early_server(response: bytes, *, closes: bool) -> Generator[str, None, None]:
     """Yield the URL of a server that responds to the first bytes of a request.
 
-    It does not read the other bytes. If it closes the connection, it thereby resets it.
+    The server does not read the remaining bytes. Therefore closing the connection resets it.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         connections: list[socket.socket] = []
 
         def serve() -> None:
-            with suppress(OSError):  # The listener was shut down.
+            with suppress(OSError):  # `accept` raises it when the listener is shut down.
                 while True:
                     connection, _ = listener.accept()
                     connections.append(connection)

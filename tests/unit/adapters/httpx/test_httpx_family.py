@@ -51,7 +51,7 @@ class Stop(Exception):
 
 
 def error_of_nested_request(library: Any) -> Exception:
-    """Return an error of the library, raised by another request."""
+    """Return the error that the library raises for a request to a port without a server."""
     try:
         library.Client().get("http://127.0.0.1:1")
     except library.ConnectError as error:
@@ -225,7 +225,7 @@ async def test_users_client_stays_open_and_keeps_its_settings(way: OverHttpx) ->
             await sending.in_mode(way.mode, transport).close_async()
             del transport
         assert not client.is_closed
-        if way.mode == "sync":  # The user's own requests use the same connections.
+        if way.mode == "sync":  # The user's own requests reuse the connection.
             assert client.get(server.url).text == "ok"
         assert server.connections == 1
         received = server.requests[1].headers
@@ -250,7 +250,7 @@ async def test_users_client_may_retry_to_connect(way: OverHttpx) -> None:
 
 @over(*FAMILY)
 async def test_response_that_was_read_already_is_returned(way: OverHttpx) -> None:
-    """A custom transport without sockets returns such a response."""
+    """`MockTransport` returns a response whose body was already read."""
 
     def respond(_: object) -> Any:
         return way.library.Response(200, content=b'{"data":[]}')
@@ -273,7 +273,7 @@ async def test_turn_over_http2_warns(way: OverHttpx) -> None:
 
 
 class Minimal:
-    """A client with only the methods that flux0 calls. Its requests have no timeouts."""
+    """A client that has only the methods that flux0 calls, and ignores the timeouts."""
 
     def __init__(self, client: Any, library: Any) -> None:
         self._client = client

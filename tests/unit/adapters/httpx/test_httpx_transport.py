@@ -45,7 +45,7 @@ class TestAsyncHttpxTransport(HttpxContract, AsyncTransportContract):
 
 @over(*FAMILY)
 async def test_tracked_connections_are_used(way: OverHttpx) -> None:
-    """This fails if the library no longer uses the backend that `track_transport` sets."""
+    """`track_transport` sets a private attribute, so a new version of the library may ignore it."""
     seen: list[Any] = []
 
     def see(response: Any) -> None:
@@ -67,7 +67,7 @@ async def test_users_client_never_returns_surplus_bytes_as_a_response(
     way: OverHttpx, secured: Secured
 ) -> None:
     surplus = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nothers"
-    # The long body needs several TLS records, so that the surplus bytes are in another record.
+    # The long body needs several TLS records. The surplus bytes are in the last record.
     bodies = (b"first", b"x" * 40_000, b"last")
     answers = [http_response(body, framing="chunked") for body in bodies]
     for tls in (None, secured.server):
@@ -86,7 +86,7 @@ async def test_users_client_never_returns_surplus_bytes_as_a_response(
 
 
 def test_bytes_in_the_tls_buffer_are_surplus(secured: Secured) -> None:
-    """An event loop moves all received bytes there, so the socket is not readable."""
+    """An event loop moves received bytes to the TLS buffer, so the socket is not readable."""
     arrived, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = secured.trusting().wrap_bio(arrived, sent, server_hostname="127.0.0.1")
     server = secured.server.wrap_bio(sent, arrived, server_side=True)
@@ -147,7 +147,7 @@ def test_interrupt_ends_a_waiting_call(way: OverHttpx, secured: Secured, *, pool
 
 
 def test_read_that_starts_after_the_timeout_raises() -> None:
-    """httpcore reads again if the received bytes hold no content, for example only a chunk size."""
+    """If the received bytes contain only overhead, such as a chunk size, httpcore reads again."""
     connection = AsyncConnection(httpcore.AsyncMockStream([]), httpcore)
     connection.waiting_since = time.monotonic() - 1
 
@@ -222,7 +222,7 @@ def test_second_reader_gets_an_error_and_the_first_continues() -> None:
 
 
 def test_body_closed_during_a_read_is_interrupted() -> None:
-    """Another thread may close the body, which may look like the end of the body."""
+    """If another thread closes the body, the library may report the end of the body."""
 
     class Closing(httpx.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
@@ -246,7 +246,7 @@ def refuse(*_: object) -> None:
 def test_unreferenced_stream_is_kept_while_the_interpreter_exits(
     monkeypatch: pytest.MonkeyPatch, name: str, stub: Callable[..., Any]
 ) -> None:
-    """No thread can be started, and the locks of the pool must not be acquired."""
+    """While the interpreter exits, no thread can be started to release the connection."""
     with ByteServer(HALF) as server:
         transport = HttpxTransport()
         body = transport.send(get(server.url, stream=True)).body
@@ -267,7 +267,8 @@ def test_client_of_an_ended_event_loop_raises_client_closed() -> None:
         asyncio.run(fetch(transport, get(server.url)))
         with pytest.raises(ClientClosed, match="event loop"):
             asyncio.run(fetch(transport, get(server.url)))
-        with warnings.catch_warnings():  # The event loop has ended, so the client stays open.
+        # The client cannot be closed, because its event loop has ended.
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             del transport
             gc.collect()
