@@ -3,8 +3,8 @@
     with Flux0() as client:
         agents = client.agents.list()
 
-`flux0.models` has all models and errors. `import flux0` imports no HTTP library: a transport
-imports its library at its first use.
+`flux0.models` has all models and errors. `import flux0` imports no HTTP library: the library of a
+transport is imported when the transport is first used.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Names that are imported on first use: the module in `flux0.adapters`, and the package it needs.
+# Names that are imported on first use. The values are the module in `flux0.adapters`, and the
+# package that the module needs.
 _LATE = {
     "AiohttpTransport": ("aiohttp.transport", "aiohttp"),
     "AsyncHttpClient": ("httpx", "httpx"),
@@ -56,7 +57,7 @@ def to_dict(model: object) -> Any:
 
 
 def to_json(model: object) -> str:
-    """Return the JSON form of a model as text; see `to_dict`."""
+    """Return the JSON form of a model as a JSON string; see `to_dict`."""
     return _codec().encode(model).decode()
 
 

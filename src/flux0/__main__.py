@@ -20,7 +20,7 @@ def main() -> None:
         if package not in _EXTRA:
             raise
         sys.exit(f"the command line needs the package {package}: pip install 'flux0-client[cli]'")
-    except KeyboardInterrupt:  # During the import.
+    except KeyboardInterrupt:  # Ctrl+C during the import; later, `app` handles it.
         sys.exit(_INTERRUPTED)
     except (OSError, SystemExit) as end:
         # If a pipe is closed, rich and typer replace the error by SystemExit(1).

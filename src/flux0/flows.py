@@ -1,8 +1,8 @@
-"""Flows: generators that describe I/O instead of doing it, written once for sync and async code.
+"""Flows: generators that describe I/O instead of doing it, so that sync and async code share them.
 
-A flow yields effects. A driver (`flux0.client.drivers`) performs each effect and sends the result
-back as the value of the `yield`; if the effect fails, the error is raised at the `yield`. Use cases
-and middleware are flows.
+A flow yields effects, such as `Send`. A driver (`flux0.client.drivers`) performs each effect, and
+its result is the value of the `yield` expression. If the effect fails, the `yield` raises the
+error. Use cases and middleware are flows.
 
 A middleware is a function `(request, send) -> Flow[Response]`. It may call `send` any number of
 times, always with `yield from`, and returns a response or raises.
@@ -50,9 +50,10 @@ class Sleep:
 
 @frozen
 class Await:
-    """Awaits `awaitable`; the result is its value.
+    """Awaits `awaitable`; the result is the value that it returns.
 
-    In a sync call this raises `InvalidArgument` for `argument`, the option that it came from.
+    In a sync call, this effect raises `InvalidArgument`, whose message names `argument`: the
+    argument of the client that returned the awaitable.
     """
 
     awaitable: Awaitable[Any]
@@ -72,7 +73,7 @@ def send_once(request: Request) -> Flow[Response[Any]]:
 
 
 def chain(middleware: Iterable[Middleware]) -> SendFlow:
-    """Combine `middleware` into one function that sends a request; the first is the outermost."""
+    """Return a function that sends a request through `middleware`. The first is the outermost."""
     send: SendFlow = send_once
     for layer in reversed(tuple(middleware)):
         send = _around(layer, send)

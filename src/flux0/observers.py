@@ -1,6 +1,6 @@
 """Observers: objects that a client calls when calls, attempts and turns start and end.
 
-Use them for metrics, traces and logs. `flux0.adapters.opentelemetry` is one.
+Use observers for metrics, traces and logs. An example is `flux0.adapters.opentelemetry`.
 
     class CountTurns(Observer):
         def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
@@ -25,7 +25,9 @@ TurnEnding: TypeAlias = Literal["confirmed", "unconfirmed", "interrupted", "clos
 
 @frozen(eq=False)
 class Call:
-    """A call of the API. All reports of one call have the same object, so it can be a dict key.
+    """A call of the API. All methods of an observer get the same object for one call.
+
+    So you can use it as a key of a dict.
 
     Attributes:
         operation: the name of the call, such as `agents.list`.
@@ -51,13 +53,14 @@ class Call:
 
 @frozen
 class AttemptEnd:
-    """The end of one HTTP exchange. For a stream, it is the end of the response head.
+    """The end of one attempt. For a stream, an attempt ends when the response head was received.
 
     Attributes:
         number: the number of the attempt; the first is 1.
         seconds: the duration.
         status_code: the HTTP status; None if no response was received.
-        error: the exception, also for an error status; None if the attempt succeeded.
+        error: the exception, which is an `APIError` for an error status; None if the attempt
+            succeeded.
     """
 
     number: int
@@ -71,7 +74,7 @@ class CallEnd:
     """The end of a call with all its attempts.
 
     Attributes:
-        seconds: the duration, with the waits between the attempts.
+        seconds: the duration, including the waits between the attempts.
         error: the exception that the call raises; None if it succeeded.
     """
 
@@ -81,22 +84,23 @@ class CallEnd:
 
 @frozen
 class TurnEnd:
-    """The end of a turn: of the stream that a successful call has opened.
+    """The end of a turn. A turn ends with its stream, which a successful call has opened.
 
     Attributes:
         ending: `"closed"` if the stream was closed or garbage-collected before its end; otherwise
-            as in `EventStream.ending`.
-        error: the exception that reading the stream raised; None if it was not interrupted.
+            the value of `EventStream.ending`.
+        error: the exception that reading the stream raised; None if reading did not fail.
         agent_error: the last error that the agent reported.
         session_id: the id of the session.
         correlation_id: the id of the turn; None if no status or chunk was received.
         agent_id: the id of the agent, from the first chunk.
         agent_name: the name of the agent, from the first chunk.
         event_count: the number of events received.
-        seconds_to_first_event: the time from sending the message to the first event, if any.
+        seconds_to_first_event: the time from sending the message to the first event; None if no
+            event was received.
         seconds: the time from sending the message to the end.
-        messages: the messages and tool results so far.
-        tool_calls: the tool calls so far, with their durations.
+        messages: the messages and tool results until the end.
+        tool_calls: the tool calls until the end, with their durations.
     """
 
     ending: TurnEnding
@@ -117,15 +121,15 @@ class Observer:
     """The base class of observers. Override the methods that you need.
 
     Methods are called in the thread or task of the call, or of the reader of a stream. So they must
-    return quickly, and several threads may call them at the same time. An exception of an observer
-    does not affect the call: the first one is logged, and later ones are ignored.
+    return quickly, and several threads may call them at the same time. Exceptions of an observer do
+    not affect the call: the first exception is logged, and later exceptions are ignored.
     """
 
     def on_call_start(self, call: Call) -> None:
         """Handle the start of a call, before its first attempt."""
 
     def on_attempt_start(self, call: Call, number: int) -> Mapping[str, str] | None:
-        """Handle the start of an attempt. The first has the number 1.
+        """Handle the start of an attempt. The first attempt has the number 1.
 
         Return header fields to add to the request, such as `traceparent`, or None.
         """
@@ -140,9 +144,10 @@ class Observer:
         """Handle the first event of a turn, `seconds` after the message was sent."""
 
     def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
-        """Handle the end of a turn. This is called once for each turn.
+        """Handle the end of a turn. This method is called once for each turn.
 
-        If the garbage collector may have closed the stream, this is called at the next call of the
-        client, or when the client is closed, because a finalizer must not wait for locks. This also
-        applies to a sync stream in a generator that is closed.
+        Usually it is called at once. If the garbage collector may have closed the stream, it is
+        called later: at the next call of the client, or when the client is closed. The reason is
+        that a finalizer must not wait for locks. The same applies if a generator that contains the
+        `with` block of a sync stream is closed.
         """

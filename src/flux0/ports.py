@@ -30,10 +30,11 @@ class Timeout:
     """The timeouts of one request, in seconds; None means no limit.
 
     Attributes:
-        connect: limit for connecting to the server, however many addresses it has, and for TLS.
-        read: limit for the wait for the next bytes of the response.
-        write: limit for the wait until the server accepts the next bytes of the request.
-        pool: limit for the wait until a connection of the pool is free.
+        connect: the limit for connecting to the server, with all its addresses and the TLS
+            handshake.
+        read: the limit for each wait for the next bytes of the response.
+        write: the limit for each wait until the server accepts the next bytes of the request.
+        pool: the limit for the wait until a connection of the pool is free.
         idle: replaces `read` while the body of a streaming response is read.
     """
 
@@ -46,11 +47,11 @@ class Timeout:
 
 @final
 class Interrupt:
-    """Stops a sync call that waits for a response head, from another thread.
+    """Stops, from another thread, a sync call that waits for a response head.
 
-    A transport that supports it calls `on_fire` as soon as it knows the socket of the request. It
-    calls `clear` when the response head was received or sending has failed, because the socket may
-    serve another request afterwards.
+    A transport that supports interrupts calls `on_fire` when the request has a socket. It calls
+    `clear` when the response head was received or sending has failed, because another request may
+    use the socket afterwards.
     """
 
     def __init__(self) -> None:
@@ -59,7 +60,7 @@ class Interrupt:
         self.fired: bool = False
 
     def on_fire(self, wake: Callable[[], object]) -> None:
-        """Set the function that ends the wait; if `fire` was called already, call it now.
+        """Set the function that ends the wait. If `fire` was called already, `wake` is called now.
 
         `wake` must return quickly and must not raise.
         """
@@ -74,7 +75,7 @@ class Interrupt:
             self._wake = None
 
     def fire(self) -> None:
-        """Stop the exchange now, or as soon as the transport calls `on_fire`."""
+        """Stop the exchange now, or later, when the transport calls `on_fire`."""
         with self._lock:
             self.fired = True
             if self._wake is not None:
@@ -85,8 +86,8 @@ class Interrupt:
 class Request:
     """One HTTP request with its complete body, and the options for sending it.
 
-    A transport ignores `operation`, `route`, `retries`, `attempt`, `deadline` and `call`: before a
-    request is sent, the client shortens its `timeout` to the time that is left until the deadline.
+    A transport ignores `operation`, `route`, `retries`, `attempt`, `deadline` and `call`. It need
+    not check the deadline: the client limits `timeout` to the time that is left until the deadline.
 
     Attributes:
         method: the HTTP method, in upper case.
@@ -100,8 +101,8 @@ class Request:
         retries: the retry policy of this call; None means the default policy.
         attempt: the number of this attempt; the first is 1.
         deadline: the moment by which the call must end, with all its attempts.
-        interrupt: stops the wait for the response head; sync transports support it if they can.
-        call: the call as its observers see it; None if the client has no observers.
+        interrupt: stops the wait for the response head. Support by a sync transport is optional.
+        call: the `Call` that is passed to observers; None if the client has no observers.
     """
 
     method: str
@@ -120,21 +121,21 @@ class Request:
 
     @property
     def is_idempotent(self) -> bool:
-        """Whether the method is idempotent: repeating the request has no further effect."""
+        """Whether the method is idempotent, so that repeating the request has no further effect."""
         return is_idempotent(self.method)
 
     def is_streaming(self, status_code: int) -> bool:
-        """Return whether the body of a response with this status is read as it arrives."""
+        """Return whether the body of a response with this status is streamed."""
         return self.stream and is_success(status_code)
 
 
 class ByteStream(Protocol):
-    """The decoded body of a response, to be read once.
+    """The decoded body of a response, which can be read once.
 
-    Iterating yields each piece as soon as its bytes arrive, and ends only when the body is complete
-    by the framing of the response. A piece is empty if the received bytes yield no content yet, for
-    example the first bytes of compressed data. The connection is released at the end of the body,
-    on an error, on `close`, and when the stream is garbage-collected.
+    Iterating yields each piece as soon as its bytes arrive. It ends only when the body is complete
+    by the framing of the response. A piece is empty if the received bytes contain no content yet,
+    for example the first bytes of compressed data. The connection is released at the end of the
+    body, on an error, on `close`, and when the stream is garbage-collected.
 
     Raises:
         ReadTimeout: no data was received within the request's `idle` timeout (if it is streaming)
@@ -171,11 +172,11 @@ class Response(Generic[Body_co]):
     Attributes:
         status_code: the HTTP status.
         headers: the header fields.
-        body: from a transport, a `ByteStream` or `AsyncByteStream`, which the receiver must read
-            to its end or close. After it was read completely, the content as bytes.
+        body: the content as bytes if the body was read completely. In a response from a transport,
+            a `ByteStream` or `AsyncByteStream`, which must be read to its end or closed.
         raw_response: the response object of the HTTP library.
-        close_delimited: True if only the end of the connection marks the end of the body, as in
-            HTTP/1.0. Such a body looks complete even if the server was killed.
+        close_delimited: True if the body ends when the connection closes, as in HTTP/1.0. Such a
+            body looks complete even if the server was killed.
     """
 
     status_code: int
@@ -188,8 +189,8 @@ class Response(Generic[Body_co]):
 class Time(ABC):
     """The clock of a client: durations, dates, sleeping, and the random part of backoff.
 
-    A client uses the system clock unless its transport has an attribute `time`. A fake transport
-    has one, so that tests do not wait for retries.
+    A client uses the system clock unless its transport has an attribute `time`. Fake transports
+    have a simulated clock, so that tests do not wait for retries.
     """
 
     @abstractmethod
@@ -198,19 +199,19 @@ class Time(ABC):
 
     @abstractmethod
     def utc_now(self) -> datetime:
-        """Return the current date and time in UTC, which `Retry-After` dates are compared with."""
+        """Return the current date and time in UTC, for comparison with `Retry-After` dates."""
 
     @abstractmethod
     def sleep(self, seconds: float) -> None:
         """Wait for `seconds`."""
 
     def sleep_or_wake(self, seconds: float, wait: Callable[[float], object]) -> None:  # noqa: ARG002
-        """Sleep for `seconds`, or until the sleep is ended from another thread.
+        """Sleep for `seconds`, or until another thread ends the sleep.
 
         Args:
             seconds: the longest time to sleep.
-            wait: sleeps for a number of real seconds, or returns early. A time that is not real
-                does not need it.
+            wait: a function that sleeps for a number of real seconds, and returns early if another
+                thread ends the sleep. Simulated clocks do not need this function.
         """
         self.sleep(seconds)
 
@@ -225,8 +226,8 @@ class Time(ABC):
     def alarm(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:  # noqa: ARG002 - for subclasses
         """Call `act` in another thread when `monotonic()` reaches `moment`.
 
-        Return a function that cancels the alarm. This default never calls `act`, which is right for
-        a clock that advances only in `sleep`.
+        Return a function that cancels the alarm. The default implementation never calls `act`,
+        which is sufficient for a simulated clock that advances only in `sleep`.
         """
         return _cancel_nothing
 
@@ -238,19 +239,20 @@ def _cancel_nothing() -> None:
 class Transport(Protocol):
     """Sends requests for sync code. Many threads may use one transport at the same time.
 
-    A transport with a simulated clock has a `Time` in its attribute `time`.
+    A transport with a simulated clock has an attribute `time`, which is a `Time`.
     """
 
     def send(self, request: Request) -> Response[ByteStream]:
-        """Send `request` once and return the response when its head was received, for any status.
+        """Send `request` once, and return the response, with any status.
 
-        Do not follow redirects, and do not send the request again.
+        The method returns when the response head was received. It must not follow redirects, and
+        must not send the request again.
 
         Raises:
             ConnectError: the connection could not be established, and certainly no byte of the
-                request was sent; subclasses are `ConnectTimeout`, `PoolTimeout` and `TLSError`. The
-                client retries even a POST after this error. If the transport does not know whether
-                bytes were sent, it must raise `ConnectionInterrupted` instead.
+                request was sent; subclasses are `ConnectTimeout`, `PoolTimeout` and `TLSError`.
+                After this error, the client retries even a POST. If the transport does not know
+                whether bytes were sent, it must raise `ConnectionInterrupted` instead.
             ReadTimeout, WriteTimeout: the timeout of the request expired.
             ConnectionInterrupted: the connection was closed or reset before the head was complete.
             ProtocolError: the response is not valid HTTP.
@@ -258,7 +260,7 @@ class Transport(Protocol):
         ...
 
     def close(self) -> None:
-        """Close the connections that this transport opened; a client passed in stays open."""
+        """Close the connections of this transport. A client that the user passed stays open."""
         ...
 
 
@@ -273,14 +275,15 @@ class AsyncTransport(Protocol):
         ...
 
     async def close_async(self) -> None:
-        """Close the connections that this transport opened; a client passed in stays open."""
+        """Close the connections of this transport. A client that the user passed stays open."""
         ...
 
 
 class Shared(ABC):
     """A transport that several clients may share, such as a fake server.
 
-    Each client uses a transport of its own, from `for_client`; closing it does not affect others.
+    Each client calls `for_client` to get its own transport. Closing this transport does not affect
+    other clients.
     """
 
     @abstractmethod
@@ -295,7 +298,7 @@ class ServerSentEvent(NamedTuple):
         event: the event's name; `"message"` if the block had no `event` field.
         data: the event's data.
         id: the last event id that the stream has set so far.
-        retry: the reconnection time in milliseconds, or None if the block did not set it.
+        retry: the reconnection time in milliseconds, or None if the block has no `retry` field.
     """
 
     event: str
@@ -305,15 +308,15 @@ class ServerSentEvent(NamedTuple):
 
 
 class EventStreamParser(Protocol):
-    """Parses the bytes of an event stream; the result does not depend on how they are split."""
+    """Parses the bytes of an event stream. The bytes may be split at any position."""
 
     @property
     def pending(self) -> bool:
-        """Whether the input so far ends within an event: its blank line has not been received."""
+        """Whether the input so far ends within an event, before the blank line that ends it."""
         ...
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
-        """Parse the next bytes, of any length, and return the events that they complete.
+        """Parse the next bytes, of any length, and return the events that are complete now.
 
         Raises:
             EventTooLarge: an event is larger than the parser's limit.
@@ -325,11 +328,11 @@ class Codec(Protocol):
     """Decodes the server's JSON into models, and encodes models as JSON.
 
     Decoding raises `DecodeError` if the text is not JSON or if the JSON does not fit the model.
-    Fields that the model does not have are ignored.
+    Fields that the model does not have are stored in its attribute `extra`, or ignored.
     """
 
     def decode(self, model: type[T], body: bytes) -> T:
-        """Decode the JSON in `body` into `model`; for `object`, return plain JSON."""
+        """Decode the JSON in `body` into `model`. If `model` is `object`, return plain JSON."""
         ...
 
     def decode_event(self, event: ServerSentEvent) -> StreamEvent:

@@ -66,7 +66,7 @@ class _SpanInContext:
 
 @define
 class _Observed:
-    """The spans of a call, until it ends, or until its turn ends.
+    """The spans of a call that has not ended yet, or whose turn has not ended yet.
 
     Attributes:
         call: the span of the call or turn.
@@ -186,7 +186,7 @@ class OpenTelemetry(Observer):
         self._attempt_seconds.record(attempt.seconds, {**method, **observed.server, **outcome})
 
     def on_call_end(self, call: Call, end: CallEnd) -> None:
-        """End the span of a call, unless it has opened a turn."""
+        """End the span of a call. If the call has started a turn, its span ends with the turn."""
         observed = self._calls[call]
         observed.call.detach()
         if call.starts_turn and end.error is None:
@@ -240,7 +240,8 @@ class OpenTelemetry(Observer):
             attributes["gen_ai.tool.call.arguments"] = _json(call.args)
             if call.result is not None:
                 attributes["gen_ai.tool.call.result"] = _json(call.result.data)
-        # The clock of the server may differ, but the span must be within the span of the turn.
+        # The times come from the clock of the server, which may differ from the local clock. Limit
+        # them, so that the span is within the span of the turn.
         duration = min(round((timed.seconds or 0) * 1e9), turn_end - turn.start)
         start = turn_end if timed.started_at is None else round(timed.started_at * 1e9)
         start = min(max(start, turn.start), turn_end - duration)
@@ -263,7 +264,8 @@ class OpenTelemetry(Observer):
 
     def _set_status(self, span: Span, error: BaseException | None) -> None:
         if error is not None:
-            # The message of another error may quote the agent or the server.
+            # Messages of other errors may contain text from the agent or the server, which must not
+            # be recorded unless `contents` is True.
             own = isinstance(error, (TransportError, StreamError))
             shown = self._contents or (own and not isinstance(error, AgentError))
             span.set_status(StatusCode.ERROR, str(error) if shown else None)

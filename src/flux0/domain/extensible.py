@@ -1,4 +1,4 @@
-"""The base class of models: keeps the members of JSON objects that this version does not know."""
+"""The base class of models, which keeps the JSON members that this version does not know."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from attrs import field, frozen
 
 @frozen
 class Extensible:
-    """A model that keeps members which the server sent and this version of flux0 does not know.
+    """A model that keeps JSON members which this version of flux0 does not know.
 
     Attributes:
-        extra: these members, as plain JSON; usually empty. Members that are nested more than 200
-            levels deep are left out. `==` does not compare `extra`, because a stored message may
-            have members that it does not have in a stream.
+        extra: the unknown members from the server, as plain JSON; usually empty. Members that are
+            nested more than 200 levels deep are left out. `==` ignores `extra`, because a stored
+            message may have more members than the same message in a stream.
     """
 
     extra: Mapping[str, Any] = field(
@@ -25,12 +25,18 @@ class Extensible:
 
 
 def with_extra(data: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON of a model with the members of `extra`, after its own members."""
+    """Return `data`, the JSON of a model, with the members of `extra` added at the end.
+
+    If both have the same key, the value in `data` is used.
+    """
     return {**data, **extra, **data} if extra else data
 
 
 class _OptionalSlot:
-    """A slot that is not set if its value is empty, so that decoding need not set it."""
+    """A descriptor for `extra` that returns an empty dict if the slot was never set.
+
+    So the decoder can skip the slot of most models, which have no unknown members.
+    """
 
     def __init__(self, slot: Any) -> None:
         self._slot = slot
@@ -48,5 +54,5 @@ class _OptionalSlot:
             self._slot.__set__(model, value)
 
 
-# Type checkers do not see this assignment: for them, it is the field.
+# `setattr` hides the assignment from type checkers, for which `extra` remains an attrs field.
 setattr(Extensible, "extra", _OptionalSlot(vars(Extensible)["extra"]))  # noqa: B010

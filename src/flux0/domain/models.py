@@ -1,7 +1,8 @@
 """The models of the server's resources: agents, sessions and the events of a session.
 
 All models are frozen attrs classes. A field of type `Any` holds plain JSON: None, bool, int, float,
-str, list or dict. `extra` has the members that this version of flux0 does not know.
+str, list or dict. The attribute `extra` has the JSON members that this version of flux0 does not
+know.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ T = TypeVar("T")
 
 
 def _aware(time: datetime) -> datetime:
-    """Return `time` with a time zone. If it has none, it is UTC, as in the server's JSON."""
+    """Return `time` with a time zone. The default is UTC, which the server uses in JSON."""
     return time.replace(tzinfo=timezone.utc) if getattr(time, "tzinfo", time) is None else time
 
 
 @frozen
 class Agent(Extensible):
-    """An agent of the server; `type` is the name of the code that runs it."""
+    """An agent of the server. `type` is the name of the agent runner on the server."""
 
     id: str
     name: str
@@ -55,7 +56,7 @@ class Session(Extensible):
 
 @frozen
 class ContentPart(Extensible):
-    """A part of a message with content for the user: text, or any JSON."""
+    """A part of a message with content for the user. `content` is a string or any JSON."""
 
     type: ClassVar[str] = "content"
     content: Any
@@ -63,7 +64,7 @@ class ContentPart(Extensible):
 
 @frozen
 class ReasoningPart(Extensible):
-    """A part of a message with the agent's reasoning: text, or any JSON."""
+    """A part of a message with the agent's reasoning. `reasoning` is a string or any JSON."""
 
     type: ClassVar[str] = "reasoning"
     reasoning: Any
@@ -94,8 +95,7 @@ class Participant(Extensible):
 class MessageData(Extensible):
     """The data of an event of type `message`.
 
-    If this library does not know the type of a part, the part is the mapping that the server
-    sent.
+    A part of a type that flux0 does not know is the mapping that the server sent.
     """
 
     type: ClassVar[str] = "message"
@@ -125,7 +125,7 @@ class MessageData(Extensible):
 
 @frozen
 class StatusData(Extensible):
-    """The data of an event of type `status`; `data` has details from the agent, as plain JSON."""
+    """The data of an event of type `status`. `data` has details from the agent, as plain JSON."""
 
     type: ClassVar[str] = "status"
     status: SessionStatus | str
@@ -151,7 +151,10 @@ class ToolResult(Extensible):
 
 @frozen
 class ToolCall(Extensible):
-    """A tool call, with its result if there is one; `tool_call_id` joins it to a `ToolCallPart`."""
+    """A tool call, with its result if the result is known.
+
+    `tool_call_id` is the same as in the `ToolCallPart` of the call.
+    """
 
     tool_call_id: str
     tool_name: str
@@ -172,7 +175,7 @@ EventData: TypeAlias = MessageData | StatusData | ToolData | Mapping[str, Any]
 
 
 class HasMessageData:
-    """A base class for events: shortcuts to the text and the tool calls in their data."""
+    """A base class for events, with shortcuts to the text and the tool calls in `data`."""
 
     __slots__ = ()
     if TYPE_CHECKING:
@@ -198,9 +201,8 @@ class HasMessageData:
 class Event(HasMessageData, Extensible):
     """One stored event of a session.
 
-    All events of one turn have the same `correlation_id`.
-
-    If this library does not know the type of the data, `data` is the mapping that the server sent.
+    All events of one turn have the same `correlation_id`. Data of a type that flux0 does not know
+    is the mapping that the server sent.
     """
 
     id: str
@@ -216,7 +218,7 @@ class Event(HasMessageData, Extensible):
 
 @frozen
 class Listing(Extensible, Sequence[T], Generic[T]):
-    """A list from the server: an object with `data` that is also a sequence of its items."""
+    """A list from the server. The items are in `data`; the object itself is also a sequence."""
 
     data: tuple[T, ...]
 
@@ -236,14 +238,14 @@ class Listing(Extensible, Sequence[T], Generic[T]):
 
 @frozen
 class Agents(Listing[Agent]):
-    """All agents, in the order of the server."""
+    """All agents, in the order in which the server returned them."""
 
     data: tuple[Agent, ...]
 
 
 @frozen
 class Sessions(Listing[Session]):
-    """Sessions, in the order of the server."""
+    """Sessions, in the order in which the server returned them."""
 
     data: tuple[Session, ...]
 

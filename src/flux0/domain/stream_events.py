@@ -50,15 +50,16 @@ class JSONPatchOperation(Extensible):
 class ChunkEvent(Extensible):
     """A change to a message that the agent is writing.
 
-    Apply chunk events in the order in which they arrive. `MessageAccumulator` does it.
+    Use `MessageAccumulator` to build messages from chunk events. Chunk events must be applied in
+    the order in which they arrive.
 
     Attributes:
         correlation_id: the id of the turn.
-        event_id: the id of the message in this stream; the stored event has another id.
-        seq: not usable for sorting, because some agents always send 0.
-        patches: operations on the JSON document of the message.
-        metadata: the agent, and details that the agent adds.
-        timestamp: seconds since 1970, UTC.
+        event_id: the id of the message in this stream; the stored event has a different id.
+        seq: a sequence number. Do not sort by it, because some agents always send 0.
+        patches: the operations to apply to the JSON document of the message.
+        metadata: the name and id of the agent, and further details from the agent.
+        timestamp: the time of the event in seconds since 1970, UTC.
     """
 
     event: ClassVar[str] = "chunk"
@@ -71,7 +72,7 @@ class ChunkEvent(Extensible):
     timestamp: float | None = None
 
     def to_sse(self) -> bytes:
-        """Encode the event as the server sends it in a stream, with members unknown to flux0."""
+        """Encode the event as in the server's stream, including the members in `extra`."""
         data = asdict(self, recurse=False, filter=lambda _, value: value is not None)
         data["patches"] = [patch.to_json() for patch in self.patches]
         data["metadata"] = dict(self.metadata)
@@ -82,7 +83,7 @@ class ChunkEvent(Extensible):
 class StatusEvent(Extensible):
     """A change of the agent's status.
 
-    `id` is often empty, and it is never the id of the stored event.
+    `id` is often empty. The stored event has a different id.
     """
 
     event: ClassVar[str] = "status"
@@ -99,7 +100,7 @@ class StatusEvent(Extensible):
         return self.data.status
 
     def to_sse(self) -> bytes:
-        """Encode the event as the server sends it in a stream, with members unknown to flux0."""
+        """Encode the event as in the server's stream, including the members in `extra`."""
         offset, details = self.data.acknowledged_offset, self.data.data
         status = {
             "type": self.data.type,
@@ -120,7 +121,7 @@ class StatusEvent(Extensible):
 
 @frozen
 class UnknownEvent:
-    """An event with a name that this library does not know; `data` is its text, not parsed."""
+    """An event with a name that flux0 does not know. `data` is the unparsed text of the event."""
 
     type: ClassVar[Literal["unknown"]] = "unknown"
     event: str
@@ -128,7 +129,7 @@ class UnknownEvent:
     id: str = ""
 
     def to_sse(self) -> bytes:
-        """Encode the event as the server sends it in a stream."""
+        """Encode the event as in the server's stream."""
         return _framed(self.event, self.data, self.id or None)
 
 
@@ -142,7 +143,8 @@ def _encoded(name: str, data: dict[str, Any], id: str | None = None) -> bytes:
 
 
 def _framed(name: str, data: str, id: str | None) -> bytes:
-    # Parsed names and ids have no line breaks, so they cannot start another field here.
+    # `name` and `id` are not escaped: the parser ensures that they contain no line breaks, so they
+    # cannot add fields to the event.
     lines = [
         f"event: {name}",
         *([] if id is None else [f"id: {id}"]),

@@ -1,1 +1,1 @@
-"""The operations of the API, each written once as a flow, without I/O and HTTP libraries."""
+"""The operations of the API. Each is a flow, which sync and async code share."""

@@ -36,7 +36,7 @@ def first_agent(call: ApiCall, *, type_: str | None, name: str | None) -> Flow[A
 
 
 def create_agent(call: ApiCall, *, name: str, type_: str, description: str | None) -> Flow[Agent]:
-    """Create an agent and return it. The server must have code for its type."""
+    """Create an agent and return it. The server must have an agent runner for the type."""
     body = {
         "name": arguments.text("name", name, longest=_LONGEST_NAME),
         "type": arguments.text("type_", type_, longest=_LONGEST_NAME),
@@ -54,9 +54,10 @@ def retrieve_agent(call: ApiCall, *, agent_id: str) -> Flow[Agent]:
 
 
 def with_name_hint(flow: Flow[T], agent_id: str) -> Flow[T]:
-    """Run `flow`; if the server rejects the form of `agent_id`, add a hint at names to the error.
+    """Run `flow`. If the server rejects the format of `agent_id`, add a hint to the error.
 
-    The server 0.1.0b4 accepts only ids of 10 characters (measured).
+    The user may have passed a name. The server 0.1.0b4 accepts only ids of 10 characters
+    (measured).
     """
     try:
         return (yield from flow)

@@ -1,4 +1,4 @@
-"""Building and sending the request of one call; every use case starts here."""
+"""Building and sending the request of one call, for all use cases."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class ApiCall:
     Attributes:
         send: the chain of middleware that sends a request.
         codec: encodes request bodies and decodes responses.
-        server_url: the base URL, without a trailing slash and credentials.
-        login: the credentials of the server URL as a header field; `headers` override it. None if
-            the client computes an `authorization` header, which replaces the credentials.
+        server_url: the base URL, without a trailing slash and without credentials.
+        login: the credentials of the server URL as a header field; `headers` override the field.
+            None if the client computes an `authorization` header, which replaces the credentials.
         headers: the headers of the client and of the call.
         timeout: the timeouts of each attempt.
-        max_body_bytes: the largest body that is read completely.
+        max_body_bytes: the size limit of a decoded response body that is not streamed.
         retries: the retry policy.
         deadline: the moment by which the call must end, with all its attempts.
         observe: runs the flow of a call, and reports its start and end; None without observers.

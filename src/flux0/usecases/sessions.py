@@ -26,7 +26,7 @@ def create_session(
 ) -> Flow[Session]:
     """Create a session with an agent and return it.
 
-    If a session with this `id` exists, the server creates a second one: the call is not idempotent.
+    The call is not idempotent: if a session with this `id` exists, the server creates a second one.
     """
     body = {"agent_id": arguments.text("agent_id", agent_id)}
     if id is not None:
@@ -41,7 +41,7 @@ def create_session(
 
 
 def list_sessions(call: ApiCall, *, agent_id: str | None) -> Flow[Sessions]:
-    """Return the sessions of the user in the cookie; if `agent_id` is given, only of this agent."""
+    """Return the sessions of the user in the cookie, only with this agent if `agent_id` is set."""
     query = () if agent_id is None else (("agent_id", arguments.text("agent_id", agent_id)),)
     return call.fetch(Sessions, call.request("sessions.list", "GET", _ROUTE, query=query))
 
@@ -63,8 +63,9 @@ def list_events(
 ) -> Flow[Events]:
     """Return the stored events of a session that match all filters, in the order of their offsets.
 
-    The released server reads `types` from the body of the GET, later versions read it from the
-    query. Both are sent, and the result is filtered again, so each version returns the same.
+    Version 0.1.0b4 of the server reads `types` from the body of the GET request; later versions
+    read it from the query. So `types` is sent in both, and the returned events are filtered by type
+    again, in case the server ignores `types`.
     """
     ids = {"session_id": arguments.identifier("session_id", session_id)}
     query: list[tuple[str, str]] = []

@@ -1,6 +1,6 @@
 """The stream of a turn as a state machine without I/O.
 
-Input is the bytes of the body, the end of the body, or a transport error. Output is
+The inputs are the bytes of the body, the end of the body, or a transport error. The outputs are
 events, and at most one failure. The streams in `flux0.client.streams` do the I/O.
 
     state     input               next state   when
@@ -50,8 +50,8 @@ class Turn:
     Attributes:
         correlation_id: the id of the turn; None until an event with an id was received.
         event_count: the number of events so far.
-        failure: the error of the stream, to be raised after the earlier events; None if it is open
-            or finished.
+        failure: the error of the stream; None if the turn has not failed. The stream yields the
+            events that came before the error, and then raises it.
     """
 
     def __init__(self, parser: EventStreamParser, codec: Codec, request: Request) -> None:
@@ -68,8 +68,9 @@ class Turn:
     def feed(self, data: bytes, waited: float = 0.0) -> Sequence[StreamEvent]:
         """Return the events that `data` completes. Check `failure` after processing them.
 
-        `waited` is the time in seconds until `data` was received. The waits are added up until an
-        event is complete: comments keep the connection alive even if the agent has crashed.
+        `waited` is the number of seconds that the reader waited for `data`. The idle timeout limits
+        the sum of all waits since the last event: the server sends comments even if the agent has
+        crashed, so receiving bytes does not reset the timeout.
         """
         events: list[StreamEvent] = []
         failure: DecodeError | EventTooLarge | None = None
@@ -89,7 +90,7 @@ class Turn:
         return events
 
     def on_end(self) -> None:
-        """Handle the end of the body; in the middle of an event, it is a failure."""
+        """Handle the end of the body. The turn fails if the body ends in the middle of an event."""
         self.feed(b"")  # A parser may report an event that is too large only at the next call.
         if self.failure is None and self._parser.pending:
             self.mark_interrupted("the stream ended in the middle of an event")
@@ -105,7 +106,7 @@ class Turn:
         failure.__cause__ = error.__cause__ or error
 
     def mark_interrupted(self, problem: str) -> StreamError:
-        """Fail the turn: the stream ended too early."""
+        """Fail the turn because its stream ended too early, and return the failure."""
         return self._set_failure(StreamInterrupted(f"{problem} {self._so_far()}"))
 
     def _fail_idle(self, problem: str) -> StreamError:
@@ -117,7 +118,7 @@ class Turn:
         return f"{limit}; the agent may have crashed, or another client may use the session"
 
     def attach_request(self, error: E) -> E:
-        """Add the request to an error, and to a `StreamError` the turn; return the error."""
+        """Add the request to `error`; if it is a `StreamError`, also add the turn. Return it."""
         error.attach_request(self._request.operation, self._request.method, self._request.url)
         error.sent = "yes" if self.event_count else "maybe"
         if isinstance(error, StreamError):

@@ -1,4 +1,4 @@
-"""The codec, which converts the server's JSON to models and back, based on cattrs."""
+"""The codec, which converts between the server's JSON and models. It is based on cattrs."""
 
 from flux0.adapters.json.codec import JsonCodec
 

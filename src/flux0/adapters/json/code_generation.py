@@ -1,7 +1,7 @@
-"""Generates the source code of a function for each model, which builds the model from plain JSON.
+"""Generates a function for each model, which builds instances of the model from plain JSON.
 
-attrs generates `__init__` in the same way. For a model with the fields `name: str` and
-`title: str | None = None`, the code is like this:
+The function is compiled from generated source code, as attrs does for `__init__`. For a model with
+the fields `name: str` and `title: str | None = None`, the source code is similar to this:
 
     def build(data, _):
         if type(data) is not dict: raise ValueError
@@ -19,11 +19,11 @@ attrs generates `__init__` in the same way. For a model with the fields `name: s
         data = data_made
         return data
 
-It takes half the time of the code that cattrs generates, which calls a function for each field.
-Here, plain values and nested models need no call, and slots are set without `__init__`.
+The generated function takes half the time of the code that cattrs generates, which calls a function
+for each field. Here, plain values and nested models need no calls, and slots are set directly.
 
-Each variable is named by the path of its value in the JSON, such as `data_name`. It contains the
-JSON value first, and after the conversion the value for the model.
+A variable name such as `data_name` is the path of a value in the JSON. The variable holds the JSON
+value first, and after the conversion the value for the model.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Hook = Callable[[Any, Any], Any]
 FindHook = Callable[[Any], Hook]
 
 _FACTORY = cast("type", attrs.Factory)
-# The condition that a value has the type; {0} is the variable.
+# For each type, the source code that checks the type of a variable. `{0}` is the variable name.
 _PLAIN = {
     str: "type({0}) is str",
     int: "type({0}) is int",
@@ -64,10 +64,15 @@ def is_plain(kind: Any) -> bool:
 
 
 def generate_hook(model: Any, find_hook: FindHook) -> Hook:
-    """Return the generated function for a plain model.
+    """Generate and return the function that builds a plain model from JSON.
 
-    It calls `find_hook(kind)` once, for each type that needs a hook of the converter. If the JSON
-    does not fit, the generated function raises ValueError, KeyError or TypeError without a message.
+    If the JSON does not fit the model, the generated function raises ValueError, KeyError or
+    TypeError without a message.
+
+    Args:
+        model: The class of the model.
+        find_hook: Returns the converter's hook for a type. It is called during the generation, for
+            types that the generated code cannot convert.
     """
     names: dict[str, Any] = {"new": object.__new__, "fromisoformat": datetime.fromisoformat}
     lines = ["def build(data, _):", *_model_lines("data", model, names, find_hook), "return data"]
@@ -76,9 +81,10 @@ def generate_hook(model: Any, find_hook: FindHook) -> Hook:
 
 
 def _value_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHook) -> list[str]:
-    """Generate the lines that convert the variable `name` from JSON to the type `kind`.
+    """Generate the source lines that convert the variable `name` from JSON to the type `kind`.
 
-    Objects that the lines refer to, such as hooks and defaults, are added to the globals `names`.
+    Objects that the lines use, such as hooks and defaults, are added to the global variables in
+    `names`.
     """
     options = get_args(kind)
     if NoneType in options:
@@ -102,7 +108,7 @@ def _value_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHoo
 
 
 def _hook_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHook) -> list[str]:
-    """Generate the lines that call the converter's hook for `kind`.
+    """Generate the source lines that call the converter's hook for `kind`.
 
     For some types, the lines convert the most frequent values without calling the hook.
     """
@@ -138,7 +144,9 @@ def _hook_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHook
 def _model_lines(name: str, model: Any, names: dict[str, Any], find_hook: FindHook) -> list[str]:
     lines, stores = [f"if type({name}) is not dict: raise ValueError"], list[str]()
     types, keys = get_type_hints(model), dict(json_keys(model))
-    count = f"{name}_count"  # The number of keys in the JSON, plus the optional keys that it lacks.
+    # The generated code counts the keys in the JSON and the missing optional keys. If the count is
+    # larger than the number of known keys, the JSON has unknown keys.
+    count = f"{name}_count"
     lines.append(f"{count} = len({name})")
     if type_tag(model):
         keys["type"] = "type"
@@ -169,7 +177,7 @@ def _model_lines(name: str, model: Any, names: dict[str, Any], find_hook: FindHo
 
 
 def _unknown_members(data: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
-    """Return the members whose keys are not known, except for those that are nested too deeply."""
+    """Return the members of `data` with unknown keys, without members nested too deeply."""
     unknown = {key: value for key, value in data.items() if key not in known}
     return {key: value for key, value in unknown.items() if measure(value)[1] <= MAX_DEPTH}
 

@@ -1,4 +1,4 @@
-"""The codec, which converts the server's JSON to models and back."""
+"""The codec, which converts between the server's JSON and models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ T = TypeVar("T")
 
 _EXCERPT_LENGTH = 200  # Characters or bytes of the body that an error shows.
 
-# Exceptions of the fast converter if the JSON does not fit the model, and of the JSON decoder.
+# The exceptions that the fast converter raises if the JSON does not fit the model, and the JSON
+# decoder if the text is not JSON.
 _UNFIT = (ValueError, KeyError, TypeError, RecursionError)
 
 _decode: Callable[[str], tuple[Any, int]] = JSONDecoder().raw_decode
@@ -28,18 +29,18 @@ _decode: Callable[[str], tuple[Any, int]] = JSONDecoder().raw_decode
 class JsonCodec:
     """The `Codec` of the flux0 server.
 
-    A fast converter builds the models. Only if it fails, a second converter repeats the work to
-    find the place and the problem for the error message.
+    A fast converter builds the models. If it fails, a slower converter converts the JSON again to
+    find the wrong value and the reason for the error message.
     """
 
     def decode(self, model: type[T], body: bytes) -> T:
-        """Return the model in the JSON `body`. If `model` is `object`, return plain JSON."""
+        """Decode the JSON in `body` into `model`. If `model` is `object`, return plain JSON."""
         data = _load(body)
         result: T = data if model is object else self._structure(model, data, body)
         return result
 
     def decode_event(self, event: ServerSentEvent) -> StreamEvent:
-        """Return the model of a server-sent event.
+        """Decode a server-sent event into a `ChunkEvent` or `StatusEvent`.
 
         An event with an unknown name is returned as an `UnknownEvent`, with its data as a string.
         """
@@ -47,7 +48,7 @@ class JsonCodec:
         kind = _EVENTS.get(name)
         if kind is None:
             return UnknownEvent(name, text, id_)
-        try:  # The fast way, without the calls of `_load` and `_structure`.
+        try:  # First try to decode without calling `_load` and `_structure`, which is faster.
             data, end = _decode(text)
             if end == len(text):
                 hook: Callable[..., StreamEvent] = structure_hook(kind)
@@ -58,23 +59,25 @@ class JsonCodec:
         return result
 
     def encode(self, value: Any) -> bytes:
-        """Return the JSON of a model, or of plain JSON, as ASCII bytes."""
+        """Encode a model, or plain JSON, as JSON in ASCII bytes."""
         return json.dumps(self.to_dict(value), separators=(",", ":")).encode("ascii")
 
     def from_dict(self, model: type[T], data: Any) -> T:
-        """Return the model that plain JSON represents.
+        """Convert plain JSON into `model`.
 
         `model` may also be a union of models, such as `StreamEvent`, or a list or tuple of models.
 
         Raises:
-            InvalidArgument: `model` is not such a type.
+            InvalidArgument: `model` is not a supported type.
             DecodeError: the JSON does not fit the model.
         """
         if not is_model(model):
             expected = "must be one of the classes in flux0.models, or a list or tuple of it"
             raise InvalidArgument("model", f"{expected}, not {model!r}")
         kind: Any = model
-        if get_origin(kind) is list:  # cattrs would accept any iterable as a list.
+        # Use the hook for tuples, which accepts only lists: cattrs' own hook for lists accepts any
+        # iterable.
+        if get_origin(kind) is list:
             kind = tuple.__class_getitem__((*get_args(kind), ...))
         result: Any = self._structure(kind, data, "")
         if kind is not model:
@@ -82,7 +85,7 @@ class JsonCodec:
         return cast("T", result)
 
     def to_dict(self, value: Any) -> Any:
-        """Return the plain JSON that the server uses for `value`.
+        """Convert a model into plain JSON, in the form that the server uses.
 
         Raises:
             InvalidArgument: `value` cannot be represented in JSON, or is nested too deeply.
@@ -96,12 +99,13 @@ class JsonCodec:
         try:
             return structure_hook(model)(data, model)
         except _UNFIT:
-            pass  # The second converter finds the reason.
+            pass  # The converter below raises an error with the reason.
         try:
             return converter(explaining=True).structure(data, model)
         except Exception as error:
             problem, _, place = transform_error(error, "", _describe_problem)[0].rpartition(" @ ")
-            field = place.lstrip(".").removesuffix("_")  # The field `from_` is the key `from`.
+            # Remove the underscore of the field `from_`, whose key in JSON is `from`.
+            field = place.lstrip(".").removesuffix("_")
             raise DecodeError(problem, field=field, body=_excerpt(body)) from error
 
 
@@ -110,14 +114,14 @@ _EVENTS: dict[str, Any] = {kind.event: kind for kind in (ChunkEvent, StatusEvent
 
 def _load(text: str | bytes) -> Any:
     try:
-        # The decoder without the other steps of `json.loads`: the detection of the encoding, and
-        # the search for a byte order mark and for white space around the value.
+        # Calling the decoder directly is faster than `json.loads`, which also detects the encoding
+        # and searches for a byte order mark and for white space around the value.
         string = text if isinstance(text, str) else text.decode()
         data, end = _decode(string)
         if end == len(string):
             return data
     except (ValueError, RecursionError):
-        pass  # `json.loads` accepts more input, and its error names the reason.
+        pass  # Try `json.loads`, which accepts more encodings, or raises an error with the reason.
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

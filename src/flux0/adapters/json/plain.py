@@ -1,4 +1,7 @@
-"""Converts models to plain JSON: dict, list, str, int, float, bool and None, but no subclasses."""
+"""Converts models to plain JSON: dict, list, str, int, float, bool and None.
+
+The result contains no instances of subclasses of these types.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _SCALARS = frozenset((str, int, float, bool, type(None)))
 
 
 def plain(value: Any) -> Any:
-    """Return the JSON form that the server uses for a model, or for a container of models.
+    """Convert a model, or a container of models, to the JSON form that the server uses.
 
     Raises:
         InvalidArgument: a value or a key cannot be represented in JSON.
@@ -42,7 +45,9 @@ def _plain_scalar(value: Any) -> Any:
     if isinstance(value, Enum):
         return plain(value.value)
     for scalar in (str, int, float):
-        if isinstance(value, scalar):  # A subclass, which may override `__str__` or `__int__`.
+        # Convert an instance of a subclass to the base class. `str(value)` or `int(value)` would
+        # call methods that the subclass may override.
+        if isinstance(value, scalar):
             return cast("Any", scalar).__add__(value, scalar())
     name = type(value).__name__
     raise InvalidArgument("value", f"contains a {name}, which cannot be represented in JSON")
@@ -71,12 +76,12 @@ def _key(key: object) -> str:
 
 @cache
 def json_keys(kind: Any) -> tuple[tuple[str, str], ...]:
-    """Return the fields of a model, each with its key in JSON: the key of `from_` is `from`."""
+    """Return pairs of a field name and its JSON key. They differ for `from_`: its key is `from`."""
     names = [field.name for field in attrs.fields(kind)]
     return tuple((name, name.rstrip("_")) for name in names if name != "extra")
 
 
 def type_tag(kind: Any) -> str | None:
-    """Return the constant value of the key `type` in the JSON of a model; None if it has none."""
+    """Return the constant value of the key `type` in a model's JSON; None without this key."""
     tag = getattr(kind, "type", None)
     return tag if type(tag) is str and kind not in (ChunkEvent, UnknownEvent) else None

@@ -1,6 +1,7 @@
 """The cattrs converters that build models from plain JSON.
 
-They are strict: a value of another type than its field's is an error, and is never converted.
+The converters are strict: a value must have the type of its field. For example, the string "1" is
+an error for an integer field, and is not converted.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from flux0.domain.stream_events import (
     UnknownEvent,
 )
 
-# For each union of models: the models by the value of the key `type` in JSON.
+# For each union of models, the model for each value of the key `type` in JSON.
 _BY_TYPE: dict[Any, dict[str, Any]] = {
     MessagePart: {part.type: part for part in (ContentPart, ReasoningPart, ToolCallPart)},
     EventData: {data.type: data for data in (MessageData, StatusData, ToolData)},
@@ -48,7 +49,7 @@ _MAX_SHOWN_CHARACTERS = 200
 
 
 class TypeMismatch(ValueError):
-    """A value has another type than its field; the message names both types."""
+    """A value does not have the type of its field. The message names both types."""
 
     def __init__(self, expected: str, value: object) -> None:
         got = "None" if value is None else type(value).__name__
@@ -57,7 +58,7 @@ class TypeMismatch(ValueError):
 
 @cache
 def converter(*, explaining: bool) -> Converter:
-    """Return the fast converter, or the converter whose errors name the place and the problem."""
+    """Return a converter: a fast one, or if `explaining`, one whose errors name the wrong value."""
     made = Converter(detailed_validation=explaining)
     for kind, expected in ((str, "a str"), (int, "an int"), (bool, "a bool")):
         made.register_structure_hook(kind, _exactly(kind, expected))
@@ -81,7 +82,7 @@ def converter(*, explaining: bool) -> Converter:
 
 @cache
 def structure_hook(model: Any) -> Hook:
-    """Return the function that builds `model` from plain JSON; it belongs to the fast converter."""
+    """Return the function with which the fast converter builds `model` from plain JSON."""
     return converter(explaining=False).get_structure_hook(model)
 
 
@@ -127,7 +128,8 @@ def _mapping(value: Any, _: Any) -> Any:
     if type(value) is not dict:
         raise TypeMismatch("a dict", value)
     data: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
-    for item in data.values():  # Most mappings, such as metadata, are not nested.
+    # Measure the depth only if there is a nested value; most mappings, such as metadata, have none.
+    for item in data.values():
         if type(item) is dict or type(item) is list:
             _check_depth(data)
             break
@@ -135,7 +137,7 @@ def _mapping(value: Any, _: Any) -> Any:
 
 
 def _check_depth(value: Any) -> None:
-    """Raise ValueError if JSON is nested so deeply that `repr` or `pickle` would fail later."""
+    """Raise ValueError if JSON is nested so deeply that `repr` or `pickle` could fail."""
     if measure(value)[1] > MAX_DEPTH:
         raise ValueError(f"is nested more than {MAX_DEPTH} levels deep")
 
@@ -150,7 +152,7 @@ def _datetime(value: Any, _: Any) -> datetime:
     try:
         parsed = datetime.fromisoformat(value)
     except ValueError:
-        # Python 3.10 does not accept "Z", and fractions only with 3 or 6 digits.
+        # Python 3.10 accepts neither "Z" nor fractions with other than 3 or 6 digits.
         text = _FRACTION.sub(lambda match: f".{match[1][:6]:0<6}", value, count=1)
         if text[-1:] in ("Z", "z"):
             text = f"{text[:-1]}+00:00"
@@ -200,8 +202,8 @@ def _tuple(made: Converter, kind: Any) -> Hook:
     item_kind = get_args(kind)[0]
     item = made.get_structure_hook(item_kind)
     list_kind: Any = list.__class_getitem__(item_kind)
-    # cattrs accepts any iterable as a list, so the type is checked here. Its hook for lists is used
-    # for error messages, because it adds the index of the wrong item.
+    # cattrs accepts any iterable as a list, so `structure` checks the type itself. The explaining
+    # converter also calls cattrs' hook for lists, whose errors contain the index of the wrong item.
     as_list = made.get_structure_hook(list_kind) if made.detailed_validation else None
 
     def structure(value: Any, _: Any) -> tuple[Any, ...]:
@@ -235,7 +237,7 @@ def _model(made: Converter, kind: Any) -> Hook:
 def _by_type(made: Converter, union: Any, kinds: Mapping[str, Any]) -> Hook:
     """Return the hook of a union of models, which selects the model by the key `type`.
 
-    If the union includes `Mapping`, JSON with an unknown type is returned unchanged.
+    If the union includes `Mapping`, the hook returns JSON with an unknown type unchanged.
     """
     hooks = {name: (made.get_structure_hook(kind), kind) for name, kind in kinds.items()}
     is_open = any(get_origin(option) is Mapping for option in get_args(union))
@@ -255,7 +257,7 @@ def _by_type(made: Converter, union: Any, kinds: Mapping[str, Any]) -> Hook:
 
 
 def _stream_event(data: Any) -> Any:
-    """Return the model of a stream event in plain JSON."""
+    """Return the class of the stream event that plain JSON represents."""
     known = cast("dict[str, Any]", data) if type(data) is dict else {}
     if "patches" in known:
         return ChunkEvent
