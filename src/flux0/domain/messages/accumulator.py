@@ -24,7 +24,7 @@ DEFAULT_MAX_TURN_BYTES = 64 * 1024 * 1024
 
 @frozen
 class PatchProblem:
-    """An operation that could not be applied. The later operations of its chunk are skipped, too.
+    """An operation that could not be applied. Later operations of the same chunk are skipped.
 
     Attributes:
         event_id: the id of the message.
@@ -45,15 +45,15 @@ class MessageAccumulator:
     """Builds the message and tool events of one turn from its stream, as the server does.
 
     Chunks are applied in the order of the `feed` calls; `seq` is ignored. A stream does not show
-    which messages the server stores. The accumulator assumes that the agent reported each message
-    ready once, in the order in which they started, and that the server applied each chunk
+    which messages the server stores. The accumulator assumes that the agent reports each message
+    as ready once, in the order in which the messages start, and that the server applies each chunk
     completely.
 
     Args:
-        max_turn_bytes: limits the memory for all messages of the turn together. Each character is
-            one byte, and each value in a list or object is 64 bytes more; strings that are only
-            appended to a list cost no extra bytes. An operation that exceeds the limit, or nests
-            values more than 200 levels deep, is not applied and is recorded in `problems`.
+        max_turn_bytes: the memory limit for all messages of the turn together. Each character
+            counts as 1 byte. Each value in a list or object counts as 64 bytes more, except for
+            strings that are only appended to a list. An operation that would exceed the limit, or
+            nest values more than 200 levels deep, is not applied and is recorded in `problems`.
     """
 
     def __init__(self, *, max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES) -> None:
@@ -63,17 +63,17 @@ class MessageAccumulator:
         self._problem_bytes = 0
 
     def feed(self, event: StreamEvent) -> str:
-        """Apply one event, and return the text that it appends to the answer.
+        """Apply one event, and return the text that the event appends to the answer.
 
-        For a chunk that appends strings to the list of a message, return these strings. For a chunk
-        that replaces the whole document by a text that starts with the old text, return the rest.
-        Return "" for reasoning, structured content, other changes and other events.
+        If a chunk appends strings to a message, the result is these strings. If a chunk replaces
+        the whole text of a message by a longer text that starts with the old text, the result is
+        the added text. For all other events, such as reasoning, the result is "".
 
-        The cost depends on the event, not on the length of the message; see `apply_operation` for
-        the exceptions.
+        The cost depends on the size of the event, not on the length of the message. The docstring
+        of `apply_operation` lists the exceptions.
 
         If an operation cannot be applied, it is recorded in `problems`. As on the server, the
-        earlier operations of the chunk remain applied. If an operation is not a valid JSON Patch
+        preceding operations of the chunk remain applied. If an operation is not a valid JSON Patch
         operation, no operation of its chunk is applied.
         """
         if not isinstance(event, ChunkEvent):
@@ -98,31 +98,32 @@ class MessageAccumulator:
     def messages(self) -> tuple[TurnMessage, ...]:
         """The messages so far, in the order in which they started.
 
-        A message is included when the server would store it. A tool call is included earlier, while
-        its arguments are incomplete text.
+        A message is included if the server would store it in its present form. A tool call is also
+        included if its arguments are incomplete; then `args` is a string.
 
-        Only messages that changed since the last access are built again. For text, the cost
-        is proportional to the new text if you do not keep the previous result, otherwise to the
-        whole text.
+        Only messages that changed since the last access are built again. The cost is proportional
+        to the text that was added since then. If you still hold the result of the last access, the
+        cost is proportional to the whole text, because Python must copy the text.
         """
         messages = (builder.message() for builder in self._builders.values())
         return tuple(message for message in messages if message is not None)
 
     @property
     def first_chunks(self) -> tuple[ChunkEvent, ...]:
-        """The first chunk event of each message, in the order in which they started."""
+        """The first chunk event of each message, in the order in which the messages started."""
         return tuple(builder.first for builder in self._builders.values())
 
     @property
     def problems(self) -> tuple[PatchProblem, ...]:
         """The operations that could not be applied, oldest first.
 
-        If their values exceed `max_turn_bytes` in total, further problems are not recorded.
+        If the values of these operations exceed `max_turn_bytes` in total, later problems are not
+        recorded.
         """
         return tuple(self._problems)
 
     def finish(self) -> tuple[TurnMessage, ...]:
-        """Return the events that the server stores for the stream, in the order of their start."""
+        """Return the events that the server stores for the turn, in the order of their start."""
         messages = (builder.final() for builder in self._builders.values())
         return tuple(message for message in messages if message is not None)
 
@@ -133,7 +134,8 @@ class MessageAccumulator:
         return builder
 
     def _record_problem(self, event: ChunkEvent, index: int, reason: str) -> None:
-        if not event.patches:  # The budget is too small for the message itself.
+        # Without operations, the cause is that the budget was too small to start the message.
+        if not event.patches:
             return
         operation = event.patches[index]
         if self._problem_bytes < self._budget.limit:
@@ -151,16 +153,16 @@ class _MessageBuilder:
         self.first = first
         self._is_reasoning = first.metadata.get("kind") == REASONING
         self._budget = budget
-        # The document. It is a `TextList` while strings are only appended to it.
+        # The JSON document of the message: a `TextList` as long as strings are only appended to it.
         self._root: JSON | TextList = None
         self._message: TurnMessage | None = None
         self._stale = False
 
     def append(self, operations: tuple[JSONPatchOperation, ...]) -> str | None:
-        """Append one string, the usual chunk, without the general checks of `apply`.
+        """Apply a chunk that only appends one string, which is the most frequent kind of chunk.
 
-        Return the text that was added to the answer, or None if the chunk is not of this kind or
-        exceeds the budget; then nothing has changed.
+        This is faster than `apply`. Return the text that was added to the answer. If the chunk is
+        of another kind or exceeds the budget, change nothing and return None.
         """
         operation, root = operations[0] if len(operations) == 1 else None, self._root
         if (
@@ -180,7 +182,7 @@ class _MessageBuilder:
         return "" if self._is_reasoning else text
 
     def apply(self, operation: JSONPatchOperation) -> str:
-        """Apply one operation, and return the text that it appended to the answer."""
+        """Apply one operation, and return the text that the operation appends to the answer."""
         self._stale = True
         root, value, length = self._root, operation.value, _length(self._root)
         if operation.op == "add" and length >= 0 and operation.path in {"/-", f"/{length}"}:
@@ -197,21 +199,23 @@ class _MessageBuilder:
         return after[len(before) :] if after.startswith(before) and not self._is_reasoning else ""
 
     def message(self) -> TurnMessage | None:
-        """Return the message so far."""
+        """Return the message so far, or None if the server would store nothing for it."""
         if self._stale:
             self._stale = False
-            self._message = None  # Two references would make Python copy the text.
+            # Drop the old message first: CPython appends to a string without copying it only if
+            # there is no other reference to the string.
+            self._message = None
             self._message = self._finalized(partial=True)
         return self._message
 
     def final(self) -> TurnMessage | None:
-        """Return the event that the server stores."""
+        """Return the event that the server stores for the message, or None if it stores nothing."""
         return self._finalized(partial=False)
 
     def _finalized(self, *, partial: bool) -> TurnMessage | None:
         root = self._root
         if isinstance(root, list) and root and all(type(item) is str for item in root):
-            # From now on, `message` costs only as much as the new text.
+            # With a `TextList`, the cost of later calls depends only on the text added since then.
             self._root = root = TextList(cast("list[str]", root))
             self._budget.remaining += VALUE_SIZE * len(root)
         return finalize(
@@ -228,7 +232,7 @@ class _MessageBuilder:
         root.append(text)
 
     def _as_json(self) -> JSON:
-        """Return the document as JSON, with a list in place of a `TextList`."""
+        """Return the document as JSON, after replacing a `TextList` by a list."""
         root = self._root
         if isinstance(root, TextList):
             self._budget.charge(VALUE_SIZE * len(root))
@@ -251,7 +255,7 @@ class _MessageBuilder:
 
 
 def _length(root: JSON | TextList) -> int:
-    """Return the length of a document that is a list or does not exist yet; otherwise -1."""
+    """Return the length of a document that is a list, 0 if there is no document, and else -1."""
     if root is None:
         return 0
     return len(root) if isinstance(root, (list, TextList)) else -1

@@ -1,7 +1,7 @@
 """Converting the document of a message into the event that the server stores.
 
-The server does it when the agent reports the status `ready`. The rules were measured with the
-released server (flux0-stream 0.1.0b2).
+The server converts the document when the agent reports the status `ready`. The rules were measured
+with the released server (flux0-stream 0.1.0b2).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from flux0.domain.models import (
 if TYPE_CHECKING:
     from flux0.domain.stream_events import ChunkEvent
 
-# The `kind` in the metadata of a chunk that marks a reasoning message.
+# If the metadata of a chunk has the `kind` "reasoning", its message is reasoning.
 REASONING = "reasoning"
 
 
@@ -37,8 +37,8 @@ REASONING = "reasoning"
 class TurnMessage(HasMessageData):
     """A message or tool event of a turn, built from its chunk events.
 
-    The stored event has the same `type`, `data`, `metadata` and `correlation_id`. Its `id` is
-    different: `event_id` is used only in the stream.
+    The stored event has the same `type`, `data`, `metadata` and `correlation_id`, but a different
+    id: `event_id` is used only in the stream.
     """
 
     event_id: str
@@ -59,15 +59,15 @@ def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMes
     Args:
         first: the first chunk of the message; its metadata apply to the whole message.
         root: the document of the message; it is copied.
-        partial: the message is not complete. If the arguments of a tool call are not valid JSON
-            yet, the result has the incomplete text, although the server would store nothing.
+        partial: whether the message may be incomplete. If True and the arguments of a tool call are
+            not valid JSON yet, `args` is the incomplete text. The server would store nothing then.
     """
     if not root or "agent_name" not in first.metadata:
         return None
     try:
         data, metadata = _finalized(first, root, partial=partial)
     except (KeyError, TypeError, ValueError, RecursionError):
-        # The server fails on such a document, too, and stores nothing.
+        # The server also fails to convert a document of the wrong shape, and stores nothing.
         return None
     return TurnMessage(
         event_id=first.event_id,
@@ -150,5 +150,5 @@ def _tool_call(item: Any) -> ToolCall:
 
 
 def _as_stored(value: Any) -> Any:
-    """Return a copy of JSON as the server lists it: with null for NaN and the infinities."""
+    """Return a copy of JSON with null for NaN and the infinities, as in the server's responses."""
     return copied(value, finite=True)

@@ -1,4 +1,4 @@
-"""The reply of one turn, and the history of a session with a turn that is still streaming."""
+"""The reply of one turn, and the history of a session that may have a turn in progress."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.tool_calls import joined_tool_calls
 from flux0.domain.models import Event, ToolCall
 
-# The events with content; the others are about the state of the agent.
+# The types of events with content. Status events only show the state of the agent.
 MESSAGE_TYPES = (EventType.MESSAGE, EventType.TOOL)
 
 
@@ -21,8 +21,8 @@ class Reply:
 
     Attributes:
         messages: the messages and tool results, in order.
-        tool_calls: the tool calls of the agent, each with its result if there is one.
-        finished: whether the end of the turn is confirmed. If not, the reply may be incomplete,
+        tool_calls: the tool calls of the agent, each with its result if the result is known.
+        finished: whether the end of the turn is confirmed. If False, the reply may be incomplete,
             because a proxy can hide that the server was killed.
     """
 
@@ -70,7 +70,7 @@ class StoredTurn:
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The tool calls of the agent, each with its result if there is one."""
+        """The tool calls of the agent, each with its result if the result is stored."""
         return joined_tool_calls(self.messages)
 
 
@@ -80,7 +80,7 @@ def answer_of(messages: Iterable[Event | TurnMessage]) -> str:
 
 
 def stored_turn(events: Iterable[Event], content: str | None) -> StoredTurn | None:
-    """Return the first turn whose user message has this text; None matches any text."""
+    """Return the first turn whose user message has the text `content`; None allows any text."""
     history = [event for event in events if event.type in MESSAGE_TYPES]
     for message in history:
         if message.source == EventSource.USER and content in (None, message.text):
@@ -94,8 +94,9 @@ def joined_history(
 ) -> tuple[Event | TurnMessage, ...]:
     """Return the message and tool events of a session, without duplicates.
 
-    The stored events are followed by the messages of `live` that are not stored yet. The ids in a
-    stream differ from the stored ids, so events are compared by turn, type, data and metadata.
+    The result has the stored events first, and then the messages of `live` that are not stored yet.
+    A message has different ids in the stream and in the store. So messages and stored events are
+    compared by turn, type, data and metadata.
 
     Args:
         stored: the stored events of the session.

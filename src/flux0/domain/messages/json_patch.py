@@ -1,7 +1,7 @@
 """JSON Patch (RFC 6902) as the flux0 server applies it to the document of a message.
 
-Unlike the RFC, the server creates missing parents of a path before each operation, and keeps them
-if the operation then fails. Measured with flux0-stream 0.1.0b2 and jsonpatch 1.48.
+Unlike the RFC, the server creates missing parents of a path before each operation, and keeps these
+parents if the operation fails. This was measured with flux0-stream 0.1.0b2 and jsonpatch 1.48.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
-# The largest nesting depth of lists and objects. Functions of Python such as `repr` and
-# `copy.deepcopy` are recursive, and fail at a few hundred levels.
+# The largest nesting depth of lists and objects. Recursive functions of Python such as `repr` and
+# `copy.deepcopy` fail for values that are nested several hundred levels deep.
 MAX_DEPTH = 200
 
-# The bytes charged for a value, in addition to its characters: about the size of a Python object.
+# The bytes that each value costs in addition to its characters: about the size of a Python object.
 VALUE_SIZE = 64
 
 _OPERATIONS = frozenset({"add", "remove", "replace", "move", "copy", "test"})
 
 
 class PatchError(ValueError):
-    """An operation cannot be applied; the message says why."""
+    """An operation cannot be applied. The message gives the reason."""
 
 
 class MemoryBudget:
     """The memory that the documents of one turn may use.
 
-    Each value is charged `VALUE_SIZE` bytes, and each character of a string or key one more byte.
-    When a value is removed, its size is added to `remaining` again.
+    Each value costs `VALUE_SIZE` bytes, and each character of a string or key costs 1 byte more.
+    When a value is removed, its size is added to `remaining`.
 
-    A short operation can also cause much work: `copy` duplicates a value, `move` walks through one,
-    and a large index fills a list. The total of this work has the same limit, and is never
-    refunded.
+    A short operation can cause much work: `copy` duplicates a value, `move` measures the depth of a
+    value, and a large index fills a list. The total of this work has the same limit as the memory,
+    and is never refunded.
     """
 
     __slots__ = ("limit", "remaining", "remaining_work")
@@ -49,7 +49,7 @@ class MemoryBudget:
         self.remaining_work: int = limit
 
     def charge(self, size: int) -> None:
-        """Charge the growth of a document; raises `PatchError` if it exceeds the budget."""
+        """Charge the growth of a document. Raises `PatchError` if the budget is exceeded."""
         if size > self.remaining:
             raise PatchError(
                 f"the messages of the turn need more than {self.limit:,} bytes (max_turn_bytes)"
@@ -57,7 +57,7 @@ class MemoryBudget:
         self.remaining -= size
 
     def charge_work(self, size: int) -> None:
-        """Charge work of this size; raises `PatchError` if the turn has caused too much work."""
+        """Charge work of `size` bytes. Raises `PatchError` if the turn has caused too much work."""
         if size > self.remaining_work:
             raise PatchError(
                 f"the turn copies or moves more than {self.limit:,} bytes (max_turn_bytes)"
@@ -68,7 +68,7 @@ class MemoryBudget:
         """Charge the work of copying or moving `value`, and return its size and depth."""
         size, depth = measure(value, most=self.remaining_work)
         if size > self.remaining_work:
-            self.remaining_work = 0  # Measuring so far was work, too.
+            self.remaining_work = 0  # Measuring the value has used up the remaining work.
         self.charge_work(size)
         return size, depth
 
@@ -77,7 +77,7 @@ def check_operation(operation: JSONPatchOperation) -> None:
     """Check an operation without applying it to a document.
 
     Raises:
-        PatchError: the operation does not exist, or `path` is not a JSON Pointer (RFC 6901).
+        PatchError: `op` is not a JSON Patch operation, or `path` is not a JSON Pointer (RFC 6901).
     """
     if operation.op not in _OPERATIONS:
         raise PatchError(f"unknown operation {operation.op!r}")
@@ -87,11 +87,12 @@ def check_operation(operation: JSONPatchOperation) -> None:
 def apply_operation(document: JSON, operation: JSONPatchOperation, budget: MemoryBudget) -> JSON:
     """Apply one operation to `document` in place, and return the new root of the document.
 
-    A `document` of None does not exist yet. The value of the operation is copied.
+    If `document` is None, a new document is created. The value of the operation is copied.
 
-    The cost is proportional to the path, the value and the removed value, not to the document. The
-    exceptions are `copy`, `move` to a deeper place (both proportional to the copied or moved value)
-    and an insertion into a list, which shifts the following items.
+    The cost is proportional to the sizes of the path, the value and the removed value, not to the
+    size of the document. There are three exceptions. The cost of `copy`, and of `move` to a deeper
+    place, is proportional to the copied or moved value. An insertion into a list shifts the
+    following items.
 
     Raises:
         PatchError: the operation cannot be applied, or the document would be too large or too
@@ -105,7 +106,7 @@ def apply_operation(document: JSON, operation: JSONPatchOperation, budget: Memor
             _with_parents(document, operation.path, budget), segments, operation, budget
         )
     except PatchError:
-        if document is None:  # The parents created for it are discarded.
+        if document is None:  # The new document is discarded, so refund its size.
             budget.remaining = remaining
         raise
 
@@ -140,7 +141,7 @@ def _applied(
 def measure(value: JSON, *, most: int = maxsize) -> tuple[int, int]:
     """Return the size of a value in bytes, as charged to the budget, and its nesting depth.
 
-    Measuring stops early, with incomplete results, when the size exceeds `most`.
+    If the size exceeds `most`, measuring stops early and the results are incomplete.
     """
     size, depth = VALUE_SIZE, 0
     level: list[JSON] = [value]
@@ -214,8 +215,8 @@ def _segments(pointer: str | None) -> list[str]:
 def _with_parents(root: JSON, path: str, budget: MemoryBudget) -> JSON:
     """Create the missing parents of `path` by the server's rule, and return the root.
 
-    The rule differs from JSON Pointer: slashes at both ends are ignored, `~0` and `~1` are not
-    unescaped, and every segment that `str.isdigit` accepts is an index.
+    The server's rule differs from JSON Pointer: slashes at both ends of the path are ignored, `~0`
+    and `~1` are not unescaped, and each segment for which `str.isdigit` is True is an index.
     """
     parts = path.strip("/").split("/")
     if root is None:
@@ -290,7 +291,8 @@ def _move(root: JSON, segments: list[str], source: list[str], budget: MemoryBudg
     parent, key = _existing(root, source)
     del parent[key]
     try:
-        # The size of the value was charged before; the size of its old key is refunded below.
+        # The value was charged when it was added to the document, so the size to charge is 0. The
+        # size of the old key is refunded below.
         root = _add(root, segments, value, 0, budget)
     except PatchError:
         if isinstance(parent, dict):
@@ -311,7 +313,7 @@ def _value(root: JSON, segments: list[str]) -> JSON:
 
 
 def _existing(root: JSON, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON], Any]:
-    """Return the result of `_place`; raises `PatchError` if there is no value at this place."""
+    """Return the result of `_place`. Raises `PatchError` if the place has no value."""
     if not segments:
         raise PatchError("the whole document cannot be removed")
     parent, key = _place(root, segments)
@@ -321,7 +323,7 @@ def _existing(root: JSON, segments: list[str]) -> tuple[list[JSON] | dict[str, J
 
 
 def _place(root: JSON, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON], Any]:
-    """Return the list or object that contains the last segment, and its index or key there.
+    """Return the list or object that contains the place, and the index or key of the place.
 
     The index of `-` is the length of the list.
     """
@@ -355,12 +357,13 @@ def _integer(digits: str) -> int:
     try:
         return int(digits)
     except ValueError:
-        # `digits` has a character such as '²', or more digits than `int` accepts.
+        # `str.isdigit` accepts characters such as '²', which `int` rejects. `int` also rejects very
+        # long strings.
         raise PatchError(f"{digits[:20]!r} is not an index") from None
 
 
 def _equal(left: JSON, right: JSON) -> bool:
-    """Compare by RFC 6902, section 4.6. Unlike in Python, true and 1 are different."""
+    """Return whether two values are equal by RFC 6902, section 4.6: true and 1 are different."""
     pending = [(left, right)]
     while pending:
         first, second = pending.pop()

@@ -1,4 +1,4 @@
-"""A compact list of strings that grows at its end, like the documents of most messages."""
+"""A compact list of strings to which strings are appended, for the documents of most messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SEPARATOR = "\0"
 
 
 class TextList:
-    """A list of strings that needs little more memory than their characters.
+    """A list of strings that needs little more memory than the characters of the strings.
 
     `characters` is the total number of characters.
     """
@@ -20,11 +20,11 @@ class TextList:
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._length = 0
         self.characters: int = 0
-        # Each block holds `_BLOCK` older strings: joined with separators, or as a list if one of
-        # them contains the separator.
+        # Each block holds `_BLOCK` strings, which precede `_recent`. A block is one string joined
+        # with separators, or a list if one of the strings contains the separator.
         self._blocks: list[str | list[str]] = []
         self._recent: list[str] = []
-        # The last result of `text`, and the number of strings in `_recent` that it includes.
+        # The last result of `text`, and the number of strings of `_recent` in this result.
         self._joined: str | None = None
         self._joined_recent = 0
         for text in texts:
@@ -56,8 +56,9 @@ class TextList:
     def text(self) -> str:
         """Return all strings joined.
 
-        The cost is proportional to the strings added since the last call. If the caller still holds
-        the last result, the cost is proportional to all strings.
+        The cost is proportional to the length of the strings added since the last call. If the
+        caller still holds the last result, Python copies it, so the cost is proportional to the
+        length of all strings.
         """
         joined, self._joined = self._joined, None
         if joined is None:

@@ -1,4 +1,4 @@
-"""Joining tool calls with their results, which are in different messages of a turn."""
+"""Joining tool calls with their results. Calls and results are in different messages of a turn."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class TimedToolCall:
     """A tool call of a turn, with its times on the clock of the server.
 
     Attributes:
-        call: the tool call, with its result if it has been received.
+        call: the tool call, with its result if the result was received.
         started_at: the time of the first chunk of the call, in seconds since 1970, UTC; None if the
-            agent sends no time.
+            chunk has no timestamp.
         seconds: the time from the first chunk of the call to the first chunk of its result; None
-            without a result or without times.
+            if there is no result, or one of the chunks has no timestamp.
     """
 
     call: ToolCall
@@ -34,7 +34,7 @@ def timed_tool_calls(
 
     Args:
         messages: the messages of a turn.
-        times: the time of the first chunk of each message, by `event_id`.
+        times: a mapping from the `event_id` of each message to the time of its first chunk.
     """
     items = tuple(messages)
     starts: dict[str, float | None] = {}
@@ -52,9 +52,9 @@ def timed_tool_calls(
 
 
 def joined_tool_calls(messages: Iterable[Event | TurnMessage]) -> tuple[ToolCall, ...]:
-    """Return the tool calls in `messages`, in order, each with its result if there is one.
+    """Return the tool calls in `messages`, in order, each with its result.
 
-    `tool_call_id` joins a call and its result. If a call has no result, `result` is None.
+    A call and its result have the same `tool_call_id`. If a call has no result, `result` is None.
     """
     items = tuple(messages)
     results = {
