@@ -38,7 +38,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 @pytest.mark.parametrize("early", range(len(LAST_CHUNK)))
 @over(*ONCE)
 async def test_surplus_bytes_are_not_the_next_response(way: Way, early: int) -> None:
-    """`early` bytes of the last chunk arrive together with the content, the remaining bytes later."""
+    """`early` is the number of bytes of the last chunk that arrive together with the content."""
     start, first, _ = map(to_bytes, zip(http_response(b"first", framing="chunked")))
     beginning, end = start + first + LAST_CHUNK[:early], LAST_CHUNK[early:] + SURPLUS
     in_two_parts = (Write(beginning), WaitForRelease(), Write(end), WaitForRelease())
@@ -81,7 +81,7 @@ async def test_truncated_head_is_an_interruption(way: Way) -> None:
         await transport.close_async()
 
 
-# aiohttp loads its trusted certificates when it is imported, so it ignores the variable.
+# aiohttp loads its trusted certificates when it is imported, so the environment has no effect.
 @over(*(way for way in ONCE if way.transport != "aiohttp"))
 async def test_tls_connection_closed_within_a_body_is_an_interruption(
     way: Way, secured: Secured, monkeypatch: pytest.MonkeyPatch

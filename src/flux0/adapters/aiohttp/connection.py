@@ -1,4 +1,4 @@
-"""The connections of aiohttp, with the limits and checks that aiohttp lacks."""
+"""A subclass of aiohttp's connections, with the limits and checks that aiohttp lacks."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from flux0.domain.http import framing_problem
 
 
 class WriteTimeoutError(aiohttp.SocketTimeoutError):
-    """The server accepted no bytes of the request for too long."""
+    """The server accepted no bytes of the request within the write timeout."""
 
 
 class TrackedConnection(ResponseHandler):
-    """The protocol object of one connection: aiohttp's own, with more checks.
+    """A connection of aiohttp that limits each wait and the overhead, and reports each failure.
 
-    It limits each wait and the bytes that are not content, and reports each failure to the reader.
+    Existing objects of aiohttp get this class by assignment to `__class__`. This does not call
+    `__init__`, so the attributes have defaults.
     """
 
-    # The class of existing objects is changed to this class, so the attributes need defaults.
     deadline: float | None = None  # The loop time when the wait expires. None if no task waits.
     _limit: float | None = None
     _write_limit: float | None = None
@@ -36,31 +36,35 @@ class TrackedConnection(ResponseHandler):
     _poll: Any = None
 
     def is_stale(self) -> bool:
-        """Return whether the idle connection was closed, or received bytes of no response."""
+        """Return whether the idle connection was closed, or has received surplus bytes."""
         transport = self.transport
         if transport is None or transport.is_closing() or self.should_close:
             return True
-        if self._poll is None and hasattr(select, "poll"):  # The event loop of Windows reads ahead.
+        # Windows has no poll. Its event loop receives surplus bytes without being asked.
+        if self._poll is None and hasattr(select, "poll"):
             self._poll = select.poll()
             self._poll.register(transport.get_extra_info("socket"), select.POLLIN)
         return self._poll is not None and bool(self._poll.poll(0))
 
     def await_head(self, limit: float | None, write_limit: float | None) -> None:
-        """Expect a response. Each wait for bytes of its head may take `limit` seconds.
+        """Start to wait for a response head: at most `limit` seconds until the next bytes arrive.
 
-        While the request is being sent, the wait may take `write_limit` seconds instead.
+        While the request is being sent, `write_limit` applies instead.
         """
         self._content, self._head_start, self._write_limit = None, b"", write_limit
         self._content_bytes = self._overhead = self._unsent = 0
         if write_limit is not None and (limit is None or write_limit < limit):
-            self.start_wait(write_limit)  # The first look at the unsent bytes.
+            self.start_wait(write_limit)  # Then `_on_timer` checks the number of unsent bytes.
             self.deadline = inf if limit is None else self._loop.time() + limit
             self._limit = limit
         else:
             self.start_wait(limit)
 
     def start_wait(self, limit: float | None) -> None:
-        """Wait for data for `limit` seconds. A pending timer is kept, and set again if it fires."""
+        """Start to wait for data, at most `limit` seconds.
+
+        To save time, a pending timer that fires earlier is kept. When it fires, it is set again.
+        """
         self._limit, self.deadline = limit, None
         if limit is not None:
             self.deadline = self._loop.time() + limit
@@ -77,23 +81,25 @@ class TrackedConnection(ResponseHandler):
         now, transport = self._loop.time(), self.transport
         unsent = 0 if transport is None else transport.get_write_buffer_size()
         read_end = inf if self._limit is None else now + self._limit
-        if unsent != self._unsent:  # The server was still receiving the request.
+        if unsent != self._unsent:  # The server has received a part of the request.
             write_end = inf if self._write_limit is None else now + self._write_limit
             self._unsent, self.deadline = unsent, write_end if unsent else read_end
         if self.deadline <= now:
             kind = WriteTimeoutError if unsent else aiohttp.SocketTimeoutError
             self.set_exception(kind("no data sent" if unsent else "no data received"))
-        elif (moment := min(self.deadline, read_end)) < inf:  # Sending may end before `deadline`.
+        # Sending may end before `deadline`. Then the read timeout applies.
+        elif (moment := min(self.deadline, read_end)) < inf:
             self._wait_timer = self._loop.call_at(moment, self._on_timer)
 
     def data_received(self, data: bytes) -> None:
-        """Parse received bytes, and limit the bytes that are not content."""
+        """Parse received bytes, and limit the overhead."""
         content, start = self._content, 0
         if content is None:
             self._head_start = (self._head_start + data)[:16]
         elif data and content.is_eof():
-            self.force_close()  # These bytes belong to no response.
-        # aiohttp drops a head if the following bytes are invalid, so parse the head separately.
+            self.force_close()  # These are surplus bytes.
+        # If the bytes after a head are invalid, aiohttp discards the head, too. So pass the head to
+        # the parser separately.
         while self._content is None and (end := data.find(b"\n\r\n", start)) >= 0:
             super().data_received(data[start : end + 3])
             start = end + 3
@@ -106,13 +112,13 @@ class TrackedConnection(ResponseHandler):
             self.start_wait(self._limit)
         self._overhead += len(data)
         if self._overhead > MAX_OVERHEAD_BYTES:
-            self.abort()  # First, because it removes the exception.
+            self.abort()  # This removes any exception, so call it before `set_exception`.
             part = "head" if content is None else "framing"
             problem = f"the {part} is larger than {MAX_OVERHEAD_BYTES} bytes"
             self.set_exception(HttpProcessingError(message=problem))
 
     def feed_data(self, data: Any, size: int = 0) -> None:
-        """Record that the head of the final response is received. Reject an ambiguous framing."""
+        """Record that the response head was received. Reject an ambiguous framing."""
         message, content = data
         if self._content is None and (message.code >= 200 or message.code == 101):  # noqa: PLR2004
             codings = message.headers.getall("Transfer-Encoding", ())
@@ -135,9 +141,12 @@ class TrackedConnection(ResponseHandler):
             content.set_exception(exc)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Report a reset to the reader: aiohttp takes it for the end of a close-delimited body."""
+        """Report a reset to the reader.
+
+        aiohttp would treat a reset as the end of a close-delimited body.
+        """
         if self._wait_timer is not None:
-            self._wait_timer.cancel()  # Otherwise the event loop would reference the connection.
+            self._wait_timer.cancel()  # The timer refers to the connection and keeps it alive.
         if exc is not None and not self.is_eof():
             self.set_exception(exc)
         if self.transport is not None:
@@ -146,7 +155,8 @@ class TrackedConnection(ResponseHandler):
         reported = None if content is None else content.exception()
         super().connection_lost(exc)
         if content is not None and reported is not None:
-            content.set_exception(reported)  # aiohttp replaces the exception of invalid trailers.
+            # If trailers are invalid, aiohttp has replaced this exception.
+            content.set_exception(reported)
 
     def close(self) -> None:
         """Close the connection without waiting for the server to read data or to end TLS."""

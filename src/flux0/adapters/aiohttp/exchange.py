@@ -26,16 +26,20 @@ _LIMITS: Final = {"max_line_size": 64 * 1024, "max_field_size": 64 * 1024}
 _MAX_BYTES_BODY: Final = 1024 * 1024  # aiohttp warns about larger bodies in `bytes`.
 _TLS_ERRORS: Final = (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch)
 _HTTP_ERRORS: Final = (aiohttp.ClientResponseError, HttpProcessingError)
-# Python raises UnicodeError for an invalid host name.
+# The UnicodeError is raised by Python if the host name is invalid.
 LIBRARY_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError, UnicodeError)
-_client_timeout = lru_cache(16)(lambda connect: aiohttp.ClientTimeout(connect=connect))
+
+
+@lru_cache(16)
+def _client_timeout(connect: float | None) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(connect=connect)
 
 
 class AiohttpExchange(Exchange):
     """The state of one request until the response head is received."""
 
-    places: Places | None = None  # The limit of the session; the exchange has a place.
-    trace_error: Exception | None = None  # The last error of a trace function.
+    places: Places | None = None  # The limit of connections, in which the exchange has a place.
+    trace_error: Exception | None = None  # The last error that a trace function raised.
     _translated: Exception | None = None  # The flux0 error for `failure`.
 
     async def run(
@@ -75,16 +79,17 @@ class AiohttpExchange(Exchange):
                 self.places.release()
         if raised is not self._translated:
             errors.mark_user_error(raised, sent=self.sent)
-        raise raised  # Outside of the block, so that it is unchanged.
+        raise raised  # Raised outside of the `except` block, so that `__context__` is unchanged.
 
     async def _call_middlewares(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         """Call the user's middlewares, then aiohttp. Raise no error that makes aiohttp retry."""
-        if self._authorization is not None:  # It may replace the authorization of the session.
+        # aiohttp rejects this header if the session has its own authorization, so set it here.
+        if self._authorization is not None:
             request.headers["Authorization"] = self._authorization
         call: aiohttp.ClientHandlerType = partial(self._call_aiohttp, handler)
-        # The middlewares of a request replace the session's, which have no public name.
+        # `_call_middlewares` replaces the middlewares of the session, which have no public name.
         users = request.session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         if users:
             call = build_client_middlewares(call, users)
@@ -96,7 +101,8 @@ class AiohttpExchange(Exchange):
                 raised = self._translated = translate(error, self.timeout, sent=self.sent)
         if isinstance(raised, (OSError, aiohttp.ServerDisconnectedError)):
             raised = _UserError(raised)
-        raise raised  # Outside of the block, so that no error with secrets is its `__context__`.
+        # Raised outside of the `except` block, so that `__context__` is no error with secrets.
+        raise raised
 
     async def _call_aiohttp(
         self, handler: aiohttp.ClientHandlerType, request: aiohttp.ClientRequest
@@ -106,9 +112,9 @@ class AiohttpExchange(Exchange):
             raise errors.Flux0Error("the aiohttp session belongs to another event loop")
         while True:
             self.trace_error = None
-            # aiohttp has no public hook for the connections of a user's session. So this replaces
-            # the method that aiohttp calls when it has a connection, and `_send` replaces the class
-            # of the connection.
+            # aiohttp has no public hook for the connections of a user's session. Therefore `_send`
+            # replaces the method that aiohttp calls when it has a connection. `_send` then changes
+            # the class of the connection.
             request.send = partial(self._send, request.send)  # type: ignore[method-assign]
             try:
                 return await handler(request)
@@ -119,15 +125,17 @@ class AiohttpExchange(Exchange):
                     self.failure = error
                     raise
             finally:
-                del request.send  # Otherwise the request would be part of a reference cycle.
-            raise self.trace_error  # Outside of the block, so that it is unchanged.
+                del request.send  # This attribute refers to the request: a reference cycle.
+            # Raised outside of the `except` block, so that `__context__` is unchanged.
+            raise self.trace_error
 
     async def _send(self, send: Any, connection: Any) -> Any:
         protocol = connection.protocol
         if not isinstance(protocol, TrackedConnection):
             protocol.__class__ = TrackedConnection
             if connection.transport is not None:
-                connection.transport.set_protocol(protocol)  # uvloop stores its methods.
+                # uvloop stores the methods of the old class, so set the protocol again.
+                connection.transport.set_protocol(protocol)
         elif protocol.is_stale():
             raise _StaleConnectionError
         protocol.await_head(self.timeout.read, self.timeout.write)
@@ -138,11 +146,11 @@ class AiohttpExchange(Exchange):
 
 
 class _StaleConnectionError(Exception):
-    """A connection of the pool cannot be used."""
+    """The pooled connection was closed, or has received surplus bytes."""
 
 
 class _UserError(Exception):
-    """Carries an error of the user's code through aiohttp."""
+    """Contains an error of the user's code, because aiohttp would retry after the error itself."""
 
 
 class _RecordedTraces(aiohttp.TraceConfig):
@@ -165,7 +173,7 @@ class _RecordedTraces(aiohttp.TraceConfig):
         try:
             await users.send(session, context.users, params)
         except Exception as error:
-            if context.exchange is not None:  # Otherwise the request is the user's own.
+            if context.exchange is not None:  # It is None if the user's own code sends a request.
                 context.exchange.trace_error = error
             raise
 
@@ -195,7 +203,7 @@ def translate(
 
 
 def without_secrets(error: BaseException) -> BaseException:
-    """Return `error`, or an error in its place if it contains headers or a password."""
+    """Return `error`, or a replacement if `error` contains headers or a password."""
     while error.__cause__ is not None and isinstance(error, aiohttp.ClientConnectionError):
         error = error.__cause__
     if isinstance(error, aiohttp.ServerDisconnectedError):

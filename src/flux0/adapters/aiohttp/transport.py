@@ -1,13 +1,15 @@
 """The transport over aiohttp, for async code under asyncio.
 
-1. `send_async` takes a place in the limit of its session, and starts an `AiohttpExchange`.
-2. `ClientSession.request` calls a middleware of flux0, which calls the user's middlewares, and then
-   aiohttp. If aiohttp fails, it raises a flux0 error. Errors of the user's code are unchanged.
-3. aiohttp takes a connection from the pool or opens one, and calls `AiohttpExchange._send`, which
-   rejects stale connections. From then on the request counts as sent. It is sent only once.
+1. `send_async` waits until the number of open exchanges is below the limit, and starts an
+   `AiohttpExchange`. In a session of the user, aiohttp applies the limit itself.
+2. `ClientSession.request` calls a middleware of flux0. This middleware calls the user's middlewares
+   and then aiohttp. If aiohttp fails, the middleware raises a flux0 error. Errors of the user's
+   code are unchanged.
+3. aiohttp takes a connection from the pool or opens a connection. It calls `AiohttpExchange._send`,
+   which rejects stale connections, and then sends the request. A request is sent only once.
 4. `TrackedConnection` limits the wait for the response head, and rejects data that is not HTTP.
-5. `_Body` reads the content. At its end, aiohttp returns the connection to the pool. A body that is
-   closed early, cancelled, broken or garbage-collected aborts its connection.
+5. `_Body` reads the content. At the end of the body, aiohttp returns the connection to the pool. If
+   the body is closed early, cancelled, interrupted or garbage-collected, the connection is aborted.
 """
 
 from __future__ import annotations
@@ -36,12 +38,12 @@ from flux0.runtime.event_loop import PerLoop, call_soon
 
 
 class AiohttpTransport:
-    """Sends requests over aiohttp, with your session or with sessions that it creates.
+    """Sends requests over aiohttp, with your session or with built-in sessions.
 
-    Your session keeps its settings, cookies, middlewares and traces, belongs to the event loop that
-    created it, and is never closed here. A created session stores no cookies and uses the proxy
-    settings of the environment. In your session, `connect` limits the wait for a free connection
-    together with opening it.
+    Your session keeps its settings, cookies, middlewares and traces, and flux0 never closes it. It
+    can only be used in the event loop that created it. Built-in sessions store no cookies, and use
+    the proxy settings of the environment. In your session, the connect timeout includes the wait
+    for a free connection.
     """
 
     def __init__(self, session: aiohttp.ClientSession | None = None) -> None:
@@ -76,12 +78,12 @@ class AiohttpTransport:
         return Response(response.status, headers, body, response, not is_framed(headers))
 
     async def close_async(self) -> None:
-        """Close the session of the running loop, unless you passed it in."""
+        """Close the built-in session of the running event loop. Your session stays open."""
         await self._own_sessions.close_async()
 
 
 def _make_session(limit: int = MAX_CONNECTIONS) -> tuple[aiohttp.ClientSession, Places]:
-    """Return a session, and the limit of its connections."""
+    """Return a session, and the `Places` that limit its open exchanges."""
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=MAX_IDLE_SECONDS)
     session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
     return session, Places(limit)
@@ -91,7 +93,7 @@ def _parse_url(text: str) -> URL:
     try:
         url = URL(text, encoded=True)
         if not text.isascii():
-            url = url.with_host(url.raw_host or "")  # yarl encodes the host name.
+            url = url.with_host(url.raw_host or "")  # `with_host` encodes the host name.
         if url.scheme in ("http", "https") and url.host and url.port is not None:
             return url
         problem = ValueError("it does not begin with http:// or https:// and a server's name")
@@ -101,7 +103,11 @@ def _parse_url(text: str) -> URL:
 
 
 class _Body(AsyncPulledBody):
-    """The body of a response. It references `owner`, whose garbage collection would close it."""
+    """The body of a response.
+
+    The body keeps its transport, `owner`, alive. If the transport was garbage-collected, its
+    session would be closed.
+    """
 
     def __init__(self, request: Request, response: aiohttp.ClientResponse, owner: object) -> None:
         super().__init__(response.headers.get("Content-Encoding", ""))
@@ -111,12 +117,12 @@ class _Body(AsyncPulledBody):
         self._received = False
         self._finalizer: finalize[..., _Body] | None = None
         if not is_success(response.status):
-            self.retained = []  # Users read the body of an error again, from `raw_response`.
+            self.retained = []  # The user may read the body again, from `raw_response`.
         self._connection = response.connection and cast("Any", response.connection).protocol
-        if (
-            self._connection is not None
-        ):  # Otherwise the body is complete, and the connection is released.
-            # Not __del__, which runs too late if the connection is garbage-collected, too.
+        # If it is None, the body is complete, and aiohttp has released the connection.
+        if self._connection is not None:
+            # Use a finalizer, not __del__, which runs too late if the connection is
+            # garbage-collected, too.
             loop, transport = asyncio.get_running_loop(), self._connection.transport
             self._finalizer = finalize(self, _close_soon, loop, response, transport)
 
@@ -133,14 +139,17 @@ class _Body(AsyncPulledBody):
             if connection is not None:
                 connection.deadline = None
             if not data and not self._received:
-                data = await self._response.read()  # A middleware of the user may have read it.
+                # A middleware of the user may have read the body. Then `read` returns it again.
+                data = await self._response.read()
         except exchange.LIBRARY_ERRORS as error:
-            self._content.set_exception(cast("Exception", None))  # It would hide received data.
+            # While the exception is set, `read_nowait` does not return the received data.
+            self._content.set_exception(cast("Exception", None))
             data = self._content.read_nowait()
             self._content.set_exception(error)
             raised = exchange.without_secrets(error)
         if raised is not None and (self.closed or not data):
-            raise raised  # Outside of the block, so that its `__context__` has no secrets.
+            # Raised outside of the `except` block, so that `__context__` has no secrets.
+            raise raised
         self._received = True
         return data or None
 
@@ -158,7 +167,7 @@ class _Body(AsyncPulledBody):
     def _release(self) -> None:
         if self._finalizer is not None:
             self._finalizer.detach()
-        if not self._response.closed:  # Otherwise aiohttp has released the connection.
+        if not self._response.closed:  # If closed, aiohttp has released the connection.
             self._response.close()
 
     def _translate_error(self, error: BaseException) -> errors.TransportError | None:
@@ -168,7 +177,7 @@ class _Body(AsyncPulledBody):
 
 
 def _close_soon(loop: Any, response: aiohttp.ClientResponse, transport: Any) -> None:
-    """Close the response in its event loop: the garbage collector runs in any thread."""
+    """Close the response in its event loop, because the garbage collector runs in any thread."""
     if not call_soon(loop, response.close):
         shut_down(transport and transport.get_extra_info("socket"))
         with suppress(RuntimeError):
