@@ -32,9 +32,11 @@ class Flux0Error(Exception):
         attempts: the number of attempts, including the first.
     """
 
+    __module__ = "flux0"  # Users import the errors from the package `flux0`.
+
     def __init_subclass__(cls) -> None:
         if cls.__module__ == __name__:
-            cls.__module__ = "flux0"  # Users import the errors from the package `flux0`.
+            cls.__module__ = "flux0"
 
     sent: Sent = "no"
     from_user_code: bool = False
