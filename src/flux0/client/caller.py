@@ -91,7 +91,7 @@ class Caller:
         return await self.drive_async(usecase(call, *args, **kwargs), call.deadline)
 
     def call(self, timeout_ms: int | None = None, **options: Any) -> ApiCall:
-        """Return the settings of one call. For options that are None, use the client's.
+        """Return the settings of one call. For options that are None, use the client's settings.
 
         Args:
             timeout_ms: The longest time that the call may take, in milliseconds.

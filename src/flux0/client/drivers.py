@@ -282,5 +282,5 @@ def _shorter(timeout: float | None, left: float) -> float:
 
 def _not_an_effect(value: object) -> TypeError:
     return TypeError(
-        f"a flow must yield effects, not {value!r}; another flow is called with `yield from`"
+        f"a flow must yield effects, not {value!r}; call other flows with `yield from`"
     )

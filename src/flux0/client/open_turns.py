@@ -226,8 +226,8 @@ def _queue_limit(ahead: int, deadline: Deadline | None, now: float) -> _Limit:
     return _Limit(
         seconds,
         TransportTimeout(
-            f"the message was not sent: the messages before it on the session were still being "
-            f"sent after {duration(seconds)} (set timeout_ms for another limit)"
+            f"the message was not sent: earlier messages on the session were still being sent "
+            f"after {duration(seconds)} (set timeout_ms for another limit)"
         ),
     )
 
@@ -240,6 +240,6 @@ def _close_limit(deadline: Deadline | None, now: float) -> _Limit:
         seconds,
         TransportTimeout(
             f"the message was not sent: the event loop that opened the last stream of the session "
-            f"did not close it within {duration(seconds)}; the loop is blocked or stopped"
+            f"did not close the stream within {duration(seconds)}; the loop is blocked or stopped"
         ),
     )

@@ -43,7 +43,7 @@ class AgentsResource(_Resource):
     `extra_body` (for fields of a newer server).
 
     All methods raise `APIError` if the server returns an error status, `TransportError` if the
-    exchange fails, and `InvalidArgument` for a wrong argument, before anything is sent.
+    exchange fails, and `InvalidArgument` if an argument is wrong (then no request is sent).
     """
 
     def list(self, **options: Unpack[CallOptions]) -> Agents:
@@ -129,7 +129,7 @@ class SessionsResource(_Resource):
     `extra_body` (for fields of a newer server).
 
     All methods raise `APIError` if the server returns an error status, `TransportError` if the
-    exchange fails, and `InvalidArgument` for a wrong argument, before anything is sent.
+    exchange fails, and `InvalidArgument` if an argument is wrong (then no request is sent).
     """
 
     def __init__(

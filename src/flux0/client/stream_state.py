@@ -268,7 +268,7 @@ class StreamState(Uncopyable):
         return bool(self._accumulator.finish())
 
     def _feed_turn(self, data: bytes | None, waited: float) -> bool:
-        """Feed the next piece of the body, or None at its end. Return whether the turn is over."""
+        """Feed the next piece of the body, or None at the end; return whether the turn ended."""
         if data is None:
             if self._closed:  # If a body is closed, some transports end it without an error.
                 raise self._client_closed()

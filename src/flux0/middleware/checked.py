@@ -43,7 +43,7 @@ def checked(layer: Middleware, policy: Middleware) -> Middleware:
         if not isinstance(cast("object", response), Response):
             raise TypeError(
                 f"the middleware {layer!r} returned {response!r}, not a Response: "
-                "end it with `return response`"
+                "end the function with `return response`"
             )
         if isinstance(response.body, bytes) and request.is_streaming(response.status_code):
             raise TypeError(

@@ -115,7 +115,7 @@ def log_failed_observer(observer: object, error: Exception) -> None:
     import logging  # noqa: PLC0415 - slow to import, and rarely needed
 
     logging.getLogger("flux0").error(
-        "the observer %r raised an exception; later exceptions of it are not logged",
+        "the observer %r raised an exception; its later exceptions are not logged",
         observer,
         exc_info=error,
     )

@@ -50,8 +50,8 @@ class Turn:
     Attributes:
         correlation_id: the id of the turn; None until an event with an id was received.
         event_count: the number of events so far.
-        failure: the error of the stream; None if the turn has not failed. The stream yields the
-            events that came before the error, and then raises it.
+        failure: the error of the stream; None if the turn has not failed. The stream first yields
+            all events that were received before the error, and then raises the error.
     """
 
     def __init__(self, parser: EventStreamParser, codec: Codec, request: Request) -> None:

@@ -174,7 +174,7 @@ async def test_middleware_without_yield_from_raises_type_error(mode: Mode) -> No
 
 @in_every_mode
 async def test_error_response_of_a_middleware_raises_the_error_of_a_server(mode: Mode) -> None:
-    """The middleware around it sees the error, and a stream fails like any other call."""
+    """An outer middleware sees the error. A message fails in the same way as other calls."""
     seen: list[str] = []
 
     def look(request: Request, send: SendFlow) -> Flow[Response[Any]]:
@@ -226,7 +226,10 @@ def returning_async_generator(request: Request, send: SendFlow) -> Any:
 @in_every_mode
 async def test_mistake_in_a_middleware_is_named(mode: Mode) -> None:
     for layer, problem in (
-        (without_return, "without_return .*returned None.*: end it with `return response`"),
+        (
+            without_return,
+            "without_return .*returned None.*: end the function with `return response`",
+        ),
         (without_yield, "without_yield .*must be a generator function"),
         (returning_async_generator, "must be a generator function"),
     ):

@@ -54,7 +54,7 @@ class Both(Sync):
 
 
 class Async:
-    """An async transport. Its methods are attributes, not functions of its class.
+    """An async transport. Its methods are attributes of the instance, not methods of the class.
 
     Attributes:
         both: The transport that does the work.
@@ -88,7 +88,7 @@ ARGUMENTS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
 
 
 def arguments(given: str, served: list[str]) -> dict[str, Any]:
-    """Return the keyword arguments of `Flux0` that `given` names."""
+    """Return keyword arguments for `Flux0`; `given` has their names, separated by commas."""
     made: dict[str, Any] = {}
     for name in filter(None, given.split(", ")):
         made.update(ARGUMENTS[name](served))

@@ -26,7 +26,7 @@ HALF_BODY = http_response(b'{"data"', WaitForRelease(), b": []}", framing="chunk
 ONE_EVENT = http_response(
     chunk("a"), WaitForRelease(), headers=list(SSE.items()), framing="chunked"
 )
-# A retry waits for a minute, unless the client is closed.
+# The wait before a retry is a minute, so calls end early only because the client is closed.
 SLOW_RETRIES = RetryConfig("backoff", BackoffStrategy(60_000, 60_000, 1.0, 600_000))
 
 

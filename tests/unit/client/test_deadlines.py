@@ -80,7 +80,7 @@ async def test_timeouts_of_each_attempt_are_limited_to_the_remaining_time(mode: 
 
 @in_every_mode
 async def test_slow_body_is_closed_at_the_deadline(mode: Mode) -> None:
-    """Both a body that arrives in small pieces and a body with a late end are closed."""
+    """This applies to a body that arrives in small pieces, and to a body whose end is late."""
     time = Time()
     slow = tape(*(after(time, 1.0, b"x") for _ in range(9)))
     late_end = tape(b"whole", after(time, 3.0, None))
@@ -161,7 +161,7 @@ async def test_async_token_function_ends_at_timeout_ms(mode: Mode) -> None:
 
 @in_every_mode
 async def test_sleep_of_a_middleware_ends_at_timeout_ms(mode: Mode) -> None:
-    """Also if the middleware sleeps again after the deadline."""
+    """The sleep ends even if the middleware catches the error and sleeps a second time."""
     caught: list[Exception] = []
 
     def sleeping(request: Request, send: SendFlow) -> Flow[Response[Any]]:
@@ -178,7 +178,8 @@ async def test_sleep_of_a_middleware_ends_at_timeout_ms(mode: Mode) -> None:
         with pytest.raises(ReadTimeout, match="timeout_ms"):
             await flux0.agents.list_async(timeout_ms=100)
 
-    assert len(caught) == (mode == "sync")  # An async call is cancelled instead.
+    # An async call is cancelled, so its middleware catches no ReadTimeout.
+    assert len(caught) == (mode == "sync")
     assert transport.requests == []
 
 

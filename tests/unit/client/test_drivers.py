@@ -34,7 +34,7 @@ REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents", Headers())
 
 
 class Clock(Time):
-    """A clock that returns the given times one after another, and then always the last one."""
+    """A clock that returns the given times one after another, and then repeats the last time."""
 
     def __init__(self, times: Iterable[float]) -> None:
         super().__init__()

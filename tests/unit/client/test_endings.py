@@ -95,7 +95,7 @@ async def test_reading_an_unconfirmed_end_raises_nothing(mode: Mode) -> None:
 
 @in_every_mode
 async def test_stored_messages_do_not_confirm_an_end(mode: Mode) -> None:
-    """The server stores the same events if it is killed between two messages of a turn."""
+    """A server that is killed between two messages of a turn has stored the same events."""
     transport = script(
         close_delimited(chunk("a"), chunk("b")), stored("before", "ab"), stored("ab")
     )

@@ -12,7 +12,7 @@ from flux0 import AsyncConversation, AsyncEventStream, Conversation, EventStream
 from flux0.adapters.httpx import HttpxTransport
 from flux0.client.resources import AgentsResource, SessionsResource
 
-# The annotations of sync methods, and the ones of their async versions.
+# For each annotation of sync methods, the annotation of the async versions.
 ASYNC_NAMES = {
     "EventStream": "AsyncEventStream",
     "Conversation": "AsyncConversation",
@@ -37,7 +37,8 @@ PAIRS = {
     f"{kind.__name__}.{name}": (method, getattr(kind, f"{name}_async", None))
     for kind in (*RESOURCES, Flux0, HttpxTransport)
     for name, method in methods(kind).items()
-    if not name.endswith("_async") and name != "with_options"  # It sends no request.
+    # `with_options` sends no request, so it needs no async version.
+    if not name.endswith("_async") and name != "with_options"
 } | {
     f"Conversation.{name}": (method, getattr(AsyncConversation, name, None))
     for name, method in methods(Conversation).items()

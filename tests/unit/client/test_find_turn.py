@@ -48,7 +48,7 @@ def found(turn: StoredTurn | None) -> StoredTurn:
 
 
 async def fail_to_ask(chat: AsyncConversation, content: str) -> Flux0Error:
-    """Ask, and return the error."""
+    """Ask a question, which must fail, and return the error."""
     with pytest.raises(Flux0Error) as caught:
         await result_of(chat.ask(content))
     return caught.value
@@ -113,7 +113,8 @@ async def test_next_offset_is_the_offset_of_the_next_message(mode: Mode) -> None
             assert (events[offset].source, len(events)) == ("user", offset + 3)
 
 
-# A fault of the call that sends the message, `sent` of its error, and whether it is stored.
+# Each row: a fault of the call that sends a message, the attribute `sent` of the error, and whether
+# the server stores the message.
 FAULTS: list[tuple[Fault, str, bool]] = [
     (Drop(), "maybe", False),
     (Drop(after_acting=True), "maybe", True),
@@ -127,7 +128,7 @@ FAULTS: list[tuple[Fault, str, bool]] = [
 
 @in_every_mode
 async def test_turn_is_found_after_an_error_if_the_message_is_stored(mode: Mode) -> None:
-    """Before the first event, no correlation id is known."""
+    """The turn is found by its text. The error has its correlation id only after an event."""
     for fault, sent, is_stored in FAULTS:
         fake = FakeTransport("Sunny.")
         async with client(mode, fake) as flux0:
@@ -280,7 +281,7 @@ async def test_session_belongs_only_to_the_user_who_created_it(mode: Mode) -> No
             for user in ("ada", "eve", None):
                 same = await flux0.conversation_async(session=chat.session_id, user=user)
                 assert await same.belongs_to_user() is (user == owner)
-                # The server does not reject a message of another user.
+                # The server accepts messages from users to whom the session does not belong.
                 assert (await result_of(same.ask("Hi"))).text == "Hello."
         unknown = await flux0.conversation_async(session="0123456789", user="ada")
         assert await unknown.belongs_to_user() is False

@@ -183,7 +183,7 @@ async def test_seconds_are_measured_on_the_clock_of_the_client(mode: Mode) -> No
 
 @in_both_loops
 async def test_deadline_of_an_async_call_is_reported_as_timeout(mode: Mode) -> None:
-    """The driver cancels the call, but the caller gets a `ReadTimeout`."""
+    """The driver cancels the call, but observers see the `ReadTimeout` that the caller gets."""
 
     class Endless(Script):
         async def send_async(self, request: Request) -> Any:
@@ -336,7 +336,7 @@ async def test_loop_that_is_left_without_a_with_block_is_reported_when_the_clien
 
 
 def test_stream_in_a_closed_generator_is_reported_at_the_next_call() -> None:
-    """A web server may leave its generators to the garbage collector."""
+    """Web servers may not close generators, so that the garbage collector closes them."""
 
     def pieces() -> Iterator[str]:
         with flux0.conversation(agent=fake.agent_id).send("Hi") as stream:

@@ -29,13 +29,13 @@ from support.transports import Mode
 
 OTHER_SERVER = "http://127.0.0.1:9090"
 NO_RETRIES = RetryConfig("none")
-# For each of three messages: whether the stream of each turn is closed when it is sent.
+# For each of three messages: whether the streams of the three turns are closed when it is sent.
 ONE_BY_ONE = [[False, False, False], [True, False, False], [True, True, False]]
 
 
 @define
 class Turns(Script):
-    """A transport that records, for each message, which of its streams are closed."""
+    """A transport that records, when it sends a message, which of its streams are closed."""
 
     tapes: list[Tape] = field(factory=list[Tape], kw_only=True)
     closed: list[list[bool]] = field(factory=list[list[bool]], kw_only=True)
@@ -169,7 +169,7 @@ async def test_concurrent_messages_on_a_session_are_sent_one_after_another(mode:
 
         async def send() -> None:
             streams.append(await begin(flux0))
-            # No other message is sent before this one has a response.
+            # The next message is sent only after the response to this message was received.
             assert transport.sending == len(streams)
 
         async def respond() -> None:

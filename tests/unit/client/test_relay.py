@@ -126,7 +126,7 @@ def test_unknown_members_are_kept_by_to_sse_also_in_changed_and_unpickled_events
 
 
 def test_comment_between_events_is_not_an_event() -> None:
-    """Each blank line is an empty message for the reader of the server's React hook."""
+    """A blank line after a comment would be an empty message for the server's React hook."""
     assert events_of(chunk("a") + HEARTBEAT + chunk("b")) == events_of(chunk("a") + chunk("b"))
     assert (chunk("a") + HEARTBEAT + chunk("b")).count(b"\n\n") == 2
 
@@ -220,7 +220,7 @@ def test_closing_the_relay_does_not_wait_for_its_reader() -> None:
 
 
 def test_relay_may_be_finalized_in_its_reader_thread() -> None:
-    """The garbage collector runs in any thread."""
+    """The garbage collector can finalize an object in any thread."""
     dropped, returned = threading.Event(), threading.Event()
 
     def drop() -> bytes:

@@ -62,12 +62,12 @@ EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
 REPEATING = evolve(EAGER, retry_posts=True)
 NOTHING_LISTENS = "http://127.0.0.1:1"
 SILENT = (WaitForRelease(),)
-# Milliseconds. In these rows, the timeout expires; otherwise none may expire.
+# Values of `timeout_ms`: SHORT for rows in which the timeout must expire, LONG for all other rows.
 SHORT, LONG = 200, 60_000
 
 
 def turn(*pieces: bytes | WaitForRelease) -> ServerSteps:
-    """Return the response to a message; the connection is reset if the pieces do not end it."""
+    """Return the steps of a server that responds to a message with these pieces of a stream."""
     return http_response(*pieces, headers=list(SSE.items()), framing="chunked")
 
 
@@ -81,7 +81,7 @@ def returned(code: int) -> ServerSteps:
 
 @frozen
 class Row:
-    """The responses of a server, and the error of a message."""
+    """The responses of a server to a message, and the error that the client raises."""
 
     name: str
     responses: tuple[ServerSteps, ...]
@@ -176,7 +176,7 @@ async def test_message_was_not_sent_if_an_argument_is_invalid(way: Way) -> None:
 
 @over(*WAYS)
 async def test_earlier_attempt_that_may_have_been_sent_counts(way: Way) -> None:
-    """The last attempt was certainly rejected. A middleware sees the same value."""
+    """`sent` is "maybe", although the last attempt was certainly rejected, also in middleware."""
     seen: list[Sent] = []
 
     def look(request: Request, send: SendFlow) -> Flow[Response[Any]]:
@@ -199,7 +199,7 @@ async def test_earlier_attempt_that_may_have_been_sent_counts(way: Way) -> None:
 @over(*WAYS)
 @pytest.mark.parametrize("after", [False, True], ids=["before sending", "after sending"])
 async def test_error_of_another_call_in_a_middleware(way: Way, *, after: bool) -> None:
-    """Its `sent` describes the call that raises it, not the other call."""
+    """`sent` of the error describes the call that raises the error, not the other call."""
     status_code = 404 if after else 503
     other = APIError("another call", status_code=status_code, body="", headers=Headers())
 
@@ -274,7 +274,7 @@ async def test_message_was_not_sent_if_the_client_is_closed_while_it_waits_for_a
 
 
 class Closing(Script):
-    """A transport during whose response another thread closes the client."""
+    """A transport that closes the client while it receives a response."""
 
     client: ClassVar[Flux0]
 
@@ -323,7 +323,7 @@ async def test_stream_that_was_closed_early(way: Way, events: int) -> None:
 
 @over(*WAYS)
 async def test_message_was_not_sent_if_it_waits_too_long_for_another_message(way: Way) -> None:
-    """The first message of the session waits for its response headers."""
+    """The first message of the session is still waiting for its response headers."""
 
     async def send(flux0: Flux0) -> None:
         await flux0.sessions.create_event_async(session_id="s", content="Hi", timeout_ms=SHORT)

@@ -47,7 +47,7 @@ BROKEN = b"event: chunk\ndata: {no JSON}\n\n"
 
 
 def no_warning() -> None:
-    """Ignore that an end is unconfirmed."""
+    """Do nothing, in place of the warning about an unconfirmed end."""
 
 
 def unobserved() -> TurnReport:
@@ -302,7 +302,7 @@ async def test_garbage_collected_stream_closes_its_connection(mode: Mode) -> Non
 async def test_stream_closed_during_a_read_raises_client_closed(
     mode: Mode,
 ) -> None:
-    # If a socket is closed by another thread, some reads return the end of the body.
+    # If another thread closes a socket, some transports return the end of the body; others fail.
     for outcome in (None, errors.ConnectionInterrupted("the socket is gone")):
         streams: list[AsyncEventStream] = []
 

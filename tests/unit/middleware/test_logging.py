@@ -79,7 +79,7 @@ def test_failure_is_logged_with_its_class() -> None:
 
 
 def test_log_records_do_not_keep_the_error() -> None:
-    """A handler may keep records, and an error refers to the frames and objects of the call."""
+    """A handler may keep records. An error would keep the frames and objects of its call alive."""
     kept: list[object] = []
 
     class Keeping(RecordingLogger):

@@ -72,7 +72,7 @@ class JsonCodec:
             DecodeError: the JSON does not fit the model.
         """
         if not is_model(model):
-            expected = "must be one of the classes in flux0.models, or a list or tuple of it"
+            expected = "must be a class in flux0.models, or a list or tuple of such a class"
             raise InvalidArgument("model", f"{expected}, not {model!r}")
         kind: Any = model
         # Use the hook for tuples, which accepts only lists: cattrs' own hook for lists accepts any

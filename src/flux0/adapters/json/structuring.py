@@ -58,7 +58,7 @@ class TypeMismatch(ValueError):
 
 @cache
 def converter(*, explaining: bool) -> Converter:
-    """Return a converter: a fast one, or if `explaining`, one whose errors name the wrong value."""
+    """Return a converter. If `explaining` is True, it is slow, but its errors are detailed."""
     made = Converter(detailed_validation=explaining)
     for kind, expected in ((str, "a str"), (int, "an int"), (bool, "a bool")):
         made.register_structure_hook(kind, _exactly(kind, expected))

@@ -206,7 +206,7 @@ class ForeignModel:
     "model", [list[int], tuple[Agent, Agent], tuple[Agent], list[ForeignModel]]
 )
 def test_from_dict_rejects_tuples_of_fixed_length_and_items_that_are_not_models(model: Any) -> None:
-    with pytest.raises(InvalidArgument, match="must be one of"):
+    with pytest.raises(InvalidArgument, match="must be a class in flux0.models"):
         from_dict(model, [])
     with pytest.raises(Flux0Error, match="ForeignModel"):
         from_dict(ForeignModel, {"value": 1})
@@ -220,7 +220,7 @@ def test_to_dict_rejects_a_value_that_is_nested_too_deeply() -> None:
     with pytest.raises(InvalidArgument, match="nested too deeply"):
         to_dict(ContentPart(content))
 
-    while content:  # Deallocate it level by level: Python would recurse.
+    while content:  # Deallocate the list level by level, because Python would do it recursively.
         content = content.pop()
 
 

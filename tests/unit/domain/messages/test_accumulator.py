@@ -59,7 +59,10 @@ def message(*parts: Any, **metadata: Any) -> TurnMessage:
 
 
 def compared(event: dict[str, Any]) -> str:
-    """Return the members that stored and rebuilt events share, as text: 1, 1.0 and true differ."""
+    """Return the members that stored and rebuilt events share, as JSON text.
+
+    In JSON text, 1, 1.0 and true differ; in Python, they are equal.
+    """
     shared = {key: event[key] for key in ("type", "data", "metadata", "correlation_id")}
     return json.dumps(shared, sort_keys=True)
 
@@ -295,7 +298,7 @@ def test_feed_returns_the_appended_text(
     ("failing", "applied"),
     [
         (replace("/5", "x"), "b"),
-        # A chunk with an invalid operation is not applied at all.
+        # If one operation is invalid, no operation of the chunk is applied.
         (JSONPatchOperation("append", "/5", "x"), ""),
     ],
 )
@@ -381,7 +384,8 @@ def test_too_large_replacement_changes_nothing() -> None:
     assert len(accumulator.problems) == 1
     assert accumulator.finish() == (message(models.ContentPart("ac")),)
     accumulator.feed(chunk(add("/-", "d" * 5_000)))
-    accumulator.feed(chunk(add("/-", "e" * 5_000)))  # Exceeds the budget, which is unchanged.
+    # This operation exceeds the budget, because failed operations do not increase the budget.
+    accumulator.feed(chunk(add("/-", "e" * 5_000)))
     assert accumulator.finish() == (message(models.ContentPart("ac" + "d" * 5_000)),)
 
 

@@ -43,7 +43,7 @@ def as_text(document: Any) -> str:
 @pytest.mark.parametrize(
     ("document", "operation", "expected"),
     [
-        # The root is created.
+        # If there is no document, an operation creates the root.
         (None, Op("add", "", "text"), "text"),
         (None, Op("add", "/-", "a"), ["a"]),
         (None, Op("add", "/0", "a"), ["a"]),
@@ -102,7 +102,7 @@ def as_text(document: Any) -> str:
         ({"a": {"b": 1, "c": 1}}, Op("test", "/a", {"b": 1}), None),
         ({"a": "b"}, Op("test", "/a", ["b"]), None),
         ({"a": 1}, Op("test", "", {"a": 1}), {"a": 1}),
-        # Pointers are unescaped in the right order.
+        # `~1` is unescaped before `~0`, so `~01` means `~1`.
         ({}, Op("add", "/a~1b", 1), {"a/b": 1}),
         ({}, Op("add", "/a~01", 1), {"a~1": 1}),
         ({"a~b": {"c/d": 1}}, Op("copy", "/x", from_="/a~0b/c~1d"), {"a~b": {"c/d": 1}, "x": 1}),
@@ -110,7 +110,7 @@ def as_text(document: Any) -> str:
         ({"a": 1}, Op("copy", "/x", from_="a"), None),
         ({"a": 1}, Op("add", "a", 2), None),
         ({"a": 1}, Op("add", "/~~0", 2), None),
-        # Other operations do not exist.
+        # Unknown operations are rejected.
         ({"a": 1}, Op("append", "/a", "b"), None),
     ],
 )
@@ -136,9 +136,9 @@ def test_operation_is_applied_or_changes_nothing(
         ({"rows": []}, "/rows/2/name", {"rows": [{}, {}, {"name": 1}]}),
         ({"rows": []}, "/rows/1/0", {"rows": [[], [1]]}),
         ({"a": {"k": 1}}, "/a/0", {"a": [1]}),
-        # The server creates parents without unescaping, and does not remove them.
+        # The server creates the parent `a~1b` without unescaping its name, and does not remove it.
         ({"a/b": {}}, "/a~1b/c", {"a/b": {"c": 1}, "a~1b": {}}),
-        # Outer slashes are part of the pointer, but are ignored when parents are created.
+        # Slashes at both ends are part of the pointer, but are ignored when parents are created.
         ({"": {}}, "//a", {"": {"a": 1}}),
         ({"a": {}}, "/a/", {"a": {"": 1}}),
     ],
@@ -158,7 +158,7 @@ REMAINING: list[tuple[JSON, Op, JSON]] = [
     ({"a": 1}, Op("add", "/0/b", 1), {"a": 1}),
     ({"x": 1}, Op("move", "/a/b/c", from_="/y"), {"x": 1, "a": {"b": {}}}),
     ({"x": 1, "a": []}, Op("move", "/a/5", from_="/x"), {"x": 1, "a": []}),
-    # The pointer does not refer to the created parents.
+    # The parents that the server creates are not the parents to which the pointer refers.
     ({}, Op("add", "/a~1b/c", 1), {"a~1b": {}}),
     ([[]], Op("add", "/0//a", 1), [[]]),
     ([[]], Op("copy", "/-", from_="/1/a"), [[]]),
