@@ -254,7 +254,8 @@ class SessionsResource(_Resource):
             turns.add(session, stream)
         try:
             self._caller.check_open()
-        except ClientClosed as error:  # Closing the client missed the stream: close it here.
+        except ClientClosed as error:
+            # The client was closed before `turns.add`, so closing it did not close this stream.
             error.sent = "maybe"
             stream.close()
             raise
@@ -298,7 +299,8 @@ class SessionsResource(_Resource):
             turns.add(session, stream)
         try:
             self._caller.check_open()
-        except ClientClosed as error:  # Closing the client missed the stream: close it here.
+        except ClientClosed as error:
+            # The client was closed before `turns.add`, so closing it did not close this stream.
             error.sent = "maybe"
             await stream.close_async()
             raise

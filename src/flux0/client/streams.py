@@ -121,8 +121,8 @@ class EventStream(StreamState):
     def final_messages(self) -> tuple[TurnMessage, ...]:
         """Read the stream to its end, and return the messages and tool results of the turn.
 
-        They have the form in which the server stores them. The stream does not show which messages
-        the server has stored: call `stored_events` to get the stored events. If the end is
+        The messages have the form in which the server stores them. The stream does not show which
+        messages the server has stored: call `stored_events` to get the stored events. If the end is
         unconfirmed, the messages may be incomplete: check `finished`.
 
         Raises the errors of `text` and `confirm`.

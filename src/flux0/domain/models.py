@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def _aware(time: datetime) -> datetime:
-    """Return `time` with a time zone. The default is UTC, which the server uses in JSON."""
+    """Return `time` with a time zone. If `time` has none, use UTC, as in the server's JSON."""
     return time.replace(tzinfo=timezone.utc) if getattr(time, "tzinfo", time) is None else time
 
 

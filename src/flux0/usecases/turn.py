@@ -66,7 +66,7 @@ class Turn:
         self.failure: Flux0Error | None = None
 
     def feed(self, data: bytes, waited: float = 0.0) -> Sequence[StreamEvent]:
-        """Return the events that `data` completes. Check `failure` after processing them.
+        """Return the events that are complete after `data`. Process them, then check `failure`.
 
         `waited` is the number of seconds that the reader waited for `data`. The idle timeout limits
         the sum of all waits since the last event: the server sends comments even if the agent has

@@ -1,4 +1,4 @@
-"""A compact list of strings to which strings are appended, for the documents of most messages."""
+"""A compact list of strings that supports only appending, which is enough for most messages."""
 
 from __future__ import annotations
 
