@@ -31,18 +31,17 @@ def relay(
     A `Flux0Error` becomes the last event. Other exceptions are raised. Closing the iterator closes
     the stream, unless another reader uses it, and does not wait for the thread that reads it.
     """
-    pieces = _Pieces()
+    pieces, is_reader = _Pieces(), True
 
     def read() -> None:
-        nonlocal close
+        nonlocal is_reader
         end: Exception | None = None
         try:
             for event in stream:
                 if not pieces.put(event.to_sse()):
                     return
         except Flux0Error as error:
-            if isinstance(error, StreamInUse):
-                close = _leave_open
+            is_reader = not isinstance(error, StreamInUse)
             pieces.put(error_event(error))
         except Exception as error:  # noqa: BLE001 - raised below, in the thread of the web server
             end = error
@@ -62,11 +61,8 @@ def relay(
             yield piece
     finally:
         pieces.close()
-        close()
-
-
-def _leave_open() -> None:
-    """Do nothing. Replaces the function that closes the stream, if another reader uses it."""
+        if is_reader:
+            close()
 
 
 class _Pieces:
@@ -115,19 +111,19 @@ async def relay_async(
     sender, receiver = anyio.create_memory_object_stream[bytes | Exception](_QUEUE_SIZE)
 
     async def read() -> None:
-        nonlocal close
+        is_reader = True
         async with sender:
             try:
                 async for event in stream:
                     await sender.send(event.to_sse())
             except Flux0Error as error:
-                if isinstance(error, StreamInUse):
-                    close = _leave_open_async
+                is_reader = not isinstance(error, StreamInUse)
                 await sender.send(error_event(error))
             except Exception as error:  # noqa: BLE001 - raised below, in the task of the web server
                 await sender.send(error)
             finally:
-                await close()
+                if is_reader:
+                    await close()
 
     # A task group must be left by the task that entered it, but the web server may close this
     # generator in another task. So start a task without a group.
@@ -146,10 +142,6 @@ async def relay_async(
     finally:
         cancel()
         receiver.close()
-
-
-async def _leave_open_async() -> None:
-    """The async version of `_leave_open`."""
 
 
 def heartbeat_seconds(heartbeat_ms: int | None) -> float | None:

@@ -154,11 +154,9 @@ class StreamState(Uncopyable):
 
         Iterating over the events does not raise it; `text` and `final_messages` do.
         """
-        event = self._agent_error
-        if event is None:
-            return None
-        error = self._turn.attach_request(AgentError(event.data.data))
-        error.attach_stream(self.messages, self._stored)
+        error = self._reported_error()
+        if error is not None:
+            error.attach_stream(self.messages, self._stored)
         return error
 
     @property
@@ -204,16 +202,14 @@ class StreamState(Uncopyable):
         self._report.end(self._describe_end, later=self._report_later)
 
     def _describe_end(self, with_messages: bool) -> TurnEnd:
-        event, agent = self._agent_error, self.agent
+        agent = self.agent
         messages = self.messages if with_messages else ()
         times = {chunk.event_id: chunk.timestamp for chunk in self._accumulator.first_chunks}
         return TurnEnd(
             ending=self.ending or "closed",
             error=self._turn.failure,
             # `self.error` would have a reference to this stream, and observers may keep the error.
-            agent_error=None
-            if event is None
-            else self._turn.attach_request(AgentError(event.data.data)),
+            agent_error=self._reported_error(),
             session_id=self.session_id,
             correlation_id=self.correlation_id,
             agent_id=None if agent is None else agent.id,
@@ -224,6 +220,10 @@ class StreamState(Uncopyable):
             messages=messages,
             tool_calls=timed_tool_calls(messages, times),
         )
+
+    def _reported_error(self) -> AgentError | None:
+        event = self._agent_error
+        return None if event is None else self._turn.attach_request(AgentError(event.data.data))
 
     def _raise_agent_error(self) -> None:
         if (error := self.error) is not None:

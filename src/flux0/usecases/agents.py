@@ -24,13 +24,13 @@ def list_agents(call: ApiCall) -> Flow[Agents]:
 
 def first_agent(call: ApiCall, *, type_: str | None, name: str | None) -> Flow[Agent]:
     """Return the first agent with this type and this name; None allows any type or name."""
-    wanted = {"type": type_, "name": name}
-    for argument, value in (("type_", type_), ("name", name)):
-        arguments.optional_text(argument, value)
+    arguments.optional_text("type_", type_)
+    arguments.optional_text("name", name)
     existing = yield from list_agents(call)
     for agent in existing:
         if type_ in (None, agent.type) and name in (None, agent.name):
             return agent
+    wanted = {"type": type_, "name": name}
     filters = " and ".join(f"{key} {value!r}" for key, value in wanted.items() if value is not None)
     raise AgentNotFound(filters, existing.data)
 
