@@ -371,7 +371,7 @@ create_connection(
     ),
     "reuses connections after connection: close": Bug(
         {
-            "states = self._state.states\n": "states = {None: h11.DONE}\n",
+            "finished = set(self._state.states.values()) == {h11.DONE}": "finished = True",
             "self._state.start_next_cycle()": (
                 "self._state = h11.Connection(h11.CLIENT, MAX_HEAD_BYTES)"
             ),
