@@ -281,7 +281,7 @@ def test_signature_of_the_client_shows_only_options_that_exist() -> None:
     assert inspect.Parameter.VAR_KEYWORD not in kinds
 
 
-# --- copies and names
+# --- pickle, copy and repr
 
 
 @in_both_loops
@@ -308,7 +308,7 @@ def test_repr_of_resources_shows_the_url_without_credentials() -> None:
 
 
 @in_every_mode
-async def test_calls_of_a_closed_client_raise_and_second_close_has_no_effect(
+async def test_calls_of_a_closed_client_raise_and_closing_it_again_has_no_effect(
     mode: Mode,
 ) -> None:
     transport = script()

@@ -173,7 +173,7 @@ async def test_middleware_without_yield_from_raises_type_error(mode: Mode) -> No
 
 
 @in_every_mode
-async def test_error_response_of_a_middleware_raises_the_error_of_a_server(mode: Mode) -> None:
+async def test_error_status_from_a_middleware_raises_the_api_error(mode: Mode) -> None:
     """An outer middleware sees the error. A message fails in the same way as other calls."""
     seen: list[str] = []
 
@@ -224,7 +224,7 @@ def returning_async_generator(request: Request, send: SendFlow) -> Any:
 
 
 @in_every_mode
-async def test_mistake_in_a_middleware_is_named(mode: Mode) -> None:
+async def test_mistake_in_a_middleware_raises_a_type_error_with_the_fix(mode: Mode) -> None:
     for layer, problem in (
         (
             without_return,

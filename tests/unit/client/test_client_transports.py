@@ -222,7 +222,7 @@ class AsyncSend:
         ("debug_logger", print, "must be a logging.Logger"),
     ],
 )
-def test_arguments_of_wrong_type_are_rejected_with_the_fix(
+def test_error_for_an_argument_of_wrong_type_says_how_to_fix_it(
     argument: str, value: object, problem: str
 ) -> None:
     with pytest.raises(InvalidArgument, match=problem) as caught:

@@ -63,7 +63,7 @@ async def run_and_close(
 
 @over(*WAYS)
 @pytest.mark.parametrize("response", [SILENT, HALF_BODY], ids=["head", "body"])
-async def test_call_that_waits_for_the_server_ends_and_is_not_retried(
+async def test_closing_ends_a_call_that_waits_for_the_server_without_a_retry(
     way: Way, response: ServerSteps
 ) -> None:
     with ByteServer(response) as server:
@@ -78,7 +78,7 @@ async def test_call_that_waits_for_the_server_ends_and_is_not_retried(
 
 
 @over(*WAYS)
-async def test_call_that_waits_for_a_retry_ends(way: Way) -> None:
+async def test_closing_ends_a_call_that_waits_before_a_retry(way: Way) -> None:
     with ByteServer(http_response(status="503 Service Unavailable")) as server:
         retried = threading.Event()
         real = Flux0(
@@ -95,7 +95,7 @@ async def test_call_that_waits_for_a_retry_ends(way: Way) -> None:
 
 
 @over(*WAYS)
-async def test_reader_of_a_stream_gets_client_closed(way: Way) -> None:
+async def test_closing_ends_a_reader_of_a_stream(way: Way) -> None:
     with ByteServer(ONE_EVENT) as server:
         real = Flux0(server.url, transport=way.make_transport())
         flux0 = in_mode(way.mode, real)
@@ -106,7 +106,7 @@ async def test_reader_of_a_stream_gets_client_closed(way: Way) -> None:
 
 
 @over(*WAYS)
-async def test_message_that_waits_for_another_message_ends(way: Way) -> None:
+async def test_closing_ends_a_message_that_waits_for_another_message(way: Way) -> None:
     with ByteServer(SILENT) as server:
         real = Flux0(server.url, transport=way.make_transport())
         flux0 = in_mode(way.mode, real)
@@ -142,7 +142,7 @@ async def test_message_that_waits_for_another_message_ends(way: Way) -> None:
 
 
 @in_every_mode
-async def test_reader_of_a_fake_gets_the_same_message(mode: Mode) -> None:
+async def test_closing_ends_a_reader_of_a_fake_stream_with_the_same_error(mode: Mode) -> None:
     real = Flux0(transport=FakeTransport([Say("a"), Gate(), Say("b")]))
     flux0 = in_mode(mode, real)
     agent = await flux0.agents.first_async()

@@ -345,7 +345,7 @@ async def test_first_returns_matching_agent_or_error_lists_all_agents(mode: Mode
             await flux0.agents.first_async(type_=cast("str", 3))
 
 
-def test_first_without_agents_says_how_to_create_one() -> None:
+def test_error_of_first_without_agents_says_how_to_create_an_agent() -> None:
     with (
         Flux0(transport=script(json_answer(b'{"data": []}'))) as flux0,
         pytest.raises(AgentNotFound, match=r"agents: none; create one with agents.create\(name="),

@@ -1,4 +1,4 @@
-"""Finding a turn in the stored events of its session: after errors, and while it is written."""
+"""Finding a turn in the stored events of its session, after errors or while it is stored."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ async def test_message_of_an_interrupted_agent_has_no_reply(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_find_turn_looks_until_wait_ms_has_passed(mode: Mode) -> None:
+async def test_find_turn_lists_events_until_wait_ms_has_passed(mode: Mode) -> None:
     fake = FakeTransport()
 
     async with client(mode, fake) as flux0:
@@ -194,11 +194,11 @@ async def test_find_turn_looks_until_wait_ms_has_passed(mode: Mode) -> None:
             ({"wait_ms": 50}, 0.05, 2),
             ({"wait_ms": 10_000}, 10, 8),
         ]
-        for options, seconds, looks in given:
+        for options, seconds, requests in given:
             calls, began = len(fake.calls), fake.clock.now()
             assert await chat.find_turn("Hi", since=0, **options) is None
             assert round(fake.clock.now() - began, 3) == seconds
-            assert [call.operation for call in fake.calls[calls:]] == [LIST] * looks
+            assert [call.operation for call in fake.calls[calls:]] == [LIST] * requests
 
 
 @in_every_mode
@@ -220,7 +220,7 @@ async def test_message_that_is_stored_while_find_turn_waits_is_found(mode: Mode)
 
 
 @in_every_mode
-async def test_turn_with_a_correlation_id_is_awaited_in_the_same_way(mode: Mode) -> None:
+async def test_find_turn_with_a_correlation_id_waits_one_second_by_default(mode: Mode) -> None:
     fake = FakeTransport()
 
     async with client(mode, fake) as flux0:
@@ -242,7 +242,7 @@ async def test_timeout_ms_limits_find_turn_as_a_whole(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_failed_look_is_retried(mode: Mode) -> None:
+async def test_failed_request_of_find_turn_is_retried(mode: Mode) -> None:
     fake = FakeTransport("Sunny.")
 
     async with client(mode, fake) as flux0:

@@ -117,7 +117,7 @@ async def turn_of(
         session = await flux0.sessions.create_async(agent_id=fake.agent_id)
         if fault is not None:
             fake.inject(fault)
-        recorder.__init__()  # type: ignore[misc]  # Forget the call above.
+        recorder.__init__()  # type: ignore[misc]  # Remove the reports of the call above.
         yield await flux0.sessions.create_event_async(session_id=session.id, content="Hello")
 
 
@@ -379,7 +379,7 @@ def test_closing_the_client_reports_its_open_turns() -> None:
     assert not stream.is_open
 
 
-# --- mistakes
+# --- failing observers and invalid arguments
 
 
 @in_every_mode
@@ -464,7 +464,7 @@ def test_retries_are_printed_without_any_logging_configuration() -> None:
     assert done.stderr.startswith(f"GET {URL}: attempt 1 failed (ServerError: ")
 
 
-def test_transport_error_has_no_status() -> None:
+def test_attempt_with_a_transport_error_has_no_status_code() -> None:
     recorder = Recorder()
     with (
         Flux0(

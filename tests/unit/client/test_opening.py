@@ -43,7 +43,7 @@ async def test_missing_await_is_named_in_the_error(mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("name", ["__reduce__", "__len__", "nonsense"])
-def test_attributes_of_all_objects_remain_available(name: str) -> None:
+def test_coroutine_has_only_the_attributes_of_every_object(name: str) -> None:
     opening = Flux0(transport=FakeTransport()).conversation_async(agent="x" * 10)
     assert hasattr(opening, name) is hasattr(object(), name)
     opening.close()

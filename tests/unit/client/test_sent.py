@@ -1,4 +1,4 @@
-"""`error.sent`: whether the server accepted the message of the call that failed."""
+"""`error.sent`: whether a call that failed has sent its message (no, maybe or yes)."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ async def error_of(flux0: Flux0, call: Callable[[Flux0], Coroutine[Any, Any, Non
 
 @over(*WAYS)
 @pytest.mark.parametrize("row", ROWS, ids=str)
-async def test_sent_by_the_response(way: Way, row: Row) -> None:
+async def test_sent_depends_on_the_responses(way: Way, row: Row) -> None:
     with ByteServer(*row.responses) as server:
         flux0 = client(
             way, server.url, timeout_ms=row.timeout_ms, stream_idle_timeout_ms=row.timeout_ms
@@ -175,7 +175,7 @@ async def test_message_was_not_sent_if_an_argument_is_invalid(way: Way) -> None:
 
 
 @over(*WAYS)
-async def test_earlier_attempt_that_may_have_been_sent_counts(way: Way) -> None:
+async def test_sent_is_maybe_if_an_earlier_attempt_may_have_been_sent(way: Way) -> None:
     """`sent` is "maybe", although the last attempt was certainly rejected, also in middleware."""
     seen: list[Sent] = []
 
@@ -198,7 +198,7 @@ async def test_earlier_attempt_that_may_have_been_sent_counts(way: Way) -> None:
 
 @over(*WAYS)
 @pytest.mark.parametrize("after", [False, True], ids=["before sending", "after sending"])
-async def test_error_of_another_call_in_a_middleware(way: Way, *, after: bool) -> None:
+async def test_sent_of_an_error_from_another_call_in_a_middleware(way: Way, *, after: bool) -> None:
     """`sent` of the error describes the call that raises the error, not the other call."""
     status_code = 404 if after else 503
     other = APIError("another call", status_code=status_code, body="", headers=Headers())
@@ -306,7 +306,7 @@ async def test_closed_client_did_not_send_the_message(way: Way) -> None:
 
 @over(*WAYS)
 @pytest.mark.parametrize("events", [0, 1])
-async def test_stream_that_was_closed_early(way: Way, events: int) -> None:
+async def test_sent_of_a_stream_closed_early_depends_on_its_events(way: Way, events: int) -> None:
     with ByteServer(turn(chunk("a"), chunk("b"))) as server:
         async with client(way, server.url) as flux0:
             stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
@@ -373,7 +373,7 @@ async def test_message_was_not_sent_if_a_token_function_takes_too_long(mode: Mod
 
 
 @in_every_mode
-async def test_errors_of_a_custom_transport(mode: Mode) -> None:
+async def test_sent_of_errors_from_a_custom_transport(mode: Mode) -> None:
     for raised, sent in ((ConnectError("x"), "no"), (ConnectionInterrupted("x"), "maybe")):
         real = Flux0(transport=script(raised), retry_config=RetryConfig("none"))
         error = await error_of(in_mode(mode, real), read_turn)

@@ -43,7 +43,7 @@ TWO_EVENTS = turn(chunk("a"), chunk("b"))
 
 
 def run_in(mode: Mode, run: Run) -> None:
-    """Run async code in a new event loop, or sync code that is written as async code."""
+    """Run `run` in a new event loop, or without a loop if it contains only sync calls."""
     if mode == "asyncio":
         asyncio.run(run())
     elif mode == "trio":

@@ -105,7 +105,7 @@ async def test_call_is_retried_until_it_succeeds(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_details_of_a_retry(mode: Mode) -> None:
+async def test_on_retry_gets_the_details_of_a_retry(mode: Mode) -> None:
     date = "Thu, 01 Jan 2026 00:00:07 GMT"
     policy = Policy(
         script(
@@ -214,7 +214,7 @@ def test_idempotent_request_is_retried_after_a_reset(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
-def test_other_request_is_not_retried_after_a_reset(method: str) -> None:
+def test_request_that_is_not_idempotent_is_not_retried_after_a_reset(method: str) -> None:
     policy = Policy(script(reset(), scripted_response(b"ok")))
 
     with pytest.raises(errors.ConnectionInterrupted):

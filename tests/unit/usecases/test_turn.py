@@ -52,7 +52,9 @@ def test_first_event_with_an_id_sets_the_correlation_id() -> None:
 
 
 @pytest.mark.parametrize("next_data", [None, b"x"])
-def test_too_large_event_fails_the_turn_after_the_earlier_events(next_data: bytes | None) -> None:
+def test_too_large_event_fails_the_turn_after_earlier_events_are_returned(
+    next_data: bytes | None,
+) -> None:
     turn = new_turn(max_event_bytes=1000)
 
     events = turn.feed(chunk("a") + chunk("b") + b"data: " + b"x" * 2000)

@@ -108,7 +108,9 @@ def test_recorded_turn_gives_the_events_that_the_server_stored(case: dict[str, A
         (True, None),
     ],
 )
-def test_root_becomes_one_part_or_no_message(root: Any, part: models.ContentPart | None) -> None:
+def test_document_becomes_one_part_or_no_message(
+    root: Any, part: models.ContentPart | None
+) -> None:
     accumulator = after(chunk(add("", root)))
     expected = () if part is None else (message(part),)
     assert accumulator.finish() == accumulator.messages == expected
@@ -228,7 +230,7 @@ def test_status_and_unknown_events_add_no_message() -> None:
     assert accumulator.finish() == accumulator.messages == ()
 
 
-def test_returned_messages_do_not_change_later() -> None:
+def test_later_events_do_not_change_returned_messages() -> None:
     result = tool_call(args=[[1]], data={"result": {"a": []}})
     program = [
         chunk(add("/-", "a")),

@@ -64,7 +64,7 @@ TOOL = live(
 )
 
 
-def test_stored_messages_are_not_repeated_and_the_others_follow() -> None:
+def test_stored_messages_are_not_repeated_and_live_messages_follow() -> None:
     messages = [live("a"), TOOL, live("b", metadata={"k": [1]}), live("c")]
     history = all_stored(messages[:3])
 
