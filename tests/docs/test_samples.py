@@ -6,6 +6,7 @@ server with the demo agent, on a real port.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator
 from pathlib import Path
 
@@ -37,7 +38,13 @@ def server_url() -> Generator[str, None, None]:
     "ignore:Using `httpx` with",  # Starlette recommends httpx2, which needs Python 3.11.
 )
 @pytest.mark.parametrize("example", SAMPLES)
-def test_sample_runs(example: Example, server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_runs(
+    example: Example,
+    server_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.NOTSET, "flux0")  # A sample may change the level: restore it later.
     monkeypatch.setenv("FLUX0_SERVER_URL", server_url)
     example.namespace.clear()  # A reader may copy a single sample.
     example.namespace["__name__"] = "sample"
