@@ -52,7 +52,7 @@ _LATE = {
 
 
 def to_dict(model: object) -> Any:
-    """Return the JSON form of a model, as the server uses it: dicts, lists and plain values."""
+    """Convert a model to the JSON form of the server: dicts, lists and plain values."""
     return _codec().to_dict(model)
 
 
@@ -100,7 +100,8 @@ def __getattr__(name: str) -> Any:
 def _placeholder(name: str, extra: str, cause: ModuleNotFoundError) -> type[Any]:
     """Return a class that raises `MissingDependency` when it is instantiated.
 
-    `inspect` and `from flux0 import *` access all names, so the access itself must not raise.
+    `inspect` and `from flux0 import *` access all names, so accessing a name must
+    not raise, even if its package is not installed.
     """
 
     def fail(*_: object, **__: object) -> None:

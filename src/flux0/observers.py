@@ -47,7 +47,7 @@ class Call:
 
     @property
     def starts_turn(self) -> bool:
-        """Whether a turn follows if the call succeeds."""
+        """Whether the call starts a turn when it succeeds."""
         return self.content is not None
 
 
@@ -75,7 +75,7 @@ class CallEnd:
 
     Attributes:
         seconds: the duration, including the waits between the attempts.
-        error: the exception that the call raises; None if it succeeded.
+        error: the exception that the call raises; None if the call succeeded.
     """
 
     seconds: float

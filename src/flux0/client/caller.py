@@ -103,7 +103,8 @@ class Caller:
         call, limit = self._settings(**options), self._limit(timeout_ms)
         if limit is None:
             return call
-        # `timeout_ms` replaces the read and the write timeout, even if these are shorter.
+        # `timeout_ms` also replaces shorter read and write timeouts: a call that may take 5 minutes
+        # must not end after 60 s without data.
         timeout = evolve(call.timeout, read=limit, write=limit)
         deadline = Deadline(self.time.monotonic() + limit, limit)
         return evolve(call, timeout=timeout, deadline=deadline)

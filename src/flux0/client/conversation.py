@@ -98,8 +98,8 @@ class Conversation(_ConversationBase):
         """Return the stored messages and tool results of the session, in order.
 
         Args:
-            live: The messages of an open turn, from `stream.messages`. If they are not stored yet,
-                they are added at the end; no message is returned twice.
+            live: The messages of an open turn, from `stream.messages`. Messages that are not
+                stored yet are added at the end; no message is returned twice.
         """
         stored = self._sessions.list_events(
             session_id=self.session_id, types=MESSAGE_TYPES, http_headers=user_headers(self._user)
@@ -233,7 +233,7 @@ def user_headers(
     """Return the headers `others` with the user's cookie added. If `user` is None, add no cookie.
 
     Raises:
-        InvalidArgument: The name is empty or has characters that a cookie cannot contain.
+        InvalidArgument: `user` is empty or has characters that a cookie cannot contain.
     """
     if user is None:
         return others

@@ -59,7 +59,7 @@ class _Progress:
             self._sent = "maybe"
 
     def describe(self, error: E) -> E:
-        """Set `sent` of the error that the call raises, and return it."""
+        """Set `sent` of the error that the call raises, and return the error."""
         error.sent = self._sent
         return error
 

@@ -48,7 +48,7 @@ def build_chain(
     if on_retry is not None and (not callable(on_retry) or iscoroutinefunction(on_retry)):
         raise InvalidArgument("on_retry", f"must be a sync function, not {on_retry!r}")
     if debug_logger is not None and not callable(getattr(debug_logger, "debug", None)):
-        problem = f"must be a logging.Logger or have its method debug, not {debug_logger!r}"
+        problem = f"must be a logging.Logger or an object with a method debug, not {debug_logger!r}"
         raise InvalidArgument("debug_logger", problem)
     policy = ResponsePolicy(codec, max_body_bytes)
     layers: list[Middleware] = [

@@ -47,7 +47,7 @@ _ANOTHER_MESSAGE: Final = (
 
 @frozen
 class _Limit:
-    """The limit of a wait, and the error to raise when it expires."""
+    """The time limit of a wait, and the error to raise when the limit expires."""
 
     seconds: float
     error: TransportTimeout
@@ -154,7 +154,7 @@ class OpenTurns:
                 self._calls.check()
 
     async def _wait_async(self, queue: SessionQueue, sender: TaskSender, limit: _Limit) -> None:
-        from anyio import move_on_after  # noqa: PLC0415 - slow to import; comes with httpx
+        from anyio import move_on_after  # noqa: PLC0415 - slow to import; httpx requires it
 
         with move_on_after(limit.seconds), self._calls.wake_on_close(sender.wake):
             await sender.wait()
@@ -190,7 +190,7 @@ class OpenTurns:
         elif stream.loop is running_loop():
             await stream.close_async(_ANOTHER_MESSAGE)
         else:
-            from anyio import move_on_after  # noqa: PLC0415 - slow to import; comes with httpx
+            from anyio import move_on_after  # noqa: PLC0415 - slow to import; httpx requires it
 
             waiter = TaskSender()
             _close_in_its_loop(stream, waiter.wake)

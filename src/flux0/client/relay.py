@@ -28,8 +28,9 @@ def relay(
 ) -> Iterator[bytes]:
     """Yield the events of `stream`, and a comment after each `heartbeat` seconds without events.
 
-    A `Flux0Error` becomes the last event. Other exceptions are raised. Closing the iterator closes
-    the stream, unless another reader uses it, and does not wait for the thread that reads it.
+    If reading raises a `Flux0Error`, the last event describes the error. Other exceptions are
+    re-raised. Closing the iterator closes the stream, unless the stream already had another reader.
+    It does not wait for the reading thread.
     """
     pieces, is_reader = _Pieces(), True
 
@@ -106,7 +107,7 @@ async def relay_async(
     heartbeat: float | None,
 ) -> AsyncIterator[bytes]:
     """The async version of `relay`."""
-    import anyio  # noqa: PLC0415 - slow to import; comes with httpx
+    import anyio  # noqa: PLC0415 - slow to import; httpx requires it
 
     sender, receiver = anyio.create_memory_object_stream[bytes | Exception](_QUEUE_SIZE)
 

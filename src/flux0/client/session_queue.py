@@ -30,7 +30,7 @@ class TaskSender:
     """An async call that sends a message, or waits for earlier messages of its session."""
 
     def __init__(self) -> None:
-        from anyio import Event  # noqa: PLC0415 - slow to import; comes with httpx
+        from anyio import Event  # noqa: PLC0415 - slow to import; httpx requires it
 
         self.thread: int = get_ident()
         self._loop = running_loop()

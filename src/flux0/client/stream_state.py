@@ -114,7 +114,7 @@ class StreamState(Uncopyable):
 
     @property
     def is_open(self) -> bool:
-        """Whether the stream still has its connection: False after its end, failure or closing."""
+        """Whether the stream still has its connection: it has not ended, failed or been closed."""
         return not (self._ended or self._released)
 
     @property
@@ -152,7 +152,7 @@ class StreamState(Uncopyable):
     def error(self) -> AgentError | None:
         """The last error that the agent reported, as an exception; None if there is none.
 
-        Iterating over the events does not raise it; `text` and `final_messages` do.
+        Iterating over the events does not raise this error; `text` and `final_messages` do.
         """
         error = self._reported_error()
         if error is not None:
@@ -175,12 +175,12 @@ class StreamState(Uncopyable):
 
     @property
     def seconds_to_first_event(self) -> float | None:
-        """The time from sending the message to the first event; None before the first event."""
+        """Seconds from sending the message to the first event; None before the first event."""
         return self._report.seconds_to_first_event
 
     @property
     def seconds(self) -> float | None:
-        """The time from sending the message to the end of the stream; None while it is open."""
+        """Seconds from sending the message to the end of the stream; None while it is open."""
         return self._report.seconds
 
     def mark_closed(self, reason: str) -> None:
@@ -188,7 +188,7 @@ class StreamState(Uncopyable):
         self._closed = self._closed or reason
 
     def _fold(self, event: StreamEvent) -> None:
-        """Update the state with an event, just before it is yielded."""
+        """Update the state with an event, just before the event is yielded."""
         if type(event) is StatusEvent:
             self._text = ""
             self._status = event.data.status

@@ -168,7 +168,7 @@ class EventStream(StreamState):
             heartbeat_ms: Milliseconds without an event after which a comment is yielded. The
                 comment keeps proxies from closing the connection. None means no comments.
         """
-        from flux0.client.relay import heartbeat_seconds, relay  # noqa: PLC0415 - few need it
+        from flux0.client.relay import heartbeat_seconds, relay  # noqa: PLC0415 - rarely needed
 
         # Pass `_release`, which reports nothing: the garbage collector may close the iterator. The
         # thread that reads the stream reports the end.
@@ -292,7 +292,7 @@ class AsyncEventStream(StreamState):
 
     def relay(self, *, heartbeat_ms: int | None = 15_000) -> AsyncIterator[bytes]:
         """The async version of `EventStream.relay`."""
-        from flux0.client.relay import heartbeat_seconds, relay_async  # noqa: PLC0415 - few do
+        from flux0.client.relay import heartbeat_seconds, relay_async  # noqa: PLC0415 - rarely used
 
         return relay_async(self, self.close_async, heartbeat_seconds(heartbeat_ms))
 

@@ -123,7 +123,7 @@ class MessageAccumulator:
         return tuple(self._problems)
 
     def finish(self) -> tuple[TurnMessage, ...]:
-        """Return the events that the server stores for the turn, in the order of their start."""
+        """Return the events that the server stores for the turn, in the order of `messages`."""
         messages = (builder.final() for builder in self._builders.values())
         return tuple(message for message in messages if message is not None)
 
