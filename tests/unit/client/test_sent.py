@@ -63,7 +63,7 @@ REPEATING = evolve(EAGER, retry_posts=True)
 NOTHING_LISTENS = "http://127.0.0.1:1"
 SILENT = (WaitForRelease(),)
 # Values of `timeout_ms`: SHORT for rows in which the timeout must expire, LONG for all other rows.
-SHORT, LONG = 200, 60_000
+SHORT, LONG = 500, 60_000
 
 
 def turn(*pieces: bytes | WaitForRelease) -> ServerSteps:

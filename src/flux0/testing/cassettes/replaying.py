@@ -276,7 +276,9 @@ def cassette(
             replays, "all" always records. "new_episodes" replays the requests that the cassette
             contains, in any order, and appends the others to it. The default is "none" if the
             environment variable `CI` is set, and "once" otherwise.
-        matching, match, scrub: See `ReplayTransport`.
+        matching: The order of the requests; see `ReplayTransport`.
+        match: The comparison of requests; see `ReplayTransport`.
+        scrub: The removal of secrets; see `ReplayTransport`.
     """
     if mode is None:
         mode = "none" if os.environ.get("CI", "").lower() not in {"", "0", "false"} else "once"
