@@ -20,7 +20,10 @@ import trio
 from aiohttp.client_proto import ResponseHandler
 
 from flux0.adapters.aiohttp.connection import TrackedConnection
-from flux0.adapters.aiohttp.transport import AiohttpTransport, _make_session
+from flux0.adapters.aiohttp.transport import (
+    AiohttpTransport,
+    _make_session,  # pyright: ignore[reportPrivateUsage] - for a session with a small limit
+)
 from flux0.domain.errors import (
     ClientClosed,
     ConnectError,
@@ -77,7 +80,8 @@ class TestAiohttpTransport(LimitedPoolContract, AsyncTransportContract):
 def limited() -> AiohttpTransport:
     """Return a transport whose own sessions use at most one connection at the same time."""
     transport = AiohttpTransport()
-    transport._own_sessions = PerLoop(partial(_make_session, 1), lambda own: own[0].close())
+    sessions = PerLoop(partial(_make_session, 1), lambda own: own[0].close())
+    transport._own_sessions = sessions  # pyright: ignore[reportPrivateUsage]
     return transport
 
 
