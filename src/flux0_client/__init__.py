@@ -12,7 +12,7 @@ from flux0_client import models as models
 from flux0_client.models import *  # noqa: F403 - the generated package exports its models, too
 
 Flux0Client = Flux0
-VERSION = __version__
+VERSION: str = __version__
 
 warnings.warn(
     "flux0_client is the old name of the package flux0: import Flux0 and the models from flux0"

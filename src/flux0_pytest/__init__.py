@@ -24,7 +24,7 @@ _PASSED = pytest.StashKey[bool]()
 _CHECKED = pytest.StashKey[object]()
 _MAX_NAME = 150  # Characters. File names may have 255 bytes on most systems.
 _MARKERS = {
-    "flux0_fake(used=True, expected=True, streams=True)": "checks of flux0_fake after the test",
+    "flux0_fake(used=True, expected=True, streams=True)": "choose the checks after the test",
     "flux0_cassette(path=None, **options)": "path and options of flux0_cassette",
 }
 _ARGUMENTS = {

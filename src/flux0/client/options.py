@@ -88,7 +88,7 @@ _OTHER_NAMES = {
 
 
 def check_names(unknown: Iterable[str], *, of_call: bool) -> None:
-    """Raise `TypeError` if `unknown` is not empty, with the right name if it is known."""
+    """Raise `TypeError` if `unknown` has a name; the error suggests the name that flux0 uses."""
     for name in unknown:
         ours = _OTHER_NAMES.get(name)
         hint = f": use {ours[of_call]}" if ours else ""

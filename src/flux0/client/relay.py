@@ -29,8 +29,8 @@ def relay(
     """Yield the events of `stream`, and a comment after each `heartbeat` seconds without events.
 
     If reading raises a `Flux0Error`, the last event describes the error. Other exceptions are
-    re-raised. Closing the iterator closes the stream, unless the stream already had another reader.
-    It does not wait for the reading thread.
+    re-raised. Closing the iterator closes the stream, unless another reader was reading it before.
+    Closing does not wait for the reading thread.
     """
     pieces, is_reader = _Pieces(), True
 

@@ -208,7 +208,7 @@ class StreamState(Uncopyable):
         return TurnEnd(
             ending=self.ending or "closed",
             error=self._turn.failure,
-            # `self.error` would have a reference to this stream, and observers may keep the error.
+            # Not `self.error`: it refers to this stream, and an observer may keep the error.
             agent_error=self._reported_error(),
             session_id=self.session_id,
             correlation_id=self.correlation_id,
@@ -261,7 +261,7 @@ class StreamState(Uncopyable):
             )
 
     def _needs_check(self) -> bool:
-        """Log a warning if the end is unconfirmed; return whether there are messages to compare."""
+        """Return whether messages must be compared with the stored events. Log unconfirmed ends."""
         if self.ending != "unconfirmed":
             return False
         self._warn()

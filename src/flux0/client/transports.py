@@ -110,7 +110,7 @@ def _for_client(transport: T) -> T:
 
 
 def _httpx_transport(client: Any, *, is_async: bool = False) -> HttpxFamilyTransport:
-    """Return a transport for a client of httpx or httpx2, or for an object with its methods."""
+    """Return a transport for a client of httpx or httpx2, or for an object with equal methods."""
     clients = (None, client) if is_async else (client, None)
     if library_of(client) == "httpx2":
         from flux0.adapters.httpx import Httpx2Transport  # noqa: PLC0415 - loads httpx2

@@ -57,7 +57,7 @@ def identifier(argument: str, value: object) -> str:
     """Return `value` if it is a string that is safe as one segment of a URL path."""
     checked = text(argument, value)
     if not checked.strip(".") or not checked.isprintable() or _NOT_IN_IDS & set(checked):
-        problem = "must be printable, not only dots, and without / \\ ? # %"
+        problem = "must be printable, must not consist of dots, and must not contain / \\ ? # %"
         raise InvalidArgument(argument, f"{problem}: {checked!r}")
     return checked
 

@@ -176,7 +176,7 @@ class APIError(Flux0Error):
         raw_response: Any = None,
     ) -> None:
         super().__init__(f"{status_code}: {message}")
-        self.sent = "no" if is_rejected(status_code) else "maybe"
+        self.sent: Sent = "no" if is_rejected(status_code) else "maybe"
         self.message = message
         self.status_code = status_code
         self.body = body

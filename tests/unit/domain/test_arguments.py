@@ -101,7 +101,7 @@ def test_text_has_a_maximum_length() -> None:
     ],
 )
 def test_id_that_could_reach_another_route_is_rejected(value: str) -> None:
-    problem = "thing must be printable, not only dots, and without / \\ ? # %: "
+    problem = "thing must be printable, must not consist of dots, and must not contain / \\ ? # %: "
     assert rejection(arguments.identifier, value) == f"{problem}{value!r}"
 
 

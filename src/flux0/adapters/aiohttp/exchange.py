@@ -122,7 +122,7 @@ class AiohttpExchange(Exchange):
                 continue
             except LIBRARY_ERRORS as error:
                 if self.trace_error is None:
-                    self.failure = error
+                    self.failure: BaseException | None = error
                     raise
             finally:
                 del request.send  # This attribute refers to the request: a reference cycle.

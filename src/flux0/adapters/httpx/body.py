@@ -169,7 +169,7 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
     async def release(self) -> None:
         """Release the connection."""
         with suppress(Exception):  # The body is not read any more, so ignore all errors.
-            # If a reader waits in the generator, closing the response raises an error there.
+            # If a reader waits in the generator, closing the response ends its wait with an error.
             if not self._raw.ag_running:
                 await close_nested_generators(self._raw)
         with suppress(Exception):

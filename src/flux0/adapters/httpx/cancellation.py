@@ -60,8 +60,8 @@ class Uninterrupted(Generic[T]):
 def _is_task_cancellation(error: BaseException) -> bool:
     """Return whether `Task.cancel` raised `error`.
 
-    If a cancel scope of anyio raised `error`, the current deadline is -inf. Such a cancellation
-    needs no delay, because shields stop it.
+    If a cancel scope of anyio raised `error`, the current deadline is -inf. A shielded scope blocks
+    the cancellation of a scope, but not `Task.cancel`.
     """
     import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 

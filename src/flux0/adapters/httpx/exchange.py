@@ -79,7 +79,7 @@ class HttpxExchange(Exchange):
         protocol, _, step = event.partition(".")
         if step == "send_request_headers.started":
             # httpcore itself sends CONNECT requests, to open a tunnel through a proxy.
-            self.sent = self.sent or info["request"].method != b"CONNECT"
+            self.sent: bool = self.sent or info["request"].method != b"CONNECT"
             if protocol == "http2":
                 self.multiplexed = True
                 self.clear_interrupt()
@@ -94,7 +94,7 @@ class HttpxExchange(Exchange):
             self._connecting_to = None
             self.bind_socket(info["return_value"].get_extra_info("socket"))
         elif step.endswith(".failed"):
-            self.failure = info["exception"]
+            self.failure: BaseException | None = info["exception"]
 
     def _check_framing(self, fields: list[tuple[bytes, bytes]]) -> None:
         """Raise `RemoteProtocolError` if two header fields disagree about the end of the body.

@@ -171,7 +171,7 @@ class HttpxFamilyTransport(ABC):
         return _to_response(response, body)
 
     def close(self) -> None:
-        """Close the built-in sync clients and their bodies. The user's client stays open."""
+        """Close the built-in sync clients and their open bodies, but not the user's client."""
         self._built_in_clients.get().close()
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
@@ -237,7 +237,7 @@ class HttpxFamilyTransport(ABC):
     def _response_despite(
         self, error: Any, client: Any, built: Any, exchange: HttpxExchange
     ) -> Any:
-        """Return the response if a hook called `raise_for_status`, or None to re-raise `error`.
+        """Return the response if a hook called `raise_for_status`, else None to re-raise `error`.
 
         Raises:
             TransportError: The library failed to send the request.

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from flux0.ports import Request
+from flux0.ports import Interrupt, Request, Timeout
 
 
 def shut_down(connection: Any) -> None:
@@ -46,8 +46,8 @@ class Exchange:
     def __init__(self, request: Request) -> None:
         self.sent: bool = False
         self.failure: BaseException | None = None
-        self.timeout = request.timeout
-        self.interrupt = request.interrupt
+        self.timeout: Timeout = request.timeout
+        self.interrupt: Interrupt = request.interrupt
 
     def shut_down_on_interrupt(self, connection: Any) -> None:
         """Shut `connection` down when the request is interrupted; see `shut_down`.

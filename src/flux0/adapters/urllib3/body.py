@@ -65,7 +65,7 @@ class Urllib3Body(SyncPulledBody):
         timeout: Timeout,
         retain: Callable[[bytes], object] | None = None,
     ) -> None:
-        # Responses of other classes come from a recorder such as vcrpy. Their body is decoded.
+        # A recorder such as vcrpy returns responses of other classes, with a decoded body.
         encoded = isinstance(response, BaseHTTPResponse)
         super().__init__(response.headers.get("content-encoding", "") if encoded else "")
         connection = getattr(response, "connection", None)

@@ -205,7 +205,7 @@ class _Slots(LifoQueue[Any]):
     """The queue of a pool with `block=True`. The pool timeout or an interrupt ends a wait."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Return an idle connection, or None for a free slot of the pool.
+        """Return an idle connection, or None if the pool has a free slot for a new connection.
 
         Raises `Empty` if no slot became free in time.
         """

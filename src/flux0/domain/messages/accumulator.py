@@ -153,7 +153,7 @@ class _MessageBuilder:
         self.first = first
         self._is_reasoning = first.metadata.get("kind") == REASONING
         self._budget = budget
-        # The JSON document of the message: a `TextList` as long as strings are only appended to it.
+        # The JSON document of the message. While all changes append strings, it is a `TextList`.
         self._root: JSON | TextList = None
         self._message: TurnMessage | None = None
         self._stale = False

@@ -42,7 +42,7 @@ from flux0.testing.contract.waiting import IdleContract, InterruptContract, Time
 
 
 class _Parts(
-    IdleContract,  # First, because pytest then runs its tests last: they check long waits.
+    IdleContract,  # First base class: pytest runs its slow tests last.
     HeadContract,
     BodyContract,
     ConnectContract,

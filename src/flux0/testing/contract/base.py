@@ -122,7 +122,7 @@ def fails(
     if caused:
         cause = error.__cause__
         assert isinstance(cause, Exception), (
-            "the error must be raised from the exception of the library"
+            "the `__cause__` of the error must be the exception of the library"
         )
         assert not isinstance(cause, TransportError), (
             "the cause must be the exception of the library"

@@ -54,7 +54,7 @@ class ConnectContract(Contract):
     def test_each_address_of_a_host_is_tried(
         self, harness: Harness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The first address of the host refuses the connection, such as ::1 of `localhost`."""
+        """The first address of the host, for example ::1, refuses the connection."""
         server = harness.serve(http_response(b"ok"))
         resolve = socket.getaddrinfo
 

@@ -264,7 +264,7 @@ class HeadContract(Contract):
 
 
 class BodyContract(Contract):
-    """Response bodies are returned unchanged in each framing, and damaged bodies are errors."""
+    """Bodies are returned unchanged, whatever their framing is; damaged bodies are errors."""
 
     @_framings
     @_codings
@@ -410,7 +410,7 @@ class BodyContract(Contract):
             compressor.compress(bytes(1_000_000)) + compressor.flush(zlib.Z_FULL_FLUSH)
             for _ in range(2)
         )
-        # After a full flush, a block does not depend on earlier blocks, so it can be repeated.
+        # After a full flush of zlib, a block needs no earlier blocks, so it can be repeated.
         _, response = harness.exchange(http_response(first + another * 199, headers=_GZIPPED))
         tracemalloc.start()
         try:

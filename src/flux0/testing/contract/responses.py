@@ -71,7 +71,7 @@ def http_response(
     Args:
         pieces: The body. `WaitForRelease` and `Sleep` delay the pieces after them.
         status: The status code and the reason phrase.
-        headers: Header fields, in addition to the fields of the framing.
+        headers: Further header fields. The fields of the framing are added automatically.
         framing: How the client finds the end of the body.
         gzip: Compress the body, so that each piece can be decompressed when it arrives.
     """

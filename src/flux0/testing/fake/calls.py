@@ -235,7 +235,7 @@ def target_from(request: Request) -> Target:
 def complete_response(
     status_code: int, content_type: str, body: bytes, *fields: tuple[str, str]
 ) -> Response[bytes]:
-    """Return a response with this body. `fields` are its first header fields."""
+    """Return a response with this body. `fields` precede its other header fields."""
     own = (("content-length", str(len(body))), ("content-type", content_type))
     return Response(status_code, Headers((*fields, *own)), body)
 

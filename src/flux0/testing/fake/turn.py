@@ -264,7 +264,7 @@ class FakeTurn:
         )
         members: JSONObject = {**data, "patches": patches}
         if self._store.add_chunk(ChunkEvent(**members)):
-            # Encode `data` instead of the event, which would reorder the members of the patches.
+            # Encode `data`, because encoding the event would reorder the members of patches.
             self._send(f"event: chunk\ndata: {json.dumps(data)}\n\n".encode())
 
     def _send_status(self, step: steps.Report) -> None:

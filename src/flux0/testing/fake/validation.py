@@ -1,6 +1,6 @@
 """The request checks of the released server, with FastAPI's rules and pydantic's messages.
 
-Measured with flux0-api 0.1.0b3 with FastAPI 0.165 and pydantic 2.14.
+Observed with flux0-api 0.1.0b3, FastAPI 0.165 and pydantic 2.14.
 """
 
 from __future__ import annotations
