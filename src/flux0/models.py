@@ -3,6 +3,19 @@
 The aliases at the end are for code that was written for the generated `flux0_client`.
 """
 
+from flux0.domain.api_errors import (
+    APIError,
+    AuthenticationError,
+    BadRequestError,
+    ConflictError,
+    HTTPValidationError,
+    HTTPValidationErrorData,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    ServerError,
+    ValidationError,
+)
 from flux0.domain.enums import (
     EventSource,
     EventType,
@@ -11,30 +24,20 @@ from flux0.domain.enums import (
 from flux0.domain.errors import (
     AgentError,
     AgentNotFound,
-    APIError,
-    AuthenticationError,
-    BadRequestError,
     ClientClosed,
-    ConflictError,
     ConnectError,
     ConnectionInterrupted,
     ConnectTimeout,
     DecodeError,
     EventTooLarge,
     Flux0Error,
-    HTTPValidationError,
-    HTTPValidationErrorData,
     InvalidArgument,
     MissingDependency,
-    NotFoundError,
-    PermissionDeniedError,
     PoolTimeout,
     ProtocolError,
-    RateLimitError,
     ReadTimeout,
     ResponseTooLarge,
     Sent,
-    ServerError,
     StreamError,
     StreamIdleTimeout,
     StreamInterrupted,
@@ -42,7 +45,6 @@ from flux0.domain.errors import (
     TLSError,
     TransportError,
     TransportTimeout,
-    ValidationError,
     WriteTimeout,
 )
 from flux0.domain.messages.finalizing import TurnMessage

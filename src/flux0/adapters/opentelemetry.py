@@ -16,13 +16,8 @@ from urllib.parse import urlsplit
 from attrs import define, field
 
 from flux0._version import __version__
-from flux0.domain.errors import (
-    AgentError,
-    APIError,
-    MissingDependency,
-    StreamError,
-    TransportError,
-)
+from flux0.domain.api_errors import APIError
+from flux0.domain.errors import AgentError, MissingDependency, StreamError, TransportError
 from flux0.domain.models import ContentPart, MessageData, ReasoningPart, ToolCallPart
 from flux0.observers import AttemptEnd, Call, CallEnd, Observer, TurnEnd
 

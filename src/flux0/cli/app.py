@@ -15,8 +15,19 @@ import typer
 
 from flux0 import EventSource, EventType, Flux0, Flux0Error, __version__, to_dict
 from flux0.cli.descriptions import Listed, describe_error
+from flux0.cli.options import (
+    AgentId,
+    Header,
+    Json,
+    Server,
+    SessionId,
+    Timeout,
+    User,
+    argument,
+    option,
+    store_options,
+)
 from flux0.client.conversation import user_headers
-from flux0.client.flux0 import DEFAULT_SERVER_URL
 from flux0.domain import arguments
 from flux0.models import InvalidArgument
 
@@ -29,56 +40,8 @@ _FAILED, _WRONG_USE, _INTERRUPTED = 1, 2, 130  # The exit codes.
 _SETTINGS_FOR_IDS = {"ignore_unknown_options": True}
 
 
-def _option(name: str, metavar: str | None, help: str, **more: Any) -> Any:
-    return typer.Option(name, metavar=metavar, help=help, **more)
-
-
-def _argument(metavar: str, help: str) -> Any:
-    return typer.Argument(metavar=metavar, help=help)
-
-
-_SERVER = f"URL of the server. Default: FLUX0_SERVER_URL, or {DEFAULT_SERVER_URL}."
-_USER = "Name of the user who owns the sessions. Default: the anonymous user."
-_HEADER = "Header field to send; may be repeated. FLUX0_TOKEN is sent as a bearer token."
-_TIMEOUT = "Longest time for a request with all its retries, or for the start of a turn."
-
-# The options of all commands that connect to a server, written before or after the command.
-Server = Annotated[str | None, _option("--server-url", "URL", _SERVER)]
-User = Annotated[str | None, _option("--user", "NAME", _USER)]
-Header = Annotated[list[str] | None, _option("--header", "'NAME: VALUE'", _HEADER)]
-Timeout = Annotated[float | None, _option("--timeout", "SECONDS", _TIMEOUT, min=0.001)]
-Json = Annotated[bool, _option("--json", None, "Print JSON in the format of the server.")]
-
-AgentId = Annotated[str, _argument("AGENT", "Id of the agent.")]
-SessionId = Annotated[str, _argument("SESSION", "Id of the session.")]
-
-
-def _store_options(
-    context: typer.Context,
-    server: Server = None,
-    user: User = None,
-    header: Header = None,
-    timeout: Timeout = None,
-    *,
-    as_json: Json = False,
-) -> None:
-    """Store the common options in `context.obj`.
-
-    If an option is passed before and after the command, the second value is used. The header
-    fields of both places are sent.
-    """
-    before = context.obj or (None, None, None, (), False)
-    context.obj = (
-        before[0] if server is None else server,
-        before[1] if user is None else user,
-        before[2] if timeout is None else timeout,
-        [*before[3], *(header or ())],
-        as_json or before[4],
-    )
-
-
 app: typer.Typer = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-_group = partial(typer.Typer, no_args_is_help=True, callback=_store_options)
+_group = partial(typer.Typer, no_args_is_help=True, callback=store_options)
 agents: typer.Typer = _group(help="List, show and create agents.")
 sessions: typer.Typer = _group(help="List, show and create sessions.")
 app.add_typer(agents, name="agents")
@@ -91,7 +54,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_VERSION = _option("--version", None, "Print the version.", callback=_print_version, is_eager=True)
+_VERSION = option("--version", None, "Print the version.", callback=_print_version, is_eager=True)
 
 
 @app.callback()
@@ -112,7 +75,7 @@ def root(
     flux0-client chat                       Have a conversation.
     flux0-client events qH-klmX3cz          List the stored events of a session.
     """
-    _store_options(context, server, user, header, timeout, as_json=as_json)
+    store_options(context, server, user, header, timeout, as_json=as_json)
 
 
 _MESSAGE = "Text to send. Default: the piped input; in a terminal, a prompt for each message."
@@ -139,15 +102,15 @@ _CHAT = (
 @app.command(help=_CHAT)
 def chat(
     context: typer.Context,
-    message: Annotated[str | None, _argument("MESSAGE", _MESSAGE)] = None,
+    message: Annotated[str | None, argument("MESSAGE", _MESSAGE)] = None,
     *,
-    agent: Annotated[str | None, _option("--agent", "ID", _AGENT)] = None,
-    agent_type: Annotated[str | None, _option("--agent-type", "TYPE", _TYPE)] = None,
-    session: Annotated[str | None, _option("--session", "ID", _SESSION)] = None,
-    lines: Annotated[bool, _option("--lines", None, "Send each line of piped input.")] = False,
-    idle_timeout: Annotated[int | None, _option("--idle-timeout", "SECONDS", _IDLE, min=1)] = None,
-    as_json: Annotated[bool, _option("--json", None, "Print events as lines of JSON.")] = False,
-    demo: Annotated[bool, _option("--demo", None, "Use the demo agent, without a server.")] = False,
+    agent: Annotated[str | None, option("--agent", "ID", _AGENT)] = None,
+    agent_type: Annotated[str | None, option("--agent-type", "TYPE", _TYPE)] = None,
+    session: Annotated[str | None, option("--session", "ID", _SESSION)] = None,
+    lines: Annotated[bool, option("--lines", None, "Send each line of piped input.")] = False,
+    idle_timeout: Annotated[int | None, option("--idle-timeout", "SECONDS", _IDLE, min=1)] = None,
+    as_json: Annotated[bool, option("--json", None, "Print events as lines of JSON.")] = False,
+    demo: Annotated[bool, option("--demo", None, "Use the demo agent, without a server.")] = False,
     server: Server = None,
     user: User = None,
     header: Header = None,
@@ -159,7 +122,7 @@ def chat(
     if lines and message is not None:
         problem = "cannot be combined with MESSAGE: the messages are read from standard input."
         raise typer.BadParameter(problem, param_hint="--lines")
-    _store_options(context, server, user, header, timeout, as_json=as_json)
+    store_options(context, server, user, header, timeout, as_json=as_json)
     *_, as_json = context.obj
     explain = partial(describe_error, ids={"agent": agent, "session": session})
     with _client(context, explain, idle_timeout, demo=demo) as flux0:
@@ -200,7 +163,7 @@ def demo(context: typer.Context) -> None:
 def serve_demo(
     *,
     port: Annotated[
-        int, _option("--port", "N", "Port to listen on; 0 selects a free port.", min=0, max=65535)
+        int, option("--port", "N", "Port to listen on; 0 selects a free port.", min=0, max=65535)
     ] = 8080,
 ) -> None:
     """Serve the demo agent on 127.0.0.1 until Ctrl-C, and print the URL."""
@@ -230,7 +193,7 @@ def _query(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], N
             timeout: Timeout = None,
             **arguments: Any,
         ) -> None:
-            _store_options(context, server, user, header, timeout, as_json=as_json)
+            store_options(context, server, user, header, timeout, as_json=as_json)
             *_, as_json = context.obj
             with _client(context, partial(describe_error, ids=arguments)) as flux0:
                 from flux0.cli.listing import show  # noqa: PLC0415 - loads rich
@@ -264,10 +227,10 @@ def events(
     flux0: Flux0,
     session: SessionId,
     *,
-    types: Annotated[list[EventType] | None, _option("--type", "TYPE", _EVENT_TYPE)] = None,
-    source: Annotated[EventSource | None, _option("--source", "SOURCE", _SOURCE)] = None,
-    correlation_id: Annotated[str | None, _option("--correlation-id", "ID", _TURN)] = None,
-    min_offset: Annotated[int | None, _option("--min-offset", "N", _FROM, min=0)] = None,
+    types: Annotated[list[EventType] | None, option("--type", "TYPE", _EVENT_TYPE)] = None,
+    source: Annotated[EventSource | None, option("--source", "SOURCE", _SOURCE)] = None,
+    correlation_id: Annotated[str | None, option("--correlation-id", "ID", _TURN)] = None,
+    min_offset: Annotated[int | None, option("--min-offset", "N", _FROM, min=0)] = None,
 ) -> Listed:
     """List the events that the server has stored for a session, grouped by turn.
 
@@ -302,10 +265,10 @@ _PURPOSE = "Description of the agent and its purpose."
 @_query(agents, "create")
 def create_agent(
     flux0: Flux0,
-    name: Annotated[str, _argument("NAME", "Name of the agent for people.")],
-    type_: Annotated[str, _argument("TYPE", "Type of the agent; the server must have it.")],
+    name: Annotated[str, argument("NAME", "Name of the agent for people.")],
+    type_: Annotated[str, argument("TYPE", "Type of the agent; the server must have it.")],
     *,
-    description: Annotated[str | None, _option("--description", "TEXT", _PURPOSE)] = None,
+    description: Annotated[str | None, option("--description", "TEXT", _PURPOSE)] = None,
 ) -> Listed:
     """Create an agent.
 
@@ -320,7 +283,7 @@ def list_sessions(
     flux0: Flux0,
     *,
     agent: Annotated[
-        str | None, _option("--agent", "ID", "List only sessions with this agent.")
+        str | None, option("--agent", "ID", "List only sessions with this agent.")
     ] = None,
 ) -> Listed:
     """List the sessions of the user."""
@@ -338,7 +301,7 @@ def create_session(
     flux0: Flux0,
     agent: AgentId,
     *,
-    title: Annotated[str | None, _option("--title", "TEXT", "Topic of the session.")] = None,
+    title: Annotated[str | None, option("--title", "TEXT", "Topic of the session.")] = None,
 ) -> Listed:
     """Create a session with an agent.
 

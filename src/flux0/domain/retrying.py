@@ -8,8 +8,8 @@ from datetime import datetime, timezone
 from attrs import field, frozen
 
 from flux0.domain import arguments
+from flux0.domain.api_errors import APIError
 from flux0.domain.errors import (
-    APIError,
     ConnectError,
     ConnectionInterrupted,
     Flux0Error,

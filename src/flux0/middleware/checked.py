@@ -7,7 +7,8 @@ from functools import partial
 from inspect import isasyncgenfunction, isclass, iscoroutinefunction
 from typing import Any, cast
 
-from flux0.domain.errors import APIError, InvalidArgument
+from flux0.domain.api_errors import APIError
+from flux0.domain.errors import InvalidArgument
 from flux0.flows import Flow, Middleware, SendFlow
 from flux0.ports import Request, Response
 

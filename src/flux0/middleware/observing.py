@@ -9,7 +9,8 @@ from typing import Any, TypeVar, cast
 from attrs import evolve
 
 from flux0.domain import arguments
-from flux0.domain.errors import APIError, InvalidArgument
+from flux0.domain.api_errors import APIError
+from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.flows import Flow, SendFlow
 from flux0.middleware.logging import log_failed_observer, log_turn, turn_log_check

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from flux0.domain.errors import (
+from flux0.domain.api_errors import (
     APIError,
-    DecodeError,
-    Flux0Error,
     HTTPValidationError,
     HTTPValidationErrorData,
     api_error_class,
 )
+from flux0.domain.errors import DecodeError, Flux0Error
 from flux0.domain.http import is_success
 from flux0.flows import Flow, ReadBody, SendFlow
 from flux0.ports import Codec, Request, Response

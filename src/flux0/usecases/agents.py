@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TypeVar
 
 from flux0.domain import arguments
-from flux0.domain.errors import AgentNotFound, HTTPValidationError
+from flux0.domain.api_errors import HTTPValidationError
+from flux0.domain.errors import AgentNotFound
 from flux0.domain.models import Agent, Agents
 from flux0.flows import Flow
 from flux0.usecases.call import ApiCall

@@ -10,7 +10,8 @@ import pytest
 from attrs import evolve
 
 from flux0 import BackoffStrategy, Flux0, RetryConfig, RetryDetails
-from flux0.domain.errors import APIError, ConnectError, InvalidArgument, ServerError
+from flux0.domain.api_errors import APIError, ServerError
+from flux0.domain.errors import ConnectError, InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.models import Agents
 from flux0.flows import Flow, Middleware, SendFlow, Sleep

@@ -9,7 +9,8 @@ from typing import Any, cast
 import pytest
 
 from flux0 import AsyncConversation, Flux0
-from flux0.domain.errors import AgentNotFound, BadRequestError, HTTPValidationError, InvalidArgument
+from flux0.domain.api_errors import BadRequestError, HTTPValidationError
+from flux0.domain.errors import AgentNotFound, InvalidArgument
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import ConsumptionOffsets, Event, MessageData, Session, ToolData
 from flux0.testing import AgentStep, CallTool, FakeTransport, GiveResult, Pause, Reason, Report, Say

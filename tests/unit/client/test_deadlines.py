@@ -12,7 +12,8 @@ from attrs import define, evolve
 
 from flux0 import BackoffStrategy, Flux0, RetryConfig
 from flux0.adapters.json import JsonCodec
-from flux0.domain.errors import ConnectionInterrupted, PoolTimeout, ReadTimeout, ServerError
+from flux0.domain.api_errors import ServerError
+from flux0.domain.errors import ConnectionInterrupted, PoolTimeout, ReadTimeout
 from flux0.domain.headers import Headers
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Await, Flow, SendFlow, Sleep, chain

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from flux0 import AsyncConversation, Flux0, StoredTurn
+from flux0.domain.api_errors import BadRequestError
 from flux0.domain.errors import (
-    BadRequestError,
     ConnectionInterrupted,
     Flux0Error,
     InvalidArgument,

@@ -25,7 +25,8 @@ from flux0 import (
     StreamInterrupted,
     TransportError,
 )
-from flux0.domain.errors import InvalidArgument, ReadTimeout, ServerError
+from flux0.domain.api_errors import ServerError
+from flux0.domain.errors import InvalidArgument, ReadTimeout
 from flux0.flows import Flow, SendFlow
 from flux0.observers import AttemptEnd, Call, CallEnd, Observer, TurnEnd
 from flux0.ports import Request, Response

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from flux0 import models
-from flux0.domain import errors
+from flux0.domain import api_errors, errors
 from flux0.domain.headers import Headers
 
-DETAIL = errors.HTTPValidationErrorData(
-    (errors.ValidationError(("body", 0), "too short", "short", input="x"),)
+DETAIL = api_errors.HTTPValidationErrorData(
+    (api_errors.ValidationError(("body", 0), "too short", "short", input="x"),)
 )
 
 
@@ -28,7 +28,7 @@ KINDS = sorted(
     {
         kind
         for kind in with_subclasses(errors.Flux0Error)
-        if kind.__module__ in ("flux0", errors.__name__)
+        if kind.__module__ in ("flux0", errors.__name__, api_errors.__name__)
     },
     key=lambda kind: kind.__name__,
 )
@@ -43,8 +43,8 @@ API_ERROR: dict[str, Any] = {
 
 # Functions that create errors. For a class that is not listed, use the entry of its base class.
 FACTORIES: dict[type[errors.Flux0Error], Callable[[Any], Any]] = {
-    errors.APIError: lambda kind: kind("problem", **API_ERROR),
-    errors.HTTPValidationError: lambda kind: kind("problem", data=DETAIL, **API_ERROR),
+    api_errors.APIError: lambda kind: kind("problem", **API_ERROR),
+    api_errors.HTTPValidationError: lambda kind: kind("problem", data=DETAIL, **API_ERROR),
     errors.StreamError: lambda kind: kind("problem"),
     errors.EventTooLarge: lambda kind: kind(16),
     errors.DecodeError: lambda kind: kind("problem", field="data[0].id", body="{"),
@@ -82,7 +82,7 @@ def test_every_error_is_in_models_and_can_be_pickled_and_copied(
         assert {name: getattr(copied, name) for name in names} == {
             name: getattr(error, name) for name in names
         }
-        if isinstance(error, errors.APIError):
+        if isinstance(error, api_errors.APIError):
             assert error.raw_response is not None
             # A raw response cannot be pickled, because it contains sockets and locks.
             assert vars(copied)["raw_response"] is None
@@ -112,7 +112,7 @@ PARENTS: dict[type[errors.Flux0Error], tuple[type[Exception], ...]] = {
     errors.ReadTimeout: (errors.TransportTimeout,),
     errors.WriteTimeout: (errors.TransportTimeout,),
     errors.TLSError: (errors.ConnectError,),
-    errors.HTTPValidationError: (errors.APIError,),
+    api_errors.HTTPValidationError: (api_errors.APIError,),
     errors.StreamInterrupted: (errors.StreamError,),
     errors.StreamIdleTimeout: (errors.StreamError,),
     errors.EventTooLarge: (errors.StreamError,),
@@ -139,7 +139,7 @@ EVENT_TOO_LARGE = "an event of the stream is larger than 65,536 bytes (max_event
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (make(errors.NotFoundError), "422: problem"),
+        (make(api_errors.NotFoundError), "422: problem"),
         (make(errors.InvalidArgument), "agent_id must not be empty"),
         (make(errors.DecodeError), "data[0].id: problem in '{'"),
         (errors.DecodeError("problem"), "problem"),
@@ -165,7 +165,7 @@ def test_message_of_an_error_names_the_request_and_the_attempts() -> None:
 
 
 def test_validation_error_without_details_has_an_empty_list() -> None:
-    error = errors.HTTPValidationError("problem", status_code=422, body="", headers=Headers())
+    error = api_errors.HTTPValidationError("problem", status_code=422, body="", headers=Headers())
 
     assert error.data.detail == ()
     assert error.raw_response is None

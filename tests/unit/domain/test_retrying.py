@@ -15,8 +15,8 @@ from hypothesis import example, given, settings, strategies as st
 
 from flux0.adapters.shared.failures import login_rejected_by_proxy, refused_by_proxy
 from flux0.domain import errors
+from flux0.domain.api_errors import APIError, api_error_class
 from flux0.domain.errors import (
-    APIError,
     ClientClosed,
     ConnectError,
     ConnectionInterrupted,
@@ -32,7 +32,6 @@ from flux0.domain.errors import (
     TransportError,
     TransportTimeout,
     WriteTimeout,
-    api_error_class,
 )
 from flux0.domain.headers import Headers
 from flux0.domain.retrying import (

@@ -11,7 +11,7 @@ from attrs import evolve
 
 from flux0.adapters.json import JsonCodec
 from flux0.client.drivers import Driver
-from flux0.domain import errors
+from flux0.domain import api_errors, errors
 from flux0.domain.headers import Headers
 from flux0.flows import chain
 from flux0.middleware.responses import ResponsePolicy
@@ -31,12 +31,14 @@ def send(response: Response[Any], request: Request = REQUEST) -> Response[Any]:
     return Driver(script(response), Time()).run(send_flow(request))
 
 
-def error_of(status: int, *body: Step | str, headers: Mapping[str, str] = JSON) -> errors.APIError:
+def error_of(
+    status: int, *body: Step | str, headers: Mapping[str, str] = JSON
+) -> api_errors.APIError:
     """Return the error for a response, and check that the response was released."""
     recorded = tape(*(step.encode() if isinstance(step, str) else step for step in body))
     response = response_from(recorded, status=status, headers=headers)
 
-    with pytest.raises(errors.APIError) as caught:
+    with pytest.raises(api_errors.APIError) as caught:
         send(response)
 
     error = caught.value
@@ -64,32 +66,32 @@ def test_body_of_a_2xx_response_is_read_unless_it_is_streaming(status: int) -> N
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (100, errors.APIError),
-        (199, errors.APIError),
-        (304, errors.APIError),
-        (307, errors.APIError),
-        (400, errors.BadRequestError),
-        (401, errors.AuthenticationError),
-        (403, errors.PermissionDeniedError),
-        (404, errors.NotFoundError),
-        (405, errors.APIError),
-        (409, errors.ConflictError),
-        (418, errors.APIError),
-        (422, errors.HTTPValidationError),
-        (429, errors.RateLimitError),
-        (500, errors.ServerError),
-        (599, errors.ServerError),
+        (100, api_errors.APIError),
+        (199, api_errors.APIError),
+        (304, api_errors.APIError),
+        (307, api_errors.APIError),
+        (400, api_errors.BadRequestError),
+        (401, api_errors.AuthenticationError),
+        (403, api_errors.PermissionDeniedError),
+        (404, api_errors.NotFoundError),
+        (405, api_errors.APIError),
+        (409, api_errors.ConflictError),
+        (418, api_errors.APIError),
+        (422, api_errors.HTTPValidationError),
+        (429, api_errors.RateLimitError),
+        (500, api_errors.ServerError),
+        (599, api_errors.ServerError),
     ],
 )
 def test_status_becomes_its_error_with_the_text_of_the_server(
-    status: int, kind: type[errors.APIError]
+    status: int, kind: type[api_errors.APIError]
 ) -> None:
     error = error_of(status, '{"detail": "Agent ', 'not found"}')
 
     assert type(error) is kind
     assert error.message == "Agent not found"
     assert error.body == '{"detail": "Agent not found"}'
-    if isinstance(error, errors.HTTPValidationError):
+    if isinstance(error, api_errors.HTTPValidationError):
         assert error.data.detail == ()
 
 
@@ -111,9 +113,9 @@ DETAIL: list[dict[str, Any]] = [
 ]
 
 
-def error_of_422(body: str) -> errors.HTTPValidationError:
+def error_of_422(body: str) -> api_errors.HTTPValidationError:
     error = error_of(422, body)
-    assert isinstance(error, errors.HTTPValidationError)
+    assert isinstance(error, api_errors.HTTPValidationError)
     return error
 
 
@@ -121,14 +123,14 @@ def test_422_with_a_list_has_each_problem() -> None:
     error = error_of_422(json.dumps({"detail": DETAIL}))
 
     assert error.data.detail == (
-        errors.ValidationError(
+        api_errors.ValidationError(
             loc=("body", "title"),
             msg="String should have at most 200 characters",
             type="string_too_long",
             input="x",
             ctx={"max_length": 200},
         ),
-        errors.ValidationError(
+        api_errors.ValidationError(
             loc=("body", 0, "agent_id"), msg="Field required", type="missing", input={}
         ),
     )

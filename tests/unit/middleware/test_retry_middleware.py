@@ -15,7 +15,7 @@ from attrs.exceptions import FrozenInstanceError
 
 from flux0 import BackoffStrategy, Flux0, RetryConfig, RetryDetails
 from flux0.adapters.json import JsonCodec
-from flux0.domain import errors
+from flux0.domain import api_errors, errors
 from flux0.domain.headers import Headers
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow, chain
@@ -116,7 +116,7 @@ async def test_on_retry_gets_the_details_of_a_retry(mode: Mode) -> None:
     await policy.send(mode, GET)
 
     (details,) = policy.reported
-    assert isinstance(details.cause, errors.ServerError)
+    assert isinstance(details.cause, api_errors.ServerError)
     assert (details.operation, details.method, details.url) == ("agents.list", "GET", GET.url)
     assert (details.attempt, details.delay_ms) == (1, 7000.0)
     assert policy.time.waits == [7.0]
@@ -241,7 +241,7 @@ def test_turn_is_retried_only_if_the_server_did_not_act_on_it(retry_posts: bool)
         assert policy.send_sync(request).status_code == 200
     for failure in (*failures("503, 408"), reset()):
         policy = Policy(script(failure, scripted_response(headers=SSE)))
-        with pytest.raises((errors.TransportError, errors.APIError)):
+        with pytest.raises((errors.TransportError, api_errors.APIError)):
             policy.send_sync(request)
         assert policy.attempts == [1]
 
@@ -360,7 +360,7 @@ def test_successes_refill_the_budget_up_to_its_capacity(
 def test_error_that_is_not_retried_does_not_use_the_budget() -> None:
     budget = RetryBudget(capacity=1)
     policy = Policy(script(scripted_response(status=404)), budget=budget)
-    with pytest.raises(errors.NotFoundError):
+    with pytest.raises(api_errors.NotFoundError):
         policy.send_sync(GET)
     assert budget.spend()
 

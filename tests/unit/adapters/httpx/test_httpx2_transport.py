@@ -9,7 +9,8 @@ import httpx2
 import pytest
 
 from flux0 import Flux0, Httpx2Transport
-from flux0.domain.errors import APIError, ConnectError
+from flux0.domain.api_errors import APIError
+from flux0.domain.errors import ConnectError
 from flux0.testing.contract import AsyncTransportContract, TransportContract
 from support.over_httpx import HttpxContract
 from support.sending import get

@@ -10,15 +10,14 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from flux0 import Flux0, RetryConfig, StreamIdleTimeout, StreamInterrupted
+from flux0.domain.api_errors import RateLimitError, ServerError
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
     ConnectTimeout,
     InvalidArgument,
     PoolTimeout,
-    RateLimitError,
     ReadTimeout,
-    ServerError,
     TLSError,
 )
 from flux0.models import ChunkEvent, StatusEvent

@@ -1,0 +1,129 @@
+"""The errors for responses with a status other than 2xx."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from flux0.domain.errors import Flux0Error, Sent
+from flux0.domain.http import is_rejected
+
+if TYPE_CHECKING:
+    from flux0.domain.headers import Headers
+
+
+@frozen
+class ValidationError:
+    """One problem that the server found in a request.
+
+    Attributes:
+        loc: the path to the invalid value, such as `("body", "name")`.
+        msg: the description of the problem.
+        type: the kind of problem, for code to compare.
+        input: the invalid value.
+        ctx: details of the problem, such as the limit that was exceeded.
+    """
+
+    loc: tuple[str | int, ...]
+    msg: str
+    type: str
+    input: Any = None
+    ctx: Mapping[str, Any] | None = None
+
+
+@frozen
+class HTTPValidationErrorData:
+    """The problems in a 422 response. `detail` is empty if the server sent only text."""
+
+    detail: tuple[ValidationError, ...] = ()
+
+
+class APIError(Flux0Error):
+    """The server, or a proxy in front of it, returned a status other than 2xx.
+
+    Attributes:
+        status_code: the HTTP status.
+        message: the server's error text. If the body has no error text, it is the start of a
+            plain-text body, or the name of the status.
+        body: the complete body as text.
+        headers: the header fields of the response.
+        raw_response: the response object of the HTTP library; None if the error was unpickled.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status_code: int,
+        body: str,
+        headers: Headers,
+        raw_response: Any = None,
+    ) -> None:
+        super().__init__(f"{status_code}: {message}")
+        self.sent: Sent = "no" if is_rejected(status_code) else "maybe"
+        self.message = message
+        self.status_code = status_code
+        self.body = body
+        self.headers = headers
+        self.raw_response = raw_response
+
+    def _picklable_state(self) -> dict[str, Any]:
+        return {**self.__dict__, "raw_response": None}
+
+
+class BadRequestError(APIError):
+    """400: the server rejected the request, for example because the session does not exist."""
+
+
+class AuthenticationError(APIError):
+    """401: the credentials are missing or wrong."""
+
+
+class PermissionDeniedError(APIError):
+    """403: the credentials do not permit this request."""
+
+
+class NotFoundError(APIError):
+    """404: the agent, the session or the route does not exist."""
+
+
+class ConflictError(APIError):
+    """409: the request conflicts with the current state of the server."""
+
+
+class HTTPValidationError(APIError):
+    """422: the server rejected the arguments; `data.detail` has the problems that it reported."""
+
+    def __init__(
+        self, message: str, *, data: HTTPValidationErrorData | None = None, **rest: Any
+    ) -> None:
+        super().__init__(message, **rest)
+        self.data: HTTPValidationErrorData = HTTPValidationErrorData() if data is None else data
+
+
+class RateLimitError(APIError):
+    """429: too many requests. Retries wait as long as the header `Retry-After` says, if present."""
+
+
+class ServerError(APIError):
+    """5xx: the server, or a proxy in front of it, failed. The request may have had an effect."""
+
+
+_BY_STATUS: Mapping[int, type[APIError]] = {
+    400: BadRequestError,
+    401: AuthenticationError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    409: ConflictError,
+    422: HTTPValidationError,
+    429: RateLimitError,
+}
+
+
+def api_error_class(status_code: int) -> type[APIError]:
+    """Return the error class for a status other than 2xx."""
+    if status_code >= 500:  # noqa: PLR2004 - the first status of the server-error range
+        return ServerError
+    return _BY_STATUS.get(status_code, APIError)
