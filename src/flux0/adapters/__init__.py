@@ -1,1 +1,1 @@
-"""One module for each outside thing, each importing exactly one library."""
+"""Adapters: the transports over HTTP libraries, the SSE parser, the JSON codec, OpenTelemetry."""

@@ -61,7 +61,7 @@ class _SpanInContext:
 
 @define
 class _Observed:
-    """The spans of a call that has not ended yet, or whose turn has not ended yet.
+    """The spans of a call in progress. A call that starts a turn lasts until the turn ends.
 
     Attributes:
         call: the span of the call or turn.
@@ -82,8 +82,8 @@ class OpenTelemetry(Observer):
         Flux0(observers=[OpenTelemetry()])
 
     The span of a turn starts when the message is sent, and ends when the stream ends, fails or is
-    closed. The context of each attempt is sent in the request headers, so that the spans of the
-    server become its children.
+    closed. The headers of each request contain the context of its attempt, so that the spans of
+    the server become children of the span of the attempt.
 
     Args:
         tracer_provider: Creates the tracer. Default: the global tracer provider of OpenTelemetry.
@@ -259,8 +259,8 @@ class OpenTelemetry(Observer):
 
     def _set_status(self, span: Span, error: BaseException | None) -> None:
         if error is not None:
-            # Messages of other errors may contain text from the agent or the server, which must not
-            # be recorded unless `contents` is True.
+            # The messages of all errors except `own` ones may contain text from the agent or the
+            # server. This text must not be recorded unless `contents` is True.
             own = isinstance(error, (TransportError, StreamError))
             shown = self._contents or (own and not isinstance(error, AgentError))
             span.set_status(StatusCode.ERROR, str(error) if shown else None)

@@ -55,7 +55,7 @@ class _HttpxBody(PulledBody):
         self._exchange = exchange
         self._response = response
         http2 = response.http_version == "HTTP/2"
-        # None over HTTP/2, because other exchanges use the same connection.
+        # The connection to shut down. None over HTTP/2, because other exchanges share it.
         self._connection: Any = None if http2 else response.extensions.get("network_stream")
         if isinstance(self._connection, TrackedConnection):
             self._connection.chunked = "transfer-encoding" in response.headers
@@ -65,12 +65,12 @@ class _HttpxBody(PulledBody):
         failed = not is_success(response.status_code)
         # The user may read the body of an error again, from `raw_response`.
         self._retained_raw: list[bytes] | None = [] if failed and not self._already_read else None
-        # If True, `raise_for_status` in a hook has closed the response without reading the body.
+        # If a hook called `raise_for_status`, the response is closed, and no body can be read.
         self.finished: bool = failed and response.is_closed and not self._already_read
         if request.is_streaming(response.status_code):
             if http2:
                 warnings.warn(_HTTP2_WARNING, RuntimeWarning, stacklevel=2)
-            # httpcore reads this value again when it starts to read the body.
+            # httpcore looks up this timeout when it starts to read the body.
             built.extensions.get("timeout", {})["read"] = request.timeout.idle
             exchange.timeout = evolve(request.timeout, read=request.timeout.idle)
 
@@ -125,7 +125,7 @@ class SyncHttpxBody(_HttpxBody, SyncPulledBody):
                 response.read()
 
     def _release(self) -> None:
-        with suppress(Exception):  # The connection was shut down, which may cause errors.
+        with suppress(Exception):  # Closing a connection that was shut down may fail.
             self._response.close()
 
 
@@ -161,8 +161,8 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
     async def close(self) -> None:
         """Release the connection, even if the caller is cancelled meanwhile."""
         self.closed = True
-        # The generator may be suspended although the response is closed: another task may have
-        # closed the response just after the reader received the last piece.
+        # A closed response may have a suspended generator, which must be closed, too: another task
+        # may have closed the response just after the reader received the last piece.
         if not self._response.is_closed or getattr(self._raw, "ag_frame", None) is not None:
             await shielded(self.release)
 
@@ -178,8 +178,8 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
     def close_from_finalizer(self, loop: Loop) -> None:
         """Shut the connection down now, and release the connection later in `loop`.
 
-        The shutdown does not wait for `loop`, because a loop that is about to end may not run the
-        release.
+        The shutdown does not wait for `loop`, because a loop that is about to end may never run
+        the release.
         """
         if not (self.finished or self.closed or self._response.is_closed):
             self._shut_down()
@@ -187,14 +187,15 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
         schedule_close(loop, self.release if in_trio else self._release_later)
 
     async def _release_later(self) -> None:
-        """Release the connection in the next step of the loop, or when the loop cancels its tasks.
+        """Return control to the event loop once, then release the connection.
 
-        The release uses a cancel scope of anyio. If the task was cancelled within the scope, a
-        reference cycle would keep the connection alive.
+        The release uses a cancel scope of anyio. If a loop that ends cancelled this task within the
+        scope, a reference cycle would keep the connection alive. The task is cancelled before the
+        release instead, during the `sleep`.
         """
         import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
-        # A loop that ends cancels its tasks and waits for them.
+        # The loop waits for a task that it has cancelled, so the release is still possible.
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
         await self.release()

@@ -17,9 +17,9 @@ T = TypeVar("T")
 class Uninterrupted(Generic[T]):
     """An awaitable that runs `work`, and delays a cancellation that occurs in a checkpoint.
 
-    In a checkpoint, a task lets other tasks run, without waiting for an event. The cleanup of
-    httpcore only waits in checkpoints. If a task is cancelled in a checkpoint, the cancellation
-    takes effect when `work` next waits for an event, or when `work` ends.
+    A checkpoint is an `await` that lets other tasks run, and waits for no event. The cleanup of
+    httpcore has no other awaits. If a task is cancelled in a checkpoint, the cancellation takes
+    effect when `work` next waits for an event, or when `work` ends.
     """
 
     def __init__(self, work: Awaitable[T]) -> None:
@@ -60,8 +60,8 @@ class Uninterrupted(Generic[T]):
 def _is_task_cancellation(error: BaseException) -> bool:
     """Return whether `Task.cancel` raised `error`.
 
-    If a cancel scope of anyio raised `error`, the current deadline is -inf. A shielded scope blocks
-    the cancellation of a scope, but not `Task.cancel`.
+    If a cancel scope of anyio raised `error`, `current_effective_deadline` returns -inf. A shield
+    stops the cancellation of a scope, but not `Task.cancel`.
     """
     import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 

@@ -30,7 +30,7 @@ from flux0.ports import Timeout
 from flux0.runtime.event_loop import start_task
 from flux0.runtime.processes import fork_lock
 
-# For http, where TLS is not used. Creating this context reads no certificates.
+# The TLS context of clients for http, which use no TLS. Creating it reads no certificates.
 _EMPTY_CONTEXT: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
@@ -66,7 +66,7 @@ class _BuiltInClient:
     def __init__(self, httpx_module: Any, pools: Pools) -> None:
         self._httpx_module = httpx_module
         self._pools = pools
-        # Parsing the URL takes a tenth of the time of a call.
+        # Cache parsed URLs, because parsing takes a tenth of the time of a call.
         self._parse_url = lru_cache(128)(httpx_module.URL)
 
     def build_request(self, method: str, url: str, *, timeout: Any, **options: Any) -> Any:
@@ -157,12 +157,12 @@ def _stream_class(httpx_module: Any) -> type[Any]:
 
 
 class BuiltInClients:
-    """The built-in clients of a transport: one for each combination of proxy and URL scheme.
+    """The built-in clients of a transport. Each combination of proxy and URL scheme has a client.
 
-    A client is created at the first use, and a new client at the first use after `close`.
+    Clients are created at their first use. After `close`, the next use creates a new client.
 
     Attributes:
-        bodies: The sync bodies that are read over these clients.
+        bodies: The open bodies of the sync clients.
     """
 
     def __init__(self, httpx_module: Any, httpcore_module: Any, *, is_async: bool) -> None:
@@ -220,8 +220,8 @@ def _create_client(
 
     def make_transport() -> Any:
         try:
-            # While OpenSSL reads the certificates, it holds a lock. A forked child must not
-            # inherit the locked lock.
+            # OpenSSL holds a lock while it reads certificates. `fork_lock` delays a fork
+            # meanwhile, because the lock would stay locked in the child.
             with fork_lock:
                 context = _tls_context(httpx_module) if tls else _EMPTY_CONTEXT
                 transport = kind(verify=context, limits=limits, proxy=proxy)
@@ -243,7 +243,7 @@ def _create_client(
 def _tls_context(httpx_module: Any) -> Any:
     """Return the library's default TLS context. All clients of this process share the context.
 
-    If one of the environment variables changes, a new context is created.
+    If `SSL_CERT_FILE`, `SSL_CERT_DIR` or `SSLKEYLOGFILE` changes, a new context is created.
     """
     files = (os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"))
     return _cached_tls_context(httpx_module, os.getpid(), *files)

@@ -23,18 +23,18 @@ from flux0.adapters.shared.failures import login_rejected_by_proxy, refused_by_p
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
 from flux0.domain.errors import ConnectError
 
-# The exchange whose request the current thread or task sends.
+# The exchange that the current thread or task is sending.
 current_exchange: Final[ContextVar[HttpxExchange]] = ContextVar("current_exchange")
 
 READ_BYTES: Final = 64 * 1024
 _MIN_SECONDS: Final = 0.001  # A timeout of 0 would make a socket non-blocking.
-# If a write has more bytes than this limit, the connection is also read while it is written.
+# During larger writes, the connection is also read: the server may reject the request early.
 _LARGE_WRITE: Final = 64 * 1024
 _HTTP: Final = b"HTTP/"
 _SHOWN_BYTES: Final = 40
 _REJECTION: Final = re.compile(rb"HTTP/1\.[01] [345]")
-# The first bytes of messages to a proxy: the version of SOCKS5 or of its login protocol, or a
-# CONNECT request.
+# The first bytes of messages to a proxy: the version byte of SOCKS5 or of its login protocol, or
+# the method of a CONNECT request.
 _SOCKS: Final = (b"\x05", b"\x01")
 _TO_PROXY: Final = (*_SOCKS, b"CONNECT ")
 _SOCKS_REASONS: Final[Mapping[int, str]] = {
@@ -58,8 +58,8 @@ class TrackedConnection(ABC):
     `read` twice for each piece. `read` also returns all bytes of a proxy's messages.
 
     Attributes:
-        waiting_since: The `time.monotonic` at which the wait for the current piece of a body
-            started; None while a request is sent.
+        waiting_since: When the wait for the current piece of a body started, as a time of
+            `time.monotonic`; None while a request is sent.
         chunked: Whether the body of the current response is chunked.
         at_eof: Whether the server has closed the connection.
         connecting: True until the first request is sent to the server itself. A proxy may exchange
@@ -72,7 +72,7 @@ class TrackedConnection(ABC):
 
     def __init__(self, httpcore_module: Any, connect_by: float | None) -> None:
         self._httpcore_module = httpcore_module
-        self._connect_by = connect_by  # A moment of `time.monotonic`.
+        self._connect_by = connect_by  # The connect deadline, as a time of `time.monotonic`.
         self.connecting: bool = True
         self._with_socks = False
         self._sending = False
@@ -88,7 +88,7 @@ class TrackedConnection(ABC):
 
     @abstractmethod
     def _get_info(self, info: str) -> Any:
-        """Return the property of the connection that has this name in httpcore."""
+        """Return the property of the connection that httpcore calls `info`."""
 
     def get_extra_info(self, info: str) -> Any:
         """Return a property of the stream. `is_readable` is also True if a byte was kept."""
@@ -112,7 +112,7 @@ class TrackedConnection(ABC):
             self.connecting = self.connecting and buffer.startswith(_TO_PROXY)
             self._with_socks = self.connecting and buffer.startswith(_SOCKS)
             exchange = current_exchange.get(None)
-            if exchange is not None:  # It is None if the user's own code sends a request.
+            if exchange is not None:  # None if the user's own code sends a request.
                 self._bind(exchange)
             if buffer.endswith(b"\r\n\r\n") and b" HTTP/1.1\r\n" in buffer:
                 self._unsent_head = buffer
@@ -121,7 +121,7 @@ class TrackedConnection(ABC):
         return head + buffer if head else buffer
 
     def _connect_limit(self, timeout: float | None) -> float | None:
-        """Return the remaining connect timeout in seconds, or `timeout` after connecting."""
+        """Return the remaining seconds of the connect timeout; after connecting, `timeout`."""
         if not self.connecting or self._connect_by is None:
             return timeout
         return max(self._connect_by - monotonic(), _MIN_SECONDS)
@@ -247,8 +247,8 @@ class AsyncConnection(TrackedConnection):
         async with create_task_group() as tasks:
             tasks.start_soon(self._read_early, tasks.cancel_scope)
             try:
-                # In the first step, the event loop starts to read. In the second step, it receives
-                # the data that has already arrived.
+                # Each checkpoint runs one step of the event loop. The first step starts to read.
+                # The second step receives the data that has already arrived.
                 for _ in range(2):
                     await checkpoint()
                 await self._stream.write(data, timeout)
@@ -260,7 +260,7 @@ class AsyncConnection(TrackedConnection):
         self._raise_if_rejected()
 
     async def _read_early(self, writing: CancelScope) -> None:
-        with suppress(self._httpcore_module.NetworkError):  # The write fails, too, and reports it.
+        with suppress(self._httpcore_module.NetworkError):  # The write also raises it.
             self._early_data = await self._stream.read(READ_BYTES)
             if self._is_rejected():
                 writing.cancel()
@@ -287,7 +287,7 @@ class AsyncConnection(TrackedConnection):
         if not isinstance(tls, ssl.SSLObject):
             return False
         try:
-            tls.read(1)  # The event loop has moved received bytes from the socket to this buffer.
+            tls.read(1)  # The event loop moves received bytes from the socket into `tls`.
         except ssl.SSLError as error:
             return not isinstance(error, ssl.SSLWantReadError)
         return True
@@ -312,5 +312,5 @@ class AsyncBackend:
         return AsyncConnection(stream, self.httpcore_module)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait for `seconds`; the pool waits between its attempts to connect."""
+        """Wait for `seconds`. httpcore calls this method between its attempts to connect."""
         await self.backend.sleep(seconds)

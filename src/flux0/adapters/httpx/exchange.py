@@ -97,9 +97,9 @@ class HttpxExchange(Exchange):
             self.failure: BaseException | None = info["exception"]
 
     def _check_framing(self, fields: list[tuple[bytes, bytes]]) -> None:
-        """Raise `RemoteProtocolError` if two header fields disagree about the end of the body.
+        """Raise `RemoteProtocolError` if a response has content-length and transfer-encoding.
 
-        httpcore accepts such a response.
+        The two fields may disagree about the end of the body. httpcore accepts such a response.
         """
         length, coding = (
             [value.decode("latin-1") for field, value in fields if field.lower() == name]
@@ -142,9 +142,9 @@ class HttpxExchange(Exchange):
 
     @property
     def unfinished_connection(self) -> Any:
-        """The connection to a proxy that did not connect to the server, or None.
+        """The connection to a proxy that has not connected to the server; None in other cases.
 
-        httpcore does not close such a connection.
+        If the call fails, httpcore does not close this connection.
         """
         connection = self.connection
         return connection if connection is not None and connection.connecting else None
@@ -166,16 +166,15 @@ class HttpxExchange(Exchange):
             ),
         )
         if isinstance(error, self.httpx_module.RequestError):
-            # If a hook of the user sent another request, the error has this other request. If the
-            # user has a custom transport, the transport raises these errors without httpcore, so
-            # no event was traced.
+            # Exclude errors of other requests, which a hook of the user may send. Include errors
+            # of a custom transport, which raises them without any event of httpcore.
             raised_here = _request_of(error) is built and (from_httpcore or not self._traced)
         else:
             raised_here = self.raised_by_httpcore(error)
         if not raised_here:
             return None
-        # httpcore raises these errors before its first event. After other errors without events,
-        # assume that a custom transport has sent the request.
+        # httpcore raises the errors in `before_events` before its first event. For other errors
+        # without an event, assume that a custom transport has sent the request.
         before_events = (httpcore_module.PoolTimeout, httpcore_module.UnsupportedProtocol)
         traced = self._traced or isinstance(cause, before_events)
         return self.to_transport_error(error, sent=self.sent or not traced)
@@ -235,12 +234,12 @@ class HttpxExchange(Exchange):
 def _request_of(error: Any) -> object:
     try:
         return error.request
-    except RuntimeError:  # httpx raises it if the error has no request.
+    except RuntimeError:  # The error has no request.
         return None
 
 
 def _is_tls_failure(error: BaseException | None) -> bool:
-    """Return whether TLS failed."""
+    """Return whether `error` was caused by a failure of TLS."""
     while error is not None:
         # Other subclasses of SSLError report that the connection was closed.
         if type(error) in (ssl.SSLError, ssl.SSLCertVerificationError):

@@ -50,7 +50,7 @@ class Pools:
 
     Args:
         make: Creates a transport of httpx.
-        close: Closes such a transport. `Pools` calls it if no exchange uses the transport any more.
+        close: Closes a transport that no exchange uses any more.
         limit: The largest number of open exchanges.
     """
 
@@ -68,14 +68,14 @@ class Pools:
             return tuple(pool.transport for pool in self._pools)
 
     def enter(self, timeout: float | None, interrupt: Interrupt) -> Pool:
-        """Return a pool with a place for one exchange, after waiting for it if necessary.
+        """Reserve a place for one exchange, waiting if necessary, and return its pool.
 
         Raises:
             PoolTimeout: No place became free within `timeout` seconds.
             ConnectError: `interrupt` fired during the wait.
         """
         waker = Waker()
-        waiter = self._request(waker.wake)
+        waiter = self._add_waiter(waker.wake)
         if waiter.pool is None:
             with self._queued(waiter, timeout):
                 interrupt.on_fire(waker.wake)
@@ -87,7 +87,7 @@ class Pools:
     async def enter_async(self, timeout: float | None) -> Pool:
         """The async version of `enter`. The wait also ends if the task is cancelled."""
         event = Event()
-        waiter = self._request(event.set)
+        waiter = self._add_waiter(event.set)
         if waiter.pool is None:
             with self._queued(waiter, timeout), move_on_after(timeout):
                 await event.wait()
@@ -108,8 +108,8 @@ class Pools:
             self._pools.remove(pool)
         self._close(pool.transport)
 
-    def _request(self, wake: Callable[[], object]) -> _Waiter:
-        """Return a waiter that has a place or, if no place is free, waits in the queue."""
+    def _add_waiter(self, wake: Callable[[], object]) -> _Waiter:
+        """Return a new waiter with a place. If no place is free, queue the waiter without one."""
         waiter = _Waiter(wake)
         with self._lock:
             if self._free:
@@ -127,9 +127,10 @@ class Pools:
 
     @contextmanager
     def _queued(self, waiter: _Waiter, timeout: float | None) -> Generator[None, None, None]:
-        """Remove a waiter without a place from the queue after the wait, and raise `PoolTimeout`.
+        """Run the wait, which is the `with` block, and clean up after the wait.
 
-        If the wait was interrupted or cancelled, a place that the waiter has received is freed.
+        If the waiter has no place, remove the waiter from the queue and raise `PoolTimeout`. If the
+        wait raised an error although the waiter has a place, free the place.
         """
         try:
             yield

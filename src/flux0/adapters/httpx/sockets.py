@@ -1,6 +1,6 @@
 """The connections of sync clients, over sockets that flux0 opens.
 
-The backend of httpcore has three limits: it applies the connect timeout to each address of a host
+The backend of httpcore has three problems: it applies the connect timeout to each address of a host
 separately, its attempts to connect cannot be interrupted, and it does not receive a response while
 it sends a request. Therefore flux0 has its own backend.
 """
@@ -84,7 +84,7 @@ class SyncConnection(TrackedConnection):
     def _read_early(self) -> None:
         try:
             self._early_data = self._sock.recv(READ_BYTES)
-        except _WOULD_BLOCK:  # Only a message of the TLS protocol was received.
+        except _WOULD_BLOCK:  # Only TLS messages without content were received.
             return
         self._raise_if_rejected()
 
@@ -211,13 +211,13 @@ class SyncBackend:
         return SyncConnection(sock, self.httpcore_module)
 
     def sleep(self, seconds: float) -> None:
-        """Wait for `seconds`; the pool waits between its attempts to connect."""
+        """Wait for `seconds`. httpcore calls this method between its attempts to connect."""
         time.sleep(seconds)
 
 
 @contextmanager
 def _translated_errors(timeout_error: Any, other_error: Any) -> Generator[None, None, None]:
-    """Translate the errors of sockets into these two classes of errors of httpcore."""
+    """Raise errors of sockets as `timeout_error` or `other_error`, which are httpcore classes."""
     try:
         yield
     except TimeoutError as error:

@@ -156,7 +156,7 @@ class HttpxFamilyTransport(ABC):
         try:
             response = client.send(built, stream=True, follow_redirects=False)
         except Exception as error:
-            response = self._response_despite(error, client, built, exchange)
+            response = self._handle_error(error, client, built, exchange)
             if response is None:
                 raise
         finally:
@@ -199,7 +199,7 @@ class HttpxFamilyTransport(ABC):
         try:
             response = await client.send(built, stream=True, follow_redirects=False)
         except Exception as error:
-            response = self._response_despite(error, client, built, exchange)
+            response = self._handle_error(error, client, built, exchange)
             if response is None:
                 raise
         finally:
@@ -234,10 +234,10 @@ class HttpxFamilyTransport(ABC):
             raise failure(ConnectError, error, timeout) from error
         return built
 
-    def _response_despite(
-        self, error: Any, client: Any, built: Any, exchange: HttpxExchange
-    ) -> Any:
-        """Return the response if a hook called `raise_for_status`, else None to re-raise `error`.
+    def _handle_error(self, error: Any, client: Any, built: Any, exchange: HttpxExchange) -> Any:
+        """Return the response if a hook called `raise_for_status`.
+
+        Return None if the caller must re-raise `error`, because the user's code raised it.
 
         Raises:
             TransportError: The library failed to send the request.
@@ -324,7 +324,8 @@ def _close_from_finalizer(
 ) -> None:
     clients = built_in_clients.get()
     if transport() is not None:
-        # The interpreter exits. It starts no threads, and this thread holds no lock of a pool.
+        # The interpreter is exiting, so no thread can be started. A new thread is not needed,
+        # because this thread holds no lock of a pool.
         clients.close_clients()
     elif clients.has_clients:
         # The garbage collector may run while this thread holds a lock of the connection pool.
@@ -352,8 +353,8 @@ def _to_response(response: Any, body: Body) -> Response[Body]:
     pairs = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
     headers = Headers(tuple(pairs))
     framed = response.http_version == "HTTP/2" or is_framed(headers)
-    # Without a network stream, the response is from an application in this process. Then no
-    # connection closes, so the end of the body is always known.
+    # A response without a network stream is from an application in this process (ASGI or WSGI). It
+    # has no connection that could close too early.
     close_delimited = "network_stream" in response.extensions and not framed
     return Response(response.status_code, headers, body, response, close_delimited)
 

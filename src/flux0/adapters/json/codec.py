@@ -17,10 +17,10 @@ from flux0.ports import ServerSentEvent
 
 T = TypeVar("T")
 
-_EXCERPT_LENGTH = 200  # Characters or bytes of the body that an error shows.
+_EXCERPT_LENGTH = 200  # The characters or bytes of a body that an error shows at most.
 
-# The exceptions that the fast converter raises if the JSON does not fit the model, and the JSON
-# decoder if the text is not JSON.
+# The exceptions of the fast converter, if the JSON does not fit the model. The JSON decoder also
+# raises them, if the text is not JSON.
 _UNFIT = (ValueError, KeyError, TypeError, RecursionError)
 
 _decode: Callable[[str], tuple[Any, int]] = JSONDecoder().raw_decode
@@ -54,7 +54,7 @@ class JsonCodec:
                 hook: Callable[..., StreamEvent] = structure_hook(kind)
                 return hook(data, kind)
         except _UNFIT:
-            pass  # `_load` or `_structure` raises an error with the reason.
+            pass  # `_load` or `_structure` raises an error that names the reason.
         result: StreamEvent = self._structure(kind, _load(text), text)
         return result
 
@@ -75,8 +75,8 @@ class JsonCodec:
             expected = "must be a class in flux0.models, or a list or tuple of such a class"
             raise InvalidArgument("model", f"{expected}, not {model!r}")
         kind: Any = model
-        # Use the hook for tuples, which accepts only lists: cattrs' own hook for lists accepts any
-        # iterable.
+        # Use the hook for tuples, because it accepts only JSON lists. cattrs' own hook for lists
+        # accepts any iterable.
         if get_origin(kind) is list:
             kind = tuple.__class_getitem__((*get_args(kind), ...))
         result: Any = self._structure(kind, data, "")
@@ -99,7 +99,7 @@ class JsonCodec:
         try:
             return structure_hook(model)(data, model)
         except _UNFIT:
-            pass  # The converter below raises an error with the reason.
+            pass  # The slower converter below raises an error that names the reason.
         try:
             return converter(explaining=True).structure(data, model)
         except Exception as error:
@@ -121,7 +121,7 @@ def _load(text: str | bytes) -> Any:
         if end == len(string):
             return data
     except (ValueError, RecursionError):
-        pass  # Try `json.loads`, which accepts more encodings, or raises an error with the reason.
+        pass  # `json.loads` accepts more encodings, and its error names the reason.
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -82,6 +82,6 @@ def json_keys(kind: Any) -> tuple[tuple[str, str], ...]:
 
 
 def type_tag(kind: Any) -> str | None:
-    """Return the constant value of the key `type` in a model's JSON; None without this key."""
+    """Return the constant value of the key `type` in a model's JSON; None if it has no such key."""
     tag = getattr(kind, "type", None)
     return tag if type(tag) is str and kind not in (ChunkEvent, UnknownEvent) else None

@@ -39,7 +39,7 @@ from flux0.domain.stream_events import (
     UnknownEvent,
 )
 
-# For each union of models, the model for each value of the key `type` in JSON.
+# For each union of models: the model that each value of the JSON key `type` represents.
 _BY_TYPE: dict[Any, dict[str, Any]] = {
     MessagePart: {part.type: part for part in (ContentPart, ReasoningPart, ToolCallPart)},
     EventData: {data.type: data for data in (MessageData, StatusData, ToolData)},

@@ -70,7 +70,7 @@ class PulledBody(ABC):
         `data` yet.
         """
         if data is None:
-            if self.closed:  # After `close`, the library may report the end of the body.
+            if self.closed:  # After `close`, the library may report a false end of the body.
                 raise EOFError
             if self._decoder is not None:
                 self._decoder.end()
@@ -262,7 +262,7 @@ class OpenBodies:
         self._bodies: WeakSet[SyncBody] = WeakSet()
 
     def add(self, body: SyncBody) -> None:
-        """Track `body` until it is garbage-collected."""
+        """Track `body` until it is freed."""
         with self._lock:
             self._bodies.add(body)
 

@@ -90,7 +90,7 @@ class Decoder:
             )
         # The low half of the first byte is 8 in the zlib format, and never 8 in valid raw data.
         raw = self._coding == "deflate" and first != 0x1F and first & 0xF != 8  # noqa: PLR2004
-        return -zlib.MAX_WBITS if raw else 32 + zlib.MAX_WBITS  # With 32, zlib detects gzip.
+        return -zlib.MAX_WBITS if raw else 32 + zlib.MAX_WBITS  # 32: zlib detects the format.
 
 
 def _content_before_error(member: Any, *inputs: bytes) -> bytes:

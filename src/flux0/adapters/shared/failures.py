@@ -93,7 +93,7 @@ def chain(error: BaseException | None) -> tuple[BaseException, ...]:
         return ()
     inner = (
         getattr(error, "reason", None),
-        getattr(error, "socket_err", None),  # PySocks stores the socket error here.
+        getattr(error, "socket_err", None),  # The error of the socket, in errors of PySocks.
         *reversed(error.args),
         *getattr(error, "exceptions", ()),
         error.__cause__,

@@ -9,10 +9,11 @@ from typing import Final
 MAX_CONNECTIONS: Final = 1000
 # The largest number of idle connections that a pool keeps for the next requests.
 MAX_IDLE_CONNECTIONS: Final = 100
-# A connection is not reused if it was idle for so many seconds. A flux0 server closes an idle
+# A connection that was idle for this number of seconds is not reused. A flux0 server closes an idle
 # connection after 5 s, and a NAT router may drop the connection without closing it.
 MAX_IDLE_SECONDS: Final = 4.0
-# The largest number of received bytes that are not content: response heads, or chunk framing.
+# The limit of received bytes that are not content. It applies to response heads, and separately
+# to the chunk framing of a body.
 MAX_OVERHEAD_BYTES: Final = 256 * 1024
 # The value of the request header `Accept-Encoding`: the codings that `decompression` supports.
 ACCEPT_ENCODING: Final = "gzip, deflate"

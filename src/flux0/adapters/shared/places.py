@@ -11,14 +11,14 @@ from flux0.domain.timeouts import timed_out
 
 
 class Places(asyncio.Semaphore):
-    """A place for each exchange of one event loop. `release` frees a place.
+    """A limited number of places for the exchanges of one event loop. `release` frees a place.
 
-    aiohttp has one timeout for two waits: for a free connection, and for opening a connection. With
-    its own wait for a place, an adapter knows which timeout has expired.
+    aiohttp has one timeout for two waits: for a free connection, and for opening a connection. If
+    the adapter itself waits for a place first, it knows which of the two waits was too long.
     """
 
     async def enter(self, timeout: float | None) -> None:
-        """Take a place, after waiting for it if necessary.
+        """Reserve a place, waiting if necessary.
 
         Raises:
             PoolTimeout: No place became free within `timeout` seconds.

@@ -162,8 +162,8 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
 
 
 _TUNNEL_FAILED: Final = "Tunnel connection failed: "
-# Errors for a server that closes the connection during the TLS handshake. They are not TLS errors
-# such as a certificate that is not trusted.
+# These errors mean that the server closed the connection during the TLS handshake. They do not
+# mean that TLS itself failed, for example because of an untrusted certificate.
 _CLOSED_IN_HANDSHAKE: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)
 
 

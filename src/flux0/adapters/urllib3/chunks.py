@@ -6,10 +6,10 @@ from collections.abc import Callable
 from http.client import HTTPException
 from typing import Final
 
-# The limit for a line with a chunk size and its extensions, and for a line of the trailer.
+# The limit of a line: a chunk size with its extensions, or a trailer field.
 _MAX_LINE_BYTES: Final = 16 * 1024
 _MAX_TRAILER_BYTES: Final = 64 * 1024
-_MAX_SHORT_LINE: Final = 18  # A chunk size of 16 digits, and CRLF.
+_MAX_SHORT_LINE: Final = 18  # The length of a line with a chunk size of 16 digits and CRLF.
 
 _HEXADECIMAL: Final = b"0123456789abcdefABCDEF"
 
@@ -28,7 +28,8 @@ class Chunks:
 
     Attributes:
         ended: Whether the last chunk and the trailer were received.
-        failure: The error of an invalid body, or None. Raise it after the last content was used.
+        failure: The error of an invalid body, or None. First use the content that `feed` returned,
+            then raise the error.
         surplus: The bytes that were received after the end of the body.
     """
 
@@ -58,8 +59,9 @@ class Chunks:
             at = self._state(self, data, at, content)
         return b"".join(content)
 
-    # Each method of a state parses `data` from the position `at`, and appends to `content`. It
-    # returns the next position, or None if it needs more data or if parsing has ended.
+    # The following methods are the states. Each method parses `data` from the position `at`, and
+    # appends to `content`. It returns the next position, or None if it needs more data or if
+    # parsing has ended.
 
     def _size_line(self, data: bytes, at: int, _content: list[bytes]) -> int | None:
         line = self._read_line(data, at)

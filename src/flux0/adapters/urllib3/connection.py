@@ -128,9 +128,9 @@ class TrackedConnection(HTTPConnection):
                 # the module `failures` follows only __cause__.
                 error.__cause__ = error.__cause__ or error.__context__
                 raise
-        # The TLS handshake detaches `sock` and creates an SSLSocket, which is only available after
-        # the handshake. So shut down a duplicate of the socket on an interrupt. A class of the user
-        # may return an object that is no socket and cannot be duplicated.
+        # During the TLS handshake, `sock` is detached, and its successor, an SSLSocket, is not yet
+        # available. So an interrupt shuts down a duplicate of the socket. The class of the user may
+        # return an object other than a socket, which cannot be duplicated.
         if isinstance(sock, socket.socket):
             self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
             exchange.shut_down_on_interrupt(self._duplicate)
@@ -196,8 +196,8 @@ def track(pool: Any) -> None:
         if pool.pool is not None:
             _close_idle(pool.pool)
             if pool.pool.__class__ is LifoQueue:
-                # Change the class of the queue. Threads that wait for the queue would never get a
-                # connection from a new queue.
+                # Change the class of the existing queue. If it was replaced by a new queue, threads
+                # that already wait for the existing queue would never get a connection.
                 pool.pool.__class__ = _Slots
 
 

@@ -59,8 +59,7 @@ class TrackedResponse(HTTPResponse):
         """Skip interim responses (RFC 9110, section 15.2), and read the head of the final one."""
         file = self.fp
         received = file.peek()
-        # Most heads are received completely, and are valid. Only for other heads, use the checks of
-        # `_HeadReader`, which are slower.
+        # Most heads are complete and valid. For other heads, use `_HeadReader`, which is slower.
         if not _VALID_HEAD.match(received):
             self.fp = _HeadReader(file)
         super().begin()
@@ -115,7 +114,7 @@ class TrackedResponse(HTTPResponse):
         return chunks.surplus
 
     def _read(self) -> bytes:
-        """Return the bytes received so far. Wait only if there are none."""
+        """Return the bytes received so far. If there are none, wait for the next bytes."""
         data: bytes = self.fp.read1(_MAX_PIECE_BYTES)
         if not data:
             raise IncompleteRead(b"")

@@ -124,7 +124,7 @@ class _Connections:
 def _make_session() -> requests.Session:
     session = requests.Session()
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-    session.auth = lambda prepared: prepared  # Without this function, requests reads .netrc.
+    session.auth = lambda prepared: prepared  # If `auth` is None, requests reads .netrc.
     for prefix in ("https://", "http://"):
         session.mount(prefix, _TrackingAdapter(pool_maxsize=MAX_IDLE_CONNECTIONS))
     return session
@@ -167,8 +167,8 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
             if isinstance(error, requests.HTTPError) and error.response is not None:
                 return error.response  # A hook called raise_for_status.
             if isinstance(error, exceptions.Timeout) and not _has_cause(error):
-                # An adapter of the user raised the error: in errors of HTTPAdapter, an error of
-                # urllib3 is nested.
+                # An adapter of the user raised the error. The errors of requests' own HTTPAdapter
+                # contain an error of urllib3.
                 raise failure(ReadTimeout, error, request.timeout) from error
             known = isinstance(error, (exceptions.RequestException, HTTPError))
             if known or error is exchange.failure:
