@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Names that are imported on first use. The values are the module in `flux0.adapters`, and the
-# package that the module needs.
+# Public names that are imported on first use. Each value has the module in `flux0.adapters` that
+# defines the name, and the package that the module needs.
 _LATE = {
     "AiohttpTransport": ("aiohttp.transport", "aiohttp"),
     "AsyncHttpClient": ("httpx", "httpx"),
@@ -100,8 +100,8 @@ def __getattr__(name: str) -> Any:
 def _placeholder(name: str, extra: str, cause: ModuleNotFoundError) -> type[Any]:
     """Return a class that raises `MissingDependency` when it is instantiated.
 
-    `inspect` and `from flux0 import *` access all names, so accessing a name must
-    not raise, even if its package is not installed.
+    `inspect` and `from flux0 import *` access all public names. Therefore, accessing a transport
+    must not raise, even if the HTTP library of the transport is not installed.
     """
 
     def fail(*_: object, **__: object) -> None:

@@ -23,7 +23,7 @@ def main() -> None:
     except KeyboardInterrupt:  # Ctrl+C during the import; later, `app` handles it.
         sys.exit(_INTERRUPTED)
     except (OSError, SystemExit) as end:
-        # If a pipe is closed, rich and typer replace the error by SystemExit(1).
+        # If the output is a closed pipe, rich and typer replace BrokenPipeError by SystemExit(1).
         cause = end.__context__ if isinstance(end, SystemExit) else end
         if not isinstance(cause, OSError):
             raise
@@ -35,7 +35,7 @@ def main() -> None:
 
 def _discard_output() -> None:
     """Redirect standard output to the null device, so that Python can flush it at exit."""
-    if sys.stdout is not None:  # It is None if the shell has closed it.
+    if sys.stdout is not None:  # None if the program was started with standard output closed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

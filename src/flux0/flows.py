@@ -1,8 +1,8 @@
 """Flows: generators that describe I/O instead of doing it, so that sync and async code share them.
 
-A flow yields effects, such as `Send`. A driver (`flux0.client.drivers`) performs each effect, and
-its result is the value of the `yield` expression. If the effect fails, the `yield` raises the
-error. Use cases and middleware are flows.
+A flow yields effects, such as `Send`. A driver (`flux0.client.drivers`) performs each effect. The
+result of the effect is the value of the `yield` expression. If the effect fails, the `yield`
+expression raises the error. Use cases and middleware are flows.
 
 A middleware is a function `(request, send) -> Flow[Response]`. It may call `send` any number of
 times, always with `yield from`, and returns a response or raises.
@@ -52,8 +52,8 @@ class Sleep:
 class Await:
     """Awaits `awaitable`; the result is the value that it returns.
 
-    In a sync call, this effect raises `InvalidArgument`, whose message names `argument`: the
-    argument of the client that returned the awaitable.
+    A sync call cannot await: there, this effect raises `InvalidArgument`. Its message names
+    `argument`, the argument of the client that contains the async function.
     """
 
     awaitable: Awaitable[Any]

@@ -25,9 +25,10 @@ TurnEnding: TypeAlias = Literal["confirmed", "unconfirmed", "interrupted", "clos
 
 @frozen(eq=False)
 class Call:
-    """A call of the API. All methods of an observer get the same object for one call.
+    """A call of the API.
 
-    So you can use it as a key of a dict.
+    All methods of an observer get the same object for one call, so the object can be the key of a
+    dict.
 
     Attributes:
         operation: the name of the call, such as `agents.list`.
@@ -84,7 +85,7 @@ class CallEnd:
 
 @frozen
 class TurnEnd:
-    """The end of a turn. A turn ends with its stream, which a successful call has opened.
+    """The end of a turn. A turn ends when its stream ends or is closed.
 
     Attributes:
         ending: `"closed"` if the stream was closed or garbage-collected before its end; otherwise
@@ -99,8 +100,8 @@ class TurnEnd:
         seconds_to_first_event: the time from sending the message to the first event; None if no
             event was received.
         seconds: the time from sending the message to the end.
-        messages: the messages and tool results until the end.
-        tool_calls: the tool calls until the end, with their durations.
+        messages: the messages and tool results of the turn that were received.
+        tool_calls: the tool calls of the turn that were received, with their durations.
     """
 
     ending: TurnEnding
@@ -120,9 +121,9 @@ class TurnEnd:
 class Observer:
     """The base class of observers. Override the methods that you need.
 
-    Methods are called in the thread or task of the call, or of the reader of a stream. So they must
-    return quickly, and several threads may call them at the same time. Exceptions of an observer do
-    not affect the call: the first exception is logged, and later exceptions are ignored.
+    The methods run in the thread or task that makes the call or reads the stream. They must return
+    quickly, and several threads may call them at the same time. Exceptions of an observer do not
+    affect the call: the first exception is logged, and later exceptions are ignored.
     """
 
     def on_call_start(self, call: Call) -> None:
@@ -146,8 +147,9 @@ class Observer:
     def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
         """Handle the end of a turn. This method is called once for each turn.
 
-        Usually it is called at once. If the garbage collector may have closed the stream, it is
-        called later: at the next call of the client, or when the client is closed. The reason is
-        that a finalizer must not wait for locks. The same applies if a generator that contains the
-        `with` block of a sync stream is closed.
+        Usually, this method is called when the turn ends. If the garbage collector closes the
+        stream, this method is called later: at the next call of the client, or when the client is
+        closed. The reason is that finalizers must not wait for locks, and observers may do so. The
+        call is also delayed if the `with` block of a sync stream is in a generator, and the
+        generator is closed within the block.
         """

@@ -30,8 +30,8 @@ class Timeout:
     """The timeouts of one request, in seconds; None means no limit.
 
     Attributes:
-        connect: the limit for connecting to the server, with all its addresses and the TLS
-            handshake.
+        connect: the limit for connecting to the server. It includes attempts at all addresses of
+            the server, and the TLS handshake.
         read: the limit for each wait for the next bytes of the response.
         write: the limit for each wait until the server accepts the next bytes of the request.
         pool: the limit for the wait until a connection of the pool is free.
@@ -47,7 +47,7 @@ class Timeout:
 
 @final
 class Interrupt:
-    """Stops, from another thread, a sync call that waits for a response head.
+    """Lets another thread stop a sync call that waits for a response head.
 
     A transport that supports interrupts calls `on_fire` when the request has a socket. It calls
     `clear` when the response head was received or sending has failed, because another request may
@@ -60,7 +60,7 @@ class Interrupt:
         self.fired: bool = False
 
     def on_fire(self, wake: Callable[[], object]) -> None:
-        """Set the function that ends the wait. If `fire` was called already, `wake` is called now.
+        """Set `wake`, the function that ends the wait. If `fire` was already called, call `wake`.
 
         `wake` must return quickly and must not raise.
         """
@@ -75,7 +75,7 @@ class Interrupt:
             self._wake = None
 
     def fire(self) -> None:
-        """Stop the exchange now, or later, when the transport calls `on_fire`."""
+        """Stop the exchange now. Without a socket, stop it when the transport calls `on_fire`."""
         with self._lock:
             self.fired = True
             if self._wake is not None:
@@ -86,8 +86,8 @@ class Interrupt:
 class Request:
     """One HTTP request with its complete body, and the options for sending it.
 
-    A transport ignores `operation`, `route`, `retries`, `attempt`, `deadline` and `call`. It need
-    not check the deadline: the client limits `timeout` to the time that is left until the deadline.
+    A transport ignores `operation`, `route`, `retries`, `attempt`, `deadline` and `call`. The
+    client limits `timeout` to the time until the deadline, so transports do not check `deadline`.
 
     Attributes:
         method: the HTTP method, in upper case.
@@ -132,10 +132,11 @@ class Request:
 class ByteStream(Protocol):
     """The decoded body of a response, which can be read once.
 
-    Iterating yields each piece as soon as its bytes arrive. It ends only when the body is complete
-    by the framing of the response. A piece is empty if the received bytes contain no content yet,
-    for example the first bytes of compressed data. The connection is released at the end of the
-    body, on an error, on `close`, and when the stream is garbage-collected.
+    Iterating yields each piece of the body as soon as its bytes arrive. A piece is empty if the
+    received bytes contain no content yet, for example the first bytes of compressed data. The
+    iteration ends when the framing of the response shows that the body is complete; a body that
+    ends earlier raises an error. The connection is released at the end of the body, on an error,
+    on `close`, and when the stream is unreferenced.
 
     Raises:
         ReadTimeout: no data was received within the request's `idle` timeout (if it is streaming)
@@ -221,13 +222,13 @@ class Time(ABC):
 
     @abstractmethod
     def jitter(self) -> float:
-        """Return a random number from 0 to 1; the backoff before a retry is multiplied by it."""
+        """Return a random number from 0 to 1. The backoff of a retry is multiplied by it."""
 
     def alarm(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:  # noqa: ARG002 - for subclasses
         """Call `act` in another thread when `monotonic()` reaches `moment`.
 
-        Return a function that cancels the alarm. The default implementation never calls `act`,
-        which is sufficient for a simulated clock that advances only in `sleep`.
+        Return a function that cancels the alarm. This default implementation never calls `act`. It
+        is sufficient for a simulated clock that advances only in `sleep`.
         """
         return _cancel_nothing
 
@@ -292,7 +293,7 @@ class Shared(ABC):
 
 
 class ServerSentEvent(NamedTuple):
-    """One dispatched event of a `text/event-stream` (WHATWG HTML, "Interpreting an event stream").
+    """One event of a `text/event-stream` (WHATWG HTML, "Interpreting an event stream").
 
     Attributes:
         event: the event's name; `"message"` if the block had no `event` field.
@@ -312,7 +313,7 @@ class EventStreamParser(Protocol):
 
     @property
     def pending(self) -> bool:
-        """Whether the input so far ends within an event, before the blank line that ends it."""
+        """Whether the last event of the input is incomplete: its final blank line is missing."""
         ...
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
@@ -328,7 +329,7 @@ class Codec(Protocol):
     """Decodes the server's JSON into models, and encodes models as JSON.
 
     Decoding raises `DecodeError` if the text is not JSON or if the JSON does not fit the model.
-    Fields that the model does not have are stored in its attribute `extra`, or ignored.
+    Unknown fields are stored in the attribute `extra` of the model, or ignored if it has none.
     """
 
     def decode(self, model: type[T], body: bytes) -> T:

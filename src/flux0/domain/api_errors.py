@@ -21,7 +21,7 @@ class ValidationError:
     Attributes:
         loc: the path to the invalid value, such as `("body", "name")`.
         msg: the description of the problem.
-        type: the kind of problem, for code to compare.
+        type: the kind of problem, as a fixed string that code can compare.
         input: the invalid value.
         ctx: details of the problem, such as the limit that was exceeded.
     """
@@ -104,7 +104,7 @@ class HTTPValidationError(APIError):
 
 
 class RateLimitError(APIError):
-    """429: too many requests. Retries wait as long as the header `Retry-After` says, if present."""
+    """429: too many requests. If present, `Retry-After` determines the wait before a retry."""
 
 
 class ServerError(APIError):

@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 _LARGEST_OFFSET = 2**63 - 1
 _LONGEST_WAIT_MS = 2**31 - 1  # For longer timeouts, socket.settimeout raises OverflowError.
-# This interval is 31 years. For intervals of several centuries, time.sleep raises OverflowError.
+# About 31 years. For several centuries, time.sleep would raise OverflowError.
 _LONGEST_INTERVAL_MS = 10**12
 
-# The server decodes a percent-encoded path before it selects the route. So an id with one of these
-# characters would select a different route.
+# The server decodes a percent-encoded path before it selects the route. Therefore, an id with one
+# of these characters would select a different route.
 _NOT_IN_IDS = frozenset("/\\?#%")
 # RFC 6265, section 4.1.1, forbids these characters, and control characters, in cookie values.
 _NOT_IN_COOKIES = frozenset(' ",;\\')
@@ -158,7 +158,7 @@ def seconds(argument: str, milliseconds: object) -> float:
 def server_url(url: object) -> tuple[str, Headers]:
     """Return the base URL of the API, and the credentials in the URL as an authorization header.
 
-    The base URL has no trailing slash and no credentials. Therefore logs and errors may show it.
+    The base URL has no trailing slash and no credentials, so logs and errors may show it.
     """
     if not isinstance(url, str):
         raise InvalidArgument("server_url", f"must be a str, not {_kind(url)}")
@@ -235,7 +235,7 @@ def _is_base_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         has_host = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # The port is not a number, or a bracket of the host is missing.
+    except ValueError:  # The port is not a number, or the host has only one square bracket.
         return False
     plain = url.isprintable() and not any(character in url for character in " ?#\\")
     return has_host and plain and parts.scheme in ("http", "https")

@@ -16,18 +16,20 @@ class Flux0Error(Exception):
     """The base class of every error of this library.
 
     Attributes:
-        sent: whether the server accepted the request of the call, such as the message of a turn:
-            "no" (certainly not), "maybe", or "yes" (an event of the turn was received). After
-            several attempts, the value is "no" only if it is "no" for each attempt.
-        from_user_code: whether the user's code raised the error during the call: a hook,
-            authentication, an adapter, or a function for a header. Such an error is not retried.
+        sent: whether the server accepted the request, for example the message of a turn. "no" means
+            certainly not. "yes" means that an event of the turn was received. In all other cases,
+            the value is "maybe". After several attempts, the value is "no" only if the server
+            certainly accepted none of them.
+        from_user_code: whether code of the user raised the error during the call: a hook, an
+            authentication, an adapter of `requests`, or a function that computes a header. Such an
+            error is not retried.
         operation: the call that failed, such as `agents.list`; empty if the call sent no request.
         method: the method of the request.
         url: the URL of the request, without credentials.
         attempts: the number of attempts, including the first.
     """
 
-    __module__ = "flux0"  # Users import the errors from the package `flux0`.
+    __module__ = "flux0"  # Tracebacks show this name. Users import the errors from `flux0`.
 
     def __init_subclass__(cls) -> None:
         if cls.__module__.startswith("flux0.domain."):
@@ -66,7 +68,7 @@ class Flux0Error(Exception):
 
 def _restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]) -> Flux0Error:
     error = cls.__new__(cls, *args)
-    super(Flux0Error, error).__init__(*args)  # ImportError.__init__ sets the attribute `msg`.
+    super(Flux0Error, error).__init__(*args)  # `MissingDependency` needs ImportError.__init__.
     error.__dict__.update(state)
     return error
 
@@ -74,8 +76,9 @@ def _restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]
 def mark_user_error(error: BaseException, *, sent: bool = False) -> None:
     """Record that the user's code raised `error` during a call, so that the call is not retried.
 
-    If `error` is a `Flux0Error` of a different call, its `sent` is replaced by the value for this
-    call.
+    If the user's code made another call with flux0, `error` may be the `Flux0Error` of that call.
+    Then its attribute `sent` is replaced for the current call: "maybe" if the argument `sent` is
+    True, else "no".
     """
     if isinstance(error, Flux0Error):
         error.from_user_code = True
@@ -108,7 +111,7 @@ class MissingDependency(Flux0Error, ImportError):
 
 
 class AgentNotFound(Flux0Error, LookupError):
-    """The server has no agent of the requested type and name; `agents` has the existing agents."""
+    """The server has no agent of the requested type and name; `agents` lists its agents."""
 
     def __init__(self, wanted: str, agents: tuple[Agent, ...]) -> None:
         existing = ", ".join(f"{agent.name!r} of type {agent.type!r}" for agent in agents)

@@ -34,11 +34,12 @@ def is_rejected(status_code: int) -> bool:
 def is_framed(headers: Headers) -> bool:
     """Return whether the framing of an HTTP/1 response proves that its body is complete.
 
-    A content-length or the chunked coding proves it (RFC 9112, section 6). A content coding does
-    not: a gzip body that is truncated to zero bytes, or between two members, looks complete.
+    A content-length or the chunked coding proves it (RFC 9112, section 6). A content coding such as
+    gzip does not: a gzip body that is truncated to zero bytes, or after the first of several gzip
+    members, looks complete.
     """
     coding = headers.get("transfer-encoding")
-    if coding is not None:  # A content-length has no effect then (RFC 9112, 6.3).
+    if coding is not None:  # It overrides a content-length (RFC 9112, section 6.3).
         return coding.lower().rpartition(",")[2].strip() == "chunked"
     return "content-length" in headers
 
@@ -46,8 +47,8 @@ def is_framed(headers: Headers) -> bool:
 def framing_problem(length: str | None, coding: str | None) -> str | None:
     """Return why the end of an HTTP/1 response body is ambiguous; None if the end is clear.
 
-    If two programs find different ends, an attacker can make one of them read a part of a body as a
-    separate response (RFC 9112, section 11.2).
+    If two programs find different ends, one of them may read a part of the body as a separate
+    response. Attackers can cause this (RFC 9112, sections 6.3 and 11.1).
 
     Args:
         length: The value of `content-length`; None if the field is missing. The values of repeated

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def _aware(time: datetime) -> datetime:
-    """Return `time` with a time zone. If `time` has none, use UTC, as in the server's JSON."""
+    """Return `time` with a time zone. Without a time zone, times of the server are in UTC."""
     return time.replace(tzinfo=timezone.utc) if getattr(time, "tzinfo", time) is None else time
 
 
@@ -95,7 +95,7 @@ class Participant(Extensible):
 class MessageData(Extensible):
     """The data of an event of type `message`.
 
-    A part of a type that flux0 does not know is the mapping that the server sent.
+    If flux0 does not know the type of a part, the part is the mapping that the server sent.
     """
 
     type: ClassVar[str] = "message"
@@ -179,7 +179,7 @@ class HasMessageData:
 
     __slots__ = ()
     if TYPE_CHECKING:
-        data: Any  # Each subclass declares its own type.
+        data: Any  # Each subclass declares a more specific type.
 
     @property
     def text(self) -> str:
@@ -201,8 +201,8 @@ class HasMessageData:
 class Event(HasMessageData, Extensible):
     """One stored event of a session.
 
-    All events of one turn have the same `correlation_id`. Data of a type that flux0 does not know
-    is the mapping that the server sent.
+    All events of one turn have the same `correlation_id`. If flux0 does not know the type of the
+    data, `data` is the mapping that the server sent.
     """
 
     id: str

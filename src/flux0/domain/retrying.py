@@ -158,7 +158,7 @@ def _is_retryable(config: RetryConfig, error: Flux0Error, *, repeatable: bool) -
         return False
     if isinstance(error, APIError):
         if error.status_code == _TOO_MANY_REQUESTS:
-            return True  # The server reports that it has not acted on the request.
+            return True  # A server that returns 429 has not acted on the request.
         return repeatable and error.status_code in _RETRIED_STATUSES
     if not isinstance(error, TransportError) or not config.retry_connection_errors:
         return False

@@ -31,7 +31,7 @@ class PatchProblem:
         seq: the `seq` of the chunk.
         index: the index of the operation in the chunk.
         operation: the operation.
-        reason: why it could not be applied.
+        reason: why the operation could not be applied.
     """
 
     event_id: str
@@ -45,15 +45,16 @@ class MessageAccumulator:
     """Builds the message and tool events of one turn from its stream, as the server does.
 
     Chunks are applied in the order of the `feed` calls; `seq` is ignored. A stream does not show
-    which messages the server stores. The accumulator assumes that the agent reports each message
-    as ready once, in the order in which the messages start, and that the server applies each chunk
-    completely.
+    which messages the server stores. The accumulator assumes that the agent reports the status
+    `ready` once for each message, in the order in which the messages start. It also assumes that
+    the server applies each chunk completely.
 
     Args:
         max_turn_bytes: the memory limit for all messages of the turn together. Each character
-            counts as 1 byte. Each value in a list or object counts as 64 bytes more, except for
-            strings that are only appended to a list. An operation that would exceed the limit, or
-            nest values more than 200 levels deep, is not applied and is recorded in `problems`.
+            counts as 1 byte, and each JSON value as 64 additional bytes. The strings of a list do
+            not count these 64 bytes if all chunks of the message append strings to the list. An
+            operation that would exceed the limit, or nest values more than 200 levels deep, is not
+            applied and is recorded in `problems`.
     """
 
     def __init__(self, *, max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES) -> None:
@@ -65,9 +66,9 @@ class MessageAccumulator:
     def feed(self, event: StreamEvent) -> str:
         """Apply one event, and return the text that the event appends to the answer.
 
-        If a chunk appends strings to a message, the result is these strings. If a chunk replaces
-        the whole text of a message by a longer text that starts with the old text, the result is
-        the added text. For all other events, such as reasoning, the result is "".
+        If a chunk appends strings to a message, the result is these strings, joined. If a chunk
+        replaces the whole text of a message with a longer text that starts with the old text, the
+        result is the added text. For all other events, such as reasoning, the result is "".
 
         The cost depends on the size of the event, not on the length of the message. The docstring
         of `apply_operation` lists the exceptions.
@@ -101,9 +102,9 @@ class MessageAccumulator:
         A message is included if the server would store it in its present form. A tool call is also
         included if its arguments are incomplete; then `args` is a string.
 
-        Only messages that changed since the last access are built again. The cost is proportional
-        to the text that was added since then. If you still hold the result of the last access, the
-        cost is proportional to the whole text, because Python must copy the text.
+        Only messages that changed since the last access are built again, at a cost proportional to
+        the added text. If you keep a reference to the last result, the cost is proportional to the
+        whole text, because Python must copy the text.
         """
         messages = (builder.message() for builder in self._builders.values())
         return tuple(message for message in messages if message is not None)
@@ -134,8 +135,7 @@ class MessageAccumulator:
         return builder
 
     def _record_problem(self, event: ChunkEvent, index: int, reason: str) -> None:
-        # Without operations, the cause is that the budget was too small to start the message.
-        if not event.patches:
+        if not event.patches:  # The budget was too small for a new message without content.
             return
         operation = event.patches[index]
         if self._problem_bytes < self._budget.limit:
@@ -184,7 +184,7 @@ class _MessageBuilder:
     def apply(self, operation: JSONPatchOperation) -> str:
         """Apply one operation, and return the text that the operation appends to the answer."""
         self._stale = True
-        root, value, length = self._root, operation.value, _length(self._root)
+        root, value, length = self._root, operation.value, _list_length(self._root)
         if operation.op == "add" and length >= 0 and operation.path in {"/-", f"/{length}"}:
             if type(value) is str and (length == 0 or isinstance(root, TextList)):
                 self._append_text(value)
@@ -215,7 +215,7 @@ class _MessageBuilder:
     def _finalized(self, *, partial: bool) -> TurnMessage | None:
         root = self._root
         if isinstance(root, list) and root and all(type(item) is str for item in root):
-            # With a `TextList`, the cost of later calls depends only on the text added since then.
+            # A `TextList` keeps its joined text, so later calls only join the added strings.
             self._root = root = TextList(cast("list[str]", root))
             self._budget.remaining += VALUE_SIZE * len(root)
         return finalize(
@@ -254,8 +254,8 @@ class _MessageBuilder:
             raise
 
 
-def _length(root: JSON | TextList) -> int:
-    """Return the length of a document that is a list, 0 if there is no document, and else -1."""
+def _list_length(root: JSON | TextList) -> int:
+    """Return the length of the list `root`; 0 if `root` is None; -1 for any other document."""
     if root is None:
         return 0
     return len(root) if isinstance(root, (list, TextList)) else -1

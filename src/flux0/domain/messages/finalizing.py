@@ -29,7 +29,7 @@ from flux0.domain.models import (
 if TYPE_CHECKING:
     from flux0.domain.stream_events import ChunkEvent
 
-# If the metadata of a chunk has the `kind` "reasoning", its message is reasoning.
+# The metadata of chunks have this value as `kind` if the message is reasoning.
 REASONING = "reasoning"
 
 
@@ -59,15 +59,16 @@ def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMes
     Args:
         first: the first chunk of the message; its metadata apply to the whole message.
         root: the document of the message; it is copied.
-        partial: whether the message may be incomplete. If True and the arguments of a tool call are
-            not valid JSON yet, `args` is the incomplete text. The server would store nothing then.
+        partial: whether the message may be incomplete. If True, and if the arguments of a tool call
+            are not valid JSON yet, `args` is the incomplete text. If False, the result is None for
+            such a message, because the server stores nothing.
     """
     if not root or "agent_name" not in first.metadata:
         return None
     try:
         data, metadata = _finalized(first, root, partial=partial)
     except (KeyError, TypeError, ValueError, RecursionError):
-        # The server also fails to convert a document of the wrong shape, and stores nothing.
+        # The document has the wrong shape. The server cannot convert it either, and stores nothing.
         return None
     return TurnMessage(
         event_id=first.event_id,

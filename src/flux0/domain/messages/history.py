@@ -95,8 +95,8 @@ def joined_history(
     """Return the message and tool events of a session, without duplicates.
 
     The result has the stored events first, and then the messages of `live` that are not stored yet.
-    A message has different ids in the stream and in the store. So messages and stored events are
-    compared by turn, type, data and metadata.
+    A message has one id in the stream and another id in the store. Therefore, messages and stored
+    events are compared by turn, type, data and metadata.
 
     Args:
         stored: the stored events of the session.
@@ -109,7 +109,7 @@ def joined_history(
     not_stored: list[TurnMessage] = []
     for message in live:
         turn = unmatched.get(message.correlation_id, [])
-        match = next((event for event in turn if _is_same(event, message)), None)
+        match = next((event for event in turn if _has_same_content(event, message)), None)
         if match is None:
             not_stored.append(message)
         else:
@@ -117,8 +117,7 @@ def joined_history(
     return (*history, *not_stored)
 
 
-def _is_same(event: Event, message: TurnMessage) -> bool:
-    """Return whether an event of the same turn has the same content as `message`."""
+def _has_same_content(event: Event, message: TurnMessage) -> bool:
     return (
         event.type == message.type
         and event.data == message.data

@@ -20,7 +20,7 @@ JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | Non
 # `copy.deepcopy` fail for values that are nested several hundred levels deep.
 MAX_DEPTH = 200
 
-# The bytes that each value costs in addition to its characters: about the size of a Python object.
+# The bytes that a value counts in addition to its characters: about the size of a Python object.
 VALUE_SIZE = 64
 
 _OPERATIONS = frozenset({"add", "remove", "replace", "move", "copy", "test"})
@@ -33,12 +33,12 @@ class PatchError(ValueError):
 class MemoryBudget:
     """The memory that the documents of one turn may use.
 
-    Each value costs `VALUE_SIZE` bytes, and each character of a string or key costs 1 byte more.
-    When a value is removed, its size is added to `remaining`.
+    Each value counts `VALUE_SIZE` bytes, and each character of a string or key counts 1 additional
+    byte. When a value is removed, its size is added to `remaining`.
 
     A short operation can cause much work: `copy` duplicates a value, `move` measures the depth of a
-    value, and a large index fills a list. The total of this work has the same limit as the memory,
-    and is never refunded.
+    value, and a large index fills a list. Therefore the total work of a turn has a limit, too, of
+    the same number of bytes. Work is never refunded.
     """
 
     __slots__ = ("limit", "remaining", "remaining_work")
@@ -49,7 +49,10 @@ class MemoryBudget:
         self.remaining_work: int = limit
 
     def charge(self, size: int) -> None:
-        """Charge the growth of a document. Raises `PatchError` if the budget is exceeded."""
+        """Subtract `size` bytes from the remaining memory; raise `PatchError` if it is too small.
+
+        A negative `size` refunds memory.
+        """
         if size > self.remaining:
             raise PatchError(
                 f"the messages of the turn need more than {self.limit:,} bytes (max_turn_bytes)"
@@ -57,7 +60,7 @@ class MemoryBudget:
         self.remaining -= size
 
     def charge_work(self, size: int) -> None:
-        """Charge work of `size` bytes. Raises `PatchError` if the turn has caused too much work."""
+        """Subtract `size` bytes from the remaining work; raise `PatchError` if it is too small."""
         if size > self.remaining_work:
             raise PatchError(
                 f"the turn copies or moves more than {self.limit:,} bytes (max_turn_bytes)"
@@ -68,7 +71,7 @@ class MemoryBudget:
         """Charge the work of copying or moving `value`, and return its size and depth."""
         size, depth = measure(value, most=self.remaining_work)
         if size > self.remaining_work:
-            self.remaining_work = 0  # Measuring the value has used up the remaining work.
+            self.remaining_work = 0  # `measure` has done this work before it stopped.
         self.charge_work(size)
         return size, depth
 
@@ -90,9 +93,9 @@ def apply_operation(document: JSON, operation: JSONPatchOperation, budget: Memor
     If `document` is None, a new document is created. The value of the operation is copied.
 
     The cost is proportional to the sizes of the path, the value and the removed value, not to the
-    size of the document. There are three exceptions. The cost of `copy`, and of `move` to a deeper
-    place, is proportional to the copied or moved value. An insertion into a list shifts the
-    following items.
+    size of the document. There are three exceptions. The cost of `copy` is proportional to the
+    copied value, and the cost of `move` to a deeper level is proportional to the moved value. An
+    insertion into a list shifts the following items.
 
     Raises:
         PatchError: the operation cannot be applied, or the document would be too large or too
@@ -291,8 +294,7 @@ def _move(root: JSON, segments: list[str], source: list[str], budget: MemoryBudg
     parent, key = _existing(root, source)
     del parent[key]
     try:
-        # The value was charged when it was added to the document, so the size to charge is 0. The
-        # size of the old key is refunded below.
+        # The budget already counts the value, so pass the size 0. The old key is refunded below.
         root = _add(root, segments, value, 0, budget)
     except PatchError:
         if isinstance(parent, dict):
@@ -313,7 +315,7 @@ def _value(root: JSON, segments: list[str]) -> JSON:
 
 
 def _existing(root: JSON, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON], Any]:
-    """Return the result of `_place`. Raises `PatchError` if the place has no value."""
+    """Return the parent and the key of a value, as `_place` does. The value must exist."""
     if not segments:
         raise PatchError("the whole document cannot be removed")
     parent, key = _place(root, segments)
@@ -323,9 +325,9 @@ def _existing(root: JSON, segments: list[str]) -> tuple[list[JSON] | dict[str, J
 
 
 def _place(root: JSON, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON], Any]:
-    """Return the list or object that contains the place, and the index or key of the place.
+    """Return the list or object that contains a value, and the index or key of the value.
 
-    The index of `-` is the length of the list.
+    The value need not exist, but its parent must. The index of `-` is the length of the list.
     """
     node: JSON = root
     for segment in segments[:-1]:

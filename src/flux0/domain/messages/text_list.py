@@ -10,7 +10,7 @@ _SEPARATOR = "\0"
 
 
 class TextList:
-    """A list of strings that needs little more memory than the characters of the strings.
+    """A list of strings that needs little memory in addition to the characters of the strings.
 
     `characters` is the total number of characters.
     """
@@ -20,11 +20,12 @@ class TextList:
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._length = 0
         self.characters: int = 0
-        # Each block holds `_BLOCK` strings, which precede `_recent`. A block is one string joined
-        # with separators, or a list if one of the strings contains the separator.
+        # All strings are in blocks of `_BLOCK` strings, except for the last strings, which are in
+        # `_recent`. A block is one str: its strings, joined by the separator. If one of its strings
+        # contains the separator, the block is a list.
         self._blocks: list[str | list[str]] = []
         self._recent: list[str] = []
-        # The last result of `text`, and the number of strings of `_recent` in this result.
+        # The last result of `text`, and how many strings of `_recent` this result includes.
         self._joined: str | None = None
         self._joined_recent = 0
         for text in texts:
@@ -56,15 +57,15 @@ class TextList:
     def text(self) -> str:
         """Return all strings joined.
 
-        The cost is proportional to the length of the strings added since the last call. If the
-        caller still holds the last result, Python copies it, so the cost is proportional to the
+        The cost is proportional to the length of the strings added since the last call. If there
+        are references to the last result, Python must copy it, and the cost is proportional to the
         length of all strings.
         """
         joined, self._joined = self._joined, None
         if joined is None:
             joined = "".join(self.texts())
         else:
-            # CPython appends in place if this variable is the only reference to the string.
+            # CPython appends in place if `joined` is the only reference to the string.
             joined += "".join(self._recent[self._joined_recent :])
         self._joined, self._joined_recent = joined, len(self._recent)
         return joined
