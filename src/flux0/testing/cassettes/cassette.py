@@ -24,8 +24,8 @@ from flux0.domain.errors import DecodeError, Flux0Error, TransportError
 
 VERSION: Final = 1
 
-# How an exchange ended: the body was read to its end ("whole"), the body was closed early or the
-# call was cancelled ("closed"), or one of the errors was raised.
+# The values of `RecordedExchange.end`: "whole" (the body was read to its end), "closed" (the body
+# was closed early, or the call was cancelled), or the name of an error.
 WHOLE: Final = "whole"
 CLOSED: Final = "closed"
 ERRORS: Final[Mapping[str, type[TransportError]]] = {
@@ -33,7 +33,7 @@ ERRORS: Final[Mapping[str, type[TransportError]]] = {
     for name, kind in vars(errors).items()
     if isclass(kind) and issubclass(kind, TransportError)
 }
-_ABSENT: Final = object()  # None cannot mark an absent value, because None is a JSON value.
+_ABSENT: Final = object()  # Marks an absent value. None is a JSON value.
 
 
 class CassetteError(Flux0Error):
@@ -76,7 +76,7 @@ def to_content(data: bytes, *, as_json: bool, exact: bool = True, after: float =
         with suppress(ValueError, RecursionError):  # NaN and lone surrogates cannot be encoded.
             value = json.loads(data)
             content = Content(json=value, after=after)
-            json.dumps([[[[[[value]]]]]], indent=2)  # In the file, the value is 6 levels deeper.
+            json.dumps([[[[[[value]]]]]], indent=2)  # In the file, `value` has 6 more levels.
             if content.data == data or not exact:
                 return content
     try:
@@ -204,9 +204,10 @@ class CassetteFile:
         self._failures |= _failures([exchange])
 
     def defer(self) -> Callable[[bool], None]:
-        """Return a function that replaces the old cassette (True) or deletes the recording (False).
+        """Return a function that ends the recording. Until it is called, `finish` does nothing.
 
-        After `defer`, `finish` has no effect until that function has been called.
+        If its argument is True, the function replaces the old cassette. If its argument is False,
+        it deletes the recording.
         """
         self._deferred = True
         return self._settle
@@ -263,7 +264,7 @@ class CassetteFile:
 
 
 def _failures(exchanges: Iterable[RecordedExchange]) -> set[str]:
-    """Return the names of the transport errors, and the statuses of 400 or more."""
+    """Return the names of the transport errors in `exchanges`, and the statuses of 400 or more."""
     found: set[str] = set()
     for exchange in exchanges:
         if exchange.end in ERRORS:

@@ -12,11 +12,11 @@ from flux0.ports import Request
 from flux0.testing.cassettes.cassette import RecordedRequest
 from flux0.testing.fake.calls import Call, call_from
 
-_NOTHING: Final = object()  # None cannot mark a missing value, because None is a JSON value.
+_NOTHING: Final = object()  # Marks a missing value. None is a JSON value.
 _MAX_DIFFERENCES: Final = 5
-_MAX_SHOWN: Final = 100  # Characters of a value.
-_MAX_ARGUMENT: Final = 40  # Characters of an argument of a call.
-_CONTEXT: Final = 30  # Characters of a long value, on both sides of the first difference.
+_MAX_SHOWN: Final = 100  # The largest number of characters of a value in a message.
+_MAX_ARGUMENT: Final = 40  # The same for an argument in the description of a call.
+_CONTEXT: Final = 30  # The number of characters before and after the first difference.
 
 
 def members_of(request: RecordedRequest) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def members_of(request: RecordedRequest) -> dict[str, Any]:
 
 
 def to_json(value: object) -> str:
-    """Return the JSON of a value, for comparisons: True == 1 in Python, but their JSON differs."""
+    """Return the JSON of `value`, to compare values by their JSON: in Python, True == 1."""
     return json.dumps(value, sort_keys=True, default=repr)
 
 

@@ -122,10 +122,11 @@ class RecordingTransport:
             self._finish()
 
     def defer(self) -> Callable[[bool], None]:
-        """Return a function that keeps the recording (True) or deletes it (False).
+        """Return a function that ends the recording.
 
-        Until this function is called, the recording stays in a separate file next to the cassette,
-        even after `close`.
+        If its argument is True, the function replaces the old cassette with the recording. If its
+        argument is False, it deletes the recording. Until then, the recording is in a separate
+        file next to the cassette, even after `close`.
         """
         return self._file.defer()
 
@@ -158,7 +159,7 @@ class RecordingTransport:
         if problem and error is None:
             warnings.warn(problem, stacklevel=3)
         elif problem:  # With `python -W error`, a warning would replace the exception.
-            getattr(error, "add_note", str)(problem)  # Notes need Python 3.11.
+            getattr(error, "add_note", str)(problem)  # `add_note` needs Python 3.11.
 
 
 def _current_errors() -> list[BaseException]:
@@ -255,7 +256,7 @@ class _RecordedBody:
 
 
 def recorded_request(request: Request, scrub: Scrub | None) -> RecordedRequest:
-    """Return a request in the form that a cassette stores. The format of a JSON body may change."""
+    """Return a request in the form that a cassette stores. A JSON body may be reformatted."""
     url = urlsplit(request.url)
     path, query, body = url.path, url.query, request.body
     if scrub is not None:

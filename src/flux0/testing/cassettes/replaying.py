@@ -91,8 +91,8 @@ class ReplayTransport(SharedTransport):
         CassetteError: The cassette is missing or damaged.
         NotRecorded: Raised by a call whose request does not match. The message lists the
             differences. `NotRecorded` is a subclass of AssertionError.
-        AssertionError: Raised when more of a response is read than the recorded program has read
-            before it closed the response.
+        AssertionError: The program reads more of a response than was recorded, because the
+            recorded program closed the response early.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class ReplayTransport(SharedTransport):
         if exchange.end != CLOSED:
             return ERRORS[exchange.end](f"recorded in {self._path}")
         if request.deadline is not None and request.deadline.left(self.clock.now()) < 0:
-            return request.deadline.exceeded()  # The deadline expired in the recording, too.
+            return request.deadline.exceeded()  # The recorded call ended at its deadline, too.
         return AssertionError(
             f"{self._path} has no more data of {replay}: the recorded program cancelled or closed "
             f"it {exchange.after:g} s after the {'request' if no_response else 'response head'}\n"
@@ -241,7 +241,8 @@ class NewEpisodesTransport(RecordingTransport):
     ) -> None:
         super().__init__(transport, path, scrub=scrub, keep=read_cassette(Path(path)))
         self._replay = ReplayTransport(path, "loose", match=match, scrub=scrub)
-        # The replay uses the clock of the client, because deadlines of requests refer to it.
+        # The clock of the replay starts at the client's time, because deadlines are times of the
+        # client's clock.
         self._replay.clock = FakeClock(self._clock())
 
     def send(self, request: Request) -> Response[ByteStream]:

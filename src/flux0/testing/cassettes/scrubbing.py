@@ -79,7 +79,7 @@ def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
         values = [patch["value"] for *_, patch in added]
         scrubbed = scrub("".join(values))
         if scrubbed == "".join(map(scrub, values)):
-            continue  # `scrub` replaces no string that is split between two events.
+            continue  # No string that `scrub` replaces is split between two events.
         split = _split_like(values, scrubbed)
         for (piece, number, event, patch), value in zip(added, split, strict=True):
             patch["value"] = value
@@ -88,7 +88,10 @@ def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
 
 
 def _added_texts(line: str) -> list[tuple[str, Any, Any]]:
-    """Return the place, the event and the patch of each string that the line adds to a message."""
+    """Return each string that the event in `line` adds to a message: its place, event and patch.
+
+    The place is the id of the message and the path in the message.
+    """
     if not line.startswith(_DATA) or '"patches"' not in line:
         return []
     try:
@@ -103,7 +106,10 @@ def _added_texts(line: str) -> list[tuple[str, Any, Any]]:
 
 
 def _split_like(pieces: list[str], text: str) -> list[str]:
-    """Split `text` into as many strings as `pieces`. Pieces outside the changed part are kept."""
+    """Split `text` into as many strings as `pieces`. `text` is a changed form of the joined pieces.
+
+    Pieces before and after the changed part are returned unchanged.
+    """
     first, last = 0, len(pieces) - 1
     start, end = 0, len(text)
     while first < last and text.startswith(pieces[first], start, end):

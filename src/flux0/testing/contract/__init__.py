@@ -23,10 +23,11 @@ from typing import ClassVar
 
 import pytest
 
-_PARTS = ("base", "connecting", "connections", "harness", "messages", "waiting")
+_PARTS = ("base", "bodies", "connecting", "connections", "harness", "heads", "waiting")
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))
 
 from flux0.testing.contract.base import THREADS
+from flux0.testing.contract.bodies import BodyContract
 from flux0.testing.contract.connecting import (
     ConnectContract,
     LimitedPoolContract as LimitedPoolContract,
@@ -37,7 +38,7 @@ from flux0.testing.contract.connections import (
     ReleaseContract,
     SendOnceContract,
 )
-from flux0.testing.contract.messages import BodyContract, HeadContract
+from flux0.testing.contract.heads import HeadContract
 from flux0.testing.contract.waiting import IdleContract, InterruptContract, TimeoutContract
 
 

@@ -19,21 +19,22 @@ from flux0.testing.contract.harness import BlockingAsAsync, Harness, event_loop,
 
 SHORT: Final = 0.2  # Seconds to wait before a test concludes that nothing happens.
 THREADS: Final = "threads"
-_MAX_SHOWN: Final = 300  # Characters of a value in a message.
+_MAX_SHOWN: Final = 300  # The largest number of characters of a value in a message.
 streams: pytest.MarkDecorator = pytest.mark.parametrize(
     "stream", [False, True], ids=["whole", "stream"]
 )
-# For each test class: the seconds that its tests may still lose by waiting for hung calls.
+# The time budget of a test class: the seconds that its tests may still wait for hung calls.
 _TIME_BUDGET = pytest.StashKey[float]()
 
 
 class Contract(ABC):
     """The settings, fixtures and methods that all parts of the contract share."""
 
-    # Where each test runs: in threads, or in an event loop (a backend name of anyio).
+    # Each test runs once in each backend: in `THREADS`, or in an event loop (its name in anyio).
     backends: ClassVar[tuple[str, ...]]
-    # Seconds after which a call of the transport counts as hung. Once all tests of a class have
-    # lost three times as long by waiting, the remaining tests fail immediately.
+    # A call of the transport is hung if it takes longer than this number of seconds. When the tests
+    # of a class have waited three times as long for hung calls, the remaining tests fail
+    # immediately.
     timeout: ClassVar[float] = DEFAULT_TIMEOUT
 
     def make_transport(self) -> Any:
@@ -60,7 +61,7 @@ class Contract(ABC):
 
     @pytest.fixture
     def time_budget(self, request: pytest.FixtureRequest) -> float:
-        """The seconds that the tests of this class may still lose; fail if none are left."""
+        """Seconds that this class may still wait for hung calls; fail if no seconds are left."""
         budget = class_of(request).stash.setdefault(_TIME_BUDGET, 3 * self.timeout)
         if budget <= 0:
             pytest.fail(
@@ -71,7 +72,7 @@ class Contract(ABC):
 
     @pytest.fixture
     def hang_timeout(self, request: pytest.FixtureRequest, time_budget: float) -> Iterator[float]:
-        """Seconds after which a call of this test counts as hung; fewer if earlier tests hung."""
+        """Seconds after which a call of this test is hung; fewer seconds if earlier tests hung."""
         started = monotonic()
         yield min(self.timeout, max(time_budget / 4, self.timeout / 10))
         lost = max(0.0, monotonic() - started - self.timeout / 20)
@@ -80,10 +81,10 @@ class Contract(ABC):
     @pytest.fixture
     def new_harness(self, backend: str, hang_timeout: float) -> Iterator[Callable[[Any], Harness]]:
         """A function that returns a new harness for a transport."""
-        gc.freeze()  # Collections are faster if they skip all objects that exist already.
+        gc.freeze()  # Garbage collections are faster if they skip all existing objects.
         with ExitStack() as ending:
             ending.callback(gc.unfreeze)
-            ending.callback(gc.collect)  # Unreferenced bodies must not cause a ResourceWarning.
+            ending.callback(gc.collect)  # Free all bodies now: none may cause a ResourceWarning.
             yield lambda transport: self.make_harness(transport, backend, hang_timeout, ending)
 
     @pytest.fixture

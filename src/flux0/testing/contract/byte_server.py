@@ -75,7 +75,8 @@ class ByteServer:
         self._requests: list[ReceivedRequest] = []
         self._sockets: set[socket.socket] = set()
         self._conversations: list[Thread] = []
-        # `release` makes a socket readable: select() can wait for it and for the client together.
+        # `release` makes `_released` readable, so that select() can wait for `release` and for the
+        # client at the same time.
         self._released, self._release = socket.socketpair()
         # The queue must be long: some tests open hundreds of connections at the same time, and the
         # system resets connections that find the queue full.
@@ -237,7 +238,7 @@ class _Conversation:
                     # the client closes the connection.
                     while True:
                         self._receive()
-                case _:  # Reset
+                case _:  # `Reset`
                     linger = struct.pack("ii", 1, 0)
                     self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     raise EOFError

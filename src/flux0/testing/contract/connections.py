@@ -139,7 +139,7 @@ class SendOnceContract(Contract):
 
 
 class ReleaseContract(Contract):
-    """A connection is returned to the pool or closed as soon as it is no longer needed."""
+    """A connection that is no longer needed is returned to the pool or closed at once."""
 
     @streams
     def test_finished_body_releases_its_connection_for_reuse(
@@ -253,7 +253,7 @@ class ReleaseContract(Contract):
     def test_garbage_collection_at_any_moment_does_not_deadlock(
         self, harness: Harness, backend: str, hang_timeout: float
     ) -> None:
-        """The collector may run while the same thread holds the lock of the pool.
+        """The garbage collector may run in a thread that holds the lock of the pool.
 
         Closing the connection of an unreferenced body must not wait for this lock.
         """
@@ -263,13 +263,13 @@ class ReleaseContract(Contract):
             harness.send(get(server.url, stream=True)).detach(in_cycle=True)
 
         def work() -> None:  # pragma: no cover - in the child
-            ending = ExitStack()  # Never closed: the child exits immediately.
+            ending = ExitStack()  # It is not closed, because the child exits without cleanup.
             harness = self.make_harness(self.make_transport(), backend, hang_timeout, ending)
             for moment in range(_MOMENTS):
                 signal.setitimer(signal.ITIMER_REAL, hang_timeout)
                 gc.disable()
                 abandon(harness)
-                # The collector runs after `moment` more objects.
+                # The garbage collector runs when `moment` more objects have been created.
                 gc.set_threshold(gc.get_count()[0] + moment)
                 gc.enable()
                 check(harness.fetch(get(server.url)), b"firstsecond", "the body")

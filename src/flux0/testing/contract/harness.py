@@ -28,7 +28,8 @@ from flux0.testing.contract.responses import ServerSteps
 T = TypeVar("T")
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, T]]
 
-# Longer than any test waits, so that no timeout of a request ends a call that hangs.
+# The default timeouts of requests. They are longer than any test waits, so that they do not end a
+# hung call.
 LONG_TIMEOUT: Final = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
 
 
@@ -132,7 +133,7 @@ class Harness:
 
     _transport: AsyncTransport  # A sync transport is wrapped in `BlockingAsAsync`.
     _start: Callable[[Work[Any]], Future[Any]]  # Starts a call in another thread or task.
-    _timeout: float  # Seconds after which a call counts as hung.
+    _timeout: float  # Seconds after which a call is hung.
     servers: ExitStack  # Stops the servers.
 
     def run(self, call: Work[T]) -> Pending[T]:

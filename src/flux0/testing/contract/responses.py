@@ -40,14 +40,14 @@ class Receive:
 
 @frozen
 class Signal:
-    """Set `event`: a test can wait until the server has reached this step."""
+    """Set `event`, so that a test can wait until the server has reached this step."""
 
     event: threading.Event
 
 
 @frozen
 class Disconnect:
-    """Close the connection for writing (FIN): the client reads all sent bytes, then the end."""
+    """Close the connection for writing (FIN). The client can still read all sent bytes."""
 
 
 @frozen
@@ -66,7 +66,7 @@ def http_response(
     framing: Framing = "content-length",
     gzip: bool = False,
 ) -> ServerSteps:
-    """Return the steps of an HTTP/1.1 response: one `Write` for its head and one for each piece.
+    """Return the steps of an HTTP/1.1 response: a `Write` of its head and a `Write` of each piece.
 
     Args:
         pieces: The body. `WaitForRelease` and `Sleep` delay the pieces after them.

@@ -63,8 +63,8 @@ class TimeoutContract(Contract):
         server.wait_until_closed()
 
     def test_read_timeout_does_not_apply_to_a_stream(self, harness: Harness) -> None:
-        """The pieces of a stream may be further apart than `Timeout.read`."""
-        timeout = evolve(LONG_TIMEOUT, read=5 * SHORT)  # Enough time for the head.
+        """The time between two pieces of a stream may exceed `Timeout.read`."""
+        timeout = evolve(LONG_TIMEOUT, read=5 * SHORT)  # The head arrives in this time.
         server, response = harness.read_first(_HALF, stream=True, timeout=timeout)
         next_piece = response.start_next()
         assert next_piece.is_pending_after(6 * SHORT), "the read timeout ended the stream"
@@ -113,7 +113,8 @@ _ENDLESS_HEADS: dict[str, ServerSteps] = {
 class InterruptContract(Contract):
     """`Request.interrupt` ends the wait for a response head when `timeout_ms` expires."""
 
-    # If False, calls may exceed `timeout_ms` as long as the server sends single bytes.
+    # Whether an interrupt ends the wait. If it does not, calls may exceed `timeout_ms` as long as
+    # the server sends single bytes.
     interruptible: ClassVar[bool] = True
 
     @pytest.mark.parametrize("server_sends", _ENDLESS_HEADS)
@@ -180,10 +181,10 @@ _CALLS = pytest.StashKey[dict[str, BackgroundCalls]]()
 
 
 class IdleContract(Contract):
-    """Tests of long waits, which start before the first test of the class and run meanwhile."""
+    """Tests of long waits. The calls start before the first test and run during the other tests."""
 
-    # Seconds to wait. Must exceed the 5 s default timeouts of some libraries, and the 4 s for
-    # which an idle connection may be reused.
+    # Seconds of each wait: more than the default timeout of some libraries (5 s), and more than
+    # the longest idle time of a reused connection (4 s).
     idle_test_seconds: ClassVar[float] = 5.5
 
     @pytest.fixture(autouse=True)

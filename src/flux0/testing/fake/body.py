@@ -17,7 +17,7 @@ from flux0.ports import AsyncByteStream, ByteStream, Request, Response, Shared
 from flux0.runtime.event_loop import Loop, running_loop, sleep
 from flux0.testing.fake.clock import FakeClock, Wait, Waits, perform, perform_async
 
-# "unclosed" means that the client was closed or the body was garbage-collected without `close`.
+# "unclosed" means that the client was closed, or the body was freed, before `close` was called.
 BodyEnd: TypeAlias = Literal["finished", "closed", "unclosed"]
 
 
@@ -26,14 +26,14 @@ class FakeBody:
     """A response body of a fake, for sync and async code. Each async read is a checkpoint."""
 
     _pieces: Iterator[bytes | Wait]
-    # In seconds of the fake's clock. If the timeout is None, a read that would never end raises
+    # Seconds of the fake's clock. If the timeout is None, a read that would never end raises
     # AssertionError. If the timeout is infinite, such a read waits in real time.
     _read_timeout: float | None
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
     _on_end: Callable[[Iterator[bytes | Wait], BodyEnd], None]  # Called once, when the body ends.
-    # How the body ends if it is garbage-collected. For async bodies, garbage collection counts as
-    # "closed", because leaving an `async for` loop does not close the iterator.
+    # How the body ends if it is freed before its end. An async body then ends as "closed", because
+    # an `async for` loop that is left early does not close its iterator.
     end_if_unread: BodyEnd = field(default="unclosed", init=False)
     _end: BodyEnd | None = field(default=None, init=False)
 
@@ -123,7 +123,7 @@ class SharedTransport(Shared):
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock: FakeClock = clock
-        self.time: FakeClock = clock  # The `Time` of the clients.
+        self.time: FakeClock = clock  # Clients use it as their `Time`.
         self._bodies: WeakSet[FakeBody] = WeakSet()
 
     @abstractmethod

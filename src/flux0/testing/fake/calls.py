@@ -19,7 +19,7 @@ from flux0.ports import Request, Response
 T = TypeVar("T")
 
 _MISSING: Final = object()
-_MAX_COMPARED = 1000  # Characters. Comparing two strings can take time quadratic in their length.
+_MAX_COMPARED = 1000  # Characters of a string. The time to compare strings can be quadratic.
 _JSON = re.compile(r"\s*application/([^;]*\+)?json\s*(;|$)", re.IGNORECASE)
 
 
@@ -178,7 +178,8 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", template) + "$")
 
 
-# In the server's order: if no method matches, a 405 response names the method of the first route.
+# The order is the order of the server: if no method matches, its 405 response names the method of
+# the first route with the path.
 _ROUTES = (
     ("agents.create", "POST", _pattern("/api/agents")),
     ("agents.retrieve", "GET", _pattern("/api/agents/{agent_id}")),
@@ -206,7 +207,7 @@ def check_operation(operation: str) -> None:
 class Target:
     """The route and the parameters of a request."""
 
-    operation: str  # Empty if no route matches.
+    operation: str  # The operation of the route; empty if no route matches.
     path: str  # Percent-decoded, without the prefix before `/api`.
     arguments: Mapping[str, str]
     query: Mapping[str, str]

@@ -158,7 +158,7 @@ class FakeClock(Time):
         self._move_to(wait.moment)
 
     def _must_wait(self, wait: Wait, wake: Callable[[], object]) -> bool:
-        """Return whether no change has happened since `wait.seen`. If so, the next calls `wake`."""
+        """Return whether nothing changed since `wait.seen`. If so, the next change calls `wake`."""
         with self._lock:
             if must_wait := self.changes == wait.seen:
                 self._wake.append(wake)

@@ -42,7 +42,7 @@ class FakeStore:
         self.agents: dict[str, JSONObject] = {}
         self.sessions: list[JSONObject] = []  # Sessions with the same id share their events.
         self.events: defaultdict[str, list[JSONObject]] = defaultdict(list)
-        # Unfinished messages by event id. Like the server, do not separate sessions or turns.
+        # Unfinished messages by event id. Like in the server, all sessions and turns share them.
         self._open_messages: defaultdict[str, _OpenMessage] = defaultdict(_OpenMessage)
         # User ids by the value of the cookie `flux0_user_sub`.
         self.user_ids: defaultdict[str, str] = defaultdict(lambda: self.new_id("user"))
@@ -59,7 +59,7 @@ class FakeStore:
         return f"{kind[0]}{self.next_number(kind):09}"
 
     def created_at(self, moment: float | None = None) -> str:
-        """Return a creation time in the server's format: `moment`, by default now.
+        """Return `moment`, by default the current time, as a creation time in the server's format.
 
         Each call returns a later time than the previous call.
         """
@@ -92,7 +92,7 @@ class FakeStore:
     ) -> None:
         """Store an event in the turn of `message`.
 
-        If `data` is None, the server fails when it lists the event.
+        If `data` is None, listing the events of the session fails.
         """
         events = self.events[message.session_id]
         events.append(
@@ -119,7 +119,7 @@ class FakeStore:
         message = self._open_messages[chunk.event_id]
         appends = any(patch.path.endswith("/-") for patch in chunk.patches)
         if not appends and chunk.seq != message.last_seq + 1:
-            # Like the server, use only the metadata, if this is the first chunk of the message.
+            # If this is the first chunk of its message, the server still uses the metadata.
             message.feed(evolve(chunk, patches=()))
             return False
         before = len(message.problems)

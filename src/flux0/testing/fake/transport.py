@@ -109,9 +109,8 @@ class FakeTransport(SharedTransport):
                 body.mark_ended("closed")
             self._open.clear()
             self._scripts: list[AgentFunction] = []
-            # All turns, and the turns that use a script.
             self._turns: list[FakeTurn] = []
-            self._scripted: list[FakeTurn] = []
+            self._scripted: list[FakeTurn] = []  # The turns that use a script.
             self._calls: list[Call] = []
             self._expected: list[ExpectedCall] | None = None
             self._unexpected: list[str] = []

@@ -52,15 +52,17 @@ class FakeTurn:
     _clock: FakeClock
     # The lock is held while a step takes effect, but not while the agent's own code runs.
     _lock: AbstractContextManager[Any]
-    # Whether the agent has ended the turn. Closing the stream then cancels nothing.
+    # Whether the agent has ended the turn. If True, closing the stream cancels nothing.
     completed: bool = field(default=False, init=False)
     # The exception that the agent raised.
     error: BaseException | None = field(default=None, init=False)
-    # The number of steps that were run, and whether the remaining steps may stay unused.
+    # The number of steps that were run.
     _steps_done: int = field(default=0, init=False)
+    # Whether the agent may leave its remaining steps unused.
     _used_up: bool = field(default=False, init=False)
-    # The time of the agent's events, and the clock's time when the agent's code last continued.
+    # The time of the agent's next event.
     _time: float = field(init=False)
+    # The time of the clock when the agent's own code last continued.
     _continued_at: float = field(init=False)
     _output: deque[bytes | BaseException] = field(factory=deque[Any], init=False)
     _expander: steps.StepExpander = field(init=False)
@@ -68,8 +70,8 @@ class FakeTurn:
     # The coroutine of an agent without an event loop. Other agents run in a task instead.
     _agent: Coroutine[object, None, None] | None = field(default=None, init=False)
     _cancel_task: Callable[[], object] | None = field(default=None, init=False)
-    # Whether a thread or task runs the agent. It stays True after the end of the agent, so that no
-    # other thread runs the agent.
+    # Whether a thread or task runs the agent. It stays True after the agent has ended, so that no
+    # thread runs the agent again.
     _running: bool = field(default=False, init=False)
     # The agent's current wait: for a moment or a gate. Infinite after the agent was cancelled.
     _wait: Wait | None = field(default=None, init=False)

@@ -58,7 +58,7 @@ class ServerFailure(Exception):
 
 
 def text(shortest: int = 0, longest: float = inf) -> Check:
-    """Return a check for strings whose number of characters is in this range."""
+    """Return a check that a value is a string whose number of characters is in this range."""
 
     def check(value: object) -> Problem | None:
         if not isinstance(value, str):
@@ -73,14 +73,14 @@ def text(shortest: int = 0, longest: float = inf) -> Check:
 
 
 def choice(*names: str) -> Check:
-    """Return a check for one of these strings."""
+    """Return a check that a value is one of these strings."""
     *most, last = (repr(name) for name in names)
     found: Problem = "enum", {"expected": f"{', '.join(most)} or {last}"}
     return lambda value: None if isinstance(value, str) and value in names else found
 
 
 def integer_of(text: str) -> int | None:
-    """Parse an integer as pydantic does; return None if the string is not one."""
+    """Parse an integer as pydantic does; return None if `text` is not an integer."""
     number = text.strip().partition(".")[0].replace("_", "")
     digits = number.lstrip("+-0")
     if not _INTEGER.fullmatch(text.strip()) or len(digits) > 4300:  # noqa: PLR2004
@@ -107,9 +107,9 @@ class Form:
     """The checks of an operation's query and body. `read` also checks the ids in the path."""
 
     query: Mapping[str, Check] = field(factory=dict[str, Check])
-    members: Mapping[str, Check] | None = None  # The members of a JSON object.
-    optional: frozenset[str] = frozenset()  # Members that may be missing or null.
-    items: Check | None = None  # The items of a JSON array. The body may be missing.
+    members: Mapping[str, Check] | None = None  # The checks if the body is a JSON object.
+    optional: frozenset[str] = frozenset()  # The members that may be missing or null.
+    items: Check | None = None  # The check of each item if the body is a JSON array, or missing.
 
     def read(self, request: Request, target: Target) -> Any:
         """Return the parsed body; raise `RequestRejected` with all problems of the request."""

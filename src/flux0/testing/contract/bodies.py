@@ -1,0 +1,211 @@
+"""The contract for response bodies: a body is returned unchanged, or reading it fails."""
+
+# ruff: noqa: S101 - a test suite asserts
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+import zlib
+from gzip import compress
+
+import pytest
+
+from flux0.domain import errors
+from flux0.testing.contract.base import Contract, check, fails, streams
+from flux0.testing.contract.harness import Harness, get
+from flux0.testing.contract.responses import (
+    FRAMINGS,
+    Disconnect,
+    Framing,
+    Reset,
+    ServerSteps,
+    WaitForRelease,
+    Write,
+    byte_by_byte,
+    http_response,
+    size,
+    to_bytes,
+    truncated,
+)
+
+_framings = pytest.mark.parametrize("framing", FRAMINGS)
+# The combinations of framing and coding in which a truncated body can be detected: all except
+# close-delimited bodies without gzip.
+_DETECTABLE = [(each, gzip) for each in FRAMINGS for gzip in (True, False)][:-1]
+_codings = pytest.mark.parametrize("gzip", [False, True], ids=["identity", "gzip"])
+
+_EVENTS = (b"data: one\n\n", b"data: \xc3\xa9\xe2\x80\xa8\n", b"\n", b"data: three\n\n")
+_LARGE = random.Random(1).randbytes(1_000_000)  # noqa: S311 - not a secret
+_BODIES: dict[str, tuple[bytes, ...]] = {
+    "events": _EVENTS,
+    "byte-by-byte": _EVENTS,
+    "empty": (),
+    "large": (_LARGE[:1000], _LARGE[1000:]),
+}
+_GZIPPED = [("Content-Encoding", "gzip")]
+_START = http_response(framing="chunked")[0]
+
+_FIRST = Write(to_bytes(http_response(b"first", framing="chunked")[:-1]))
+_BAD_CHUNK = Write(b"xyz\r\nsecond\r\n")
+_ZIPPED = to_bytes(http_response(b"first", framing="chunked", gzip=True)[:2])
+_BAD_CHECKSUM = b"a\r\n\x03\x00" + bytes(8) + b"\r\n"
+# The steps of a body with a fault after its first piece, and the error that they must cause.
+_LATE_FAULTS: dict[str, tuple[ServerSteps, type[errors.TransportError]]] = {
+    "chunk": ((_FIRST, WaitForRelease(), _BAD_CHUNK, Disconnect()), errors.ProtocolError),
+    "chunk-at-once": ((Write(_FIRST.data + _BAD_CHUNK.data), Disconnect()), errors.ProtocolError),
+    "gzip": (
+        (Write(_ZIPPED), WaitForRelease(), Write(_BAD_CHECKSUM), Disconnect()),
+        errors.ProtocolError,
+    ),
+    "gzip-at-once": ((Write(_ZIPPED + _BAD_CHECKSUM), Disconnect()), errors.ProtocolError),
+    "end": ((_FIRST, WaitForRelease(), Disconnect()), errors.ConnectionInterrupted),
+    "end-at-once": ((_FIRST, Disconnect()), errors.ConnectionInterrupted),
+    "reset": ((_FIRST, WaitForRelease(), Reset()), errors.ConnectionInterrupted),
+}
+_TRAILERS = b"".join(b"X-%d: %s\r\n" % (number, b"x" * 1000) for number in range(2000))
+
+
+class BodyContract(Contract):
+    """Bodies are returned unchanged, in each framing. Damaged bodies raise an error."""
+
+    @_framings
+    @_codings
+    @streams
+    @pytest.mark.parametrize("body", _BODIES)
+    def test_body_is_returned_unchanged(
+        self, harness: Harness, framing: Framing, body: str, *, gzip: bool, stream: bool
+    ) -> None:
+        """`close_delimited` is True only if the body ends when the connection closes."""
+        steps = http_response(*_BODIES[body], framing=framing, gzip=gzip)
+        steps = byte_by_byte(steps) if body == "byte-by-byte" else steps
+        _, response = harness.exchange(steps, stream=stream)
+        check(
+            response.head.close_delimited, framing == "close-delimited", "Response.close_delimited"
+        )
+        # Compare outside of the assertion: pytest needs minutes for a diff of long bodies.
+        same = response.read() == b"".join(_BODIES[body])
+        assert same, "the received body differs from the sent body"
+
+    @_framings
+    @_codings
+    @streams
+    def test_pieces_are_yielded_when_they_arrive(
+        self, harness: Harness, framing: Framing, *, gzip: bool, stream: bool
+    ) -> None:
+        """A piece does not wait for the next piece or for the end of the body."""
+        steps = http_response(b"first", WaitForRelease(), b"second", framing=framing, gzip=gzip)
+        server, response = harness.read_first(steps, stream=stream)
+        server.release()
+        check(response.read(), b"second", "the body")
+
+    def test_chunk_extensions_and_trailers_are_ignored(self, harness: Harness) -> None:
+        """Extensions and trailers are not part of the body (RFC 9112, section 7.1)."""
+        server = harness.serve(
+            (_START, Write(b'2;a=1;b="x"\r\nok\r\n0;end\r\nX-Trailer: yes\r\n\r\n'))
+        )
+        for _ in range(2):
+            check(harness.fetch(get(server.url)), b"ok", "the body")
+
+    @pytest.mark.parametrize("coding", ["gzip", "GZIP", "x-gzip", "identity"])
+    def test_content_codings_are_decoded(self, harness: Harness, coding: str) -> None:
+        """A gzip body may have several members (RFC 1952, section 2.2)."""
+        pieces = _EVENTS if coding == "identity" else [compress(piece) for piece in _EVENTS]
+        _, response = harness.exchange(
+            http_response(b"".join(pieces), headers=[("Content-Encoding", coding)])
+        )
+        check(response.read(), b"".join(_EVENTS), "the body")
+
+    # --- damaged bodies
+
+    @pytest.mark.parametrize(("framing", "gzip"), _DETECTABLE)
+    def test_truncated_body_is_an_interruption(
+        self, harness: Harness, framing: Framing, *, gzip: bool
+    ) -> None:
+        """The body ends at every possible position, even within the last chunk or gzip trailer."""
+        steps = http_response(b"event", b"chunk", framing=framing, gzip=gzip)
+        start = size(steps[:1]) + (framing == "close-delimited")
+        cuts = [truncated(steps, length) for length in range(start, size(steps))]
+        server = harness.serve(*cuts)
+        for _ in cuts:
+            response = harness.send(get(server.url, stream=True))
+            fails(response.read, errors.ConnectionInterrupted, caused=framing != "close-delimited")
+
+    @pytest.mark.parametrize("framing", ["chunked", "content-length"])
+    def test_truncated_gzip_data_is_an_interruption(
+        self, harness: Harness, framing: Framing
+    ) -> None:
+        """The framing is complete, but the gzip data is not: a proxy lost its upstream server."""
+        whole = compress(b"event" * 100)
+        lengths = range(1, len(whole))
+        server = harness.serve(
+            *(http_response(whole[:n], framing=framing, headers=_GZIPPED) for n in lengths)
+        )
+        for _ in lengths:
+            fails(harness.send(get(server.url)).read, errors.ConnectionInterrupted, caused=False)
+
+    @pytest.mark.parametrize("damaged", [0, 12, -6, -2], ids=["head", "data", "crc", "length"])
+    def test_corrupt_gzip_data_is_a_protocol_error(self, harness: Harness, damaged: int) -> None:
+        """The trailer of gzip data contains a checksum and a length, which must be correct."""
+        data = bytearray(compress(bytes(range(256))))
+        data[damaged] ^= 0xFF
+        _, response = harness.exchange(http_response(bytes(data), headers=_GZIPPED))
+        fails(response.read, errors.ProtocolError)
+
+    def test_unsupported_coding_is_a_protocol_error(self, harness: Harness) -> None:
+        """Encoded bytes must not be returned as if they were decoded."""
+        headers = [("Content-Encoding", "x-unheard-of")]
+        server, response = harness.exchange(
+            http_response(b"?", WaitForRelease(), b"?", headers=headers)
+        )
+        fails(response.read, errors.ProtocolError, caused=False)
+        server.wait_until_closed()
+
+    @pytest.mark.parametrize("fault", _LATE_FAULTS)
+    @streams
+    def test_bytes_before_an_error_are_yielded(
+        self, harness: Harness, fault: str, *, stream: bool
+    ) -> None:
+        """The first piece is yielded before the error, even if both arrive together."""
+        steps, error = _LATE_FAULTS[fault]
+        server, response = harness.read_first(steps, stream=stream)
+        server.release()
+        cause = fails(response.read, error, caused=False).__cause__
+        assert cause is not None, "the error must be raised from the exception of the library"
+        server.wait_until_closed()
+
+    # --- limits
+
+    @pytest.mark.parametrize(
+        "ending",
+        [
+            b"2;" + b"x" * 2_000_000 + b"\r\nok\r\n0\r\n\r\n",
+            b"0\r\n" + _TRAILERS + b"\r\n",
+        ],
+        ids=["extension", "trailers"],
+    )
+    def test_chunk_overhead_is_limited(self, harness: Harness, ending: bytes) -> None:
+        """A chunk extension or trailers of 2 MB raise a `ProtocolError`."""
+        server, response = harness.exchange((_START, Write(ending)))
+        fails(response.read, errors.ProtocolError)
+        server.wait_until_closed()
+
+    def test_decompression_bomb_is_decoded_in_pieces(self, harness: Harness) -> None:
+        """200 kB of gzip data decode to 200 MB. Reading the first 4 MB needs less than 32 MB."""
+        compressor = zlib.compressobj(9, wbits=31)
+        first, another = (
+            compressor.compress(bytes(1_000_000)) + compressor.flush(zlib.Z_FULL_FLUSH)
+            for _ in range(2)
+        )
+        # After a full flush of zlib, the next block needs no earlier blocks. So `another` can be
+        # repeated.
+        _, response = harness.exchange(http_response(first + another * 199, headers=_GZIPPED))
+        tracemalloc.start()
+        try:
+            read = len(response.read(4_000_000))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert read >= 4_000_000, "the body ended too early"  # noqa: PLR2004
+        assert peak < 32_000_000, "too much was decompressed at once"  # noqa: PLR2004
+        response.close()
