@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+import runpy
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +23,7 @@ from sybil import Document, Example
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 from flux0 import Flux0, to_dict
-from flux0.testing import FakeTransport
+from flux0.testing import FakeTransport, Fault, Refuse, Respond
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +45,22 @@ def load(page: str, line: str) -> dict[str, Any]:
 
 # Each function returns a function that posts a message to a session as a user; None means that
 # no user is logged in. It returns the status and the body of the response.
+
+
+def example() -> Post:
+    folder = ROOT / "examples/web"
+    sys.path.insert(0, str(folder))
+    try:
+        page = TestClient(runpy.run_path(str(folder / "app.py"))["app"])
+    finally:
+        sys.path.remove(str(folder))
+
+    def post(session_id: str, user: str | None) -> tuple[int, bytes]:
+        page.cookies = {} if user is None else {"guest": user}
+        response = page.post(f"/sessions/{session_id}/messages", json={"text": "Hi"})
+        return response.status_code, response.content
+
+    return post
 
 
 def starlette() -> Post:
@@ -130,13 +149,15 @@ def wsgi() -> Post:
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeTransport]:
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTransport]:
+    # The URL is not used, but without it, the example would use its own fake.
+    monkeypatch.setenv("FLUX0_SERVER_URL", "http://127.0.0.1:8080")
     with FakeTransport("Secret.").installed() as fake:
         yield fake
 
 
 @pytest.mark.filterwarnings("ignore:Using `httpx` with")
-@pytest.mark.parametrize("sample", [starlette, fastapi, flask, django, wsgi])
+@pytest.mark.parametrize("sample", [example, starlette, fastapi, flask, django, wsgi])
 def test_web_sample_rejects_the_sessions_of_other_users(
     fake: FakeTransport, sample: Callable[[], Post]
 ) -> None:
@@ -155,6 +176,29 @@ def test_web_sample_rejects_the_sessions_of_other_users(
     status, body = post(own, "ada")
     assert status == 200
     assert b"Secret." in body
+
+
+@pytest.mark.filterwarnings("ignore:Using `httpx` with")
+@pytest.mark.parametrize(
+    ("fault", "operation", "status", "problem"),
+    [
+        (Refuse(), None, 502, "connection refused."),
+        (Respond(500), "sessions.create_event", 502, "Reload the page to see the messages"),
+        (None, None, 400, "session_id must be printable"),
+    ],
+)
+def test_web_example_returns_errors_as_json(
+    fake: FakeTransport, fault: Fault | None, operation: str | None, status: int, problem: str
+) -> None:
+    with Flux0() as client:
+        session_id = client.conversation(agent=fake.agent_id, user="ada").session_id
+    if fault is None:
+        session_id = "%23"
+    else:
+        fake.inject(fault, operation=operation, times=3)
+    received, body = example()(session_id, "ada")
+    assert received == status
+    assert problem in json.loads(body)["detail"]
 
 
 @pytest.mark.filterwarnings("ignore:Using `httpx` with")

@@ -17,18 +17,19 @@ class FakeOverHTTP(ExitStack):
     """A context manager that serves a fake on a free port of 127.0.0.1.
 
     Attributes:
+        fake: the fake.
         url: the URL of the fake.
         left: `left.wait()` returns when no stream of the fake is open.
     """
 
     def __init__(self, fake: FakeTransport) -> None:
         super().__init__()
-        self._fake = fake
+        self.fake = fake
         self.left = _NoOpenStreams(fake)
         self.url = ""
 
     def __enter__(self) -> Self:
-        self.url = self.enter_context(self._fake.serve())
+        self.url = self.enter_context(self.fake.serve())
         return self
 
 

@@ -1,0 +1,89 @@
+// Reads the turn of an agent: from the bytes of a response to texts and tool calls.
+
+/** Yield the server-sent events of `response.body`, each as {name, data}. */
+export async function* readEvents(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read(); // Raises a TypeError if the connection breaks.
+    if (done) return; // An event without its blank line is incomplete.
+    const frames = (rest + value).split("\n\n");
+    rest = frames.pop();
+    yield* frames.map(parseFrame);
+  }
+}
+
+function parseFrame(frame) {
+  const fields = { event: "message", data: [] };
+  for (const line of frame.split("\n")) {
+    const [name] = line.split(":", 1); // Empty for comments, which keep the connection open.
+    const value = line.slice(name.length + 1).replace(/^ /, "");
+    if (name === "event") fields.event = value;
+    if (name === "data") fields.data.push(value);
+  }
+  return { name: fields.event, data: JSON.parse(fields.data.join("\n")) };
+}
+
+/** The reply of the agent. Pass each event to `feed`, and show `parts`, `status` and `error`. */
+export class Turn {
+  status = "";
+  error = "";
+  #messages = new Map(); // For each event_id, the kind and the document of the message.
+
+  feed({ name, data }) {
+    if (name === "chunk") {
+      const message = this.#messages.get(data.event_id) ?? { kind: data.metadata?.kind };
+      this.#messages.set(data.event_id, message);
+      for (const patch of data.patches) message.root = applyPatch(message.root, patch);
+    } else if (name === "status") {
+      this.status = data.data.status;
+      if (this.status === "error") this.error = `The agent failed: ${asText(data.data.data ?? "no details")}`;
+    } else if (name === "error") {
+      this.error = data.message; // The connection between the application and the server failed.
+    }
+  }
+
+  /** The parts of the reply so far, each as {kind, text}. */
+  get parts() {
+    return [...this.#messages.values()].flatMap(({ kind, root }) => partsOf(kind, root));
+  }
+}
+
+function partsOf(kind, root) {
+  if (root?.tool_calls) {
+    const text = ({ tool_name = "", args }) => `${tool_name}(${asText(args)})`;
+    return root.tool_calls.map((call) => ({ kind: "tool_call", text: text(call) }));
+  }
+  if (root?.tool_call_results) {
+    const text = ({ data }) => JSON.stringify(data?.result ?? null);
+    return root.tool_call_results.map((call) => ({ kind: "tool_result", text: text(call) }));
+  }
+  return [{ kind: kind === "reasoning" ? "reasoning" : "text", text: asText(root) }];
+}
+
+/** Return a string, or an array of strings, as text, and other values as JSON. */
+function asText(value) {
+  const pieces = [value].flat();
+  return pieces.every((piece) => typeof piece === "string") ? pieces.join("") : JSON.stringify(value);
+}
+
+/** Apply a JSON Patch operation (RFC 6902) to `root`, and return the new root. */
+function applyPatch(root, { op, path, value }) {
+  if (op !== "add" && op !== "replace") throw new Error(`unsupported operation: ${op}`);
+  if (path === "") return value;
+  const keys = path.slice(1).split("/").map((key) => key.replaceAll("~1", "/").replaceAll("~0", "~"));
+  const last = keys.pop();
+  // Parents that do not exist yet are arrays or objects, depending on the next key.
+  const parents = { root };
+  let parent = parents;
+  for (const [index, key] of ["root", ...keys].entries()) {
+    const isArray = /^(-|\d+)$/.test([...keys, last][index]);
+    const child = Object.hasOwn(parent, key) ? parent[key] : undefined;
+    if (child === undefined || (isArray && !Array.isArray(child))) parent[key] = isArray ? [] : {};
+    parent = parent[key];
+  }
+  if (last === "-") parent.push(value);
+  else if (op === "add" && Array.isArray(parent)) parent.splice(last, 0, value);
+  else parent[last] = value;
+  return parents.root;
+}
