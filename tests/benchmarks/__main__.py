@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import decoding, exchanges, processes, report
+from benchmarks import alternatives, decoding, exchanges, lockstep, processes, report
 from benchmarks.measuring import FULL, QUICK, Case, Effort, Result, measure
 
 _SCENARIOS: dict[str, Callable[[Effort], Iterator[Case]]] = {
@@ -18,8 +18,11 @@ _SCENARIOS: dict[str, Callable[[Effort], Iterator[Case]]] = {
     "look": decoding.look,
     "lists": decoding.lists,
     "stream": exchanges.streams,
+    "lockstep": lockstep.lockstep,
     "burst": exchanges.bursts,
+    "alternatives": alternatives.alternatives,
     "call": exchanges.calls,
+    "first": exchanges.first_calls,
     "core": exchanges.core,
     "client": processes.clients,
     "import": processes.imports,

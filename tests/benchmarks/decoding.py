@@ -121,7 +121,7 @@ def typed(effort: Effort) -> Iterator[Case]:
             f"{name}, one event per piece",
             effort.cpu(count, ours, events),
             {"json.loads": effort.cpu(count, loads, data.texts(events))},
-            target=1.5,
+            target=1.6,
         )
 
 

@@ -6,47 +6,41 @@ import asyncio
 import atexit
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib import import_module
 from typing import Any
 
 import aiohttp
+import httpx
 import requests
 import urllib3
 from attrs import frozen
 
 import flux0
 from benchmarks import data
-from benchmarks.measuring import Case, Effort
+from benchmarks.measuring import Case, Effort, Sample
 from benchmarks.server import EVENT_BYTES, serving, session_id
 from flux0 import Flux0
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
 
-_HEADERS = {"accept": "text/event-stream", "content-type": "application/json"}
-_BODY = b'{"type":"message","source":"user","content":"Hi"}'
-# The transports of the last three use only public interfaces, which cost more than private ones.
-_STREAM_TARGETS = {
-    **dict.fromkeys(("httpx", "httpx async", "httpx2", "httpx2 async"), 1.25),
-    **dict.fromkeys(("requests", "urllib3", "aiohttp"), 1.6),
-}
-_CALL_TARGETS = {"urllib3": 1.3, "aiohttp": 1.3}
+HEADERS = {"accept": "text/event-stream", "content-type": "application/json"}
+BODY = b'{"type":"message","source":"user","content":"Hi"}'
+_CALL_TARGETS = {"urllib3": 1.3, "aiohttp": 1.6}
 
 
 def streams(effort: Effort) -> Iterator[Case]:
-    """A streamed turn, compared with reading its bytes and `json.loads` of each event."""
-    return _turns("stream", effort, count=300, pause=0.0005, targets=_STREAM_TARGETS)
+    """A turn whose events arrive at intervals of 0.5 ms, so that the caches are cold."""
+    return _turns("stream", effort, count=300, pause=0.0005)
 
 
 def bursts(effort: Effort) -> Iterator[Case]:
     """A turn whose events arrive at once, so that the HTTP library does the least work."""
-    return _turns("burst", effort, count=1000, pause=0.0, targets={})
+    return _turns("burst", effort, count=1000, pause=0.0)
 
 
-def _turns(
-    scenario: str, effort: Effort, *, count: int, pause: float, targets: Mapping[str, float]
-) -> Iterator[Case]:
+def _turns(scenario: str, effort: Effort, *, count: int, pause: float) -> Iterator[Case]:
     session = session_id(count, pause)
     texts = data.texts(data.turn(EVENT_BYTES, count))
 
@@ -57,24 +51,25 @@ def _turns(
 
     with serving() as base:
         url = f"{base}/api/sessions/{session}/events/stream"
-        for library in _libraries():
-            ours = _ours if library.loop is None else _ours_async
+        for library in libraries():
+            ours = read_turn if library.loop is None else read_turn_async
             client = Flux0(base, transport=library.transport())
             yield Case(
                 scenario,
                 library.name,
                 effort.cpu(count, library.runner(ours, client, session)),
                 {"bare + json.loads": effort.cpu(count, bare, library, url)},
-                target=targets.get(library.name),
             )
 
 
-def _ours(client: Flux0, session: str) -> None:
+def read_turn(client: Flux0, session: str) -> None:
+    """Read a turn over flux0."""
     for _ in client.sessions.create_event(session_id=session, content="Hi"):
         pass
 
 
-async def _ours_async(client: Flux0, session: str) -> None:
+async def read_turn_async(client: Flux0, session: str) -> None:
+    """The async version of `read_turn`."""
     async for _ in await client.sessions.create_event_async(session_id=session, content="Hi"):
         pass
 
@@ -82,7 +77,7 @@ async def _ours_async(client: Flux0, session: str) -> None:
 def calls(effort: Effort) -> Iterator[Case]:
     """`agents.list()` with ten agents, compared with the HTTP library and `json.loads`."""
     with serving() as base:
-        for library in _libraries():
+        for library in libraries():
             agents = Flux0(base, transport=library.transport()).agents
             ours = agents.list if library.loop is None else agents.list_async
             bare = library.runner(library.fetch, f"{base}/api/agents")
@@ -93,6 +88,42 @@ def calls(effort: Effort) -> Iterator[Case]:
                 {"bare + json.loads": effort.cpu(1, bare)},
                 target=_CALL_TARGETS.get(library.name, 1.15),
             )
+
+
+def first_calls(effort: Effort) -> Iterator[Case]:
+    """A new client, its first call and its end, in milliseconds, compared with a limit."""
+    with serving() as base:
+        url = f"{base}/api/agents"
+        for name, transport, bare, limit in (
+            ("httpx", flux0.HttpxTransport, httpx.Client, 1.5),
+            ("urllib3", flux0.Urllib3Transport, urllib3.PoolManager, 1.0),
+            ("requests", flux0.RequestsTransport, requests.Session, None),
+        ):
+            limits: dict[str, Sample] = {} if limit is None else {f"{limit} ms": _constant(limit)}
+            ours = _milliseconds(effort, _first_call, base, transport)
+            peers = {**limits, "bare": _milliseconds(effort, _bare_first_call, url, bare)}
+            target = None if limit is None else 1.0
+            yield Case("first", name, ours, peers, target=target, unit="ms")
+
+
+def _first_call(base: str, transport: Callable[[], Any]) -> None:
+    with Flux0(base, transport=transport()) as client:
+        client.agents.list()
+
+
+def _bare_first_call(url: str, make: Callable[[], Any]) -> None:
+    with make() as client:
+        response = client.request("GET", url)
+        json.loads(getattr(response, "content", None) or response.data)
+
+
+def _constant(amount: float) -> Sample:
+    return lambda: amount
+
+
+def _milliseconds(effort: Effort, work: Callable[..., object], *arguments: object) -> Sample:
+    microseconds = effort.cpu(1, work, *arguments)
+    return lambda: microseconds() / 1000
 
 
 def core(effort: Effort) -> Iterator[Case]:
@@ -135,18 +166,18 @@ class Library:
     name: str
     transport: Callable[[], Any]
     fetch: Callable[[str], Any]
-    read: Callable[[str, Iterator[object]], Any]
+    read: Callable[[str, Iterator[Any]], Any]
     loop: asyncio.AbstractEventLoop | None = None
 
-    def runner(self, work: Callable[..., Any], *arguments: object) -> Callable[[], object]:
+    def runner(self, work: Callable[..., Any], *arguments: object) -> Callable[..., object]:
         """Return a function that runs `work`, in the loop if there is one."""
         loop = self.loop
         if loop is None:
             return partial(work, *arguments)
-        return lambda: loop.run_until_complete(work(*arguments))
+        return lambda *more: loop.run_until_complete(work(*arguments, *more))
 
 
-def _libraries() -> list[Library]:
+def libraries() -> list[Library]:
     """Return all libraries, with open clients."""
     httpx_family = [
         make(name, transport)
@@ -160,7 +191,7 @@ def _httpx(name: str, transport: Callable[[], Any]) -> Library:
     client = import_module(name).Client()
 
     def read(url: str, decoded: Iterator[object]) -> None:
-        with client.stream("POST", url, content=_BODY, headers=_HEADERS) as response:
+        with client.stream("POST", url, content=BODY, headers=HEADERS) as response:
             for _ in response.iter_raw():
                 next(decoded, None)
 
@@ -174,7 +205,7 @@ def _httpx_async(name: str, transport: Callable[[], Any]) -> Library:
         return json.loads((await client.get(url)).content)
 
     async def read(url: str, decoded: Iterator[object]) -> None:
-        async with client.stream("POST", url, content=_BODY, headers=_HEADERS) as response:
+        async with client.stream("POST", url, content=BODY, headers=HEADERS) as response:
             async for _ in response.aiter_raw():
                 next(decoded, None)
 
@@ -185,7 +216,7 @@ def _requests() -> Library:
     session = requests.Session()
 
     def read(url: str, decoded: Iterator[object]) -> None:
-        with session.post(url, data=_BODY, stream=True, headers=_HEADERS) as response:
+        with session.post(url, data=BODY, stream=True, headers=HEADERS) as response:
             for _ in response.iter_content(None):
                 next(decoded, None)
 
@@ -197,7 +228,7 @@ def _urllib3() -> Library:
     pool = urllib3.PoolManager()
 
     def read(url: str, decoded: Iterator[object]) -> None:
-        response = pool.request("POST", url, body=_BODY, preload_content=False, headers=_HEADERS)
+        response = pool.request("POST", url, body=BODY, preload_content=False, headers=HEADERS)
         for _ in response.stream():
             next(decoded, None)
         response.release_conn()
@@ -218,7 +249,7 @@ def _aiohttp() -> Library:
     atexit.register(lambda: loop.run_until_complete(session.close()))
 
     async def read(url: str, decoded: Iterator[object]) -> None:
-        async with session.post(url, data=_BODY, headers=_HEADERS) as response:
+        async with session.post(url, data=BODY, headers=HEADERS) as response:
             async for _ in response.content.iter_any():
                 next(decoded, None)
 

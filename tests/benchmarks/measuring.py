@@ -40,8 +40,7 @@ class Cpu:
 
     def _measure(self, repeats: int) -> float:
         work = self.work
-        gc.collect()
-        gc.freeze()  # Exclude the objects of other cases from garbage collections.
+        collect_garbage()
         start = process_time()
         for _ in range(repeats):
             work()
@@ -102,6 +101,12 @@ class Result:
             return ""
         met = self.ratio >= target if self.case.kind == "speed" else self.ratio <= target
         return "met" if met else "missed"
+
+
+def collect_garbage() -> None:
+    """Collect garbage, and exclude the objects of other cases from further collections."""
+    gc.collect()
+    gc.freeze()
 
 
 def measure(case: Case, effort: Effort) -> Result:

@@ -1,4 +1,4 @@
-"""Imports, memory, the creation of clients, and a thousand open streams.
+"""Imports, memory, the creation of clients, and thousands of open streams.
 
 `python -m benchmarks.processes NAME ARGUMENT` runs a measurement that needs its own process.
 """
@@ -10,20 +10,23 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from time import process_time
 from typing import Any
 
+import aiohttp
 import httpx
 
 from benchmarks import data
 from benchmarks.exchanges import Stub
 from benchmarks.measuring import Case, Effort, Sample
 from benchmarks.server import open_many_files, serving, session_id
-from flux0 import Flux0
+from flux0 import AiohttpTransport, Flux0
 
-_STREAMS = 1000
+_STREAMS = 2000
+_SESSION = session_id(0)
 _WORD = "word 7 "
 _LONG_TURN = 1_000_000
 _NO_BYTECODE_FILES = "PYTHONDONTWRITEBYTECODE"
@@ -42,7 +45,7 @@ def imports(effort: Effort) -> Iterator[Case]:
         ("modules", "len(sys.modules) - known", "modules", 1.8),
     ):
         ours, attrs = (
-            _run("-c", _IMPORT.format(code, measure))
+            _run_sample("-c", _IMPORT.format(code, measure))
             for code in ("from flux0 import Flux0", "import attrs")
         )
         yield Case("import", name, ours, {"attrs": attrs}, target=target, unit=unit)
@@ -59,29 +62,51 @@ def clients(effort: Effort) -> Iterator[Case]:
 def memory(effort: Effort) -> Iterator[Case]:
     """The memory of a turn with 1,000,000 events that is only iterated over."""
     name = "1,000,000 events, compared with their text"
-    ours = _run("-m", __name__, "turn", str(_LONG_TURN))
+    ours = _run_sample("-m", __name__, "turn", str(_LONG_TURN))
     peers = {"text": lambda: len(_WORD) * _LONG_TURN / 1e6}
     yield Case("memory", name, ours, peers, target=1.0, unit="MB", slow=True)
 
 
 def many(effort: Effort) -> Iterator[Case]:
-    """The memory of 1,000 async streams that are open at the same time."""
+    """2,000 async streams that are open at the same time: memory, CPU time, and longest stall."""
     with serving() as base:
-        ours, bare = (_run("-m", __name__, name, base) for name in ("flux0", "httpx"))
-        name, peers = "1,000 open streams", {"httpx": bare}
-        yield Case("many", name, ours, peers, target=1.2, unit="MB", slow=True)
+        commands = {name: _run("-m", __name__, name, base) for name in _OPENERS}
+        rounds = [
+            {name: run() for name, run in commands.items()} for _ in range(effort.slow_rounds)
+        ]
+
+    def sample(name: str, amount: int) -> Sample:
+        measured = iter([amounts[name][amount] for amounts in rounds])
+        return lambda: next(measured)
+
+    for library, target in (("httpx", 1.2), ("aiohttp", None)):
+        for amount, (what, unit) in enumerate((("memory", "MB"), ("CPU time", "s"))):
+            ours, bare = sample(f"flux0 over {library}", amount), sample(library, amount)
+            name = f"2,000 streams over {library}: {what}"
+            yield Case("many", name, ours, {"bare": bare}, target=target, unit=unit, slow=True)
+        peers: dict[str, Sample] = {"0.3 s": lambda: 0.3, "bare": sample(library, 2)}
+        name = f"2,000 streams over {library}: longest stall"
+        limit = None if target is None else 1.0
+        ours = sample(f"flux0 over {library}", 2)
+        yield Case("many", name, ours, peers, target=limit, unit="s", slow=True)
 
 
-def _run(*arguments: str) -> Sample:
+def _run(*arguments: str) -> Callable[[], list[float]]:
+    """Return a function that runs Python, and returns the numbers that it prints."""
     command = (sys.executable, *arguments)
     # Python stores compiled modules, as it does for users.
     environment = {name: value for name, value in os.environ.items() if name != _NO_BYTECODE_FILES}
 
-    def sample() -> float:
+    def run() -> list[float]:
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        return float(done.stdout)
+        return [float(number) for number in done.stdout.split()]
 
-    return sample
+    return run
+
+
+def _run_sample(*arguments: str) -> Sample:
+    run = _run(*arguments)
+    return lambda: run()[0]
 
 
 # --- in a child process
@@ -107,29 +132,84 @@ def _turn(count: int) -> float:
     return grown
 
 
-async def _open_streams(base: str, *, ours: bool) -> float:
-    """Return the memory of `_STREAMS` open streams, each after its first event."""
-    session = session_id(0)
-    url = f"{base}/api/sessions/{session}/events/stream"
-    limits = httpx.Limits(max_connections=_STREAMS)
-    flux0, bare = Flux0(base), httpx.AsyncClient(limits=limits, timeout=60)
-    streams: list[Any] = []
+@asynccontextmanager
+async def _flux0_stream(client: Flux0, _: str) -> AsyncGenerator[AsyncIterator[object]]:
+    async with await client.sessions.create_event_async(session_id=_SESSION, content="Hi") as turn:
+        yield turn
 
-    async def open_stream(stack: AsyncExitStack) -> None:
-        if ours:
-            opening = flux0.sessions.create_event_async(session_id=session, content="Hi")
-            pieces: Any = await stack.enter_async_context(opening)
-        else:
-            response = await stack.enter_async_context(bare.stream("POST", url, content=b"{}"))
-            pieces = response.aiter_raw()
-        await anext(pieces)
-        streams.append(pieces)
 
+@asynccontextmanager
+async def _httpx_stream(
+    client: httpx.AsyncClient, url: str
+) -> AsyncGenerator[AsyncIterator[object]]:
+    async with client.stream("POST", url, content=b"{}") as response:
+        yield response.aiter_raw()
+
+
+@asynccontextmanager
+async def _aiohttp_stream(
+    session: aiohttp.ClientSession, url: str
+) -> AsyncGenerator[AsyncIterator[object]]:
+    async with session.post(url, data=b"{}") as response:
+        yield response.content.iter_any()
+
+
+def _httpx_client(_: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(limits=httpx.Limits(max_connections=_STREAMS), timeout=60)
+
+
+def _aiohttp_session(_: str) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=_STREAMS))
+
+
+# For each contestant, a function that makes a client, and a function that opens a stream.
+_OPENERS: dict[str, tuple[Callable[[str], Any], Callable[[Any, str], Any]]] = {
+    "flux0 over httpx": (Flux0, _flux0_stream),
+    "httpx": (_httpx_client, _httpx_stream),
+    "flux0 over aiohttp": (lambda base: Flux0(base, transport=AiohttpTransport()), _flux0_stream),
+    "aiohttp": (_aiohttp_session, _aiohttp_stream),
+}
+
+
+async def _open_streams(contestant: str, base: str) -> tuple[float, float, float]:
+    """Open `_STREAMS` streams, and read the first event of each.
+
+    Return their memory in MB, the CPU time in seconds, and the longest stall of the event loop in
+    seconds.
+    """
+    make, open_stream = _OPENERS[contestant]
+    url = f"{base}/api/sessions/{_SESSION}/events/stream"
     async with AsyncExitStack() as stack:
-        await open_stream(stack)
-        before = _megabytes()
-        await asyncio.gather(*(open_stream(stack) for _ in range(_STREAMS - 1)))
-        return _megabytes() - before
+        client = await stack.enter_async_context(make(base))
+
+        async def read_one() -> None:
+            await anext(await stack.enter_async_context(open_stream(client, url)))
+
+        await read_one()
+        memory, cpu = _megabytes(), process_time()
+        watch = asyncio.create_task(_longest_stall())
+        await asyncio.gather(*(read_one() for _ in range(_STREAMS - 1)))
+        return _megabytes() - memory, process_time() - cpu, await _stop(watch)
+
+
+async def _longest_stall() -> float:
+    """Measure until this task is cancelled; return the longest stall of the event loop.
+
+    A stall is measured as the CPU time between two runs of this task, because other processes
+    may also delay the task.
+    """
+    longest, last = 0.0, process_time()
+    with suppress(asyncio.CancelledError):
+        while True:
+            await asyncio.sleep(0.01)
+            now = process_time()
+            longest, last = max(longest, now - last), now
+    return longest
+
+
+async def _stop(task: asyncio.Task[float]) -> float:
+    task.cancel()
+    return await task
 
 
 if __name__ == "__main__":
@@ -138,4 +218,4 @@ if __name__ == "__main__":
     if measurement == "turn":
         print(_turn(int(argument)))
     else:
-        print(asyncio.run(_open_streams(argument, ours=measurement == "flux0")))
+        print(*asyncio.run(_open_streams(measurement, argument)))

@@ -15,7 +15,7 @@ from attrs import asdict
 from benchmarks.measuring import Result
 
 _LIBRARIES = (
-    *("anthropic", "openai", "httpx-sse", "sseclient-py", "pydantic"),
+    *("anthropic", "openai", "httpx-sse", "sseclient-py", "pydantic", "msgspec"),
     *("httpx", "httpx2", "requests", "urllib3", "aiohttp", "attrs", "cattrs"),
 )
 _ROW, _LEFT, _WIDTH = 18, 330, 760  # Pixels.

@@ -19,7 +19,7 @@ _AGENTS = _HEAD + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n
     len(_LIST),
     _LIST,
 )
-_STREAM = (
+STREAM_HEAD = (
     _HEAD + b"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 )
 EVENT_BYTES = 300
@@ -49,9 +49,13 @@ def _turn(count: int) -> list[bytes]:
 
     If `count` is 0, the response has one event and no end.
     """
-    events = data.turn(EVENT_BYTES, count or 1)
-    chunks = [b"%x\r\n%b\r\n" % (len(event), event) for event in events]
-    return [_STREAM, *chunks, *([b"0\r\n\r\n"] if count else [])]
+    chunks = [http_chunk(event) for event in data.turn(EVENT_BYTES, count or 1)]
+    return [STREAM_HEAD, *chunks, *([http_chunk(b"")] if count else [])]
+
+
+def http_chunk(content: bytes) -> bytes:
+    """Return an HTTP chunk; without content, it is the last chunk of a body."""
+    return b"%x\r\n%b\r\n" % (len(content), content)
 
 
 def session_id(count: int, pause: float = 0.0) -> str:
