@@ -1,4 +1,4 @@
-"""Makes the calls of a client: converts options into an `ApiCall`, and drives the flow."""
+"""Converts the options of a call into an `ApiCall`, and drives the flow of the call."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Caller:
 
     Attributes:
         server_url: The URL of the server, without credentials.
-        open_turns: The open streams, at most one for each session.
+        open_turns: The open streams, at most one per session.
     """
 
     def __init__(
@@ -103,14 +103,14 @@ class Caller:
         call, limit = self._settings(**options), self._limit(timeout_ms)
         if limit is None:
             return call
-        # `timeout_ms` also replaces shorter read and write timeouts: a call that may take 5 minutes
-        # must not end after 60 s without data.
+        # Replace the read and write timeouts, too. A call that may take 5 minutes must not end
+        # after 60 s without data.
         timeout = evolve(call.timeout, read=limit, write=limit)
         deadline = Deadline(self.time.monotonic() + limit, limit)
         return evolve(call, timeout=timeout, deadline=deadline)
 
     def with_options(self, timeout_ms: int | None, **options: Any) -> Caller:
-        """Return a caller with different default options. Closing the new caller closes nothing.
+        """Return a caller with different default options. The new caller cannot be closed.
 
         Both callers share transports, open turns and observers.
         """
@@ -192,8 +192,8 @@ class Caller:
         if self._is_view:
             return
         self._open_calls.close()
-        # First mark the streams as closed, so that their readers raise ClientClosed instead of a
-        # transport error when the connections are closed.
+        # First mark the streams as closed. Then their readers raise ClientClosed, and not a
+        # transport error, when the connections are closed.
         self.open_turns.mark_closed()
         if self._driver is not None:
             self._driver.transport.close()

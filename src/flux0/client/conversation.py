@@ -128,9 +128,9 @@ class Conversation(_ConversationBase):
         """Return a turn from the stored events, or None if its message is not stored.
 
         Use this method after an error, after a restart, or in another process. Pass
-        `correlation_id`, which identifies the turn exactly (see `StreamError.correlation_id`).
-        Without a correlation id, pass `content` and `since`: they cannot distinguish turns if the
-        same text is sent several times after `since`.
+        `correlation_id`, which identifies the turn exactly (see `StreamError.correlation_id`). If
+        you have no correlation id, pass `content` and `since`. The result is then the first turn
+        from `since` whose message has this text.
 
         If the result is None, the message may still be stored later, for example if a proxy queues
         requests. A stored message may stay without a reply, because the agent stops when its stream

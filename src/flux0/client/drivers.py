@@ -34,8 +34,8 @@ from flux0.runtime.waker import Waker
 T = TypeVar("T")
 E = TypeVar("E", bound=Flux0Error)
 
-# Seconds that the driver waits after the deadline. The transport's own timeout ends at the deadline
-# and should expire first, because its error names the step that took too long.
+# Seconds that the driver waits after the deadline. The timeout of the transport ends at the
+# deadline and should expire first, because its error names the step that took too long.
 _GRACE = 0.1
 
 
@@ -155,9 +155,10 @@ class Driver:
     def _wakeable(
         self, deadline: Deadline | None, wake: Callable[[], object], work: Callable[[], T]
     ) -> T:
-        """Return the result of `work`.
+        """Call `work` and return its result.
 
-        `wake` is called at the deadline, or when the client is closed; it must end `work`.
+        If `work` is still running at the deadline, or when the client is closed, another thread
+        calls `wake`, which must end `work`.
         """
         if deadline is None:
             with self.calls.wake_on_close(wake):
@@ -167,7 +168,7 @@ class Driver:
             with self.calls.wake_on_close(wake):
                 return work()
         except TransportTimeout:
-            raise  # A timeout error names the step that took too long; keep it after the deadline.
+            raise  # Timeout errors name the step that took too long, so do not replace them.
         except TransportError as error:
             if self.time.monotonic() > deadline.moment + _GRACE and not self.calls.closed:
                 raise deadline.exceeded(error.sent) from error.__cause__ or error

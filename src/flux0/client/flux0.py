@@ -50,8 +50,8 @@ class Flux0(Uncopyable):
     Any number of threads, tasks and event loops can share a client.
 
     Use the client in a `with` or `async with` block, or call `close` or `close_async`. Otherwise,
-    the connections are closed when the client is garbage-collected, or when the process or the
-    event loop ends. flux0 never closes an HTTP client that you passed in.
+    the connections are closed when the client is unreferenced, or when the process or the event
+    loop ends. flux0 never closes an HTTP client that you passed in.
 
     Args:
         server_url: The URL of the server. Default: the environment variable `FLUX0_SERVER_URL`, or
@@ -67,25 +67,25 @@ class Flux0(Uncopyable):
         retry_config: The retry policy. By default, a GET is sent up to three times. A POST is sent
             again only if the server cannot have acted on it.
         timeout_ms: The longest time in milliseconds that a call may take, with all its retries. For
-            a stream, the longest time until the response headers are received. By default, a call
-            has no limit, but each single wait, for example for the next bytes, has a limit of at
-            most 60 s.
+            a stream, the longest time until the response headers are received. By default, the
+            whole call has no limit, but each step has: 10 s for connecting, and 60 s for each wait
+            until data is sent or received.
         stream_idle_timeout_ms: The longest time in milliseconds between two events of a stream.
             Default: 600 s.
         headers: Header fields to send with each request. If a value is a function, the function is
             called for each attempt, for example to refresh a token. An async function works only in
             async calls.
-        middleware: Generator functions `(request, send) -> Flow[Response]` around each call,
-            outermost first. They run once for each call, around all its retries.
+        middleware: Generator functions `(request, send) -> Flow[Response]`, outermost first. They
+            run once for each call, around all its retries.
         observers: Objects that are called when calls, attempts and turns start and end, such as
             `flux0.adapters.opentelemetry.OpenTelemetry`. See `flux0.observers`.
         on_retry: A function that is called before the wait for each retry.
         debug_logger: A logger for all requests and responses. Default: if the environment variable
             `FLUX0_DEBUG` is 1, the logger `flux0`; otherwise nothing is logged.
         max_event_bytes: The size limit of one event of a stream. Default: 16 MiB.
-        max_turn_bytes: The size limit of the messages that a stream builds from its events, as
-            counted by `MessageAccumulator`. Default: 64 MiB. When the limit is reached, events are
-            still yielded, but no longer added to the messages.
+        max_turn_bytes: The size limit of the messages that a stream builds from its events. The
+            docstring of `MessageAccumulator` says how the size is counted. Default: 64 MiB. When
+            the limit is reached, events are still yielded, but no longer added to the messages.
         max_body_bytes: The size limit of a decoded response body that is not streamed. Default:
             64 MiB.
 
@@ -118,7 +118,7 @@ class Flux0(Uncopyable):
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         **options: NoReturn,
     ) -> None:
-        # Imported here, because importing the codec takes long, and `import flux0` must be fast.
+        # Import the codec here: its import takes long, and `import flux0` must be fast.
         from flux0.adapters.json import JsonCodec  # noqa: PLC0415
 
         check_names(options, of_call=False)

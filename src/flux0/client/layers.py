@@ -77,8 +77,8 @@ def split_headers(
     fixed = {name: value for name, value in headers.items() if not callable(value)}
     computed = {name: value for name, value in headers.items() if callable(value)}
     names = arguments.headers("headers", dict.fromkeys(headers, ""))
-    # A fixed header replaces a computed header, so the default user agent must not be added as a
-    # fixed header if the user passes a function that computes it.
+    # Fixed headers replace computed headers. If the user passes a function for the user agent, do
+    # not add the default user agent: it would replace the result of the function.
     defaults = Headers() if "user-agent" in names else _USER_AGENT
     return defaults.merge(arguments.headers("headers", fixed)), computed
 
@@ -96,8 +96,8 @@ def _user_layers(middleware: object, policy: ResponsePolicy) -> list[Middleware]
 
 
 def _logged(on_retry: Callable[[RetryDetails], None] | None) -> Callable[[RetryDetails], None]:
-    # Imported now instead of at the first retry: the retry may be caused by too many open files,
-    # and then the import would fail, too.
+    # Import the module now. At the first retry, the process may have too many open files, and the
+    # import would fail.
     from flux0.middleware.logging import log_retry  # noqa: PLC0415 - slow to import
 
     def log_and_call(details: RetryDetails) -> None:

@@ -34,8 +34,8 @@ class OpenCalls:
     def explain(self, error: BaseException) -> BaseException:
         """Return the error that the call raises instead of `error`.
 
-        If the client is closed and `error` comes from the transport, this is a `ClientClosed`.
-        Otherwise, it is `error` itself.
+        If the client is closed and `error` comes from the transport, the result is a
+        `ClientClosed`. Otherwise, the result is `error` itself.
         """
         if not (self.closed and isinstance(error, (TransportError, ClientClosed))):
             return error
@@ -45,7 +45,7 @@ class OpenCalls:
         return closed
 
     def wake_on_close(self, wake: Callable[[], object]) -> WakeOnClose:
-        """Return a context manager; if the client is closed within its block, `wake` is called.
+        """Return a context manager. `wake` is called if the client is closed within its block.
 
         `wake` may be called in any thread, and must not block or raise. Entering the block raises
         `ClientClosed` if the client is already closed.
@@ -76,7 +76,7 @@ class WakeOnClose:
 
     def __enter__(self) -> None:
         self._wakers[self] = self._wake
-        # `close` may have called all wakers just before this waker was added, so check again.
+        # `close` may have called all wakers just before this waker was added.
         if self._calls.closed:
             del self._wakers[self]
             self._calls.check()

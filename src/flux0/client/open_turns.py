@@ -1,9 +1,9 @@
-"""The open turns of a client, at most one for each session.
+"""The open turns of a client, at most one per session.
 
 The server runs one turn per session. If a second message is sent during a turn, the first stream
-gets no more events, and closing the first stream cancels the second turn (measured, 0.1.0b4). So a
-client sends the messages of a session one after another, and closes the open stream of the session
-before it sends the next message.
+gets no more events, and closing the first stream cancels the second turn (measured, 0.1.0b4).
+Therefore, a client sends the messages of a session one after another, and closes the open stream of
+the session before it sends the next message.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from flux0.runtime.event_loop import has_ended, running_loop, schedule_close
 _MAX_QUEUE_SECONDS: Final = 60.0
 # Seconds that a message waits for another event loop to close the open stream of the session.
 _MAX_CLOSE_SECONDS: Final = 10.0
-# Seconds between two checks whether the other event loop has ended. Python has no notification for
-# the end of an event loop.
+# Seconds between two checks whether the other event loop has ended. Event loops do not notify other
+# threads of their end.
 _CHECK_SECONDS: Final = 0.05
 
 _ANOTHER_MESSAGE: Final = (
@@ -59,10 +59,10 @@ class _Limit:
 
 
 class OpenTurns:
-    """The latest stream of each session, until the stream is garbage-collected.
+    """The latest stream of each session, until the stream is unreferenced.
 
-    Threads, tasks and event loops may send on one session at the same time. Different sessions
-    never wait for each other.
+    Threads, tasks and event loops may send messages on one session at the same time. A message
+    waits only for messages of its own session.
     """
 
     def __init__(self, calls: OpenCalls) -> None:
@@ -75,9 +75,9 @@ class OpenTurns:
     def exclusive(
         self, session: SessionKey, deadline: Deadline | None, now: float
     ) -> Generator[None, None, None]:
-        """Return a context manager; within its block, no other call of this client uses `session`.
+        """Return a context manager. Within its block, no other message is sent on `session`.
 
-        Entering the block waits for earlier calls on the session, and closes its open stream.
+        Entering the block waits for earlier messages, and closes the open stream of the session.
 
         Args:
             session: The URL of the server and the id of the session.
@@ -87,7 +87,8 @@ class OpenTurns:
         Raises:
             TransportTimeout: The wait took too long. The message was not sent.
             ClientClosed: The client was closed during the wait.
-            Flux0Error: A task of this thread is sending on the session, or reads its open stream.
+            Flux0Error: A task of this thread is sending a message on the session, or is reading the
+                open stream of the session. The task cannot continue while this call waits for it.
         """
         queue, sender = self._queues.of(session), ThreadSender()
         ahead = queue.join(sender)
@@ -123,12 +124,12 @@ class OpenTurns:
         self._streams[session] = stream
 
     def mark_closed(self) -> None:
-        """Mark all open streams, so that readers raise `ClientClosed` when connections close."""
+        """Mark all open streams as closed, so that their readers raise `ClientClosed`."""
         for stream in self._open():
             stream.mark_closed(CLIENT_CLOSED)
 
     def close(self) -> None:
-        """Close all open streams; async streams are closed soon, each in its event loop."""
+        """Close all open streams. Each async stream is closed soon, by its event loop."""
         for stream in self._open():
             if isinstance(stream, EventStream):
                 stream.close(CLIENT_CLOSED)
@@ -181,7 +182,7 @@ class OpenTurns:
                     if monotonic() > ends:
                         raise limit.expired()
             self._calls.check()
-            # No effect, unless the event loop ended before it closed the stream.
+            # If the event loop ended before it closed the stream, close the stream here.
             stream.close_soon(_ANOTHER_MESSAGE)
 
     async def _close_async(self, stream: EventStream | AsyncEventStream, limit: _Limit) -> None:
@@ -202,12 +203,12 @@ class OpenTurns:
                     with move_on_after(_CHECK_SECONDS):
                         await waiter.wait()
             self._calls.check()
-            # No effect, unless the event loop ended before it closed the stream.
+            # If the event loop ended before it closed the stream, close the stream here.
             stream.close_soon(_ANOTHER_MESSAGE)
 
 
 def _close_in_its_loop(stream: AsyncEventStream, wake: Callable[[], None]) -> None:
-    """Schedule the closing of `stream` in its event loop, which calls `wake` afterwards."""
+    """Start a task in the event loop of `stream` that closes the stream and then calls `wake`."""
 
     async def close() -> None:
         try:

@@ -17,8 +17,8 @@ T = TypeVar("T")
 class _Opening(Coroutine[Any, Any, T], Generic[T]):
     """A coroutine that raises a clear error if `await` is missing.
 
-    Python's coroutines have a method `send`, so calling `send("Hello")` on a conversation that was
-    not awaited would otherwise raise a confusing error.
+    Without this class, calling `send("Hello")` on a conversation that was not awaited would call
+    the method `send` of a Python coroutine, whose error does not mention `await`.
     """
 
     _problem = "await is missing"
@@ -46,7 +46,7 @@ class _Opening(Coroutine[Any, Any, T], Generic[T]):
         """Cancel the coroutine."""
         self._coroutine.close()
 
-    # Hidden from type checkers, so that they report these mistakes.
+    # Type checkers do not see these methods, so they report code that uses them.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -66,7 +66,7 @@ class AsyncOpening(_Opening[AsyncEventStream]):
         "the turn has not begun: await it, or use it in async with, "
         "as in `async with conversation.send(...) as stream`"
     )
-    _stream: AsyncEventStream  # Set by `__aenter__`.
+    _stream: AsyncEventStream  # `__aenter__` sets it.
 
     async def __aenter__(self) -> AsyncEventStream:
         self._stream = await self._coroutine
@@ -95,7 +95,7 @@ def opens_conversation(
     def call(*args: P.args, **options: P.kwargs) -> ConversationOpening[T]:
         return ConversationOpening(method(*args, **options))
 
-    # Frameworks and unittest.mock treat coroutine functions differently, so mark `call` as one.
+    # Frameworks and unittest.mock must recognize `call` as a coroutine function.
     if sys.version_info >= (3, 12):
         inspect.markcoroutinefunction(call)
     return call

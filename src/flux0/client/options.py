@@ -66,15 +66,15 @@ def _parameters(options: type[CallOptions | TurnOptions]) -> tuple[Parameter, ..
     )
 
 
-# The parameters to show, by the annotation of `**options`. Methods with `**options: NoReturn`
-# accept no options: they collect unknown names for the error message of `check_names`.
+# The keys are annotations of `**options`, the values are the parameters to show. Methods with
+# `**options: NoReturn` accept no options: they pass unknown names to `check_names`.
 _SHOWN = {
     "NoReturn": (),
     **{f"Unpack[{kind.__name__}]": _parameters(kind) for kind in (CallOptions, TurnOptions)},
 }
 
-# The names of other libraries. The values are the names of the same option in flux0: as an argument
-# of `Flux0`, and as an option of one call.
+# The keys are option names of other libraries. The values are the names of the same option in
+# flux0: as an argument of `Flux0`, and as an option of one call.
 _OTHER_NAMES = {
     "api_key": ('headers={"authorization": ...}', 'http_headers={"authorization": ...}'),
     "base_url": ("server_url", "server_url"),
@@ -88,7 +88,10 @@ _OTHER_NAMES = {
 
 
 def check_names(unknown: Iterable[str], *, of_call: bool) -> None:
-    """Raise `TypeError` if `unknown` has a name; the error suggests the name that flux0 uses."""
+    """Raise `TypeError` if `unknown` is not empty.
+
+    If another library uses the unknown name, the error suggests the name that flux0 uses.
+    """
     for name in unknown:
         ours = _OTHER_NAMES.get(name)
         hint = f": use {ours[of_call]}" if ours else ""

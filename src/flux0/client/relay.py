@@ -1,8 +1,9 @@
 """Forwards a turn to a browser, as server-sent events in the format of the flux0 server.
 
 If no event is received for a while, a comment is sent. The comment keeps proxies from closing the
-connection; if sending the comment fails, the browser has disconnected. Comments must be sent while
-the stream waits for events, so a separate thread or task reads the stream.
+connection. If the web server cannot send the comment, it knows that the browser has disconnected.
+Comments must be sent while the stream waits for events, so a separate thread or task reads the
+stream.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from flux0.domain.errors import Flux0Error, StreamInUse
 from flux0.domain.stream_events import StreamEvent
 from flux0.runtime.event_loop import start_task
 
-# The comment has no blank line after it: @microsoft/fetch-event-source, which the server's React
-# hook uses, would treat the blank line as an empty message.
+# No blank line follows the comment, because @microsoft/fetch-event-source would report the blank
+# line as an empty message. The React hook of the flux0 server uses this package.
 HEARTBEAT: Final = b": heartbeat\n"
-_QUEUE_SIZE: Final = 64  # The largest number of events that wait until the web server sends them.
+_QUEUE_SIZE: Final = 64  # The number of events that may wait for the web server.
 
 
 def relay(
@@ -29,8 +30,8 @@ def relay(
     """Yield the events of `stream`, and a comment after each `heartbeat` seconds without events.
 
     If reading raises a `Flux0Error`, the last event describes the error. Other exceptions are
-    re-raised. Closing the iterator closes the stream, unless another reader was reading it before.
-    Closing does not wait for the reading thread.
+    re-raised. Closing the iterator closes the stream, and does not wait for the reading thread. If
+    another reader was already reading the stream, the stream stays open.
     """
     pieces, is_reader = _Pieces(), True
 
@@ -67,15 +68,16 @@ def relay(
 
 
 class _Pieces:
-    """A queue with a limited size, from the thread that reads a stream to the web server.
+    """A queue with a limited size. The thread that reads the stream puts pieces into the queue.
 
     The garbage collector may call `close` in any thread, even while the same thread runs `put` or
-    `get`. So the queue is built on `SimpleQueue`, which allows reentrant calls.
+    `get`. Therefore, the queue uses `SimpleQueue`, which allows reentrant calls.
     """
 
     def __init__(self) -> None:
         self._pieces: SimpleQueue[bytes | Exception | None] = SimpleQueue()
-        self._free: SimpleQueue[None] = SimpleQueue()  # One item for each free place.
+        # A semaphore: it contains one item for each piece that may still be added.
+        self._free: SimpleQueue[None] = SimpleQueue()
         self._closed = False
         for _ in range(_QUEUE_SIZE):
             self._free.put(None)
@@ -126,8 +128,8 @@ async def relay_async(
                 if is_reader:
                     await close()
 
-    # A task group must be left by the task that entered it, but the web server may close this
-    # generator in another task. So start a task without a group.
+    # The web server may close this generator in another task than the task that started it. Task
+    # groups do not allow this, so start the task without a task group.
     cancel = start_task(read)
     try:
         while True:

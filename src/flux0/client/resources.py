@@ -232,8 +232,8 @@ class SessionsResource(_Resource):
         server runs one turn per session. If sending fails, the message is sent again only if the
         server cannot have acted on it.
 
-        Two options limit the time: `timeout_ms` until the response headers are received, and
-        `stream_idle_timeout_ms` between two events.
+        Two options limit the time. `timeout_ms` limits the time until the response headers are
+        received. `stream_idle_timeout_ms` limits the time between two events.
 
         Args:
             session_id: The id of the session. Raises `BadRequestError` if it does not exist.
@@ -255,7 +255,7 @@ class SessionsResource(_Resource):
         try:
             self._caller.check_open()
         except ClientClosed as error:
-            # The client was closed before `turns.add`, so closing it did not close this stream.
+            # If the client was closed before `turns.add`, its `close` did not close this stream.
             error.sent = "maybe"
             stream.close()
             raise
@@ -300,7 +300,7 @@ class SessionsResource(_Resource):
         try:
             self._caller.check_open()
         except ClientClosed as error:
-            # The client was closed before `turns.add`, so closing it did not close this stream.
+            # If the client was closed before `turns.add`, its `close` did not close this stream.
             error.sent = "maybe"
             await stream.close_async()
             raise
@@ -314,7 +314,7 @@ class SessionsResource(_Resource):
         content: str,
         options: TurnOptions,
     ) -> tuple[ApiCall, Request, dict[str, Any]]:
-        """Return the call, its request, and the arguments of `list_events` for the same session."""
+        """Return the call, its request, and the arguments to list the events of the session."""
         call = self._caller.call(**options)
         request = sessions.create_event(
             call, session_id=session_id, type_=type_, source=source, content=content

@@ -1,10 +1,11 @@
-"""Queues in which the messages of a session wait, from all threads and event loops.
+"""Queues that order the messages of each session, from all threads and event loops.
 
 A sender joins the queue of its session, sends its message when it is the first in the queue, and
 leaves the queue. A sender that leaves, for any reason, wakes the new first sender.
 
-A queue has no lock. A lock could deadlock: the garbage collector may finalize a task, which leaves
-its queue, in a thread that already holds the lock. A single operation of a `deque` is atomic.
+A queue has no lock, because single operations of a `deque` are atomic. A lock could deadlock: the
+garbage collector may finalize a task in a thread that holds the lock, and the finalized task would
+wait for the lock to leave its queue.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class SessionQueues:
         self._queues: PerProcess[_Queues] = PerProcess(_Queues)
 
     def of(self, session: SessionKey) -> SessionQueue:
-        """Return the queue of a session. It exists as long as a sender has a reference to it."""
+        """Return the queue of a session. The queue exists as long as a sender refers to it."""
         return self._queues.get().of(session)
 
 

@@ -63,7 +63,8 @@ class StreamState(Uncopyable):
         self._reader_lock = Lock()
         self._report = report
         self._awaits_first_event = True
-        # Whether the garbage collector may be running the code that reports the end of the turn.
+        # True if the garbage collector may be reporting the end of the turn. Observers are then
+        # called later, because they may wait for locks.
         self._report_later = False
 
     def __del__(self) -> None:
@@ -100,10 +101,10 @@ class StreamState(Uncopyable):
 
         - `"confirmed"`: the framing of the response proves that the turn is complete.
         - `"unconfirmed"`: the response ended without an error, but its framing does not prove that
-          the turn is complete. This applies to responses without a length or chunks, which end when
-          the connection closes, so a killed server looks like a finished turn. It also applies to
-          responses whose `via` or `server` header names a proxy: a proxy such as nginx can convert
-          the end of a connection into a valid last chunk.
+          the turn is complete. There are two cases. A response without a length or chunks ends when
+          the connection closes, so a killed server looks like a finished turn. A response whose
+          `via` or `server` header names a proxy may end with a last chunk that the proxy has added,
+          because proxies such as nginx do so when the server closes the connection.
         - `"interrupted"`: reading raised an error.
         """
         if self._turn.failure is not None:
@@ -188,7 +189,7 @@ class StreamState(Uncopyable):
         self._closed = self._closed or reason
 
     def _fold(self, event: StreamEvent) -> None:
-        """Update the state with an event, just before the event is yielded."""
+        """Update the messages, the status and the agent error, before `event` is yielded."""
         if type(event) is StatusEvent:
             self._text = ""
             self._status = event.data.status
@@ -208,7 +209,7 @@ class StreamState(Uncopyable):
         return TurnEnd(
             ending=self.ending or "closed",
             error=self._turn.failure,
-            # Not `self.error`: it refers to this stream, and an observer may keep the error.
+            # Do not use `self.error`, which refers to this stream: an observer may keep the error.
             agent_error=self._reported_error(),
             session_id=self.session_id,
             correlation_id=self.correlation_id,
@@ -254,14 +255,17 @@ class StreamState(Uncopyable):
         return self._turn.attach_request(ClientClosed(self._closed))
 
     def _compare_with_stored(self, stored: Events) -> None:
-        """Mark the turn as interrupted if the server has not stored all its messages."""
+        """Mark the turn as interrupted if the server has not stored all messages of the turn."""
         if joined_history(stored, self._accumulator.finish()) != joined_history(stored, ()):
             self._turn.mark_interrupted(
                 "the stream ended, but the server has not stored all its messages"
             )
 
     def _needs_check(self) -> bool:
-        """Return whether messages must be compared with the stored events. Log unconfirmed ends."""
+        """Return whether the end is unconfirmed, and there are messages to compare.
+
+        If the end is unconfirmed, log a warning.
+        """
         if self.ending != "unconfirmed":
             return False
         self._warn()
@@ -270,7 +274,7 @@ class StreamState(Uncopyable):
     def _feed_turn(self, data: bytes | None, waited: float) -> bool:
         """Feed the next piece of the body, or None at the end; return whether the turn ended."""
         if data is None:
-            if self._closed:  # If a body is closed, some transports end it without an error.
+            if self._closed:  # Some transports raise no error if a body is closed before its end.
                 raise self._client_closed()
             self._turn.on_end()
             self._ended = self._turn.failure is None
@@ -290,7 +294,7 @@ class StreamState(Uncopyable):
             raise self._turn.attach_request(Flux0Error(problem))
 
     def _on_transport_error(self, error: TransportError) -> None:
-        if self._closed:  # The transport failed because another thread or task closed the stream.
+        if self._closed:  # The cause of the error is that another thread or task closed the stream.
             raise self._client_closed() from error
         self._turn.on_transport_error(error)
 

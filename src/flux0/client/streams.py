@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @final
 class EventStream(StreamState):
-    """The events of one turn: an iterator that yields each event when its bytes arrive.
+    """The events of one turn: an iterator that yields each event as soon as its bytes arrive.
 
         with client.conversation(agent=agent).send("Hello") as stream:
             for event in stream:  # StatusEvent, ChunkEvent or UnknownEvent
@@ -70,8 +70,8 @@ class EventStream(StreamState):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # GeneratorExit: the `with` block is in a generator, which the garbage collector may be
-        # closing. Then the end must be reported later, because reporting may wait for locks.
+        # GeneratorExit means that the `with` block is in a generator, and the garbage collector may
+        # be closing this generator. Reporting may wait for locks, so it must be done later.
         self._report_later = kind is GeneratorExit
         self.close()
 
@@ -89,7 +89,9 @@ class EventStream(StreamState):
         except StreamInUse:
             is_reader = False
             raise
-        except GeneratorExit:  # The garbage collector may be closing this generator.
+        except GeneratorExit:
+            # The garbage collector may be closing this generator, so report the end later. In a
+            # `with` block, leaving this loop does not end the stream.
             self._report_later = not self._entered
             raise
         finally:
@@ -139,8 +141,9 @@ class EventStream(StreamState):
         If the end is confirmed, this method does nothing. If the end is unconfirmed, this method
         compares the messages of the stream with the stored events of the turn. The comparison finds
         a truncated turn if the server has not stored the last message. It cannot prove that the
-        turn is complete, because the agent may have had more to say. So an unconfirmed end stays
-        unconfirmed, and the client logs one warning about proxy settings that prevent this.
+        turn is complete: if the server was killed between two messages, all received messages are
+        stored. Therefore, the end stays unconfirmed, and the client logs a warning that names the
+        proxy settings to change. The warning is logged once for each client.
 
         Raises:
             StreamInterrupted: The server has not stored all messages of the stream, or the stored
@@ -170,14 +173,14 @@ class EventStream(StreamState):
         """
         from flux0.client.relay import heartbeat_seconds, relay  # noqa: PLC0415 - rarely needed
 
-        # Pass `_release`, which reports nothing: the garbage collector may close the iterator. The
-        # thread that reads the stream reports the end.
+        # Pass `_release` instead of `close`: it does not report the end, which may wait for locks,
+        # and the garbage collector may close the iterator. The reading thread reports the end.
         return relay(self, self._release, heartbeat_seconds(heartbeat_ms))
 
     def stored_events(self) -> Events:
-        """Return the events of this turn that the server has stored so far.
+        """Request the events of this turn that the server has stored so far.
 
-        Sends a request. You can call this method while the stream is being read.
+        You can call this method while the stream is being read.
 
         Raises:
             Flux0Error: No event has been received yet, so the turn has no `correlation_id`.
@@ -339,7 +342,7 @@ class AsyncEventStream(StreamState):
         return True
 
     def close_soon(self, reason: str = CLOSED_EARLY) -> None:
-        """Close the stream without awaiting. Its event loop releases the connection soon after.
+        """Close the stream without awaiting. The event loop releases the connection soon.
 
         Use this method in code that cannot await, such as a callback.
 
@@ -349,10 +352,12 @@ class AsyncEventStream(StreamState):
         if not self._released:
             self.mark_closed(reason)
             self._released = True
-            # Without references, the body is garbage-collected, which releases the connection.
+            # These attributes are the only references to the body. The garbage collector removes
+            # the body, which releases the connection.
             del self._pieces
-            self._close_body = _already_closed
-            self._report_later = True  # The garbage collector may be calling this method.
+            self._close_body = _close_nothing
+            # Report the end later, because the garbage collector may be calling this method.
+            self._report_later = True
             self._report_end()
 
     def _close_unless_entered(self) -> None:
@@ -390,5 +395,5 @@ class _ClosingIterator(Generic[T]):
             self._close()
 
 
-async def _already_closed() -> None:
-    """Do nothing. Replaces the method that closes the body after `close_soon`."""
+async def _close_nothing() -> None:
+    """Do nothing: `close_soon` has already closed the body."""

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# One transport for each active `default_transport` block; clients use the last of them. All threads
-# and tasks share the list, because the tested code may create clients in any of them.
+# The transports of the active `default_transport` blocks. New clients use the last transport. All
+# threads and tasks share the list, because the tested code may create clients in any of them.
 _default_transports: Final[list[Any]] = []
 
 
 @contextmanager
 def default_transport(transport: T) -> Generator[T, None, None]:
-    """Within the block, use `transport` for new clients to which no transport or client is passed.
+    """Within the block, new clients use `transport` if they get no transport or client argument.
 
     The block affects all threads and tasks of the process. `FakeTransport.installed` uses it.
     """
@@ -55,7 +55,7 @@ def choose_transports(
     client: HttpClient | None,
     async_client: AsyncHttpClient | None,
 ) -> tuple[Transport | None, AsyncTransport]:
-    """Return two transports: for sync calls (or None) and for async calls.
+    """Return the transport of sync calls, which may be None, and the transport of async calls.
 
     Without an async transport or client, async calls use the sync transport, in worker threads if
     it has no async methods. Sync calls never use an async transport or client.
@@ -105,12 +105,12 @@ def time_source(transport: object) -> Time:
 
 
 def _for_client(transport: T) -> T:
-    """Return the transport that one client uses; for a `Shared` transport, this is a new object."""
+    """Return `transport`; for a `Shared` transport, return a new transport for this client."""
     return cast("T", transport.for_client()) if isinstance(transport, Shared) else transport
 
 
 def _httpx_transport(client: Any, *, is_async: bool = False) -> HttpxFamilyTransport:
-    """Return a transport for a client of httpx or httpx2, or for an object with equal methods."""
+    """Return a transport for a client of httpx or httpx2, or an object with the same methods."""
     clients = (None, client) if is_async else (client, None)
     if library_of(client) == "httpx2":
         from flux0.adapters.httpx import Httpx2Transport  # noqa: PLC0415 - loads httpx2

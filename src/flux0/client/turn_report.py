@@ -15,8 +15,8 @@ class TurnReport:
 
     Attributes:
         session_id: The id of the session.
-        seconds_to_first_event: The time until the first event; None until then.
-        seconds: The time until the end of the turn; None until then.
+        seconds_to_first_event: The time until the first event; None before the first event.
+        seconds: The time until the end of the turn; None before the end.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ class ComputedHeaders:
 
     The functions run in the thread or task of the call and must not block for long. Async functions
     work only in async calls. Exceptions of the functions are re-raised unchanged; an invalid header
-    value raises `InvalidArgument`. Headers that the caller passes to the call take precedence.
+    value raises `InvalidArgument`. Headers that the user passes to a call replace computed headers.
     """
 
     def __init__(self, values: Mapping[str, Callable[[], str | Awaitable[str]]]) -> None:

@@ -44,7 +44,7 @@ class Logging:
             response = yield from send(request)
         except Exception as error:
             duration = 1000 * (self._time.monotonic() - start)
-            # Pass a string: a handler may keep its arguments, and must not keep the error alive.
+            # Pass the text, not the error: a logging handler may keep its arguments for long.
             text = str(error)
             debug("%s failed after %.1f ms: %s: %s", where, duration, type(error).__name__, text)
             raise
@@ -69,7 +69,7 @@ class Logging:
 def log_retry(details: RetryDetails) -> None:
     """Log a retry to the logger `flux0`.
 
-    The level is WARNING, because Python prints warnings even if no handler is configured.
+    The level is WARNING, because Python prints these records even if no handler is configured.
     """
     import logging  # noqa: PLC0415 - slow to import, and retries are rare
 

@@ -23,8 +23,8 @@ T = TypeVar("T")
 class Observers:
     """The observers of one client.
 
-    `observe_call` runs around a whole call. The instance itself is a middleware that the retry
-    middleware calls for each attempt.
+    `observe_call` runs around a whole call. The instance itself is a middleware, which runs for
+    each attempt.
     """
 
     def __init__(self, observers: Iterable[Observer], time: Time) -> None:
@@ -43,15 +43,15 @@ class Observers:
             return (yield from flow)
         start, error = self._time.monotonic(), None
         self.flush()
-        self._each(lambda observer: observer.on_call_start(call))
+        self._notify(lambda observer: observer.on_call_start(call))
         try:
             return (yield from flow)
         except BaseException as raised:
-            error = self._explained(raised, request)
+            error = self._reported_error(raised, request)
             raise
         finally:
             end = CallEnd(self._time.monotonic() - start, error)
-            self._each(lambda observer: observer.on_call_end(call, end))
+            self._notify(lambda observer: observer.on_call_end(call, end))
 
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Send `request`, and report the start and the end of the attempt."""
@@ -59,7 +59,7 @@ class Observers:
             return (yield from send(request))
         number, status, error = request.attempt, None, None
         added = Headers()
-        for fields in self._each(lambda observer: _header_fields(observer, call, number)):
+        for fields in self._notify(lambda observer: _header_fields(observer, call, number)):
             added = added.merge(fields)
         request = evolve(request, headers=added.merge(request.headers))
         start = self._time.monotonic()
@@ -67,16 +67,16 @@ class Observers:
             response = yield from send(request)
             status = response.status_code
         except BaseException as raised:
-            error = self._explained(raised, request)
+            error = self._reported_error(raised, request)
             status = raised.status_code if isinstance(raised, APIError) else None
             raise
         finally:
             end = AttemptEnd(number, self._time.monotonic() - start, status, error)
-            self._each(lambda observer: observer.on_attempt_end(call, end))
+            self._notify(lambda observer: observer.on_attempt_end(call, end))
         return response
 
     def is_turn_observed(self) -> bool:
-        """Return whether there are observers, or the ends of turns are logged."""
+        """Return whether there are observers, or the log includes the ends of turns."""
         if self._observers:
             return True
         if self._is_logged is None:
@@ -86,13 +86,13 @@ class Observers:
     def first_event(self, call: Call | None, seconds: float) -> None:
         """Report the first event of a turn; `call` is None if there are no observers."""
         if call is not None:
-            self._each(lambda observer: observer.on_first_event(call, seconds))
+            self._notify(lambda observer: observer.on_first_event(call, seconds))
 
     def turn_ended(self, call: Call | None, turn: TurnEnd) -> None:
         """Log the end of a turn, and report the end to the observers."""
         log_turn(turn)
         if call is not None:
-            self._each(lambda observer: observer.on_turn_end(call, turn))
+            self._notify(lambda observer: observer.on_turn_end(call, turn))
 
     def postpone(self, call: Call | None, turn: TurnEnd) -> None:
         """Report the end of a turn at the next `flush`.
@@ -106,11 +106,11 @@ class Observers:
         while self._postponed:
             try:
                 call, turn = self._postponed.popleft()
-            except IndexError:  # Another thread has removed the last item since the check.
+            except IndexError:  # Another thread has removed the last item.
                 return
             self.turn_ended(call, turn)
 
-    def _each(self, report: Callable[[Observer], T]) -> list[T]:
+    def _notify(self, report: Callable[[Observer], T]) -> list[T]:
         """Call all observers, and return the results. Log the first exception of each observer."""
         results: list[T] = []
         for observer in self._observers:
@@ -122,11 +122,11 @@ class Observers:
                     log_failed_observer(observer, error)
         return results
 
-    def _explained(self, error: BaseException, request: Request) -> BaseException:
+    def _reported_error(self, error: BaseException, request: Request) -> BaseException:
         """Return the error to report to observers.
 
-        At a deadline, the driver cancels an async call, and then raises the deadline's error. So
-        report that error instead of the cancellation.
+        At a deadline, the async driver cancels the flow, and the call raises the error of the
+        deadline. Therefore, a cancellation after the deadline is reported as this error.
         """
         deadline = request.deadline
         if isinstance(error, Exception) or deadline is None:

@@ -48,7 +48,7 @@ class ResponsePolicy:
             except Flux0Error:
                 if is_success(status):
                     raise
-                body = b""  # Raise the APIError of the status, which is more useful to the user.
+                body = b""  # The APIError of the status is more useful than the error of reading.
             response = Response(status, response.headers, body, response.raw_response)
         if is_success(status):
             return response

@@ -40,7 +40,7 @@ class RetryBudget:
             return True
 
     def add_success(self) -> None:
-        """Add the fraction of a retry that one successful call earns."""
+        """Add the fraction of a retry that a successful call adds to the budget."""
         if self._balance < self._maximum:
             with self._lock:
                 self._balance = min(self._maximum, self._balance + 1)
@@ -50,8 +50,8 @@ class Retry:
     """Retries a request after temporary failures, by the policy in `request.retries`.
 
     A streaming request is retried only before its response head is received, and only if the server
-    has certainly not acted on it, even with `retry_posts`. If all attempts fail, the error of the
-    last attempt is raised; its attribute `attempts` is the number of attempts.
+    has certainly not acted on it; `retry_posts` does not change this. If all attempts fail, the
+    error of the last attempt is raised; its attribute `attempts` is the number of attempts.
     """
 
     def __init__(

@@ -14,9 +14,10 @@ from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
-_CLOSE_DELAY = 0.1  # seconds
+# Seconds between the garbage collection of a `PerLoop` and the closing of its resources.
+_CLOSE_DELAY = 0.1
 
-Loop: TypeAlias = Any  # asyncio.AbstractEventLoop, or the TrioToken of a trio run
+Loop: TypeAlias = Any  # An asyncio.AbstractEventLoop, or the TrioToken of a trio run.
 
 
 async def sleep(seconds: float) -> None:
@@ -95,7 +96,7 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
             await close()
 
     def spawn_in_trio() -> None:
-        # A trio run that is ending raises RuntimeError. It closes the resource itself.
+        # A trio run that is ending starts no tasks. Its end closes the resources of the run.
         with suppress(RuntimeError):
             sys.modules["trio"].lowlevel.spawn_system_task(close_quietly)
 
@@ -151,8 +152,8 @@ class PerLoop(Generic[T]):
         self._make = make
         self._close = close
         self._entries: _Entries[T] = {}
-        # Use a finalizer, not __del__: if this object and the guards are garbage-collected in one
-        # cycle, __del__ runs after the guards were closed.
+        # Use a finalizer instead of __del__. If this object and its suspended generators belong to
+        # one reference cycle, __del__ would run after the generators were closed.
         weakref.finalize(self, _schedule_close_all, self._entries, close).atexit = False
 
     async def get(self) -> T:
@@ -169,25 +170,25 @@ class PerLoop(Generic[T]):
         return resource
 
     async def close_async(self) -> None:
-        """Close the resource of the running loop. Other loops close theirs when they end."""
+        """Close the resource of the running loop. Other loops close their resource at their end."""
         await _close_entry(self._entries, running_loop(), self._close)
 
 
-# For each loop: the resource, and a suspended generator, the guard. When the loop ends, the guard
-# closes the resource.
+# The keys are loops. The values are the resource and its guard, a suspended async generator that
+# closes the resource when the loop ends.
 _Entries: TypeAlias = dict[Loop, tuple[T, AsyncGenerator[None, None]]]
 
 
 async def _close_at_loop_end(
     entries: _Entries[T], loop: Loop, close: Callable[[T], Awaitable[None]]
 ) -> AsyncGenerator[None, None]:
-    # At its end, a loop of asyncio or trio closes its suspended async generators, such as this one.
+    # When a loop of asyncio or trio ends, it closes its suspended async generators, such as this.
     try:
         yield
     finally:
         entry = entries.pop(loop, None)
         if entry is not None:
-            # trio closes generators in a cancelled scope, in which `close` could not await.
+            # trio closes generators in a cancelled scope, in which `close` could await nothing.
             await shielded(partial(close, entry[0]))
 
 
@@ -197,7 +198,7 @@ async def _close_entry(
     entry = entries.pop(loop, None)
     if entry is not None:
         resource, guard = entry
-        await guard.aclose()  # The guard finds no entry, so it does not close the resource.
+        await guard.aclose()  # Without an entry, the guard does not close the resource.
         await close(resource)
 
 
@@ -216,12 +217,12 @@ def _schedule_close_all(entries: _Entries[T], close: Callable[[T], Awaitable[Non
 
 
 def _close_dead_loops(entries: _Entries[T], close: Callable[[T], Awaitable[None]]) -> None:
-    """Close the resources of closed asyncio loops that did not close their async generators."""
+    """Close the resources of asyncio loops that ended without closing their async generators."""
     for loop in tuple(entries):
         if hasattr(loop, "is_closed") and loop.is_closed():
             resource, _ = entries.pop(loop)
-            # No loop can run `close` to its end, so run it up to its first wait. If sockets are
-            # still open then, the garbage collector closes them.
+            # The loop cannot run `close` to its end, so run `close` without a loop, up to its first
+            # wait. If sockets are still open then, the garbage collector closes them.
             closing = close(resource).__await__()
             with suppress(Exception):
                 next(closing)

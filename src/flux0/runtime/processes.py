@@ -20,9 +20,9 @@ from flux0.domain.errors import ConnectionInterrupted
 
 T = TypeVar("T")
 
-# `os.fork` waits until this lock is free. Hold the lock while another library holds an internal
-# lock, so that a child does not inherit the internal lock as locked. For example, OpenSSL acquires
-# a lock when it reads certificates. `fork_lock` is reentrant, because a signal handler may fork.
+# `os.fork` waits until this lock is free. Hold it around calls of other libraries that acquire an
+# internal lock, such as reading certificates with OpenSSL. Otherwise, a forked child could inherit
+# the internal lock in its locked state. The lock is reentrant, because signal handlers may fork.
 fork_lock: Final = RLock()
 with suppress(AttributeError):  # Windows has no fork.
     os.register_at_fork(
@@ -38,7 +38,7 @@ def run_in_new_thread(act: Callable[[], object]) -> bool:
     Returns False, without calling `act`, if the interpreter exits and no longer starts threads.
     """
     with suppress(RuntimeError):
-        if not sys.is_finalizing():  # In this state, Python 3.10 crashes if a thread is started.
+        if not sys.is_finalizing():  # Otherwise, starting a thread would crash Python 3.10.
             start_new_thread(act, ())
             return True
     return False
@@ -79,6 +79,6 @@ class OwnerProcess:
         return getpid() != self._pid
 
     def check(self) -> None:
-        """Raise `ConnectionInterrupted` in a forked child: it must not read the parent's data."""
+        """Raise `ConnectionInterrupted` in a forked child: it must not read its parent's data."""
         if getpid() != self._pid:
             raise ConnectionInterrupted("a forked child cannot read a body of its parent process")

@@ -19,9 +19,9 @@ T = TypeVar("T")
 class ThreadedTransport:
     """An async transport that runs each send and each read of a sync transport in a new thread.
 
-    A cancelled call returns at once. Its thread closes the response when `send` returns; the
-    process can exit earlier. If the sync transport supports `Request.interrupt`, `send` returns at
-    once.
+    A cancelled call returns at once. Its thread runs until `send` of the sync transport returns,
+    and then closes the response. If the sync transport supports `Request.interrupt`, `send` returns
+    at once, too. The threads do not keep the process from exiting.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -50,7 +50,7 @@ class ThreadedTransport:
 
 
 class _SendCall:
-    """A call of `Transport.send` in a thread. If the call is abandoned, its response is closed."""
+    """A call of `Transport.send` in a thread."""
 
     def __init__(self, transport: Transport, request: Request) -> None:
         self._transport = transport
@@ -69,7 +69,7 @@ class _SendCall:
         return response
 
     def abandon(self) -> None:
-        """Interrupt the call if it is still running, otherwise close its response."""
+        """Interrupt the call if it is still running, and close its response."""
         with self._lock:
             self._abandoned = True
             response = self._response

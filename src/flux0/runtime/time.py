@@ -14,7 +14,7 @@ from flux0.ports import Time
 from flux0.runtime.event_loop import sleep
 from flux0.runtime.processes import PerProcess
 
-# In seconds. On some systems, `Condition.wait` raises OverflowError for much longer waits.
+# Seconds. On some systems, `Condition.wait` raises OverflowError for waits that are much longer.
 _MAX_WAIT: Final = 3600.0
 
 

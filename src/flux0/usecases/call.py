@@ -31,14 +31,15 @@ class ApiCall:
         send: the chain of middleware that sends a request.
         codec: encodes request bodies and decodes responses.
         server_url: the base URL, without a trailing slash and without credentials.
-        login: the credentials of the server URL as a header field; `headers` override the field.
-            None if the client computes an `authorization` header, which replaces the credentials.
+        login: the credentials in the server URL, as an `authorization` header. A field of `headers`
+            with this name replaces it. None if the client computes the `authorization` header.
         headers: the headers of the client and of the call.
         timeout: the timeouts of each attempt.
         max_body_bytes: the size limit of a decoded response body that is not streamed.
         retries: the retry policy.
         deadline: the moment by which the call must end, with all its attempts.
-        observe: runs the flow of a call, and reports its start and end; None without observers.
+        observe: runs the flow of a call, and reports the start and the end of the call to the
+            observers; None without observers.
         extra_query: parameters that are added to the query; None adds nothing.
         extra_body: members that are added to the JSON object in the body; None adds nothing.
     """
@@ -73,7 +74,8 @@ class ApiCall:
         `content` is the message of the user, if the call starts a turn.
 
         Raises:
-            InvalidArgument: `extra_query` or `extra_body` does not fit this request.
+            InvalidArgument: `extra_query` or `extra_body` contains a name that the request already
+                has, or `extra_body` was passed and the request has no JSON object in its body.
         """
         if self.extra_query is not None:
             _check_new("extra_query", self.extra_query, dict(query))

@@ -41,7 +41,10 @@ def create_session(
 
 
 def list_sessions(call: ApiCall, *, agent_id: str | None) -> Flow[Sessions]:
-    """Return the sessions of the user in the cookie, only with this agent if `agent_id` is set."""
+    """Return the user's sessions; if `agent_id` is not None, only sessions with this agent.
+
+    The server reads the user from a cookie.
+    """
     query = () if agent_id is None else (("agent_id", arguments.text("agent_id", agent_id)),)
     return call.fetch(Sessions, call.request("sessions.list", "GET", _ROUTE, query=query))
 
@@ -64,8 +67,8 @@ def list_events(
     """Return the stored events of a session that match all filters, in the order of their offsets.
 
     Version 0.1.0b4 of the server reads `types` from the body of the GET request; later versions
-    read it from the query. So `types` is sent in both, and the returned events are filtered by type
-    again, in case the server ignores `types`.
+    read it from the query. Therefore, `types` is sent in the body and in the query. The returned
+    events are filtered by type again, in case the server ignores `types`.
     """
     ids = {"session_id": arguments.identifier("session_id", session_id)}
     query: list[tuple[str, str]] = []

@@ -11,9 +11,9 @@ from flux0.flows import Flow, Sleep
 from flux0.usecases.call import ApiCall
 from flux0.usecases.sessions import list_events
 
-# Seconds between the first and the second request; each later interval is twice as long. If a
-# message was not stored when its connection failed, it was stored within 0.1 s in two thirds of the
-# cases (measured).
+# Seconds between the first and the second request; each later interval is twice as long. Measured:
+# of the messages that were not stored yet when their connection failed, two thirds were stored
+# within 0.1 s.
 _FIRST_INTERVAL: Final = 0.1
 
 

@@ -4,7 +4,7 @@ The inputs are the bytes of the body, the end of the body, or a transport error.
 events, and at most one failure. The streams in `flux0.client.streams` do the I/O.
 
     state     input               next state   when
-    OPEN      feed                OPEN         the bytes hold complete events, or part of one
+    OPEN      feed                OPEN         all complete events in the bytes are valid
     OPEN      feed                FAILED       an event is invalid or too large, or the idle timeout
                                                expired; earlier events are returned first
     OPEN      on_end              FINISHED     the body ended after a complete event
@@ -12,7 +12,7 @@ events, and at most one failure. The streams in `flux0.client.streams` do the I/
     OPEN      on_transport_error  FAILED       the connection failed, or the read timeout expired
     FINISHED  mark_interrupted    FAILED       the server has not stored all messages of the turn
 
-The state is FAILED if `failure` is not None. The streams know whether a turn is OPEN or FINISHED.
+The state is FAILED if `failure` is not None. The streams record whether the state is FINISHED.
 """
 
 from __future__ import annotations
@@ -66,11 +66,13 @@ class Turn:
         self.failure: Flux0Error | None = None
 
     def feed(self, data: bytes, waited: float = 0.0) -> Sequence[StreamEvent]:
-        """Return the events that are complete after `data`. Process them, then check `failure`.
+        """Return the events that `data` completes.
+
+        The caller must process these events first, and then check `failure`.
 
         `waited` is the number of seconds that the reader waited for `data`. The idle timeout limits
-        the sum of all waits since the last event: the server sends comments even if the agent has
-        crashed, so receiving bytes does not reset the timeout.
+        the sum of all waits since the last event. Other bytes, such as comments, do not reset it,
+        because they do not show that the agent is running.
         """
         events: list[StreamEvent] = []
         failure: DecodeError | EventTooLarge | None = None
@@ -91,7 +93,7 @@ class Turn:
 
     def on_end(self) -> None:
         """Handle the end of the body. The turn fails if the body ends in the middle of an event."""
-        self.feed(b"")  # A parser may report an event that is too large only at the next call.
+        self.feed(b"")  # Some parsers find only in the next call that an event is too large.
         if self.failure is None and self._parser.pending:
             self.mark_interrupted("the stream ended in the middle of an event")
 
@@ -99,7 +101,7 @@ class Turn:
         """Handle an error of the transport while the body is read."""
         if not isinstance(error, ReadTimeout):
             failure = self.mark_interrupted(f"the stream was interrupted: {error}")
-        elif self._idle == inf:  # A timeout of the user's HTTP client expired.
+        elif self._idle == inf:  # The expired timeout is a setting of the user's HTTP client.
             failure = self._fail_idle(str(error))
         else:
             failure = self._fail_idle(self._idle_problem)
@@ -118,7 +120,7 @@ class Turn:
         return f"{limit}; the agent may have crashed, or another client may use the session"
 
     def attach_request(self, error: E) -> E:
-        """Add the request to `error`; if it is a `StreamError`, also add the turn. Return it."""
+        """Add the request to `error`, and the turn if it is a `StreamError`; return `error`."""
         error.attach_request(self._request.operation, self._request.method, self._request.url)
         error.sent = "yes" if self.event_count else "maybe"
         if isinstance(error, StreamError):
