@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _PASSED = pytest.StashKey[bool]()
 _CHECKED = pytest.StashKey[object]()
-_MAX_NAME = 150  # Characters. File names may have 255 bytes on most systems.
+_MAX_NAME = 150  # In characters. Most systems limit file names to 255 bytes.
 _MARKERS = {
     "flux0_fake(used=True, expected=True, streams=True)": "choose the checks after the test",
     "flux0_cassette(path=None, **options)": "path and options of flux0_cassette",
@@ -53,8 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, Any, None]:
-    """Record whether the test itself has passed, and hide flux0 in tracebacks of assertions."""
-    # Before pytest 7.4, a traceback without visible frames is an internal error.
+    """Record whether the test has passed, and hide flux0 in tracebacks of failed assertions."""
+    # Before pytest 7.4, a traceback without visible frames causes an internal error.
     can_hide = call.when == "call" or pytest.version_tuple >= (7, 4)
     if can_hide and call.excinfo is not None and call.excinfo.errisinstance(AssertionError):
         for entry in call.excinfo.traceback:
@@ -123,7 +123,7 @@ def flux0_fake() -> FakeTransport:
 
     After a test that passed, the plugin raises an error:
 
-    - if a script, a fault or an expected call was not used up (`used`),
+    - if a part of a script, a fault or an expected call was not used (`used`),
     - if a call was not expected or an agent raised an exception, and the code under test caught
       the error (`expected`),
     - if a stream is still open (`streams`).

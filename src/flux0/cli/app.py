@@ -107,7 +107,7 @@ def chat(
     agent: Annotated[str | None, option("--agent", "ID", _AGENT)] = None,
     agent_type: Annotated[str | None, option("--agent-type", "TYPE", _TYPE)] = None,
     session: Annotated[str | None, option("--session", "ID", _SESSION)] = None,
-    lines: Annotated[bool, option("--lines", None, "Send each line of piped input.")] = False,
+    lines: Annotated[bool, option("--lines", None, "Send each piped line as a message.")] = False,
     idle_timeout: Annotated[int | None, option("--idle-timeout", "SECONDS", _IDLE, min=1)] = None,
     as_json: Annotated[bool, option("--json", None, "Print events as lines of JSON.")] = False,
     demo: Annotated[bool, option("--demo", None, "Use the demo agent, without a server.")] = False,
@@ -177,7 +177,7 @@ def serve_demo(
 
 
 def _query(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], None]:
-    """Register a function as a command that shows the models returned by the function.
+    """Decorate a function that returns models. This adds a command that shows the models.
 
     The command has the common options and the parameters of the function, except `flux0`.
     """

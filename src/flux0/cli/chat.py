@@ -82,7 +82,10 @@ class Chat:
         self._view = TurnView(self._output, aside)
 
     def send(self, message: str) -> bool:
-        """Send a message and write the turn while it streams. Return False after an agent error."""
+        """Send a message, and write the turn while it streams.
+
+        Return False if the agent reported an error.
+        """
         with self._conversation.send(message) as stream:
             try:
                 for event in stream:
@@ -147,10 +150,10 @@ class Chat:
         """Yield each typed line until "exit", "quit" or the end of the input."""
         print_note('Ctrl-C cancels a turn. A second Ctrl-C, Ctrl-D or "exit" ends the program.')
         with contextlib.suppress(ImportError):
-            import_module("readline")  # Python's `input` then supports editing and a history.
+            import_module("readline")  # With it, `input` supports editing and a history.
         while True:
             prompt = _PROMPT if self._output.is_terminal else ""
-            if not prompt:  # `input` would write the prompt into the piped answers.
+            if not prompt:  # `input` writes its prompt to standard output, which is a pipe.
                 Output(stderr=True).write(_PROMPT)
             try:
                 line = input(prompt).strip()

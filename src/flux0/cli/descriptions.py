@@ -17,8 +17,8 @@ MAX_ARGS_SHOWN = 400
 _MAX_RESULT_SHOWN = 1200
 
 _ID_LENGTH = 10
-# The keys are arguments of the client, the values their names on the command line. An argument that
-# is not listed is an option of the same name.
+# The keys are arguments of the client. The values are the names of these arguments on the command
+# line. For other arguments, the command line has an option of the same name.
 _OPTIONS = {
     "FLUX0_TOKEN": "FLUX0_TOKEN",
     "headers": "--header",
@@ -100,7 +100,7 @@ def _is_unknown(kind: str, id_: str, error: models.Flux0Error) -> bool:
         case models.HTTPValidationError():
             return any(f"{kind}_id" in problem.loc for problem in error.data.detail)
         case models.APIError():
-            # If the URL of the server is wrong, the 404 response does not contain the id.
+            # A 404 response for an unknown route does not contain the id.
             return id_ in error.message
         case _:
             return False

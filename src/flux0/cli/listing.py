@@ -16,12 +16,12 @@ _EVENT = {"OFFSET": 1, "SOURCE": 3, "TYPE": 2, "DATA": 4}
 
 
 def show(output: Output, listed: Listed) -> None:
-    """Write agents or sessions as a table, or events grouped by turn, in a short form."""
+    """Write agents, sessions or events as a table. Events are grouped by turn."""
     columns: Mapping[str, int] = {}
     rows: list[tuple[str, ...]] = []
     turn = ""
     for model in [listed] if isinstance(listed, (Agent, Session)) else listed:
-        created = f"{model.created_at.astimezone():%Y-%m-%d %H:%M}"  # in local time
+        created = f"{model.created_at.astimezone():%Y-%m-%d %H:%M}"  # In local time.
         match model:
             case Agent():
                 columns = _AGENT

@@ -132,10 +132,11 @@ class Output:
         self._append(f"{text}\n", PLAIN)
 
     def _wrap(self, text: str) -> str:
-        """Return the characters to append, so that lines are broken between words.
+        """Return `text` with line breaks between words, to be appended to the current line.
 
-        `text` may end within a word. If the word turns out to be too long for its line, its first
-        part is erased there and written again on the next line.
+        `text` may continue the last word of the current line. If the whole word is too long for
+        this line, the result erases the first part of the word with an escape sequence, and writes
+        the whole word on the next line.
         """
         if not self._wraps:
             return text.replace("\n", f"\n{self._indent}")
@@ -154,7 +155,7 @@ class Output:
     def _append(self, text: str, style: Style) -> None:
         if self._console.no_color:
             style = style.without_color
-        # Do not print with rich: after a KeyboardInterrupt, rich writes its last output again.
+        # Do not print with rich: after a KeyboardInterrupt, rich would write its last output again.
         self._console.file.write(style.render(text, color_system=self._color_system))
         self._console.file.flush()
 
@@ -174,7 +175,7 @@ def print_problem(text: str) -> None:
 def escape_unencodable() -> None:
     """Configure both output streams to escape characters that they cannot encode."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # A stream is None if the program was started with it closed.
+        if stream is not None:  # None if the program was started with this stream closed.
             cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")
 
 

@@ -16,7 +16,7 @@ _CALL = Style(color="cyan")
 _INDENT = "  "
 
 _TEXT = re.compile(r"(/(-|\d+))?")  # The paths of patches that append or replace text.
-_TOOLS = "/tool_call"  # Patches of tool calls have a path with this prefix.
+_TOOLS = "/tool_call"  # The paths of patches of tool calls and tool results begin with this prefix.
 
 
 class TurnView:
@@ -73,7 +73,7 @@ class TurnView:
                 self._show_new(turn, is_complete=True)
             self._shown.clear()
             self._answer.end_block()
-        finally:  # `end_block` raises if the pipe of the answer is closed.
+        finally:  # If the answers are piped and the pipe is closed, the line above raises.
             self._aside.end_block()
 
     def _item(self, item: descriptions.Item, message_id: str) -> None:
