@@ -1,4 +1,4 @@
-"""The architecture page matches the code: line counts, and private names of other libraries."""
+"""The architecture page matches the code: lines of code, and private names of libraries."""
 
 from __future__ import annotations
 

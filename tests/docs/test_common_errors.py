@@ -32,13 +32,13 @@ DOCUMENTED: dict[str, str] = dict(SECTION.findall(PAGE.read_text("utf-8")))
 NO_WAIT = RetryConfig(backoff=BackoffStrategy(initial_interval=0), max_attempts=3)
 URL = "http://127.0.0.1:8080"
 
-# Returns the message that the user sees.
+# A function that makes a mistake, and returns the message that the user sees.
 Mistake = Callable[[], str]
 MISTAKES: dict[str, Mistake] = {}
 
 
 def under(heading: str) -> Callable[[Mistake], Mistake]:
-    """Register the function that makes the mistake of this section."""
+    """Register the function with the mistake that the section with this heading describes."""
 
     def register(mistake: Mistake) -> Mistake:
         MISTAKES[heading] = mistake

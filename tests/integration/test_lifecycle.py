@@ -35,8 +35,8 @@ def test_program_that_closes_nothing_exits_without_output(
     modes = [*TRANSPORTS[transport][1], "loops"]
     if transport == "httpx2":
         # If an asyncio loop ends while a stream is open, asyncio closes the generators of the
-        # response in any order, and warns if an inner generator is closed first. The same happens
-        # with httpx2 alone.
+        # response in any order, and warns if an inner generator is closed first. This also
+        # happens in programs that use only httpx2.
         modes = ["sync", "trio"]
     command = [sys.executable, "-W", "error", "-X", "dev", "-m", "support.closes_nothing"]
     command += [transport, server.url, server.agent_id, *modes]

@@ -1,4 +1,4 @@
-"""Back ends between a browser and the flux0 server: one for ASGI, one for WSGI.
+"""Two back ends between a browser and the flux0 server, over ASGI and over WSGI.
 
 Both have the same route for a turn as the server, so a flux0 client can act as the browser.
 """

@@ -45,7 +45,7 @@ LIST_AGENTS = RecordedExchange(
 def posting(
     path: str, body: bytes | None = None, *, method: str = "POST", query: str = ""
 ) -> RecordedExchange:
-    """Return a recorded exchange with this request."""
+    """Return a recorded exchange with this request, by default a POST."""
     content = None if body is None else to_content(body, as_json=True, exact=False)
     return evolve(LIST_AGENTS, request=RecordedRequest(method, path, {}, query, content))
 

@@ -3,7 +3,7 @@
     python -m support.closes_nothing TRANSPORT SERVER_URL AGENT_ID MODE...
 
 Each MODE is sync, asyncio or trio; or loops, which uses one client in several event loops. Some
-clients and streams are garbage-collected, others are referenced until the interpreter exits. The
+clients and streams become unreferenced, others are referenced until the interpreter exits. The
 program prints nothing itself: tests check that Python and the libraries print no warnings.
 """
 
@@ -51,7 +51,7 @@ def main() -> None:
     def run_program(mode: Mode, make: Callable[[], Flux0]) -> None:
         async def program() -> None:
             if mode == "asyncio":
-                # Otherwise, development mode warns about slow imports on a busy machine.
+                # On a busy machine, imports are slow, and the development mode warns about them.
                 asyncio.get_running_loop().slow_callback_duration = 60
             await leave_streams(in_mode(mode, make()), agent_id)
 

@@ -59,7 +59,7 @@ def tape(*steps: Step) -> Tape:
 
 
 class Body:
-    """A sync and async body with the steps of a tape. It records when it is garbage-collected."""
+    """A sync and async body with the steps of a tape. The tape records each release."""
 
     def __init__(self, tape: Tape) -> None:
         self._tape = tape

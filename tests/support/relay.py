@@ -1,4 +1,4 @@
-"""A TCP relay that counts the connections to a server, and can cut them."""
+"""A TCP relay that records the number of connections to a server, and can cut a connection."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ listen flux0
     bind 127.0.0.1:{port}
     server one 127.0.0.1:{upstream}
 """
-_TIMEOUT = 10.0  # seconds
+_TIMEOUT_SECONDS = 10.0
 
 
 def is_installed(program: str) -> bool:
@@ -81,7 +81,7 @@ def _path(program: str) -> str | None:
 
 
 def _wait_for(port: int, running: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + _TIMEOUT
+    end = time.monotonic() + _TIMEOUT_SECONDS
     while True:
         try:
             socket.create_connection(("127.0.0.1", port)).close()
@@ -90,6 +90,6 @@ def _wait_for(port: int, running: subprocess.Popen[bytes]) -> None:
                 running.kill()
                 _, output = running.communicate()
                 raise AssertionError(output.decode()) from None
-            time.sleep(0.01)  # The process does not signal when it is ready.
+            time.sleep(0.01)  # No event reports that the process is ready.
         else:
             return

@@ -16,7 +16,8 @@ from flux0.testing.contract.responses import WaitForRelease, http_response
 from support.modes import run
 from support.transports import Mode
 
-# Longer than any test waits, so that no timeout of a request ends a call that hangs.
+# The default timeouts of requests. They are longer than any test waits, so that they do not end a
+# hung call.
 LONG_TIMEOUT = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
 OK = http_response(b"ok")
 HALF = http_response(b"first", WaitForRelease(), b"second", framing="chunked")

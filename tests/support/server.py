@@ -94,7 +94,8 @@ class Flux0Server:
     ) -> None:
         assert self._process is not None
         self._process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # The server waits for hanging agents.
+        # The server does not exit while an agent hangs.
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_STOP_SECONDS)
         self.kill()
 
@@ -136,7 +137,7 @@ class Flux0Server:
             "PYTHONUNBUFFERED": "1",
             "SCRIPTED_AGENT_DIR": str(self._directory),
         }
-        # Not a pipe: the server would block when an unread pipe is full.
+        # Use a file instead of a pipe: if a pipe is not read and is full, the server blocks.
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
                 self._command,

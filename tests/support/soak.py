@@ -52,8 +52,8 @@ from support.proxy import Proxy
 from support.transports import Mode, make_transport
 
 _WORKERS = 6
-_TIMEOUT = 20.0  # seconds
-# Older versions leave a connection open if it is cancelled while it is established.
+_TIMEOUT_SECONDS = 20.0
+# If a task is cancelled while it connects, older versions of anyio leave the connection open.
 _ANYIO_CLOSES_CANCELLED = tuple(map(int, version("anyio").split(".")[:2])) >= (4, 16)
 
 
@@ -92,7 +92,7 @@ class Soak:
         self._lock = threading.Lock()
 
     def _turns(self) -> Iterator[str]:
-        """Yield a new session for each turn until the end, but at least one."""
+        """Yield a new session for each turn until the end of the test, and at least one session."""
         while True:
             with self._lock:
                 self.sent += 1
@@ -104,7 +104,7 @@ class Soak:
     async def work(self, flux0: Flux0, worker: int) -> None:
         rng = random.Random(f"{self.seed} {worker}")
         for turn in self._turns():
-            seconds = rng.random() * 0.02 if rng.random() < 0.3 else _TIMEOUT
+            seconds = rng.random() * 0.02 if rng.random() < 0.3 else _TIMEOUT_SECONDS
             sync = self.mode == "sync"
             with suppress(Flux0Error), nullcontext() if sync else anyio.move_on_after(seconds):
                 await self._turn(in_mode(self.mode, flux0), turn, rng)
@@ -134,7 +134,7 @@ class Soak:
         if hasattr(os, "fork"):
             self._fork(flux0)
         for thread in threads:
-            thread.join(_TIMEOUT + self.end - time.monotonic())
+            thread.join(_TIMEOUT_SECONDS + self.end - time.monotonic())
         flux0.close()
         assert not any(thread.is_alive() for thread in threads), "a worker hangs"
 
@@ -144,7 +144,7 @@ class Soak:
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
         if child == 0:
-            faulthandler.dump_traceback_later(_TIMEOUT / 2)
+            faulthandler.dump_traceback_later(_TIMEOUT_SECONDS / 2)
             with suppress(BaseException):
                 with suppress(Flux0Error):
                     flux0.agents.list()
@@ -152,7 +152,7 @@ class Soak:
                 gc.collect()
             os._exit(0)
         child_descriptor = os.pidfd_open(child)
-        ended, _, _ = select.select([child_descriptor], [], [], _TIMEOUT)
+        ended, _, _ = select.select([child_descriptor], [], [], _TIMEOUT_SECONDS)
         os.close(child_descriptor)
         if not ended:
             os.kill(child, 9)
@@ -208,7 +208,7 @@ def find_leaks(transport: str, mode: Mode, seconds: float, seed: int) -> dict[st
     sys.unraisablehook = lambda raised: caught_warnings.append(repr(raised.exc_value))
     with ExitStack() as running:
         responses = [random_response(rng) for _ in range(1000)]
-        server = running.enter_context(ByteServer(*responses, timeout=_TIMEOUT))
+        server = running.enter_context(ByteServer(*responses, timeout=_TIMEOUT_SECONDS))
         fds, threads = descriptors(), threading.active_count()
         flux0 = Flux0(
             server.url,
@@ -239,7 +239,7 @@ def find_leaks(transport: str, mode: Mode, seconds: float, seed: int) -> dict[st
             "descriptors": max(0, settled(descriptors, fds) - fds),
             "warnings": caught_warnings[:5],
         }
-        # The server has a thread for each connection, and all connections are closed now.
+        # Count the threads now: while a connection is open, the server has a thread for it.
         extra = settled(threading.active_count, threads) - threads
         leaks["threads"] = [each.name for each in threading.enumerate()] if extra > 0 else []
         return {"turns": soak.sent, **{name: leak for name, leak in leaks.items() if leak}}

@@ -21,22 +21,22 @@ class SocksProxy:
 
     Args:
         login: the name and the password that clients must send; None for no login.
-        silent: accept connections, and never respond.
+        responds: whether the proxy responds on the connections that it accepts.
         refuse: respond to each request that the connection was refused.
 
     Attributes:
-        targets: host and port of each connection that clients asked for.
+        targets: host and port of each connection that clients requested.
     """
 
     def __init__(
         self,
         *,
         login: tuple[str, str] | None = None,
-        silent: bool = False,
+        responds: bool = True,
         refuse: bool = False,
     ) -> None:
         self._login = login
-        self._silent = silent
+        self._responds = responds
         self._refuse = refuse
         self._open: list[socket.socket] = []
         self._server = _Server(self)
@@ -63,7 +63,7 @@ class SocksProxy:
         self._open.append(client)
         self.accepted += 1
         with contextlib.suppress(OSError, EOFError):
-            if self._silent:
+            if not self._responds:
                 client.recv(1)
                 client.recv(65536)
                 while client.recv(65536):

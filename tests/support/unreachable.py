@@ -27,7 +27,7 @@ def unreachable_address() -> Generator[Address, None, None]:
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: Address) -> None:
-    """Let every host name have these addresses, in this order."""
+    """Resolve every host name to these addresses, in this order."""
 
     def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
         return [

@@ -154,7 +154,7 @@ def test_closing_a_client_ends_the_wait_for_a_connection(make: Callable[[], Tran
 
 @over_sync
 def test_kept_exception_keeps_no_connection_open(way: Way) -> None:
-    """The traceback of the exception refers to the pool, which must be closed nevertheless."""
+    """The traceback of the exception refers to the pool. Closing the client closes this pool."""
     with ByteServer((WaitForRelease(),), AGENTS) as server:
         transport: Any = way.make_transport()
         flux0 = Flux0(server.url, transport=transport, retry_config=RetryConfig("none"))

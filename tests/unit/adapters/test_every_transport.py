@@ -159,7 +159,7 @@ LOOPS = [way for way in WAYS if way.mode != "sync" and way.transport in ("aiohtt
 @pytest.mark.parametrize("way", LOOPS, ids=str)
 @pytest.mark.parametrize("cycle", [False, True], ids=["plain", "cycle"])
 def test_body_may_outlive_its_event_loop(way: Way, *, cycle: bool) -> None:
-    """The connection is closed when the loop ends. Collecting the body later causes no warning."""
+    """The connection is closed when the loop ends. If the body is freed later, nothing warns."""
     kept: list[Any] = []
 
     async def use() -> None:

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.slow
 TABLE = Path(__file__).parents[3] / "docs" / "errors.md"
 ROW = re.compile(r"^\| ([^|`]+) \| `(\w+)` \| `(\w+)` \|$", re.MULTILINE)
 
-# Timeouts in milliseconds. If the fault is not a timeout, none may expire.
+# Timeouts in milliseconds. The long timeout is for faults in which no timeout may expire.
 SHORT_TIMEOUT = 300
 LONG_TIMEOUT = 60_000
 TIMEOUT_FAULTS = {
@@ -123,13 +123,13 @@ CONNECT_FAULTS: dict[str, Callable[[], AbstractContextManager[str]]] = {
 
 # --- the response is invalid
 
-# Returns a valid response, with options of `http_response`.
+# A function that returns a valid response. Its options are options of `http_response`.
 Content = Callable[..., ServerSteps]
 
 
 def truncated_end(content: Content, framing: str) -> ServerSteps:
     whole = content(framing=framing)
-    # A close-delimited body has no end mark: cut its content, too.
+    # No bytes mark the end of a close-delimited body, so truncate its content.
     return truncated(whole, size(whole) - (3 if framing != "close-delimited" else 2))
 
 
@@ -145,7 +145,8 @@ def corrupt(content: Content) -> ServerSteps:
 MANY_FIELDS = [(f"X-{number}", "x" * 1000) for number in range(1000)]
 HTML = [("Content-Type", "text/html")]
 
-# The steps of the server for each fault, from a valid response and its content-type field.
+# For each fault, a function that returns the steps of the server. Its arguments: a `Content`, and
+# the content-type field of the response.
 RESPONSES: dict[str, Callable[[Content, tuple[str, str]], ServerSteps]] = {
     "no response head is received": lambda _content, _type: (WaitForRelease(),),
     "the response is not HTTP": lambda _content, _type: (

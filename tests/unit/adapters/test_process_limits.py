@@ -39,7 +39,7 @@ except flux0.ConnectError as error:
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("way", SYNC_WAYS, ids=str)
 def test_process_that_cannot_open_files_gets_a_connect_error(way: Way, scheme: str) -> None:
-    """The first retry imports nothing, and the certificates that cannot be read are no OSError."""
+    """The process can open no file to import a module for the retry, or to read certificates."""
     url = f"{scheme}://127.0.0.1:9"
     command = (sys.executable, "-c", SCRIPT, url, TRANSPORTS[way.transport][0])
     process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=50)

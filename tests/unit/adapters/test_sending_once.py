@@ -101,7 +101,7 @@ def failure_of_post(url: str, transport: Transport) -> Any:
 
 @over_both
 def test_close_wakes_a_reader_of_tls_in_tls(library: Library, secured: Secured) -> None:
-    """TLS in TLS has no socket object of its own, so `close` must find the raw socket."""
+    """The object for TLS inside TLS is not a socket, so `close` must find the raw socket."""
     with Proxy(tls=secured.server) as proxy, ByteServer(OK, HALF, tls=secured.server) as server:
         transport = library.make(ca_file=secured.ca_file, proxy=proxy.url)
         assert fetch_sync(transport, get(server.url)) == b"ok"
@@ -150,7 +150,7 @@ def test_connections_idle_for_four_seconds_are_not_reused(
 @over_both
 @pytest.mark.parametrize("proxied", [False, True], ids=["direct", "proxied"])
 def test_untracked_idle_connections_are_not_reused(library: Library, *, proxied: bool) -> None:
-    """User code left them in the pool before flux0 used it. They do not record what is sent."""
+    """User code has used the pool before flux0. Its connections do not record their requests."""
     with ByteServer(OK) as server, Proxy() as proxy:
         transport, send_as_user = library.make_with_user(proxy=proxy.url if proxied else None)
         for send, connections in (
@@ -204,7 +204,7 @@ USER_ERRORS = [
     requests.ReadTimeout("redis is slow"),
     urllib3.exceptions.ProtocolError("redis is odd"),
     KeyError("tenant"),
-    httpx.ConnectError("of another service"),  # Its attribute `request` raises.
+    httpx.ConnectError("of another service"),  # Reading its attribute `request` raises an error.
 ]
 ERRORS_OUTSIDE_REQUESTS = [USER_ERRORS[0], USER_ERRORS[1], USER_ERRORS[5]]
 

@@ -86,7 +86,7 @@ async def test_refused_connection_is_a_connect_error(
 
 @over(*WAYS)
 async def test_silent_proxy_is_a_connect_timeout(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    with SocksProxy(silent=True) as proxy:
+    with SocksProxy(responds=False) as proxy:
         in_environment(monkeypatch, proxy)
         with pytest.raises(ConnectTimeout, match=r"could not connect within 0\.\d+ s"):
             await list_agents(way, "http://127.0.0.1:9", timeout_ms=200)

@@ -405,7 +405,7 @@ def _connections_of_broken_transports() -> Iterator[None]:
         end = monotonic() + 0.2
         for thread in set(threading.enumerate()) - before:
             thread.join(max(0.0, end - monotonic()))
-        for name in ("last_exc", "last_traceback", "last_value"):  # Set by pytest.
+        for name in ("last_exc", "last_traceback", "last_value"):  # pytest sets them.
             if hasattr(sys, name):
                 delattr(sys, name)
         gc.unfreeze()
@@ -454,7 +454,7 @@ def test_each_assertion_says_what_is_required() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Assert) and node.msg is None
     ]
-    assert asserts == ["assert found is not None"]  # In `class_of`. This assertion cannot fail.
+    assert asserts == ["assert found is not None"]  # `class_of` has it. It never fails.
 
 
 def test_failure_names_the_required_value(pytester: pytest.Pytester) -> None:

@@ -175,7 +175,7 @@ async def test_middleware_without_yield_from_raises_type_error(mode: Mode) -> No
 
 @in_every_mode
 async def test_error_status_from_a_middleware_raises_the_api_error(mode: Mode) -> None:
-    """An outer middleware sees the error. A message fails in the same way as other calls."""
+    """An outer middleware gets the error. Sending a message raises it like any other call."""
     seen: list[str] = []
 
     def look(request: Request, send: SendFlow) -> Flow[Response[Any]]:

@@ -81,7 +81,7 @@ async def test_timeouts_of_each_attempt_are_limited_to_the_remaining_time(mode: 
 
 @in_every_mode
 async def test_slow_body_is_closed_at_the_deadline(mode: Mode) -> None:
-    """This applies to a body that arrives in small pieces, and to a body whose end is late."""
+    """A slow body arrives in small pieces, or all its bytes arrive long before its end."""
     time = Time()
     slow = tape(*(after(time, 1.0, b"x") for _ in range(9)))
     late_end = tape(b"whole", after(time, 3.0, None))
@@ -179,7 +179,7 @@ async def test_sleep_of_a_middleware_ends_at_timeout_ms(mode: Mode) -> None:
         with pytest.raises(ReadTimeout, match="timeout_ms"):
             await flux0.agents.list_async(timeout_ms=100)
 
-    # An async call is cancelled, so its middleware catches no ReadTimeout.
+    # The async call is cancelled, so the middleware catches no ReadTimeout in this mode.
     assert len(caught) == (mode == "sync")
     assert transport.requests == []
 

@@ -95,7 +95,7 @@ async def test_reading_an_unconfirmed_end_raises_nothing(mode: Mode) -> None:
 
 @in_every_mode
 async def test_stored_messages_do_not_confirm_an_end(mode: Mode) -> None:
-    """A server that is killed between two messages of a turn has stored the same events."""
+    """The turn may be incomplete: a server that was killed has also stored the first messages."""
     transport = script(
         close_delimited(chunk("a"), chunk("b")), stored("before", "ab"), stored("ab")
     )

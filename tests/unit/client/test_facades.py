@@ -12,7 +12,7 @@ from flux0 import AsyncConversation, AsyncEventStream, Conversation, EventStream
 from flux0.adapters.httpx import HttpxTransport
 from flux0.client.resources import AgentsResource, SessionsResource
 
-# For each annotation of sync methods, the annotation of the async versions.
+# For each annotation of a sync method, the annotation of the async version.
 ASYNC_NAMES = {
     "EventStream": "AsyncEventStream",
     "Conversation": "AsyncConversation",

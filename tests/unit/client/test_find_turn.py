@@ -128,7 +128,7 @@ FAULTS: list[tuple[Fault, str, bool]] = [
 
 @in_every_mode
 async def test_turn_is_found_after_an_error_if_the_message_is_stored(mode: Mode) -> None:
-    """The turn is found by its text. The error has its correlation id only after an event."""
+    """The turn is found by its text, because the error may have no correlation id yet."""
     for fault, sent, is_stored in FAULTS:
         fake = FakeTransport("Sunny.")
         async with client(mode, fake) as flux0:
@@ -281,7 +281,7 @@ async def test_session_belongs_only_to_the_user_who_created_it(mode: Mode) -> No
             for user in ("ada", "eve", None):
                 same = await flux0.conversation_async(session=chat.session_id, user=user)
                 assert await same.belongs_to_user() is (user == owner)
-                # The server accepts messages from users to whom the session does not belong.
+                # The server also accepts messages from a user who does not own the session.
                 assert (await result_of(same.ask("Hi"))).text == "Hello."
         unknown = await flux0.conversation_async(session="0123456789", user="ada")
         assert await unknown.belongs_to_user() is False

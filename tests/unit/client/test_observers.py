@@ -337,7 +337,7 @@ async def test_loop_that_is_left_without_a_with_block_is_reported_when_the_clien
 
 
 def test_stream_in_a_closed_generator_is_reported_at_the_next_call() -> None:
-    """Web servers may not close generators, so that the garbage collector closes them."""
+    """A web server may drop a generator without closing it. The garbage collector closes it."""
 
     def pieces() -> Iterator[str]:
         with flux0.conversation(agent=fake.agent_id).send("Hi") as stream:

@@ -29,7 +29,8 @@ from support.transports import Mode
 
 OTHER_SERVER = "http://127.0.0.1:9090"
 NO_RETRIES = RetryConfig("none")
-# For each of three messages: whether the streams of the three turns are closed when it is sent.
+# Three turns, one after another. Each row is for the moment when a message is sent: whether the
+# streams of the three turns are closed.
 ONE_BY_ONE = [[False, False, False], [True, False, False], [True, True, False]]
 
 

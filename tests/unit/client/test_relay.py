@@ -94,7 +94,9 @@ OFFSET = {
 )
 def test_to_sse_can_be_parsed_back_to_the_event(event: StreamEvent) -> None:
     if event == UnknownEvent("message", ""):
-        assert event.to_sse() == b"event: message\ndata: \n\n"  # Parsers ignore empty data.
+        assert (
+            event.to_sse() == b"event: message\ndata: \n\n"
+        )  # Parsers ignore an event with empty data.
     else:
         assert events_of(event.to_sse()) == [event]
         assert events_of(evolve(event).to_sse()) == [event]
@@ -201,7 +203,7 @@ async def test_cancelling_the_relay_closes_the_stream(mode: Mode) -> None:
 
 
 def test_closing_the_relay_does_not_wait_for_its_reader() -> None:
-    """In some transports, a read that waits can only be ended by the idle timeout."""
+    """In some transports, only the idle timeout ends a waiting read."""
     ended, finished = threading.Event(), threading.Event()
 
     def stuck() -> bytes:

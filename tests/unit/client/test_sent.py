@@ -62,7 +62,7 @@ EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
 REPEATING = evolve(EAGER, retry_posts=True)
 NOTHING_LISTENS = "http://127.0.0.1:1"
 SILENT = (WaitForRelease(),)
-# Values of `timeout_ms`: SHORT for rows in which the timeout must expire, LONG for all other rows.
+# Values of `timeout_ms`. SHORT is for rows in which the timeout must expire.
 SHORT, LONG = 500, 60_000
 
 
@@ -176,7 +176,7 @@ async def test_message_was_not_sent_if_an_argument_is_invalid(way: Way) -> None:
 
 @over(*ONCE)
 async def test_sent_is_maybe_if_an_earlier_attempt_may_have_been_sent(way: Way) -> None:
-    """`sent` is "maybe", although the last attempt was certainly rejected, also in middleware."""
+    """The last attempt was rejected. `sent` is "maybe", for the caller and for middleware."""
     seen: list[Sent] = []
 
     def look(request: Request, send: SendFlow) -> Flow[Response[Any]]:

@@ -235,7 +235,7 @@ def test_different_sessions_do_not_wait_for_each_other() -> None:
 
 
 def test_many_loops_and_threads_share_one_session() -> None:
-    """Each message is sent once, and no sender waits without end."""
+    """Each message is sent once, and no sender waits forever."""
     with ByteServer(TWO_EVENTS) as server, ThreadPoolExecutor(9) as threads:
         flux0 = Flux0(server.url)
 

@@ -302,7 +302,7 @@ async def test_garbage_collected_stream_closes_its_connection(mode: Mode) -> Non
 async def test_stream_closed_during_a_read_raises_client_closed(
     mode: Mode,
 ) -> None:
-    # If another thread closes a socket, some transports return the end of the body; others fail.
+    # If another thread closes the socket, a transport may report the end of the body or an error.
     for outcome in (None, errors.ConnectionInterrupted("the socket is gone")):
         streams: list[AsyncEventStream] = []
 

@@ -122,7 +122,7 @@ PARENTS: dict[type[errors.Flux0Error], tuple[type[Exception], ...]] = {
 def test_base_classes_of_errors() -> None:
     for kind, parents in PARENTS.items():
         assert all(issubclass(kind, parent) for parent in (*parents, errors.Flux0Error)), kind
-    # A ConnectError means that the request was not sent. With these errors, this is not certain.
+    # A ConnectError means that the request was not sent. These errors do not mean it.
     for kind in (
         errors.ReadTimeout,
         errors.WriteTimeout,

@@ -158,7 +158,7 @@ def extended(data: Any) -> Any:
 def test_unknown_members_at_each_level_are_unchanged_by_decoding_and_encoding(
     turn: dict[str, Any],
 ) -> None:
-    """Tool results have members of type `Any` with the name `data`, so they are not extended."""
+    """Tool events are excluded: a result may have a member `data`, which is not a model."""
     stored_events = [event for event in turn["persisted"] if event["type"] == "message"]
     listed = extended({"data": stored_events})
 
@@ -422,7 +422,7 @@ def several(items: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]
     return st.lists(items, max_size=3).map(tuple)
 
 
-# By class name, without the aliases.
+# The models by class name. `vars(models)` also contains aliases, which have the same class name.
 MODELS: dict[str, Any] = {
     model.__name__: model
     for model in vars(models).values()

@@ -35,7 +35,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 
 class Resource:
-    """A resource that counts the calls of `aclose`, and sets an event at the first call."""
+    """A resource that records the number of calls of `aclose`, and sets an event at the first."""
 
     def __init__(self) -> None:
         self.closed = 0

@@ -24,7 +24,7 @@ from support.in_memory import JSON, SSE, Body, Step, in_both_loops, tape
 from support.transports import Mode
 
 REQUEST = Request("GET", "http://h/api/agents", Headers())
-MANY = 60  # anyio has 40 worker threads by default, which must not limit the calls.
+MANY = 60  # More than the default number of worker threads of anyio (40).
 TOO_LONG = 20.0  # The limit of all waits, in seconds.
 
 
@@ -97,7 +97,7 @@ async def test_event_loop_keeps_running_while_the_transport_blocks(mode: Mode) -
         tasks.start_soon(use)
         for door in (sending, reading):
             await wait_in_thread(door.reached)
-            door.opened.set()  # If the event loop were blocked, this line would not be reached.
+            door.opened.set()  # A blocked loop would not run this line.
 
     assert read == [b"a", b"late"]
     assert library.closed_in != [threading.current_thread()]
@@ -205,7 +205,7 @@ async def test_cancelled_read_returns_at_once_and_closes_the_body(mode: Mode) ->
 
     def piece() -> bytes:
         reached.set()
-        wait(body.closed)  # A read of a socket also ends when the socket is shut down.
+        wait(body.closed)  # Like a socket, whose read ends on a shutdown.
         ended.set()
         raise ConnectionInterrupted("closed")
 

@@ -24,7 +24,7 @@ def alarm_threads() -> list[threading.Thread]:
 
 
 class WatchedTime(SystemTime):
-    """A `SystemTime` whose alarms record a word, and which finds its own alarm threads."""
+    """A `SystemTime` whose alarms record words. `threads` returns its own alarm threads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def test_alarms_are_called_in_the_order_of_their_moments(time: WatchedTime) -> N
     assert [time.next_word(), time.next_word()] == ["first", "second"]
     assert len(time.threads()) == 1
     later()
-    time.set_alarm(0, "overdue")  # This alarm wakes the thread, which ends because none is left.
+    time.set_alarm(0, "overdue")  # It wakes the thread, which ends: no alarm is left.
     assert time.next_word() == "overdue"
     time.join()
 

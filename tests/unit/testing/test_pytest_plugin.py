@@ -380,4 +380,4 @@ def test_samples_of_the_testing_page(
         monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
         # Starlette recommends httpx2, which needs Python 3.11.
         result = pytester.runpytest_inprocess("-W", "ignore:Using `httpx` with")
-    result.assert_outcomes(passed=13)  # The other samples run on import.
+    result.assert_outcomes(passed=13)  # Samples without tests run when they are imported.

@@ -126,7 +126,7 @@ async def test_connect_timeout_limits_a_silent_proxy(
     way: OverHttpx, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
     """The connect timeout is shorter than the read timeout, and also limits the proxy's replies."""
-    with SocksProxy(silent=True) as proxy:
+    with SocksProxy(responds=False) as proxy:
         monkeypatch.setenv("ALL_PROXY", f"{scheme}://{proxy.address}")
         timeout = evolve(LONG_TIMEOUT, connect=SHORT_TIMEOUT)
         with pytest.raises(ConnectTimeout, match=r"could not connect within 0\.3 s"):
@@ -234,7 +234,7 @@ def early_server(response: bytes, *, closes: bool) -> Generator[str, None, None]
         connections: list[socket.socket] = []
 
         def serve() -> None:
-            with suppress(OSError):  # `accept` raises it when the listener is shut down.
+            with suppress(OSError):  # The listener was shut down.
                 while True:
                     connection, _ = listener.accept()
                     connections.append(connection)

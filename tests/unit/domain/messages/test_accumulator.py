@@ -386,7 +386,7 @@ def test_too_large_replacement_changes_nothing() -> None:
     assert len(accumulator.problems) == 1
     assert accumulator.finish() == (message(models.ContentPart("ac")),)
     accumulator.feed(chunk(add("/-", "d" * 5_000)))
-    # This operation exceeds the budget, because failed operations do not increase the budget.
+    # This operation exceeds the budget: the failed operation has not changed the budget.
     accumulator.feed(chunk(add("/-", "e" * 5_000)))
     assert accumulator.finish() == (message(models.ContentPart("ac" + "d" * 5_000)),)
 

@@ -138,7 +138,7 @@ def test_operation_is_applied_or_changes_nothing(
         ({"a": {"k": 1}}, "/a/0", {"a": [1]}),
         # The server creates the parent `a~1b` without unescaping its name, and does not remove it.
         ({"a/b": {}}, "/a~1b/c", {"a/b": {"c": 1}, "a~1b": {}}),
-        # Slashes at both ends are part of the pointer, but are ignored when parents are created.
+        # When the server creates parents, it ignores slashes at both ends of the pointer.
         ({"": {}}, "//a", {"": {"a": 1}}),
         ({"a": {}}, "/a/", {"a": {"": 1}}),
     ],
@@ -158,7 +158,7 @@ REMAINING: list[tuple[JSON, Op, JSON]] = [
     ({"a": 1}, Op("add", "/0/b", 1), {"a": 1}),
     ({"x": 1}, Op("move", "/a/b/c", from_="/y"), {"x": 1, "a": {"b": {}}}),
     ({"x": 1, "a": []}, Op("move", "/a/5", from_="/x"), {"x": 1, "a": []}),
-    # The parents that the server creates are not the parents to which the pointer refers.
+    # The server creates other parents than the pointer names, so the operation fails.
     ({}, Op("add", "/a~1b/c", 1), {"a~1b": {}}),
     ([[]], Op("add", "/0//a", 1), [[]]),
     ([[]], Op("copy", "/-", from_="/1/a"), [[]]),

@@ -115,7 +115,7 @@ def test_recording_does_not_change_results(mode: Mode, path: Path) -> None:
     )
     assert missing.response is not None
     assert missing.response.status_code == 404
-    assert len(recorded_pieces(path, 2)) > 1  # The recorded pieces are the received pieces.
+    assert len(recorded_pieces(path, 2)) > 1  # Each received piece is recorded.
     assert len(recorded_pieces(path, 3)) == 1
 
 
@@ -391,7 +391,7 @@ def test_exchange_is_written_when_it_ends(path: Path) -> None:
     transport.send(request("GET", "/api/agents")).body.close()
     assert ends(path) == [WHOLE, "ConnectError", CLOSED]
     list(streaming)
-    assert ends(path) == [WHOLE, "ConnectError", WHOLE, CLOSED]  # The order of sending.
+    assert ends(path) == [WHOLE, "ConnectError", WHOLE, CLOSED]  # In the order of sending.
     transport.close()
     assert ends(path) == [WHOLE, "ConnectError", WHOLE, CLOSED]
 
@@ -500,7 +500,7 @@ def test_recording_that_ends_with_an_exception_keeps_the_cassette(
         try:
             int("not a number")
         except ValueError:
-            await record(fails=False)  # The exception did not occur in this recording.
+            await record(fails=False)  # The exception is from before the recording.
         assert not path.with_name(f"{path.name}.new").exists()
 
     run(mode, test)
@@ -597,7 +597,7 @@ def test_body_is_released_even_if_writing_fails(mode: Mode, tmp_path: Path) -> N
 
 
 class OwnTimeout(ReadTimeout):
-    """An error of a user's transport: the name of its base class is recorded."""
+    """An error of a user's transport. The recording has the name of its base class."""
 
 
 @modes

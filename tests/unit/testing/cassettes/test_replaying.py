@@ -336,7 +336,7 @@ def test_new_episodes_replays_recorded_requests_and_appends_the_others(
 
 
 def test_early_close_in_new_episodes_is_not_taken_for_an_expired_deadline(path: Path) -> None:
-    """The deadline of a request refers to the clock of the client, not to a clock of the replay."""
+    """Deadlines are times on the client's clock, so the replay's clock starts at the same time."""
     write_cassette(path, evolve(LIST_AGENTS, end=CLOSED))
     transport = cassette(path, lambda: script(), mode="new_episodes")  # noqa: PLW0108 - typed
     expected = pytest.raises(AssertionError, match="has no more data of exchange 1")
@@ -473,7 +473,7 @@ def test_nearest_exchange_has_the_same_operation(path: Path) -> None:
     session = posting("/api/sessions", b'{"agent_id":"a000000001"}')
     turn = posting("/api/sessions/s1/events/stream", b'{"type":"message","content":"Hi"}')
     body = b'{"type":"message","content":"Hello","x":1}'
-    agent = posting("/api/agents", body)  # This exchange has the fewest differences.
+    agent = posting("/api/agents", body)  # The fewest differences, but another operation.
     replay = ReplayTransport(write_cassette(path, session, turn, agent, LIST_AGENTS), "loose")
     other = posting("/api/sessions/s2/events/stream", body)
     assert explanation(replay, other) == [

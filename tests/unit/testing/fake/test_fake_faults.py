@@ -137,7 +137,7 @@ def test_delay_moves_the_clock_but_not_the_agent() -> None:
         session = flux0.sessions.create(agent_id=fake.agent_id)
         with flux0.sessions.create_event(session_id=session.id, content="Hi") as stream:
             assert fake.clock.now() - began == 6
-            # The delay applies to the response; the agent acted immediately.
+            # The agent acted immediately, because only the response is delayed.
             assert len(flux0.sessions.list_events(session_id=session.id)) == 2
             assert list(stream)
         fake.inject(Delay(60), operation="agents.create")
@@ -184,7 +184,7 @@ def test_drop_interrupts_the_connection(after_acting: bool, agents: int) -> None
         with pytest.raises(ConnectionInterrupted):
             flux0.sessions.create_event(session_id=session_id, content="Hi")
         assert len(flux0.agents.list()) == agents
-        # The turn was cancelled.
+        # The agent has stored nothing, because the turn was cancelled.
         stored = flux0.sessions.list_events(session_id=session_id)
         assert [event.source for event in stored] == ["user"] * after_acting
     fake.assert_no_open_streams()
@@ -281,7 +281,7 @@ def test_truncated_and_stalled_lists_raise() -> None:
             flux0.agents.list()
         with pytest.raises(ReadTimeout, match="60 s"):
             flux0.agents.list()
-        with pytest.raises(ServerError, match="503"):  # A truncated body does not hide the status.
+        with pytest.raises(ServerError, match="503"):  # The status takes precedence.
             flux0.agents.list()
 
 

@@ -67,7 +67,7 @@ async def test_served_fake_handles_calls_and_streams(mode: Mode) -> None:
     fake.assert_no_open_streams()
     assert fake.calls[0].operation == "sessions.create"
     with Flux0(url, retry_config=ONCE) as late, pytest.raises(TransportError):
-        late.agents.list()  # The server is stopped after the block.
+        late.agents.list()  # `serve` stops the server after its block.
 
 
 def test_events_are_sent_immediately() -> None:
@@ -271,7 +271,7 @@ def test_half_closed_connection_is_closed_and_cancels_the_agent() -> None:
         while not received.endswith(b"}\n\n\r\n"):
             received += connection.recv(65536)
         connection.shutdown(socket.SHUT_WR)
-        assert read_all(connection) == b""  # The server does not even send the last chunk.
+        assert read_all(connection) == b""  # The server sends no last chunk.
         assert kinds(fake, session_id) == ["message", "typing"]
 
 

@@ -106,7 +106,9 @@ def test_each_script_is_used_for_one_turn_and_then_the_reply() -> None:
         ]
     fake.script("first", "second")
     bodies = [post(fake, new_session(fake)) for _ in range(2)]
-    texts = [b"".join(body) for body in reversed(bodies)]  # The order of reading is irrelevant.
+    texts = [
+        b"".join(body) for body in reversed(bodies)
+    ]  # Scripts are used in the order of sending.
     assert [b"second" in texts[0], b"first" in texts[1]] == [True, True]
     fake.assert_all_used()
 
@@ -169,7 +171,7 @@ def test_assert_no_open_streams_lists_open_responses() -> None:
     assert (len(list(streaming)), list(streaming)) == (1, [])
     listing.close()
     fake.assert_no_open_streams()
-    fake.send(request("GET", "/api/agents"))  # Garbage collection does not count as closing.
+    fake.send(request("GET", "/api/agents"))  # The unreferenced body is not closed.
     with pytest.raises(AssertionError, match="left open"):
         fake.assert_no_open_streams()
 

@@ -420,7 +420,7 @@ def test_second_turn_cancels_the_first() -> None:
     second = post(fake, session_id, "second")
     assert agent.cancelled == ["Hi"]
     assert len(list(second)) == 3
-    assert b"typing" in next(first)  # The event was produced before the cancellation.
+    assert b"typing" in next(first)  # The agent sent it before its cancellation.
     with pytest.raises(ReadTimeout):
         next(first)
 
@@ -493,7 +493,7 @@ def test_pause_after_the_agent_itself_has_moved_the_clock() -> None:
 
 def test_agent_without_an_end_waits_for_its_reader() -> None:
     produced = count()
-    body: Generator[bytes, None, None]  # A body has the same methods.
+    body: Generator[bytes, None, None]  # Unlike an iterator, a body has `close`.
     fake, _, body = begin(lambda _: (Report(f"status {number}") for number in produced))
     fake.clock.advance(1)
     assert next(produced) == 10_000
@@ -553,7 +553,7 @@ def test_clock_that_only_advance_moves_rejects_waits() -> None:
         next(body)
     clock.advance(5)
     assert b"Hello" in next(body)
-    # After FallSilent, only the timeout can end the wait, so the clock moves by itself.
+    # The agent sends no more events. The wait for the read timeout always moves the clock.
     with pytest.raises(ReadTimeout):
         next(body)
 
