@@ -76,9 +76,9 @@ User = Annotated[str, Depends(current_user)]
 
 
 async def own_conversation(session_id: str, user: User) -> AsyncConversation:
-    """Return the conversation with this session, if the session belongs to the user.
+    """Return the conversation with this session, if it belongs to the user.
 
-    The server accepts messages from everyone who knows the id of a session, so check the owner.
+    The server accepts messages from everyone who knows the id of a session.
     """
     conversation = await client.conversation_async(session=session_id, user=user)
     if not await conversation.belongs_to_user():
@@ -126,15 +126,22 @@ class Message(BaseModel):
     text: Annotated[str, Field(min_length=1, max_length=10_000)]
 
 
+EVENT_STREAM = {
+    "content-type": "text/event-stream",
+    "cache-control": "no-store",
+    "x-accel-buffering": "no",  # nginx forwards each event at once.
+}
+
+
 @app.post("/sessions/{session_id}/messages")
 async def send(conversation: OwnConversation, message: Message) -> StreamingResponse:
     """Send a message to the agent, and stream its turn.
 
-    If the browser closes the connection, the stream is closed, and the server cancels the agent.
+    If the browser closes the connection, relay() closes the stream, and the server
+    cancels the agent.
     """
     stream = await conversation.send(message.text)
-    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}  # For proxies such as nginx.
-    return StreamingResponse(stream.relay(), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(stream.relay(), headers=EVENT_STREAM)
 
 
 @app.exception_handler(Flux0Error)

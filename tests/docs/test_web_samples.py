@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -81,19 +82,6 @@ def starlette() -> Post:
     return post
 
 
-def fastapi() -> Post:
-    sample = load("docs/how-to/web.md", "from fastapi.responses import StreamingResponse")
-    page = TestClient(sample["app"])
-
-    def post(session_id: str, user: str | None) -> tuple[int, bytes]:
-        logins = {} if user is None else {sample["logged_in_user"]: lambda: user}
-        sample["app"].dependency_overrides = logins
-        response = page.post(f"/chat/{session_id}", params={"message": "Hi"})
-        return response.status_code, response.content
-
-    return post
-
-
 def flask() -> Post:
     app: Flask = load(
         "docs/how-to/web.md", "from flask import Flask, Response, abort, request, session"
@@ -104,7 +92,7 @@ def flask() -> Post:
         with app.test_client() as page:
             with page.session_transaction() as session:
                 session["user"] = user
-            response = page.post(f"/chat/{session_id}", data="Hi")
+            response = page.post(f"/sessions/{session_id}/messages", json={"text": "Hi"})
             return response.status_code, response.data
 
     return post
@@ -112,14 +100,15 @@ def flask() -> Post:
 
 def django() -> Post:
     line = "from django.core.exceptions import PermissionDenied"
-    view = load("docs/how-to/web.md", line)["chat"]
+    view = load("docs/how-to/web.md", line)["send"]
 
     async def post_async(session_id: str, user: str | None) -> tuple[int, bytes]:
         async def logged_in() -> Any:
             return SimpleNamespace(pk=user, is_authenticated=user is not None)
 
         try:
-            response = await view(SimpleNamespace(auser=logged_in, body=b"Hi"), session_id)
+            request = SimpleNamespace(auser=logged_in, body=b'{"text": "Hi"}')
+            response = await view(request, session_id)
         except Exception as error:  # noqa: BLE001 - Django turns them into responses
             return {"Http404": 404, "PermissionDenied": 403}[type(error).__name__], b""
         return 200, b"".join([piece async for piece in response])
@@ -148,6 +137,15 @@ def wsgi() -> Post:
     return post
 
 
+def test_page_shows_code_of_the_example() -> None:
+    code = [path.read_text("utf-8") for path in (ROOT / "examples/web").rglob("*.*")]
+    page = (ROOT / "docs/how-to/web.md").read_text("utf-8")
+    excerpts: list[str] = re.findall(r"^```(?:py|js)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(excerpts) == 4
+    for excerpt in excerpts:
+        assert any(excerpt in each for each in code), excerpt
+
+
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTransport]:
     # The URL is not used, but without it, the example would use its own fake.
@@ -157,7 +155,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTransport]:
 
 
 @pytest.mark.filterwarnings("ignore:Using `httpx` with")
-@pytest.mark.parametrize("sample", [example, starlette, fastapi, flask, django, wsgi])
+@pytest.mark.parametrize("sample", [example, starlette, flask, django, wsgi])
 def test_web_sample_rejects_the_sessions_of_other_users(
     fake: FakeTransport, sample: Callable[[], Post]
 ) -> None:

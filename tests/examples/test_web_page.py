@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
@@ -33,37 +32,6 @@ pytestmark = [
 
 IS_IDLE = "!document.getElementById('send').disabled"
 ERROR = "document.getElementById('error').textContent"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FakeOverHTTP]:
-    with FakeOverHTTP(FakeTransport()) as server:
-        yield server
-
-
-@pytest.fixture
-def fake(server: FakeOverHTTP) -> FakeTransport:
-    server.fake.reset()
-    return server.fake
-
-
-@pytest.fixture(scope="module")
-def url(server: FakeOverHTTP) -> Iterator[str]:
-    with web_example(server.url) as url:
-        yield url
-
-
-@pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
-    with browser.page() as page:
-        page.open(url)
-        yield page
 
 
 def send(page: Page, text: str) -> None:

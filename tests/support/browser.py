@@ -78,7 +78,7 @@ class Browser:
         theirs = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (commands[0], results[1])]
         for fd in (commands[0], results[1]):
             os.close(fd)
-        self._commands, self._results = commands[1], results[0]
+        self._commands, self._results = os.fdopen(commands[1], "wb"), results[0]
         options = (*_OPTIONS, f"--user-data-dir={self._folder}")
         with (self._folder / "log.txt").open("wb") as log:
             self._process = subprocess.Popen(
@@ -93,7 +93,7 @@ class Browser:
 
     def __exit__(self, *_: object) -> None:
         self.call("Browser.close")
-        os.close(self._commands)
+        self._commands.close()
         os.close(self._results)
         self._process.wait(_TIMEOUT)
 
@@ -116,7 +116,8 @@ class Browser:
         command: dict[str, Any] = {"id": number, "method": method, "params": params}
         if session is not None:
             command["sessionId"] = session
-        os.write(self._commands, json.dumps(command).encode() + b"\0")
+        self._commands.write(json.dumps(command).encode() + b"\0")
+        self._commands.flush()
         while (message := self._read()).get("id") != number:
             self._events.append(message)
         assert "error" not in message, (method, message)

@@ -1,0 +1,103 @@
+"""The React component of docs/how-to/web.md, in Chromium, with the routes of `examples/web`."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from flux0.testing import Fail, FakeTransport, Gate, Say, SendChunk
+from support.browser import Page, find_browser
+from support.fake_over_http import FakeOverHTTP
+from support.npm import is_npm_installed, npm_install
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_browser() is None, reason="Chromium is not installed"),
+    pytest.mark.skipif(not is_npm_installed(), reason="npm is not installed"),
+]
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = (
+    "@microsoft/fetch-event-source@2.0.1",
+    "esbuild@0.28.2",
+    "react@19.3.1",
+    "react-dom@19.3.1",
+)
+MAIN = """
+import { createRoot } from "react-dom/client";
+import { Chat } from "./Chat.jsx";
+createRoot(document.body).render(<Chat sessionId={window.sessionId} />);
+"""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The component and its packages, in one script."""
+    folder = tmp_path_factory.mktemp("react")
+    npm_install(*PACKAGES, folder=folder)
+    page = (ROOT / "docs/how-to/web.md").read_text("utf-8")
+    (component,) = re.findall(r"^```jsx\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (folder / "Chat.jsx").write_text(component, "utf-8")
+    (folder / "turn.js").write_bytes((ROOT / "examples/web/static/turn.js").read_bytes())
+    (folder / "main.jsx").write_text(MAIN, "utf-8")
+    bundled = subprocess.run(
+        [folder / "node_modules/.bin/esbuild", "main.jsx", "--bundle", "--jsx=automatic"],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    return bundled.stdout.decode()
+
+
+@pytest.fixture
+def react(page: Page, fake: FakeTransport, script: str) -> Page:
+    """A page with the component, for a new session."""
+    page.evaluate(
+        "fetch('/sessions', {method: 'POST'}).then((response) => response.json())"
+        ".then(({session_id}) => { window.sessionId = session_id; })"
+    )
+    page.evaluate(f"document.body = document.createElement('body'); {script}; null")
+    page.wait_for("document.querySelector('input') !== null")
+    return page
+
+
+def send(page: Page, text: str) -> None:
+    page.click("input")
+    page.write(text)
+    page.press_enter()
+
+
+def wait_for(page: Page, kind: str, text: str) -> None:
+    page.wait_for(f"document.querySelector('.{kind}')?.textContent === {json.dumps(text)}")
+
+
+def test_component_shows_the_reply_and_the_stop_button_cancels_the_agent(
+    react: Page, fake: FakeTransport, server: FakeOverHTTP
+) -> None:
+    piece = SendChunk("m1", [{"op": "add", "path": "/-", "value": "Hé"}])
+    gates = Gate(), Gate()
+    fake.script([piece, gates[0], piece, gates[1]])
+
+    send(react, "Hi")
+    wait_for(react, "text", "Hé")
+    gates[0].open()
+    wait_for(react, "text", "HéHé")
+    react.click("button[type=button]")
+
+    assert server.left.wait(10)
+    assert [call.operation for call in fake.calls].count("sessions.create_event") == 1
+
+
+def test_component_shows_errors(react: Page, fake: FakeTransport) -> None:
+    fake.script([Say("Half"), Fail("no model")])
+    send(react, "Hi")
+    alert = "document.querySelector('[role=alert]').textContent"
+    assert react.wait_for(alert) == "The agent failed: no model"
+    fake.reset()
+    send(react, "Hi")
+    react.wait_for(f"{alert}.startsWith('You have no chat with the id')")
+    assert "sessions.create_event" not in {call.operation for call in fake.calls}
