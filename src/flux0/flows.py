@@ -52,8 +52,8 @@ class Sleep:
 class Await:
     """Awaits `awaitable`; the result is the value that it returns.
 
-    A sync call cannot await: there, this effect raises `InvalidArgument`. Its message names
-    `argument`, the argument of the client that contains the async function.
+    In a sync call, this effect raises `InvalidArgument`, because sync code cannot await. The error
+    names `argument`, the argument of the client that contains the async function.
     """
 
     awaitable: Awaitable[Any]

@@ -150,6 +150,6 @@ class Observer:
         Usually, this method is called when the turn ends. If the garbage collector closes the
         stream, this method is called later: at the next call of the client, or when the client is
         closed. The reason is that finalizers must not wait for locks, and observers may do so. The
-        call is also delayed if the `with` block of a sync stream is in a generator, and the
-        generator is closed within the block.
+        same applies if the `with` block of a sync stream is in a generator, and this generator is
+        closed before the block ends.
         """

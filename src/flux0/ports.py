@@ -75,7 +75,7 @@ class Interrupt:
             self._wake = None
 
     def fire(self) -> None:
-        """Stop the exchange now. Without a socket, stop it when the transport calls `on_fire`."""
+        """Stop the exchange now, or when the transport calls `on_fire` if it has not done so."""
         with self._lock:
             self.fired = True
             if self._wake is not None:
@@ -296,10 +296,10 @@ class ServerSentEvent(NamedTuple):
     """One event of a `text/event-stream` (WHATWG HTML, "Interpreting an event stream").
 
     Attributes:
-        event: the event's name; `"message"` if the block had no `event` field.
-        data: the event's data.
+        event: the name; `"message"` if the event has no field `event`.
+        data: the data.
         id: the last event id that the stream has set so far.
-        retry: the reconnection time in milliseconds, or None if the block has no `retry` field.
+        retry: the reconnection time in milliseconds; None if the event has no field `retry`.
     """
 
     event: str
@@ -317,7 +317,7 @@ class EventStreamParser(Protocol):
         ...
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
-        """Parse the next bytes, of any length, and return the events that are complete now.
+        """Parse the next bytes, of any length, and return the events that they complete.
 
         Raises:
             EventTooLarge: an event is larger than the parser's limit.

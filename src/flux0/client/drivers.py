@@ -252,7 +252,7 @@ class AsyncDriver:
 
 
 def _check(effect: ReadBody, size: int, time: Time) -> None:
-    """Raise if a body is too large, or its deadline has passed."""
+    """Raise an error if the body is too large, or if its deadline has passed."""
     if size > effect.limit:
         raise ResponseTooLarge(effect.limit)
     if effect.deadline is not None and time.monotonic() > effect.deadline.moment:

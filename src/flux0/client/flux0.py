@@ -68,8 +68,8 @@ class Flux0(Uncopyable):
             again only if the server cannot have acted on it.
         timeout_ms: The longest time in milliseconds that a call may take, with all its retries. For
             a stream, the longest time until the response headers are received. By default, the
-            whole call has no limit, but each step has: 10 s for connecting, and 60 s for each wait
-            until data is sent or received.
+            whole call has no limit; connecting is limited to 10 s, and each wait until data is sent
+            or received is limited to 60 s.
         stream_idle_timeout_ms: The longest time in milliseconds between two events of a stream.
             Default: 600 s.
         headers: Header fields to send with each request. If a value is a function, the function is
@@ -185,7 +185,7 @@ class Flux0(Uncopyable):
         """Return a client with different default options and the same connections.
 
         Both clients share the transport, its connections and the open turns, so the new client is
-        cheap. Closing the new client closes nothing. Closing this client closes both.
+        cheap. Closing the new client has no effect. Closing this client closes both clients.
 
         For each option that is None, the new client uses the setting of this client.
 

@@ -76,7 +76,7 @@ class WakeOnClose:
 
     def __enter__(self) -> None:
         self._wakers[self] = self._wake
-        # `close` may have called all wakers just before this waker was added.
+        # If `close` called all wakers before this waker was added, `closed` is True now.
         if self._calls.closed:
             del self._wakers[self]
             self._calls.check()

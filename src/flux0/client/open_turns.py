@@ -53,7 +53,7 @@ class _Limit:
     error: TransportTimeout
 
     def expired(self) -> TransportTimeout:
-        """Return the error, after recording in it that the message was not sent."""
+        """Return the error, which records that the message was not sent."""
         self.error.sent = "no"
         return self.error
 

@@ -242,7 +242,7 @@ class StreamState(Uncopyable):
         self._entered = True
 
     def _raise_failure(self) -> None:
-        """Raise if the turn has failed, or the stream was closed before its end."""
+        """Raise an error if the turn has failed, or if the stream was closed before its end."""
         failure = self._turn.failure
         if failure is not None:
             if isinstance(failure, StreamError):

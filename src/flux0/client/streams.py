@@ -161,7 +161,7 @@ class EventStream(StreamState):
             self._raise_failure()
 
     def relay(self, *, heartbeat_ms: int | None = 15_000) -> Iterator[bytes]:
-        """Iterate over the turn as server-sent events in bytes, to forward it to a browser.
+        """Iterate over the encoded server-sent events of the turn, to forward them to a browser.
 
         The events have the format of the flux0 server. If the stream fails, the last event is named
         `error`, and its data is JSON with the `type` and the `message` of the error. Closing the
@@ -173,8 +173,9 @@ class EventStream(StreamState):
         """
         from flux0.client.relay import heartbeat_seconds, relay  # noqa: PLC0415 - rarely needed
 
-        # Pass `_release` instead of `close`: it does not report the end, which may wait for locks,
-        # and the garbage collector may close the iterator. The reading thread reports the end.
+        # Pass `_release` instead of `close`. The garbage collector may close the iterator, and
+        # `close` reports the end of the turn, which may wait for locks. The reading thread reports
+        # the end.
         return relay(self, self._release, heartbeat_seconds(heartbeat_ms))
 
     def stored_events(self) -> Events:

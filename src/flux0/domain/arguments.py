@@ -200,7 +200,7 @@ def _field(argument: str, name: object, value: object) -> tuple[str, str]:
     if not _FIELD_VALUE.fullmatch(value):
         problem = (
             f"has an invalid value for {name!r}: it must be Latin-1 without line breaks, control "
-            f"characters, and spaces at the start or end"
+            f"characters, or spaces at the start or end"
         )
         raise InvalidArgument(argument, problem)
     return name, value

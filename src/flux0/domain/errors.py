@@ -68,7 +68,8 @@ class Flux0Error(Exception):
 
 def _restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]) -> Flux0Error:
     error = cls.__new__(cls, *args)
-    super(Flux0Error, error).__init__(*args)  # `MissingDependency` needs ImportError.__init__.
+    # For `MissingDependency`, this calls ImportError.__init__, which sets the attribute `msg`.
+    super(Flux0Error, error).__init__(*args)
     error.__dict__.update(state)
     return error
 
@@ -111,7 +112,7 @@ class MissingDependency(Flux0Error, ImportError):
 
 
 class AgentNotFound(Flux0Error, LookupError):
-    """The server has no agent of the requested type and name; `agents` lists its agents."""
+    """No agent has the requested type and name. `agents` contains all agents of the server."""
 
     def __init__(self, wanted: str, agents: tuple[Agent, ...]) -> None:
         existing = ", ".join(f"{agent.name!r} of type {agent.type!r}" for agent in agents)

@@ -39,13 +39,13 @@ def is_framed(headers: Headers) -> bool:
     members, looks complete.
     """
     coding = headers.get("transfer-encoding")
-    if coding is not None:  # It overrides a content-length (RFC 9112, section 6.3).
+    if coding is not None:  # transfer-encoding overrides content-length (RFC 9112, section 6.3).
         return coding.lower().rpartition(",")[2].strip() == "chunked"
     return "content-length" in headers
 
 
 def framing_problem(length: str | None, coding: str | None) -> str | None:
-    """Return why the end of an HTTP/1 response body is ambiguous; None if the end is clear.
+    """Return the reason why the end of an HTTP/1 response body is ambiguous, or None.
 
     If two programs find different ends, one of them may read a part of the body as a separate
     response. Attackers can cause this (RFC 9112, sections 6.3 and 11.1).

@@ -1,4 +1,4 @@
-"""Functions of event loops that work under asyncio and under trio, and resources of event loops.
+"""Functions that work under asyncio and trio, and resources that belong to an event loop.
 
 A connection can only be used in the event loop that opened it. Therefore `PerLoop` has one resource
 for each event loop, and closes the resource before the loop ends.
@@ -182,13 +182,13 @@ _Entries: TypeAlias = dict[Loop, tuple[T, AsyncGenerator[None, None]]]
 async def _close_at_loop_end(
     entries: _Entries[T], loop: Loop, close: Callable[[T], Awaitable[None]]
 ) -> AsyncGenerator[None, None]:
-    # When a loop of asyncio or trio ends, it closes its suspended async generators, such as this.
+    # At its end, a loop of asyncio or trio closes its suspended async generators, such as this one.
     try:
         yield
     finally:
         entry = entries.pop(loop, None)
         if entry is not None:
-            # trio closes generators in a cancelled scope, in which `close` could await nothing.
+            # trio closes generators in a cancelled scope, in which each `await` raises Cancelled.
             await shielded(partial(close, entry[0]))
 
 

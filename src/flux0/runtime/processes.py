@@ -38,7 +38,7 @@ def run_in_new_thread(act: Callable[[], object]) -> bool:
     Returns False, without calling `act`, if the interpreter exits and no longer starts threads.
     """
     with suppress(RuntimeError):
-        if not sys.is_finalizing():  # Otherwise, starting a thread would crash Python 3.10.
+        if not sys.is_finalizing():  # Python 3.10 crashes if a thread is started at exit.
             start_new_thread(act, ())
             return True
     return False

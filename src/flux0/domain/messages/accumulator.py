@@ -135,7 +135,7 @@ class MessageAccumulator:
         return builder
 
     def _record_problem(self, event: ChunkEvent, index: int, reason: str) -> None:
-        if not event.patches:  # The budget was too small for a new message without content.
+        if not event.patches:  # The budget was too small even for a message without content.
             return
         operation = event.patches[index]
         if self._problem_bytes < self._budget.limit:

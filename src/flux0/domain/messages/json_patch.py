@@ -71,7 +71,7 @@ class MemoryBudget:
         """Charge the work of copying or moving `value`, and return its size and depth."""
         size, depth = measure(value, most=self.remaining_work)
         if size > self.remaining_work:
-            self.remaining_work = 0  # `measure` has done this work before it stopped.
+            self.remaining_work = 0  # `measure` has used up all remaining work.
         self.charge_work(size)
         return size, depth
 
@@ -142,7 +142,7 @@ def _applied(
 
 
 def measure(value: JSON, *, most: int = maxsize) -> tuple[int, int]:
-    """Return the size of a value in bytes, as charged to the budget, and its nesting depth.
+    """Return the size of a value in bytes, as `MemoryBudget` counts it, and its nesting depth.
 
     If the size exceeds `most`, measuring stops early and the results are incomplete.
     """
