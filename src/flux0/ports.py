@@ -75,7 +75,7 @@ class Interrupt:
             self._wake = None
 
     def fire(self) -> None:
-        """Stop the exchange now, or when the transport calls `on_fire` if it has not done so."""
+        """Stop the exchange now. If `on_fire` was not called yet, its call stops the exchange."""
         with self._lock:
             self.fired = True
             if self._wake is not None:

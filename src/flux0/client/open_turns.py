@@ -75,7 +75,7 @@ class OpenTurns:
     def exclusive(
         self, session: SessionKey, deadline: Deadline | None, now: float
     ) -> Generator[None, None, None]:
-        """Return a context manager. Within its block, no other message is sent on `session`.
+        """Return a context manager. In its block, this client sends no other message on `session`.
 
         Entering the block waits for earlier messages, and closes the open stream of the session.
 
