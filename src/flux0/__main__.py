@@ -35,8 +35,7 @@ def main() -> None:
 
 def _discard_output() -> None:
     """Redirect standard output to the null device, so that Python can flush it at exit."""
-    if sys.stdout is not None:  # None if the program was started with standard output closed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

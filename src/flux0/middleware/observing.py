@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 from attrs import evolve
@@ -39,8 +40,7 @@ class Observers:
 
     def observe_call(self, request: Request, flow: Flow[T]) -> Flow[T]:
         """Run the flow of a call, and report the start and the end of the call."""
-        if (call := request.call) is None:
-            return (yield from flow)
+        call = cast("Call", request.call)  # A client with observers sets it in each request.
         start, error = self._time.monotonic(), None
         self.flush()
         self._notify(lambda observer: observer.on_call_start(call))
@@ -55,7 +55,7 @@ class Observers:
 
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Send `request`, and report the start and the end of the attempt."""
-        if (call := request.call) is None:
+        if (call := request.call) is None:  # A middleware sends a request of its own.
             return (yield from send(request))
         number, status, error = request.attempt, None, None
         added = Headers()
@@ -104,11 +104,8 @@ class Observers:
     def flush(self) -> None:
         """Report the ends of turns that `postpone` has recorded."""
         while self._postponed:
-            try:
-                call, turn = self._postponed.popleft()
-            except IndexError:  # Another thread has removed the last item.
-                return
-            self.turn_ended(call, turn)
+            with suppress(IndexError):  # Another thread may have removed the last item.
+                self.turn_ended(*self._postponed.popleft())
 
     def _notify(self, report: Callable[[Observer], T]) -> list[T]:
         """Call all observers, and return the results. Log the first exception of each observer."""

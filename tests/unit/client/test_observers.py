@@ -213,6 +213,20 @@ async def test_calls_of_a_middleware_are_attempts_of_one_call(mode: Mode) -> Non
     assert len(recorder.attempts) == 2
 
 
+@in_every_mode
+async def test_request_of_a_middleware_that_belongs_to_no_call_is_not_observed(mode: Mode) -> None:
+    def ping(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        yield from send(Request("GET", request.url, request.headers))
+        return (yield from send(request))
+
+    recorder, fake = Recorder(), FakeTransport()
+    async with observed(mode, fake, recorder, middleware=[ping]) as flux0:
+        await flux0.agents.list_async()
+
+    assert len(fake.calls) == 2
+    assert len(recorder.attempts) == 1
+
+
 # --- turns
 
 

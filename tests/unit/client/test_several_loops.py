@@ -254,3 +254,19 @@ def test_many_loops_and_threads_share_one_session() -> None:
             done.result(60)
 
     assert len(server.requests) == 45
+
+
+@pytest.mark.parametrize("mode", ["asyncio", "trio"])
+def test_closing_the_client_closes_the_stream_of_a_loop_that_has_ended(mode: Mode) -> None:
+    streams: list[Any] = []
+
+    async def begin() -> None:
+        streams.append(await open_stream(mode, flux0))
+
+    with ByteServer(ONE_EVENT) as server:
+        flux0 = Flux0(server.url)
+        run_in(mode, begin)
+        assert streams[0].is_open
+        flux0.close()
+        assert not streams[0].is_open
+        server.wait_until_closed()

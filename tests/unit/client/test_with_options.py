@@ -73,18 +73,21 @@ async def test_both_clients_share_open_turns(mode: Mode) -> None:
         await anext(stream)
 
 
-def test_closing_the_new_client_closes_nothing_and_closing_the_first_closes_both() -> None:
+@in_every_mode
+async def test_closing_the_new_client_closes_nothing_and_closing_the_first_closes_both(
+    mode: Mode,
+) -> None:
     client = Flux0(transport=script(scripted_response(AGENTS)))
-    with client.with_options(timeout_ms=1_000) as other:
+    async with in_mode(mode, client.with_options(timeout_ms=1_000)) as other:
         pass
-    assert len(other.agents.list()) == 0
+    assert len(await other.agents.list_async()) == 0
 
     client.close()
 
     assert client.is_closed
-    assert other.is_closed
+    assert client.with_options().is_closed
     with pytest.raises(ClientClosed):
-        other.agents.list()
+        await other.agents.list_async()
 
 
 def test_token_of_the_environment_is_sent_to_the_servers_own_url_only(

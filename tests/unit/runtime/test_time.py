@@ -142,3 +142,10 @@ def test_alarm_does_not_keep_the_process_alive(*, at_exit: bool) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_sleep_waits() -> None:
+    time = SystemTime()
+    start = time.monotonic()
+    time.sleep(SOON)
+    assert time.monotonic() - start >= SOON

@@ -131,11 +131,10 @@ class SyncConnection(TrackedConnection):
         return addresses[info]() if info in addresses else None
 
     def _is_readable(self) -> bool:
-        sock = self._get_info("socket")
-        if sock.fileno() < 0 or (isinstance(sock, ssl.SSLSocket) and sock.pending()):
+        if isinstance(self._sock, _NestedTLS) and self._sock.has_unread:
             return True
-        readable, _ = _wait(sock, 0, read=True)
-        return readable
+        sock = self._get_info("socket")
+        return sock.fileno() < 0 or _wait(sock, 0, read=True)[0]
 
 
 class _NestedTLS:
@@ -146,6 +145,11 @@ class _NestedTLS:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self.settimeout, self.close = sock.settimeout, sock.close
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether received bytes are left, although the socket of the proxy is not readable."""
+        return self._incoming.pending > 0
 
     def do_handshake(self) -> None:
         self._perform(self.tls.do_handshake)

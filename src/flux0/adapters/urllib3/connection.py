@@ -129,11 +129,9 @@ class TrackedConnection(HTTPConnection):
                 error.__cause__ = error.__cause__ or error.__context__
                 raise
         # During the TLS handshake, `sock` is detached, and its successor, an SSLSocket, is not yet
-        # available. So an interrupt shuts down a duplicate of the socket. The class of the user may
-        # return an object other than a socket, which cannot be duplicated.
-        if isinstance(sock, socket.socket):
-            self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
-            exchange.shut_down_on_interrupt(self._duplicate)
+        # available. So an interrupt shuts down a duplicate of the socket.
+        self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
+        exchange.shut_down_on_interrupt(self._duplicate)
         return sock
 
     def _connect(self, exchange: Urllib3Exchange) -> socket.socket:
@@ -229,11 +227,11 @@ def close_pools(manager: urllib3.PoolManager) -> None:
     `PoolManager.clear` only removes the pools. If the user stores an exception that refers to a
     pool, the connections of the pool would stay open.
     """
+    # Another thread may remove a pool meanwhile; then `get` returns None.
     pools = [manager.pools.get(key) for key in manager.pools.keys()]  # noqa: SIM118 - not iterable
     manager.clear()
-    for pool in pools:
-        if pool is not None:
-            pool.close()
+    for pool in filter(None, pools):
+        pool.close()
 
 
 def _is_unmodified(connection_class: Any) -> bool:

@@ -42,6 +42,7 @@ from flux0.testing.contract.responses import (
     Disconnect,
     Reset,
     ServerSteps,
+    Sleep,
     WaitForRelease,
     Write,
     head,
@@ -375,7 +376,8 @@ def test_large_request_is_cancelled_while_it_is_sent() -> None:
         gc.collect()
 
 
-def test_connection_is_lost_before_a_large_body_is_sent() -> None:
+@pytest.mark.parametrize("event", ["connection_create_end", "request_headers_sent"])
+def test_connection_is_lost_before_a_large_body_is_sent(event: str) -> None:
     """This may happen while a slow trace function runs."""
 
     async def wait(*_: object) -> None:
@@ -384,7 +386,7 @@ def test_connection_is_lost_before_a_large_body_is_sent() -> None:
 
     async def run(url: str) -> None:
         trace = aiohttp.TraceConfig()
-        trace.on_request_headers_sent.append(wait)
+        getattr(trace, f"on_{event}").append(wait)
         async with aiohttp.ClientSession(trace_configs=[trace]) as session:
             with pytest.raises(ConnectionInterrupted):
                 await AiohttpTransport(session).send_async(post(url, bytes(1_000_000)))
@@ -451,6 +453,18 @@ def test_slow_reader_does_not_cause_a_read_timeout() -> None:
 
     with ByteServer(HALF) as server:
         asyncio.run(run(server))
+
+
+def test_write_timeout_does_not_limit_the_wait_for_the_response() -> None:
+    """The request has no read timeout."""
+
+    async def run(url: str) -> None:
+        async with own() as transport:
+            request = get(url, timeout=Timeout(read=None, write=SHORT))
+            assert await fetch(transport, request) == b"ok"
+
+    with ByteServer((Sleep(3 * SHORT), *OK)) as server:
+        asyncio.run(run(server.url))
 
 
 def test_blocked_event_loop_does_not_cause_a_read_timeout() -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
 from attrs import evolve
 
 from flux0 import APIError, ClientClosed, Flux0
-from flux0.domain.errors import ConnectError, ConnectTimeout, Flux0Error, ProtocolError
+from flux0.domain.errors import (
+    ConnectError,
+    ConnectionInterrupted,
+    ConnectTimeout,
+    Flux0Error,
+    ProtocolError,
+)
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.responses import (
     Disconnect,
@@ -27,8 +35,9 @@ from flux0.testing.contract.responses import (
 )
 from support import modes
 from support.over_httpx import FAMILY, FAMILY_SYNC, FAST, OverHttpx
+from support.proxy import Proxy
 from support.secured import Secured
-from support.sending import AGENTS, LONG_TIMEOUT, OK, get, over, post
+from support.sending import AGENTS, LONG_TIMEOUT, OK, fetch_sync, get, over, post
 from support.socks_proxy import SocksProxy
 from support.unreachable import resolve_to, unreachable_address
 
@@ -76,6 +85,69 @@ async def test_tls_through_a_socks_proxy(way: OverHttpx, secured: Secured) -> No
         client = way.client(proxy=f"socks5://{proxy.address}", verify=secured.trusting())
         await list_agents(way, server.url, client)
         assert len(server.requests) == 1
+
+
+# --- proxies with TLS
+
+
+def client_of(way: OverHttpx, proxy: Proxy, secured: Secured) -> Any:
+    """Return a client that uses TLS for the proxy, and within it TLS for the server."""
+    through = way.library.Proxy(proxy.url, ssl_context=secured.trusting())
+    return way.client(proxy=through, verify=secured.trusting())
+
+
+@over(*FAMILY)
+async def test_connection_through_a_proxy_with_tls_is_reused(
+    way: OverHttpx, secured: Secured
+) -> None:
+    large = b"x" * 200_000
+    with (
+        Proxy(tls=secured.server) as proxy,
+        ByteServer(OK, http_response(large), tls=secured.server) as server,
+    ):
+        async with way.closing(client_of(way, proxy, secured)) as transport:
+            assert await way.fetch(transport, post(server.url, large)) == (200, b"ok")
+            assert await way.fetch(transport, get(server.url)) == (200, large)
+        assert [request.method for request in proxy.requests] == ["CONNECT"]
+        assert server.connections == 1
+        assert server.requests[0].body == large
+
+
+@pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
+def test_surplus_bytes_through_a_proxy_with_tls_are_not_the_next_response(
+    way: OverHttpx, secured: Secured
+) -> None:
+    """The surplus bytes have their own TLS record, which may be received with the response."""
+    surplus = Write(to_bytes(http_response(b"others")))
+    with (
+        Proxy(tls=secured.server) as proxy,
+        ByteServer((*OK, surplus, WaitForRelease()), OK, tls=secured.server) as server,
+        client_of(way, proxy, secured) as client,
+    ):
+        transport = way.transport_over(client)
+        response = transport.send(get(server.url))
+        assert b"".join(response.body) == b"ok"
+        stream, end = response.raw_response.extensions["network_stream"], monotonic() + 10
+        while not stream.get_extra_info("is_readable"):
+            assert monotonic() < end, "the surplus bytes were not detected"
+            sleep(0.001)
+        assert fetch_sync(transport, get(server.url)) == b"ok"
+        assert server.connections == 2
+
+
+@over(*FAMILY)
+@pytest.mark.parametrize("end", [Disconnect(), Reset()], ids=repr)
+async def test_interruption_through_a_proxy_with_tls_is_recognized(
+    way: OverHttpx, secured: Secured, end: Any
+) -> None:
+    steps = (Write(to_bytes(http_response(b"complete"))[:-1]), end)
+    with (
+        Proxy(tls=secured.server) as proxy,
+        ByteServer(steps, tls=secured.server) as server,
+    ):
+        async with way.closing(client_of(way, proxy, secured)) as transport:
+            with pytest.raises(ConnectionInterrupted):
+                await way.fetch(transport, get(server.url, stream=True))
 
 
 @over(*FAMILY)
@@ -273,3 +345,16 @@ async def test_interim_response_does_not_stop_a_large_request(way: OverHttpx) ->
         body = b"x" * 20_000_000
         assert await way.fetch_once(post(server.url, body)) == (200, b"ok")
         assert server.requests[0].body == body
+
+
+@pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
+def test_system_without_poll(way: OverHttpx, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has no poll, and gevent removes it."""
+    monkeypatch.delattr(select, "poll")
+    body = b"x" * 20_000_000
+    with ByteServer(OK) as server:
+        transport = way.transport_over(None)
+        for _ in range(2):
+            assert fetch_sync(transport, post(server.url, body)) == b"ok"
+        assert server.connections == 1
+        transport.close()

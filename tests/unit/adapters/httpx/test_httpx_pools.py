@@ -15,6 +15,7 @@ from attrs import evolve
 
 from flux0 import ClientClosed, Flux0, HttpxTransport, RetryConfig
 from flux0.adapters.httpx import clients
+from flux0.adapters.httpx.cancellation import Uninterrupted
 from flux0.adapters.httpx.pools import Pools
 from flux0.domain.errors import PoolTimeout, ReadTimeout
 from flux0.ports import Interrupt
@@ -22,7 +23,7 @@ from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.responses import Disconnect, Signal, WaitForRelease, http_response
 from support import sending
 from support.over_httpx import FAMILY, FAMILY_SYNC, OverHttpx
-from support.sending import AGENTS, HALF, LONG_TIMEOUT, OK, fetch_sync, get, over
+from support.sending import HALF, LONG_TIMEOUT, OK, fetch_sync, get, over
 
 NO_WAIT = evolve(LONG_TIMEOUT, pool=0.05)
 OVER_ASYNCIO = tuple(way for way in FAMILY if way.mode == "asyncio")
@@ -142,20 +143,63 @@ async def test_repeatedly_cancelled_calls_leave_no_connections(way: OverHttpx) -
             server.wait_until_closed(max_open=2)
 
 
-@over(*OVER_ASYNCIO)
-@pytest.mark.usefixtures("_one_place")
-async def test_cancelled_wait_for_a_place_keeps_no_place(way: OverHttpx) -> None:
-    with ByteServer(HALF, AGENTS) as server:
-        async with Flux0(server.url, transport=way.transport_over(None)) as flux0:
-            transport = way.transport_over(None)
-            response = await transport.send_async(get(server.url, stream=True))
-            waiting = asyncio.ensure_future(transport.send_async(get(server.url)))
-            await asyncio.sleep(0)
-            # Closing the body gives the place to the waiting task, which is then cancelled before
-            # it runs.
-            await response.body.close_async()
-            waiting.cancel()
-            await asyncio.wait([waiting])
-            assert (await way.fetch(transport, get(server.url)))[0] == 200
-            await transport.close_async()
-            assert list(await flux0.agents.list_async()) == []
+def test_cancelled_wait_for_a_place_keeps_no_place() -> None:
+    """The waiting task gets the place, and is cancelled before it runs."""
+
+    async def run() -> None:
+        pools = Pools(lambda: "transport", lambda _: None, limit=1)
+        pool = await pools.enter_async(None)
+        waiting = asyncio.ensure_future(pools.enter_async(None))
+        await asyncio.sleep(0)
+        pools.leave(pool)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        assert await pools.enter_async(0) is pool
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("error", [None, OSError("the cleanup failed")])
+def test_cancellation_during_a_cleanup_is_not_lost(error: Exception | None) -> None:
+    async def clean_up() -> None:
+        await asyncio.sleep(0)
+        cleaned.append(True)
+        if error is not None:
+            raise error
+
+    async def work() -> None:
+        await Uninterrupted(clean_up())
+
+    async def run() -> None:
+        task = asyncio.ensure_future(work())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    cleaned: list[bool] = []
+    asyncio.run(run())
+    assert cleaned == [True]
+
+
+def test_call_whose_event_loop_is_closed_is_cleaned_up() -> None:
+    """Python throws `GeneratorExit` into its coroutine."""
+
+    async def wait() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            cleaned.append(True)
+
+    async def call() -> None:
+        await Uninterrupted(wait())
+
+    async def run() -> None:
+        coroutine = call()
+        coroutine.send(None)
+        coroutine.close()
+
+    cleaned: list[bool] = []
+    asyncio.run(run())
+    assert cleaned == [True]

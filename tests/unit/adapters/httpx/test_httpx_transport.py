@@ -55,7 +55,11 @@ async def test_tracked_connections_are_used(way: OverHttpx) -> None:
     with ByteServer(OK) as server:
         async with way.closing(client) as transport:
             await way.fetch(transport, get(server.url))
-    (stream,) = seen
+            (stream,) = seen
+            assert stream.get_extra_info("server_addr") == (server.host, server.port)
+            assert stream.get_extra_info("unknown") is None
+    if way.mode != "trio":  # The sockets of trio raise ValueError.
+        assert stream.get_extra_info("is_readable"), "the connection is closed"
     assert type(stream).__module__ in (
         "flux0.adapters.httpx.connections",
         "flux0.adapters.httpx.sockets",
@@ -119,7 +123,8 @@ async def test_users_client_may_use_a_unix_socket(way: OverHttpx, tmp_path: Any)
                 connection.sendall(to_bytes(OK))
 
         threads.submit(serve)
-        transport = way.kind("HTTPTransport")(uds=path)
+        options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+        transport = way.kind("HTTPTransport")(uds=path, socket_options=options)
         assert await way.fetch_once(get("http://flux0"), transport=transport) == (200, b"ok")
 
 

@@ -63,6 +63,13 @@ def test_interrupted_connection_is_not_used() -> None:
         Connector(None, interrupt).connect(*server.getsockname())
 
 
+def test_address_that_the_system_rejects_is_an_error() -> None:
+    """The system does not even begin to connect to the broadcast address."""
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the test checks errno
+        Connector(SHORT_TIMEOUT, Interrupt()).connect("255.255.255.255", 80)
+    assert caught.value.errno in (errno.EACCES, errno.ENETUNREACH)
+
+
 def test_error_of_the_last_address_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         refusing = server.getsockname()

@@ -66,6 +66,12 @@ def test_retries_and_redirects_of_the_user_manager_are_disabled() -> None:
         assert [request.target for request in server.requests] == [target, "/", "/"]
 
 
+def test_repeated_number_in_a_content_length_is_accepted() -> None:
+    steps = (head("200 OK", [("Content-Length", "2, 2")]), Write(b"ok"), WaitForRelease())
+    with ByteServer(steps) as server:
+        assert fetch_sync(Urllib3Transport(), get(server.url)) == b"ok"
+
+
 def test_one_transport_sends_to_several_servers() -> None:
     with ByteServer(http_response(b"one")) as one, ByteServer(http_response(b"two")) as two:
         transport = Urllib3Transport()

@@ -311,6 +311,13 @@ def test_scrub_keeps_the_pieces_of_text_without_split_secrets() -> None:
     assert scrubbed("so ", "key", "-1", " and", " so") == ["so ", "***", "", " and", " so"]
 
 
+@pytest.mark.parametrize("data", ['{"patches": ["key-1', '{"patches": "key-1"}', '"patches key-1"'])
+def test_scrub_replaces_secrets_in_chunks_of_an_unknown_form(data: str) -> None:
+    event = f"event: chunk\ndata: {data}\n\n".encode()
+    (scrubbed,) = scrub_body([event], lambda text: text.replace("key-1", "***"))
+    assert scrubbed == event.replace(b"key-1", b"***")
+
+
 # --- sync and async transports
 
 
