@@ -36,6 +36,8 @@ class Call:
         url: the URL, without credentials.
         route: the path with placeholders instead of ids.
         session_id: the id of the session, if the call belongs to one.
+        agent_id: the id of the agent, if you passed the agent or the session to `conversation`.
+        agent_name: the name of the agent, if you passed an `Agent`.
         content: the message of the user, if the call starts a turn; otherwise None.
     """
 
@@ -44,6 +46,8 @@ class Call:
     url: str
     route: str
     session_id: str | None = None
+    agent_id: str | None = None
+    agent_name: str | None = None
     content: str | None = None
 
     @property
@@ -94,8 +98,8 @@ class TurnEnd:
         agent_error: the last error that the agent reported.
         session_id: the id of the session.
         correlation_id: the id of the turn; None if no status or chunk was received.
-        agent_id: the id of the agent, from the first chunk.
-        agent_name: the name of the agent, from the first chunk.
+        agent_id: the id of the agent, from the first chunk or the `Call`; None if it is unknown.
+        agent_name: the name of the agent, like `agent_id`.
         event_count: the number of events received.
         seconds_to_first_event: the time from sending the message to the first event; None if no
             event was received.

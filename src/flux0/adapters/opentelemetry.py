@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextvars import Token
 from time import time_ns
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from urllib.parse import urlsplit
 
 from attrs import define, field
@@ -18,7 +18,7 @@ from attrs import define, field
 from flux0._version import __version__
 from flux0.domain.api_errors import APIError
 from flux0.domain.errors import AgentError, MissingDependency, StreamError, TransportError
-from flux0.domain.models import ContentPart, MessageData, ReasoningPart, ToolCallPart
+from flux0.domain.models import ContentPart, MessageData, ReasoningPart
 from flux0.observers import AttemptEnd, Call, CallEnd, Observer, TurnEnd
 
 try:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
 
     from flux0.domain.messages.tool_calls import TimedToolCall
+    from flux0.domain.models import ToolCallPart
 
 _Attributes: TypeAlias = "dict[str, str | int | float]"
 
@@ -73,7 +74,7 @@ class _Observed:
     call: _SpanInContext
     start: int
     server: _Attributes
-    attempt: _SpanInContext | None = None
+    attempt: _SpanInContext = field(init=False)
 
 
 class OpenTelemetry(Observer):
@@ -125,8 +126,13 @@ class OpenTelemetry(Observer):
         """Start the span of a call or of a turn."""
         server = _server(call)
         attributes: _Attributes = {"flux0.operation": call.operation, **server}
-        if call.session_id is not None:
-            attributes["gen_ai.conversation.id"] = call.session_id
+        for key, value in (
+            ("gen_ai.conversation.id", call.session_id),
+            ("gen_ai.agent.id", call.agent_id),
+            ("gen_ai.agent.name", call.agent_name),
+        ):
+            if value is not None:
+                attributes[key] = value
         if call.starts_turn:
             attributes |= _INVOKE_AGENT
             if self._contents:
@@ -134,7 +140,7 @@ class OpenTelemetry(Observer):
                 attributes["gen_ai.input.messages"] = _json([{"role": "user", "parts": [part]}])
         start = time_ns()
         span = self._tracer.start_span(
-            "invoke_agent" if call.starts_turn else call.operation,
+            _turn_name(call.agent_name) if call.starts_turn else call.operation,
             kind=SpanKind.CLIENT if call.starts_turn else SpanKind.INTERNAL,
             attributes=attributes,
             start_time=start,
@@ -171,12 +177,11 @@ class OpenTelemetry(Observer):
             outcome["http.response.status_code"] = attempt.status_code
         if attempt.error is not None:
             outcome["error.type"] = _error_type(attempt.error)
-        if (current := observed.attempt) is not None:
-            observed.attempt = None
-            current.detach()
-            current.span.set_attributes(outcome)
-            self._set_status(current.span, attempt.error)
-            current.span.end()
+        current = observed.attempt
+        current.detach()
+        current.span.set_attributes(outcome)
+        self._set_status(current.span, attempt.error)
+        current.span.end()
         method: _Attributes = {"http.request.method": call.method}
         self._attempt_seconds.record(attempt.seconds, {**method, **observed.server, **outcome})
 
@@ -212,8 +217,7 @@ class OpenTelemetry(Observer):
         ):
             if value is not None:
                 span.set_attribute(key, value)
-        if turn.agent_name is not None:
-            span.update_name(f"invoke_agent {turn.agent_name}")
+        span.update_name(_turn_name(turn.agent_name))
         for tool_call in turn.tool_calls:
             self._record_tool_call(observed, tool_call, end)
         error = turn.error or turn.agent_error
@@ -272,6 +276,10 @@ _INVOKE_AGENT: _Attributes = {
 }
 
 
+def _turn_name(agent_name: str | None) -> str:
+    return "invoke_agent" if agent_name is None else f"invoke_agent {agent_name}"
+
+
 def _server(call: Call) -> _Attributes:
     parts = urlsplit(call.url)
     port = parts.port or _DEFAULT_PORTS[parts.scheme]
@@ -296,10 +304,10 @@ def _parts(turn: TurnEnd) -> Iterator[dict[str, Any]]:
                     yield {"type": "text", "content": content}
                 case ReasoningPart(reasoning):
                     yield {"type": "reasoning", "content": reasoning}
-                case ToolCallPart(id_, name, args):
-                    yield {"type": "tool_call", "id": id_, "name": name, "arguments": args}
                 case _:
-                    yield dict(part)
+                    call = cast("ToolCallPart", part)  # A turn has no parts of other types.
+                    name, id_ = call.tool_name, call.tool_call_id
+                    yield {"type": "tool_call", "id": id_, "name": name, "arguments": call.args}
 
 
 def _json(value: object) -> str:

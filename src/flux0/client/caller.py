@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
+from threading import Lock
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from attrs import evolve
@@ -14,6 +15,7 @@ from flux0.client.open_turns import OpenTurns
 from flux0.client.options import CallOptions, check_names
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error
+from flux0.domain.models import Participant
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow
@@ -61,7 +63,7 @@ class Caller:
         self.server_url: str = default_call.server_url
         self._default_call = default_call
         self._call_timeout = call_timeout
-        self._warned = False
+        self._warn_once = Lock()  # Views share it.
         self._is_view = False
         self._open_calls = OpenCalls()
         self.open_turns: OpenTurns = OpenTurns(self._open_calls)
@@ -114,12 +116,17 @@ class Caller:
 
         Both callers share transports, open turns and observers.
         """
-        view = copy(self)
-        vars(view).update(
-            _is_view=True,
-            _call_timeout=self._limit(timeout_ms),
-            _default_call=self._settings(**options),
+        return self._view(
+            _call_timeout=self._limit(timeout_ms), _default_call=self._settings(**options)
         )
+
+    def for_agent(self, agent: Participant) -> Caller:
+        """Return a caller that reports this agent to observers; see `with_options`."""
+        return self._view(_default_call=evolve(self._default_call, agent=agent))
+
+    def _view(self, **changes: object) -> Caller:
+        view = copy(self)
+        vars(view).update(changes, _is_view=True)
         return view
 
     def _settings(
@@ -168,8 +175,7 @@ class Caller:
 
     def warn_of_unconfirmed_end(self) -> None:
         """Log a warning about unconfirmed ends, once for each client."""
-        if not self._warned:
-            self._warned = True
+        if self._warn_once.acquire(blocking=False):
             import logging  # noqa: PLC0415 - slow to import, and HTTP libraries import it anyway
 
             logging.getLogger("flux0").warning(_UNCONFIRMED)

@@ -18,7 +18,7 @@ from flux0.client.transports import choose_transports, time_source
 from flux0.client.uncopyable import Uncopyable
 from flux0.domain import arguments
 from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES, MessageAccumulator
-from flux0.domain.models import Agent, Session
+from flux0.domain.models import Agent, Participant, Session
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig, RetryDetails
 from flux0.flows import Middleware
 from flux0.middleware.observing import Observers
@@ -243,7 +243,7 @@ class Flux0(Uncopyable):
         agent_id, headers = check_arguments(agent, session, user, title)
         if session is None:
             session = self.sessions.create(agent_id=agent_id, title=title, http_headers=headers)
-        return Conversation(self._caller, self.sessions, session, user)
+        return Conversation(*self._for_conversation(agent, session), session, user)
 
     @opens_conversation
     async def conversation_async(
@@ -260,7 +260,17 @@ class Flux0(Uncopyable):
             session = await self.sessions.create_async(
                 agent_id=agent_id, title=title, http_headers=headers
             )
-        return AsyncConversation(self._caller, self.sessions, session, user)
+        return AsyncConversation(*self._for_conversation(agent, session), session, user)
+
+    def _for_conversation(
+        self, agent: Agent | str | None, session: Session | str
+    ) -> tuple[Caller, SessionsResource]:
+        """Return a caller and sessions that report the agent to observers, if it is known."""
+        known = Participant(session.agent_id if isinstance(session, Session) else None)
+        if isinstance(agent, Agent):
+            known = Participant(agent.id, agent.name)
+        caller = self._caller.for_agent(known)
+        return caller, SessionsResource(caller, self._new_turn, self._new_accumulator)
 
     def close(self) -> None:
         """Close the connections of sync calls and all streams. Later calls raise `ClientClosed`.

@@ -247,7 +247,7 @@ class SessionsResource(_Resource):
         clock, turns = self._caller.time.monotonic, self._caller.open_turns
         warn = self._caller.warn_of_unconfirmed_end
         with turns.exclusive(session, call.deadline, clock()):
-            report = TurnReport(self._caller.observers, request, session_id, clock)
+            report = TurnReport(self._caller.observers, request, session_id, call.agent, clock)
             response = self._caller.drive(sessions.open_stream(call, request), call.deadline)
             turn, accumulator = self._new_turn(request), self._new_accumulator()
             stream = EventStream(response, turn, accumulator, list_stored, clock, warn, report)
@@ -290,7 +290,7 @@ class SessionsResource(_Resource):
         clock, turns = self._caller.time.monotonic, self._caller.open_turns
         warn = self._caller.warn_of_unconfirmed_end
         async with turns.exclusive_async(session, call.deadline, clock()):
-            report = TurnReport(self._caller.observers, request, session_id, clock)
+            report = TurnReport(self._caller.observers, request, session_id, call.agent, clock)
             response = await self._caller.drive_async(
                 sessions.open_stream(call, request), call.deadline
             )

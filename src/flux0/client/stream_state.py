@@ -167,10 +167,15 @@ class StreamState(Uncopyable):
 
     @property
     def agent(self) -> Participant | None:
-        """The agent, from the metadata of the first chunk event; None before the first chunk."""
+        """The agent, from the metadata of the first chunk event.
+
+        Before the first chunk, it is the agent that you passed to `conversation`, or the agent of
+        the session that you passed; None if you passed only the id of a session.
+        """
         chunks = self._accumulator.first_chunks
         if not chunks:
-            return None
+            known = self._report.agent
+            return None if known.id is None else known
         names = (chunks[0].metadata.get(key) for key in ("agent_id", "agent_name"))
         return Participant(*(None if name is None else str(name) for name in names))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from threading import Lock
 
+from flux0.domain.models import Participant
 from flux0.middleware.observing import Observers
 from flux0.observers import TurnEnd
 from flux0.ports import Request
@@ -15,12 +16,18 @@ class TurnReport:
 
     Attributes:
         session_id: The id of the session.
+        agent: The agent, if it is known before the first chunk.
         seconds_to_first_event: The time until the first event; None before the first event.
         seconds: The time until the end of the turn; None before the end.
     """
 
     def __init__(
-        self, observers: Observers, request: Request, session_id: str, clock: Callable[[], float]
+        self,
+        observers: Observers,
+        request: Request,
+        session_id: str,
+        agent: Participant,
+        clock: Callable[[], float],
     ) -> None:
         self._observers = observers
         self._request = request
@@ -28,6 +35,7 @@ class TurnReport:
         self._start = clock()
         self._once = Lock()
         self.session_id: str = session_id
+        self.agent: Participant = agent
         self.seconds_to_first_event: float | None = None
         self.seconds: float | None = None
         observers.flush()

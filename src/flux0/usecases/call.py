@@ -9,6 +9,7 @@ from attrs import frozen
 
 from flux0.domain.errors import DecodeError, InvalidArgument
 from flux0.domain.headers import Headers
+from flux0.domain.models import Participant
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow, SendFlow
@@ -17,6 +18,7 @@ from flux0.ports import Codec, Request, Timeout
 
 T = TypeVar("T")
 
+_UNKNOWN = Participant()
 _NOTHING = Headers()
 _JSON = Headers((("accept", "application/json"),))
 _JSON_BODY = Headers((*_JSON.pairs, ("content-type", "application/json")))
@@ -42,6 +44,7 @@ class ApiCall:
             observers; None without observers.
         extra_query: parameters that are added to the query; None adds nothing.
         extra_body: members that are added to the JSON object in the body; None adds nothing.
+        agent: the agent of the conversation, as far as it is known.
     """
 
     send: SendFlow
@@ -56,6 +59,7 @@ class ApiCall:
     observe: Callable[[Request, Flow[Any]], Flow[Any]] | None = None
     extra_query: Mapping[str, str] | None = None
     extra_body: Mapping[str, Any] | None = None
+    agent: Participant = _UNKNOWN
 
     def request(
         self,
@@ -112,6 +116,8 @@ class ApiCall:
                 url=url,
                 route=route,
                 session_id=None if ids is None else ids.get("session_id"),
+                agent_id=self.agent.id,
+                agent_name=self.agent.name,
                 content=content,
             ),
         )

@@ -19,7 +19,16 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from flux0 import APIError, BackoffStrategy, Flux0, Flux0Error, RetryConfig, TransportError
+from flux0 import (
+    APIError,
+    BackoffStrategy,
+    Flux0,
+    Flux0Error,
+    Participant,
+    RetryConfig,
+    StreamIdleTimeout,
+    TransportError,
+)
 from flux0.adapters.opentelemetry import OpenTelemetry
 from flux0.domain.errors import MissingDependency
 from flux0.testing import (
@@ -332,6 +341,32 @@ async def test_silent_turn_is_an_error(mode: Mode) -> None:
     assert seconds(span) == pytest.approx(5)
     (point,) = telemetry.points("gen_ai.client.operation.duration")
     assert (point.attributes or {})["error.type"] == "StreamIdleTimeout"
+
+
+@in_every_mode
+async def test_turn_without_events_names_the_agent_of_its_conversation(mode: Mode) -> None:
+    telemetry, fake = Telemetry(), FakeTransport(agent_name="Drizzle")
+    fake.script(*[[FallSilent()]] * 4)
+    client = Flux0(transport=fake, observers=[telemetry.observer()], stream_idle_timeout_ms=5_000)
+    async with in_mode(mode, client) as flux0:
+        agent = await flux0.agents.first_async()
+        first = await flux0.conversation_async(agent=agent)
+        assert first.session is not None
+        for conversation, known in (
+            (first, Participant(agent.id, "Drizzle")),
+            (await flux0.conversation_async(agent=agent.id), Participant(agent.id)),
+            (await flux0.conversation_async(session=first.session), Participant(agent.id)),
+            (await flux0.conversation_async(session=first.session_id), None),
+        ):
+            telemetry.spans.clear()
+            stream = await conversation.send("Hi")
+            with pytest.raises(StreamIdleTimeout):
+                await stream.final_messages()
+            assert stream.agent == known
+            named = known is not None and known.name is not None
+            span = attributes(telemetry.span("invoke_agent Drizzle" if named else "invoke_agent"))
+            assert span.get("gen_ai.agent.id") == (None if known is None else agent.id)
+            assert span.get("gen_ai.agent.name") == ("Drizzle" if named else None)
 
 
 @in_every_mode

@@ -146,8 +146,9 @@ async def test_reply_of_ask_says_whether_it_is_finished(mode: Mode) -> None:
 def test_client_warns_once_of_unconfirmed_ends(caplog: pytest.LogCaptureFixture) -> None:
     turns = [close_delimited(status("typing")) for _ in range(3)]
     flux0 = Flux0(transport=script(*turns))
-    for _ in turns:
-        flux0.sessions.create_event(session_id="s", content="Hi").final_messages()
+    flux0.sessions.create_event(session_id="s", content="Hi").final_messages()
+    for client in (flux0, flux0.with_options(timeout_ms=60_000)):
+        client.conversation(session="s").ask("Hi")
 
     (record,) = caplog.records
     assert record.levelname == "WARNING"

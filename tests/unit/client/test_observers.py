@@ -455,7 +455,7 @@ def test_each_ended_turn_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         f"turn={stream.correlation_id} events={stream.event_count} "
         f"first_event={stream.seconds_to_first_event:.3f}s total=1.500s"
     )
-    assert "ending=closed error=AgentError agent=None" in second
+    assert f"ending=closed error=AgentError agent={fake.agent_id} " in second
     assert "secret" not in second
 
 

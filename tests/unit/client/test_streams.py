@@ -19,7 +19,7 @@ from flux0.domain import errors
 from flux0.domain.errors import StreamInUse
 from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import MessageAccumulator
-from flux0.domain.models import Events
+from flux0.domain.models import Events, Participant
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
 from flux0.middleware.observing import Observers
 from flux0.models import SessionStatus
@@ -52,7 +52,9 @@ def no_warning() -> None:
 
 def unobserved() -> TurnReport:
     """Return the report of a turn without observers."""
-    return TurnReport(Observers((), SystemTime()), Request("POST", "", Headers()), "s", monotonic)
+    return TurnReport(
+        Observers((), SystemTime()), Request("POST", "", Headers()), "s", Participant(), monotonic
+    )
 
 
 def open_sync(recorded: Tape, asked: list[str] | None = None) -> EventStream:
