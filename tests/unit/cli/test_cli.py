@@ -576,14 +576,17 @@ def test_refused_connection_is_reported_on_one_line(
     assert line.endswith(". Is the server running?")
 
 
-@pytest.mark.parametrize("command", ["--timeout 0.01 agents list", "chat Hi --timeout 0.01"])
+@pytest.mark.parametrize("command", ["--timeout 0.1 agents list", "chat Hi --timeout 0.1"])
 def test_timeout_option_limits_each_request(run: Run, command: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         result = run("--server-url", url, *command.split())
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
-    assert line == "Error: no data received within 0.01 s (read timeout; set --timeout)"
+    # The wait is shorter than the option by the time that connecting took.
+    assert re.fullmatch(
+        r"Error: no data received within 0\.\d+ s \(read timeout; set --timeout\)", line
+    )
 
 
 @pytest.mark.parametrize(
