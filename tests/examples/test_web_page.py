@@ -83,7 +83,7 @@ def test_stop_button_cancels_the_agent(
     page.click("#stop")
 
     wait_for_text(page, "stopped", "Stopped.")
-    assert server.left.wait(10)
+    assert server.no_open_streams.wait(10)
     send(page, "Hi")
     wait_for_text(page, "text", "Hello")
 

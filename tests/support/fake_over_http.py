@@ -19,13 +19,13 @@ class FakeOverHTTP(ExitStack):
     Attributes:
         fake: the fake.
         url: the URL of the fake.
-        left: `left.wait()` returns when no stream of the fake is open.
+        no_open_streams: `no_open_streams.wait()` returns when no stream of the fake is open.
     """
 
     def __init__(self, fake: FakeTransport) -> None:
         super().__init__()
         self.fake = fake
-        self.left = _NoOpenStreams(fake)
+        self.no_open_streams = _NoOpenStreams(fake)
         self.url = ""
 
     def __enter__(self) -> Self:

@@ -31,7 +31,7 @@ class Relay:
         return self._listener.connections
 
     def cut_before(self, marker: bytes) -> None:
-        """Cut the first connection that carries `marker` (in either direction), before `marker`.
+        """Cut the first connection that transmits `marker`, in either direction, before `marker`.
 
         Later connections are not cut.
         """

@@ -263,8 +263,8 @@ class OpenTelemetry(Observer):
 
     def _set_status(self, span: Span, error: BaseException | None) -> None:
         if error is not None:
-            # The messages of all errors except `own` ones may contain text from the agent or the
-            # server. This text must not be recorded unless `contents` is True.
+            # These classes have messages of flux0. The messages of other errors may contain text of
+            # the agent or the server, which is recorded only if `contents` is True.
             own = isinstance(error, (TransportError, StreamError))
             shown = self._contents or (own and not isinstance(error, AgentError))
             span.set_status(StatusCode.ERROR, str(error) if shown else None)

@@ -183,7 +183,8 @@ class SSEParser:
         if excess < 0:
             return self._feed_lines(data)
         events = self._feed_lines(data[:excess])
-        self._decoder.retry = self.retry  # The incomplete block may have a `retry` field.
+        # Keep the value of a `retry` field in the incomplete block, which is dropped below.
+        self._decoder.retry = self.retry
         self._block.clear()
         self._state = _FAILED
         self._in_line = False

@@ -227,7 +227,7 @@ def test_transport_error_span_has_error_type_and_default_port() -> None:
 
 @in_every_mode
 async def test_attempt_is_the_current_span_while_it_is_sent(mode: Mode) -> None:
-    """So the spans of an instrumented HTTP library become its children."""
+    """The spans of an instrumented HTTP library become children of the span of the attempt."""
     current: list[trace.Span] = []
 
     def token() -> str:

@@ -290,7 +290,7 @@ class _UntrackedConnection(HTTPConnection):
 def test_recorder_may_start_and_stop_between_requests(
     library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A recorder replaces the connection class of all pools."""
+    """A recorder, such as vcrpy, replaces the connection class of all pools."""
     with ByteServer(http_response(b"first", b"second", framing="chunked", gzip=True)) as server:
         transport = library.make()
         for _ in range(2):

@@ -768,7 +768,7 @@ def test_ctrl_c_exits_and_skips_the_remaining_lines(
         process.stdin.write("one\ntwo\n")
         process.stdin.flush()
         read_until(process.stdout, "Once upon")
-        press_ctrl_c(lambda: process.send_signal(signal.SIGINT), until=server.left)
+        press_ctrl_c(lambda: process.send_signal(signal.SIGINT), until=server.no_open_streams)
         rest, problems = process.communicate()
     assert (process.returncode, rest) == (130, "\n")
     assert problems.splitlines()[1:] == []
@@ -1016,7 +1016,7 @@ def test_ctrl_c_in_a_turn_returns_to_the_prompt(
 
     def interrupt() -> None:
         terminal.wait_for("Once upon")
-        press_ctrl_c(interrupt_main_thread, until=server.left)
+        press_ctrl_c(interrupt_main_thread, until=server.no_open_streams)
         terminal.type("two\nexit\n")
 
     user = threading.Thread(target=interrupt)

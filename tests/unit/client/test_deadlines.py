@@ -81,7 +81,7 @@ async def test_timeouts_of_each_attempt_are_limited_to_the_remaining_time(mode: 
 
 @in_every_mode
 async def test_slow_body_is_closed_at_the_deadline(mode: Mode) -> None:
-    """A slow body arrives in small pieces, or all its bytes arrive long before its end."""
+    """The body arrives in small pieces, or its end arrives long after its last byte."""
     time = Time()
     slow = tape(*(after(time, 1.0, b"x") for _ in range(9)))
     late_end = tape(b"whole", after(time, 3.0, None))

@@ -35,7 +35,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 
 class Resource:
-    """A resource that records the number of calls of `aclose`, and sets an event at the first."""
+    """A resource that records how often `aclose` was called, and sets an event at the call."""
 
     def __init__(self) -> None:
         self.closed = 0

@@ -28,7 +28,8 @@ current_exchange: Final[ContextVar[HttpxExchange]] = ContextVar("current_exchang
 
 READ_BYTES: Final = 64 * 1024
 _MIN_SECONDS: Final = 0.001  # A timeout of 0 would make a socket non-blocking.
-# During larger writes, the connection is also read: the server may reject the request early.
+# While more bytes than this are written, the connection is also read, because the server may
+# reject the request early.
 _LARGE_WRITE: Final = 64 * 1024
 _HTTP: Final = b"HTTP/"
 _SHOWN_BYTES: Final = 40
@@ -77,7 +78,8 @@ class TrackedConnection(ABC):
         self._with_socks = False
         self._sending = False
         self._unsent_head = b""
-        self._early_data: bytes | None = None  # Received before the request was sent completely.
+        # Data that was received before the request was sent completely.
+        self._early_data: bytes | None = None
         self._kept_byte = b""
         self._last_byte = b""
         self._in_last_chunk = False  # Whether the last chunk may have started.

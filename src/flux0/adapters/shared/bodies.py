@@ -147,10 +147,10 @@ class AsyncPulledBody(PulledBody):
 class SyncPulledBody(PulledBody):
     """A `PulledBody` for sync code. Other threads and the garbage collector may close it."""
 
-    # This set keeps bodies alive. The collection of a body would close the body and acquire locks
-    # of the connection pool. In a forked child, and while the interpreter exits, such a lock may
-    # belong to a thread that no longer runs, so the collection would never end. The set is not a
-    # module global, because the interpreter clears module globals while it exits.
+    # Bodies that must never be freed. Freeing a body would acquire locks of the connection pool. In
+    # a forked child, and while the interpreter exits, such a lock may belong to a thread that no
+    # longer runs, so the lock is never released. The set is not a module global, because the
+    # interpreter clears module globals while it exits.
     _never_collected: ClassVar[set[SyncPulledBody]] = set()
 
     def __init__(self, coding: str) -> None:

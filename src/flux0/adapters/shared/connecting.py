@@ -87,7 +87,8 @@ class Connector:
                     if not selector.select(timeout):
                         raise TimeoutError
                 status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if self.interrupt.fired:  # On Linux, SO_ERROR is 0 for a socket that was shut down.
+            # Linux reports no error after an interrupt: SO_ERROR is 0 if the socket was shut down.
+            if self.interrupt.fired:
                 status = ECONNABORTED
             if status:
                 raise OSError(status, os.strerror(status))

@@ -7,7 +7,7 @@ from typing import Final
 
 from flux0.domain.errors import InvalidArgument, MissingDependency
 
-# The transport class for each HTTP library. The keys are module names, and names of extras.
+# The transport class for each HTTP library. The keys are the names of modules, and of extras.
 TRANSPORTS: Final = {
     "aiohttp": "AiohttpTransport",
     "httpx": "HttpxTransport",

@@ -25,7 +25,7 @@ class Places(asyncio.Semaphore):
         """
         if self.locked():
             try:
-                # Not asyncio.wait_for: before Python 3.12, a cancelled task could lose its place.
+                # Before Python 3.12, a task that is cancelled in `wait_for` may lose its place.
                 with fail_after(timeout):
                     await self.acquire()
             except TimeoutError as error:

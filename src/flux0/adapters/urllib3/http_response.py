@@ -130,14 +130,15 @@ class _HeadReader:
     def __init__(self, file: Any) -> None:
         self._file = file
         self._remaining = MAX_OVERHEAD_BYTES
-        self._valid_line: re.Pattern[bytes] | None = None  # None until the status line was read.
+        # The pattern of the next line. None until the status line was read.
+        self._valid_line: re.Pattern[bytes] | None = None
 
     def readline(self, limit: int) -> bytes:
         line: bytes = self._file.readline(limit)
         self._remaining -= len(line)
         if self._remaining < 0:
             raise HTTPException(f"the response head has more than {MAX_OVERHEAD_BYTES:,} bytes")
-        # If the response is empty, or the first line is not HTTP, http.client itself raises.
+        # If the response is empty or is not HTTP, http.client itself raises an error.
         in_head = self._valid_line or (line != b"" and b"HTTP/".startswith(line[:5]))
         if in_head and not line.endswith(b"\n") and len(line) < limit:
             raise IncompleteRead(line)

@@ -206,7 +206,7 @@ def _copy(response: Any) -> tuple[urllib3.HTTPResponse, Callable[[bytes], object
     )
 
     def fill(data: bytes) -> None:
-        if not content.closed:  # The user may have closed the copy, or may have dropped it.
+        if not content.closed:  # It is closed if the user has closed or dropped the copy.
             content.seek(-content.write(data), SEEK_CUR)
 
     return copy, fill

@@ -33,7 +33,7 @@ ERRORS: Final[Mapping[str, type[TransportError]]] = {
     for name, kind in vars(errors).items()
     if isclass(kind) and issubclass(kind, TransportError)
 }
-_ABSENT: Final = object()  # Marks an absent value. None is a JSON value.
+_ABSENT: Final = object()  # Marks an absent value; None is a JSON value.
 
 
 class CassetteError(Flux0Error):

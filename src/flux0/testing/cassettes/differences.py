@@ -12,10 +12,10 @@ from flux0.ports import Request
 from flux0.testing.cassettes.cassette import RecordedRequest
 from flux0.testing.fake.calls import Call, call_from
 
-_NOTHING: Final = object()  # Marks a missing value. None is a JSON value.
+_NOTHING: Final = object()  # Marks a missing value; None is a JSON value.
 _MAX_DIFFERENCES: Final = 5
 _MAX_SHOWN: Final = 100  # The largest number of characters of a value in a message.
-_MAX_ARGUMENT: Final = 40  # The same for an argument in the description of a call.
+_MAX_ARGUMENT: Final = 40  # The largest number of characters of an argument of a call.
 _CONTEXT: Final = 30  # The number of characters before and after the first difference.
 
 

@@ -64,7 +64,7 @@ class _Replay:
 class NotRecorded(AssertionError):
     """A request matches no exchange of the cassette."""
 
-    __module__ = "flux0.testing"  # pytest then shows a shorter name.
+    __module__ = "flux0.testing"  # pytest prints the module of an exception.
 
 
 class ReplayTransport(SharedTransport):

@@ -123,10 +123,10 @@ def fails(
     if caused:
         cause = error.__cause__
         assert isinstance(cause, Exception), (
-            "the `__cause__` of the error must be the exception of the library"
+            "the `__cause__` of the error must be the exception of the HTTP library"
         )
         assert not isinstance(cause, TransportError), (
-            "the cause must be the exception of the library"
+            "the cause must be the exception of the HTTP library"
         )
     return error
 

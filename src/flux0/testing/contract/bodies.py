@@ -171,7 +171,7 @@ class BodyContract(Contract):
         server, response = harness.read_first(steps, stream=stream)
         server.release()
         cause = fails(response.read, error, caused=False).__cause__
-        assert cause is not None, "the error must be raised from the exception of the library"
+        assert cause is not None, "the error must be raised from the exception of the HTTP library"
         server.wait_until_closed()
 
     # --- limits

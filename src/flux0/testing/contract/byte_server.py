@@ -25,7 +25,7 @@ from flux0.testing.contract.responses import (
     Write,
 )
 
-# Seconds. The awaited events take milliseconds, so only a failing test waits this long.
+# In seconds. The awaited events take milliseconds, so only a failing test waits this long.
 DEFAULT_TIMEOUT = 10.0
 
 # Prefer poll(): select() rejects descriptors above 1,023, and an EpollSelector opens a descriptor.

@@ -170,7 +170,7 @@ class ReleaseContract(Contract):
         assert len(server.requests) == 1, "an https request was sent without TLS"
 
     def test_connection_is_not_reused_after_connection_close(self, harness: Harness) -> None:
-        """The server may close it at any moment (RFC 9112, section 9.6)."""
+        """After this header, the server may close the connection (RFC 9112, section 9.6)."""
         server = harness.serve(http_response(b"ok", headers=[("Connection", "close")]))
         for _ in range(2):
             check(harness.fetch(get(server.url)), b"ok", "the body")

@@ -99,8 +99,8 @@ class TimeoutContract(Contract):
             check(response.start_next().outcome(), b"", "the piece")
 
 
-# The steps of servers that never complete a response head, even if the read timeout restarts
-# with each byte.
+# The steps of servers that never complete a response head. Two of them send bytes so often that a
+# read timeout for each read would not expire.
 _ENDLESS_HEADS: dict[str, ServerSteps] = {
     "nothing": (WaitForRelease(),),
     "slow-bytes": tuple(

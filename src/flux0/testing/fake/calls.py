@@ -19,7 +19,8 @@ from flux0.ports import Request, Response
 T = TypeVar("T")
 
 _MISSING: Final = object()
-_MAX_COMPARED = 1000  # Characters of a string. The time to compare strings can be quadratic.
+# The number of characters of each string to compare. The cost may be quadratic in this number.
+_MAX_COMPARED = 1000
 _JSON = re.compile(r"\s*application/([^;]*\+)?json\s*(;|$)", re.IGNORECASE)
 
 
@@ -164,7 +165,8 @@ def json_or_bytes(body: bytes | None) -> Any:
 
 
 def _matches(expected: object, actual: object, *, in_query: bool) -> bool:
-    # Compare JSON forms, too: JSON turns tuples into lists, and query parameters are strings.
+    # Also compare the JSON form of `expected`, in which tuples are lists. In a query, values are
+    # strings, so compare the JSON text.
     text = json.dumps(expected, default=repr)
     return actual in [expected, json.loads(text), *([text] * in_query)]
 

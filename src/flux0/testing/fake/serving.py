@@ -20,9 +20,9 @@ from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
 from flux0.testing.fake.body import SharedTransport
 
-_POLL_SECONDS = 0.05  # The longest time until `shutdown` takes effect.
+_POLL_SECONDS = 0.05  # The longest time in seconds until `shutdown` takes effect.
 _BLOCK_BYTES = 65536
-_MAX_HEAD_BYTES = 2**20  # The real server has no fixed limit for heads.
+_MAX_HEAD_BYTES = 2**20  # h11 needs a limit. The real server has no fixed limit.
 _HOST = re.compile(r"([\w.~%!$&'()*+,;=-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?", re.ASCII)
 # The real server runs on Python 3.13. Older versions of Python have another phrase for 422.
 _REASONS = {**{each.value: each.phrase for each in HTTPStatus}, 422: "Unprocessable Content"}

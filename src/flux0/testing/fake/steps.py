@@ -287,7 +287,7 @@ class StepExpander:
 
     def __init__(self, next_number: Callable[[str], int]) -> None:
         self._next_number = next_number
-        # Keyed by identity, because two calls of the same tool may be equal.
+        # The keys are the values of `id(call)`, because two `CallTool` steps may be equal.
         self._call_ids: dict[int, tuple[CallTool, str]] = {}
 
     def expand(self, step: AgentStep) -> Iterable[PlainStep]:

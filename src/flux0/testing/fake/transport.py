@@ -40,7 +40,7 @@ class _PlannedFaults:
         return f"{', '.join(map(str, self.faults))} for {calls}{of}"
 
     def consume(self, call: Call) -> bool:
-        """Return whether the faults apply to `call`, and count the call."""
+        """Return whether the faults apply to `call`, and update the numbers of remaining calls."""
         if self.operation not in {None, call.operation} or (self.when and not self.when(call)):
             return False
         apply = self.after == 0
