@@ -141,7 +141,7 @@ def script(*responses: Response[Any] | BaseException) -> Script:
 
 
 def play(flow: Flow[Any], *outcomes: object) -> tuple[list[object], Any]:
-    """Run a flow: send or raise one of `outcomes` for each effect.
+    """Run a flow: send or raise the next of `outcomes` for each effect.
 
     Returns the effects and the result.
     """

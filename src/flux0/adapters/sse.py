@@ -28,7 +28,9 @@ _new: Final[Callable[..., ServerSentEvent]] = cast("Any", tuple).__new__
 _START: Final = 0  # No bytes, or only a part of a byte order mark (BOM), were received.
 _BETWEEN_BLOCKS: Final = 1  # The last line was blank, and no new block has begun.
 _IN_BLOCK: Final = 2  # A block has begun: the last line may be complete or not.
-_AFTER_CR: Final = 3  # The last byte was a CR. If the next byte is an LF, it belongs to the CR.
+_AFTER_CR: Final = (
+    3  # The last byte was a CR. If the next byte is an LF, both bytes are one line end.
+)
 _FAILED: Final = 4  # An event was too large. The parser stays in this state.
 
 

@@ -280,7 +280,7 @@ def test_exception_of_a_user_manager_is_raised_unchanged() -> None:
 
 
 class _UntrackedConnection(HTTPConnection):
-    """A connection with its own `request`, as a recorder has. It is not tracked."""
+    """A connection with its own method `request`, like in a recorder. flux0 does not track it."""
 
     def request(self, *args: Any, **options: Any) -> None:
         super().request(*args, **options)

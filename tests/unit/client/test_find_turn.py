@@ -1,4 +1,4 @@
-"""Finding a turn in the stored events of its session, after errors or while it is stored."""
+"""Finding a turn in the stored events of its session: after an error, or while the turn runs."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_invalid_numbers_and_flags_are_rejected(
 
 def test_retries_must_be_a_retry_config() -> None:
     check = partial(arguments.instance, "retries", RetryConfig)
-    # Programs for the generated client pass these positional arguments.
+    # Programs that use the generated client pass such positional arguments.
     policy = RetryConfig("backoff", BackoffStrategy(500, 60_000, 1.5, 3_600_000), False)  # noqa: FBT003
 
     assert check(policy) is policy

@@ -35,7 +35,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 
 class Resource:
-    """A resource that records how often `aclose` was called, and sets an event at the call."""
+    """A resource that records how often `aclose` was called. Each call sets `closing`."""
 
     def __init__(self) -> None:
         self.closed = 0

@@ -26,7 +26,8 @@ class TrackedConnection(ResponseHandler):
     `__init__`, so the attributes have defaults.
     """
 
-    deadline: float | None = None  # The loop time when the wait expires. None if no task waits.
+    # When the wait expires, as a time of the event loop. None if no task waits.
+    deadline: float | None = None
     _limit: float | None = None
     _write_limit: float | None = None
     _wait_timer: asyncio.TimerHandle | None = None
@@ -40,7 +41,7 @@ class TrackedConnection(ResponseHandler):
         transport = self.transport
         if transport is None or transport.is_closing() or self.should_close:
             return True
-        # Windows has no poll. Its event loop receives surplus bytes without being asked.
+        # Windows has no poll. Its event loop reads surplus bytes, which `data_received` detects.
         if self._poll is None and hasattr(select, "poll"):
             self._poll = select.poll()
             self._poll.register(transport.get_extra_info("socket"), select.POLLIN)
@@ -54,7 +55,8 @@ class TrackedConnection(ResponseHandler):
         self._content, self._head_start, self._write_limit = None, b"", write_limit
         self._content_bytes = self._overhead = self._unsent = 0
         if write_limit is not None and (limit is None or write_limit < limit):
-            self.start_wait(write_limit)  # Then `_on_timer` checks the number of unsent bytes.
+            # When the write timeout expires, `_on_timer` checks the number of unsent bytes.
+            self.start_wait(write_limit)
             self.deadline = inf if limit is None else self._loop.time() + limit
             self._limit = limit
         else:
@@ -81,13 +83,13 @@ class TrackedConnection(ResponseHandler):
         now, transport = self._loop.time(), self.transport
         unsent = 0 if transport is None else transport.get_write_buffer_size()
         read_end = inf if self._limit is None else now + self._limit
-        if unsent != self._unsent:  # The server has received a part of the request.
+        if unsent != self._unsent:  # Bytes were sent, or this is the first check.
             write_end = inf if self._write_limit is None else now + self._write_limit
             self._unsent, self.deadline = unsent, write_end if unsent else read_end
         if self.deadline <= now:
             kind = WriteTimeoutError if unsent else aiohttp.SocketTimeoutError
             self.set_exception(kind("no data sent" if unsent else "no data received"))
-        # Sending may end before `deadline`. Then the read timeout applies.
+        # The request may be complete before `deadline`. Then the read timeout applies.
         elif (moment := min(self.deadline, read_end)) < inf:
             self._wait_timer = self._loop.call_at(moment, self._on_timer)
 
@@ -112,7 +114,7 @@ class TrackedConnection(ResponseHandler):
             self.start_wait(self._limit)
         self._overhead += len(data)
         if self._overhead > MAX_OVERHEAD_BYTES:
-            self.abort()  # This removes any exception, so call it before `set_exception`.
+            self.abort()  # `abort` removes any exception, so it precedes `set_exception`.
             part = "head" if content is None else "framing"
             problem = f"the {part} is larger than {MAX_OVERHEAD_BYTES} bytes"
             self.set_exception(HttpProcessingError(message=problem))
@@ -155,7 +157,7 @@ class TrackedConnection(ResponseHandler):
         reported = None if content is None else content.exception()
         super().connection_lost(exc)
         if content is not None and reported is not None:
-            # If trailers are invalid, aiohttp has replaced this exception.
+            # `super().connection_lost` replaces the exception of invalid trailers. Restore it.
             content.set_exception(reported)
 
     def close(self) -> None:

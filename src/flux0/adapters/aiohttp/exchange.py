@@ -38,7 +38,8 @@ def _client_timeout(connect: float | None) -> aiohttp.ClientTimeout:
 class AiohttpExchange(Exchange):
     """The state of one request until the response head is received."""
 
-    places: Places | None = None  # The limit of connections, in which the exchange has a place.
+    # The exchange has a place in the limit of connections. None in a session of the user.
+    places: Places | None = None
     trace_error: Exception | None = None  # The last error that a trace function raised.
     _translated: Exception | None = None  # The flux0 error for `failure`.
 
@@ -101,7 +102,7 @@ class AiohttpExchange(Exchange):
                 raised = self._translated = translate(error, self.timeout, sent=self.sent)
         if isinstance(raised, (OSError, aiohttp.ServerDisconnectedError)):
             raised = _UserError(raised)
-        # Raised outside of the `except` block, so that `__context__` is no error with secrets.
+        # Raised outside of the `except` block, so that `__context__` has no secrets.
         raise raised
 
     async def _call_aiohttp(
@@ -125,7 +126,7 @@ class AiohttpExchange(Exchange):
                     self.failure: BaseException | None = error
                     raise
             finally:
-                del request.send  # This attribute refers to the request: a reference cycle.
+                del request.send  # The attribute refers to `request`: a reference cycle.
             # Raised outside of the `except` block, so that `__context__` is unchanged.
             raise self.trace_error
 
@@ -134,7 +135,8 @@ class AiohttpExchange(Exchange):
         if not isinstance(protocol, TrackedConnection):
             protocol.__class__ = TrackedConnection
             if connection.transport is not None:
-                # uvloop stores the methods of the old class, so set the protocol again.
+                # uvloop has stored the methods of the old class. Set the protocol again, so that
+                # uvloop calls the methods of `TrackedConnection`.
                 connection.transport.set_protocol(protocol)
         elif protocol.is_stale():
             raise _StaleConnectionError
@@ -150,11 +152,11 @@ class _StaleConnectionError(Exception):
 
 
 class _UserError(Exception):
-    """Contains an error of the user's code, because aiohttp would retry after the error itself."""
+    """A wrapper of an error of the user's code. After the error itself, aiohttp would retry."""
 
 
 class _RecordedTraces(aiohttp.TraceConfig):
-    """Calls the trace functions of a user's config, and records their errors in the exchange."""
+    """Calls the trace functions of the user's `TraceConfig`, and records their errors."""
 
     def __init__(self, users: aiohttp.TraceConfig) -> None:
         super().__init__(partial(self._context, users))  # type: ignore[arg-type] # any function
@@ -173,7 +175,7 @@ class _RecordedTraces(aiohttp.TraceConfig):
         try:
             await users.send(session, context.users, params)
         except Exception as error:
-            if context.exchange is not None:  # It is None if the user's own code sends a request.
+            if context.exchange is not None:  # None if the user's own code sends a request.
                 context.exchange.trace_error = error
             raise
 

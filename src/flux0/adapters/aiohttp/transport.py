@@ -96,7 +96,7 @@ def _parse_url(text: str) -> URL:
             url = url.with_host(url.raw_host or "")  # `with_host` encodes the host name.
         if url.scheme in ("http", "https") and url.host and url.port is not None:
             return url
-        problem = ValueError("it does not begin with http:// or https:// and a server's name")
+        problem = ValueError("it must begin with http:// or https:// and the name of a server")
     except ValueError as error:
         problem = error
     raise errors.ConnectError(f"the URL is not valid: {problem}") from problem
@@ -105,8 +105,7 @@ def _parse_url(text: str) -> URL:
 class _Body(AsyncPulledBody):
     """The body of a response.
 
-    The body keeps its transport, `owner`, alive. If the transport was garbage-collected, its
-    session would be closed.
+    The body refers to its transport, `owner`, because a freed transport closes its session.
     """
 
     def __init__(self, request: Request, response: aiohttp.ClientResponse, owner: object) -> None:
@@ -119,10 +118,10 @@ class _Body(AsyncPulledBody):
         if not is_success(response.status):
             self.retained = []  # The user may read the body again, from `raw_response`.
         self._connection = response.connection and cast("Any", response.connection).protocol
-        # If it is None, the body is complete, and aiohttp has released the connection.
+        # Without a connection, the body is complete, and aiohttp has released the connection.
         if self._connection is not None:
-            # Use a finalizer, not __del__, which runs too late if the connection is
-            # garbage-collected, too.
+            # Use a finalizer, not __del__: if the garbage collector frees body and connection
+            # together, __del__ is called too late.
             loop, transport = asyncio.get_running_loop(), self._connection.transport
             self._finalizer = finalize(self, _close_soon, loop, response, transport)
 
@@ -139,10 +138,11 @@ class _Body(AsyncPulledBody):
             if connection is not None:
                 connection.deadline = None
             if not data and not self._received:
-                # A middleware of the user may have read the body. Then `read` returns it again.
+                # A middleware of the user may have read the body. `read` returns the body again.
                 data = await self._response.read()
         except exchange.LIBRARY_ERRORS as error:
-            # While the exception is set, `read_nowait` does not return the received data.
+            # Return the received data before the error. While the exception is set, `read_nowait`
+            # would raise it.
             self._content.set_exception(cast("Exception", None))
             data = self._content.read_nowait()
             self._content.set_exception(error)
@@ -167,7 +167,7 @@ class _Body(AsyncPulledBody):
     def _release(self) -> None:
         if self._finalizer is not None:
             self._finalizer.detach()
-        if not self._response.closed:  # If closed, aiohttp has released the connection.
+        if not self._response.closed:  # aiohttp releases the connection of a closed response.
             self._response.close()
 
     def _translate_error(self, error: BaseException) -> errors.TransportError | None:

@@ -263,7 +263,7 @@ class ReleaseContract(Contract):
             harness.send(get(server.url, stream=True)).detach(in_cycle=True)
 
         def work() -> None:  # pragma: no cover - in the child
-            ending = ExitStack()  # It is not closed, because the child exits without cleanup.
+            ending = ExitStack()  # Never closed, because the child exits without cleanup.
             harness = self.make_harness(self.make_transport(), backend, hang_timeout, ending)
             for moment in range(_MOMENTS):
                 signal.setitimer(signal.ITIMER_REAL, hang_timeout)

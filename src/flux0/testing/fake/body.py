@@ -123,7 +123,7 @@ class SharedTransport(Shared):
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock: FakeClock = clock
-        self.time: FakeClock = clock  # Clients use it as their `Time`.
+        self.time: FakeClock = clock  # Clients use this clock as their `Time`.
         self._bodies: WeakSet[FakeBody] = WeakSet()
 
     @abstractmethod

@@ -304,7 +304,7 @@ def test_second_request_of_a_middleware_fails_before_it_is_sent() -> None:
 
 
 def test_middleware_may_replace_the_body() -> None:
-    """If the connection is refused, it is still known that nothing was sent."""
+    """If the connection is refused, the error indicates that nothing was sent."""
 
     async def replace(request: Sent, handler: Handler) -> Got:
         await request.update_body(b"signed")
@@ -422,7 +422,7 @@ def test_data_that_is_not_http_is_a_protocol_error(data: bytes, shown: str) -> N
 
 @pytest.mark.parametrize("coding", ["xchunked", "chunked, x", "gzip"])
 def test_unknown_transfer_coding_is_a_protocol_error(coding: str) -> None:
-    """aiohttp takes the end of the connection for the end of such a body."""
+    """aiohttp would treat the end of the connection as the end of such a body."""
 
     async def run(transport: AiohttpTransport) -> None:
         with pytest.raises(ProtocolError, match="transfer-encoding"):
@@ -434,7 +434,7 @@ def test_unknown_transfer_coding_is_a_protocol_error(coding: str) -> None:
 
 
 def test_stream_after_a_head_with_lf_line_ends_is_not_stored() -> None:
-    """The memory is bounded, however long the stream is."""
+    """The memory usage does not depend on the length of the stream."""
     piece = bytes(1_000_000)
 
     async def run(transport: AiohttpTransport) -> int:

@@ -64,7 +64,7 @@ class TestAiohttpTransport(LimitedPoolContract, AsyncTransportContract):
 
     @pytest.mark.parametrize("value", ["", "caf\xe9", "caf\xc3\xa9", '"a, b"; c=%20'])
     def test_header_values_are_latin_1(self, harness: Harness, value: str) -> None:
-        """Responses are decoded as Latin-1, but aiohttp sends UTF-8."""
+        """Values of responses are decoded as Latin-1, but aiohttp encodes sent values as UTF-8."""
         server = harness.serve(http_response(b"ok", headers=[("X-Name", value)]))
         response = harness.send(get(server.url, ("x-name", value)))
         assert (response.head.headers.get("x-name"), response.read()) == (value, b"ok")
@@ -114,7 +114,7 @@ async def own() -> AsyncGenerator[AiohttpTransport]:
 
 
 async def begun(transport: AiohttpTransport, url: str) -> Response[AsyncByteStream]:
-    """Return a stream whose first piece was read, and whose next piece was not sent yet."""
+    """Start a stream, read its first piece, and return its response."""
     response = await transport.send_async(get(url, stream=True))
     assert await anext(aiter(response.body)) == b"first"
     return response
@@ -225,7 +225,7 @@ def test_error_under_trio_names_another_transport() -> None:
 
 
 def test_wait_for_a_connection_in_the_session_of_the_user_is_a_connect_timeout() -> None:
-    """aiohttp has one timeout for this wait and for opening a connection."""
+    """aiohttp has one timeout for the wait for a free connection and for opening a connection."""
 
     async def run(server: ByteServer) -> None:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
@@ -250,19 +250,19 @@ def test_failed_and_cancelled_requests_free_their_place() -> None:
 
     async def run(server: ByteServer) -> None:
         transport = limited()
-        with pytest.raises(ConnectError):  # No connection.
+        with pytest.raises(ConnectError):  # The connection is refused.
             await fetch(transport, get("http://127.0.0.1:1"))
-        with pytest.raises(ConnectionInterrupted):  # No response head.
+        with pytest.raises(ConnectionInterrupted):  # The server sends no response head.
             await fetch(transport, post(server.url))
         response = await begun(transport, server.url)
         waiting = asyncio.ensure_future(fetch(transport, get(server.url)))
         second = asyncio.ensure_future(fetch(transport, get(server.url)))
         await asyncio.sleep(0)
-        await cancelled(waiting)  # While it waits for the place.
+        await cancelled(waiting)  # It waits for the place.
         await response.body.close_async()
         sent = asyncio.ensure_future(asyncio.to_thread(server.wait_for_requests, 3))
         await sent
-        await cancelled(second)  # While it waits for the response head.
+        await cancelled(second)  # It waits for the response head.
         assert await fetch(transport, get(server.url)) == b"ok"
         await transport.close_async()
 
@@ -293,7 +293,7 @@ def test_request_that_waits_for_a_connection_when_its_session_is_closed() -> Non
 
 @pytest.mark.parametrize("users", [False, True], ids=["own", "the user's"])
 def test_aiohttp_has_the_parts_that_the_adapter_replaces(*, users: bool) -> None:
-    """A new version of aiohttp may have others. Then the adapter must be changed."""
+    """If a new version of aiohttp changes these parts, the adapter must be changed, too."""
     seen: list[type[Any]] = []
 
     class Connector(aiohttp.TCPConnector):
@@ -325,7 +325,7 @@ def test_aiohttp_has_the_parts_that_the_adapter_replaces(*, users: bool) -> None
 
 
 def test_get_is_sent_once_if_the_connection_is_interrupted() -> None:
-    """aiohttp itself would send it again."""
+    """aiohttp itself would send the request again."""
 
     async def run(url: str) -> None:
         async with own() as transport:
@@ -359,7 +359,7 @@ def test_url_is_sent_unchanged_and_cookies_are_not_stored() -> None:
 
 
 def test_large_request_is_cancelled_while_it_is_sent() -> None:
-    """The client does not wait until the server has received the request; asyncio would warn."""
+    """The connection is closed, although the server does not read. asyncio does not warn."""
 
     async def run(listener: socket.socket) -> socket.socket:
         async with own() as transport:
@@ -399,7 +399,7 @@ def test_connection_is_lost_before_a_large_body_is_sent(event: str) -> None:
 
 
 def test_reset_within_a_close_delimited_body_is_an_interruption() -> None:
-    """aiohttp takes a reset for the end of such a body."""
+    """aiohttp would treat a reset as the end of such a body."""
 
     async def run(server: ByteServer) -> None:
         async with own() as transport:
@@ -468,7 +468,7 @@ def test_write_timeout_does_not_limit_the_wait_for_the_response() -> None:
 
 
 def test_blocked_event_loop_does_not_cause_a_read_timeout() -> None:
-    """The bytes arrive in time, but the event loop reads them when the timer is due."""
+    """The bytes arrive before the timer fires, but the event loop reads them afterwards."""
 
     async def run(server: ByteServer) -> None:
         async with own() as transport:
@@ -539,7 +539,7 @@ def test_close_does_not_wait_until_the_server_closes_its_side_of_tls(secured: Se
             for step in HALF[:2]:
                 assert isinstance(step, Write)
                 connection.sendall(step.data)
-            while socket.socket.recv(connection, 65536):  # Below TLS, which it does not end.
+            while socket.socket.recv(connection, 65536):  # The socket below TLS: TLS is not closed.
                 pass
 
     async def run(listener: socket.socket) -> None:

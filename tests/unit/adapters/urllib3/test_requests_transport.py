@@ -287,7 +287,7 @@ def test_adapter_may_return_a_response_with_any_file() -> None:
 @pytest.mark.parametrize(
     ("raised", "kind"),
     [
-        # Even if it raises a ConnectTimeout, a user's adapter may have sent the request.
+        # A user's adapter may have sent the request before it raised a ConnectTimeout.
         (requests.ConnectTimeout(), ReadTimeout),
         (requests.ReadTimeout("slow"), ReadTimeout),
         (requests.ConnectionError("gone"), ConnectionInterrupted),

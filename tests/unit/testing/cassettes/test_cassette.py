@@ -170,7 +170,7 @@ def test_other_media_types_are_not_json(content_type: str) -> None:
 
 
 AS_JSON = ['{"é":[1.5,null,true]}', '"\u2028"', "null", '""', "[" * 99 + "]" * 99]
-AS_TEXT = [  # Most bodies are JSON, but encoding the parsed value would return other bytes.
+AS_TEXT = [  # Most bodies are JSON, but encoding the parsed value would not return the same bytes.
     *('{"a": 1}', '{"a":1,"a":2}', '"\\u00e9"', "1.50", "1e999", "NaN", '"\\ud800"', "[" * 100_000),
     *("1" * 5000, "\ufeff[]", "<html>é</html>\r\n\x00\x85\u2028", ""),
 ]
