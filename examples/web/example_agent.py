@@ -21,7 +21,7 @@ PIECE_SECONDS = 0.05
 
 
 def reply(message: UserMessage) -> Iterator[AgentStep]:
-    """Tell a story, fail, or look up the weather."""
+    """Return a story, fail, or look up the weather."""
     text = message.content.lower()
     yield Report("processing")
     if "story" in text:

@@ -1,0 +1,148 @@
+"""The chats of docs/how-to/notebooks.md, each in its own program, with a fake server."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flux0.testing import Fail, FakeTransport, Gate, Say
+from support.browser import Browser, Page, find_browser
+from support.fake_over_http import FakeOverHTTP
+
+PAGE = (Path(__file__).parents[2] / "docs/how-to/notebooks.md").read_text("utf-8")
+TIMEOUT = 30.0
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # Of the programs.
+]
+
+
+def chat(program: str) -> str:
+    """Return the code of the chat for a program. Skip the test if the program is missing."""
+    section = PAGE.partition(f"## Chat in {program}")[2]
+    code = section.partition("```py\n")[2].partition("```\n")[0]
+    assert 0 < len(code.splitlines()) <= 20
+    package = re.findall(r"^(?:import|from) (\w+)", code)[0]
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    return code
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOverHTTP]:
+    with FakeOverHTTP(FakeTransport([Say("It is "), Say("sunny.", pieces=3)])) as server:
+        monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
+        yield server
+
+
+@pytest.fixture
+def kernel() -> Iterator[Any]:
+    """A client of a new kernel for notebooks."""
+    if find_spec("ipykernel") is None:
+        pytest.skip("ipykernel is not installed")
+    manager, client = import_module("jupyter_client.manager").start_new_kernel(env=dict(os.environ))
+    yield client
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+def next_output(kernel: Any) -> Any:
+    """Return the next Markdown or error that the kernel shows; None at the end of a cell."""
+    while True:
+        message = kernel.get_iopub_msg(TIMEOUT)
+        content = message["content"]
+        if message["msg_type"] == "status" and content["execution_state"] == "idle":
+            return None
+        if "data" in content:
+            return content["data"]["text/markdown"]
+        if "ename" in content:
+            return content["ename"]
+
+
+def test_notebook_shows_the_reply_and_interrupting_it_cancels_the_agent(
+    server: FakeOverHTTP, kernel: Any
+) -> None:
+    kernel.execute(chat("a notebook"))
+    shown = []
+    while (output := next_output(kernel)) is not None:
+        shown.append(output)
+    assert shown == ["", "It is ", "It is \nsu", "It is \nsunn", "It is \nsunny."]
+
+    server.fake.script(["Once", Gate()])
+    kernel.execute("ask('Tell me a story')")
+    assert [next_output(kernel), next_output(kernel)] == ["", "Once"]
+    kernel.parent.interrupt_kernel()
+    assert next_output(kernel) == "KeyboardInterrupt"
+    assert server.left.wait(TIMEOUT)
+
+
+def test_streamlit_shows_the_history_the_reply_and_errors(server: FakeOverHTTP) -> None:
+    code = chat("Streamlit")
+    import_module("streamlit").cache_resource.clear()
+    app = import_module("streamlit.testing.v1").AppTest.from_string(code, default_timeout=TIMEOUT)
+
+    def shown() -> list[tuple[str, str]]:
+        return [(each.name, each.markdown[0].value) for each in app.chat_message if each.markdown]
+
+    app.run()
+    assert shown() == []
+    app.chat_input[0].set_value("Weather?").run()
+    assert shown() == [("user", "Weather?"), ("assistant", "It is sunny.")]
+    app.run()
+    assert shown() == [("user", "Weather?"), ("assistant", "It is"), ("assistant", "sunny.")]
+    server.fake.script(Fail("no model"))
+    app.chat_input[0].set_value("Again?").run()
+    assert "no model" in app.error[0].value
+    assert not app.exception
+
+
+@pytest.mark.skipif(find_browser() is None, reason="Chromium is not installed")
+def test_gradio_streams_the_reply_and_shows_errors(
+    server: FakeOverHTTP, browser: Browser, tmp_path: Path
+) -> None:
+    (tmp_path / "chat.py").write_text(chat("Gradio"), "utf-8")
+    gate = Gate()
+    server.fake.script([Say("It is"), gate, Say("sunny.")], "Hello, Eve.", Fail("no model"))
+    environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}
+    program = [sys.executable, "chat.py"]
+    with subprocess.Popen(program, cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as app:
+        try:
+            assert app.stdout is not None
+            found = re.search(rb"http://[\d.:]+", app.stdout.readline())
+            assert found is not None
+            with browser.page() as ada, browser.page() as eve:
+                for page in (ada, eve):
+                    page.open(found[0].decode())
+                    page.wait_for("document.querySelector('textarea')?.offsetWidth > 0")
+                ask(ada, "Weather?")
+                wait_for(ada, "It is")
+                gate.open()
+                wait_for(ada, "sunny.")
+                ask(eve, "Hi")
+                wait_for(eve, "Hello, Eve.")
+                ask(ada, "Again?")
+                wait_for(ada, "no model")
+        finally:
+            app.kill()
+    sent = [call for call in server.fake.calls if call.operation == "sessions.create_event"]
+    assert sent[0].path == sent[2].path != sent[1].path
+
+
+def ask(page: Page, text: str) -> None:
+    page.evaluate("document.querySelector('textarea').focus()")
+    page.write(text)
+    page.press_enter()
+
+
+def wait_for(page: Page, text: str) -> None:
+    page.wait_for(f"document.body.innerText.includes({text!r})")
