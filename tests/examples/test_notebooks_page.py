@@ -73,7 +73,7 @@ def test_notebook_shows_the_reply_and_interrupting_it_cancels_the_agent(
     server: FakeOverHTTP, kernel: Any
 ) -> None:
     kernel.execute(chat("a notebook"))
-    shown = []
+    shown: list[str] = []
     while (output := next_output(kernel)) is not None:
         shown.append(output)
     assert shown == ["", "It is ", "It is \nsu", "It is \nsunn", "It is \nsunny."]
