@@ -83,7 +83,7 @@ def test_notebook_shows_the_reply_and_interrupting_it_cancels_the_agent(
     assert [next_output(kernel), next_output(kernel)] == ["", "Once"]
     kernel.parent.interrupt_kernel()
     assert next_output(kernel) == "KeyboardInterrupt"
-    assert server.left.wait(TIMEOUT)
+    assert server.no_open_streams.wait(TIMEOUT)
 
 
 def test_streamlit_shows_the_history_the_reply_and_errors(server: FakeOverHTTP) -> None:

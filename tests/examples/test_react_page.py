@@ -88,7 +88,7 @@ def test_component_shows_the_reply_and_the_stop_button_cancels_the_agent(
     wait_for(react, "text", "HéHé")
     react.click("button[type=button]")
 
-    assert server.left.wait(10)
+    assert server.no_open_streams.wait(10)
     assert [call.operation for call in fake.calls].count("sessions.create_event") == 1
 
 
