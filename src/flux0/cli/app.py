@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -28,7 +27,6 @@ from flux0.cli.options import (
     store_options,
 )
 from flux0.client.conversation import user_headers
-from flux0.domain import arguments
 from flux0.models import InvalidArgument
 
 if TYPE_CHECKING:
@@ -359,9 +357,6 @@ def _headers(user: str | None, options: list[str]) -> Mapping[str, str]:
             raise InvalidArgument("headers", "must have the form 'NAME: VALUE'")
         name, separator = name.lower(), "; " if name.lower() == "cookie" else ", "
         fields[name] = f"{fields[name]}{separator}{value}" if name in fields else value
-    if token := os.environ.get("FLUX0_TOKEN", "").strip():
-        own = arguments.headers("FLUX0_TOKEN", {"authorization": f"Bearer {token}"})
-        fields = {**own, **fields}
     return fields
 
 

@@ -480,18 +480,20 @@ def test_common_options_are_accepted_before_and_after_the_command(
 
 
 def test_header_options_and_token_are_sent(
-    run: Run, fake: FakeTransport, monkeypatch: pytest.MonkeyPatch
+    run: Run, fake: FakeTransport, server: FakeOverHTTP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("--header", "X-One: a:b", "agents", "list", "--header", "x-one:c", "--header", "X-Two: d")
     run("--header", "Cookie: a=b", "--user", "ann", "agents", "list")
     monkeypatch.setenv("FLUX0_TOKEN", "secret\n")
     run("agents", "list")
     run("agents", "list", "--header", "Authorization: Basic mine")
+    run("agents", "list", "--server-url", server.url.replace("//", "//ada:pw@"))
     sent = [call.headers for call in fake.calls]
     assert (sent[0]["x-one"], sent[0]["x-two"]) == ("a:b, c", "d")
     assert "authorization" not in sent[0]
     assert sent[1]["cookie"] == "flux0_user_sub=ann; a=b"
-    assert [headers["authorization"] for headers in sent[2:]] == ["Bearer secret", "Basic mine"]
+    values = ["Bearer secret", "Basic mine", "Basic YWRhOnB3"]
+    assert [headers["authorization"] for headers in sent[2:]] == values
 
 
 @pytest.mark.parametrize(
