@@ -94,7 +94,9 @@ class Conversation(_ConversationBase):
         with self.send(content, **options) as stream:
             return Reply(stream.final_messages(), stream.tool_calls, stream.finished)
 
-    def history(self, live: Iterable[TurnMessage] = ()) -> tuple[Event | TurnMessage, ...]:
+    def history(
+        self, live: Iterable[TurnMessage] = (), **options: Unpack[CallOptions]
+    ) -> tuple[Event | TurnMessage, ...]:
         """Return the stored messages and tool results of the session, in order.
 
         Args:
@@ -102,7 +104,7 @@ class Conversation(_ConversationBase):
                 stored yet are added at the end; no message is returned twice.
         """
         stored = self._sessions.list_events(
-            session_id=self.session_id, types=MESSAGE_TYPES, http_headers=user_headers(self._user)
+            session_id=self.session_id, types=MESSAGE_TYPES, **self._options(options)
         )
         return joined_history(stored, live)
 
@@ -188,10 +190,12 @@ class AsyncConversation(_ConversationBase):
         async with self.send(content, **options) as stream:
             return Reply(await stream.final_messages(), stream.tool_calls, stream.finished)
 
-    async def history(self, live: Iterable[TurnMessage] = ()) -> tuple[Event | TurnMessage, ...]:
+    async def history(
+        self, live: Iterable[TurnMessage] = (), **options: Unpack[CallOptions]
+    ) -> tuple[Event | TurnMessage, ...]:
         """The async version of `Conversation.history`."""
         stored = await self._sessions.list_events_async(
-            session_id=self.session_id, types=MESSAGE_TYPES, http_headers=user_headers(self._user)
+            session_id=self.session_id, types=MESSAGE_TYPES, **self._options(options)
         )
         return joined_history(stored, live)
 

@@ -149,8 +149,9 @@ async def test_every_call_of_a_conversation_sends_the_user_cookie(mode: Mode) ->
             await result_of(stream.stored_events())
             await chat.history()
             again = await flux0.conversation_async(session=chat.session_id, user=user)
-            await again.history()
+            await again.history(extra_query={"new": "1"})
 
+        assert fake.calls[-1].arguments["new"] == "1"
         assert operations(fake) == [
             *("sessions.create", "sessions.create_event"),
             *("sessions.list_events", "sessions.list_events", "sessions.list_events"),
