@@ -17,7 +17,8 @@ from flux0.domain.errors import TransportError
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT
 from flux0.testing.contract.harness import BlockingAsAsync, Harness, event_loop, run_in_thread
 
-SHORT: Final = 0.2  # Seconds to wait before a test concludes that nothing happens.
+SHORT: Final = 0.2  # Seconds in which a response begins, even on a busy machine.
+EXPIRY: Final = 0.05  # Seconds of a timeout that can only expire.
 THREADS: Final = "threads"
 _MAX_SHOWN: Final = 300  # The largest number of characters of a value in a message.
 streams: pytest.MarkDecorator = pytest.mark.parametrize(

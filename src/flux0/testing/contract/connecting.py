@@ -16,11 +16,11 @@ import trustme
 from attrs import evolve
 
 from flux0.domain import errors
-from flux0.testing.contract.base import SHORT, Contract, check, fails
+from flux0.testing.contract.base import EXPIRY, Contract, check, fails
 from flux0.testing.contract.harness import LONG_TIMEOUT, Harness, get
 from flux0.testing.contract.responses import Disconnect, WaitForRelease, Write, http_response
 
-_SHORT_CONNECT = evolve(LONG_TIMEOUT, connect=SHORT)
+_SHORT_CONNECT = evolve(LONG_TIMEOUT, connect=EXPIRY)
 
 
 class ConnectContract(Contract):
@@ -187,7 +187,7 @@ class LimitedPoolContract(Contract):
         """Another response uses the only connection. After its end, the pool works again."""
         steps = http_response(b"first", WaitForRelease(), b"second", framing="chunked")
         server, response = limited.exchange(steps, stream=True)
-        request = get(server.url, timeout=evolve(LONG_TIMEOUT, pool=SHORT))
+        request = get(server.url, timeout=evolve(LONG_TIMEOUT, pool=EXPIRY))
         fails(lambda: limited.send(request), errors.PoolTimeout)
         response.close()
         server.release()

@@ -19,7 +19,7 @@ from anyio import CancelScope
 from attrs import evolve
 
 from flux0.domain import errors
-from flux0.testing.contract.base import SHORT, Contract, check, fails, streams
+from flux0.testing.contract.base import EXPIRY, Contract, check, fails, streams
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.harness import LONG_TIMEOUT, Harness, get, post
 from flux0.testing.contract.responses import (
@@ -79,7 +79,8 @@ class SendOnceContract(Contract):
         server = harness.serve(*[_OK] * pooled, steps, _OK)
         if pooled:
             check(harness.fetch(get(server.url)), b"ok", "the body")
-        request = post(server.url, timeout=evolve(LONG_TIMEOUT, read=SHORT))
+        read_timeout = EXPIRY if error is errors.ReadTimeout else LONG_TIMEOUT.read
+        request = post(server.url, timeout=evolve(LONG_TIMEOUT, read=read_timeout))
         fails(lambda: harness.send(request), error)
         assert _posts(server) == 1, "the request was not sent exactly once"
         server.wait_until_closed()
@@ -166,7 +167,7 @@ class ReleaseContract(Contract):
         check(harness.fetch(get(server.url)), b"ok", "the body")
         url = server.url.replace("http:", "https:")
         with pytest.raises(errors.ConnectError):
-            harness.send(get(url, timeout=evolve(LONG_TIMEOUT, connect=SHORT)))
+            harness.send(get(url, timeout=evolve(LONG_TIMEOUT, connect=EXPIRY)))
         assert len(server.requests) == 1, "an https request was sent without TLS"
 
     def test_connection_is_not_reused_after_connection_close(self, harness: Harness) -> None:
@@ -296,7 +297,7 @@ class ReleaseContract(Contract):
         sending = harness.start(post(url, bytes(size)))
         connection, _ = listener.accept()
         with connection:
-            assert sending.is_pending_after(SHORT), "the request ended without a response"
+            assert sending.is_pending_after(EXPIRY), "the request ended without a response"
             harness.close()
 
 
