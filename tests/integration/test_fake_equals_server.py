@@ -267,7 +267,7 @@ TURN: list[AgentStep] = [
 def test_filter_events(servers: Servers) -> None:
     offsets = ["-1", "0", "3", "8", "99", "1.0", "%201_0.00%20", "%2B2", "x", "", "1.5", "1.", ".0"]
     offsets += ["1__0", "- 1", "%2B", "-", "%2B-1", "_1", "1_", "0_0", "00", "-0", "%20"]
-    offsets += ["9" * 4301, "0" * 4301, "1." + "0" * 4300, "1_" * 2200 + "1"]
+    offsets += ["9" * 4301, "0" + "9" * 4301, "0" * 4301, "1." + "0" * 4300, "1_" * 2200 + "1"]
     offsets += [f"{sign}{'9' * size}" for sign in ("", "%2B", "-") for size in (19, 4299, 4300)]
     sources = ["user", "ai_agent", "system", "custom", "USER", "", "ai_agent&source=x", "%FF"]
     queries = [f"min_offset={offset}" for offset in offsets]
@@ -317,6 +317,21 @@ def test_bytes_of_a_turn(servers: Servers) -> None:
     assert stream.status_code == 200
     assert stream.body.count("\n\n") == 17
     assert len(events.data) == 10
+
+
+def test_order_of_the_members_of_a_status(servers: Servers) -> None:
+    """The server streams a status in the order of the agent. Lists always have the same order."""
+    report = Report("typing", [1], acknowledged_offset=0)
+    stream, events = same(
+        servers, lambda server: (server.read(server.begin(report)), server.events())
+    )
+    usual = '"type":"status","status":"typing","acknowledged_offset":0,"data":[1]'
+    assert usual in stream.body.replace('": ', '":').replace(', "', ',"')
+    assert usual in events.body
+    real, _ = servers
+    step = {"status": "typing", "data": [1], "acknowledged_offset": 0}
+    assert '"data": [1], "acknowledged_offset": 0}' in real.read(real.begin_script([step])).body
+    assert real.events().body.count(usual) == 2
 
 
 # --- unusual turns

@@ -60,7 +60,8 @@ def _as_script(step: AgentStep) -> dict[str, Any]:  # noqa: PLR0911 - one return
         case GiveResult(CallTool(name, args, id), result):
             return {"tool_result": {"id": id, "name": name, "args": args, "result": result}}
         case Report(status, data, event_id, acknowledged_offset):
-            rest = {"data": data, "event_id": event_id, "acknowledged_offset": acknowledged_offset}
+            # The server streams the members of a status in the agent's order.
+            rest = {"event_id": event_id, "acknowledged_offset": acknowledged_offset, "data": data}
             present = {key: value for key, value in rest.items() if value is not None}
             return {"status": str(status), **present}
         case Fail(data):

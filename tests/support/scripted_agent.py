@@ -111,9 +111,7 @@ class Turn:
 
     async def _status(self, status: str, event_id: str | None = None, **rest: Any) -> None:
         """Report a status. The server does not stream the statuses `ready` and `completed`."""
-        # The order of the members is the same as in the server's LangChain adapter.
-        offset = {key: rest.pop(key) for key in ("acknowledged_offset",) if key in rest}
-        data: Any = {"type": "status", **offset, "status": status, **rest}
+        data: Any = {"type": "status", "status": status, **rest}
         own_id = None if event_id is None else EventId(event_id)
         await self._emitter.enqueue_status_event(self._correlation_id, data, own_id)
 

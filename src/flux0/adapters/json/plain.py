@@ -26,15 +26,15 @@ def plain(value: Any) -> Any:
     Raises:
         InvalidArgument: a value or a key cannot be represented in JSON.
     """
-    if type(value) in _SCALARS:
+    kind: Any = type(value)  # pyright: ignore[reportUnknownVariableType]
+    if kind in _SCALARS:
         return value
-    if isinstance(value, Mapping):
-        return {_key(key): plain(item) for key, item in cast("Any", value).items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in cast("Any", value)]
-    kind: Any = type(value)  # pyright: ignore[reportUnknownVariableType]
     if attrs.has(kind):
         return _fields(value)
+    if isinstance(value, Mapping):
+        return {_key(key): plain(item) for key, item in cast("Any", value).items()}
     return _plain_scalar(value)
 
 
@@ -81,6 +81,7 @@ def json_keys(kind: Any) -> tuple[tuple[str, str], ...]:
     return tuple((name, name.rstrip("_")) for name in names if name != "extra")
 
 
+@cache
 def type_tag(kind: Any) -> str | None:
     """Return the constant value of the key `type` in a model's JSON; None if it has no such key."""
     tag = getattr(kind, "type", None)

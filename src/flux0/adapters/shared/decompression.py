@@ -28,7 +28,8 @@ class Decoder:
     """Decompresses one gzip or deflate body piece by piece, as the bytes are received.
 
     Gzip data may have several members (RFC 1952, section 2.2). Deflate data may be in the zlib
-    format, or raw, because some servers omit the zlib header (RFC 9110, section 8.4.1.2).
+    format, or raw, because some servers omit the zlib header (RFC 9110, section 8.4.1.2). Some
+    servers also send gzip data as deflate.
     """
 
     def __init__(self, coding: str) -> None:

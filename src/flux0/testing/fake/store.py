@@ -18,11 +18,11 @@ from flux0.domain.enums import SessionStatus
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.json_patch import copied
-from flux0.domain.models import Event, Events, StatusData, ToolCallPart, ToolData
+from flux0.domain.models import Event, Events, ToolCallPart, ToolData
 from flux0.domain.stream_events import ChunkEvent
 
 if TYPE_CHECKING:
-    from flux0.testing.fake.steps import UserMessage
+    from flux0.testing.fake.steps import Report, UserMessage
 
 JSONObject: TypeAlias = dict[str, Any]
 
@@ -147,7 +147,7 @@ def models_of(events: list[JSONObject]) -> tuple[Event, ...]:
     return JsonCodec().from_dict(Events, {"data": events}).data
 
 
-def status_data(reported: StatusData) -> JSONObject | None:
+def status_data(reported: Report) -> JSONObject | None:
     """Return the data of the stored event for a status; None if listing it would fail."""
     if reported.status not in set(SessionStatus):
         return None

@@ -19,8 +19,7 @@ from typing import Any
 from attrs import define, field
 
 from flux0.domain.enums import EventSource, EventType, SessionStatus
-from flux0.domain.models import StatusData
-from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent
+from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation
 from flux0.runtime.event_loop import Loop, call_soon, start_task
 from flux0.testing.fake import steps
 from flux0.testing.fake.clock import FakeClock, Wait
@@ -275,11 +274,20 @@ class FakeTurn:
             if message is not None:
                 self._store_event(message.type, agent_data(message), message.metadata)
             return
-        data = StatusData(step.status, step.acknowledged_offset, step.data)
-        self._store_event(EventType.STATUS, status_data(data))
-        ids = (step.event_id or "", self.message.correlation_id)
+        self._store_event(EventType.STATUS, status_data(step))
+        offset, details = step.acknowledged_offset, step.data
+        data: JSONObject = {"type": "status", "status": step.status}
+        data |= without_nulls({"acknowledged_offset": offset, "data": details})
+        event: JSONObject = {
+            "id": step.event_id or "",
+            "source": EventSource.AI_AGENT,
+            "type": EventType.STATUS,
+            "correlation_id": self.message.correlation_id,
+            "data": data,
+            "metadata": None,
+        }
         try:
-            self._send(StatusEvent(*ids, EventSource.AI_AGENT, data).to_sse())
+            self._send(f"event: status\nid: {event['id']}\ndata: {json.dumps(event)}\n\n".encode())
         except UnicodeEncodeError:  # The id has a lone surrogate: the server ends the stream.
             self.completed = True
 

@@ -49,8 +49,8 @@ def test_gzip_with_several_members(members: list[bytes], size: int) -> None:
     assert decoded(" GZip", compressed, size) == b"".join(members)
 
 
-@given(body=bodies, size=st.integers(1, 100), wbits=st.sampled_from([15, -15]))
-def test_deflate_may_be_raw(body: bytes, size: int, wbits: int) -> None:
+@given(body=bodies, size=st.integers(1, 100), wbits=st.sampled_from([15, -15, 31]))
+def test_deflate_may_be_raw_or_gzip(body: bytes, size: int, wbits: int) -> None:
     compressor = zlib.compressobj(wbits=wbits)
     compressed = compressor.compress(body) + compressor.flush()
     assert decoded("deflate", compressed, size) == body
