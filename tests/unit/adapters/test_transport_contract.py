@@ -431,7 +431,8 @@ def failures(pytester: pytest.Pytester, transport: str, contract: str, *options:
     """Return the number of contract tests that fail for the code `transport`."""
     pytester.makepyfile(h11_transport=transport, test_example=contract)
     pytester.syspathinsert()
-    run = pytester.inline_run("--import-mode=importlib", *FAST_RUN, *options)
+    arguments = ("--import-mode=importlib", *FAST_RUN, *options)
+    run = pytester.inline_run(*arguments)  # pyright: ignore[reportUnknownMemberType] - of pytest
     passed, _, failed = run.listoutcomes()
     assert passed or failed, "no test ran"
     return len(failed)
