@@ -28,7 +28,7 @@ _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 _SCRIPT = 'commands=$1 results=$2; shift 2; exec "$@" 3<&$commands 4>&$results'
 _OPTIONS = (
     "--headless",
-    "--no-sandbox",  # root needs it
+    "--no-sandbox",  # The sandbox does not work for root.
     "--disable-gpu",
     "--disable-quic",
     "--disable-background-networking",
@@ -38,8 +38,8 @@ _OPTIONS = (
     "--no-first-run",
     "--remote-debugging-pipe",
 )
-_TIMEOUT = 20.0  # seconds
-# Wait in the page, because it can observe its own changes.
+_TIMEOUT_SECONDS = 20.0
+# A script that waits in the page: only the page can observe its own changes.
 _WAIT = """new Promise((resolve, reject) => {
   const check = () => {
     const value = CONDITION;
@@ -74,7 +74,8 @@ class Browser:
         program = find_browser()
         assert program is not None
         commands, results = os.pipe(), os.pipe()
-        # Numbers from 10, so that bash does not overwrite them with 3 or 4.
+        # Duplicate the descriptors to numbers from 10, so that bash does not overwrite them with 3
+        # and 4.
         theirs = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (commands[0], results[1])]
         for fd in (commands[0], results[1]):
             os.close(fd)
@@ -95,7 +96,7 @@ class Browser:
         self.call("Browser.close")
         self._commands.close()
         os.close(self._results)
-        self._process.wait(_TIMEOUT)
+        self._process.wait(_TIMEOUT_SECONDS)
 
     @contextmanager
     def page(self, *, width: int = 800, height: int = 600) -> Generator[Page, None, None]:
@@ -139,7 +140,7 @@ class Browser:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._unread:
-            ready, _, _ = select.select([self._results], [], [], _TIMEOUT)
+            ready, _, _ = select.select([self._results], [], [], _TIMEOUT_SECONDS)
             piece = os.read(self._results, 1 << 20) if ready else b""
             assert piece, (self._folder / "log.txt").read_text("utf-8", "replace")
             self._unread += piece

@@ -26,7 +26,7 @@ def web_example(server_url: str | None) -> Generator[str, None, None]:
         cwd=_ROOT,
         env=environment,
         stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,  # The log of requests.
+        stdout=subprocess.DEVNULL,  # It contains the log of requests.
         text=True,
     )
     assert process.stderr is not None

@@ -25,7 +25,7 @@ from support.unreachable import resolve_to, unreachable_address
 
 over_sync = pytest.mark.parametrize("way", SYNC_WAYS, ids=str)
 SHORT_TIMEOUT = 0.2
-# The number of unreachable addresses. With a timeout for each address, the test takes minutes.
+# The number of unreachable addresses. A timeout for each address would take minutes.
 MANY = 1000
 
 

@@ -585,7 +585,7 @@ def test_timeout_option_limits_each_request(run: Run, command: str) -> None:
         result = run("--server-url", url, *command.split())
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
-    # The wait is shorter than the option by the time that connecting took.
+    # The time to connect is subtracted from the timeout.
     assert re.fullmatch(
         r"Error: no data received within 0\.\d+ s \(read timeout; set --timeout\)", line
     )
@@ -886,7 +886,7 @@ class Terminal:
         while True:
             try:
                 data = os.read(self._master, 1000)
-            except OSError:  # Linux raises it after the other side was closed.
+            except OSError:  # Linux raises this error if the other side is closed.
                 return
             with self._changed:
                 self._shown += data.decode()

@@ -1,1 +1,1 @@
-"""Tests of single modules, without a server."""
+"""Tests of `flux0.domain`."""

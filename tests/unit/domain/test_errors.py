@@ -68,7 +68,7 @@ def test_every_error_is_in_models_and_can_be_pickled_and_copied(
     error = make(kind)
     error.attempts = 2
     error.sent, error.from_user_code = "yes", True
-    error.__notes__ = ["a note"]  # Python 3.10 has no method `add_note`, which sets the attribute.
+    error.__notes__ = ["a note"]  # As `add_note` does, which needs Python 3.11.
     pickled = [pickle.dumps(error, number) for number in range(pickle.HIGHEST_PROTOCOL + 1)]
 
     assert getattr(models, kind.__name__) is kind
@@ -122,7 +122,7 @@ PARENTS: dict[type[errors.Flux0Error], tuple[type[Exception], ...]] = {
 def test_base_classes_of_errors() -> None:
     for kind, parents in PARENTS.items():
         assert all(issubclass(kind, parent) for parent in (*parents, errors.Flux0Error)), kind
-    # A ConnectError means that the request was not sent. These errors do not mean it.
+    # A ConnectError means that the request was not sent. With these errors, it may have been sent.
     for kind in (
         errors.ReadTimeout,
         errors.WriteTimeout,

@@ -197,7 +197,7 @@ def test_fork_waits_until_a_client_is_created(monkeypatch: pytest.MonkeyPatch) -
     class Slow(httpx.HTTPTransport):
         def __init__(self, **options: Any) -> None:
             started.set()
-            created.wait(0.2)  # Time for a fork that does not wait.
+            created.wait(0.2)  # A fork that does not wait would happen in this time.
             created.set()
             super().__init__(**options)
 

@@ -205,7 +205,7 @@ async def test_cancelled_read_returns_at_once_and_closes_the_body(mode: Mode) ->
 
     def piece() -> bytes:
         reached.set()
-        wait(body.closed)  # Like a socket, whose read ends on a shutdown.
+        wait(body.closed)  # Closing the body ends its read, as with a socket.
         ended.set()
         raise ConnectionInterrupted("closed")
 

@@ -78,7 +78,7 @@ def test_alarms_are_called_in_the_order_of_their_moments(time: WatchedTime) -> N
     assert [time.next_word(), time.next_word()] == ["first", "second"]
     assert len(time.threads()) == 1
     later()
-    time.set_alarm(0, "overdue")  # It wakes the thread, which ends: no alarm is left.
+    time.set_alarm(0, "overdue")  # This wakes the thread, which then ends.
     assert time.next_word() == "overdue"
     time.join()
 

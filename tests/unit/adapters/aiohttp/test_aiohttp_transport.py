@@ -133,7 +133,7 @@ BASIC = "Basic YWRhOnNlY3JldA=="  # ada:secret
 
 @pytest.mark.filterwarnings("ignore:(BasicAuth|The 'auth' parameter) is deprecated")
 def test_session_of_the_user_keeps_its_settings_and_stays_open() -> None:
-    """Its timeout, `raise_for_status` and `auto_decompress` are not used."""
+    """The session's timeout, `raise_for_status` and `auto_decompress` are not used."""
     seen: list[str] = []
 
     async def note(
@@ -258,11 +258,11 @@ def test_failed_and_cancelled_requests_free_their_place() -> None:
         waiting = asyncio.ensure_future(fetch(transport, get(server.url)))
         second = asyncio.ensure_future(fetch(transport, get(server.url)))
         await asyncio.sleep(0)
-        await cancelled(waiting)  # It waits for the place.
+        await cancelled(waiting)  # This call waits for a place.
         await response.body.close_async()
         sent = asyncio.ensure_future(asyncio.to_thread(server.wait_for_requests, 3))
         await sent
-        await cancelled(second)  # It waits for the response head.
+        await cancelled(second)  # This call waits for the response head.
         assert await fetch(transport, get(server.url)) == b"ok"
         await transport.close_async()
 
@@ -490,7 +490,7 @@ def test_blocked_event_loop_does_not_cause_a_read_timeout() -> None:
 
 @pytest.mark.parametrize("users", [False, True], ids=["own", "the user's"])
 def test_stream_may_outlive_its_event_loop(*, users: bool) -> None:
-    """aiohttp warns about garbage-collected open connections, and pytest reports the warning."""
+    """aiohttp warns when an open connection is freed, and pytest reports the warning."""
     kept: list[Any] = []
 
     async def run(url: str) -> None:
@@ -539,7 +539,7 @@ def test_close_does_not_wait_until_the_server_closes_its_side_of_tls(secured: Se
             for step in HALF[:2]:
                 assert isinstance(step, Write)
                 connection.sendall(step.data)
-            while socket.socket.recv(connection, 65536):  # The socket below TLS: TLS is not closed.
+            while socket.socket.recv(connection, 65536):  # Read encrypted bytes: TLS is not closed.
                 pass
 
     async def run(listener: socket.socket) -> None:

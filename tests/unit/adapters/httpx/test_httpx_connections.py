@@ -42,7 +42,7 @@ from support.socks_proxy import SocksProxy
 from support.unreachable import resolve_to, unreachable_address
 
 SHORT_TIMEOUT = 0.3
-# The number of unreachable addresses. With a timeout for each address, the test takes minutes.
+# The number of unreachable addresses. A timeout for each address would take minutes.
 MANY = 1000
 
 

@@ -398,7 +398,12 @@ def test_exchange_is_written_when_it_ends(path: Path) -> None:
     transport.send(request("GET", "/api/agents")).body.close()
     assert ends(path) == [WHOLE, "ConnectError", CLOSED]
     list(streaming)
-    assert ends(path) == [WHOLE, "ConnectError", WHOLE, CLOSED]  # In the order of sending.
+    assert ends(path) == [
+        WHOLE,
+        "ConnectError",
+        WHOLE,
+        CLOSED,
+    ]  # Exchanges are in the order of sending.
     transport.close()
     assert ends(path) == [WHOLE, "ConnectError", WHOLE, CLOSED]
 
@@ -507,7 +512,7 @@ def test_recording_that_ends_with_an_exception_keeps_the_cassette(
         try:
             int("not a number")
         except ValueError:
-            await record(fails=False)  # The exception is from before the recording.
+            await record(fails=False)  # The exception was raised before the recording.
         assert not path.with_name(f"{path.name}.new").exists()
 
     run(mode, test)

@@ -473,7 +473,7 @@ def test_nearest_exchange_has_the_same_operation(path: Path) -> None:
     session = posting("/api/sessions", b'{"agent_id":"a000000001"}')
     turn = posting("/api/sessions/s1/events/stream", b'{"type":"message","content":"Hi"}')
     body = b'{"type":"message","content":"Hello","x":1}'
-    agent = posting("/api/agents", body)  # The fewest differences, but another operation.
+    agent = posting("/api/agents", body)  # Has the fewest differences, but another operation.
     replay = ReplayTransport(write_cassette(path, session, turn, agent, LIST_AGENTS), "loose")
     other = posting("/api/sessions/s2/events/stream", body)
     assert explanation(replay, other) == [

@@ -171,7 +171,7 @@ def test_assert_no_open_streams_lists_open_responses() -> None:
     assert (len(list(streaming)), list(streaming)) == (1, [])
     listing.close()
     fake.assert_no_open_streams()
-    fake.send(request("GET", "/api/agents"))  # The unreferenced body is not closed.
+    fake.send(request("GET", "/api/agents"))  # Dropping a body does not close it.
     with pytest.raises(AssertionError, match="left open"):
         fake.assert_no_open_streams()
 

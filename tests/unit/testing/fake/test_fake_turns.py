@@ -420,7 +420,7 @@ def test_second_turn_cancels_the_first() -> None:
     second = post(fake, session_id, "second")
     assert agent.cancelled == ["Hi"]
     assert len(list(second)) == 3
-    assert b"typing" in next(first)  # The agent sent it before its cancellation.
+    assert b"typing" in next(first)  # The agent sent this event before it was cancelled.
     with pytest.raises(ReadTimeout):
         next(first)
 
