@@ -99,7 +99,7 @@ class TrackedConnection(ResponseHandler):
         if content is None:
             self._head_start = (self._head_start + data)[:16]
         elif data and content.is_eof():
-            self.force_close()  # These are surplus bytes.
+            self.force_close()  # `data` contains surplus bytes.
         # If the bytes after a head are invalid, aiohttp discards the head, too. So pass the head to
         # the parser separately.
         while self._content is None and (end := data.find(b"\n\r\n", start)) >= 0:

@@ -91,7 +91,8 @@ class Decoder:
             )
         # The low half of the first byte is 8 in the zlib format, and never 8 in valid raw data.
         raw = self._coding == "deflate" and first != 0x1F and first & 0xF != 8  # noqa: PLR2004
-        return -zlib.MAX_WBITS if raw else 32 + zlib.MAX_WBITS  # 32: zlib detects the format.
+        # With 32 added, zlib itself detects whether the data is in the gzip or the zlib format.
+        return -zlib.MAX_WBITS if raw else 32 + zlib.MAX_WBITS
 
 
 def _content_before_error(member: Any, *inputs: bytes) -> bytes:
