@@ -23,7 +23,7 @@ TIMEOUT = 30.0
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # Of the programs.
+    pytest.mark.filterwarnings("ignore"),  # The programs warn.
 ]
 
 

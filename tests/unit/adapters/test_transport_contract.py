@@ -460,7 +460,7 @@ def test_each_assertion_says_what_is_required() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Assert) and node.msg is None
     ]
-    assert asserts == ["assert found is not None"]  # In `class_of`, where it never fails.
+    assert asserts == ["assert found is not None"]  # In `class_of`. It never fails.
 
 
 def test_failure_names_the_required_value(pytester: pytest.Pytester) -> None:

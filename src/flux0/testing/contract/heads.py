@@ -95,7 +95,8 @@ class HeadContract(Contract):
         (received,) = server.requests
         announced = {"content-length", "transfer-encoding", "content-type"} & set(received.headers)
         assert not announced or (method == "POST" and received.headers["content-length"] == "0"), (
-            "a request without a body must announce none, except for content-length: 0 of a POST"
+            "a request without a body must have no header field of a body, such as content-type "
+            "(except for content-length: 0 in a POST)"
         )
         assert "transfer-encoding" not in received.headers, (
             "the request must have a content-length instead of a transfer-encoding"

@@ -120,7 +120,7 @@ async def begun(transport: AiohttpTransport, url: str) -> Response[AsyncByteStre
     return response
 
 
-async def gone(server: ByteServer) -> None:
+async def wait_until_closed(server: ByteServer) -> None:
     """Wait until the client has closed its connections."""
     await asyncio.to_thread(server.wait_until_closed)
 
@@ -381,7 +381,7 @@ def test_connection_is_lost_before_a_large_body_is_sent(event: str) -> None:
     """This may happen while a slow trace function runs."""
 
     async def wait(*_: object) -> None:
-        await gone(server)
+        await wait_until_closed(server)
         await asyncio.sleep(SHORT)
 
     async def run(url: str) -> None:
@@ -429,7 +429,7 @@ def test_bytes_before_a_failure_are_yielded_even_if_they_are_read_late(
         async with own() as transport:
             response = await begun(transport, server.url)
             server.release()
-            await gone(server)
+            await wait_until_closed(server)
             if rest:
                 assert await anext(aiter(response.body)) == rest
             with pytest.raises(kind):
