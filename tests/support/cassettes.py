@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from attrs import evolve
 
 from flux0 import Flux0, Flux0Error, HttpxTransport, RetryConfig
@@ -19,7 +20,10 @@ from flux0.testing.cassettes.cassette import (
     to_content,
 )
 from support.modes import in_mode
-from support.transports import Mode
+from support.transports import ASYNC, SYNC, Mode
+
+modes = pytest.mark.parametrize("mode", SYNC + ASYNC)
+loops = pytest.mark.parametrize("mode", ASYNC)
 
 ONCE = RetryConfig(strategy="none")
 

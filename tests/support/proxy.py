@@ -6,13 +6,13 @@ import contextlib
 import socket
 import ssl
 import threading
-from socketserver import BaseRequestHandler, ThreadingTCPServer
-from typing import Any, final
+from typing import final
 from urllib.parse import urlsplit
 
 from attrs import frozen
 
 from flux0.domain.headers import Headers
+from support.forwarding import ProxyServer, forward, shut_down
 
 _TIMEOUT = 10.0  # Seconds to connect to the server. Only a failing test waits this long.
 
@@ -47,20 +47,16 @@ class Proxy:
         self._refusal = refusal
         self._tls = tls
         self._open: list[socket.socket] = []
-        self._server = _Server(("127.0.0.1", 0), self._serve)
-        scheme = "http" if tls is None else "https"
-        self.url = f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
+        self._server = ProxyServer(self._serve)
+        self.url = f"{'http' if tls is None else 'https'}://{self._server.address}"
         self.requests: tuple[ProxiedRequest, ...] = ()
 
     def __enter__(self) -> Proxy:
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        self._server.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        for connection in tuple(self._open):
-            _shut_down(connection)
-        self._server.server_close()  # server_close() waits for the threads of all connections.
+        self._server.stop(self._open)
 
     def _serve(self, plain: socket.socket) -> None:
         # OSError: a connection was reset, or the TLS handshake failed.
@@ -75,7 +71,7 @@ class Proxy:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._open.append(connection)
         ending.callback(connection.close)
-        ending.callback(_shut_down, connection)
+        ending.callback(shut_down, connection)
         return connection
 
     def _handle(self, client: socket.socket, ending: contextlib.ExitStack) -> None:
@@ -99,7 +95,7 @@ class Proxy:
                 server = self._connect(f"//{target}", client, ending)
                 client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 server.sendall(unread)
-                _forward(client, server)
+                forward(client, server)
                 return
             url = urlsplit(target)
             if url.netloc != origin:
@@ -123,35 +119,8 @@ class Proxy:
         parts = urlsplit(url)
         server = socket.create_connection((parts.hostname or "", parts.port or 80), _TIMEOUT)
         server.settimeout(None)
-        forwarding = threading.Thread(target=_forward, args=(server, client), daemon=True)
+        forwarding = threading.Thread(target=forward, args=(server, client), daemon=True)
         ending.callback(forwarding.join)
         self._register(server, ending)
         forwarding.start()
         return server
-
-
-class _Server(ThreadingTCPServer):
-    allow_reuse_address = True
-    request_queue_size = 128
-
-    def __init__(self, address: tuple[str, int], serve: Any) -> None:
-        super().__init__(address, BaseRequestHandler)
-        self._serve = serve
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        self._serve(request)
-
-
-def _forward(source: socket.socket, target: socket.socket) -> None:
-    """Forward bytes until `source` is closed or reset, and shut down both connections."""
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-    _shut_down(source)
-    _shut_down(target)
-
-
-def _shut_down(connection: socket.socket) -> None:
-    # SSLSocket.shutdown() would remove the TLS layer while another thread reads.
-    with contextlib.suppress(OSError):
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)

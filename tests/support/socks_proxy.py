@@ -6,8 +6,9 @@ import contextlib
 import socket
 import struct
 import threading
-from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Final, final
+
+from support.forwarding import ProxyServer, forward
 
 _CONNECT_SECONDS: Final = 10.0
 _NO_LOGIN, _LOGIN, _NO_METHOD = 0, 2, 255
@@ -39,27 +40,23 @@ class SocksProxy:
         self._responds = responds
         self._refuse = refuse
         self._open: list[socket.socket] = []
-        self._server = _Server(self)
+        self._server = ProxyServer(self._serve)
         self.targets: tuple[tuple[str, int], ...] = ()
         self.accepted = 0
 
     @property
     def address(self) -> str:
         """Host and port of the proxy."""
-        return f"127.0.0.1:{self._server.server_address[1]}"
+        return self._server.address
 
     def __enter__(self) -> SocksProxy:
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        self._server.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        for connection in tuple(self._open):
-            _shut_down(connection)
-        self._server.server_close()
+        self._server.stop(self._open)
 
-    def serve(self, client: socket.socket) -> None:
-        """Serve one connection until one side closes it."""
+    def _serve(self, client: socket.socket) -> None:
         self._open.append(client)
         self.accepted += 1
         with contextlib.suppress(OSError, EOFError):
@@ -82,9 +79,9 @@ class SocksProxy:
                 server.settimeout(None)
                 self._open.append(server)
                 client.sendall(bytes([5, reply, 0, _IPV4]) + bound)
-                back = threading.Thread(target=_copy, args=(server, client), daemon=True)
+                back = threading.Thread(target=forward, args=(server, client), daemon=True)
                 back.start()
-                _copy(client, server)
+                forward(client, server)
                 back.join()
 
     def _log_in(self, client: socket.socket) -> bool:
@@ -103,19 +100,6 @@ class SocksProxy:
         correct = (name, password) == self._login
         client.sendall(bytes([1, 0 if correct else 1]))
         return correct
-
-
-class _Server(ThreadingTCPServer):
-    allow_reuse_address = True
-    daemon_threads = True
-
-    def __init__(self, proxy: SocksProxy) -> None:
-        super().__init__(("127.0.0.1", 0), BaseRequestHandler)
-        self._proxy = proxy
-
-    def finish_request(self, request: object, client_address: object) -> None:
-        assert isinstance(request, socket.socket)
-        self._proxy.serve(request)
 
 
 def _read(connection: socket.socket, size: int) -> bytes:
@@ -138,17 +122,3 @@ def _read_target(client: socket.socket) -> tuple[str, int]:
         host = _read(client, _read(client, 1)[0]).decode()
     (port,) = struct.unpack("!H", _read(client, 2))
     return host, port
-
-
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    """Copy bytes until one side closes, and shut both down."""
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-    _shut_down(source)
-    _shut_down(target)
-
-
-def _shut_down(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)

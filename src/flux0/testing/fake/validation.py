@@ -23,7 +23,7 @@ Check: TypeAlias = Callable[[Any], Problem | None]
 ID_LENGTH: Final = 10
 
 _NO_TEXT: Final = "Input should be a valid string"
-_MESSAGES: Mapping[str, str] = {
+MESSAGES: Mapping[str, str] = {
     "bool_parsing": "Input should be a valid boolean, unable to interpret input",
     "enum": "Input should be {expected}",
     "extra_forbidden": "Extra inputs are not permitted",
@@ -150,7 +150,7 @@ class Form:
 
 def _problem(found: Problem, value: object, *place: str | int) -> dict[str, Any]:
     kind, context = found
-    message = _MESSAGES[kind].format(**context).replace(" 1 characters", " 1 character")
+    message = MESSAGES[kind].format(**context).replace(" 1 characters", " 1 character")
     problem = {"type": kind, "loc": list(place), "msg": message, "input": value}
     return {**problem, "ctx": context} if context else problem
 

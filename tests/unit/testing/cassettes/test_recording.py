@@ -48,17 +48,14 @@ from flux0.testing import (
 )
 from flux0.testing.cassettes.cassette import CLOSED, WHOLE, Content, RecordedExchange, read_cassette
 from flux0.testing.cassettes.scrubbing import scrub_body
-from support.cassettes import ONCE, record, use_client
+from support.cassettes import ONCE, loops, modes, record, use_client
 from support.cost import calls_made
 from support.fake_over_http import FakeOverHTTP
 from support.fakes import message_to, new_session, request
 from support.in_memory import Script, chunk, response_from, script, scripted_response, tape
 from support.modes import in_mode, run
 from support.server import free_port
-from support.transports import ASYNC, SYNC, Mode
-
-modes = pytest.mark.parametrize("mode", SYNC + ASYNC)
-loops = pytest.mark.parametrize("mode", ASYNC)
+from support.transports import Mode
 
 
 def ends(path: Path) -> list[str]:

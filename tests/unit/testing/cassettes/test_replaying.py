@@ -48,6 +48,8 @@ from flux0.testing.fake.body import FakeBody
 from support.cassettes import (
     LIST_AGENTS,
     ONCE,
+    loops,
+    modes,
     piece,
     posting,
     record,
@@ -60,9 +62,6 @@ from support.fakes import message_to, new_session, request
 from support.in_memory import script
 from support.modes import in_mode, run
 from support.transports import ASYNC, SYNC, Mode
-
-modes = pytest.mark.parametrize("mode", SYNC + ASYNC)
-loops = pytest.mark.parametrize("mode", ASYNC)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from flux0.domain.headers import Headers
 from flux0.models import BadRequestError, HTTPValidationError, NotFoundError
 from flux0.ports import Request
 from flux0.testing import CallTool, FakeTransport, GiveResult, Pause, Report, Say
+from flux0.testing.fake.validation import MESSAGES
 from support.fakes import JSON, URL, ask, message_to, new_session
 
 UNKNOWN = "0123456789"
@@ -22,26 +23,12 @@ MANY = "9" * 4301
 SURROGATE = b'{"name": "\\ud800", "type": "fake"}'
 TYPES = "'message', 'tool', 'status' or 'custom'"
 SOURCES = "'user', 'ai_agent' or 'system'"
-WORDS = {
-    "bool_parsing": "Input should be a valid boolean, unable to interpret input",
-    "enum": "Input should be {expected}",
-    "extra_forbidden": "Extra inputs are not permitted",
-    "int_parsing": "Input should be a valid integer, unable to parse string as an integer",
-    "int_parsing_size": "Unable to parse input string as an integer, exceeded maximum size",
-    "json_invalid": "JSON decode error",
-    "list_type": "Input should be a valid list",
-    "missing": "Field required",
-    "model_attributes_type": "Input should be a valid dictionary or object to extract fields from",
-    "string_too_long": "String should have at most {max_length} characters",
-    "string_too_short": "String should have at least {min_length} characters",
-    "string_type": "Input should be a valid string",
-}
 
 
 def wrong(kind: str, place: str, given: Any, **ctx: Any) -> dict[str, Any]:
     """Return an entry of a 422 response as pydantic writes it; `place` looks like `body.name`."""
     loc = [int(part) if part.isdigit() else part for part in place.split(".")]
-    message = WORDS[kind].format(**ctx).replace("least 1 characters", "least 1 character")
+    message = MESSAGES[kind].format(**ctx).replace("least 1 characters", "least 1 character")
     entry = {"type": kind, "loc": loc, "msg": message, "input": given}
     return {**entry, "ctx": ctx} if ctx else entry
 
