@@ -4,7 +4,6 @@ The function is compiled from generated source code, as attrs does for `__init__
 the fields `name: str` and `title: str | None = None`, the source code is similar to this:
 
     def build(data, _):
-        if type(data) is not dict: raise ValueError
         data_count = len(data)
         data_name = data["name"]
         if not (type(data_name) is str): raise ValueError
@@ -142,19 +141,20 @@ def _hook_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHook
 
 
 def _model_lines(name: str, model: Any, names: dict[str, Any], find_hook: FindHook) -> list[str]:
-    lines, stores = [f"if type({name}) is not dict: raise ValueError"], list[str]()
     types, keys = get_type_hints(model), dict(json_keys(model))
+    fields = [field for field in attrs.fields(model) if field.name in keys]
     # The generated code counts the keys in the JSON and the missing optional keys. If the count is
-    # larger than the number of known keys, the JSON has unknown keys.
+    # not the number of known keys, the JSON has unknown keys, or the key `type` is missing.
     count = f"{name}_count"
-    lines.append(f"{count} = len({name})")
+    lines, stores = [f"{count} = len({name})"], list[str]()
+    if fields[0].default is not attrs.NOTHING:
+        lines.append(f"if type({name}) is not dict: raise ValueError")
+    # If the first field is required, no check is needed: the first line or the look-up of the first
+    # field raises TypeError for JSON values other than objects.
     if type_tag(model):
         keys["type"] = "type"
-        lines.append(f"if 'type' not in {name}: {count} += 1")
-    for field in attrs.fields(model):
-        if (key := keys.get(field.name)) is None:
-            continue
-        value = f"{name}_{field.name}"
+    for field in fields:
+        key, value = keys[field.name], f"{name}_{field.name}"
         store = f"{value} = {name}[{key!r}]"
         if field.default is attrs.NOTHING:
             lines.append(store)
