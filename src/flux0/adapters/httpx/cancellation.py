@@ -36,6 +36,9 @@ class Uninterrupted(Generic[T]):
                     cancelled = False
                 try:
                     resume, argument = steps.send, (yield awaited)
+                except GeneratorExit:  # The garbage collector may be closing the coroutine.
+                    steps.close()
+                    raise
                 except BaseException as error:  # noqa: BLE001 - raised in `work`
                     # In asyncio, a checkpoint yields None instead of a future.
                     if awaited is None and _is_task_cancellation(error):
