@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from threading import Lock
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from attrs import evolve
@@ -22,12 +21,6 @@ from flux0.flows import Flow
 from flux0.middleware.observing import Observers
 from flux0.ports import AsyncTransport, Time, Transport
 from flux0.usecases.call import ApiCall
-
-_UNCONFIRMED = (
-    "the end of a turn is unconfirmed: a proxy may hide that the server was killed, so replies can "
-    "be incomplete. Behind nginx, set proxy_http_version 1.1 and proxy_pass_header Server: see "
-    "https://github.com/flux0-ai/flux0-client-python/blob/main/docs/proxies.md"
-)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,7 +56,6 @@ class Caller:
         self.server_url: str = default_call.server_url
         self._default_call = default_call
         self._call_timeout = call_timeout
-        self._warn_once = Lock()  # Views share it.
         self._is_view = False
         self._open_calls = OpenCalls()
         self.open_turns: OpenTurns = OpenTurns(self._open_calls)
@@ -172,13 +164,6 @@ class Caller:
     def check_open(self) -> None:
         """Raise `ClientClosed` after `close`."""
         self._open_calls.check()
-
-    def warn_of_unconfirmed_end(self) -> None:
-        """Log a warning about unconfirmed ends, once for each client."""
-        if self._warn_once.acquire(blocking=False):
-            import logging  # noqa: PLC0415 - slow to import, and HTTP libraries import it anyway
-
-            logging.getLogger("flux0").warning(_UNCONFIRMED)
 
     def drive(self, flow: Flow[T], deadline: Deadline | None) -> T:
         """Drive `flow` over the sync transport until `deadline`."""

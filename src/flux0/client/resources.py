@@ -245,12 +245,11 @@ class SessionsResource(_Resource):
         session = call.server_url, session_id
         list_stored = partial(self.list_events, **stored)
         clock, turns = self._caller.time.monotonic, self._caller.open_turns
-        warn = self._caller.warn_of_unconfirmed_end
         with turns.exclusive(session, call.deadline, clock()):
             report = TurnReport(self._caller.observers, request, session_id, call.agent, clock)
             response = self._caller.drive(sessions.open_stream(call, request), call.deadline)
             turn, accumulator = self._new_turn(request), self._new_accumulator()
-            stream = EventStream(response, turn, accumulator, list_stored, clock, warn, report)
+            stream = EventStream(response, turn, accumulator, list_stored, report)
             turns.add(session, stream)
         try:
             self._caller.check_open()
@@ -288,14 +287,13 @@ class SessionsResource(_Resource):
         session = call.server_url, session_id
         list_stored = partial(self.list_events_async, **stored)
         clock, turns = self._caller.time.monotonic, self._caller.open_turns
-        warn = self._caller.warn_of_unconfirmed_end
         async with turns.exclusive_async(session, call.deadline, clock()):
             report = TurnReport(self._caller.observers, request, session_id, call.agent, clock)
             response = await self._caller.drive_async(
                 sessions.open_stream(call, request), call.deadline
             )
             turn, accumulator = self._new_turn(request), self._new_accumulator()
-            stream = AsyncEventStream(response, turn, accumulator, list_stored, clock, warn, report)
+            stream = AsyncEventStream(response, turn, accumulator, list_stored, report)
             turns.add(session, stream)
         try:
             self._caller.check_open()

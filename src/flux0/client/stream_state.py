@@ -40,16 +40,13 @@ class StreamState(Uncopyable):
         turn: Turn,
         accumulator: MessageAccumulator,
         list_stored: Callable[..., Any],
-        clock: Callable[[], float],
-        warn: Callable[[], None],
         report: TurnReport,
     ) -> None:
         self.headers: Headers = response.headers
         self.raw_response: Any = response.raw_response
         self._turn = turn
         self._list_stored = list_stored
-        self._clock = clock
-        self._warn = warn
+        self._clock = report.clock
         self._is_provable = not (response.close_delimited or _is_behind_proxy(response.headers))
         self._accumulator = accumulator
         self._text = ""  # The text that the last event appended to the answer.
@@ -273,7 +270,7 @@ class StreamState(Uncopyable):
         """
         if self.ending != "unconfirmed":
             return False
-        self._warn()
+        self._report.unconfirmed_end()
         return bool(self._accumulator.finish())
 
     def _feed_turn(self, data: bytes | None, waited: float) -> bool:

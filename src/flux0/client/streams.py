@@ -57,11 +57,9 @@ class EventStream(StreamState):
         turn: Turn,
         accumulator: MessageAccumulator,
         list_stored: Callable[..., Events],
-        clock: Callable[[], float],
-        warn: Callable[[], None],
         report: TurnReport,
     ) -> None:
-        super().__init__(response, turn, accumulator, list_stored, clock, warn, report)
+        super().__init__(response, turn, accumulator, list_stored, report)
         self._pieces = iter(response.body)
         self._close_body = response.body.close
 
@@ -240,11 +238,9 @@ class AsyncEventStream(StreamState):
         turn: Turn,
         accumulator: MessageAccumulator,
         list_stored: Callable[..., Awaitable[Events]],
-        clock: Callable[[], float],
-        warn: Callable[[], None],
         report: TurnReport,
     ) -> None:
-        super().__init__(response, turn, accumulator, list_stored, clock, warn, report)
+        super().__init__(response, turn, accumulator, list_stored, report)
         self._pieces = aiter(response.body)
         self._close_body: Callable[[], Awaitable[None]] = response.body.close_async
         self.loop: Loop = running_loop()

@@ -17,6 +17,7 @@ class TurnReport:
     Attributes:
         session_id: The id of the session.
         agent: The agent, if it is known before the first chunk.
+        clock: Returns the current time in seconds.
         seconds_to_first_event: The time until the first event; None before the first event.
         seconds: The time until the end of the turn; None before the end.
     """
@@ -31,7 +32,7 @@ class TurnReport:
     ) -> None:
         self._observers = observers
         self._request = request
-        self._clock = clock
+        self.clock: Callable[[], float] = clock
         self._start = clock()
         self._once = Lock()
         self.session_id: str = session_id
@@ -40,9 +41,13 @@ class TurnReport:
         self.seconds: float | None = None
         observers.flush()
 
+    def unconfirmed_end(self) -> None:
+        """Log a warning about the unconfirmed end of the turn, once for each client."""
+        self._observers.unconfirmed_end()
+
     def first_event(self) -> None:
         """Report the first event of the turn to the observers."""
-        self.seconds_to_first_event = self._clock() - self._start
+        self.seconds_to_first_event = self.clock() - self._start
         self._observers.first_event(self._request.call, self.seconds_to_first_event)
 
     def end(self, describe: Callable[[bool], TurnEnd], *, later: bool) -> None:
@@ -55,7 +60,7 @@ class TurnReport:
         """
         if not self._once.acquire(blocking=False):
             return
-        self.seconds = self._clock() - self._start
+        self.seconds = self.clock() - self._start
         if not (later or self._observers.is_turn_observed()):
             return
         report = self._observers.postpone if later else self._observers.turn_ended

@@ -13,6 +13,11 @@ from flux0.observers import TurnEnd
 from flux0.ports import Request, Response, Time
 
 _LONGEST_BODY = 1000
+_UNCONFIRMED = (
+    "the end of a turn is unconfirmed: a proxy may hide that the server was killed, so replies can "
+    "be incomplete. Behind nginx, set proxy_http_version 1.1 and proxy_pass_header Server: see "
+    "https://github.com/flux0-ai/flux0-client-python/blob/main/docs/proxies.md"
+)
 
 
 class DebugLogger(Protocol):
@@ -108,6 +113,13 @@ def log_turn(turn: TurnEnd) -> None:
         None if first is None else f"{first:.3f}s",
         turn.seconds,
     )
+
+
+def log_unconfirmed_end() -> None:
+    """Log the settings of proxies that prevent unconfirmed ends, to the logger `flux0`."""
+    import logging  # noqa: PLC0415 - slow to import; HTTP libraries import it, too
+
+    logging.getLogger("flux0").warning(_UNCONFIRMED)
 
 
 def log_failed_observer(observer: object, error: Exception) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from threading import Lock
 from typing import Any, TypeVar, cast
 
 from attrs import evolve
@@ -14,7 +15,12 @@ from flux0.domain.api_errors import APIError
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.flows import Flow, SendFlow
-from flux0.middleware.logging import log_failed_observer, log_turn, turn_log_check
+from flux0.middleware.logging import (
+    log_failed_observer,
+    log_turn,
+    log_unconfirmed_end,
+    turn_log_check,
+)
 from flux0.observers import AttemptEnd, Call, CallEnd, Observer, TurnEnd
 from flux0.ports import Request, Response, Time
 
@@ -33,6 +39,7 @@ class Observers:
         self._time = time
         self._is_logged: Callable[[], bool] | None = None
         self._failed: set[Observer] = set()
+        self._warned = Lock()  # Acquired when the warning about unconfirmed ends is logged.
         self._postponed: deque[tuple[Call | None, TurnEnd]] = deque()
 
     def __bool__(self) -> bool:
@@ -93,6 +100,11 @@ class Observers:
         log_turn(turn)
         if call is not None:
             self._notify(lambda observer: observer.on_turn_end(call, turn))
+
+    def unconfirmed_end(self) -> None:
+        """Log a warning about unconfirmed ends, once for each client."""
+        if self._warned.acquire(blocking=False):
+            log_unconfirmed_end()
 
     def postpone(self, call: Call | None, turn: TurnEnd) -> None:
         """Report the end of a turn at the next `flush`.

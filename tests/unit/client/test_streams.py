@@ -46,10 +46,6 @@ NO_EVENTS = Events(())
 BROKEN = b"event: chunk\ndata: {no JSON}\n\n"
 
 
-def no_warning() -> None:
-    """Do nothing, in place of the warning about an unconfirmed end."""
-
-
 def unobserved() -> TurnReport:
     """Return the report of a turn without observers."""
     return TurnReport(
@@ -64,9 +60,7 @@ def open_sync(recorded: Tape, asked: list[str] | None = None) -> EventStream:
         return NO_EVENTS
 
     response = response_from(recorded, headers=SSE)
-    return EventStream(
-        response, new_turn(), MessageAccumulator(), list_stored, monotonic, no_warning, unobserved()
-    )
+    return EventStream(response, new_turn(), MessageAccumulator(), list_stored, unobserved())
 
 
 def open_async(recorded: Tape, asked: list[str] | None = None) -> AsyncEventStream:
@@ -76,9 +70,7 @@ def open_async(recorded: Tape, asked: list[str] | None = None) -> AsyncEventStre
         return NO_EVENTS
 
     response = response_from(recorded, headers=SSE)
-    return AsyncEventStream(
-        response, new_turn(), MessageAccumulator(), list_stored, monotonic, no_warning, unobserved()
-    )
+    return AsyncEventStream(response, new_turn(), MessageAccumulator(), list_stored, unobserved())
 
 
 def opened(mode: Mode, recorded: Tape, asked: list[str] | None = None) -> AsyncEventStream:
