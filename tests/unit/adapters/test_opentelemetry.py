@@ -296,6 +296,16 @@ async def test_tool_calls_are_spans_within_the_turn(mode: Mode) -> None:
 
 
 @in_every_mode
+async def test_tool_call_without_a_result_has_no_duration(mode: Mode) -> None:
+    telemetry = Telemetry()
+    await turn(mode, telemetry, [TOOL, Pause(2)], contents=True)
+
+    tool = telemetry.span("execute_tool weather")
+    assert seconds(tool) == 0
+    assert "gen_ai.tool.call.result" not in attributes(tool)
+
+
+@in_every_mode
 async def test_contents_are_recorded_only_on_request(mode: Mode) -> None:
     silent, talkative = Telemetry(), Telemetry()
     await turn(mode, silent, [*STEPS, Fail("the cause")])
