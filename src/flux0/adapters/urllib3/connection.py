@@ -23,7 +23,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 
 from flux0.adapters.shared.connecting import Connector
 from flux0.adapters.shared.exchange import Exchange
-from flux0.adapters.shared.limits import MAX_IDLE_SECONDS
+from flux0.adapters.shared.limits import MAX_CONNECTIONS, MAX_IDLE_SECONDS
 from flux0.adapters.shared.misplaced import refuse_misplaced
 from flux0.adapters.urllib3.http_response import TrackedResponse
 from flux0.domain.errors import InvalidArgument, MissingDependency
@@ -192,7 +192,8 @@ def track(pool: Any) -> None:
     elif _is_unmodified(connection_class):
         pool.ConnectionCls = _tracked(connection_class)
         if pool.pool is not None:
-            _close_idle(pool.pool)
+            if pool.num_connections:
+                _close_idle(pool.pool)
             if pool.pool.__class__ is LifoQueue:
                 # Change the class of the existing queue. If it was replaced by a new queue, threads
                 # that already wait for the existing queue would never get a connection.
@@ -220,6 +221,39 @@ class _Slots(LifoQueue[Any]):
                 if left <= 0 or exchange.interrupt.fired:
                     raise
 
+    def remove_free(self) -> None:
+        """Remove the free slots. urllib3 removes all slots of a closed pool one by one."""
+        with self.mutex:
+            self.queue[:] = [connection for connection in self.queue if connection is not None]
+
+
+class _FullSlots(_Slots):
+    """The queue of a pool with `maxsize=1` that has `MAX_CONNECTIONS` slots instead of one.
+
+    urllib3 adds the slots one by one, which for so many slots takes longer than a call. So the
+    queue contains all slots from the beginning, except the one slot that urllib3 adds.
+    """
+
+    def __init__(self, _: int) -> None:
+        super().__init__(MAX_CONNECTIONS)
+        self.queue += [None] * (MAX_CONNECTIONS - 1)
+
+
+class _HTTPPool(urllib3.HTTPConnectionPool):
+    QueueCls: type[LifoQueue[Any]] = _FullSlots
+
+
+class _HTTPSPool(urllib3.HTTPSConnectionPool):
+    QueueCls: type[LifoQueue[Any]] = _FullSlots
+
+
+def built_in_manager() -> urllib3.PoolManager:
+    """Return a pool manager whose pools have `MAX_CONNECTIONS` slots; see `_FullSlots`."""
+    manager = urllib3.PoolManager(maxsize=1, block=True)
+    classes: dict[str, Any] = {"http": _HTTPPool, "https": _HTTPSPool}
+    manager.pool_classes_by_scheme = classes
+    return manager
+
 
 def close_pools(manager: urllib3.PoolManager) -> None:
     """Close the idle connections of a pool manager, and remove its pools.
@@ -231,6 +265,8 @@ def close_pools(manager: urllib3.PoolManager) -> None:
     pools = [manager.pools.get(key) for key in manager.pools.keys()]  # noqa: SIM118 - not iterable
     manager.clear()
     for pool in filter(None, pools):
+        if isinstance(pool.pool, _Slots):
+            pool.pool.remove_free()
         pool.close()
 
 

@@ -35,6 +35,7 @@ from flux0.adapters.shared.proxies import PYSOCKS_SCHEMES, EnvironmentProxies
 from flux0.adapters.urllib3.body import Urllib3Body, request_body, translate_error
 from flux0.adapters.urllib3.connection import (
     Urllib3Exchange,
+    built_in_manager,
     check_type,
     check_urllib3,
     close_pools,
@@ -124,7 +125,7 @@ class _Connections:
 
     def __init__(self, user_manager: urllib3.PoolManager | None) -> None:
         built_in = user_manager is None
-        self.manager = urllib3.PoolManager(**_POOL) if user_manager is None else user_manager
+        self.manager = built_in_manager() if user_manager is None else user_manager
         self.bodies = OpenBodies()
         self._proxies = EnvironmentProxies("urllib3", PYSOCKS_SCHEMES) if built_in else None
         self._proxy_managers: dict[str, urllib3.PoolManager] = {}
