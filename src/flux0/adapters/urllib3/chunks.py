@@ -47,10 +47,9 @@ class Chunks:
         if not self._partial_line and self._state is Chunks._size_line:
             # Fast path: servers mostly send one complete chunk at a time.
             end = data.find(b"\r\n", 0, _MAX_SHORT_LINE)
-            if end > 0 and data.endswith(b"\r\n"):
-                digits, size = data[:end], len(data) - end - 4
-                if size > 0 and not digits.strip(_HEXADECIMAL) and int(digits, 16) == size:
-                    return data[end + 2 : -2]
+            size = len(data) - end - 4
+            if size > 0 and data[:end].lower() == b"%x" % size and data.endswith(b"\r\n"):
+                return data[end + 2 : -2]
         if self._partial_line:
             data, self._partial_line = self._partial_line + data, b""
         content: list[bytes] = []

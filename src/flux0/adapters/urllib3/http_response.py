@@ -53,6 +53,9 @@ class TrackedResponse(HTTPResponse):
     def __init__(self, raw_socket: socket.socket, sock: Any, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
         self.raw_socket = raw_socket
+        self._sock = sock
+        # Whether `fp` may have buffered the start of the body while the head was read.
+        self._may_be_buffered = True
         self.idle_since: float = monotonic()
 
     def begin(self) -> None:
@@ -114,8 +117,13 @@ class TrackedResponse(HTTPResponse):
         return chunks.surplus
 
     def _read(self) -> bytes:
-        """Return the bytes received so far. If there are none, wait for the next bytes."""
-        data: bytes = self.fp.read1(_MAX_PIECE_BYTES)
+        """Return the bytes received so far. Wait only if there are none."""
+        data: bytes
+        if self._may_be_buffered:
+            self._may_be_buffered = False
+            data = self.fp.read1()  # If there are buffered bytes, it returns all of them.
+        else:
+            data = self._sock.recv(_MAX_PIECE_BYTES)  # Twice as fast as `fp.read1`.
         if not data:
             raise IncompleteRead(b"")
         return data

@@ -15,10 +15,9 @@ class TextList:
     `characters` is the total number of characters.
     """
 
-    __slots__ = ("_blocks", "_joined", "_joined_recent", "_length", "_recent", "characters")
+    __slots__ = ("_blocks", "_joined", "_joined_recent", "_recent", "characters")
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
-        self._length = 0
         self.characters: int = 0
         # All strings are in blocks of `_BLOCK` strings, except for the last strings, which are in
         # `_recent`. A block is one str: its strings, joined by the separator. If one of its strings
@@ -32,11 +31,10 @@ class TextList:
             self.append(text)
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._blocks) * _BLOCK + len(self._recent)
 
     def append(self, text: str) -> None:
         """Add a string at the end."""
-        self._length += 1
         self.characters += len(text)
         self._recent.append(text)
         if len(self._recent) == _BLOCK:
