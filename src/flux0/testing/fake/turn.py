@@ -2,7 +2,8 @@
 
 As on the server, the agent does not wait for the reader of the stream. It runs as soon as the
 message is sent, up to its next pause or gate, and continues as the clock moves. Its events are
-stored when it produces them. If `_MAX_UNREAD` events are unread, the agent waits for the reader.
+stored when it produces them. If `_MAX_UNREAD` events are unread, the agent waits for the reader. It
+fails after `_MAX_SILENT_STEPS` steps in a row that neither send an event nor wait.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_d
 
 # Measured: the real server ran a turn with 5,000 unread events without waiting for the reader.
 _MAX_UNREAD = 10_000
+# Steps in a row that neither send an event nor wait.
+_MAX_SILENT_STEPS = 10_000
 _UNTIL_READ = Wait()
 _NO_LOOP = "no running event loop"  # The message of asyncio's RuntimeError.
 
@@ -59,6 +62,8 @@ class FakeTurn:
     _steps_done: int = field(default=0, init=False)
     # Whether the agent may leave its remaining steps unused.
     _used_up: bool = field(default=False, init=False)
+    # The number of steps since the agent last sent an event or waited.
+    _silent_steps: int = field(default=0, init=False)
     # The time of the agent's next event.
     _time: float = field(init=False)
     # The time of the clock when the agent's own code last continued.
@@ -196,10 +201,17 @@ class FakeTurn:
         self._used_up |= isinstance(step, (steps.FallSilent, steps.Fail))
         if self._clock.now() > self._continued_at:  # The agent's own code has waited.
             self._time = self._clock.now()
+        self._silent_steps += 1
+        if self._silent_steps > _MAX_SILENT_STEPS:
+            raise RuntimeError(
+                f"the agent ran {_MAX_SILENT_STEPS:,} steps in a row that sent no event: "
+                "an agent without an end must send events, or wait in a Pause or Gate"
+            )
         for plain in self._expander.expand(step):
             self._apply_step(plain)
             seen = self._clock.changes
             while self._wait is not None:
+                self._silent_steps = 0
                 if self._cancel_task is None:
                     await _AgentPaused()
                 else:
@@ -294,6 +306,7 @@ class FakeTurn:
     def _send(self, event: bytes) -> None:
         if not self.completed:
             self._output.append(event)
+            self._silent_steps = 0
 
     def _store_event(self, type: EventType, data: JSONObject | None, metadata: Any = None) -> None:
         if not self.completed:

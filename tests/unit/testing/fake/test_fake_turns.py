@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Generator, Iterator
-from itertools import count, islice, repeat
+from itertools import chain, count, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -501,6 +501,15 @@ def test_agent_without_an_end_waits_for_its_reader() -> None:
     assert next(produced) == 20_001
     body.close()
     fake.assert_no_open_streams()
+
+
+@pytest.mark.parametrize("step", [Say("unheard"), Pause(0), Report("ready", event_id="e1")])
+def test_agent_without_an_end_that_sends_no_event_fails(step: AgentStep) -> None:
+    begun: list[AgentStep] = [Say("Hi"), Report("completed")]
+    fake, session_id, body = begin(lambda _: chain(begun, repeat(step)))
+    with pytest.raises(RuntimeError, match="ran 10,000 steps in a row that sent no event"):
+        list(body)
+    assert kinds(fake, session_id) == ["message", "message"]
 
 
 def test_pause_after_ten_thousand_unread_events_takes_its_time() -> None:
