@@ -1,17 +1,23 @@
-"""Checks of the built documentation: the reference contains every public name.
+"""Checks of the built documentation: every public name, and the appearance in Chromium.
 
 Usage: `pytest .ci/check_site.py`, after `mkdocs build`. `tox run -e docs` runs both.
 """
 
 from __future__ import annotations
 
+import functools
 import html
+import http.server
 import json
 import re
+import threading
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from support.browser import Browser, Page, find_browser
 
 SITE = Path(__file__).parents[1] / "site"
 REFERENCE = "".join(
@@ -68,3 +74,73 @@ def test_no_page_loads_anything_from_another_host() -> None:
         assert pattern.findall(text) == [], page
         # The script of the theme loads the numbers of this repository from api.github.com.
         assert 'data-md-component="source"' not in text, page
+
+
+# Appearance: the samples fit on a laptop, and the names fit on a phone.
+
+PAGES = sorted(path.parent.relative_to(SITE).as_posix() for path in SITE.rglob("index.html"))
+LAPTOP, PHONE = (1280, 800), (390, 844)
+SCROLLING_BLOCKS = """
+[...document.querySelectorAll("pre:not(.mermaid) > code")]
+  .filter((block) => block.scrollWidth > block.clientWidth)
+  .map((block) => block.innerText)
+"""
+BROKEN_NAMES = """
+[...document.querySelectorAll("article :not(pre) > code, article h1, article h2, article h3")]
+  .flatMap((element) => {
+    const nodes = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
+    const broken = [];
+    while (nodes.nextNode()) {
+      for (const word of nodes.currentNode.data.matchAll(/\\w+/g)) {
+        const range = document.createRange();
+        range.setStart(nodes.currentNode, word.index);
+        range.setEnd(nodes.currentNode, word.index + word[0].length);
+        const lines = new Set([...range.getClientRects()].map(({ bottom }) => bottom));
+        if (lines.size > 1) broken.push(word[0]);
+      }
+    }
+    return broken;
+  })
+"""
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Log nothing."""
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    handler = functools.partial(_Quiet, directory=str(SITE))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    if find_browser() is None:
+        pytest.skip("Chromium is not installed")
+    with Browser(tmp_path_factory.mktemp("browser")) as browser, browser.page() as page:
+        yield page
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_samples_and_names_fit(name: str, page: Page, url: str) -> None:
+    # Scripts change no width, and take most of the time.
+    page.call("Emulation.setScriptExecutionDisabled", value=True)
+    page.resize(*LAPTOP)
+    page.open(f"{url}/{name}/")
+    assert page.evaluate(SCROLLING_BLOCKS) == []
+    page.resize(*PHONE)
+    assert page.evaluate(BROKEN_NAMES) == []
+
+
+def test_front_page_contacts_no_other_host(page: Page, url: str) -> None:
+    page.call("Emulation.setScriptExecutionDisabled", value=False)
+    page.open(f"{url}/")
+    page.wait_for("document.querySelector('.mermaid, [data-md-component=search-result]')")
+    assert page.hosts == {url.removeprefix("http://")}

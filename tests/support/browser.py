@@ -168,7 +168,8 @@ class Page:
 
     def resize(self, width: int, height: int) -> None:
         """Set the size of the window, in CSS pixels."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        # On a phone, scroll bars take no space.
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
 
     def prefer(self, color_scheme: str) -> None:
