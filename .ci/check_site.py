@@ -128,6 +128,17 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         yield page
 
 
+@pytest.mark.parametrize("name", ["benchmarks", "trace", "turn"])
+def test_picture_has_a_dark_variant(name: str, page: Page, url: str) -> None:
+    backgrounds = []
+    for color_scheme in ("light", "dark"):
+        page.prefer(color_scheme)
+        page.open(f"{url}/images/{name}.svg")
+        color = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        backgrounds.append(color)
+    assert backgrounds == ["rgb(255, 255, 255)", "rgb(30, 33, 41)"]
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_samples_and_names_fit(name: str, page: Page, url: str) -> None:
     # Scripts change no width, and take most of the time.

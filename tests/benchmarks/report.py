@@ -27,6 +27,9 @@ _PICTURE = """\
 svg {{ background: #fff }} text {{ font: 12px sans-serif; fill: #222 }} .h {{ font-weight: bold }}
 .speed {{ fill: #3f7fbf }} .cost {{ fill: #c08a3e }}
 .target {{ stroke: #b22 }} .one {{ stroke: #999 }}
+@media (prefers-color-scheme: dark) {{
+svg {{ background: #1e2129 }} text {{ fill: #ddd }} .target {{ stroke: #f77 }}
+}}
 </style>
 <text class="h" x="10" y="18">Blue: speed relative to the fastest peer. \
 Brown: cost relative to the first peer. Red: target.</text>
