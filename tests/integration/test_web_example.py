@@ -1,0 +1,39 @@
+"""The application of `examples/web` with the real server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from support.server import Flux0Server
+from support.web_example import web_example
+
+
+@pytest.fixture(scope="module")
+def url(server: Flux0Server) -> Iterator[str]:
+    with web_example(server.url) as url:
+        yield url
+
+
+def test_turn_is_streamed_to_its_user_and_cancelled_when_the_browser_disconnects(
+    server: Flux0Server, url: str, fresh_name: str
+) -> None:
+    script = [{"text": "Hello"}, {"wait": fresh_name}]
+    with httpx.Client(base_url=url) as ada, httpx.Client(base_url=url) as eve:
+        for browser in (ada, eve):
+            browser.get("/")  # Sets the cookie.
+        session = ada.post("/sessions").json()["session_id"]
+        path = f"/sessions/{session}/messages"
+        message = {"text": json.dumps(script)}
+        assert eve.post(path, json=message).status_code == 404
+        with ada.stream("POST", path, json=message) as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            assert any('"Hello"' in line for line in response.iter_lines())
+        server.wait_cancelled(fresh_name)
+
+        stored = ada.get(f"/sessions/{session}").json()
+        assert stored[0] == {"kind": "user", "text": message["text"]}
+        assert eve.get(f"/sessions/{session}").status_code == 404
