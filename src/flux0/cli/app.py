@@ -82,7 +82,7 @@ _SESSION = "Id of the session to continue. Default: a new session."
 _TYPE = "Type of the agent: use the first agent of this type, or create it."
 _IDLE = "Longest time without an event, after which the turn fails. Default: 600."
 
-# Each paragraph is one line, because typer joins the lines of the first paragraph only.
+# Sentences have no line breaks: typer removes line breaks from the first paragraph only.
 _CHAT = (
     "Talk to an agent: one turn for a MESSAGE, or a conversation.\n\n"
     "A terminal shows the complete turn while it streams. If the output is piped, only the text of "
@@ -175,9 +175,10 @@ def serve_demo(
 
 
 def _query(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], None]:
-    """Decorate a function that returns models. This adds a command that shows the models.
+    """Return a decorator that adds a command to `group`.
 
-    The command has the common options and the parameters of the function, except `flux0`.
+    The command calls the decorated function, and shows the models that the function returns. It has
+    the parameters of the function, except `flux0`, and the common options.
     """
 
     def register(get: Callable[..., Listed]) -> None:

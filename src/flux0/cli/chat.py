@@ -60,11 +60,11 @@ def start_conversation(
 
 
 class Chat:
-    """A conversation whose turns are written to the terminal or to a pipe.
+    """Writes the turns of a conversation to the terminal or to a pipe.
 
-    A terminal shows the complete turn. If standard output is a pipe, only the text of the answers
-    is written to the pipe, and everything else to standard error. If `as_json` is True, each event
-    is written to standard output as a line of JSON. `explain` returns the message for an error.
+    A terminal shows complete turns. If standard output is a pipe, only the answers are written to
+    the pipe, and everything else to standard error. If `as_json` is True, each event is written to
+    standard output as a line of JSON. `explain` converts an error to a message.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Chat:
             return stream.error is None
 
     def show_example(self, message: str) -> bool:
-        """Write `message` like a message of the user, send it, and write the turn."""
+        """Write `message` as if the user had typed it, send it, and write the turn."""
         self._view.user(message)
         return self.send(message)
 
@@ -121,7 +121,7 @@ class Chat:
             except KeyboardInterrupt:
                 print_note("Turn cancelled.")
             self._output.write("\n")
-        return True  # The user has seen the errors, so the exit code is 0.
+        return True  # Errors of single turns do not change the exit code.
 
     def _send_and_report(self, message: str) -> bool:
         try:
@@ -150,10 +150,10 @@ class Chat:
         """Yield each typed line until "exit", "quit" or the end of the input."""
         print_note('Ctrl-C cancels a turn. A second Ctrl-C, Ctrl-D or "exit" ends the program.')
         with contextlib.suppress(ImportError):
-            import_module("readline")  # With it, `input` supports editing and a history.
+            import_module("readline")  # With readline, `input` supports editing and a history.
         while True:
             prompt = _PROMPT if self._output.is_terminal else ""
-            if not prompt:  # `input` writes its prompt to standard output, which is a pipe.
+            if not prompt:  # `input` would write the prompt to standard output, which is piped.
                 Output(stderr=True).write(_PROMPT)
             try:
                 line = input(prompt).strip()

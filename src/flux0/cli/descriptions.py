@@ -17,8 +17,8 @@ MAX_ARGS_SHOWN = 400
 _MAX_RESULT_SHOWN = 1200
 
 _ID_LENGTH = 10
-# The keys are arguments of the client. The values are the names of these arguments on the command
-# line. For other arguments, the command line has an option of the same name.
+# The command-line names of arguments of the client. Arguments that are not listed here have an
+# option of the same name.
 _OPTIONS = {
     "FLUX0_TOKEN": "FLUX0_TOKEN",
     "headers": "--header",
@@ -93,7 +93,10 @@ def describe_error(error: models.Flux0Error, ids: Mapping[str, Any] | None = Non
 
 
 def _is_unknown(kind: str, id_: str, error: models.Flux0Error) -> bool:
-    """Return whether the error means that no agent or session has the id `id_`."""
+    """Return whether the error indicates that no agent or session has the id `id_`.
+
+    `kind` is "agent" or "session".
+    """
     match error:
         case models.InvalidArgument():
             return error.argument == f"{kind}_id"

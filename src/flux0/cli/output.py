@@ -52,13 +52,17 @@ class Output:
         self._wraps = has_controls and self.is_terminal
         color_system = self._console.color_system or ""
         self._color_system = COLOR_SYSTEMS.get(color_system) if has_controls else None
-        self._indent = ""  # The indentation of further lines of the current text.
+        self._indent = ""  # The indentation after a line break in the current text.
         self._line = ""  # The current line of the terminal, without its mark or indentation.
         self._line_is_open = False
-        self._block = ("", "")  # The kind of the current block, and the id of its message.
+        self._block = ("", "")  # The kind and the message id of the current block.
 
     def begin_block(self, kind: str, message_id: str = "") -> None:
-        """Begin a block on a new line, or continue the current block if the message is the same."""
+        """Begin a block on a new line.
+
+        If the current block has the same kind and the same message id, continue this block instead.
+        A block without a message id is never continued.
+        """
         last, last_message = self._block
         if message_id and (kind, message_id) == (last, last_message):
             return
@@ -75,9 +79,9 @@ class Output:
     def write(self, text: str, style: Style = PLAIN, *, mark: str = "") -> None:
         """Append text, and flush the output.
 
-        If `mark` is not empty, write the mark (such as "> ") on a new line, then the text. Further
-        lines of the text are indented by the width of the mark. Control characters, except line
-        breaks and tabs, are escaped.
+        If there is a `mark`, such as "> ", write the mark and the text on a new line, and indent
+        further lines by the width of the mark. Control characters, except line breaks and tabs, are
+        escaped.
         """
         if mark:
             self.end_line()
@@ -132,11 +136,11 @@ class Output:
         self._append(f"{text}\n", PLAIN)
 
     def _wrap(self, text: str) -> str:
-        """Return `text` with line breaks between words, to be appended to the current line.
+        """Return `text` with line breaks between words, in the form to append to the current line.
 
-        `text` may continue the last word of the current line. If the whole word is too long for
-        this line, the result erases the first part of the word with an escape sequence, and writes
-        the whole word on the next line.
+        The last word of the current line may continue in `text`. If the whole word does not fit
+        into this line, the result contains an escape sequence that erases the first part of the
+        word, and then the whole word on the next line.
         """
         if not self._wraps:
             return text.replace("\n", f"\n{self._indent}")
@@ -144,7 +148,7 @@ class Output:
         room = max(self._console.width - column, 1)
         text = shown + text.replace("\t", "    ")
         lines = [line.plain for line in Text(text).wrap(self._console, room, overflow="fold")]
-        # `wrap` may have removed the spaces at the end of the last line.
+        # `Text.wrap` may remove spaces at the end. Keep them: the next call may append a word.
         blank = text[len(text.rstrip()) :].rpartition("\n")[2]
         self._line = lines[-1].rstrip() + blank
         if len(lines[0].rstrip()) < len(shown.rstrip()):

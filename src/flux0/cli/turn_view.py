@@ -23,10 +23,11 @@ class TurnView:
     """Writes messages in blocks, with a blank line between blocks of different kinds.
 
     Text is written when its chunk event is received. A tool call is written when its arguments are
-    complete, or when they are longer than the limit for display. A tool result is written when it
-    is complete. Structured content is written at the end of its message: when the next message
-    begins, when a status is received, or when the turn ends. The text of answers is written to
-    `answer`, and everything else to `aside`.
+    complete, or when they exceed `MAX_ARGS_SHOWN` characters. A tool result is written when it is
+    complete. Structured content is written at the end of its message. A message ends when the next
+    message begins, when a status is received, or when the turn ends.
+
+    Answers are written to `answer`, and everything else to `aside`.
     """
 
     def __init__(self, answer: Output, aside: Output) -> None:
@@ -34,9 +35,10 @@ class TurnView:
         self._aside = aside
         self._last_call = ""
         self._current = ""  # The id of the message that the last chunk event belongs to.
-        # The text that was written for each part; the keys are a message id and a part number.
+        # The text that was written for each part. The keys are the message id and the index of the
+        # part.
         self._shown: dict[tuple[str, int], str] = {}
-        # Whether a tool call or result was not written yet, because it is incomplete.
+        # Whether an incomplete tool call or tool result waits to be written.
         self._is_waiting = False
 
     def user(self, text: str) -> None:
@@ -50,7 +52,7 @@ class TurnView:
             self._item(item, f"{message_id}/{place}")
 
     def show(self, event: models.StreamEvent, turn: EventStream | MessageAccumulator) -> None:
-        """Write the content that `event` has added to the messages of `turn`."""
+        """Write a status, or the content that a chunk event has added to the messages of `turn`."""
         if isinstance(event, ChunkEvent):
             if event.event_id != self._current:
                 self._show_new(turn, is_complete=True)
@@ -73,7 +75,7 @@ class TurnView:
                 self._show_new(turn, is_complete=True)
             self._shown.clear()
             self._answer.end_block()
-        finally:  # If the answers are piped and the pipe is closed, the line above raises.
+        finally:  # Writing to `_answer` raises if it is a closed pipe.
             self._aside.end_block()
 
     def _item(self, item: descriptions.Item, message_id: str) -> None:
@@ -98,9 +100,9 @@ class TurnView:
     def _may_show(self, patch: models.JSONPatchOperation) -> bool:
         """Return whether a patch may add content that can be written now.
 
-        Fragments of structured content and of tool arguments cannot be written before they are
-        complete. For these patches, the message is not rebuilt, because the cost of rebuilding
-        grows with the length of the message.
+        For other patches, do not read `turn.messages`: this rebuilds the message, which takes
+        longer the longer the message is. Other patches are fragments of structured content, and
+        fragments of tool calls that were already written.
         """
         if patch.path.startswith(_TOOLS):
             return self._is_waiting or not isinstance(patch.value, str)
@@ -131,7 +133,7 @@ class TurnView:
         if not text.startswith(shown):
             if not is_complete:
                 return
-            # The agent has replaced the text. The old text stays visible above the new text.
+            # The agent has replaced the text. Write the new text as a block below the old text.
             shown, message_id = "", f"{message_id}/rewritten"
         # Store the text before it is written, because Ctrl-C may interrupt the writing.
         self._shown[key] = text

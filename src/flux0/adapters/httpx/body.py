@@ -161,8 +161,8 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
     async def close(self) -> None:
         """Release the connection, even if the caller is cancelled meanwhile."""
         self.closed = True
-        # A closed response may have a suspended generator, which must be closed, too: another task
-        # may have closed the response just after the reader received the last piece.
+        # If another task closes the response just after the reader received the last piece, the
+        # generator `_raw` stays suspended. Then it must be closed, too.
         if not self._response.is_closed or getattr(self._raw, "ag_frame", None) is not None:
             await shielded(self.release)
 

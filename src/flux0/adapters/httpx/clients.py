@@ -57,7 +57,7 @@ def track_transport(transport: Any, httpx_module: Any, httpcore_module: Any) -> 
 
 
 class _BuiltInClient:
-    """A client of httpx without cookies, authentication and redirects.
+    """A client of httpx without cookies, authentication or redirects.
 
     `httpx.Client` checks for these features in each call, which takes a quarter of the time of a
     call.

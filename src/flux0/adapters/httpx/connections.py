@@ -49,14 +49,15 @@ _SOCKS_REASONS: Final[Mapping[int, str]] = {
 class TrackedConnection(ABC):
     """A network stream of httpcore that detects surplus bytes after the end of a response.
 
-    httpcore would treat surplus bytes as the response to the next request. Therefore `read` returns
-    all received bytes except the last byte, and keeps the last byte for the next call. If httpcore
-    finds the end of the response without calling `read` again, the kept byte is surplus. Then the
-    connection reports that it is readable, and the pool closes the connection.
+    httpcore would treat surplus bytes as the response to the next request. Therefore `read` keeps
+    the last received byte, and returns it at the next call. Normally, the kept byte is the last
+    byte of the response, and httpcore has to call `read` again to get it. If httpcore finds the end
+    of the response without this call, the kept byte is surplus. Then
+    `get_extra_info("is_readable")` is True, and the pool closes the connection.
 
-    In a chunked body, surplus bytes can only follow the last chunk, which has size 0. Until the
-    last chunk may have started, `read` returns all bytes, so that httpcore does not have to call
-    `read` twice for each piece. `read` also returns all bytes of a proxy's messages.
+    In a chunked body, surplus bytes can only follow the last chunk, which has size 0. Before a line
+    that starts with 0 is received, `read` keeps no byte, because a second call for each piece takes
+    time. `read` also keeps no byte of a proxy's messages.
 
     Attributes:
         waiting_since: When the wait for the current piece of a body started, as a time of

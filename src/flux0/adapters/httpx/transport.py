@@ -171,7 +171,7 @@ class HttpxFamilyTransport(ABC):
         return _to_response(response, body)
 
     def close(self) -> None:
-        """Close the built-in sync clients and their open bodies, but not the user's client."""
+        """Close the connections and the open bodies, unless you passed in the client."""
         self._built_in_clients.get().close()
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:

@@ -19,12 +19,12 @@ def shut_down(connection: Any) -> None:
     """
     with suppress(OSError):
         if isinstance(connection, socket.socket):
-            # `SSLSocket.shutdown` would remove the TLS layer while another thread reads.
+            # `SSLSocket.shutdown` removes the TLS layer, but another thread may still read from it.
             socket.socket.shutdown(connection, socket.SHUT_RDWR)
         elif connection is not None:
             try:
                 connection.shutdown(socket.SHUT_RDWR)
-            except TypeError:  # The object that uvloop uses as a socket has no shutdown.
+            except TypeError:  # `shutdown` of uvloop's PseudoSocket raises it.
                 with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
                     duplicate.shutdown(socket.SHUT_RDWR)
 

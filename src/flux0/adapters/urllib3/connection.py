@@ -1,8 +1,8 @@
-"""Connections that record their steps, for the transports over urllib3 and requests.
+"""Connections that record the progress of a request, for the transports over urllib3 and requests.
 
-The exceptions of these libraries do not say whether the request was sent, because the same classes
-are raised in every step. So a connection records its steps in the `Urllib3Exchange` of the current
-context.
+The exceptions of these libraries do not show whether the request was sent, because the same classes
+are raised before and after that moment. Therefore a connection records its progress in the
+`Urllib3Exchange` of the current context.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from urllib3.connection import HTTPConnection
 else:
     # While a recorder such as vcrpy is active, the name urllib3.connection.HTTPConnection refers to
-    # a subclass of the recorder. Find the original class among the bases of the subclass.
+    # a subclass that the recorder has defined. Find the original class among the bases of this
+    # subclass.
     HTTPConnection: Final = next(
         base
         for base in urllib3.connection.HTTPConnection.__mro__
@@ -42,7 +43,7 @@ else:
 
 @final
 class Urllib3Exchange(Exchange):
-    """The state of one request. Inside a `with` block, connections record their steps in it.
+    """The progress of one request, which connections record inside a `with` block.
 
     Attributes:
         failure: The exception of the last failed attempt to connect, or None.
@@ -60,16 +61,16 @@ class Urllib3Exchange(Exchange):
         self.clear_interrupt()
 
 
-# A thread that waits for a connection of the pool checks in this interval whether its request was
-# interrupted. An interrupt cannot wake the thread: it may be fired by a finalizer, which must not
-# acquire the lock of the pool's queue.
+# Seconds between two checks for an interrupt, in a thread that waits for a connection of the pool.
+# An interrupt cannot wake the thread: a finalizer may call `Interrupt.fire`, and must not acquire
+# the lock of the pool's queue.
 _INTERRUPT_CHECK_SECONDS: Final = 0.1
 
 _EXCHANGE: ContextVar[Urllib3Exchange | None] = ContextVar("flux0_exchange", default=None)
 
 
 class TrackedConnection(HTTPConnection):
-    """A mixin for the connection class of a pool, which records the steps of each request.
+    """A mixin for the connection class of a pool. It records the progress of each request.
 
     Attributes:
         last_response: The response to the last request; None if no request was sent yet.
@@ -120,16 +121,16 @@ class TrackedConnection(HTTPConnection):
         sock: Any
         if cast("Any", super()._new_conn).__func__ is HTTPConnection._new_conn:  # noqa: SLF001
             sock = self._connect(exchange)
-        else:  # The connection class is the class for SOCKS proxies, or a class of the user.
+        else:  # urllib3's connection class for SOCKS proxies, or the user's class.
             try:
                 sock = super()._new_conn()
             except HTTPError as error:
-                # For some errors of PySocks, urllib3 sets only __context__. The function `chain` of
-                # the module `failures` follows only __cause__.
+                # For some errors of PySocks, urllib3 sets only __context__. Set __cause__, too,
+                # because `failures.chain` ignores __context__.
                 error.__cause__ = error.__cause__ or error.__context__
                 raise
-        # During the TLS handshake, `sock` is detached, and its successor, an SSLSocket, is not yet
-        # available. So an interrupt shuts down a duplicate of the socket.
+        # The TLS handshake detaches `sock`, and creates an SSLSocket that is not available before
+        # the handshake has ended. Therefore `Interrupt.fire` shuts down a duplicate of the socket.
         self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
         exchange.shut_down_on_interrupt(self._duplicate)
         return sock
@@ -158,7 +159,7 @@ class TrackedConnection(HTTPConnection):
                 self.connect()
             exchange.sent = True
             exchange.shut_down_on_interrupt(self._raw_socket)
-            # urllib3 would use the connect timeout while it sends the request.
+            # Without this line, urllib3 would use the connect timeout to send the request.
             self.timeout = exchange.timeout.write
         super().request(*args, **options)
 
@@ -176,18 +177,18 @@ class TrackedConnection(HTTPConnection):
 
 
 def track(pool: Any) -> None:
-    """Make `pool` open tracked connections, and close its idle connections that are not tracked.
+    """Make `pool` open tracked connections only, and close its idle untracked connections.
 
     A recorder such as vcrpy replaces the connection class of the pool. Such a pool is not changed,
-    because the recorder's class sends requests in another way. Then it is unknown whether a request
-    was sent.
+    because the recorder may send no request at all. Then flux0 does not know whether a request was
+    sent.
     """
     connection_class: Any = pool.ConnectionCls
     if issubclass(connection_class, TrackedConnection):
         if _is_unmodified(cast("Any", type(pool)).ConnectionCls):
             return
-        # A recorder has replaced the default class of the pool. Remove the class that an earlier
-        # call of this function has set.
+        # A recorder has replaced the class attribute `ConnectionCls`. Delete the instance attribute
+        # that an earlier call has set, so that the recorder's class is used.
         del pool.ConnectionCls
     elif _is_unmodified(connection_class):
         pool.ConnectionCls = _tracked(connection_class)
@@ -195,18 +196,18 @@ def track(pool: Any) -> None:
             if pool.num_connections:
                 _close_idle(pool.pool)
             if pool.pool.__class__ is LifoQueue:
-                # Change the class of the existing queue. If it was replaced by a new queue, threads
-                # that already wait for the existing queue would never get a connection.
-                pool.pool.__class__ = _Slots
+                # Change the class of the existing queue. With a new queue, threads that already
+                # wait for the existing queue would never get a connection.
+                pool.pool.__class__ = _PoolQueue
 
 
-class _Slots(LifoQueue[Any]):
-    """The queue of a pool with `block=True`. The pool timeout or an interrupt ends a wait."""
+class _PoolQueue(LifoQueue[Any]):
+    """The queue of a pool. An interrupt of the request ends the wait for a connection."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Return an idle connection, or None if the pool has a free slot for a new connection.
 
-        Raises `Empty` if no slot became free in time.
+        Raises `Empty` if no slot became free within the pool timeout, or before an interrupt.
         """
         exchange = _EXCHANGE.get()
         if not block or exchange is None:
@@ -258,8 +259,8 @@ def built_in_manager() -> urllib3.PoolManager:
 def close_pools(manager: urllib3.PoolManager) -> None:
     """Close the idle connections of a pool manager, and remove its pools.
 
-    `PoolManager.clear` only removes the pools. If the user stores an exception that refers to a
-    pool, the connections of the pool would stay open.
+    `PoolManager.clear` only removes the pools. The connections of a pool stay open as long as an
+    object refers to the pool, such as an exception that the user has stored.
     """
     # Another thread may remove a pool meanwhile; then `get` returns None.
     pools = [manager.pools.get(key) for key in manager.pools.keys()]  # noqa: SIM118 - not iterable
@@ -290,7 +291,7 @@ def _close_idle(connections: LifoQueue[Any]) -> None:
             if connection := connections.get_nowait():
                 connection.close()
             removed += 1
-    # In the queue, None is a free slot. The queue is full if other threads have returned their
+    # In the queue, None is a free slot. `Full` is raised if other threads have returned their
     # connections in the meantime.
     with suppress(Full):
         for _ in range(removed):

@@ -1,8 +1,9 @@
 """A subclass of `http.client.HTTPResponse` that reads heads and bodies more strictly.
 
 `HTTPResponse` has three problems. A read of a body may wait for more bytes, although some bytes
-have been received. A head or a last chunk that is truncated is accepted. An interim response is
-returned like a final response. The framing of bodies is defined in RFC 9112, sections 6 and 7.
+have been received. `HTTPResponse` accepts a truncated head, and a truncated last chunk. It returns
+an interim response other than 100 as the final response. The framing of bodies is defined in
+RFC 9112, sections 6 and 7.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ class TrackedResponse(HTTPResponse):
     """The response to one request.
 
     Args:
-        raw_socket: The socket of the connection. For TLS inside TLS, the socket of the outer TLS.
+        raw_socket: The socket of the connection. For TLS inside TLS, it is the TLS socket to the
+            proxy.
         sock: The object that http.client reads the response from.
 
     Attributes:
-        idle_since: The value of `time.monotonic()` at the end of the body. Until the body was read
-            to its end, it is the time at which this object was created.
+        idle_since: The value of `time.monotonic()` at the end of the body. Before the end of the
+            body, the value at the creation of this object.
     """
 
     fp: Any
@@ -102,13 +104,13 @@ class TrackedResponse(HTTPResponse):
         else:
             while piece := self.fp.read1(_MAX_PIECE_BYTES):
                 yield piece
-        if surplus:  # If the connection were reused, the next response would begin with `surplus`.
+        if surplus:  # Do not reuse the connection: `surplus` would be read as a response.
             shut_down(self.raw_socket)
         self.idle_since = monotonic()
         self.close()
 
     def _chunked_pieces(self) -> Generator[bytes, None, bytes]:
-        """Yield the content of the chunks; return the surplus bytes."""
+        """Yield the content of the chunks. Return the bytes that follow the end of the body."""
         chunks = Chunks()
         while not chunks.ended:
             yield chunks.feed(self._read())
@@ -146,7 +148,7 @@ class _HeadReader:
         self._remaining -= len(line)
         if self._remaining < 0:
             raise HTTPException(f"the response head has more than {MAX_OVERHEAD_BYTES:,} bytes")
-        # If the response is empty or is not HTTP, http.client itself raises an error.
+        # http.client itself rejects an empty response, and a response that is not HTTP.
         in_head = self._valid_line or (line != b"" and b"HTTP/".startswith(line[:5]))
         if in_head and not line.endswith(b"\n") and len(line) < limit:
             raise IncompleteRead(line)
@@ -156,7 +158,7 @@ class _HeadReader:
             self._valid_line = _FIELD_LINE
         elif self._valid_line.fullmatch(line) or len(line) == limit:
             self._valid_line = _FOLDED_LINE
-            return line.rstrip() + b"\r\n"  # http.client would not strip spaces after the value.
+            return line.rstrip() + b"\r\n"  # http.client keeps spaces after the value.
         else:
             raise HTTPException(f"a header line is malformed: {line[:50]!r}")
         return line

@@ -5,11 +5,12 @@ The steps of one request:
 1. `RequestsTransport.send` prepares the request with the headers, cookies, parameters and
    authentication of the session.
 2. The adapter of the session finds a pool. `track` changes the connection class of the pool, so
-   that connections record their steps in a `Urllib3Exchange`.
+   that connections record their progress in a `Urllib3Exchange`.
 3. urllib3 connects, sends the request and reads the response head, as in the module `transport`.
-4. The hooks of the session are called with the response. The first hook and the last hook belong
-   to `_HookRecorder`: the first one records the response, and the last one hides its location.
-5. `send` returns the response. The body has not been read yet, unless a hook has read it.
+4. The hooks of the session are called with the response. `_HookRecorder` has added two hooks: the
+   first hook records the response, and the last hook removes its `location` header.
+5. `send` restores the `location` header and returns the response. The body has not been read yet,
+   unless a hook has read the body.
 6. The caller iterates over the body. `TrackedResponse.pieces` yields the received bytes, and
    `Urllib3Body` decodes them.
 7. At the end of the body, the connection returns to the pool. If the body is closed early, or after
@@ -87,7 +88,8 @@ class RequestsTransport:
         response = _send(connections, request)
         status = response.status_code
         headers = _headers(response)
-        # The client reads the body of an error response. `_retain` lets the user read it again.
+        # The client reads the body of an error response. `_retain` stores the body in `response`,
+        # so that the user can read the body, too.
         retain = None if is_success(status) else partial(_retain, response)
         pulled = Urllib3Body(_body_source(response), request.timeout, retain)
         if request.is_streaming(status):
@@ -167,8 +169,8 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
             if isinstance(error, requests.HTTPError) and error.response is not None:
                 return error.response  # A hook called raise_for_status.
             if isinstance(error, exceptions.Timeout) and not _has_cause(error):
-                # An adapter of the user raised the error. The errors of requests' own HTTPAdapter
-                # contain an error of urllib3.
+                # An adapter of the user raised this error: it contains no error of urllib3, unlike
+                # the errors of requests' own HTTPAdapter.
                 raise failure(ReadTimeout, error, request.timeout) from error
             known = isinstance(error, (exceptions.RequestException, HTTPError))
             if known or error is exchange.failure:
@@ -203,7 +205,7 @@ def _prepare(session: requests.Session, request: Request) -> Any:
 
 
 class _TrackingAdapter(HTTPAdapter):
-    """The adapter of the built-in session, whose pools open tracked connections."""
+    """The adapter of the built-in session. Its pools open tracked connections."""
 
     def get_connection_with_tls_context(
         self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
@@ -245,8 +247,11 @@ def _tracked_pool(
 class _HookRecorder:
     """Adds a hook before the user's hooks, and a hook after the user's hooks.
 
+    The first hook records the response: a later error may come from a hook of the user. The last
+    hook removes the `location` header until `restore_location` is called.
+
     Attributes:
-        response: The response of the adapter; None if no response was received.
+        response: The response that the adapter returned, or None.
     """
 
     def __init__(self, prepared: requests.PreparedRequest) -> None:
@@ -260,7 +265,7 @@ class _HookRecorder:
         self.response = response
 
     def _hide_location(self, response: requests.Response, **_: Any) -> None:
-        # With a location, requests would read the whole body and close the response.
+        # If the response had a location, requests would read the whole body and close the response.
         self._location = response.headers.pop("location", None)
 
     def restore_location(self, response: requests.Response) -> None:
@@ -271,8 +276,8 @@ class _HookRecorder:
 def _body_source(response: requests.Response) -> Any:
     """Return the object that `Urllib3Body` reads the body from."""
     raw: Any = response.raw
-    # A hook may have read the body; requests has no public attribute to find out. If the adapter is
-    # a class of the user, `raw` may be any file.
+    # A hook may have read the body; only the private `_content` shows this. If the adapter is a
+    # class of the user, `raw` may be any file.
     if vars(response)["_content"] is not False or not hasattr(raw, "read1"):
         return HTTPResponse(BytesIO(response.content), preload_content=False)
     if hasattr(raw, "release_conn"):
@@ -293,7 +298,7 @@ def _retain(response: requests.Response, body: bytes) -> None:
 
 
 def _is_about(error: BaseException, prepared: requests.PreparedRequest) -> bool:
-    # Compare the URL and not the object, because authentication may send a copy of the request.
+    # Compare the URLs, not the requests: authentication may send a copy of the request.
     return (
         isinstance(error, exceptions.RequestException)
         and getattr(error.request, "url", None) == prepared.url

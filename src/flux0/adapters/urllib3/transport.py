@@ -3,7 +3,7 @@
 The steps of one request:
 
 1. `Urllib3Transport.send` finds the pool of the server, or the manager of the proxy.
-2. `track` changes the connection class of the pool, so that connections record their steps in a
+2. `track` changes the connection class of the pool, so that connections record their progress in a
    `Urllib3Exchange`.
 3. urllib3 takes an idle connection from the pool, or connects. If this fails, nothing was sent.
 4. The connection records that the request is being sent, and sends its head and body.
@@ -183,8 +183,8 @@ def _timeout(connect: float | None, read: float | None) -> urllib3.Timeout:
 
 def _headers(request: Request, manager: urllib3.PoolManager) -> dict[str, str]:
     sources = manager.headers, {"Accept-Encoding": ACCEPT_ENCODING}, request.headers
-    # Use title case, because ProxyManager adds default fields, and compares their names
-    # case-sensitively.
+    # ProxyManager adds the fields Accept and Host, unless they are present with exactly these
+    # names. Therefore use title case.
     headers = {name.title(): value for fields in sources for name, value in fields.items()}
     if request.body is not None:
         headers["Content-Length"] = str(len(request.body))
@@ -192,7 +192,7 @@ def _headers(request: Request, manager: urllib3.PoolManager) -> dict[str, str]:
 
 
 def _copy(response: Any) -> tuple[urllib3.HTTPResponse, Callable[[bytes], object]]:
-    """Return a copy of the response for the user, and a function that fills in the decoded body."""
+    """Return a copy of the response for the user, and a function that adds the body to it."""
     content = BytesIO()
     copy = urllib3.HTTPResponse(
         content,
@@ -207,7 +207,7 @@ def _copy(response: Any) -> tuple[urllib3.HTTPResponse, Callable[[bytes], object
     )
 
     def fill(data: bytes) -> None:
-        if not content.closed:  # It is closed if the user has closed or dropped the copy.
+        if not content.closed:  # Closing or deleting the copy closes `content`.
             content.seek(-content.write(data), SEEK_CUR)
 
     return copy, fill
