@@ -198,11 +198,11 @@ def track(pool: Any) -> None:
             if pool.pool.__class__ is LifoQueue:
                 # Change the class of the existing queue. With a new queue, threads that already
                 # wait for the existing queue would never get a connection.
-                pool.pool.__class__ = _PoolQueue
+                pool.pool.__class__ = _Slots
 
 
-class _PoolQueue(LifoQueue[Any]):
-    """The queue of a pool. An interrupt of the request ends the wait for a connection."""
+class _Slots(LifoQueue[Any]):
+    """The slots of a pool. An interrupt of the request ends the wait for a free slot."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Return an idle connection, or None if the pool has a free slot for a new connection.
