@@ -83,14 +83,15 @@ class TrackedConnection(ResponseHandler):
         now, transport = self._loop.time(), self.transport
         unsent = 0 if transport is None else transport.get_write_buffer_size()
         read_end = inf if self._limit is None else now + self._limit
+        write_end = inf if self._write_limit is None else now + self._write_limit
         if unsent != self._unsent:  # Bytes were sent, or this is the first check.
-            write_end = inf if self._write_limit is None else now + self._write_limit
             self._unsent, self.deadline = unsent, write_end if unsent else read_end
         if self.deadline <= now:
             kind = WriteTimeoutError if unsent else aiohttp.SocketTimeoutError
             self.set_exception(kind("no data sent" if unsent else "no data received"))
-        # The request may be complete before `deadline`. Then the read timeout applies.
-        elif (moment := min(self.deadline, read_end)) < inf:
+        # The request may be complete before `deadline`. Then the read timeout applies. If the event
+        # loop is busy, sending may begin after this check.
+        elif (moment := min(self.deadline, read_end, write_end)) < inf:
             self._wait_timer = self._loop.call_at(moment, self._on_timer)
 
     def data_received(self, data: bytes) -> None:

@@ -80,9 +80,8 @@ class BodyContract(Contract):
         steps = http_response(*_BODIES[body], framing=framing, gzip=gzip)
         steps = byte_by_byte(steps) if body == "byte-by-byte" else steps
         _, response = harness.exchange(steps, stream=stream)
-        check(
-            response.head.close_delimited, framing == "close-delimited", "Response.close_delimited"
-        )
+        is_close_delimited = framing == "close-delimited"
+        check(response.head.close_delimited, is_close_delimited, "Response.close_delimited")
         # Compare outside of the assertion: pytest needs minutes for a diff of long bodies.
         same = response.read() == b"".join(_BODIES[body])
         assert same, "the received body differs from the sent body"

@@ -276,6 +276,7 @@ class ReleaseContract(Contract):
                 check(harness.fetch(get(server.url)), b"firstsecond", "the body")
             with ThreadPoolExecutor(2) as other_threads:
                 for _ in other_threads.map(abandon, [harness] * _MOMENTS):
+                    signal.setitimer(signal.ITIMER_REAL, hang_timeout)
                     check(harness.fetch(get(server.url)), b"firstsecond", "the body")
 
         _run_in_child(work, hang_timeout)

@@ -39,20 +39,13 @@ class HeadContract(Contract):
         """Percent-encodings are kept. Any method may have a body, with a `content-length`."""
         server = harness.serve(_OK)
         body = bytes(range(256)) * 300
-        check(
-            harness.fetch(evolve(post(f"{server.url}{target}", body), method=method)),
-            b"ok",
-            "the body",
-        )
+        harness.fetch(evolve(post(f"{server.url}{target}", body), method=method))
         (received,) = server.requests
         check(received.method, method, "the method")
         check(received.target, target, "the received target")
         check(received.body, body, "the received body")
-        check(
-            received.headers.get_all("content-length"),
-            (str(len(body)),),
-            "the content-length headers of the request",
-        )
+        lengths = received.headers.get_all("content-length")
+        check(lengths, (str(len(body)),), "the content-length headers of the request")
         assert "transfer-encoding" not in received.headers, (
             "the request must have a content-length instead of a transfer-encoding"
         )
@@ -69,11 +62,8 @@ class HeadContract(Contract):
         """Some servers reject a POST without a length (RFC 9110, section 8.6)."""
         server = harness.serve(_OK)
         harness.fetch(post(server.url, b""))
-        check(
-            server.requests[0].headers.get_all("content-length"),
-            ("0",),
-            "the content-length headers of the request",
-        )
+        lengths = server.requests[0].headers.get_all("content-length")
+        check(lengths, ("0",), "the content-length headers of the request")
 
     def test_default_headers_are_sent_once(self, harness: Harness) -> None:
         """A field of the request replaces the default field, such as `accept-encoding`."""
@@ -116,11 +106,8 @@ class HeadContract(Contract):
         harness.fetch(evolve(post(server.url), headers=Headers((*given.items(), *repeated))))
         (received,) = server.requests
         expected = {**given, "x-tag": "a, b", "host": f"{server.host}:{server.port}"}
-        check(
-            {name: received.headers.get(name) for name in expected},
-            expected,
-            "the received headers",
-        )
+        headers = {name: received.headers.get(name) for name in expected}
+        check(headers, expected, "the received headers")
 
     @pytest.mark.parametrize("value", ["", "caf\xe9", "caf\xc3\xa9", '"a, b"; c=%20'])
     def test_header_values_are_latin_1(self, harness: Harness, value: str) -> None:

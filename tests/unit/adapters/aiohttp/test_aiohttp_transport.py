@@ -32,6 +32,7 @@ from flux0.domain.errors import (
     Flux0Error,
     ProtocolError,
     TransportError,
+    WriteTimeout,
 )
 from flux0.ports import AsyncByteStream, Request, Response, Timeout
 from flux0.runtime.event_loop import PerLoop
@@ -393,6 +394,23 @@ def test_connection_is_lost_before_a_large_body_is_sent(event: str) -> None:
 
     with ByteServer(on_connect=(Disconnect(),)) as server:
         asyncio.run(run(server.url))
+
+
+def test_write_timeout_applies_if_sending_begins_late() -> None:
+    async def wait(*_: object) -> None:
+        await asyncio.sleep(0.05)
+
+    async def run(url: str) -> None:
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(wait)
+        async with aiohttp.ClientSession(trace_configs=[trace]) as session:
+            request = post(url, bytes(64_000_000), timeout=Timeout(read=None, write=0.02))
+            sending = AiohttpTransport(session).send_async(request)
+            with pytest.raises(WriteTimeout):
+                await asyncio.wait_for(sending, DEFAULT_TIMEOUT)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asyncio.run(run(f"http://127.0.0.1:{listener.getsockname()[1]}/"))
 
 
 # --- bodies
