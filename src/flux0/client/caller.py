@@ -97,8 +97,8 @@ class Caller:
         call, limit = self._settings(**options), self._limit(timeout_ms)
         if limit is None:
             return call
-        # Replace the read and write timeouts, too. A call that may take 5 minutes must not end
-        # after 60 s without data.
+        # The limit also replaces the read and write timeouts: a call that may take 5 minutes must
+        # not end after 60 s without data.
         timeout = evolve(call.timeout, read=limit, write=limit)
         deadline = Deadline(self.time.monotonic() + limit, limit)
         return evolve(call, timeout=timeout, deadline=deadline)
@@ -183,8 +183,8 @@ class Caller:
         if self._is_view:
             return
         self._open_calls.close()
-        # First mark the streams as closed. Then their readers raise ClientClosed, and not a
-        # transport error, when the connections are closed.
+        # First mark the streams as closed. Otherwise, closing the connections would make their
+        # readers raise transport errors instead of ClientClosed.
         self.open_turns.mark_closed()
         if self._driver is not None:
             self._driver.transport.close()

@@ -28,7 +28,7 @@ _COOKIE = "flux0_user_sub"
 
 
 class _ConversationBase(Uncopyable):
-    """The state that `Conversation` and `AsyncConversation` share.
+    """The base class of `Conversation` and `AsyncConversation`.
 
     Attributes:
         session_id: The id of the session.

@@ -34,8 +34,8 @@ from flux0.runtime.waker import Waker
 T = TypeVar("T")
 E = TypeVar("E", bound=Flux0Error)
 
-# Seconds that the driver waits after the deadline. The timeout of the transport ends at the
-# deadline and should expire first, because its error names the step that took too long.
+# Seconds after the deadline until the driver ends a call. The timeouts of the transport expire at
+# the deadline, and should expire first: their errors name the operation that took too long.
 _GRACE = 0.1
 
 
@@ -59,12 +59,12 @@ class _Progress:
             self._sent = "maybe"
 
     def describe(self, error: E) -> E:
-        """Set `sent` of the error that the call raises, and return the error."""
+        """Set `error.sent` for the whole call, and return `error`."""
         error.sent = self._sent
         return error
 
     def ended(self, error: E) -> E:
-        """Add the last request of a cancelled call to `error`, set `sent`, and return `error`."""
+        """Attach the last request of the cancelled call to `error`, and call `describe`."""
         if self._request is not None:
             request = self._request
             error.attach_request(request.operation, request.method, request.url)
@@ -168,7 +168,7 @@ class Driver:
             with self.calls.wake_on_close(wake):
                 return work()
         except TransportTimeout:
-            raise  # Timeout errors name the step that took too long, so do not replace them.
+            raise  # This error names the operation that took too long.
         except TransportError as error:
             if self.time.monotonic() > deadline.moment + _GRACE and not self.calls.closed:
                 raise deadline.exceeded(error.sent) from error.__cause__ or error
@@ -252,7 +252,7 @@ class AsyncDriver:
 
 
 def _check(effect: ReadBody, size: int, time: Time) -> None:
-    """Raise an error if the body is too large, or if its deadline has passed."""
+    """Raise an error if the body exceeds the size limit or the deadline of `effect`."""
     if size > effect.limit:
         raise ResponseTooLarge(effect.limit)
     if effect.deadline is not None and time.monotonic() > effect.deadline.moment:

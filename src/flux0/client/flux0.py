@@ -265,7 +265,10 @@ class Flux0(Uncopyable):
     def _for_conversation(
         self, agent: Agent | str | None, session: Session | str
     ) -> tuple[Caller, SessionsResource]:
-        """Return a caller and sessions that report the agent to observers, if it is known."""
+        """Return a `Caller` and a `SessionsResource` for one conversation.
+
+        If the agent is known, observers receive its id with each call.
+        """
         known = Participant(session.agent_id if isinstance(session, Session) else None)
         if isinstance(agent, Agent):
             known = Participant(agent.id, agent.name)

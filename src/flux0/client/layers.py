@@ -96,8 +96,8 @@ def _user_layers(middleware: object, policy: ResponsePolicy) -> list[Middleware]
 
 
 def _logged(on_retry: Callable[[RetryDetails], None] | None) -> Callable[[RetryDetails], None]:
-    # Import the module now. At the first retry, the process may have too many open files, and the
-    # import would fail.
+    # Import the module now. An import at the first retry would fail if the process has too many
+    # open files.
     from flux0.middleware.logging import log_retry  # noqa: PLC0415 - slow to import
 
     def log_and_call(details: RetryDetails) -> None:

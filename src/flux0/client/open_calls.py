@@ -12,7 +12,7 @@ CLIENT_CLOSED = "this Flux0 client is closed: create a new client"
 
 
 class OpenCalls:
-    """The waiting calls of one client.
+    """The calls of one client that are in progress.
 
     Adding and removing a call takes no lock, because a single operation of a `dict` is atomic. Each
     process has its own calls, so closing a client in a forked child does not end calls of the
@@ -32,10 +32,9 @@ class OpenCalls:
             raise ClientClosed(CLIENT_CLOSED)
 
     def explain(self, error: BaseException) -> BaseException:
-        """Return the error that the call raises instead of `error`.
+        """Return a `ClientClosed` if the client is closed and `error` comes from the transport.
 
-        If the client is closed and `error` comes from the transport, the result is a
-        `ClientClosed`. Otherwise, the result is `error` itself.
+        Otherwise, return `error`.
         """
         if not (self.closed and isinstance(error, (TransportError, ClientClosed))):
             return error
@@ -45,7 +44,7 @@ class OpenCalls:
         return closed
 
     def wake_on_close(self, wake: Callable[[], object]) -> WakeOnClose:
-        """Return a context manager. `wake` is called if the client is closed within its block.
+        """Return a context manager. If the client is closed in the `with` block, `wake` is called.
 
         `wake` may be called in any thread, and must not block or raise. Entering the block raises
         `ClientClosed` if the client is already closed.
@@ -60,7 +59,7 @@ class OpenCalls:
 
 
 class WakeOnClose:
-    """The context manager that `OpenCalls.wake_on_close` returns, around one wait of a call."""
+    """The context manager that `OpenCalls.wake_on_close` returns."""
 
     __slots__ = ("_calls", "_wake", "_wakers")
 
@@ -76,7 +75,7 @@ class WakeOnClose:
 
     def __enter__(self) -> None:
         self._wakers[self] = self._wake
-        # If `close` called all wakers before this waker was added, `closed` is True now.
+        # If `close` ran before `_wake` was added, `_wake` was not called. Then `closed` is True.
         if self._calls.closed:
             del self._wakers[self]
             self._calls.check()

@@ -32,7 +32,7 @@ from flux0.domain.errors import Flux0Error, TransportTimeout
 from flux0.domain.timeouts import Deadline, duration
 from flux0.runtime.event_loop import has_ended, running_loop, schedule_close
 
-# Seconds that a message waits for each message ahead in the queue, if the call has no `timeout_ms`.
+# If a call has no `timeout_ms`, its message waits this long for each message ahead in the queue.
 _MAX_QUEUE_SECONDS: Final = 60.0
 # Seconds that a message waits for another event loop to close the open stream of the session.
 _MAX_CLOSE_SECONDS: Final = 10.0
@@ -53,13 +53,13 @@ class _Limit:
     error: TransportTimeout
 
     def expired(self) -> TransportTimeout:
-        """Return the error, which records that the message was not sent."""
+        """Return the error, with `sent` set to "no"."""
         self.error.sent = "no"
         return self.error
 
 
 class OpenTurns:
-    """The latest stream of each session, until the stream is unreferenced.
+    """The latest stream of each session. An unreferenced stream is removed.
 
     Threads, tasks and event loops may send messages on one session at the same time. A message
     waits only for messages of its own session.
@@ -87,8 +87,9 @@ class OpenTurns:
         Raises:
             TransportTimeout: The wait took too long. The message was not sent.
             ClientClosed: The client was closed during the wait.
-            Flux0Error: A task of this thread is sending a message on the session, or is reading the
-                open stream of the session. The task cannot continue while this call waits for it.
+            Flux0Error: An async task of this thread is sending a message on the session, or is
+                reading the open stream of the session. The task cannot continue while this call
+                blocks the thread.
         """
         queue, sender = self._queues.of(session), ThreadSender()
         ahead = queue.join(sender)

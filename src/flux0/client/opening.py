@@ -1,4 +1,4 @@
-"""Coroutines that open a stream or a conversation, with clear errors if `await` is missing."""
+"""Coroutines that open a stream or a conversation. Their errors explain a missing `await`."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ class _Opening(Coroutine[Any, Any, T], Generic[T]):
         return self._coroutine.__await__()
 
     def send(self, value: Any = None, **misplaced: Any) -> Any:
-        """Run the coroutine to its next step; only event loops call this."""
+        """Resume the coroutine. Only event loops call this method."""
         if value is not None or misplaced:
             raise TypeError(self._problem)
         return self._coroutine.send(value)
 
     def throw(self, *error: Any) -> Any:
-        """Raise an error in the coroutine; only event loops call this."""
+        """Raise an error in the coroutine. Only event loops call this method."""
         return self._coroutine.throw(*error)
 
     def close(self) -> None:
         """Cancel the coroutine."""
         self._coroutine.close()
 
-    # Type checkers do not see these methods, so they report code that uses them.
+    # Hide these methods from type checkers, which then report code without `await`.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -66,7 +66,7 @@ class AsyncOpening(_Opening[AsyncEventStream]):
         "the turn has not begun: await it, or use it in async with, "
         "as in `async with conversation.send(...) as stream`"
     )
-    _stream: AsyncEventStream  # `__aenter__` sets it.
+    _stream: AsyncEventStream  # Set by `__aenter__`.
 
     async def __aenter__(self) -> AsyncEventStream:
         self._stream = await self._coroutine
@@ -89,7 +89,7 @@ class ConversationOpening(_Opening[T]):
 def opens_conversation(
     method: Callable[P, Coroutine[Any, Any, T]],
 ) -> Callable[P, ConversationOpening[T]]:
-    """Decorate a coroutine function, so that its coroutine explains a missing `await`."""
+    """Decorate a coroutine function: its calls return a `ConversationOpening`."""
 
     @wraps(method)
     def call(*args: P.args, **options: P.kwargs) -> ConversationOpening[T]:

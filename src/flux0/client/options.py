@@ -66,15 +66,15 @@ def _parameters(options: type[CallOptions | TurnOptions]) -> tuple[Parameter, ..
     )
 
 
-# The keys are annotations of `**options`, the values are the parameters to show. Methods with
-# `**options: NoReturn` accept no options: they pass unknown names to `check_names`.
+# The parameters that replace `**options`; the keys are the annotations of `**options`. Methods with
+# `**options: NoReturn` accept no options, and pass unknown names to `check_names`.
 _SHOWN = {
     "NoReturn": (),
     **{f"Unpack[{kind.__name__}]": _parameters(kind) for kind in (CallOptions, TurnOptions)},
 }
 
-# The keys are option names of other libraries. The values are the names of the same option in
-# flux0: as an argument of `Flux0`, and as an option of one call.
+# For option names of other libraries, the names in flux0: as an argument of `Flux0`, and as an
+# option of one call.
 _OTHER_NAMES = {
     "api_key": ('headers={"authorization": ...}', 'http_headers={"authorization": ...}'),
     "base_url": ("server_url", "server_url"),
@@ -90,7 +90,7 @@ _OTHER_NAMES = {
 def check_names(unknown: Iterable[str], *, of_call: bool) -> None:
     """Raise `TypeError` if `unknown` is not empty.
 
-    If another library uses the unknown name, the error suggests the name that flux0 uses.
+    If a name is an option of another library, the error suggests the name in flux0.
     """
     for name in unknown:
         ours = _OTHER_NAMES.get(name)

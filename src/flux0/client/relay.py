@@ -1,9 +1,8 @@
 """Forwards a turn to a browser, as server-sent events in the format of the flux0 server.
 
-If no event is received for a while, a comment is sent. The comment keeps proxies from closing the
-connection. If the web server cannot send the comment, it knows that the browser has disconnected.
-Comments must be sent while the stream waits for events, so a separate thread or task reads the
-stream.
+If no event is received for a while, a comment is sent, which keeps proxies from closing the
+connection. If sending the comment fails, the web server knows that the browser has disconnected. A
+separate thread or task reads the stream, so that comments can be sent while it waits for events.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from flux0.domain.errors import Flux0Error, StreamInUse
 from flux0.domain.stream_events import StreamEvent
 from flux0.runtime.event_loop import start_task
 
-# No blank line follows the comment, because @microsoft/fetch-event-source would report the blank
-# line as an empty message. The React hook of the flux0 server uses this package.
+# Do not add a blank line: @microsoft/fetch-event-source, which the React hook of the flux0 server
+# uses, would report it as an empty message.
 HEARTBEAT: Final = b": heartbeat\n"
 _QUEUE_SIZE: Final = 64  # The number of events that may wait for the web server.
 
@@ -31,7 +30,7 @@ def relay(
 
     If reading raises a `Flux0Error`, the last event describes the error. Other exceptions are
     re-raised. Closing the iterator closes the stream, and does not wait for the reading thread. If
-    another reader was already reading the stream, the stream stays open.
+    reading raises `StreamInUse`, the stream stays open for its other reader.
     """
     pieces, is_reader = _Pieces(), True
 
@@ -68,15 +67,15 @@ def relay(
 
 
 class _Pieces:
-    """A queue with a limited size. The thread that reads the stream puts pieces into the queue.
+    """A queue of limited size, from the thread that reads the stream to the web server.
 
-    The garbage collector may call `close` in any thread, even while the same thread runs `put` or
-    `get`. Therefore, the queue uses `SimpleQueue`, which allows reentrant calls.
+    The garbage collector may call `close` in any thread, even in a thread that is running `put` or
+    `get`. Therefore, the queue uses `SimpleQueue`, whose methods are reentrant.
     """
 
     def __init__(self) -> None:
         self._pieces: SimpleQueue[bytes | Exception | None] = SimpleQueue()
-        # A semaphore: it contains one item for each piece that may still be added.
+        # A semaphore: its length is the number of free places in the queue.
         self._free: SimpleQueue[None] = SimpleQueue()
         self._closed = False
         for _ in range(_QUEUE_SIZE):
@@ -128,8 +127,8 @@ async def relay_async(
                 if is_reader:
                     await close()
 
-    # The web server may close this generator in another task than the task that started it. Task
-    # groups do not allow this, so start the task without a task group.
+    # Use no task group: a task group must be closed by the task that opened it, but the web server
+    # may close this generator in another task.
     cancel = start_task(read)
     try:
         while True:
@@ -148,7 +147,7 @@ async def relay_async(
 
 
 def heartbeat_seconds(heartbeat_ms: int | None) -> float | None:
-    """Return the argument `heartbeat_ms` in seconds; None means no comments."""
+    """Return the argument `heartbeat_ms` in seconds. None stays None."""
     return None if heartbeat_ms is None else arguments.seconds("heartbeat_ms", heartbeat_ms)
 
 

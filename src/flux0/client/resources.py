@@ -254,7 +254,8 @@ class SessionsResource(_Resource):
         try:
             self._caller.check_open()
         except ClientClosed as error:
-            # If the client was closed before `turns.add`, its `close` did not close this stream.
+            # If the client was closed before `turns.add`, `Flux0.close` did not know this stream.
+            # Close it here.
             error.sent = "maybe"
             stream.close()
             raise
@@ -298,7 +299,8 @@ class SessionsResource(_Resource):
         try:
             self._caller.check_open()
         except ClientClosed as error:
-            # If the client was closed before `turns.add`, its `close` did not close this stream.
+            # If the client was closed before `turns.add`, `Flux0.close` did not know this stream.
+            # Close it here.
             error.sent = "maybe"
             await stream.close_async()
             raise
@@ -312,7 +314,7 @@ class SessionsResource(_Resource):
         content: str,
         options: TurnOptions,
     ) -> tuple[ApiCall, Request, dict[str, Any]]:
-        """Return the call, its request, and the arguments to list the events of the session."""
+        """Return the call, the request to send, and the arguments to list the session's events."""
         call = self._caller.call(**options)
         request = sessions.create_event(
             call, session_id=session_id, type_=type_, source=source, content=content

@@ -1,7 +1,7 @@
 """Queues that order the messages of each session, from all threads and event loops.
 
 A sender joins the queue of its session, sends its message when it is the first in the queue, and
-leaves the queue. A sender that leaves, for any reason, wakes the new first sender.
+leaves the queue, even if sending failed. A sender that leaves wakes the new first sender.
 
 A queue has no lock, because single operations of a `deque` are atomic. A lock could deadlock: the
 garbage collector may finalize a task in a thread that holds the lock, and the finalized task would
@@ -73,7 +73,7 @@ class SessionQueue:
     def leave(self, sender: Sender) -> None:
         """Remove `sender` from the queue, and wake the new first sender."""
         self._senders.remove(sender)
-        with suppress(IndexError):  # The queue is empty.
+        with suppress(IndexError):  # Raised if the queue is empty.
             self._senders[0].wake()
 
 

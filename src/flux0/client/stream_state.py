@@ -1,4 +1,4 @@
-"""The state of a turn that `EventStream` and `AsyncEventStream` share."""
+"""The base class of the sync and the async stream."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLOSED_EARLY = "the stream was closed before its end"
 
 
 class StreamState(Uncopyable):
-    """The state of a turn that is read from a stream.
+    """The base class of `EventStream` and `AsyncEventStream`. It does no input or output.
 
     Attributes:
         headers: The header fields of the response.
@@ -60,8 +60,8 @@ class StreamState(Uncopyable):
         self._reader_lock = Lock()
         self._report = report
         self._awaits_first_event = True
-        # True if the garbage collector may be reporting the end of the turn. Observers are then
-        # called later, because they may wait for locks.
+        # True if the garbage collector may be calling `_report_end`. Then observers are called
+        # later, because they may wait for locks.
         self._report_later = False
 
     def __del__(self) -> None:
@@ -98,10 +98,10 @@ class StreamState(Uncopyable):
 
         - `"confirmed"`: the framing of the response proves that the turn is complete.
         - `"unconfirmed"`: the response ended without an error, but its framing does not prove that
-          the turn is complete. There are two cases. A response without a length or chunks ends when
-          the connection closes, so a killed server looks like a finished turn. A response whose
-          `via` or `server` header names a proxy may end with a last chunk that the proxy has added,
-          because proxies such as nginx do so when the server closes the connection.
+          the turn is complete. Either the response has no length and no chunks: then it ends when
+          the connection closes, even if the server was killed. Or the `via` or `server` header
+          names a proxy: if the server is killed, a proxy such as nginx may still send a valid last
+          chunk.
         - `"interrupted"`: reading raised an error.
         """
         if self._turn.failure is not None:
@@ -187,11 +187,11 @@ class StreamState(Uncopyable):
         return self._report.seconds
 
     def mark_closed(self, reason: str) -> None:
-        """Record why the stream is closed; its reader then raises `ClientClosed(reason)`."""
+        """Record why the stream is closed. Its reader then raises `ClientClosed(reason)`."""
         self._closed = self._closed or reason
 
     def _fold(self, event: StreamEvent) -> None:
-        """Update the messages, the status and the agent error, before `event` is yielded."""
+        """Update the messages, the status and the agent error with `event`."""
         if type(event) is StatusEvent:
             self._text = ""
             self._status = event.data.status
@@ -211,7 +211,7 @@ class StreamState(Uncopyable):
         return TurnEnd(
             ending=self.ending or "closed",
             error=self._turn.failure,
-            # Do not use `self.error`, which refers to this stream: an observer may keep the error.
+            # An observer may store the error. `self.error` would keep this stream alive.
             agent_error=self._reported_error(),
             session_id=self.session_id,
             correlation_id=self.correlation_id,
@@ -257,14 +257,14 @@ class StreamState(Uncopyable):
         return self._turn.attach_request(ClientClosed(self._closed))
 
     def _compare_with_stored(self, stored: Events) -> None:
-        """Mark the turn as interrupted if the server has not stored all messages of the turn."""
+        """Mark the turn as interrupted unless the server has stored all received messages."""
         if joined_history(stored, self._accumulator.finish()) != joined_history(stored, ()):
             self._turn.mark_interrupted(
                 "the stream ended, but the server has not stored all its messages"
             )
 
     def _needs_check(self) -> bool:
-        """Return whether the end is unconfirmed, and there are messages to compare.
+        """Return whether `confirm` must compare the messages with the stored events.
 
         If the end is unconfirmed, log a warning.
         """
@@ -274,9 +274,9 @@ class StreamState(Uncopyable):
         return bool(self._accumulator.finish())
 
     def _feed_turn(self, data: bytes | None, waited: float) -> bool:
-        """Feed the next piece of the body, or None at the end; return whether the turn ended."""
+        """Feed `data`, a piece of the body or None for its end. Return whether the turn ended."""
         if data is None:
-            if self._closed:  # Some transports raise no error if a body is closed before its end.
+            if self._closed:  # If a body is closed early, some transports raise no error.
                 raise self._client_closed()
             self._turn.on_end()
             self._ended = self._turn.failure is None
@@ -296,11 +296,14 @@ class StreamState(Uncopyable):
             raise self._turn.attach_request(Flux0Error(problem))
 
     def _on_transport_error(self, error: TransportError) -> None:
-        if self._closed:  # The cause of the error is that another thread or task closed the stream.
+        if self._closed:  # The error occurred because another thread or task closed the stream.
             raise self._client_closed() from error
         self._turn.on_transport_error(error)
 
 
 def _is_behind_proxy(headers: Headers) -> bool:
-    """Return whether the headers name a proxy. The flux0 server itself runs on uvicorn."""
+    """Return whether the `via` or `server` header names a proxy.
+
+    The `server` header of a flux0 server is "uvicorn".
+    """
     return "via" in headers or not headers.get("server", "uvicorn").lower().startswith("uvicorn")

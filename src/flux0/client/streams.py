@@ -71,8 +71,8 @@ class EventStream(StreamState):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # GeneratorExit means that the `with` block is in a generator, and the garbage collector may
-        # be closing this generator. Reporting may wait for locks, so it must be done later.
+        # GeneratorExit: the `with` block is in a generator that is being closed, perhaps by the
+        # garbage collector. Then observers must be called later, because they may wait for locks.
         self._report_later = kind is GeneratorExit
         self.close()
 
@@ -91,8 +91,8 @@ class EventStream(StreamState):
             is_reader = False
             raise
         except GeneratorExit:
-            # The garbage collector may be closing this generator, so report the end later. In a
-            # `with` block, leaving this loop does not end the stream.
+            # The garbage collector may be closing this generator. Then observers must be called
+            # later, because they may wait for locks. In a `with` block, the stream stays open.
             self._report_later = not self._entered
             raise
         finally:
@@ -174,9 +174,8 @@ class EventStream(StreamState):
         """
         from flux0.client.relay import heartbeat_seconds, relay  # noqa: PLC0415 - rarely needed
 
-        # Pass `_release` instead of `close`. The garbage collector may close the iterator, and
-        # `close` reports the end of the turn, which may wait for locks. The reading thread reports
-        # the end.
+        # The garbage collector may close the iterator. Therefore pass `_release`: `close` would
+        # also call the observers, which may wait for locks. The reading thread calls the observers.
         return relay(self, self._release, heartbeat_seconds(heartbeat_ms))
 
     def stored_events(self) -> Events:
@@ -205,7 +204,7 @@ class EventStream(StreamState):
         self._released = True
 
     def _advance(self) -> bool:
-        """Read the next piece of the body; return False if the body had already ended."""
+        """Read the next piece of the body. Return False if the turn has already ended."""
         if not self._reader_lock.acquire(_NO_WAIT):
             raise self._turn.attach_request(StreamInUse())
         try:
@@ -319,7 +318,7 @@ class AsyncEventStream(StreamState):
                 return self._text
 
     async def _advance(self) -> bool:
-        """Read the next piece of the body; return False if the body had already ended."""
+        """Read the next piece of the body. Return False if the turn has already ended."""
         if not self._reader_lock.acquire(_NO_WAIT):
             raise self._turn.attach_request(StreamInUse())
         try:
@@ -352,11 +351,10 @@ class AsyncEventStream(StreamState):
         if not self._released:
             self.mark_closed(reason)
             self._released = True
-            # These attributes are the only references to the body. The garbage collector removes
-            # the body, which releases the connection.
+            # Delete the only references to the body. Its finalizer releases the connection.
             del self._pieces
             self._close_body = _close_nothing
-            # Report the end later, because the garbage collector may be calling this method.
+            # The garbage collector may be calling this method, so observers must be called later.
             self._report_later = True
             self._report_end()
 
@@ -366,10 +364,9 @@ class AsyncEventStream(StreamState):
 
 
 class _ClosingIterator(Generic[T]):
-    """The iterator of one `async for` loop. Garbage collection of the iterator closes the stream.
+    """The iterator of one `async for` loop. Its finalizer closes the stream.
 
-    An iterator that raised `StreamInUse` does not close the stream, because another task is reading
-    the stream.
+    If the iterator raised `StreamInUse`, the stream stays open for its other reader.
     """
 
     def __init__(
@@ -396,4 +393,4 @@ class _ClosingIterator(Generic[T]):
 
 
 async def _close_nothing() -> None:
-    """Do nothing: `close_soon` has already closed the body."""
+    """Do nothing. After `close_soon`, this function replaces `close_async` of the body."""

@@ -29,9 +29,9 @@ _default_transports: Final[list[Any]] = []
 
 @contextmanager
 def default_transport(transport: T) -> Generator[T, None, None]:
-    """Within the block, new clients use `transport` if they get no transport or client argument.
+    """In the `with` block, clients without a transport or client argument use `transport`.
 
-    The block affects all threads and tasks of the process. `FakeTransport.installed` uses it.
+    The block affects all threads and tasks of the process. It is used by `FakeTransport.installed`.
     """
     _default_transports.append(transport)
     try:
@@ -76,7 +76,8 @@ def choose_transports(
         raise InvalidArgument("transport", problem)
 
     transport, async_transport = _for_client(transport), _for_client(async_transport)
-    # `serves_sync` is False if a transport with sync and async methods has only an async client.
+    # An `HttpxTransport` always has `send`, but `serves_sync` is False if it has only an async
+    # client.
     serves_sync = hasattr(transport, "send") and getattr(transport, "serves_sync", True)
     serves_async = hasattr(transport, "send_async") and getattr(transport, "serves_async", True)
     sync_side: Any = transport if serves_sync else None
@@ -99,13 +100,13 @@ def choose_transports(
 
 
 def time_source(transport: object) -> Time:
-    """Return the attribute `time` of the transport, or the system's time if it has none."""
+    """Return the attribute `time` of the transport; without it, the clock of the system."""
     own = getattr(transport, "time", None)
     return own if isinstance(own, Time) else SystemTime()
 
 
 def _for_client(transport: T) -> T:
-    """Return `transport`; for a `Shared` transport, return a new transport for this client."""
+    """Return the transport of this client: a new transport if `transport` is `Shared`."""
     return cast("T", transport.for_client()) if isinstance(transport, Shared) else transport
 
 

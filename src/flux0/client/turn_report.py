@@ -12,7 +12,7 @@ from flux0.ports import Request
 
 
 class TurnReport:
-    """The report of one turn. Times are measured from the creation of the report.
+    """Reports one turn to the observers. Its times are measured from its creation.
 
     Attributes:
         session_id: The id of the session.
@@ -54,9 +54,9 @@ class TurnReport:
         """Report the end of the turn, unless the end was reported already.
 
         Args:
-            describe: Returns the facts about the turn, with its messages if the argument is True.
-            later: Whether the garbage collector may be calling this method. If True, observers are
-                called later, because they may wait for locks.
+            describe: Returns the `TurnEnd`. It contains the messages only if the argument is True.
+            later: Pass True if the garbage collector may be calling. Then the observers are called
+                later, because they may wait for locks.
         """
         if not self._once.acquire(blocking=False):
             return

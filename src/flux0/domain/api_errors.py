@@ -45,8 +45,8 @@ class APIError(Flux0Error):
 
     Attributes:
         status_code: the HTTP status.
-        message: the server's error text. If the body has no error text, it is the start of a
-            plain-text body, or the name of the status.
+        message: the server's error text; without it, the start of a plain-text body, or the name of
+            the status.
         body: the complete body as text.
         headers: the header fields of the response.
         raw_response: the response object of the HTTP library; None if the error was unpickled.

@@ -72,7 +72,7 @@ def user(argument: str, value: object) -> str:
 
 
 def name(argument: str, value: object) -> str:
-    """Return a name as a plain str. For a member of an `OpenEnum`, return the member's value."""
+    """Return a name, or the value of a member of an `OpenEnum`, as a plain str."""
     return str(text(argument, value))
 
 
@@ -88,7 +88,7 @@ def names(argument: str, values: object) -> tuple[str, ...]:
 
 
 def members(argument: str, value: object) -> dict[str, Any]:
-    """Return a mapping with str keys as a dict. Its values are checked later, by the codec."""
+    """Return a mapping with str keys as a dict. The codec checks the values later."""
     if not isinstance(value, Mapping):
         raise InvalidArgument(argument, f"must be a mapping, not {_kind(value)}")
     items = dict(cast("Mapping[object, Any]", value))
@@ -235,7 +235,7 @@ def _is_base_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         has_host = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # The port is not a number, or the host has only one square bracket.
+    except ValueError:  # The port is not a number, or an IPv6 host has one bracket only.
         return False
     plain = url.isprintable() and not any(character in url for character in " ?#\\")
     return has_host and plain and parts.scheme in ("http", "https")
