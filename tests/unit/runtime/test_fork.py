@@ -168,7 +168,7 @@ def test_fork_while_a_thread_reads_the_stream(way: Way) -> None:
         thread = threads.submit(threading.get_ident).result()
         reader = threads.submit(list, here.stream)
         # Wait until the thread waits for data of the socket.
-        while _function(thread) not in ("read", "readinto"):
+        while _function(thread) not in ("read", "readinto", "_read"):
             os.sched_yield()
 
         def use_and_close() -> None:
