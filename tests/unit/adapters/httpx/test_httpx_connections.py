@@ -358,3 +358,27 @@ def test_system_without_poll(way: OverHttpx, monkeypatch: pytest.MonkeyPatch) ->
             assert fetch_sync(transport, post(server.url, body)) == b"ok"
         assert server.connections == 1
         transport.close()
+
+
+@pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
+def test_tls_messages_do_not_stop_a_large_request(way: OverHttpx, secured: Secured) -> None:
+    """The server sends session tickets after the handshake, while the request is being sent."""
+    body = b"x" * 20_000_000
+    with (
+        ByteServer(OK, tls=secured.server) as server,
+        way.client(verify=secured.trusting()) as client,
+    ):
+        assert fetch_sync(way.transport_over(client), post(server.url, body)) == b"ok"
+        assert server.requests[0].body == body
+
+
+@pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
+def test_users_client_still_sends_requests_of_the_user(way: OverHttpx, secured: Secured) -> None:
+    with (
+        ByteServer(OK, tls=secured.server) as server,
+        way.client(verify=secured.trusting()) as client,
+    ):
+        transport = way.transport_over(client)
+        assert client.get(server.url).content == b"ok"
+        assert fetch_sync(transport, get(server.url)) == b"ok"
+        assert server.connections == 1
