@@ -15,7 +15,7 @@ _REASONING = Style(dim=True, italic=True)
 _CALL = Style(color="cyan")
 _INDENT = "  "
 
-_TEXT = re.compile(r"(/(-|\d+))?")  # The paths of patches that append or replace text.
+_TEXT = re.compile(r"(/(-|\d+))?")  # The paths of patches that append to a text or replace it.
 _TOOLS = "/tool_call"  # The paths of patches of tool calls and tool results begin with this prefix.
 
 
@@ -38,7 +38,7 @@ class TurnView:
         # The text that was written for each part. The keys are the message id and the index of the
         # part.
         self._shown: dict[tuple[str, int], str] = {}
-        # Whether an incomplete tool call or tool result waits to be written.
+        # Whether an incomplete tool call or tool result must still be written.
         self._is_waiting = False
 
     def user(self, text: str) -> None:
@@ -100,9 +100,9 @@ class TurnView:
     def _may_show(self, patch: models.JSONPatchOperation) -> bool:
         """Return whether a patch may add content that can be written now.
 
-        For other patches, do not read `turn.messages`: this rebuilds the message, which takes
-        longer the longer the message is. Other patches are fragments of structured content, and
-        fragments of tool calls that were already written.
+        Other patches are fragments of structured content, or of tool calls that were already
+        written. For these patches, do not read `turn.messages`: it rebuilds the message, and the
+        cost grows with the length of the message.
         """
         if patch.path.startswith(_TOOLS):
             return self._is_waiting or not isinstance(patch.value, str)

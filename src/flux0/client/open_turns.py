@@ -36,8 +36,8 @@ from flux0.runtime.event_loop import has_ended, running_loop, schedule_close
 _MAX_QUEUE_SECONDS: Final = 60.0
 # Seconds that a message waits for another event loop to close the open stream of the session.
 _MAX_CLOSE_SECONDS: Final = 10.0
-# Seconds between two checks whether the other event loop has ended. Event loops do not notify other
-# threads of their end.
+# Seconds between two checks whether this event loop has ended. Event loops do not notify other
+# threads when they end.
 _CHECK_SECONDS: Final = 0.05
 
 _ANOTHER_MESSAGE: Final = (

@@ -81,7 +81,7 @@ class EventStream(StreamState):
         is_reader = True
         try:
             while True:
-                # All loops share the iterator `_batch`, so another loop continues after this event.
+                # All `for` loops share `_batch`, so the next loop continues after this event.
                 for event in self._batch:
                     fold(event)
                     yield event

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # The transports of the active `default_transport` blocks. New clients use the last transport. All
-# threads and tasks share the list, because the tested code may create clients in any of them.
+# threads and tasks share the list, because the tested code may create clients in any thread.
 _default_transports: Final[list[Any]] = []
 
 
