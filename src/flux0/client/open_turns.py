@@ -8,15 +8,13 @@ the session before it sends the next message.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from threading import get_ident
 from time import monotonic
-from typing import Final
+from typing import Final, TypeAlias
 from weakref import WeakValueDictionary
-
-from attrs import frozen
 
 from flux0.client.open_calls import CLIENT_CLOSED, OpenCalls
 from flux0.client.session_queue import (
@@ -25,12 +23,12 @@ from flux0.client.session_queue import (
     SessionQueue,
     SessionQueues,
     TaskSender,
-    ThreadSender,
 )
 from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.domain.errors import Flux0Error, TransportTimeout
 from flux0.domain.timeouts import Deadline, duration
 from flux0.runtime.event_loop import has_ended, running_loop, schedule_close
+from flux0.runtime.waker import Waker
 
 # If a call has no `timeout_ms`, its message waits this long for each message ahead in the queue.
 _MAX_QUEUE_SECONDS: Final = 60.0
@@ -45,17 +43,8 @@ _ANOTHER_MESSAGE: Final = (
 )
 
 
-@frozen
-class _Limit:
-    """The time limit of a wait, and the error to raise when the limit expires."""
-
-    seconds: float
-    error: TransportTimeout
-
-    def expired(self) -> TransportTimeout:
-        """Return the error, with `sent` set to "no"."""
-        self.error.sent = "no"
-        return self.error
+# The seconds of a wait, and the error to raise afterwards.
+_Limit: TypeAlias = tuple[float, TransportTimeout]
 
 
 class OpenTurns:
@@ -91,7 +80,7 @@ class OpenTurns:
                 reading the open stream of the session. The task cannot continue while this call
                 blocks the thread.
         """
-        queue, sender = self._queues.of(session), ThreadSender()
+        queue, sender = self._queues.of(session), Waker()
         ahead = queue.join(sender)
         try:
             if ahead:
@@ -141,28 +130,30 @@ class OpenTurns:
         return tuple(stream for stream in self._streams.values() if stream.is_open)
 
     def _wait(
-        self, queue: SessionQueue, sender: ThreadSender, ahead: tuple[Sender, ...], limit: _Limit
+        self, queue: SessionQueue, sender: Waker, ahead: tuple[Sender, ...], limit: _Limit
     ) -> None:
         if any(isinstance(other, TaskSender) and other.thread == get_ident() for other in ahead):
             raise Flux0Error(
                 "an async call of this thread is sending on the same session, and cannot continue "
                 "while a sync call blocks the thread: use the _async method"
             )
-        ends = monotonic() + limit.seconds
+        seconds, error = limit
+        ends = monotonic() + seconds
         with self._calls.wake_on_close(sender.wake):
             while not queue.is_first(sender):
                 if not sender.wait(max(ends - monotonic(), 0)):
-                    raise limit.expired()
+                    raise error
                 self._calls.check()
 
     async def _wait_async(self, queue: SessionQueue, sender: TaskSender, limit: _Limit) -> None:
         from anyio import move_on_after  # noqa: PLC0415 - slow to import; httpx requires it
 
-        with move_on_after(limit.seconds), self._calls.wake_on_close(sender.wake):
+        seconds, error = limit
+        with move_on_after(seconds), self._calls.wake_on_close(sender.wake):
             await sender.wait()
         self._calls.check()
         if not queue.is_first(sender):
-            raise limit.expired()
+            raise error
 
     def _close(self, stream: EventStream | AsyncEventStream, limit: _Limit) -> None:
         if isinstance(stream, EventStream):
@@ -175,16 +166,7 @@ class OpenTurns:
                 )
             stream.close_soon(_ANOTHER_MESSAGE)
         else:
-            waiter = ThreadSender()
-            _close_in_its_loop(stream, waiter.wake)
-            ends = monotonic() + limit.seconds
-            with self._calls.wake_on_close(waiter.wake):
-                while not (waiter.wait(_CHECK_SECONDS) or has_ended(stream.loop)):
-                    if monotonic() > ends:
-                        raise limit.expired()
-            self._calls.check()
-            # If the event loop ended before it closed the stream, close the stream here.
-            stream.close_soon(_ANOTHER_MESSAGE)
+            self._close_in_its_loop(stream, limit)
 
     async def _close_async(self, stream: EventStream | AsyncEventStream, limit: _Limit) -> None:
         if isinstance(stream, EventStream):
@@ -192,45 +174,40 @@ class OpenTurns:
         elif stream.loop is running_loop():
             await stream.close_async(_ANOTHER_MESSAGE)
         else:
-            from anyio import move_on_after  # noqa: PLC0415 - slow to import; httpx requires it
+            from flux0.runtime.threads import run_in_thread  # noqa: PLC0415 - loads anyio
 
-            waiter = TaskSender()
-            _close_in_its_loop(stream, waiter.wake)
-            ends = monotonic() + limit.seconds
-            with self._calls.wake_on_close(waiter.wake):
-                while not (waiter.is_woken or has_ended(stream.loop)):
-                    if monotonic() > ends:
-                        raise limit.expired()
-                    with move_on_after(_CHECK_SECONDS):
-                        await waiter.wait()
-            self._calls.check()
-            # If the event loop ended before it closed the stream, close the stream here.
-            stream.close_soon(_ANOTHER_MESSAGE)
+            await run_in_thread(partial(self._close_in_its_loop, stream, limit))
 
+    def _close_in_its_loop(self, stream: AsyncEventStream, limit: _Limit) -> None:
+        """Start a task that closes `stream` in its event loop, and wait for the task."""
+        waker = Waker()
 
-def _close_in_its_loop(stream: AsyncEventStream, wake: Callable[[], None]) -> None:
-    """Start a task in the event loop of `stream` that closes the stream and then calls `wake`."""
+        async def close() -> None:
+            try:
+                await stream.close_async(_ANOTHER_MESSAGE)
+            finally:
+                waker.wake()
 
-    async def close() -> None:
-        try:
-            await stream.close_async(_ANOTHER_MESSAGE)
-        finally:
-            wake()
-
-    stream.mark_closed(_ANOTHER_MESSAGE)
-    schedule_close(stream.loop, close)
+        stream.mark_closed(_ANOTHER_MESSAGE)
+        schedule_close(stream.loop, close)
+        seconds, error = limit
+        ends = monotonic() + seconds
+        with self._calls.wake_on_close(waker.wake):
+            while not (waker.wait(_CHECK_SECONDS) or has_ended(stream.loop)):
+                if monotonic() > ends:
+                    raise error
+        self._calls.check()
+        # If the event loop ended before it closed the stream, close the stream here.
+        stream.close_soon(_ANOTHER_MESSAGE)
 
 
 def _queue_limit(ahead: int, deadline: Deadline | None, now: float) -> _Limit:
     if deadline is not None:
-        return _Limit(max(deadline.left(now), 0), deadline.exceeded())
+        return max(deadline.left(now), 0), deadline.exceeded("no")
     seconds = _MAX_QUEUE_SECONDS * ahead
-    return _Limit(
-        seconds,
-        TransportTimeout(
-            f"the message was not sent: earlier messages on the session were still being sent "
-            f"after {duration(seconds)} (set timeout_ms for another limit)"
-        ),
+    return seconds, _not_sent(
+        f"earlier messages on the session were still being sent after {duration(seconds)} "
+        f"(set timeout_ms for another limit)"
     )
 
 
@@ -238,10 +215,13 @@ def _close_limit(deadline: Deadline | None, now: float) -> _Limit:
     seconds = _MAX_CLOSE_SECONDS
     if deadline is not None:
         seconds = min(max(deadline.left(now), 0), seconds)
-    return _Limit(
-        seconds,
-        TransportTimeout(
-            f"the message was not sent: the event loop that opened the last stream of the session "
-            f"did not close the stream within {duration(seconds)}; the loop is blocked or stopped"
-        ),
+    return seconds, _not_sent(
+        f"the event loop that opened the last stream of the session did not close the stream "
+        f"within {duration(seconds)}; the loop is blocked or stopped"
     )
+
+
+def _not_sent(reason: str) -> TransportTimeout:
+    error = TransportTimeout(f"the message was not sent: {reason}")
+    error.sent = "no"
+    return error

@@ -23,10 +23,6 @@ from flux0.runtime.waker import Waker
 SessionKey: TypeAlias = tuple[str, str]  # The URL of the server, and the id of the session.
 
 
-class ThreadSender(Waker):
-    """A sync call that sends a message, or waits for earlier messages of its session."""
-
-
 class TaskSender:
     """An async call that sends a message, or waits for earlier messages of its session."""
 
@@ -37,11 +33,6 @@ class TaskSender:
         self._loop = running_loop()
         self._woken = Event()
 
-    @property
-    def is_woken(self) -> bool:
-        """Whether `wake` has ended the wait."""
-        return self._woken.is_set()
-
     def wake(self) -> None:
         """End the wait. Safe in any thread and in finalizers."""
         call_soon(self._loop, self._woken.set)
@@ -51,7 +42,8 @@ class TaskSender:
         await self._woken.wait()
 
 
-Sender: TypeAlias = ThreadSender | TaskSender
+# The `Waker` belongs to a sync call.
+Sender: TypeAlias = Waker | TaskSender
 
 
 class SessionQueue:
@@ -81,18 +73,11 @@ class SessionQueues:
     """The queues of all sessions with senders. A forked child process starts without queues."""
 
     def __init__(self) -> None:
-        self._queues: PerProcess[_Queues] = PerProcess(_Queues)
+        self._queues: PerProcess[WeakValueDictionary[SessionKey, SessionQueue]]
+        self._queues = PerProcess(WeakValueDictionary)
+        self._creating: PerProcess[Lock] = PerProcess(Lock)
 
     def of(self, session: SessionKey) -> SessionQueue:
         """Return the queue of a session. The queue exists as long as a sender refers to it."""
-        return self._queues.get().of(session)
-
-
-class _Queues:
-    def __init__(self) -> None:
-        self._creating = Lock()
-        self._queues: WeakValueDictionary[SessionKey, SessionQueue] = WeakValueDictionary()
-
-    def of(self, session: SessionKey) -> SessionQueue:
-        with self._creating:
-            return self._queues.setdefault(session, SessionQueue())
+        with self._creating.get():
+            return self._queues.get().setdefault(session, SessionQueue())

@@ -1,4 +1,4 @@
-"""An adapter that makes a sync transport usable in async code, with a thread for each call."""
+"""Sync functions and sync transports in async code, with a thread for each call."""
 
 from __future__ import annotations
 
@@ -16,6 +16,31 @@ from flux0.runtime.event_loop import call_soon, running_loop
 T = TypeVar("T")
 
 
+async def run_in_thread(function: Callable[[], T]) -> T:
+    """Return the result of `function`, called in a new daemon thread.
+
+    If the caller is cancelled, the thread continues, and its result is dropped.
+
+    The worker threads of anyio are not suitable, because the interpreter waits for them at exit.
+    """
+    loop, done = running_loop(), Event()
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller
+            errors.append(error)
+        call_soon(loop, done.set)
+
+    Thread(target=copy_context().run, args=(work,), name="flux0-call", daemon=True).start()
+    await done.wait()
+    if errors:
+        raise errors.pop()
+    return results[0]
+
+
 class ThreadedTransport:
     """An async transport that runs each send and each read of a sync transport in a new thread.
 
@@ -31,7 +56,7 @@ class ThreadedTransport:
         """Send `request` once; see `AsyncTransport.send_async`."""
         call = _SendCall(self._transport, request)
         try:
-            response = await _run_in_thread(call)
+            response = await run_in_thread(call)
         except BaseException:
             call.abandon()
             raise
@@ -46,7 +71,7 @@ class ThreadedTransport:
 
     async def close_async(self) -> None:
         """Close the sync transport."""
-        await _run_in_thread(self._transport.close)
+        await run_in_thread(self._transport.close)
 
 
 class _SendCall:
@@ -91,7 +116,7 @@ class _ThreadedBody:
 
     async def __anext__(self) -> bytes:
         try:
-            piece = await _run_in_thread(lambda: next(self._pieces, None))
+            piece = await run_in_thread(lambda: next(self._pieces, None))
         except BaseException:
             # If the task was cancelled, a thread is still reading. Closing the body ends the read.
             self._body.close()
@@ -102,26 +127,3 @@ class _ThreadedBody:
 
     async def close_async(self) -> None:
         self._body.close()
-
-
-async def _run_in_thread(function: Callable[[], T]) -> T:
-    """Return the result of `function`, called in a new daemon thread.
-
-    The worker threads of anyio are not suitable, because the interpreter waits for them at exit.
-    """
-    loop, done = running_loop(), Event()
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:  # noqa: BLE001 - raised again in the caller
-            errors.append(error)
-        call_soon(loop, done.set)
-
-    Thread(target=copy_context().run, args=(work,), name="flux0-call", daemon=True).start()
-    await done.wait()
-    if errors:
-        raise errors.pop()
-    return results[0]
