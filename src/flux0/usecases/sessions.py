@@ -18,6 +18,7 @@ from flux0.usecases.call import ApiCall
 
 _ROUTE = "/api/sessions"
 _SESSION = f"{_ROUTE}/{{session_id}}"
+_EVENTS = f"{_SESSION}/events"
 _LONGEST_TITLE = 200
 
 
@@ -33,9 +34,8 @@ def create_session(
         body["id"] = arguments.identifier("id", id)
     if (checked := arguments.optional_text("title", title, longest=_LONGEST_TITLE)) is not None:
         body["title"] = checked
-    query = (
-        (("allow_greeting", "true"),) if arguments.flag("allow_greeting", allow_greeting) else ()
-    )
+    greeting = arguments.flag("allow_greeting", allow_greeting)
+    query = (("allow_greeting", "true"),) if greeting else ()
     request = call.request("sessions.create", "POST", _ROUTE, query=query, body=body)
     return with_name_hint(call.fetch(Session, request), agent_id)
 
@@ -59,10 +59,10 @@ def list_events(
     call: ApiCall,
     *,
     session_id: str,
-    min_offset: int | None,
-    source: EventSource | str | None,
-    correlation_id: str | None,
-    types: Iterable[EventType | str] | None,
+    min_offset: int | None = None,
+    source: EventSource | str | None = None,
+    correlation_id: str | None = None,
+    types: Iterable[EventType | str] | None = None,
 ) -> Flow[Events]:
     """Return the stored events of a session that match all filters, in the order of their offsets.
 
@@ -82,14 +82,15 @@ def list_events(
     if type_names is not None:
         query.extend(("types", name) for name in type_names)
     request = call.request(
-        "sessions.list_events",
-        "GET",
-        f"{_SESSION}/events",
-        ids=ids,
-        query=tuple(query),
-        body=type_names,
+        "sessions.list_events", "GET", _EVENTS, ids=ids, query=tuple(query), body=type_names
     )
-    return _fetch_events(call, request, type_names)
+    flow = call.fetch(Events, request)
+    return flow if type_names is None else _filtered(flow, type_names)
+
+
+def _filtered(flow: Flow[Events], type_names: tuple[str, ...]) -> Flow[Events]:
+    events = yield from flow
+    return evolve(events, data=tuple(event for event in events if event.type in type_names))
 
 
 def create_event(
@@ -107,24 +108,10 @@ def create_event(
         "source": arguments.name("source", source),
         "content": arguments.text("content", content),
     }
+    operation, route = "sessions.create_event", f"{_EVENTS}/stream"
     return call.request(
-        "sessions.create_event",
-        "POST",
-        f"{_SESSION}/events/stream",
-        ids=ids,
-        body=body,
-        stream=True,
-        content=body["content"],
+        operation, "POST", route, ids=ids, body=body, stream=True, content=body["content"]
     )
-
-
-def _fetch_events(
-    call: ApiCall, request: Request, type_names: tuple[str, ...] | None
-) -> Flow[Events]:
-    events = yield from call.fetch(Events, request)
-    if type_names is None:
-        return events
-    return evolve(events, data=tuple(event for event in events if event.type in type_names))
 
 
 def open_stream(call: ApiCall, request: Request) -> Flow[Response[Any]]:

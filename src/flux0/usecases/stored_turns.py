@@ -19,14 +19,7 @@ _FIRST_INTERVAL: Final = 0.1
 
 def next_offset(call: ApiCall, *, session_id: str) -> Flow[int]:
     """Return the offset that the next event of a session will have."""
-    events = yield from list_events(
-        call,
-        session_id=session_id,
-        min_offset=None,
-        source=None,
-        correlation_id=None,
-        types=None,
-    )
+    events = yield from list_events(call, session_id=session_id)
     return events[-1].offset + 1 if events else 0
 
 
@@ -55,7 +48,6 @@ def find_turn(
             call,
             session_id=session_id,
             min_offset=since,
-            source=None,
             correlation_id=correlation_id,
             types=MESSAGE_TYPES,
         )

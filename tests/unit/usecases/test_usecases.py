@@ -75,9 +75,7 @@ def create_session(**changes: Any) -> Flow[Any]:
 
 
 def list_events(**changes: Any) -> Flow[Any]:
-    unfiltered = dict.fromkeys(("min_offset", "source", "correlation_id", "types"))
-    given: dict[str, Any] = {"session_id": "s 1", **unfiltered, **changes}
-    return sessions.list_events(CALL, **given)
+    return sessions.list_events(CALL, **{"session_id": "s 1", **changes})
 
 
 def create_event(call: ApiCall = CALL, **changes: Any) -> Flow[Any]:
