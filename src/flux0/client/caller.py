@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from attrs import evolve
 
@@ -24,6 +24,7 @@ from flux0.usecases.call import ApiCall
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_UseCase: TypeAlias = Callable[Concatenate[ApiCall, P], Flow[T]]
 
 
 class Caller:
@@ -39,6 +40,8 @@ class Caller:
 
     Attributes:
         server_url: The URL of the server, without credentials.
+        clock: The clock of deadlines.
+        observers: The observers of calls and turns.
         open_turns: The open streams, at most one per session.
     """
 
@@ -51,34 +54,26 @@ class Caller:
         time: Time,
         observers: Observers,
     ) -> None:
-        self.time = time
-        self.observers = observers
+        self.clock: Callable[[], float] = time.monotonic
+        self.observers: Observers = observers
         self.server_url: str = default_call.server_url
         self._default_call = default_call
         self._call_timeout = call_timeout
         self._is_view = False
         self._open_calls = OpenCalls()
-        self.open_turns: OpenTurns = OpenTurns(self._open_calls)
+        self.open_turns: OpenTurns = OpenTurns(self._open_calls, time.monotonic)
         self._driver = None if transport is None else Driver(transport, time, self._open_calls)
         self._async_driver = AsyncDriver(async_transport, time, self._open_calls)
 
     def run(
-        self,
-        usecase: Callable[Concatenate[ApiCall, P], Flow[T]],
-        options: CallOptions,
-        *args: P.args,
-        **kwargs: P.kwargs,
+        self, usecase: _UseCase[P, T], options: CallOptions, *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Run a use case with these options, over the sync transport."""
         call = self.call(**options)
         return self.drive(usecase(call, *args, **kwargs), call.deadline)
 
     async def run_async(
-        self,
-        usecase: Callable[Concatenate[ApiCall, P], Flow[T]],
-        options: CallOptions,
-        *args: P.args,
-        **kwargs: P.kwargs,
+        self, usecase: _UseCase[P, T], options: CallOptions, *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Run a use case with these options, over the async transport."""
         call = self.call(**options)
@@ -93,14 +88,14 @@ class Caller:
 
         Raises `ClientClosed` after `close`.
         """
-        self.check_open()
+        self._open_calls.check()
         call, limit = self._settings(**options), self._limit(timeout_ms)
         if limit is None:
             return call
         # The limit also replaces the read and write timeouts: a call that may take 5 minutes must
         # not end after 60 s without data.
         timeout = evolve(call.timeout, read=limit, write=limit)
-        deadline = Deadline(self.time.monotonic() + limit, limit)
+        deadline = Deadline(self.clock() + limit, limit)
         return evolve(call, timeout=timeout, deadline=deadline)
 
     def with_options(self, timeout_ms: int | None, **options: Any) -> Caller:
@@ -133,23 +128,23 @@ class Caller:
         **unknown: object,
     ) -> ApiCall:
         check_names(unknown, of_call=True)
-        call = self._default_call
+        call, changes = self._default_call, dict[str, Any]()
         if retries is not None:
-            call = evolve(call, retries=arguments.instance("retries", RetryConfig, retries))
+            changes["retries"] = arguments.instance("retries", RetryConfig, retries)
         if server_url is not None:
-            url, login = arguments.server_url(server_url)
-            call = evolve(call, server_url=url, login=None if call.login is None else login)
+            changes["server_url"], login = arguments.server_url(server_url)
+            changes["login"] = None if call.login is None else login
         if http_headers is not None:
-            headers = call.headers.merge(arguments.headers("http_headers", http_headers))
-            call = evolve(call, headers=headers)
+            added = arguments.headers("http_headers", http_headers)
+            changes["headers"] = call.headers.merge(added)
         if extra_query is not None:
-            call = evolve(call, extra_query=arguments.parameters("extra_query", extra_query))
+            changes["extra_query"] = arguments.parameters("extra_query", extra_query)
         if extra_body is not None:
-            call = evolve(call, extra_body=arguments.members("extra_body", extra_body))
+            changes["extra_body"] = arguments.members("extra_body", extra_body)
         if stream_idle_timeout_ms is not None:
             idle = arguments.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
-            call = evolve(call, timeout=evolve(call.timeout, idle=idle))
-        return call
+            changes["timeout"] = evolve(call.timeout, idle=idle)
+        return evolve(call, **changes) if changes else call
 
     def _limit(self, timeout_ms: int | None) -> float | None:
         if timeout_ms is None:
@@ -160,10 +155,6 @@ class Caller:
     def is_closed(self) -> bool:
         """Whether `close` was called."""
         return self._open_calls.closed
-
-    def check_open(self) -> None:
-        """Raise `ClientClosed` after `close`."""
-        self._open_calls.check()
 
     def drive(self, flow: Flow[T], deadline: Deadline | None) -> T:
         """Drive `flow` over the sync transport until `deadline`."""

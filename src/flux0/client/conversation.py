@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar, cast, final
 
 from flux0.client.caller import Caller
-from flux0.client.opening import AsyncOpening
+from flux0.client.opening import AsyncOpening, Opening
 from flux0.client.options import CallOptions, TurnOptions, show_options
 from flux0.client.resources import SessionsResource
 from flux0.client.streams import AsyncEventStream, EventStream
@@ -35,15 +35,9 @@ class _ConversationBase(Uncopyable):
         session: The new session, or the `Session` that you passed; None if you passed an id.
     """
 
-    def __init__(
-        self,
-        caller: Caller,
-        sessions: SessionsResource,
-        session: Session | str,
-        user: str | None,
-    ) -> None:
+    def __init__(self, caller: Caller, session: Session | str, user: str | None) -> None:
         self._caller = caller
-        self._sessions = sessions
+        self._sessions = SessionsResource(caller)
         self._user = user
         self.session: Session | None = session if isinstance(session, Session) else None
         self.session_id: str = arguments.identifier(
@@ -229,6 +223,16 @@ class AsyncConversation(_ConversationBase):
         """The async version of `Conversation.belongs_to_user`."""
         sessions = await self._sessions.list_async(**self._options(options))
         return any(session.id == self.session_id for session in sessions)
+
+
+@final
+class ConversationOpening(Opening[AsyncConversation]):
+    """A conversation that is not open yet: await the object to get the conversation."""
+
+    _problem = (
+        "the conversation is not open: await it, "
+        "as in `conversation = await client.conversation_async(...)`"
+    )
 
 
 def user_headers(

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, NoReturn, final
 
-from flux0.adapters.sse import SSEParser
 from flux0.client.caller import Caller
-from flux0.client.conversation import AsyncConversation, Conversation, check_arguments
+from flux0.client.conversation import (
+    AsyncConversation,
+    Conversation,
+    ConversationOpening,
+    check_arguments,
+)
 from flux0.client.layers import HeaderFunction, build_chain, split_headers
-from flux0.client.opening import opens_conversation
 from flux0.client.options import check_names, show_options
 from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.client.transports import choose_transports, time_source
 from flux0.client.uncopyable import Uncopyable
 from flux0.domain import arguments
-from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES, MessageAccumulator
+from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES
 from flux0.domain.models import Agent, Participant, Session
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig, RetryDetails
 from flux0.flows import Middleware
 from flux0.middleware.observing import Observers
 from flux0.observers import Observer
-from flux0.ports import AsyncTransport, Request, Timeout, Transport
+from flux0.ports import AsyncTransport, Timeout, Transport
 from flux0.usecases.call import ApiCall
-from flux0.usecases.turn import Turn
 
 if TYPE_CHECKING:
     from flux0.adapters.httpx.transport import AsyncHttpClient, HttpClient
@@ -123,14 +124,11 @@ class Flux0(Uncopyable):
 
         check_names(options, of_call=False)
         codec = JsonCodec()
-        arguments.size("max_event_bytes", max_event_bytes)
-        arguments.size("max_turn_bytes", max_turn_bytes)
-        arguments.size("max_body_bytes", max_body_bytes)
         fixed, computed = split_headers({} if headers is None else headers)
         idle_ms, call_ms = stream_idle_timeout_ms, timeout_ms
         if server_url is None:
             server_url = os.environ.get("FLUX0_SERVER_URL") or DEFAULT_SERVER_URL
-        self._server_url, login = arguments.server_url(server_url)
+        server_url, login = arguments.server_url(server_url)
         if not login.pairs and (token := os.environ.get("FLUX0_TOKEN", "").strip()):
             login = arguments.headers("FLUX0_TOKEN", {"authorization": f"Bearer {token}"})
         transports = choose_transports(transport, async_transport, client, async_client)
@@ -149,13 +147,15 @@ class Flux0(Uncopyable):
         default_call = ApiCall(
             send=send,
             codec=codec,
-            server_url=self._server_url,
+            server_url=server_url,
             login=None if "authorization" in map(str.lower, computed) else login,
             headers=fixed,
             timeout=Timeout()
             if idle_ms is None
             else Timeout(idle=arguments.seconds("stream_idle_timeout_ms", idle_ms)),
-            max_body_bytes=max_body_bytes,
+            max_body_bytes=arguments.size("max_body_bytes", max_body_bytes),
+            max_event_bytes=arguments.size("max_event_bytes", max_event_bytes),
+            max_turn_bytes=arguments.size("max_turn_bytes", max_turn_bytes),
             retries=(
                 DEFAULT_RETRIES
                 if retry_config is None
@@ -164,15 +164,12 @@ class Flux0(Uncopyable):
             observe=observing.observe_call if observing else None,
         )
         call_timeout = None if call_ms is None else arguments.seconds("timeout_ms", call_ms)
-        self._caller = Caller(default_call, call_timeout, *transports, time, observing)
+        self._set_caller(Caller(default_call, call_timeout, *transports, time, observing))
 
-        def new_turn(request: Request) -> Turn:
-            return Turn(SSEParser(max_event_bytes=max_event_bytes), codec, request)
-
-        self._new_turn = new_turn
-        self._new_accumulator = partial(MessageAccumulator, max_turn_bytes=max_turn_bytes)
-        self.agents = AgentsResource(self._caller)
-        self.sessions = SessionsResource(self._caller, self._new_turn, self._new_accumulator)
+    def _set_caller(self, caller: Caller) -> None:
+        self._caller = caller
+        self.agents = AgentsResource(caller)
+        self.sessions = SessionsResource(caller)
 
     def with_options(
         self,
@@ -202,12 +199,7 @@ class Flux0(Uncopyable):
             stream_idle_timeout_ms=stream_idle_timeout_ms,
         )
         client = Flux0.__new__(Flux0)
-        vars(client).update(
-            vars(self),
-            _caller=caller,
-            agents=AgentsResource(caller),
-            sessions=SessionsResource(caller, self._new_turn, self._new_accumulator),
-        )
+        client._set_caller(caller)  # noqa: SLF001 - a method of the same class
         return client
 
     @property
@@ -243,9 +235,9 @@ class Flux0(Uncopyable):
         agent_id, headers = check_arguments(agent, session, user, title)
         if session is None:
             session = self.sessions.create(agent_id=agent_id, title=title, http_headers=headers)
-        return Conversation(*self._for_conversation(agent, session), session, user)
+        return Conversation(self._caller_for(agent, session), session, user)
 
-    @opens_conversation
+    @ConversationOpening.returned_by
     async def conversation_async(
         self,
         *,
@@ -260,20 +252,17 @@ class Flux0(Uncopyable):
             session = await self.sessions.create_async(
                 agent_id=agent_id, title=title, http_headers=headers
             )
-        return AsyncConversation(*self._for_conversation(agent, session), session, user)
+        return AsyncConversation(self._caller_for(agent, session), session, user)
 
-    def _for_conversation(
-        self, agent: Agent | str | None, session: Session | str
-    ) -> tuple[Caller, SessionsResource]:
-        """Return a `Caller` and a `SessionsResource` for one conversation.
+    def _caller_for(self, agent: Agent | str | None, session: Session | str) -> Caller:
+        """Return a `Caller` for one conversation.
 
         If the agent is known, observers receive its id with each call.
         """
         known = Participant(session.agent_id if isinstance(session, Session) else None)
         if isinstance(agent, Agent):
             known = Participant(agent.id, agent.name)
-        caller = self._caller.for_agent(known)
-        return caller, SessionsResource(caller, self._new_turn, self._new_accumulator)
+        return self._caller.for_agent(known)
 
     def close(self) -> None:
         """Close the connections of sync calls and all streams. Later calls raise `ClientClosed`.
@@ -289,7 +278,7 @@ class Flux0(Uncopyable):
         await self._caller.close_async()
 
     def __repr__(self) -> str:
-        return f"Flux0({self._server_url!r})"
+        return f"Flux0({self._caller.server_url!r})"
 
     def __enter__(self) -> Flux0:
         return self

@@ -8,7 +8,7 @@ the session before it sends the next message.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from threading import get_ident
@@ -52,17 +52,22 @@ class OpenTurns:
 
     Threads, tasks and event loops may send messages on one session at the same time. A message
     waits only for messages of its own session.
+
+    Args:
+        calls: The open calls of the client.
+        clock: The clock of deadlines.
     """
 
-    def __init__(self, calls: OpenCalls) -> None:
+    def __init__(self, calls: OpenCalls, clock: Callable[[], float]) -> None:
         self._calls = calls
+        self._clock = clock
         self._queues = SessionQueues()
         self._streams: WeakValueDictionary[SessionKey, EventStream | AsyncEventStream]
         self._streams = WeakValueDictionary()
 
     @contextmanager
     def exclusive(
-        self, session: SessionKey, deadline: Deadline | None, now: float
+        self, session: SessionKey, deadline: Deadline | None
     ) -> Generator[None, None, None]:
         """Return a context manager. In its block, this client sends no other message on `session`.
 
@@ -71,7 +76,6 @@ class OpenTurns:
         Args:
             session: The URL of the server and the id of the session.
             deadline: The deadline of the call; None if it has no `timeout_ms`.
-            now: The current time, on the clock of the deadline.
 
         Raises:
             TransportTimeout: The wait took too long. The message was not sent.
@@ -80,7 +84,7 @@ class OpenTurns:
                 reading the open stream of the session. The task cannot continue while this call
                 blocks the thread.
         """
-        queue, sender = self._queues.of(session), Waker()
+        now, queue, sender = self._clock(), self._queues.of(session), Waker()
         ahead = queue.join(sender)
         try:
             if ahead:
@@ -94,10 +98,10 @@ class OpenTurns:
 
     @asynccontextmanager
     async def exclusive_async(
-        self, session: SessionKey, deadline: Deadline | None, now: float
+        self, session: SessionKey, deadline: Deadline | None
     ) -> AsyncGenerator[None, None]:
         """The async version of `exclusive`."""
-        queue, sender = self._queues.of(session), TaskSender()
+        now, queue, sender = self._clock(), self._queues.of(session), TaskSender()
         ahead = queue.join(sender)
         try:
             if ahead:

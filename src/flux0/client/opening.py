@@ -1,4 +1,4 @@
-"""Coroutines that open a stream or a conversation. Their errors explain a missing `await`."""
+"""Coroutines that raise clear errors if `await` is missing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, final
 
 from flux0.client.streams import AsyncEventStream
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class _Opening(Coroutine[Any, Any, T], Generic[T]):
+class Opening(Coroutine[Any, Any, T], Generic[T]):
     """A coroutine that raises a clear error if `await` is missing.
 
     Without this class, calling `send("Hello")` on a conversation that was not awaited would call
@@ -25,6 +28,19 @@ class _Opening(Coroutine[Any, Any, T], Generic[T]):
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self._coroutine = coroutine
+
+    @classmethod
+    def returned_by(cls, method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Self]:
+        """Decorate a coroutine function, so that it returns an object of this class."""
+
+        @wraps(method)
+        def call(*args: P.args, **options: P.kwargs) -> Any:
+            return cls(method(*args, **options))
+
+        # Frameworks and unittest.mock must recognize `call` as a coroutine function.
+        if sys.version_info >= (3, 12):
+            inspect.markcoroutinefunction(call)
+        return call
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self._problem}>"
@@ -59,7 +75,7 @@ class _Opening(Coroutine[Any, Any, T], Generic[T]):
 
 
 @final
-class AsyncOpening(_Opening[AsyncEventStream]):
+class AsyncOpening(Opening[AsyncEventStream]):
     """A turn that has not begun: await the object to get the stream, or use `async with`."""
 
     _problem = (
@@ -74,28 +90,3 @@ class AsyncOpening(_Opening[AsyncEventStream]):
 
     async def __aexit__(self, *_: object) -> None:
         await self._stream.close_async()
-
-
-@final
-class ConversationOpening(_Opening[T]):
-    """A conversation that is not open yet: await the object to get the conversation."""
-
-    _problem = (
-        "the conversation is not open: await it, "
-        "as in `conversation = await client.conversation_async(...)`"
-    )
-
-
-def opens_conversation(
-    method: Callable[P, Coroutine[Any, Any, T]],
-) -> Callable[P, ConversationOpening[T]]:
-    """Decorate a coroutine function: its calls return a `ConversationOpening`."""
-
-    @wraps(method)
-    def call(*args: P.args, **options: P.kwargs) -> ConversationOpening[T]:
-        return ConversationOpening(method(*args, **options))
-
-    # Frameworks and unittest.mock must recognize `call` as a coroutine function.
-    if sys.version_info >= (3, 12):
-        inspect.markcoroutinefunction(call)
-    return call

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
+from flux0.adapters.sse import SSEParser
 from flux0.client.caller import Caller
+from flux0.client.open_calls import CLIENT_CLOSED
 from flux0.client.opening import AsyncOpening
 from flux0.client.options import CallOptions, TurnOptions, show_options
 from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.client.turn_report import TurnReport
 from flux0.client.uncopyable import Uncopyable
 from flux0.domain.enums import EventSource, EventType
-from flux0.domain.errors import ClientClosed
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.models import Agent, Agents, Events, Session, Sessions
 from flux0.ports import Request
@@ -23,6 +24,8 @@ from flux0.usecases.turn import Turn
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+T = TypeVar("T")
 
 
 class _Resource(Uncopyable):
@@ -132,16 +135,6 @@ class SessionsResource(_Resource):
     exchange fails, and `InvalidArgument` if an argument is wrong (then no request is sent).
     """
 
-    def __init__(
-        self,
-        caller: Caller,
-        new_turn: Callable[[Request], Turn],
-        new_accumulator: Callable[[], MessageAccumulator],
-    ) -> None:
-        super().__init__(caller)
-        self._new_turn = new_turn
-        self._new_accumulator = new_accumulator
-
     def create(
         self,
         *,
@@ -241,27 +234,22 @@ class SessionsResource(_Resource):
             type_: The type of the event. The server 0.1.0b4 accepts only messages.
             source: The author of the event. The server 0.1.0b4 accepts only users.
         """
-        call, request, stored = self._prepare(session_id, type_, source, content, options)
-        session = call.server_url, session_id
-        list_stored = partial(self.list_events, **stored)
-        clock, turns = self._caller.time.monotonic, self._caller.open_turns
-        with turns.exclusive(session, call.deadline, clock()):
-            report = TurnReport(self._caller.observers, request, session_id, call.agent, clock)
-            response = self._caller.drive(sessions.open_stream(call, request), call.deadline)
-            turn, accumulator = self._new_turn(request), self._new_accumulator()
+        call, request, list_stored = self._prepare(
+            self.list_events, session_id, type_, source, content, options
+        )
+        caller, session = self._caller, (call.server_url, session_id)
+        with caller.open_turns.exclusive(session, call.deadline):
+            report = TurnReport(caller.observers, request, session_id, call.agent, caller.clock)
+            response = caller.drive(sessions.open_stream(call, request), call.deadline)
+            turn, accumulator = _new_turn(call, request)
             stream = EventStream(response, turn, accumulator, list_stored, report)
-            turns.add(session, stream)
-        try:
-            self._caller.check_open()
-        except ClientClosed as error:
-            # If the client was closed before `turns.add`, `Flux0.close` did not know this stream.
-            # Close it here.
-            error.sent = "maybe"
-            stream.close()
-            raise
+            caller.open_turns.add(session, stream)
+        if caller.is_closed:  # `Flux0.close` may have run before `add`. Close the stream here.
+            stream.close(CLIENT_CLOSED)
         return stream
 
-    def create_event_async(
+    @AsyncOpening.returned_by
+    async def create_event_async(
         self,
         *,
         session_id: str,
@@ -269,58 +257,41 @@ class SessionsResource(_Resource):
         type_: EventType | str = EventType.MESSAGE,
         source: EventSource | str = EventSource.USER,
         **options: Unpack[TurnOptions],
-    ) -> AsyncOpening:
+    ) -> AsyncEventStream:
         """The async version of `create_event`.
 
         Await the result to get the stream, or use the result directly in `async with`.
         """
-        return AsyncOpening(self._open(session_id, type_, source, content, options))
-
-    async def _open(
-        self,
-        session_id: str,
-        type_: EventType | str,
-        source: EventSource | str,
-        content: str,
-        options: TurnOptions,
-    ) -> AsyncEventStream:
-        call, request, stored = self._prepare(session_id, type_, source, content, options)
-        session = call.server_url, session_id
-        list_stored = partial(self.list_events_async, **stored)
-        clock, turns = self._caller.time.monotonic, self._caller.open_turns
-        async with turns.exclusive_async(session, call.deadline, clock()):
-            report = TurnReport(self._caller.observers, request, session_id, call.agent, clock)
-            response = await self._caller.drive_async(
-                sessions.open_stream(call, request), call.deadline
-            )
-            turn, accumulator = self._new_turn(request), self._new_accumulator()
+        call, request, list_stored = self._prepare(
+            self.list_events_async, session_id, type_, source, content, options
+        )
+        caller, session = self._caller, (call.server_url, session_id)
+        async with caller.open_turns.exclusive_async(session, call.deadline):
+            report = TurnReport(caller.observers, request, session_id, call.agent, caller.clock)
+            response = await caller.drive_async(sessions.open_stream(call, request), call.deadline)
+            turn, accumulator = _new_turn(call, request)
             stream = AsyncEventStream(response, turn, accumulator, list_stored, report)
-            turns.add(session, stream)
-        try:
-            self._caller.check_open()
-        except ClientClosed as error:
-            # If the client was closed before `turns.add`, `Flux0.close` did not know this stream.
-            # Close it here.
-            error.sent = "maybe"
-            await stream.close_async()
-            raise
+            caller.open_turns.add(session, stream)
+        if caller.is_closed:  # `Flux0.close` may have run before `add`. Close the stream here.
+            await stream.close_async(CLIENT_CLOSED)
         return stream
 
     def _prepare(
         self,
+        list_events: Callable[..., T],
         session_id: str,
         type_: EventType | str,
         source: EventSource | str,
         content: str,
         options: TurnOptions,
-    ) -> tuple[ApiCall, Request, dict[str, Any]]:
-        """Return the call, the request to send, and the arguments to list the session's events."""
+    ) -> tuple[ApiCall, Request, Callable[..., T]]:
+        """Return the call, its request, and the function that lists the events of the session."""
         call = self._caller.call(**options)
         request = sessions.create_event(
             call, session_id=session_id, type_=type_, source=source, content=content
         )
         kept = {name: options.get(name) for name in ("server_url", "http_headers")}
-        return call, request, {"session_id": session_id, **kept}
+        return call, request, partial(list_events, session_id=session_id, **kept)
 
     def list_events(
         self,
@@ -371,3 +342,9 @@ class SessionsResource(_Resource):
             correlation_id=correlation_id,
             types=types,
         )
+
+
+def _new_turn(call: ApiCall, request: Request) -> tuple[Turn, MessageAccumulator]:
+    parser = SSEParser(max_event_bytes=call.max_event_bytes)
+    accumulator = MessageAccumulator(max_turn_bytes=call.max_turn_bytes)
+    return Turn(parser, call.codec, request), accumulator

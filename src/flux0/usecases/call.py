@@ -38,6 +38,8 @@ class ApiCall:
         headers: the headers of the client and of the call.
         timeout: the timeouts of each attempt.
         max_body_bytes: the size limit of a decoded response body that is not streamed.
+        max_event_bytes: the size limit of one event of a stream.
+        max_turn_bytes: the size limit of the messages that a stream builds from its events.
         retries: the retry policy.
         deadline: the moment by which the call must end, with all its attempts.
         observe: runs the flow of a call, and reports the start and the end of the call to the
@@ -54,6 +56,8 @@ class ApiCall:
     headers: Headers
     timeout: Timeout
     max_body_bytes: int
+    max_event_bytes: int
+    max_turn_bytes: int
     retries: RetryConfig
     deadline: Deadline | None = None
     observe: Callable[[Request, Flow[Any]], Flow[Any]] | None = None

@@ -46,6 +46,8 @@ CALL = ApiCall(
     headers=Headers((("user-agent", "test"),)),
     timeout=Timeout(read=7),
     max_body_bytes=1000,
+    max_event_bytes=1000,
+    max_turn_bytes=1000,
     retries=RetryConfig("none"),
     deadline=Deadline(99.0, 9.0),
 )
@@ -75,7 +77,8 @@ def create_session(**changes: Any) -> Flow[Any]:
 
 
 def list_events(**changes: Any) -> Flow[Any]:
-    return sessions.list_events(CALL, **{"session_id": "s 1", **changes})
+    given: dict[str, Any] = {"session_id": "s 1", **changes}
+    return sessions.list_events(CALL, **given)
 
 
 def create_event(call: ApiCall = CALL, **changes: Any) -> Flow[Any]:
