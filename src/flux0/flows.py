@@ -85,3 +85,17 @@ def _around(layer: Middleware, inner: SendFlow) -> SendFlow:
         return layer(request, inner)
 
     return send
+
+
+__all__ = [
+    "Await",
+    "Effect",
+    "Flow",
+    "Middleware",
+    "ReadBody",
+    "Send",
+    "SendFlow",
+    "Sleep",
+    "chain",
+    "send_once",
+]
