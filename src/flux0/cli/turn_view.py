@@ -15,7 +15,7 @@ _REASONING = Style(dim=True, italic=True)
 _CALL = Style(color="cyan")
 _INDENT = "  "
 
-_TEXT = re.compile(r"(/(-|\d+))?")  # The paths of patches that append to a text or replace it.
+_TEXT = re.compile(r"(/(-|\d+))?")  # The paths of patches that append or replace text.
 _TOOLS = "/tool_call"  # The paths of patches of tool calls and tool results begin with this prefix.
 
 
