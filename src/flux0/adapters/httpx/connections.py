@@ -18,6 +18,7 @@ from anyio import CancelScope, create_task_group
 from anyio.lowlevel import checkpoint
 from attrs import frozen
 
+from flux0.adapters.httpx.chunk_joining import ChunkJoiner
 from flux0.adapters.httpx.exchange import HttpxExchange
 from flux0.adapters.shared.failures import login_rejected_by_proxy, refused_by_proxy
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
@@ -84,6 +85,7 @@ class TrackedConnection(ABC):
         self._kept_byte = b""
         self._last_byte = b""
         self._in_last_chunk = False  # Whether the last chunk may have started.
+        self._joiner: ChunkJoiner | None = None  # None until the response head was received.
 
     @abstractmethod
     def _is_readable(self) -> bool:
@@ -112,6 +114,7 @@ class TrackedConnection(ABC):
         if not self._sending:
             self._sending = True
             self.waiting_since, self.chunked, self._in_last_chunk = None, False, False
+            self._joiner = None
             self.connecting = self.connecting and buffer.startswith(_TO_PROXY)
             self._with_socks = self.connecting and buffer.startswith(_SOCKS)
             exchange = current_exchange.get(None)
@@ -167,12 +170,15 @@ class TrackedConnection(ABC):
             return data
         if exchange is not None and exchange.sent and not exchange.head_received:
             self._check_head(data, exchange)
+            self._joiner = ChunkJoiner(data)
         # The last chunk starts with its size, a 0 at the start of a line.
         starts = b"\n0" in data or (data[:1] == b"0" and self._last_byte == b"\n")
         self._in_last_chunk = self._in_last_chunk or starts
         self._last_byte = data[-1:]
+        if data and self.chunked and self._joiner is not None:
+            data = self._joiner.join(data)
         if len(data) > 1 and (self._in_last_chunk or not self.chunked):
-            self._kept_byte = self._last_byte
+            self._kept_byte = data[-1:]
             return data[:-1]
         return data
 
