@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "benchmarks",
         description="Compare flux0 with other libraries, with the same bytes in one run."
-        " A ratio is the median of the ratios of CPU times in all rounds.",
+        " A ratio compares the lowest CPU times of all rounds.",
         epilog="\n".join(["scenarios:", *descriptions]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,7 +1,8 @@
-"""Measures flux0 and its peers alternately, and compares them within each round.
+"""Measures flux0 and its peers alternately, and compares their lowest amounts.
 
 The machine may be shared, and the frequency of its CPU may change. Therefore CPU time is measured
-instead of wall-clock time, and the result is the median of the ratios of all rounds.
+instead of wall-clock time, in many short rounds, and the result compares the lowest amounts: other
+work of the machine only makes an amount larger.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping
 from functools import partial
-from statistics import median
 from time import process_time
 from typing import Literal, TypeAlias
 
@@ -61,8 +61,8 @@ class Effort:
         return Cpu(partial(work, *arguments), self.seconds, count)
 
 
-QUICK = Effort(rounds=3, slow_rounds=1, seconds=0.01, max_peer_seconds=0.1)
-FULL = Effort(rounds=7, slow_rounds=3, seconds=0.03, max_peer_seconds=0.5)
+QUICK = Effort(rounds=5, slow_rounds=1, seconds=0.006, max_peer_seconds=0.1)
+FULL = Effort(rounds=21, slow_rounds=3, seconds=0.01, max_peer_seconds=0.5)
 
 
 @frozen
@@ -117,7 +117,7 @@ def measure(case: Case, effort: Effort) -> Result:
         for _ in range(effort.slow_rounds if case.slow else effort.rounds)
     ]
     amounts = {name: min(each[name] for each in rounds) for name in samples}
-    medians = [median(each["flux0"] / each[name] for each in rounds) for name in case.peers]
-    if not medians:
+    ratios = [amounts["flux0"] / amounts[name] for name in case.peers]
+    if not ratios:
         return Result(case, amounts, None)
-    return Result(case, amounts, medians[0] if case.kind == "cost" else 1 / max(medians))
+    return Result(case, amounts, ratios[0] if case.kind == "cost" else 1 / max(ratios))
