@@ -23,13 +23,13 @@ import httpx
 import pytest
 from attrs import define
 
-from flux0 import EventStream, Flux0
+from flux0 import EventStream, Flux0, HttpxTransport
 from flux0.domain.errors import StreamInterrupted, StreamInUse
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.responses import ServerSteps, WaitForRelease, http_response
 from support.in_memory import JSON, SSE, chunk, status
 from support.secured import Secured
-from support.sending import AGENTS
+from support.sending import AGENTS, OK, fetch_sync, get
 from support.transports import SYNC_WAYS, TRANSPORTS, Way
 
 # Python warns about a fork in a process with threads, and the test server runs threads.
@@ -182,6 +182,15 @@ def test_fork_while_a_thread_reads_the_stream(way: Way) -> None:
         in_child(use_and_close)
         here.server.release()
         assert len(reader.result()) == 2
+
+
+def test_child_that_closes_a_client_of_the_user_keeps_the_connections_of_the_parent() -> None:
+    with ByteServer(OK) as server, httpx.Client() as client:
+        transport = HttpxTransport(client)
+        assert fetch_sync(transport, get(server.url)) == b"ok"
+        in_child(client.close)
+        assert fetch_sync(transport, get(server.url)) == b"ok"
+        assert server.connections == 1
 
 
 def _function(thread: int) -> str:
