@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from functools import lru_cache, partial
+from functools import partial
 from io import BytesIO
-from types import SimpleNamespace
 from typing import Any, Final
 
 import aiohttp
-from aiohttp.client_middlewares import build_client_middlewares
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL  # aiohttp's own type of URL
 
-from flux0.adapters.aiohttp.connection import TrackedConnection, WriteTimeoutError
+from flux0.adapters.aiohttp.connection import TrackedConnection
 from flux0.adapters.shared.exchange import Exchange
 from flux0.adapters.shared.failures import failure, proxy_unreachable, refused_by_proxy
 from flux0.adapters.shared.limits import ACCEPT_ENCODING
-from flux0.adapters.shared.places import Places
 from flux0.domain import errors
 from flux0.ports import Request, Timeout
 
-_OPTIONS: Final = {"allow_redirects": False, "raise_for_status": False, "auto_decompress": False}
-_LIMITS: Final = {"max_line_size": 64 * 1024, "max_field_size": 64 * 1024}
+_MAX_LINE_BYTES: Final = 64 * 1024
 _MAX_BYTES_BODY: Final = 1024 * 1024  # aiohttp warns about larger bodies in `bytes`.
 _TLS_ERRORS: Final = (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch)
 _HTTP_ERRORS: Final = (aiohttp.ClientResponseError, HttpProcessingError)
@@ -30,17 +26,9 @@ _HTTP_ERRORS: Final = (aiohttp.ClientResponseError, HttpProcessingError)
 LIBRARY_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError, UnicodeError)
 
 
-@lru_cache(16)
-def _client_timeout(connect: float | None) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(connect=connect)
-
-
 class AiohttpExchange(Exchange):
     """The state of one request until the response head is received."""
 
-    # The exchange has a place in the limit of connections. None in a session of the user.
-    places: Places | None = None
-    trace_error: Exception | None = None  # The last error that a trace function raised.
     _translated: Exception | None = None  # The flux0 error for `failure`.
 
     async def run(
@@ -49,17 +37,12 @@ class AiohttpExchange(Exchange):
         """Send the request, and return the response when its head is received."""
         method, body, headers = request.method, request.body, request.headers
         self._authorization = headers.get("authorization")
-        pairs = [*headers.pairs]
-        if self._authorization is not None:
-            pairs = [pair for pair in pairs if pair[0].lower() != "authorization"]
+        pairs = [pair for pair in headers.pairs if pair[0].lower() != "authorization"]
         if "accept-encoding" not in headers:
             pairs.append(("accept-encoding", ACCEPT_ENCODING))
-        traces = session.trace_configs
-        if traces and not all(isinstance(each, _RecordedTraces) for each in traces):
-            traces[:] = map(_RecordedTraces, traces)
+        # The middlewares of a request replace the ones of the session, which have no public name.
+        users = session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         try:
-            if session.closed:
-                raise errors.ClientClosed("the aiohttp session is closed")  # noqa: TRY301
             return await session.request(
                 method,
                 url,
@@ -67,17 +50,19 @@ class AiohttpExchange(Exchange):
                 skip_auto_headers=("Content-Type",) if body is None and method != "GET" else None,
                 data=BytesIO(body) if body and len(body) > _MAX_BYTES_BODY else body,
                 proxy=proxy,
-                middlewares=(self._call_middlewares,),
-                timeout=_client_timeout(self.timeout.connect),
-                trace_request_ctx=self,
-                **_OPTIONS,
-                **_LIMITS,
+                middlewares=(self._call_middlewares, *users, self._call_aiohttp),
+                timeout=aiohttp.ClientTimeout(connect=self.timeout.connect),
+                allow_redirects=False,
+                raise_for_status=False,
+                auto_decompress=False,
+                max_line_size=_MAX_LINE_BYTES,
+                max_field_size=_MAX_LINE_BYTES,
             )
-        except Exception as error:  # noqa: BLE001 - raised below
-            raised: Exception = error.args[0] if isinstance(error, _UserError) else error
-        finally:
-            if self.places is not None and not self.sent:
-                self.places.release()
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - raised below
+            raised: BaseException = error.args[0] if isinstance(error, _UserError) else error
+            # When a session is closed, aiohttp cancels the tasks that wait for a connection.
+            if session.closed and isinstance(error, (RuntimeError, asyncio.CancelledError)):
+                raised = errors.ClientClosed("the aiohttp session is closed")
         if raised is not self._translated:
             errors.mark_user_error(raised, sent=self.sent)
         raise raised  # Raised outside of the `except` block, so that `__context__` is unchanged.
@@ -85,17 +70,12 @@ class AiohttpExchange(Exchange):
     async def _call_middlewares(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Call the user's middlewares, then aiohttp. Raise no error that makes aiohttp retry."""
+        """Call the user's middlewares. Raise no error that makes aiohttp send the request again."""
         # aiohttp rejects this header if the session has its own authorization, so set it here.
         if self._authorization is not None:
             request.headers["Authorization"] = self._authorization
-        call: aiohttp.ClientHandlerType = partial(self._call_aiohttp, handler)
-        # `_call_middlewares` replaces the middlewares of the session, which have no public name.
-        users = request.session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        if users:
-            call = build_client_middlewares(call, users)
         try:
-            return await call(request)
+            return await handler(request)
         except Exception as error:  # noqa: BLE001 - raised below
             raised = error
             if error is self.failure:
@@ -106,43 +86,35 @@ class AiohttpExchange(Exchange):
         raise raised
 
     async def _call_aiohttp(
-        self, handler: aiohttp.ClientHandlerType, request: aiohttp.ClientRequest
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         """Send the request over a usable connection; record the errors of aiohttp in `failure`."""
         if request.loop is not asyncio.get_running_loop():
             raise errors.Flux0Error("the aiohttp session belongs to another event loop")
         while True:
-            self.trace_error = None
             # aiohttp has no public hook for the connections of a user's session. Therefore `_send`
-            # replaces the method that aiohttp calls when it has a connection. `_send` then changes
-            # the class of the connection.
+            # replaces the method that aiohttp calls when it has a connection.
             request.send = partial(self._send, request.send)  # type: ignore[method-assign]
             try:
                 return await handler(request)
             except _StaleConnectionError:
                 continue
             except LIBRARY_ERRORS as error:
-                if self.trace_error is None:
-                    self.failure: BaseException | None = error
-                    raise
+                self.failure: BaseException | None = error
+                raise
             finally:
                 del request.send  # The attribute refers to `request`: a reference cycle.
-            # Raised outside of the `except` block, so that `__context__` is unchanged.
-            raise self.trace_error
 
     async def _send(self, send: Any, connection: Any) -> Any:
         protocol = connection.protocol
         if not isinstance(protocol, TrackedConnection):
             protocol.__class__ = TrackedConnection
             if connection.transport is not None:
-                # uvloop has stored the methods of the old class. Set the protocol again, so that
-                # uvloop calls the methods of `TrackedConnection`.
+                # uvloop has stored the methods of the old class, so set the protocol again.
                 connection.transport.set_protocol(protocol)
         elif protocol.is_stale():
             raise _StaleConnectionError
-        protocol.await_head(self.timeout.read, self.timeout.write)
-        if self.places is not None:
-            connection.add_callback(self.places.release)
+        protocol.await_head(self.timeout.read)
         self.sent = True
         return await send(connection)
 
@@ -155,31 +127,6 @@ class _UserError(Exception):
     """A wrapper of an error of the user's code. After the error itself, aiohttp would retry."""
 
 
-class _RecordedTraces(aiohttp.TraceConfig):
-    """Calls the trace functions of the user's `TraceConfig`, and records their errors."""
-
-    def __init__(self, users: aiohttp.TraceConfig) -> None:
-        super().__init__(partial(self._context, users))  # type: ignore[arg-type] # any function
-        for event in (name for name in dir(users) if name.startswith("on_")):
-            getattr(self, event).append(partial(self._call, getattr(users, event)))
-        self.freeze()
-
-    @staticmethod
-    def _context(users: aiohttp.TraceConfig, trace_request_ctx: Any) -> SimpleNamespace:
-        exchange = trace_request_ctx if isinstance(trace_request_ctx, AiohttpExchange) else None
-        context = users.trace_config_ctx(None if exchange else trace_request_ctx)
-        return SimpleNamespace(exchange=exchange, users=context)
-
-    @staticmethod
-    async def _call(users: Any, session: object, context: Any, params: object) -> None:
-        try:
-            await users.send(session, context.users, params)
-        except Exception as error:
-            if context.exchange is not None:  # None if the user's own code sends a request.
-                context.exchange.trace_error = error
-            raise
-
-
 def translate(
     error: Exception, timeout: Timeout, *, sent: bool, head_received: bool = False
 ) -> errors.TransportError:
@@ -187,11 +134,9 @@ def translate(
     kind: type[errors.TransportError]
     if isinstance(error, asyncio.TimeoutError):
         kind = errors.ReadTimeout if sent else errors.ConnectTimeout
-        if isinstance(error, WriteTimeoutError):
-            kind = errors.WriteTimeout
     elif sent:
-        is_http = not isinstance(error, _HTTP_ERRORS)
-        kind = errors.ConnectionInterrupted if is_http else errors.ProtocolError
+        invalid = isinstance(error, _HTTP_ERRORS)
+        kind = errors.ProtocolError if invalid else errors.ConnectionInterrupted
     else:
         kind = errors.TLSError if isinstance(error, _TLS_ERRORS) else errors.ConnectError
     cause = without_secrets(error)

@@ -1,14 +1,12 @@
 """The transport over aiohttp, for async code under asyncio.
 
-1. `send_async` waits until the number of open exchanges is below the limit, and starts an
-   `AiohttpExchange`. In a session of the user, aiohttp applies the limit itself.
-2. `ClientSession.request` calls a middleware of flux0. This middleware calls the user's middlewares
-   and then aiohttp. If aiohttp fails, the middleware raises a flux0 error. Errors of the user's
-   code are unchanged.
-3. aiohttp takes a connection from the pool or opens a connection. It calls `AiohttpExchange._send`,
+1. `send_async` starts an `AiohttpExchange`, which calls `ClientSession.request`. The middlewares of
+   the session run between two middlewares of flux0. The inner one records the errors of aiohttp,
+   and the outer one replaces them by flux0 errors. Errors of the user's code are unchanged.
+2. aiohttp takes a connection from the pool or opens a connection. It calls `AiohttpExchange._send`,
    which rejects stale connections, and then sends the request. A request is sent only once.
-4. `TrackedConnection` limits the wait for the response head, and rejects data that is not HTTP.
-5. `_Body` reads the content. At the end of the body, aiohttp returns the connection to the pool. If
+3. `TrackedConnection` limits the wait for the response head, and rejects data that is not HTTP.
+4. `_Body` reads the content. At the end of the body, aiohttp returns the connection to the pool. If
    the body is closed early, cancelled, interrupted or garbage-collected, the connection is aborted.
 """
 
@@ -16,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, cast
 from weakref import finalize
 
@@ -28,7 +27,6 @@ from flux0.adapters.shared.bodies import AsyncPulledBody
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import MAX_CONNECTIONS, MAX_IDLE_SECONDS
 from flux0.adapters.shared.misplaced import refuse_misplaced, transport_repr
-from flux0.adapters.shared.places import Places
 from flux0.adapters.shared.proxies import EnvironmentProxies
 from flux0.domain import errors
 from flux0.domain.headers import Headers
@@ -42,8 +40,8 @@ class AiohttpTransport:
 
     Your session keeps its settings, cookies, middlewares and traces, and flux0 never closes it. It
     can only be used in the event loop that created it. Built-in sessions store no cookies, and use
-    the proxy settings of the environment. In your session, the connect timeout includes the wait
-    for a free connection.
+    the proxy settings of the environment. The connect timeout includes the wait for a free
+    connection.
     """
 
     def __init__(self, session: aiohttp.ClientSession | None = None) -> None:
@@ -53,7 +51,7 @@ class AiohttpTransport:
                 problem = f"is {session!r}: pass an aiohttp.ClientSession, not a wrapper of it"
                 raise errors.InvalidArgument("session", problem)
         self._session = session
-        self._own_sessions = PerLoop(_make_session, lambda own: own[0].close())
+        self._own_sessions = PerLoop(_make_session, aiohttp.ClientSession.close)
         self._proxies = EnvironmentProxies("aiohttp")
 
     def __repr__(self) -> str:
@@ -66,13 +64,11 @@ class AiohttpTransport:
             asyncio.get_running_loop()
         except RuntimeError:
             raise errors.Flux0Error("aiohttp needs asyncio: use HttpxTransport in trio") from None
-        call, session, proxy = exchange.AiohttpExchange(request), self._session, None
+        session, proxy = self._session, None
         if session is None:
-            session, places = await self._own_sessions.get()
+            session = await self._own_sessions.get()
             proxy = self._proxies.proxy_for(request.url)
-            await places.enter(request.timeout.pool)
-            call.places = places
-        response = await call.run(request, url, session, proxy)
+        response = await exchange.AiohttpExchange(request).run(request, url, session, proxy)
         pairs = [(str(n, "latin-1"), str(v, "latin-1")) for n, v in response.raw_headers]
         headers, body = Headers(tuple(pairs)), _Body(request, response, self)
         return Response(response.status, headers, body, response, not is_framed(headers))
@@ -82,13 +78,12 @@ class AiohttpTransport:
         await self._own_sessions.close_async()
 
 
-def _make_session(limit: int = MAX_CONNECTIONS) -> tuple[aiohttp.ClientSession, Places]:
-    """Return a session, and the `Places` that limit its open exchanges."""
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=MAX_IDLE_SECONDS)
-    session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-    return session, Places(limit)
+def _make_session(limit: int = MAX_CONNECTIONS) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=limit, keepalive_timeout=MAX_IDLE_SECONDS)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
 
+@lru_cache(128)
 def _parse_url(text: str) -> URL:
     try:
         url = URL(text, encoded=True)
@@ -96,17 +91,14 @@ def _parse_url(text: str) -> URL:
             url = url.with_host(url.raw_host or "")  # `with_host` encodes the host name.
         if url.scheme in ("http", "https") and url.host and url.port is not None:
             return url
-        problem = ValueError("it must begin with http:// or https:// and the name of a server")
+        problem = "it must begin with http:// or https:// and the name of a server"
+        raise ValueError(problem)  # noqa: TRY301
     except ValueError as error:
-        problem = error
-    raise errors.ConnectError(f"the URL is not valid: {problem}") from problem
+        raise errors.ConnectError(f"the URL is not valid: {error}") from error
 
 
 class _Body(AsyncPulledBody):
-    """The body of a response.
-
-    The body refers to its transport, `owner`, because a freed transport closes its session.
-    """
+    """The body of a response. It keeps `owner`, because a freed transport closes its session."""
 
     def __init__(self, request: Request, response: aiohttp.ClientResponse, owner: object) -> None:
         super().__init__(response.headers.get("Content-Encoding", ""))
@@ -120,8 +112,7 @@ class _Body(AsyncPulledBody):
         self._connection = response.connection and cast("Any", response.connection).protocol
         # Without a connection, the body is complete, and aiohttp has released the connection.
         if self._connection is not None:
-            # Use a finalizer, not __del__: if the garbage collector frees body and connection
-            # together, __del__ is called too late.
+            # Use a finalizer, not __del__, which is called too late if both are freed together.
             loop, transport = asyncio.get_running_loop(), self._connection.transport
             self._finalizer = finalize(self, _close_soon, loop, response, transport)
 
@@ -141,8 +132,7 @@ class _Body(AsyncPulledBody):
                 # A middleware of the user may have read the body. `read` returns the body again.
                 data = await self._response.read()
         except exchange.LIBRARY_ERRORS as error:
-            # Return the received data before the error. While the exception is set, `read_nowait`
-            # would raise it.
+            # Return the received data first. While the exception is set, `read_nowait` raises it.
             self._content.set_exception(cast("Exception", None))
             data = self._content.read_nowait()
             self._content.set_exception(error)

@@ -18,7 +18,9 @@ import aiohttp
 import pytest
 import trio
 from aiohttp.client_proto import ResponseHandler
+from attrs import evolve
 
+from flux0 import Flux0
 from flux0.adapters.aiohttp.connection import TrackedConnection
 from flux0.adapters.aiohttp.transport import (
     AiohttpTransport,
@@ -31,8 +33,8 @@ from flux0.domain.errors import (
     ConnectTimeout,
     Flux0Error,
     ProtocolError,
+    ReadTimeout,
     TransportError,
-    WriteTimeout,
 )
 from flux0.ports import AsyncByteStream, Request, Response, Timeout
 from flux0.runtime.event_loop import PerLoop
@@ -50,7 +52,7 @@ from flux0.testing.contract.responses import (
     http_response,
 )
 from support.secured import Secured
-from support.sending import HALF, OK, fetch, get, post, read
+from support.sending import HALF, LONG_TIMEOUT, OK, fetch, get, post, read
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
 
@@ -78,11 +80,26 @@ class TestAiohttpTransport(LimitedPoolContract, AsyncTransportContract):
     def make_limited_transport(self) -> AiohttpTransport:
         return limited()
 
+    def test_write_timeout_expires(self, harness: Harness) -> None:
+        """The read timeout limits sending, too."""
+        timeout = evolve(LONG_TIMEOUT, read=SHORT)
+        with pytest.raises(ReadTimeout):
+            harness.send(post(harness.listen()[1], bytes(64_000_000), timeout=timeout))
+
+    def test_pool_timeout_expires(self, limited: Harness) -> None:
+        """aiohttp has one timeout for this wait and for opening a connection."""
+        server, response = limited.exchange(HALF, stream=True)
+        with pytest.raises(ConnectTimeout, match=r"within 0\.1 s \(connect timeout\)"):
+            limited.send(get(server.url, timeout=Timeout(connect=SHORT)))
+        response.close()
+        server.release()
+        assert limited.fetch(get(server.url)) == b"firstsecond"
+
 
 def limited() -> AiohttpTransport:
     """Return a transport whose own sessions use at most one connection at the same time."""
     transport = AiohttpTransport()
-    sessions = PerLoop(partial(_make_session, 1), lambda own: own[0].close())
+    sessions = PerLoop(partial(_make_session, 1), aiohttp.ClientSession.close)
     transport._own_sessions = sessions  # pyright: ignore[reportPrivateUsage]
     return transport
 
@@ -272,13 +289,14 @@ def test_failed_and_cancelled_requests_free_their_place() -> None:
         assert len(server.requests) == 4
 
 
-def test_request_that_waits_for_a_connection_when_its_session_is_closed() -> None:
+def test_call_that_waits_for_a_connection_when_its_client_is_closed() -> None:
     async def run(server: ByteServer) -> None:
         transport = limited()
         response = await begun(transport, server.url)
-        waiting = [asyncio.ensure_future(fetch(transport, get(server.url))) for _ in range(3)]
-        await asyncio.sleep(0)
-        await transport.close_async()
+        client = Flux0(server.url, transport=transport)
+        waiting = [asyncio.ensure_future(client.agents.list_async()) for _ in range(3)]
+        await asyncio.sleep(SHORT)
+        await client.close_async()
         await response.body.close_async()
         for each in waiting:
             with pytest.raises(ClientClosed):
@@ -394,23 +412,6 @@ def test_connection_is_lost_before_a_large_body_is_sent(event: str) -> None:
 
     with ByteServer(on_connect=(Disconnect(),)) as server:
         asyncio.run(run(server.url))
-
-
-def test_write_timeout_applies_if_sending_begins_late() -> None:
-    async def wait(*_: object) -> None:
-        await asyncio.sleep(0.05)
-
-    async def run(url: str) -> None:
-        trace = aiohttp.TraceConfig()
-        trace.on_request_headers_sent.append(wait)
-        async with aiohttp.ClientSession(trace_configs=[trace]) as session:
-            request = post(url, bytes(64_000_000), timeout=Timeout(read=None, write=0.02))
-            sending = AiohttpTransport(session).send_async(request)
-            with pytest.raises(WriteTimeout):
-                await asyncio.wait_for(sending, DEFAULT_TIMEOUT)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        asyncio.run(run(f"http://127.0.0.1:{listener.getsockname()[1]}/"))
 
 
 # --- bodies
