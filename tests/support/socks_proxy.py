@@ -27,6 +27,7 @@ class SocksProxy:
 
     Attributes:
         targets: host and port of each connection that clients requested.
+        connected: is set when a client has sent its first message.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class SocksProxy:
         self._open: list[socket.socket] = []
         self._server = ProxyServer(self._serve)
         self.targets: tuple[tuple[str, int], ...] = ()
+        self.connected = threading.Event()
         self.accepted = 0
 
     @property
@@ -62,6 +64,7 @@ class SocksProxy:
         with contextlib.suppress(OSError, EOFError):
             if not self._responds:
                 client.recv(1)
+                self.connected.set()
                 client.recv(65536)
                 while client.recv(65536):
                     pass

@@ -20,6 +20,7 @@ from flux0.ports import ByteStream, Request, Response, Transport
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.responses import Receive, Signal, WaitForRelease
 from support.sending import AGENTS, HALF, LONG_TIMEOUT, OK, fetch_sync, get
+from support.socks_proxy import SocksProxy
 from support.transports import SYNC_WAYS, Way
 from support.unreachable import resolve_to, unreachable_address
 
@@ -53,7 +54,8 @@ def close_while_calling(transport: Any, url: str, waiting: Event | None = None) 
         call = threads.submit(flux0.agents.list)
         assert (waiting or sending).wait(DEFAULT_TIMEOUT)
         flux0.close()
-        error = call.exception(DEFAULT_TIMEOUT)
+        # The connect timeout, which would also end the call, is longer.
+        error = call.exception(DEFAULT_TIMEOUT / 2)
     assert isinstance(error, ClientClosed)
 
 
@@ -95,6 +97,15 @@ def test_closing_a_client_ends_connecting(
 
         monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
         close_while_calling(transport, "http://flux0.example", connecting)
+
+
+@over_sync
+def test_closing_a_client_ends_the_wait_for_a_silent_socks_proxy(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SocksProxy(responds=False) as proxy:
+        monkeypatch.setenv("ALL_PROXY", f"socks5://{proxy.address}")
+        close_while_calling(way.make_transport(), "http://127.0.0.1:9", proxy.connected)
 
 
 @over_sync

@@ -23,6 +23,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 
 from flux0.adapters.shared.connecting import Connector
 from flux0.adapters.shared.exchange import Exchange
+from flux0.adapters.shared.failures import chain
 from flux0.adapters.shared.limits import MAX_CONNECTIONS, MAX_IDLE_SECONDS
 from flux0.adapters.shared.misplaced import refuse_misplaced
 from flux0.adapters.urllib3.http_response import TrackedResponse
@@ -65,6 +66,7 @@ class Urllib3Exchange(Exchange):
 # An interrupt cannot wake the thread: a finalizer may call `Interrupt.fire`, and must not acquire
 # the lock of the pool's queue.
 _INTERRUPT_CHECK_SECONDS: Final = 0.1
+_MIN_SECONDS: Final = 0.001  # A timeout of 0 would make a socket non-blocking.
 
 _EXCHANGE: ContextVar[Urllib3Exchange | None] = ContextVar("flux0_exchange", default=None)
 
@@ -119,20 +121,19 @@ class TrackedConnection(HTTPConnection):
         if exchange is None:
             return super()._new_conn()
         sock: Any
-        if cast("Any", super()._new_conn).__func__ is HTTPConnection._new_conn:  # noqa: SLF001
+        options: dict[str, Any] | None = getattr(self, "_socks_options", None)
+        if options is not None:
+            sock = self._connect_through_socks(exchange, options)
+        elif cast("Any", super()._new_conn).__func__ is HTTPConnection._new_conn:  # noqa: SLF001
             sock = self._connect(exchange)
-        else:  # urllib3's connection class for SOCKS proxies, or the user's class.
-            try:
-                sock = super()._new_conn()
-            except HTTPError as error:
-                # For some errors of PySocks, urllib3 sets only __context__. Set __cause__, too,
-                # because `failures.chain` ignores __context__.
-                error.__cause__ = error.__cause__ or error.__context__
-                raise
+        else:  # The user's class.
+            sock = super()._new_conn()
         # The TLS handshake detaches `sock`, and creates an SSLSocket that is not available before
         # the handshake has ended. Therefore `Interrupt.fire` shuts down a duplicate of the socket.
-        self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
-        exchange.shut_down_on_interrupt(self._duplicate)
+        # A class of the user may return an object that is no socket and cannot be duplicated.
+        if isinstance(sock, socket.socket):
+            self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
+            exchange.shut_down_on_interrupt(self._duplicate)
         return sock
 
     def _connect(self, exchange: Urllib3Exchange) -> socket.socket:
@@ -146,11 +147,50 @@ class TrackedConnection(HTTPConnection):
             sock = connector.connect(self._dns_host.strip("[]"), self.port)
         except OSError as error:
             exchange.dead_proxy = self.proxy and self.proxy.url
-            timed_out = isinstance(error, TimeoutError)
-            kind = ConnectTimeoutError if timed_out else NewConnectionError
-            raise kind(self, str(error)) from error
+            raise self._connect_error(error) from error
         sys.audit("http.client.connect", self, self.host, self.port)
         return sock
+
+    def _connect_through_socks(self, exchange: Urllib3Exchange, options: dict[str, Any]) -> Any:
+        """Return a socket that is connected through a SOCKS proxy.
+
+        urllib3 would call `socks.create_connection`, which returns the socket only after the
+        messages of the proxy. An interrupt could not end the wait for these messages.
+        """
+        import socks  # type: ignore[import-untyped] # noqa: PLC0415 - PySocks is optional
+
+        proxy = options["proxy_host"].strip("[]"), options["proxy_port"]
+        login = options["rdns"], options["username"], options["password"]
+        limit = exchange.timeout.connect
+        end = None if limit is None else monotonic() + limit
+        try:
+            # Like PySocks, try each address family of the proxy.
+            kinds = [address[:3] for address in socket.getaddrinfo(*proxy, type=socket.SOCK_STREAM)]
+            while True:
+                sock: Any = socks.socksocket(*kinds.pop(0))
+                try:
+                    for option in self.socket_options or ():
+                        sock.setsockopt(*option)
+                    if end is not None:
+                        sock.settimeout(max(end - monotonic(), _MIN_SECONDS) / (len(kinds) + 1))
+                    sock.set_proxy(options["socks_version"], *proxy, *login)
+                    if self.source_address:
+                        sock.bind(self.source_address)
+                    exchange.shut_down_on_interrupt(sock)
+                    sock.connect((self.host.strip("[]"), self.port))
+                except OSError:  # The errors of PySocks derive from OSError.
+                    sock.close()
+                    if exchange.interrupt.fired or not kinds:
+                        raise
+                else:
+                    return sock
+        except OSError as error:
+            raise self._connect_error(error) from error
+
+    def _connect_error(self, error: OSError) -> HTTPError:
+        timed_out = isinstance(chain(error)[-1], TimeoutError)
+        kind = ConnectTimeoutError if timed_out else NewConnectionError
+        return kind(self, str(error))
 
     def request(self, *args: Any, **options: Any) -> None:
         """Connect if necessary, record that the request is being sent, and send it."""
