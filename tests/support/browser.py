@@ -51,7 +51,7 @@ _WAIT = """new Promise((resolve, reject) => {
   observer.observe(document, {
     subtree: true, childList: true, characterData: true, attributes: true,
   });
-  setTimeout(() => reject(new Error(document.body.innerText)), 10000);
+  setTimeout(() => reject(new Error(document.body.innerText)), 30000);
   check();
 })"""
 
