@@ -38,7 +38,7 @@ _OPTIONS = (
     "--no-first-run",
     "--remote-debugging-pipe",
 )
-_TIMEOUT_SECONDS = 20.0
+_TIMEOUT_SECONDS = 40.0
 # A script that waits in the page: only the page can observe its own changes.
 _WAIT = """new Promise((resolve, reject) => {
   const check = () => {
