@@ -24,18 +24,18 @@ def named(page: str) -> list[tuple[str, str]]:
     return found
 
 
-RELIABILITY = named("docs/reliability.md")
+PROMISES = named("docs/promises.md")
 OTHERS = {
     ("*.py", name) for page in ("docs/architecture.md", "SECURITY.md") for _, name in named(page)
 }
 
 
 def test_pages_name_tests() -> None:
-    assert len(RELIABILITY) > 40
+    assert len(PROMISES) > 40
     assert len(OTHERS) > 20
 
 
-@pytest.mark.parametrize(("file", "name"), [*RELIABILITY, *sorted(OTHERS)])
+@pytest.mark.parametrize(("file", "name"), [*PROMISES, *sorted(OTHERS)])
 def test_named_test_exists(file: str, name: str) -> None:
     texts = [path.read_text("utf-8") for folder in FOLDERS for path in (ROOT / folder).rglob(file)]
 
