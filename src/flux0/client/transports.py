@@ -61,42 +61,29 @@ def choose_transports(
     it has no async methods. Sync calls never use an async transport or client.
     """
     _refuse_eventlet()
-    passed: tuple[object, ...] = (transport, async_transport, client, async_client)
-    if _default_transports and passed == (None,) * len(passed):
-        transport = _default_transports[-1]
-    _check_transport("transport", transport, "send", "send_async")
-    _check_transport("async_transport", async_transport, "send_async")
     if client is not None and transport is not None:
         raise InvalidArgument("client", "cannot be passed together with transport")
     if async_client is not None and async_transport is not None:
         raise InvalidArgument("async_client", "cannot be passed together with async_transport")
-    has_async = async_transport is not None or async_client is not None
-    if transport is not None and not hasattr(transport, "send") and has_async:
+    _check_transport("transport", transport, "send", "send_async")
+    _check_transport("async_transport", async_transport, "send_async")
+    base: Any = transport if client is None else _httpx_transport(client)
+    own: Any = async_transport if async_client is None else _httpx_transport(None, async_client)
+    if base is None and own is None:
+        base = _default_transports[-1] if _default_transports else _httpx_transport()
+    if base is not None and not hasattr(base, "send") and own is not None:
         problem = "is async and cannot be passed together with async_transport or async_client"
         raise InvalidArgument("transport", problem)
-
-    transport, async_transport = _for_client(transport), _for_client(async_transport)
+    base, own = _for_client(base), _for_client(own)
     # An `HttpxTransport` always has `send`, but `serves_sync` is False if it has only an async
     # client.
-    serves_sync = hasattr(transport, "send") and getattr(transport, "serves_sync", True)
-    serves_async = hasattr(transport, "send_async") and getattr(transport, "serves_async", True)
-    sync_side: Any = transport if serves_sync else None
-    async_side: Any = async_transport
-    if client is not None:
-        sync_side = _httpx_transport(client)
-    if async_client is not None:
-        async_side = _httpx_transport(async_client, is_async=True)
-    elif async_side is None and serves_async:
-        async_side = transport
-    if sync_side is None and async_side is None:
-        from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx
-
-        sync_side = async_side = HttpxTransport()
-    elif async_side is None:
+    serves_sync = hasattr(base, "send") and getattr(base, "serves_sync", True)
+    serves_async = hasattr(base, "send_async") and getattr(base, "serves_async", True)
+    if own is None and not serves_async:
         from flux0.runtime.threads import ThreadedTransport  # noqa: PLC0415 - loads anyio
 
-        async_side = ThreadedTransport(cast("Transport", sync_side))
-    return cast("Transport | None", sync_side), cast("AsyncTransport", async_side)
+        own = ThreadedTransport(base)
+    return (base if serves_sync else None), (base if own is None else own)
 
 
 def time_source(transport: object) -> Time:
@@ -110,16 +97,12 @@ def _for_client(transport: T) -> T:
     return cast("T", transport.for_client()) if isinstance(transport, Shared) else transport
 
 
-def _httpx_transport(client: Any, *, is_async: bool = False) -> HttpxFamilyTransport:
-    """Return a transport for a client of httpx or httpx2, or an object with the same methods."""
-    clients = (None, client) if is_async else (client, None)
-    if library_of(client) == "httpx2":
-        from flux0.adapters.httpx import Httpx2Transport  # noqa: PLC0415 - loads httpx2
+def _httpx_transport(client: Any = None, async_client: Any = None) -> HttpxFamilyTransport:
+    """Return a transport for clients of httpx or httpx2, or for objects with the same methods."""
+    from flux0.adapters.httpx import Httpx2Transport, HttpxTransport  # noqa: PLC0415 - loads httpx
 
-        return Httpx2Transport(*clients)
-    from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx
-
-    return HttpxTransport(*clients)
+    is_httpx2 = "httpx2" in (library_of(client), library_of(async_client))
+    return (Httpx2Transport if is_httpx2 else HttpxTransport)(client, async_client)
 
 
 def _check_transport(argument: str, value: object, *methods: str) -> None:
