@@ -27,7 +27,7 @@ from flux0.domain.errors import (
 from flux0.domain.http import is_rejected
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Await, Effect, Flow, ReadBody, Send, Sleep
-from flux0.ports import AsyncTransport, ByteStream, Request, Response, Time, Timeout, Transport
+from flux0.ports import AsyncTransport, ByteStream, Request, Response, Time, Transport
 from flux0.runtime.event_loop import call_soon, running_loop
 from flux0.runtime.waker import Waker
 
@@ -43,7 +43,7 @@ class _Progress:
     """Records whether a call has sent its request, to set `sent` of the error that it raises."""
 
     def __init__(self) -> None:
-        self._sent: Sent = "no"
+        self.sent: Sent = "no"
         self._request: Request | None = None
 
     def record(self, effect: Effect, outcome: object) -> None:
@@ -56,20 +56,16 @@ class _Progress:
         else:
             rejected = isinstance(outcome, Flux0Error) and outcome.sent == "no"
         if not rejected:
-            self._sent = "maybe"
-
-    def describe(self, error: E) -> E:
-        """Set `error.sent` for the whole call, and return `error`."""
-        error.sent = self._sent
-        return error
+            self.sent = "maybe"
 
     def ended(self, error: E) -> E:
-        """Attach the last request of the cancelled call to `error`, and call `describe`."""
+        """Attach the last request of the cancelled call to `error`, set `sent`, return `error`."""
         if self._request is not None:
             request = self._request
             error.attach_request(request.operation, request.method, request.url)
             error.attempts = request.attempt
-        return self.describe(error)
+        error.sent = self.sent
+        return error
 
 
 @frozen(eq=False)
@@ -99,7 +95,7 @@ class Driver:
             result: T = stop.value
             return result
         except Flux0Error as error:
-            progress.describe(error)
+            error.sent = progress.sent
             raise
 
     def _perform(self, effect: Effect, deadline: Deadline | None) -> object:
@@ -216,7 +212,7 @@ class AsyncDriver:
             result: T = stop.value
             return result
         except Flux0Error as error:
-            progress.describe(error)
+            error.sent = progress.sent
             raise
 
     async def _perform(self, effect: Effect, deadline: Deadline | None) -> object:
@@ -267,12 +263,12 @@ def _limited(request: Request, deadline: Deadline, time: Time) -> Request:
     timeout = request.timeout
     return evolve(
         request,
-        timeout=Timeout(
+        timeout=evolve(
+            timeout,
             connect=_shorter(timeout.connect, left),
             read=_shorter(timeout.read, left),
             write=_shorter(timeout.write, left),
             pool=_shorter(timeout.pool, left),
-            idle=timeout.idle,
         ),
     )
 
