@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from flux0.adapters.sse import SSEParser
 from flux0.client.caller import Caller
@@ -24,8 +24,6 @@ from flux0.usecases.turn import Turn
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-T = TypeVar("T")
 
 
 class _Resource(Uncopyable):
@@ -234,12 +232,15 @@ class SessionsResource(_Resource):
             type_: The type of the event. The server 0.1.0b4 accepts only messages.
             source: The author of the event. The server 0.1.0b4 accepts only users.
         """
-        call, request, list_stored = self._prepare(
-            self.list_events, session_id, type_, source, content, options
+        caller = self._caller
+        call = caller.call(**options)
+        session = call.server_url, session_id
+        request = sessions.create_event(
+            call, session_id=session_id, type_=type_, source=source, content=content
         )
-        caller, session = self._caller, (call.server_url, session_id)
+        list_stored = partial(self.list_events, session_id=session_id, **_kept(options))
         with caller.open_turns.exclusive(session, call.deadline):
-            report = TurnReport(caller.observers, request, session_id, call.agent, caller.clock)
+            report = TurnReport(caller.observers, request, session_id, call.agent)
             response = caller.drive(sessions.open_stream(call, request), call.deadline)
             turn, accumulator = _new_turn(call, request)
             stream = EventStream(response, turn, accumulator, list_stored, report)
@@ -262,12 +263,15 @@ class SessionsResource(_Resource):
 
         Await the result to get the stream, or use the result directly in `async with`.
         """
-        call, request, list_stored = self._prepare(
-            self.list_events_async, session_id, type_, source, content, options
+        caller = self._caller
+        call = caller.call(**options)
+        session = call.server_url, session_id
+        request = sessions.create_event(
+            call, session_id=session_id, type_=type_, source=source, content=content
         )
-        caller, session = self._caller, (call.server_url, session_id)
+        list_stored = partial(self.list_events_async, session_id=session_id, **_kept(options))
         async with caller.open_turns.exclusive_async(session, call.deadline):
-            report = TurnReport(caller.observers, request, session_id, call.agent, caller.clock)
+            report = TurnReport(caller.observers, request, session_id, call.agent)
             response = await caller.drive_async(sessions.open_stream(call, request), call.deadline)
             turn, accumulator = _new_turn(call, request)
             stream = AsyncEventStream(response, turn, accumulator, list_stored, report)
@@ -275,23 +279,6 @@ class SessionsResource(_Resource):
         if caller.is_closed:  # `Flux0.close` may have run before `add`. Close the stream here.
             await stream.close_async(CLIENT_CLOSED)
         return stream
-
-    def _prepare(
-        self,
-        list_events: Callable[..., T],
-        session_id: str,
-        type_: EventType | str,
-        source: EventSource | str,
-        content: str,
-        options: TurnOptions,
-    ) -> tuple[ApiCall, Request, Callable[..., T]]:
-        """Return the call, its request, and the function that lists the events of the session."""
-        call = self._caller.call(**options)
-        request = sessions.create_event(
-            call, session_id=session_id, type_=type_, source=source, content=content
-        )
-        kept = {name: options.get(name) for name in ("server_url", "http_headers")}
-        return call, request, partial(list_events, session_id=session_id, **kept)
 
     def list_events(
         self,
@@ -348,3 +335,8 @@ def _new_turn(call: ApiCall, request: Request) -> tuple[Turn, MessageAccumulator
     parser = SSEParser(max_event_bytes=call.max_event_bytes)
     accumulator = MessageAccumulator(max_turn_bytes=call.max_turn_bytes)
     return Turn(parser, call.codec, request), accumulator
+
+
+def _kept(options: TurnOptions) -> dict[str, Any]:
+    """Return the options of a turn that also apply when its stored events are listed."""
+    return {name: options.get(name) for name in ("server_url", "http_headers")}

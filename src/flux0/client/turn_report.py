@@ -23,17 +23,12 @@ class TurnReport:
     """
 
     def __init__(
-        self,
-        observers: Observers,
-        request: Request,
-        session_id: str,
-        agent: Participant,
-        clock: Callable[[], float],
+        self, observers: Observers, request: Request, session_id: str, agent: Participant
     ) -> None:
         self._observers = observers
         self._request = request
-        self.clock: Callable[[], float] = clock
-        self._start = clock()
+        self.clock: Callable[[], float] = observers.clock
+        self._start = self.clock()
         self._once = Lock()
         self.session_id: str = session_id
         self.agent: Participant = agent

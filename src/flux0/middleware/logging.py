@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
 from flux0.domain.errors import Flux0Error, mark_user_error
@@ -89,11 +87,11 @@ def log_retry(details: RetryDetails) -> None:
     )
 
 
-def turn_log_check() -> Callable[[], bool]:
-    """Return a function that returns whether `log_turn` would log anything."""
+def is_turn_logged() -> bool:
+    """Return whether `log_turn` would log anything."""
     import logging  # noqa: PLC0415 - slow to import; HTTP libraries import it, too
 
-    return partial(logging.getLogger("flux0").isEnabledFor, logging.INFO)
+    return logging.getLogger("flux0").isEnabledFor(logging.INFO)
 
 
 def log_turn(turn: TurnEnd) -> None:

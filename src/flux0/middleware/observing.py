@@ -16,10 +16,10 @@ from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.flows import Flow, SendFlow
 from flux0.middleware.logging import (
+    is_turn_logged,
     log_failed_observer,
     log_turn,
     log_unconfirmed_end,
-    turn_log_check,
 )
 from flux0.observers import AttemptEnd, Call, CallEnd, Observer, TurnEnd
 from flux0.ports import Request, Response, Time
@@ -32,12 +32,14 @@ class Observers:
 
     `observe_call` runs around a whole call. The instance itself is a middleware, which runs for
     each attempt.
+
+    Attributes:
+        clock: the clock of durations.
     """
 
     def __init__(self, observers: Iterable[Observer], time: Time) -> None:
         self._observers = _checked(observers)
-        self._time = time
-        self._is_logged: Callable[[], bool] | None = None
+        self.clock: Callable[[], float] = time.monotonic
         self._failed: set[Observer] = set()
         self._warned = Lock()  # Acquired when the warning about unconfirmed ends is logged.
         self._postponed: deque[tuple[Call | None, TurnEnd]] = deque()
@@ -48,7 +50,7 @@ class Observers:
     def observe_call(self, request: Request, flow: Flow[T]) -> Flow[T]:
         """Run the flow of a call, and report the start and the end of the call."""
         call = cast("Call", request.call)  # A client with observers sets it in each request.
-        start, error = self._time.monotonic(), None
+        start, error = self.clock(), None
         self.flush()
         self._notify(lambda observer: observer.on_call_start(call))
         try:
@@ -57,7 +59,7 @@ class Observers:
             error = self._reported_error(raised, request)
             raise
         finally:
-            end = CallEnd(self._time.monotonic() - start, error)
+            end = CallEnd(self.clock() - start, error)
             self._notify(lambda observer: observer.on_call_end(call, end))
 
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
@@ -69,7 +71,7 @@ class Observers:
         for fields in self._notify(lambda observer: _header_fields(observer, call, number)):
             added = added.merge(fields)
         request = evolve(request, headers=added.merge(request.headers))
-        start = self._time.monotonic()
+        start = self.clock()
         try:
             response = yield from send(request)
             status = response.status_code
@@ -78,17 +80,13 @@ class Observers:
             status = raised.status_code if isinstance(raised, APIError) else None
             raise
         finally:
-            end = AttemptEnd(number, self._time.monotonic() - start, status, error)
+            end = AttemptEnd(number, self.clock() - start, status, error)
             self._notify(lambda observer: observer.on_attempt_end(call, end))
         return response
 
     def is_turn_observed(self) -> bool:
         """Return whether there are observers, or the log includes the ends of turns."""
-        if self._observers:
-            return True
-        if self._is_logged is None:
-            self._is_logged = turn_log_check()
-        return self._is_logged()
+        return bool(self._observers) or is_turn_logged()
 
     def first_event(self, call: Call | None, seconds: float) -> None:
         """Report the first event of a turn; `call` is None if there are no observers."""
@@ -140,7 +138,7 @@ class Observers:
         deadline = request.deadline
         if isinstance(error, Exception) or deadline is None:
             return error
-        return error if deadline.left(self._time.monotonic()) > 0 else deadline.exceeded()
+        return error if deadline.left(self.clock()) > 0 else deadline.exceeded()
 
 
 def _header_fields(observer: Observer, call: Call, number: int) -> Headers:

@@ -6,7 +6,6 @@ import gc
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from time import monotonic
 from typing import Any, TypeVar, cast
 
 import anyio
@@ -48,9 +47,8 @@ BROKEN = b"event: chunk\ndata: {no JSON}\n\n"
 
 def unobserved() -> TurnReport:
     """Return the report of a turn without observers."""
-    return TurnReport(
-        Observers((), SystemTime()), Request("POST", "", Headers()), "s", Participant(), monotonic
-    )
+    request = Request("POST", "", Headers())
+    return TurnReport(Observers((), SystemTime()), request, "s", Participant())
 
 
 def open_sync(recorded: Tape, asked: list[str] | None = None) -> EventStream:
