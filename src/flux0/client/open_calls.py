@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
+
+from attrs import define
 
 from flux0.domain.errors import ClientClosed, TransportError
 from flux0.runtime.processes import PerProcess
@@ -58,20 +59,13 @@ class OpenCalls:
             wake()
 
 
+@define(eq=False)
 class WakeOnClose:
     """The context manager that `OpenCalls.wake_on_close` returns."""
 
-    __slots__ = ("_calls", "_wake", "_wakers")
-
-    def __init__(
-        self,
-        calls: OpenCalls,
-        wakers: dict[WakeOnClose, Callable[[], object]],
-        wake: Callable[[], object],
-    ) -> None:
-        self._calls = calls
-        self._wakers = wakers
-        self._wake = wake
+    _calls: OpenCalls
+    _wakers: dict[WakeOnClose, Callable[[], object]]
+    _wake: Callable[[], object]
 
     def __enter__(self) -> None:
         self._wakers[self] = self._wake
@@ -80,10 +74,5 @@ class WakeOnClose:
             del self._wakers[self]
             self._calls.check()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         del self._wakers[self]
