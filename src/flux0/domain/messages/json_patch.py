@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flux0.domain.stream_events import JSONPatchOperation
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
+_Root: TypeAlias = "dict[str, JSON]"
 
 # The largest nesting depth of lists and objects. Recursive functions of Python such as `repr` and
 # `copy.deepcopy` fail for values that are nested several hundred levels deep.
@@ -102,43 +103,49 @@ def apply_operation(document: JSON, operation: JSONPatchOperation, budget: Memor
             deeply nested. The document is unchanged, except for created parents.
     """
     segments = _segments(operation.path)
-    _check_depth(len(segments))
+    _check_depth(segments)
     remaining = budget.remaining
     try:
-        return _applied(
-            _with_parents(document, operation.path, budget), segments, operation, budget
-        )
+        root = {"": _with_parents(document, operation.path, budget)}
+        _apply(root, segments, operation, budget)
     except PatchError:
         if document is None:  # The new document is discarded, so refund its size.
             budget.remaining = remaining
         raise
+    return root[""]
 
 
-def _applied(
-    root: JSON, segments: list[str], operation: JSONPatchOperation, budget: MemoryBudget
-) -> JSON:
+# The functions below change `root`, an object with the document as its only member. Its key is the
+# empty string, which is the first segment of each JSON Pointer.
+
+
+def _apply(
+    root: _Root, segments: list[str], operation: JSONPatchOperation, budget: MemoryBudget
+) -> None:
     match operation.op:
         case "add" | "replace":
             size, depth = measure(operation.value)
-            _check_depth(len(segments) + depth)
-            apply = _add if operation.op == "add" else _replace
-            return apply(root, segments, copied(operation.value), size, budget)
+            _check_depth(segments, depth)
+            # The document always exists, so it is replaced as by `add`.
+            apply = _replace if operation.op == "replace" and len(segments) > 1 else _add
+            apply(root, segments, copied(operation.value), size, budget)
         case "remove":
+            if len(segments) == 1:
+                raise PatchError("the whole document cannot be removed")
             parent, key = _existing(root, segments)
             budget.remaining += measure(parent.pop(key))[0] + _key_size(parent, key)
         case "move":
-            return _move(root, segments, _segments(operation.from_), budget)
+            _move(root, segments, _segments(operation.from_), budget)
         case "copy":
             value = _value(root, _segments(operation.from_))
             size, depth = budget.charge_copy(value)
-            _check_depth(len(segments) + depth)
-            return _add(root, segments, copied(value), size, budget)
+            _check_depth(segments, depth)
+            _add(root, segments, copied(value), size, budget)
         case "test":
             if not _equal(_value(root, segments), operation.value):
                 raise PatchError(f"the test failed: the value at {operation.path!r} is different")
         case _:
             check_operation(operation)
-    return root
 
 
 def measure(value: JSON, *, most: int = maxsize) -> tuple[int, int]:
@@ -191,8 +198,9 @@ def copied(value: JSON, *, finite: bool = False) -> JSON:
     return holder[0]
 
 
-def _check_depth(depth: int) -> None:
-    if depth > MAX_DEPTH:
+def _check_depth(segments: list[str], depth: int = 0) -> None:
+    """Check the depth of the document after adding a value of this depth at `segments`."""
+    if len(segments) - 1 + depth > MAX_DEPTH:
         raise PatchError(f"the document would be nested more than {MAX_DEPTH} levels deep")
 
 
@@ -201,13 +209,12 @@ def _key_size(parent: list[JSON] | dict[str, JSON], key: Any) -> int:
 
 
 def _segments(pointer: str | None) -> list[str]:
-    if not pointer:
-        if pointer is None:
-            raise PatchError("'from' is missing")
-        return []
-    if pointer[0] != "/":
+    """Return the segments of a JSON Pointer. The first segment is "", for the whole document."""
+    if pointer is None:
+        raise PatchError("'from' is missing")
+    segments = pointer.split("/")
+    if segments[0]:
         raise PatchError(f"{pointer!r} does not start with '/'")
-    segments = pointer.split("/")[1:]
     if "~" in pointer:
         if pointer.count("~") != pointer.count("~0") + pointer.count("~1"):
             raise PatchError(f"{pointer!r} has a '~' that is not part of '~0' or '~1'")
@@ -255,12 +262,9 @@ def _with_parents(root: JSON, path: str, budget: MemoryBudget) -> JSON:
     return root
 
 
-def _add(root: JSON, segments: list[str], value: JSON, size: int, budget: MemoryBudget) -> JSON:
-    if not segments:
-        if value is None:
-            raise PatchError("the document cannot be null")
-        budget.charge(size - measure(root)[0])
-        return value
+def _add(root: _Root, segments: list[str], value: JSON, size: int, budget: MemoryBudget) -> None:
+    if value is None and len(segments) == 1:
+        raise PatchError("the document cannot be null")
     parent, key = _place(root, segments)
     if isinstance(parent, dict):
         old = measure(parent[key])[0] if key in parent else -len(key)
@@ -271,31 +275,29 @@ def _add(root: JSON, segments: list[str], value: JSON, size: int, budget: Memory
     else:
         budget.charge(size)
         parent.insert(key, value)
-    return root
 
 
-def _replace(root: JSON, segments: list[str], value: JSON, size: int, budget: MemoryBudget) -> JSON:
-    if not segments:
-        return _add(root, segments, value, size, budget)
+def _replace(
+    root: _Root, segments: list[str], value: JSON, size: int, budget: MemoryBudget
+) -> None:
     parent, key = _existing(root, segments)
     budget.charge(size - measure(parent[key])[0])
     parent[key] = value
-    return root
 
 
-def _move(root: JSON, segments: list[str], source: list[str], budget: MemoryBudget) -> JSON:
+def _move(root: _Root, segments: list[str], source: list[str], budget: MemoryBudget) -> None:
     value = _value(root, source)
     if segments == source:
-        return root
+        return
     if segments[: len(source)] == source:
         raise PatchError("a value cannot be moved into itself")
     if len(segments) > len(source):
-        _check_depth(len(segments) + budget.charge_copy(value)[1])
+        _check_depth(segments, budget.charge_copy(value)[1])
     parent, key = _existing(root, source)
     del parent[key]
     try:
         # The budget already counts the value, so pass the size 0. The old key is refunded below.
-        root = _add(root, segments, value, 0, budget)
+        _add(root, segments, value, 0, budget)
     except PatchError:
         if isinstance(parent, dict):
             parent[key] = value
@@ -303,28 +305,23 @@ def _move(root: JSON, segments: list[str], source: list[str], budget: MemoryBudg
             parent.insert(key, value)
         raise
     budget.remaining += _key_size(parent, key)
-    return root
 
 
-def _value(root: JSON, segments: list[str]) -> JSON:
-    if not segments:
-        return root
+def _value(root: _Root, segments: list[str]) -> JSON:
     parent, key = _existing(root, segments)
     value: JSON = parent[key]
     return value
 
 
-def _existing(root: JSON, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON], Any]:
+def _existing(root: _Root, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON], Any]:
     """Return the parent and the key of a value, as `_place` does. The value must exist."""
-    if not segments:
-        raise PatchError("the whole document cannot be removed")
     parent, key = _place(root, segments)
     if key >= len(parent) if isinstance(parent, list) else key not in parent:
         raise PatchError(f"{key!r} does not exist")
     return parent, key
 
 
-def _place(root: JSON, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON], Any]:
+def _place(root: _Root, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON], Any]:
     """Return the list or object that contains a value, and the index or key of the value.
 
     The value need not exist, but its parent must. The index of `-` is the length of the list.
