@@ -467,8 +467,10 @@ def test_turns_are_not_described_if_nothing_observes_or_logs_them() -> None:
     assert (stream.seconds, stream.ending) == (0, "confirmed")
 
 
-def test_retries_are_printed_without_any_logging_configuration() -> None:
-    code = (
+@pytest.mark.parametrize("server", ["", "import uvicorn; uvicorn.Config('app')\n"])
+def test_retries_are_printed_without_a_handler_for_flux0(server: str) -> None:
+    """The logging configuration of uvicorn has no handler for other loggers."""
+    code = server + (
         "from flux0 import BackoffStrategy, Flux0, RetryConfig\n"
         "from flux0.testing import FakeTransport, Respond\n"
         "fake = FakeTransport()\n"
