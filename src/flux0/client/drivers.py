@@ -28,7 +28,7 @@ from flux0.domain.http import is_rejected
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Await, Effect, Flow, ReadBody, Send, Sleep
 from flux0.ports import AsyncTransport, ByteStream, Request, Response, Time, Transport
-from flux0.runtime.event_loop import call_soon, running_loop
+from flux0.runtime.event_loop import call_soon, not_loaded, running_loop
 from flux0.runtime.waker import Waker
 
 T = TypeVar("T")
@@ -183,11 +183,15 @@ class AsyncDriver:
 
     async def run(self, flow: Flow[T], deadline: Deadline | None = None) -> T:
         """The async version of `Driver.run`."""
-        from anyio import move_on_after  # noqa: PLC0415 - slow to import; httpx imports it anyway
-
         progress = _Progress()
         left = None if deadline is None else deadline.left(self.time.monotonic()) + _GRACE
-        with move_on_after(left) as scope:
+        try:
+            from anyio import move_on_after  # noqa: PLC0415 - slow to import; httpx imports it
+
+            limited = move_on_after(left)
+        except OSError as error:
+            raise not_loaded(error) from error
+        with limited as scope:
             cancel = partial(call_soon, running_loop(), scope.cancel)
             with self.calls.wake_on_close(cancel):
                 return await self._run(flow, deadline, progress)

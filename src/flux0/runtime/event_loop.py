@@ -6,12 +6,15 @@ for each event loop, and closes the resource before the loop ends.
 
 from __future__ import annotations
 
+import os
 import sys
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
+
+from flux0.domain.errors import ConnectError
 
 T = TypeVar("T")
 # Seconds between the garbage collection of a `PerLoop` and the closing of its resources.
@@ -29,6 +32,14 @@ async def sleep(seconds: float) -> None:
         await asyncio.sleep(seconds)
     else:
         await trio.sleep(seconds)
+
+
+def not_loaded(error: OSError) -> ConnectError:
+    """Return the error for a call that could not import the part of anyio for its event loop.
+
+    anyio imports this part when it is first used in a loop, which needs a free file descriptor.
+    """
+    return ConnectError(os.strerror(error.errno or 0).lower())
 
 
 def running_loop() -> Loop:

@@ -46,6 +46,53 @@ def test_process_that_cannot_open_files_gets_a_connect_error(way: Way, scheme: s
     assert process.stdout == f"GET {url}/api/agents: too many open files (2 attempts)\n"
 
 
+ASYNC_SCRIPT = """
+import os, resource, sys
+import flux0
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
+
+async def main(call):
+    client = flux0.Flux0(transport=getattr(flux0, sys.argv[2])())
+    held = []
+    try:
+        while True:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        pass
+    try:
+        if call == "list":
+            await client.agents.list_async()
+        else:
+            await client.sessions.create_event_async(session_id="s", content="Hi")
+    except flux0.ConnectError as error:
+        for each in held:
+            os.close(each)
+        print(error)
+
+if sys.argv[1] == "trio":
+    import trio
+    trio.run(main, sys.argv[3])
+else:
+    import asyncio
+    asyncio.run(main(sys.argv[3]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+@pytest.mark.parametrize("call", ["list", "create_event"])
+@pytest.mark.parametrize(
+    "way",
+    [Way("httpx", "asyncio"), Way("httpx", "trio"), Way("aiohttp", "asyncio")],
+    ids=str,
+)
+def test_first_async_call_without_free_files_gets_a_connect_error(way: Way, call: str) -> None:
+    """The first async call imports the part of anyio for its event loop."""
+    command = (sys.executable, "-c", ASYNC_SCRIPT, way.mode, TRANSPORTS[way.transport][0], call)
+    process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=50)
+    assert process.stdout == "too many open files\n"
+
+
 @pytest.mark.parametrize("patched", [False, True])
 def test_process_with_sockets_of_eventlet_is_rejected(
     monkeypatch: pytest.MonkeyPatch, *, patched: bool
