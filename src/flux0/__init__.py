@@ -3,27 +3,20 @@
     with Flux0() as client:
         agents = client.agents.list()
 
-`flux0.models` has all models and errors. `import flux0` imports no HTTP library: the library of a
-transport is imported when the transport is first used.
+`flux0.models` has all models and errors. Each name is imported when it is first used. So the
+command line can handle Ctrl-C from its first moment, and `import flux0` imports no HTTP library.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from flux0._version import __version__
-from flux0.adapters.shared.misplaced import not_installed
-from flux0.client.conversation import AsyncConversation, Conversation
-from flux0.client.flux0 import Flux0
-from flux0.client.streams import AsyncEventStream, EventStream
-from flux0.domain.headers import Headers
-from flux0.domain.messages.accumulator import MessageAccumulator
-from flux0.domain.retrying import BackoffStrategy, RetryConfig, RetryDetails
-from flux0.models import *  # noqa: F403 - listed in __all__ below
 
+TYPE_CHECKING = False  # Type checkers know this name. Importing `typing` takes time.
 if TYPE_CHECKING:
+    from typing import Any
+
     from flux0 import models
     from flux0.adapters.aiohttp.transport import AiohttpTransport
     from flux0.adapters.httpx import (
@@ -32,80 +25,71 @@ if TYPE_CHECKING:
         Httpx2Transport,
         HttpxTransport,
     )
-    from flux0.adapters.json import JsonCodec
     from flux0.adapters.urllib3.requests_transport import RequestsTransport
     from flux0.adapters.urllib3.transport import Urllib3Transport
+    from flux0.client.conversation import AsyncConversation, Conversation
+    from flux0.client.flux0 import Flux0
+    from flux0.client.json_form import from_dict, to_dict, to_json
+    from flux0.client.streams import AsyncEventStream, EventStream
+    from flux0.domain.headers import Headers
+    from flux0.domain.messages.accumulator import MessageAccumulator
+    from flux0.domain.retrying import BackoffStrategy, RetryConfig, RetryDetails
+    from flux0.models import *  # noqa: F403 - listed in __all__ below
 
-T = TypeVar("T")
-
-# Public names that are imported on first use. Each value has the module in `flux0.adapters` that
-# defines the name, and the package that the module needs.
-_LATE = {
-    "AiohttpTransport": ("aiohttp.transport", "aiohttp"),
-    "AsyncHttpClient": ("httpx", "httpx"),
-    "HttpClient": ("httpx", "httpx"),
-    "Httpx2Transport": ("httpx", "httpx2"),
-    "HttpxTransport": ("httpx", "httpx"),
-    "RequestsTransport": ("urllib3.requests_transport", "requests"),
-    "Urllib3Transport": ("urllib3.transport", "urllib3"),
+# The modules of the names that are not in `flux0.models`.
+_MODULES = {
+    "AiohttpTransport": "adapters.aiohttp.transport",
+    "AsyncConversation": "client.conversation",
+    "AsyncEventStream": "client.streams",
+    "AsyncHttpClient": "adapters.httpx",
+    "BackoffStrategy": "domain.retrying",
+    "Conversation": "client.conversation",
+    "EventStream": "client.streams",
+    "Flux0": "client.flux0",
+    "Headers": "domain.headers",
+    "HttpClient": "adapters.httpx",
+    "Httpx2Transport": "adapters.httpx",
+    "HttpxTransport": "adapters.httpx",
+    "MessageAccumulator": "domain.messages.accumulator",
+    "RequestsTransport": "adapters.urllib3.requests_transport",
+    "RetryConfig": "domain.retrying",
+    "RetryDetails": "domain.retrying",
+    "Urllib3Transport": "adapters.urllib3.transport",
+    "from_dict": "client.json_form",
+    "to_dict": "client.json_form",
+    "to_json": "client.json_form",
+}
+# The packages of the transports that may be missing, which are also the names of their extras.
+_EXTRAS = {
+    "AiohttpTransport": "aiohttp",
+    "RequestsTransport": "requests",
+    "Urllib3Transport": "urllib3",
 }
 
 
-def to_dict(model: object) -> Any:
-    """Convert a model to the JSON form of the server: dicts, lists and plain values."""
-    return _codec().to_dict(model)
-
-
-def to_json(model: object) -> str:
-    """Return the JSON form of a model as a JSON string; see `to_dict`."""
-    return _codec().encode(model).decode()
-
-
-@overload
-def from_dict(model: type[T], data: object) -> T: ...
-@overload
-def from_dict(model: object, data: object) -> Any: ...
-def from_dict(model: Any, data: object) -> Any:
-    """Build a model from its JSON form, such as the result of `to_dict`.
-
-    Args:
-        model: The class of the model. It can also be one of the unions `StreamEvent`, `EventData`
-            and `MessagePart`, or a list or tuple type, such as `list[StreamEvent]`.
-        data: The JSON form: dicts, lists and plain values.
-
-    Raises:
-        DecodeError: The data does not have the shape of the model.
-        InvalidArgument: `model` is not a model.
-    """
-    return _codec().from_dict(model, data)
-
-
-@cache
-def _codec() -> JsonCodec:
-    from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - slow to import
-
-    return JsonCodec()
-
-
 def __getattr__(name: str) -> Any:
-    if name not in _LATE:
+    if name == "models":
+        return import_module("flux0.models")
+    if name not in __all__:
         raise AttributeError(f"module 'flux0' has no attribute {name!r}")
-    module, extra = _LATE[name]
     try:
-        return getattr(import_module(f"flux0.adapters.{module}"), name)
+        return getattr(import_module(f"flux0.{_MODULES.get(name, 'models')}"), name)
     except ModuleNotFoundError as error:
-        return _placeholder(name, extra, error)
+        if name not in _EXTRAS:
+            raise
+        return _placeholder(name, error)
 
 
-def _placeholder(name: str, extra: str, cause: ModuleNotFoundError) -> type[Any]:
+def _placeholder(name: str, cause: ModuleNotFoundError) -> type[Any]:
     """Return a class that raises `MissingDependency` when it is instantiated.
 
     `inspect` and `from flux0 import *` access all public names. Therefore, accessing a transport
     must not raise, even if the HTTP library of the transport is not installed.
     """
+    from flux0.adapters.shared.misplaced import not_installed  # noqa: PLC0415 - imports the errors
 
     def fail(*_: object, **__: object) -> None:
-        raise not_installed(extra) from cause
+        raise not_installed(_EXTRAS[name]) from cause
 
     return type(name, (), {"__module__": __name__, "__init__": fail})
 

@@ -1,9 +1,17 @@
-"""The entry point of the command line: `python -m flux0`, and the script `flux0-client`."""
+"""The entry point of the command line: `python -m flux0`, and the script `flux0-client`.
+
+This module imports only modules that Python has loaded. So `main` runs at once, and handles Ctrl-C
+while it imports all other modules.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+
+TYPE_CHECKING = False  # Type checkers know this name. Importing `typing` takes time.
+if TYPE_CHECKING:
+    from typer import Typer
 
 _EXTRA = {"rich", "typer"}
 _INTERRUPTED, _CLOSED_PIPE = 130, 141  # The exit codes of shells for SIGINT and SIGPIPE.
@@ -12,15 +20,14 @@ _INTERRUPTED, _CLOSED_PIPE = 130, 141  # The exit codes of shells for SIGINT and
 def main() -> None:
     """Run the command line, or exit with a message if its packages are not installed."""
     try:
-        from flux0.cli.app import app  # noqa: PLC0415 - its packages may be missing
-
+        app = _import_app()
         app(prog_name="flux0-client")
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         if package not in _EXTRA:
             raise
         sys.exit(f"the command line needs the package {package}: pip install 'flux0-client[cli]'")
-    except KeyboardInterrupt:  # Ctrl+C during the import; later, `app` handles it.
+    except KeyboardInterrupt:  # Ctrl-C during the import of `signal`.
         sys.exit(_INTERRUPTED)
     except (OSError, SystemExit) as end:
         # If the output is a closed pipe, rich and typer replace BrokenPipeError by SystemExit(1).
@@ -31,6 +38,27 @@ def main() -> None:
         if isinstance(cause, BrokenPipeError):
             sys.exit(_CLOSED_PIPE)
         sys.exit(f"Error: cannot write the output: {cause.strerror}")
+
+
+def _import_app() -> Typer:
+    """Import the command line. Meanwhile, Ctrl-C exits at once.
+
+    A `KeyboardInterrupt` is not sufficient: Python ignores exceptions in some functions that it
+    calls during an import.
+    """
+    from signal import SIGINT, default_int_handler, getsignal, signal  # noqa: PLC0415 - slow
+
+    before = getsignal(SIGINT)
+    if before is default_int_handler:  # It is not, if the shell disables Ctrl-C.
+        signal(SIGINT, _exit_at_once)
+    from flux0.cli.app import app  # noqa: PLC0415 - slow; its packages may be missing
+
+    signal(SIGINT, before)
+    return app
+
+
+def _exit_at_once(_number: int, _frame: object) -> None:
+    os._exit(_INTERRUPTED)
 
 
 def _discard_output() -> None:

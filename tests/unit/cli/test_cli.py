@@ -16,7 +16,6 @@ import termios
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any
 
 import pytest
@@ -801,18 +800,43 @@ def test_full_device_is_reported_on_one_line(environment: Mapping[str, str], com
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_during_the_start_prints_no_traceback(
-    environment: Mapping[str, str], tmp_path: Path
+_INTERRUPTED_IMPORT = f"""\
+import os, runpy, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), {int(signal.SIGINT)})
+
+module = sys.argv.pop(1)
+sys.modules.pop(module, None)
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("flux0", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["signal", "flux0.client.flux0", "typer", "flux0.cli.output", "httpx"]
+)
+def test_ctrl_c_during_an_import_prints_no_traceback(
+    environment: Mapping[str, str], module: str
 ) -> None:
-    (tmp_path / "typer.py").write_text(
-        "import signal\nprint('ready', flush=True)\nsignal.pause()\n"
+    done = finished(environment, "-c", _INTERRUPTED_IMPORT, module, "agents", "list")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_command_line_handles_ctrl_c_before_it_imports_other_modules() -> None:
+    """Ctrl-C during these imports would print a traceback."""
+    code = (
+        "import sys\n"
+        "before = set(sys.modules)\n"
+        "import flux0.__main__\n"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})\n"
+        "print('flux0.client' in sys.modules)"
     )
-    path = os.pathsep.join((str(tmp_path), environment.get("PYTHONPATH", "")))
-    with started({**environment, "PYTHONPATH": path}, "agents", "list") as process:
-        read_until(process.stdout, "ready\n")
-        process.send_signal(signal.SIGINT)
-        rest, problems = process.communicate(timeout=_SECONDS)
-    assert (process.returncode, rest, problems) == (130, "", "")
+    imported, client = finished({}, "-c", code).stdout.splitlines()
+    assert set(imported.split()) <= {"flux0", "__future__", "importlib", "types", "warnings"}
+    assert client == "False"
 
 
 def test_serve_demo_runs_until_ctrl_c(environment: Mapping[str, str], run: Run) -> None:

@@ -56,14 +56,14 @@ from support.in_memory import (
 )
 from support.modes import call_blocking, in_mode, run
 from support.sending import over
-from support.transports import ONCE, Mode, Way
+from support.transports import WAYS, Mode, Way
 
 EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
 REPEATING = evolve(EAGER, retry_posts=True)
 NOTHING_LISTENS = "http://127.0.0.1:1"
 SILENT = (WaitForRelease(),)
-# Values of `timeout_ms`. SHORT is for rows in which the timeout must expire.
-SHORT, LONG = 500, 60_000
+# Timeouts: SHORT for the timeout that must expire, LONG for all others.
+SHORT, LONG = 200, 60_000
 
 
 def turn(*pieces: bytes | WaitForRelease) -> ServerSteps:
@@ -88,6 +88,7 @@ class Row:
     error: type[Flux0Error]
     sent: Sent
     timeout_ms: int = LONG
+    idle_timeout_ms: int = LONG
 
     def __str__(self) -> str:
         return self.name
@@ -108,12 +109,13 @@ ROWS = [
     Row("closed after a comment", (cut(b": comment\n\n"),), StreamInterrupted, "maybe"),
     Row("closed within an event", (cut(chunk("a")[:20]),), StreamInterrupted, "maybe"),
     Row("closed after an event", (cut(chunk("a")),), StreamInterrupted, "yes"),
-    Row("idle", (turn(WaitForRelease()),), StreamIdleTimeout, "maybe", SHORT),
+    Row("idle", (turn(WaitForRelease()),), StreamIdleTimeout, "maybe", LONG, SHORT),
     Row(
         "idle after an event",
         (turn(chunk("a"), WaitForRelease()),),
         StreamIdleTimeout,
         "yes",
+        LONG,
         SHORT,
     ),
     Row("invalid event", (turn(b"event: chunk\ndata: {\n\n"),), DecodeError, "maybe"),
@@ -145,26 +147,26 @@ async def error_of(flux0: Flux0, call: Callable[[Flux0], Coroutine[Any, Any, Non
     return caught.value
 
 
-@over(*ONCE)
+@over(*WAYS)
 @pytest.mark.parametrize("row", ROWS, ids=str)
 async def test_sent_depends_on_the_responses(way: Way, row: Row) -> None:
     with ByteServer(*row.responses) as server:
         flux0 = client(
-            way, server.url, timeout_ms=row.timeout_ms, stream_idle_timeout_ms=row.timeout_ms
+            way, server.url, timeout_ms=row.timeout_ms, stream_idle_timeout_ms=row.idle_timeout_ms
         )
         error = await error_of(flux0, read_turn)
     assert isinstance(error, row.error)
     assert error.sent == row.sent
 
 
-@over(*ONCE)
+@over(*WAYS)
 async def test_message_was_not_sent_if_the_connection_is_refused(way: Way) -> None:
     error = await error_of(client(way, NOTHING_LISTENS), read_turn)
     assert isinstance(error, ConnectError)
     assert (error.attempts, error.sent) == (3, "no")
 
 
-@over(*ONCE)
+@over(*WAYS)
 async def test_message_was_not_sent_if_an_argument_is_invalid(way: Way) -> None:
     async def send(flux0: Flux0) -> None:
         await flux0.sessions.create_event_async(session_id="s", content="")
@@ -174,7 +176,7 @@ async def test_message_was_not_sent_if_an_argument_is_invalid(way: Way) -> None:
     assert error.sent == "no"
 
 
-@over(*ONCE)
+@over(*WAYS)
 async def test_sent_is_maybe_if_an_earlier_attempt_may_have_been_sent(way: Way) -> None:
     """The last attempt was rejected. `sent` is "maybe", for the caller and for middleware."""
     seen: list[Sent] = []
@@ -196,7 +198,7 @@ async def test_sent_is_maybe_if_an_earlier_attempt_may_have_been_sent(way: Way) 
     assert seen == ["maybe"]
 
 
-@over(*ONCE)
+@over(*WAYS)
 @pytest.mark.parametrize("after", [False, True], ids=["before sending", "after sending"])
 async def test_sent_of_an_error_from_another_call_in_a_middleware(way: Way, *, after: bool) -> None:
     """`sent` of the error describes the call that raises the error, not the other call."""
@@ -245,7 +247,7 @@ async def close_during(
     return errors[0]
 
 
-@over(*ONCE)
+@over(*WAYS)
 async def test_message_may_have_been_sent_if_the_client_is_closed_meanwhile(way: Way) -> None:
     with ByteServer(SILENT) as server:
         real = Flux0(server.url, transport=way.make_transport())
@@ -255,7 +257,7 @@ async def test_message_may_have_been_sent_if_the_client_is_closed_meanwhile(way:
     assert (error.operation, error.attempts) == ("sessions.create_event", 1)
 
 
-@over(*ONCE)
+@over(*WAYS)
 async def test_message_was_not_sent_if_the_client_is_closed_while_it_waits_for_a_retry(
     way: Way,
 ) -> None:
@@ -295,7 +297,7 @@ async def test_message_may_have_been_sent_if_the_client_is_closed_with_the_respo
     assert caught.value.sent == "maybe"
 
 
-@over(*ONCE)
+@over(*WAYS)
 async def test_closed_client_did_not_send_the_message(way: Way) -> None:
     flux0 = client(way, NOTHING_LISTENS)
     await flux0.close_async()
@@ -304,7 +306,7 @@ async def test_closed_client_did_not_send_the_message(way: Way) -> None:
     assert caught.value.sent == "no"
 
 
-@over(*ONCE)
+@over(*WAYS)
 @pytest.mark.parametrize("events", [0, 1])
 async def test_sent_of_a_stream_closed_early_depends_on_its_events(way: Way, events: int) -> None:
     with ByteServer(turn(chunk("a"), chunk("b"))) as server:
@@ -321,7 +323,7 @@ async def test_sent_of_a_stream_closed_early_depends_on_its_events(way: Way, eve
 # --- waiting
 
 
-@over(*ONCE)
+@over(*WAYS)
 async def test_message_was_not_sent_if_it_waits_too_long_for_another_message(way: Way) -> None:
     """The first message of the session is still waiting for its response headers."""
 
