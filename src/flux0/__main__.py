@@ -51,9 +51,10 @@ def _import_app() -> Typer:
     before = getsignal(SIGINT)
     if before is default_int_handler:  # It is not, if the shell disables Ctrl-C.
         signal(SIGINT, _exit_at_once)
-    from flux0.cli.app import app  # noqa: PLC0415 - slow; its packages may be missing
-
-    signal(SIGINT, before)
+    try:
+        from flux0.cli.app import app  # noqa: PLC0415 - slow; its packages may be missing
+    finally:
+        signal(SIGINT, before)
     return app
 
 

