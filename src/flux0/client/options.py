@@ -73,8 +73,8 @@ _SHOWN = {
     **{f"Unpack[{kind.__name__}]": _parameters(kind) for kind in (CallOptions, TurnOptions)},
 }
 
-# For option names of other libraries, the names in flux0: as an argument of `Flux0`, and as an
-# option of one call.
+# For option names of other libraries and of newer servers, the names in flux0: as an argument of
+# `Flux0`, and as an option of one call.
 _OTHER_NAMES = {
     "api_key": ('headers={"authorization": ...}', 'http_headers={"authorization": ...}'),
     "base_url": ("server_url", "server_url"),
@@ -83,6 +83,7 @@ _OTHER_NAMES = {
     "headers": ("headers", "http_headers"),
     "http_client": ("client", "Flux0(client=...)"),
     "max_retries": ("retry_config", "retries"),
+    "metadata": ("", 'extra_body={"metadata": ...}, for a server that is newer than flux0'),
     "timeout": ("timeout_ms, in milliseconds", "timeout_ms, in milliseconds"),
 }
 
@@ -90,9 +91,10 @@ _OTHER_NAMES = {
 def check_names(unknown: Iterable[str], *, of_call: bool) -> None:
     """Raise `TypeError` if `unknown` is not empty.
 
-    If a name is an option of another library, the error suggests the name in flux0.
+    If a name is an option of another library or a newer server, the error suggests the name in
+    flux0.
     """
     for name in unknown:
-        ours = _OTHER_NAMES.get(name)
-        hint = f": use {ours[of_call]}" if ours else ""
+        ours = _OTHER_NAMES.get(name, ("", ""))[of_call]
+        hint = f": use {ours}" if ours else ""
         raise TypeError(f"unexpected keyword argument {name!r}{hint}")
