@@ -32,7 +32,6 @@ class Caller:
 
     Args:
         default_call: The settings of a call without options.
-        call_timeout: The time limit of a call with all its retries, in seconds, or None.
         transport: The transport of sync calls. If it is None, sync calls raise `Flux0Error`.
         async_transport: The transport of async calls.
         time: The clock of timeouts and retries.
@@ -40,7 +39,6 @@ class Caller:
 
     Attributes:
         server_url: The URL of the server, without credentials.
-        clock: The clock of deadlines.
         observers: The observers of calls and turns.
         open_turns: The open streams, at most one per session.
     """
@@ -48,17 +46,15 @@ class Caller:
     def __init__(
         self,
         default_call: ApiCall,
-        call_timeout: float | None,
         transport: Transport | None,
         async_transport: AsyncTransport,
         time: Time,
         observers: Observers,
     ) -> None:
-        self.clock: Callable[[], float] = time.monotonic
+        self._clock = time.monotonic
         self.observers: Observers = observers
         self.server_url: str = default_call.server_url
         self._default_call = default_call
-        self._call_timeout = call_timeout
         self._is_view = False
         self._open_calls = OpenCalls()
         self.open_turns: OpenTurns = OpenTurns(self._open_calls, time.monotonic)
@@ -79,41 +75,36 @@ class Caller:
         call = self.call(**options)
         return await self.drive_async(usecase(call, *args, **kwargs), call.deadline)
 
-    def call(self, timeout_ms: int | None = None, **options: Any) -> ApiCall:
+    def call(self, **options: Any) -> ApiCall:
         """Return the settings of one call. For options that are None, use the client's settings.
 
-        Args:
-            timeout_ms: The longest time that the call may take, in milliseconds.
-            options: The other options; see `TurnOptions`.
-
-        Raises `ClientClosed` after `close`.
+        The options are the items of `TurnOptions`. Raises `ClientClosed` after `close`.
         """
         self._open_calls.check()
-        call, limit = self._settings(**options), self._limit(timeout_ms)
+        call = self._settings(**options)
+        limit = call.limit
         if limit is None:
             return call
         # The limit also replaces the read and write timeouts: a call that may take 5 minutes must
         # not end after 60 s without data.
         timeout = evolve(call.timeout, read=limit, write=limit)
-        deadline = Deadline(self.clock() + limit, limit)
+        deadline = Deadline(self._clock() + limit, limit)
         return evolve(call, timeout=timeout, deadline=deadline)
 
-    def with_options(self, timeout_ms: int | None, **options: Any) -> Caller:
+    def with_options(self, **options: Any) -> Caller:
         """Return a caller with different default options. The new caller cannot be closed.
 
         Both callers share transports, open turns and observers.
         """
-        return self._view(
-            _call_timeout=self._limit(timeout_ms), _default_call=self._settings(**options)
-        )
+        return self._view(self._settings(**options))
 
     def for_agent(self, agent: Participant) -> Caller:
         """Return a caller that reports this agent to observers; see `with_options`."""
-        return self._view(_default_call=evolve(self._default_call, agent=agent))
+        return self._view(evolve(self._default_call, agent=agent))
 
-    def _view(self, **changes: object) -> Caller:
+    def _view(self, default_call: ApiCall) -> Caller:
         view = copy(self)
-        vars(view).update(changes, _is_view=True)
+        vars(view).update(_default_call=default_call, _is_view=True)
         return view
 
     def _settings(
@@ -121,6 +112,7 @@ class Caller:
         *,
         retries: RetryConfig | None = None,
         server_url: str | None = None,
+        timeout_ms: int | None = None,
         http_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, str] | None = None,
         extra_body: Mapping[str, Any] | None = None,
@@ -134,6 +126,8 @@ class Caller:
         if server_url is not None:
             changes["server_url"], login = arguments.server_url(server_url)
             changes["login"] = None if call.login is None else login
+        if timeout_ms is not None:
+            changes["limit"] = arguments.seconds("timeout_ms", timeout_ms)
         if http_headers is not None:
             added = arguments.headers("http_headers", http_headers)
             changes["headers"] = call.headers.merge(added)
@@ -145,11 +139,6 @@ class Caller:
             idle = arguments.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
             changes["timeout"] = evolve(call.timeout, idle=idle)
         return evolve(call, **changes) if changes else call
-
-    def _limit(self, timeout_ms: int | None) -> float | None:
-        if timeout_ms is None:
-            return self._call_timeout
-        return arguments.seconds("timeout_ms", timeout_ms)
 
     @property
     def is_closed(self) -> bool:

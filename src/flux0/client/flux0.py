@@ -125,7 +125,9 @@ class Flux0(Uncopyable):
         check_names(options, of_call=False)
         codec = JsonCodec()
         fixed, computed = split_headers({} if headers is None else headers)
-        idle_ms, call_ms = stream_idle_timeout_ms, timeout_ms
+        limit = arguments.optional_seconds("timeout_ms", timeout_ms)
+        idle = arguments.optional_seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
+        retries = DEFAULT_RETRIES if retry_config is None else retry_config
         if server_url is None:
             server_url = os.environ.get("FLUX0_SERVER_URL") or DEFAULT_SERVER_URL
         server_url, login = arguments.server_url(server_url)
@@ -150,21 +152,15 @@ class Flux0(Uncopyable):
             server_url=server_url,
             login=None if "authorization" in map(str.lower, computed) else login,
             headers=fixed,
-            timeout=Timeout()
-            if idle_ms is None
-            else Timeout(idle=arguments.seconds("stream_idle_timeout_ms", idle_ms)),
+            timeout=Timeout() if idle is None else Timeout(idle=idle),
+            limit=limit,
             max_body_bytes=arguments.size("max_body_bytes", max_body_bytes),
             max_event_bytes=arguments.size("max_event_bytes", max_event_bytes),
             max_turn_bytes=arguments.size("max_turn_bytes", max_turn_bytes),
-            retries=(
-                DEFAULT_RETRIES
-                if retry_config is None
-                else arguments.instance("retry_config", RetryConfig, retry_config)
-            ),
+            retries=arguments.instance("retry_config", RetryConfig, retries),
             observe=observing.observe_call if observing else None,
         )
-        call_timeout = None if call_ms is None else arguments.seconds("timeout_ms", call_ms)
-        self._set_caller(Caller(default_call, call_timeout, *transports, time, observing))
+        self._set_caller(Caller(default_call, *transports, time, observing))
 
     def _set_caller(self, caller: Caller) -> None:
         self._caller = caller
@@ -193,10 +189,10 @@ class Flux0(Uncopyable):
             headers: Header fields in addition to the fields of this client.
         """
         caller = self._caller.with_options(
-            timeout_ms,
             retries=retries,
-            http_headers=headers,
+            timeout_ms=timeout_ms,
             stream_idle_timeout_ms=stream_idle_timeout_ms,
+            http_headers=headers,
         )
         client = Flux0.__new__(Flux0)
         client._set_caller(caller)  # noqa: SLF001 - a method of the same class

@@ -148,7 +148,7 @@ async def relay_async(
 
 def heartbeat_seconds(heartbeat_ms: int | None) -> float | None:
     """Return the argument `heartbeat_ms` in seconds. None stays None."""
-    return None if heartbeat_ms is None else arguments.seconds("heartbeat_ms", heartbeat_ms)
+    return arguments.optional_seconds("heartbeat_ms", heartbeat_ms)
 
 
 def error_event(error: Flux0Error) -> bytes:

@@ -155,6 +155,11 @@ def seconds(argument: str, milliseconds: object) -> float:
     return milliseconds / 1000
 
 
+def optional_seconds(argument: str, milliseconds: object) -> float | None:
+    """Convert a timeout to seconds; None means no timeout."""
+    return None if milliseconds is None else seconds(argument, milliseconds)
+
+
 def server_url(url: object) -> tuple[str, Headers]:
     """Return the base URL of the API, and the credentials in the URL as an authorization header.
 

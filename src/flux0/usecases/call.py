@@ -41,7 +41,8 @@ class ApiCall:
         max_event_bytes: the size limit of one event of a stream.
         max_turn_bytes: the size limit of the messages that a stream builds from its events.
         retries: the retry policy.
-        deadline: the moment by which the call must end, with all its attempts.
+        limit: the longest time that the call may take, with all its attempts, in seconds.
+        deadline: the moment at which `limit` ends.
         observe: runs the flow of a call, and reports the start and the end of the call to the
             observers; None without observers.
         extra_query: parameters that are added to the query; None adds nothing.
@@ -59,6 +60,7 @@ class ApiCall:
     max_event_bytes: int
     max_turn_bytes: int
     retries: RetryConfig
+    limit: float | None = None
     deadline: Deadline | None = None
     observe: Callable[[Request, Flow[Any]], Flow[Any]] | None = None
     extra_query: Mapping[str, str] | None = None
