@@ -44,8 +44,6 @@ class BackoffStrategy:
 
     def ceiling(self, attempt: int) -> float:
         """Return the longest wait after an attempt, in milliseconds. The first attempt is 1."""
-        if self.initial_interval == 0:
-            return 0.0
         try:
             growth = float(self.exponent) ** (attempt - 1)
         except OverflowError:  # The default exponent overflows a float after 1,750 attempts.

@@ -84,7 +84,8 @@ class Turn:
         self.event_count += len(events)
         self._waited = 0.0 if events else self._waited + waited
         if self.correlation_id is None:
-            self.correlation_id = _correlation_id(events)
+            ids = (event.correlation_id for event in events if not isinstance(event, UnknownEvent))
+            self.correlation_id = next(ids, None)
         if failure is not None:
             self._set_failure(failure)
         elif self._waited > self._idle and self.failure is None:
@@ -134,10 +135,3 @@ class Turn:
     def _so_far(self) -> str:
         turn = "" if self.correlation_id is None else f" of turn {self.correlation_id}"
         return f"(after {self.event_count} {'event' if self.event_count == 1 else 'events'}{turn})"
-
-
-def _correlation_id(events: Sequence[StreamEvent]) -> str | None:
-    for event in events:
-        if not isinstance(event, UnknownEvent):
-            return event.correlation_id
-    return None
