@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TypeAlias, cast
 
 from flux0._version import __version__
 from flux0.domain import arguments
@@ -14,13 +14,11 @@ from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryDetails
 from flux0.flows import Middleware, SendFlow, chain
+from flux0.middleware.logging import DebugLogger, Logging
 from flux0.middleware.observing import Observers
 from flux0.middleware.responses import ResponsePolicy
 from flux0.middleware.retry import Retry, RetryBudget
 from flux0.ports import Codec, Time
-
-if TYPE_CHECKING:
-    from flux0.middleware.logging import DebugLogger
 
 HeaderFunction: TypeAlias = Callable[[], "str | Awaitable[str]"]
 
@@ -53,7 +51,7 @@ def build_chain(
     policy = ResponsePolicy(codec, max_body_bytes)
     layers: list[Middleware] = [
         *_user_layers(middleware, policy),
-        Retry(RetryBudget(), time, _logged(on_retry)),
+        Retry(RetryBudget(), time, on_retry),
     ]
     if computed_headers:
         from flux0.middleware.headers import ComputedHeaders  # noqa: PLC0415 - rarely needed
@@ -63,8 +61,6 @@ def build_chain(
         layers.append(observers)
     logger = debug_logger if debug_logger is not None else _environment_logger()
     if logger is not None:
-        from flux0.middleware.logging import Logging  # noqa: PLC0415 - rarely needed
-
         layers.append(Logging(logger, time))
     return chain((*layers, policy))
 
@@ -93,19 +89,6 @@ def _user_layers(middleware: object, policy: ResponsePolicy) -> list[Middleware]
     from flux0.middleware.checked import checked  # noqa: PLC0415 - most clients have no middleware
 
     return [checked(layer, policy) for layer in layers]
-
-
-def _logged(on_retry: Callable[[RetryDetails], None] | None) -> Callable[[RetryDetails], None]:
-    # Import the module now. An import at the first retry would fail if the process has too many
-    # open files.
-    from flux0.middleware.logging import log_retry  # noqa: PLC0415 - slow to import
-
-    def log_and_call(details: RetryDetails) -> None:
-        log_retry(details)
-        if on_retry is not None:
-            on_retry(details)
-
-    return log_and_call
 
 
 def _environment_logger() -> DebugLogger | None:

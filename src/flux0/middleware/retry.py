@@ -12,6 +12,7 @@ from attrs import evolve
 from flux0.domain.errors import Flux0Error
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryDetails, wait_before_retry
 from flux0.flows import Flow, SendFlow, Sleep
+from flux0.middleware.logging import log_retry
 from flux0.ports import Request, Response, Time
 
 
@@ -55,7 +56,7 @@ class Retry:
     """
 
     def __init__(
-        self, budget: RetryBudget, time: Time, on_retry: Callable[[RetryDetails], None]
+        self, budget: RetryBudget, time: Time, on_retry: Callable[[RetryDetails], None] | None
     ) -> None:
         self._budget = budget
         self._time = time
@@ -77,16 +78,17 @@ class Retry:
                         error.attach_request(request.operation, request.method, request.url)
                         error.attempts = request.attempt
                     raise
-                self._on_retry(
-                    RetryDetails(
-                        operation=request.operation,
-                        method=request.method,
-                        url=request.url,
-                        attempt=request.attempt,
-                        delay_ms=wait * 1000,
-                        cause=error,
-                    )
+                details = RetryDetails(
+                    operation=request.operation,
+                    method=request.method,
+                    url=request.url,
+                    attempt=request.attempt,
+                    delay_ms=wait * 1000,
+                    cause=error,
                 )
+                log_retry(details)
+                if self._on_retry is not None:
+                    self._on_retry(details)
             else:
                 self._budget.add_success()
                 return response
