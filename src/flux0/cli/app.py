@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import signal
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +14,6 @@ import typer
 
 from flux0 import EventSource, EventType, Flux0, Flux0Error, __version__, to_dict
 from flux0.cli.descriptions import Listed, describe_error
-from flux0.cli.interrupts import waking_on_ctrl_c
 from flux0.cli.options import (
     AgentId,
     Header,
@@ -342,8 +340,7 @@ def _exit_codes(explain: Callable[[Flux0Error], str]) -> Generator[None, None, N
 
     escape_unencodable()
     try:
-        with waking_on_ctrl_c() if hasattr(signal, "pthread_kill") else nullcontext():
-            yield
+        yield
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None
     except Flux0Error as error:

@@ -1,4 +1,4 @@
-"""Makes Ctrl-C reliable while the command line waits for the server or for input."""
+"""Makes Ctrl-C reliable while the command line waits for the agent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def waking_on_ctrl_c() -> Generator[None, None, None]:
 
     Python checks for signals before a system call, and if a signal interrupts the call. A signal
     directly before the call would be handled only after the call. So another thread interrupts the
-    call again, with a signal whose handler does nothing.
+    call again, with a signal whose handler does nothing. Do not call `input` in the block: two
+    signals at once can cause a `SystemError` there.
     """
     main, (reader, writer) = get_ident(), os.pipe()
     os.set_blocking(writer, False)
