@@ -80,6 +80,9 @@ def test_no_page_loads_anything_from_another_host() -> None:
 
 PAGES = sorted(path.parent.relative_to(SITE).as_posix() for path in SITE.rglob("index.html"))
 LAPTOP, PHONE = (1280, 800), (390, 844)
+SHOW_HIDDEN_TABS = """
+document.querySelectorAll(".tabbed-block").forEach((tab) => { tab.style.display = "block"; })
+"""
 SCROLLING_BLOCKS = """
 [...document.querySelectorAll("pre:not(.mermaid) > code")]
   .filter((block) => block.scrollWidth > block.clientWidth)
@@ -145,6 +148,7 @@ def test_samples_and_names_fit(name: str, page: Page, url: str) -> None:
     page.call("Emulation.setScriptExecutionDisabled", value=True)
     page.resize(*LAPTOP)
     page.open(f"{url}/{name}/")
+    page.evaluate(SHOW_HIDDEN_TABS)
     assert page.evaluate(SCROLLING_BLOCKS) == []
     page.resize(*PHONE)
     assert page.evaluate(BROKEN_NAMES) == []
