@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 from math import isfinite
 from sys import maxsize
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from flux0.domain.stream_events import JSONPatchOperation
@@ -177,25 +177,15 @@ def measure(value: JSON, *, most: int = maxsize) -> tuple[int, int]:
 
 
 def copied(value: JSON, *, finite: bool = False) -> JSON:
-    """Return a deep copy of `value`, without recursion.
+    """Return a deep copy of `value`, which must not be nested more than `MAX_DEPTH` levels deep.
 
     If `finite` is true, NaN and the infinities are replaced by None.
     """
-    if not isinstance(value, (list, dict, float)):
-        return value
-    holder: list[JSON] = [value]
-    pending: list[list[JSON] | dict[str, JSON]] = [holder]
-    while pending:
-        container = pending.pop()
-        slots = cast("dict[Any, JSON]", container)
-        items = container.items() if isinstance(container, dict) else enumerate(container)
-        for key, item in items:
-            if isinstance(item, (list, dict)):
-                slots[key] = copy = item.copy()
-                pending.append(copy)
-            elif finite and isinstance(item, float) and not isfinite(item):
-                slots[key] = None
-    return holder[0]
+    if isinstance(value, dict):
+        return {key: copied(item, finite=finite) for key, item in value.items()}
+    if isinstance(value, list):
+        return [copied(item, finite=finite) for item in value]
+    return None if finite and isinstance(value, float) and not isfinite(value) else value
 
 
 def _check_depth(segments: list[str], depth: int = 0) -> None:
@@ -363,17 +353,8 @@ def _integer(digits: str) -> int:
 
 def _equal(left: JSON, right: JSON) -> bool:
     """Return whether two values are equal by RFC 6902, section 4.6: true and 1 are different."""
-    pending = [(left, right)]
-    while pending:
-        first, second = pending.pop()
-        if isinstance(first, dict) and isinstance(second, dict):
-            if first.keys() != second.keys():
-                return False
-            pending.extend((first[key], second[key]) for key in first)
-        elif isinstance(first, list) and isinstance(second, list):
-            if len(first) != len(second):
-                return False
-            pending.extend(zip(first, second, strict=True))
-        elif first != second or isinstance(first, bool) != isinstance(second, bool):
-            return False
-    return True
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_equal(left[key], right[key]) for key in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(_equal, left, right))
+    return left == right and isinstance(left, bool) == isinstance(right, bool)

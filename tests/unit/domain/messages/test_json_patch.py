@@ -228,9 +228,9 @@ def test_nesting_depth_is_limited() -> None:
     assert measure(apply_operation(document, Op("move", "/b", from_="/a")))[1] == MAX_DEPTH
 
 
-def test_copying_and_measuring_work_at_any_depth() -> None:
-    deep: Any = nested(50_000)
-    assert measure(copied(deep))[1] == 50_000
+def test_measuring_works_at_any_depth_and_copying_up_to_the_largest_depth() -> None:
+    assert measure(nested(50_000))[1] == 50_000
+    assert measure(copied(nested(MAX_DEPTH)))[1] == MAX_DEPTH
 
 
 def test_finite_copy_replaces_nan_and_infinities() -> None:
