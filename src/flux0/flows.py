@@ -53,7 +53,7 @@ class Await:
     """Awaits `awaitable`; the result is the value that it returns.
 
     In a sync call, this effect raises `InvalidArgument`, because sync code cannot await. The error
-    names `argument`, the argument of the client that contains the async function.
+    names `argument`, such as `headers['authorization']`.
     """
 
     awaitable: Awaitable[Any]
@@ -73,7 +73,7 @@ def send_once(request: Request) -> Flow[Response[Any]]:
 
 
 def chain(middleware: Iterable[Middleware]) -> SendFlow:
-    """Return a function that sends a request through `middleware`. The first is the outermost."""
+    """Return a function that sends a request through `middleware`, from the first to the last."""
     send: SendFlow = send_once
     for layer in reversed(tuple(middleware)):
         send = _around(layer, send)

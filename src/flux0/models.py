@@ -1,6 +1,6 @@
-"""All models and errors of flux0, and aliases with the names of the generated client.
+"""All models and errors of flux0.
 
-The aliases at the end are for code that was written for the generated `flux0_client`.
+The aliases at the end are for code that was written for the generated package `flux0_client`.
 """
 
 from flux0.domain.api_errors import (

@@ -52,7 +52,7 @@ class Call:
 
     @property
     def starts_turn(self) -> bool:
-        """Whether the call starts a turn when it succeeds."""
+        """Whether a turn starts if the call succeeds."""
         return self.content is not None
 
 
@@ -99,7 +99,7 @@ class TurnEnd:
         session_id: the id of the session.
         correlation_id: the id of the turn; None if no status or chunk was received.
         agent_id: the id of the agent, from the first chunk or the `Call`; None if it is unknown.
-        agent_name: the name of the agent, like `agent_id`.
+        agent_name: the name of the agent, from the first chunk or the `Call`; None if unknown.
         event_count: the number of events received.
         seconds_to_first_event: the time from sending the message to the first event; None if no
             event was received.
@@ -151,9 +151,8 @@ class Observer:
     def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
         """Handle the end of a turn. This method is called once for each turn.
 
-        Usually, this method is called when the turn ends. If the garbage collector closes the
-        stream, this method is called later: at the next call of the client, or when the client is
-        closed. The reason is that finalizers must not wait for locks, and observers may do so. The
-        same applies if the `with` block of a sync stream is in a generator, and this generator is
-        closed before the block ends.
+        Usually, this method is called when the turn ends. It is called later, at the next call of
+        the client or when the client is closed, in two cases: if the garbage collector closes the
+        stream, and if a generator is closed while it is in the `with` block of a sync stream. Such
+        code may run in a finalizer, where an observer must not wait for locks.
         """

@@ -49,9 +49,9 @@ class Timeout:
 class Interrupt:
     """Lets another thread stop a sync call that waits for a response head.
 
-    A transport that supports interrupts calls `on_fire` when the request has a socket. It calls
-    `clear` when the response head was received or sending has failed, because another request may
-    use the socket afterwards.
+    A transport that supports interrupts calls `on_fire` when it has a socket for the request. It
+    calls `clear` when the response head was received or the exchange failed: afterwards, another
+    request may use the socket.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Interrupt:
             self._wake = None
 
     def fire(self) -> None:
-        """Stop the exchange now. If `on_fire` was not called yet, its call stops the exchange."""
+        """Stop the exchange: call `wake` now, or as soon as `on_fire` sets it."""
         with self._lock:
             self.fired = True
             if self._wake is not None:
@@ -211,8 +211,8 @@ class Time(ABC):
 
         Args:
             seconds: the longest time to sleep.
-            wait: a function that sleeps for a number of real seconds, and returns early if another
-                thread ends the sleep. Simulated clocks do not need this function.
+            wait: `wait(seconds)` sleeps in real time, and returns early if another thread ends the
+                sleep. Simulated clocks do not call `wait`.
         """
         self.sleep(seconds)
 
@@ -261,7 +261,7 @@ class Transport(Protocol):
         ...
 
     def close(self) -> None:
-        """Close the connections of this transport. A client that the user passed stays open."""
+        """Close the connections of this transport, but not an HTTP client that the user passed."""
         ...
 
 
@@ -276,7 +276,7 @@ class AsyncTransport(Protocol):
         ...
 
     async def close_async(self) -> None:
-        """Close the connections of this transport. A client that the user passed stays open."""
+        """Close the connections of this transport, but not an HTTP client that the user passed."""
         ...
 
 

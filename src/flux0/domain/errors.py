@@ -16,9 +16,8 @@ class Flux0Error(Exception):
     """The base class of every error of this library.
 
     Attributes:
-        sent: whether the server accepted the request, for example the message of a turn. "no" means
-            certainly not. "yes" means that an event of the turn was received. In all other cases,
-            the value is "maybe". After several attempts, the value is "no" only if the server
+        sent: whether the server accepted the request: "no" (certainly not), "yes" (an event of the
+            turn was received) or "maybe". After several attempts, "no" means that the server
             certainly accepted none of them.
         from_user_code: whether code of the user raised the error during the call: a hook, an
             authentication, an adapter of `requests`, or a function that computes a header. Such an
@@ -29,7 +28,7 @@ class Flux0Error(Exception):
         attempts: the number of attempts, including the first.
     """
 
-    __module__ = "flux0"  # Tracebacks show this name. Users import the errors from `flux0`.
+    __module__ = "flux0"  # Shown in tracebacks; users import the errors from `flux0`.
 
     def __init_subclass__(cls) -> None:
         if cls.__module__.startswith("flux0.domain."):
@@ -68,18 +67,17 @@ class Flux0Error(Exception):
 
 def _restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]) -> Flux0Error:
     error = cls.__new__(cls, *args)
-    # For `MissingDependency`, this calls ImportError.__init__, which sets the attribute `msg`.
+    # Call the __init__ of the built-in base class: ImportError.__init__ sets the attribute `msg`.
     super(Flux0Error, error).__init__(*args)
     error.__dict__.update(state)
     return error
 
 
 def mark_user_error(error: BaseException, *, sent: bool = False) -> None:
-    """Record that the user's code raised `error` during a call, so that the call is not retried.
+    """Mark `error` as raised by the user's code, if it is a `Flux0Error`. The call is not retried.
 
-    If the user's code made another call with flux0, `error` may be the `Flux0Error` of that call.
-    Then its attribute `sent` is replaced for the current call: "maybe" if the argument `sent` is
-    True, else "no".
+    `error` may come from another call in the user's code. Therefore `error.sent` is set for the
+    current call: to "maybe" if the argument `sent` is True, else to "no".
     """
     if isinstance(error, Flux0Error):
         error.from_user_code = True
@@ -125,7 +123,7 @@ class AgentNotFound(Flux0Error, LookupError):
 
 
 class TransportError(Flux0Error):
-    """The exchange with the server failed. The subclasses are the kinds of failure.
+    """The exchange with the server failed. The class of the error gives the reason.
 
     After a `ConnectError`, the request was certainly not sent. After any other transport error, the
     server may have acted on the request. `__cause__` is the exception of the HTTP library.
@@ -148,7 +146,7 @@ class ConnectError(TransportError):
 
 
 class TLSError(ConnectError):
-    """The certificate or the TLS version of the server was rejected. The request was not sent.
+    """The TLS handshake failed, for example because of the certificate. The request was not sent.
 
     Check that your HTTP client trusts the authority that issued the certificate.
     """
@@ -157,7 +155,7 @@ class TLSError(ConnectError):
 
 
 class TransportTimeout(TransportError):
-    """A timeout expired. The message names the timeout and its limit."""
+    """A timeout expired. The message names the timeout and its length in seconds, if known."""
 
 
 class ConnectTimeout(TransportTimeout, ConnectError):
@@ -176,7 +174,7 @@ class PoolTimeout(TransportTimeout, ConnectError):
 class ReadTimeout(TransportTimeout):
     """The server sent no data within the read timeout, or the call exceeded its `timeout_ms`.
 
-    The server may have acted on the request. Set `timeout_ms` to change both limits.
+    The server may have acted on the request. `timeout_ms` also sets the read timeout.
     """
 
 
@@ -252,7 +250,7 @@ class StreamError(Flux0Error):
     def attach_stream(
         self, messages: tuple[TurnMessage, ...], list_stored: Callable[[], Any] | None
     ) -> None:
-        """Store the messages of the stream, and the function that lists the stored events."""
+        """Store the messages of the stream, and the function that `stored_events` calls."""
         self.messages = messages
         self._list_stored = list_stored
 

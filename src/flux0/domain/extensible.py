@@ -35,7 +35,7 @@ def with_extra(data: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]
 class _OptionalSlot:
     """A descriptor for `extra` that returns an empty dict if the slot was never set.
 
-    Most models have no unknown members. The decoder saves time by not setting their slot.
+    If a model has no unknown members, the decoder does not set the slot, because that is faster.
     """
 
     def __init__(self, slot: Any) -> None:

@@ -35,8 +35,7 @@ def is_framed(headers: Headers) -> bool:
     """Return whether the framing of an HTTP/1 response proves that its body is complete.
 
     A content-length or the chunked coding proves it (RFC 9112, section 6). A content coding such as
-    gzip does not: a gzip body that is truncated to zero bytes, or after the first of several gzip
-    members, looks complete.
+    gzip does not prove it: gzip cannot detect that all bytes, or whole gzip members, are missing.
     """
     coding = headers.get("transfer-encoding")
     if coding is not None:  # transfer-encoding overrides content-length (RFC 9112, section 6.3).

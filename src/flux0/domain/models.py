@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def _aware(time: datetime) -> datetime:
-    """Return `time` with a time zone. Without a time zone, times of the server are in UTC."""
+    """Return `time` with a time zone: UTC if the server sent no time zone."""
     return time.replace(tzinfo=timezone.utc) if getattr(time, "tzinfo", time) is None else time
 
 
@@ -135,7 +135,7 @@ class StatusData(Extensible):
 
 @frozen
 class ControlOptions(Extensible):
-    """The mode of the session after a tool result: `auto` or `manual`."""
+    """The control options of a tool result. `mode` is `auto` or `manual`."""
 
     mode: str
 

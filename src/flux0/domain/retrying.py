@@ -66,7 +66,7 @@ class RetryConfig:
             was interrupted.
         max_attempts: the largest number of attempts, including the first; None means no limit.
         retry_posts: whether to retry a POST in the same cases as a GET. The server may then
-            process a POST twice. Messages of turns are never retried in this way.
+            process a POST twice. `retry_posts` has no effect on the messages of turns.
     """
 
     strategy: str = "backoff"

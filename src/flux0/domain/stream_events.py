@@ -1,7 +1,6 @@
 """The events of a turn's stream: status events, chunk events, and events of unknown types.
 
-`type` distinguishes the classes: `"status"`, `"chunk"` or `"unknown"`. In JSON, only status events
-have a key `type`.
+The attribute `type` distinguishes the classes: `"status"`, `"chunk"` or `"unknown"`.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Deadline:
 
     Attributes:
         moment: the deadline, as a value of `Time.monotonic()`.
-        limit: the `timeout_ms` of the call, in seconds; only for the error message.
+        limit: the `timeout_ms` of the call, converted to seconds for the error message.
     """
 
     moment: float

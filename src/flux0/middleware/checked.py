@@ -1,4 +1,4 @@
-"""Wraps the user's middleware in checks that raise clear errors for mistakes in it."""
+"""Checks of the user's middleware, and of the responses that the middleware returns."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from flux0.ports import Request, Response
 def checked(layer: Middleware, policy: Middleware) -> Middleware:
     """Return a middleware that calls `layer` and checks the response that it returns.
 
-    If `layer` returns a response with an error status, `policy` raises an `APIError`, as it does
-    for responses of the server.
+    If `layer` returns a response with an error status, `policy` raises an `APIError`.
 
     Raises:
         InvalidArgument: `layer` is not a function, or is async.

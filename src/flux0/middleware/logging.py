@@ -47,7 +47,7 @@ class Logging:
             response = yield from send(request)
         except Exception as error:
             duration = 1000 * (self._time.monotonic() - start)
-            # Pass the text, not the error: a logging handler may keep its arguments alive.
+            # Pass a string, because a logging handler could keep the error alive.
             text = str(error)
             debug("%s failed after %.1f ms: %s: %s", where, duration, type(error).__name__, text)
             raise

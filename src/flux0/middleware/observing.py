@@ -49,7 +49,7 @@ class Observers:
 
     def observe_call(self, request: Request, flow: Flow[T]) -> Flow[T]:
         """Run the flow of a call, and report the start and the end of the call."""
-        call = cast("Call", request.call)  # A client with observers sets it in each request.
+        call = cast("Call", request.call)  # Not None, because the client has observers.
         start, error = self.clock(), None
         self.flush()
         self._notify(lambda observer: observer.on_call_start(call))
@@ -64,7 +64,7 @@ class Observers:
 
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Send `request`, and report the start and the end of the attempt."""
-        if (call := request.call) is None:  # A middleware sends a request of its own.
+        if (call := request.call) is None:  # The user's middleware created the request.
             return (yield from send(request))
         number, status, error = request.attempt, None, None
         added = Headers()
@@ -132,8 +132,8 @@ class Observers:
     def _reported_error(self, error: BaseException, request: Request) -> BaseException:
         """Return the error to report to observers.
 
-        At a deadline, the async driver cancels the flow, and the call raises the error of the
-        deadline. Therefore, a cancellation after the deadline is reported as this error.
+        After the deadline, a cancellation is reported as the error that the call raises: at the
+        deadline, the async driver cancels the flow, and then raises `Deadline.exceeded()`.
         """
         deadline = request.deadline
         if isinstance(error, Exception) or deadline is None:

@@ -16,7 +16,7 @@ from flux0.flows import Flow, ReadBody, SendFlow
 from flux0.ports import Codec, Request, Response
 
 _LONGEST_MESSAGE = 500
-# The message of the server for an unknown route. For an unknown agent or session, its message is
+# The `detail` in the response to an unknown route. For an unknown agent or session, the `detail` is
 # different.
 _NOT_FOUND = "Not Found"
 _NO_ROUTE = (
@@ -48,7 +48,7 @@ class ResponsePolicy:
             except Flux0Error:
                 if is_success(status):
                     raise
-                body = b""  # The APIError of the status is more useful than the error of reading.
+                body = b""  # The APIError below is more useful than the error of `ReadBody`.
             response = Response(status, response.headers, body, response.raw_response)
         if is_success(status):
             return response

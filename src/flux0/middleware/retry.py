@@ -17,7 +17,7 @@ from flux0.ports import Request, Response, Time
 
 
 class RetryBudget:
-    """A token bucket that limits the retries of a client, so that they do not worsen an outage.
+    """A token bucket that limits the retries of a client: many retries can worsen an outage.
 
     The budget starts full, with `capacity` retries. Each retry removes one from the budget, and
     `successes_per_retry` successful calls add one. If the budget is empty, failed calls are not
@@ -41,7 +41,7 @@ class RetryBudget:
             return True
 
     def add_success(self) -> None:
-        """Add the fraction of a retry that a successful call adds to the budget."""
+        """Record a successful call; `successes_per_retry` calls add one retry to the budget."""
         if self._balance < self._maximum:
             with self._lock:
                 self._balance = min(self._maximum, self._balance + 1)

@@ -103,16 +103,16 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
     """
 
     async def close_quietly() -> None:
-        with suppress(Exception):  # No caller waits for this task and could receive the error.
+        with suppress(Exception):  # No caller could handle an error of this task.
             await close()
 
     def spawn_in_trio() -> None:
-        # A trio run that is ending starts no tasks. Its end closes the resources of the run.
+        # RuntimeError: the trio run is ending. It closes its resources itself.
         with suppress(RuntimeError):
             sys.modules["trio"].lowlevel.spawn_system_task(close_quietly)
 
     def spawn_in_asyncio() -> None:
-        # The task is not garbage-collected while it waits, because the loop refers to its I/O.
+        # The task needs no other reference: while it waits for I/O, the loop has a reference.
         loop.create_task(close_quietly())
 
     spawn = spawn_in_trio if hasattr(loop, "run_sync_soon") else spawn_in_asyncio
@@ -139,9 +139,9 @@ async def shielded(close: Callable[[], Awaitable[None]]) -> None:
 async def close_nested_generators(generator: AsyncGenerator[Any, None]) -> None:
     """Close a suspended async generator, and the inner generators that it iterates.
 
-    `generator.aclose()` would not close the inner generators. The garbage collector would close
-    them, with a warning from trio. Therefore resume the generator in a cancelled scope: the
-    cancellation is raised in the innermost generator and ends all of them.
+    `generator.aclose()` would leave the inner generators to the garbage collector, and trio would
+    warn. Therefore resume `generator` in a cancelled scope: the innermost generator raises the
+    cancellation, which ends all generators.
     """
     from anyio import CancelScope  # noqa: PLC0415 - needed only for bodies that are closed early
 
@@ -163,8 +163,8 @@ class PerLoop(Generic[T]):
         self._make = make
         self._close = close
         self._entries: _Entries[T] = {}
-        # Use a finalizer instead of __del__. If this object and its suspended generators belong to
-        # one reference cycle, __del__ would run after the generators were closed.
+        # Use a finalizer, which keeps the suspended generators alive. In a reference cycle, the
+        # garbage collector might close the generators before it calls __del__.
         weakref.finalize(self, _schedule_close_all, self._entries, close).atexit = False
 
     async def get(self) -> T:
@@ -181,7 +181,7 @@ class PerLoop(Generic[T]):
         return resource
 
     async def close_async(self) -> None:
-        """Close the resource of the running loop. Other loops close their resource at their end."""
+        """Close the resource of the running loop. At its end, each other loop closes its own."""
         await _close_entry(self._entries, running_loop(), self._close)
 
 
@@ -199,7 +199,8 @@ async def _close_at_loop_end(
     finally:
         entry = entries.pop(loop, None)
         if entry is not None:
-            # trio closes generators in a cancelled scope, in which each `await` raises Cancelled.
+            # trio closes this generator in a cancelled scope. Without the shield, `close` would be
+            # cancelled, too.
             await shielded(partial(close, entry[0]))
 
 
@@ -209,14 +210,14 @@ async def _close_entry(
     entry = entries.pop(loop, None)
     if entry is not None:
         resource, guard = entry
-        await guard.aclose()  # Without an entry, the guard does not close the resource.
+        await guard.aclose()  # The guard finds no entry and does not close the resource.
         await close(resource)
 
 
 async def _close_entry_later(
     entries: _Entries[T], loop: Loop, close: Callable[[T], Awaitable[None]]
 ) -> None:
-    # If the loop ends during the delay, this task is cancelled, and the guard closes the resource.
+    # If the loop ends during the sleep, it cancels this task, and the guard closes the resource.
     await sleep(_CLOSE_DELAY)
     await _close_entry(entries, loop, close)
 
@@ -232,8 +233,8 @@ def _close_dead_loops(entries: _Entries[T], close: Callable[[T], Awaitable[None]
     for loop in tuple(entries):
         if hasattr(loop, "is_closed") and loop.is_closed():
             resource, _ = entries.pop(loop)
-            # The loop cannot run `close` to its end, so run `close` without a loop, up to its first
-            # wait. If sockets are still open then, the garbage collector closes them.
+            # The loop is closed and cannot run `close`. Run `close` without a loop, up to its first
+            # wait. The garbage collector closes sockets that are still open.
             closing = close(resource).__await__()
             with suppress(Exception):
                 next(closing)

@@ -118,7 +118,7 @@ class _ThreadedBody:
         try:
             piece = await run_in_thread(lambda: next(self._pieces, None))
         except BaseException:
-            # If the task was cancelled, a thread is still reading. Closing the body ends the read.
+            # After a cancellation, the thread is still reading. It ends when the body is closed.
             self._body.close()
             raise
         if piece is None:

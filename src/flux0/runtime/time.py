@@ -14,7 +14,8 @@ from flux0.ports import Time
 from flux0.runtime.event_loop import sleep
 from flux0.runtime.processes import PerProcess
 
-# Seconds. On some systems, `Condition.wait` raises OverflowError for waits that are much longer.
+# The longest wait of the alarm thread, in seconds. On some systems, `Condition.wait` raises
+# OverflowError for much longer waits.
 _MAX_WAIT: Final = 3600.0
 
 

@@ -22,7 +22,7 @@ class Waker:
 
         Safe in any thread and in finalizers.
         """
-        with suppress(RuntimeError):  # The lock is free because `wake` was already called.
+        with suppress(RuntimeError):  # release() fails if `wake` was already called.
             self._woken.release()
 
     def wait(self, seconds: float) -> bool:

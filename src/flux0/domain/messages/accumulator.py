@@ -51,8 +51,8 @@ class MessageAccumulator:
 
     Args:
         max_turn_bytes: the memory limit for all messages of the turn together. Each character
-            counts as 1 byte, and each JSON value as 64 additional bytes. The strings of a list do
-            not count these 64 bytes if all chunks of the message append strings to the list. An
+            counts as 1 byte, and each JSON value as 64 additional bytes. If the message is a list
+            to which all chunks append strings, these strings do not count the 64 bytes. An
             operation that would exceed the limit, or nest values more than 200 levels deep, is not
             applied and is recorded in `problems`.
     """
@@ -99,8 +99,8 @@ class MessageAccumulator:
     def messages(self) -> tuple[TurnMessage, ...]:
         """The messages so far, in the order in which they started.
 
-        A message is included if the server would store it in its present form. A tool call is also
-        included if its arguments are incomplete; then `args` is a string.
+        A message that the server would not store yet is left out. But a tool call with incomplete
+        arguments is included, with the text of the arguments in `args`.
 
         Only messages that changed since the last access are built again, at a cost proportional to
         the added text. If you keep a reference to the last result, the cost is proportional to the
@@ -118,8 +118,7 @@ class MessageAccumulator:
     def problems(self) -> tuple[PatchProblem, ...]:
         """The operations that could not be applied, oldest first.
 
-        If the values of these operations exceed `max_turn_bytes` in total, later problems are not
-        recorded.
+        Recording stops when the recorded operations are larger than `max_turn_bytes` in total.
         """
         return tuple(self._problems)
 
@@ -135,7 +134,7 @@ class MessageAccumulator:
         return builder
 
     def _record_problem(self, event: ChunkEvent, index: int, reason: str) -> None:
-        if not event.patches:  # The budget was too small even for a message without content.
+        if not event.patches:  # `_add_builder` failed: there is no operation to record.
             return
         operation = event.patches[index]
         if self._problem_bytes < self._budget.limit:
@@ -153,7 +152,7 @@ class _MessageBuilder:
         self.first = first
         self._is_reasoning = first.metadata.get("kind") == REASONING
         self._budget = budget
-        # The JSON document of the message. While all changes append strings, it is a `TextList`.
+        # The JSON document of the message; a `TextList` if all operations have appended strings.
         self._root: JSON | TextList = None
         self._message: TurnMessage | None = None
         self._stale = False
@@ -215,7 +214,7 @@ class _MessageBuilder:
     def _finalized(self, *, partial: bool) -> TurnMessage | None:
         root = self._root
         if isinstance(root, list) and root and all(type(item) is str for item in root):
-            # A `TextList` keeps its joined text, so later calls only join the added strings.
+            # `TextList.text` is faster: it appends only the new strings to its last result.
             self._root = root = TextList(cast("list[str]", root))
             self._budget.remaining += VALUE_SIZE * len(root)
         return finalize(

@@ -29,7 +29,7 @@ from flux0.domain.models import (
 if TYPE_CHECKING:
     from flux0.domain.stream_events import ChunkEvent
 
-# The metadata of chunks have this value as `kind` if the message is reasoning.
+# The value of `kind` in the metadata of chunks with reasoning.
 REASONING = "reasoning"
 
 
@@ -59,9 +59,8 @@ def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMes
     Args:
         first: the first chunk of the message; its metadata apply to the whole message.
         root: the document of the message; it is copied.
-        partial: whether the message may be incomplete. If True, and if the arguments of a tool call
-            are not valid JSON yet, `args` is the incomplete text. If False, the result is None for
-            such a message, because the server stores nothing.
+        partial: the result if the arguments of a tool call are not valid JSON. True: a message with
+            the text of the arguments in `args`. False: None, because the server stores nothing.
     """
     if not root or "agent_name" not in first.metadata:
         return None
@@ -99,7 +98,7 @@ def _finalized(
         results: Any = root["tool_call_results"]
         return ToolData(tuple(_tool_call(result) for result in results)), None
     if not isinstance(root, (str, list, dict)):
-        raise TypeError("the message is a number")
+        raise TypeError("the document is not a string, list or object")
     is_text = isinstance(root, list) and all(isinstance(item, str) for item in root)
     content = "".join(cast("list[str]", root)) if is_text else _as_stored(root)
     part = ReasoningPart(content) if is_reasoning else ContentPart(content)

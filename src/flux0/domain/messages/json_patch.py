@@ -38,8 +38,8 @@ class MemoryBudget:
     byte. When a value is removed, its size is added to `remaining`.
 
     A short operation can cause much work: `copy` duplicates a value, `move` measures the depth of a
-    value, and a large index fills a list. Therefore the total work of a turn has a limit, too, of
-    the same number of bytes. Work is never refunded.
+    value, and a large index fills a list. Therefore `remaining_work` limits the total work of the
+    turn. It starts with the same number of bytes as `remaining`, and is never refunded.
     """
 
     __slots__ = ("limit", "remaining", "remaining_work")
@@ -50,7 +50,7 @@ class MemoryBudget:
         self.remaining_work: int = limit
 
     def charge(self, size: int) -> None:
-        """Subtract `size` bytes from the remaining memory; raise `PatchError` if it is too small.
+        """Subtract `size` from `remaining`; raise `PatchError` if fewer bytes remain.
 
         A negative `size` refunds memory.
         """
@@ -61,7 +61,7 @@ class MemoryBudget:
         self.remaining -= size
 
     def charge_work(self, size: int) -> None:
-        """Subtract `size` bytes from the remaining work; raise `PatchError` if it is too small."""
+        """Subtract `size` from `remaining_work`; raise `PatchError` if fewer bytes remain."""
         if size > self.remaining_work:
             raise PatchError(
                 f"the turn copies or moves more than {self.limit:,} bytes (max_turn_bytes)"
@@ -72,7 +72,7 @@ class MemoryBudget:
         """Charge the work of copying or moving `value`, and return its size and depth."""
         size, depth = measure(value, most=self.remaining_work)
         if size > self.remaining_work:
-            self.remaining_work = 0  # `measure` has used up all remaining work.
+            self.remaining_work = 0  # The work of `measure`, before it stopped at the limit.
         self.charge_work(size)
         return size, depth
 
@@ -286,7 +286,7 @@ def _move(root: _Root, segments: list[str], source: list[str], budget: MemoryBud
     parent, key = _existing(root, source)
     del parent[key]
     try:
-        # The budget already counts the value, so pass the size 0. The old key is refunded below.
+        # The size is 0, because the budget already counts the value.
         _add(root, segments, value, 0, budget)
     except PatchError:
         if isinstance(parent, dict):
@@ -304,7 +304,7 @@ def _value(root: _Root, segments: list[str]) -> JSON:
 
 
 def _existing(root: _Root, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON], Any]:
-    """Return the parent and the key of a value, as `_place` does. The value must exist."""
+    """Return the result of `_place`; raise `PatchError` if the value does not exist."""
     parent, key = _place(root, segments)
     if key >= len(parent) if isinstance(parent, list) else key not in parent:
         raise PatchError(f"{key!r} does not exist")

@@ -19,9 +19,9 @@ class TextList:
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self.characters: int = 0
-        # All strings are in blocks of `_BLOCK` strings, except for the last strings, which are in
-        # `_recent`. A block is one str: its strings, joined by the separator. If one of its strings
-        # contains the separator, the block is a list.
+        # Each block contains `_BLOCK` strings. `_recent` contains the strings after the last block.
+        # A block is one string, joined with `_SEPARATOR`, or a list if a string contains
+        # `_SEPARATOR`.
         self._blocks: list[str | list[str]] = []
         self._recent: list[str] = []
         # The last result of `text`, and how many strings of `_recent` this result includes.

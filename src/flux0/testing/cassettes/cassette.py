@@ -52,7 +52,7 @@ def _bytes_of(content: Content) -> bytes:
 
 @frozen(kw_only=True)
 class Content:
-    """A body, or a piece of one, stored as JSON, as text or in base64.
+    """A body or a piece of a body, stored as JSON, as text or in base64.
 
     Attributes:
         json, text, base64: The stored form. Exactly one of the three is set.
@@ -73,10 +73,10 @@ def to_content(data: bytes, *, as_json: bool, exact: bool = True, after: float =
     If `exact`, JSON is used only if encoding the parsed value returns exactly `data`.
     """
     if as_json:
-        with suppress(ValueError, RecursionError):  # NaN and lone surrogates cannot be encoded.
+        with suppress(ValueError, RecursionError):  # JSON has no NaN, UTF-8 no lone surrogates.
             value = json.loads(data)
             content = Content(json=value, after=after)
-            json.dumps([[[[[[value]]]]]], indent=2)  # In the file, `value` has 6 more levels.
+            json.dumps([[[[[[value]]]]]], indent=2)  # Raises if too deep: the file adds 6 levels.
             if content.data == data or not exact:
                 return content
     try:
@@ -204,10 +204,10 @@ class CassetteFile:
         self._failures |= _failures([exchange])
 
     def defer(self) -> Callable[[bool], None]:
-        """Return a function that ends the recording. Until it is called, `finish` does nothing.
+        """Return a function that ends the recording in place of `finish`, which now does nothing.
 
-        If its argument is True, the function replaces the old cassette. If its argument is False,
-        it deletes the recording.
+        If the argument of the function is True, the recording replaces the old cassette. If False,
+        the recording is deleted.
         """
         self._deferred = True
         return self._settle

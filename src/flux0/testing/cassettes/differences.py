@@ -16,7 +16,7 @@ _NOTHING: Final = object()  # Marks a missing value; None is a JSON value.
 _MAX_DIFFERENCES: Final = 5
 _MAX_SHOWN: Final = 100  # The largest number of characters of a value in a message.
 _MAX_ARGUMENT: Final = 40  # The largest number of characters of an argument of a call.
-_CONTEXT: Final = 30  # The number of characters before and after the first difference.
+_CONTEXT: Final = 30  # The characters that are shown on each side of the first difference.
 
 
 def members_of(request: RecordedRequest) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def members_of(request: RecordedRequest) -> dict[str, Any]:
 
 
 def to_json(value: object) -> str:
-    """Return the JSON of `value`, to compare values by their JSON: in Python, True == 1."""
+    """Return the JSON of `value` for comparisons: in Python, True and 1 are equal."""
     return json.dumps(value, sort_keys=True, default=repr)
 
 

@@ -85,7 +85,9 @@ class RecordingTransport:
         self._scrub = scrub
         self._lock = RLock()
         self._sent = max((exchange.number for exchange in keep), default=0)
-        self._error = ""  # The name of an exception during a call, such as KeyboardInterrupt.
+        # The class name of an error in an exchange, such as KeyboardInterrupt. Transport errors are
+        # recorded in the exchange instead.
+        self._error = ""
         self._earlier_errors = _current_errors()
         self._open: list[_OpenExchange] = []
 
@@ -122,11 +124,11 @@ class RecordingTransport:
             self._finish()
 
     def defer(self) -> Callable[[bool], None]:
-        """Return a function that ends the recording.
+        """Return a function that ends the recording in place of `close`.
 
-        If its argument is True, the function replaces the old cassette with the recording. If its
-        argument is False, it deletes the recording. Until then, the recording is in a separate
-        file next to the cassette, even after `close`.
+        If the argument of the function is True, the recording replaces the old cassette. If False,
+        the recording is deleted. Until then, the recording is in a separate file next to the
+        cassette, even after `close`.
         """
         return self._file.defer()
 
@@ -158,7 +160,7 @@ class RecordingTransport:
         error = sys.exc_info()[1]
         if problem and error is None:
             warnings.warn(problem, stacklevel=3)
-        elif problem:  # With `python -W error`, a warning would replace the exception.
+        elif problem:  # With `python -W error`, a warning would be raised instead of `error`.
             getattr(error, "add_note", str)(problem)  # `add_note` needs Python 3.11.
 
 
@@ -189,13 +191,16 @@ class _OpenExchange:
         elif isinstance(error, TransportError):
             kinds = (kind.__name__ for kind in type(error).__mro__)
             self.end(next(kind for kind in kinds if kind in ERRORS))
-        elif error is not None:  # For example, the task was cancelled.
+        elif error is not None:  # Another exception, such as a cancellation.
             self.end(CLOSED, error)
 
     def record_response(
         self, response: Response[Any], iterate: Callable[[Any], Any]
     ) -> Response[Any]:
-        """Return `response` with a body that records its pieces. `iterate` is `iter` or `aiter`."""
+        """Return `response` with a body that records its pieces.
+
+        `iterate` is `iter` for a sync body, and `aiter` for an async body.
+        """
         headers = response.headers.redacted()
         self._response = RecordedResponse(self._elapsed(), response.status_code, headers, ())
         self._started = self._clock()
@@ -287,7 +292,7 @@ def recorded_pieces(
 
 
 def _joined(pieces: Iterable[tuple[float, bytes]], end: bytes) -> Iterator[tuple[float, bytes]]:
-    """Join pieces up to each piece that ends with `end`. If `end` is empty, join all pieces."""
+    """Join pieces until each, except the last, ends with `end`. If `end` is empty, join all."""
     joined, after = bytearray(), 0.0
     for after, data in pieces:
         joined += data

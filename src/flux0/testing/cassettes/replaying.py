@@ -82,7 +82,7 @@ class ReplayTransport(SharedTransport):
             "loose", a request that was recorded once may be sent any number of times. A request
             that was recorded n times may be sent n times.
         match: A function that returns the part of a `Call` to compare, such as
-            `lambda call: call.operation`. Pass it if other parts of requests differ in each run.
+            `lambda call: call.operation`. Pass `match` if the requests of each run differ.
         scrub: The `scrub` function with which the cassette was recorded, if any.
         sleep: A function that is called with the seconds of each wait. Pass `time.sleep` to replay
             in real time.
@@ -175,7 +175,7 @@ class ReplayTransport(SharedTransport):
         if exchange.end != CLOSED:
             return ERRORS[exchange.end](f"recorded in {self._path}")
         if request.deadline is not None and request.deadline.left(self.clock.now()) < 0:
-            return request.deadline.exceeded()  # The recorded call ended at its deadline, too.
+            return request.deadline.exceeded()  # The recorded call was cancelled at its deadline.
         return AssertionError(
             f"{self._path} has no more data of {replay}: the recorded program cancelled or closed "
             f"it {exchange.after:g} s after the {'request' if no_response else 'response head'}\n"
@@ -241,8 +241,8 @@ class NewEpisodesTransport(RecordingTransport):
     ) -> None:
         super().__init__(transport, path, scrub=scrub, keep=read_cassette(Path(path)))
         self._replay = ReplayTransport(path, "loose", match=match, scrub=scrub)
-        # The clock of the replay starts at the client's time, because deadlines are times of the
-        # client's clock.
+        # Start the simulated clock at the time of the client's clock, because the deadlines of
+        # requests are times of the client's clock.
         self._replay.clock = FakeClock(self._clock())
 
     def send(self, request: Request) -> Response[ByteStream]:
@@ -277,9 +277,9 @@ def cassette(
             replays, "all" always records. "new_episodes" replays the requests that the cassette
             contains, in any order, and appends the others to it. The default is "none" if the
             environment variable `CI` is set, and "once" otherwise.
-        matching: The order of the requests; see `ReplayTransport`.
-        match: The comparison of requests; see `ReplayTransport`.
-        scrub: The removal of secrets; see `ReplayTransport`.
+        matching: Whether the order of the requests is checked; see `ReplayTransport`.
+        match: A function that returns the part of a `Call` to compare; see `ReplayTransport`.
+        scrub: A function that replaces secrets; see `RecordingTransport`.
     """
     if mode is None:
         mode = "none" if os.environ.get("CI", "").lower() not in {"", "0", "false"} else "once"

@@ -33,9 +33,10 @@ def scrub_query(query: str, scrub: Scrub) -> str:
 
 
 def scrub_body(pieces: Iterable[bytes], scrub: Scrub) -> list[bytes]:
-    """Scrub each string in a JSON body or in JSON event data, and each line that is not JSON.
+    """Scrub each string of a JSON body, or each line of another body.
 
-    If a body has several pieces, each piece must end at the end of an event.
+    In event data that is JSON, each string is scrubbed instead of the line. If a body has several
+    pieces, each piece must end at the end of an event.
     """
     texts = [piece.decode(errors=_NOT_UTF8) for piece in pieces]
     return [
@@ -57,7 +58,7 @@ def _scrub_text(text: str, scrub: Scrub) -> str:
 def _scrub_json(text: str, scrub: Scrub) -> str | None:
     """Scrub each string of JSON, or of a `data:` line with JSON; None if the text is not JSON."""
     try:
-        json.loads(text.removeprefix(_DATA).encode())  # encode() raises ValueError for surrogates.
+        json.loads(text.removeprefix(_DATA).encode())  # ValueError if the bytes were not UTF-8.
     except (ValueError, RecursionError):
         return None
 
@@ -79,7 +80,7 @@ def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
         values = [patch["value"] for *_, patch in added]
         scrubbed = scrub("".join(values))
         if scrubbed == "".join(map(scrub, values)):
-            continue  # No string that `scrub` replaces is split between two events.
+            continue  # `_scrub_text` is sufficient: no string to replace is split between events.
         split = _split_like(values, scrubbed)
         for (piece, number, event, patch), value in zip(added, split, strict=True):
             patch["value"] = value
@@ -88,9 +89,9 @@ def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
 
 
 def _added_texts(line: str) -> list[tuple[str, Any, Any]]:
-    """Return each string that the event in `line` adds to a message: its place, event and patch.
+    """Return (place, event, patch) for each patch of the event in `line` whose value is a string.
 
-    The place is the id of the message and the path in the message.
+    The place is the JSON of the message id and the path.
     """
     if not line.startswith(_DATA) or '"patches"' not in line:
         return []
@@ -106,9 +107,9 @@ def _added_texts(line: str) -> list[tuple[str, Any, Any]]:
 
 
 def _split_like(pieces: list[str], text: str) -> list[str]:
-    """Split `text` into as many strings as `pieces`. `text` is a changed form of the joined pieces.
+    """Split `text`, which is the scrubbed text of the joined `pieces`, into as many strings.
 
-    Pieces before and after the changed part are returned unchanged.
+    Pieces before and after the scrubbed part are returned unchanged.
     """
     first, last = 0, len(pieces) - 1
     start, end = 0, len(text)

@@ -43,7 +43,7 @@ from flux0.testing.contract.waiting import IdleContract, InterruptContract, Time
 
 
 class _Parts(
-    IdleContract,  # pytest runs the slow tests of the first base class last.
+    IdleContract,  # These tests are slow. pytest runs the tests of the first base class last.
     HeadContract,
     BodyContract,
     ConnectContract,
