@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, final
 from attrs import field, frozen
 
 from flux0.domain.headers import Headers
-from flux0.domain.http import is_idempotent, is_success
+from flux0.domain.http import IDEMPOTENT, is_success
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.stream_events import StreamEvent
 from flux0.domain.timeouts import Deadline
@@ -122,7 +122,7 @@ class Request:
     @property
     def is_idempotent(self) -> bool:
         """Whether the method is idempotent, so that repeating the request has no further effect."""
-        return is_idempotent(self.method)
+        return self.method in IDEMPOTENT
 
     def is_streaming(self, status_code: int) -> bool:
         """Return whether the body of a response with this status is streamed."""

@@ -7,14 +7,10 @@ from typing import Final
 
 from flux0.domain.headers import Headers
 
-_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+# The idempotent methods (RFC 9110, section 9.2.2).
+IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 # A valid content-length: a number, or a list that repeats the same number (RFC 9110, section 8.6).
 _LENGTH: Final = re.compile(r"[ \t]*(\d{1,18})[ \t]*(?:,[ \t]*\1[ \t]*)*", re.ASCII)
-
-
-def is_idempotent(method: str) -> bool:
-    """Return whether requests with this method are idempotent (RFC 9110, section 9.2.2)."""
-    return method in _IDEMPOTENT
 
 
 def is_success(status_code: int) -> bool:

@@ -221,10 +221,7 @@ def _with_parents(root: JSON, path: str, budget: MemoryBudget) -> JSON:
     parts = path.strip("/").split("/")
     if root is None:
         budget.charge(VALUE_SIZE)
-        is_list = path not in {"", "/"} and (parts[0] == "-" or parts[0].isdigit())
-        root = [] if is_list else {}
-    if path in {"", "/"}:
-        return root
+        root = [] if parts[0] == "-" or parts[0].isdigit() else {}
     node: JSON = root
     for part, following in pairwise(parts):
         if part == "-":
