@@ -181,7 +181,7 @@ class PerLoop(Generic[T]):
         return resource
 
     async def close_async(self) -> None:
-        """Close the resource of the running loop. At its end, each other loop closes its own."""
+        """Close the resource of the running loop. Other resources are closed with their loops."""
         await _close_entry(self._entries, running_loop(), self._close)
 
 

@@ -214,7 +214,7 @@ class _MessageBuilder:
     def _finalized(self, *, partial: bool) -> TurnMessage | None:
         root = self._root
         if isinstance(root, list) and root and all(type(item) is str for item in root):
-            # `TextList.text` is faster: it appends only the new strings to its last result.
+            # Convert the list: `TextList.text` appends only the new strings to its last result.
             self._root = root = TextList(cast("list[str]", root))
             self._budget.remaining += VALUE_SIZE * len(root)
         return finalize(

@@ -59,8 +59,9 @@ def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMes
     Args:
         first: the first chunk of the message; its metadata apply to the whole message.
         root: the document of the message; it is copied.
-        partial: the result if the arguments of a tool call are not valid JSON. True: a message with
-            the text of the arguments in `args`. False: None, because the server stores nothing.
+        partial: whether the arguments of a tool call may be incomplete. If True, `args` is a string
+            as long as the arguments are not valid JSON. If False, the result is None for such
+            arguments, because the server stores nothing.
     """
     if not root or "agent_name" not in first.metadata:
         return None
