@@ -148,7 +148,7 @@ def flux0_client(flux0_fake: FakeTransport) -> Iterator[Flux0]:
 
 @pytest.fixture
 def flux0_cassette_transport() -> Callable[[], Any] | None:
-    """A function that returns the transport for recording; None means `HttpxTransport`.
+    """A function that returns the transport for recording; None to use `HttpxTransport`.
 
     Override this fixture to record over another transport.
     """

@@ -33,8 +33,9 @@ class ApiCall:
         send: the chain of middleware that sends a request.
         codec: encodes request bodies and decodes responses.
         server_url: the base URL, without a trailing slash and without credentials.
-        login: the credentials in the server URL, as an `authorization` header. A field of `headers`
-            with this name replaces it. None if the client computes the `authorization` header.
+        login: an `authorization` header with the credentials in the server URL or `FLUX0_TOKEN`. An
+            `authorization` header in `headers` replaces it. None if a function of the user computes
+            the `authorization` header.
         headers: the headers of the client and of the call.
         timeout: the timeouts of each attempt.
         max_body_bytes: the size limit of a decoded response body that is not streamed.
@@ -47,7 +48,7 @@ class ApiCall:
             observers; None without observers.
         extra_query: parameters that are added to the query; None adds nothing.
         extra_body: members that are added to the JSON object in the body; None adds nothing.
-        agent: the agent of the conversation, as far as it is known.
+        agent: the agent of the conversation. Its id or its name is None if it is unknown.
     """
 
     send: SendFlow

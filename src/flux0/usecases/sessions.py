@@ -101,7 +101,7 @@ def create_event(
     source: EventSource | str,
     content: str,
 ) -> Request:
-    """Return the request that sends a message; pass it to `open_stream`."""
+    """Return the request that creates a message event. Pass the request to `open_stream`."""
     ids = {"session_id": arguments.identifier("session_id", session_id)}
     body = {
         "type": arguments.name("type_", type_),

@@ -12,8 +12,8 @@ from flux0.usecases.call import ApiCall
 from flux0.usecases.sessions import list_events
 
 # Seconds between the first and the second request; each later interval is twice as long. Measured:
-# of the messages that were not stored yet when their connection failed, two thirds were stored
-# within 0.1 s.
+# if the connection failed before the message was stored, the server stored two thirds of the
+# messages within 0.1 s.
 _FIRST_INTERVAL: Final = 0.1
 
 

@@ -71,7 +71,7 @@ class Turn:
         The caller must process these events first, and then check `failure`.
 
         `waited` is the number of seconds that the reader waited for `data`. The idle timeout limits
-        the sum of all waits since the last event. Other bytes, such as comments, do not reset it,
+        the sum of all waits since the last event. Comments and partial events do not reset the sum,
         because they do not show that the agent is running.
         """
         events: list[StreamEvent] = []
@@ -94,7 +94,7 @@ class Turn:
 
     def on_end(self) -> None:
         """Handle the end of the body. The turn fails if the body ends in the middle of an event."""
-        self.feed(b"")  # Some parsers find only in the next call that an event is too large.
+        self.feed(b"")  # Some parsers raise `EventTooLarge` only in the next call.
         if self.failure is None and self._parser.pending:
             self.mark_interrupted("the stream ended in the middle of an event")
 

@@ -128,7 +128,7 @@ class RecordedExchange:
         if self.end not in (known := (WHOLE, CLOSED, *ERRORS)):
             raise ValueError(f"end must be one of {', '.join(known)}, not {self.end!r}")
         if self.response is None and self.end == WHOLE:
-            raise ValueError(f"end must not be {WHOLE!r} without a response")
+            raise ValueError(f"end must not be {WHOLE!r} if there is no response")
 
 
 @frozen
@@ -255,7 +255,7 @@ class CassetteFile:
         self._separator = b",\n"
 
     def _new_failures(self) -> str:
-        """Return the failures in the recording that the old cassette does not contain."""
+        """Return the failures that are in the recording, but not in the old cassette."""
         known: set[str] = set()
         if self._failures:
             with suppress(CassetteError):

@@ -17,8 +17,8 @@ from flux0.domain.errors import TransportError
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT
 from flux0.testing.contract.harness import BlockingAsAsync, Harness, event_loop, run_in_thread
 
-SHORT: Final = 0.2  # Seconds in which a response begins, even on a busy machine.
-EXPIRY: Final = 0.05  # Seconds of a timeout that can only expire.
+SHORT: Final = 0.2  # A timeout in seconds. Even on a busy machine, responses begin earlier.
+EXPIRY: Final = 0.05  # A timeout in seconds, for tests in which it always expires.
 THREADS: Final = "threads"
 _MAX_SHOWN: Final = 300  # The largest number of characters of a value in a message.
 streams: pytest.MarkDecorator = pytest.mark.parametrize(
@@ -31,11 +31,10 @@ _TIME_BUDGET = pytest.StashKey[float]()
 class Contract(ABC):
     """The settings, fixtures and methods that all parts of the contract share."""
 
-    # Each test runs once in each backend: in `THREADS`, or in an event loop (its name in anyio).
+    # `THREADS`, or names of event loops in anyio. Each test runs once in each backend.
     backends: ClassVar[tuple[str, ...]]
-    # A call of the transport is hung if it takes longer than this number of seconds. When the tests
-    # of a class have waited three times as long for hung calls, the remaining tests fail
-    # immediately.
+    # Seconds after which a call of the transport counts as hung. When the tests of a class have
+    # waited `3 * timeout` seconds for hung calls, the remaining tests fail immediately.
     timeout: ClassVar[float] = DEFAULT_TIMEOUT
 
     def make_transport(self) -> Any:
@@ -87,7 +86,7 @@ class Contract(ABC):
         gc.freeze()  # Garbage collections are faster if they skip all existing objects.
         with ExitStack() as ending:
             ending.callback(gc.unfreeze)
-            ending.callback(gc.collect)  # Free all bodies now: none may cause a ResourceWarning.
+            ending.callback(gc.collect)  # Any ResourceWarning occurs in this test.
             yield lambda transport: self.make_harness(transport, backend, hang_timeout, ending)
 
     @pytest.fixture
@@ -97,7 +96,7 @@ class Contract(ABC):
 
 
 def class_of(request: pytest.FixtureRequest) -> pytest.Class:
-    """Return the class of the running test. Its `stash` stores values that its tests share."""
+    """Return the class of the running test. The tests of the class share its `stash`."""
     node: pytest.Item = request.node
     found = node.getparent(pytest.Class)
     assert found is not None
@@ -116,7 +115,7 @@ def fails(
 ) -> TransportError:
     """Assert that `call` raises an error whose class is one of `kinds`, and return the error.
 
-    If `caused`, the error must be raised `from` an exception of the HTTP library.
+    If `caused` is true, the error must be raised `from` an exception of the HTTP library.
     """
     with pytest.raises(TransportError) as caught:
         call()

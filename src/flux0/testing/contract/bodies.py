@@ -50,7 +50,7 @@ _FIRST = Write(to_bytes(http_response(b"first", framing="chunked")[:-1]))
 _BAD_CHUNK = Write(b"xyz\r\nsecond\r\n")
 _ZIPPED = to_bytes(http_response(b"first", framing="chunked", gzip=True)[:2])
 _BAD_CHECKSUM = b"a\r\n\x03\x00" + bytes(8) + b"\r\n"
-# The steps of a body with a fault after its first piece, and the error that they must cause.
+# Steps that send a body with a fault after its first piece, and the error that the fault causes.
 _LATE_FAULTS: dict[str, tuple[ServerSteps, type[errors.TransportError]]] = {
     "chunk": ((_FIRST, WaitForRelease(), _BAD_CHUNK, Disconnect()), errors.ProtocolError),
     "chunk-at-once": ((Write(_FIRST.data + _BAD_CHUNK.data), Disconnect()), errors.ProtocolError),
@@ -76,7 +76,7 @@ class BodyContract(Contract):
     def test_body_is_returned_unchanged(
         self, harness: Harness, framing: Framing, body: str, *, gzip: bool, stream: bool
     ) -> None:
-        """`close_delimited` is True only if the body ends when the connection closes."""
+        """`close_delimited` is also correct: True only if closing the connection ends the body."""
         steps = http_response(*_BODIES[body], framing=framing, gzip=gzip)
         steps = byte_by_byte(steps) if body == "byte-by-byte" else steps
         _, response = harness.exchange(steps, stream=stream)
@@ -121,7 +121,7 @@ class BodyContract(Contract):
     def test_truncated_body_is_an_interruption(
         self, harness: Harness, framing: Framing, *, gzip: bool
     ) -> None:
-        """The body ends at every possible position, even within the last chunk or gzip trailer."""
+        """The body is truncated at each position, even within the last chunk or gzip trailer."""
         steps = http_response(b"event", b"chunk", framing=framing, gzip=gzip)
         start = size(steps[:1]) + (framing == "close-delimited")
         cuts = [truncated(steps, length) for length in range(start, size(steps))]
@@ -196,7 +196,7 @@ class BodyContract(Contract):
             compressor.compress(bytes(1_000_000)) + compressor.flush(zlib.Z_FULL_FLUSH)
             for _ in range(2)
         )
-        # After a full flush of zlib, the next block needs no earlier blocks. So `another` can be
+        # After a full flush, the next block does not depend on earlier blocks, and `another` can be
         # repeated.
         _, response = harness.exchange(http_response(first + another * 199, headers=_GZIPPED))
         tracemalloc.start()

@@ -52,7 +52,7 @@ class ByteServer:
     on, across all connections. The last of `responses` also handles all further requests.
 
     Args:
-        responses: The steps after each request, such as `http_response(b"ok")`.
+        responses: The steps that handle each request, such as `http_response(b"ok")`.
         on_connect: The steps on each new connection, before the first request is read.
         tls: The context for TLS connections; None for plain HTTP.
         timeout: Seconds after which the `wait_` methods raise AssertionError.
@@ -75,8 +75,8 @@ class ByteServer:
         self._requests: list[ReceivedRequest] = []
         self._sockets: set[socket.socket] = set()
         self._conversations: list[Thread] = []
-        # `release` makes `_released` readable, so that select() can wait for `release` and for the
-        # client at the same time.
+        # `release` writes to a socket, so that select() can wait for `release` and for the client
+        # at the same time.
         self._released, self._release = socket.socketpair()
         # The queue must be long: some tests open hundreds of connections at the same time, and the
         # system resets connections that find the queue full.
@@ -250,7 +250,10 @@ class _Conversation:
         self._unread += data
 
     def _readable(self, timeout: float | None = None) -> set[object]:
-        """Wait for data, and if `timeout` is None, for `release`; return the readable sockets."""
+        """Wait until the client sends data, and return the readable sockets.
+
+        If `timeout` is None, `ByteServer.release` ends the wait, too.
+        """
         sockets = (self._connection,) if timeout is not None else (self._connection, self._released)
         with _Selector() as selector:
             for each in sockets:

@@ -24,7 +24,7 @@ _SHORT_CONNECT = evolve(LONG_TIMEOUT, connect=EXPIRY)
 
 
 class ConnectContract(Contract):
-    """The connection cannot be established: the error is a `ConnectError` or its subclass."""
+    """If the connection cannot be established, the error is a `ConnectError` or a subclass."""
 
     @pytest.mark.parametrize(
         "host",
@@ -78,7 +78,7 @@ class ConnectContract(Contract):
 
 
 class TLSContract(Contract):
-    """A server needs a certificate for its host name from a trusted authority."""
+    """Over TLS, the transport verifies certificates. Otherwise, it behaves as without TLS."""
 
     def make_trusting_transport(self, ca_file: str) -> Any:
         """Return a new transport that trusts the authorities in the PEM file `ca_file`."""
@@ -104,7 +104,7 @@ class TLSContract(Contract):
         return new_harness(self.make_trusting_transport(str(path)))
 
     def test_trusted_server_is_used_over_tls(self, trusting: Harness, tls: ssl.SSLContext) -> None:
-        """TLS connections are reused, too."""
+        """The second request reuses the connection."""
         server = trusting.serve(http_response(b"secret", framing="chunked"), tls=tls)
         check(trusting.fetch(get(server.url, stream=True)), b"secret", "the body")
         check(trusting.fetch(get(server.url)), b"secret", "the body")
@@ -172,7 +172,7 @@ class TLSContract(Contract):
 
 
 class LimitedPoolContract(Contract):
-    """The tests for a limited pool. Define `make_limited_transport`."""
+    """The tests for a transport that limits its connections. Define `make_limited_transport`."""
 
     def make_limited_transport(self) -> object:
         """Return a new transport that opens at most one connection at a time."""
@@ -184,7 +184,7 @@ class LimitedPoolContract(Contract):
         return new_harness(self.make_limited_transport())
 
     def test_pool_timeout_expires(self, limited: Harness) -> None:
-        """Another response uses the only connection. After its end, the pool works again."""
+        """The only connection is in use. When its response is closed, the next request succeeds."""
         steps = http_response(b"first", WaitForRelease(), b"second", framing="chunked")
         server, response = limited.exchange(steps, stream=True)
         request = get(server.url, timeout=evolve(LONG_TIMEOUT, pool=EXPIRY))

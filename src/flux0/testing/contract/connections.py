@@ -41,7 +41,7 @@ _PARTIAL_HEAD = Write(b"HTTP/1.1 200 OK\r\nContent-")
 _MANY = 20
 _MOMENTS = 150
 
-# The steps of a server that has read the whole request, and the error that they must cause.
+# Failures after the server has read the whole request: its steps, and the error of the transport.
 _BREAKS: dict[str, tuple[ServerSteps, type[errors.TransportError]]] = {
     "closed": ((Disconnect(),), errors.ConnectionInterrupted),
     "reset": ((Reset(),), errors.ConnectionInterrupted),
@@ -95,9 +95,9 @@ class SendOnceContract(Contract):
     def test_request_that_the_server_began_to_read_is_not_sent_again(
         self, harness: Harness
     ) -> None:
-        """The server resets a pooled connection during the request.
+        """The server resets a pooled connection while it reads the request.
 
-        A second connection is allowed only if the server received no byte over the first one.
+        A new connection is allowed only if the server has received no byte of the request.
         """
         begun = Event()
         server = harness.serve((*_OK, Receive(), Signal(begun), Reset()), _OK)
@@ -110,7 +110,7 @@ class SendOnceContract(Contract):
     def test_request_over_a_closed_pooled_connection_is_not_sent_twice(
         self, harness: Harness
     ) -> None:
-        """The next request is sent over a new connection, or it fails; it is not sent twice."""
+        """The request is sent over a new connection, or it fails."""
         server = harness.serve((*_OK, WaitForRelease(), Disconnect()), _OK)
         check(harness.fetch(get(server.url)), b"ok", "the body")
         server.release()
@@ -126,7 +126,7 @@ class SendOnceContract(Contract):
 
     @pytest.mark.parametrize("location", _LOCATIONS)
     def test_redirects_are_not_followed(self, harness: Harness, location: str) -> None:
-        """Even a malformed `location` is returned, not followed. The body may be missing."""
+        """A malformed `location` is returned, too. The transport may drop the body."""
         server = harness.serve(
             http_response(b"moved", status="302 Found", headers=[("Location", location)])
         )
@@ -171,7 +171,7 @@ class ReleaseContract(Contract):
         assert len(server.requests) == 1, "an https request was sent without TLS"
 
     def test_connection_is_not_reused_after_connection_close(self, harness: Harness) -> None:
-        """After this header, the server may close the connection (RFC 9112, section 9.6)."""
+        """The server may close this connection at any moment (RFC 9112, section 9.6)."""
         server = harness.serve(http_response(b"ok", headers=[("Connection", "close")]))
         for _ in range(2):
             check(harness.fetch(get(server.url)), b"ok", "the body")
@@ -360,7 +360,7 @@ def _posts(server: ByteServer) -> int:
 def _run_in_child(work: Callable[[], object], timeout: float) -> None:
     """Assert that `work` ends in a child process without an error.
 
-    The child is killed `timeout` seconds after the start, unless `work` restarts the timer.
+    A timer kills the child after `timeout` seconds; `work` can restart the timer.
     """
     with warnings.catch_warnings():
         # Python 3.12 warns about forks with running threads. The child uses none of the threads.

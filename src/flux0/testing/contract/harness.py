@@ -28,8 +28,8 @@ from flux0.testing.contract.responses import ServerSteps
 T = TypeVar("T")
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, T]]
 
-# The default timeouts of requests. They are longer than any test waits, so that they do not end a
-# hung call.
+# The default timeouts of requests: longer than `Contract.timeout`, so that a hung call is detected
+# before its timeout expires.
 LONG_TIMEOUT: Final = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
 
 
@@ -116,7 +116,7 @@ class ReceivedResponse:
     def drop(self, *, in_cycle: bool) -> None:
         """Remove the last references to the body, in the thread or event loop that reads it.
 
-        With `in_cycle`, the body is freed by the garbage collector, which then runs.
+        With `in_cycle`, run the garbage collector to free the body.
         """
 
         async def drop() -> None:
@@ -129,11 +129,11 @@ class ReceivedResponse:
 
 @frozen
 class Harness:
-    """Runs the calls of a transport in threads or in an event loop, and the servers of a test."""
+    """Starts servers for a test, and runs the calls of a transport in threads or an event loop."""
 
     _transport: AsyncTransport  # A sync transport is wrapped in `BlockingAsAsync`.
     _start: Callable[[Work[Any]], Future[Any]]  # Starts a call in another thread or task.
-    _timeout: float  # Seconds after which a call is hung.
+    _timeout: float  # Seconds after which a call counts as hung.
     servers: ExitStack  # Stops the servers.
 
     def run(self, call: Work[T]) -> Pending[T]:
@@ -141,7 +141,7 @@ class Harness:
         return Pending(self._start(call), self._timeout)
 
     def serve(self, *responses: ServerSteps, **options: Any) -> ByteServer:
-        """Start a `ByteServer` with these arguments, which stops at the end of the test."""
+        """Start a `ByteServer` that runs until the end of the test."""
         return self.servers.enter_context(ByteServer(*responses, timeout=self._timeout, **options))
 
     def listen(self) -> tuple[socket.socket, str]:
@@ -194,7 +194,7 @@ class Harness:
 
 
 def run_in_thread(call: Work[T]) -> Future[T]:
-    """Run a call in a new thread. The call must block instead of awaiting."""
+    """Run `call` in a new thread. Its coroutine must never suspend; it may block the thread."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -233,7 +233,7 @@ def event_loop(
 
 
 class BlockingAsAsync:
-    """A sync `Transport` or `ByteStream` with the methods of the async version, which block."""
+    """Wraps a sync `Transport` or `ByteStream` in async methods that call the sync methods."""
 
     def __init__(self, wrapped: Any) -> None:
         self._wrapped = wrapped

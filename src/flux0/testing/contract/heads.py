@@ -1,4 +1,4 @@
-"""The contract for request targets, header fields and response heads: all are unchanged."""
+"""The contract for requests and response heads: the transport does not change them."""
 
 # ruff: noqa: S101 - a test suite asserts
 
@@ -66,7 +66,7 @@ class HeadContract(Contract):
         check(lengths, ("0",), "the content-length headers of the request")
 
     def test_default_headers_are_sent_once(self, harness: Harness) -> None:
-        """A field of the request replaces the default field, such as `accept-encoding`."""
+        """A field of the request replaces the default field of the library."""
         server = harness.serve(_OK)
         harness.fetch(get(server.url))
         own = Headers((("accept-encoding", "gzip"),))
@@ -111,7 +111,7 @@ class HeadContract(Contract):
 
     @pytest.mark.parametrize("value", ["", "caf\xe9", "caf\xc3\xa9", '"a, b"; c=%20'])
     def test_header_values_are_latin_1(self, harness: Harness, value: str) -> None:
-        """Values may be empty, in requests and in responses (RFC 9110, section 5.5)."""
+        """Values are sent and returned in Latin-1. They may be empty (RFC 9110, section 5.5)."""
         server = harness.serve(http_response(b"ok", headers=[("X-Name", value)]))
         response = harness.send(evolve(get(server.url), headers=Headers((("x-name", value),))))
         check(response.head.headers.get("x-name"), value, "the header of the response")

@@ -15,7 +15,7 @@ FRAMINGS: tuple[Framing, ...] = get_args(Framing)
 
 @frozen
 class Write:
-    """Write `data`; with `below_tls`, write it unencrypted, which corrupts a TLS connection."""
+    """Write `data`. With `below_tls`, write `data` unencrypted into a TLS connection."""
 
     data: bytes
     below_tls: bool = False

@@ -68,14 +68,14 @@ class TimeoutContract(Contract):
         fails(lambda: harness.send(request), WriteTimeout)
 
     def test_gzip_data_without_content_yields_an_empty_piece(self, harness: Harness) -> None:
-        """The empty piece lets the reader check its deadline."""
+        """The empty piece lets the client check the deadline of the call."""
         start, *_ = http_response(framing="chunked", headers=[("Content-Encoding", "gzip")])
         steps = (start, *http_response(compress(b""), WaitForRelease(), framing="chunked")[1:])
         _, response = harness.exchange(steps, stream=True)
         check(response.start_next().outcome(), b"", "the piece")
 
     def test_framing_without_content_does_not_block_the_reader(self, harness: Harness) -> None:
-        """The reader gets an empty piece, or `Timeout.idle` expires."""
+        """During an endless chunk extension, a read returns an empty piece or times out."""
         framing = (Write(b";a"), Sleep(SHORT / 4)) * 1000
         steps = (*http_response(b"first", framing="chunked")[:-1], Write(b"5"), *framing)
         _, response = harness.read_first(
@@ -85,8 +85,8 @@ class TimeoutContract(Contract):
             check(response.start_next().outcome(), b"", "the piece")
 
 
-# The steps of servers that never complete a response head. Two of them send bytes so often that a
-# read timeout for each read would not expire.
+# The steps of servers that never complete a response head. While the server sends "slow-bytes" or
+# "interim", a timeout for each single read does not expire.
 _ENDLESS_HEADS: dict[str, ServerSteps] = {
     "nothing": (WaitForRelease(),),
     "slow-bytes": tuple(
@@ -99,8 +99,8 @@ _ENDLESS_HEADS: dict[str, ServerSteps] = {
 class InterruptContract(Contract):
     """`Request.interrupt` ends the wait for a response head when `timeout_ms` expires."""
 
-    # Whether an interrupt ends the wait. If it does not, calls may exceed `timeout_ms` as long as
-    # the server sends single bytes.
+    # Whether `Interrupt.fire` ends the wait. If not, a call may exceed `timeout_ms` as long as the
+    # server sends single bytes.
     interruptible: ClassVar[bool] = True
 
     @pytest.mark.parametrize("server_sends", _ENDLESS_HEADS)
@@ -108,7 +108,7 @@ class InterruptContract(Contract):
     def test_interrupt_ends_the_wait_for_headers(
         self, harness: Harness, server_sends: str, *, before: bool
     ) -> None:
-        """`fire` in another thread ends the call with an error, even if called before `send`."""
+        """`Interrupt.fire` ends `send` with an error, even if `fire` was called before `send`."""
         server = harness.serve(_ENDLESS_HEADS[server_sends])
         interrupt = Interrupt()
         if before:
@@ -151,7 +151,7 @@ class InterruptContract(Contract):
 
 @frozen
 class BackgroundCalls:
-    """Calls in one backend that start before the first test of a class and run during its tests."""
+    """The calls of `IdleContract` in one backend. They run in the background until `end`."""
 
     harness: Harness
     pooled: ByteServer
@@ -167,10 +167,10 @@ _CALLS = pytest.StashKey[dict[str, BackgroundCalls]]()
 
 
 class IdleContract(Contract):
-    """Tests of long waits. The calls start before the first test and run during the other tests."""
+    """Long waits. All calls start before the first test, and wait at the same time."""
 
-    # Seconds of each wait: more than the default timeout of some libraries (5 s), and more than
-    # the longest idle time of a reused connection (4 s).
+    # Seconds of each wait. Some libraries have a default timeout of 5 s. A transport must not reuse
+    # a connection that was idle for 4 s.
     idle_test_seconds: ClassVar[float] = 5.5
 
     @pytest.fixture(autouse=True)
@@ -205,7 +205,7 @@ class IdleContract(Contract):
             "pooled": get(pooled.url),
         }
         calls = {name: harness.start_fetch(request) for name, request in requests.items()}
-        # Closing the servers ends TLS handshakes, which cannot be cancelled.
+        # A TLS handshake cannot be cancelled, but closing the servers ends it.
         ending.callback(harness.servers.close)
         return BackgroundCalls(harness, pooled, calls, monotonic() + self.idle_test_seconds)
 

@@ -17,7 +17,7 @@ from flux0.ports import AsyncByteStream, ByteStream, Request, Response, Shared
 from flux0.runtime.event_loop import Loop, running_loop, sleep
 from flux0.testing.fake.clock import FakeClock, Wait, Waits, perform, perform_async
 
-# "unclosed" means that the client was closed, or the body was freed, before `close` was called.
+# "unclosed": the client was closed, or the body was freed, without a call of `FakeBody.close`.
 BodyEnd: TypeAlias = Literal["finished", "closed", "unclosed"]
 
 
@@ -32,8 +32,8 @@ class FakeBody:
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
     _on_end: Callable[[Iterator[bytes | Wait], BodyEnd], None]  # Called once, when the body ends.
-    # How the body ends if it is freed before its end. An async body then ends as "closed", because
-    # an `async for` loop that is left early does not close its iterator.
+    # How the body ends if it is freed before its end. Async bodies use "closed": leaving an
+    # `async for` loop early does not close its iterator, and is not an error.
     end_if_unread: BodyEnd = field(default="unclosed", init=False)
     _end: BodyEnd | None = field(default=None, init=False)
 

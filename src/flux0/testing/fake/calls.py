@@ -125,7 +125,7 @@ def call_from(request: Request, time: float = 0.0) -> Call:
 def nearest(
     target: object, candidates: Iterable[T], differences: Callable[[T], Iterable[str]]
 ) -> str:
-    """Return a description of the candidate most similar to `target`, and of its differences.
+    """Describe the candidate that is most similar to `target`, with its `differences`.
 
     If there are no candidates, return an empty string.
     """
@@ -165,8 +165,8 @@ def json_or_bytes(body: bytes | None) -> Any:
 
 
 def _matches(expected: object, actual: object, *, in_query: bool) -> bool:
-    # Also compare the JSON form of `expected`, in which tuples are lists. In a query, values are
-    # strings, so compare the JSON text.
+    # Also accept the parsed JSON of `expected`, in which tuples are lists. In a query, all values
+    # are strings: there, accept the JSON text, too.
     text = json.dumps(expected, default=repr)
     return actual in [expected, json.loads(text), *([text] * in_query)]
 
@@ -180,8 +180,8 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", template) + "$")
 
 
-# The order is the order of the server: if no method matches, its 405 response names the method of
-# the first route with the path.
+# The routes in the order of the server. If no route with the path allows the method, the 405
+# response contains the method of the first route with the path.
 _ROUTES = (
     ("agents.create", "POST", _pattern("/api/agents")),
     ("agents.retrieve", "GET", _pattern("/api/agents/{agent_id}")),
@@ -238,7 +238,7 @@ def target_from(request: Request) -> Target:
 def complete_response(
     status_code: int, content_type: str, body: bytes, *fields: tuple[str, str]
 ) -> Response[bytes]:
-    """Return a response with this body. `fields` precede its other header fields."""
+    """Return a response with this body. `fields` precede the other header fields."""
     own = (("content-length", str(len(body))), ("content-type", content_type))
     return Response(status_code, Headers((*fields, *own)), body)
 

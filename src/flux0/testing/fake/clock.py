@@ -31,8 +31,8 @@ class Wait:
     """A wait until a moment on the clock, or for a change that `FakeClock.notify` reports.
 
     Attributes:
-        moment: the end of the wait, in seconds since 1970. If None, the wait ends with the next
-            change after change number `seen`.
+        moment: the end of the wait, in seconds since 1970. If None, the wait ends when the number
+            of changes exceeds `seen`.
         seen: the number of changes that the caller has already handled.
         is_timeout: whether a timeout expires at `moment`. Such a wait moves the clock even with
             `moves_by_itself=False`.
@@ -158,7 +158,7 @@ class FakeClock(Time):
         self._move_to(wait.moment)
 
     def _must_wait(self, wait: Wait, wake: Callable[[], object]) -> bool:
-        """Return whether nothing changed since `wait.seen`. If so, the next change calls `wake`."""
+        """Return whether `wait.seen` is the last change. If it is, the next change calls `wake`."""
         with self._lock:
             if must_wait := self.changes == wait.seen:
                 self._wake.append(wake)

@@ -193,7 +193,7 @@ def _cut_off(pieces: Pieces, fault: Stall | Truncate, call: Call) -> Pieces:
         if piece is None:
             unit = "bytes" if counts_bytes else "events"
             raise AssertionError(
-                f"{fault} was not applied to {call}: number of {unit} in the body: {limit - left}"
+                f"{fault} was not applied to {call} ({unit} in the body: {limit - left})"
             )
         if isinstance(piece, bytes):
             piece = piece[:left] if counts_bytes else piece

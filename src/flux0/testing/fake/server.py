@@ -220,7 +220,8 @@ class FakeServer:
         return self.store.user_ids[calls.user_of(request.headers) or "anonymous"]
 
 
-# Matches strings, which stay unchanged, and small numbers, which the server formats unlike Python.
+# Small numbers, which the server formats differently from Python: 1e-7 instead of 1e-07. Strings
+# match as well, so that their content stays unchanged.
 _STRING_OR_SMALL_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|(\d)(\.(\d+))?e-0(\d)')
 
 

@@ -32,7 +32,7 @@ _REASONS = {**{each.value: each.phrase for each in HTTPStatus}, 422: "Unprocessa
 def serve(
     fake: SharedTransport, port: int, allow_origins: Collection[str]
 ) -> Generator[str, None, None]:
-    """Serve a fake in a `with` block, each connection in a thread; see `FakeTransport.serve`."""
+    """Serve a fake in a `with` block. Each connection has a thread. See `FakeTransport.serve`."""
     with _Server(fake, port, allow_origins) as server:
         thread = Thread(target=server.serve_forever, args=(_POLL_SECONDS,), daemon=True)
         thread.start()
@@ -134,7 +134,7 @@ class _Handler(BaseRequestHandler):
             return self.http.our_state is h11.DONE
         try:
             response = self.server.fake.send(request)
-        except (TransportError, AssertionError):  # A fault replaced the response.
+        except (TransportError, AssertionError):  # The fake sends no response.
             return False
         body = response.body
         watcher = Thread(target=self._close_on_disconnect, args=(body.close,), daemon=True)
@@ -142,7 +142,7 @@ class _Handler(BaseRequestHandler):
         try:
             self._send_response(response.status_code, (*response.headers.pairs, *cors), body)
         except Exception as error:  # noqa: BLE001 - agents can raise any exception
-            # LocalProtocolError: a fault has changed the response so that HTTP does not allow it.
+            # LocalProtocolError: after a change by a fault, HTTP does not allow the response.
             if not isinstance(error, (TransportError, OSError, h11.LocalProtocolError)):
                 # The agent raised an exception. Like the server, send no more data, but keep the
                 # connection open.

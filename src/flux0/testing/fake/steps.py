@@ -188,7 +188,8 @@ class SendChunk:
         event_id: the id of the message.
         patches: the operations, as in the server's JSON.
         seq: the sequence number of the chunk.
-        metadata: keys to add to the agent's id and name. A None value removes the key.
+        metadata: further metadata, in addition to `agent_id` and `agent_name`. A value of None
+            removes the key.
     """
 
     event_id: str
@@ -201,8 +202,8 @@ class LangChain:
     """The events that the server's LangChain adapter sends for one run of a model or a tool.
 
     `LangChain(Say(...), CallTool(...), CallTool(...))` is one message of a model.
-    `LangChain(GiveResult(...))` is the result of a tool. As with the adapter, a message with
-    several tool calls is not stored, and only the first call in its stream is complete.
+    `LangChain(GiveResult(...))` is the result of a tool. The adapter does not store a message with
+    several tool calls, and only the first of these calls is complete in the stream.
     """
 
     def __init__(self, *steps: Say | CallTool | GiveResult) -> None:
@@ -366,9 +367,10 @@ def _add_patch(path: str, value: Any) -> dict[str, Any]:
 
 
 def _call_patches(call: CallTool, id: str, index: int | None) -> Iterable[_Patches]:
-    """Yield the patches of a tool call. The JSON of its arguments is sent in two pieces.
+    """Yield the patches of a tool call: the call, then the JSON of its arguments in two pieces.
 
-    With an `index`, a separate patch sets the name, as in the LangChain adapter.
+    `index` is the position of the call in a `LangChain` message; None for other messages. In
+    `LangChain` messages, a separate patch sets the name of the tool.
     """
     path = f"/tool_calls/{index or 0}"
     name = call.name if index is None else ""

@@ -112,14 +112,14 @@ class FakeStore:
     def add_chunk(self, chunk: ChunkEvent) -> bool:
         """Apply a chunk to its message, and return whether the server streams the chunk.
 
-        The server drops a chunk if a patch cannot be applied. It also drops a chunk that appends
-        to no list and whose `seq` does not follow the `seq` of the last streamed chunk. Measured
-        with flux0-stream 0.1.0b2.
+        The server drops a chunk if a patch cannot be applied. If no patch appends to a list, the
+        server also drops the chunk if its `seq` does not follow the `seq` of the last streamed
+        chunk. Measured with flux0-stream 0.1.0b2.
         """
         message = self._open_messages[chunk.event_id]
         appends = any(patch.path.endswith("/-") for patch in chunk.patches)
         if not appends and chunk.seq != message.last_seq + 1:
-            # If this is the first chunk of its message, the server still uses the metadata.
+            # The server drops the patches, but uses the metadata of the first chunk of a message.
             message.feed(evolve(chunk, patches=()))
             return False
         before = len(message.problems)
@@ -130,13 +130,13 @@ class FakeStore:
         return applies
 
     def finish_message(self, event_id: str) -> TurnMessage | None:
-        """Remove an unfinished message and return its stored form; None if it is empty."""
+        """Finish a message, and return the message to store; None if the message is empty."""
         message = self._open_messages.pop(event_id, None)
         return next(iter(message.finish()), None) if message else None
 
 
 def without_nulls(data: JSONObject) -> JSONObject:
-    """Return a copy without the members that are None."""
+    """Return a copy of `data` without the members that are None."""
     return {name: value for name, value in data.items() if value is not None}
 
 
@@ -148,7 +148,7 @@ def models_of(events: list[JSONObject]) -> tuple[Event, ...]:
 
 
 def status_data(reported: Report) -> JSONObject | None:
-    """Return the data of the stored event for a status; None if listing it would fail."""
+    """Return the data of the stored event for a status; None if the status is unknown."""
     if reported.status not in set(SessionStatus):
         return None
     return {
@@ -161,7 +161,7 @@ def status_data(reported: Report) -> JSONObject | None:
 
 
 def agent_data(message: TurnMessage) -> JSONObject | None:
-    """Return the data of the stored event for an agent's message; None if listing would fail."""
+    """Return the data of the stored event for an agent's message; None if it is invalid."""
     from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
 
     data = message.data

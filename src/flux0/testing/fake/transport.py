@@ -40,7 +40,7 @@ class _PlannedFaults:
         return f"{', '.join(map(str, self.faults))} for {calls}{of}"
 
     def consume(self, call: Call) -> bool:
-        """Return whether the faults apply to `call`, and update the numbers of remaining calls."""
+        """Return whether the faults apply to `call`, and count the call if it matches."""
         if self.operation not in {None, call.operation} or (self.when and not self.when(call)):
             return False
         apply = self.after == 0
@@ -90,8 +90,8 @@ class FakeTransport(SharedTransport):
         self._lock = RLock()
         self._agent = as_agent(reply)
         self._agent_name = agent_name
-        # The call and the turn of each body that was neither read to its end nor closed. The keys
-        # are the pieces of the bodies.
+        # The call and the turn of each body that was neither read to its end nor closed, by the
+        # iterator over the pieces of the body.
         self._open: dict[Iterator[bytes | Wait], tuple[Call, FakeTurn | None]] = {}
         self.agent_id: str = agent_id or ""
         self.reset()
@@ -191,7 +191,7 @@ class FakeTransport(SharedTransport):
     def assert_all_used(self) -> None:
         """Raise AssertionError if a script, a fault or an expected call was not used up.
 
-        A script is used up when its agent has reached the end, a `FallSilent` or a `Fail`.
+        A script is used up when its agent has ended, or has reached a `FallSilent` or a `Fail`.
         """
         with self._lock:
             problems = [
@@ -318,9 +318,9 @@ class FakeTransport(SharedTransport):
     def _apply_faults(
         self, request: Request, faults: Iterable[Fault], *, acted: bool
     ) -> Waits[Response[Any] | None]:
-        """Apply the faults of one phase. Return the response of a `Respond` fault, or None.
+        """Apply the faults that take effect before the server acts, or if `acted`, afterwards.
 
-        The phase is before the server acts (`acted=False`) or after it has acted (`acted=True`).
+        Return the response of a `Respond` fault; None if there is no such fault.
         """
         for fault in faults:
             match fault:

@@ -60,13 +60,13 @@ class FakeTurn:
     error: BaseException | None = field(default=None, init=False)
     # The number of steps that were run.
     _steps_done: int = field(default=0, init=False)
-    # Whether the agent may leave its remaining steps unused.
+    # Whether the script is used up; see `FakeTransport.assert_all_used`.
     _used_up: bool = field(default=False, init=False)
     # The number of steps since the agent last sent an event or waited.
     _silent_steps: int = field(default=0, init=False)
     # The time of the agent's next event.
     _time: float = field(init=False)
-    # The time of the clock when the agent's own code last continued.
+    # The time of the clock at the end of the last step, when the agent's own code continued.
     _continued_at: float = field(init=False)
     _output: deque[bytes | BaseException] = field(factory=deque[Any], init=False)
     _expander: steps.StepExpander = field(init=False)
@@ -88,8 +88,8 @@ class FakeTurn:
     def __iter__(self) -> Generator[bytes | Wait, None, None]:
         while self._output or not self.completed:
             if self._wait is _UNTIL_READ:
-                # The clock resumes the agent. Calling `resume` here would run the agent's code
-                # while the caller holds the lock.
+                # The reader holds the lock, which must not be held while the agent's own code runs.
+                # So the clock calls `resume`.
                 now = self._clock.now()
                 self._wait = Wait(now)
                 self._clock.call_at(now, self.resume)
@@ -100,7 +100,7 @@ class FakeTurn:
 
     @property
     def unused_steps(self) -> str | None:
-        """A description of the agent's unused steps; None if all steps were used."""
+        """How many steps the turn ran before it stopped; None if its script is used up."""
         done = f"{self._steps_done} {'step' if self._steps_done == 1 else 'steps'}"
         return None if self._used_up else f"its turn stopped after {done}"
 
@@ -199,7 +199,7 @@ class FakeTurn:
 
     async def _run_step(self, step: steps.AgentStep) -> None:
         self._used_up |= isinstance(step, (steps.FallSilent, steps.Fail))
-        if self._clock.now() > self._continued_at:  # The agent's own code has waited.
+        if self._clock.now() > self._continued_at:  # The agent's own code has waited on the clock.
             self._time = self._clock.now()
         self._silent_steps += 1
         if self._silent_steps > _MAX_SILENT_STEPS:

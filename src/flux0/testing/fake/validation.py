@@ -107,9 +107,9 @@ class Form:
     """The checks of an operation's query and body. `read` also checks the ids in the path."""
 
     query: Mapping[str, Check] = field(factory=dict[str, Check])
-    members: Mapping[str, Check] | None = None  # The checks if the body is a JSON object.
+    members: Mapping[str, Check] | None = None  # The checks of the members of a JSON object.
     optional: frozenset[str] = frozenset()  # The members that may be missing or null.
-    items: Check | None = None  # The check of each item if the body is a JSON array, or missing.
+    items: Check | None = None  # The check of the items of a JSON array, which may be missing.
 
     def read(self, request: Request, target: Target) -> Any:
         """Return the parsed body; raise `RequestRejected` with all problems of the request."""
@@ -126,7 +126,7 @@ class Form:
         return [] if body is _NO_BODY or body is None else body
 
     def _body(self, body: Any) -> Iterator[tuple[Any, ...]]:
-        """Yield the result of each check of the body: the problem, the value and its location."""
+        """Yield a tuple for each check: the problem or None, the checked value, its location."""
         if self.members is not None and body is _NO_BODY:
             yield ("missing", {}), None, "body"
         elif self.members is not None and not isinstance(body, dict):

@@ -329,7 +329,11 @@ def replace(path: Path, place: str, value: object) -> None:
         ("exchanges.1.response.pieces.1.base64", "/w=\u00e9=", "exchanges[1].response.pieces[1]: "),
         ("exchanges.1.response.pieces.1.base64", "/w-==", "exchanges[1].response.pieces[1]: "),
         ("exchanges.1.end", "ValueError", "exchanges[1]: end must be one of whole, closed"),
-        ("exchanges.2.end", "whole", "exchanges[2]: end must not be 'whole' without a response"),
+        (
+            "exchanges.2.end",
+            "whole",
+            "exchanges[2]: end must not be 'whole' if there is no response",
+        ),
     ],
 )
 def test_error_names_the_damaged_place(

@@ -289,7 +289,7 @@ def test_truncate_after_the_end_of_the_body_raises() -> None:
     fake = FakeTransport()
     session_id = new_session(fake)
     fake.inject(Truncate(after_events=2))
-    applied = r"was not applied to sessions\.create_event\(.*\): number of events in the body: 1"
+    applied = r"was not applied to sessions\.create_event\(.*\) \(events in the body: 1\)"
     with pytest.raises(AssertionError, match=rf"Truncate\(.*\) {applied}"):
         list(post(fake, session_id))
 
