@@ -61,7 +61,7 @@ class FakeClock(Time):
         start: the initial time, in seconds since 1970 (UTC). The default is 2026-01-01.
         moves_by_itself: whether a wait moves the clock forward. If False, only `advance` moves it,
             and waiting for a later time raises `ClockStandsStill`.
-        sleep: a function that is called with the seconds of each wait that moves the clock.
+        sleep: a function that is called for each wait that moves the clock, with the seconds.
             Pass `time.sleep` for real waits, for example in a demo. Async code calls it in a
             worker thread.
     """
@@ -158,7 +158,7 @@ class FakeClock(Time):
         self._move_to(wait.moment)
 
     def _must_wait(self, wait: Wait, wake: Callable[[], object]) -> bool:
-        """Return whether `wait.seen` is the last change. If it is, the next change calls `wake`."""
+        """Return whether `wait.seen` is current. If it is, the next change calls `wake`."""
         with self._lock:
             if must_wait := self.changes == wait.seen:
                 self._wake.append(wake)

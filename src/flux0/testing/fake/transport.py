@@ -177,7 +177,7 @@ class FakeTransport(SharedTransport):
         """Return the last call of an operation with at least these arguments.
 
         Raises:
-            AssertionError: there is no such call. The message shows the most similar one.
+            AssertionError: there is no such call. The message shows the most similar call.
             InvalidArgument: the operation does not exist.
         """
         expected = ExpectedCall(operation, arguments)
@@ -240,7 +240,7 @@ class FakeTransport(SharedTransport):
         """Return a context manager that serves the fake on 127.0.0.1. Its value is the URL.
 
         Args:
-            port: the TCP port; 0 chooses a free one.
+            port: the TCP port; 0 chooses a free port.
             allow_origins: the origins of web pages that may use the fake with CORS, such as
                 `http://localhost:5173`; `*` allows all. The real server allows none.
         """
