@@ -148,7 +148,7 @@ class OpenTelemetry(Observer):
         self._calls[call] = _Observed(_SpanInContext(span), start, server)
 
     def on_attempt_start(self, call: Call, number: int) -> Mapping[str, str]:
-        """Start the span of an attempt, and return the header fields of its context."""
+        """Start the span of an attempt, and return header fields that propagate its context."""
         observed = self._calls[call]
         attributes: _Attributes = {
             "http.request.method": call.method,
@@ -186,7 +186,7 @@ class OpenTelemetry(Observer):
         self._attempt_seconds.record(attempt.seconds, {**method, **observed.server, **outcome})
 
     def on_call_end(self, call: Call, end: CallEnd) -> None:
-        """End the span of a call. If the call has started a turn, its span ends with the turn."""
+        """End the span of a call. If the call has started a turn, `on_turn_end` ends the span."""
         observed = self._calls[call]
         observed.call.detach()
         if call.starts_turn and end.error is None:
@@ -263,8 +263,8 @@ class OpenTelemetry(Observer):
 
     def _set_status(self, span: Span, error: BaseException | None) -> None:
         if error is not None:
-            # These classes have messages of flux0. The messages of other errors may contain text of
-            # the agent or the server, which is recorded only if `contents` is True.
+            # flux0 wrote the messages of these classes. The messages of other errors may contain
+            # text of the agent or the server, which is recorded only if `contents` is True.
             own = isinstance(error, (TransportError, StreamError))
             shown = self._contents or (own and not isinstance(error, AgentError))
             span.set_status(StatusCode.ERROR, str(error) if shown else None)

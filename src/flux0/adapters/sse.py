@@ -18,13 +18,13 @@ _BOM: Final = b"\xef\xbb\xbf"
 _LF: Final = 0x0A
 _CR: Final = 0x0D
 
-# `int` raises ValueError for strings above a configurable limit, which is at least 640 digits.
+# The lowest limit that a user can set for `int` (`sys.set_int_max_str_digits`).
 _MAX_RETRY_DIGITS: Final = 640
 
 # `tuple.__new__` creates a `ServerSentEvent`, a named tuple, in half the time of its constructor.
 _new: Final[Callable[..., ServerSentEvent]] = cast("Any", tuple).__new__
 
-# The states of the parser, which describe the end of the bytes that were received.
+# The states of the parser. Each state describes the bytes that were received last.
 _START: Final = 0  # No bytes, or only a part of a byte order mark (BOM), were received.
 _BETWEEN_BLOCKS: Final = 1  # The last line was blank, and no new block has begun.
 _IN_BLOCK: Final = 2  # A block has begun: the last line may be complete or not.
@@ -37,17 +37,17 @@ _FAILED: Final = 4  # An event was too large. The parser stays in this state.
 class SSEParser:
     """An incremental parser of one event stream; an `EventStreamParser`.
 
-    The events depend only on the bytes, not on how the bytes are split into calls of `feed`. Each
-    event is returned by the call that receives the CR or LF of its blank line, even if an LF may
-    follow the CR. The parser stores only the incomplete block, and its cost is linear in the number
-    of bytes. A `retry` field with more than 640 digits, not counting leading zeros, is ignored.
+    The events depend only on the bytes, not on how the bytes are split into calls of `feed`. `feed`
+    returns an event when it receives the CR or LF of the blank line. It does not wait for an LF
+    after a CR. The parser stores only the incomplete block, and its cost is linear in the number of
+    bytes. A `retry` field with more than 640 digits, not counting leading zeros, is ignored.
 
     `max_event_bytes` limits the size of one event; None means no limit. The size is the number of
     bytes since the last blank line, including comments and unknown fields. Each line end counts as
-    one byte. If an event exceeds the limit, `feed` raises `EventTooLarge` in this call and in each
-    further call, and `pending` stays True. If complete events precede the large event in the same
-    call, `feed` returns these events, and the next call raises the error. Therefore, if `pending`
-    is True at the end of the input, call `feed(b"")` once.
+    one byte. If an event exceeds the limit, `feed` raises `EventTooLarge`, as do all later calls,
+    and `pending` stays True. If complete events precede the large event in `data`, `feed` returns
+    these events, and the next call raises. To receive this error at the end of the input, call
+    `feed(b"")` if `pending` is True.
 
     Raises:
         InvalidArgument: `max_event_bytes` is not positive.
@@ -60,10 +60,10 @@ class SSEParser:
         self._decoder = _EventDecoder()
         self._decode = self._decoder.decode
         self._state = _START
-        self._bom = b""  # The received bytes of the stream, if they may be the start of a BOM.
-        # The incomplete block, with LF as the end of each line. The LF of its last line is not
-        # stored: `_in_line` is True if the line is incomplete. The block is a bytearray, because
-        # the cost of appending to it does not depend on its length.
+        self._bom = b""  # Received bytes that may be the start of a BOM.
+        # The incomplete block. Its lines end with LF, but the LF of the last line is not stored.
+        # Instead, `_in_line` is False if the last line is complete. Appending to a bytearray does
+        # not copy its content.
         self._block = bytearray()
         self._in_line = False
 
@@ -185,7 +185,7 @@ class SSEParser:
         if excess < 0:
             return self._feed_lines(data)
         events = self._feed_lines(data[:excess])
-        # Keep the value of a `retry` field in the incomplete block, which is dropped below.
+        # The incomplete block is dropped below, but its `retry` field takes effect.
         self._decoder.retry = self.retry
         self._block.clear()
         self._state = _FAILED
@@ -221,8 +221,8 @@ class _EventDecoder:
     def __init__(self) -> None:
         self.last_event_id = ""
         self.retry: int | None = None
-        # Servers usually send many blocks with a line "event: NAME" and a line "data: ...", and
-        # with the same name. So store the start of the last such block, and its name.
+        # Most blocks have the lines "event: NAME" and "data: ...", with the same NAME as before. To
+        # decode them faster, store the start of the last such block, and its name.
         self._common_start = b"event: message\ndata: "
         self._common_name = "message"
 

@@ -75,7 +75,7 @@ class _HttpxBody(PulledBody):
             exchange.timeout = evolve(request.timeout, read=request.timeout.idle)
 
     def _start_timeout(self) -> None:
-        """Start the timeout for the next piece. Received overhead does not reset the timeout."""
+        """Start the timeout for the next piece. Chunk sizes and trailers do not reset it."""
         if isinstance(self._connection, TrackedConnection):
             self._connection.waiting_since = monotonic()
 
@@ -189,13 +189,13 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
     async def _release_later(self) -> None:
         """Return control to the event loop once, then release the connection.
 
-        The release uses a cancel scope of anyio. If a loop that ends cancelled this task within the
-        scope, a reference cycle would keep the connection alive. The task is cancelled before the
-        release instead, during the `sleep`.
+        When the loop ends, it cancels this task. If the task was cancelled in a cancel scope of
+        anyio, which the release uses, a reference cycle would keep the connection alive. Therefore
+        the task first waits in `sleep`, and ignores a cancellation there.
         """
         import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
-        # The loop waits for a task that it has cancelled, so the release is still possible.
+        # A loop that ends waits for its cancelled tasks, so the release still runs.
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
         await self.release()

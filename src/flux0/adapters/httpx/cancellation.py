@@ -2,7 +2,7 @@
 
 When a task is cancelled, httpcore cleans up in a cancel scope of anyio with a shield. The shield
 does not stop `asyncio.Task.cancel`. If the task is cancelled a second time during the cleanup, the
-cleanup ends early, and its connection blocks a place in the pool forever.
+cleanup ends early, and the connection blocks a place in the pool forever.
 """
 
 from __future__ import annotations
@@ -58,10 +58,9 @@ class Uninterrupted(Generic[T]):
 
 
 def _is_task_cancellation(error: BaseException) -> bool:
-    """Return whether `Task.cancel` raised `error`.
+    """Return whether `Task.cancel` raised `error`, not the cancellation of an anyio scope.
 
-    If a cancel scope of anyio raised `error`, `current_effective_deadline` returns -inf. A shield
-    stops the cancellation of a scope, but not `Task.cancel`.
+    In a cancelled scope, `current_effective_deadline` returns -inf.
     """
     import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 

@@ -30,7 +30,7 @@ from flux0.ports import Timeout
 from flux0.runtime.event_loop import sleep, start_task
 from flux0.runtime.processes import fork_lock
 
-# The TLS context of clients for http, which use no TLS. Creating it reads no certificates.
+# The argument `verify` of clients for http URLs. Without it, httpx would read the certificates.
 _EMPTY_CONTEXT: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 # httpcore needs a fraction of a millisecond to start a request. If thousands of tasks send requests
 # at the same moment, the event loop runs its other tasks after each group of this many requests.
@@ -200,12 +200,12 @@ class BuiltInClients:
             return self._clients[key]
 
     def close(self) -> None:
-        """Close the sync clients and their bodies."""
+        """Close the open bodies, then the sync clients."""
         self.bodies.close()
         self.close_clients()
 
     def close_clients(self) -> None:
-        """Close the sync clients."""
+        """Close the sync clients. Unlike `close`, this method starts no threads."""
         for client in self._pop_clients():
             client.close()
 
@@ -232,8 +232,8 @@ def _create_client(
 
     def make_transport() -> Any:
         try:
-            # OpenSSL holds a lock while it reads certificates. `fork_lock` delays a fork
-            # meanwhile, because the lock would stay locked in the child.
+            # While OpenSSL reads certificates, it holds a lock. In a child that is forked in this
+            # time, OpenSSL's lock would stay locked. `fork_lock` delays the fork.
             with fork_lock:
                 context = _tls_context(httpx_module) if tls else _EMPTY_CONTEXT
                 transport = kind(verify=context, limits=limits, proxy=proxy)

@@ -1,6 +1,7 @@
 """Connections that detect surplus bytes and record how far an exchange has progressed.
 
-httpcore reports neither, so its network streams are wrapped or replaced.
+The network streams of httpcore do neither. Therefore `AsyncConnection` wraps a network stream, and
+`SyncConnection` (`sockets.py`) replaces it.
 """
 
 from __future__ import annotations
@@ -29,8 +30,7 @@ current_exchange: Final[ContextVar[HttpxExchange]] = ContextVar("current_exchang
 
 READ_BYTES: Final = 64 * 1024
 _MIN_SECONDS: Final = 0.001  # A timeout of 0 would make a socket non-blocking.
-# While more bytes than this are written, the connection is also read, because the server may
-# reject the request early.
+# If a write is larger, flux0 also reads, because the server may reject the request early.
 _LARGE_WRITE: Final = 64 * 1024
 _HTTP: Final = b"HTTP/"
 _SHOWN_BYTES: Final = 40
@@ -65,8 +65,8 @@ class TrackedConnection(ABC):
             `time.monotonic`; None while a request is sent.
         chunked: Whether the body of the current response is chunked.
         at_eof: Whether the server has closed the connection.
-        connecting: True until the first request is sent to the server itself. A proxy may exchange
-            messages with the client before that.
+        connecting: True until the first request is sent to the server. Messages to a proxy
+            leave it True.
     """
 
     waiting_since: float | None = None
@@ -84,7 +84,8 @@ class TrackedConnection(ABC):
         self._early_data: bytes | None = None
         self._kept_byte = b""
         self._last_byte = b""
-        self._in_last_chunk = False  # Whether the last chunk may have started.
+        # Whether a line that starts with 0 was received, which may be the size of the last chunk.
+        self._may_be_last_chunk = False
         self._joiner: ChunkJoiner | None = None  # None until the response head was received.
 
     @abstractmethod
@@ -113,7 +114,7 @@ class TrackedConnection(ABC):
         """
         if not self._sending:
             self._sending = True
-            self.waiting_since, self.chunked, self._in_last_chunk = None, False, False
+            self.waiting_since, self.chunked, self._may_be_last_chunk = None, False, False
             self._joiner = None
             self.connecting = self.connecting and buffer.startswith(_TO_PROXY)
             self._with_socks = self.connecting and buffer.startswith(_SOCKS)
@@ -127,7 +128,7 @@ class TrackedConnection(ABC):
         return head + buffer if head else buffer
 
     def _connect_limit(self, timeout: float | None) -> float | None:
-        """Return the remaining seconds of the connect timeout; after connecting, `timeout`."""
+        """Return the rest of the connect timeout in seconds; `timeout` if already connected."""
         if not self.connecting or self._connect_by is None:
             return timeout
         return max(self._connect_by - monotonic(), _MIN_SECONDS)
@@ -171,13 +172,12 @@ class TrackedConnection(ABC):
         if exchange is not None and exchange.sent and not exchange.head_received:
             self._check_head(data, exchange)
             self._joiner = ChunkJoiner(data)
-        # The last chunk starts with its size, a 0 at the start of a line.
         starts = b"\n0" in data or (data[:1] == b"0" and self._last_byte == b"\n")
-        self._in_last_chunk = self._in_last_chunk or starts
+        self._may_be_last_chunk = self._may_be_last_chunk or starts
         self._last_byte = data[-1:]
         if data and self.chunked and self._joiner is not None:
             data = self._joiner.join(data)
-        if len(data) > 1 and (self._in_last_chunk or not self.chunked):
+        if len(data) > 1 and (self._may_be_last_chunk or not self.chunked):
             self._kept_byte = data[-1:]
             return data[:-1]
         return data
@@ -206,7 +206,7 @@ class TrackedConnection(ABC):
         return _REJECTION.match(self._early_data or b"") is not None
 
     def _raise_if_rejected(self) -> None:
-        """Raise `WriteError` if `_is_rejected`, so that httpcore stops sending and reads."""
+        """Raise `WriteError` if `_is_rejected`. Then httpcore reads the response."""
         if self._is_rejected():
             raise self._httpcore_module.WriteError("the server rejected the request early")
 
@@ -250,7 +250,7 @@ class AsyncConnection(TrackedConnection):
         """Send `data`, and receive the start of a response meanwhile.
 
         If a write fails, asyncio discards received data that was not read yet. Therefore the
-        response must be read before the write fails.
+        response is read during the write.
         """
         failure: Exception | None = None
         async with create_task_group() as tasks:
@@ -269,7 +269,7 @@ class AsyncConnection(TrackedConnection):
         self._raise_if_rejected()
 
     async def _read_early(self, writing: CancelScope) -> None:
-        with suppress(self._httpcore_module.NetworkError):  # The write also raises it.
+        with suppress(self._httpcore_module.NetworkError):  # `write` fails, too.
             self._early_data = await self._stream.read(READ_BYTES)
             if self._is_rejected():
                 writing.cancel()

@@ -30,8 +30,8 @@ _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls
 class HttpxExchange(Exchange):
     """One exchange, recorded from the trace events of httpcore.
 
-    The library's request refers to the exchange by the extension `trace`. The exchange has no
-    reference to this request, because a reference cycle would delay garbage collection.
+    The extension `trace` of the library's request is a method of the exchange. Therefore the
+    exchange must not refer to this request: a reference cycle would delay garbage collection.
 
     Attributes:
         httpx_module: The module `httpx` or `httpx2`.
@@ -78,7 +78,7 @@ class HttpxExchange(Exchange):
         self._traced = True
         protocol, _, step = event.partition(".")
         if step == "send_request_headers.started":
-            # httpcore itself sends CONNECT requests, to open a tunnel through a proxy.
+            # Ignore CONNECT requests, which httpcore sends to open a tunnel through a proxy.
             self.sent: bool = self.sent or info["request"].method != b"CONNECT"
             if protocol == "http2":
                 self.multiplexed = True
@@ -142,7 +142,7 @@ class HttpxExchange(Exchange):
 
     @property
     def unfinished_connection(self) -> Any:
-        """The connection to a proxy that has not connected to the server; None in other cases.
+        """The connection to a proxy, if the proxy has not connected to the server; otherwise None.
 
         If the call fails, httpcore does not close this connection.
         """
@@ -166,15 +166,15 @@ class HttpxExchange(Exchange):
             ),
         )
         if isinstance(error, self.httpx_module.RequestError):
-            # Exclude errors of other requests, which a hook of the user may send. Include errors
-            # of a custom transport, which raises them without any event of httpcore.
+            # A hook of the user may send other requests, so compare the requests. Without an event
+            # of httpcore, a custom transport may have raised the error.
             raised_here = _request_of(error) is built and (from_httpcore or not self._traced)
         else:
             raised_here = self.raised_by_httpcore(error)
         if not raised_here:
             return None
-        # httpcore raises the errors in `before_events` before its first event. For other errors
-        # without an event, assume that a custom transport has sent the request.
+        # If httpcore raises an error in `before_events`, it has reported no event and sent nothing.
+        # If there is no event for another error, assume that a custom transport sent the request.
         before_events = (httpcore_module.PoolTimeout, httpcore_module.UnsupportedProtocol)
         traced = self._traced or isinstance(cause, before_events)
         return self.to_transport_error(error, sent=self.sent or not traced)
@@ -225,8 +225,9 @@ class HttpxExchange(Exchange):
         if self.connection is not None:
             ended = self.multiplexed and _TERMINATED in str(error)
             return ended or bool(self.connection.at_eof)
-        # The connection is not tracked. If h11 (the parser of httpcore) raised the error before the
-        # body, the response head is not valid. Otherwise, an interruption is more likely.
+        # Without a tracked connection, guess. If h11 (the parser of httpcore) raised the error
+        # before the response head was received, the head is not valid. In other cases, an
+        # interruption is more likely.
         from_h11 = error.__cause__ is not None and error.__cause__.__context__ is not None
         return self._traced and (self.head_received or not from_h11)
 

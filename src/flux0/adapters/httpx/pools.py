@@ -1,9 +1,10 @@
 """The pools of a built-in client, and the limit of its open exchanges.
 
 For each request, httpcore examines all connections of a pool several times. With 2,000 open streams
-in one pool, this would block an event loop for seconds. httpcore also counts active connections as
-idle. Therefore a client has several pools of 100 connections each. httpcore cannot limit several
-pools together, so `Pools` lets a call wait while too many exchanges are open.
+in one pool, this would block an event loop for seconds. In a pool with more than 100 connections,
+httpcore also closes each idle connection, because it treats active connections as idle. Therefore a
+client has several pools of 100 connections each. httpcore cannot limit several pools together, so
+`Pools` lets a call wait while too many exchanges are open.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ class Pools:
 
     @contextmanager
     def _queued(self, waiter: _Waiter, timeout: float | None) -> Generator[None, None, None]:
-        """Run the wait, which is the `with` block, and clean up after the wait.
+        """Clean up after the wait in the `with` block.
 
         If the waiter has no place, remove the waiter from the queue and raise `PoolTimeout`. If the
         wait raised an error although the waiter has a place, free the place.

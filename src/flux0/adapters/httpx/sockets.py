@@ -148,7 +148,7 @@ class _NestedTLS:
 
     @property
     def has_unread(self) -> bool:
-        """Whether received bytes are left, although the socket of the proxy is not readable."""
+        """Whether received bytes are in memory, so that the socket need not be readable."""
         return self._incoming.pending > 0
 
     def do_handshake(self) -> None:
@@ -160,11 +160,11 @@ class _NestedTLS:
     def send(self, data: memoryview) -> int:
         return self._perform(partial(self.tls.write, data))
 
-    def _perform(self, step: Callable[[], T]) -> T:
-        """Call `step` until it has enough received data; send the data that TLS produces."""
+    def _perform(self, operation: Callable[[], T]) -> T:
+        """Call `operation` until it succeeds. Send and receive the bytes that TLS needs."""
         while True:
             try:
-                result = step()
+                result = operation()
             except ssl.SSLWantReadError:
                 self.sock.sendall(self._outgoing.read())
                 data = self.sock.recv(READ_BYTES)
@@ -237,9 +237,10 @@ def _connect_errors(httpcore_module: Any) -> AbstractContextManager[None]:
 def _wait(
     sock: socket.socket, timeout: float | None, *, read: bool = False, write: bool = False
 ) -> tuple[bool, bool]:
-    """Wait until the socket is readable or writable, and return both states.
+    """Wait until the socket is readable (if `read`) or writable (if `write`).
 
-    `read` and `write` choose the states to wait for. Both states are False if the timeout expired.
+    Return whether it is readable, and whether it is writable. If the timeout expired, both are
+    False.
     """
     if not hasattr(select, "poll"):  # Windows has no poll.
         readable, writable, _ = select.select([sock] * read, [sock] * write, [], timeout)

@@ -235,9 +235,10 @@ class HttpxFamilyTransport(ABC):
         return built
 
     def _handle_error(self, error: Any, client: Any, built: Any, exchange: HttpxExchange) -> Any:
-        """Return the response if a hook called `raise_for_status`.
+        """Raise the flux0 error for an error of the library.
 
-        Return None if the caller must re-raise `error`, because the user's code raised it.
+        If a hook called `raise_for_status`, return the response. If the user's code raised `error`
+        for another reason, return None: the caller must re-raise `error`.
 
         Raises:
             TransportError: The library failed to send the request.
@@ -264,7 +265,7 @@ class HttpxFamilyTransport(ABC):
 
 
 class HttpxTransport(HttpxFamilyTransport):
-    """Sends requests over httpx, with the user's clients or with built-in clients.
+    """Sends requests over httpx, with your clients or with built-in clients.
 
     Your client keeps its proxies, certificates, authentication, cookies and hooks, and flux0 never
     closes it. flux0 tracks the connections that your client opens after you pass it: a connection
@@ -292,7 +293,7 @@ class HttpxTransport(HttpxFamilyTransport):
 
 
 class Httpx2Transport(HttpxFamilyTransport):
-    """Sends requests over httpx2, with the user's clients or with built-in clients.
+    """Sends requests over httpx2, with your clients or with built-in clients.
 
     Your client keeps its proxies, certificates, authentication, cookies and hooks, and flux0 never
     closes it. flux0 tracks the connections that your client opens after you pass it: a connection
@@ -328,7 +329,8 @@ def _close_from_finalizer(
         # because this thread holds no lock of a pool.
         clients.close_clients()
     elif clients.has_clients:
-        # The garbage collector may run while this thread holds a lock of the connection pool.
+        # The garbage collector may run while this thread holds a lock of the connection pool. The
+        # new thread can wait for the lock.
         run_in_new_thread(clients.close)
 
 

@@ -22,7 +22,7 @@ the fields `name: str` and `title: str | None = None`, the source code is simila
 not 2, the number of fields, the JSON has unknown keys. These members are stored in `extra`.
 
 The generated function takes half the time of the code that cattrs generates, which calls a function
-for each field. Here, plain values and nested models need no calls, and slots are set directly.
+for each field. It converts plain values and nested models without calling the converter.
 
 A variable name such as `data_name` is the path of a value in the JSON. The variable holds the JSON
 value first, and after the conversion the value for the model.
@@ -181,7 +181,7 @@ def _model_lines(name: str, model: Any, names: dict[str, Any], find_hook: FindHo
 
 
 def _unknown_members(data: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
-    """Return the members of `data` with unknown keys, without members nested too deeply."""
+    """Return the members of `data` with unknown keys. Omit members that are nested too deeply."""
     unknown = {key: value for key, value in data.items() if key not in known}
     return {key: value for key, value in unknown.items() if measure(value)[1] <= MAX_DEPTH}
 

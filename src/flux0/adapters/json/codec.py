@@ -17,10 +17,10 @@ from flux0.ports import ServerSentEvent
 
 T = TypeVar("T")
 
-_EXCERPT_LENGTH = 200  # The characters or bytes of a body that an error shows at most.
+_EXCERPT_LENGTH = 200  # An error shows at most this many characters or bytes of a body.
 
-# The exceptions of the fast converter, if the JSON does not fit the model. The JSON decoder also
-# raises them, if the text is not JSON.
+# The exceptions that the fast converter raises if the JSON does not fit the model, and the JSON
+# decoder if the text is not JSON.
 _UNFIT = (ValueError, KeyError, TypeError, RecursionError)
 
 _decode: Callable[[str], tuple[Any, int]] = JSONDecoder().raw_decode
@@ -54,7 +54,7 @@ class JsonCodec:
                 hook: Callable[..., StreamEvent] = structure_hook(kind)
                 return hook(data, kind)
         except _UNFIT:
-            pass  # `_load` or `_structure` raises an error that names the reason.
+            pass  # Below, `_load` or `_structure` raises an error that names the reason.
         result: StreamEvent = self._structure(kind, _load(text), text)
         return result
 
@@ -75,8 +75,7 @@ class JsonCodec:
             expected = "must be a class in flux0.models, or a list or tuple of such a class"
             raise InvalidArgument("model", f"{expected}, not {model!r}")
         kind: Any = model
-        # Use the hook for tuples, because it accepts only JSON lists. cattrs' own hook for lists
-        # accepts any iterable.
+        # cattrs' hook for lists accepts any iterable. Our hook for tuples accepts only JSON lists.
         if get_origin(kind) is list:
             kind = tuple.__class_getitem__((*get_args(kind), ...))
         result: Any = self._structure(kind, data, "")
@@ -104,7 +103,7 @@ class JsonCodec:
             return converter(explaining=True).structure(data, model)
         except Exception as error:
             problem, _, place = transform_error(error, "", _describe_problem)[0].rpartition(" @ ")
-            # Remove the underscore of the field `from_`, whose key in JSON is `from`.
+            # Name the key in the JSON: `from`, not the field `from_`.
             field = place.lstrip(".").removesuffix("_")
             raise DecodeError(problem, field=field, body=_excerpt(body)) from error
 

@@ -39,7 +39,7 @@ from flux0.domain.stream_events import (
     UnknownEvent,
 )
 
-# For each union of models: the model that each value of the JSON key `type` represents.
+# For each union of models: the model for each value of the JSON key `type`.
 _BY_TYPE: dict[Any, dict[str, Any]] = {
     MessagePart: {part.type: part for part in (ContentPart, ReasoningPart, ToolCallPart)},
     EventData: {data.type: data for data in (MessageData, StatusData, ToolData)},
@@ -75,7 +75,7 @@ def converter(*, explaining: bool) -> Converter:
     for union, kinds in _BY_TYPE.items():
         made.register_structure_hook(union, _by_type(made, union, kinds))
     made.register_structure_hook(
-        StreamEvent, lambda value, _: made.structure(value, _stream_event(value))
+        StreamEvent, lambda value, _: made.structure(value, _stream_event_class(value))
     )
     return made
 
@@ -202,8 +202,8 @@ def _tuple(made: Converter, kind: Any) -> Hook:
     item_kind = get_args(kind)[0]
     item = made.get_structure_hook(item_kind)
     list_kind: Any = list.__class_getitem__(item_kind)
-    # cattrs accepts any iterable as a list, so `structure` checks the type itself. The explaining
-    # converter also calls cattrs' hook for lists, whose errors contain the index of the wrong item.
+    # cattrs' hook for lists accepts any iterable, so `structure` checks the type. The explaining
+    # converter calls this hook, because its errors contain the index of the wrong item.
     as_list = made.get_structure_hook(list_kind) if made.detailed_validation else None
 
     def structure(value: Any, _: Any) -> tuple[Any, ...]:
@@ -256,7 +256,7 @@ def _by_type(made: Converter, union: Any, kinds: Mapping[str, Any]) -> Hook:
     return structure
 
 
-def _stream_event(data: Any) -> Any:
+def _stream_event_class(data: Any) -> Any:
     """Return the class of the stream event that plain JSON represents."""
     known = cast("dict[str, Any]", data) if type(data) is dict else {}
     if "patches" in known:

@@ -67,10 +67,9 @@ class PulledBody(ABC):
         return piece
 
     def _decode(self, data: bytes | None) -> bytes | None:
-        """Decode received bytes and return the first piece, or None at the end of the body.
+        """Return the first decoded piece of `data`, or b"" if more data is needed.
 
-        `data` is None at the end of the body. The piece is empty if no content can be decoded from
-        `data` yet.
+        If `data` is None, the body has ended. Then set `finished`, and return None.
         """
         if data is None:
             if self.closed:  # After `close`, the library may report a false end of the body.
@@ -239,8 +238,8 @@ class SyncBody:
 
     def __init__(self, body: SyncPulledBody) -> None:
         self._body = body
-        # Use a finalizer, not __del__: the garbage collector may close the generators of the body
-        # before it calls __del__, and closing the generators acquires locks of the connection pool.
+        # Use a finalizer, not __del__. Before __del__, the garbage collector may close the
+        # generators of the body, which acquires locks of the connection pool.
         finalize(self, body.close).atexit = False
 
     def __iter__(self) -> Iterator[bytes]:

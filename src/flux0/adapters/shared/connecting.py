@@ -65,7 +65,7 @@ class Connector:
                     return sock
             raise failures[-1]
         finally:
-            failures.clear()  # Break the reference cycle: the traceback of an error has this list.
+            failures.clear()  # Break a reference cycle: the traceback of each error refers to it.
 
     def _connect(
         self, kind: tuple[int, int, int], address: Any, timeout: float | None

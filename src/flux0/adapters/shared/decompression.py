@@ -37,8 +37,8 @@ class Decoder:
         self._member: Any = None
         # If zlib finds an error in an input, it drops the valid content before the error. To return
         # this content, the decoder decompresses the input a second time, from a copy of the zlib
-        # state. To copy the state for each small input would be slow, so the decoder stores the
-        # inputs since the last copy.
+        # state. Copying is slow, so the decoder copies the state once for many small inputs, and
+        # stores these inputs.
         self._copy: Any = None
         self._inputs: list[bytes] = []
         self._input_bytes = 0
@@ -89,16 +89,16 @@ class Decoder:
             raise ProtocolError(
                 f"the content coding of the body must be gzip or deflate, not {self._coding!r}"
             )
-        # The low half of the first byte is 8 in the zlib format, and never 8 in valid raw data.
+        # The low 4 bits of the first byte are 8 in the zlib format, and never 8 in valid raw data.
         raw = self._coding == "deflate" and first != 0x1F and first & 0xF != 8  # noqa: PLR2004
         # With 32 added, zlib itself detects whether the data is in the gzip or the zlib format.
         return -zlib.MAX_WBITS if raw else 32 + zlib.MAX_WBITS
 
 
 def _content_before_error(member: Any, *inputs: bytes) -> bytes:
-    """Return the valid content of the last input, up to its error.
+    """Return the content of the last input that precedes the error.
 
-    `member` is a zlib decompressor that has received none of the inputs.
+    `member` is a copy of the zlib decompressor from before the inputs.
     """
     *earlier, last = inputs
     for data in earlier:

@@ -1,4 +1,4 @@
-"""The state of one exchange (a request and its response), which every adapter records."""
+"""The base class for the exchanges of all adapters. An exchange is a request and its response."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def shut_down(connection: Any) -> None:
     """Shut a connection down, so that a thread that reads from it returns.
 
     Safe in finalizers, because no lock is acquired. Never raises an exception. `connection` is a
-    socket, the object that an event loop uses as a socket, or None.
+    socket, an event loop's wrapper of a socket, or None.
     """
     with suppress(OSError):
         if isinstance(connection, socket.socket):
@@ -30,10 +30,10 @@ def shut_down(connection: Any) -> None:
 
 
 class Exchange:
-    """The state of one request until the response head is received.
+    """Records how far a request has progressed, until the response head is received.
 
-    Each adapter has a subclass that records the steps of its HTTP library. When the library raises
-    an exception, the adapter uses this state to choose the flux0 error.
+    Each adapter has a subclass for its HTTP library. When the library raises an exception, the
+    adapter uses this record to choose the flux0 error.
 
     Attributes:
         sent: Whether a byte of the request may have been sent.

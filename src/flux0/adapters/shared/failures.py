@@ -58,7 +58,7 @@ def _limit(kind: type[TransportTimeout], timeout: Timeout) -> float | None:
 
 
 def refused_by_proxy(status: str) -> ConnectError:
-    """Return the error for a proxy that refused to connect; `status` is the proxy's reason."""
+    """Return the error for a proxy that refused to connect and reported `status`."""
     error = ConnectError(f"the proxy refused the connection: {status}")
     error.permanent = status.startswith(_LOGIN_REQUIRED)
     return error

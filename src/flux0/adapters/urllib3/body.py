@@ -56,7 +56,7 @@ class Urllib3Body(SyncPulledBody):
     Args:
         response: A response of urllib3, or a similar object. Its body must not be loaded yet.
         timeout: The timeouts of the request.
-        retain: A function to call with the decoded body at the end of the body, or None.
+        retain: Called with the decoded body when the body was read to its end; or None.
     """
 
     def __init__(
@@ -108,7 +108,8 @@ class Urllib3Body(SyncPulledBody):
 
 
 def _read_by_library(response: Any) -> Iterator[bytes]:
-    if response.closed:  # A hook of the user has closed the response.
+    # If a hook of the user has closed the response, `read1` would report a false end of the body.
+    if response.closed:
         raise IncompleteRead(b"")
     options = {"decode_content": False} if isinstance(response, BaseHTTPResponse) else {}
     while piece := response.read1(_MAX_PIECE_BYTES, **options):

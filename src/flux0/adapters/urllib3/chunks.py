@@ -17,7 +17,8 @@ _HEXADECIMAL: Final = b"0123456789abcdefABCDEF"
 class Chunks:
     """Decodes a chunked body piece by piece, as the bytes are received.
 
-    The parser is always in one of these states, and each state has one method::
+    The parser is always in one of these states. Each state is a method; `ended` and `failed` are
+    the method `_stopped`::
 
         size line     -> data          a chunk with content begins
         size line     -> trailer       the size is 0
@@ -58,9 +59,9 @@ class Chunks:
             at = self._state(self, data, at, content)
         return b"".join(content)
 
-    # The following methods are the states. Each method parses `data` from the position `at`, and
-    # appends to `content`. It returns the next position, or None if it needs more data or if
-    # parsing has ended.
+    # Each of the following methods is a state. It parses `data` from the position `at`, and appends
+    # to `content`. It returns the next position, or None if it needs more data or if parsing has
+    # ended.
 
     def _size_line(self, data: bytes, at: int, _content: list[bytes]) -> int | None:
         line = self._read_line(data, at)
