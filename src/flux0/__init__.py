@@ -68,16 +68,19 @@ _EXTRAS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "models":
-        return import_module("flux0.models")
     if name not in __all__:
         raise AttributeError(f"module 'flux0' has no attribute {name!r}")
-    try:
-        return getattr(import_module(f"flux0.{_MODULES.get(name, 'models')}"), name)
-    except ModuleNotFoundError as error:
-        if name not in _EXTRAS:
-            raise
-        return _placeholder(name, error)
+    # Import all errors with the first name, so that `except flux0.APIError` never runs an import.
+    models = import_module("flux0.models")
+    if name in _EXTRAS:
+        try:
+            return getattr(import_module(f"flux0.{_MODULES[name]}"), name)
+        except ModuleNotFoundError as error:
+            return _placeholder(name, error)
+    module = import_module(f"flux0.{_MODULES[name]}") if name in _MODULES else models
+    value = models if name == "models" else getattr(module, name)
+    globals()[name] = value
+    return value
 
 
 def _placeholder(name: str, cause: ModuleNotFoundError) -> type[Any]:
