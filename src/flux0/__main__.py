@@ -49,7 +49,7 @@ def _import_app() -> Typer:
     from signal import SIGINT, default_int_handler, getsignal, signal  # noqa: PLC0415 - slow
 
     before = getsignal(SIGINT)
-    if before is default_int_handler:  # It is not, if the shell disables Ctrl-C.
+    if before is default_int_handler:  # The shell may have disabled Ctrl-C.
         signal(SIGINT, _exit_at_once)
     try:
         from flux0.cli.app import app  # noqa: PLC0415 - slow; its packages may be missing

@@ -1,4 +1,4 @@
-"""A subclass of aiohttp's connections, with the limits and checks that aiohttp lacks."""
+"""A subclass of aiohttp's `ResponseHandler`, with the limits and checks that aiohttp lacks."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _HEAD_END: Final = re.compile(rb"\n\r?\n")
 class TrackedConnection(ResponseHandler):
     """A connection of aiohttp that limits each wait and the overhead, and reports each failure.
 
-    Existing objects of aiohttp get this class by assignment to `__class__`. This does not call
-    `__init__`, so the attributes have defaults.
+    flux0 assigns this class to the `__class__` of existing connections. This does not call
+    `__init__`, so the attributes are class attributes with defaults.
     """
 
     deadline: float | None = None  # The loop time when the wait expires. None if no task waits.
@@ -45,7 +45,7 @@ class TrackedConnection(ResponseHandler):
         return self._poll is not None and bool(self._poll.poll(0))
 
     def await_head(self, limit: float | None) -> None:
-        """Start to wait for a response head: at most `limit` seconds until the next bytes arrive.
+        """Start to wait for a response head, at most `limit` seconds for its next bytes.
 
         The limit also applies to each wait until the server receives bytes of the request.
         """
@@ -56,7 +56,8 @@ class TrackedConnection(ResponseHandler):
     def start_wait(self, limit: float | None) -> None:
         """Start to wait for data, at most `limit` seconds.
 
-        To save time, a pending timer that fires earlier is kept. When it fires, it is set again.
+        To save time, an earlier timer is not cancelled. When it fires, `_on_timer` starts a timer
+        for the rest of the wait.
         """
         if limit is None:
             self.deadline = None
@@ -81,7 +82,7 @@ class TrackedConnection(ResponseHandler):
             self._wait_timer = self._loop.call_at(self.deadline, self._on_timer)
 
     def data_received(self, data: bytes) -> None:
-        """Parse received bytes, and limit the overhead."""
+        """Parse received bytes. Reject the response if it has too much overhead."""
         content, start = self._content, 0
         if content is None:
             start = self._receive_head(data)
@@ -118,11 +119,11 @@ class TrackedConnection(ResponseHandler):
         return max(at - before, 0)
 
     def _fail(self, problem: str) -> None:
-        self.abort()  # `abort` removes any exception, so it precedes `set_exception`.
+        self.abort()  # `abort` resets the exception, so call `set_exception` afterwards.
         self.set_exception(HttpProcessingError(message=problem))
 
     def feed_data(self, data: Any, size: int = 0) -> None:
-        """Record that the response head was received. Reject an ambiguous framing."""
+        """Receive a parsed response head. Reject the response if its framing is ambiguous."""
         message, content = data
         if self._content is None and (message.code >= 200 or message.code == 101):  # noqa: PLR2004
             codings = message.headers.getall("Transfer-Encoding", ())
@@ -151,7 +152,7 @@ class TrackedConnection(ResponseHandler):
         reported = None if content is None else content.exception()
         super().connection_lost(exc)
         if content is not None and reported is not None:
-            # `super().connection_lost` replaces the exception of invalid trailers. Restore it.
+            # If the trailers are invalid, `super().connection_lost` has replaced the exception.
             content.set_exception(reported)
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ _MAX_LINE_BYTES: Final = 64 * 1024
 _MAX_BYTES_BODY: Final = 1024 * 1024  # aiohttp warns about larger bodies in `bytes`.
 _TLS_ERRORS: Final = (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch)
 _HTTP_ERRORS: Final = (aiohttp.ClientResponseError, HttpProcessingError)
-# The UnicodeError is raised by Python if the host name is invalid.
+# Python raises UnicodeError if the host name is invalid.
 LIBRARY_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError, UnicodeError)
 
 
@@ -40,7 +40,8 @@ class AiohttpExchange(Exchange):
         pairs = [pair for pair in headers.pairs if pair[0].lower() != "authorization"]
         if "accept-encoding" not in headers:
             pairs.append(("accept-encoding", ACCEPT_ENCODING))
-        # The middlewares of a request replace the ones of the session, which have no public name.
+        # The argument `middlewares` replaces the session's middlewares, so pass them, too. aiohttp
+        # has no public name for them.
         users = session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         try:
             return await session.request(
@@ -71,7 +72,7 @@ class AiohttpExchange(Exchange):
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         """Call the user's middlewares. Raise no error that makes aiohttp send the request again."""
-        # aiohttp rejects this header if the session has its own authorization, so set it here.
+        # If the session has authentication, `session.request` rejects this header. So add it later.
         if self._authorization is not None:
             request.headers["Authorization"] = self._authorization
         try:
@@ -124,7 +125,7 @@ class _StaleConnectionError(Exception):
 
 
 class _UserError(Exception):
-    """A wrapper of an error of the user's code. After the error itself, aiohttp would retry."""
+    """Wraps an error of the user's code. Otherwise, aiohttp would send the request again."""
 
 
 def translate(

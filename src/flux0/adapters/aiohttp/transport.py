@@ -110,7 +110,7 @@ class _Body(AsyncPulledBody):
         if not is_success(response.status):
             self.retained = []  # The user may read the body again, from `raw_response`.
         self._connection = response.connection and cast("Any", response.connection).protocol
-        # Without a connection, the body is complete, and aiohttp has released the connection.
+        # If aiohttp has already released the connection, the body is complete.
         if self._connection is not None:
             # Use a finalizer, not __del__, which is called too late if both are freed together.
             loop, transport = asyncio.get_running_loop(), self._connection.transport
@@ -132,7 +132,7 @@ class _Body(AsyncPulledBody):
                 # A middleware of the user may have read the body. `read` returns the body again.
                 data = await self._response.read()
         except exchange.LIBRARY_ERRORS as error:
-            # Return the received data first. While the exception is set, `read_nowait` raises it.
+            # Return the received data first. `read_nowait` raises the exception, so remove it.
             self._content.set_exception(cast("Exception", None))
             data = self._content.read_nowait()
             self._content.set_exception(error)
@@ -167,7 +167,7 @@ class _Body(AsyncPulledBody):
 
 
 def _close_soon(loop: Any, response: aiohttp.ClientResponse, transport: Any) -> None:
-    """Close the response in its event loop, because the garbage collector runs in any thread."""
+    """Close the response in its event loop. The garbage collector may run in any thread."""
     if not call_soon(loop, response.close):
         shut_down(transport and transport.get_extra_info("socket"))
         with suppress(RuntimeError):

@@ -19,8 +19,8 @@ _HEAD: Final = re.compile(rb"HTTP/1\.1 [2-5](?:[^\r\n]*\r\n)+?\r\n")
 class ChunkJoiner:
     """Replaces complete chunks that were received together by one chunk with the same content.
 
-    All other bytes stay unchanged. If a size line has an extension or is invalid, and after the
-    last chunk, no chunks are joined any more, and the parser of httpcore decides.
+    All other bytes stay unchanged. After the last chunk, and after a size line that is invalid or
+    has an extension, all bytes stay unchanged.
 
     Args:
         received: The first received bytes of the response. If they contain the head and a part of
