@@ -56,7 +56,7 @@ class TurnReport:
         if not self._once.acquire(blocking=False):
             return
         self.seconds = self.clock() - self._start
-        if not (later or self._observers.is_turn_observed()):
-            return
-        report = self._observers.postpone if later else self._observers.turn_ended
-        report(self._request.call, describe(bool(self._observers)))
+        observers = self._observers
+        if later or observers.is_turn_observed():
+            report = observers.postpone if later else observers.turn_ended
+            report(self._request.call, describe(bool(observers)))
