@@ -351,7 +351,7 @@ def _exit_codes(explain: Callable[[Flux0Error], str]) -> Generator[None, None, N
 
 def _headers(user: str | None, options: list[str]) -> Mapping[str, str]:
     """Return the header fields to send. Repeated fields are joined (RFC 9110, section 5.3)."""
-    fields = dict(user_headers(user) or {})
+    fields = dict(user_headers(user))
     for text in options:
         name, colon, value = map(str.strip, text.partition(":"))
         if not colon:

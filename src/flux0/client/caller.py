@@ -14,6 +14,7 @@ from flux0.client.open_turns import OpenTurns
 from flux0.client.options import CallOptions, check_names
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error
+from flux0.domain.headers import Headers
 from flux0.domain.models import Participant
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.timeouts import Deadline
@@ -98,9 +99,9 @@ class Caller:
         """
         return self._view(self._settings(**options))
 
-    def for_agent(self, agent: Participant) -> Caller:
-        """Return a caller that reports this agent to observers; see `with_options`."""
-        return self._view(evolve(self._default_call, agent=agent))
+    def for_conversation(self, agent: Participant, cookie: Headers) -> Caller:
+        """Return a caller for the agent and the user of a conversation; see `with_options`."""
+        return self._view(evolve(self._default_call, agent=agent, cookie=cookie))
 
     def _view(self, default_call: ApiCall) -> Caller:
         view = copy(self)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, TypeVar, cast, final
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, final
 
 from flux0.client.caller import Caller
 from flux0.client.opening import AsyncOpening, Opening
@@ -21,8 +21,6 @@ from flux0.usecases import stored_turns
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-OptionsT = TypeVar("OptionsT", bound=CallOptions)
 
 _COOKIE = "flux0_user_sub"
 
@@ -48,12 +46,6 @@ class _ConversationBase(Uncopyable):
         user = "" if self._user is None else f", user={self._user!r}"
         return f"{type(self).__name__}(session={self.session_id!r}{user})"
 
-    def _options(self, options: OptionsT) -> OptionsT:
-        """Return `options`, with the user's cookie added to `http_headers`."""
-        given: CallOptions = options
-        headers = user_headers(self._user, given.get("http_headers"))
-        return cast("OptionsT", {**options, "http_headers": headers})
-
 
 @final
 @show_options
@@ -76,9 +68,7 @@ class Conversation(_ConversationBase):
 
         The options and errors are the same as for `client.sessions.create_event`.
         """
-        return self._sessions.create_event(
-            session_id=self.session_id, content=content, **self._options(options)
-        )
+        return self._sessions.create_event(session_id=self.session_id, content=content, **options)
 
     def ask(self, content: str, **options: Unpack[TurnOptions]) -> Reply:
         """Send a message, read the turn to its end, and return the reply of the agent.
@@ -98,7 +88,7 @@ class Conversation(_ConversationBase):
                 stored yet are added at the end; no message is returned twice.
         """
         stored = self._sessions.list_events(
-            session_id=self.session_id, types=MESSAGE_TYPES, **self._options(options)
+            session_id=self.session_id, types=MESSAGE_TYPES, **options
         )
         return joined_history(stored, live)
 
@@ -108,9 +98,7 @@ class Conversation(_ConversationBase):
         Call this method before you send a message, and keep the result: `find_turn` needs it to
         find the turn later. The method lists all events of the session.
         """
-        return self._caller.run(
-            stored_turns.next_offset, self._options(options), session_id=self.session_id
-        )
+        return self._caller.run(stored_turns.next_offset, options, session_id=self.session_id)
 
     def find_turn(
         self,
@@ -145,7 +133,7 @@ class Conversation(_ConversationBase):
         """
         return self._caller.run(
             stored_turns.find_turn,
-            self._options(options),
+            options,
             session_id=self.session_id,
             content=content,
             since=since,
@@ -160,7 +148,7 @@ class Conversation(_ConversationBase):
         user: everyone who knows the id of a session can read the session and send messages to it.
         If the conversation has no `user`, this method checks the sessions of the anonymous user.
         """
-        sessions = self._sessions.list(**self._options(options))
+        sessions = self._sessions.list(**options)
         return any(session.id == self.session_id for session in sessions)
 
 
@@ -175,7 +163,7 @@ class AsyncConversation(_ConversationBase):
         Await the result to get the stream, or use the result directly in `async with`.
         """
         return self._sessions.create_event_async(
-            session_id=self.session_id, content=content, **self._options(options)
+            session_id=self.session_id, content=content, **options
         )
 
     async def ask(self, content: str, **options: Unpack[TurnOptions]) -> Reply:
@@ -189,14 +177,14 @@ class AsyncConversation(_ConversationBase):
     ) -> tuple[Event | TurnMessage, ...]:
         """The async version of `Conversation.history`."""
         stored = await self._sessions.list_events_async(
-            session_id=self.session_id, types=MESSAGE_TYPES, **self._options(options)
+            session_id=self.session_id, types=MESSAGE_TYPES, **options
         )
         return joined_history(stored, live)
 
     async def next_offset(self, **options: Unpack[CallOptions]) -> int:
         """The async version of `Conversation.next_offset`."""
         return await self._caller.run_async(
-            stored_turns.next_offset, self._options(options), session_id=self.session_id
+            stored_turns.next_offset, options, session_id=self.session_id
         )
 
     async def find_turn(
@@ -211,7 +199,7 @@ class AsyncConversation(_ConversationBase):
         """The async version of `Conversation.find_turn`."""
         return await self._caller.run_async(
             stored_turns.find_turn,
-            self._options(options),
+            options,
             session_id=self.session_id,
             content=content,
             since=since,
@@ -221,7 +209,7 @@ class AsyncConversation(_ConversationBase):
 
     async def belongs_to_user(self, **options: Unpack[CallOptions]) -> bool:
         """The async version of `Conversation.belongs_to_user`."""
-        sessions = await self._sessions.list_async(**self._options(options))
+        sessions = await self._sessions.list_async(**options)
         return any(session.id == self.session_id for session in sessions)
 
 
@@ -235,23 +223,20 @@ class ConversationOpening(Opening[AsyncConversation]):
     )
 
 
-def user_headers(
-    user: str | None, others: Mapping[str, str] | None = None
-) -> Mapping[str, str] | None:
-    """Return the headers `others` with the user's cookie added. If `user` is None, add no cookie.
+def user_headers(user: str | None) -> Headers:
+    """Return the cookie that identifies the user to the server; no cookie if `user` is None.
 
     Raises:
         InvalidArgument: `user` is empty or has characters that a cookie cannot contain.
     """
     if user is None:
-        return others
-    own = Headers((("cookie", f"{_COOKIE}={arguments.user('user', user)}"),))
-    return own if others is None else arguments.headers("http_headers", others).merge(own)
+        return Headers()
+    return Headers((("cookie", f"{_COOKIE}={arguments.user('user', user)}"),))
 
 
 def check_arguments(
     agent: object, session: object, user: str | None, title: object
-) -> tuple[str, Mapping[str, str] | None]:
+) -> tuple[str, Headers]:
     """Check the arguments of `Flux0.conversation`; return the agent's id and the user's headers."""
     if (agent is None) is (session is None):
         raise InvalidArgument("agent", "or session must be passed, but not both")

@@ -19,6 +19,7 @@ from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.client.transports import choose_transports, time_source
 from flux0.client.uncopyable import Uncopyable
 from flux0.domain import arguments
+from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES
 from flux0.domain.models import Agent, Participant, Session
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig, RetryDetails
@@ -228,10 +229,10 @@ class Flux0(Uncopyable):
             BadRequestError: The agent does not exist. If the session does not exist, sending the
                 first message raises this error.
         """
-        agent_id, headers = check_arguments(agent, session, user, title)
+        agent_id, cookie = check_arguments(agent, session, user, title)
         if session is None:
-            session = self.sessions.create(agent_id=agent_id, title=title, http_headers=headers)
-        return Conversation(self._caller_for(agent, session), session, user)
+            session = self.sessions.create(agent_id=agent_id, title=title, http_headers=cookie)
+        return Conversation(self._caller_for(agent, session, cookie), session, user)
 
     @ConversationOpening.returned_by
     async def conversation_async(
@@ -243,22 +244,24 @@ class Flux0(Uncopyable):
         title: str | None = None,
     ) -> AsyncConversation:
         """The async version of `conversation`. The returned conversation has async methods."""
-        agent_id, headers = check_arguments(agent, session, user, title)
+        agent_id, cookie = check_arguments(agent, session, user, title)
         if session is None:
             session = await self.sessions.create_async(
-                agent_id=agent_id, title=title, http_headers=headers
+                agent_id=agent_id, title=title, http_headers=cookie
             )
-        return AsyncConversation(self._caller_for(agent, session), session, user)
+        return AsyncConversation(self._caller_for(agent, session, cookie), session, user)
 
-    def _caller_for(self, agent: Agent | str | None, session: Session | str) -> Caller:
-        """Return a `Caller` for one conversation.
+    def _caller_for(
+        self, agent: Agent | str | None, session: Session | str, cookie: Headers
+    ) -> Caller:
+        """Return a `Caller` for one conversation, which sends the cookie of the user.
 
         If the agent is known, observers receive its id with each call.
         """
         known = Participant(session.agent_id if isinstance(session, Session) else None)
         if isinstance(agent, Agent):
             known = Participant(agent.id, agent.name)
-        return self._caller.for_agent(known)
+        return self._caller.for_conversation(known, cookie)
 
     def close(self) -> None:
         """Close the connections of sync calls and all streams. Later calls raise `ClientClosed`.

@@ -49,6 +49,7 @@ class ApiCall:
         extra_query: parameters that are added to the query; None adds nothing.
         extra_body: members that are added to the JSON object in the body; None adds nothing.
         agent: the agent of the conversation. Its id or its name is None if it is unknown.
+        cookie: a `cookie` header with the user of the conversation. No option replaces this cookie.
     """
 
     send: SendFlow
@@ -67,6 +68,7 @@ class ApiCall:
     extra_query: Mapping[str, str] | None = None
     extra_body: Mapping[str, Any] | None = None
     agent: Participant = _UNKNOWN
+    cookie: Headers = _NOTHING
 
     def request(
         self,
@@ -107,7 +109,7 @@ class ApiCall:
         return Request(
             method=method,
             url=url,
-            headers=defaults.merge(self.login or _NOTHING).merge(self.headers),
+            headers=defaults.merge(self.login or _NOTHING).merge(self.headers).merge(self.cookie),
             body=None if body is None else self.codec.encode(body),
             stream=stream,
             timeout=self.timeout,
