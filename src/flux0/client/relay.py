@@ -12,7 +12,6 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Final
 
-from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error, StreamInUse
 from flux0.domain.stream_events import StreamEvent
 from flux0.runtime.event_loop import start_task
@@ -144,11 +143,6 @@ async def relay_async(
     finally:
         cancel()
         receiver.close()
-
-
-def heartbeat_seconds(heartbeat_ms: int | None) -> float | None:
-    """Return the argument `heartbeat_ms` in seconds. None stays None."""
-    return arguments.optional_seconds("heartbeat_ms", heartbeat_ms)
 
 
 def error_event(error: Flux0Error) -> bytes:

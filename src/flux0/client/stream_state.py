@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import Any, Literal, TypeAlias
@@ -59,10 +60,14 @@ class StreamState(Uncopyable):
         self._released = False  # Whether the connection was released.
         self._reader_lock = Lock()
         self._report = report
-        self._awaits_first_event = True
         # True if the garbage collector may be calling `_report_end`. Then observers are called
         # later, because they may wait for locks.
         self._report_later = False
+        self._bind(response.body)
+
+    @abstractmethod
+    def _bind(self, body: Any) -> None:
+        """Store the iterator over the pieces of `body`, and the function that closes it."""
 
     def __del__(self) -> None:
         if self._report.seconds is None:
@@ -266,8 +271,14 @@ class StreamState(Uncopyable):
     def _needs_check(self) -> bool:
         """Return whether `confirm` must compare the messages with the stored events.
 
-        If the end is unconfirmed, log a warning.
+        If the end is unconfirmed, log a warning. If the stream has not ended, raise an error.
         """
+        self._raise_failure()
+        if not self._ended:
+            problem = (
+                "the stream has not been read to its end yet: read all events before confirm()"
+            )
+            raise self._turn.attach_request(Flux0Error(problem))
         if self.ending != "unconfirmed":
             return False
         self._report.unconfirmed_end()
@@ -282,18 +293,9 @@ class StreamState(Uncopyable):
             self._ended = self._turn.failure is None
         else:
             self._batch = iter(self._turn.feed(data, waited))
-            if self._awaits_first_event and self._turn.event_count:
-                self._awaits_first_event = False
+            if self._report.seconds_to_first_event is None and self._turn.event_count:
                 self._report.first_event()
         return self._ended or self._turn.failure is not None
-
-    def _raise_unless_ended(self) -> None:
-        self._raise_failure()
-        if not self._ended:
-            problem = (
-                "the stream has not been read to its end yet: read all events before confirm()"
-            )
-            raise self._turn.attach_request(Flux0Error(problem))
 
     def _on_transport_error(self, error: TransportError) -> None:
         if self._closed:  # The error occurred because another thread or task closed the stream.

@@ -12,15 +12,13 @@ from threading import Lock, get_ident
 from typing import Any, Final, Generic, TypeVar, final
 
 from flux0.client.stream_state import CLOSED_EARLY, StreamState
-from flux0.client.turn_report import TurnReport
+from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error, StreamInUse, TransportError
-from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import Events
 from flux0.domain.stream_events import StreamEvent
-from flux0.ports import AsyncByteStream, ByteStream, Response
+from flux0.ports import AsyncByteStream, ByteStream
 from flux0.runtime.event_loop import Loop, running_loop
-from flux0.usecases.turn import Turn
 
 T = TypeVar("T")
 
@@ -54,17 +52,9 @@ class EventStream(StreamState):
         ClientClosed: The stream was closed before its end.
     """
 
-    def __init__(
-        self,
-        response: Response[ByteStream],
-        turn: Turn,
-        accumulator: MessageAccumulator,
-        list_stored: Callable[..., Events],
-        report: TurnReport,
-    ) -> None:
-        super().__init__(response, turn, accumulator, list_stored, report)
-        self._pieces = iter(response.body)
-        self._close_body = response.body.close
+    def _bind(self, body: ByteStream) -> None:
+        self._pieces = iter(body)
+        self._close_body = body.close
 
     def __enter__(self) -> EventStream:
         self._enter()
@@ -151,7 +141,6 @@ class EventStream(StreamState):
                 events could not be listed.
             Flux0Error: The stream has not been read to its end.
         """
-        self._raise_unless_ended()
         if self._needs_check():
             try:
                 self._compare_with_stored(self.stored_events())
@@ -172,11 +161,11 @@ class EventStream(StreamState):
             heartbeat_ms: Milliseconds without an event after which a comment is yielded. The
                 comment keeps proxies from closing the connection. None means no comments.
         """
-        from flux0.client.relay import heartbeat_seconds, relay  # noqa: PLC0415 - rarely needed
+        from flux0.client.relay import relay  # noqa: PLC0415 - rarely needed
 
         # The garbage collector may close the iterator. Therefore pass `_release`: `close` would
         # also call the observers, which may wait for locks. The reading thread calls the observers.
-        return relay(self, self._release, heartbeat_seconds(heartbeat_ms))
+        return relay(self, self._release, arguments.optional_seconds("heartbeat_ms", heartbeat_ms))
 
     def stored_events(self) -> Events:
         """Request the events of this turn that the server has stored so far.
@@ -234,17 +223,9 @@ class AsyncEventStream(StreamState):
     Use the stream in `async with`, and iterate with `async for`. Only one task can read at a time.
     """
 
-    def __init__(
-        self,
-        response: Response[AsyncByteStream],
-        turn: Turn,
-        accumulator: MessageAccumulator,
-        list_stored: Callable[..., Awaitable[Events]],
-        report: TurnReport,
-    ) -> None:
-        super().__init__(response, turn, accumulator, list_stored, report)
-        self._pieces = aiter(response.body)
-        self._close_body: Callable[[], Awaitable[None]] = response.body.close_async
+    def _bind(self, body: AsyncByteStream) -> None:
+        self._pieces = aiter(body)
+        self._close_body: Callable[[], Awaitable[None]] = body.close_async
         self.loop: Loop = running_loop()
         self.thread: int = get_ident()
 
@@ -282,7 +263,6 @@ class AsyncEventStream(StreamState):
 
     async def confirm(self) -> None:
         """The async version of `EventStream.confirm`."""
-        self._raise_unless_ended()
         if self._needs_check():
             try:
                 self._compare_with_stored(await self.stored_events())
@@ -294,9 +274,11 @@ class AsyncEventStream(StreamState):
 
     def relay(self, *, heartbeat_ms: int | None = 15_000) -> AsyncIterator[bytes]:
         """The async version of `EventStream.relay`."""
-        from flux0.client.relay import heartbeat_seconds, relay_async  # noqa: PLC0415 - rarely used
+        from flux0.client.relay import relay_async  # noqa: PLC0415 - rarely used
 
-        return relay_async(self, self.close_async, heartbeat_seconds(heartbeat_ms))
+        return relay_async(
+            self, self.close_async, arguments.optional_seconds("heartbeat_ms", heartbeat_ms)
+        )
 
     async def stored_events(self) -> Events:
         """The async version of `EventStream.stored_events`."""
