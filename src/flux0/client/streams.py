@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from threading import Lock, get_ident
 from typing import Any, Final, Generic, TypeVar, final
 
+from attrs import define
+
 from flux0.client.stream_state import CLOSED_EARLY, StreamState
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error, StreamInUse, TransportError
@@ -345,22 +347,17 @@ class AsyncEventStream(StreamState):
             self.close_soon()
 
 
+@define(eq=False, repr=False)
 class _ClosingIterator(Generic[T]):
     """The iterator of one `async for` loop. Its finalizer closes the stream.
 
     If the iterator raised `StreamInUse`, the stream stays open for its other reader.
     """
 
-    def __init__(
-        self,
-        advance: Callable[[], Coroutine[Any, Any, T]],
-        close: Callable[[], None],
-        reader_lock: Lock,
-    ) -> None:
-        self._advance = advance
-        self._close = close
-        self._reader_lock = reader_lock
-        self._in_use = False
+    _advance: Callable[[], Coroutine[Any, Any, T]]
+    _close: Callable[[], None]
+    _reader_lock: Lock
+    _in_use: bool = False
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
