@@ -7,7 +7,7 @@ from math import inf
 from threading import Lock
 from typing import Any
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from flux0.domain.errors import Flux0Error
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryDetails, wait_before_retry
@@ -47,6 +47,7 @@ class RetryBudget:
                 self._balance = min(self._maximum, self._balance + 1)
 
 
+@frozen(eq=False)
 class Retry:
     """Retries a request after temporary failures, by the policy in `request.retries`.
 
@@ -55,12 +56,9 @@ class Retry:
     error of the last attempt is raised; its attribute `attempts` is the number of attempts.
     """
 
-    def __init__(
-        self, budget: RetryBudget, time: Time, on_retry: Callable[[RetryDetails], None] | None
-    ) -> None:
-        self._budget = budget
-        self._time = time
-        self._on_retry = on_retry
+    _budget: RetryBudget
+    _time: Time
+    _on_retry: Callable[[RetryDetails], None] | None
 
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Return the response of the first attempt that succeeds."""
