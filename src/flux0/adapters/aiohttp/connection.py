@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import select
+from contextlib import suppress
 from typing import Any, Final
 
 import aiohttp
@@ -54,11 +56,7 @@ class TrackedConnection(ResponseHandler):
         self.start_wait(limit)
 
     def start_wait(self, limit: float | None) -> None:
-        """Start to wait for data, at most `limit` seconds.
-
-        To save time, an earlier timer is not cancelled. When it fires, `_on_timer` starts a timer
-        for the rest of the wait.
-        """
+        """Start to wait for data, at most `limit` seconds. To save time, keep an earlier timer."""
         if limit is None:
             self.deadline = None
             return
@@ -144,10 +142,15 @@ class TrackedConnection(ResponseHandler):
         """Report a reset. aiohttp would treat it as the end of a close-delimited body."""
         if self._wait_timer is not None:
             self._wait_timer.cancel()  # The timer refers to the connection and keeps it alive.
+        transport = self.transport
+        if exc and transport and not (self._content or transport.get_extra_info("ssl_object")):
+            # If sending fails, asyncio discards a received response, such as a rejection.
+            with suppress(OSError):
+                self.data_received(os.read(transport.get_extra_info("socket").fileno(), 65536))
         if exc is not None and not self.is_eof():
             self.set_exception(exc)
-        if self.transport is not None:
-            self.transport.abort()  # On Python 3.10, TLS transports warn if they are not closed.
+        if transport is not None:
+            transport.abort()  # On Python 3.10, TLS transports warn if they are not closed.
         content = self._content
         reported = None if content is None else content.exception()
         super().connection_lost(exc)

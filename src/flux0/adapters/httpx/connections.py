@@ -6,7 +6,6 @@ The network streams of httpcore do neither. Therefore `AsyncConnection` wraps a 
 
 from __future__ import annotations
 
-import re
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from flux0.adapters.httpx.chunk_joining import ChunkJoiner
 from flux0.adapters.httpx.exchange import HttpxExchange
 from flux0.adapters.shared.failures import login_rejected_by_proxy, refused_by_proxy
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
+from flux0.adapters.shared.sending import REJECTION
 from flux0.domain.errors import ConnectError
 
 # The exchange that the current thread or task is sending.
@@ -34,7 +34,6 @@ _MIN_SECONDS: Final = 0.001  # A timeout of 0 would make a socket non-blocking.
 _LARGE_WRITE: Final = 64 * 1024
 _HTTP: Final = b"HTTP/"
 _SHOWN_BYTES: Final = 40
-_REJECTION: Final = re.compile(rb"HTTP/1\.[01] [345]")
 # The first bytes of messages to a proxy: the version byte of SOCKS5 or of its login protocol, or
 # the method of a CONNECT request.
 _SOCKS: Final = (b"\x05", b"\x01")
@@ -203,7 +202,7 @@ class TrackedConnection(ABC):
 
     def _is_rejected(self) -> bool:
         """Whether the server has rejected the request before it was sent completely."""
-        return _REJECTION.match(self._early_data or b"") is not None
+        return REJECTION.match(self._early_data or b"") is not None
 
     def _raise_if_rejected(self) -> None:
         """Raise `WriteError` if `_is_rejected`. Then httpcore reads the response."""

@@ -7,7 +7,6 @@ it sends a request. Therefore flux0 has its own backend.
 
 from __future__ import annotations
 
-import select
 import socket
 import ssl
 import time
@@ -22,13 +21,13 @@ from flux0.adapters.httpx.connections import READ_BYTES, TrackedConnection, curr
 from flux0.adapters.httpx.exchange import HttpxExchange
 from flux0.adapters.shared.connecting import Connector
 from flux0.adapters.shared.exchange import shut_down
+from flux0.adapters.shared.sending import WOULD_BLOCK, send_some, wait
 from flux0.ports import Interrupt
 from flux0.runtime.processes import OwnerProcess
 
 T = TypeVar("T")
 
 _NO_DELAY: Final = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-_WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class SyncConnection(TrackedConnection):
@@ -68,23 +67,15 @@ class SyncConnection(TrackedConnection):
         if isinstance(sock, _NestedTLS):
             sock.settimeout(timeout)
             return sock.send(unsent)
-        try:
-            sock.settimeout(0)
-            sent: int = sock.send(unsent)
-        except _WOULD_BLOCK:
-            read = self._early_data is None
-            readable, writable = _wait(sock, timeout, read=read, write=True)
-            if not (readable or writable):
-                raise TimeoutError("timed out") from None
-            if readable and read:
-                self._read_early()
-            return 0
+        sent, readable = send_some(sock, unsent, timeout, read=self._early_data is None)
+        if readable:
+            self._read_early()
         return sent
 
     def _read_early(self) -> None:
         try:
             self._early_data = self._sock.recv(READ_BYTES)
-        except _WOULD_BLOCK:  # Only TLS messages without content were received.
+        except WOULD_BLOCK:  # Only TLS messages without content were received.
             return
         self._raise_if_rejected()
 
@@ -134,7 +125,7 @@ class SyncConnection(TrackedConnection):
         if isinstance(self._sock, _NestedTLS) and self._sock.has_unread:
             return True
         sock = self._get_info("socket")
-        return sock.fileno() < 0 or _wait(sock, 0, read=True)[0]
+        return sock.fileno() < 0 or wait(sock, 0, read=True)[0]
 
 
 class _NestedTLS:
@@ -232,21 +223,3 @@ def _translated_errors(timeout_error: Any, other_error: Any) -> Generator[None, 
 
 def _connect_errors(httpcore_module: Any) -> AbstractContextManager[None]:
     return _translated_errors(httpcore_module.ConnectTimeout, httpcore_module.ConnectError)
-
-
-def _wait(
-    sock: socket.socket, timeout: float | None, *, read: bool = False, write: bool = False
-) -> tuple[bool, bool]:
-    """Wait until the socket is readable (if `read`) or writable (if `write`).
-
-    Return whether it is readable, and whether it is writable. If the timeout expired, both are
-    False.
-    """
-    if not hasattr(select, "poll"):  # Windows has no poll.
-        readable, writable, _ = select.select([sock] * read, [sock] * write, [], timeout)
-        return bool(readable), bool(writable)
-    poll = select.poll()
-    poll.register(sock, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
-    found = poll.poll(None if timeout is None else timeout * 1000)
-    events = found[0][1] if found else 0
-    return bool(events & ~select.POLLOUT), bool(events & ~select.POLLIN)

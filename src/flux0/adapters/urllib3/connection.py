@@ -12,6 +12,7 @@ import sys
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import cache
+from io import BytesIO
 from math import inf
 from queue import Empty, Full, LifoQueue
 from time import monotonic
@@ -26,6 +27,7 @@ from flux0.adapters.shared.exchange import Exchange
 from flux0.adapters.shared.failures import chain
 from flux0.adapters.shared.limits import MAX_CONNECTIONS, MAX_IDLE_SECONDS
 from flux0.adapters.shared.misplaced import refuse_misplaced
+from flux0.adapters.shared.sending import REJECTION, WOULD_BLOCK, send_some
 from flux0.adapters.urllib3.http_response import TrackedResponse
 from flux0.domain.errors import InvalidArgument, MissingDependency
 
@@ -83,6 +85,9 @@ class TrackedConnection(HTTPConnection):
     _sock: Any = None
     _raw_socket: Any = None
     _duplicate: socket.socket | None = None
+    _body_is_large = False
+    # The file of the response, if data was received before the request was sent completely.
+    _early_file: Any = None
 
     @property
     def sock(self) -> Any:
@@ -201,11 +206,41 @@ class TrackedConnection(HTTPConnection):
             exchange.shut_down_on_interrupt(self._raw_socket)
             # Without this line, urllib3 would use the connect timeout to send the request.
             self.timeout = exchange.timeout.write
+            self._early_file, self._body_is_large = None, isinstance(options.get("body"), BytesIO)
         super().request(*args, **options)
+
+    def send(self, data: Any) -> None:
+        """Send a part of the request. If the server rejects the request meanwhile, stop sending."""
+        exchange, sock = _EXCHANGE.get(), self.sock
+        # An `SSLTransport` of urllib3, for TLS inside TLS, cannot be non-blocking.
+        if exchange is None or not self._body_is_large or not isinstance(sock, socket.socket):
+            super().send(data)
+            return
+        unsent = memoryview(data)
+        while unsent:
+            read, limit = self._early_file is None, exchange.timeout.write
+            sent, readable = send_some(sock, unsent, limit, read=read)
+            unsent = unsent[sent:]
+            if readable:
+                self._read_early(sock)
+
+    def _read_early(self, sock: socket.socket) -> None:
+        file = sock.makefile("rb")
+        try:
+            start = file.peek()
+        except WOULD_BLOCK:  # Only TLS messages without content were received.
+            file.close()
+            return
+        self._early_file = file
+        if REJECTION.match(start):
+            raise BrokenPipeError("the server rejected the request early")  # urllib3 ignores it.
 
     def response_class(self, sock: Any, *args: Any, **options: Any) -> TrackedResponse:  # type: ignore[override]
         """Create the object that reads the response. http.client calls this for each request."""
         self.last_response = TrackedResponse(self._raw_socket, sock, *args, **options)
+        if self._early_file is not None:
+            self.last_response.read_early_file(self._early_file)
+            self._early_file = None
         return self.last_response
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own

@@ -58,7 +58,13 @@ class TrackedResponse(HTTPResponse):
         self._sock = sock
         # Whether `fp` may have buffered the start of the body while the head was read.
         self._may_be_buffered = True
+        self._is_early = False
         self.idle_since: float = monotonic()
+
+    def read_early_file(self, file: Any) -> None:
+        """Read the response from `file`, because it began before the request was sent."""
+        self.fp.close()
+        self.fp, self._is_early = file, True
 
     def begin(self) -> None:
         """Skip interim responses (RFC 9110, section 15.2), and read the head of the final one."""
@@ -74,6 +80,7 @@ class TrackedResponse(HTTPResponse):
             self.headers = self.msg = None  # type: ignore[assignment] # makes begin() start again
             super().begin()
         self.fp = file
+        self.will_close |= self._is_early  # The server may still expect the rest of the request.
         length = self._joined("content-length")
         if problem := framing_problem(length, self._joined("transfer-encoding")):
             raise HTTPException(problem)

@@ -1,20 +1,19 @@
-"""httpx and httpx2: SOCKS proxies, waits for a connection, early responses, and other protocols."""
+"""httpx and httpx2: SOCKS proxies, waits for a connection, and other protocols."""
 
 from __future__ import annotations
 
 import select
 import socket
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 from typing import Any
 
 import pytest
 from attrs import evolve
 
-from flux0 import APIError, ClientClosed, Flux0
+from flux0 import ClientClosed, Flux0
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -291,60 +290,7 @@ async def test_response_that_is_not_http_over_an_untracked_connection(way: OverH
             assert len(server.requests) == 1 + requests
 
 
-# --- responses before the request was sent completely
-
-TOO_LARGE = to_bytes(http_response(b'{"detail": "too large"}', status="413 Content Too Large"))
-
-
-@contextmanager
-def early_server(response: bytes, *, closes: bool) -> Generator[str, None, None]:
-    """Yield the URL of a server that responds to the first bytes of a request.
-
-    The server does not read the remaining bytes. Therefore closing the connection resets it.
-    """
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        connections: list[socket.socket] = []
-
-        def serve() -> None:
-            with suppress(OSError):  # The listener was shut down.
-                while True:
-                    connection, _ = listener.accept()
-                    connections.append(connection)
-                    connection.recv(1)
-                    connection.sendall(response)
-                    if closes:
-                        connection.close()
-
-        serving = threading.Thread(target=serve, daemon=True)
-        serving.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        listener.shutdown(socket.SHUT_RDWR)
-        serving.join()
-        for connection in connections:
-            connection.close()
-
-
-@over(*FAMILY)
-@pytest.mark.parametrize("closes", [False, True], ids=["open", "closes"])
-@pytest.mark.parametrize("size", [10_000, 20_000_000])
-async def test_rejection_of_a_large_request_is_an_api_error(
-    way: OverHttpx, size: int, *, closes: bool
-) -> None:
-    with early_server(TOO_LARGE, closes=closes) as url:
-        async with way.closing(None) as transport:
-            flux0 = modes.in_mode(way.mode, Flux0(url, transport=transport, timeout_ms=60_000))
-            with pytest.raises(APIError, match="too large") as caught:
-                await flux0.sessions.create_event_async(session_id="s", content="x" * size)
-    assert caught.value.status_code == 413
-
-
-@over(*FAMILY)
-async def test_interim_response_does_not_stop_a_large_request(way: OverHttpx) -> None:
-    interim = (Write(b"HTTP/1.1 102 Processing\r\n\r\n"),)
-    with ByteServer(OK, on_connect=interim) as server:
-        body = b"x" * 20_000_000
-        assert await way.fetch_once(post(server.url, body)) == (200, b"ok")
-        assert server.requests[0].body == body
+# --- large requests
 
 
 @pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
@@ -358,18 +304,6 @@ def test_system_without_poll(way: OverHttpx, monkeypatch: pytest.MonkeyPatch) ->
             assert fetch_sync(transport, post(server.url, body)) == b"ok"
         assert server.connections == 1
         transport.close()
-
-
-@pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
-def test_tls_messages_do_not_stop_a_large_request(way: OverHttpx, secured: Secured) -> None:
-    """The server sends session tickets after the handshake, while the request is being sent."""
-    body = b"x" * 20_000_000
-    with (
-        ByteServer(OK, tls=secured.server) as server,
-        way.client(verify=secured.trusting()) as client,
-    ):
-        assert fetch_sync(way.transport_over(client), post(server.url, body)) == b"ok"
-        assert server.requests[0].body == body
 
 
 @pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
