@@ -89,8 +89,7 @@ class OpenTurns:
         try:
             if ahead:
                 self._wait(queue, sender, ahead, _queue_limit(len(ahead), deadline, now))
-            stream = self._streams.get(session)
-            if stream is not None and stream.is_open:
+            if (stream := self._streams.get(session)) is not None and stream.is_open:
                 self._close(stream, _close_limit(deadline, now))
             yield
         finally:
@@ -106,8 +105,7 @@ class OpenTurns:
         try:
             if ahead:
                 await self._wait_async(queue, sender, _queue_limit(len(ahead), deadline, now))
-            stream = self._streams.get(session)
-            if stream is not None and stream.is_open:
+            if (stream := self._streams.get(session)) is not None and stream.is_open:
                 await self._close_async(stream, _close_limit(deadline, now))
             yield
         finally:

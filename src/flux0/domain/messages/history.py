@@ -118,8 +118,5 @@ def joined_history(
 
 
 def _has_same_content(event: Event, message: TurnMessage) -> bool:
-    return (
-        event.type == message.type
-        and event.data == message.data
-        and event.metadata == message.metadata
-    )
+    content = message.type, message.data, message.metadata
+    return (event.type, event.data, event.metadata) == content
