@@ -28,7 +28,7 @@ from flux0.domain.http import is_rejected
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Await, Effect, Flow, ReadBody, Send, Sleep
 from flux0.ports import AsyncTransport, ByteStream, Request, Response, Time, Transport
-from flux0.runtime.event_loop import call_soon, not_loaded, running_loop
+from flux0.runtime.cancel_scope import cancel_scope
 from flux0.runtime.waker import Waker
 
 T = TypeVar("T")
@@ -185,15 +185,9 @@ class AsyncDriver:
         """The async version of `Driver.run`."""
         progress = _Progress()
         left = None if deadline is None else deadline.left(self.time.monotonic()) + _GRACE
-        try:
-            from anyio import move_on_after  # noqa: PLC0415 - slow to import; httpx imports it
-
-            limited = move_on_after(left)
-        except OSError as error:
-            raise not_loaded(error) from error
-        with limited as scope:
-            cancel = partial(call_soon, running_loop(), scope.cancel)
-            with self.calls.wake_on_close(cancel):
+        scope = cancel_scope(left)
+        with self.calls.wake_on_close(scope.cancel_soon):
+            async with scope:
                 return await self._run(flow, deadline, progress)
         if deadline is None or self.calls.closed:
             raise progress.ended(ClientClosed(CLIENT_CLOSED))
