@@ -55,6 +55,7 @@ WAYS = tuple(
     if name != "httpx2" or sys.version_info >= (3, 11)  # httpx2 needs Python 3.11.
 )
 SYNC_WAYS = tuple(way for way in WAYS if way.mode == "sync")
+ASYNC_WAYS = tuple(way for way in WAYS if way.mode != "sync")
 # Each adapter in the modes for which it has its own code. The tests of requests also cover the
 # worker threads of urllib3.
 ONCE = tuple(way for way in WAYS if way.mode != "trio" and way != Way("urllib3", "asyncio"))

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
 
+import anyio
 import pytest
 import requests
 import urllib3
@@ -19,9 +20,10 @@ from flux0.domain.errors import ConnectError, ConnectTimeout, PoolTimeout
 from flux0.ports import ByteStream, Request, Response, Transport
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.responses import Receive, Signal, WaitForRelease
-from support.sending import AGENTS, HALF, LONG_TIMEOUT, OK, fetch_sync, get
+from support.modes import call_blocking
+from support.sending import AGENTS, HALF, LONG_TIMEOUT, OK, fetch_sync, get, over
 from support.socks_proxy import SocksProxy
-from support.transports import SYNC_WAYS, Way
+from support.transports import ASYNC_WAYS, SYNC_WAYS, Way
 from support.unreachable import resolve_to, unreachable_address
 
 over_sync = pytest.mark.parametrize("way", SYNC_WAYS, ids=str)
@@ -97,6 +99,19 @@ def test_closing_a_client_ends_connecting(
 
         monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
         close_while_calling(transport, "http://flux0.example", connecting)
+
+
+@over(*ASYNC_WAYS)
+async def test_cancelled_tls_handshake_closes_its_connection(way: Way) -> None:
+    connecting = Event()
+    with ByteServer(on_connect=(Receive(), Signal(connecting), WaitForRelease())) as server:
+        url = server.url.replace("http:", "https:")
+        async with Flux0(url, transport=way.make_transport()) as flux0:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(flux0.agents.list_async)
+                assert await call_blocking(way.mode, connecting.wait, DEFAULT_TIMEOUT)
+                tasks.cancel_scope.cancel()
+            await call_blocking(way.mode, server.wait_until_closed)
 
 
 @over_sync

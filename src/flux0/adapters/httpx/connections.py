@@ -24,6 +24,7 @@ from flux0.adapters.shared.failures import login_rejected_by_proxy, refused_by_p
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
 from flux0.adapters.shared.sending import REJECTION
 from flux0.domain.errors import ConnectError
+from flux0.runtime.event_loop import shielded
 
 # The exchange that the current thread or task is sending.
 current_exchange: Final[ContextVar[HttpxExchange]] = ContextVar("current_exchange")
@@ -282,7 +283,11 @@ class AsyncConnection(TrackedConnection):
     ) -> AsyncConnection:
         """Return a connection that uses TLS over this connection."""
         limit = self._connect_limit(timeout)
-        stream = await self._stream.start_tls(ssl_context, server_hostname, limit)
+        try:
+            stream = await self._stream.start_tls(ssl_context, server_hostname, limit)
+        except BaseException:  # If the task is cancelled, httpcore does not close the connection.
+            await shielded(self.aclose)
+            raise
         return AsyncConnection(stream, self._httpcore_module, self._connect_by)
 
     def _get_info(self, info: str) -> Any:
