@@ -16,7 +16,7 @@ from threading import Lock, get_ident
 from typing import TypeAlias
 from weakref import WeakValueDictionary
 
-from flux0.runtime.event_loop import call_soon, not_loaded, running_loop
+from flux0.runtime.event_loop import call_soon, load_anyio, running_loop
 from flux0.runtime.processes import PerProcess
 from flux0.runtime.waker import Waker
 
@@ -27,12 +27,10 @@ class TaskSender:
     """An async call that sends a message, or waits for earlier messages of its session."""
 
     def __init__(self) -> None:
-        try:
-            from anyio import Event  # noqa: PLC0415 - slow to import; httpx requires it
+        load_anyio()
+        from anyio import Event  # noqa: PLC0415 - slow to import; httpx requires it
 
-            self._woken = Event()
-        except OSError as error:
-            raise not_loaded(error) from error
+        self._woken = Event()
         self.thread: int = get_ident()
         self._loop = running_loop()
 

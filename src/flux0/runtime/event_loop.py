@@ -34,12 +34,18 @@ async def sleep(seconds: float) -> None:
         await trio.sleep(seconds)
 
 
-def not_loaded(error: OSError) -> ConnectError:
-    """Return the error for a call that could not import the part of anyio for its event loop.
+def load_anyio() -> None:
+    """Import anyio and its part for the running event loop, unless they are already imported.
 
-    anyio imports this part when it is first used in a loop, which needs a free file descriptor.
+    Raises:
+        ConnectError: The process cannot open more files.
     """
-    return ConnectError(os.strerror(error.errno or 0).lower())
+    try:
+        from anyio import current_time  # noqa: PLC0415 - slow to import; httpx imports it
+
+        current_time()  # anyio imports its part for asyncio or trio at the first use.
+    except OSError as error:
+        raise ConnectError(os.strerror(error.errno or 0).lower()) from error
 
 
 def running_loop() -> Loop:

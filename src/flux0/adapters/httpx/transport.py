@@ -49,7 +49,7 @@ from flux0.domain.errors import (
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
 from flux0.ports import AsyncByteStream, ByteStream, Request, Response
-from flux0.runtime.event_loop import PerLoop, shielded
+from flux0.runtime.event_loop import PerLoop, load_anyio, shielded
 from flux0.runtime.processes import PerProcess, run_in_new_thread
 
 Body = TypeVar("Body")
@@ -181,6 +181,7 @@ class HttpxFamilyTransport(ABC):
                 "the transport has a sync client only: pass an async client as async_client=, or "
                 "pass the transport to Flux0, which runs its async calls in threads"
             )
+        load_anyio()
         client: Any = self._async_client
         if client is None:
             built_in = await self._built_in_async_clients.get()
