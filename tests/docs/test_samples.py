@@ -33,10 +33,7 @@ def server_url() -> Generator[str, None, None]:
         yield server.url
 
 
-@pytest.mark.filterwarnings(
-    "ignore:flux0_client is the old name",
-    "ignore:Using `httpx` with",  # Starlette recommends httpx2, which needs Python 3.11.
-)
+@pytest.mark.filterwarnings("ignore:flux0_client is the old name")
 @pytest.mark.parametrize("example", SAMPLES)
 def test_sample_runs(
     example: Example,

@@ -154,7 +154,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTransport]:
         yield fake
 
 
-@pytest.mark.filterwarnings("ignore:Using `httpx` with")
 @pytest.mark.parametrize("sample", [example, starlette, flask, django, wsgi])
 def test_web_sample_rejects_the_sessions_of_other_users(
     fake: FakeTransport, sample: Callable[[], Post]
@@ -176,7 +175,6 @@ def test_web_sample_rejects_the_sessions_of_other_users(
     assert b"Secret." in body
 
 
-@pytest.mark.filterwarnings("ignore:Using `httpx` with")
 @pytest.mark.parametrize(
     ("fault", "operation", "status", "problem"),
     [
@@ -199,7 +197,6 @@ def test_web_example_returns_errors_as_json(
     assert problem in json.loads(body)["detail"]
 
 
-@pytest.mark.filterwarnings("ignore:Using `httpx` with")
 def test_models_are_returned_and_accepted_by_web_frameworks(fake: FakeTransport) -> None:
     with Flux0() as client:
         agents = to_dict(client.agents.list())
