@@ -19,7 +19,8 @@ def is_npm_installed() -> bool:
 
 def npm_install(*packages: str, folder: Path) -> None:
     """Install packages in a folder, from the npm registry."""
-    options = ("--silent", "--no-audit", "--no-fund")
+    # By default, npm waits 5 minutes for a response that never arrives, and then tries again.
+    options = ("--silent", "--no-audit", "--no-fund", "--fetch-timeout=10000", "--prefer-offline")
     run_in(folder, "npm", "install", *options, *packages)
 
 

@@ -80,7 +80,8 @@ class TrackedResponse(HTTPResponse):
             self.headers = self.msg = None  # type: ignore[assignment] # makes begin() start again
             super().begin()
         self.fp = file
-        self.will_close |= self._is_early  # The server may still expect the rest of the request.
+        if self._is_early:
+            self.will_close = True  # The server may still expect the rest of the request.
         length = self._joined("content-length")
         if problem := framing_problem(length, self._joined("transfer-encoding")):
             raise HTTPException(problem)

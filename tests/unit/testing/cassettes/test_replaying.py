@@ -562,7 +562,7 @@ def test_deadline_expires_again_if_it_is_not_longer(
 @loops
 def test_deadline_that_expired_while_recording_expires_again(mode: Mode, path: Path) -> None:
     async def program(transport: Any) -> None:
-        async with Flux0(transport=transport, retry_config=ONCE, timeout_ms=100) as flux0:
+        async with Flux0(transport=transport, retry_config=ONCE, timeout_ms=500) as flux0:
             with pytest.raises(ReadTimeout):
                 await flux0.agents.list_async(server_url=server.url)
 
