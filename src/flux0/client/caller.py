@@ -82,7 +82,7 @@ class Caller:
         The options are the items of `TurnOptions`. Raises `ClientClosed` after `close`.
         """
         self._open_calls.check()
-        call = self._settings(**options)
+        call = self._settings(**options) if options else self._default_call
         limit = call.limit
         if limit is None:
             return call

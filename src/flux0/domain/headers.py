@@ -60,7 +60,7 @@ class Headers(Mapping[str, str]):
         if not other.pairs:
             return self
         names = other._joined
-        kept = (pair for pair in self.pairs if pair[0].lower() not in names)
+        kept = [pair for pair in self.pairs if pair[0].lower() not in names]
         added = other.pairs
         if "cookie" in names and (own := self._joined.get("cookie")) is not None:
             both = {**_cookies(own), **_cookies(names["cookie"])}

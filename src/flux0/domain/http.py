@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
-
-from flux0.domain.headers import Headers
 
 # The idempotent methods (RFC 9110, section 9.2.2).
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
@@ -27,11 +26,13 @@ def is_rejected(status_code: int) -> bool:
     return 400 <= status_code < 500 and status_code != 408  # noqa: PLR2004
 
 
-def is_framed(headers: Headers) -> bool:
+def is_framed(headers: Mapping[str, str]) -> bool:
     """Return whether the framing of an HTTP/1 response proves that its body is complete.
 
     A content-length or the chunked coding proves it (RFC 9112, section 6). A content coding such as
     gzip does not prove it: gzip cannot detect that all bytes, or whole gzip members, are missing.
+
+    The names in `headers` must be case-insensitive.
     """
     coding = headers.get("transfer-encoding")
     if coding is not None:  # transfer-encoding overrides content-length (RFC 9112, section 6.3).

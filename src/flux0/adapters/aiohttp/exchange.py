@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
+from multidict import CIMultiDict  # aiohttp's own type of headers
 from yarl import URL  # aiohttp's own type of URL
 
 from flux0.adapters.aiohttp.connection import TrackedConnection
@@ -35,11 +36,10 @@ class AiohttpExchange(Exchange):
         self, request: Request, url: URL, session: aiohttp.ClientSession, proxy: str | None
     ) -> aiohttp.ClientResponse:
         """Send the request, and return the response when its head is received."""
-        method, body, headers = request.method, request.body, request.headers
-        self._authorization = headers.get("authorization")
-        pairs = [pair for pair in headers.pairs if pair[0].lower() != "authorization"]
-        if "accept-encoding" not in headers:
-            pairs.append(("accept-encoding", ACCEPT_ENCODING))
+        method, body = request.method, request.body
+        headers = CIMultiDict(request.headers.pairs)
+        self._authorization = headers.popall("authorization", ())
+        headers.setdefault("accept-encoding", ACCEPT_ENCODING)
         # The argument `middlewares` replaces the session's middlewares, so pass them, too. aiohttp
         # has no public name for them.
         users = session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
@@ -47,7 +47,7 @@ class AiohttpExchange(Exchange):
             return await session.request(
                 method,
                 url,
-                headers=pairs,
+                headers=headers,
                 skip_auto_headers=("Content-Type",) if body is None and method != "GET" else None,
                 data=BytesIO(body) if body and len(body) > _MAX_BYTES_BODY else body,
                 proxy=proxy,
@@ -73,8 +73,8 @@ class AiohttpExchange(Exchange):
     ) -> aiohttp.ClientResponse:
         """Call the user's middlewares. Raise no error that makes aiohttp send the request again."""
         # If the session has authentication, `session.request` rejects this header. So add it later.
-        if self._authorization is not None:
-            request.headers["Authorization"] = self._authorization
+        if self._authorization:
+            request.headers["Authorization"] = ", ".join(self._authorization)
         try:
             return await handler(request)
         except Exception as error:  # noqa: BLE001 - raised below

@@ -71,7 +71,7 @@ class AiohttpTransport:
         response = await exchange.AiohttpExchange(request).run(request, url, session, proxy)
         pairs = [(str(n, "latin-1"), str(v, "latin-1")) for n, v in response.raw_headers]
         headers, body = Headers(tuple(pairs)), _Body(request, response, self)
-        return Response(response.status, headers, body, response, not is_framed(headers))
+        return Response(response.status, headers, body, response, not is_framed(response.headers))
 
     async def close_async(self) -> None:
         """Close the built-in session of the running event loop. Your session stays open."""
