@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import select
+import socket
 from contextlib import suppress
 from typing import Any, Final
 
@@ -145,8 +145,9 @@ class TrackedConnection(ResponseHandler):
         transport = self.transport
         if exc and transport and not (self._content or transport.get_extra_info("ssl_object")):
             # If sending fails, asyncio discards a received response, such as a rejection.
-            with suppress(OSError):
-                self.data_received(os.read(transport.get_extra_info("socket").fileno(), 65536))
+            number = transport.get_extra_info("socket").fileno()
+            with suppress(OSError), socket.fromfd(number, -1, -1) as duplicate:
+                self.data_received(duplicate.recv(65536))
         if exc is not None and not self.is_eof():
             self.set_exception(exc)
         if transport is not None:

@@ -40,8 +40,7 @@ class AiohttpExchange(Exchange):
         headers = CIMultiDict(request.headers.pairs)
         self._authorization = headers.popall("authorization", ())
         headers.setdefault("accept-encoding", ACCEPT_ENCODING)
-        # The argument `middlewares` replaces the session's middlewares, so pass them, too. aiohttp
-        # has no public name for them.
+        # The argument `middlewares` replaces the session's middlewares, which have no public name.
         users = session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         try:
             return await session.request(
