@@ -63,15 +63,17 @@ class HttpResponse(Protocol):
     status_code: int
 
 
-@runtime_checkable
-class HttpClient(Protocol):
-    """The methods of `httpx.Client` or `httpx2.Client` that flux0 calls."""
-
+class _BuildsRequests(Protocol):
     def build_request(
         self, method: str, url: Any, *, content: Any, headers: Any, timeout: Any
     ) -> Any:
         """Return a request of the library, with the defaults of the client."""
         ...
+
+
+@runtime_checkable
+class HttpClient(_BuildsRequests, Protocol):
+    """The methods of `httpx.Client` or `httpx2.Client` that flux0 calls."""
 
     def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> HttpResponse:
         """Send a request and return the library's response."""
@@ -79,14 +81,8 @@ class HttpClient(Protocol):
 
 
 @runtime_checkable
-class AsyncHttpClient(Protocol):
+class AsyncHttpClient(_BuildsRequests, Protocol):
     """The methods of `httpx.AsyncClient` or `httpx2.AsyncClient` that flux0 calls."""
-
-    def build_request(
-        self, method: str, url: Any, *, content: Any, headers: Any, timeout: Any
-    ) -> Any:
-        """Return a request of the library, with the defaults of the client."""
-        ...
 
     async def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> HttpResponse:
         """Send a request and return the library's response."""
@@ -146,11 +142,7 @@ class HttpxFamilyTransport(ABC):
                 "pass a sync client as client="
             )
         built_in = None if self._client is not None else self._built_in_clients.get()
-        client: Any = self._client
-        if built_in is not None:
-            client = built_in.get(request.url, self._proxies.proxy_for(request.url))
-        built = self._build_request(client, request)
-        exchange = HttpxExchange(self._httpx_module, self._httpcore_module, built, request)
+        client, built, exchange = self._prepare(self._client, built_in, request)
         built.extensions["trace"] = exchange.trace
         token = current_exchange.set(exchange)
         try:
@@ -164,11 +156,10 @@ class HttpxFamilyTransport(ABC):
             exchange.clear_interrupt()
             if exchange.unfinished_connection is not None:
                 exchange.unfinished_connection.close()
-        exchange.restore_location(response)
         body = SyncBody(SyncHttpxBody(request, built, exchange, response, self))
         if built_in is not None:
             built_in.bodies.add(body)
-        return _to_response(response, body)
+        return _to_response(exchange, response, body)
 
     def close(self) -> None:
         """Close the connections and the open bodies, unless you passed in the client."""
@@ -182,12 +173,8 @@ class HttpxFamilyTransport(ABC):
                 "pass the transport to Flux0, which runs its async calls in threads"
             )
         load_anyio()
-        client: Any = self._async_client
-        if client is None:
-            built_in = await self._built_in_async_clients.get()
-            client = built_in.get(request.url, self._proxies.proxy_for(request.url))
-        built = self._build_request(client, request)
-        exchange = HttpxExchange(self._httpx_module, self._httpcore_module, built, request)
+        built_in = await self._built_in_async_clients.get() if self._async_client is None else None
+        client, built, exchange = self._prepare(self._async_client, built_in, request)
         built.extensions["trace"] = exchange.trace_async
         if request.body is not None:
             built.stream = self._request_body(request.body)
@@ -208,12 +195,21 @@ class HttpxFamilyTransport(ABC):
             exchange.clear_interrupt()
             if exchange.unfinished_connection is not None:
                 await shielded(exchange.unfinished_connection.aclose)
-        exchange.restore_location(response)
-        return _to_response(response, AsyncBody(request, built, exchange, response, self))
+        return _to_response(exchange, response, AsyncBody(request, built, exchange, response, self))
 
     async def close_async(self) -> None:
         """Close the built-in clients of the running event loop. The user's client stays open."""
         await self._built_in_async_clients.close_async()
+
+    def _prepare(
+        self, client: Any, built_in: BuiltInClients | None, request: Request
+    ) -> tuple[Any, Any, HttpxExchange]:
+        """Return the client, the library's request, and the exchange that records its progress."""
+        if built_in is not None:
+            client = built_in.get(request.url, self._proxies.proxy_for(request.url))
+        built = self._build_request(client, request)
+        exchange = HttpxExchange(self._httpx_module, self._httpcore_module, built, request)
+        return client, built, exchange
 
     def _build_request(self, client: Any, request: Request) -> Any:
         if getattr(client, "is_closed", False):
@@ -351,7 +347,8 @@ def _check_client(argument: str, client: object, library: str, *, is_async: bool
         raise InvalidArgument(argument, f"is {kind} client: pass it as {other}=")
 
 
-def _to_response(response: Any, body: Body) -> Response[Body]:
+def _to_response(exchange: HttpxExchange, response: Any, body: Body) -> Response[Body]:
+    exchange.restore_location(response)
     fields = response.headers.raw
     pairs = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
     headers = Headers(tuple(pairs))
