@@ -133,8 +133,9 @@ def _turn(count: int) -> float:
 
 
 @asynccontextmanager
-async def _flux0_stream(client: Flux0, _: str) -> AsyncGenerator[AsyncIterator[object]]:
-    async with await client.sessions.create_event_async(session_id=_SESSION, content="Hi") as turn:
+async def _flux0_stream(client: Flux0, url: str) -> AsyncGenerator[AsyncIterator[object]]:
+    session = url.split("/")[-3]
+    async with await client.sessions.create_event_async(session_id=session, content="Hi") as turn:
         yield turn
 
 
@@ -178,17 +179,19 @@ async def _open_streams(contestant: str, base: str) -> tuple[float, float, float
     seconds.
     """
     make, open_stream = _OPENERS[contestant]
-    url = f"{base}/api/sessions/{_SESSION}/events/stream"
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(make(base))
 
-        async def read_one() -> None:
+        async def read_one(number: int) -> None:
+            # A client has at most one open stream per session, so each stream has its own session.
+            # The server reads `0.0e7`, the pause of a session, as 0.
+            url = f"{base}/api/sessions/{_SESSION}e{number}/events/stream"
             await anext(await stack.enter_async_context(open_stream(client, url)))
 
-        await read_one()
+        await read_one(0)
         memory, cpu = _megabytes(), process_time()
         watch = asyncio.create_task(_longest_stall())
-        await asyncio.gather(*(read_one() for _ in range(_STREAMS - 1)))
+        await asyncio.gather(*(read_one(number) for number in range(1, _STREAMS)))
         return _megabytes() - memory, process_time() - cpu, await _stop(watch)
 
 
