@@ -41,13 +41,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     A function that several test classes inherit is one function here, so that each Python version
     runs it with other transports.
     """
-    families: defaultdict[object, list[pytest.Item]] = defaultdict(list)
+    families: defaultdict[tuple[object, int], list[pytest.Item]] = defaultdict(list)
     for item in items:
         assert isinstance(item, pytest.Function)
-        families[getattr(item.obj, "__func__", item.obj)].append(item)
+        thin = cast("int", config.getoption("--thin"))
+        for marker in item.iter_markers("thin"):
+            thin = max(thin, marker.args[0])
+        families[getattr(item.obj, "__func__", item.obj), thin].append(item)
     kept: set[pytest.Item] = set()
-    for family in families.values():
-        step = min(cast("int", config.getoption("--thin")), len(family))
+    for (_, thin), family in families.items():
+        step = min(thin, len(family))
         family.sort(key=lambda item: item.nodeid)
         kept.update(family[sys.version_info.minor % step :: step])
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])

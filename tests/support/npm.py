@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _TIMEOUT = 100.0  # seconds
+_SYSTEM_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")  # On Debian.
 
 
 def is_npm_installed() -> bool:
@@ -19,8 +20,7 @@ def is_npm_installed() -> bool:
 
 def npm_install(*packages: str, folder: Path) -> None:
     """Install packages in a folder, from the npm registry."""
-    # By default, npm waits 5 minutes for a response that never arrives, and then tries again.
-    options = ("--silent", "--no-audit", "--no-fund", "--fetch-timeout=10000", "--prefer-offline")
+    options = ("--silent", "--no-audit", "--no-fund", "--prefer-offline")
     run_in(folder, "npm", "install", *options, *packages)
 
 
@@ -28,10 +28,14 @@ def run_in(folder: Path, program: str, *arguments: str) -> str:
     """Run `node` or `npm` in a folder, and return its output."""
     command = _command(program)
     assert command is not None
+    environment = {**os.environ, "PATH": _search_path()}  # Scripts of packages start `node`.
+    if _SYSTEM_CERTIFICATES.exists():
+        # Node.js trusts only its own certificates. A proxy may need a certificate of the system.
+        environment.setdefault("NODE_EXTRA_CA_CERTS", str(_SYSTEM_CERTIFICATES))
     done = subprocess.run(
         [*command, *arguments],
         cwd=folder,
-        env={**os.environ, "PATH": _search_path()},  # Scripts of packages start `node`.
+        env=environment,
         capture_output=True,
         encoding="utf-8",
         timeout=_TIMEOUT,

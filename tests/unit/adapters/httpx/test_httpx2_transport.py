@@ -15,6 +15,9 @@ from flux0.testing.contract import AsyncTransportContract, TransportContract
 from support.over_httpx import HttpxContract
 from support.sending import get
 
+# The adapter is the same as for httpx, which runs all parameters.
+pytestmark = pytest.mark.thin(4)
+
 
 class TestHttpx2Transport(HttpxContract, TransportContract):
     transport: ClassVar[type[Httpx2Transport]] = Httpx2Transport
