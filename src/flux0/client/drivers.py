@@ -28,7 +28,7 @@ from flux0.domain.http import is_rejected
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Await, Effect, Flow, ReadBody, Send, Sleep
 from flux0.ports import AsyncTransport, ByteStream, Request, Response, Time, Transport
-from flux0.runtime.cancel_scope import cancel_scope
+from flux0.runtime.event_loop import call_soon, load_anyio, running_loop
 from flux0.runtime.waker import Waker
 
 T = TypeVar("T")
@@ -185,9 +185,12 @@ class AsyncDriver:
         """The async version of `Driver.run`."""
         progress = _Progress()
         left = None if deadline is None else deadline.left(self.time.monotonic()) + _GRACE
-        scope = cancel_scope(left)
-        with self.calls.wake_on_close(scope.cancel_soon):
-            async with scope:
+        load_anyio()
+        from anyio import move_on_after  # noqa: PLC0415 - slow to import; httpx imports it
+
+        with move_on_after(left) as scope:
+            cancel = partial(call_soon, running_loop(), scope.cancel)
+            with self.calls.wake_on_close(cancel):
                 return await self._run(flow, deadline, progress)
         if deadline is None or self.calls.closed:
             raise progress.ended(ClientClosed(CLIENT_CLOSED))

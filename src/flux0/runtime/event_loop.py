@@ -25,7 +25,7 @@ Loop: TypeAlias = Any  # An asyncio.AbstractEventLoop, or the TrioToken of a tri
 
 async def sleep(seconds: float) -> None:
     """Wait for `seconds` in the running event loop."""
-    trio = running_trio()
+    trio = _running_trio()
     if trio is None:
         import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
@@ -54,7 +54,7 @@ def running_loop() -> Loop:
     Raises:
         RuntimeError: no event loop is running in this thread.
     """
-    trio = running_trio()
+    trio = _running_trio()
     if trio is not None:
         return trio.lowlevel.current_trio_token()
     import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
@@ -64,7 +64,7 @@ def running_loop() -> Loop:
 
 def start_task(run: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
     """Start a background task that runs `run()`; return a function that cancels it."""
-    trio = running_trio()
+    trio = _running_trio()
     if trio is None:
         import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
@@ -132,7 +132,7 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
 
 async def shielded(close: Callable[[], Awaitable[None]]) -> None:
     """Await `close()`. If the caller is cancelled, `close()` still runs to its end."""
-    trio = running_trio()
+    trio = _running_trio()
     if trio is not None:
         with trio.CancelScope(shield=True):
             await close()
@@ -254,7 +254,7 @@ def _is_running(loop: Loop) -> bool:
         return False
 
 
-def running_trio() -> Any:
+def _running_trio() -> Any:
     """Return the trio module if the caller runs under trio, else None; never import trio."""
     trio = sys.modules.get("trio")
     if trio is not None:

@@ -11,7 +11,7 @@ from anyio import Event
 from attrs import evolve
 
 from flux0.ports import AsyncByteStream, ByteStream, Interrupt, Request, Response, Transport
-from flux0.runtime.event_loop import call_soon, load_anyio, running_loop
+from flux0.runtime.event_loop import call_soon, running_loop
 
 T = TypeVar("T")
 
@@ -54,7 +54,6 @@ class ThreadedTransport:
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Send `request` once; see `AsyncTransport.send_async`."""
-        load_anyio()
         call = _SendCall(self._transport, request)
         try:
             response = await run_in_thread(call)

@@ -83,19 +83,14 @@ else:
 @pytest.mark.parametrize("call", ["list", "create_event"])
 @pytest.mark.parametrize(
     "way",
-    [
-        Way("httpx", "asyncio"),
-        Way("httpx", "trio"),
-        Way("aiohttp", "asyncio"),
-        Way("urllib3", "asyncio"),
-    ],
+    [Way("httpx", "asyncio"), Way("httpx", "trio"), Way("aiohttp", "asyncio")],
     ids=str,
 )
 def test_first_async_call_without_free_files_gets_a_connect_error(way: Way, call: str) -> None:
-    """The first async call may import the part of anyio for its event loop."""
+    """The first async call imports the part of anyio for its event loop."""
     command = (sys.executable, "-c", ASYNC_SCRIPT, way.mode, TRANSPORTS[way.transport][0], call)
     process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=50)
-    assert "too many open files" in process.stdout
+    assert process.stdout == "too many open files\n"
 
 
 @pytest.mark.parametrize("patched", [False, True])

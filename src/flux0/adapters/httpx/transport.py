@@ -49,7 +49,7 @@ from flux0.domain.errors import (
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
 from flux0.ports import AsyncByteStream, ByteStream, Request, Response
-from flux0.runtime.event_loop import PerLoop, load_anyio, shielded
+from flux0.runtime.event_loop import PerLoop, shielded
 from flux0.runtime.processes import PerProcess, run_in_new_thread
 
 Body = TypeVar("Body")
@@ -172,7 +172,6 @@ class HttpxFamilyTransport(ABC):
                 "the transport has a sync client only: pass an async client as async_client=, or "
                 "pass the transport to Flux0, which runs its async calls in threads"
             )
-        load_anyio()
         built_in = await self._built_in_async_clients.get() if self._async_client is None else None
         client, built, exchange = self._prepare(self._async_client, built_in, request)
         built.extensions["trace"] = exchange.trace_async
