@@ -35,9 +35,11 @@ class Call:
         method: the HTTP method.
         url: the URL, without credentials.
         route: the path with placeholders instead of ids.
-        session_id: the id of the session, if the call belongs to one.
-        agent_id: the id of the agent, if you passed the agent or the session to `conversation`.
-        agent_name: the name of the agent, if you passed an `Agent`.
+        session_id: the id of the session, if the call belongs to one; otherwise None.
+        agent_id: the id of the agent, if you passed an agent (or its id) or a `Session` object to
+            `conversation`; otherwise None.
+        agent_name: the name of the agent, if you passed an `Agent` object to `conversation`;
+            otherwise None.
         content: the message of the user, if the call starts a turn; otherwise None.
     """
 

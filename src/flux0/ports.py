@@ -135,8 +135,8 @@ class ByteStream(Protocol):
     Iterating yields each piece of the body as soon as its bytes arrive. A piece is empty if the
     received bytes contain no content yet, for example the first bytes of compressed data. The
     iteration ends when the framing of the response shows that the body is complete; a body that
-    ends earlier raises an error. The connection is released at the end of the body, on an error,
-    on `close`, and when the stream is unreferenced.
+    ends earlier raises an error. The connection is released at the end of the body, after an
+    error, by `close`, or when no reference to the stream is left.
 
     Raises:
         ReadTimeout: no data was received within the request's `idle` timeout (if it is streaming)
@@ -329,7 +329,8 @@ class Codec(Protocol):
     """Decodes the server's JSON into models, and encodes models as JSON.
 
     Decoding raises `DecodeError` if the text is not JSON or if the JSON does not fit the model.
-    Unknown fields are stored in the attribute `extra` of the model, or ignored if it has none.
+    Unknown fields are stored in the attribute `extra` of the model, or ignored if the model has no
+    such attribute.
     """
 
     def decode(self, model: type[T], body: bytes) -> T:

@@ -67,7 +67,8 @@ class Flux0Error(Exception):
 
 def _restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]) -> Flux0Error:
     error = cls.__new__(cls, *args)
-    # Call the __init__ of the built-in base class: ImportError.__init__ sets the attribute `msg`.
+    # Call the __init__ of the built-in base class, because it may set attributes: for example,
+    # ImportError.__init__ sets `msg`.
     super(Flux0Error, error).__init__(*args)
     error.__dict__.update(state)
     return error

@@ -43,8 +43,8 @@ def is_framed(headers: Mapping[str, str]) -> bool:
 def framing_problem(length: str | None, coding: str | None) -> str | None:
     """Return the reason why the end of an HTTP/1 response body is ambiguous, or None.
 
-    If two programs find different ends, one of them may read a part of the body as a separate
-    response. Attackers can cause this (RFC 9112, sections 6.3 and 11.1).
+    If a proxy and its client find different ends, one of them may read a part of the body as a
+    separate response. Attackers can cause this (RFC 9112, sections 6.3 and 11.1).
 
     Args:
         length: The value of `content-length`; None if the field is missing. The values of repeated

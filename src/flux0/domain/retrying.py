@@ -43,7 +43,7 @@ class BackoffStrategy:
             arguments.interval(name, getattr(self, name))
 
     def ceiling(self, attempt: int) -> float:
-        """Return the longest wait after an attempt, in milliseconds. The first attempt is 1."""
+        """Return the longest wait after an attempt in milliseconds; the first attempt is 1."""
         try:
             growth = float(self.exponent) ** (attempt - 1)
         except OverflowError:  # The default exponent overflows a float after 1,750 attempts.

@@ -47,7 +47,7 @@ class Deadline:
 
 
 def timed_out(kind: type[TransportTimeout], seconds: float | None) -> TransportTimeout:
-    """Return an error of the class `kind`. `seconds` is the expired limit; None if unknown."""
+    """Return an error of the class `kind`. `seconds` is its limit; None if unknown."""
     limit = "" if seconds is None else f" within {duration(seconds)}"
     return kind(_EXPIRED.get(kind, "the request timed out{}").format(limit))
 

@@ -19,7 +19,7 @@ _UNCONFIRMED = (
 
 
 class DebugLogger(Protocol):
-    """The interface of a debug logger: a `logging.Logger`, or an object with the same `debug`."""
+    """A debug logger: a `logging.Logger`, or an object with the same `debug` method."""
 
     def debug(self, msg: str, *args: Any) -> None:
         """Log one message with `%`-style arguments."""
@@ -47,7 +47,7 @@ class Logging:
             response = yield from send(request)
         except Exception as error:
             duration = 1000 * (self._time.monotonic() - start)
-            # Pass a string, because a logging handler could keep the error alive.
+            # Pass the text and not the error: a logging handler could keep the error alive.
             text = str(error)
             debug("%s failed after %.1f ms: %s: %s", where, duration, type(error).__name__, text)
             raise
@@ -114,7 +114,10 @@ def log_turn(turn: TurnEnd) -> None:
 
 
 def log_unconfirmed_end() -> None:
-    """Log the settings of proxies that prevent unconfirmed ends, to the logger `flux0`."""
+    """Log a warning to the logger `flux0`: the end of a turn is unconfirmed.
+
+    The warning names the proxy settings that let flux0 confirm the ends of turns.
+    """
     import logging  # noqa: PLC0415 - slow to import; HTTP libraries import it, too
 
     logging.getLogger("flux0").warning(_UNCONFIRMED)

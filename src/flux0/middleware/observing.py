@@ -34,7 +34,7 @@ class Observers:
     each attempt.
 
     Attributes:
-        clock: the clock of durations.
+        clock: the clock that measures durations.
     """
 
     def __init__(self, observers: Iterable[Observer], time: Time) -> None:
@@ -64,7 +64,7 @@ class Observers:
 
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Send `request`, and report the start and the end of the attempt."""
-        if (call := request.call) is None:  # The user's middleware created the request.
+        if (call := request.call) is None:  # The middleware of the user created `request`.
             return (yield from send(request))
         number, status, error = request.attempt, None, None
         added = Headers()
@@ -100,19 +100,19 @@ class Observers:
             self._notify(lambda observer: observer.on_turn_end(call, turn))
 
     def unconfirmed_end(self) -> None:
-        """Log a warning about unconfirmed ends, once for each client."""
+        """Log the warning about unconfirmed ends, unless this client has logged it already."""
         if self._warned.acquire(blocking=False):
             log_unconfirmed_end()
 
     def postpone(self, call: Call | None, turn: TurnEnd) -> None:
-        """Report the end of a turn at the next `flush`.
+        """Store the end of a turn. The next call of `flush` reports it.
 
-        Safe in finalizers, because this method takes no lock.
+        Safe in finalizers, because this method acquires no lock.
         """
         self._postponed.append((call, turn))
 
     def flush(self) -> None:
-        """Report the ends of turns that `postpone` has recorded."""
+        """Report the ends of turns that `postpone` has stored."""
         while self._postponed:
             with suppress(IndexError):  # Another thread may have removed the last item.
                 self.turn_ended(*self._postponed.popleft())
@@ -132,8 +132,8 @@ class Observers:
     def _reported_error(self, error: BaseException, request: Request) -> BaseException:
         """Return the error to report to observers.
 
-        After the deadline, a cancellation is reported as the error that the call raises: at the
-        deadline, the async driver cancels the flow, and then raises `Deadline.exceeded()`.
+        At its deadline, an async call is cancelled, and then raises `Deadline.exceeded()`. After
+        the deadline, this error is therefore reported instead of the cancellation.
         """
         deadline = request.deadline
         if isinstance(error, Exception) or deadline is None:

@@ -48,7 +48,8 @@ class ResponsePolicy:
             except Flux0Error:
                 if is_success(status):
                     raise
-                body = b""  # The APIError below is more useful than the error of `ReadBody`.
+                # The status is more useful than the failed reading: raise an APIError below.
+                body = b""
             response = Response(status, response.headers, body, response.raw_response)
         if is_success(status):
             return response

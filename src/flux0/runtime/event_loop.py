@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from flux0.domain.errors import ConnectError
 
 T = TypeVar("T")
-# Seconds between the garbage collection of a `PerLoop` and the closing of its resources.
+# Seconds from the garbage collection of a `PerLoop` to the closing of its resources.
 _CLOSE_DELAY = 0.1
 
 Loop: TypeAlias = Any  # An asyncio.AbstractEventLoop, or the TrioToken of a trio run.
@@ -38,7 +38,7 @@ def load_anyio() -> None:
     """Import anyio and its part for the running event loop, unless they are already imported.
 
     Raises:
-        ConnectError: The process cannot open more files.
+        ConnectError: The import failed, because the process cannot open more files.
     """
     try:
         from anyio import current_time  # noqa: PLC0415 - slow to import; httpx imports it
@@ -216,7 +216,8 @@ async def _close_entry(
     entry = entries.pop(loop, None)
     if entry is not None:
         resource, guard = entry
-        await guard.aclose()  # The guard finds no entry and does not close the resource.
+        # The entry is removed, so the guard ends without closing the resource.
+        await guard.aclose()
         await close(resource)
 
 

@@ -134,7 +134,7 @@ class MessageAccumulator:
         return builder
 
     def _record_problem(self, event: ChunkEvent, index: int, reason: str) -> None:
-        if not event.patches:  # `_add_builder` failed: there is no operation to record.
+        if not event.patches:  # `_add_builder` failed. The chunk has no operation to record.
             return
         operation = event.patches[index]
         if self._problem_bytes < self._budget.limit:
@@ -214,7 +214,8 @@ class _MessageBuilder:
     def _finalized(self, *, partial: bool) -> TurnMessage | None:
         root = self._root
         if isinstance(root, list) and root and all(type(item) is str for item in root):
-            # Convert the list: `TextList.text` appends only the new strings to its last result.
+            # Convert the list to a `TextList`: its method `text` keeps its last result and appends
+            # only the new strings, so it is faster than joining the list each time.
             self._root = root = TextList(cast("list[str]", root))
             self._budget.remaining += VALUE_SIZE * len(root)
         return finalize(
@@ -231,7 +232,7 @@ class _MessageBuilder:
         root.append(text)
 
     def _as_json(self) -> JSON:
-        """Return the document as JSON, after replacing a `TextList` by a list."""
+        """Return the document as JSON. If it is a `TextList`, replace it with a list first."""
         root = self._root
         if isinstance(root, TextList):
             self._budget.charge(VALUE_SIZE * len(root))

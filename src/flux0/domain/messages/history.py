@@ -22,8 +22,8 @@ class Reply:
     Attributes:
         messages: the messages and tool results, in order.
         tool_calls: the tool calls of the agent, each with its result if the result is known.
-        finished: whether the end of the turn is confirmed. If False, the server may have been
-            killed behind a proxy, so the reply may be incomplete.
+        finished: whether the end of the turn is confirmed. If False, the reply may be incomplete:
+            the server may have been killed, and a proxy may have hidden this.
     """
 
     messages: tuple[TurnMessage, ...]
@@ -80,7 +80,10 @@ def answer_of(messages: Iterable[Event | TurnMessage]) -> str:
 
 
 def stored_turn(events: Iterable[Event], content: str | None) -> StoredTurn | None:
-    """Return the first turn whose user message has the text `content`; None matches any text."""
+    """Return the first turn whose user message has the text `content`.
+
+    If `content` is None, return the first turn. If no turn matches, return None.
+    """
     history = [event for event in events if event.type in MESSAGE_TYPES]
     for message in history:
         if message.source == EventSource.USER and content in (None, message.text):

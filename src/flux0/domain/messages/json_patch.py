@@ -72,7 +72,8 @@ class MemoryBudget:
         """Charge the work of copying or moving `value`, and return its size and depth."""
         size, depth = measure(value, most=self.remaining_work)
         if size > self.remaining_work:
-            self.remaining_work = 0  # The work of `measure`, before it stopped at the limit.
+            # `measure` has used up the remaining work before it stopped.
+            self.remaining_work = 0
         self.charge_work(size)
         return size, depth
 
@@ -91,7 +92,9 @@ def check_operation(operation: JSONPatchOperation) -> None:
 def apply_operation(document: JSON, operation: JSONPatchOperation, budget: MemoryBudget) -> JSON:
     """Apply one operation to `document` in place, and return the new root of the document.
 
-    If `document` is None, a new document is created. The value of the operation is copied.
+    If `document` is None, a new document is created. If parents of the operation's path are
+    missing, they are created first, by the rule of `_with_parents`. The value of the operation is
+    copied.
 
     The cost is proportional to the sizes of the path, the value and the removed value, not to the
     size of the document. There are three exceptions. The cost of `copy` is proportional to the
@@ -100,7 +103,7 @@ def apply_operation(document: JSON, operation: JSONPatchOperation, budget: Memor
 
     Raises:
         PatchError: the operation cannot be applied, or the document would be too large or too
-            deeply nested. The document is unchanged, except for created parents.
+            deeply nested. The document is unchanged, except for the created parents.
     """
     segments = _segments(operation.path)
     _check_depth(segments)
@@ -126,7 +129,8 @@ def _apply(
         case "add" | "replace":
             size, depth = measure(operation.value)
             _check_depth(segments, depth)
-            # The document always exists, so it is replaced as by `add`.
+            # `_replace` checks that the target exists. The whole document always exists, so `_add`
+            # can replace it.
             apply = _replace if operation.op == "replace" and len(segments) > 1 else _add
             apply(root, segments, copied(operation.value), size, budget)
         case "remove":
@@ -151,7 +155,7 @@ def _apply(
 def measure(value: JSON, *, most: int = maxsize) -> tuple[int, int]:
     """Return the size of a value in bytes, as `MemoryBudget` counts it, and its nesting depth.
 
-    If the size exceeds `most`, measuring stops early and the results are incomplete.
+    If the size exceeds `most`, the function stops early and returns incomplete results.
     """
     size, depth = VALUE_SIZE, 0
     level: list[JSON] = [value]
@@ -189,7 +193,7 @@ def copied(value: JSON, *, finite: bool = False) -> JSON:
 
 
 def _check_depth(segments: list[str], depth: int = 0) -> None:
-    """Check the depth of the document after adding a value of this depth at `segments`."""
+    """Raise `PatchError` if a value of this depth at `segments` would be nested too deeply."""
     if len(segments) - 1 + depth > MAX_DEPTH:
         raise PatchError(f"the document would be nested more than {MAX_DEPTH} levels deep")
 
@@ -283,7 +287,7 @@ def _move(root: _Root, segments: list[str], source: list[str], budget: MemoryBud
     parent, key = _existing(root, source)
     del parent[key]
     try:
-        # The size is 0, because the budget already counts the value.
+        # Pass 0 as the size of the value, because the budget already includes it.
         _add(root, segments, value, 0, budget)
     except PatchError:
         if isinstance(parent, dict):

@@ -73,10 +73,13 @@ def to_content(data: bytes, *, as_json: bool, exact: bool = True, after: float =
     If `exact`, JSON is used only if encoding the parsed value returns exactly `data`.
     """
     if as_json:
-        with suppress(ValueError, RecursionError):  # JSON has no NaN, UTF-8 no lone surrogates.
+        # `data` may be invalid or too deeply nested. It may also contain NaN or lone surrogates,
+        # which Python decodes, but which the file cannot contain.
+        with suppress(ValueError, RecursionError):
             value = json.loads(data)
             content = Content(json=value, after=after)
-            json.dumps([[[[[[value]]]]]], indent=2)  # Raises if too deep: the file adds 6 levels.
+            # Raises RecursionError if the file, which adds 6 levels, would be too deeply nested.
+            json.dumps([[[[[[value]]]]]], indent=2)
             if content.data == data or not exact:
                 return content
     try:
@@ -204,7 +207,7 @@ class CassetteFile:
         self._failures |= _failures([exchange])
 
     def defer(self) -> Callable[[bool], None]:
-        """Return a function that ends the recording in place of `finish`, which now does nothing.
+        """Return a function that ends the recording. Afterwards, `finish` does nothing.
 
         If the argument of the function is True, the recording replaces the old cassette. If False,
         the recording is deleted.

@@ -32,7 +32,7 @@ def members_of(request: RecordedRequest) -> dict[str, Any]:
 
 
 def to_json(value: object) -> str:
-    """Return the JSON of `value` for comparisons: in Python, True and 1 are equal."""
+    """Return the JSON of `value` for comparisons, because True and 1 are equal in Python."""
     return json.dumps(value, sort_keys=True, default=repr)
 
 

@@ -85,8 +85,8 @@ class RecordingTransport:
         self._scrub = scrub
         self._lock = RLock()
         self._sent = max((exchange.number for exchange in keep), default=0)
-        # The class name of an error in an exchange, such as KeyboardInterrupt. Transport errors are
-        # recorded in the exchange instead.
+        # The class name of an error that interrupted an exchange, such as KeyboardInterrupt; empty
+        # if there was none. Transport errors are not stored here, but recorded in the exchange.
         self._error = ""
         self._earlier_errors = _current_errors()
         self._open: list[_OpenExchange] = []
@@ -124,11 +124,11 @@ class RecordingTransport:
             self._finish()
 
     def defer(self) -> Callable[[bool], None]:
-        """Return a function that ends the recording in place of `close`.
+        """Return a function that ends the recording, which `close` then no longer does.
 
         If the argument of the function is True, the recording replaces the old cassette. If False,
-        the recording is deleted. Until then, the recording is in a separate file next to the
-        cassette, even after `close`.
+        the recording is deleted. Until the function is called, the recording is in a separate file
+        next to the cassette, even after `close`.
         """
         return self._file.defer()
 
@@ -160,8 +160,10 @@ class RecordingTransport:
         error = sys.exc_info()[1]
         if problem and error is None:
             warnings.warn(problem, stacklevel=3)
-        elif problem:  # With `python -W error`, a warning would be raised instead of `error`.
-            getattr(error, "add_note", str)(problem)  # `add_note` needs Python 3.11.
+        elif problem:
+            # Do not warn: with `python -W error`, the warning would be raised instead of `error`.
+            # On Python 3.10, exceptions have no `add_note`, and the text is dropped.
+            getattr(error, "add_note", str)(problem)
 
 
 def _current_errors() -> list[BaseException]:
@@ -292,7 +294,10 @@ def recorded_pieces(
 
 
 def _joined(pieces: Iterable[tuple[float, bytes]], end: bytes) -> Iterator[tuple[float, bytes]]:
-    """Join pieces until each, except the last, ends with `end`. If `end` is empty, join all."""
+    """Join successive pieces, so that each result, except the last, ends with `end`.
+
+    If `end` is empty, join all pieces. The time of a result is the time of its last piece.
+    """
     joined, after = bytearray(), 0.0
     for after, data in pieces:
         joined += data

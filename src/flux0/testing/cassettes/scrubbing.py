@@ -56,9 +56,13 @@ def _scrub_text(text: str, scrub: Scrub) -> str:
 
 
 def _scrub_json(text: str, scrub: Scrub) -> str | None:
-    """Scrub each string of JSON, or of a `data:` line with JSON; None if the text is not JSON."""
+    """Scrub each string in JSON, or in a `data:` line with JSON.
+
+    Return None if the text is not JSON.
+    """
     try:
-        json.loads(text.removeprefix(_DATA).encode())  # ValueError if the bytes were not UTF-8.
+        # `encode` raises ValueError if the original bytes were not UTF-8.
+        json.loads(text.removeprefix(_DATA).encode())
     except (ValueError, RecursionError):
         return None
 
@@ -80,7 +84,8 @@ def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
         values = [patch["value"] for *_, patch in added]
         scrubbed = scrub("".join(values))
         if scrubbed == "".join(map(scrub, values)):
-            continue  # `_scrub_text` is sufficient: no string to replace is split between events.
+            # No string to replace is split between events, so `_scrub_text` finds each of them.
+            continue
         split = _split_like(values, scrubbed)
         for (piece, number, event, patch), value in zip(added, split, strict=True):
             patch["value"] = value
@@ -107,9 +112,9 @@ def _added_texts(line: str) -> list[tuple[str, Any, Any]]:
 
 
 def _split_like(pieces: list[str], text: str) -> list[str]:
-    """Split `text`, which is the scrubbed text of the joined `pieces`, into as many strings.
+    """Split `text`, the scrubbed form of the joined `pieces`, into as many strings as `pieces`.
 
-    Pieces before and after the scrubbed part are returned unchanged.
+    Pieces at the start and at the end that scrubbing did not change are returned unchanged.
     """
     first, last = 0, len(pieces) - 1
     start, end = 0, len(text)

@@ -43,7 +43,8 @@ from flux0.testing.contract.waiting import IdleContract, InterruptContract, Time
 
 
 class _Parts(
-    IdleContract,  # These tests are slow. pytest runs the tests of the first base class last.
+    # pytest runs the tests of the first base class last. These tests are slow, so they run last.
+    IdleContract,
     HeadContract,
     BodyContract,
     ConnectContract,

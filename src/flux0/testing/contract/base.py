@@ -44,7 +44,7 @@ class Contract(ABC):
     def make_harness(
         self, transport: Any, backend: str, timeout: float, ending: ExitStack
     ) -> Harness:
-        """Return a harness for `transport`. `ending` closes the harness and its servers."""
+        """Return a harness for `transport`. When `ending` is closed, the harness is closed, too."""
         servers = ending.enter_context(ExitStack())
         if backend == THREADS:
             harness = Harness(BlockingAsAsync(transport), run_in_thread, timeout, servers)
@@ -61,7 +61,10 @@ class Contract(ABC):
 
     @pytest.fixture
     def time_budget(self, request: pytest.FixtureRequest) -> float:
-        """Seconds that the tests of a class may still wait for hung calls; if 0, the test fails."""
+        """Seconds that the tests of this class may still wait for hung calls.
+
+        If no time is left, the test fails without running.
+        """
         budget = class_of(request).stash.setdefault(_TIME_BUDGET, 3 * self.timeout)
         if budget <= 0:
             pytest.fail(
@@ -72,7 +75,10 @@ class Contract(ABC):
 
     @pytest.fixture
     def hang_timeout(self, request: pytest.FixtureRequest, time_budget: float) -> Iterator[float]:
-        """Seconds after which a call is hung: `timeout`, or a tenth if earlier tests hung."""
+        """Seconds after which a call counts as hung.
+
+        This is `timeout`, or a tenth of it if calls of earlier tests hung.
+        """
         # On a busy machine, tests are slow, but a call rarely takes as long as the timeout.
         timeout = self.timeout if time_budget > self.timeout else self.timeout / 10
         started = monotonic()
