@@ -49,6 +49,9 @@ class Timeout:
 class Interrupt:
     """Lets another thread stop a sync call that waits for a response head.
 
+    The client calls `fire` at the deadline of the call, or when the client is closed. If the call
+    runs in a thread for async code, `fire` is called when the async call is cancelled.
+
     A transport that supports interrupts calls `on_fire` when it has a socket for the request. It
     calls `clear` when the response head was received or the exchange failed: afterwards, another
     request may use the socket.

@@ -75,7 +75,7 @@ def _restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]
 
 
 def mark_user_error(error: BaseException, *, sent: bool = False) -> None:
-    """Mark `error` as raised by the user's code, if it is a `Flux0Error`. The call is not retried.
+    """If `error` is a `Flux0Error`, mark it as raised by the user's code: it causes no retry.
 
     `error` may come from another call in the user's code. Therefore `error.sent` is set for the
     current call: to "maybe" if the argument `sent` is True, else to "no".

@@ -72,7 +72,7 @@ class Logging:
 def log_retry(details: RetryDetails) -> None:
     """Log a retry to the logger `flux0`.
 
-    The level is WARNING, because Python prints these records even if no handler is configured.
+    The level is WARNING, because Python prints warnings even if no logging handler is configured.
     """
     import logging  # noqa: PLC0415 - slow to import, and retries are rare
 

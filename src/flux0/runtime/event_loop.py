@@ -169,8 +169,9 @@ class PerLoop(Generic[T]):
         self._make = make
         self._close = close
         self._entries: _Entries[T] = {}
-        # Use a finalizer, which keeps the suspended generators alive. In a reference cycle, the
-        # garbage collector might close the generators before it calls __del__.
+        # Use a finalizer and not __del__: the finalizer keeps the suspended generators alive until
+        # it runs. In a reference cycle, the garbage collector might close the generators before it
+        # calls __del__.
         weakref.finalize(self, _schedule_close_all, self._entries, close).atexit = False
 
     async def get(self) -> T:

@@ -47,8 +47,8 @@ def run_in_new_thread(act: Callable[[], object]) -> bool:
 class PerProcess(Generic[T]):
     """One resource for each process, created at the first use.
 
-    A forked child keeps a reference to its parent's resource. Otherwise the garbage collector of
-    the child would close the resource.
+    A forked child keeps a reference to its parent's resource. Otherwise, the garbage collector of
+    the child would close the resource, which the parent still uses.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:

@@ -94,7 +94,7 @@ class _SendCall:
         return response
 
     def abandon(self) -> None:
-        """Interrupt the call if it is still running, and close its response."""
+        """Interrupt the call if it is still running; close its response now, or when it arrives."""
         with self._lock:
             self._abandoned = True
             response = self._response

@@ -52,7 +52,7 @@ class MessageAccumulator:
     Args:
         max_turn_bytes: the memory limit for all messages of the turn together. Each character
             counts as 1 byte, and each JSON value as 64 additional bytes. If the message is a list
-            to which all chunks append strings, these strings do not count the 64 bytes. An
+            to which all chunks append strings, the 64 bytes are not counted for these strings. An
             operation that would exceed the limit, or nest values more than 200 levels deep, is not
             applied and is recorded in `problems`.
     """

@@ -207,7 +207,7 @@ class CassetteFile:
         self._failures |= _failures([exchange])
 
     def defer(self) -> Callable[[bool], None]:
-        """Return a function that ends the recording. Afterwards, `finish` does nothing.
+        """Return a function that ends the recording. From now on, `finish` does nothing.
 
         If the argument of the function is True, the recording replaces the old cassette. If False,
         the recording is deleted.

@@ -14,13 +14,13 @@ from flux0.testing.fake.calls import Call, call_from
 
 _NOTHING: Final = object()  # Marks a missing value; None is a JSON value.
 _MAX_DIFFERENCES: Final = 5
-_MAX_SHOWN: Final = 100  # The largest number of characters of a value in a message.
+_MAX_SHOWN: Final = 100  # The largest number of characters of a value in an error message.
 _MAX_ARGUMENT: Final = 40  # The largest number of characters of an argument of a call.
 _CONTEXT: Final = 30  # The characters that are shown on each side of the first difference.
 
 
 def members_of(request: RecordedRequest) -> dict[str, Any]:
-    """Return the parts of a request to compare. The keys are the names of the parts in messages."""
+    """Return the parts of a request to compare. The keys are their names in error messages."""
     members: dict[str, Any] = {"method": request.method, "path": request.path}
     for name, values in parse_qs(request.query, keep_blank_values=True).items():
         members[f"query {name}"] = values if len(values) > 1 else values[0]
@@ -54,7 +54,7 @@ def describe_call(request: RecordedRequest) -> str:
 
 
 def differences(recorded_request: RecordedRequest, sent_request: RecordedRequest) -> list[str]:
-    """Return the differences between a recorded and a sent request, as lines of a message."""
+    """Return the differences between two requests, as lines of an error message."""
     recorded, sent = members_of(recorded_request), members_of(sent_request)
     bodies = recorded.get("body"), sent.get("body")
     if isinstance(bodies[0], dict) and isinstance(bodies[1], dict):

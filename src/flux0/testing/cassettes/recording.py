@@ -193,7 +193,7 @@ class _OpenExchange:
         elif isinstance(error, TransportError):
             kinds = (kind.__name__ for kind in type(error).__mro__)
             self.end(next(kind for kind in kinds if kind in ERRORS))
-        elif error is not None:  # Another exception, such as a cancellation.
+        elif error is not None:  # Not an error of the transport, but, for example, a cancellation.
             self.end(CLOSED, error)
 
     def record_response(

@@ -15,7 +15,8 @@ Scrub: TypeAlias = Callable[[str], str]
 _DATA = "data: "
 # A JSON string. If a colon follows, the string is the name of a member.
 _STRING = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?')
-_NOT_UTF8 = "surrogateescape"  # Decoding and encoding keep bytes that are not UTF-8.
+# With this error handler, decoding and encoding keep bytes that are not UTF-8.
+_NOT_UTF8 = "surrogateescape"
 
 
 def scrub_path(path: str, scrub: Scrub) -> str:
@@ -35,8 +36,8 @@ def scrub_query(query: str, scrub: Scrub) -> str:
 def scrub_body(pieces: Iterable[bytes], scrub: Scrub) -> list[bytes]:
     """Scrub each string of a JSON body, or each line of another body.
 
-    In event data that is JSON, each string is scrubbed instead of the line. If a body has several
-    pieces, each piece must end at the end of an event.
+    If a line contains the data of an event as JSON, each string in the JSON is scrubbed instead of
+    the line. If a body has several pieces, each piece must end at the end of an event.
     """
     texts = [piece.decode(errors=_NOT_UTF8) for piece in pieces]
     return [
