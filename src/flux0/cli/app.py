@@ -82,7 +82,7 @@ _SESSION = "Id of the session to continue. Default: a new session."
 _TYPE = "Type of the agent: use the first agent of this type, or create it."
 _IDLE = "Longest time without an event, after which the turn fails. Default: 600."
 
-# Sentences have no line breaks: typer removes line breaks from the first paragraph only.
+# Do not break a sentence into lines: typer removes line breaks from the first paragraph only.
 _CHAT = (
     "Talk to an agent: one turn for a MESSAGE, or a conversation.\n\n"
     "A terminal shows the complete turn while it streams. If the output is piped, only the text of "
@@ -114,7 +114,11 @@ def chat(
     header: Header = None,
     timeout: Timeout = None,
 ) -> None:
-    """Send one message, each line of the input, or each message that the user types."""
+    """Send messages to an agent, and show its turns.
+
+    With MESSAGE or piped input, send one message. With `--lines`, send each line of the input as a
+    message. Without MESSAGE, if the input is a terminal, send each message that the user types.
+    """
     if sum(choice is not None for choice in (agent, agent_type, session)) > 1:
         raise typer.BadParameter("--agent, --agent-type and --session cannot be combined.")
     if lines and message is not None:
@@ -177,8 +181,8 @@ def serve_demo(
 def _query(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], None]:
     """Return a decorator that adds a command to `group`.
 
-    The command calls the decorated function, and shows the models that the function returns. It has
-    the parameters of the function, except `flux0`, and the common options.
+    The command calls the decorated function, and shows the models that the function returns. The
+    command has the common options, and the parameters of the function except `flux0`.
     """
 
     def register(get: Callable[..., Listed]) -> None:

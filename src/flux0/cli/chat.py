@@ -1,4 +1,4 @@
-"""The command `chat`: sends one message, or has a conversation."""
+"""The command `chat`, which sends messages or has a conversation."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ MAX_ARGS_SHOWN = 400
 _MAX_RESULT_SHOWN = 1200
 
 _ID_LENGTH = 10
-# The command-line names of arguments of the client. Arguments that are not listed here have an
-# option of the same name.
+# Maps arguments of the client to their names on the command line. Each other argument has an option
+# of the same name.
 _OPTIONS = {
     "FLUX0_TOKEN": "FLUX0_TOKEN",
     "headers": "--header",

@@ -10,17 +10,18 @@ from contextlib import contextmanager
 from threading import Thread, get_ident
 from typing import Final
 
-_WAITS: Final = (0.05, 0.2, 1.0)  # Seconds before each wake-up.
+_WAITS: Final = (0.05, 0.2, 1.0)  # Seconds before each SIGURG.
 
 
 @contextmanager
 def waking_on_ctrl_c() -> Generator[None, None, None]:
     """In the `with` block, ensure that Ctrl-C ends a blocking call of the main thread.
 
-    Python checks for signals before a system call, and if a signal interrupts the call. A signal
-    directly before the call would be handled only after the call. So another thread interrupts the
-    call again, with a signal whose handler does nothing. Do not call `input` in the block: two
-    signals at once can cause a `SystemError` there.
+    Python checks for signals before a system call, and when a signal interrupts the call. If Ctrl-C
+    is pressed between this check and the start of the call, Python would handle it only after the
+    call. Therefore, another thread interrupts the call with SIGURG, whose handler does nothing.
+
+    Do not call `input` in the block: two signals at once can cause a `SystemError` in `input`.
     """
     main, (reader, writer) = get_ident(), os.pipe()
     os.set_blocking(writer, False)
@@ -34,7 +35,8 @@ def waking_on_ctrl_c() -> Generator[None, None, None]:
                         signal.pthread_kill(main, signal.SIGURG)
 
     handler = signal.signal(signal.SIGURG, _ignore)
-    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # Gets each signal's number.
+    # Python writes the number of each signal to `writer`.
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     Thread(target=wake, name="flux0-ctrl-c", daemon=True).start()
     try:
         yield

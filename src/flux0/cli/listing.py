@@ -8,7 +8,7 @@ from flux0 import Agent, Session
 from flux0.cli.descriptions import Listed, describe_data
 from flux0.cli.output import Output, print_note
 
-# For each table: the names of its columns, and their importance. On a narrow terminal, the least
+# Each table maps the names of its columns to their importance. On a narrow terminal, the least
 # important column is left out first.
 _AGENT = {"ID": 5, "TYPE": 2, "NAME": 4, "CREATED": 1, "DESCRIPTION": 3}
 _SESSION = {"ID": 4, "AGENT": 3, "CREATED": 1, "TITLE": 2}

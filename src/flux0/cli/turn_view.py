@@ -38,7 +38,7 @@ class TurnView:
         # The text that was written for each part. The keys are the message id and the index of the
         # part.
         self._shown: dict[tuple[str, int], str] = {}
-        # Whether an incomplete tool call or tool result must still be written.
+        # Whether a tool call or tool result was not written yet, because it is incomplete.
         self._is_waiting = False
 
     def user(self, text: str) -> None:
@@ -69,13 +69,13 @@ class TurnView:
         self._aside.write(descriptions.describe_status(status, data), style, mark="· ")
 
     def finish(self, turn: EventStream | MessageAccumulator | None = None) -> None:
-        """Write the content of a turn that was not written yet, and prepare for the next turn."""
+        """Write the rest of the turn, and prepare for the next turn."""
         try:
             if turn is not None:
                 self._show_new(turn, is_complete=True)
             self._shown.clear()
             self._answer.end_block()
-        finally:  # Writing to `_answer` raises if it is a closed pipe.
+        finally:  # If `_answer` is a closed pipe, writing to it raises an error.
             self._aside.end_block()
 
     def _item(self, item: descriptions.Item, message_id: str) -> None:

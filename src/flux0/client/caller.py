@@ -86,21 +86,21 @@ class Caller:
         limit = call.limit
         if limit is None:
             return call
-        # The limit also replaces the read and write timeouts: a call that may take 5 minutes must
-        # not end after 60 s without data.
+        # `timeout_ms` also replaces the read and write timeouts: a call that may take 5 minutes
+        # must not end after 60 s without data.
         timeout = evolve(call.timeout, read=limit, write=limit)
         deadline = Deadline(self._clock() + limit, limit)
         return evolve(call, timeout=timeout, deadline=deadline)
 
     def with_options(self, **options: Any) -> Caller:
-        """Return a caller with different default options. The new caller cannot be closed.
+        """Return a caller with different default options. Closing the new caller has no effect.
 
         Both callers share transports, open turns and observers.
         """
         return self._view(self._settings(**options))
 
     def for_conversation(self, agent: Participant, cookie: Headers) -> Caller:
-        """Return a caller for the agent and the user of a conversation; see `with_options`."""
+        """Return a caller for a conversation with this agent and cookie; see `with_options`."""
         return self._view(evolve(self._default_call, agent=agent, cookie=cookie))
 
     def _view(self, default_call: ApiCall) -> Caller:

@@ -34,20 +34,21 @@ from flux0.runtime.waker import Waker
 T = TypeVar("T")
 E = TypeVar("E", bound=Flux0Error)
 
-# Seconds after the deadline until the driver ends a call. The timeouts of the transport expire at
-# the deadline, and should expire first: their errors name the operation that took too long.
+# The driver ends a call this many seconds after the deadline. The timeouts of the transport expire
+# at the deadline, so the transport raises its error first, which names the operation that
+# took too long.
 _GRACE = 0.1
 
 
 class _Progress:
-    """Records whether a call has sent its request, to set `sent` of the error that it raises."""
+    """Records whether a call has sent its request, for the attribute `sent` of its error."""
 
     def __init__(self) -> None:
         self.sent: Sent = "no"
         self._request: Request | None = None
 
     def record(self, effect: Effect, outcome: object) -> None:
-        """Record the outcome of an effect: its result, or the exception if it failed."""
+        """Record the outcome of an effect: the result, or the exception that was raised."""
         if not isinstance(effect, Send):
             return
         self._request = effect.request
@@ -59,7 +60,7 @@ class _Progress:
             self.sent = "maybe"
 
     def ended(self, error: E) -> E:
-        """Attach the last request of the cancelled call to `error`, set `sent`, return `error`."""
+        """Return `error`, after adding the last request of the cancelled call and `sent` to it."""
         if self._request is not None:
             request = self._request
             error.attach_request(request.operation, request.method, request.url)
@@ -164,7 +165,7 @@ class Driver:
             with self.calls.wake_on_close(wake):
                 return work()
         except TransportTimeout:
-            raise  # This error names the operation that took too long.
+            raise  # Keep this error: it names the operation that took too long.
         except TransportError as error:
             if self.time.monotonic() > deadline.moment + _GRACE and not self.calls.closed:
                 raise deadline.exceeded(error.sent) from error.__cause__ or error

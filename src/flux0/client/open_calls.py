@@ -69,7 +69,7 @@ class WakeOnClose:
 
     def __enter__(self) -> None:
         self._wakers[self] = self._wake
-        # If `close` ran before `_wake` was added, `_wake` was not called. Then `closed` is True.
+        # `OpenCalls.close` may have run before `_wake` was added. Then it did not call `_wake`.
         if self._calls.closed:
             del self._wakers[self]
             self._calls.check()

@@ -1,9 +1,9 @@
 """The open turns of a client, at most one per session.
 
 The server runs one turn per session. If a second message is sent during a turn, the first stream
-gets no more events, and closing the first stream cancels the second turn (measured, 0.1.0b4).
-Therefore, a client sends the messages of a session one after another, and closes the open stream of
-the session before it sends the next message.
+gets no more events, and closing the first stream cancels the second turn (measured with server
+0.1.0b4). Therefore, a client sends the messages of a session one after another, and closes the open
+stream of the session before it sends the next message.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from flux0.domain.timeouts import Deadline, duration
 from flux0.runtime.event_loop import has_ended, running_loop, schedule_close
 from flux0.runtime.waker import Waker
 
-# If a call has no `timeout_ms`, its message waits this long for each message ahead in the queue.
+# If a call has no `timeout_ms`, its message waits at most this many seconds for each earlier
+# message in the queue.
 _MAX_QUEUE_SECONDS: Final = 60.0
-# Seconds that a message waits for another event loop to close the open stream of the session.
+# The longest time in seconds that a message waits until another event loop has closed the open
+# stream of the session.
 _MAX_CLOSE_SECONDS: Final = 10.0
-# Seconds between two checks whether this event loop has ended. Event loops do not notify other
-# threads when they end.
+# Seconds between two checks whether the other event loop has ended. An event loop does not notify
+# other threads when it ends.
 _CHECK_SECONDS: Final = 0.05
 
 _ANOTHER_MESSAGE: Final = (
@@ -43,7 +45,7 @@ _ANOTHER_MESSAGE: Final = (
 )
 
 
-# The seconds of a wait, and the error to raise afterwards.
+# The longest time to wait, in seconds, and the error to raise if the wait takes longer.
 _Limit: TypeAlias = tuple[float, TransportTimeout]
 
 

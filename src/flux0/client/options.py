@@ -21,9 +21,9 @@ class CallOptions(TypedDict, total=False):
             For a stream, the longest time until the response headers are received.
         http_headers: Header fields to send in addition to the client's fields. They replace fields
             of the client with the same name.
-        extra_query: Parameters to add to the query, for a server that is newer than flux0.
+        extra_query: Parameters to add to the query, for a server that is newer than this client.
         extra_body: Members to add to the JSON object in the request body, for a server that is
-            newer than flux0. Values are plain JSON or models.
+            newer than this client. Values are plain JSON or models.
     """
 
     retries: RetryConfig | None
@@ -66,15 +66,15 @@ def _parameters(options: type[CallOptions | TurnOptions]) -> tuple[Parameter, ..
     )
 
 
-# The parameters that replace `**options`; the keys are the annotations of `**options`. Methods with
+# Maps the annotation of `**options` to the parameters that `help()` shows instead. Methods with
 # `**options: NoReturn` accept no options, and pass unknown names to `check_names`.
 _SHOWN = {
     "NoReturn": (),
     **{f"Unpack[{kind.__name__}]": _parameters(kind) for kind in (CallOptions, TurnOptions)},
 }
 
-# For option names of other libraries and of newer servers, the names in flux0: as an argument of
-# `Flux0`, and as an option of one call.
+# Maps names from other libraries or newer servers, which flux0 does not accept, to suggestions for
+# the error message: the first for the arguments of `Flux0`, the second for the options of one call.
 _OTHER_NAMES = {
     "api_key": ('headers={"authorization": ...}', 'http_headers={"authorization": ...}'),
     "base_url": ("server_url", "server_url"),
@@ -91,8 +91,8 @@ _OTHER_NAMES = {
 def check_names(unknown: Iterable[str], *, of_call: bool) -> None:
     """Raise `TypeError` if `unknown` is not empty.
 
-    If a name is an option of another library or a newer server, the error suggests the name in
-    flux0.
+    If the name is known from another library or a newer server, the error suggests the option of
+    flux0 to use instead.
     """
     for name in unknown:
         ours = _OTHER_NAMES.get(name, ("", ""))[of_call]

@@ -74,7 +74,7 @@ class _Pieces:
 
     def __init__(self) -> None:
         self._pieces: SimpleQueue[bytes | Exception | None] = SimpleQueue()
-        # A semaphore: its length is the number of free places in the queue.
+        # A semaphore: its length is the number of pieces that `put` can add without waiting.
         self._free: SimpleQueue[None] = SimpleQueue()
         self._closed = False
         for _ in range(_QUEUE_SIZE):

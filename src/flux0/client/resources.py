@@ -41,7 +41,7 @@ class AgentsResource(_Resource):
     All methods accept these options, which change the settings of the client for one call:
     `retries` (a `RetryConfig`), `server_url`, `timeout_ms` (a limit for the call with all its
     retries), `http_headers` (sent in addition to the headers of the client), and `extra_query` and
-    `extra_body` (for fields of a newer server).
+    `extra_body` (for fields of a server that is newer than this client).
 
     All methods raise `APIError` if the server returns an error status, `TransportError` if the
     exchange fails, and `InvalidArgument` if an argument is wrong (then no request is sent).
@@ -127,7 +127,7 @@ class SessionsResource(_Resource):
     All methods accept these options, which change the settings of the client for one call:
     `retries` (a `RetryConfig`), `server_url`, `timeout_ms` (a limit for the call with all its
     retries), `http_headers` (sent in addition to the headers of the client), and `extra_query` and
-    `extra_body` (for fields of a newer server).
+    `extra_body` (for fields of a server that is newer than this client).
 
     All methods raise `APIError` if the server returns an error status, `TransportError` if the
     exchange fails, and `InvalidArgument` if an argument is wrong (then no request is sent).
@@ -245,7 +245,8 @@ class SessionsResource(_Resource):
             turn, accumulator = _new_turn(call, request)
             stream = EventStream(response, turn, accumulator, list_stored, report)
             caller.open_turns.add(session, stream)
-        if caller.is_closed:  # `Flux0.close` may have run before `add`. Close the stream here.
+        # If `Flux0.close` ran before `add`, it did not close this stream.
+        if caller.is_closed:
             stream.close(CLIENT_CLOSED)
         return stream
 
@@ -276,7 +277,8 @@ class SessionsResource(_Resource):
             turn, accumulator = _new_turn(call, request)
             stream = AsyncEventStream(response, turn, accumulator, list_stored, report)
             caller.open_turns.add(session, stream)
-        if caller.is_closed:  # `Flux0.close` may have run before `add`. Close the stream here.
+        # If `Flux0.close` ran before `add`, it did not close this stream.
+        if caller.is_closed:
             await stream.close_async(CLIENT_CLOSED)
         return stream
 

@@ -20,7 +20,8 @@ from flux0.runtime.event_loop import call_soon, load_anyio, running_loop
 from flux0.runtime.processes import PerProcess
 from flux0.runtime.waker import Waker
 
-SessionKey: TypeAlias = tuple[str, str]  # The URL of the server, and the id of the session.
+# Identifies a session by the URL of its server and its id.
+SessionKey: TypeAlias = tuple[str, str]
 
 
 class TaskSender:
@@ -35,7 +36,7 @@ class TaskSender:
         self._loop = running_loop()
 
     def wake(self) -> None:
-        """End the wait. Safe in any thread and in finalizers."""
+        """End `wait`. Safe in any thread and in finalizers."""
         call_soon(self._loop, self._woken.set)
 
     async def wait(self) -> None:
@@ -43,7 +44,7 @@ class TaskSender:
         await self._woken.wait()
 
 
-# The `Waker` belongs to a sync call.
+# A `Waker` represents a sync call, and a `TaskSender` an async call.
 Sender: TypeAlias = Waker | TaskSender
 
 
@@ -66,7 +67,7 @@ class SessionQueue:
     def leave(self, sender: Sender) -> None:
         """Remove `sender` from the queue, and wake the new first sender."""
         self._senders.remove(sender)
-        with suppress(IndexError):  # Raised if the queue is empty.
+        with suppress(IndexError):  # The queue may be empty.
             self._senders[0].wake()
 
 

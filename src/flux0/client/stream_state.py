@@ -60,8 +60,8 @@ class StreamState(Uncopyable):
         self._released = False  # Whether the connection was released.
         self._reader_lock = Lock()
         self._report = report
-        # True if the garbage collector may be calling `_report_end`. Then observers are called
-        # later, because they may wait for locks.
+        # Whether `_report_end` must call the observers later: True if the garbage collector may be
+        # calling `_report_end`, because observers may wait for locks.
         self._report_later = False
         self._bind(response.body)
 
@@ -216,7 +216,7 @@ class StreamState(Uncopyable):
         return TurnEnd(
             ending=self.ending or "closed",
             error=self._turn.failure,
-            # An observer may store the error. `self.error` would keep this stream alive.
+            # Do not use `self.error`: it refers to this stream, and an observer may store it.
             agent_error=self._reported_error(),
             session_id=self.session_id,
             correlation_id=self.correlation_id,

@@ -63,8 +63,8 @@ class EventStream(StreamState):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # GeneratorExit: the `with` block is in a generator that is being closed, perhaps by the
-        # garbage collector. Then observers must be called later, because they may wait for locks.
+        # After a GeneratorExit, the garbage collector may be closing a generator that contains
+        # the `with` block. Then observers must be called later, because they may wait for locks.
         self._report_later = kind is GeneratorExit
         self.close()
 
@@ -84,10 +84,11 @@ class EventStream(StreamState):
             raise
         except GeneratorExit:
             # The garbage collector may be closing this generator. Then observers must be called
-            # later, because they may wait for locks. In a `with` block, the stream stays open.
+            # later, because they may wait for locks.
             self._report_later = not self._entered
             raise
         finally:
+            # Inside a `with` block, the stream stays open until the end of the block.
             if is_reader and not self._entered:
                 self.close()
 
@@ -165,8 +166,9 @@ class EventStream(StreamState):
         """
         from flux0.client.relay import relay  # noqa: PLC0415 - rarely needed
 
-        # The garbage collector may close the iterator. Therefore pass `_release`: `close` would
-        # also call the observers, which may wait for locks. The reading thread calls the observers.
+        # Pass `_release` instead of `close`: the garbage collector may close the iterator, and
+        # `close` calls the observers, which may wait for locks. The reading thread calls the
+        # observers later.
         return relay(self, self._release, arguments.optional_seconds("heartbeat_ms", heartbeat_ms))
 
     def stored_events(self) -> Events:

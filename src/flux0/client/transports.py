@@ -23,15 +23,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # The transports of the active `default_transport` blocks. New clients use the last transport. All
-# threads and tasks share the list, because the tested code may create clients in any thread.
+# threads and tasks share the list, because the code under test may create clients in any thread.
 _default_transports: Final[list[Any]] = []
 
 
 @contextmanager
 def default_transport(transport: T) -> Generator[T, None, None]:
-    """In the `with` block, clients without a transport or client argument use `transport`.
+    """In the `with` block, make `transport` the default transport of new `Flux0` objects.
 
-    The block affects all threads and tasks of the process. It is used by `FakeTransport.installed`.
+    A `Flux0` that is created with one of the arguments `transport`, `async_transport`, `client` or
+    `async_client` does not use it. The block affects all threads and tasks of the process.
+    `FakeTransport.installed` calls this function.
     """
     _default_transports.append(transport)
     try:
@@ -87,13 +89,13 @@ def choose_transports(
 
 
 def time_source(transport: object) -> Time:
-    """Return the attribute `time` of the transport; without it, the clock of the system."""
+    """Return the `time` of the transport, or the system clock if the transport has no `time`."""
     own = getattr(transport, "time", None)
     return own if isinstance(own, Time) else SystemTime()
 
 
 def _for_client(transport: T) -> T:
-    """Return the transport of this client: a new transport if `transport` is `Shared`."""
+    """Return `transport`, or if it is `Shared`, its transport for this client."""
     return cast("T", transport.for_client()) if isinstance(transport, Shared) else transport
 
 

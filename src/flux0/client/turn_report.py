@@ -49,7 +49,7 @@ class TurnReport:
         """Report the end of the turn, unless the end was reported already.
 
         Args:
-            describe: Returns the `TurnEnd`. It contains the messages only if the argument is True.
+            describe: Returns the `TurnEnd`, which contains the messages if the argument is True.
             later: Pass True if the garbage collector may be calling. Then the observers are called
                 later, because they may wait for locks.
         """

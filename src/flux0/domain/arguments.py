@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 _LARGEST_OFFSET = 2**63 - 1
 _LONGEST_WAIT_MS = 2**31 - 1  # For longer timeouts, socket.settimeout raises OverflowError.
-# About 31 years. For several centuries, time.sleep would raise OverflowError.
+# About 31 years. time.sleep raises OverflowError for intervals of several centuries.
 _LONGEST_INTERVAL_MS = 10**12
 
 # The server decodes a percent-encoded path before it selects the route. Therefore, an id with one

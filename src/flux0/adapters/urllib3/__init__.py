@@ -1,1 +1,1 @@
-"""The transports over urllib3 and over requests. The library requests uses urllib3."""
+"""The transports over `urllib3`, and over `requests`, a library that is built on `urllib3`."""

@@ -46,7 +46,7 @@ else:
 
 @final
 class Urllib3Exchange(Exchange):
-    """The progress of one request, which connections record inside a `with` block.
+    """The progress of one request. Inside the `with` block, the connection records it here.
 
     Attributes:
         failure: The exception of the last failed attempt to connect, or None.
@@ -64,11 +64,11 @@ class Urllib3Exchange(Exchange):
         self.clear_interrupt()
 
 
-# Seconds between two checks for an interrupt, in a thread that waits for a connection of the pool.
-# An interrupt cannot wake the thread: a finalizer may call `Interrupt.fire`, and must not acquire
+# Seconds between two checks of `interrupt.fired`, in a thread that waits for a connection of the
+# pool. `Interrupt.fire` cannot wake this thread: a finalizer may call `fire`, and must not acquire
 # the lock of the pool's queue.
 _INTERRUPT_CHECK_SECONDS: Final = 0.1
-_MIN_SECONDS: Final = 0.001  # A timeout of 0 would make a socket non-blocking.
+_MIN_SECONDS: Final = 0.001  # The shortest timeout: 0 would make a socket non-blocking.
 
 _EXCHANGE: ContextVar[Urllib3Exchange | None] = ContextVar("flux0_exchange", default=None)
 
@@ -86,7 +86,7 @@ class TrackedConnection(HTTPConnection):
     _raw_socket: Any = None
     _duplicate: socket.socket | None = None
     _body_is_large = False
-    # The file of the response, if data was received before the request was sent completely.
+    # The file to read the response from, if the response began before the end of the request.
     _early_file: Any = None
 
     @property
@@ -131,11 +131,11 @@ class TrackedConnection(HTTPConnection):
             sock = self._connect_through_socks(exchange, options)
         elif cast("Any", super()._new_conn).__func__ is HTTPConnection._new_conn:  # noqa: SLF001
             sock = self._connect(exchange)
-        else:  # The user's class.
+        else:  # The user's connection class overrides `_new_conn`.
             sock = super()._new_conn()
         # The TLS handshake detaches `sock`, and creates an SSLSocket that is not available before
         # the handshake has ended. Therefore `Interrupt.fire` shuts down a duplicate of the socket.
-        # A class of the user may return an object that is no socket and cannot be duplicated.
+        # A connection class of the user may return another object, which cannot be duplicated.
         if isinstance(sock, socket.socket):
             self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
             exchange.shut_down_on_interrupt(self._duplicate)
@@ -160,7 +160,7 @@ class TrackedConnection(HTTPConnection):
         """Return a socket that is connected through a SOCKS proxy.
 
         urllib3 would call `socks.create_connection`, which returns the socket only after the
-        messages of the proxy. An interrupt could not end the wait for these messages.
+        SOCKS handshake. During the handshake, `Interrupt.fire` could not shut down the socket.
         """
         import socks  # type: ignore[import-untyped] # noqa: PLC0415 - PySocks is optional
 
@@ -204,7 +204,7 @@ class TrackedConnection(HTTPConnection):
                 self.connect()
             exchange.sent = True
             exchange.shut_down_on_interrupt(self._raw_socket)
-            # Without this line, urllib3 would use the connect timeout to send the request.
+            # Otherwise, urllib3 would use the connect timeout to send the request.
             self.timeout = exchange.timeout.write
             self._early_file, self._body_is_large = None, isinstance(options.get("body"), BytesIO)
         super().request(*args, **options)
@@ -212,7 +212,8 @@ class TrackedConnection(HTTPConnection):
     def send(self, data: Any) -> None:
         """Send a part of the request. If the server rejects the request meanwhile, stop sending."""
         exchange, sock = _EXCHANGE.get(), self.sock
-        # An `SSLTransport` of urllib3, for TLS inside TLS, cannot be non-blocking.
+        # `send_some` makes the socket non-blocking. This is impossible for an `SSLTransport` of
+        # urllib3, the socket for TLS inside TLS.
         if exchange is None or not self._body_is_large or not isinstance(sock, socket.socket):
             super().send(data)
             return
@@ -233,7 +234,8 @@ class TrackedConnection(HTTPConnection):
             return
         self._early_file = file
         if REJECTION.match(start):
-            raise BrokenPipeError("the server rejected the request early")  # urllib3 ignores it.
+            # urllib3 catches this error and reads the response.
+            raise BrokenPipeError("the server rejected the request early")
 
     def response_class(self, sock: Any, *args: Any, **options: Any) -> TrackedResponse:  # type: ignore[override]
         """Create the object that reads the response. http.client calls this for each request."""
@@ -254,9 +256,9 @@ class TrackedConnection(HTTPConnection):
 def track(pool: Any) -> None:
     """Make `pool` open tracked connections only, and close its idle untracked connections.
 
-    A recorder such as vcrpy replaces the connection class of the pool. Such a pool is not changed,
-    because the recorder may send no request at all. Then flux0 does not know whether a request was
-    sent.
+    If a recorder such as vcrpy has replaced the connection class of the pool, the pool is not
+    changed, because the recorder may replay a response without sending the request. With such a
+    pool, flux0 does not know whether a request was sent.
     """
     connection_class: Any = pool.ConnectionCls
     if issubclass(connection_class, TrackedConnection):
@@ -277,12 +279,13 @@ def track(pool: Any) -> None:
 
 
 class _Slots(LifoQueue[Any]):
-    """The slots of a pool. An interrupt of the request ends the wait for a free slot."""
+    """The queue of a pool's slots. `Interrupt.fire` ends the wait for a free slot."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Return an idle connection, or None if the pool has a free slot for a new connection.
 
-        Raises `Empty` if no slot became free within the pool timeout, or before an interrupt.
+        Raises `Empty` if no slot became free before the pool timeout expired, or before
+        `Interrupt.fire` was called.
         """
         exchange = _EXCHANGE.get()
         if not block or exchange is None:
@@ -298,7 +301,7 @@ class _Slots(LifoQueue[Any]):
                     raise
 
     def remove_free(self) -> None:
-        """Remove the free slots. urllib3 removes all slots of a closed pool one by one."""
+        """Remove all free slots at once. `close` of a pool would remove them one by one."""
         with self.mutex:
             self.queue[:] = [connection for connection in self.queue if connection is not None]
 
@@ -306,8 +309,9 @@ class _Slots(LifoQueue[Any]):
 class _FullSlots(_Slots):
     """The queue of a pool with `maxsize=1` that has `MAX_CONNECTIONS` slots instead of one.
 
-    urllib3 adds the slots one by one, which for so many slots takes longer than a call. So the
-    queue contains all slots from the beginning, except the one slot that urllib3 adds.
+    urllib3 adds `maxsize` slots to a new queue one by one. Adding `MAX_CONNECTIONS` slots would
+    take longer than a call. Therefore, a new queue contains all slots except the one slot that
+    urllib3 adds.
     """
 
     def __init__(self, _: int) -> None:

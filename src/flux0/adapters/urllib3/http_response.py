@@ -62,7 +62,7 @@ class TrackedResponse(HTTPResponse):
         self.idle_since: float = monotonic()
 
     def read_early_file(self, file: Any) -> None:
-        """Read the response from `file`, because it began before the request was sent."""
+        """Read from `file`, because the response began before the end of the request."""
         self.fp.close()
         self.fp, self._is_early = file, True
 
@@ -81,7 +81,8 @@ class TrackedResponse(HTTPResponse):
             super().begin()
         self.fp = file
         if self._is_early:
-            self.will_close = True  # The server may still expect the rest of the request.
+            # Do not reuse the connection: the server may still expect the rest of the request.
+            self.will_close = True
         length = self._joined("content-length")
         if problem := framing_problem(length, self._joined("transfer-encoding")):
             raise HTTPException(problem)
@@ -131,9 +132,9 @@ class TrackedResponse(HTTPResponse):
         data: bytes
         if self._may_be_buffered:
             self._may_be_buffered = False
-            data = self.fp.read1()  # If there are buffered bytes, it returns all of them.
+            data = self.fp.read1()  # `read1` returns all buffered bytes, if there are any.
         else:
-            data = self._sock.recv(_MAX_PIECE_BYTES)  # Twice as fast as `fp.read1`.
+            data = self._sock.recv(_MAX_PIECE_BYTES)  # `recv` is twice as fast as `fp.read1`.
         if not data:
             raise IncompleteRead(b"")
         return data
@@ -156,7 +157,7 @@ class _HeadReader:
         self._remaining -= len(line)
         if self._remaining < 0:
             raise HTTPException(f"the response head has more than {MAX_OVERHEAD_BYTES:,} bytes")
-        # http.client itself rejects an empty response, and a response that is not HTTP.
+        # Do not check an empty response, or a response that is not HTTP: http.client rejects both.
         in_head = self._valid_line or (line != b"" and b"HTTP/".startswith(line[:5]))
         if in_head and not line.endswith(b"\n") and len(line) < limit:
             raise IncompleteRead(line)
@@ -166,7 +167,7 @@ class _HeadReader:
             self._valid_line = _FIELD_LINE
         elif self._valid_line.fullmatch(line) or len(line) == limit:
             self._valid_line = _FOLDED_LINE
-            return line.rstrip() + b"\r\n"  # http.client keeps spaces after the value.
+            return line.rstrip() + b"\r\n"  # http.client would keep spaces after the value.
         else:
             raise HTTPException(f"a header line is malformed: {line[:50]!r}")
         return line

@@ -1,4 +1,4 @@
-"""The transport over requests, for sync code.
+"""The transport over the library `requests`, for sync code.
 
 The steps of one request:
 
@@ -7,10 +7,11 @@ The steps of one request:
 2. The adapter of the session finds a pool. `track` changes the connection class of the pool, so
    that connections record their progress in a `Urllib3Exchange`.
 3. urllib3 connects, sends the request and reads the response head, as in the module `transport`.
-4. The hooks of the session are called with the response. `_HookRecorder` has added two hooks: the
-   first hook records the response, and the last hook removes its `location` header.
-5. `send` restores the `location` header and returns the response. The body has not been read yet,
-   unless a hook has read the body.
+4. `requests` calls the hooks of the session with the response. `_HookRecorder` has added two hooks.
+   The first hook records the response. The last hook removes the `location` header of the response:
+   otherwise, `requests` would prepare the redirect, and read the whole body for this purpose.
+5. `send` puts the `location` header back, so that the user can read it, and returns the response.
+   The body has not been read yet, unless a hook has read the body.
 6. The caller iterates over the body. `TrackedResponse.pieces` yields the received bytes, and
    `Urllib3Body` decodes them.
 7. At the end of the body, the connection returns to the pool. If the body is closed early, or after
@@ -27,7 +28,7 @@ from typing import Any
 import requests
 from requests import exceptions
 from requests.adapters import BaseAdapter, HTTPAdapter
-from urllib3 import HTTPHeaderDict, HTTPResponse  # requests depends on urllib3.
+from urllib3 import HTTPHeaderDict, HTTPResponse  # `requests` installs urllib3.
 from urllib3.exceptions import HTTPError
 
 from flux0.adapters.shared.bodies import OpenBodies, SyncBody
@@ -58,17 +59,19 @@ from flux0.runtime.processes import PerProcess
 
 
 class RequestsTransport:
-    """Sends requests with the library requests, over your session or a built-in session.
+    """Sends HTTP requests with the `requests` library, over your session or a built-in session.
 
     Your session is used with its proxies, certificates, authentication, cookies, headers, hooks and
-    adapters, and is never closed. Its connections are tracked, to know whether a request was sent.
+    adapters, and is never closed. Exceptions from its hooks, authentication and adapters are
+    re-raised unchanged. flux0 tracks the connections of the session, in order to know whether a
+    request was sent.
+
     The built-in session uses proxies and certificates from the environment. It reads no passwords
-    from `.netrc` and stores no cookies. Exceptions from hooks, authentication and adapters are
-    re-raised unchanged.
+    from `.netrc` and stores no cookies.
 
     The timeouts come from the request. The pool timeout has an effect only if an adapter has
-    `pool_block=True`. Redirects are not followed. A session with an adapter that retries is
-    rejected.
+    `pool_block=True`. Redirects are not followed. If an adapter of your session retries requests,
+    `InvalidArgument` is raised.
     """
 
     def __init__(self, session: requests.Session | None = None) -> None:
@@ -178,7 +181,8 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
             mark_user_error(error, sent=exchange.sent)
             raise
         finally:
-            recorder.response = None  # Break the reference cycle: the response has the hooks.
+            # Break a reference cycle: the response refers to the hooks, which refer to `recorder`.
+            recorder.response = None
     recorder.restore_location(response)
     return response
 
@@ -247,8 +251,8 @@ def _tracked_pool(
 class _HookRecorder:
     """Adds a hook before the user's hooks, and a hook after the user's hooks.
 
-    The first hook records the response: a later error may come from a hook of the user. The last
-    hook removes the `location` header until `restore_location` is called.
+    The first hook records the response. If an error is raised afterwards, a hook of the user may
+    have raised it. The last hook removes the `location` header until `restore_location` is called.
 
     Attributes:
         response: The response that the adapter returned, or None.
@@ -265,7 +269,8 @@ class _HookRecorder:
         self.response = response
 
     def _hide_location(self, response: requests.Response, **_: Any) -> None:
-        # If the response had a location, requests would read the whole body and close the response.
+        # If the response had this header, `requests` would read the whole body and close the
+        # response.
         self._location = response.headers.pop("location", None)
 
     def restore_location(self, response: requests.Response) -> None:

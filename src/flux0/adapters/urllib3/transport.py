@@ -7,8 +7,8 @@ The steps of one request:
    `Urllib3Exchange`.
 3. urllib3 takes an idle connection from the pool, or connects. If this fails, nothing was sent.
 4. The connection records that the request is being sent, and sends its head and body.
-5. `TrackedResponse.begin` reads the response head. Up to this step, an interrupt shuts down the
-   socket.
+5. `TrackedResponse.begin` reads the response head. Until the head is received, the driver can call
+   `Interrupt.fire`, which shuts down the socket: at the deadline, or if the client is closed.
 6. `send` returns the response. The body has not been read yet.
 7. The caller iterates over the body. `TrackedResponse.pieces` yields the received bytes, and
    `Urllib3Body` decodes them.
@@ -55,7 +55,9 @@ class Urllib3Transport:
     """Sends requests over urllib3, with your pool manager or a built-in pool manager.
 
     Your manager, such as a `ProxyManager`, is used with its proxy, certificates, limits and default
-    headers, and is never closed. Its connections are tracked, to know whether a request was sent.
+    headers, and is never closed. flux0 tracks the connections of the manager, in order to know
+    whether a request was sent.
+
     The built-in manager reads the proxy settings of the environment with the first request to each
     server. To ignore these settings, pass a `PoolManager()`.
 
@@ -144,7 +146,7 @@ class _Connections:
         if manager is not self.manager or self._proxies is None:
             track(manager.connection_from_url(url))
             return manager, url
-        # PoolManager.urlopen would parse the URL for each request, so call the pool directly.
+        # Call the pool directly, because PoolManager.urlopen would parse the URL for each request.
         origin = f"{parts.scheme}://{parts.netloc}"
         last = self._last_pool
         if last is None or last[0] != origin:
