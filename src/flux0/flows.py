@@ -1,4 +1,4 @@
-"""Flows: generators that describe I/O instead of doing it, so that sync and async code share them.
+"""Flows: generators that describe I/O but do not perform it, so sync and async code share them.
 
 A flow yields effects, such as `Send`. A driver (`flux0.client.drivers`) performs each effect. The
 result of the effect is the value of the `yield` expression. If the effect fails, the `yield`

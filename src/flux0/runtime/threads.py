@@ -1,4 +1,4 @@
-"""Sync functions and sync transports in async code, with a thread for each call."""
+"""Runs sync functions and sync transports for async code, with a new thread for each call."""
 
 from __future__ import annotations
 
