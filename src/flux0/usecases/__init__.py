@@ -1,1 +1,1 @@
-"""The operations of the API. Each is a flow, which sync and async code share."""
+"""The operations of the API. Each operation returns a flow, which sync or async code can run."""

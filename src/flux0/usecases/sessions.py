@@ -27,7 +27,8 @@ def create_session(
 ) -> Flow[Session]:
     """Create a session with an agent and return it.
 
-    The call is not idempotent: if a session with this `id` exists, the server creates another.
+    The call is not idempotent: if a session with this `id` exists, the server creates a
+    second session with the same `id`.
     """
     body = {"agent_id": arguments.text("agent_id", agent_id)}
     if id is not None:

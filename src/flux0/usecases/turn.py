@@ -102,7 +102,7 @@ class Turn:
         """Handle an error of the transport while the body is read."""
         if not isinstance(error, ReadTimeout):
             failure = self.mark_interrupted(f"the stream was interrupted: {error}")
-        elif self._idle == inf:  # The expired timeout is a setting of the user's HTTP client.
+        elif self._idle == inf:  # A timeout of the user's own HTTP client has expired.
             failure = self._fail_idle(str(error))
         else:
             failure = self._fail_idle(self._idle_problem)
@@ -121,7 +121,7 @@ class Turn:
         return f"{limit}; the agent may have crashed, or another client may use the session"
 
     def attach_request(self, error: E) -> E:
-        """Add the request to `error`, and the turn if it is a `StreamError`; return `error`."""
+        """Add the request to `error`, and the turn to a `StreamError`. Return `error`."""
         error.attach_request(self._request.operation, self._request.method, self._request.url)
         error.sent = "yes" if self.event_count else "maybe"
         if isinstance(error, StreamError):

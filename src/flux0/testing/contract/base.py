@@ -17,7 +17,8 @@ from flux0.domain.errors import TransportError
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT
 from flux0.testing.contract.harness import BlockingAsAsync, Harness, event_loop, run_in_thread
 
-SHORT: Final = 0.2  # A timeout in seconds. Even on a busy machine, responses begin earlier.
+# A timeout in seconds, within which the test server begins its response, even on a busy machine.
+SHORT: Final = 0.2
 EXPIRY: Final = 0.05  # A timeout in seconds, for tests in which it always expires.
 THREADS: Final = "threads"
 _MAX_SHOWN: Final = 300  # The largest number of characters of a value in a message.
@@ -31,7 +32,8 @@ _TIME_BUDGET = pytest.StashKey[float]()
 class Contract(ABC):
     """The settings, fixtures and methods that all parts of the contract share."""
 
-    # `THREADS`, or names of event loops in anyio. Each test runs once in each backend.
+    # The backends in which each test runs once: `THREADS` for a sync transport, or anyio's names of
+    # event loops, such as "asyncio", for an async transport.
     backends: ClassVar[tuple[str, ...]]
     # Seconds after which a call of the transport counts as hung. When the tests of a class have
     # waited `3 * timeout` seconds for hung calls, the remaining tests fail immediately.
@@ -79,10 +81,10 @@ class Contract(ABC):
 
         This is `timeout`, or a tenth of it if calls of earlier tests hung.
         """
-        # On a busy machine, tests are slow, but a call rarely takes as long as the timeout.
         timeout = self.timeout if time_budget > self.timeout else self.timeout / 10
         started = monotonic()
         yield timeout
+        # On a busy machine, tests without a hung call are slow, too, but not as slow as `timeout`.
         if (lost := monotonic() - started) >= timeout:
             class_of(request).stash[_TIME_BUDGET] -= lost
 
@@ -92,7 +94,7 @@ class Contract(ABC):
         gc.freeze()  # Garbage collections are faster if they skip all existing objects.
         with ExitStack() as ending:
             ending.callback(gc.unfreeze)
-            ending.callback(gc.collect)  # Any ResourceWarning occurs in this test.
+            ending.callback(gc.collect)  # Emits any ResourceWarning in this test, not later.
             yield lambda transport: self.make_harness(transport, backend, hang_timeout, ending)
 
     @pytest.fixture
@@ -102,7 +104,7 @@ class Contract(ABC):
 
 
 def class_of(request: pytest.FixtureRequest) -> pytest.Class:
-    """Return the class of the running test. The tests of the class share its `stash`."""
+    """Return pytest's node for the class of the running test. All tests of a class share it."""
     node: pytest.Item = request.node
     found = node.getparent(pytest.Class)
     assert found is not None

@@ -50,7 +50,8 @@ _FIRST = Write(to_bytes(http_response(b"first", framing="chunked")[:-1]))
 _BAD_CHUNK = Write(b"xyz\r\nsecond\r\n")
 _ZIPPED = to_bytes(http_response(b"first", framing="chunked", gzip=True)[:2])
 _BAD_CHECKSUM = b"a\r\n\x03\x00" + bytes(8) + b"\r\n"
-# Steps that send a body with a fault after its first piece, and the error that the fault causes.
+# Maps the name of a fault after the first piece of a body to the steps that send this body, and to
+# the error that the transport must raise.
 _LATE_FAULTS: dict[str, tuple[ServerSteps, type[errors.TransportError]]] = {
     "chunk": ((_FIRST, WaitForRelease(), _BAD_CHUNK, Disconnect()), errors.ProtocolError),
     "chunk-at-once": ((Write(_FIRST.data + _BAD_CHUNK.data), Disconnect()), errors.ProtocolError),
@@ -76,7 +77,7 @@ class BodyContract(Contract):
     def test_body_is_returned_unchanged(
         self, harness: Harness, framing: Framing, body: str, *, gzip: bool, stream: bool
     ) -> None:
-        """`close_delimited` is also correct: True only if closing the connection ends the body."""
+        """`Response.close_delimited` is True only if the end of the connection ends the body."""
         steps = http_response(*_BODIES[body], framing=framing, gzip=gzip)
         steps = byte_by_byte(steps) if body == "byte-by-byte" else steps
         _, response = harness.exchange(steps, stream=stream)
@@ -92,7 +93,7 @@ class BodyContract(Contract):
     def test_pieces_are_yielded_when_they_arrive(
         self, harness: Harness, framing: Framing, *, gzip: bool, stream: bool
     ) -> None:
-        """A piece does not wait for the next piece or for the end of the body."""
+        """The transport does not wait for the next piece or for the end of the body."""
         steps = http_response(b"first", WaitForRelease(), b"second", framing=framing, gzip=gzip)
         server, response = harness.read_first(steps, stream=stream)
         server.release()
@@ -134,7 +135,7 @@ class BodyContract(Contract):
     def test_truncated_gzip_data_is_an_interruption(
         self, harness: Harness, framing: Framing
     ) -> None:
-        """The framing is complete, but the gzip data is not: a proxy lost its upstream server."""
+        """The framing is complete, but the gzip data is not, because a proxy lost its server."""
         whole = compress(b"event" * 100)
         lengths = range(1, len(whole))
         server = harness.serve(
@@ -196,8 +197,8 @@ class BodyContract(Contract):
             compressor.compress(bytes(1_000_000)) + compressor.flush(zlib.Z_FULL_FLUSH)
             for _ in range(2)
         )
-        # After a full flush, the next block does not depend on earlier blocks, and `another` can be
-        # repeated.
+        # Because of the full flush, `another` does not depend on the bytes before it, so that it
+        # can be repeated.
         _, response = harness.exchange(http_response(first + another * 199, headers=_GZIPPED))
         tracemalloc.start()
         try:

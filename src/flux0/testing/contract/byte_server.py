@@ -28,7 +28,7 @@ from flux0.testing.contract.responses import (
 # In seconds. The awaited events take milliseconds, so only a failing test waits this long.
 DEFAULT_TIMEOUT = 10.0
 
-# Prefer poll(): select() rejects descriptors above 1,023, and an EpollSelector opens a descriptor.
+# Prefer poll(): select() rejects file descriptors above 1,023, and epoll needs a file descriptor.
 _Selector: type[selectors.BaseSelector] = getattr(
     selectors, "PollSelector", selectors.SelectSelector
 )
@@ -48,8 +48,9 @@ class ReceivedRequest:
 class ByteServer:
     """A server on a free port of `host` that runs until the end of its `with` block.
 
-    It handles the first request with the first of `responses`, the second with the second, and so
-    on, across all connections. The last of `responses` also handles all further requests.
+    It handles the first request with the first of `responses`, the second request with the second
+    of `responses`, and so on, across all connections. If there are more requests, it handles them
+    with the last of `responses`.
 
     Args:
         responses: The steps that handle each request, such as `http_response(b"ok")`.
@@ -78,8 +79,8 @@ class ByteServer:
         # `release` writes to a socket, so that select() can wait for `release` and for the client
         # at the same time.
         self._released, self._release = socket.socketpair()
-        # The queue must be long: some tests open hundreds of connections at the same time, and the
-        # system resets connections that find the queue full.
+        # The queue of new connections (`backlog`) must be long: some tests open hundreds of
+        # connections at the same time, and the system resets connections if the queue is full.
         is_ipv6 = ":" in host
         family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
         self._listener = socket.create_server((host, 0), family=family, backlog=1024)
@@ -97,7 +98,7 @@ class ByteServer:
     def __exit__(self, *_: object) -> None:
         self.release()
         self._closed = True
-        socket.create_connection((self.host, self.port)).close()  # Wakes the accepting thread.
+        socket.create_connection((self.host, self.port)).close()  # Wakes `_accept`.
         self._accepting.join()
         with self._changed:
             for connection in self._sockets:
@@ -191,7 +192,7 @@ class ByteServer:
 class _Conversation:
     """Reads requests and performs steps on one connection.
 
-    Methods raise EOFError when the client closes the connection.
+    Its methods raise EOFError when the client closes the connection.
     """
 
     def __init__(self, connection: socket.socket, released: socket.socket) -> None:
@@ -234,11 +235,11 @@ class _Conversation:
                     event.set()
                 case Disconnect():
                     _shut_down(self._connection, socket.SHUT_WR)
-                    # close() would reset the connection while the client still reads, so read until
-                    # the client closes the connection.
+                    # If close() finds unread data, it resets the connection, and the client can
+                    # lose sent bytes. Therefore, read until the client closes the connection.
                     while True:
                         self._receive()
-                case _:  # `Reset`
+                case _:  # The step is a `Reset`.
                     linger = struct.pack("ii", 1, 0)
                     self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     raise EOFError
@@ -250,9 +251,9 @@ class _Conversation:
         self._unread += data
 
     def _readable(self, timeout: float | None = None) -> set[object]:
-        """Wait until the client sends data, and return the readable sockets.
+        """Wait for at most `timeout` seconds for data, and return the readable sockets.
 
-        If `timeout` is None, `ByteServer.release` ends the wait, too.
+        If `timeout` is None, wait until the client sends data or `ByteServer.release` is called.
         """
         sockets = (self._connection,) if timeout is not None else (self._connection, self._released)
         with _Selector() as selector:
@@ -262,6 +263,7 @@ class _Conversation:
 
 
 def _shut_down(connection: socket.socket, how: int) -> None:
-    # SSLSocket.shutdown() would remove the TLS layer while another thread reads.
+    # Call the method of the base class: SSLSocket.shutdown() would remove the TLS layer, although
+    # another thread may be reading.
     with suppress(OSError):
         socket.socket.shutdown(connection, how)

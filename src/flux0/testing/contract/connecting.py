@@ -31,7 +31,7 @@ class ConnectContract(Contract):
         ["flux0.invalid", "flüx.invalid", "xn--a-.invalid", "a" * 64 + ".invalid", "a..invalid"],
     )
     def test_unknown_host_is_a_connect_error(self, harness: Harness, host: str) -> None:
-        """`.invalid` has no hosts (RFC 2606). Labels must have 1 to 63 characters (RFC 1035)."""
+        """No host has a name in `.invalid` (RFC 2606). A label has 1 to 63 bytes (RFC 1035)."""
         fails(lambda: harness.send(get(f"http://{host}/")), errors.ConnectError)
 
     def test_refused_connection_is_a_connect_error(self, harness: Harness) -> None:
@@ -54,7 +54,7 @@ class ConnectContract(Contract):
     def test_each_address_of_a_host_is_tried(
         self, harness: Harness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The first address of the host, for example ::1, refuses the connection."""
+        """The first address of the host refuses the connection; the second address accepts it."""
         server = harness.serve(http_response(b"ok"))
         resolve = socket.getaddrinfo
 
@@ -86,12 +86,12 @@ class TLSContract(Contract):
 
     @pytest.fixture
     def authority(self) -> trustme.CA:
-        """A certificate authority that is trusted only by `trusting`."""
+        """A certificate authority that only the transport of `trusting` trusts."""
         return trustme.CA()
 
     @pytest.fixture
     def tls(self, authority: trustme.CA) -> ssl.SSLContext:
-        """A server context with a certificate for 127.0.0.1."""
+        """The TLS context of a server with a certificate for 127.0.0.1."""
         return _context(authority, "127.0.0.1")
 
     @pytest.fixture
@@ -151,7 +151,7 @@ class TLSContract(Contract):
     def test_corrupt_tls_record_in_a_body_is_an_interruption(
         self, trusting: Harness, tls: ssl.SSLContext
     ) -> None:
-        """The server has the request already, so the error is not a `TLSError`."""
+        """The server has already received the request, so the error is not a `TLSError`."""
         noise = Write(b"\x17\x03\x03\x00\x20" + bytes(32), below_tls=True)
         steps = (*http_response(b"first", WaitForRelease(), framing="chunked")[:-1], noise)
         server, response = trusting.read_first(steps, tls=tls)
@@ -172,7 +172,10 @@ class TLSContract(Contract):
 
 
 class LimitedPoolContract(Contract):
-    """The tests for a transport that limits its connections. Define `make_limited_transport`."""
+    """The tests for a transport that limits its connections.
+
+    A subclass must define `make_limited_transport`.
+    """
 
     def make_limited_transport(self) -> object:
         """Return a new transport that opens at most one connection at a time."""
@@ -194,7 +197,7 @@ class LimitedPoolContract(Contract):
         check(limited.fetch(get(server.url)), b"firstsecond", "the body")
 
     def test_garbage_collected_body_frees_its_place_in_the_pool(self, limited: Harness) -> None:
-        """Otherwise, an unreferenced body would occupy the only connection of the pool forever."""
+        """An unreferenced body must not occupy the only connection of the pool forever."""
         server = limited.serve(http_response(b"first", WaitForRelease(), framing="chunked"))
         for _ in range(3):
             limited.send(get(server.url, stream=True)).drop(in_cycle=False)

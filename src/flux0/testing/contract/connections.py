@@ -41,7 +41,8 @@ _PARTIAL_HEAD = Write(b"HTTP/1.1 200 OK\r\nContent-")
 _MANY = 20
 _MOMENTS = 150
 
-# Failures after the server has read the whole request: its steps, and the error of the transport.
+# Maps the name of a failure to the steps of the server, which has read the whole request, and to
+# the error that the transport must raise.
 _BREAKS: dict[str, tuple[ServerSteps, type[errors.TransportError]]] = {
     "closed": ((Disconnect(),), errors.ConnectionInterrupted),
     "reset": ((Reset(),), errors.ConnectionInterrupted),
@@ -53,7 +54,8 @@ _BREAKS: dict[str, tuple[ServerSteps, type[errors.TransportError]]] = {
     "nonsense": ((Write(b"HTTP/1.1 abc Nonsense\r\n\r\n"), Disconnect()), errors.ProtocolError),
     "binary": ((Write(b"\x00\xff" * 100 + b"\r\n\r\n"), Disconnect()), errors.ProtocolError),
 }
-# A response, followed by surplus bytes, such as a 408 response for an idle connection.
+# Steps that send a response, followed by surplus bytes, such as a 408 response for an idle
+# connection.
 _SURPLUS: dict[str, ServerSteps] = {
     "with-it": (Write(to_bytes(_OK) * 2),),
     "after-it": (*_OK, WaitForRelease(), *http_response(b"slow", status="408 Request Timeout")),
@@ -97,7 +99,8 @@ class SendOnceContract(Contract):
     ) -> None:
         """The server resets a pooled connection while it reads the request.
 
-        A new connection is allowed only if the server has received no byte of the request.
+        The transport may send the request over a new connection only if the server has received no
+        byte of it.
         """
         begun = Event()
         server = harness.serve((*_OK, Receive(), Signal(begun), Reset()), _OK)
@@ -126,7 +129,7 @@ class SendOnceContract(Contract):
 
     @pytest.mark.parametrize("location", _LOCATIONS)
     def test_redirects_are_not_followed(self, harness: Harness, location: str) -> None:
-        """A malformed `location` is returned, too. The transport may drop the body."""
+        """A malformed `location` is returned, too. The transport may drop the response body."""
         server = harness.serve(
             http_response(b"moved", status="302 Found", headers=[("Location", location)])
         )
@@ -199,7 +202,7 @@ class ReleaseContract(Contract):
     def test_garbage_collected_body_closes_its_connection(
         self, harness: Harness, read: bytes, *, in_cycle: bool, stream: bool
     ) -> None:
-        """The body is freed immediately, or by the garbage collector if it is in a cycle."""
+        """The body is freed at once, or by the garbage collector if it is in a reference cycle."""
         server, response = harness.exchange(_SILENT, stream=stream)
         check(response.read(len(read)), read, "the body")
         response.drop(in_cycle=in_cycle)
@@ -264,7 +267,7 @@ class ReleaseContract(Contract):
             harness.send(get(server.url, stream=True)).detach(in_cycle=True)
 
         def work() -> None:  # pragma: no cover - in the child
-            ending = ExitStack()  # Never closed, because the child exits without cleanup.
+            ending = ExitStack()  # The stack is not closed: the child exits without cleanup.
             harness = self.make_harness(self.make_transport(), backend, hang_timeout, ending)
             for moment in range(_MOMENTS):
                 signal.setitimer(signal.ITIMER_REAL, hang_timeout)
@@ -363,11 +366,12 @@ def _run_in_child(work: Callable[[], object], timeout: float) -> None:
     A timer kills the child after `timeout` seconds; `work` can restart the timer.
     """
     with warnings.catch_warnings():
-        # Python 3.12 warns about forks with running threads. The child uses none of the threads.
+        # Python 3.12 warns if a process with running threads is forked. Ignore the warning, because
+        # the child does not use these threads.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:  # pragma: no cover - coverage is measured only in the parent
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # Kills a child that waits for a lock.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # Kills the child even in a deadlock.
         signal.setitimer(signal.ITIMER_REAL, timeout)
         gc.freeze()  # The child must not run finalizers of the parent's objects.
         try:

@@ -1,4 +1,4 @@
-"""The test harness: it lets one test cover sync and async transports.
+"""The test harness, with which the same test checks sync and async transports.
 
 The test itself runs in the main thread. Each call of the transport runs in a worker thread or in
 an event loop, as in an application. If a call hangs, the test fails instead of hanging too.
@@ -76,7 +76,7 @@ class ReceivedResponse:
         self._run = run
 
     def start_next(self) -> Pending[bytes | None]:
-        """Start to read the next piece of the body; the result is None at the end."""
+        """Start a call that reads the next piece of the body; its result is None at the end."""
 
         async def next_piece() -> Any:
             return await anext(self._pieces, None)
@@ -105,7 +105,8 @@ class ReceivedResponse:
     def detach(self, *, in_cycle: bool = False) -> list[Any]:
         """Return the body and its iterator, and remove this object's references to both.
 
-        With `in_cycle`, the returned list contains itself: only the garbage collector can free it.
+        If `in_cycle` is true, the returned list contains itself, so that only the garbage collector
+        can free the list.
         """
         detached = [self._body, self._pieces]
         detached += [detached] * in_cycle
@@ -116,7 +117,7 @@ class ReceivedResponse:
     def drop(self, *, in_cycle: bool) -> None:
         """Remove the last references to the body, in the thread or event loop that reads it.
 
-        With `in_cycle`, run the garbage collector to free the body.
+        If `in_cycle` is true, run the garbage collector to free the body.
         """
 
         async def drop() -> None:
@@ -134,7 +135,7 @@ class Harness:
     _transport: AsyncTransport  # A sync transport is wrapped in `BlockingAsAsync`.
     _start: Callable[[Work[Any]], Future[Any]]  # Starts a call in another thread or task.
     _timeout: float  # Seconds after which a call counts as hung.
-    servers: ExitStack  # Stops the servers.
+    servers: ExitStack  # Stops the servers when it is closed.
 
     def run(self, call: Work[T]) -> Pending[T]:
         """Start `call` in another thread or task."""
@@ -150,7 +151,7 @@ class Harness:
         return listener, f"http://127.0.0.1:{listener.getsockname()[1]}/"
 
     def start(self, request: Request) -> Pending[ReceivedResponse]:
-        """Start to send `request`."""
+        """Start a call that sends `request`."""
 
         async def send() -> ReceivedResponse:
             return ReceivedResponse(await self._transport.send_async(request), self.run)
@@ -164,7 +165,7 @@ class Harness:
     def exchange(
         self, steps: ServerSteps, *, tls: SSLContext | None = None, **options: Any
     ) -> tuple[ByteServer, ReceivedResponse]:
-        """Start a server with these steps, send it a GET, and return server and response."""
+        """Start a server with `steps`, send a GET request; return the server and the response."""
         server = self.serve(steps, tls=tls)
         return server, self.send(get(server.url, **options))
 
@@ -176,7 +177,7 @@ class Harness:
         return server, response
 
     def start_fetch(self, request: Request) -> Pending[bytes]:
-        """Start to send `request` and to read its response to the end."""
+        """Start a call that sends `request` and reads its response to the end."""
 
         async def fetch() -> bytes:
             response = await self._transport.send_async(request)
@@ -194,7 +195,7 @@ class Harness:
 
 
 def run_in_thread(call: Work[T]) -> Future[T]:
-    """Run `call` in a new thread. Its coroutine must never suspend; it may block the thread."""
+    """Run `call` in a new thread. Its coroutine must block the thread instead of suspending."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -215,7 +216,8 @@ def event_loop(
 ) -> Generator[Callable[[Work[Any]], Future[Any]], None, None]:
     """Run an event loop in a thread, and yield the function that starts tasks in it.
 
-    At the end, running tasks are cancelled. The loop is abandoned if it does not stop in time.
+    At the end, running tasks are cancelled. If the loop does not stop within `timeout` seconds, its
+    thread is abandoned.
     """
     running = ExitStack()
     portal = running.enter_context(start_blocking_portal(backend))
@@ -248,5 +250,5 @@ class BlockingAsAsync:
             yield piece
 
     async def close_async(self) -> None:
-        """Call `close`."""
+        """Call `Transport.close` or `ByteStream.close`."""
         self._wrapped.close()

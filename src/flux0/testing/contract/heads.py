@@ -36,7 +36,7 @@ class HeadContract(Contract):
     def test_target_and_body_are_sent_unchanged(
         self, harness: Harness, method: str, target: str
     ) -> None:
-        """Percent-encodings are kept. Any method may have a body, with a `content-length`."""
+        """Percent-encodings are kept. A body has a `content-length`, whatever the method is."""
         server = harness.serve(_OK)
         body = bytes(range(256)) * 300
         harness.fetch(evolve(post(f"{server.url}{target}", body), method=method))
@@ -59,14 +59,14 @@ class HeadContract(Contract):
         assert is_complete, "the received body differs from the sent body"
 
     def test_empty_body_has_a_content_length(self, harness: Harness) -> None:
-        """Some servers reject a POST without a length (RFC 9110, section 8.6)."""
+        """Some servers reject a POST request without a length (RFC 9110, section 8.6)."""
         server = harness.serve(_OK)
         harness.fetch(post(server.url, b""))
         lengths = server.requests[0].headers.get_all("content-length")
         check(lengths, ("0",), "the content-length headers of the request")
 
     def test_default_headers_are_sent_once(self, harness: Harness) -> None:
-        """A field of the request replaces the default field of the library."""
+        """A field of the request replaces the default field of the HTTP library."""
         server = harness.serve(_OK)
         harness.fetch(get(server.url))
         own = Headers((("accept-encoding", "gzip"),))
@@ -79,7 +79,7 @@ class HeadContract(Contract):
 
     @pytest.mark.parametrize("method", ["GET", "POST"])
     def test_request_without_a_body_announces_none(self, harness: Harness, method: str) -> None:
-        """Only a POST may have `content-length: 0` (RFC 9110, section 8.6)."""
+        """Only a POST request may have `content-length: 0` (RFC 9110, section 8.6)."""
         server = harness.serve(_OK)
         harness.fetch(evolve(get(server.url), method=method))
         (received,) = server.requests
@@ -93,7 +93,7 @@ class HeadContract(Contract):
         )
 
     def test_request_headers_are_sent_unchanged(self, harness: Harness) -> None:
-        """The request's headers replace the library's defaults. Repeated fields keep all values."""
+        """The request's headers replace default headers. Repeated fields keep all values."""
         server = harness.serve(_OK)
         given = {
             "accept": "text/event-stream",
@@ -169,7 +169,7 @@ class HeadContract(Contract):
     def test_responses_without_a_body_end_with_their_head(
         self, harness: Harness, method: str, status: str, fields: list[tuple[str, str]]
     ) -> None:
-        """In these responses, a `content-length` announces no body (RFC 9112, section 6.3)."""
+        """Such responses have no body, in spite of a `content-length` (RFC 9112, section 6.3)."""
         server = harness.serve((head(status, fields),))
         for _ in range(2):
             response = harness.send(evolve(get(server.url), method=method))
@@ -178,7 +178,7 @@ class HeadContract(Contract):
         assert server.connections == 1, "the connection was not reused"
 
     def test_response_headers_are_returned_unchanged(self, harness: Harness) -> None:
-        """Repeated fields stay separate. `raw_response` is the response of the library."""
+        """Repeated fields stay separate. `raw_response` is the HTTP library's response."""
         fields = [("X-Request-ID", "7"), ("Set-Cookie", "a=1, b"), ("set-cookie", "c=2")]
         _, response = harness.exchange(http_response(b"", headers=fields))
         headers = response.head.headers
@@ -199,7 +199,7 @@ class HeadContract(Contract):
         ids=["usual", "terse", "old", "latin-1"],
     )
     def test_unusual_response_heads_are_accepted(self, harness: Harness, start: bytes) -> None:
-        """Some servers send such heads, and TCP may split them anywhere."""
+        """Some servers send such heads. TCP may deliver a head in several parts."""
         _, response = harness.exchange(
             (Write(start[:30]), Write(start[30:]), Write(b"ok"), Disconnect())
         )

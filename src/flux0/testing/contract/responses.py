@@ -15,7 +15,7 @@ FRAMINGS: tuple[Framing, ...] = get_args(Framing)
 
 @frozen
 class Write:
-    """Write `data`. With `below_tls`, write `data` unencrypted into a TLS connection."""
+    """Write `data`. If `below_tls` is true, write it unencrypted into a TLS connection."""
 
     data: bytes
     below_tls: bool = False
@@ -71,7 +71,7 @@ def http_response(
     Args:
         pieces: The body. `WaitForRelease` and `Sleep` delay the pieces after them.
         status: The status code and the reason phrase.
-        headers: Further header fields. The fields of the framing are added automatically.
+        headers: Further header fields. Fields such as `content-length` are added automatically.
         framing: How the client finds the end of the body.
         gzip: Compress the body, so that each piece can be decompressed when it arrives.
     """

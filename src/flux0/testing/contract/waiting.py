@@ -85,8 +85,8 @@ class TimeoutContract(Contract):
             check(response.start_next().outcome(), b"", "the piece")
 
 
-# The steps of servers that never complete a response head. While the server sends "slow-bytes" or
-# "interim", a timeout for each single read does not expire.
+# The steps of servers that do not complete a response head. With "slow-bytes" and "interim", a
+# timeout that each received byte restarts does not expire.
 _ENDLESS_HEADS: dict[str, ServerSteps] = {
     "nothing": (WaitForRelease(),),
     "slow-bytes": tuple(
@@ -97,10 +97,10 @@ _ENDLESS_HEADS: dict[str, ServerSteps] = {
 
 
 class InterruptContract(Contract):
-    """`Request.interrupt` ends the wait for a response head when `timeout_ms` expires."""
+    """If `timeout_ms` expires, flux0 calls `Interrupt.fire` to end the wait for a response."""
 
-    # Whether `Interrupt.fire` ends the wait. If not, a call may exceed `timeout_ms` as long as the
-    # server sends single bytes.
+    # Whether `Interrupt.fire` ends the wait in this transport. If not, a call exceeds `timeout_ms`
+    # if the server sends a response head byte by byte.
     interruptible: ClassVar[bool] = True
 
     @pytest.mark.parametrize("server_sends", _ENDLESS_HEADS)
@@ -123,7 +123,7 @@ class InterruptContract(Contract):
             server.wait_until_closed()
 
     def test_interrupt_ends_the_wait_over_a_pooled_connection(self, harness: Harness) -> None:
-        """A reused connection can be interrupted like a new connection."""
+        """`Interrupt.fire` also ends the wait for a response over a reused connection."""
         server = harness.serve(http_response(b"ok"), (WaitForRelease(),))
         check(harness.fetch(get(server.url)), b"ok", "the body")
         interrupt = Interrupt()
@@ -137,7 +137,7 @@ class InterruptContract(Contract):
 
     @pytest.mark.parametrize("status", ["200 OK", "500 Broken"])
     def test_interrupt_after_the_headers_has_no_effect(self, harness: Harness, status: str) -> None:
-        """After the headers, `fire` does nothing: another request may use the connection."""
+        """After the headers, `fire` must not interrupt another request on the connection."""
         server = harness.serve(
             http_response(b"first", WaitForRelease(), b"second", framing="chunked", status=status)
         )
@@ -151,7 +151,10 @@ class InterruptContract(Contract):
 
 @frozen
 class BackgroundCalls:
-    """The calls of `IdleContract` in one backend. They run in the background until `end`."""
+    """The calls that `IdleContract` has started in one backend; they run during its tests.
+
+    At `end`, `idle_test_seconds` have passed. `pooled` is the server of the call "pooled".
+    """
 
     harness: Harness
     pooled: ByteServer
@@ -167,15 +170,15 @@ _CALLS = pytest.StashKey[dict[str, BackgroundCalls]]()
 
 
 class IdleContract(Contract):
-    """Long waits. All calls start before the first test, and wait at the same time."""
+    """The tests of long waits. All waits run at the same time and start before the first test."""
 
-    # Seconds of each wait. Some libraries have a default timeout of 5 s. A transport must not reuse
-    # a connection that was idle for 4 s.
+    # The length of a wait, in seconds. It is longer than the default timeout of some HTTP libraries
+    # (5 s), and longer than 4 s: a transport must not reuse a connection that was idle for so long.
     idle_test_seconds: ClassVar[float] = 5.5
 
     @pytest.fixture(autouse=True)
     def background(self, request: pytest.FixtureRequest) -> dict[str, BackgroundCalls]:
-        """The background calls of this class, by backend."""
+        """The calls of each backend. They are started before the first test of the class."""
         shared = class_of(request)
         if _CALLS not in shared.stash:
             ending = ExitStack()
@@ -205,7 +208,8 @@ class IdleContract(Contract):
             "pooled": get(pooled.url),
         }
         calls = {name: harness.start_fetch(request) for name, request in requests.items()}
-        # A TLS handshake cannot be cancelled, but closing the servers ends it.
+        # Close the servers before the event loop: a TLS handshake cannot be cancelled, but it ends
+        # when its server is closed.
         ending.callback(harness.servers.close)
         return BackgroundCalls(harness, pooled, calls, monotonic() + self.idle_test_seconds)
 
@@ -213,7 +217,7 @@ class IdleContract(Contract):
     def test_timeout_none_waits_without_limit(
         self, background: dict[str, BackgroundCalls], backend: str, call: str
     ) -> None:
-        """A timeout of None does not fall back to a default of the library."""
+        """A timeout of None is not replaced by a default timeout of the HTTP library."""
         here = background[backend]
         assert here.is_pending_at_end(call), (
             f"{call} ended early: {here.calls[call].future.exception()!r}"

@@ -17,23 +17,28 @@ from flux0.ports import AsyncByteStream, ByteStream, Request, Response, Shared
 from flux0.runtime.event_loop import Loop, running_loop, sleep
 from flux0.testing.fake.clock import FakeClock, Wait, Waits, perform, perform_async
 
-# "unclosed": the client was closed, or the body was freed, without a call of `FakeBody.close`.
+# "unclosed": the client was closed, or the garbage collector freed the body, before the body was
+# closed or was read to its end.
 BodyEnd: TypeAlias = Literal["finished", "closed", "unclosed"]
 
 
 @define(eq=False)
 class FakeBody:
-    """A response body of a fake, for sync and async code. Each async read is a checkpoint."""
+    """A response body of an in-memory transport. Sync and async code can read it.
+
+    Each async read is a checkpoint: the event loop can run other tasks, and cancel the reader.
+    """
 
     _pieces: Iterator[bytes | Wait]
-    # Seconds of the fake's clock. If the timeout is None, a read that would never end raises
-    # AssertionError. If the timeout is infinite, such a read waits in real time.
+    # The read timeout, in seconds of the fake's clock. If it is None, a read that would never end
+    # raises AssertionError. If it is infinite, such a read waits in real time.
     _read_timeout: float | None
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
     _on_end: Callable[[Iterator[bytes | Wait], BodyEnd], None]  # Called once, when the body ends.
-    # How the body ends if it is freed before its end. Async bodies use "closed": leaving an
-    # `async for` loop early does not close its iterator, and is not an error.
+    # The outcome that is recorded if the garbage collector frees the body before it was read
+    # completely. For async code, it is "closed": if code leaves an `async for` loop early, Python
+    # does not close the iterator, so the missing call of `close_async` is not an error.
     end_if_unread: BodyEnd = field(default="unclosed", init=False)
     _end: BodyEnd | None = field(default=None, init=False)
 
@@ -135,7 +140,7 @@ class SharedTransport(Shared):
         return perform(self.respond(request, None), self.clock)
 
     def close(self) -> None:
-        """Do nothing: like a server, the transport outlives its clients."""
+        """Do nothing: like a real server, the transport outlives its clients."""
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Return the response to `request`; see `AsyncTransport.send_async`."""
@@ -155,7 +160,7 @@ class SharedTransport(Shared):
 
 @final
 class ClientTransport(SharedTransport):
-    """A view of a shared transport for one client. `close` interrupts that client's streams."""
+    """A view of a shared transport for one client. `close` interrupts the client's streams."""
 
     def __init__(self, shared: SharedTransport) -> None:
         super().__init__(shared.clock)

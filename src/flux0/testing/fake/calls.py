@@ -1,4 +1,4 @@
-"""Values for the calls that a fake received and the calls that a test expects."""
+"""`Call` and `ExpectedCall`: the calls that a fake received, and the calls that a test expects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flux0.ports import Request, Response
 T = TypeVar("T")
 
 _MISSING: Final = object()
-# The number of characters of each string to compare. The cost may be quadratic in this number.
+# The largest number of characters of a string to compare: the time can grow with its square.
 _MAX_COMPARED = 1000
 _JSON = re.compile(r"\s*application/([^;]*\+)?json\s*(;|$)", re.IGNORECASE)
 
@@ -140,7 +140,7 @@ def nearest(
 
 
 def user_of(headers: Headers) -> str | None:
-    """Return the user from the last cookie `flux0_user_sub`. The server does the same."""
+    """Return the user from the last cookie `flux0_user_sub`, which the server uses, too."""
     user = None
     for cookie in ";".join(headers.get_all("cookie")).split(";"):
         name, _, value = cookie.partition("=")
@@ -165,8 +165,9 @@ def json_or_bytes(body: bytes | None) -> Any:
 
 
 def _matches(expected: object, actual: object, *, in_query: bool) -> bool:
-    # Also accept the parsed JSON of `expected`, in which tuples are lists. In a query, all values
-    # are strings: there, accept the JSON text, too.
+    # `actual` was sent as JSON, which turns tuples into lists. Therefore, convert `expected` to
+    # JSON and back, and accept the result, too. In a query, all values are strings: also accept the
+    # JSON text of `expected`, such as "true".
     text = json.dumps(expected, default=repr)
     return actual in [expected, json.loads(text), *([text] * in_query)]
 
@@ -176,12 +177,12 @@ def _format_call(name: str, arguments: Mapping[str, Any]) -> str:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    # Like the server, use `$`, which also matches before a trailing line break.
+    # Like the real server, use `$`, which also matches before a trailing line break.
     return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", template) + "$")
 
 
-# The routes in the order of the server. If no route with the path allows the method, the 405
-# response contains the method of the first route with the path.
+# The routes, in the same order as in the server. If no route with the requested path allows the
+# method, the 405 response contains the method of the first route with this path.
 _ROUTES = (
     ("agents.create", "POST", _pattern("/api/agents")),
     ("agents.retrieve", "GET", _pattern("/api/agents/{agent_id}")),

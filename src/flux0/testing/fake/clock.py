@@ -1,7 +1,7 @@
 """The clock of a fake server, and the functions that perform waits in sync and async code.
 
-The fake's logic exists once, as generators that yield `Wait` values. `perform` runs them for sync
-code, `perform_async` for async code.
+The fake's logic is written only once, as generators. A generator yields a `Wait` when it has to
+wait. `perform` runs a generator in sync code, `perform_async` in async code.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class FakeClock(Time):
         self._now = float(start)
         self._sleep = sleep
         self._random = Random(0)  # noqa: S311 - jitter that is the same in every run
-        # Reentrant: a finalizer may call `notify` while its thread holds the lock.
+        # The lock is reentrant, because a finalizer can run in a thread that holds the lock, and
+        # call `notify`.
         self._lock = RLock()
         self._wake: list[Callable[[], object]] = []
         self._due: list[tuple[float, Callable[[], object]]] = []
@@ -158,7 +159,7 @@ class FakeClock(Time):
         self._move_to(wait.moment)
 
     def _must_wait(self, wait: Wait, wake: Callable[[], object]) -> bool:
-        """Return whether `wait.seen` is current. If it is, the next change calls `wake`."""
+        """Return whether no change followed `wait.seen`. If so, the next change calls `wake`."""
         with self._lock:
             if must_wait := self.changes == wait.seen:
                 self._wake.append(wake)
@@ -189,7 +190,10 @@ class FakeClock(Time):
 
 
 def perform(waits: Waits[T], clock: FakeClock) -> T:
-    """Run a generator of waits in sync code, and return its result."""
+    """Run the generator `waits` in sync code, and return its result.
+
+    Each time the generator yields a `Wait`, wait on the clock and then resume the generator.
+    """
     with closing(waits):
         try:
             while True:
@@ -200,8 +204,12 @@ def perform(waits: Waits[T], clock: FakeClock) -> T:
 
 
 async def perform_async(waits: Waits[T], clock: FakeClock) -> T:
-    """Run a generator of waits in async code, and return its result."""
-    with closing(waits):  # A cancelled task must close the generator at once.
+    """Run the generator `waits` in async code, and return its result.
+
+    Like `perform`, but the waits do not block the event loop.
+    """
+    # If the task is cancelled, close the generator at once, so that the fake ends the call.
+    with closing(waits):
         try:
             while True:
                 await clock.wait_async(next(waits))

@@ -89,8 +89,8 @@ class Drop:
     """The server closes the connection before it sends a response.
 
     Attributes:
-        after_acting: whether the server acts on the request before it closes the connection, for
-            example stores a message.
+        after_acting: whether the server acts on the request, such as storing a message, before it
+            closes the connection.
     """
 
     after_acting: bool = False
@@ -175,7 +175,7 @@ Fault: TypeAlias = Respond | Refuse | Drop | Delay | Stall | Truncate | Split
 
 
 def with_faults(pieces: Pieces, faults: Iterable[Fault], call: Call) -> Pieces:
-    """Apply `faults` to the pieces of a body and the waits between them."""
+    """Return the pieces of a body, and the waits between them, with `faults` applied."""
     for fault in sorted(faults, key=lambda fault: isinstance(fault, Split)):
         if isinstance(fault, Split):
             pieces = _split(pieces, fault.sizes)

@@ -32,7 +32,8 @@ _FORMS: Mapping[str, Form] = {
         members={"name": text(1, 100), "type": text(1, 100), "description": text()},
         optional=frozenset({"description"}),
     ),
-    # The released server neither streams nor stores a greeting, so the fake creates none.
+    # The released server neither streams nor stores a greeting. Therefore, the fake checks
+    # `allow_greeting`, but creates no greeting.
     "sessions.create": Form(
         query={"allow_greeting": validation.flag},
         members={"agent_id": IS_ID, "id": IS_ID, "title": text(longest=200)},
@@ -42,7 +43,7 @@ _FORMS: Mapping[str, Form] = {
         members={"type": _TYPE, "source": _SOURCE, "content": text()},
         optional=frozenset({"content"}),
     ),
-    # The released server ignores the query parameter `types`.
+    # The released server reads `types` from the body, and ignores the query parameter `types`.
     "sessions.list_events": Form(
         query={"min_offset": validation.integer, "source": _SOURCE}, items=_TYPE
     ),
@@ -51,13 +52,13 @@ _FORMS: Mapping[str, Form] = {
 
 @define(eq=False)
 class FakeServer:
-    """Handles requests on a store in memory, and creates the turns in which agents run."""
+    """Handles requests with a `FakeStore`, and creates a `FakeTurn` for each user message."""
 
     _agent_types: tuple[str, ...]
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
     store: FakeStore = field(init=False)
-    # The latest turn of each session, by session id.
+    # Maps the id of each session to its latest turn.
     _turns: dict[str, FakeTurn] = field(factory=dict[str, FakeTurn], init=False)
     _operations: Mapping[str, Callable[[Request, Target, Any], Response[Any]]] = field(init=False)
 
@@ -88,9 +89,10 @@ class FakeServer:
         return Response(response.status_code, headers, body)
 
     def on_closed_early(self, turn: FakeTurn) -> None:
-        """Handle the early close of the stream of `turn`.
+        """Cancel a turn, because the stream of `turn` was closed before its end.
 
-        Like the server, cancel the latest turn of the session, even if it is not `turn`.
+        Like the real server, cancel the latest turn of the session, even if it is not `turn`. If
+        the agent has already completed `turn`, cancel nothing.
         """
         if not turn.completed:
             self._cancel_turn(turn.message.session_id)
@@ -138,7 +140,7 @@ class FakeServer:
             "consumption_offsets": {"client": 0},
             "created_at": self.store.created_at(),
         }
-        self.store.sessions.append(session)  # The server accepts an id that already exists.
+        self.store.sessions.append(session)  # Like the real server, accept an existing id.
         return _json(201, without_nulls(session))
 
     def _retrieve_session(self, _: Request, target: Target, __: Any) -> Response[bytes]:
@@ -220,8 +222,8 @@ class FakeServer:
         return self.store.user_ids[calls.user_of(request.headers) or "anonymous"]
 
 
-# Small numbers, which the server formats differently from Python: 1e-7 instead of 1e-07. Strings
-# match as well, so that their content stays unchanged.
+# Matches small numbers, which the server formats differently from Python: 1e-7 instead of 1e-07. It
+# also matches whole strings, so that numbers within a string are not changed.
 _STRING_OR_SMALL_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|(\d)(\.(\d+))?e-0(\d)')
 
 
@@ -238,6 +240,6 @@ def _json(status_code: int, data: JSONObject, *fields: tuple[str, str]) -> Respo
     try:
         text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         body = _STRING_OR_SMALL_NUMBER.sub(_format_like_server, text).encode("utf-8")
-    except ValueError:  # The server cannot encode NaN or lone surrogates, either.
+    except ValueError:  # Like the real server, reject NaN and lone surrogates.
         return calls.internal_server_error()
     return calls.complete_response(status_code, "application/json", body, *fields)

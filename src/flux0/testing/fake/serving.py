@@ -22,7 +22,8 @@ from flux0.testing.fake.body import SharedTransport
 
 _POLL_SECONDS = 0.05  # The longest time in seconds until `shutdown` takes effect.
 _BLOCK_BYTES = 65536
-_MAX_HEAD_BYTES = 2**20  # h11 needs a limit. The real server has no fixed limit.
+# h11 needs a limit for the size of a request head. The real server has no fixed limit.
+_MAX_HEAD_BYTES = 2**20
 _HOST = re.compile(r"([\w.~%!$&'()*+,;=-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?", re.ASCII)
 # The real server runs on Python 3.13. Older versions of Python have another phrase for 422.
 _REASONS = {**{each.value: each.phrase for each in HTTPStatus}, 422: "Unprocessable Content"}
@@ -32,7 +33,7 @@ _REASONS = {**{each.value: each.phrase for each in HTTPStatus}, 422: "Unprocessa
 def serve(
     fake: SharedTransport, port: int, allow_origins: Collection[str]
 ) -> Generator[str, None, None]:
-    """Serve a fake in a `with` block. Each connection has a thread. See `FakeTransport.serve`."""
+    """Serve a fake in a `with` block; see `FakeTransport.serve`. Each connection has a thread."""
     with _Server(fake, port, allow_origins) as server:
         thread = Thread(target=server.serve_forever, args=(_POLL_SECONDS,), daemon=True)
         thread.start()
@@ -107,7 +108,7 @@ class _Handler(BaseRequestHandler):
         scheme = scheme if scheme in {"https", "ws", "wss"} else "http"
         host = host if _HOST.fullmatch(host) else self.server.address
         target = head.target.decode().replace("#", "%23")
-        if not target.startswith("/"):  # A target such as an absolute URL matches no route.
+        if not target.startswith("/"):  # An absolute URL, for example, must match no route.
             target = f"//{target}"
         return Request(
             head.method.decode(),
@@ -134,7 +135,7 @@ class _Handler(BaseRequestHandler):
             return self.http.our_state is h11.DONE
         try:
             response = self.server.fake.send(request)
-        except (TransportError, AssertionError):  # The fake sends no response.
+        except (TransportError, AssertionError):  # No response: close the connection.
             return False
         body = response.body
         watcher = Thread(target=self._close_on_disconnect, args=(body.close,), daemon=True)
@@ -142,10 +143,10 @@ class _Handler(BaseRequestHandler):
         try:
             self._send_response(response.status_code, (*response.headers.pairs, *cors), body)
         except Exception as error:  # noqa: BLE001 - agents can raise any exception
-            # LocalProtocolError: after a change by a fault, HTTP does not allow the response.
+            # h11 raises LocalProtocolError if a fault has made the response invalid.
             if not isinstance(error, (TransportError, OSError, h11.LocalProtocolError)):
-                # The agent raised an exception. Like the server, send no more data, but keep the
-                # connection open.
+                # The agent raised an exception. Like the real server, send no more data, but keep
+                # the connection open.
                 watcher.join()
             return False
         finally:

@@ -249,13 +249,13 @@ class UserMessage:
 # The steps of an agent. A string `s` means `Say(s)`.
 SyncSteps: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | None
 AgentSteps: TypeAlias = SyncSteps | AsyncIterable[str | AgentStep]
-# A function that is called in each turn.
+# An agent: a function that is called with the user's message in each turn.
 AgentFunction: TypeAlias = Callable[[UserMessage], AgentSteps | Awaitable[AgentSteps]]
 AgentReply: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | AgentFunction
 
 
 def as_agent(reply: AgentReply) -> AgentFunction:
-    """Return `reply` as a function of the `UserMessage`."""
+    """Return a function that returns `reply`; if `reply` is a function, return it unchanged."""
     if callable(reply):
         return reply
     steps = tuple(iter_steps(reply))
@@ -288,7 +288,8 @@ class StepExpander:
 
     def __init__(self, next_number: Callable[[str], int]) -> None:
         self._next_number = next_number
-        # The keys are the values of `id(call)`, because two `CallTool` steps may be equal.
+        # Maps `id(call)` to the `CallTool` step and the id of the tool call. The key is not the
+        # step itself, because two different steps may be equal.
         self._call_ids: dict[int, tuple[CallTool, str]] = {}
 
     def expand(self, step: AgentStep) -> Iterable[PlainStep]:

@@ -1,7 +1,7 @@
 """The store of a fake server: agents, sessions and events, as the JSON that the server returns.
 
-The server stores events without checking them. If a stored event is invalid, listing the events
-fails. In this store, invalid events have the `data` None.
+The real server stores events without checking them. If a stored event is invalid, listing the
+events of its session fails. In this store, the `data` of an invalid event is None.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class FakeStore:
         self.agents: dict[str, JSONObject] = {}
         self.sessions: list[JSONObject] = []  # Sessions with the same id share their events.
         self.events: defaultdict[str, list[JSONObject]] = defaultdict(list)
-        # Unfinished messages by event id. Like in the server, all sessions and turns share them.
+        # Maps event ids to unfinished messages. As in the real server, all sessions share this map.
         self._open_messages: defaultdict[str, _OpenMessage] = defaultdict(_OpenMessage)
-        # User ids by the value of the cookie `flux0_user_sub`.
+        # Maps the value of the cookie `flux0_user_sub` to the id of the user.
         self.user_ids: defaultdict[str, str] = defaultdict(lambda: self.new_id("user"))
         self._counters: defaultdict[str, count[int]] = defaultdict(lambda: count(1))
         self._now = now
@@ -59,9 +59,10 @@ class FakeStore:
         return f"{kind[0]}{self.next_number(kind):09}"
 
     def created_at(self, moment: float | None = None) -> str:
-        """Return `moment`, by default the current time, as a creation time in the server's format.
+        """Return `moment`, by default the current time, as text in the server's format.
 
-        Each call returns a later time than the previous call.
+        If this time is not later than the result of the previous call, return a slightly later
+        time.
         """
         requested = datetime.fromtimestamp(self._now() if moment is None else moment, timezone.utc)
         self._last_created_at = max(requested, self._last_created_at + _TICK)
@@ -119,7 +120,8 @@ class FakeStore:
         message = self._open_messages[chunk.event_id]
         appends = any(patch.path.endswith("/-") for patch in chunk.patches)
         if not appends and chunk.seq != message.last_seq + 1:
-            # The server drops the patches, but uses the metadata of the first chunk of a message.
+            # The server drops the patches. If the chunk is the first of its message, the server
+            # still uses its metadata.
             message.feed(evolve(chunk, patches=()))
             return False
         before = len(message.problems)
@@ -148,7 +150,7 @@ def models_of(events: list[JSONObject]) -> tuple[Event, ...]:
 
 
 def status_data(reported: Report) -> JSONObject | None:
-    """Return the data of the stored event for a status; None if the status is unknown."""
+    """Return the data of the event that stores a status; None if the status is unknown."""
     if reported.status not in set(SessionStatus):
         return None
     return {
@@ -161,7 +163,7 @@ def status_data(reported: Report) -> JSONObject | None:
 
 
 def agent_data(message: TurnMessage) -> JSONObject | None:
-    """Return the data of the stored event for an agent's message; None if it is invalid."""
+    """Return the data of the event that stores an agent's message; None if it is invalid."""
     from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
 
     data = message.data

@@ -90,8 +90,8 @@ class FakeTransport(SharedTransport):
         self._lock = RLock()
         self._agent = as_agent(reply)
         self._agent_name = agent_name
-        # The call and the turn of each body that was neither read to its end nor closed, by the
-        # iterator over the pieces of the body.
+        # The bodies that were neither read to their end nor closed: maps the iterator over the
+        # pieces of a body to the call and the turn of the body.
         self._open: dict[Iterator[bytes | Wait], tuple[Call, FakeTurn | None]] = {}
         self.agent_id: str = agent_id or ""
         self.reset()
@@ -226,9 +226,11 @@ class FakeTransport(SharedTransport):
         _raise_if("responses left open:", still_open)
 
     def installed(self) -> AbstractContextManager[FakeTransport]:
-        """Return a context manager in which each new `Flux0()` without a transport uses the fake.
+        """Return a context manager for code that creates its own clients.
 
-        The context manager applies to all threads and tasks of the process. Its value is the fake.
+        Within its `with` block, a `Flux0` that is created without the arguments `transport` and
+        `client` uses the fake, in all threads and tasks of the process. Entering the context
+        manager returns the fake.
         """
         from flux0.client.transports import default_transport  # noqa: PLC0415 - rarely needed
 
@@ -237,7 +239,7 @@ class FakeTransport(SharedTransport):
     def serve(
         self, port: int = 0, *, allow_origins: Collection[str] = ()
     ) -> AbstractContextManager[str]:
-        """Return a context manager that serves the fake on 127.0.0.1. Its value is the URL.
+        """Return a context manager that serves the fake on 127.0.0.1. Entering it returns the URL.
 
         Args:
             port: the TCP port; 0 chooses a free port.
@@ -318,7 +320,10 @@ class FakeTransport(SharedTransport):
     def _apply_faults(
         self, request: Request, faults: Iterable[Fault], *, acted: bool
     ) -> Waits[Response[Any] | None]:
-        """Apply the faults that take effect before the server acts, or if `acted`, afterwards.
+        """Apply the faults that take effect before or after the server acts on the request.
+
+        If `acted` is False, the server has not acted on the request yet: apply the faults that take
+        effect before. If `acted` is True, apply the faults that take effect afterwards.
 
         Return the response of a `Respond` fault; None if there is no such fault.
         """

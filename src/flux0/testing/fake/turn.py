@@ -1,6 +1,6 @@
 """One turn of a fake agent: its steps are converted to stream bytes and to stored events.
 
-As on the server, the agent does not wait for the reader of the stream. It runs as soon as the
+As on the real server, the agent does not wait for the reader of the stream. It runs as soon as the
 message is sent, up to its next pause or gate, and continues as the clock moves. Its events are
 stored when it produces them. If `_MAX_UNREAD` events are unread, the agent waits for the reader. It
 fails after `_MAX_SILENT_STEPS` steps in a row that neither send an event nor wait.
@@ -77,7 +77,8 @@ class FakeTurn:
     # Whether a thread or task runs the agent. It stays True after the agent has ended, so that no
     # thread runs the agent again.
     _running: bool = field(default=False, init=False)
-    # The agent's current wait: for a moment or a gate. Infinite after the agent was cancelled.
+    # The agent's current wait, for a moment or a gate; None while the agent runs. After the agent
+    # was cancelled or failed, the wait is infinite.
     _wait: Wait | None = field(default=None, init=False)
     _cancelled: bool = field(default=False, init=False)
 
@@ -89,7 +90,7 @@ class FakeTurn:
         while self._output or not self.completed:
             if self._wait is _UNTIL_READ:
                 # The reader holds the lock, which must not be held while the agent's own code runs.
-                # So the clock calls `resume`.
+                # Therefore, the clock calls `resume`.
                 now = self._clock.now()
                 self._wait = Wait(now)
                 self._clock.call_at(now, self.resume)
@@ -100,7 +101,7 @@ class FakeTurn:
 
     @property
     def unused_steps(self) -> str | None:
-        """How many steps the turn ran before it stopped; None if its script is used up."""
+        """A sentence with the number of steps that the turn ran; None if its script is used up."""
         done = f"{self._steps_done} {'step' if self._steps_done == 1 else 'steps'}"
         return None if self._used_up else f"its turn stopped after {done}"
 
@@ -137,7 +138,7 @@ class FakeTurn:
                 return
             self._cancelled = True
             self._wait = Wait(inf)
-            # If another thread is running the agent, the other thread closes the agent.
+            # If another thread is running the agent, that thread closes the agent.
             idle, self._running = not self._running, True
         if idle and self._agent is not None:
             self._agent.close()
@@ -221,7 +222,7 @@ class FakeTurn:
         self._continued_at = self._clock.now()
 
     def _fail(self, error: BaseException) -> None:
-        """Record an exception of the agent, and raise it in the reader of the stream."""
+        """Record an exception of the agent. Reading the stream will raise it."""
         with self._lock:
             self.error = error
             self._output.append(error)
@@ -254,7 +255,7 @@ class FakeTurn:
                 case steps.Gate():
                     if step.must_wait(self.resume):
                         self._wait = Wait(real_timeout=step.timeout)
-                case _:  # FallSilent
+                case _:  # The step is a `FallSilent`.
                     self._wait = Wait(inf)
             if len(self._output) >= _MAX_UNREAD:
                 self._wait = _UNTIL_READ
@@ -277,7 +278,7 @@ class FakeTurn:
         )
         members: JSONObject = {**data, "patches": patches}
         if self._store.add_chunk(ChunkEvent(**members)):
-            # Encode `data`, because encoding the event would reorder the members of patches.
+            # Encode `data`, not the `ChunkEvent`, which would reorder the members of the patches.
             self._send(f"event: chunk\ndata: {json.dumps(data)}\n\n".encode())
 
     def _send_status(self, step: steps.Report) -> None:
@@ -300,7 +301,8 @@ class FakeTurn:
         }
         try:
             self._send(f"event: status\nid: {event['id']}\ndata: {json.dumps(event)}\n\n".encode())
-        except UnicodeEncodeError:  # The id has a lone surrogate: the server ends the stream.
+        except UnicodeEncodeError:
+            # The id contains a lone surrogate. In this case, the real server ends the stream, too.
             self.completed = True
 
     def _send(self, event: bytes) -> None:

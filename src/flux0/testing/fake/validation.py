@@ -58,7 +58,7 @@ class ServerFailure(Exception):
 
 
 def text(shortest: int = 0, longest: float = inf) -> Check:
-    """Return a check that a value is a string whose number of characters is in this range."""
+    """Return a check that a value is a string of `shortest` to `longest` characters."""
 
     def check(value: object) -> Problem | None:
         if not isinstance(value, str):
@@ -73,7 +73,7 @@ def text(shortest: int = 0, longest: float = inf) -> Check:
 
 
 def choice(*names: str) -> Check:
-    """Return a check that a value is one of these strings."""
+    """Return a check that a value is one of `names`."""
     *most, last = (repr(name) for name in names)
     found: Problem = "enum", {"expected": f"{', '.join(most)} or {last}"}
     return lambda value: None if isinstance(value, str) and value in names else found
@@ -126,7 +126,7 @@ class Form:
         return [] if body is _NO_BODY or body is None else body
 
     def _body(self, body: Any) -> Iterator[tuple[Any, ...]]:
-        """Yield a tuple for each check: the problem or None, the checked value, its location."""
+        """For each check, yield a tuple: the problem or None, the checked value, its location."""
         if self.members is not None and body is _NO_BODY:
             yield ("missing", {}), None, "body"
         elif self.members is not None and not isinstance(body, dict):
