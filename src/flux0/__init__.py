@@ -3,8 +3,8 @@
     with Flux0() as client:
         agents = client.agents.list()
 
-`flux0.models` has all models and errors. Each name is imported when it is first used. So the
-command line can handle Ctrl-C from its first moment, and `import flux0` imports no HTTP library.
+`flux0.models` has all models and errors. Each name is imported when it is first used. Therefore
+`import flux0` imports no HTTP library, and the command line handles Ctrl-C as soon as it starts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib import import_module
 
 from flux0._version import __version__
 
-TYPE_CHECKING = False  # Type checkers know this name. Importing `typing` takes time.
+TYPE_CHECKING = False  # Type checkers treat it as True. Importing `typing` takes time.
 if TYPE_CHECKING:
     from typing import Any
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from flux0.domain.retrying import BackoffStrategy, RetryConfig, RetryDetails
     from flux0.models import *  # noqa: F403 - listed in __all__ below
 
-# The modules of the names that are not in `flux0.models`.
+# Maps each public name that is not in `flux0.models` to its module.
 _MODULES = {
     "AiohttpTransport": "adapters.aiohttp.transport",
     "AsyncConversation": "client.conversation",
@@ -59,7 +59,8 @@ _MODULES = {
     "to_dict": "client.json_form",
     "to_json": "client.json_form",
 }
-# The packages of the transports that may be missing, which are also the names of their extras.
+# Maps each transport whose HTTP library may not be installed to this library. An extra with the
+# same name installs the library.
 _EXTRAS = {
     "AiohttpTransport": "aiohttp",
     "RequestsTransport": "requests",

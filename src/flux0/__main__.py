@@ -1,7 +1,7 @@
 """The entry point of the command line: `python -m flux0`, and the script `flux0-client`.
 
-This module imports only modules that Python has loaded. So `main` runs at once, and handles Ctrl-C
-while it imports all other modules.
+This module imports only modules that Python loads when it starts. So `main` runs at once, and
+handles Ctrl-C while it imports all other modules.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-TYPE_CHECKING = False  # Type checkers know this name. Importing `typing` takes time.
+TYPE_CHECKING = False  # Type checkers treat it as True. Importing `typing` takes time.
 if TYPE_CHECKING:
     from typer import Typer
 
@@ -27,10 +27,11 @@ def main() -> None:
         if package not in _EXTRA:
             raise
         sys.exit(f"the command line needs the package {package}: pip install 'flux0-client[cli]'")
-    except KeyboardInterrupt:  # Ctrl-C during the import of `signal`.
+    except KeyboardInterrupt:  # Ctrl-C was pressed during the import of `signal`.
         sys.exit(_INTERRUPTED)
     except (OSError, SystemExit) as end:
-        # If the output is a closed pipe, rich and typer replace BrokenPipeError by SystemExit(1).
+        # If the output is a closed pipe, rich and typer raise SystemExit(1) instead of
+        # BrokenPipeError. Then the context of SystemExit is the BrokenPipeError.
         cause = end.__context__ if isinstance(end, SystemExit) else end
         if not isinstance(cause, OSError):
             raise
@@ -43,13 +44,13 @@ def main() -> None:
 def _import_app() -> Typer:
     """Import the command line. Meanwhile, Ctrl-C exits at once.
 
-    A `KeyboardInterrupt` is not sufficient: Python ignores exceptions in some functions that it
-    calls during an import.
+    Raising `KeyboardInterrupt` is not sufficient: Python ignores exceptions in some functions that
+    it calls during an import.
     """
     from signal import SIGINT, default_int_handler, getsignal, signal  # noqa: PLC0415 - slow
 
     before = getsignal(SIGINT)
-    if before is default_int_handler:  # The shell may have disabled Ctrl-C.
+    if before is default_int_handler:  # Do not enable Ctrl-C if a shell has disabled it.
         signal(SIGINT, _exit_at_once)
     try:
         from flux0.cli.app import app  # noqa: PLC0415 - slow; its packages may be missing
@@ -63,7 +64,7 @@ def _exit_at_once(_number: int, _frame: object) -> None:
 
 
 def _discard_output() -> None:
-    """Redirect standard output to the null device, so that Python can flush it at exit."""
+    """Redirect standard output to the null device, so that flushing it at exit succeeds."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,3 +1,3 @@
-"""The version of this library, read by the build as well."""
+"""The version of this library. The build also reads it from this file."""
 
 __version__ = "0.1.0"

@@ -1,1 +1,1 @@
-"""Adapters: the transports over HTTP libraries, the SSE parser, the JSON codec, OpenTelemetry."""
+"""The adapters implement the ports: transports, the SSE parser, the JSON codec, OpenTelemetry."""

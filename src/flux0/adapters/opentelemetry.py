@@ -39,7 +39,7 @@ _Attributes: TypeAlias = "dict[str, str | int | float]"
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
-# Upper bounds of the histogram buckets in seconds, from the conventions.
+# Upper bounds of the histogram buckets in seconds, from the semantic conventions.
 _TURN_BUCKETS = tuple(0.01 * 2**power for power in range(14))
 _HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
@@ -305,7 +305,7 @@ def _parts(turn: TurnEnd) -> Iterator[dict[str, Any]]:
                 case ReasoningPart(reasoning):
                     yield {"type": "reasoning", "content": reasoning}
                 case _:
-                    call = cast("ToolCallPart", part)  # A turn has no parts of other types.
+                    call = cast("ToolCallPart", part)  # Only this type is left.
                     name, id_ = call.tool_name, call.tool_call_id
                     yield {"type": "tool_call", "id": id_, "name": name, "arguments": call.args}
 

@@ -18,7 +18,7 @@ _BOM: Final = b"\xef\xbb\xbf"
 _LF: Final = 0x0A
 _CR: Final = 0x0D
 
-# The lowest limit that a user can set for `int` (`sys.set_int_max_str_digits`).
+# The lowest limit of digits that a user can set for `int` (`sys.set_int_max_str_digits`).
 _MAX_RETRY_DIGITS: Final = 640
 
 # `tuple.__new__` creates a `ServerSentEvent`, a named tuple, in half the time of its constructor.
@@ -27,7 +27,7 @@ _new: Final[Callable[..., ServerSentEvent]] = cast("Any", tuple).__new__
 # The states of the parser. Each state describes the bytes that were received last.
 _START: Final = 0  # No bytes, or only a part of a byte order mark (BOM), were received.
 _BETWEEN_BLOCKS: Final = 1  # The last line was blank, and no new block has begun.
-_IN_BLOCK: Final = 2  # A block has begun: the last line may be complete or not.
+_IN_BLOCK: Final = 2  # A block has begun. Its last line may be incomplete.
 _AFTER_CR: Final = (
     3  # The last byte was a CR. If the next byte is an LF, both bytes are one line end.
 )
@@ -62,8 +62,8 @@ class SSEParser:
         self._state = _START
         self._bom = b""  # Received bytes that may be the start of a BOM.
         # The incomplete block. Its lines end with LF, but the LF of the last line is not stored.
-        # Instead, `_in_line` is False if the last line is complete. Appending to a bytearray does
-        # not copy its content.
+        # Instead, `_in_line` is False if the last line is complete. It is a bytearray,
+        # because appending to a bytearray does not copy its content.
         self._block = bytearray()
         self._in_line = False
 

@@ -23,16 +23,17 @@ _HEAD_END: Final = re.compile(rb"\n\r?\n")
 class TrackedConnection(ResponseHandler):
     """A connection of aiohttp that limits each wait and the overhead, and reports each failure.
 
-    flux0 assigns this class to the `__class__` of existing connections. This does not call
-    `__init__`, so the attributes are class attributes with defaults.
+    The overhead is the received bytes that are not content, such as chunk sizes. flux0 assigns this
+    class to the `__class__` of connections that aiohttp has created. This does not call `__init__`,
+    so the attributes are class attributes with defaults.
     """
 
     deadline: float | None = None  # The loop time when the wait expires. None if no task waits.
-    _limit: float = 0.0  # The time of a wait in seconds, if `deadline` is not None.
+    _limit: float = 0.0  # The limit of the current wait in seconds, if a task waits.
     _wait_timer: asyncio.TimerHandle | None = None
     _content: aiohttp.StreamReader | None = None  # None until the response head is received.
     _content_bytes = _overhead = _unsent = 0
-    _head_start = _head_end = b""  # The first bytes, and the last bytes that were received.
+    _head_start = _head_end = b""  # The first and the last received bytes of the heads.
     _poll: Any = None
 
     def is_stale(self) -> bool:
@@ -40,23 +41,27 @@ class TrackedConnection(ResponseHandler):
         transport = self.transport
         if transport is None or transport.is_closing() or self.should_close:
             return True
-        # Windows has no poll. Its event loop reads surplus bytes, which `data_received` detects.
+        # Windows has no poll. There, the event loop reads surplus bytes, and `data_received`
+        # detects them.
         if self._poll is None and hasattr(select, "poll"):
             self._poll = select.poll()
             self._poll.register(transport.get_extra_info("socket"), select.POLLIN)
         return self._poll is not None and bool(self._poll.poll(0))
 
     def await_head(self, limit: float | None) -> None:
-        """Start to wait for a response head, at most `limit` seconds for its next bytes.
+        """Start to wait for a response head, at most `limit` seconds without progress.
 
-        The limit also applies to each wait until the server receives bytes of the request.
+        There is progress when the server receives bytes of the request, or sends bytes.
         """
         self._content, self._head_start, self._head_end = None, b"", b""
         self._content_bytes = self._overhead = self._unsent = 0
         self.start_wait(limit)
 
     def start_wait(self, limit: float | None) -> None:
-        """Start to wait for data, at most `limit` seconds. To save time, keep an earlier timer."""
+        """Start to wait for data, at most `limit` seconds.
+
+        To save time, keep a timer that fires earlier. `_on_timer` sets it again.
+        """
         if limit is None:
             self.deadline = None
             return
@@ -121,7 +126,7 @@ class TrackedConnection(ResponseHandler):
         self.set_exception(HttpProcessingError(message=problem))
 
     def feed_data(self, data: Any, size: int = 0) -> None:
-        """Receive a parsed response head. Reject the response if its framing is ambiguous."""
+        """Receive a parsed response head. Reject it if the end of its body is ambiguous."""
         message, content = data
         if self._content is None and (message.code >= 200 or message.code == 101):  # noqa: PLR2004
             codings = message.headers.getall("Transfer-Encoding", ())
@@ -139,12 +144,13 @@ class TrackedConnection(ResponseHandler):
             content.set_exception(exc)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Report a reset. aiohttp would treat it as the end of a close-delimited body."""
+        """Report a reset as an error. For aiohttp, it is the end of a close-delimited body."""
         if self._wait_timer is not None:
-            self._wait_timer.cancel()  # The timer refers to the connection and keeps it alive.
+            self._wait_timer.cancel()  # The timer would keep the connection alive.
         transport = self.transport
         if exc and transport and not (self._content or transport.get_extra_info("ssl_object")):
-            # If sending fails, asyncio discards a received response, such as a rejection.
+            # If sending fails, asyncio does not read a received response, such as a rejection. So
+            # read it here.
             number = transport.get_extra_info("socket").fileno()
             with suppress(OSError), socket.fromfd(number, -1, -1) as duplicate:
                 self.data_received(duplicate.recv(65536))
@@ -156,7 +162,8 @@ class TrackedConnection(ResponseHandler):
         reported = None if content is None else content.exception()
         super().connection_lost(exc)
         if content is not None and reported is not None:
-            # If the trailers are invalid, `super().connection_lost` has replaced the exception.
+            # Restore the exception, which `super().connection_lost` replaces if the trailers are
+            # invalid.
             content.set_exception(reported)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""One request over aiohttp until its response head is received, and the errors of aiohttp."""
+"""Sends a request over aiohttp, receives the response head, and translates errors of aiohttp."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class AiohttpExchange(Exchange):
         headers = CIMultiDict(request.headers.pairs)
         self._authorization = headers.popall("authorization", ())
         headers.setdefault("accept-encoding", ACCEPT_ENCODING)
-        # The argument `middlewares` replaces the session's middlewares, which have no public name.
+        # The argument `middlewares` replaces the middlewares of the session, so pass these, too.
+        # They have no public name.
         users = session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         try:
             return await session.request(
@@ -70,8 +71,9 @@ class AiohttpExchange(Exchange):
     async def _call_middlewares(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Call the user's middlewares. Raise no error that makes aiohttp send the request again."""
-        # If the session has authentication, `session.request` rejects this header. So add it later.
+        """Call the user's middlewares. Wrap errors that would make aiohttp repeat the request."""
+        # If the session has authentication, `session.request` rejects an authorization header. So
+        # `run` removes the header, and this method adds it.
         if self._authorization:
             request.headers["Authorization"] = ", ".join(self._authorization)
         try:
@@ -88,7 +90,7 @@ class AiohttpExchange(Exchange):
     async def _call_aiohttp(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Send the request over a usable connection; record the errors of aiohttp in `failure`."""
+        """Send the request over a connection that is not stale; record errors of aiohttp."""
         if request.loop is not asyncio.get_running_loop():
             raise errors.Flux0Error("the aiohttp session belongs to another event loop")
         while True:
@@ -103,14 +105,14 @@ class AiohttpExchange(Exchange):
                 self.failure: BaseException | None = error
                 raise
             finally:
-                del request.send  # The attribute refers to `request`: a reference cycle.
+                del request.send  # Break a reference cycle: the attribute refers to `request`.
 
     async def _send(self, send: Any, connection: Any) -> Any:
         protocol = connection.protocol
         if not isinstance(protocol, TrackedConnection):
             protocol.__class__ = TrackedConnection
             if connection.transport is not None:
-                # uvloop has stored the methods of the old class, so set the protocol again.
+                # uvloop has cached the methods of the old class, so set the protocol again.
                 connection.transport.set_protocol(protocol)
         elif protocol.is_stale():
             raise _StaleConnectionError
@@ -124,7 +126,7 @@ class _StaleConnectionError(Exception):
 
 
 class _UserError(Exception):
-    """Wraps an error of the user's code. Otherwise, aiohttp would send the request again."""
+    """Wraps an error of the user's code that would make aiohttp send the request again."""
 
 
 def translate(
@@ -150,7 +152,7 @@ def translate(
 
 
 def without_secrets(error: BaseException) -> BaseException:
-    """Return `error`, or a replacement if `error` contains headers or a password."""
+    """Return `error`. If it contains headers or a password, return a replacement without them."""
     while error.__cause__ is not None and isinstance(error, aiohttp.ClientConnectionError):
         error = error.__cause__
     if isinstance(error, aiohttp.ServerDisconnectedError):

@@ -1,8 +1,11 @@
 """The transport over aiohttp, for async code under asyncio.
 
+A call passes these steps:
+
 1. `send_async` starts an `AiohttpExchange`, which calls `ClientSession.request`. The middlewares of
-   the session run between two middlewares of flux0. The inner one records the errors of aiohttp,
-   and the outer one replaces them by flux0 errors. Errors of the user's code are unchanged.
+   the session run between two middlewares of flux0. The inner middleware records the errors of
+   aiohttp, and the outer middleware replaces them by flux0 errors. Errors of the user's code are
+   unchanged.
 2. aiohttp takes a connection from the pool or opens a connection. It calls `AiohttpExchange._send`,
    which rejects stale connections, and then sends the request. A request is sent only once.
 3. `TrackedConnection` limits the wait for the response head, and rejects data that is not HTTP.
@@ -98,7 +101,11 @@ def _parse_url(text: str) -> URL:
 
 
 class _Body(AsyncPulledBody):
-    """The body of a response. It keeps `owner`, because a freed transport closes its session."""
+    """The body of a response.
+
+    It keeps a reference to its transport, `owner`, because an unreferenced transport closes its
+    session.
+    """
 
     def __init__(self, request: Request, response: aiohttp.ClientResponse, owner: object) -> None:
         super().__init__(response.headers.get("Content-Encoding", ""))
@@ -110,9 +117,10 @@ class _Body(AsyncPulledBody):
         if not is_success(response.status):
             self.retained = []  # The user may read the body again, from `raw_response`.
         self._connection = response.connection and cast("Any", response.connection).protocol
-        # If aiohttp has already released the connection, the body is complete.
+        # If it is None, aiohttp has received the whole body and released the connection.
         if self._connection is not None:
-            # Use a finalizer, not __del__, which is called too late if both are freed together.
+            # Use a finalizer: if the body and the response are freed together, __del__ is called
+            # too late.
             loop, transport = asyncio.get_running_loop(), self._connection.transport
             self._finalizer = finalize(self, _close_soon, loop, response, transport)
 
@@ -129,10 +137,11 @@ class _Body(AsyncPulledBody):
             if connection is not None:
                 connection.deadline = None
             if not data and not self._received:
-                # A middleware of the user may have read the body. `read` returns the body again.
+                # If a middleware of the user has read the body, `read` returns the body again.
                 data = await self._response.read()
         except exchange.LIBRARY_ERRORS as error:
-            # Return the received data first. `read_nowait` raises the exception, so remove it.
+            # Return the received data before raising the error. `read_nowait` would raise the
+            # error, so remove it from the content meanwhile.
             self._content.set_exception(cast("Exception", None))
             data = self._content.read_nowait()
             self._content.set_exception(error)
@@ -157,7 +166,7 @@ class _Body(AsyncPulledBody):
     def _release(self) -> None:
         if self._finalizer is not None:
             self._finalizer.detach()
-        if not self._response.closed:  # aiohttp releases the connection of a closed response.
+        if not self._response.closed:  # A closed response has released its connection.
             self._response.close()
 
     def _translate_error(self, error: BaseException) -> errors.TransportError | None:
@@ -167,7 +176,7 @@ class _Body(AsyncPulledBody):
 
 
 def _close_soon(loop: Any, response: aiohttp.ClientResponse, transport: Any) -> None:
-    """Close the response in its event loop. The garbage collector may run in any thread."""
+    """Close the response in its event loop, because a finalizer may run in any thread."""
     if not call_soon(loop, response.close):
         shut_down(transport and transport.get_extra_info("socket"))
         with suppress(RuntimeError):

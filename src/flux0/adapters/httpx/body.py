@@ -59,9 +59,8 @@ class _HttpxBody(PulledBody):
         self._connection: Any = None if http2 else response.extensions.get("network_stream")
         if isinstance(self._connection, TrackedConnection):
             self._connection.chunked = "transfer-encoding" in response.headers
-        self._transport = (
-            transport  # Keep the transport alive, because its finalizer closes the client.
-        )
+        # Keep the transport alive, because its finalizer closes the client.
+        self._transport = transport
         failed = not is_success(response.status_code)
         # The user may read the body of an error again, from `raw_response`.
         self._retained_raw: list[bytes] | None = [] if failed and not self._already_read else None
@@ -70,7 +69,7 @@ class _HttpxBody(PulledBody):
         if request.is_streaming(response.status_code):
             if http2:
                 warnings.warn(_HTTP2_WARNING, RuntimeWarning, stacklevel=2)
-            # httpcore looks up this timeout when it starts to read the body.
+            # httpcore looks up this timeout only when it starts to read the body.
             built.extensions.get("timeout", {})["read"] = request.timeout.idle
             exchange.timeout = evolve(request.timeout, read=request.timeout.idle)
 
@@ -86,7 +85,7 @@ class _HttpxBody(PulledBody):
         return data
 
     def _retained_stream(self) -> Any:
-        """Return a stream of the library that yields the retained data."""
+        """Return an httpx stream that yields the retained data."""
         return self._exchange.httpx_module.ByteStream(b"".join(self._retained_raw or ()))
 
     def _translate_error(self, error: BaseException) -> TransportError | None:
@@ -102,7 +101,7 @@ class _HttpxBody(PulledBody):
 
 
 class SyncHttpxBody(_HttpxBody, SyncPulledBody):
-    """The body of a response, pulled by sync code."""
+    """The body of a response, for sync code."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -169,7 +168,8 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
     async def release(self) -> None:
         """Release the connection."""
         with suppress(Exception):  # The body is not read any more, so ignore all errors.
-            # If a reader waits in the generator, closing the response ends its wait with an error.
+            # A generator in which a reader waits cannot be closed. Then closing the response ends
+            # the wait with an error.
             if not self._raw.ag_running:
                 await close_nested_generators(self._raw)
         with suppress(Exception):
@@ -189,9 +189,9 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
     async def _release_later(self) -> None:
         """Return control to the event loop once, then release the connection.
 
-        When the loop ends, it cancels this task. If the task was cancelled in a cancel scope of
-        anyio, which the release uses, a reference cycle would keep the connection alive. Therefore
-        the task first waits in `sleep`, and ignores a cancellation there.
+        When the loop ends, it cancels this task. The release uses a cancel scope of anyio. If the
+        task was cancelled in this scope, a reference cycle would keep the connection alive.
+        Therefore the task first waits in `sleep`, and ignores a cancellation there.
         """
         import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 

@@ -1,8 +1,8 @@
 """Cancellation of tasks that wait in httpcore.
 
 When a task is cancelled, httpcore cleans up in a cancel scope of anyio with a shield. The shield
-does not stop `asyncio.Task.cancel`. If the task is cancelled a second time during the cleanup, the
-cleanup ends early, and the connection blocks a place in the pool forever.
+has no effect on `asyncio.Task.cancel`. If the task is cancelled a second time during the cleanup,
+the cleanup ends early, and the connection blocks a place in the pool forever.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Uninterrupted(Generic[T]):
     """An awaitable that runs `work`, and delays a cancellation that occurs in a checkpoint.
 
     A checkpoint is an `await` that lets other tasks run, and waits for no event. The cleanup of
-    httpcore has no other awaits. If a task is cancelled in a checkpoint, the cancellation takes
-    effect when `work` next waits for an event, or when `work` ends.
+    httpcore awaits nothing else, so it runs to its end. If a task is cancelled in a checkpoint, the
+    cancellation takes effect when `work` next waits for an event, or when `work` ends.
     """
 
     def __init__(self, work: Awaitable[T]) -> None:
@@ -58,7 +58,7 @@ class Uninterrupted(Generic[T]):
 
 
 def _is_task_cancellation(error: BaseException) -> bool:
-    """Return whether `Task.cancel` raised `error`, not the cancellation of an anyio scope.
+    """Return whether `error` comes from `Task.cancel`, not from a cancelled scope of anyio.
 
     In a cancelled scope, `current_effective_deadline` returns -inf.
     """

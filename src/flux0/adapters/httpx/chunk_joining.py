@@ -19,8 +19,8 @@ _HEAD: Final = re.compile(rb"HTTP/1\.1 [2-5](?:[^\r\n]*\r\n)+?\r\n")
 class ChunkJoiner:
     """Replaces complete chunks that were received together by one chunk with the same content.
 
-    All other bytes stay unchanged. After the last chunk, and after a size line that is invalid or
-    has an extension, all bytes stay unchanged.
+    It changes no other bytes. It stops joining after the last chunk, and after a size line that is
+    invalid or has an extension.
 
     Args:
         received: The first received bytes of the response. If they contain the head and a part of
@@ -38,7 +38,7 @@ class ChunkJoiner:
             self._held = b""
 
     def join(self, data: bytes) -> bytes:
-        """Return received bytes of the body with joined chunks. The result is never empty."""
+        """Join the chunks in `data`, the next received bytes. The result is never empty."""
         if self._held:
             data, self._held = self._held + data, b""
         elif not self._missing:

@@ -38,7 +38,7 @@ _SENT_PER_TURN: Final = 100
 
 
 def track_client(client: Any, httpx_module: Any, httpcore_module: Any) -> Any:
-    """Track the future connections of the user's client, and return the client."""
+    """Track the connections that the user's client will open, and return the client."""
     if isinstance(client, (httpx_module.Client, httpx_module.AsyncClient)):
         for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001 - no public way
             track_transport(transport, httpx_module, httpcore_module)
@@ -46,10 +46,11 @@ def track_client(client: Any, httpx_module: Any, httpcore_module: Any) -> Any:
 
 
 def track_transport(transport: Any, httpx_module: Any, httpcore_module: Any) -> None:
-    """Track the future connections of a transport of httpx.
+    """Track the connections that a transport of httpx will open.
 
-    Pools of httpcore accept a network backend, but httpx has no argument for the backend. Existing
-    connections are not tracked. A custom transport of the user is left unchanged.
+    Pools of httpcore accept a network backend, but httpx has no argument for the backend. Therefore
+    this function sets private attributes. Existing connections are not tracked. A custom transport
+    of the user is left unchanged.
     """
     if isinstance(transport, httpx_module.HTTPTransport):
         transport._pool._network_backend = SyncBackend(httpcore_module)  # noqa: SLF001
@@ -60,7 +61,7 @@ def track_transport(transport: Any, httpx_module: Any, httpcore_module: Any) -> 
 
 
 class _BuiltInClient:
-    """A client of httpx without cookies, authentication or redirects.
+    """A client over httpx without cookies, authentication or redirects.
 
     `httpx.Client` checks for these features in each call, which takes a quarter of the time of a
     call.
@@ -73,7 +74,7 @@ class _BuiltInClient:
         self._parse_url = lru_cache(128)(httpx_module.URL)
 
     def build_request(self, method: str, url: str, *, timeout: Any, **options: Any) -> Any:
-        """Return a request of the library."""
+        """Return a request of the HTTP library."""
         limits = dict(zip(("connect", "read", "write", "pool"), timeout, strict=True))
         request: Any = self._httpx_module.Request
         return request(method, self._parse_url(url), extensions={"timeout": limits}, **options)
@@ -104,7 +105,7 @@ class SyncBuiltInClient(_BuiltInClient):
     """A built-in client for sync code."""
 
     def send(self, request: Any, **_: object) -> Any:
-        """Send a request and return the library's response."""
+        """Send a request, and return the response of the HTTP library."""
         timeout = request.extensions["timeout"]["pool"]
         pool = self._pools.enter(timeout, current_exchange.get().interrupt)
         with self._leave_on_error(pool, request):
@@ -123,7 +124,7 @@ class AsyncBuiltInClient(_BuiltInClient):
     _sending = 0  # The number of requests without a response head.
 
     async def send(self, request: Any, **_: object) -> Any:
-        """Send a request and return the library's response."""
+        """Send a request, and return the response of the HTTP library."""
         turns = self._sending // _SENT_PER_TURN
         self._sending += 1
         try:
@@ -232,8 +233,8 @@ def _create_client(
 
     def make_transport() -> Any:
         try:
-            # While OpenSSL reads certificates, it holds a lock. In a child that is forked in this
-            # time, OpenSSL's lock would stay locked. `fork_lock` delays the fork.
+            # While OpenSSL reads certificates, it holds a lock. If the process was forked in this
+            # time, the lock would stay locked in the child. `fork_lock` delays the fork.
             with fork_lock:
                 context = _tls_context(httpx_module) if tls else _EMPTY_CONTEXT
                 transport = kind(verify=context, limits=limits, proxy=proxy)
@@ -253,9 +254,10 @@ def _create_client(
 
 
 def _tls_context(httpx_module: Any) -> Any:
-    """Return the library's default TLS context. All clients of this process share the context.
+    """Return the default TLS context of the HTTP library, which all clients of a process share.
 
-    If `SSL_CERT_FILE`, `SSL_CERT_DIR` or `SSLKEYLOGFILE` changes, a new context is created.
+    If an environment variable (`SSL_CERT_FILE`, `SSL_CERT_DIR` or `SSLKEYLOGFILE`) changes, a new
+    context is created.
     """
     files = (os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"))
     return _cached_tls_context(httpx_module, os.getpid(), *files)

@@ -26,12 +26,13 @@ from flux0.adapters.shared.sending import REJECTION
 from flux0.domain.errors import ConnectError
 from flux0.runtime.event_loop import shielded
 
-# The exchange that the current thread or task is sending.
+# The exchange whose request the current thread or task is sending.
 current_exchange: Final[ContextVar[HttpxExchange]] = ContextVar("current_exchange")
 
 READ_BYTES: Final = 64 * 1024
 _MIN_SECONDS: Final = 0.001  # A timeout of 0 would make a socket non-blocking.
-# If a write is larger, flux0 also reads, because the server may reject the request early.
+# During a larger write, flux0 also reads, because the server may reject the request before it has
+# received the whole request.
 _LARGE_WRITE: Final = 64 * 1024
 _HTTP: Final = b"HTTP/"
 _SHOWN_BYTES: Final = 40
@@ -94,10 +95,10 @@ class TrackedConnection(ABC):
 
     @abstractmethod
     def _get_info(self, info: str) -> Any:
-        """Return the property of the connection that httpcore calls `info`."""
+        """Return the property of the connection with the name `info`, such as `socket`."""
 
     def get_extra_info(self, info: str) -> Any:
-        """Return a property of the stream. `is_readable` is also True if a byte was kept."""
+        """Return a property of the stream. `is_readable` is also True if `read` has kept bytes."""
         if info == "is_readable":
             return bool(self._kept_byte or self._early_data) or self._is_readable()
         return self._get_info(info)
@@ -119,7 +120,7 @@ class TrackedConnection(ABC):
             self.connecting = self.connecting and buffer.startswith(_TO_PROXY)
             self._with_socks = self.connecting and buffer.startswith(_SOCKS)
             exchange = current_exchange.get(None)
-            if exchange is not None:  # None if the user's own code sends a request.
+            if exchange is not None:  # None if the user's code uses its client directly.
                 self._bind(exchange)
             if buffer.endswith(b"\r\n\r\n") and b" HTTP/1.1\r\n" in buffer:
                 self._unsent_head = buffer
@@ -128,7 +129,7 @@ class TrackedConnection(ABC):
         return head + buffer if head else buffer
 
     def _connect_limit(self, timeout: float | None) -> float | None:
-        """Return the rest of the connect timeout in seconds; `timeout` if already connected."""
+        """Return the remaining connect timeout in seconds; `timeout` if already connected."""
         if not self.connecting or self._connect_by is None:
             return timeout
         return max(self._connect_by - monotonic(), _MIN_SECONDS)
@@ -158,7 +159,9 @@ class TrackedConnection(ABC):
         return self._on_received(data)
 
     def _on_received(self, data: bytes) -> bytes:
-        """Return the part of the received data that `read` returns now.
+        """Check received data, and return the part that `read` returns now.
+
+        `_kept_byte` or `_joiner` stores the rest, if any, and `read` returns it at a later call.
 
         Raises:
             RemoteProtocolError: The response is not HTTP, or the head together with the interim
@@ -206,7 +209,7 @@ class TrackedConnection(ABC):
         return REJECTION.match(self._early_data or b"") is not None
 
     def _raise_if_rejected(self) -> None:
-        """Raise `WriteError` if `_is_rejected`. Then httpcore reads the response."""
+        """Raise `WriteError` if `_is_rejected`. httpcore then reads the response."""
         if self._is_rejected():
             raise self._httpcore_module.WriteError("the server rejected the request early")
 
@@ -269,7 +272,7 @@ class AsyncConnection(TrackedConnection):
         self._raise_if_rejected()
 
     async def _read_early(self, writing: CancelScope) -> None:
-        with suppress(self._httpcore_module.NetworkError):  # `write` fails, too.
+        with suppress(self._httpcore_module.NetworkError):  # `write` raises the error.
             self._early_data = await self._stream.read(READ_BYTES)
             if self._is_rejected():
                 writing.cancel()

@@ -22,16 +22,17 @@ from flux0.domain.errors import (
 from flux0.domain.http import framing_problem
 from flux0.ports import Request
 
-# Part of the error message of httpcore if the server closed a connection of HTTP/2.
+# httpcore's error message contains this word if the server has closed an HTTP/2 connection.
 _TERMINATED = "ConnectionTerminated"
 _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
 
 
 class HttpxExchange(Exchange):
-    """One exchange, recorded from the trace events of httpcore.
+    """Records the progress of one exchange from the trace events of httpcore.
 
-    The extension `trace` of the library's request is a method of the exchange. Therefore the
-    exchange must not refer to this request: a reference cycle would delay garbage collection.
+    The request of the HTTP library refers to a method of the exchange, its trace function.
+    Therefore the exchange must not refer to the request: a reference cycle would delay garbage
+    collection.
 
     Attributes:
         httpx_module: The module `httpx` or `httpx2`.
@@ -112,7 +113,8 @@ class HttpxExchange(Exchange):
     def _remove_invalid_location(self, fields: list[tuple[bytes, bytes]]) -> None:
         """Remove a `location` header that httpx cannot parse.
 
-        With this header, httpx would raise an error instead of returning the response.
+        With this header, httpx would raise an error instead of returning the response. After that,
+        `restore_location` adds the header again.
         """
         location = [field for field in fields if field[0].lower() == b"location"]
         if location and not self._is_valid_location(location):
@@ -124,27 +126,28 @@ class HttpxExchange(Exchange):
         try:
             url = httpx_module.URL(httpx_module.Headers(location)["location"])
             self._url.join(url)
-            # httpx would change a URL that has a scheme but no host.
+            # httpx would change a URL that has a scheme but no host, so remove this URL, too.
             return bool(url.host or not url.scheme)
         except (httpx_module.InvalidURL, ValueError):
             return False
 
     def restore_location(self, response: Any) -> None:
-        """Add the `location` header to the library's response if the header was removed."""
+        """If the `location` header was removed, add it to the response of the HTTP library."""
         if self._removed_location:
             fields = [*response.headers.raw, *self._removed_location]
             response.headers = self.httpx_module.Headers(fields)
 
     def bind_socket(self, sock: Any) -> None:
-        """Shut down `sock`, the socket of the connection, when the exchange is interrupted."""
+        """Shut down `sock`, the socket of the connection, when `interrupt.fire` is called."""
         if not self.multiplexed:
             self.shut_down_on_interrupt(sock)
 
     @property
     def unfinished_connection(self) -> Any:
-        """The connection to a proxy, if the proxy has not connected to the server; otherwise None.
+        """The connection to a proxy that has not connected to the server yet, or None.
 
-        If the call fails, httpcore does not close this connection.
+        If the call fails, httpcore does not close this connection. Therefore the transport closes
+        it.
         """
         connection = self.connection
         return connection if connection is not None and connection.connecting else None
@@ -152,7 +155,7 @@ class HttpxExchange(Exchange):
     def translate(self, error: Exception, built: Any) -> TransportError | None:
         """Return the flux0 error for an exception that `client.send` raised.
 
-        If the user's code raised the exception, return None. `built` is the library's request.
+        If the user's code raised the exception, return None. `built` is the request that was sent.
         """
         httpcore_module, cause = self.httpcore_module, error.__cause__
         from_httpcore = isinstance(
@@ -166,25 +169,25 @@ class HttpxExchange(Exchange):
             ),
         )
         if isinstance(error, self.httpx_module.RequestError):
-            # A hook of the user may send other requests, so compare the requests. Without an event
-            # of httpcore, a custom transport may have raised the error.
+            # A hook of the user may send other requests, so compare the requests. If httpcore
+            # has reported no event, a custom transport may have raised the error.
             raised_here = _request_of(error) is built and (from_httpcore or not self._traced)
         else:
             raised_here = self.raised_by_httpcore(error)
         if not raised_here:
             return None
-        # If httpcore raises an error in `before_events`, it has reported no event and sent nothing.
-        # If there is no event for another error, assume that a custom transport sent the request.
+        # httpcore raises the errors in `before_events` before it reports an event or sends a byte.
+        # For other errors without an event, assume that a custom transport sent the request.
         before_events = (httpcore_module.PoolTimeout, httpcore_module.UnsupportedProtocol)
         traced = self._traced or isinstance(cause, before_events)
         return self.to_transport_error(error, sent=self.sent or not traced)
 
     def raised_by_httpcore(self, error: BaseException) -> bool:
-        """Return whether `error` is the last exception that httpcore reported in an event."""
+        """Return whether `error` is the last exception that httpcore reported in a trace event."""
         return error is self.failure and isinstance(error, Exception)
 
     def to_transport_error(self, error: BaseException, *, sent: bool = True) -> TransportError:
-        """Return the flux0 error for an error of the library.
+        """Return the flux0 error for an error of the HTTP library.
 
         `sent` is True if a byte of the request may have been sent.
         """
@@ -218,7 +221,7 @@ class HttpxExchange(Exchange):
         return url.raw_host.decode("ascii").strip("[]"), port
 
     def _is_interruption(self, error: BaseException) -> bool:
-        """Return True if the connection ended; False if the response is not valid HTTP."""
+        """Return whether the connection ended. Otherwise, `error` reports an invalid response."""
         httpx_module = self.httpx_module
         if isinstance(error, (httpx_module.NetworkError, httpx_module.ProxyError, OSError)):
             return True

@@ -31,7 +31,7 @@ _POOL_SIZE: Final = MAX_IDLE_CONNECTIONS
 
 @define(eq=False)
 class Pool:
-    """A transport of httpx with its own pool, and the number of its open exchanges."""
+    """A transport of httpx, which has its own connection pool, and its number of open exchanges."""
 
     transport: Any
     open_exchanges: int = 0
@@ -73,7 +73,7 @@ class Pools:
 
         Raises:
             PoolTimeout: No place became free within `timeout` seconds.
-            ConnectError: `interrupt` fired during the wait.
+            ConnectError: `interrupt.fire` was called during the wait.
         """
         waker = Waker()
         waiter = self._add_waiter(waker.wake)
@@ -110,7 +110,7 @@ class Pools:
         self._close(pool.transport)
 
     def _add_waiter(self, wake: Callable[[], object]) -> _Waiter:
-        """Return a new waiter with a place. If no place is free, queue the waiter without one."""
+        """Return a new waiter with a place in a pool. If no place is free, queue the waiter."""
         waiter = _Waiter(wake)
         with self._lock:
             if self._free:
@@ -130,8 +130,8 @@ class Pools:
     def _queued(self, waiter: _Waiter, timeout: float | None) -> Generator[None, None, None]:
         """Clean up after the wait in the `with` block.
 
-        If the waiter has no place, remove the waiter from the queue and raise `PoolTimeout`. If the
-        wait raised an error although the waiter has a place, free the place.
+        If the waiter has no place in a pool, remove it from the queue and raise `PoolTimeout`. If
+        the wait raised an error although the waiter has a place, free the place.
         """
         try:
             yield
@@ -143,7 +143,7 @@ class Pools:
             raise timed_out(PoolTimeout, timeout)
 
     def _stop_waiting(self, waiter: _Waiter) -> bool:
-        """Return whether the waiter has a place. If not, remove the waiter from the queue."""
+        """Return whether the waiter has a place in a pool. If not, remove it from the queue."""
         with self._lock:
             if waiter.pool is None:
                 self._waiting.remove(waiter)

@@ -129,7 +129,7 @@ class SyncConnection(TrackedConnection):
 
 
 class _NestedTLS:
-    """TLS over a TLS connection to a proxy, with the methods of a socket."""
+    """TLS to a server through a TLS connection to a proxy. It has the methods of a socket."""
 
     def __init__(self, context: ssl.SSLContext, sock: ssl.SSLSocket, host: str | None) -> None:
         self.sock = sock
@@ -139,7 +139,7 @@ class _NestedTLS:
 
     @property
     def has_unread(self) -> bool:
-        """Whether received bytes are in memory, so that the socket need not be readable."""
+        """Whether received bytes are in memory. They are available even if the socket is not."""
         return self._incoming.pending > 0
 
     def do_handshake(self) -> None:

@@ -3,7 +3,7 @@
 A call passes these steps:
 
 1. `send` chooses the client: the user's client, or a built-in client for the proxy of the URL.
-2. The client builds a request of the library. flux0 adds a trace function to this request. The
+2. The client builds a request of httpx or httpx2. flux0 adds a trace function to this request. The
    trace function records steps 4 to 6 in an `HttpxExchange` (`exchange.py`). During steps 3 to 6,
    `current_exchange` is this exchange.
 3. The client sends the request. The user's hooks and authentication run in this step.
@@ -17,7 +17,7 @@ A call passes these steps:
 9. If reading fails, or if the body is closed early or garbage-collected, flux0 shuts the connection
    down.
 
-The exchange translates each exception of the library into an error of flux0.
+The exchange translates each exception of the HTTP library into an error of flux0.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _PROXY_SCHEMES: Final = ("http", "https", "socks5", "socks5h")
 
 
 class HttpResponse(Protocol):
-    """A response of httpx or httpx2, as the return type of `HttpClient.send`."""
+    """A response of httpx or httpx2. `HttpClient.send` returns it."""
 
     status_code: int
 
@@ -67,7 +67,7 @@ class _BuildsRequests(Protocol):
     def build_request(
         self, method: str, url: Any, *, content: Any, headers: Any, timeout: Any
     ) -> Any:
-        """Return a request of the library, with the defaults of the client."""
+        """Return a request of the HTTP library, with the defaults of the client."""
         ...
 
 
@@ -76,7 +76,7 @@ class HttpClient(_BuildsRequests, Protocol):
     """The methods of `httpx.Client` or `httpx2.Client` that flux0 calls."""
 
     def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> HttpResponse:
-        """Send a request and return the library's response."""
+        """Send a request, and return the response of the HTTP library."""
         ...
 
 
@@ -85,12 +85,12 @@ class AsyncHttpClient(_BuildsRequests, Protocol):
     """The methods of `httpx.AsyncClient` or `httpx2.AsyncClient` that flux0 calls."""
 
     async def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> HttpResponse:
-        """Send a request and return the library's response."""
+        """Send a request, and return the response of the HTTP library."""
         ...
 
 
 class HttpxFamilyTransport(ABC):
-    """The common part of `HttpxTransport` and `Httpx2Transport`."""
+    """The base class of `HttpxTransport` and `Httpx2Transport`."""
 
     _library: ClassVar[str]
 
@@ -162,7 +162,7 @@ class HttpxFamilyTransport(ABC):
         return _to_response(exchange, response, body)
 
     def close(self) -> None:
-        """Close the connections and the open bodies, unless you passed in the client."""
+        """Close the built-in sync clients and their open bodies. The user's client stays open."""
         self._built_in_clients.get().close()
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
@@ -203,7 +203,7 @@ class HttpxFamilyTransport(ABC):
     def _prepare(
         self, client: Any, built_in: BuiltInClients | None, request: Request
     ) -> tuple[Any, Any, HttpxExchange]:
-        """Return the client, the library's request, and the exchange that records its progress."""
+        """Return the client, its request, and the exchange that records the request's progress."""
         if built_in is not None:
             client = built_in.get(request.url, self._proxies.proxy_for(request.url))
         built = self._build_request(client, request)
@@ -231,13 +231,13 @@ class HttpxFamilyTransport(ABC):
         return built
 
     def _handle_error(self, error: Any, client: Any, built: Any, exchange: HttpxExchange) -> Any:
-        """Raise the flux0 error for an error of the library.
+        """Raise the flux0 error for an error of the HTTP library.
 
         If a hook called `raise_for_status`, return the response. If the user's code raised `error`
         for another reason, return None: the caller must re-raise `error`.
 
         Raises:
-            TransportError: The library failed to send the request.
+            TransportError: The HTTP library failed to send the request.
             ClientClosed: The client, or its event loop, is closed.
         """
         if isinstance(error, self._httpx_module.HTTPStatusError):
@@ -360,10 +360,10 @@ def _to_response(exchange: HttpxExchange, response: Any, body: Body) -> Response
 
 @cache
 def _request_body_class(base: type[Any]) -> type[Any]:
-    """Return the class of the body of an async request. `base` is the library's base class.
+    """Return a class for the bodies of async requests, derived from `base`.
 
-    The library's own body is an async generator. If sending fails, the generator stays suspended,
-    and trio warns about it.
+    `base` is `AsyncByteStream` of httpx or httpx2. These libraries would send the body from an
+    async generator. If sending fails, the generator stays suspended, and trio warns about it.
     """
 
     class RequestBody(base):  # type: ignore[misc] # the class is not known

@@ -46,7 +46,7 @@ Hook = Callable[[Any, Any], Any]
 FindHook = Callable[[Any], Hook]
 
 _FACTORY = cast("type", attrs.Factory)
-# For each type, the source code that checks the type of a variable. `{0}` is the variable name.
+# Maps each type to the source code that checks the type of a variable. Its name replaces `{0}`.
 _PLAIN = {
     str: "type({0}) is str",
     int: "type({0}) is int",
@@ -66,7 +66,7 @@ def is_plain(kind: Any) -> bool:
 
 
 def generate_hook(model: Any, find_hook: FindHook) -> Hook:
-    """Generate and return the function that builds a plain model from JSON.
+    """Generate and return the function that builds a plain model (see `is_plain`) from JSON.
 
     If the JSON does not fit the model, the generated function raises ValueError, KeyError or
     TypeError without a message.

@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 _EXCERPT_LENGTH = 200  # An error shows at most this many characters or bytes of a body.
 
-# The exceptions that the fast converter raises if the JSON does not fit the model, and the JSON
-# decoder if the text is not JSON.
+# The exceptions that the fast converter raises if the JSON does not fit the model, and that the
+# JSON decoder raises if the text is not JSON.
 _UNFIT = (ValueError, KeyError, TypeError, RecursionError)
 
 _decode: Callable[[str], tuple[Any, int]] = JSONDecoder().raw_decode
@@ -48,7 +48,7 @@ class JsonCodec:
         kind = _EVENTS.get(name)
         if kind is None:
             return UnknownEvent(name, text, id_)
-        try:  # First try to decode without calling `_load` and `_structure`, which is faster.
+        try:  # This is faster than calling `_load` and `_structure`.
             data, end = _decode(text)
             if end == len(text):
                 hook: Callable[..., StreamEvent] = structure_hook(kind)
@@ -75,7 +75,8 @@ class JsonCodec:
             expected = "must be a class in flux0.models, or a list or tuple of such a class"
             raise InvalidArgument("model", f"{expected}, not {model!r}")
         kind: Any = model
-        # cattrs' hook for lists accepts any iterable. Our hook for tuples accepts only JSON lists.
+        # cattrs' hook for lists accepts any iterable. flux0's hook for tuples accepts only JSON
+        # lists, so convert to a tuple first.
         if get_origin(kind) is list:
             kind = tuple.__class_getitem__((*get_args(kind), ...))
         result: Any = self._structure(kind, data, "")
@@ -103,7 +104,7 @@ class JsonCodec:
             return converter(explaining=True).structure(data, model)
         except Exception as error:
             problem, _, place = transform_error(error, "", _describe_problem)[0].rpartition(" @ ")
-            # Name the key in the JSON: `from`, not the field `from_`.
+            # The error names the key in the JSON, such as `from`, not the field, such as `from_`.
             field = place.lstrip(".").removesuffix("_")
             raise DecodeError(problem, field=field, body=_excerpt(body)) from error
 

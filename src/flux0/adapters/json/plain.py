@@ -76,7 +76,7 @@ def _key(key: object) -> str:
 
 @cache
 def json_keys(kind: Any) -> tuple[tuple[str, str], ...]:
-    """Return pairs of a field name and its JSON key. They differ for `from_`: its key is `from`."""
+    """Return the name and the JSON key of each field. Only `from_` has another key, `from`."""
     names = [field.name for field in attrs.fields(kind)]
     return tuple((name, name.rstrip("_")) for name in names if name != "extra")
 

@@ -39,7 +39,7 @@ from flux0.domain.stream_events import (
     UnknownEvent,
 )
 
-# For each union of models: the model for each value of the JSON key `type`.
+# Maps each union of models to its models, by the value of the JSON key `type`.
 _BY_TYPE: dict[Any, dict[str, Any]] = {
     MessagePart: {part.type: part for part in (ContentPart, ReasoningPart, ToolCallPart)},
     EventData: {data.type: data for data in (MessageData, StatusData, ToolData)},
@@ -58,7 +58,7 @@ class TypeMismatch(ValueError):
 
 @cache
 def converter(*, explaining: bool) -> Converter:
-    """Return a converter. If `explaining` is True, it is slow, but its errors are detailed."""
+    """Return a converter. With `explaining`, it is slower, but its errors are detailed."""
     made = Converter(detailed_validation=explaining)
     for kind, expected in ((str, "a str"), (int, "an int"), (bool, "a bool")):
         made.register_structure_hook(kind, _exactly(kind, expected))
@@ -146,7 +146,7 @@ _FRACTION = re.compile(r"\.(\d+)")
 
 
 def _datetime(value: Any, _: Any) -> datetime:
-    """Return an aware datetime. The server sends UTC, so UTC is the default time zone."""
+    """Return a datetime with a time zone: by default UTC, which the server sends."""
     if type(value) is not str:
         raise TypeMismatch("a date and time", value)
     try:
@@ -202,8 +202,8 @@ def _tuple(made: Converter, kind: Any) -> Hook:
     item_kind = get_args(kind)[0]
     item = made.get_structure_hook(item_kind)
     list_kind: Any = list.__class_getitem__(item_kind)
-    # cattrs' hook for lists accepts any iterable, so `structure` checks the type. The explaining
-    # converter calls this hook, because its errors contain the index of the wrong item.
+    # The explaining converter calls cattrs' hook for lists, because the errors of this hook contain
+    # the index of the wrong item. The hook accepts any iterable, so `structure` checks the type.
     as_list = made.get_structure_hook(list_kind) if made.detailed_validation else None
 
     def structure(value: Any, _: Any) -> tuple[Any, ...]:

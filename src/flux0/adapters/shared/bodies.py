@@ -45,7 +45,7 @@ class PulledBody(ABC):
 
     @abstractmethod
     def _translate_error(self, error: BaseException) -> TransportError | None:
-        """Return the flux0 error for an error of the library; None for other errors."""
+        """Return the flux0 error for an error of the HTTP library; None for other errors."""
 
     def _start_reading(self) -> None:
         """Acquire the read lock, or raise if the body is closed or has another reader."""
@@ -72,7 +72,7 @@ class PulledBody(ABC):
         If `data` is None, the body has ended. Then set `finished`, and return None.
         """
         if data is None:
-            if self.closed:  # After `close`, the library may report a false end of the body.
+            if self.closed:  # The HTTP library may report a false end of the body.
                 raise EOFError
             if self._decoder is not None:
                 self._decoder.end()
@@ -252,7 +252,7 @@ class SyncBody:
         return piece
 
     def close(self) -> None:
-        """Release the connection. In a thread that waits for the next piece, an error is raised."""
+        """Release the connection. If a thread waits for the next piece, its wait fails."""
         self._body.close()
 
 
@@ -264,7 +264,7 @@ class OpenBodies:
         self._bodies: WeakSet[SyncBody] = WeakSet()
 
     def add(self, body: SyncBody) -> None:
-        """Track `body` until it is freed."""
+        """Track `body` until the garbage collector frees it."""
         with self._lock:
             self._bodies.add(body)
 

@@ -24,7 +24,7 @@ class Connector:
 
     Attributes:
         timeout: the limit of `connect` in seconds, including the name resolution, or None.
-        interrupt: ends the attempt to connect when the interrupt fires.
+        interrupt: ends the attempt to connect when `fire` is called.
         options: the arguments of `setsockopt` for each socket option to set.
         source_address: the local host and port to connect from; None lets the system choose.
     """
@@ -65,7 +65,7 @@ class Connector:
                     return sock
             raise failures[-1]
         finally:
-            failures.clear()  # Break a reference cycle: the traceback of each error refers to it.
+            failures.clear()  # Break a reference cycle: the tracebacks refer to the list.
 
     def _connect(
         self, kind: tuple[int, int, int], address: Any, timeout: float | None
@@ -87,7 +87,7 @@ class Connector:
                     if not selector.select(timeout):
                         raise TimeoutError
                 status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            # Linux reports no error after an interrupt: SO_ERROR is 0 if the socket was shut down.
+            # If the interrupt has shut the socket down, SO_ERROR is 0 on Linux. So set the error.
             if self.interrupt.fired:
                 status = ECONNABORTED
             if status:

@@ -98,7 +98,7 @@ class Decoder:
 def _content_before_error(member: Any, *inputs: bytes) -> bytes:
     """Return the content of the last input that precedes the error.
 
-    `member` is a copy of the zlib decompressor from before the inputs.
+    `member` is a zlib decompressor that has not received `inputs` yet.
     """
     *earlier, last = inputs
     for data in earlier:

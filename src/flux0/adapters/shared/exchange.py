@@ -19,12 +19,12 @@ def shut_down(connection: Any) -> None:
     """
     with suppress(OSError):
         if isinstance(connection, socket.socket):
-            # `SSLSocket.shutdown` removes the TLS layer, but another thread may still read from it.
+            # `SSLSocket.shutdown` would remove the TLS layer while another thread reads from it.
             socket.socket.shutdown(connection, socket.SHUT_RDWR)
         elif connection is not None:
             try:
                 connection.shutdown(socket.SHUT_RDWR)
-            except TypeError:  # `shutdown` of uvloop's PseudoSocket raises it.
+            except TypeError:  # The socket is a PseudoSocket of uvloop.
                 with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
                     duplicate.shutdown(socket.SHUT_RDWR)
 
@@ -40,7 +40,8 @@ class Exchange:
         failure: The last exception that the library itself raised, or None. If an adapter catches
             any other exception, the user's code raised that exception.
         timeout: The timeouts of the request.
-        interrupt: Ends the wait for the connection, or for the response head, when it fires.
+        interrupt: Ends the wait for the connection, or for the response head, when its method
+            `fire` is called.
     """
 
     def __init__(self, request: Request) -> None:
@@ -50,7 +51,7 @@ class Exchange:
         self.interrupt: Interrupt = request.interrupt
 
     def shut_down_on_interrupt(self, connection: Any) -> None:
-        """Shut `connection` down when the request is interrupted; see `shut_down`.
+        """Shut `connection` down when `interrupt.fire` is called; see `shut_down`.
 
         The shutdown wakes the thread that waits for the response head. `connection` replaces the
         connection of the previous call of this method.
@@ -58,5 +59,5 @@ class Exchange:
         self.interrupt.on_fire(partial(shut_down, connection))
 
     def clear_interrupt(self) -> None:
-        """Stop shutting the connection down when the request is interrupted."""
+        """From now on, `interrupt.fire` does not shut the connection down."""
         self.interrupt.clear()

@@ -1,4 +1,4 @@
-"""The messages of transport errors, which do not depend on the HTTP library."""
+"""Creates transport errors, whose messages are the same for all HTTP libraries."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def chain(error: BaseException | None) -> tuple[BaseException, ...]:
         return ()
     inner = (
         getattr(error, "reason", None),
-        getattr(error, "socket_err", None),  # The error of the socket, in errors of PySocks.
+        getattr(error, "socket_err", None),  # Errors of PySocks have the error of the socket.
         *reversed(error.args),
         *getattr(error, "exceptions", ()),
         error.__cause__,
@@ -104,7 +104,7 @@ def chain(error: BaseException | None) -> tuple[BaseException, ...]:
 def _describe(
     kind: type[TransportError], errors: tuple[BaseException, ...], *, head_received: bool
 ) -> str:
-    # Some errors of HTTP libraries derive from OSError. Skip these errors, which have no errno.
+    # Skip the errors of HTTP libraries that derive from OSError but have no errno.
     known = (each for each in reversed(errors) if isinstance(each, OSError) and each.errno)
     found, message = next(known, None), _message(errors[-1])
     if kind is ProtocolError:
@@ -149,7 +149,7 @@ def _system(error: OSError) -> str:
 
 
 def _message(error: BaseException) -> str:
-    """Return the message of a library's error on one line."""
+    """Return the message of an HTTP library's error on one line."""
     # Prefer `message`: the str() of aiohttp's errors also contains headers.
     message: object = getattr(error, "message", None)
     return " ".join((message if isinstance(message, str) else str(error)).split())

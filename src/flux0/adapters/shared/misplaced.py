@@ -7,7 +7,8 @@ from typing import Final
 
 from flux0.domain.errors import InvalidArgument, MissingDependency
 
-# The transport class for each HTTP library. The keys are the names of modules, and of extras.
+# Maps each HTTP library to its transport class. The keys are the names of modules and, except
+# `httpx`, of extras.
 TRANSPORTS: Final = {
     "aiohttp": "AiohttpTransport",
     "httpx": "HttpxTransport",

@@ -19,7 +19,7 @@ from flux0.adapters.shared.failures import unusable_proxy
 
 # The schemes of proxies that urllib3 supports if PySocks is installed.
 PYSOCKS_SCHEMES: Final = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
-# For each HTTP library, the module that it needs for SOCKS proxies. The extra `socks` of the
+# Maps each HTTP library to the module that it needs for SOCKS proxies. The extra `socks` of the
 # library, such as httpx[socks], installs the module.
 _SOCKS_MODULES: Mapping[str, str] = {
     "httpx": "socksio",
@@ -62,7 +62,7 @@ class EnvironmentProxies:
             server = urlsplit(origin)
             host, port = server.hostname or "", server.port
         except ValueError:
-            return None  # The URL is invalid. The library raises the error later.
+            return None  # The URL is invalid. The HTTP library raises an error later.
         proxies = getproxies()
         proxy = proxies.get(server.scheme) or proxies.get("all")
         if not proxy or _is_direct(host, port, proxies.get("no", "")):

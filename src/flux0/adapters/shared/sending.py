@@ -9,7 +9,8 @@ import ssl
 from typing import Any, Final
 
 WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-# The start of a final response to a request that was not sent completely. A redirect counts, too.
+# The start of a response that rejects a request before it was sent completely. A redirect is a
+# rejection, too.
 REJECTION: Final = re.compile(rb"HTTP/1\.[01] [345]")
 
 
@@ -18,8 +19,8 @@ def send_some(
 ) -> tuple[int, bool]:
     """Send some bytes, or wait until more can be sent.
 
-    Return the number of sent bytes and, if `read`, whether the socket has received data. Raises
-    TimeoutError. The socket is non-blocking afterwards.
+    Return the number of sent bytes and, if `read`, whether the socket has received data. After
+    `timeout` seconds, raise TimeoutError. The socket is non-blocking afterwards.
     """
     sock.settimeout(0)
     try:

@@ -1,4 +1,4 @@
-"""The bodies and the errors of the transports over urllib3 and requests."""
+"""The bodies and the errors of the transports over `urllib3` and `requests`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _MAX_BLOCK_BYTES: Final = 64 * 1024
 
 
 def request_body(body: bytes | None) -> bytes | BytesIO | None:
-    """Return a request body in the form to pass to urllib3: as a file if the body is large.
+    """Return a request body for urllib3: as bytes or, if the body is large, as a file.
 
     urllib3 sends a file in blocks. Then the write timeout limits each block, not the whole body.
     """
@@ -50,7 +50,7 @@ def request_body(body: bytes | None) -> bytes | BytesIO | None:
 class Urllib3Body(SyncPulledBody):
     """The body of one response.
 
-    If the connection is not tracked (see `track`), the library itself reads the body. Then
+    If the connection is not tracked (see `track`), the HTTP library itself reads the body. Then
     `set_timeout` has no effect, and `close` does not wake a thread that waits for data.
 
     Args:
@@ -120,7 +120,7 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
     """Return the flux0 error for an exchange that failed before the response head was received.
 
     Args:
-        error: The exception of urllib3, or the exception of requests that wraps it.
+        error: The exception of urllib3, or the exception of `requests` that wraps it.
         exchange: The exchange that failed.
     """
     errors = chain(error)

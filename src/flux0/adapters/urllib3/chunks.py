@@ -83,7 +83,7 @@ class Chunks:
         if self._missing:
             return None
         at += len(piece)
-        if data.startswith(b"\r\n", at):  # For speed, do not call `_end_of_chunk`.
+        if data.startswith(b"\r\n", at):  # This is faster than `_end_of_chunk`.
             self._state = Chunks._size_line
             return at + 2
         self._state = Chunks._end_of_chunk

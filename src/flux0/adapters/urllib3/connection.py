@@ -1,4 +1,4 @@
-"""Connections that record the progress of a request, for the transports over urllib3 and requests.
+"""Connections that record the progress of a request, for transports over `urllib3` and `requests`.
 
 The exceptions of these libraries do not show whether the request was sent, because the same classes
 are raised before and after that moment. Therefore a connection records its progress in the
