@@ -53,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, Any, None]:
-    """Record whether the test has passed, and hide flux0 in tracebacks of failed assertions."""
+    """Record whether the test has passed, and hide flux0's code if an assertion failed."""
     # Before pytest 7.4, a traceback without visible frames causes an internal error.
     can_hide = call.when == "call" or pytest.version_tuple >= (7, 4)
     if can_hide and call.excinfo is not None and call.excinfo.errisinstance(AssertionError):

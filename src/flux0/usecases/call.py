@@ -134,7 +134,7 @@ class ApiCall:
     def fetch(self, model: type[T], request: Request) -> Flow[T]:
         """Send `request` and decode the body of the response into `model`.
 
-        For an operation without a result (204), return `call.send(request)` instead.
+        For an operation without a result (204), use `call.send` instead.
         """
         flow = self._fetch(model, request)
         return flow if self.observe is None else self.observe(request, flow)

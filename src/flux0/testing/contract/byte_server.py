@@ -136,7 +136,7 @@ class ByteServer:
         self._wait(lambda: len(self._requests) >= count, f"{count} requests")
 
     def wait_until_closed(self, *, max_open: int = 0) -> None:
-        """Wait until the clients have closed their connections, except for `max_open` of them.
+        """Wait until at most `max_open` connections are open; clients must close the others.
 
         Raises:
             AssertionError: The timeout expired.

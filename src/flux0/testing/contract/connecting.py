@@ -78,7 +78,7 @@ class ConnectContract(Contract):
 
 
 class TLSContract(Contract):
-    """Over TLS, the transport verifies certificates. Otherwise, it behaves as without TLS."""
+    """Over TLS, the transport verifies certificates. Apart from that, it behaves as without TLS."""
 
     def make_trusting_transport(self, ca_file: str) -> Any:
         """Return a new transport that trusts the authorities in the PEM file `ca_file`."""

@@ -25,7 +25,8 @@ _BLOCK_BYTES = 65536
 # h11 needs a limit for the size of a request head. The real server has no fixed limit.
 _MAX_HEAD_BYTES = 2**20
 _HOST = re.compile(r"([\w.~%!$&'()*+,;=-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?", re.ASCII)
-# The real server runs on Python 3.13. Older versions of Python have another phrase for 422.
+# For 422, use the phrase of Python 3.13, on which the real server runs. Older versions of Python
+# have another phrase.
 _REASONS = {**{each.value: each.phrase for each in HTTPStatus}, 422: "Unprocessable Content"}
 
 

@@ -26,9 +26,10 @@ from flux0.testing.fake import steps
 from flux0.testing.fake.clock import FakeClock, Wait
 from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data, without_nulls
 
-# Measured: the real server ran a turn with 5,000 unread events without waiting for the reader.
+# The number of unread events at which the agent waits for the reader. Measured: the real server ran
+# a turn with 5,000 unread events without waiting.
 _MAX_UNREAD = 10_000
-# Steps in a row that neither send an event nor wait.
+# The largest number of steps in a row that neither send an event nor wait.
 _MAX_SILENT_STEPS = 10_000
 _UNTIL_READ = Wait()
 _NO_LOOP = "no running event loop"  # The message of asyncio's RuntimeError.
