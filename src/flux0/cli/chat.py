@@ -157,7 +157,8 @@ class Chat:
             import_module("readline")  # With readline, `input` supports editing and a history.
         while True:
             prompt = _PROMPT if self._output.is_terminal else ""
-            if not prompt:  # `input` would write the prompt to standard output, which is piped.
+            # Standard output is piped. `input` would write the prompt into this pipe.
+            if not prompt:
                 Output(stderr=True).write(_PROMPT)
             try:
                 line = input(prompt).strip()

@@ -10,7 +10,7 @@ from flux0.client.flux0 import DEFAULT_SERVER_URL
 
 
 def option(name: str, metavar: str | None, help: str, **more: Any) -> Any:
-    """Return an option for typer. `metavar` names its value; pass None for a flag."""
+    """Return an option for typer. `metavar` is the name of its value, or None for a flag."""
     return typer.Option(name, metavar=metavar, help=help, **more)
 
 

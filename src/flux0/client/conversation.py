@@ -30,7 +30,7 @@ class _ConversationBase(Uncopyable):
 
     Attributes:
         session_id: The id of the session.
-        session: The new session, or the `Session` that you passed; None if you passed an id.
+        session: The session that was created or passed; None if you passed a session id.
     """
 
     def __init__(self, caller: Caller, session: Session | str, user: str | None) -> None:
@@ -60,7 +60,7 @@ class Conversation(_ConversationBase):
 
     Attributes:
         session_id: The id of the session.
-        session: The new session, or the `Session` that you passed; None if you passed an id.
+        session: The session that was created or passed; None if you passed a session id.
     """
 
     def send(self, content: str, **options: Unpack[TurnOptions]) -> EventStream:
@@ -114,7 +114,7 @@ class Conversation(_ConversationBase):
         Use this method after an error, after a restart, or in another process. Pass
         `correlation_id`, which identifies the turn exactly (see `StreamError.correlation_id`). If
         you have no correlation id, pass `content` and `since`. The result is then the first turn
-        from `since` whose message has this text.
+        whose message has this text, starting at the offset `since`.
 
         If the result is None, the message may still be stored later, for example if a proxy queues
         requests. A stored message may stay without a reply, because the agent stops when its stream

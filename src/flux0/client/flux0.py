@@ -60,7 +60,7 @@ class Flux0(Uncopyable):
             `http://127.0.0.1:8080`. If the environment variable `FLUX0_TOKEN` is set, its value is
             sent to this server as a bearer token, unless the URL or `headers` has credentials.
         transport: Sends the requests of sync methods. Without an async transport, it also sends the
-            requests of async methods, in worker threads if it has no async methods.
+            requests of async methods, in worker threads if it has no method `send_async`.
         async_transport: Sends the requests of async methods.
         client: Your `httpx.Client` or `httpx2.Client`, or an object with the same `build_request`
             and `send`, instead of `transport`.

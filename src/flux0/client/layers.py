@@ -68,7 +68,7 @@ def build_chain(
 def split_headers(
     headers: Mapping[str, str | HeaderFunction],
 ) -> tuple[Headers, dict[str, HeaderFunction]]:
-    """Split headers into fields with fixed values, and functions that compute values."""
+    """Return the fields with fixed values, and the functions that compute the other values."""
     arguments.mapping("headers", headers)
     fixed = {name: value for name, value in headers.items() if not callable(value)}
     computed = {name: value for name, value in headers.items() if callable(value)}

@@ -123,7 +123,7 @@ class OpenTurns:
             stream.mark_closed(CLIENT_CLOSED)
 
     def close(self) -> None:
-        """Close all open streams. Each async stream is closed soon, by its event loop."""
+        """Close all open streams. The event loop of each async stream closes the stream later."""
         for stream in self._open():
             if isinstance(stream, EventStream):
                 stream.close(CLIENT_CLOSED)

@@ -17,7 +17,7 @@ from flux0.domain.stream_events import StreamEvent
 from flux0.runtime.event_loop import start_task
 
 # Do not add a blank line: @microsoft/fetch-event-source, which the React hook of the flux0 server
-# uses, would report it as an empty message.
+# uses, would report the comment as an empty message.
 HEARTBEAT: Final = b": heartbeat\n"
 _QUEUE_SIZE: Final = 64  # The number of events that may wait for the web server.
 
@@ -66,7 +66,7 @@ def relay(
 
 
 class _Pieces:
-    """A queue of limited size, from the thread that reads the stream to the web server.
+    """A queue of limited size. The thread that reads the stream calls `put`, the web server `get`.
 
     The garbage collector may call `close` in any thread, even in a thread that is running `put` or
     `get`. Therefore, the queue uses `SimpleQueue`, whose methods are reentrant.

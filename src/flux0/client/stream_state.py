@@ -287,7 +287,8 @@ class StreamState(Uncopyable):
     def _feed_turn(self, data: bytes | None, waited: float) -> bool:
         """Feed `data`, a piece of the body or None for its end. Return whether the turn ended."""
         if data is None:
-            if self._closed:  # If a body is closed early, some transports raise no error.
+            # If another thread or task closes the body, some transports end it without an error.
+            if self._closed:
                 raise self._client_closed()
             self._turn.on_end()
             self._ended = self._turn.failure is None

@@ -103,8 +103,8 @@ class EventStream(StreamState):
     def text(self) -> Iterator[str]:
         """Iterate over the agent's answer, piece by piece, without the agent's reasoning.
 
-        Only events that were not read yet are used; the whole text so far is in `answer`. Between
-        two messages, `answer` has a line break, but this iterator yields nothing.
+        This iterator uses only events that were not read yet; `answer` has the whole text so far.
+        Between two messages, `answer` has a line break, but this iterator yields nothing.
 
         Raises `AgentError` as soon as the agent reports an error; later events can still be read.
         Also raises the errors of iterating over the events.
@@ -337,7 +337,7 @@ class AsyncEventStream(StreamState):
         if not self._released:
             self.mark_closed(reason)
             self._released = True
-            # Delete the only references to the body. Its finalizer releases the connection.
+            # Delete the only references to the body, so that its finalizer releases the connection.
             del self._pieces
             self._close_body = _close_nothing
             # The garbage collector may be calling this method, so observers must be called later.

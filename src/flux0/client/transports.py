@@ -60,7 +60,7 @@ def choose_transports(
     """Return the transport of sync calls, which may be None, and the transport of async calls.
 
     Without an async transport or client, async calls use the sync transport, in worker threads if
-    it has no async methods. Sync calls never use an async transport or client.
+    it has no method `send_async`. Sync calls never use an async transport or client.
     """
     _refuse_eventlet()
     if client is not None and transport is not None:

@@ -265,7 +265,7 @@ def track(pool: Any) -> None:
         if _is_unmodified(cast("Any", type(pool)).ConnectionCls):
             return
         # A recorder has replaced the class attribute `ConnectionCls`. Delete the instance attribute
-        # that an earlier call has set, so that the recorder's class is used.
+        # that an earlier call of `track` has set, so that the recorder's class is used.
         del pool.ConnectionCls
     elif _is_unmodified(connection_class):
         pool.ConnectionCls = _tracked(connection_class)

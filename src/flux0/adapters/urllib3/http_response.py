@@ -1,8 +1,8 @@
 """A subclass of `http.client.HTTPResponse` that reads heads and bodies more strictly.
 
 `HTTPResponse` has three problems. A read of a body may wait for more bytes, although some bytes
-have been received. `HTTPResponse` accepts a truncated head, and a truncated last chunk. It returns
-an interim response other than 100 as the final response. The framing of bodies is defined in
+have been received. A truncated head, or a truncated last chunk, raises no error. An interim
+response other than 100 is returned as the final response. The framing of bodies is defined in
 RFC 9112, sections 6 and 7.
 """
 

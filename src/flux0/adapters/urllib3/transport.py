@@ -209,7 +209,7 @@ def _copy(response: Any) -> tuple[urllib3.HTTPResponse, Callable[[bytes], object
     )
 
     def fill(data: bytes) -> None:
-        if not content.closed:  # Closing or deleting the copy closes `content`.
+        if not content.closed:  # If the user closes or deletes the copy, `content` is closed.
             content.seek(-content.write(data), SEEK_CUR)
 
     return copy, fill
