@@ -31,7 +31,7 @@ def main() -> None:
         sys.exit(_INTERRUPTED)
     except (OSError, SystemExit) as end:
         # If the output is a closed pipe, rich and typer raise SystemExit(1) instead of
-        # BrokenPipeError. Then the context of SystemExit is the BrokenPipeError.
+        # BrokenPipeError, which is the context of the SystemExit.
         cause = end.__context__ if isinstance(end, SystemExit) else end
         if not isinstance(cause, OSError):
             raise

@@ -62,7 +62,7 @@ class SSEParser:
         self._state = _START
         self._bom = b""  # Received bytes that may be the start of a BOM.
         # The incomplete block. Its lines end with LF, but the LF of the last line is not stored.
-        # Instead, `_in_line` is False if the last line is complete. It is a bytearray,
+        # Instead, `_in_line` is False if the last line is complete. The block is a bytearray,
         # because appending to a bytearray does not copy its content.
         self._block = bytearray()
         self._in_line = False

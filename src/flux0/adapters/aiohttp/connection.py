@@ -60,7 +60,7 @@ class TrackedConnection(ResponseHandler):
     def start_wait(self, limit: float | None) -> None:
         """Start to wait for data, at most `limit` seconds.
 
-        To save time, keep a timer that fires earlier. `_on_timer` sets it again.
+        To save time, a timer that expires earlier is kept. `_on_timer` then sets a new timer.
         """
         if limit is None:
             self.deadline = None

@@ -117,7 +117,7 @@ class _Body(AsyncPulledBody):
         if not is_success(response.status):
             self.retained = []  # The user may read the body again, from `raw_response`.
         self._connection = response.connection and cast("Any", response.connection).protocol
-        # If it is None, aiohttp has received the whole body and released the connection.
+        # The connection is None if aiohttp has received the whole body.
         if self._connection is not None:
             # Use a finalizer: if the body and the response are freed together, __del__ is called
             # too late.

@@ -63,8 +63,8 @@ def track_transport(transport: Any, httpx_module: Any, httpcore_module: Any) -> 
 class _BuiltInClient:
     """A client over httpx without cookies, authentication or redirects.
 
-    `httpx.Client` checks for these features in each call, which takes a quarter of the time of a
-    call.
+    `httpx.Client` checks for these features in each call. The checks take a quarter of the time of
+    a call.
     """
 
     def __init__(self, httpx_module: Any, pools: Pools) -> None:

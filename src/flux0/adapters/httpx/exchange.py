@@ -113,8 +113,8 @@ class HttpxExchange(Exchange):
     def _remove_invalid_location(self, fields: list[tuple[bytes, bytes]]) -> None:
         """Remove a `location` header that httpx cannot parse.
 
-        With this header, httpx would raise an error instead of returning the response. After that,
-        `restore_location` adds the header again.
+        With this header, httpx would raise an error instead of returning the response.
+        `restore_location` adds the header to the response.
         """
         location = [field for field in fields if field[0].lower() == b"location"]
         if location and not self._is_valid_location(location):

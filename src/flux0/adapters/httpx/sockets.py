@@ -81,7 +81,7 @@ class SyncConnection(TrackedConnection):
 
     def close(self) -> None:
         """Close the connection, and wake the thread that reads or writes."""
-        # In a forked child, shutting the socket down would end the connection of the parent.
+        # In a forked child, shutting the socket down would end the parent's connection, too.
         if not self._owner.is_inherited():
             shut_down(self._get_info("socket"))
         self._sock.close()
@@ -139,7 +139,7 @@ class _NestedTLS:
 
     @property
     def has_unread(self) -> bool:
-        """Whether received bytes are in memory. They are available even if the socket is not."""
+        """Whether received bytes are in memory, so that `recv` does not need the socket."""
         return self._incoming.pending > 0
 
     def do_handshake(self) -> None:

@@ -96,7 +96,7 @@ class Decoder:
 
 
 def _content_before_error(member: Any, *inputs: bytes) -> bytes:
-    """Return the content of the last input that precedes the error.
+    """Return the valid content of the last input, up to the error.
 
     `member` is a zlib decompressor that has not received `inputs` yet.
     """

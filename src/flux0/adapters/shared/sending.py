@@ -19,7 +19,7 @@ def send_some(
 ) -> tuple[int, bool]:
     """Send some bytes, or wait until more can be sent.
 
-    Return the number of sent bytes and, if `read`, whether the socket has received data. After
+    Return the number of sent bytes and, if `read`, whether the socket is readable. After
     `timeout` seconds, raise TimeoutError. The socket is non-blocking afterwards.
     """
     sock.settimeout(0)
