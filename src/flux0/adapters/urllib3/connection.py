@@ -370,8 +370,8 @@ def _close_idle(connections: LifoQueue[Any]) -> None:
             if connection := connections.get_nowait():
                 connection.close()
             removed += 1
-    # In the queue, None is a free slot. `Full` is raised if other threads have returned their
-    # connections in the meantime.
+    # Replace each removed connection by None, which is a free slot. If other threads have returned
+    # connections in the meantime, the queue raises `Full`.
     with suppress(Full):
         for _ in range(removed):
             connections.put_nowait(None)

@@ -58,8 +58,8 @@ class Urllib3Transport:
     headers, and is never closed. flux0 tracks the connections of the manager, in order to know
     whether a request was sent.
 
-    The built-in manager reads the proxy settings of the environment with the first request to each
-    server. To ignore these settings, pass a `PoolManager()`.
+    The built-in manager reads the proxy settings of the environment before the first request to
+    each server. To ignore these settings, pass a `PoolManager()`.
 
     The timeouts come from the request. The pool timeout has an effect only if the manager has
     `block=True`, as the built-in manager does. Redirects are not followed, and the retries of
