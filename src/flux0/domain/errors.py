@@ -20,8 +20,8 @@ class Flux0Error(Exception):
             turn was received) or "maybe". After several attempts, "no" means that the server
             certainly accepted none of them.
         from_user_code: whether code of the user raised the error during the call: a hook, an
-            authentication, an adapter of `requests`, or a function that computes a header. Such an
-            error is not retried.
+            authentication class, an adapter of `requests`, or a function that computes a header.
+            After such an error, the call is not retried.
         operation: the call that failed, such as `agents.list`; empty if the call sent no request.
         method: the method of the request.
         url: the URL of the request, without credentials.
