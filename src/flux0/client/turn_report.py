@@ -37,7 +37,7 @@ class TurnReport:
         observers.flush()
 
     def unconfirmed_end(self) -> None:
-        """Log a warning about the unconfirmed end of the turn, once for each client."""
+        """Log a warning that the end of the turn is not confirmed, once for each client."""
         self._observers.unconfirmed_end()
 
     def first_event(self) -> None:

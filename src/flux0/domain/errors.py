@@ -77,8 +77,8 @@ def _restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]
 def mark_user_error(error: BaseException, *, sent: bool = False) -> None:
     """If `error` is a `Flux0Error`, mark it as raised by the user's code: it causes no retry.
 
-    `error` may come from another call in the user's code. Therefore `error.sent` is set for the
-    current call: to "maybe" if the argument `sent` is True, else to "no".
+    The user's code, such as a middleware, may have raised `error` in a call of its own, so
+    `error.sent` is overwritten with the value for the current call: "maybe" if `sent`, else "no".
     """
     if isinstance(error, Flux0Error):
         error.from_user_code = True

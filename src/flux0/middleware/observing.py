@@ -41,7 +41,7 @@ class Observers:
         self._observers = _checked(observers)
         self.clock: Callable[[], float] = time.monotonic
         self._failed: set[Observer] = set()
-        self._warned = Lock()  # Acquired when the warning about unconfirmed ends is logged.
+        self._warned = Lock()  # Acquired at the first warning about an unconfirmed end.
         self._postponed: deque[tuple[Call | None, TurnEnd]] = deque()
 
     def __bool__(self) -> bool:

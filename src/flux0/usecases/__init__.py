@@ -1,1 +1,1 @@
-"""The operations of the API. Each operation returns a flow, which sync or async code can run."""
+"""The operations of the API. Each operation returns a flow, a generator that a driver runs."""

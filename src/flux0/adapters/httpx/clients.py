@@ -121,7 +121,7 @@ class SyncBuiltInClient(_BuiltInClient):
 class AsyncBuiltInClient(_BuiltInClient):
     """A built-in client for async code."""
 
-    _sending = 0  # The number of requests without a response head.
+    _sending = 0  # The number of requests whose response head has not been received.
 
     async def send(self, request: Any, **_: object) -> Any:
         """Send a request, and return the response of the HTTP library."""

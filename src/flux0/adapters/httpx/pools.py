@@ -52,7 +52,7 @@ class Pools:
     Args:
         make: Creates a transport of httpx.
         close: Closes a transport that no exchange uses any more.
-        limit: The largest number of open exchanges.
+        limit: The largest number of open exchanges in one pool.
     """
 
     def __init__(self, make: Callable[[], Any], close: Callable[[Any], object], limit: int) -> None:

@@ -252,7 +252,7 @@ class HttpxFamilyTransport(ABC):
             translated = exchange.translate(error, built)
             if translated is not None:
                 raise translated from error
-        if client in (self._client, self._async_client):  # Built-in clients call no user code.
+        if client in (self._client, self._async_client):  # Only the user's client calls user code.
             mark_user_error(error, sent=exchange.sent)
         return None
 

@@ -58,9 +58,9 @@ def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMes
 
     Args:
         first: the first chunk of the message; its metadata apply to the whole message.
-        root: the document of the message; it is copied.
-        partial: whether the arguments of a tool call may be incomplete. If True, `args` is a string
-            as long as the arguments are not valid JSON. If False, the result is None for such
+        root: the JSON document that the patches of the message built; it is not modified.
+        partial: whether the arguments of a tool call may be incomplete. If True, arguments that are
+            not valid JSON become a string in `args`. If False, the result is None for such
             arguments, because the server stores nothing.
     """
     if not root or "agent_name" not in first.metadata:

@@ -95,9 +95,9 @@ def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
 
 
 def _added_texts(line: str) -> list[tuple[str, Any, Any]]:
-    """Return (place, event, patch) for each patch of the event in `line` whose value is a string.
+    """Return (place, event, patch) for each patch in `line` that has a string as its value.
 
-    The place is the JSON of the message id and the path.
+    `line` contains one event. The place is the message id and the path of the patch, as JSON.
     """
     if not line.startswith(_DATA) or '"patches"' not in line:
         return []

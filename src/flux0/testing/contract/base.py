@@ -63,9 +63,9 @@ class Contract(ABC):
 
     @pytest.fixture
     def time_budget(self, request: pytest.FixtureRequest) -> float:
-        """Seconds that the tests of this class may still wait for hung calls.
+        """The remaining seconds that the tests of this class together may wait for hung calls.
 
-        If no time is left, the test fails without running.
+        If no time is left, each further test fails without running.
         """
         budget = class_of(request).stash.setdefault(_TIME_BUDGET, 3 * self.timeout)
         if budget <= 0:

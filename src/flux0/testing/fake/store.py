@@ -113,9 +113,9 @@ class FakeStore:
     def add_chunk(self, chunk: ChunkEvent) -> bool:
         """Apply a chunk to its message, and return whether the server streams the chunk.
 
-        The server drops a chunk if a patch cannot be applied. If no patch appends to a list, the
-        server also drops the chunk if its `seq` does not follow the `seq` of the last streamed
-        chunk. Measured with flux0-stream 0.1.0b2.
+        The server drops a chunk with a patch that cannot be applied. It also drops a chunk whose
+        `seq` does not follow the `seq` of the last streamed chunk, unless one of its patches appends
+        to a list. Observed with flux0-stream 0.1.0b2.
         """
         message = self._open_messages[chunk.event_id]
         appends = any(patch.path.endswith("/-") for patch in chunk.patches)
