@@ -155,6 +155,6 @@ class Observer:
 
         Usually, this method is called when the turn ends. It is called later, at the next call of
         the client or when the client is closed, in two cases: if the garbage collector closes the
-        stream, and if a generator is closed while it is in the `with` block of a sync stream. Such
-        code may run in a finalizer, where an observer must not wait for locks.
+        stream, and if your generator is closed while it is suspended in the `with` block of a sync
+        stream. In both cases a finalizer may be running, where an observer must not wait for locks.
         """

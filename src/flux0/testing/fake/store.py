@@ -114,8 +114,8 @@ class FakeStore:
         """Apply a chunk to its message, and return whether the server streams the chunk.
 
         The server drops a chunk with a patch that cannot be applied. It also drops a chunk whose
-        `seq` does not follow the `seq` of the last streamed chunk, unless one of its patches appends
-        to a list. Observed with flux0-stream 0.1.0b2.
+        `seq` does not follow the `seq` of the last streamed chunk, unless one of its patches
+        appends to a list. Observed with flux0-stream 0.1.0b2.
         """
         message = self._open_messages[chunk.event_id]
         appends = any(patch.path.endswith("/-") for patch in chunk.patches)
