@@ -100,7 +100,7 @@ class Caller:
         return self._view(self._settings(**options))
 
     def for_conversation(self, agent: Participant, cookie: Headers) -> Caller:
-        """Return a caller for a conversation with this agent and cookie; see `with_options`."""
+        """Return a caller that sends `cookie`, and reports `agent` to observers."""
         return self._view(evolve(self._default_call, agent=agent, cookie=cookie))
 
     def _view(self, default_call: ApiCall) -> Caller:

@@ -147,10 +147,10 @@ class SessionsResource(_Resource):
         Args:
             agent_id: The id of the agent. Raises `BadRequestError` if the agent does not exist.
             allow_greeting: Run the agent at once, so that it can greet the user. The server 0.1.0b4
-                neither streams nor stores this greeting (measured).
+                neither streams nor stores this greeting.
             id: The id of the session, exactly 10 characters. By default, the server chooses an id.
-                If a session with this id exists, the server creates a second session with the same
-                id (measured, 0.1.0b4).
+                If a session with this id exists, the server 0.1.0b4 creates a second session with
+                the same id.
             title: The title of the session, at most 200 characters.
         """
         return self._caller.run(

@@ -16,7 +16,7 @@ class TurnReport:
 
     Attributes:
         session_id: The id of the session.
-        agent: The agent, if it is known before the first chunk.
+        agent: The agent; None if only the first chunk event names it.
         clock: Returns the current time in seconds.
         seconds_to_first_event: The time until the first event; None before the first event.
         seconds: The time until the end of the turn; None before the end.

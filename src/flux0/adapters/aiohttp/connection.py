@@ -144,7 +144,7 @@ class TrackedConnection(ResponseHandler):
             content.set_exception(exc)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Report a reset as an error. For aiohttp, it is the end of a close-delimited body."""
+        """Report a reset as an error. aiohttp would end a close-delimited body without an error."""
         if self._wait_timer is not None:
             self._wait_timer.cancel()  # The timer would keep the connection alive.
         transport = self.transport

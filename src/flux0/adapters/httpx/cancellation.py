@@ -17,8 +17,8 @@ T = TypeVar("T")
 class Uninterrupted(Generic[T]):
     """An awaitable that runs `work`, and delays a cancellation that occurs in a checkpoint.
 
-    A checkpoint is an `await` that lets other tasks run, and waits for no event. The cleanup of
-    httpcore awaits nothing else, so it runs to its end. If a task is cancelled in a checkpoint, the
+    A checkpoint is an `await` that only lets other tasks run. The cleanup of httpcore contains only
+    checkpoints, so no cancellation interrupts the cleanup. If a task is cancelled in a checkpoint, the
     cancellation takes effect when `work` next waits for an event, or when `work` ends.
     """
 

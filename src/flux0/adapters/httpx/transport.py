@@ -362,8 +362,8 @@ def _to_response(exchange: HttpxExchange, response: Any, body: Body) -> Response
 def _request_body_class(base: type[Any]) -> type[Any]:
     """Return a class for the bodies of async requests, derived from `base`.
 
-    `base` is `AsyncByteStream` of httpx or httpx2. These libraries would send the body from an
-    async generator. If sending fails, the generator stays suspended, and trio warns about it.
+    `base` is `AsyncByteStream` of httpx or httpx2. The bodies of these libraries are async
+    generators. If sending fails, the generator stays suspended, and trio warns about it.
     """
 
     class RequestBody(base):  # type: ignore[misc] # the class is not known

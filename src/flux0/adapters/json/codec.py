@@ -29,8 +29,8 @@ _decode: Callable[[str], tuple[Any, int]] = JSONDecoder().raw_decode
 class JsonCodec:
     """The `Codec` of the flux0 server.
 
-    A fast converter builds the models. If it fails, a slower converter converts the JSON again to
-    find the wrong value and the reason for the error message.
+    A fast converter builds the models. If it fails, a slower converter converts the JSON again, so
+    that the error message can name the wrong value and the problem.
     """
 
     def decode(self, model: type[T], body: bytes) -> T:

@@ -50,7 +50,7 @@ class EnvironmentProxies:
         """Return the URL of the proxy for a request to `url`; None if no proxy is set.
 
         Raises:
-            ConnectError: The library cannot use the proxy.
+            ConnectError: The HTTP library cannot use the proxy.
         """
         origin = "/".join(url.split("/", 3)[:3])
         if origin not in self._proxies:

@@ -242,7 +242,7 @@ def _tracked_pool(
     try:
         pool = get(request, verify, proxies, cert)
         adapter.cert_verify(pool, request.url, verify, cert)  # type: ignore[no-untyped-call]
-    except (HTTPError, OSError) as error:  # Errors of requests derive from OSError.
+    except (HTTPError, OSError) as error:  # The errors of `requests` are OSErrors.
         raise failure(ConnectError, error, Timeout()) from error
     track(pool)
     return pool

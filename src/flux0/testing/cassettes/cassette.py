@@ -1,4 +1,4 @@
-"""Cassettes: recorded exchanges as values, and the readable JSON file that stores them.
+"""The classes of recorded exchanges, and the readable JSON file that stores the exchanges.
 
 All times are in seconds. A recorded request contains the path and the query of its URL, and its
 header fields without credentials (see `Headers.redacted`).

@@ -67,7 +67,7 @@ class FakeTurn:
     _silent_steps: int = field(default=0, init=False)
     # The time of the agent's next event.
     _time: float = field(init=False)
-    # The time of the clock at the end of the last step, when the agent's own code continued.
+    # The time of the clock when the last step ended and the function of the agent continued.
     _continued_at: float = field(init=False)
     _output: deque[bytes | BaseException] = field(factory=deque[Any], init=False)
     _expander: steps.StepExpander = field(init=False)
