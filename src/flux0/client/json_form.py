@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def to_dict(model: object) -> Any:
-    """Convert a model to the JSON form of the server: dicts, lists and plain values."""
+    """Convert a model to the JSON form that the server uses: dicts, lists and plain values."""
     return _codec().to_dict(model)
 
 

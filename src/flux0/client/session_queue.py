@@ -25,7 +25,7 @@ SessionKey: TypeAlias = tuple[str, str]
 
 
 class TaskSender:
-    """An async call that sends a message, or waits for earlier messages of its session."""
+    """An async call in the queue. It sends its message after earlier messages of its session."""
 
     def __init__(self) -> None:
         load_anyio()

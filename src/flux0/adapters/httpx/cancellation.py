@@ -18,8 +18,8 @@ class Uninterrupted(Generic[T]):
     """An awaitable that runs `work`, and delays a cancellation that occurs in a checkpoint.
 
     A checkpoint is an `await` that only lets other tasks run. The cleanup of httpcore contains only
-    checkpoints, so no cancellation interrupts the cleanup. If a task is cancelled in a checkpoint, the
-    cancellation takes effect when `work` next waits for an event, or when `work` ends.
+    checkpoints, so no cancellation interrupts the cleanup. If a task is cancelled in a checkpoint,
+    the cancellation takes effect when `work` next waits for an event, or when `work` ends.
     """
 
     def __init__(self, work: Awaitable[T]) -> None:

@@ -102,7 +102,7 @@ class _BuiltInClient:
 
 
 class SyncBuiltInClient(_BuiltInClient):
-    """A built-in client for sync code."""
+    """The client of a transport for sync calls, if the user passed none."""
 
     def send(self, request: Any, **_: object) -> Any:
         """Send a request, and return the response of the HTTP library."""
@@ -119,7 +119,7 @@ class SyncBuiltInClient(_BuiltInClient):
 
 
 class AsyncBuiltInClient(_BuiltInClient):
-    """A built-in client for async code."""
+    """The client of a transport for async calls, if the user passed none."""
 
     _sending = 0  # The number of requests whose response head has not been received.
 

@@ -57,9 +57,9 @@ class TrackedConnection(ABC):
     of the response without this call, the kept byte is surplus. Then
     `get_extra_info("is_readable")` is True, and the pool closes the connection.
 
-    Keeping a byte costs a second call of `read` for each piece. In a chunked body, surplus bytes can
-    only follow the last chunk, which has size 0. So `read` keeps a byte only after it received a
-    line that starts with 0. It keeps no byte of a proxy's messages.
+    Keeping a byte costs a second call of `read` for each piece. In a chunked body, surplus bytes
+    can only follow the last chunk, which has size 0. So `read` keeps a byte only after it received
+    a line that starts with 0. It keeps no byte of a proxy's messages.
 
     Attributes:
         waiting_since: When the wait for the current piece of a body started, as a time of

@@ -110,7 +110,7 @@ class Pools:
         self._close(pool.transport)
 
     def _add_waiter(self, wake: Callable[[], object]) -> _Waiter:
-        """Return a new waiter with a place in a pool. If no place is free, queue the waiter."""
+        """Return a new waiter. It gets a place in a pool, or if no place is free, it is queued."""
         waiter = _Waiter(wake)
         with self._lock:
             if self._free:

@@ -34,7 +34,7 @@ class JsonCodec:
     """
 
     def decode(self, model: type[T], body: bytes) -> T:
-        """Decode the JSON in `body` into `model`. If `model` is `object`, return plain JSON."""
+        """Decode the JSON in `body` into `model`. For `object`, return plain values."""
         data = _load(body)
         result: T = data if model is object else self._structure(model, data, body)
         return result
@@ -59,11 +59,11 @@ class JsonCodec:
         return result
 
     def encode(self, value: Any) -> bytes:
-        """Encode a model, or plain JSON, as JSON in ASCII bytes."""
+        """Encode a model, or plain values, as JSON in ASCII bytes."""
         return json.dumps(self.to_dict(value), separators=(",", ":")).encode("ascii")
 
     def from_dict(self, model: type[T], data: Any) -> T:
-        """Convert plain JSON into `model`.
+        """Convert plain values (dicts, lists, strings, numbers) into `model`.
 
         `model` may also be a union of models, such as `StreamEvent`, or a list or tuple of models.
 
@@ -85,7 +85,7 @@ class JsonCodec:
         return cast("T", result)
 
     def to_dict(self, value: Any) -> Any:
-        """Convert a model into plain JSON, in the form that the server uses.
+        """Convert a model into plain values, in the form that the server uses.
 
         Raises:
             InvalidArgument: `value` cannot be represented in JSON, or is nested too deeply.

@@ -27,7 +27,7 @@ def _check_pieces(step: _TextStep, attribute: Attribute[int], pieces: int) -> No
     if not step.text:
         raise InvalidArgument(
             "text",
-            f"of {type(step).__name__} must not be empty; to send no message, use an empty list",
+            f"of {type(step).__name__} must not be empty; to send no message, return no steps",
         )
     if not 1 <= pieces <= len(step.text):
         raise InvalidArgument(
@@ -288,8 +288,8 @@ class StepExpander:
 
     def __init__(self, next_number: Callable[[str], int]) -> None:
         self._next_number = next_number
-        # Maps `id(call)` to the `CallTool` step and the id of the tool call. The key is not the
-        # step itself, because two different steps may be equal.
+        # Maps the `id` of each `CallTool` step to the step and the id of its tool call. The key is
+        # not the step itself, because two different steps may be equal.
         self._call_ids: dict[int, tuple[CallTool, str]] = {}
 
     def expand(self, step: AgentStep) -> Iterable[PlainStep]:
