@@ -231,7 +231,8 @@ class Time(ABC):
         """Call `act` in another thread when `monotonic()` reaches `moment`.
 
         Return a function that cancels the alarm. This default implementation never calls `act`. It
-        is sufficient for a simulated clock that advances only in `sleep`.
+        is sufficient for a simulated clock that advances only in `sleep`, because its time does not
+        pass while another call blocks.
         """
         return _cancel_nothing
 

@@ -1,4 +1,4 @@
-"""The classes of the retry policy. The generated client had them in a module of this name."""
+"""The classes of the retry policy. The earlier, generated client had them in this module."""
 
 from flux0 import BackoffStrategy, RetryConfig
 

@@ -147,7 +147,7 @@ class Caller:
         return self._open_calls.closed
 
     def drive(self, flow: Flow[T], deadline: Deadline | None) -> T:
-        """Drive `flow` over the sync transport until `deadline`."""
+        """Run `flow` over the sync transport. It must end before `deadline`."""
         if self._driver is None:
             raise Flux0Error(
                 "this client has only an async transport: call the methods that end in _async, "
@@ -156,7 +156,7 @@ class Caller:
         return self._driver.run(flow, deadline)
 
     async def drive_async(self, flow: Flow[T], deadline: Deadline | None) -> T:
-        """Drive `flow` over the async transport until `deadline`."""
+        """Run `flow` over the async transport. It must end before `deadline`."""
         return await self._async_driver.run(flow, deadline)
 
     def close(self) -> None:

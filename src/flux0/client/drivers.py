@@ -71,7 +71,7 @@ class _Progress:
 
 @frozen(eq=False)
 class Driver:
-    """Performs the effects of flows over a sync transport."""
+    """Runs flows over a sync transport: performs each effect, and sends its outcome to the flow."""
 
     transport: Transport
     time: Time
@@ -176,7 +176,7 @@ class Driver:
 
 @frozen(eq=False)
 class AsyncDriver:
-    """Performs the effects of flows over an async transport."""
+    """The async version of `Driver`."""
 
     transport: AsyncTransport
     time: Time

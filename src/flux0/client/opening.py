@@ -62,7 +62,7 @@ class Opening(Coroutine[Any, Any, T], Generic[T]):
         """Cancel the coroutine."""
         self._coroutine.close()
 
-    # Hide these methods from type checkers, which then report code without `await`.
+    # Hide these methods from type checkers, so that they report a forgotten `await`.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:

@@ -46,7 +46,7 @@ class BackoffStrategy:
         """Return the longest wait after an attempt in milliseconds; the first attempt is 1."""
         try:
             growth = float(self.exponent) ** (attempt - 1)
-        except OverflowError:  # The default exponent overflows a float after 1,750 attempts.
+        except OverflowError:  # With the default exponent, after 1,750 attempts.
             return self.max_interval
         return min(self.initial_interval * growth, self.max_interval)
 

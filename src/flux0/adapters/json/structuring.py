@@ -235,9 +235,9 @@ def _model(made: Converter, kind: Any) -> Hook:
 
 
 def _by_type(made: Converter, union: Any, kinds: Mapping[str, Any]) -> Hook:
-    """Return the hook of a union of models, which selects the model by the key `type`.
+    """Return the hook of a union of models. The hook selects the model by the key `type`.
 
-    If the union includes `Mapping`, the hook returns JSON with an unknown type unchanged.
+    If the union includes `Mapping`, an object whose type is unknown is returned unchanged.
     """
     hooks = {name: (made.get_structure_hook(kind), kind) for name, kind in kinds.items()}
     is_open = any(get_origin(option) is Mapping for option in get_args(union))

@@ -135,7 +135,8 @@ class TrackedConnection(HTTPConnection):
             sock = super()._new_conn()
         # The TLS handshake detaches `sock`, and creates an SSLSocket that is not available before
         # the handshake has ended. Therefore `Interrupt.fire` shuts down a duplicate of the socket.
-        # A connection class of the user may return another object, which cannot be duplicated.
+        # A connection class of the user may return an object that is not a socket. It cannot be
+        # duplicated.
         if isinstance(sock, socket.socket):
             self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
             exchange.shut_down_on_interrupt(self._duplicate)

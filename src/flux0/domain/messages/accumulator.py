@@ -51,10 +51,10 @@ class MessageAccumulator:
 
     Args:
         max_turn_bytes: the memory limit for all messages of the turn together. Each character
-            counts as 1 byte, and each JSON value as 64 additional bytes. If the message is a list
-            to which all chunks append strings, the 64 bytes are not counted for these strings. An
-            operation that would exceed the limit, or nest values more than 200 levels deep, is not
-            applied and is recorded in `problems`.
+            counts as 1 byte, and each JSON value as 64 additional bytes. Exception: if all chunks
+            of a message append strings to a list, these strings do not count 64 bytes. An operation
+            that would exceed the limit, or nest values more than 200 levels deep, is not applied
+            and is recorded in `problems`.
     """
 
     def __init__(self, *, max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES) -> None:

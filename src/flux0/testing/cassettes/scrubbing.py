@@ -34,10 +34,9 @@ def scrub_query(query: str, scrub: Scrub) -> str:
 
 
 def scrub_body(pieces: Iterable[bytes], scrub: Scrub) -> list[bytes]:
-    """Scrub each string of a JSON body, or each line of another body.
+    """Scrub each string if the body is JSON, else each line.
 
-    If a line contains the data of an event as JSON, each string in the JSON is scrubbed instead of
-    the line. If a body has several pieces, each piece must end at the end of an event.
+    In a line with the JSON data of an event, only the strings of the JSON are scrubbed. If a body has several pieces, each piece must end at the end of an event.
     """
     texts = [piece.decode(errors=_NOT_UTF8) for piece in pieces]
     return [

@@ -17,8 +17,8 @@ from flux0.ports import AsyncByteStream, ByteStream, Request, Response, Shared
 from flux0.runtime.event_loop import Loop, running_loop, sleep
 from flux0.testing.fake.clock import FakeClock, Wait, Waits, perform, perform_async
 
-# "unclosed": the client was closed, or the garbage collector freed the body, before the body was
-# closed or was read to its end.
+# "unclosed": the body was neither closed nor read to its end when the client was closed or the
+# garbage collector freed the body.
 BodyEnd: TypeAlias = Literal["finished", "closed", "unclosed"]
 
 
