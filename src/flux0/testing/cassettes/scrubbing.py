@@ -36,7 +36,8 @@ def scrub_query(query: str, scrub: Scrub) -> str:
 def scrub_body(pieces: Iterable[bytes], scrub: Scrub) -> list[bytes]:
     """Scrub each string if the body is JSON, else each line.
 
-    In a line with the JSON data of an event, only the strings of the JSON are scrubbed. If a body has several pieces, each piece must end at the end of an event.
+    In a line with the JSON data of an event, only the strings of the JSON are scrubbed. If a body
+    has several pieces, each piece must end at the end of an event.
     """
     texts = [piece.decode(errors=_NOT_UTF8) for piece in pieces]
     return [
