@@ -60,7 +60,7 @@ def _import_app() -> Typer:
 
 
 def _exit_at_once(_number: int, _frame: object) -> None:
-    os._exit(_INTERRUPTED)
+    os._exit(_INTERRUPTED)  # pragma: no cover - the process ends without saving the coverage
 
 
 def _discard_output() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from flux0.adapters.urllib3 import (
     connection as urllib3_connection,
     http_response as urllib3_response,
 )
+from flux0.adapters.urllib3.connection import built_in_manager, close_pools
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -327,6 +329,46 @@ def test_failure_of_an_untracked_connection_is_an_interruption(
         assert len(server.requests) == 1
     caught = failure_of_post("http://127.0.0.1:1", library.make())
     assert (type(caught), caught.attempts) == (ConnectionInterrupted, 1)
+
+
+class _WrappedSocket:
+    """An object with the methods of a socket, like the sockets of some tunnels."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+@pytest.mark.parametrize("wrap", [lambda sock: sock, _WrappedSocket], ids=["socket", "wrapped"])
+def test_connection_class_of_the_user_opens_the_socket(wrap: Callable[[Any], Any]) -> None:
+    opened: list[Any] = []
+
+    class Connection(HTTPConnection):
+        def _new_conn(self) -> Any:
+            opened.append(wrap(socket.create_connection((self.host, self.port))))
+            return opened[-1]
+
+    class Pool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Connection
+
+    manager = urllib3.PoolManager()
+    manager.pool_classes_by_scheme = {"http": Pool}
+    with ByteServer(OK) as server:
+        fetch_sync(Urllib3Transport(manager), get(server.url))
+        assert len(opened) == len(server.requests) == 1
+    manager.clear()
+    for sock in opened:
+        sock.close()
+
+
+def test_pool_that_is_already_closed_can_be_closed() -> None:
+    """Another thread may close a pool while the transport is closed."""
+    manager = built_in_manager()
+    manager.connection_from_url("http://127.0.0.1:1").close()
+    close_pools(manager)
+    assert not manager.pools
 
 
 RECORDED = """

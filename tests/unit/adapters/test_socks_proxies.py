@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import requests
 import urllib3
+from attrs import evolve
 from urllib3.contrib.socks import SOCKSProxyManager
 
 from flux0 import BackoffStrategy, Flux0, RequestsTransport, RetryConfig, Urllib3Transport
 from flux0.domain.errors import ConnectError, ConnectTimeout
 from flux0.ports import Transport
 from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.harness import LONG_TIMEOUT
 from support.modes import in_mode
-from support.sending import AGENTS, over
+from support.sending import AGENTS, get, over
 from support.socks_proxy import SocksProxy
 from support.transports import ONCE, Way
 
@@ -102,6 +106,26 @@ async def test_dead_proxy_is_named(way: Way, monkeypatch: pytest.MonkeyPatch) ->
     assert caught.value.problem == (
         f"cannot connect to the proxy {proxy.address}: connection refused"
     )
+
+
+def test_every_address_of_the_proxy_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first address is an IPv6 address, which an IPv4 source address cannot connect to."""
+    resolve: Callable[..., Any] = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *args: Any, **options: Any) -> Any:
+        first = resolve("::1", *args, **options) if host == "localhost" else []
+        return [*first, *resolve("127.0.0.1" if host == "localhost" else host, *args, **options)]
+
+    with ByteServer(AGENTS) as server, SocksProxy() as proxy:
+        port = proxy.address.rpartition(":")[2]
+        source = ("127.0.0.1", 0)
+        manager = SOCKSProxyManager(f"socks5h://localhost:{port}", source_address=source)
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        request = get(server.url, timeout=evolve(LONG_TIMEOUT, connect=None))
+        response = Urllib3Transport(manager).send(request)
+        assert response.status_code == 200
+        response.body.close()
+        assert proxy.targets == ((server.host, server.port),)
 
 
 def over_requests(proxy: str) -> Transport:

@@ -848,6 +848,14 @@ def test_ctrl_c_during_an_import_prints_no_traceback(
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+def test_ctrl_c_stays_disabled_during_an_import(environment: Mapping[str, str]) -> None:
+    """A shell disables Ctrl-C for background jobs."""
+    code = f"import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n{_INTERRUPTED_IMPORT}"
+    done = finished(environment, "-c", code, "flux0.cli.output", "agents", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "list" in done.stdout
+
+
 def test_command_line_handles_ctrl_c_before_it_imports_other_modules() -> None:
     """Ctrl-C during these imports would print a traceback."""
     code = (
