@@ -167,7 +167,10 @@ def _aiohttp_session(_: str) -> aiohttp.ClientSession:
 _OPENERS: dict[str, tuple[Callable[[str], Any], Callable[[Any, str], Any]]] = {
     "flux0 over httpx": (Flux0, _flux0_stream),
     "httpx": (_httpx_client, _httpx_stream),
-    "flux0 over aiohttp": (lambda base: Flux0(base, transport=AiohttpTransport()), _flux0_stream),
+    "flux0 over aiohttp": (
+        lambda base: Flux0(base, transport=AiohttpTransport(_aiohttp_session(base))),
+        _flux0_stream,
+    ),
     "aiohttp": (_aiohttp_session, _aiohttp_stream),
 }
 
