@@ -341,23 +341,23 @@ class _WrappedSocket:
         return getattr(self._sock, name)
 
 
-@pytest.mark.parametrize("wrap", [lambda sock: sock, _WrappedSocket], ids=["socket", "wrapped"])
+@pytest.mark.parametrize("wrap", [socket.socket.dup, _WrappedSocket], ids=["socket", "wrapped"])
 def test_connection_class_of_the_user_opens_the_socket(wrap: Callable[[Any], Any]) -> None:
     opened: list[Any] = []
 
     class Connection(HTTPConnection):
         def _new_conn(self) -> Any:
-            opened.append(wrap(socket.create_connection((self.host, self.port))))
+            sock = socket.create_connection((self.host, self.port))
+            opened.extend([sock, wrap(sock)])
             return opened[-1]
 
-    class Pool(urllib3.HTTPConnectionPool):
-        ConnectionCls = Connection
-
-    manager = urllib3.PoolManager()
-    manager.pool_classes_by_scheme = {"http": Pool}
+    manager: Any = urllib3.PoolManager()
+    pool = type("Pool", (urllib3.HTTPConnectionPool,), {"ConnectionCls": Connection})
+    manager.pool_classes_by_scheme = {"http": pool}
     with ByteServer(OK) as server:
         fetch_sync(Urllib3Transport(manager), get(server.url))
-        assert len(opened) == len(server.requests) == 1
+        assert len(server.requests) == 1
+    assert len(opened) == 2
     manager.clear()
     for sock in opened:
         sock.close()

@@ -113,7 +113,7 @@ def test_every_address_of_the_proxy_is_tried(monkeypatch: pytest.MonkeyPatch) ->
     resolve: Callable[..., Any] = socket.getaddrinfo
 
     def getaddrinfo(host: str, *args: Any, **options: Any) -> Any:
-        first = resolve("::1", *args, **options) if host == "localhost" else []
+        first: list[Any] = resolve("::1", *args, **options) if host == "localhost" else []
         return [*first, *resolve("127.0.0.1" if host == "localhost" else host, *args, **options)]
 
     with ByteServer(AGENTS) as server, SocksProxy() as proxy:
