@@ -12,20 +12,26 @@ from flux0 import Flux0
 from flux0.domain.errors import Flux0Error
 from support.transports import SYNC_WAYS, TRANSPORTS, Way
 
-SCRIPT = """
+OPEN_ALL_FILES = """
 import os, resource, sys
 import flux0
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
+
+def open_all_files():
+    held = []
+    try:
+        while True:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        return held
+"""
+
+SCRIPT = f"""{OPEN_ALL_FILES}
 retries = flux0.RetryConfig("backoff", flux0.BackoffStrategy(1, 1, 1, 60_000), max_attempts=2)
 transport = getattr(flux0, sys.argv[2])()
 client = flux0.Flux0(sys.argv[1], transport=transport, retry_config=retries)
-held = []
-try:
-    while True:
-        held.append(os.open(os.devnull, os.O_RDONLY))
-except OSError:
-    pass
+held = open_all_files()
 try:
     client.agents.list()
 except flux0.ConnectError as error:
@@ -46,20 +52,10 @@ def test_process_that_cannot_open_files_gets_a_connect_error(way: Way, scheme: s
     assert process.stdout == f"GET {url}/api/agents: too many open files (2 attempts)\n"
 
 
-ASYNC_SCRIPT = """
-import os, resource, sys
-import flux0
-
-resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
-
+ASYNC_SCRIPT = f"""{OPEN_ALL_FILES}
 async def main(call):
     client = flux0.Flux0(transport=getattr(flux0, sys.argv[2])())
-    held = []
-    try:
-        while True:
-            held.append(os.open(os.devnull, os.O_RDONLY))
-    except OSError:
-        pass
+    held = open_all_files()
     try:
         if call == "list":
             await client.agents.list_async()

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from support.transports import ONCE, WAYS, Way
+from support.transports import WAYS, Way
 
 pytestmark = pytest.mark.slow
 SECONDS = os.environ.get("FLUX0_SOAK_SECONDS", "0.5")
 SEEDS = range(int(os.environ.get("FLUX0_SOAK_SEEDS", "1")))
-RUNS = [(way, seed) for way in (WAYS if len(SEEDS) > 1 else ONCE) for seed in SEEDS]
+RUNS = [(way, seed) for way in WAYS for seed in SEEDS]
 
 
 @pytest.mark.parametrize(("way", "seed"), RUNS, ids=str)
