@@ -3,38 +3,53 @@
     with Flux0() as client:
         agents = client.agents.list()
 
-`flux0.models` has all models and errors. Each name is imported when it is first used. Therefore
-`import flux0` imports no HTTP library, and the command line handles Ctrl-C as soon as it starts.
+This package has all names of `flux0.models`, too. Each name is imported when it is first used.
+Therefore `import flux0` imports no HTTP library, and the command line handles Ctrl-C as soon as it
+starts.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 
-from flux0._version import __version__
+from flux0._version import __version__ as __version__
 
 TYPE_CHECKING = False  # Type checkers treat it as True. Importing `typing` takes time.
 if TYPE_CHECKING:
     from typing import Any
 
-    from flux0 import models
-    from flux0.adapters.aiohttp.transport import AiohttpTransport
+    from flux0 import models as models
+    from flux0.adapters.aiohttp.transport import AiohttpTransport as AiohttpTransport
     from flux0.adapters.httpx import (
-        AsyncHttpClient,
-        HttpClient,
-        Httpx2Transport,
-        HttpxTransport,
+        AsyncHttpClient as AsyncHttpClient,
+        HttpClient as HttpClient,
+        Httpx2Transport as Httpx2Transport,
+        HttpxTransport as HttpxTransport,
     )
-    from flux0.adapters.urllib3.requests_transport import RequestsTransport
-    from flux0.adapters.urllib3.transport import Urllib3Transport
-    from flux0.client.conversation import AsyncConversation, Conversation
-    from flux0.client.flux0 import Flux0
-    from flux0.client.json_form import from_dict, to_dict, to_json
-    from flux0.client.streams import AsyncEventStream, EventStream
-    from flux0.domain.headers import Headers
-    from flux0.domain.messages.accumulator import MessageAccumulator
-    from flux0.domain.retrying import BackoffStrategy, RetryConfig, RetryDetails
-    from flux0.models import *  # noqa: F403 - listed in __all__ below
+    from flux0.adapters.urllib3.requests_transport import RequestsTransport as RequestsTransport
+    from flux0.adapters.urllib3.transport import Urllib3Transport as Urllib3Transport
+    from flux0.client.conversation import (
+        AsyncConversation as AsyncConversation,
+        Conversation as Conversation,
+    )
+    from flux0.client.flux0 import Flux0 as Flux0
+    from flux0.client.json_form import (
+        from_dict as from_dict,
+        to_dict as to_dict,
+        to_json as to_json,
+    )
+    from flux0.client.streams import (
+        AsyncEventStream as AsyncEventStream,
+        EventStream as EventStream,
+    )
+    from flux0.domain.headers import Headers as Headers
+    from flux0.domain.messages.accumulator import MessageAccumulator as MessageAccumulator
+    from flux0.domain.retrying import (
+        BackoffStrategy as BackoffStrategy,
+        RetryConfig as RetryConfig,
+        RetryDetails as RetryDetails,
+    )
+    from flux0.models import *  # noqa: F403 - its __all__ is part of the public names
 
 # Maps each public name that is not in `flux0.models` to its module.
 _MODULES = {
@@ -69,8 +84,6 @@ _EXTRAS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'flux0' has no attribute {name!r}")
     # Import all errors with the first name, so that `except flux0.APIError` never runs an import.
     models = import_module("flux0.models")
     if name in _EXTRAS:
@@ -78,8 +91,16 @@ def __getattr__(name: str) -> Any:
             return getattr(import_module(f"flux0.{_MODULES[name]}"), name)
         except ModuleNotFoundError as error:
             return _placeholder(name, error)
-    module = import_module(f"flux0.{_MODULES[name]}") if name in _MODULES else models
-    value = models if name == "models" else getattr(module, name)
+    if name == "models":
+        value: Any = models
+    elif name == "__all__":
+        value = sorted(("__version__", "models", *_MODULES, *models.__all__))
+    elif name in _MODULES:
+        value = getattr(import_module(f"flux0.{_MODULES[name]}"), name)
+    elif name in models.__all__:
+        value = getattr(models, name)
+    else:
+        raise AttributeError(f"module 'flux0' has no attribute {name!r}")
     globals()[name] = value
     return value
 
@@ -99,97 +120,5 @@ def _placeholder(name: str, cause: ModuleNotFoundError) -> type[Any]:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
-
-
-__all__ = [  # noqa: F405 - from flux0.models
-    "APIError",
-    "Agent",
-    "AgentError",
-    "AgentNotFound",
-    "Agents",
-    "AiohttpTransport",
-    "AsyncConversation",
-    "AsyncEventStream",
-    "AsyncHttpClient",
-    "AuthenticationError",
-    "BackoffStrategy",
-    "BadRequestError",
-    "ChunkEvent",
-    "ClientClosed",
-    "ConflictError",
-    "ConnectError",
-    "ConnectTimeout",
-    "ConnectionInterrupted",
-    "ConsumptionOffsets",
-    "ContentPart",
-    "ControlOptions",
-    "Conversation",
-    "DecodeError",
-    "Event",
-    "EventData",
-    "EventSource",
-    "EventSourceDTO",
-    "EventStream",
-    "EventTooLarge",
-    "EventType",
-    "EventTypeDTO",
-    "Events",
-    "Flux0",
-    "Flux0Error",
-    "HTTPValidationError",
-    "HTTPValidationErrorData",
-    "Headers",
-    "HttpClient",
-    "Httpx2Transport",
-    "HttpxTransport",
-    "InvalidArgument",
-    "JSONPatchOperation",
-    "MessageAccumulator",
-    "MessageData",
-    "MessagePart",
-    "MissingDependency",
-    "NotFoundError",
-    "Participant",
-    "PermissionDeniedError",
-    "PoolTimeout",
-    "ProtocolError",
-    "RateLimitError",
-    "ReadTimeout",
-    "ReasoningPart",
-    "Reply",
-    "RequestsTransport",
-    "ResponseTooLarge",
-    "RetryConfig",
-    "RetryDetails",
-    "Sent",
-    "ServerError",
-    "Session",
-    "SessionStatus",
-    "Sessions",
-    "StatusData",
-    "StatusEvent",
-    "StoredTurn",
-    "StreamError",
-    "StreamEvent",
-    "StreamIdleTimeout",
-    "StreamInUse",
-    "StreamInterrupted",
-    "TLSError",
-    "ToolCall",
-    "ToolCallPart",
-    "ToolData",
-    "ToolResult",
-    "TransportError",
-    "TransportTimeout",
-    "TurnMessage",
-    "UnknownEvent",
-    "Urllib3Transport",
-    "ValidationError",
-    "WriteTimeout",
-    "__version__",
-    "from_dict",
-    "models",
-    "to_dict",
-    "to_json",
-]
+    names: list[str] = __getattr__("__all__")
+    return names

@@ -110,12 +110,12 @@ def test_package_can_be_inspected_without_optional_libraries() -> None:
     assert lines == ["True", "True"]
 
 
-def test_flux0_has_all_names_of_flux0_models_except_old_names() -> None:
-    missing = {name for name in dir(models) if name[0].isupper()} - set(flux0.__all__)
+def test_flux0_has_all_names_of_flux0_models() -> None:
+    names = {name for name in dir(models) if name[0].isupper()}
 
-    assert {name for name in missing if "DTO" not in name} == {
-        *("Part", "SessionStream", "StatusEventDataStatusField")
-    }
+    assert names == set(models.__all__) <= set(flux0.__all__)
+    for name in names:
+        assert getattr(flux0, name) is getattr(models, name)
 
 
 def test_version_equals_distribution_version_and_py_typed_exists() -> None:
