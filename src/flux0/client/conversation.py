@@ -17,7 +17,7 @@ from flux0.domain.headers import Headers
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import MESSAGE_TYPES, Reply, StoredTurn, joined_history
 from flux0.domain.models import Agent, Event, Session
-from flux0.usecases import stored_turns
+from flux0.usecases.stored_turns import find_turn, next_offset
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -98,7 +98,7 @@ class Conversation(_ConversationBase):
         Call this method before you send a message, and keep the result: `find_turn` needs it to
         find the turn later. The method lists all events of the session.
         """
-        return self._caller.run(stored_turns.next_offset, options, session_id=self.session_id)
+        return self._caller.run(next_offset, options, self.session_id)
 
     def find_turn(
         self,
@@ -132,13 +132,7 @@ class Conversation(_ConversationBase):
         does not know the session. A server that stores sessions in memory loses them in a restart.
         """
         return self._caller.run(
-            stored_turns.find_turn,
-            options,
-            session_id=self.session_id,
-            content=content,
-            since=since,
-            correlation_id=correlation_id,
-            wait_ms=wait_ms,
+            find_turn, options, self.session_id, content, since, correlation_id, wait_ms
         )
 
     def belongs_to_user(self, **options: Unpack[CallOptions]) -> bool:
@@ -183,9 +177,7 @@ class AsyncConversation(_ConversationBase):
 
     async def next_offset(self, **options: Unpack[CallOptions]) -> int:
         """The async version of `Conversation.next_offset`."""
-        return await self._caller.run_async(
-            stored_turns.next_offset, options, session_id=self.session_id
-        )
+        return await self._caller.run_async(next_offset, options, self.session_id)
 
     async def find_turn(
         self,
@@ -198,13 +190,7 @@ class AsyncConversation(_ConversationBase):
     ) -> StoredTurn | None:
         """The async version of `Conversation.find_turn`."""
         return await self._caller.run_async(
-            stored_turns.find_turn,
-            options,
-            session_id=self.session_id,
-            content=content,
-            since=since,
-            correlation_id=correlation_id,
-            wait_ms=wait_ms,
+            find_turn, options, self.session_id, content, since, correlation_id, wait_ms
         )
 
     async def belongs_to_user(self, **options: Unpack[CallOptions]) -> bool:

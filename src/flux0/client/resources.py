@@ -67,13 +67,13 @@ class AgentsResource(_Resource):
         Raises:
             AgentNotFound: No agent matches. The message lists the agents of the server.
         """
-        return self._caller.run(agents.first_agent, options, type_=type_, name=name)
+        return self._caller.run(agents.first_agent, options, type_, name)
 
     async def first_async(
         self, *, type_: str | None = None, name: str | None = None, **options: Unpack[CallOptions]
     ) -> Agent:
         """The async version of `first`."""
-        return await self._caller.run_async(agents.first_agent, options, type_=type_, name=name)
+        return await self._caller.run_async(agents.first_agent, options, type_, name)
 
     def create(
         self,
@@ -91,9 +91,7 @@ class AgentsResource(_Resource):
                 for it.
             description: A description of the agent for people.
         """
-        return self._caller.run(
-            agents.create_agent, options, name=name, type_=type_, description=description
-        )
+        return self._caller.run(agents.create_agent, options, name, type_, description)
 
     async def create_async(
         self,
@@ -104,17 +102,15 @@ class AgentsResource(_Resource):
         **options: Unpack[CallOptions],
     ) -> Agent:
         """The async version of `create`."""
-        return await self._caller.run_async(
-            agents.create_agent, options, name=name, type_=type_, description=description
-        )
+        return await self._caller.run_async(agents.create_agent, options, name, type_, description)
 
     def retrieve(self, *, agent_id: str, **options: Unpack[CallOptions]) -> Agent:
         """Return the agent with this id. Raises `NotFoundError` if it does not exist."""
-        return self._caller.run(agents.retrieve_agent, options, agent_id=agent_id)
+        return self._caller.run(agents.retrieve_agent, options, agent_id)
 
     async def retrieve_async(self, *, agent_id: str, **options: Unpack[CallOptions]) -> Agent:
         """The async version of `retrieve`."""
-        return await self._caller.run_async(agents.retrieve_agent, options, agent_id=agent_id)
+        return await self._caller.run_async(agents.retrieve_agent, options, agent_id)
 
 
 @show_options
@@ -154,12 +150,7 @@ class SessionsResource(_Resource):
             title: The title of the session, at most 200 characters.
         """
         return self._caller.run(
-            sessions.create_session,
-            options,
-            agent_id=agent_id,
-            allow_greeting=allow_greeting,
-            id=id,
-            title=title,
+            sessions.create_session, options, agent_id, allow_greeting, id, title
         )
 
     async def create_async(
@@ -173,12 +164,7 @@ class SessionsResource(_Resource):
     ) -> Session:
         """The async version of `create`."""
         return await self._caller.run_async(
-            sessions.create_session,
-            options,
-            agent_id=agent_id,
-            allow_greeting=allow_greeting,
-            id=id,
-            title=title,
+            sessions.create_session, options, agent_id, allow_greeting, id, title
         )
 
     def list(self, *, agent_id: str | None = None, **options: Unpack[CallOptions]) -> Sessions:
@@ -190,23 +176,21 @@ class SessionsResource(_Resource):
         Args:
             agent_id: Return only sessions with this agent.
         """
-        return self._caller.run(sessions.list_sessions, options, agent_id=agent_id)
+        return self._caller.run(sessions.list_sessions, options, agent_id)
 
     async def list_async(
         self, *, agent_id: str | None = None, **options: Unpack[CallOptions]
     ) -> Sessions:
         """The async version of `list`."""
-        return await self._caller.run_async(sessions.list_sessions, options, agent_id=agent_id)
+        return await self._caller.run_async(sessions.list_sessions, options, agent_id)
 
     def retrieve(self, *, session_id: str, **options: Unpack[CallOptions]) -> Session:
         """Return the session with this id. Raises `NotFoundError` if it does not exist."""
-        return self._caller.run(sessions.retrieve_session, options, session_id=session_id)
+        return self._caller.run(sessions.retrieve_session, options, session_id)
 
     async def retrieve_async(self, *, session_id: str, **options: Unpack[CallOptions]) -> Session:
         """The async version of `retrieve`."""
-        return await self._caller.run_async(
-            sessions.retrieve_session, options, session_id=session_id
-        )
+        return await self._caller.run_async(sessions.retrieve_session, options, session_id)
 
     def create_event(
         self,
@@ -235,9 +219,7 @@ class SessionsResource(_Resource):
         caller = self._caller
         call = caller.call(**options)
         session = call.server_url, session_id
-        request = sessions.create_event(
-            call, session_id=session_id, type_=type_, source=source, content=content
-        )
+        request = sessions.create_event(call, session_id, type_, source, content)
         list_stored = partial(self.list_events, session_id=session_id, **_kept(options))
         with caller.open_turns.exclusive(session, call.deadline):
             report = TurnReport(caller.observers, request, session_id, call.agent)
@@ -267,9 +249,7 @@ class SessionsResource(_Resource):
         caller = self._caller
         call = caller.call(**options)
         session = call.server_url, session_id
-        request = sessions.create_event(
-            call, session_id=session_id, type_=type_, source=source, content=content
-        )
+        request = sessions.create_event(call, session_id, type_, source, content)
         list_stored = partial(self.list_events_async, session_id=session_id, **_kept(options))
         async with caller.open_turns.exclusive_async(session, call.deadline):
             report = TurnReport(caller.observers, request, session_id, call.agent)
@@ -302,13 +282,7 @@ class SessionsResource(_Resource):
             types: Return only events of these types.
         """
         return self._caller.run(
-            sessions.list_events,
-            options,
-            session_id=session_id,
-            min_offset=min_offset,
-            source=source,
-            correlation_id=correlation_id,
-            types=types,
+            sessions.list_events, options, session_id, min_offset, source, correlation_id, types
         )
 
     async def list_events_async(
@@ -323,13 +297,7 @@ class SessionsResource(_Resource):
     ) -> Events:
         """The async version of `list_events`."""
         return await self._caller.run_async(
-            sessions.list_events,
-            options,
-            session_id=session_id,
-            min_offset=min_offset,
-            source=source,
-            correlation_id=correlation_id,
-            types=types,
+            sessions.list_events, options, session_id, min_offset, source, correlation_id, types
         )
 
 

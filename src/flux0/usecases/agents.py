@@ -23,7 +23,7 @@ def list_agents(call: ApiCall) -> Flow[Agents]:
     return call.fetch(Agents, call.request("agents.list", "GET", _ROUTE))
 
 
-def first_agent(call: ApiCall, *, type_: str | None, name: str | None) -> Flow[Agent]:
+def first_agent(call: ApiCall, type_: str | None, name: str | None) -> Flow[Agent]:
     """Return the first agent with this type and this name; None allows any type or name."""
     arguments.optional_text("type_", type_)
     arguments.optional_text("name", name)
@@ -36,7 +36,7 @@ def first_agent(call: ApiCall, *, type_: str | None, name: str | None) -> Flow[A
     raise AgentNotFound(filters, existing.data)
 
 
-def create_agent(call: ApiCall, *, name: str, type_: str, description: str | None) -> Flow[Agent]:
+def create_agent(call: ApiCall, name: str, type_: str, description: str | None) -> Flow[Agent]:
     """Create an agent and return it. The server must have an agent runner for the type."""
     body = {
         "name": arguments.text("name", name, longest=_LONGEST_NAME),
@@ -47,7 +47,7 @@ def create_agent(call: ApiCall, *, name: str, type_: str, description: str | Non
     return call.fetch(Agent, call.request("agents.create", "POST", _ROUTE, body=body))
 
 
-def retrieve_agent(call: ApiCall, *, agent_id: str) -> Flow[Agent]:
+def retrieve_agent(call: ApiCall, agent_id: str) -> Flow[Agent]:
     """Return the agent with this id."""
     ids = {"agent_id": arguments.identifier("agent_id", agent_id)}
     request = call.request("agents.retrieve", "GET", _AGENT, ids=ids)

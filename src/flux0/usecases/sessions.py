@@ -23,7 +23,7 @@ _LONGEST_TITLE = 200
 
 
 def create_session(
-    call: ApiCall, *, agent_id: str, allow_greeting: bool, id: str | None, title: str | None
+    call: ApiCall, agent_id: str, allow_greeting: bool, id: str | None, title: str | None
 ) -> Flow[Session]:
     """Create a session with an agent and return it.
 
@@ -41,7 +41,7 @@ def create_session(
     return with_name_hint(call.fetch(Session, request), agent_id)
 
 
-def list_sessions(call: ApiCall, *, agent_id: str | None) -> Flow[Sessions]:
+def list_sessions(call: ApiCall, agent_id: str | None) -> Flow[Sessions]:
     """Return the user's sessions; if `agent_id` is not None, only sessions with this agent.
 
     The server reads the user from a cookie.
@@ -50,7 +50,7 @@ def list_sessions(call: ApiCall, *, agent_id: str | None) -> Flow[Sessions]:
     return call.fetch(Sessions, call.request("sessions.list", "GET", _ROUTE, query=query))
 
 
-def retrieve_session(call: ApiCall, *, session_id: str) -> Flow[Session]:
+def retrieve_session(call: ApiCall, session_id: str) -> Flow[Session]:
     """Return the session with this id."""
     ids = {"session_id": arguments.identifier("session_id", session_id)}
     return call.fetch(Session, call.request("sessions.retrieve", "GET", _SESSION, ids=ids))
@@ -58,7 +58,6 @@ def retrieve_session(call: ApiCall, *, session_id: str) -> Flow[Session]:
 
 def list_events(
     call: ApiCall,
-    *,
     session_id: str,
     min_offset: int | None = None,
     source: EventSource | str | None = None,
@@ -95,12 +94,7 @@ def _filtered(flow: Flow[Events], type_names: tuple[str, ...]) -> Flow[Events]:
 
 
 def create_event(
-    call: ApiCall,
-    *,
-    session_id: str,
-    type_: EventType | str,
-    source: EventSource | str,
-    content: str,
+    call: ApiCall, session_id: str, type_: EventType | str, source: EventSource | str, content: str
 ) -> Request:
     """Return the request that creates a message event. Pass the request to `open_stream`."""
     ids = {"session_id": arguments.identifier("session_id", session_id)}

@@ -17,15 +17,14 @@ from flux0.usecases.sessions import list_events
 _FIRST_INTERVAL: Final = 0.1
 
 
-def next_offset(call: ApiCall, *, session_id: str) -> Flow[int]:
+def next_offset(call: ApiCall, session_id: str) -> Flow[int]:
     """Return the offset that the next event of a session will have."""
-    events = yield from list_events(call, session_id=session_id)
+    events = yield from list_events(call, session_id)
     return events[-1].offset + 1 if events else 0
 
 
 def find_turn(
     call: ApiCall,
-    *,
     session_id: str,
     content: str | None,
     since: int | None,
