@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 from flux0.client.caller import Caller
 from flux0.client.opening import AsyncOpening, Opening
-from flux0.client.options import CallOptions, TurnOptions, show_options
+from flux0.client.options import CallOptions, TurnOptions, check_names, show_options
 from flux0.client.resources import SessionsResource
 from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.client.uncopyable import Uncopyable
@@ -16,7 +16,7 @@ from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import MESSAGE_TYPES, Reply, StoredTurn, joined_history
-from flux0.domain.models import Agent, Event, Session
+from flux0.domain.models import Agent, Event, Participant, Session
 from flux0.usecases.stored_turns import find_turn, next_offset
 
 if TYPE_CHECKING:
@@ -220,17 +220,26 @@ def user_headers(user: str | None) -> Headers:
     return Headers((("cookie", f"{_COOKIE}={arguments.user('user', user)}"),))
 
 
-def check_arguments(
-    agent: object, session: object, user: str | None, title: object
-) -> tuple[str, Headers]:
-    """Check the arguments of `Flux0.conversation`; return the agent's id and the user's headers."""
+def conversation_caller(
+    caller: Caller, agent: Any, session: Any, user: str | None, title: object, options: CallOptions
+) -> tuple[Caller, Participant]:
+    """Check the arguments of `Flux0.conversation`. Return its caller, and the agent if it is known.
+
+    The caller sends the cookie of the user, and reports the agent to the observers.
+    """
+    check_names(options.keys() - CallOptions.__annotations__.keys(), of_call=True)
     if (agent is None) is (session is None):
         raise InvalidArgument("agent", "or session must be passed, but not both")
-    if session is not None and title is not None:
-        problem = "is for a new session: it cannot be passed together with session"
-        raise InvalidArgument("title", problem)
+    for argument, value in {"title": title, **options}.items():
+        if session is not None and value is not None:
+            problem = "is for a new session: it cannot be passed together with session"
+            raise InvalidArgument(argument, problem)
     for argument, value, kind in (("agent", agent, Agent), ("session", session, Session)):
         if value is not None and not isinstance(value, (kind, str)):
             problem = f"must be {kind.__name__} or str, not {type(value).__name__}"
             raise InvalidArgument(argument, problem)
-    return agent.id if isinstance(agent, Agent) else str(agent), user_headers(user)
+    if isinstance(agent, Agent):
+        known = Participant(agent.id, agent.name)
+    else:
+        known = Participant(session.agent_id if isinstance(session, Session) else agent)
+    return caller.for_conversation(known, user_headers(user)), known

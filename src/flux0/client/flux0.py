@@ -11,17 +11,16 @@ from flux0.client.conversation import (
     AsyncConversation,
     Conversation,
     ConversationOpening,
-    check_arguments,
+    conversation_caller,
 )
 from flux0.client.layers import HeaderFunction, build_chain, split_headers
-from flux0.client.options import check_names, show_options
+from flux0.client.options import CallOptions, check_names, show_options
 from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.client.transports import choose_transports, time_source
 from flux0.client.uncopyable import Uncopyable
 from flux0.domain import arguments
-from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES
-from flux0.domain.models import Agent, Participant, Session
+from flux0.domain.models import Agent, Session
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig, RetryDetails
 from flux0.flows import Middleware
 from flux0.middleware.observing import Observers
@@ -30,6 +29,8 @@ from flux0.ports import AsyncTransport, Timeout, Transport
 from flux0.usecases.call import ApiCall
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from flux0.adapters.httpx.transport import AsyncHttpClient, HttpClient
     from flux0.middleware.logging import DebugLogger
 
@@ -211,11 +212,13 @@ class Flux0(Uncopyable):
         session: Session | str | None = None,
         user: str | None = None,
         title: str | None = None,
+        **options: Unpack[CallOptions],
     ) -> Conversation:
         """Start a conversation with an agent, or continue an existing session.
 
         Pass either `agent`, to create a new session, or `session`, to continue an existing session.
-        Continuing a session sends no request.
+        Continuing a session sends no request. The options of `client.sessions.create`, such as
+        `extra_body`, are accepted for a new session, and apply only to the request that creates it.
 
         Args:
             agent: The agent to talk to, or its id.
@@ -229,10 +232,11 @@ class Flux0(Uncopyable):
             BadRequestError: The agent does not exist. If the session does not exist, sending the
                 first message raises this error.
         """
-        agent_id, cookie = check_arguments(agent, session, user, title)
+        caller, known = conversation_caller(self._caller, agent, session, user, title, options)
         if session is None:
-            session = self.sessions.create(agent_id=agent_id, title=title, http_headers=cookie)
-        return Conversation(self._caller_for(agent, session, cookie), session, user)
+            sessions = SessionsResource(caller)
+            session = sessions.create(agent_id=str(known.id), title=title, **options)
+        return Conversation(caller, session, user)
 
     @ConversationOpening.returned_by
     async def conversation_async(
@@ -242,26 +246,14 @@ class Flux0(Uncopyable):
         session: Session | str | None = None,
         user: str | None = None,
         title: str | None = None,
+        **options: Unpack[CallOptions],
     ) -> AsyncConversation:
         """The async version of `conversation`. The returned conversation has async methods."""
-        agent_id, cookie = check_arguments(agent, session, user, title)
+        caller, known = conversation_caller(self._caller, agent, session, user, title, options)
         if session is None:
-            session = await self.sessions.create_async(
-                agent_id=agent_id, title=title, http_headers=cookie
-            )
-        return AsyncConversation(self._caller_for(agent, session, cookie), session, user)
-
-    def _caller_for(
-        self, agent: Agent | str | None, session: Session | str, cookie: Headers
-    ) -> Caller:
-        """Return a `Caller` for one conversation, which sends the cookie of the user.
-
-        If the agent is known, observers receive its id with each call.
-        """
-        known = Participant(session.agent_id if isinstance(session, Session) else None)
-        if isinstance(agent, Agent):
-            known = Participant(agent.id, agent.name)
-        return self._caller.for_conversation(known, cookie)
+            sessions = SessionsResource(caller)
+            session = await sessions.create_async(agent_id=str(known.id), title=title, **options)
+        return AsyncConversation(caller, session, user)
 
     def close(self) -> None:
         """Close the connections of sync calls and all streams. Later calls raise `ClientClosed`.

@@ -237,12 +237,12 @@ class StreamState(Uncopyable):
         if (error := self.error) is not None:
             raise error
 
-    def _stored(self) -> Any:
+    def _stored(self, **options: Any) -> Any:
         if self.correlation_id is None:
             raise Flux0Error(
                 "the stored events cannot be listed before the first event with a correlation id"
             )
-        return self._list_stored(correlation_id=self.correlation_id)
+        return self._list_stored(correlation_id=self.correlation_id, **options)
 
     def _enter(self) -> None:
         self._raise_failure()

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from threading import Lock, get_ident
-from typing import Any, Final, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 
 from attrs import define
 
+from flux0.client.options import CallOptions, show_options
 from flux0.client.stream_state import CLOSED_EARLY, StreamState
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error, StreamInUse, TransportError
@@ -22,6 +23,9 @@ from flux0.domain.stream_events import StreamEvent
 from flux0.ports import AsyncByteStream, ByteStream
 from flux0.runtime.event_loop import Loop, running_loop
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 T = TypeVar("T")
 
 # The argument `blocking` of `Lock.acquire`. Passing it by name doubles the time of the call.
@@ -29,6 +33,7 @@ _NO_WAIT: Final = False
 
 
 @final
+@show_options
 class EventStream(StreamState):
     """The events of one turn: an iterator that yields each event as soon as its bytes arrive.
 
@@ -171,15 +176,16 @@ class EventStream(StreamState):
         # observers later.
         return relay(self, self._release, arguments.optional_seconds("heartbeat_ms", heartbeat_ms))
 
-    def stored_events(self) -> Events:
+    def stored_events(self, **options: Unpack[CallOptions]) -> Events:
         """Request the events of this turn that the server has stored so far.
 
-        You can call this method while the stream is being read.
+        You can call this method while the stream is being read. The options are the same as for
+        `client.sessions.list_events`.
 
         Raises:
             Flux0Error: No event has been received yet, so the turn has no `correlation_id`.
         """
-        events: Events = self._stored()
+        events: Events = self._stored(**options)
         return events
 
     def close(self, reason: str = CLOSED_EARLY) -> None:
@@ -221,6 +227,7 @@ class EventStream(StreamState):
 
 
 @final
+@show_options
 class AsyncEventStream(StreamState):
     """The async version of `EventStream`, with the same behaviour and the same errors.
 
@@ -284,9 +291,9 @@ class AsyncEventStream(StreamState):
             self, self.close_async, arguments.optional_seconds("heartbeat_ms", heartbeat_ms)
         )
 
-    async def stored_events(self) -> Events:
+    async def stored_events(self, **options: Unpack[CallOptions]) -> Events:
         """The async version of `EventStream.stored_events`."""
-        events: Events = await self._stored()
+        events: Events = await self._stored(**options)
         return events
 
     async def close_async(self, reason: str = CLOSED_EARLY) -> None:

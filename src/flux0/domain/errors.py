@@ -246,26 +246,27 @@ class StreamError(Flux0Error):
     correlation_id: str | None = None
     event_count: int = 0
     messages: tuple[TurnMessage, ...] = ()
-    _list_stored: Callable[[], Any] | None = None
+    _list_stored: Callable[..., Any] | None = None
 
     def attach_stream(
-        self, messages: tuple[TurnMessage, ...], list_stored: Callable[[], Any] | None
+        self, messages: tuple[TurnMessage, ...], list_stored: Callable[..., Any] | None
     ) -> None:
         """Store the messages of the stream, and the function that `stored_events` calls."""
         self.messages = messages
         self._list_stored = list_stored
 
-    def stored_events(self) -> Any:
+    def stored_events(self, **options: Any) -> Any:
         """Return the events that the server has stored for this turn, as `Events`.
 
-        If the stream was async, returns an awaitable. Raises `Flux0Error` if this error was
-        unpickled, or if `correlation_id` is None.
+        The options are the same as for `client.sessions.list_events`. If the stream was async,
+        returns an awaitable. Raises `Flux0Error` if this error was unpickled, or if
+        `correlation_id` is None.
         """
         if self._list_stored is None:
             raise Flux0Error(
                 "cannot list the stored events: this error was unpickled or has no stream"
             )
-        return self._list_stored()
+        return self._list_stored(**options)
 
     def _picklable_state(self) -> dict[str, Any]:
         return {**self.__dict__, "_list_stored": None}

@@ -10,10 +10,20 @@ import pytest
 
 from flux0 import AsyncConversation, Flux0
 from flux0.domain.api_errors import BadRequestError, HTTPValidationError
-from flux0.domain.errors import AgentNotFound, InvalidArgument
+from flux0.domain.errors import AgentError, AgentNotFound, InvalidArgument
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import ConsumptionOffsets, Event, MessageData, Session, ToolData
-from flux0.testing import AgentStep, CallTool, FakeTransport, GiveResult, Pause, Reason, Report, Say
+from flux0.testing import (
+    AgentStep,
+    CallTool,
+    Fail,
+    FakeTransport,
+    GiveResult,
+    Pause,
+    Reason,
+    Report,
+    Say,
+)
 from support.in_memory import in_both_loops, in_every_mode, script, scripted_response as json_answer
 from support.modes import in_mode
 from support.transports import Mode
@@ -321,6 +331,47 @@ async def test_extra_query_and_body_are_sent_with_the_message_only(mode: Mode) -
     assert queries[:4] == [{}, {}, {"mode": "re play"}, {"a": "b"}]
     assert operations(fake)[4:] == ["sessions.list_events"]
     assert "a" not in queries[4]
+
+
+@in_every_mode
+async def test_options_of_conversation_are_sent_with_the_new_session_only(mode: Mode) -> None:
+    fake = FakeTransport()
+    fields: dict[str, Any] = {"http_headers": {"x-a": "1"}, "extra_query": {"a": "b"}}
+
+    async with client(mode, fake) as flux0:
+        with pytest.raises(HTTPValidationError, match=r"body\.metadata: Extra inputs"):
+            await flux0.conversation_async(agent=fake.agent_id, extra_body={"metadata": {}})
+        chat = await flux0.conversation_async(agent=fake.agent_id, user="ada", **fields)
+        await result_of(chat.ask("Hi"))
+
+        for name, value in {"title": "Rain", **fields}.items():
+            options: dict[str, Any] = {name: value}
+            with pytest.raises(InvalidArgument, match=f"{name} is for a new session"):
+                await flux0.conversation_async(session=chat.session_id, **options)
+        for target in ({"agent": fake.agent_id}, {"session": chat.session_id}):
+            options = {**target, "metadata": {}}
+            with pytest.raises(TypeError, match=r"'metadata': use extra_body="):
+                await flux0.conversation_async(**options)
+
+    _, created, sent = fake.calls
+    assert (dict(created.query), created.headers["x-a"]) == ({"a": "b"}, "1")
+    assert (dict(sent.query), "x-a" in sent.headers) == ({}, False)
+    assert created.headers["cookie"] == sent.headers["cookie"] == "flux0_user_sub=ada"
+
+
+@in_every_mode
+async def test_stored_events_of_a_stream_and_of_its_error_accept_options(mode: Mode) -> None:
+    fake = FakeTransport([Say("Oh"), Fail("the cause")])
+
+    async with client(mode, fake) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id)
+        stream = await chat.send("Hi")
+        with pytest.raises(AgentError) as caught:
+            await result_of(stream.final_messages())
+        await result_of(stream.stored_events(extra_query={"a": "1"}))
+        await result_of(caught.value.stored_events(extra_query={"a": "2"}))
+
+    assert [call.query.get("a") for call in fake.calls[-2:]] == ["1", "2"]
 
 
 # --- the first agent

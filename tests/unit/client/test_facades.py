@@ -78,12 +78,28 @@ def test_sync_and_async_streams_have_the_same_public_names() -> None:
             assert signatures[1].return_annotation == expected, name
 
 
-@pytest.mark.parametrize("kind", RESOURCES)
-def test_every_method_of_a_resource_accepts_the_call_options(kind: type[Any]) -> None:
-    for name, method in methods(kind).items():
-        parameters = dict(inspect.signature(method).parameters)
-        parameters.pop("self")
+# Public methods that send no request, or that read the stream of a call.
+OTHER_METHODS = {
+    *("close", "close_async", "close_soon", "with_options"),
+    *("text", "final_messages", "confirm", "relay"),
+}
 
+
+@pytest.mark.parametrize(
+    "kind",
+    [*RESOURCES, Flux0, Conversation, AsyncConversation, EventStream, AsyncEventStream],
+)
+def test_every_call_accepts_the_call_options(kind: type[Any]) -> None:
+    for name in methods(kind).keys() - OTHER_METHODS:
+        parameters = inspect.signature(getattr(kind, name)).parameters
         assert set(OPTIONS) <= parameters.keys(), name
-        assert all(parameters[option].default is None for option in OPTIONS), name
-        assert all(each.kind is inspect.Parameter.KEYWORD_ONLY for each in parameters.values())
+        for option in OPTIONS:
+            assert parameters[option].default is None, name
+            assert parameters[option].kind is inspect.Parameter.KEYWORD_ONLY, name
+
+
+@pytest.mark.parametrize("kind", RESOURCES)
+def test_all_arguments_of_a_resource_are_passed_by_name(kind: type[Any]) -> None:
+    for method in methods(kind).values():
+        _, *parameters = inspect.signature(method).parameters.values()
+        assert all(each.kind is inspect.Parameter.KEYWORD_ONLY for each in parameters)
