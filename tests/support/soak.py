@@ -54,7 +54,7 @@ from support.transports import Mode, make_transport
 _WORKERS = 6
 _TIMEOUT_SECONDS = 20.0
 # If a task is cancelled while it connects, older versions of anyio leave the connection open.
-_ANYIO_CLOSES_CANCELLED = tuple(map(int, version("anyio").split(".")[:2])) >= (4, 16)
+ANYIO_CLOSES_CANCELLED = tuple(map(int, version("anyio").split(".")[:2])) >= (4, 16)
 
 
 def random_response(rng: random.Random) -> ServerSteps:
@@ -200,7 +200,7 @@ def find_leaks(transport: str, mode: Mode, seconds: float, seed: int) -> dict[st
     def record_warning(message: Warning | str, *_args: Any, **_options: Any) -> None:
         text = str(message)
         over_httpx = (transport[:5], mode) == ("httpx", "asyncio")
-        if _ANYIO_CLOSES_CANCELLED or not over_httpx or not text.startswith("unclosed "):
+        if ANYIO_CLOSES_CANCELLED or not over_httpx or not text.startswith("unclosed "):
             caught_warnings.append(text)
 
     warnings.simplefilter("always")
