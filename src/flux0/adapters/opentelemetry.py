@@ -153,7 +153,6 @@ class OpenTelemetry(Observer):
         attributes: _Attributes = {
             "http.request.method": call.method,
             "url.full": call.url,
-            "url.template": call.route,
             **observed.server,
         }
         if number > 1:
@@ -172,15 +171,15 @@ class OpenTelemetry(Observer):
     def on_attempt_end(self, call: Call, attempt: AttemptEnd) -> None:
         """End the span of an attempt, and record its duration."""
         observed = self._calls[call]
-        outcome: _Attributes = {}
+        error, outcome = _failure(attempt.error), dict[str, str | int | float]()
         if attempt.status_code is not None:
             outcome["http.response.status_code"] = attempt.status_code
-        if attempt.error is not None:
-            outcome["error.type"] = _error_type(attempt.error)
+        if error is not None:
+            outcome["error.type"] = _error_type(error)
         current = observed.attempt
         current.detach()
         current.span.set_attributes(outcome)
-        self._set_status(current.span, attempt.error)
+        self._set_status(current.span, error)
         current.span.end()
         method: _Attributes = {"http.request.method": call.method}
         self._attempt_seconds.record(attempt.seconds, {**method, **observed.server, **outcome})
@@ -192,11 +191,11 @@ class OpenTelemetry(Observer):
         if call.starts_turn and end.error is None:
             return
         del self._calls[call]
-        span = observed.call.span
-        self._set_error(span, end.error)
+        span, error = observed.call.span, _failure(end.error)
+        self._set_error(span, error)
         span.end()
         if call.starts_turn:
-            self._record_turn(observed, end.seconds, end.error)
+            self._record_turn(observed, end.seconds, error)
 
     def on_first_event(self, call: Call, seconds: float) -> None:
         """Record the time to the first event of a turn."""
@@ -286,12 +285,20 @@ def _server(call: Call) -> _Attributes:
     return {"server.address": parts.hostname or "", "server.port": port}
 
 
+def _failure(error: BaseException | None) -> BaseException | None:
+    """Return `error`, or None for a cancellation, which the conventions do not count as an error.
+
+    A cancellation is a `CancelledError` of asyncio or trio, or a `KeyboardInterrupt`.
+    """
+    return error if isinstance(error, Exception) else None
+
+
 def _error_type(error: BaseException) -> str:
     return str(error.status_code) if isinstance(error, APIError) else type(error).__qualname__
 
 
 def _output_messages(turn: TurnEnd, error: object) -> str:
-    reason = "stop" if error is None else "error"
+    reason = "error" if error is not None else "closed" if turn.ending == "closed" else "stop"
     parts = list(_parts(turn))
     return _json([{"role": "assistant", "parts": parts, "finish_reason": reason}] if parts else [])
 

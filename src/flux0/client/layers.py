@@ -62,7 +62,10 @@ def build_chain(
     logger = debug_logger if debug_logger is not None else _environment_logger()
     if logger is not None:
         layers.append(Logging(logger, time))
-    return chain((*layers, policy))
+    layers.append(policy)
+    if observers:
+        layers.append(observers.record_status)
+    return chain(layers)
 
 
 def split_headers(

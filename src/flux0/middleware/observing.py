@@ -11,7 +11,6 @@ from typing import Any, TypeVar, cast
 from attrs import evolve
 
 from flux0.domain import arguments
-from flux0.domain.api_errors import APIError
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.flows import Flow, SendFlow
@@ -31,7 +30,7 @@ class Observers:
     """The observers of one client.
 
     `observe_call` runs around a whole call. The instance itself is a middleware, which runs for
-    each attempt.
+    each attempt. `record_status` is the innermost middleware.
 
     Attributes:
         clock: the clock that measures durations.
@@ -40,6 +39,7 @@ class Observers:
     def __init__(self, observers: Iterable[Observer], time: Time) -> None:
         self._observers = _checked(observers)
         self.clock: Callable[[], float] = time.monotonic
+        self._statuses: dict[Call, int] = {}  # The statuses of responses that were received.
         self._failed: set[Observer] = set()
         self._warned = Lock()  # Acquired at the first warning about an unconfirmed end.
         self._postponed: deque[tuple[Call | None, TurnEnd]] = deque()
@@ -66,22 +66,27 @@ class Observers:
         """Send `request`, and report the start and the end of the attempt."""
         if (call := request.call) is None:  # The middleware of the user created `request`.
             return (yield from send(request))
-        number, status, error = request.attempt, None, None
+        number, error = request.attempt, None
         added = Headers()
         for fields in self._notify(lambda observer: _header_fields(observer, call, number)):
             added = added.merge(fields)
         request = evolve(request, headers=added.merge(request.headers))
         start = self.clock()
         try:
-            response = yield from send(request)
-            status = response.status_code
+            return (yield from send(request))
         except BaseException as raised:
             error = self._reported_error(raised, request)
-            status = raised.status_code if isinstance(raised, APIError) else None
             raise
         finally:
-            end = AttemptEnd(number, self.clock() - start, status, error)
+            seconds, status = self.clock() - start, self._statuses.pop(call, None)
+            end = AttemptEnd(number, seconds, status, error)
             self._notify(lambda observer: observer.on_attempt_end(call, end))
+
+    def record_status(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        """Send `request`, and store the status, in case the body of the response cannot be read."""
+        response = yield from send(request)
+        if request.call is not None:
+            self._statuses[request.call] = response.status_code
         return response
 
     def is_turn_observed(self) -> bool:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
+import anyio
 import pytest
 from attrs import field, frozen
 from opentelemetry import trace
@@ -31,6 +32,7 @@ from flux0 import (
 )
 from flux0.adapters.opentelemetry import OpenTelemetry
 from flux0.domain.errors import MissingDependency
+from flux0.ports import Request
 from flux0.testing import (
     AgentReply,
     AgentStep,
@@ -47,7 +49,7 @@ from flux0.testing import (
 )
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import http_response
-from support.in_memory import JSON, in_every_mode
+from support.in_memory import JSON, Script, in_both_loops, in_every_mode
 from support.modes import in_mode
 from support.transports import Mode
 
@@ -161,7 +163,6 @@ def test_call_has_a_span_with_its_attempt_below_it() -> None:
     assert attributes(attempt) == {
         "http.request.method": "GET",
         "url.full": f"{server.url}/api/agents/7",
-        "url.template": "/api/agents/{agent_id}",
         **address,
         "http.response.status_code": 200,
     }
@@ -206,6 +207,47 @@ def test_error_status_is_recorded_in_both_spans() -> None:
         assert span.status.status_code is StatusCode.ERROR
         assert attributes(span)["error.type"] == "403"
         assert span.status.description is None
+
+
+@in_every_mode
+async def test_status_of_a_response_is_recorded_even_if_its_body_cannot_be_read(mode: Mode) -> None:
+    telemetry, fake = Telemetry(), FakeTransport()
+    fake.inject(Truncate(after_bytes=1))
+    client = Flux0(
+        transport=fake, observers=[telemetry.observer()], retry_config=RetryConfig("none")
+    )
+    async with in_mode(mode, client) as flux0:
+        with pytest.raises(TransportError) as caught:
+            await flux0.agents.list_async()
+    expected = {"http.response.status_code": 200, "error.type": type(caught.value).__name__}
+    assert expected.items() <= attributes(telemetry.span("GET /api/agents")).items()
+    (point,) = telemetry.points(HTTP_SECONDS)
+    assert expected.items() <= dict(point.attributes or {}).items()
+
+
+@in_both_loops
+async def test_cancellation_is_not_an_error(mode: Mode) -> None:
+    class Cancelled(Script):
+        async def send_async(self, request: Request) -> Any:
+            scope.cancel()
+            await anyio.sleep_forever()
+
+    telemetry = Telemetry()
+    client = Flux0(transport=Cancelled([]), observers=[telemetry.observer()])
+    async with in_mode(mode, client) as flux0:
+        for call in (
+            flux0.agents.list_async(),
+            flux0.sessions.create_event_async(session_id="0123456789", content="Hi"),
+        ):
+            with anyio.CancelScope() as scope:
+                await call
+    assert len(telemetry.names) == 4
+    for span in telemetry.spans.get_finished_spans():
+        assert span.status.status_code is StatusCode.UNSET
+        assert "error.type" not in attributes(span)
+    for name in (HTTP_SECONDS, "gen_ai.client.operation.duration"):
+        for point in telemetry.points(name):
+            assert "error.type" not in (point.attributes or {})
 
 
 def test_transport_error_span_has_error_type_and_default_port() -> None:
@@ -323,6 +365,12 @@ async def test_contents_are_recorded_only_on_request(mode: Mode) -> None:
     assert [part["type"] for part in answer["parts"]] == ["reasoning", "tool_call", "text"]
     assert answer["parts"][1]["arguments"] == {"city": "Paris"}
     assert answer["parts"][2]["content"] == "It rains."
+    closed = Telemetry()
+    await turn(mode, closed, [Say("Hello there", pieces=5)], events=3, contents=True)
+    (answer,) = json.loads(
+        attributes(closed.span("invoke_agent Drizzle"))["gen_ai.output.messages"]
+    )
+    assert answer["finish_reason"] == "closed"
     tool = attributes(talkative.span("execute_tool weather"))
     assert json.loads(tool["gen_ai.tool.call.arguments"]) == {"city": "Paris"}
     assert json.loads(tool["gen_ai.tool.call.result"]) == "rain"
