@@ -23,7 +23,8 @@ _EXCERPT_LENGTH = 200  # An error shows at most this many characters or bytes of
 # JSON decoder raises if the text is not JSON.
 _UNFIT = (ValueError, KeyError, TypeError, RecursionError)
 
-_decode: Callable[[str], tuple[Any, int]] = JSONDecoder().raw_decode
+_decoder = JSONDecoder()
+_raw_decode: Callable[[str], tuple[Any, int]] = _decoder.raw_decode
 
 
 class JsonCodec:
@@ -49,7 +50,7 @@ class JsonCodec:
         if kind is None:
             return UnknownEvent(name, text, id_)
         try:  # This is faster than calling `_load` and `_structure`.
-            data, end = _decode(text)
+            data, end = _raw_decode(text)
             if end == len(text):
                 hook: Callable[..., StreamEvent] = structure_hook(kind)
                 return hook(data, kind)
@@ -114,16 +115,7 @@ _EVENTS: dict[str, Any] = {kind.event: kind for kind in (ChunkEvent, StatusEvent
 
 def _load(text: str | bytes) -> Any:
     try:
-        # Calling the decoder directly is faster than `json.loads`, which also detects the encoding
-        # and searches for a byte order mark and for white space around the value.
-        string = text if isinstance(text, str) else text.decode()
-        data, end = _decode(string)
-        if end == len(string):
-            return data
-    except (ValueError, RecursionError):
-        pass  # `json.loads` accepts more encodings, and its error names the reason.
-    try:
-        return json.loads(text)
+        return _decoder.decode(text if isinstance(text, str) else text.decode())
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"not JSON ({error})", body=_excerpt(text)) from error
 
