@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import socket
 import sys
-from contextlib import suppress
 from contextvars import ContextVar
 from functools import cache
 from io import BytesIO
 from math import inf
-from queue import Empty, Full, LifoQueue
+from queue import Empty, LifoQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast, final
 
@@ -270,13 +269,12 @@ def track(pool: Any) -> None:
         del pool.ConnectionCls
     elif _is_unmodified(connection_class):
         pool.ConnectionCls = _tracked(connection_class)
-        if pool.pool is not None:
-            if pool.num_connections:
-                _close_idle(pool.pool)
-            if pool.pool.__class__ is LifoQueue:
-                # Change the class of the existing queue. With a new queue, threads that already
-                # wait for the existing queue would never get a connection.
-                pool.pool.__class__ = _Slots
+        if pool.pool.__class__ is LifoQueue:
+            # Change the class of the existing queue. With a new queue, threads that already wait
+            # for the existing queue would never get a connection.
+            pool.pool.__class__ = _Slots
+        if pool.num_connections and isinstance(pool.pool, _Slots):
+            pool.pool.close_idle()
 
 
 class _Slots(LifoQueue[Any]):
@@ -300,6 +298,13 @@ class _Slots(LifoQueue[Any]):
                 left = end - monotonic()
                 if left <= 0 or exchange.interrupt.fired:
                     raise
+
+    def close_idle(self) -> None:
+        """Close the idle connections. Their slots become free."""
+        with self.mutex:
+            connections, self.queue = self.queue, [None] * len(self.queue)
+        for connection in filter(None, connections):
+            connection.close()
 
     def remove_free(self) -> None:
         """Remove all free slots at once. `close` of a pool would remove them one by one."""
@@ -362,20 +367,6 @@ def _is_unmodified(connection_class: Any) -> bool:
 @cache
 def _tracked(connection_class: Any) -> type[Any]:
     return type("TrackedConnection", (TrackedConnection, connection_class), {})
-
-
-def _close_idle(connections: LifoQueue[Any]) -> None:
-    removed = 0
-    with suppress(Empty):
-        while True:
-            if connection := connections.get_nowait():
-                connection.close()
-            removed += 1
-    # Replace each removed connection by None, which is a free slot. If other threads have returned
-    # connections in the meantime, the queue raises `Full`.
-    with suppress(Full):
-        for _ in range(removed):
-            connections.put_nowait(None)
 
 
 def check_urllib3() -> None:
