@@ -156,9 +156,9 @@ class Flux0(Uncopyable):
             headers=fixed,
             timeout=Timeout() if idle is None else Timeout(idle=idle),
             limit=limit,
-            max_body_bytes=arguments.size("max_body_bytes", max_body_bytes),
-            max_event_bytes=arguments.size("max_event_bytes", max_event_bytes),
-            max_turn_bytes=arguments.size("max_turn_bytes", max_turn_bytes),
+            max_body_bytes=arguments.integer("max_body_bytes", max_body_bytes, smallest=1),
+            max_event_bytes=arguments.integer("max_event_bytes", max_event_bytes, smallest=1),
+            max_turn_bytes=arguments.integer("max_turn_bytes", max_turn_bytes, smallest=1),
             retries=arguments.instance("retry_config", RetryConfig, retries),
             observe=observing.observe_call if observing else None,
         )

@@ -72,7 +72,7 @@ def split_headers(
     headers: Mapping[str, str | HeaderFunction],
 ) -> tuple[Headers, dict[str, HeaderFunction]]:
     """Return the fields with fixed values, and the functions that compute the other values."""
-    arguments.mapping("headers", headers)
+    arguments.members("headers", headers)
     fixed = {name: value for name, value in headers.items() if not callable(value)}
     computed = {name: value for name, value in headers.items() if callable(value)}
     names = arguments.headers("headers", dict.fromkeys(headers, ""))

@@ -15,7 +15,7 @@ from flux0.domain.headers import Headers
 
 T = TypeVar("T")
 
-_LARGEST_OFFSET = 2**63 - 1
+_LARGEST_INTEGER = 2**63 - 1  # The largest offset that the server accepts.
 _LONGEST_WAIT_MS = 2**31 - 1  # For longer timeouts, socket.settimeout raises OverflowError.
 # About 31 years. time.sleep raises OverflowError for intervals of several centuries.
 _LONGEST_INTERVAL_MS = 10**12
@@ -35,17 +35,17 @@ _FRAMING = frozenset({"content-length", "transfer-encoding"})
 
 def text(argument: str, value: object, *, longest: int | None = None) -> str:
     """Return `value` if it is a non-empty str of at most `longest` characters."""
-    if not isinstance(value, str):
-        raise InvalidArgument(argument, f"must be a str, not {_kind(value)}")
-    if not value:
+    checked = instance(argument, str, value)
+    if not checked:
         raise InvalidArgument(argument, "must not be empty")
-    if longest is not None and len(value) > longest:
-        raise InvalidArgument(argument, f"must have at most {longest} characters, not {len(value)}")
+    if longest is not None and len(checked) > longest:
+        problem = f"must have at most {longest} characters, not {len(checked)}"
+        raise InvalidArgument(argument, problem)
     try:
-        value.encode()
+        checked.encode()
     except UnicodeEncodeError:
         raise InvalidArgument(argument, "has lone surrogates, which UTF-8 cannot encode") from None
-    return value
+    return checked
 
 
 def optional_text(argument: str, value: object, *, longest: int | None = None) -> str | None:
@@ -88,7 +88,7 @@ def names(argument: str, values: object) -> tuple[str, ...]:
 
 
 def members(argument: str, value: object) -> dict[str, Any]:
-    """Return a mapping with str keys as a dict. The codec checks the values later."""
+    """Return a mapping with str keys as a dict. The values are not checked."""
     if not isinstance(value, Mapping):
         raise InvalidArgument(argument, f"must be a mapping, not {_kind(value)}")
     items = dict(cast("Mapping[object, Any]", value))
@@ -115,26 +115,13 @@ def instance(argument: str, kind: type[T], value: object) -> T:
     return value
 
 
-def flag(argument: str, value: object) -> bool:
-    """Return `value` if it is True or False."""
-    if not isinstance(value, bool):
-        raise InvalidArgument(argument, f"must be True or False, not {value!r}")
+def integer(argument: str, value: object, *, smallest: int) -> int:
+    """Return `value` if it is an int from `smallest` to 2**63 - 1."""
+    is_bool = isinstance(value, bool)
+    if is_bool or not isinstance(value, int) or not smallest <= value <= _LARGEST_INTEGER:
+        problem = f"must be an int from {smallest} to {_LARGEST_INTEGER:,}, not {value!r}"
+        raise InvalidArgument(argument, problem)
     return value
-
-
-def offset(argument: str, value: object) -> int:
-    """Return `value` if it is an offset of an event: an int of at least 0."""
-    return _integer(argument, value, smallest=0, largest=_LARGEST_OFFSET)
-
-
-def size(argument: str, value: object) -> int:
-    """Return `value` if it is a limit in bytes: an int of at least 1."""
-    return _integer(argument, value, smallest=1)
-
-
-def attempts(argument: str, value: object) -> int | None:
-    """Return `value` if it is a number of attempts: an int of at least 1, or None for no limit."""
-    return None if value is None else _integer(argument, value, smallest=1)
 
 
 def interval(argument: str, value: object) -> float:
@@ -179,7 +166,7 @@ def server_url(url: object) -> tuple[str, Headers]:
 def headers(argument: str, fields: object) -> Headers:
     """Return the fields of a mapping of str to str, if they are valid (RFC 9110, section 5)."""
     names: dict[str, str] = {}
-    pairs = tuple(_field(argument, *item) for item in mapping(argument, fields).items())
+    pairs = tuple(_field(argument, *item) for item in members(argument, fields).items())
     for name, _ in pairs:
         other = names.setdefault(name.lower(), name)
         if other != name:
@@ -188,15 +175,8 @@ def headers(argument: str, fields: object) -> Headers:
     return Headers(pairs)
 
 
-def mapping(argument: str, value: object) -> Mapping[object, object]:
-    """Return `value` if it is a mapping. Its keys and values are not checked."""
-    if not isinstance(value, Mapping):
-        raise InvalidArgument(argument, f"must be a mapping of str to str, not {_kind(value)}")
-    return cast("Mapping[object, object]", value)
-
-
-def _field(argument: str, name: object, value: object) -> tuple[str, str]:
-    if not isinstance(name, str) or not _FIELD_NAME.fullmatch(name):
+def _field(argument: str, name: str, value: object) -> tuple[str, str]:
+    if not _FIELD_NAME.fullmatch(name):
         raise InvalidArgument(argument, f"has the key {name!r}, which is not a valid header name")
     if name.lower() in _FRAMING:
         raise InvalidArgument(argument, f"must not have {name!r}: the transport sets it")
@@ -218,16 +198,6 @@ def _basic(login: str) -> Headers:
     name, _, password = login.partition(":")
     credentials = b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
     return Headers((("authorization", f"Basic {credentials}"),))
-
-
-def _integer(argument: str, value: object, *, smallest: int, largest: int | None = None) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidArgument(argument, f"must be an int, not {value!r}")
-    if value < smallest:
-        raise InvalidArgument(argument, f"must be at least {smallest}, not {value}")
-    if largest is not None and value > largest:
-        raise InvalidArgument(argument, f"must be at most {largest:,}")
-    return value
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -80,9 +80,10 @@ class RetryConfig:
             problem = f"must be 'backoff' or 'none', not {self.strategy!r}"
             raise InvalidArgument("strategy", problem)
         arguments.instance("backoff", BackoffStrategy, self.backoff)
-        arguments.attempts("max_attempts", self.max_attempts)
+        if self.max_attempts is not None:
+            arguments.integer("max_attempts", self.max_attempts, smallest=1)
         for name in ("retry_connection_errors", "retry_posts"):
-            arguments.flag(name, getattr(self, name))
+            arguments.instance(name, bool, getattr(self, name))
 
 
 DEFAULT_RETRIES = RetryConfig(max_attempts=3)

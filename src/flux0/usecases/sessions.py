@@ -35,7 +35,7 @@ def create_session(
         body["id"] = arguments.identifier("id", id)
     if (checked := arguments.optional_text("title", title, longest=_LONGEST_TITLE)) is not None:
         body["title"] = checked
-    greeting = arguments.flag("allow_greeting", allow_greeting)
+    greeting = arguments.instance("allow_greeting", bool, allow_greeting)
     query = (("allow_greeting", "true"),) if greeting else ()
     request = call.request("sessions.create", "POST", _ROUTE, query=query, body=body)
     return with_name_hint(call.fetch(Session, request), agent_id)
@@ -73,7 +73,8 @@ def list_events(
     ids = {"session_id": arguments.identifier("session_id", session_id)}
     query: list[tuple[str, str]] = []
     if min_offset is not None:
-        query.append(("min_offset", str(arguments.offset("min_offset", min_offset))))
+        smallest = arguments.integer("min_offset", min_offset, smallest=0)
+        query.append(("min_offset", str(smallest)))
     if source is not None:
         query.append(("source", arguments.name("source", source)))
     if correlation_id is not None:

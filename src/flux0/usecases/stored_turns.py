@@ -40,7 +40,7 @@ def find_turn(
             problem = "must be passed with content: an older message may have the same text"
             raise InvalidArgument("since", f"{problem} (see next_offset)")
     if since is not None:
-        arguments.offset("since", since)
+        arguments.integer("since", since, smallest=0)
     left, interval = arguments.interval("wait_ms", wait_ms) / 1000, _FIRST_INTERVAL
     while True:
         events = yield from list_events(

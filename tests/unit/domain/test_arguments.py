@@ -42,11 +42,9 @@ def rejection(check: Callable[..., object], value: Any, **options: Any) -> str:
         (arguments.names, ["message", EventType.TOOL], ("message", "tool")),
         (arguments.names, {"message": 1, "tool": 2}, ("message", "tool")),
         (arguments.names, iter(["message", "tool", EventType.MESSAGE]), ("message", "tool")),
-        *((arguments.offset, number, number) for number in (0, 1, 2**63 - 1)),
-        *((arguments.flag, value, value) for value in (True, False)),
+        *((partial(arguments.integer, smallest=0), number, number) for number in (0, 1, 2**63 - 1)),
         (arguments.members, {"a": [None]}, {"a": [None]}),
         (arguments.parameters, MappingProxyType({"a": "", "": "b"}), {"a": "", "": "b"}),
-        (arguments.size, 1, 1),
         (arguments.seconds, 1, 0.001),
         (arguments.seconds, 0.5, 0.0005),
         (arguments.seconds, 2**31 - 1, 2147483.647),
@@ -127,9 +125,11 @@ def test_invalid_list_of_names_is_rejected(values: object, problem: str) -> None
 @pytest.mark.parametrize(
     ("check", "problem", "values"),
     [
-        (arguments.offset, "must ", [-1, -(10**400), 2**63, 10**400, True, 1.0, "1", None]),
-        (arguments.flag, "must be True or False, not ", [1, 0, None, "true"]),
-        (arguments.size, "must be ", [0, -1, 1.0, True, "1", None]),
+        (
+            partial(arguments.integer, smallest=1),
+            "must be an int from 1 to 9,223,372,036,854,775,807, not ",
+            [0, -1, -(10**400), 2**63, 10**400, True, 1.0, "1", None],
+        ),
         (
             arguments.seconds,
             "must be a number of milliseconds above 0 and up to 2,147,483,647, not ",

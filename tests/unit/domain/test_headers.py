@@ -92,8 +92,9 @@ def test_invalid_header_value_is_rejected(value: Any) -> None:
     [
         *(
             ({name: "x"}, "not a valid header name")
-            for name in ("", "a b", "a:", "a\n", "ä", "(x)", "a\0", 1, None, b"accept")
+            for name in ("", "a b", "a:", "a\n", "ä", "(x)", "a\0")
         ),
+        *(({name: "x"}, "must have keys of type str") for name in (1, None, b"accept")),
         ({"Content-Length": "1"}, "must not have 'Content-Length': the transport sets it"),
         ({"transfer-encoding": "1"}, "must not have 'transfer-encoding': the transport sets it"),
         ({"Cookie": "a=1", "cookie": "b=2"}, "must have only one of 'Cookie' and 'cookie'"),
