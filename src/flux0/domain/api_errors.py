@@ -96,11 +96,7 @@ class ConflictError(APIError):
 class HTTPValidationError(APIError):
     """422: the server rejected the arguments; `data.detail` has the problems that it reported."""
 
-    def __init__(
-        self, message: str, *, data: HTTPValidationErrorData | None = None, **rest: Any
-    ) -> None:
-        super().__init__(message, **rest)
-        self.data: HTTPValidationErrorData = HTTPValidationErrorData() if data is None else data
+    data: HTTPValidationErrorData = HTTPValidationErrorData()
 
 
 class RateLimitError(APIError):

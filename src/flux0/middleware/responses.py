@@ -56,24 +56,23 @@ class ResponsePolicy:
         raise self._error(response, body)
 
     def _error(self, response: Response[Any], body: bytes) -> APIError:
-        status = response.status_code
-        kind = api_error_class(status)
         detail = self._detail(body)
-        text = body.decode("utf-8", "replace")
-        attributes: dict[str, Any] = {
-            "status_code": status,
-            "body": text,
-            "headers": response.headers,
-            "raw_response": response.raw_response,
-        }
-        if isinstance(detail, str) and detail:
-            return kind(_NO_ROUTE if detail == _NOT_FOUND else detail, **attributes)
         data = self._validation(detail)
-        if data.detail:
-            if kind is HTTPValidationError:
-                attributes["data"] = data
-            return kind(_summary(data), **attributes)
-        return kind(_plain(response, text) or _phrase(status), **attributes)
+        text = body.decode("utf-8", "replace")
+        if isinstance(detail, str) and detail:
+            message = _NO_ROUTE if detail == _NOT_FOUND else detail
+        else:
+            message = _summary(data) or _plain(response, text) or _phrase(response.status_code)
+        error = api_error_class(response.status_code)(
+            message,
+            status_code=response.status_code,
+            body=text,
+            headers=response.headers,
+            raw_response=response.raw_response,
+        )
+        if isinstance(error, HTTPValidationError):
+            error.data = data
+        return error
 
     def _detail(self, body: bytes) -> object:
         """Return the member `detail` of a JSON object, or None for any other body."""

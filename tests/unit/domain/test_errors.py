@@ -41,10 +41,17 @@ API_ERROR: dict[str, Any] = {
     "raw_response": object(),
 }
 
+
+def validation_error() -> api_errors.HTTPValidationError:
+    error = api_errors.HTTPValidationError("problem", **API_ERROR)
+    error.data = DETAIL
+    return error
+
+
 # Functions that create errors. For a class that is not listed, use the entry of its base class.
 FACTORIES: dict[type[errors.Flux0Error], Callable[[Any], Any]] = {
     api_errors.APIError: lambda kind: kind("problem", **API_ERROR),
-    api_errors.HTTPValidationError: lambda kind: kind("problem", data=DETAIL, **API_ERROR),
+    api_errors.HTTPValidationError: lambda _: validation_error(),
     errors.StreamError: lambda kind: kind("problem"),
     errors.EventTooLarge: lambda kind: kind(16),
     errors.DecodeError: lambda kind: kind("problem", field="data[0].id", body="{"),
