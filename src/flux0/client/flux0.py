@@ -138,14 +138,7 @@ class Flux0(Uncopyable):
         time = time_source(transports[0] or transports[1])
         observing = Observers(observers, time)
         send = build_chain(
-            codec,
-            time,
-            max_body_bytes,
-            middleware=middleware,
-            computed_headers=computed,
-            on_retry=on_retry,
-            debug_logger=debug_logger,
-            observers=observing,
+            codec, time, max_body_bytes, middleware, computed, on_retry, debug_logger, observing
         )
         default_call = ApiCall(
             send=send,

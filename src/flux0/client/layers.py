@@ -30,7 +30,6 @@ def build_chain(
     codec: Codec,
     time: Time,
     max_body_bytes: int,
-    *,
     middleware: Iterable[Middleware],
     computed_headers: Mapping[str, HeaderFunction],
     on_retry: Callable[[RetryDetails], None] | None,

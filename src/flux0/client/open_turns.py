@@ -142,12 +142,11 @@ class OpenTurns:
                 "while a sync call blocks the thread: use the _async method"
             )
         seconds, error = limit
-        ends = monotonic() + seconds
         with self._calls.wake_on_close(sender.wake):
-            while not queue.is_first(sender):
-                if not sender.wait(max(ends - monotonic(), 0)):
-                    raise error
-                self._calls.check()
+            sender.wait(seconds)
+        self._calls.check()
+        if not queue.is_first(sender):
+            raise error
 
     async def _wait_async(self, queue: SessionQueue, sender: TaskSender, limit: _Limit) -> None:
         from anyio import move_on_after  # noqa: PLC0415 - slow to import; httpx requires it
