@@ -102,9 +102,9 @@ class MessageAccumulator:
         A message that the server would not store yet is left out. But a tool call with incomplete
         arguments is included, with the text of the arguments in `args`.
 
-        Only messages that changed since the last access are built again, at a cost proportional to
-        the added text. If you keep a reference to the last result, the cost is proportional to the
-        whole text, because Python must copy the text.
+        Only messages that changed since the last access are built again. If all chunks of a message
+        append strings to a list, the cost is proportional to the added text. If you keep a
+        reference to the last result, Python must copy the whole text.
         """
         messages = (builder.message() for builder in self._builders.values())
         return tuple(message for message in messages if message is not None)
@@ -184,18 +184,16 @@ class _MessageBuilder:
         """Apply one operation, and return the text that the operation appends to the answer."""
         self._stale = True
         root, value, length = self._root, operation.value, _list_length(self._root)
-        if operation.op == "add" and length >= 0 and operation.path in {"/-", f"/{length}"}:
-            if type(value) is str and (length == 0 or isinstance(root, TextList)):
-                self._append_text(value)
-            else:
-                self._root = apply_operation(self._as_json(), operation, self._budget)
-            return value if isinstance(value, str) and not self._is_reasoning else ""
-        if operation.path or operation.op not in {"add", "replace"}:
+        appends = operation.op == "add" and length >= 0 and operation.path in {"/-", f"/{length}"}
+        if appends and type(value) is str and (length == 0 or isinstance(root, TextList)):
+            self._append_text(value)
+        else:
             self._root = apply_operation(self._as_json(), operation, self._budget)
-            return ""
-        self._replace(operation)
-        before, after = _text(root), _text(self._root)
-        return after[len(before) :] if after.startswith(before) and not self._is_reasoning else ""
+        added = value if appends and isinstance(value, str) else ""
+        if operation.path == "" and operation.op in {"add", "replace"}:
+            before, after = _text(root), _text(self._root)
+            added = after[len(before) :] if after.startswith(before) else ""
+        return "" if self._is_reasoning else added
 
     def message(self) -> TurnMessage | None:
         """Return the message so far, or None if the server would store nothing for it."""
@@ -213,14 +211,8 @@ class _MessageBuilder:
 
     def _finalized(self, *, partial: bool) -> TurnMessage | None:
         root = self._root
-        if isinstance(root, list) and root and all(type(item) is str for item in root):
-            # Convert the list to a `TextList`: its method `text` keeps its last result and appends
-            # only the new strings, so it is faster than joining the list each time.
-            self._root = root = TextList(cast("list[str]", root))
-            self._budget.remaining += VALUE_SIZE * len(root)
-        return finalize(
-            self.first, [root.text()] if isinstance(root, TextList) else root, partial=partial
-        )
+        document = [root.text()] if isinstance(root, TextList) else root
+        return finalize(self.first, cast("JSON", document), partial=partial)
 
     def _append_text(self, text: str) -> None:
         root = self._root
@@ -238,20 +230,6 @@ class _MessageBuilder:
             self._budget.charge(VALUE_SIZE * len(root))
             self._root = root = cast("JSON", root.texts())
         return root
-
-    def _replace(self, operation: JSONPatchOperation) -> None:
-        """Apply an operation that replaces the whole document."""
-        root, budget = self._root, self._budget
-        if not isinstance(root, TextList):
-            self._root = apply_operation(root, operation, budget)
-            return
-        size = VALUE_SIZE + root.characters
-        budget.remaining += size
-        try:
-            self._root = apply_operation(None, operation, budget)
-        except PatchError:
-            budget.remaining -= size
-            raise
 
 
 def _list_length(root: JSON | TextList) -> int:

@@ -61,19 +61,16 @@ class MemoryBudget:
         self.remaining -= size
 
     def charge_work(self, size: int) -> None:
-        """Subtract `size` from `remaining_work`; raise `PatchError` if fewer bytes remain."""
-        if size > self.remaining_work:
+        """Subtract `size` from `remaining_work`; raise `PatchError` if fewer bytes remained."""
+        self.remaining_work -= size
+        if self.remaining_work < 0:
             raise PatchError(
                 f"the turn copies or moves more than {self.limit:,} bytes (max_turn_bytes)"
             )
-        self.remaining_work -= size
 
     def charge_copy(self, value: JSON) -> tuple[int, int]:
         """Charge the work of copying or moving `value`, and return its size and depth."""
         size, depth = measure(value, most=self.remaining_work)
-        if size > self.remaining_work:
-            # `measure` has used up the remaining work before it stopped.
-            self.remaining_work = 0
         self.charge_work(size)
         return size, depth
 

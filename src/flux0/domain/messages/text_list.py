@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import chain
 
 _BLOCK = 1024
@@ -10,15 +9,11 @@ _SEPARATOR = "\0"
 
 
 class TextList:
-    """A list of strings that needs little memory in addition to the characters of the strings.
+    """A list of strings that needs little memory in addition to the characters of the strings."""
 
-    `characters` is the total number of characters.
-    """
+    __slots__ = ("_blocks", "_joined", "_joined_recent", "_recent")
 
-    __slots__ = ("_blocks", "_joined", "_joined_recent", "_recent", "characters")
-
-    def __init__(self, texts: Iterable[str] = ()) -> None:
-        self.characters: int = 0
+    def __init__(self) -> None:
         # Each block contains `_BLOCK` strings. `_recent` contains the strings after the last block.
         # A block is one string, joined with `_SEPARATOR`, or a list if a string contains
         # `_SEPARATOR`.
@@ -27,15 +22,12 @@ class TextList:
         # The last result of `text`, and how many strings of `_recent` this result includes.
         self._joined: str | None = None
         self._joined_recent = 0
-        for text in texts:
-            self.append(text)
 
     def __len__(self) -> int:
         return len(self._blocks) * _BLOCK + len(self._recent)
 
     def append(self, text: str) -> None:
         """Add a string at the end."""
-        self.characters += len(text)
         self._recent.append(text)
         if len(self._recent) == _BLOCK:
             if self._joined is not None:
