@@ -14,18 +14,7 @@ import typer
 
 from flux0 import EventSource, EventType, Flux0, Flux0Error, __version__, to_dict
 from flux0.cli.descriptions import Listed, describe_error
-from flux0.cli.options import (
-    AgentId,
-    Header,
-    Json,
-    Server,
-    SessionId,
-    Timeout,
-    User,
-    argument,
-    option,
-    store_options,
-)
+from flux0.cli.options import AgentId, SessionId, argument, option, with_common_options
 from flux0.client.conversation import user_headers
 from flux0.models import InvalidArgument
 
@@ -39,7 +28,14 @@ _SETTINGS_FOR_IDS = {"ignore_unknown_options": True}
 
 
 app: typer.Typer = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-_group = partial(typer.Typer, no_args_is_help=True, callback=store_options)
+
+
+@with_common_options
+def _store_options(_: typer.Context) -> None:
+    """Store the common options that are written between a group and its command."""
+
+
+_group = partial(typer.Typer, no_args_is_help=True, callback=_store_options)
 agents: typer.Typer = _group(help="List, show and create agents.")
 sessions: typer.Typer = _group(help="List, show and create sessions.")
 app.add_typer(agents, name="agents")
@@ -56,16 +52,8 @@ _VERSION = option("--version", None, "Print the version.", callback=_print_versi
 
 
 @app.callback()
-def root(
-    context: typer.Context,
-    server: Server = None,
-    user: User = None,
-    header: Header = None,
-    timeout: Timeout = None,
-    *,
-    as_json: Json = False,
-    _version: Annotated[bool, _VERSION] = False,
-) -> None:
+@with_common_options
+def root(_: typer.Context, *, _version: Annotated[bool, _VERSION] = False) -> None:
     """Talk to the agents of a flux0 server, and list its agents, sessions and events.
 
     flux0-client demo                       Show an example turn.
@@ -73,7 +61,6 @@ def root(
     flux0-client chat                       Have a conversation.
     flux0-client events qH-klmX3cz          List the stored events of a session.
     """
-    store_options(context, server, user, header, timeout, as_json=as_json)
 
 
 _MESSAGE = "Text to send. Default: the piped input; in a terminal, a prompt for each message."
@@ -97,7 +84,8 @@ _CHAT = (
 )
 
 
-@app.command(help=_CHAT)
+@app.command("chat", help=_CHAT)
+@with_common_options
 def chat(
     context: typer.Context,
     message: Annotated[str | None, argument("MESSAGE", _MESSAGE)] = None,
@@ -107,12 +95,7 @@ def chat(
     session: Annotated[str | None, option("--session", "ID", _SESSION)] = None,
     lines: Annotated[bool, option("--lines", None, "Send each piped line as a message.")] = False,
     idle_timeout: Annotated[int | None, option("--idle-timeout", "SECONDS", _IDLE, min=1)] = None,
-    as_json: Annotated[bool, option("--json", None, "Print events as lines of JSON.")] = False,
     demo: Annotated[bool, option("--demo", None, "Use the demo agent, without a server.")] = False,
-    server: Server = None,
-    user: User = None,
-    header: Header = None,
-    timeout: Timeout = None,
 ) -> None:
     """Send messages to an agent, and show its turns.
 
@@ -124,7 +107,6 @@ def chat(
     if lines and message is not None:
         problem = "cannot be combined with MESSAGE: the messages are read from standard input."
         raise typer.BadParameter(problem, param_hint="--lines")
-    store_options(context, server, user, header, timeout, as_json=as_json)
     *_, as_json = context.obj
     explain = partial(describe_error, ids={"agent": agent, "session": session})
     with _client(context, explain, idle_timeout, demo=demo) as flux0:
@@ -186,17 +168,7 @@ def _query(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], N
     """
 
     def register(get: Callable[..., Listed]) -> None:
-        def command(
-            context: typer.Context,
-            *,
-            as_json: Json = False,
-            server: Server = None,
-            user: User = None,
-            header: Header = None,
-            timeout: Timeout = None,
-            **arguments: Any,
-        ) -> None:
-            store_options(context, server, user, header, timeout, as_json=as_json)
+        def command(context: typer.Context, **arguments: Any) -> None:
             *_, as_json = context.obj
             with _client(context, partial(describe_error, ids=arguments)) as flux0:
                 from flux0.cli.listing import show  # noqa: PLC0415 - loads rich
@@ -208,13 +180,12 @@ def _query(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], N
                 else:
                     show(Output(), model)
 
-        _, *own = inspect.signature(get, eval_str=True).parameters.values()
-        signature = inspect.signature(command, eval_str=True)
-        context, *common, _ = signature.parameters.values()
+        signature = inspect.signature(get, eval_str=True)
         command.__doc__ = get.__doc__
-        vars(command)["__signature__"] = signature.replace(parameters=[context, *own, *common])
-        has_id = any(each.annotation in {AgentId, SessionId} for each in own)
-        group.command(name, context_settings=_SETTINGS_FOR_IDS if has_id else None)(command)
+        vars(command)["__signature__"] = signature
+        kinds = {each.annotation for each in signature.parameters.values()}
+        settings = _SETTINGS_FOR_IDS if kinds & {AgentId, SessionId} else None
+        group.command(name, context_settings=settings)(with_common_options(command))
 
     return register
 
