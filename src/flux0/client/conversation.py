@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from flux0.client.caller import Caller
 from flux0.client.opening import AsyncOpening, Opening
-from flux0.client.options import CallOptions, TurnOptions, check_names
+from flux0.client.options import CallOptions, TurnOptions, check_names, show_options
 from flux0.client.resources import SessionsResource
 from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.client.uncopyable import Uncopyable
@@ -48,6 +48,7 @@ class _ConversationBase(Uncopyable):
 
 
 @final
+@show_options
 class Conversation(_ConversationBase):
     """A dialog of one user with one agent, in one session. Create it with `Flux0.conversation`.
 
@@ -146,6 +147,7 @@ class Conversation(_ConversationBase):
 
 
 @final
+@show_options
 class AsyncConversation(_ConversationBase):
     """The async version of `Conversation`. Create it with `Flux0.conversation_async`."""
 

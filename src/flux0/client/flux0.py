@@ -14,7 +14,7 @@ from flux0.client.conversation import (
     conversation_caller,
 )
 from flux0.client.layers import HeaderFunction, build_chain, split_headers
-from flux0.client.options import CallOptions, check_names
+from flux0.client.options import CallOptions, check_names, show_options
 from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.client.transports import choose_transports, time_source
 from flux0.client.uncopyable import Uncopyable
@@ -40,6 +40,7 @@ DEFAULT_MAX_BODY_BYTES = 64 * 1024 * 1024
 
 
 @final
+@show_options
 class Flux0(Uncopyable):
     """A client of a flux0 server, for sync and async code.
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypedDict
+from inspect import Parameter, signature
+from typing import Any, ForwardRef, TypedDict, TypeVar, cast
 
 from flux0.domain.retrying import RetryConfig
+
+T = TypeVar("T")
 
 
 class CallOptions(TypedDict, total=False):
@@ -40,6 +43,35 @@ class TurnOptions(CallOptions, total=False):
 
     stream_idle_timeout_ms: int | None
 
+
+def show_options(resource: type[T]) -> type[T]:
+    """Decorate a class so that `help()` lists each option instead of `**options`.
+
+    The decorator sets the `__signature__` of all methods that have a parameter `**options`.
+    """
+    for method in vars(resource).values():
+        shown = _SHOWN.get(getattr(method, "__annotations__", {}).get("options", ""))
+        if shown is not None:
+            declared = signature(method)
+            own = [each for each in declared.parameters.values() if each.kind != each.VAR_KEYWORD]
+            vars(method)["__signature__"] = declared.replace(parameters=[*own, *shown])
+    return resource
+
+
+def _parameters(options: type[CallOptions | TurnOptions]) -> tuple[Parameter, ...]:
+    annotations = cast("dict[str, ForwardRef]", options.__annotations__)
+    return tuple(
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=reference.__forward_arg__)
+        for name, reference in annotations.items()
+    )
+
+
+# Maps the annotation of `**options` to the parameters that `help()` shows instead. Methods with
+# `**options: NoReturn` accept no options, and pass unknown names to `check_names`.
+_SHOWN = {
+    "NoReturn": (),
+    **{f"Unpack[{kind.__name__}]": _parameters(kind) for kind in (CallOptions, TurnOptions)},
+}
 
 # Maps names from other libraries or newer servers, which flux0 does not accept, to suggestions for
 # the error message: the first for the arguments of `Flux0`, the second for the options of one call.

@@ -10,7 +10,7 @@ from flux0.adapters.sse import SSEParser
 from flux0.client.caller import Caller
 from flux0.client.open_calls import CLIENT_CLOSED
 from flux0.client.opening import AsyncOpening
-from flux0.client.options import CallOptions, TurnOptions
+from flux0.client.options import CallOptions, TurnOptions, show_options
 from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.client.turn_report import TurnReport
 from flux0.client.uncopyable import Uncopyable
@@ -34,6 +34,7 @@ class _Resource(Uncopyable):
         return f"{type(self).__name__}({self._caller.server_url!r})"
 
 
+@show_options
 class AgentsResource(_Resource):
     """The agents of the server, available as `client.agents`.
 
@@ -112,6 +113,7 @@ class AgentsResource(_Resource):
         return await self._caller.run_async(agents.retrieve_agent, options, agent_id)
 
 
+@show_options
 class SessionsResource(_Resource):
     """The sessions of the server and their events, available as `client.sessions`.
 

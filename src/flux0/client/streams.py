@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 
 from attrs import define
 
-from flux0.client.options import CallOptions
+from flux0.client.options import CallOptions, show_options
 from flux0.client.stream_state import CLOSED_EARLY, StreamState
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error, StreamInUse, TransportError
@@ -33,6 +33,7 @@ _NO_WAIT: Final = False
 
 
 @final
+@show_options
 class EventStream(StreamState):
     """The events of one turn: an iterator that yields each event as soon as its bytes arrive.
 
@@ -226,6 +227,7 @@ class EventStream(StreamState):
 
 
 @final
+@show_options
 class AsyncEventStream(StreamState):
     """The async version of `EventStream`, with the same behaviour and the same errors.
 

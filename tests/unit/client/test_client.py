@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import pickle
 import sys
@@ -276,6 +277,11 @@ async def test_unknown_options_of_calls_are_rejected_before_sending(mode: Mode) 
         with pytest.raises(TypeError, match=r"^unexpected keyword argument 'user_id'$"):
             await flux0.sessions.create_async(agent_id="0123456789", **unknown)
     assert transport.requests == []
+
+
+def test_signature_of_the_client_shows_only_options_that_exist() -> None:
+    kinds = {each.kind for each in inspect.signature(Flux0).parameters.values()}
+    assert inspect.Parameter.VAR_KEYWORD not in kinds
 
 
 # --- pickle, copy and repr

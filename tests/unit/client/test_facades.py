@@ -20,6 +20,7 @@ ASYNC_NAMES = {
     "Iterator[bytes]": "AsyncIterator[bytes]",
     "Response[ByteStream]": "Response[AsyncByteStream]",
 }
+OPTIONS = ("retries", "server_url", "timeout_ms", "http_headers", "extra_query", "extra_body")
 
 
 def methods(kind: type[Any]) -> dict[str, Any]:
@@ -90,13 +91,15 @@ OTHER_METHODS = {
 )
 def test_every_call_accepts_the_call_options(kind: type[Any]) -> None:
     for name in methods(kind).keys() - OTHER_METHODS:
-        options = inspect.signature(getattr(kind, name)).parameters["options"]
-        assert options.kind is inspect.Parameter.VAR_KEYWORD, name
-        assert options.annotation in ("Unpack[CallOptions]", "Unpack[TurnOptions]"), name
+        parameters = inspect.signature(getattr(kind, name)).parameters
+        assert set(OPTIONS) <= parameters.keys(), name
+        for option in OPTIONS:
+            assert parameters[option].default is None, name
+            assert parameters[option].kind is inspect.Parameter.KEYWORD_ONLY, name
 
 
 @pytest.mark.parametrize("kind", RESOURCES)
 def test_all_arguments_of_a_resource_are_passed_by_name(kind: type[Any]) -> None:
     for method in methods(kind).values():
-        _, *parameters, _ = inspect.signature(method).parameters.values()
+        _, *parameters = inspect.signature(method).parameters.values()
         assert all(each.kind is inspect.Parameter.KEYWORD_ONLY for each in parameters)
