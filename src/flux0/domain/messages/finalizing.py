@@ -7,6 +7,7 @@ the status `ready`. The rules are those of the released server (flux0-stream 0.1
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from attrs import frozen
@@ -122,22 +123,16 @@ def _args(args: Any, *, partial: bool) -> Any:
         return cast("Any", args)
     if not isinstance(args, list):
         raise TypeError("args are neither a list nor an object")
-    text = "".join(cast("list[str]", args))
-    try:
-        return _parsed(text)
-    except (ValueError, RecursionError):
-        if partial:
-            return text
-        raise
-
-
-def _parsed(text: str) -> Any:
     import json  # noqa: PLC0415 - not needed to import this package
 
-    value = json.loads(text)
-    if measure(value)[1] > MAX_DEPTH:
-        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
-    return value
+    text = "".join(cast("list[str]", args))
+    with suppress(ValueError, RecursionError):
+        value = json.loads(text)
+        if measure(value)[1] <= MAX_DEPTH:
+            return value
+    if partial:
+        return text
+    raise ValueError("args are not JSON that the server can store")
 
 
 def _tool_call(item: Any) -> ToolCall:
