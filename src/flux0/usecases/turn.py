@@ -58,8 +58,7 @@ class Turn:
         self._parser = parser
         self._decode = codec.decode_event
         self._request = request
-        idle = request.timeout.idle
-        self._idle = inf if idle is None else idle
+        self._idle = request.timeout.idle or inf
         self._waited = 0.0
         self.correlation_id: str | None = None
         self.event_count: int = 0
@@ -89,7 +88,7 @@ class Turn:
         if failure is not None:
             self._set_failure(failure)
         elif self._waited > self._idle and self.failure is None:
-            self._fail_idle(self._idle_problem)
+            self._fail_idle()
         return events
 
     def on_end(self) -> None:
@@ -100,25 +99,20 @@ class Turn:
 
     def on_transport_error(self, error: TransportError) -> None:
         """Handle an error of the transport while the body is read."""
-        if not isinstance(error, ReadTimeout):
-            failure = self.mark_interrupted(f"the stream was interrupted: {error}")
-        elif self._idle == inf:  # A timeout of the user's own HTTP client has expired.
-            failure = self._fail_idle(str(error))
+        if isinstance(error, ReadTimeout):
+            failure = self._fail_idle()
         else:
-            failure = self._fail_idle(self._idle_problem)
+            failure = self.mark_interrupted(f"the stream was interrupted: {error}")
         failure.__cause__ = error.__cause__ or error
 
     def mark_interrupted(self, problem: str) -> StreamError:
         """Fail the turn because its stream ended too early, and return the failure."""
         return self._set_failure(StreamInterrupted(f"{problem} {self._so_far()}"))
 
-    def _fail_idle(self, problem: str) -> StreamError:
-        return self._set_failure(StreamIdleTimeout(f"{problem} {self._so_far()}"))
-
-    @property
-    def _idle_problem(self) -> str:
+    def _fail_idle(self) -> StreamError:
         limit = f"no event for {duration(self._idle)} (idle timeout; set stream_idle_timeout_ms)"
-        return f"{limit}; the agent may have crashed, or another client may use the session"
+        cause = "the agent may have crashed, or another client may use the session"
+        return self._set_failure(StreamIdleTimeout(f"{limit}; {cause} {self._so_far()}"))
 
     def attach_request(self, error: E) -> E:
         """Add the request to `error`, and the turn to a `StreamError`. Return `error`."""

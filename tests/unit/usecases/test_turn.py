@@ -100,15 +100,6 @@ def test_transport_error_becomes_idle_timeout_or_interruption(
     assert failure.problem == f"{problem} (after 2 events of turn {CORRELATION_ID})"
 
 
-def test_read_timeout_without_idle_timeout_names_the_timeout_of_the_transport() -> None:
-    turn = new_turn(idle=None)
-
-    turn.on_transport_error(errors.ReadTimeout("no data received within 5 s"))
-
-    assert isinstance(turn.failure, errors.StreamIdleTimeout)
-    assert turn.failure.problem == "no data received within 5 s (after 0 events)"
-
-
 def test_comments_do_not_reset_the_idle_timeout() -> None:
     turn = new_turn(idle=5)
 
