@@ -62,31 +62,21 @@ class Contract(ABC):
             metafunc.parametrize("backend", self.backends)
 
     @pytest.fixture
-    def time_budget(self, request: pytest.FixtureRequest) -> float:
-        """The remaining seconds that the tests of this class together may wait for hung calls.
+    def hang_timeout(self, request: pytest.FixtureRequest) -> Iterator[float]:
+        """Seconds after which a call counts as hung: `timeout`.
 
-        If no time is left, each further test fails without running.
+        When the tests of a class have waited `3 * timeout` seconds for hung calls, each further
+        test fails without running.
         """
-        budget = class_of(request).stash.setdefault(_TIME_BUDGET, 3 * self.timeout)
-        if budget <= 0:
-            pytest.fail(
-                "not run: the transport hung in too many earlier tests; see their failures",
-                pytrace=False,
-            )
-        return budget
-
-    @pytest.fixture
-    def hang_timeout(self, request: pytest.FixtureRequest, time_budget: float) -> Iterator[float]:
-        """Seconds after which a call counts as hung.
-
-        This is `timeout`, or a tenth of it if calls of earlier tests hung.
-        """
-        timeout = self.timeout if time_budget > self.timeout else self.timeout / 10
+        stash = class_of(request).stash
+        if stash.setdefault(_TIME_BUDGET, 3 * self.timeout) <= 0:
+            problem = "not run: the transport hung in too many earlier tests; see their failures"
+            pytest.fail(problem, pytrace=False)
         started = monotonic()
-        yield timeout
+        yield self.timeout
         # On a busy machine, tests without a hung call are slow, too, but not as slow as `timeout`.
-        if (lost := monotonic() - started) >= timeout:
-            class_of(request).stash[_TIME_BUDGET] -= lost
+        if (lost := monotonic() - started) >= self.timeout:
+            stash[_TIME_BUDGET] -= lost
 
     @pytest.fixture
     def new_harness(self, backend: str, hang_timeout: float) -> Iterator[Callable[[Any], Harness]]:

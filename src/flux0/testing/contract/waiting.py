@@ -223,14 +223,14 @@ class IdleContract(Contract):
             f"{call} ended early: {here.calls[call].future.exception()!r}"
         )
 
-    @pytest.mark.usefixtures("time_budget")
+    @pytest.mark.usefixtures("hang_timeout")
     def test_each_piece_restarts_the_idle_timeout(
         self, background: dict[str, BackgroundCalls], backend: str
     ) -> None:
         """The whole stream may take longer than the idle timeout."""
         check(background[backend].calls["slow-stream"].outcome(), b"piece" * 5, "the body")
 
-    @pytest.mark.usefixtures("time_budget")
+    @pytest.mark.usefixtures("hang_timeout")
     def test_read_timeout_does_not_apply_to_a_stream(
         self, background: dict[str, BackgroundCalls], backend: str
     ) -> None:
@@ -238,7 +238,7 @@ class IdleContract(Contract):
         body = background[backend].calls["paused-stream"].outcome()
         check(body, b"firstsecond", "the body")
 
-    @pytest.mark.usefixtures("time_budget")
+    @pytest.mark.usefixtures("hang_timeout")
     def test_connection_idle_for_long_is_not_reused(
         self, background: dict[str, BackgroundCalls], backend: str
     ) -> None:
