@@ -82,7 +82,8 @@ class CallEnd:
 
     Attributes:
         seconds: the duration, including the waits between the attempts.
-        error: the exception that the call raises; None if the call succeeded.
+        error: the exception that the call raises, or the cancellation if closing the client ends an
+            async call; None if the call succeeded.
     """
 
     seconds: float

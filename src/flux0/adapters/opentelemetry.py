@@ -221,7 +221,9 @@ class OpenTelemetry(Observer):
             self._record_tool_call(observed, tool_call, end)
         error = turn.error or turn.agent_error
         if self._contents:
-            span.set_attribute("gen_ai.output.messages", _output_messages(turn, error))
+            parts = list(_parts(turn))
+            messages = [{"role": "assistant", "parts": parts}] if parts else []
+            span.set_attribute("gen_ai.output.messages", _json(messages))
         self._set_error(span, error)
         span.end(end)
         self._record_turn(observed, turn.seconds, error)
@@ -232,8 +234,9 @@ class OpenTelemetry(Observer):
         attributes: _Attributes = {
             "gen_ai.operation.name": "execute_tool",
             "gen_ai.tool.name": str(call.tool_name),
-            "gen_ai.tool.call.id": str(call.tool_call_id),
         }
+        if call.tool_call_id is not None:  # pyright: ignore[reportUnnecessaryComparison] - an agent may send null
+            attributes["gen_ai.tool.call.id"] = str(call.tool_call_id)
         if self._contents:
             attributes["gen_ai.tool.call.arguments"] = _json(call.args)
             if call.result is not None:
@@ -297,24 +300,22 @@ def _error_type(error: BaseException) -> str:
     return str(error.status_code) if isinstance(error, APIError) else type(error).__qualname__
 
 
-def _output_messages(turn: TurnEnd, error: object) -> str:
-    reason = "error" if error is not None else "closed" if turn.ending == "closed" else "stop"
-    parts = list(_parts(turn))
-    return _json([{"role": "assistant", "parts": parts, "finish_reason": reason}] if parts else [])
-
-
 def _parts(turn: TurnEnd) -> Iterator[dict[str, Any]]:
     for message in turn.messages:
         for part in message.data.parts if isinstance(message.data, MessageData) else ():
             match part:
                 case ContentPart(content):
-                    yield {"type": "text", "content": content}
+                    yield {"type": "text", "content": _text(content)}
                 case ReasoningPart(reasoning):
-                    yield {"type": "reasoning", "content": reasoning}
+                    yield {"type": "reasoning", "content": _text(reasoning)}
                 case _:
                     call = cast("ToolCallPart", part)  # Only this type is left.
                     name, id_ = call.tool_name, call.tool_call_id
                     yield {"type": "tool_call", "id": id_, "name": name, "arguments": call.args}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else _json(value)
 
 
 def _json(value: object) -> str:
