@@ -27,11 +27,10 @@ _new: Final[Callable[..., ServerSentEvent]] = cast("Any", tuple).__new__
 # The states of the parser. Each state describes the bytes that were received last.
 _START: Final = 0  # No bytes, or only a part of a byte order mark (BOM), were received.
 _BETWEEN_BLOCKS: Final = 1  # The last line was blank, and no new block has begun.
-_IN_BLOCK: Final = 2  # A block has begun. Its last line may be incomplete.
-_AFTER_CR: Final = (
-    3  # The last byte was a CR. If the next byte is an LF, both bytes are one line end.
-)
-_FAILED: Final = 4  # An event was too large. The parser stays in this state.
+_IN_LINE: Final = 2  # The last line is incomplete.
+_AFTER_LINE: Final = 3  # The last line of the block is complete, and was not blank.
+_AFTER_CR: Final = 4  # The last byte was a CR. A following LF belongs to the same line end.
+_FAILED: Final = 5  # An event was too large. The parser stays in this state.
 
 
 class SSEParser:
@@ -61,11 +60,10 @@ class SSEParser:
         self._decode = self._decoder.decode
         self._state = _START
         self._bom = b""  # Received bytes that may be the start of a BOM.
-        # The incomplete block. Its lines end with LF, but the LF of the last line is not stored.
-        # Instead, `_in_line` is False if the last line is complete. The block is a bytearray,
-        # because appending to a bytearray does not copy its content.
+        # The incomplete block. Its lines end with LF, but the LF of the last line is not stored:
+        # the state shows whether the last line is complete. The block is a bytearray, because
+        # appending to a bytearray does not copy its content.
         self._block = bytearray()
-        self._in_line = False
 
     @property
     def last_event_id(self) -> str:
@@ -98,18 +96,18 @@ class SSEParser:
             EventTooLarge: an event exceeded the limit.
         """
         block = self._block
-        if self._in_line:
+        if self._state == _BETWEEN_BLOCKS:
+            # Fast path: servers usually send complete events.
+            if data.endswith(b"\n\n") and _CR not in data and len(data) <= self._limit:
+                return self._decode(data)
+        elif self._state == _IN_LINE:
             # Fast path: a small piece usually has no line end.
             if _LF not in data and _CR not in data:
                 block += data
                 if len(block) <= self._limit:
                     return []
                 data = b""
-        elif self._state == _BETWEEN_BLOCKS:
-            # Fast path: servers usually send complete events.
-            if data.endswith(b"\n\n") and _CR not in data and len(data) <= self._limit:
-                return self._decode(data)
-        elif self._state != _IN_BLOCK:
+        elif self._state != _AFTER_LINE:
             data = self._skip_bom_or_lf(data)
             if not data:
                 return []
@@ -132,7 +130,7 @@ class SSEParser:
             self._state = _BETWEEN_BLOCKS
             return data.removeprefix(_BOM)
         if data:
-            self._state = _IN_BLOCK if self._block else _BETWEEN_BLOCKS
+            self._state = _AFTER_LINE if self._block else _BETWEEN_BLOCKS
         return data.removeprefix(b"\n")
 
     def _feed_crs(self, data: bytes) -> list[ServerSentEvent]:
@@ -145,7 +143,7 @@ class SSEParser:
     def _feed_lines(self, data: bytes) -> list[ServerSentEvent]:
         """Return the events of the complete blocks, and store the incomplete block."""
         block = self._block
-        if block and not self._in_line:
+        if block and self._state != _IN_LINE:
             data = b"\n" + data
         # Find the last blank line. Searching for one byte is many times as fast as for two bytes.
         end = data.rfind(b"\n")
@@ -166,14 +164,11 @@ class SSEParser:
             data = data.removeprefix(b"\n")
         if not data:
             self._state = _BETWEEN_BLOCKS
-            self._in_line = False
         elif data[-1] == _LF:
-            self._state = _IN_BLOCK
-            self._in_line = False
+            self._state = _AFTER_LINE
             block += data[:-1]
         else:
-            self._state = _IN_BLOCK
-            self._in_line = True
+            self._state = _IN_LINE
             block += data
         return events
 
@@ -189,7 +184,6 @@ class SSEParser:
         self._decoder.retry = self.retry
         self._block.clear()
         self._state = _FAILED
-        self._in_line = False
         if not events:
             raise EventTooLarge(self._limit)
         return events
@@ -208,7 +202,7 @@ class SSEParser:
         return -1
 
     def _unfinished_block(self) -> bytes:
-        has_line_end = self._block and not self._in_line
+        has_line_end = self._block and self._state != _IN_LINE
         return bytes(self._block) + (b"\n" if has_line_end else b"")
 
     def _unfinished_lines(self) -> list[str]:
