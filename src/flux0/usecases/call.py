@@ -105,6 +105,10 @@ class ApiCall:
             from urllib.parse import urlencode  # noqa: PLC0415 - not needed to import this package
 
             url = f"{url}?{urlencode(query)}"
+        call = None
+        if self.observe is not None:
+            session_id, agent = None if ids is None else ids.get("session_id"), self.agent
+            call = Call(operation, method, url, route, session_id, agent.id, agent.name, content)
         defaults = _STREAM if stream else _JSON if body is None else _JSON_BODY
         return Request(
             method=method,
@@ -117,18 +121,7 @@ class ApiCall:
             route=route,
             retries=self.retries,
             deadline=self.deadline,
-            call=None
-            if self.observe is None
-            else Call(
-                operation=operation,
-                method=method,
-                url=url,
-                route=route,
-                session_id=None if ids is None else ids.get("session_id"),
-                agent_id=self.agent.id,
-                agent_name=self.agent.name,
-                content=content,
-            ),
+            call=call,
         )
 
     def fetch(self, model: type[T], request: Request) -> Flow[T]:

@@ -44,11 +44,7 @@ def find_turn(
     left, interval = arguments.interval("wait_ms", wait_ms) / 1000, _FIRST_INTERVAL
     while True:
         events = yield from list_events(
-            call,
-            session_id=session_id,
-            min_offset=since,
-            correlation_id=correlation_id,
-            types=MESSAGE_TYPES,
+            call, session_id, min_offset=since, correlation_id=correlation_id, types=MESSAGE_TYPES
         )
         turn = stored_turn(events, content)
         if turn is not None or left <= 0:

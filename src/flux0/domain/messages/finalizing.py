@@ -71,13 +71,8 @@ def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMes
     except (KeyError, TypeError, ValueError, RecursionError):
         # The document has the wrong shape. The server cannot convert it either, and stores nothing.
         return None
-    return TurnMessage(
-        event_id=first.event_id,
-        correlation_id=first.correlation_id,
-        type=EventType.TOOL if isinstance(data, ToolData) else EventType.MESSAGE,
-        data=data,
-        metadata=metadata,
-    )
+    kind = EventType.TOOL if isinstance(data, ToolData) else EventType.MESSAGE
+    return TurnMessage(first.event_id, first.correlation_id, kind, data, metadata)
 
 
 # The functions below raise KeyError, TypeError or ValueError for a document of the wrong shape.
