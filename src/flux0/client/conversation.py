@@ -242,4 +242,6 @@ def conversation_caller(
         known = Participant(agent.id, agent.name)
     else:
         known = Participant(session.agent_id if isinstance(session, Session) else agent)
+    if server_url := options.get("server_url"):
+        caller = caller.with_options(server_url=server_url)
     return caller.for_conversation(known, user_headers(user)), known

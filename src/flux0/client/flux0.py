@@ -211,7 +211,8 @@ class Flux0(Uncopyable):
 
         Pass either `agent`, to create a new session, or `session`, to continue an existing session.
         Continuing a session sends no request. The options of `client.sessions.create`, such as
-        `extra_body`, are accepted for a new session, and apply only to the request that creates it.
+        `extra_body`, are accepted for a new session, and apply only to the request that creates it,
+        except `server_url`, which applies to the whole conversation.
 
         Args:
             agent: The agent to talk to, or its id.

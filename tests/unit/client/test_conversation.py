@@ -13,6 +13,8 @@ from flux0.domain.api_errors import BadRequestError, HTTPValidationError
 from flux0.domain.errors import AgentError, AgentNotFound, InvalidArgument
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.models import ConsumptionOffsets, Event, MessageData, Session, ToolData
+from flux0.flows import Flow, SendFlow
+from flux0.ports import Request, Response
 from flux0.testing import (
     AgentStep,
     CallTool,
@@ -357,6 +359,23 @@ async def test_options_of_conversation_are_sent_with_the_new_session_only(mode: 
     assert (dict(created.query), created.headers["x-a"]) == ({"a": "b"}, "1")
     assert (dict(sent.query), "x-a" in sent.headers) == ({}, False)
     assert created.headers["cookie"] == sent.headers["cookie"] == "flux0_user_sub=ada"
+
+
+@in_every_mode
+async def test_server_url_applies_to_the_whole_conversation(mode: Mode) -> None:
+    urls: list[str] = []
+
+    def record(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        urls.append(request.url)
+        return send(request)
+
+    async with client(mode, FakeTransport(), middleware=[record]) as flux0:
+        agent = await flux0.agents.first_async()
+        chat = await flux0.conversation_async(agent=agent, server_url="http://other")
+        await result_of(chat.ask("Hi"))
+
+    assert [url.partition("/api")[0] for url in urls[1:]] == ["http://other"] * (len(urls) - 1)
+    assert len(urls) >= 3
 
 
 @in_every_mode
