@@ -58,11 +58,9 @@ async def test_surplus_bytes_are_not_the_next_response(way: Way, early: int) -> 
 
 
 @over(*ONCE)
-async def test_invalid_host_is_a_connect_error(way: Way) -> None:
+async def test_invalid_url_is_a_connect_error(way: Way) -> None:
     transport = sending.in_mode(way.mode, way.make_transport())
-    # The client accepts no other schemes. Only aiohttp would raise no error for them.
-    others = ("ftp://127.0.0.1/",) if way.transport == "aiohttp" else ()
-    for url in ("http://*/", "http://a..invalid/", *others):
+    for url in ("http://*/", "http://127.0.0.1:99999/", "ftp://127.0.0.1/", "http:///"):
         with pytest.raises(ConnectError) as caught:
             await transport.send_async(get(url))
         assert isinstance(caught.value.__cause__, Exception)

@@ -58,9 +58,14 @@ class EnvironmentProxies:
         return self._proxies[origin]
 
     def _find(self, origin: str) -> str | None:
-        server, proxies = urlsplit(origin), getproxies()
+        try:
+            server = urlsplit(origin)
+            host, port = server.hostname or "", server.port
+        except ValueError:
+            return None  # The URL is invalid. The HTTP library raises an error later.
+        proxies = getproxies()
         proxy = proxies.get(server.scheme) or proxies.get("all")
-        if not proxy or _is_direct(server.hostname or "", server.port, proxies.get("no", "")):
+        if not proxy or _is_direct(host, port, proxies.get("no", "")):
             return None
         if "://" not in proxy:
             proxy = f"http://{proxy}"

@@ -48,6 +48,7 @@ from flux0.domain.errors import (
     ConnectError,
     Flux0Error,
     InvalidArgument,
+    ProtocolError,
     ReadTimeout,
     mark_user_error,
 )
@@ -192,7 +193,11 @@ def _prepare(session: requests.Session, request: Request) -> Any:
     unprepared = requests.Request(request.method, request.url, headers, data=body)
     try:
         prepared: Any = session.prepare_request(unprepared)
-    except (exceptions.InvalidHeader, exceptions.InvalidURL) as error:
+    except exceptions.InvalidHeader as error:
+        invalid = failure(ProtocolError, error, request.timeout)
+        invalid.sent = "no"
+        raise invalid from error
+    except (exceptions.InvalidURL, exceptions.MissingSchema) as error:
         raise failure(ConnectError, error, Timeout()) from error
     except Flux0Error as error:  # The authentication of the session raised this error.
         mark_user_error(error)
@@ -220,7 +225,10 @@ class _TrackingAdapter(HTTPAdapter):
 
 def _track_connections(session: requests.Session, prepared: Any, settings: Any) -> None:
     """Configure the pool of the user's adapter, so that it opens tracked connections."""
-    adapter = session.get_adapter(prepared.url)
+    try:
+        adapter = session.get_adapter(prepared.url)
+    except exceptions.InvalidSchema as error:
+        raise failure(ConnectError, error, Timeout()) from error
     if isinstance(adapter, HTTPAdapter) and not isinstance(adapter, _TrackingAdapter):
         _reject_retries(adapter)
         tls = {name: settings[name] for name in ("verify", "proxies", "cert")}
