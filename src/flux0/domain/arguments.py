@@ -33,14 +33,11 @@ _FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
 
 
-def text(argument: str, value: object, *, longest: int | None = None) -> str:
-    """Return `value` if it is a non-empty str of at most `longest` characters."""
+def text(argument: str, value: object) -> str:
+    """Return `value` if it is a non-empty str that UTF-8 can encode."""
     checked = instance(argument, str, value)
     if not checked:
         raise InvalidArgument(argument, "must not be empty")
-    if longest is not None and len(checked) > longest:
-        problem = f"must have at most {longest} characters, not {len(checked)}"
-        raise InvalidArgument(argument, problem)
     try:
         checked.encode()
     except UnicodeEncodeError:
@@ -48,9 +45,9 @@ def text(argument: str, value: object, *, longest: int | None = None) -> str:
     return checked
 
 
-def optional_text(argument: str, value: object, *, longest: int | None = None) -> str | None:
-    """Return `value` if it is None or a str of at most `longest` characters."""
-    return None if value is None else "" if value == "" else text(argument, value, longest=longest)
+def optional_text(argument: str, value: object) -> str | None:
+    """Return `value` if it is None or a str that UTF-8 can encode."""
+    return None if value is None else "" if value == "" else text(argument, value)
 
 
 def identifier(argument: str, value: object) -> str:

@@ -15,7 +15,6 @@ T = TypeVar("T")
 
 _ROUTE = "/api/agents"
 _AGENT = f"{_ROUTE}/{{agent_id}}"
-_LONGEST_NAME = 100
 
 
 def list_agents(call: ApiCall) -> Flow[Agents]:
@@ -39,8 +38,8 @@ def first_agent(call: ApiCall, type_: str | None, name: str | None) -> Flow[Agen
 def create_agent(call: ApiCall, name: str, type_: str, description: str | None) -> Flow[Agent]:
     """Create an agent and return it. The server must have an agent runner for the type."""
     body = {
-        "name": arguments.text("name", name, longest=_LONGEST_NAME),
-        "type": arguments.text("type_", type_, longest=_LONGEST_NAME),
+        "name": arguments.text("name", name),
+        "type": arguments.text("type_", type_),
     }
     if (checked := arguments.optional_text("description", description)) is not None:
         body["description"] = checked

@@ -19,7 +19,6 @@ from flux0.usecases.call import ApiCall
 _ROUTE = "/api/sessions"
 _SESSION = f"{_ROUTE}/{{session_id}}"
 _EVENTS = f"{_SESSION}/events"
-_LONGEST_TITLE = 200
 
 
 def create_session(
@@ -33,7 +32,7 @@ def create_session(
     body = {"agent_id": arguments.text("agent_id", agent_id)}
     if id is not None:
         body["id"] = arguments.identifier("id", id)
-    if (checked := arguments.optional_text("title", title, longest=_LONGEST_TITLE)) is not None:
+    if (checked := arguments.optional_text("title", title)) is not None:
         body["title"] = checked
     greeting = arguments.instance("allow_greeting", bool, allow_greeting)
     query = (("allow_greeting", "true"),) if greeting else ()

@@ -32,10 +32,9 @@ def rejection(check: Callable[..., object], value: Any, **options: Any) -> str:
     ("check", "value", "expected"),
     [
         *((arguments.text, text, text) for text in ("a", " ", "é", EMOJI, "\0", "a" * 100_000)),
-        (partial(arguments.text, longest=5), "a" * 5, "a" * 5),
         (arguments.optional_text, None, None),
         (arguments.optional_text, "", ""),
-        (partial(arguments.optional_text, longest=3), "abc", "abc"),
+        (arguments.optional_text, "abc", "abc"),
         *((arguments.identifier, id_, id_) for id_ in ("zv3h4j5Fjv", "a-b_c~d.e", "a;b=c", "a +é")),
         (arguments.name, EventSource.USER, "user"),
         (arguments.name, "satellite", "satellite"),
@@ -83,11 +82,7 @@ def test_invalid_text_is_rejected(
     assert rejection(check, value) == problem
 
 
-def test_text_has_a_maximum_length() -> None:
-    assert rejection(arguments.text, "a" * 6, longest=5) == (
-        "thing must have at most 5 characters, not 6"
-    )
-    assert "at most 3" in rejection(arguments.optional_text, "abcd", longest=3)
+def test_optional_text_must_be_a_str() -> None:
     assert "must be a str" in rejection(arguments.optional_text, 0)
 
 

@@ -288,9 +288,7 @@ SURROGATE = "\ud800"
     ("make", "argument"),
     [
         (lambda: create_agent(name=""), "name"),
-        (lambda: create_agent(name="n" * 101), "name"),
         (lambda: create_agent(type_=""), "type_"),
-        (lambda: create_agent(type_="t" * 101), "type_"),
         (lambda: create_agent(description=SURROGATE), "descript"),
         (lambda: agents.retrieve_agent(CALL, agent_id=""), "agent_id"),
         (lambda: agents.retrieve_agent(CALL, agent_id=".."), "agent_id"),
@@ -298,7 +296,6 @@ SURROGATE = "\ud800"
         (lambda: create_session(agent_id=SURROGATE), "agent_id"),
         (lambda: create_session(allow_greeting="yes"), "allow_greeting"),
         (lambda: create_session(id=""), "id"),
-        (lambda: create_session(title="t" * 201), "title"),
         (lambda: create_session(title=7), "title"),
         (lambda: sessions.list_sessions(CALL, agent_id=SURROGATE), "agent_id"),
         (lambda: sessions.retrieve_session(CALL, session_id="."), "session_id"),
