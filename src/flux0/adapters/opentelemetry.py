@@ -45,36 +45,26 @@ _HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 
 
 
 @define
-class _SpanInContext:
-    """A span that is the current span until `detach` is called."""
-
-    span: Span
-    context: Context = field(init=False)
-    _token: Token[Context] = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.context = trace.set_span_in_context(self.span)
-        self._token = context.attach(self.context)
-
-    def detach(self) -> None:
-        context.detach(self._token)
-
-
-@define
 class _Observed:
     """The spans of a call in progress. A call that starts a turn lasts until the turn ends.
 
     Attributes:
-        call: the span of the call or turn.
+        span: the span of the call or turn.
+        context: the context with this span.
+        token: removes this context from the current contexts.
         start: the start of this span, in nanoseconds since 1970.
         server: the attributes of the server, for spans and metrics.
         attempt: the span of the attempt in progress.
+        attempt_token: removes the context of the attempt from the current contexts.
     """
 
-    call: _SpanInContext
+    span: Span
+    context: Context
+    token: Token[Context]
     start: int
     server: _Attributes
-    attempt: _SpanInContext = field(init=False)
+    attempt: Span = field(init=False)
+    attempt_token: Token[Context] = field(init=False)
 
 
 class OpenTelemetry(Observer):
@@ -145,7 +135,8 @@ class OpenTelemetry(Observer):
             attributes=attributes,
             start_time=start,
         )
-        self._calls[call] = _Observed(_SpanInContext(span), start, server)
+        within = trace.set_span_in_context(span)
+        self._calls[call] = _Observed(span, within, context.attach(within), start, server)
 
     def on_attempt_start(self, call: Call, number: int) -> Mapping[str, str]:
         """Start the span of an attempt, and return header fields that propagate its context."""
@@ -159,54 +150,48 @@ class OpenTelemetry(Observer):
             attributes["http.request.resend_count"] = number - 1
         span = self._tracer.start_span(
             f"{call.method} {call.route}",
-            context=observed.call.context,
+            context=observed.context,
             kind=SpanKind.CLIENT,
             attributes=attributes,
         )
-        observed.attempt = _SpanInContext(span)
+        within = trace.set_span_in_context(span)
+        observed.attempt, observed.attempt_token = span, context.attach(within)
         fields: dict[str, str] = {}
-        propagate.inject(fields, observed.attempt.context)
+        propagate.inject(fields, within)
         return fields
 
     def on_attempt_end(self, call: Call, attempt: AttemptEnd) -> None:
         """End the span of an attempt, and record its duration."""
         observed = self._calls[call]
-        error, outcome = _failure(attempt.error), dict[str, str | int | float]()
+        context.detach(observed.attempt_token)
+        attributes: _Attributes = {"http.request.method": call.method, **observed.server}
         if attempt.status_code is not None:
-            outcome["http.response.status_code"] = attempt.status_code
-        if error is not None:
-            outcome["error.type"] = _error_type(error)
-        current = observed.attempt
-        current.detach()
-        current.span.set_attributes(outcome)
-        self._set_status(current.span, error)
-        current.span.end()
-        method: _Attributes = {"http.request.method": call.method}
-        self._attempt_seconds.record(attempt.seconds, {**method, **observed.server, **outcome})
+            attributes["http.response.status_code"] = attempt.status_code
+            observed.attempt.set_attribute("http.response.status_code", attempt.status_code)
+        attributes |= self._end_span(observed.attempt, _failure(attempt.error))
+        self._attempt_seconds.record(attempt.seconds, attributes)
 
     def on_call_end(self, call: Call, end: CallEnd) -> None:
         """End the span of a call. If the call has started a turn, `on_turn_end` ends the span."""
         observed = self._calls[call]
-        observed.call.detach()
+        context.detach(observed.token)
         if call.starts_turn and end.error is None:
             return
         del self._calls[call]
-        span, error = observed.call.span, _failure(end.error)
-        self._set_error(span, error)
-        span.end()
+        outcome = self._end_span(observed.span, _failure(end.error))
         if call.starts_turn:
-            self._record_turn(observed, end.seconds, error)
+            self._turn_seconds.record(end.seconds, {**_INVOKE_AGENT, **observed.server, **outcome})
 
     def on_first_event(self, call: Call, seconds: float) -> None:
         """Record the time to the first event of a turn."""
         observed = self._calls[call]
-        observed.call.span.set_attribute("gen_ai.response.time_to_first_chunk", seconds)
+        observed.span.set_attribute("gen_ai.response.time_to_first_chunk", seconds)
         self._first_event_seconds.record(seconds, {**_INVOKE_AGENT, **observed.server})
 
     def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
         """End the span of a turn, and record its tool calls and its duration."""
         observed = self._calls.pop(call)
-        span, end = observed.call.span, observed.start + round(turn.seconds * 1e9)
+        span, end = observed.span, observed.start + round(turn.seconds * 1e9)
         for key, value in (
             ("gen_ai.agent.id", turn.agent_id),
             ("gen_ai.agent.name", turn.agent_name),
@@ -219,14 +204,12 @@ class OpenTelemetry(Observer):
         span.update_name(_turn_name(turn.agent_name))
         for tool_call in turn.tool_calls:
             self._record_tool_call(observed, tool_call, end)
-        error = turn.error or turn.agent_error
         if self._contents:
             parts = list(_parts(turn))
             messages = [{"role": "assistant", "parts": parts}] if parts else []
             span.set_attribute("gen_ai.output.messages", _json(messages))
-        self._set_error(span, error)
-        span.end(end)
-        self._record_turn(observed, turn.seconds, error)
+        outcome = self._end_span(span, turn.error or turn.agent_error, end)
+        self._turn_seconds.record(turn.seconds, {**_INVOKE_AGENT, **observed.server, **outcome})
 
     def _record_tool_call(self, turn: _Observed, timed: TimedToolCall, turn_end: int) -> None:
         """Record the span of a tool call within the span of its turn."""
@@ -248,28 +231,28 @@ class OpenTelemetry(Observer):
         start = min(max(start, turn.start), turn_end - duration)
         span = self._tracer.start_span(
             f"execute_tool {call.tool_name}",
-            context=turn.call.context,
+            context=turn.context,
             attributes=attributes,
             start_time=start,
         )
         span.end(start + duration)
 
-    def _record_turn(self, turn: _Observed, seconds: float, error: BaseException | None) -> None:
-        outcome: _Attributes = {} if error is None else {"error.type": _error_type(error)}
-        self._turn_seconds.record(seconds, {**_INVOKE_AGENT, **turn.server, **outcome})
-
-    def _set_error(self, span: Span, error: BaseException | None) -> None:
+    def _end_span(
+        self, span: Span, error: BaseException | None, end: int | None = None
+    ) -> _Attributes:
+        """Record the error in the span, and end the span. Return the attributes of the error."""
+        attributes: _Attributes = {}
         if error is not None:
-            span.set_attribute("error.type", _error_type(error))
-            self._set_status(span, error)
-
-    def _set_status(self, span: Span, error: BaseException | None) -> None:
-        if error is not None:
+            status = str(error.status_code) if isinstance(error, APIError) else None
+            attributes["error.type"] = status or type(error).__qualname__
+            span.set_attributes(attributes)
             # flux0 wrote the messages of these classes. The messages of other errors may contain
             # text of the agent or the server, which is recorded only if `contents` is True.
             own = isinstance(error, (TransportError, StreamError))
             shown = self._contents or (own and not isinstance(error, AgentError))
             span.set_status(StatusCode.ERROR, str(error) if shown else None)
+        span.end(end)
+        return attributes
 
 
 _INVOKE_AGENT: _Attributes = {
@@ -294,10 +277,6 @@ def _failure(error: BaseException | None) -> BaseException | None:
     A cancellation is a `CancelledError` of asyncio or trio, or a `KeyboardInterrupt`.
     """
     return error if isinstance(error, Exception) else None
-
-
-def _error_type(error: BaseException) -> str:
-    return str(error.status_code) if isinstance(error, APIError) else type(error).__qualname__
 
 
 def _parts(turn: TurnEnd) -> Iterator[dict[str, Any]]:
