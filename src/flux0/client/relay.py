@@ -20,6 +20,9 @@ from flux0.runtime.event_loop import start_task
 # uses, would report the comment as an empty message.
 HEARTBEAT: Final = b": heartbeat\n"
 _QUEUE_SIZE: Final = 64  # The number of events that may wait for the web server.
+# Permits for the thread that reads the stream.
+_ADD: Final = True
+_STOP: Final = False
 
 
 def relay(
@@ -31,15 +34,23 @@ def relay(
     re-raised. Closing the iterator closes the stream, and does not wait for the reading thread. If
     reading raises `StreamInUse`, the stream stays open for its other reader.
     """
-    pieces, is_reader = _Pieces(), True
+    is_reader = True
+    # The garbage collector may close this generator in any thread, even inside a call of a queue.
+    # The methods of `SimpleQueue` are reentrant, so this is safe.
+    pieces: SimpleQueue[bytes | Exception | None] = SimpleQueue()
+    # Limits the number of waiting events: `read` waits for a permit before it adds an event.
+    permits: SimpleQueue[bool] = SimpleQueue()
+    for _ in range(_QUEUE_SIZE):
+        permits.put(_ADD)
 
     def read() -> None:
         nonlocal is_reader
         end: Exception | None = None
         try:
             for event in stream:
-                if not pieces.put(event.to_sse()):
+                if not permits.get():
                     return
+                pieces.put(event.to_sse())
         except Flux0Error as error:
             is_reader = not isinstance(error, StreamInUse)
             pieces.put(error_event(error))
@@ -51,7 +62,8 @@ def relay(
     try:
         while True:
             try:
-                piece = pieces.get(heartbeat)
+                piece = pieces.get(timeout=heartbeat)
+                permits.put(_ADD)
             except Empty:
                 piece = HEARTBEAT
             if isinstance(piece, Exception):
@@ -60,45 +72,9 @@ def relay(
                 return
             yield piece
     finally:
-        pieces.close()
+        permits.put(_STOP)
         if is_reader:
             close()
-
-
-class _Pieces:
-    """A queue of limited size. The thread that reads the stream calls `put`, the web server `get`.
-
-    The garbage collector may call `close` in any thread, even in a thread that is running `put` or
-    `get`. Therefore, the queue uses `SimpleQueue`, whose methods are reentrant.
-    """
-
-    def __init__(self) -> None:
-        self._pieces: SimpleQueue[bytes | Exception | None] = SimpleQueue()
-        # A semaphore: its length is the number of pieces that `put` can add without waiting.
-        self._free: SimpleQueue[None] = SimpleQueue()
-        self._closed = False
-        for _ in range(_QUEUE_SIZE):
-            self._free.put(None)
-
-    def put(self, piece: bytes | Exception | None) -> bool:
-        """Wait for space and add a piece. Return False if the queue is closed."""
-        if not self._closed:
-            self._free.get()
-        if self._closed:
-            return False
-        self._pieces.put(piece)
-        return True
-
-    def get(self, timeout: float | None) -> bytes | Exception | None:
-        """Remove and return the next piece. Raises `Empty` if none arrives in `timeout` seconds."""
-        piece = self._pieces.get(timeout=timeout)
-        self._free.put(None)
-        return piece
-
-    def close(self) -> None:
-        """Close the queue, and wake a thread that waits in `put`."""
-        self._closed = True
-        self._free.put(None)
 
 
 async def relay_async(
