@@ -51,29 +51,21 @@ if TYPE_CHECKING:
     )
     from flux0.models import *  # noqa: F403 - its __all__ is part of the public names
 
-# Maps each public name that is not in `flux0.models` to its module.
-_MODULES = {
-    "AiohttpTransport": "adapters.aiohttp.transport",
-    "AsyncConversation": "client.conversation",
-    "AsyncEventStream": "client.streams",
-    "AsyncHttpClient": "adapters.httpx",
-    "BackoffStrategy": "domain.retrying",
-    "Conversation": "client.conversation",
-    "EventStream": "client.streams",
-    "Flux0": "client.flux0",
-    "Headers": "domain.headers",
-    "HttpClient": "adapters.httpx",
-    "Httpx2Transport": "adapters.httpx",
-    "HttpxTransport": "adapters.httpx",
-    "MessageAccumulator": "domain.messages.accumulator",
-    "RequestsTransport": "adapters.urllib3.requests_transport",
-    "RetryConfig": "domain.retrying",
-    "RetryDetails": "domain.retrying",
-    "Urllib3Transport": "adapters.urllib3.transport",
-    "from_dict": "client.json_form",
-    "to_dict": "client.json_form",
-    "to_json": "client.json_form",
+# Maps each module to its public names, except the names of `flux0.models`.
+_NAMES = {
+    "adapters.aiohttp.transport": ["AiohttpTransport"],
+    "adapters.httpx": ["AsyncHttpClient", "HttpClient", "Httpx2Transport", "HttpxTransport"],
+    "adapters.urllib3.requests_transport": ["RequestsTransport"],
+    "adapters.urllib3.transport": ["Urllib3Transport"],
+    "client.conversation": ["AsyncConversation", "Conversation"],
+    "client.flux0": ["Flux0"],
+    "client.json_form": ["from_dict", "to_dict", "to_json"],
+    "client.streams": ["AsyncEventStream", "EventStream"],
+    "domain.headers": ["Headers"],
+    "domain.messages.accumulator": ["MessageAccumulator"],
+    "domain.retrying": ["BackoffStrategy", "RetryConfig", "RetryDetails"],
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 # Maps each transport whose HTTP library may not be installed to this library. An extra with the
 # same name installs the library.
 _EXTRAS = {
