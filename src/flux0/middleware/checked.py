@@ -46,6 +46,11 @@ def checked(layer: Middleware, policy: Middleware) -> Middleware:
                 f"the middleware {layer!r} returned {response!r}, not a Response: "
                 "end the function with `return response`"
             )
+        if isinstance(response.body, bytes) and request.is_streaming(response.status_code):
+            raise TypeError(
+                f"the middleware {layer!r} returned bytes as the body of a stream: "
+                "return the response of `send`, or a body that is a ByteStream"
+            )
         return response
 
     def run_and_check(request: Request, send: SendFlow) -> Flow[Response[Any]]:

@@ -215,6 +215,11 @@ def without_yield(request: Request, send: SendFlow) -> Any:
     return scripted_response()
 
 
+def returning_text(request: Request, send: SendFlow) -> Any:
+    yield from ()
+    return Response(200, Headers(), b"text")
+
+
 def returning_async_generator(request: Request, send: SendFlow) -> Any:
     return async_generator(request, send)
 
@@ -231,6 +236,9 @@ async def test_mistake_in_a_middleware_raises_a_type_error_with_the_fix(mode: Mo
     ):
         with pytest.raises(TypeError, match=problem):
             await list_through(mode, layer, script(scripted_response(NO_AGENTS)))
+    async with in_mode(mode, Flux0(transport=script(), middleware=[returning_text])) as flux0:
+        with pytest.raises(TypeError, match=r"returning_text .* bytes as the body of a stream"):
+            await flux0.sessions.create_event_async(session_id="s", content="Hi")
 
 
 @in_every_mode

@@ -102,9 +102,9 @@ class MessageAccumulator:
         A message that the server would not store yet is left out. But a tool call with incomplete
         arguments is included, with the text of the arguments in `args`.
 
-        Only messages that changed since the last access are built again. If all chunks of a message
-        append strings to a list, the cost is proportional to the added text. If you keep a
-        reference to the last result, Python must copy the whole text.
+        Only messages that changed since the last access are built again, at a cost proportional to
+        the added text. If you keep a reference to the last result, the cost is proportional to the
+        whole text, because Python must copy the text.
         """
         messages = (builder.message() for builder in self._builders.values())
         return tuple(message for message in messages if message is not None)
@@ -211,6 +211,10 @@ class _MessageBuilder:
 
     def _finalized(self, *, partial: bool) -> TurnMessage | None:
         root = self._root
+        if isinstance(root, list) and root and all(type(item) is str for item in root):
+            # `TextList.text` keeps its last result and joins only the strings that were added.
+            self._root = root = TextList(cast("list[str]", root))
+            self._budget.remaining += VALUE_SIZE * len(root)
         document = [root.text()] if isinstance(root, TextList) else root
         return finalize(self.first, cast("JSON", document), partial=partial)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 
 _BLOCK = 1024
@@ -13,7 +14,7 @@ class TextList:
 
     __slots__ = ("_blocks", "_joined", "_joined_recent", "_recent")
 
-    def __init__(self) -> None:
+    def __init__(self, texts: Iterable[str] = ()) -> None:
         # Each block contains `_BLOCK` strings. `_recent` contains the strings after the last block.
         # A block is one string, joined with `_SEPARATOR`, or a list if a string contains
         # `_SEPARATOR`.
@@ -22,6 +23,8 @@ class TextList:
         # The last result of `text`, and how many strings of `_recent` this result includes.
         self._joined: str | None = None
         self._joined_recent = 0
+        for text in texts:
+            self.append(text)
 
     def __len__(self) -> int:
         return len(self._blocks) * _BLOCK + len(self._recent)
