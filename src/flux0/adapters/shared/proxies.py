@@ -7,7 +7,7 @@ ignore the environment.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib import import_module
 from ipaddress import ip_address, ip_network
@@ -19,14 +19,6 @@ from flux0.adapters.shared.failures import unusable_proxy
 
 # The schemes of proxies that urllib3 supports if PySocks is installed.
 PYSOCKS_SCHEMES: Final = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
-# Maps each HTTP library to the module that it needs for SOCKS proxies. The extra `socks` of the
-# library, such as httpx[socks], installs the module.
-_SOCKS_MODULES: Mapping[str, str] = {
-    "httpx": "socksio",
-    "httpx2": "socksio",
-    "requests": "socks",
-    "urllib3": "socks",
-}
 
 
 class EnvironmentProxies:
@@ -82,8 +74,10 @@ class EnvironmentProxies:
                 "use a URL such as http://proxy:8080"
             )
         if scheme.lower().startswith("socks"):
+            # The extra `socks` of the library, such as httpx[socks], installs this module.
+            module = "socksio" if self._library.startswith("httpx") else "socks"
             try:
-                import_module(_SOCKS_MODULES[self._library])
+                import_module(module)
             except ImportError as error:
                 raise unusable_proxy(
                     f"{self._library} needs a package for the proxy {scheme}://{place}: "
