@@ -87,9 +87,9 @@ def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
         if scrubbed == "".join(map(scrub, values)):
             # No string to replace is split between events, so `_scrub_text` finds each of them.
             continue
-        split = _split_like(values, scrubbed)
-        for (piece, number, event, patch), value in zip(added, split, strict=True):
-            patch["value"] = value
+        # The first event gets the whole text. Its parts cannot be assigned to the other events.
+        for piece, number, event, patch in added:
+            patch["value"], scrubbed = scrubbed, ""
             piece[number] = _DATA + json.dumps(event)
     return ["\n".join(piece) for piece in lines]
 
@@ -110,19 +110,3 @@ def _added_texts(line: str) -> list[tuple[str, Any, Any]]:
         ]
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return []
-
-
-def _split_like(pieces: list[str], text: str) -> list[str]:
-    """Split `text`, the scrubbed form of the joined `pieces`, into as many strings as `pieces`.
-
-    Pieces at the start and at the end that scrubbing did not change are returned unchanged.
-    """
-    first, last = 0, len(pieces) - 1
-    start, end = 0, len(text)
-    while first < last and text.startswith(pieces[first], start, end):
-        start += len(pieces[first])
-        first += 1
-    while first < last and text.endswith(pieces[last], start, end):
-        end -= len(pieces[last])
-        last -= 1
-    return [*pieces[:first], text[start:end], *[""] * (last - first), *pieces[last + 1 :]]
