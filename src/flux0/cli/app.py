@@ -338,5 +338,6 @@ def _headers(user: str | None, options: list[str]) -> Mapping[str, str]:
 
 def _demo_transport() -> FakeTransport:
     from flux0.cli.demo_agent import demo_transport  # noqa: PLC0415 - only the demo needs it
+    from flux0.testing import FakeClock  # noqa: PLC0415
 
-    return demo_transport(sleep=time.sleep, start=time.time())
+    return demo_transport(FakeClock(time.time(), sleep=time.sleep))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from flux0 import SessionStatus, testing
 
@@ -37,17 +37,8 @@ def weather_agent(message: testing.UserMessage) -> Iterator[testing.AgentStep]:
     )
 
 
-def demo_transport(
-    *, sleep: Callable[[float], object] | None = None, start: float | None = None
-) -> testing.FakeTransport:
-    """Return a fake server with the weather agent.
-
-    Args:
-        sleep: a function such as `time.sleep`, called for each pause. By default, pauses take no
-            real time.
-        start: the start time of the fake's clock, in seconds since 1970.
-    """
-    clock = testing.FakeClock(*(() if start is None else (start,)), sleep=sleep)
+def demo_transport(clock: testing.FakeClock | None = None) -> testing.FakeTransport:
+    """Return a fake server with the weather agent; see `FakeTransport` for the clock."""
     return testing.FakeTransport(
         weather_agent, agent_name="Drizzle", agent_types=("weather",), clock=clock
     )

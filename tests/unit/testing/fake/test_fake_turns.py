@@ -590,7 +590,7 @@ def test_sleep_of_the_clock_is_called_for_each_wait() -> None:
 )
 def test_demo_agent_calls_the_weather_tool(question: str, place: str) -> None:
     slept: list[float] = []
-    fake = demo_transport(sleep=slept.append, start=1_000_000_000)
+    fake = demo_transport(FakeClock(1_000_000_000, sleep=slept.append))
     with Flux0(transport=fake) as flux0:
         stream = flux0.conversation(agent=fake.agent_id).send(question)
         pieces = list(stream.text())
