@@ -284,8 +284,11 @@ class StreamState(Uncopyable):
         self._report.unconfirmed_end()
         return bool(self._accumulator.finish())
 
-    def _feed_turn(self, data: bytes | None, waited: float) -> bool:
-        """Feed `data`, a piece of the body or None for its end. Return whether the turn ended."""
+    def _feed_turn(self, data: bytes | None, began: float) -> bool:
+        """Feed `data`, a piece of the body or None for its end. Return whether the turn ended.
+
+        `began` is the time when the wait for `data` began.
+        """
         if data is None:
             # If another thread or task closes the body, some transports end it without an error.
             if self._closed:
@@ -293,9 +296,12 @@ class StreamState(Uncopyable):
             self._turn.on_end()
             self._ended = self._turn.failure is None
         else:
-            self._batch = iter(self._turn.feed(data, waited))
-            if self._report.seconds_to_first_event is None and self._turn.event_count:
+            events = self._turn.feed(data)
+            if not events:
+                self._turn.add_wait(self._clock() - began)
+            elif self._report.seconds_to_first_event is None:
                 self._report.first_event()
+            self._batch = iter(events)
         return self._ended or self._turn.failure is not None
 
     def _on_transport_error(self, error: TransportError) -> None:

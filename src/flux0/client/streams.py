@@ -212,7 +212,7 @@ class EventStream(StreamState):
                 return False
             began = self._clock()
             piece = next(self._pieces, None)
-            last = self._feed_turn(piece, self._clock() - began)
+            last = self._feed_turn(piece, began)
         except TransportError as error:
             self._on_transport_error(error)
             last = True
@@ -320,7 +320,7 @@ class AsyncEventStream(StreamState):
                 return False
             began = self._clock()
             piece = await anext(self._pieces, None)
-            last = self._feed_turn(piece, self._clock() - began)
+            last = self._feed_turn(piece, began)
         except TransportError as error:
             self._on_transport_error(error)
             last = True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flux0.domain.errors import Flux0Error, mark_user_error
 from flux0.domain.retrying import RetryDetails
@@ -10,7 +11,11 @@ from flux0.flows import Flow, SendFlow
 from flux0.observers import TurnEnd
 from flux0.ports import Request, Response, Time
 
+if TYPE_CHECKING:
+    import logging
+
 _LONGEST_BODY = 1000
+_INFO = 20  # The value of `logging.INFO`.
 _UNCONFIRMED = (
     "the end of a turn is unconfirmed: a proxy may hide that the server was killed, so replies can "
     "be incomplete. Behind nginx, set proxy_http_version 1.1 and proxy_pass_header Server: see "
@@ -74,9 +79,7 @@ def log_retry(details: RetryDetails) -> None:
 
     The level is WARNING, because Python prints warnings even if no logging handler is configured.
     """
-    import logging  # noqa: PLC0415 - slow to import, and retries are rare
-
-    logging.getLogger("flux0").warning(
+    _logger().warning(
         "%s %s: attempt %d failed (%s: %s), retrying in %.0f ms",
         details.method,
         details.url,
@@ -89,18 +92,14 @@ def log_retry(details: RetryDetails) -> None:
 
 def is_turn_logged() -> bool:
     """Return whether `log_turn` would log anything."""
-    import logging  # noqa: PLC0415 - slow to import; HTTP libraries import it, too
-
-    return logging.getLogger("flux0").isEnabledFor(logging.INFO)
+    return _logger().isEnabledFor(_INFO)
 
 
 def log_turn(turn: TurnEnd) -> None:
     """Log the end of a turn to the logger `flux0`, without the contents of messages."""
-    import logging  # noqa: PLC0415 - slow to import; HTTP libraries import it, too
-
     error = turn.error or turn.agent_error
     first = turn.seconds_to_first_event
-    logging.getLogger("flux0").info(
+    _logger().info(
         "turn ended: ending=%s%s agent=%s session=%s turn=%s events=%d first_event=%s total=%.3fs",
         turn.ending,
         "" if error is None else f" error={type(error).__name__}",
@@ -118,20 +117,24 @@ def log_unconfirmed_end() -> None:
 
     The warning names the proxy settings that let flux0 confirm the ends of turns.
     """
-    import logging  # noqa: PLC0415 - slow to import; HTTP libraries import it, too
-
-    logging.getLogger("flux0").warning(_UNCONFIRMED)
+    _logger().warning(_UNCONFIRMED)
 
 
 def log_failed_observer(observer: object, error: Exception) -> None:
     """Log the first exception of an observer to the logger `flux0`."""
-    import logging  # noqa: PLC0415 - slow to import, and rarely needed
-
-    logging.getLogger("flux0").error(
+    _logger().error(
         "the observer %r raised an exception; its later exceptions are not logged",
         observer,
         exc_info=error,
     )
+
+
+@cache
+def _logger() -> logging.Logger:
+    """Return the logger `flux0`. `logging.getLogger` would acquire a lock for each call."""
+    import logging  # noqa: PLC0415 - slow to import; HTTP libraries import it, too
+
+    return logging.getLogger("flux0")
 
 
 def _shown(body: object) -> str:

@@ -1,12 +1,13 @@
 """The stream of a turn as a state machine without I/O.
 
-The inputs are the bytes of the body, the end of the body, or a transport error. The outputs are
-events, and at most one failure. The streams in `flux0.client.streams` do the I/O.
+The inputs are the bytes of the body, waits for bytes, the end of the body, or a transport error. The
+outputs are events, and at most one failure. The streams in `flux0.client.streams` do the I/O.
 
     state     input               next state   when
     OPEN      feed                OPEN         all complete events in the bytes are valid
-    OPEN      feed                FAILED       an event is invalid or too large, or the idle timeout
-                                               expired; earlier events are returned first
+    OPEN      feed                FAILED       an event is invalid or too large; earlier events are
+                                               returned first
+    OPEN      add_wait            FAILED       the idle timeout expired
     OPEN      on_end              FINISHED     the body ended after a complete event
     OPEN      on_end              FAILED       the body ended in the middle of an event
     OPEN      on_transport_error  FAILED       the connection failed, or the read timeout expired
@@ -64,14 +65,11 @@ class Turn:
         self.event_count: int = 0
         self.failure: Flux0Error | None = None
 
-    def feed(self, data: bytes, waited: float = 0.0) -> Sequence[StreamEvent]:
+    def feed(self, data: bytes) -> Sequence[StreamEvent]:
         """Return the events that `data` completes.
 
-        The caller must process these events first, and then check `failure`.
-
-        `waited` is the number of seconds that the reader waited for `data`. The idle timeout limits
-        the sum of all waits since the last event. Comments and partial events do not reset the sum,
-        because they do not show that the agent is running.
+        The caller must process these events first, and then check `failure`. If there are no
+        events, the caller must call `add_wait`.
         """
         events: list[StreamEvent] = []
         failure: DecodeError | EventTooLarge | None = None
@@ -81,15 +79,24 @@ class Turn:
         except (DecodeError, EventTooLarge) as error:
             failure = error
         self.event_count += len(events)
-        self._waited = 0.0 if events else self._waited + waited
+        if events:
+            self._waited = 0.0
         if self.correlation_id is None:
             ids = (event.correlation_id for event in events if not isinstance(event, UnknownEvent))
             self.correlation_id = next(ids, None)
         if failure is not None:
             self._set_failure(failure)
-        elif self._waited > self._idle and self.failure is None:
-            self._fail_idle()
         return events
+
+    def add_wait(self, seconds: float) -> None:
+        """Record how long the reader waited for data that completed no event.
+
+        The idle timeout limits the sum of all waits since the last event. Comments and partial
+        events do not reset the sum, because they do not show that the agent is running.
+        """
+        self._waited += seconds
+        if self._waited > self._idle and self.failure is None:
+            self._fail_idle()
 
     def on_end(self) -> None:
         """Handle the end of the body. The turn fails if the body ends in the middle of an event."""

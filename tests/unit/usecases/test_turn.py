@@ -103,12 +103,14 @@ def test_transport_error_becomes_idle_timeout_or_interruption(
 def test_comments_do_not_reset_the_idle_timeout() -> None:
     turn = new_turn(idle=5)
 
-    assert turn.feed(b": keep-alive\n", waited=3) == []
-    assert len(turn.feed(chunk("a"), waited=1.5)) == 1
+    assert turn.feed(b": keep-alive\n") == []
+    turn.add_wait(3)
+    assert len(turn.feed(chunk("a"))) == 1
     for _ in range(2):
-        turn.feed(b": keep-alive\n", waited=2.5)
+        assert turn.feed(b": keep-alive\n") == []
+        turn.add_wait(2.5)
         assert turn.failure is None
-    turn.feed(b"", waited=0.1)
+    turn.add_wait(0.1)
 
     assert isinstance(turn.failure, errors.StreamIdleTimeout)
     assert f"(after 1 event of turn {CORRELATION_ID})" in str(turn.failure)
