@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from copy import copy
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
@@ -155,9 +155,9 @@ class Caller:
             )
         return self._driver.run(flow, deadline)
 
-    async def drive_async(self, flow: Flow[T], deadline: Deadline | None) -> T:
+    def drive_async(self, flow: Flow[T], deadline: Deadline | None) -> Coroutine[Any, Any, T]:
         """Run `flow` over the async transport. It must end before `deadline`."""
-        return await self._async_driver.run(flow, deadline)
+        return self._async_driver.run(flow, deadline)
 
     def close(self) -> None:
         """Close the sync transport and all streams, and end all calls with `ClientClosed`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from inspect import iscoroutine
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from attrs import evolve, field, frozen
 
@@ -30,6 +30,9 @@ from flux0.flows import Await, Effect, Flow, ReadBody, Send, Sleep
 from flux0.ports import AsyncTransport, ByteStream, Request, Response, Time, Transport
 from flux0.runtime.event_loop import call_soon, load_anyio, running_loop
 from flux0.runtime.waker import Waker
+
+if TYPE_CHECKING:
+    from anyio import CancelScope
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Flux0Error)
@@ -186,10 +189,8 @@ class AsyncDriver:
         """The async version of `Driver.run`."""
         progress = _Progress()
         left = None if deadline is None else deadline.left(self.time.monotonic()) + _GRACE
-        load_anyio()
-        from anyio import move_on_after  # noqa: PLC0415 - slow to import; httpx imports it
-
-        with move_on_after(left) as scope:
+        scope: CancelScope = load_anyio().move_on_after(left)
+        with scope:
             cancel = partial(call_soon, running_loop(), scope.cancel)
             with self.calls.wake_on_close(cancel):
                 return await self._run(flow, deadline, progress)

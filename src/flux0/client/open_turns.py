@@ -27,7 +27,7 @@ from flux0.client.session_queue import (
 from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.domain.errors import Flux0Error, TransportTimeout
 from flux0.domain.timeouts import Deadline, duration
-from flux0.runtime.event_loop import has_ended, running_loop, schedule_close
+from flux0.runtime.event_loop import has_ended, load_anyio, running_loop, schedule_close
 from flux0.runtime.waker import Waker
 
 # If a call has no `timeout_ms`, its message waits at most this many seconds for each earlier
@@ -149,10 +149,8 @@ class OpenTurns:
             raise error
 
     async def _wait_async(self, queue: SessionQueue, sender: TaskSender, limit: _Limit) -> None:
-        from anyio import move_on_after  # noqa: PLC0415 - slow to import; httpx requires it
-
         seconds, error = limit
-        with move_on_after(seconds), self._calls.wake_on_close(sender.wake):
+        with load_anyio().move_on_after(seconds), self._calls.wake_on_close(sender.wake):
             await sender.wait()
         self._calls.check()
         if not queue.is_first(sender):

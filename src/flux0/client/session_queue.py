@@ -28,10 +28,7 @@ class TaskSender:
     """An async call in the queue. It sends its message after earlier messages of its session."""
 
     def __init__(self) -> None:
-        load_anyio()
-        from anyio import Event  # noqa: PLC0415 - slow to import; httpx requires it
-
-        self._woken = Event()
+        self._woken = load_anyio().Event()
         self.thread: int = get_ident()
         self._loop = running_loop()
 

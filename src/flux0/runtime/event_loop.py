@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from flux0.domain.errors import ConnectError
@@ -34,18 +34,24 @@ async def sleep(seconds: float) -> None:
         await trio.sleep(seconds)
 
 
-def load_anyio() -> None:
-    """Import anyio and its part for the running event loop, unless they are already imported.
+def load_anyio() -> Any:
+    """Return the module anyio, after its part for the running event loop was imported.
 
     Raises:
         ConnectError: The import failed, because the process cannot open more files.
     """
-    try:
-        from anyio import current_time  # noqa: PLC0415 - slow to import; httpx imports it
+    return _load_anyio(trio=_running_trio() is not None)
 
-        current_time()  # anyio imports its part for asyncio or trio at the first use.
+
+@cache
+def _load_anyio(*, trio: bool) -> Any:  # noqa: ARG001 - the key of the cache
+    try:
+        import anyio  # noqa: PLC0415 - slow to import; httpx imports it
+
+        anyio.current_time()  # anyio imports its part for asyncio or trio at the first use.
     except OSError as error:
         raise ConnectError(os.strerror(error.errno or 0).lower()) from error
+    return anyio
 
 
 def running_loop() -> Loop:

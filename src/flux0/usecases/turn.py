@@ -1,7 +1,7 @@
 """The stream of a turn as a state machine without I/O.
 
-The inputs are the bytes of the body, waits for bytes, the end of the body, or a transport error. The
-outputs are events, and at most one failure. The streams in `flux0.client.streams` do the I/O.
+The inputs are the bytes of the body, the waits for them, the end of the body, or a transport error.
+The outputs are events, and at most one failure. The streams in `flux0.client.streams` do the I/O.
 
     state     input               next state   when
     OPEN      feed                OPEN         all complete events in the bytes are valid

@@ -72,7 +72,7 @@ class AiohttpTransport:
             session = await self._own_sessions.get()
             proxy = self._proxies.proxy_for(request.url)
         response = await exchange.AiohttpExchange(request).run(request, url, session, proxy)
-        pairs = [(str(n, "latin-1"), str(v, "latin-1")) for n, v in response.raw_headers]
+        pairs = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in response.raw_headers]
         headers, body = Headers(tuple(pairs)), _Body(request, response, self)
         return Response(response.status, headers, body, response, not is_framed(response.headers))
 

@@ -215,11 +215,11 @@ class AsyncBody:
         return self
 
     async def __anext__(self) -> bytes:
-        piece = await self._body.pull()
-        if piece is None:
+        try:
+            return await anext(self._body)
+        except StopAsyncIteration:
             self._finalizer.detach()
-            raise StopAsyncIteration
-        return piece
+            raise
 
     async def close_async(self) -> None:
         """Release the connection; see `AsyncByteStream.close_async`."""

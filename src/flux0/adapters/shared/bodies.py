@@ -115,13 +115,7 @@ class AsyncPulledBody(PulledBody):
         return self
 
     async def __anext__(self) -> bytes:
-        piece = await self.pull()
-        if piece is None:
-            raise StopAsyncIteration
-        return piece
-
-    async def pull(self) -> bytes | None:
-        """Return the next decoded piece, or None at the end of the body."""
+        """Return the next decoded piece."""
         self._start_reading()
         try:
             piece = None if self._decoder is None else self._next_decoded()
@@ -143,6 +137,8 @@ class AsyncPulledBody(PulledBody):
             raise translated from error
         finally:
             self._read_lock.release()
+        if piece is None:
+            raise StopAsyncIteration
         return piece
 
 
