@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cached_property
 from json.decoder import JSONDecoder
 from typing import Any, TypeVar, cast, get_args, get_origin
 
@@ -19,12 +20,13 @@ T = TypeVar("T")
 
 _EXCERPT_LENGTH = 200  # An error shows at most this many characters or bytes of a body.
 
-# The exceptions that the fast converter raises if the JSON does not fit the model, and that the
-# JSON decoder raises if the text is not JSON.
-_UNFIT = (ValueError, KeyError, TypeError, RecursionError)
+# The exceptions that the fast converter raises if the JSON does not fit the model, and that `_scan`
+# raises if the text is not JSON.
+_UNFIT = (ValueError, KeyError, TypeError, RecursionError, StopIteration)
 
 _decoder = JSONDecoder()
-_raw_decode: Callable[[str], tuple[Any, int]] = _decoder.raw_decode
+# Decodes the JSON at a position of a string, and returns the value and its end.
+_scan: Callable[[str, int], tuple[Any, int]] = cast("Any", _decoder).scan_once
 
 
 class JsonCodec:
@@ -46,18 +48,22 @@ class JsonCodec:
         An event with an unknown name is returned as an `UnknownEvent`, with its data as a string.
         """
         name, text, id_, _ = event
-        kind = _EVENTS.get(name)
-        if kind is None:
+        hook = self._event_hooks.get(name)
+        if hook is None:
             return UnknownEvent(name, text, id_)
         try:  # This is faster than calling `_load` and `_structure`.
-            data, end = _raw_decode(text)
+            data, end = _scan(text, 0)
             if end == len(text):
-                hook: Callable[..., StreamEvent] = structure_hook(kind)
-                return hook(data, kind)
+                return hook(data, None)
         except _UNFIT:
             pass  # Below, `_load` or `_structure` raises an error that names the reason.
-        result: StreamEvent = self._structure(kind, _load(text), text)
+        result: StreamEvent = self._structure(_EVENTS[name], _load(text), text)
         return result
+
+    @cached_property
+    def _event_hooks(self) -> dict[str, Callable[[Any, None], StreamEvent]]:
+        """The function for each event name that builds an event from plain JSON."""
+        return {name: structure_hook(kind) for name, kind in _EVENTS.items()}
 
     def encode(self, value: Any) -> bytes:
         """Encode a model, or plain values, as JSON in ASCII bytes."""
