@@ -49,7 +49,7 @@ class Chunks:
             # Fast path: servers mostly send one complete chunk at a time.
             end = data.find(b"\r\n", 0, _MAX_SHORT_LINE)
             size = len(data) - end - 4
-            if size > 0 and data[:end] == b"%x" % size and data.endswith(b"\r\n"):
+            if size > 0 and data.startswith(b"%x\r\n" % size) and data.endswith(b"\r\n"):
                 return data[end + 2 : -2]
         if self._partial_line:
             data, self._partial_line = self._partial_line + data, b""
