@@ -38,6 +38,7 @@ class _RunningProcess:
 
 
 _running: Final = _RunningProcess()
+
 # `os.fork` waits until this lock is free. Hold it around calls of other libraries that acquire an
 # internal lock, such as reading certificates with OpenSSL. Otherwise, a forked child could inherit
 # the internal lock in its locked state. The lock is reentrant, because signal handlers may fork.
