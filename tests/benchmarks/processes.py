@@ -189,8 +189,11 @@ async def _open_streams(contestant: str, base: str) -> tuple[float, float, float
             # A client has at most one open stream per session, so each stream has its own session.
             # The server reads `0.0e7`, the pause of a session, as 0.
             url = f"{base}/api/sessions/{_SESSION}e{number}/events/stream"
-            await anext(await stack.enter_async_context(open_stream(client, url)))
+            opened.append(await stack.enter_async_context(open_stream(client, url)))
+            await anext(opened[-1])
 
+        # If the iterator of httpx is garbage-collected, it closes its response.
+        opened: list[AsyncIterator[object]] = []
         await read_one(0)
         memory, cpu = _megabytes(), process_time()
         watch = asyncio.create_task(_longest_stall())
