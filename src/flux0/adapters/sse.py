@@ -57,7 +57,6 @@ class SSEParser:
             raise InvalidArgument("max_event_bytes", f"must be positive, not {max_event_bytes}")
         self._limit = sys.maxsize if max_event_bytes is None else max_event_bytes
         self._decoder = _EventDecoder()
-        self._decode = self._decoder.decode
         self._state = _START
         self._bom = b""  # Received bytes that may be the start of a BOM.
         # The incomplete block. Its lines end with LF, but the LF of the last line is not stored:
@@ -99,7 +98,7 @@ class SSEParser:
         if self._state == _BETWEEN_BLOCKS:
             # Fast path: servers usually send complete events.
             if data.endswith(b"\n\n") and _CR not in data and len(data) <= self._limit:
-                return self._decode(data)
+                return self._decoder.decode(data)
         elif self._state == _IN_LINE:
             # Fast path: a small piece usually has no line end.
             if _LF not in data and _CR not in data:
@@ -158,7 +157,7 @@ class SSEParser:
             block.clear()
         events: list[ServerSentEvent] = []
         if end > 0:
-            events = self._decode(data[: end + 1])
+            events = self._decoder.decode(data[: end + 1])
             data = data[end + 1 :]
         elif not block:
             data = data.removeprefix(b"\n")

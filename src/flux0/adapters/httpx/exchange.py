@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from typing import Any
 
 from flux0.adapters.shared.exchange import Exchange
@@ -61,7 +62,7 @@ class HttpxExchange(Exchange):
         self._user_trace = built.extensions.get("trace")
         self._traced = False  # Whether httpcore has reported any event.
         self._connecting_to: tuple[str, int] | None = None
-        self._removed_location: list[tuple[bytes, bytes]] = []
+        self._removed_location: Sequence[tuple[bytes, bytes]] = ()
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
         """Record an event of httpcore, then call the user's trace function."""

@@ -371,12 +371,13 @@ def _request_body_class(base: type[Any]) -> type[Any]:
             self._body = body
 
         def __aiter__(self) -> AsyncIterator[bytes]:
-            self._unsent = [self._body]
+            self._unsent = self._body
             return self
 
         async def __anext__(self) -> bytes:
-            if not self._unsent:
+            unsent, self._unsent = self._unsent, b""
+            if not unsent:
                 raise StopAsyncIteration
-            return self._unsent.pop()
+            return unsent
 
     return RequestBody

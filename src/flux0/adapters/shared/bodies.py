@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from threading import Lock, RLock
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 from weakref import WeakSet, finalize
 
 from flux0.adapters.shared.decompression import decoder_for
@@ -30,6 +31,8 @@ class PulledBody(ABC):
         retained: The decoded pieces so far, if the user may read the body again; otherwise None.
     """
 
+    _end_lock: AbstractContextManager[Any] = nullcontext()  # Only sync bodies need a lock.
+
     def __init__(self, coding: str) -> None:
         self.finished: bool = False
         self.closed: bool = False
@@ -37,11 +40,6 @@ class PulledBody(ABC):
         self._decoder = decoder_for(coding)
         self._decoded: Iterator[bytes] = iter(())
         self._read_lock = Lock()
-        # The connection of a finished body may serve the next request, so it must not be shut down.
-        # Therefore this lock is held while `finished` is set, and while the connection is shut
-        # down. The lock is reentrant, because the garbage collector may call `close` in the thread
-        # that holds the lock.
-        self._end_lock = RLock()
 
     @abstractmethod
     def _translate_error(self, error: BaseException) -> TransportError | None:
@@ -155,6 +153,11 @@ class SyncPulledBody(PulledBody):
         super().__init__(coding)
         self._owner = OwnerProcess()
         self._released = False
+        # The connection of a finished body may serve the next request, so it must not be shut down.
+        # Therefore this lock is held while `finished` is set, and while the connection is shut
+        # down. The lock is reentrant, because the garbage collector may call `close` in the thread
+        # that holds the lock.
+        self._end_lock = RLock()
 
     @abstractmethod
     def _receive(self) -> bytes | None:
