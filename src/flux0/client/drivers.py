@@ -28,7 +28,7 @@ from flux0.domain.http import is_rejected
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Await, Effect, Flow, ReadBody, Send, Sleep
 from flux0.ports import AsyncTransport, ByteStream, Request, Response, Time, Transport
-from flux0.runtime.event_loop import call_soon, load_anyio, running_loop
+from flux0.runtime.event_loop import StartLimit, call_soon, load_anyio, running_loop
 from flux0.runtime.waker import Waker
 
 if TYPE_CHECKING:
@@ -184,6 +184,7 @@ class AsyncDriver:
     transport: AsyncTransport
     time: Time
     calls: OpenCalls = field(factory=OpenCalls)
+    _start_limit: StartLimit = field(factory=StartLimit, init=False)
 
     async def run(self, flow: Flow[T], deadline: Deadline | None = None) -> T:
         """The async version of `Driver.run`."""
@@ -193,6 +194,7 @@ class AsyncDriver:
         with scope:
             cancel = partial(call_soon, running_loop(), scope.cancel)
             with self.calls.wake_on_close(cancel):
+                await self._start_limit.wait()
                 return await self._run(flow, deadline, progress)
         if deadline is None or self.calls.closed:
             raise progress.ended(ClientClosed(CLIENT_CLOSED))

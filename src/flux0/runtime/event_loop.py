@@ -12,6 +12,7 @@ import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import cache, partial
+from itertools import count
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from flux0.domain.errors import ConnectError
@@ -19,6 +20,8 @@ from flux0.domain.errors import ConnectError
 T = TypeVar("T")
 # Seconds from the garbage collection of a `PerLoop` to the closing of its resources.
 _CLOSE_DELAY = 0.1
+# Starting a call and opening its connection takes about a millisecond.
+_STARTED_PER_TURN = 50
 
 Loop: TypeAlias = Any  # An asyncio.AbstractEventLoop, or the TrioToken of a trio run.
 
@@ -32,6 +35,28 @@ async def sleep(seconds: float) -> None:
         await asyncio.sleep(seconds)
     else:
         await trio.sleep(seconds)
+
+
+class StartLimit:
+    """Limits how many calls start in one turn of the event loop.
+
+    If thousands of tasks make calls at once, the loop runs its other tasks between two groups of
+    `_STARTED_PER_TURN` calls. The calls start in the order of `wait`. If several loops share a
+    limit, they only wait for more turns than necessary.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = count()  # `next` is atomic, unlike an addition.
+        self._started_group = 0
+
+    async def wait(self) -> None:
+        """Return in the turn in which the group of this call starts."""
+        group = next(self._numbers) // _STARTED_PER_TURN
+        try:
+            for _ in range(group - self._started_group):
+                await sleep(0)
+        finally:
+            self._started_group = max(self._started_group, group)
 
 
 def load_anyio() -> Any:

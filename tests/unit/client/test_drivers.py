@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -191,3 +192,62 @@ async def test_cancelled_read_closes_the_body_and_raises_no_timeout(mode: Mode) 
 
         assert scope.cancelled_caught
         assert hanging.releases
+
+
+class CountingTransport:
+    """An async transport that counts the requests of each turn of the event loop."""
+
+    def __init__(self) -> None:
+        self.turns: list[list[str]] = [[]]
+
+    async def send_async(self, request: Request) -> Response[Any]:
+        self.turns[-1].append(request.url)
+        return response_from(tape())
+
+    async def close_async(self) -> None:
+        pass
+
+    async def count_turns(self) -> None:
+        while True:
+            self.turns.append([])
+            await asyncio.sleep(0)
+
+
+def send(number: int) -> Flow[Response[Any]]:
+    response: Response[Any] = yield Send(evolve(REQUEST, url=str(number)))
+    return response
+
+
+def test_calls_of_many_tasks_start_in_groups_and_in_order() -> None:
+    """Otherwise, thousands of tasks that start together would block the event loop."""
+
+    async def run_calls() -> None:
+        counting = asyncio.create_task(transport.count_turns())
+        await asyncio.gather(*(driver.run(send(number)) for number in range(2000)))
+        counting.cancel()
+
+    transport = CountingTransport()
+    driver = AsyncDriver(transport, Time())
+    asyncio.run(run_calls())
+
+    assert max(map(len, transport.turns)) == 50
+    assert [url for turn in transport.turns for url in turn] == list(map(str, range(2000)))
+
+
+def test_call_does_not_wait_for_cancelled_calls_before_it() -> None:
+    async def run_calls() -> None:
+        tasks = [asyncio.create_task(driver.run(send(number))) for number in range(1000)]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        counting = asyncio.create_task(transport.count_turns())
+        await driver.run(send(1000))
+        counting.cancel()
+
+    transport = CountingTransport()
+    driver = AsyncDriver(transport, Time())
+    asyncio.run(run_calls())
+
+    assert transport.turns[-1] == ["1000"]
+    assert len(transport.turns) <= 3

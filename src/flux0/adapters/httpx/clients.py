@@ -11,7 +11,7 @@ import os
 import ssl
 import threading
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache, partial
 from operator import methodcaller
 from typing import Any, Final, cast
@@ -27,14 +27,11 @@ from flux0.adapters.shared.limits import (
 )
 from flux0.domain.errors import ConnectError
 from flux0.ports import Timeout
-from flux0.runtime.event_loop import sleep, start_task
+from flux0.runtime.event_loop import start_task
 from flux0.runtime.processes import fork_lock
 
 # The argument `verify` of clients for http URLs. Without it, httpx would read the certificates.
 _EMPTY_CONTEXT: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-# httpcore needs a fraction of a millisecond to start a request. If thousands of tasks send requests
-# at the same moment, the event loop runs its other tasks after each group of this many requests.
-_SENT_PER_TURN: Final = 100
 
 
 def track_client(client: Any, httpx_module: Any, httpcore_module: Any) -> Any:
@@ -94,10 +91,8 @@ class _BuiltInClient:
 
         When the response is closed, its place in `pool` becomes free.
         """
-        on_close = ExitStack()
-        on_close.callback(self._pools.leave, pool)
         response.request = request
-        response.stream = _stream_class(self._httpx_module)(response.stream, on_close)
+        response.stream = _stream_class(self._httpx_module)(response.stream, self._pools, pool)
         return response
 
 
@@ -121,20 +116,11 @@ class SyncBuiltInClient(_BuiltInClient):
 class AsyncBuiltInClient(_BuiltInClient):
     """The client of a transport for async calls, if the user passed none."""
 
-    _sending = 0  # The number of requests whose response head has not been received.
-
     async def send(self, request: Any, **_: object) -> Any:
         """Send a request, and return the response of the HTTP library."""
-        turns = self._sending // _SENT_PER_TURN
-        self._sending += 1
-        try:
-            for _turn in range(turns):
-                await sleep(0)  # The event loop runs its other tasks first.
-            pool = await self._pools.enter_async(request.extensions["timeout"]["pool"])
-            with self._leave_on_error(pool, request):
-                response = await pool.transport.handle_async_request(request)
-        finally:
-            self._sending -= 1
+        pool = await self._pools.enter_async(request.extensions["timeout"]["pool"])
+        with self._leave_on_error(pool, request):
+            response = await pool.transport.handle_async_request(request)
         return self._complete(response, request, pool)
 
     async def aclose(self) -> None:
@@ -145,12 +131,13 @@ class AsyncBuiltInClient(_BuiltInClient):
 
 @cache
 def _stream_class(httpx_module: Any) -> type[Any]:
-    """Return the class of a response stream that calls a function when it is closed."""
+    """Return the class of a response stream that frees its place in a pool when it is closed."""
 
     class Stream(httpx_module.SyncByteStream, httpx_module.AsyncByteStream):  # type: ignore[misc]
-        def __init__(self, stream: Any, on_close: ExitStack) -> None:
+        def __init__(self, stream: Any, pools: Pools, pool: Pool) -> None:
             self._stream = stream
-            self._on_close = on_close
+            self._pools = pools
+            self._places = [pool]  # Empty after `close`. `pop` is atomic, unlike an assignment.
 
         def __iter__(self) -> Iterator[bytes]:
             return iter(self._stream)
@@ -159,12 +146,20 @@ def _stream_class(httpx_module: Any) -> type[Any]:
             return aiter(self._stream)
 
         def close(self) -> None:
-            with self._on_close:
+            try:
                 self._stream.close()
+            finally:
+                self._leave()
 
         async def aclose(self) -> None:
-            with self._on_close:
+            try:
                 await self._stream.aclose()
+            finally:
+                self._leave()
+
+        def _leave(self) -> None:
+            with suppress(IndexError):
+                self._pools.leave(self._places.pop())
 
     return Stream
 

@@ -16,7 +16,7 @@ from attrs import evolve
 from flux0 import ClientClosed, Flux0, HttpxTransport, RetryConfig
 from flux0.adapters.httpx import clients
 from flux0.adapters.httpx.cancellation import Uninterrupted
-from flux0.adapters.httpx.pools import Pool, Pools
+from flux0.adapters.httpx.pools import Pools
 from flux0.domain.errors import PoolTimeout, ReadTimeout
 from flux0.ports import Interrupt
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
@@ -208,29 +208,3 @@ def test_call_whose_event_loop_is_closed_is_cleaned_up() -> None:
     cleaned: list[bool] = []
     asyncio.run(run())
     assert cleaned == [True]
-
-
-@over(*OVER_ASYNCIO)
-async def test_other_tasks_run_while_many_requests_are_started(way: OverHttpx) -> None:
-    """Otherwise, thousands of tasks that start together would block the event loop."""
-
-    async def count_turns() -> None:
-        while True:
-            turns.append(0)
-            await asyncio.sleep(0)
-
-    async def enter_async(self: Pools, timeout: float | None) -> Pool:
-        turns[-1] += 1
-        return await entering(self, timeout)
-
-    turns: list[int] = [0]
-    entering = Pools.enter_async
-    with ByteServer(OK) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pools, "enter_async", enter_async)
-        patch.setattr(clients, "_SENT_PER_TURN", 5)
-        async with way.closing(None) as transport:
-            counting = asyncio.ensure_future(count_turns())
-            calls = (way.fetch(transport, get(server.url)) for _ in range(30))
-            assert await asyncio.gather(*calls) == [(200, b"ok")] * 30
-            counting.cancel()
-    assert (sum(turns), max(turns)) == (30, 5)
