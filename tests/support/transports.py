@@ -59,3 +59,10 @@ ASYNC_WAYS = tuple(way for way in WAYS if way.mode != "sync")
 # Each adapter in the modes for which it has its own code. The tests of requests also cover the
 # worker threads of urllib3.
 ONCE = tuple(way for way in WAYS if way.mode != "trio" and way != Way("urllib3", "asyncio"))
+# Each library once. httpx and httpx2 share an adapter, and requests is based on urllib3, so both
+# modes of these adapters run.
+LIBRARIES = tuple(
+    way
+    for way in ONCE
+    if way not in (Way("httpx", "asyncio"), Way("httpx2", "sync"), Way("requests", "sync"))
+)

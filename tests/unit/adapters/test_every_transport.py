@@ -26,7 +26,7 @@ from support.in_memory import SSE, chunk
 from support.modes import call_blocking, in_mode, run
 from support.secured import Secured
 from support.sending import HALF, OK, fetch, get, over
-from support.transports import ONCE, WAYS, Way
+from support.transports import LIBRARIES, ONCE, WAYS, Way
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
 
@@ -181,7 +181,7 @@ def test_body_may_outlive_its_event_loop(way: Way, *, cycle: bool) -> None:
 MANY = 110
 
 
-@pytest.mark.parametrize("way", ONCE, ids=str)
+@pytest.mark.parametrize("way", LIBRARIES, ids=str)
 def test_client_may_have_many_open_streams(way: Way) -> None:
     turn = http_response(
         chunk("a"), WaitForRelease(), chunk("b"), headers=SSE.items(), framing="chunked"

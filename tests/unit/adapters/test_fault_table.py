@@ -33,7 +33,7 @@ from flux0.testing.contract.responses import (
 from support.in_memory import CORRELATION_ID, chunk
 from support.modes import in_mode
 from support.sending import over
-from support.transports import ONCE, Way
+from support.transports import LIBRARIES, Way
 from support.unreachable import unreachable_address
 
 pytestmark = pytest.mark.slow
@@ -278,7 +278,7 @@ def test_table_lists_all_faults_of_this_module() -> None:
     assert [row.fault for row in ROWS] == [*CONNECT_FAULTS, *RESPONSES]
 
 
-@over(*ONCE)
+@over(*LIBRARIES)
 @pytest.mark.parametrize("row", ROWS, ids=str)
 async def test_calls_raise_the_documented_errors(way: Way, row: Row) -> None:
     with serving(row.fault, b'{"data": [    ]}', "application/json") as url:
@@ -291,7 +291,7 @@ async def test_calls_raise_the_documented_errors(way: Way, row: Row) -> None:
         assert not isinstance(error.__cause__, Flux0Error)
 
 
-@over(*ONCE)
+@over(*LIBRARIES)
 @pytest.mark.parametrize("row", ROWS, ids=str)
 async def test_streams_raise_the_documented_errors(way: Way, row: Row) -> None:
     with serving(row.fault, chunk("a") * 2, "text/event-stream") as url:

@@ -14,7 +14,7 @@ from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import Disconnect, Write
 from support.modes import in_mode
 from support.sending import over
-from support.transports import ONCE, Way
+from support.transports import LIBRARIES, Way
 
 EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
 BODY = b'{"data": []}'
@@ -100,7 +100,7 @@ async def list_agents(way: Way, server: ByteServer) -> None:
         await either.agents.list_async()
 
 
-@over(*ONCE)
+@over(*LIBRARIES)
 @pytest.mark.parametrize(
     "raw", [*AMBIGUOUS.values(), *NOT_HTTP.values()], ids=[*AMBIGUOUS, *NOT_HTTP]
 )
@@ -112,7 +112,7 @@ async def test_malformed_head_is_a_protocol_error(way: Way, raw: bytes) -> None:
         assert len(server.requests) == 1
 
 
-@over(*ONCE)
+@over(*LIBRARIES)
 @pytest.mark.parametrize("raw", VALID.values(), ids=VALID)
 async def test_unusual_head_is_accepted(way: Way, raw: bytes) -> None:
     with ByteServer((Write(raw), Disconnect())) as server:

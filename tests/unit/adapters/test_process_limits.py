@@ -42,8 +42,11 @@ except flux0.ConnectError as error:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
-@pytest.mark.parametrize("scheme", ["http", "https"])
-@pytest.mark.parametrize("way", SYNC_WAYS, ids=str)
+@pytest.mark.parametrize(
+    ("way", "scheme"),
+    [(Way("httpx", "sync"), "http"), *((way, "https") for way in SYNC_WAYS)],
+    ids=str,
+)
 def test_process_that_cannot_open_files_gets_a_connect_error(way: Way, scheme: str) -> None:
     """The process can open no file to import a module for the retry, or to read certificates."""
     url = f"{scheme}://127.0.0.1:9"
@@ -76,10 +79,13 @@ else:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
-@pytest.mark.parametrize("call", ["list", "create_event"])
 @pytest.mark.parametrize(
-    "way",
-    [Way("httpx", "asyncio"), Way("httpx", "trio"), Way("aiohttp", "asyncio")],
+    ("way", "call"),
+    [
+        (Way("httpx", "asyncio"), "list"),
+        (Way("httpx", "trio"), "create_event"),
+        (Way("aiohttp", "asyncio"), "create_event"),
+    ],
     ids=str,
 )
 def test_first_async_call_without_free_files_gets_a_connect_error(way: Way, call: str) -> None:

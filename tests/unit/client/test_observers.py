@@ -322,6 +322,7 @@ async def test_call_that_opens_no_stream_reports_no_turn(mode: Mode) -> None:
     assert recorder.turns == []
 
 
+@pytest.mark.usefixtures("little_garbage")
 @in_every_mode
 async def test_garbage_collected_stream_is_reported_at_the_next_call(mode: Mode) -> None:
     fake, recorder = FakeTransport("Hello"), Recorder()
@@ -337,6 +338,7 @@ async def test_garbage_collected_stream_is_reported_at_the_next_call(mode: Mode)
     assert len(recorder.turns) == 1
 
 
+@pytest.mark.usefixtures("little_garbage")
 @in_every_mode
 async def test_loop_that_is_left_without_a_with_block_is_reported_when_the_client_closes(
     mode: Mode,

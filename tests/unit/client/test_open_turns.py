@@ -106,6 +106,7 @@ async def test_turn_can_be_opened_after_a_message_that_was_not_sent(mode: Mode) 
         assert len([event async for event in stream]) == 2
 
 
+@pytest.mark.usefixtures("little_garbage")
 @in_every_mode
 async def test_unreferenced_stream_is_garbage_collected_and_closed(mode: Mode) -> None:
     transport = turns(1)

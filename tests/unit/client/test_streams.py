@@ -278,6 +278,7 @@ async def test_closed_stream_raises_and_second_close_has_no_effect(mode: Mode) -
         assert await values(finished) == []
 
 
+@pytest.mark.usefixtures("little_garbage")
 @in_every_mode
 async def test_garbage_collected_stream_closes_its_connection(mode: Mode) -> None:
     recorded = tape(chunk("a"), chunk("b"))

@@ -418,6 +418,7 @@ MALFORMED = [
 ]
 
 
+@pytest.mark.usefixtures("little_garbage")
 @pytest.mark.parametrize("own", [True, False], ids=["own session", "user session"])
 @pytest.mark.parametrize("data", MALFORMED, ids=range(len(MALFORMED)))
 def test_errors_contain_no_secrets(

@@ -39,7 +39,7 @@ def _one_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @over(*FAMILY)
-@pytest.mark.usefixtures("_one_place")
+@pytest.mark.usefixtures("_one_place", "little_garbage")
 async def test_open_exchanges_are_limited(way: OverHttpx) -> None:
     """A place becomes free at the end of a body, an error, `close` and garbage collection."""
     with ByteServer(HALF, OK, (Disconnect(),), OK, HALF, OK, HALF, OK) as server:

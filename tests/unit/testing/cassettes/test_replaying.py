@@ -649,6 +649,7 @@ def test_recorded_error_is_raised_once_and_names_the_cassette(path: Path) -> Non
     assert replay.clock.now() - began == 61.25
 
 
+@pytest.mark.usefixtures("little_garbage")
 def test_unreferenced_body_is_freed(path: Path) -> None:
     def bodies() -> int:
         gc.collect()
