@@ -10,6 +10,7 @@ import pytest
 import flux0
 import flux0.models
 
+pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 

@@ -16,7 +16,7 @@ from support.npm import is_npm_installed
 from support.relay import Relay
 from support.reverse_proxies import is_installed
 from support.server import Flux0Server, free_port
-from support.transports import WAYS, Way
+from support.transports import LIBRARIES, Way
 
 # The test modules that need programs, and those of their programs that are not installed.
 _MISSING = {
@@ -65,7 +65,7 @@ def relay(server: Flux0Server) -> Iterator[Relay]:
         yield running
 
 
-@pytest.fixture(params=WAYS, ids=str)
+@pytest.fixture(params=[*LIBRARIES, Way("httpx", "trio")], ids=str)
 def way(request: pytest.FixtureRequest) -> Way:
     """The transport and the mode of this test; see ways.py."""
     return cast("Way", request.param)

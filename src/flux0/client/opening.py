@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Coroutine, Generator
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, final
@@ -37,9 +36,10 @@ class Opening(Coroutine[Any, Any, T], Generic[T]):
         def call(*args: P.args, **options: P.kwargs) -> Any:
             return cls(method(*args, **options))
 
-        # Frameworks and unittest.mock must recognize `call` as a coroutine function.
-        if sys.version_info >= (3, 12):
-            inspect.markcoroutinefunction(call)
+        # Frameworks and unittest.mock must recognize `call` as a coroutine function. Python 3.11
+        # and 3.10 have no such mark, so they call `id`, which has no effect.
+        mark: Callable[[object], object] = getattr(inspect, "markcoroutinefunction", id)
+        mark(call)
         return call
 
     def __repr__(self) -> str:

@@ -25,7 +25,11 @@ from support.transports_page import CONTRACT, TRANSPORT
 
 pytest_plugins = ["pytester"]
 # Broken transports leave connections open.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
 
 
 # The example of a transport, and its contract tests, with shorter waits than in the docs.

@@ -446,6 +446,7 @@ HEADER = chunk(add("/tool_calls/0", tool_call(args=[])))
 TEXT = chunk(add("/-", "word "))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("start", "event", "reads_messages"),
     [

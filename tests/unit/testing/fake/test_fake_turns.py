@@ -606,6 +606,7 @@ def test_demo_agent_calls_the_weather_tool(question: str, place: str) -> None:
 # --- cost
 
 
+@pytest.mark.once
 def test_cost_of_a_turn_is_linear_in_its_events() -> None:
     def cost(events: int) -> int:
         fake = FakeTransport([Say("x" * events, pieces=events)])
