@@ -44,7 +44,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     families: defaultdict[tuple[object, int], list[pytest.Item]] = defaultdict(list)
     for item in items:
         assert isinstance(item, pytest.Function)
-        thin = cast("int", config.getoption("--thin"))
+        # Only one Python runs the examples.
+        examples = item.path.parent.name == "examples"
+        thin = 1 if examples else cast("int", config.getoption("--thin"))
         for marker in item.iter_markers("thin"):
             thin = max(thin, marker.args[0])
         families[getattr(item.obj, "__func__", item.obj), thin].append(item)
