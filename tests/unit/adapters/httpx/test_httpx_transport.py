@@ -37,6 +37,13 @@ class TestHttpxTransport(HttpxContract, TransportContract):
 
 
 class TestAsyncHttpxTransport(HttpxContract, AsyncTransportContract):
+    backends: ClassVar[tuple[str, ...]] = ("asyncio",)
+    transport: ClassVar[type[HttpxTransport]] = HttpxTransport
+
+
+@pytest.mark.thin(4)  # The adapter is the same as under asyncio, which runs all parameters.
+class TestTrioHttpxTransport(HttpxContract, AsyncTransportContract):
+    backends: ClassVar[tuple[str, ...]] = ("trio",)
     transport: ClassVar[type[HttpxTransport]] = HttpxTransport
 
 
