@@ -33,28 +33,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="run one in N parameter sets of each test; the selection depends on the Python",
     )
+    parser.addoption(
+        "--half",
+        action="store_true",
+        help="run half of the test functions; Python 3.13 runs those that 3.12 does not run",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Select one in N parameter sets of each test function (`--thin`), and sort the tests.
+    """Select test functions (`--half`) and their parameter sets (`--thin`), and sort the tests.
 
     A function that several test classes inherit is one function here, so that each Python version
     runs it with other transports.
     """
+    minor = sys.version_info.minor
     families: defaultdict[tuple[object, int], list[pytest.Item]] = defaultdict(list)
     for item in items:
         assert isinstance(item, pytest.Function)
-        # Only one Python runs the examples.
-        examples = item.path.parent.name == "examples"
-        thin = 1 if examples else cast("int", config.getoption("--thin"))
+        thin = 1 if _is_example(item) else cast("int", config.getoption("--thin"))
         for marker in item.iter_markers("thin"):
             thin = max(thin, marker.args[0])
         families[getattr(item.obj, "__func__", item.obj), thin].append(item)
-    kept: set[pytest.Item] = set()
-    for (_, thin), family in families.items():
-        step = min(thin, len(family))
+    for family in families.values():
         family.sort(key=lambda item: item.nodeid)
-        kept.update(family[sys.version_info.minor % step :: step])
+    kept: set[pytest.Item] = set()
+    ordered = sorted(families.items(), key=lambda entry: entry[1][0].nodeid)
+    for number, ((_, thin), family) in enumerate(ordered):
+        step = min(thin, len(family))
+        if not config.getoption("--half") or _is_example(family[0]) or (number + minor) % 2:
+            kept.update(family[minor % step :: step])
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     # Tests of `IdleContract` wait in the background while other tests of their class run, so they
     # finish last.
@@ -64,6 +71,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # Slow scopes start first. Otherwise, one process could still run them when all others are done.
     scopes.sort(key=_takes_long, reverse=True)
     items[:] = [item for scope in scopes for item in scope]
+
+
+def _is_example(item: pytest.Item) -> bool:
+    """Whether this is a test of the examples. One Python runs all of these tests."""
+    return item.path.parent.name == "examples"
 
 
 def _scope(item: pytest.Item) -> str:
