@@ -120,7 +120,10 @@ class SendOnceContract(Contract):
         least, most = 1, 1
         try:
             check(harness.fetch(post(server.url)), b"ok", "the body")
-        except (errors.ConnectError, errors.ConnectionInterrupted) as error:
+        except (  # pragma: no cover - depends on the moment at which the connection is closed
+            errors.ConnectError,
+            errors.ConnectionInterrupted,
+        ) as error:
             least, most = 0, isinstance(error, errors.ConnectionInterrupted)
         assert least <= _posts(server) <= most, (
             "the request was lost, or sent in spite of the error"
