@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from importlib import import_module
 from io import StringIO, TextIOWrapper
 from itertools import chain
@@ -14,6 +16,7 @@ import typer
 
 from flux0 import Conversation, Event, EventSource, Flux0, Flux0Error, StreamEvent, to_dict
 from flux0.cli.descriptions import describe_data, describe_error
+from flux0.cli.interrupts import waking_on_ctrl_c
 from flux0.cli.output import Output, one_line, print_note, print_problem
 from flux0.cli.turn_view import TurnView
 from flux0.domain import arguments
@@ -86,7 +89,8 @@ class Chat:
 
         Return False if the agent reported an error.
         """
-        with self._conversation.send(message) as stream:
+        wake = waking_on_ctrl_c if hasattr(signal, "pthread_kill") else nullcontext
+        with wake(), self._conversation.send(message) as stream:
             try:
                 for event in stream:
                     if self._as_json:

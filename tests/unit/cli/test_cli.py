@@ -16,6 +16,7 @@ import sys
 import termios
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -24,6 +25,7 @@ from typer.testing import CliRunner, Result
 
 from flux0 import Flux0, __main__, __version__, to_dict
 from flux0.cli.app import app
+from flux0.cli.interrupts import waking_on_ctrl_c
 from flux0.models import ContentPart, MessageData
 from flux0.testing import (
     AgentStep,
@@ -749,12 +751,8 @@ def read_until(stream: IO[str] | None, text: str) -> str:
     return read
 
 
-def interrupt(process: subprocess.Popen[str]) -> None:
-    """Press Ctrl-C until the process ends: Python can miss a signal directly before a wait."""
-    while process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(2)
+def interrupt_main_thread() -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def test_ctrl_c_exits_and_skips_the_remaining_lines(
@@ -766,10 +764,38 @@ def test_ctrl_c_exits_and_skips_the_remaining_lines(
         process.stdin.write("one\ntwo\n")
         process.stdin.flush()
         read_until(process.stdout, "Once upon")
-        interrupt(process)
+        process.send_signal(signal.SIGINT)
         rest, problems = process.communicate()
     assert (process.returncode, rest) == (130, "\n")
     assert problems.splitlines()[1:] == []
+
+
+def test_ctrl_c_ends_a_blocking_call_that_the_signal_did_not_interrupt() -> None:
+    reader, writer = os.pipe()
+    blocking, ended = threading.Event(), threading.Event()
+
+    def block() -> bytes:
+        blocking.set()
+        return os.read(reader, 1)
+
+    def interrupt() -> bool:
+        blocking.wait()
+        interrupt_main_thread()
+        was_interrupted = ended.wait(_SECONDS)
+        os.write(writer, b".")
+        return was_interrupted
+
+    # With this setting, the signal does not interrupt the call.
+    signal.siginterrupt(signal.SIGINT, False)  # noqa: FBT003
+    with ThreadPoolExecutor(1) as threads:
+        user = threads.submit(interrupt)
+        with waking_on_ctrl_c(), pytest.raises(KeyboardInterrupt):
+            block()
+        ended.set()
+        assert user.result()
+    signal.siginterrupt(signal.SIGINT, True)  # noqa: FBT003
+    os.close(reader)
+    os.close(writer)
 
 
 @pytest.mark.parametrize("command", ["chat Hi", "chat Hi --json", "agents list", "--help"])
@@ -1024,13 +1050,18 @@ def test_continued_session_shows_its_history_first(
 
 
 def test_ctrl_c_at_the_prompt_exits(environment: Mapping[str, str]) -> None:
+    """Ctrl-C is repeated, because `input` can miss a signal directly after its prompt."""
     master, slave = pty.openpty()
     with (
         os.fdopen(master) as screen,
         started({**environment, "TERM": "dumb"}, "chat", stdin=slave, stdout=slave) as process,
     ):
         assert read_until(screen, "> ") == "> "
-        interrupt(process)
+        for _ in range(5):
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+                break
         assert read_until(screen, "\n") == "\r\n"
         os.close(slave)
         assert process.returncode == 130
@@ -1041,15 +1072,13 @@ def test_ctrl_c_in_a_turn_returns_to_the_prompt(
 ) -> None:
     fake.script([Say("Once upon"), FallSilent()], "fine")
 
-    def press_ctrl_c() -> None:
+    def interrupt() -> None:
         terminal.wait_for("Once upon")
-        closed = False
-        while not closed:  # Python can miss a signal directly before a wait.
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            closed = server.no_open_streams.wait(2)
+        interrupt_main_thread()
+        assert server.no_open_streams.wait(_SECONDS)
         terminal.type("two\nexit\n")
 
-    user = threading.Thread(target=press_ctrl_c)
+    user = threading.Thread(target=interrupt)
     user.start()
     terminal.type("one\n")
     assert terminal.run("chat") == 0
