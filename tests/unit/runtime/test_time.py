@@ -84,10 +84,13 @@ def test_alarms_are_called_in_the_order_of_their_moments(time: WatchedTime) -> N
 
 
 def test_cancelled_alarm_is_not_called(time: WatchedTime) -> None:
-    cancel = time.set_alarm(SOON, "cancelled")
+    cancelled = threading.Event()
+    time.alarm(time.monotonic(), cancelled.wait)  # The thread calls no other alarm until then.
+    cancel = time.set_alarm(0, "cancelled")
     cancel()
     cancel()
-    time.set_alarm(2 * SOON, "kept")
+    time.set_alarm(0, "kept")
+    cancelled.set()
     assert time.next_word() == "kept"
     time.join()
 
