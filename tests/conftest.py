@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--half",
         action="store_true",
-        help="run half of the test functions; Python 3.13 runs those that 3.12 does not run",
+        help="run half of the test functions; odd Python versions run the other half",
     )
 
 

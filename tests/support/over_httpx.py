@@ -83,7 +83,12 @@ class OverHttpx(Way):
             await self.create_session(url, transport)
 
 
-FAMILY = tuple(OverHttpx(way.transport, way.mode) for way in WAYS if "httpx" in way.transport)
+# httpx2 has the same adapter as httpx, and does not run under trio again.
+FAMILY = tuple(
+    OverHttpx(way.transport, way.mode)
+    for way in WAYS
+    if "httpx" in way.transport and (way.transport, way.mode) != ("httpx2", "trio")
+)
 FAMILY_SYNC = tuple(way for way in FAMILY if way.mode == "sync")
 
 
