@@ -95,18 +95,19 @@ class SSEParser:
             EventTooLarge: an event exceeded the limit.
         """
         block = self._block
-        if self._state == _BETWEEN_BLOCKS:
-            # Fast path: servers usually send complete events.
-            if data.endswith(b"\n\n") and _CR not in data and len(data) <= self._limit:
-                return self._decoder.decode(data)
-        elif self._state == _IN_LINE:
+        state = self._state
+        if state == _IN_LINE:
             # Fast path: a small piece usually has no line end.
             if _LF not in data and _CR not in data:
                 block += data
                 if len(block) <= self._limit:
                     return []
                 data = b""
-        elif self._state != _AFTER_LINE:
+        elif state == _BETWEEN_BLOCKS:
+            # Fast path: servers usually send complete events.
+            if data.endswith(b"\n\n") and _CR not in data and len(data) <= self._limit:
+                return self._decoder.decode(data)
+        elif state != _AFTER_LINE:
             data = self._skip_bom_or_lf(data)
             if not data:
                 return []
