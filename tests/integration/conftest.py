@@ -18,7 +18,7 @@ from support.reverse_proxies import is_installed
 from support.server import Flux0Server, free_port
 from support.transports import LIBRARIES, Way
 
-# The test modules that need programs, and those of their programs that are not installed.
+# The test modules that need programs, and the names of the programs that are not installed.
 _MISSING = {
     "test_proxies.py": [name for name in ("nginx", "haproxy") if not is_installed(name)],
     "test_javascript_readers.py": [] if is_npm_installed() else ["npm"],

@@ -1,7 +1,7 @@
 """Converting the JSON document of a message into the event that the server stores.
 
 The patches of the chunk events build the document. The server converts it when the agent reports
-the status `ready`. The rules are those of the released server (flux0-stream 0.1.0b2).
+the status `ready`. The rules are the rules of the released server (flux0-stream 0.1.0b2).
 """
 
 from __future__ import annotations

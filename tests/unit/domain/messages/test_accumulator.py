@@ -451,6 +451,7 @@ TEXT = chunk(add("/-", "word "))
     ("start", "event", "reads_messages"),
     [
         pytest.param(TEXT, TEXT, True, id="text"),
+        pytest.param(chunk(replace("", ["word "])), TEXT, True, id="text after a list"),
         pytest.param(TEXT, chunk(add("/-", {"a": 1})), False, id="items"),
         pytest.param(TEXT, chunk(add("/0", "word ")), False, id="inserted"),
         pytest.param(TEXT, chunk(replace("/0", "word ")), False, id="replaced"),
