@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import subprocess
 import sys
 from importlib.metadata import version
@@ -116,6 +118,14 @@ def test_flux0_has_all_names_of_flux0_models() -> None:
     assert names == set(models.__all__) <= set(flux0.__all__)
     for name in names:
         assert getattr(flux0, name) is getattr(models, name)
+
+
+def test_type_checkers_know_every_name() -> None:
+    tree = ast.parse(inspect.getsource(flux0))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names = {alias.asname for node in imports for alias in node.names if alias.asname}
+
+    assert names | set(models.__all__) == set(flux0.__all__)
 
 
 def test_version_equals_distribution_version_and_py_typed_exists() -> None:
