@@ -6,7 +6,6 @@ plugin is a separate package, because importing a submodule of flux0 would impor
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Generator, Iterator
 from hashlib import sha256
@@ -171,7 +170,7 @@ def flux0_cassette(
 
     mode = request.config.getoption("--flux0-cassettes")
     options: dict[str, Any] = {"mode": mode, **_options(request, "flux0_cassette")}
-    path = request.path.parent / options.pop("path", _default_path(request, options["mode"]))
+    path = request.path.parent / options.pop("path", _default_path(request))
     record = "run this test with `pytest --flux0-cassettes=all`"
     try:
         transport = cassette(path, flux0_cassette_transport, **options)
@@ -188,18 +187,12 @@ def flux0_cassette(
         keep(_passed(request))
 
 
-def _default_path(request: pytest.FixtureRequest, mode: str | None) -> Path:
-    folder = request.path.parent / "cassettes" / request.path.stem
+def _default_path(request: pytest.FixtureRequest) -> Path:
     test = request.node.name
     test_class = request.node.getparent(pytest.Class)
     full = test if test_class is None else f"{test_class.obj.__qualname__}.{test}"
-    name = _file_name(full)
+    name = re.sub(r"[^\w.\[\]-]", "_", full)
     if name != full or len(name) > _MAX_NAME:
         name = f"{name[:_MAX_NAME]}-{sha256(full.encode()).hexdigest()[:8]}"
-    path, old_path = folder / f"{name}.json", folder / f"{_file_name(test)}.json"
-    is_old = mode != "all" and os.path.exists(old_path) and not path.exists()
-    return old_path if is_old else path
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.\[\]-]", "_", name)
+    folder = request.path.parent / "cassettes" / request.path.stem
+    return folder / f"{name}.json"

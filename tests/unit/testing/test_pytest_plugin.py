@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,9 @@ def load_only_this_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load only this plugin, by its module name instead of its entry point."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTEST_PLUGINS", "flux0_pytest")
+    # After each run, `pytester` unloads the modules that the run imported. Without this import, the
+    # package `flux0` would keep a `Flux0` whose modules are not the loaded ones.
+    import_module("flux0.client.flux0")
 
 
 def test_each_test_gets_a_fake_and_a_client(pytester: pytest.Pytester) -> None:
@@ -273,20 +277,31 @@ def test_each_test_has_its_own_cassette(
     assert files[0].startswith("TestA.test_it[How_]-")
 
 
-@pytest.mark.parametrize("mode", ["none", "once", "new_episodes"])
-def test_cassettes_with_names_of_earlier_versions_are_found(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, mode: str
+def test_tests_with_similar_names_have_their_own_cassettes(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CI", raising=False)
-    pytester.makepyfile(test_cassette=COLLIDING_TESTS)
-    select = ("test_cassette.py::TestA::test_it[How?]",)
-    pytester.runpytest_inprocess(*select).assert_outcomes(passed=1)
-    (path,) = (pytester.path / "cassettes" / "test_cassette").iterdir()
-    old_path = path.rename(path.with_name("test_it[How_].json"))
-    pytester.runpytest_inprocess(*select, f"--flux0-cassettes={mode}").assert_outcomes(passed=1)
-    assert list(path.parent.iterdir()) == [old_path]
-    pytester.runpytest_inprocess(*select, "--flux0-cassettes=all").assert_outcomes(passed=1)
-    assert sorted(path.parent.iterdir()) == [path, old_path]
+    pytester.makepyfile(
+        test_cassette="""
+        import pytest
+        from flux0 import Flux0
+
+        @pytest.fixture
+        def flux0_cassette_transport():
+            from flux0.testing import FakeTransport
+            return FakeTransport
+
+        @pytest.mark.parametrize("title", ["a_b", "a:b", "a/b"])
+        def test_odd(flux0_cassette, title):
+            with Flux0(transport=flux0_cassette) as flux0:
+                flux0.sessions.create(agent_id=flux0.agents.first().id, title=title)
+        """
+    )
+    pytester.runpytest_inprocess("test_cassette.py::test_odd[a_b]").assert_outcomes(passed=1)
+    for mode in ("once", "none"):
+        result = pytester.runpytest_inprocess(f"--flux0-cassettes={mode}")
+        result.assert_outcomes(passed=3)
+    assert len(list((pytester.path / "cassettes" / "test_cassette").iterdir())) == 3
 
 
 def test_mismatch_fits_on_a_screen_and_names_the_option(
