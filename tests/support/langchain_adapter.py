@@ -21,7 +21,7 @@ from flux0_stream.store.memory import MemoryEventStore
 from langchain_core.messages import ToolMessage
 from langchain_core.messages.ai import AIMessageChunk
 
-_TEXTS = ("It is ", "foggy.", " Bye")
+_TEXTS = ("It is ", "foggy", ". Bye")
 _CALLS = (("call-1", '{"q": "SF"}'), ("call-2", '{"q": "LA"}'))
 _CUT = 5
 

@@ -93,7 +93,7 @@ class Turn:
                 await self._message([[_add("/tool_calls/0", call)], *pieces])
             case {"tool_result": {"id": id_, "name": name, "args": args, "result": result}}:
                 data = {"result": result}
-                item = {"tool_call_id": id_, "tool_name": name, "args": args, "data": data}
+                item = {"tool_call_id": id_, "tool_name": name, "data": data, "args": args}
                 path = "/tool_call_results"
                 await self._message([[_add(path, []), _add(f"{path}/-", item)]])
             case {"error": error}:

@@ -13,7 +13,7 @@ from attrs import define, evolve, field
 
 from flux0.domain.errors import ConnectionInterrupted, ReadTimeout
 from flux0.domain.timeouts import timed_out
-from flux0.ports import AsyncByteStream, ByteStream, Request, Response, Shared
+from flux0.ports import AsyncByteStream, Request, Response, Shared
 from flux0.runtime.event_loop import Loop, running_loop, sleep
 from flux0.testing.fake.clock import FakeClock, Wait, Waits, perform, perform_async
 
@@ -35,11 +35,13 @@ class FakeBody:
     _read_timeout: float | None
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
-    _on_end: Callable[[Iterator[bytes | Wait], BodyEnd], None]  # Called once, when the body ends.
+    # Called once, when the body ends. Returns whether the server closes the connection.
+    _on_end: Callable[[Iterator[bytes | Wait], BodyEnd], bool]
     # The outcome that is recorded if the garbage collector frees the body before it was read
     # completely. For async code, it is "closed": if code leaves an `async for` loop early, Python
     # does not close the iterator, so the missing call of `close_async` is not an error.
     end_if_unread: BodyEnd = field(default="unclosed", init=False)
+    closes_connection: bool = field(default=False, init=False)
     _end: BodyEnd | None = field(default=None, init=False)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -106,7 +108,7 @@ class FakeBody:
             if self._end is not None:
                 return
             self._end = how
-            self._on_end(self._pieces, how)
+            self.closes_connection = self._on_end(self._pieces, how)
         self._clock.notify()
 
     def _next(self) -> bytes | Wait | None:
@@ -135,7 +137,7 @@ class SharedTransport(Shared):
     def respond(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
         """Return the response to `request`. `loop` is the running event loop; None in sync code."""
 
-    def send(self, request: Request) -> Response[ByteStream]:
+    def send(self, request: Request) -> Response[FakeBody]:
         """Return the response to `request`; see `Transport.send`."""
         return perform(self.respond(request, None), self.clock)
 

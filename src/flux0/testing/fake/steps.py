@@ -111,6 +111,10 @@ class Report:
     acknowledged_offset: int | None = None
 
 
+class LangChainReport(Report):
+    """A `Report` by the server's LangChain adapter. It has another order of members."""
+
+
 @frozen
 class Fail:
     """Report the status `error`, with any JSON value as `data`. Later steps still run."""
@@ -316,7 +320,7 @@ class StepExpander:
         run_id = str(UUID(int=self._next_number("run"), version=4))
 
         def status(name: SessionStatus) -> Report:
-            return Report(name, {}, event_id=run_id, acknowledged_offset=0)
+            return LangChainReport(name, {}, event_id=run_id, acknowledged_offset=0)
 
         if not any(isinstance(step, GiveResult) for step in run.steps):
             yield status(SessionStatus.PROCESSING)
@@ -339,8 +343,8 @@ class StepExpander:
             case GiveResult(call, result):
                 known = self._call_ids.get(id(call))
                 call_id = self._new_call_id(call) if known is None else known[1]
-                item = {"tool_call_id": call_id, "tool_name": call.name, "args": call.args}
-                item["data"] = {"result": result}
+                item: dict[str, Any] = {"tool_call_id": call_id, "tool_name": call.name}
+                item |= {"data": {"result": result}, "args": call.args}
                 yield [
                     _add_patch("/tool_call_results", []),
                     _add_patch("/tool_call_results/-", item),

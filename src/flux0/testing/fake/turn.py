@@ -57,6 +57,8 @@ class FakeTurn:
     _lock: AbstractContextManager[Any]
     # Whether the agent has ended the turn. If True, closing the stream cancels nothing.
     completed: bool = field(default=False, init=False)
+    # Whether the turn has ended because an event could not be sent.
+    broken: bool = field(default=False, init=False)
     # The exception that the agent raised.
     error: BaseException | None = field(default=None, init=False)
     # The number of steps that were run.
@@ -289,22 +291,24 @@ class FakeTurn:
                 self._store_event(message.type, agent_data(message), message.metadata)
             return
         self._store_event(EventType.STATUS, status_data(step))
-        offset, details = step.acknowledged_offset, step.data
-        data: JSONObject = {"type": "status", "status": step.status}
-        data |= without_nulls({"acknowledged_offset": offset, "data": details})
+        offset = step.acknowledged_offset
+        data = {"status": step.status, "acknowledged_offset": offset, "data": step.data}
+        if isinstance(step, steps.LangChainReport):
+            data = {"acknowledged_offset": offset, **data}
         event: JSONObject = {
             "id": step.event_id or "",
             "source": EventSource.AI_AGENT,
             "type": EventType.STATUS,
             "correlation_id": self.message.correlation_id,
-            "data": data,
+            "data": {"type": "status", **without_nulls(data)},
             "metadata": None,
         }
         try:
             self._send(f"event: status\nid: {event['id']}\ndata: {json.dumps(event)}\n\n".encode())
         except UnicodeEncodeError:
-            # The id contains a lone surrogate. In this case, the real server ends the stream, too.
-            self.completed = True
+            # The id contains a lone surrogate. The real server ends the body, too, and closes the
+            # connection; before Starlette 0.46, without the last HTTP chunk.
+            self.completed = self.broken = True
 
     def _send(self, event: bytes) -> None:
         if not self.completed:

@@ -17,7 +17,6 @@ import trio
 from flux0 import Flux0, StreamIdleTimeout
 from flux0.domain.errors import ReadTimeout
 from flux0.testing import (
-    AgentReply,
     AgentStep,
     Delay,
     FakeClock,
@@ -343,30 +342,6 @@ async def test_async_agent_can_await_events_and_gates(mode: Mode) -> None:
 
 
 @in_both_loops
-async def test_times_of_an_async_agent_that_awaits_and_pauses(mode: Mode) -> None:
-    event = anyio.Event()
-
-    async def agent(_: UserMessage) -> AsyncIterator[AgentStep]:
-        await event.wait()
-        for status in ("typing", "processing"):
-            yield Pause(5)
-            yield Report(status)
-
-    fake = FakeTransport(agent)
-    async with Flux0(transport=fake) as flux0:
-        stream = await start_turn(flux0, fake)
-        await anyio.wait_all_tasks_blocked()
-        fake.clock.advance(10)
-        event.set()
-        await anyio.wait_all_tasks_blocked()
-        assert kinds(fake, "s000000001") == ["message"]
-        fake.clock.advance(100)
-        assert len([event async for event in stream]) == 2
-        events = await flux0.sessions.list_events_async(session_id="s000000001", source="ai_agent")
-    assert [event.created_at.second for event in events] == [15, 20]
-
-
-@in_both_loops
 async def test_async_agent_starts_before_the_delay_of_the_response(mode: Mode) -> None:
     async def agent(_: UserMessage) -> AsyncIterator[AgentStep]:
         yield Report("typing")
@@ -549,22 +524,6 @@ def test_sync_call_with_an_async_agent_that_raises(fail: Any, error: type[Except
         list(begin(agent)[2])
 
 
-REPLIES: list[tuple[AgentReply, str]] = [
-    (lambda message: message.content.upper(), "HI"),
-    (lambda _: Say("One"), "One"),
-    (lambda _: ["One ", "two"], "One two"),
-    (lambda _: None, ""),
-    (["One ", Pause(1), "two"], "One two"),
-    (Say("One"), "One"),
-    ([], ""),
-]
-
-
-@pytest.mark.parametrize(("reply", "text"), REPLIES)
-def test_replies_of_all_types(reply: AgentReply, text: str) -> None:
-    assert text_of(turn(FakeTransport(reply))[0]) == text
-
-
 def interrupting(_: UserMessage) -> Iterator[str]:
     yield "Hello"
     raise KeyboardInterrupt
@@ -578,25 +537,3 @@ def interrupting_at_once(_: UserMessage) -> str:
 def test_keyboard_interrupt_of_an_agent_propagates(agent: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         begin(agent)
-
-
-def test_history_does_not_grow_with_later_turns() -> None:
-    messages: list[UserMessage] = []
-    fake, session_id, _ = begin(messages.append)
-    post(fake, session_id)
-    assert [len(message.history) for message in messages] == [0, 1]
-
-
-def test_history_has_the_earlier_messages() -> None:
-    def agent(message: UserMessage) -> str:
-        ask_for_text: list[Any] = [event.data for event in message.history]
-        return f"You have ask_for_text {[data.parts[0].content for data in ask_for_text]}"
-
-    fake = FakeTransport(agent)
-    with Flux0(transport=fake) as flux0:
-        conversation = flux0.conversation(agent=fake.agent_id)
-        for content, answer in (
-            ("One", "You have ask_for_text []"),
-            ("Two", "You have ask_for_text ['One', 'You have ask_for_text []']"),
-        ):
-            assert "".join(conversation.send(content).text()) == answer

@@ -156,7 +156,7 @@ def connect(url: str) -> socket.socket:
     """Return a new connection to a served fake."""
     address = urlsplit(url)
     assert address.hostname is not None
-    return socket.create_connection((address.hostname, address.port or 80))
+    return socket.create_connection((address.hostname, address.port or 80), timeout=10)
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -253,7 +253,7 @@ def test_many_simultaneous_connections_are_accepted() -> None:
         assert all(read_all(each).startswith(b"HTTP/1.1 200 OK\r\n") for each in connections)
 
 
-def message(session_id: str, version: str) -> str:
+def message(session_id: str, version: str = "HTTP/1.1") -> str:
     """Return a raw request that sends a message."""
     body = json.dumps({"type": "message", "source": "user", "content": "Hi"})
     return (
@@ -331,6 +331,13 @@ def test_response_that_http_does_not_allow_closes_the_connection() -> None:
         with pytest.raises(TransportError):
             flux0.agents.list()
         assert len(flux0.agents.list()) == 1
+
+
+def test_event_that_cannot_be_sent_ends_the_body_and_closes_the_connection() -> None:
+    fake = FakeTransport([Report("typing", event_id="\ud800"), Say("Never")])
+    with fake.serve() as url:
+        response = exchange(url, message(new_session(fake)))
+    assert response.endswith(b"\r\n\r\n0\r\n\r\n")
 
 
 def test_http_1_0_clients_get_close_delimited_bodies() -> None:

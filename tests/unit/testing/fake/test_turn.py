@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from itertools import chain, count, islice, repeat
-from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
-from flux0 import Flux0, StreamIdleTimeout, to_dict
-from flux0.cli.demo_agent import demo_transport
+from flux0 import Flux0, StreamIdleTimeout
 from flux0.domain.errors import ReadTimeout
 from flux0.models import (
     APIError,
-    ChunkEvent,
-    ContentPart,
-    MessageData,
-    ReasoningPart,
     StatusEvent,
-    ToolCallPart,
-    ToolData,
 )
 from flux0.testing import (
     AgentStep,
-    CallTool,
     ClockStandsStill,
     Delay,
     Fail,
@@ -34,25 +25,18 @@ from flux0.testing import (
     FakeTransport,
     FallSilent,
     Gate,
-    GiveResult,
-    LangChain,
     Pause,
-    Reason,
     Report,
     Say,
-    SendChunk,
     UserMessage,
 )
 from flux0.testing.fake.clock import Wait
 from support.cost import calls_made
 from support.fakes import ask, begin, kinds, message_to, new_session, post, turn
+from support.in_memory import in_both_loops
+from support.transports import Mode
 
-DATA = Path(__file__).parents[3] / "data"
 START = 1767225600.0
-
-
-def add(path: str, value: Any) -> dict[str, Any]:
-    return {"op": "add", "path": path, "value": value}
 
 
 # --- simple steps
@@ -74,101 +58,11 @@ def test_streamed_bytes_are_the_same_as_from_the_server() -> None:
     ]
 
 
-@pytest.mark.parametrize(("step", "part"), [(Say, ContentPart), (Reason, ReasoningPart)])
-def test_say_and_reason_with_pieces_and_pauses(step: Any, part: Any) -> None:
-    fake = FakeTransport([step("Hello there", pieces=3, pause=2), Report("typing")])
-    events, (message, status) = turn(fake)
-    chunks = [event for event in events if isinstance(event, ChunkEvent)]
-    assert [chunk.patches[0].value for chunk in chunks] == ["Hel", "lo t", "here"]
-    assert [chunk.seq for chunk in chunks] == [0, 1, 2]
-    assert [chunk.timestamp for chunk in chunks] == [START, START + 2, START + 4]
-    assert isinstance(message.data, MessageData)
-    assert message.data.parts == (part("Hello there"),)
-    assert message.correlation_id == chunks[0].correlation_id
-    assert (status.created_at - message.created_at).total_seconds() == 1e-6
-    assert fake.clock.now() == START + 4
-
-
-def test_tool_call_and_result() -> None:
-    call = CallTool("get_weather", {"location": "San Francisco"}, id="c1")
-    events, (asked, given) = turn(FakeTransport([call, GiveResult(call, {"celsius": 16})]))
-    assert len(events) == 4  # The arguments are sent in two pieces.
-    assert isinstance(asked.data, MessageData)
-    assert asked.data.parts == (ToolCallPart("c1", "get_weather", call.args),)
-    assert isinstance(given.data, ToolData)
-    (used,) = given.data.tool_calls
-    assert (used.tool_call_id, used.tool_name, used.args) == ("c1", call.name, call.args)
-    assert used.result is not None
-    assert (used.result.data, used.result.control.mode) == ({"celsius": 16}, "auto")
-    assert used.error is None
-
-
-def test_each_tool_call_has_its_own_id() -> None:
-    one, other = CallTool("get_weather", {"at": "SF"}), CallTool("get_weather", {"at": "SF"})
-    given = CallTool("get_time", id="mine")
-    fake = FakeTransport([one, other, given, GiveResult(other, 2), GiveResult(one, 1), one])
-    with Flux0(transport=fake) as flux0:
-        with flux0.conversation(agent=fake.agent_id).send("Hi") as stream:
-            list(stream)
-        calls = [
-            (call.tool_call_id, call.result and call.result.data) for call in stream.tool_calls
-        ]
-    assert calls == [("call-1", 1), ("call-2", 2), ("mine", None), ("call-3", None)]
-    _, (unasked,) = turn(FakeTransport([GiveResult(CallTool("get_time"), 12)]))
-    assert isinstance(unasked.data, ToolData)
-    assert unasked.data.tool_calls[0].tool_call_id == "call-1"
-
-
-def test_langchain_step_equals_the_recorded_adapter() -> None:
-    recorded = json.loads((DATA / "langchain_turn.json").read_text("utf-8"))
-    one, other = CallTool("search", {"q": "SF"}), CallTool("search", {"q": "LA"})
-    steps: list[AgentStep] = [
-        LangChain(one, other),
-        LangChain(GiveResult(one, "foggy")),
-        LangChain(Say("It is ", pause=1), Say("foggy. Bye", pieces=2, pause=1)),
-    ]
-    runs = {f"00000000-0000-4000-8000-{number:012}": f"run-{number}" for number in (1, 2, 3)}
-    seen: list[Any] = []
-    events, stored = turn(FakeTransport(steps))
-    for event in map(to_dict, events):
-        if "patches" in event:
-            seen.append(["chunk", runs[event["event_id"]], event["seq"], event["patches"]])
-        else:
-            seen.append(["status", runs[event["id"]], event["data"]])
-    shown = [row for row in recorded if row[0] in {"chunk", "status"}]
-    assert [row[:3] for row in seen] == [row[:3] for row in shown]
-    for row, expected in zip(seen[:-3], shown[:-3], strict=True):
-        assert row == expected
-    assert [event.type for event in stored if event.type != "status"] == [
-        row[0] for row in recorded if row[0] in {"message", "tool"}
-    ]
-    texts: list[Any] = [row[3][0]["value"] for row in seen[-3:]]
-    assert "".join(texts) == "It is foggy. Bye"
-
-
 def test_statuses_are_streamed_and_stored() -> None:
     events, stored = turn(FakeTransport([Report("typing", [1], acknowledged_offset=3), Fail("x")]))
     said = [event.data for event in events if isinstance(event, StatusEvent)]
     assert [event.data for event in stored] == said
     assert [(data.status, data.data) for data in said] == [("typing", [1]), ("error", "x")]
-
-
-def test_fields_of_the_user_message() -> None:
-    seen: list[UserMessage] = []
-
-    def agent(message: UserMessage) -> str:
-        seen.append(message)
-        return message.content.upper()
-
-    fake = FakeTransport(agent, agent_name="Echo", agent_types=["echo"])
-    (event,), (stored,) = turn(fake, "hi")
-    (message,) = seen
-    assert isinstance(stored.data, MessageData)
-    assert stored.data.parts == (ContentPart("HI"),)
-    assert (message.agent_id, message.agent_name) == (fake.agent_id, "Echo")
-    assert (message.agent_type, message.user_id) == ("echo", "u000000001")
-    assert isinstance(event, ChunkEvent)
-    assert (message.session_id, message.correlation_id) == ("s000000001", event.correlation_id)
 
 
 def failing(_: UserMessage) -> Iterator[AgentStep]:
@@ -203,121 +97,11 @@ def test_exception_of_an_agent_is_raised_by_the_stream(
     fake.assert_no_open_streams()
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: Say(""),
-        lambda: Reason(""),
-        lambda: Say("abc", pieces=4),
-        lambda: Reason("abc", pieces=0),
-        lambda: Say("abc", pause=-1),
-        lambda: Pause(-1),
-        lambda: FakeTransport(""),
-        lambda: SendChunk("e1", [{"op": "add", "value": 1}]),
-        lambda: SendChunk("e1", [{"path": "/-", "value": 1}]),
-        lambda: SendChunk("e1", [{"op": "add", "path": "/-"}]),
-    ],
-)
-def test_invalid_steps_raise(make: Any) -> None:
-    with pytest.raises(ValueError, match=r"text|pieces|pause|seconds|patches"):
-        make()
-
-
-# --- stored events
-
-
-READY = Report("ready", event_id="e1")
-
-
-def raw(*patches: dict[str, Any], seq: int = 0, **metadata: Any) -> SendChunk:
-    return SendChunk("e1", patches, seq, metadata)
-
-
-@pytest.mark.parametrize(
-    ("steps", "expected"),
-    [
-        ([raw(add("/-", "x"))], []),
-        ([READY, raw(add("/-", "x")), READY, READY], [ContentPart("x")]),
-        ([raw(add("/-", "x")), READY, raw(add("/-", "y")), READY], [*map(ContentPart, "xy")]),
-        ([raw(add("/a", 1), seq=5), READY], []),
-        (
-            [raw(add("/a", 1)), raw(add("/b", 2), seq=2), raw(add("/c", 3), seq=1), READY],
-            [ContentPart({"a": 1, "c": 3})],
-        ),
-        ([raw(add("/a", [])), raw(add("/a/-", 1), seq=7), raw(add("/b", 2), seq=8), READY],
-         [ContentPart({"a": [1], "b": 2})]),
-        ([raw(add("/a", [])), raw(add("/a/-", 1), add("/b", 2), seq=7), READY],
-         [ContentPart({"a": [1], "b": 2})]),
-        ([SendChunk("", [add("/-", "x")]), Report("ready")], []),
-        ([raw(add("/a", 1), seq=5, kind="reasoning"), raw(add("/a", 2)), READY],
-         [ReasoningPart({"a": 2})]),
-        ([raw(add("/-", "x"), {"op": "remove", "path": "/9"}), raw(add("/-", "y")), READY],
-         [ContentPart("xy")]),
-        ([raw(add("/a", 1), {"op": "move", "path": "/b", "from": "/a"}), READY],
-         [ContentPart({"b": 1})]),
-        ([raw(add("/-", "x"), agent_name=None), READY], []),
-    ],
-)  # fmt: skip
-def test_chunks_become_messages(steps: list[AgentStep], expected: list[Any]) -> None:
-    _, stored = turn(FakeTransport(steps))
-    said = [event.data for event in stored if isinstance(event.data, MessageData)]
-    assert [part for data in said for part in data.parts] == expected
-
-
-def test_inapplicable_chunks_are_not_streamed() -> None:
-    steps = [raw(add("/-", "x"), {"op": "remove", "path": "/9"}), raw(add("/a", 1), seq=9)]
-    assert turn(FakeTransport(steps))[0] == []
-
-
-def test_chunk_metadata_are_merged_with_the_agents() -> None:
-    steps: list[AgentStep] = [raw(add("/-", "x"), mood="good", agent_id=None), READY]
-    (event,), (stored,) = turn(FakeTransport(steps))
-    assert isinstance(event, ChunkEvent)
-    assert event.metadata == {"agent_name": "Fake", "mood": "good"}
-    assert stored.metadata == {"mood": "good"}
-
-
 def test_status_with_a_lone_surrogate_in_its_id_ends_the_stream() -> None:
     fake, session_id, body = begin([Report("typing", event_id="\ud800"), Report("processing")])
     assert list(body) == []
     assert kinds(fake, session_id) == ["message", "typing"]
     fake.assert_nothing_unexpected()
-
-
-def test_numbers_are_formatted_as_by_the_server() -> None:
-    numbers = [1.5e-7, -1.25e-5, 1e-5, 1e-10, 1e16, "1e-07", math.nan]
-    fake, session_id, body = begin([Report("typing", numbers)])
-    assert b"NaN" in b"".join(body)
-    listed = ask(fake, "GET", f"/api/sessions/{session_id}/events").body
-    assert b'[1.5e-7,-0.0000125,0.00001,1e-10,1e+16,"1e-07",null]' in listed
-
-
-TOOL_CALL: dict[str, Any] = {
-    "type": "tool_call",
-    "tool_call_id": "c1",
-    "tool_name": "n",
-    "args": {},
-}
-TOOL_RESULT: dict[str, Any] = {**TOOL_CALL, "data": {"result": 1}}
-
-
-@pytest.mark.parametrize(
-    "steps",
-    [
-        [Report("bogus")],
-        [Say("\ud800")],
-        [raw(add("/tool_calls", [{**TOOL_CALL, "type": "x"}])), READY],
-        [raw(add("/tool_calls", [{**TOOL_CALL, "tool_name": None}])), READY],
-        [raw(add("/tool_call_results", [{**TOOL_RESULT, "tool_call_id": 5}])), READY],
-        [raw(add("/tool_call_results", [{**TOOL_RESULT, "args": []}])), READY],
-    ],
-)
-def test_one_invalid_event_makes_listing_return_500(steps: list[AgentStep]) -> None:
-    fake, session_id, body = begin(steps)
-    list(body)
-    response = ask(fake, "GET", f"/api/sessions/{session_id}/events")
-    assert (response.status_code, response.body) == (500, b"Internal Server Error")
-    assert ask(fake, "GET", f"/api/sessions/{session_id}/events?source=user").status_code == 200
 
 
 # --- closing streams early
@@ -478,6 +262,31 @@ def test_pause_after_a_gate_begins_when_the_gate_opens(*, call_is_delayed: bool)
     assert b'"timestamp": 1767225615.0' in list(body)[1]
 
 
+@in_both_loops
+async def test_times_of_an_async_agent_that_awaits_and_pauses(mode: Mode) -> None:
+    event = anyio.Event()
+
+    async def agent(_: UserMessage) -> AsyncIterator[AgentStep]:
+        await event.wait()
+        for text in ("One", "Two"):
+            yield Pause(5)
+            yield Say(text)
+
+    fake = FakeTransport(agent)
+    async with Flux0(transport=fake) as flux0:
+        conversation = await flux0.conversation_async(agent=fake.agent_id)
+        stream: Any = await conversation.send("Hi")
+        await anyio.wait_all_tasks_blocked()
+        fake.clock.advance(10)
+        event.set()
+        await anyio.wait_all_tasks_blocked()
+        assert kinds(fake, "s000000001") == ["message"]
+        fake.clock.advance(100)
+        assert [event.timestamp async for event in stream] == [START + 15, START + 20]
+        events = await flux0.sessions.list_events_async(session_id="s000000001", source="ai_agent")
+    assert [event.created_at.second for event in events] == [15, 20]
+
+
 def test_pause_after_the_agent_itself_has_moved_the_clock() -> None:
     def agent(_: UserMessage) -> Iterator[AgentStep]:
         fake.clock.advance(10)
@@ -510,6 +319,15 @@ def test_agent_without_an_end_that_sends_no_event_fails(step: AgentStep) -> None
     with pytest.raises(RuntimeError, match="ran 10,000 steps in a row that sent no event"):
         list(body)
     assert kinds(fake, session_id) == ["message", "message"]
+
+
+@pytest.mark.parametrize("step", [Report("typing"), Pause(1), Gate()])
+def test_an_event_or_a_wait_ends_a_row_of_steps_that_send_no_event(step: AgentStep) -> None:
+    silent = [Pause(0)] * 9_999
+    _, _, body = begin([*silent, step, *silent, Say("Hello")])
+    if isinstance(step, Gate):
+        step.open()
+    assert b"Hello" in list(body)[-1]
 
 
 def test_pause_after_ten_thousand_unread_events_takes_its_time() -> None:
@@ -574,33 +392,6 @@ def test_sleep_of_the_clock_is_called_for_each_wait() -> None:
     assert (slept, clock.now()) == ([2, 0.5], 2.5)
     clock.wait(Wait(1))  # The clock never moves backward.
     assert clock.now() == 2.5
-
-
-# --- the demo
-
-
-@pytest.mark.parametrize(
-    ("question", "place"),
-    [
-        ("What's the weather in New York?", "New York"),
-        ("Is it warm in Rome today?", "Rome"),
-        ("Is it windy in Saint-Étienne?", "Saint-Étienne"),
-        ("Hello", "San Francisco"),
-    ],
-)
-def test_demo_agent_calls_the_weather_tool(question: str, place: str) -> None:
-    slept: list[float] = []
-    fake = demo_transport(FakeClock(1_000_000_000, sleep=slept.append))
-    with Flux0(transport=fake) as flux0:
-        stream = flux0.conversation(agent=fake.agent_id).send(question)
-        pieces = list(stream.text())
-        (call,) = stream.tool_calls
-        said = [type(message.data) for message in stream.messages]
-    assert call.args == {"location": place}
-    assert len(pieces) > 10
-    assert f"in {place}" in "".join(pieces)
-    assert said == [MessageData, MessageData, ToolData, MessageData]
-    assert 1 < sum(slept) < 5
 
 
 # --- cost
