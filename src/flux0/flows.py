@@ -72,9 +72,8 @@ def send_once(request: Request) -> Flow[Response[Any]]:
     return response
 
 
-def chain(middleware: Iterable[Middleware]) -> SendFlow:
+def chain(middleware: Iterable[Middleware], send: SendFlow = send_once) -> SendFlow:
     """Return a function that sends a request through `middleware`, from the first to the last."""
-    send: SendFlow = send_once
     for layer in reversed(tuple(middleware)):
         send = _around(layer, send)
     return send

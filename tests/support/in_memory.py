@@ -14,7 +14,7 @@ from attrs import define, field, frozen
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
 from flux0.domain.headers import Headers
-from flux0.flows import Flow, ReadBody, Send
+from flux0.flows import Flow, Send
 from flux0.ports import Request, Response, Timeout
 from flux0.usecases.turn import Turn
 from support.modes import run
@@ -161,11 +161,6 @@ def play(flow: Flow[Any], *outcomes: object) -> tuple[list[object], Any]:
 def sent(effect: object) -> Request:
     assert isinstance(effect, Send)
     return effect.request
-
-
-def read(effect: object) -> ReadBody:
-    assert isinstance(effect, ReadBody)
-    return effect
 
 
 # --- turns

@@ -56,15 +56,9 @@ def build_chain(
         from flux0.middleware.headers import ComputedHeaders  # noqa: PLC0415 - rarely needed
 
         layers.append(ComputedHeaders(computed_headers))
-    if observers:
-        layers.append(observers)
     logger = debug_logger if debug_logger is not None else _environment_logger()
-    if logger is not None:
-        layers.append(Logging(logger, time))
-    layers.append(policy)
-    if observers:
-        layers.append(observers.record_status)
-    return chain(layers)
+    attempt: list[Middleware] = [policy] if logger is None else [Logging(logger, time), policy]
+    return chain([*layers, observers.around(attempt)] if observers else [*layers, *attempt])
 
 
 def split_headers(

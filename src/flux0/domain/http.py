@@ -26,6 +26,12 @@ def is_rejected(status_code: int) -> bool:
     return 400 <= status_code < 500 and status_code != 408  # noqa: PLR2004
 
 
+def is_event_stream(headers: Mapping[str, str]) -> bool:
+    """Return whether the body is an event stream. The names in `headers` are case-insensitive."""
+    media_type = headers.get("content-type", "").partition(";")[0]
+    return media_type.strip().lower() == "text/event-stream"
+
+
 def is_framed(headers: Mapping[str, str]) -> bool:
     """Return whether the framing of an HTTP/1 response proves that its body is complete.
 

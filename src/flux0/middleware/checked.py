@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from flux0.domain.api_errors import APIError
 from flux0.domain.errors import InvalidArgument
+from flux0.domain.http import is_event_stream
 from flux0.flows import Flow, Middleware, SendFlow
 from flux0.ports import Request, Response
 
@@ -46,7 +47,8 @@ def checked(layer: Middleware, policy: Middleware) -> Middleware:
                 f"the middleware {layer!r} returned {response!r}, not a Response: "
                 "end the function with `return response`"
             )
-        if isinstance(response.body, bytes) and request.is_streaming(response.status_code):
+        is_stream = request.is_streaming(response.status_code) and is_event_stream(response.headers)
+        if is_stream and isinstance(response.body, bytes):
             raise TypeError(
                 f"the middleware {layer!r} returned bytes as the body of a stream: "
                 "return the response of `send`, or a body that is a ByteStream"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from threading import Lock
 from typing import Any, TypeVar, cast
 
@@ -13,7 +14,7 @@ from attrs import evolve
 from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
-from flux0.flows import Flow, SendFlow
+from flux0.flows import Flow, Middleware, SendFlow, chain
 from flux0.middleware.logging import (
     is_turn_logged,
     log_failed_observer,
@@ -29,8 +30,7 @@ T = TypeVar("T")
 class Observers:
     """The observers of one client.
 
-    `observe_call` runs around a whole call. The instance itself is a middleware, which runs for
-    each attempt. `record_status` is the innermost middleware.
+    `observe_call` runs around a whole call, and the middleware `around(...)` for each attempt.
 
     Attributes:
         clock: the clock that measures durations.
@@ -39,8 +39,7 @@ class Observers:
     def __init__(self, observers: Iterable[Observer], time: Time) -> None:
         self._observers = _checked(observers)
         self.clock: Callable[[], float] = time.monotonic
-        self._statuses: dict[Call, int] = {}  # The statuses of responses that were received.
-        self._failed: set[Observer] = set()
+        self._failed: set[int] = set()  # The ids of observers: an observer may have no hash.
         self._warned = Lock()  # Acquired at the first warning about an unconfirmed end.
         self._postponed: deque[tuple[Call | None, TurnEnd]] = deque()
 
@@ -62,10 +61,24 @@ class Observers:
             end = CallEnd(self.clock() - start, error)
             self._notify(lambda observer: observer.on_call_end(call, end))
 
-    def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
-        """Send `request`, and report the start and the end of the attempt."""
+    def around(self, layers: Sequence[Middleware]) -> Middleware:
+        """Return a middleware that sends each request through `layers`, and reports the attempt."""
+        return partial(self._observe_attempt, layers)
+
+    def _observe_attempt(
+        self, layers: Sequence[Middleware], request: Request, send: SendFlow
+    ) -> Flow[Response[Any]]:
+        status: int | None = None
+
+        def record_status(request: Request) -> Flow[Response[Any]]:
+            nonlocal status
+            response = yield from send(request)
+            status = response.status_code
+            return response
+
+        attempt = chain(layers, record_status)
         if (call := request.call) is None:  # The middleware of the user created `request`.
-            return (yield from send(request))
+            return (yield from attempt(request))
         number, error = request.attempt, None
         added = Headers()
         for fields in self._notify(lambda observer: _header_fields(observer, call, number)):
@@ -73,21 +86,13 @@ class Observers:
         request = evolve(request, headers=added.merge(request.headers))
         start = self.clock()
         try:
-            return (yield from send(request))
+            return (yield from attempt(request))
         except BaseException as raised:
             error = self._reported_error(raised, request)
             raise
         finally:
-            seconds, status = self.clock() - start, self._statuses.pop(call, None)
-            end = AttemptEnd(number, seconds, status, error)
+            end = AttemptEnd(number, self.clock() - start, status, error)
             self._notify(lambda observer: observer.on_attempt_end(call, end))
-
-    def record_status(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
-        """Send `request`, and store the status, in case the body of the response cannot be read."""
-        response = yield from send(request)
-        if request.call is not None:
-            self._statuses[request.call] = response.status_code
-        return response
 
     def is_turn_observed(self) -> bool:
         """Return whether there are observers, or the log includes the ends of turns."""
@@ -129,8 +134,8 @@ class Observers:
             try:
                 results.append(report(observer))
             except Exception as error:  # noqa: BLE001 - an observer must not break the call
-                if observer not in self._failed:
-                    self._failed.add(observer)
+                if id(observer) not in self._failed:
+                    self._failed.add(id(observer))
                     log_failed_observer(observer, error)
         return results
 

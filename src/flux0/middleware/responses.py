@@ -11,7 +11,7 @@ from flux0.domain.api_errors import (
     api_error_class,
 )
 from flux0.domain.errors import DecodeError, Flux0Error
-from flux0.domain.http import is_success
+from flux0.domain.http import is_event_stream, is_success
 from flux0.flows import Flow, ReadBody, SendFlow
 from flux0.ports import Codec, Request, Response
 
@@ -28,7 +28,7 @@ _NO_ROUTE = (
 class ResponsePolicy:
     """Reads the body of a response, up to a size limit, and raises `APIError` for error statuses.
 
-    The body of a streaming response is not read.
+    The event stream of a streaming request is not read.
     """
 
     def __init__(self, codec: Codec, max_body_bytes: int) -> None:
@@ -39,7 +39,7 @@ class ResponsePolicy:
         """Return a 2xx response; raise an `APIError` for any other status."""
         response = yield from send(request)
         status = response.status_code
-        if request.is_streaming(status):
+        if request.is_streaming(status) and is_event_stream(response.headers):
             return response
         body = response.body
         if not isinstance(body, bytes):  # A middleware may return the whole body as bytes.

@@ -14,7 +14,7 @@ from flux0.domain.retrying import RetryConfig
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow, SendFlow
 from flux0.observers import Call
-from flux0.ports import Codec, Request, Timeout
+from flux0.ports import Codec, Request, Response, Timeout
 
 T = TypeVar("T")
 
@@ -27,10 +27,10 @@ _STREAM = Headers((("accept", "text/event-stream"), ("content-type", "applicatio
 
 @frozen(eq=False)
 class ApiCall:
-    """The settings of one call, and the functions that send it and decode its response.
+    """The settings of one call. `perform` and `fetch` send its request.
 
     Attributes:
-        send: the chain of middleware that sends a request.
+        send: the chain of middleware that sends a request. Only `perform` calls it.
         codec: encodes request bodies and decodes responses.
         server_url: the base URL, without a trailing slash and without credentials.
         login: an `authorization` header with the credentials in the server URL or `FLUX0_TOKEN`. An
@@ -52,7 +52,7 @@ class ApiCall:
         cookie: a `cookie` header with the user of the conversation. No option replaces this cookie.
     """
 
-    send: SendFlow
+    _send: SendFlow
     codec: Codec
     server_url: str
     login: Headers | None
@@ -64,7 +64,7 @@ class ApiCall:
     retries: RetryConfig
     limit: float | None = None
     deadline: Deadline | None = None
-    observe: Callable[[Request, Flow[Any]], Flow[Any]] | None = None
+    _observe: Callable[[Request, Flow[Any]], Flow[Any]] | None = None
     extra_query: Mapping[str, str] | None = None
     extra_body: Mapping[str, Any] | None = None
     agent: Participant = _UNKNOWN
@@ -106,7 +106,7 @@ class ApiCall:
 
             url = f"{url}?{urlencode(query)}"
         call = None
-        if self.observe is not None:
+        if self._observe is not None:
             session_id, agent = None if ids is None else ids.get("session_id"), self.agent
             call = Call(operation, method, url, route, session_id, agent.id, agent.name, content)
         defaults = _STREAM if stream else _JSON if body is None else _JSON_BODY
@@ -125,17 +125,18 @@ class ApiCall:
         )
 
     def fetch(self, model: type[T], request: Request) -> Flow[T]:
-        """Send `request` and decode the body of the response into `model`.
+        """Send `request` and decode the response body into `model`."""
+        return self.perform(request, lambda response: self.codec.decode(model, response.body))
 
-        For an operation without a result (204), use `call.send` instead.
-        """
-        flow = self._fetch(model, request)
-        return flow if self.observe is None else self.observe(request, flow)
+    def perform(self, request: Request, decode: Callable[[Response[Any]], T]) -> Flow[T]:
+        """Send `request`, report the call to the observers, and return `decode(response)`."""
+        flow = self._perform(request, decode)
+        return flow if self._observe is None else self._observe(request, flow)
 
-    def _fetch(self, model: type[T], request: Request) -> Flow[T]:
-        response = yield from self.send(request)
+    def _perform(self, request: Request, decode: Callable[[Response[Any]], T]) -> Flow[T]:
+        response = yield from self._send(request)
         try:
-            return self.codec.decode(model, response.body)
+            return decode(response)
         except DecodeError as error:
             error.attach_request(request.operation, request.method, request.url)
             raise

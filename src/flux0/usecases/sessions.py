@@ -10,8 +10,9 @@ from attrs import evolve
 from flux0.domain import arguments
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.errors import DecodeError
+from flux0.domain.http import is_event_stream
 from flux0.domain.models import Events, Session, Sessions
-from flux0.flows import Flow, ReadBody
+from flux0.flows import Flow
 from flux0.ports import Request, Response
 from flux0.usecases.agents import with_name_hint
 from flux0.usecases.call import ApiCall
@@ -111,17 +112,12 @@ def create_event(
 
 def open_stream(call: ApiCall, request: Request) -> Flow[Response[Any]]:
     """Send a message and return the response; its body is the event stream of the turn."""
-    flow = _open_stream(call, request)
-    return flow if call.observe is None else call.observe(request, flow)
+    return call.perform(request, _event_stream)
 
 
-def _open_stream(call: ApiCall, request: Request) -> Flow[Response[Any]]:
-    response = yield from call.send(request)
-    content_type = response.headers.get("content-type", "")
-    if content_type.partition(";")[0].strip().lower() != "text/event-stream":
-        body: bytes = yield ReadBody(response, call.max_body_bytes, call.deadline)
-        problem = f"expected text/event-stream, got {content_type or 'no content type'}"
-        error = DecodeError(problem, body=body[:200].decode("utf-8", "replace"))
-        error.attach_request(request.operation, request.method, request.url)
-        raise error
-    return response
+def _event_stream(response: Response[Any]) -> Response[Any]:
+    if is_event_stream(response.headers):
+        return response
+    content_type = response.headers.get("content-type", "no content type")
+    body = response.body[:200].decode("utf-8", "replace")
+    raise DecodeError(f"expected text/event-stream, got {content_type}", body=body)

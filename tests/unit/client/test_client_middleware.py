@@ -217,7 +217,7 @@ def without_yield(request: Request, send: SendFlow) -> Any:
 
 def returning_text(request: Request, send: SendFlow) -> Any:
     yield from ()
-    return Response(200, Headers(), b"text")
+    return Response(200, Headers(tuple(SSE.items())), b"text")
 
 
 def returning_async_generator(request: Request, send: SendFlow) -> Any:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from io import StringIO
 from threading import Event
 from typing import Any, cast
@@ -20,6 +21,7 @@ from flux0 import (
     APIError,
     BackoffStrategy,
     Flux0,
+    ResponseTooLarge,
     RetryConfig,
     StreamIdleTimeout,
     StreamInterrupted,
@@ -44,6 +46,7 @@ from flux0.testing import (
     Say,
     Truncate,
 )
+from flux0.usecases.call import ApiCall
 from support.in_memory import Script, in_both_loops, in_every_mode
 from support.modes import in_mode
 from support.transports import Mode
@@ -225,6 +228,37 @@ async def test_request_of_a_middleware_that_belongs_to_no_call_is_not_observed(m
 
     assert len(fake.calls) == 2
     assert len(recorder.attempts) == 1
+
+
+@in_every_mode
+async def test_call_without_a_response_body_is_observed(mode: Mode) -> None:
+    def delete(call: ApiCall) -> Flow[int]:
+        request = call.request("agents.delete", "DELETE", "/api/agents")
+        return call.perform(request, lambda response: response.status_code)
+
+    fake, recorder = FakeTransport(), Recorder()
+    fake.inject(Respond(204))
+    async with observed(mode, fake, recorder) as flux0:
+        caller = flux0.agents._caller
+        if mode == "sync":
+            status = caller.run(delete, {})
+        else:
+            status = await caller.run_async(delete, {})
+
+    assert status == 204
+    assert recorder.names == ["call start", "attempt 1 start", "attempt 1 end", "call end"]
+    assert recorder.calls[0].operation == "agents.delete"
+
+
+@in_every_mode
+async def test_status_of_a_response_whose_body_cannot_be_read_is_reported(mode: Mode) -> None:
+    recorder = Recorder()
+    async with observed(mode, FakeTransport(), recorder, max_body_bytes=1) as flux0:
+        with pytest.raises(ResponseTooLarge) as caught:
+            await flux0.agents.list_async()
+
+    assert recorder.attempts[0].error is caught.value
+    assert recorder.attempts[0].status_code == 200
 
 
 # --- turns
@@ -421,6 +455,23 @@ async def test_exception_of_an_observer_is_logged_once(mode: Mode) -> None:
     assert log.getvalue().count("Traceback") == 1
     assert log.getvalue().endswith("RuntimeError: a bug\n")
     assert second.names[-1] == "call end"
+
+
+@in_every_mode
+async def test_exception_of_an_observer_without_a_hash_does_not_affect_the_call(mode: Mode) -> None:
+    @dataclass
+    class Broken(Observer):
+        errors: int = 0
+
+        def on_call_start(self, call: Call) -> None:
+            self.errors += 1
+            raise RuntimeError("a bug")
+
+    broken = Broken()
+    async with observed(mode, FakeTransport(), broken) as flux0:
+        assert len(await flux0.agents.list_async()) == 1
+
+    assert broken.errors == 1
 
 
 @pytest.mark.parametrize(

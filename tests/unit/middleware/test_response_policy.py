@@ -17,7 +17,7 @@ from flux0.flows import chain
 from flux0.middleware.responses import ResponsePolicy
 from flux0.ports import Request, Response
 from support.driving import Time
-from support.in_memory import JSON, Step, response_from, script, tape
+from support.in_memory import JSON, SSE, Step, response_from, script, tape
 
 REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents", Headers())
 LIMIT = 100_000
@@ -53,13 +53,21 @@ def error_of(
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
 def test_body_of_a_2xx_response_is_read_unless_it_is_streaming(status: int) -> None:
     recorded = tape(b"some ", b"bytes")
-    response = response_from(recorded, status=status)
+    response = response_from(recorded, status=status, headers=SSE)
 
     assert send(response, evolve(REQUEST, stream=True)) is response
     assert recorded.reads == recorded.releases == 0
     complete = send(response)
     assert complete.body == b"some bytes"
     assert evolve(complete, body=response.body) == response
+    assert recorded.releases
+
+
+def test_body_that_is_no_event_stream_is_read_although_a_stream_was_requested() -> None:
+    recorded = tape(b"<html>", b"</html>")
+    response = response_from(recorded, headers=HTML)
+
+    assert send(response, evolve(REQUEST, stream=True)).body == b"<html></html>"
     assert recorded.releases
 
 
