@@ -39,7 +39,6 @@ class Caller:
         observers: The observers of calls and turns.
 
     Attributes:
-        server_url: The URL of the server, without credentials.
         observers: The observers of calls and turns.
         open_turns: The open streams, at most one per session.
     """
@@ -54,7 +53,6 @@ class Caller:
     ) -> None:
         self._clock = time.monotonic
         self.observers: Observers = observers
-        self.server_url: str = default_call.server_url
         self._default_call = default_call
         self._is_view = False
         self._open_calls = OpenCalls()
@@ -140,6 +138,11 @@ class Caller:
             idle = arguments.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
             changes["timeout"] = evolve(call.timeout, idle=idle)
         return evolve(call, **changes) if changes else call
+
+    @property
+    def server_url(self) -> str:
+        """The URL of the server, without credentials."""
+        return self._default_call.server_url
 
     @property
     def is_closed(self) -> bool:

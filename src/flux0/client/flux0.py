@@ -14,7 +14,7 @@ from flux0.client.conversation import (
     conversation_caller,
 )
 from flux0.client.layers import HeaderFunction, build_chain, split_headers
-from flux0.client.options import CallOptions, check_names, show_options
+from flux0.client.options import CallOptions, TurnOptions, check_names, show_options
 from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.client.transports import choose_transports, time_source
 from flux0.client.uncopyable import Uncopyable
@@ -162,33 +162,16 @@ class Flux0(Uncopyable):
         self.agents = AgentsResource(caller)
         self.sessions = SessionsResource(caller)
 
-    def with_options(
-        self,
-        *,
-        retries: RetryConfig | None = None,
-        timeout_ms: int | None = None,
-        stream_idle_timeout_ms: int | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Flux0:
+    def with_options(self, **options: Unpack[TurnOptions]) -> Flux0:
         """Return a client with different default options and the same connections.
+
+        The options are the same as for `client.sessions.create_event`. For each option that is
+        None, the new client uses the setting of this client.
 
         Both clients share the transport, its connections and the open turns, so the new client is
         cheap. Closing the new client has no effect. Closing this client closes both clients.
-
-        For each option that is None, the new client uses the setting of this client.
-
-        Args:
-            retries: The retry policy.
-            timeout_ms: The longest time in milliseconds that a call may take.
-            stream_idle_timeout_ms: The longest time in milliseconds between two events of a stream.
-            headers: Header fields in addition to the fields of this client.
         """
-        caller = self._caller.with_options(
-            retries=retries,
-            timeout_ms=timeout_ms,
-            stream_idle_timeout_ms=stream_idle_timeout_ms,
-            http_headers=headers,
-        )
+        caller = self._caller.with_options(**options)
         client = Flux0.__new__(Flux0)
         client._set_caller(caller)  # noqa: SLF001 - a method of the same class
         return client

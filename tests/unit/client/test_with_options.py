@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from inspect import signature
+from typing import Any, cast
 
 import pytest
 
 import flux0
 from flux0 import ClientClosed, Flux0, RetryConfig
+from flux0.client.options import TurnOptions
 from flux0.models import ConnectError
 from support.in_memory import (
     SSE,
@@ -28,7 +31,9 @@ AGENTS = b'{"data": []}'
 async def test_options_of_the_new_client_apply_to_its_calls_only(mode: Mode) -> None:
     transport = script(*[scripted_response(AGENTS) for _ in range(3)])
     client = Flux0(transport=transport, headers={"x-a": "1"}, timeout_ms=5_000)
-    other = client.with_options(timeout_ms=300, headers={"x-b": "2"}, stream_idle_timeout_ms=7_000)
+    other = client.with_options(
+        timeout_ms=300, http_headers={"x-b": "2"}, stream_idle_timeout_ms=7_000
+    )
 
     await in_mode(mode, other).agents.list_async()
     await in_mode(mode, client).agents.list_async()
@@ -53,6 +58,21 @@ async def test_retries_of_the_new_client_apply(mode: Mode) -> None:
         await in_mode(mode, client).agents.list_async()
 
     assert len(transport.requests) == 1
+
+
+def test_each_option_of_a_call_can_be_a_default() -> None:
+    client = Flux0(transport=script(scripted_response(AGENTS), scripted_response(AGENTS)))
+
+    assert {*signature(client.with_options).parameters} == {*TurnOptions.__annotations__}
+    with pytest.raises(TypeError, match="'headers': use http_headers"):
+        cast("Any", client).with_options(headers={})
+
+
+def test_repr_shows_the_server_url_of_the_new_client() -> None:
+    other = Flux0(transport=script()).with_options(server_url="http://other.example")
+
+    assert repr(other) == "Flux0('http://other.example')"
+    assert repr(other.agents) == "AgentsResource('http://other.example')"
 
 
 @in_every_mode
