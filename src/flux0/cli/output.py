@@ -13,6 +13,8 @@ from rich.console import COLOR_SYSTEMS, Console
 from rich.style import Style
 from rich.text import Text
 
+from flux0.domain.safe_text import escaped
+
 PLAIN = Style()
 DIM = Style(dim=True)
 BOLD = Style(bold=True)
@@ -22,15 +24,10 @@ _GAP = "  "  # The space between two columns of a table.
 # The smallest width of the last column of a table, in terminal cells. Its text is wrapped.
 _MIN_LAST_COLUMN = 11
 
-_VISIBLE = {
-    **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))},
-    **str.maketrans({"\n": "\n", "\t": "\t", "\r": ""}),
-}
-
 
 def visible(text: str) -> str:
     """Escape control characters, because a terminal could interpret them as commands."""
-    return text.translate(_VISIBLE)
+    return escaped(text.replace("\r", ""), keep="\n\t\u2028\u2029")
 
 
 def one_line(text: str) -> str:

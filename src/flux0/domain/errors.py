@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from flux0.domain.safe_text import escaped, shown_url
+
 if TYPE_CHECKING:
     from flux0.domain.messages.finalizing import TurnMessage
     from flux0.domain.models import Agent
@@ -24,7 +26,8 @@ class Flux0Error(Exception):
             After such an error, the call is not retried.
         operation: the call that failed, such as `agents.list`; empty if the call sent no request.
         method: the method of the request.
-        url: the URL of the request, without credentials.
+        url: the URL of the request, without credentials. The values of query parameters that flux0
+            does not know are hidden.
         attempts: the number of attempts, including the first.
     """
 
@@ -43,13 +46,16 @@ class Flux0Error(Exception):
 
     @property
     def problem(self) -> str:
-        """The error message without the method and the URL of the request."""
-        return super().__str__()
+        """The error message without the method and the URL of the request.
+
+        It is one line: line breaks and other control characters are escaped.
+        """
+        return escaped(super().__str__())
 
     def attach_request(self, operation: str, method: str, url: str) -> None:
         """Store the request that failed, unless a request is already stored."""
         if not self.operation:
-            self.operation, self.method, self.url = operation, method, url
+            self.operation, self.method, self.url = operation, method, shown_url(url)
 
     def __str__(self) -> str:
         text = self.problem

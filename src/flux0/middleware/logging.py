@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flux0.domain.errors import Flux0Error, mark_user_error
 from flux0.domain.retrying import RetryDetails
+from flux0.domain.safe_text import escaped, shown_members, shown_url
 from flux0.flows import Flow, SendFlow
 from flux0.observers import TurnEnd
 from flux0.ports import Request, Response, Time
@@ -34,7 +36,8 @@ class DebugLogger(Protocol):
 class Logging:
     """Logs each attempt: method, URL, headers, body, status or error, and duration.
 
-    Values of headers that may hold credentials are hidden. Long bodies are truncated.
+    Values that may be credentials are hidden: of header fields, query parameters and JSON members.
+    Long bodies are truncated.
     """
 
     def __init__(self, logger: DebugLogger, time: Time) -> None:
@@ -43,7 +46,7 @@ class Logging:
 
     def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
         """Log the request, send it, log the response or the error, and return the response."""
-        where = f"{request.method} {request.url}"
+        where = f"{request.method} {shown_url(request.url)}"
         debug = self._debug
         headers, body = request.headers.redacted(), _shown(request.body)
         debug("%s attempt=%d headers=%s body=%s", where, request.attempt, headers, body)
@@ -53,7 +56,7 @@ class Logging:
         except Exception as error:
             duration = 1000 * (self._time.monotonic() - start)
             # Pass the text and not the error: a logging handler could keep the error alive.
-            text = str(error)
+            text = escaped(str(error))
             debug("%s failed after %.1f ms: %s: %s", where, duration, type(error).__name__, text)
             raise
         debug(
@@ -98,14 +101,13 @@ def is_turn_logged() -> bool:
 def log_turn(turn: TurnEnd) -> None:
     """Log the end of a turn to the logger `flux0`, without the contents of messages."""
     error = turn.error or turn.agent_error
+    ids = turn.agent_name or turn.agent_id, turn.session_id, turn.correlation_id
     first = turn.seconds_to_first_event
     _logger().info(
         "turn ended: ending=%s%s agent=%s session=%s turn=%s events=%d first_event=%s total=%.3fs",
         turn.ending,
         "" if error is None else f" error={type(error).__name__}",
-        turn.agent_name or turn.agent_id,
-        turn.session_id,
-        turn.correlation_id,
+        *map(escaped, map(str, ids)),
         turn.event_count,
         None if first is None else f"{first:.3f}s",
         turn.seconds,
@@ -142,5 +144,9 @@ def _shown(body: object) -> str:
         return "none"
     if not isinstance(body, bytes):
         return "a stream"
-    text = body[:_LONGEST_BODY].decode("utf-8", "replace")
-    return text if len(body) <= _LONGEST_BODY else f"{text}... ({len(body):,} bytes)"
+    try:
+        text = json.dumps(json.loads(body, object_hook=shown_members), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        text = body.decode("utf-8", "replace")
+    shown = escaped(text[:_LONGEST_BODY])
+    return shown if len(text) <= _LONGEST_BODY else f"{shown}... ({len(body):,} bytes)"

@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 
 from flux0.domain.errors import Flux0Error
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryDetails, wait_before_retry
+from flux0.domain.safe_text import shown_url
 from flux0.flows import Flow, SendFlow, Sleep
 from flux0.middleware.logging import log_retry
 from flux0.ports import Request, Response, Time
@@ -79,7 +80,7 @@ class Retry:
                 details = RetryDetails(
                     operation=request.operation,
                     method=request.method,
-                    url=request.url,
+                    url=shown_url(request.url),
                     attempt=request.attempt,
                     delay_ms=wait * 1000,
                     cause=error,

@@ -11,6 +11,7 @@ from flux0.domain.errors import DecodeError, InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.models import Participant
 from flux0.domain.retrying import RetryConfig
+from flux0.domain.safe_text import shown_url
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow, SendFlow
 from flux0.observers import Call
@@ -108,7 +109,8 @@ class ApiCall:
         call = None
         if self._observe is not None:
             session_id, agent = None if ids is None else ids.get("session_id"), self.agent
-            call = Call(operation, method, url, route, session_id, agent.id, agent.name, content)
+            shown = shown_url(url)
+            call = Call(operation, method, shown, route, session_id, agent.id, agent.name, content)
         defaults = _STREAM if stream else _JSON if body is None else _JSON_BODY
         return Request(
             method=method,

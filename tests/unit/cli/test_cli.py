@@ -620,7 +620,7 @@ def test_error_response_is_reported_on_one_line(
     for command in (["agents", "list"], ["agents", "get", "x" * 10]):
         (line,) = run(*command).stderr.splitlines()
         assert line.startswith("Error: ")
-        assert line.endswith("one two \\x1b[31m")
+        assert line.endswith(r"one\ntwo \x1b[31m")
     fake.inject(Respond(200, body=b"<html>"))
     result = run("agents", "list")
     assert result.exit_code == 1

@@ -18,7 +18,7 @@ from flux0.ports import Request, Response
 from support.driving import Time
 from support.in_memory import JSON, SSE, script, scripted_response
 
-REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents?a=1", Headers())
+REQUEST = Request("GET", "http://h:1/api/sessions?agent_id=1", Headers())
 
 
 @define
@@ -60,10 +60,10 @@ def test_exchange_is_logged_in_two_lines() -> None:
     )
 
     assert request_line == (
-        'POST http://127.0.0.1:8080/api/agents?a=1 attempt=2 headers={} body={"name": "n"}'
+        'POST http://h:1/api/sessions?agent_id=1 attempt=2 headers={} body={"name": "n"}'
     )
     assert response_line == (
-        "POST http://127.0.0.1:8080/api/agents?a=1 returned 201 in 250.0 ms "
+        "POST http://h:1/api/sessions?agent_id=1 returned 201 in 250.0 ms "
         "headers={'content-type': 'application/json'} body={\"data\": []}"
     )
 
@@ -73,7 +73,7 @@ def test_failure_is_logged_with_its_class() -> None:
 
     assert request_line.endswith("body=none")
     assert failed == (
-        "GET http://127.0.0.1:8080/api/agents?a=1 failed after 250.0 ms: ConnectError: refused"
+        "GET http://h:1/api/sessions?agent_id=1 failed after 250.0 ms: ConnectError: refused"
     )
     assert len(log_of(REQUEST, KeyboardInterrupt())) == 1, "an interrupt is not logged"
 

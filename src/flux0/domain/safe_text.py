@@ -1,0 +1,54 @@
+"""Text for logs, error messages and terminals.
+
+The text contains no control characters, which could forge a line of a log or send commands to a
+terminal. It contains no values that may be credentials.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+HIDDEN = "***"  # Shown in place of a value that may be a credential.
+
+# The values of all other query parameters and JSON members may be credentials: you pass them in
+# `extra_query` and `extra_body`, and the server may return them.
+_SHOWN = frozenset(
+    {
+        *("agent_id", "allow_greeting", "correlation_id", "min_offset", "source", "types"),
+        *("created_at", "description", "id", "name", "title", "type"),
+        *("content", "data", "deleted", "detail", "loc", "msg", "offset"),
+        *("participant", "parts", "reasoning", "status"),
+        *("acknowledged_offset", "tool_call_id", "tool_calls", "tool_name"),
+    }
+)
+
+# Control characters, line separators, and surrogates, which UTF-8 cannot encode.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def escaped(text: str, keep: str = "") -> str:
+    """Escape control characters, line separators and surrogates, except the characters `keep`."""
+    if text.isprintable():
+        return text
+    return _UNSAFE.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def shown_url(url: str) -> str:
+    """Return a URL without the values of query parameters that may be credentials."""
+    base, mark, query = url.partition("?")
+    return f"{base}{mark}{'&'.join(map(_shown_parameter, query.split('&')))}" if mark else url
+
+
+def _shown_parameter(parameter: str) -> str:
+    name, equals, _ = parameter.partition("=")
+    return parameter if name in _SHOWN else f"{name if equals else ''}{equals}{HIDDEN}"
+
+
+def shown_members(members: dict[str, Any]) -> dict[str, Any]:
+    """Return the members of a JSON object, without values that may be credentials."""
+    return {name: value if name in _SHOWN else HIDDEN for name, value in members.items()}
