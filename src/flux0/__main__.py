@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from typer import Typer
 
 _EXTRA = {"rich", "typer"}
+_NO_OUTPUT = "Error: cannot write the output"
 _INTERRUPTED, _CLOSED_PIPE = 130, 141  # The exit codes of shells for SIGINT and SIGPIPE.
 
 
 def main() -> None:
     """Run the command line, or exit with a message if its packages are not installed."""
+    if sys.stdout is None:
+        sys.exit(f"{_NO_OUTPUT}: it is closed")
     try:
         app = _import_app()
         app(prog_name="flux0-client")
@@ -38,7 +41,7 @@ def main() -> None:
         _discard_output()
         if isinstance(cause, BrokenPipeError):
             sys.exit(_CLOSED_PIPE)
-        sys.exit(f"Error: cannot write the output: {cause.strerror}")
+        sys.exit(f"{_NO_OUTPUT}: {cause.strerror}")
 
 
 def _import_app() -> Typer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
-from attrs import frozen
+from attrs import field, frozen
 
 from flux0.domain.errors import DecodeError, InvalidArgument
 from flux0.domain.headers import Headers
@@ -53,7 +53,7 @@ class ApiCall:
         cookie: a `cookie` header with the user of the conversation. No option replaces this cookie.
     """
 
-    _send: SendFlow
+    _send: SendFlow = field(alias="send")
     codec: Codec
     server_url: str
     login: Headers | None
@@ -65,7 +65,9 @@ class ApiCall:
     retries: RetryConfig
     limit: float | None = None
     deadline: Deadline | None = None
-    _observe: Callable[[Request, Flow[Any]], Flow[Any]] | None = None
+    _observe: Callable[[Request, Flow[Any]], Flow[Any]] | None = field(
+        default=None, alias="observe"
+    )
     extra_query: Mapping[str, str] | None = None
     extra_body: Mapping[str, Any] | None = None
     agent: Participant = _UNKNOWN

@@ -458,6 +458,15 @@ def test_empty_or_invalid_message_is_rejected_before_a_request_is_sent(
     assert fake.calls == ()
 
 
+def test_closed_standard_output_is_an_error_and_nothing_is_sent(
+    environment: Mapping[str, str], fake: FakeTransport
+) -> None:
+    closed = f"exec {sys.executable} -m flux0 chat Hi >&-"
+    done = finished(environment, closed, program=("/bin/sh", "-c"))
+    assert (done.returncode, done.stderr) == (1, "Error: cannot write the output: it is closed\n")
+    assert fake.calls == ()
+
+
 def test_chat_works_with_closed_standard_streams(environment: Mapping[str, str]) -> None:
     closed = f"exec {sys.executable} -m flux0 chat Hi <&- 2>&-"
     done = finished(environment, closed, program=("/bin/sh", "-c"))
