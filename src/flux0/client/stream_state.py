@@ -17,6 +17,7 @@ from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import answer_of, joined_history
 from flux0.domain.messages.tool_calls import joined_tool_calls, timed_tool_calls
 from flux0.domain.models import Events, Participant, ToolCall
+from flux0.domain.safe_text import escaped
 from flux0.domain.stream_events import StatusEvent, StreamEvent
 from flux0.observers import TurnEnd
 from flux0.ports import Response
@@ -79,7 +80,7 @@ class StreamState(Uncopyable):
         state = (
             "failed" if failed else "ended" if self._ended else "closed" if self._closed else "open"
         )
-        turn = "" if self.correlation_id is None else f" of {self.correlation_id}"
+        turn = "" if self.correlation_id is None else f" of {escaped(self.correlation_id)}"
         return f"<{type(self).__name__} {state}, {self.event_count} events{turn}>"
 
     @property
@@ -211,7 +212,8 @@ class StreamState(Uncopyable):
 
     def _describe_end(self, with_messages: bool) -> TurnEnd:
         agent = self.agent
-        messages = self.messages if with_messages else ()
+        # Do not use `self.messages`: the user gets these objects, and an observer may change them.
+        messages = self._accumulator.finish(partial=True) if with_messages else ()
         times = {chunk.event_id: chunk.timestamp for chunk in self._accumulator.first_chunks}
         return TurnEnd(
             ending=self.ending or "closed",

@@ -293,6 +293,28 @@ async def test_complete_turn_reports_its_facts(mode: Mode) -> None:
 
 
 @in_every_mode
+async def test_observer_that_changes_a_turn_does_not_change_the_reply(mode: Mode) -> None:
+    class Redacts(Recorder):
+        def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
+            super().on_turn_end(call, turn)
+            (timed,) = turn.tool_calls
+            cast("Any", timed.call.args).clear()
+            cast("Any", timed.call.result).data.clear()
+
+    recorder, tool = Redacts(), CallTool("weather", {"city": "Paris"})
+    fake = FakeTransport([tool, GiveResult(tool, {"sky": "clear"}), Say("It is sunny.")])
+    async with observed(mode, fake, recorder) as flux0:
+        conversation = await flux0.conversation_async(agent=fake.agent_id)
+        reply = await conversation.ask("Hello")
+
+    assert recorder.turn.tool_calls[0].call.args == {}
+    (call,) = reply.tool_calls
+    assert call.args == {"city": "Paris"}
+    assert call.result is not None
+    assert call.result.data == {"sky": "clear"}
+
+
+@in_every_mode
 async def test_interrupted_turn_reports_its_error_once(mode: Mode) -> None:
     recorder = Recorder()
     fault = Truncate(after_events=2)

@@ -13,6 +13,7 @@ from flux0.domain.errors import Flux0Error
 from flux0.domain.safe_text import escaped, shown_url
 from flux0.observers import Call, Observer
 from flux0.testing import FakeTransport, Pause, Respond, Say
+from support.in_memory import SSE, chunk, script, scripted_response
 
 AT_ONCE = RetryConfig(backoff=BackoffStrategy(initial_interval=0), max_attempts=2, retry_posts=True)
 
@@ -35,6 +36,15 @@ def test_control_characters_and_surrogates_are_escaped(text: str, shown: str) ->
 
 def test_kept_characters_are_not_escaped() -> None:
     assert escaped("a\n\tb\x1b", keep="\n\t") == "a\n\tb\\x1b"
+
+
+def test_repr_of_a_stream_is_one_line() -> None:
+    event = chunk("Hi").replace(b"RID(1)", b"RID\\nERROR \\u001b[31mforged")
+    with Flux0(transport=script(scripted_response(event, headers=SSE))) as flux0:
+        stream = flux0.sessions.create_event(session_id="s", content="Hi")
+        next(stream)
+
+    assert repr(stream) == r"<EventStream closed, 1 events of RID\nERROR \x1b[31mforged::2>"
 
 
 @pytest.mark.parametrize(

@@ -122,9 +122,13 @@ class MessageAccumulator:
         """
         return tuple(self._problems)
 
-    def finish(self) -> tuple[TurnMessage, ...]:
-        """Return the events that the server stores for the turn, in the order of `messages`."""
-        messages = (builder.final() for builder in self._builders.values())
+    def finish(self, *, partial: bool = False) -> tuple[TurnMessage, ...]:
+        """Return the events that the server stores for the turn, in the order of `messages`.
+
+        Each call returns new objects. If `partial` is True, the result equals `messages`: tool
+        calls with incomplete arguments are included.
+        """
+        messages = (builder.finalized(partial=partial) for builder in self._builders.values())
         return tuple(message for message in messages if message is not None)
 
     def _add_builder(self, first: ChunkEvent) -> _MessageBuilder:
@@ -202,14 +206,11 @@ class _MessageBuilder:
             # Drop the old message first: CPython appends to a string without copying it only if
             # there is no other reference to the string.
             self._message = None
-            self._message = self._finalized(partial=True)
+            self._message = self.finalized(partial=True)
         return self._message
 
-    def final(self) -> TurnMessage | None:
+    def finalized(self, *, partial: bool) -> TurnMessage | None:
         """Return the event that the server stores for the message, or None if it stores nothing."""
-        return self._finalized(partial=False)
-
-    def _finalized(self, *, partial: bool) -> TurnMessage | None:
         root = self._root
         if isinstance(root, list) and root and all(type(item) is str for item in root):
             # `TextList.text` keeps its last result and joins only the strings that were added.
