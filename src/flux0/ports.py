@@ -345,8 +345,12 @@ class Codec(Protocol):
         """Decode one server-sent event of a turn."""
         ...
 
-    def encode(self, value: Any) -> bytes:
-        """Encode a model or plain JSON in the form that the server accepts."""
+    def encode(self, value: Any, argument: str = "value") -> bytes:
+        """Encode a model or plain JSON in the form that the server accepts.
+
+        Raises:
+            InvalidArgument: JSON cannot represent `value`; the error blames `argument`.
+        """
         ...
 
     def from_dict(self, model: type[T], data: Any) -> T:

@@ -6,7 +6,6 @@ Turns follow the semantic conventions for generative AI, version 0.1.0 (`invoke_
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextvars import Token
 from time import time_ns
@@ -18,6 +17,7 @@ from attrs import define, field
 from flux0._version import __version__
 from flux0.domain.api_errors import APIError
 from flux0.domain.errors import AgentError, MissingDependency, StreamError, TransportError
+from flux0.domain.json_text import json_text
 from flux0.domain.models import ContentPart, MessageData, ReasoningPart
 from flux0.observers import AttemptEnd, Call, CallEnd, Observer, TurnEnd
 
@@ -122,7 +122,7 @@ class OpenTelemetry(Observer):
             ("gen_ai.agent.name", call.agent_name),
         ):
             if value is not None:
-                attributes[key] = value
+                attributes[key] = _utf8(value)
         if call.starts_turn:
             attributes |= _INVOKE_AGENT
             if self._contents:
@@ -200,7 +200,7 @@ class OpenTelemetry(Observer):
             ("flux0.turn.event_count", turn.event_count),
         ):
             if value is not None:
-                span.set_attribute(key, value)
+                span.set_attribute(key, _utf8(value) if isinstance(value, str) else value)
         span.update_name(_turn_name(turn.agent_name))
         for tool_call in turn.tool_calls:
             self._record_tool_call(observed, tool_call, end)
@@ -216,10 +216,10 @@ class OpenTelemetry(Observer):
         call = timed.call
         attributes: _Attributes = {
             "gen_ai.operation.name": "execute_tool",
-            "gen_ai.tool.name": str(call.tool_name),
+            "gen_ai.tool.name": _utf8(call.tool_name),
         }
         if call.tool_call_id is not None:  # pyright: ignore[reportUnnecessaryComparison] - an agent may send null
-            attributes["gen_ai.tool.call.id"] = str(call.tool_call_id)
+            attributes["gen_ai.tool.call.id"] = _utf8(call.tool_call_id)
         if self._contents:
             attributes["gen_ai.tool.call.arguments"] = _json(call.args)
             if call.result is not None:
@@ -230,7 +230,7 @@ class OpenTelemetry(Observer):
         start = turn_end if timed.started_at is None else round(timed.started_at * 1e9)
         start = min(max(start, turn.start), turn_end - duration)
         span = self._tracer.start_span(
-            f"execute_tool {call.tool_name}",
+            f"execute_tool {_utf8(call.tool_name)}",
             context=turn.context,
             attributes=attributes,
             start_time=start,
@@ -250,7 +250,7 @@ class OpenTelemetry(Observer):
             # text of the agent or the server, which is recorded only if `contents` is True.
             own = isinstance(error, (TransportError, StreamError))
             shown = self._contents or (own and not isinstance(error, AgentError))
-            span.set_status(StatusCode.ERROR, str(error) if shown else None)
+            span.set_status(StatusCode.ERROR, _utf8(error) if shown else None)
         span.end(end)
         return attributes
 
@@ -262,7 +262,7 @@ _INVOKE_AGENT: _Attributes = {
 
 
 def _turn_name(agent_name: str | None) -> str:
-    return "invoke_agent" if agent_name is None else f"invoke_agent {agent_name}"
+    return "invoke_agent" if agent_name is None else f"invoke_agent {_utf8(agent_name)}"
 
 
 def _server(call: Call) -> _Attributes:
@@ -298,4 +298,12 @@ def _text(value: object) -> str:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return _utf8(json_text(value, ascii=False, default=str))
+
+
+def _utf8(value: object) -> str:
+    """Return `value` as text that UTF-8 can encode: lone surrogates are escaped as in JSON.
+
+    The JSON of an agent may contain them. An OTLP exporter would lose a whole batch of spans.
+    """
+    return str(value).encode(errors="backslashreplace").decode()

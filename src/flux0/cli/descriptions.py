@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 from flux0 import models
+from flux0.domain.json_text import json_text
 from flux0.models import ContentPart, MessageData, ReasoningPart, ToolCall, ToolCallPart, ToolData
 
 Item: TypeAlias = models.MessagePart | ToolCall
@@ -32,7 +32,7 @@ _OPTIONS = {
 
 def to_text(value: Any, *, indent: int | None = None) -> str:
     """Return a string unchanged, and any other value as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, indent=indent, ensure_ascii=False)
+    return value if isinstance(value, str) else json_text(value, indent=indent, ascii=False)
 
 
 def describe_status(status: str, data: Any) -> str:
@@ -49,7 +49,7 @@ def describe_call(call: ToolCall | ToolCallPart) -> str:
     args: Any = call.args
     if isinstance(args, Mapping):
         items = cast("Mapping[str, Any]", args).items()
-        args = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in items)
+        args = ", ".join(f"{name}={json_text(value, ascii=False)}" for name, value in items)
     return f"{call.tool_name}({_shorten(to_text(args), MAX_ARGS_SHOWN)})"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from io import TextIOWrapper
@@ -13,6 +12,7 @@ from rich.console import COLOR_SYSTEMS, Console
 from rich.style import Style
 from rich.text import Text
 
+from flux0.domain.json_text import json_text
 from flux0.domain.safe_text import escaped
 
 PLAIN = Style()
@@ -124,13 +124,7 @@ class Output:
 
     def json(self, data: object, *, indent: int | None = None) -> None:
         """Write JSON on one line, or on indented lines if `indent` is not None."""
-        try:
-            text = json.dumps(data, indent=indent, allow_nan=False)
-        except ValueError:
-            # NaN is not valid JSON. Write null, as the server does in lists of stored events.
-            data = json.loads(json.dumps(data), parse_constant=lambda _: None)
-            text = json.dumps(data, indent=indent)
-        self._append(f"{text}\n", PLAIN)
+        self._append(f"{json_text(data, indent=indent)}\n", PLAIN)
 
     def _wrap(self, text: str) -> str:
         """Return `text` with line breaks between words, in the form to append to the current line.

@@ -61,7 +61,8 @@ class TurnView:
                 self._show_new(turn, is_complete=False)
             return
         self._show_new(turn, is_complete=True)
-        status, data = event.event, event.data
+        # Further classes of events may have no attribute `data`.
+        status, data = event.event, getattr(event, "data", None)
         if isinstance(event, StatusEvent):
             status, data = event.status, event.data.data
         style = RED if status == SessionStatus.ERROR else DIM

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from flux0.domain.json_text import json_text
+
 if TYPE_CHECKING:
     from flux0.adapters.json import JsonCodec
 
@@ -12,13 +14,16 @@ T = TypeVar("T")
 
 
 def to_dict(model: object) -> Any:
-    """Convert a model to the JSON form that the server uses: dicts, lists and plain values."""
+    """Convert a model to the JSON form that the server uses: dicts, lists and plain values.
+
+    NaN and infinities, which JSON does not have, are not changed; `to_json` writes null.
+    """
     return _codec().to_dict(model)
 
 
 def to_json(model: object) -> str:
-    """Return the JSON form of a model as a JSON string; see `to_dict`."""
-    return _codec().encode(model).decode()
+    """Return the JSON form of a model (see `to_dict`) as JSON text, in ASCII, without spaces."""
+    return json_text(to_dict(model), compact=True)
 
 
 @overload

@@ -19,9 +19,10 @@ from flux0.domain.extensible import Extensible
 T = TypeVar("T")
 
 
-def _aware(time: datetime) -> datetime:
-    """Return `time` with a time zone: UTC if the server sent no time zone."""
-    return time.replace(tzinfo=timezone.utc) if getattr(time, "tzinfo", time) is None else time
+def aware(time: datetime) -> datetime:
+    """Add the time zone UTC to a time without a time zone. Other values are returned unchanged."""
+    has_zone = getattr(time, "tzinfo", timezone.utc) is not None
+    return time if has_zone else time.replace(tzinfo=timezone.utc)
 
 
 @frozen
@@ -31,7 +32,7 @@ class Agent(Extensible):
     id: str
     name: str
     type: str
-    created_at: datetime = field(converter=_aware)
+    created_at: datetime = field(converter=aware)
     description: str | None = None
 
 
@@ -49,7 +50,7 @@ class Session(Extensible):
     id: str
     agent_id: str
     user_id: str
-    created_at: datetime = field(converter=_aware)
+    created_at: datetime = field(converter=aware)
     consumption_offsets: ConsumptionOffsets
     title: str | None = None
 
@@ -212,7 +213,7 @@ class Event(HasMessageData, Extensible):
     offset: int
     data: EventData
     deleted: bool
-    created_at: datetime = field(converter=_aware)
+    created_at: datetime = field(converter=aware)
     metadata: Mapping[str, Any] | None = None
 
 

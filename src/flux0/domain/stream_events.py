@@ -1,6 +1,8 @@
 """The events of a turn's stream: status events, chunk events, and events of unknown types.
 
-The attribute `type` distinguishes the classes: `"status"`, `"chunk"` or `"unknown"`.
+The attribute `type` distinguishes the classes: `"status"`, `"chunk"` or `"unknown"`. The codec gets
+its facts from the classes in the union `StreamEvent`: `event` is the name in the stream, and
+`type_in_json` says whether the JSON has the member `type` (by default it has).
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ class ChunkEvent(Extensible):
 
     event: ClassVar[str] = "chunk"
     type: ClassVar[Literal["chunk"]] = "chunk"
+    type_in_json: ClassVar[bool] = False
     correlation_id: str
     event_id: str
     seq: int
@@ -123,6 +126,7 @@ class UnknownEvent:
     """An event with a name that flux0 does not know. `data` is the unparsed text of the event."""
 
     type: ClassVar[Literal["unknown"]] = "unknown"
+    type_in_json: ClassVar[bool] = False
     event: str
     data: str
     id: str = ""
@@ -136,9 +140,9 @@ StreamEvent: TypeAlias = ChunkEvent | StatusEvent | UnknownEvent
 
 
 def _encoded(name: str, data: dict[str, Any], id: str | None = None) -> bytes:
-    import json  # noqa: PLC0415 - not needed to import this package
+    from flux0.domain.json_text import json_text  # noqa: PLC0415 - not needed for the import
 
-    return _framed(name, json.dumps(data), id)
+    return _framed(name, json_text(data), id)
 
 
 def _framed(name: str, data: str, id: str | None) -> bytes:

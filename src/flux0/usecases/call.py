@@ -118,7 +118,7 @@ class ApiCall:
             method=method,
             url=url,
             headers=defaults.merge(self.login or _NOTHING).merge(self.headers).merge(self.cookie),
-            body=None if body is None else self.codec.encode(body),
+            body=None if body is None else self.codec.encode(body, "extra_body"),
             stream=stream,
             timeout=self.timeout,
             operation=operation,

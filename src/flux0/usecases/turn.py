@@ -32,7 +32,7 @@ from flux0.domain.errors import (
     StreamInterrupted,
     TransportError,
 )
-from flux0.domain.stream_events import StreamEvent, UnknownEvent
+from flux0.domain.stream_events import StreamEvent
 from flux0.domain.timeouts import duration
 from flux0.ports import Codec, EventStreamParser, Request
 
@@ -82,8 +82,8 @@ class Turn:
         if events:
             self._waited = 0.0
         if self.correlation_id is None:
-            ids = (event.correlation_id for event in events if not isinstance(event, UnknownEvent))
-            self.correlation_id = next(ids, None)
+            ids = (getattr(event, "correlation_id", None) for event in events)
+            self.correlation_id = next((id_ for id_ in ids if id_ is not None), None)
         if failure is not None:
             self._set_failure(failure)
         return events

@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 import pytest
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from flux0 import (
+    AgentError,
     APIError,
     BackoffStrategy,
     Flux0,
@@ -43,6 +44,7 @@ from flux0.testing import (
     GiveResult,
     Pause,
     Reason,
+    Report,
     Respond,
     Say,
     SendChunk,
@@ -395,6 +397,29 @@ async def test_contents_that_are_not_text_have_the_form_of_the_conventions(mode:
         {"type": "tool_call", "id": None, "name": "weather", "arguments": {}},
         {"type": "text", "content": '{"card": "rain"}'},
     ]
+
+
+def test_lone_surrogates_are_escaped_because_exporters_encode_text_as_utf8() -> None:
+    odd = "a\ud800"
+    call: dict[str, Any] = {"tool_call_id": odd, "tool_name": odd, "args": {odd: odd}}
+    patches: list[dict[str, Any]] = [
+        {"op": "add", "path": "/tool_calls/0", "value": {"type": "tool_call", **call}}
+    ]
+    chunk = SendChunk("e1", patches, metadata={"agent_id": odd, "agent_name": odd})
+    telemetry, fake = Telemetry(), FakeTransport([chunk, Report("error", odd)])
+    with Flux0(transport=fake, observers=[telemetry.observer(contents=True)]) as flux0:
+        agent = evolve(flux0.agents.retrieve(agent_id=fake.agent_id), name=odd)
+        with pytest.raises(AgentError):
+            flux0.conversation(agent=agent).ask("Hi")
+
+    turn = telemetry.span("invoke_agent a\\ud800")
+    assert str(turn.status.description).endswith("a\\ud800")
+    assert attributes(turn)["gen_ai.agent.name"] == "a\\ud800"
+    (answer,) = json.loads(attributes(turn)["gen_ai.output.messages"])
+    assert answer["parts"][0]["arguments"] == {odd: odd}
+    for span in telemetry.spans.get_finished_spans():
+        for value in (span.name, span.status.description, *attributes(span).values()):
+            assert str(value).encode()
 
 
 @in_every_mode

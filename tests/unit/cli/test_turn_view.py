@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytest
+from attrs import frozen
 
 from flux0 import ChunkEvent, MessageAccumulator, StatusEvent, UnknownEvent, models
 from flux0.cli.output import Output
@@ -16,6 +18,14 @@ _AGENT = {"agent_id": "a", "agent_name": "Drizzle"}
 MAGIC: dict[str, Any] = {"type": "magic", "tool_call_id": "1", "tool_name": "spell", "args": {}}
 
 View = Callable[..., str]
+
+
+@frozen
+class Bell:
+    """A class of events without data, as a later version of flux0 may have."""
+
+    event: ClassVar[str] = "bell"
+    type: ClassVar[str] = "bell"
 
 
 def new_view() -> TurnView:
@@ -104,6 +114,7 @@ def test_text_and_reasoning_are_written_when_they_arrive(view: View) -> None:
         ([chunk("/-", "a", "m", ("/-", "b")), text("c")], "abc\n"),
         ([chunk("/-", "")], ""),
         ([UnknownEvent("progress", "half")], "· progress: half\n"),
+        ([cast("models.StreamEvent", Bell())], "· bell\n"),
     ],
 )
 def test_messages_are_separated_by_blank_lines(
@@ -119,6 +130,7 @@ def test_messages_are_separated_by_blank_lines(
             [chunk("/sky", "foggy"), chunk("/celsius", 16)],
             '{\n  "sky": "foggy",\n  "celsius": 16\n}\n',
         ),
+        ([chunk("/a", math.nan)], '{\n  "a": null\n}\n'),
         ([chunk("/tool_callers", 2)], '{\n  "tool_callers": 2\n}\n'),
         ([chunk("/tool_calls/0", MAGIC)], json.dumps(MAGIC, indent=2) + "\n"),
     ],
@@ -178,7 +190,8 @@ def test_tool_calls_of_a_message_are_written_separately(view: View) -> None:
 
 
 def test_result_is_written_below_its_call(view: View) -> None:
-    assert view(call({"days": [1], "where": None})) == "• get_weather(days=[1], where=null)"
+    shown = view(call({"days": [1], "where": None, "odd": math.inf}))
+    assert shown == "• get_weather(days=[1], where=null, odd=null)"
     assert view(result({"sky": "foggy"})) == '\n  {"sky": "foggy"}'
     assert view(text("Foggy")) == "\n\nFoggy"
     assert view(call({}, "c2"), result("x" * 2000, "r2")).endswith("x… (800 more characters)")

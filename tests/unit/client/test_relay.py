@@ -110,6 +110,23 @@ def test_to_sse_has_the_same_bytes_as_the_server() -> None:
             assert event.to_sse() == evolve(event).to_sse() == written
 
 
+def test_nan_and_infinity_become_null_because_browsers_cannot_parse_them() -> None:
+    patch = b'{"op": "add", "path": "/-", "value": [1e999, {"a": NaN}]}'
+    data = json.dumps({**CHUNK, "patches": ["patch"], "metadata": {"b": -1e999}}).encode()
+    (event,) = events_of(b"event: chunk\ndata: " + data.replace(b'"patch"', patch) + b"\n\n")
+    (unknown,) = events_of(b"event: note\ndata: NaN\n\n")
+
+    written = event.to_sse().partition(b"data: ")[2]
+    assert (
+        written
+        == data.replace(
+            b'"patch"', b'{"op": "add", "path": "/-", "value": [null, {"a": null}]}'
+        ).replace(b"-Infinity", b"null")
+        + b"\n\n"
+    )
+    assert unknown.to_sse() == b"event: note\ndata: NaN\n\n", "its data may not be JSON"
+
+
 def test_unknown_members_are_kept_by_to_sse_also_in_changed_and_unpickled_events() -> None:
     patch = {"op": "add", "path": "/-", "value": "a", "hint": 1}
     data = {"type": "status", "status": "ok", "hint": [1]}

@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from datetime import datetime, timedelta, timezone
+from itertools import compress, product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -39,6 +40,7 @@ from flux0.domain.models import (
 )
 from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent
 from flux0.models import EventSource, EventType, SessionStatus
+from flux0.ports import ServerSentEvent
 
 DATA = Path(__file__).parents[2] / "data"
 SCHEMAS: dict[str, dict[str, Any]] = json.loads((DATA / "openapi.json").read_text("utf-8"))[
@@ -218,6 +220,42 @@ def test_unknown_members_are_readable_and_kept_by_copies(kind: Any, data: dict[s
         assert unknown.items() <= to_dict(model).items()
 
 
+REQUIRED_AND_OPTIONAL: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
+    models.Agent: (AGENT, {"description": None}),
+    models.ContentPart: ({"content": "x"}, {"type": "content"}),
+    models.MessageData: (
+        {"parts": []},
+        {"type": "message", "participant": {}, "flagged": True, "tags": []},
+    ),
+    models.StatusData: (
+        {"status": "typing"},
+        {"type": "status", "acknowledged_offset": 1, "data": 2},
+    ),
+    models.JSONPatchOperation: ({"op": "add", "path": "/-"}, {"value": 1, "from": "/a"}),
+}
+
+
+@pytest.mark.parametrize("kind", REQUIRED_AND_OPTIONAL)
+def test_unknown_members_are_kept_whichever_optional_members_are_missing(kind: Any) -> None:
+    required, optional = REQUIRED_AND_OPTIONAL[kind]
+    new = {f"new_{number}": number for number in range(len(optional) + 1)}
+    for present in product((True, False), repeat=len(optional)):
+        known = {**required, **dict(compress(optional.items(), present))}
+        for count in range(len(new) + 1):
+            unknown = dict([*new.items()][:count])
+            assert from_dict(kind, {**known, **unknown}).extra == unknown
+
+
+def test_status_event_without_types_keeps_its_unknown_members() -> None:
+    data = {"status": "typing", "new": 1}
+    status = {"id": "", "source": "user", "correlation_id": "c", "data": data, "new": 2}
+
+    event = JsonCodec().decode_event(ServerSentEvent("status", json.dumps(status)))
+
+    assert isinstance(event, StatusEvent)
+    assert (event.extra, event.data.extra) == ({"new": 2}, {"new": 1})
+
+
 def test_only_the_json_of_status_events_has_the_type_of_the_event() -> None:
     status = StatusEvent("", "c", EventSource.AI_AGENT, StatusData(SessionStatus.TYPING))
     events: list[models.StreamEvent] = [
@@ -327,6 +365,14 @@ def test_times_are_encoded_in_the_form_of_the_server(offset: timedelta, text: st
 
     assert encoded["created_at"] == text
     assert from_dict(Agent, encoded).created_at == moment
+
+
+def test_time_without_a_zone_is_utc_in_new_models_and_an_optional_time_may_be_none() -> None:
+    noon = datetime(2026, 1, 1, 12)
+
+    assert Agent("i", "n", "t", noon).created_at == noon.replace(tzinfo=timezone.utc)
+    converter: Any = attrs.fields(Agent).created_at.converter
+    assert converter(None) is None
 
 
 def some_agents(*names: str) -> Agents:
@@ -461,6 +507,8 @@ def test_every_model_is_unchanged_by_encoding_and_decoding(kind: Any, data: st.D
     for union in (models.StreamEvent, models.EventData):
         if kind in get_args(union):
             assert from_dict(union, encoded) == model
+    if isinstance(name := getattr(kind, "event", None), str):
+        assert JsonCodec().decode_event(ServerSentEvent(name, json.dumps(encoded))) == model
 
 
 class Shouting(str):

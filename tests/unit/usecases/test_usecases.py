@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
+from math import nan
 from typing import Any
 
 import pytest
@@ -336,7 +337,9 @@ def test_extra_members_and_parameters_are_added_to_the_request() -> None:
     [
         ({"extra_query": {"allow_greeting": "x"}}, "extra_query must not contain 'allow_greeting'"),
         ({"extra_body": {"agent_id": "x"}}, "extra_body must not contain 'agent_id'"),
-        ({"extra_body": {"new": object()}}, "cannot be represented in JSON"),
+        ({"extra_body": {"new": object()}}, "extra_body contains a object, which cannot be"),
+        ({"extra_body": {"new": {"a": [nan]}}}, r"^extra_body has nan at new\.a\[0\]: JSON has no"),
+        ({"extra_body": {"new": {1: 2}}}, "extra_body contains a mapping with the key 1"),
     ],
 )
 def test_extra_fields_that_the_call_sets_or_that_are_not_json_are_rejected(

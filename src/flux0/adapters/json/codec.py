@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cached_property
 from json.decoder import JSONDecoder
@@ -13,7 +12,8 @@ from cattrs import transform_error
 from flux0.adapters.json.plain import plain
 from flux0.adapters.json.structuring import converter, is_model, structure_hook
 from flux0.domain.errors import DecodeError, InvalidArgument
-from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent, UnknownEvent
+from flux0.domain.json_text import strict_json_text
+from flux0.domain.stream_events import StreamEvent, UnknownEvent
 from flux0.ports import ServerSentEvent
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class JsonCodec:
         return result
 
     def decode_event(self, event: ServerSentEvent) -> StreamEvent:
-        """Decode a server-sent event into a `ChunkEvent` or `StatusEvent`.
+        """Decode a server-sent event into the class of `StreamEvent` with this name.
 
         An event with an unknown name is returned as an `UnknownEvent`, with its data as a string.
         """
@@ -65,9 +65,13 @@ class JsonCodec:
         """The function for each event name that builds an event from plain JSON."""
         return {name: structure_hook(kind) for name, kind in _EVENTS.items()}
 
-    def encode(self, value: Any) -> bytes:
-        """Encode a model, or plain values, as JSON in ASCII bytes."""
-        return json.dumps(self.to_dict(value), separators=(",", ":")).encode("ascii")
+    def encode(self, value: Any, argument: str = "value") -> bytes:
+        """Encode a model, or plain values, as JSON in ASCII bytes.
+
+        Raises:
+            InvalidArgument: `value` cannot be represented in JSON; for example, it contains NaN.
+        """
+        return _convert(_encode, value, argument)
 
     def from_dict(self, model: type[T], data: Any) -> T:
         """Convert plain values (dicts, lists, strings, numbers) into `model`.
@@ -97,10 +101,7 @@ class JsonCodec:
         Raises:
             InvalidArgument: `value` cannot be represented in JSON, or is nested too deeply.
         """
-        try:
-            return plain(value)
-        except RecursionError as error:
-            raise InvalidArgument("value", "is nested too deeply") from error
+        return _convert(plain, value, "value")
 
     def _structure(self, model: Any, data: Any, body: str | bytes) -> Any:
         try:
@@ -116,7 +117,22 @@ class JsonCodec:
             raise DecodeError(problem, field=field, body=_excerpt(body)) from error
 
 
-_EVENTS: dict[str, Any] = {kind.event: kind for kind in (ChunkEvent, StatusEvent)}
+_EVENTS: dict[str, Any] = {
+    kind.event: kind for kind in get_args(StreamEvent) if kind is not UnknownEvent
+}
+
+
+def _encode(value: Any) -> bytes:
+    return strict_json_text(plain(value)).encode("ascii")
+
+
+def _convert(convert: Callable[[Any], T], value: Any, argument: str) -> T:
+    try:
+        return convert(value)
+    except RecursionError as error:
+        raise InvalidArgument(argument, "is nested too deeply") from error
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(argument, str(error)) from error
 
 
 def _load(text: str | bytes) -> Any:

@@ -13,9 +13,8 @@ from typing import Any, cast
 
 import attrs
 
-from flux0.domain.errors import InvalidArgument
 from flux0.domain.extensible import Extensible, with_extra
-from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, UnknownEvent
+from flux0.domain.stream_events import JSONPatchOperation
 
 _SCALARS = frozenset((str, int, float, bool, type(None)))
 
@@ -24,7 +23,7 @@ def plain(value: Any) -> Any:
     """Convert a model, or a container of models, to the JSON form that the server uses.
 
     Raises:
-        InvalidArgument: a value or a key cannot be represented in JSON.
+        TypeError: a value or a key cannot be represented in JSON.
     """
     kind: Any = type(value)  # pyright: ignore[reportUnknownVariableType]
     if kind in _SCALARS:
@@ -50,7 +49,7 @@ def _plain_scalar(value: Any) -> Any:
         if isinstance(value, scalar):
             return cast("Any", scalar).__add__(value, scalar())
     name = type(value).__name__
-    raise InvalidArgument("value", f"contains a {name}, which cannot be represented in JSON")
+    raise TypeError(f"contains a {name}, which cannot be represented in JSON")
 
 
 def _fields(model: Any) -> dict[str, Any]:
@@ -68,9 +67,7 @@ def _fields(model: Any) -> dict[str, Any]:
 
 def _key(key: object) -> str:
     if not isinstance(key, str):
-        raise InvalidArgument(
-            "value", f"contains a mapping with the key {key!r}; keys must be strings"
-        )
+        raise TypeError(f"contains a mapping with the key {key!r}; keys must be strings")
     return str.__str__(key)
 
 
@@ -85,4 +82,11 @@ def json_keys(kind: Any) -> tuple[tuple[str, str], ...]:
 def type_tag(kind: Any) -> str | None:
     """Return the constant value of the key `type` in a model's JSON; None if it has no such key."""
     tag = getattr(kind, "type", None)
-    return tag if type(tag) is str and kind not in (ChunkEvent, UnknownEvent) else None
+    return tag if type(tag) is str and getattr(kind, "type_in_json", True) else None
+
+
+@cache
+def known_keys(kind: Any) -> frozenset[str]:
+    """Return the JSON keys of the fields, and `type` if the model's JSON has this key."""
+    keys = (key for _, key in json_keys(kind))
+    return frozenset(keys if type_tag(kind) is None else (*keys, "type"))

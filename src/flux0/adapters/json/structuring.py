@@ -16,35 +16,27 @@ import attrs
 from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn, override
 
-from flux0.adapters.json.code_generation import Hook, generate_hook, is_plain
+from flux0 import models
+from flux0.adapters.json.code_generation import (
+    Hook,
+    generate_hook,
+    is_plain,
+    set_extra,
+    unknown_members,
+)
+from flux0.adapters.json.plain import json_keys, known_keys, type_tag
 from flux0.domain.enums import EventSource, EventType, OpenEnum, SessionStatus
 from flux0.domain.extensible import Extensible
 from flux0.domain.messages.json_patch import MAX_DEPTH, measure
-from flux0.domain.models import (
-    ContentPart,
-    EventData,
-    Listing,
-    MessageData,
-    MessagePart,
-    ReasoningPart,
-    StatusData,
-    ToolCallPart,
-    ToolData,
-)
-from flux0.domain.stream_events import (
-    ChunkEvent,
-    JSONPatchOperation,
-    StatusEvent,
-    StreamEvent,
-    UnknownEvent,
-)
+from flux0.domain.models import EventData, MessageData, MessagePart, ToolData
+from flux0.domain.stream_events import StreamEvent
 
 # Maps each union of models to its models, by the value of the JSON key `type`.
-_BY_TYPE: dict[Any, dict[str, Any]] = {
-    MessagePart: {part.type: part for part in (ContentPart, ReasoningPart, ToolCallPart)},
-    EventData: {data.type: data for data in (MessageData, StatusData, ToolData)},
-    MessageData | ToolData: {data.type: data for data in (MessageData, ToolData)},
+_BY_TYPE: dict[Any, dict[Any, Any]] = {
+    union: {type_tag(kind): kind for kind in get_args(union) if attrs.has(kind)}
+    for union in (MessagePart, EventData, MessageData | ToolData)
 }
+_MODELS = (StreamEvent, MessagePart, EventData, *filter(attrs.has, vars(models).values()))
 _MAX_SHOWN_CHARACTERS = 200
 
 
@@ -91,10 +83,7 @@ def is_model(kind: Any) -> bool:
     if get_origin(kind) in {list, tuple}:
         item, *rest = get_args(kind)
         return is_model(item) and rest == ([] if get_origin(kind) is list else [...])
-    if kind == StreamEvent or kind in (MessagePart, EventData):
-        return True
-    own = isinstance(kind, type) and kind.__module__.partition(".")[0] == "flux0"
-    return own and is_plain(kind) and kind is not Listing
+    return kind in _MODELS  # Comparing works for values without a hash, too.
 
 
 def _exactly(kind: type, expected: str) -> Hook:
@@ -217,19 +206,25 @@ def _tuple(made: Converter, kind: Any) -> Hook:
 
 
 def _model(made: Converter, kind: Any) -> Hook:
-    if not made.detailed_validation:
+    if is_plain(kind) and not made.detailed_validation:
         return generate_hook(kind, made.get_structure_hook)
-    changes: Any = {"extra": override(omit=True)} if issubclass(kind, Extensible) else {}
-    if kind is JSONPatchOperation:
-        changes["from_"] = override(rename="from")
+    # The hook of cattrs calls `__init__`, and so the checks of the class.
+    changes: Any = {name: override(rename=key) for name, key in json_keys(kind) if name != key}
+    if is_extensible := issubclass(kind, Extensible):
+        changes["extra"] = override(omit=True)
     generated: Hook = make_dict_structure_fn(
-        kind, made, _cattrs_detailed_validation=True, **changes
+        kind, made, _cattrs_detailed_validation=made.detailed_validation, **changes
     )
+    known = known_keys(kind)
 
     def structure(value: Any, _: Any) -> Any:
         if type(value) is not dict:
             raise TypeMismatch("a dict", value)
-        return generated(value, kind)  # pyright: ignore[reportUnknownArgumentType]
+        data: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
+        model = generated(data, kind)
+        if is_extensible:
+            set_extra(model, unknown_members(data, known))
+        return model
 
     return structure
 
@@ -257,8 +252,16 @@ def _by_type(made: Converter, union: Any, kinds: Mapping[str, Any]) -> Hook:
 
 
 def _stream_event_class(data: Any) -> Any:
-    """Return the class of the stream event that plain JSON represents."""
-    known = cast("dict[str, Any]", data) if type(data) is dict else {}
-    if "patches" in known:
-        return ChunkEvent
-    return StatusEvent if known.get("type") == StatusEvent.type else UnknownEvent
+    """Return the class of the stream event that plain JSON represents, as far as possible.
+
+    It is the class of the `type`, or else the class with most of its required members in `data`.
+    """
+    members = cast("dict[str, Any]", data) if type(data) is dict else {}
+
+    def likeness(kind: Any) -> float:
+        if (tag := type_tag(kind)) is not None:
+            return members.get("type") == tag
+        required = [field.name for field in attrs.fields(kind) if field.default is attrs.NOTHING]
+        return sum(name in members for name in required) / len(required)
+
+    return max(get_args(StreamEvent), key=likeness)

@@ -12,9 +12,10 @@ from typing import Any
 import attrs
 import pytest
 
-from flux0 import RetryConfig, from_dict, to_dict
+from flux0 import RetryConfig, from_dict, to_dict, to_json
 from flux0.adapters.json import JsonCodec
 from flux0.domain.errors import AgentError, DecodeError, Flux0Error, InvalidArgument
+from flux0.domain.extensible import Extensible
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.json_patch import MAX_DEPTH
 from flux0.domain.models import (
@@ -165,13 +166,78 @@ def test_decoding_object_returns_plain_json() -> None:
     assert math.isnan(CODEC.decode(float, b"NaN"))
 
 
-def test_encoded_json_is_ascii_and_supports_nan_and_infinity() -> None:
-    part = CODEC.decode(ContentPart, b'{"type": "content", "content": [NaN, -Infinity]}')
+def test_nan_and_infinity_are_decoded_but_not_written() -> None:
+    part = CODEC.decode(ContentPart, b'{"type": "content", "content": [NaN, -Infinity, 1e999]}')
 
     assert math.isnan(part.content[0])
-    assert part.content[1] == -math.inf
-    assert CODEC.encode(part) == b'{"type":"content","content":[NaN,-Infinity]}'
+    assert part.content[1:] == [-math.inf, math.inf]
+    assert to_dict(part)["content"][1:] == [-math.inf, math.inf]
+    assert to_json(part) == '{"type":"content","content":[null,null,null]}'
+
+
+def test_encoded_json_is_ascii_and_cannot_contain_nan() -> None:
     assert CODEC.encode({"a": ["é", EventSource.USER]}) == b'{"a":["\\u00e9","user"]}'
+    with pytest.raises(
+        InvalidArgument, match=r"^extra_body has nan at part.content\[1\]: "
+    ) as caught:
+        CODEC.encode({"part": ContentPart([1, math.nan])}, "extra_body")
+    assert caught.value.argument == "extra_body"
+
+
+# --- checks of classes
+
+
+@attrs.frozen
+class Range(Extensible):
+    from_: int
+    to: int = attrs.field(default=9, validator=attrs.validators.ge(0))
+
+    def __attrs_post_init__(self) -> None:
+        if self.from_ > self.to:
+            raise ValueError("from must not be after to")
+
+
+@attrs.frozen
+class Ranges:
+    ranges: tuple[Range, ...]
+    sizes: list[int] = attrs.field(
+        default=attrs.Factory(lambda self: [r.to - r.from_ for r in self.ranges], takes_self=True),
+        init=False,
+    )
+
+
+def upper(name: str) -> str:
+    return name.upper()
+
+
+@attrs.frozen
+class Upper:
+    name: str = attrs.field(converter=upper)
+
+
+def test_checks_converters_and_computed_fields_of_a_class_are_used() -> None:
+    read = CODEC.decode(Ranges, b'{"ranges": [{"from": 1, "to": 3, "new": 4}, {"from": 2}]}')
+
+    assert read == Ranges((Range(1, 3), Range(2)))
+    assert read.sizes == [2, 7]
+    assert [each.extra for each in read.ranges] == [{"new": 4}, {}]
+    assert CODEC.decode(Upper, b'{"name": "a"}') == Upper("A")
+
+
+@pytest.mark.parametrize(
+    ("data", "field", "problem"),
+    [
+        ({"from": 3, "to": 2}, "ranges[0]", "from must not be after to"),
+        ({"from": -2, "to": -1}, "ranges[0]", "must be >= 0"),
+        ({"to": 2}, "ranges[0].from", "is missing"),
+        ({"from": "1"}, "ranges[0].from", "expected an int, got str"),
+    ],
+)
+def test_failed_check_of_a_class_is_a_decode_error(data: Any, field: str, problem: str) -> None:
+    with pytest.raises(DecodeError, match=problem) as caught:
+        CODEC.decode(Ranges, json.dumps({"ranges": [data]}).encode())
+
+    assert caught.value.field == field
 
 
 def test_details_of_a_422_keep_all_fields_of_the_model() -> None:
@@ -188,7 +254,9 @@ def test_details_of_a_422_keep_all_fields_of_the_model() -> None:
 # --- from_dict and to_dict
 
 
-@pytest.mark.parametrize("model", [42, "Agent", dict, ControlOptions("auto"), Listing, RetryConfig])
+@pytest.mark.parametrize(
+    "model", [42, "Agent", dict, [Agent], {}, ControlOptions("auto"), Listing, RetryConfig]
+)
 def test_from_dict_rejects_types_that_are_not_models(model: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"flux0\.models") as caught:
         from_dict(model, {"data": [1]})

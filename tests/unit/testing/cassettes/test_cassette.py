@@ -348,6 +348,14 @@ def test_error_names_the_damaged_place(
     assert problem in str(caught.value)
 
 
+def test_cassette_without_bodies_is_checked(tmp_path: Path) -> None:
+    path = write_cassette(tmp_path / "c.json", REFUSED)
+    for end, problem in (("ValueError", "end must be one of"), (WHOLE, "there is no response")):
+        replace(path, "exchanges.0.end", end)
+        with pytest.raises(CassetteError, match=f"damaged: exchanges.0.: .*{problem}"):
+            read_cassette(path)
+
+
 def test_unknown_members_are_ignored(tmp_path: Path) -> None:
     path = write_cassette(tmp_path / "c.json", LIST_AGENTS)
     replace(path, "exchanges.0.request.note", "Some comment")
