@@ -240,6 +240,8 @@ def test_retry_after_is_a_number_of_seconds_or_a_date(value: str, seconds: float
         *("5s", "5, 10", ".5", "5.", "soon", "1 Jan", "2026-01-01T00:00:30Z"),
         *("Wed, 31 Dec 2025 23:59:59 GMT", "Thu, 31 Feb 2026 00:00:30 GMT"),
         *("Thu, 01 Jan 99999 00:00:30 GMT", "Thu, 01 Jan 2026 00:00:30 +999999"),
+        f"Thu, 01 Jan 2026 00:00:30 +{'9' * 20}",
+        *("Thu, 01 Jan 0001 00:00:30 +2359", "Fri, 31 Dec 0001 00:00:30 GMT"),
     ],
 )
 def test_invalid_retry_after_is_ignored(value: str | None) -> None:

@@ -297,6 +297,20 @@ async def test_exception_of_user_code_is_not_retried(mode: Mode) -> None:
     assert policy.reported == []
 
 
+@in_every_mode
+async def test_error_of_flux0_from_user_code_gets_no_request_and_is_not_retried(mode: Mode) -> None:
+    """The error may describe another request, such as one of an authentication class."""
+    error = refused()
+    errors.mark_user_error(error)
+    policy = Policy(script(error, scripted_response(b"ok")))
+
+    raised = await policy.fails(mode, GET)
+
+    assert raised is error
+    assert (raised.operation, raised.method, raised.url, str(raised)) == ("", "", "", "refused")
+    assert policy.attempts == [1]
+
+
 # --- reports of retries
 
 
