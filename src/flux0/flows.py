@@ -15,7 +15,6 @@ from typing import Any, TypeAlias, TypeVar
 
 from attrs import frozen
 
-from flux0.domain.timeouts import Deadline
 from flux0.ports import Request, Response
 
 T = TypeVar("T")
@@ -32,13 +31,13 @@ class Send:
 class ReadBody:
     """Reads the body of `response` to its end and closes it; the result is the body as bytes.
 
-    Raises `ResponseTooLarge` if the body has more than `limit` bytes, and `ReadTimeout` if it is
-    not complete by `deadline`.
+    Raises `ResponseTooLarge` if the body has more than `limit` bytes, and `ReadTimeout` if the read
+    timeout or the deadline of `request` expires.
     """
 
+    request: Request
     response: Response[Any]
     limit: int
-    deadline: Deadline | None = None
 
 
 @frozen

@@ -7,7 +7,7 @@ appear only as `Response.raw_response` and as the `__cause__` of an error.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from threading import Lock
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, final
@@ -32,17 +32,16 @@ class Timeout:
     Attributes:
         connect: the limit for connecting to the server. It includes attempts at all addresses of
             the server, and the TLS handshake.
-        read: the limit for each wait for the next bytes of the response.
+        read: the limit for each wait for the next bytes of the response head. The client passes the
+            timeout of each read of a body to `ByteStream.read`.
         write: the limit for each wait until the server accepts the next bytes of the request.
         pool: the limit for the wait until a connection of the pool is free.
-        idle: replaces `read` while the body of a streaming response is read.
     """
 
     connect: float | None = 10.0
     read: float | None = 60.0
     write: float | None = 60.0
     pool: float | None = 10.0
-    idle: float | None = 600.0
 
 
 @final
@@ -135,21 +134,26 @@ class Request:
 class ByteStream(Protocol):
     """The decoded body of a response, which can be read once.
 
-    Iterating yields each piece of the body as soon as its bytes arrive. A piece is empty if the
-    received bytes contain no content yet, for example the first bytes of compressed data. The
-    iteration ends when the framing of the response shows that the body is complete; a body that
-    ends earlier raises an error. The connection is released at the end of the body, after an
-    error, by `close`, or when no reference to the stream is left.
-
-    Raises:
-        ReadTimeout: no data was received within the request's `idle` timeout (if it is streaming)
-            or `read` timeout.
-        ConnectionInterrupted: the connection was closed or reset before the end of the body.
-        ProtocolError: the framing or the content coding is invalid.
+    The connection is released at the end of the body, after an error, by `close`, or when no
+    reference to the stream is left.
     """
 
-    def __iter__(self) -> Iterator[bytes]:
-        """Return the iterator over the pieces; every call returns the same iterator."""
+    def read(self, timeout: float | None) -> bytes | None:
+        """Return the next piece of the body as soon as its bytes arrive; None at the end.
+
+        A piece may be empty if the received bytes contain no content yet, for example the first
+        bytes of compressed data. The body ends when the framing of the response shows that it is
+        complete; a body that ends earlier raises an error.
+
+        Args:
+            timeout: the limit for this read in seconds, greater than 0; None means no limit.
+                Received bytes without content do not extend it.
+
+        Raises:
+            ReadTimeout: no piece was received within `timeout`.
+            ConnectionInterrupted: the connection was closed or reset before the end of the body.
+            ProtocolError: the framing or the content coding is invalid.
+        """
         ...
 
     def close(self) -> None:
@@ -160,8 +164,8 @@ class ByteStream(Protocol):
 class AsyncByteStream(Protocol):
     """The async version of `ByteStream`, with the same behavior and errors."""
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        """Return the iterator over the pieces; every call returns the same iterator."""
+    async def read_async(self, timeout: float | None) -> bytes | None:
+        """The async version of `ByteStream.read`."""
         ...
 
     async def close_async(self) -> None:

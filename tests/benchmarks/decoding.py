@@ -108,7 +108,7 @@ def typed(effort: Effort) -> Iterator[Case]:
     codec = JsonCodec()
 
     def ours(events: list[bytes]) -> object:
-        feed = Turn(SSEParser(), codec, REQUEST).feed
+        feed = Turn(SSEParser(), codec, REQUEST, 600.0).feed
         return [event for piece in events for event in feed(piece)]
 
     def loads(texts: list[str]) -> object:

@@ -143,10 +143,12 @@ class Stub:
 
     def send(self, request: Request) -> Response[Any]:
         """Return the response, with the content type that the request accepts."""
+        self._unread = iter(self._pieces)
         return Response(200, Headers((("content-type", request.headers["accept"]),)), self)
 
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._pieces)
+    def read(self, timeout: float | None) -> bytes | None:
+        """Return the next piece."""
+        return next(self._unread, None)
 
     def close(self) -> None:
         """Do nothing. This object is the transport and the body."""

@@ -20,6 +20,7 @@ from flux0.ports import ByteStream, Response
 from flux0.testing import Gate
 from support.fake_comparison import EVENTS, ComparedServer, get
 from support.fake_scripts import scripted_fake
+from support.sending import Pieces
 from support.server import Flux0Server
 
 _GATE_TIMEOUT_SECONDS = 0.3
@@ -44,7 +45,7 @@ class Side:
         if self.is_real:
             before = None
             # Not with `ask`, which would assign placeholders to the ids.
-            while (now := b"".join(self.server.send(get(EVENTS)).body)) != before:
+            while (now := b"".join(Pieces(self.server.send(get(EVENTS)).body))) != before:
                 before = now
                 # The server sends no notification of stored events.
                 time.sleep(_SETTLE_SECONDS)

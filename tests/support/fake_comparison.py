@@ -15,9 +15,10 @@ from attrs import frozen
 
 from flux0.domain.errors import ReadTimeout
 from flux0.domain.headers import Headers
-from flux0.ports import ByteStream, Request, Response, Timeout, Transport
+from flux0.ports import ByteStream, Request, Response, Transport
 from flux0.testing import AgentStep
 from support.fake_scripts import as_script
+from support.sending import Pieces
 
 JSON = {"content-type": "application/json"}
 
@@ -104,18 +105,15 @@ class ComparedServer:
             body = body and body.replace(name.encode(), own.encode())
         fields = spec.headers
         headers = Headers((*(fields.items() if isinstance(fields, Mapping) else fields), _CLOSE))
-        timeout = Timeout(idle=self._idle_timeout)
         url = self._url + path
-        return self._transport.send(
-            Request(spec.method, url, headers, body, stream=True, timeout=timeout)
-        )
+        return self._transport.send(Request(spec.method, url, headers, body, stream=True))
 
     def read(self, response: Response[ByteStream]) -> ComparedResponse:
         """Read the remaining body of a response."""
         pieces: list[bytes] = []
         timed_out = True
         with suppress(ReadTimeout, AssertionError):  # AssertionError: a gate timed out.
-            pieces.extend(response.body)
+            pieces.extend(Pieces(response.body, self._idle_timeout))
             timed_out = False
         response.body.close()
         self._has_timed_out |= timed_out
@@ -130,7 +128,7 @@ class ComparedServer:
 
     def read_next(self, response: Response[ByteStream]) -> str:
         """Read one piece of a response; empty at its end."""
-        return self._without_ids_and_times(next(iter(response.body), b""))
+        return self._without_ids_and_times(response.body.read(self._idle_timeout) or b"")
 
     def use_timeout_after(self, other: ComparedServer) -> None:
         """Use the short idle timeout only if a timeout expired in the session of `other`."""
@@ -140,7 +138,7 @@ class ComparedServer:
         """Create a session with the first agent."""
         self._has_timed_out = False
         response = self.send(post("/api/sessions", {"agent_id": "AGENT"}))
-        session_id = json.loads(b"".join(response.body))["id"]
+        session_id = json.loads(b"".join(Pieces(response.body)))["id"]
         self._placeholders = {self._agent_id: "AGENT", session_id: "SESSION"}
 
     def begin(self, *steps: AgentStep) -> Response[ByteStream]:

@@ -11,11 +11,13 @@ from attrs import frozen
 from flux0 import Flux0
 from flux0.domain.headers import Headers
 from flux0.models import Event, StreamEvent
-from flux0.ports import Request, Timeout
+from flux0.ports import Request
 from flux0.testing import AgentReply, FakeTransport
+from support.sending import Pieces
 
 JSON = {"content-type": "application/json"}
 URL = "http://127.0.0.1:8080"
+IDLE_TIMEOUT = 600.0  # The default of a client.
 
 
 def request(
@@ -49,7 +51,7 @@ def ask(
 ) -> CompleteResponse:
     """Send a request and read the response to its end."""
     response = fake.send(request(method, path, body, headers))
-    return CompleteResponse(response.status_code, response.headers, b"".join(response.body))
+    return CompleteResponse(response.status_code, response.headers, b"".join(Pieces(response.body)))
 
 
 def new_session(fake: FakeTransport, **more: Any) -> str:
@@ -59,11 +61,11 @@ def new_session(fake: FakeTransport, **more: Any) -> str:
     return session_id
 
 
-def message_to(session_id: str, content: str = "Hi", *, idle: float | None = 600.0) -> Request:
+def message_to(session_id: str, content: str = "Hi") -> Request:
     """Return a request that sends a message and streams the turn."""
     path = f"/api/sessions/{session_id}/events/stream"
     body = {"type": "message", "source": "user", "content": content}
-    return request("POST", path, body, stream=True, timeout=Timeout(idle=idle))
+    return request("POST", path, body, stream=True)
 
 
 def turn(fake: FakeTransport, content: str = "Hi") -> tuple[list[StreamEvent], list[Event]]:
@@ -75,13 +77,13 @@ def turn(fake: FakeTransport, content: str = "Hi") -> tuple[list[StreamEvent], l
     return events, list(stored)
 
 
-def post(fake: FakeTransport, session_id: str, content: str = "Hi") -> Any:
-    """Send a message; return the body of the response, which is an iterator."""
-    return fake.send(message_to(session_id, content)).body
+def post(fake: FakeTransport, session_id: str, content: str = "Hi") -> Pieces:
+    """Send a message, and return the pieces of the response's body."""
+    return Pieces(fake.send(message_to(session_id, content)).body, IDLE_TIMEOUT)
 
 
-def begin(reply: AgentReply, **options: Any) -> tuple[FakeTransport, str, Any]:
-    """Send a message to a new fake; return the fake, the id of the session, and the body."""
+def begin(reply: AgentReply, **options: Any) -> tuple[FakeTransport, str, Pieces]:
+    """Send a message to a new fake; return the fake, the session id, and the body's pieces."""
     fake = FakeTransport(reply, **options)
     session_id = new_session(fake)
     return fake, session_id, post(fake, session_id)

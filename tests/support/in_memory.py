@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import anyio
@@ -15,7 +15,7 @@ from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
 from flux0.domain.headers import Headers
 from flux0.flows import Flow, Send
-from flux0.ports import Request, Response, Timeout
+from flux0.ports import Request, Response
 from flux0.usecases.turn import Turn
 from support.modes import run
 from support.transports import ASYNC, SYNC, Mode
@@ -38,16 +38,23 @@ Step = bytes | BaseException | Callable[[], bytes | Hang | None] | Hang
 
 @define
 class Tape:
-    """The steps of a body, and the numbers of its reads and releases (by `close` or `__del__`)."""
+    """The steps of a body, the timeouts of its reads, and the number of its releases.
+
+    `close` and `__del__` of the body release it.
+    """
 
     steps: list[Step]
-    reads: int = 0
+    timeouts: list[float | None] = field(factory=list[float | None])
     releases: int = 0
 
-    def next(self) -> bytes | Hang | None:
+    @property
+    def reads(self) -> int:
+        return len(self.timeouts)
+
+    def next(self, timeout: float | None) -> bytes | Hang | None:
         """Return the next piece, or None at the end; raise the next error."""
         assert not self.releases, "a body was read after it was closed"
-        self.reads += 1
+        self.timeouts.append(timeout)
         step = self.steps.pop(0) if self.steps else None
         if isinstance(step, BaseException):
             raise step
@@ -64,29 +71,19 @@ class Body:
     def __init__(self, tape: Tape) -> None:
         self._tape = tape
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        piece = self._tape.next()
+    def read(self, timeout: float | None) -> bytes | None:
+        piece = self._tape.next(timeout)
         assert not isinstance(piece, Hang), "a sync reader would hang"
-        if piece is None:
-            raise StopIteration
         return piece
 
     def close(self) -> None:
         self._tape.releases += 1
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
+    async def read_async(self, timeout: float | None) -> bytes | None:
         await anyio.lowlevel.checkpoint()
-        piece = self._tape.next()
+        piece = self._tape.next(timeout)
         while isinstance(piece, Hang):
             await anyio.sleep_forever()
-        if piece is None:
-            raise StopAsyncIteration
         return piece
 
     async def close_async(self) -> None:
@@ -166,15 +163,14 @@ def sent(effect: object) -> Request:
 # --- turns
 
 
-def new_turn(max_event_bytes: int = 1000, *, idle: float | None = None) -> Turn:
+def new_turn(max_event_bytes: int = 1000, *, idle: float = 600.0) -> Turn:
     request = Request(
         "POST",
         "http://127.0.0.1:8080/api/sessions/s/events/stream",
         Headers(),
-        timeout=Timeout(idle=idle),
         operation="sessions.create_event",
     )
-    return Turn(SSEParser(max_event_bytes=max_event_bytes), JsonCodec(), request)
+    return Turn(SSEParser(max_event_bytes=max_event_bytes), JsonCodec(), request, idle)
 
 
 def frame(name: str, data: object) -> bytes:

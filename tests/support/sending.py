@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -16,9 +16,10 @@ from flux0.testing.contract.responses import WaitForRelease, http_response
 from support.modes import run
 from support.transports import Mode
 
-# The default timeouts of requests. They are longer than any test waits, so that they do not end a
-# hung call.
-LONG_TIMEOUT = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
+# The default timeouts of requests and reads. They are longer than any test waits, so that they do
+# not end a hung call.
+LONG = 60.0
+LONG_TIMEOUT = Timeout(connect=LONG, read=LONG, write=LONG, pool=LONG)
 OK = http_response(b"ok")
 HALF = http_response(b"first", WaitForRelease(), b"second", framing="chunked")
 AGENTS = http_response(b'{"data": []}', headers=[("Content-Type", "application/json")])
@@ -63,9 +64,41 @@ def post(url: str, body: bytes = b"{}", *, timeout: Timeout = LONG_TIMEOUT) -> R
     return Request("POST", url, Headers(), body, timeout=timeout)
 
 
+class Pieces:
+    """The pieces of a sync or async body, as an iterator. Each read has the same timeout."""
+
+    def __init__(self, body: Any, timeout: float | None = LONG) -> None:
+        self._body = body
+        self._timeout = timeout
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        piece: bytes | None = self._body.read(self._timeout)
+        if piece is None:
+            raise StopIteration
+        return piece
+
+    def close(self) -> None:
+        self._body.close()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece: bytes | None = await self._body.read_async(self._timeout)
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    async def close_async(self) -> None:
+        await self._body.close_async()
+
+
 def fetch_sync(transport: Transport, request: Request) -> bytes:
     """Send a request over a sync transport, and return the body."""
-    return b"".join(transport.send(request).body)
+    return b"".join(Pieces(transport.send(request).body))
 
 
 async def fetch(transport: AsyncTransport, request: Request) -> bytes:
@@ -74,7 +107,7 @@ async def fetch(transport: AsyncTransport, request: Request) -> bytes:
 
 
 async def read(body: AsyncByteStream) -> bytes:
-    return b"".join([piece async for piece in body])
+    return b"".join([piece async for piece in Pieces(body)])
 
 
 def in_mode(mode: Mode, transport: Any) -> AsyncTransport:
@@ -100,13 +133,9 @@ class _BlockingBody:
     def __init__(self, body: Any) -> None:
         self._body = body
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        for piece in self._body:
-            return bytes(piece)
-        raise StopAsyncIteration
+    async def read_async(self, timeout: float | None) -> bytes | None:
+        piece: bytes | None = self._body.read(timeout)
+        return piece
 
     async def close_async(self) -> None:
         self._body.close()

@@ -136,7 +136,7 @@ class Caller:
             changes["extra_body"] = arguments.members("extra_body", extra_body)
         if stream_idle_timeout_ms is not None:
             idle = arguments.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
-            changes["timeout"] = evolve(call.timeout, idle=idle)
+            changes["idle_timeout"] = idle
         return evolve(call, **changes) if changes else call
 
     @property

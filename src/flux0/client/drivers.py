@@ -19,6 +19,7 @@ from flux0.domain.errors import (
     ClientClosed,
     Flux0Error,
     InvalidArgument,
+    ReadTimeout,
     ResponseTooLarge,
     Sent,
     TransportError,
@@ -107,10 +108,10 @@ class Driver:
             case Send(request):
                 self.calls.check()
                 return self._send(request)
-            case ReadBody(response, _, body_deadline):
+            case ReadBody(request, response):
                 close = response.body.close
                 try:
-                    return self._wakeable(body_deadline, close, partial(self._read, effect))
+                    return self._wakeable(request.deadline, close, partial(self._read, effect))
                 finally:
                     close()
             case Sleep(seconds):
@@ -129,18 +130,24 @@ class Driver:
             request = _limited(request, deadline, self.time)
         send = partial(self.transport.send, request)
         response = self._wakeable(deadline, request.interrupt.fire, send)
+        _check_body(response.body, "read")
         if deadline is not None and self.time.monotonic() > deadline.moment:
             response.body.close()
             raise deadline.exceeded()
         return response
 
     def _read(self, effect: ReadBody) -> bytes:
+        request, read = effect.request, effect.response.body.read
         size, pieces = 0, list[bytes]()
-        for piece in effect.response.body:
-            size += len(piece)
-            pieces.append(piece)
-            _check(effect, size, self.time)
-        _check(effect, size, self.time)
+        try:
+            while (piece := read(_read_timeout(request, self.time))) is not None:
+                size += len(piece)
+                pieces.append(piece)
+                _check_size(size, effect.limit)
+        except ReadTimeout as error:
+            _check_deadline(request, self.time, error.__cause__)
+            raise
+        _check_deadline(request, self.time)
         return b"".join(pieces)
 
     def _sleep(self, seconds: float, deadline: Deadline | None) -> None:
@@ -226,8 +233,10 @@ class AsyncDriver:
                 self.calls.check()
                 if request.deadline is not None:
                     request = _limited(request, request.deadline, self.time)
-                return await self.transport.send_async(request)
-            case ReadBody(response):
+                response = await self.transport.send_async(request)
+                _check_body(response.body, "read_async")
+                return response
+            case ReadBody(_, response):
                 try:
                     return await self._read(effect)
                 finally:
@@ -243,28 +252,53 @@ class AsyncDriver:
                 raise _not_an_effect(effect)
 
     async def _read(self, effect: ReadBody) -> bytes:
+        request, read = effect.request, effect.response.body.read_async
         size, pieces = 0, list[bytes]()
-        async for piece in effect.response.body:
-            size += len(piece)
-            pieces.append(piece)
-            _check(effect, size, self.time)
-        _check(effect, size, self.time)
+        try:
+            while (piece := await read(_read_timeout(request, self.time))) is not None:
+                size += len(piece)
+                pieces.append(piece)
+                _check_size(size, effect.limit)
+        except ReadTimeout as error:
+            _check_deadline(request, self.time, error.__cause__)
+            raise
+        _check_deadline(request, self.time)
         return b"".join(pieces)
 
 
-def _check(effect: ReadBody, size: int, time: Time) -> None:
-    """Raise an error if the body exceeds the size limit or the deadline of `effect`."""
-    if size > effect.limit:
-        raise ResponseTooLarge(effect.limit)
-    if effect.deadline is not None and time.monotonic() > effect.deadline.moment:
-        raise effect.deadline.exceeded()
+def _check_body(body: object, method: str) -> None:
+    if not hasattr(body, method):
+        raise TypeError(f"the transport returned the body {body!r} without {method}(timeout)")
+
+
+def _read_timeout(request: Request, time: Time) -> float | None:
+    """Return the timeout of the next read. The deadline limits it, too."""
+    if request.deadline is None:
+        return request.timeout.read
+    return _shorter(request.timeout.read, _time_left(request.deadline, time))
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise ResponseTooLarge(limit)
+
+
+def _check_deadline(request: Request, time: Time, cause: BaseException | None = None) -> None:
+    if request.deadline is not None and request.deadline.left(time.monotonic()) <= 0:
+        raise request.deadline.exceeded() from cause
+
+
+def _time_left(deadline: Deadline, time: Time, sent: Sent = "maybe") -> float:
+    """Return the seconds until the deadline; raise an error with this `sent` after it."""
+    left = deadline.left(time.monotonic())
+    if left <= 0:
+        raise deadline.exceeded(sent)
+    return left
 
 
 def _limited(request: Request, deadline: Deadline, time: Time) -> Request:
     """Return `request`, with its timeouts limited to the time until the deadline."""
-    left = deadline.left(time.monotonic())
-    if left <= 0:
-        raise deadline.exceeded("no")
+    left = _time_left(deadline, time, "no")
     timeout = request.timeout
     return evolve(
         request,

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from flux0.middleware.logging import DebugLogger
 
 DEFAULT_SERVER_URL = "http://127.0.0.1:8080"
+# Agents think for minutes.
+DEFAULT_IDLE_TIMEOUT = 600.0
 DEFAULT_MAX_EVENT_BYTES = 16 * 1024 * 1024
 DEFAULT_MAX_BODY_BYTES = 64 * 1024 * 1024
 
@@ -147,7 +149,8 @@ class Flux0(Uncopyable):
             server_url=server_url,
             login=None if "authorization" in map(str.lower, computed) else login,
             headers=fixed,
-            timeout=Timeout() if idle is None else Timeout(idle=idle),
+            timeout=Timeout(),
+            idle_timeout=DEFAULT_IDLE_TIMEOUT if idle is None else idle,
             limit=limit,
             max_body_bytes=arguments.integer("max_body_bytes", max_body_bytes, smallest=1),
             max_event_bytes=arguments.integer("max_event_bytes", max_event_bytes, smallest=1),

@@ -304,7 +304,7 @@ class SessionsResource(_Resource):
 def _new_turn(call: ApiCall, request: Request) -> tuple[Turn, MessageAccumulator]:
     parser = SSEParser(max_event_bytes=call.max_event_bytes)
     accumulator = MessageAccumulator(max_turn_bytes=call.max_turn_bytes)
-    return Turn(parser, call.codec, request), accumulator
+    return Turn(parser, call.codec, request, call.idle_timeout), accumulator
 
 
 def _kept(options: TurnOptions) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class StreamState(Uncopyable):
 
     @abstractmethod
     def _bind(self, body: Any) -> None:
-        """Store the iterator over the pieces of `body`, and the function that closes it."""
+        """Store the functions that read and close `body`."""
 
     def __del__(self) -> None:
         if self._report.seconds is None:

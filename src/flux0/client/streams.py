@@ -60,7 +60,7 @@ class EventStream(StreamState):
     """
 
     def _bind(self, body: ByteStream) -> None:
-        self._pieces = iter(body)
+        self._read = body.read
         self._close_body = body.close
 
     def __enter__(self) -> EventStream:
@@ -211,7 +211,7 @@ class EventStream(StreamState):
                 self._raise_failure()
                 return False
             began = self._clock()
-            piece = next(self._pieces, None)
+            piece = self._read(self._turn.timeout)
             last = self._feed_turn(piece, began)
         except TransportError as error:
             self._on_transport_error(error)
@@ -235,7 +235,7 @@ class AsyncEventStream(StreamState):
     """
 
     def _bind(self, body: AsyncByteStream) -> None:
-        self._pieces = aiter(body)
+        self._read = body.read_async
         self._close_body: Callable[[], Awaitable[None]] = body.close_async
         self.loop: Loop = running_loop()
         self.thread: int = get_ident()
@@ -319,7 +319,7 @@ class AsyncEventStream(StreamState):
                 self._raise_failure()
                 return False
             began = self._clock()
-            piece = await anext(self._pieces, None)
+            piece = await self._read(self._turn.timeout)
             last = self._feed_turn(piece, began)
         except TransportError as error:
             self._on_transport_error(error)
@@ -345,7 +345,7 @@ class AsyncEventStream(StreamState):
             self.mark_closed(reason)
             self._released = True
             # Delete the only references to the body, so that its finalizer releases the connection.
-            del self._pieces
+            del self._read
             self._close_body = _close_nothing
             # The garbage collector may be calling this method, so observers must be called later.
             self._report_later = True

@@ -44,7 +44,7 @@ class ResponsePolicy:
         body = response.body
         if not isinstance(body, bytes):  # A middleware may return the whole body as bytes.
             try:
-                body = yield ReadBody(response, self._max_body_bytes, request.deadline)
+                body = yield ReadBody(request, response, self._max_body_bytes)
             except Flux0Error:
                 if is_success(status):
                     raise

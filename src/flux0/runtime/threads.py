@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from threading import Lock, Thread
 from typing import TypeVar
 
@@ -109,21 +110,14 @@ class _ThreadedBody:
 
     def __init__(self, body: ByteStream) -> None:
         self._body = body
-        self._pieces = iter(body)
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
+    async def read_async(self, timeout: float | None) -> bytes | None:
         try:
-            piece = await run_in_thread(lambda: next(self._pieces, None))
+            return await run_in_thread(partial(self._body.read, timeout))
         except BaseException:
             # After a cancellation, the thread is still reading. It ends when the body is closed.
             self._body.close()
             raise
-        if piece is None:
-            raise StopAsyncIteration
-        return piece
 
     async def close_async(self) -> None:
         self._body.close()

@@ -19,7 +19,6 @@ The state is FAILED if `failure` is not None. The streams record whether the sta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
 from typing import TypeVar
 
 from flux0.domain.errors import (
@@ -45,22 +44,26 @@ class Turn:
     Args:
         parser: parses the bytes into server-sent events.
         codec: decodes the server-sent events.
-        request: the request that started the turn. Its idle timeout limits the time between two
-            events; only events reset it, comments do not.
+        request: the request that started the turn.
+        idle_timeout: the longest time between two events, in seconds. Only events reset it,
+            comments do not.
 
     Attributes:
+        timeout: the timeout of the next read: the rest of the idle timeout.
         correlation_id: the id of the turn; None until an event with an id was received.
         event_count: the number of events so far.
         failure: the error of the stream; None if the turn has not failed. The stream first yields
             all events that were received before the error, and then raises the error.
     """
 
-    def __init__(self, parser: EventStreamParser, codec: Codec, request: Request) -> None:
+    def __init__(
+        self, parser: EventStreamParser, codec: Codec, request: Request, idle_timeout: float
+    ) -> None:
         self._parser = parser
         self._decode = codec.decode_event
         self._request = request
-        self._idle = request.timeout.idle or inf
-        self._waited = 0.0
+        self._idle_timeout = idle_timeout
+        self.timeout: float = idle_timeout
         self.correlation_id: str | None = None
         self.event_count: int = 0
         self.failure: Flux0Error | None = None
@@ -80,7 +83,7 @@ class Turn:
             failure = error
         self.event_count += len(events)
         if events:
-            self._waited = 0.0
+            self.timeout = self._idle_timeout
         if self.correlation_id is None:
             ids = (getattr(event, "correlation_id", None) for event in events)
             self.correlation_id = next((id_ for id_ in ids if id_ is not None), None)
@@ -94,8 +97,8 @@ class Turn:
         The idle timeout limits the sum of all waits since the last event. Comments and partial
         events do not reset the sum, because they do not show that the agent is running.
         """
-        self._waited += seconds
-        if self._waited > self._idle and self.failure is None:
+        self.timeout -= seconds
+        if self.timeout <= 0 and self.failure is None:
             self._fail_idle()
 
     def on_end(self) -> None:
@@ -117,7 +120,8 @@ class Turn:
         return self._set_failure(StreamInterrupted(f"{problem} {self._so_far()}"))
 
     def _fail_idle(self) -> StreamError:
-        limit = f"no event for {duration(self._idle)} (idle timeout; set stream_idle_timeout_ms)"
+        waited = duration(self._idle_timeout)
+        limit = f"no event for {waited} (idle timeout; set stream_idle_timeout_ms)"
         cause = "the agent may have crashed, or another client may use the session"
         return self._set_failure(StreamIdleTimeout(f"{limit}; {cause} {self._so_far()}"))
 

@@ -21,7 +21,7 @@ from flux0.ports import ByteStream, Request, Response, Transport
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.responses import Receive, Signal, WaitForRelease
 from support.modes import call_blocking
-from support.sending import AGENTS, HALF, LONG_TIMEOUT, OK, fetch_sync, get, over
+from support.sending import AGENTS, HALF, LONG_TIMEOUT, OK, Pieces, fetch_sync, get, over
 from support.socks_proxy import SocksProxy
 from support.transports import ASYNC_WAYS, SYNC_WAYS, Way
 from support.unreachable import resolve_to, unreachable_address
@@ -161,7 +161,7 @@ def test_pool_timeout_limits_the_wait_for_a_connection(make: Callable[[], Transp
         with ThreadPoolExecutor(1) as threads:
             second = threads.submit(fetch_sync, transport, get(server.url))
             server.release()
-            assert b"".join(body) == b"firstsecond"
+            assert b"".join(Pieces(body)) == b"firstsecond"
             assert second.result(DEFAULT_TIMEOUT) == b"ok"
         assert server.connections == 1
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from flux0 import AsyncEventStream, Flux0, NotFoundError, RetryConfig
+from flux0 import AsyncEventStream, Flux0, NotFoundError, RetryConfig, StreamIdleTimeout
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ProtocolError
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import (
     Disconnect,
+    Sleep,
     WaitForRelease,
     Write,
     head,
@@ -25,7 +26,7 @@ from support import sending
 from support.in_memory import SSE, chunk
 from support.modes import call_blocking, in_mode, run
 from support.secured import Secured
-from support.sending import HALF, OK, fetch, get, over
+from support.sending import HALF, OK, Pieces, fetch, get, over
 from support.transports import LIBRARIES, ONCE, WAYS, Way
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
@@ -47,7 +48,7 @@ async def test_surplus_bytes_are_not_the_next_response(way: Way, early: int) -> 
     with ByteServer(
         in_two_parts, http_response(b"second", framing="chunked"), with_length, OK
     ) as server:
-        pieces = aiter((await transport.send_async(get(server.url, stream=True))).body)
+        pieces = Pieces((await transport.send_async(get(server.url, stream=True))).body)
         assert await anext(pieces) == b"first"
         server.release()
         assert b"".join([piece async for piece in pieces]) == b""
@@ -90,7 +91,7 @@ async def test_tls_connection_closed_within_a_body_is_an_interruption(
     transport = sending.in_mode(way.mode, way.make_transport())
     steps = (*http_response(b"first", framing="chunked")[:2], Disconnect())
     with ByteServer(steps, tls=secured.server) as server:
-        pieces = aiter((await transport.send_async(get(server.url))).body)
+        pieces = Pieces((await transport.send_async(get(server.url))).body)
         assert await anext(pieces) == b"first"
         with pytest.raises(ConnectionInterrupted):
             await anext(pieces)
@@ -136,7 +137,7 @@ async def test_body_can_be_read_after_its_transport_was_garbage_collected(way: W
         response = await sending.in_mode(way.mode, way.make_transport()).send_async(get(server.url))
         response = evolve(response, raw_response=None)
         gc.collect()
-        pieces = aiter(response.body)
+        pieces = Pieces(response.body)
         assert await anext(pieces) == b"first"
         server.release()
         assert b"".join([piece async for piece in pieces]) == b"second"
@@ -165,7 +166,7 @@ def test_body_may_outlive_its_event_loop(way: Way, *, cycle: bool) -> None:
     async def use() -> None:
         transport = sending.in_mode(way.mode, way.make_transport())
         body = (await transport.send_async(get(server.url, stream=True))).body
-        pieces = aiter(body)
+        pieces = Pieces(body)
         assert await anext(pieces) == b"first"
         kept.extend((body, pieces, kept) if cycle else (body, pieces))
 
@@ -174,6 +175,26 @@ def test_body_may_outlive_its_event_loop(way: Way, *, cycle: bool) -> None:
         server.wait_until_closed()
     kept = []
     gc.collect()
+
+
+IDLE = 0.5  # An idle timeout in seconds.
+
+
+@over(*WAYS)
+async def test_comments_do_not_extend_the_idle_timeout(way: Way) -> None:
+    """The second event arrives after the idle timeout, but soon after a comment."""
+    late = Sleep(0.8 * IDLE), b": comment\n\n", Sleep(0.8 * IDLE), chunk("b"), WaitForRelease()
+    turn = http_response(chunk("a"), *late, headers=SSE.items(), framing="chunked")
+    with ByteServer(turn) as server:
+        flux0 = Flux0(
+            server.url, transport=way.make_transport(), stream_idle_timeout_ms=int(IDLE * 1000)
+        )
+        async with in_mode(way.mode, flux0) as either:
+            stream = await either.sessions.create_event_async(session_id="s", content="Hi")
+            assert await anext(stream)
+            with pytest.raises(StreamIdleTimeout):
+                await anext(stream)
+    assert stream.event_count == 1
 
 
 # The number of open streams. It exceeds the default limits of httpx and aiohttp on connections, and

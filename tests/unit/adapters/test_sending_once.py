@@ -44,7 +44,7 @@ from flux0.testing.contract.responses import (
 )
 from support.proxy import Proxy
 from support.secured import Secured
-from support.sending import HALF, OK, fetch_sync, get
+from support.sending import HALF, OK, Pieces, fetch_sync, get
 
 EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
 
@@ -108,7 +108,7 @@ def test_close_wakes_a_reader_of_tls_in_tls(library: Library, secured: Secured) 
         transport = library.make(ca_file=secured.ca_file, proxy=proxy.url)
         assert fetch_sync(transport, get(server.url)) == b"ok"
         body = transport.send(get(server.url, stream=True)).body
-        pieces = iter(body)
+        pieces = Pieces(body)
         assert next(pieces) == b"first"
         failures: list[BaseException] = []
 
@@ -142,7 +142,7 @@ def test_connections_idle_for_four_seconds_are_not_reused(
             now += idle_seconds
             body = transport.send(get(server.url, stream=True)).body
             now += 600
-            assert b"".join(body) == b"ok"
+            assert b"".join(Pieces(body)) == b"ok"
             assert server.connections == connections
         assert {request.headers["accept-encoding"] for request in server.requests} == {
             "gzip, deflate"
@@ -184,7 +184,7 @@ def test_slots_of_untracked_connections_stay_in_the_pool(*, block: bool) -> None
         assert manager.request("GET", server.url).data == b"firstsecond"
         transport = Urllib3Transport(manager)
         bodies = [transport.send(get(server.url)).body for _ in range(2)]
-        assert [b"".join(body) for body in bodies] == [b"firstsecond"] * 2
+        assert [b"".join(Pieces(body)) for body in bodies] == [b"firstsecond"] * 2
         assert server.connections == 3
 
 

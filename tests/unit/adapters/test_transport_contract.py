@@ -215,40 +215,40 @@ create_connection(
     ),
     # --- waiting
     "ignores the read timeout": Bug(
-        {"self.socket.settimeout(timeout)": "self.socket.settimeout(None)"},
+        {"        self.timeout = timeout\n": ""},
         ("test_read_timeout_limits_the_wait_for_headers",),
     ),
-    "ignores the idle timeout": Bug(
-        {"settimeout(request.timeout.idle)": "settimeout(None)"},
-        ("test_read_or_idle_timeout_limits_the_wait_for_a_piece",),
+    "ignores the timeouts of reads": Bug(
+        {"connection.timeout = timeout\n": "connection.timeout = None\n"},
+        ("test_timeout_of_a_read_limits_the_wait_for_a_piece",),
     ),
-    "applies the read timeout to a stream, too": Bug(
-        {
-            "settimeout(request.timeout.idle)": (
-                "settimeout(min(request.timeout.read, request.timeout.idle))"
-            )
-        },
-        ("test_read_timeout_does_not_apply_to_a_stream",),
+    "applies the timeout of the first read to all reads": Bug(
+        {"connection.timeout = timeout\n": "connection.timeout = FIRST.setdefault(self, timeout)\n"}
+        | {"PIECE_BYTES = 65536\n": "PIECE_BYTES = 65536\nFIRST = {}\n"},
+        ("test_each_read_has_its_own_timeout", "test_each_read_over_tls_has_its_own_timeout"),
     ),
-    "applies the idle timeout to the whole stream": Bug(
+    "applies the read timeout of the request to a body": Bug(
+        {"        self._connection.timeout = timeout\n": ""},
+        ("test_read_timeout_of_the_request_does_not_apply_to_a_body",),
+    ),
+    "applies the timeout of a read to the whole body": Bug(
         {
-            "connection.socket.settimeout(request.timeout.idle)": (
-                "connection.end = monotonic() + request.timeout.idle"
-            ),
-            "                data = self.socket.recv(PIECE_BYTES)\n": """\
-                if getattr(self, "end", None):
-                    self.socket.settimeout(max(0.01, self.end - monotonic()))
-                data = self.socket.recv(PIECE_BYTES)
-""",
+            "        self._connection.timeout = timeout\n": """\
+        end = self.__dict__.setdefault("end", monotonic() + (timeout or 60))
+        self._connection.timeout = end - monotonic()
+"""
         },
-        ("test_each_piece_restarts_the_idle_timeout",),
+        ("test_whole_body_may_take_longer_than_the_timeout_of_each_read",),
+    ),
+    "restarts the timeout when bytes are received": Bug(
+        {"left = None if end is None else end - monotonic()": "left = self.timeout"},
+        ("test_bytes_without_content_do_not_extend_the_timeout",),
     ),
     "uses a short default for a timeout of None": Bug(
         {
             "create_connection(address, timeout)": "create_connection(address, timeout or 0.2)",
             "settimeout(request.timeout.write)": "settimeout(request.timeout.write or 0.2)",
-            "settimeout(timeout)": "settimeout(timeout or 0.2)",
-            "settimeout(request.timeout.idle)": "settimeout(request.timeout.idle or 0.2)",
+            "settimeout(left)": "settimeout(left or 0.2)",
         },
         ("test_timeout_none_waits_without_limit",),
     ),
@@ -261,7 +261,7 @@ create_connection(
     ),
     "yields no empty pieces": Bug(
         {"            yield piece  #": "            if piece: yield piece  #"},
-        ("test_gzip_data_without_content_yields_an_empty_piece",),
+        ("test_bytes_without_content_do_not_extend_the_timeout",),
     ),
     "ignores the write timeout": Bug(
         {"settimeout(request.timeout.write)": "settimeout(None)"}, ("test_write_timeout_expires",)
@@ -303,14 +303,14 @@ create_connection(
     ),
     # --- bodies
     "buffers bodies": Bug(
-        {"yield from self._decode()": "yield b''.join(self._decode())"},
+        {"yield from pieces": "yield b''.join(pieces)"},
         ("test_pieces_are_yielded_when_they_arrive", "test_bytes_before_an_error_are_yielded"),
     ),
     "loses the bytes before an error": Bug(
         {
             "            yield bytes(event.data)\n": """\
             event = bytes(event.data)
-            event += b"".join(self._read_data())
+            event += b"".join(self.read_body())
             yield event
 """
         },
@@ -322,6 +322,10 @@ create_connection(
     ),
     "does not report close-delimited bodies": Bug(
         {", head, not is_framed(headers))": ", head)"}, ("test_body_is_returned_unchanged",)
+    ),
+    "has bodies without the method read": Bug(
+        {"def read(self, timeout": "def read_piece(self, timeout"},
+        ("test_body_is_returned_unchanged",),
     ),
     "loses bytes": Bug(
         {"yield bytes(event.data)": "yield bytes(event.data[:-1])"},
@@ -469,14 +473,24 @@ def test_each_assertion_says_what_is_required() -> None:
     assert asserts == ["assert found is not None"]  # In `class_of`. It never fails.
 
 
-def test_failure_names_the_required_value(pytester: pytest.Pytester) -> None:
-    bug = BUGS["returns an interim response"]
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("returns an interim response", "the status of the final response must be 200, not 102"),
+        (
+            "has bodies without the method read",
+            "the body of a response must have a method read(timeout), but <h11_transport.Body *",
+        ),
+    ],
+)
+def test_failure_names_the_required_value(
+    pytester: pytest.Pytester, name: str, message: str
+) -> None:
+    bug = BUGS[name]
     pytester.makepyfile(h11_transport=bug.inserted(), test_example=FAST_CONTRACT)
     pytester.syspathinsert()
     result = pytester.runpytest_inprocess("--import-mode=importlib", "-x", "-k", *bug.fails)
-    result.stdout.fnmatch_lines(
-        ["E*AssertionError: the status of the final response must be 200, not 102"]
-    )
+    result.stdout.fnmatch_lines([f"E*AssertionError: {message}"])
 
 
 def test_long_waits_pass_without_a_bug(pytester: pytest.Pytester) -> None:
@@ -486,7 +500,7 @@ def test_long_waits_pass_without_a_bug(pytester: pytest.Pytester) -> None:
             FAST_EXAMPLE,
             FAST_CONTRACT,
             "-k",
-            "timeout_none or restarts or idle_for_long or not_apply_to_a_stream",
+            "timeout_none or whole_body or idle_for_long or not_apply_to_a_body",
         )
         == 0
     )

@@ -24,8 +24,10 @@ from support.in_memory import (
     chunk,
     in_both_loops,
     in_every_mode,
+    response_from,
     script,
     scripted_response,
+    tape,
 )
 from support.modes import in_mode
 from support.transports import Mode
@@ -117,7 +119,6 @@ def test_default_options_of_a_call() -> None:
 
     timeout = request.timeout
     assert (timeout.connect, timeout.pool, timeout.read, timeout.write) == (10, 10, 60, 60)
-    assert timeout.idle == 600
     assert request.deadline is None
     assert request.retries is not None
     assert request.retries.max_attempts == 3
@@ -146,12 +147,12 @@ def test_timeout_ms_of_a_call_overrides_the_client(
     ):
         assert wait is not None
         assert longest / 2 < wait <= longest
-    assert timeout.idle == 600
     assert request.deadline is not None
 
 
 def test_retries_and_idle_timeout_of_a_call_override_the_client() -> None:
-    transport = script(*(scripted_response(headers=SSE) for _ in range(2)))
+    bodies = [tape(chunk("a")) for _ in range(3)]
+    transport = script(*(response_from(body, headers=SSE) for body in bodies))
     client, call = RetryConfig(max_attempts=7), RetryConfig("none")
 
     with Flux0(
@@ -159,10 +160,12 @@ def test_retries_and_idle_timeout_of_a_call_override_the_client() -> None:
     ) as flux0:
         for own in ({}, {"retries": call, "stream_idle_timeout_ms": 3_500}):
             options: dict[str, Any] = own
-            flux0.sessions.create_event(session_id="s", content="Hi", **options)
+            list(flux0.sessions.create_event(session_id="s", content="Hi", **options))
+    with Flux0(transport=transport) as flux0:
+        list(flux0.sessions.create_event(session_id="s", content="Hi"))
 
-    sent = [(request.retries, request.timeout.idle) for request in transport.requests]
-    assert sent == [(client, 2), (call, 3.5)]
+    assert [request.retries for request in transport.requests][:2] == [client, call]
+    assert [body.timeouts for body in bodies] == [[2, 2], [3.5, 3.5], [600, 600]]
 
 
 BAD_OPTIONS: list[tuple[str, Any]] = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -19,7 +18,7 @@ from flux0.domain.timeouts import Deadline
 from flux0.flows import Await, Flow, SendFlow, Sleep, chain
 from flux0.middleware.responses import ResponsePolicy
 from flux0.middleware.retry import Retry, RetryBudget
-from flux0.ports import Interrupt, Request, Response
+from flux0.ports import Interrupt, Request, Response, Timeout
 from support.driving import Slow, Time, drive, drive_sync
 from support.in_memory import (
     Script,
@@ -93,6 +92,33 @@ async def test_slow_body_is_closed_at_the_deadline(mode: Mode) -> None:
         assert recorded.releases
 
     assert slow.reads == 3
+
+
+@in_every_mode
+async def test_each_read_of_a_body_is_limited_to_the_time_until_the_deadline(mode: Mode) -> None:
+    time = Time()
+    recorded = tape(*(after(time, 1.0, b"x") for _ in range(2)))
+    limited = evolve(REQUEST, timeout=Timeout(read=2), deadline=Deadline(time.now + 2.5, 2.5))
+
+    response = await drive(mode, fetch(limited), script(response_from(recorded)), time)
+
+    assert response.body == b"xx"
+    assert recorded.timeouts == [2.0, 1.5, 0.5]
+
+
+@in_every_mode
+async def test_read_that_ends_at_the_deadline_raises_the_error_of_the_deadline(mode: Mode) -> None:
+    time = Time()
+
+    def expire() -> bytes:
+        time.now += 2.0
+        raise ReadTimeout("no data received within 2 s") from OSError("timed out")
+
+    for limit, message in ((2.0, "the call took longer than 2 s"), (2.5, "no data received")):
+        flow = fetch(evolve(REQUEST, deadline=Deadline(time.now + limit, limit)))
+        with pytest.raises(ReadTimeout, match=message) as caught:
+            await drive(mode, flow, script(scripted_response(expire)), time)
+        assert isinstance(caught.value.__cause__, OSError)
 
 
 @in_every_mode
@@ -216,10 +242,9 @@ class ClosableBody:
     def __init__(self) -> None:
         self._closed = threading.Event()
 
-    def __iter__(self) -> Iterator[bytes]:
-        if self._closed.wait(20):
-            raise ConnectionInterrupted("the body was closed")
-        yield b""
+    def read(self, timeout: float | None) -> bytes:
+        assert self._closed.wait(20)
+        raise ConnectionInterrupted("the body was closed")
 
     def close(self) -> None:
         self._closed.set()

@@ -14,7 +14,7 @@ from flux0.client.drivers import AsyncDriver, Driver
 from flux0.domain.errors import ConnectError, ReadTimeout, ResponseTooLarge
 from flux0.domain.headers import Headers
 from flux0.domain.timeouts import Deadline
-from flux0.flows import Flow, ReadBody, Send, Sleep
+from flux0.flows import Flow, ReadBody, Send, Sleep, send_once
 from flux0.ports import Request, Response, Timeout
 from support import driving
 from support.driving import Time
@@ -60,10 +60,10 @@ async def test_driver_performs_effects_and_sends_their_outcomes(mode: Mode) -> N
 
     def flow() -> Flow[tuple[object, ...]]:
         response: Response[Any] = yield Send(REQUEST)
-        body = yield ReadBody(response, 7)
+        body = yield ReadBody(REQUEST, response, 7)
         nothing = yield Sleep(0.25)
         response = yield Send(REQUEST)
-        return body, nothing, (yield ReadBody(response, 5))
+        return body, nothing, (yield ReadBody(REQUEST, response, 5))
 
     result = await driving.drive(mode, flow(), transport, clock)
 
@@ -87,7 +87,7 @@ def test_flow_can_yield_effects_while_it_handles_a_failure(
         try:
             yield Send(REQUEST)
         finally:
-            yield ReadBody(response, 100)
+            yield ReadBody(REQUEST, response, 100)
             assert held.releases
 
     with pytest.raises(type(failure)):
@@ -110,7 +110,7 @@ def hang_and_cancel(scope: anyio.CancelScope) -> Callable[[], Hang]:
 async def test_body_at_size_limit_is_read_and_larger_body_raises(mode: Mode) -> None:
     def flow() -> Flow[object]:
         response: Response[Any] = yield Send(REQUEST)
-        return (yield ReadBody(response, 4))
+        return (yield ReadBody(REQUEST, response, 4))
 
     assert await drive(mode, flow(), script(scripted_response(b"ab", b"cd"))) == b"abcd"
     assert await drive(mode, flow(), script(scripted_response())) == b""
@@ -123,25 +123,34 @@ async def test_body_at_size_limit_is_read_and_larger_body_raises(mode: Mode) -> 
     assert large.releases
 
 
+@in_every_mode
+async def test_body_without_a_method_to_read_it_is_a_type_error(mode: Mode) -> None:
+    transport = script(Response(200, Headers(), iter((b"a piece",))))
+    method = "read" if mode == "sync" else "read_async"
+
+    with pytest.raises(TypeError, match=rf"returned the body <.+> without {method}\(timeout\)"):
+        await drive(mode, send_once(REQUEST), transport)
+
+
 # --- deadlines
 
 
 def fetch(request: Request) -> Flow[object]:
     """Send a request and read its response, both before the deadline of the request."""
     response: Response[Any] = yield Send(request)
-    return (yield ReadBody(response, 100, request.deadline))
+    return (yield ReadBody(request, response, 100))
 
 
 @in_every_mode
 async def test_timeouts_are_limited_to_the_time_until_the_deadline(mode: Mode) -> None:
-    given = Timeout(connect=1, read=60, write=None, pool=None, idle=600)
+    given = Timeout(connect=1, read=60, write=None, pool=None)
     request = evolve(REQUEST, timeout=given, deadline=Deadline(105.0, 5.0))
     transport = script(scripted_response(b"x"))
 
     assert await drive(mode, fetch(request), transport, times=[100.0]) == b"x"
 
     (sent,) = transport.requests
-    assert sent.timeout == Timeout(connect=1, read=5, write=5, pool=5, idle=600)
+    assert sent.timeout == Timeout(connect=1, read=5, write=5, pool=5)
 
 
 @in_every_mode

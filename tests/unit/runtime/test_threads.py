@@ -21,6 +21,7 @@ from flux0.runtime.threads import ThreadedTransport, _SendCall  # pyright: ignor
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
 from support.in_memory import JSON, SSE, Body, Step, in_both_loops, tape
+from support.sending import Pieces
 from support.transports import Mode
 
 REQUEST = Request("GET", "http://h/api/agents", Headers())
@@ -90,7 +91,7 @@ async def test_event_loop_keeps_running_while_the_transport_blocks(mode: Mode) -
 
     async def use() -> None:
         response = await transport.send_async(REQUEST)
-        read.extend([piece async for piece in response.body])
+        read.extend([piece async for piece in Pieces(response.body)])
         await transport.close_async()
 
     async with anyio.create_task_group() as tasks:
@@ -113,7 +114,7 @@ async def test_many_calls_send_and_read_at_the_same_time(mode: Mode) -> None:
 
     async def use() -> None:
         response = await ThreadedTransport(Library(Watched(meet), meet)).send_async(REQUEST)
-        assert [piece async for piece in response.body] == [b"x"]
+        assert [piece async for piece in Pieces(response.body)] == [b"x"]
 
     async with anyio.create_task_group() as tasks:
         for _ in range(MANY):
@@ -156,7 +157,7 @@ async def test_errors_of_the_transport_are_raised_in_the_caller(mode: Mode) -> N
         body = Watched(b"a", failure)
         response = await ThreadedTransport(Library(body)).send_async(REQUEST)
         with pytest.raises(type(failure)) as caught:
-            async for _ in response.body:
+            async for _ in Pieces(response.body):
                 pass
         assert caught.value is failure
         assert body.tape.releases
@@ -213,7 +214,7 @@ async def test_cancelled_read_returns_at_once_and_closes_the_body(mode: Mode) ->
     response = await ThreadedTransport(Library(body)).send_async(REQUEST)
 
     async def read() -> None:
-        await anext(aiter(response.body))
+        await anext(Pieces(response.body))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(read)

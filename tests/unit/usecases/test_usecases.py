@@ -46,6 +46,7 @@ CALL = ApiCall(
     login=Headers(),
     headers=Headers((("user-agent", "test"),)),
     timeout=Timeout(read=7),
+    idle_timeout=600,
     max_body_bytes=1000,
     max_event_bytes=1000,
     max_turn_bytes=1000,

@@ -73,7 +73,7 @@ class AiohttpTransport:
             proxy = self._proxies.proxy_for(request.url)
         response = await exchange.AiohttpExchange(request).run(request, url, session, proxy)
         pairs = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in response.raw_headers]
-        headers, body = Headers(tuple(pairs)), _Body(request, response, self)
+        headers, body = Headers(tuple(pairs)), _Body(response, self)
         return Response(response.status, headers, body, response, not is_framed(response.headers))
 
     async def close_async(self) -> None:
@@ -107,10 +107,8 @@ class _Body(AsyncPulledBody):
     session.
     """
 
-    def __init__(self, request: Request, response: aiohttp.ClientResponse, owner: object) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, owner: object) -> None:
         super().__init__(response.headers.get("Content-Encoding", ""))
-        timeout = request.timeout
-        self._limit = timeout.idle if request.is_streaming(response.status) else timeout.read
         self._response, self._content, self._owner = response, response.content, owner
         self._received = False
         self._finalizer: finalize[..., _Body] | None = None
@@ -128,11 +126,11 @@ class _Body(AsyncPulledBody):
         self.closed = True
         self._release()
 
-    async def _receive(self) -> bytes | None:
+    async def _receive(self, timeout: float | None) -> bytes | None:
         connection, raised = self._connection, None
         try:
             if connection is not None:
-                connection.start_wait(self._limit)
+                connection.start_wait(timeout)
             data = await self._content.readany()
             if connection is not None:
                 connection.deadline = None
@@ -169,10 +167,12 @@ class _Body(AsyncPulledBody):
         if not self._response.closed:  # A closed response has released its connection.
             self._response.close()
 
-    def _translate_error(self, error: BaseException) -> errors.TransportError | None:
+    def _translate_error(
+        self, error: BaseException, timeout: float | None
+    ) -> errors.TransportError | None:
         if not isinstance(error, exchange.LIBRARY_ERRORS):
             return None
-        return exchange.translate(error, Timeout(read=self._limit), sent=True, head_received=True)
+        return exchange.translate(error, Timeout(read=timeout), sent=True, head_received=True)
 
 
 def _close_soon(loop: Any, response: aiohttp.ClientResponse, transport: Any) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from time import monotonic
 from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import finalize
-
-from attrs import evolve
 
 from flux0.adapters.httpx.cancellation import Uninterrupted
 from flux0.adapters.httpx.connections import TrackedConnection
@@ -19,7 +16,7 @@ from flux0.adapters.shared.bodies import AsyncPulledBody, PulledBody, SyncPulled
 from flux0.adapters.shared.exchange import shut_down
 from flux0.domain.errors import TransportError
 from flux0.domain.http import is_success
-from flux0.ports import Request
+from flux0.ports import Request, Timeout
 from flux0.runtime.event_loop import (
     Loop,
     close_nested_generators,
@@ -66,17 +63,18 @@ class _HttpxBody(PulledBody):
         self._retained_raw: list[bytes] | None = [] if failed and not self._already_read else None
         # If a hook called `raise_for_status`, the response is closed, and no body can be read.
         self.finished: bool = failed and response.is_closed and not self._already_read
-        if request.is_streaming(response.status_code):
-            if http2:
-                warnings.warn(_HTTP2_WARNING, RuntimeWarning, stacklevel=2)
-            # httpcore looks up this timeout only when it starts to read the body.
-            built.extensions.get("timeout", {})["read"] = request.timeout.idle
-            exchange.timeout = evolve(request.timeout, read=request.timeout.idle)
+        self._timeouts: dict[str, float | None] = built.extensions.get("timeout", {})
+        if http2 and request.is_streaming(response.status_code):
+            warnings.warn(_HTTP2_WARNING, RuntimeWarning, stacklevel=2)
 
-    def _start_timeout(self) -> None:
+    def _start_timeout(self, timeout: float | None) -> None:
         """Start the timeout for the next piece. Chunk sizes and trailers do not reset it."""
         if isinstance(self._connection, TrackedConnection):
-            self._connection.waiting_since = monotonic()
+            self._connection.start_piece(timeout)
+        else:
+            # Over HTTP/2, httpcore looks up this timeout for each read. Over HTTP/1.1, it looks it
+            # up only when it starts to read the body.
+            self._timeouts["read"] = timeout
 
     def _retain_raw(self, data: bytes | None) -> bytes | None:
         """Return received data. If the user may read the body again, also retain the data."""
@@ -88,8 +86,11 @@ class _HttpxBody(PulledBody):
         """Return an httpx stream that yields the retained data."""
         return self._exchange.httpx_module.ByteStream(b"".join(self._retained_raw or ()))
 
-    def _translate_error(self, error: BaseException) -> TransportError | None:
+    def _translate_error(
+        self, error: BaseException, timeout: float | None
+    ) -> TransportError | None:
         exchange = self._exchange
+        exchange.timeout = Timeout(read=timeout)
         errors = (exchange.httpx_module.RequestError, exchange.httpx_module.StreamError)
         if isinstance(error, errors) or exchange.raised_by_httpcore(error):
             return exchange.to_transport_error(error)
@@ -109,8 +110,8 @@ class SyncHttpxBody(_HttpxBody, SyncPulledBody):
         read = self._already_read
         self._raw: Iterator[bytes] = response.iter_bytes() if read else iter(response.stream)
 
-    def _receive(self) -> bytes | None:
-        self._start_timeout()
+    def _receive(self, timeout: float | None) -> bytes | None:
+        self._start_timeout(timeout)
         return self._retain_raw(next(self._raw, None))
 
     def _on_finished(self) -> None:
@@ -135,8 +136,8 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
         raw: Any = response.aiter_bytes() if self._already_read else aiter(response.stream)
         self._raw: AsyncGeneratorType[bytes, None] = raw
 
-    async def _receive(self) -> bytes | None:
-        self._start_timeout()
+    async def _receive(self, timeout: float | None) -> bytes | None:
+        self._start_timeout(timeout)
         return self._retain_raw(await Uninterrupted(anext(self._raw, None)))
 
     async def _on_finished(self) -> None:
@@ -211,15 +212,12 @@ class AsyncBody:
         self._finalizer = finalize(self, self._body.close_from_finalizer, running_loop())
         self._finalizer.atexit = False
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        try:
-            return await anext(self._body)
-        except StopAsyncIteration:
+    async def read_async(self, timeout: float | None) -> bytes | None:
+        """Return the next piece, or None at the end; see `AsyncByteStream.read_async`."""
+        piece = await self._body.read_async(timeout)
+        if piece is None:
             self._finalizer.detach()
-            raise
+        return piece
 
     async def close_async(self) -> None:
         """Release the connection; see `AsyncByteStream.close_async`."""

@@ -62,15 +62,12 @@ class TrackedConnection(ABC):
     a line that starts with 0. It keeps no byte of a proxy's messages.
 
     Attributes:
-        waiting_since: When the wait for the current piece of a body started, as a time of
-            `time.monotonic`; None while a request is sent.
         chunked: Whether the body of the current response is chunked.
         at_eof: Whether the server has closed the connection.
         connecting: True until the first request is sent to the server. Messages to a proxy
             leave it True.
     """
 
-    waiting_since: float | None = None
     chunked: bool = False
     at_eof: bool = False
 
@@ -80,6 +77,11 @@ class TrackedConnection(ABC):
         self.connecting: bool = True
         self._with_socks = False
         self._sending = False
+        # The limit of the wait for the current piece of a body, in seconds, and the moment of
+        # `time.monotonic` when it expires: None before the first read of this piece.
+        self._in_body = False
+        self._piece_timeout: float | None = None
+        self._piece_expiry: float | None = None
         self._unsent_head = b""
         # Data that was received before the request was sent completely.
         self._early_data: bytes | None = None
@@ -115,7 +117,7 @@ class TrackedConnection(ABC):
         """
         if not self._sending:
             self._sending = True
-            self.waiting_since, self.chunked, self._may_be_last_chunk = None, False, False
+            self._in_body = self.chunked = self._may_be_last_chunk = False
             self._joiner = None
             self.connecting = self.connecting and buffer.startswith(_TO_PROXY)
             self._with_socks = self.connecting and buffer.startswith(_SOCKS)
@@ -134,15 +136,25 @@ class TrackedConnection(ABC):
             return timeout
         return max(self._connect_by - monotonic(), _MIN_SECONDS)
 
-    def _read_limit(self, timeout: float | None) -> float | None:
-        """Return the remaining timeout for the current piece, in seconds.
+    def start_piece(self, timeout: float | None) -> None:
+        """Limit the wait for the next piece of a body to `timeout` seconds.
 
-        httpcore may read several times for one piece, each time with the full timeout. Therefore
-        the time since `waiting_since` is subtracted.
+        httpcore applies one read timeout to all reads of a body, and may read several times for one
+        piece.
         """
-        if timeout is None or self.waiting_since is None:
+        self._in_body, self._piece_timeout, self._piece_expiry = True, timeout, None
+
+    def _read_limit(self, timeout: float | None) -> float | None:
+        """Return the limit of the next read in seconds. `timeout` is the limit of httpcore."""
+        if not self._in_body:
             return self._connect_limit(timeout)
-        remaining = self.waiting_since + timeout - monotonic()
+        limit = self._piece_timeout
+        if limit is None:
+            return None
+        if self._piece_expiry is None:
+            self._piece_expiry = monotonic() + limit
+            return limit
+        remaining = self._piece_expiry - monotonic()
         if remaining <= 0:
             raise self._httpcore_module.ReadTimeout("no data received")
         return remaining

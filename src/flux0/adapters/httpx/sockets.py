@@ -47,10 +47,11 @@ class SyncConnection(TrackedConnection):
         received = self._pop_received()
         if received is not None:
             return received
-        httpcore, limit = self._httpcore_module, self._read_limit(timeout)
+        httpcore, limit, sock = self._httpcore_module, self._read_limit(timeout), self._sock
         with _translated_errors(httpcore.ReadTimeout, httpcore.ReadError):
-            self._sock.settimeout(limit)
-            data = self._sock.recv(max_bytes)
+            if sock.gettimeout() != limit:  # `settimeout` is a system call.
+                sock.settimeout(limit)
+            data = sock.recv(max_bytes)
         return self._on_received(data)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -135,7 +136,7 @@ class _NestedTLS:
         self.sock = sock
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        self.settimeout, self.close = sock.settimeout, sock.close
+        self.gettimeout, self.settimeout, self.close = sock.gettimeout, sock.settimeout, sock.close
 
     @property
     def has_unread(self) -> bool:

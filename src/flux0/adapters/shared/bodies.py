@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock, RLock
 from typing import Any, ClassVar, Final
@@ -42,8 +42,13 @@ class PulledBody(ABC):
         self._read_lock = Lock()
 
     @abstractmethod
-    def _translate_error(self, error: BaseException) -> TransportError | None:
-        """Return the flux0 error for an error of the HTTP library; None for other errors."""
+    def _translate_error(
+        self, error: BaseException, timeout: float | None, /
+    ) -> TransportError | None:
+        """Return the flux0 error for an error of the HTTP library; None for other errors.
+
+        `timeout` is the timeout of the read that raised the error.
+        """
 
     def _start_reading(self) -> None:
         """Acquire the read lock, or raise if the body is closed or has another reader."""
@@ -84,21 +89,23 @@ class PulledBody(ABC):
             self.retained.append(data)
         return data
 
-    def _error_to_raise(self, error: BaseException, *, closed: bool) -> TransportError | None:
+    def _error_to_raise(
+        self, error: BaseException, timeout: float | None, *, closed: bool
+    ) -> TransportError | None:
         """Return the error to raise in place of `error`; None to raise `error` itself.
 
         `closed` is True if the body was already closed when the error was raised.
         """
         if closed and isinstance(error, Exception):
             return ConnectionInterrupted("the body was closed while it was read")
-        return self._translate_error(error)
+        return self._translate_error(error, timeout)
 
 
 class AsyncPulledBody(PulledBody):
     """A `PulledBody` for async code."""
 
     @abstractmethod
-    async def _receive(self) -> bytes | None:
+    async def _receive(self, timeout: float | None, /) -> bytes | None:
         """Wait for the next bytes and return them; return None at the end of the body."""
 
     @abstractmethod
@@ -109,17 +116,14 @@ class AsyncPulledBody(PulledBody):
     async def _on_failure(self, error: BaseException, /) -> None:
         """Release the connection after `error` was raised."""
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        """Return the next decoded piece."""
+    async def read_async(self, timeout: float | None) -> bytes | None:
+        """Return the next decoded piece, or None at the end; see `AsyncByteStream.read_async`."""
         self._start_reading()
         try:
             piece = None if self._decoder is None else self._next_decoded()
             if piece is None and not self.finished:
                 try:
-                    data = await self._receive()
+                    data = await self._receive(timeout)
                 except Flux0Error as error:
                     mark_user_error(error, sent=True)
                     raise
@@ -129,14 +133,12 @@ class AsyncPulledBody(PulledBody):
         except BaseException as error:
             closed = self._mark_closed()
             await self._on_failure(error)
-            translated = self._error_to_raise(error, closed=closed)
+            translated = self._error_to_raise(error, timeout, closed=closed)
             if translated is None:
                 raise
             raise translated from error
         finally:
             self._read_lock.release()
-        if piece is None:
-            raise StopAsyncIteration
         return piece
 
 
@@ -160,7 +162,7 @@ class SyncPulledBody(PulledBody):
         self._end_lock = RLock()
 
     @abstractmethod
-    def _receive(self) -> bytes | None:
+    def _receive(self, timeout: float | None, /) -> bytes | None:
         """Wait for the next bytes and return them; return None at the end of the body."""
 
     @abstractmethod
@@ -181,15 +183,15 @@ class SyncPulledBody(PulledBody):
         Implementations may acquire locks of the connection pool, but must not raise an exception.
         """
 
-    def pull(self) -> bytes | None:
-        """Return the next decoded piece, or None at the end of the body."""
+    def read(self, timeout: float | None) -> bytes | None:
+        """Return the next decoded piece, or None at the end of the body; see `ByteStream.read`."""
         self._owner.check()
         self._start_reading()
         try:
             piece = None if self._decoder is None else self._next_decoded()
             if piece is None and not self.finished:
                 try:
-                    data = self._receive()
+                    data = self._receive(timeout)
                 except Flux0Error as error:
                     mark_user_error(error, sent=True)
                     raise
@@ -201,7 +203,7 @@ class SyncPulledBody(PulledBody):
             self._released = True
             self._shut_down()
             self._release()
-            translated = self._error_to_raise(error, closed=closed)
+            translated = self._error_to_raise(error, timeout, closed=closed)
             if translated is None:
                 raise
             raise translated from error
@@ -226,7 +228,7 @@ class SyncPulledBody(PulledBody):
             if self.finished or self._released:
                 return
             self._shut_down()
-        # If another thread reads the body, the shutdown wakes that thread, and `pull` releases the
+        # If another thread reads the body, the shutdown wakes that thread, and `read` releases the
         # connection.
         if self._read_lock.acquire(blocking=False) and not run_in_new_thread(self._release):
             self._never_collected.add(self)
@@ -241,14 +243,9 @@ class SyncBody:
         # generators of the body, which acquires locks of the connection pool.
         finalize(self, body.close).atexit = False
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        piece = self._body.pull()
-        if piece is None:
-            raise StopIteration
-        return piece
+    def read(self, timeout: float | None) -> bytes | None:
+        """Return the next piece, or None at the end of the body; see `ByteStream.read`."""
+        return self._body.read(timeout)
 
     def close(self) -> None:
         """Release the connection. If a thread waits for the next piece, its wait fails."""

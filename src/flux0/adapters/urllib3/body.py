@@ -9,7 +9,6 @@ from http.client import HTTPException, IncompleteRead
 from io import BytesIO
 from typing import Any, Final
 
-from attrs import evolve
 from urllib3 import BaseHTTPResponse, exceptions
 
 from flux0.adapters.shared.bodies import SyncPulledBody
@@ -50,19 +49,20 @@ def request_body(body: bytes | None) -> bytes | BytesIO | None:
 class Urllib3Body(SyncPulledBody):
     """The body of one response.
 
-    If the connection is not tracked (see `track`), the HTTP library itself reads the body. Then
-    `set_timeout` has no effect, and `close` does not wake a thread that waits for data.
+    If the connection is not tracked (see `track`), the HTTP library itself reads the body. Then the
+    read timeout of the request limits each read, and `close` does not wake a thread that waits for
+    data.
 
     Args:
         response: A response of urllib3, or a similar object. Its body must not be loaded yet.
-        timeout: The timeouts of the request.
+        read_timeout: The read timeout of the request.
         retain: Called with the decoded body when the body was read to its end; or None.
     """
 
     def __init__(
         self,
         response: Any,
-        timeout: Timeout,
+        read_timeout: float | None,
         retain: Callable[[bytes], object] | None = None,
     ) -> None:
         # A recorder such as vcrpy returns responses of other classes, with a decoded body.
@@ -73,18 +73,16 @@ class Urllib3Body(SyncPulledBody):
         self._received = _read_by_library(response) if tracked is None else tracked.pieces()
         self._raw_socket = None if tracked is None else tracked.raw_socket
         self._response = response
-        self._timeout = timeout
+        self._read_timeout = read_timeout
         self._retain = retain
         if retain is not None:
             self.retained: list[bytes] | None = []
 
-    def set_timeout(self, read_timeout: float | None) -> None:
-        """Limit the wait for each piece to `read_timeout` seconds."""
-        if self._raw_socket is not None:
-            self._raw_socket.settimeout(read_timeout)
-            self._timeout = evolve(self._timeout, read=read_timeout)
-
-    def _receive(self) -> bytes | None:
+    def _receive(self, timeout: float | None) -> bytes | None:
+        # Each piece needs at most one `recv`, for which Python does not extend the timeout.
+        raw_socket = self._raw_socket
+        if raw_socket is not None and raw_socket.gettimeout() != timeout:
+            raw_socket.settimeout(timeout)
         return next(self._received, None)
 
     def _on_finished(self) -> None:
@@ -100,11 +98,14 @@ class Urllib3Body(SyncPulledBody):
             self._response.close()
             self._response.release_conn()
 
-    def _translate_error(self, error: BaseException) -> TransportError | None:
+    def _translate_error(
+        self, error: BaseException, timeout: float | None
+    ) -> TransportError | None:
         if not isinstance(error, (HTTPException, OSError, exceptions.HTTPError)):
             return None
         kind = _kind_after_sending(chain(error)[-1])
-        return failure(kind, error, self._timeout, head_received=True)
+        limit = self._read_timeout if self._raw_socket is None else timeout
+        return failure(kind, error, Timeout(read=limit), head_received=True)
 
 
 def _read_by_library(response: Any) -> Iterator[bytes]:

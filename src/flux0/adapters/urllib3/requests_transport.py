@@ -12,7 +12,7 @@ The steps of one request:
    otherwise, `requests` would prepare the redirect, and read the whole body for this purpose.
 5. `send` puts the `location` header back, so that the user can read it, and returns the response.
    The body has not been read yet, unless a hook has read the body.
-6. The caller iterates over the body. `TrackedResponse.pieces` yields the received bytes, and
+6. The caller reads the body piece by piece. `TrackedResponse.pieces` yields the received bytes, and
    `Urllib3Body` decodes them.
 7. At the end of the body, the connection returns to the pool. If the body is closed early, or after
    an error, the connection is closed.
@@ -94,10 +94,7 @@ class RequestsTransport:
         # The client reads the body of an error response. `_retain` stores the body in `response`,
         # so that the user can read the body, too.
         retain = None if is_success(status) else partial(_retain, response)
-        pulled = Urllib3Body(_body_source(response), request.timeout, retain)
-        if request.is_streaming(status):
-            pulled.set_timeout(request.timeout.idle)
-        body = SyncBody(pulled)
+        body = SyncBody(Urllib3Body(_body_source(response), request.timeout.read, retain))
         connections.bodies.add(body)
         return Response(status, headers, body, response, not is_framed(headers))
 

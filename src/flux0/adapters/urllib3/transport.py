@@ -10,7 +10,7 @@ The steps of one request:
 5. `TrackedResponse.begin` reads the response head. Until the head is received, the driver can call
    `Interrupt.fire`, which shuts down the socket: at the deadline, or if the client is closed.
 6. `send` returns the response. The body has not been read yet.
-7. The caller iterates over the body. `TrackedResponse.pieces` yields the received bytes, and
+7. The caller reads the body piece by piece. `TrackedResponse.pieces` yields the received bytes, and
    `Urllib3Body` decodes them.
 8. At the end of the body, the connection returns to the pool. If the body is closed early, or after
    an error, the connection is closed.
@@ -103,11 +103,8 @@ class Urllib3Transport:
                 mark_user_error(error, sent=exchange.sent)
                 raise
         raw, retain = (response, None) if is_success(response.status) else _copy(response)
-        pulled = Urllib3Body(response, timeout, retain)
-        if request.is_streaming(response.status):
-            pulled.set_timeout(timeout.idle)
         headers = Headers(tuple(response.headers.items()))
-        body = SyncBody(pulled)
+        body = SyncBody(Urllib3Body(response, timeout.read, retain))
         connections.bodies.add(body)
         return Response(response.status, headers, body, raw, not is_framed(headers))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from os import PathLike
 from pathlib import Path
@@ -98,7 +98,7 @@ class RecordingTransport:
         """Send `request` over the other transport and record the exchange; see `Transport.send`."""
         with self._start(request) as exchange:
             response = self.transport.send(request)
-        return exchange.record_response(response, iter)
+        return exchange.record_response(response)
 
     def close(self) -> None:
         """Close the wrapped transport, and replace the old cassette with the recording.
@@ -114,7 +114,7 @@ class RecordingTransport:
         """The async version of `send`."""
         with self._start(request) as exchange:
             response = await self.transport.send_async(request)
-        return exchange.record_response(response, aiter)
+        return exchange.record_response(response)
 
     async def close_async(self) -> None:
         """The async version of `close`."""
@@ -188,28 +188,24 @@ class _OpenExchange:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, (StopIteration, StopAsyncIteration)):
-            self.end(WHOLE)
-        elif isinstance(error, TransportError):
+        if isinstance(error, TransportError):
             kinds = (kind.__name__ for kind in type(error).__mro__)
             self.end(next(kind for kind in kinds if kind in ERRORS))
         elif error is not None:  # Not an error of the transport, but, for example, a cancellation.
             self.end(CLOSED, error)
 
-    def record_response(
-        self, response: Response[Any], iterate: Callable[[Any], Any]
-    ) -> Response[Any]:
-        """Return `response` with a body that records its pieces.
-
-        `iterate` is `iter` for a sync body, and `aiter` for an async body.
-        """
+    def record_response(self, response: Response[Any]) -> Response[Any]:
+        """Return `response` with a body that records its pieces."""
         headers = response.headers.redacted()
         self._response = RecordedResponse(self._elapsed(), response.status_code, headers, ())
         self._started = self._clock()
-        return evolve(response, body=_RecordedBody(response.body, iterate(response.body), self))
+        return evolve(response, body=_RecordedBody(response.body, self))
 
-    def record_piece(self, data: bytes) -> bytes:
-        self._pieces.append((self._elapsed(), data))
+    def record_piece(self, data: bytes | None) -> bytes | None:
+        if data is None:
+            self.end(WHOLE)
+        else:
+            self._pieces.append((self._elapsed(), data))
         return data
 
     def end(self, how: str, error: BaseException | None = None) -> None:
@@ -232,28 +228,21 @@ class _OpenExchange:
 class _RecordedBody:
     """A `ByteStream` or `AsyncByteStream` whose pieces are recorded when they are read."""
 
-    def __init__(self, stream: Any, pieces: Any, exchange: _OpenExchange) -> None:
+    def __init__(self, stream: Any, exchange: _OpenExchange) -> None:
         self._stream = stream
-        self._pieces = pieces
         self._exchange = exchange
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
+    def read(self, timeout: float | None) -> bytes | None:
         with self._exchange:
-            return self._exchange.record_piece(next(self._pieces))
+            return self._exchange.record_piece(self._stream.read(timeout))
 
     def close(self) -> None:
         with closing(self._stream):
             self._exchange.end(CLOSED)
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
+    async def read_async(self, timeout: float | None) -> bytes | None:
         with self._exchange:
-            return self._exchange.record_piece(await anext(self._pieces))
+            return self._exchange.record_piece(await self._stream.read_async(timeout))
 
     async def close_async(self) -> None:
         try:

@@ -61,6 +61,14 @@ class _Replay:
         return differences(self.exchange.request, request)
 
 
+@define(eq=False)
+class _ReplayedBody(FakeBody):
+    """A recorded body. Its reads take as long as in the recording, whatever their timeouts are."""
+
+    def _read(self, timeout: float | None) -> Waits[bytes | None]:  # noqa: ARG002 - ignored
+        return super()._read(None)
+
+
 class NotRecorded(AssertionError):
     """A request matches no exchange of the cassette."""
 
@@ -156,7 +164,7 @@ class ReplayTransport(SharedTransport):
         yield Wait(head_time)
         pieces = self._pieces(request, replay, response, head_time)
         headers = Headers(tuple(response.headers.items()))
-        body = FakeBody(pieces, None, self.clock, self._lock, lambda _, __: False)
+        body = _ReplayedBody(pieces, self.clock, self._lock, lambda _, __: False)
         return Response(response.status_code, headers, body)
 
     def _pieces(

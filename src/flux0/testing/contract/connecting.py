@@ -16,9 +16,9 @@ import trustme
 from attrs import evolve
 
 from flux0.domain import errors
-from flux0.testing.contract.base import EXPIRY, Contract, check, fails
+from flux0.testing.contract.base import EXPIRY, SHORT, Contract, check, fails
 from flux0.testing.contract.harness import LONG_TIMEOUT, Harness, get
-from flux0.testing.contract.responses import Disconnect, WaitForRelease, Write, http_response
+from flux0.testing.contract.responses import Disconnect, Sleep, WaitForRelease, Write, http_response
 
 _SHORT_CONNECT = evolve(LONG_TIMEOUT, connect=EXPIRY)
 
@@ -159,12 +159,22 @@ class TLSContract(Contract):
         fails(response.read, errors.ConnectionInterrupted)
         server.wait_until_closed()
 
+    def test_each_read_over_tls_has_its_own_timeout(
+        self, trusting: Harness, tls: ssl.SSLContext
+    ) -> None:
+        """The timeout of a read may be longer or shorter than the timeouts of earlier reads."""
+        pieces = b"first", Sleep(2 * SHORT), b"second", WaitForRelease(), b"third"
+        _, response = trusting.exchange(http_response(*pieces, framing="chunked"), tls=tls)
+        check(response.read(5, timeout=SHORT), b"first", "the first piece")
+        check(response.read(6), b"second", "the second piece")
+        fails(lambda: response.read(timeout=EXPIRY), errors.ReadTimeout)
+
     def test_close_ends_a_read_over_tls(self, trusting: Harness, tls: ssl.SSLContext) -> None:
         """The waiting thread or task gets an error immediately, as without TLS."""
         server, response = trusting.read_first(
             http_response(b"first", WaitForRelease(), framing="chunked"), tls=tls
         )
-        waiting = response.start_next()
+        waiting = response.start_read()
         response.close()
         server.wait_until_closed()
         with pytest.raises(errors.TransportError):

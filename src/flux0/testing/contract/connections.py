@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from threading import Event
+from typing import Any
 
 import pytest
 from anyio import CancelScope
@@ -21,7 +22,7 @@ from attrs import evolve
 from flux0.domain import errors
 from flux0.testing.contract.base import EXPIRY, Contract, check, fails, streams
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.harness import LONG_TIMEOUT, Harness, get, post
+from flux0.testing.contract.harness import LONG, LONG_TIMEOUT, Harness, get, post
 from flux0.testing.contract.responses import (
     Disconnect,
     Receive,
@@ -214,7 +215,7 @@ class ReleaseContract(Contract):
     ) -> None:
         """Closing the body or the transport ends the read with an error."""
         server, response = harness.read_first(_SILENT, stream=True)
-        waiting = response.start_next()
+        waiting = response.start_read()
         (response if closed == "body" else harness).close()
         with pytest.raises(errors.TransportError):
             waiting.outcome()
@@ -249,7 +250,7 @@ class ReleaseContract(Contract):
         server = harness.serve(*[_SILENT] * _MANY, _OK)
         responses = [harness.send(get(server.url, stream=True)) for _ in range(_MANY)]
         check([response.read(5) for response in responses], [b"first"] * _MANY, "the bodies")
-        reading = [response.start_next() for response in responses]
+        reading = [response.start_read() for response in responses]
         check(harness.fetch(get(server.url)), b"ok", "the body")
         server.release()
         check([pending.outcome() for pending in reading], [b"second"] * _MANY, "the bodies")
@@ -322,13 +323,13 @@ class CancellationContract(Contract):
     ) -> None:
         """The reader is cancelled while it waits for a piece, and closes the body."""
         server, response = harness.read_first(_SILENT, stream=stream)
-        body, pieces = response.detach()
+        body = response.detach()
         begun = Event()
 
         async def read() -> None:
             try:
                 begun.set()
-                await anext(pieces)
+                await body.read_async(LONG)
             finally:
                 await body.close_async()
 
@@ -340,15 +341,15 @@ class CancellationContract(Contract):
     def test_cancelled_read_does_not_end_the_body(self, harness: Harness) -> None:
         """After the cancellation, the next read returns the next piece or raises an error."""
         server, response = harness.read_first(_SILENT, stream=True)
-        body, pieces = response.detach()
+        body = response.detach()
 
-        async def read() -> bytes | None:
+        async def read() -> Any:
             with CancelScope() as scope:
                 scope.cancel()
-                await anext(pieces)
+                await body.read_async(LONG)
             server.release()
             try:
-                return await anext(pieces, None)
+                return await body.read_async(LONG)
             finally:
                 await body.close_async()
 

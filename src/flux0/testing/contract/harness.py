@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import gc
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from ssl import SSLContext
 from threading import Thread
+from time import monotonic
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from anyio.from_thread import start_blocking_portal
 from attrs import evolve, frozen
 
+from flux0.domain.errors import ReadTimeout
 from flux0.domain.headers import Headers
 from flux0.ports import AsyncByteStream, AsyncTransport, Request, Response, Timeout
 from flux0.testing.contract.byte_server import ByteServer
@@ -28,9 +31,10 @@ from flux0.testing.contract.responses import ServerSteps
 T = TypeVar("T")
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, T]]
 
-# The default timeouts of requests: longer than `Contract.timeout`, so that a hung call is detected
-# before its timeout expires.
-LONG_TIMEOUT: Final = Timeout(connect=60.0, read=60.0, write=60.0, pool=60.0, idle=60.0)
+# The default timeouts of requests and of reads: longer than `Contract.timeout`, so that a hung call
+# is detected before its timeout expires.
+LONG: Final = 60.0
+LONG_TIMEOUT: Final = Timeout(connect=LONG, read=LONG, write=LONG, pool=LONG)
 
 
 def get(url: str, *, stream: bool = False, timeout: Timeout = LONG_TIMEOUT) -> Request:
@@ -72,24 +76,22 @@ class ReceivedResponse:
     def __init__(self, head: Response[Any], run: Callable[[Work[Any]], Pending[Any]]) -> None:
         self.head: Response[None] = evolve(head, body=None)
         self._body: Any = head.body
-        self._pieces: Any = aiter(head.body)
         self._run = run
 
-    def start_next(self) -> Pending[bytes | None]:
+    def start_read(self, timeout: float | None = LONG) -> Pending[bytes | None]:
         """Start a call that reads the next piece of the body; its result is None at the end."""
+        return self._run(partial(self._body.read_async, timeout))
 
-        async def next_piece() -> Any:
-            return await anext(self._pieces, None)
+    def read(self, size: int | None = None, timeout: float | None = LONG) -> bytes:
+        """Read pieces until they contain at least `size` bytes; by default, read the whole body.
 
-        return self._run(next_piece)
-
-    def read(self, size: int | None = None) -> bytes:
-        """Read pieces until they contain at least `size` bytes; by default, read the whole body."""
+        `timeout` is the limit for each read.
+        """
 
         async def pieces() -> bytes:
             data = b""
             while size is None or len(data) < size:
-                piece: bytes | None = await anext(self._pieces, None)
+                piece: bytes | None = await self._body.read_async(timeout)
                 if piece is None:
                     break
                 data += piece
@@ -98,21 +100,42 @@ class ReceivedResponse:
         read: bytes = self._run(pieces).outcome()
         return read
 
+    def read_content(self, timeout: float) -> bytes | None:
+        """Skip empty pieces, and return the first other piece, or None at the end of the body.
+
+        `timeout` is the limit for all reads together. It is enforced only by the transport: each
+        read gets the time that is left.
+        """
+
+        async def content() -> bytes | None:
+            piece: bytes | None = b""
+            left = timeout
+            while piece == b"":
+                if left <= 0:
+                    raise ReadTimeout("only empty pieces were received")
+                began = monotonic()
+                piece = await self._body.read_async(left)
+                left -= monotonic() - began
+            return piece
+
+        received: bytes | None = self._run(content).outcome()
+        return received
+
     def close(self) -> None:
         """Close the body."""
         self._run(self._body.close_async).outcome()
 
-    def detach(self, *, in_cycle: bool = False) -> list[Any]:
-        """Return the body and its iterator, and remove this object's references to both.
+    def detach(self, *, in_cycle: bool = False) -> Any:
+        """Return the body, and remove this object's reference to it.
 
-        If `in_cycle` is true, the returned list contains itself, so that only the garbage collector
-        can free the list.
+        If `in_cycle` is true, create a list that contains the body and itself, so that only the
+        garbage collector can free the body.
         """
-        detached = [self._body, self._pieces]
-        detached += [detached] * in_cycle
-        self._body = self._pieces = None
+        body, self._body = self._body, None
         self.head = evolve(self.head, raw_response=None)
-        return detached
+        cycle: list[Any] = [body]
+        cycle += [cycle] * in_cycle
+        return body
 
     def drop(self, *, in_cycle: bool) -> None:
         """Remove the last references to the body, in the thread or event loop that reads it.
@@ -154,7 +177,7 @@ class Harness:
         """Start a call that sends `request`."""
 
         async def send() -> ReceivedResponse:
-            return ReceivedResponse(await self._transport.send_async(request), self.run)
+            return ReceivedResponse(await self._send(request), self.run)
 
         return self.run(send)
 
@@ -176,18 +199,28 @@ class Harness:
         assert first == b"first", f"the body must begin with b'first', not {first!r}"
         return server, response
 
-    def start_fetch(self, request: Request) -> Pending[bytes]:
-        """Start a call that sends `request` and reads its response to the end."""
+    def start_fetch(self, request: Request, timeout: float | None = LONG) -> Pending[bytes]:
+        """Start a call that sends `request` and reads its response to the end.
+
+        `timeout` is the limit for each read.
+        """
 
         async def fetch() -> bytes:
-            response = await self._transport.send_async(request)
-            return b"".join([piece async for piece in response.body])
+            body, pieces = (await self._send(request)).body, list[bytes]()
+            while (piece := await body.read_async(timeout)) is not None:
+                pieces.append(piece)
+            return b"".join(pieces)
 
         return self.run(fetch)
 
     def fetch(self, request: Request) -> bytes:
         """Send `request` and return the whole body of its response."""
         return self.start_fetch(request).outcome()
+
+    async def _send(self, request: Request) -> Response[AsyncByteStream]:
+        response = await self._transport.send_async(request)
+        check_body(response.body, "read_async")
+        return response
 
     def close(self) -> None:
         """Close the transport."""
@@ -234,6 +267,13 @@ def event_loop(
         stopping.join(timeout)
 
 
+def check_body(body: object, method: str) -> None:
+    """Assert that the body of a response has `method`."""
+    assert hasattr(body, method), (
+        f"the body of a response must have a method {method}(timeout), but {body!r} has none"
+    )
+
+
 class BlockingAsAsync:
     """Wraps a sync `Transport` or `ByteStream` in async methods that call the sync methods."""
 
@@ -243,11 +283,13 @@ class BlockingAsAsync:
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Call `Transport.send`."""
         response = self._wrapped.send(request)
+        check_body(response.body, "read")
         return evolve(response, body=BlockingAsAsync(response.body))
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self._wrapped:
-            yield piece
+    async def read_async(self, timeout: float | None) -> bytes | None:
+        """Call `ByteStream.read`."""
+        piece: bytes | None = self._wrapped.read(timeout)
+        return piece
 
     async def close_async(self) -> None:
         """Call `Transport.close` or `ByteStream.close`."""

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from gzip import compress
 from time import monotonic
@@ -17,8 +17,10 @@ from flux0.domain.errors import ReadTimeout, TransportError, WriteTimeout
 from flux0.ports import Interrupt, Timeout
 from flux0.testing.contract.base import EXPIRY, SHORT, Contract, check, class_of, fails, streams
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.harness import LONG_TIMEOUT, Harness, Pending, get, post
+from flux0.testing.contract.harness import LONG, LONG_TIMEOUT, Harness, Pending, get, post
 from flux0.testing.contract.responses import (
+    FRAMINGS,
+    Framing,
     ServerSteps,
     Sleep,
     WaitForRelease,
@@ -27,7 +29,25 @@ from flux0.testing.contract.responses import (
     http_response,
 )
 
-_ENDLESS = Timeout(connect=None, read=None, write=None, pool=None, idle=None)
+_ENDLESS = Timeout(connect=None, read=None, write=None, pool=None)
+
+
+_framings = pytest.mark.parametrize("framing", FRAMINGS)
+
+_FIRST = http_response(b"first", framing="chunked")[:-1]
+# Steps that send bytes without content before a timeout of `2 * SHORT`, and content after it.
+_PAUSE = Sleep(1.4 * SHORT)
+_WITHOUT_CONTENT: dict[str, ServerSteps] = {
+    "size": (*_FIRST, _PAUSE, Write(b"6"), _PAUSE, Write(b"\r\nsecond\r\n")),
+    "extension": (*_FIRST, Write(b"6"), _PAUSE, Write(b";a"), _PAUSE, Write(b"\r\nsecond\r\n")),
+    "endless-extension": (*_FIRST, Write(b"6"), *(Write(b";a"), Sleep(SHORT / 4)) * 1000),
+    "trailer": (*_FIRST, Write(b"0\r\n"), _PAUSE, Write(b"x: y\r\n"), _PAUSE, Write(b"\r\n")),
+    "gzip": http_response(
+        *(compress(b"first"), _PAUSE, compress(b""), _PAUSE, compress(b"second")),
+        framing="chunked",
+        headers=[("Content-Encoding", "gzip")],
+    ),
+}
 
 
 class TimeoutContract(Contract):
@@ -43,23 +63,30 @@ class TimeoutContract(Contract):
         fails(lambda: harness.send(request), ReadTimeout)
         server.wait_until_closed()
 
+    @_framings
     @pytest.mark.parametrize(
-        ("stream", "status", "timeout"),
-        [
-            (False, "200 OK", evolve(LONG_TIMEOUT, read=SHORT)),
-            (True, "200 OK", evolve(LONG_TIMEOUT, idle=EXPIRY)),
-            (True, "500 Broken", evolve(LONG_TIMEOUT, read=SHORT)),
-        ],
+        ("stream", "status"),
+        [(False, "200 OK"), (True, "200 OK"), (True, "500 Broken")],
         ids=["whole", "stream", "error"],
     )
-    def test_read_or_idle_timeout_limits_the_wait_for_a_piece(
-        self, harness: Harness, status: str, timeout: Timeout, *, stream: bool
+    def test_timeout_of_a_read_limits_the_wait_for_a_piece(
+        self, harness: Harness, framing: Framing, status: str, *, stream: bool
     ) -> None:
-        """`Timeout.idle` applies to successful streams, `Timeout.read` to all other bodies."""
-        steps = http_response(b"first", WaitForRelease(), framing="chunked", status=status)
-        server, response = harness.exchange(steps, stream=stream, timeout=timeout)
-        fails(response.read, ReadTimeout)
+        """After the `ReadTimeout`, the connection is closed."""
+        pieces = b"first", WaitForRelease(), b"second"
+        steps = http_response(*pieces, framing=framing, status=status)
+        server, response = harness.read_first(steps, stream=stream)
+        fails(lambda: response.read(timeout=EXPIRY), ReadTimeout)
         server.wait_until_closed()
+
+    @_framings
+    def test_each_read_has_its_own_timeout(self, harness: Harness, framing: Framing) -> None:
+        """The timeout of a read may be longer or shorter than the timeouts of earlier reads."""
+        pieces = b"first", Sleep(2 * SHORT), b"second", WaitForRelease(), b"third"
+        _, response = harness.exchange(http_response(*pieces, framing=framing), stream=True)
+        check(response.read(5, timeout=SHORT), b"first", "the first piece")
+        check(response.read(6), b"second", "the second piece")
+        fails(lambda: response.read(timeout=EXPIRY), ReadTimeout)
 
     def test_write_timeout_expires(self, harness: Harness) -> None:
         """The server reads nothing, and the request body is larger than all socket buffers."""
@@ -67,22 +94,13 @@ class TimeoutContract(Contract):
         request = post(harness.listen()[1], bytes(64_000_000), timeout=timeout)
         fails(lambda: harness.send(request), WriteTimeout)
 
-    def test_gzip_data_without_content_yields_an_empty_piece(self, harness: Harness) -> None:
-        """The empty piece lets the client check the deadline of the call."""
-        start, *_ = http_response(framing="chunked", headers=[("Content-Encoding", "gzip")])
-        steps = (start, *http_response(compress(b""), WaitForRelease(), framing="chunked")[1:])
-        _, response = harness.exchange(steps, stream=True)
-        check(response.start_next().outcome(), b"", "the piece")
-
-    def test_framing_without_content_does_not_block_the_reader(self, harness: Harness) -> None:
-        """During an endless chunk extension, a read returns an empty piece or times out."""
-        framing = (Write(b";a"), Sleep(SHORT / 4)) * 1000
-        steps = (*http_response(b"first", framing="chunked")[:-1], Write(b"5"), *framing)
-        _, response = harness.read_first(
-            steps, stream=True, timeout=evolve(LONG_TIMEOUT, idle=SHORT)
-        )
-        with suppress(ReadTimeout):
-            check(response.start_next().outcome(), b"", "the piece")
+    @pytest.mark.parametrize("sent", _WITHOUT_CONTENT)
+    def test_bytes_without_content_do_not_extend_the_timeout(
+        self, harness: Harness, sent: str
+    ) -> None:
+        """The content arrives too late. The transport may return empty pieces before it."""
+        _, response = harness.read_first(_WITHOUT_CONTENT[sent], stream=True)
+        fails(lambda: response.read_content(timeout=2 * SHORT), ReadTimeout, caused=False)
 
 
 # The steps of servers that do not complete a response head. With "slow-bytes" and "interim", a
@@ -203,11 +221,16 @@ class IdleContract(Contract):
             "head": endless(harness.serve((WaitForRelease(),)).url),
             "body": endless(body),
             "stream": endless(body, stream=True),
+            "paused-body": get(paused, timeout=evolve(LONG_TIMEOUT, read=3 * pause)),
             "paused-stream": get(paused, stream=True, timeout=evolve(LONG_TIMEOUT, read=3 * pause)),
-            "slow-stream": get(slow, stream=True, timeout=evolve(LONG_TIMEOUT, idle=3 * pause)),
+            "slow-stream": get(slow, stream=True),
             "pooled": get(pooled.url),
         }
-        calls = {name: harness.start_fetch(request) for name, request in requests.items()}
+        limits = {"body": None, "stream": None, "slow-stream": 3 * pause}
+        calls = {
+            name: harness.start_fetch(request, limits.get(name, LONG))
+            for name, request in requests.items()
+        }
         # Close the servers before the event loop: a TLS handshake cannot be cancelled, but it ends
         # when its server is closed.
         ending.callback(harness.servers.close)
@@ -224,19 +247,19 @@ class IdleContract(Contract):
         )
 
     @pytest.mark.usefixtures("hang_timeout")
-    def test_each_piece_restarts_the_idle_timeout(
+    def test_whole_body_may_take_longer_than_the_timeout_of_each_read(
         self, background: dict[str, BackgroundCalls], backend: str
     ) -> None:
-        """The whole stream may take longer than the idle timeout."""
+        """Each read has the whole timeout that was passed to it."""
         check(background[backend].calls["slow-stream"].outcome(), b"piece" * 5, "the body")
 
     @pytest.mark.usefixtures("hang_timeout")
-    def test_read_timeout_does_not_apply_to_a_stream(
-        self, background: dict[str, BackgroundCalls], backend: str
+    @pytest.mark.parametrize("call", ["paused-body", "paused-stream"])
+    def test_read_timeout_of_the_request_does_not_apply_to_a_body(
+        self, background: dict[str, BackgroundCalls], backend: str, call: str
     ) -> None:
-        """The time between two pieces of a stream may exceed `Timeout.read`."""
-        body = background[backend].calls["paused-stream"].outcome()
-        check(body, b"firstsecond", "the body")
+        """The time between two pieces may exceed `Timeout.read`."""
+        check(background[backend].calls[call].outcome(), b"firstsecond", "the body")
 
     @pytest.mark.usefixtures("hang_timeout")
     def test_connection_idle_for_long_is_not_reused(

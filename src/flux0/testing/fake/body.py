@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from math import inf
 from typing import Any, Literal, TypeAlias, final
@@ -30,9 +30,6 @@ class FakeBody:
     """
 
     _pieces: Iterator[bytes | Wait]
-    # The read timeout, in seconds of the fake's clock. If it is None, a read that would never end
-    # raises AssertionError. If it is infinite, such a read waits in real time.
-    _read_timeout: float | None
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
     # Called once, when the body ends. Returns whether the server closes the connection.
@@ -44,28 +41,22 @@ class FakeBody:
     closes_connection: bool = field(default=False, init=False)
     _end: BodyEnd | None = field(default=None, init=False)
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
+    def read(self, timeout: float | None) -> bytes | None:
+        """Return the next piece, or None at the end of the body; see `ByteStream.read`.
 
-    def __next__(self) -> bytes:
-        piece = perform(self._read(), self._clock)
-        if piece is None:
-            raise StopIteration
-        return piece
+        The timeout expires on the fake's clock. If `timeout` is None, a read that would never end
+        raises AssertionError. If it is infinite, such a read waits in real time.
+        """
+        return perform(self._read(timeout), self._clock)
 
     def close(self) -> None:
         """Close the body, whether or not it was read to its end."""
         self.mark_ended("closed")
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
+    async def read_async(self, timeout: float | None) -> bytes | None:
+        """The async version of `read`."""
         await sleep(0)
-        piece = await perform_async(self._read(), self._clock)
-        if piece is None:
-            raise StopAsyncIteration
-        return piece
+        return await perform_async(self._read(timeout), self._clock)
 
     async def close_async(self) -> None:
         """The async version of `close`."""
@@ -74,9 +65,8 @@ class FakeBody:
     def __del__(self) -> None:
         self.mark_ended(self.end_if_unread)
 
-    def _read(self) -> Waits[bytes | None]:
-        """Return the next piece, or None at the end of the body."""
-        clock, timeout = self._clock, self._read_timeout
+    def _read(self, timeout: float | None) -> Waits[bytes | None]:
+        clock = self._clock
         limit = inf if timeout is None else clock.now() + timeout
         while True:
             seen = clock.changes
@@ -99,7 +89,7 @@ class FakeBody:
                 self.mark_ended("closed")
                 raise AssertionError(
                     "this read would never end: the agent sends no more data, "
-                    "and the request has no read timeout"
+                    "and the read has no timeout"
                 )
 
     def mark_ended(self, how: BodyEnd) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager, suppress
+from functools import partial
 from http import HTTPStatus
 from math import inf
 from socket import IPPROTO_TCP, MSG_PEEK, SHUT_RDWR, TCP_NODELAY, socket
@@ -117,7 +118,7 @@ class _Handler(BaseRequestHandler):
             headers,
             bytes(body) or None,
             stream=True,
-            timeout=Timeout(read=None, idle=inf),
+            timeout=Timeout(read=None),
         )
 
     def _receive(self) -> object:
@@ -142,7 +143,8 @@ class _Handler(BaseRequestHandler):
         watcher = Thread(target=self._close_on_disconnect, args=(body.close,), daemon=True)
         watcher.start()
         try:
-            self._send_response(response.status_code, (*response.headers.pairs, *cors), body)
+            fields = (*response.headers.pairs, *cors)
+            self._send_response(response.status_code, fields, iter(partial(body.read, inf), None))
         except Exception as error:  # noqa: BLE001 - agents can raise any exception
             # h11 raises LocalProtocolError if a fault has made the response invalid.
             if not isinstance(error, (TransportError, OSError, h11.LocalProtocolError)):

@@ -265,10 +265,8 @@ class FakeTransport(SharedTransport):
             response = injected or self._server_response(request, loop)
             turn = response.body if isinstance(response.body, FakeTurn) else None
             content = b"" if turn else cast("bytes", response.body)
-            is_streaming = request.is_streaming(response.status_code)
-            timeout = request.timeout.idle if is_streaming else request.timeout.read
             pieces = with_faults(iter(turn or filter(None, (content,))), faults, call)
-            body = FakeBody(pieces, timeout, self.clock, self._lock, self._on_body_end)
+            body = FakeBody(pieces, self.clock, self._lock, self._on_body_end)
             self._open[pieces] = call, turn
             self._bodies.add(body)
             yield from self._apply_faults(request, faults, acted=True)

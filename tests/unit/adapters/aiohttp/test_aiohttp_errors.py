@@ -29,7 +29,7 @@ from flux0.domain.headers import Headers
 from flux0.ports import Timeout
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import Disconnect, WaitForRelease, Write, http_response
-from support.sending import OK, fetch, get, post
+from support.sending import OK, Pieces, fetch, get, post
 
 SHORT = 0.2
 LARGE = bytes(1_000_000)
@@ -329,7 +329,7 @@ INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
 def test_events_before_a_broken_chunk_in_one_segment_are_yielded(before: bytes, cut: int) -> None:
     async def run(transport: AiohttpTransport) -> None:
         response = await transport.send_async(get(server.url, stream=True))
-        pieces = aiter(response.body)
+        pieces = Pieces(response.body)
         assert await anext(pieces) == b"first"
         with pytest.raises(ProtocolError):
             await anext(pieces)
@@ -382,7 +382,7 @@ def test_stream_after_a_head_with_lf_line_ends_is_not_stored() -> None:
     async def run(transport: AiohttpTransport) -> int:
         response = await transport.send_async(get(server.url, stream=True))
         tracemalloc.start()
-        size = sum([len(piece) async for piece in response.body])
+        size = sum([len(piece) async for piece in Pieces(response.body)])
         assert tracemalloc.get_traced_memory()[1] < 8_000_000
         return size
 

@@ -52,7 +52,7 @@ from flux0.testing.contract.responses import (
     http_response,
 )
 from support.secured import Secured
-from support.sending import HALF, LONG_TIMEOUT, OK, fetch, get, post, read
+from support.sending import HALF, LONG_TIMEOUT, OK, Pieces, fetch, get, post, read
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
 
@@ -134,7 +134,7 @@ async def own() -> AsyncGenerator[AiohttpTransport]:
 async def begun(transport: AiohttpTransport, url: str) -> Response[AsyncByteStream]:
     """Start a stream, read its first piece, and return its response."""
     response = await transport.send_async(get(url, stream=True))
-    assert await anext(aiter(response.body)) == b"first"
+    assert await anext(Pieces(response.body)) == b"first"
     return response
 
 
@@ -450,7 +450,7 @@ def test_bytes_before_a_failure_are_yielded_even_if_they_are_read_late(
             server.release()
             await wait_until_closed(server)
             if rest:
-                assert await anext(aiter(response.body)) == rest
+                assert await anext(Pieces(response.body)) == rest
             with pytest.raises(kind):
                 await read(response.body)
 
@@ -463,12 +463,12 @@ def test_slow_reader_does_not_cause_a_read_timeout() -> None:
 
     async def run(server: ByteServer) -> None:
         async with own() as transport:
-            timeout = Timeout(idle=SHORT)
-            response = await transport.send_async(get(server.url, stream=True, timeout=timeout))
-            assert await anext(aiter(response.body)) == b"first"
+            response = await transport.send_async(get(server.url, stream=True))
+            pieces = Pieces(response.body, SHORT)
+            assert await anext(pieces) == b"first"
             await asyncio.sleep(2 * SHORT)
             server.release()
-            assert await read(response.body) == b"second"
+            assert await anext(pieces) == b"second"
 
     with ByteServer(HALF) as server:
         asyncio.run(run(server))
@@ -491,10 +491,10 @@ def test_blocked_event_loop_does_not_cause_a_read_timeout() -> None:
 
     async def run(server: ByteServer) -> None:
         async with own() as transport:
-            timeout = Timeout(idle=2 * SHORT)
-            response = await transport.send_async(get(server.url, stream=True, timeout=timeout))
-            assert await anext(aiter(response.body)) == b"first"
-            reading = asyncio.ensure_future(read(response.body))
+            response = await transport.send_async(get(server.url, stream=True))
+            pieces = Pieces(response.body, 2 * SHORT)
+            assert await anext(pieces) == b"first"
+            reading = asyncio.ensure_future(anext(pieces))
             await asyncio.sleep(0)
             server.release()
             time.sleep(3 * SHORT)  # The event loop is blocked, as in a long computation.

@@ -36,7 +36,7 @@ from support import modes
 from support.over_httpx import FAMILY, FAMILY_SYNC, FAST, OverHttpx
 from support.proxy import Proxy
 from support.secured import Secured
-from support.sending import AGENTS, LONG_TIMEOUT, OK, fetch_sync, get, over, post
+from support.sending import AGENTS, LONG_TIMEOUT, OK, Pieces, fetch_sync, get, over, post
 from support.socks_proxy import SocksProxy
 from support.unreachable import resolve_to, unreachable_address
 
@@ -125,7 +125,7 @@ def test_surplus_bytes_through_a_proxy_with_tls_are_not_the_next_response(
     ):
         transport = way.transport_over(client)
         response = transport.send(get(server.url))
-        assert b"".join(response.body) == b"ok"
+        assert b"".join(Pieces(response.body)) == b"ok"
         stream, end = response.raw_response.extensions["network_stream"], monotonic() + 10
         while not stream.get_extra_info("is_readable"):
             assert monotonic() < end, "the surplus bytes were not detected"

@@ -7,7 +7,6 @@ import gc
 import socket
 import ssl
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -29,7 +28,7 @@ from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, Write, http_response, to_bytes
 from support.over_httpx import FAMILY, FAMILY_SYNC, HttpxContract, OverHttpx
 from support.secured import Secured
-from support.sending import HALF, OK, fetch, fetch_sync, get, over, post
+from support.sending import HALF, OK, Pieces, fetch, fetch_sync, get, over, post
 
 
 class TestHttpxTransport(HttpxContract, TransportContract):
@@ -160,11 +159,15 @@ def test_interrupt_ends_a_waiting_call(way: OverHttpx, secured: Secured, *, pool
 
 def test_read_that_starts_after_the_timeout_raises() -> None:
     """If the received bytes contain only overhead, such as a chunk size, httpcore reads again."""
-    connection = AsyncConnection(httpcore.AsyncMockStream([]), httpcore)
-    connection.waiting_since = time.monotonic() - 1
+    connection = AsyncConnection(httpcore.AsyncMockStream([b"x"]), httpcore)
+    connection.start_piece(1e-9)
 
-    with pytest.raises(httpcore.ReadTimeout):
-        asyncio.run(connection.read(1, 0.5))
+    async def read() -> None:
+        await connection.read(1)
+        with pytest.raises(httpcore.ReadTimeout):
+            await connection.read(1)
+
+    asyncio.run(read())
 
 
 # --- shared connections
@@ -223,7 +226,7 @@ def test_closing_a_body_does_not_shut_down_a_shared_connection() -> None:
 
 def test_second_reader_gets_an_error_and_the_first_continues() -> None:
     with ByteServer(HALF) as server, ThreadPoolExecutor(2) as threads:
-        body = iter(HttpxTransport().send(get(server.url, stream=True)).body)
+        body = Pieces(HttpxTransport().send(get(server.url, stream=True)).body)
         assert next(body) == b"first"
         readers = [threads.submit(next, body) for _ in range(2)]
         refused, reading = wait(readers, return_when=FIRST_COMPLETED)
@@ -245,7 +248,7 @@ def test_body_closed_during_a_read_is_interrupted() -> None:
     with httpx.Client(transport=httpx.MockTransport(lambda _: response)) as client:
         body = HttpxTransport(client).send(get("http://flux0.invalid")).body
         with pytest.raises(ConnectionInterrupted):
-            next(iter(body))
+            next(Pieces(body))
 
 
 def refuse(*_: object) -> None:
@@ -262,7 +265,7 @@ def test_unreferenced_stream_is_kept_while_the_interpreter_exits(
     with ByteServer(HALF) as server:
         transport = HttpxTransport()
         body = transport.send(get(server.url, stream=True)).body
-        assert next(iter(body)) == b"first"
+        assert next(Pieces(body)) == b"first"
         with monkeypatch.context() as patched:
             patched.setattr(f"flux0.runtime.processes.{name}", stub)
             del body
@@ -292,7 +295,7 @@ def test_closing_continues_when_its_task_is_cancelled() -> None:
             transport = HttpxTransport(async_client=client)
             for pauses in range(1, 8):
                 body = (await transport.send_async(get(server.url, stream=True))).body
-                assert await anext(aiter(body)) == b"first"
+                assert await anext(Pieces(body)) == b"first"
                 closing = asyncio.ensure_future(body.close_async())
                 for _ in range(pauses):
                     await asyncio.sleep(0)

@@ -26,7 +26,7 @@ class _Body(SyncPulledBody):
         closing.start()
         return closing
 
-    def _receive(self) -> bytes | None:
+    def _receive(self, _timeout: float | None) -> bytes | None:
         return self._result(self)
 
     def _on_finished(self) -> None:
@@ -39,7 +39,7 @@ class _Body(SyncPulledBody):
         self.releases += 1
         self.released.set()
 
-    def _translate_error(self, error: BaseException) -> ConnectionInterrupted:
+    def _translate_error(self, error: BaseException, _: float | None) -> ConnectionInterrupted:
         return ConnectionInterrupted(str(error))
 
 
@@ -49,10 +49,10 @@ def test_body_closed_when_a_piece_arrives_releases_its_connection() -> None:
         return b"piece"
 
     body = _Body(receive)
-    assert body.pull() == b"piece"
+    assert body.read(None) == b"piece"
     assert body.released.wait(10)
     with pytest.raises(ConnectionInterrupted, match="closed before its end"):
-        body.pull()
+        body.read(None)
 
 
 def test_body_closed_when_its_end_arrives_keeps_its_connection() -> None:
@@ -67,7 +67,7 @@ def test_body_closed_when_its_end_arrives_keeps_its_connection() -> None:
             super().__setattr__(name, value)
 
     body = Ending(lambda _: None)
-    assert body.pull() is None
+    assert body.read(None) is None
     threads[0].join()
     assert (body.shutdowns, body.releases) == (0, 0)
     assert body.released.is_set()
@@ -79,6 +79,6 @@ def test_failed_body_releases_its_connection_once() -> None:
 
     body = _Body(receive)
     with pytest.raises(ConnectionInterrupted, match="reset"):
-        body.pull()
+        body.read(None)
     body.close()
     assert (body.shutdowns, body.releases) == (1, 1)

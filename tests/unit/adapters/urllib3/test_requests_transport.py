@@ -37,7 +37,7 @@ from flux0.testing.contract.responses import (
     to_bytes,
 )
 from support.secured import Secured
-from support.sending import OK, fetch_sync, get, post
+from support.sending import OK, Pieces, fetch_sync, get, post
 
 
 @pytest.mark.thin(4)  # Most of the adapter is the adapter of urllib3, which runs all parameters.
@@ -121,7 +121,7 @@ def test_hook_may_call_raise_for_status() -> None:
     transport = hooked(lambda response: response.raise_for_status())
     with ByteServer(http_response(b"no", status="404 Not Found"), OK) as server:
         response = transport.send(get(server.url))
-        assert (response.status_code, b"".join(response.body)) == (404, b"no")
+        assert (response.status_code, b"".join(Pieces(response.body))) == (404, b"no")
         assert fetch_sync(transport, get(server.url)) == b"ok"
         assert server.connections == 1
 
@@ -132,7 +132,7 @@ def test_hook_may_read_the_body() -> None:
     with ByteServer(http_response(b"ok", gzip=True, headers=[("X-A", "b")])) as server:
         for _ in range(2):
             response = transport.send(get(server.url, stream=True))
-            assert b"".join(response.body) == b"ok"
+            assert b"".join(Pieces(response.body)) == b"ok"
             assert response.headers["x-a"] == "b"
         assert seen == ["ok", "ok"]
         assert server.connections == 1
@@ -228,7 +228,7 @@ def test_redirect_is_returned_before_its_body_is_complete() -> None:
         assert response.status_code == 307
         assert response.headers["location"] == "http://["
         assert response.raw_response.headers["location"] == "http://["
-        assert next(iter(response.body)) == b"first"
+        assert next(Pieces(response.body)) == b"first"
         response.body.close()
         server.wait_until_closed()
 
@@ -282,7 +282,7 @@ def test_adapter_may_return_a_response_with_any_file() -> None:
 
     response = over(file).send(get("http://flux0.invalid/", stream=True))
     assert response.headers["x-a"] == "b"
-    assert b"".join(response.body) == b"from a file"
+    assert b"".join(Pieces(response.body)) == b"from a file"
 
 
 @pytest.mark.parametrize(

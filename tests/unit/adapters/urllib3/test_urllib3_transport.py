@@ -25,7 +25,7 @@ from flux0.testing.contract.responses import (
     head,
     http_response,
 )
-from support.sending import HALF, LONG_TIMEOUT, OK, fetch_sync, get
+from support.sending import HALF, LONG_TIMEOUT, OK, Pieces, fetch_sync, get
 
 
 class TestUrllib3Transport(LimitedPoolContract, TransportContract):
@@ -105,7 +105,7 @@ def test_built_in_pool_has_as_many_connections_as_its_limit(
         with pytest.raises(PoolTimeout):
             transport.send(request)
         server.release()
-        assert [b"".join(body) for body in bodies] == [b"firstsecond"] * 3
+        assert [b"".join(Pieces(body)) for body in bodies] == [b"firstsecond"] * 3
         assert fetch_sync(transport, request) == b"firstsecond"
         assert server.connections == 3
         transport.close()
@@ -119,7 +119,7 @@ def test_error_body_is_read_after_the_raw_response_was_dropped() -> None:
 
 def test_body_cannot_be_resumed_after_keyboard_interrupt() -> None:
     with ByteServer(HALF) as server:
-        pieces = iter(Urllib3Transport().send(get(server.url, stream=True)).body)
+        pieces = Pieces(Urllib3Transport().send(get(server.url, stream=True)).body)
         assert next(pieces) == b"first"
         previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
         try:
@@ -178,7 +178,7 @@ def test_incomplete_chunk_is_yielded_when_its_bytes_arrive() -> None:
     with ByteServer(
         (start, Write(b"9\r\nfirst"), WaitForRelease(), Write(b"last\r\n0\r\n\r\n"))
     ) as server:
-        pieces = iter(Urllib3Transport().send(get(server.url)).body)
+        pieces = Pieces(Urllib3Transport().send(get(server.url)).body)
         assert next(pieces) == b"first"
         server.release()
         assert list(pieces) == [b"last"]
@@ -187,6 +187,6 @@ def test_incomplete_chunk_is_yielded_when_its_bytes_arrive() -> None:
 def test_large_chunk_is_yielded_in_pieces() -> None:
     content = bytes(200_000)
     with ByteServer(http_response(content, framing="chunked")) as server:
-        pieces = list(Urllib3Transport().send(get(server.url)).body)
+        pieces = list(Pieces(Urllib3Transport().send(get(server.url)).body))
         assert b"".join(pieces) == content
         assert max(len(piece) for piece in pieces) <= 64 * 1024

@@ -54,6 +54,7 @@ from support.fake_over_http import FakeOverHTTP
 from support.fakes import message_to, new_session, request
 from support.in_memory import Script, chunk, response_from, script, scripted_response, tape
 from support.modes import in_mode, run
+from support.sending import Pieces
 from support.server import free_port
 from support.transports import Mode
 
@@ -233,7 +234,7 @@ def test_scrub_replaces_strings_in_bodies_and_queries(path: Path, sizes: tuple[i
     for body in ("I know sécret-1\nwell".encode(), b"\xff", "data: sécret-1".encode()):
         fake.inject(Respond(418, body=body))
     for _ in range(3):
-        list(recording.send(request("GET", "/x")).body)
+        list(Pieces(recording.send(request("GET", "/x")).body))
     text = path.read_text("utf-8")
     assert "cret-1" not in text
     assert "I know ***" in text
@@ -247,7 +248,7 @@ def test_scrub_replaces_secrets_in_paths(path: Path) -> None:
 
     def program(transport: Any, secret: str) -> int:
         response = transport.send(request("GET", f"/a%2fb/{secret}%20x/c"))
-        list(response.body)
+        list(Pieces(response.body))
         return int(response.status_code)
 
     recording = RecordingTransport(FakeTransport(), path, scrub=scrub)
@@ -266,7 +267,7 @@ def test_scrub_replaces_secrets_in_bodies_that_are_not_utf8(path: Path) -> None:
         fake, path, scrub=lambda text: text.replace("sécret", "***").replace("hidden", "***")
     )
     sent = evolve(request("POST", "/x"), body=b"\xff hidden")
-    list(transport.send(sent).body)
+    list(Pieces(transport.send(sent).body))
     assert recorded_pieces(path) == [b"\xff ***\xfe"]
     recorded = read_cassette(path)[0].request.body
     assert recorded is not None
@@ -382,7 +383,7 @@ def test_exchange_is_written_when_it_ends(path: Path) -> None:
     fake = FakeTransport()
     session_id = new_session(fake)
     transport = RecordingTransport(fake, path)
-    body = iter(transport.send(request("GET", "/api/agents")).body)
+    body = Pieces(transport.send(request("GET", "/api/agents")).body)
     next(body)
     assert not path.exists()
     assert next(body, None) is None
@@ -395,7 +396,7 @@ def test_exchange_is_written_when_it_ends(path: Path) -> None:
     streaming = transport.send(message_to(session_id)).body
     transport.send(request("GET", "/api/agents")).body.close()
     assert ends(path) == [WHOLE, "ConnectError", CLOSED]
-    list(streaming)
+    list(Pieces(streaming))
     assert ends(path) == [
         WHOLE,
         "ConnectError",
@@ -409,7 +410,7 @@ def test_exchange_is_written_when_it_ends(path: Path) -> None:
 def test_ended_exchange_is_freed_and_written_only_once(path: Path) -> None:
     transport = RecordingTransport(script(scripted_response(b"of this test")), path)
     body = transport.send(request("GET", "/")).body
-    assert list(body) == [b"of this test"]
+    assert list(Pieces(body)) == [b"of this test"]
     gc.collect()
     things: list[Any] = gc.get_objects()
     pieces: list[Any] = [thing for thing in things if type(thing) is tuple]
@@ -519,9 +520,10 @@ def test_recording_that_ends_with_an_exception_keeps_the_cassette(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_exception_during_a_call_keeps_the_cassette(path: Path, error: type[BaseException]) -> None:
-    list(RecordingTransport(script(scripted_response(b"old")), path).send(request("GET", "/")).body)
+    sent = request("GET", "/")
+    list(Pieces(RecordingTransport(script(scripted_response(b"old")), path).send(sent).body))
     transport = RecordingTransport(script(scripted_response(b"new"), error()), path)
-    list(transport.send(request("GET", "/")).body)
+    list(Pieces(transport.send(sent).body))
     with pytest.raises(error):
         transport.send(request("GET", "/"))
     with pytest.warns(UserWarning, match=rf"failed \({error.__name__}\)"):
@@ -568,7 +570,7 @@ def test_open_exchange_is_recorded_as_closed_by_close(mode: Mode, path: Path) ->
     async def test() -> None:
         failing = Failing([scripted_response(b"one", b"two")])
         transport = RecordingTransport(failing, path)
-        pieces = iter(transport.send(request("GET", "/")).body)
+        pieces = Pieces(transport.send(request("GET", "/")).body)
         next(pieces)
         close = awaitable(transport.close) if mode == "sync" else transport.close_async
         with pytest.raises(OSError, match="cannot"):
@@ -627,14 +629,14 @@ def test_error_ends_the_exchange_and_a_later_close_changes_nothing(
                 transport.send(request("GET", "/"))
             body = transport.send(request("GET", "/")).body
             with pytest.raises(error, match="late"):
-                list(body)
+                list(Pieces(body))
             body.close()
         else:
             with pytest.raises(error, match="early"):
                 await transport.send_async(request("GET", "/"))
             async_body = (await transport.send_async(request("GET", "/"))).body
             with pytest.raises(error, match="late"):
-                [piece async for piece in async_body]
+                [piece async for piece in Pieces(async_body)]
             await async_body.close_async()
 
     run(mode, test)
@@ -651,7 +653,7 @@ def test_cancelled_call_is_recorded_as_closed(mode: Mode, path: Path) -> None:
             scope.cancel()
             await transport.send_async(request("GET", "/"))
         response = await transport.send_async(request("GET", "/"))
-        pieces = aiter(response.body)
+        pieces = Pieces(response.body)
         await anext(pieces)
         with anyio.CancelScope() as scope:
             scope.cancel()
@@ -694,7 +696,7 @@ def test_threads_can_share_a_recording(path: Path) -> None:
     def one_turn(number: int) -> list[bytes]:
         session_id = new_session(fake)
         barrier.wait()
-        return list(transport.send(message_to(session_id, str(number))).body)
+        return list(Pieces(transport.send(message_to(session_id, str(number))).body))
 
     transport = RecordingTransport(fake, path)
     with ThreadPoolExecutor(8) as threads:
@@ -717,7 +719,7 @@ def test_pieces_of_interleaved_streams_are_recorded_separately(mode: Mode, path:
         responses = (scripted_response(*(chunk(f"{name}{n}") for n in range(3))) for name in "abc")
         transport = RecordingTransport(script(*responses), path)
         sent = [await transport.send_async(request("GET", f"/{n}")) for n in range(3)]
-        bodies = [aiter(response.body) for response in sent]
+        bodies = [Pieces(response.body) for response in sent]
         for _ in range(4):
             for body in reversed(bodies):
                 await anext(body, None)
@@ -738,7 +740,7 @@ def test_cost_of_a_turn_is_linear(path: Path, scrub: Callable[[str], str] | None
         fake = FakeTransport([Say("x" * events, pieces=events)])
         turn = message_to(new_session(fake))
         transport = RecordingTransport(fake, path.with_name(str(events)), scrub=scrub)
-        return calls_made(lambda: list(transport.send(turn).body))
+        return calls_made(lambda: list(Pieces(transport.send(turn).body)))
 
     assert cost(4000) < 10.5 * cost(400)
     assert len(recorded_pieces(path.with_name("4000"))) == 4000

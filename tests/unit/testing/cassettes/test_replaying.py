@@ -61,6 +61,7 @@ from support.fake_over_http import FakeOverHTTP
 from support.fakes import message_to, new_session, request
 from support.in_memory import script
 from support.modes import in_mode, run
+from support.sending import Pieces
 from support.transports import ASYNC, SYNC, Mode
 
 
@@ -242,8 +243,8 @@ def test_loose_matching_repeats_only_requests_that_were_recorded_once(
     ]
     replay = ReplayTransport(write_cassette(path, responses[0], LIST_AGENTS, responses[1]), "loose")
     for _ in range(3):
-        assert b"".join(replay.send(request_of(LIST_AGENTS)).body) == b'{"data":[]}'
-    results = [b"".join(replay.send(request_of(AGENTS[0])).body) for _ in range(2)]
+        assert b"".join(Pieces(replay.send(request_of(LIST_AGENTS)).body)) == b'{"data":[]}'
+    results = [b"".join(Pieces(replay.send(request_of(AGENTS[0])).body)) for _ in range(2)]
     assert results == [b"1", b"2"]
     assert explanation(replay, AGENTS[0]) == [
         f"agents.create(name='0', type='fake') was sent more often than it was recorded in {path}",
@@ -580,7 +581,7 @@ def test_recorded_times_pass_and_waits_are_passed_to_sleep(path: Path) -> None:
     waits: list[float] = []
     replay = ReplayTransport(write_cassette(path, LIST_AGENTS), sleep=waits.append)
     began = replay.time.monotonic()
-    pieces = iter(replay.send(request_of(LIST_AGENTS)).body)
+    pieces = Pieces(replay.send(request_of(LIST_AGENTS)).body)
     assert replay.time.monotonic() - began == 0.25
     next(pieces)
     assert replay.time.monotonic() - began == 0.75
@@ -622,10 +623,10 @@ def test_closing_a_client_interrupts_only_its_own_streams(path: Path) -> None:
     turn = message_to(new_session(fake))
     recording = RecordingTransport(fake, path)
     for _ in range(2):
-        list(recording.send(turn).body)
+        list(Pieces(recording.send(turn).body))
     replay = ReplayTransport(path)
     one, other = replay.for_client(), replay.for_client()
-    first, second = iter(one.send(turn).body), iter(other.send(turn).body)
+    first, second = Pieces(one.send(turn).body), Pieces(other.send(turn).body)
     next(second)
     one.close()
     with pytest.raises(ConnectionInterrupted):
@@ -638,7 +639,7 @@ def test_recorded_error_is_raised_once_and_names_the_cassette(path: Path) -> Non
     refused = evolve(LIST_AGENTS, response=None, end="ConnectError", after=1.0)
     replay = ReplayTransport(write_cassette(path, broken, refused))
     began = replay.clock.now()
-    pieces = iter(replay.send(request_of(broken)).body)
+    pieces = Pieces(replay.send(request_of(broken)).body)
     next(pieces)
     with pytest.raises(ReadTimeout, match=f"recorded in {path}"):
         next(pieces)
@@ -698,7 +699,7 @@ def test_cost_is_linear(path: Path, matching: Matching) -> None:
         def play() -> None:
             replay = ReplayTransport(path, matching)
             for _ in range(exchanges):
-                assert len(list(replay.send(request_of(exchange)).body)) == pieces
+                assert len(list(Pieces(replay.send(request_of(exchange)).body))) == pieces
 
         return calls_made(play)
 

@@ -212,12 +212,12 @@ async def test_unopened_gate_raises_after_its_timeout(mode: Mode) -> None:
 
 def test_clock_moved_during_a_gate_expires_the_read_timeout() -> None:
     fake = FakeTransport([Gate()])
-    body: Any = fake.send(message_to(new_session(fake), idle=30)).body
+    body = fake.send(message_to(new_session(fake))).body
     failures: list[BaseException] = []
 
     def read() -> None:
         try:
-            next(body)
+            body.read(30)
         except ReadTimeout as error:
             failures.append(error)
 
@@ -366,11 +366,11 @@ async def test_async_agent_without_an_end_waits_for_its_reader(mode: Mode) -> No
             yield Report(f"status {number}")
 
     fake = FakeTransport(agent)
-    body: Any = (await fake.send_async(message_to(new_session(fake)))).body
+    body = (await fake.send_async(message_to(new_session(fake)))).body
     await anyio.wait_all_tasks_blocked()
     assert next(produced) == 10_000
     for _ in range(10_001):
-        await anext(body)
+        await body.read_async(None)
     await anyio.wait_all_tasks_blocked()
     assert next(produced) == 20_001
     await body.close_async()

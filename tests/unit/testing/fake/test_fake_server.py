@@ -17,6 +17,7 @@ from flux0.ports import Request
 from flux0.testing import CallTool, FakeTransport, GiveResult, Pause, Report, Say
 from flux0.testing.fake.validation import MESSAGES
 from support.fakes import JSON, URL, ask, message_to, new_session
+from support.sending import Pieces
 
 UNKNOWN = "0123456789"
 MANY = "9" * 4301
@@ -224,7 +225,7 @@ def test_list_events_filters(query: str, types: Any, offsets: Any) -> None:
     fake.script([Report("processing"), call, GiveResult(call, 1), Report("typing"), Say("A")])
     session_id = new_session(fake)
     for _ in range(2):
-        list(fake.send(message_to(session_id)).body)
+        list(Pieces(fake.send(message_to(session_id)).body))
     response = ask(fake, "GET", f"/api/sessions/{session_id}/events{query}", types)
     assert [event["offset"] for event in response.json["data"]] == list(offsets)
 
@@ -241,7 +242,7 @@ def test_last_of_repeated_cookies_is_used() -> None:
         fields = [("content-type", "application/json"), *(("cookie", each) for each in cookies)]
         body = json.dumps({"agent_id": fake.agent_id}).encode()
         response = fake.send(Request("POST", f"{URL}/api/sessions", Headers((*fields,)), body))
-        users.append(json.loads(b"".join(response.body))["user_id"])
+        users.append(json.loads(b"".join(Pieces(response.body)))["user_id"])
     assert users == [users[0]] * 3 + [users[3]]
     assert users[3] != users[0]
     assert fake.calls[-1].user == "bob"
