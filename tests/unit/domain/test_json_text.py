@@ -48,7 +48,7 @@ def test_form_of_the_text() -> None:
     ("value", "problem"),
     [
         ({"a": math.nan}, "has nan at a: JSON has no NaN and no infinities"),
-        ({"a": [{}, {"b": "x"}, {"b": [0, -math.inf]}]}, r"has -inf at a\[2\].b\[1\]: "),
+        ({"0": [1], "a": [{}, {"b": [0, -math.inf]}]}, r"has -inf at a\[1\].b\[1\]: "),
         ({"a": 1e999, "b": math.nan}, "has inf at a: "),
     ],
 )
