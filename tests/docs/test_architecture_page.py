@@ -35,6 +35,28 @@ def test_line_counts_on_the_page_differ_by_at_most_10_percent(stop: str, number:
     assert int(number) == pytest.approx(lines, rel=0.1)
 
 
+ROWS = re.findall(
+    r"^\| (.+) \| (.+) \|$", PAGE.partition("## Where to change")[2].partition("\n## ")[0], re.M
+)[2:]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_files_and_names_to_change_exist(row: tuple[str, str]) -> None:
+    assert len(ROWS) > 10
+    folder, files = SRC / "flux0", [*SRC.rglob("*.py")]
+    words = re.findall(r"`([^`]+)`", row[1])
+    paths = [word for word in words if re.search(r"/|\.(py|toml)$", word)]
+    for path in paths:  # Such as "`domain/a.py`, `b.py`".
+        places = (folder / path, SRC / "flux0" / path, ROOT / path)
+        found = next((place for place in places if place.exists()), None)
+        assert found is not None, path
+        if found.is_file():
+            folder = found.parent
+            files.append(found)
+    code = {name for file in files for name in re.findall(r"\w+", file.read_text("utf-8"))}
+    assert {name for word in {*words} - {*paths} for name in re.findall(r"\w+", word)} <= code
+
+
 def names(tree: ast.AST) -> Iterator[str]:
     """Yield each attribute, import, key and getattr() name; attributes of `self` with "self."."""
     for node in ast.walk(tree):

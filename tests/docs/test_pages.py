@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from inspect import isclass
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ def test_reference_contains_each_public_name() -> None:
     shown = set(re.findall(r"^::: [\w.]+\.(\w+)$", page, re.MULTILINE))
     on_other_pages = {"models", "__version__", *dir(flux0.models)}
     assert set(flux0.__all__) - on_other_pages <= shown
+
+
+def test_errors_page_lists_each_error() -> None:
+    page = (ROOT / "docs/errors.md").read_text("utf-8")
+    models = [getattr(flux0.models, name) for name in flux0.models.__all__]
+    errors = [each for each in models if isclass(each) and issubclass(each, flux0.Flux0Error)]
+    assert [each.__name__ for each in errors if f"`{each.__name__}`" not in page] == []
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:

@@ -38,10 +38,8 @@ class _Resource(Uncopyable):
 class AgentsResource(_Resource):
     """The agents of the server, available as `client.agents`.
 
-    All methods accept these options, which change the settings of the client for one call:
-    `retries` (a `RetryConfig`), `server_url`, `timeout_ms` (a limit for the call with all its
-    retries), `http_headers` (sent in addition to the headers of the client), and `extra_query` and
-    `extra_body` (for fields of a server that is newer than this client).
+    All methods accept the options of `flux0.client.options.CallOptions`, such as `timeout_ms` and
+    `http_headers`. They change the settings of the client for one call.
 
     All methods raise `APIError` if the server returns an error status, `TransportError` if the
     exchange fails, and `InvalidArgument` if an argument is wrong (then no request is sent).
@@ -120,10 +118,8 @@ class SessionsResource(_Resource):
     A session is one dialog with one agent. `Flux0.conversation` is the easier way to send messages
     and read replies.
 
-    All methods accept these options, which change the settings of the client for one call:
-    `retries` (a `RetryConfig`), `server_url`, `timeout_ms` (a limit for the call with all its
-    retries), `http_headers` (sent in addition to the headers of the client), and `extra_query` and
-    `extra_body` (for fields of a server that is newer than this client).
+    All methods accept the options of `flux0.client.options.CallOptions`, such as `timeout_ms` and
+    `http_headers`. They change the settings of the client for one call.
 
     All methods raise `APIError` if the server returns an error status, `TransportError` if the
     exchange fails, and `InvalidArgument` if an argument is wrong (then no request is sent).

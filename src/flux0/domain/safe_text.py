@@ -17,6 +17,7 @@ _SHOWN = frozenset(
     {
         *("agent_id", "allow_greeting", "correlation_id", "min_offset", "source", "types"),
         *("created_at", "description", "id", "name", "title", "type"),
+        *("client", "consumption_offsets", "user_id"),
         *("content", "data", "deleted", "detail", "loc", "msg", "offset"),
         *("participant", "parts", "reasoning", "status"),
         *("acknowledged_offset", "tool_call_id", "tool_calls", "tool_name"),
