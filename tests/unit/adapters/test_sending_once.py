@@ -44,8 +44,9 @@ from flux0.testing.contract.responses import (
 )
 from support.proxy import Proxy
 from support.secured import Secured
-from support.sending import HALF, OK, Pieces, fetch_sync, get
+from support.sending import HALF, OK, Pieces, fetch_sync, get, slow_tls_record
 
+SHORT_TIMEOUT = 0.3
 EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
 
 Call = Callable[[str], bytes]
@@ -123,6 +124,21 @@ def test_close_wakes_a_reader_of_tls_in_tls(library: Library, secured: Secured) 
         reading.join(DEFAULT_TIMEOUT)
         assert [type(failure) for failure in failures] == [ConnectionInterrupted]
         server.wait_until_closed()
+
+
+@over_both
+def test_part_of_a_tls_record_in_tls_does_not_extend_the_timeout(
+    library: Library, secured: Secured
+) -> None:
+    with (
+        Proxy(tls=secured.server) as proxy,
+        ByteServer(slow_tls_record(SHORT_TIMEOUT), tls=secured.server) as server,
+    ):
+        transport = library.make(ca_file=secured.ca_file, proxy=proxy.url)
+        pieces = Pieces(transport.send(get(server.url)).body, SHORT_TIMEOUT)
+        assert next(pieces) == b"first"
+        with pytest.raises(ReadTimeout):
+            next(pieces)
 
 
 # --- connections that are not reused

@@ -77,7 +77,8 @@ class TrackedConnection(ResponseHandler):
             return
         now, transport = self._loop.time(), self.transport
         unsent = 0 if transport is None else transport.get_write_buffer_size()
-        if unsent != self._unsent:  # The server has received a part of the request.
+        if self._content is None and unsent != self._unsent:
+            # The server has received a part of the request.
             self._unsent, self.deadline = unsent, now + self._limit
         if self.deadline <= now:
             self.set_exception(aiohttp.SocketTimeoutError("no data received"))

@@ -30,7 +30,7 @@ from flux0.runtime.event_loop import shielded
 current_exchange: Final[ContextVar[HttpxExchange]] = ContextVar("current_exchange")
 
 READ_BYTES: Final = 64 * 1024
-_MIN_SECONDS: Final = 0.001  # A timeout of 0 would make a socket non-blocking.
+MIN_SECONDS: Final = 0.001  # A timeout of 0 would make a socket non-blocking.
 # During a larger write, flux0 also reads, because the server may reject the request before it has
 # received the whole request.
 _LARGE_WRITE: Final = 64 * 1024
@@ -134,7 +134,7 @@ class TrackedConnection(ABC):
         """Return the remaining connect timeout in seconds; `timeout` if already connected."""
         if not self.connecting or self._connect_by is None:
             return timeout
-        return max(self._connect_by - monotonic(), _MIN_SECONDS)
+        return max(self._connect_by - monotonic(), MIN_SECONDS)
 
     def start_piece(self, timeout: float | None) -> None:
         """Limit the wait for the next piece of a body to `timeout` seconds.

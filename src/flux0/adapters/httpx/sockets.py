@@ -17,7 +17,12 @@ from typing import Any, Final, TypeVar
 
 from attrs import frozen
 
-from flux0.adapters.httpx.connections import READ_BYTES, TrackedConnection, current_exchange
+from flux0.adapters.httpx.connections import (
+    MIN_SECONDS,
+    READ_BYTES,
+    TrackedConnection,
+    current_exchange,
+)
 from flux0.adapters.httpx.exchange import HttpxExchange
 from flux0.adapters.shared.connecting import Connector
 from flux0.adapters.shared.exchange import shut_down
@@ -153,7 +158,13 @@ class _NestedTLS:
         return self._perform(partial(self.tls.write, data))
 
     def _perform(self, operation: Callable[[], T]) -> T:
-        """Call `operation` until it succeeds. Send and receive the bytes that TLS needs."""
+        """Call `operation` until it succeeds. Send and receive the bytes that TLS needs.
+
+        The timeout of the socket limits all reads together, because a TLS record may arrive in
+        several parts.
+        """
+        timeout = self.sock.gettimeout()
+        end = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
                 result = operation()
@@ -161,6 +172,8 @@ class _NestedTLS:
                 self.sock.sendall(self._outgoing.read())
                 data = self.sock.recv(READ_BYTES)
                 self._incoming.write(data) if data else self._incoming.write_eof()
+                left = None if end is None else max(end - time.monotonic(), MIN_SECONDS)
+                self.sock.settimeout(left)
             else:
                 self.sock.sendall(self._outgoing.read())
                 return result

@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Generator, Iterator
+import ssl
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead
 from time import monotonic
 from typing import Any, Final
 
+from urllib3.util.ssltransport import SSLTransport
+
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
+from flux0.adapters.shared.sending import wait
 from flux0.adapters.urllib3.chunks import Chunks
 from flux0.domain.http import framing_problem
 
@@ -55,7 +60,8 @@ class TrackedResponse(HTTPResponse):
     def __init__(self, raw_socket: socket.socket, sock: Any, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
         self.raw_socket = raw_socket
-        self._sock = sock
+        nested = isinstance(sock, SSLTransport)
+        self._receive: Callable[[int], bytes] = partial(_receive, sock) if nested else sock.recv
         # Whether `fp` may have buffered the start of the body while the head was read.
         self._may_be_buffered = True
         self._is_early = False
@@ -134,10 +140,32 @@ class TrackedResponse(HTTPResponse):
             self._may_be_buffered = False
             data = self.fp.read1()  # `read1` returns all buffered bytes, if there are any.
         else:
-            data = self._sock.recv(_MAX_PIECE_BYTES)  # `recv` is twice as fast as `fp.read1`.
+            data = self._receive(_MAX_PIECE_BYTES)  # `recv` is twice as fast as `fp.read1`.
         if not data:
             raise IncompleteRead(b"")
         return data
+
+
+def _receive(sock: Any, size: int) -> bytes:
+    """Return the next bytes of an `SSLTransport`, the socket for TLS inside TLS.
+
+    Its method `recv` would apply the timeout to each part of a TLS record separately.
+    """
+    timeout = sock.gettimeout()
+    end = None if timeout is None else monotonic() + timeout
+    sock.settimeout(0)
+    try:
+        while True:
+            try:
+                data: bytes = sock.recv(size)
+            except ssl.SSLWantReadError:
+                left = None if end is None else max(0.0, end - monotonic())
+                if wait(sock.socket, left, read=True) == (False, False):
+                    raise TimeoutError("timed out") from None
+            else:
+                return data
+    finally:
+        sock.settimeout(timeout)
 
 
 class _HeadReader:

@@ -169,6 +169,18 @@ class TLSContract(Contract):
         check(response.read(6), b"second", "the second piece")
         fails(lambda: response.read(timeout=EXPIRY), errors.ReadTimeout)
 
+    def test_part_of_a_tls_record_does_not_extend_the_timeout(
+        self, trusting: Harness, tls: ssl.SSLContext
+    ) -> None:
+        """The second part would raise another error, but it arrives too late."""
+        parts = b"\x17\x03\x03\x00\x20", bytes(32)
+        late = (
+            step for part in parts for step in (Sleep(1.4 * SHORT), Write(part, below_tls=True))
+        )
+        steps = (*http_response(b"first", framing="chunked")[:-1], *late)
+        _, response = trusting.read_first(steps, tls=tls)
+        fails(lambda: response.read(timeout=2 * SHORT), errors.ReadTimeout)
+
     def test_close_ends_a_read_over_tls(self, trusting: Harness, tls: ssl.SSLContext) -> None:
         """The waiting thread or task gets an error immediately, as without TLS."""
         server, response = trusting.read_first(

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from threading import Event, Thread
 from typing import Any, ClassVar
 
 import aiohttp
@@ -50,6 +51,7 @@ from flux0.testing.contract.responses import (
     Write,
     head,
     http_response,
+    to_bytes,
 )
 from support.secured import Secured
 from support.sending import HALF, LONG_TIMEOUT, OK, Pieces, fetch, get, post, read
@@ -472,6 +474,37 @@ def test_slow_reader_does_not_cause_a_read_timeout() -> None:
 
     with ByteServer(HALF) as server:
         asyncio.run(run(server))
+
+
+def test_unsent_part_of_a_request_does_not_extend_the_timeout_of_a_body() -> None:
+    """The server responds early, and receives no more data of the request."""
+    start, first, second, _ = map(
+        to_bytes, zip(http_response(b"first", b"second", framing="chunked"))
+    )
+
+    def respond() -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.recv(1)
+            connection.sendall(start + first)
+            ended.wait(6 * SHORT)
+            connection.sendall(second)
+
+    async def run() -> None:
+        async with own() as transport:
+            request = post(f"http://127.0.0.1:{listener.getsockname()[1]}", bytes(16_000_000))
+            pieces = Pieces((await transport.send_async(request)).body, 4 * SHORT)
+            assert await anext(pieces) == b"first"
+            with pytest.raises(ReadTimeout):
+                await anext(pieces)
+
+    ended = Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        responding = Thread(target=respond)
+        responding.start()
+        asyncio.run(run())
+        ended.set()
+        responding.join()
 
 
 def test_write_timeout_does_not_limit_the_wait_for_the_response() -> None:

@@ -20,6 +20,7 @@ from flux0.domain.errors import (
     ConnectTimeout,
     Flux0Error,
     ProtocolError,
+    ReadTimeout,
 )
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.responses import (
@@ -32,11 +33,21 @@ from flux0.testing.contract.responses import (
     http_response,
     to_bytes,
 )
-from support import modes
+from support import modes, sending
 from support.over_httpx import FAMILY, FAMILY_SYNC, FAST, OverHttpx
 from support.proxy import Proxy
 from support.secured import Secured
-from support.sending import AGENTS, LONG_TIMEOUT, OK, Pieces, fetch_sync, get, over, post
+from support.sending import (
+    AGENTS,
+    LONG_TIMEOUT,
+    OK,
+    Pieces,
+    fetch_sync,
+    get,
+    over,
+    post,
+    slow_tls_record,
+)
 from support.socks_proxy import SocksProxy
 from support.unreachable import resolve_to, unreachable_address
 
@@ -132,6 +143,22 @@ def test_surplus_bytes_through_a_proxy_with_tls_are_not_the_next_response(
             sleep(0.001)
         assert fetch_sync(transport, get(server.url)) == b"ok"
         assert server.connections == 2
+
+
+@over(*FAMILY)
+async def test_part_of_a_tls_record_through_a_proxy_with_tls_does_not_extend_the_timeout(
+    way: OverHttpx, secured: Secured
+) -> None:
+    with (
+        Proxy(tls=secured.server) as proxy,
+        ByteServer(slow_tls_record(SHORT_TIMEOUT), tls=secured.server) as server,
+    ):
+        async with way.closing(client_of(way, proxy, secured)) as transport:
+            either = sending.in_mode(way.mode, transport)
+            pieces = Pieces((await either.send_async(get(server.url))).body, SHORT_TIMEOUT)
+            assert await anext(pieces) == b"first"
+            with pytest.raises(ReadTimeout):
+                await anext(pieces)
 
 
 @over(*FAMILY)
