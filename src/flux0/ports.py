@@ -93,7 +93,7 @@ class Request:
 
     Attributes:
         method: the HTTP method, in upper case.
-        url: the absolute URL, percent-encoded, without credentials.
+        url: the absolute URL, percent-encoded, without a login.
         headers: the header fields.
         body: the content, or None.
         stream: if True, the body of a 2xx response is read piece by piece, as it arrives.
