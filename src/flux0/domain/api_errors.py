@@ -49,7 +49,8 @@ class APIError(Flux0Error):
             the status.
         body: the complete body as text.
         headers: the header fields of the response.
-        raw_response: the response object of the HTTP library; None if the error was unpickled.
+        raw_response: the response object of the HTTP library; None if the error was unpickled. Its
+            body was read already: use `body`.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from flux0 import AsyncEventStream, Flux0, NotFoundError, RetryConfig, StreamIdleTimeout
+from flux0 import AsyncEventStream, Flux0, StreamIdleTimeout
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ProtocolError
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import (
@@ -107,28 +107,6 @@ async def test_accept_encoding_lists_the_decoded_codings_unless_the_user_sets_it
         await transport.close_async()
         sent = [request.headers["accept-encoding"] for request in server.requests]
     assert sent == ["gzip, deflate", "identity"]
-
-
-@pytest.mark.parametrize("way", ONCE, ids=str)
-def test_raw_response_of_an_error_can_be_read_again(way: Way) -> None:
-    """A body of this size is decompressed in several pieces."""
-    large = b'{"detail":' + b" " * 2_000_000 + b'"no"}'
-    steps = http_response(large, status="404 Not Found", framing="chunked", gzip=True)
-
-    async def test() -> None:
-        flux0 = Flux0(server.url, transport=way.make_transport(), retry_config=RetryConfig("none"))
-        async with in_mode(way.mode, flux0) as either:
-            with pytest.raises(NotFoundError) as caught:
-                await either.agents.list_async()
-            raw = caught.value.raw_response
-            assert type(raw).__module__.partition(".")[0] == way.transport
-            if way.transport == "aiohttp":
-                assert await raw.json(content_type=None) == {"detail": "no"}
-            else:
-                assert raw.json() == {"detail": "no"}
-
-    with ByteServer(steps) as server:
-        run(way.mode, test)
 
 
 @over(*ONCE)

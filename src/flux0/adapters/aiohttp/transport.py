@@ -9,8 +9,9 @@ A call passes these steps:
 2. aiohttp takes a connection from the pool or opens a connection. It calls `AiohttpExchange._send`,
    which rejects stale connections, and then sends the request. A request is sent only once.
 3. `TrackedConnection` limits the wait for the response head, and rejects data that is not HTTP.
-4. `_Body` reads the content. At the end of the body, aiohttp returns the connection to the pool. If
-   the body is closed early, cancelled, interrupted or garbage-collected, the connection is aborted.
+4. `_Source` receives the content. At the end of the body, aiohttp returns the connection to the
+   pool. If the body is closed early, cancelled, interrupted or garbage-collected, the connection is
+   aborted.
 """
 
 from __future__ import annotations
@@ -18,24 +19,22 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, cast
-from weakref import finalize
+from typing import Any, ClassVar, cast
 
 import aiohttp
-from aiohttp.base_protocol import BaseProtocol
 from yarl import URL  # aiohttp's own type of URL
 
 from flux0.adapters.aiohttp import exchange
-from flux0.adapters.shared.bodies import AsyncPulledBody
+from flux0.adapters.shared.bodies import AsyncBody
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import MAX_CONNECTIONS, MAX_IDLE_SECONDS
 from flux0.adapters.shared.misplaced import refuse_misplaced, transport_repr
 from flux0.adapters.shared.proxies import EnvironmentProxies
 from flux0.domain import errors
 from flux0.domain.headers import Headers
-from flux0.domain.http import is_framed, is_success
+from flux0.domain.http import is_framed
 from flux0.ports import AsyncByteStream, Request, Response, Timeout
-from flux0.runtime.event_loop import PerLoop, call_soon
+from flux0.runtime.event_loop import Loop, PerLoop, call_soon
 
 
 class AiohttpTransport:
@@ -73,7 +72,7 @@ class AiohttpTransport:
             proxy = self._proxies.proxy_for(request.url)
         response = await exchange.AiohttpExchange(request).run(request, url, session, proxy)
         pairs = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in response.raw_headers]
-        headers, body = Headers(tuple(pairs)), _Body(response, self)
+        headers, body = Headers(tuple(pairs)), AsyncBody(_Source(response, self))
         return Response(response.status, headers, body, response, not is_framed(response.headers))
 
     async def close_async(self) -> None:
@@ -100,33 +99,24 @@ def _parse_url(text: str) -> URL:
         raise errors.ConnectError(f"the URL is not valid: {error}") from error
 
 
-class _Body(AsyncPulledBody):
-    """The body of a response.
+class _Source:
+    """The `AsyncSource` of one response body.
 
     It keeps a reference to its transport, `owner`, because an unreferenced transport closes its
     session.
     """
 
+    close_at_exit: ClassVar[bool] = True  # aiohttp warns about open responses.
+
     def __init__(self, response: aiohttp.ClientResponse, owner: object) -> None:
-        super().__init__(response.headers.get("Content-Encoding", ""))
+        self.coding: str = response.headers.get("Content-Encoding", "")
         self._response, self._content, self._owner = response, response.content, owner
-        self._received = False
-        self._finalizer: finalize[..., _Body] | None = None
-        if not is_success(response.status):
-            self.retained = []  # The user may read the body again, from `raw_response`.
+        self._received = self._closed = False
+        # None if aiohttp has received the whole body.
         self._connection = response.connection and cast("Any", response.connection).protocol
-        # The connection is None if aiohttp has received the whole body.
-        if self._connection is not None:
-            # Use a finalizer: if the body and the response are freed together, __del__ is called
-            # too late.
-            loop, transport = asyncio.get_running_loop(), self._connection.transport
-            self._finalizer = finalize(self, _close_soon, loop, response, transport)
 
-    async def close_async(self) -> None:
-        self.closed = True
-        self._release()
-
-    async def _receive(self, timeout: float | None) -> bytes | None:
+    async def receive(self, timeout: float | None) -> bytes | None:
+        """Return the next bytes; see `Source.receive`."""
         connection, raised = self._connection, None
         try:
             if connection is not None:
@@ -144,40 +134,38 @@ class _Body(AsyncPulledBody):
             data = self._content.read_nowait()
             self._content.set_exception(error)
             raised = exchange.without_secrets(error)
-        if raised is not None and (self.closed or not data):
+        if raised is not None and (self._closed or not data):
             # Raised outside of the `except` block, so that `__context__` has no secrets.
             raise raised
         self._received = True
         return data or None
 
-    async def _on_finished(self) -> None:
-        self._release()
-        if self.retained is not None:
-            body, loop = b"".join(self.retained), asyncio.get_running_loop()
-            self._response.content = aiohttp.StreamReader(BaseProtocol(loop), len(body), loop=loop)
-            self._response.content.feed_data(body)
-            self._response.content.feed_eof()
+    async def finish(self) -> None:
+        """Return the connection to the pool."""
+        await self.close()
 
-    async def _on_failure(self, _error: BaseException) -> None:
-        self._release()
+    async def on_failure(self, _error: BaseException) -> None:
+        """Close the connection."""
+        await self.close()
 
-    def _release(self) -> None:
-        if self._finalizer is not None:
-            self._finalizer.detach()
-        if not self._response.closed:  # A closed response has released its connection.
+    async def close(self) -> None:
+        """Close the response, unless it has already released its connection."""
+        self._closed = True
+        if not self._response.closed:
             self._response.close()
 
-    def _translate_error(
+    def close_from_finalizer(self, loop: Loop) -> None:
+        """Close the response in its event loop, because a finalizer may run in any thread."""
+        if not call_soon(loop, self._response.close):
+            transport = None if self._connection is None else self._connection.transport
+            shut_down(transport and transport.get_extra_info("socket"))
+            with suppress(RuntimeError):
+                self._response.release()
+
+    def translate_error(
         self, error: BaseException, timeout: float | None
     ) -> errors.TransportError | None:
+        """Return the flux0 error for an error of aiohttp; see `Source.translate_error`."""
         if not isinstance(error, exchange.LIBRARY_ERRORS):
             return None
         return exchange.translate(error, Timeout(read=timeout), sent=True, head_received=True)
-
-
-def _close_soon(loop: Any, response: aiohttp.ClientResponse, transport: Any) -> None:
-    """Close the response in its event loop, because a finalizer may run in any thread."""
-    if not call_soon(loop, response.close):
-        shut_down(transport and transport.get_extra_info("socket"))
-        with suppress(RuntimeError):
-            response.release()

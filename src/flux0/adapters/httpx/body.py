@@ -1,4 +1,4 @@
-"""The response bodies of httpx and httpx2."""
+"""The sources of the response bodies of httpx and httpx2."""
 
 from __future__ import annotations
 
@@ -6,24 +6,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from types import AsyncGeneratorType
-from typing import TYPE_CHECKING, Any, Final
-from weakref import finalize
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from flux0.adapters.httpx.cancellation import Uninterrupted
 from flux0.adapters.httpx.connections import TrackedConnection
 from flux0.adapters.httpx.exchange import HttpxExchange
-from flux0.adapters.shared.bodies import AsyncPulledBody, PulledBody, SyncPulledBody
 from flux0.adapters.shared.exchange import shut_down
 from flux0.domain.errors import TransportError
 from flux0.domain.http import is_success
 from flux0.ports import Request, Timeout
-from flux0.runtime.event_loop import (
-    Loop,
-    close_nested_generators,
-    running_loop,
-    schedule_close,
-    shielded,
-)
+from flux0.runtime.event_loop import Loop, close_nested_generators, schedule_close, shielded
 
 if TYPE_CHECKING:
     import httpx
@@ -34,8 +26,11 @@ _HTTP2_WARNING: Final = (
 )
 
 
-class _HttpxBody(PulledBody):
-    """A response body, decompressed by flux0 with limits; httpx would decompress without limits."""
+class _Source:
+    """The connection of one response.
+
+    flux0 decompresses the body with limits; httpx would decompress it without limits.
+    """
 
     def __init__(
         self,
@@ -47,8 +42,12 @@ class _HttpxBody(PulledBody):
     ) -> None:
         # A hook or a custom transport of the user may have read the body.
         self._already_read = response.is_stream_consumed
-        coding = "" if self._already_read else response.headers.get("content-encoding", "")
-        super().__init__(coding)
+        # If a hook called `raise_for_status`, the response is closed, and no body can be read.
+        unreadable = response.is_closed and not self._already_read
+        self._has_body = is_success(response.status_code) or not unreadable
+        self.coding: str = (
+            "" if self._already_read else response.headers.get("content-encoding", "")
+        )
         self._exchange = exchange
         self._response = response
         http2 = response.http_version == "HTTP/2"
@@ -58,11 +57,6 @@ class _HttpxBody(PulledBody):
             self._connection.chunked = "transfer-encoding" in response.headers
         # Keep the transport alive, because its finalizer closes the client.
         self._transport = transport
-        failed = not is_success(response.status_code)
-        # The user may read the body of an error again, from `raw_response`.
-        self._retained_raw: list[bytes] | None = [] if failed and not self._already_read else None
-        # If a hook called `raise_for_status`, the response is closed, and no body can be read.
-        self.finished: bool = failed and response.is_closed and not self._already_read
         self._timeouts: dict[str, float | None] = built.extensions.get("timeout", {})
         if http2 and request.is_streaming(response.status_code):
             warnings.warn(_HTTP2_WARNING, RuntimeWarning, stacklevel=2)
@@ -76,19 +70,8 @@ class _HttpxBody(PulledBody):
             # up only when it starts to read the body.
             self._timeouts["read"] = timeout
 
-    def _retain_raw(self, data: bytes | None) -> bytes | None:
-        """Return received data. If the user may read the body again, also retain the data."""
-        if data is not None and self._retained_raw is not None:
-            self._retained_raw.append(data)
-        return data
-
-    def _retained_stream(self) -> Any:
-        """Return an httpx stream that yields the retained data."""
-        return self._exchange.httpx_module.ByteStream(b"".join(self._retained_raw or ()))
-
-    def _translate_error(
-        self, error: BaseException, timeout: float | None
-    ) -> TransportError | None:
+    def translate_error(self, error: BaseException, timeout: float | None) -> TransportError | None:
+        """Return the flux0 error for an error of the library; see `Source.translate_error`."""
         exchange = self._exchange
         exchange.timeout = Timeout(read=timeout)
         errors = (exchange.httpx_module.RequestError, exchange.httpx_module.StreamError)
@@ -96,13 +79,14 @@ class _HttpxBody(PulledBody):
             return exchange.to_transport_error(error)
         return None
 
-    def _shut_down(self) -> None:
+    def shut_down(self) -> None:
+        """Shut the connection down; see `Source.shut_down`."""
         if self._connection is not None:
             shut_down(self._connection.get_extra_info("socket"))
 
 
-class SyncHttpxBody(_HttpxBody, SyncPulledBody):
-    """The body of a response, for sync code."""
+class SyncHttpxSource(_Source):
+    """The `Source` for responses of sync clients."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -110,64 +94,56 @@ class SyncHttpxBody(_HttpxBody, SyncPulledBody):
         read = self._already_read
         self._raw: Iterator[bytes] = response.iter_bytes() if read else iter(response.stream)
 
-    def _receive(self, timeout: float | None) -> bytes | None:
+    def receive(self, timeout: float | None) -> bytes | None:
+        """Return the next bytes; see `Source.receive`."""
         self._start_timeout(timeout)
-        return self._retain_raw(next(self._raw, None))
+        return next(self._raw, None) if self._has_body else None
 
-    def _on_finished(self) -> None:
-        response: Any = self._response
-        if self._retained_raw is None:
-            response.close()
-        else:
-            response.stream.close()
-            response.stream = self._retained_stream()
-            with suppress(self._exchange.httpx_module.RequestError):
-                response.read()
+    def finish(self) -> None:
+        """Return the connection to the pool."""
+        self._response.close()
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Close the response."""
         with suppress(Exception):  # Closing a connection that was shut down may fail.
             self._response.close()
 
 
-class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
+class AsyncHttpxSource(_Source):
+    """The `AsyncSource` for responses of async clients."""
+
+    # A reader in a daemon thread would fail, and print its error while the interpreter exits.
+    close_at_exit: ClassVar[bool] = False
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         response: Any = self._response
         raw: Any = response.aiter_bytes() if self._already_read else aiter(response.stream)
         self._raw: AsyncGeneratorType[bytes, None] = raw
 
-    async def _receive(self, timeout: float | None) -> bytes | None:
+    async def receive(self, timeout: float | None) -> bytes | None:
+        """Return the next bytes; see `Source.receive`."""
         self._start_timeout(timeout)
-        return self._retain_raw(await Uninterrupted(anext(self._raw, None)))
+        return await Uninterrupted(anext(self._raw, None)) if self._has_body else None
 
-    async def _on_finished(self) -> None:
-        await Uninterrupted(self._finish())
+    async def finish(self) -> None:
+        """Return the connection to the pool."""
+        await Uninterrupted(self._response.aclose())
 
-    async def _finish(self) -> None:
-        response: Any = self._response
-        if self._retained_raw is None:
-            await response.aclose()
-        else:
-            await response.stream.aclose()
-            response.stream = self._retained_stream()
-            with suppress(self._exchange.httpx_module.RequestError):
-                await response.aread()
-
-    async def _on_failure(self, error: BaseException, /) -> None:
+    async def on_failure(self, error: BaseException) -> None:
+        """Release the connection, unless the reader was cancelled."""
         # If the task was cancelled, httpcore has already released the connection.
         if isinstance(error, Exception):
             await self.close()
 
     async def close(self) -> None:
-        """Release the connection, even if the caller is cancelled meanwhile."""
-        self.closed = True
+        """Release the connection; see `AsyncSource.close`."""
         # If another task closes the response just after the reader received the last piece, the
         # generator `_raw` stays suspended. Then it must be closed, too.
         if not self._response.is_closed or getattr(self._raw, "ag_frame", None) is not None:
-            await shielded(self.release)
+            await shielded(self._release)
 
-    async def release(self) -> None:
-        """Release the connection."""
+    async def _release(self) -> None:
         with suppress(Exception):  # The body is not read any more, so ignore all errors.
             # A generator in which a reader waits cannot be closed. Then closing the response ends
             # the wait with an error.
@@ -182,10 +158,10 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
         The shutdown does not wait for `loop`, because a loop that is about to end may never run
         the release.
         """
-        if not (self.finished or self.closed or self._response.is_closed):
-            self._shut_down()
+        if not self._response.is_closed:
+            self.shut_down()
         in_trio = hasattr(loop, "run_sync_soon")
-        schedule_close(loop, self.release if in_trio else self._release_later)
+        schedule_close(loop, self._release if in_trio else self._release_later)
 
     async def _release_later(self) -> None:
         """Return control to the event loop once, then release the connection.
@@ -199,27 +175,4 @@ class _AsyncHttpxBody(_HttpxBody, AsyncPulledBody):
         # A loop that ends waits for its cancelled tasks, so the release still runs.
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
-        await self.release()
-
-
-class AsyncBody:
-    """The `AsyncByteStream` over a response. Its finalizer closes the response."""
-
-    def __init__(self, *args: Any) -> None:
-        self._body = _AsyncHttpxBody(*args)
-        # Use a finalizer, not __del__: the garbage collector may close the generators of the body
-        # before it calls __del__.
-        self._finalizer = finalize(self, self._body.close_from_finalizer, running_loop())
-        self._finalizer.atexit = False
-
-    async def read_async(self, timeout: float | None) -> bytes | None:
-        """Return the next piece, or None at the end; see `AsyncByteStream.read_async`."""
-        piece = await self._body.read_async(timeout)
-        if piece is None:
-            self._finalizer.detach()
-        return piece
-
-    async def close_async(self) -> None:
-        """Release the connection; see `AsyncByteStream.close_async`."""
-        self._finalizer.detach()
-        await self._body.close()
+        await self._release()

@@ -29,12 +29,12 @@ from functools import cache, partial
 from inspect import iscoroutinefunction
 from typing import Any, ClassVar, Final, Protocol, TypeVar, cast, runtime_checkable
 
-from flux0.adapters.httpx.body import AsyncBody, SyncHttpxBody
+from flux0.adapters.httpx.body import AsyncHttpxSource, SyncHttpxSource
 from flux0.adapters.httpx.cancellation import Uninterrupted
 from flux0.adapters.httpx.clients import BuiltInClients, track_client
 from flux0.adapters.httpx.connections import current_exchange
 from flux0.adapters.httpx.exchange import HttpxExchange
-from flux0.adapters.shared.bodies import SyncBody
+from flux0.adapters.shared.bodies import AsyncBody, SyncBody
 from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import ACCEPT_ENCODING
 from flux0.adapters.shared.misplaced import not_installed, refuse_misplaced, transport_repr
@@ -156,7 +156,7 @@ class HttpxFamilyTransport(ABC):
             exchange.clear_interrupt()
             if exchange.unfinished_connection is not None:
                 exchange.unfinished_connection.close()
-        body = SyncBody(SyncHttpxBody(request, built, exchange, response, self))
+        body = SyncBody(SyncHttpxSource(request, built, exchange, response, self))
         if built_in is not None:
             built_in.bodies.add(body)
         return _to_response(exchange, response, body)
@@ -194,7 +194,8 @@ class HttpxFamilyTransport(ABC):
             exchange.clear_interrupt()
             if exchange.unfinished_connection is not None:
                 await shielded(exchange.unfinished_connection.aclose)
-        return _to_response(exchange, response, AsyncBody(request, built, exchange, response, self))
+        body = AsyncBody(AsyncHttpxSource(request, built, exchange, response, self))
+        return _to_response(exchange, response, body)
 
     async def close_async(self) -> None:
         """Close the built-in clients of the running event loop. The user's client stays open."""

@@ -1,12 +1,11 @@
-"""Base classes for response bodies that the caller pulls piece by piece."""
+"""Response bodies for all adapters. A body reads from the `Source` that its adapter implements."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock, RLock
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Protocol
 from weakref import WeakSet, finalize
 
 from flux0.adapters.shared.decompression import decoder_for
@@ -16,39 +15,98 @@ from flux0.domain.errors import (
     TransportError,
     mark_user_error,
 )
+from flux0.runtime.event_loop import Loop, running_loop
 from flux0.runtime.processes import OwnerProcess, run_in_new_thread
 
 # The argument `blocking` of `Lock.acquire`. Passing it by name doubles the time of the call.
 _NO_WAIT: Final = False
 
 
-class PulledBody(ABC):
-    """A response body that is received and decompressed when the caller pulls the next piece.
+class _AnySource(Protocol):
+    """The methods that `Source` and `AsyncSource` have in common."""
 
-    Attributes:
-        finished: Whether the body was read to its end.
-        closed: Whether the body was closed, or reading the body has failed.
-        retained: The decoded pieces so far, if the user may read the body again; otherwise None.
-    """
+    @property
+    def coding(self) -> str:
+        """The content coding of the received bytes; empty if they are not encoded."""
+        ...
 
-    _end_lock: AbstractContextManager[Any] = nullcontext()  # Only sync bodies need a lock.
-
-    def __init__(self, coding: str) -> None:
-        self.finished: bool = False
-        self.closed: bool = False
-        self.retained: list[bytes] | None = None
-        self._decoder = decoder_for(coding)
-        self._decoded: Iterator[bytes] = iter(())
-        self._read_lock = Lock()
-
-    @abstractmethod
-    def _translate_error(
-        self, error: BaseException, timeout: float | None, /
-    ) -> TransportError | None:
+    def translate_error(self, error: BaseException, timeout: float | None) -> TransportError | None:
         """Return the flux0 error for an error of the HTTP library; None for other errors.
 
         `timeout` is the timeout of the read that raised the error.
         """
+        ...
+
+
+class Source(_AnySource, Protocol):
+    """Receives one response body over an HTTP library."""
+
+    def receive(self, timeout: float | None) -> bytes | None:
+        """Wait for the next bytes and return them; return None at the end of the body."""
+        ...
+
+    def finish(self) -> None:
+        """Release the connection after the body was read to its end."""
+        ...
+
+    def shut_down(self) -> None:
+        """Shut the connection down and wake the thread that reads from it.
+
+        Implementations must not acquire a lock and must not raise an exception.
+        """
+        ...
+
+    def release(self) -> None:
+        """Release the connection.
+
+        Implementations may acquire locks of the connection pool, but must not raise an exception.
+        """
+        ...
+
+
+class AsyncSource(_AnySource, Protocol):
+    """The async version of `Source`.
+
+    Attributes:
+        close_at_exit: Whether `close_from_finalizer` is called for an open body when the
+            interpreter exits.
+    """
+
+    close_at_exit: ClassVar[bool]
+
+    async def receive(self, timeout: float | None) -> bytes | None:
+        """The async version of `Source.receive`."""
+        ...
+
+    async def finish(self) -> None:
+        """The async version of `Source.finish`."""
+        ...
+
+    async def on_failure(self, error: BaseException, /) -> None:
+        """Release the connection after `receive` has raised `error`."""
+        ...
+
+    async def close(self) -> None:
+        """Release the connection, even if the caller is cancelled. Further calls do nothing."""
+        ...
+
+    def close_from_finalizer(self, loop: Loop) -> None:
+        """Release the connection in its event loop: the body is unreferenced."""
+        ...
+
+
+class _Reader:
+    """The state of a body, and the decompression of its pieces."""
+
+    _end_lock: AbstractContextManager[Any] = nullcontext()  # Only sync bodies need a lock.
+
+    def __init__(self, source: _AnySource) -> None:
+        self._translate_error = source.translate_error
+        self._decoder = decoder_for(source.coding)
+        self._decoded: Iterator[bytes] = iter(())
+        self._read_lock = Lock()
+        self.finished: bool = False
+        self.closed: bool = False
 
     def _start_reading(self) -> None:
         """Acquire the read lock, or raise if the body is closed or has another reader."""
@@ -62,32 +120,24 @@ class PulledBody(ABC):
         closed, self.closed = self.closed, True
         return closed
 
-    def _next_decoded(self) -> bytes | None:
-        """Return the next decoded piece of the last received bytes; None if no piece is left."""
-        piece = next(self._decoded, None)
-        if piece is not None and self.retained is not None:
-            self.retained.append(piece)
-        return piece
-
     def _decode(self, data: bytes | None) -> bytes | None:
         """Return the first decoded piece of `data`, or b"" if more data is needed.
 
         If `data` is None, the body has ended. Then set `finished`, and return None.
         """
-        if data is None:
-            if self.closed:  # The HTTP library may report a false end of the body.
-                raise EOFError
-            if self._decoder is not None:
-                self._decoder.end()
-            with self._end_lock:
-                self.finished = True
-            return None
-        if self._decoder is not None:
-            self._decoded = self._decoder.feed(data)
-            data = next(self._decoded, b"")
-        if self.retained is not None:
-            self.retained.append(data)
-        return data
+        decoder = self._decoder
+        if data is not None:
+            if decoder is None:
+                return data
+            self._decoded = decoder.feed(data)
+            return next(self._decoded, b"")
+        if self.closed:  # The HTTP library may report a false end of the body.
+            raise EOFError
+        if decoder is not None:
+            decoder.end()
+        with self._end_lock:
+            self.finished = True
+        return None
 
     def _error_to_raise(
         self, error: BaseException, timeout: float | None, *, closed: bool
@@ -101,38 +151,35 @@ class PulledBody(ABC):
         return self._translate_error(error, timeout)
 
 
-class AsyncPulledBody(PulledBody):
-    """A `PulledBody` for async code."""
+class AsyncBody(_Reader):
+    """An `AsyncByteStream`. Its finalizer closes the source."""
 
-    @abstractmethod
-    async def _receive(self, timeout: float | None, /) -> bytes | None:
-        """Wait for the next bytes and return them; return None at the end of the body."""
-
-    @abstractmethod
-    async def _on_finished(self) -> None:
-        """Release the connection after the body was read to its end."""
-
-    @abstractmethod
-    async def _on_failure(self, error: BaseException, /) -> None:
-        """Release the connection after `error` was raised."""
+    def __init__(self, source: AsyncSource) -> None:
+        super().__init__(source)
+        self._source = source
+        # Use a finalizer, not __del__: the garbage collector may close the generators of the HTTP
+        # library before it calls __del__.
+        self._finalizer = finalize(self, source.close_from_finalizer, running_loop())
+        self._finalizer.atexit = source.close_at_exit
 
     async def read_async(self, timeout: float | None) -> bytes | None:
-        """Return the next decoded piece, or None at the end; see `AsyncByteStream.read_async`."""
+        """Return the next piece, or None at the end; see `AsyncByteStream.read_async`."""
         self._start_reading()
         try:
-            piece = None if self._decoder is None else self._next_decoded()
+            piece = None if self._decoder is None else next(self._decoded, None)
             if piece is None and not self.finished:
                 try:
-                    data = await self._receive(timeout)
+                    data = await self._source.receive(timeout)
                 except Flux0Error as error:
                     mark_user_error(error, sent=True)
                     raise
                 piece = self._decode(data)
                 if piece is None:
-                    await self._on_finished()
+                    self._finalizer.detach()
+                    await self._source.finish()
         except BaseException as error:
             closed = self._mark_closed()
-            await self._on_failure(error)
+            await self._source.on_failure(error)
             translated = self._error_to_raise(error, timeout, closed=closed)
             if translated is None:
                 raise
@@ -141,18 +188,25 @@ class AsyncPulledBody(PulledBody):
             self._read_lock.release()
         return piece
 
+    async def close_async(self) -> None:
+        """Release the connection; see `AsyncByteStream.close_async`."""
+        self._finalizer.detach()
+        self.closed = True
+        await self._source.close()
 
-class SyncPulledBody(PulledBody):
-    """A `PulledBody` for sync code. Other threads and the garbage collector may close it."""
 
-    # Bodies that must never be freed. Freeing a body would acquire locks of the connection pool. In
+class SyncReader(_Reader):
+    """The state of a `SyncBody`. Other threads and the garbage collector may close it."""
+
+    # Readers that must never be freed. Freeing them would acquire locks of the connection pool. In
     # a forked child, and while the interpreter exits, such a lock may belong to a thread that no
     # longer runs, so the lock is never released. The set is not a module global, because the
     # interpreter clears module globals while it exits.
-    _never_collected: ClassVar[set[SyncPulledBody]] = set()
+    _never_collected: ClassVar[set[SyncReader]] = set()
 
-    def __init__(self, coding: str) -> None:
-        super().__init__(coding)
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._source = source
         self._owner = OwnerProcess()
         self._released = False
         # The connection of a finished body may serve the next request, so it must not be shut down.
@@ -161,48 +215,26 @@ class SyncPulledBody(PulledBody):
         # that holds the lock.
         self._end_lock = RLock()
 
-    @abstractmethod
-    def _receive(self, timeout: float | None, /) -> bytes | None:
-        """Wait for the next bytes and return them; return None at the end of the body."""
-
-    @abstractmethod
-    def _on_finished(self) -> None:
-        """Release the connection after the body was read to its end."""
-
-    @abstractmethod
-    def _shut_down(self) -> None:
-        """Shut the connection down and wake the thread that reads from it.
-
-        Implementations must not acquire a lock and must not raise an exception.
-        """
-
-    @abstractmethod
-    def _release(self) -> None:
-        """Release the connection.
-
-        Implementations may acquire locks of the connection pool, but must not raise an exception.
-        """
-
     def read(self, timeout: float | None) -> bytes | None:
-        """Return the next decoded piece, or None at the end of the body; see `ByteStream.read`."""
+        """Return the next piece, or None at the end of the body; see `ByteStream.read`."""
         self._owner.check()
         self._start_reading()
         try:
-            piece = None if self._decoder is None else self._next_decoded()
+            piece = None if self._decoder is None else next(self._decoded, None)
             if piece is None and not self.finished:
                 try:
-                    data = self._receive(timeout)
+                    data = self._source.receive(timeout)
                 except Flux0Error as error:
                     mark_user_error(error, sent=True)
                     raise
                 piece = self._decode(data)
                 if piece is None:
-                    self._on_finished()
+                    self._source.finish()
         except BaseException as error:
             closed = self._mark_closed()
             self._released = True
-            self._shut_down()
-            self._release()
+            self._source.shut_down()
+            self._source.release()
             translated = self._error_to_raise(error, timeout, closed=closed)
             if translated is None:
                 raise
@@ -227,29 +259,30 @@ class SyncPulledBody(PulledBody):
         with self._end_lock:
             if self.finished or self._released:
                 return
-            self._shut_down()
+            self._source.shut_down()
         # If another thread reads the body, the shutdown wakes that thread, and `read` releases the
         # connection.
-        if self._read_lock.acquire(blocking=False) and not run_in_new_thread(self._release):
+        release = self._source.release
+        if self._read_lock.acquire(blocking=False) and not run_in_new_thread(release):
             self._never_collected.add(self)
 
 
 class SyncBody:
-    """The `ByteStream` over a `SyncPulledBody`. Its finalizer closes the pulled body."""
+    """A `ByteStream`. Its finalizer closes the reader."""
 
-    def __init__(self, body: SyncPulledBody) -> None:
-        self._body = body
+    def __init__(self, source: Source) -> None:
+        self._reader = SyncReader(source)
         # Use a finalizer, not __del__. Before __del__, the garbage collector may close the
-        # generators of the body, which acquires locks of the connection pool.
-        finalize(self, body.close).atexit = False
+        # generators of the HTTP library, which acquires locks of the connection pool.
+        finalize(self, self._reader.close).atexit = False
 
     def read(self, timeout: float | None) -> bytes | None:
         """Return the next piece, or None at the end of the body; see `ByteStream.read`."""
-        return self._body.read(timeout)
+        return self._reader.read(timeout)
 
     def close(self) -> None:
         """Release the connection. If a thread waits for the next piece, its wait fails."""
-        self._body.close()
+        self._reader.close()
 
 
 class OpenBodies:

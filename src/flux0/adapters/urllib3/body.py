@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from http.client import HTTPException, IncompleteRead
 from io import BytesIO
@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from urllib3 import BaseHTTPResponse, exceptions
 
-from flux0.adapters.shared.bodies import SyncPulledBody
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.failures import (
     chain,
@@ -46,8 +45,8 @@ def request_body(body: bytes | None) -> bytes | BytesIO | None:
     return body if body is None or len(body) <= _MAX_BLOCK_BYTES else BytesIO(body)
 
 
-class Urllib3Body(SyncPulledBody):
-    """The body of one response.
+class Urllib3Source:
+    """The `Source` of one response body.
 
     If the connection is not tracked (see `track`), the HTTP library itself reads the body. Then the
     read timeout of the request limits each read, and `close` does not wake a thread that waits for
@@ -56,51 +55,43 @@ class Urllib3Body(SyncPulledBody):
     Args:
         response: A response of urllib3, or a similar object. Its body must not be loaded yet.
         read_timeout: The read timeout of the request.
-        retain: Called with the decoded body when the body was read to its end; or None.
     """
 
-    def __init__(
-        self,
-        response: Any,
-        read_timeout: float | None,
-        retain: Callable[[bytes], object] | None = None,
-    ) -> None:
+    def __init__(self, response: Any, read_timeout: float | None) -> None:
         # A recorder such as vcrpy returns responses of other classes, with a decoded body.
         encoded = isinstance(response, BaseHTTPResponse)
-        super().__init__(response.headers.get("content-encoding", "") if encoded else "")
+        self.coding: str = response.headers.get("content-encoding", "") if encoded else ""
         connection = getattr(response, "connection", None)
         tracked = connection.last_response if isinstance(connection, TrackedConnection) else None
         self._received = _read_by_library(response) if tracked is None else tracked.pieces()
         self._raw_socket = None if tracked is None else tracked.raw_socket
         self._response = response
         self._read_timeout = read_timeout
-        self._retain = retain
-        if retain is not None:
-            self.retained: list[bytes] | None = []
 
-    def _receive(self, timeout: float | None) -> bytes | None:
+    def receive(self, timeout: float | None) -> bytes | None:
+        """Return the next bytes; see `Source.receive`."""
         # Each piece needs at most one `recv`, for which Python does not extend the timeout.
         raw_socket = self._raw_socket
         if raw_socket is not None and raw_socket.gettimeout() != timeout:
             raw_socket.settimeout(timeout)
         return next(self._received, None)
 
-    def _on_finished(self) -> None:
+    def finish(self) -> None:
+        """Return the connection to the pool."""
         self._response.release_conn()
-        if self._retain is not None:
-            self._retain(b"".join(self.retained or ()))
 
-    def _shut_down(self) -> None:
+    def shut_down(self) -> None:
+        """Shut the connection down; see `Source.shut_down`."""
         shut_down(self._raw_socket)
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Close the connection."""
         with suppress(OSError, exceptions.HTTPError):
             self._response.close()
             self._response.release_conn()
 
-    def _translate_error(
-        self, error: BaseException, timeout: float | None
-    ) -> TransportError | None:
+    def translate_error(self, error: BaseException, timeout: float | None) -> TransportError | None:
+        """Return the flux0 error for an error of urllib3; see `Source.translate_error`."""
         if not isinstance(error, (HTTPException, OSError, exceptions.HTTPError)):
             return None
         kind = _kind_after_sending(chain(error)[-1])

@@ -13,7 +13,7 @@ The steps of one request:
 5. `send` puts the `location` header back, so that the user can read it, and returns the response.
    The body has not been read yet, unless a hook has read the body.
 6. The caller reads the body piece by piece. `TrackedResponse.pieces` yields the received bytes, and
-   `Urllib3Body` decodes them.
+   `SyncBody` decodes them.
 7. At the end of the body, the connection returns to the pool. If the body is closed early, or after
    an error, the connection is closed.
 """
@@ -36,7 +36,7 @@ from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import ACCEPT_ENCODING, MAX_IDLE_CONNECTIONS
 from flux0.adapters.shared.misplaced import transport_repr
 from flux0.adapters.shared.proxies import PYSOCKS_SCHEMES, EnvironmentProxies
-from flux0.adapters.urllib3.body import Urllib3Body, request_body, translate_error
+from flux0.adapters.urllib3.body import Urllib3Source, request_body, translate_error
 from flux0.adapters.urllib3.connection import (
     Urllib3Exchange,
     check_type,
@@ -53,7 +53,7 @@ from flux0.domain.errors import (
     mark_user_error,
 )
 from flux0.domain.headers import Headers
-from flux0.domain.http import is_framed, is_success
+from flux0.domain.http import is_framed
 from flux0.ports import ByteStream, Request, Response, Timeout
 from flux0.runtime.processes import PerProcess
 
@@ -91,10 +91,7 @@ class RequestsTransport:
         response = _send(connections, request)
         status = response.status_code
         headers = _headers(response)
-        # The client reads the body of an error response. `_retain` stores the body in `response`,
-        # so that the user can read the body, too.
-        retain = None if is_success(status) else partial(_retain, response)
-        body = SyncBody(Urllib3Body(_body_source(response), request.timeout.read, retain))
+        body = SyncBody(Urllib3Source(_raw_response(response), request.timeout.read))
         connections.bodies.add(body)
         return Response(status, headers, body, response, not is_framed(headers))
 
@@ -275,8 +272,8 @@ class _HookRecorder:
             response.headers["location"] = self._location
 
 
-def _body_source(response: requests.Response) -> Any:
-    """Return the object that `Urllib3Body` reads the body from."""
+def _raw_response(response: requests.Response) -> Any:
+    """Return the object that `Urllib3Source` reads the body from."""
     raw: Any = response.raw
     # A hook may have read the body; only the private `_content` shows this. If the adapter is a
     # class of the user, `raw` may be any file.
@@ -293,10 +290,6 @@ def _headers(response: requests.Response) -> Headers:
     return Headers(
         tuple((fields if isinstance(fields, HTTPHeaderDict) else response.headers).items())
     )
-
-
-def _retain(response: requests.Response, body: bytes) -> None:
-    response.raw = BytesIO(body)
 
 
 def _is_about(error: BaseException, prepared: requests.PreparedRequest) -> bool:

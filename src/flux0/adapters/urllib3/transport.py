@@ -11,16 +11,14 @@ The steps of one request:
    `Interrupt.fire`, which shuts down the socket: at the deadline, or if the client is closed.
 6. `send` returns the response. The body has not been read yet.
 7. The caller reads the body piece by piece. `TrackedResponse.pieces` yields the received bytes, and
-   `Urllib3Body` decodes them.
+   `SyncBody` decodes them.
 8. At the end of the body, the connection returns to the pool. If the body is closed early, or after
    an error, the connection is closed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache, partial
-from io import SEEK_CUR, BytesIO
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -32,7 +30,7 @@ from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import ACCEPT_ENCODING, MAX_CONNECTIONS
 from flux0.adapters.shared.misplaced import transport_repr
 from flux0.adapters.shared.proxies import PYSOCKS_SCHEMES, EnvironmentProxies
-from flux0.adapters.urllib3.body import Urllib3Body, request_body, translate_error
+from flux0.adapters.urllib3.body import Urllib3Source, request_body, translate_error
 from flux0.adapters.urllib3.connection import (
     Urllib3Exchange,
     built_in_manager,
@@ -43,7 +41,7 @@ from flux0.adapters.urllib3.connection import (
 )
 from flux0.domain.errors import ConnectError, mark_user_error
 from flux0.domain.headers import Headers
-from flux0.domain.http import is_framed, is_success
+from flux0.domain.http import is_framed
 from flux0.ports import ByteStream, Request, Response
 from flux0.runtime.processes import PerProcess
 
@@ -102,11 +100,10 @@ class Urllib3Transport:
                     raise translate_error(error, exchange) from error
                 mark_user_error(error, sent=exchange.sent)
                 raise
-        raw, retain = (response, None) if is_success(response.status) else _copy(response)
         headers = Headers(tuple(response.headers.items()))
-        body = SyncBody(Urllib3Body(response, timeout.read, retain))
+        body = SyncBody(Urllib3Source(response, timeout.read))
         connections.bodies.add(body)
-        return Response(response.status, headers, body, raw, not is_framed(headers))
+        return Response(response.status, headers, body, response, not is_framed(headers))
 
     def close(self) -> None:
         """Close the connections and the open bodies, unless you passed in the pool manager."""
@@ -188,25 +185,3 @@ def _headers(request: Request, manager: urllib3.PoolManager) -> dict[str, str]:
     if request.body is not None:
         headers["Content-Length"] = str(len(request.body))
     return headers
-
-
-def _copy(response: Any) -> tuple[urllib3.HTTPResponse, Callable[[bytes], object]]:
-    """Return a copy of the response for the user, and a function that adds the body to it."""
-    content = BytesIO()
-    copy = urllib3.HTTPResponse(
-        content,
-        response.headers,
-        response.status,
-        response.version,
-        response.reason,
-        preload_content=False,
-        decode_content=False,
-        enforce_content_length=False,
-        request_url=response.url,
-    )
-
-    def fill(data: bytes) -> None:
-        if not content.closed:  # If the user closes or deletes the copy, `content` is closed.
-            content.seek(-content.write(data), SEEK_CUR)
-
-    return copy, fill

@@ -7,50 +7,53 @@ from threading import Event, Thread
 
 import pytest
 
-from flux0.adapters.shared.bodies import SyncPulledBody
-from flux0.domain.errors import ConnectionInterrupted
+from flux0.adapters.shared.bodies import SyncBody, SyncReader
+from flux0.domain.errors import ConnectionInterrupted, TransportError
 
 
-class _Body(SyncPulledBody):
-    """A body that receives the result of `receive`, and counts what happens to its connection."""
+class Source:
+    """A source that returns the result of `receive`, and counts the uses of its connection."""
 
-    def __init__(self, receive: Callable[[_Body], bytes | None]) -> None:
-        super().__init__("identity")
+    coding = "identity"
+
+    def __init__(self, receive: Callable[[], bytes | None]) -> None:
         self.released = Event()
         self.releases = 0
         self.shutdowns = 0
         self._result = receive
 
-    def close_in_thread(self) -> Thread:
-        closing = Thread(target=self.close)
-        closing.start()
-        return closing
+    def receive(self, timeout: float | None) -> bytes | None:
+        return self._result()
 
-    def _receive(self, _timeout: float | None) -> bytes | None:
-        return self._result(self)
-
-    def _on_finished(self) -> None:
+    def finish(self) -> None:
         self.released.set()
 
-    def _shut_down(self) -> None:
+    def shut_down(self) -> None:
         self.shutdowns += 1
 
-    def _release(self) -> None:
+    def release(self) -> None:
         self.releases += 1
         self.released.set()
 
-    def _translate_error(self, error: BaseException, _: float | None) -> ConnectionInterrupted:
+    def translate_error(self, error: BaseException, timeout: float | None) -> TransportError:
         return ConnectionInterrupted(str(error))
 
 
+def close_in_thread(body: SyncBody | SyncReader) -> Thread:
+    closing = Thread(target=body.close)
+    closing.start()
+    return closing
+
+
 def test_body_closed_when_a_piece_arrives_releases_its_connection() -> None:
-    def receive(body: _Body) -> bytes:
-        body.close_in_thread().join()
+    def receive() -> bytes:
+        close_in_thread(body).join()
         return b"piece"
 
-    body = _Body(receive)
+    source = Source(receive)
+    body = SyncBody(source)
     assert body.read(None) == b"piece"
-    assert body.released.wait(10)
+    assert source.released.wait(10)
     with pytest.raises(ConnectionInterrupted, match="closed before its end"):
         body.read(None)
 
@@ -59,26 +62,27 @@ def test_body_closed_when_its_end_arrives_keeps_its_connection() -> None:
     """The connection may serve the next request immediately."""
     threads: list[Thread] = []
 
-    class Ending(_Body):
+    class Ending(SyncReader):
         def __setattr__(self, name: str, value: object) -> None:
             if (name, value) == ("finished", True):
-                threads.append(self.close_in_thread())
+                threads.append(close_in_thread(self))
                 threads[0].join(0.05)  # The thread must wait until the body is finished.
             super().__setattr__(name, value)
 
-    body = Ending(lambda _: None)
-    assert body.read(None) is None
+    source = Source(lambda: None)
+    assert Ending(source).read(None) is None
     threads[0].join()
-    assert (body.shutdowns, body.releases) == (0, 0)
-    assert body.released.is_set()
+    assert (source.shutdowns, source.releases) == (0, 0)
+    assert source.released.is_set()
 
 
 def test_failed_body_releases_its_connection_once() -> None:
-    def receive(_: _Body) -> bytes:
+    def receive() -> bytes:
         raise OSError("reset")
 
-    body = _Body(receive)
+    source = Source(receive)
+    body = SyncBody(source)
     with pytest.raises(ConnectionInterrupted, match="reset"):
         body.read(None)
     body.close()
-    assert (body.shutdowns, body.releases) == (1, 1)
+    assert (source.shutdowns, source.releases) == (1, 1)
