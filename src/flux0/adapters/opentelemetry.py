@@ -42,6 +42,15 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 # Upper bounds of the histogram buckets in seconds, from the semantic conventions.
 _TURN_BUCKETS = tuple(0.01 * 2**power for power in range(14))
 _HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+_HISTOGRAMS = (
+    ("gen_ai.client.operation.duration", "GenAI operation duration.", _TURN_BUCKETS),
+    (
+        "gen_ai.client.operation.time_to_first_chunk",
+        "Time from sending the message to the first event.",
+        _TURN_BUCKETS,
+    ),
+    ("http.client.request.duration", "Duration of HTTP client requests.", _HTTP_BUCKETS),
+)
 
 
 @define
@@ -93,67 +102,45 @@ class OpenTelemetry(Observer):
         self._calls: dict[Call, _Observed] = {}
         self._tracer = trace.get_tracer("flux0", __version__, tracer_provider)
         meter = metrics.get_meter("flux0", __version__, meter_provider)
-        self._turn_seconds = meter.create_histogram(
-            "gen_ai.client.operation.duration",
-            "s",
-            "GenAI operation duration.",
-            explicit_bucket_boundaries_advisory=_TURN_BUCKETS,
-        )
-        self._first_event_seconds = meter.create_histogram(
-            "gen_ai.client.operation.time_to_first_chunk",
-            "s",
-            "Time from sending the message to the first event.",
-            explicit_bucket_boundaries_advisory=_TURN_BUCKETS,
-        )
-        self._attempt_seconds = meter.create_histogram(
-            "http.client.request.duration",
-            "s",
-            "Duration of HTTP client requests.",
-            explicit_bucket_boundaries_advisory=_HTTP_BUCKETS,
+        self._turn_seconds, self._first_event_seconds, self._attempt_seconds = (
+            meter.create_histogram(name, "s", text, explicit_bucket_boundaries_advisory=buckets)
+            for name, text, buckets in _HISTOGRAMS
         )
 
     def on_call_start(self, call: Call) -> None:
         """Start the span of a call or of a turn."""
-        server = _server(call)
-        attributes: _Attributes = {"flux0.operation": call.operation, **server}
-        for key, value in (
-            ("gen_ai.conversation.id", call.session_id),
-            ("gen_ai.agent.id", call.agent_id),
-            ("gen_ai.agent.name", call.agent_name),
-        ):
-            if value is not None:
-                attributes[key] = _utf8(value)
+        server, name, kind = _server(call), call.operation, SpanKind.INTERNAL
+        attributes = server | _known(
+            {
+                "flux0.operation": call.operation,
+                "gen_ai.conversation.id": call.session_id,
+                "gen_ai.agent.id": call.agent_id,
+                "gen_ai.agent.name": call.agent_name,
+            }
+        )
         if call.starts_turn:
+            name, kind = _turn_name(call.agent_name), SpanKind.CLIENT
             attributes |= _INVOKE_AGENT
             if self._contents:
                 part = {"type": "text", "content": call.content}
                 attributes["gen_ai.input.messages"] = _json([{"role": "user", "parts": [part]}])
         start = time_ns()
-        span = self._tracer.start_span(
-            _turn_name(call.agent_name) if call.starts_turn else call.operation,
-            kind=SpanKind.CLIENT if call.starts_turn else SpanKind.INTERNAL,
-            attributes=attributes,
-            start_time=start,
-        )
+        span = self._tracer.start_span(name, kind=kind, attributes=attributes, start_time=start)
         within = trace.set_span_in_context(span)
         self._calls[call] = _Observed(span, within, context.attach(within), start, server)
 
     def on_attempt_start(self, call: Call, number: int) -> Mapping[str, str]:
         """Start the span of an attempt, and return header fields that propagate its context."""
         observed = self._calls[call]
-        attributes: _Attributes = {
-            "http.request.method": call.method,
-            "url.full": call.url,
-            **observed.server,
-        }
-        if number > 1:
-            attributes["http.request.resend_count"] = number - 1
-        span = self._tracer.start_span(
-            f"{call.method} {call.route}",
-            context=observed.context,
-            kind=SpanKind.CLIENT,
-            attributes=attributes,
+        attributes = observed.server | _known(
+            {
+                "http.request.method": call.method,
+                "url.full": call.url,
+                "http.request.resend_count": number - 1 or None,
+            }
         )
+        name, kind = f"{call.method} {call.route}", SpanKind.CLIENT
+        span = self._tracer.start_span(name, observed.context, kind, attributes)
         within = trace.set_span_in_context(span)
         observed.attempt, observed.attempt_token = span, context.attach(within)
         fields: dict[str, str] = {}
@@ -164,11 +151,10 @@ class OpenTelemetry(Observer):
         """End the span of an attempt, and record its duration."""
         observed = self._calls[call]
         context.detach(observed.attempt_token)
-        attributes: _Attributes = {"http.request.method": call.method, **observed.server}
-        if attempt.status_code is not None:
-            attributes["http.response.status_code"] = attempt.status_code
-            observed.attempt.set_attribute("http.response.status_code", attempt.status_code)
-        attributes |= self._end_span(observed.attempt, _failure(attempt.error))
+        status = _known({"http.response.status_code": attempt.status_code})
+        observed.attempt.set_attributes(status)
+        outcome = status | self._end_span(observed.attempt, _failure(attempt.error))
+        attributes = {"http.request.method": call.method, **observed.server, **outcome}
         self._attempt_seconds.record(attempt.seconds, attributes)
 
     def on_call_end(self, call: Call, end: CallEnd) -> None:
@@ -192,15 +178,16 @@ class OpenTelemetry(Observer):
         """End the span of a turn, and record its tool calls and its duration."""
         observed = self._calls.pop(call)
         span, end = observed.span, observed.start + round(turn.seconds * 1e9)
-        for key, value in (
-            ("gen_ai.agent.id", turn.agent_id),
-            ("gen_ai.agent.name", turn.agent_name),
-            ("flux0.turn.ending", turn.ending),
-            ("flux0.turn.correlation_id", turn.correlation_id),
-            ("flux0.turn.event_count", turn.event_count),
-        ):
-            if value is not None:
-                span.set_attribute(key, _utf8(value) if isinstance(value, str) else value)
+        attributes = _known(
+            {
+                "gen_ai.agent.id": turn.agent_id,
+                "gen_ai.agent.name": turn.agent_name,
+                "flux0.turn.ending": turn.ending,
+                "flux0.turn.correlation_id": turn.correlation_id,
+                "flux0.turn.event_count": turn.event_count,
+            }
+        )
+        span.set_attributes(attributes)
         span.update_name(_turn_name(turn.agent_name))
         for tool_call in turn.tool_calls:
             self._record_tool_call(observed, tool_call, end)
@@ -214,12 +201,13 @@ class OpenTelemetry(Observer):
     def _record_tool_call(self, turn: _Observed, timed: TimedToolCall, turn_end: int) -> None:
         """Record the span of a tool call within the span of its turn."""
         call = timed.call
-        attributes: _Attributes = {
-            "gen_ai.operation.name": "execute_tool",
-            "gen_ai.tool.name": _utf8(call.tool_name),
-        }
-        if call.tool_call_id is not None:  # pyright: ignore[reportUnnecessaryComparison] - an agent may send null
-            attributes["gen_ai.tool.call.id"] = _utf8(call.tool_call_id)
+        attributes = _known(
+            {
+                "gen_ai.operation.name": "execute_tool",
+                "gen_ai.tool.name": call.tool_name,
+                "gen_ai.tool.call.id": call.tool_call_id,  # An agent may send null.
+            }
+        )
         if self._contents:
             attributes["gen_ai.tool.call.arguments"] = _json(call.args)
             if call.result is not None:
@@ -229,12 +217,8 @@ class OpenTelemetry(Observer):
         duration = min(round((timed.seconds or 0) * 1e9), turn_end - turn.start)
         start = turn_end if timed.started_at is None else round(timed.started_at * 1e9)
         start = min(max(start, turn.start), turn_end - duration)
-        span = self._tracer.start_span(
-            f"execute_tool {_utf8(call.tool_name)}",
-            context=turn.context,
-            attributes=attributes,
-            start_time=start,
-        )
+        name = f"execute_tool {_utf8(call.tool_name)}"
+        span = self._tracer.start_span(name, turn.context, attributes=attributes, start_time=start)
         span.end(start + duration)
 
     def _end_span(
@@ -291,6 +275,12 @@ def _parts(turn: TurnEnd) -> Iterator[dict[str, Any]]:
                     call = cast("ToolCallPart", part)  # Only this type is left.
                     name, id_ = call.tool_name, call.tool_call_id
                     yield {"type": "tool_call", "id": id_, "name": name, "arguments": call.args}
+
+
+def _known(values: Mapping[str, str | int | None]) -> _Attributes:
+    """Return the attributes whose values are not None."""
+    known = ((key, value) for key, value in values.items() if value is not None)
+    return {key: value if type(value) is int else _utf8(value) for key, value in known}
 
 
 def _text(value: object) -> str:

@@ -7,6 +7,7 @@ blocks, and `_EventDecoder` decodes the blocks into events.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, Final, cast
@@ -18,8 +19,8 @@ _BOM: Final = b"\xef\xbb\xbf"
 _LF: Final = 0x0A
 _CR: Final = 0x0D
 
-# The lowest limit of digits that a user can set for `int` (`sys.set_int_max_str_digits`).
-_MAX_RETRY_DIGITS: Final = 640
+# 640 is the lowest limit of digits that a user can set for `int` (`sys.set_int_max_str_digits`).
+_RETRY: Final = re.compile("0*([0-9]{1,640})")
 
 # `tuple.__new__` creates a `ServerSentEvent`, a named tuple, in half the time of its constructor.
 _new: Final[Callable[..., ServerSentEvent]] = cast("Any", tuple).__new__
@@ -38,8 +39,9 @@ class SSEParser:
 
     The events depend only on the bytes, not on how the bytes are split into calls of `feed`. `feed`
     returns an event when it receives the CR or LF of the blank line. It does not wait for an LF
-    after a CR. The parser stores only the incomplete block, and its cost is linear in the number of
-    bytes. A `retry` field with more than 640 digits, not counting leading zeros, is ignored.
+    after a CR. The parser stores the incomplete block and the last event id, and its cost is linear
+    in the number of bytes. A `retry` field with more than 640 digits, not counting leading zeros,
+    is ignored.
 
     `max_event_bytes` limits the size of one event; None means no limit. The size is the number of
     bytes since the last blank line, including comments and unknown fields. Each line end counts as
@@ -65,28 +67,15 @@ class SSEParser:
         self._block = bytearray()
 
     @property
-    def last_event_id(self) -> str:
-        """The value of the last `id` field in the complete blocks, or the empty string."""
-        return self._decoder.last_event_id
-
-    @property
-    def retry(self) -> int | None:
-        """The last valid reconnection time in milliseconds, or None.
-
-        Unlike the other fields, `retry` takes effect at the end of its line, not of its block.
-        """
-        return _last_retry(self._unfinished_lines()[:-1], self._decoder.retry)
-
-    @property
     def pending(self) -> bool:
         """Whether the received bytes end with an incomplete line or block.
 
         A comment is complete at the end of its line. A part of a byte order mark is an incomplete
         line.
         """
-        *lines, rest = self._unfinished_lines()
-        has_fields = any(not line.startswith(":") for line in lines)
-        return has_fields or bool(rest) or bool(self._bom) or self._state == _FAILED
+        *lines, rest = self._unfinished_block().split(b"\n")
+        has_fields = any(not line.startswith(b":") for line in lines)
+        return has_fields or bool(rest or self._bom) or self._state == _FAILED
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
         """Parse the next bytes and return the events that `data` completes.
@@ -180,8 +169,6 @@ class SSEParser:
         if excess < 0:
             return self._feed_lines(data)
         events = self._feed_lines(data[:excess])
-        # The incomplete block is dropped below, but its `retry` field takes effect.
-        self._decoder.retry = self.retry
         self._block.clear()
         self._state = _FAILED
         if not events:
@@ -205,16 +192,12 @@ class SSEParser:
         has_line_end = self._block and self._state != _IN_LINE
         return bytes(self._block) + (b"\n" if has_line_end else b"")
 
-    def _unfinished_lines(self) -> list[str]:
-        return self._unfinished_block().decode("utf-8", "replace").split("\n")
-
 
 class _EventDecoder:
     """Decodes complete blocks, whose lines end with LF, and stores the last event id."""
 
     def __init__(self) -> None:
         self.last_event_id = ""
-        self.retry: int | None = None
         # Most blocks have the lines "event: NAME" and "data: ...", with the same NAME as before. To
         # decode them faster, store the start of the last such block, and its name.
         self._common_start = b"event: message\ndata: "
@@ -251,8 +234,8 @@ class _EventDecoder:
         """Return the event of a block; None if the block has no data."""
         name = ""
         data: list[str] = []
-        lines = block.decode("utf-8", "replace").split("\n")
-        for line in lines:
+        retry: int | None = None
+        for line in block.decode("utf-8", "replace").split("\n"):
             field, _, value = line.partition(":")
             value = value.removeprefix(" ")
             if field == "data":
@@ -261,9 +244,8 @@ class _EventDecoder:
                 name = value
             elif field == "id" and "\0" not in value:
                 self.last_event_id = value
-        retry = _last_retry(lines, None)
-        if retry is not None:
-            self.retry = retry
+            elif field == "retry" and (digits := _RETRY.fullmatch(value)):
+                retry = int(digits[1])
         start, separator, _ = block.partition(b"\ndata: ")
         if separator and start.startswith(b"event: ") and _LF not in start:
             # Do not use `name`: in this block, a second event line may follow the data.
@@ -272,15 +254,3 @@ class _EventDecoder:
         if not data:
             return None
         return ServerSentEvent(name or "message", "\n".join(data), self.last_event_id, retry)
-
-
-def _last_retry(lines: list[str], default: int | None) -> int | None:
-    """Return the value of the last valid `retry` field in `lines`, or `default`."""
-    for line in reversed(lines):
-        if line.startswith("retry:"):
-            digits = line[6:].removeprefix(" ")
-            if digits.isascii() and digits.isdigit():
-                digits = digits.lstrip("0") or "0"
-                if len(digits) <= _MAX_RETRY_DIGITS:
-                    return int(digits)
-    return default

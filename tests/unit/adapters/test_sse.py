@@ -28,11 +28,9 @@ CASES: list[dict[str, Any]] = json.loads(
 
 @frozen
 class Outcome:
-    """The events and the properties of a parser after some bytes."""
+    """The events of some bytes, and whether the last event is incomplete."""
 
     events: list[ServerSentEvent]
-    last_event_id: str
-    retry: int | None
     pending: bool
 
 
@@ -41,17 +39,14 @@ def parse_all_at_once(stream: bytes) -> Outcome:
     text = stream.decode("utf-8", "replace").removeprefix("\ufeff")
     *lines, rest = re.split("\r\n|\r|\n", text)
     events: list[ServerSentEvent] = []
-    event, data, id_buffer, last_event_id = "", "", "", ""
-    retry = block_retry = None
+    event, data, last_event_id = "", "", ""
+    retry = None
     pending = False
     for line in lines:
         if line == "":
-            last_event_id = id_buffer
             if data:
-                events.append(
-                    ServerSentEvent(event or "message", data[:-1], last_event_id, block_retry)
-                )
-            event, data, block_retry, pending = "", "", None, False
+                events.append(ServerSentEvent(event or "message", data[:-1], last_event_id, retry))
+            event, data, retry, pending = "", "", None, False
             continue
         if line.startswith(":"):
             continue
@@ -63,14 +58,10 @@ def parse_all_at_once(stream: bytes) -> Outcome:
         elif field == "data":
             data += value + "\n"
         elif field == "id" and "\0" not in value:
-            id_buffer = value
+            last_event_id = value
         elif field == "retry" and re.fullmatch("[0-9]+", value):
-            retry = block_retry = int(value)
-    return Outcome(events, last_event_id, retry, pending or rest != "")
-
-
-def outcome_of(parser: SSEParser, events: list[ServerSentEvent]) -> Outcome:
-    return Outcome(events, parser.last_event_id, parser.retry, parser.pending)
+            retry = int(value)
+    return Outcome(events, pending or rest != "")
 
 
 def feed_all(parser: EventStreamParser, pieces: Iterable[bytes]) -> list[ServerSentEvent]:
@@ -125,12 +116,10 @@ SPLIT_STREAMS = st.one_of(STREAMS.flatmap(splits), st.lists(SEVERAL.map(b"".join
 
 
 def check_case(case: dict[str, Any], pieces: Iterable[bytes]) -> None:
-    parser = SSEParser()
-    events = feed_all(parser, pieces)
+    events = feed_all(SSEParser(), pieces)
     assert [{"event": event.event, "data": event.data, "id": event.id} for event in events] == case[
         "events"
     ]
-    assert parser.retry == case["retry"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
@@ -154,7 +143,7 @@ def test_after_each_piece_the_outcome_depends_only_on_the_bytes_so_far(pieces: l
     for piece in pieces:
         read += piece
         events += parser.feed(piece)
-        assert outcome_of(parser, events) == parse_all_at_once(read)
+        assert Outcome(events, parser.pending) == parse_all_at_once(read)
 
 
 def test_event_has_its_name_and_retry_and_the_last_event_id() -> None:
@@ -187,9 +176,8 @@ def test_event_has_its_name_and_retry_and_the_last_event_id() -> None:
     ids=["zeros", "leading-zeros", "longest", "too-long", "far-too-long"],
 )
 def test_retry_with_more_than_640_digits_is_ignored(digits: bytes, retry: int) -> None:
-    parser = SSEParser()
-    parser.feed(b"retry: 1\n\nretry: " + digits + b"\n")
-    assert parser.retry == retry
+    (event,) = SSEParser().feed(b"retry: 1\nretry: " + digits + b"\ndata: x\n\n")
+    assert event.retry == retry
 
 
 # --- the size limit of one event
@@ -234,8 +222,6 @@ def test_limit_applies_to_the_same_event_however_the_stream_is_split(
             assert not raised
     assert raised is too_large
     assert events == expected.events
-    assert parser.last_event_id == expected.last_event_id
-    assert parser.retry == expected.retry
     assert parser.pending is (expected.pending or too_large)
 
 

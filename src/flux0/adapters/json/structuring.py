@@ -7,7 +7,7 @@ an error for an integer field, and is not converted.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from functools import cache, partial
 from typing import Any, cast, get_args, get_origin
@@ -37,6 +37,13 @@ _BY_TYPE: dict[Any, dict[Any, Any]] = {
     for union in (MessagePart, EventData, MessageData | ToolData)
 }
 _MODELS = (StreamEvent, MessagePart, EventData, *filter(attrs.has, vars(models).values()))
+_EXACT: tuple[tuple[Any, str, tuple[type, ...]], ...] = (
+    (str, "a str", (str,)),
+    (int, "an int", (int,)),
+    (bool, "a bool", (bool,)),
+    (float, "a number", (float, int)),
+    (str | int, "a str or an int", (str, int)),
+)
 _MAX_SHOWN_CHARACTERS = 200
 
 
@@ -52,17 +59,15 @@ class TypeMismatch(ValueError):
 def converter(*, explaining: bool) -> Converter:
     """Return a converter. With `explaining`, it is slower, but its errors are detailed."""
     made = Converter(detailed_validation=explaining)
-    for kind, expected in ((str, "a str"), (int, "an int"), (bool, "a bool")):
-        made.register_structure_hook(kind, _exactly(kind, expected))
-    made.register_structure_hook(float, _number)
+    for kind, expected, types in _EXACT:
+        made.register_structure_hook(kind, _exactly(expected, types))
     made.register_structure_hook(datetime, _datetime)
-    made.register_structure_hook(str | int, _text_or_integer)
-    made.register_structure_hook(EventType, _enum(EventType))
-    for kind in (EventType, EventSource, SessionStatus):
-        made.register_structure_hook(kind | str, _open_enum(kind))
-    made.register_structure_hook_func(_is_any, _any)
-    made.register_structure_hook_func(_is_mapping, _mapping)
-    made.register_structure_hook_factory(_is_tuple, partial(_tuple, made))
+    made.register_structure_hook(EventType, _enum(EventType, is_open=False))
+    for enum in (EventType, EventSource, SessionStatus):
+        made.register_structure_hook(enum | str, _enum(enum, is_open=True))
+    made.register_structure_hook_func(lambda kind: kind is Any, _any)
+    made.register_structure_hook_func(_has_origin(Mapping), _mapping)
+    made.register_structure_hook_factory(_has_origin(tuple), partial(_tuple, made))
     made.register_structure_hook_factory(attrs.has, partial(_model, made))
     for union, kinds in _BY_TYPE.items():
         made.register_structure_hook(union, _by_type(made, union, kinds))
@@ -86,29 +91,21 @@ def is_model(kind: Any) -> bool:
     return kind in _MODELS  # Comparing works for values without a hash, too.
 
 
-def _exactly(kind: type, expected: str) -> Hook:
+def _has_origin(origin: Any) -> Callable[[Any], bool]:
+    return lambda kind: get_origin(kind) is origin
+
+
+def _exactly(expected: str, types: tuple[type, ...]) -> Hook:
     def structure(value: Any, _: Any) -> Any:
-        if type(value) is kind:
+        if type(value) in types:
             return value
         raise TypeMismatch(expected, value)
 
     return structure
 
 
-def _number(value: Any, _: Any) -> float:
-    if type(value) is float or type(value) is int:
-        return value
-    raise TypeMismatch("a number", value)
-
-
-def _text_or_integer(value: Any, _: Any) -> str | int:
-    if type(value) is str or type(value) is int:
-        return value
-    raise TypeMismatch("a str or an int", value)
-
-
 def _any(value: Any, _: Any) -> Any:
-    if type(value) is not str and (type(value) is dict or type(value) is list):
+    if type(value) is dict or type(value) is list:
         _check_depth(value)
     return value  # pyright: ignore[reportUnknownVariableType]
 
@@ -153,38 +150,17 @@ def _datetime(value: Any, _: Any) -> datetime:
     return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=timezone.utc)
 
 
-def _enum(kind: type[OpenEnum]) -> Hook:
+def _enum(kind: type[OpenEnum], *, is_open: bool) -> Hook:
     members = {member.value: member for member in kind}
 
     def structure(value: Any, _: Any) -> Any:
-        if type(value) is str and value in members:
-            return members[value]
+        if type(value) is str and (is_open or value in members):
+            return members.get(value, value)
+        if is_open:
+            raise TypeMismatch("a str", value)
         raise ValueError(f"expected one of {', '.join(map(repr, members))}")
 
     return structure
-
-
-def _open_enum(kind: type[OpenEnum]) -> Hook:
-    members = {member.value: member for member in kind}
-
-    def structure(value: Any, _: Any) -> Any:
-        if type(value) is str:
-            return members.get(value, value)
-        raise TypeMismatch("a str", value)
-
-    return structure
-
-
-def _is_any(kind: Any) -> bool:
-    return kind is Any
-
-
-def _is_mapping(kind: Any) -> bool:
-    return get_origin(kind) is Mapping
-
-
-def _is_tuple(kind: Any) -> bool:
-    return get_origin(kind) is tuple
 
 
 def _tuple(made: Converter, kind: Any) -> Hook:
