@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import html
 import http.server
+import inspect
 import json
 import re
 import threading
@@ -25,11 +26,12 @@ REFERENCE = "".join(
 )
 ANCHORS = set(re.findall(r'id="([\w.]+)"', REFERENCE))
 MODULES = ("flux0", "flux0.testing", "flux0.models", "flux0.ports", "flux0.flows")
+# A module without `__all__` re-exports all its names, except its submodules.
 NAMES = [
     (module, name)
     for module in MODULES
-    for name in import_module(module).__all__
-    if name not in ("models", "__version__")
+    for name in getattr(import_module(module), "__all__", dir(import_module(module)))
+    if name[0] != "_" and not inspect.ismodule(getattr(import_module(module), name))
 ]
 
 

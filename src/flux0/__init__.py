@@ -49,7 +49,7 @@ if TYPE_CHECKING:
         RetryConfig as RetryConfig,
         RetryDetails as RetryDetails,
     )
-    from flux0.models import *  # noqa: F403 - its __all__ is part of the public names
+    from flux0.models import *  # noqa: F403 - all its names are public names of flux0
 
 # Maps each module to its public names, except the names of `flux0.models`.
 _NAMES = {
@@ -86,10 +86,11 @@ def __getattr__(name: str) -> Any:
     if name == "models":
         value: Any = models
     elif name == "__all__":
-        value = sorted(("__version__", "models", *_MODULES, *models.__all__))
+        public = (each for each in vars(models) if not each.startswith("_"))
+        value = sorted(("__version__", "models", *_MODULES, *public))
     elif name in _MODULES:
         value = getattr(import_module(f"flux0.{_MODULES[name]}"), name)
-    elif name in models.__all__:
+    elif hasattr(models, name):
         value = getattr(models, name)
     else:
         raise AttributeError(f"module 'flux0' has no attribute {name!r}")

@@ -113,9 +113,10 @@ def test_package_can_be_inspected_without_optional_libraries() -> None:
 
 
 def test_flux0_has_all_names_of_flux0_models() -> None:
-    names = {name for name in dir(models) if name[0].isupper()}
+    names = {name for name in dir(models) if name[0] != "_"}
 
-    assert names == set(models.__all__) <= set(flux0.__all__)
+    assert all(name[0].isupper() for name in names)
+    assert names < set(flux0.__all__)
     for name in names:
         assert getattr(flux0, name) is getattr(models, name)
 
@@ -125,7 +126,7 @@ def test_type_checkers_know_every_name() -> None:
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     names = {alias.asname for node in imports for alias in node.names if alias.asname}
 
-    assert names | set(models.__all__) == set(flux0.__all__)
+    assert names | {name for name in dir(models) if name[0] != "_"} == set(flux0.__all__)
 
 
 def test_version_equals_distribution_version_and_py_typed_exists() -> None:

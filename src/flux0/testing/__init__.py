@@ -1,75 +1,39 @@
 """Fakes and cassettes for tests of code that uses flux0. Not loaded by `import flux0`."""
 
-from flux0.testing.cassettes.cassette import CassetteError
-from flux0.testing.cassettes.recording import RecordingTransport
+from flux0.testing.cassettes.cassette import CassetteError as CassetteError
+from flux0.testing.cassettes.recording import RecordingTransport as RecordingTransport
 from flux0.testing.cassettes.replaying import (
-    CassetteMode,
-    NotRecorded,
-    ReplayTransport,
-    cassette,
+    CassetteMode as CassetteMode,
+    NotRecorded as NotRecorded,
+    ReplayTransport as ReplayTransport,
+    cassette as cassette,
 )
-from flux0.testing.fake.calls import Call, CallResponse
-from flux0.testing.fake.clock import ClockStandsStill, FakeClock
+from flux0.testing.fake.calls import Call as Call, CallResponse as CallResponse
+from flux0.testing.fake.clock import ClockStandsStill as ClockStandsStill, FakeClock as FakeClock
 from flux0.testing.fake.faults import (
-    Delay,
-    Drop,
-    Fault,
-    Refuse,
-    Respond,
-    Split,
-    Stall,
-    Truncate,
+    Delay as Delay,
+    Drop as Drop,
+    Fault as Fault,
+    Refuse as Refuse,
+    Respond as Respond,
+    Split as Split,
+    Stall as Stall,
+    Truncate as Truncate,
 )
 from flux0.testing.fake.steps import (
-    AgentReply,
-    AgentStep,
-    CallTool,
-    Fail,
-    FallSilent,
-    Gate,
-    GiveResult,
-    LangChain,
-    Pause,
-    Reason,
-    Report,
-    Say,
-    SendChunk,
-    UserMessage,
+    AgentReply as AgentReply,
+    AgentStep as AgentStep,
+    CallTool as CallTool,
+    Fail as Fail,
+    FallSilent as FallSilent,
+    Gate as Gate,
+    GiveResult as GiveResult,
+    LangChain as LangChain,
+    Pause as Pause,
+    Reason as Reason,
+    Report as Report,
+    Say as Say,
+    SendChunk as SendChunk,
+    UserMessage as UserMessage,
 )
-from flux0.testing.fake.transport import FakeTransport
-
-__all__ = [
-    "AgentReply",
-    "AgentStep",
-    "Call",
-    "CallResponse",
-    "CallTool",
-    "CassetteError",
-    "CassetteMode",
-    "ClockStandsStill",
-    "Delay",
-    "Drop",
-    "Fail",
-    "FakeClock",
-    "FakeTransport",
-    "FallSilent",
-    "Fault",
-    "Gate",
-    "GiveResult",
-    "LangChain",
-    "NotRecorded",
-    "Pause",
-    "Reason",
-    "RecordingTransport",
-    "Refuse",
-    "ReplayTransport",
-    "Report",
-    "Respond",
-    "Say",
-    "SendChunk",
-    "Split",
-    "Stall",
-    "Truncate",
-    "UserMessage",
-    "cassette",
-]
+from flux0.testing.fake.transport import FakeTransport as FakeTransport
