@@ -49,7 +49,7 @@ from flux0.domain.errors import (
 )
 from flux0.domain.messages.finalizing import TurnMessage as TurnMessage
 from flux0.domain.messages.history import Reply as Reply, StoredTurn as StoredTurn
-from flux0.domain.models import (
+from flux0.domain.stored_models import (
     Agent as Agent,
     Agents as Agents,
     ConsumptionOffsets as ConsumptionOffsets,

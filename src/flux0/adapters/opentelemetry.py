@@ -18,7 +18,7 @@ from flux0._version import __version__
 from flux0.domain.api_errors import APIError
 from flux0.domain.errors import AgentError, MissingDependency, StreamError, TransportError
 from flux0.domain.json_text import json_text
-from flux0.domain.models import ContentPart, MessageData, ReasoningPart
+from flux0.domain.stored_models import ContentPart, MessageData, ReasoningPart
 from flux0.observers import AttemptEnd, Call, CallEnd, Observer, TurnEnd
 
 try:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
 
     from flux0.domain.messages.tool_calls import TimedToolCall
-    from flux0.domain.models import ToolCallPart
+    from flux0.domain.stored_models import ToolCallPart
 
 _Attributes: TypeAlias = "dict[str, str | int | float]"
 

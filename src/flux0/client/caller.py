@@ -15,8 +15,8 @@ from flux0.client.options import CallOptions, check_names
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error
 from flux0.domain.headers import Headers
-from flux0.domain.models import Participant
 from flux0.domain.retrying import RetryConfig
+from flux0.domain.stored_models import Participant
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow
 from flux0.middleware.observing import Observers

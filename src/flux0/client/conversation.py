@@ -16,7 +16,7 @@ from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import MESSAGE_TYPES, Reply, StoredTurn, joined_history
-from flux0.domain.models import Agent, Event, Participant, Session
+from flux0.domain.stored_models import Agent, Event, Participant, Session
 from flux0.usecases.stored_turns import find_turn, next_offset
 
 if TYPE_CHECKING:

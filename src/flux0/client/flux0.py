@@ -20,8 +20,8 @@ from flux0.client.transports import choose_transports, time_source
 from flux0.client.uncopyable import Uncopyable
 from flux0.domain import arguments
 from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES
-from flux0.domain.models import Agent, Session
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig, RetryDetails
+from flux0.domain.stored_models import Agent, Session
 from flux0.flows import Middleware
 from flux0.middleware.observing import Observers
 from flux0.observers import Observer

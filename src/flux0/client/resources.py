@@ -16,7 +16,7 @@ from flux0.client.turn_report import TurnReport
 from flux0.client.uncopyable import Uncopyable
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.messages.accumulator import MessageAccumulator
-from flux0.domain.models import Agent, Agents, Events, Session, Sessions
+from flux0.domain.stored_models import Agent, Agents, Events, Session, Sessions
 from flux0.ports import Request
 from flux0.usecases import agents, sessions
 from flux0.usecases.call import ApiCall

@@ -16,8 +16,8 @@ from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import answer_of, joined_history
 from flux0.domain.messages.tool_calls import joined_tool_calls, timed_tool_calls
-from flux0.domain.models import Events, Participant, ToolCall
 from flux0.domain.safe_text import escaped
+from flux0.domain.stored_models import Events, Participant, ToolCall
 from flux0.domain.stream_events import StatusEvent, StreamEvent
 from flux0.observers import TurnEnd
 from flux0.ports import Response

@@ -18,7 +18,7 @@ from flux0.client.stream_state import CLOSED_EARLY, StreamState
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error, StreamInUse, TransportError
 from flux0.domain.messages.finalizing import TurnMessage
-from flux0.domain.models import Events
+from flux0.domain.stored_models import Events
 from flux0.domain.stream_events import StreamEvent
 from flux0.ports import AsyncByteStream, ByteStream
 from flux0.runtime.event_loop import Loop, running_loop

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from threading import Lock
 
-from flux0.domain.models import Participant
+from flux0.domain.stored_models import Participant
 from flux0.middleware.observing import Observers
 from flux0.observers import TurnEnd
 from flux0.ports import Request

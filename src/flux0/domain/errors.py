@@ -9,7 +9,7 @@ from flux0.domain.safe_text import escaped, shown_url
 
 if TYPE_CHECKING:
     from flux0.domain.messages.finalizing import TurnMessage
-    from flux0.domain.models import Agent
+    from flux0.domain.stored_models import Agent
 
 Sent: TypeAlias = Literal["no", "maybe", "yes"]
 

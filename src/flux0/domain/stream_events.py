@@ -14,7 +14,7 @@ from attrs import asdict, frozen
 
 from flux0.domain.enums import EventSource, SessionStatus
 from flux0.domain.extensible import Extensible, with_extra
-from flux0.domain.models import StatusData
+from flux0.domain.stored_models import StatusData
 
 
 @frozen

@@ -8,7 +8,7 @@ from flux0.testing.cassettes.replaying import (
     ReplayTransport as ReplayTransport,
     cassette as cassette,
 )
-from flux0.testing.fake.calls import Call as Call, CallResponse as CallResponse
+from flux0.testing.fake.calls import CallResponse as CallResponse, ReceivedCall as ReceivedCall
 from flux0.testing.fake.clock import ClockStandsStill as ClockStandsStill, FakeClock as FakeClock
 from flux0.testing.fake.faults import (
     Delay as Delay,

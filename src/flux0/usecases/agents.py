@@ -7,7 +7,7 @@ from typing import TypeVar
 from flux0.domain import arguments
 from flux0.domain.api_errors import HTTPValidationError
 from flux0.domain.errors import AgentNotFound
-from flux0.domain.models import Agent, Agents
+from flux0.domain.stored_models import Agent, Agents
 from flux0.flows import Flow
 from flux0.usecases.call import ApiCall
 

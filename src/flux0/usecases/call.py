@@ -9,9 +9,9 @@ from attrs import field, frozen
 
 from flux0.domain.errors import DecodeError, InvalidArgument
 from flux0.domain.headers import Headers
-from flux0.domain.models import Participant
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.safe_text import shown_url
+from flux0.domain.stored_models import Participant
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow, SendFlow
 from flux0.observers import Call

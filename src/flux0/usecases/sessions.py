@@ -11,7 +11,7 @@ from flux0.domain import arguments
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.errors import DecodeError
 from flux0.domain.http import is_event_stream
-from flux0.domain.models import Events, Session, Sessions
+from flux0.domain.stored_models import Events, Session, Sessions
 from flux0.flows import Flow
 from flux0.ports import Request, Response
 from flux0.usecases.agents import with_name_hint

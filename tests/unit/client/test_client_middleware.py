@@ -13,7 +13,7 @@ from flux0 import BackoffStrategy, Flux0, RetryConfig, RetryDetails
 from flux0.domain.api_errors import APIError, ServerError
 from flux0.domain.errors import ConnectError, InvalidArgument
 from flux0.domain.headers import Headers
-from flux0.domain.models import Agents
+from flux0.domain.stored_models import Agents
 from flux0.flows import Flow, Middleware, SendFlow, Sleep
 from flux0.ports import Request, Response
 from support.in_memory import SSE, Script, chunk, in_every_mode, script, scripted_response

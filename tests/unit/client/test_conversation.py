@@ -12,7 +12,7 @@ from flux0 import AsyncConversation, Flux0
 from flux0.domain.api_errors import BadRequestError, HTTPValidationError
 from flux0.domain.errors import AgentError, AgentNotFound, InvalidArgument
 from flux0.domain.messages.finalizing import TurnMessage
-from flux0.domain.models import ConsumptionOffsets, Event, MessageData, Session, ToolData
+from flux0.domain.stored_models import ConsumptionOffsets, Event, MessageData, Session, ToolData
 from flux0.flows import Flow, SendFlow
 from flux0.ports import Request, Response
 from flux0.testing import (

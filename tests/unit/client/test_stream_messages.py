@@ -25,7 +25,7 @@ from flux0.domain.errors import (
 )
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import Reply
-from flux0.domain.models import ToolCall
+from flux0.domain.stored_models import ToolCall
 from flux0.testing import AgentStep, CallTool, FakeTransport, Reason, Say
 from support.in_memory import CORRELATION_ID, Step, chunk, in_every_mode, status, tape
 from support.modes import in_mode, run

@@ -18,7 +18,7 @@ from flux0.domain import errors
 from flux0.domain.errors import StreamInUse
 from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import MessageAccumulator
-from flux0.domain.models import Events, Participant
+from flux0.domain.stored_models import Events, Participant
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
 from flux0.middleware.observing import Observers
 from flux0.models import SessionStatus

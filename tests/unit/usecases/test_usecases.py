@@ -16,7 +16,7 @@ from flux0.adapters.json import JsonCodec
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.errors import DecodeError, InvalidArgument
 from flux0.domain.headers import Headers
-from flux0.domain.models import ContentPart
+from flux0.domain.stored_models import ContentPart
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow, send_once
 from flux0.ports import Request, Response, Timeout

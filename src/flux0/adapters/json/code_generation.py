@@ -42,7 +42,7 @@ from flux0.adapters.json.plain import json_keys, known_keys, type_tag
 from flux0.domain.enums import OpenEnum
 from flux0.domain.extensible import Extensible
 from flux0.domain.messages.json_patch import MAX_DEPTH, measure
-from flux0.domain.models import aware
+from flux0.domain.stored_models import aware
 
 Hook = Callable[[Any, Any], Any]
 FindHook = Callable[[Any], Hook]

@@ -28,7 +28,7 @@ from flux0.adapters.json.plain import json_keys, known_keys, type_tag
 from flux0.domain.enums import EventSource, EventType, OpenEnum, SessionStatus
 from flux0.domain.extensible import Extensible
 from flux0.domain.messages.json_patch import MAX_DEPTH, measure
-from flux0.domain.models import EventData, MessageData, MessagePart, ToolData
+from flux0.domain.stored_models import EventData, MessageData, MessagePart, ToolData
 from flux0.domain.stream_events import StreamEvent
 
 # Maps each union of models to its models, by the value of the JSON key `type`.

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.messages.json_patch import JSON, MAX_DEPTH, copied, measure
-from flux0.domain.models import (
+from flux0.domain.stored_models import (
     ContentPart,
     ControlOptions,
     HasMessageData,

@@ -9,7 +9,7 @@ from attrs import frozen
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.tool_calls import joined_tool_calls
-from flux0.domain.models import Event, ToolCall
+from flux0.domain.stored_models import Event, ToolCall
 
 # The types of events with content. Status events only show the state of the agent.
 MESSAGE_TYPES = (EventType.MESSAGE, EventType.TOOL)

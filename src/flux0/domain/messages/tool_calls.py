@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from attrs import frozen
 
 from flux0.domain.messages.finalizing import TurnMessage
-from flux0.domain.models import Event, MessageData, ToolCall, ToolData
+from flux0.domain.stored_models import Event, MessageData, ToolCall, ToolData
 
 
 @frozen

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 from flux0.domain.headers import Headers
 from flux0.ports import Request
 from flux0.testing.cassettes.cassette import RecordedRequest
-from flux0.testing.fake.calls import Call, call_from
+from flux0.testing.fake.calls import ReceivedCall, call_from
 
 _NOTHING: Final = object()  # Marks a missing value; None is a JSON value.
 _MAX_DIFFERENCES: Final = 5
@@ -36,8 +36,8 @@ def to_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, default=repr)
 
 
-def call_of(request: RecordedRequest) -> Call:
-    """Return a recorded request as a `Call`."""
+def call_of(request: RecordedRequest) -> ReceivedCall:
+    """Return a recorded request as a `ReceivedCall`."""
     url = f"http://recorded{request.path}?{request.query}"
     headers = Headers(tuple(request.headers.items()))
     body = None if request.body is None else request.body.data

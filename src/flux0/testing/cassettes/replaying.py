@@ -38,7 +38,7 @@ from flux0.testing.cassettes.differences import (
 from flux0.testing.cassettes.recording import RecordingTransport, recorded_request
 from flux0.testing.cassettes.scrubbing import Scrub
 from flux0.testing.fake.body import FakeBody, SharedTransport
-from flux0.testing.fake.calls import Call, nearest
+from flux0.testing.fake.calls import ReceivedCall, nearest
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 
 Matching: TypeAlias = Literal["strict", "loose"]
@@ -89,7 +89,7 @@ class ReplayTransport(SharedTransport):
         matching: "strict" requires the recorded order of requests; "loose" allows any order. With
             "loose", a request that was recorded once may be sent any number of times. A request
             that was recorded n times may be sent n times.
-        match: A function that returns the part of a `Call` to compare, such as
+        match: A function that returns the part of a `ReceivedCall` to compare, such as
             `lambda call: call.operation`. Pass `match` if the requests of each run differ.
         scrub: The `scrub` function with which the cassette was recorded, if any.
         sleep: A function that is called with the seconds of each wait. Pass `time.sleep` to replay
@@ -108,7 +108,7 @@ class ReplayTransport(SharedTransport):
         path: str | PathLike[str],
         matching: Matching = "strict",
         *,
-        match: Callable[[Call], object] | None = None,
+        match: Callable[[ReceivedCall], object] | None = None,
         scrub: Scrub | None = None,
         sleep: Callable[[float], object] | None = None,
     ) -> None:
@@ -244,7 +244,7 @@ class NewEpisodesTransport(RecordingTransport):
         transport: Transport | AsyncTransport,
         path: str | PathLike[str],
         *,
-        match: Callable[[Call], object] | None = None,
+        match: Callable[[ReceivedCall], object] | None = None,
         scrub: Scrub | None = None,
     ) -> None:
         super().__init__(transport, path, scrub=scrub, keep=read_cassette(Path(path)))
@@ -272,7 +272,7 @@ def cassette(
     *,
     mode: CassetteMode | None = None,
     matching: Matching = "strict",
-    match: Callable[[Call], object] | None = None,
+    match: Callable[[ReceivedCall], object] | None = None,
     scrub: Scrub | None = None,
 ) -> RecordingTransport | ReplayTransport:
     """Return a transport that replays the cassette, or a transport that records it.
@@ -286,7 +286,7 @@ def cassette(
             contains, in any order, and appends the others to it. The default is "none" if the
             environment variable `CI` is set, and "once" otherwise.
         matching: Whether the order of the requests is checked; see `ReplayTransport`.
-        match: A function that returns the part of a `Call` to compare; see `ReplayTransport`.
+        match: A function that returns the part of a call to compare; see `ReplayTransport`.
         scrub: A function that replaces secrets; see `RecordingTransport`.
     """
     if mode is None:

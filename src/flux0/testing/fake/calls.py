@@ -1,4 +1,4 @@
-"""`Call` and `ExpectedCall`: the calls that a fake received, and the calls that a test expects."""
+"""The calls that a fake received, and the calls that a test expects."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CallResponse:
 
 
 @frozen
-class Call:
+class ReceivedCall:
     """A request that a fake received.
 
     Attributes:
@@ -95,7 +95,7 @@ class ExpectedCall:
     def __str__(self) -> str:
         return _format_call(self.operation, self.arguments)
 
-    def differences(self, call: Call) -> list[str]:
+    def differences(self, call: ReceivedCall) -> list[str]:
         """Return the differences between `call` and this expectation, one line for each."""
         lines: list[str] = []
         if call.operation != self.operation:
@@ -109,8 +109,8 @@ class ExpectedCall:
         return lines
 
 
-def call_from(request: Request, time: float = 0.0) -> Call:
-    """Return the `Call` for a request received at `time`."""
+def call_from(request: Request, time: float = 0.0) -> ReceivedCall:
+    """Return the `ReceivedCall` for a request received at `time`."""
     target, body = target_from(request), json_or_bytes(request.body)
     operation, query = target.operation, target.query
     arguments: dict[str, Any] = {**query, **target.arguments}
@@ -119,7 +119,7 @@ def call_from(request: Request, time: float = 0.0) -> Call:
     elif operation == "sessions.list_events" and body is not None:
         arguments["types"] = body
     method, headers = request.method, request.headers
-    return Call(operation, method, target.path, query, headers, body, arguments, time)
+    return ReceivedCall(operation, method, target.path, query, headers, body, arguments, time)
 
 
 def nearest(

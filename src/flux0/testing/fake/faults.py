@@ -23,7 +23,7 @@ from flux0.domain.errors import (
 from flux0.domain.headers import Headers
 from flux0.domain.timeouts import timed_out
 from flux0.ports import Response, Timeout
-from flux0.testing.fake.calls import Call, complete_response, internal_server_error
+from flux0.testing.fake.calls import ReceivedCall, complete_response, internal_server_error
 from flux0.testing.fake.clock import Wait
 
 
@@ -174,7 +174,7 @@ Pieces: TypeAlias = Iterator[bytes | Wait]
 Fault: TypeAlias = Respond | Refuse | Drop | Delay | Stall | Truncate | Split
 
 
-def with_faults(pieces: Pieces, faults: Iterable[Fault], call: Call) -> Pieces:
+def with_faults(pieces: Pieces, faults: Iterable[Fault], call: ReceivedCall) -> Pieces:
     """Return the pieces of a body, and the waits between them, with `faults` applied."""
     for fault in sorted(faults, key=lambda fault: isinstance(fault, Split)):
         if isinstance(fault, Split):
@@ -184,7 +184,7 @@ def with_faults(pieces: Pieces, faults: Iterable[Fault], call: Call) -> Pieces:
     return pieces
 
 
-def _cut_off(pieces: Pieces, fault: Stall | Truncate, call: Call) -> Pieces:
+def _cut_off(pieces: Pieces, fault: Stall | Truncate, call: ReceivedCall) -> Pieces:
     counts_bytes = fault.after_events is None
     limit = (fault.after_bytes if counts_bytes else fault.after_events) or 0
     left = limit

@@ -20,7 +20,7 @@ from flux0.domain.errors import InvalidArgument
 from flux0.domain.messages.finalizing import REASONING
 
 if TYPE_CHECKING:
-    from flux0.domain.models import Event
+    from flux0.domain.stored_models import Event
 
 
 def _check_pieces(step: _TextStep, attribute: Attribute[int], pieces: int) -> None:

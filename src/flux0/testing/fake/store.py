@@ -18,7 +18,7 @@ from flux0.domain.enums import SessionStatus
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.json_patch import copied
-from flux0.domain.models import Event, Events, ToolCallPart, ToolData
+from flux0.domain.stored_models import Event, Events, ToolCallPart, ToolData
 from flux0.domain.stream_events import ChunkEvent
 
 if TYPE_CHECKING:

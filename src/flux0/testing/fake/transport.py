@@ -17,7 +17,7 @@ from flux0.ports import Request, Response
 from flux0.runtime.event_loop import Loop
 from flux0.testing.fake import calls
 from flux0.testing.fake.body import BodyEnd, FakeBody, SharedTransport
-from flux0.testing.fake.calls import Call, CallResponse, ExpectedCall
+from flux0.testing.fake.calls import CallResponse, ExpectedCall, ReceivedCall
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 from flux0.testing.fake.faults import Delay, Drop, Fault, Refuse, Respond, Stall, with_faults
 from flux0.testing.fake.server import FakeServer
@@ -32,14 +32,14 @@ class _PlannedFaults:
     times: int
     operation: str | None
     after: int
-    when: Callable[[Call], object] | None
+    when: Callable[[ReceivedCall], object] | None
 
     def __str__(self) -> str:
         calls = "1 more call" if self.times == 1 else f"{self.times} more calls"
         of = f" of {self.operation}" if self.operation else ""
         return f"{', '.join(map(str, self.faults))} for {calls}{of}"
 
-    def consume(self, call: Call) -> bool:
+    def consume(self, call: ReceivedCall) -> bool:
         """Return whether the faults apply to `call`, and count the call if it matches."""
         if self.operation not in {None, call.operation} or (self.when and not self.when(call)):
             return False
@@ -92,7 +92,7 @@ class FakeTransport(SharedTransport):
         self._agent_name = agent_name
         # The bodies that were neither read to their end nor closed: maps the iterator over the
         # pieces of a body to the call and the turn of the body.
-        self._open: dict[Iterator[bytes | Wait], tuple[Call, FakeTurn | None]] = {}
+        self._open: dict[Iterator[bytes | Wait], tuple[ReceivedCall, FakeTurn | None]] = {}
         self.agent_id: str = agent_id or ""
         self.reset()
 
@@ -111,7 +111,7 @@ class FakeTransport(SharedTransport):
             self._scripts: list[AgentFunction] = []
             self._turns: list[FakeTurn] = []
             self._scripted: list[FakeTurn] = []  # The turns that use a script.
-            self._calls: list[Call] = []
+            self._calls: list[ReceivedCall] = []
             self._expected: list[ExpectedCall] | None = None
             self._unexpected: list[str] = []
             self._planned: list[_PlannedFaults] = []
@@ -131,7 +131,7 @@ class FakeTransport(SharedTransport):
         times: int = 1,
         operation: str | None = None,
         after: int = 0,
-        when: Callable[[Call], object] | None = None,
+        when: Callable[[ReceivedCall], object] | None = None,
     ) -> None:
         """Apply all of `faults` to each of the next `times` matching calls.
 
@@ -143,7 +143,7 @@ class FakeTransport(SharedTransport):
             operation: the operation of matching calls, such as `sessions.create_event`. By
                 default, calls of all operations match.
             after: the number of matching calls to skip first.
-            when: a function that returns whether a `Call` matches, for example
+            when: a function that returns whether a `ReceivedCall` matches, for example
                 `lambda call: call.user == "ann"`.
 
         Raises:
@@ -169,11 +169,11 @@ class FakeTransport(SharedTransport):
             self._expected = [*(self._expected or ()), ExpectedCall(operation, arguments)]
 
     @property
-    def calls(self) -> tuple[Call, ...]:
+    def calls(self) -> tuple[ReceivedCall, ...]:
         """All calls so far, oldest first, including calls to which a fault was applied."""
         return tuple(self._calls)
 
-    def assert_called(self, operation: str, **arguments: Any) -> Call:
+    def assert_called(self, operation: str, **arguments: Any) -> ReceivedCall:
         """Return the last call of an operation with at least these arguments.
 
         Raises:
@@ -294,7 +294,7 @@ class FakeTransport(SharedTransport):
         response.body.start(agent, loop)
         return response
 
-    def _check_expected(self, call: Call) -> None:
+    def _check_expected(self, call: ReceivedCall) -> None:
         if self._expected is None:
             return
         for expected in self._expected:
@@ -307,7 +307,7 @@ class FakeTransport(SharedTransport):
         self._unexpected.append(problem)
         raise AssertionError(problem)
 
-    def _pop_faults(self, call: Call) -> tuple[Fault, ...]:
+    def _pop_faults(self, call: ReceivedCall) -> tuple[Fault, ...]:
         for planned in self._planned:
             if planned.consume(call):
                 if planned.times == 0:

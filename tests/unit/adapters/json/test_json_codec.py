@@ -18,7 +18,7 @@ from flux0.domain.errors import AgentError, DecodeError, Flux0Error, InvalidArgu
 from flux0.domain.extensible import Extensible
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.json_patch import MAX_DEPTH
-from flux0.domain.models import (
+from flux0.domain.stored_models import (
     Agent,
     Agents,
     ContentPart,

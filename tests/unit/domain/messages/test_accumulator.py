@@ -10,8 +10,7 @@ from typing import Any
 import attrs
 import pytest
 
-from flux0 import to_dict
-from flux0.domain import models
+from flux0 import models, to_dict
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage

@@ -12,7 +12,7 @@ from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import joined_history
 from flux0.domain.messages.tool_calls import joined_tool_calls
-from flux0.domain.models import (
+from flux0.domain.stored_models import (
     ContentPart,
     ControlOptions,
     Event,

@@ -27,7 +27,7 @@ from flux0.domain.extensible import Extensible
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import Reply
 from flux0.domain.messages.json_patch import MAX_DEPTH
-from flux0.domain.models import (
+from flux0.domain.stored_models import (
     Agent,
     Agents,
     ContentPart,
