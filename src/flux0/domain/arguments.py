@@ -152,7 +152,7 @@ def server_url(url: object) -> tuple[str, Headers]:
     if not isinstance(url, str):
         raise InvalidArgument("server_url", f"must be a str, not {_kind(url)}")
     if not _is_base_url(url):
-        shown = re.sub("(?s)^.*@", "***@", url)
+        shown = re.sub("(?s)([?#]).*", r"\1***", re.sub("(?s)^.*@", "***@", url))
         raise InvalidArgument("server_url", f"must be like http://127.0.0.1:8080, not {shown!r}")
     scheme, _, rest = url.rstrip("/").partition("//")
     authority, slash, path = rest.partition("/")

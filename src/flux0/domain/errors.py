@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from flux0.domain.safe_text import escaped, shown_url
+from flux0.domain.safe_text import escaped, shown_json, shown_url
 
 if TYPE_CHECKING:
     from flux0.domain.messages.finalizing import TurnMessage
     from flux0.domain.stored_models import Agent
 
 Sent: TypeAlias = Literal["no", "maybe", "yes"]
+
+_EXCERPT_LENGTH = 200  # An error shows at most this many characters of a body.
 
 
 class Flux0Error(Exception):
@@ -226,17 +228,18 @@ class DecodeError(Flux0Error):
 
     Attributes:
         field: the invalid field, such as `data[0].created_at`; empty if the whole value is invalid.
-        body: the start of the received text.
+        body: the start of the received text. The message contains it without values of JSON members
+            that may be credentials.
     """
 
     sent: Sent = "maybe"
 
     def __init__(self, problem: str, *, field: str = "", body: str = "") -> None:
         where = f"{field}: " if field else ""
-        shown = f" in {body!r}" if body else ""
+        shown = f" in {shown_json(body)[:_EXCERPT_LENGTH]!r}" if body else ""
         super().__init__(f"{where}{problem}{shown}")
         self.field = field
-        self.body = body
+        self.body = body[:_EXCERPT_LENGTH]
 
 
 class StreamError(Flux0Error):

@@ -50,6 +50,15 @@ def _shown_parameter(parameter: str) -> str:
     return parameter if name in _SHOWN else f"{name if equals else ''}{equals}{HIDDEN}"
 
 
-def shown_members(members: dict[str, Any]) -> dict[str, Any]:
-    """Return the members of a JSON object, without values that may be credentials."""
+def shown_json(text: str) -> str:
+    """Return JSON text without values that may be credentials; other text unchanged."""
+    import json  # noqa: PLC0415 - slow to import; the codec imports it, too
+
+    try:
+        return json.dumps(json.loads(text, object_hook=_shown_members), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _shown_members(members: dict[str, Any]) -> dict[str, Any]:
     return {name: value if name in _SHOWN else HIDDEN for name, value in members.items()}

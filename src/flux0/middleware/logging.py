@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flux0.domain.errors import Flux0Error, mark_user_error
 from flux0.domain.retrying import RetryDetails
-from flux0.domain.safe_text import escaped, shown_members, shown_url
+from flux0.domain.safe_text import escaped, shown_json, shown_url
 from flux0.flows import Flow, SendFlow
 from flux0.observers import TurnEnd
 from flux0.ports import Request, Response, Time
@@ -144,9 +143,6 @@ def _shown(body: object) -> str:
         return "none"
     if not isinstance(body, bytes):
         return "a stream"
-    try:
-        text = json.dumps(json.loads(body, object_hook=shown_members), ensure_ascii=False)
-    except (ValueError, RecursionError):
-        text = body.decode("utf-8", "replace")
+    text = shown_json(body.decode("utf-8", "replace"))
     shown = escaped(text[:_LONGEST_BODY])
     return shown if len(text) <= _LONGEST_BODY else f"{shown}... ({len(body):,} bytes)"

@@ -290,7 +290,8 @@ def _is_running(loop: Loop) -> bool:
 def _running_trio() -> Any:
     """Return the trio module if the caller runs under trio, else None; never import trio."""
     trio = sys.modules.get("trio")
-    if trio is not None:
+    # While another thread imports trio, the module has no attribute `lowlevel` yet.
+    if trio is not None and hasattr(trio, "lowlevel"):
         # Do not use `in_trio_run`: old versions of trio do not have it. In guest mode, it also
         # returns True in asyncio tasks of the host loop.
         with suppress(RuntimeError):

@@ -119,5 +119,5 @@ def _event_stream(response: Response[Any]) -> Response[Any]:
     if is_event_stream(response.headers):
         return response
     content_type = response.headers.get("content-type", "no content type")
-    body = response.body[:200].decode("utf-8", "replace")
+    body = response.body.decode("utf-8", "replace")
     raise DecodeError(f"expected text/event-stream, got {content_type}", body=body)

@@ -201,6 +201,7 @@ def test_login_in_the_server_url_becomes_an_authorization_header(
         *("ftp://me:secret@example.org", "me:se@cret@example.org", "http://a:secret@h:x"),
         *("", "localhost", "localhost:8080", "//example.org", "/api", "http:", "http://"),
         *("http:///", "ftp://example.org", "file:///etc/passwd", "javascript:1", "http://:8080"),
+        *("http://example.org?a=secret", "http://example.org/#secret", "http://h?a=@#secret"),
         *("http://example.org?a=1", "http://example.org/#top", "http://example.org?", "http://a#"),
         *("http://exa mple.org", "http://example.org/\n", " http://example.org", "http://a\\b"),
         *("http://example.org:port", "http://example.org:99999", "http://example.org:0"),

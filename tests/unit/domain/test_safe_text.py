@@ -81,9 +81,9 @@ def test_values_of_extra_options_are_not_in_errors_logs_and_reports(
 
     caplog.set_level(logging.DEBUG, "flux0")
     secrets: Any = {"metadata": {"token": "5ecret"}, "key": ["5ecret"]}
-    problem = {"loc": ["body", "key"], "msg": "Extra inputs", "type": "?", "input": "5ecret"}
+    extra = {"loc": ["body", "key"], "msg": "Extra inputs", "type": "?", "input": "5ecret"}
     fake = FakeTransport()
-    fake.inject(Respond(503, [problem]))
+    fake.inject(Respond(503, [extra]))
     fake.inject(Respond(201, body=json.dumps({"id": 1, **secrets}).encode()))
     options: dict[str, Any] = {"observers": [Reports()], "on_retry": on_retry}
     logger = logging.getLogger("flux0")
@@ -97,7 +97,10 @@ def test_values_of_extra_options_are_not_in_errors_logs_and_reports(
 
     url = "http://127.0.0.1:8080/api/sessions?token=***"
     assert caught.value.url == url
-    assert str(caught.value).startswith(f"POST {url}: id: ")
+    problem = "id: expected a str, got int"
+    shown = '{"id": 1, "metadata": "***", "key": "***"}'
+    assert str(caught.value) == f"POST {url}: {problem} in {shown!r}"
+    assert "5ecret" in caught.value.body
     assert reported == [url, url, "503: body.key: Extra inputs"]
     first, *_, last = caplog.messages
     assert first.endswith('body={"agent_id": "x", "title": "Sun", "metadata": "***", "key": "***"}')

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from types import ModuleType
 from typing import Any, TypeVar
 
 import anyio
@@ -60,6 +61,16 @@ def test_asyncio_needs_no_trio(monkeypatch: pytest.MonkeyPatch) -> None:
         assert running_loop() is asyncio.get_running_loop()
 
     monkeypatch.delitem(sys.modules, "trio")
+    asyncio.run(main())
+
+
+def test_asyncio_runs_while_another_thread_imports_trio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module is in `sys.modules` then, but it has no attributes yet."""
+
+    async def main() -> None:
+        assert running_loop() is asyncio.get_running_loop()
+
+    monkeypatch.setitem(sys.modules, "trio", ModuleType("trio"))
     asyncio.run(main())
 
 

@@ -18,8 +18,6 @@ from flux0.ports import ServerSentEvent
 
 T = TypeVar("T")
 
-_EXCERPT_LENGTH = 200  # An error shows at most this many characters or bytes of a body.
-
 # The exceptions that the fast converter raises if the JSON does not fit the model, and that `_scan`
 # raises if the text is not JSON.
 _UNFIT = (ValueError, KeyError, TypeError, RecursionError, StopIteration)
@@ -114,7 +112,7 @@ class JsonCodec:
             problem, _, place = transform_error(error, "", _describe_problem)[0].rpartition(" @ ")
             # The error names the key in the JSON, such as `from`, not the field, such as `from_`.
             field = place.lstrip(".").removesuffix("_")
-            raise DecodeError(problem, field=field, body=_excerpt(body)) from error
+            raise DecodeError(problem, field=field, body=_text(body)) from error
 
 
 _EVENTS: dict[str, Any] = {
@@ -139,13 +137,12 @@ def _load(text: str | bytes) -> Any:
     try:
         return _decoder.decode(text if isinstance(text, str) else text.decode())
     except (ValueError, RecursionError) as error:
-        raise DecodeError(f"not JSON ({error})", body=_excerpt(text)) from error
+        raise DecodeError(f"not JSON ({error})", body=_text(text)) from error
 
 
 def _describe_problem(error: BaseException, _: Any) -> str:
     return "is missing" if isinstance(error, KeyError) else str(error)
 
 
-def _excerpt(body: str | bytes) -> str:
-    start = body[:_EXCERPT_LENGTH]
-    return start if isinstance(start, str) else start.decode("utf-8", "replace")
+def _text(body: str | bytes) -> str:
+    return body if isinstance(body, str) else body.decode("utf-8", "replace")

@@ -67,6 +67,7 @@ def converter(*, explaining: bool) -> Converter:
         made.register_structure_hook(enum | str, _enum(enum, is_open=True))
     made.register_structure_hook_func(lambda kind: kind is Any, _any)
     made.register_structure_hook_func(_has_origin(Mapping), _mapping)
+    made.register_structure_hook_func(lambda kind: kind == Mapping[str, str], _text_mapping)
     made.register_structure_hook_factory(_has_origin(tuple), partial(_tuple, made))
     made.register_structure_hook_factory(attrs.has, partial(_model, made))
     for union, kinds in _BY_TYPE.items():
@@ -120,6 +121,13 @@ def _mapping(value: Any, _: Any) -> Any:
             _check_depth(data)
             break
     return data
+
+
+def _text_mapping(value: Any, _: Any) -> Any:
+    for item in _mapping(value, None).values():
+        if type(item) is not str:
+            raise TypeMismatch("a str", item)
+    return value
 
 
 def _check_depth(value: Any) -> None:

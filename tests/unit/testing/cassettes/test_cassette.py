@@ -316,6 +316,8 @@ def replace(path: Path, place: str, value: object) -> None:
         ("exchanges.0.request", None, "exchanges[0].request: is missing"),
         ("exchanges.0.request.method", 1, "exchanges[0].request.method: expected "),
         ("exchanges.0.request.headers", 1, "exchanges[0].request.headers: "),
+        ("exchanges.0.request.headers", {"a": 1}, "exchanges[0].request.headers: expected a str"),
+        ("exchanges.0.response.headers", {"a": "b", "server": ["x"]}, "headers: expected a str"),
         ("exchanges.0.response.after", True, "exchanges[0].response.after: expected a number"),
         ("exchanges.0.response.status_code", 200.5, "exchanges[0].response.status_code: expected "),
         (
