@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from itertools import count
+from types import coroutine
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from flux0.domain.errors import ConnectError
@@ -93,6 +94,18 @@ def running_loop() -> Loop:
     return asyncio.get_running_loop()
 
 
+def running_task() -> object:
+    """Return the task that calls this function; None outside of tasks."""
+    trio = _running_trio()
+    if trio is not None:
+        return trio.lowlevel.current_task()
+    with suppress(RuntimeError):  # No event loop is running.
+        import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
+
+        return asyncio.current_task()
+    return None
+
+
 def start_task(run: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
     """Start a background task that runs `run()`; return a function that cancels it."""
     trio = _running_trio()
@@ -132,11 +145,21 @@ def _do_nothing() -> None:
     """A callback without effect, to find out whether a loop accepts callbacks."""
 
 
+def is_stopped(loop: Loop) -> bool:
+    """Return whether `loop` is an asyncio loop that is not running. It may run again later."""
+    return hasattr(loop, "is_running") and not loop.is_running()
+
+
+def is_blocked_by_caller(loop: Loop) -> bool:
+    """Return whether `loop` cannot run callbacks before the caller returns."""
+    return _is_running(loop) or is_stopped(loop)
+
+
 def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
     """Start a task on `loop` that awaits `close()` and ignores its errors.
 
     Safe in any thread and in finalizers, because no lock is acquired. Returns False if the loop has
-    ended.
+    ended. If the loop is about to end, the task may never run.
     """
 
     async def close_quietly() -> None:
@@ -150,7 +173,7 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
 
     def spawn_in_asyncio() -> None:
         # The task needs no other reference: while it waits for I/O, the loop has a reference.
-        loop.create_task(close_quietly())
+        _gather(close)
 
     spawn = spawn_in_trio if hasattr(loop, "run_sync_soon") else spawn_in_asyncio
     if _is_running(loop):
@@ -159,6 +182,29 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
         spawn()
         return True
     return call_soon(loop, spawn)
+
+
+@coroutine
+def _suspend() -> Generator[None, None, None]:
+    """Suspend the calling coroutine until it is resumed."""
+    yield
+
+
+def _gather(close: Callable[[], Awaitable[None]]) -> Awaitable[Sequence[BaseException | None]]:
+    """Start a task of asyncio that awaits `close()`, and return a future with its error.
+
+    If the loop is about to end, it never runs a new task. Python warns about such a task, unless
+    `gather` has created it, and about its coroutine, unless the coroutine was started.
+    """
+    import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
+
+    async def close_when_resumed() -> None:
+        await _suspend()
+        await close()
+
+    started = close_when_resumed()
+    started.send(None)
+    return asyncio.gather(started, return_exceptions=True)
 
 
 async def shielded(close: Callable[[], Awaitable[None]]) -> None:
@@ -170,7 +216,9 @@ async def shielded(close: Callable[[], Awaitable[None]]) -> None:
         return
     import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
-    await asyncio.shield(close())
+    (error,) = await asyncio.shield(_gather(close))
+    if error is not None:
+        raise error
 
 
 async def close_nested_generators(generator: AsyncGenerator[Any, None]) -> None:

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -144,6 +145,33 @@ def test_close_scheduled_while_trio_is_ending_is_dropped(rounds: int) -> None:
     trio.run(main)
 
 
+@pytest.mark.parametrize("shield", [False, True], ids=["", "shielded"])
+@pytest.mark.parametrize("rounds", range(12))
+def test_close_scheduled_while_asyncio_is_ending_causes_no_warning(
+    rounds: int, caplog: pytest.LogCaptureFixture, *, shield: bool
+) -> None:
+    """`schedule_close` is called `rounds` iterations after the end of the main task.
+
+    The task that closes the resource then runs completely, or in part, or not at all.
+    """
+    close = Resource().aclose
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        def later(left: int) -> None:
+            if left:
+                loop.call_soon(later, left - 1)
+            else:
+                schedule_close(loop, partial(shielded, close) if shield else close)
+
+        later(rounds)
+
+    asyncio.run(main())
+    gc.collect()
+    assert caplog.messages == []
+
+
 def test_shielded_close_finishes_when_its_task_is_cancelled(run: Run) -> None:
     async def main() -> None:
         resource = Resource()
@@ -151,6 +179,17 @@ def test_shielded_close_finishes_when_its_task_is_cancelled(run: Run) -> None:
             scope.cancel()
             await shielded(resource.aclose)
         await resource.wait_until_closed_once()
+
+    run(main)
+
+
+def test_shielded_close_raises_its_error(run: Run) -> None:
+    async def fail() -> None:
+        raise OSError
+
+    async def main() -> None:
+        with pytest.raises(OSError, match=r"^$"):
+            await shielded(fail)
 
     run(main)
 
