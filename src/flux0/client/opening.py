@@ -8,6 +8,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, final
 
 from flux0.client.streams import AsyncEventStream
+from flux0.runtime.event_loop import running_task
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -71,7 +72,14 @@ class Opening(Coroutine[Any, Any, T], Generic[T]):
         def __enter__(self, *_: object) -> Any:
             raise TypeError(self._problem)
 
-        __exit__ = __iter__ = __aiter__ = __enter__
+        __exit__ = __iter__ = __aiter__ = __anext__ = __enter__
+
+        def __next__(self) -> Any:
+            # asyncio calls this method, and not `send`, to resume the coroutine of a task.
+            task: Any = running_task()
+            if hasattr(task, "get_coro") and task.get_coro() is self:
+                return self._coroutine.send(None)
+            raise TypeError(self._problem)
 
 
 @final

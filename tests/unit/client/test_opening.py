@@ -22,6 +22,8 @@ MISTAKES: dict[str, Callable[[Any], object]] = {
     "with": lambda result: ExitStack().enter_context(result),
     "for": list,
     "async for": aiter,
+    "next": next,
+    "anext": anext,
     "send": lambda result: result.send("Hello"),
     "send with keywords": lambda result: result.send(content="Hello"),
 }
