@@ -95,8 +95,9 @@ class Conversation(_ConversationBase):
     def next_offset(self, **options: Unpack[CallOptions]) -> int:
         """Return the offset that the next event of the session will have.
 
-        Call this method before you send a message, and keep the result: `find_turn` needs it to
-        find the turn later. The method lists all events of the session.
+        It is the largest offset of the stored events, plus one; 0 if no event is stored. Call this
+        method before you send a message, and keep the result: `find_turn` needs it to find the turn
+        later. The method lists all events of the session.
         """
         return self._caller.run(next_offset, options, self.session_id)
 

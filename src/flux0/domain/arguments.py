@@ -15,7 +15,6 @@ from flux0.domain.headers import Headers
 
 T = TypeVar("T")
 
-_LARGEST_INTEGER = 2**63 - 1  # The largest offset that the server accepts.
 _LONGEST_WAIT_MS = 2**31 - 1  # For longer timeouts, socket.settimeout raises OverflowError.
 # About 31 years. time.sleep raises OverflowError for intervals of several centuries.
 _LONGEST_INTERVAL_MS = 10**12
@@ -113,11 +112,9 @@ def instance(argument: str, kind: type[T], value: object) -> T:
 
 
 def integer(argument: str, value: object, *, smallest: int) -> int:
-    """Return `value` if it is an int from `smallest` to 2**63 - 1."""
-    is_bool = isinstance(value, bool)
-    if is_bool or not isinstance(value, int) or not smallest <= value <= _LARGEST_INTEGER:
-        problem = f"must be an int from {smallest} to {_LARGEST_INTEGER:,}, not {value!r}"
-        raise InvalidArgument(argument, problem)
+    """Return `value` if it is an int, and not less than `smallest`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+        raise InvalidArgument(argument, f"must be an int of at least {smallest}, not {value!r}")
     return value
 
 

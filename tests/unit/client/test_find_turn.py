@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from flux0.domain.errors import (
     StreamInterrupted,
     TransportTimeout,
 )
+from flux0.ports import Response
 from flux0.testing import (
     CallTool,
     Delay,
@@ -29,7 +31,7 @@ from flux0.testing import (
     Say,
     Truncate,
 )
-from support.in_memory import in_every_mode
+from support.in_memory import in_every_mode, script, scripted_response
 from support.modes import in_mode
 from support.transports import Mode
 from unit.client.test_streams import result_of
@@ -45,6 +47,19 @@ def client(mode: Mode, fake: FakeTransport, **options: Any) -> Flux0:
 def found(turn: StoredTurn | None) -> StoredTurn:
     assert turn is not None
     return turn
+
+
+def stored_messages(*offsets: int) -> Response[Any]:
+    """Return a response with a message of the user at each offset."""
+    message = {
+        "type": "message",
+        "participant": {},
+        "parts": [{"type": "content", "content": "Hi"}],
+    }
+    event = {"id": "e", "correlation_id": "RID(1)::2", "source": "user", "type": "message"}
+    rest = {"data": message, "deleted": False, "created_at": "2026-01-01T00:00:00Z"}
+    events = [{**event, **rest, "offset": offset} for offset in offsets]
+    return scripted_response(json.dumps({"data": events}).encode())
 
 
 async def fail_to_ask(chat: AsyncConversation, content: str) -> Flux0Error:
@@ -111,6 +126,28 @@ async def test_next_offset_is_the_offset_of_the_next_message(mode: Mode) -> None
             events = await flux0.sessions.list_events_async(session_id=chat.session_id)
             assert events[offset].offset == offset
             assert (events[offset].source, len(events)) == ("user", offset + 3)
+
+
+@in_every_mode
+async def test_next_offset_follows_the_largest_offset(mode: Mode) -> None:
+    for offsets, expected in (((3, 7, 5), 8), ((-5,), 0), ((2**63 - 1, 0), 2**63)):
+        transport = script(*[stored_messages(*offsets) for _ in range(2)])
+        async with in_mode(mode, Flux0(transport=transport)) as flux0:
+            chat = await flux0.conversation_async(session="0123456789")
+            assert await chat.next_offset() == expected
+
+
+@in_every_mode
+async def test_find_turn_accepts_each_offset_that_next_offset_returns(mode: Mode) -> None:
+    """The server has no limit for offsets."""
+    transport = script(stored_messages(2**63), stored_messages(2**63 + 1))
+
+    async with in_mode(mode, Flux0(transport=transport)) as flux0:
+        chat = await flux0.conversation_async(session="0123456789")
+        since = await chat.next_offset()
+        assert found(await chat.find_turn("Hi", since=since)).offset == since
+
+    assert f"min_offset={since}" in transport.requests[1].url
 
 
 # Each row: a fault of the call that sends a message, the attribute `sent` of the error, and whether

@@ -41,7 +41,7 @@ def rejection(check: Callable[..., object], value: Any, **options: Any) -> str:
         (arguments.names, ["message", EventType.TOOL], ("message", "tool")),
         (arguments.names, {"message": 1, "tool": 2}, ("message", "tool")),
         (arguments.names, iter(["message", "tool", EventType.MESSAGE]), ("message", "tool")),
-        *((partial(arguments.integer, smallest=0), number, number) for number in (0, 1, 2**63 - 1)),
+        *((partial(arguments.integer, smallest=0), number, number) for number in (0, 1, 2**63)),
         (arguments.members, {"a": [None]}, {"a": [None]}),
         (arguments.parameters, MappingProxyType({"a": "", "": "b"}), {"a": "", "": "b"}),
         (arguments.seconds, 1, 0.001),
@@ -122,8 +122,8 @@ def test_invalid_list_of_names_is_rejected(values: object, problem: str) -> None
     [
         (
             partial(arguments.integer, smallest=1),
-            "must be an int from 1 to 9,223,372,036,854,775,807, not ",
-            [0, -1, -(10**400), 2**63, 10**400, True, 1.0, "1", None],
+            "must be an int of at least 1, not ",
+            [0, -1, -(10**400), True, 1.0, "1", None],
         ),
         (
             arguments.seconds,
