@@ -23,11 +23,20 @@ from flux0.client.session_queue import (
     SessionQueue,
     SessionQueues,
     TaskSender,
+    ThreadSender,
 )
 from flux0.client.streams import AsyncEventStream, EventStream
-from flux0.domain.errors import Flux0Error, TransportTimeout
+from flux0.domain.errors import Flux0Error, ReadTimeout, TransportTimeout
 from flux0.domain.timeouts import Deadline, duration
-from flux0.runtime.event_loop import has_ended, load_anyio, running_loop, schedule_close
+from flux0.runtime.event_loop import (
+    has_ended,
+    is_stopped,
+    load_anyio,
+    running_loop,
+    running_task,
+    schedule_close,
+)
+from flux0.runtime.processes import PerProcess
 from flux0.runtime.waker import Waker
 
 # If a call has no `timeout_ms`, its message waits at most this many seconds for each earlier
@@ -43,7 +52,16 @@ _CHECK_SECONDS: Final = 0.05
 _ANOTHER_MESSAGE: Final = (
     "the stream was closed by another message on its session: a session has one turn at a time"
 )
-
+_NESTED: Final = (
+    "this thread or task is already sending a message on the session: middleware, observers and "
+    "hooks of this message cannot send another message on the session"
+)
+_TASK_SENDS: Final = "an async task of this thread is sending a message on the session"
+_TASK_READS: Final = "an async task of this thread is reading the open stream of the session"
+_THREAD_IS_BLOCKED: Final = (
+    "and cannot continue while a sync call blocks the thread: use the _async method"
+)
+_LOOP_IS_STOPPED: Final = "and its event loop is stopped: run the loop until the task has ended"
 
 # The longest time to wait, in seconds, and the error to raise if the wait takes longer.
 _Limit: TypeAlias = tuple[float, TransportTimeout]
@@ -52,8 +70,9 @@ _Limit: TypeAlias = tuple[float, TransportTimeout]
 class OpenTurns:
     """The latest stream of each session. An unreferenced stream is removed.
 
-    Threads, tasks and event loops may send messages on one session at the same time. A message
-    waits only for messages of its own session.
+    Each process has its own streams: a forked child ignores the streams of its parent. Threads,
+    tasks and event loops may send messages on one session at the same time. A message waits only
+    for messages of its own session.
 
     Args:
         calls: The open calls of the client.
@@ -64,8 +83,8 @@ class OpenTurns:
         self._calls = calls
         self._clock = clock
         self._queues = SessionQueues()
-        self._streams: WeakValueDictionary[SessionKey, EventStream | AsyncEventStream]
-        self._streams = WeakValueDictionary()
+        self._streams: PerProcess[WeakValueDictionary[SessionKey, EventStream | AsyncEventStream]]
+        self._streams = PerProcess(WeakValueDictionary)
 
     @contextmanager
     def exclusive(
@@ -82,16 +101,17 @@ class OpenTurns:
         Raises:
             TransportTimeout: The wait took too long. The message was not sent.
             ClientClosed: The client was closed during the wait.
-            Flux0Error: An async task of this thread is sending a message on the session, or is
-                reading the open stream of the session. The task cannot continue while this call
-                blocks the thread.
+            Flux0Error: This call would wait for itself. It is called within a call that sends a
+                message on the session, or it blocks the event loop of a task that is sending on the
+                session or reading the open stream of the session.
         """
-        now, queue, sender = self._clock(), self._queues.of(session), Waker()
+        now, queue, sender = self._clock(), self._queues.of(session), ThreadSender()
         ahead = queue.join(sender)
         try:
             if ahead:
-                self._wait(queue, sender, ahead, _queue_limit(len(ahead), deadline, now))
-            if (stream := self._streams.get(session)) is not None and stream.is_open:
+                _reject_deadlock(sender, ahead)
+                self._wait(queue, sender, _queue_limit(len(ahead), deadline, now))
+            if (stream := self._streams.get().get(session)) is not None and stream.is_open:
                 self._close(stream, _close_limit(deadline, now))
             yield
         finally:
@@ -106,8 +126,9 @@ class OpenTurns:
         ahead = queue.join(sender)
         try:
             if ahead:
+                _reject_deadlock(sender, ahead)
                 await self._wait_async(queue, sender, _queue_limit(len(ahead), deadline, now))
-            if (stream := self._streams.get(session)) is not None and stream.is_open:
+            if (stream := self._streams.get().get(session)) is not None and stream.is_open:
                 await self._close_async(stream, _close_limit(deadline, now))
             yield
         finally:
@@ -115,7 +136,7 @@ class OpenTurns:
 
     def add(self, session: SessionKey, stream: EventStream | AsyncEventStream) -> None:
         """Record `stream` as the open stream of `session`."""
-        self._streams[session] = stream
+        self._streams.get()[session] = stream
 
     def mark_closed(self) -> None:
         """Mark all open streams as closed, so that their readers raise `ClientClosed`."""
@@ -127,20 +148,17 @@ class OpenTurns:
         for stream in self._open():
             if isinstance(stream, EventStream):
                 stream.close(CLIENT_CLOSED)
-            elif not schedule_close(stream.loop, partial(stream.close_async, CLIENT_CLOSED)):
+            elif _is_suspended(stream) or not schedule_close(
+                stream.loop, partial(stream.close_async, CLIENT_CLOSED)
+            ):
                 stream.close_soon(CLIENT_CLOSED)
 
     def _open(self) -> tuple[EventStream | AsyncEventStream, ...]:
-        return tuple(stream for stream in self._streams.values() if stream.is_open)
+        # `valuerefs` copies the values at once: other threads may add streams during the loop.
+        streams = [reference() for reference in self._streams.get().valuerefs()]
+        return tuple(stream for stream in streams if stream is not None and stream.is_open)
 
-    def _wait(
-        self, queue: SessionQueue, sender: Waker, ahead: tuple[Sender, ...], limit: _Limit
-    ) -> None:
-        if any(isinstance(other, TaskSender) and other.thread == get_ident() for other in ahead):
-            raise Flux0Error(
-                "an async call of this thread is sending on the same session, and cannot continue "
-                "while a sync call blocks the thread: use the _async method"
-            )
+    def _wait(self, queue: SessionQueue, sender: ThreadSender, limit: _Limit) -> None:
         seconds, error = limit
         with self._calls.wake_on_close(sender.wake):
             sender.wait(seconds)
@@ -160,12 +178,7 @@ class OpenTurns:
         if isinstance(stream, EventStream):
             stream.close(_ANOTHER_MESSAGE)
         elif stream.thread == get_ident():
-            if stream.is_being_read:
-                raise Flux0Error(
-                    "an async task of this thread is reading the open stream of the session, and "
-                    "cannot continue while a sync call blocks the thread: use the _async method"
-                )
-            stream.close_soon(_ANOTHER_MESSAGE)
+            _close_now(stream, _THREAD_IS_BLOCKED)
         else:
             self._close_in_its_loop(stream, limit)
 
@@ -174,6 +187,8 @@ class OpenTurns:
             stream.close(_ANOTHER_MESSAGE)
         elif stream.loop is running_loop():
             await stream.close_async(_ANOTHER_MESSAGE)
+        elif _is_suspended(stream):
+            _close_now(stream, _LOOP_IS_STOPPED)
         else:
             from flux0.runtime.threads import run_in_thread  # noqa: PLC0415 - loads anyio
 
@@ -202,14 +217,38 @@ class OpenTurns:
         stream.close_soon(_ANOTHER_MESSAGE)
 
 
+def _reject_deadlock(sender: Sender, ahead: tuple[Sender, ...]) -> None:
+    """Raise an error if a sender in `ahead` cannot continue before the current call returns."""
+    for other in ahead:
+        if other.thread == sender.thread:
+            if isinstance(other, ThreadSender) or other.task is running_task():
+                raise Flux0Error(_NESTED)
+            if isinstance(sender, ThreadSender):
+                raise Flux0Error(f"{_TASK_SENDS} {_THREAD_IS_BLOCKED}")
+            if is_stopped(other.loop):
+                raise Flux0Error(f"{_TASK_SENDS} {_LOOP_IS_STOPPED}")
+
+
+def _is_suspended(stream: AsyncEventStream) -> bool:
+    """Return whether the event loop of `stream` cannot run before this thread runs it again."""
+    return stream.thread == get_ident() and is_stopped(stream.loop)
+
+
+def _close_now(stream: AsyncEventStream, problem: str) -> None:
+    """Close a stream whose event loop cannot run before the current call returns."""
+    if stream.is_being_read:
+        raise Flux0Error(f"{_TASK_READS} {problem}")
+    stream.close_soon(_ANOTHER_MESSAGE)
+
+
 def _queue_limit(ahead: int, deadline: Deadline | None, now: float) -> _Limit:
+    problem = "earlier messages on the session were still being sent after"
     if deadline is not None:
-        return max(deadline.left(now), 0), deadline.exceeded("no")
+        left, limit = max(deadline.left(now), 0), duration(deadline.limit)
+        return left, _not_sent(f"{problem} {limit} (timeout_ms)", ReadTimeout)
     seconds = _MAX_QUEUE_SECONDS * ahead
-    return seconds, _not_sent(
-        f"earlier messages on the session were still being sent after {duration(seconds)} "
-        f"(set timeout_ms for another limit)"
-    )
+    limit = duration(seconds)
+    return seconds, _not_sent(f"{problem} {limit} (set timeout_ms for another limit)")
 
 
 def _close_limit(deadline: Deadline | None, now: float) -> _Limit:
@@ -222,7 +261,7 @@ def _close_limit(deadline: Deadline | None, now: float) -> _Limit:
     )
 
 
-def _not_sent(reason: str) -> TransportTimeout:
-    error = TransportTimeout(f"the message was not sent: {reason}")
+def _not_sent(reason: str, kind: type[TransportTimeout] = TransportTimeout) -> TransportTimeout:
+    error = kind(f"the message was not sent: {reason}")
     error.sent = "no"
     return error

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
-from threading import Lock, get_ident
+from threading import RLock, get_ident
 from typing import TypeAlias
 from weakref import WeakValueDictionary
 
-from flux0.runtime.event_loop import call_soon, load_anyio, running_loop
+from flux0.runtime.event_loop import Loop, call_soon, load_anyio, running_loop, running_task
 from flux0.runtime.processes import PerProcess
 from flux0.runtime.waker import Waker
 
@@ -24,25 +24,33 @@ from flux0.runtime.waker import Waker
 SessionKey: TypeAlias = tuple[str, str]
 
 
+class ThreadSender(Waker):
+    """A sync call in the queue. It sends its message after earlier messages of its session."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread: int = get_ident()
+
+
 class TaskSender:
-    """An async call in the queue. It sends its message after earlier messages of its session."""
+    """The async version of `ThreadSender`."""
 
     def __init__(self) -> None:
         self._woken = load_anyio().Event()
         self.thread: int = get_ident()
-        self._loop = running_loop()
+        self.loop: Loop = running_loop()
+        self.task: object = running_task()
 
     def wake(self) -> None:
         """End `wait`. Safe in any thread and in finalizers."""
-        call_soon(self._loop, self._woken.set)
+        call_soon(self.loop, self._woken.set)
 
     async def wait(self) -> None:
         """Wait until `wake` is called."""
         await self._woken.wait()
 
 
-# A `Waker` represents a sync call, and a `TaskSender` an async call.
-Sender: TypeAlias = Waker | TaskSender
+Sender: TypeAlias = ThreadSender | TaskSender
 
 
 class SessionQueue:
@@ -74,7 +82,9 @@ class SessionQueues:
     def __init__(self) -> None:
         self._queues: PerProcess[WeakValueDictionary[SessionKey, SessionQueue]]
         self._queues = PerProcess(WeakValueDictionary)
-        self._creating: PerProcess[Lock] = PerProcess(Lock)
+        # The lock is reentrant, because a signal handler can send a message in a thread that holds
+        # the lock.
+        self._creating = PerProcess(RLock)
 
     def of(self, session: SessionKey) -> SessionQueue:
         """Return the queue of a session. The queue exists as long as a sender refers to it."""

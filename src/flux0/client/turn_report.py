@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from threading import Lock
 
 from flux0.domain.stored_models import Participant
 from flux0.middleware.observing import Observers
 from flux0.observers import TurnEnd
 from flux0.ports import Request
+from flux0.runtime.processes import OwnerProcess
 
 
 class TurnReport:
@@ -30,6 +32,7 @@ class TurnReport:
         self.clock: Callable[[], float] = observers.clock
         self._start = self.clock()
         self._once = Lock()
+        self._owner = OwnerProcess()
         self.session_id: str = session_id
         self.agent: Participant = agent
         self.seconds_to_first_event: float | None = None
@@ -48,6 +51,8 @@ class TurnReport:
     def end(self, describe: Callable[[bool], TurnEnd], *, later: bool) -> None:
         """Report the end of the turn, unless the end was reported already.
 
+        A forked child does not report the turns of its parent, because the parent reports them.
+
         Args:
             describe: Returns the `TurnEnd`, which contains the messages if the argument is True.
             later: Pass True if the garbage collector may be calling. Then the observers are called
@@ -58,5 +63,12 @@ class TurnReport:
         self.seconds = self.clock() - self._start
         observers = self._observers
         if later or observers.is_turn_observed():
-            report = observers.postpone if later else observers.turn_ended
-            report(self._request.call, describe(bool(observers)))
+            report = partial(self._report, describe(bool(observers)))
+            if later:
+                observers.postpone(report)
+            else:
+                report()
+
+    def _report(self, turn: TurnEnd) -> None:
+        if not self._owner.is_inherited():
+            self._observers.turn_ended(self._request.call, turn)

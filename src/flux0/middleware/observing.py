@@ -41,7 +41,7 @@ class Observers:
         self.clock: Callable[[], float] = time.monotonic
         self._failed: set[int] = set()  # The ids of observers: an observer may have no hash.
         self._warned = Lock()  # Acquired at the first warning about an unconfirmed end.
-        self._postponed: deque[tuple[Call | None, TurnEnd]] = deque()
+        self._postponed: deque[Callable[[], None]] = deque()
 
     def __bool__(self) -> bool:
         return bool(self._observers)
@@ -114,18 +114,18 @@ class Observers:
         if self._warned.acquire(blocking=False):
             log_unconfirmed_end()
 
-    def postpone(self, call: Call | None, turn: TurnEnd) -> None:
-        """Store the end of a turn. The next call of `flush` reports it.
+    def postpone(self, report: Callable[[], None]) -> None:
+        """Store a function that reports the end of a turn. The next call of `flush` calls it.
 
         Safe in finalizers, because this method acquires no lock.
         """
-        self._postponed.append((call, turn))
+        self._postponed.append(report)
 
     def flush(self) -> None:
-        """Report the ends of turns that `postpone` has stored."""
+        """Call the functions that `postpone` has stored."""
         while self._postponed:
             with suppress(IndexError):  # Another thread may have removed the last item.
-                self.turn_ended(*self._postponed.popleft())
+                self._postponed.popleft()()
 
     def _notify(self, report: Callable[[Observer], T]) -> list[T]:
         """Call all observers, and return the results. Log the first exception of each observer."""

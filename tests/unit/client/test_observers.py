@@ -47,6 +47,7 @@ from flux0.testing import (
     Truncate,
 )
 from flux0.usecases.call import ApiCall
+from support.forking import in_child
 from support.in_memory import Script, in_both_loops, in_every_mode
 from support.modes import in_mode
 from support.transports import Mode
@@ -389,6 +390,32 @@ async def test_garbage_collected_stream_is_reported_at_the_next_call(mode: Mode)
         gc.collect()
         assert recorder.turns == []
         await flux0.agents.list_async()
+        assert recorder.turn.ending == "closed"
+
+    assert len(recorder.turns) == 1
+
+
+@pytest.mark.usefixtures("little_garbage")
+@pytest.mark.parametrize("ended", ["before the fork", "in the child"])
+def test_end_of_a_turn_is_reported_only_in_the_process_that_opened_it(ended: str) -> None:
+    fake, recorder = FakeTransport("Hello"), Recorder()
+    with Flux0(transport=fake, observers=[recorder]) as flux0:
+        conversation = flux0.conversation(agent=fake.agent_id)
+        streams = [conversation.send("Hi")]
+        if ended == "before the fork":
+            streams.clear()
+
+        def end_and_call() -> None:
+            if streams:
+                streams[0].close()
+            flux0.agents.list()
+            flux0.close()
+            assert recorder.turns == []
+
+        in_child(end_and_call)
+        assert recorder.turns == []
+        streams.clear()
+        flux0.agents.list()
         assert recorder.turn.ending == "closed"
 
     assert len(recorder.turns) == 1

@@ -5,15 +5,29 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from typing import Any
+from time import monotonic
+from typing import Any, cast
 
 import anyio
 import pytest
 from attrs import define, field
 
-from flux0 import AsyncEventStream, EventStream, Flux0, RetryConfig
-from flux0.domain.errors import ClientClosed, ConnectError, InvalidArgument, ReadTimeout
+from flux0 import AsyncEventStream, EventStream, Flux0, HttpxTransport, RetryConfig
+from flux0.client.open_calls import OpenCalls
+from flux0.client.open_turns import OpenTurns
+from flux0.domain.errors import (
+    ClientClosed,
+    ConnectError,
+    Flux0Error,
+    InvalidArgument,
+    ReadTimeout,
+)
+from flux0.flows import Await, Flow, SendFlow
+from flux0.observers import Call, Observer, TurnEnd
 from flux0.ports import Request, Response
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.responses import WaitForRelease, http_response
+from support.forking import in_child
 from support.in_memory import (
     SSE,
     Script,
@@ -25,10 +39,12 @@ from support.in_memory import (
     tape,
 )
 from support.modes import at_once, in_mode
-from support.transports import Mode
+from support.transports import Mode, Way
 
 OTHER_SERVER = "http://127.0.0.1:9090"
 NO_RETRIES = RetryConfig("none")
+EARLIER_MESSAGES = r"not sent: earlier messages .* still being sent after 0\.001 s \(timeout_ms\)"
+ALREADY_SENDING = "this thread or task is already sending a message on the session"
 # Three turns, one after another. Each row is for the moment when a message is sent: whether the
 # streams of the three turns are closed.
 ONE_BY_ONE = [[False, False, False], [True, False, False], [True, True, False]]
@@ -199,10 +215,149 @@ async def test_timeout_ms_limits_the_wait_for_another_message(mode: Mode) -> Non
         async def second() -> None:
             while not transport.sending:
                 await anyio.lowlevel.checkpoint() if mode != "sync" else None
-            with pytest.raises(ReadTimeout, match="timeout_ms"):
+            with pytest.raises(ReadTimeout, match=EARLIER_MESSAGES) as caught:
                 await begin(flux0, timeout_ms=1)
+            assert caught.value.sent == "no"
             transport.may_respond.release()
 
         await at_once(mode, first, second)
 
     assert len(transport.requests) == 1
+
+
+# --- messages that would wait for themselves
+
+
+@in_every_mode
+async def test_message_within_the_middleware_of_a_message_of_its_session_is_rejected(
+    mode: Mode,
+) -> None:
+    transport = turns(1)
+
+    def send_twice(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        with pytest.raises(Flux0Error, match=ALREADY_SENDING) as caught:
+            flux0.sessions.create_event(session_id="s", content="Hi")
+        assert caught.value.sent == "no"
+        return (yield from send(request))
+
+    flux0 = Flux0(transport=transport, middleware=[send_twice])
+    async with in_mode(mode, flux0) as client:
+        assert len([event async for event in await begin(client)]) == 2
+
+    assert len(transport.requests) == 1
+
+
+@in_both_loops
+async def test_awaited_message_within_a_message_of_its_session_is_rejected(mode: Mode) -> None:
+    transport = turns(1)
+
+    def send_twice(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        yield Await(begin(flux0), "middleware")
+        return (yield from send(request))
+
+    async with Flux0(transport=transport, middleware=[send_twice]) as flux0:
+        with pytest.raises(Flux0Error, match=ALREADY_SENDING):
+            await begin(flux0, session_id="s")
+
+    assert (mode, transport.requests) == (mode, [])
+
+
+@in_every_mode
+async def test_message_of_an_observer_is_rejected_only_while_a_message_is_being_sent(
+    mode: Mode,
+) -> None:
+    """`on_turn_end` is called during a message if the message closes the open turn."""
+    transport = turns(3)
+    outcomes: list[object] = []
+
+    class AsksAgain(Observer):
+        def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
+            if call.content == "Hi":
+                try:
+                    flux0.sessions.create_event(session_id="s", content="And?")
+                except Flux0Error as error:
+                    outcomes.append(error.problem)
+                else:
+                    outcomes.append(turn.ending)
+
+    flux0 = Flux0(transport=transport, observers=[AsksAgain()])
+    async with in_mode(mode, flux0) as client:
+        first = await begin(client)
+        assert len([event async for event in await begin(client)]) == 2
+        assert not first.is_open
+
+    assert [str(outcome)[: len(ALREADY_SENDING)] for outcome in outcomes] == [
+        ALREADY_SENDING,
+        "confirmed",
+    ]
+
+
+# --- closing the client
+
+
+@define(eq=False)
+class AlmostClosed:
+    """A stream that ends while `OpenTurns` looks at it; meanwhile another thread adds a stream."""
+
+    open_turns: OpenTurns
+    is_looked_at: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        if not self.is_looked_at:
+            self.is_looked_at = True
+            self.open_turns.add(("", "another"), cast("Any", AlmostClosed(self.open_turns)))
+        return False
+
+
+def test_streams_can_be_opened_while_the_client_is_closed() -> None:
+    open_turns = OpenTurns(OpenCalls(), monotonic)
+    streams = [AlmostClosed(open_turns) for _ in range(3)]
+    for number, stream in enumerate(streams):
+        open_turns.add(("", str(number)), cast("Any", stream))
+
+    open_turns.close()
+
+    assert all(stream.is_looked_at for stream in streams)
+
+
+# --- forks
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("reading", [True, False], ids=["being read", "not read"])
+@pytest.mark.parametrize(
+    "way", [Way("aiohttp", "asyncio"), Way("httpx", "asyncio"), Way("httpx", "trio")], ids=str
+)
+def test_async_stream_of_the_parent_does_not_delay_a_message_of_the_child(
+    way: Way, *, reading: bool
+) -> None:
+    """The fork happens in a task, so the child inherits the loop and the other tasks."""
+    steps = (chunk("a"), WaitForRelease(), chunk("b"))
+    turn = http_response(*steps, headers=SSE.items(), framing="chunked")
+    reply = http_response(chunk("c"), headers=SSE.items(), framing="chunked")
+
+    async def main() -> None:
+        transports: dict[str, Any] = {"async_transport": way.make_transport()}
+        flux0 = Flux0(server.url, transport=HttpxTransport(), **transports)
+        streams = [await begin(flux0)]
+        await anext(streams[0])
+
+        def send_and_free() -> None:
+            assert len(list(flux0.sessions.create_event(session_id="s", content="Hi"))) == 1
+            streams.clear()
+            flux0.close()
+
+        async with anyio.create_task_group() as tasks:
+            if reading:
+                tasks.start_soon(anext, streams[0])
+                while not streams[0].is_being_read:
+                    await anyio.lowlevel.checkpoint()
+            in_child(send_and_free)
+            server.release()
+        assert len([event async for event in streams[0]]) == (0 if reading else 1)
+        assert streams[0].finished
+        await flux0.close_async()
+
+    with ByteServer(turn, reply) as server:
+        anyio.run(main, backend=way.mode)

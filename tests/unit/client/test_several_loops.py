@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeAlias
 
@@ -12,11 +12,18 @@ import anyio
 import pytest
 import trio
 
-from flux0 import ClientClosed, Flux0, Flux0Error, TransportTimeout
+from flux0 import (
+    AiohttpTransport,
+    ClientClosed,
+    Flux0,
+    Flux0Error,
+    HttpxTransport,
+    TransportTimeout,
+)
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import ServerSteps, WaitForRelease, http_response
 from support.in_memory import SSE, chunk
-from support.transports import WAYS, Mode, Way, make_transport
+from support.transports import WAYS, Mode, Way
 
 ASYNC_WAYS = tuple(way for way in WAYS if way.mode != "sync")
 TWO_LOOPS: list[tuple[Mode, Mode]] = [
@@ -51,6 +58,13 @@ def run_in(mode: Mode, run: Run) -> None:
     else:
         with pytest.raises(StopIteration):
             run().send(None)
+
+
+def client_for(way: Way, url: str) -> Flux0:
+    """Return a client for sync and async calls. aiohttp has only async calls."""
+    if way.transport != "aiohttp":
+        return Flux0(url, transport=way.make_transport())
+    return Flux0(url, transport=HttpxTransport(), async_transport=AiohttpTransport())
 
 
 async def open_stream(mode: Mode, flux0: Flux0, session_id: str = "s", **options: Any) -> Any:
@@ -97,14 +111,7 @@ def test_reader_in_another_loop_gets_client_closed_before_the_message_is_sent(
     if (way.transport, second) == ("aiohttp", "trio"):
         second = "asyncio"
     with ByteServer(ONE_EVENT, TWO_EVENTS) as server, ThreadPoolExecutor(2) as threads:
-        if (way.transport, second) == ("aiohttp", "sync"):
-            flux0 = Flux0(
-                server.url,
-                transport=make_transport("httpx"),
-                async_transport=way.make_transport(),  # type: ignore[arg-type]
-            )
-        else:
-            flux0 = Flux0(server.url, transport=way.make_transport())
+        flux0 = client_for(way, server.url)
         reading = threading.Event()
 
         async def read_first() -> None:
@@ -200,6 +207,114 @@ def test_sync_message_in_the_thread_of_a_task_that_reads_is_rejected() -> None:
         asyncio.run(main())
 
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("way", ASYNC_WAYS, ids=str)
+def test_sync_message_in_a_running_loop_closes_the_stream_of_the_loop_first(way: Way) -> None:
+    """The loop cannot run before the message was sent."""
+
+    async def main() -> None:
+        flux0 = client_for(way, server.url)
+        stream = await open_stream(way.mode, flux0)
+        next_stream = flux0.sessions.create_event(session_id="s", content="Hi")
+        server.wait_until_closed(max_open=1)
+        assert len(list(next_stream)) == 2
+        with pytest.raises(ClientClosed, match=ANOTHER_MESSAGE):
+            await anext(stream)
+        await flux0.close_async()
+
+    with ByteServer(ONE_EVENT, TWO_EVENTS) as server:
+        run_in(way.mode, main)
+
+
+# --- event loops that are stopped, and may run again later
+
+
+@pytest.fixture
+def stopped() -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop that does not run. Use its `run_until_complete`."""
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+IN_ASYNCIO = tuple(way for way in ASYNC_WAYS if way.mode == "asyncio")
+
+
+@pytest.mark.parametrize("way", IN_ASYNCIO, ids=str)
+@pytest.mark.parametrize("second", ["asyncio", "sync"])
+def test_stream_of_a_stopped_loop_is_closed_at_once(
+    way: Way, second: Mode, stopped: asyncio.AbstractEventLoop
+) -> None:
+    with ByteServer(ONE_EVENT, TWO_EVENTS) as server:
+        flux0 = client_for(way, server.url)
+
+        async def send_second() -> None:
+            next_stream = await open_stream(second, flux0)
+            # The connection was closed before the message was sent, and not by the stopped loop.
+            server.wait_until_closed(max_open=1)
+            assert await read(second, next_stream) == 2
+            if second == "asyncio":
+                await flux0.close_async()
+
+        stream = stopped.run_until_complete(open_stream("asyncio", flux0))
+        run_in(second, send_second)
+        with pytest.raises(ClientClosed, match=ANOTHER_MESSAGE):
+            stopped.run_until_complete(read("asyncio", stream))
+        stopped.run_until_complete(flux0.close_async())
+
+
+def test_message_is_rejected_while_a_task_of_a_stopped_loop_reads_the_stream(
+    stopped: asyncio.AbstractEventLoop,
+) -> None:
+    async def start_reading() -> asyncio.Task[int]:
+        stream = await open_stream("asyncio", flux0)
+        task = asyncio.create_task(read("asyncio", stream))
+        while not stream.is_being_read or stream.event_count < 1:
+            await asyncio.sleep(0)
+        return task
+
+    with ByteServer(ONE_EVENT) as server:
+        flux0 = Flux0(server.url)
+        reading = stopped.run_until_complete(start_reading())
+        for mode in ("asyncio", "trio"):
+            with pytest.raises(Flux0Error, match="its event loop is stopped"):
+                anyio.run(open_stream, mode, flux0, backend=mode)
+        server.release()
+        assert stopped.run_until_complete(reading) == 1
+
+    assert len(server.requests) == 1
+
+
+def test_message_is_rejected_while_a_task_of_a_stopped_loop_sends_a_message(
+    stopped: asyncio.AbstractEventLoop,
+) -> None:
+    async def start_sending() -> asyncio.Task[Any]:
+        task = asyncio.create_task(open_stream("asyncio", flux0))
+        await asyncio.to_thread(server.wait_for_requests, 1)
+        return task
+
+    with ByteServer((WaitForRelease(), *TWO_EVENTS)) as server:
+        flux0 = Flux0(server.url)
+        sending = stopped.run_until_complete(start_sending())
+        for mode in ("asyncio", "trio"):
+            with pytest.raises(Flux0Error, match="its event loop is stopped"):
+                anyio.run(open_stream, mode, flux0, backend=mode)
+        server.release()
+        stream = stopped.run_until_complete(sending)
+        assert stopped.run_until_complete(read("asyncio", stream)) == 2
+
+
+def test_closing_the_client_closes_the_stream_of_a_stopped_loop(
+    stopped: asyncio.AbstractEventLoop,
+) -> None:
+    with ByteServer(ONE_EVENT) as server:
+        flux0 = Flux0(server.url)
+        stream = stopped.run_until_complete(open_stream("asyncio", flux0))
+        flux0.close()
+        assert not stream.is_open
+        server.wait_until_closed()
 
 
 @pytest.mark.parametrize("mode", ["asyncio", "trio"])

@@ -5,20 +5,16 @@ The child never uses the parent's connections.
 
 from __future__ import annotations
 
-import gc
 import os
-import signal
 import ssl
 import subprocess
 import sys
 import threading
-import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-import coverage
 import httpx
 import pytest
 from attrs import define
@@ -27,6 +23,7 @@ from flux0 import EventStream, Flux0, HttpxTransport
 from flux0.domain.errors import StreamInterrupted, StreamInUse
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.responses import ServerSteps, WaitForRelease, http_response
+from support.forking import in_child
 from support.in_memory import JSON, SSE, chunk, status
 from support.secured import Secured
 from support.sending import AGENTS, OK, fetch_sync, get
@@ -96,31 +93,6 @@ def parent(
 
 def begin(flux0: Flux0) -> EventStream:
     return flux0.sessions.create_event(session_id="s", content="Hi")
-
-
-def in_child(act: Callable[[], object]) -> None:
-    """Call `act` in a forked child; fail if it raises or hangs."""
-    child = os.fork()
-    if child == 0:
-        _run_and_exit(act)
-    _, result = os.waitpid(child, 0)
-    assert result == 0, "the child failed, or was ended because it hung"
-
-
-def _run_and_exit(act: Callable[[], object]) -> None:
-    code = 1
-    try:
-        signal.alarm(int(DEFAULT_TIMEOUT))
-        act()
-        gc.collect()
-        code = 0
-    except BaseException:  # noqa: BLE001 - the child must not continue with the parent's tests
-        traceback.print_exc()
-    finally:
-        measured = coverage.Coverage.current()
-        if measured is not None:
-            measured.save()
-        os._exit(code)
 
 
 @over_every_transport

@@ -34,7 +34,7 @@ from flux0.domain import errors
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed
 from flux0.ports import AsyncByteStream, Request, Response, Timeout
-from flux0.runtime.event_loop import Loop, PerLoop, call_soon
+from flux0.runtime.event_loop import Loop, PerLoop, call_soon, is_blocked_by_caller
 
 
 class AiohttpTransport:
@@ -156,11 +156,15 @@ class _Source:
 
     def close_from_finalizer(self, loop: Loop) -> None:
         """Close the response in its event loop, because a finalizer may run in any thread."""
-        if not call_soon(loop, self._response.close):
+        response = self._response
+        is_scheduled = call_soon(loop, response.close)
+        # If `connection` is None, aiohttp has received the body, and may use the connection again.
+        if not is_scheduled or (is_blocked_by_caller(loop) and response.connection is not None):
             transport = None if self._connection is None else self._connection.transport
             shut_down(transport and transport.get_extra_info("socket"))
+        if not is_scheduled:
             with suppress(RuntimeError):
-                self._response.release()
+                response.release()
 
     def translate_error(
         self, error: BaseException, timeout: float | None

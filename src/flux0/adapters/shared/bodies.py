@@ -91,7 +91,10 @@ class AsyncSource(_AnySource, Protocol):
         ...
 
     def close_from_finalizer(self, loop: Loop) -> None:
-        """Release the connection in its event loop: the body is unreferenced."""
+        """Release the connection in its event loop: the body is unreferenced.
+
+        If the loop cannot run before the caller returns, shut the connection down at once.
+        """
         ...
 
 
@@ -159,7 +162,7 @@ class AsyncBody(_Reader):
         self._source = source
         # Use a finalizer, not __del__: the garbage collector may close the generators of the HTTP
         # library before it calls __del__.
-        self._finalizer = finalize(self, source.close_from_finalizer, running_loop())
+        self._finalizer = finalize(self, _close_source, source, running_loop(), OwnerProcess())
         self._finalizer.atexit = source.close_at_exit
 
     async def read_async(self, timeout: float | None) -> bytes | None:
@@ -193,6 +196,12 @@ class AsyncBody(_Reader):
         self._finalizer.detach()
         self.closed = True
         await self._source.close()
+
+
+def _close_source(source: AsyncSource, loop: Loop, owner: OwnerProcess) -> None:
+    # If a forked child frees the body, the parent still uses the connection.
+    if not owner.is_inherited():
+        source.close_from_finalizer(loop)
 
 
 class SyncReader(_Reader):
