@@ -22,6 +22,7 @@ from flux0 import (
 )
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import ServerSteps, WaitForRelease, http_response
+from support.forking import in_child
 from support.in_memory import SSE, chunk
 from support.transports import WAYS, Mode, Way
 
@@ -306,6 +307,21 @@ def test_message_is_rejected_while_a_task_of_a_stopped_loop_sends_a_message(
         assert stopped.run_until_complete(read("asyncio", stream)) == 2
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.usefixtures("little_garbage")
+@pytest.mark.parametrize("way", IN_ASYNCIO, ids=str)
+def test_child_that_frees_a_stream_of_its_parent_does_not_interrupt_it(
+    way: Way, stopped: asyncio.AbstractEventLoop
+) -> None:
+    with ByteServer(ONE_EVENT) as server:
+        flux0 = client_for(way, server.url)
+        streams = [stopped.run_until_complete(open_stream("asyncio", flux0))]
+        in_child(streams.clear)
+        server.release()
+        assert stopped.run_until_complete(read("asyncio", streams[0])) == 1
+        stopped.run_until_complete(flux0.close_async())
+
+
 def test_closing_the_client_closes_the_stream_of_a_stopped_loop(
     stopped: asyncio.AbstractEventLoop,
 ) -> None:
@@ -369,6 +385,28 @@ def test_many_loops_and_threads_share_one_session() -> None:
             done.result(60)
 
     assert len(server.requests) == 45
+
+
+@pytest.mark.parametrize("mode", ["asyncio", "trio"])
+def test_closing_the_client_ends_a_reader_in_the_same_loop(mode: Mode) -> None:
+    async def main() -> None:
+        stream = await open_stream(mode, flux0)
+        await anext(stream)
+        async with anyio.create_task_group() as tasks:
+
+            async def read_on() -> None:
+                with pytest.raises(ClientClosed):
+                    await anext(stream)
+
+            tasks.start_soon(read_on)
+            while not stream.is_being_read:
+                await anyio.lowlevel.checkpoint()
+            flux0.close()
+
+    with ByteServer(ONE_EVENT) as server:
+        flux0 = Flux0(server.url)
+        run_in(mode, main)
+        server.wait_until_closed()
 
 
 @pytest.mark.parametrize("mode", ["asyncio", "trio"])
