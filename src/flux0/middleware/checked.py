@@ -48,10 +48,11 @@ def checked(layer: Middleware, policy: Middleware) -> Middleware:
                 "end the function with `return response`"
             )
         is_stream = request.is_streaming(response.status_code) and is_event_stream(response.headers)
-        if is_stream and isinstance(response.body, bytes):
+        body = response.body
+        if is_stream and not (hasattr(body, "read") or hasattr(body, "read_async")):
             raise TypeError(
-                f"the middleware {layer!r} returned bytes as the body of a stream: "
-                "return the response of `send`, or a body that is a ByteStream"
+                f"the middleware {layer!r} returned {body!r} as the body of a stream: return the "
+                "response of `send`, or a body that is a ByteStream"
             )
         return response
 

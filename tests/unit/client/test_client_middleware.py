@@ -220,6 +220,11 @@ def returning_text(request: Request, send: SendFlow) -> Any:
     return Response(200, Headers(tuple(SSE.items())), b"text")
 
 
+def returning_iterator(request: Request, send: SendFlow) -> Any:
+    yield from ()
+    return Response(200, Headers(tuple(SSE.items())), iter((chunk("a"),)))
+
+
 def returning_async_generator(request: Request, send: SendFlow) -> Any:
     return async_generator(request, send)
 
@@ -236,9 +241,10 @@ async def test_mistake_in_a_middleware_raises_a_type_error_with_the_fix(mode: Mo
     ):
         with pytest.raises(TypeError, match=problem):
             await list_through(mode, layer, script(scripted_response(NO_AGENTS)))
-    async with in_mode(mode, Flux0(transport=script(), middleware=[returning_text])) as flux0:
-        with pytest.raises(TypeError, match=r"returning_text .* bytes as the body of a stream"):
-            await flux0.sessions.create_event_async(session_id="s", content="Hi")
+    for layer, body in ((returning_text, "b'text'"), (returning_iterator, "<tuple_iterator")):
+        async with in_mode(mode, Flux0(transport=script(), middleware=[layer])) as flux0:
+            with pytest.raises(TypeError, match=rf"returned {body}.* as the body of a stream"):
+                await flux0.sessions.create_event_async(session_id="s", content="Hi")
 
 
 @in_every_mode
