@@ -32,13 +32,13 @@ AGENTS = http_response(b'{"data": []}', headers=[("Content-Type", "application/j
 
 
 def slow_tls_record(timeout: float) -> ServerSteps:
-    """Return steps that send "first" and then an invalid TLS record, in two parts.
+    """Return steps that send two pieces, and then an invalid TLS record in two parts.
 
-    The first part arrives before `timeout`, the second part arrives after it.
+    The first part of the record arrives before `timeout`, the second part arrives after it.
     """
     parts = b"\x17\x03\x03\x00\x20", bytes(32)
     late = (step for part in parts for step in (Sleep(0.7 * timeout), Write(part, below_tls=True)))
-    return (*http_response(b"first", framing="chunked")[:-1], *late)
+    return (*HALF[:-1], *late)
 
 
 class HasMode(Protocol):

@@ -22,7 +22,6 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 from anyio.from_thread import start_blocking_portal
 from attrs import evolve, frozen
 
-from flux0.domain.errors import ReadTimeout
 from flux0.domain.headers import Headers
 from flux0.ports import AsyncByteStream, AsyncTransport, Request, Response, Timeout
 from flux0.testing.contract.byte_server import ByteServer
@@ -34,6 +33,7 @@ Work: TypeAlias = Callable[[], Coroutine[Any, Any, T]]
 # The default timeouts of requests and of reads: longer than `Contract.timeout`, so that a hung call
 # is detected before its timeout expires.
 LONG: Final = 60.0
+_SHORTEST: Final = 0.001  # The timeout of a read must be greater than 0.
 LONG_TIMEOUT: Final = Timeout(connect=LONG, read=LONG, write=LONG, pool=LONG)
 
 
@@ -103,19 +103,14 @@ class ReceivedResponse:
     def read_content(self, timeout: float) -> bytes | None:
         """Skip empty pieces, and return the first other piece, or None at the end of the body.
 
-        `timeout` is the limit for all reads together. It is enforced only by the transport: each
-        read gets the time that is left.
+        `timeout` is the limit for all reads together: each read gets the time that is left.
         """
 
         async def content() -> bytes | None:
+            end = monotonic() + timeout
             piece: bytes | None = b""
-            left = timeout
             while piece == b"":
-                if left <= 0:
-                    raise ReadTimeout("only empty pieces were received")
-                began = monotonic()
-                piece = await self._body.read_async(left)
-                left -= monotonic() - began
+                piece = await self._body.read_async(max(end - monotonic(), _SHORTEST))
             return piece
 
         received: bytes | None = self._run(content).outcome()

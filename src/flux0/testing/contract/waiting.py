@@ -100,7 +100,7 @@ class TimeoutContract(Contract):
     ) -> None:
         """The content arrives too late. The transport may return empty pieces before it."""
         _, response = harness.read_first(_WITHOUT_CONTENT[sent], stream=True)
-        fails(lambda: response.read_content(timeout=2 * SHORT), ReadTimeout, caused=False)
+        fails(lambda: response.read_content(timeout=2 * SHORT), ReadTimeout)
 
 
 # The steps of servers that do not complete a response head. With "slow-bytes" and "interim", a

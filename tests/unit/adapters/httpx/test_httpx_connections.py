@@ -39,6 +39,7 @@ from support.proxy import Proxy
 from support.secured import Secured
 from support.sending import (
     AGENTS,
+    LONG,
     LONG_TIMEOUT,
     OK,
     Pieces,
@@ -155,10 +156,12 @@ async def test_part_of_a_tls_record_through_a_proxy_with_tls_does_not_extend_the
     ):
         async with way.closing(client_of(way, proxy, secured)) as transport:
             either = sending.in_mode(way.mode, transport)
-            pieces = Pieces((await either.send_async(get(server.url))).body, SHORT_TIMEOUT)
-            assert await anext(pieces) == b"first"
+            body = (await either.send_async(get(server.url))).body
+            assert await body.read_async(LONG) == b"first"
+            server.release()
+            assert await body.read_async(LONG) == b"second"
             with pytest.raises(ReadTimeout):
-                await anext(pieces)
+                await body.read_async(SHORT_TIMEOUT)
 
 
 @over(*FAMILY)
