@@ -178,7 +178,7 @@ class OpenTurns:
         if isinstance(stream, EventStream):
             stream.close(_ANOTHER_MESSAGE)
         elif stream.thread == get_ident():
-            _close_now(stream, _THREAD_IS_BLOCKED)
+            _close_now(stream)
         else:
             self._close_in_its_loop(stream, limit)
 
@@ -188,7 +188,7 @@ class OpenTurns:
         elif stream.loop is running_loop():
             await stream.close_async(_ANOTHER_MESSAGE)
         elif _is_suspended(stream):
-            _close_now(stream, _LOOP_IS_STOPPED)
+            _close_now(stream)
         else:
             from flux0.runtime.threads import run_in_thread  # noqa: PLC0415 - loads anyio
 
@@ -223,10 +223,10 @@ def _reject_deadlock(sender: Sender, ahead: tuple[Sender, ...]) -> None:
         if other.thread == sender.thread:
             if isinstance(other, ThreadSender) or other.task is running_task():
                 raise Flux0Error(_NESTED)
-            if isinstance(sender, ThreadSender):
-                raise Flux0Error(f"{_TASK_SENDS} {_THREAD_IS_BLOCKED}")
             if is_stopped(other.loop):
                 raise Flux0Error(f"{_TASK_SENDS} {_LOOP_IS_STOPPED}")
+            if isinstance(sender, ThreadSender):
+                raise Flux0Error(f"{_TASK_SENDS} {_THREAD_IS_BLOCKED}")
 
 
 def _is_suspended(stream: AsyncEventStream) -> bool:
@@ -234,9 +234,10 @@ def _is_suspended(stream: AsyncEventStream) -> bool:
     return stream.thread == get_ident() and is_stopped(stream.loop)
 
 
-def _close_now(stream: AsyncEventStream, problem: str) -> None:
+def _close_now(stream: AsyncEventStream) -> None:
     """Close a stream whose event loop cannot run before the current call returns."""
     if stream.is_being_read:
+        problem = _LOOP_IS_STOPPED if is_stopped(stream.loop) else _THREAD_IS_BLOCKED
         raise Flux0Error(f"{_TASK_READS} {problem}")
     stream.close_soon(_ANOTHER_MESSAGE)
 

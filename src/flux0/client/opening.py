@@ -78,7 +78,7 @@ class Opening(Coroutine[Any, Any, T], Generic[T]):
             # asyncio calls this method, and not `send`, to resume the coroutine of a task.
             task: Any = running_task()
             if hasattr(task, "get_coro") and task.get_coro() is self:
-                return self._coroutine.send(None)
+                return self.send()
             raise TypeError(self._problem)
 
 

@@ -51,7 +51,7 @@ def found(turn: StoredTurn | None) -> StoredTurn:
 
 def stored_messages(*offsets: int) -> Response[Any]:
     """Return a response with a message of the user at each offset."""
-    message = {
+    message: dict[str, Any] = {
         "type": "message",
         "participant": {},
         "parts": [{"type": "content", "content": "Hi"}],

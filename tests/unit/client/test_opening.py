@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import anyio
 import pytest
 
 from flux0 import AsyncConversation, AsyncEventStream, Flux0
@@ -42,6 +43,13 @@ async def test_missing_await_is_named_in_the_error(mode: Mode) -> None:
                     mistake(result)
                 assert "await it" in repr(result)
                 result.close()
+
+
+def test_missing_await_in_sync_code_is_named_in_the_error() -> None:
+    opening = Flux0(transport=FakeTransport()).conversation_async(agent="x" * 10)
+    with pytest.raises(TypeError, match="await it"):
+        next(opening)  # type: ignore[call-overload]
+    opening.close()
 
 
 @pytest.mark.parametrize("name", ["__reduce__", "__len__", "nonsense"])
@@ -84,6 +92,15 @@ def test_results_can_be_tasks_of_asyncio() -> None:
                 await task
 
     asyncio.run(main())
+
+
+@in_both_loops
+async def test_results_can_be_started_in_a_task_group(mode: Mode) -> None:
+    async with Flux0(transport=FakeTransport()) as client:
+        conversation = await client.conversation_async(agent=await client.agents.first_async())
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(conversation.send, f"Hi from {mode}")
+        assert (await conversation.history())[0].text == f"Hi from {mode}"
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect cannot mark functions")

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeAlias
 
 import anyio
@@ -24,7 +25,7 @@ from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import ServerSteps, WaitForRelease, http_response
 from support.forking import in_child
 from support.in_memory import SSE, chunk
-from support.transports import WAYS, Mode, Way
+from support.transports import ASYNC, SYNC, WAYS, Mode, Way
 
 ASYNC_WAYS = tuple(way for way in WAYS if way.mode != "sync")
 TWO_LOOPS: list[tuple[Mode, Mode]] = [
@@ -37,6 +38,7 @@ TWO_LOOPS: list[tuple[Mode, Mode]] = [
     ("asyncio", "sync"),
     ("trio", "sync"),
 ]
+MODES = SYNC + ASYNC
 ANOTHER_MESSAGE = "closed by another message on its session"
 
 Run: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
@@ -279,9 +281,9 @@ def test_message_is_rejected_while_a_task_of_a_stopped_loop_reads_the_stream(
     with ByteServer(ONE_EVENT) as server:
         flux0 = Flux0(server.url)
         reading = stopped.run_until_complete(start_reading())
-        for mode in ("asyncio", "trio"):
+        for mode in MODES:
             with pytest.raises(Flux0Error, match="its event loop is stopped"):
-                anyio.run(open_stream, mode, flux0, backend=mode)
+                run_in(mode, partial(open_stream, mode, flux0))
         server.release()
         assert stopped.run_until_complete(reading) == 1
 
@@ -299,9 +301,9 @@ def test_message_is_rejected_while_a_task_of_a_stopped_loop_sends_a_message(
     with ByteServer((WaitForRelease(), *TWO_EVENTS)) as server:
         flux0 = Flux0(server.url)
         sending = stopped.run_until_complete(start_sending())
-        for mode in ("asyncio", "trio"):
+        for mode in MODES:
             with pytest.raises(Flux0Error, match="its event loop is stopped"):
-                anyio.run(open_stream, mode, flux0, backend=mode)
+                run_in(mode, partial(open_stream, mode, flux0))
         server.release()
         stream = stopped.run_until_complete(sending)
         assert stopped.run_until_complete(read("asyncio", stream)) == 2
