@@ -35,6 +35,7 @@ from flux0.domain.errors import (
     MissingDependency as MissingDependency,
     PoolTimeout as PoolTimeout,
     ProtocolError as ProtocolError,
+    ReaderLost as ReaderLost,
     ReadTimeout as ReadTimeout,
     ResponseTooLarge as ResponseTooLarge,
     Sent as Sent,
@@ -45,6 +46,10 @@ from flux0.domain.errors import (
     TLSError as TLSError,
     TransportError as TransportError,
     TransportTimeout as TransportTimeout,
+    TurnRunning as TurnRunning,
+    TurnStopped as TurnStopped,
+    TurnStoreError as TurnStoreError,
+    TurnTooLarge as TurnTooLarge,
     WriteTimeout as WriteTimeout,
 )
 from flux0.domain.messages.finalizing import TurnMessage as TurnMessage

@@ -66,14 +66,15 @@ class Flux0Error(Exception):
         return text if self.attempts == 1 else f"{text} ({self.attempts} attempts)"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The parameters of __init__ differ between subclasses, so `_restore` does not call it.
-        return _restore, (type(self), self.args, self._picklable_state())
+        # The parameters of __init__ differ between subclasses, so `restore` does not call it.
+        return restore, (type(self), self.args, self._picklable_state())
 
     def _picklable_state(self) -> dict[str, Any]:
         return dict(self.__dict__)
 
 
-def _restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]) -> Flux0Error:
+def restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]) -> Flux0Error:
+    """Return an error of class `cls` with these arguments and attributes."""
     error = cls.__new__(cls, *args)
     # Call the __init__ of the built-in base class, because it may set attributes: for example,
     # ImportError.__init__ sets `msg`.
@@ -311,3 +312,46 @@ class EventTooLarge(StreamError):
     def __init__(self, limit: int) -> None:
         super().__init__(f"an event of the stream is larger than {limit:,} bytes (max_event_bytes)")
         self.limit = limit
+
+
+class TurnStopped(StreamError):
+    """A background turn was stopped, by `BackgroundTurns.stop` or by a later message."""
+
+
+class ReaderLost(StreamError):
+    """The process, or the event loop, that read a background turn has ended.
+
+    The server may have stored a part of the turn. Use `find_turn` to get it.
+    """
+
+
+class TurnTooLarge(StreamError):
+    """The requested events of a background turn are no longer kept (`max_turn_bytes`).
+
+    A background turn with more than `limit` bytes continues, but its oldest events are dropped. Use
+    `find_turn` or `history` after its end.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"the first events of the turn were dropped: the turn is larger than "
+            f"{limit:,} bytes (max_turn_bytes)"
+        )
+        self.limit = limit
+
+
+class TurnRunning(Flux0Error):
+    """A background turn of the session is running, and `running="refuse"` was passed.
+
+    The message was not sent. Send it after the turn, or stop the turn.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("the message was not sent: a turn of the session is running")
+
+
+class TurnStoreError(Flux0Error):
+    """The store of background turns cannot be used; `__cause__` is the exception of its library.
+
+    If `BackgroundTurns.start` raised this error, the message was not sent.
+    """

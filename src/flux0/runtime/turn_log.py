@@ -1,0 +1,187 @@
+"""The log of a background turn: its encoded events, for any number of readers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+from attrs import frozen
+
+from flux0.domain import errors
+from flux0.domain.errors import Flux0Error, ReaderLost, TurnTooLarge
+from flux0.runtime.processes import OwnerProcess
+
+_PLAIN: Final = (str, int, float, type(None))
+_INHERITED: Final = "a forked child cannot read a background turn that its parent reads"
+
+
+@frozen
+class LogEnd:
+    """The end of a background turn.
+
+    Attributes:
+        error: The error that ended the turn; None if the turn was read to its end.
+        finished: Whether the end is confirmed, as in `EventStream.finished`.
+    """
+
+    error: Flux0Error | None = None
+    finished: bool = False
+
+    def to_json(self) -> bytes:
+        """Encode the end for another process. `from_json` decodes it."""
+        if self.error is None:
+            return json.dumps({"finished": self.finished}).encode()
+        # Only plain values: to unpickle data from a store would run code that is in the data.
+        state = {
+            name: value for name, value in vars(self.error).items() if isinstance(value, _PLAIN)
+        }
+        error = {"type": type(self.error).__name__, "problem": self.error.problem, "state": state}
+        return json.dumps({"finished": self.finished, "error": error}).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> LogEnd:
+        """Decode the end that `to_json` has encoded."""
+        end: dict[str, Any] = json.loads(data)
+        if (shown := end.get("error")) is None:
+            return cls(finished=end["finished"])
+        kind = vars(errors).get(shown["type"])
+        if not (isinstance(kind, type) and issubclass(kind, Flux0Error)):
+            kind = Flux0Error
+        return cls(errors.restore(kind, (shown["problem"],), shown["state"]), end["finished"])
+
+
+def _do_nothing() -> None:
+    """Do nothing at the end of a turn."""
+
+
+class TurnLog:
+    """The events of one background turn in this process, numbered from 1.
+
+    One thread or task at a time appends events. Any number of threads, and tasks of any event
+    loop, can read them. No method acquires a lock, so finalizers can call all methods.
+
+    If the events have more than `max_bytes`, the oldest events are dropped, at most until half of
+    the bytes are left. The newest event is always kept.
+
+    Args:
+        turn_id: The id of the turn, unique in all processes.
+        max_bytes: The largest size of all kept events.
+        stop: A function that asks the reader of the turn to stop, for the reason in its argument.
+            It does not wait until the turn has ended. It may block if the store is `blocking`.
+
+    Attributes:
+        turn_id: The id of the turn.
+        max_bytes: The largest size of all kept events.
+        stop: The function that was passed.
+        on_end: A function that is called once, at the end of the turn, possibly by a finalizer. The
+            store may set it in `TurnStore.claim`.
+    """
+
+    def __init__(self, turn_id: str, max_bytes: int, stop: Callable[[str], object]) -> None:
+        self.turn_id: str = turn_id
+        self.max_bytes: int = max_bytes
+        self.stop: Callable[[str], object] = stop
+        self.on_end: Callable[[], object] = _do_nothing
+        self._owner = OwnerProcess()
+        # The number of the oldest kept event, and the kept events. Both change together.
+        self._kept: tuple[int, list[bytes]] = (1, [])
+        self._size = 0
+        # Several threads may add an end at the same time. Only the first one counts.
+        self._ends: list[LogEnd] = []
+        self._wakers: dict[object, Callable[[], object]] = {}
+
+    @property
+    def first(self) -> int:
+        """The number of the oldest event that is kept. It is 1 until events are dropped."""
+        return self._kept[0]
+
+    @property
+    def last(self) -> int:
+        """The number of the newest event; 0 if there is none."""
+        first, events = self._kept
+        return first + len(events) - 1
+
+    @property
+    def end(self) -> LogEnd | None:
+        """How the turn ended; None while it is running."""
+        return self._ends[0] if self._ends else None
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the turn has ended. Then all its events have been added."""
+        return bool(self._ends)
+
+    def append(self, event: bytes) -> None:
+        """Add an event: a complete server-sent event, with its number as the field `id`."""
+        self._kept[1].append(event)
+        self._add_size(len(event))
+
+    def extend(self, number: int, events: Sequence[bytes]) -> None:
+        """Add copies of events from another process. `number` is the number of the first one.
+
+        If the events before `number` are missing in this log, all older events are dropped, because
+        a reader must not miss an event without an error.
+        """
+        if number != self.last + 1:
+            self._kept = (number, [])
+            self._size = 0
+        self._kept[1].extend(events)
+        self._add_size(sum(map(len, events)))
+
+    def finish(self, end: LogEnd) -> None:
+        """End the turn. Only the first call has an effect."""
+        self._ends.append(end)
+        if self._ends[0] is end:
+            self.on_end()
+            self._wake()
+
+    def read(self, after: int) -> Sequence[bytes]:
+        """Return the events after the event with the number `after`; empty if there is none yet.
+
+        Events are complete if `end` was not None before this call.
+
+        Raises:
+            TurnTooLarge: The next event was dropped.
+            ReaderLost: The process is a forked child, and the log belongs to its parent.
+        """
+        if self._owner.is_inherited():
+            raise ReaderLost(_INHERITED)
+        first, events = self._kept
+        if after < first - 1:
+            raise TurnTooLarge(self.max_bytes)
+        return events[after - first + 1 :]
+
+    def on_change(self, wake: Callable[[], object]) -> Callable[[], object]:
+        """Call `wake` once, after the next change. Return a function that cancels the call.
+
+        `wake` is called in the thread of the change, possibly by a finalizer: it must return
+        quickly, and must not acquire a lock or raise. After `on_change`, check `end` and `read`
+        again before you wait, because the change may have happened before.
+        """
+        key, wakers = object(), self._wakers
+        wakers[key] = wake
+        return partial(wakers.pop, key, None)
+
+    def _add_size(self, size: int) -> None:
+        self._size += size
+        if self._size > self.max_bytes:
+            self._drop_oldest()
+        self._wake()
+
+    def _drop_oldest(self) -> None:
+        first, events = self._kept
+        dropped, size = 0, self._size
+        while size > self.max_bytes // 2 and dropped < len(events) - 1:
+            size -= len(events[dropped])
+            dropped += 1
+        self._kept = (first + dropped, events[dropped:])
+        self._size = size
+
+    def _wake(self) -> None:
+        wakers = self._wakers
+        if wakers:
+            self._wakers = {}
+            for wake in wakers.copy().values():
+                wake()

@@ -1,0 +1,62 @@
+"""The port of `BackgroundTurns`: a store that knows the background turns of all processes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from flux0.runtime.turn_log import TurnLog
+
+
+class TurnStore(ABC):
+    """Knows the background turn of each session, in all processes that share the store.
+
+    Any number of threads call the methods. If `blocking` is True, async code calls them in worker
+    threads. Only the process that claimed a turn adds events to its log; the store copies the log
+    for other processes, and never delays or fails the turn.
+
+    Attributes:
+        blocking: Whether `claim`, `find` and `TurnLog.stop` may block, for example on a network.
+    """
+
+    blocking: bool = True
+
+    @abstractmethod
+    def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
+        """Make `log`, which has no events yet, the turn of the session, for all processes.
+
+        From now on, the store copies the events and the end of `log` for other processes. It keeps
+        an ended turn for a while.
+
+        Returns:
+            The turn that `log` has replaced, if that turn is still running. The caller stops that
+            turn, and waits until it has ended. None if no turn of the session was running.
+
+        Raises:
+            TurnRunning: A turn of the session is running, and `refuse` is True.
+            TurnStoreError: The store cannot be used. The session keeps its turn.
+        """
+
+    @abstractmethod
+    def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:
+        """Undo `claim`, because the message was not sent. `log` has an end, and no events.
+
+        If `previous`, the result of `claim`, is still running, it is the turn of the session again.
+        If another turn has replaced `log` in the meantime, that turn stays. This method never
+        blocks and never raises, also in an async task that was cancelled.
+        """
+
+    @abstractmethod
+    def find(self, session_id: str) -> TurnLog | None:
+        """Return the turn of the session that is running or kept; None if there is none.
+
+        If another process reads the turn, the result is a copy of its log, which grows until the
+        turn has ended. If that process is killed, the copy ends with a `ReaderLost`. The callers of
+        one process share a copy, and its cost ends when it is unreferenced.
+
+        Raises:
+            TurnStoreError: The store cannot be used.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release all resources. The turns of this process have ended before."""
