@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
 from typing import Any
 
 from flux0.adapters.shared.exchange import Exchange
@@ -62,7 +61,6 @@ class HttpxExchange(Exchange):
         self._user_trace = built.extensions.get("trace")
         self._traced = False  # Whether httpcore has reported any event.
         self._connecting_to: tuple[str, int] | None = None
-        self._removed_location: Sequence[tuple[bytes, bytes]] = ()
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
         """Record an event of httpcore, then call the user's trace function."""
@@ -87,9 +85,7 @@ class HttpxExchange(Exchange):
                 self.clear_interrupt()
         elif step == "receive_response_headers.complete" and self.sent:
             self.head_received = True
-            fields = info["return_value"][-1]
-            self._check_framing(fields)
-            self._remove_invalid_location(fields)
+            self._check_framing(info["return_value"][-1])
         elif step == "connect_tcp.started":
             self._connecting_to = info["host"], info["port"]
         elif step in _CONNECTED:
@@ -110,33 +106,6 @@ class HttpxExchange(Exchange):
         if length and coding and not self.multiplexed:
             problem = framing_problem(", ".join(length), ", ".join(coding))
             raise self.httpcore_module.RemoteProtocolError(problem)
-
-    def _remove_invalid_location(self, fields: list[tuple[bytes, bytes]]) -> None:
-        """Remove a `location` header that httpx cannot parse.
-
-        With this header, httpx would raise an error instead of returning the response.
-        `restore_location` adds the header to the response.
-        """
-        location = [field for field in fields if field[0].lower() == b"location"]
-        if location and not self._is_valid_location(location):
-            self._removed_location = location
-            fields[:] = [field for field in fields if field not in location]
-
-    def _is_valid_location(self, location: list[tuple[bytes, bytes]]) -> bool:
-        httpx_module = self.httpx_module
-        try:
-            url = httpx_module.URL(httpx_module.Headers(location)["location"])
-            self._url.join(url)
-            # httpx would change a URL that has a scheme but no host, so remove this URL, too.
-            return bool(url.host or not url.scheme)
-        except (httpx_module.InvalidURL, ValueError):
-            return False
-
-    def restore_location(self, response: Any) -> None:
-        """If the `location` header was removed, add it to the response of the HTTP library."""
-        if self._removed_location:
-            fields = [*response.headers.raw, *self._removed_location]
-            response.headers = self.httpx_module.Headers(fields)
 
     def bind_socket(self, sock: Any) -> None:
         """Shut down `sock`, the socket of the connection, when `interrupt.fire` is called."""
@@ -171,8 +140,11 @@ class HttpxExchange(Exchange):
         )
         if isinstance(error, self.httpx_module.RequestError):
             # A hook of the user may send other requests, so compare the requests. If httpcore
-            # has reported no event, a custom transport may have raised the error.
-            raised_here = _request_of(error) is built and (from_httpcore or not self._traced)
+            # has reported no event, a custom transport may have raised the error. httpx itself
+            # raises RemoteProtocolError for a redirect with an invalid `location`.
+            from_httpx = isinstance(error, self.httpx_module.RemoteProtocolError)
+            known = from_httpcore or from_httpx or not self._traced
+            raised_here = _request_of(error) is built and known
         else:
             raised_here = self.raised_by_httpcore(error)
         if not raised_here:

@@ -348,7 +348,6 @@ def _check_client(argument: str, client: object, library: str, *, is_async: bool
 
 
 def _to_response(exchange: HttpxExchange, response: Any, body: Body) -> Response[Body]:
-    exchange.restore_location(response)
     fields = response.headers.raw
     pairs = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
     headers = Headers(tuple(pairs))

@@ -31,15 +31,16 @@ from support.sending import OK, get, over, post
 
 
 @over(*FAMILY)
-async def test_redirect_with_an_invalid_location_is_returned(way: OverHttpx) -> None:
-    for location in ("http://[", "\xff"):
-        fields = [("Location", location), ("X-A", "b")]
-        with ByteServer(http_response(b"moved", status="302 Found", headers=fields)) as server:
-            with pytest.raises(APIError) as caught:
+async def test_redirect_over_the_users_client_is_returned_if_its_location_is_valid(
+    way: OverHttpx,
+) -> None:
+    """httpx raises an error for an invalid location. New versions of httpx2 raise no error."""
+    invalid = (ProtocolError, *[APIError] * (way.transport == "httpx2"))
+    for location, errors in (("/elsewhere", APIError), ("http://a:b/", invalid)):
+        moved = http_response(b"moved", status="302 Found", headers=[("Location", location)])
+        with ByteServer(moved) as server:
+            with pytest.raises(errors, match=r"302|Invalid URL in location header"):
                 await way.create_session_once(server.url)
-            assert (caught.value.status_code, caught.value.body) == (302, "moved")
-            assert dict(caught.value.headers)["x-a"] == "b"
-            assert caught.value.headers["location"] == location
             assert len(server.requests) == 1
 
 
