@@ -9,7 +9,7 @@ from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from flux0.adapters.httpx.cancellation import Uninterrupted
-from flux0.adapters.httpx.connections import TrackedConnection
+from flux0.adapters.httpx.connections import HttpxConnection
 from flux0.adapters.httpx.exchange import HttpxExchange
 from flux0.adapters.shared.exchange import shut_down
 from flux0.domain.errors import TransportError
@@ -53,8 +53,6 @@ class _Source:
         http2 = response.http_version == "HTTP/2"
         # The connection to shut down. None over HTTP/2, because other exchanges share it.
         self._connection: Any = None if http2 else response.extensions.get("network_stream")
-        if isinstance(self._connection, TrackedConnection):
-            self._connection.chunked = "transfer-encoding" in response.headers
         # Keep the transport alive, because its finalizer closes the client.
         self._transport = transport
         self._timeouts: dict[str, float | None] = built.extensions.get("timeout", {})
@@ -63,7 +61,7 @@ class _Source:
 
     def _start_timeout(self, timeout: float | None) -> None:
         """Start the timeout for the next piece. Chunk sizes and trailers do not reset it."""
-        if isinstance(self._connection, TrackedConnection):
+        if isinstance(self._connection, HttpxConnection):
             self._connection.start_piece(timeout)
         else:
             # Over HTTP/2, httpcore looks up this timeout for each read. Over HTTP/1.1, it looks it

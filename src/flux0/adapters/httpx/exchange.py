@@ -6,7 +6,12 @@ import ssl
 from typing import Any
 
 from flux0.adapters.shared.exchange import Exchange
-from flux0.adapters.shared.failures import failure, proxy_unreachable, refused_by_proxy
+from flux0.adapters.shared.failures import (
+    failure,
+    login_rejected_by_proxy,
+    proxy_unreachable,
+    refused_by_proxy,
+)
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -24,6 +29,9 @@ from flux0.ports import Request
 
 # httpcore's error message contains this word if the server has closed an HTTP/2 connection.
 _TERMINATED = "ConnectionTerminated"
+# httpcore's error messages start with these words if a SOCKS proxy demands another method of login,
+# or rejects the login.
+_LOGIN_REJECTED = ("Requested ", "Invalid username/password")
 _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
 
 
@@ -40,9 +48,8 @@ class HttpxExchange(Exchange):
         head_received: Whether the response head was received.
         head_bytes: The number of bytes of the response head and the interim responses so far.
         head_start: The first bytes of the response.
-        connection: The `TrackedConnection` that sends the request, or None if it is not tracked.
+        connection: The `HttpxConnection` that sends the request, or None if it is not tracked.
         multiplexed: Whether other exchanges share the connection, as in HTTP/2.
-        proxy_failure: The error that a SOCKS proxy reported, or None.
     """
 
     def __init__(
@@ -56,7 +63,6 @@ class HttpxExchange(Exchange):
         self.head_start: bytes = b""
         self.connection: Any = None
         self.multiplexed: bool = False
-        self.proxy_failure: ConnectError | None = None
         self._url = built.url
         self._user_trace = built.extensions.get("trace")
         self._traced = False  # Whether httpcore has reported any event.
@@ -165,10 +171,8 @@ class HttpxExchange(Exchange):
         `sent` is True if a byte of the request may have been sent.
         """
         httpx_module = self.httpx_module
-        if not sent and self.proxy_failure is not None:
-            return self.proxy_failure
-        if isinstance(error, httpx_module.ProxyError) and not sent:
-            return refused_by_proxy(str(error))
+        if not sent and (isinstance(error, httpx_module.ProxyError) or _is_from_socksio(error)):
+            return _proxy_failure(str(error))
         kind: type[TransportError] = ProtocolError
         if isinstance(error, httpx_module.TimeoutException):
             kinds = (
@@ -213,6 +217,21 @@ def _request_of(error: Any) -> object:
         return error.request
     except RuntimeError:  # The error has no request.
         return None
+
+
+def _is_from_socksio(error: BaseException) -> bool:
+    # The package may not be installed.
+    return type(error).__module__.startswith("socksio.")
+
+
+def _proxy_failure(message: str) -> ConnectError:
+    """Return the flux0 error for a message of httpcore or socksio."""
+    if message == "Malformed reply":
+        return ConnectError("the proxy does not support SOCKS5")
+    if message.startswith(_LOGIN_REJECTED):
+        return login_rejected_by_proxy()
+    _, of_socks, reason = message.partition("Proxy Server could not connect: ")
+    return refused_by_proxy(reason.rstrip(".").lower() if of_socks else message)
 
 
 def _is_tls_failure(error: BaseException | None) -> bool:

@@ -20,7 +20,7 @@ from attrs import frozen
 from flux0.adapters.httpx.connections import (
     MIN_SECONDS,
     READ_BYTES,
-    TrackedConnection,
+    HttpxConnection,
     current_exchange,
 )
 from flux0.adapters.httpx.exchange import HttpxExchange
@@ -35,8 +35,8 @@ T = TypeVar("T")
 _NO_DELAY: Final = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-class SyncConnection(TrackedConnection):
-    """A `TrackedConnection` for sync code, over a socket."""
+class SyncConnection(HttpxConnection):
+    """An `HttpxConnection` for sync code, over a socket."""
 
     def __init__(self, sock: Any, httpcore_module: Any, connect_by: float | None = None) -> None:
         super().__init__(httpcore_module, connect_by)
@@ -48,16 +48,16 @@ class SyncConnection(TrackedConnection):
         exchange.bind_socket(self._get_info("socket"))
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Return the next received bytes, at most `max_bytes`."""
+        """Return the next received bytes; `max_bytes` is the limit of a system call."""
         received = self._pop_received()
-        if received is not None:
-            return received
-        httpcore, limit, sock = self._httpcore_module, self._read_limit(timeout), self._sock
-        with _translated_errors(httpcore.ReadTimeout, httpcore.ReadError):
-            if sock.gettimeout() != limit:  # `settimeout` is a system call.
-                sock.settimeout(limit)
-            data = sock.recv(max_bytes)
-        return self._on_received(data)
+        while received is None:
+            httpcore, limit, sock = self._httpcore_module, self._read_limit(timeout), self._sock
+            with _translated_errors(httpcore.ReadTimeout, httpcore.ReadError):
+                if sock.gettimeout() != limit:  # `settimeout` is a system call.
+                    sock.settimeout(limit)
+                data = sock.recv(max_bytes)
+            received = self._on_received(data)
+        return received
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send `buffer`. If the server rejects the request meanwhile, stop sending."""

@@ -159,7 +159,7 @@ class HttpxFamilyTransport(ABC):
         body = SyncBody(SyncHttpxSource(request, built, exchange, response, self))
         if built_in is not None:
             built_in.bodies.add(body)
-        return _to_response(exchange, response, body)
+        return _to_response(response, body)
 
     def close(self) -> None:
         """Close the built-in sync clients and their open bodies. The user's client stays open."""
@@ -195,7 +195,7 @@ class HttpxFamilyTransport(ABC):
             if exchange.unfinished_connection is not None:
                 await shielded(exchange.unfinished_connection.aclose)
         body = AsyncBody(AsyncHttpxSource(request, built, exchange, response, self))
-        return _to_response(exchange, response, body)
+        return _to_response(response, body)
 
     async def close_async(self) -> None:
         """Close the built-in clients of the running event loop. The user's client stays open."""
@@ -347,7 +347,7 @@ def _check_client(argument: str, client: object, library: str, *, is_async: bool
         raise InvalidArgument(argument, f"is {kind} client: pass it as {other}=")
 
 
-def _to_response(exchange: HttpxExchange, response: Any, body: Body) -> Response[Body]:
+def _to_response(response: Any, body: Body) -> Response[Body]:
     fields = response.headers.raw
     pairs = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
     headers = Headers(tuple(pairs))

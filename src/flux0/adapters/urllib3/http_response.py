@@ -19,10 +19,10 @@ from typing import Any, Final
 
 from urllib3.util.ssltransport import SSLTransport
 
+from flux0.adapters.shared.chunks import Chunks
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
 from flux0.adapters.shared.sending import wait
-from flux0.adapters.urllib3.chunks import Chunks
 from flux0.domain.http import framing_problem
 
 _MAX_PIECE_BYTES: Final = 64 * 1024
@@ -130,7 +130,7 @@ class TrackedResponse(HTTPResponse):
         while not chunks.ended:
             yield chunks.feed(self._read())
             if chunks.failure is not None:
-                raise chunks.failure
+                raise HTTPException(chunks.failure)
         return chunks.surplus
 
     def _read(self) -> bytes:

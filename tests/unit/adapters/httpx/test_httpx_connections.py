@@ -1,19 +1,28 @@
-"""httpx and httpx2: SOCKS proxies, waits for a connection, and other protocols."""
+"""httpx and httpx2: proxies, waits for a connection, other protocols, and chunked bodies."""
 
 from __future__ import annotations
 
+import asyncio
 import select
 import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from itertools import pairwise
 from time import monotonic, sleep
 from typing import Any
 
+import httpcore
+import httpx
 import pytest
 from attrs import evolve
+from hypothesis import given, strategies as st
 
 from flux0 import ClientClosed, Flux0
+from flux0.adapters.httpx.connections import AsyncConnection, current_exchange
+from flux0.adapters.httpx.exchange import HttpxExchange
+from flux0.adapters.shared.chunks import Chunks
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -346,3 +355,53 @@ def test_users_client_still_sends_requests_of_the_user(way: OverHttpx, secured: 
         assert client.get(server.url).content == b"ok"
         assert fetch_sync(transport, get(server.url)) == b"ok"
         assert server.connections == 1
+
+
+# --- chunked bodies
+
+
+def chunk(content: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(content), content)
+
+
+def read_chunks(*received: bytes) -> list[bytes]:
+    """Return the results of reading a body, until its last chunk."""
+
+    async def read() -> list[bytes]:
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection = AsyncConnection(httpcore.AsyncMockStream([head, *received]), httpcore)
+        await connection.write(b"GET / HTTP/1.1\r\n\r\n")
+        assert await connection.read(65536) == head
+        exchange.head_received = True
+        pieces = [await connection.read(65536)]
+        while not pieces[-1].endswith(b"0\r\n\r\n"):
+            pieces.append(await connection.read(65536))
+        return pieces
+
+    exchange = HttpxExchange(httpx, httpcore, httpx.Request("GET", "http://a"), get("http://a"))
+    exchange.sent = True
+    context = copy_context()
+    context.run(current_exchange.set, exchange)
+    return context.run(asyncio.run, read())
+
+
+def test_chunks_that_were_received_together_become_one_chunk() -> None:
+    """httpcore parses one chunk faster than many."""
+    many = chunk(b"a") + b"2;name=value\r\nbc\r\n" + chunk(b"d")
+    assert read_chunks(many, chunk(b"e"), chunk(b"")) == [chunk(b"abcd"), chunk(b"e"), chunk(b"")]
+
+
+@given(
+    contents=st.lists(st.binary(min_size=1, max_size=40), max_size=8),
+    cuts=st.lists(st.integers(0, 300), max_size=12),
+)
+def test_content_of_chunks_does_not_depend_on_how_they_are_received(
+    contents: list[bytes], cuts: list[int]
+) -> None:
+    body = b"".join(map(chunk, contents)) + chunk(b"")
+    edges = sorted({0, *(cut for cut in cuts if cut < len(body)), len(body)})
+    received = read_chunks(*(body[start:end] for start, end in pairwise(edges)))
+    assert all(received)
+    chunks = Chunks()
+    content = b"".join(map(chunks.feed, received))
+    assert (content, chunks.ended, chunks.failure) == (b"".join(contents), True, None)

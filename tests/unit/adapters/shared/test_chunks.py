@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import example, given, strategies as st
 
-from flux0.adapters.urllib3.chunks import Chunks
+from flux0.adapters.shared.chunks import Chunks
 
 # Some of these contents look like chunk framing.
 CONTENT = st.sampled_from([b"4\r\nabcd\r\n", b"0\r\n\r\n", b"\r\n", b"\n", b"4", b"data: {}\n\n"])
