@@ -8,6 +8,7 @@ from typing import Final
 # The limit of a line: a chunk size with its extensions, or a trailer field.
 _MAX_LINE_BYTES: Final = 16 * 1024
 _MAX_TRAILER_BYTES: Final = 64 * 1024
+_MAX_USUAL_LINE: Final = 18  # The length of a line with a chunk size of 16 digits and CRLF.
 _USUAL_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 # A chunk size with extensions. `int` alone would also accept signs and underscores.
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]+)\s*(?:;.*)?", re.DOTALL)
@@ -40,6 +41,12 @@ class Chunks:
 
     def feed(self, data: bytes) -> bytes:
         """Parse the next received bytes, and return the content of the chunks in `data`."""
+        if self._state == _SIZE_LINE and not self._partial_line:
+            # Fast path: servers mostly send one complete chunk at a time.
+            end = data.find(b"\r\n", 0, _MAX_USUAL_LINE)
+            size = len(data) - end - 4
+            if size > 0 and data.startswith(b"%x\r\n" % size) and data.endswith(b"\r\n"):
+                return data[end + 2 : -2]
         if self._partial_line:
             data, self._partial_line = self._partial_line + data, b""
         content: list[bytes] = []
@@ -53,7 +60,7 @@ class Chunks:
                 if not self._missing:
                     self._state = _END_OF_CHUNK
                 continue
-            # Fast path: servers mostly send complete chunks without extensions.
+            # Fast path: complete chunks without extensions.
             while self._state == _SIZE_LINE and (usual := _USUAL_LINE.match(data, at)):
                 start = usual.end()
                 end = start + int(usual[1], 16)
