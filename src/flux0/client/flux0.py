@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn, final
 
 from flux0.client.caller import Caller
@@ -39,6 +40,20 @@ DEFAULT_SERVER_URL = "http://127.0.0.1:8080"
 DEFAULT_IDLE_TIMEOUT = 600.0
 DEFAULT_MAX_EVENT_BYTES = 16 * 1024 * 1024
 DEFAULT_MAX_BODY_BYTES = 64 * 1024 * 1024
+
+# The modules that functions import when a call, a stream or an error needs them. Creating a client
+# imports these modules, because a child that is forked during an import waits forever if it imports
+# the same module.
+_IMPORTED_IN_CALLS = (
+    "email.utils",
+    "flux0.client.json_form",
+    "flux0.client.relay",
+    "flux0.runtime.threads",
+    "http",
+    "json",
+    "logging",
+    "urllib.parse",
+)
 
 
 @final
@@ -123,7 +138,9 @@ class Flux0(Uncopyable):
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         **options: NoReturn,
     ) -> None:
-        # Import the codec here: its import takes long, and `import flux0` must be fast.
+        # Import these modules here: their import takes long, and `import flux0` must be fast.
+        for module in _IMPORTED_IN_CALLS:
+            import_module(module)
         from flux0.adapters.json import JsonCodec  # noqa: PLC0415
 
         check_names(options, of_call=False)

@@ -82,7 +82,7 @@ def choose_transports(
     serves_sync = hasattr(base, "send") and getattr(base, "serves_sync", True)
     serves_async = hasattr(base, "send_async") and getattr(base, "serves_async", True)
     if own is None and not serves_async:
-        from flux0.runtime.threads import ThreadedTransport  # noqa: PLC0415 - loads anyio
+        from flux0.runtime.threads import ThreadedTransport  # noqa: PLC0415 - rarely needed
 
         own = ThreadedTransport(base)
     return (base if serves_sync else None), (base if own is None else own)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from itertools import count
 from math import inf
-from threading import Lock
 from typing import Any
 
 from attrs import evolve, frozen
@@ -22,30 +23,31 @@ class RetryBudget:
 
     The budget starts full, with `capacity` retries. Each retry removes one from the budget, and
     `successes_per_retry` successful calls add one. If the budget is empty, failed calls are not
-    retried. All threads of a client share one budget.
+    retried. All threads of a client share one budget. It has no lock, which a forked child could
+    inherit in its locked state.
     """
 
     def __init__(self, capacity: int = 100, successes_per_retry: int = 10) -> None:
-        # Count in integers: one successful call adds 1, and one retry costs `successes_per_retry`.
-        # Sums of fractions would not be exact.
-        self._cost = successes_per_retry
-        self._maximum = capacity * successes_per_retry
-        self._balance = self._maximum
-        self._lock = Lock()
+        # Each item is a retry. Single operations of a deque are atomic.
+        self._retries = deque(range(capacity), maxlen=capacity)
+        self._capacity = capacity
+        self._successes = count(1)
+        self._successes_per_retry = successes_per_retry
 
     def spend(self) -> bool:
         """Remove one retry from the budget; return False if the budget has none left."""
-        with self._lock:
-            if self._balance < self._cost:
-                return False
-            self._balance -= self._cost
-            return True
+        try:
+            self._retries.pop()
+        except IndexError:
+            return False
+        return True
 
     def add_success(self) -> None:
         """Record a successful call; `successes_per_retry` calls add one retry to the budget."""
-        if self._balance < self._maximum:
-            with self._lock:
-                self._balance = min(self._maximum, self._balance + 1)
+        if len(self._retries) < self._capacity:
+            number = next(self._successes)
+            if number % self._successes_per_retry == 0:
+                self._retries.append(number)
 
 
 @frozen(eq=False)

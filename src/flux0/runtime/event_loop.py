@@ -17,6 +17,7 @@ from types import coroutine
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from flux0.domain.errors import ConnectError
+from flux0.runtime.processes import fork_lock
 
 T = TypeVar("T")
 # Seconds from the garbage collection of a `PerLoop` to the closing of its resources.
@@ -72,9 +73,10 @@ def load_anyio() -> Any:
 @cache
 def _load_anyio(*, trio: bool) -> Any:  # noqa: ARG001 - the key of the cache
     try:
-        import anyio  # noqa: PLC0415 - slow to import; httpx imports it
+        with fork_lock:  # A forked child would inherit the locks of modules that are imported.
+            import anyio  # noqa: PLC0415 - slow to import; httpx imports it
 
-        anyio.current_time()  # anyio imports its part for asyncio or trio at the first use.
+            anyio.current_time()  # anyio imports its part for asyncio or trio at the first use.
     except OSError as error:
         raise ConnectError(os.strerror(error.errno or 0).lower()) from error
     return anyio
@@ -89,8 +91,9 @@ def running_loop() -> Loop:
     trio = _running_trio()
     if trio is not None:
         return trio.lowlevel.current_trio_token()
-    import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
-
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None:
+        raise RuntimeError("no event loop is running")
     return asyncio.get_running_loop()
 
 
@@ -142,7 +145,7 @@ def has_ended(loop: Loop) -> bool:
 
 
 def _do_nothing() -> None:
-    """A callback without effect, to find out whether a loop accepts callbacks."""
+    """A callback without effect, to wake a loop, or to find out whether it accepts callbacks."""
 
 
 def is_stopped(loop: Loop) -> bool:
@@ -180,6 +183,8 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
         # Create the task now and not in a callback: a loop that is about to end cancels all
         # existing tasks, but may drop callbacks.
         spawn()
+        # A signal handler may run while the loop waits for I/O. A callback ends this wait.
+        call_soon(loop, _do_nothing)
         return True
     return call_soon(loop, spawn)
 

@@ -8,11 +8,10 @@ from functools import partial
 from threading import Lock, Thread
 from typing import TypeVar
 
-from anyio import Event
 from attrs import evolve
 
 from flux0.ports import AsyncByteStream, ByteStream, Interrupt, Request, Response, Transport
-from flux0.runtime.event_loop import call_soon, running_loop
+from flux0.runtime.event_loop import call_soon, load_anyio, running_loop
 
 T = TypeVar("T")
 
@@ -24,7 +23,7 @@ async def run_in_thread(function: Callable[[], T]) -> T:
 
     The worker threads of anyio are not suitable, because the interpreter waits for them at exit.
     """
-    loop, done = running_loop(), Event()
+    loop, done = running_loop(), load_anyio().Event()
     results: list[T] = []
     errors: list[BaseException] = []
 

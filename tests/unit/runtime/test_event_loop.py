@@ -57,6 +57,14 @@ def per_loop() -> PerLoop[Resource]:
     return PerLoop(Resource, Resource.aclose)
 
 
+def test_thread_without_asyncio_has_no_running_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of a program that uses only trio may close a client; nothing is imported."""
+    monkeypatch.delitem(sys.modules, "asyncio")
+    with pytest.raises(RuntimeError):
+        running_loop()
+    assert "asyncio" not in sys.modules
+
+
 def test_asyncio_needs_no_trio(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         assert running_loop() is asyncio.get_running_loop()

@@ -23,10 +23,12 @@ from flux0 import EventStream, Flux0, HttpxTransport
 from flux0.domain.errors import StreamInterrupted, StreamInUse
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.responses import ServerSteps, WaitForRelease, http_response
+from support import at_locks
 from support.forking import in_child
 from support.in_memory import JSON, SSE, chunk, status
 from support.secured import Secured
 from support.sending import AGENTS, OK, fetch_sync, get
+from support.socks_proxy import SocksProxy
 from support.transports import SYNC_WAYS, TRANSPORTS, Way
 
 # Python warns about a fork in a process with threads, and the test server runs threads.
@@ -232,35 +234,114 @@ def test_child_exits_normally(way: Way) -> None:
         server.wait_until_closed()
 
 
-IMPORTS = """
+FINDER = """
 import sys
+from contextlib import suppress
 import flux0
+from flux0.runtime.processes import fork_lock
 
-client = flux0.Flux0(sys.argv[1], transport=getattr(flux0, sys.argv[2])())
-before = set(sys.modules)
-client.agents.list()
-try:
-    client.agents.list()
-except flux0.APIError:
-    pass
-with client.sessions.create_event(session_id="s", content="Hi") as stream:
+
+class Finder:
+    def find_spec(self, name, *_):
+        print(name, "while forks wait" if fork_lock._is_owned() else "")
+
+
+retries = flux0.RetryConfig(backoff=flux0.BackoffStrategy(0, 0))
+client = flux0.Flux0(sys.argv[1], transport=getattr(flux0, sys.argv[2])(), retry_config=retries)
+sys.meta_path.insert(0, Finder())
+"""
+SYNC_CALLS = """
+def begin():
+    return client.sessions.create_event(session_id="s", content="Hi")
+
+
+client.agents.list(extra_query={"new": "1"})
+for id_ in range(3):
+    with suppress(flux0.Flux0Error):
+        client.agents.retrieve(agent_id=f"agent{id_}")
+with begin() as stream:
     list(stream)
     stream.messages
+b"".join(begin().relay())
+b"".join(begin().relay())
+begin().close()
 client.close()
-print(sorted(set(sys.modules) - before))
+del sys.meta_path[0]
+"""
+ASYNC_CALLS = """
+async def run():
+    await client.agents.list_async()
+    await client.close_async()
+    del sys.meta_path[0]
 """
 
 
+def imports_of(script: str, server: ByteServer, transport: str) -> list[str]:
+    """Return the modules that the calls in `script` import."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, server.url, TRANSPORTS[transport][0]],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
 @over_every_transport
-def test_calls_import_no_modules(way: Way) -> None:
-    """A child that is forked during an import would inherit the import lock as locked."""
+@pytest.mark.parametrize("network", ["plain", "TLS", "SOCKS"])
+def test_calls_import_no_modules(
+    way: Way, network: str, secured: Secured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that is forked during an import would inherit the import lock as locked.
+
+    The first call over TLS or through a SOCKS proxy may import modules, and forks wait meanwhile.
+    """
+    sse, json = SSE.items(), JSON.items()
+    date = [("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT")]
+    responses = (
+        AGENTS,
+        http_response(b"busy", headers=date, status="503 Service Unavailable"),
+        http_response(b"", status="418 I'm a teapot"),
+        http_response(b'{"detail": [{"loc": ["a"], "msg": "b"}]}', headers=json, status="422 No"),
+        http_response(b'{"id": 7}', headers=json),
+        http_response(chunk("a"), headers=sse, framing="chunked"),
+        http_response(chunk("a"), headers=sse, framing="chunked"),
+        http_response(b"event: status\ndata: 1\n\n", headers=sse, framing="chunked"),
+        http_response(chunk("a"), WaitForRelease(), headers=sse, framing="chunked"),
+    )
+    tls = secured.server if network == "TLS" else None
+    with ByteServer(*responses, tls=tls) as server, SocksProxy() as proxy:
+        monkeypatch.setenv("SSL_CERT_FILE", secured.ca_file)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", secured.ca_file)
+        if network == "SOCKS":
+            monkeypatch.setenv("ALL_PROXY", f"socks5h://{proxy.address}")
+        imports = imports_of(FINDER + SYNC_CALLS, server, way.transport)
+        assert len(server.requests) == len(responses)
+    if network != "plain":
+        imports = [line for line in imports if not line.endswith("while forks wait")]
+    assert imports == []
+
+
+@pytest.mark.parametrize("transport", ["aiohttp", "httpx"])
+def test_forks_wait_while_the_first_async_call_imports_modules(transport: str) -> None:
+    script = f"import asyncio\n{FINDER}{ASYNC_CALLS}asyncio.run(run())"
+    with ByteServer(AGENTS) as server:
+        imports = imports_of(script, server, transport)
+    assert imports
+    assert all(line.endswith("while forks wait") for line in imports)
+
+
+@over_every_transport
+def test_fork_while_a_call_holds_a_lock(way: Way) -> None:
+    """The lock is never released in the child."""
     turn = http_response(chunk("a"), headers=SSE.items(), framing="chunked")
-    missing = http_response(b'{"detail": "no"}', headers=JSON.items(), status="404 Not Found")
-    with ByteServer(AGENTS, missing, turn) as server:
+    with ByteServer(turn) as server:
+        arguments = "fork", server.url, TRANSPORTS[way.transport][0]
         done = subprocess.run(
-            [sys.executable, "-c", IMPORTS, server.url, TRANSPORTS[way.transport][0]],
+            [sys.executable, "-W", "ignore", at_locks.__file__, *arguments],
             capture_output=True,
             text=True,
             check=False,
         )
-    assert (done.stdout, done.stderr) == ("[]\n", "")
+    assert done.stderr == ""
+    assert int(done.stdout) > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from json.decoder import JSONDecoder
 from typing import Any, TypeVar, cast, get_args, get_origin
 
@@ -34,6 +33,10 @@ class JsonCodec:
     that the error message can name the wrong value and the problem.
     """
 
+    def __init__(self) -> None:
+        # The function for each event name that builds an event from plain JSON.
+        self._event_hooks: dict[str, Callable[[Any, None], StreamEvent]] = {}
+
     def decode(self, model: type[T], body: bytes) -> T:
         """Decode the JSON in `body` into `model`. For `object`, return plain values."""
         data = _load(body)
@@ -48,7 +51,9 @@ class JsonCodec:
         name, text, id_, _ = event
         hook = self._event_hooks.get(name)
         if hook is None:
-            return UnknownEvent(name, text, id_)
+            if name not in _EVENTS:
+                return UnknownEvent(name, text, id_)
+            hook = self._event_hooks[name] = structure_hook(_EVENTS[name])
         try:  # This is faster than calling `_load` and `_structure`.
             data, end = _scan(text, 0)
             if end == len(text):
@@ -57,11 +62,6 @@ class JsonCodec:
             pass  # Below, `_load` or `_structure` raises an error that names the reason.
         result: StreamEvent = self._structure(_EVENTS[name], _load(text), text)
         return result
-
-    @cached_property
-    def _event_hooks(self) -> dict[str, Callable[[Any, None], StreamEvent]]:
-        """The function for each event name that builds an event from plain JSON."""
-        return {name: structure_hook(kind) for name, kind in _EVENTS.items()}
 
     def encode(self, value: Any, argument: str = "value") -> bytes:
         """Encode a model, or plain values, as JSON in ASCII bytes.

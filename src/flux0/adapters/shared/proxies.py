@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from flux0.adapters.shared.failures import unusable_proxy
+from flux0.runtime.processes import fork_lock
 
 # The schemes of proxies that urllib3 supports if PySocks is installed.
 PYSOCKS_SCHEMES: Final = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
@@ -77,7 +78,8 @@ class EnvironmentProxies:
             # The extra `socks` of the library, such as httpx[socks], installs this module.
             module = "socksio" if self._library.startswith("httpx") else "socks"
             try:
-                import_module(module)
+                with fork_lock:  # A forked child would inherit the locks of imported modules.
+                    import_module(module)
             except ImportError as error:
                 raise unusable_proxy(
                     f"{self._library} needs a package for the proxy {scheme}://{place}: "
