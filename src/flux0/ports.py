@@ -68,8 +68,8 @@ class Interrupt:
         """
         with self._lock:
             self._wake = wake
-            if self.fired:
-                wake()
+        if self.fired:
+            self.fire()
 
     def clear(self) -> None:
         """Remove the function that `on_fire` set."""
@@ -77,11 +77,19 @@ class Interrupt:
             self._wake = None
 
     def fire(self) -> None:
-        """Stop the exchange: call `wake` now, or as soon as `on_fire` sets it."""
-        with self._lock:
-            self.fired = True
-            if self._wake is not None:
-                self._wake()
+        """Stop the exchange: call `wake` now, or as soon as `on_fire` sets it.
+
+        Safe in signal handlers and finalizers, because it does not wait for the lock. If the lock
+        is held, `on_fire` calls `wake` afterwards, another call of `fire` is calling `wake`, or
+        `clear` is ending the exchange.
+        """
+        self.fired = True
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._wake is not None:
+                    self._wake()
+            finally:
+                self._lock.release()
 
 
 @frozen

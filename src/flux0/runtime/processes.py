@@ -13,7 +13,7 @@ from _thread import start_new_thread
 from collections.abc import Callable
 from contextlib import suppress
 from os import getpid
-from threading import RLock
+from threading import Lock, RLock
 from typing import Final, Generic, TypeVar, final
 
 from flux0.domain.errors import ConnectionInterrupted
@@ -64,6 +64,26 @@ def run_in_new_thread(act: Callable[[], object]) -> bool:
     return False
 
 
+def call_with_lock(lock: Lock | RLock, act: Callable[[], object]) -> None:
+    """Call `act` while `lock` is held, without waiting for `lock`.
+
+    If `lock` is held, a new thread waits for `lock`, and calls `act`. Safe in signal handlers and
+    finalizers, which may run in the thread that holds `lock`.
+    """
+
+    def wait_and_call() -> None:
+        with lock:
+            act()
+
+    if not lock.acquire(blocking=False):
+        run_in_new_thread(wait_and_call)
+        return
+    try:
+        act()
+    finally:
+        lock.release()
+
+
 class PerProcess(Generic[T]):
     """One resource for each process, created at the first use.
 
@@ -85,6 +105,13 @@ class PerProcess(Generic[T]):
             # If another thread has stored a resource in the meantime, return that resource.
             resource = self._resources.setdefault(_running.id, self._make())
         return resource
+
+    def pop(self) -> T | None:
+        """Remove and return the resource of the running process; None if there is none.
+
+        The next call of `get` creates a new resource.
+        """
+        return self._resources.pop(_running.id, None)
 
 
 class OwnerProcess:

@@ -16,6 +16,7 @@ from attrs import evolve
 from requests.adapters import HTTPAdapter
 
 from flux0 import ClientClosed, Flux0, RequestsTransport, RetryConfig, Urllib3Transport
+from flux0.adapters.urllib3 import pools
 from flux0.domain.errors import ConnectError, ConnectTimeout, PoolTimeout
 from flux0.ports import ByteStream, Request, Response, Transport
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
@@ -148,7 +149,15 @@ def blocking_manager() -> Transport:
     return Urllib3Transport(urllib3.PoolManager(maxsize=1, block=True))
 
 
-over_blocking = pytest.mark.parametrize("make", [blocking_session, blocking_manager])
+@pytest.fixture(autouse=True)
+def one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits the pools of the built-in manager to one connection."""
+    monkeypatch.setattr(pools, "MAX_CONNECTIONS", 1)
+
+
+over_blocking = pytest.mark.parametrize(
+    "make", [blocking_session, blocking_manager, Urllib3Transport]
+)
 
 
 @over_blocking

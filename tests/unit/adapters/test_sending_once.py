@@ -23,7 +23,6 @@ from flux0.adapters.urllib3 import (
     connection as urllib3_connection,
     http_response as urllib3_response,
 )
-from flux0.adapters.urllib3.connection import built_in_manager, close_pools
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -379,14 +378,6 @@ def test_connection_class_of_the_user_opens_the_socket(wrap: Callable[[Any], Any
     manager.clear()
     for sock in opened:
         sock.close()
-
-
-def test_pool_that_is_already_closed_can_be_closed() -> None:
-    """Another thread may close a pool while the transport is closed."""
-    manager = built_in_manager()
-    manager.connection_from_url("http://127.0.0.1:1").close()
-    close_pools(manager)
-    assert not manager.pools
 
 
 RECORDED = """

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +21,11 @@ from flux0.ports import Request, Response
 from flux0.testing import FakeTransport, Gate, Say
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import ServerSteps, WaitForRelease, http_response
+from support import at_locks
 from support.in_memory import SSE, chunk, in_every_mode
 from support.modes import call_blocking, in_mode
 from support.sending import over
-from support.transports import WAYS, Mode, Way
+from support.transports import SYNC_WAYS, TRANSPORTS, WAYS, Mode, Way
 
 MESSAGE = "this Flux0 client is closed: create a new client"
 SILENT = (WaitForRelease(),)
@@ -171,3 +176,40 @@ async def test_middleware_that_closes_the_client_cannot_wait(mode: Mode) -> None
     with pytest.raises(ClientClosed):
         await in_mode(mode, flux0).agents.list_async()
     assert fake.calls == ()
+
+
+@over(*WAYS)
+async def test_signal_handler_that_closes_the_client_ends_a_reader_of_the_same_thread(
+    way: Way,
+) -> None:
+    with ByteServer(ONE_EVENT) as server:
+        real = Flux0(server.url, transport=way.make_transport())
+        flux0 = in_mode(way.mode, real)
+        stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
+        await anext(stream)
+        previous = signal.signal(signal.SIGUSR1, lambda *_: real.close())
+        sending = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+        sending.start()
+        try:
+            with pytest.raises(ClientClosed):
+                await anext(stream)
+        finally:
+            sending.join()
+            signal.signal(signal.SIGUSR1, previous)
+        await call_blocking(way.mode, server.wait_until_closed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", SYNC_WAYS, ids=str)
+def test_close_does_not_wait_for_a_lock_that_a_call_holds(way: Way) -> None:
+    """A signal handler or a finalizer could close the client in the thread of the call."""
+    turn = http_response(chunk("a"), headers=SSE.items(), framing="chunked")
+    with ByteServer(turn) as server:
+        done = subprocess.run(
+            [sys.executable, at_locks.__file__, "close", server.url, TRANSPORTS[way.transport][0]],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.stderr == ""
+    assert int(done.stdout) > 0

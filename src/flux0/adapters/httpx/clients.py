@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import ssl
-import threading
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache, partial
 from operator import methodcaller
@@ -108,9 +107,8 @@ class SyncBuiltInClient(_BuiltInClient):
         return self._complete(response, request, pool)
 
     def close(self) -> None:
-        """Close all connections."""
-        for transport in self._pools.transports():
-            transport.close()
+        """Close all connections; see `Pools.close`."""
+        self._pools.close()
 
 
 class AsyncBuiltInClient(_BuiltInClient):
@@ -167,7 +165,7 @@ def _stream_class(httpx_module: Any) -> type[Any]:
 class BuiltInClients:
     """The built-in clients of a transport. Each combination of proxy and URL scheme has a client.
 
-    Clients are created at their first use. After `close`, the next use creates a new client.
+    Clients are created at their first use.
 
     Attributes:
         bodies: The open bodies of the sync clients.
@@ -175,14 +173,8 @@ class BuiltInClients:
 
     def __init__(self, httpx_module: Any, httpcore_module: Any, *, is_async: bool) -> None:
         self._create = partial(_create_client, httpx_module, httpcore_module, is_async=is_async)
-        self._lock = threading.Lock()
         self.bodies: OpenBodies = OpenBodies()
         self._clients: dict[tuple[str | None, bool], Any] = {}
-
-    @property
-    def has_clients(self) -> bool:
-        """Whether any client was created since the last `close`. Acquires no lock."""
-        return bool(self._clients)
 
     def get(self, url: str, proxy: str | None) -> Any:
         """Return the client for requests to `url` through the proxy with the URL `proxy`.
@@ -190,10 +182,11 @@ class BuiltInClients:
         If `proxy` is None, the client connects to the server directly.
         """
         key = proxy, url.startswith("https:")
-        with self._lock:
-            if key not in self._clients:
-                self._clients[key] = self._create(*key)
-            return self._clients[key]
+        client = self._clients.get(key)
+        if client is None:
+            # If another thread has stored a client in the meantime, return that client.
+            client = self._clients.setdefault(key, self._create(*key))
+        return client
 
     def close(self) -> None:
         """Close the open bodies, then the sync clients."""
@@ -202,18 +195,13 @@ class BuiltInClients:
 
     def close_clients(self) -> None:
         """Close the sync clients. Unlike `close`, this method starts no threads."""
-        for client in self._pop_clients():
+        for client in self._clients.copy().values():
             client.close()
 
     async def close_async(self) -> None:
         """Close the async clients."""
-        for client in self._pop_clients():
+        for client in self._clients.values():
             await client.aclose()
-
-    def _pop_clients(self) -> Iterable[Any]:
-        with self._lock:
-            clients, self._clients = self._clients, {}
-        return clients.values()
 
 
 def _create_client(

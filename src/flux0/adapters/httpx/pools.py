@@ -62,11 +62,21 @@ class Pools:
         self._lock = Lock()
         self._pools: list[Pool] = []
         self._waiting: deque[_Waiter] = deque()
+        self._closed = False
 
     def transports(self) -> tuple[Any, ...]:
         """Return the transports of all pools."""
-        with self._lock:
-            return tuple(pool.transport for pool in self._pools)
+        return tuple(pool.transport for pool in self._pools.copy())
+
+    def close(self) -> None:
+        """Close the idle connections now, and the others when their exchanges end; for sync code.
+
+        A signal handler or a finalizer may call this method in a thread that holds a lock of the
+        HTTP library. Therefore no lock is acquired, and no socket is closed while it is in use.
+        """
+        self._closed = True
+        for transport in self.transports():
+            _close_idle(transport)
 
     def enter(self, timeout: float | None, interrupt: Interrupt) -> Pool:
         """Reserve a place for one exchange, waiting if necessary, and return its pool.
@@ -96,6 +106,8 @@ class Pools:
 
     def leave(self, pool: Pool) -> None:
         """Free a place in `pool`. Close the pool if it is now unused, except the first pool."""
+        if self._closed:
+            _close_idle(pool.transport)
         with self._lock:
             if self._waiting:
                 waiter = self._waiting.popleft()
@@ -148,3 +160,10 @@ class Pools:
             if waiter.pool is None:
                 self._waiting.remove(waiter)
             return waiter.pool is not None
+
+
+def _close_idle(transport: Any) -> None:
+    """Close the idle connections of a transport, without the lock of its pool."""
+    for connection in transport._pool.connections:  # noqa: SLF001 - httpx has no public name
+        if connection.is_idle():
+            connection.close()

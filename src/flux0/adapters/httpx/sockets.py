@@ -130,8 +130,7 @@ class SyncConnection(HttpxConnection):
     def _is_readable(self) -> bool:
         if isinstance(self._sock, _NestedTLS) and self._sock.has_unread:
             return True
-        sock = self._get_info("socket")
-        return sock.fileno() < 0 or wait(sock, 0, read=True)[0]
+        return wait(self._get_info("socket"), 0, read=True)[0]
 
 
 class _NestedTLS:

@@ -50,7 +50,7 @@ from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed, is_success
 from flux0.ports import AsyncByteStream, ByteStream, Request, Response
 from flux0.runtime.event_loop import PerLoop, shielded
-from flux0.runtime.processes import PerProcess, run_in_new_thread
+from flux0.runtime.processes import PerProcess
 
 Body = TypeVar("Body")
 
@@ -110,7 +110,7 @@ class HttpxFamilyTransport(ABC):
         self._proxies = EnvironmentProxies(self._library, _PROXY_SCHEMES)
         create = partial(BuiltInClients, httpx_module, httpcore_module)
         self._built_in_clients = PerProcess(partial(create, is_async=False))
-        weakref.finalize(self, _close_from_finalizer, weakref.ref(self), self._built_in_clients)
+        weakref.finalize(self, _close_clients, self._built_in_clients)
         self._built_in_async_clients: PerLoop[BuiltInClients] = PerLoop(
             partial(create, is_async=True), BuiltInClients.close_async
         )
@@ -163,7 +163,9 @@ class HttpxFamilyTransport(ABC):
 
     def close(self) -> None:
         """Close the built-in sync clients and their open bodies. The user's client stays open."""
-        self._built_in_clients.get().close()
+        built_in = self._built_in_clients.pop()
+        if built_in is not None:
+            built_in.close()
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Send `request` once; see `AsyncTransport.send_async`."""
@@ -317,18 +319,15 @@ class Httpx2Transport(HttpxFamilyTransport):
         return httpx2, httpcore2
 
 
-def _close_from_finalizer(
-    transport: weakref.ref[HttpxFamilyTransport], built_in_clients: PerProcess[BuiltInClients]
-) -> None:
-    clients = built_in_clients.get()
-    if transport() is not None:
-        # The interpreter is exiting, so no thread can be started. A new thread is not needed,
-        # because this thread holds no lock of a pool.
-        clients.close_clients()
-    elif clients.has_clients:
-        # The garbage collector may run while this thread holds a lock of the connection pool. The
-        # new thread can wait for the lock.
-        run_in_new_thread(clients.close)
+def _close_clients(built_in_clients: PerProcess[BuiltInClients]) -> None:
+    """Close the clients of a transport that is unreferenced, or at exit.
+
+    At exit, no thread can be started, so open bodies stay open. Without a reference to the
+    transport, there are no open bodies, because each body has a reference to its transport.
+    """
+    built_in = built_in_clients.pop()
+    if built_in is not None:
+        built_in.close_clients()
 
 
 def _check_client(argument: str, client: object, library: str, *, is_async: bool) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from threading import Lock, RLock
+from threading import Lock
 from typing import Any, ClassVar, Final, Protocol
-from weakref import WeakSet, finalize
+from weakref import finalize, ref
 
 from flux0.adapters.shared.decompression import decoder_for
 from flux0.domain.errors import (
@@ -220,9 +220,8 @@ class SyncReader(_Reader):
         self._released = False
         # The connection of a finished body may serve the next request, so it must not be shut down.
         # Therefore this lock is held while `finished` is set, and while the connection is shut
-        # down. The lock is reentrant, because the garbage collector may call `close` in the thread
-        # that holds the lock.
-        self._end_lock = RLock()
+        # down.
+        self._end_lock: Lock = Lock()
 
     def read(self, timeout: float | None) -> bytes | None:
         """Return the next piece, or None at the end of the body; see `ByteStream.read`."""
@@ -256,19 +255,24 @@ class SyncReader(_Reader):
         return piece
 
     def close(self) -> None:
-        """Release the connection without waiting for a lock of the connection pool.
+        """Release the connection without waiting for a lock.
 
-        The garbage collector may call this method in a thread that holds a lock of the pool.
-        Therefore a new thread does the work that may acquire such a lock.
+        A signal handler or the garbage collector may call this method in a thread that holds a lock
+        of the body or of the connection pool. Therefore a new thread does the work that may acquire
+        a lock of the pool.
         """
         if self._owner.is_inherited():
             self._never_collected.add(self)
             return
         self._mark_closed()
-        with self._end_lock:
+        if not self._end_lock.acquire(blocking=False):
+            return  # The body has ended, or another call of this method is closing it.
+        try:
             if self.finished or self._released:
                 return
             self._source.shut_down()
+        finally:
+            self._end_lock.release()
         # If another thread reads the body, the shutdown wakes that thread, and `read` releases the
         # connection.
         release = self._source.release
@@ -298,17 +302,17 @@ class OpenBodies:
     """The open sync bodies of one transport. Closing the transport closes these bodies."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
-        self._bodies: WeakSet[SyncBody] = WeakSet()
+        # The keys are the bodies. A lock is not needed, because each operation is atomic.
+        self._references: dict[ref[SyncBody], None] = {}
 
     def add(self, body: SyncBody) -> None:
         """Track `body` until the garbage collector frees it."""
-        with self._lock:
-            self._bodies.add(body)
+        references = self._references
+        references[ref(body, references.__delitem__)] = None
 
     def close(self) -> None:
         """Close all tracked bodies."""
-        with self._lock:
-            bodies = tuple(self._bodies)
-        for body in bodies:
-            body.close()
+        for reference in self._references.copy():
+            body = reference()
+            if body is not None:
+                body.close()

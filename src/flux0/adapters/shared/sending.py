@@ -38,13 +38,16 @@ def wait(
     """Wait until the socket is readable (if `read`) or writable (if `write`).
 
     Return whether it is readable, and whether it is writable. If the timeout expired, both are
-    False.
+    False. A closed socket is both: using it raises an error.
     """
-    if not hasattr(select, "poll"):  # Windows has no poll.
-        readable, writable, _ = select.select([sock] * read, [sock] * write, [], timeout)
-        return bool(readable), bool(writable)
-    poll = select.poll()
-    poll.register(sock, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
+    try:
+        if not hasattr(select, "poll"):  # Windows has no poll.
+            readable, writable, _ = select.select([sock] * read, [sock] * write, [], timeout)
+            return bool(readable), bool(writable)
+        poll = select.poll()
+        poll.register(sock, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
+    except ValueError:  # A signal handler or another thread has closed the socket.
+        return read, write
     found = poll.poll(None if timeout is None else timeout * 1000)
     events = found[0][1] if found else 0
     return bool(events & ~select.POLLOUT), bool(events & ~select.POLLIN)

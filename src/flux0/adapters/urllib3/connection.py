@@ -12,8 +12,6 @@ import sys
 from contextvars import ContextVar
 from functools import cache
 from io import BytesIO
-from math import inf
-from queue import Empty, LifoQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast, final
 
@@ -24,7 +22,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 from flux0.adapters.shared.connecting import Connector
 from flux0.adapters.shared.exchange import Exchange
 from flux0.adapters.shared.failures import chain
-from flux0.adapters.shared.limits import MAX_CONNECTIONS, MAX_IDLE_SECONDS
+from flux0.adapters.shared.limits import MAX_IDLE_SECONDS
 from flux0.adapters.shared.misplaced import refuse_misplaced
 from flux0.adapters.shared.sending import REJECTION, WOULD_BLOCK, send_some
 from flux0.adapters.urllib3.http_response import TrackedResponse
@@ -55,21 +53,17 @@ class Urllib3Exchange(Exchange):
     dead_proxy: str | None = None
 
     def __enter__(self) -> Urllib3Exchange:
-        self._token = _EXCHANGE.set(self)
+        self._token = current_exchange.set(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _EXCHANGE.reset(self._token)
+        current_exchange.reset(self._token)
         self.clear_interrupt()
 
 
-# Seconds between two checks of `interrupt.fired`, in a thread that waits for a connection of the
-# pool. `Interrupt.fire` cannot wake this thread: a finalizer may call `fire`, and must not acquire
-# the lock of the pool's queue.
-_INTERRUPT_CHECK_SECONDS: Final = 0.1
 _MIN_SECONDS: Final = 0.001  # The shortest timeout: 0 would make a socket non-blocking.
 
-_EXCHANGE: ContextVar[Urllib3Exchange | None] = ContextVar("flux0_exchange", default=None)
+current_exchange: Final = ContextVar[Urllib3Exchange | None]("current_exchange", default=None)
 
 
 class TrackedConnection(HTTPConnection):
@@ -111,7 +105,7 @@ class TrackedConnection(HTTPConnection):
         try:
             super().connect()
         except BaseException as error:
-            if exchange := _EXCHANGE.get():
+            if exchange := current_exchange.get():
                 exchange.failure = error
             raise
         finally:
@@ -121,7 +115,7 @@ class TrackedConnection(HTTPConnection):
 
     def _new_conn(self) -> Any:
         """Return a new socket, connected to the server or the proxy."""
-        exchange = _EXCHANGE.get()
+        exchange = current_exchange.get()
         if exchange is None:
             return super()._new_conn()
         sock: Any
@@ -199,7 +193,7 @@ class TrackedConnection(HTTPConnection):
 
     def request(self, *args: Any, **options: Any) -> None:
         """Connect if necessary, record that the request is being sent, and send it."""
-        if exchange := _EXCHANGE.get():
+        if exchange := current_exchange.get():
             if self.is_closed:
                 self.connect()
             exchange.sent = True
@@ -211,7 +205,7 @@ class TrackedConnection(HTTPConnection):
 
     def send(self, data: Any) -> None:
         """Send a part of the request. If the server rejects the request meanwhile, stop sending."""
-        exchange, sock = _EXCHANGE.get(), self.sock
+        exchange, sock = current_exchange.get(), self.sock
         # `send_some` makes the socket non-blocking. This is impossible for an `SSLTransport` of
         # urllib3, the socket for TLS inside TLS.
         if exchange is None or not self._body_is_large or not isinstance(sock, socket.socket):
@@ -248,115 +242,13 @@ class TrackedConnection(HTTPConnection):
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own
         """Wait for the response head, and return the response."""
         response = super().getresponse()
-        if exchange := _EXCHANGE.get():
+        if exchange := current_exchange.get():
             exchange.clear_interrupt()
         return response
 
 
-def track(pool: Any) -> None:
-    """Make `pool` open tracked connections only, and close its idle untracked connections.
-
-    If a recorder such as vcrpy has replaced the connection class of the pool, the pool is not
-    changed, because the recorder may replay a response without sending the request. With such a
-    pool, flux0 does not know whether a request was sent.
-    """
-    connection_class: Any = pool.ConnectionCls
-    if issubclass(connection_class, TrackedConnection):
-        if _is_unmodified(cast("Any", type(pool)).ConnectionCls):
-            return
-        # A recorder has replaced the class attribute `ConnectionCls`. Delete the instance attribute
-        # that an earlier call of `track` has set, so that the recorder's class is used.
-        del pool.ConnectionCls
-    elif _is_unmodified(connection_class):
-        pool.ConnectionCls = _tracked(connection_class)
-        if pool.pool.__class__ is LifoQueue:
-            # Change the class of the existing queue. With a new queue, threads that already wait
-            # for the existing queue would never get a connection.
-            pool.pool.__class__ = _Slots
-        if pool.num_connections and isinstance(pool.pool, _Slots):
-            pool.pool.close_idle()
-
-
-class _Slots(LifoQueue[Any]):
-    """The queue of a pool's slots. `Interrupt.fire` ends the wait for a free slot."""
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Return an idle connection, or None if the pool has a free slot for a new connection.
-
-        Raises `Empty` if no slot became free before the pool timeout expired, or before
-        `Interrupt.fire` was called.
-        """
-        exchange = _EXCHANGE.get()
-        if not block or exchange is None:
-            return super().get(block, timeout)
-        left = inf if exchange.timeout.pool is None else exchange.timeout.pool
-        end = monotonic() + left
-        while True:
-            try:
-                return super().get(timeout=max(0.0, min(left, _INTERRUPT_CHECK_SECONDS)))
-            except Empty:
-                left = end - monotonic()
-                if left <= 0 or exchange.interrupt.fired:
-                    raise
-
-    def close_idle(self) -> None:
-        """Close the idle connections. Their slots become free."""
-        with self.mutex:
-            connections, self.queue = self.queue, [None] * len(self.queue)
-        for connection in filter(None, connections):
-            connection.close()
-
-    def remove_free(self) -> None:
-        """Remove all free slots at once. `close` of a pool would remove them one by one."""
-        with self.mutex:
-            self.queue[:] = [connection for connection in self.queue if connection is not None]
-
-
-class _FullSlots(_Slots):
-    """The queue of a pool with `maxsize=1` that has `MAX_CONNECTIONS` slots instead of one.
-
-    urllib3 adds `maxsize` slots to a new queue one by one. Adding `MAX_CONNECTIONS` slots would
-    take longer than a call. Therefore, a new queue contains all slots except the one slot that
-    urllib3 adds.
-    """
-
-    def __init__(self, _: int) -> None:
-        super().__init__(MAX_CONNECTIONS)
-        self.queue += [None] * (MAX_CONNECTIONS - 1)
-
-
-class _HTTPPool(urllib3.HTTPConnectionPool):
-    QueueCls: type[LifoQueue[Any]] = _FullSlots
-
-
-class _HTTPSPool(urllib3.HTTPSConnectionPool):
-    QueueCls: type[LifoQueue[Any]] = _FullSlots
-
-
-def built_in_manager() -> urllib3.PoolManager:
-    """Return a pool manager whose pools have `MAX_CONNECTIONS` slots; see `_FullSlots`."""
-    manager = urllib3.PoolManager(maxsize=1, block=True)
-    classes: dict[str, Any] = {"http": _HTTPPool, "https": _HTTPSPool}
-    manager.pool_classes_by_scheme = classes
-    return manager
-
-
-def close_pools(manager: urllib3.PoolManager) -> None:
-    """Close the idle connections of a pool manager, and remove its pools.
-
-    `PoolManager.clear` only removes the pools. The connections of a pool stay open as long as an
-    object refers to the pool, such as an exception that the user has stored.
-    """
-    # Another thread may remove a pool meanwhile; then `get` returns None.
-    pools = [manager.pools.get(key) for key in manager.pools.keys()]  # noqa: SIM118 - not iterable
-    manager.clear()
-    for pool in filter(None, pools):
-        if isinstance(pool.pool, _Slots):
-            pool.pool.remove_free()
-        pool.close()
-
-
-def _is_unmodified(connection_class: Any) -> bool:
+def is_unmodified(connection_class: Any) -> bool:
+    """Return whether no recorder has replaced the connection class."""
     return (
         issubclass(connection_class, HTTPConnection)
         and connection_class.request is HTTPConnection.request
@@ -365,7 +257,8 @@ def _is_unmodified(connection_class: Any) -> bool:
 
 
 @cache
-def _tracked(connection_class: Any) -> type[Any]:
+def tracked_class(connection_class: Any) -> type[Any]:
+    """Return a subclass of the connection class that is also a `TrackedConnection`."""
     return type("TrackedConnection", (TrackedConnection, connection_class), {})
 
 

@@ -37,13 +37,8 @@ from flux0.adapters.shared.limits import ACCEPT_ENCODING, MAX_IDLE_CONNECTIONS
 from flux0.adapters.shared.misplaced import transport_repr
 from flux0.adapters.shared.proxies import PYSOCKS_SCHEMES, EnvironmentProxies
 from flux0.adapters.urllib3.body import Urllib3Source, request_body, translate_error
-from flux0.adapters.urllib3.connection import (
-    Urllib3Exchange,
-    check_type,
-    check_urllib3,
-    close_pools,
-    track,
-)
+from flux0.adapters.urllib3.connection import Urllib3Exchange, check_type, check_urllib3
+from flux0.adapters.urllib3.pools import Slots, close_pools, track, with_slots
 from flux0.domain.errors import (
     ConnectError,
     Flux0Error,
@@ -203,7 +198,14 @@ def _prepare(session: requests.Session, request: Request) -> Any:
 
 
 class _TrackingAdapter(HTTPAdapter):
-    """The adapter of the built-in session. Its pools open tracked connections."""
+    """The adapter of the built-in session. Its pools have `Slots` and open tracked connections."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        with_slots(self.poolmanager, Slots)
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        return with_slots(super().proxy_manager_for(proxy, **options), Slots)
 
     def get_connection_with_tls_context(
         self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
@@ -213,7 +215,7 @@ class _TrackingAdapter(HTTPAdapter):
 
     def close(self) -> None:
         """Close the idle connections."""
-        for manager in (self.poolmanager, *self.proxy_manager.values()):
+        for manager in (self.poolmanager, *self.proxy_manager.copy().values()):
             close_pools(manager)
 
 

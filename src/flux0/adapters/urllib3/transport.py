@@ -27,25 +27,19 @@ from urllib3.util import make_headers, parse_url
 
 from flux0.adapters.shared.bodies import OpenBodies, SyncBody
 from flux0.adapters.shared.failures import failure
-from flux0.adapters.shared.limits import ACCEPT_ENCODING, MAX_CONNECTIONS
+from flux0.adapters.shared.limits import ACCEPT_ENCODING
 from flux0.adapters.shared.misplaced import transport_repr
 from flux0.adapters.shared.proxies import PYSOCKS_SCHEMES, EnvironmentProxies
 from flux0.adapters.urllib3.body import Urllib3Source, request_body, translate_error
-from flux0.adapters.urllib3.connection import (
-    Urllib3Exchange,
-    built_in_manager,
-    check_type,
-    check_urllib3,
-    close_pools,
-    track,
-)
+from flux0.adapters.urllib3.connection import Urllib3Exchange, check_type, check_urllib3
+from flux0.adapters.urllib3.pools import ManySlots, close_pools, track, with_slots
 from flux0.domain.errors import ConnectError, mark_user_error
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed
 from flux0.ports import ByteStream, Request, Response
-from flux0.runtime.processes import PerProcess
+from flux0.runtime.processes import PerProcess, fork_lock
 
-_POOL: Final[dict[str, Any]] = {"maxsize": MAX_CONNECTIONS, "block": True}
+_POOL: Final[dict[str, Any]] = {"maxsize": 1, "block": True}  # See `ManySlots`.
 _NO_RETRIES: Final = urllib3.Retry(total=False, redirect=False)
 
 
@@ -121,7 +115,10 @@ class _Connections:
 
     def __init__(self, user_manager: urllib3.PoolManager | None) -> None:
         built_in = user_manager is None
-        self.manager = built_in_manager() if user_manager is None else user_manager
+        if user_manager is None:
+            self.manager = with_slots(urllib3.PoolManager(**_POOL), ManySlots)
+        else:
+            self.manager = user_manager
         self.bodies = OpenBodies()
         self._proxies = EnvironmentProxies("urllib3", PYSOCKS_SCHEMES) if built_in else None
         self._proxy_managers: dict[str, urllib3.PoolManager] = {}
@@ -129,7 +126,7 @@ class _Connections:
 
     def close(self) -> None:
         self._last_pool = None
-        for manager in (self.manager, *self._proxy_managers.values()):
+        for manager in (self.manager, *self._proxy_managers.copy().values()):
             close_pools(manager)
         self.bodies.close()
 
@@ -155,7 +152,7 @@ class _Connections:
             return self.manager
         manager = self._proxy_managers.get(proxy)
         if manager is None:
-            manager = _proxy_manager(proxy)
+            manager = with_slots(_proxy_manager(proxy), ManySlots)
             manager = self._proxy_managers.setdefault(proxy, manager)
         return manager
 
@@ -164,7 +161,8 @@ def _proxy_manager(proxy: str) -> urllib3.PoolManager:
     parsed = parse_url(proxy)
     proxy_url = parsed._replace(auth=None).url
     if proxy_url.startswith("socks"):
-        from urllib3.contrib.socks import SOCKSProxyManager  # noqa: PLC0415 - needs PySocks
+        with fork_lock:  # A forked child would inherit the locks of imported modules.
+            from urllib3.contrib.socks import SOCKSProxyManager  # noqa: PLC0415 - needs PySocks
 
         user, _, password = (parsed.auth or "").partition(":")
         return SOCKSProxyManager(proxy_url, unquote(user) or None, unquote(password), **_POOL)

@@ -106,6 +106,26 @@ def test_waiting_for_a_place_ends(way: OverHttpx, ends: str) -> None:
         assert calls[0].exception(DEFAULT_TIMEOUT) is not None
 
 
+@pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
+def test_connection_that_is_in_use_when_the_transport_is_closed_is_closed_later(
+    way: OverHttpx,
+) -> None:
+    """Another thread may be using the connection, so `close` must not close it at once."""
+    waiting = Event()
+    with (
+        ByteServer((Signal(waiting), WaitForRelease(), *OK)) as server,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        transport = way.transport_over(None)
+        sending_ = threads.submit(transport.send, get(server.url))
+        assert waiting.wait(DEFAULT_TIMEOUT)
+        transport.close()
+        server.release()
+        response = sending_.result(DEFAULT_TIMEOUT)  # It keeps the pool of the connection alive.
+        assert b"".join(sending.Pieces(response.body)) == b"ok"
+        server.wait_until_closed()
+
+
 def test_wait_that_ctrl_c_ends_keeps_no_place() -> None:
     closed: list[str] = []
     pools = Pools(lambda: "transport", closed.append, limit=1)

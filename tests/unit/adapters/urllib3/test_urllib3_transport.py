@@ -9,11 +9,9 @@ import signal
 
 import pytest
 import urllib3
-from attrs import evolve
 
-from flux0.adapters.urllib3 import connection
 from flux0.adapters.urllib3.transport import Urllib3Transport
-from flux0.domain.errors import ConnectionInterrupted, PoolTimeout, ProtocolError
+from flux0.domain.errors import ConnectionInterrupted, ProtocolError
 from flux0.testing.contract import LimitedPoolContract, TransportContract
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import (
@@ -25,7 +23,7 @@ from flux0.testing.contract.responses import (
     head,
     http_response,
 )
-from support.sending import HALF, LONG_TIMEOUT, OK, Pieces, fetch_sync, get
+from support.sending import HALF, OK, Pieces, fetch_sync, get
 
 
 class TestUrllib3Transport(LimitedPoolContract, TransportContract):
@@ -92,24 +90,6 @@ def test_requests_go_through_the_proxy_of_a_proxy_manager() -> None:
         assert request.target == url
         assert request.headers["host"] == "flux0.invalid"
         assert request.headers.get_all("accept") == ("application/json",)
-
-
-def test_built_in_pool_has_as_many_connections_as_its_limit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 3)
-    with ByteServer(HALF) as server:
-        transport = Urllib3Transport()
-        request = get(server.url, timeout=evolve(LONG_TIMEOUT, pool=0.01))
-        bodies = [transport.send(request).body for _ in range(3)]
-        with pytest.raises(PoolTimeout):
-            transport.send(request)
-        server.release()
-        assert [b"".join(Pieces(body)) for body in bodies] == [b"firstsecond"] * 3
-        assert fetch_sync(transport, request) == b"firstsecond"
-        assert server.connections == 3
-        transport.close()
-        server.wait_until_closed()
 
 
 def test_error_body_is_read_after_the_raw_response_was_dropped() -> None:

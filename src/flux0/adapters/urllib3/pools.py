@@ -1,0 +1,234 @@
+"""The pools of `urllib3`: tracked connections, and the slots of blocking pools."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from functools import cache, partial
+from math import inf
+from queue import Empty, Full
+from threading import TIMEOUT_MAX
+from time import monotonic
+from typing import Any, Final, TypeVar, cast
+
+import urllib3
+
+from flux0.adapters.shared.limits import MAX_CONNECTIONS
+from flux0.adapters.urllib3.connection import (
+    TrackedConnection,
+    current_exchange,
+    is_unmodified,
+    tracked_class,
+)
+from flux0.runtime.processes import call_with_lock
+from flux0.runtime.waker import Waker
+
+M = TypeVar("M", bound=urllib3.PoolManager)
+
+# Seconds between two checks of `interrupt.fired`, in a thread that waits for a slot of the user's
+# pool.
+_INTERRUPT_CHECK_SECONDS: Final = 0.1
+
+
+def track(pool: Any) -> None:
+    """Make `pool` open tracked connections only, and close its idle untracked connections.
+
+    If a recorder such as vcrpy has replaced the connection class of the pool, the pool is not
+    changed, because the recorder may replay a response without sending the request. With such a
+    pool, flux0 does not know whether a request was sent.
+    """
+    connection_class: Any = pool.ConnectionCls
+    if issubclass(connection_class, TrackedConnection):
+        if is_unmodified(cast("Any", type(pool)).ConnectionCls):
+            return
+        # A recorder has replaced the class attribute `ConnectionCls`. Delete the instance attribute
+        # that an earlier call of `track` has set, so that the recorder's class is used.
+        del pool.ConnectionCls
+    elif is_unmodified(connection_class):
+        pool.ConnectionCls = tracked_class(connection_class)
+        if pool.pool is None:  # The user has closed the pool.
+            return
+        if not isinstance(pool.pool, (Slots, _UserSlots)):
+            pool.pool = _UserSlots(pool.pool)
+        if pool.num_connections:
+            _close_idle(pool.pool)
+
+
+def _close_idle(slots: Slots | _UserSlots) -> None:
+    """Close the idle connections. Their slots become free."""
+    count = 0
+    with suppress(Empty):
+        while True:
+            connection = slots.get(block=False)
+            count += 1
+            if connection is not None:
+                connection.close()
+    for _ in range(count):
+        slots.put(None)
+
+
+class Slots:
+    """The slots of a built-in pool: idle connections, and None for each free slot.
+
+    Like `queue.LifoQueue`, which urllib3 uses, it returns the last slot first. It has no lock, so a
+    signal handler or a finalizer can close it. It also works if gevent has replaced `LifoQueue`.
+    `Interrupt.fire` ends the wait for a slot.
+
+    Args:
+        maxsize: The largest number of slots. urllib3 adds this number of free slots.
+    """
+
+    def __init__(self, maxsize: int) -> None:
+        self._maxsize = maxsize
+        # Single operations of a `list` and of a `deque` are atomic.
+        self._slots: list[Any] = []
+        self._waiting: deque[Waker] = deque()
+        self._closed = False
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Return an idle connection, or None if the pool has a free slot for a new connection.
+
+        Raises `Empty` if no slot became free within `timeout` seconds, or before `Interrupt.fire`
+        was called.
+        """
+        try:
+            return self._slots.pop()
+        except IndexError:
+            if not block:
+                raise Empty from None
+        return self._wait(inf if timeout is None else monotonic() + timeout)
+
+    def _wait(self, end: float) -> Any:
+        interrupt = cast("Any", current_exchange.get()).interrupt
+        waker = Waker()
+        interrupt.on_fire(waker.wake)
+        try:
+            while True:
+                self._waiting.append(waker)
+                # A slot may have become free before `waker` was added.
+                with suppress(IndexError):
+                    return self._slots.pop()
+                woken = waker.wait(min(max(end - monotonic(), 0), TIMEOUT_MAX))
+                if not woken or interrupt.fired:
+                    raise Empty
+        finally:
+            with suppress(ValueError):
+                self._waiting.remove(waker)
+            if self._slots:  # `put` may have woken this thread for a slot that is still free.
+                self._wake_next()
+
+    def put(self, slot: Any, block: bool = True) -> None:  # noqa: ARG002 - as in LifoQueue
+        """Return a connection, or None for a free slot. Never waits.
+
+        If a call is interrupted by Ctrl-C before it gets a slot, urllib3 nevertheless returns a
+        free slot. Therefore, a surplus slot is dropped, and its connection is closed.
+        """
+        if len(self._slots) < self._maxsize:
+            self._slots.append(slot)
+            self._wake_next()
+        elif slot is not None:
+            slot.close()
+        if self._closed:
+            self._close_idle()
+
+    def close(self) -> None:
+        """Close the idle connections, and each connection that is returned from now on."""
+        self._closed = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        with suppress(IndexError):
+            while True:
+                connection = self._slots.pop()
+                if connection is not None:
+                    connection.close()
+
+    def _wake_next(self) -> None:
+        with suppress(IndexError):
+            self._waiting.popleft().wake()
+
+
+class ManySlots(Slots):
+    """The `MAX_CONNECTIONS` slots of a pool that is created with `maxsize=1`.
+
+    Adding `MAX_CONNECTIONS` slots one by one would take longer than a call. Therefore, a new object
+    contains all slots except the one slot that urllib3 adds.
+    """
+
+    def __init__(self, maxsize: int) -> None:
+        super().__init__(MAX_CONNECTIONS)
+        self._slots += [None] * (MAX_CONNECTIONS - maxsize)
+
+
+class _UserSlots:
+    """The queue of a user's pool. `Interrupt.fire` ends the wait for a slot.
+
+    Args:
+        queue: The queue of the pool. Other threads may be waiting for this queue, so it stays in
+            use.
+    """
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+        self.qsize = queue.qsize
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Return a slot; see `Slots.get`. Uses the pool timeout, which requests does not pass."""
+        exchange = current_exchange.get()
+        if not block or exchange is None:
+            return self._queue.get(block, timeout)
+        left = inf if exchange.timeout.pool is None else exchange.timeout.pool
+        end = monotonic() + left
+        while True:
+            try:
+                return self._queue.get(timeout=max(0.0, min(left, _INTERRUPT_CHECK_SECONDS)))
+            except Empty:
+                left = end - monotonic()
+                if left <= 0 or exchange.interrupt.fired:
+                    raise
+
+    def put(self, slot: Any, block: bool = True) -> None:  # noqa: ARG002 - as in LifoQueue
+        """Return a slot. A surplus slot is dropped; see `Slots.put`."""
+        try:
+            self._queue.put(slot, block=False)
+        except Full:
+            if slot is not None:
+                slot.close()
+
+
+def with_slots(manager: M, slots: type[Any]) -> M:
+    """Replace the queues in the pools of a built-in manager by `slots`, and return `manager`."""
+    classes: dict[str, Any] = manager.pool_classes_by_scheme
+    manager.pool_classes_by_scheme = {
+        scheme: _pool_class(pool_class, cast("Any", slots))
+        for scheme, pool_class in classes.items()
+    }
+    return manager
+
+
+@cache
+def _pool_class(base: Any, slots: type[Any]) -> Any:
+    is_done = issubclass(base.QueueCls, Slots)
+    return base if is_done else type(base.__name__, (base,), {"QueueCls": slots})
+
+
+def close_pools(manager: urllib3.PoolManager) -> None:
+    """Close the idle connections of a pool manager, and remove its pools. Never waits for a lock.
+
+    `PoolManager.clear` only removes the pools. The connections of a pool stay open as long as an
+    object refers to the pool, such as an exception that the user has stored.
+
+    Args:
+        manager: A pool manager that `with_slots` has changed.
+    """
+    call_with_lock(manager.pools.lock, partial(_close_pools, manager))
+
+
+def _close_pools(manager: urllib3.PoolManager) -> None:
+    pools: list[Any]
+    pools = [manager.pools[key] for key in manager.pools.keys()]  # noqa: SIM118 - not iterable
+    manager.clear()
+    for pool in pools:
+        slots, pool.pool = pool.pool, None  # From now on, urllib3 raises `ClosedPoolError`.
+        if slots is not None:  # Another thread may have closed the pool meanwhile.
+            slots.close()

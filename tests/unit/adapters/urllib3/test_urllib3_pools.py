@@ -1,0 +1,172 @@
+"""The slots of urllib3's pools: waiting, closing, and Ctrl-C at any moment."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from queue import Empty
+from threading import Event
+from types import CodeType, FrameType
+
+import pytest
+import requests
+import urllib3
+from attrs import evolve
+from requests.adapters import HTTPAdapter
+
+from flux0.adapters.urllib3 import pools
+from flux0.adapters.urllib3.connection import Urllib3Exchange
+from flux0.adapters.urllib3.pools import ManySlots, Slots, close_pools, with_slots
+from flux0.adapters.urllib3.requests_transport import RequestsTransport
+from flux0.adapters.urllib3.transport import Urllib3Transport
+from flux0.domain.errors import PoolTimeout
+from flux0.ports import Transport
+from flux0.runtime.waker import Waker
+from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
+from support.sending import HALF, LONG_TIMEOUT, OK, Pieces, fetch_sync, get
+
+GETS: tuple[CodeType, ...] = tuple(
+    kind.get.__code__
+    for kind in (Slots, pools._UserSlots)  # pyright: ignore[reportPrivateUsage] - only its code
+)
+WAITS: tuple[CodeType, ...] = (Waker.wait.__code__,)
+
+
+@contextmanager
+def before(functions: tuple[CodeType, ...], *acts: Callable[[], object]) -> Generator[None]:
+    """In the `with` block, call the next of `acts` when this thread calls one of `functions`."""
+    left = list(acts)
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code in functions and left:
+            left.pop(0)()
+
+    sys.setprofile(profile)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+    assert left == []
+
+
+def press_ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+def built_in() -> Transport:
+    return Urllib3Transport()
+
+
+def blocking_manager() -> Transport:
+    return Urllib3Transport(urllib3.PoolManager(maxsize=1, block=True))
+
+
+def blocking_session() -> Transport:
+    session = requests.Session()
+    session.mount("http://", HTTPAdapter(pool_maxsize=1, pool_block=True))
+    return RequestsTransport(session)
+
+
+@pytest.fixture(params=[built_in, blocking_manager, blocking_session])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Transport:
+    """Return a transport whose pools have one slot."""
+    monkeypatch.setattr(pools, "MAX_CONNECTIONS", 1)
+    made: Transport = request.param()
+    return made
+
+
+def test_ctrl_c_before_a_call_gets_a_slot_is_raised(transport: Transport) -> None:
+    with ByteServer(OK) as server:
+        with before(GETS, press_ctrl_c), pytest.raises(KeyboardInterrupt):
+            transport.send(get(server.url))
+        assert [fetch_sync(transport, get(server.url)) for _ in range(2)] == [b"ok"] * 2
+        assert server.connections == 1
+
+
+def test_ctrl_c_before_a_call_gets_a_slot_does_not_affect_another_response(
+    transport: Transport,
+) -> None:
+    """urllib3 returns a slot for the interrupted call, although the call did not have one."""
+    with ByteServer(HALF, OK) as server:
+        body = Pieces(transport.send(get(server.url, stream=True)).body)
+        with before(GETS, press_ctrl_c), pytest.raises(KeyboardInterrupt):
+            transport.send(get(server.url))
+        server.release()
+        assert list(body) == [b"first", b"second"]
+        assert fetch_sync(transport, get(server.url)) == b"ok"
+
+
+def test_built_in_pool_has_as_many_connections_as_its_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pools, "MAX_CONNECTIONS", 3)
+    with ByteServer(HALF) as server:
+        transport = Urllib3Transport()
+        request = get(server.url, timeout=evolve(LONG_TIMEOUT, pool=0.01))
+        bodies = [Pieces(transport.send(request).body) for _ in range(3)]
+        with pytest.raises(PoolTimeout):
+            transport.send(request)
+        server.release()
+        assert [b"".join(body) for body in bodies] == [b"firstsecond"] * 3
+        assert fetch_sync(transport, request) == b"firstsecond"
+        assert server.connections == 3
+        transport.close()
+        server.wait_until_closed()
+
+
+# --- waiting for a slot
+
+
+def test_thread_waits_again_if_another_thread_takes_the_slot_first() -> None:
+    slots = Slots(1)
+
+    def put_and_take() -> None:
+        slots.put(None)
+        slots.get()
+
+    with Urllib3Exchange(get("http://h")), before(WAITS, put_and_take, lambda: slots.put("second")):
+        assert slots.get() == "second"
+
+
+def test_slot_for_a_thread_whose_wait_is_interrupted_goes_to_the_next_thread() -> None:
+    slots, next_waits = Slots(1), Event()
+
+    def wait_in_another_thread() -> object:
+        with Urllib3Exchange(get("http://h")), before(WAITS, next_waits.set):
+            return slots.get()
+
+    with ThreadPoolExecutor(1) as threads, Urllib3Exchange(get("http://h")) as exchange:
+        waiting = []
+
+        def interrupt() -> None:
+            waiting.append(threads.submit(wait_in_another_thread))
+            assert next_waits.wait(DEFAULT_TIMEOUT)
+            slots.put("slot")
+            exchange.interrupt.fire()
+
+        with before(WAITS, interrupt), pytest.raises(Empty):
+            slots.get()
+        assert waiting[0].result(DEFAULT_TIMEOUT) == "slot"
+
+
+# --- closing
+
+
+def test_connection_that_is_returned_after_close_is_closed() -> None:
+    with socket.socket() as idle, socket.socket() as used:
+        slots = Slots(2)
+        slots.put(idle)
+        slots.close()
+        slots.put(used)
+        assert (idle.fileno(), used.fileno()) == (-1, -1)
+
+
+def test_pool_that_is_already_closed_can_be_closed() -> None:
+    """Another thread may close a pool while the transport is closed."""
+    manager = with_slots(urllib3.PoolManager(maxsize=1), ManySlots)
+    manager.connection_from_url("http://127.0.0.1:1").close()
+    close_pools(manager)
+    assert not manager.pools
