@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Generator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from functools import partial
 from math import inf
-from traceback import walk_tb
 from typing import Any
 
 from attrs import define, field
@@ -32,7 +31,10 @@ _MAX_UNREAD = 10_000
 # The largest number of steps in a row that neither send an event nor wait.
 _MAX_SILENT_STEPS = 10_000
 _UNTIL_READ = Wait()
-_NO_LOOP = "no running event loop"  # The message of asyncio's RuntimeError.
+_NEEDS_LOOP = (
+    "an agent that awaits needs an event loop: "
+    "use the async methods of the client, such as create_event_async"
+)
 
 
 class _AgentPaused:
@@ -57,10 +59,8 @@ class FakeTurn:
     _lock: AbstractContextManager[Any]
     # Whether the agent has ended the turn. If True, closing the stream cancels nothing.
     completed: bool = field(default=False, init=False)
-    # Whether the turn has ended because an event could not be sent.
-    broken: bool = field(default=False, init=False)
     # The exception that the agent raised.
-    error: BaseException | None = field(default=None, init=False)
+    error: Exception | None = field(default=None, init=False)
     # The number of steps that were run.
     _steps_done: int = field(default=0, init=False)
     # Whether the script is used up; see `FakeTransport.assert_all_used`.
@@ -71,9 +71,8 @@ class FakeTurn:
     _time: float = field(init=False)
     # The time of the clock when the last step ended and the function of the agent continued.
     _continued_at: float = field(init=False)
-    _output: deque[bytes | BaseException] = field(factory=deque[Any], init=False)
+    _output: deque[bytes | Exception] = field(factory=deque[Any], init=False)
     _expander: steps.StepExpander = field(init=False)
-    _result: steps.AgentSteps | Awaitable[steps.AgentSteps] = field(default=None, init=False)
     # The coroutine of an agent without an event loop. Other agents run in a task instead.
     _agent: Coroutine[object, None, None] | None = field(default=None, init=False)
     _cancel_task: Callable[[], object] | None = field(default=None, init=False)
@@ -98,7 +97,7 @@ class FakeTurn:
                 self._wait = Wait(now)
                 self._clock.call_at(now, self.resume)
             outcome = self._output.popleft() if self._output else self._wait or Wait()
-            if isinstance(outcome, BaseException):
+            if isinstance(outcome, Exception):
                 raise outcome
             yield outcome
 
@@ -114,15 +113,17 @@ class FakeTurn:
         With a `loop`, an async agent runs in a task. All other agents run up to their first wait.
         """
         try:
-            self._result = agent(self.message)
-        except BaseException as error:  # noqa: BLE001 - agents can raise any exception
+            result = agent(self.message)
+        except Exception as error:  # noqa: BLE001 - agents can raise any exception
             self._fail(error)
             return
-        if loop is None or not isinstance(self._result, (Awaitable, AsyncIterable)):
+        run = partial(self._run, result)
+        if loop is not None and isinstance(result, (Awaitable, AsyncIterable)):
+            self._running = True
+            self._cancel_task = partial(call_soon, loop, start_task(run))
+        else:
+            self._agent = run()
             self.resume()
-            return
-        self._running = True
-        self._cancel_task = partial(call_soon, loop, start_task(self._run_in_task))
 
     def resume(self) -> None:
         """Run the agent up to its next wait, unless another thread or task runs it."""
@@ -130,8 +131,8 @@ class FakeTurn:
             if not self._cancelled:
                 self._time, self._wait = self._clock.now(), None
             runs, self._running = not self._running, True
-        if runs:
-            self._run_until_wait()
+        if runs and self._agent is not None:
+            self._run_until_wait(self._agent)
         self._clock.notify()
 
     def cancel(self) -> None:
@@ -151,55 +152,39 @@ class FakeTurn:
 
     # --- running the agent
 
-    def _run_until_wait(self) -> None:
-        agent = self._agent = self._agent or self._run()
+    def _run_until_wait(self, agent: Coroutine[object, None, None]) -> None:
         cancelled = waits = False
-        try:
+        with suppress(StopIteration):
             while not waits:
                 if not isinstance(agent.send(None), _AgentPaused):
-                    agent.throw(RuntimeError(_NO_LOOP))
+                    agent.throw(TypeError(_NEEDS_LOOP))
                 with self._lock:  # After this block, another thread may resume the agent.
                     waits, cancelled = self._wait is not None, self._cancelled
                     self._running = cancelled or not waits
-        except StopIteration:
-            pass
-        except BaseException as error:  # noqa: BLE001 - agents can raise any exception
-            if _needs_loop(error):
-                advice = TypeError(
-                    "an agent that awaits needs an event loop: "
-                    "use the async methods of the client, such as create_event_async"
-                )
-                advice.__cause__, error = error, advice
-            self._fail(error)
         if cancelled:
             agent.close()
 
-    async def _run_in_task(self) -> None:
+    async def _run(self, result: steps.AgentSteps | Awaitable[steps.AgentSteps]) -> None:
+        self._continued_at = self._clock.now()
         try:
-            await self._run()
+            if isinstance(result, Awaitable):
+                result = await result
+            items = result if isinstance(result, AsyncIterable) else _only(result)
+            try:
+                async for item in items:
+                    with closing(steps.iter_steps(item)) as remaining:
+                        for step in remaining:
+                            await self._run_step(step)
+            finally:
+                if isinstance(items, AsyncGenerator):
+                    await items.aclose()
+            self.completed = self._used_up = True
+            self._clock.notify()
         except Exception as error:  # noqa: BLE001 - agents can raise any exception
             self._fail(error)
         finally:
             if not self.completed:
                 self.cancel()
-
-    async def _run(self) -> None:
-        self._continued_at = self._clock.now()
-        result = await self._result if isinstance(self._result, Awaitable) else self._result
-        if isinstance(result, AsyncIterable):
-            try:
-                async for item in result:
-                    for step in steps.iter_steps(item):
-                        await self._run_step(step)
-            finally:
-                if isinstance(result, AsyncGenerator):
-                    await result.aclose()
-        else:
-            with closing(steps.iter_steps(result)) as remaining:
-                for step in remaining:
-                    await self._run_step(step)
-        self.completed = self._used_up = True
-        self._clock.notify()
 
     async def _run_step(self, step: steps.AgentStep) -> None:
         self._used_up |= isinstance(step, (steps.FallSilent, steps.Fail))
@@ -224,7 +209,7 @@ class FakeTurn:
         self._steps_done += 1
         self._continued_at = self._clock.now()
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: Exception) -> None:
         """Record an exception of the agent. Reading the stream will raise it."""
         with self._lock:
             self.error = error
@@ -232,8 +217,6 @@ class FakeTurn:
             self._used_up = self._cancelled = True
             self._wait = Wait(inf)
         self._clock.notify()
-        if not isinstance(error, Exception):
-            raise error
 
     # --- effects of steps
 
@@ -258,7 +241,7 @@ class FakeTurn:
                 case steps.Gate():
                     if step.must_wait(self.resume):
                         self._wait = Wait(real_timeout=step.timeout)
-                case _:  # The step is a `FallSilent`.
+                case steps.FallSilent():  # pragma: no branch - pyright checks that all are handled
                     self._wait = Wait(inf)
             if len(self._output) >= _MAX_UNREAD:
                 self._wait = _UNTIL_READ
@@ -303,12 +286,7 @@ class FakeTurn:
             "data": {"type": "status", **without_nulls(data)},
             "metadata": None,
         }
-        try:
-            self._send(f"event: status\nid: {event['id']}\ndata: {json.dumps(event)}\n\n".encode())
-        except UnicodeEncodeError:
-            # The id contains a lone surrogate. The real server ends the body, too, and closes the
-            # connection; before Starlette 0.46, without the last HTTP chunk.
-            self.completed = self.broken = True
+        self._send(f"event: status\nid: {event['id']}\ndata: {json.dumps(event)}\n\n".encode())
 
     def _send(self, event: bytes) -> None:
         if not self.completed:
@@ -321,10 +299,5 @@ class FakeTurn:
             self._store.create_event(self.message, type, source, data, metadata, self._time)
 
 
-def _needs_loop(error: BaseException) -> bool:
-    """Return whether `error` was raised because no event loop is running."""
-    *_, (frame, _) = walk_tb(error.__traceback__)
-    module = str(frame.f_globals.get("__name__")).partition(".")[0]
-    return isinstance(error, (AttributeError, RuntimeError)) and (
-        str(error) == _NO_LOOP or module in {"anyio", "asyncio", "sniffio", "trio"}
-    )
+async def _only(item: steps.SyncSteps) -> AsyncGenerator[steps.SyncSteps, None]:
+    yield item

@@ -333,13 +333,6 @@ def test_response_that_http_does_not_allow_closes_the_connection() -> None:
         assert len(flux0.agents.list()) == 1
 
 
-def test_event_that_cannot_be_sent_ends_the_body_and_closes_the_connection() -> None:
-    fake = FakeTransport([Report("typing", event_id="\ud800"), Say("Never")])
-    with fake.serve() as url:
-        response = exchange(url, message(new_session(fake)))
-    assert response.endswith(b"\r\n\r\n0\r\n\r\n")
-
-
 def test_http_1_0_clients_get_close_delimited_bodies() -> None:
     fake = FakeTransport()
     with fake.serve() as url:
